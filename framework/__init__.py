@@ -1,0 +1,36 @@
+"""Kernelswap: an LLM inference engine in which every hot path is a named, swappable kernel."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .async_engine import AsyncEngine
+    from .config import EngineConfig
+    from .engine import Engine
+    from .llm import LLM
+    from .outputs import CompletionOutput, RequestOutput
+    from .sampling_params import RequestOutputKind, SamplingParams
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "LLM": "llm",
+    "AsyncEngine": "async_engine",
+    "Engine": "engine",
+    "EngineConfig": "config",
+    "SamplingParams": "sampling_params",
+    "RequestOutputKind": "sampling_params",
+    "RequestOutput": "outputs",
+    "CompletionOutput": "outputs",
+}
+__all__ = [
+    "LLM", "AsyncEngine", "CompletionOutput", "Engine", "EngineConfig", "RequestOutput", "RequestOutputKind", "SamplingParams",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)

@@ -1,0 +1,151 @@
+"""The configuration of an engine: plain dataclasses, which are also the schema of the YAML files under conf/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ModelConfig:
+    """Which model, and how it is loaded.
+
+    name            a local folder, a Hugging Face id, ``tiny`` or ``tiny-draft``
+    tokenizer       where the tokenizer comes from; None = the model's
+    revision        of a Hugging Face id
+    dtype           auto (the checkpoint's), float32, float16, bfloat16
+    load_format     auto (safetensors), or dummy: seeded random weights from the architecture alone
+    architecture    fields of a Hugging Face config.json; with load_format=dummy no checkpoint is needed. Fields given here
+                    override those of a checkpoint's config.json
+    max_model_len   longest prompt + output; None = what the model allows
+    generation_config  auto: default sampling parameters come from the model's generation_config.json; none: from vLLM's defaults
+    backend         auto, native, or transformers (the library's own modules with our attention and linear layers)
+    """
+
+    name: str = "tiny"
+    tokenizer: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    load_format: str = "auto"
+    architecture: dict[str, Any] = field(default_factory=dict)
+    max_model_len: int | None = None
+    generation_config: str = "auto"
+    backend: str = "auto"
+
+
+@dataclass
+class CacheConfig:
+    """The KV cache.
+
+    block_size        tokens per block
+    num_blocks        blocks per group; None = from the memory budget
+    memory_bytes      memory budget; None = memory_fraction of what is free on a GPU, 1 GiB on a CPU
+    memory_fraction   part of the GPU's memory that weights, activations and cache may take together
+    dtype             auto (the model's), float32, float16, bfloat16, fp8_e4m3, fp8_e5m2, int8
+    prefix_caching    reuse the blocks of equal prefixes
+    check_invariants  verify the manager's books after every operation (slow)
+    """
+
+    block_size: int = 16
+    num_blocks: int | None = None
+    memory_bytes: int | None = None
+    memory_fraction: float = 0.9
+    dtype: str = "auto"
+    prefix_caching: bool = True
+    check_invariants: bool = False
+
+
+@dataclass
+class SchedulerConfig:
+    """Who runs in a step.
+
+    policy                  fcfs or priority
+    max_num_seqs            most requests running at once
+    max_num_batched_tokens  token budget of one step
+    chunked_prefill         a prompt may be computed in parts; off: only in one step, as a whole
+    max_chunk_tokens        most prompt tokens of one request in one step; 0 = no limit
+    in_flight_steps         steps submitted and not yet committed; 1 = synchronous
+    """
+
+    policy: str = "fcfs"
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    chunked_prefill: bool = True
+    max_chunk_tokens: int = 0
+    in_flight_steps: int = 1
+
+
+@dataclass
+class ExecutorConfig:
+    """What a step runs on.
+
+    kind    local (this process), simulated (a cost model under a virtual clock), null (tokens out of thin air, no time)
+    device  of the simulated kind: a name in the device table
+    efficiency, step_overhead_s, kernel_overhead_s   of the cost model: fraction of the roofline that kernels reach, fixed
+            time per step, fixed time per kernel call
+    """
+
+    kind: str = "local"
+    device: str = "h200"
+    efficiency: float = 0.7
+    step_overhead_s: float = 100e-6
+    kernel_overhead_s: float = 2e-6
+
+
+@dataclass
+class ParallelConfig:
+    """Ranks per kind of parallelism."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    expert: int = 1
+
+
+@dataclass
+class EngineConfig:
+    """Everything an engine is built from. Picklable; no field refers to a live object.
+
+    kernels    op -> choice (``auto``, an impl's name, or ``name@key:value``); ops left out are ``auto``
+    plugins    modules or .py files that hold further impls, loaded in every process
+    device     auto, cpu, cuda, cuda:1 ...
+    interpret  run Triton kernels in Triton's interpreter (slow; for tests and debugging on a CPU)
+    seed       of dummy weights, and of requests that bring no seed
+    num_threads  CPU threads of torch; 0 = torch's default
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    kernels: dict[str, str] = field(default_factory=dict)
+    plugins: list[str] = field(default_factory=list)
+    device: str = "auto"
+    interpret: bool = False
+    seed: int = 0
+    num_threads: int = 0
+
+    def validate(self) -> None:
+        """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
+        c, s = self.cache, self.scheduler
+        _require(c.block_size > 0, "cache.block_size", c.block_size, "a positive number")
+        _require(c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)")
+        _require(0 < c.memory_fraction <= 1, "cache.memory_fraction", c.memory_fraction, "in (0, 1]")
+        _require(s.policy in ("fcfs", "priority"), "scheduler.policy", s.policy, "fcfs or priority")
+        _require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")
+        _require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
+        _require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
+        _require(s.in_flight_steps >= 1, "scheduler.in_flight_steps", s.in_flight_steps, "1 or more")
+        _require(self.executor.kind in ("local", "null", "simulated"), "executor.kind", self.executor.kind, "local, null or simulated")
+        _require(self.model.load_format in ("auto", "dummy"), "model.load_format", self.model.load_format, "auto or dummy")
+        _require(self.model.backend in ("auto", "native", "transformers"), "model.backend", self.model.backend,
+                 "auto, native or transformers")  # fmt: skip
+        _require(self.model.generation_config in ("auto", "none"), "model.generation_config", self.model.generation_config, "auto or none")
+        for name, size in vars(self.parallel).items():
+            _require(size == 1, f"parallel.{name}", size, "1 (execution across ranks is not available in this version)")
+
+
+def _require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{key}={value!r} cannot work: it must be {expected}")

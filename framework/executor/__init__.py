@@ -1,0 +1,1 @@
+"""Executors: what a step runs on. One protocol, chosen by ``executor.kind``."""

@@ -1,0 +1,116 @@
+"""The kernel plan: the only door from the engine to the kernels."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import triton_kernels
+from triton_kernels.attention_meta import AttentionMeta, LayerKV
+
+from .config import EngineConfig
+
+__all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "fold_overrides"]
+
+
+class BoundKernel:
+    """An impl bound to one layer, which counts its calls."""
+
+    __slots__ = ("calls", "choice", "impl", "op", "run")
+
+    def __init__(self, op: str, impl: Any, choice: str, run: Any) -> None:
+        self.op, self.impl, self.choice, self.run = op, impl, choice, run
+        self.calls = 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self.run(*args)
+
+    def begin_step(self, meta: Any) -> None:
+        """Lets the impl prepare what the layers of a KV group share in this step."""
+        begin = getattr(self.run, "begin_step", None)
+        if begin is not None:
+            begin(meta)
+
+
+class KernelPlan:
+    """Which impl serves which op in one engine; hands out bound kernels and reports what ran."""
+
+    def __init__(
+        self, choices: Mapping[str, str], plugins: Iterable[str], device: torch.device, dtype: torch.dtype, interpret: bool = False
+    ) -> None:
+        _check_origin()
+        if interpret:
+            _enable_interpreter()
+        from triton_kernels.registry import Registry
+        from triton_kernels.spec import Spec, device_arch
+
+        self.registry = Registry.load(plugins)
+        unknown = sorted(set(choices) - set(self.registry.ops))
+        if unknown:
+            raise ValueError(f"kernels.{unknown[0]}: there is no such op; the ops are {', '.join(sorted(self.registry.ops))}")
+        self.choices = dict(choices)
+        self.spec = Spec(device.type, device_arch(device), dtype, interpret)
+        self.bound: list[BoundKernel] = []
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> KernelPlan:
+        return cls(config.kernels, config.plugins, device, dtype, config.interpret)
+
+    def bind(
+        self,
+        op: str,
+        weights: Mapping[str, torch.Tensor | None] | None = None,
+        params: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> BoundKernel:
+        """Binds ``op`` for one layer. ``weights`` and ``params`` are the op's bound arguments; ``facts`` adds what the spec must
+        know beyond them (head_dim, page_size, ...). Raises NoKernelError if the choice cannot serve."""
+        from triton_kernels.resolve import resolve
+
+        weights, params = dict(weights or {}), dict(params or {})
+        spec = self.spec.with_facts(**self.registry.ops[op].static_facts({**weights, **params}), **(facts or {}))
+        impl, choice = resolve(self.registry, op, spec, self.choices.get(op, "auto"))
+        kernel = BoundKernel(op, impl, str(choice), impl.bind(spec, weights, params, choice.options))
+        self.bound.append(kernel)
+        return kernel
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """op -> what was bound for it and how often it was called. An op served by several impls lists them all."""
+        report: dict[str, dict[str, Any]] = {}
+        for kernel in self.bound:
+            entry = report.setdefault(kernel.op, {"impl": [], "origin": [], "version": [], "calls": 0})
+            found = (kernel.choice, kernel.impl.origin, kernel.impl.version)
+            for key, value in zip(("impl", "origin", "version"), found):
+                if value not in entry[key]:
+                    entry[key].append(value)
+            entry["calls"] += kernel.calls
+        return {op: {k: "+".join(v) if isinstance(v, list) else v for k, v in entry.items()} for op, entry in report.items()}
+
+
+def fold_overrides(config: EngineConfig) -> None:
+    """Writes the choices of surrounding ``override(...)`` blocks into the config, so that they survive process borders."""
+    from triton_kernels.resolve import active_overrides
+
+    config.kernels = {**config.kernels, **active_overrides()}
+
+
+def _enable_interpreter() -> None:
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("interpret=true must be set before Triton is first imported in a process: start a fresh process, "
+                         "or set TRITON_INTERPRET=1 in its environment")  # fmt: skip
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _check_origin() -> None:
+    """Another public package is called triton_kernels too."""
+    ours = Path(__file__).resolve().parent.parent / "triton_kernels"
+    found = Path(str(triton_kernels.__file__)).resolve().parent
+    if not hasattr(triton_kernels, "register") or not (found / "registry.py").is_file():
+        raise ImportError(f"the package triton_kernels that was imported from {found} is not Kernelswap's (expected at {ours}): "
+                          "uninstall the other one (pip uninstall triton_kernels) or put Kernelswap first on sys.path")  # fmt: skip

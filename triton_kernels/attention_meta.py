@@ -1,0 +1,51 @@
+"""What attention kernels are handed besides q: the paged cache of a layer, and where each request's tokens lie in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+
+class LayerKV(NamedTuple):
+    """The KV cache of one layer.
+
+    k, v               [num_pages, page_size, num_kv_heads, head_dim]; last dimension contiguous, other strides free. Page 0
+                       is the null block: never read for a real token. v may alias k and have another head_dim.
+    k_scale, v_scale   f32 [num_pages, page_size, num_kv_heads] for quantized caches, else None.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    k_scale: torch.Tensor | None = None
+    v_scale: torch.Tensor | None = None
+
+    @property
+    def page_size(self) -> int:
+        return self.k.shape[1]
+
+
+@dataclass
+class AttentionMeta:
+    """Positions of a batch of requests in one KV group; shared by the layers of the group for one step.
+
+    cu_q         int32 [R+1]: query rows of request r are cu_q[r]:cu_q[r+1]
+    seq_lens     int32 [R]: tokens in the cache including this step's; the last query of r is at position seq_lens[r]-1.
+                 0 marks a padding row: its output is 0, its LSE -inf
+    block_table  int32 [R, max_blocks]: page of logical block b of request r
+    max_q        host: upper bound of queries per request
+    max_seq_len  host: upper bound of seq_lens
+    workspace    persistent scratch by impl name; ``begin_step`` fills it once per step for all layers of the group
+    """
+
+    cu_q: torch.Tensor
+    seq_lens: torch.Tensor
+    block_table: torch.Tensor
+    max_q: int
+    max_seq_len: int
+    workspace: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_reqs(self) -> int:
+        return self.seq_lens.shape[0]

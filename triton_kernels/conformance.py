@@ -1,0 +1,309 @@
+"""Does an impl keep its contract? Every impl is held to the same checks on its op's cases, against the reference."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .attention_meta import AttentionMeta, LayerKV
+from .impl import Bound, Impl
+from .op import Case, Op
+from .registry import Registry
+from .spec import Spec, device_arch
+
+Args = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What came out of one impl on one case.
+
+    error    largest relative Frobenius error over outputs and mutated arguments; limit: what the op's tolerance allows
+    skipped  the impl refuses the case's facts; ``message`` has its reasons
+    message  empty when all is well, else every violation found
+    """
+
+    op: str
+    impl: str
+    case: str
+    dtype: torch.dtype
+    error: float
+    limit: float
+    ok: bool
+    skipped: bool = False
+    message: str = ""
+
+
+def check(
+    op: Op,
+    impl: Impl,
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    *,
+    interpret: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> CheckResult:
+    """Runs ``impl`` on ``case`` and compares it with the reference.
+
+    Checked: shape, dtype and values of every output and every mutated argument; other inputs and all memory around
+    mutated views unchanged bit for bit; nothing read from uninitialized memory (it is filled with NaN); outputs are new
+    tensors; equal bits on a second run and in a smaller batch, where the flags promise them.
+    """
+    device = torch.device(device)
+    limit = 0.0 if op.tolerance.exact else op.tolerance.relative[dtype]
+    args = make_args(op, case, dtype, device)
+    spec = make_spec(op, args, dtype, device, interpret)
+    reasons = impl.unsupported(spec, options)
+    if reasons:
+        return CheckResult(op.name, impl.name, case.name, dtype, 0.0, limit, True, True, "; ".join(reasons))
+
+    expected_args = copy.deepcopy(args)
+    expected = _outputs(op.reference(**expected_args))
+    got_args = copy.deepcopy(args)
+    with _PoisonedEmpty():
+        bound = _bind(op, impl, spec, got_args, options)
+        got = _call(op, bound, got_args)
+
+    problems, error = _compare(op, args, got, expected, limit, [f"output {i}" for i in range(len(expected))])
+    names = [f"argument {name}" for name in op.mutates for _ in _tensors(args[name])]
+    mutated, expected_mutated = _mutated(op, got_args), _mutated(op, expected_args)
+    more, mutated_error = _compare(op, args, mutated, expected_mutated, limit, names)
+    problems += more + _touched(op, args, got_args) + _aliased(got, got_args)
+
+    if impl.flags.deterministic:
+        again_args = copy.deepcopy(args)
+        again = _call(op, bound, again_args) + _mutated(op, again_args)
+        if not all(_same_bits(a, b) for a, b in zip(got + mutated, again, strict=True)):
+            problems.append("claims to be deterministic, but a second run gave other bits")
+    if impl.flags.batch_invariant and op.row_args:
+        problems += _batch_dependence(op, bound, args, got, got_args)
+    error = max(error, mutated_error)
+    return CheckResult(op.name, impl.name, case.name, dtype, error, limit, not problems, False, "; ".join(problems))
+
+
+def check_all(
+    registry: Registry,
+    dtypes: Iterable[torch.dtype],
+    device: torch.device | str = "cpu",
+    *,
+    ops: Iterable[str] | None = None,
+    impls: Iterable[str] | None = None,
+    interpret: bool = False,
+) -> Iterator[CheckResult]:
+    """Checks every impl (or those named) of every op (or those named) on all cases but those tagged "bench"."""
+    chosen = None if impls is None else set(impls)
+    for name in registry.ops if ops is None else ops:
+        for impl in registry.impls(name).values():
+            if impl.name == "reference" or (chosen is not None and impl.name not in chosen):
+                continue
+            for case in registry.ops[name].cases:
+                if "bench" not in case.tags:
+                    for dtype in dtypes:
+                        yield check(registry.ops[name], impl, case, dtype, device, interpret=interpret)
+
+
+def make_args(op: Op, case: Case, dtype: torch.dtype, device: torch.device) -> Args:
+    """The case's arguments, always the same: the generator is seeded by the names of op and case."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{op.name}/{case.name}".encode()))
+    args = case.make(generator, dtype, device)
+    assert tuple(sorted(args)) == tuple(sorted(op.parameters)), f"{op.name}/{case.name} gives {sorted(args)}"
+    return args
+
+
+def make_spec(
+    op: Op, args: Mapping[str, Any], dtype: torch.dtype, device: torch.device, interpret: bool = False
+) -> Spec:
+    """The facts that an engine would know when it builds a layer that is called with ``args``."""
+    facts = op.static_facts({name: args[name] for name in op.bind_args})
+    kv = args.get("kv")
+    if kv is not None:
+        facts |= {"page_size": kv.page_size, "num_kv_heads": kv.k.shape[2], "head_dim": kv.k.shape[3]}
+        facts |= {"value_dim": kv.v.shape[3], "kv_dtype": kv.k.dtype}
+        if "q" in args:
+            facts["num_heads"] = args["q"].shape[1]
+    return Spec(device.type, device_arch(device), dtype, interpret, facts)
+
+
+def _bind(op: Op, impl: Impl, spec: Spec, args: Args, options: Mapping[str, Any] | None) -> Bound:
+    weights = {name: args[name] for name in op.bind_args if isinstance(args[name], torch.Tensor)}
+    params = {name: args[name] for name in op.bind_args if name not in weights}
+    return impl.bind(spec, weights, params, options)
+
+
+def _call(op: Op, bound: Bound, args: Args) -> list[torch.Tensor]:
+    begin_step: Callable[[AttentionMeta], None] | None = getattr(bound, "begin_step", None)
+    if begin_step is not None and "meta" in args:
+        begin_step(args["meta"])
+    return _outputs(bound(*(args[name] for name in op.call_args)))
+
+
+def _outputs(result: Any) -> list[torch.Tensor]:
+    if result is None:
+        return []
+    return [result] if isinstance(result, torch.Tensor) else list(result)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, AttentionMeta):
+        return [value.cu_q, value.seq_lens, value.block_table]
+    if isinstance(value, LayerKV):
+        return [t for t in value if t is not None]
+    return [value] if isinstance(value, torch.Tensor) else []
+
+
+def _mutated(op: Op, args: Args) -> list[torch.Tensor]:
+    return [t for name in op.mutates for t in _tensors(args[name])]
+
+
+def _compare(
+    op: Op, args: Args, got: list[torch.Tensor], expected: list[torch.Tensor], limit: float, names: list[str]
+) -> tuple[list[str], float]:
+    """Violations, and the largest error."""
+    if len(got) != len(expected):
+        return [f"gave {len(got)} outputs instead of {len(expected)}"], float("inf")
+    problems, worst = [], 0.0
+    for name, a, b in zip(names, got, expected, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            problems.append(f"{name} is {a.dtype}{list(a.shape)} instead of {b.dtype}{list(b.shape)}")
+            continue
+        if op.tolerance.exact or not b.is_floating_point():
+            wrong = _different(a, b).reshape(a.shape[0] if a.dim() else 1, -1).any(-1)
+            if bool(wrong.any()) and op.tolerance.token_ties is not None:
+                wrong &= ~op.tolerance.token_ties(args).to(wrong.device)
+            if bool(wrong.any()):
+                first = int(wrong.int().argmax())
+                problems.append(f"{name}: {int(wrong.sum())} of {len(wrong)} rows are not exact, the first is {first}")
+            continue
+        error = relative_error(a, b)
+        worst = max(worst, error)
+        if not error <= limit:
+            problems.append(f"{name}: error {error:.2e} is above {limit:.0e}")
+    return problems, worst
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """||got - expected|| / ||expected|| (Frobenius) over finite elements; inf where NaN or infinities do not agree."""
+    a, b = got.double(), expected.double()
+    finite = b.isfinite()
+    if bool(_different(a, b)[~finite].any()) or not bool(a[finite].isfinite().all()):
+        return float("inf")
+    size = float(b[finite].norm())
+    return float((a[finite] - b[finite]).norm()) / (size if size > 0 else 1.0)
+
+
+def _different(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Elementwise a != b, where NaN equals NaN."""
+    return (a != b) & ~((a != a) & (b != b))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(_bytes(a), _bytes(b))
+
+
+def _touched(op: Op, before: Args, after: Args) -> list[str]:
+    """Inputs that changed although they are not mutated, and writes beside the mutated views."""
+    problems = [
+        f"changed its input {name}"
+        for name in op.parameters
+        if name not in op.mutates
+        and not all(_same_bits(a, b) for a, b in zip(_tensors(before[name]), _tensors(after[name]), strict=True))
+        and not _shares_memory(after[name], [after[m] for m in op.mutates])
+    ]
+    owned: dict[int, torch.Tensor] = {}
+    for view in _mutated(op, after):
+        whole = _storage(view)
+        mask = owned.setdefault(whole.data_ptr(), torch.zeros_like(whole, dtype=torch.bool))
+        mask.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(True)
+    for old, new in zip(_mutated(op, before), _mutated(op, after), strict=True):
+        outside = ~owned[_storage(new).data_ptr()]
+        if not _same_bits(_storage(old)[outside], _storage(new)[outside]):
+            problems.append("wrote beside its output")
+    return list(dict.fromkeys(problems))
+
+
+def _storage(view: torch.Tensor) -> torch.Tensor:
+    """All the memory behind a view, as a flat tensor of its dtype."""
+    return torch.empty(0, dtype=view.dtype, device=view.device).set_(view.untyped_storage())
+
+
+def _shares_memory(value: Any, others: Iterable[Any]) -> bool:
+    theirs = {t.untyped_storage().data_ptr() for other in others for t in _tensors(other)}
+    return any(t.untyped_storage().data_ptr() in theirs for t in _tensors(value))
+
+
+def _aliased(outputs: list[torch.Tensor], args: Args) -> list[str]:
+    shared = any(t.numel() and _shares_memory(t, args.values()) for t in outputs)
+    return ["returned a view of an argument instead of a new tensor"] if shared else []
+
+
+def _batch_dependence(op: Op, bound: Bound, args: Args, got: list[torch.Tensor], got_args: Args) -> list[str]:
+    """Runs some rows alone, and half of the batch, and compares bits with the whole batch."""
+    num_rows = args["meta"].num_reqs if "meta" in args else args[op.row_args[0]].shape[0]
+    for first, last in {(0, num_rows // 2), (num_rows // 2, num_rows // 2 + 1), (num_rows - 1, num_rows)}:
+        if not 0 <= first < last <= num_rows:
+            continue
+        part, tokens = take_rows(op, copy.deepcopy(args), first, last)
+        alone = _call(op, bound, part)
+        here = [t for name in op.mutates if name in op.row_args for t in _tensors(part[name])]
+        there = [t[tokens] for name in op.mutates if name in op.row_args for t in _tensors(got_args[name])]
+        if not all(_same_bits(a, b) for a, b in zip((*alone, *here), (*(t[tokens] for t in got), *there), strict=True)):
+            return [f"claims to be batch invariant, but rows {first}:{last} have other bits alone than in the batch"]
+    return []
+
+
+def take_rows(op: Op, args: Args, first: int, last: int) -> tuple[Args, slice]:
+    """The arguments of a smaller batch, made of rows (with ``meta``: requests) first .. last - 1, and where its rows of
+    outputs lie in those of the whole batch."""
+    tokens = slice(first, last)
+    part = dict(args)
+    if "meta" in args:
+        meta: AttentionMeta = args["meta"]
+        cu_q, seq_lens = meta.cu_q[first : last + 1], meta.seq_lens[first:last]
+        tokens = slice(int(cu_q[0]), int(cu_q[-1]))
+        part["meta"] = AttentionMeta(
+            cu_q=cu_q - cu_q[0],
+            seq_lens=seq_lens,
+            block_table=meta.block_table[first:last],
+            max_q=int(cu_q.diff().max()),
+            max_seq_len=int(seq_lens.max()),
+        )
+    for name in op.row_args:
+        if isinstance(args[name], torch.Tensor):
+            part[name] = args[name][tokens]
+    return part, tokens
+
+
+class _PoisonedEmpty(TorchFunctionMode):
+    """Inside, uninitialized tensors hold NaN (integers: their largest value), so that whoever reads them is found out.
+
+    Deterministic mode would do the same, but also changes which algorithms torch uses.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in _UNINITIALIZED:
+            if out.is_floating_point():
+                out.fill_(float("nan"))
+            else:
+                out.fill_(True if out.dtype == torch.bool else torch.iinfo(out.dtype).max)
+        return out
+
+
+_UNINITIALIZED = (
+    torch.empty,
+    torch.empty_like,
+    torch.empty_strided,
+    torch.Tensor.new_empty,
+    torch.Tensor.new_empty_strided,
+)

@@ -1,0 +1,51 @@
+"""What is known about devices without having one: sizes for launch configurations and gates, ceilings for rooflines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device model.
+
+    arch             architecture name as in ``Spec.arch``
+    num_sms          streaming multiprocessors (NVIDIA) or compute units (AMD)
+    shared_bytes     largest shared memory of one program
+    registers        32-bit registers per thread that can be addressed
+    copy_bytes_s     bytes per second of a large copy, reads plus writes
+    flops_s          by number format: dense operations per second of the matrix units
+    source           "measured" ceilings, or those of the vendor's "datasheet"
+    """
+
+    name: str
+    arch: str
+    num_sms: int
+    shared_bytes: int
+    registers: int
+    copy_bytes_s: float
+    flops_s: dict[str, float]
+    source: Literal["measured", "datasheet"]
+
+
+DEVICES: dict[str, Device] = {
+    device.name: device
+    for device in (
+        Device("a100", "sm_80", 108, 163 * 1024, 255, 2.0e12,
+               {"fp32": 19.5e12, "bf16": 312e12, "int8": 624e12}, "datasheet"),
+        Device("h200", "sm_90", 132, 227 * 1024, 255, 4.3e12,
+               {"fp32": 67e12, "bf16": 780e12, "fp8": 1979e12, "int8": 1979e12}, "measured"),
+        Device("b200", "sm_100", 148, 227 * 1024, 255, 8.0e12,
+               {"fp32": 75e12, "bf16": 2250e12, "fp8": 4500e12, "int8": 4500e12}, "datasheet"),
+        Device("mi300x", "gfx942", 304, 64 * 1024, 512, 5.3e12,
+               {"fp32": 163e12, "bf16": 1307e12, "fp8": 2615e12, "int8": 2615e12}, "datasheet"),
+    )
+}  # fmt: skip
+"""Of h200, copy and bf16 are measured (8192^3, random data); fp32, fp8 and int8 are the datasheet's."""
+
+
+def by_arch(arch: str) -> Device:
+    """The device that stands for an architecture. Launch configurations take its sizes, so that they need no GPU and do
+    not depend on a device's name; an architecture without an entry is treated like the oldest one."""
+    return next((device for device in DEVICES.values() if device.arch == arch), DEVICES["a100"])

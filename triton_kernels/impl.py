@@ -1,0 +1,113 @@
+"""One implementation of an op: a named object that binds to a layer."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from .spec import Spec
+
+
+class Bound(Protocol):
+    """An impl ready to be called by one layer."""
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs the op on its call arguments (``Op.call_args``), by position."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What an impl promises; each promise is re-proved by the conformance tests.
+
+    cuda_graph       capture-safe: no host synchronization, no allocation that depends on data
+    deterministic    equal bits on repeated runs
+    batch_invariant  a row's bits do not depend on the other rows
+    rng              "contract": the project's Philox stream, returns the reference's token; "own": any other generator
+    """
+
+    cuda_graph: bool = True
+    deterministic: bool = True
+    batch_invariant: bool = False
+    rng: Literal["contract", "own"] = "contract"
+
+
+@dataclass(frozen=True)
+class Impl:
+    """An implementation as the registry holds it. Made by :func:`impl`, never by hand."""
+
+    op: str
+    name: str
+    priority: int
+    flags: Flags
+    target: Callable[..., Any]
+    requires: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    options: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    version: str = ""
+
+    @property
+    def is_triton(self) -> bool:
+        return "triton" in self.requires
+
+    def unsupported(self, spec: Spec, options: Mapping[str, Any] | None = None) -> list[str]:
+        """Every reason why this impl cannot serve ``spec``; empty when it can."""
+        reasons = [f"needs the package {p}" for p in self.requires if importlib.util.find_spec(p) is None]
+        if spec.device not in self.devices:
+            reasons.append(f"runs on {' or '.join(self.devices)}, not on {spec.device}")
+        elif self.is_triton and spec.device == "cpu" and not spec.interpret:
+            reasons.append("is a Triton kernel; on a CPU it runs only in the interpreter (set interpret=true)")
+        unknown = sorted(set(options or {}) - set(self.options))
+        if unknown:
+            known = ", ".join(f"{k}:{v}" for k, v in self.options.items()) or "none"
+            reasons.append(f"has no option {', '.join(unknown)} (options and defaults: {known})")
+        check = getattr(self.target, "unsupported", None)
+        return reasons + (list(check(spec)) if check and not reasons else [])
+
+    def bind(
+        self,
+        spec: Spec,
+        weights: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Bound:
+        """Makes the impl ready for one layer. A class packs its weights in ``__init__(spec, weights, params, **options)``;
+        a plain function gets the bound arguments as keywords."""
+        weights, params = dict(weights or {}), dict(params or {})
+        chosen = {**self.options, **(options or {})}
+        if inspect.isclass(self.target):
+            return self.target(spec, weights, params, **chosen)
+        return functools.partial(self.target, **weights, **params, **chosen)
+
+
+def impl(
+    op: str,
+    name: str,
+    *,
+    priority: int = 0,
+    flags: Flags = Flags(),  # noqa: B008  (frozen)
+    requires: tuple[str, ...] = (),
+    devices: tuple[str, ...] = ("cpu", "cuda"),
+    options: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[..., Any]], Impl]:
+    """Turns a class or a function into an :class:`Impl`. Registers nothing: the registry finds it in a scanned package.
+
+    op, name   the op it implements, and its own name, unique per op
+    priority   ``auto`` takes the highest that has no reason against it; reference is 0, plain torch 10
+    requires   packages that must be importable ("triton" makes it a Triton kernel)
+    devices    torch device types it can run on
+    options    defaults of what a choice can set: ``splitkv@num_splits:8``
+    """
+
+    def decorate(target: Callable[..., Any]) -> Impl:
+        module = inspect.getmodule(target)
+        version = getattr(importlib.import_module(module.__name__.split(".")[0]), "__version__", "") if module else ""
+        return Impl(op, name, priority, flags, target, tuple(requires), tuple(devices), dict(options or {}),
+                    target.__module__, version)  # fmt: skip
+
+    return decorate

@@ -1,0 +1,103 @@
+"""The contract of a kernel: what an op is, what it costs, on which cases it is tested."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one call: floating-point operations and bytes that must move between memory and chip at least once."""
+
+    flops: float
+    bytes: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.flops * times, self.bytes * times)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an impl may be from the reference.
+
+    ``relative`` maps a dtype to the largest allowed ||out - ref|| / ||ref|| over the whole output (Frobenius norm), with
+    inputs rounded to that dtype for both. ``exact`` demands equal bits (copies, integers). Integer outputs are always
+    compared exactly, except in rows that ``token_ties`` excuses: it takes the arguments by name and returns bool [R], true
+    where the two best scores, or a score and the border of what is kept, lie within 1e-5 relative.
+    """
+
+    relative: Mapping[torch.dtype, float] = field(
+        default_factory=lambda: {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 6e-3}
+    )
+    exact: bool = False
+    token_ties: Callable[[Mapping[str, Any]], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Concrete inputs of an op.
+
+    ``make(generator, dtype, device)`` returns every argument of the reference by name. ``dims`` are the integers that the
+    op's cost function takes. ``tags``: ``"tiled"`` has three or more blocks on every tiled axis, ``"odd"`` has sizes that
+    divide nothing, ``"bench"`` is too large for the interpreter and used for benchmarks and rooflines only.
+    """
+
+    name: str
+    make: Callable[[torch.Generator, torch.dtype, torch.device], dict[str, Any]]
+    tags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Op:
+    """A named contract. ``reference`` is its plain torch function: the oracle of the tests and the impl that works everywhere.
+
+    reference   accumulates in float64 and rounds once to the output dtype; its result for a row does not depend on the
+                other rows.
+    fake        takes the reference's arguments, returns empty outputs of the right shape and dtype.
+    bind_args   names of the reference's arguments that are fixed when a layer is built (weights and static scalars); the
+                others are passed, by position, on each call.
+    mutates     names of the arguments written in place.
+    row_args    names of the arguments whose first dimension counts rows that must not influence each other (with ``meta``:
+                its requests); what batch invariance is tested on. Outputs, and mutated row arguments, have the same rows.
+    facts       from the bound arguments to the static facts that an impl's ``unsupported`` can look at.
+    cost        ``cost(dims, q_lens, ctx_lens)``: pure Python; q_lens are new tokens per request, ctx_lens tokens in the
+                cache per request including the new ones. dims carry ``weight_bytes``/``act_bytes``/``kv_bytes`` per element.
+    """
+
+    name: str
+    reference: Callable[..., Any]
+    fake: Callable[..., Any]
+    cost: Callable[[Mapping[str, float], Sequence[int], Sequence[int]], Cost]
+    cases: tuple[Case, ...]
+    bind_args: tuple[str, ...] = ()
+    mutates: tuple[str, ...] = ()
+    row_args: tuple[str, ...] = ()
+    tolerance: Tolerance = Tolerance()
+    facts: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [a for a in (*self.bind_args, *self.mutates, *self.row_args) if a not in self.parameters]
+        assert not unknown, f"op {self.name}: {unknown} are no arguments of its reference"
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """All argument names of the reference, in order."""
+        return tuple(inspect.signature(self.reference).parameters)
+
+    @cached_property
+    def call_args(self) -> tuple[str, ...]:
+        """Argument names of a bound call, in order."""
+        return tuple(p for p in self.parameters if p not in self.bind_args)
+
+    def static_facts(self, bound_args: Mapping[str, Any]) -> dict[str, Any]:
+        """Facts that follow from the bound arguments (weight shapes and dtypes, windows, ...)."""
+        return {} if self.facts is None else self.facts(bound_args)

@@ -1,0 +1,22 @@
+"""Every op, by name."""
+
+from ..op import Op
+from .activation import gelu_and_mul, silu_and_mul
+from .attention import paged_attention_decode, paged_attention_prefill
+from .embedding import embedding
+from .kv_cache import copy_blocks, kv_cache_write
+from .linear import linear
+from .moe import moe_experts, moe_route
+from .norm import layer_norm, rms_norm
+from .penalties import apply_penalties
+from .rotary import rotary
+from .sampling import gather_logprobs, sample
+
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        linear, embedding, rms_norm, layer_norm, rotary, silu_and_mul, gelu_and_mul, kv_cache_write,
+        paged_attention_prefill, paged_attention_decode, moe_route, moe_experts, apply_penalties, sample,
+        gather_logprobs, copy_blocks,
+    )
+}  # fmt: skip

@@ -1,0 +1,107 @@
+"""``paged_attention_prefill`` and ``paged_attention_decode``: one contract, two regimes.
+
+Prefill takes any number of new tokens per request, decode 1 to 8 (drafts to verify). Both read everything from the paged
+cache: the new keys and values are written before.
+Source: Kwon et al., PagedAttention, arXiv 2309.06180.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..attention_meta import AttentionMeta, LayerKV
+from ..op import Cost, Op
+
+
+def reference(
+    q: torch.Tensor,
+    kv: LayerKV,
+    meta: AttentionMeta,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    alibi: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attention of q [T, Hq, Dk] over the paged cache -> [T, Hq, Dv] in q's dtype (and LSE f32 [T, Hq], natural log).
+
+    Query i of a request with n queries and sequence length L stands at position p = L - n + i and sees the keys j with
+    j <= p (causal) and p - j < window. Score = scale * q.k, then softcap * tanh(score / softcap), then + alibi[h] * (j - p).
+    sinks f32 [Hq]: one more logit per head in the softmax's denominator, with no value. Head h reads KV head h // (Hq / Hk).
+    Rows of requests with seq_len 0 are 0, their LSE is -inf.
+    """
+    num_tokens, num_heads, _ = q.shape
+    out = q.new_zeros(num_tokens, num_heads, kv.v.shape[-1])
+    lse = torch.full((num_tokens, num_heads), -torch.inf, dtype=torch.float32, device=q.device)
+    starts, lengths = meta.cu_q.tolist(), meta.seq_lens.tolist()
+    for r, length in enumerate(lengths):
+        rows = slice(starts[r], starts[r + 1])
+        num_queries = starts[r + 1] - starts[r]
+        if length == 0 or num_queries == 0:
+            continue
+        keys = _gather(kv.k, kv.k_scale, meta.block_table[r], length)
+        values = _gather(kv.v, kv.v_scale, meta.block_table[r], length)
+        group = num_heads // keys.shape[1]
+        scores = torch.einsum("qhd,khd->hqk", q[rows].double(), keys.repeat_interleave(group, 1)) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        distance = torch.arange(length - num_queries, length, device=q.device)[:, None] - torch.arange(length, device=q.device)
+        if alibi is not None:
+            scores = scores - alibi.double()[:, None, None] * distance
+        hidden = torch.zeros_like(distance, dtype=torch.bool)
+        if causal:
+            hidden |= distance < 0
+        if window is not None:
+            hidden |= distance >= window
+        scores = scores.masked_fill(hidden, -torch.inf)
+        total = torch.logsumexp(scores, dim=-1)
+        if sinks is not None:
+            total = torch.logaddexp(total, sinks.double()[:, None].expand_as(total))
+        weights = torch.exp(scores - total[..., None])
+        out[rows] = torch.einsum("hqk,khd->qhd", weights, values.repeat_interleave(group, 1)).to(q.dtype)
+        lse[rows] = total.T.to(torch.float32)
+    return (out, lse) if return_lse else out
+
+
+def _gather(cache: torch.Tensor, scale: torch.Tensor | None, blocks: torch.Tensor, length: int) -> torch.Tensor:
+    """The first ``length`` tokens of a request, dequantized to float64: [length, Hk, D]."""
+    pages = blocks[: -(-length // cache.shape[1])].long()
+    values = cache[pages].flatten(0, 1)[:length].double()
+    return values if scale is None else values * scale[pages].flatten(0, 1)[:length].double()[..., None]
+
+
+def fake(q, kv, meta, scale, causal=True, window=None, softcap=None, sinks=None, alibi=None, return_lse=False):  # type: ignore[no-untyped-def]
+    out = q.new_empty(*q.shape[:-1], kv.v.shape[-1])
+    return (out, q.new_empty(q.shape[:-1], dtype=torch.float32)) if return_lse else out
+
+
+def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
+    """dims: num_heads, num_kv_heads, head_dim, kv_bytes, act_bytes, window (0 = none)."""
+    heads, kv_heads, dim = dims["num_heads"], dims["num_kv_heads"], dims["head_dim"]
+    window = dims.get("window", 0)
+    pairs = keys = 0.0
+    for queries, context in zip(q_lens, ctx_lens):
+        if window and context > window:
+            pairs += queries * window
+            keys += min(context, window + queries - 1)
+        else:
+            pairs += queries * (context - (queries - 1) / 2)
+            keys += context
+    moved = 2 * keys * kv_heads * dim * dims.get("kv_bytes", 2) + 2 * sum(q_lens) * heads * dim * dims.get("act_bytes", 2)
+    return Cost(4 * heads * dim * pairs, moved)
+
+
+def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: bound.get(name) for name in ("window", "softcap")}
+    return {**given, "sinks": bound.get("sinks") is not None, "alibi": bound.get("alibi") is not None,
+            "causal": bound.get("causal", True), "return_lse": bound.get("return_lse", False)}  # fmt: skip
+
+
+_STATIC = ("scale", "causal", "window", "softcap", "sinks", "alibi", "return_lse")
+paged_attention_prefill = Op("paged_attention_prefill", reference, fake, cost, cases=(), bind_args=_STATIC, facts=facts)
+paged_attention_decode = Op("paged_attention_decode", reference, fake, cost, cases=(), bind_args=_STATIC, facts=facts)

@@ -1,0 +1,34 @@
+"""``linear``: the matrix product of every projection, the logits included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..op import Cost, Op
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [T, K] @ weight [N, K]^T (+ bias [N]) -> [T, N] in x's dtype."""
+    out = x.double() @ weight.double().T
+    return (out if bias is None else out + bias.double()).to(x.dtype)
+
+
+def fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
+    """dims: in_features, out_features, weight_bytes, act_bytes."""
+    tokens, k, n = sum(q_lens), dims["in_features"], dims["out_features"]
+    return Cost(2 * tokens * k * n, n * k * dims.get("weight_bytes", 2) + tokens * (k + n) * dims.get("act_bytes", 2))
+
+
+def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
+    n, k = bound["weight"].shape
+    return {"in_features": k, "out_features": n, "weight_dtype": bound["weight"].dtype}
+
+
+linear = Op("linear", reference, fake, cost, cases=(), bind_args=("weight", "bias"), facts=facts)

@@ -1,0 +1,60 @@
+"""``rms_norm`` and ``layer_norm``, each with a fused residual add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..op import Cost, Op
+
+
+def rms_norm_reference(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float = 0.0
+) -> torch.Tensor:
+    """Root-mean-square norm over the last dimension.
+
+    x [..., H]; residual [..., H] or None: if given it becomes x + residual (rounded once to its dtype), in place, and that
+    rounded sum is what is normalized. weight [H]; the factor is ``offset + weight`` (Gemma: offset 1). Returns [..., H].
+    """
+    if residual is not None:
+        residual.copy_(x.double() + residual.double())
+        source = residual.double()
+    else:
+        source = x.double()
+    scaled = source * torch.rsqrt(source.square().mean(-1, keepdim=True) + eps)
+    return (scaled * (weight.double() + offset)).to(x.dtype)
+
+
+def layer_norm_reference(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """Layer norm over the last dimension; residual as in :func:`rms_norm_reference`. weight, bias [H]."""
+    if residual is not None:
+        residual.copy_(x.double() + residual.double())
+        source = residual.double()
+    else:
+        source = x.double()
+    centred = source - source.mean(-1, keepdim=True)
+    out = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * weight.double()
+    return (out if bias is None else out + bias.double()).to(x.dtype)
+
+
+def rms_norm_fake(x, residual, weight, eps, offset=0.0):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x)
+
+
+def layer_norm_fake(x, residual, weight, bias, eps):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x)
+
+
+def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
+    """dims: hidden_size, act_bytes, residual (1 when fused)."""
+    elements = sum(q_lens) * dims["hidden_size"]
+    return Cost(4 * elements, elements * dims.get("act_bytes", 2) * (4 if dims.get("residual") else 2))
+
+
+rms_norm = Op("rms_norm", rms_norm_reference, rms_norm_fake, cost, cases=(),
+              bind_args=("weight", "eps", "offset"), mutates=("residual",))  # fmt: skip
+layer_norm = Op("layer_norm", layer_norm_reference, layer_norm_fake, cost, cases=(),
+                bind_args=("weight", "bias", "eps"), mutates=("residual",))  # fmt: skip

@@ -1,0 +1,66 @@
+"""The random numbers of sampling: Philox 4x32-10, bit for bit what ``tl.philox`` computes.
+
+Stateless: a number is a function of (seed, position, stream, token), so it depends neither on the batch nor on the step.
+The key is the seed; the counter is (token >> 2, low and high word of the position, stream); the token takes word token & 3.
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import torch
+
+STREAM_TARGET, STREAM_DRAFT, STREAM_ACCEPT, STREAM_RECOVERED = 0, 1, 2, 3
+MIN_UNIFORM = 4.66e-10
+"""Uniforms are clamped here from below, so that no noise is infinite."""
+NOISE_SPAN = 24.3
+"""Largest noise (21.487, of the clamped uniform) less the smallest (-2.812, of the largest uniform, 1 - 2^-24), rounded up."""
+
+_ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
+_KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
+_MASK = 0xFFFFFFFF
+
+
+def philox(
+    seed: torch.Tensor, c0: torch.Tensor, c1: torch.Tensor, c2: torch.Tensor, c3: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Four 32-bit words (in int64, 0..2^32-1) of Philox 4x32-10 for a 64-bit key and a counter of four words (int64).
+
+    The arguments broadcast against each other. A 32x32-bit product wraps around in int64, which loses no bit of it.
+    """
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(10):
+        a, b = c0 * _ROUND_A, c2 * _ROUND_B
+        c0, c1 = ((b >> 32) & _MASK) ^ c1 ^ k0, b & _MASK
+        c2, c3 = ((a >> 32) & _MASK) ^ c3 ^ k1, a & _MASK
+        k0, k1 = (k0 + _KEY_A) & _MASK, (k1 + _KEY_B) & _MASK
+    return c0, c1, c2, c3
+
+
+def uniform(words: torch.Tensor) -> torch.Tensor:
+    """f32 in [0, 1) from 32-bit words, as ``tl.rand`` maps them."""
+    positive = torch.where(words >= 2**31, _MASK - words, words)
+    return positive.to(torch.float32) * 4.6566127342e-10
+
+
+def quad_uniform(seed: torch.Tensor, position: torch.Tensor, stream: int, quads: torch.Tensor) -> torch.Tensor:
+    """f32 uniforms of the tokens 4q .. 4q + 3. seed, position, quads: int64 that broadcast to [...] -> [..., 4]."""
+    words = philox(seed, quads, position & _MASK, (position >> 32) & _MASK, torch.full_like(position, stream))
+    return uniform(torch.stack(torch.broadcast_tensors(*words), dim=-1))
+
+
+def quad_noise(seed: torch.Tensor, position: torch.Tensor, stream: int, quads: torch.Tensor) -> torch.Tensor:
+    """f32 Gumbel noise -log(-log1p(-u)), u clamped at 4.66e-10; arguments and result as :func:`quad_uniform`."""
+    u = quad_uniform(seed, position, stream, quads).clamp_(min=MIN_UNIFORM)
+    return u.neg_().log1p_().neg_().log_().neg_()
+
+
+def token_uniform(seed: torch.Tensor, position: torch.Tensor, stream: int, token_ids: torch.Tensor) -> torch.Tensor:
+    """f32 uniforms, one per (row, token). seed, position: int64 [R]; token_ids: int64 [V] -> [R, V]."""
+    quads, inverse = torch.unique(token_ids >> 2, return_inverse=True)
+    return quad_uniform(seed[:, None], position[:, None], stream, quads)[:, inverse, token_ids & 3]
+
+
+def gumbel_noise(seed: torch.Tensor, position: torch.Tensor, stream: int, token_ids: torch.Tensor) -> torch.Tensor:
+    """f32 Gumbel noise of the sampling contract; arguments and result as :func:`token_uniform`."""
+    u = token_uniform(seed, position, stream, token_ids).clamp_min(MIN_UNIFORM)
+    return -torch.log(-torch.log1p(-u))
