@@ -1,19 +1,29 @@
-"""The ranks a layer lives on."""
+"""Which part of a model lives in this process."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One kind of parallelism: this process is number ``rank`` of ``size``."""
+
+    rank: int = 0
+    size: int = 1
+
+    def part(self, total: int) -> range:
+        """This rank's share of ``total`` things in order; the first ranks take one more where it does not divide."""
+        each, rest = divmod(total, self.size)
+        start = self.rank * each + min(self.rank, rest)
+        return range(start, start + each + (self.rank < rest))
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """Sizes of the parallel groups and this process's rank in each; all 1 and 0 on a single device."""
+    """Tensor, pipeline, expert and data parallelism; size 1 each unless told otherwise."""
 
-    tp_size: int = 1
-    tp_rank: int = 0
-    pp_size: int = 1
-    pp_rank: int = 0
-    ep_size: int = 1
-    ep_rank: int = 0
-    dp_size: int = 1
-    dp_rank: int = 0
+    tp: Ranks = field(default_factory=Ranks)
+    pp: Ranks = field(default_factory=Ranks)
+    ep: Ranks = field(default_factory=Ranks)
+    dp: Ranks = field(default_factory=Ranks)

@@ -14,7 +14,7 @@ from .sampler import Sampler, SampleRows
 from .step import StepInput, StepOutput, TokenLogprobs
 
 if TYPE_CHECKING:
-    from .models.decoder import Decoder
+    from .models.protocol import Model
 
 MAX_DECODE_TOKENS = 8
 """Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
@@ -39,7 +39,7 @@ class Runner:
     next step reads its inputs from there, so that nothing waits for the host.
     """
 
-    def __init__(self, model: Decoder, plan: KernelPlan, groups: tuple[CacheGroup, ...], caches: list[LayerKV], num_slots: int,
+    def __init__(self, model: Model, plan: KernelPlan, groups: tuple[CacheGroup, ...], caches: list[LayerKV], num_slots: int,
                  block_size: int, device: torch.device) -> None:  # fmt: skip
         self.model, self.caches, self.device, self.block_size = model, caches, device, block_size
         self.sampler = Sampler(plan, num_slots, model.vocab_size, device)
@@ -68,7 +68,8 @@ class Runner:
         hidden = self.model.forward(batch, self.caches)
         prompt_logprobs = self._prompt_logprobs(slots, counts, first, hidden)
         self._num_computed[slots] = first + counts
-        tokens, logprobs = torch.empty(0, dtype=torch.int32), {}
+        tokens = torch.empty(0, dtype=torch.int32)
+        logprobs: dict[int, TokenLogprobs] = {}
         if len(sampled):
             rows = SampleRows(slots[sampled], self._to_device(slots[sampled].astype(np.int32)),
                               self._to_device((first + counts)[sampled]))  # fmt: skip
@@ -86,14 +87,14 @@ class Runner:
             self._tokens[slot, : len(request.token_ids)] = torch.tensor(request.token_ids, device=self.device)
             self._num_computed[slot] = request.num_computed_tokens
             self._num_prompt_tokens[slot] = request.num_prompt_tokens
-            for group, blocks in enumerate(request.block_ids):
-                self._tables[group][slot, : len(blocks)] = blocks
-                self._num_blocks[group][slot] = len(blocks)
+            for index, blocks in enumerate(request.block_ids):
+                self._tables[index][slot, : len(blocks)] = blocks
+                self._num_blocks[index][slot] = len(blocks)
             self.sampler.add(request)
-        for slot, group, blocks in step.new_blocks:
-            start = self._num_blocks[group][slot]
-            self._tables[group][slot, start : start + len(blocks)] = blocks
-            self._num_blocks[group][slot] = start + len(blocks)
+        for slot, index, blocks in step.new_blocks:
+            start = self._num_blocks[index][slot]
+            self._tables[index][slot, start : start + len(blocks)] = blocks
+            self._num_blocks[index][slot] = start + len(blocks)
         for index, group in enumerate(self._groups):
             pairs = [(src, dst) for g, src, dst in step.copies if g == index]
             if pairs:
@@ -117,7 +118,8 @@ class Runner:
         token_ids = self._tokens[self._to_device(token_slots), positions_device]
         lengths = (first + counts).astype(np.int32)
         groups = [
-            self._group_batch(group, slots, token_slots, positions, starts, ends, lengths, num_decodes) for group in range(len(self._tables))
+            self._group_batch(group, slots, token_slots, positions, starts, ends, lengths, num_decodes)
+            for group in range(len(self._tables))
         ]
         return ForwardBatch(token_ids, positions_device, num_decode_tokens, groups, self._to_device(ends[sampled] - 1)), sampled
 
@@ -140,7 +142,9 @@ class Runner:
             ))  # fmt: skip
         return GroupBatch(self._to_device(slot_mapping), *metas)
 
-    def _prompt_logprobs(self, slots: np.ndarray, counts: np.ndarray, first: np.ndarray, hidden: torch.Tensor) -> dict[int, list[TokenLogprobs]]:
+    def _prompt_logprobs(
+        self, slots: np.ndarray, counts: np.ndarray, first: np.ndarray, hidden: torch.Tensor
+    ) -> dict[int, list[TokenLogprobs]]:
         """For rows that asked: of each prompt token whose predecessor was computed in this step."""
         found = {}
         starts = np.cumsum(counts) - counts

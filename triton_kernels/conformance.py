@@ -68,8 +68,8 @@ def check(
     expected = _outputs(op.reference(**expected_args))
     got_args = copy.deepcopy(args)
     with _PoisonedEmpty():
-        bound = _bind(op, impl, spec, got_args, options)
-        got = _call(op, bound, got_args)
+        bound = bind(op, impl, spec, got_args, options)
+        got = call(op, bound, got_args)
 
     problems, error = _compare(op, args, got, expected, limit, [f"output {i}" for i in range(len(expected))])
     names = [f"argument {name}" for name in op.mutates for _ in _tensors(args[name])]
@@ -79,7 +79,7 @@ def check(
 
     if impl.flags.deterministic:
         again_args = copy.deepcopy(args)
-        again = _call(op, bound, again_args) + _mutated(op, again_args)
+        again = call(op, bound, again_args) + _mutated(op, again_args)
         if not all(_same_bits(a, b) for a, b in zip(got + mutated, again, strict=True)):
             problems.append("claims to be deterministic, but a second run gave other bits")
     if impl.flags.batch_invariant and op.row_args:
@@ -117,9 +117,7 @@ def make_args(op: Op, case: Case, dtype: torch.dtype, device: torch.device) -> A
     return args
 
 
-def make_spec(
-    op: Op, args: Mapping[str, Any], dtype: torch.dtype, device: torch.device, interpret: bool = False
-) -> Spec:
+def make_spec(op: Op, args: Mapping[str, Any], dtype: torch.dtype, device: torch.device, interpret: bool = False) -> Spec:
     """The facts that an engine would know when it builds a layer that is called with ``args``."""
     facts = op.static_facts({name: args[name] for name in op.bind_args})
     kv = args.get("kv")
@@ -131,13 +129,15 @@ def make_spec(
     return Spec(device.type, device_arch(device), dtype, interpret, facts)
 
 
-def _bind(op: Op, impl: Impl, spec: Spec, args: Args, options: Mapping[str, Any] | None) -> Bound:
+def bind(op: Op, impl: Impl, spec: Spec, args: Args, options: Mapping[str, Any] | None = None) -> Bound:
+    """The impl bound to the arguments that are fixed when a layer is built."""
     weights = {name: args[name] for name in op.bind_args if isinstance(args[name], torch.Tensor)}
     params = {name: args[name] for name in op.bind_args if name not in weights}
     return impl.bind(spec, weights, params, options)
 
 
-def _call(op: Op, bound: Bound, args: Args) -> list[torch.Tensor]:
+def call(op: Op, bound: Bound, args: Args) -> list[torch.Tensor]:
+    """One step: ``begin_step`` where there is one, then the call. Returns the outputs."""
     begin_step: Callable[[AttentionMeta], None] | None = getattr(bound, "begin_step", None)
     if begin_step is not None and "meta" in args:
         begin_step(args["meta"])
@@ -174,7 +174,7 @@ def _compare(
             problems.append(f"{name} is {a.dtype}{list(a.shape)} instead of {b.dtype}{list(b.shape)}")
             continue
         if op.tolerance.exact or not b.is_floating_point():
-            wrong = _different(a, b).reshape(a.shape[0] if a.dim() else 1, -1).any(-1)
+            wrong = _different(a, b).flatten(1).any(-1) if a.dim() > 1 else _different(a, b).reshape(-1)
             if bool(wrong.any()) and op.tolerance.token_ties is not None:
                 wrong &= ~op.tolerance.token_ties(args).to(wrong.device)
             if bool(wrong.any()):
@@ -254,7 +254,7 @@ def _batch_dependence(op: Op, bound: Bound, args: Args, got: list[torch.Tensor],
         if not 0 <= first < last <= num_rows:
             continue
         part, tokens = take_rows(op, copy.deepcopy(args), first, last)
-        alone = _call(op, bound, part)
+        alone = call(op, bound, part)
         here = [t for name in op.mutates if name in op.row_args for t in _tensors(part[name])]
         there = [t[tokens] for name in op.mutates if name in op.row_args for t in _tensors(got_args[name])]
         if not all(_same_bits(a, b) for a, b in zip((*alone, *here), (*(t[tokens] for t in got), *there), strict=True)):

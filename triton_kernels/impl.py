@@ -80,9 +80,10 @@ class Impl:
         a plain function gets the bound arguments as keywords."""
         weights, params = dict(weights or {}), dict(params or {})
         chosen = {**self.options, **(options or {})}
-        if inspect.isclass(self.target):
-            return self.target(spec, weights, params, **chosen)
-        return functools.partial(self.target, **weights, **params, **chosen)
+        is_class = inspect.isclass(self.target)  # apart from the call: narrowing would lose the signature
+        return (
+            self.target(spec, weights, params, **chosen) if is_class else functools.partial(self.target, **weights, **params, **chosen)
+        )
 
 
 def impl(
@@ -90,7 +91,7 @@ def impl(
     name: str,
     *,
     priority: int = 0,
-    flags: Flags = Flags(),  # noqa: B008  (frozen)
+    flags: Flags = Flags(),
     requires: tuple[str, ...] = (),
     devices: tuple[str, ...] = ("cpu", "cuda"),
     options: Mapping[str, Any] | None = None,

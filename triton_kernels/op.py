@@ -46,14 +46,18 @@ class Tolerance:
 class Case:
     """Concrete inputs of an op.
 
-    ``make(generator, dtype, device)`` returns every argument of the reference by name. ``dims`` are the integers that the
-    op's cost function takes. ``tags``: ``"tiled"`` has three or more blocks on every tiled axis, ``"odd"`` has sizes that
-    divide nothing, ``"bench"`` is too large for the interpreter and used for benchmarks and rooflines only.
+    ``make(generator, dtype, device)`` returns every argument of the reference by name. ``dims``, ``q_lens`` and
+    ``ctx_lens`` are what the op's cost function takes. ``tags``: ``"tiled"`` has three or more blocks on every tiled axis,
+    ``"odd"`` has sizes that divide nothing, ``"bench"`` is too large for the interpreter and used for benchmarks and
+    rooflines only.
     """
 
     name: str
     make: Callable[[torch.Generator, torch.dtype, torch.device], dict[str, Any]]
     tags: frozenset[str] = frozenset()
+    dims: Mapping[str, float] = field(default_factory=dict)
+    q_lens: tuple[int, ...] = ()
+    ctx_lens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from .impl import Impl
@@ -42,7 +43,7 @@ def parse_choice(text: str) -> Choice:
     return Choice(name, options)
 
 
-_overrides: ContextVar[Mapping[str, str]] = ContextVar("kernel_overrides", default={})
+_overrides: ContextVar[Mapping[str, str]] = ContextVar("kernel_overrides", default=MappingProxyType({}))
 
 
 @contextlib.contextmanager

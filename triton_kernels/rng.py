@@ -7,6 +7,7 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 STREAM_TARGET, STREAM_DRAFT, STREAM_ACCEPT, STREAM_RECOVERED = 0, 1, 2, 3
@@ -42,22 +43,40 @@ def uniform(words: torch.Tensor) -> torch.Tensor:
     return positive.to(torch.float32) * 4.6566127342e-10
 
 
-def quad_uniform(seed: torch.Tensor, position: torch.Tensor, stream: int, quads: torch.Tensor) -> torch.Tensor:
-    """f32 uniforms of the tokens 4q .. 4q + 3. seed, position, quads: int64 that broadcast to [...] -> [..., 4]."""
-    words = philox(seed, quads, position & _MASK, (position >> 32) & _MASK, torch.full_like(position, stream))
-    return uniform(torch.stack(torch.broadcast_tensors(*words), dim=-1))
-
-
 def quad_noise(seed: torch.Tensor, position: torch.Tensor, stream: int, quads: torch.Tensor) -> torch.Tensor:
-    """f32 Gumbel noise -log(-log1p(-u)), u clamped at 4.66e-10; arguments and result as :func:`quad_uniform`."""
-    u = quad_uniform(seed, position, stream, quads).clamp_(min=MIN_UNIFORM)
-    return u.neg_().log1p_().neg_().log_().neg_()
+    """f32 Gumbel noise -log(-log1p(-u)), u clamped at 4.66e-10, of the tokens 4q .. 4q + 3.
+
+    seed, position, quads: int64 that broadcast to [...] -> [..., 4]. On a CPU the bits come from numpy, whose 32-bit
+    unsigned words make them three times as fast as :func:`philox`.
+    """
+    if position.device.type == "cpu":
+        u = _quad_uniform_numpy(seed.numpy(), position.numpy(), stream, quads.numpy())
+    else:
+        words = philox(seed, quads, position & _MASK, (position >> 32) & _MASK, torch.full_like(position, stream))
+        u = uniform(torch.stack(torch.broadcast_tensors(*words), dim=-1))
+    return u.clamp_(min=MIN_UNIFORM).neg_().log1p_().neg_().log_().neg_()
+
+
+def _quad_uniform_numpy(seed: np.ndarray, position: np.ndarray, stream: int, quads: np.ndarray) -> torch.Tensor:
+    k0, k1, half = seed.astype(np.uint32), (seed >> 32).astype(np.uint32), np.uint64(32)
+    c0, c1, c2 = quads.astype(np.uint32), position.astype(np.uint32), (position >> 32).astype(np.uint32)
+    c3 = np.full_like(c2, stream)
+    with np.errstate(over="ignore"):
+        for _ in range(10):
+            a, b = c0 * np.uint64(_ROUND_A), c2 * np.uint64(_ROUND_B)
+            c0, c1 = (b >> half).astype(np.uint32) ^ c1 ^ k0, b.astype(np.uint32)
+            c2, c3 = (a >> half).astype(np.uint32) ^ c3 ^ k1, a.astype(np.uint32)
+            k0, k1 = k0 + np.uint32(_KEY_A), k1 + np.uint32(_KEY_B)
+    signed = np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).view(np.int32)
+    return torch.from_numpy(signed ^ (signed >> 31)).to(torch.float32).mul_(4.6566127342e-10)
 
 
 def token_uniform(seed: torch.Tensor, position: torch.Tensor, stream: int, token_ids: torch.Tensor) -> torch.Tensor:
     """f32 uniforms, one per (row, token). seed, position: int64 [R]; token_ids: int64 [V] -> [R, V]."""
     quads, inverse = torch.unique(token_ids >> 2, return_inverse=True)
-    return quad_uniform(seed[:, None], position[:, None], stream, quads)[:, inverse, token_ids & 3]
+    low, high = (position & _MASK)[:, None], ((position >> 32) & _MASK)[:, None]
+    words = philox(seed[:, None], quads, low, high, torch.full_like(low, stream))
+    return uniform(torch.stack(torch.broadcast_tensors(*words), dim=-1)[:, inverse, token_ids & 3])
 
 
 def gumbel_noise(seed: torch.Tensor, position: torch.Tensor, stream: int, token_ids: torch.Tensor) -> torch.Tensor:

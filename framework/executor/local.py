@@ -26,7 +26,7 @@ class LocalExecutor:
         device = resolve_device(config.device)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self.plan = KernelPlan.from_config(config, device, model_dtype(config.model, device))
+        self.plan = KernelPlan.from_config(config, device, model_dtype(config.model))
         self._model = load_model(config.model, self.plan, device, Parallel(), config.cache.block_size, config.seed)
         self.groups = group_layers(self._model.cache_specs())
         self._model.set_groups(self.groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -44,7 +45,7 @@ class CacheGroup:
     layers: tuple[int, ...]
 
 
-def group_layers(specs: list[CacheSpec]) -> tuple[CacheGroup, ...]:
+def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
     """Groups of layers with equal specs, in order of first appearance.
 
     All groups draw blocks from one pool, so a block must mean the same number of bytes in each: specs with many layers are

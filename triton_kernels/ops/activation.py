@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from ..cases.activation import GELU_CASES, SILU_CASES
 from ..op import Cost, Op
 
 
@@ -32,5 +33,6 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(6 * elements, 3 * elements * dims.get("act_bytes", 2))
 
 
-silu_and_mul = Op("silu_and_mul", silu_and_mul_reference, fake, cost, cases=())
-gelu_and_mul = Op("gelu_and_mul", gelu_and_mul_reference, fake, cost, cases=(), bind_args=("approximate",))
+silu_and_mul = Op("silu_and_mul", silu_and_mul_reference, fake, cost, cases=SILU_CASES, row_args=("x",))
+gelu_and_mul = Op("gelu_and_mul", gelu_and_mul_reference, fake, cost, cases=GELU_CASES, bind_args=("approximate",),
+                  row_args=("x",))  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
+from ..cases.attention import DECODE_CASES, PREFILL_CASES
 from ..op import Cost, Op
 
 
@@ -103,5 +104,7 @@ def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _STATIC = ("scale", "causal", "window", "softcap", "sinks", "alibi", "return_lse")
-paged_attention_prefill = Op("paged_attention_prefill", reference, fake, cost, cases=(), bind_args=_STATIC, facts=facts)
-paged_attention_decode = Op("paged_attention_decode", reference, fake, cost, cases=(), bind_args=_STATIC, facts=facts)
+paged_attention_prefill = Op("paged_attention_prefill", reference, fake, cost, cases=PREFILL_CASES, bind_args=_STATIC,
+                             row_args=("q", "meta"), facts=facts)  # fmt: skip
+paged_attention_decode = Op("paged_attention_decode", reference, fake, cost, cases=DECODE_CASES, bind_args=_STATIC,
+                            row_args=("q", "meta"), facts=facts)  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..cases.embedding import CASES
 from ..op import Cost, Op, Tolerance
 
 
@@ -27,4 +28,5 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(0, sum(q_lens) * (2 * dims["hidden_size"] * dims.get("weight_bytes", 2) + 4))
 
 
-embedding = Op("embedding", reference, fake, cost, cases=(), bind_args=("weight", "vocab_start"), tolerance=Tolerance(exact=True))
+embedding = Op("embedding", reference, fake, cost, cases=CASES, bind_args=("weight", "vocab_start"),
+               row_args=("token_ids",), tolerance=Tolerance(exact=True))  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..cases.linear import CASES
 from ..op import Cost, Op
 
 
@@ -31,4 +32,4 @@ def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return {"in_features": k, "out_features": n, "weight_dtype": bound["weight"].dtype}
 
 
-linear = Op("linear", reference, fake, cost, cases=(), bind_args=("weight", "bias"), facts=facts)
+linear = Op("linear", reference, fake, cost, cases=CASES, bind_args=("weight", "bias"), row_args=("x",), facts=facts)

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from ..op import Cost, Op
+from ..cases.moe import MOE_EXPERTS_CASES, MOE_ROUTE_CASES
+from ..op import Cost, Op, Tolerance
 
 
 def moe_route_reference(
@@ -85,7 +86,10 @@ def moe_experts_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return {"num_experts": experts, "hidden_size": hidden, "intermediate_size": inner, "weight_dtype": bound["w2"].dtype}
 
 
-moe_route = Op("moe_route", moe_route_reference, moe_route_fake, moe_route_cost, cases=(),
-               bind_args=("bias", "top_k", "renormalize", "scoring"))  # fmt: skip
-moe_experts = Op("moe_experts", moe_experts_reference, moe_experts_fake, moe_experts_cost, cases=(),
-                 bind_args=("w13", "w2", "expert_start"), facts=moe_experts_facts)  # fmt: skip
+# What the first product gives may be rounded to the dtype before the second.
+_TWO_PRODUCTS = Tolerance({torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 1e-2})
+moe_route = Op("moe_route", moe_route_reference, moe_route_fake, moe_route_cost, cases=MOE_ROUTE_CASES,
+               bind_args=("bias", "top_k", "renormalize", "scoring"), row_args=("logits",))  # fmt: skip
+moe_experts = Op("moe_experts", moe_experts_reference, moe_experts_fake, moe_experts_cost, cases=MOE_EXPERTS_CASES,
+                 bind_args=("w13", "w2", "expert_start"), row_args=("x", "weights", "ids"), facts=moe_experts_facts,
+                 tolerance=_TWO_PRODUCTS)  # fmt: skip

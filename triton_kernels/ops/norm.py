@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..cases.norm import LAYER_NORM_CASES, RMS_NORM_CASES
 from ..op import Cost, Op
 
 
@@ -54,7 +55,7 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(4 * elements, elements * dims.get("act_bytes", 2) * (4 if dims.get("residual") else 2))
 
 
-rms_norm = Op("rms_norm", rms_norm_reference, rms_norm_fake, cost, cases=(),
-              bind_args=("weight", "eps", "offset"), mutates=("residual",))  # fmt: skip
-layer_norm = Op("layer_norm", layer_norm_reference, layer_norm_fake, cost, cases=(),
-                bind_args=("weight", "bias", "eps"), mutates=("residual",))  # fmt: skip
+rms_norm = Op("rms_norm", rms_norm_reference, rms_norm_fake, cost, cases=RMS_NORM_CASES,
+              bind_args=("weight", "eps", "offset"), mutates=("residual",), row_args=("x", "residual"))  # fmt: skip
+layer_norm = Op("layer_norm", layer_norm_reference, layer_norm_fake, cost, cases=LAYER_NORM_CASES,
+                bind_args=("weight", "bias", "eps"), mutates=("residual",), row_args=("x", "residual"))  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..cases.sampling import APPLY_PENALTIES_CASES
 from ..op import Cost, Op
 
 
@@ -69,4 +70,12 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(8 * elements, elements * (4 + 4 + 4 + 2 / 8))
 
 
-apply_penalties = Op("apply_penalties", reference, fake, cost, cases=(), mutates=("logits",))
+apply_penalties = Op(
+    "apply_penalties",
+    reference,
+    fake,
+    cost,
+    cases=APPLY_PENALTIES_CASES,
+    mutates=("logits",),
+    row_args=("logits", "row_to_slot", "bitmask"),
+)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from ..cases.rotary import CASES
 from ..op import Cost, Op
 
 
@@ -39,4 +40,5 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(3 * elements, 2 * elements * dims.get("act_bytes", 2))
 
 
-rotary = Op("rotary", reference, fake, cost, cases=(), bind_args=("cos_sin", "style"), mutates=("q", "k"))
+rotary = Op("rotary", reference, fake, cost, cases=CASES, bind_args=("cos_sin", "style"), mutates=("q", "k"),
+            row_args=("q", "k", "positions"))  # fmt: skip

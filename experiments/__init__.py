@@ -1,0 +1,1 @@
+"""Scripts that measure and reproduce what the package reports."""

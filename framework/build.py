@@ -1,0 +1,61 @@
+"""Puts an engine together from its configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .clock import Clock, VirtualClock, WallClock
+from .config import EngineConfig, ModelConfig
+from .inputs import InputProcessor
+from .models.hub import resolve_model
+from .tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .executor.protocol import Executor
+
+
+def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
+    """The engine, with its executor and tokenizer. A simulated executor needs (and gets) a virtual clock."""
+    from .engine import Engine
+    from .plan import fold_overrides
+
+    config.validate()
+    fold_overrides(config)
+    if clock is None:
+        clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
+    inputs = input_processor(config)
+    return Engine(config, build_executor(config, clock), inputs, clock)
+
+
+def build_executor(config: EngineConfig, clock: Clock) -> Executor:
+    """The executor of ``config.executor.kind``."""
+    if config.executor.kind == "null":
+        from .executor.null import NullExecutor
+
+        return NullExecutor(config)
+    if config.executor.kind == "simulated":
+        from .executor.simulated import SimulatedExecutor
+
+        if not isinstance(clock, VirtualClock):
+            raise ValueError("executor.kind=simulated advances time itself, so it needs a virtual clock; found a wall clock")
+        return SimulatedExecutor(config, clock)
+    from .executor.local import LocalExecutor
+
+    return LocalExecutor(config)
+
+
+def input_processor(config: EngineConfig) -> InputProcessor:
+    """Tokenizer and default parameters of the configured model. A model without a checkpoint (load_format=dummy) borrows the
+    tokenizer of ``model.tokenizer``, or has none."""
+    folder = _folder(config.model)
+    source = resolve_model(config.model.tokenizer, weights=False) if config.model.tokenizer else folder
+    tokenizer = load_tokenizer(source) if source is not None else None
+    return InputProcessor(tokenizer, folder, config.model.generation_config)
+
+
+def _folder(model: ModelConfig) -> Path | None:
+    if model.load_format == "dummy" and model.architecture:
+        return None
+    return resolve_model(model.name, model.revision)

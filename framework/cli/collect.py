@@ -1,0 +1,37 @@
+"""``kernelswap collect DIR``: the table of all runs below a folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser("collect", help="build the table of all runs below a folder, finished or failed")
+    parser.add_argument("folder", metavar="DIR", help="output folder of a run, a sweep, or several")
+    parser.add_argument("--output", metavar="FILE", help="csv file to write (default: DIR/table.csv)")
+    parser.add_argument("--compare", metavar="COLUMN=BASE",
+                        help="compare the values of a swept column with BASE, in pairs equal in all else")  # fmt: skip
+    parser.add_argument("--metrics", metavar="NAME,...", default="ttft_p50_s,ttft_p99_s,tpot_p50_s,itl_p99_s,output_tokens_per_s",
+                        help="metrics to print (default: %(default)s)")  # fmt: skip
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the table and prints its swept columns with the asked metrics, averaged over repeats."""
+    from ..comparison import compare, summarize
+    from ..results import TABLE_FILE, collect
+
+    runs = collect(args.folder)
+    output = Path(args.output) if args.output else Path(args.folder) / TABLE_FILE
+    runs.to_csv(output, index=False)
+    metrics = [f"metric.{name}" for name in args.metrics.split(",")]
+    num_failed = int((runs["status"] != "ok").sum())
+    if num_failed < len(runs):
+        table = summarize(runs, metrics) if args.compare is None else compare(runs, metrics, *args.compare.partition("=")[::2])
+        print(table.to_string(index=False))
+    for error in runs.loc[runs["status"] != "ok", ["run", "error"]].itertuples(index=False):
+        print(f"failed: {error.run}: {str(error.error).splitlines()[0]}")
+    print(f"{len(runs)} runs, {num_failed} failed: {output}")
+    return 0

@@ -1,0 +1,211 @@
+"""``kernelswap kernels``: which kernels there are, whether they keep their contracts, what they compile to, and how fast
+a device could run them at best."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..results import format_table
+
+if TYPE_CHECKING:
+    from triton_kernels.aot import Compilation
+    from triton_kernels.impl import Impl
+    from triton_kernels.registry import Registry
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser("kernels", help="list, check and compile kernels; rooflines")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("--plugin", action="append", default=[], help="module or .py file with further kernels")
+        added.set_defaults(run=run)
+        return added
+
+    listing = command("list", _list, "every kernel, what it promises, and whether it can run here")
+    listing.add_argument("ops", nargs="*", metavar="OP")
+
+    check = command("check", _check, "hold kernels to their contracts, on all cases of their ops")
+    check.add_argument("kernels", nargs="+", metavar="OP[:IMPL]", help="OP or OP:all means all of the op")
+    check.add_argument("--dtype", action="append", choices=_DTYPES, help="default: fp32 and fp16, on a GPU also bf16")
+    check.add_argument("--interpret", action="store_true", help="on the CPU, in Triton's interpreter, even where a GPU is")
+
+    build = command("compile", _compile, "compile Triton kernels for devices that need not be here, and check their gates")
+    build.add_argument("kernels", nargs="*", metavar="OP[:IMPL]")
+    build.add_argument("--all", action="store_true", help="every Triton kernel there is")
+    build.add_argument("--target", action="append", choices=TARGETS, help="may be repeated (default: all)")
+    build.add_argument("--output", type=Path, metavar="FILE", help="write the artifacts as JSON")
+
+    roofline = command("roofline", _roofline, "the least time that each case of an op can take on a device")
+    roofline.add_argument("op", metavar="OP")
+    roofline.add_argument("--device", default="h200", help="a name of the device table (default: %(default)s)")
+
+
+def compile_for(target: str, kernels: Iterable[str], plugins: Iterable[str] = ()) -> list[Compilation]:
+    """Compiles ``op:impl`` names for a target, in a child process: it replaces Triton's driver, and must not interpret."""
+    from triton_kernels.aot import Compilation
+
+    arguments = [target, *kernels, *(part for plugin in plugins for part in ("--plugin", plugin))]
+    done = _child("triton_kernels.aot", arguments, interpret=False, capture_output=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"compiling for {target} stopped with exit code {done.returncode}:\n{done.stderr[-4000:]}")
+    return [Compilation.from_dict(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def _child(module: str, arguments: Sequence[str], interpret: bool, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a module in a process of its own, because Triton decides at import whether it interprets."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])])
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    return subprocess.run([sys.executable, "-m", module, *arguments], env=environment, text=True, **options)
+
+
+def _select(registry: Registry, names: Iterable[str], triton_only: bool = False) -> list[Impl]:
+    """Impls that ``OP``, ``OP:all`` and ``OP:IMPL`` name; references are left out unless named."""
+    chosen: list[Impl] = []
+    for name in names:
+        op, _, impl = name.partition(":")
+        found = registry.impls(op)
+        if impl in ("", "all"):
+            chosen += [i for i in found.values() if i.name != "reference" and (i.is_triton or not triton_only)]
+        elif impl not in found:
+            raise ValueError(f"{op} has no impl named {impl!r}; there are {', '.join(found)}{_failures(registry)}")
+        elif triton_only and not found[impl].is_triton:
+            raise ValueError(f"{name} is no Triton kernel, there is nothing to compile")
+        else:
+            chosen.append(found[impl])
+    return chosen
+
+
+def _failures(registry: Registry) -> str:
+    return "".join(f"\nfailed to load {failure.source}: {failure.error}" for failure in registry.failures)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from triton_kernels import conformance
+    from triton_kernels.registry import Registry
+    from triton_kernels.spec import Spec, device_arch
+
+    registry = Registry.load(arguments.plugin)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    rows = [["kernel", "priority", "promises", "devices", "options", "origin", "here"]]
+    for name in arguments.ops or registry.ops:
+        impls = registry.impls(name)
+        op = registry.ops[name]
+        spec = Spec(device.type, device_arch(device), dtype)
+        if op.cases:  # facts as a real layer would have them
+            spec = conformance.make_spec(op, conformance.make_args(op, op.cases[0], dtype, device), dtype, device)
+        for impl in impls.values():
+            flags = [flag for flag in ("cuda_graph", "deterministic", "batch_invariant") if getattr(impl.flags, flag)]
+            promises = ", ".join(flags + (["own random numbers"] if impl.flags.rng == "own" else []))
+            options = " ".join(f"{key}:{value}" for key, value in impl.options.items())
+            reasons = impl.unsupported(spec)
+            rows.append([f"{name}:{impl.name}", str(impl.priority), promises, " ".join(impl.devices), options or "-",
+                         f"{impl.origin} {impl.version}".strip(), "no: " + "; ".join(reasons) if reasons else "yes"])  # fmt: skip
+    print(format_table(rows) + _failures(registry))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    import torch
+
+    on_gpu = torch.cuda.is_available() and not arguments.interpret
+    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+        words = ["kernels", "check", *arguments.kernels, "--interpret"]
+        words += [word for dtype in arguments.dtype or () for word in ("--dtype", dtype)]
+        words += [word for plugin in arguments.plugin for word in ("--plugin", plugin)]
+        return _child("framework.cli", words, interpret=True).returncode
+    from triton_kernels import conformance
+    from triton_kernels.registry import Registry
+
+    registry = Registry.load(arguments.plugin)
+    names = arguments.dtype or (["fp32", "fp16", "bf16"] if on_gpu else ["fp32", "fp16"])
+    rows = [["kernel", "case", "dtype", "error", "limit", "verdict"]]
+    problems = []
+    for impl in _select(registry, arguments.kernels):
+        op = registry.ops[impl.op]
+        for case in (case for case in op.cases if "bench" not in case.tags):
+            for dtype in names:
+                device = "cuda" if on_gpu else "cpu"
+                result = conformance.check(op, impl, case, getattr(torch, _DTYPES[dtype]), device, interpret=not on_gpu)
+                verdict = "refused" if result.skipped else "ok" if result.ok else "FAILED"
+                rows.append([f"{op.name}:{impl.name}", case.name, dtype, f"{result.error:.1e}", f"{result.limit:.0e}", verdict])
+                if not result.ok:
+                    problems.append(f"{op.name}:{impl.name}, {case.name}, {dtype}: {result.message}")
+    print(format_table(rows))
+    print("\n".join(["", *problems]) if problems else f"\n{len(rows) - 1} checks passed")
+    return 1 if problems else 0
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    from triton_kernels.gates import check_gates, load_rules, violations
+    from triton_kernels.registry import Registry
+
+    registry = Registry.load(arguments.plugin)
+    if arguments.all == bool(arguments.kernels):
+        raise ValueError("name the kernels to compile (OP or OP:IMPL), or give --all")
+    selected = _select(registry, registry.ops if arguments.all else arguments.kernels, triton_only=True)
+    if not selected:
+        raise ValueError(f"there is no Triton kernel to compile{_failures(registry)}")
+    rules = load_rules()
+    results: list[Compilation] = []
+    for target in arguments.target or TARGETS:
+        results += compile_for(target, [f"{impl.op}:{impl.name}" for impl in selected], arguments.plugin)
+    rows = [
+        ["kernel", "case", "target", "warps", "stages", "shared", "registers", "spills", "matrix", "wide loads", "per SM", "gates"]
+    ]
+    for artifact in (artifact for result in results for artifact in result.artifacts):
+        matrix = " ".join(f"{name}x{count}" for name, count in artifact.matrix_in_loop.items())
+        numbers = (artifact.num_warps, artifact.num_stages, artifact.shared_bytes, artifact.registers, artifact.spills)
+        rows.append([f"{artifact.op}:{artifact.impl}/{artifact.kernel}", artifact.case, artifact.target, *map(str, numbers),
+                     matrix or "-", str(artifact.wide_loads), str(artifact.programs_per_sm or "-"),
+                     "FAILED" if violations(artifact, rules) else "ok"])  # fmt: skip
+    failures = check_gates((artifact for result in results for artifact in result.artifacts), rules)
+    failures += [f"{r.op}:{r.impl} ({r.case}) for {r.target}: {r.error}" for r in results if r.error]
+    refused = [f"{r.op}:{r.impl} ({r.case}) for {r.target} refused: {r.refused}" for r in results if r.refused]
+    print("\n".join([format_table(rows), "", *refused, *failures]))
+    print(f"{len(rows) - 1} kernels compiled, {len(failures)} violations")
+    if arguments.output is not None:
+        content = {"compilations": [asdict(result) for result in results], "failures": failures}
+        arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    return 1 if failures else 0
+
+
+def _roofline(arguments: argparse.Namespace) -> int:
+    from triton_kernels.cases.serving import serving_cases
+    from triton_kernels.devices import DEVICES
+    from triton_kernels.registry import Registry
+
+    registry = Registry.load(arguments.plugin)
+    registry.impls(arguments.op)  # says which ops there are
+    if arguments.device not in DEVICES:
+        raise ValueError(f"no device named {arguments.device!r}; the device table has {', '.join(DEVICES)}")
+    device, op = DEVICES[arguments.device], registry.ops[arguments.op]
+    rows = [["case (bf16)", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
+    for case in serving_cases(op.name):
+        cost = op.cost(case.dims, case.batch.q_lens, case.batch.ctx_lens)
+        arithmetic_s, memory_s = cost.flops / device.flops_s["bf16"], cost.bytes / device.copy_bytes_s
+        least_s = max(arithmetic_s, memory_s)
+        rows.append([case.name, f"{cost.flops / 1e9:.3f}", f"{cost.bytes / 1e6:.3f}", f"{least_s * 1e6:.2f}",
+                     "arithmetic" if arithmetic_s > memory_s else "memory", f"{cost.flops / least_s / 1e12:.1f}",
+                     f"{cost.bytes / least_s / 1e12:.2f}"])  # fmt: skip
+    print(format_table(rows))
+    print(f"\n{device.name}: {device.flops_s['bf16'] / 1e12:.0f} TFLOP/s, {device.copy_bytes_s / 1e12:.1f} TB/s ({device.source})")
+    return 0

@@ -1,0 +1,117 @@
+"""What a device would hold, in plain Python: checks every step against the protocol and every cache read against the tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..kv_cache.spec import CacheGroup, PagedKV
+from ..step import NewRequest, StepInput, StepOutput
+from .pseudo import pseudo_tokens
+
+
+class _Row:
+    """A slot in use. ``chain[i]`` stands for keys and values of token i: a hash of the tokens up to it."""
+
+    __slots__ = ("chain", "num_computed", "seed", "tables", "tokens")
+
+    def __init__(self, request: NewRequest) -> None:
+        assert request.sampling.seed is not None
+        self.seed = request.sampling.seed
+        self.tokens = list(request.token_ids)
+        self.num_computed = request.num_computed_tokens
+        self.tables = [list(blocks) for blocks in request.block_ids]
+        self.chain: list[int] = []
+
+    def extend_chain(self) -> None:
+        for token in self.tokens[len(self.chain) :]:
+            self.chain.append(hash((self.chain[-1] if self.chain else 0, token)))
+
+
+class Mirror:
+    """Slots, block tables and cache contents as the step inputs say. A violation is an AssertionError."""
+
+    def __init__(self, num_slots: int, num_blocks: int, block_size: int, vocab_size: int, groups: tuple[CacheGroup, ...]) -> None:
+        self._block_size, self._vocab_size, self._groups = block_size, vocab_size, groups
+        self._rows: list[_Row | None] = [None] * num_slots
+        self._contents: list[list[tuple[int, int] | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self._next_step = 0
+
+    def apply(self, step: StepInput) -> StepOutput:
+        """Runs a step: reads what its rows can see, writes what they compute, samples."""
+        assert step.step_id == self._next_step, "steps are numbered in the order of submission"
+        self._next_step += 1
+        self._apply_deltas(step)
+        self._check_shape(step)
+        rows = [self._row(slot) for slot in step.slots]
+        written: set[tuple[int, int]] = set()
+        for row, count in zip(rows, step.num_tokens):
+            self._write(row, count, written)
+        tokens = []
+        for row, count, samples in zip(rows, step.num_tokens, step.samples):
+            self._check_reads(row, row.num_computed, count)
+            row.num_computed += count
+            assert samples == (row.num_computed == len(row.tokens)), "a row samples exactly when it computes its last known token"
+            if samples:
+                tokens.append(self._sample(row))
+                row.tokens.append(tokens[-1])
+        return StepOutput(step.step_id, tokens)
+
+    def _apply_deltas(self, step: StepInput) -> None:
+        for slot in step.released:
+            self._row(slot)
+            self._rows[slot] = None
+        for request in step.new:
+            assert self._rows[request.slot] is None, f"slot {request.slot} is in use"
+            assert 0 <= request.num_computed_tokens < len(request.token_ids), "at least one token is left to compute"
+            assert len(request.block_ids) == len(self._groups)
+            self._rows[request.slot] = _Row(request)
+        for slot, group, blocks in step.new_blocks:
+            self._row(slot).tables[group] += blocks
+        for group, source, destination in step.copies:
+            assert source != destination and all(item is None or item[0] == group for item in self._contents[source])
+            self._contents[destination] = list(self._contents[source])
+
+    def _check_shape(self, step: StepInput) -> None:
+        assert step.slots and len(step.slots) == len(step.num_tokens) == len(step.samples)
+        assert len(set(step.slots)) == len(step.slots), "a slot computes once per step"
+        assert all(count >= 1 for count in step.num_tokens)
+        one = [count == 1 for count in step.num_tokens]
+        assert one == sorted(one, reverse=True), "rows with one token come first"
+
+    def _row(self, slot: int) -> _Row:
+        row = self._rows[slot]
+        assert row is not None, f"slot {slot} is not in use"
+        return row
+
+    def _write(self, row: _Row, count: int, written: set[tuple[int, int]]) -> None:
+        row.extend_chain()
+        assert row.num_computed + count <= len(row.tokens), "a row computes tokens that are not known"
+        for group, spec in enumerate(self._groups):
+            if isinstance(spec.spec, PagedKV):
+                for position in range(row.num_computed, row.num_computed + count):
+                    block, offset = self._place(row, group, position)
+                    assert (block, offset) not in written, f"two rows write block {block}"
+                    written.add((block, offset))
+                    self._contents[block][offset] = group, row.chain[position]
+
+    def _check_reads(self, row: _Row, start: int, count: int) -> None:
+        for group, found in enumerate(self._groups):
+            if isinstance(found.spec, PagedKV):
+                window = found.spec.window
+                first = 0 if window is None else max(0, start - window + 1)
+                for position in range(first, start + count):
+                    block, offset = self._place(row, group, position)
+                    assert self._contents[block][offset] == (group, row.chain[position]), (
+                        f"block {block} does not hold token {position} of the row that reads it"
+                    )
+
+    def _place(self, row: _Row, group: int, position: int) -> tuple[int, int]:
+        index, offset = divmod(position, self._block_size)
+        assert index < len(row.tables[group]), f"position {position} has no block"
+        block = row.tables[group][index]
+        assert block != 0, f"position {position} lies in the null block"
+        return block, offset
+
+    def _sample(self, row: _Row) -> int:
+        state = (row.seed ^ row.chain[-1]) & (2**64 - 1)
+        return int(pseudo_tokens(np.array([state], dtype=np.uint64), np.array([len(row.tokens)], dtype=np.uint64), self._vocab_size)[0])

@@ -1,0 +1,211 @@
+"""Which blocks each request holds: allocation, prefix reuse, windows, forks. Pure bookkeeping; no tensors."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+from ..request import Request
+from .pool import NULL_BLOCK, BlockPool
+from .prefix import extend_hashes
+from .spec import CacheGroup, PagedKV, State
+
+NEVER: Final = sys.maxsize
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixHit:
+    """Blocks per group that hold the first ``num_tokens`` tokens; null blocks where a window does not reach."""
+
+    num_tokens: int
+    blocks: list[list[int]]
+
+
+class KVCacheManager:
+    """The block tables of all requests over one pool.
+
+    Every paged group has as many entries in a request's table; a window turns entries into null blocks. Recurrent state takes
+    one block per request, and can neither be shared nor found by prefix.
+    """
+
+    def __init__(self, groups: tuple[CacheGroup, ...], num_blocks: int, block_size: int, prefix_caching: bool = True,
+                 check_invariants: bool = False) -> None:  # fmt: skip
+        self.block_size = block_size
+        self.pool = BlockPool(num_blocks, len(groups))
+        self._paged = [i for i, g in enumerate(groups) if isinstance(g.spec, PagedKV)]
+        self._states = [i for i, g in enumerate(groups) if isinstance(g.spec, State)]
+        self._windows = {i: g.spec.window for i, g in enumerate(groups) if isinstance(g.spec, PagedKV) and g.spec.window is not None}
+        self._unlimited = [i for i in self._paged if i not in self._windows]
+        self._num_groups = len(groups)
+        self.prefix_caching = prefix_caching and not self._states
+        self._check_invariants = check_invariants
+        self._holders: set[Request] = set()
+
+    def blocks_for(self, num_tokens: int, num_uncommitted: int) -> int:
+        """Most blocks that a request alone can hold while its first ``num_tokens`` tokens are computed, when at most
+        ``num_uncommitted`` of them are in steps that were not committed, so that windows could not move past them."""
+        total = self._ceil(num_tokens)
+        windowed = sum(min(total, self._ceil(window - 1 + num_uncommitted) + 1) for window in self._windows.values())
+        return len(self._unlimited) * total + windowed + len(self._states)
+
+    def reads_prefix(self, request: Request) -> bool:
+        """Whether the prefix cache is asked for this request."""
+        return self.prefix_caching and not request.params.skip_reading_prefix_cache
+
+    def lookup(self, request: Request) -> PrefixHit:
+        """The longest cached prefix that holds for every group. The last known token is always left to compute, because its
+        logits are wanted. Takes no references."""
+        if not self.reads_prefix(request):
+            return PrefixHit(0, [[] for _ in range(self._num_groups)])
+        limit = (request.num_tokens - 1) // self.block_size
+        hashes = extend_hashes(request, limit, self.block_size)
+        find = self.pool.lookup
+        for group in self._unlimited:
+            limit = next((i for i in range(limit) if find(group, hashes[i]) is None), limit)
+        settled = False
+        while not settled:  # a shorter hit for one window may be none for another
+            settled = True
+            for group, window in self._windows.items():
+                shorter = self._windowed_hit(group, window, hashes, limit)
+                settled, limit = settled and shorter == limit, shorter
+        blocks: list[list[int]] = [[] for _ in range(self._num_groups)]
+        for group in self._paged:
+            first = self._first_live(group, limit * self.block_size)
+            blocks[group] = [NULL_BLOCK if i < first else find(group, hashes[i]) or NULL_BLOCK for i in range(limit)]
+        return PrefixHit(limit * self.block_size, blocks)
+
+    def admit(self, request: Request, hit: PrefixHit, num_tokens: int, num_reserved: int) -> bool:
+        """Gives a request the blocks of ``hit`` and new ones for ``num_tokens`` tokens in all; False, and nothing happens, if
+        the free blocks would not do for ``num_reserved`` blocks in all."""
+        num_hit = self._ceil(hit.num_tokens)
+        num_new = self._ceil(num_tokens) - num_hit
+        shared = [block for table in hit.blocks for block in table if block != NULL_BLOCK]
+        needed = max(num_reserved - len(shared), num_new * len(self._paged) + len(self._states))
+        if needed > self.pool.num_free - self.pool.num_evictable(shared):
+            return False
+        self.pool.share(shared)
+        request.blocks = hit.blocks
+        for group in self._paged:
+            request.blocks[group] = hit.blocks[group] + self.pool.allocate(num_new)
+        for group in self._states:
+            request.blocks[group] = self.pool.allocate(1)
+        self._hold(request, hit.num_tokens)
+        return True
+
+    def grow(self, request: Request, num_tokens: int) -> list[tuple[int, list[int]]] | None:
+        """Appends blocks until ``num_tokens`` tokens fit: (group, new blocks) per group. None, and nothing happens, if there
+        are not enough."""
+        num_new = self._ceil(num_tokens) - request.capacity // self.block_size
+        if num_new <= 0:
+            return []
+        if num_new * len(self._paged) > self.pool.num_free:
+            return None
+        grown = [(group, self.pool.allocate(num_new)) for group in self._paged]
+        for group, blocks in grown:
+            request.blocks[group] += blocks
+        request.capacity += num_new * self.block_size
+        self._check()
+        return grown
+
+    def fork(self, leader: Request, child: Request) -> list[tuple[int, int, int]] | None:
+        """Lets ``child``, a request with the same prompt, share the full blocks of all but the last token of the prompt that
+        ``leader`` has computed; a partial block is to be copied: (group, source, destination). The child computes the last
+        token itself, because its logits are wanted. None, and nothing happens, if the blocks do not suffice or are gone."""
+        num_shared_tokens = child.num_prompt_tokens - 1
+        num_full, partial = divmod(num_shared_tokens, self.block_size)
+        num_own = self._ceil(child.num_prompt_tokens) - num_full
+        if self._states or num_own * len(self._paged) > self.pool.num_free:
+            return None
+        shared: list[list[int]] = [[] for _ in range(self._num_groups)]
+        for group in self._paged:
+            first = self._first_live(group, num_shared_tokens)
+            shared[group] = [NULL_BLOCK if i < first else leader.blocks[group][i] for i in range(num_full + (partial > 0))]
+            if NULL_BLOCK in shared[group][first:]:  # the leader's window has moved on
+                return None
+        copies = []
+        for group in self._paged:
+            self.pool.share(shared[group][:num_full])
+            own = self.pool.allocate(num_own)
+            if partial and shared[group][num_full] != NULL_BLOCK:
+                copies.append((group, shared[group][num_full], own[0]))
+            shared[group][num_full:] = own
+        child.blocks = shared
+        self._hold(child, num_shared_tokens)
+        return copies
+
+    def advance(self, request: Request, num_computed: int) -> None:
+        """The first ``num_computed`` tokens are in the cache now: makes their full blocks findable, and gives back blocks that
+        every later token's window has left. Sets ``next_event`` to the count at which to call again."""
+        if self.prefix_caching:
+            num_full = num_computed // self.block_size
+            hashes = extend_hashes(request, num_full, self.block_size)
+            for group in self._paged:
+                table = request.blocks[group]
+                for i in range(request.num_hashed, num_full):
+                    self.pool.remember(group, hashes[i], table[i])
+            request.num_hashed = num_full
+        for group in self._windows:
+            table = request.blocks[group]
+            i = self._first_live(group, num_computed) - 1
+            while i >= 0 and table[i] != NULL_BLOCK:  # all entries before a null block are null
+                self.pool.release((table[i],))
+                table[i] = NULL_BLOCK
+                i -= 1
+        request.next_event = self._next_event(num_computed)
+        self._check()
+
+    def free(self, request: Request) -> None:
+        """Takes everything back. Later blocks are evicted before earlier ones, which more prefixes share."""
+        for table in request.blocks:
+            self.pool.release(reversed(table))
+        request.blocks = []
+        request.capacity = request.num_hashed = 0
+        self._holders.discard(request)
+        self._check()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets every cached prefix; False, and nothing happens, while any request holds blocks."""
+        return self.pool.forget_all()
+
+    def check_invariants(self) -> None:
+        """Asserts that pool and tables agree."""
+        self.pool.check(table for request in self._holders for table in request.blocks)
+        for request in self._holders:
+            for group in self._paged:
+                assert len(request.blocks[group]) * self.block_size == request.capacity
+            for group in self._unlimited:
+                assert NULL_BLOCK not in request.blocks[group]
+
+    def _hold(self, request: Request, num_computed: int) -> None:
+        self._holders.add(request)
+        request.capacity = len(request.blocks[self._paged[0]]) * self.block_size if self._paged else NEVER
+        request.num_hashed = num_computed // self.block_size
+        request.next_event = self._next_event(num_computed)
+        self._check()
+
+    def _next_event(self, num_computed: int) -> int:
+        if self.prefix_caching or self._windows:
+            return (num_computed // self.block_size + 1) * self.block_size
+        return NEVER
+
+    def _windowed_hit(self, group: int, window: int, hashes: list[bytes], limit: int) -> int:
+        """Longest prefix in blocks, at most ``limit``, of which ``group`` holds what the next token's window reaches."""
+        wanted, found = self._ceil(window - 1), 0
+        for i in range(limit - 1, -1, -1):
+            if found == wanted:
+                return i + 1 + found
+            found = found + 1 if self.pool.lookup(group, hashes[i]) is not None else 0
+        return found
+
+    def _first_live(self, group: int, num_computed: int) -> int:
+        """First block that the token after ``num_computed`` can see."""
+        window = self._windows.get(group)
+        return 0 if window is None else max(0, num_computed - window + 1) // self.block_size
+
+    def _ceil(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def _check(self) -> None:
+        if self._check_invariants:
+            self.check_invariants()

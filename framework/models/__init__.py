@@ -1,0 +1,1 @@
+"""Models: what a checkpoint describes, and the decoder assembled from it."""

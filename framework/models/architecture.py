@@ -1,0 +1,196 @@
+"""What a config.json describes, in our words. No tensors here: a simulator needs the shapes too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import ModelConfig
+from .families import FAMILIES, Family
+from .hub import read_json, resolve_model
+from .rope import Rope, read_rope
+
+GATED_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh")
+PLAIN_ACTIVATIONS = ("relu", "silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+
+
+@dataclass(frozen=True)
+class Moe:
+    """A mixture of experts: ``top_k`` of ``num_experts`` serve each token."""
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    renormalize: bool
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What may differ from layer to layer. window: tokens a query sees, itself included (None = all); scale: of q.k;
+    moe: None for a dense MLP."""
+
+    window: int | None
+    rope: Rope | None
+    scale: float
+    moe: Moe | None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shapes and choices of one model."""
+
+    family: Family
+    vocab_size: int
+    hidden_size: int
+    embed_dim: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    activation: str
+    residual: str
+    biases: frozenset[str]
+    final_norm: bool
+    attn_softcap: float | None
+    logit_softcap: float | None
+    max_position: int
+    tied: bool
+    layers: tuple[LayerShape, ...]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model before anything of it is loaded.
+
+    folder         None when it is described by ``architecture`` alone
+    config         config.json (its text part) with the overrides of ``ModelConfig.architecture``
+    generation     generation_config.json; empty if there is none
+    dtype          float32, float16 or bfloat16
+    max_model_len  longest sequence
+    eos_token_ids  tokens that end a sequence
+    architecture   None if the native decoder does not cover it; ``reason`` says why
+    """
+
+    name: str
+    folder: Path | None
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    dtype: str
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    architecture: Architecture | None
+    reason: str = ""
+
+
+def read_model(config: ModelConfig) -> ModelInfo:
+    """Finds a model and reads what it is. Raises ValueError for what cannot be found, read or served."""
+    dummy = config.load_format == "dummy"
+    describes_itself = dummy and "model_type" in config.architecture
+    folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
+    found = {**read_json(folder, "config.json"), **config.architecture}
+    if "text_config" in found:
+        found = {**found, **found["text_config"], **config.architecture}
+    if "model_type" not in found:
+        raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
+    generation = read_json(folder, "generation_config.json")
+    architecture, reason = None, ""
+    if config.backend != "transformers":
+        architecture, reason = _native(found)
+        if architecture is None and config.backend == "native":
+            raise ValueError(f"model {config.name!r} cannot run natively: {reason}; use model.backend=auto or transformers")
+    eos = _eos(generation.get("eos_token_id", found.get("eos_token_id")))
+    max_model_len = _max_model_len(config, found, architecture)
+    return ModelInfo(config.name, folder, found, generation, _dtype(config, found), max_model_len, eos, architecture, reason)
+
+
+def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None) -> int:
+    if architecture is None:
+        limit = int(found.get("max_position_embeddings") or found.get("n_positions") or found.get("seq_length") or 2048)
+    else:
+        limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ValueError(f"model.max_model_len={config.max_model_len} is more than the {limit} positions of {config.name!r}: "
+                         "ask for fewer, or change them in model.architecture (max_position_embeddings, rope scaling)")  # fmt: skip
+    return config.max_model_len or limit
+
+
+def _native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
+    model_type = config["model_type"]
+    if model_type not in FAMILIES:
+        return None, f"model_type {model_type!r} is none of the native families ({', '.join(FAMILIES)})"
+    family = FAMILIES[model_type]
+    merged = {**family.defaults, **config}
+    if reason := family.refuse(merged) or _unknown_activation(merged, family):
+        return None, reason
+    return read_architecture(family, merged), ""
+
+
+def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture:
+    """config: config.json over the family's defaults."""
+    config = {**config, **{ours: config[theirs] for ours, theirs in family.fields.items() if theirs in config}}
+    hidden, heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
+    head_dim = config.get("head_dim") or hidden // heads
+    residual = family.residual(config)
+    return Architecture(
+        family=family,
+        vocab_size=_required(config, "vocab_size"),
+        hidden_size=hidden,
+        embed_dim=config.get("word_embed_proj_dim") or hidden,
+        intermediate_size=config.get("intermediate_size") or 4 * hidden,
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        norm_eps=float(config.get("norm_eps") or _required(config, "rms_norm_eps")),
+        activation=_required(config, "hidden_act"),
+        residual=residual,
+        biases=family.biases(config),
+        final_norm=residual != "post" and not config.get("_remove_final_layer_norm"),
+        attn_softcap=config.get("attn_logit_softcapping"),
+        logit_softcap=config.get("final_logit_softcapping"),
+        max_position=config["max_position_embeddings"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        layers=tuple(_layer(family, config, head_dim, i) for i in range(_required(config, "num_hidden_layers"))),
+    )
+
+
+def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int) -> LayerShape:
+    layer_types = config.get("layer_types")
+    windowed = layer_types[index] == "sliding_attention" if layer_types else family.windowed(config, index)
+    window = config.get("sliding_window") if windowed else None
+    layer_type = "sliding_attention" if windowed else "full_attention"
+    scale = (config.get("query_pre_attn_scalar") or head_dim) ** -0.5 if config.get("scale_attn_weights", True) else 1.0
+    if config.get("scale_attn_by_inverse_layer_idx"):
+        scale /= index + 1
+    rope = read_rope(config, head_dim, layer_type) if family.positions == "rotary" else None
+    moe = None
+    if family.moe(config, index):
+        size = config.get("moe_intermediate_size") or config["intermediate_size"]
+        moe = Moe(config["num_experts"], config["num_experts_per_tok"], size, bool(config["norm_topk_prob"]))
+    return LayerShape(window, rope, scale, moe)
+
+
+def _unknown_activation(config: Mapping[str, Any], family: Family) -> str | None:
+    name = config.get(family.fields.get("hidden_act", "hidden_act"))
+    known = GATED_ACTIVATIONS if family.gated else PLAIN_ACTIVATIONS
+    return None if name in known else f"activation {name!r} is none of {', '.join(known)}"
+
+
+def _required(config: Mapping[str, Any], name: str) -> Any:
+    if config.get(name) is None:
+        raise ValueError(f"the model's config.json (or model.architecture) has no {name!r}, which its model_type "
+                         f"{config.get('model_type')!r} needs")  # fmt: skip
+    return config[name]
+
+
+def _dtype(config: ModelConfig, found: Mapping[str, Any]) -> str:
+    wish = config.dtype if config.dtype != "auto" else found.get("dtype") or found.get("torch_dtype") or "float32"
+    if wish not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"model.dtype={wish!r} cannot work: it must be auto, float32, float16 or bfloat16")
+    return wish
+
+
+def _eos(value: int | list[int] | None) -> tuple[int, ...]:
+    return () if value is None else tuple(value) if isinstance(value, list) else (value,)

@@ -1,0 +1,96 @@
+"""The weights of a model, part by part: what is stacked into one tensor, and where it lies on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from .architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the model (and its bias), stacked from shards.
+
+    sources    module names on disk; for experts with ``{e}`` in place of the expert's number
+    rows       rows (outputs) of each source
+    columns    inputs; None for a norm, which is a vector
+    layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go head by head, each
+               with its q, k and v, and rows here q of all heads, k, v
+    """
+
+    sources: tuple[str, ...]
+    rows: tuple[int, ...]
+    columns: int | None = None
+    bias: bool = False
+    layout: Literal["linear", "transposed", "interleaved"] = "linear"
+    num_experts: int = 0
+    head_dim: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        matrix = (sum(self.rows),) if self.columns is None else (sum(self.rows), self.columns)
+        return (self.num_experts, *matrix) if self.num_experts else matrix
+
+    def tensors(self) -> Iterator[tuple[str, int, int, tuple[int, ...]]]:
+        """(name on disk, expert, shard, shape on disk) of each weight, without the biases."""
+        for expert in range(self.num_experts or 1):
+            for shard, (source, rows) in enumerate(zip(self.sources, self.rows)):
+                shape: tuple[int, ...] = (rows,) if self.columns is None else (rows, self.columns)
+                yield source.format(e=expert) + ".weight", expert, shard, shape[::-1] if self.layout == "transposed" else shape
+
+
+def model_parts(a: Architecture) -> dict[str, Part]:
+    """Parts outside the layers: embed, position_embed, project_in, final_norm, project_out, lm_head, as far as there."""
+    f = a.family
+    parts = {"embed": Part((f.base + f.embed,), (a.vocab_size,), a.embed_dim)}
+    if f.positions == "learned":
+        parts["position_embed"] = Part((f.base + f.position_embed,), (a.max_position + f.position_offset,), a.hidden_size)
+    if a.embed_dim != a.hidden_size:
+        parts["project_in"] = Part((f.base + "project_in",), (a.hidden_size,), a.embed_dim)
+        parts["project_out"] = Part((f.base + "project_out",), (a.embed_dim,), a.hidden_size)
+    if a.final_norm:
+        parts["final_norm"] = Part((f"{f.base}{f.final_norm}",), (a.hidden_size,), bias=f.norm == "layer")
+    if not a.tied:
+        parts["lm_head"] = Part((f.lm_head,), (a.vocab_size,), a.embed_dim)
+    return parts
+
+
+def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
+    """Parts of layer ``index``, by the names of the family table."""
+    f, moe = a.family, a.layers[index].moe
+    q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    hidden, inner = a.hidden_size, a.intermediate_size
+    outputs = {"qkv": (q, k, k), "o": (hidden,), "gate_up": (inner, inner), "up": (inner,), "down": (hidden,)}
+    inputs = {"qkv": hidden, "o": q, "gate_up": hidden, "up": hidden, "down": inner}
+    skipped = ("gate_up", "up", "down") if moe else ("router", "w13", "w2")
+    parts = {}
+    for name, modules in f.names.items():
+        if name in skipped:
+            continue
+        sources = tuple(f"{f.base}{f.layers}.{index}.{module}" for module in modules)
+        if name in outputs:
+            rows = outputs[name] if len(sources) == len(outputs[name]) else (sum(outputs[name]),)
+            layout: Literal["linear", "transposed", "interleaved"] = "transposed" if f.transposed else "linear"
+            if name == "qkv" and f.interleaved_qkv:
+                layout = "interleaved"
+            parts[name] = Part(sources, rows, inputs[name], name in a.biases, layout, head_dim=a.head_dim)
+        elif name.endswith("norm"):
+            parts[name] = Part(sources, (a.head_dim if name in ("q_norm", "k_norm") else hidden,), bias=f.norm == "layer")
+        else:
+            assert moe is not None
+            size = moe.intermediate_size
+            parts[name] = {
+                "router": Part(sources, (moe.num_experts,), hidden),
+                "w13": Part(sources, (size, size), hidden, num_experts=moe.num_experts),
+                "w2": Part(sources, (hidden,), size, num_experts=moe.num_experts),
+            }[name]
+    return parts
+
+
+def all_parts(a: Architecture) -> Iterator[Part]:
+    """Every part of the model."""
+    yield from model_parts(a).values()
+    for index in range(len(a.layers)):
+        yield from layer_parts(a, index).values()

@@ -1,0 +1,37 @@
+"""What the runner needs of a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from ..forward_batch import ForwardBatch
+from ..kv_cache.spec import CacheGroup, PagedKV
+
+if TYPE_CHECKING:
+    from triton_kernels.attention_meta import LayerKV
+
+
+class Model(Protocol):
+    """A decoder, ours or the transformers library's. Everything runs under ``torch.inference_mode``."""
+
+    dtype: torch.dtype
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+
+    def cache_specs(self) -> list[PagedKV]:
+        """What each layer keeps in the cache."""
+
+    def set_groups(self, groups: tuple[CacheGroup, ...]) -> None:
+        """Tells which KV group serves which layer."""
+
+    def begin_step(self, batch: ForwardBatch) -> None:
+        """Once per step, before ``forward``: lets attention prepare what the layers of a group share."""
+
+    def forward(self, batch: ForwardBatch, caches: list[LayerKV]) -> torch.Tensor:
+        """Final hidden states [T, H] of a step; writes the cache. caches: one per layer."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [R, H] -> [R, V] in the model's dtype."""

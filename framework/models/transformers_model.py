@@ -1,0 +1,259 @@
+"""Models that the native decoder does not cover: the transformers library's own modules, with our attention and linear layers.
+
+The library's attention interface calls :func:`_attention` in place of its own; keywords given to a model's forward arrive
+there, which is how a step gets in. A probe run at load time tells which layers attend, with which shapes and parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from ..config import ModelConfig
+from ..forward_batch import ForwardBatch
+from ..kv_cache.spec import CacheGroup, PagedKV
+from ..plan import BoundKernel, KernelPlan
+from .architecture import ModelInfo
+
+if TYPE_CHECKING:
+    from triton_kernels.attention_meta import LayerKV
+
+INTERFACE = "kernelswap"
+KEYWORD = "kernelswap_step"
+_BATCH_ROPES = ("dynamic", "longrope")
+_UNKNOWN_KINDS = ("position_bias", "head_mask", "alibi")
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """How one layer attends, as the probe saw it. sinks: f32 [num_heads] or None."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    scale: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None = field(default=None, compare=False)
+
+
+class TransformersModel:
+    """The interface of ``Decoder`` around a model of the transformers library."""
+
+    def __init__(
+        self,
+        model: Any,
+        info: ModelInfo,
+        shapes: list[AttentionShape],
+        plan: KernelPlan,
+        block_size: int,
+        cache_dtype: str,
+        kv_dtype: torch.dtype,
+    ) -> None:
+        self.dtype, self.vocab_size, self.max_model_len = model.dtype, model.config.vocab_size, info.max_model_len
+        self.eos_token_ids, self.num_layers = info.eos_token_ids, len(shapes)
+        self._specs = [PagedKV(s.num_kv_heads, s.head_dim, s.v_head_dim, cache_dtype, s.window) for s in shapes]
+        self._write: list[BoundKernel] = []
+        self._decode: list[BoundKernel] = []
+        self._prefill: list[BoundKernel] = []
+        for s in shapes:
+            facts = {"head_dim": s.head_dim, "value_dim": s.v_head_dim, "num_heads": s.num_heads, "num_kv_heads": s.num_kv_heads,
+                     "page_size": block_size, "kv_dtype": kv_dtype}  # fmt: skip
+            params = {"scale": s.scale, "causal": True, "window": s.window, "softcap": s.softcap}
+            weights = {} if s.sinks is None else {"sinks": s.sinks}
+            self._write.append(plan.bind("kv_cache_write", facts=facts))
+            self._decode.append(plan.bind("paged_attention_decode", weights, params, facts))
+            self._prefill.append(plan.bind("paged_attention_prefill", weights, params, facts))
+        _swap_linears(model, plan)
+        self._base, self._head = _split_head(model)
+        self.layer_groups = [0] * len(shapes)
+        self._first_layers = [0]
+
+    def cache_specs(self) -> list[PagedKV]:
+        return self._specs
+
+    def set_groups(self, groups: tuple[CacheGroup, ...]) -> None:
+        for index, group in enumerate(groups):
+            for layer in group.layers:
+                self.layer_groups[layer] = index
+        self._first_layers = [group.layers[0] for group in groups]
+
+    def begin_step(self, batch: ForwardBatch) -> None:
+        for group, layer in zip(batch.groups, self._first_layers):
+            if group.decode is not None:
+                self._decode[layer].begin_step(group.decode)
+            if group.prefill is not None:
+                self._prefill[layer].begin_step(group.prefill)
+
+    def forward(self, batch: ForwardBatch, caches: list[LayerKV]) -> torch.Tensor:
+        """As ``Decoder.forward``: the tokens of all requests are one row of the library's batch."""
+
+        def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
+            q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
+            group, kv, n = batch.groups[self.layer_groups[layer]], caches[layer], batch.num_decode_tokens
+            self._write[layer](k, v, kv, group.slot_mapping)
+            parts = []
+            if group.decode is not None:
+                parts.append(self._decode[layer](q[:n], kv, group.decode))
+            if group.prefill is not None:
+                parts.append(self._prefill[layer](q[n:], kv, group.prefill))
+            return torch.cat(parts)[None]
+
+        return _run(self._base, batch.token_ids, batch.positions, attend)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The library's own head, which may scale or cap: its inner model is one that returns what it is given."""
+        return self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+
+
+def load_transformers_model(
+    config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: torch.device, block_size: int, cache_dtype: str,
+    kv_dtype: torch.dtype, seed: int,
+) -> TransformersModel:  # fmt: skip
+    """Loads a model, finds out how it attends, and binds its kernels. Raises ValueError with the reason if it cannot work."""
+    transformers.AttentionInterface.register(INTERFACE, _attention)
+    transformers.AttentionMaskInterface.register(INTERFACE, _no_mask)
+    overrides = {k: v for k, v in config.architecture.items() if k != "model_type"}
+    if info.folder is None:
+        library_config = transformers.AutoConfig.for_model(info.config["model_type"], **overrides)
+    else:
+        library_config = transformers.AutoConfig.from_pretrained(info.folder, **overrides)
+    if reason := _refusal(library_config):
+        raise ValueError(f"model {config.name!r} cannot run: {reason}")
+    library_config._attn_implementation = INTERFACE
+    dtype = getattr(torch, info.dtype)
+    if config.load_format == "dummy":
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed)
+            model: Any = transformers.AutoModelForCausalLM.from_config(library_config, dtype=dtype)
+    else:
+        assert info.folder is not None
+        model = transformers.AutoModelForCausalLM.from_pretrained(info.folder, config=library_config, dtype=dtype)
+        model.to(device=device)
+    model.eval()
+    shapes = _probe(config.name, model, device)
+    return TransformersModel(model, info, shapes, plan, block_size, cache_dtype, kv_dtype)
+
+
+def _refusal(config: Any) -> str | None:
+    """Why a model cannot be served, as far as its config tells."""
+    if config.is_encoder_decoder:
+        return "it is an encoder-decoder; only decoders can be served"
+    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
+        return f"transformers has no causal language model for model_type {config.model_type!r}"
+    model_class: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    if not getattr(model_class, "_supports_attention_backend", False):
+        return f"{model_class.__name__} does not use the attention interface of transformers, so our attention cannot be put in"
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"it has layers of kind {', '.join(sorted(kinds))}; only full and sliding-window attention can be served"
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in {str(p.get("rope_type")) for p in (rope, *rope.values()) if isinstance(p, dict)} & set(_BATCH_ROPES):
+        return f"its rotary embedding ({kind}) depends on the longest sequence of a batch, which a shared cache cannot follow"
+    return None
+
+
+def _probe(name: str, model: Any, device: torch.device) -> list[AttentionShape]:
+    """Runs two tokens through the model and records how each layer attends."""
+    seen: dict[int, AttentionShape] = {}
+    problems: list[str] = []
+    kinds = getattr(model.config, "layer_types", None)
+
+    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
+        window, softcap = keywords.get("sliding_window"), keywords.get("softcap")
+        scale = keywords["scaling"] if keywords.get("scaling") is not None else q.shape[-1] ** -0.5
+        sinks = keywords.get("s_aux")
+        problems.extend(f"layer {layer} attends with {key}" for key in _UNKNOWN_KINDS if keywords.get(key) is not None)
+        if keywords.get("is_causal") is False or keywords["module_is_causal"] is False:
+            problems.append(f"attention of layer {layer} is not causal")
+        if kinds and kinds[layer] == "sliding_attention" and window is None:
+            problems.append(f"layer {layer} is windowed but does not say so to its attention")
+        seen[layer] = AttentionShape(q.shape[1], k.shape[1], q.shape[3], v.shape[3], float(scale), window, softcap,
+                                     None if sinks is None else sinks.detach().float())  # fmt: skip
+        return v.new_zeros(1, q.shape[2], q.shape[1], v.shape[3])
+
+    with torch.inference_mode():
+        _run(model.get_decoder(), torch.zeros(2, dtype=torch.int64, device=device), torch.arange(2, device=device), attend)
+    silent = sorted(set(range(model.config.num_hidden_layers)) - set(seen))
+    if silent:
+        problems.append(f"layers {', '.join(map(str, silent))} do not attend (they keep another kind of state)")
+    if problems:
+        raise ValueError(f"model {name!r} cannot run: {'; '.join(problems)}")
+    return [seen[layer] for layer in range(len(seen))]
+
+
+def _run(base: Any, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    keywords: dict[str, Any] = {KEYWORD: attend}
+    out = base(input_ids=token_ids[None], position_ids=positions[None], use_cache=False, **keywords)
+    return out.last_hidden_state[0]
+
+
+def _attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **keywords: Any
+) -> tuple[torch.Tensor, None]:
+    """The library's attention interface. query, key, value [1, heads, T, D] -> [1, T, heads, Dv]."""
+    attend = keywords.pop(KEYWORD, None)
+    if attend is None:
+        raise ValueError(f"this model cannot run: {type(module).__name__} of transformers is handed no keywords by its model, so our "
+                         "attention cannot be put in")  # fmt: skip
+    keywords["module_is_causal"] = getattr(module, "is_causal", True)
+    return attend(module.layer_idx, query, key, value, keywords), None
+
+
+def _no_mask(*args: Any, **keywords: Any) -> None:
+    """Our attention knows the positions; it takes no mask."""
+
+
+class _KernelLinear(torch.nn.Module):
+    """A linear layer of ours in the place of one of the library's."""
+
+    def __init__(self, kernel: BoundKernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.kernel(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
+
+class _Hidden:
+    """The output of an inner model: hidden states, and nothing of what else it may return."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        """past_key_values, router_logits, ..."""
+        return None
+
+
+class _Given(torch.nn.Module):
+    """An inner model that returns its input embeddings as the final hidden states."""
+
+    def forward(self, input_ids: None = None, *args: Any, inputs_embeds: torch.Tensor, **keywords: Any) -> _Hidden:
+        return _Hidden(inputs_embeds)
+
+
+def _swap_linears(model: torch.nn.Module, plan: KernelPlan) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear:
+                bias = child.bias.detach() if child.bias is not None else None
+                setattr(parent, name, _KernelLinear(plan.bind("linear", {"weight": child.weight.detach(), "bias": bias})))
+
+
+def _split_head(model: Any) -> tuple[Any, Any]:
+    """(inner model, the model whose inner model is replaced by one that returns what it is given)."""
+    inner = model.get_decoder()
+    parent, name = next((p, n) for p in model.modules() for n, child in p.named_children() if child is inner)
+    setattr(parent, name, _Given())
+    return inner, model

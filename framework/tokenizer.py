@@ -1,0 +1,28 @@
+"""The tokenizer of a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The Hugging Face tokenizer saved in ``folder``, fast if there is one."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no tokenizer could be loaded from {folder}: {error}. Give one with model.tokenizer, or pass prompts as "
+                         '{"prompt_token_ids": [...]} with SamplingParams(detokenize=False)') from error  # fmt: skip
+
+
+def token_ids_of_words(tokenizer: Any, words: list[str]) -> list[list[int]]:
+    """Token ids of words as they appear at the start of a text and after a space; both must be kept from being generated."""
+    found: list[list[int]] = []
+    for word in words:
+        for text in (word, " " + word.lstrip()):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            if ids and ids not in found:
+                found.append(ids)
+    return found

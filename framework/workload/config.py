@@ -1,0 +1,93 @@
+"""The configuration of a workload: a plain dataclass, which is also the schema of conf/workload."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+SOURCES = ("random", "python", "trace")
+ARRIVALS = ("open", "closed", "trace")
+FORMATS = ("auto", "azure", "mooncake", "spec_bench", "sharegpt")
+
+
+@dataclass
+class SamplingConfig:
+    """How every request samples; the fields mean what they mean in SamplingParams."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+@dataclass
+class WorkloadConfig:
+    """What is asked of the engine. Two axes: where the requests come from, and when they arrive.
+
+    source          random (token ids), python (prompts cut from the running interpreter's standard library), trace (a file)
+    path, format    of the trace; auto looks into the file. A .gz file is read as it is
+    num_requests    how many; None = all of the trace
+    seed            of everything random here
+    prompt_tokens, prompt_spread    lengths are uniform in mean * [1 - spread, 1 + spread]; not for traces that bring lengths
+    output_tokens, output_spread    likewise; an answer is at most that long, exactly that long with ignore_eos
+    shared_prefix_tokens    tokens at the start of every prompt that are the same in all, on top of prompt_tokens
+    length_scale            factor on the lengths of a trace
+    max_prompt_tokens, max_output_tokens    lengths are cut to these; None = as they come
+
+    arrivals        open (at ``rate``), closed (``num_users`` users who wait for their answer), trace (the file's timestamps)
+    rate            requests per second; inf = all at once
+    burstiness      shape of the Gamma distribution of the gaps: 1 = Poisson, less = burstier, inf = even
+    num_users       of the closed loop
+    think_time_s    mean of the exponential pause between an answer and the user's next request
+    time_scale      factor on the gaps of a trace: 0.5 replays it at twice the rate
+    """
+
+    source: str = "random"
+    path: str | None = None
+    format: str = "auto"
+    num_requests: int | None = 32
+    seed: int = 0
+    prompt_tokens: int = 128
+    prompt_spread: float = 0.5
+    output_tokens: int = 64
+    output_spread: float = 0.5
+    shared_prefix_tokens: int = 0
+    length_scale: float = 1.0
+    max_prompt_tokens: int | None = None
+    max_output_tokens: int | None = None
+    arrivals: str = "open"
+    rate: float = math.inf
+    burstiness: float = 1.0
+    num_users: int = 8
+    think_time_s: float = 0.0
+    time_scale: float = 1.0
+    ignore_eos: bool = True
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def validate(self) -> None:
+        """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
+        one_of = {"source": SOURCES, "arrivals": ARRIVALS, "format": FORMATS}
+        for key, names in one_of.items():
+            _require(getattr(self, key) in names, key, getattr(self, key), "one of " + ", ".join(names))
+        for key in ("rate", "burstiness", "time_scale", "length_scale", "prompt_tokens", "output_tokens", "num_users"):
+            _require(getattr(self, key) > 0, key, getattr(self, key), "more than 0")
+        for key in ("think_time_s", "shared_prefix_tokens"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        for key in ("prompt_spread", "output_spread"):
+            _require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "between 0 and 1")
+        for key in ("num_requests", "max_prompt_tokens", "max_output_tokens"):
+            value = getattr(self, key)
+            _require(value is None or value > 0, key, value, "more than 0, or null")
+        if self.source == "trace":
+            _require(self.path is not None, "path", self.path, "the file of the trace (workload.path=FILE)")
+        else:
+            _require(self.num_requests is not None, "num_requests", self.num_requests, "a number, unless source=trace")
+            _require(self.arrivals != "trace", "arrivals", self.arrivals, "open or closed, unless source=trace")
+
+
+def _require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"workload.{key}={value!r} cannot work: it must be {expected}")

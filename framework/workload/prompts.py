@@ -1,0 +1,69 @@
+"""Where prompts come from. Every function is a pure function of its arguments: request i does not depend on how many follow."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .traces import MOONCAKE_BLOCK_TOKENS
+
+Encode = Callable[[str], list[int]]
+"""Text -> token ids, special tokens as the model wants them."""
+
+# Streams of random numbers, so that changing one part of a workload leaves the others as they are.
+LENGTHS, PROMPTS, PREFIX, BLOCKS, ARRIVALS, THINK, SEEDS = range(7)
+
+
+def stream(seed: int, kind: int, index: int = 0) -> np.random.Generator:
+    """An independent random stream for one purpose and one request."""
+    return np.random.default_rng((seed, kind, index))
+
+
+def random_tokens(num_tokens: int, vocab_size: int, rng: np.random.Generator) -> list[int]:
+    """Token ids, uniform over the vocabulary."""
+    return rng.integers(0, vocab_size, num_tokens).tolist()
+
+
+def block_tokens(block_ids: tuple[int, ...], num_tokens: int, scale: float, vocab_size: int, seed: int) -> list[int]:
+    """A prompt made of named blocks: equal names give equal tokens, so that a trace's shared prefixes are real."""
+    ends = [round(MOONCAKE_BLOCK_TOKENS * scale * (i + 1)) for i in range(len(block_ids))]
+    if not ends or ends[-1] < num_tokens:
+        raise ValueError(f"the trace names {len(block_ids)} blocks of {MOONCAKE_BLOCK_TOKENS} tokens for a longer prompt "
+                         f"({num_tokens} tokens after scaling)")  # fmt: skip
+    tokens: list[int] = []
+    for block_id, end in zip(block_ids, ends):
+        tokens += random_tokens(end - len(tokens), vocab_size, stream(seed, BLOCKS, block_id))
+    return tokens[:num_tokens]
+
+
+class PythonSource:
+    """Prompts that end in the middle of real code: what the tiny model can complete."""
+
+    CHARS_PER_TOKEN = 8
+    """More than any tokenizer of code averages, so that one cut is nearly always long enough."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        """The top-level modules of the running interpreter's standard library."""
+        return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+
+    def cut(self, num_tokens: int, rng: np.random.Generator) -> list[int]:
+        """``num_tokens`` tokens of source text from the start of a random line of a random module."""
+        needed = num_tokens * self.CHARS_PER_TOKEN
+        files = [path for path in self._files if path.stat().st_size > 2 * needed]
+        if not files:
+            raise ValueError(f"no module of the standard library is long enough for a prompt of {num_tokens} tokens; "
+                             "use workload.source=random")  # fmt: skip
+        while True:
+            text = files[int(rng.integers(len(files)))].read_text(encoding="utf-8")
+            start = text.find("\n", int(rng.integers(len(text) - needed))) + 1
+            tokens = self._encode(text[start : start + needed])
+            if len(tokens) >= num_tokens:
+                return tokens[:num_tokens]

@@ -1,0 +1,71 @@
+"""The engine without a model: what a whole step costs when every running request decodes.
+
+A step is schedule, step input, commit, prefix hashes, detokenize, stop strings on a tenth of the requests, and one output per
+request. Run with ``pytest tests/benchmarks/test_engine_overhead.py --benchmark-only``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework.clock import WallClock
+from framework.config import CacheConfig, EngineConfig, SchedulerConfig
+from framework.engine import Engine
+from framework.executor.null import NullExecutor
+from framework.inputs import InputProcessor
+from framework.sampling_params import RequestOutputKind, SamplingParams
+from framework.tokenizer import load_tokenizer
+
+TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
+PROMPT_LEN, BLOCK_SIZE, MAX_TOKENS = 200, 16, 20_000
+
+
+def decoding_engine(num_requests: int, output_kind: RequestOutputKind = RequestOutputKind.DELTA) -> Engine:
+    """An engine in which ``num_requests`` requests of different lengths decode."""
+    blocks = num_requests * (PROMPT_LEN + 1024) // BLOCK_SIZE
+    config = EngineConfig(
+        cache=CacheConfig(block_size=BLOCK_SIZE),
+        scheduler=SchedulerConfig(max_num_seqs=num_requests, max_num_batched_tokens=num_requests * PROMPT_LEN * 2),
+    )
+    executor = NullExecutor(num_requests, max(blocks, 2 * MAX_TOKENS // BLOCK_SIZE), BLOCK_SIZE, vocab_size=2048)
+    engine = Engine(config, executor, InputProcessor(load_tokenizer(TINY), TINY), WallClock())
+    for i in range(num_requests):
+        params = SamplingParams(
+            max_tokens=MAX_TOKENS, ignore_eos=True, output_kind=output_kind, stop=["never to be seen", "nor this"] if i % 10 == 0 else None
+        )
+        prompt = [(i * 7 + position) % 2000 for position in range(PROMPT_LEN + i % BLOCK_SIZE)]
+        engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
+    while engine.stats().num_running < num_requests:
+        engine.step()
+    engine.step()
+    return engine
+
+
+@pytest.mark.parametrize("num_requests", [16, 64, 256, 1024, 4096])
+def test_step(benchmark: Any, num_requests: int) -> None:
+    engine = decoding_engine(num_requests)
+    outputs = benchmark.pedantic(engine.step, rounds=3 * BLOCK_SIZE, warmup_rounds=BLOCK_SIZE)
+    assert len(outputs) == num_requests
+    benchmark.extra_info["us_per_request"] = benchmark.stats.stats.median / num_requests * 1e6
+
+
+def test_stream_of_requests(benchmark: Any) -> None:
+    """Admission and the end of requests included: 256 slots, short answers, always a queue."""
+    engine = decoding_engine(256)
+    engine.abort([str(i) for i in range(256)])
+    submitted = 0
+
+    def step() -> None:
+        nonlocal submitted
+        while engine.stats().num_waiting < 16:
+            prompt = [(submitted * 7 + position) % 2000 for position in range(PROMPT_LEN)]
+            params = SamplingParams(max_tokens=32, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+            engine.add_request(f"s{submitted}", {"prompt_token_ids": prompt}, params)
+            submitted += 1
+        engine.step()
+
+    benchmark.pedantic(step, rounds=200, warmup_rounds=50)
+    assert submitted > 256

@@ -1,0 +1,101 @@
+"""The engine in a process of its own: streams, aborts, errors and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from framework import AsyncEngine, EngineConfig, RequestOutputKind, SamplingParams
+from framework.async_engine import EngineDeadError
+from framework.config import CacheConfig
+from framework.llm import LLM
+
+PROMPTS = ["def main():\n", "import sys\n", "class A:\n"]
+
+
+def config() -> EngineConfig:
+    return EngineConfig(cache=CacheConfig(num_blocks=256), num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[AsyncEngine]:
+    engine = AsyncEngine(config())
+    yield engine
+    engine.shutdown()
+
+
+async def collect(engine: AsyncEngine, prompt: str, params: SamplingParams) -> list:
+    return [output async for output in engine.generate(prompt, params)]
+
+
+def test_streams_add_up_to_what_the_offline_interface_gives(engine: AsyncEngine) -> None:
+    params = SamplingParams(temperature=0, max_tokens=24, output_kind=RequestOutputKind.DELTA)
+
+    async def run() -> list[list]:
+        return await asyncio.gather(*(collect(engine, prompt, params) for prompt in PROMPTS))
+
+    streams = asyncio.run(run())
+    expected = LLM(config()).generate(PROMPTS, SamplingParams(temperature=0, max_tokens=24), use_tqdm=False)
+    for stream, whole in zip(streams, expected):
+        assert len(stream) > 5, "a stream comes in pieces"
+        assert [o.finished for o in stream] == [False] * (len(stream) - 1) + [True]
+        assert "".join(o.outputs[0].text for o in stream if o.outputs) == whole.outputs[0].text
+        assert [t for o in stream for c in o.outputs for t in c.token_ids] == whole.outputs[0].token_ids
+
+
+def test_the_first_delta_comes_before_the_last_token_is_sampled(engine: AsyncEngine) -> None:
+    async def run() -> tuple[int, int]:
+        params = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+        stream = engine.generate(PROMPTS[0], params)
+        first = await anext(stream)
+        steps = (await engine.report())["stats"]["num_steps"]
+        await stream.aclose()
+        return len(first.outputs[0].token_ids), steps
+
+    tokens, _ = asyncio.run(run())
+    assert tokens < 400
+
+
+def test_leaving_a_stream_aborts_its_request(engine: AsyncEngine) -> None:
+    async def run() -> dict:
+        async for _ in engine.generate(PROMPTS[1], SamplingParams(temperature=0, max_tokens=1000, ignore_eos=True)):
+            break
+        for _ in range(200):
+            stats = (await engine.report())["stats"]
+            if stats["num_running"] == 0:
+                break
+            await asyncio.sleep(0.05)
+        return stats
+
+    stats = asyncio.run(run())
+    assert stats["num_running"] == 0 and stats["num_waiting"] == 0
+
+
+def test_an_error_of_one_request_reaches_only_that_request(engine: AsyncEngine) -> None:
+    async def run() -> list:
+        bad = collect(engine, "x" * 100_000, SamplingParams(max_tokens=4))
+        good = collect(engine, PROMPTS[0], SamplingParams(max_tokens=4))
+        return await asyncio.gather(bad, good, return_exceptions=True)
+
+    bad, good = asyncio.run(run())
+    assert isinstance(bad, ValueError) and "max_model_len" in str(bad)
+    assert good[-1].finished
+
+
+def test_an_error_at_start_is_the_error_that_was_raised() -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        AsyncEngine(EngineConfig(kernels={"sample": "nonsense"}))
+
+
+def test_requests_of_a_dead_engine_fail() -> None:
+    engine = AsyncEngine(config())
+
+    async def run() -> None:
+        async for _ in engine.generate(PROMPTS[0], SamplingParams(max_tokens=1000, ignore_eos=True)):
+            engine._process.kill()
+
+    with pytest.raises(EngineDeadError):
+        asyncio.run(run())
+    engine.shutdown()

@@ -1,0 +1,92 @@
+"""``kernelswap kernels``: what users see, and the exit codes that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from framework.cli import main
+
+WRONG = """
+from triton_kernels.impl import impl
+
+
+@impl("silu_and_mul", "wrong")
+def wrong(x):
+    return x[:, : x.shape[1] // 2] * x[:, x.shape[1] // 2 :]
+"""
+
+
+@pytest.fixture
+def wrong_plugin(tmp_path: Path) -> str:
+    path = tmp_path / "wrong.py"
+    path.write_text(WRONG)
+    return str(path)
+
+
+def test_list_shows_impls_plugins_and_load_failures(capsys: pytest.CaptureFixture[str], wrong_plugin: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise RuntimeError('no such luck')")
+    assert main(["kernels", "list", "silu_and_mul", "--plugin", wrong_plugin, "--plugin", str(broken)]) == 0
+    out = capsys.readouterr().out
+    for name in ("reference", "torch", "wrong"):
+        assert f"silu_and_mul:{name} " in out
+    assert "RuntimeError: no such luck" in out
+    assert "linear" not in out
+
+
+def test_list_says_why_a_triton_kernel_cannot_run_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main(["kernels", "list", "silu_and_mul"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("silu_and_mul:triton "))
+    assert "interpret=true" in line and "block:1024" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["list", "nonsense"], "the ops are"),
+        (["compile", "linear:nonsense", "--target", "sm_90"], "there are"),
+        (["compile", "linear:torch", "--target", "sm_90"], "no Triton kernel"),
+        (["compile", "--target", "sm_90"], "--all"),
+        (["roofline", "linear", "--device", "abacus"], "h200"),
+    ],
+)
+def test_what_cannot_be_done_is_said(capsys: pytest.CaptureFixture[str], words: list[str], complaint: str) -> None:
+    assert main(["kernels", *words]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_check_tells_right_from_wrong(capfd: pytest.CaptureFixture[str], wrong_plugin: str) -> None:
+    """A child process does the work, because Triton decides at import whether it interprets."""
+    words = ["kernels", "check", "silu_and_mul:torch", "silu_and_mul:wrong", "silu_and_mul:triton"]
+    assert main([*words, "--dtype", "fp32", "--plugin", wrong_plugin]) == 1
+    lines = [line.split() for line in capfd.readouterr().out.splitlines() if " fp32 " in line and line.endswith(("ok", "FAILED"))]
+    verdicts = {name: {words[-1] for words in lines if words[0] == f"silu_and_mul:{name}"} for name in ("torch", "wrong", "triton")}
+    assert verdicts["torch"] == verdicts["triton"] == {"ok"}
+    assert "FAILED" in verdicts["wrong"]
+
+
+def test_compile_writes_artifacts_and_verdicts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    output = tmp_path / "artifacts.json"
+    assert main(["kernels", "compile", "silu_and_mul:triton", "--target", "sm_90", "--output", str(output)]) == 0
+    assert "0 violations" in capsys.readouterr().out
+    content = json.loads(output.read_text())
+    (artifact,) = content["compilations"][0]["artifacts"]
+    assert artifact["target"] == "sm_90" and artifact["kernel"] == "_silu_and_mul_kernel"
+    assert artifact["spills"] == 0 and artifact["wide_loads"] >= 2 and artifact["registers"] > 0
+    assert content["failures"] == []
+
+
+def test_roofline_is_bytes_over_bandwidth_for_one_token(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "roofline", "linear", "--device", "h200"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("1 token"))
+    least_us = float(line.removeprefix("1 token").split()[2])
+    num_bytes = 2 * (6144 * 4096 + 4096 + 6144)
+    assert least_us == pytest.approx(num_bytes / 4.3e12 * 1e6, abs=0.01)

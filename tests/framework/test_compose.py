@@ -1,0 +1,95 @@
+"""The YAML files against their schema: everything composes, and what does not fit is refused at composition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, MissingConfigException
+
+from framework.compose import ServeConfig, hydra_version_base, load_config, register_schema, save_config, to_serve_config
+from framework.config import EngineConfig
+from triton_kernels.ops import OPS
+
+CONF = Path(__file__).parents[2] / "conf"
+CHOICES = [
+    f"{path.parent.name}={path.stem}"
+    for group in ("model", "workload", "scheduler", "cache", "executor", "kernels", "experiment")
+    for path in sorted((CONF / group).glob("*.yaml"))
+]
+
+
+register_schema()
+
+
+@pytest.fixture(autouse=True)
+def hydra_session() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), **hydra_version_base()):
+        yield
+    GlobalHydra.instance().clear()
+
+
+def composed(*overrides: str) -> ServeConfig:
+    return to_serve_config(compose("serve", list(overrides)))
+
+
+def test_the_default_is_the_tiny_model_under_a_poisson_workload() -> None:
+    config = composed()
+    assert (config.model.name, config.workload.source, config.workload.rate) == ("tiny", "python", 8)
+    assert type(config.engine()) is EngineConfig
+    config.engine().validate()
+    config.workload.validate()
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes(choice: str) -> None:
+    composed(choice).validate()
+
+
+@pytest.mark.parametrize("choice", ["auto", "reference", "torch", "triton"])
+def test_kernel_choices_name_every_op(choice: str) -> None:
+    assert composed(f"kernels={choice}").kernels == dict.fromkeys(OPS, choice)
+
+
+def test_overrides_reach_their_fields() -> None:
+    config = composed("kernels.linear=packed@threads:2", "workload.rate=inf", "seed=7", "workload=random", "cache.num_blocks=null")
+    assert config.kernels["linear"] == "packed@threads:2"
+    assert math.isinf(config.workload.rate)
+    assert (config.seed, config.workload.seed, config.workload.source) == (7, 7, "random")
+
+
+def test_a_shape_without_its_checkpoint_composes() -> None:
+    config = composed("model=llama-3-8b", "model.load_format=dummy", "device=cuda")
+    assert config.model.load_format == "dummy" and config.model.architecture["hidden_size"] == 4096
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "scheduler.polcy=fcfs",
+        "kernels.smaple=torch",
+        "cache.block_size=many",
+        "workload.rate=fast",
+        "model=unheard-of",
+        "cache.num_blocks=1.5",
+    ],
+)
+def test_unknown_keys_and_wrong_types_fail_at_composition(override: str) -> None:
+    with pytest.raises((ConfigCompositionException, MissingConfigException)):
+        composed(override)
+
+
+def test_a_config_survives_its_file(tmp_path: Path) -> None:
+    config = composed("workload.rate=inf", "kernels.sample=torch", "plugins=[a.py]")
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+
+
+def test_a_file_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"scheduler": {"polcy": "fcfs"}}')
+    with pytest.raises(ValueError, match="polcy"):
+        load_config(tmp_path / "config.json")

@@ -1,0 +1,112 @@
+"""The driver in virtual time, with an engine whose every step takes a second and gives each request a token."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from framework.clock import VirtualClock
+from framework.driver import RunRecord, run_workload
+from framework.sampling_params import SamplingParams
+from framework.workload import WorkloadRequest
+
+
+class OneSecondEngine:
+    """Serves ``places`` requests at once, in order of arrival; refuses prompts of more than 100 tokens."""
+
+    def __init__(self, clock: VirtualClock, places: int = 8) -> None:
+        self.clock, self.places = clock, places
+        self.open: dict[str, int] = {}
+        self.arrivals: dict[str, float] = {}
+        self.steps = 0
+
+    def add_request(self, request_id: str, prompt: Any, params: SamplingParams, *, arrival_s: float) -> None:
+        if len(prompt.token_ids) > 100:
+            raise ValueError("prompt too long")
+        self.open[request_id] = params.max_tokens or 1
+        self.arrivals[request_id] = arrival_s
+
+    def has_unfinished(self) -> bool:
+        return bool(self.open)
+
+    def step(self) -> list[Any]:
+        self.clock.advance_to(self.clock.now() + 1)
+        self.steps += 1
+        outputs = []
+        for name in list(self.open)[: self.places]:
+            self.open[name] -= 1
+            done = not self.open[name]
+            completion = SimpleNamespace(token_ids=[7], finish_reason="length" if done else None)
+            outputs.append(SimpleNamespace(request_id=name, outputs=[completion], finished=done))
+            if done:
+                del self.open[name]
+        return outputs
+
+    def stats(self) -> Any:
+        return SimpleNamespace(num_running=len(self.open), num_waiting=0, kv_usage=0.5, num_preemptions=self.steps,
+                               num_chunked_prefills=0, prefix_query_tokens=10 * self.steps, prefix_hit_tokens=self.steps)  # fmt: skip
+
+
+def request(arrival_s: float, num_output: int, user: int = 0, think_time_s: float | None = None, num_prompt: int = 4) -> WorkloadRequest:
+    return WorkloadRequest(arrival_s, [1] * num_prompt, SamplingParams(max_tokens=num_output), user, think_time_s)
+
+
+def drive(*requests: WorkloadRequest, start_s: float = 0.0, **options: Any) -> tuple[RunRecord, OneSecondEngine]:
+    clock = VirtualClock()
+    clock.advance_to(start_s)
+    engine = OneSecondEngine(clock, **options)
+    return run_workload(engine, requests, clock), engine  # type: ignore[arg-type]
+
+
+def times(record: RunRecord) -> dict[str, list[float]]:
+    return {r.request_id: r.token_times_s for r in record.requests}
+
+
+def test_tokens_are_stamped_and_idle_time_is_skipped() -> None:
+    record, engine = drive(request(0.0, 2), request(10.0, 1), start_s=100.0)
+    assert times(record) == {"0": [1.0, 2.0], "1": [11.0]}
+    assert engine.steps == 3
+    assert engine.arrivals == {"0": 100.0, "1": 110.0}
+    assert [r.finish_reason for r in record.requests] == ["length", "length"]
+
+
+def test_a_request_that_arrives_during_a_step_waits_for_its_end() -> None:
+    record, _ = drive(request(0.0, 3), request(0.5, 1))
+    assert times(record) == {"0": [1.0, 2.0, 3.0], "1": [2.0]}
+    assert record.requests[1].arrival_s == 0.5
+
+
+def test_closed_loop_users_wait_for_their_answers() -> None:
+    record, _ = drive(request(0, 2, 0, 0.0), request(0, 1, 1, 0.0), request(0, 1, 0, 5.0), request(0, 1, 1, 0.0))
+    # User 0 has its answer at 2, thinks for 5; user 1 has its answer at 1 and asks again at once.
+    assert [(r.request_id, r.arrival_s) for r in record.requests] == [("0", 0), ("1", 0), ("3", 1.0), ("2", 7.0)]
+    assert times(record) == {"0": [1.0, 2.0], "1": [1.0], "3": [2.0], "2": [8.0]}
+
+
+def test_queueing_counts() -> None:
+    record, _ = drive(request(0, 2), request(0, 1), places=1)
+    assert times(record) == {"0": [1.0, 2.0], "1": [3.0]}
+
+
+def test_refused_requests_are_recorded_and_release_their_user() -> None:
+    record, _ = drive(request(0, 1, 0, 0.0, num_prompt=101), request(0, 1, 0, 2.0))
+    refused, served = record.requests
+    assert refused.error == "prompt too long" and refused.token_times_s == [] and refused.finish_reason is None
+    assert (served.arrival_s, served.token_times_s) == (2.0, [3.0])
+
+
+def test_counters_are_of_this_run_alone() -> None:
+    clock = VirtualClock()
+    engine = OneSecondEngine(clock)
+    run_workload(engine, [request(0, 3)], clock)  # type: ignore[arg-type]
+    record = run_workload(engine, [request(0, 2)], clock)  # type: ignore[arg-type]
+    assert (record.num_preemptions, record.prefix_query_tokens, record.prefix_hit_tokens) == (2, 20, 2)
+    assert [(step.end_s, step.kv_usage) for step in record.steps] == [(1.0, 0.5), (2.0, 0.5)]
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_an_empty_workload_ends_at_once(progress: bool) -> None:
+    clock = VirtualClock()
+    assert run_workload(OneSecondEngine(clock), [], clock, progress).requests == []  # type: ignore[arg-type]

@@ -1,0 +1,113 @@
+"""The offline interface on the embedded model, against the transformers library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from framework import LLM, SamplingParams
+from triton_kernels.resolve import NoKernelError, override
+
+TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
+PROMPTS = ["def read_file(path):\n", "import os\n", "class Parser:\n    def __init__(self", "# The following"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM("tiny", dtype="float32", num_gpu_blocks_override=512)
+
+
+def test_the_quick_start_of_vllm_runs_with_only_the_import_changed() -> None:
+    prompts = ["Hello, my name is", "The president of the United States is", "The capital of France is", "The future of AI is"]
+    sampling_params = SamplingParams(temperature=0.8, top_p=0.95)
+    llm = LLM(model="tiny")
+    outputs = llm.generate(prompts, sampling_params)
+    for output, prompt in zip(outputs, prompts):
+        assert output.prompt == prompt
+        assert output.outputs[0].text
+        assert len(output.outputs[0].token_ids) == 16
+
+
+def test_greedy_tokens_and_text_equal_those_of_transformers(llm: LLM) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    outputs = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=48), use_tqdm=False)
+    for prompt, output in zip(PROMPTS, outputs):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        assert output.prompt_token_ids == ids[0].tolist()
+        expected = model.generate(ids, do_sample=False, max_new_tokens=48)[0, ids.shape[1] :].tolist()
+        got = output.outputs[0]
+        assert got.token_ids == expected
+        assert got.text == tokenizer.decode([t for t in expected if t != tokenizer.eos_token_id])
+
+
+def test_logprobs_equal_those_of_transformers(llm: LLM) -> None:
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    params = SamplingParams(temperature=0, max_tokens=6, logprobs=3, prompt_logprobs=2)
+    output = llm.generate(PROMPTS[0], params, use_tqdm=False)[0]
+    ids = [*output.prompt_token_ids, *output.outputs[0].token_ids]
+    expected = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), dim=-1)
+    assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None and output.outputs[0].logprobs is not None
+    entries = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
+    assert len(entries) == len(ids) - 1
+    for position, entry in enumerate(entries):
+        assert entry is not None
+        ranked = expected[position].argsort(descending=True).tolist()
+        assert set(entry) >= set(ranked[: 2 if position < len(output.prompt_token_ids) - 1 else 3])
+        for token, logprob in entry.items():
+            assert logprob.logprob == pytest.approx(float(expected[position, token]), abs=2e-4)
+            assert logprob.rank == ranked.index(token) + 1
+
+
+def test_chat_renders_the_models_template(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "def f(x):"}]
+    output = llm.chat(messages, SamplingParams(temperature=0, max_tokens=4), use_tqdm=False)[0]
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    assert output.prompt == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert len(output.outputs[0].token_ids) <= 4
+
+
+def test_default_parameters_come_from_the_generation_config(tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    given = json.loads((folder / "generation_config.json").read_text()) | {"temperature": 0.25, "top_p": 0.5, "top_k": 7}
+    (folder / "generation_config.json").write_text(json.dumps(given))
+    params = LLM(str(folder), num_gpu_blocks_override=64).get_default_sampling_params()
+    assert (params.temperature, params.top_p, params.top_k) == (0.25, 0.5, 7)
+    params = LLM(str(folder), num_gpu_blocks_override=64, generation_config="vllm").get_default_sampling_params()
+    assert (params.temperature, params.top_p, params.top_k) == (1.0, 1.0, 0)
+
+
+def test_what_cannot_fit_is_refused_and_leaves_nothing_behind(llm: LLM) -> None:
+    too_long = {"prompt_token_ids": [5] * (llm.engine.executor.max_model_len + 1)}
+    with pytest.raises(ValueError, match="max_model_len"):
+        llm.generate([PROMPTS[0], too_long], SamplingParams(max_tokens=4), use_tqdm=False)
+    assert not llm.engine.has_unfinished()
+    assert len(llm.generate(PROMPTS[0], SamplingParams(max_tokens=4), use_tqdm=False)) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"kernels": {"sample": "nonsense"}}, {"kernels": {"linear": "torch@tile:4"}}])
+def test_a_choice_that_cannot_run_stops_the_engine(arguments: dict) -> None:
+    with pytest.raises(NoKernelError, match="Impls of"):
+        LLM("tiny", **arguments)
+
+
+def test_an_unknown_op_is_named() -> None:
+    with pytest.raises(ValueError, match="no such op"):
+        LLM("tiny", kernels={"smaple": "torch"})
+
+
+def test_overrides_reach_the_plan_and_calls_are_counted() -> None:
+    with override(sample="reference"):
+        llm = LLM("tiny", kernels={"sample": "torch", "rms_norm": "reference"}, num_gpu_blocks_override=64)
+    llm.generate("x = ", SamplingParams(temperature=0, max_tokens=5), use_tqdm=False)
+    plan = llm.plan()
+    assert plan["sample"]["impl"] == "reference" and plan["sample"]["calls"] == 5
+    assert plan["rms_norm"]["impl"] == "reference" and plan["rms_norm"]["calls"] > 5
+    assert plan["moe_experts"]["calls"] == 0 if "moe_experts" in plan else True

@@ -1,0 +1,127 @@
+"""Files of runs, the table built from them, and the statistics of the table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from framework.cli import collect as collect_command
+from framework.comparison import compare, confidence_halfwidth, summarize
+from framework.config import EngineConfig
+from framework.driver import RequestRecord
+from framework.environment import environment
+from framework.results import collect, collect_requests, config_columns, plan_columns, swept_columns, write_requests, write_run
+
+METRIC = "metric.ttft_p50_s"
+
+
+def write_sweep(folder: Path) -> None:
+    """Two samplers x two seeds, torch twice as slow for seed 1 and four times for seed 2; then a run that failed."""
+    times = {("triton", 1): 0.1, ("triton", 2): 0.2, ("torch", 1): 0.2, ("torch", 2): 0.8}
+    for number, ((sampler, seed), value) in enumerate(times.items()):
+        config = EngineConfig(kernels={"sample": sampler, "linear": "auto"}, seed=seed)
+        write_run(folder / str(number), {**config_columns(config), METRIC: value, "status": "ok", "error": None})
+        write_requests(folder / str(number), [RequestRecord("0", 0, 0.0, 5, [value], "stop")])
+    config = EngineConfig(kernels={"sample": "none", "linear": "auto"})
+    write_run(folder / "10", {**config_columns(config), "status": "failed", "error": "NoKernelError: no kernel\nfor sample"})
+
+
+def test_rows_are_flat_and_name_choice_and_plan(tmp_path: Path) -> None:
+    config = EngineConfig(kernels={"sample": "torch"}, plugins=["a.py"])
+    report = {"sample": {"impl": "torch", "origin": "kernelswap", "version": "1", "calls": 7}}
+    write_run(
+        tmp_path, {**config_columns(config), **plan_columns(report), "workload.rate": math.inf, "status": "ok", "error": None}
+    )
+    row = json.loads((tmp_path / "run.json").read_text())
+    assert all(value is None or isinstance(value, str | int | float | bool) for value in row.values())
+    found = {
+        key: row[key]
+        for key in ("choice.sample", "plan.sample", "plan.sample.calls", "cache.block_size", "plugins", "workload.rate")
+    }
+    assert found == {
+        "choice.sample": "torch", "plan.sample": "torch", "plan.sample.calls": 7, "cache.block_size": 16, "plugins": '["a.py"]',
+        "workload.rate": "inf",
+    }  # fmt: skip
+
+
+def test_requests_file(tmp_path: Path) -> None:
+    write_requests(tmp_path, [RequestRecord("0", 3, 1.0, 5, [1.5, 2.0], "length"), RequestRecord("1", 0, 1.0, 9, error="too long")])
+    served, refused = csv.DictReader((tmp_path / "requests.csv").open())
+    assert (served["ttft_s"], served["tpot_s"], served["e2e_s"], served["num_output_tokens"]) == ("0.5", "0.5", "1", "2")
+    assert (refused["status"], refused["ttft_s"], refused["error"]) == ("refused", "", "too long")
+
+
+def test_the_table_has_every_run_again_and_again(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    first = collect(tmp_path)
+    assert list(first["run"]) == ["0", "1", "2", "3", "10"]
+    assert list(first["status"]) == ["ok"] * 4 + ["failed"]
+    first.to_csv(tmp_path / "table.csv")
+    pd.testing.assert_frame_equal(first, collect(tmp_path))
+    assert swept_columns(first) == ["seed", "choice.sample"]
+    assert list(collect_requests(tmp_path, first)["run"]) == ["0", "1", "2", "3"]
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no run\.json"):
+        collect(tmp_path)
+
+
+def test_repeats_are_averaged_with_their_interval(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    table = summarize(collect(tmp_path), [METRIC]).set_index("choice.sample")
+    assert list(table["repeats"]) == [2, 2]
+    assert table.loc["triton", METRIC] == pytest.approx(0.15)
+    # Two values 0.1 and 0.2: standard error 0.05, times Student's t for one degree of freedom.
+    assert table.loc["triton", f"{METRIC}.ci95"] == pytest.approx(0.05 * 12.706, rel=1e-3)
+
+
+def test_confidence_interval_covers_the_mean_in_95_percent() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for size in (2, 5, 40):
+        samples = rng.normal(size=(4000, size))
+        covered = np.mean([abs(s.mean()) <= confidence_halfwidth(s) for s in samples])
+        assert covered == pytest.approx(0.95, abs=0.012)
+
+
+def test_comparison_pairs_runs_by_seed(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    (row,) = compare(collect(tmp_path), [METRIC], "choice.sample", "triton").to_dict("records")
+    assert row["choice.sample"] == "torch"
+    assert row["pairs"] == 2
+    assert row[f"{METRIC}.ratio"] == pytest.approx(math.sqrt(2 * 4))
+    assert row[f"{METRIC}.ratio.low"] < row[f"{METRIC}.ratio"] < row[f"{METRIC}.ratio.high"]
+    with pytest.raises(ValueError, match="was not swept"):
+        compare(collect(tmp_path), [METRIC], "cache.block_size", "16")
+    with pytest.raises(ValueError, match="found triton, torch"):
+        compare(collect(tmp_path), [METRIC], "choice.sample", "cutlass")
+
+
+def test_collect_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import argparse
+
+    write_sweep(tmp_path)
+    parser = argparse.ArgumentParser()
+    collect_command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["collect", str(tmp_path), "--metrics", "ttft_p50_s"])
+    assert args.func(args) == 0
+    shown = capsys.readouterr().out
+    assert "triton" in shown and "failed: 10: NoKernelError: no kernel\n" in shown and "5 runs, 1 failed" in shown
+    assert len(pd.read_csv(tmp_path / "table.csv")) == 5
+
+
+def test_environment_names_versions_and_no_places() -> None:
+    import platform
+
+    found = environment(EngineConfig(device="cpu"))
+    assert found["env.python"] == platform.python_version()
+    assert found["env.device"] == "cpu" and "env.torch" in found
+    text = json.dumps(found)
+    assert platform.node() not in text and str(Path.home()) not in text and str(Path.cwd()) not in text

@@ -1,0 +1,192 @@
+"""Workloads: deterministic, of the asked shape, and true to the recorded formats."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from framework.workload import WorkloadConfig, build_workload
+from framework.workload.arrivals import gamma_arrivals
+from framework.workload.traces import read_trace
+
+VOCAB = 1000
+
+
+def encode(text: str) -> list[int]:
+    """A tokenizer of its own kind: one token per three bytes."""
+    data = text.encode()
+    return [sum(data[i : i + 3]) % VOCAB for i in range(0, len(data), 3)]
+
+
+def write(path: Path, text: str) -> str:
+    with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
+        file.write(text)
+    return str(path)
+
+
+@pytest.fixture
+def azure(tmp_path: Path) -> str:
+    rows = "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n2023-11-16 18:15:51.2224670,879,55\n"
+    return write(tmp_path / "azure.csv.gz", "TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+
+
+@pytest.fixture
+def mooncake(tmp_path: Path) -> str:
+    rows = [(0, 1100, 5, [0, 1, 2]), (500, 1030, 6, [0, 1, 3]), (1500, 600, 7, [9, 10])]
+    keys = ("timestamp", "input_length", "output_length", "hash_ids")
+    return write(tmp_path / "mooncake.jsonl.gz", "".join(json.dumps(dict(zip(keys, row))) + "\n" for row in rows))
+
+
+@pytest.fixture
+def spec_bench(tmp_path: Path) -> str:
+    rows = [{"question_id": i, "category": "writing", "turns": [f"Question number {i}?", "And now shorter."]} for i in range(3)]
+    return write(tmp_path / "questions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def sharegpt(tmp_path: Path) -> str:
+    turns = [{"from": "human", "value": "Hello there"}, {"from": "gpt", "value": "Good morning to you"}]
+    return write(
+        tmp_path / "sharegpt.json", json.dumps([{"id": "a", "conversations": turns[:1]}, {"id": "b", "conversations": turns}])
+    )
+
+
+def test_the_same_config_gives_the_same_requests() -> None:
+    config = WorkloadConfig(source="python", num_requests=6, rate=4, prompt_tokens=40)
+    first, again = (build_workload(config, VOCAB, encode) for _ in range(2))
+    assert first == again
+    other = build_workload(replace(config, seed=1), VOCAB, encode)
+    assert [r.prompt_token_ids for r in first] != [r.prompt_token_ids for r in other]
+    assert len({r.sampling.seed for r in first}) == 6
+
+
+def test_more_requests_leave_the_first_ones_alone() -> None:
+    few = build_workload(WorkloadConfig(num_requests=4), VOCAB, None)
+    many = build_workload(WorkloadConfig(num_requests=9), VOCAB, None)
+    assert [r.prompt_token_ids for r in few] == [r.prompt_token_ids for r in many[:4]]
+    assert [r.sampling for r in few] == [r.sampling for r in many[:4]]
+
+
+@pytest.mark.parametrize("burstiness", [0.3, 1.0, 4.0])
+def test_arrival_gaps_have_the_spread_of_a_gamma_distribution(burstiness: float) -> None:
+    times = np.array(gamma_arrivals(20_000, 5.0, burstiness, np.random.default_rng(0)))
+    gaps = np.diff(times, prepend=0)
+    assert times[-1] == pytest.approx(20_000 / 5.0)
+    assert (gaps >= 0).all()
+    assert gaps.std() / gaps.mean() == pytest.approx(1 / math.sqrt(burstiness), rel=0.05)
+
+
+def test_extreme_rates() -> None:
+    rng = np.random.default_rng(0)
+    assert gamma_arrivals(3, math.inf, 1.0, rng) == [0.0, 0.0, 0.0]
+    assert gamma_arrivals(4, 2.0, math.inf, rng) == pytest.approx([0.5, 1.0, 1.5, 2.0])
+
+
+def test_lengths_fill_their_range() -> None:
+    config = WorkloadConfig(num_requests=300, prompt_tokens=20, prompt_spread=0.5, output_tokens=8, output_spread=0)
+    requests = build_workload(config, VOCAB, None)
+    assert {len(r.prompt_token_ids) for r in requests} == set(range(10, 31))
+    assert {r.sampling.max_tokens for r in requests} == {8}
+
+
+def test_prompts_of_source_come_from_the_standard_library() -> None:
+    characters: list[str] = []
+
+    def by_character(text: str) -> list[int]:
+        """Keeps the text recognizable: the tokens are the characters."""
+        characters.append(text)
+        return [ord(c) for c in text]
+
+    requests = build_workload(
+        WorkloadConfig(source="python", num_requests=3, prompt_tokens=60, prompt_spread=0), VOCAB, by_character
+    )
+    library = [path.read_text() for path in Path(sysconfig.get_paths()["stdlib"]).glob("*.py")]
+    for request in requests:
+        text = "".join(map(chr, request.prompt_token_ids))
+        assert len(text) == 60
+        assert any("\n" + text in module for module in library)
+
+
+def test_shared_prefix() -> None:
+    config = WorkloadConfig(num_requests=4, prompt_tokens=10, prompt_spread=0, shared_prefix_tokens=32)
+    prompts = [r.prompt_token_ids for r in build_workload(config, VOCAB, None)]
+    assert all(len(p) == 42 and p[:32] == prompts[0][:32] for p in prompts)
+    assert len({tuple(p[32:]) for p in prompts}) == 4
+
+
+def test_closed_loop_users_take_turns() -> None:
+    requests = build_workload(WorkloadConfig(num_requests=5, arrivals="closed", num_users=2, think_time_s=0.5), VOCAB, None)
+    assert [r.user for r in requests] == [0, 1, 0, 1, 0]
+    assert all(r.think_time_s is not None and r.think_time_s > 0 for r in requests)
+
+
+def test_azure_trace(azure: str) -> None:
+    config = WorkloadConfig(source="trace", path=azure, num_requests=None, arrivals="trace", time_scale=0.5)
+    requests = build_workload(config, VOCAB, None)
+    assert [len(r.prompt_token_ids) for r in requests] == [374, 396, 879]
+    assert [r.sampling.max_tokens for r in requests] == [44, 109, 55]
+    assert [r.arrival_s for r in requests] == pytest.approx([0, 4.314579 / 2, 4.541877 / 2], abs=1e-5)
+
+
+def test_mooncake_prefixes_are_shared(mooncake: str) -> None:
+    config = WorkloadConfig(source="trace", path=mooncake, arrivals="trace")
+    a, b, c = (r.prompt_token_ids for r in build_workload(config, VOCAB, None))
+    assert (len(a), len(b), len(c)) == (1100, 1030, 600)
+    assert a[:1024] == b[:1024]
+    assert a[1024:1030] != b[1024:1030]
+    assert c[:100] != a[:100]
+
+
+def test_scaled_mooncake_prefixes_are_shared(mooncake: str) -> None:
+    config = WorkloadConfig(source="trace", path=mooncake, arrivals="trace", length_scale=0.1, max_prompt_tokens=105)
+    a, b, c = build_workload(config, VOCAB, None)
+    assert [len(r.prompt_token_ids) for r in (a, b, c)] == [105, 103, 60]
+    assert a.prompt_token_ids[:102] == b.prompt_token_ids[:102]
+    assert [r.arrival_s for r in (a, b, c)] == [0, 0.5, 1.5]
+
+
+def test_traces_of_text(spec_bench: str, sharegpt: str) -> None:
+    questions = build_workload(WorkloadConfig(source="trace", path=spec_bench, num_requests=2, rate=1), VOCAB, encode)
+    assert [r.prompt_token_ids for r in questions] == [encode("Question number 0?"), encode("Question number 1?")]
+    (chat,) = build_workload(WorkloadConfig(source="trace", path=sharegpt, num_requests=None), VOCAB, encode)
+    assert chat.prompt_token_ids == encode("Hello there")
+    assert chat.sampling.max_tokens == len(encode("Good morning to you"))
+
+
+def test_formats_are_told_apart(azure: str, mooncake: str, spec_bench: str, sharegpt: str, tmp_path: Path) -> None:
+    assert read_trace(azure)[0].num_prompt_tokens == 374
+    assert read_trace(mooncake)[0].block_ids == (0, 1, 2)
+    assert read_trace(spec_bench, max_entries=1)[0].prompt == "Question number 0?"
+    assert len(read_trace(sharegpt)) == 1
+    with pytest.raises(ValueError, match="none of azure, mooncake, spec_bench, sharegpt"):
+        read_trace(write(tmp_path / "other.txt", "something else\n"))
+    with pytest.raises(ValueError, match="does not read as mooncake"):
+        read_trace(spec_bench, "mooncake")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "books"}, "workload.source='books'"),
+        ({"rate": 0}, "workload.rate=0"),
+        ({"source": "trace"}, "workload.path=None"),
+        ({"arrivals": "trace"}, "unless source=trace"),
+        ({"source": "trace", "path": "missing.csv"}, "there is no such file"),
+        ({"source": "python"}, "needs a tokenizer"),
+    ],
+)
+def test_what_cannot_work_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_workload(replace(WorkloadConfig(), **changes), VOCAB, None)
+
+
+def test_a_trace_without_timestamps_cannot_be_replayed(spec_bench: str) -> None:
+    with pytest.raises(ValueError, match="has no timestamps"):
+        build_workload(WorkloadConfig(source="trace", path=spec_bench, arrivals="trace"), VOCAB, encode)

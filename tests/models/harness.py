@@ -1,0 +1,90 @@
+"""Steps a model by hand: batches, block tables and caches without scheduler and runner."""
+
+from __future__ import annotations
+
+import torch
+
+from framework.config import ModelConfig
+from framework.forward_batch import ForwardBatch, GroupBatch
+from framework.kv_cache.spec import group_layers
+from framework.models.decoder import Decoder
+from framework.models.loader import load_model, model_dtype
+from framework.parallel import Parallel
+from framework.plan import KernelPlan
+from triton_kernels.attention_meta import AttentionMeta, LayerKV
+
+CPU = torch.device("cpu")
+BLOCK = 4
+
+
+def build(config: ModelConfig, kernels: dict[str, str] | None = None, block_size: int = BLOCK, seed: int = 0) -> Decoder:
+    plan = KernelPlan(kernels or {}, [], CPU, model_dtype(config))
+    model = load_model(config, plan, CPU, Parallel(), block_size, seed)
+    model.set_groups(group_layers(model.cache_specs()))
+    return model
+
+
+class Session:
+    """Sequences that grow step by step; their pages are handed out in an order that no request owns contiguously."""
+
+    def __init__(self, model: Decoder, num_requests: int, max_len: int = 128, block_size: int = BLOCK) -> None:
+        self.model, self.block_size = model, block_size
+        blocks = -(-max_len // block_size)
+        order = torch.randperm(num_requests * blocks, generator=torch.Generator().manual_seed(7)).int() + 1
+        self.table = order.view(num_requests, blocks)
+        self.lengths = [0] * num_requests
+        pages = 1 + num_requests * blocks
+        self.caches = []
+        for spec in model.cache_specs():
+            shape = (pages, block_size, spec.num_kv_heads, spec.head_dim)
+            dtype = getattr(torch, spec.dtype)
+            self.caches.append(LayerKV(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)))
+
+    @torch.inference_mode()
+    def step(self, rows: list[tuple[int, list[int]]]) -> list[torch.Tensor]:
+        """rows: (request, its next tokens), decodes first -> float32 logits [tokens, V] of every token, per row."""
+        num_decodes = 0
+        while num_decodes < len(rows) and len(rows[num_decodes][1]) <= 8 and self.lengths[rows[num_decodes][0]] > 0:
+            num_decodes += 1
+        positions, slots = [], []
+        for request, tokens in rows:
+            span = range(self.lengths[request], self.lengths[request] + len(tokens))
+            positions += span
+            slots += [int(self.table[request, p // self.block_size]) * self.block_size + p % self.block_size for p in span]
+            self.lengths[request] = span.stop
+        metas = [self._meta(rows[:num_decodes]), self._meta(rows[num_decodes:])]
+        group = [GroupBatch(torch.tensor(slots), *metas) for _ in range(max(self.model.layer_groups) + 1)]
+        ids = torch.tensor([token for _, tokens in rows for token in tokens])
+        num_decode_tokens = sum(len(tokens) for _, tokens in rows[:num_decodes])
+        batch = ForwardBatch(ids, torch.tensor(positions), num_decode_tokens, group, torch.arange(len(ids)))
+        self.model.begin_step(batch)
+        logits = self.model.logits(self.model.forward(batch, self.caches)[batch.logits_indices])
+        return list(logits.float().split([len(tokens) for _, tokens in rows]))
+
+    def _meta(self, rows: list[tuple[int, list[int]]]) -> AttentionMeta | None:
+        if not rows:
+            return None
+        counts = [len(tokens) for _, tokens in rows]
+        lengths = [self.lengths[request] for request, _ in rows]
+        cu_q = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        table = self.table[[request for request, _ in rows]]
+        return AttentionMeta(cu_q, torch.tensor(lengths, dtype=torch.int32), table, max(counts), max(lengths))
+
+
+def teacher_forced(model: Decoder, sequences: list[list[int]], chunk: int | None, num_decodes: int) -> list[torch.Tensor]:
+    """Logits [len, V] of each sequence: prompts together, whole or in chunks, then the last ``num_decodes`` tokens one by one."""
+    session = Session(model, len(sequences))
+    out: list[list[torch.Tensor]] = [[] for _ in sequences]
+    done = [0] * len(sequences)
+    while any(d < len(s) for d, s in zip(done, sequences)):
+        rows = []
+        for i, (start, tokens) in enumerate(zip(done, sequences)):
+            prompt = len(tokens) - num_decodes
+            count = min(chunk or prompt, prompt - start) if start < prompt else 1
+            if start < len(tokens):
+                rows.append((i, tokens[start : start + count]))
+        rows.sort(key=lambda row: (session.lengths[row[0]] == 0 or len(row[1]) > 8, row[0]))
+        for (i, tokens), logits in zip(rows, session.step(rows)):
+            out[i].append(logits)
+            done[i] += len(tokens)
+    return [torch.cat(parts) for parts in out]

@@ -1,0 +1,96 @@
+"""Every native family against transformers: logits, what each feature is worth, greedy tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from framework.config import ModelConfig
+from framework.models import architecture
+from framework.models.families import FAMILIES
+
+from .checkpoints import EXAMPLES, VOCAB, Example, make
+from .harness import Session, build, teacher_forced
+
+LENGTHS = (5, 23, 48)
+Checkpoints = Callable[[str], tuple[Path, PreTrainedModel]]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    made: dict[str, tuple[Path, PreTrainedModel]] = {}
+
+    def get(name: str) -> tuple[Path, PreTrainedModel]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = folder, make(EXAMPLES[name], folder)
+        return made[name]
+
+    return get
+
+
+def model_config(folder: Path, example: Example, **architecture: object) -> ModelConfig:
+    return ModelConfig(str(folder), dtype="float32", max_model_len=example.max_model_len, architecture=architecture)
+
+
+def sequences(lengths: tuple[int, ...]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in lengths]
+
+
+@torch.no_grad()
+def reference(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    return model(torch.tensor([tokens])).logits[0]
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def lengths_of(example: Example) -> tuple[int, ...]:
+    """Scaling that depends on a sequence's length is fixed for the longest one here, so only that one is compared."""
+    return LENGTHS[-1:] if example.config.get("rope_parameters", {}).get("rope_type") in ("dynamic", "longrope") else LENGTHS
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("chunk", [None, 9])
+def test_logits(name: str, chunk: int | None, checkpoints: Checkpoints) -> None:
+    folder, theirs = checkpoints(name)
+    model = build(model_config(folder, EXAMPLES[name]))
+    tokens = sequences(lengths_of(EXAMPLES[name]))
+    for ours, row in zip(teacher_forced(model, tokens, chunk, num_decodes=4), tokens):
+        assert error(ours, reference(theirs, row)) <= 1e-4
+
+
+@pytest.mark.parametrize(("name", "feature"), [(n, f) for n, e in EXAMPLES.items() for f in e.without])
+def test_every_feature_matters(name: str, feature: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, theirs = checkpoints(name)
+    without = EXAMPLES[name].without[feature]
+    if without.family is not None:
+        model_type = theirs.config.model_type
+        monkeypatch.setattr(architecture, "FAMILIES", {**FAMILIES, model_type: without.family(FAMILIES[model_type])})
+    model = build(model_config(folder, EXAMPLES[name], **without.config))
+    tokens = sequences(LENGTHS[-1:])
+    assert error(teacher_forced(model, tokens, None, num_decodes=1)[0], reference(theirs, tokens[0])) > 1e-2
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_greedy_tokens(name: str, checkpoints: Checkpoints) -> None:
+    folder, theirs = checkpoints(name)
+    steps = min(64, (EXAMPLES[name].max_model_len or 96) - 16)
+    model = build(model_config(folder, EXAMPLES[name]))
+    prompts = sequences((5, 7, 12, 16))
+    session = Session(model, len(prompts))
+    new = [int(logits[-1].argmax()) for logits in session.step(list(enumerate(prompts)))]
+    grown = [[*prompt, token] for prompt, token in zip(prompts, new)]
+    for _ in range(steps - 1):
+        for i, logits in enumerate(session.step([(i, row[-1:]) for i, row in enumerate(grown)])):
+            grown[i].append(int(logits[-1].argmax()))
+    for prompt, row in zip(prompts, grown):
+        expected = reference(theirs, row).argmax(-1)[len(prompt) - 1 : -1].tolist()
+        assert row[len(prompt) :] == expected
+    assert len({token for prompt, row in zip(prompts, grown) for token in row[len(prompt) :]}) >= 20

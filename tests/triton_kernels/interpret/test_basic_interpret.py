@@ -1,0 +1,82 @@
+"""The Triton kernels of the simple ops, run by Triton's interpreter and compared with the float64 references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from triton_kernels import conformance
+from triton_kernels.op import Case
+from triton_kernels.ops import OPS
+from triton_kernels.registry import Registry
+
+IMPLS = (
+    ("linear", "triton"), ("linear", "triton_invariant"), ("embedding", "triton"), ("rms_norm", "triton"), ("layer_norm", "triton"),
+    ("rotary", "triton"), ("silu_and_mul", "triton"), ("gelu_and_mul", "triton"), ("kv_cache_write", "triton"),
+    ("copy_blocks", "triton"),
+)  # fmt: skip
+SMALL_BLOCKS = (
+    ("linear", {"block_m": 16, "block_n": 16, "block_k": 16}),
+    ("linear", {"block_m": 32, "block_n": 32, "block_k": 16, "split_k": 4}),
+    ("embedding", {"block": 8}),
+    ("rms_norm", {"block": 8}),
+    ("layer_norm", {"block": 8}),
+    ("rotary", {"block_heads": 1}),
+    ("silu_and_mul", {"block": 8}),
+    ("gelu_and_mul", {"block": 8}),
+    ("kv_cache_write", {"block_heads": 1}),
+    ("copy_blocks", {"block_rows": 2}),
+)
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.load()
+
+
+def runnable(op: str) -> Iterator[Case]:
+    return (case for case in OPS[op].cases if "bench" not in case.tags)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("op", "name"), IMPLS, ids=":".join)
+def test_every_case_conforms(registry: Registry, op: str, name: str, dtype: torch.dtype) -> None:
+    impl = registry.impls(op)[name]
+    for case in runnable(op):
+        result = conformance.check(registry.ops[op], impl, case, dtype, interpret=True)
+        assert result.ok, f"{case.name}: {result.message}"
+        assert not result.skipped, f"{case.name} was refused: {result.message}"
+
+
+@pytest.mark.parametrize(("op", "options"), SMALL_BLOCKS, ids=lambda value: value if isinstance(value, str) else str(value))
+def test_three_and_more_blocks_on_every_axis(registry: Registry, op: str, options: dict[str, int]) -> None:
+    """Options make blocks so small that the tiled cases have several on every axis that a kernel cuts."""
+    cases = [case for case in runnable(op) if "tiled" in case.tags]
+    assert cases, f"{op} has no case tagged tiled"
+    for case in cases:
+        result = conformance.check(
+            registry.ops[op], registry.impls(op)["triton"], case, torch.float32, interpret=True, options=options
+        )
+        assert result.ok and not result.skipped, f"{case.name}: {result.message}"
+
+
+def test_linear_multiplies_bf16_in_the_interpreter(registry: Registry) -> None:
+    """The interpreter's own bf16 product works on bit patterns and is off by many orders of magnitude."""
+    op = registry.ops["linear"]
+    result = conformance.check(op, registry.impls("linear")["triton"], op.cases[0], torch.bfloat16, interpret=True)
+    assert result.error < 8e-3  # one unit in the last place: it truncates when it stores bf16
+
+
+def test_wide_rows_keep_their_residual(registry: Registry) -> None:
+    """Rows of more than one block read back what they stored: the normalized values belong to the rounded sum."""
+    x, residual = torch.randn(2, 3, 100, generator=torch.Generator().manual_seed(0)).half()
+    weight, expected_residual = torch.ones(100, dtype=torch.float16), residual.clone()
+    expected = registry.ops["rms_norm"].reference(x, expected_residual, weight, 1e-6)
+    args = {"x": x, "residual": residual, "weight": weight, "eps": 1e-6, "offset": 0.0}
+    spec = conformance.make_spec(registry.ops["rms_norm"], args, torch.float16, torch.device("cpu"), interpret=True)
+    impl = registry.impls("rms_norm")["triton"]
+    out = impl.bind(spec, {"weight": weight}, {"eps": 1e-6, "offset": 0.0}, {"block": 32})(x, residual)
+    assert torch.equal(residual, expected_residual)
+    assert conformance.relative_error(out, expected) < 1e-3

@@ -1,0 +1,208 @@
+"""Compiling impls for a target without having one: the impl's own launcher runs, and its kernels are compiled, not launched.
+
+``python -m triton_kernels.aot TARGET OP:IMPL...`` prints one line of JSON per case; callers that must not change their own
+process (a driver is replaced) or that run in the interpreter start it as a child.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from . import conformance, machine_code
+from .cases.serving import ServingCase, serving_cases
+from .devices import by_arch
+from .impl import Impl
+from .op import Op
+from .registry import Registry
+from .spec import Spec
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+_REGISTERS_PER_SM = 65536
+_THREADS_PER_SM = 2048
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One compiled kernel. Shared memory is that of the metadata (tools do not see dynamic shared memory).
+
+    config             block sizes and other compile-time arguments of the launch
+    explicit_fusion    the launch says whether multiplications and additions may be fused, so that its numbers do not change
+                       with Triton's default
+    programs_per_sm    how many fit on a multiprocessor by registers, shared memory and threads; None where not modelled
+    """
+
+    op: str
+    impl: str
+    case: str
+    kernel: str
+    target: str
+    triton: str
+    config: str
+    num_warps: int
+    num_stages: int
+    shared_bytes: int
+    registers: int
+    spills: int
+    matrix: dict[str, int]
+    matrix_in_loop: dict[str, int]
+    wide_loads: int
+    programs_per_sm: int | None
+    explicit_fusion: bool
+    compile_s: float
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What came of one impl on one case: artifacts, or the reasons why it refuses the case, or an error."""
+
+    op: str
+    impl: str
+    case: str
+    target: str
+    artifacts: list[Artifact] = field(default_factory=list)
+    refused: str = ""
+    error: str = ""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Compilation:
+        return cls(**{**values, "artifacts": [Artifact(**artifact) for artifact in values["artifacts"]]})
+
+
+def compile_impl(op: Op, impl: Impl, target: str, dtype: torch.dtype = torch.bfloat16) -> list[Compilation]:
+    """Compiles what ``impl`` would launch on ``target`` for the op's serving cases; kernels shared by cases appear once."""
+    compiled: list[Compilation] = []
+    seen: set[int] = set()
+    for case in serving_cases(op.name):
+        result = Compilation(op.name, impl.name, case.name, target)
+        spec, args = _spec_and_args(op, case, target, dtype)
+        reasons = impl.unsupported(spec)
+        if reasons:
+            compiled.append(replace(result, refused="; ".join(reasons)))
+            continue
+        try:
+            with _compile_only(target) as launches:
+                conformance.call(op, conformance.bind(op, impl, spec, args), args)
+        except Exception as error:  # a kernel that does not compile must not hide the others
+            compiled.append(replace(result, error=f"{type(error).__name__}: {error}"))
+            continue
+        artifacts = []
+        for launch in launches:
+            if id(launch.kernel) not in seen:
+                seen.add(id(launch.kernel))
+                artifacts.append(_artifact(result, launch))
+        compiled.append(replace(result, artifacts=artifacts))
+    return compiled
+
+
+def _spec_and_args(op: Op, case: ServingCase, target: str, dtype: torch.dtype) -> tuple[Spec, dict[str, Any]]:
+    """The arguments lie on the CPU: nothing reads them, and the launcher only looks at shapes, strides and dtypes."""
+    args = case.make(dtype)
+    assert set(args) == set(op.parameters), f"serving case {case.name!r} of {op.name} gives {sorted(args)}"
+    spec = conformance.make_spec(op, args, dtype, torch.device("cpu"))
+    return replace(spec, device="cuda", arch=target), args
+
+
+@dataclass
+class _Launch:
+    kernel: Any
+    keywords: dict[str, Any]
+    compile_s: float
+
+
+class _OfflineDriver:
+    """Stands in for a GPU driver. Each target is a device of its own, because the JIT keeps its binaries by device."""
+
+    def __init__(self, target: str) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.device = 1000 + TARGETS.index(target)
+        if target.startswith("sm_"):
+            self.target = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+        else:
+            self.target = GPUTarget("hip", target, 64)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def _compile_only(target: str) -> Iterator[list[_Launch]]:
+    """Inside, launches of Triton kernels compile for ``target`` and do nothing else; what they compiled is listed."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    if target not in TARGETS:
+        raise ValueError(f"cannot compile for {target!r}; the targets are {', '.join(TARGETS)}")
+    launches: list[_Launch] = []
+    run, active, offline = JITFunction.run, driver._active, _OfflineDriver(target)
+
+    def compile_instead(self: Any, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
+        start = time.perf_counter()
+        kernel = run(self, *args, grid=grid, warmup=True, **keywords)
+        assert kernel.metadata.target == offline.target, f"compiled for {kernel.metadata.target}, not for {target}"
+        launches.append(_Launch(kernel, keywords, time.perf_counter() - start))
+        return kernel
+
+    driver.set_active(offline)
+    JITFunction.run = compile_instead
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+        driver._active = active
+
+
+def _artifact(result: Compilation, launch: _Launch) -> Artifact:
+    import triton
+
+    meta, code = launch.kernel.metadata, machine_code.read(launch.kernel.asm)
+    config = " ".join(f"{key}={value}" for key, value in launch.keywords.items() if key.isupper())
+    return Artifact(
+        op=result.op, impl=result.impl, case=result.case, kernel=meta.name, target=result.target, triton=triton.__version__,
+        config=config, num_warps=meta.num_warps, num_stages=meta.num_stages, shared_bytes=meta.shared,
+        programs_per_sm=_programs_per_sm(result.target, meta.num_warps, code.registers, meta.shared),
+        explicit_fusion="enable_fp_fusion" in launch.keywords, compile_s=round(launch.compile_s, 3), **asdict(code),
+    )  # fmt: skip
+
+
+def _programs_per_sm(target: str, num_warps: int, registers: int, shared_bytes: int) -> int | None:
+    if not target.startswith("sm_"):
+        return None
+    threads = 32 * num_warps
+    by_registers = _REGISTERS_PER_SM // (-(-max(registers, 1) // 8) * 8 * threads)
+    by_shared = (by_arch(target).shared_bytes + 1024) // (shared_bytes + 1024)  # 1 KiB per program is the system's
+    return min(by_registers, by_shared, _THREADS_PER_SM // threads, 32)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m triton_kernels.aot", description=__doc__)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("impls", nargs="+", metavar="OP:IMPL")
+    parser.add_argument("--plugin", action="append", default=[])
+    arguments = parser.parse_args(argv)
+    registry = Registry.load(arguments.plugin)
+    for name in arguments.impls:
+        op, _, impl = name.partition(":")
+        for result in compile_impl(registry.ops[op], registry.impls(op)[impl], arguments.target):
+            print(json.dumps(asdict(result)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

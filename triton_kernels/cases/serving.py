@@ -1,0 +1,223 @@
+"""The calls that a served model makes: what is compiled ahead of time, and what rooflines are drawn for.
+
+Shapes are those of Llama 3 8B (32 query and 8 key/value heads of 128, hidden 4096, intermediate 14336, vocabulary
+128256), of Qwen3 30B-A3B for the experts (128 experts of 768, 8 per token, hidden 2048), and wider ones where a kernel
+has a second path. Large arrays are not initialized, so that making a case costs neither time nor memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..attention_meta import AttentionMeta, LayerKV
+
+HIDDEN, INTERMEDIATE, VOCAB = 4096, 14336, 128256
+HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+EXPERTS, EXPERT_HIDDEN, EXPERT_INTERMEDIATE, TOP_K = 128, 2048, 768, 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """New tokens and context length (new tokens included) of each request."""
+
+    q_lens: tuple[int, ...]
+    ctx_lens: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.q_lens)
+
+
+@dataclass(frozen=True)
+class ServingCase:
+    """One call of an op in a step. ``make(dtype)`` gives every argument of the op's reference by name, on the CPU; ``dims``
+    and ``batch`` are what its cost function takes."""
+
+    name: str
+    batch: Batch
+    dims: Mapping[str, float]
+    make: Callable[[torch.dtype], dict[str, Any]]
+
+
+def decode(num_reqs: int, ctx_len: int = 2048, num_queries: int = 1) -> Batch:
+    return Batch((num_queries,) * num_reqs, (ctx_len,) * num_reqs)
+
+
+def prefill(num_tokens: int) -> Batch:
+    return Batch((num_tokens,), (num_tokens,))
+
+
+def serving_cases(op: str) -> tuple[ServingCase, ...]:
+    """The calls of an op; none for ops that are not part of a step of these models."""
+    return tuple(_CASES.get(op, ()))
+
+
+def _linear(name: str, batch: Batch, num_out: int = 6144, num_in: int = HIDDEN) -> ServingCase:
+    def make(dtype: torch.dtype) -> dict[str, Any]:
+        x, weight = torch.empty(batch.num_tokens, num_in, dtype=dtype), torch.empty(num_out, num_in, dtype=dtype)
+        return {"x": x, "weight": weight, "bias": None}
+
+    return ServingCase(name, batch, {"in_features": num_in, "out_features": num_out}, make)
+
+
+def _embedding(dtype: torch.dtype) -> dict[str, Any]:
+    ids = torch.arange(64, dtype=torch.int32)
+    return {"token_ids": ids, "weight": torch.empty(VOCAB, HIDDEN, dtype=dtype), "vocab_start": 0}
+
+
+def _norm(name: str, shape: tuple[int, ...], op: str, residual: bool = True) -> ServingCase:
+    def make(dtype: torch.dtype) -> dict[str, Any]:
+        x = torch.empty(*shape[:-1], shape[-1] + 1024, dtype=dtype)[..., : shape[-1]]
+        extra = {"offset": 0.0} if op == "rms_norm" else {"bias": torch.empty(shape[-1], dtype=dtype)}
+        weight = torch.empty(shape[-1], dtype=dtype)
+        return {
+            "x": x,
+            "residual": torch.empty(shape, dtype=dtype) if residual else None,
+            "weight": weight,
+            "eps": 1e-5,
+        } | extra
+
+    elements = 1
+    for size in shape[1:]:
+        elements *= size
+    return ServingCase(name, decode(shape[0]), {"hidden_size": elements, "residual": float(residual)}, make)
+
+
+def _rotary(style: str) -> ServingCase:
+    def make(dtype: torch.dtype) -> dict[str, Any]:
+        q, k, _ = torch.empty(64, HEADS + 2 * KV_HEADS, HEAD_DIM, dtype=dtype).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+        positions, table = torch.zeros(64, dtype=torch.int64), torch.empty(8192, HEAD_DIM)
+        return {"q": q, "k": k, "positions": positions, "cos_sin": table, "style": style}
+
+    dims = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
+    return ServingCase(style, decode(64), dims, make)
+
+
+def _gate(name: str, **more: Any) -> ServingCase:
+    def make(dtype: torch.dtype) -> dict[str, Any]:
+        return {"x": torch.empty(2048, 2 * INTERMEDIATE, dtype=dtype)} | more
+
+    return ServingCase(name, prefill(2048), {"intermediate_size": INTERMEDIATE}, make)
+
+
+def _cache(num_pages: int, page_size: int, dtype: torch.dtype, head_dim: int = HEAD_DIM) -> LayerKV:
+    k, v = torch.empty(2, num_pages, page_size, KV_HEADS, head_dim, dtype=dtype)
+    return LayerKV(k, v)
+
+
+def _kv_cache_write(dtype: torch.dtype) -> dict[str, Any]:
+    _, k, v = torch.empty(64, HEADS + 2 * KV_HEADS, HEAD_DIM, dtype=dtype).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+    return {"k": k, "v": v, "kv": _cache(256, 16, dtype), "slot_mapping": torch.arange(64)}
+
+
+def _copy_blocks(dtype: torch.dtype) -> dict[str, Any]:
+    return {"kv": _cache(256, 16, dtype), "src": torch.arange(8), "dst": torch.arange(8, 16)}
+
+
+def _attention(name: str, batch: Batch, page_size: int, head_dim: int = HEAD_DIM, **features: Any) -> ServingCase:
+    def make(dtype: torch.dtype) -> dict[str, Any]:
+        blocks = [-(-length // page_size) for length in batch.ctx_lens]
+        table = torch.arange(1, 1 + len(blocks) * max(blocks), dtype=torch.int32).view(len(blocks), -1)
+        meta = AttentionMeta(
+            cu_q=torch.tensor([0, *batch.q_lens]).cumsum(0).int(),
+            seq_lens=torch.tensor(batch.ctx_lens, dtype=torch.int32),
+            block_table=table,
+            max_q=max(batch.q_lens),
+            max_seq_len=max(batch.ctx_lens),
+        )
+        args = {"q": torch.empty(batch.num_tokens, HEADS, head_dim, dtype=dtype), "meta": meta, "scale": head_dim**-0.5}
+        args |= {"kv": _cache(1 + table.numel(), page_size, dtype, head_dim), "causal": True, "return_lse": False}
+        return args | dict.fromkeys(("window", "softcap", "sinks", "alibi")) | features
+
+    dims = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": head_dim, "window": features.get("window", 0)}
+    return ServingCase(name, batch, dims, make)
+
+
+def _moe_route(dtype: torch.dtype) -> dict[str, Any]:
+    logits = torch.empty(64, EXPERTS, dtype=dtype)
+    return {"logits": logits, "bias": None, "top_k": TOP_K, "renormalize": True, "scoring": "softmax"}
+
+
+def _moe_experts(name: str, batch: Batch) -> ServingCase:
+    def make(dtype: torch.dtype) -> dict[str, Any]:
+        tokens = batch.num_tokens
+        ids = torch.arange(tokens * TOP_K, dtype=torch.int32).view(tokens, TOP_K) % EXPERTS
+        w13 = torch.empty(EXPERTS, 2 * EXPERT_INTERMEDIATE, EXPERT_HIDDEN, dtype=dtype)
+        w2 = torch.empty(EXPERTS, EXPERT_HIDDEN, EXPERT_INTERMEDIATE, dtype=dtype)
+        x, weights = torch.empty(tokens, EXPERT_HIDDEN, dtype=dtype), torch.full((tokens, TOP_K), 1 / TOP_K)
+        return {"x": x, "weights": weights, "ids": ids, "w13": w13, "w2": w2, "expert_start": 0}
+
+    dims = {"num_experts": EXPERTS, "top_k": TOP_K, "hidden_size": EXPERT_HIDDEN}
+    return ServingCase(name, batch, dims | {"intermediate_size": EXPERT_INTERMEDIATE}, make)
+
+
+def _slots(num_rows: int) -> torch.Tensor:
+    return torch.arange(num_rows, dtype=torch.int32)
+
+
+def _apply_penalties(dtype: torch.dtype) -> dict[str, Any]:
+    words, ones = VOCAB // 32, torch.ones(64)
+    mask = torch.empty(64, words, dtype=torch.int32)
+    args = {"logits": torch.empty(64, VOCAB), "row_to_slot": _slots(64), "bitmask": mask, "prompt_mask": mask.clone()}
+    args |= {"output_counts": torch.empty(64, VOCAB, dtype=torch.int32)}
+    args |= {"repetition": ones, "frequency": ones.clone(), "presence": ones.clone()}
+    return args | {"bias_ids": torch.full((64, 16), -1, dtype=torch.int32), "bias_values": torch.zeros(64, 16)}
+
+
+def _sample(dtype: torch.dtype) -> dict[str, Any]:
+    args = {"logits": torch.empty(64, VOCAB), "row_to_slot": _slots(64), "temperature": torch.ones(64)}
+    args |= {
+        "top_k": torch.full((64,), 50, dtype=torch.int32),
+        "top_p": torch.full((64,), 0.9),
+        "min_p": torch.zeros(64),
+    }
+    return args | {"seed": torch.arange(64), "position": torch.arange(64), "stream": 0}
+
+
+def _gather_logprobs(dtype: torch.dtype) -> dict[str, Any]:
+    return {"logits": torch.empty(64, VOCAB), "token_ids": torch.arange(64), "num_top": 5}
+
+
+_KV_DIMS = {"num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
+_LOGITS = {"vocab_size": VOCAB}
+_CASES: Mapping[str, tuple[ServingCase, ...]] = {
+    "linear": (
+        _linear("1 token", decode(1)),
+        _linear("32 tokens", decode(32)),
+        _linear("64 tokens", decode(64)),
+        _linear("256 tokens", decode(256)),
+        _linear("2048 tokens", prefill(2048)),
+        _linear("odd sizes, 2048 tokens", prefill(2048), 971, 2113),
+    ),
+    "embedding": (ServingCase("64 tokens", decode(64), {"hidden_size": HIDDEN}, _embedding),),
+    "rms_norm": (
+        _norm("hidden state", (64, HIDDEN), "rms_norm"),
+        _norm("query heads", (64, HEADS, HEAD_DIM), "rms_norm", residual=False),
+        _norm("hidden state, wide", (64, 4 * HIDDEN), "rms_norm"),
+    ),
+    "layer_norm": (_norm("hidden state", (64, HIDDEN), "layer_norm"), _norm("wide", (64, 4 * HIDDEN), "layer_norm")),
+    "rotary": (_rotary("neox"), _rotary("gptj")),
+    "silu_and_mul": (_gate("2048 tokens"),),
+    "gelu_and_mul": (_gate("tanh", approximate="tanh"), _gate("exact", approximate="none")),
+    "kv_cache_write": (ServingCase("64 tokens", decode(64), _KV_DIMS, _kv_cache_write),),
+    "copy_blocks": (ServingCase("8 pages", decode(1), _KV_DIMS | {"num_blocks": 8, "page_size": 16}, _copy_blocks),),
+    "paged_attention_prefill": (
+        _attention("2048 tokens, page 16", prefill(2048), 16),
+        _attention("2048 tokens, page 64", prefill(2048), 64),
+        _attention("head 256, window, softcap", prefill(2048), 16, 256, window=1024, softcap=50.0),
+    ),
+    "paged_attention_decode": (
+        _attention("64 requests, page 16", decode(64), 16),
+        _attention("64 requests, page 64", decode(64), 64),
+        _attention("8 requests, 4 queries", decode(8, num_queries=4), 16),
+    ),
+    "moe_route": (ServingCase("64 tokens", decode(64), {"num_experts": EXPERTS, "top_k": TOP_K}, _moe_route),),
+    "moe_experts": (_moe_experts("64 tokens", decode(64)), _moe_experts("2048 tokens", prefill(2048))),
+    "apply_penalties": (ServingCase("64 rows", decode(64), _LOGITS, _apply_penalties),),
+    "sample": (ServingCase("64 rows", decode(64), _LOGITS, _sample),),
+    "gather_logprobs": (ServingCase("64 rows", decode(64), _LOGITS, _gather_logprobs),),
+}

@@ -1,0 +1,79 @@
+"""Gates: what the machine code of a kernel must look like, checked without a GPU. The rules are data, in ``gates.json``.
+
+A rule names what it applies to - glob patterns over ``kernel`` (``op:impl/kernel``), ``case``, ``target`` and ``triton``
+(version), all optional - and sets limits; of all rules that apply, the last one that sets a limit wins. Limits:
+matrix             a family of matrix instructions that must occur inside a loop ("" = none)
+max_spills         as ``Artifact.spills`` counts them
+max_registers      per thread
+min_wide_loads     loads of 16 bytes per thread, or of tiles
+min_programs_per_sm  programs that fit on a multiprocessor at once
+explicit_fusion    the launch must say whether multiplications and additions may be fused
+Shared memory must fit the device always.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from .aot import Artifact
+from .devices import by_arch
+
+_SELECTORS = ("kernel", "case", "target", "triton")
+_LIMITS = ("matrix", "max_spills", "max_registers", "min_wide_loads", "min_programs_per_sm", "explicit_fusion")
+
+Rule = Mapping[str, Any]
+
+
+def load_rules(path: Path | None = None) -> list[Rule]:
+    """The rules of this tree, or of a file. Raises ValueError for keys that are neither selector nor limit."""
+    rules: list[Rule] = json.loads((path or Path(__file__).with_name("gates.json")).read_text())
+    for rule in rules:
+        unknown = sorted(set(rule) - {*_SELECTORS, *_LIMITS, "why"})
+        if unknown:
+            raise ValueError(f"gate {rule} has unknown keys {unknown}; selectors: {_SELECTORS}, limits: {_LIMITS}, and why")
+    return rules
+
+
+def limits(artifact: Artifact, rules: Sequence[Rule]) -> dict[str, Any]:
+    """The limits that hold for one artifact."""
+    names = {"kernel": f"{artifact.op}:{artifact.impl}/{artifact.kernel}", "case": artifact.case}
+    names |= {"target": artifact.target, "triton": artifact.triton}
+    found: dict[str, Any] = {}
+    for rule in rules:
+        if all(fnmatchcase(names[key], rule[key]) for key in _SELECTORS if key in rule):
+            found |= {key: rule[key] for key in _LIMITS if key in rule}
+    return found
+
+
+def violations(artifact: Artifact, rules: Sequence[Rule]) -> list[str]:
+    """What is wrong with one artifact; empty when it passes."""
+    limit, found = limits(artifact, rules), []
+    device = by_arch(artifact.target)
+    if artifact.shared_bytes > device.shared_bytes:
+        found.append(f"{artifact.shared_bytes} bytes of shared memory, {device.name} has {device.shared_bytes}")
+    if artifact.spills > limit.get("max_spills", artifact.spills):
+        found.append(f"spills {artifact.spills}, at most {limit['max_spills']}")
+    if artifact.registers > limit.get("max_registers", artifact.registers):
+        found.append(f"{artifact.registers} registers, at most {limit['max_registers']}")
+    if artifact.wide_loads < limit.get("min_wide_loads", 0):
+        found.append(f"{artifact.wide_loads} wide loads, at least {limit['min_wide_loads']}")
+    if limit.get("matrix") and not artifact.matrix_in_loop.get(limit["matrix"]):
+        found.append(f"no {limit['matrix']} inside a loop (matrix instructions: {artifact.matrix or 'none'})")
+    programs, least = artifact.programs_per_sm, limit.get("min_programs_per_sm", 0)
+    if programs is not None and programs < least:
+        found.append(f"{programs} programs per multiprocessor, at least {least}")
+    if limit.get("explicit_fusion") and not artifact.explicit_fusion:
+        found.append("enable_fp_fusion is not set in the launch")
+    return found
+
+
+def check_gates(artifacts: Iterable[Artifact], rules: Sequence[Rule] | None = None) -> list[str]:
+    """Every violation, as text that names kernel, case and target."""
+    rules = load_rules() if rules is None else rules
+    return [
+        f"{a.op}:{a.impl}/{a.kernel} ({a.case}) for {a.target}: {problem}" for a in artifacts for problem in violations(a, rules)
+    ]

@@ -1,0 +1,61 @@
+"""``apply_penalties`` in torch calls, one feature after the other. On a CPU each touches only the rows that use it; on a
+GPU, where looking would synchronize with the host, all rows.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...impl import Flags, impl
+
+
+@impl("apply_penalties", "torch", priority=10, flags=Flags(batch_invariant=True))
+def apply_penalties(
+    logits: torch.Tensor,
+    row_to_slot: torch.Tensor,
+    bitmask: torch.Tensor | None,
+    prompt_mask: torch.Tensor,
+    output_counts: torch.Tensor,
+    repetition: torch.Tensor,
+    frequency: torch.Tensor,
+    presence: torch.Tensor,
+    bias_ids: torch.Tensor,
+    bias_values: torch.Tensor,
+) -> None:
+    used = row_to_slot >= 0
+    slots = row_to_slot.clamp_min(0).long()
+    width = logits.shape[1]
+    if bitmask is not None:
+        rows = _rows(used & (bitmask != -1).any(-1))
+        allowed = _bits(bitmask[rows], width) | ~used[rows, None]
+        logits[rows] = logits[rows].masked_fill_(~allowed, -torch.inf)
+
+    ids = bias_ids[slots]
+    rows = _rows(used & (ids >= 0).any(-1))
+    row_slots = slots[rows]
+    ids, values = ids[rows].long(), bias_values[row_slots]
+    values = values.masked_fill((ids < 0) | ~used[rows, None], 0.0)
+    logits.index_put_((rows[:, None], ids.clamp_min(0)), values, accumulate=True)
+
+    rows = _rows(used & (repetition[slots] != 1))
+    row_slots = slots[rows]
+    scores, factor = logits[rows], repetition[row_slots][:, None]
+    seen = (_bits(prompt_mask[row_slots], width) | (output_counts[row_slots] > 0)) & used[rows, None]
+    logits[rows] = torch.where(seen, torch.where(scores > 0, scores / factor, scores * factor), scores)
+
+    rows = _rows(used & ((frequency[slots] != 0) | (presence[slots] != 0)))
+    row_slots = slots[rows]
+    counts = output_counts[row_slots]
+    penalty = frequency[row_slots][:, None] * counts + presence[row_slots][:, None] * (counts > 0)
+    logits[rows] -= penalty.masked_fill_(~used[rows, None], 0.0)
+
+
+def _rows(needed: torch.Tensor) -> torch.Tensor:
+    return needed.nonzero()[:, 0] if needed.device.type == "cpu" else torch.arange(len(needed), device=needed.device)
+
+
+def _bits(words: torch.Tensor, num_bits: int) -> torch.Tensor:
+    """int32 [R, W] -> bool [R, num_bits]: bit t % 32 of word t // 32."""
+    octets = words.contiguous().view(torch.uint8)
+    flags = octets[..., None] & (1 << torch.arange(8, device=words.device, dtype=torch.uint8))
+    return flags.flatten(-2)[..., :num_bits] != 0

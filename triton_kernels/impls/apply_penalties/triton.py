@@ -1,0 +1,97 @@
+"""Everything that changes logits before the random choice, in one pass. Grid (rows, blocks of the vocabulary): a program
+owns ``block`` logits of one row, keeps them in registers, and reads the bits and counts of its tokens once. The few bias
+entries of a row are scanned by every program; only those that fall into its block cost more than a compare. Programs
+whose row uses nothing return before they touch a logit, so that a batch without penalties costs a launch.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ...impl import Flags, impl
+
+
+@triton.jit
+def _bits(words_ptr, tokens, mask):
+    words = tl.load(words_ptr + tokens // 32, mask=mask, other=0)
+    return (words >> (tokens % 32)) & 1
+
+
+@triton.jit
+def _penalties_kernel(
+    logits_ptr, row_to_slot_ptr, bitmask_ptr, prompt_mask_ptr, output_counts_ptr, repetition_ptr, frequency_ptr, presence_ptr,
+    bias_ids_ptr, bias_values_ptr, num_tokens, num_bias, logits_stride, bitmask_stride, prompt_stride, counts_stride, bias_stride,
+    HAS_BITMASK: tl.constexpr, BIAS_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(row_to_slot_ptr + row).to(tl.int64)
+    if slot < 0:
+        return
+    start = tl.program_id(1) * BLOCK
+    entries = tl.arange(0, BIAS_BLOCK)
+    bias_ids_ptr += slot * bias_stride
+    bias_values_ptr += slot * bias_stride
+    ids = tl.load(bias_ids_ptr + entries, mask=entries < num_bias, other=-1)
+    num_here = tl.sum(((ids >= start) & (ids < start + BLOCK)).to(tl.int32))
+    repetition = tl.load(repetition_ptr + slot)
+    frequency = tl.load(frequency_ptr + slot)
+    presence = tl.load(presence_ptr + slot)
+    penalized = (repetition != 1) | (frequency != 0) | (presence != 0)
+    if (penalized | (num_here > 0) | HAS_BITMASK) == 0:
+        return
+
+    tokens = start + tl.arange(0, BLOCK)
+    mask = tokens < num_tokens
+    pointers = logits_ptr + row * logits_stride + tokens
+    values = tl.load(pointers, mask=mask, other=0.0)
+    if HAS_BITMASK:
+        allowed = _bits(bitmask_ptr + row * bitmask_stride, tokens, mask)
+        values = tl.where(allowed != 0, values, float("-inf"))
+    if num_here > 0:
+        for entry in range(num_bias):
+            token = tl.load(bias_ids_ptr + entry)
+            if (token >= start) & (token < start + BLOCK):
+                values += tl.where(tokens == token, tl.load(bias_values_ptr + entry), 0.0)
+    if penalized:
+        counts = tl.load(output_counts_ptr + slot * counts_stride + tokens, mask=mask, other=0)
+        seen = (_bits(prompt_mask_ptr + slot * prompt_stride, tokens, mask) != 0) | (counts > 0)
+        values = tl.where(seen, tl.where(values > 0, values / repetition, values * repetition), values)
+        values -= frequency * counts + tl.where(counts > 0, presence, 0.0)
+    tl.store(pointers, values, mask=mask)
+
+
+@impl(
+    "apply_penalties",
+    "triton",
+    priority=20,
+    requires=("triton",),
+    flags=Flags(batch_invariant=True),
+    options={"block": 4096},
+)
+def apply_penalties(
+    logits: torch.Tensor,
+    row_to_slot: torch.Tensor,
+    bitmask: torch.Tensor | None,
+    prompt_mask: torch.Tensor,
+    output_counts: torch.Tensor,
+    repetition: torch.Tensor,
+    frequency: torch.Tensor,
+    presence: torch.Tensor,
+    bias_ids: torch.Tensor,
+    bias_values: torch.Tensor,
+    *,
+    block: int,
+) -> None:
+    num_rows, num_tokens = logits.shape
+    if logits.numel() == 0:
+        return
+    num_bias = bias_ids.shape[1]
+    assert logits.stride(1) == 1 and bias_ids.stride() == bias_values.stride(), "rows must be contiguous"
+    _penalties_kernel[(num_rows, triton.cdiv(num_tokens, block))](
+        logits, row_to_slot, prompt_mask if bitmask is None else bitmask, prompt_mask, output_counts, repetition, frequency,
+        presence, bias_ids, bias_values, num_tokens, num_bias, logits.stride(0), 0 if bitmask is None else bitmask.stride(0),
+        prompt_mask.stride(0), output_counts.stride(0), bias_ids.stride(0), HAS_BITMASK=bitmask is not None,
+        BIAS_BLOCK=triton.next_power_of_2(max(1, num_bias)), BLOCK=block, num_warps=8, enable_fp_fusion=True,
+    )  # fmt: skip

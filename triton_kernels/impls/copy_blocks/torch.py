@@ -1,0 +1,15 @@
+"""``copy_blocks`` by indexing whole pages."""
+
+from __future__ import annotations
+
+import torch
+
+from ...attention_meta import LayerKV
+from ...impl import impl
+
+
+@impl("copy_blocks", "torch", priority=10)
+def copy_blocks_torch(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor) -> None:
+    for cache in kv:
+        if cache is not None:
+            cache.index_copy_(0, dst, cache.index_select(0, src))

@@ -1,0 +1,199 @@
+"""The two halves of decode attention that its schedules share: one split of one request, and the combination of splits.
+
+A request's keys are cut at multiples of a split size that follows from the request alone: the option ``chunk``, doubled until
+at most MAX_SPLITS cover what the request can see. So its result has the same bits whatever else is in the batch. Splits leave
+a normalized float32 partial result and its log-sum; the combination adds them in the order of their positions, in tiles of a
+fixed shape. A request with one split writes its output directly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ...attention_meta import AttentionMeta, LayerKV
+from ...spec import Spec
+from .._attention import LN2, AttentionParams, attend, cache_strides, visible_keys
+
+MAX_SPLITS = tl.constexpr(64)
+
+
+@triton.jit
+def split_plan(num_queries, seq_len, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """(split size, first split, number of splits) of a request, or of a vector of requests; at least one split each."""
+    low = tl.maximum(seq_len - num_queries - window + 1, 0) if HAS_WINDOW else seq_len * 0
+    size = seq_len * 0 + CHUNK
+    for _ in tl.static_range(16):
+        size = tl.where(size * (MAX_SPLITS - 1) < seq_len - low, size * 2, size)
+    first = low // size
+    return size, first, tl.maximum(tl.cdiv(seq_len, size) - first, 1)
+
+
+@triton.jit
+def decode_split(
+    request, kv_head, m_block, split, tensors, strides, scale, softcap, window, num_tokens,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """One block of a request's packed rows against one split of its keys; nothing if the request has no such block or split."""
+    q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi = tensors
+    stride_qt, stride_qh, stride_table, k_strides, v_strides, k_scale_strides, v_scale_strides = strides
+    first_token = tl.load(cu_q + request)
+    num_queries = tl.load(cu_q + request + 1) - first_token
+    seq_len = tl.load(seq_lens + request)
+    size, first_split, num_splits = split_plan(num_queries, seq_len, window, CAUSAL, HAS_WINDOW, CHUNK)
+    first_row = m_block * BLOCK_M
+    num_rows = num_queries * GROUP
+    if (split < num_splits) & (first_row < num_rows):
+        rows = first_row + tl.arange(0, BLOCK_M)
+        inside = rows < num_rows
+        tokens = (first_token + rows // GROUP).to(tl.int64)
+        heads = kv_head * GROUP + rows % GROUP
+        dims = tl.arange(0, BLOCK_DK)
+        q_pointers = q + (tokens * stride_qt + heads * stride_qh)[:, None] + dims[None, :]
+        q_block = tl.load(q_pointers, mask=inside[:, None] & (dims < DK)[None, :], other=0.0)
+        slope = heads.to(tl.float32)
+        if alibi is not None:
+            slope = tl.load(alibi + heads, mask=inside, other=0.0).to(tl.float32)
+        sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        if sinks is not None:
+            first = (seq_len > 0) & (split == 0)
+            sink = tl.load(sinks + heads, mask=inside & first, other=float("-inf")).to(tl.float32)
+
+        before = seq_len - num_queries
+        last_row = tl.minimum(first_row + BLOCK_M, num_rows) - 1
+        low, high, full_begin, full_end = visible_keys(
+            before + first_row // GROUP, before + last_row // GROUP, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N
+        )
+        split_begin = (first_split + split) * size
+        split_end = tl.minimum(split_begin + size, high)
+        begin = tl.maximum(low // BLOCK_N * BLOCK_N, split_begin)
+        kv = (k_cache, v_cache, k_scale, v_scale, k_strides, v_strides, k_scale_strides, v_scale_strides)
+        table = block_table + request.to(tl.int64) * stride_table
+        result, log_sum = attend(
+            q_block, before + rows // GROUP, slope, sink, kv, table, kv_head, begin, tl.maximum(split_end, begin),
+            full_begin, full_end, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, alibi is not None,
+            DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, False,
+        )  # fmt: skip
+
+        columns = tl.arange(0, BLOCK_DV)
+        mask = inside[:, None] & (columns < DV)[None, :]
+        targets = tokens * (NUM_KV_HEADS * GROUP) + heads
+        if num_splits == 1:
+            tl.store(out + targets[:, None] * DV + columns[None, :], result.to(out.dtype.element_ty), mask=mask)
+            if lse is not None:
+                tl.store(lse + targets, log_sum * LN2, mask=inside)
+        else:
+            targets += split.to(tl.int64) * num_tokens * (NUM_KV_HEADS * GROUP)
+            tl.store(partial + targets[:, None] * DV + columns[None, :], result, mask=mask)
+            tl.store(partial_lse + targets, log_sum, mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_reqs"])
+def combine_kernel(
+    out, lse, partial, partial_lse, cu_q, seq_lens, window, num_tokens, num_reqs,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, DV: tl.constexpr,
+    BLOCK_DV: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Program (head, query, request): the partial results of a request with several splits. One request more than there
+    are clears the rows past the last one."""
+    head = tl.program_id(0)
+    query = tl.program_id(1)
+    request = tl.program_id(2)
+    columns = tl.arange(0, BLOCK_DV)
+    first_token = tl.load(cu_q + request).to(tl.int64)
+    if request == num_reqs:
+        for token in range(query, num_tokens - first_token, tl.num_programs(1)):
+            row = (first_token + token) * NUM_HEADS + head
+            tl.store(out + row * DV + columns, tl.zeros((BLOCK_DV,), out.dtype.element_ty), mask=columns < DV)
+            if lse is not None:
+                tl.store(lse + row, float("-inf"))
+        return
+    num_queries = tl.load(cu_q + request + 1) - tl.load(cu_q + request)
+    _, _, num_splits = split_plan(num_queries, tl.load(seq_lens + request), window, CAUSAL, HAS_WINDOW, CHUNK)
+    if (query >= num_queries) | (num_splits == 1):
+        return
+    row = (first_token + query) * NUM_HEADS + head
+    stride = num_tokens.to(tl.int64) * NUM_HEADS
+    splits = tl.arange(0, MAX_SPLITS)
+    log_sums = tl.load(partial_lse + row + splits * stride, mask=splits < num_splits, other=float("-inf"))
+    peak = tl.max(log_sums, 0)
+    total = tl.sum(tl.exp2(log_sums - peak), 0)
+    acc = tl.zeros((BLOCK_DV,), tl.float32)
+    for start in range(0, num_splits, TILE):
+        splits = start + tl.arange(0, TILE)
+        log_sums = tl.load(partial_lse + row + splits * stride, mask=splits < num_splits, other=float("-inf"))
+        pointers = partial + (row + splits * stride)[:, None] * DV + columns[None, :]
+        values = tl.load(pointers, mask=(splits < num_splits)[:, None] & (columns < DV)[None, :], other=0.0)
+        acc += tl.sum(values * tl.exp2(log_sums - peak)[:, None], 0)
+    tl.store(out + row * DV + columns, (acc / total).to(out.dtype.element_ty), mask=columns < DV)
+    if lse is not None:
+        tl.store(lse + row, (peak + tl.log2(total)) * LN2)
+
+
+class DecodeCall:
+    """One call of a decode impl: its outputs, its partial results, and the arguments that the kernels share."""
+
+    def __init__(
+        self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta, params: AttentionParams, chunk: int, block_m: int, block_n: int
+    ) -> None:
+        num_tokens, num_heads, dk = q.shape
+        num_kv_heads, dv = kv.v.shape[2:]
+        self.out = torch.empty(num_tokens, num_heads, dv, dtype=q.dtype, device=q.device)
+        self.lse = torch.empty(num_tokens, num_heads, dtype=torch.float32, device=q.device) if params.return_lse else None
+        self.num_splits = max_splits(meta, params.window, chunk)
+        self.num_m_blocks = triton.cdiv(meta.max_q * num_heads // num_kv_heads, block_m)
+        self.meta, self.params, self.num_heads, self.dv, self.chunk = meta, params, num_heads, dv, chunk
+        self.partial, self.partial_lse = _partials(meta, self.num_splits, num_tokens * num_heads, dv, q.device)
+        self.tensors = (q, kv.k, kv.v, kv.k_scale, kv.v_scale, self.out, self.lse, self.partial, self.partial_lse,
+                        meta.cu_q, meta.seq_lens, meta.block_table)  # fmt: skip
+        self.arguments: dict[str, Any] = dict(
+            num_tokens=num_tokens, stride_qt=q.stride(0), stride_qh=q.stride(1), stride_table=meta.block_table.stride(0),
+            **cache_strides(kv), **params.kernel_args(), NUM_KV_HEADS=num_kv_heads, GROUP=num_heads // num_kv_heads,
+            DK=dk, DV=dv, BLOCK_DK=max(16, triton.next_power_of_2(dk)), BLOCK_DV=max(16, triton.next_power_of_2(dv)),
+            BLOCK_M=block_m, BLOCK_N=block_n, CHUNK=chunk, PAGE_SIZE=kv.page_size,
+        )  # fmt: skip
+
+    def combine(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Adds up the splits and gives the op's result."""
+        args = self.arguments
+        combine_kernel[(self.num_heads, self.meta.max_q, self.meta.num_reqs + 1)](
+            self.out, self.lse, self.partial, self.partial_lse, self.meta.cu_q, self.meta.seq_lens, args["window"],
+            args["num_tokens"], self.meta.num_reqs, CAUSAL=args["CAUSAL"], HAS_WINDOW=args["HAS_WINDOW"],
+            NUM_HEADS=self.num_heads, DV=self.dv, BLOCK_DV=args["BLOCK_DV"], CHUNK=self.chunk, TILE=16, num_warps=2,
+        )  # fmt: skip
+        return self.out if self.lse is None else (self.out, self.lse)
+
+
+def max_splits(meta: AttentionMeta, window: int | None, chunk: int) -> int:
+    """Upper bound of the splits of any request, from host integers."""
+    span = meta.max_seq_len if window is None else min(meta.max_seq_len, window + meta.max_q)
+    return max(1, min(MAX_SPLITS.value, triton.cdiv(span, chunk) + (window is not None)))
+
+
+def _partials(
+    meta: AttentionMeta, num_splits: int, num_rows: int, dv: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scratch for partial results f32 [splits, T * Hq, Dv] and log-sums, shared by the layers of a step."""
+    key = f"decode_partials:{num_splits}:{num_rows}:{dv}"
+    if key not in meta.workspace:
+        partial = torch.empty(num_splits, num_rows, dv, dtype=torch.float32, device=device)
+        meta.workspace[key] = partial, torch.empty(num_splits, num_rows, dtype=torch.float32, device=device)
+    return meta.workspace[key]
+
+
+def block_rows(spec: Spec, max_rows: int = 64) -> int:
+    """Rows of a block: a decode token's heads of one KV head, at least the 16 of a matrix instruction. It may not depend on
+    the number of queries, or the bits of a row would."""
+    group = spec.fact("num_heads", 1) // spec.fact("num_kv_heads", 1)
+    return min(max(16, triton.next_power_of_2(group)), max_rows)
+
+
+def check_options(chunk: int, block_n: int) -> None:
+    if chunk % block_n or chunk & (chunk - 1) or block_n & (block_n - 1):
+        raise ValueError(f"chunk and block_n must be powers of two and chunk a multiple of block_n, got {chunk} and {block_n}")

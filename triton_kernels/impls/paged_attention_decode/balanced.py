@@ -1,0 +1,127 @@
+"""Paged decode attention from a work list that is built on the device once per step.
+
+Algorithm: the splits and the combination of ``splitkv``, bit for bit, under another schedule. Grid: a fixed number of
+programs, each of which takes every n-th (split, KV head) pair of the list, so that the grid depends neither on the lengths
+nor on a bound of them: a captured graph for long sequences launches no idle programs, and a batch of one long request and
+many short ones spreads evenly. The list is a pair (request, split and row block) per item; each request finds its place in it
+by summing over the requests before it, in one small kernel shared by all layers of the KV group. Registers and shared memory
+hold what they hold in ``splitkv``. It suits captured steps and batches of mixed lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ...attention_meta import AttentionMeta, LayerKV
+from ...impl import Flags, impl
+from ...spec import Spec
+from .._attention import AttentionParams, unsupported_attention
+from ._kernels import DecodeCall, block_rows, check_options, decode_split, max_splits, split_plan
+
+
+@triton.jit
+def _num_items(requests, mask, cu_q, seq_lens, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, GROUP: tl.constexpr,
+               BLOCK_M: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+    """(row blocks, splits) of requests; no row blocks where masked."""
+    first = tl.load(cu_q + requests, mask=mask, other=0)
+    num_queries = tl.load(cu_q + requests + 1, mask=mask, other=0) - first
+    seq_len = tl.load(seq_lens + requests, mask=mask, other=0)
+    _, _, num_splits = split_plan(num_queries, seq_len, window, CAUSAL, HAS_WINDOW, CHUNK)
+    return tl.cdiv(num_queries * GROUP, BLOCK_M), num_splits
+
+
+@triton.jit(do_not_specialize=["num_reqs"])
+def work_list_kernel(
+    items, num_items, cu_q, seq_lens, window, num_reqs,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Program r writes the items of request r; the last one also the length of the list."""
+    request = tl.program_id(0)
+    start = 0
+    for base in range(0, request, BLOCK_R):
+        requests = base + tl.arange(0, BLOCK_R)
+        blocks, splits = _num_items(requests, requests < request, cu_q, seq_lens, window, CAUSAL, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
+        start += tl.sum(blocks * splits, 0)
+    blocks, splits = _num_items(request, True, cu_q, seq_lens, window, CAUSAL, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
+    for base in range(0, blocks * splits, BLOCK_I):
+        item = base + tl.arange(0, BLOCK_I)
+        mask = item < blocks * splits
+        tl.store(items + 2 * (start + item), tl.zeros_like(item) + request, mask=mask)
+        tl.store(items + 2 * (start + item) + 1, item, mask=mask)
+    if request == num_reqs - 1:
+        tl.store(num_items, start + blocks * splits)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def balanced_kernel(
+    q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, items, num_items,
+    sinks, alibi, scale, softcap, window, num_tokens, stride_qt, stride_qh, stride_table,
+    stride_kp, stride_ks, stride_kh, stride_vp, stride_vs, stride_vh,
+    stride_ksp, stride_kss, stride_ksh, stride_vsp, stride_vss, stride_vsh,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr,
+):  # fmt: skip
+    tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
+    strides = (stride_qt, stride_qh, stride_table, (stride_kp, stride_ks, stride_kh), (stride_vp, stride_vs, stride_vh),
+               (stride_ksp, stride_kss, stride_ksh), (stride_vsp, stride_vss, stride_vsh))  # fmt: skip
+    for index in tl.range(tl.program_id(0), tl.load(num_items) * NUM_KV_HEADS, tl.num_programs(0)):
+        request = tl.load(items + index // NUM_KV_HEADS * 2)
+        item = tl.load(items + index // NUM_KV_HEADS * 2 + 1)
+        blocks, _ = _num_items(request, True, cu_q, seq_lens, window, CAUSAL, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
+        decode_split(
+            request, index % NUM_KV_HEADS, item % blocks, item // blocks, tensors, strides, scale, softcap, window, num_tokens,
+            CAUSAL, HAS_WINDOW, HAS_SOFTCAP, NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE,
+        )  # fmt: skip
+
+
+@impl(
+    "paged_attention_decode", "balanced", priority=55, requires=("triton",), flags=Flags(batch_invariant=True),
+    options={"chunk": 256, "block_n": 64, "num_warps": 4, "num_stages": 3, "num_programs": 264},
+)  # fmt: skip
+class BalancedDecode:
+    """``num_programs``: size of the grid, a small multiple of the device's multiprocessors. ``chunk`` as in ``splitkv``."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], *, chunk: int, block_n: int,
+                 num_warps: int, num_stages: int, num_programs: int) -> None:  # fmt: skip
+        check_options(chunk, block_n)
+        self.params = AttentionParams.of(weights, params)
+        self.group = spec.fact("num_heads", 1) // spec.fact("num_kv_heads", 1)
+        self.tiles = (chunk, block_rows(spec), block_n)
+        self.launch = {"num_warps": num_warps, "num_stages": num_stages}
+        self.num_programs = num_programs
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        return unsupported_attention(spec)
+
+    @property
+    def _key(self) -> str:
+        return f"balanced:{self.group}:{self.params.window}:{self.params.causal}:{self.tiles}"
+
+    def begin_step(self, meta: AttentionMeta) -> None:
+        """Writes the step's work list (items int32 [n, 2] and their number) into ``meta.workspace``."""
+        chunk, block_m, _ = self.tiles
+        if self._key not in meta.workspace:
+            bound = meta.num_reqs * max_splits(meta, self.params.window, chunk) * triton.cdiv(meta.max_q * self.group, block_m)
+            items = torch.empty(bound, 2, dtype=torch.int32, device=meta.cu_q.device)
+            meta.workspace[self._key] = items, torch.empty(1, dtype=torch.int32, device=meta.cu_q.device)
+        work_list_kernel[(meta.num_reqs,)](
+            *meta.workspace[self._key], meta.cu_q, meta.seq_lens, self.params.window or 0, meta.num_reqs,
+            CAUSAL=self.params.causal, HAS_WINDOW=self.params.window is not None, GROUP=self.group, BLOCK_M=block_m,
+            CHUNK=chunk, BLOCK_R=128, BLOCK_I=64, num_warps=1,
+        )  # fmt: skip
+
+    def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        if self._key not in meta.workspace:
+            self.begin_step(meta)
+        call = DecodeCall(q, kv, meta, self.params, *self.tiles)
+        balanced_kernel[(self.num_programs,)](*call.tensors, *meta.workspace[self._key], **call.arguments, **self.launch)
+        return call.combine()

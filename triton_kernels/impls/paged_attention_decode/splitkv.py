@@ -1,0 +1,71 @@
+"""Paged decode attention, split along the keys (flash-decoding), on a plain grid.
+
+Algorithm: a decode step has few query rows and many keys, so the keys of a request are cut into splits that run in parallel,
+and a second kernel combines them (Dao et al., Flash-Decoding, 2023). Grid: (KV heads x row blocks, splits, requests), with
+the number of splits bounded by the longest sequence; programs past a request's own splits return at once. Neighbouring
+programs read neighbouring heads of the same pages. Registers hold the float32 accumulator [BLOCK_M, value_dim] for the query
+heads of one KV head (and up to 8 query tokens) at once, so that a key is read once per group; K and V tiles are pipelined
+through shared memory. It suits eager steps, where the bound of the longest sequence is tight; ``balanced`` suits bounds that
+are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ...attention_meta import AttentionMeta, LayerKV
+from ...impl import Flags, impl
+from ...spec import Spec
+from .._attention import AttentionParams, unsupported_attention
+from ._kernels import DecodeCall, block_rows, check_options, decode_split
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def splitkv_kernel(
+    q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi,
+    scale, softcap, window, num_tokens, stride_qt, stride_qh, stride_table,
+    stride_kp, stride_ks, stride_kh, stride_vp, stride_vs, stride_vh,
+    stride_ksp, stride_kss, stride_ksh, stride_vsp, stride_vss, stride_vsh,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr,
+):  # fmt: skip
+    tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
+    strides = (stride_qt, stride_qh, stride_table, (stride_kp, stride_ks, stride_kh), (stride_vp, stride_vs, stride_vh),
+               (stride_ksp, stride_kss, stride_ksh), (stride_vsp, stride_vss, stride_vsh))  # fmt: skip
+    decode_split(
+        tl.program_id(2), tl.program_id(0) % NUM_KV_HEADS, tl.program_id(0) // NUM_KV_HEADS, tl.program_id(1),
+        tensors, strides, scale, softcap, window, num_tokens, CAUSAL, HAS_WINDOW, HAS_SOFTCAP,
+        NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE,
+    )  # fmt: skip
+
+
+@impl(
+    "paged_attention_decode", "splitkv", priority=60, requires=("triton",), flags=Flags(batch_invariant=True),
+    options={"chunk": 256, "block_n": 64, "num_warps": 4, "num_stages": 3},
+)  # fmt: skip
+class SplitKVDecode:
+    """``chunk``: keys per split of a short request, a power of two."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], *, chunk: int, block_n: int,
+                 num_warps: int, num_stages: int) -> None:  # fmt: skip
+        check_options(chunk, block_n)
+        self.params = AttentionParams.of(weights, params)
+        self.tiles = (chunk, block_rows(spec), block_n)
+        self.launch = {"num_warps": num_warps, "num_stages": num_stages}
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        return unsupported_attention(spec)
+
+    def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        call = DecodeCall(q, kv, meta, self.params, *self.tiles)
+        grid = (kv.v.shape[2] * call.num_m_blocks, call.num_splits, meta.num_reqs)
+        splitkv_kernel[grid](*call.tensors, **call.arguments, **self.launch)
+        return call.combine()

@@ -1,0 +1,62 @@
+"""Paged prefill for Hopper and later: tiles of the cache arrive by tensor descriptor (TMA).
+
+Algorithm and grid are those of ``pointer``. A tile of BLOCK_N keys of one page and one KV head is a box [1, BLOCK_N, 1,
+head_dim] of the four-dimensional cache, so one instruction fetches it into shared memory without address arithmetic per row,
+and fills the columns past head_dim with zeros; the page number is one scalar load per tile. The two products are warp-group
+matrix instructions: two warp groups share a block of 128 rows, whose accumulator and running maximum and sum stay in
+registers, as do the weights between the products. Needs pages of 64 tokens or a multiple; meant for long prompts there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ...attention_meta import AttentionMeta, LayerKV
+from ...impl import Flags, impl
+from ...spec import Spec
+from .._attention import AttentionParams, unsupported_attention
+from .pointer import launch_prefill, tile_config
+
+TMA_ALIGNMENT_BYTES = 16
+
+
+def page_box(cache: torch.Tensor, block_n: int) -> TensorDescriptor:
+    """A descriptor whose box is ``block_n`` tokens of one page and one KV head."""
+    width = max(16, triton.next_power_of_2(cache.shape[-1]))
+    return TensorDescriptor(cache, list(cache.shape), list(cache.stride()), [1, block_n, 1, width])
+
+
+@impl(
+    "paged_attention_prefill", "tma", priority=70, requires=("triton",), flags=Flags(batch_invariant=True),
+    options={"block_m": 0, "block_n": 0, "num_warps": 0, "num_stages": 0},
+)  # fmt: skip
+class TmaPrefill:
+    """Options of 0 mean the choice of ``tile_config``; ``block_n`` must divide the page size."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+        self.params = AttentionParams.of(weights, params)
+        self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
+        if spec.fact("page_size", 64) % self.config["block_n"]:
+            raise ValueError(f"block_n {self.config['block_n']} does not divide the page size {spec.fact('page_size')}")
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        reasons = unsupported_attention(spec)
+        if spec.fact("page_size", 64) % 64:
+            reasons.append(f"needs pages of 64 tokens or a multiple, not {spec.fact('page_size')}")
+        if not spec.interpret and not (spec.arch.startswith("sm_") and int(spec.arch[3:]) >= 90):
+            reasons.append(f"needs TMA (sm_90 or later), not {spec.arch}")
+        itemsize = spec.fact("kv_dtype", spec.dtype).itemsize
+        for name in ("head_dim", "value_dim"):
+            if spec.fact(name, 128) * itemsize % TMA_ALIGNMENT_BYTES:
+                reasons.append(f"{name} {spec.fact(name)} is no multiple of {TMA_ALIGNMENT_BYTES} bytes")
+        return reasons
+
+    def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        caches = (page_box(kv.k, self.config["block_n"]), page_box(kv.v, self.config["block_n"]))
+        return launch_prefill(q, kv, caches, meta, self.params, self.config, tma=True)

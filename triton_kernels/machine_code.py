@@ -1,0 +1,93 @@
+"""What a compiled kernel consists of, read from its machine code: registers, spills, matrix instructions, wide loads."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MATRIX = ("HMMA", "HGMMA", "IMMA", "IGMMA", "QMMA", "QGMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA", "v_mfma", "v_smfmac")
+"""Families of matrix instructions: per warp (HMMA, IMMA), per warp group (HGMMA, IGMMA, QGMMA: sm_90), of the tensor memory
+(UTC*: sm_100), and AMD's."""
+
+_WIDE_LOAD = re.compile(r"(LDG|LDGSTS)\..*128|UTMALDG|UBLKCP|(global|buffer|flat)_load_dwordx4")
+_SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.M)
+_ASM_LINE = re.compile(r"^(?:(\.L\w+):|\s+([a-z][a-z0-9_]+)\b(.*))", re.M)
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """Numbers of one kernel.
+
+    registers       32-bit registers per thread (AMD: vector registers, accumulation registers included)
+    spills          NVIDIA: bytes of stack per thread; AMD: spilled registers
+    matrix          matrix instructions by family
+    matrix_in_loop  those of them that lie inside a loop
+    wide_loads      instructions that load 16 bytes per thread, or a tile, from global memory
+    """
+
+    registers: int
+    spills: int
+    matrix: dict[str, int]
+    matrix_in_loop: dict[str, int]
+    wide_loads: int
+
+
+def read(asm: Mapping[str, Any]) -> MachineCode:
+    """Reads what Triton compiled (``CompiledKernel.asm``): a cubin, or AMD assembly."""
+    return _read_cubin(asm["cubin"]) if "cubin" in asm else _read_amdgcn(asm["amdgcn"])
+
+
+def _read_cubin(cubin: bytes) -> MachineCode:
+    import triton  # the disassembler comes with it
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert usage is not None, "cuobjdump gave no resource usage"
+    code = [(int(at, 16), opcode, rest) for at, opcode, rest in _SASS_LINE.findall(text)]
+    loops = []
+    for at, opcode, rest in code:
+        target = re.search(r"0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
+        if target is not None and int(target[1], 16) < at:
+            loops.append((int(target[1], 16), at))
+    return _summarize([(at, opcode) for at, opcode, _ in code], loops, int(usage[1]), int(usage[2]))
+
+
+def _read_amdgcn(text: str) -> MachineCode:
+    code, labels, loops = [], {}, []
+    for match in _ASM_LINE.finditer(text):
+        label, opcode, rest = match.groups()
+        if label:
+            labels[label] = match.start()
+            continue
+        code.append((match.start(), opcode))
+        target = rest.split()[0] if opcode.startswith(("s_cbranch", "s_branch")) and rest.split() else ""
+        if target in labels:
+            loops.append((labels[target], match.start()))
+
+    def number(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", text)
+        return int(found[1]) if found else 0
+
+    spills = number("vgpr_spill_count") + number("sgpr_spill_count")
+    return _summarize(code, loops, number("vgpr_count"), spills)
+
+
+def _summarize(code: list[tuple[int, str]], loops: list[tuple[int, int]], registers: int, spills: int) -> MachineCode:
+    matrix: Counter[str] = Counter()
+    in_loop: Counter[str] = Counter()
+    for at, opcode in code:
+        family = next((name for name in MATRIX if opcode.split(".")[0] == name or opcode.startswith(name + "_")), None)
+        if family is not None:
+            matrix[family] += 1
+            in_loop[family] += any(first <= at <= last for first, last in loops)
+    wide = sum(_WIDE_LOAD.match(opcode) is not None for _, opcode in code)
+    return MachineCode(registers, spills, dict(matrix), dict(+in_loop), wide)
