@@ -87,7 +87,7 @@ def requests(lengths: list[list[int]], vocab_size: int, seed: int) -> list[tuple
 def measure(config: DictConfig, model: Path) -> list[Row]:
     """One row per dtype, workload, round and engine; ``agreement`` is the share of tokens equal to the last engine's."""
     rows: list[Row] = []
-    workloads = {name: requests(lengths, config.shape.vocab_size, config.seed) for name, lengths in config.workloads.items()}
+    workloads = {name: requests(lengths, config.model.architecture.vocab_size, config.seed) for name, lengths in config.workloads.items()}
     for dtype in config.dtypes:
         with peers(config, model, dtype) as running:
             for number in range(config.rounds):
@@ -124,9 +124,7 @@ def table(rows: list[Row], engines: list[str]) -> str:
 def main(config: DictConfig) -> None:
     """Measures, prints the table, writes every row."""
     folder = Path(config.work_dir)
-    shape = OmegaConf.to_container(config.shape)
-    assert isinstance(shape, dict)
-    rows = measure(config, random_llama(folder, {str(k): v for k, v in shape.items()}, config.seed))
+    rows = measure(config, random_llama(folder, OmegaConf.to_object(config.model.architecture), config.seed))
     with (folder / "rows.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

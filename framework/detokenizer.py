@@ -29,7 +29,7 @@ class TokenTexts:
         self.tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._bytes = _byte_level_table(backend) if backend is not None else None
-        if self._bytes is not None:
+        if backend is not None and self._bytes is not None:
             special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
             whole = [_decode_whole(piece) for piece in self._bytes]
             skipping = ["" if i in special else text for i, text in enumerate(whole)]

@@ -42,7 +42,9 @@ class Engine:
         config.validate()
         cache = config.cache
         self.config, self.executor, self.inputs, self.clock = config, executor, inputs, clock
-        self.manager = KVCacheManager(executor.groups, executor.num_blocks, cache.block_size, cache.prefix_caching, cache.check_invariants)
+        self.manager = KVCacheManager(
+            executor.groups, executor.num_blocks, cache.block_size, cache.prefix_caching, cache.check_invariants
+        )
         self.scheduler = Scheduler(config.scheduler, self.manager, executor.max_model_len)
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer))
         self._in_flight: deque[Handle] = deque()
@@ -140,7 +142,9 @@ class Engine:
         for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
             wrong_ids = [token for token in getattr(params, name) or () if token >= vocab_size]
             if wrong_ids:
-                raise ValueError(f"SamplingParams: {name} holds token id {wrong_ids[0]}, but the model's ids are 0 to {vocab_size - 1}")
+                raise ValueError(
+                    f"SamplingParams: {name} holds token id {wrong_ids[0]}, but the model has ids 0 to {vocab_size - 1}"
+                )
 
 
 def _follower_params(params: SamplingParams, index: int) -> SamplingParams:

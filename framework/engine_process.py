@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,7 @@ def _handle(engine: Engine, pipe: Connection, message: Any) -> None:
             pipe.send(aborted)
     else:
         assert isinstance(message, Report)
-        pipe.send(Report({"plan": engine.plan_report(), "stats": engine.stats()}))
+        pipe.send(Report({"plan": engine.plan_report(), "stats": asdict(engine.stats())}))
 
 
 def _portable(error: Exception) -> Exception:

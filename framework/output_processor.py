@@ -19,7 +19,9 @@ class RequestGroup:
         "changed", "kind", "metrics", "num_unfinished", "prompt", "prompt_logprobs", "prompt_token_ids", "request_id", "samples",
     )  # fmt: skip
 
-    def __init__(self, request_id: str, prompt: str | None, prompt_token_ids: list[int], params: SamplingParams, arrival_s: float) -> None:
+    def __init__(
+        self, request_id: str, prompt: str | None, prompt_token_ids: list[int], params: SamplingParams, arrival_s: float
+    ) -> None:
         self.request_id, self.prompt, self.prompt_token_ids = request_id, prompt, prompt_token_ids
         self.kind = params.output_kind
         self.metrics = RequestMetrics(arrival_s)

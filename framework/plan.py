@@ -15,7 +15,7 @@ from triton_kernels.attention_meta import AttentionMeta, LayerKV
 
 from .config import EngineConfig
 
-__all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "fold_overrides"]
+__all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "device_model", "fold_overrides", "op_costs"]
 
 
 class BoundKernel:
@@ -98,6 +98,22 @@ def fold_overrides(config: EngineConfig) -> None:
     from triton_kernels.resolve import active_overrides
 
     config.kernels = {**config.kernels, **active_overrides()}
+
+
+def op_costs() -> dict[str, Any]:
+    """op -> its cost function ``(dims, q_lens, ctx_lens) -> Cost(flops, bytes)``, for simulators."""
+    from triton_kernels.ops import OPS
+
+    return {name: op.cost for name, op in OPS.items()}
+
+
+def device_model(name: str) -> Any:
+    """A device of the table by name (``triton_kernels.devices.Device``). Raises ValueError for one that is not in it."""
+    from triton_kernels.devices import DEVICES
+
+    if name not in DEVICES:
+        raise ValueError(f"executor.device={name!r} is not in the device table; it has {', '.join(sorted(DEVICES))}")
+    return DEVICES[name]
 
 
 def _enable_interpreter() -> None:

@@ -149,7 +149,8 @@ class SamplingParams:
             _require(len(self.allowed_token_ids) > 0, "allowed_token_ids", self.allowed_token_ids, "not empty (None = all)")
             self.allowed_token_ids = _token_ids("allowed_token_ids", self.allowed_token_ids)
         if self.bad_words is not None:
-            _require(all(isinstance(w, str) and w.strip() for w in self.bad_words), "bad_words", self.bad_words, "words that are not empty")
+            words = all(isinstance(word, str) and word.strip() for word in self.bad_words)
+            _require(words, "bad_words", self.bad_words, "words that are not empty")
 
     def _refuse_unavailable(self) -> None:
         for name in _UNAVAILABLE:

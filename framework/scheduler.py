@@ -95,13 +95,14 @@ class Scheduler:
         total = self.max_model_len if max_tokens is None else min(num_prompt_tokens + max_tokens, self.max_model_len)
         least = num_prompt_tokens + 1 if max_tokens is None else total
         if not self.config.chunked_prefill and least - 1 > self._max_chunk:
-            raise ValueError(f"without chunked prefill a request must fit in one step, even when it resumes: it has up to {least - 1} "
-                             f"tokens, but a step takes {self._max_chunk} of one request: raise scheduler.max_num_batched_tokens "
-                             "(and max_chunk_tokens), or turn scheduler.chunked_prefill on")  # fmt: skip
+            raise ValueError(f"without chunked prefill a request must fit in one step, even when it resumes: this one has "
+                             f"up to {least - 1} tokens, but a step takes {self._max_chunk} of one request: raise "
+                             "scheduler.max_num_batched_tokens (and max_chunk_tokens), or set chunked_prefill")  # fmt: skip
         usable = self.manager.pool.num_blocks - 1
         if (needed := self._most_blocks(least - 1)) > usable:
-            raise ValueError(f"the request needs up to {needed} KV blocks of {self.manager.block_size} tokens, but the cache has "
-                             f"{usable}: lower max_tokens, shorten the prompt, or enlarge cache.memory_bytes or cache.num_blocks")  # fmt: skip
+            raise ValueError(f"the request needs up to {needed} KV blocks of {self.manager.block_size} tokens, but the cache "
+                             f"has {usable}: lower max_tokens, shorten the prompt, or enlarge cache.memory_bytes or "
+                             "cache.num_blocks")  # fmt: skip
 
         def too_long(length: int) -> bool:
             return self._most_blocks(length - 1) > usable or not (self.config.chunked_prefill or length - 1 <= self._max_chunk)

@@ -34,6 +34,8 @@ DEVICES: dict[str, Device] = {
     for device in (
         Device("a100", "sm_80", 108, 163 * 1024, 255, 2.0e12,
                {"fp32": 19.5e12, "bf16": 312e12, "int8": 624e12}, "datasheet"),
+        Device("rtx4090", "sm_89", 128, 99 * 1024, 255, 1.0e12,
+               {"fp32": 83e12, "bf16": 165e12, "fp8": 330e12, "int8": 660e12}, "datasheet"),
         Device("h200", "sm_90", 132, 227 * 1024, 255, 4.3e12,
                {"fp32": 67e12, "bf16": 780e12, "fp8": 1979e12, "int8": 1979e12}, "measured"),
         Device("b200", "sm_100", 148, 227 * 1024, 255, 8.0e12,
@@ -47,5 +49,5 @@ DEVICES: dict[str, Device] = {
 
 def by_arch(arch: str) -> Device:
     """The device that stands for an architecture. Launch configurations take its sizes, so that they need no GPU and do
-    not depend on a device's name; an architecture without an entry is treated like the oldest one."""
-    return next((device for device in DEVICES.values() if device.arch == arch), DEVICES["a100"])
+    not depend on a device's name; an architecture without an entry gets the smallest shared memory of NVIDIA's."""
+    return next((device for device in DEVICES.values() if device.arch == arch), DEVICES["rtx4090"])

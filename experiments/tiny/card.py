@@ -126,7 +126,7 @@ def agreement_row(agreement: float) -> str:
 
 def write_card(
     folder: Path,
-    shape: dict[str, int],
+    shape: dict[str, int | None],
     corpus: CorpusFacts,
     training: TrainingFacts,
     *,

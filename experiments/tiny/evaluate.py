@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from experiments.tiny.corpus import SourceFile, total_bytes
-from experiments.tiny.tokenizer import BOS, EOS, PAD, encode_file
+from experiments.tiny.tokenizer import BOS, EOS, PAD, encode_file, token_id
 
 OPEN_LINES = 10
 BRACKETS = {")": "(", "]": "[", "}": "{"}
@@ -99,7 +99,7 @@ def prompts_from(file: SourceFile) -> Iterator[str]:
 
 def choose_prompts(tokenizer: Tokenizer, files: Sequence[SourceFile], count: int, max_tokens: int, seed: int) -> list[list[int]]:
     """A seeded sample of the files' prompts that fit in ``max_tokens``, as token ids."""
-    bos = tokenizer.token_to_id(BOS)
+    bos = token_id(tokenizer, BOS)
     candidates = []
     for file in files:
         for prompt in prompts_from(file):
@@ -119,7 +119,7 @@ def complete(
     """Prompt plus sampled completion for every prompt, as text."""
     texts = []
     for prompt in prompts:
-        output = model.generate(
+        output = model.generate(  # type: ignore[misc]
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=new_tokens,
@@ -127,8 +127,8 @@ def complete(
             temperature=temperature,
             top_k=0,
             top_p=1.0,
-            eos_token_id=tokenizer.token_to_id(EOS),
-            pad_token_id=tokenizer.token_to_id(PAD),
+            eos_token_id=token_id(tokenizer, EOS),
+            pad_token_id=token_id(tokenizer, PAD),
         )
         texts.append(tokenizer.decode(output[0].tolist()))
     return texts

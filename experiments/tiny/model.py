@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from experiments.tiny.tokenizer import BOS, EOS, PAD, save_tokenizer
+from experiments.tiny.tokenizer import BOS, EOS, PAD, save_tokenizer, token_id
 
 
 def build_model(shape: DictConfig, tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -22,10 +22,9 @@ def build_model(shape: DictConfig, tokenizer: Tokenizer) -> LlamaForCausalLM:
         head_dim=shape.head_dim,
         max_position_embeddings=shape.max_position_embeddings,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.token_to_id(BOS),
-        eos_token_id=tokenizer.token_to_id(EOS),
-        pad_token_id=tokenizer.token_to_id(PAD),
-        attn_implementation="sdpa",
+        bos_token_id=token_id(tokenizer, BOS),
+        eos_token_id=token_id(tokenizer, EOS),
+        pad_token_id=token_id(tokenizer, PAD),
         use_cache=False,
     )
     model = LlamaForCausalLM(config)
@@ -47,7 +46,8 @@ def export_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) ->
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
     )
-    exported.to(torch.bfloat16).save_pretrained(folder)
+    exported.bfloat16()
+    exported.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     save_tokenizer(tokenizer, folder, config.max_position_embeddings)
 

@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter from its gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -61,9 +61,11 @@ class Muon(torch.optim.Optimizer):
 
     def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
         """Advance the momentum of one parameter and give the look-ahead direction."""
+        gradient = parameter.grad
+        assert gradient is not None, "every matrix takes part in the loss"
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         buffer = state["momentum"]
-        buffer.lerp_(parameter.grad, 1.0 - momentum)
-        return parameter.grad.lerp(buffer, momentum)
+        buffer.lerp_(gradient, 1.0 - momentum)
+        return gradient.lerp(buffer, momentum)

@@ -64,7 +64,7 @@ def training_facts(cfg: DictConfig, spec: DictConfig, teacher: str | None) -> Tr
     )
 
 
-def shape_facts(model: LlamaForCausalLM) -> dict[str, int]:
+def shape_facts(model: LlamaForCausalLM) -> dict[str, int | None]:
     """The model's dimensions under the names the card uses."""
     config = model.config
     return {

@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A",
         pair=f"{BOS} $A $B",
-        special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
+        special_tokens=[(BOS, token_id(tokenizer, BOS))],
     )
     return tokenizer
 
@@ -70,7 +70,15 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Id of a token that the vocabulary must hold."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise KeyError(f"{token!r} is not in the vocabulary")
+    return found
+
+
 def encode_file(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of one whole file between its begin and end marks."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    return [tokenizer.token_to_id(BOS), *ids, tokenizer.token_to_id(EOS)]
+    return [token_id(tokenizer, BOS), *ids, token_id(tokenizer, EOS)]

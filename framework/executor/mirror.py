@@ -113,5 +113,5 @@ class Mirror:
         return block, offset
 
     def _sample(self, row: _Row) -> int:
-        state = (row.seed ^ row.chain[-1]) & (2**64 - 1)
-        return int(pseudo_tokens(np.array([state], dtype=np.uint64), np.array([len(row.tokens)], dtype=np.uint64), self._vocab_size)[0])
+        state = np.array([(row.seed ^ row.chain[-1]) & (2**64 - 1)], dtype=np.uint64)
+        return int(pseudo_tokens(state, np.array([len(row.tokens)], dtype=np.uint64), self._vocab_size)[0])

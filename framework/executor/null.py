@@ -2,65 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from ..kv_cache.spec import CacheGroup, PagedKV
+from ..config import EngineConfig
 from ..step import StepInput, StepOutput
 from .mirror import Mirror
-from .pseudo import pseudo_tokens
+from .pseudo import PseudoTokens
+from .shape import ModelShape
 
-_DEFAULT_GROUPS = (CacheGroup(PagedKV(1, 64, 64, "float32"), (0,)),)
 
+class DoneStep:
+    """A step whose output is known already."""
 
-class NullHandle:
-    """A step that computes its tokens when asked for them."""
+    __slots__ = ("_output",)
 
-    __slots__ = ("_compute",)
-
-    def __init__(self, compute: Callable[[], StepOutput]) -> None:
-        self._compute = compute
+    def __init__(self, output: StepOutput) -> None:
+        self._output = output
 
     def result(self) -> StepOutput:
-        return self._compute()
+        return self._output
 
 
 class NullExecutor:
     """No model, no tensors, no time. A token is a function of the request's seed and the token's position, so that it does not
     depend on the batch.
 
-    verify  keep a mirror of slots, block tables and cache contents: every step is checked against the protocol, and a token is
-            a function of the cache contents that its row can see, so that one wrong block changes it (slow)
+    With ``cache.check_invariants`` it keeps a mirror of slots, block tables and cache contents instead: every step is checked
+    against the protocol, and a token is a function of all tokens before it as the cache holds them (slow).
+    shape  None = of the configured model
     """
 
-    def __init__(self, num_slots: int, num_blocks: int, block_size: int = 16, vocab_size: int = 32000, max_model_len: int = 1 << 17,
-                 groups: tuple[CacheGroup, ...] = _DEFAULT_GROUPS, verify: bool = False) -> None:  # fmt: skip
-        self.groups, self.num_blocks, self.vocab_size, self.max_model_len = groups, num_blocks, vocab_size, max_model_len
-        self._seeds = np.zeros(num_slots, dtype=np.uint64)
-        self._lengths = np.zeros(num_slots, dtype=np.uint64)
-        self._mirror = Mirror(num_slots, num_blocks, block_size, vocab_size, groups) if verify else None
-
-    def submit(self, step: StepInput) -> NullHandle:
-        if self._mirror is not None:
-            output = self._mirror.apply(step)
+    def __init__(self, config: EngineConfig, shape: ModelShape | None = None) -> None:
+        shape = shape or ModelShape.read(config)
+        self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
+        self.num_blocks = shape.num_blocks(config)
+        num_slots = config.scheduler.max_num_seqs
+        self._step: Mirror | PseudoTokens
+        if config.cache.check_invariants:
+            self._step = Mirror(num_slots, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups)
         else:
-            output = StepOutput(step.step_id, self._tokens(step))
-        return NullHandle(lambda: output)
+            self._step = PseudoTokens(num_slots, shape.vocab_size)
+
+    def submit(self, step: StepInput) -> DoneStep:
+        return DoneStep(self._step.apply(step))
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
+        """Nothing ran."""
         return {}
 
     def shutdown(self) -> None:
-        return None
-
-    def _tokens(self, step: StepInput) -> list[int]:
-        for request in step.new:
-            assert request.sampling.seed is not None
-            self._seeds[request.slot] = request.sampling.seed & (2**64 - 1)
-            self._lengths[request.slot] = request.num_computed_tokens
-        slots = np.array(step.slots)
-        self._lengths[slots] += np.array(step.num_tokens, dtype=np.uint64)
-        sampling = slots if all(step.samples) else slots[np.array(step.samples)]
-        return pseudo_tokens(self._seeds[sampling], self._lengths[sampling], self.vocab_size).tolist()
+        """There is nothing to free."""

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..step import StepInput, StepOutput
 
-def pseudo_tokens(seeds: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.ndarray:
-    """uint64 [R], uint64 [R] -> int64 [R] in [0, vocab_size): splitmix64 of both."""
-    mixed = seeds + positions * np.uint64(0x9E3779B97F4A7C15)
+
+class PseudoTokens:
+    """Applies steps to the least state that tokens need: seed and length per slot."""
+
+    def __init__(self, num_slots: int, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._seeds = np.zeros(num_slots, dtype=np.uint64)
+        self._lengths = np.zeros(num_slots, dtype=np.uint64)
+
+    def apply(self, step: StepInput) -> StepOutput:
+        """Samples for every row that wants a token."""
+        for request in step.new:
+            assert request.sampling.seed is not None
+            self._seeds[request.slot] = request.sampling.seed & (2**64 - 1)
+            self._lengths[request.slot] = request.num_computed_tokens
+        slots = np.array(step.slots)
+        self._lengths[slots] += np.array(step.num_tokens, dtype=np.uint64)
+        sampling = slots if all(step.samples) else slots[np.array(step.samples)]
+        return StepOutput(step.step_id, pseudo_tokens(self._seeds[sampling], self._lengths[sampling], self._vocab_size).tolist())
+
+
+def pseudo_tokens(states: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.ndarray:
+    """uint64 [R], uint64 [R] -> int64 [R] in [0, vocab_size): splitmix64 (Steele et al., OOPSLA 2014) of state and position."""
+    mixed = states + positions * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(vocab_size)).astype(np.int64)

@@ -35,7 +35,9 @@ class KVCacheManager:
         self.pool = BlockPool(num_blocks, len(groups))
         self._paged = [i for i, g in enumerate(groups) if isinstance(g.spec, PagedKV)]
         self._states = [i for i, g in enumerate(groups) if isinstance(g.spec, State)]
-        self._windows = {i: g.spec.window for i, g in enumerate(groups) if isinstance(g.spec, PagedKV) and g.spec.window is not None}
+        self._windows = {
+            i: g.spec.window for i, g in enumerate(groups) if isinstance(g.spec, PagedKV) and g.spec.window is not None
+        }
         self._unlimited = [i for i in self._paged if i not in self._windows]
         self._num_groups = len(groups)
         self.prefix_caching = prefix_caching and not self._states

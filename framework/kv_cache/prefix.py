@@ -32,7 +32,10 @@ def extend_hashes(request: Request, num_blocks: int, block_size: int) -> list[by
     return hashes
 
 
-def extra_keys(cache_salt: str | None = None, lora: str | None = None, media: tuple[tuple[int, bytes], ...] = ()) -> tuple[tuple[int, bytes], ...]:
+ExtraKeys = tuple[tuple[int, bytes], ...]
+
+
+def extra_keys(cache_salt: str | None = None, lora: str | None = None, media: ExtraKeys = ()) -> ExtraKeys:
     """What a request's cache content depends on besides its tokens; media as (first token, hash of the content)."""
     named = [(0, f"{kind}:{value}".encode()) for kind, value in (("lora", lora), ("salt", cache_salt)) if value is not None]
     return (*named, *((first, b"media:" + key) for first, key in sorted(media)))

@@ -201,7 +201,7 @@ def _attention(
     """The library's attention interface. query, key, value [1, heads, T, D] -> [1, T, heads, Dv]."""
     attend = keywords.pop(KEYWORD, None)
     if attend is None:
-        raise ValueError(f"this model cannot run: {type(module).__name__} of transformers is handed no keywords by its model, so our "
+        raise ValueError(f"this model cannot run: {type(module).__name__} of transformers gets no keywords from its model, so our "
                          "attention cannot be put in")  # fmt: skip
     keywords["module_is_causal"] = getattr(module, "is_causal", True)
     return attend(module.layer_idx, query, key, value, keywords), None

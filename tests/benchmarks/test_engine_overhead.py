@@ -6,6 +6,7 @@ request. Run with ``pytest tests/benchmarks/test_engine_overhead.py --benchmark-
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,27 @@ from framework.sampling_params import RequestOutputKind, SamplingParams
 from framework.tokenizer import load_tokenizer
 
 TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
-PROMPT_LEN, BLOCK_SIZE, MAX_TOKENS = 200, 16, 20_000
+PROMPT_LEN, BLOCK_SIZE, MAX_TOKENS = 200, 16, 1500
 
 
 def decoding_engine(num_requests: int, output_kind: RequestOutputKind = RequestOutputKind.DELTA) -> Engine:
     """An engine in which ``num_requests`` requests of different lengths decode."""
-    blocks = num_requests * (PROMPT_LEN + 1024) // BLOCK_SIZE
     config = EngineConfig(
         cache=CacheConfig(block_size=BLOCK_SIZE),
         scheduler=SchedulerConfig(max_num_seqs=num_requests, max_num_batched_tokens=num_requests * PROMPT_LEN * 2),
     )
-    executor = NullExecutor(num_requests, max(blocks, 2 * MAX_TOKENS // BLOCK_SIZE), BLOCK_SIZE, vocab_size=2048)
+    executor = NullExecutor(config)
     engine = Engine(config, executor, InputProcessor(load_tokenizer(TINY), TINY), WallClock())
     for i in range(num_requests):
-        params = SamplingParams(
-            max_tokens=MAX_TOKENS, ignore_eos=True, output_kind=output_kind, stop=["never to be seen", "nor this"] if i % 10 == 0 else None
-        )
+        stop = ["never to be seen", "nor this"] if i % 10 == 0 else None
+        params = SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, output_kind=output_kind, stop=stop)
         prompt = [(i * 7 + position) % 2000 for position in range(PROMPT_LEN + i % BLOCK_SIZE)]
         engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
     while engine.stats().num_running < num_requests:
         engine.step()
     engine.step()
+    gc.collect()
+    gc.freeze()  # as an engine's own process does: what lives as long as the process is not looked at again
     return engine
 
 

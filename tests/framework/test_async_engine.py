@@ -47,15 +47,16 @@ def test_streams_add_up_to_what_the_offline_interface_gives(engine: AsyncEngine)
 
 def test_the_first_delta_comes_before_the_last_token_is_sampled(engine: AsyncEngine) -> None:
     async def run() -> tuple[int, int]:
-        params = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+        before = (await engine.report())["stats"]["num_output_tokens"]
+        params = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
         stream = engine.generate(PROMPTS[0], params)
-        first = await anext(stream)
-        steps = (await engine.report())["stats"]["num_steps"]
-        await stream.aclose()
-        return len(first.outputs[0].token_ids), steps
+        await anext(stream)
+        sampled = (await engine.report())["stats"]["num_output_tokens"] - before
+        rest = [output async for output in stream]
+        return sampled, 1 + sum(len(c.token_ids) for output in rest for c in output.outputs)
 
-    tokens, _ = asyncio.run(run())
-    assert tokens < 400
+    sampled, total = asyncio.run(run())
+    assert 1 <= sampled < 400 and total == 400
 
 
 def test_leaving_a_stream_aborts_its_request(engine: AsyncEngine) -> None:

@@ -208,7 +208,7 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
     "paged_attention_prefill": (
         _attention("2048 tokens, page 16", prefill(2048), 16),
         _attention("2048 tokens, page 64", prefill(2048), 64),
-        _attention("head 256, window, softcap", prefill(2048), 16, 256, window=1024, softcap=50.0),
+        _attention("head 256, window, softcap", prefill(2048), 64, 256, window=1024, softcap=50.0),
     ),
     "paged_attention_decode": (
         _attention("64 requests, page 16", decode(64), 16),

@@ -29,7 +29,7 @@ def gather_logprobs(
 
 def _top(scores: torch.Tensor, num_top: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The best scores [R, num_top] and their tokens, best first, equal ones by token."""
-    if scores.is_cuda or num_top >= scores.shape[1]:
+    if scores.device.type != "cpu" or num_top >= scores.shape[1]:
         return _sorted(scores, num_top)
     tokens = scores.topk(num_top + 1, dim=-1, sorted=False).indices.sort(dim=-1).values
     values, index = torch.sort(scores.gather(1, tokens), dim=-1, descending=True, stable=True)

@@ -64,6 +64,7 @@ def _matmul_kernel(
             acc = tl.dot(x, tl.trans(weight), acc, input_precision="ieee", out_dtype=acc_dtype)
         x_ptrs += BLOCK_K
         weight_ptrs += BLOCK_K
+    acc = acc.to(tl.float32)
     if SWAP:
         acc = tl.trans(acc)
 
@@ -120,7 +121,7 @@ def launch_config(num_tokens: int, num_out: int, num_in: int, dtype: torch.dtype
     elif num_tokens <= 32:
         tile = Config(16 if num_tokens <= 16 else 32, 64, 128, 4, 4 if large_shared else 2, True, 1)
     elif num_tokens <= 64:
-        tile = Config(64, 64, 128, 4, 3 if large_shared else 2, False, 1)
+        tile = Config(64, 64, 64 if arch == "sm_80" else 128, 4, 3 if large_shared else 2, False, 1)
     elif num_tokens <= 256 or not large_shared:
         tile = Config(128, 128, 64, 8, 4 if large_shared else 2, False, 1)
     else:

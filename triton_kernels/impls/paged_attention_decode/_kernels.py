@@ -1,7 +1,7 @@
 """The two halves of decode attention that its schedules share: one split of one request, and the combination of splits.
 
-A request's keys are cut at multiples of a split size that follows from the request alone: the option ``chunk``, doubled until
-at most MAX_SPLITS cover what the request can see. So its result has the same bits whatever else is in the batch. Splits leave
+A request's keys are cut at multiples of a split size that follows from the request alone: the smallest multiple of the option
+``chunk`` with which MAX_SPLITS cover what the request can see. So its result has the same bits whatever else is in the batch. Splits leave
 a normalized float32 partial result and its log-sum; the combination adds them in the order of their positions, in tiles of a
 fixed shape. A request with one split writes its output directly.
 """
@@ -22,12 +22,10 @@ MAX_SPLITS = tl.constexpr(64)
 
 
 @triton.jit
-def split_plan(num_queries, seq_len, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+def split_plan(num_queries, seq_len, window, HAS_WINDOW: tl.constexpr, CHUNK: tl.constexpr):
     """(split size, first split, number of splits) of a request, or of a vector of requests; at least one split each."""
     low = tl.maximum(seq_len - num_queries - window + 1, 0) if HAS_WINDOW else seq_len * 0
-    size = seq_len * 0 + CHUNK
-    for _ in tl.static_range(16):
-        size = tl.where(size * (MAX_SPLITS - 1) < seq_len - low, size * 2, size)
+    size = tl.maximum(tl.cdiv(seq_len - low, CHUNK * (MAX_SPLITS - 1)), 1) * CHUNK
     first = low // size
     return size, first, tl.maximum(tl.cdiv(seq_len, size) - first, 1)
 
@@ -46,7 +44,7 @@ def decode_split(
     first_token = tl.load(cu_q + request)
     num_queries = tl.load(cu_q + request + 1) - first_token
     seq_len = tl.load(seq_lens + request)
-    size, first_split, num_splits = split_plan(num_queries, seq_len, window, CAUSAL, HAS_WINDOW, CHUNK)
+    size, first_split, num_splits = split_plan(num_queries, seq_len, window, HAS_WINDOW, CHUNK)
     first_row = m_block * BLOCK_M
     num_rows = num_queries * GROUP
     if (split < num_splits) & (first_row < num_rows):
@@ -97,7 +95,7 @@ def decode_split(
 @triton.jit(do_not_specialize=["num_tokens", "num_reqs"])
 def combine_kernel(
     out, lse, partial, partial_lse, cu_q, seq_lens, window, num_tokens, num_reqs,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, DV: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, DV: tl.constexpr,
     BLOCK_DV: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Program (head, query, request): the partial results of a request with several splits. One request more than there
@@ -115,7 +113,7 @@ def combine_kernel(
                 tl.store(lse + row, float("-inf"))
         return
     num_queries = tl.load(cu_q + request + 1) - tl.load(cu_q + request)
-    _, _, num_splits = split_plan(num_queries, tl.load(seq_lens + request), window, CAUSAL, HAS_WINDOW, CHUNK)
+    _, _, num_splits = split_plan(num_queries, tl.load(seq_lens + request), window, HAS_WINDOW, CHUNK)
     if (query >= num_queries) | (num_splits == 1):
         return
     row = (first_token + query) * NUM_HEADS + head
@@ -164,7 +162,7 @@ class DecodeCall:
         args = self.arguments
         combine_kernel[(self.num_heads, self.meta.max_q, self.meta.num_reqs + 1)](
             self.out, self.lse, self.partial, self.partial_lse, self.meta.cu_q, self.meta.seq_lens, args["window"],
-            args["num_tokens"], self.meta.num_reqs, CAUSAL=args["CAUSAL"], HAS_WINDOW=args["HAS_WINDOW"],
+            args["num_tokens"], self.meta.num_reqs, HAS_WINDOW=args["HAS_WINDOW"],
             NUM_HEADS=self.num_heads, DV=self.dv, BLOCK_DV=args["BLOCK_DV"], CHUNK=self.chunk, TILE=16, num_warps=2,
         )  # fmt: skip
         return self.out if self.lse is None else (self.out, self.lse)

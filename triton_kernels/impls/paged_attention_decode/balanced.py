@@ -25,20 +25,20 @@ from ._kernels import DecodeCall, block_rows, check_options, decode_split, max_s
 
 
 @triton.jit
-def _num_items(requests, mask, cu_q, seq_lens, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, GROUP: tl.constexpr,
+def _num_items(requests, mask, cu_q, seq_lens, window, HAS_WINDOW: tl.constexpr, GROUP: tl.constexpr,
                BLOCK_M: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """(row blocks, splits) of requests; no row blocks where masked."""
     first = tl.load(cu_q + requests, mask=mask, other=0)
     num_queries = tl.load(cu_q + requests + 1, mask=mask, other=0) - first
     seq_len = tl.load(seq_lens + requests, mask=mask, other=0)
-    _, _, num_splits = split_plan(num_queries, seq_len, window, CAUSAL, HAS_WINDOW, CHUNK)
+    _, _, num_splits = split_plan(num_queries, seq_len, window, HAS_WINDOW, CHUNK)
     return tl.cdiv(num_queries * GROUP, BLOCK_M), num_splits
 
 
 @triton.jit(do_not_specialize=["num_reqs"])
 def work_list_kernel(
     items, num_items, cu_q, seq_lens, window, num_reqs,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Program r writes the items of request r; the last one also the length of the list."""
@@ -46,9 +46,9 @@ def work_list_kernel(
     start = 0
     for base in range(0, request, BLOCK_R):
         requests = base + tl.arange(0, BLOCK_R)
-        blocks, splits = _num_items(requests, requests < request, cu_q, seq_lens, window, CAUSAL, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
+        blocks, splits = _num_items(requests, requests < request, cu_q, seq_lens, window, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
         start += tl.sum(blocks * splits, 0)
-    blocks, splits = _num_items(request, True, cu_q, seq_lens, window, CAUSAL, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
+    blocks, splits = _num_items(request, True, cu_q, seq_lens, window, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
     for base in range(0, blocks * splits, BLOCK_I):
         item = base + tl.arange(0, BLOCK_I)
         mask = item < blocks * splits
@@ -75,7 +75,7 @@ def balanced_kernel(
     for index in tl.range(tl.program_id(0), tl.load(num_items) * NUM_KV_HEADS, tl.num_programs(0)):
         request = tl.load(items + index // NUM_KV_HEADS * 2)
         item = tl.load(items + index // NUM_KV_HEADS * 2 + 1)
-        blocks, _ = _num_items(request, True, cu_q, seq_lens, window, CAUSAL, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
+        blocks, _ = _num_items(request, True, cu_q, seq_lens, window, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
         decode_split(
             request, index % NUM_KV_HEADS, item % blocks, item // blocks, tensors, strides, scale, softcap, window, num_tokens,
             CAUSAL, HAS_WINDOW, HAS_SOFTCAP, NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE,
@@ -104,7 +104,7 @@ class BalancedDecode:
 
     @property
     def _key(self) -> str:
-        return f"balanced:{self.group}:{self.params.window}:{self.params.causal}:{self.tiles}"
+        return f"balanced:{self.group}:{self.params.window}:{self.tiles}"
 
     def begin_step(self, meta: AttentionMeta) -> None:
         """Writes the step's work list (items int32 [n, 2] and their number) into ``meta.workspace``."""
@@ -115,7 +115,7 @@ class BalancedDecode:
             meta.workspace[self._key] = items, torch.empty(1, dtype=torch.int32, device=meta.cu_q.device)
         work_list_kernel[(meta.num_reqs,)](
             *meta.workspace[self._key], meta.cu_q, meta.seq_lens, self.params.window or 0, meta.num_reqs,
-            CAUSAL=self.params.causal, HAS_WINDOW=self.params.window is not None, GROUP=self.group, BLOCK_M=block_m,
+            HAS_WINDOW=self.params.window is not None, GROUP=self.group, BLOCK_M=block_m,
             CHUNK=chunk, BLOCK_R=128, BLOCK_I=64, num_warps=1,
         )  # fmt: skip
 

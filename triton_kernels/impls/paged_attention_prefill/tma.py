@@ -51,8 +51,12 @@ class TmaPrefill:
             reasons.append(f"needs pages of 64 tokens or a multiple, not {spec.fact('page_size')}")
         if not spec.interpret and not (spec.arch.startswith("sm_") and int(spec.arch[3:]) >= 90):
             reasons.append(f"needs TMA (sm_90 or later), not {spec.arch}")
+        if spec.dtype == torch.float32 and not spec.interpret:
+            reasons.append("needs activations of 16 bits, whose products run on warp groups")
         itemsize = spec.fact("kv_dtype", spec.dtype).itemsize
         for name in ("head_dim", "value_dim"):
+            if spec.fact(name, 0) > 128:
+                reasons.append(f"{name} {spec.fact(name)} is above 128, where its registers spill")
             if spec.fact(name, 128) * itemsize % TMA_ALIGNMENT_BYTES:
                 reasons.append(f"{name} {spec.fact(name)} is no multiple of {TMA_ALIGNMENT_BYTES} bytes")
         return reasons

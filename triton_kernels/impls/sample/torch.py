@@ -50,11 +50,13 @@ def sample(
 ) -> torch.Tensor:
     slots = row_to_slot.clamp_min(0).long()
     rows = _Rows(temperature[slots], top_k[slots], top_p[slots], min_p[slots], seed[slots], position)
-    tokens = torch.argmax(logits, dim=-1)
-    valid = logits.gather(1, tokens[:, None])[:, 0].isfinite() & (row_to_slot >= 0)
-    random = valid & (rows.temperature != 0)
+    random = rows.temperature != 0
+    tokens = torch.argmax(logits, dim=-1)  # of NaN, if there is one
+    best = logits.gather(1, tokens[:, None])[:, 0].float() / torch.where(random, rows.temperature, 1.0)
+    valid = best.isfinite() & (row_to_slot >= 0)
+    random &= valid
     num_rows = max(1, _CHUNK_SCORES // logits.shape[1])
-    if logits.is_cuda:
+    if logits.device.type != "cpu":
         for start in range(0, len(tokens), num_rows):
             part = slice(start, start + num_rows)
             drawn = _draw_dense(logits[part], rows.take(part), stream)

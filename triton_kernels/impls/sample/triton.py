@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from .._float_key import float_key, key_float
 from .._philox import block_noise, token_noise
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
@@ -70,13 +71,6 @@ def _scan_kernel(
 
 
 @triton.jit
-def _key(scores):
-    """int32 in the order of f32 scores; equal zeros have equal keys. Applied to a key's bits it gives the score's."""
-    bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
 def _mass(scores, best):
     return (tl.exp(scores - best) * _MASS_ONE).to(tl.int64)
 
@@ -116,7 +110,7 @@ def _measure(
     for start in range(0, num_listed * GROUP, TILE):
         scores, _ = _load_listed(logits_ptr, group_list_ptr, num_listed, start, num_tokens, temperature, GROUP, TILE)
         weights = tl.where(by_mass, _mass(scores, best), 1)
-        totals += tl.sum(tl.where(_key(scores)[:, None] >= borders, weights[:, None], 0), axis=0)
+        totals += tl.sum(tl.where(float_key(scores)[:, None] >= borders, weights[:, None], 0), axis=0)
     return totals
 
 
@@ -151,7 +145,7 @@ def _draw_filtered(
     depth = tl.where((min_p > 0) & (limited == 0), float("inf"), 1.0)
     target = tl.where(limited, top_k.to(tl.int64), tl.maximum(tl.ceil(row_mass * top_p).to(tl.int64), 1))
     num_listed = 0
-    beyond = _key(best).to(tl.int64) + 1
+    beyond = float_key(best).to(tl.int64) + 1
     low, high = beyond, beyond
     found = tl.zeros([], dtype=tl.int64)
     above = found
@@ -160,7 +154,7 @@ def _draw_filtered(
         high, above = low, found
         floor = tl.maximum(tl.where(depth > 200, float("-inf"), best - depth), bottom)
         num_listed = _list_groups(group_best_ptr, group_list_ptr, num_groups, floor, TILE)
-        low = _key(floor).to(tl.int64)
+        low = float_key(floor).to(tl.int64)
         totals = _measure(
             logits_ptr, group_list_ptr, num_listed, num_tokens, temperature, best, limited == 0,
             low + tl.zeros([PIVOTS], dtype=tl.int64), GROUP, TILE, PIVOTS,
@@ -185,7 +179,7 @@ def _draw_filtered(
                 logits_ptr, group_list_ptr, num_listed, num_tokens, temperature, best, True, pair, GROUP, TILE, PIVOTS
             )
             with_border, above_border = tl.max(masses, 0), tl.min(masses, 0)
-            border = _mass(_key(low.to(tl.int32).to(tl.float32, bitcast=True)).to(tl.float32, bitcast=True), best)
+            border = _mass(key_float(low.to(tl.int32)), best)
             total = tl.minimum(with_border, above_border + num_equal * border).to(tl.float64)
         target = tl.maximum(tl.ceil(total * top_p).to(tl.int64), 1)
         border_k = low
@@ -193,7 +187,7 @@ def _draw_filtered(
             logits_ptr, group_list_ptr, num_listed, num_tokens, temperature, best, True, target, low, high, above, GROUP, TILE,
             PIVOTS,
         )  # fmt: skip
-        border = _mass(_key(low.to(tl.int32).to(tl.float32, bitcast=True)).to(tl.float32, bitcast=True), best)
+        border = _mass(key_float(low.to(tl.int32)), best)
         needed = tl.where(border > 0, (target - above + border - 1) // tl.maximum(border, 1), _MANY)
         num_equal = tl.where(low == border_k, tl.minimum(num_equal, needed), needed)
 
@@ -202,7 +196,7 @@ def _draw_filtered(
     num_seen = tl.zeros([], dtype=tl.int64)
     for start in range(0, num_listed * GROUP, TILE):
         scores, tokens = _load_listed(logits_ptr, group_list_ptr, num_listed, start, num_tokens, temperature, GROUP, TILE)
-        keys = _key(scores).to(tl.int64)
+        keys = float_key(scores).to(tl.int64)
         equal = (keys == low).to(tl.int32)
         kept = (keys > low) | ((equal != 0) & (num_seen + tl.cumsum(equal, 0) <= num_equal))
         num_seen += tl.sum(equal, 0)
@@ -255,7 +249,7 @@ def _choose_kernel(
     priority=20,
     requires=("triton",),
     flags=Flags(batch_invariant=True),
-    options={"block": 4096, "group": 32, "tile": 2048, "pivots": 4},
+    options={"block": 4096, "group": 32, "tile": 1024, "pivots": 4},
 )
 def sample(
     logits: torch.Tensor,

@@ -1,0 +1,80 @@
+"""Models through the transformers library's modules, against the library with its own attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from framework.config import ModelConfig
+from framework.models.transformers_model import TransformersModel
+
+from .checkpoints import EXAMPLES, LLAMA, SIZES, Example, make
+from .harness import build, teacher_forced
+from .test_families import error, reference, sequences
+
+GRANITE = {"logits_scaling": 4.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}
+GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "head_dim": 16}
+FOREIGN = {
+    "granite": Example("GraniteConfig", {**SIZES, **GRANITE}, {}),
+    "cohere": Example("CohereConfig", {**SIZES, "use_qk_norm": True}, {}),
+    "olmo2": Example("Olmo2Config", SIZES, {}),
+    "starcoder2": Example("Starcoder2Config", {**SIZES, "sliding_window": 8}, {}),
+    "gpt-oss": Example("GptOssConfig", {**LLAMA, **GPT_OSS}, {}),
+}
+NATIVE = ("llama", "gemma2", "gpt2", "opt", "qwen3-moe")
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, *NATIVE])
+def test_logits(name: str, tmp_path: Path) -> None:
+    example = FOREIGN.get(name) or EXAMPLES[name]
+    theirs = make(example, tmp_path)
+    model = build(ModelConfig(str(tmp_path), dtype="float32", backend="transformers" if name in NATIVE else "auto"))
+    assert isinstance(model, TransformersModel)
+    tokens = sequences((5, 23, 40))
+    for chunk in (None, 9):
+        for ours, row in zip(teacher_forced(model, tokens, chunk, num_decodes=4), tokens):
+            assert error(ours, reference(theirs, row)) <= 1e-4
+
+
+def test_linear_layers_and_attention_are_ours(tmp_path: Path) -> None:
+    import torch
+
+    make(FOREIGN["olmo2"], tmp_path)
+    model = build(ModelConfig(str(tmp_path)))
+    assert not any(type(m) is torch.nn.Linear for part in (model._base, model._head) for m in part.modules())
+    assert {kernel.impl.name for kernel in model._decode} != set()
+
+
+def test_dummy_weights() -> None:
+    config = ModelConfig("none", load_format="dummy", architecture={**SIZES, "model_type": "olmo2", "dtype": "float32"})
+    first, again = (teacher_forced(build(config, seed=3), sequences((9,)), None, 2)[0] for _ in range(2))
+    assert bool((first == again).all())
+
+
+def test_native_is_refused_for_others() -> None:
+    config = ModelConfig("none", load_format="dummy", backend="native", architecture={**SIZES, "model_type": "olmo2"})
+    with pytest.raises(ValueError, match="cannot run natively: model_type 'olmo2' is none of the native families"):
+        build(config)
+
+
+SMALL: dict[str, Any] = {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ({"model_type": "mamba", **SMALL}, "does not use the attention interface"),
+        ({"model_type": "bloom", **SMALL, "n_head": 4}, "does not use the attention interface"),
+        ({"model_type": "t5", "vocab_size": 99, "d_model": 64, "num_layers": 2}, "encoder-decoder"),
+        ({"model_type": "bert", **SMALL, "num_attention_heads": 4, "is_decoder": False}, "not causal"),
+        ({**SIZES, "model_type": "granite", "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+         "longest sequence of a batch"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_with_the_reason(architecture: dict[str, Any], reason: str) -> None:
+    transformers.logging.set_verbosity_error()
+    with pytest.raises(ValueError, match=reason):
+        build(ModelConfig("none", load_format="dummy", architecture={**architecture, "dtype": "float32"}))

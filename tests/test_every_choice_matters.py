@@ -1,0 +1,55 @@
+"""For every op of the plan: a deliberately wrong impl, chosen by name, changes what the engine returns."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework import LLM, EngineConfig, SamplingParams
+from framework.config import CacheConfig, ModelConfig
+from triton_kernels.ops import OPS
+
+PLUGIN = str(Path(__file__).parent / "plugins" / "wrong.py")
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "vocab_size": 400, "max_position_embeddings": 128, "initializer_range": 0.3, "tie_word_embeddings": False,
+    "eos_token_id": 1, "bos_token_id": 0,
+}  # fmt: skip
+LAYER_NORM = {**SMALL, "model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "num_key_value_heads": 4,
+              "rotary_pct": 0.5, "hidden_act": "gelu", "use_parallel_residual": True, "layer_norm_eps": 1e-5}  # fmt: skip
+GELU = {**SMALL, "model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "query_pre_attn_scalar": 16, "sliding_window": 8,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "hidden_activation": "gelu_pytorch_tanh"}  # fmt: skip
+MOE = {**SMALL, "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "num_experts_per_tok": 2,
+       "moe_intermediate_size": 48, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
+MODELS = {"layer_norm": LAYER_NORM, "gelu_and_mul": GELU, "moe_route": MOE, "moe_experts": MOE}
+PROMPTS: list[Any] = [{"prompt_token_ids": list(range(10, 10 + n))} for n in (3, 9, 21)]
+
+
+def generate(op: str, choice: str) -> list[Any]:
+    architecture = MODELS.get(op)
+    model = ModelConfig(load_format="dummy", architecture=architecture, dtype="float32") if architecture else ModelConfig("tiny")
+    config = EngineConfig(model, CacheConfig(block_size=4, num_blocks=128), kernels={op: choice}, plugins=[PLUGIN], num_threads=1)
+    llm = LLM(config)
+    greedy = op not in ("copy_blocks", "sample")
+    params = SamplingParams(
+        n=1 if greedy else 3, temperature=0 if greedy else 1, seed=3, max_tokens=12, detokenize=False, ignore_eos=True,
+        logprobs=1 if op == "gather_logprobs" else None, frequency_penalty=1.5 if op == "apply_penalties" else 0,
+    )  # fmt: skip
+    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    report = llm.plan()[op]
+    assert report["calls"] > 0
+    assert choice == "auto" or report["impl"] == choice
+    return [(c.token_ids, c.cumulative_logprob) for output in outputs for c in output.outputs]
+
+
+@functools.cache
+def right(op: str) -> list[Any]:
+    return generate(op, "auto")
+
+
+@pytest.mark.parametrize("op", sorted(OPS))
+def test_a_wrong_impl_shows(op: str) -> None:
+    assert generate(op, "wrong") != right(op)
