@@ -103,14 +103,14 @@ def run_workload(engine: Engine, workload: Sequence[WorkloadRequest], clock: Clo
     start_s = clock.now()
     with tqdm(total=len(workload), unit="req", disable=None if progress else True) as bar:
         while arrivals.next_s is not None or engine.has_unfinished():
-            now_s = clock.now() - start_s
-            while arrivals.next_s is not None and arrivals.next_s <= now_s:
+            # Compared on the clock's scale: after advance_to(start + next), a difference could fall short of next by a rounding.
+            while arrivals.next_s is not None and start_s + arrivals.next_s <= clock.now():
                 arrival_s, index = arrivals.pop()
                 request = _admit(engine, f"{index}", workload[index], arrival_s, start_s)
                 record.requests.append(request)
                 by_id[request.request_id] = index, request
                 if request.error is not None:
-                    arrivals.finished(index, now_s)
+                    arrivals.finished(index, clock.now() - start_s)
                     bar.update()
             if engine.has_unfinished():
                 outputs = engine.step()

@@ -25,6 +25,7 @@ from .registry import Registry
 from .spec import Spec
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+DTYPES = ("bfloat16", "float16", "float32")
 _REGISTERS_PER_SM = 65536
 _THREADS_PER_SM = 2048
 
@@ -42,6 +43,7 @@ class Artifact:
     op: str
     impl: str
     case: str
+    dtype: str
     kernel: str
     target: str
     triton: str
@@ -66,6 +68,7 @@ class Compilation:
     op: str
     impl: str
     case: str
+    dtype: str
     target: str
     artifacts: list[Artifact] = field(default_factory=list)
     refused: str = ""
@@ -81,7 +84,7 @@ def compile_impl(op: Op, impl: Impl, target: str, dtype: torch.dtype = torch.bfl
     compiled: list[Compilation] = []
     seen: set[int] = set()
     for case in serving_cases(op.name):
-        result = Compilation(op.name, impl.name, case.name, target)
+        result = Compilation(op.name, impl.name, case.name, str(dtype).removeprefix("torch."), target)
         spec, args = _spec_and_args(op, case, target, dtype)
         reasons = impl.unsupported(spec)
         if reasons:
@@ -91,7 +94,9 @@ def compile_impl(op: Op, impl: Impl, target: str, dtype: torch.dtype = torch.bfl
             with _compile_only(target) as launches:
                 conformance.call(op, conformance.bind(op, impl, spec, args), args)
         except Exception as error:  # a kernel that does not compile must not hide the others
-            compiled.append(replace(result, error=f"{type(error).__name__}: {error}"))
+            lines = str(error).strip().splitlines() or [""]  # Triton shows the source in between
+            message = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+            compiled.append(replace(result, error=f"{type(error).__name__}: {message}"))
             continue
         artifacts = []
         for launch in launches:
@@ -175,10 +180,11 @@ def _artifact(result: Compilation, launch: _Launch) -> Artifact:
     meta, code = launch.kernel.metadata, machine_code.read(launch.kernel.asm)
     config = " ".join(f"{key}={value}" for key, value in launch.keywords.items() if key.isupper())
     return Artifact(
-        op=result.op, impl=result.impl, case=result.case, kernel=meta.name, target=result.target, triton=triton.__version__,
-        config=config, num_warps=meta.num_warps, num_stages=meta.num_stages, shared_bytes=meta.shared,
+        op=result.op, impl=result.impl, case=result.case, dtype=result.dtype, kernel=meta.name, target=result.target,
+        triton=triton.__version__, config=config, num_warps=meta.num_warps, num_stages=meta.num_stages,
+        shared_bytes=meta.shared, explicit_fusion="enable_fp_fusion" in launch.keywords,
         programs_per_sm=_programs_per_sm(result.target, meta.num_warps, code.registers, meta.shared),
-        explicit_fusion="enable_fp_fusion" in launch.keywords, compile_s=round(launch.compile_s, 3), **asdict(code),
+        compile_s=round(launch.compile_s, 3), **asdict(code),
     )  # fmt: skip
 
 
@@ -195,12 +201,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m triton_kernels.aot", description=__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("impls", nargs="+", metavar="OP:IMPL")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--plugin", action="append", default=[])
     arguments = parser.parse_args(argv)
     registry = Registry.load(arguments.plugin)
     for name in arguments.impls:
         op, _, impl = name.partition(":")
-        for result in compile_impl(registry.ops[op], registry.impls(op)[impl], arguments.target):
+        dtype = getattr(torch, arguments.dtype)
+        for result in compile_impl(registry.ops[op], registry.impls(op)[impl], arguments.target, dtype):
             print(json.dumps(asdict(result)), flush=True)
 
 

@@ -1,7 +1,8 @@
 """Gates: what the machine code of a kernel must look like, checked without a GPU. The rules are data, in ``gates.json``.
 
-A rule names what it applies to - glob patterns over ``kernel`` (``op:impl/kernel``), ``case``, ``target`` and ``triton``
-(version), all optional - and sets limits; of all rules that apply, the last one that sets a limit wins. Limits:
+A rule names what it applies to - glob patterns over ``kernel`` (``op:impl/kernel``), ``case``, ``dtype`` (of the
+activations), ``target`` and ``triton`` (version), all optional - and sets limits; of all rules that apply, the last one
+that sets a limit wins. ``why`` is for the reader. Limits:
 matrix             a family of matrix instructions that must occur inside a loop ("" = none)
 max_spills         as ``Artifact.spills`` counts them
 max_registers      per thread
@@ -22,7 +23,7 @@ from typing import Any
 from .aot import Artifact
 from .devices import by_arch
 
-_SELECTORS = ("kernel", "case", "target", "triton")
+_SELECTORS = ("kernel", "case", "dtype", "target", "triton")
 _LIMITS = ("matrix", "max_spills", "max_registers", "min_wide_loads", "min_programs_per_sm", "explicit_fusion")
 
 Rule = Mapping[str, Any]
@@ -34,14 +35,16 @@ def load_rules(path: Path | None = None) -> list[Rule]:
     for rule in rules:
         unknown = sorted(set(rule) - {*_SELECTORS, *_LIMITS, "why"})
         if unknown:
-            raise ValueError(f"gate {rule} has unknown keys {unknown}; selectors: {_SELECTORS}, limits: {_LIMITS}, and why")
+            raise ValueError(
+                f"gate {rule} has unknown keys {unknown}; selectors: {_SELECTORS}, limits: {_LIMITS}, and why"
+            )
     return rules
 
 
 def limits(artifact: Artifact, rules: Sequence[Rule]) -> dict[str, Any]:
     """The limits that hold for one artifact."""
     names = {"kernel": f"{artifact.op}:{artifact.impl}/{artifact.kernel}", "case": artifact.case}
-    names |= {"target": artifact.target, "triton": artifact.triton}
+    names |= {"dtype": artifact.dtype, "target": artifact.target, "triton": artifact.triton}
     found: dict[str, Any] = {}
     for rule in rules:
         if all(fnmatchcase(names[key], rule[key]) for key in _SELECTORS if key in rule):
@@ -75,5 +78,7 @@ def check_gates(artifacts: Iterable[Artifact], rules: Sequence[Rule] | None = No
     """Every violation, as text that names kernel, case and target."""
     rules = load_rules() if rules is None else rules
     return [
-        f"{a.op}:{a.impl}/{a.kernel} ({a.case}) for {a.target}: {problem}" for a in artifacts for problem in violations(a, rules)
+        f"{a.op}:{a.impl}/{a.kernel} ({a.case}) for {a.target}: {problem}"
+        for a in artifacts
+        for problem in violations(a, rules)
     ]

@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
                         help="compare the values of a swept column with BASE, in pairs equal in all else")  # fmt: skip
     parser.add_argument("--metrics", metavar="NAME,...", default="ttft_p50_s,ttft_p99_s,tpot_p50_s,itl_p99_s,output_tokens_per_s",
                         help="metrics to print (default: %(default)s)")  # fmt: skip
-    parser.set_defaults(func=run)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -47,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     build.add_argument("kernels", nargs="*", metavar="OP[:IMPL]")
     build.add_argument("--all", action="store_true", help="every Triton kernel there is")
     build.add_argument("--target", action="append", choices=TARGETS, help="may be repeated (default: all)")
+    build.add_argument("--dtype", choices=_DTYPES, default="bf16", help="of activations and weights (default: %(default)s)")
     build.add_argument("--output", type=Path, metavar="FILE", help="write the artifacts as JSON")
 
     roofline = command("roofline", _roofline, "the least time that each case of an op can take on a device")
@@ -54,11 +55,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     roofline.add_argument("--device", default="h200", help="a name of the device table (default: %(default)s)")
 
 
-def compile_for(target: str, kernels: Iterable[str], plugins: Iterable[str] = ()) -> list[Compilation]:
+def compile_for(
+    target: str, kernels: Iterable[str], plugins: Iterable[str] = (), dtype: str = "bf16"
+) -> list[Compilation]:
     """Compiles ``op:impl`` names for a target, in a child process: it replaces Triton's driver, and must not interpret."""
     from triton_kernels.aot import Compilation
 
-    arguments = [target, *kernels, *(part for plugin in plugins for part in ("--plugin", plugin))]
+    arguments = [target, *kernels, "--dtype", _DTYPES[dtype], *(part for plugin in plugins for part in ("--plugin", plugin))]
     done = _child("triton_kernels.aot", arguments, interpret=False, capture_output=True)
     if done.returncode != 0:
         raise RuntimeError(f"compiling for {target} stopped with exit code {done.returncode}:\n{done.stderr[-4000:]}")
@@ -167,7 +170,8 @@ def _compile(arguments: argparse.Namespace) -> int:
     rules = load_rules()
     results: list[Compilation] = []
     for target in arguments.target or TARGETS:
-        results += compile_for(target, [f"{impl.op}:{impl.name}" for impl in selected], arguments.plugin)
+        names = [f"{impl.op}:{impl.name}" for impl in selected]
+        results += compile_for(target, names, arguments.plugin, arguments.dtype)
     rows = [
         ["kernel", "case", "target", "warps", "stages", "shared", "registers", "spills", "matrix", "wide loads", "per SM", "gates"]
     ]

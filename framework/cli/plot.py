@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("folder", metavar="DIR", help="output folder of a run, a sweep, or several")
     parser.add_argument("--output", metavar="FILE", help="png, pdf or svg file to write (default: DIR/KIND.png)")
     parser.add_argument("--x", default="workload.rate", help="load: the swept column on the horizontal axis (default: %(default)s)")
-    parser.set_defaults(func=run)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

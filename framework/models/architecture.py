@@ -91,10 +91,13 @@ def read_model(config: ModelConfig) -> ModelInfo:
     describes_itself = dummy and "model_type" in config.architecture
     folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
     found = {**read_json(folder, "config.json"), **config.architecture}
-    if "text_config" in found:
+    if "text_config" in found and found.get("model_type") in FAMILIES:
         found = {**found, **found["text_config"], **config.architecture}
     if "model_type" not in found:
         raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
+    if found.get("quantization_config"):
+        method = found["quantization_config"].get("quant_method", "an unnamed method")
+        raise ValueError(f"model {config.name!r} is quantized ({method}); this version serves unquantized checkpoints only")
     generation = read_json(folder, "generation_config.json")
     architecture, reason = None, ""
     if config.backend != "transformers":

@@ -86,10 +86,7 @@ class Decoder:
 
     def forward(self, batch: ForwardBatch, caches: list[LayerKV]) -> torch.Tensor:
         """Final hidden states [T, H] of a step; writes the cache. caches: one per layer."""
-        x, residual = self.run_layers(self.embed(batch.token_ids, batch.positions), None, batch, caches)
-        if self._final_norm is not None:
-            return self._final_norm(x, residual)
-        return x if residual is None else x.add_(residual)
+        return self.finish(*self.run_layers(self.embed(batch.token_ids, batch.positions), None, batch, caches))
 
     def run_layers(
         self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, caches: list[LayerKV]
@@ -99,6 +96,12 @@ class Decoder:
         for layer, group, kv in zip(self.layers, self.layer_groups, caches):
             x, residual = layer(x, residual, batch, groups[group], kv)
         return x, residual
+
+    def finish(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        """(hidden, residual) of the last layer -> final hidden states."""
+        if self._final_norm is not None:
+            return self._final_norm(x, residual)
+        return x if residual is None else x.add_(residual)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [R, H] -> [R, V] in the model's dtype."""

@@ -28,13 +28,15 @@ class Family:
     Structure:
     residual     pre: x + f(norm(x)); sandwich: x + norm(f(norm(x))); parallel: x + attention(norm(x)) + mlp(norm'(x));
                  post: norm(x + f(x))
-    norm_offset  added to the weight of RMS norms
+    norm         RMS norms, or layer norms with a bias; norm_offset is added to the weight of RMS norms
+    gated        the MLP is down(activation(gate(x)) * up(x)), else down(activation(up(x)))
     qk_norm      RMS norm of each query and key head before the rotary embedding
     positions    rotary, or a learned table with ``position_offset`` unused rows in front
     embed_scale  embeddings are multiplied by sqrt(hidden size)
     transposed   weights of linear layers lie as [in, out]
     interleaved_qkv  q, k and v of a head are neighbours in the fused projection
     windowed     does layer i of num_layers see a window only? Consulted if the config has no ``layer_types``
+    moe          has layer i a mixture of experts in place of its MLP?
     refuse       reason why this config is beyond the native decoder, or None
     """
 

@@ -88,6 +88,7 @@ class Builder:
         block_size: int,
         cache_dtype: str,
     ) -> None:
+        assert parallel.tp.size == parallel.ep.size == 1, "layers are whole: only the list of layers can be cut"
         self.info, self.a, self.weights, self.plan, self.device, self.parallel = info, architecture, weights, plan, device, parallel
         self.cache_dtype, kv_dtype = _cache_dtype(info, cache_dtype)
         self.attention_facts = {

@@ -45,7 +45,11 @@ class AttentionShape:
 
 
 class TransformersModel:
-    """The interface of ``Decoder`` around a model of the transformers library."""
+    """The interface of ``Decoder`` around a model of the transformers library.
+
+    model   a causal language model, whose linear layers are swapped for ours; shapes: what the probe saw, one per layer
+    block_size, cache_dtype, kv_dtype   of the cache; its dtype by our name and torch's
+    """
 
     def __init__(
         self,
@@ -135,7 +139,12 @@ def load_transformers_model(
             model: Any = transformers.AutoModelForCausalLM.from_config(library_config, dtype=dtype)
     else:
         assert info.folder is not None
-        model = transformers.AutoModelForCausalLM.from_pretrained(info.folder, config=library_config, dtype=dtype)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            info.folder, config=library_config, dtype=dtype, output_loading_info=True
+        )
+        model, report = loaded
+        if wrong := {key: sorted(map(str, names))[:20] for key, names in report.items() if names}:
+            raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {wrong}")
         model.to(device=device)
     model.eval()
     shapes = _probe(config.name, model, device)

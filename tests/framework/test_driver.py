@@ -72,6 +72,13 @@ def test_tokens_are_stamped_and_idle_time_is_skipped() -> None:
     assert [r.finish_reason for r in record.requests] == ["length", "length"]
 
 
+def test_rounding_of_the_clock_holds_up_nothing() -> None:
+    # For about a third of such pairs, (start + arrival) - start is less than the arrival.
+    for i in range(50):
+        record, _ = drive(request(0.1 + i / 7, 1), start_s=1 / 3 + i)
+        assert len(record.requests[0].token_times_s) == 1
+
+
 def test_a_request_that_arrives_during_a_step_waits_for_its_end() -> None:
     record, _ = drive(request(0.0, 3), request(0.5, 1))
     assert times(record) == {"0": [1.0, 2.0, 3.0], "1": [2.0]}

@@ -76,5 +76,5 @@ def test_plot_command_writes_a_figure(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     plot_command.add_parser(parser.add_subparsers())
     args = parser.parse_args(["plot", "latency", str(tmp_path)])
-    assert args.func(args) == 0
+    assert args.run(args) == 0
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")

@@ -111,7 +111,7 @@ def test_collect_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     parser = argparse.ArgumentParser()
     collect_command.add_parser(parser.add_subparsers())
     args = parser.parse_args(["collect", str(tmp_path), "--metrics", "ttft_p50_s"])
-    assert args.func(args) == 0
+    assert args.run(args) == 0
     shown = capsys.readouterr().out
     assert "triton" in shown and "failed: 10: NoKernelError: no kernel\n" in shown and "5 runs, 1 failed" in shown
     assert len(pd.read_csv(tmp_path / "table.csv")) == 5

@@ -83,8 +83,8 @@ EXAMPLES: dict[str, Example] = {
         "biases": _without_biases(), "theta": Without({"rope_parameters": {"rope_theta": 100.0}}),
     }),
     "llama-linear": Example("LlamaConfig", {**SIZES, **rope("linear", factor=4.0)}, {"rope kind": PLAIN_ROPE}),
-    "llama-dynamic": Example("LlamaConfig", {**SIZES, **rope("dynamic", factor=4.0), "max_position_embeddings": 16},
-                             {"rope kind": Without({**rope("default"), "max_position_embeddings": 96})}, max_model_len=48),
+    "llama-dynamic": Example("LlamaConfig", {**SIZES, **rope("dynamic", factor=8.0), "max_position_embeddings": 16},
+                             {"rope kind": Without({**rope("default"), "max_position_embeddings": 96})}, max_model_len=80),
     "llama-yarn": Example("LlamaConfig", {**SIZES, **rope("yarn", factor=4.0, original_max_position_embeddings=24)},
                           {"rope kind": PLAIN_ROPE}),
     "llama-3.1": Example("LlamaConfig", {

@@ -7,8 +7,8 @@ import torch
 from framework.config import ModelConfig
 from framework.forward_batch import ForwardBatch, GroupBatch
 from framework.kv_cache.spec import group_layers
-from framework.models.decoder import Decoder
 from framework.models.loader import load_model, model_dtype
+from framework.models.protocol import Model
 from framework.parallel import Parallel
 from framework.plan import KernelPlan
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
@@ -17,9 +17,15 @@ CPU = torch.device("cpu")
 BLOCK = 4
 
 
-def build(config: ModelConfig, kernels: dict[str, str] | None = None, block_size: int = BLOCK, seed: int = 0) -> Decoder:
+def build(
+    config: ModelConfig,
+    kernels: dict[str, str] | None = None,
+    block_size: int = BLOCK,
+    seed: int = 0,
+    parallel: Parallel | None = None,
+) -> Model:
     plan = KernelPlan(kernels or {}, [], CPU, model_dtype(config))
-    model = load_model(config, plan, CPU, Parallel(), block_size, seed)
+    model = load_model(config, plan, CPU, parallel or Parallel(), block_size, seed)
     model.set_groups(group_layers(model.cache_specs()))
     return model
 
@@ -27,7 +33,7 @@ def build(config: ModelConfig, kernels: dict[str, str] | None = None, block_size
 class Session:
     """Sequences that grow step by step; their pages are handed out in an order that no request owns contiguously."""
 
-    def __init__(self, model: Decoder, num_requests: int, max_len: int = 128, block_size: int = BLOCK) -> None:
+    def __init__(self, model: Model, num_requests: int, max_len: int = 128, block_size: int = BLOCK) -> None:
         self.model, self.block_size = model, block_size
         blocks = -(-max_len // block_size)
         order = torch.randperm(num_requests * blocks, generator=torch.Generator().manual_seed(7)).int() + 1
@@ -43,23 +49,28 @@ class Session:
     @torch.inference_mode()
     def step(self, rows: list[tuple[int, list[int]]]) -> list[torch.Tensor]:
         """rows: (request, its next tokens), decodes first -> float32 logits [tokens, V] of every token, per row."""
+        batch = self.batch(rows)
+        self.model.begin_step(batch)
+        logits = self.model.logits(self.model.forward(batch, self.caches)[batch.logits_indices])
+        return list(logits.float().split([len(tokens) for _, tokens in rows]))
+
+    def batch(self, rows: list[tuple[int, list[int]]]) -> ForwardBatch:
+        """Counts the tokens of ``rows`` as computed and returns the tensors of the step."""
         num_decodes = 0
         while num_decodes < len(rows) and len(rows[num_decodes][1]) <= 8 and self.lengths[rows[num_decodes][0]] > 0:
             num_decodes += 1
-        positions, slots = [], []
+        positions: list[int] = []
+        slots: list[int] = []
         for request, tokens in rows:
             span = range(self.lengths[request], self.lengths[request] + len(tokens))
             positions += span
             slots += [int(self.table[request, p // self.block_size]) * self.block_size + p % self.block_size for p in span]
             self.lengths[request] = span.stop
         metas = [self._meta(rows[:num_decodes]), self._meta(rows[num_decodes:])]
-        group = [GroupBatch(torch.tensor(slots), *metas) for _ in range(max(self.model.layer_groups) + 1)]
+        groups = [GroupBatch(torch.tensor(slots), *metas) for _ in group_layers(self.model.cache_specs())]
         ids = torch.tensor([token for _, tokens in rows for token in tokens])
         num_decode_tokens = sum(len(tokens) for _, tokens in rows[:num_decodes])
-        batch = ForwardBatch(ids, torch.tensor(positions), num_decode_tokens, group, torch.arange(len(ids)))
-        self.model.begin_step(batch)
-        logits = self.model.logits(self.model.forward(batch, self.caches)[batch.logits_indices])
-        return list(logits.float().split([len(tokens) for _, tokens in rows]))
+        return ForwardBatch(ids, torch.tensor(positions), num_decode_tokens, groups, torch.arange(len(ids)))
 
     def _meta(self, rows: list[tuple[int, list[int]]]) -> AttentionMeta | None:
         if not rows:
@@ -71,7 +82,13 @@ class Session:
         return AttentionMeta(cu_q, torch.tensor(lengths, dtype=torch.int32), table, max(counts), max(lengths))
 
 
-def teacher_forced(model: Decoder, sequences: list[list[int]], chunk: int | None, num_decodes: int) -> list[torch.Tensor]:
+def prompt_batch(model: Model, num_tokens: int) -> tuple[ForwardBatch, list[LayerKV]]:
+    """One prompt, and the caches for it."""
+    session = Session(model, 1)
+    return session.batch([(0, list(range(3, 3 + num_tokens)))]), session.caches
+
+
+def teacher_forced(model: Model, sequences: list[list[int]], chunk: int | None, num_decodes: int) -> list[torch.Tensor]:
     """Logits [len, V] of each sequence: prompts together, whole or in chunks, then the last ``num_decodes`` tokens one by one."""
     session = Session(model, len(sequences))
     out: list[list[torch.Tensor]] = [[] for _ in sequences]

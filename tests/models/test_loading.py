@@ -17,14 +17,15 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from framework.config import ModelConfig
 from framework.models.architecture import read_model
+from framework.models.decoder import Decoder
 from framework.models.hub import resolve_model
 from framework.models.parts import Part, all_parts
 from framework.models.rope import read_rope
 from framework.models.weights import Checkpoint
-from framework.parallel import Ranks
+from framework.parallel import Parallel, Ranks
 
 from .checkpoints import EXAMPLES, SIZES, make
-from .harness import build, teacher_forced
+from .harness import build, prompt_batch, teacher_forced
 from .test_families import error, model_config, reference, sequences
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -61,7 +62,8 @@ def test_bfloat16_loses_no_more_than_the_library(tmp_path: Path) -> None:
     theirs = make(EXAMPLES["llama"], tmp_path)
     tokens = sequences((48, 40, 30))
     exact = torch.cat([reference(theirs, row) for row in tokens])
-    rounded = torch.cat([reference(theirs.to(torch.bfloat16), row) for row in tokens]).float()
+    theirs.bfloat16()
+    rounded = torch.cat([reference(theirs, row) for row in tokens]).float()
     model = build(ModelConfig(str(tmp_path), dtype="bfloat16"))
     ours = torch.cat(teacher_forced(model, tokens, None, num_decodes=4))
     assert model.dtype == torch.bfloat16
@@ -75,6 +77,16 @@ def test_names_of_bare_and_nested_checkpoints(tmp_path: Path) -> None:
         rename(folder, old, new)
         logits = first_logits(model_config(folder, EXAMPLES[example]))
         assert error(logits, reference(theirs, sequences((12,))[0])) <= 1e-4
+
+
+def test_the_text_part_of_a_larger_model(tmp_path: Path) -> None:
+    theirs = make(EXAMPLES["gemma3"], tmp_path)
+    rename(tmp_path, "model.", "language_model.model.")
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({**tensors, "vision_tower.patch.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    assert error(first_logits(model_config(tmp_path, EXAMPLES["gemma3"])), reference(theirs, sequences((12,))[0])) <= 1e-4
 
 
 LLAMA3 = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -165,7 +177,7 @@ def test_packed_weights_are_not_kept_twice(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Checkpoint, "load", spy)
     model = build(ModelConfig(str(tmp_path)), {"linear": "onednn"})
-    assert len(originals) == 4 * model.num_layers and all(ref() is None for ref in originals)
+    assert len(originals) == 4 * len(model.cache_specs()) and all(ref() is None for ref in originals)
 
 
 def test_lengths_beyond_the_model_are_refused() -> None:
@@ -207,3 +219,25 @@ def test_parts_of_ranks_cover_everything_once() -> None:
     for total in (7, 8, 32):
         parts = [Ranks(rank, 3).part(total) for rank in range(3)]
         assert [i for part in parts for i in part] == list(range(total))
+
+
+@torch.inference_mode()
+def test_layers_can_be_cut(tmp_path: Path) -> None:
+    """Two stages that exchange (hidden, residual) compute what the whole model does."""
+    make(EXAMPLES["qwen3"], tmp_path)
+    config = model_config(tmp_path, EXAMPLES["qwen3"])
+    whole = build(config)
+    stages = [stage for rank in range(2) if isinstance(stage := build(config, parallel=Parallel(pp=Ranks(rank, 2))), Decoder)]
+    assert [stage.num_layers for stage in stages] == [2, 1]
+    batch, caches = prompt_batch(whole, 9)
+    expected = whole.logits(whole.forward(batch, caches))
+    state = stages[0].run_layers(stages[0].embed(batch.token_ids, batch.positions), None, batch, caches[:2])
+    state = stages[1].run_layers(*state, batch, caches[2:])
+    torch.testing.assert_close(stages[1].logits(stages[1].finish(*state)), expected)
+
+
+def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
+    make(EXAMPLES["mistral"], tmp_path)
+    edit(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(ValueError, match="is quantized \\(gptq\\)"):
+        build(ModelConfig(str(tmp_path)))

@@ -9,11 +9,15 @@ import pytest
 import transformers
 
 from framework.config import ModelConfig
+from framework.models.loader import load_model, model_dtype
 from framework.models.transformers_model import TransformersModel
+from framework.parallel import Parallel
+from framework.plan import KernelPlan
 
 from .checkpoints import EXAMPLES, LLAMA, SIZES, Example, make
-from .harness import build, teacher_forced
+from .harness import BLOCK, CPU, build, teacher_forced
 from .test_families import error, reference, sequences
+from .test_loading import rename
 
 GRANITE = {"logits_scaling": 4.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}
 GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "head_dim": 16}
@@ -40,12 +44,23 @@ def test_logits(name: str, tmp_path: Path) -> None:
 
 
 def test_linear_layers_and_attention_are_ours(tmp_path: Path) -> None:
-    import torch
-
     make(FOREIGN["olmo2"], tmp_path)
-    model = build(ModelConfig(str(tmp_path)))
-    assert not any(type(m) is torch.nn.Linear for part in (model._base, model._head) for m in part.modules())
-    assert {kernel.impl.name for kernel in model._decode} != set()
+    config = ModelConfig(str(tmp_path), dtype="float32")
+    plan = KernelPlan({"linear": "reference"}, [], CPU, model_dtype(config))
+    model = load_model(config, plan, CPU, Parallel(), BLOCK)
+    teacher_forced(model, sequences((9,)), None, num_decodes=2)
+    report, num_layers, num_steps = plan.report(), SIZES["num_hidden_layers"], 3
+    assert report["linear"]["calls"] == (7 * num_layers + 1) * num_steps
+    assert report["kv_cache_write"]["calls"] == num_layers * num_steps
+    assert report["paged_attention_prefill"]["calls"] == num_layers
+    assert report["paged_attention_decode"]["calls"] == num_layers * (num_steps - 1)
+
+
+def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    make(FOREIGN["olmo2"], tmp_path)
+    rename(tmp_path, "model.layers.1.mlp.up_proj", "model.layers.1.mlp.upward")
+    with pytest.raises(ValueError, match=r"does not fit its config.json: .*upward"):
+        build(ModelConfig(str(tmp_path)))
 
 
 def test_dummy_weights() -> None:

@@ -94,9 +94,9 @@ def test_a_kernel_that_does_not_compile_is_reported(tmp_path: Path) -> None:
 
 
 PASSING = Artifact(
-    op="linear", impl="triton", case="256 tokens", kernel="_matmul_kernel", target="sm_90", triton="3.6.0", config="",
-    num_warps=8, num_stages=4, shared_bytes=131072, registers=112, spills=0, matrix={"HGMMA": 4}, matrix_in_loop={"HGMMA": 4},
-    wide_loads=32, programs_per_sm=1, explicit_fusion=True, compile_s=0.2,
+    op="linear", impl="triton", case="256 tokens", dtype="bfloat16", kernel="_matmul_kernel", target="sm_90",
+    triton="3.6.0", config="", num_warps=8, num_stages=4, shared_bytes=131072, registers=112, spills=0,
+    matrix={"HGMMA": 4}, matrix_in_loop={"HGMMA": 4}, wide_loads=32, programs_per_sm=1, explicit_fusion=True, compile_s=0.2,
 )  # fmt: skip
 
 

@@ -17,19 +17,21 @@ from triton_kernels.registry import Registry
 
 REGISTRY = Registry.load()
 OWN = [i for i in REGISTRY if i.origin.startswith("triton_kernels.")]
-CHECKS = [
-    pytest.param(i, case, id=f"{i.op}-{i.name}-{case.name}") for i in OWN for case in OPS[i.op].cases if "bench" not in case.tags
-]
+CHECKS = [(i, case) for i in OWN for case in OPS[i.op].cases if "bench" not in case.tags]
+
+
+def every(checks: list[tuple[Impl, Case]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("found", "case"), checks, ids=[f"{i.op}-{i.name}-{case.name}" for i, case in checks])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize(("found", "case"), [p for p in CHECKS if not p.values[0].is_triton])
+@every([(i, case) for i, case in CHECKS if not i.is_triton])
 def test_impl_keeps_the_contract(found: Impl, case: Case, dtype: torch.dtype) -> None:
     report(check(OPS[found.op], found, case, dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize(("found", "case"), [p for p in CHECKS if p.values[0].options.get("whole_batch") is False])
+@every([(i, case) for i, case in CHECKS if i.options.get("whole_batch") is False])
 def test_attention_of_a_whole_padded_batch(found: Impl, case: Case, dtype: torch.dtype) -> None:
     report(check(OPS[found.op], found, case, dtype, options={"whole_batch": True}))
 

@@ -1,4 +1,4 @@
-"""What the conformance tests do not see of the torch impls: several buckets, several layers and steps, memory, sizes."""
+"""What the conformance tests do not see of the CPU impls: several buckets, several layers and steps, memory, sizes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from triton_kernels.attention_meta import AttentionMeta
 from triton_kernels.cases.attention import _make
 from triton_kernels.conformance import relative_error
-from triton_kernels.impls.linear.onednn import LinearOnednn
-from triton_kernels.impls.paged_attention_decode.torch import DecodeTorch
-from triton_kernels.impls.paged_attention_prefill.torch import PrefillTorch
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
 
 REGISTRY = Registry.load()
+DECODE, PREFILL = REGISTRY.impls("paged_attention_decode"), REGISTRY.impls("paged_attention_prefill")
 SPEC = Spec("cpu", "cpu", torch.float32)
 make_attention = partial(_make, dtype=torch.float32, device=torch.device("cpu"), num_heads=4, num_kv_heads=2, head_dim=32)
 
@@ -33,14 +32,14 @@ def call_attention(bound: Any, args: dict[str, Any]) -> torch.Tensor:
 def test_decode_of_many_requests_falls_into_several_buckets() -> None:
     lengths = tuple(torch.randint(1, 400, (24,), generator=torch.Generator().manual_seed(1)).tolist())
     args = make_attention(torch.Generator().manual_seed(2), q_lens=(1,) * 24, seq_lens=lengths)
-    bound = DecodeTorch.bind(SPEC, {}, {"scale": args["scale"]})
-    bound.begin_step(args["meta"])  # type: ignore[attr-defined]
+    bound: Any = DECODE["torch"].bind(SPEC, {}, {"scale": args["scale"]})
+    bound.begin_step(args["meta"])
     got = call_attention(bound, args)
-    assert len(args["meta"].workspace[DecodeTorch.target.key].buckets) > 2  # type: ignore[attr-defined]
+    assert len(args["meta"].workspace[bound.key].buckets) > 2
     assert relative_error(got, OPS["paged_attention_decode"].reference(**args)) < 1e-6
 
 
-@pytest.mark.parametrize("found", [DecodeTorch, PrefillTorch], ids=["decode", "prefill"])
+@pytest.mark.parametrize("found", [DECODE["torch"], PREFILL["torch"]], ids=["decode", "prefill"])
 def test_the_layout_of_a_step_is_shared_by_layers_and_forgotten_at_the_next_step(found: Any) -> None:
     args = make_attention(torch.Generator().manual_seed(2), q_lens=(1, 1), seq_lens=(20, 31))
     meta = args["meta"]
@@ -53,9 +52,24 @@ def test_the_layout_of_a_step_is_shared_by_layers_and_forgotten_at_the_next_step
         meta.seq_lens -= 3  # the same objects carry the next step
 
 
+def test_native_attention_gives_a_token_the_same_bits_whole_in_chunks_and_alone() -> None:
+    """So that chunked prefill, and recomputing what was decoded, change no token."""
+    if reasons := PREFILL["native"].unsupported(SPEC):
+        pytest.skip(reasons[0])
+    args = make_attention(torch.Generator().manual_seed(3), q_lens=(301,), seq_lens=(301,))
+    bound, meta = PREFILL["native"].bind(SPEC, {}, {"scale": 0.2}), args["meta"]
+    whole = call_attention(bound, args)
+    for first, last in ((0, 130), (130, 137), (300, 301)):
+        part = AttentionMeta(
+            torch.tensor([0, last - first]).int(), torch.tensor([last]).int(), meta.block_table, last - first, last
+        )
+        chunk = bound(args["q"][first:last], args["kv"], part)
+        assert torch.equal(chunk, whole[first:last])
+
+
 def test_the_packed_linear_keeps_no_second_copy_of_its_weight() -> None:
     weight = torch.randn(64, 48)
-    bound = LinearOnednn.bind(SPEC, {"weight": weight}, {"bias": None})
+    bound = REGISTRY.impls("linear")["onednn"].bind(SPEC, {"weight": weight}, {"bias": None})
     alive, x, expected = weakref.ref(weight), torch.randn(3, 48), weight.clone()
     del weight
     gc.collect()

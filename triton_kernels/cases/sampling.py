@@ -131,9 +131,10 @@ APPLY_PENALTIES_CASES = (
 )
 SAMPLE_CASES = (
     _case("filters", _sample, "odd", 11, 1031),
-    _case("ties", _sample, "odd", 11, 515, ties=True),
+    _case("ties", _sample, "odd", 6, 515, ties=True, filters=_FILTERS[2:7]),
     _case("strided", _sample, "", 5, 256, strided=True),
-    _case("tiny", _sample, "odd", 11, 5),
+    _case("tiny", _sample, "odd", 6, 5, filters=_FILTERS[5:]),
+    _case("small", _sample, "odd", 5, 75, ties=True, filters=_FILTERS[4:9]),
     _case("tiled", _sample, "tiled", 4, 13001, filters=_FILTERS[1:5]),
     _case("plain_128k", _sample, "bench", 64, 128256, filters=((1.0, 0, 1.0, 0.0),)),
     _case("top_k_128k", _sample, "bench", 64, 128256, filters=((1.0, 50, 1.0, 0.0),)),

@@ -35,31 +35,30 @@ class AttentionParams:
     sinks: torch.Tensor | None
     alibi: torch.Tensor | None
     return_lse: bool
+    widen: bool  # multiply in float32: Triton's interpreter calculates with the bit patterns of bfloat16
 
     @classmethod
-    def of(cls, weights: Mapping[str, Any], params: Mapping[str, Any]) -> AttentionParams:
+    def of(cls, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> AttentionParams:
         given = {**params, **weights}
         if not given["scale"] > 0:
             raise ValueError(f"attention needs a positive scale, got {given['scale']}")
         return cls(given["scale"], given.get("causal", True), given.get("window"), given.get("softcap"),
-                   given.get("sinks"), given.get("alibi"), given.get("return_lse", False))  # fmt: skip
+                   given.get("sinks"), given.get("alibi"), given.get("return_lse", False),
+                   spec.interpret and spec.dtype == torch.bfloat16)  # fmt: skip
 
     def kernel_args(self) -> dict[str, Any]:
         """Keyword arguments that all attention kernels have in common."""
         return {
             "sinks": self.sinks, "alibi": self.alibi, "scale": self.scale, "softcap": self.softcap or 0.0,
             "window": self.window or 0, "CAUSAL": self.causal, "HAS_WINDOW": self.window is not None,
-            "HAS_SOFTCAP": self.softcap is not None,
+            "HAS_SOFTCAP": self.softcap is not None, "WIDEN": self.widen, "enable_fp_fusion": True,
         }  # fmt: skip
 
 
-def cache_strides(kv: LayerKV) -> dict[str, int]:
-    """Strides of page, slot and head as kernel arguments, for k, v and their scales (0 without scales)."""
-    return {
-        f"stride_{name}{axis}": 0 if tensor is None else tensor.stride(i)
-        for name, tensor in (("k", kv.k), ("v", kv.v), ("ks", kv.k_scale), ("vs", kv.v_scale))
-        for i, axis in enumerate("psh")
-    }
+def cache_strides(kv: LayerKV) -> tuple[int, ...]:
+    """Strides of page, slot and head, first of k, then of v, k_scale and v_scale (0 where there is none). They are
+    compile-time arguments: an engine's never change."""
+    return tuple(0 if tensor is None else tensor.stride(i) for tensor in kv for i in range(3))
 
 
 def unsupported_attention(spec: Spec) -> list[str]:
@@ -118,8 +117,8 @@ def visible_keys(first, last, seq_len, window, CAUSAL: tl.constexpr, HAS_WINDOW:
 
 @triton.jit
 def _load_rows(
-    cache, strides, table, kv_head, start, inside,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr,
+    cache, table, kv_head, start, inside, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, OF: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """A tile through pointers. One scalar page number where a page holds the whole tile."""
     keys = start + tl.arange(0, BLOCK_N)
@@ -130,7 +129,7 @@ def _load_rows(
     else:
         page = tl.load(table + keys // PAGE_SIZE, mask=inside if MASKED else None, other=0 if MASKED else None).to(tl.int64)
         slots = keys % PAGE_SIZE
-    pointers = (cache + kv_head * strides[2] + page * strides[0] + slots * strides[1])[:, None] + dims[None, :]
+    pointers = (cache + kv_head * STRIDES[3 * OF + 2] + page * STRIDES[3 * OF] + slots * STRIDES[3 * OF + 1])[:, None] + dims[None, :]
     if MASKED:
         mask = inside[:, None] if DIM == BLOCK_D else inside[:, None] & (dims < DIM)[None, :]
         tile = tl.load(pointers, mask=mask, other=0.0)
@@ -143,11 +142,11 @@ def _load_rows(
 
 @triton.jit
 def _load_tile(
-    cache, strides, table, kv_head, start, low, high,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    MASKED: tl.constexpr, TMA: tl.constexpr,
+    cache, table, kv_head, start, low, high, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, OF: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Keys (or values) [BLOCK_N, BLOCK_D] from position ``start``; zero outside [low, high) if MASKED, and beyond DIM."""
+    """Keys (or values) [BLOCK_N, BLOCK_D] from position ``start``; zero outside [low, high) if MASKED, and beyond DIM.
+    OF: which tensor's strides, in the order of ``cache_strides``."""
     keys = start + tl.arange(0, BLOCK_N)
     inside = (keys >= low) & (keys < high)
     if TMA:
@@ -156,16 +155,20 @@ def _load_tile(
         if MASKED:
             tile = tl.where(inside[:, None], tile, tl.zeros_like(tile))
     else:
-        tile = _load_rows(cache, strides, table, kv_head, start, inside, DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, MASKED)
+        tile = _load_rows(cache, table, kv_head, start, inside, DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, STRIDES, OF, MASKED)
     return tile
 
 
 @triton.jit
-def _load_scales(scales, strides, table, kv_head, start, low, high, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr):
+def _load_scales(
+    scales, table, kv_head, start, low, high, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
+    OF: tl.constexpr,
+):  # fmt: skip
     keys = start + tl.arange(0, BLOCK_N)
     inside = (keys >= low) & (keys < high)
     page = tl.load(table + keys // PAGE_SIZE, mask=inside, other=0).to(tl.int64)
-    return tl.load(scales + page * strides[0] + (keys % PAGE_SIZE) * strides[1] + kv_head * strides[2], mask=inside, other=0.0)
+    pointers = scales + page * STRIDES[3 * OF] + (keys % PAGE_SIZE) * STRIDES[3 * OF + 1] + kv_head * STRIDES[3 * OF + 2]
+    return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -173,16 +176,16 @@ def _step(
     state, q, position, slope, kv, table, kv_head, start, low, high, scale, softcap, window,
     CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_ALIBI: tl.constexpr,
     DK: tl.constexpr, DV: tl.constexpr, BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys into the running (accumulator, maximum, sum)."""
     acc, peak, total = state
-    k_cache, v_cache, k_scales, v_scales, k_strides, v_strides, k_scale_strides, v_scale_strides = kv
+    k_cache, v_cache, k_scales, v_scales = kv
     MASK_K: tl.constexpr = MASKED and not TMA  # of a box, the scores of unused keys are masked below, which is enough
-    k = _load_tile(k_cache, k_strides, table, kv_head, start, low, high, DK, BLOCK_DK, BLOCK_N, PAGE_SIZE, MASK_K, TMA)
+    k = _load_tile(k_cache, table, kv_head, start, low, high, DK, BLOCK_DK, BLOCK_N, PAGE_SIZE, STRIDES, 0, MASK_K, TMA)
     scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
     if k_scales is not None:
-        scores *= _load_scales(k_scales, k_scale_strides, table, kv_head, start, low, high, BLOCK_N, PAGE_SIZE)[None, :]
+        scores *= _load_scales(k_scales, table, kv_head, start, low, high, BLOCK_N, PAGE_SIZE, STRIDES, 2)[None, :]
     keys = start + tl.arange(0, BLOCK_N)
     factor = scale * LOG2E  # left for last, where it joins the subtraction of the maximum in one instruction
     if HAS_SOFTCAP:
@@ -206,9 +209,9 @@ def _step(
         base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
     weights = tl.exp2(scores * factor - base[:, None])
     shrink = tl.exp2(peak - base)
-    v = _load_tile(v_cache, v_strides, table, kv_head, start, low, high, DV, BLOCK_DV, BLOCK_N, PAGE_SIZE, MASKED, TMA)
+    v = _load_tile(v_cache, table, kv_head, start, low, high, DV, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, 1, MASKED, TMA)
     if v_scales is not None:  # on the values, not the weights: weights times a small scale would leave fp16's range
-        v_scale = _load_scales(v_scales, v_scale_strides, table, kv_head, start, low, high, BLOCK_N, PAGE_SIZE)
+        v_scale = _load_scales(v_scales, table, kv_head, start, low, high, BLOCK_N, PAGE_SIZE, STRIDES, 3)
         v = v.to(tl.float32) * v_scale[:, None]
     acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision="ieee")
     return acc, new_peak, total * shrink + tl.sum(weights, 1)
@@ -219,7 +222,7 @@ def attend(
     q, position, slope, sink, kv, table, kv_head, begin, end, full_begin, full_end, low, high, scale, softcap, window,
     CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_ALIBI: tl.constexpr,
     DK: tl.constexpr, DV: tl.constexpr, BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Attention of q [BLOCK_M, BLOCK_DK] over the keys [begin, end): (accumulator / sum, base-2 log of the sum).
 
@@ -235,7 +238,7 @@ def attend(
     for start in tl.range(full_begin, full_end, BLOCK_N):
         state = _step(
             state, q, position, slope, kv, table, kv_head, start, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW,
-            HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, False, TMA,
+            HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, False, TMA,
         )  # fmt: skip
     num_before = (full_begin - begin) // BLOCK_N
     num_after = tl.cdiv(end - full_end, BLOCK_N)
@@ -243,7 +246,7 @@ def attend(
         start = begin + i * BLOCK_N + tl.where(i < num_before, 0, full_end - full_begin)
         state = _step(
             state, q, position, slope, kv, table, kv_head, start, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW,
-            HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, True, TMA,
+            HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, True, TMA,
         )  # fmt: skip
     acc, peak, total = state
     empty = total == 0.0

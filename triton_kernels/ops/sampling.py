@@ -55,9 +55,7 @@ def sample_reference(
     return out
 
 
-def _num_kept(
-    ranked: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, slack: float = 0.0
-) -> int:
+def _num_kept(ranked: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, slack: float = 0.0) -> int:
     """How many of the scores f64 [V], best first, survive min-p, top-k and top-p. Slack moves the borders."""
     keep = torch.ones_like(ranked, dtype=torch.bool)
     if float(min_p) > 0:

@@ -76,6 +76,6 @@ def group_by_expert(ids: torch.Tensor, num_experts: int, expert_start: int, bloc
     )
     _group_kernel[(num_experts + 1,)](
         ids, pairs, starts, tile_expert, num_pairs, num_tiles, expert_start,
-        NUM_EXPERTS=num_experts, BLOCK_M=block_m, BLOCK_P=block_p, BLOCK_T=64, num_warps=4,
+        NUM_EXPERTS=num_experts, BLOCK_M=block_m, BLOCK_P=block_p, BLOCK_T=64, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return Groups(pairs, starts, tile_expert)

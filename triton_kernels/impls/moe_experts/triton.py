@@ -50,11 +50,22 @@ def _load(pointers, inside, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
     return tile
 
 
+@triton.jit
+def _multiply(rows, weights, acc, INTERPRET: tl.constexpr):
+    """acc + rows . weights^T. The interpreter calculates with bfloat16's bit patterns, and rounds a row's products by its
+    place in the tile; float64 hides both."""
+    if INTERPRET:
+        result = tl.dot(rows.to(tl.float64), tl.trans(weights).to(tl.float64), acc, out_dtype=tl.float64)
+    else:
+        result = tl.dot(rows, tl.trans(weights), acc, input_precision="ieee")
+    return result
+
+
 @triton.jit(do_not_specialize=["num_tiles"])
 def gate_up_kernel(
     x, w13, hidden, pairs, starts, tile_expert, num_tiles, stride_xt, stride_we, stride_wn,
     TOP_K: tl.constexpr, K: tl.constexpr, INNER: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """hidden[sorted row, n] = silu(x . gate_n) * (x . up_n)."""
     expert, rows, inside, column_block = _place(starts, tile_expert, num_tiles, INNER, BLOCK_M, BLOCK_N)
@@ -67,15 +78,16 @@ def gate_up_kernel(
     x_rows = x + tokens.to(tl.int64)[:, None] * stride_xt
     gate_rows = w13 + expert.to(tl.int64) * stride_we + columns.to(tl.int64)[:, None] * stride_wn
     up_rows = gate_rows + INNER * stride_wn
-    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if INTERPRET else tl.float32)
+    up = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if INTERPRET else tl.float32)
     for start in tl.range(0, K, BLOCK_K):
         k = start + ks
         x_tile = _load(x_rows + k[None, :], inside[:, None], k, K, BLOCK_K)
         gate_tile = _load(gate_rows + k[None, :], within[:, None], k, K, BLOCK_K)
         up_tile = _load(up_rows + k[None, :], within[:, None], k, K, BLOCK_K)
-        gate = tl.dot(x_tile, tl.trans(gate_tile), gate, input_precision="ieee")
-        up = tl.dot(x_tile, tl.trans(up_tile), up, input_precision="ieee")
+        gate = _multiply(x_tile, gate_tile, gate, INTERPRET)
+        up = _multiply(x_tile, up_tile, up, INTERPRET)
+    gate, up = gate.to(tl.float32), up.to(tl.float32)
     result = gate / (1.0 + tl.exp(-gate)) * up
     pointers = hidden + rows.to(tl.int64)[:, None] * INNER + columns[None, :]
     tl.store(pointers, result.to(hidden.dtype.element_ty), mask=inside[:, None] & within[None, :])
@@ -85,6 +97,7 @@ def gate_up_kernel(
 def down_kernel(
     hidden, w2, weights, results, pairs, starts, tile_expert, num_tiles, stride_we, stride_wn,
     K: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """results[pair, n] = router weight of the pair * (hidden[sorted row] . w2_n)."""
     expert, rows, inside, column_block = _place(starts, tile_expert, num_tiles, COLUMNS, BLOCK_M, BLOCK_N)
@@ -95,14 +108,14 @@ def down_kernel(
     ks = tl.arange(0, BLOCK_K)
     hidden_rows = hidden + rows.to(tl.int64)[:, None] * K
     weight_rows = w2 + expert.to(tl.int64) * stride_we + columns.to(tl.int64)[:, None] * stride_wn
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if INTERPRET else tl.float32)
     for start in tl.range(0, K, BLOCK_K):
         k = start + ks
         hidden_tile = _load(hidden_rows + k[None, :], inside[:, None], k, K, BLOCK_K)
         weight_tile = _load(weight_rows + k[None, :], within[:, None], k, K, BLOCK_K)
-        acc = tl.dot(hidden_tile, tl.trans(weight_tile), acc, input_precision="ieee")
+        acc = _multiply(hidden_tile, weight_tile, acc, INTERPRET)
     pair = tl.load(pairs + rows, mask=inside, other=0)
-    acc *= tl.load(weights + pair, mask=inside, other=0.0)[:, None]
+    acc = acc.to(tl.float32) * tl.load(weights + pair, mask=inside, other=0.0)[:, None]
     pointers = results + pair.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
     tl.store(pointers, acc.to(results.dtype.element_ty), mask=inside[:, None] & within[None, :])
 
@@ -142,6 +155,7 @@ class TritonExperts:
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         self.w13, self.w2 = weights["w13"], weights["w2"]
         self.expert_start = params.get("expert_start", 0)
+        self.interpret = spec.interpret
         self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
 
     @staticmethod
@@ -163,7 +177,7 @@ class TritonExperts:
         block = min(1024, triton.next_power_of_2(hidden_size))
         combine_kernel[(num_tokens, triton.cdiv(hidden_size, block))](
             results, ids, out, self.expert_start, NUM_EXPERTS=num_experts, TOP_K=top_k, COLUMNS=hidden_size, BLOCK=block,
-            num_warps=4,
+            num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         return out
 
@@ -173,7 +187,7 @@ class TritonExperts:
             x, self.w13, hidden, groups.pairs, groups.starts, groups.tile_expert, groups.num_tiles, x.stride(0),
             self.w13.stride(0), self.w13.stride(1), TOP_K=top_k, K=x.shape[1], INNER=inner,
             BLOCK_M=c["block_m"], BLOCK_N=c["block_n"], BLOCK_K=c["block_k"],
-            num_warps=c["num_warps"], num_stages=c["num_stages"],
+            INTERPRET=self.interpret, num_warps=c["num_warps"], num_stages=c["num_stages"], enable_fp_fusion=True,
         )  # fmt: skip
 
     def _down(self, hidden: torch.Tensor, weights: torch.Tensor, results: torch.Tensor, groups: Groups) -> None:
@@ -182,5 +196,5 @@ class TritonExperts:
             hidden, self.w2, weights, results, groups.pairs, groups.starts, groups.tile_expert, groups.num_tiles,
             self.w2.stride(0), self.w2.stride(1), K=hidden.shape[1], COLUMNS=columns,
             BLOCK_M=c["block_m"], BLOCK_N=block_n, BLOCK_K=c["block_k"],
-            num_warps=c["num_warps"], num_stages=c["num_stages"],
+            INTERPRET=self.interpret, num_warps=c["num_warps"], num_stages=c["num_stages"], enable_fp_fusion=True,
         )  # fmt: skip

@@ -78,6 +78,6 @@ def moe_route_triton(
         _route_kernel[(triton.cdiv(num_tokens, block_t),)](
             logits, bias, weights, ids, num_tokens, logits.stride(0), NUM_EXPERTS=num_experts, TOP_K=top_k,
             RENORMALIZE=renormalize, SIGMOID=scoring == "sigmoid", BLOCK_T=block_t, BLOCK_E=block_e,
-            BLOCK_K=triton.next_power_of_2(top_k), num_warps=4,
+            BLOCK_K=triton.next_power_of_2(top_k), num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return weights, ids

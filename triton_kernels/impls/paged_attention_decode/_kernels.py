@@ -1,13 +1,14 @@
 """The two halves of decode attention that its schedules share: one split of one request, and the combination of splits.
 
 A request's keys are cut at multiples of a split size that follows from the request alone: the smallest multiple of the option
-``chunk`` with which MAX_SPLITS cover what the request can see. So its result has the same bits whatever else is in the batch. Splits leave
-a normalized float32 partial result and its log-sum; the combination adds them in the order of their positions, in tiles of a
-fixed shape. A request with one split writes its output directly.
+``chunk`` with which MAX_SPLITS cover what the request can see. Its result has the same bits whatever else is in the batch. Splits
+leave a normalized float32 partial result and its log-sum; the combination adds them in the order of their positions, in tiles
+of a fixed shape. A request with one split writes its output directly.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,14 +34,14 @@ def split_plan(num_queries, seq_len, window, HAS_WINDOW: tl.constexpr, CHUNK: tl
 @triton.jit
 def decode_split(
     request, kv_head, m_block, split, tensors, strides, scale, softcap, window, num_tokens,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
 ):  # fmt: skip
     """One block of a request's packed rows against one split of its keys; nothing if the request has no such block or split."""
     q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi = tensors
-    stride_qt, stride_qh, stride_table, k_strides, v_strides, k_scale_strides, v_scale_strides = strides
+    stride_qt, stride_qh, stride_table = strides
     first_token = tl.load(cu_q + request)
     num_queries = tl.load(cu_q + request + 1) - first_token
     seq_len = tl.load(seq_lens + request)
@@ -55,6 +56,8 @@ def decode_split(
         dims = tl.arange(0, BLOCK_DK)
         q_pointers = q + (tokens * stride_qt + heads * stride_qh)[:, None] + dims[None, :]
         q_block = tl.load(q_pointers, mask=inside[:, None] & (dims < DK)[None, :], other=0.0)
+        if WIDEN:
+            q_block = q_block.to(tl.float32)
         slope = heads.to(tl.float32)
         if alibi is not None:
             slope = tl.load(alibi + heads, mask=inside, other=0.0).to(tl.float32)
@@ -71,12 +74,12 @@ def decode_split(
         split_begin = (first_split + split) * size
         split_end = tl.minimum(split_begin + size, high)
         begin = tl.maximum(low // BLOCK_N * BLOCK_N, split_begin)
-        kv = (k_cache, v_cache, k_scale, v_scale, k_strides, v_strides, k_scale_strides, v_scale_strides)
+        kv = (k_cache, v_cache, k_scale, v_scale)
         table = block_table + request.to(tl.int64) * stride_table
         result, log_sum = attend(
             q_block, before + rows // GROUP, slope, sink, kv, table, kv_head, begin, tl.maximum(split_end, begin),
             full_begin, full_end, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, alibi is not None,
-            DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, False,
+            DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, False,
         )  # fmt: skip
 
         columns = tl.arange(0, BLOCK_DV)
@@ -118,10 +121,10 @@ def combine_kernel(
         return
     row = (first_token + query) * NUM_HEADS + head
     stride = num_tokens.to(tl.int64) * NUM_HEADS
-    splits = tl.arange(0, MAX_SPLITS)
-    log_sums = tl.load(partial_lse + row + splits * stride, mask=splits < num_splits, other=float("-inf"))
-    peak = tl.max(log_sums, 0)
-    total = tl.sum(tl.exp2(log_sums - peak), 0)
+    every = tl.arange(0, MAX_SPLITS)
+    all_sums = tl.load(partial_lse + row + every * stride, mask=every < num_splits, other=float("-inf"))
+    peak = tl.max(all_sums, 0)
+    total = tl.sum(tl.exp2(all_sums - peak), 0)
     acc = tl.zeros((BLOCK_DV,), tl.float32)
     for start in range(0, num_splits, TILE):
         splits = start + tl.arange(0, TILE)
@@ -134,27 +137,55 @@ def combine_kernel(
         tl.store(lse + row, (peak + tl.log2(total)) * LN2)
 
 
+@dataclass(frozen=True)
+class DecodeTiles:
+    """Sizes that fix how a request's keys are cut, and how a program is compiled. None depends on the batch, nor on the
+    number of queries, or the bits of a row would."""
+
+    chunk: int
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+    @classmethod
+    def choose(cls, spec: Spec, chunk: int, block_n: int, num_warps: int, num_stages: int) -> DecodeTiles:
+        """Options of 0 follow the arch. A block has the query heads of a KV head, at least the 16 rows of a matrix
+        instruction."""
+        group = spec.fact("num_heads", 1) // spec.fact("num_kv_heads", 1)
+        default_n, default_stages = (32, 2) if spec.arch.startswith("gfx") else (64, 3)
+        block_n = block_n or default_n
+        if chunk % block_n or block_n & (block_n - 1):
+            raise ValueError(f"chunk must be a multiple of block_n, which is a power of two; got {chunk} and {block_n}")
+        block_m = max(16, triton.next_power_of_2(group))
+        return cls(chunk, block_m, block_n, num_warps or 4, num_stages or default_stages)
+
+    @property
+    def launch(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
 class DecodeCall:
     """One call of a decode impl: its outputs, its partial results, and the arguments that the kernels share."""
 
     def __init__(
-        self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta, params: AttentionParams, chunk: int, block_m: int, block_n: int
+        self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta, params: AttentionParams, tiles: DecodeTiles
     ) -> None:
         num_tokens, num_heads, dk = q.shape
         num_kv_heads, dv = kv.v.shape[2:]
         self.out = torch.empty(num_tokens, num_heads, dv, dtype=q.dtype, device=q.device)
         self.lse = torch.empty(num_tokens, num_heads, dtype=torch.float32, device=q.device) if params.return_lse else None
-        self.num_splits = max_splits(meta, params.window, chunk)
-        self.num_m_blocks = triton.cdiv(meta.max_q * num_heads // num_kv_heads, block_m)
-        self.meta, self.params, self.num_heads, self.dv, self.chunk = meta, params, num_heads, dv, chunk
+        self.num_splits = max_splits(meta, params.window, tiles.chunk)
+        self.num_m_blocks = triton.cdiv(meta.max_q * num_heads // num_kv_heads, tiles.block_m)
+        self.meta, self.params, self.num_heads, self.dv, self.chunk = meta, params, num_heads, dv, tiles.chunk
         self.partial, self.partial_lse = _partials(meta, self.num_splits, num_tokens * num_heads, dv, q.device)
         self.tensors = (q, kv.k, kv.v, kv.k_scale, kv.v_scale, self.out, self.lse, self.partial, self.partial_lse,
                         meta.cu_q, meta.seq_lens, meta.block_table)  # fmt: skip
         self.arguments: dict[str, Any] = dict(
             num_tokens=num_tokens, stride_qt=q.stride(0), stride_qh=q.stride(1), stride_table=meta.block_table.stride(0),
-            **cache_strides(kv), **params.kernel_args(), NUM_KV_HEADS=num_kv_heads, GROUP=num_heads // num_kv_heads,
+            STRIDES=cache_strides(kv), **params.kernel_args(), NUM_KV_HEADS=num_kv_heads, GROUP=num_heads // num_kv_heads,
             DK=dk, DV=dv, BLOCK_DK=max(16, triton.next_power_of_2(dk)), BLOCK_DV=max(16, triton.next_power_of_2(dv)),
-            BLOCK_M=block_m, BLOCK_N=block_n, CHUNK=chunk, PAGE_SIZE=kv.page_size,
+            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CHUNK=tiles.chunk, PAGE_SIZE=kv.page_size,
         )  # fmt: skip
 
     def combine(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +194,8 @@ class DecodeCall:
         combine_kernel[(self.num_heads, self.meta.max_q, self.meta.num_reqs + 1)](
             self.out, self.lse, self.partial, self.partial_lse, self.meta.cu_q, self.meta.seq_lens, args["window"],
             args["num_tokens"], self.meta.num_reqs, HAS_WINDOW=args["HAS_WINDOW"],
-            NUM_HEADS=self.num_heads, DV=self.dv, BLOCK_DV=args["BLOCK_DV"], CHUNK=self.chunk, TILE=16, num_warps=2,
+            NUM_HEADS=self.num_heads, DV=self.dv, BLOCK_DV=args["BLOCK_DV"], CHUNK=self.chunk, TILE=16,
+            num_warps=2, enable_fp_fusion=True,
         )  # fmt: skip
         return self.out if self.lse is None else (self.out, self.lse)
 
@@ -183,15 +215,3 @@ def _partials(
         partial = torch.empty(num_splits, num_rows, dv, dtype=torch.float32, device=device)
         meta.workspace[key] = partial, torch.empty(num_splits, num_rows, dtype=torch.float32, device=device)
     return meta.workspace[key]
-
-
-def block_rows(spec: Spec, max_rows: int = 64) -> int:
-    """Rows of a block: a decode token's heads of one KV head, at least the 16 of a matrix instruction. It may not depend on
-    the number of queries, or the bits of a row would."""
-    group = spec.fact("num_heads", 1) // spec.fact("num_kv_heads", 1)
-    return min(max(16, triton.next_power_of_2(group)), max_rows)
-
-
-def check_options(chunk: int, block_n: int) -> None:
-    if chunk % block_n or chunk & (chunk - 1) or block_n & (block_n - 1):
-        raise ValueError(f"chunk and block_n must be powers of two and chunk a multiple of block_n, got {chunk} and {block_n}")

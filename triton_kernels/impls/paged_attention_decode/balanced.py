@@ -18,10 +18,11 @@ import triton
 import triton.language as tl
 
 from ...attention_meta import AttentionMeta, LayerKV
+from ...devices import by_arch
 from ...impl import Flags, impl
 from ...spec import Spec
 from .._attention import AttentionParams, unsupported_attention
-from ._kernels import DecodeCall, block_rows, check_options, decode_split, max_splits, split_plan
+from ._kernels import DecodeCall, DecodeTiles, decode_split, max_splits, split_plan
 
 
 @triton.jit
@@ -62,41 +63,38 @@ def work_list_kernel(
 def balanced_kernel(
     q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, items, num_items,
     sinks, alibi, scale, softcap, window, num_tokens, stride_qt, stride_qh, stride_table,
-    stride_kp, stride_ks, stride_kh, stride_vp, stride_vs, stride_vh,
-    stride_ksp, stride_kss, stride_ksh, stride_vsp, stride_vss, stride_vsh,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
 ):  # fmt: skip
     tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
-    strides = (stride_qt, stride_qh, stride_table, (stride_kp, stride_ks, stride_kh), (stride_vp, stride_vs, stride_vh),
-               (stride_ksp, stride_kss, stride_ksh), (stride_vsp, stride_vss, stride_vsh))  # fmt: skip
+    strides = (stride_qt, stride_qh, stride_table)
     for index in tl.range(tl.program_id(0), tl.load(num_items) * NUM_KV_HEADS, tl.num_programs(0)):
         request = tl.load(items + index // NUM_KV_HEADS * 2)
         item = tl.load(items + index // NUM_KV_HEADS * 2 + 1)
         blocks, _ = _num_items(request, True, cu_q, seq_lens, window, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
         decode_split(
             request, index % NUM_KV_HEADS, item % blocks, item // blocks, tensors, strides, scale, softcap, window, num_tokens,
-            CAUSAL, HAS_WINDOW, HAS_SOFTCAP, NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE,
+            CAUSAL, HAS_WINDOW, HAS_SOFTCAP, WIDEN, NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N,
+            CHUNK, PAGE_SIZE, STRIDES,
         )  # fmt: skip
 
 
 @impl(
     "paged_attention_decode", "balanced", priority=55, requires=("triton",), flags=Flags(batch_invariant=True),
-    options={"chunk": 256, "block_n": 64, "num_warps": 4, "num_stages": 3, "num_programs": 264},
+    options={"chunk": 256, "block_n": 0, "num_warps": 0, "num_stages": 0, "num_programs": 0},
 )  # fmt: skip
 class BalancedDecode:
-    """``num_programs``: size of the grid, a small multiple of the device's multiprocessors. ``chunk`` as in ``splitkv``."""
+    """``num_programs``: size of the grid; 0 takes two per multiprocessor. ``chunk`` as in ``splitkv``."""
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], *, chunk: int, block_n: int,
-                 num_warps: int, num_stages: int, num_programs: int) -> None:  # fmt: skip
-        check_options(chunk, block_n)
-        self.params = AttentionParams.of(weights, params)
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], *, num_programs: int, **options: int
+    ) -> None:
+        self.params = AttentionParams.of(spec, weights, params)
         self.group = spec.fact("num_heads", 1) // spec.fact("num_kv_heads", 1)
-        self.tiles = (chunk, block_rows(spec), block_n)
-        self.launch = {"num_warps": num_warps, "num_stages": num_stages}
-        self.num_programs = num_programs
+        self.tiles = DecodeTiles.choose(spec, **options)
+        self.num_programs = num_programs or 2 * by_arch(spec.arch).num_sms
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -104,11 +102,11 @@ class BalancedDecode:
 
     @property
     def _key(self) -> str:
-        return f"balanced:{self.group}:{self.params.window}:{self.tiles}"
+        return f"balanced:{self.group}:{self.params.window}:{self.tiles.chunk}:{self.tiles.block_m}"
 
     def begin_step(self, meta: AttentionMeta) -> None:
         """Writes the step's work list (items int32 [n, 2] and their number) into ``meta.workspace``."""
-        chunk, block_m, _ = self.tiles
+        chunk, block_m = self.tiles.chunk, self.tiles.block_m
         if self._key not in meta.workspace:
             bound = meta.num_reqs * max_splits(meta, self.params.window, chunk) * triton.cdiv(meta.max_q * self.group, block_m)
             items = torch.empty(bound, 2, dtype=torch.int32, device=meta.cu_q.device)
@@ -116,12 +114,12 @@ class BalancedDecode:
         work_list_kernel[(meta.num_reqs,)](
             *meta.workspace[self._key], meta.cu_q, meta.seq_lens, self.params.window or 0, meta.num_reqs,
             HAS_WINDOW=self.params.window is not None, GROUP=self.group, BLOCK_M=block_m,
-            CHUNK=chunk, BLOCK_R=128, BLOCK_I=64, num_warps=1,
+            CHUNK=chunk, BLOCK_R=128, BLOCK_I=64, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
 
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if self._key not in meta.workspace:
             self.begin_step(meta)
-        call = DecodeCall(q, kv, meta, self.params, *self.tiles)
-        balanced_kernel[(self.num_programs,)](*call.tensors, *meta.workspace[self._key], **call.arguments, **self.launch)
+        call = DecodeCall(q, kv, meta, self.params, self.tiles)
+        balanced_kernel[(self.num_programs,)](*call.tensors, *meta.workspace[self._key], **call.arguments, **self.tiles.launch)
         return call.combine()

@@ -22,50 +22,44 @@ from ...attention_meta import AttentionMeta, LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
 from .._attention import AttentionParams, unsupported_attention
-from ._kernels import DecodeCall, block_rows, check_options, decode_split
+from ._kernels import DecodeCall, DecodeTiles, decode_split
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def splitkv_kernel(
     q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi,
     scale, softcap, window, num_tokens, stride_qt, stride_qh, stride_table,
-    stride_kp, stride_ks, stride_kh, stride_vp, stride_vs, stride_vh,
-    stride_ksp, stride_kss, stride_ksh, stride_vsp, stride_vss, stride_vsh,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
 ):  # fmt: skip
     tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
-    strides = (stride_qt, stride_qh, stride_table, (stride_kp, stride_ks, stride_kh), (stride_vp, stride_vs, stride_vh),
-               (stride_ksp, stride_kss, stride_ksh), (stride_vsp, stride_vss, stride_vsh))  # fmt: skip
+    strides = (stride_qt, stride_qh, stride_table)
     decode_split(
         tl.program_id(2), tl.program_id(0) % NUM_KV_HEADS, tl.program_id(0) // NUM_KV_HEADS, tl.program_id(1),
-        tensors, strides, scale, softcap, window, num_tokens, CAUSAL, HAS_WINDOW, HAS_SOFTCAP,
-        NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE,
+        tensors, strides, scale, softcap, window, num_tokens, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, WIDEN,
+        NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE, STRIDES,
     )  # fmt: skip
 
 
 @impl(
     "paged_attention_decode", "splitkv", priority=60, requires=("triton",), flags=Flags(batch_invariant=True),
-    options={"chunk": 256, "block_n": 64, "num_warps": 4, "num_stages": 3},
+    options={"chunk": 256, "block_n": 0, "num_warps": 0, "num_stages": 0},
 )  # fmt: skip
 class SplitKVDecode:
-    """``chunk``: keys per split of a short request, a power of two."""
+    """``chunk``: keys per split of a short request, a multiple of ``block_n``. Options of 0 follow the arch."""
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], *, chunk: int, block_n: int,
-                 num_warps: int, num_stages: int) -> None:  # fmt: skip
-        check_options(chunk, block_n)
-        self.params = AttentionParams.of(weights, params)
-        self.tiles = (chunk, block_rows(spec), block_n)
-        self.launch = {"num_warps": num_warps, "num_stages": num_stages}
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+        self.params = AttentionParams.of(spec, weights, params)
+        self.tiles = DecodeTiles.choose(spec, **options)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         return unsupported_attention(spec)
 
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        call = DecodeCall(q, kv, meta, self.params, *self.tiles)
+        call = DecodeCall(q, kv, meta, self.params, self.tiles)
         grid = (kv.v.shape[2] * call.num_m_blocks, call.num_splits, meta.num_reqs)
-        splitkv_kernel[grid](*call.tensors, **call.arguments, **self.launch)
+        splitkv_kernel[grid](*call.tensors, **call.arguments, **self.tiles.launch)
         return call.combine()

@@ -27,12 +27,10 @@ from .._attention import LN2, AttentionParams, attend, cache_strides, find_reque
 def prefill_kernel(
     q, k_cache, v_cache, k_scale, v_scale, out, lse, cu_q, seq_lens, block_table, sinks, alibi,
     scale, softcap, window, num_tokens, num_reqs, stride_qt, stride_qh, stride_table,
-    stride_kp, stride_ks, stride_kh, stride_vp, stride_vs, stride_vh,
-    stride_ksp, stride_kss, stride_ksh, stride_vsp, stride_vss, stride_vsh,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, TMA: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """k_cache and v_cache are pointers, or with TMA descriptors of boxes [1, BLOCK_N, 1, head_dim]. Rows past the last
     request belong to a request of length 0, so that they become 0."""
@@ -55,6 +53,8 @@ def prefill_kernel(
     dims = tl.arange(0, BLOCK_DK)
     q_pointers = q + (tokens * stride_qt + heads * stride_qh)[:, None] + dims[None, :]
     q_block = tl.load(q_pointers, mask=inside[:, None] & (dims < DK)[None, :], other=0.0)
+    if WIDEN:
+        q_block = q_block.to(tl.float32)
     slope = heads.to(tl.float32)
     if alibi is not None:
         slope = tl.load(alibi + heads, mask=inside, other=0.0).to(tl.float32)
@@ -67,13 +67,12 @@ def prefill_kernel(
     low, high, full_begin, full_end = visible_keys(
         before + first_row // GROUP, before + last_row // GROUP, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N
     )
-    kv = (k_cache, v_cache, k_scale, v_scale, (stride_kp, stride_ks, stride_kh), (stride_vp, stride_vs, stride_vh),
-          (stride_ksp, stride_kss, stride_ksh), (stride_vsp, stride_vss, stride_vsh))  # fmt: skip
+    kv = (k_cache, v_cache, k_scale, v_scale)
     table = block_table + request.to(tl.int64) * stride_table
     result, log_sum = attend(
         q_block, before + rows // GROUP, slope, sink, kv, table, kv_head,
         low // BLOCK_N * BLOCK_N, high, full_begin, full_end, low, high, scale, softcap, window,
-        CAUSAL, HAS_WINDOW, HAS_SOFTCAP, alibi is not None, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, TMA,
+        CAUSAL, HAS_WINDOW, HAS_SOFTCAP, alibi is not None, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, TMA,
     )  # fmt: skip
 
     columns = tl.arange(0, BLOCK_DV)
@@ -103,7 +102,7 @@ def launch_prefill(
     prefill_kernel[(num_blocks * num_kv_heads,)](
         q, *caches, kv.k_scale, kv.v_scale, out, lse, meta.cu_q, meta.seq_lens, meta.block_table,
         num_tokens=num_tokens, num_reqs=meta.num_reqs, stride_qt=q.stride(0), stride_qh=q.stride(1),
-        stride_table=meta.block_table.stride(0), **cache_strides(kv), **params.kernel_args(),
+        stride_table=meta.block_table.stride(0), STRIDES=cache_strides(kv), **params.kernel_args(),
         NUM_KV_HEADS=num_kv_heads, GROUP=group, DK=dk, DV=dv,
         BLOCK_DK=max(16, triton.next_power_of_2(dk)), BLOCK_DV=max(16, triton.next_power_of_2(dv)),
         BLOCK_M=config["block_m"], BLOCK_N=config["block_n"], PAGE_SIZE=kv.page_size, TMA=tma,
@@ -120,7 +119,7 @@ def tile_config(spec: Spec) -> dict[str, int]:
     if spec.dtype == torch.float32:
         block_m, block_n, num_warps, num_stages = 16, 16, 4, 1 if wide else 2
     elif spec.arch.startswith("gfx"):
-        block_m, block_n, num_warps, num_stages = 64 if wide or converts else 128, 32 if wide else 64, 4, 1
+        block_m, block_n, num_warps, num_stages = 64 if wide or converts else 128, 16 if wide else 32, 4, 1
     elif spec.arch.startswith("sm_8") and head_dim > 64:
         block_m, block_n, num_warps = 64, 32, 8 if wide or converts else 4
     return {"block_m": block_m, "block_n": block_n, "num_warps": num_warps, "num_stages": num_stages}
@@ -134,7 +133,7 @@ class PointerPrefill:
     """Options of 0 mean the choice of ``tile_config``."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
-        self.params = AttentionParams.of(weights, params)
+        self.params = AttentionParams.of(spec, weights, params)
         self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
 
     @staticmethod

@@ -39,7 +39,7 @@ class TmaPrefill:
     """Options of 0 mean the choice of ``tile_config``; ``block_n`` must divide the page size."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
-        self.params = AttentionParams.of(weights, params)
+        self.params = AttentionParams.of(spec, weights, params)
         self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
         if spec.fact("page_size", 64) % self.config["block_n"]:
             raise ValueError(f"block_n {self.config['block_n']} does not divide the page size {spec.fact('page_size')}")

@@ -1,6 +1,6 @@
 """``sample`` in torch calls. On a CPU, work follows the data: greedy rows cost one argmax; rows without top-k and top-p
-draw noise only for tokens close enough to the best to win; the others look at their best few hundred tokens, and sort the
-whole row only when those do not settle it. On a GPU nothing may depend on the data (no host synchronization), so every
+draw noise only for tokens close enough to the best to win; the others look at their best few hundred tokens, and at more
+only when those do not settle it. On a GPU nothing may depend on the data (no host synchronization), so every
 row is sorted and gets all its noise, some rows at a time.
 """
 
@@ -15,7 +15,7 @@ from ...rng import NOISE_SPAN, quad_noise
 from .._row_sum import row_sum
 
 _FEW = 256
-"""Tokens that a top-p row without top-k looks at before it sorts everything."""
+"""Tokens that a top-p row without top-k looks at first."""
 _CHUNK = 1 << 12
 """Quads of tokens that get their noise at once: what one core does best alone."""
 _CHUNK_SCORES = 1 << 22
@@ -148,15 +148,10 @@ def _num_kept(ranked: torch.Tensor, scores: torch.Tensor | None, rows: _Rows) ->
     return alive.sum(-1).clamp_min(1)
 
 
-def _draw_ranked(
-    ranked: torch.Tensor, order: torch.Tensor, num_kept: torch.Tensor, rows: _Rows, stream: int
-) -> torch.Tensor:
+def _draw_ranked(ranked: torch.Tensor, order: torch.Tensor, num_kept: torch.Tensor, rows: _Rows, stream: int) -> torch.Tensor:
     row, rank = (torch.arange(ranked.shape[1]) < num_kept[:, None]).nonzero(as_tuple=True)
     token, values = order[row, rank], ranked[row, rank]
-    noise = [
-        _noise(rows, row[part], stream, token[part] >> 2).gather(1, (token[part] & 3)[:, None])[:, 0]
-        for part in _parts(row)
-    ]
+    noise = [_noise(rows, row[part], stream, token[part] >> 2).gather(1, (token[part] & 3)[:, None])[:, 0] for part in _parts(row)]
     return _best_per_row(values + torch.cat(noise), row, token, len(ranked))
 
 

@@ -90,9 +90,7 @@ def _list_groups(group_best_ptr, group_list_ptr, num_groups, floor, TILE: tl.con
 
 
 @triton.jit
-def _load_listed(
-    logits_ptr, group_list_ptr, num_listed, start, num_tokens, temperature, GROUP: tl.constexpr, TILE: tl.constexpr
-):
+def _load_listed(logits_ptr, group_list_ptr, num_listed, start, num_tokens, temperature, GROUP: tl.constexpr, TILE: tl.constexpr):
     at = start + tl.arange(0, TILE)
     valid = at < num_listed * GROUP
     tokens = tl.load(group_list_ptr + at // GROUP, mask=valid, other=0) * GROUP + at % GROUP
@@ -139,7 +137,7 @@ def _draw_filtered(
     logits_ptr, group_best_ptr, group_list_ptr, num_groups, num_tokens, temperature, top_k, top_p, min_p, seed, position,
     stream, best, row_mass, GROUP: tl.constexpr, TILE: tl.constexpr, PIVOTS: tl.constexpr,
 ):  # fmt: skip
-    bottom = tl.where(min_p > 0, tl.maximum(best + tl.log(min_p), _LOWEST), _LOWEST)
+    bottom = tl.where(min_p > 0, tl.maximum(best + tl.log(tl.where(min_p > 0, min_p, 1.0)), _LOWEST), _LOWEST)
     limited = (top_k > 0) & (top_k < num_tokens)
     # Without top-k, min-p alone says which tokens count, and the mass of top-p is theirs.
     depth = tl.where((min_p > 0) & (limited == 0), float("inf"), 1.0)

@@ -1,0 +1,68 @@
+"""Serving runs under a virtual clock: an 8B model on a GPU that is not there."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.serve_job import run, serve
+from framework.compose import CONFIG_FILE, ServeConfig, save_config
+from framework.config import ExecutorConfig, ModelConfig, SchedulerConfig
+from framework.metrics import compute_metrics
+from framework.workload import WorkloadConfig
+
+SHAPE = yaml.safe_load((Path(__file__).parents[2] / "conf" / "model" / "llama-3-8b.yaml").read_text())["architecture"]
+
+
+def simulated(workload: WorkloadConfig, max_num_batched_tokens: int = 2048) -> ServeConfig:
+    return ServeConfig(
+        model=ModelConfig("llama-3-8b", load_format="dummy", architecture=SHAPE),
+        executor=ExecutorConfig(kind="simulated"),
+        scheduler=SchedulerConfig(max_num_batched_tokens=max_num_batched_tokens),
+        workload=workload,
+        num_warmup_requests=0,
+    )
+
+
+def metrics(config: ServeConfig) -> dict[str, float]:
+    record, _, _ = serve(config)
+    return compute_metrics(record, config.slo)
+
+
+def test_the_token_budget_trades_first_tokens_against_gaps() -> None:
+    workload = WorkloadConfig(num_requests=60, prompt_tokens=2000, prompt_spread=0.8, output_tokens=64, rate=6)
+    start = time.perf_counter()
+    small, large, again = (metrics(simulated(workload, budget)) for budget in (128, 4096, 4096))
+    # 10 s of requests: the clock was not the wall's.
+    assert small["duration_s"] > 9.9 > time.perf_counter() - start
+    assert large == again
+    assert small["num_chunked_prefills"] > large["num_chunked_prefills"]
+    assert small["ttft_p50_s"] > 1.5 * large["ttft_p50_s"]
+    assert small["itl_p99_s"] < 0.5 * large["itl_p99_s"]
+
+
+def test_load_lengthens_the_queue() -> None:
+    workload = WorkloadConfig(num_requests=60, prompt_tokens=2000, output_tokens=32, rate=2)
+    calm, busy = (metrics(simulated(replace(workload, rate=rate))) for rate in (2, 40))
+    assert busy["ttft_p99_s"] > 2 * calm["ttft_p99_s"]
+    assert busy["requests_per_s"] > 2 * calm["requests_per_s"]
+
+
+def test_a_trace_with_shared_prefixes_runs_from_file_to_files(tmp_path: Path) -> None:
+    rows = [{"timestamp": 300 * i, "input_length": 1300 + i, "output_length": 8, "hash_ids": [0, 1, 100 + i]} for i in range(12)]
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workload = WorkloadConfig(source="trace", path=str(trace), arrivals="trace")
+    save_config(simulated(workload), tmp_path / CONFIG_FILE)
+    assert run(tmp_path)
+    row = json.loads((tmp_path / "run.json").read_text())
+    assert (row["metric.num_prompt_tokens"], row["metric.num_output_tokens"]) == (sum(1300 + i for i in range(12)), 12 * 8)
+    # Eleven of twelve find two blocks of 512 tokens.
+    assert row["metric.prefix_hit_rate"] == pytest.approx(11 * 1024 / row["metric.num_prompt_tokens"], rel=0.01)
+    assert row["metric.duration_s"] >= 11 * 0.3
+    assert row["env.device"] == "simulated h200"

@@ -1,0 +1,278 @@
+"""The engine on the verifying null executor: whatever the batch, every request gets the tokens that it gets alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import pytest
+from engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from framework.engine import EngineStats
+from framework.executor.mirror import Mirror
+from framework.inputs import EngineInput
+from framework.sampling_params import RequestOutputKind, SamplingParams
+from framework.step import NewRequest, StepInput
+
+
+@dataclass
+class Wanted:
+    """A request of a random mix; it arrives before step ``step`` and is aborted before step ``abort`` if that is not None."""
+
+    prompt: list[int]
+    params: SamplingParams
+    step: int
+    priority: int
+    abort: int | None = None
+    tokens: list[list[int]] = field(default_factory=list)
+
+
+def prompts() -> st.SearchStrategy[list[int]]:
+    """Of few different tokens, so that prefixes are shared; up to 60 long."""
+    stem = st.sampled_from([[], [1] * 17, [1, 2] * 15])
+    return st.builds(lambda stem, tail: [*stem, *tail], stem, st.lists(st.integers(0, 2), min_size=1, max_size=30))
+
+
+def params() -> st.SearchStrategy[SamplingParams]:
+    return st.builds(
+        token_params,
+        n=st.sampled_from([1, 1, 1, 2, 3]),
+        max_tokens=st.integers(1, 30),
+        stop_token_ids=st.sampled_from([[], [], [3], [5, 8]]),
+        seed=st.integers(0, 1000),
+    )
+
+
+def wanted() -> st.SearchStrategy[Wanted]:
+    return st.builds(Wanted, prompts(), params(), st.integers(0, 20), st.integers(0, 2), st.none() | st.integers(0, 40))
+
+
+def alone(request: Wanted) -> list[list[int]]:
+    engine = make_engine(make_config(num_blocks=200, max_num_batched_tokens=200, prefix_caching=False), vocab_size=20)
+    engine.add_request("r", EngineInput(request.prompt), copy.copy(request.params))
+    return tokens_of(finish(engine)["r"])
+
+
+def serve(requests: list[Wanted], model: str, **config: object) -> EngineStats:
+    """Serves a mix; checks tokens against those of each request alone."""
+    num_blocks = config.pop("num_blocks", 60)
+    engine = make_engine(make_config(num_blocks=num_blocks, **config), model, vocab_size=20)  # type: ignore[arg-type]
+    served, step = {}, 0
+    while step <= 40 or engine.has_unfinished():
+        for index, request in enumerate(requests):
+            if request.step == step:
+                engine.add_request(str(index), EngineInput(request.prompt), copy.copy(request.params), priority=request.priority)
+            if request.abort == step:
+                served.update((output.request_id, output) for output in engine.abort([str(index)]))
+        served.update((output.request_id, output) for output in engine.step())
+        step += 1
+        assert step < 3000, "the engine makes no progress"
+    assert_idle(engine)
+    for index, request in enumerate(requests):
+        if request.abort is not None and request.abort < request.step:
+            request.abort = None  # it was not there yet
+        expected, found = alone(request), served[str(index)]
+        assert found.finished and len(found.outputs) == request.params.n
+        for whole, completion in zip(expected, found.outputs):
+            if completion.finish_reason == "abort":
+                assert request.abort is not None and completion.token_ids == whole[: len(completion.token_ids)]
+            else:
+                assert completion.token_ids == whole
+    return engine.stats()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    requests=st.lists(wanted(), min_size=1, max_size=10),
+    model=st.sampled_from(list(MODELS)),
+    policy=st.sampled_from(["fcfs", "priority"]),
+    block_size=st.sampled_from([1, 3, 4, 16]),
+    budget=st.sampled_from([7, 16, 64]),
+    chunk=st.sampled_from([0, 5]),
+    depth=st.sampled_from([1, 2, 3]),
+    slots=st.sampled_from([2, 16]),
+    prefix_caching=st.booleans(),
+    spare=st.sampled_from([0, 5, 200]),
+)
+def test_a_mix_gets_the_tokens_of_each_alone(
+    requests: list[Wanted], model: str, policy: str, block_size: int, budget: int, chunk: int, depth: int, slots: int,
+    prefix_caching: bool, spare: int,
+) -> None:  # fmt: skip
+    longest = max(len(request.prompt) + (request.params.max_tokens or 0) for request in requests)
+    per_group = -(-longest // block_size) + (-(-budget * depth // block_size) + 2) * (model != "full")
+    serve(
+        requests, model, policy=policy, block_size=block_size, max_num_batched_tokens=budget, max_chunk_tokens=chunk,
+        in_flight_steps=depth, max_num_seqs=slots, prefix_caching=prefix_caching,
+        num_blocks=2 + per_group * len(MODELS[model]) + spare,
+    )  # fmt: skip
+
+
+def long_mix(num_requests: int = 10) -> list[Wanted]:
+    return [Wanted([1, 2] * 12 + [i % 3] * (1 + i), token_params(max_tokens=25, seed=i), i // 3, -i) for i in range(num_requests)]
+
+
+@pytest.mark.parametrize("model", ["full", "hybrid"])
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_preemption_changes_no_token(model: str, policy: str, depth: int) -> None:
+    blocks = {"full": 30, "hybrid": 60}[model]
+    stats = serve(long_mix(), model, num_blocks=blocks, max_num_batched_tokens=16, policy=policy, in_flight_steps=depth,
+                  prefix_caching=False)  # fmt: skip
+    assert stats.num_preemptions > 0
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_chunks_and_prefix_hits_change_no_token(model: str) -> None:
+    stats = serve(long_mix(), model, num_blocks=300, max_num_batched_tokens=16, max_chunk_tokens=7)
+    assert stats.num_chunked_prefills > 0 and stats.prefix_hit_tokens > 0 and stats.num_preemptions == 0
+    assert stats.prefix_query_tokens == stats.num_prompt_tokens == sum(len(request.prompt) for request in long_mix())
+
+
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_answers_to_one_prompt_share_its_blocks(prefix_caching: bool) -> None:
+    engine = make_engine(make_config(prefix_caching=prefix_caching))
+    engine.add_request("r", EngineInput([1] * 18), token_params(n=4, max_tokens=5, seed=3))
+    engine.step()
+    engine.step()
+    assert engine.stats().num_forks == 3
+    assert engine.manager.pool.num_free == 99 - (4 + 4 * 1), "four full blocks together, the partial one each"
+    output = finish(engine)["r"]
+    assert len({tuple(tokens) for tokens in tokens_of(output)}) == 4
+    assert_idle(engine)
+
+
+def test_answer_i_samples_with_seed_plus_i() -> None:
+    together, apart = make_engine(), make_engine()
+    together.add_request("r", EngineInput([1, 2, 3]), token_params(n=3, max_tokens=6, seed=8))
+    for i in range(3):
+        apart.add_request(str(i), EngineInput([1, 2, 3]), token_params(max_tokens=6, seed=8 + i))
+    separate = finish(apart)
+    assert tokens_of(finish(together)["r"]) == [tokens_of(separate[str(i)])[0] for i in range(3)]
+
+
+def test_seeds_are_derived_from_the_engines_seed_and_the_order_of_requests() -> None:
+    def run(seed: int) -> list[list[int]]:
+        config = make_config()
+        config.seed = seed
+        engine = make_engine(config)
+        for i in range(3):
+            engine.add_request(str(i), EngineInput([1, 2]), token_params(seed=None, max_tokens=8))
+        return [tokens_of(output)[0] for output in finish(engine).values()]
+
+    first = run(0)
+    assert run(0) == first and run(1) != first and len({tuple(tokens) for tokens in first}) == 3
+
+
+def test_aborting_ends_a_request_wherever_it_is() -> None:
+    engine = make_engine(make_config(max_num_seqs=1, in_flight_steps=2))
+    for name in ("running", "waiting", "group"):
+        engine.add_request(name, EngineInput([1] * 5), token_params(max_tokens=50, n=2 if name == "group" else 1))
+    engine.step()
+    running, waiting, group = engine.abort(["running", "waiting", "nobody", "group"])
+    assert [output.finished for output in (running, waiting, group)] == [True] * 3
+    assert {completion.finish_reason for output in (running, waiting, group) for completion in output.outputs} == {"abort"}
+    assert len(running.outputs[0].token_ids) == 1 and waiting.outputs[0].token_ids == [] and len(group.outputs) == 2
+    assert finish(engine) == {}
+    assert_idle(engine)
+    engine.add_request("running", EngineInput([1]), token_params())
+    assert finish(engine)["running"].finished, "its id is free again"
+
+
+def test_what_can_never_be_served_is_refused_and_leaves_nothing() -> None:
+    engine = make_engine(make_config(num_blocks=5), max_model_len=60)
+    engine.add_request("a", EngineInput([1]), token_params())
+    cases = [
+        ("a", [1], token_params(), "must be unique"),
+        ("b", [], token_params(), "empty"),
+        ("b", [1, 50], token_params(), "token id 50"),
+        ("b", [1] * 60, token_params(), "at most 60"),
+        ("b", [1] * 17, token_params(max_tokens=4), "needs up to 5 KV blocks"),
+        ("b", [1], token_params(allowed_token_ids=[77]), "allowed_token_ids holds token id 77"),
+        ("b", [1], SamplingParams(), "no tokenizer"),
+    ]
+    for request_id, prompt, given, message in cases:
+        with pytest.raises(ValueError, match=message):
+            engine.add_request(request_id, EngineInput(prompt), given)
+    assert list(finish(engine)) == ["a"]
+    assert_idle(engine)
+
+
+def test_the_callers_parameters_stay_as_they_were() -> None:
+    engine, given = make_engine(), token_params(seed=None)
+    before = copy.deepcopy(given)
+    engine.add_request("r", EngineInput([1]), given)
+    assert given == before
+
+
+def test_times_and_counts_of_a_request() -> None:
+    engine = make_engine()
+    engine.add_request("r", EngineInput([1, 2, 3]), token_params(max_tokens=2), arrival_s=-1.0)
+    clock = engine.clock
+    clock.advance_to(2.0)
+    engine.step()
+    clock.advance_to(5.0)
+    (output,) = engine.step()
+    metrics = output.metrics
+    assert metrics is not None
+    assert (metrics.arrival_s, metrics.first_scheduled_s, metrics.first_token_s, metrics.last_token_s) == (-1.0, 2.0, 2.0, 5.0)
+    stats = engine.stats()
+    assert (stats.num_prompt_tokens, stats.num_output_tokens, stats.num_steps, stats.kv_usage) == (3, 2, 2, 0.0)
+
+
+def test_cached_tokens_are_reported() -> None:
+    engine = make_engine()
+    for name in ("first", "second"):
+        engine.add_request(name, EngineInput([1] * 13), token_params(max_tokens=1))
+        output = finish(engine)[name]
+    assert output.num_cached_tokens == 12 and engine.stats().prefix_hit_tokens == 12
+    engine.add_request("salted", EngineInput([1] * 13, None, "salt"), token_params(max_tokens=1))
+    assert finish(engine)["salted"].num_cached_tokens == 0
+    assert engine.reset_prefix_cache()
+    engine.add_request("third", EngineInput([1] * 13), token_params(max_tokens=1))
+    assert finish(engine)["third"].num_cached_tokens == 0
+
+
+def test_deltas_add_up_and_final_only_comes_once() -> None:
+    engine = make_engine()
+    kinds = {kind.name: kind for kind in RequestOutputKind}
+    for name, kind in kinds.items():
+        engine.add_request(name, EngineInput([1, 2]), token_params(max_tokens=6, n=2, output_kind=kind))
+    collected: dict[str, list] = {name: [] for name in kinds}
+    while engine.has_unfinished():
+        for output in engine.step():
+            collected[output.request_id].append(output)
+    last = {name: tokens_of(outputs[-1]) for name, outputs in collected.items()}
+    assert len(collected["FINAL_ONLY"]) == 1 and last["FINAL_ONLY"] == last["CUMULATIVE"]
+    sums: list[list[int]] = [[], []]
+    for output in collected["DELTA"]:
+        for completion in output.outputs:
+            sums[completion.index] += completion.token_ids
+    assert sums == last["CUMULATIVE"]
+    for outputs in collected.values():
+        assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
+
+
+def new_request(blocks: list[int], computed: int = 0) -> NewRequest:
+    params = token_params()
+    return NewRequest(0, "r", [1, 2, 3], 3, computed, [blocks], params)
+
+
+@pytest.mark.parametrize(
+    ("message", "step"),
+    [
+        ("has no block", StepInput(0, [0], [3], [True], [new_request([1])])),
+        ("null block", StepInput(0, [0], [3], [True], [new_request([0, 1])])),
+        ("does not hold", StepInput(0, [0], [1], [True], [new_request([1, 2], computed=2)])),
+        ("not known", StepInput(0, [0], [4], [True], [new_request([1, 2])])),
+        ("samples exactly", StepInput(0, [0], [2], [True], [new_request([1, 2])])),
+        ("not in use", StepInput(0, [1], [1], [True], [new_request([1, 2])])),
+        ("one token come first", StepInput(0, [0, 1], [3, 1], [True, True], [new_request([1, 2])])),
+        ("numbered", StepInput(1, [0], [3], [True], [new_request([1, 2])])),
+    ],
+)
+def test_the_mirror_notices_a_broken_protocol(message: str, step: StepInput) -> None:
+    mirror = Mirror(2, 5, 2, 20, MODELS["full"])
+    with pytest.raises(AssertionError, match=message):
+        mirror.apply(step)

@@ -1,0 +1,110 @@
+"""Paged attention for a CPU in C, compiled for the machine at the first use (a fraction of a second).
+
+It reads the pages where they are, while the ``torch`` impl gathers them first; see ``native_attention.c``. Threads are those of
+torch: both use the OpenMP runtime that torch has loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..attention_meta import AttentionMeta, LayerKV
+from ..spec import Spec
+
+_SOURCE = Path(__file__).with_suffix(".c")
+_FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+# What vectorizing sums and selections needs of fast math; infinities and NaN keep their meaning.
+_MATH = ["-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"]
+_POINTERS = ("q", "k", "v", "out", "cu_q", "seq_lens", "block_table", "sinks", "alibi", "lse")
+_INTEGERS = (
+    *("q_row", "q_head", "k_page", "k_slot", "k_head", "v_page", "v_slot", "v_head", "table_row"),
+    *("num_reqs", "num_heads", "num_kv_heads", "page_size", "num_blocks", "causal", "window"),
+)
+_QUERIES_PER_BLOCK = 8
+
+
+class _Call(ctypes.Structure):
+    """``struct call`` of the C source."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _INTEGERS),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+    ]
+
+
+@functools.cache
+def _compile(dtype: torch.dtype, head_dim: int, value_dim: int) -> Any:
+    """The C function for one element type and head size. RuntimeError: there is no compiler, or it failed."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise RuntimeError("no C compiler (cc, gcc or clang) on the PATH")
+    wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
+    sizes = [f"-DBF16={int(dtype == torch.bfloat16)}", f"-DDIM={head_dim}", f"-DVALUE_DIM={value_dim}"]
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "attention.so"
+        command = [compiler, *_FLAGS, *_MATH, *wide, *sizes, str(_SOURCE), "-o", str(library), "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"the C compiler failed ({' '.join(command)}): {done.stderr.strip()}")
+        function = ctypes.CDLL(str(library)).attention  # stays loaded when the file is gone
+    function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
+    return function
+
+
+class NativeAttention:
+    """Both attention ops."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
+        given = {**params, **weights}
+        self.sinks = None if given.get("sinks") is None else given["sinks"].float().contiguous()
+        self.alibi = None if given.get("alibi") is None else given["alibi"].float().contiguous()
+        self.return_lse = given.get("return_lse", False)
+        self.static = {
+            "scale": given["scale"],
+            "softcap": given.get("softcap") or 0.0,
+            "window": given.get("window") or 2**62,
+            "causal": given.get("causal", True),
+            "sinks": None if self.sinks is None else self.sinks.data_ptr(),
+            "alibi": None if self.alibi is None else self.alibi.data_ptr(),
+        }
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        if spec.dtype not in (torch.float32, torch.bfloat16):
+            return [f"takes float32 and bfloat16, not {spec.dtype}"]
+        if spec.fact("kv_dtype", spec.dtype) != spec.dtype:
+            return [f"reads a cache of {spec.dtype}, not of {spec.fact('kv_dtype')}"]
+        head_dim = spec.fact("head_dim", 64)
+        try:
+            _compile(spec.dtype, head_dim, spec.fact("value_dim", head_dim))
+        except (RuntimeError, OSError) as error:
+            return [str(error)]
+        return []
+
+    def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        k, v, table = kv.k, kv.v, meta.block_table
+        # Rows after the last request's are nobody's work, and 0 by contract.
+        out = q.new_zeros(q.shape[0], q.shape[1], v.shape[-1])
+        lse = out.new_full(q.shape[:2], -torch.inf, dtype=torch.float32) if self.return_lse else None
+        call = _Call(
+            q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(), lse=None if lse is None else lse.data_ptr(),
+            cu_q=meta.cu_q.data_ptr(), seq_lens=meta.seq_lens.data_ptr(), block_table=table.data_ptr(),
+            q_row=q.stride(0), q_head=q.stride(1), k_page=k.stride(0), k_slot=k.stride(1), k_head=k.stride(2),
+            v_page=v.stride(0), v_slot=v.stride(1), v_head=v.stride(2), table_row=table.stride(0),
+            num_reqs=meta.num_reqs, num_heads=q.shape[1], num_kv_heads=k.shape[2], page_size=kv.page_size,
+            num_blocks=-(-meta.max_q // _QUERIES_PER_BLOCK), **self.static,
+        )  # fmt: skip
+        _compile(q.dtype, k.shape[3], v.shape[3])(ctypes.byref(call))
+        return out if lse is None else (out, lse)

@@ -1,0 +1,11 @@
+"""``paged_attention_decode`` on a CPU in C; see ``native_attention.py``."""
+
+from __future__ import annotations
+
+from ...impl import Flags, impl
+from ..native_attention import NativeAttention
+
+
+@impl("paged_attention_decode", "native", priority=20, flags=Flags(batch_invariant=True), devices=("cpu",))
+class DecodeNative(NativeAttention):
+    pass
