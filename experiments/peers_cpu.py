@@ -87,7 +87,8 @@ def requests(lengths: list[list[int]], vocab_size: int, seed: int) -> list[tuple
 def measure(config: DictConfig, model: Path) -> list[Row]:
     """One row per dtype, workload, round and engine; ``agreement`` is the share of tokens equal to the last engine's."""
     rows: list[Row] = []
-    workloads = {name: requests(lengths, config.model.architecture.vocab_size, config.seed) for name, lengths in config.workloads.items()}
+    vocab_size = config.model.architecture.vocab_size
+    workloads = {name: requests(lengths, vocab_size, config.seed) for name, lengths in config.workloads.items()}
     for dtype in config.dtypes:
         with peers(config, model, dtype) as running:
             for number in range(config.rounds):

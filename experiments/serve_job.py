@@ -14,14 +14,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from framework.build import build_engine
+from framework.build import build_engine, freeze_garbage
 from framework.clock import VirtualClock, WallClock
 from framework.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.driver import RunRecord, run_workload
 from framework.environment import environment
 from framework.metrics import compute_metrics
 from framework.report import format_metrics, format_plan
-from framework.results import RUN_FILE, config_columns, plan_columns, write_requests, write_run
+from framework.results import REQUESTS_FILE, RUN_FILE, config_columns, plan_columns, write_requests, write_run
 from framework.workload import WorkloadConfig, build_workload
 
 PLOT_FILE = "latency.png"
@@ -32,6 +32,7 @@ def serve(config: ServeConfig) -> tuple[RunRecord, dict[str, dict[str, Any]], fl
     clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     start = time.perf_counter()
     engine = build_engine(config.engine(), clock)
+    freeze_garbage()
     load_s = time.perf_counter() - start
     encode = engine.inputs.tokenizer.encode if engine.inputs.tokenizer else None
     workload = build_workload(config.workload, engine.executor.vocab_size, encode)
@@ -62,7 +63,8 @@ def run(folder: Path) -> bool:
     columns = {f"metric.{name}": value for name, value in metrics.items()}
     write_run(folder, {**row, **plan_columns(report), **columns, **environment(config), "status": "ok", "error": None})
     _plot(folder)
-    print(f"{format_plan(report)}\n\n{format_metrics(metrics)}\n\n{folder}: {RUN_FILE}, requests.csv, {PLOT_FILE}", flush=True)
+    shown = [format_plan(report)] if report else []  # no device, no kernels
+    print("\n\n".join([*shown, format_metrics(metrics), f"{folder}: {RUN_FILE}, {REQUESTS_FILE}, {PLOT_FILE}"]), flush=True)
     return True
 
 

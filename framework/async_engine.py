@@ -70,6 +70,7 @@ class AsyncEngine:
                     finished = True
                     raise item
                 finished = item.finished
+                item.prompt, item.prompt_token_ids = add.prompt.text, add.prompt.token_ids
                 yield item
         finally:
             self._streams.pop(request_id, None)

@@ -15,7 +15,9 @@ def allocate_caches(groups: tuple[CacheGroup, ...], num_blocks: int, block_size:
     time. Keys and values are two tensors, so that each is contiguous where all groups have equal shapes."""
     specs = [group.spec for group in groups]
     if not all(isinstance(spec, PagedKV) for spec in specs):
-        raise ValueError("the model keeps recurrent state, for which this version has no cache; only attention layers can be served")
+        raise ValueError(
+            "the model keeps recurrent state, for which this version has no cache; only attention layers can be served"
+        )
     paged = [spec for spec in specs if isinstance(spec, PagedKV)]
     depth = max(len(group.layers) for group in groups)
     sizes = [max(_page_bytes(spec, block_size, part) for spec in paged) for part in ("k", "v")]

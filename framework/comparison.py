@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .results import is_repeat, swept_columns
+from .results import is_repeat, select, swept_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,9 +52,7 @@ def compare(runs: pd.DataFrame, metrics: Sequence[str], column: str, base: str) 
     finished, columns = _finished(runs, metrics)
     if column not in columns:
         raise ValueError(f"{column!r} was not swept; the swept columns are {', '.join(columns) or 'none'}")
-    is_base = finished[column].astype(str) == base
-    if not is_base.any():
-        raise ValueError(f"no finished run has {column}={base!r}; found {', '.join(map(str, finished[column].unique()))}")
+    is_base = finished.index.isin(select(finished, column, base).index)
     pair_by = [c for c in swept_columns(runs) if c != column]
     bases = finished.loc[is_base, [*pair_by, *metrics]]
     how = {"on": pair_by} if pair_by else {"how": "cross"}

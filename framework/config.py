@@ -93,6 +93,18 @@ class ExecutorConfig:
 
 
 @dataclass
+class GraphConfig:
+    """CUDA (HIP) graphs of decode steps.
+
+    enabled      record them at start, on a GPU whose kernels allow it; off: every kernel is launched by the host
+    batch_sizes  rows per recording; a step takes the smallest that holds its rows, larger steps run without
+    """
+
+    enabled: bool = True
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256])
+
+
+@dataclass
 class ParallelConfig:
     """Ranks per kind of parallelism."""
 
@@ -108,6 +120,7 @@ class EngineConfig:
 
     kernels    op -> choice (``auto``, an impl's name, or ``name@key:value``); ops left out are ``auto``
     plugins    modules or .py files that hold further impls, loaded in every process
+    tuned      where tuned options come from beside the package's tables: auto (what the user tuned), a folder, or off (no tables)
     device     auto, cpu, cuda, cuda:1 ...
     interpret  run Triton kernels in Triton's interpreter (slow; for tests and debugging on a CPU)
     seed       of dummy weights, and of requests that bring no seed
@@ -118,9 +131,11 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    graphs: GraphConfig = field(default_factory=GraphConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
+    tuned: str = "auto"
     device: str = "auto"
     interpret: bool = False
     seed: int = 0
@@ -130,22 +145,33 @@ class EngineConfig:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
         c, s = self.cache, self.scheduler
         _require(c.block_size > 0, "cache.block_size", c.block_size, "a positive number")
-        _require(c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)")
+        _require(
+            c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"
+        )
         _require(0 < c.memory_fraction <= 1, "cache.memory_fraction", c.memory_fraction, "in (0, 1]")
         _require(s.policy in ("fcfs", "priority"), "scheduler.policy", s.policy, "fcfs or priority")
         _require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")
         _require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
         _require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
         _require(s.in_flight_steps >= 1, "scheduler.in_flight_steps", s.in_flight_steps, "1 or more")
-        _require(self.executor.kind in ("local", "null", "simulated"), "executor.kind", self.executor.kind, "local, null or simulated")
+        _require(
+            self.executor.kind in ("local", "null", "simulated"), "executor.kind", self.executor.kind, "local, null or simulated"
+        )
         _require(self.model.load_format in ("auto", "dummy"), "model.load_format", self.model.load_format, "auto or dummy")
         _require(self.model.backend in ("auto", "native", "transformers"), "model.backend", self.model.backend,
                  "auto, native or transformers")  # fmt: skip
-        _require(self.model.generation_config in ("auto", "none"), "model.generation_config", self.model.generation_config, "auto or none")
+        _require(
+            self.model.generation_config in ("auto", "none"),
+            "model.generation_config",
+            self.model.generation_config,
+            "auto or none",
+        )
+        _require(not self.graphs.enabled or (self.graphs.batch_sizes and min(self.graphs.batch_sizes) > 0), "graphs.batch_sizes",
+                 self.graphs.batch_sizes, "positive numbers, at least one (or graphs.enabled=false)")  # fmt: skip
         for name, size in vars(self.parallel).items():
             _require(size == 1, f"parallel.{name}", size, "1 (execution across ranks is not available in this version)")
 
 
-def _require(condition: bool, key: str, value: object, expected: str) -> None:
+def _require(condition: object, key: str, value: object, expected: str) -> None:
     if not condition:
         raise ValueError(f"{key}={value!r} cannot work: it must be {expected}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -106,7 +106,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
-        return EngineStats(**asdict(scheduler.counters), num_running=scheduler.num_running, num_waiting=scheduler.num_waiting,
+        return EngineStats(**vars(scheduler.counters), num_running=scheduler.num_running, num_waiting=scheduler.num_waiting,
                            kv_usage=self.manager.pool.usage)  # fmt: skip
 
     def reset_prefix_cache(self) -> bool:

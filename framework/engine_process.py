@@ -14,6 +14,7 @@ from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .outputs import RequestOutput
 
 
 @dataclass
@@ -62,9 +63,10 @@ def run_engine(config: EngineConfig, pipe: Connection) -> None:
     """Main function of the process: builds the engine, then steps while there is work and listens in between."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
     try:
-        from .build import build_engine
+        from .build import build_engine, freeze_garbage
 
         engine = build_engine(config)
+        freeze_garbage()
     except Exception as error:
         pipe.send(Failure(_portable(error)))
         return
@@ -88,7 +90,14 @@ def _serve(engine: Engine, pipe: Connection) -> None:
             _handle(engine, pipe, message)
         outputs = engine.step()
         if outputs:
-            pipe.send(outputs)
+            _send(pipe, outputs)
+
+
+def _send(pipe: Connection, outputs: list[RequestOutput]) -> None:
+    """Without the prompts, which the other side knows: a step would carry all of them."""
+    for output in outputs:
+        output.prompt, output.prompt_token_ids = None, []
+    pipe.send(outputs)
 
 
 def _handle(engine: Engine, pipe: Connection, message: Any) -> None:
@@ -100,7 +109,7 @@ def _handle(engine: Engine, pipe: Connection, message: Any) -> None:
     elif isinstance(message, Abort):
         aborted = engine.abort([message.request_id])
         if aborted:
-            pipe.send(aborted)
+            _send(pipe, aborted)
     else:
         assert isinstance(message, Report)
         pipe.send(Report({"plan": engine.plan_report(), "stats": asdict(engine.stats())}))

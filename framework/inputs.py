@@ -66,7 +66,9 @@ class InputProcessor:
                 return EngineInput(_token_ids(prompt["prompt_token_ids"]), prompt.get("prompt"), salt)
             if isinstance(prompt.get("prompt"), str):
                 return EngineInput(self._encode(prompt["prompt"]), prompt["prompt"], salt)
-            raise ValueError(f'a prompt given as a dict needs "prompt" (text) or "prompt_token_ids"; found the keys {sorted(prompt)}')
+            raise ValueError(
+                f'a prompt given as a dict needs "prompt" (text) or "prompt_token_ids"; found the keys {sorted(prompt)}'
+            )
         return EngineInput(_token_ids(prompt))
 
     def chat(self, messages: list[dict[str, Any]], chat_template: str | None = None, add_generation_prompt: bool = True,

@@ -149,7 +149,7 @@ class OutputProcessor:
             text = sample.push(token_ids, now_s)
             if request.finish_reason is not None:
                 self._finished(request)
-                if not was_finished or type(request.stop_reason) is str:
+                if not was_finished:
                     stopped.append(request)
             if group.kind is delta:
                 completion = sample.delta(text, token_ids)

@@ -21,10 +21,10 @@ __all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "device_mode
 class BoundKernel:
     """An impl bound to one layer, which counts its calls."""
 
-    __slots__ = ("calls", "choice", "impl", "op", "run")
+    __slots__ = ("calls", "choice", "impl", "op", "run", "version")
 
-    def __init__(self, op: str, impl: Any, choice: str, run: Any) -> None:
-        self.op, self.impl, self.choice, self.run = op, impl, choice, run
+    def __init__(self, op: str, impl: Any, choice: str, run: Any, version: str) -> None:
+        self.op, self.impl, self.choice, self.run, self.version = op, impl, choice, run, version
         self.calls = 0
 
     def __call__(self, *args: Any) -> Any:
@@ -42,14 +42,17 @@ class KernelPlan:
     """Which impl serves which op in one engine; hands out bound kernels and reports what ran."""
 
     def __init__(
-        self, choices: Mapping[str, str], plugins: Iterable[str], device: torch.device, dtype: torch.dtype, interpret: bool = False
-    ) -> None:
+        self, choices: Mapping[str, str], plugins: Iterable[str], device: torch.device, dtype: torch.dtype, interpret: bool = False,
+        tuned: str = "off",
+    ) -> None:  # fmt: skip
         _check_origin()
         if interpret:
             _enable_interpreter()
         from triton_kernels.registry import Registry
         from triton_kernels.spec import Spec, device_arch
+        from triton_kernels.tuning import TunedTables
 
+        self.tables = TunedTables.load(tuned)
         self.registry = Registry.load(plugins)
         unknown = sorted(set(choices) - set(self.registry.ops))
         if unknown:
@@ -60,7 +63,7 @@ class KernelPlan:
 
     @classmethod
     def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> KernelPlan:
-        return cls(config.kernels, config.plugins, device, dtype, config.interpret)
+        return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned)
 
     def bind(
         self,
@@ -76,16 +79,23 @@ class KernelPlan:
         weights, params = dict(weights or {}), dict(params or {})
         spec = self.spec.with_facts(**self.registry.ops[op].static_facts({**weights, **params}), **(facts or {}))
         impl, choice = resolve(self.registry, op, spec, self.choices.get(op, "auto"))
-        kernel = BoundKernel(op, impl, str(choice), impl.bind(spec, weights, params, choice.options))
+        tuned = self.tables.lookup(impl, spec).content_hash
+        version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
+        kernel = BoundKernel(op, impl, str(choice), impl.bind(spec, weights, params, choice.options, self.tables), version)
         self.bound.append(kernel)
         return kernel
+
+    def not_capturable(self, *, except_ops: Iterable[str] = ()) -> list[str]:
+        """Bound impls (``op:impl``) that a CUDA graph cannot record."""
+        bound = {f"{k.op}:{k.impl.name}" for k in self.bound if not k.impl.flags.cuda_graph and k.op not in set(except_ops)}
+        return sorted(bound)
 
     def report(self) -> dict[str, dict[str, Any]]:
         """op -> what was bound for it and how often it was called. An op served by several impls lists them all."""
         report: dict[str, dict[str, Any]] = {}
         for kernel in self.bound:
             entry = report.setdefault(kernel.op, {"impl": [], "origin": [], "version": [], "calls": 0})
-            found = (kernel.choice, kernel.impl.origin, kernel.impl.version)
+            found = (kernel.choice, kernel.impl.origin, kernel.version)
             for key, value in zip(("impl", "origin", "version"), found):
                 if value not in entry[key]:
                     entry[key].append(value)

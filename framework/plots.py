@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .results import is_repeat, swept_columns
 
@@ -58,7 +61,8 @@ def load(runs: pd.DataFrame, x: str = "workload.rate") -> Figure:
                 spread = np.stack([mean - values.min(), values.max() - mean])
                 axes.errorbar(mean.index, mean, spread, color=color, linestyle=style, marker="o", markersize=3.5, capsize=2,
                               label=label if percentile == 50 else None)  # fmt: skip
-        axes.set(xlabel=_axis_label(x), ylabel=f"{title} (ms)", yscale="log")
+        axes.set(xlabel=_axis_label(x), ylabel=f"{title} (ms)")
+        _log(axes, axes.yaxis)
         axes.grid(alpha=0.3, which="both")
     styles = [Line2D([], [], color="0.3", linestyle=s) for s in ("-", "--")]
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -78,17 +82,15 @@ def pareto(runs: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     axes.scatter(x, y, color="0.7", label="all runs", zorder=2)
     axes.plot(x[best], y[best], "o-", color=COLORS[0], label="frontier", zorder=3)
-    columns = swept_columns(runs)
+    columns = _axes_of(runs)
     for i in best:
-        axes.annotate(_label(runs.iloc[i], columns), (x[i], y[i]), xytext=(5, 5), textcoords="offset points", fontsize=7)
-    axes.set(
-        xlabel="Throughput (output tokens/s)",
-        ylabel="Speed per user (tokens/s/user)",
-        xlim=(0, x.max() * 1.15),
-        ylim=(0, y.max() * 1.15),
-    )
+        values = ", ".join(_text(runs.iloc[i][c]) for c in columns)
+        axes.annotate(values, (x[i], y[i]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="Throughput (output tokens/s)", ylabel="Speed per user (tokens/s/user)")
+    axes.set(xlim=(0, x.max() * 1.15), ylim=(0, y.max() * 1.15))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    names = ", ".join(_names(columns).values())
+    axes.legend(title=f"labels: {names}" if names else None, loc="lower left", fontsize=8, title_fontsize=8)
     return figure
 
 
@@ -101,6 +103,34 @@ def frontier(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -
             best.append(int(i))
             highest = y[i]
     return best[::-1]
+
+
+def kernel_roofline(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Measured kernels under the ceilings measured with them: TFLOP/s over FLOP per byte, both logarithmic. One marker per
+    measurement: colour says op, shape says impl. ``rows``: the flat rows of a kernel benchmark, of one device."""
+    table = pd.DataFrame(rows)
+    table = table[table["median_us"].notna() & (table["flops"] > 0)]
+    if table.empty:
+        raise ValueError("no measured kernel computes anything, so there is no roofline to draw")
+    intensity = table["flops"] / table["bytes"]
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    span = np.geomspace(intensity.min() / 2, intensity.max() * 2, 200)
+    for dtype, group in table.groupby("dtype"):
+        bandwidth, peak = group["ceiling_tb_s"].median(), group["ceiling_tflops_s"].max()
+        axes.plot(span, np.minimum(span * bandwidth, peak), color="0.4", zorder=1)
+        axes.annotate(f"{dtype}: {bandwidth:.2g} TB/s, {peak:.3g} TFLOP/s", (span[-1], min(span[-1] * bandwidth, peak)), fontsize=8,
+                      xytext=(0, 4), textcoords="offset points", ha="right")  # fmt: skip
+    colors = dict(zip(table["op"].unique(), cycle(COLORS)))
+    markers = dict(zip(table["impl"].unique(), cycle("os^Dv<>pP*X")))
+    for (op, impl), group in table.groupby(["op", "impl"], sort=False):
+        axes.scatter(intensity[group.index], group["tflops_s"], color=colors[op], marker=markers[impl], s=28, alpha=0.8, zorder=2)
+    axes.set(xlabel="Operations per byte moved (FLOP/byte)", ylabel="TFLOP/s", xscale="log", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    handles = [Line2D([], [], color=color, marker="o", linestyle="") for color in colors.values()]
+    handles += [Line2D([], [], color="0.3", marker=marker, linestyle="") for marker in markers.values()]
+    _legend_below(figure, handles, [*colors, *markers])
+    return figure
 
 
 def _labelled_requests(requests: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
@@ -124,7 +154,17 @@ def _settings(runs: pd.DataFrame, without: Sequence[str] = ()) -> Iterator[tuple
 
 
 def _label(row: pd.Series, columns: Sequence[str]) -> str:
-    return ", ".join(f"{c.removeprefix('choice.')}={row[c]}" for c in columns if not is_repeat(c))
+    return ", ".join(f"{name}={_text(row[c])}" for c, name in _names(columns).items())
+
+
+def _names(columns: Sequence[str]) -> dict[str, str]:
+    """Column -> the last part of its name, or the whole where two would look the same."""
+    short = {c: c.split(".")[-1] for c in columns}
+    return {c: name if list(short.values()).count(name) == 1 else c for c, name in short.items()}
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _finished(runs: pd.DataFrame) -> pd.DataFrame:
@@ -139,14 +179,24 @@ def _axis_label(column: str) -> str:
 
 
 def _log_if_wide(axes: Axes) -> None:
+    """A logarithmic horizontal axis if the values span more than a factor of 50, else one that does not go below 0."""
     low, high = axes.get_xlim()
-    values = [v for line in axes.lines for v in np.asarray(line.get_xdata(), dtype=float) if v > 1]
+    values = [v for line in axes.lines for v in np.asarray(line.get_xdata(), dtype=float) if np.isfinite(v) and v > 1]
     if values and max(values) / min(values) > 50:
-        axes.set_xscale("log")
+        _log(axes, axes.xaxis)
     else:
         axes.set_xlim(max(0.0, low), high)
 
 
+def _log(axes: Axes, axis: Axis) -> None:
+    """Logarithmic, with plain numbers at 1, 2, 5, 10 ..."""
+    (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _legend_below(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
     if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+        ncols = max(1, min(len(labels), 110 // (max(map(len, labels)) + 6)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)

@@ -111,6 +111,20 @@ def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def select(runs: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """The runs whose ``column`` is ``value``, compared as numbers where it holds numbers. Raises ValueError if there is none."""
+    import pandas as pd
+
+    if column not in runs:
+        raise ValueError(f"the table has no column {column!r}; the swept ones are {', '.join(swept_columns(runs)) or 'none'}")
+    numbers = pd.to_numeric(runs[column], errors="coerce")
+    wanted = pd.to_numeric(value, errors="coerce")
+    found = runs[(runs[column].astype(str) == value) | (numbers == wanted)]
+    if found.empty:
+        raise ValueError(f"no run has {column}={value}; found {', '.join(map(str, runs[column].unique()))}")
+    return found
+
+
 def swept_columns(runs: pd.DataFrame) -> list[str]:
     """Config and choice columns in which the runs differ: the axes of a sweep."""
     fixed = ("run", "status", "error", "name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +11,40 @@ import torch
 from .plan import KernelPlan
 from .sampling_params import SamplingParams
 from .step import NewRequest, TokenLogprobs
+from .transfer import HostCopy, to_device
 
 _PROMPT_LOGPROB_ROWS = 256
 
 
 @dataclass
 class SampleRows:
-    """The rows of a step that yield a token. slots int64 [R] on the host; row_to_slot int32 and position int64 [R] on the device,
-    position = absolute index of the token to be sampled."""
+    """The rows of a step that yield a token: slots and positions int64 [R] on the host, and the same on the device (row_to_slot
+    int32, position int64). A position is the absolute index of the token to be sampled."""
 
     slots: np.ndarray
+    positions: np.ndarray
     row_to_slot: torch.Tensor
     position: torch.Tensor
+
+
+class PendingLogprobs:
+    """Log-probabilities on their way to the host.
+
+    rows    which rows they belong to; counts: how many top tokens each of them wants
+    parts   (ids, logprob, rank, top logprobs, top ids), each for some of the rows, in order
+    """
+
+    def __init__(self, rows: np.ndarray, counts: np.ndarray, parts: list[tuple[torch.Tensor, ...]]) -> None:
+        self._rows, self._counts = rows.tolist(), counts.tolist()
+        self._copies = [HostCopy(*part) for part in parts]
+
+    def by_row(self) -> dict[int, TokenLogprobs]:
+        """Waits for them."""
+        entries = (entry for copy in self._copies for entry in zip(*copy.lists()))
+        return {
+            row: TokenLogprobs(token, logprob, rank, top_ids[:count], top_logprobs[:count])
+            for row, count, (token, logprob, rank, top_logprobs, top_ids) in zip(self._rows, self._counts, entries)
+        }
 
 
 class Sampler:
@@ -72,56 +95,60 @@ class Sampler:
                 self._penalties = _PenaltyRows(self._num_slots, self.vocab_size, self.device)
             self._penalties.add(request)
 
-    def sample(self, logits: torch.Tensor, rows: SampleRows, token_ids: torch.Tensor) -> tuple[torch.Tensor, dict[int, TokenLogprobs]]:
-        """Logits float [R, V] -> tokens int32 [R] on the device, and the log-probabilities of rows that asked, by row.
+    def sample(
+        self, logits: torch.Tensor, rows: SampleRows, token_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, PendingLogprobs | None]:
+        """Logits float [R, V] -> tokens int32 [R] on the device, and the log-probabilities of rows that asked.
 
         token_ids int64 [S, L]: every token of every slot, for what depends on the tokens before."""
         logits = logits.float()
-        wants = np.flatnonzero(self._num_logprobs[rows.slots] > -2)
-        raw = logits[torch.from_numpy(wants).to(self.device)] if len(wants) else None
-        if self._penalties is not None and self._penalized[rows.slots].any():
+        wanted = self._num_logprobs[rows.slots]
+        wants = np.flatnonzero(wanted > -2)
+        chosen = to_device(wants, self.device)
+        raw = logits[chosen] if len(wants) else None
+        penalties = self._penalties if self._penalized[rows.slots].any() else None
+        if penalties is not None:
             mask = self._bitmask(rows, token_ids) if self._masked[rows.slots].any() else None
-            slots = torch.where(torch.from_numpy(self._penalized[rows.slots]).to(self.device), rows.row_to_slot, -1)
-            self._apply_penalties(logits, slots, mask, *self._penalties.tensors())
+            slots = torch.where(to_device(self._penalized[rows.slots], self.device), rows.row_to_slot, -1)
+            self._apply_penalties(logits, slots, mask, *penalties.tensors())
         tokens = self._sample(
             logits, rows.row_to_slot, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, rows.position
         )
-        if self._penalties is not None and self._penalized[rows.slots].any():
-            self._penalties.count(rows.row_to_slot, tokens)
-        logprobs = self._logprobs(raw, tokens, wants, self._num_logprobs[rows.slots]) if raw is not None else {}
-        return tokens, logprobs
+        if penalties is not None:
+            penalties.count(rows.row_to_slot, tokens)
+        if raw is None:
+            return tokens, None
+        counts = self._full_counts(wanted[wants])
+        return tokens, PendingLogprobs(wants, counts, [self._gather(raw, tokens[chosen], counts)])
 
-    def prompt_logprobs(self, slot: int, logits: torch.Tensor, targets: torch.Tensor) -> list[TokenLogprobs]:
-        """Log-probabilities of the prompt tokens ``targets`` int64 [n], given the logits [n, V] of the tokens before them."""
+    def prompt_logprobs(
+        self, slot: int, project: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor
+    ) -> PendingLogprobs:
+        """Log-probabilities of the prompt tokens ``targets`` int64 [n], given the hidden states [n, H] of the tokens before them,
+        which ``project`` turns into logits, some rows at a time."""
         params = self._params[slot]
         assert params is not None and params.prompt_logprobs is not None
-        counts = np.full(len(targets), params.prompt_logprobs)
-        found: list[TokenLogprobs] = []
-        for start in range(0, len(targets), _PROMPT_LOGPROB_ROWS):
-            part = slice(start, start + _PROMPT_LOGPROB_ROWS)
-            rows = np.arange(len(targets[part]))
-            by_row = self._logprobs(logits[part].float(), targets[part], rows, counts[part])
-            found += [by_row[int(row)] for row in rows]
-        return found
+        counts = self._full_counts(np.full(len(targets), params.prompt_logprobs))
+        parts = [
+            self._gather(project(hidden[part]).float(), targets[part], counts[part])
+            for part in (slice(i, i + _PROMPT_LOGPROB_ROWS) for i in range(0, len(targets), _PROMPT_LOGPROB_ROWS))
+        ]
+        return PendingLogprobs(np.arange(len(targets)), counts, parts)
 
     def wants_prompt_logprobs(self, slot: int) -> bool:
         params = self._params[slot]
         return params is not None and params.prompt_logprobs is not None
 
-    def _logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, rows: np.ndarray, counts: np.ndarray) -> dict[int, TokenLogprobs]:
-        wanted = np.where(counts[rows] == -1, self.vocab_size, counts[rows])
-        ids = tokens[torch.from_numpy(rows).to(tokens.device)].long().clamp_min(0)
-        columns = self._gather_logprobs(logits, ids, int(wanted.max(initial=0)))
-        listed = zip(rows.tolist(), ids.tolist(), wanted.tolist(), *(column.tolist() for column in columns))
-        return {
-            row: TokenLogprobs(token, logprob, rank, top_ids[:count], top_logprobs[:count])
-            for row, token, count, logprob, rank, top_logprobs, top_ids in listed
-        }
+    def _full_counts(self, counts: np.ndarray) -> np.ndarray:
+        return np.where(counts == -1, self.vocab_size, counts)
+
+    def _gather(self, logits: torch.Tensor, ids: torch.Tensor, counts: np.ndarray) -> tuple[torch.Tensor, ...]:
+        return ids, *self._gather_logprobs(logits, ids.long(), int(counts.max(initial=0)))
 
     def _bitmask(self, rows: SampleRows, token_ids: torch.Tensor) -> torch.Tensor:
         """Allowed tokens per row, int32 [R, ceil(V/32)]: allowed ids, stop tokens before min_tokens, and bad words."""
         mask = np.full((len(rows.slots), -(-self.vocab_size // 32)), -1, dtype=np.int32)
-        position = rows.position.tolist()
+        position = rows.positions.tolist()
         for row, slot in enumerate(rows.slots.tolist()):
             params = self._params[slot]
             assert params is not None
@@ -134,9 +161,11 @@ class Sampler:
                 before = word[:-1]
                 start = position[row] - len(before)
                 # Only what was generated counts; a word that began in the prompt is the user's own.
-                if not before or (start >= self._num_prompt_tokens[slot] and token_ids[slot, start : position[row]].tolist() == before):
+                if not before or (
+                    start >= self._num_prompt_tokens[slot] and token_ids[slot, start : position[row]].tolist() == before
+                ):
                     _set_bits(mask[row], word[-1:], False)
-        return torch.from_numpy(mask).to(self.device)
+        return to_device(mask, self.device)
 
 
 class _PenaltyRows:
@@ -154,16 +183,24 @@ class _PenaltyRows:
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """In the order of the op's arguments after the bitmask."""
-        return (self.prompt_mask, self.output_counts, self.repetition, self.frequency, self.presence, self.bias_ids, self.bias_values)
+        return (
+            self.prompt_mask,
+            self.output_counts,
+            self.repetition,
+            self.frequency,
+            self.presence,
+            self.bias_ids,
+            self.bias_values,
+        )
 
     def add(self, request: NewRequest) -> None:
         slot, params = request.slot, request.sampling
         prompt, output = request.token_ids[: request.num_prompt_tokens], request.token_ids[request.num_prompt_tokens :]
         mask = np.zeros(self.prompt_mask.shape[1], dtype=np.int32)
         _set_bits(mask, prompt, True)
-        self.prompt_mask[slot] = torch.from_numpy(mask)
+        self.prompt_mask[slot] = to_device(mask, self._device)
         counts = np.bincount(np.asarray(output, dtype=np.int64), minlength=self._vocab_size).astype(np.int32)
-        self.output_counts[slot] = torch.from_numpy(counts)
+        self.output_counts[slot] = to_device(counts, self._device)
         self.repetition[slot] = params.repetition_penalty
         self.frequency[slot] = params.frequency_penalty
         self.presence[slot] = params.presence_penalty
@@ -172,8 +209,8 @@ class _PenaltyRows:
             self.bias_ids = torch.nn.functional.pad(self.bias_ids, (0, missing), value=-1)
             self.bias_values = torch.nn.functional.pad(self.bias_values, (0, missing))
         self.bias_ids[slot] = -1
-        self.bias_ids[slot, : len(bias)] = torch.tensor(list(bias), dtype=torch.int32, device=self._device)
-        self.bias_values[slot, : len(bias)] = torch.tensor(list(bias.values()), dtype=torch.float32, device=self._device)
+        self.bias_ids[slot, : len(bias)] = to_device(np.array(list(bias), dtype=np.int32), self._device)
+        self.bias_values[slot, : len(bias)] = to_device(np.array(list(bias.values()), dtype=np.float32), self._device)
 
     def count(self, row_to_slot: torch.Tensor, tokens: torch.Tensor) -> None:
         """Adds a step's tokens to the counts; rows that failed (-1) count nothing."""

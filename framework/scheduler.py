@@ -47,7 +47,7 @@ class Committed:
     prompt_logprobs: list[tuple[Request, int, list[TokenLogprobs]]] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass
 class SchedulerCounters:
     """Totals since the start. Prompt and prefix tokens count when a request is first admitted."""
 

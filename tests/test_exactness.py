@@ -1,4 +1,4 @@
-"""The tokens of a request do not depend on what happens around it: batch, chunks, blocks, preemption, prefix cache, steps in flight.
+"""A request's tokens do not depend on what happens around it: batch, chunks, blocks, preemption, prefix cache, steps in flight.
 
 Exactly so with the reference kernels; with any others a first difference is allowed only at near-ties.
 """
@@ -25,7 +25,9 @@ REFERENCE = dict.fromkeys(OPS, "reference")
 SHARED_PREFIX = tuple(random.Random(0).choices(range(300, 2000), k=40))
 
 
-def engine(kernels: dict[str, str] = REFERENCE, cache: CacheConfig | None = None, scheduler: SchedulerConfig | None = None) -> Engine:
+def engine(
+    kernels: dict[str, str] = REFERENCE, cache: CacheConfig | None = None, scheduler: SchedulerConfig | None = None
+) -> Engine:
     cache = cache or CacheConfig(num_blocks=200, prefix_caching=False)
     scheduler = scheduler or SchedulerConfig(max_num_seqs=16)
     cache.check_invariants = True
@@ -161,7 +163,9 @@ def test_no_mixture_of_them_changes_anything(
     policy: str,
 ) -> None:  # fmt: skip
     longest = max(len(prompt) + (params.max_tokens or 0) for prompt, params in jobs)
-    cache = CacheConfig(block_size=block_size, num_blocks=-(-longest // block_size) + 1 + spare_blocks, prefix_caching=prefix_caching)
+    cache = CacheConfig(
+        block_size=block_size, num_blocks=-(-longest // block_size) + 1 + spare_blocks, prefix_caching=prefix_caching
+    )
     scheduler = SchedulerConfig(policy, num_seqs, budget, in_flight_steps=in_flight_steps)
     running = engine(cache=cache, scheduler=scheduler)
     assert tokens(run(running, jobs)) == alone(jobs)
@@ -170,7 +174,9 @@ def test_no_mixture_of_them_changes_anything(
 
 def test_fast_kernels_differ_from_the_reference_at_near_ties_only() -> None:
     """A first difference needs a float64 gap of the two tokens below 4 x the measured error of a log-probability."""
-    jobs = [(prompt, replace(params, temperature=0, max_tokens=24, frequency_penalty=0)) for prompt, params in some_jobs(24, seed=9)]
+    jobs = [
+        (prompt, replace(params, temperature=0, max_tokens=24, frequency_penalty=0)) for prompt, params in some_jobs(24, seed=9)
+    ]
     fast = engine(kernels={}, cache=CacheConfig(block_size=4, num_blocks=400, prefix_caching=True),
                   scheduler=SchedulerConfig(max_num_seqs=16, max_num_batched_tokens=64))  # fmt: skip
     got = [output.outputs[0].token_ids for output in run(fast, jobs)]

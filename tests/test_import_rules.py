@@ -31,11 +31,10 @@ def imports(path: Path, *, top_level_only: bool = False) -> Iterator[tuple[int, 
             elif isinstance(child, ast.ImportFrom):
                 base = package[: len(package) - child.level + 1] if child.level else ()
                 yield child.lineno, ".".join([*base, *([child.module] if child.module else [])])
-            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                continue
-            elif top_level_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            else:
+            elif not (
+                (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+                or (top_level_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+            ):
                 yield from visit(child)
 
     yield from visit(ast.parse(path.read_text()))
@@ -93,7 +92,7 @@ def test_light_modules_import_without_torch() -> None:
     import sys
 
     code = (
-        "import sys; import framework, framework.config, framework.scheduler, framework.sampling_params, framework.metrics, framework.results,"
-        "framework.cli, framework.kv_cache.manager; assert 'torch' not in sys.modules, 'torch was imported'"
+        "import sys; import framework, framework.config, framework.scheduler, framework.sampling_params, framework.metrics,"
+        "framework.results, framework.cli, framework.kv_cache.manager; assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

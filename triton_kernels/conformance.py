@@ -16,6 +16,7 @@ from .impl import Bound, Impl
 from .op import Case, Op
 from .registry import Registry
 from .spec import Spec, device_arch
+from .tuning import TunedTables
 
 Args = dict[str, Any]
 
@@ -65,17 +66,15 @@ def check(
         return CheckResult(op.name, impl.name, case.name, dtype, 0.0, limit, True, True, "; ".join(reasons))
 
     expected_args = copy.deepcopy(args)
-    expected = _outputs(op.reference(**expected_args))
+    expected = outputs(op.reference(**expected_args))
     got_args = copy.deepcopy(args)
     with _PoisonedEmpty():
         bound = bind(op, impl, spec, got_args, options)
         got = call(op, bound, got_args)
 
-    problems, error = _compare(op, args, got, expected, limit, [f"output {i}" for i in range(len(expected))])
-    names = [f"argument {name}" for name in op.mutates for _ in _tensors(args[name])]
-    mutated, expected_mutated = _mutated(op, got_args), _mutated(op, expected_args)
-    more, mutated_error = _compare(op, args, mutated, expected_mutated, limit, names)
-    problems += more + _touched(op, args, got_args) + _aliased(got, got_args)
+    problems, error = compare(op, args, got, got_args, expected, expected_args, limit)
+    problems += _touched(op, args, got_args) + _aliased(got, got_args)
+    mutated = _mutated(op, got_args)
 
     if impl.flags.deterministic:
         again_args = copy.deepcopy(args)
@@ -84,7 +83,6 @@ def check(
             problems.append("claims to be deterministic, but a second run gave other bits")
     if impl.flags.batch_invariant and op.row_args:
         problems += _batch_dependence(op, bound, args, got, got_args)
-    error = max(error, mutated_error)
     return CheckResult(op.name, impl.name, case.name, dtype, error, limit, not problems, False, "; ".join(problems))
 
 
@@ -129,11 +127,13 @@ def make_spec(op: Op, args: Mapping[str, Any], dtype: torch.dtype, device: torch
     return Spec(device.type, device_arch(device), dtype, interpret, facts)
 
 
-def bind(op: Op, impl: Impl, spec: Spec, args: Args, options: Mapping[str, Any] | None = None) -> Bound:
+def bind(
+    op: Op, impl: Impl, spec: Spec, args: Args, options: Mapping[str, Any] | None = None, tables: TunedTables | None = None
+) -> Bound:
     """The impl bound to the arguments that are fixed when a layer is built."""
     weights = {name: args[name] for name in op.bind_args if isinstance(args[name], torch.Tensor)}
     params = {name: args[name] for name in op.bind_args if name not in weights}
-    return impl.bind(spec, weights, params, options)
+    return impl.bind(spec, weights, params, options, tables)
 
 
 def call(op: Op, bound: Bound, args: Args) -> list[torch.Tensor]:
@@ -141,13 +141,19 @@ def call(op: Op, bound: Bound, args: Args) -> list[torch.Tensor]:
     begin_step: Callable[[AttentionMeta], None] | None = getattr(bound, "begin_step", None)
     if begin_step is not None and "meta" in args:
         begin_step(args["meta"])
-    return _outputs(bound(*(args[name] for name in op.call_args)))
+    return outputs(bound(*(args[name] for name in op.call_args)))
 
 
-def _outputs(result: Any) -> list[torch.Tensor]:
+def outputs(result: Any) -> list[torch.Tensor]:
+    """What a reference or bound impl returned, as a list."""
     if result is None:
         return []
     return [result] if isinstance(result, torch.Tensor) else list(result)
+
+
+def held_bytes(args: Args) -> int:
+    """Memory of all tensors among the arguments."""
+    return sum(tensor.nbytes for value in args.values() for tensor in _tensors(value))
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -160,6 +166,17 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 def _mutated(op: Op, args: Args) -> list[torch.Tensor]:
     return [t for name in op.mutates for t in _tensors(args[name])]
+
+
+def compare(
+    op: Op, args: Args, got: list[torch.Tensor], got_args: Args, expected: list[torch.Tensor], expected_args: Args, limit: float
+) -> tuple[list[str], float]:
+    """Violations in the outputs and in the mutated arguments of a run against the reference's, and the largest error.
+    ``args`` are the arguments as they were before either run."""
+    problems, error = _compare(op, args, got, expected, limit, [f"output {i}" for i in range(len(expected))])
+    names = [f"argument {name}" for name in op.mutates for _ in _tensors(args[name])]
+    more, mutated_error = _compare(op, args, _mutated(op, got_args), _mutated(op, expected_args), limit, names)
+    return problems + more, max(error, mutated_error)
 
 
 def _compare(
@@ -250,6 +267,7 @@ def _aliased(outputs: list[torch.Tensor], args: Args) -> list[str]:
 def _batch_dependence(op: Op, bound: Bound, args: Args, got: list[torch.Tensor], got_args: Args) -> list[str]:
     """Runs some rows alone, and half of the batch, and compares bits with the whole batch."""
     num_rows = args["meta"].num_reqs if "meta" in args else args[op.row_args[0]].shape[0]
+    total = args[op.row_args[0]].shape[0]
     for first, last in {(0, num_rows // 2), (num_rows // 2, num_rows // 2 + 1), (num_rows - 1, num_rows)}:
         if not 0 <= first < last <= num_rows:
             continue
@@ -257,7 +275,7 @@ def _batch_dependence(op: Op, bound: Bound, args: Args, got: list[torch.Tensor],
         alone = call(op, bound, part)
         here = [t for name in op.mutates if name in op.row_args for t in _tensors(part[name])]
         there = [t[tokens] for name in op.mutates if name in op.row_args for t in _tensors(got_args[name])]
-        if not all(_same_bits(a, b) for a, b in zip((*alone, *here), (*(t[tokens] for t in got), *there), strict=True)):
+        if not all(_same_bits(a, b) for a, b in zip((*alone, *here), (*(_rows(t, tokens, total) for t in got), *there), strict=True)):
             return [f"claims to be batch invariant, but rows {first}:{last} have other bits alone than in the batch"]
     return []
 
@@ -280,8 +298,13 @@ def take_rows(op: Op, args: Args, first: int, last: int) -> tuple[Args, slice]:
         )
     for name in op.row_args:
         if isinstance(args[name], torch.Tensor):
-            part[name] = args[name][tokens]
+            part[name] = _rows(args[name], tokens, args[op.row_args[0]].shape[0])
     return part, tokens
+
+
+def _rows(tensor: torch.Tensor, rows: slice, total: int) -> torch.Tensor:
+    """These rows of a batch of ``total``; a single row that holds for all of them stays as it is."""
+    return tensor if tensor.shape[0] == 1 < total else tensor[rows]
 
 
 class _PoisonedEmpty(TorchFunctionMode):

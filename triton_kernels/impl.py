@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from .spec import Spec
+from .tuning import NOT_TUNED, TunedTables
 
 
 class Bound(Protocol):
@@ -75,14 +76,21 @@ class Impl:
         weights: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        tables: TunedTables | None = None,
     ) -> Bound:
         """Makes the impl ready for one layer. A class packs its weights in ``__init__(spec, weights, params, **options)``;
-        a plain function gets the bound arguments as keywords."""
+        a plain function gets the bound arguments as keywords. ``tables`` replace the defaults of options that ``options``
+        does not set; a class with ``tuned_by_tokens`` gets what they say as ``tuned``, because it depends on the call."""
         weights, params = dict(weights or {}), dict(params or {})
-        chosen = {**self.options, **(options or {})}
+        tuned = tables.lookup(self, spec) if tables is not None and self.options else NOT_TUNED
+        chosen = {**self.options, **tuned.at(), **(options or {})}
+        if getattr(self.target, "tuned_by_tokens", False):
+            chosen["tuned"] = tuned
         is_class = inspect.isclass(self.target)  # apart from the call: narrowing would lose the signature
         return (
-            self.target(spec, weights, params, **chosen) if is_class else functools.partial(self.target, **weights, **params, **chosen)
+            self.target(spec, weights, params, **chosen)
+            if is_class
+            else functools.partial(self.target, **weights, **params, **chosen)
         )
 
 

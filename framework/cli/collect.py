@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     num_failed = int((runs["status"] != "ok").sum())
     if num_failed < len(runs):
         table = summarize(runs, metrics) if args.compare is None else compare(runs, metrics, *args.compare.partition("=")[::2])
-        print(table.to_string(index=False))
+        table.columns = table.columns.str.removeprefix("metric.")
+        print(table.to_string(index=False, float_format="{:.4g}".format))
     for error in runs.loc[runs["status"] != "ok", ["run", "error"]].itertuples(index=False):
         print(f"failed: {error.run}: {str(error.error).splitlines()[0]}")
     print(f"{len(runs)} runs, {num_failed} failed: {output}")

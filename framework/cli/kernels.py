@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results import format_table
+from . import bench
 
 if TYPE_CHECKING:
     from triton_kernels.aot import Compilation
@@ -26,7 +27,7 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
-    parser = subparsers.add_parser("kernels", help="list, check and compile kernels; rooflines")
+    parser = subparsers.add_parser("kernels", help="list, check, compile, measure, tune and pack kernels; rooflines")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -53,6 +54,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     roofline = command("roofline", _roofline, "the least time that each case of an op can take on a device")
     roofline.add_argument("op", metavar="OP")
     roofline.add_argument("--device", default="h200", help="a name of the device table (default: %(default)s)")
+
+    for module in (bench,):
+        module.add_parser(commands)
 
 
 def compile_for(

@@ -19,15 +19,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("folder", metavar="DIR", help="output folder of a run, a sweep, or several")
     parser.add_argument("--output", metavar="FILE", help="png, pdf or svg file to write (default: DIR/KIND.png)")
     parser.add_argument("--x", default="workload.rate", help="load: the swept column on the horizontal axis (default: %(default)s)")
+    parser.add_argument("--where", metavar="COLUMN=VALUE", action="append", default=[],
+                        help="only the runs with this value; may be given several times")  # fmt: skip
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draws and writes the figure."""
     from .. import plots
-    from ..results import collect, collect_requests
+    from ..results import collect, collect_requests, select
 
     runs = collect(args.folder)
+    for condition in args.where:
+        column, _, value = condition.partition("=")
+        runs = select(runs, column, value)
     if args.kind == "latency":
         figure = plots.latency(collect_requests(args.folder, runs), runs)
     elif args.kind == "load":

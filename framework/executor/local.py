@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 
 from ..cache_memory import allocate_caches
 from ..config import EngineConfig
+from ..decode_graphs import CudaGraphCapture
 from ..forward_batch import ForwardBatch, GroupBatch
 from ..kv_cache.spec import block_bytes, group_layers
 from ..models.loader import load_model, model_dtype
@@ -17,6 +19,7 @@ from ..runner import Runner, StepHandle
 from ..step import StepInput
 
 DEFAULT_CPU_CACHE_BYTES = 1 << 30
+OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "gather_logprobs", "copy_blocks")
 
 
 class LocalExecutor:
@@ -35,6 +38,8 @@ class LocalExecutor:
         caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device)
         self._runner = Runner(self._model, self.plan, self.groups, caches, config.scheduler.max_num_seqs,
                               config.cache.block_size, device)  # fmt: skip
+        if device.type == "cuda" and config.graphs.enabled:
+            self._capture_graphs(config)
 
     def submit(self, step: StepInput) -> StepHandle:
         return self._runner.step(step)
@@ -44,6 +49,16 @@ class LocalExecutor:
 
     def shutdown(self) -> None:
         self.__dict__.clear()
+
+    @torch.inference_mode()
+    def _capture_graphs(self, config: EngineConfig) -> None:
+        blockers = self.plan.not_capturable(except_ops=OPS_OUTSIDE_GRAPHS)
+        if blockers:
+            warnings.warn(f"decode steps run without CUDA graphs, which cannot record {', '.join(blockers)}; choose other kernels, "
+                          "or set graphs.enabled=false", stacklevel=3)  # fmt: skip
+            return
+        sizes = [size for size in config.graphs.batch_sizes if size <= config.scheduler.max_num_seqs]
+        self._runner.capture_graphs(sizes or [config.scheduler.max_num_seqs], CudaGraphCapture())
 
     def _fit_blocks(self, config: EngineConfig, device: torch.device) -> int:
         """Blocks that fit the memory budget: what is configured, else 1 GiB on a CPU, or what a step of the largest size
@@ -56,8 +71,10 @@ class LocalExecutor:
         useful = len(self.groups) * config.scheduler.max_num_seqs * -(-self.max_model_len // size) + 1
         fitting = budget // each
         if fitting < 2:
-            raise ValueError(f"the KV cache's memory budget of {budget} bytes holds {fitting} blocks of {each} bytes, but at least 2 "
-                             "are needed: raise cache.memory_bytes (or cache.memory_fraction), or lower cache.block_size")  # fmt: skip
+            raise ValueError(
+                f"the KV cache's memory budget of {budget} bytes holds {fitting} blocks of {each} bytes, but at least 2 are needed: "
+                "raise cache.memory_bytes (or cache.memory_fraction), or lower cache.block_size"
+            )
         return int(min(fitting, useful))
 
     @torch.inference_mode()
@@ -89,7 +106,7 @@ class LocalExecutor:
 
 
 def resolve_device(name: str) -> torch.device:
-    """"auto" is the first GPU, or the CPU without one."""
+    """ "auto" is the first GPU, or the CPU without one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

@@ -1,12 +1,14 @@
 """The engine without a model: what a whole step costs when every running request decodes.
 
 A step is schedule, step input, commit, prefix hashes, detokenize, stop strings on a tenth of the requests, and one output per
-request. Run with ``pytest tests/benchmarks/test_engine_overhead.py --benchmark-only``.
+request. At most 1.5 ms for 256 requests and 8 microseconds per request for 4096, in CPU time: the engine has one thread, and
+machines are shared. Run with ``pytest tests/benchmarks/test_engine_overhead.py --benchmark-only``.
 """
 
 from __future__ import annotations
 
 import gc
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,17 @@ def decoding_engine(num_requests: int, output_kind: RequestOutputKind = RequestO
     return engine
 
 
+@pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("num_requests", [16, 64, 256, 1024, 4096])
 def test_step(benchmark: Any, num_requests: int) -> None:
     engine = decoding_engine(num_requests)
     outputs = benchmark.pedantic(engine.step, rounds=3 * BLOCK_SIZE, warmup_rounds=BLOCK_SIZE)
     assert len(outputs) == num_requests
     benchmark.extra_info["us_per_request"] = benchmark.stats.stats.median / num_requests * 1e6
+    assert benchmark.stats.stats.median < (1.5e-3 if num_requests <= 256 else num_requests * 8e-6)
 
 
+@pytest.mark.benchmark(timer=time.process_time)
 def test_stream_of_requests(benchmark: Any) -> None:
     """Admission and the end of requests included: 256 slots, short answers, always a queue."""
     engine = decoding_engine(256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_text_before_min_tokens_does_not_stop_later() -> None:
 )  # fmt: skip
 def test_stop_strings_against_a_search_in_the_text_so_far(text: str, cuts: list[int], stop: list[str], include: bool) -> None:
     borders = sorted({0, *(cut for cut in cuts if cut < len(text)), len(text)})
-    pieces = [text[a:b] for a, b in zip(borders, borders[1:])]
+    pieces = [text[a:b] for a, b in pairwise(borders)]
     expected, found = text, None
     for end in borders[1:]:
         hits = sorted((text[:end].find(s), -len(s), s) for s in stop if s in text[:end])

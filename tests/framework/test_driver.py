@@ -45,11 +45,14 @@ class OneSecondEngine:
         return outputs
 
     def stats(self) -> Any:
-        return SimpleNamespace(num_running=len(self.open), num_waiting=0, kv_usage=0.5, num_preemptions=self.steps,
-                               num_chunked_prefills=0, prefix_query_tokens=10 * self.steps, prefix_hit_tokens=self.steps)  # fmt: skip
+        return SimpleNamespace(num_running=len(self.open), num_waiting=0, kv_usage=0.5,
+                               num_preemptions=self.steps, num_chunked_prefills=0,
+                               prefix_query_tokens=10 * self.steps, prefix_hit_tokens=self.steps)  # fmt: skip
 
 
-def request(arrival_s: float, num_output: int, user: int = 0, think_time_s: float | None = None, num_prompt: int = 4) -> WorkloadRequest:
+def request(
+    arrival_s: float, num_output: int, user: int = 0, think_time_s: float | None = None, num_prompt: int = 4
+) -> WorkloadRequest:
     return WorkloadRequest(arrival_s, [1] * num_prompt, SamplingParams(max_tokens=num_output), user, think_time_s)
 
 

@@ -192,9 +192,9 @@ def test_what_can_never_be_served_is_refused_and_leaves_nothing() -> None:
         ("b", [1], token_params(allowed_token_ids=[77]), "allowed_token_ids holds token id 77"),
         ("b", [1], SamplingParams(), "no tokenizer"),
     ]
-    for request_id, prompt, given, message in cases:
+    for request_id, prompt, bad, message in cases:
         with pytest.raises(ValueError, match=message):
-            engine.add_request(request_id, EngineInput(prompt), given)
+            engine.add_request(request_id, EngineInput(prompt), bad)
     assert list(finish(engine)) == ["a"]
     assert_idle(engine)
 
@@ -232,6 +232,22 @@ def test_cached_tokens_are_reported() -> None:
     assert engine.reset_prefix_cache()
     engine.add_request("third", EngineInput([1] * 13), token_params(max_tokens=1))
     assert finish(engine)["third"].num_cached_tokens == 0
+
+
+def test_generated_blocks_are_found_by_the_next_turn_of_a_conversation() -> None:
+    engine = make_engine()
+    engine.add_request("first", EngineInput([1] * 6), token_params(max_tokens=12))
+    turn = [1] * 6 + tokens_of(finish(engine)["first"])[0]
+    engine.add_request("second", EngineInput([*turn, 2, 3]), token_params(max_tokens=1))
+    assert finish(engine)["second"].num_cached_tokens == 16, "of the first 17 tokens, whose last was never computed"
+
+
+def test_decodes_give_back_what_leaves_the_window() -> None:
+    engine = make_engine(make_config(prefix_caching=False), "windowed")
+    engine.add_request("r", EngineInput([1] * 6), token_params(max_tokens=60))
+    for _ in range(50):
+        engine.step()
+        assert 99 - engine.manager.pool.num_free <= 4
 
 
 def test_deltas_add_up_and_final_only_comes_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_every_kind_tells_the_same_text(inputs: InputProcessor, kind: RequestOut
     assert len(outputs) == (1 if kind is FINAL_ONLY else len(inputs.tokenizer.encode(answer, add_special_tokens=False)))
     if kind is CUMULATIVE:
         texts = [output.outputs[0].text for output in outputs]
-        assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:]))
+        assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
 
 
 def test_end_of_sequence(inputs: InputProcessor) -> None:
@@ -150,7 +151,7 @@ def test_stop_strings_before_min_tokens_do_not_count(inputs: InputProcessor) -> 
 def test_a_failed_row_ends_with_an_error(inputs: InputProcessor) -> None:
     outputs = run(inputs, [5, 6, -1], max_tokens=20, output_kind=DELTA, logprobs=0)
     assert outputs[-1].finished and outputs[-1].outputs[0].finish_reason == "error" and outputs[-1].outputs[0].token_ids == []
-    assert sum((output.outputs[0].token_ids for output in outputs), []) == [5, 6]
+    assert [token for output in outputs for token in output.outputs[0].token_ids] == [5, 6]
     assert all(len(output.outputs[0].logprobs or ()) == len(output.outputs[0].token_ids) for output in outputs)
 
 

@@ -15,7 +15,16 @@ from framework.comparison import compare, confidence_halfwidth, summarize
 from framework.config import EngineConfig
 from framework.driver import RequestRecord
 from framework.environment import environment
-from framework.results import collect, collect_requests, config_columns, plan_columns, swept_columns, write_requests, write_run
+from framework.results import (
+    collect,
+    collect_requests,
+    config_columns,
+    plan_columns,
+    select,
+    swept_columns,
+    write_requests,
+    write_run,
+)
 
 METRIC = "metric.ttft_p50_s"
 
@@ -70,6 +79,15 @@ def test_the_table_has_every_run_again_and_again(tmp_path: Path) -> None:
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no run\.json"):
         collect(tmp_path)
+
+
+def test_select_compares_numbers_as_numbers() -> None:
+    runs = pd.DataFrame({"workload.rate": [4.0, 8.0], "choice.sample": ["torch", "triton"]})
+    assert list(select(runs, "workload.rate", "4").index) == [0]
+    assert list(select(runs, "choice.sample", "triton").index) == [1]
+    for column, value, message in (("workload.rate", "5", "found 4.0, 8.0"), ("workload.rte", "4", "swept ones are workload.rate")):
+        with pytest.raises(ValueError, match=message):
+            select(runs, column, value)
 
 
 def test_repeats_are_averaged_with_their_interval(tmp_path: Path) -> None:

@@ -167,13 +167,43 @@ def test_a_token_in_flight_of_a_preempted_request_is_delivered_before_it_resumes
     scheduler.schedule()  # each holds two of the four blocks
     scheduler.schedule()
     scheduler.commit(StepOutput(0, [1, 2]))
+    scheduler.add(make_request([9], "waiting"))
     step = scheduler.schedule()  # needs a third block for the first request
-    assert shape(step) == {"0": 1} and second.status == Status.PREEMPTED and second.num_stale_steps == 1
+    assert shape(step) == {"0": 1}, "a block is left for the waiting request, but nobody enters in a step that preempted"
+    assert second.status == Status.PREEMPTED and second.num_stale_steps == 1
     assert second.num_output_tokens == 1
     scheduler.commit(StepOutput(1, [3, 4]))
     assert second.token_ids[7:] == [2, 4] and second.status == Status.PREEMPTED and first.token_ids[7:] == [1, 3]
     scheduler.finish(first, "abort")
-    assert shape(scheduler.schedule()) == {"1": 9}
+    assert shape(scheduler.schedule()) == {"1": 9, "waiting": 1}
+
+
+def test_a_step_input_does_not_change_after_it_was_submitted() -> None:
+    scheduler = make_scheduler()
+    (request,) = add(scheduler, 16)
+    step = scheduler.schedule()
+    assert step is not None
+    (new,) = step.step_input.new
+    scheduler.commit(StepOutput(0, [7]))
+    scheduler.schedule()
+    assert len(request.token_ids) == 17 and len(request.blocks[0]) == 2
+    assert len(new.token_ids) == 16 and len(new.block_ids[0]) == 1
+
+
+def test_followers_wait_for_the_leaders_prompt_or_its_end() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=8)
+    leader, follower = make_request([1] * 16, "leader"), make_request([1] * 16, "follower")
+    follower.leader = leader
+    scheduler.add(leader)
+    scheduler.add(follower)
+    assert [run(scheduler), run(scheduler), run(scheduler)] == [{"leader": 8}, {"leader": 8}, {"leader": 1, "follower": 1}]
+    assert scheduler.counters.num_forks == 1
+    leader, follower = make_request([2] * 16, "leader"), make_request([2] * 16, "follower 2")
+    follower.leader = leader
+    scheduler.add(leader)
+    scheduler.add(follower)
+    scheduler.finish(leader, "abort")
+    assert run(scheduler)["follower 2"] > 0
 
 
 @pytest.mark.parametrize(("min_tokens", "length"), [(0, 1), (3, 4)])
@@ -201,7 +231,7 @@ def test_lengths_that_can_never_fit_are_refused() -> None:
     scheduler = make_scheduler(num_blocks=6, block_size=4, max_model_len=100)
     with pytest.raises(ValueError, match="at most 100"):
         scheduler.longest_total(100, 1)
-    with pytest.raises(ValueError, match="needs up to 6 KV blocks .* has 5"):
+    with pytest.raises(ValueError, match=r"needs up to 6 KV blocks .* has 5"):
         scheduler.longest_total(10, 12)
     assert scheduler.longest_total(10, 11) == 21, "the last token is never computed"
     assert scheduler.longest_total(10, None) == 21, "as many as possible"

@@ -39,7 +39,9 @@ def artifacts(target: str) -> list[Artifact]:
 def test_everything_compiles_and_passes_its_gates(target: str) -> None:
     errors = [f"{result.op}:{result.impl} ({result.case}): {result.error}" for result in compiled(target) if result.error]
     assert not errors, "\n".join(errors)
-    assert {f"{a.op}:{a.impl}" for a in artifacts(target)} == set(kernels()), "an impl compiled nothing"
+    nothing = set(kernels()) - {f"{a.op}:{a.impl}" for a in artifacts(target)}
+    assert all(result.refused for result in compiled(target) if f"{result.op}:{result.impl}" in nothing)
+    assert target != "sm_90" or not nothing, f"{nothing} refuse every serving case"
     assert {a.target for a in artifacts(target)} == {target}
     failures = check_gates(artifacts(target))
     assert not failures, "\n".join(failures)

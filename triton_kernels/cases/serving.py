@@ -7,13 +7,15 @@ has a second path. Large arrays are not initialized, so that making a case costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
+from ..op import Case
+from . import fused, lora, merge, moe_align, verify
 
 HIDDEN, INTERMEDIATE, VOCAB = 4096, 14336, 128256
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
@@ -182,6 +184,16 @@ def _gather_logprobs(dtype: torch.dtype) -> dict[str, Any]:
     return {"logits": torch.empty(64, VOCAB), "token_ids": torch.arange(64), "num_top": 5}
 
 
+def _benches(cases: Sequence[Case]) -> tuple[ServingCase, ...]:
+    """An op's own cases for benchmarks, where those are small enough to be filled with numbers."""
+    device = torch.device("cpu")
+    return tuple(
+        ServingCase(c.name, Batch(c.q_lens, c.ctx_lens), c.dims, lambda dtype, make=c.make: make(torch.Generator(), dtype, device))  # type: ignore[misc]
+        for c in cases
+        if "bench" in c.tags
+    )
+
+
 _KV_DIMS = {"num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
 _LOGITS = {"vocab_size": VOCAB}
 _CASES: Mapping[str, tuple[ServingCase, ...]] = {
@@ -220,4 +232,10 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
     "apply_penalties": (ServingCase("64 rows", decode(64), _LOGITS, _apply_penalties),),
     "sample": (ServingCase("64 rows", decode(64), _LOGITS, _sample),),
     "gather_logprobs": (ServingCase("64 rows", decode(64), _LOGITS, _gather_logprobs),),
+    "qk_norm_rotary_kv_write": _benches(fused.CASES),
+    "merge_attention": _benches(merge.CASES),
+    "verify_draft": _benches(verify.CASES),
+    "lora_shrink": _benches(lora.SHRINK_CASES),
+    "lora_expand": _benches(lora.EXPAND_CASES),
+    "moe_align": _benches(moe_align.CASES),
 }

@@ -129,7 +129,8 @@ def _load_rows(
     else:
         page = tl.load(table + keys // PAGE_SIZE, mask=inside if MASKED else None, other=0 if MASKED else None).to(tl.int64)
         slots = keys % PAGE_SIZE
-    pointers = (cache + kv_head * STRIDES[3 * OF + 2] + page * STRIDES[3 * OF] + slots * STRIDES[3 * OF + 1])[:, None] + dims[None, :]
+    rows = cache + kv_head * STRIDES[3 * OF + 2] + page * STRIDES[3 * OF] + slots * STRIDES[3 * OF + 1]
+    pointers = rows[:, None] + dims[None, :]
     if MASKED:
         mask = inside[:, None] if DIM == BLOCK_D else inside[:, None] & (dims < DIM)[None, :]
         tile = tl.load(pointers, mask=mask, other=0.0)

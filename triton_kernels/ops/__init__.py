@@ -6,9 +6,13 @@ from .attention import paged_attention_decode, paged_attention_prefill
 from .embedding import embedding
 from .kv_cache import copy_blocks, kv_cache_write
 from .linear import linear
+from .merge import merge_attention
 from .moe import moe_experts, moe_route
+from .moe_align import moe_align
 from .norm import layer_norm, rms_norm
 from .penalties import apply_penalties
+from .quantize import quantize_activation
+from .quantized import gemm_fp8, gemm_int8, gemm_w4a16, gemm_w8a16
 from .rotary import rotary
 from .sampling import gather_logprobs, sample
 
@@ -17,6 +21,6 @@ OPS: dict[str, Op] = {
     for op in (
         linear, embedding, rms_norm, layer_norm, rotary, silu_and_mul, gelu_and_mul, kv_cache_write,
         paged_attention_prefill, paged_attention_decode, moe_route, moe_experts, apply_penalties, sample,
-        gather_logprobs, copy_blocks,
+        gather_logprobs, copy_blocks, gemm_w4a16, gemm_w8a16, gemm_int8, gemm_fp8, quantize_activation, merge_attention, moe_align,
     )
 }  # fmt: skip

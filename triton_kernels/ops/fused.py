@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ..attention_meta import LayerKV
+from ..cases.fused import CASES
 from ..op import Cost, Op
 from .kv_cache import kv_cache_write_reference
 from .norm import rms_norm_reference
@@ -64,6 +65,7 @@ def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
 
 
 qk_norm_rotary_kv_write = Op(
-    "qk_norm_rotary_kv_write", reference, fake, cost, cases=(), mutates=("kv",), facts=facts,
+    "qk_norm_rotary_kv_write", reference, fake, cost, cases=CASES, mutates=("kv",), facts=facts,
+    row_args=("qkv", "positions", "slot_mapping"),
     bind_args=("num_heads", "num_kv_heads", "cos_sin", "style", "q_weight", "k_weight", "eps", "offset"),
 )  # fmt: skip

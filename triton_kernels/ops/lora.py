@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
+from ..cases.lora import EXPAND_CASES, SHRINK_CASES
 from ..op import Cost, Op
 
 
@@ -46,5 +48,15 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(2 * tokens * width * rank, moved + tokens * (width * dims.get("act_bytes", 2) + rank * 4))
 
 
-lora_shrink = Op("lora_shrink", lora_shrink_reference, lora_shrink_fake, cost, cases=(), bind_args=("lora_a", "scale"))
-lora_expand = Op("lora_expand", lora_expand_reference, lora_expand_fake, cost, cases=(), bind_args=("lora_b", "start"), mutates=("y",))
+def lora_shrink_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
+    return {"rank": bound["lora_a"].shape[1], "weight_dtype": bound["lora_a"].dtype}
+
+
+def lora_expand_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
+    return {"rank": bound["lora_b"].shape[2], "weight_dtype": bound["lora_b"].dtype}
+
+
+lora_shrink = Op("lora_shrink", lora_shrink_reference, lora_shrink_fake, cost, cases=SHRINK_CASES, facts=lora_shrink_facts,
+                 bind_args=("lora_a", "scale"), row_args=("x", "lora_index"))  # fmt: skip
+lora_expand = Op("lora_expand", lora_expand_reference, lora_expand_fake, cost, cases=EXPAND_CASES, facts=lora_expand_facts,
+                 bind_args=("lora_b", "start"), mutates=("y",), row_args=("y", "shrunk", "lora_index"))  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..cases.merge import CASES
 from ..op import Cost, Op
 
 
@@ -24,7 +25,7 @@ def reference(
 
 
 def fake(out_a, lse_a, out_b, lse_b):  # type: ignore[no-untyped-def]
-    return torch.empty_like(out_a), torch.empty_like(lse_a)
+    return out_a.new_empty(out_a.shape), lse_a.new_empty(lse_a.shape)
 
 
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
@@ -33,4 +34,4 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(4 * rows * dims["head_dim"], rows * (3 * dims["head_dim"] * dims.get("act_bytes", 2) + 12))
 
 
-merge_attention = Op("merge_attention", reference, fake, cost, cases=())
+merge_attention = Op("merge_attention", reference, fake, cost, cases=CASES, row_args=("out_a", "lse_a", "out_b", "lse_b"))

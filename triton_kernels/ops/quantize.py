@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..cases.quantized import QUANTIZE_CASES
 from ..op import Cost, Op, Tolerance
 
 GROUP = 128
@@ -19,22 +20,22 @@ def reference(
     static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x [M, K] -> codes [M, K] in out_dtype (int8, float8_e4m3fn or float8_e5m2), scales f32 [M, 1] (token),
-    [M, ceil(K/128)] (group) or [1, 1] (the static scale f32 [1, 1], returned as it is).
+    [M, ceil(K/128)] (group) or [1, 1] (a copy of the static scale f32 [1, 1], whatever the granularity).
 
     scale = max|x| / largest code (127, 448, 57344), at least 1e-10, computed in f32. code = x / scale (f32 division),
-    saturated to the largest code, rounded to nearest even.
+    saturated to the largest code, rounded to nearest even. For finite x.
     """
     values = x.float()
-    limit = largest_code(out_dtype)
+    limit = largest_code(out_dtype)  # divided by as a tensor: a GPU multiplies by the reciprocal of a plain number
     if static_scale is not None:
-        scales = static_scale
+        scales = static_scale.clone()
         wide = scales
     elif granularity == "token":
-        scales = (values.abs().amax(1, keepdim=True) / limit).clamp_min(1e-10)
+        scales = (values.abs().amax(1, keepdim=True) / values.new_tensor(limit)).clamp_min(1e-10)
         wide = scales
     else:
         padded = torch.nn.functional.pad(values, (0, -values.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-        scales = (padded.abs().amax(2) / limit).clamp_min(1e-10)
+        scales = (padded.abs().amax(2) / values.new_tensor(limit)).clamp_min(1e-10)
         wide = scales.repeat_interleave(GROUP, 1)[:, : x.shape[1]]
     codes = (values / wide).clamp(-limit, limit)
     return (codes.round() if out_dtype == torch.int8 else codes).to(out_dtype), scales
@@ -61,6 +62,6 @@ def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return {"out_dtype": bound["out_dtype"], "granularity": bound["granularity"], "static": bound.get("static_scale") is not None}
 
 
-quantize_activation = Op("quantize_activation", reference, fake, cost, cases=(),
-                         bind_args=("out_dtype", "granularity", "static_scale"), facts=facts,
+quantize_activation = Op("quantize_activation", reference, fake, cost, cases=QUANTIZE_CASES,
+                         bind_args=("out_dtype", "granularity", "static_scale"), row_args=("x",), facts=facts,
                          tolerance=Tolerance(exact=True))  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..cases.quantized import FP8_CASES, INT8_CASES, W4A16_CASES, W8A16_CASES
 from ..op import Cost, Op
 
 FP8_BLOCK = 128
@@ -44,7 +45,7 @@ def gemm_w8a16_reference(
     zeros: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x [M, K] times 8-bit weights (code - zero) * scale -> [M, N] in x's dtype.
+    """x [M, K] times 8-bit weights (code - zero) * scale -> [M, N] in x's dtype. Codes are finite numbers.
 
     weight  int8, uint8 (2- and 3-bit codes too), float8_e4m3fn or float8_e5m2 [N, K]
     scales  [N, K/G]; G = K is one scale per output channel
@@ -67,7 +68,10 @@ def gemm_int8_reference(
     """int8 x [M, K] times int8 weight [N, K] -> (x - x_zero) * x_scale @ (weight * scales)^T in out_dtype; the integer sum
     is exact.
 
-    x_scale  f32 [M, 1], per token (or [1, 1]); x_zero int32 [M, 1] or None; scales f32 [N, 1], per channel; bias [N] or None
+    x_scale  f32 [M, 1], per token, or [1, 1]
+    x_zero   int32 of x_scale's shape, or None
+    scales   f32 [N, 1], per channel, or [1, 1]
+    bias     [N] or None
     """
     wide = x.double() if x_zero is None else x.double() - x_zero.double()
     out = (wide @ weight.double().T) * x_scale.double() * scales.double().T
@@ -168,11 +172,11 @@ def scaled_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return {"in_features": k, "out_features": n, "recipe": recipe, "weight_dtype": bound["weight"].dtype, "out_dtype": bound["out_dtype"]}
 
 
-gemm_w4a16 = Op("gemm_w4a16", gemm_w4a16_reference, gemm_w4a16_fake, cost, cases=(),
-                bind_args=("qweight", "scales", "zeros", "perm", "bias"), facts=gemm_w4a16_facts)  # fmt: skip
-gemm_w8a16 = Op("gemm_w8a16", gemm_w8a16_reference, gemm_w8a16_fake, cost, cases=(),
-                bind_args=("weight", "scales", "zeros", "bias"), facts=gemm_w8a16_facts)  # fmt: skip
-gemm_int8 = Op("gemm_int8", gemm_int8_reference, gemm_int8_fake, cost, cases=(),
-               bind_args=("weight", "scales", "bias", "out_dtype"), facts=scaled_facts)  # fmt: skip
-gemm_fp8 = Op("gemm_fp8", gemm_fp8_reference, gemm_fp8_fake, cost, cases=(),
-              bind_args=("weight", "scales", "bias", "out_dtype"), facts=scaled_facts)  # fmt: skip
+gemm_w4a16 = Op("gemm_w4a16", gemm_w4a16_reference, gemm_w4a16_fake, cost, cases=W4A16_CASES,
+                bind_args=("qweight", "scales", "zeros", "perm", "bias"), row_args=("x",), facts=gemm_w4a16_facts)  # fmt: skip
+gemm_w8a16 = Op("gemm_w8a16", gemm_w8a16_reference, gemm_w8a16_fake, cost, cases=W8A16_CASES,
+                bind_args=("weight", "scales", "zeros", "bias"), row_args=("x",), facts=gemm_w8a16_facts)  # fmt: skip
+gemm_int8 = Op("gemm_int8", gemm_int8_reference, gemm_int8_fake, cost, cases=INT8_CASES,
+               bind_args=("weight", "scales", "bias", "out_dtype"), row_args=("x", "x_scale", "x_zero"), facts=scaled_facts)  # fmt: skip
+gemm_fp8 = Op("gemm_fp8", gemm_fp8_reference, gemm_fp8_fake, cost, cases=FP8_CASES,
+              bind_args=("weight", "scales", "bias", "out_dtype"), row_args=("x", "x_scale"), facts=scaled_facts)  # fmt: skip

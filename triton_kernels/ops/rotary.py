@@ -26,8 +26,9 @@ def reference(
         rotated = heads[..., : 2 * half]
         first, second = (rotated[..., :half], rotated[..., half:]) if style == "neox" else (rotated[..., ::2], rotated[..., 1::2])
         a, b = first.double(), second.double()
-        first.copy_(a * cos - b * sin)
-        second.copy_(b * cos + a * sin)
+        turned = a * cos - b * sin, b * cos + a * sin  # both before either is written: float64 heads are not copied above
+        first.copy_(turned[0])
+        second.copy_(turned[1])
 
 
 def fake(q, k, positions, cos_sin, style="neox"):  # type: ignore[no-untyped-def]

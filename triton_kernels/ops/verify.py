@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..cases.verify import CASES
 from ..op import Cost, Op
 from ..rng import STREAM_ACCEPT, STREAM_RECOVERED, STREAM_TARGET, gumbel_noise, token_uniform
 
@@ -26,13 +27,14 @@ def reference(
     bonus; they are final scores before the temperature: penalties applied, filtered tokens at -inf.
     draft_ids int32 [rows]: the draft that row i is to verify, -1 in the bonus row. draft_probs f32 [rows, V]: the
     distribution that each draft was sampled from; None: drafts are certain (n-gram, greedy).
-    Per slot (row_to_slot int32 [R]): temperature f32 (0 = greedy), seed int64. position int64 [rows]: absolute index of the
-    token that the row decides.
+    Per slot (row_to_slot int32 [R], -1: a request that gets no tokens): temperature f32 (0 = greedy), seed int64.
+    position int64 [rows]: absolute index of the token that the row decides.
 
     Greedy: a draft is accepted if it is the argmax. Else with p the target's and q the draft's distribution a draft x is
     accepted if u * q(x) < p(x), u uniform of stream 2 at token x; the first rejected one is replaced by the Gumbel-argmax
     (stream 3) of log max(p - q, 0), the bonus row samples p with stream 0. Accepted tokens and the one that follows stand
-    first in the request's rows, -1 in the rest. A row with NaN, or with nothing but -inf, ends its request's tokens there.
+    first in the request's rows, -1 in the rest. A draft of -1 before the last row ends a request like the bonus row. A row
+    whose largest score is not finite (it holds NaN or +inf, or nothing but -inf) ends its request's tokens there.
     Source: Leviathan et al., arXiv 2211.17192.
     """
     tokens = torch.full_like(draft_ids, -1)
@@ -40,9 +42,9 @@ def reference(
     everything = torch.arange(logits.shape[1], device=logits.device)
     bounds = cu_rows.tolist()
     for r, slot in enumerate(row_to_slot.tolist()):
-        for row in range(bounds[r], bounds[r + 1]):
+        for row in range(bounds[r], bounds[r + 1] if slot >= 0 else bounds[r]):
             scores = logits[row].float()
-            if bool(torch.isnan(scores).any()) or bool((scores == -torch.inf).all()):
+            if not bool(scores.max().isfinite()):
                 break
             draft = int(draft_ids[row])
             if float(temperature[slot]) == 0.0:
@@ -58,7 +60,7 @@ def reference(
                 tokens[row] = int(torch.argmax(scaled + gumbel_noise(*where, STREAM_TARGET, everything)[0]))
                 break
             p = torch.softmax(scaled.double(), dim=0)
-            q = torch.nn.functional.one_hot(everything[draft], len(p)).double() if draft_probs is None else draft_probs[row].double()
+            q = (everything == draft).double() if draft_probs is None else draft_probs[row].double()
             u = token_uniform(*where, STREAM_ACCEPT, everything[draft : draft + 1])[0, 0]
             if float(u.double() * q[draft]) < float(p[draft]):
                 tokens[row] = draft
@@ -73,7 +75,7 @@ def reference(
 
 
 def fake(logits, draft_ids, draft_probs, cu_rows, row_to_slot, temperature, seed, position):  # type: ignore[no-untyped-def]
-    return torch.empty_like(draft_ids), row_to_slot.new_empty(cu_rows.shape[0] - 1)
+    return draft_ids.new_empty(draft_ids.shape), row_to_slot.new_empty(cu_rows.shape[0] - 1)
 
 
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
@@ -82,4 +84,4 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(10 * elements, elements * (dims.get("logit_bytes", 4) + (4 if dims.get("draft_probs") else 0)))
 
 
-verify_draft = Op("verify_draft", reference, fake, cost, cases=())
+verify_draft = Op("verify_draft", reference, fake, cost, cases=CASES)

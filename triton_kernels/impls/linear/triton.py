@@ -19,6 +19,7 @@ import triton.language as tl
 from ...devices import by_arch
 from ...impl import Flags, impl
 from ...spec import Spec
+from ...tuning import NOT_TUNED, Tuned
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -185,16 +186,31 @@ class _Linear:
 
 
 @impl("linear", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=False),
-      options={"block_m": 0, "block_n": 0, "block_k": 0, "split_k": 0})  # fmt: skip
+      options={"block_m": 0, "block_n": 0, "block_k": 0, "num_warps": 0, "num_stages": 0, "split_k": 0})  # fmt: skip
 class TritonLinear(_Linear):
-    """Options set to 0 follow :func:`launch_config`."""
+    """Options set to 0 follow the tuned tables where they know a shape like this, and :func:`launch_config` elsewhere."""
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+    tuned_by_tokens = True
+    tune_space: Mapping[str, tuple[int, ...]] = {
+        "block_m": (16, 32, 64, 128), "block_n": (64, 128, 256), "block_k": (64, 128), "num_warps": (4, 8), "num_stages": (3, 4, 5),
+        "split_k": (1, 2, 4, 8),
+    }  # fmt: skip
+
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
+    ) -> None:
         super().__init__(spec, weights, params)
+        self.tuned = tuned
         self.fixed = {name: value for name, value in options.items() if value}
 
+    @staticmethod
+    def tune_filter(options: Mapping[str, int], num_tokens: int) -> bool:
+        """Whether options can be any good: no block of tokens far beyond the tokens, K split for few tokens only."""
+        return options["block_m"] < 2 * max(num_tokens, 16) and (options["split_k"] == 1 or num_tokens <= 64)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x, self.config(x.shape[0])._replace(**self.fixed))
+        num_tokens = x.shape[0]
+        return self.multiply(x, self.config(num_tokens)._replace(**{**self.tuned.at(num_tokens), **self.fixed}))
 
 
 @impl("linear", "triton_invariant", priority=5, requires=("triton",), flags=Flags(batch_invariant=True))

@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from ...ops.moe_align import Groups
 from ...spec import Spec
-from ._grouping import Groups, group_by_expert
+from ..moe_align.triton import group_by_expert
 
 GROUP_TILES = tl.constexpr(8)
 
@@ -169,6 +170,7 @@ class TritonExperts:
         out = torch.empty(num_tokens, hidden_size, dtype=x.dtype, device=x.device)
         if not num_tokens:
             return out
+        x, weights, ids = x if x.stride(1) == 1 else x.contiguous(), weights.contiguous(), ids.contiguous()
         groups = group_by_expert(ids, num_experts, self.expert_start, self.config["block_m"])
         hidden = torch.empty(ids.numel(), inner, dtype=x.dtype, device=x.device)
         results = torch.empty(ids.numel(), hidden_size, dtype=x.dtype, device=x.device)

@@ -153,7 +153,8 @@ class DecodeTiles:
         """Options of 0 follow the arch. A block has the query heads of a KV head, at least the 16 rows of a matrix
         instruction."""
         group = spec.fact("num_heads", 1) // spec.fact("num_kv_heads", 1)
-        default_n, default_stages = (32, 2) if spec.arch.startswith("gfx") else (64, 3)
+        default_n = 32 if spec.arch.startswith("gfx") else 64
+        default_stages = 2 if spec.arch.startswith(("gfx", "sm_8")) else 3
         block_n = block_n or default_n
         if chunk % block_n or block_n & (block_n - 1):
             raise ValueError(f"chunk must be a multiple of block_n, which is a power of two; got {chunk} and {block_n}")
@@ -171,6 +172,7 @@ class DecodeCall:
     def __init__(
         self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta, params: AttentionParams, tiles: DecodeTiles
     ) -> None:
+        q = q if q.stride(2) == 1 else q.contiguous()
         num_tokens, num_heads, dk = q.shape
         num_kv_heads, dv = kv.v.shape[2:]
         self.out = torch.empty(num_tokens, num_heads, dv, dtype=q.dtype, device=q.device)

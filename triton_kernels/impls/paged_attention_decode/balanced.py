@@ -3,8 +3,8 @@
 Algorithm: the splits and the combination of ``splitkv``, bit for bit, under another schedule. Grid: a fixed number of
 programs, each of which takes every n-th (split, KV head) pair of the list, so that the grid depends neither on the lengths
 nor on a bound of them: a captured graph for long sequences launches no idle programs, and a batch of one long request and
-many short ones spreads evenly. The list is a pair (request, split and row block) per item; each request finds its place in it
-by summing over the requests before it, in one small kernel shared by all layers of the KV group. Registers and shared memory
+many short ones spreads evenly. An item is a triple (request, row block, split); each request finds its place in the list by
+summing over the requests before it, in one small kernel shared by all layers of the KV group. Registers and shared memory
 hold what they hold in ``splitkv``. It suits captured steps and batches of mixed lengths.
 """
 
@@ -53,8 +53,9 @@ def work_list_kernel(
     for base in range(0, blocks * splits, BLOCK_I):
         item = base + tl.arange(0, BLOCK_I)
         mask = item < blocks * splits
-        tl.store(items + 2 * (start + item), tl.zeros_like(item) + request, mask=mask)
-        tl.store(items + 2 * (start + item) + 1, item, mask=mask)
+        tl.store(items + 3 * (start + item), tl.zeros_like(item) + request, mask=mask)
+        tl.store(items + 3 * (start + item) + 1, item % blocks, mask=mask)
+        tl.store(items + 3 * (start + item) + 2, item // blocks, mask=mask)
     if request == num_reqs - 1:
         tl.store(num_items, start + blocks * splits)
 
@@ -71,13 +72,11 @@ def balanced_kernel(
     tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
     strides = (stride_qt, stride_qh, stride_table)
     for index in tl.range(tl.program_id(0), tl.load(num_items) * NUM_KV_HEADS, tl.num_programs(0)):
-        request = tl.load(items + index // NUM_KV_HEADS * 2)
-        item = tl.load(items + index // NUM_KV_HEADS * 2 + 1)
-        blocks, _ = _num_items(request, True, cu_q, seq_lens, window, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
+        item = items + index // NUM_KV_HEADS * 3
         decode_split(
-            request, index % NUM_KV_HEADS, item % blocks, item // blocks, tensors, strides, scale, softcap, window, num_tokens,
-            CAUSAL, HAS_WINDOW, HAS_SOFTCAP, WIDEN, NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N,
-            CHUNK, PAGE_SIZE, STRIDES,
+            tl.load(item), index % NUM_KV_HEADS, tl.load(item + 1), tl.load(item + 2), tensors, strides,
+            scale, softcap, window, num_tokens, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, WIDEN,
+            NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE, STRIDES,
         )  # fmt: skip
 
 
@@ -105,11 +104,11 @@ class BalancedDecode:
         return f"balanced:{self.group}:{self.params.window}:{self.tiles.chunk}:{self.tiles.block_m}"
 
     def begin_step(self, meta: AttentionMeta) -> None:
-        """Writes the step's work list (items int32 [n, 2] and their number) into ``meta.workspace``."""
+        """Writes the step's work list (items int32 [n, 3] and their number) into ``meta.workspace``."""
         chunk, block_m = self.tiles.chunk, self.tiles.block_m
         if self._key not in meta.workspace:
             bound = meta.num_reqs * max_splits(meta, self.params.window, chunk) * triton.cdiv(meta.max_q * self.group, block_m)
-            items = torch.empty(bound, 2, dtype=torch.int32, device=meta.cu_q.device)
+            items = torch.empty(bound, 3, dtype=torch.int32, device=meta.cu_q.device)
             meta.workspace[self._key] = items, torch.empty(1, dtype=torch.int32, device=meta.cu_q.device)
         work_list_kernel[(meta.num_reqs,)](
             *meta.workspace[self._key], meta.cu_q, meta.seq_lens, self.params.window or 0, meta.num_reqs,

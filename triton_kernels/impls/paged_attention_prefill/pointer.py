@@ -93,6 +93,7 @@ def launch_prefill(
     tma: bool,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Runs the kernel; ``caches`` are k and v as the kernel takes them."""
+    q = q if q.stride(2) == 1 else q.contiguous()
     num_tokens, num_heads, dk = q.shape
     num_kv_heads, dv = kv.v.shape[2:]
     group = num_heads // num_kv_heads

@@ -1,30 +1,18 @@
-"""Pairs (token, choice) grouped by expert, on the device: no host reads, no atomics, the same order every time.
-
-Expert e's pairs are ``pairs[starts[e]:starts[e + 1]]``, in the order of the tokens. Row tiles of BLOCK_M pairs of one expert are
-numbered from starts[e] // BLOCK_M + e, which leaves room for every expert's tiles whatever the counts, so that their number has
-a bound that needs only host integers; ``tile_expert`` says whose a tile is, -1 for none.
+"""Groups pairs by expert without host reads and without atomics, so that the order is the same every time. One program per
+expert, and one for the pairs of experts held elsewhere: it counts the ids below its own, which is where its pairs start, then
+goes through the ids again and writes its pairs at the running count. Blocks of ids and their prefix sums live in registers;
+the ids, a few hundred kilobytes at most, are read by every program and come from L2. The work grows with experts x pairs,
+which one launch of short programs pays for by having no second phase that waits for the first.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-
-@dataclass(frozen=True)
-class Groups:
-    """pairs int32 [T * k], starts int32 [E + 1], tile_expert int32 [num_tiles]."""
-
-    pairs: torch.Tensor
-    starts: torch.Tensor
-    tile_expert: torch.Tensor
-
-    @property
-    def num_tiles(self) -> int:
-        return self.tile_expert.shape[0]
+from ...impl import impl
+from ...ops.moe_align import Groups, num_row_tiles
 
 
 @triton.jit
@@ -40,7 +28,7 @@ def _group_kernel(
     ids, pairs, starts, tile_expert, num_pairs, num_tiles, expert_start,
     NUM_EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Program e writes the pairs and tiles of expert e; the last one, e = NUM_EXPERTS, the tiles that are left over."""
+    """Program e writes the pairs and tiles of expert e; the last one, e = NUM_EXPERTS, the pairs and tiles left over."""
     expert = tl.program_id(0)
     start = 0
     count = 0
@@ -58,7 +46,7 @@ def _group_kernel(
     for base in range(first_tile, end_tile, BLOCK_T):
         tiles = base + tl.arange(0, BLOCK_T)
         tl.store(tile_expert + tiles, tl.where(tiles < first_tile + used, expert, -1), mask=tiles < end_tile)
-    if used > 0:
+    if count > 0:
         position = start
         for base in range(0, num_pairs, BLOCK_P):
             index = base + tl.arange(0, BLOCK_P)
@@ -67,15 +55,27 @@ def _group_kernel(
             position += tl.sum(mine, 0)
 
 
-def group_by_expert(ids: torch.Tensor, num_experts: int, expert_start: int, block_m: int, block_p: int = 1024) -> Groups:
-    """Groups the choices ids int32 [T, k] by the experts expert_start .. expert_start + num_experts - 1."""
+@triton.jit
+def tile_rows(starts, tile_expert, tile, BLOCK_M: tl.constexpr):
+    """For kernels that follow: a row tile's expert (-1: none), its rows in sorted order, and which of them are real."""
+    expert = tl.load(tile_expert + tile)
+    start = tl.load(starts + tl.maximum(expert, 0))
+    end = tl.load(starts + tl.maximum(expert, 0) + 1)
+    rows = start + (tile - start // BLOCK_M - expert) * BLOCK_M + tl.arange(0, BLOCK_M)
+    return expert, rows, rows < end
+
+
+def group_by_expert(ids: torch.Tensor, num_experts: int, expert_start: int = 0, block_m: int = 64, block_p: int = 1024) -> Groups:
+    """``moe_align`` as a plain function, for the impls of grouped products."""
+    assert ids.is_contiguous(), "ids must be contiguous"
     num_pairs = ids.numel()
-    num_tiles = num_pairs // block_m + num_experts
-    pairs, starts, tile_expert = (
-        torch.empty(size, dtype=torch.int32, device=ids.device) for size in (num_pairs, num_experts + 1, num_tiles)
-    )
+    num_tiles = num_row_tiles(num_pairs, num_experts, block_m)
+    groups = Groups(*(ids.new_empty(size, dtype=torch.int32) for size in (num_pairs, num_experts + 1, num_tiles)))
     _group_kernel[(num_experts + 1,)](
-        ids, pairs, starts, tile_expert, num_pairs, num_tiles, expert_start,
+        ids, *groups, num_pairs, num_tiles, expert_start,
         NUM_EXPERTS=num_experts, BLOCK_M=block_m, BLOCK_P=block_p, BLOCK_T=64, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
-    return Groups(pairs, starts, tile_expert)
+    return groups
+
+
+moe_align_triton = impl("moe_align", "triton", priority=20, requires=("triton",), options={"block_p": 1024})(group_by_expert)

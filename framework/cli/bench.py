@@ -1,0 +1,149 @@
+"""``kernelswap kernels bench``: times kernels side by side on the device at hand."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..results import format_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from triton_kernels.bench import Row
+
+ROWS_FILE, PLOT_FILE = "bench.json", "roofline.png"
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    text = "time kernels side by side, correctness first, against ceilings measured in the same run"
+    parser = commands.add_parser("bench", help=text, description=text)
+    parser.add_argument("kernels", nargs="*", metavar="OP[:IMPL[@key:value]]", help="OP means all impls that can run")
+    parser.add_argument("--all", action="store_true", help="every op that has cases for it")
+    parser.add_argument("--shapes", metavar="NAME,...", default="",
+                        help="cases whose name begins so, e.g. llama-8b,qwen3-30b-a3b (default: all made for benchmarks)")  # fmt: skip
+    parser.add_argument("--dtype", choices=DTYPES, help="of activations and weights (default: bf16 on a GPU, fp32 on a CPU)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
+    parser.add_argument("--reference", action="store_true", help="time the references too (float64, slow)")
+    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="begin no case after so long")
+    parser.add_argument("--case-seconds", type=float, default=5.0, help="time for the samples of a case (default: %(default)s)")
+    parser.add_argument("--tuned", default="auto", help="tuned tables: auto, a folder, or off (default: %(default)s)")
+    parser.add_argument("--plugin", action="append", default=[], help="module or .py file with further kernels")
+    folder = parser.add_mutually_exclusive_group()
+    folder.add_argument("--output", type=Path, metavar="DIR", default=Path("outputs/kernels"),
+                        help="folder for bench.json and roofline.png (default: %(default)s)")  # fmt: skip
+    folder.add_argument("--resume", type=Path, metavar="DIR", help="the same, and measure only what is not in there yet")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures, writes after each case, and prints the table. Exit code 1 if an impl was wrong or failed."""
+    from triton_kernels.bench import run as measure
+    from triton_kernels.bench import select_tasks
+    from triton_kernels.registry import Registry
+    from triton_kernels.tuning import TunedTables
+
+    if arguments.all == bool(arguments.kernels):
+        raise ValueError("name what to measure (OP or OP:IMPL), or give --all")
+    device, dtype = find_device(arguments.device, arguments.dtype)
+    registry = Registry.load(arguments.plugin)
+    shapes = [shape for shape in arguments.shapes.split(",") if shape]
+    tasks = select_tasks(registry, arguments.kernels, shapes, arguments.reference)
+    folder = arguments.resume or arguments.output
+    known = read_rows(folder / ROWS_FILE) if arguments.resume else []
+    name = _device_name(device)
+    done = {(r["op"], r["case"]) for r in known if (r["dtype"], r["device"]) == (str(dtype).removeprefix("torch."), name)}
+    env = _environment()
+    num_measured = 0
+    for rows in measure(tasks, device, dtype, done=done, budget_s=arguments.budget, limit_s=arguments.case_seconds,
+                        tables=TunedTables.load(arguments.tuned)):  # fmt: skip
+        known += [{**row.flat(), **env} for row in rows]
+        write_rows(folder / ROWS_FILE, known)
+        num_measured += 1
+        print(f"[{num_measured + len(done)}/{len(tasks)}] {_line(rows)}", flush=True)
+    print("\n" + table(known))
+    if any(row.get("median_us") for row in known):
+        draw(known, folder / PLOT_FILE)
+    left = len([task for task in tasks if task.key not in {(row["op"], row["case"]) for row in known}])
+    print(f"\n{folder / ROWS_FILE}" + (f"; {left} cases are left: --resume {folder}" if left else ""))
+    bad = [row for row in known if row["status"] in ("wrong", "error")]
+    for row in bad:
+        print(f"{row['status']}: {row['op']}:{row['impl']} ({row['case']}): {row['message']}")
+    return 1 if bad else 0
+
+
+def find_device(name: str, dtype: str | None) -> tuple[torch.device, torch.dtype]:
+    """The device ("auto": a GPU if there is one) and the dtype by its short name, or the device's usual one."""
+    import torch
+
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name} was asked for, but torch {torch.__version__} finds no GPU here")
+    return device, getattr(torch, DTYPES[dtype or ("bf16" if device.type == "cuda" else "fp32")])
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run; none if there was none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes all rows in one move, so that an interrupted run leaves a whole file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text("[\n" + ",\n".join(json.dumps(_finite(row)) for row in rows) + "\n]\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """What was measured, as text: medians with half the distance of the quartiles, rates, and the ratio to each baseline."""
+    rows = list(rows)
+    lines = [["kernel", "case", "verdict", "us", "+-", "TFLOP/s", "TB/s", "% of ceiling", "bound by", "faster than"]]
+    for row in rows:
+        name = f"{row['op']}:{row['impl']}"
+        if row["median_us"] is None:
+            lines.append([name, row["case"], row["status"], *["-"] * 6, row["message"].partition("\n")[0][:60]])
+            continue
+        ratios = {key.removeprefix("ratio."): value for key, value in row.items() if key.startswith("ratio.") and value is not None}
+        lines.append([
+            name, row["case"], row["status"], f"{row['median_us']:.2f}", f"{(row['p75_us'] - row['p25_us']) / 2:.2f}",
+            f"{row['tflops_s']:.3g}", f"{row['tb_s']:.3g}", f"{row['percent_of_ceiling']:.1f}", row["bound_by"],
+            " ".join(f"{baseline} {ratio:.2f}x" for baseline, ratio in ratios.items()) or "-",
+        ])  # fmt: skip
+    return format_table(lines)
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The roofline plot of measured rows."""
+    from ..plots import kernel_roofline
+
+    kernel_roofline(rows).savefig(path, dpi=150)
+
+
+def _line(rows: Sequence[Row]) -> str:
+    timed = [f"{row.impl} {row.median_us:.1f} us" + (" (WRONG)" if row.status == "wrong" else "") for row in rows if row.median_us]
+    return f"{rows[0].op} {rows[0].case}: {', '.join(timed) or rows[0].status}"
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value for key, value in row.items()}
+
+
+def _device_name(device: torch.device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _environment() -> dict[str, str]:
+    import torch
+
+    from triton_kernels.tuning import triton_version
+
+    return {"torch": torch.__version__, "triton": triton_version(), "date": datetime.date.today().isoformat()}

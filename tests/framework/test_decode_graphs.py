@@ -1,0 +1,71 @@
+"""Padded decode batches, without a GPU: what would be recorded is called instead, which proves buffers and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from framework import LLM, EngineConfig, SamplingParams
+from framework.config import CacheConfig, ModelConfig, SchedulerConfig
+from framework.executor.local import LocalExecutor
+
+PROMPTS = ["def main():\n", "import os, sys\n", "class A:\n    x = 1\n", "for i in range(10):\n", "x"]
+PARAMS = [SamplingParams(temperature=0, max_tokens=5 * n, ignore_eos=True) for n in range(1, 6)]
+
+
+def llm(**scheduler: int) -> LLM:
+    return LLM(EngineConfig(ModelConfig("tiny", dtype="float32"), CacheConfig(block_size=4, num_blocks=200),
+                            SchedulerConfig(max_num_seqs=8, **scheduler), num_threads=1))  # fmt: skip
+
+
+def tokens(running: LLM) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in running.generate(PROMPTS, PARAMS, use_tqdm=False)]
+
+
+@pytest.mark.parametrize("sizes", [[8], [1, 2, 4, 8], [2]])
+def test_padded_steps_give_the_same_tokens(sizes: list[int]) -> None:
+    running = llm()
+    executor = running.engine.executor
+    assert isinstance(executor, LocalExecutor)
+    replayed: list[int] = []
+
+    def capture(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        def replay() -> torch.Tensor:
+            logits = run()
+            replayed.append(len(logits))
+            return logits
+
+        return replay
+
+    executor._runner.capture_graphs(sizes, capture)
+    before = [kv.k[0].clone() for kv in executor._runner.caches]
+    assert tokens(running) == tokens(llm())
+    assert replayed and set(replayed) <= set(sizes)
+    assert all(torch.equal(old, kv.k[0]) for old, kv in zip(before, executor._runner.caches)), "padding wrote to the null block"
+
+
+@pytest.mark.gpu
+def test_graphs_give_the_same_tokens_on_a_gpu() -> None:
+    with_graphs, without = (LLM(EngineConfig(ModelConfig("tiny"), CacheConfig(num_blocks=200), device="cuda")) for _ in range(2))
+    executor = without.engine.executor
+    assert isinstance(executor, LocalExecutor)
+    executor._runner._graphs = None
+    assert tokens(with_graphs) == tokens(without)
+
+
+@pytest.mark.gpu
+def test_a_decode_step_does_not_wait_for_the_device() -> None:
+    running = LLM(EngineConfig(ModelConfig("tiny"), CacheConfig(num_blocks=200), device="cuda"))
+    for index, prompt in enumerate(PROMPTS):
+        running.engine.add_request(str(index), prompt, PARAMS[index])
+    running.engine.step()
+    executor = running.engine.executor
+    scheduled = running.engine.scheduler.schedule()
+    assert scheduled is not None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        executor.submit(scheduled.step_input)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

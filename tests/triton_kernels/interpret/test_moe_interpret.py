@@ -1,0 +1,65 @@
+"""The Triton kernels of mixtures of experts, run by Triton's interpreter and compared with the float64 references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from triton_kernels import conformance
+from triton_kernels.impls.moe_align.triton import group_by_expert
+from triton_kernels.op import Case
+from triton_kernels.ops import OPS
+from triton_kernels.registry import Registry
+from triton_kernels.spec import Spec
+
+SMALL_TILES = {"block_m": 16, "block_n": 16, "block_k": 16}
+CASES = [(op, case) for op in ("moe_route", "moe_experts") for case in OPS[op].cases if "bench" not in case.tags]
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.load()
+
+
+@pytest.mark.parametrize(("op", "case"), CASES, ids=[f"{op}-{case.name}" for op, case in CASES])
+def test_conforms(registry: Registry, op: str, case: Case) -> None:
+    tiled = "tiled" in case.tags
+    options = SMALL_TILES if op == "moe_experts" and tiled else None
+    for dtype in (torch.float32, torch.float16, torch.bfloat16) if tiled else (torch.float32,):
+        result = conformance.check(OPS[op], registry.impls(op)["triton"], case, dtype, interpret=True, options=options)
+        assert result.ok, result.message
+        assert not result.skipped, result.message
+
+
+@pytest.mark.parametrize(("expert_start", "num_experts"), [(0, 7), (3, 2), (6, 5)])
+def test_groups_are_a_stable_sort(expert_start: int, num_experts: int) -> None:
+    """Against torch's stable sort, with several blocks of choices and several tiles of one expert."""
+    ids = torch.randint(0, 7, (33, 3), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    ids[:20, 0] = 3
+    groups = group_by_expert(ids, num_experts, expert_start, block_m=4, block_p=16)
+    local = ids.flatten().long() - expert_start
+    kept = ((local >= 0) & (local < num_experts)).nonzero().flatten()
+    assert torch.equal(groups.pairs[: len(kept)].long(), kept[local[kept].sort(stable=True).indices])
+    counts = torch.bincount(local[kept], minlength=num_experts)
+    assert groups.starts.tolist() == [0, *counts.cumsum(0).tolist()]
+    for expert in range(num_experts):
+        assert int((groups.tile_expert == expert).sum()) == -(-int(counts[expert]) // 4)
+    assert set(groups.tile_expert.tolist()) <= {-1, *range(num_experts)}
+
+
+def test_a_token_of_nan_harms_no_other(registry: Registry) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(5, 12, generator=generator)
+    route = registry.impls("moe_route")["triton"].bind(Spec("cpu", "cpu", torch.float32, True), {}, {"top_k": 3})
+    weights, ids = route(logits)
+    logits[2] = torch.nan
+    poisoned_weights, poisoned_ids = route(logits)
+    others = [0, 1, 3, 4]
+    assert torch.equal(weights[others], poisoned_weights[others])
+    assert torch.equal(ids[others], poisoned_ids[others])
+    assert bool(((poisoned_ids >= 0) & (poisoned_ids < 12)).all())
+
+
+def test_experts_refuse_weights_of_another_dtype(registry: Registry) -> None:
+    spec = Spec("cpu", "cpu", torch.float16, True, {"weight_dtype": torch.int8})
+    assert "int8" in registry.impls("moe_experts")["triton"].unsupported(spec)[0]

@@ -1,0 +1,34 @@
+"""``gemm_w4a16`` in plain PyTorch: weights are unpacked in each call, or once (``dequantize``) at four times the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...impl import impl
+from ...spec import Spec
+
+
+def dequantized(weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """The weights [N, K] in ``dtype``."""
+    packed = weights["qweight"].contiguous().view(torch.uint8)
+    scales, zeros = weights["scales"], weights.get("zeros")
+    codes = torch.stack((packed & 15, packed >> 4), dim=-1).view(*scales.shape, -1).to(dtype)
+    codes -= 8 if zeros is None else zeros[..., None].to(dtype)
+    return (codes * scales[..., None].to(dtype)).flatten(1)
+
+
+@impl("gemm_w4a16", "torch", priority=10, options={"dequantize": False})
+class TorchW4A16:
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], dequantize: bool) -> None:
+        self.weights, self.bias = weights, weights.get("bias")
+        self.perm = weights["perm"].long() if weights.get("perm") is not None else None
+        self.weight = dequantized(weights, spec.dtype) if dequantize else None
+        if dequantize:
+            self.weights = {}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        weight = dequantized(self.weights, x.dtype) if self.weight is None else self.weight
+        return torch.nn.functional.linear(x if self.perm is None else x.index_select(1, self.perm), weight, self.bias)

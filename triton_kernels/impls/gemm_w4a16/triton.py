@@ -1,0 +1,56 @@
+"""4-bit weights with float activations: the packed product (``_packed_weights`` has its algorithm and the layout of words).
+
+The canonical int32 words become tiles of 64 rows x 128 columns, whose 16-bit words hold four codes 32 columns apart; on
+NVIDIA two codes are unpacked by one logical operation and one multiply-add. Activations of act-order weights are permuted
+once per call, never gathered inside the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...impl import Flags, impl
+from ...spec import Spec
+from .._packed_weights import PackedProduct, group_reasons
+
+
+class _W4A16(PackedProduct):
+    def __init__(self, spec: Spec, weights: Mapping[str, Any]) -> None:
+        packed = weights["qweight"].contiguous().view(torch.uint8)  # two codes per byte, the first in the low half
+        codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+        super().__init__(
+            spec, codes, "int4", 8, weights["scales"], weights.get("zeros"), weights.get("bias"), weights.get("perm")
+        )
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        if spec.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return [f"multiplies float32, float16 and bfloat16, not {spec.dtype}"]
+        return group_reasons(spec.fact("in_features", 128), spec.fact("group_size", 128), 128)
+
+
+@impl("gemm_w4a16", "triton", priority=30, requires=("triton",), options={"block_m": 0, "block_n": 0, "split_k": 0})
+class TritonW4A16(_W4A16):
+    """Options set to 0 follow ``launch_config``; ``block_n`` is a multiple of 64."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+        super().__init__(spec, weights)
+        self.fixed = {name: value for name, value in options.items() if value}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x, self.config(x.shape[0])._replace(**self.fixed))
+
+
+@impl("gemm_w4a16", "triton_invariant", priority=5, requires=("triton",), flags=Flags(batch_invariant=True))
+class InvariantW4A16(_W4A16):
+    """The same kernel with one tile shape and one order of K for any number of tokens."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+        super().__init__(spec, weights)
+        self.only_config = self.config(64)._replace(split_k=1)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x, self.only_config)

@@ -1,0 +1,71 @@
+"""8-bit weights (int8, fp8, and codes of fewer bits in bytes) with float activations: the packed product (``_packed_weights``
+has its algorithm and the layout of words).
+
+Words hold two codes 32 columns apart, in tiles of 64 rows x 64 columns. Codes are unpacked through the bits of a float32 -
+integers in its mantissa, fp8 in its exponent and mantissa - so that no target needs fp8 instructions. Signed codes are
+stored with 128 added, which becomes their zero point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...impl import Flags, impl
+from ...spec import Spec
+from .._packed_weights import PackedProduct, group_reasons
+
+_KINDS = {
+    torch.int8: "uint8",
+    torch.uint8: "uint8",
+    torch.float8_e4m3fn: "e4m3",
+    torch.float8_e5m2: "e5m2",
+}
+
+
+class _W8A16(PackedProduct):
+    def __init__(self, spec: Spec, weights: Mapping[str, Any]) -> None:
+        weight = weights["weight"]
+        signed = weight.dtype == torch.int8
+        codes = weight.contiguous().view(torch.uint8)
+        codes = codes ^ 128 if signed else codes
+        super().__init__(
+            spec, codes, _KINDS[weight.dtype], 128 if signed else 0, weights["scales"], weights.get("zeros"), weights.get("bias")
+        )
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        kind = spec.fact("weight_dtype", torch.uint8)
+        if spec.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return [f"multiplies float32, float16 and bfloat16, not {spec.dtype}"]
+        if kind not in _KINDS:
+            return [f"takes weights of {', '.join(map(str, _KINDS))}, not {kind}"]
+        if kind != torch.uint8 and not spec.fact("symmetric", True):
+            return [f"takes zero points with uint8 codes, not with {kind}"]
+        return group_reasons(spec.fact("in_features", 64), spec.fact("group_size", 64), 64)
+
+
+@impl("gemm_w8a16", "triton", priority=30, requires=("triton",), options={"block_m": 0, "block_n": 0, "split_k": 0})
+class TritonW8A16(_W8A16):
+    """Options set to 0 follow ``launch_config``; ``block_n`` is a multiple of 64."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+        super().__init__(spec, weights)
+        self.fixed = {name: value for name, value in options.items() if value}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x, self.config(x.shape[0])._replace(**self.fixed))
+
+
+@impl("gemm_w8a16", "triton_invariant", priority=5, requires=("triton",), flags=Flags(batch_invariant=True))
+class InvariantW8A16(_W8A16):
+    """The same kernel with one tile shape and one order of K for any number of tokens."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+        super().__init__(spec, weights)
+        self.only_config = self.config(64)._replace(split_k=1)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x, self.only_config)

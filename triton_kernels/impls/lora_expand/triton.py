@@ -1,0 +1,79 @@
+"""The second thin product of LoRA, added in place. Tokens are grouped by adapter on the device (``moe_align`` with one choice
+per token). The grid is row tiles x blocks of columns; a program multiplies a tile of one adapter's tokens with rows of its B,
+the whole rank in steps of BLOCK_K, adds the rows of y in float32 and rounds once. The accumulator lives in registers, tiles
+of the shrunk activations, rounded to the dtype of B, and of B in shared memory. Each element of y belongs to one program, so
+nothing is atomic, a token's result keeps its bits in any batch, and rows without an adapter are not touched. Bound by the
+bytes of y and B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ...impl import Flags, impl
+from ...spec import Spec
+from ..moe_align.triton import group_by_expert, tile_rows
+
+
+@triton.jit
+def _expand_kernel(
+    y_ptr, shrunk_ptr, b_ptr, tokens_ptr, starts_ptr, tile_adapter_ptr, stride_y, stride_shrunk, b_adapter, b_row,
+    COLUMNS: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):  # fmt: skip
+    adapter, rows, inside = tile_rows(starts_ptr, tile_adapter_ptr, tl.program_id(0), BLOCK_M)
+    if adapter < 0:
+        return
+    tokens = tl.load(tokens_ptr + rows, mask=inside, other=0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    ks = tl.arange(0, BLOCK_K)
+    b_rows = b_ptr + adapter.to(tl.int64) * b_adapter + columns.to(tl.int64)[:, None] * b_row
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if INTERPRET else tl.float32)
+    for step in tl.range(0, RANK, BLOCK_K):
+        k = step + ks
+        shrunk = tl.load(
+            shrunk_ptr + tokens[:, None] * stride_shrunk + k[None, :], mask=inside[:, None] & (k < RANK)[None, :], other=0.0
+        ).to(b_ptr.dtype.element_ty)
+        b = tl.load(b_rows + k[None, :], mask=(columns < COLUMNS)[:, None] & (k < RANK)[None, :], other=0.0)
+        if INTERPRET:  # its products round by their place in the tile, which float64 hides
+            acc = tl.dot(shrunk.to(tl.float64), tl.trans(b).to(tl.float64), acc, out_dtype=tl.float64)
+        else:
+            acc = tl.dot(shrunk, tl.trans(b), acc, input_precision="ieee")
+    target = y_ptr + tokens[:, None] * stride_y + columns[None, :]
+    mask = inside[:, None] & (columns < COLUMNS)[None, :]
+    total = tl.load(target, mask=mask, other=0.0).to(tl.float32) + acc.to(tl.float32)
+    tl.store(target, total.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@impl(
+    "lora_expand", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True),
+    options={"block_m": 16, "block_n": 128, "block_k": 64},
+)  # fmt: skip
+class TritonExpand:
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+        self.lora_b, self.start, self.interpret = weights["lora_b"], params.get("start", 0), spec.interpret
+        self.block_m, self.block_n, self.block_k = options["block_m"], options["block_n"], options["block_k"]
+        assert self.lora_b.stride(2) == 1, "rows of B must be contiguous"
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        dtype = spec.fact("weight_dtype", spec.dtype)
+        return [] if dtype == spec.dtype else [f"needs adapters of the activations' dtype, not {dtype}"]
+
+    def __call__(self, y: torch.Tensor, shrunk: torch.Tensor, lora_index: torch.Tensor) -> None:
+        assert y.stride(1) == shrunk.stride(1) == 1, "columns must be contiguous"
+        if y.shape[0] == 0:
+            return
+        num_adapters, columns, rank = self.lora_b.shape
+        groups = group_by_expert(lora_index[:, None], num_adapters, 0, self.block_m)
+        _expand_kernel[(groups.num_tiles, triton.cdiv(columns, self.block_n))](
+            y[:, self.start :], shrunk, self.lora_b, *groups, y.stride(0), shrunk.stride(0), *self.lora_b.stride()[:2],
+            COLUMNS=columns, RANK=rank, BLOCK_M=self.block_m, BLOCK_N=self.block_n,
+            BLOCK_K=min(self.block_k, max(16, triton.next_power_of_2(rank))), INTERPRET=self.interpret, num_warps=4,
+            num_stages=2, enable_fp_fusion=True,
+        )  # fmt: skip

@@ -1,0 +1,106 @@
+"""The first thin product of LoRA, each token with its own adapter. Tokens are grouped by adapter on the device
+(``moe_align`` with one choice per token; tokens without an adapter belong to none). Grid of the product: row tiles x blocks
+of the rank x splits of the features; a program multiplies a tile of one adapter's tokens, read through their indices, with
+rows of its A over its share of the features, and leaves a float32 partial sum. A second kernel adds the partial sums in the
+order of the splits, scales, and writes 0 for tokens without an adapter. Registers hold the float32 accumulator, shared memory
+the pipelined tiles. The output is too narrow to fill a GPU by itself, which is why the features are split; how many ways
+depends on their number alone, so that a token's result keeps its bits in any batch. An adapter's weights are read once per
+tile of its tokens, not once per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ...impl import Flags, impl
+from ...spec import Spec
+from ..moe_align.triton import group_by_expert, tile_rows
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _shrink_kernel(
+    x_ptr, a_ptr, partial_ptr, tokens_ptr, starts_ptr, tile_adapter_ptr, num_tokens, stride_x, a_adapter, a_row,
+    FEATURES: tl.constexpr, RANK: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """partial[split, token, r] = x[token] . A[r] over the split's SPLIT features."""
+    adapter, rows, inside = tile_rows(starts_ptr, tile_adapter_ptr, tl.program_id(0), BLOCK_M)
+    if adapter < 0:
+        return
+    tokens = tl.load(tokens_ptr + rows, mask=inside, other=0).to(tl.int64)
+    rank = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    split = tl.program_id(2)
+    ks = tl.arange(0, BLOCK_K)
+    x_rows = x_ptr + tokens[:, None] * stride_x
+    a_rows = a_ptr + adapter.to(tl.int64) * a_adapter + rank[:, None] * a_row
+    acc = tl.zeros((BLOCK_M, BLOCK_R), tl.float64 if INTERPRET else tl.float32)
+    for step in tl.range(0, SPLIT, BLOCK_K):
+        k = split * SPLIT + step + ks
+        x = tl.load(x_rows + k[None, :], mask=inside[:, None] & (k < FEATURES)[None, :], other=0.0)
+        a = tl.load(a_rows + k[None, :], mask=(rank < RANK)[:, None] & (k < FEATURES)[None, :], other=0.0)
+        if INTERPRET:  # its products round by their place in the tile, which float64 hides
+            acc = tl.dot(x.to(tl.float64), tl.trans(a).to(tl.float64), acc, out_dtype=tl.float64)
+        else:
+            acc = tl.dot(x, tl.trans(a), acc, input_precision="ieee")
+    out = partial_ptr + (split.to(tl.int64) * num_tokens + tokens[:, None]) * RANK + rank[None, :]
+    tl.store(out, acc.to(tl.float32), mask=inside[:, None] & (rank < RANK)[None, :])
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _sum_splits_kernel(
+    partial_ptr, out_ptr, index_ptr, scale_ptr, num_tokens, RANK: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    token = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)) // RANK
+    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = token < num_tokens
+    adapter = tl.load(index_ptr + token, mask=valid, other=-1)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for split in tl.static_range(SPLITS):
+        acc += tl.load(partial_ptr + split * num_tokens.to(tl.int64) * RANK + element, mask=adapter >= 0, other=0.0)
+    scale = tl.load(scale_ptr + adapter, mask=adapter >= 0, other=0.0)
+    tl.store(out_ptr + element, acc * scale, mask=valid)
+
+
+@impl(
+    "lora_shrink", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True),
+    options={"block_m": 16, "block_r": 64, "block_k": 128, "split": 512},
+)  # fmt: skip
+class TritonShrink:
+    """``split``: features per program, a multiple of block_k."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+        self.lora_a, self.scale, self.interpret = weights["lora_a"], weights["scale"], spec.interpret
+        self.block_m, self.block_r, self.block_k, self.split = (options[k] for k in ("block_m", "block_r", "block_k", "split"))
+        if self.split % self.block_k:
+            raise ValueError(f"lora_shrink: split={self.split} is no multiple of block_k={self.block_k}")
+        assert self.lora_a.stride(2) == 1, "rows of A must be contiguous"
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        dtype = spec.fact("weight_dtype", spec.dtype)
+        return [] if dtype == spec.dtype else [f"needs adapters of the activations' dtype, not {dtype}"]
+
+    def __call__(self, x: torch.Tensor, lora_index: torch.Tensor) -> torch.Tensor:
+        assert x.stride(1) == 1, "features must be contiguous"
+        num_tokens, (num_adapters, rank, features) = x.shape[0], self.lora_a.shape
+        out = x.new_empty(num_tokens, rank, dtype=torch.float32)
+        if num_tokens == 0:
+            return out
+        groups = group_by_expert(lora_index[:, None], num_adapters, 0, self.block_m)
+        splits, block_r = triton.cdiv(features, self.split), min(self.block_r, max(16, triton.next_power_of_2(rank)))
+        partial = x.new_empty(splits, num_tokens, rank, dtype=torch.float32)
+        _shrink_kernel[(groups.num_tiles, triton.cdiv(rank, block_r), splits)](
+            x, self.lora_a, partial, *groups, num_tokens, x.stride(0), *self.lora_a.stride()[:2], FEATURES=features, RANK=rank,
+            SPLIT=self.split, BLOCK_M=self.block_m, BLOCK_R=block_r, BLOCK_K=self.block_k, INTERPRET=self.interpret,
+            num_warps=4, num_stages=3, enable_fp_fusion=True,
+        )  # fmt: skip
+        _sum_splits_kernel[(triton.cdiv(out.numel(), 512),)](
+            partial, out, lora_index, self.scale, num_tokens, RANK=rank, SPLITS=splits, BLOCK=512, num_warps=4,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+        return out

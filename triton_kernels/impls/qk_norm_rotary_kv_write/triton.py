@@ -1,0 +1,155 @@
+"""What lies between the qkv projection and attention, in one launch: norms of query and key heads, rotation, and the write
+of keys and values into the paged cache. The grid is tokens x blocks of heads: blocks of queries, then of keys, then of
+values; keys and values of a token without a slot leave at once. A program holds its tile of BLOCK_HEADS x head size in
+float32 registers from the load to the one rounding at the end: as two halves of the rotated part (style "gptj" splits
+interleaved pairs in registers) and the rest of the head. The separate ops read and write queries and keys up to three times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ...attention_meta import LayerKV
+from ...impl import Flags, impl
+from ...spec import Spec
+
+
+@triton.jit
+def _load_pairs(row, mask, half, NEOX: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr):
+    """First and second elements of the rotated pairs, f32 [BLOCK_HEADS, BLOCK_HALF] each; row and mask are [BLOCK_HEADS, 1]."""
+    if NEOX:
+        pair = tl.arange(0, BLOCK_HALF)[None, :]
+        a = tl.load(row + pair, mask=mask & (pair < half), other=0.0)
+        b = tl.load(row + half + pair, mask=mask & (pair < half), other=0.0)
+    else:
+        element = tl.arange(0, 2 * BLOCK_HALF)[None, :]
+        x = tl.load(row + element, mask=mask & (element < 2 * half), other=0.0)
+        a, b = tl.split(tl.reshape(x, (BLOCK_HEADS, BLOCK_HALF, 2)))
+    return a.to(tl.float32), b.to(tl.float32)
+
+
+@triton.jit
+def _store_pairs(row, a, b, mask, half, NEOX: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr):
+    dtype = row.dtype.scalar.element_ty
+    if NEOX:
+        pair = tl.arange(0, BLOCK_HALF)[None, :]
+        tl.store(row + pair, a.to(dtype), mask=mask & (pair < half))
+        tl.store(row + half + pair, b.to(dtype), mask=mask & (pair < half))
+    else:
+        element = tl.arange(0, 2 * BLOCK_HALF)[None, :]
+        joined = tl.reshape(tl.join(a, b), (BLOCK_HEADS, 2 * BLOCK_HALF))
+        tl.store(row + element, joined.to(dtype), mask=mask & (element < 2 * half))
+
+
+@triton.jit
+def _norm_and_rotate(
+    source, target, mask, weight_ptr, cos_sin_ptr, half, width, eps, offset,
+    HAS_NORM: tl.constexpr, NEOX: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
+):  # fmt: skip
+    """source, target: pointers [HEADS, 1] to the heads, mask [HEADS, 1]."""
+    a, b = _load_pairs(source, mask, half, NEOX, HEADS, BLOCK_HALF)
+    if BLOCK_REST:
+        rest_at = 2 * half + tl.arange(0, BLOCK_REST)[None, :]
+        rest = tl.load(source + rest_at, mask=mask & (rest_at < width), other=0.0).to(tl.float32)
+    if HAS_NORM:
+        squares = tl.sum(a * a + b * b, axis=1)
+        if BLOCK_REST:
+            squares += tl.sum(rest * rest, axis=1)
+        inverse = tl.rsqrt(squares / width + eps)[:, None]
+        one = tl.zeros((1, 1), tl.int32)
+        weight_a, weight_b = _load_pairs(weight_ptr + one, one == 0, half, NEOX, 1, BLOCK_HALF)
+        a, b = a * inverse * (weight_a + offset), b * inverse * (weight_b + offset)
+        if BLOCK_REST:
+            rest *= inverse * (tl.load(weight_ptr + rest_at, mask=rest_at < width, other=0.0).to(tl.float32) + offset)
+    pair = tl.arange(0, BLOCK_HALF)[None, :]
+    cos = tl.load(cos_sin_ptr + pair, mask=pair < half, other=0.0)
+    sin = tl.load(cos_sin_ptr + half + pair, mask=pair < half, other=0.0)
+    _store_pairs(target, a * cos - b * sin, b * cos + a * sin, mask, half, NEOX, HEADS, BLOCK_HALF)
+    if BLOCK_REST:
+        tl.store(target + rest_at, rest.to(target.dtype.scalar.element_ty), mask=mask & (rest_at < width))
+
+
+@triton.jit
+def _fused_kernel(
+    qkv_ptr, positions_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, cos_sin_ptr, q_weight_ptr, k_weight_ptr, q_ptr,
+    num_heads, num_kv_heads, half, width, page_size, eps, offset, stride_token, stride_positions, stride_slots,
+    stride_cos_sin, k_page, k_slot, k_head, v_page, v_slot, v_head,
+    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, NEOX: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    token, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    q_blocks, kv_blocks = tl.cdiv(num_heads, HEADS), tl.cdiv(num_kv_heads, HEADS)
+    qkv_ptr += token * stride_token
+    cos_sin_ptr += tl.load(positions_ptr + token * stride_positions).to(tl.int64) * stride_cos_sin
+    if block < q_blocks:
+        heads = (block * HEADS + tl.arange(0, HEADS))[:, None]
+        _norm_and_rotate(
+            qkv_ptr + heads * width, q_ptr + (token * num_heads + heads) * width, heads < num_heads, q_weight_ptr,
+            cos_sin_ptr, half, width, eps, offset, Q_NORM, NEOX, HEADS, BLOCK_HALF, BLOCK_REST,
+        )  # fmt: skip
+    else:
+        slot = tl.load(slots_ptr + token * stride_slots)
+        if slot < 0:
+            return
+        page, place = slot // page_size, slot % page_size
+        if block < q_blocks + kv_blocks:
+            heads = ((block - q_blocks) * HEADS + tl.arange(0, HEADS))[:, None]
+            _norm_and_rotate(
+                qkv_ptr + (num_heads + heads) * width, k_cache_ptr + page * k_page + place * k_slot + heads * k_head,
+                heads < num_kv_heads, k_weight_ptr, cos_sin_ptr, half, width, eps, offset, K_NORM, NEOX, HEADS,
+                BLOCK_HALF, BLOCK_REST,
+            )  # fmt: skip
+        else:
+            heads = ((block - q_blocks - kv_blocks) * HEADS + tl.arange(0, HEADS))[:, None]
+            element = tl.arange(0, BLOCK)[None, :]
+            mask = (heads < num_kv_heads) & (element < width)
+            values = tl.load(qkv_ptr + (num_heads + num_kv_heads + heads) * width + element, mask=mask, other=0.0)
+            target = v_cache_ptr + page * v_page + place * v_slot + heads * v_head + element
+            tl.store(target, values.to(v_cache_ptr.dtype.element_ty), mask=mask)
+
+
+@impl(
+    "qk_norm_rotary_kv_write", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True),
+    options={"block_heads": 8},
+)  # fmt: skip
+class TritonFused:
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], *, block_heads: int) -> None:
+        bound = {**weights, **params}
+        self.num_heads, self.num_kv_heads, self.cos_sin = bound["num_heads"], bound["num_kv_heads"], bound["cos_sin"]
+        self.q_weight, self.k_weight = bound.get("q_weight"), bound.get("k_weight")
+        self.neox, self.eps, self.offset = bound.get("style", "neox") == "neox", bound.get("eps", 1e-6), bound.get("offset", 0.0)
+        self.block_heads = block_heads
+        assert self.cos_sin.stride(1) == 1, "rows of cos_sin must be contiguous"
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        kind = spec.fact("kv_dtype", spec.dtype)
+        reasons = [] if kind.itemsize > 1 else [f"writes unquantized caches, not {kind}"]
+        if spec.fact("value_dim", spec.fact("head_dim")) != spec.fact("head_dim"):
+            reasons.append("needs values of the keys' head size")
+        return reasons
+
+    def __call__(self, qkv: torch.Tensor, positions: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> torch.Tensor:
+        assert qkv.stride(1) == kv.k.stride(3) == kv.v.stride(3) == 1, "head elements must be contiguous"
+        num_heads, num_kv_heads, num_tokens = self.num_heads, self.num_kv_heads, qkv.shape[0]
+        width, half = qkv.shape[1] // (num_heads + 2 * num_kv_heads), self.cos_sin.shape[1] // 2
+        q = qkv.new_empty(num_tokens, num_heads, width)
+        if num_tokens == 0:
+            return q
+        heads, rest = self.block_heads, width - 2 * half
+        num_blocks = triton.cdiv(num_heads, heads) + 2 * triton.cdiv(num_kv_heads, heads)
+        _fused_kernel[(num_tokens, num_blocks)](
+            qkv, positions, kv.k, kv.v, slot_mapping, self.cos_sin,
+            qkv if self.q_weight is None else self.q_weight, qkv if self.k_weight is None else self.k_weight, q,
+            num_heads, num_kv_heads, half, width, kv.page_size, self.eps, self.offset, qkv.stride(0), positions.stride(0),
+            slot_mapping.stride(0), self.cos_sin.stride(0), *kv.k.stride()[:3], *kv.v.stride()[:3],
+            Q_NORM=self.q_weight is not None, K_NORM=self.k_weight is not None, NEOX=self.neox, HEADS=heads,
+            BLOCK_HALF=triton.next_power_of_2(half), BLOCK_REST=triton.next_power_of_2(rest) if rest else 0,
+            BLOCK=triton.next_power_of_2(width), num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+        return q

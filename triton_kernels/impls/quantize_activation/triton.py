@@ -1,0 +1,128 @@
+"""Activations to 8-bit codes, by rows or by groups of 128 of a row.
+
+One program takes a row (or 16 groups of one): the largest absolute value first, in f32, then the codes, from registers when
+the row fits into one block, else by reading it again. Division is IEEE's, and codes are rounded to nearest even by integer
+arithmetic on the bits of the f32 quotient, so that results have the same bits on every target, with or without float8
+conversions. Bound by memory: each element is read once and its code written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ...impl import Flags, impl
+from ...spec import Spec
+
+GROUP = 128
+GROUPS_PER_PROGRAM = 16
+MAX_BLOCK = 8192
+_LIMITS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
+
+
+@triton.jit
+def _code(value, scale, KIND: tl.constexpr, LIMIT: tl.constexpr):
+    """The code of value / scale as uint8 bits."""
+    quotient = tl.div_rn(value, scale)
+    clamped = tl.minimum(tl.maximum(quotient, -LIMIT), LIMIT)
+    if KIND == "int8":
+        code = (clamped + 12582912.0 - 12582912.0).to(tl.int32)  # adding 1.5 * 2^23 rounds to an integer
+    else:
+        MANTISSA: tl.constexpr = 3 if KIND == "e4m3" else 2
+        BIAS: tl.constexpr = 7 if KIND == "e4m3" else 15
+        DROPPED: tl.constexpr = 23 - MANTISSA
+        size = tl.abs(clamped)
+        bits = size.to(tl.int32, bitcast=True)
+        rounded = (bits + ((1 << (DROPPED - 1)) - 1) + ((bits >> DROPPED) & 1)) >> DROPPED
+        normal = rounded - ((127 - BIAS) << MANTISSA)
+        # Below the smallest normal number codes count multiples of 2^(1 - BIAS - MANTISSA).
+        subnormal = (size * 2.0 ** (BIAS + MANTISSA - 1) + 12582912.0 - 12582912.0).to(tl.int32)
+        code = tl.where(size < 2.0 ** (1 - BIAS), subnormal, normal)
+        sign = (clamped.to(tl.int32, bitcast=True) >> 24) & 128
+        code = tl.where(quotient != quotient, 127, code | sign)
+    return code.to(tl.uint8)
+
+
+@triton.jit
+def quantize_rows_kernel(
+    x_ptr, static_ptr, codes_ptr, scales_ptr, width, stride_x,
+    KIND: tl.constexpr, LIMIT: tl.constexpr, STATIC: tl.constexpr, ONE_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    values = tl.load(x_ptr + row * stride_x + columns, mask=columns < width, other=0.0).to(tl.float32)
+    if STATIC:
+        scale = tl.load(static_ptr)
+    else:
+        largest = tl.abs(values)
+        for start in range(BLOCK, width, BLOCK):
+            more = tl.load(x_ptr + row * stride_x + start + columns, mask=start + columns < width, other=0.0)
+            largest = tl.maximum(largest, tl.abs(more.to(tl.float32)))
+        scale = tl.maximum(tl.div_rn(tl.max(largest, axis=0), LIMIT), 1e-10)
+        tl.store(scales_ptr + row, scale)
+    tl.store(codes_ptr + row * width + columns, _code(values, scale, KIND, LIMIT), mask=columns < width)
+    if not ONE_BLOCK:
+        for start in range(BLOCK, width, BLOCK):
+            at = start + columns
+            values = tl.load(x_ptr + row * stride_x + at, mask=at < width, other=0.0).to(tl.float32)
+            tl.store(codes_ptr + row * width + at, _code(values, scale, KIND, LIMIT), mask=at < width)
+
+
+@triton.jit
+def quantize_groups_kernel(
+    x_ptr, codes_ptr, scales_ptr, width, num_groups, stride_x, KIND: tl.constexpr, LIMIT: tl.constexpr, GROUPS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    columns = group[:, None] * 128 + tl.arange(0, 128)[None, :]
+    values = tl.load(x_ptr + row * stride_x + columns, mask=columns < width, other=0.0).to(tl.float32)
+    scales = tl.maximum(tl.div_rn(tl.max(tl.abs(values), axis=1), LIMIT), 1e-10)
+    tl.store(scales_ptr + row * num_groups + group, scales, mask=group < num_groups)
+    tl.store(codes_ptr + row * width + columns, _code(values, scales[:, None], KIND, LIMIT), mask=columns < width)
+
+
+@impl("quantize_activation", "triton", priority=30, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 0})
+class TritonQuantize:
+    """``block``: columns of a row held at once (0: a whole row up to 8192); for groups, groups of one program."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], block: int) -> None:
+        self.out_dtype = params.get("out_dtype", torch.float8_e4m3fn)
+        self.static_scale = weights.get("static_scale")
+        self.by_group = params.get("granularity", "token") == "group" and self.static_scale is None
+        self.block = block
+        kind = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}[self.out_dtype]
+        self.constants = {"KIND": kind, "LIMIT": _LIMITS[self.out_dtype]}
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        asked = spec.fact("out_dtype", torch.int8)
+        return [] if asked in _LIMITS else [f"makes codes of {', '.join(map(str, _LIMITS))}, not {asked}"]
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        num_rows, width = x.shape
+        x = x if x.stride(1) == 1 else x.contiguous()
+        codes = x.new_empty(num_rows, width, dtype=self.out_dtype)
+        bits = codes.view(torch.uint8)
+        if self.by_group:
+            num_groups = triton.cdiv(width, GROUP)
+            scales = x.new_empty(num_rows, num_groups, dtype=torch.float32)
+            groups = self.block or GROUPS_PER_PROGRAM
+            if codes.numel():
+                quantize_groups_kernel[(num_rows, triton.cdiv(num_groups, groups))](
+                    x, bits, scales, width, num_groups, x.stride(0), GROUPS=groups, **self.constants, num_warps=4,
+                    enable_fp_fusion=False,
+                )  # fmt: skip
+            return codes, scales
+        static = self.static_scale
+        scales = x.new_empty(num_rows, 1, dtype=torch.float32) if static is None else static.clone()
+        block = self.block or min(MAX_BLOCK, triton.next_power_of_2(width))
+        if codes.numel():
+            quantize_rows_kernel[(num_rows,)](
+                x, static, bits, scales, width, x.stride(0), STATIC=static is not None, ONE_BLOCK=block >= width, BLOCK=block,
+                **self.constants, num_warps=8 if block >= 4096 else 4, enable_fp_fusion=False,
+            )  # fmt: skip
+        return codes, scales
