@@ -104,7 +104,7 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Completes one conversation or several, each a list of ``{"role": ..., "content": ...}``."""
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        conversations: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
         inputs = [
             self.engine.inputs.chat(conversation, chat_template, add_generation_prompt, continue_final_message,
                                     **(chat_template_kwargs or {}))

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from .devices import by_arch
 from .impl import Impl
 from .op import Op
 from .registry import Registry
+from .resolve import Choice, parse_choice
 from .spec import Spec
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -79,20 +80,27 @@ class Compilation:
         return cls(**{**values, "artifacts": [Artifact(**artifact) for artifact in values["artifacts"]]})
 
 
-def compile_impl(op: Op, impl: Impl, target: str, dtype: torch.dtype = torch.bfloat16) -> list[Compilation]:
-    """Compiles what ``impl`` would launch on ``target`` for the op's serving cases; kernels shared by cases appear once."""
+def compile_impl(
+    op: Op, impl: Impl, target: str, dtype: torch.dtype = torch.bfloat16, *, options: Mapping[str, Any] | None = None,
+    cases: Collection[str] = (),
+) -> list[Compilation]:  # fmt: skip
+    """Compiles what ``impl`` would launch on ``target`` for the op's serving cases (or those named in ``cases``); kernels shared
+    by cases appear once. ``options``: those of a choice; they stand in the result's name of the impl."""
     compiled: list[Compilation] = []
     seen: set[int] = set()
+    name = str(Choice(impl.name, options or {}))
     for case in serving_cases(op.name):
-        result = Compilation(op.name, impl.name, case.name, str(dtype).removeprefix("torch."), target)
+        if cases and case.name not in cases:
+            continue
+        result = Compilation(op.name, name, case.name, str(dtype).removeprefix("torch."), target)
         spec, args = _spec_and_args(op, case, target, dtype)
-        reasons = impl.unsupported(spec)
+        reasons = impl.unsupported(spec, options)
         if reasons:
             compiled.append(replace(result, refused="; ".join(reasons)))
             continue
         try:
-            with _compile_only(target) as launches:
-                conformance.call(op, conformance.bind(op, impl, spec, args), args)
+            with compile_only(target) as launches:
+                conformance.call(op, conformance.bind(op, impl, spec, args, options), args)
         except Exception as error:  # a kernel that does not compile must not hide the others
             lines = str(error).strip().splitlines() or [""]  # Triton shows the source in between
             message = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
@@ -116,7 +124,9 @@ def _spec_and_args(op: Op, case: ServingCase, target: str, dtype: torch.dtype) -
 
 
 @dataclass
-class _Launch:
+class Launch:
+    """A launch that was compiled: Triton's compiled kernel, the keywords of the launch, and how long it took."""
+
     kernel: Any
     keywords: dict[str, Any]
     compile_s: float
@@ -148,21 +158,21 @@ class _OfflineDriver:
 
 
 @contextlib.contextmanager
-def _compile_only(target: str) -> Iterator[list[_Launch]]:
+def compile_only(target: str) -> Iterator[list[Launch]]:
     """Inside, launches of Triton kernels compile for ``target`` and do nothing else; what they compiled is listed."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     if target not in TARGETS:
         raise ValueError(f"cannot compile for {target!r}; the targets are {', '.join(TARGETS)}")
-    launches: list[_Launch] = []
+    launches: list[Launch] = []
     run, active, offline = JITFunction.run, driver._active, _OfflineDriver(target)
 
     def compile_instead(self: Any, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
         start = time.perf_counter()
         kernel = run(self, *args, grid=grid, warmup=True, **keywords)
         assert kernel.metadata.target == offline.target, f"compiled for {kernel.metadata.target}, not for {target}"
-        launches.append(_Launch(kernel, keywords, time.perf_counter() - start))
+        launches.append(Launch(kernel, keywords, time.perf_counter() - start))
         return kernel
 
     driver.set_active(offline)
@@ -174,7 +184,7 @@ def _compile_only(target: str) -> Iterator[list[_Launch]]:
         driver._active = active
 
 
-def _artifact(result: Compilation, launch: _Launch) -> Artifact:
+def _artifact(result: Compilation, launch: Launch) -> Artifact:
     import triton
 
     meta, code = launch.kernel.metadata, machine_code.read(launch.kernel.asm)
@@ -200,15 +210,17 @@ def _programs_per_sm(target: str, num_warps: int, registers: int, shared_bytes: 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m triton_kernels.aot", description=__doc__)
     parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("impls", nargs="+", metavar="OP:IMPL")
+    parser.add_argument("impls", nargs="+", metavar="OP:IMPL[@key:value]")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--case", action="append", default=[])
     parser.add_argument("--plugin", action="append", default=[])
     arguments = parser.parse_args(argv)
     registry = Registry.load(arguments.plugin)
     for name in arguments.impls:
-        op, _, impl = name.partition(":")
-        dtype = getattr(torch, arguments.dtype)
-        for result in compile_impl(registry.ops[op], registry.impls(op)[impl], arguments.target, dtype):
+        op, _, text = name.partition(":")
+        choice, dtype = parse_choice(text), getattr(torch, arguments.dtype)
+        for result in compile_impl(registry.ops[op], registry.impls(op)[choice.name], arguments.target, dtype,
+                                   options=choice.options, cases=arguments.case):  # fmt: skip
             print(json.dumps(asdict(result)), flush=True)
 
 

@@ -43,7 +43,8 @@ def load_rules(path: Path | None = None) -> list[Rule]:
 
 def limits(artifact: Artifact, rules: Sequence[Rule]) -> dict[str, Any]:
     """The limits that hold for one artifact."""
-    names = {"kernel": f"{artifact.op}:{artifact.impl}/{artifact.kernel}", "case": artifact.case}
+    impl = artifact.impl.partition("@")[0]  # without the options of a choice
+    names = {"kernel": f"{artifact.op}:{impl}/{artifact.kernel}", "case": artifact.case}
     names |= {"dtype": artifact.dtype, "target": artifact.target, "triton": artifact.triton}
     found: dict[str, Any] = {}
     for rule in rules:

@@ -49,6 +49,7 @@ class Impl:
     requires: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
     options: Mapping[str, Any] = field(default_factory=dict)
+    tune_space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     origin: str = ""
     version: str = ""
 
@@ -103,6 +104,7 @@ def impl(
     requires: tuple[str, ...] = (),
     devices: tuple[str, ...] = ("cpu", "cuda"),
     options: Mapping[str, Any] | None = None,
+    tune_space: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> Callable[[Callable[..., Any]], Impl]:
     """Turns a class or a function into an :class:`Impl`. Registers nothing: the registry finds it in a scanned package.
 
@@ -111,12 +113,13 @@ def impl(
     requires   packages that must be importable ("triton" makes it a Triton kernel)
     devices    torch device types it can run on
     options    defaults of what a choice can set: ``splitkv@num_splits:8``
+    tune_space   values of options that tuning tries, in all combinations that a class's ``tune_filter(options, num_tokens)`` lets pass
     """
 
     def decorate(target: Callable[..., Any]) -> Impl:
         module = inspect.getmodule(target)
         version = getattr(importlib.import_module(module.__name__.split(".")[0]), "__version__", "") if module else ""
         return Impl(op, name, priority, flags, target, tuple(requires), tuple(devices), dict(options or {}),
-                    target.__module__, version)  # fmt: skip
+                    dict(tune_space or {}), target.__module__, version)  # fmt: skip
 
     return decorate

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results import format_table
-from . import bench
+from . import bench, tune
 
 if TYPE_CHECKING:
     from triton_kernels.aot import Compilation
@@ -55,17 +55,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     roofline.add_argument("op", metavar="OP")
     roofline.add_argument("--device", default="h200", help="a name of the device table (default: %(default)s)")
 
-    for module in (bench,):
+    for module in (bench, tune):
         module.add_parser(commands)
 
 
 def compile_for(
-    target: str, kernels: Iterable[str], plugins: Iterable[str] = (), dtype: str = "bf16"
+    target: str, kernels: Iterable[str], plugins: Iterable[str] = (), dtype: str = "bf16", cases: Iterable[str] = ()
 ) -> list[Compilation]:
-    """Compiles ``op:impl`` names for a target, in a child process: it replaces Triton's driver, and must not interpret."""
+    """Compiles ``op:impl`` names (or ``op:impl@key:value``) for a target, for all serving cases or those named, in a child
+    process: it replaces Triton's driver, and must not interpret."""
     from triton_kernels.aot import Compilation
 
-    arguments = [target, *kernels, "--dtype", _DTYPES[dtype], *(part for plugin in plugins for part in ("--plugin", plugin))]
+    arguments = [target, *kernels, "--dtype", _DTYPES[dtype], *(part for plugin in plugins for part in ("--plugin", plugin)),
+                 *(part for case in cases for part in ("--case", case))]  # fmt: skip
     done = _child("triton_kernels.aot", arguments, interpret=False, capture_output=True)
     if done.returncode != 0:
         raise RuntimeError(f"compiling for {target} stopped with exit code {done.returncode}:\n{done.stderr[-4000:]}")

@@ -72,7 +72,7 @@ class LocalExecutor:
         fitting = budget // each
         if fitting < 2:
             raise ValueError(
-                f"the KV cache's memory budget of {budget} bytes holds {fitting} blocks of {each} bytes, but at least 2 are needed: "
+                f"the KV cache's memory budget of {budget} bytes holds {fitting} blocks of {each} bytes, but 2 are needed: "
                 "raise cache.memory_bytes (or cache.memory_fraction), or lower cache.block_size"
             )
         return int(min(fitting, useful))

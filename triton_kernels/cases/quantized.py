@@ -181,3 +181,24 @@ QUANTIZE_CASES = (
         for granularity in ("token", "group")
     ),
 )
+
+_QKV = _LLAMA_8B["qkv"]
+SERVING_CASES: Mapping[str, tuple[Case, ...]] = {
+    "gemm_w4a16": (
+        _w4("1 token", BENCH, 1, *_QKV, group=128),
+        _w4("1 token, zeros, group 32", BENCH, 1, *_QKV, group=32, zeros=True),
+        _w4("2048 tokens", BENCH, 2048, *_QKV, group=128),
+    ),
+    "gemm_w8a16": (_w8("1 token", BENCH, 1, *_QKV), _w8("2048 tokens, e4m3", BENCH, 2048, *_QKV, kind=torch.float8_e4m3fn)),
+    "gemm_int8": (_i8("1 token", BENCH, 1, *_QKV), _i8("2048 tokens", BENCH, 2048, *_QKV)),
+    "gemm_fp8": (
+        _f8("1 token", BENCH, 1, *_QKV),
+        _f8("2048 tokens", BENCH, 2048, *_QKV),
+        _f8("2048 tokens, blocks", BENCH, 2048, *_QKV, recipe="block"),
+    ),
+    "quantize_activation": (
+        _q8("rows", BENCH, 64, 4096, out_dtype=torch.float8_e4m3fn),
+        _q8("groups", BENCH, 64, 4096, out_dtype=torch.float8_e4m3fn, granularity="group"),
+    ),
+}
+"""What is compiled ahead of time: the path of few tokens and that of many, and what changes the kernel."""

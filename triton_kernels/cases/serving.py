@@ -15,7 +15,7 @@ import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
 from ..op import Case
-from . import fused, lora, merge, moe_align, verify
+from . import fused, lora, merge, moe_align, quantized, verify
 
 HIDDEN, INTERMEDIATE, VOCAB = 4096, 14336, 128256
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
@@ -238,4 +238,5 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
     "lora_shrink": _benches(lora.SHRINK_CASES),
     "lora_expand": _benches(lora.EXPAND_CASES),
     "moe_align": _benches(moe_align.CASES),
+    **{op: _benches(cases) for op, cases in quantized.SERVING_CASES.items()},
 }

@@ -7,24 +7,15 @@ torch: both use the OpenMP runtime that torch has loaded.
 from __future__ import annotations
 
 import ctypes
-import functools
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
 from ..spec import Spec
+from .native_code import library, library_reasons
 
-_SOURCE = Path(__file__).with_suffix(".c")
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
-# What vectorizing sums and selections needs of fast math; infinities and NaN keep their meaning.
-_MATH = ["-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"]
 _POINTERS = ("q", "k", "v", "out", "cu_q", "seq_lens", "block_table", "sinks", "alibi", "lse")
 _INTEGERS = (
     *("q_row", "q_head", "k_page", "k_slot", "k_head", "v_page", "v_slot", "v_head", "table_row"),
@@ -44,21 +35,8 @@ class _Call(ctypes.Structure):
     ]
 
 
-@functools.cache
-def _compile(dtype: torch.dtype, head_dim: int, value_dim: int) -> Any:
-    """The C function for one element type and head size. RuntimeError: there is no compiler, or it failed."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise RuntimeError("no C compiler (cc, gcc or clang) on the PATH")
-    wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
-    sizes = [f"-DBF16={int(dtype == torch.bfloat16)}", f"-DDIM={head_dim}", f"-DVALUE_DIM={value_dim}"]
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "attention.so"
-        command = [compiler, *_FLAGS, *_MATH, *wide, *sizes, str(_SOURCE), "-o", str(library), "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"the C compiler failed ({' '.join(command)}): {done.stderr.strip()}")
-        function = ctypes.CDLL(str(library)).attention  # stays loaded when the file is gone
+def _function(dtype: torch.dtype, head_dim: int, value_dim: int) -> Any:
+    function = library("native_attention.c", dtype, f"-DDIM={head_dim}", f"-DVALUE_DIM={value_dim}").attention
     function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
     return function
 
@@ -82,16 +60,12 @@ class NativeAttention:
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
-        if spec.dtype not in (torch.float32, torch.bfloat16):
-            return [f"takes float32 and bfloat16, not {spec.dtype}"]
         if spec.fact("kv_dtype", spec.dtype) != spec.dtype:
             return [f"reads a cache of {spec.dtype}, not of {spec.fact('kv_dtype')}"]
         head_dim = spec.fact("head_dim", 64)
-        try:
-            _compile(spec.dtype, head_dim, spec.fact("value_dim", head_dim))
-        except (RuntimeError, OSError) as error:
-            return [str(error)]
-        return []
+        return library_reasons(
+            "native_attention.c", spec.dtype, f"-DDIM={head_dim}", f"-DVALUE_DIM={spec.fact('value_dim', head_dim)}"
+        )
 
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         k, v, table = kv.k, kv.v, meta.block_table
@@ -106,5 +80,5 @@ class NativeAttention:
             num_reqs=meta.num_reqs, num_heads=q.shape[1], num_kv_heads=k.shape[2], page_size=kv.page_size,
             num_blocks=-(-meta.max_q // _QUERIES_PER_BLOCK), **self.static,
         )  # fmt: skip
-        _compile(q.dtype, k.shape[3], v.shape[3])(ctypes.byref(call))
+        _function(q.dtype, k.shape[3], v.shape[3])(ctypes.byref(call))
         return out if lse is None else (out, lse)

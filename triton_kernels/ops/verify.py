@@ -43,23 +43,23 @@ def reference(
     bounds = cu_rows.tolist()
     for r, slot in enumerate(row_to_slot.tolist()):
         for row in range(bounds[r], bounds[r + 1] if slot >= 0 else bounds[r]):
-            scores = logits[row].float()
+            greedy = float(temperature[slot]) == 0.0
+            scores = logits[row].float() if greedy else logits[row].float() / temperature[slot]
             if not bool(scores.max().isfinite()):
                 break
             draft = int(draft_ids[row])
-            if float(temperature[slot]) == 0.0:
+            if greedy:
                 best = int(torch.sort(scores, descending=True, stable=True).indices[0])
                 tokens[row] = best
                 if best != draft:
                     break
                 accepted[r] += 1
                 continue
-            scaled = scores / temperature[slot]
             where = (seed[slot].view(1), position[row].view(1))
             if draft < 0:
-                tokens[row] = int(torch.argmax(scaled + gumbel_noise(*where, STREAM_TARGET, everything)[0]))
+                tokens[row] = int(torch.argmax(scores + gumbel_noise(*where, STREAM_TARGET, everything)[0]))
                 break
-            p = torch.softmax(scaled.double(), dim=0)
+            p = torch.softmax(scores.double(), dim=0)
             q = (everything == draft).double() if draft_probs is None else draft_probs[row].double()
             u = token_uniform(*where, STREAM_ACCEPT, everything[draft : draft + 1])[0, 0]
             if float(u.double() * q[draft]) < float(p[draft]):
@@ -68,7 +68,7 @@ def reference(
                 continue
             rest = torch.log((p - q).clamp_min(0)).float()
             # Where rounding leaves nothing of p - q, the two distributions are equal and p itself is the right one.
-            rest = scaled if bool((rest == -torch.inf).all()) else rest
+            rest = scores if bool((rest == -torch.inf).all()) else rest
             tokens[row] = int(torch.argmax(rest + gumbel_noise(*where, STREAM_RECOVERED, everything)[0]))
             break
     return tokens, accepted

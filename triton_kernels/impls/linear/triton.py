@@ -186,15 +186,13 @@ class _Linear:
 
 
 @impl("linear", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=False),
-      options={"block_m": 0, "block_n": 0, "block_k": 0, "num_warps": 0, "num_stages": 0, "split_k": 0})  # fmt: skip
+      options={"block_m": 0, "block_n": 0, "block_k": 0, "num_warps": 0, "num_stages": 0, "split_k": 0},
+      tune_space={"block_m": (16, 32, 64, 128), "block_n": (64, 128, 256), "block_k": (64, 128), "num_warps": (4, 8),
+                  "num_stages": (3, 4, 5), "split_k": (1, 2, 4, 8)})  # fmt: skip
 class TritonLinear(_Linear):
     """Options set to 0 follow the tuned tables where they know a shape like this, and :func:`launch_config` elsewhere."""
 
     tuned_by_tokens = True
-    tune_space: Mapping[str, tuple[int, ...]] = {
-        "block_m": (16, 32, 64, 128), "block_n": (64, 128, 256), "block_k": (64, 128), "num_warps": (4, 8), "num_stages": (3, 4, 5),
-        "split_k": (1, 2, 4, 8),
-    }  # fmt: skip
 
     def __init__(
         self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int

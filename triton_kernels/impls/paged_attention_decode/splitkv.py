@@ -46,6 +46,7 @@ def splitkv_kernel(
 @impl(
     "paged_attention_decode", "splitkv", priority=60, requires=("triton",), flags=Flags(batch_invariant=True),
     options={"chunk": 256, "block_n": 0, "num_warps": 0, "num_stages": 0},
+    tune_space={"chunk": (128, 256, 512, 1024), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
 )  # fmt: skip
 class SplitKVDecode:
     """``chunk``: keys per split of a short request, a multiple of ``block_n``. Options of 0 follow the arch."""

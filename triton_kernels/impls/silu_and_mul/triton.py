@@ -29,6 +29,7 @@ def _silu_and_mul_kernel(x_ptr, out_ptr, width, stride_x, BLOCK: tl.constexpr):
     requires=("triton",),
     flags=Flags(batch_invariant=True),
     options={"block": 1024},
+    tune_space={"block": (512, 1024, 2048, 4096)},
 )
 def silu_and_mul(x: torch.Tensor, *, block: int) -> torch.Tensor:
     width = x.shape[-1] // 2

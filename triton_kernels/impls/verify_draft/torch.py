@@ -33,7 +33,7 @@ def verify_draft_torch(
     greedy = temperature[slot] == 0
     best = logits.argmax(dim=-1)  # a NaN, if there is one
     scores = logits.float() / torch.where(greedy, 1.0, temperature[slot])[:, None]
-    alive = logits.gather(1, best[:, None])[:, 0].isfinite() & (row_to_slot[request] >= 0) & (owner < num_reqs)
+    alive = scores.gather(1, best[:, None])[:, 0].isfinite() & (row_to_slot[request] >= 0) & (owner < num_reqs)
 
     draft = draft_ids.clamp_min(0).long()[:, None]
     p_draft = torch.softmax(scores, dim=-1).gather(1, draft)[:, 0]

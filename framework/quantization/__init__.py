@@ -1,0 +1,1 @@
+"""Quantized checkpoints: their formats, and the way to the canonical layouts that the kernels pack from."""
