@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -53,6 +55,19 @@ def to_serve_config(config: DictConfig) -> ServeConfig:
     composed = OmegaConf.to_object(config)
     assert isinstance(composed, ServeConfig), "conf/serve.yaml must begin with serve_schema"
     return composed
+
+
+def compose(overrides: Sequence[str], folder: Path) -> ServeConfig:
+    """The config of ``serve.yaml`` in ``folder`` with Hydra overrides (``model=tiny cache.block_size=64``), outside of a Hydra
+    app. Raises ValueError for overrides that do not fit."""
+    if not (folder / "serve.yaml").is_file():
+        raise ValueError(f"{folder} holds no serve.yaml: run this from a checkout, where conf/ lies beside the packages")
+    register_schema()
+    try:
+        with hydra.initialize_config_dir(str(folder), **hydra_version_base()):
+            return to_serve_config(hydra.compose("serve", list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(str(error)) from error
 
 
 def save_config(config: ServeConfig, path: Path) -> None:

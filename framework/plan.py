@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from triton_kernels.attention_meta import AttentionMeta, LayerKV
 
 from .config import EngineConfig
 
-__all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "device_model", "fold_overrides", "op_costs"]
+__all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "TargetPlan", "device_model", "fold_overrides", "op_costs"]
 
 
 class BoundKernel:
@@ -81,9 +82,12 @@ class KernelPlan:
         impl, choice = resolve(self.registry, op, spec, self.choices.get(op, "auto"))
         tuned = self.tables.lookup(impl, spec).content_hash
         version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
-        kernel = BoundKernel(op, impl, str(choice), impl.bind(spec, weights, params, choice.options, self.tables), version)
+        kernel = BoundKernel(op, impl, str(choice), self._bind(impl, spec, weights, params, choice.options), version)
         self.bound.append(kernel)
         return kernel
+
+    def _bind(self, impl: Any, spec: Any, weights: dict[str, Any], params: dict[str, Any], options: Mapping[str, Any]) -> Any:
+        return impl.bind(spec, weights, params, options, self.tables)
 
     def not_capturable(self, *, except_ops: Iterable[str] = ()) -> list[str]:
         """Bound impls (``op:impl``) that a CUDA graph cannot record."""
@@ -101,6 +105,23 @@ class KernelPlan:
                     entry[key].append(value)
             entry["calls"] += kernel.calls
         return {op: {k: "+".join(v) if isinstance(v, list) else v for k, v in entry.items()} for op, entry in report.items()}
+
+
+class TargetPlan(KernelPlan):
+    """The plan of an engine on a device that need not be here. Triton kernels are bound as they would be there, for a context of
+    ``compile_only``; in place of all others the op's shapes are computed."""
+
+    @classmethod
+    def of(cls, config: EngineConfig, target: str, dtype: torch.dtype) -> TargetPlan:
+        plan = cls(config.kernels, config.plugins, torch.device("cpu"), dtype, tuned=config.tuned)
+        plan.spec = replace(plan.spec, device="cuda", arch=target)
+        return plan
+
+    def _bind(self, impl: Any, spec: Any, weights: dict[str, Any], params: dict[str, Any], options: Mapping[str, Any]) -> Any:
+        if impl.is_triton:
+            return super()._bind(impl, spec, weights, params, options)
+        op = self.registry.ops[impl.op]
+        return lambda *args: op.fake(**weights, **params, **dict(zip(op.call_args, args)))
 
 
 def fold_overrides(config: EngineConfig) -> None:

@@ -151,16 +151,17 @@ def test_orthogonalize(shape):
 
 
 @pytest.mark.parametrize(
-    ("text", "verdict"),
+    ("text", "more", "verdict"),
     [
-        ("x = [1]\nun'finished", (True, True)),
-        ("x = [1,\n     2,\n", (True, False)),
-        ('def f():\n    """Doc\n', (True, False)),
-        ("x = (\n" + "    1,\n" * 20, (False, False)),
-        ("x = [1)\n", (False, False)),
-        ("x = 'a\n", (False, False)),
-        ("if x:\n        a\n    b\n", (False, False)),
+        ("x = [1]\nun'finished", "", (True, True)),
+        ("x = [1,\n     2,\n", "", (False, False)),
+        ("x = [1,\n     2,\n", "     3]\n", (True, False)),
+        ("x = [1,\n     2,\n", "     3)\n", (False, False)),
+        ('def f():\n    """Doc\n', '    more\n    """\n    x = \'', (True, False)),
+        ("x = [1)\n", "", (False, False)),
+        ("x = 'a\n", "", (False, False)),
+        ("if x:\n        a\n    b\n", "", (False, False)),
     ],
 )
-def test_tokenizability_rule(text, verdict):
-    assert is_python(text) == verdict
+def test_tokenizability_rule(text, more, verdict):
+    assert is_python(text, text + more) == verdict

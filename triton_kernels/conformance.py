@@ -275,7 +275,8 @@ def _batch_dependence(op: Op, bound: Bound, args: Args, got: list[torch.Tensor],
         alone = call(op, bound, part)
         here = [t for name in op.mutates if name in op.row_args for t in _tensors(part[name])]
         there = [t[tokens] for name in op.mutates if name in op.row_args for t in _tensors(got_args[name])]
-        if not all(_same_bits(a, b) for a, b in zip((*alone, *here), (*(_rows(t, tokens, total) for t in got), *there), strict=True)):
+        whole = [_rows(t, tokens, total) for t in got]
+        if not all(_same_bits(a, b) for a, b in zip((*alone, *here), (*whole, *there), strict=True)):
             return [f"claims to be batch invariant, but rows {first}:{last} have other bits alone than in the batch"]
     return []
 

@@ -75,9 +75,9 @@ TOKENIZE_RULE = """
 Completions: {total} prompts cut from the held-out files (from a top-level definition through the \
 first line of a `def`), {new_tokens} new tokens at temperature {temperature}, prompt and completion \
 cut at the last full line and read by `tokenize`. An exception, an error token or a mismatched \
-bracket fails. A string or bracket still open at the cut fails too unless it was opened in the last \
-{open_lines} lines, since the token budget may merely have cut it short; the strict count fails \
-that as well.
+bracket fails. Where a bracket or string is open at the cut, the sample goes on to the first line \
+end with nothing open and is judged there; it fails if none comes within as many tokens again. The \
+strict count fails it at once.
 """
 
 

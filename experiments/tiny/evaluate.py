@@ -1,10 +1,10 @@
 """Held-out measurements: bits per byte, draft agreement and tokenizable completions.
 
-A completion counts as Python if ``tokenize`` accepts prompt plus completion.  The text is
-cut at its last full line, because generation stops at a token budget.  An error is any
-exception, error token or mismatched bracket.  A statement or string still open at the cut
-is excused where it opened at most ``OPEN_LINES`` lines before the cut (it may merely be
-unfinished) and is an error otherwise; the strict count excuses nothing.
+A completion counts as Python if ``tokenize`` accepts prompt plus completion: an exception, an
+error token or a mismatched bracket is an error.  The text is cut at its last full line.  Where a
+bracket or string is open there, because the token budget ended inside it, the sample goes on
+for at most as many tokens again and is cut at the first line end with nothing open; if none
+comes, the completion fails.  The strict count does not go on.
 """
 
 import ast
@@ -14,6 +14,7 @@ import random
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +25,20 @@ from transformers import LlamaForCausalLM
 from experiments.tiny.corpus import SourceFile, total_bytes
 from experiments.tiny.tokenizer import BOS, EOS, PAD, encode_file, token_id
 
-OPEN_LINES = 10
 BRACKETS = {")": "(", "]": "[", "}": "{"}
+
+
+class Verdict(Enum):
+    """What ``tokenize`` makes of a text that ends with a full line."""
+
+    VALID = "valid"
+    OPEN = "open"
+    ERROR = "error"
 
 
 @dataclass(frozen=True)
 class Completions:
-    """How many sampled completions are Python by the lenient and by the strict rule."""
+    """How many sampled completions are Python, and by the strict rule."""
 
     total: int
     tokenizable: int
@@ -109,62 +117,64 @@ def choose_prompts(tokenizer: Tokenizer, files: Sequence[SourceFile], count: int
     return random.Random(seed).sample(candidates, count)
 
 
+@torch.inference_mode()
 def complete(
     model: LlamaForCausalLM,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     temperature: float,
-) -> list[str]:
-    """Prompt plus sampled completion for every prompt, as text."""
-    texts = []
-    for prompt in prompts:
-        output = model.generate(  # type: ignore[misc]
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=new_tokens,
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
-            eos_token_id=token_id(tokenizer, EOS),
-            pad_token_id=token_id(tokenizer, PAD),
-        )
-        texts.append(tokenizer.decode(output[0].tolist()))
-    return texts
+) -> list[tuple[str, str]]:
+    """Prompt plus sampled completion: cut after ``new_tokens`` and after twice as many."""
+    pad = token_id(tokenizer, PAD)
+    width = max(len(prompt) for prompt in prompts)
+    inputs = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    output = model.generate(  # type: ignore[misc]
+        inputs,
+        attention_mask=(inputs != pad).long(),
+        max_new_tokens=2 * new_tokens,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=token_id(tokenizer, EOS),
+        pad_token_id=pad,
+    )
+    rows = output.tolist()
+    return [(tokenizer.decode(row[: width + new_tokens]), tokenizer.decode(row)) for row in rows]
 
 
-def python_error(text: str) -> tuple[bool, int | None]:
-    """Whether ``text`` holds an error, and the line on which it is left open, if any."""
-    stack: list[tuple[str, int]] = []
-    statement_line = 1
+def tokenize_verdict(text: str) -> Verdict:
+    """Whether ``text`` is Python tokens, an error, or ends inside a bracket or string."""
+    stack: list[str] = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.ERRORTOKEN:
-                return True, None
-            if token.type == tokenize.OP and token.string in BRACKETS.values():
-                stack.append((token.string, token.start[0]))
-            elif token.type == tokenize.OP and token.string in BRACKETS and (not stack or stack.pop()[0] != BRACKETS[token.string]):
-                return True, None
-            statement_line = token.end[0]
+                return Verdict.ERROR
+            if token.type != tokenize.OP:
+                continue
+            if token.string in BRACKETS.values():
+                stack.append(token.string)
+            elif token.string in BRACKETS and (not stack or stack.pop() != BRACKETS[token.string]):
+                return Verdict.ERROR
     except tokenize.TokenError as error:
-        if "EOF in multi-line" not in str(error) and "unterminated triple" not in str(error):
-            return True, None
-        return False, stack[0][1] if stack else statement_line
+        ended_early = "EOF in multi-line" in str(error) or "unterminated triple" in str(error)
+        return Verdict.OPEN if ended_early else Verdict.ERROR
     except SyntaxError:
-        return True, None
-    return False, None
+        return Verdict.ERROR
+    return Verdict.VALID
 
 
-def is_python(text: str) -> tuple[bool, bool]:
-    """Whether a sampled text is Python by the lenient and by the strict rule."""
-    full_lines = text[: text.rfind("\n") + 1]
-    failed, open_line = python_error(full_lines)
-    if failed:
-        return False, False
-    if open_line is None:
-        return True, True
-    return full_lines.count("\n") - open_line < OPEN_LINES, False
+def is_python(text: str, continued: str) -> tuple[bool, bool]:
+    """Whether a sample is Python, and by the strict rule; ``continued`` extends ``text``."""
+    lines = continued.split("\n")
+    budget = text.count("\n")
+    for count in range(budget, len(lines)):
+        verdict = tokenize_verdict("\n".join([*lines[:count], ""]))
+        if verdict is not Verdict.OPEN:
+            valid = verdict is Verdict.VALID
+            return valid, valid and count == budget
+    return False, False
 
 
 def sample_completions(
@@ -181,9 +191,10 @@ def sample_completions(
     """Sample completions of held-out prompts and count those that tokenize as Python."""
     torch.manual_seed(seed)
     prompts = choose_prompts(tokenizer, files, count, prompt_tokens, seed)
-    verdicts = [is_python(t) for t in complete(model, tokenizer, prompts, new_tokens, temperature)]
+    samples = complete(model, tokenizer, prompts, new_tokens, temperature)
+    verdicts = [is_python(text, continued) for text, continued in samples]
     return Completions(
         total=count,
-        tokenizable=sum(lenient for lenient, _ in verdicts),
+        tokenizable=sum(valid for valid, _ in verdicts),
         strict=sum(strict for _, strict in verdicts),
     )

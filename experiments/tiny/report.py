@@ -20,7 +20,6 @@ from experiments.tiny.card import (
 )
 from experiments.tiny.corpus import Corpus, primed_xz_bits_per_byte, total_bytes
 from experiments.tiny.evaluate import (
-    OPEN_LINES,
     bits_per_byte,
     greedy_agreement,
     sample_completions,
@@ -107,7 +106,6 @@ def report_main(cfg: DictConfig, corpus: Corpus, tokenizer: Tokenizer, facts: Co
             total=completions.total,
             new_tokens=options.new_tokens,
             temperature=options.temperature,
-            open_lines=OPEN_LINES,
         ),
     )
     return {"bits_per_byte": bpb, **vars(completions)}

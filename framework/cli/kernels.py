@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results import format_table
-from . import bench, tune
+from . import bench, pack, tune
 
 if TYPE_CHECKING:
     from triton_kernels.aot import Compilation
@@ -55,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     roofline.add_argument("op", metavar="OP")
     roofline.add_argument("--device", default="h200", help="a name of the device table (default: %(default)s)")
 
-    for module in (bench, tune):
+    for module in (bench, tune, pack):
         module.add_parser(commands)
 
 
@@ -200,6 +200,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 def _roofline(arguments: argparse.Namespace) -> int:
     from triton_kernels.cases.serving import serving_cases
+    from triton_kernels.ceilings import COMPUTE_FORMATS
     from triton_kernels.devices import DEVICES
     from triton_kernels.registry import Registry
 
@@ -208,14 +209,19 @@ def _roofline(arguments: argparse.Namespace) -> int:
     if arguments.device not in DEVICES:
         raise ValueError(f"no device named {arguments.device!r}; the device table has {', '.join(DEVICES)}")
     device, op = DEVICES[arguments.device], registry.ops[arguments.op]
-    rows = [["case (bf16)", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
-    for case in serving_cases(op.name):
-        cost = op.cost(case.dims, case.batch.q_lens, case.batch.ctx_lens)
-        arithmetic_s, memory_s = cost.flops / device.flops_s["bf16"], cost.bytes / device.copy_bytes_s
+    kind = COMPUTE_FORMATS.get(op.name, "bf16")
+    if kind not in device.flops_s:
+        raise ValueError(f"{device.name} has no {kind} products, which {op.name} is made of")
+    calls = [(case.name, case.dims, case.batch.q_lens, case.batch.ctx_lens) for case in serving_cases(op.name)]
+    calls += [(case.name, case.dims, case.q_lens, case.ctx_lens) for case in op.cases if "bench" in case.tags]
+    rows = [[f"case ({kind})", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
+    for name, dims, q_lens, ctx_lens in calls:
+        cost = op.cost(dims, q_lens, ctx_lens)
+        arithmetic_s, memory_s = cost.flops / device.flops_s[kind], cost.bytes / device.copy_bytes_s
         least_s = max(arithmetic_s, memory_s)
-        rows.append([case.name, f"{cost.flops / 1e9:.3f}", f"{cost.bytes / 1e6:.3f}", f"{least_s * 1e6:.2f}",
+        rows.append([name, f"{cost.flops / 1e9:.3f}", f"{cost.bytes / 1e6:.3f}", f"{least_s * 1e6:.2f}",
                      "arithmetic" if arithmetic_s > memory_s else "memory", f"{cost.flops / least_s / 1e12:.1f}",
                      f"{cost.bytes / least_s / 1e12:.2f}"])  # fmt: skip
     print(format_table(rows))
-    print(f"\n{device.name}: {device.flops_s['bf16'] / 1e12:.0f} TFLOP/s, {device.copy_bytes_s / 1e12:.1f} TB/s ({device.source})")
+    print(f"\n{device.name}: {device.flops_s[kind] / 1e12:.0f} TFLOP/s, {device.copy_bytes_s / 1e12:.1f} TB/s ({device.source})")
     return 0

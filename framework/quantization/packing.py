@@ -38,13 +38,13 @@ def gptq_to_canonical(
 
     qweight  int32 [K/8, N]; qzeros int32 [K/G, N/8] or None (all 8); scales [K/G, N]
     g_idx    int [K], the group of each input feature; None where groups are adjacent
-    zero_offset  what is to be added to stored zero points: 1 for checkpoint format "gptq", 0 for "gptq_v2"
+    zero_offset  what is to be added to stored zero points, modulo 16: 1 for checkpoint format "gptq", 0 for "gptq_v2"
     Raises ValueError for shapes that do not fit together, or groups of unequal size.
     """
     num_in, num_out = CODES_PER_WORD * qweight.shape[0], qweight.shape[1]
     _check_groups("GPTQ", num_in, num_out, scales, qzeros, (scales.shape[0], num_out // CODES_PER_WORD))
     codes = unpack_int4(qweight.T.contiguous())
-    zeros = None if qzeros is None else ((unpack_int4(qzeros) + zero_offset) & 15 if zero_offset else unpack_int4(qzeros))
+    zeros = None if qzeros is None else (unpack_int4(qzeros) + zero_offset) & 15
     perm = None if g_idx is None else _sorted_by_group(g_idx, scales.shape[0])
     if perm is not None:
         codes = codes[:, perm.long()]

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass, field
 
 import pytest
-from engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
+from .engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

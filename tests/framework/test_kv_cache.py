@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from engines import FULL, MODELS, WINDOWED, make_request, token_params
+from .engines import FULL, MODELS, WINDOWED, make_request, token_params
 
 from framework.kv_cache.manager import NEVER, KVCacheManager, PrefixHit
 from framework.kv_cache.pool import NULL_BLOCK, BlockPool

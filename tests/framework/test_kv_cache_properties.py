@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from engines import MODELS, make_request
+from .engines import MODELS, make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import MODELS, make_config
+from .engines import MODELS, make_config
 
 from framework.clock import VirtualClock
 from framework.engine import Engine

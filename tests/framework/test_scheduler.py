@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from engines import FULL, make_request
+from .engines import FULL, make_request
 
 from framework.config import SchedulerConfig
 from framework.kv_cache.manager import KVCacheManager

@@ -78,7 +78,7 @@ def _cases(make: Callable[..., dict[str, Any]]) -> tuple[Case, ...]:
     return (
         _case(make, "one_row", SMALL, 1, 64, 8, 2, none=0.0),
         _case(make, "tiled", TILED, 53, 147, 37, 3),
-        _case(make, "many_adapters", SMALL, 9, 40, 16, 20),
+        _case(make, "many_adapters", SMALL, 7, 40, 16, 12),
         _case(make, "runs", SMALL, 40, 48, 16, 2, runs=13),
         _case(make, "strided", SMALL, 11, 36, 5, 3, strided=True),
         _case(make, "no_adapter", SMALL, 4, 32, 8, 1, none=1.0),

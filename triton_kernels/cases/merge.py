@@ -22,7 +22,7 @@ def _make(
     empty: bool = False,
 ) -> dict[str, Any]:
     """``empty``: some rows have no keys in one part or in both; such a part holds NaN, which may be read nowhere."""
-    args = {}
+    args: dict[str, Any] = {}
     for part in "ab":
         out = randn(generator, dtype, device, tokens, num_heads + strided, head_dim + 8 * strided)[:, strided:, :head_dim]
         lse = randn(generator, torch.float32, device, tokens, num_heads + strided, scale=4.0)[:, strided:]

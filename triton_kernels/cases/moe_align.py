@@ -39,7 +39,7 @@ def _case(name: str, tags: frozenset[str], tokens: int, num_experts: int, top_k:
 CASES = (
     _case("one_row", SMALL, 1, 4, 2),
     _case("tiled", TILED, 67, 5, 3),
-    _case("many_experts", SMALL, 5, 40, 2),
+    _case("many_experts", SMALL, 5, 24, 2),
     _case("shard", SMALL, 33, 4, 3, expert_start=5, everywhere=12),
     _case("none_here", SMALL, 9, 3, 2, expert_start=40, everywhere=12),
     _case("empty", SMALL, 0, 4, 2),

@@ -120,7 +120,8 @@ _f8 = partial(_case, _fp8, {"act_bytes": 1, "scale_bytes": 4})
 _q8 = partial(_case, _quantize, {})
 
 _LLAMA_8B = {"qkv": (4096, 6144), "o": (4096, 4096), "gate_up": (4096, 28672), "down": (14336, 4096)}
-_BENCH = [(f"llama-8b_{layer}_{tokens}", BENCH, tokens, *shape) for layer, shape in _LLAMA_8B.items() for tokens in (1, 16, 64, 2048)]
+_TOKENS = (1, 16, 64, 2048)
+_BENCH = [(f"llama-8b_{layer}_{m}", BENCH, m, *shape) for layer, shape in _LLAMA_8B.items() for m in _TOKENS]
 
 W4A16_CASES = (
     _w4("one_row", SMALL, 1, 128, 48, group=128),

@@ -91,13 +91,17 @@ def _unpack(words, zero, part: tl.constexpr, KIND: tl.constexpr, dtype: tl.const
 
 
 @triton.jit
-def _zero_points(zeros_ptr, group, num_groups, num_out, n, ZERO: tl.constexpr, HAS_ZEROS: tl.constexpr):
+def _scale_and_zero(
+    scales_ptr, zeros_ptr, group, num_groups, num_out, n, ZERO: tl.constexpr, HAS_ZEROS: tl.constexpr
+):
+    """Scales, and zero points as f32, of one group for rows n; past the end both are 0."""
+    inside = (n < num_out) & (group < num_groups)
+    scale = tl.load(scales_ptr + group * num_out + n, mask=inside, other=0.0)
     if HAS_ZEROS:
-        inside = (n < num_out) & (group < num_groups)
         zero = tl.load(zeros_ptr + group * num_out + n, mask=inside, other=0).to(tl.float32)
     else:
         zero = tl.full(n.shape, ZERO, tl.float32)
-    return zero
+    return scale, zero
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -134,25 +138,33 @@ def packed_kernel(
     dtype: tl.constexpr = tl.float64 if INTERPRET else x_ptr.dtype.element_ty
     acc_dtype: tl.constexpr = tl.float64 if INTERPRET else tl.float32
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=acc_dtype)
+    # Scales of whole blocks are loaded one block ahead; they are too small to be copied asynchronously.
+    scale, zero = _scale_and_zero(
+        scales_ptr, zeros_ptr, first_block // blocks_per_group, num_groups, num_out, n, ZERO, HAS_ZEROS
+    )
     for block in range(first_block, last_block):
         words = tl.load(word_ptrs)
-        first_group = block // blocks_per_group if GROUPS_PER_BLOCK == 1 else block * GROUPS_PER_BLOCK
+        first_group = block * GROUPS_PER_BLOCK
+        if GROUPS_PER_BLOCK == 1 and not WHOLE_ROWS:
+            next_scale, next_zero = _scale_and_zero(
+                scales_ptr, zeros_ptr, (block + 1) // blocks_per_group, num_groups, num_out, n, ZERO, HAS_ZEROS
+            )
         if FAST:
-            z0 = _zero_points(zeros_ptr, first_group, num_groups, num_out, n, ZERO, HAS_ZEROS)
-            zeros = (z0, z0, z0, z0)
-            if HAS_ZEROS and GROUPS_PER_BLOCK == 2:
-                z1 = _zero_points(zeros_ptr, first_group + 1, num_groups, num_out, n, ZERO, HAS_ZEROS)
+            zeros = (zero, zero, zero, zero)
+            if HAS_ZEROS and GROUPS_PER_BLOCK > 1:
+                _, z0 = _scale_and_zero(scales_ptr, zeros_ptr, first_group, num_groups, num_out, n, ZERO, HAS_ZEROS)
+                _, z1 = _scale_and_zero(scales_ptr, zeros_ptr, first_group + 1, num_groups, num_out, n, ZERO, HAS_ZEROS)
                 zeros = (z0, z0, z1, z1)
-            if HAS_ZEROS and GROUPS_PER_BLOCK == 4:
-                z1 = _zero_points(zeros_ptr, first_group + 1, num_groups, num_out, n, ZERO, HAS_ZEROS)
-                z2 = _zero_points(zeros_ptr, first_group + 2, num_groups, num_out, n, ZERO, HAS_ZEROS)
-                z3 = _zero_points(zeros_ptr, first_group + 3, num_groups, num_out, n, ZERO, HAS_ZEROS)
-                zeros = (z0, z1, z2, z3)
+                if GROUPS_PER_BLOCK == 4:
+                    _, z2 = _scale_and_zero(scales_ptr, zeros_ptr, first_group + 2, num_groups, num_out, n, ZERO, HAS_ZEROS)
+                    _, z3 = _scale_and_zero(scales_ptr, zeros_ptr, first_group + 3, num_groups, num_out, n, ZERO, HAS_ZEROS)
+                    zeros = (z0, z1, z2, z3)
             tiles = _unpack_int4_fast(words, zeros, BLOCK_N, dtype)
         for part in tl.static_range(PARTS):
-            group = first_group + part // PARTS_PER_GROUP
+            if GROUPS_PER_BLOCK > 1 and part % PARTS_PER_GROUP == 0:
+                group = first_group + part // PARTS_PER_GROUP
+                scale, zero = _scale_and_zero(scales_ptr, zeros_ptr, group, num_groups, num_out, n, ZERO, HAS_ZEROS)
             if part % PARTS_PER_GROUP == 0 and not WHOLE_ROWS:
-                scale = tl.load(scales_ptr + group * num_out + n, mask=(n < num_out) & (group < num_groups), other=0.0)
                 part_sum = tl.zeros((BLOCK_N, BLOCK_M), dtype=acc_dtype)
             if EVEN_K:
                 x = tl.load(x_ptrs + part * 32)
@@ -163,7 +175,6 @@ def packed_kernel(
             if FAST:
                 weight = tiles[part]
             else:
-                zero = _zero_points(zeros_ptr, group, num_groups, num_out, n, ZERO, HAS_ZEROS)
                 weight = _unpack(words, zero, part, KIND, dtype)
             if WHOLE_ROWS:
                 acc = tl.dot(weight, x, acc, input_precision="ieee", out_dtype=acc_dtype)
@@ -171,10 +182,12 @@ def packed_kernel(
                 part_sum = tl.dot(weight, x, part_sum, input_precision="ieee", out_dtype=acc_dtype)
                 if part % PARTS_PER_GROUP == PARTS_PER_GROUP - 1:
                     acc += part_sum * scale.to(acc_dtype)[:, None]
+        if GROUPS_PER_BLOCK == 1 and not WHOLE_ROWS:
+            scale, zero = next_scale, next_zero
         x_ptrs += PARTS * 32
         word_ptrs += 2048
     if WHOLE_ROWS:
-        acc *= tl.load(scales_ptr + n, mask=n < num_out, other=0.0).to(acc_dtype)[:, None]
+        acc *= scale.to(acc_dtype)[:, None]
     out = tl.trans(acc.to(tl.float32))
 
     if HAS_BIAS:
@@ -220,7 +233,8 @@ def launch_config(num_tokens: int, num_out: int, num_blocks: int, dtype: torch.d
         return Config(16, 64, 4, 2, 1)
     small_shared = device.shared_bytes < 128 * 1024
     if num_tokens > 64:
-        return Config(128, 128, 8, 2 if small_shared else 4, 1)
+        # One warp group: while one program unpacks and scales, another of the same multiprocessor multiplies.
+        return Config(128, 64, 4, 2 if small_shared else 3, 1)
     block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64
     tiles = -(-num_out // 64) * -(-num_tokens // block_m)
     return Config(block_m, 64, 4, 2 if small_shared else 5, num_splits(tiles, num_blocks, 2 * device.num_sms))

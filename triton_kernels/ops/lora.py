@@ -11,8 +11,8 @@ from ..cases.lora import EXPAND_CASES, SHRINK_CASES
 from ..op import Cost, Op
 
 
-def lora_shrink_reference(x: torch.Tensor, lora_a: torch.Tensor, lora_index: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x [T, K], adapters' A [L, r, K], lora_index int32 [T] (-1 = none), scale f32 [L] -> f32 [T, r]: scale * A x; 0 where
+def lora_shrink_reference(x: torch.Tensor, lora_index: torch.Tensor, lora_a: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x [T, K], lora_index int32 [T] (-1 = none), the adapters' A [L, r, K] and scale f32 [L] -> f32 [T, r]: scale * A x; 0 where
     there is no adapter. Source: Hu et al., LoRA, arXiv 2106.09685; Chen et al., Punica, arXiv 2310.18547."""
     out = torch.zeros(x.shape[0], lora_a.shape[1], dtype=torch.float64, device=x.device)
     for adapter in lora_index.unique().tolist():
@@ -22,9 +22,11 @@ def lora_shrink_reference(x: torch.Tensor, lora_a: torch.Tensor, lora_index: tor
     return out.float()
 
 
-def lora_expand_reference(y: torch.Tensor, shrunk: torch.Tensor, lora_b: torch.Tensor, lora_index: torch.Tensor, start: int = 0) -> None:
+def lora_expand_reference(
+    y: torch.Tensor, shrunk: torch.Tensor, lora_index: torch.Tensor, lora_b: torch.Tensor, start: int = 0
+) -> None:
     """Adds B of each token's adapter times shrunk f32 [T, r] to y[:, start : start + N], in place; B [L, N, r].
-    Rows without adapter (-1) keep their bits."""
+    Rows without adapter (-1) keep their bits. Impls may round ``shrunk`` to the dtype of B."""
     for adapter in lora_index.unique().tolist():
         if adapter >= 0:
             rows = (lora_index == adapter).nonzero()[:, 0]
@@ -33,11 +35,11 @@ def lora_expand_reference(y: torch.Tensor, shrunk: torch.Tensor, lora_b: torch.T
             y[rows, columns] = (y[rows, columns].double() + delta).to(y.dtype)
 
 
-def lora_shrink_fake(x, lora_a, lora_index, scale):  # type: ignore[no-untyped-def]
+def lora_shrink_fake(x, lora_index, lora_a, scale):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], lora_a.shape[1], dtype=torch.float32)
 
 
-def lora_expand_fake(y, shrunk, lora_b, lora_index, start=0):  # type: ignore[no-untyped-def]
+def lora_expand_fake(y, shrunk, lora_index, lora_b, start=0):  # type: ignore[no-untyped-def]
     return None
 
 

@@ -169,7 +169,8 @@ def scaled_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     n, k = bound["weight"].shape
     rows, columns = bound["scales"].shape
     recipe = "block" if columns > 1 else "channel" if rows > 1 else "tensor"
-    return {"in_features": k, "out_features": n, "recipe": recipe, "weight_dtype": bound["weight"].dtype, "out_dtype": bound["out_dtype"]}
+    kinds = {"weight_dtype": bound["weight"].dtype, "out_dtype": bound["out_dtype"]}
+    return {"in_features": k, "out_features": n, "recipe": recipe} | kinds
 
 
 gemm_w4a16 = Op("gemm_w4a16", gemm_w4a16_reference, gemm_w4a16_fake, cost, cases=W4A16_CASES,
@@ -177,6 +178,7 @@ gemm_w4a16 = Op("gemm_w4a16", gemm_w4a16_reference, gemm_w4a16_fake, cost, cases
 gemm_w8a16 = Op("gemm_w8a16", gemm_w8a16_reference, gemm_w8a16_fake, cost, cases=W8A16_CASES,
                 bind_args=("weight", "scales", "zeros", "bias"), row_args=("x",), facts=gemm_w8a16_facts)  # fmt: skip
 gemm_int8 = Op("gemm_int8", gemm_int8_reference, gemm_int8_fake, cost, cases=INT8_CASES,
-               bind_args=("weight", "scales", "bias", "out_dtype"), row_args=("x", "x_scale", "x_zero"), facts=scaled_facts)  # fmt: skip
+               bind_args=("weight", "scales", "bias", "out_dtype"), row_args=("x", "x_scale", "x_zero"),
+               facts=scaled_facts)  # fmt: skip
 gemm_fp8 = Op("gemm_fp8", gemm_fp8_reference, gemm_fp8_fake, cost, cases=FP8_CASES,
               bind_args=("weight", "scales", "bias", "out_dtype"), row_args=("x", "x_scale"), facts=scaled_facts)  # fmt: skip

@@ -52,7 +52,7 @@ def _expand_kernel(
 
 @impl(
     "lora_expand", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True),
-    options={"block_m": 16, "block_n": 128, "block_k": 64},
+    options={"block_m": 16, "block_n": 128, "block_k": 64}, tune_space={"block_m": (16, 32, 64), "block_n": (64, 128, 256)},
 )  # fmt: skip
 class TritonExpand:
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:

@@ -69,6 +69,7 @@ def _sum_splits_kernel(
 @impl(
     "lora_shrink", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True),
     options={"block_m": 16, "block_r": 64, "block_k": 128, "split": 512},
+    tune_space={"block_m": (16, 32, 64), "block_k": (64, 128, 256), "split": (256, 512, 1024)},
 )  # fmt: skip
 class TritonShrink:
     """``split``: features per program, a multiple of block_k."""

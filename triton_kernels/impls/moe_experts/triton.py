@@ -21,7 +21,7 @@ import triton.language as tl
 from ...impl import Flags, impl
 from ...ops.moe_align import Groups
 from ...spec import Spec
-from ..moe_align.triton import group_by_expert
+from ..moe_align.triton import group_by_expert, tile_rows
 
 GROUP_TILES = tl.constexpr(8)
 
@@ -34,11 +34,8 @@ def _place(starts, tile_expert, num_tiles, COLUMNS: tl.constexpr, BLOCK_M: tl.co
     first = pid // per_group * GROUP_TILES
     size = tl.minimum(num_tiles - first, GROUP_TILES)
     tile = first + pid % per_group % size
-    expert = tl.load(tile_expert + tile)
-    start = tl.load(starts + tl.maximum(expert, 0))
-    end = tl.load(starts + tl.maximum(expert, 0) + 1)
-    rows = start + (tile - start // BLOCK_M - expert) * BLOCK_M + tl.arange(0, BLOCK_M)
-    return expert, rows, rows < end, pid % per_group // size
+    expert, rows, inside = tile_rows(starts, tile_expert, tile, BLOCK_M)
+    return expert, rows, inside, pid % per_group // size
 
 
 @triton.jit

@@ -40,8 +40,10 @@ def _code(value, scale, KIND: tl.constexpr, LIMIT: tl.constexpr):
         rounded = (bits + ((1 << (DROPPED - 1)) - 1) + ((bits >> DROPPED) & 1)) >> DROPPED
         normal = rounded - ((127 - BIAS) << MANTISSA)
         # Below the smallest normal number codes count multiples of 2^(1 - BIAS - MANTISSA).
-        subnormal = (size * 2.0 ** (BIAS + MANTISSA - 1) + 12582912.0 - 12582912.0).to(tl.int32)
-        code = tl.where(size < 2.0 ** (1 - BIAS), subnormal, normal)
+        SMALLEST_NORMAL: tl.constexpr = 2.0 ** (1 - BIAS)
+        small = tl.minimum(size, SMALLEST_NORMAL) * 2.0 ** (BIAS + MANTISSA - 1)
+        subnormal = (small + 12582912.0 - 12582912.0).to(tl.int32)
+        code = tl.where(size < SMALLEST_NORMAL, subnormal, normal)
         sign = (clamped.to(tl.int32, bitcast=True) >> 24) & 128
         code = tl.where(quotient != quotient, 127, code | sign)
     return code.to(tl.uint8)

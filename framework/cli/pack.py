@@ -1,0 +1,92 @@
+"""``kernelswap kernels pack``: compiles ahead of time what an engine runs on a GPU, so that its start there compiles nothing.
+
+``python -m framework.cli.pack CONFIG TARGET`` is the child process that compiles; it prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "pack.json"
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    text = "compile an engine's kernels for a GPU that need not be here, into a folder that serves as Triton's cache there"
+    parser = commands.add_parser("pack", help=text, description=text)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE",
+                        help="the engine, as for experiments/serve.py: model=llama-3-8b model.load_format=dummy cache.block_size=64")  # fmt: skip
+    parser.add_argument("--target", default="sm_90", help="architecture, e.g. sm_80, sm_90, gfx942 (default: %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the pack; what is in there already is kept")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the pack, then proves it: a second process that meets other batch sizes must find every kernel in it."""
+    from triton_kernels.aot import TARGETS
+    from triton_kernels.tuning import triton_version
+
+    from ..compose import CONFIG_FILE, compose, save_config
+
+    if arguments.target not in TARGETS:
+        raise ValueError(f"cannot compile for {arguments.target!r}; the targets are {', '.join(TARGETS)}")
+    config = compose(arguments.overrides, Path(__file__).resolve().parents[2] / "conf")
+    folder = arguments.output.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / CONFIG_FILE)
+    packed = compile_into(folder, folder / CONFIG_FILE, arguments.target)
+    proof = compile_into(folder, folder / CONFIG_FILE, arguments.target, probe=True)
+    manifest = {
+        "target": arguments.target, "triton": triton_version(), "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "overrides": arguments.overrides, "kernels": sorted(set(packed["compiled"] + packed["loaded"])),
+        "num_compiled_by_a_second_start": len(proof["compiled"]),
+    }  # fmt: skip
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    total = len(packed["compiled"]) + len(packed["loaded"])
+    print(f"{total} variants of {len(manifest['kernels'])} kernels for {arguments.target}, {len(packed['compiled'])} of them compiled now")
+    print(f"a second start with other batch sizes compiled {len(proof['compiled'])} and found {len(proof['loaded'])}")
+    print(f"on the GPU, with Triton {manifest['triton']} of Python {manifest['python']}: TRITON_CACHE_DIR={folder}")
+    for name in sorted(set(proof["compiled"])):
+        print(f"not in the pack: a variant of {name} (its arguments specialize on batch sizes)", file=sys.stderr)
+    return 1 if proof["compiled"] else 0
+
+
+def compile_into(folder: Path, config: Path, target: str, probe: bool = False) -> dict[str, Any]:
+    """Runs the child with ``folder`` as Triton's cache: names of the kernels it ``compiled``, and of those it ``loaded``."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(folder)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])])
+    words = [sys.executable, "-m", "framework.cli.pack", str(config), target, *(["--probe"] if probe else [])]
+    done = subprocess.run(words, env=environment, text=True, capture_output=True)
+    if done.returncode != 0:
+        raise ValueError(f"packing for {target} stopped: {done.stderr.strip()[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The child process."""
+    from triton_kernels.aot import compile_only
+    from triton_kernels.compile_counter import CompileCounter
+
+    from ..compose import load_config
+    from ..dry_run import dry_run
+
+    parser = argparse.ArgumentParser(prog="python -m framework.cli.pack")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("target")
+    parser.add_argument("--probe", action="store_true")
+    arguments = parser.parse_args(argv)
+    with CompileCounter() as counter, compile_only(arguments.target):
+        num_steps = dry_run(load_config(arguments.config).engine(), arguments.target, arguments.probe)
+    print(json.dumps({"compiled": counter.compiled, "loaded": counter.loaded, "num_steps": num_steps}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The Triton kernels of quantized products, run by Triton's interpreter and compared with the float64 references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from triton_kernels import conformance
+from triton_kernels.ops import OPS
+from triton_kernels.registry import Registry
+from triton_kernels.spec import Spec
+
+GEMMS = ("gemm_w4a16", "gemm_w8a16", "gemm_int8", "gemm_fp8")
+OTHER_BLOCKS = (
+    ("gemm_w4a16", "tiled", {"block_n": 128}),
+    ("gemm_w4a16", "long_k", {"split_k": 4}),
+    ("gemm_w4a16", "group_32", {"block_m": 32, "split_k": 3}),
+    ("gemm_w8a16", "tiled", {"block_n": 128, "split_k": 2}),
+    ("gemm_w8a16", "eight_bits", {"split_k": 4}),
+    ("gemm_int8", "tiled", {"block_m": 16, "block_n": 16, "split_k": 3}),
+    ("gemm_int8", "long_k", {"split_k": 4}),
+    ("gemm_fp8", "tiled", {"block_m": 16, "block_n": 32, "split_k": 2}),
+    ("gemm_fp8", "blocks", {"block_n": 128}),
+    ("gemm_fp8", "long_blocks", {"split_k": 2}),
+    ("quantize_activation", "int8", {"block": 8}),
+    ("quantize_activation", "e4m3", {"block": 64}),
+    ("quantize_activation", "groups", {"block": 2}),
+)
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.load()
+
+
+def check(registry: Registry, op: str, impl: str, case: str, dtype: torch.dtype, options: dict[str, int] | None = None) -> None:
+    [found] = [c for c in OPS[op].cases if c.name == case]
+    result = conformance.check(registry.ops[op], registry.impls(op)[impl], found, dtype, interpret=True, options=options)
+    assert result.ok and not result.skipped, f"{case}: {result.message}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("op", (*GEMMS, "quantize_activation"))
+def test_every_case_conforms(registry: Registry, op: str, dtype: torch.dtype) -> None:
+    for case in OPS[op].cases:
+        if "bench" not in case.tags:
+            check(registry, op, "triton", case.name, dtype)
+
+
+@pytest.mark.parametrize("op", ["gemm_w4a16", "gemm_w8a16", "gemm_fp8"])
+def test_one_order_of_k_gives_the_same_bits_in_any_batch(registry: Registry, op: str) -> None:
+    for case in ("odd", "tiled"):
+        check(registry, op, "triton_invariant", case, torch.float16)
+
+
+@pytest.mark.parametrize(("op", "case", "options"), OTHER_BLOCKS, ids=str)
+def test_other_blocks_and_splits(registry: Registry, op: str, case: str, options: dict[str, int]) -> None:
+    check(registry, op, "triton", case, torch.float32, options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
+def test_quotients_between_two_codes_are_rounded_to_the_nearest_and_ties_to_even(registry: Registry, dtype: torch.dtype) -> None:
+    """Every code, every midpoint of two codes, and the numbers just beside it; the codes' values are torch's."""
+    codes = torch.arange(128, dtype=torch.uint8)
+    values = codes.view(dtype).float()
+    values = values[values.isfinite()]
+    middle = (values[1:] + values[:-1]) / 2
+    up, down = torch.tensor(torch.inf), torch.tensor(0.0)
+    x = torch.cat((values, middle, torch.nextafter(middle, up), torch.nextafter(middle, down), values[-1:] * 2))
+    index = torch.arange(len(values))
+    even = index[:-1] + index[:-1] % 2
+    expected = torch.cat((index, even, index[1:], index[:-1], index[-1:])).to(torch.uint8)
+    spec = Spec("cpu", "cpu", torch.float32, interpret=True)
+    bound = registry.impls("quantize_activation")["triton"].bind(
+        spec, {"static_scale": torch.ones(1, 1)}, {"out_dtype": dtype, "granularity": "token"}
+    )
+    got, _ = bound(torch.stack((x, -x)))
+    assert torch.equal(got.view(torch.uint8), torch.stack((expected, expected | 128)))
+
+
+def test_every_code_of_eight_bits_is_unpacked_exactly(registry: Registry) -> None:
+    """All 256 codes of each format against the values that torch gives them, through an identity as activations."""
+    for dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2):
+        codes = torch.arange(256, dtype=torch.uint8).view(dtype)
+        codes = codes[codes.float().isfinite()][None]
+        x = torch.eye(codes.shape[1])
+        spec = Spec("cpu", "cpu", torch.float32, True, {"in_features": codes.shape[1], "group_size": codes.shape[1]})
+        bound = registry.impls("gemm_w8a16")["triton"].bind(spec, {"weight": codes, "scales": torch.ones(1, 1)})
+        assert torch.equal(bound(x)[:, 0], codes[0].float()), dtype
