@@ -129,7 +129,8 @@ def select_tasks(
         cases = [case for case in registry.ops[name].cases if _wanted(case, shapes)]
         tasks += [(i, order.index(name), Task(registry.ops[name], case, tuple(contenders))) for i, case in enumerate(cases)]
     if not tasks:
-        raise ValueError(f"no case of {', '.join(chosen)} {'begins with ' + ', '.join(shapes) if shapes else 'is made for benchmarks'}")
+        lack = f"begins with {', '.join(shapes)}" if shapes else "is made for benchmarks"
+        raise ValueError(f"no case of {', '.join(chosen)} {lack}")
     return [task for _, _, task in sorted(tasks, key=lambda entry: entry[:2])]
 
 

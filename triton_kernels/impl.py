@@ -113,7 +113,8 @@ def impl(
     requires   packages that must be importable ("triton" makes it a Triton kernel)
     devices    torch device types it can run on
     options    defaults of what a choice can set: ``splitkv@num_splits:8``
-    tune_space   values of options that tuning tries, in all combinations that a class's ``tune_filter(options, num_tokens)`` lets pass
+    tune_space   values of options that tuning tries, in the combinations that a class's ``tune_filter(options, num_tokens)``
+               lets pass
     """
 
     def decorate(target: Callable[..., Any]) -> Impl:

@@ -167,7 +167,7 @@ def _read(path: Path) -> dict[str, Any]:
         assert isinstance(table["triton"], str)
         _ = [Entry(**entry) for entry in table["entries"]]
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"{path} is no table of tuned options ({type(error).__name__}: {error}): delete it, or tune again") from error
+        raise ValueError(f"{path} is no table of tuned options ({type(error).__name__}: {error}): delete it") from error
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("kernels", nargs="*", metavar="OP[:IMPL[@key:value]]", help="OP means all impls that can run")
     parser.add_argument("--all", action="store_true", help="every op that has cases for it")
     parser.add_argument("--shapes", metavar="NAME,...", default="",
-                        help="cases whose name begins so, e.g. llama-8b,qwen3-30b-a3b (default: all made for benchmarks)")  # fmt: skip
+                        help="cases whose name begins so: llama-8b,qwen3-30b-a3b (default: all for benchmarks)")  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, help="of activations and weights (default: bf16 on a GPU, fp32 on a CPU)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
     parser.add_argument("--reference", action="store_true", help="time the references too (float64, slow)")
@@ -60,13 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
     name = _device_name(device)
     done = {(r["op"], r["case"]) for r in known if (r["dtype"], r["device"]) == (str(dtype).removeprefix("torch."), name)}
     env = _environment()
-    num_measured = 0
-    for rows in measure(tasks, device, dtype, done=done, budget_s=arguments.budget, limit_s=arguments.case_seconds,
-                        tables=TunedTables.load(arguments.tuned)):  # fmt: skip
+    tables = TunedTables.load(arguments.tuned)
+    measured = measure(
+        tasks, device, dtype, done=done, budget_s=arguments.budget, limit_s=arguments.case_seconds, tables=tables
+    )
+    for count, rows in enumerate(measured, 1 + sum(task.key in done for task in tasks)):
         known += [{**row.flat(), **env} for row in rows]
         write_rows(folder / ROWS_FILE, known)
-        num_measured += 1
-        print(f"[{num_measured + len(done)}/{len(tasks)}] {_line(rows)}", flush=True)
+        print(f"[{count}/{len(tasks)}] {_line(rows)}", flush=True)
     print("\n" + table(known))
     if any(row.get("median_us") for row in known):
         draw(known, folder / PLOT_FILE)
@@ -132,7 +134,8 @@ def _line(rows: Sequence[Row]) -> str:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value for key, value in row.items()}
+    """JSON has no infinity (the error of outputs with NaN): null."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def _device_name(device: torch.device) -> str:

@@ -100,8 +100,9 @@ def _show(judged: dict[str, list[Candidate]], target: str) -> None:
 
 
 def _time(
-    op: Op, impl: Impl, tasks: list[Task], judged: dict[str, list[Candidate]], device: torch.device, dtype: torch.dtype, limit_s: float
-) -> list[Entry]:
+    op: Op, impl: Impl, tasks: list[Task], judged: dict[str, list[Candidate]], device: torch.device, dtype: torch.dtype,
+    limit_s: float,
+) -> list[Entry]:  # fmt: skip
     import json
 
     from triton_kernels import tune

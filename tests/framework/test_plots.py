@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_results import write_sweep
+from .test_results import write_sweep
 
 from framework import plots
 from framework.cli import plot as plot_command

@@ -1,4 +1,4 @@
-"""The benchmark: order of work, correctness before speed, what a row says; and the times themselves, of calls whose length is known."""
+"""The benchmark: order of work, correctness before speed, what a row says, and times of calls whose length is known."""
 
 from __future__ import annotations
 

@@ -124,8 +124,8 @@ def test_candidates_are_filtered_few_and_always_the_same() -> None:
 
 def test_gates_drop_candidates_before_they_are_timed() -> None:
     artifact = Artifact(
-        op="linear", impl="", case="64 tokens", dtype="bfloat16", kernel="_matmul_kernel", target="sm_90", triton="3.6.0", config="",
-        num_warps=4, num_stages=3, shared_bytes=65536, registers=128, spills=0, matrix={}, matrix_in_loop={}, wide_loads=16,
+        op="linear", impl="", case="64 tokens", dtype="bfloat16", kernel="_matmul_kernel", target="sm_90", triton="3.6.0",
+        config="", num_warps=4, num_stages=3, shared_bytes=65536, registers=128, spills=0, matrix={}, matrix_in_loop={}, wide_loads=16,
         programs_per_sm=2, explicit_fusion=True, compile_s=0.1,
     )  # fmt: skip
     compiled = [
@@ -149,7 +149,7 @@ def test_the_best_candidate_must_be_right_faster_and_so_in_every_case() -> None:
 
     options = [{"block": block} for block in (1, 2, 3, 4)]
     first = [[row("mine", 100.0), row("mine@block:1", 80.0), row("mine@block:2", 20.0, "wrong"), row("mine@block:3", 50.0)]]
-    second = [[row("mine", 10.0), row("mine@block:1", 9.0), row("mine@block:3", 9.9, "error")], [row("mine", 10.0), row("mine@block:4", 9.9)]]
+    second = [[row("mine", 10.0), row("mine@block:1", 9.0), row("mine@block:3", 9.9, "error")]]
     scores = Scores({"dtype": "bfloat16"})
     add_scores(scores, first, options, BY_TOKENS)
     found = best_entry(scores, BY_TOKENS)

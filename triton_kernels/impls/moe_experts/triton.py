@@ -145,7 +145,8 @@ def tile_config(spec: Spec) -> dict[str, int]:
 @impl(
     "moe_experts", "triton", priority=50, requires=("triton",), flags=Flags(batch_invariant=True),
     options={"block_m": 0, "block_n": 0, "block_k": 0, "num_warps": 0, "num_stages": 0},
-    tune_space={"block_m": (16, 32, 64, 128), "block_n": (32, 64, 128), "block_k": (64, 128), "num_warps": (4, 8), "num_stages": (3, 4)},
+    tune_space={"block_m": (16, 32, 64, 128), "block_n": (32, 64, 128), "block_k": (64, 128), "num_warps": (4, 8),
+                "num_stages": (3, 4)},
 )  # fmt: skip
 class TritonExperts:
     """Options of 0 mean the choice of ``tile_config``; ``block_n`` counts rows of gate (and as many of up), the second
