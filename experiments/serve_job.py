@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from framework.workload import WorkloadConfig, build_workload
 PLOT_FILE = "latency.png"
 
 
-def serve(config: ServeConfig) -> tuple[RunRecord, dict[str, dict[str, Any]], float]:
-    """Builds the engine and serves the workload. Returns the record, what ran, and the seconds that building took."""
+def serve(config: ServeConfig) -> tuple[RunRecord, dict[str, dict[str, Any]], dict[str, float]]:
+    """Builds the engine and serves the workload. Returns the record, what ran, and what the start cost: seconds to build, and
+    kernels that were compiled only while the workload ran."""
     clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     start = time.perf_counter()
     engine = build_engine(config.engine(), clock)
@@ -40,12 +42,22 @@ def serve(config: ServeConfig) -> tuple[RunRecord, dict[str, dict[str, Any]], fl
         # Random tokens: prompts of the workload itself would be found in the prefix cache afterwards.
         warmup = WorkloadConfig(num_requests=config.num_warmup_requests, prompt_tokens=64, output_tokens=8, seed=config.seed + 1)
         run_workload(engine, build_workload(warmup, engine.executor.vocab_size, encode), clock)
-    record = run_workload(engine, workload, clock, progress=True)
+    with _compilations(config) as compiled:
+        record = run_workload(engine, workload, clock, progress=True)
     report = engine.plan_report()
     engine.shutdown()
     if all(request.error for request in record.requests):
         raise ValueError(f"the engine refused every request; the first because: {record.requests[0].error}")
-    return record, report, load_s
+    return record, report, {"load_s": load_s, "num_late_compilations": len(compiled)}
+
+
+def _compilations(config: ServeConfig) -> AbstractContextManager[list[str]]:
+    """Names of the kernels that are compiled inside; a run without a device has none, and needs no torch."""
+    if config.executor.kind != "local":
+        return nullcontext([])
+    from framework.plan import count_compilations
+
+    return count_compilations()
 
 
 def run(folder: Path) -> bool:
@@ -53,12 +65,12 @@ def run(folder: Path) -> bool:
     config = load_config(folder / CONFIG_FILE)
     row = config_columns(config)
     try:
-        record, report, load_s = serve(config)
+        record, report, start = serve(config)
     except Exception as error:
         print(f"error: {error}" if isinstance(error, ValueError) else traceback.format_exc(), file=sys.stderr)
         write_run(folder, {**row, "status": "failed", "error": f"{type(error).__name__}: {error}"})
         return False
-    metrics = {**compute_metrics(record, config.slo), "load_s": load_s}
+    metrics = {**compute_metrics(record, config.slo), **start}
     write_requests(folder, record.requests)
     columns = {f"metric.{name}": value for name, value in metrics.items()}
     write_run(folder, {**row, **plan_columns(report), **columns, **environment(config), "status": "ok", "error": None})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from triton_kernels.attention_meta import AttentionMeta, LayerKV
 
 from .config import EngineConfig
 
-__all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "TargetPlan", "device_model", "fold_overrides", "op_costs"]
+__all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "TargetPlan", "count_compilations", "device_model",
+           "fold_overrides", "op_costs"]  # fmt: skip
 
 
 class BoundKernel:
@@ -122,6 +124,18 @@ class TargetPlan(KernelPlan):
             return super()._bind(impl, spec, weights, params, options)
         op = self.registry.ops[impl.op]
         return lambda *args: op.fake(**weights, **params, **dict(zip(op.call_args, args)))
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[list[str]]:
+    """The names of the kernels that Triton compiles inside, as they come; of a warm engine there are none."""
+    if "triton" not in sys.modules:  # no kernel of the plan is Triton's
+        yield []
+        return
+    from triton_kernels.compile_counter import CompileCounter
+
+    with CompileCounter() as counter:
+        yield counter.compiled
 
 
 def fold_overrides(config: EngineConfig) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.tiny.corpus import SourceFile, is_excluded, is_heldout
 from experiments.tiny.data import WindowStream
-from experiments.tiny.evaluate import is_python, scored_windows
+from experiments.tiny.evaluate import closed_lines, scored_windows
 from experiments.tiny.muon import orthogonalize
 
 ASSETS = Path(__file__).resolve().parents[1] / "framework" / "assets"
@@ -104,13 +104,23 @@ def test_heldout_bits_per_byte(loaded):
 
 
 @torch.inference_mode()
-def test_greedy_continuation_is_not_degenerate(loaded):
-    name, model, tokenizer = loaded
+def test_greedy_continuation_is_not_degenerate():
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float32)
     prompt = tokenizer("class Reader:\n    def __init__(self, path):\n", return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=48, do_sample=False)
     new = output[0, prompt.input_ids.shape[1] :].tolist()
-    assert len(set(new)) >= (12 if name == "tiny" else 8)
+    assert len(set(new)) >= 12
     assert "self" in tokenizer.decode(new)
+
+
+@torch.inference_mode()
+def test_draft_often_agrees_with_main():
+    tokens = AutoTokenizer.from_pretrained(ASSETS / "tiny")(stdlib_file("fileinput.py").text).input_ids
+    window = torch.tensor([tokens[:CONTEXT]])
+    models = [AutoModelForCausalLM.from_pretrained(ASSETS / name, dtype=torch.float32) for name in NAMES]
+    main, draft = (model(window).logits.argmax(-1) for model in models)
+    assert (main == draft).float().mean() > 0.4
 
 
 def test_corpus_rules():
@@ -151,17 +161,17 @@ def test_orthogonalize(shape):
 
 
 @pytest.mark.parametrize(
-    ("text", "more", "verdict"),
+    ("text", "lines"),
     [
-        ("x = [1]\nun'finished", "", (True, True)),
-        ("x = [1,\n     2,\n", "", (False, False)),
-        ("x = [1,\n     2,\n", "     3]\n", (True, False)),
-        ("x = [1,\n     2,\n", "     3)\n", (False, False)),
-        ('def f():\n    """Doc\n', '    more\n    """\n    x = \'', (True, False)),
-        ("x = [1)\n", "", (False, False)),
-        ("x = 'a\n", "", (False, False)),
-        ("if x:\n        a\n    b\n", "", (False, False)),
+        ("x = [1]\nun'finished", 1),
+        ("y = 1\nx = [1,\n     2,\n", 1),
+        ('def f():\n    """Doc\n', 1),
+        ('"""Doc\n', 0),
+        ("x = [1)\n", None),
+        ("x = 1)\n", None),
+        ("x = 'a\n", None),
+        ("if x:\n        a\n    b\n", None),
     ],
 )
-def test_tokenizability_rule(text, more, verdict):
-    assert is_python(text, text + more) == verdict
+def test_tokenizability_rule(text, lines):
+    assert closed_lines(text) == lines

@@ -100,11 +100,11 @@ def _sampler(subject: Subject, device: torch.device) -> _Sampler:
     start = time.perf_counter()
     subject.calls[0]()
     calls = _enough(subject.calls, time.perf_counter() - start)
+    work = _in_a_row(calls)
 
     def draw() -> float:
         begin = time.perf_counter()
-        for call in calls:
-            call()
+        work()
         return (time.perf_counter() - begin) / len(calls)
 
     return _Sampler(draw, len(calls), "eager")
@@ -127,21 +127,28 @@ def _cuda_sampler(subject: Subject, device: torch.device) -> _Sampler:
             call()
     torch.cuda.current_stream(device).wait_stream(side)
     torch.cuda.synchronize(device)
-    once_s = between_events(subject.calls[0])
-    calls = _enough(subject.calls, once_s)
+    prepare = _captured if subject.capture else _in_a_row
+    pilot = prepare(subject.calls)
+    pilot()
+    calls = _enough(subject.calls, between_events(pilot) / len(subject.calls))
+    work = prepare(calls)
+    work()
+    return _Sampler(lambda: between_events(work) / len(calls), len(calls), "graph" if subject.capture else "eager")
 
+
+def _in_a_row(calls: Sequence[Call]) -> Call:
     def run_all() -> None:
         for call in calls:
             call()
 
-    work: Call = run_all
-    if subject.capture:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run_all()
-        work = graph.replay
-        work()
-    return _Sampler(lambda: between_events(work) / len(calls), len(calls), "graph" if subject.capture else "eager")
+    return run_all
+
+
+def _captured(calls: Sequence[Call]) -> Call:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _in_a_row(calls)()
+    return graph.replay
 
 
 def _enough(calls: Sequence[Call], once_s: float) -> list[Call]:

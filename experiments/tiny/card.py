@@ -75,9 +75,9 @@ TOKENIZE_RULE = """
 Completions: {total} prompts cut from the held-out files (from a top-level definition through the \
 first line of a `def`), {new_tokens} new tokens at temperature {temperature}, prompt and completion \
 cut at the last full line and read by `tokenize`. An exception, an error token or a mismatched \
-bracket fails. Where a bracket or string is open at the cut, the sample goes on to the first line \
-end with nothing open and is judged there; it fails if none comes within as many tokens again. The \
-strict count fails it at once.
+bracket fails. A bracket or string open at the cut is no error by itself, since the token budget \
+may have ended inside it: the text is cut again at the last line end with nothing open. The second \
+row asks that at least one generated line is left by then, the third that nothing was open at all.
 """
 
 
@@ -112,11 +112,12 @@ class TrainingFacts:
 
 def completion_rows(result: Completions, temperature: float) -> str:
     """Table rows that state the share of tokenizable completions."""
-    return (
-        f"| sampled completions (temperature {temperature}) that tokenize as Python "
-        f"| {result.tokenizable} of {result.total} |\n"
-        f"| the same by the strict rule | {result.strict} of {result.total} |\n"
-    )
+    labels = {
+        f"sampled completions (temperature {temperature}) that tokenize as Python": result.tokenizable,
+        "of these, at least one generated line ends with nothing open": result.advanced,
+        "of these, no bracket or string is open at the end": result.closed,
+    }
+    return "".join(f"| {label} | {count} of {result.total} |\n" for label, count in labels.items())
 
 
 def agreement_row(agreement: float) -> str:

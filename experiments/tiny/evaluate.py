@@ -1,10 +1,9 @@
 """Held-out measurements: bits per byte, draft agreement and tokenizable completions.
 
-A completion counts as Python if ``tokenize`` accepts prompt plus completion: an exception, an
-error token or a mismatched bracket is an error.  The text is cut at its last full line.  Where a
-bracket or string is open there, because the token budget ended inside it, the sample goes on
-for at most as many tokens again and is cut at the first line end with nothing open; if none
-comes, the completion fails.  The strict count does not go on.
+Sampled completions are judged by ``tokenize``: an exception, an error token or a mismatched
+bracket is an error.  Prompt plus completion is cut at its last full line.  A bracket or string
+that is open there is no error by itself, because the token budget may have ended inside it: the
+text is cut again at the last line end with nothing open.  Three counts say how much that excuses.
 """
 
 import ast
@@ -15,6 +14,7 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +38,16 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Completions:
-    """How many sampled completions are Python, and by the strict rule."""
+    """Counts of sampled completions; each count includes the one after it.
+
+    ``tokenizable`` ones hold no error.  ``advanced`` ones also end at least one generated line
+    with nothing open.  ``closed`` ones have nothing open at their last full line.
+    """
 
     total: int
     tokenizable: int
-    strict: int
+    advanced: int
+    closed: int
 
 
 def scored_windows(tokens: Sequence[int], context: int) -> Iterator[tuple[Tensor, int]]:
@@ -124,15 +129,15 @@ def complete(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     temperature: float,
-) -> list[tuple[str, str]]:
-    """Prompt plus sampled completion: cut after ``new_tokens`` and after twice as many."""
+) -> list[str]:
+    """Prompt plus sampled completion for every prompt, as text."""
     pad = token_id(tokenizer, PAD)
     width = max(len(prompt) for prompt in prompts)
     inputs = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    output = model.generate(  # type: ignore[misc]
+    output: Any = model.generate(  # type: ignore[misc]
         inputs,
         attention_mask=(inputs != pad).long(),
-        max_new_tokens=2 * new_tokens,
+        max_new_tokens=new_tokens,
         do_sample=True,
         temperature=temperature,
         top_k=0,
@@ -140,8 +145,7 @@ def complete(
         eos_token_id=token_id(tokenizer, EOS),
         pad_token_id=pad,
     )
-    rows = output.tolist()
-    return [(tokenizer.decode(row[: width + new_tokens]), tokenizer.decode(row)) for row in rows]
+    return tokenizer.decode_batch(output.tolist())
 
 
 def tokenize_verdict(text: str) -> Verdict:
@@ -165,16 +169,16 @@ def tokenize_verdict(text: str) -> Verdict:
     return Verdict.VALID
 
 
-def is_python(text: str, continued: str) -> tuple[bool, bool]:
-    """Whether a sample is Python, and by the strict rule; ``continued`` extends ``text``."""
-    lines = continued.split("\n")
-    budget = text.count("\n")
-    for count in range(budget, len(lines)):
+def closed_lines(text: str) -> int | None:
+    """Number of lines up to the last line end with nothing open, or None for an error."""
+    lines = text.split("\n")
+    for count in range(len(lines) - 1, 0, -1):
         verdict = tokenize_verdict("\n".join([*lines[:count], ""]))
-        if verdict is not Verdict.OPEN:
-            valid = verdict is Verdict.VALID
-            return valid, valid and count == budget
-    return False, False
+        if verdict is Verdict.ERROR:
+            return None
+        if verdict is Verdict.VALID:
+            return count
+    return 0
 
 
 def sample_completions(
@@ -188,13 +192,15 @@ def sample_completions(
     temperature: float,
     seed: int,
 ) -> Completions:
-    """Sample completions of held-out prompts and count those that tokenize as Python."""
+    """Sample completions of held-out prompts and count those that are Python."""
     torch.manual_seed(seed)
     prompts = choose_prompts(tokenizer, files, count, prompt_tokens, seed)
-    samples = complete(model, tokenizer, prompts, new_tokens, temperature)
-    verdicts = [is_python(text, continued) for text, continued in samples]
+    texts = complete(model, tokenizer, prompts, new_tokens, temperature)
+    given = [tokenizer.decode(prompt).count("\n") for prompt in prompts]
+    closed = [closed_lines(text) for text in texts]
     return Completions(
         total=count,
-        tokenizable=sum(valid for valid, _ in verdicts),
-        strict=sum(strict for _, strict in verdicts),
+        tokenizable=sum(lines is not None for lines in closed),
+        advanced=sum(lines is not None and lines > start for lines, start in zip(closed, given)),
+        closed=sum(lines == text.count("\n") for lines, text in zip(closed, texts)),
     )

@@ -212,10 +212,10 @@ def _roofline(arguments: argparse.Namespace) -> int:
     kind = COMPUTE_FORMATS.get(op.name, "bf16")
     if kind not in device.flops_s:
         raise ValueError(f"{device.name} has no {kind} products, which {op.name} is made of")
-    calls = [(case.name, case.dims, case.batch.q_lens, case.batch.ctx_lens) for case in serving_cases(op.name)]
-    calls += [(case.name, case.dims, case.q_lens, case.ctx_lens) for case in op.cases if "bench" in case.tags]
+    calls = {case.name: (case.dims, case.batch.q_lens, case.batch.ctx_lens) for case in serving_cases(op.name)}
+    calls |= {case.name: (case.dims, case.q_lens, case.ctx_lens) for case in op.cases if "bench" in case.tags}
     rows = [[f"case ({kind})", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
-    for name, dims, q_lens, ctx_lens in calls:
+    for name, (dims, q_lens, ctx_lens) in calls.items():
         cost = op.cost(dims, q_lens, ctx_lens)
         arithmetic_s, memory_s = cost.flops / device.flops_s[kind], cost.bytes / device.copy_bytes_s
         least_s = max(arithmetic_s, memory_s)

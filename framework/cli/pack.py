@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     }  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     num_compiled, num_found = len(packed["compiled"]), len(packed["loaded"])
-    print(f"{num_compiled + num_found} variants of {len(manifest['kernels'])} kernels for {arguments.target}, {num_compiled} compiled now")
+    print(f"{num_compiled + num_found} variants of {len(manifest['kernels'])} kernels for {arguments.target}, "
+          f"{num_compiled} compiled now")  # fmt: skip
     print(f"a second start with other batch sizes compiled {len(proof['compiled'])} and found {len(proof['loaded'])}")
     print(f"on the GPU, with Triton {manifest['triton']} of Python {manifest['python']}: TRITON_CACHE_DIR={folder}")
     for name in sorted(set(proof["compiled"])):

@@ -85,8 +85,9 @@ EXAMPLES: dict[str, Example] = {
     "llama-linear": Example("LlamaConfig", {**SIZES, **rope("linear", factor=4.0)}, {"rope kind": PLAIN_ROPE}),
     "llama-dynamic": Example("LlamaConfig", {**SIZES, **rope("dynamic", factor=8.0), "max_position_embeddings": 16},
                              {"rope kind": Without({**rope("default"), "max_position_embeddings": 96})}, max_model_len=80),
+    # Of seed 0 the library's own float32 logits are up to 2e-4 from its float64 ones, depending on the number of threads.
     "llama-yarn": Example("LlamaConfig", {**SIZES, **rope("yarn", factor=4.0, original_max_position_embeddings=24)},
-                          {"rope kind": PLAIN_ROPE}),
+                          {"rope kind": PLAIN_ROPE}, seed=1),
     "llama-3.1": Example("LlamaConfig", {
         **SIZES, **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32),
     }, {"rope kind": PLAIN_ROPE}),

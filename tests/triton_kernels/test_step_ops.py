@@ -9,6 +9,7 @@ import torch
 
 from triton_kernels.cases.kv_cache import empty_cache
 from triton_kernels.conformance import relative_error
+from triton_kernels.impls.verify_draft.torch import _draw
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
@@ -140,6 +141,18 @@ def test_verified_tokens_follow_the_target_distribution(certain: bool) -> None:
         assert chi_square(reached, p[row]) < 35.6, f"row {row}"  # 10 degrees of freedom: once in ten thousand
     rate = float(p[0].max() if certain else torch.minimum(p[0], q[0].double()).sum())
     assert abs(float((accepted > 0).float().mean()) - rate) < 4 * (rate * (1 - rate) / num_reqs) ** 0.5
+
+
+@pytest.mark.parametrize("certain", [False, True], ids=["sampled drafts", "certain drafts"])
+def test_drawing_without_a_look_at_the_data_gives_the_same_tokens(certain: bool) -> None:
+    """What runs on a GPU, where picking rows would wait for the device."""
+    generator = torch.Generator().manual_seed(8)
+    scores, rows = 2 * torch.randn(12, 30, generator=generator), torch.tensor([0, 3, 5, 6, 9, 11])
+    drafts, wanted = torch.tensor([4, 7, -1] * 4).int(), torch.tensor([True, True, True, False, True, True])
+    probs = None if certain else torch.softmax(torch.randn(12, 30, generator=generator), -1)
+    seed, position = torch.arange(12) * 77, torch.arange(12)
+    compact, dense = (_draw(scores, drafts, probs, rows, wanted, seed, position, looks) for looks in (True, False))
+    assert torch.equal(compact[wanted], dense[wanted])
 
 
 @pytest.mark.parametrize("name", NAMES)

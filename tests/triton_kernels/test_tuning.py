@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from framework.cli import main
 from triton_kernels.aot import Artifact, Compilation
 from triton_kernels.bench import Row
 from triton_kernels.impl import Impl, impl
+from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
 from triton_kernels.tune import Scores, add_scores, best_entry, candidates, judge
 from triton_kernels.tuning import Entry, Tuned, TunedTables, layer_bucket, save_entries, table_path, triton_version
@@ -93,6 +95,18 @@ def test_a_choice_beats_the_table_and_the_table_the_default(tmp_path: Path) -> N
     assert TunedTables.load("off").lookup(PLAIN, spec) == Tuned()
 
 
+def test_the_matrix_product_takes_tuned_options(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    linear = Registry.load().impls("linear")["triton"]
+    weight = torch.empty(6144, 4096, dtype=torch.bfloat16)
+    save_entries(tmp_path, "linear", "sm_90", [Entry("triton", layer_bucket(SPEC, 64), {"block_m": 64, "num_stages": 5})])
+    tables = TunedTables([tmp_path])
+    assert linear.bind(SPEC, {"weight": weight}, tables=tables).launch(64).num_stages == 5  # type: ignore[attr-defined]
+    fixed = linear.bind(SPEC, {"weight": weight}, options={"num_stages": 2}, tables=tables)
+    assert fixed.launch(64).num_stages == 2 and fixed.launch(64).block_m == 64  # type: ignore[attr-defined]
+    assert fixed.launch(2048) == linear.bind(SPEC, {"weight": weight}, options={"num_stages": 2}).launch(2048)  # type: ignore[attr-defined]
+
+
 def test_tables_of_another_triton_and_options_that_are_gone_are_not_used(tmp_path: Path) -> None:
     path = save_entries(tmp_path, "linear", "sm_90", [entry(64, 64), Entry("mine", layer_bucket(SPEC, 1), {"unroll": 4})])
     assert set(bound(TunedTables([tmp_path])).tuned.by_tokens) == {64}
@@ -125,8 +139,8 @@ def test_candidates_are_filtered_few_and_always_the_same() -> None:
 def test_gates_drop_candidates_before_they_are_timed() -> None:
     artifact = Artifact(
         op="linear", impl="", case="64 tokens", dtype="bfloat16", kernel="_matmul_kernel", target="sm_90", triton="3.6.0",
-        config="", num_warps=4, num_stages=3, shared_bytes=65536, registers=128, spills=0, matrix={}, matrix_in_loop={}, wide_loads=16,
-        programs_per_sm=2, explicit_fusion=True, compile_s=0.1,
+        config="", num_warps=4, num_stages=3, shared_bytes=65536, registers=128, spills=0, matrix={},
+        matrix_in_loop={}, wide_loads=16, programs_per_sm=2, explicit_fusion=True, compile_s=0.1,
     )  # fmt: skip
     compiled = [
         Compilation("linear", f"mine@block:{block}", "64 tokens", "bfloat16", "sm_90", artifacts, refused, error)
@@ -160,3 +174,16 @@ def test_the_best_candidate_must_be_right_faster_and_so_in_every_case() -> None:
     slow = Scores({})
     add_scores(slow, [[row("mine", 10.0), row("mine@block:4", 9.9)]], options, BY_TOKENS)
     assert best_entry(slow, BY_TOKENS) is None, "one percent is noise"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would tune for minutes")
+def test_without_a_gpu_the_command_says_what_is_worth_timing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("triton")
+    words = ["kernels", "tune", "silu_and_mul:triton", "--shapes", "llama-8b", "--candidates", "2", "--output", str(tmp_path)]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "of 2 candidates are worth timing" in out and "no GPU was found" in out and "block:" in out
+    assert not list(tmp_path.iterdir()), "nothing was measured, so nothing is written"
+    assert main(["kernels", "tune", "silu_and_mul"]) == 2 and "OP:IMPL" in capsys.readouterr().err
+    assert main(["kernels", "tune", "silu_and_mul:torch"]) == 2 and "tune_space" in capsys.readouterr().err

@@ -70,7 +70,8 @@ def _case(
     **more: Any,
 ) -> Case:  # fmt: skip
     filled = partial(make, tokens=tokens, features=features, rank=rank, num_adapters=adapters, **more)
-    dims = {"features": features, "rank": rank, "num_adapters": adapters}
+    in_batch = min(adapters, -(-tokens // more.get("runs", 1)))
+    dims = {"features": features, "rank": rank, "num_adapters": in_batch}
     return Case(name, filled, tags, dims, (1,) * tokens, (1,) * tokens)
 
 

@@ -16,14 +16,13 @@ splits are added in a fixed order by a second kernel. Made for weights that are 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from ..devices import by_arch
 from ..spec import Spec
+from ._product_options import Config
 from ._split_k import num_splits, sum_splits
 
 PART = 32
@@ -214,16 +213,6 @@ def group_reasons(in_features: int, group_size: int, block: int) -> list[str]:
     smaller = [size for size in (32, 64) if size < block]
     sizes = ", ".join([*map(str, smaller), f"multiples of {block}"])
     return [f"scales groups of {sizes}, or whole rows, not of {group_size}"]
-
-
-class Config(NamedTuple):
-    """Launch configuration of one product: tokens and weight rows of a tile, and the splits of K."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-    split_k: int
 
 
 def launch_config(num_tokens: int, num_out: int, num_blocks: int, dtype: torch.dtype, arch: str) -> Config:

@@ -11,7 +11,7 @@ order by a second kernel. Other scales, zero points and the bias come last.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -19,6 +19,7 @@ import triton.language as tl
 
 from ..devices import by_arch
 from ..spec import Spec
+from ._product_options import Config
 from ._split_k import num_splits, row_stride, scale_sums, sum_splits
 
 BLOCK_K = 128
@@ -87,16 +88,6 @@ def scaled_kernel(
             stride_x_scale, stride_scale, not BLOCKS, HAS_ZERO, HAS_BIAS,
         )  # fmt: skip
         tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-class Config(NamedTuple):
-    """Launch configuration of one product: tokens and weight rows of a tile (at most 128 and a divisor of it), splits of K."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-    split_k: int
 
 
 def launch_config(num_tokens: int, num_out: int, num_in: int, integer: bool, arch: str) -> Config:

@@ -91,7 +91,7 @@ def gemm_fp8_reference(
     The shapes of the scales say how fine they are:
     per tensor            x_scale [1, 1], scales [1, 1]
     per token x channel   x_scale [M, 1], scales [N, 1]
-    blocks of 128         x_scale [M, ceil(K/128)], scales [ceil(N/128), ceil(K/128)]
+    blocks of 128         x_scale [M, ceil(K/128)], scales [ceil(N/128), ceil(K/128)], where K > 128
     """
     out = spread(x, x_scale, 1) @ spread(weight, scales, FP8_BLOCK if scales.shape[1] > 1 else 1).T
     return (out if bias is None else out + bias.double()).to(out_dtype)

@@ -34,6 +34,8 @@ class ScaledMM:
             reasons.append("takes another float8 format on this device than the contract's")
         elif int(spec.arch.removeprefix("sm_")) < 89:
             reasons.append(f"needs float8 matrix instructions (sm_89 and later), not {spec.arch}")
+        if spec.fact("weight_dtype") == torch.float8_e5m2:
+            reasons.append("has no product of two float8_e5m2 on this device")
         if recipe == "channel" and out_dtype != torch.bfloat16:
             reasons.append(f"gives bfloat16 when it scales channels, not {out_dtype}")
         for name in ("in_features", "out_features"):

@@ -11,6 +11,8 @@ import torch
 
 from ...impl import Flags, impl
 from ...spec import Spec
+from ...tuning import NOT_TUNED, Tuned
+from .._product_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
 from .._scaled_product import ScaledProduct
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -29,16 +31,19 @@ class _FP8(ScaledProduct):
         return reasons
 
 
-@impl("gemm_fp8", "triton", priority=30, requires=("triton",), options={"block_m": 0, "block_n": 0, "split_k": 0})
+@impl("gemm_fp8", "triton", priority=30, requires=("triton",), options=OPTIONS, tune_space=TUNE_SPACE)
 class TritonFP8(_FP8):
-    """Options set to 0 follow ``launch_config``; ``block_n`` divides 128."""
+    tuned_by_tokens = True
+    tune_filter = staticmethod(worth_trying)
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
+    ) -> None:
         super().__init__(spec, weights, params)
-        self.fixed = {name: value for name, value in options.items() if value}
+        self.options = ProductOptions(options, tuned)
 
     def __call__(self, x: torch.Tensor, x_scale: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x, x_scale, None, self.config(x.shape[0])._replace(**self.fixed))
+        return self.multiply(x, x_scale, None, self.options.apply(self.config(x.shape[0]), x.shape[0]))
 
 
 @impl("gemm_fp8", "triton_invariant", priority=5, requires=("triton",), flags=Flags(batch_invariant=True))

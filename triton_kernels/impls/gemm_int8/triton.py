@@ -14,17 +14,22 @@ import torch
 
 from ...impl import Flags, impl
 from ...spec import Spec
+from ...tuning import NOT_TUNED, Tuned
+from .._product_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
 from .._scaled_product import ScaledProduct
 
 
-@impl("gemm_int8", "triton", priority=30, requires=("triton",), flags=Flags(batch_invariant=True),
-      options={"block_m": 0, "block_n": 0, "split_k": 0})  # fmt: skip
+@impl("gemm_int8", "triton", priority=30, requires=("triton",), flags=Flags(batch_invariant=True), options=OPTIONS,
+      tune_space=TUNE_SPACE)  # fmt: skip
 class TritonInt8(ScaledProduct):
-    """Options set to 0 follow ``launch_config``."""
+    tuned_by_tokens = True
+    tune_filter = staticmethod(worth_trying)
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
+    ) -> None:
         super().__init__(spec, weights, params)
-        self.fixed = {name: value for name, value in options.items() if value}
+        self.options = ProductOptions(options, tuned)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -32,4 +37,4 @@ class TritonInt8(ScaledProduct):
         return ["scales channels, not blocks"] if recipe == "block" else []
 
     def __call__(self, x: torch.Tensor, x_scale: torch.Tensor, x_zero: torch.Tensor | None) -> torch.Tensor:
-        return self.multiply(x, x_scale, x_zero, self.config(x.shape[0])._replace(**self.fixed))
+        return self.multiply(x, x_scale, x_zero, self.options.apply(self.config(x.shape[0]), x.shape[0]))

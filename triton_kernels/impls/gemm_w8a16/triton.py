@@ -15,7 +15,9 @@ import torch
 
 from ...impl import Flags, impl
 from ...spec import Spec
+from ...tuning import NOT_TUNED, Tuned
 from .._packed_weights import PackedProduct, group_reasons
+from .._product_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
 
 _KINDS = {
     torch.int8: "uint8",
@@ -47,16 +49,19 @@ class _W8A16(PackedProduct):
         return group_reasons(spec.fact("in_features", 64), spec.fact("group_size", 64), 64)
 
 
-@impl("gemm_w8a16", "triton", priority=30, requires=("triton",), options={"block_m": 0, "block_n": 0, "split_k": 0})
+@impl("gemm_w8a16", "triton", priority=30, requires=("triton",), options=OPTIONS, tune_space=TUNE_SPACE)
 class TritonW8A16(_W8A16):
-    """Options set to 0 follow ``launch_config``; ``block_n`` is a multiple of 64."""
+    tuned_by_tokens = True
+    tune_filter = staticmethod(worth_trying)
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
+    ) -> None:
         super().__init__(spec, weights)
-        self.fixed = {name: value for name, value in options.items() if value}
+        self.options = ProductOptions(options, tuned)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x, self.config(x.shape[0])._replace(**self.fixed))
+        return self.multiply(x, self.options.apply(self.config(x.shape[0]), x.shape[0]))
 
 
 @impl("gemm_w8a16", "triton_invariant", priority=5, requires=("triton",), flags=Flags(batch_invariant=True))

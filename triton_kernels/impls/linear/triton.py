@@ -206,9 +206,12 @@ class TritonLinear(_Linear):
         """Whether options can be any good: no block of tokens far beyond the tokens, K split for few tokens only."""
         return options["block_m"] < 2 * max(num_tokens, 16) and (options["split_k"] == 1 or num_tokens <= 64)
 
+    def launch(self, num_tokens: int) -> Config:
+        """The configuration for so many tokens, tuned and chosen options included."""
+        return self.config(num_tokens)._replace(**{**self.tuned.at(num_tokens), **self.fixed})
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        num_tokens = x.shape[0]
-        return self.multiply(x, self.config(num_tokens)._replace(**{**self.tuned.at(num_tokens), **self.fixed}))
+        return self.multiply(x, self.launch(x.shape[0]))
 
 
 @impl("linear", "triton_invariant", priority=5, requires=("triton",), flags=Flags(batch_invariant=True))

@@ -52,12 +52,16 @@ def _expand_kernel(
 
 @impl(
     "lora_expand", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True),
-    options={"block_m": 16, "block_n": 128, "block_k": 64}, tune_space={"block_m": (16, 32, 64), "block_n": (64, 128, 256)},
+    options={"block_m": 16, "block_n": 0, "block_k": 0}, tune_space={"block_m": (16, 32, 64), "block_n": (64, 128, 256)},
 )  # fmt: skip
 class TritonExpand:
+    """``block_n``, ``block_k``: columns, and ranks per step; 0 means 128 and 64, for float32 64 and 16."""
+
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         self.lora_b, self.start, self.interpret = weights["lora_b"], params.get("start", 0), spec.interpret
-        self.block_m, self.block_n, self.block_k = options["block_m"], options["block_n"], options["block_k"]
+        default = (64, 16) if spec.dtype == torch.float32 else (128, 64)
+        self.block_m = options["block_m"]
+        self.block_n, self.block_k = options["block_n"] or default[0], options["block_k"] or default[1]
         assert self.lora_b.stride(2) == 1, "rows of B must be contiguous"
 
     @staticmethod

@@ -68,15 +68,16 @@ def _sum_splits_kernel(
 
 @impl(
     "lora_shrink", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True),
-    options={"block_m": 16, "block_r": 64, "block_k": 128, "split": 512},
+    options={"block_m": 16, "block_r": 64, "block_k": 0, "split": 512},
     tune_space={"block_m": (16, 32, 64), "block_k": (64, 128, 256), "split": (256, 512, 1024)},
 )  # fmt: skip
 class TritonShrink:
-    """``split``: features per program, a multiple of block_k."""
+    """``split``: features per program, a multiple of ``block_k``; a block_k of 0 means 128, for float32 32."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         self.lora_a, self.scale, self.interpret = weights["lora_a"], weights["scale"], spec.interpret
-        self.block_m, self.block_r, self.block_k, self.split = (options[k] for k in ("block_m", "block_r", "block_k", "split"))
+        self.block_m, self.block_r, self.split = options["block_m"], options["block_r"], options["split"]
+        self.block_k = options["block_k"] or (32 if spec.dtype == torch.float32 else 128)
         if self.split % self.block_k:
             raise ValueError(f"lora_shrink: split={self.split} is no multiple of block_k={self.block_k}")
         assert self.lora_a.stride(2) == 1, "rows of A must be contiguous"

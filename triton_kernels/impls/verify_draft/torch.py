@@ -48,7 +48,8 @@ def verify_draft_torch(
 
     last = (first + accepted).clamp_max(num_rows - 1)  # the row that decides what follows the accepted drafts
     decides = (first + accepted < cu_rows[1:]) & alive[last]
-    drawn = _draw(scores, draft_ids, draft_probs, last, decides & ~greedy[last], seed[slot], position)
+    compact = logits.device.type == "cpu"
+    drawn = _draw(scores, draft_ids, draft_probs, last, decides & ~greedy[last], seed[slot], position, compact)
     chosen = torch.where(greedy[last], best[last], drawn).int()
     # Requests that decide nothing write into a row of their own.
     padded = torch.nn.functional.pad(tokens, (0, 1))
@@ -70,13 +71,14 @@ def _draw(
     wanted: torch.Tensor,
     seed: torch.Tensor,
     position: torch.Tensor,
+    compact: bool,
 ) -> torch.Tensor:
-    """One token int64 [R] from each of the rows [R]: from p in a bonus row, else from what p has more than the draft's q."""
+    """One token int64 [R] from each of the rows [R] that is wanted: from p in a bonus row, else from what p has more than the
+    draft's q. ``compact``: look at the data, and work on the rows that are wanted only."""
     out = torch.zeros_like(rows)
-    on_cpu = rows.device.type == "cpu"
     for stream in (STREAM_TARGET, STREAM_RECOVERED):
         mine = wanted & ((draft_ids[rows] < 0) == (stream == STREAM_TARGET))
-        picked = rows[mine] if on_cpu else rows
+        picked = rows[mine] if compact else rows
         if len(picked) == 0:
             continue
         values = scores[picked]
@@ -85,7 +87,7 @@ def _draw(
         quads = torch.arange(-(-values.shape[1] // 4), device=rows.device)
         noise = quad_noise(seed[picked][:, None], position[picked][:, None], stream, quads).flatten(1)
         drawn = (values + noise[:, : values.shape[1]]).argmax(dim=-1)
-        if on_cpu:
+        if compact:
             out[mine] = drawn
         else:
             out = torch.where(mine, drawn, out)
