@@ -128,8 +128,9 @@ def combine_kernel(
     acc = tl.zeros((BLOCK,), tl.float32)
     for choice in tl.static_range(TOP_K):
         local = tl.load(ids + token * TOP_K + choice) - expert_start
-        here = (local >= 0) & (local < NUM_EXPERTS) & (columns < COLUMNS)
-        acc += tl.load(results + (token * TOP_K + choice) * COLUMNS + columns, mask=here, other=0.0).to(tl.float32)
+        written = tl.where((local >= 0) & (local < NUM_EXPERTS), COLUMNS, 0)
+        pointers = results + (token * TOP_K + choice) * COLUMNS + columns
+        acc += tl.load(pointers, mask=columns < written, other=0.0).to(tl.float32)
     tl.store(out + token * COLUMNS + columns, acc.to(out.dtype.element_ty), mask=columns < COLUMNS)
 
 

@@ -63,8 +63,8 @@ def decode_split(
             slope = tl.load(alibi + heads, mask=inside, other=0.0).to(tl.float32)
         sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         if sinks is not None:
-            first = (seq_len > 0) & (split == 0)
-            sink = tl.load(sinks + heads, mask=inside & first, other=float("-inf")).to(tl.float32)
+            rows_with_sink = tl.where((seq_len > 0) & (split == 0), num_rows, 0)
+            sink = tl.load(sinks + heads, mask=rows < rows_with_sink, other=float("-inf")).to(tl.float32)
 
         before = seq_len - num_queries
         last_row = tl.minimum(first_row + BLOCK_M, num_rows) - 1

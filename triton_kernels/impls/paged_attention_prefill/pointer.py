@@ -60,7 +60,8 @@ def prefill_kernel(
         slope = tl.load(alibi + heads, mask=inside, other=0.0).to(tl.float32)
     sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     if sinks is not None:
-        sink = tl.load(sinks + heads, mask=inside & (seq_len > 0), other=float("-inf")).to(tl.float32)
+        rows_with_sink = tl.where(seq_len > 0, num_rows, 0)
+        sink = tl.load(sinks + heads, mask=rows < rows_with_sink, other=float("-inf")).to(tl.float32)
 
     before = seq_len - (end_token - first_token)
     last_row = tl.minimum(first_row + BLOCK_M, num_rows) - 1
