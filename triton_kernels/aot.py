@@ -60,6 +60,7 @@ class Artifact:
     programs_per_sm: int | None
     explicit_fusion: bool
     compile_s: float
+    scalar_spills: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A rule names what it applies to - glob patterns over ``kernel`` (``op:impl/kerne
 activations), ``target`` and ``triton`` (version), all optional - and sets limits; of all rules that apply, the last one
 that sets a limit wins. ``why`` is for the reader. Limits:
 matrix             a family of matrix instructions that must occur inside a loop ("" = none)
-max_spills         as ``Artifact.spills`` counts them
+max_spills         as ``MachineCode.spills`` counts them: bytes of stack, or vector registers
+max_scalar_spills  as ``MachineCode.scalar_spills`` counts them: AMD's scalar registers, which cost no memory access
 max_registers      per thread
 min_wide_loads     loads of 16 bytes per thread, or of tiles
 min_programs_per_sm  programs that fit on a multiprocessor at once
@@ -24,7 +25,9 @@ from .aot import Artifact
 from .devices import by_arch
 
 _SELECTORS = ("kernel", "case", "dtype", "target", "triton")
-_LIMITS = ("matrix", "max_spills", "max_registers", "min_wide_loads", "min_programs_per_sm", "explicit_fusion")
+_LIMITS = (
+    "matrix", "max_spills", "max_scalar_spills", "max_registers", "min_wide_loads", "min_programs_per_sm", "explicit_fusion"
+)  # fmt: skip
 
 Rule = Mapping[str, Any]
 
@@ -61,6 +64,8 @@ def violations(artifact: Artifact, rules: Sequence[Rule]) -> list[str]:
         found.append(f"{artifact.shared_bytes} bytes of shared memory, {device.name} has {device.shared_bytes}")
     if artifact.spills > limit.get("max_spills", artifact.spills):
         found.append(f"spills {artifact.spills}, at most {limit['max_spills']}")
+    if artifact.scalar_spills > limit.get("max_scalar_spills", artifact.scalar_spills):
+        found.append(f"spills {artifact.scalar_spills} scalar registers, at most {limit['max_scalar_spills']}")
     if artifact.registers > limit.get("max_registers", artifact.registers):
         found.append(f"{artifact.registers} registers, at most {limit['max_registers']}")
     if artifact.wide_loads < limit.get("min_wide_loads", 0):

@@ -24,7 +24,8 @@ class MachineCode:
     """Numbers of one kernel.
 
     registers       32-bit registers per thread (AMD: vector registers, accumulation registers included)
-    spills          NVIDIA: bytes of stack per thread; AMD: spilled registers
+    spills          what goes to memory. NVIDIA: bytes of stack per thread; AMD: spilled vector registers
+    scalar_spills   AMD: spilled scalar registers, which go to lanes of vector registers
     matrix          matrix instructions by family
     matrix_in_loop  those of them that lie inside a loop
     wide_loads      instructions that load 16 bytes per thread, or a tile, from global memory
@@ -32,6 +33,7 @@ class MachineCode:
 
     registers: int
     spills: int
+    scalar_spills: int
     matrix: dict[str, int]
     matrix_in_loop: dict[str, int]
     wide_loads: int
@@ -58,7 +60,7 @@ def _read_cubin(cubin: bytes) -> MachineCode:
         target = re.search(r"0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
         if target is not None and int(target[1], 16) < at:
             loops.append((int(target[1], 16), at))
-    return _summarize([(at, opcode) for at, opcode, _ in code], loops, int(usage[1]), int(usage[2]))
+    return _summarize([(at, opcode) for at, opcode, _ in code], loops, int(usage[1]), int(usage[2]), 0)
 
 
 def _read_amdgcn(text: str) -> MachineCode:
@@ -77,11 +79,12 @@ def _read_amdgcn(text: str) -> MachineCode:
         found = re.search(rf"\.{name}:\s+(\d+)", text)
         return int(found[1]) if found else 0
 
-    spills = number("vgpr_spill_count") + number("sgpr_spill_count")
-    return _summarize(code, loops, number("vgpr_count"), spills)
+    return _summarize(code, loops, number("vgpr_count"), number("vgpr_spill_count"), number("sgpr_spill_count"))
 
 
-def _summarize(code: list[tuple[int, str]], loops: list[tuple[int, int]], registers: int, spills: int) -> MachineCode:
+def _summarize(
+    code: list[tuple[int, str]], loops: list[tuple[int, int]], registers: int, spills: int, scalar_spills: int
+) -> MachineCode:
     matrix: Counter[str] = Counter()
     in_loop: Counter[str] = Counter()
     for at, opcode in code:
@@ -90,4 +93,4 @@ def _summarize(code: list[tuple[int, str]], loops: list[tuple[int, int]], regist
             matrix[family] += 1
             in_loop[family] += any(first <= at <= last for first, last in loops)
     wide = sum(_WIDE_LOAD.match(opcode) is not None for _, opcode in code)
-    return MachineCode(registers, spills, dict(matrix), dict(+in_loop), wide)
+    return MachineCode(registers, spills, scalar_spills, dict(matrix), dict(+in_loop), wide)

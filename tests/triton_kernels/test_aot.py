@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 from framework.cli.kernels import compile_for
 from triton_kernels.aot import Artifact, Compilation
+from triton_kernels.cases.serving import serving_cases
 from triton_kernels.gates import check_gates, load_rules
 from triton_kernels.registry import Registry
 
@@ -27,7 +28,9 @@ def kernels() -> tuple[str, ...]:
 
 @cache
 def compiled(target: str) -> list[Compilation]:
-    return compile_for(target, kernels())
+    """Every serving case on sm_90; on the others the first case of each op, which is enough to see that they compile."""
+    first = {serving_cases(impl.op)[0].name for impl in Registry.load() if impl.is_triton and serving_cases(impl.op)}
+    return compile_for(target, kernels(), cases=() if target == "sm_90" else sorted(first))
 
 
 def artifacts(target: str) -> list[Artifact]:
@@ -106,6 +109,7 @@ PASSING = Artifact(
     ("change", "complaint"),
     [
         ({"spills": 8}, "spills 8"),
+        ({"target": "gfx942", "scalar_spills": 1, "matrix_in_loop": {"v_mfma": 4}, "shared_bytes": 65536}, "spills 1 scalar"),
         ({"shared_bytes": 300_000}, "shared memory"),
         ({"matrix_in_loop": {}}, "no HGMMA inside a loop"),
         ({"matrix_in_loop": {"HMMA": 16}}, "no HGMMA inside a loop"),

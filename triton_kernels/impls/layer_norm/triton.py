@@ -98,7 +98,7 @@ def layer_norm(
     _layer_norm_kernel[(source.num_rows,)](
         source.tensor, added.tensor, weight, bias, out, source.inner, source.stride_outer, source.stride_inner,
         added.stride_outer, added.stride_inner, width, eps, HAS_RESIDUAL=residual is not None,
-        HAS_BIAS=bias is not None, BLOCK=block, ONE_BLOCK=one_block, num_warps=8 if block >= 4096 else 4,
-        enable_fp_fusion=True,
+        HAS_BIAS=bias is not None, BLOCK=block, ONE_BLOCK=one_block,
+        num_warps=max(4, min(16, block // 512)), enable_fp_fusion=True,
     )  # fmt: skip
     return out

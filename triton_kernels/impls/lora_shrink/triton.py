@@ -39,7 +39,7 @@ def _shrink_kernel(
     x_rows = x_ptr + tokens[:, None] * stride_x
     a_rows = a_ptr + adapter.to(tl.int64) * a_adapter + rank[:, None] * a_row
     acc = tl.zeros((BLOCK_M, BLOCK_R), tl.float64 if INTERPRET else tl.float32)
-    for step in tl.range(0, SPLIT, BLOCK_K):
+    for step in tl.range(0, tl.minimum(SPLIT, FEATURES - split * SPLIT), BLOCK_K):
         k = split * SPLIT + step + ks
         x = tl.load(x_rows + k[None, :], mask=inside[:, None] & (k < FEATURES)[None, :], other=0.0)
         a = tl.load(a_rows + k[None, :], mask=(rank < RANK)[:, None] & (k < FEATURES)[None, :], other=0.0)

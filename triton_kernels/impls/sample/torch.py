@@ -49,12 +49,15 @@ def sample(
     stream: int = 0,
 ) -> torch.Tensor:
     slots = row_to_slot.clamp_min(0).long()
-    rows = _Rows(temperature[slots], top_k[slots], top_p[slots], min_p[slots], seed[slots], position)
-    random = rows.temperature != 0
+    heat = temperature[slots]
+    random = heat != 0
     tokens = torch.argmax(logits, dim=-1)  # of NaN, if there is one
-    best = logits.gather(1, tokens[:, None])[:, 0].float() / torch.where(random, rows.temperature, 1.0)
+    best = logits.gather(1, tokens[:, None])[:, 0].float() / torch.where(random, heat, 1.0)
     valid = best.isfinite() & (row_to_slot >= 0)
     random &= valid
+    if logits.device.type == "cpu" and not bool(random.any()):
+        return torch.where(valid, tokens, -1).int()
+    rows = _Rows(heat, top_k[slots], top_p[slots], min_p[slots], seed[slots], position)
     num_rows = max(1, _CHUNK_SCORES // logits.shape[1])
     if logits.device.type != "cpu":
         for start in range(0, len(tokens), num_rows):
