@@ -83,16 +83,19 @@ class Compilation:
 
 def compile_impl(
     op: Op, impl: Impl, target: str, dtype: torch.dtype = torch.bfloat16, *, options: Mapping[str, Any] | None = None,
-    cases: Collection[str] = (),
+    cases: Collection[str] = (), max_cases: int | None = None,
 ) -> list[Compilation]:  # fmt: skip
-    """Compiles what ``impl`` would launch on ``target`` for the op's serving cases (or those named in ``cases``); kernels shared
-    by cases appear once. ``options``: those of a choice; they stand in the result's name of the impl."""
+    """Compiles what ``impl`` would launch on ``target`` for the op's serving cases (or those named in ``cases``), at most
+    ``max_cases`` of those it does not refuse; kernels shared by cases appear once. ``options``: those of a choice; they stand in
+    the result's name of the impl."""
     compiled: list[Compilation] = []
     seen: set[int] = set()
     name = str(Choice(impl.name, options or {}))
     for case in serving_cases(op.name):
         if cases and case.name not in cases:
             continue
+        if sum(not result.refused for result in compiled) == max_cases:
+            break
         result = Compilation(op.name, name, case.name, str(dtype).removeprefix("torch."), target)
         spec, args = _spec_and_args(op, case, target, dtype)
         reasons = impl.unsupported(spec, options)
@@ -214,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("impls", nargs="+", metavar="OP:IMPL[@key:value]")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--case", action="append", default=[])
+    parser.add_argument("--max-cases", type=int)
     parser.add_argument("--plugin", action="append", default=[])
     arguments = parser.parse_args(argv)
     registry = Registry.load(arguments.plugin)
@@ -221,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         op, _, text = name.partition(":")
         choice, dtype = parse_choice(text), getattr(torch, arguments.dtype)
         for result in compile_impl(registry.ops[op], registry.impls(op)[choice.name], arguments.target, dtype,
-                                   options=choice.options, cases=arguments.case):  # fmt: skip
+                                   options=choice.options, cases=arguments.case, max_cases=arguments.max_cases):  # fmt: skip
             print(json.dumps(asdict(result)), flush=True)
 
 

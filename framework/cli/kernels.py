@@ -60,14 +60,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def compile_for(
-    target: str, kernels: Iterable[str], plugins: Iterable[str] = (), dtype: str = "bf16", cases: Iterable[str] = ()
-) -> list[Compilation]:
-    """Compiles ``op:impl`` names (or ``op:impl@key:value``) for a target, for all serving cases or those named, in a child
-    process: it replaces Triton's driver, and must not interpret."""
+    target: str, kernels: Iterable[str], plugins: Iterable[str] = (), dtype: str = "bf16", cases: Iterable[str] = (),
+    max_cases: int | None = None,
+) -> list[Compilation]:  # fmt: skip
+    """Compiles ``op:impl`` names (or ``op:impl@key:value``) for a target, for all serving cases or those named (at most
+    ``max_cases`` per impl), in a child process: it replaces Triton's driver, and must not interpret."""
     from triton_kernels.aot import Compilation
 
     arguments = [target, *kernels, "--dtype", _DTYPES[dtype], *(part for plugin in plugins for part in ("--plugin", plugin)),
-                 *(part for case in cases for part in ("--case", case))]  # fmt: skip
+                 *(part for case in cases for part in ("--case", case)),
+                 *(() if max_cases is None else ("--max-cases", str(max_cases)))]  # fmt: skip
     done = _child("triton_kernels.aot", arguments, interpret=False, capture_output=True)
     if done.returncode != 0:
         raise RuntimeError(f"compiling for {target} stopped with exit code {done.returncode}:\n{done.stderr[-4000:]}")

@@ -47,11 +47,11 @@ def _case(
 
 CASES = (
     _case("one_row", SMALL, 1, 4, 2, 32, 32),
-    _case("neox_tiled", TILED, 37, 5, 3, 80, 80),
+    _case("neox_tiled", TILED, 13, 5, 3, 80, 80),
     _case("neox_partial", SMALL, 7, 4, 1, 48, 20),
     _case("neox_separate", SMALL, 6, 4, 4, 64, 64, fused=False),
     _case("gptj", SMALL, 9, 3, 1, 32, 32, style="gptj"),
-    _case("gptj_partial_tiled", TILED, 35, 4, 2, 96, 66, style="gptj", fused=False),
+    _case("gptj_partial_tiled", TILED, 11, 4, 3, 96, 66, style="gptj", fused=False),
     _case("empty", SMALL, 0, 2, 1, 16, 16),
     *(_case(f"llama-8b_{tokens}", BENCH, tokens, 32, 8, 128, 128) for tokens in (64, 8192)),
 )

@@ -20,13 +20,13 @@ IMPLS = (
 SMALL_BLOCKS = (
     ("linear", {"block_m": 16, "block_n": 16, "block_k": 16}),
     ("linear", {"block_m": 32, "block_n": 32, "block_k": 16, "split_k": 4}),
-    ("embedding", {"block": 8}),
-    ("rms_norm", {"block": 8}),
-    ("layer_norm", {"block": 8}),
+    ("embedding", {"block": 32}),
+    ("rms_norm", {"block": 32}),
+    ("layer_norm", {"block": 32}),
     ("rotary", {"block_heads": 1}),
-    ("silu_and_mul", {"block": 8}),
-    ("gelu_and_mul", {"block": 8}),
-    ("kv_cache_write", {"block_heads": 1}),
+    ("silu_and_mul", {"block": 32}),
+    ("gelu_and_mul", {"block": 32}),
+    ("kv_cache_write", {"block_heads": 2}),
     ("copy_blocks", {"block_rows": 2}),
 )
 
