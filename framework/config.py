@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+CACHE_DTYPES = ("auto", "float32", "float16", "bfloat16")
+
 
 @dataclass
 class ModelConfig:
@@ -41,7 +43,7 @@ class CacheConfig:
     num_blocks        blocks per group; None = from the memory budget
     memory_bytes      memory budget; None = memory_fraction of what is free on a GPU, 1 GiB on a CPU
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
-    dtype             auto (the model's), float32, float16, bfloat16, fp8_e4m3, fp8_e5m2, int8
+    dtype             auto (the model's), float32, float16, bfloat16
     prefix_caching    reuse the blocks of equal prefixes
     check_invariants  verify the manager's books after every operation (slow)
     """
@@ -148,6 +150,7 @@ class EngineConfig:
         _require(
             c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"
         )
+        _require(c.dtype in CACHE_DTYPES, "cache.dtype", c.dtype, "one of " + ", ".join(CACHE_DTYPES))
         _require(0 < c.memory_fraction <= 1, "cache.memory_fraction", c.memory_fraction, "in (0, 1]")
         _require(s.policy in ("fcfs", "priority"), "scheduler.policy", s.policy, "fcfs or priority")
         _require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")

@@ -52,6 +52,7 @@ class KernelPlan:
         if interpret:
             _enable_interpreter()
         from triton_kernels.registry import Registry
+        from triton_kernels.resolve import parse_choice, resolve
         from triton_kernels.spec import Spec, device_arch
         from triton_kernels.tuning import TunedTables
 
@@ -63,6 +64,10 @@ class KernelPlan:
         self.choices = dict(choices)
         self.spec = Spec(device.type, device_arch(device), dtype, interpret)
         self.bound: list[BoundKernel] = []
+        for op, choice in self.choices.items():  # also of ops that this model does not use
+            wish = parse_choice(choice)
+            if wish.name != "auto" and wish.name not in self.registry.impls(op):
+                resolve(self.registry, op, self.spec, wish)
 
     @classmethod
     def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> KernelPlan:

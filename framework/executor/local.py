@@ -30,7 +30,9 @@ class LocalExecutor:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.plan = KernelPlan.from_config(config, device, model_dtype(config.model))
-        self._model = load_model(config.model, self.plan, device, Parallel(), config.cache.block_size, config.seed)
+        self._model = load_model(
+            config.model, self.plan, device, Parallel(), config.cache.block_size, config.seed, config.cache.dtype
+        )
         self.groups = group_layers(self._model.cache_specs())
         self._model.set_groups(self.groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len

@@ -23,8 +23,6 @@ from .rope import Rope
 from .weights import Checkpoint, DummyWeights, Weights
 
 NORMS = ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm")
-CACHE_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
-"""The cache's dtypes that torch calls by another name."""
 
 
 def model_dtype(config: ModelConfig) -> torch.dtype:
@@ -61,7 +59,7 @@ def load_model(
 def _cache_dtype(info: ModelInfo, wish: str) -> tuple[str, torch.dtype]:
     """Name of the cache's dtype and what torch calls it."""
     name = info.dtype if wish == "auto" else wish
-    return name, CACHE_DTYPES.get(name) or getattr(torch, name)
+    return name, getattr(torch, name)
 
 
 def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int) -> Weights:

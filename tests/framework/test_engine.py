@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass, field
 
 import pytest
-from .engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,8 @@ from framework.executor.mirror import Mirror
 from framework.inputs import EngineInput
 from framework.sampling_params import RequestOutputKind, SamplingParams
 from framework.step import NewRequest, StepInput
+
+from .engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
 
 
 @dataclass

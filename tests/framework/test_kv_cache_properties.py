@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-from .engines import MODELS, make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,8 @@ from framework.kv_cache.pool import NULL_BLOCK
 from framework.kv_cache.prefix import extra_keys
 from framework.kv_cache.spec import PagedKV
 from framework.request import Request
+
+from .engines import MODELS, make_request
 
 OPERATIONS, RUNS = 200, 50
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from .engines import MODELS, make_config
 
 from framework.clock import VirtualClock
 from framework.engine import Engine
@@ -17,6 +16,8 @@ from framework.outputs import Logprob, RequestOutput
 from framework.sampling_params import RequestOutputKind, SamplingParams
 from framework.step import StepInput, StepOutput, TokenLogprobs
 from framework.tokenizer import load_tokenizer
+
+from .engines import MODELS, make_config
 
 TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
 DELTA, CUMULATIVE, FINAL_ONLY = RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE, RequestOutputKind.FINAL_ONLY

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from .test_results import write_sweep
 
 from framework import plots
 from framework.cli import plot as plot_command
+
+from .test_results import write_sweep
 
 
 def table(**columns: object) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from .engines import FULL, make_request
 
 from framework.config import SchedulerConfig
 from framework.kv_cache.manager import KVCacheManager
@@ -14,6 +13,8 @@ from framework.policies import make_policy
 from framework.request import Request, Status
 from framework.scheduler import ScheduledStep, Scheduler
 from framework.step import StepOutput
+
+from .engines import FULL, make_request
 
 
 def make_scheduler(num_blocks: int = 1000, block_size: int = 16, max_model_len: int = 2048, **given: Any) -> Scheduler:

@@ -33,7 +33,8 @@ def test_divergence_of_bfloat16_is_that_of_transformers() -> None:
     ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt").input_ids[:, :120]
     with torch.inference_mode():
         exact, theirs = (
-            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()(ids).logits[0] for dtype in (torch.float32, torch.bfloat16)
+            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()(ids).logits[0]
+            for dtype in (torch.float32, torch.bfloat16)
         )
     ours = teacher_forced(build(ModelConfig("tiny", dtype="bfloat16")), [ids[0].tolist()], None, num_decodes=40)[0]
     assert 0 < divergence(exact, ours) <= 1.2 * divergence(exact, theirs)

@@ -41,7 +41,7 @@ def runnable(op: str) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(("op", "name"), IMPLS, ids=":".join)
+@pytest.mark.parametrize(("op", "name"), IMPLS, ids=[":".join(names) for names in IMPLS])
 def test_every_case_conforms(registry: Registry, op: str, name: str, dtype: torch.dtype) -> None:
     impl = registry.impls(op)[name]
     for case in runnable(op):
