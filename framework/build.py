@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .clock import Clock, VirtualClock, WallClock
 from .config import EngineConfig, ModelConfig
 from .inputs import InputProcessor
+from .interpreter import enable_interpreter
 from .models.hub import resolve_model
 from .tokenizer import load_tokenizer
 
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
 def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
     """The engine, with its executor and tokenizer. A simulated executor needs (and gets) a virtual clock."""
+    config.validate()
+    if config.interpret:
+        enable_interpreter()
     from .engine import Engine
     from .plan import fold_overrides
 
-    config.validate()
     fold_overrides(config)
     if clock is None:
         clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()

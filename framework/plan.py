@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ import triton_kernels
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 
 from .config import EngineConfig
+from .interpreter import enable_interpreter
 
 __all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "TargetPlan", "count_compilations", "device_model",
            "fold_overrides", "op_costs"]  # fmt: skip
@@ -50,7 +50,7 @@ class KernelPlan:
     ) -> None:  # fmt: skip
         _check_origin()
         if interpret:
-            _enable_interpreter()
+            enable_interpreter()
         from triton_kernels.registry import Registry
         from triton_kernels.resolve import parse_choice, resolve
         from triton_kernels.spec import Spec, device_arch
@@ -164,13 +164,6 @@ def device_model(name: str) -> Any:
     if name not in DEVICES:
         raise ValueError(f"executor.device={name!r} is not in the device table; it has {', '.join(sorted(DEVICES))}")
     return DEVICES[name]
-
-
-def _enable_interpreter() -> None:
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError("interpret=true must be set before Triton is first imported in a process: start a fresh process, "
-                         "or set TRITON_INTERPRET=1 in its environment")  # fmt: skip
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def _check_origin() -> None:

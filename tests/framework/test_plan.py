@@ -53,3 +53,9 @@ def test_a_wider_cache_is_served_by_kernels_that_can_read_it() -> None:
 def test_a_cache_dtype_that_is_not_available_is_refused() -> None:
     with pytest.raises(ValueError, match=r"cache\.dtype='fp8_e4m3'"):
         LLM(EngineConfig(cache=CacheConfig(dtype="fp8_e4m3")))
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "conf" / "kernels").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_names_kernels_that_exist(file: Path) -> None:
+    choices = dict(line.split(": ") for line in file.read_text().splitlines() if line and not line.startswith("#"))
+    KernelPlan(choices, [], CPU, torch.float32)

@@ -94,6 +94,7 @@ def _scale_and_zero(
     scales_ptr, zeros_ptr, group, num_groups, num_out, n, ZERO: tl.constexpr, HAS_ZEROS: tl.constexpr
 ):
     """Scales, and zero points as f32, of one group for rows n; past the end both are 0."""
+    # A bound, because Triton 3.9's interpreter refuses masks broadcast from a comparison of scalars.
     inside = n < tl.where(group < num_groups, num_out, 0)
     scale = tl.load(scales_ptr + group * num_out + n, mask=inside, other=0.0)
     if HAS_ZEROS:

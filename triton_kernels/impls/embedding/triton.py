@@ -20,6 +20,7 @@ def _embedding_kernel(
     token = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(ids_ptr + token.to(tl.int64) * stride_ids).to(tl.int64) - vocab_start
+    # A bound, because Triton 3.9's interpreter refuses masks broadcast from a comparison of scalars.
     readable = tl.where((row >= 0) & (row < num_local), width, 0)
     values = tl.load(table_ptr + row * stride_table + columns, mask=columns < readable, other=0.0)
     tl.store(out_ptr + token.to(tl.int64) * width + columns, values, mask=columns < width)

@@ -128,6 +128,7 @@ def combine_kernel(
     acc = tl.zeros((BLOCK,), tl.float32)
     for choice in tl.static_range(TOP_K):
         local = tl.load(ids + token * TOP_K + choice) - expert_start
+        # Scalar conditions become bounds, because Triton 3.9's interpreter refuses to broadcast them into masks.
         written = tl.where((local >= 0) & (local < NUM_EXPERTS), COLUMNS, 0)
         pointers = results + (token * TOP_K + choice) * COLUMNS + columns
         acc += tl.load(pointers, mask=columns < written, other=0.0).to(tl.float32)

@@ -60,6 +60,7 @@ def prefill_kernel(
         slope = tl.load(alibi + heads, mask=inside, other=0.0).to(tl.float32)
     sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     if sinks is not None:
+        # A bound: Triton 3.9's interpreter refuses masks broadcast from a comparison of scalars.
         rows_with_sink = tl.where(seq_len > 0, num_rows, 0)
         sink = tl.load(sinks + heads, mask=rows < rows_with_sink, other=float("-inf")).to(tl.float32)
 
