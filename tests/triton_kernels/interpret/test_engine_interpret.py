@@ -7,11 +7,12 @@ from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from triton_kernels.ops import OPS
 
 ARCHITECTURE = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "max_position_embeddings": 64,
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+    "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "max_position_embeddings": 64,
     "initializer_range": 0.3, "tie_word_embeddings": False, "eos_token_id": 1,
 }  # fmt: skip
-TRITON = {op: "triton" for op in OPS} | {"paged_attention_prefill": "pointer", "paged_attention_decode": "splitkv"}
+TRITON = dict.fromkeys(OPS, "triton") | {"paged_attention_prefill": "pointer", "paged_attention_decode": "splitkv"}
 PROMPTS = [{"prompt_token_ids": list(range(20, 20 + n))} for n in (3, 13)]
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=3, detokenize=False, frequency_penalty=1.0, logprobs=1, ignore_eos=True),
