@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ def freeze_garbage() -> None:
     walk it again and again during steps."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # the end of the process is to find it all
 
 
 def build_executor(config: EngineConfig, clock: Clock) -> Executor:
