@@ -175,7 +175,7 @@ def test_no_mixture_of_them_changes_anything(
 def test_fast_kernels_differ_from_the_reference_at_near_ties_only() -> None:
     """A first difference needs a float64 gap of the two tokens below 4 x the measured error of a log-probability."""
     jobs = [
-        (prompt, replace(params, temperature=0, max_tokens=24, frequency_penalty=0)) for prompt, params in some_jobs(24, seed=9)
+        (prompt, replace(params, temperature=0, max_tokens=24, frequency_penalty=0)) for prompt, params in some_jobs(50, seed=9)
     ]
     fast = engine(kernels={}, cache=CacheConfig(block_size=4, num_blocks=400, prefix_caching=True),
                   scheduler=SchedulerConfig(max_num_seqs=16, max_num_batched_tokens=64))  # fmt: skip
@@ -183,7 +183,7 @@ def test_fast_kernels_differ_from_the_reference_at_near_ties_only() -> None:
     assert fast.stats().num_chunked_prefills > 0
     expected = [sample[0] for sample in alone(jobs)]
     differing = [i for i in range(len(jobs)) if got[i] != expected[i]]
-    assert len(differing) <= max(1, 0.02 * len(jobs)), f"{len(differing)} of {len(jobs)} requests differ"
+    assert len(differing) <= 0.02 * len(jobs), f"{len(differing)} of {len(jobs)} requests differ"
     for index in differing:
         common = next(i for i, (a, b) in enumerate(zip(got[index], expected[index])) if a != b)
         prefix = jobs[index][0] + tuple(expected[index][:common])
