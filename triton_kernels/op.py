@@ -32,7 +32,8 @@ class Tolerance:
     ``relative`` maps a dtype to the largest allowed ||out - ref|| / ||ref|| over the whole output (Frobenius norm), with
     inputs rounded to that dtype for both. ``exact`` demands equal bits (copies, integers). Integer outputs are always
     compared exactly, except in rows that ``token_ties`` excuses: it takes the arguments by name and returns bool [R], true
-    where the two best scores, or a score and the border of what is kept, lie within 1e-5 relative.
+    where the two best scores, or a score and the border of what is kept, lie within 1e-5 relative. ``numbers`` turns the
+    list of outputs into what is compared: codes and scales into the numbers that they stand for.
     """
 
     relative: Mapping[torch.dtype, float] = field(
@@ -40,6 +41,7 @@ class Tolerance:
     )
     exact: bool = False
     token_ties: Callable[[Mapping[str, Any]], torch.Tensor] | None = None
+    numbers: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)

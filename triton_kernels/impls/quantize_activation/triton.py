@@ -1,9 +1,7 @@
 """Activations to 8-bit codes, by rows or by groups of 128 of a row.
 
 One program takes a row (or 16 groups of one): the largest absolute value first, in f32, then the codes, from registers when
-the row fits into one block, else by reading it again. Division is IEEE's, and codes are rounded to nearest even by integer
-arithmetic on the bits of the f32 quotient, so that results have the same bits on every target, with or without float8
-conversions. Bound by memory: each element is read once and its code written once.
+the row fits into one block, else by reading it again. Bound by memory: each element is read once and its code written once.
 """
 
 from __future__ import annotations
@@ -17,36 +15,11 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from ...spec import Spec
+from .._codes import LIMITS, code_constants, to_code
 
 GROUP = 128
 GROUPS_PER_PROGRAM = 16
 MAX_BLOCK = 8192
-_LIMITS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
-
-
-@triton.jit
-def _code(value, scale, KIND: tl.constexpr, LIMIT: tl.constexpr):
-    """The code of value / scale as uint8 bits."""
-    quotient = tl.div_rn(value, scale)
-    clamped = tl.minimum(tl.maximum(quotient, -LIMIT), LIMIT)
-    if KIND == "int8":
-        code = (clamped + 12582912.0 - 12582912.0).to(tl.int32)  # adding 1.5 * 2^23 rounds to an integer
-    else:
-        MANTISSA: tl.constexpr = 3 if KIND == "e4m3" else 2
-        BIAS: tl.constexpr = 7 if KIND == "e4m3" else 15
-        DROPPED: tl.constexpr = 23 - MANTISSA
-        size = tl.abs(clamped)
-        bits = size.to(tl.int32, bitcast=True)
-        rounded = (bits + ((1 << (DROPPED - 1)) - 1) + ((bits >> DROPPED) & 1)) >> DROPPED
-        normal = rounded - ((127 - BIAS) << MANTISSA)
-        # Below the smallest normal number codes count multiples of 2^(1 - BIAS - MANTISSA).
-        SMALLEST_NORMAL: tl.constexpr = 2.0 ** (1 - BIAS)
-        small = tl.minimum(size, SMALLEST_NORMAL) * 2.0 ** (BIAS + MANTISSA - 1)
-        subnormal = (small + 12582912.0 - 12582912.0).to(tl.int32)
-        code = tl.where(size < SMALLEST_NORMAL, subnormal, normal)
-        sign = (clamped.to(tl.int32, bitcast=True) >> 24) & 128
-        code = tl.where(quotient != quotient, 127, code | sign)
-    return code.to(tl.uint8)
 
 
 @triton.jit
@@ -66,12 +39,12 @@ def quantize_rows_kernel(
             largest = tl.maximum(largest, tl.abs(more.to(tl.float32)))
         scale = tl.maximum(tl.div_rn(tl.max(largest, axis=0), LIMIT), 1e-10)
         tl.store(scales_ptr + row, scale)
-    tl.store(codes_ptr + row * width + columns, _code(values, scale, KIND, LIMIT), mask=columns < width)
+    tl.store(codes_ptr + row * width + columns, to_code(values, scale, KIND, LIMIT), mask=columns < width)
     if not ONE_BLOCK:
         for start in range(BLOCK, width, BLOCK):
             at = start + columns
             values = tl.load(x_ptr + row * stride_x + at, mask=at < width, other=0.0).to(tl.float32)
-            tl.store(codes_ptr + row * width + at, _code(values, scale, KIND, LIMIT), mask=at < width)
+            tl.store(codes_ptr + row * width + at, to_code(values, scale, KIND, LIMIT), mask=at < width)
 
 
 @triton.jit
@@ -84,7 +57,7 @@ def quantize_groups_kernel(
     values = tl.load(x_ptr + row * stride_x + columns, mask=columns < width, other=0.0).to(tl.float32)
     scales = tl.maximum(tl.div_rn(tl.max(tl.abs(values), axis=1), LIMIT), 1e-10)
     tl.store(scales_ptr + row * num_groups + group, scales, mask=group < num_groups)
-    tl.store(codes_ptr + row * width + columns, _code(values, scales[:, None], KIND, LIMIT), mask=columns < width)
+    tl.store(codes_ptr + row * width + columns, to_code(values, scales[:, None], KIND, LIMIT), mask=columns < width)
 
 
 @impl("quantize_activation", "triton", priority=30, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 0})
@@ -96,13 +69,12 @@ class TritonQuantize:
         self.static_scale = weights.get("static_scale")
         self.by_group = params.get("granularity", "token") == "group" and self.static_scale is None
         self.block = block
-        kind = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}[self.out_dtype]
-        self.constants = {"KIND": kind, "LIMIT": _LIMITS[self.out_dtype]}
+        self.constants = code_constants(self.out_dtype)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         asked = spec.fact("out_dtype", torch.int8)
-        return [] if asked in _LIMITS else [f"makes codes of {', '.join(map(str, _LIMITS))}, not {asked}"]
+        return [] if asked in LIMITS else [f"makes codes of {', '.join(map(str, LIMITS))}, not {asked}"]
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         num_rows, width = x.shape
