@@ -174,19 +174,16 @@ def compare(
     """Violations in the outputs and in the mutated arguments of a run against the reference's, and the largest error.
     ``args`` are the arguments as they were before either run."""
     names = [f"output {i}" for i in range(len(expected))]
+    mutated_names = [f"argument {name}" for name in op.mutates for _ in _tensors(args[name])]
     problems = _differences(got, expected, names)
-    problems += _differences(_mutated(op, got_args), _mutated(op, expected_args), [f"argument {n}" for n in _mutated_names(op, args)])
+    problems += _differences(_mutated(op, got_args), _mutated(op, expected_args), mutated_names)
     if problems:
         return problems, float("inf")
     numbers = op.tolerance.numbers or list
     problems, error = _compare(op, args, numbers(got), numbers(expected), limit, names)
-    more, mutated_error = _compare(op, args, *(_mutated_numbers(op, a) for a in (got_args, expected_args)), limit,
-                                   [f"argument {n}" for n in _mutated_names(op, args)])  # fmt: skip
+    mutated, expected_mutated = _mutated_numbers(op, got_args), _mutated_numbers(op, expected_args)
+    more, mutated_error = _compare(op, args, mutated, expected_mutated, limit, mutated_names)
     return problems + more, max(error, mutated_error)
-
-
-def _mutated_names(op: Op, args: Args) -> list[str]:
-    return [name for name in op.mutates for _ in _tensors(args[name])]
 
 
 def _mutated_numbers(op: Op, args: Args) -> list[torch.Tensor]:
