@@ -49,3 +49,12 @@ class AttentionMeta:
     @property
     def num_reqs(self) -> int:
         return self.seq_lens.shape[0]
+
+    def scratch(self, name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """At least ``size`` elements of ``workspace``, with anything in them: the same memory on every call, until one asks for
+        more."""
+        found: torch.Tensor | None = self.workspace.get(name)
+        if found is None or found.numel() < size:
+            enough = 1 << (size - 1).bit_length()  # so that a growing batch does not allocate in every step
+            found = self.workspace[name] = torch.empty(enough, dtype=dtype, device=self.seq_lens.device)
+        return found

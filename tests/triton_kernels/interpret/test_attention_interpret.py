@@ -165,12 +165,30 @@ def test_work_list_is_rewritten_each_step(registry: Registry) -> None:
     spec = conformance.make_spec(OPS[DECODE], args, torch.float32, torch.device("cpu"), interpret=True)
     bound = conformance.bind(OPS[DECODE], registry.impls(DECODE)["balanced"], spec, args, TILES["balanced"])
     conformance.call(OPS[DECODE], bound, args)
-    scratch = {key: [t.data_ptr() for t in value] for key, value in args["meta"].workspace.items()}
+    scratch = {key: tensor.data_ptr() for key, tensor in args["meta"].workspace.items()}
     args["meta"].seq_lens -= 1
     second = conformance.call(OPS[DECODE], bound, args)
-    assert {key: [t.data_ptr() for t in value] for key, value in args["meta"].workspace.items()} == scratch
+    assert {key: tensor.data_ptr() for key, tensor in args["meta"].workspace.items()} == scratch
     fresh = args | {"meta": replace(args["meta"], workspace={})}
     assert equal_bits(second, run(registry, DECODE, "splitkv", fresh))
+
+
+@pytest.mark.parametrize("name", ["splitkv", "balanced"])
+def test_scratch_grows_with_the_batch_and_stays(registry: Registry, name: str) -> None:
+    """The steps of an engine share one workspace: a batch of one request, then all, then one again."""
+    args = arguments(DECODE, "uneven")
+    one, _ = conformance.take_rows(OPS[DECODE], args, 0, 1)
+    whole = run(registry, DECODE, name, copy.deepcopy(args))
+    alone = run(registry, DECODE, name, copy.deepcopy(one))
+    workspace = one["meta"].workspace
+    args["meta"].workspace = workspace
+    assert equal_bits(run(registry, DECODE, name, one), alone)
+    small = {key: tensor.numel() for key, tensor in workspace.items()}
+    assert equal_bits(run(registry, DECODE, name, args), whole)
+    grown = {key: tensor.data_ptr() for key, tensor in workspace.items()}
+    assert any(workspace[key].numel() > small[key] for key in small)
+    assert equal_bits(run(registry, DECODE, name, one), alone)
+    assert {key: tensor.data_ptr() for key, tensor in workspace.items()} == grown
 
 
 def test_refusals_say_why(registry: Registry) -> None:

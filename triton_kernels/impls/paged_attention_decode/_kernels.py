@@ -181,7 +181,9 @@ class DecodeCall:
         self.num_splits = max_splits(meta, params.window, tiles.chunk)
         self.num_m_blocks = triton.cdiv(meta.max_q * num_heads // num_kv_heads, tiles.block_m)
         self.meta, self.params, self.num_heads, self.dv, self.chunk = meta, params, num_heads, dv, tiles.chunk
-        self.partial, self.partial_lse = _partials(meta, self.num_splits, num_tokens * num_heads, dv, q.device)
+        rows = self.num_splits * num_tokens * num_heads  # partial results [splits, T * Hq, Dv] and log-sums, for all layers
+        self.partial = meta.scratch("decode_partials", rows * dv, torch.float32)
+        self.partial_lse = meta.scratch("decode_partial_lse", rows, torch.float32)
         self.tensors = (q, kv.k, kv.v, kv.k_scale, kv.v_scale, self.out, self.lse, self.partial, self.partial_lse,
                         meta.cu_q, meta.seq_lens, meta.block_table)  # fmt: skip
         self.arguments: dict[str, Any] = dict(
@@ -207,14 +209,3 @@ def max_splits(meta: AttentionMeta, window: int | None, chunk: int) -> int:
     """Upper bound of the splits of any request, from host integers."""
     span = meta.max_seq_len if window is None else min(meta.max_seq_len, window + meta.max_q)
     return max(1, min(MAX_SPLITS.value, triton.cdiv(span, chunk) + (window is not None)))
-
-
-def _partials(
-    meta: AttentionMeta, num_splits: int, num_rows: int, dv: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scratch for partial results f32 [splits, T * Hq, Dv] and log-sums, shared by the layers of a step."""
-    key = f"decode_partials:{num_splits}:{num_rows}:{dv}"
-    if key not in meta.workspace:
-        partial = torch.empty(num_splits, num_rows, dv, dtype=torch.float32, device=device)
-        meta.workspace[key] = partial, torch.empty(num_splits, num_rows, dtype=torch.float32, device=device)
-    return meta.workspace[key]

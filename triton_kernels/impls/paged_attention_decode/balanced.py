@@ -105,21 +105,20 @@ class BalancedDecode:
         return f"balanced:{self.group}:{self.params.window}:{self.tiles.chunk}:{self.tiles.block_m}"
 
     def begin_step(self, meta: AttentionMeta) -> None:
-        """Writes the step's work list (items int32 [n, 3] and their number) into ``meta.workspace``."""
+        """Writes the step's work list into ``meta.workspace``: items int32 [n, 3], and n."""
         chunk, block_m = self.tiles.chunk, self.tiles.block_m
-        if self._key not in meta.workspace:
-            bound = meta.num_reqs * max_splits(meta, self.params.window, chunk) * triton.cdiv(meta.max_q * self.group, block_m)
-            items = torch.empty(bound, 3, dtype=torch.int32, device=meta.cu_q.device)
-            meta.workspace[self._key] = items, torch.empty(1, dtype=torch.int32, device=meta.cu_q.device)
         work_list_kernel[(meta.num_reqs,)](
-            *meta.workspace[self._key], meta.cu_q, meta.seq_lens, self.params.window or 0, meta.num_reqs,
+            *self._work_list(meta), meta.cu_q, meta.seq_lens, self.params.window or 0, meta.num_reqs,
             HAS_WINDOW=self.params.window is not None, GROUP=self.group, BLOCK_M=block_m,
             CHUNK=chunk, BLOCK_R=128, BLOCK_I=64, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
 
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        if self._key not in meta.workspace:
-            self.begin_step(meta)
         call = DecodeCall(q, kv, meta, self.params, self.tiles)
-        balanced_kernel[(self.num_programs,)](*call.tensors, *meta.workspace[self._key], **call.arguments, **self.tiles.launch)
+        balanced_kernel[(self.num_programs,)](*call.tensors, *self._work_list(meta), **call.arguments, **self.tiles.launch)
         return call.combine()
+
+    def _work_list(self, meta: AttentionMeta) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks = triton.cdiv(meta.max_q * self.group, self.tiles.block_m)
+        bound = meta.num_reqs * max_splits(meta, self.params.window, self.tiles.chunk) * blocks
+        return meta.scratch(self._key, 3 * bound, torch.int32), meta.scratch(f"{self._key}:length", 1, torch.int32)
