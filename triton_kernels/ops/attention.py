@@ -15,6 +15,10 @@ import torch
 from ..attention_meta import AttentionMeta, LayerKV
 from ..cases.attention import DECODE_CASES, PREFILL_CASES
 from ..op import Cost, Op
+from .kv_cache import cached_head_bytes
+
+_QUERIES = 1024
+"""Queries that the reference looks at together: bounds the memory of its scores."""
 
 
 def reference(
@@ -41,31 +45,34 @@ def reference(
     lse = torch.full((num_tokens, num_heads), -torch.inf, dtype=torch.float32, device=q.device)
     starts, lengths = meta.cu_q.tolist(), meta.seq_lens.tolist()
     for r, length in enumerate(lengths):
-        rows = slice(starts[r], starts[r + 1])
         num_queries = starts[r + 1] - starts[r]
         if length == 0 or num_queries == 0:
             continue
         keys = _gather(kv.k, kv.k_scale, meta.block_table[r], length)
         values = _gather(kv.v, kv.v_scale, meta.block_table[r], length)
         group = num_heads // keys.shape[1]
-        scores = torch.einsum("qhd,khd->hqk", q[rows].double(), keys.repeat_interleave(group, 1)) * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        distance = torch.arange(length - num_queries, length, device=q.device)[:, None] - torch.arange(length, device=q.device)
-        if alibi is not None:
-            scores = scores - alibi.double()[:, None, None] * distance
-        hidden = torch.zeros_like(distance, dtype=torch.bool)
-        if causal:
-            hidden |= distance < 0
-        if window is not None:
-            hidden |= distance >= window
-        scores = scores.masked_fill(hidden, -torch.inf)
-        total = torch.logsumexp(scores, dim=-1)
-        if sinks is not None:
-            total = torch.logaddexp(total, sinks.double()[:, None].expand_as(total))
-        weights = torch.exp(scores - total[..., None])
-        out[rows] = torch.einsum("hqk,khd->qhd", weights, values.repeat_interleave(group, 1)).to(q.dtype)
-        lse[rows] = total.T.to(torch.float32)
+        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+        for first in range(starts[r], starts[r + 1], _QUERIES):
+            rows = slice(first, min(first + _QUERIES, starts[r + 1]))
+            scores = torch.einsum("qhd,khd->hqk", q[rows].double(), keys) * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            position = torch.arange(rows.start, rows.stop, device=q.device) + (length - starts[r + 1])
+            distance = position[:, None] - torch.arange(length, device=q.device)
+            if alibi is not None:
+                scores = scores - alibi.double()[:, None, None] * distance
+            hidden = torch.zeros_like(distance, dtype=torch.bool)
+            if causal:
+                hidden |= distance < 0
+            if window is not None:
+                hidden |= distance >= window
+            scores = scores.masked_fill(hidden, -torch.inf)
+            total = torch.logsumexp(scores, dim=-1)
+            if sinks is not None:
+                total = torch.logaddexp(total, sinks.double()[:, None].expand_as(total))
+            weights = torch.exp(scores - total[..., None])
+            out[rows] = torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
+            lse[rows] = total.T.to(torch.float32)
     return (out, lse) if return_lse else out
 
 
@@ -93,7 +100,7 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
         else:
             pairs += queries * (context - (queries - 1) / 2)
             keys += context
-    moved = 2 * keys * kv_heads * dim * dims.get("kv_bytes", 2) + 2 * sum(q_lens) * heads * dim * dims.get("act_bytes", 2)
+    moved = 2 * keys * kv_heads * cached_head_bytes(dims) + 2 * sum(q_lens) * heads * dim * dims.get("act_bytes", 2)
     return Cost(4 * heads * dim * pairs, moved)
 
 
