@@ -66,7 +66,8 @@ class SchedulerConfig:
     max_num_batched_tokens  token budget of one step
     chunked_prefill         a prompt may be computed in parts; off: only in one step, as a whole
     max_chunk_tokens        most prompt tokens of one request in one step; 0 = no limit
-    in_flight_steps         steps submitted and not yet committed; 1 = synchronous
+    in_flight_steps         steps submitted and not yet committed; 1 = synchronous, 0 = what suits the executor (2 on a GPU: the next
+                            step is scheduled while one runs)
     """
 
     policy: str = "fcfs"
@@ -74,7 +75,7 @@ class SchedulerConfig:
     max_num_batched_tokens: int = 2048
     chunked_prefill: bool = True
     max_chunk_tokens: int = 0
-    in_flight_steps: int = 1
+    in_flight_steps: int = 0
 
 
 @dataclass
@@ -156,7 +157,7 @@ class EngineConfig:
         _require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")
         _require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
         _require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
-        _require(s.in_flight_steps >= 1, "scheduler.in_flight_steps", s.in_flight_steps, "1 or more")
+        _require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")
         _require(
             self.executor.kind in ("local", "null", "simulated"), "executor.kind", self.executor.kind, "local, null or simulated"
         )

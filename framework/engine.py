@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -45,7 +45,9 @@ class Engine:
         self.manager = KVCacheManager(
             executor.groups, executor.num_blocks, cache.block_size, cache.prefix_caching, cache.check_invariants
         )
-        self.scheduler = Scheduler(config.scheduler, self.manager, executor.max_model_len)
+        self._max_in_flight = config.scheduler.in_flight_steps or executor.in_flight_steps
+        scheduling = replace(config.scheduler, in_flight_steps=self._max_in_flight)
+        self.scheduler = Scheduler(scheduling, self.manager, executor.max_model_len)
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer))
         self._in_flight: deque[Handle] = deque()
         self._num_added = 0
@@ -77,7 +79,7 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Submits steps until enough are in flight, then takes in the oldest. Returns what it brought, finished requests
         included; empty while prompts are computed in parts, or if there is nothing to do."""
-        while len(self._in_flight) < self.config.scheduler.in_flight_steps and (scheduled := self.scheduler.schedule()):
+        while len(self._in_flight) < self._max_in_flight and (scheduled := self.scheduler.schedule()):
             self.processor.scheduled(scheduled, self.clock.now())
             self._in_flight.append(self.executor.submit(scheduled.step_input))
         if not self._in_flight:

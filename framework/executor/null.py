@@ -32,6 +32,8 @@ class NullExecutor:
     shape  None = of the configured model
     """
 
+    in_flight_steps = 1
+
     def __init__(self, config: EngineConfig, shape: ModelShape | None = None) -> None:
         shape = shape or ModelShape.read(config)
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len

@@ -22,12 +22,14 @@ class Executor(Protocol):
     num_blocks  blocks of the pool that all groups draw from, as many as fit the memory budget, the null block included
     vocab_size  size of the model's vocabulary
     max_model_len  longest sequence the model (or the config) allows
+    in_flight_steps  how many steps to have submitted unless the config says: more than 1 where ``submit`` returns at once
     """
 
     groups: tuple[CacheGroup, ...]
     num_blocks: int
     vocab_size: int
     max_model_len: int
+    in_flight_steps: int
 
     def submit(self, step: StepInput) -> Handle:
         """Starts a step; returns at once where the device allows it."""

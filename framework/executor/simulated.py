@@ -33,6 +33,8 @@ class SimulatedExecutor:
     one after the other, so that with several steps in flight the host's time hides behind the device's. Tokens are pseudo-random.
     """
 
+    in_flight_steps = 2
+
     def __init__(self, config: EngineConfig, clock: VirtualClock) -> None:
         from ..plan import device_model, op_costs
 

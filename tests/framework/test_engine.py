@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from framework.engine import EngineStats
 from framework.executor.mirror import Mirror
+from framework.executor.null import NullExecutor
 from framework.inputs import EngineInput
 from framework.sampling_params import RequestOutputKind, SamplingParams
 from framework.step import NewRequest, StepInput
@@ -164,6 +166,19 @@ def test_seeds_are_derived_from_the_engines_seed_and_the_order_of_requests() -> 
 
     first = run(0)
     assert run(0) == first and run(1) != first and len({tuple(tokens) for tokens in first}) == 3
+
+
+@pytest.mark.parametrize(("configured", "depth"), [(0, 3), (1, 1), (2, 2)])
+def test_the_executor_says_how_many_steps_are_in_flight_unless_the_config_does(
+    configured: int, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NullExecutor, "in_flight_steps", 3)
+    engine = make_engine(make_config(in_flight_steps=configured))
+    submitted: list[Any] = []
+    monkeypatch.setattr(engine.executor, "submit", lambda step, submit=engine.executor.submit: submitted.append(step) or submit(step))
+    engine.add_request("a", EngineInput([1, 2]), token_params(max_tokens=8))
+    engine.step()
+    assert len(submitted) == depth
 
 
 def test_aborting_ends_a_request_wherever_it_is() -> None:

@@ -18,7 +18,7 @@ from .engines import FULL, make_request
 
 
 def make_scheduler(num_blocks: int = 1000, block_size: int = 16, max_model_len: int = 2048, **given: Any) -> Scheduler:
-    config = SchedulerConfig(**{"max_num_batched_tokens": 1024, "max_num_seqs": 16, **given})
+    config = SchedulerConfig(**{"max_num_batched_tokens": 1024, "max_num_seqs": 16, "in_flight_steps": 1, **given})
     manager = KVCacheManager(group_layers([FULL]), num_blocks, block_size, prefix_caching=False, check_invariants=True)
     return Scheduler(config, manager, max_model_len)
 
