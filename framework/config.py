@@ -66,8 +66,8 @@ class SchedulerConfig:
     max_num_batched_tokens  token budget of one step
     chunked_prefill         a prompt may be computed in parts; off: only in one step, as a whole
     max_chunk_tokens        most prompt tokens of one request in one step; 0 = no limit
-    in_flight_steps         steps submitted and not yet committed; 1 = synchronous, 0 = what suits the executor (2 on a GPU: the next
-                            step is scheduled while one runs)
+    in_flight_steps         steps submitted and not yet committed; 1 = synchronous, 0 = what suits the executor: 2 on a GPU, so
+                            that the next step is scheduled while one runs
     """
 
     policy: str = "fcfs"

@@ -175,7 +175,8 @@ def test_the_executor_says_how_many_steps_are_in_flight_unless_the_config_does(
     monkeypatch.setattr(NullExecutor, "in_flight_steps", 3)
     engine = make_engine(make_config(in_flight_steps=configured))
     submitted: list[Any] = []
-    monkeypatch.setattr(engine.executor, "submit", lambda step, submit=engine.executor.submit: submitted.append(step) or submit(step))
+    submit = engine.executor.submit
+    monkeypatch.setattr(engine.executor, "submit", lambda step: submitted.append(step) or submit(step))
     engine.add_request("a", EngineInput([1, 2]), token_params(max_tokens=8))
     engine.step()
     assert len(submitted) == depth
