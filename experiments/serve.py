@@ -3,6 +3,7 @@
     python experiments/serve.py                                          one run
     python experiments/serve.py -m workload.rate=4,16 kernels.sample=torch,triton     a sweep: every combination is a run
     python experiments/serve.py -m experiment=chunk_size                 a ready study
+    python experiments/serve.py -m system=kernelswap,transformers        the transformers library on the same requests
 
 Every run happens in a fresh process and leaves run.json, requests.csv and latency.png in its folder; a run that fails leaves
 a run.json with its error. ``kernelswap collect FOLDER`` makes the table, ``kernelswap plot KIND FOLDER`` the figures.

@@ -10,45 +10,101 @@ import sys
 import time
 import traceback
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from framework.build import build_engine, freeze_garbage
+from framework import __version__
+from framework.build import build_engine, freeze_garbage, input_processor
 from framework.clock import VirtualClock, WallClock
 from framework.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.driver import RunRecord, run_workload
 from framework.environment import environment
+from framework.inputs import InputProcessor
 from framework.metrics import compute_metrics
 from framework.report import format_metrics, format_plan
 from framework.results import REQUESTS_FILE, RUN_FILE, config_columns, plan_columns, write_requests, write_run
-from framework.workload import WorkloadConfig, build_workload
+from framework.workload import WorkloadConfig, WorkloadRequest, build_workload
 
 PLOT_FILE = "latency.png"
 
 
-def serve(config: ServeConfig) -> tuple[RunRecord, dict[str, dict[str, Any]], dict[str, float]]:
-    """Builds the engine and serves the workload. Returns the record, what ran, and what the start cost: seconds to build, and
-    kernels that were compiled only while the workload ran."""
+@dataclass(frozen=True)
+class Served:
+    """A run that worked.
+
+    record  what came when
+    plan    which kernel of ours ran per op; empty for another system
+    system  what served: its version, and for another system how it served
+    start   what the start cost: seconds to build, and kernels that were compiled only while the workload ran
+    """
+
+    record: RunRecord
+    plan: dict[str, dict[str, Any]]
+    system: dict[str, str]
+    start: dict[str, float]
+
+
+def serve(config: ServeConfig) -> Served:
+    """Builds the system of the config and serves the workload."""
+    config.validate()
+    served = _serve_with_engine(config) if config.system == "kernelswap" else _serve_with_library(config)
+    requests = served.record.requests
+    if all(request.error for request in requests):
+        raise ValueError(f"{config.system} refused every request; the first because: {requests[0].error}")
+    return served
+
+
+def _serve_with_engine(config: ServeConfig) -> Served:
     clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     start = time.perf_counter()
     engine = build_engine(config.engine(), clock)
     freeze_garbage()
     load_s = time.perf_counter() - start
-    encode = engine.inputs.tokenizer.encode if engine.inputs.tokenizer else None
-    workload = build_workload(config.workload, engine.executor.vocab_size, encode)
-    if config.num_warmup_requests:
-        # Random tokens: prompts of the workload itself would be found in the prefix cache afterwards.
-        warmup = WorkloadConfig(num_requests=config.num_warmup_requests, prompt_tokens=64, output_tokens=8, seed=config.seed + 1)
-        run_workload(engine, build_workload(warmup, engine.executor.vocab_size, encode), clock)
+    workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
+    run_workload(engine, warmup, clock)
     with _compilations(config) as compiled:
         record = run_workload(engine, workload, clock, progress=True)
     report = engine.plan_report()
     engine.shutdown()
-    if all(request.error for request in record.requests):
-        raise ValueError(f"the engine refused every request; the first because: {record.requests[0].error}")
-    return record, report, {"load_s": load_s, "num_late_compilations": len(compiled)}
+    return Served(record, report, {"version": __version__}, {"load_s": load_s, "num_late_compilations": len(compiled)})
+
+
+def _serve_with_library(config: ServeConfig) -> Served:
+    from transformers import __version__ as version  # seconds to import, and not needed to serve with our engine
+
+    from experiments.peers.library import Library
+    from experiments.peers.serving import open_mode, serve_workload
+
+    start = time.perf_counter()
+    library = Library.load(config.engine())
+    inputs = input_processor(config.engine())
+    load_s = time.perf_counter() - start
+    workload, warmup = _workloads(config, library.vocab_size, inputs)
+    start = time.perf_counter()
+    mode = open_mode(library, config, [*workload, *warmup], inputs.eos_token_ids)
+    try:
+        freeze_garbage()
+        load_s += time.perf_counter() - start
+        serve_workload(mode, library, warmup)
+        record = serve_workload(mode, library, workload, progress=True)
+        ran = {"version": version, "mode": mode.mode, "attention": library.attention}
+    finally:
+        mode.close()
+    return Served(record, {}, ran, {"load_s": load_s})
+
+
+def _workloads(config: ServeConfig, vocab_size: int, inputs: InputProcessor) -> tuple[list[WorkloadRequest], list[WorkloadRequest]]:
+    """The requests to measure, and those before them that are not."""
+    encode = inputs.tokenizer.encode if inputs.tokenizer else None
+    workload = build_workload(config.workload, vocab_size, encode)
+    if not config.num_warmup_requests:
+        return workload, []
+    # Random tokens: prompts of the workload itself would be found in the prefix cache afterwards.
+    warmup = WorkloadConfig(num_requests=config.num_warmup_requests, prompt_tokens=64, output_tokens=8, seed=config.seed + 1)
+    return workload, build_workload(warmup, vocab_size, encode)
 
 
 def _compilations(config: ServeConfig) -> AbstractContextManager[list[str]]:
@@ -65,18 +121,20 @@ def run(folder: Path) -> bool:
     config = load_config(folder / CONFIG_FILE)
     row = config_columns(config)
     try:
-        record, report, start = serve(config)
+        served = serve(config)
     except Exception as error:
         print(f"error: {error}" if isinstance(error, ValueError) else traceback.format_exc(), file=sys.stderr)
         write_run(folder, {**row, "status": "failed", "error": f"{type(error).__name__}: {error}"})
         return False
-    metrics = {**compute_metrics(record, config.slo), **start}
-    write_requests(folder, record.requests)
-    columns = {f"metric.{name}": value for name, value in metrics.items()}
-    write_run(folder, {**row, **plan_columns(report), **columns, **environment(config), "status": "ok", "error": None})
+    metrics = {**compute_metrics(served.record, config.slo), **served.start}
+    write_requests(folder, served.record.requests)
+    row |= {"plan.system": config.system} | {f"plan.system.{name}": value for name, value in served.system.items()}
+    row |= plan_columns(served.plan) | {f"metric.{name}": value for name, value in metrics.items()} | environment(config)
+    write_run(folder, {**row, "status": "ok", "error": None})
     _plot(folder)
-    shown = [format_plan(report)] if report else []  # no device, no kernels
-    print("\n\n".join([*shown, format_metrics(metrics), f"{folder}: {RUN_FILE}, {REQUESTS_FILE}, {PLOT_FILE}"]), flush=True)
+    ran = ", ".join([config.system, *(f"{name} {value}" for name, value in served.system.items())])
+    plan = [format_plan(served.plan)] if served.plan else []  # no device, no kernels
+    print("\n\n".join([ran, *plan, format_metrics(metrics), f"{folder}: {RUN_FILE}, {REQUESTS_FILE}, {PLOT_FILE}"]), flush=True)
     return True
 
 

@@ -20,6 +20,8 @@ from .workload import WorkloadConfig
 
 CONFIG_FILE = "config.json"
 """The config of a run, in the run's folder."""
+SYSTEMS = ("kernelswap", "transformers", "transformers_static")
+"""What can serve a workload: our engine, or the transformers library by its continuous batching or by its ``generate``."""
 
 
 @dataclass
@@ -27,13 +29,20 @@ class ServeConfig(EngineConfig):
     """One serving run: an engine, what is asked of it, and by which objectives it is judged.
 
     name                 of the study; its runs are written below outputs/<name>
+    system               what serves: kernelswap, transformers (its continuous batching), transformers_static (its generate)
     num_warmup_requests  served before the measured ones, so that one-time costs are not counted
     """
 
     name: str = "serve"
+    system: str = "kernelswap"
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     slo: SLOConfig = field(default_factory=SLOConfig)
     num_warmup_requests: int = 2
+
+    def validate(self) -> None:
+        super().validate()
+        if self.system not in SYSTEMS:
+            raise ValueError(f"system={self.system!r} cannot work: it must be one of {', '.join(SYSTEMS)}")
 
     def engine(self) -> EngineConfig:
         """The part that the engine is built from."""

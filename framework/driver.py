@@ -64,7 +64,7 @@ class RunRecord:
     prefix_hit_tokens: int = 0
 
 
-class _Arrivals:
+class Arrivals:
     """Requests in the order in which they arrive; in a closed loop the next one is known only when the last one finished."""
 
     def __init__(self, workload: Sequence[WorkloadRequest]) -> None:
@@ -97,7 +97,7 @@ def run_workload(engine: Engine, workload: Sequence[WorkloadRequest], clock: Clo
     """Serves ``workload`` to the end. ``clock`` is the engine's. A request that the engine refuses is recorded with its error.
 
     TTFT counts from the intended arrival, so a request that arrives during a step has waited for that step."""
-    record, arrivals = RunRecord(), _Arrivals(workload)
+    record, arrivals = RunRecord(), Arrivals(workload)
     by_id: dict[str, tuple[int, RequestRecord]] = {}
     before = engine.stats()
     start_s = clock.now()

@@ -60,10 +60,11 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
         "num_refused": len(run.requests) - len(served),
         "num_prompt_tokens": sum(request.num_prompt_tokens for request in served),
         "num_output_tokens": sum(len(request.token_times_s) for request in served),
-        "num_steps": len(run.steps),
-        "num_preemptions": run.num_preemptions,
-        "num_chunked_prefills": run.num_chunked_prefills,
     }
+    if run.steps:
+        metrics["num_steps"] = len(run.steps)
+        metrics["num_preemptions"] = run.num_preemptions
+        metrics["num_chunked_prefills"] = run.num_chunked_prefills
     if run.prefix_query_tokens:
         metrics["prefix_hit_rate"] = run.prefix_hit_tokens / run.prefix_query_tokens
     if not served:

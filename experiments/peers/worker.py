@@ -38,24 +38,23 @@ def kernelswap(model: str, dtype: str, threads: int, kernels: dict[str, str]) ->
 
 def transformers(model: str, dtype: str, threads: int, kernels: dict[str, str]) -> tuple[Generate, str]:
     """The library's ``generate``: one padded batch that runs as long as its longest answer."""
-    import torch
-    from transformers import AutoModelForCausalLM, __version__
+    from transformers import __version__
 
-    torch.set_num_threads(threads)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
-    network.generation_config.eos_token_id = None
+    from experiments.peers.library import Answer, Library
+    from experiments.peers.static import StaticBatches
+    from framework.config import EngineConfig, ModelConfig
+    from framework.workload import SamplingConfig
 
-    @torch.inference_mode()
+    library = Library.load(EngineConfig(model=ModelConfig(model, dtype=dtype), device="cpu", num_threads=threads))
+    batches = StaticBatches(library, SamplingConfig(), eos_ids=())
+
     def generate(workload: Workload) -> list[list[int]]:
-        longest = max(len(ids) for ids, _ in workload)
-        tokens = torch.zeros(len(workload), longest, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, (ids, _) in enumerate(workload):
-            tokens[row, longest - len(ids) :] = torch.tensor(ids)
-            mask[row, longest - len(ids) :] = 1
-        num_new = max(n for _, n in workload)
-        found = network.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=num_new, pad_token_id=0)
-        return [found[row, longest : longest + n].tolist() for row, (_, n) in enumerate(workload)]
+        for index, (ids, num_tokens) in enumerate(workload):
+            batches.add(str(index), ids, num_tokens)
+        answers: list[Answer] = []
+        while len(answers) < len(workload):
+            answers += batches.finished(None)
+        return [answer.token_ids for answer in answers]
 
     return generate, __version__
 

@@ -6,7 +6,9 @@ import argparse
 import datetime
 import json
 import math
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from triton_kernels.bench import Row
+    from triton_kernels.registry import Registry
 
 ROWS_FILE, PLOT_FILE = "bench.json", "roofline.png"
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -36,6 +39,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--case-seconds", type=float, default=5.0, help="time for the samples of a case (default: %(default)s)")
     parser.add_argument("--tuned", default="auto", help="tuned tables: auto, a folder, or off (default: %(default)s)")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with further kernels")
+    parser.add_argument("--peers", type=Path, action="append", default=[], metavar="DIR",
+                        help="further baselines: the .py files in DIR (but those named _...) are loaded as plugins, with "
+                        "DIR first on sys.path, so that a wheel may lie unpacked beside them; what they implement meets the named "
+                        "ops, even where only some impls are named. May be repeated")  # fmt: skip
     folder = parser.add_mutually_exclusive_group()
     folder.add_argument("--output", type=Path, metavar="DIR", default=Path("outputs/kernels"),
                         help="folder for bench.json and roofline.png (default: %(default)s)")  # fmt: skip
@@ -45,6 +52,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures, writes after each case, and prints the table. Exit code 1 if an impl was wrong or failed."""
+    with first_on_path(arguments.peers):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from triton_kernels.bench import run as measure
     from triton_kernels.bench import select_tasks
     from triton_kernels.registry import Registry
@@ -53,23 +65,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.all == bool(arguments.kernels):
         raise ValueError("name what to measure (OP or OP:IMPL), or give --all")
     device, dtype = find_device(arguments.device, arguments.dtype)
-    registry = Registry.load(arguments.plugin)
+    registry = Registry.load([*arguments.plugin, *peer_files(arguments.peers)])
     shapes = [shape for shape in arguments.shapes.split(",") if shape]
-    tasks = select_tasks(registry, arguments.kernels, shapes, arguments.reference)
+    tasks = select_tasks(registry, with_peers(arguments.kernels, registry, arguments.peers), shapes, arguments.reference)
     folder = arguments.resume or arguments.output
     known = read_rows(folder / ROWS_FILE) if arguments.resume else []
     name = _device_name(device)
     done = {(r["op"], r["case"]) for r in known if (r["dtype"], r["device"]) == (str(dtype).removeprefix("torch."), name)}
     env = _environment()
     tables = TunedTables.load(arguments.tuned)
-    measured = measure(
-        tasks, device, dtype, done=done, budget_s=arguments.budget, limit_s=arguments.case_seconds, tables=tables
-    )
+    measured = measure(tasks, device, dtype, done=done, budget_s=arguments.budget, limit_s=arguments.case_seconds, tables=tables)
     for count, rows in enumerate(measured, 1 + sum(task.key in done for task in tasks)):
         known += [{**row.flat(), **env} for row in rows]
         write_rows(folder / ROWS_FILE, known)
         print(f"[{count}/{len(tasks)}] {_line(rows)}", flush=True)
-    print("\n" + table(known))
+    print("\n" + table(known, {failure.source: failure.error for failure in registry.failures}))
     if any(row.get("median_us") for row in known):
         draw(known, folder / PLOT_FILE)
     left = len([task for task in tasks if task.key not in {(row["op"], row["case"]) for row in known}])
@@ -77,7 +87,43 @@ def run(arguments: argparse.Namespace) -> int:
     bad = [row for row in known if row["status"] in ("wrong", "error")]
     for row in bad:
         print(f"{row['status']}: {row['op']}:{row['impl']} ({row['case']}): {row['message']}")
+    for failure in registry.failures:
+        print(f"failed to load {failure.source}: {failure.error}")
     return 1 if bad else 0
+
+
+@contextmanager
+def first_on_path(folders: Sequence[Path]) -> Iterator[None]:
+    """Puts folders at the front of ``sys.path`` for a while. Raises ValueError for one that is none."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"--peers {folder}: there is no such folder; expected one with .py files that hold kernels")
+    before = list(sys.path)
+    sys.path[:0] = [str(folder.resolve()) for folder in folders]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def peer_files(folders: Sequence[Path]) -> list[str]:
+    """The plugins in folders of peers."""
+    return [str(path.resolve()) for folder in folders for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")]
+
+
+def with_peers(kernels: Sequence[str], registry: Registry, folders: Sequence[Path]) -> list[str]:
+    """``kernels``, and for each op of which only some impls are named also those that come from the folders."""
+    files = set(peer_files(folders))
+    whole = {name for name in kernels if ":" not in name}
+    ops = dict.fromkeys(name.partition(":")[0] for name in kernels)
+    peers = [
+        f"{op}:{impl.name}"
+        for op in ops
+        if op not in whole
+        for impl in registry.impls(op).values()
+        if getattr(sys.modules.get(impl.origin), "__file__", None) in files
+    ]
+    return [*kernels, *(name for name in peers if name not in kernels)]
 
 
 def find_device(name: str, dtype: str | None) -> tuple[torch.device, torch.dtype]:
@@ -103,8 +149,9 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     draft.replace(path)
 
 
-def table(rows: Iterable[dict[str, Any]]) -> str:
-    """What was measured, as text: medians with half the distance of the quartiles, rates, and the ratio to each baseline."""
+def table(rows: Iterable[dict[str, Any]], failures: Mapping[str, str] | None = None) -> str:
+    """What was measured, as text: medians with half the distance of the quartiles, rates, and the ratio to each baseline; then what
+    could not be loaded (source -> error)."""
     rows = list(rows)
     lines = [["kernel", "case", "verdict", "us", "+-", "TFLOP/s", "TB/s", "% of ceiling", "bound by", "faster than"]]
     for row in rows:
@@ -118,6 +165,8 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             f"{row['tflops_s']:.3g}", f"{row['tb_s']:.3g}", f"{row['percent_of_ceiling']:.1f}", row["bound_by"],
             " ".join(f"{baseline} {ratio:.2f}x" for baseline, ratio in ratios.items()) or "-",
         ])  # fmt: skip
+    for source, error in (failures or {}).items():
+        lines.append([Path(source).name, "-", "not loaded", *["-"] * 6, error.partition("\n")[0][:60]])
     return format_table(lines)
 
 

@@ -124,31 +124,41 @@ def load_transformers_model(
     """Loads a model, finds out how it attends, and binds its kernels. Raises ValueError with the reason if it cannot work."""
     transformers.AttentionInterface.register(INTERFACE, _attention)
     transformers.AttentionMaskInterface.register(INTERFACE, _no_mask)
+    found = library_config(config, info)
+    if reason := _refusal(found):
+        raise ValueError(f"model {config.name!r} cannot run: {reason}")
+    found._attn_implementation = INTERFACE
+    model = library_model(config, info, found, device, seed)
+    shapes = _probe(config.name, model, device)
+    return TransformersModel(model, info, shapes, plan, block_size, cache_dtype, kv_dtype)
+
+
+def library_config(config: ModelConfig, info: ModelInfo) -> Any:
+    """The library's configuration object of a model."""
     overrides = {k: v for k, v in config.architecture.items() if k != "model_type"}
     if info.folder is None:
-        library_config = transformers.AutoConfig.for_model(info.config["model_type"], **overrides)
-    else:
-        library_config = transformers.AutoConfig.from_pretrained(info.folder, **overrides)
-    if reason := _refusal(library_config):
-        raise ValueError(f"model {config.name!r} cannot run: {reason}")
-    library_config._attn_implementation = INTERFACE
+        return transformers.AutoConfig.for_model(info.config["model_type"], **overrides)
+    return transformers.AutoConfig.from_pretrained(info.folder, **overrides)
+
+
+def library_model(config: ModelConfig, info: ModelInfo, found: Any, device: torch.device, seed: int) -> Any:
+    """The library's model for its configuration ``found``, on the device: random weights with load_format=dummy, else those of the
+    checkpoint. Raises ValueError for a checkpoint that does not fit."""
     dtype = getattr(torch, info.dtype)
     if config.load_format == "dummy":
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
-            model: Any = transformers.AutoModelForCausalLM.from_config(library_config, dtype=dtype)
+            model: Any = transformers.AutoModelForCausalLM.from_config(found, dtype=dtype)
     else:
         assert info.folder is not None
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            info.folder, config=library_config, dtype=dtype, output_loading_info=True
+            info.folder, config=found, dtype=dtype, output_loading_info=True
         )
         model, report = loaded
         if wrong := {key: sorted(map(str, names))[:20] for key, names in report.items() if names}:
             raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {wrong}")
         model.to(device=device)
-    model.eval()
-    shapes = _probe(config.name, model, device)
-    return TransformersModel(model, info, shapes, plan, block_size, cache_dtype, kv_dtype)
+    return model.eval()
 
 
 def _refusal(config: Any) -> str | None:

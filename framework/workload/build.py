@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -46,6 +46,8 @@ def build_workload(config: WorkloadConfig, vocab_size: int, encode: Encode | Non
 
     ``encode`` is the model's tokenizer, None where there is none: then only sources that bring no text work."""
     config.validate()
+    if config.source == "auto":
+        config = replace(config, source="random" if encode is None else "python")
     entries = read_trace(config.path, config.format, config.num_requests) if config.path and config.source == "trace" else None
     num_requests = len(entries) if entries is not None else config.num_requests
     assert num_requests is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-SOURCES = ("random", "python", "trace")
+SOURCES = ("auto", "random", "python", "trace")
 ARRIVALS = ("open", "closed", "trace")
 FORMATS = ("auto", "azure", "mooncake", "spec_bench", "sharegpt")
 
@@ -27,7 +27,8 @@ class SamplingConfig:
 class WorkloadConfig:
     """What is asked of the engine. Two axes: where the requests come from, and when they arrive.
 
-    source          random (token ids), python (prompts cut from the running interpreter's standard library), trace (a file)
+    source          random (token ids), python (prompts cut from the running interpreter's standard library), trace (a file), auto
+                    (python where the model has a tokenizer, else random)
     path, format    of the trace; auto looks into the file. A .gz file is read as it is
     num_requests    how many; None = all of the trace
     seed            of everything random here

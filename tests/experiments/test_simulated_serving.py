@@ -30,7 +30,7 @@ def simulated(workload: WorkloadConfig, max_num_batched_tokens: int = 2048) -> S
 
 
 def metrics(config: ServeConfig) -> dict[str, float]:
-    record, _, _ = serve(config)
+    record = serve(config).record
     return compute_metrics(record, config.slo)
 
 

@@ -39,7 +39,7 @@ def composed(*overrides: str) -> ServeConfig:
 
 def test_the_default_is_the_tiny_model_under_a_poisson_workload() -> None:
     config = composed()
-    assert (config.model.name, config.workload.source, config.workload.rate) == ("tiny", "python", 8)
+    assert (config.model.name, config.workload.source, config.workload.rate) == ("tiny", "auto", 8)
     assert type(config.engine()) is EngineConfig
     config.engine().validate()
     config.workload.validate()
@@ -52,11 +52,17 @@ def test_every_choice_composes(choice: str) -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "reference", "torch", "triton"])
 def test_kernel_choices_name_every_op(choice: str) -> None:
-    own_names = {"paged_attention_prefill": "pointer", "paged_attention_decode": "splitkv"} if choice == "triton" else {}
-    assert composed(f"kernels={choice}").kernels == dict.fromkeys(OPS, choice) | own_names
+    separate = {"qk_norm_rotary_kv_write": "none"}
+    own_names = {
+        "auto": {}, "reference": separate, "torch": separate,
+        "triton": {"paged_attention_prefill": "pointer", "paged_attention_decode": "splitkv",
+                   "rotary": "auto", "kv_cache_write": "auto"},
+    }  # fmt: skip
+    assert composed(f"kernels={choice}").kernels == dict.fromkeys(OPS, choice) | own_names[choice]
 
 
 def test_overrides_reach_their_fields() -> None:
+    assert composed("kernels.qk_norm_rotary_kv_write=none").kernels["qk_norm_rotary_kv_write"] == "none"
     config = composed("kernels.linear=packed@threads:2", "workload.rate=inf", "seed=7", "workload=random", "cache.num_blocks=null")
     assert config.kernels["linear"] == "packed@threads:2"
     assert math.isinf(config.workload.rate)

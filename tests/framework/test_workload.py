@@ -67,6 +67,14 @@ def test_the_same_config_gives_the_same_requests() -> None:
     assert len({r.sampling.seed for r in first}) == 6
 
 
+def test_the_automatic_source_is_text_where_there_is_a_tokenizer() -> None:
+    auto, python, random = (
+        WorkloadConfig(source=source, num_requests=3, prompt_tokens=40) for source in ("auto", "python", "random")
+    )
+    assert build_workload(auto, VOCAB, encode) == build_workload(python, VOCAB, encode)
+    assert build_workload(auto, VOCAB, None) == build_workload(random, VOCAB, None)
+
+
 def test_more_requests_leave_the_first_ones_alone() -> None:
     few = build_workload(WorkloadConfig(num_requests=4), VOCAB, None)
     many = build_workload(WorkloadConfig(num_requests=9), VOCAB, None)
