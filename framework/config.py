@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-CACHE_DTYPES = ("auto", "float32", "float16", "bfloat16")
+from .kv_cache.spec import ELEMENT_BYTES
+
+CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
 
 
 @dataclass
@@ -43,7 +45,8 @@ class CacheConfig:
     num_blocks        blocks per group; None = from the memory budget
     memory_bytes      memory budget; None = memory_fraction of what is free on a GPU, 1 GiB on a CPU
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
-    dtype             auto (the model's), float32, float16, bfloat16
+    dtype             auto (the model's), float32, float16, bfloat16; quantized, with a scale per token and head: float8_e4m3fn,
+                      float8_e5m2, int8
     prefix_caching    reuse the blocks of equal prefixes
     check_invariants  verify the manager's books after every operation (slow)
     """
@@ -121,7 +124,8 @@ class ParallelConfig:
 class EngineConfig:
     """Everything an engine is built from. Picklable; no field refers to a live object.
 
-    kernels    op -> choice (``auto``, an impl's name, or ``name@key:value``); ops left out are ``auto``
+    kernels    op -> choice (``auto``, an impl's name, or ``name@key:value``); ops left out are ``auto``. Of a fused op
+               (``qk_norm_rotary_kv_write``) also ``none``: the ops that it does the work of run instead
     plugins    modules or .py files that hold further impls, loaded in every process
     tuned      where tuned options come from beside the package's tables: auto (what the user tuned), a folder, or off (no tables)
     device     auto, cpu, cuda, cuda:1 ...

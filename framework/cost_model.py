@@ -36,16 +36,19 @@ class CostModel:
 
     costs      op -> its cost function
     kv_bytes   per element of the cache; None = as the model's dtype
+    fused      layers that rotate run ``qk_norm_rotary_kv_write`` in place of the ops that it does the work of
     """
 
     def __init__(self, architecture: Architecture, dtype: str, costs: Mapping[str, CostFunction], device: Device,
-                 config: ExecutorConfig, kv_bytes: int | None = None) -> None:  # fmt: skip
+                 config: ExecutorConfig, kv_bytes: int | None = None, fused: bool = True) -> None:  # fmt: skip
         if _NUMBER_FORMAT[dtype] not in device.flops_s:
             raise ValueError(f"device {device.name} has no ceiling for {dtype}; it has {', '.join(device.flops_s)}")
         self._architecture, self._costs, self._config = architecture, costs, config
         self._peak, self._bandwidth = device.flops_s[_NUMBER_FORMAT[dtype]], device.copy_bytes_s
         self._bytes = _ELEMENT_BYTES[dtype]
         self._kv_bytes = self._bytes if kv_bytes is None else kv_bytes
+        self._fused = fused
+        self._num_groups = len({layer.window for layer in architecture.layers})
         self._layers = Counter((layer.window, layer.moe) for layer in architecture.layers)
         self._shapes: dict[object, LayerShape] = {(layer.window, layer.moe): layer for layer in architecture.layers}
 
@@ -57,6 +60,7 @@ class CostModel:
         arch = self._architecture
         num_tokens = len(decode_lens) + sum(chunk_lens)
         time_s = self._call("embedding", num_tokens, hidden_size=arch.embed_dim)
+        time_s += self._num_groups * self._call("slot_mapping", num_tokens)
         for kind, count in self._layers.items():
             time_s += count * sum(self._layer(self._shapes[kind], num_tokens, decode_lens, chunk_lens, chunk_ctx_lens))
         time_s += self._norm(num_tokens)
@@ -75,9 +79,14 @@ class CostModel:
         q_size = arch.num_heads * arch.head_dim
         yield 2 * self._norm(num_tokens)
         yield self._linear(num_tokens, hidden, q_size + 2 * arch.num_kv_heads * arch.head_dim)
-        if layer.rope is not None:
-            yield self._call("rotary", num_tokens, **heads)
-        yield self._call("kv_cache_write", num_tokens, **heads)
+        if self._fused and layer.rope is not None:
+            yield self._call("qk_norm_rotary_kv_write", num_tokens, **heads)
+        else:
+            for num_heads in (arch.num_heads, arch.num_kv_heads) if arch.family.qk_norm else ():
+                yield self._call("rms_norm", num_tokens, hidden_size=num_heads * arch.head_dim, residual=0)
+            if layer.rope is not None:
+                yield self._call("rotary", num_tokens, **heads)
+            yield self._call("kv_cache_write", num_tokens, **heads)
         window = layer.window or 0
         if decode_lens:
             yield self._time("paged_attention_decode", [1] * len(decode_lens), decode_lens, window=window, **heads)

@@ -10,30 +10,31 @@ import torch
 
 from .forward_batch import ForwardBatch, GroupBatch
 from .models.protocol import Model
-from .plan import AttentionMeta, LayerKV
+from .plan import AttentionMeta, BoundKernel, LayerKV
 from .request_rows import RequestRows
-from .transfer import to_device
+from .transfer import packed_bytes, packed_views, to_device
 
 Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 
 
 class DecodeGraphs:
-    """One recording of the model, from token ids to logits, per batch size; a step takes the smallest that holds its rows.
+    """One recording of the model, from slots in the cache to logits, per batch size; a step takes the smallest that holds its rows.
 
     Inputs lie in buffers that all recordings read. Rows beyond the step's are padding: they belong to the padding slot, have length
     0 and write nowhere, so they touch nothing. ``capture`` records a function and returns its replay; sizes are captured from the
     largest down, so that the smaller ones fit into the memory of the largest.
     """
 
-    def __init__(self, model: Model, caches: list[LayerKV], rows: RequestRows, block_size: int, batch_sizes: list[int],
+    def __init__(self, model: Model, caches: list[LayerKV], rows: RequestRows, slot_mapping: BoundKernel, batch_sizes: list[int],
                  capture: Capture) -> None:  # fmt: skip
-        self._rows, self._block_size, self._sizes = rows, block_size, sorted(set(batch_sizes))
+        self._rows, self._slot_mapping, self._sizes = rows, slot_mapping, sorted(set(batch_sizes))
         largest, device = self._sizes[-1], rows.device
-        self._slots = torch.full((largest,), rows.padding_slot, dtype=torch.int64, device=device)
-        self._positions = torch.zeros(largest, dtype=torch.int64, device=device)
-        self._lengths = torch.zeros(largest, dtype=torch.int32, device=device)
-        self._mappings = [torch.full((largest,), -1, dtype=torch.int64, device=device) for _ in rows.tables]
-        self._tables = [torch.zeros(largest, table.shape[1], dtype=torch.int32, device=device) for table in rows.tables]
+        self._like = [torch.empty(largest, dtype=dtype, device="meta") for dtype in (torch.int64, torch.int64, torch.int32)]
+        self._inputs = torch.zeros(packed_bytes(self._like), dtype=torch.uint8, device=device)
+        self._slots, self._positions, self._lengths = packed_views(self._inputs, self._like)
+        self._slots.fill_(rows.padding_slot)
+        num_groups, _, width = rows.tables.shape
+        self._tables = torch.zeros(num_groups, largest, width, dtype=torch.int32, device=device)
         self._cu_q = torch.arange(largest + 1, dtype=torch.int32, device=device)
         self._replays: dict[int, Callable[[], torch.Tensor]] = {}
         for size in reversed(self._sizes):
@@ -47,31 +48,24 @@ class DecodeGraphs:
         """Logits [R, V] of the tokens at ``positions`` of ``slots``; valid until the next run."""
         count = len(slots)
         size = self._sizes[bisect_left(self._sizes, count)]
-        padding = size - count
-        self._fill(self._slots, np.pad(slots, (0, padding), constant_values=self._rows.padding_slot))
-        self._fill(self._positions, np.pad(positions, (0, padding)))
-        self._fill(self._lengths, np.pad(positions + 1, (0, padding)).astype(np.int32))
-        for table, device_table, mapping in zip(self._rows.tables, self._tables, self._mappings):
-            width = int(positions.max()) // self._block_size + 1
-            blocks = table[slots, :width]
-            self._fill(device_table[:, :width], np.pad(blocks, ((0, padding), (0, 0))))
-            own = table[slots, positions // self._block_size].astype(np.int64) * self._block_size + positions % self._block_size
-            self._fill(mapping, np.pad(own, (0, padding), constant_values=-1))
+        host = torch.zeros(self._inputs.shape, dtype=torch.uint8, pin_memory=self._inputs.is_cuda)
+        own_slots, own_positions, lengths = packed_views(host, self._like)
+        own_slots[:count], own_slots[count:] = torch.from_numpy(slots), self._rows.padding_slot
+        own_positions[:count] = torch.from_numpy(positions)
+        lengths[:count] = torch.from_numpy(positions + 1)
+        self._inputs.copy_(host, non_blocking=True)
+        width = self._rows.table_width(int(positions.max()) + 1)
+        tables = to_device(self._rows.tables[:, slots, :width], self._tables.device)
+        self._tables[:, :count, :width].copy_(tables, non_blocking=True)
         return self._replays[size]()[:count]
-
-    def _fill(self, buffer: torch.Tensor, values: np.ndarray) -> None:
-        buffer[: len(values)].copy_(to_device(values, buffer.device), non_blocking=True)
 
     def _step_of(self, model: Model, caches: list[LayerKV], size: int) -> Callable[[], torch.Tensor]:
         """The function to record: reads the buffers, returns logits [size, V]."""
-        metas = [
-            AttentionMeta(self._cu_q[: size + 1], self._lengths[:size], table[:size], 1, model.max_model_len)
-            for table in self._tables
-        ]
-        groups = [GroupBatch(mapping[:size], meta, None) for mapping, meta in zip(self._mappings, metas)]
-        positions = self._positions[:size]
+        cu_q, positions, lengths = self._cu_q[: size + 1], self._positions[:size], self._lengths[:size]
+        metas = [AttentionMeta(cu_q, lengths, table[:size], 1, model.max_model_len) for table in self._tables]
 
         def step() -> torch.Tensor:
+            groups = [GroupBatch(self._slot_mapping(positions, cu_q, lengths, meta.block_table), meta, None) for meta in metas]
             batch = ForwardBatch(self._rows.tokens[self._slots[:size], positions], positions, size, groups, self._slots[:0])
             model.begin_step(batch)
             return model.logits(model.forward(batch, caches))

@@ -18,7 +18,10 @@ from .config import EngineConfig
 from .interpreter import enable_interpreter
 
 __all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "TargetPlan", "count_compilations", "device_model",
-           "fold_overrides", "op_costs"]  # fmt: skip
+           "fold_overrides", "fusion_wish", "op_costs"]  # fmt: skip
+
+FUSED_OPS = ("qk_norm_rotary_kv_write",)
+"""Ops that do the work of several others in one pass; ``none`` in place of an impl's name means that those run instead."""
 
 
 class BoundKernel:
@@ -66,6 +69,8 @@ class KernelPlan:
         self.bound: list[BoundKernel] = []
         for op, choice in self.choices.items():  # also of ops that this model does not use
             wish = parse_choice(choice)
+            if choice == "none" and op in FUSED_OPS:
+                continue
             if wish.name != "auto" and wish.name not in self.registry.impls(op):
                 resolve(self.registry, op, self.spec, wish)
 
@@ -82,16 +87,46 @@ class KernelPlan:
     ) -> BoundKernel:
         """Binds ``op`` for one layer. ``weights`` and ``params`` are the op's bound arguments; ``facts`` adds what the spec must
         know beyond them (head_dim, page_size, ...). Raises NoKernelError if the choice cannot serve."""
-        from triton_kernels.resolve import resolve
-
         weights, params = dict(weights or {}), dict(params or {})
-        spec = self.spec.with_facts(**self.registry.ops[op].static_facts({**weights, **params}), **(facts or {}))
-        impl, choice = resolve(self.registry, op, spec, self.choices.get(op, "auto"))
+        impl, choice, spec = self._resolve(op, {**weights, **params}, facts)
         tuned = self.tables.lookup(impl, spec).content_hash
         version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
         kernel = BoundKernel(op, impl, str(choice), self._bind(impl, spec, weights, params, choice.options), version)
         self.bound.append(kernel)
         return kernel
+
+    def bind_fused(
+        self,
+        op: str,
+        replaced: Mapping[str, Mapping[str, Any]],
+        weights: Mapping[str, torch.Tensor | None],
+        params: Mapping[str, Any],
+        facts: Mapping[str, Any],
+    ) -> BoundKernel | None:
+        """Binds ``op``, which does the work of the ops in ``replaced`` (with their bound arguments), or returns None if those are
+        to run: as :func:`fusion_wish` says, else if one of them has an impl of higher priority than ``op`` has."""
+        wish = fusion_wish(self.choices, op, replaced)
+        if wish is None:
+            priority = self._resolve(op, {**weights, **params}, facts)[0].priority
+            wish = all(self._resolve(other, bound, facts)[0].priority <= priority for other, bound in replaced.items())
+        return self.bind(op, weights, params, facts) if wish else None
+
+    def check_fused(self, op: str, replaced: Iterable[str]) -> None:
+        """Once a model is bound: raises ValueError if ``op`` was chosen by name and leaves no work to another op that was, too."""
+        bound = {kernel.op for kernel in self.bound}
+        for other in replaced:
+            if op in bound and other not in bound and fusion_wish(self.choices, op, ()) and not _is_auto(self.choices, other):
+                raise ValueError(
+                    f"kernels.{other}={self.choices[other]} would never run: kernels.{op}={self.choices[op]} does its work in "
+                    f"every layer of this model. Set kernels.{other}=auto, or kernels.{op}=none to run the ops one by one."
+                )
+
+    def _resolve(self, op: str, bound: Mapping[str, Any], facts: Mapping[str, Any] | None) -> tuple[Any, Any, Any]:
+        """(impl, choice, spec)."""
+        from triton_kernels.resolve import resolve
+
+        spec = self.spec.with_facts(**{**self.registry.ops[op].static_facts(bound), **(facts or {})})
+        return *resolve(self.registry, op, spec, self.choices.get(op, "auto")), spec
 
     def _bind(self, impl: Any, spec: Any, weights: dict[str, Any], params: dict[str, Any], options: Mapping[str, Any]) -> Any:
         return impl.bind(spec, weights, params, options, self.tables)
@@ -148,6 +183,18 @@ def fold_overrides(config: EngineConfig) -> None:
     from triton_kernels.resolve import active_overrides
 
     config.kernels = {**config.kernels, **active_overrides()}
+
+
+def fusion_wish(choices: Mapping[str, str], op: str, replaced: Iterable[str]) -> bool | None:
+    """Whether the fused ``op`` is to run in place of the ops in ``replaced``: True if it is chosen by name, False if its choice is
+    ``none`` or it is ``auto`` and one of those is chosen by name, None if priorities decide."""
+    if not _is_auto(choices, op):
+        return choices[op] != "none"
+    return None if all(_is_auto(choices, other) for other in replaced) else False
+
+
+def _is_auto(choices: Mapping[str, str], op: str) -> bool:
+    return choices.get(op, "auto").partition("@")[0] == "auto"
 
 
 def op_costs() -> dict[str, Any]:

@@ -8,13 +8,17 @@ import torch
 from .step import StepInput
 from .transfer import to_device
 
+TABLE_COLUMNS = 16
+"""Block tables are a multiple of it wide: kernels are compiled for the divisibility of addresses and strides, and so that of a
+table and of its rows is the same in every step."""
+
 
 class RequestRows:
     """Tokens on the device, block tables and counters on the host.
 
     tokens             int64 [slots + 1, max_model_len + 1] on the device: sampled tokens are written here and the next step reads
                        its inputs from here, so that nothing waits for the host. The last row belongs to padding.
-    tables             per KV group int32 [slots + 1, max_blocks]
+    tables             int32 [KV groups, slots + 1, ``table_width`` of the longest sequence]
     num_computed       int64 [slots + 1]: tokens in the cache
     num_prompt_tokens  int64 [slots + 1]
     """
@@ -22,11 +26,15 @@ class RequestRows:
     def __init__(self, num_slots: int, max_model_len: int, num_groups: int, block_size: int, device: torch.device) -> None:
         self.device, self.padding_slot = device, num_slots
         self.tokens = torch.zeros(num_slots + 1, max_model_len + 1, dtype=torch.int64, device=device)
-        max_blocks = -(-max_model_len // block_size)
-        self.tables = [np.zeros((num_slots + 1, max_blocks), dtype=np.int32) for _ in range(num_groups)]
+        self.block_size = block_size
+        self.tables = np.zeros((num_groups, num_slots + 1, self.table_width(max_model_len)), dtype=np.int32)
         self._num_blocks = [np.zeros(num_slots + 1, dtype=np.int64) for _ in range(num_groups)]
         self.num_computed = np.zeros(num_slots + 1, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(num_slots + 1, dtype=np.int64)
+
+    def table_width(self, num_tokens: int) -> int:
+        """Columns that hold the blocks of ``num_tokens`` tokens."""
+        return -(-num_tokens // (self.block_size * TABLE_COLUMNS)) * TABLE_COLUMNS
 
     def apply(self, step: StepInput) -> None:
         """Takes in the deltas of a step: released rows, new requests, further blocks."""
@@ -46,5 +54,5 @@ class RequestRows:
 
     def _append(self, slot: int, group: int, blocks: list[int]) -> None:
         start = self._num_blocks[group][slot]
-        self.tables[group][slot, start : start + len(blocks)] = blocks
+        self.tables[group, slot, start : start + len(blocks)] = blocks
         self._num_blocks[group][slot] = start + len(blocks)

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
+
+_ALIGNMENT = 16
+"""Bytes. Kernels are compiled for addresses that are multiples of it, and once more for those that are not."""
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A tensor on ``device``; on a GPU the copy is queued behind what runs, from pinned memory."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def all_to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """As ``to_device`` for each, but on a GPU all go in one copy."""
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    if device.type == "cpu":
+        return tensors
+    host = torch.empty(packed_bytes(tensors), dtype=torch.uint8, pin_memory=True)
+    for view, tensor in zip(packed_views(host, tensors), tensors):
+        view.copy_(tensor)
+    return packed_views(host.to(device, non_blocking=True), tensors)
+
+
+def packed_bytes(like: Sequence[torch.Tensor]) -> int:
+    """Size of a buffer that holds tensors like these, each at an aligned address."""
+    return sum(_aligned_bytes(tensor) for tensor in like)
+
+
+def packed_views(buffer: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Contiguous tensors of the dtypes and shapes of ``like`` in a uint8 buffer, one behind the other."""
+    starts = accumulate((_aligned_bytes(tensor) for tensor in like), initial=0)
+    return [buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape) for start, tensor in zip(starts, like)]
+
+
+def _aligned_bytes(tensor: torch.Tensor) -> int:
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 class HostCopy:

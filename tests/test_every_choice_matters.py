@@ -26,6 +26,8 @@ GELU = {**SMALL, "model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"],
         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "hidden_activation": "gelu_pytorch_tanh"}  # fmt: skip
 MOE = {**SMALL, "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "num_experts_per_tok": 2,
        "moe_intermediate_size": 48, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
+RIGHT = {"qk_norm_rotary_kv_write": "torch"}
+"""Choices of ops that ``auto`` may leave to others."""
 MODELS = {"layer_norm": LAYER_NORM, "gelu_and_mul": GELU, "moe_route": MOE, "moe_experts": MOE}
 PROMPTS: list[Any] = [{"prompt_token_ids": list(range(10, 10 + n))} for n in (3, 9, 21)]
 
@@ -49,7 +51,7 @@ def generate(op: str, choice: str) -> list[Any]:
 
 @functools.cache
 def right(op: str) -> list[Any]:
-    return generate(op, "auto")
+    return generate(op, RIGHT.get(op, "auto"))
 
 
 def bound_ops() -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from ..clock import VirtualClock
 from ..config import EngineConfig
 from ..cost_model import CostModel
+from ..kv_cache.spec import ELEMENT_BYTES
 from ..models.architecture import read_model
 from ..step import StepInput, StepOutput
 from .pseudo import PseudoTokens
@@ -36,15 +37,18 @@ class SimulatedExecutor:
     in_flight_steps = 2
 
     def __init__(self, config: EngineConfig, clock: VirtualClock) -> None:
-        from ..plan import device_model, op_costs
+        from ..plan import device_model, fusion_wish, op_costs
 
         shape, info = ModelShape.read(config), read_model(config.model)
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
         self.num_blocks = shape.num_blocks(config)
         assert info.architecture is not None, "ModelShape.read refuses such models"
-        one_byte = config.cache.dtype in ("fp8_e4m3", "fp8_e5m2", "int8")
         device = device_model(config.executor.device)
-        self.cost_model = CostModel(info.architecture, info.dtype, op_costs(), device, config.executor, 1 if one_byte else None)
+        replaced = ("rotary", "kv_cache_write", *(["rms_norm"] if info.architecture.family.qk_norm else []))
+        self.cost_model = CostModel(
+            info.architecture, info.dtype, op_costs(), device, config.executor, ELEMENT_BYTES.get(config.cache.dtype),
+            fused=fusion_wish(config.kernels, "qk_norm_rotary_kv_write", replaced) is not False,
+        )  # fmt: skip
         self._device_name, self._overhead_s, self._clock = device.name, config.executor.step_overhead_s, clock
         self._tokens = PseudoTokens(config.scheduler.max_num_seqs, self.vocab_size)
         self._lengths = np.zeros(config.scheduler.max_num_seqs, dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,38 +14,56 @@ from ..plan import BoundKernel
 if TYPE_CHECKING:
     from triton_kernels.attention_meta import LayerKV
 
+Prepare = Callable[[torch.Tensor, torch.Tensor, "LayerKV", torch.Tensor], torch.Tensor]
+"""(qkv [T, (Hq + 2 Hk) * D], positions, kv, slot_mapping) -> q [T, Hq, D], normalized and rotated; k and v go to the cache."""
+
 
 @dataclass(slots=True)
-class Attention:
-    """Projects, rotates, writes the cache, attends, projects.
+class Separate:
+    """What lies between the qkv projection and attention, one op after the other; the other way is ``qk_norm_rotary_kv_write``.
 
-    qkv, o          linear
     q_norm, k_norm  rms_norm over each head, or None
     rotary          or None, if positions are learned
     heads           query heads, KV heads, KV heads: how the rows of qkv split
     """
 
-    qkv: BoundKernel
-    o: BoundKernel
     q_norm: BoundKernel | None
     k_norm: BoundKernel | None
     rotary: BoundKernel | None
     write: BoundKernel
-    decode: BoundKernel
-    prefill: BoundKernel
     heads: list[int]
     head_dim: int
 
-    def __call__(
-        self, x: torch.Tensor, positions: torch.Tensor, num_decode_tokens: int, group: GroupBatch, kv: LayerKV
-    ) -> torch.Tensor:
-        """x [T, H] -> [T, H]. q, k and v stay views of one tensor."""
-        q, k, v = self.qkv(x).view(x.shape[0], -1, self.head_dim).split(self.heads, 1)
+    def __call__(self, qkv: torch.Tensor, positions: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> torch.Tensor:
+        """As ``Prepare``. q, k and v are views of qkv, which is rotated in place."""
+        q, k, v = qkv.view(qkv.shape[0], -1, self.head_dim).split(self.heads, 1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q, None), self.k_norm(k, None)
         if self.rotary is not None:
             self.rotary(q, k, positions)
-        self.write(k, v, kv, group.slot_mapping)
+        self.write(k, v, kv, slot_mapping)
+        return q
+
+
+@dataclass(slots=True)
+class Attention:
+    """Projects, prepares (norms, rotation, write of the cache), attends, projects.
+
+    qkv, o   linear
+    prepare  ``Separate`` ops, or the bound kernel that fuses them
+    """
+
+    qkv: BoundKernel
+    o: BoundKernel
+    prepare: Prepare
+    decode: BoundKernel
+    prefill: BoundKernel
+
+    def __call__(
+        self, x: torch.Tensor, positions: torch.Tensor, num_decode_tokens: int, group: GroupBatch, kv: LayerKV
+    ) -> torch.Tensor:
+        """x [T, H] -> [T, H]."""
+        q = self.prepare(self.qkv(x), positions, kv, group.slot_mapping)
         if group.prefill is None:
             out = self.decode(q, kv, group.decode)
         elif group.decode is None:

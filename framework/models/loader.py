@@ -10,7 +10,7 @@ import torch
 
 from ..config import ModelConfig
 from ..kv_cache.spec import PagedKV
-from ..layers.attention import Attention
+from ..layers.attention import Attention, Prepare, Separate
 from ..layers.block import Block, ParallelBlock, PostNormBlock, PreNormBlock
 from ..layers.mlp import Mlp, MoeMlp
 from ..parallel import Parallel
@@ -98,6 +98,7 @@ class Builder:
             "kv_dtype": kv_dtype,
         }
         self._shared: dict[Hashable, BoundKernel] = {}
+        self._cos_sin: dict[Rope, torch.Tensor] = {}
 
     def build(self) -> Decoder:
         a, parts, pp = self.a, model_parts(self.a), self.parallel.pp
@@ -105,6 +106,7 @@ class Builder:
         first, last = mine.start == 0, mine.stop == len(a.layers)
         table = self.weights.load(parts["embed"])[0] if first or (last and a.tied) else None
         layers = [self._block(index) for index in mine]
+        self.plan.check_fused("qk_norm_rotary_kv_write", ("rotary", "kv_cache_write"))
         scale = float(torch.tensor(a.hidden_size**0.5, dtype=getattr(torch, self.info.dtype))) if a.family.embed_scale else None
         return Decoder(
             layers,
@@ -138,15 +140,35 @@ class Builder:
         return Attention(
             qkv=self._linear(parts["qkv"]),
             o=self._linear(parts["o"]),
-            q_norm=self._norm(parts["q_norm"]) if a.family.qk_norm else None,
-            k_norm=self._norm(parts["k_norm"]) if a.family.qk_norm else None,
-            rotary=self._rotary(shape.rope) if shape.rope is not None else None,
-            write=self._share("kv_cache_write", facts=facts),
+            prepare=self._prepare(parts, shape.rope),
             decode=self._share("paged_attention_decode", key, params=params, facts=facts),
             prefill=self._share("paged_attention_prefill", key, params=params, facts=facts),
-            heads=[a.num_heads, a.num_kv_heads, a.num_kv_heads],
-            head_dim=a.head_dim,
         )
+
+    def _prepare(self, parts: dict[str, Part], rope: Rope | None) -> Prepare:
+        """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
+        a = self.a
+        norms = [self.weights.load(parts[name]) for name in ("q_norm", "k_norm")] if a.family.qk_norm else []
+        fused = self._fused(rope, [weight for weight, _ in norms]) if rope is not None else None
+        if fused is not None:
+            return fused
+        q_norm, k_norm = (self._bind_norm(*norm) for norm in norms) if norms else (None, None)
+        rotary = self._rotary(rope) if rope is not None else None
+        write = self._share("kv_cache_write", facts=self.attention_facts)
+        return Separate(q_norm, k_norm, rotary, write, [a.num_heads, a.num_kv_heads, a.num_kv_heads], a.head_dim)
+
+    def _fused(self, rope: Rope, norms: list[torch.Tensor]) -> BoundKernel | None:
+        """norms: weights of the norms of queries and of keys, or nothing."""
+        a, weights = self.a, {"cos_sin": self._table_of(rope)}
+        params: dict[str, Any] = {"num_heads": a.num_heads, "num_kv_heads": a.num_kv_heads, "style": "neox"}
+        replaced: dict[str, dict[str, Any]] = {"rotary": {**weights, "style": "neox"}, "kv_cache_write": {}}
+        if norms:
+            assert a.family.norm == "rms", "heads are normalized by RMS"
+            kind = {"eps": a.norm_eps, "offset": a.family.norm_offset}
+            weights |= {"q_weight": norms[0], "k_weight": norms[1]}
+            params |= kind
+            replaced["rms_norm"] = {"weight": norms[0], **kind}
+        return self.plan.bind_fused("qk_norm_rotary_kv_write", replaced, weights, params, self.attention_facts)
 
     def _mlp(self, parts: dict[str, Part]) -> Mlp:
         up = self._linear(parts["gate_up" if self.a.family.gated else "up"])
@@ -175,7 +197,9 @@ class Builder:
         return self._linear(parts[name]) if name in parts else None
 
     def _norm(self, part: Part) -> BoundKernel:
-        weight, bias = self.weights.load(part)
+        return self._bind_norm(*self.weights.load(part))
+
+    def _bind_norm(self, weight: torch.Tensor, bias: torch.Tensor | None) -> BoundKernel:
         if self.a.family.norm == "layer":
             return self.plan.bind("layer_norm", {"weight": weight, "bias": bias}, {"eps": self.a.norm_eps})
         return self.plan.bind("rms_norm", {"weight": weight}, {"eps": self.a.norm_eps, "offset": self.a.family.norm_offset})
@@ -194,9 +218,13 @@ class Builder:
 
     def _rotary(self, rope: Rope) -> BoundKernel:
         if ("rotary", rope) not in self._shared:
-            table = cos_sin_table(rope, self.info.max_model_len, self.device)
-            self._shared["rotary", rope] = self.plan.bind("rotary", {"cos_sin": table}, {"style": "neox"})
+            self._shared["rotary", rope] = self.plan.bind("rotary", {"cos_sin": self._table_of(rope)}, {"style": "neox"})
         return self._shared["rotary", rope]
+
+    def _table_of(self, rope: Rope) -> torch.Tensor:
+        if rope not in self._cos_sin:
+            self._cos_sin[rope] = cos_sin_table(rope, self.info.max_model_len, self.device)
+        return self._cos_sin[rope]
 
     def _share(
         self, op: str, key: Hashable = None, params: dict[str, Any] | None = None, facts: dict[str, Any] | None = None

@@ -97,6 +97,21 @@ def test_tiles_of_an_expert_cover_its_pairs_and_no_others(name: str) -> None:
     assert covered == {expert: (ids.flatten() == expert + 2).nonzero()[:, 0].tolist() for expert in range(5)}
 
 
+@pytest.mark.parametrize("name", [*NAMES, "native"])
+def test_slots_are_the_places_of_all_positions_at_these_positions(name: str) -> None:
+    found = REGISTRY.impls("slot_mapping")[name]
+    if found.unsupported(SPEC):
+        pytest.skip(found.unsupported(SPEC)[0])
+    table = torch.randperm(40, generator=torch.Generator().manual_seed(4), dtype=torch.int32).view(4, 10)[:, 2:8]
+    queries, lengths = [1, 5, 2, 1], [13, 18, 0, 1]
+    places = (table[:, :, None] * 3 + torch.arange(3)).flatten(1).tolist()
+    expected = [places[r][n - q : n] if n else [-1] * q for r, (q, n) in enumerate(zip(queries, lengths))]
+    positions = [*range(12, 13), *range(13, 18), 0, 0, 0, 7]  # the last is nobody's
+    cu_q = torch.tensor([0, *queries]).cumsum(0).int()
+    slots = bind("slot_mapping", name, page_size=3)(torch.tensor(positions), cu_q, torch.tensor(lengths).int(), table)
+    assert slots.tolist() == [slot for part in expected for slot in part] + [-1]
+
+
 def verify_args(
     num_reqs: int, logits: torch.Tensor, draft_ids: torch.Tensor, probs: torch.Tensor | None, temperature: float = 0.8
 ) -> list[Any]:

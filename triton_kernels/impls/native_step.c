@@ -110,3 +110,14 @@ void kv_cache_write(const element *k, const element *v, element *k_cache, elemen
         }
     }
 }
+
+void slot_mapping(const int64_t *positions, const int32_t *cu_q, const int32_t *seq_lens, const int32_t *block_table, int64_t *slots,
+                  int64_t num_tokens, int64_t num_reqs, int64_t table_stride, int64_t page_size) {
+    int64_t t = 0;
+    for (int64_t r = 0; r < num_reqs; r++) {
+        const int32_t *pages = block_table + r * table_stride;
+        for (; t < cu_q[r + 1]; t++)
+            slots[t] = seq_lens[r] > 0 ? pages[positions[t] / page_size] * page_size + positions[t] % page_size : -1;
+    }
+    for (; t < num_tokens; t++) slots[t] = -1;
+}

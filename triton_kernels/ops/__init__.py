@@ -17,6 +17,7 @@ from .quantize import quantize_activation
 from .quantized import gemm_fp8, gemm_int8, gemm_w4a16, gemm_w8a16
 from .rotary import rotary
 from .sampling import gather_logprobs, sample
+from .slot_mapping import slot_mapping
 from .verify import verify_draft
 
 OPS: dict[str, Op] = {
@@ -25,6 +26,6 @@ OPS: dict[str, Op] = {
         linear, embedding, rms_norm, layer_norm, rotary, silu_and_mul, gelu_and_mul, kv_cache_write,
         paged_attention_prefill, paged_attention_decode, moe_route, moe_experts, apply_penalties, sample,
         gather_logprobs, copy_blocks, gemm_w4a16, gemm_w8a16, gemm_int8, gemm_fp8, quantize_activation, merge_attention, moe_align,
-        qk_norm_rotary_kv_write, verify_draft, lora_shrink, lora_expand,
+        qk_norm_rotary_kv_write, slot_mapping, verify_draft, lora_shrink, lora_expand,
     )
 }  # fmt: skip
