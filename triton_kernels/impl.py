@@ -68,6 +68,12 @@ class Impl:
         if unknown:
             known = ", ".join(f"{k}:{v}" for k, v in self.options.items()) or "none"
             reasons.append(f"has no option {', '.join(unknown)} (options and defaults: {known})")
+        if not inspect.isclass(self.target):
+            taken = inspect.signature(self.target).parameters.values()
+            names = {p.name for p in taken}
+            lacking = [name for name in str(spec.fact("given", "")).split() if name not in names]
+            if lacking and not any(p.kind is p.VAR_KEYWORD for p in taken):
+                reasons.append(f"does not take {', '.join(lacking)}")
         check = getattr(self.target, "unsupported", None)
         return reasons + (list(check(spec)) if check and not reasons else [])
 

@@ -32,8 +32,9 @@ class Tolerance:
     ``relative`` maps a dtype to the largest allowed ||out - ref|| / ||ref|| over the whole output (Frobenius norm), with
     inputs rounded to that dtype for both. ``exact`` demands equal bits (copies, integers). Integer outputs are always
     compared exactly, except in rows that ``token_ties`` excuses: it takes the arguments by name and returns bool [R], true
-    where the two best scores, or a score and the border of what is kept, lie within 1e-5 relative. ``numbers`` turns the
-    list of outputs into what is compared: codes and scales into the numbers that they stand for.
+    where the two best scores, or a score and the border of what is kept, lie within 1e-5 relative. Of impls with their own
+    random numbers, the rows that ``drawn`` names (in the same way) are not compared. ``numbers`` turns the list of outputs into
+    what is compared: codes and scales into the numbers that they stand for.
     """
 
     relative: Mapping[torch.dtype, float] = field(
@@ -41,6 +42,7 @@ class Tolerance:
     )
     exact: bool = False
     token_ties: Callable[[Mapping[str, Any]], torch.Tensor] | None = None
+    drawn: Callable[[Mapping[str, Any]], torch.Tensor] | None = None
     numbers: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None = None
 
 
@@ -51,7 +53,8 @@ class Case:
     ``make(generator, dtype, device)`` returns every argument of the reference by name. ``dims``, ``q_lens`` and
     ``ctx_lens`` are what the op's cost function takes. ``tags``: ``"tiled"`` has three or more blocks on every tiled axis,
     ``"odd"`` has sizes that divide nothing, ``"bench"`` is too large for the interpreter and used for benchmarks and
-    rooflines only.
+    rooflines only. ``relative`` stands in for that of the op's tolerance where a case needs limits of its own (codes made inside
+    the op, which one last bit moves to the next).
     """
 
     name: str
@@ -60,6 +63,7 @@ class Case:
     dims: Mapping[str, float] = field(default_factory=dict)
     q_lens: tuple[int, ...] = ()
     ctx_lens: tuple[int, ...] = ()
+    relative: Mapping[torch.dtype, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Op:
     fake        takes the reference's arguments, returns empty outputs of the right shape and dtype.
     bind_args   names of the reference's arguments that are fixed when a layer is built (weights and static scalars); the
                 others are passed, by position, on each call.
+    optional    those of ``bind_args`` that an impl made from a plain function need not take: where one is given a value
+                other than its default, a function without it is refused.
     mutates     names of the arguments written in place.
     row_args    names of the arguments whose first dimension counts rows that must not influence each other (with ``meta``:
                 its requests); what batch invariance is tested on. Outputs, and mutated row arguments, have the same rows.
@@ -85,13 +91,14 @@ class Op:
     cost: Callable[[Mapping[str, float], Sequence[int], Sequence[int]], Cost]
     cases: tuple[Case, ...]
     bind_args: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     mutates: tuple[str, ...] = ()
     row_args: tuple[str, ...] = ()
     tolerance: Tolerance = Tolerance()
     facts: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
-        unknown = [a for a in (*self.bind_args, *self.mutates, *self.row_args) if a not in self.parameters]
+        unknown = [a for a in (*self.bind_args, *self.optional, *self.mutates, *self.row_args) if a not in self.parameters]
         assert not unknown, f"op {self.name}: {unknown} are no arguments of its reference"
 
     @cached_property
@@ -104,6 +111,18 @@ class Op:
         """Argument names of a bound call, in order."""
         return tuple(p for p in self.parameters if p not in self.bind_args)
 
+    def limit(self, case: Case, dtype: torch.dtype) -> float:
+        """The largest error that an impl may have on a case; 0 where bits must be equal."""
+        return 0.0 if self.tolerance.exact else (case.relative or self.tolerance.relative)[dtype]
+
     def static_facts(self, bound_args: Mapping[str, Any]) -> dict[str, Any]:
         """Facts that follow from the bound arguments (weight shapes and dtypes, windows, ...)."""
-        return {} if self.facts is None else self.facts(bound_args)
+        facts = {} if self.facts is None else self.facts(bound_args)
+        given = [name for name in self.optional if self.is_given(name, bound_args)]
+        return {**facts, "given": " ".join(given)} if given else facts
+
+    def is_given(self, name: str, bound_args: Mapping[str, Any]) -> bool:
+        """Whether an argument has a value other than its default."""
+        default = inspect.signature(self.reference).parameters[name].default
+        value = bound_args.get(name, default)
+        return value is not default and (isinstance(value, torch.Tensor) or bool(value != default))

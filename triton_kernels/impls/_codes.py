@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..attention_meta import LayerKV
+
 LIMITS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 _KINDS = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 
@@ -18,6 +20,31 @@ _KINDS = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e
 def code_constants(dtype: torch.dtype) -> dict[str, Any]:
     """KIND and LIMIT of :func:`to_code` for codes of ``dtype``."""
     return {"KIND": _KINDS[dtype], "LIMIT": LIMITS[dtype]}
+
+
+def cache_reasons(kv_dtype: torch.dtype) -> list[str]:
+    """Why a kernel cannot write a KV cache of ``kv_dtype``."""
+    if kv_dtype.itemsize > 1 or kv_dtype in LIMITS:
+        return []
+    return [f"writes caches of {', '.join(map(str, LIMITS))} and of wider floats, not of {kv_dtype}"]
+
+
+def cache_constants(kv: LayerKV) -> dict[str, Any]:
+    """KIND and LIMIT of the codes that a cache holds; KIND "" without."""
+    return {"KIND": "", "LIMIT": 0.0} if kv.k_scale is None else code_constants(kv.k.dtype)
+
+
+def cache_bits(kv: LayerKV) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """k, v and their scales as a kernel writes them: codes as bytes; the cache itself where there are no scales."""
+    if kv.k_scale is None or kv.v_scale is None:
+        return kv.k, kv.v, kv.k, kv.v
+    return kv.k.view(torch.uint8), kv.v.view(torch.uint8), kv.k_scale, kv.v_scale
+
+
+@triton.jit
+def scale_of(largest, LIMIT: tl.constexpr):
+    """The f32 scale of numbers whose largest magnitude is ``largest``."""
+    return tl.maximum(tl.div_rn(largest, LIMIT), 1e-10)
 
 
 @triton.jit

@@ -1,4 +1,6 @@
-"""``quantize_activation``: activations to int8 or float8, with the scales that the quantized products take."""
+"""``quantize_activation``: activations to int8 or float8, with the scales that the quantized products take; and what ops
+share that can quantize their own output (``rms_norm``, ``silu_and_mul``, ``gelu_and_mul``).
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,21 @@ from ..cases.quantized import QUANTIZE_CASES
 from ..op import Cost, Op, Tolerance
 
 GROUP = 128
+OUTPUT_ARGS = ("out_dtype", "granularity", "static_scale")
+"""Bound arguments by which an op quantizes its own output: as those of ``quantize_activation``; out_dtype None: it does not."""
+
+Granularity = Literal["token", "group"]
 
 
 def reference(
     x: torch.Tensor,
     out_dtype: torch.dtype = torch.float8_e4m3fn,
-    granularity: Literal["token", "group"] = "token",
+    granularity: Granularity = "token",
     static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x [M, K] -> codes [M, K] in out_dtype (int8, float8_e4m3fn or float8_e5m2), scales f32 [M, 1] (token),
-    [M, ceil(K/128)] (group) or [1, 1] (a copy of the static scale f32 [1, 1], whatever the granularity).
+    [M, ceil(K/128)] (group) or [1, 1] (a copy of the static scale f32 [1, 1], whatever the granularity). More leading
+    dimensions than M are kept, in codes and scales.
 
     scale = max|x| / largest code (127, 448, 57344), at least 1e-10, computed in f32. code = x / scale (f32 division),
     saturated to the largest code, rounded to nearest even. For finite x.
@@ -31,12 +38,12 @@ def reference(
         scales = static_scale.clone()
         wide = scales
     elif granularity == "token":
-        scales = (values.abs().amax(1, keepdim=True) / values.new_tensor(limit)).clamp_min(1e-10)
+        scales = (values.abs().amax(-1, keepdim=True) / values.new_tensor(limit)).clamp_min(1e-10)
         wide = scales
     else:
-        padded = torch.nn.functional.pad(values, (0, -values.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-        scales = (padded.abs().amax(2) / values.new_tensor(limit)).clamp_min(1e-10)
-        wide = scales.repeat_interleave(GROUP, 1)[:, : x.shape[1]]
+        padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
+        scales = (padded.abs().amax(-1) / values.new_tensor(limit)).clamp_min(1e-10)
+        wide = scales.repeat_interleave(GROUP, -1)[..., : x.shape[-1]]
     codes = (values / wide).clamp(-limit, limit)
     return (codes.round() if out_dtype == torch.int8 else codes).to(out_dtype), scales
 
@@ -47,9 +54,7 @@ def largest_code(dtype: torch.dtype) -> float:
 
 
 def fake(x, out_dtype=torch.float8_e4m3fn, granularity="token", static_scale=None):  # type: ignore[no-untyped-def]
-    rows, width = x.shape
-    shape = (1, 1) if static_scale is not None else (rows, 1 if granularity == "token" else -(-width // GROUP))
-    return x.new_empty(rows, width, dtype=out_dtype), x.new_empty(shape, dtype=torch.float32)
+    return fake_output(x, x.shape, out_dtype, granularity, static_scale)
 
 
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
@@ -60,6 +65,45 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
 
 def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return {"out_dtype": bound["out_dtype"], "granularity": bound["granularity"], "static": bound.get("static_scale") is not None}
+
+
+def output(
+    values: torch.Tensor,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+    granularity: Granularity,
+    static_scale: torch.Tensor | None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """What an op returns whose exact result is ``values`` f64 [..., K]: rounded to ``dtype``, or, quantized, codes and scales of
+    the values in f32, which no other rounding has touched."""
+    return values.to(dtype) if out_dtype is None else reference(values, out_dtype, granularity, static_scale)
+
+
+def fake_output(x, shape, out_dtype=None, granularity="token", static_scale=None):  # type: ignore[no-untyped-def]
+    if out_dtype is None:
+        return x.new_empty(shape)
+    by_row = (*shape[:-1], 1 if granularity == "token" else -(-shape[-1] // GROUP))
+    scales = x.new_empty((1, 1) if static_scale is not None else by_row, dtype=torch.float32)
+    return x.new_empty(shape, dtype=out_dtype), scales
+
+
+def output_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
+    """out_dtype (None: not quantized) and, for codes, granularity and static."""
+    return {"out_dtype": None} if bound.get("out_dtype") is None else facts({"granularity": "token", **bound})
+
+
+def output_bytes(dims: Mapping[str, float], num_rows: float, width: float) -> float:
+    """Bytes of ``num_rows`` outputs. dims: act_bytes; quantized: out_bytes, and num_scales per row."""
+    return num_rows * (width * dims.get("out_bytes", dims.get("act_bytes", 2)) + 4 * dims.get("num_scales", 0))
+
+
+def output_numbers(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Codes as the numbers that they stand for, beside their scales; an output that is not quantized as it is."""
+    if len(outputs) == 1:
+        return outputs
+    codes, scales = outputs
+    wide = scales.repeat_interleave(GROUP, -1)[..., : codes.shape[-1]] if scales.shape[-1] > 1 else scales
+    return [codes.double() * wide, scales]
 
 
 quantize_activation = Op("quantize_activation", reference, fake, cost, cases=QUANTIZE_CASES,

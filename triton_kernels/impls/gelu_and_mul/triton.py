@@ -1,47 +1,20 @@
-"""gelu(gate) * up, exact or with the tanh approximation. The grid is tokens x column blocks; a program reads its
-block of both halves of a row, computes in f32 registers and writes once, so that the activation and the product are
-one pass over memory. Made for the elementwise step between the two products of an MLP, which is bound by memory.
+"""gelu(gate) * up, exact or with the tanh approximation, and its codes: the kernel of ``_gated``, where the exact gelu takes
+erf and the approximation takes a sigmoid, both in f32 registers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-import triton
-import triton.language as tl
 
 from ...impl import Flags, impl
+from ...spec import Spec
+from .._gated import Gated
 
 
-@triton.jit
-def _gelu_and_mul_kernel(x_ptr, out_ptr, width, stride_x, TANH: tl.constexpr, BLOCK: tl.constexpr):
-    token = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = columns < width
-    gate = tl.load(x_ptr + token * stride_x + columns, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(x_ptr + token * stride_x + width + columns, mask=mask, other=0.0).to(tl.float32)
-    if TANH:  # (1 + tanh(u)) / 2 = sigmoid(2u); 2 sqrt(2 / pi) = 1.5957691...
-        gelu = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
-    else:
-        gelu = gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
-    tl.store(out_ptr + token * width + columns, (gelu * up).to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@impl(
-    "gelu_and_mul",
-    "triton",
-    priority=20,
-    requires=("triton",),
-    flags=Flags(batch_invariant=True),
-    options={"block": 1024},
-)
-def gelu_and_mul(x: torch.Tensor, *, approximate: str = "tanh", block: int) -> torch.Tensor:
-    width = x.shape[-1] // 2
-    out = x.new_empty(*x.shape[:-1], width)
-    if out.numel():
-        x = x.reshape(-1, 2 * width)
-        x = x if x.stride(1) == 1 else x.contiguous()
-        block = min(block, triton.next_power_of_2(width))
-        _gelu_and_mul_kernel[(x.shape[0], triton.cdiv(width, block))](
-            x, out, width, x.stride(0), TANH=approximate == "tanh", BLOCK=block, num_warps=4, enable_fp_fusion=True
-        )
-    return out
+@impl("gelu_and_mul", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 0})
+class GeluAndMulTriton(Gated):
+    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], block: int) -> None:
+        super().__init__(spec, weights, params, block, "gelu_tanh" if params.get("approximate", "tanh") == "tanh" else "gelu")

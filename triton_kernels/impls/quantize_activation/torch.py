@@ -11,6 +11,27 @@ from ...impl import Flags, impl
 GROUP = 128
 
 
+def quantize(
+    x: torch.Tensor, out_dtype: torch.dtype, granularity: Literal["token", "group"], static_scale: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of x [..., K] in any float dtype, as the op defines them."""
+    limit = 127.0 if out_dtype == torch.int8 else torch.finfo(out_dtype).max
+    width = x.shape[-1]
+    groups = x.unsqueeze(-2)  # [..., G, size]
+    if granularity == "group" and static_scale is None:
+        groups = torch.nn.functional.pad(x, (0, -width % GROUP)).unflatten(-1, (-1, GROUP))
+    if static_scale is None:
+        largest = torch.linalg.vector_norm(groups, ord=torch.inf, dim=-1, dtype=torch.float32)
+        # By a tensor: division by a number becomes multiplication by its rounded reciprocal on a GPU.
+        scales = largest.div_(torch.full_like(largest, limit)).clamp_(min=1e-10)
+    else:
+        scales = static_scale.clone()
+    codes = (groups.float() / scales[..., None]).clamp_(-limit, limit).flatten(-2)[..., :width]
+    if out_dtype == torch.int8:
+        codes = codes.round_()
+    return codes.to(out_dtype).contiguous(), scales
+
+
 @impl("quantize_activation", "torch", priority=10, flags=Flags(batch_invariant=True))
 def quantize_activation_torch(
     x: torch.Tensor,
@@ -18,18 +39,4 @@ def quantize_activation_torch(
     granularity: Literal["token", "group"] = "token",
     static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    limit = 127.0 if out_dtype == torch.int8 else torch.finfo(out_dtype).max
-    width = x.shape[1]
-    groups = x[:, None]  # [M, G, size]
-    if granularity == "group" and static_scale is None:
-        groups = torch.nn.functional.pad(x, (0, -width % GROUP)).view(x.shape[0], -1, GROUP)
-    if static_scale is None:
-        largest = torch.linalg.vector_norm(groups, ord=torch.inf, dim=2, dtype=torch.float32)
-        # By a tensor: division by a number becomes multiplication by its rounded reciprocal on a GPU.
-        scales = largest.div_(torch.full_like(largest, limit)).clamp_(min=1e-10)
-    else:
-        scales = static_scale.clone()
-    codes = (groups.float() / scales[..., None]).clamp_(-limit, limit).flatten(1)[:, :width]
-    if out_dtype == torch.int8:
-        codes = codes.round_()
-    return codes.to(out_dtype).contiguous(), scales
+    return quantize(x, out_dtype, granularity, static_scale)

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._codes import LIMITS, code_constants, to_code
+from .._codes import LIMITS, code_constants, scale_of, to_code
 
 GROUP = 128
 GROUPS_PER_PROGRAM = 16
@@ -37,7 +37,7 @@ def quantize_rows_kernel(
         for start in range(BLOCK, width, BLOCK):
             more = tl.load(x_ptr + row * stride_x + start + columns, mask=start + columns < width, other=0.0)
             largest = tl.maximum(largest, tl.abs(more.to(tl.float32)))
-        scale = tl.maximum(tl.div_rn(tl.max(largest, axis=0), LIMIT), 1e-10)
+        scale = scale_of(tl.max(largest, axis=0), LIMIT)
         tl.store(scales_ptr + row, scale)
     tl.store(codes_ptr + row * width + columns, to_code(values, scale, KIND, LIMIT), mask=columns < width)
     if not ONE_BLOCK:
@@ -55,7 +55,7 @@ def quantize_groups_kernel(
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     columns = group[:, None] * 128 + tl.arange(0, 128)[None, :]
     values = tl.load(x_ptr + row * stride_x + columns, mask=columns < width, other=0.0).to(tl.float32)
-    scales = tl.maximum(tl.div_rn(tl.max(tl.abs(values), axis=1), LIMIT), 1e-10)
+    scales = scale_of(tl.max(tl.abs(values), axis=1), LIMIT)
     tl.store(scales_ptr + row * num_groups + group, scales, mask=group < num_groups)
     tl.store(codes_ptr + row * width + columns, to_code(values, scales[:, None], KIND, LIMIT), mask=columns < width)
 

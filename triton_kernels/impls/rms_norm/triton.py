@@ -1,90 +1,97 @@
-"""Root-mean-square norm, with the residual added in the same pass. One program per row (several rows when they are
-short, such as the heads of a query); up to ``block`` elements stay in registers between the sum of squares and the
-scaling, longer rows are read a second time. The sum is f32; the residual sum is rounded once, stored, and the rounded
-value is normalized. Made for activations that lie strided inside a fused projection, and for the residual add, which
-otherwise is a kernel of its own.
+"""Root-mean-square norm, with the residual added in the same pass, and codes instead of numbers where they are asked for. One
+program per row (several rows when they are short, such as the heads of a query); up to ``block`` elements stay in registers
+between the sum of squares and the scaling, and between the largest magnitude and the codes; longer rows are read a second
+time, and a third time where a scale per token needs the whole row before its first code. The sum is f32; the residual sum is
+rounded once, stored, and the rounded value is normalized. Made for activations that lie strided inside a fused projection,
+for the residual add, and for the quantization of a product's input, which otherwise are kernels of their own.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
-from ...rows import rows
+from ...spec import Spec
+from .._codes import scale_of
+from .._norm_rows import launch, load_rows, row_pointers
+from .._output import Output, store_rows
 
 
 @triton.jit
-def _load_row(x_ptrs, residual_ptrs, columns, mask, HAS_RESIDUAL: tl.constexpr):
-    x = tl.load(x_ptrs + columns, mask=mask, other=0.0).to(tl.float32)
-    if HAS_RESIDUAL:
-        residual = tl.load(residual_ptrs + columns, mask=mask, other=0.0)
-        total = (x + residual.to(tl.float32)).to(residual.dtype)
-        tl.store(residual_ptrs + columns, total, mask=mask)
-        x = total.to(tl.float32)
-    return x
-
-
-@triton.jit
-def _scale(x, inverse, weight_ptr, columns, width, offset):
+def _scaled(x, inverse, weight_ptr, columns, width, offset):
     weight = tl.load(weight_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)
     return x * inverse[:, None] * (weight + offset)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, num_rows, inner, x_outer, x_inner, residual_outer, residual_inner,
-    width, eps, offset, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
+    x_ptr, residual_ptr, num_rows, inner, x_outer, x_inner, residual_outer, residual_inner,
+    weight_ptr, out_ptr, scales_ptr, width, eps, offset,
+    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
+    MODE: tl.constexpr, KIND: tl.constexpr, LIMIT: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     valid = (row < num_rows)[:, None]
-    x_ptrs = (x_ptr + row // inner * x_outer + row % inner * x_inner)[:, None]
-    residual_ptrs = (residual_ptr + row // inner * residual_outer + row % inner * residual_inner)[:, None]
-    out_ptrs = (out_ptr + row * width)[:, None]
+    x_ptrs = row_pointers(x_ptr, row, inner, x_outer, x_inner)
+    residual_ptrs = row_pointers(residual_ptr, row, inner, residual_outer, residual_inner)
     columns = tl.arange(0, BLOCK)[None, :]
+    scale = 1.0
+    if MODE == "static":
+        scale = tl.load(scales_ptr)
     if ONE_BLOCK:
-        mask = valid & (columns < width)
-        x = _load_row(x_ptrs, residual_ptrs, columns, mask, HAS_RESIDUAL)
+        x = load_rows(x_ptrs, residual_ptrs, columns, valid & (columns < width), HAS_RESIDUAL)
         inverse = tl.rsqrt(tl.sum(x * x, axis=1) / width + eps)
-        tl.store(
-            out_ptrs + columns,
-            _scale(x, inverse, weight_ptr, columns, width, offset).to(out_ptr.dtype.element_ty),
-            mask=mask,
-        )
+        values = _scaled(x, inverse, weight_ptr, columns, width, offset)
+        if MODE == "token":
+            scale = scale_of(tl.max(tl.abs(values), axis=1), LIMIT)[:, None]
+            tl.store(scales_ptr + row[:, None], scale, mask=valid)
+        store_rows(values, scale, row, valid, 0, width, out_ptr, scales_ptr, MODE, KIND, LIMIT)
     else:
         squares = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
         for start in range(0, width, BLOCK):
             at = start + columns
-            x = _load_row(x_ptrs, residual_ptrs, at, valid & (at < width), HAS_RESIDUAL)
+            x = load_rows(x_ptrs, residual_ptrs, at, valid & (at < width), HAS_RESIDUAL)
             squares += x * x
         inverse = tl.rsqrt(tl.sum(squares, axis=1) / width + eps)
         source = residual_ptrs if HAS_RESIDUAL else x_ptrs
+        if MODE == "token":
+            largest = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+            for start in range(0, width, BLOCK):
+                at = start + columns
+                x = tl.load(source + at, mask=valid & (at < width), other=0.0).to(tl.float32)
+                largest = tl.maximum(largest, tl.abs(_scaled(x, inverse, weight_ptr, at, width, offset)))
+            scale = scale_of(tl.max(largest, axis=1), LIMIT)[:, None]
+            tl.store(scales_ptr + row[:, None], scale, mask=valid)
         for start in range(0, width, BLOCK):
             at = start + columns
-            mask = valid & (at < width)
-            x = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
-            tl.store(out_ptrs + at, _scale(x, inverse, weight_ptr, at, width, offset).to(out_ptr.dtype.element_ty), mask=mask)
+            x = tl.load(source + at, mask=valid & (at < width), other=0.0).to(tl.float32)
+            values = _scaled(x, inverse, weight_ptr, at, width, offset)
+            store_rows(values, scale, row, valid, start, width, out_ptr, scales_ptr, MODE, KIND, LIMIT)
 
 
 @impl("rms_norm", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 8192})
-def rms_norm(
-    x: torch.Tensor, residual: torch.Tensor | None, *, weight: torch.Tensor, eps: float, offset: float = 0.0, block: int
-) -> torch.Tensor:
-    out = x.new_empty(x.shape)
-    if out.numel() == 0:
-        return out
-    width = x.shape[-1]
-    source = rows(x)
-    added = source if residual is None else rows(residual, in_place=True)
-    assert residual is None or added.inner == source.inner, "x and residual must have the same shape"
-    one_block = triton.next_power_of_2(width) <= block
-    block = min(block, triton.next_power_of_2(width))
-    per_program = max(1, min(16, 2048 // block)) if one_block else 1
-    _rms_norm_kernel[(triton.cdiv(source.num_rows, per_program),)](
-        source.tensor, added.tensor, weight, out, source.num_rows, source.inner, source.stride_outer,
-        source.stride_inner, added.stride_outer, added.stride_inner, width, eps, offset,
-        HAS_RESIDUAL=residual is not None, ROWS=per_program, BLOCK=block, ONE_BLOCK=one_block,
-        num_warps=8 if block * per_program >= 4096 else 4, enable_fp_fusion=True,
-    )  # fmt: skip
-    return out
+class RmsNormTriton:
+    """``block``: columns that a program holds at once."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], block: int) -> None:
+        self.weight, self.eps, self.offset = weights["weight"], params["eps"], params.get("offset", 0.0)
+        self.output = Output(weights, params)
+        self.block = block
+
+    unsupported = staticmethod(Output.unsupported)
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        new = self.output.new(x, x.shape)
+        if new.out.numel():
+            width = x.shape[-1]
+            grid, args, constants = launch(x, residual, self.output.block(self.block, width))
+            _rms_norm_kernel[grid](
+                *args, self.weight, new.out, new.scales, width, self.eps, self.offset, **constants, **new.constants,
+                enable_fp_fusion=self.output.mode == "plain",
+            )  # fmt: skip
+        return new.result

@@ -1,13 +1,22 @@
-"""``silu_and_mul`` in two torch calls."""
+"""``silu_and_mul`` in two torch calls, and the codes of its result in float32 if any."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 
 from ...impl import impl
+from ..quantize_activation.torch import quantize
 
 
 @impl("silu_and_mul", "torch", priority=10)
-def silu_and_mul_torch(x: torch.Tensor) -> torch.Tensor:
-    gate, up = x.chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate).mul_(up)
+def silu_and_mul_torch(
+    x: torch.Tensor,
+    out_dtype: torch.dtype | None = None,
+    granularity: Literal["token", "group"] = "token",
+    static_scale: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    gate, up = (x if out_dtype is None else x.float()).chunk(2, dim=-1)
+    out = torch.nn.functional.silu(gate).mul_(up)
+    return out if out_dtype is None else quantize(out, out_dtype, granularity, static_scale)

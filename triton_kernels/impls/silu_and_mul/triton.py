@@ -1,25 +1,15 @@
-"""silu(gate) * up. The grid is tokens x column blocks; a program reads its block of both halves of a row, computes in
-f32 registers and writes once, so that the activation and the product are one pass over memory. Made for the
-elementwise step between the two products of an MLP, which is bound by memory.
-"""
+"""silu(gate) * up, and its codes: the kernel of ``_gated``, where silu is gate * sigmoid(gate) in f32 registers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-import triton
-import triton.language as tl
 
 from ...impl import Flags, impl
-
-
-@triton.jit
-def _silu_and_mul_kernel(x_ptr, out_ptr, width, stride_x, BLOCK: tl.constexpr):
-    token = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = columns < width
-    gate = tl.load(x_ptr + token * stride_x + columns, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(x_ptr + token * stride_x + width + columns, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + token * width + columns, (gate * tl.sigmoid(gate) * up).to(out_ptr.dtype.element_ty), mask=mask)
+from ...spec import Spec
+from .._gated import Gated
 
 
 @impl(
@@ -28,17 +18,9 @@ def _silu_and_mul_kernel(x_ptr, out_ptr, width, stride_x, BLOCK: tl.constexpr):
     priority=20,
     requires=("triton",),
     flags=Flags(batch_invariant=True),
-    options={"block": 1024},
+    options={"block": 0},
     tune_space={"block": (512, 1024, 2048, 4096)},
 )
-def silu_and_mul(x: torch.Tensor, *, block: int) -> torch.Tensor:
-    width = x.shape[-1] // 2
-    out = x.new_empty(*x.shape[:-1], width)
-    if out.numel():
-        x = x.reshape(-1, 2 * width)
-        x = x if x.stride(1) == 1 else x.contiguous()
-        block = min(block, triton.next_power_of_2(width))
-        _silu_and_mul_kernel[(x.shape[0], triton.cdiv(width, block))](
-            x, out, width, x.stride(0), BLOCK=block, num_warps=4, enable_fp_fusion=True
-        )
-    return out
+class SiluAndMulTriton(Gated):
+    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], block: int) -> None:
+        super().__init__(spec, weights, params, block, "silu")
