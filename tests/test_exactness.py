@@ -21,7 +21,7 @@ from framework.outputs import RequestOutput
 from triton_kernels.ops import OPS
 
 Job = tuple[tuple[int, ...], SamplingParams]
-REFERENCE = dict.fromkeys(OPS, "reference")
+REFERENCE = dict.fromkeys(OPS, "reference") | {"qk_norm_rotary_kv_write": "none"}
 SHARED_PREFIX = tuple(random.Random(0).choices(range(300, 2000), k=40))
 
 
@@ -55,13 +55,14 @@ def tokens(outputs: list[RequestOutput]) -> list[list[list[int]]]:
 
 
 @functools.cache
-def baseline_engine() -> Engine:
-    return engine(scheduler=SchedulerConfig(max_num_seqs=4))
+def baseline_engine(cache_dtype: str = "auto") -> Engine:
+    cache = CacheConfig(num_blocks=200, prefix_caching=False, dtype=cache_dtype)
+    return engine(cache=cache, scheduler=SchedulerConfig(max_num_seqs=4))
 
 
-def alone(jobs: list[Job]) -> list[list[list[int]]]:
+def alone(jobs: list[Job], cache_dtype: str = "auto") -> list[list[list[int]]]:
     """Each request by itself: whole prompt in one step, no prefix cache."""
-    return tokens(run(baseline_engine(), jobs, together=False))
+    return tokens(run(baseline_engine(cache_dtype), jobs, together=False))
 
 
 def some_jobs(count: int, seed: int = 0, max_tokens: int = 10) -> list[Job]:
@@ -118,12 +119,24 @@ def test_steps_in_flight_change_nothing() -> None:
     assert tokens(run(running, JOBS)) == alone(JOBS)
 
 
-def test_parallel_samples_are_single_requests_with_the_following_seeds() -> None:
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_a_quantized_cache_holds_the_same_after_preemptions_chunks_and_prefix_hits(dtype: str) -> None:
+    cache = CacheConfig(block_size=4, num_blocks=30, prefix_caching=True, dtype=dtype)
+    running = engine(cache=cache, scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=13, in_flight_steps=2))
+    jobs = some_jobs(8, seed=3, max_tokens=20)
+    assert tokens(run(running, jobs)) == alone(jobs, dtype)
+    stats = running.stats()
+    assert stats.num_preemptions > 0 and stats.num_chunked_prefills > 0 and stats.prefix_hit_tokens > 0
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8", "float8_e5m2"])
+def test_parallel_samples_are_single_requests_with_the_following_seeds(dtype: str) -> None:
     prompt = SHARED_PREFIX[:23]
-    running = engine(cache=CacheConfig(block_size=4, num_blocks=300))
+    running = engine(cache=CacheConfig(block_size=4, num_blocks=300, dtype=dtype))
     params = SamplingParams(n=3, seed=7, max_tokens=8, temperature=1.0)
     forked = tokens(run(running, [(prompt, params)]))[0]
-    assert forked == [samples[0] for samples in alone([(prompt, replace(params, n=1, seed=7 + i)) for i in range(3)])]
+    single = [(prompt, replace(params, n=1, seed=7 + i)) for i in range(3)]
+    assert forked == [samples[0] for samples in alone(single, dtype)]
     assert running.stats().num_forks == 2
     assert len({tuple(sample) for sample in forked}) == 3
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1}
+"""Of a cache, by the names that torch has for its dtypes. Those of one byte are quantized: a float32 scale per token and head."""
+
 
 @dataclass(frozen=True)
 class PagedKV:
     """Keys and values of an attention layer.
 
+    dtype: a name in ELEMENT_BYTES
     window: number of tokens a query can see, itself included (None = all); blocks that fell out of it are freed.
     """
 
@@ -19,11 +23,14 @@ class PagedKV:
     dtype: str
     window: int | None = None
 
-    def bytes_per_token(self) -> int:
-        """Of one layer; quantized caches add two float32 scales per head."""
-        element = {"float32": 4, "float16": 2, "bfloat16": 2}.get(self.dtype, 1)
-        scales = 8 if element == 1 else 0
-        return self.num_kv_heads * ((self.head_dim + self.v_head_dim) * element + scales)
+    @property
+    def is_quantized(self) -> bool:
+        return ELEMENT_BYTES[self.dtype] == 1
+
+    def part_bytes(self) -> tuple[int, ...]:
+        """Bytes that a token takes in one layer: its keys, its values, their scales."""
+        element, scale = ELEMENT_BYTES[self.dtype], 4 if self.is_quantized else 0
+        return tuple(self.num_kv_heads * n for n in (self.head_dim * element, self.v_head_dim * element, scale, scale))
 
 
 @dataclass(frozen=True)
@@ -65,5 +72,9 @@ def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
 
 def block_bytes(groups: tuple[CacheGroup, ...], block_size: int) -> int:
     """Bytes of one block of the pool that the groups share."""
-    paged = [g.spec.bytes_per_token() for g in groups if isinstance(g.spec, PagedKV)]
-    return max(len(g.layers) for g in groups) * block_size * max(paged)
+    return max(len(g.layers) for g in groups) * block_size * sum(shared_part_bytes(groups))
+
+
+def shared_part_bytes(groups: tuple[CacheGroup, ...]) -> tuple[int, ...]:
+    """Bytes of a token in one layer, part by part, where the layers of all groups have room."""
+    return tuple(map(max, zip(*(g.spec.part_bytes() for g in groups if isinstance(g.spec, PagedKV)))))

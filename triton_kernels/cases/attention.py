@@ -10,7 +10,7 @@ import torch
 from ..attention_meta import AttentionMeta
 from ..op import Case
 from . import BENCH, SMALL, TILED, randn
-from .kv_cache import empty_cache
+from .kv_cache import cache_dims, empty_cache, quantize_cache
 
 _STATIC: dict[str, Any] = {"causal": True, "window": None, "softcap": None, "return_lse": False}
 
@@ -31,6 +31,7 @@ def _make(
     slack: int = 0,
     sinks: bool = False,
     alibi: bool = False,
+    kv_dtype: torch.dtype | None = None,
     **static: Any,
 ) -> dict[str, Any]:
     """Pages lie in random order; every slot that holds no token, the null page included, is NaN.
@@ -38,6 +39,7 @@ def _make(
     layout  "separate", "interleaved" or "aliased", see :func:`empty_cache`
     sharp   factor of the queries: how far the scores spread
     slack   by how much the host's upper bounds of lengths exceed them
+    kv_dtype   of a quantized cache
     """
     needed = [-(-length // page_size) for length in seq_lens]
     num_pages, max_seq_len = sum(needed) + 3, max(seq_lens) + slack
@@ -65,7 +67,7 @@ def _make(
     )
     return {
         "q": qkv[:, :num_heads],  # strided, as the slice of a fused projection
-        "kv": kv,
+        "kv": kv if kv_dtype is None else quantize_cache(kv, kv_dtype),
         "meta": meta,
         "scale": head_dim**-0.5,
         "sinks": randn(generator, torch.float32, device, num_heads) if sinks else None,
@@ -86,6 +88,7 @@ def _case(
     """``heads``: query heads, KV heads, head size."""
     num_heads, num_kv_heads, head_dim = heads
     dims = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim, "window": more.get("window") or 0}
+    dims |= cache_dims(more.get("kv_dtype"))
     make = partial(
         _make, q_lens=q_lens, seq_lens=seq_lens, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, **more
     )
@@ -111,6 +114,10 @@ PREFILL_CASES = (
           return_lse=True, sharp=2.0),
     _case("not_causal", SMALL, (7, 19), (25, 19), (4, 2, 64), causal=False),
     _case("value_dim_aliased", SMALL, (7, 9), (25, 9), (4, 1, 96), value_dim=64, layout="aliased"),
+    _case("e4m3", SMALL, (7, 19), (25, 19), (4, 2, 64), kv_dtype=torch.float8_e4m3fn),
+    _case("e5m2_page64", SMALL, (18, 3), (23, 70), (3, 3, 80), page_size=64, kv_dtype=torch.float8_e5m2),
+    _case("int8_all_features", SMALL, (7, 0, 19), (40, 0, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
+          return_lse=True, kv_dtype=torch.int8),
     *(
         _case(f"llama-8b_{q}_of_{length}", BENCH, (q,) * num, (length,) * num, (32, 8, 128), page_size=64)
         for q, length, num in ((512, 512, 8), (2048, 2048, 4), (8192, 8192, 1), (1024, 16384, 1))
@@ -136,6 +143,10 @@ DECODE_CASES = (
     _case("all_features", SMALL, (1, 2), (40, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
           return_lse=True, sharp=2.0),
     _case("value_dim_aliased", SMALL, (1, 1), (25, 9), (4, 1, 96), value_dim=64, layout="aliased"),
+    _case("e4m3", SMALL, (1, 3), (25, 19), (4, 2, 64), kv_dtype=torch.float8_e4m3fn),
+    _case("e5m2_page64", SMALL, (1, 1), (23, 130), (3, 3, 80), page_size=64, kv_dtype=torch.float8_e5m2),
+    _case("int8_all_features", SMALL, (1, 1, 2), (40, 0, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
+          return_lse=True, kv_dtype=torch.int8),
     *(
         _case(f"llama-8b_{num}x{length}", BENCH, (1,) * num, (length,) * num, (32, 8, 128), page_size=64)
         for num, length in ((1, 2048), (8, 8192), (64, 2048), (256, 512))

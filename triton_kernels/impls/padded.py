@@ -1,7 +1,8 @@
 """Attention of the torch impls on padded batches, by scaled_dot_product_attention where it knows the features.
 
 Requests are put into buckets, each padded to its longest. A bucket's keys and values are gathered from the paged cache
-with one ``index_select`` each; a padded position repeats the last token of its request, so no unused slot is ever read.
+with one ``index_select`` each, in the activations' dtype: of a quantized cache no more than what is gathered is dequantized.
+A padded position repeats the last token of its request, so no unused slot is ever read.
 On a CPU the buckets are small and of similar lengths, so that what was gathered is still in the cache when it is used; on
 a GPU there is one bucket with the sizes that the host knows, so that nothing waits for the device.
 """
@@ -25,6 +26,8 @@ class Bucket:
 
     reqs      int64 [B]: which requests of the batch, None for all
     num_rows  rows of q
+
+    Attributes: ``length`` int64 [B, 1]; ``position`` int64 [B, Q] of the queries, the last repeated; ``masks`` made so far.
     """
 
     def __init__(
@@ -36,44 +39,52 @@ class Bucket:
         device = lengths.device
         self.whole = whole
         self.shape = (lengths.shape[0], num_queries, num_keys)
-        self._length = lengths.long()[:, None]
+        self.length = lengths.long()[:, None]
         self._end = last.long()[:, None]
         rows = first.long()[:, None] + torch.arange(num_queries, device=device)
         rows = torch.minimum(rows, self._end - 1).clamp_(0, num_rows - 1)
         self.q_rows = rows.flatten()
-        self._position = rows - self._end + self._length
+        self.position = rows - self._end + self.length
         self._key = torch.arange(num_keys, device=device)
-        self._token = torch.minimum(self._key, self._length - 1).clamp_min_(0)
+        self._token = torch.minimum(self._key, self.length - 1).clamp_min_(0)
         self._blocks = blocks.long()
         self._slots: dict[tuple[int, int], torch.Tensor] = {}
-        self._masks: dict[Any, torch.Tensor] = {}
+        self.masks: dict[Any, Any] = {}
 
-    def gather(self, cache: torch.Tensor) -> torch.Tensor:
-        """The requests' keys or values, [B, Hk, L, D]."""
+    def gather(self, cache: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """The requests' keys or values, [B, Hk, L, D] in ``dtype``."""
+        if scales is None:
+            return self._rows(cache).transpose(1, 2)
+        codes = self._rows(cache.view(torch.uint8)).view(cache.dtype)  # as bytes: torch does not index every float8
+        return (codes.float() * self._rows(scales)[..., None]).to(dtype).transpose(1, 2)
+
+    def _rows(self, cache: torch.Tensor) -> torch.Tensor:
+        """Of a cache [pages, page_size, ...], the requests' slots [B, L, ...]."""
         rows, rows_per_page = slot_rows(cache)
         layout = (cache.shape[1], rows_per_page)
         if layout not in self._slots:
             page = self._blocks.gather(1, self._token // layout[0])
             self._slots[layout] = (page * rows_per_page + self._token % layout[0]).flatten()
         found = rows.index_select(0, self._slots[layout])
-        return found.view(self.shape[0], self.shape[2], *rows.shape[1:]).transpose(1, 2)
+        return found.view(self.shape[0], self.shape[2], *rows.shape[1:])
 
     def mask(self, causal: bool, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """0 where a query sees a key, else -inf: [B, Q, L]."""
-        if (causal, window) not in self._masks:
+        if (causal, window) not in self.masks:
             distance = self.distance()
-            hidden = (self._key >= self._length)[:, None, :].expand_as(distance)
+            hidden = (self._key >= self.length)[:, None, :].expand_as(distance)
             if causal:
                 hidden = hidden | (distance < 0)
             if window is not None:
                 hidden = hidden | (distance >= window)
             mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-            self._masks[causal, window] = mask.masked_fill_(hidden, -torch.inf)
-        return self._masks[causal, window]
+            self.masks[causal, window] = mask.masked_fill_(hidden, -torch.inf)
+        found: torch.Tensor = self.masks[causal, window]
+        return found
 
     def distance(self) -> torch.Tensor:
         """How far a key lies behind the query, int64 [B, Q, L]."""
-        return self._position[:, :, None] - self._key
+        return self.position[:, :, None] - self._key
 
 
 class PaddedBatch:
@@ -138,7 +149,9 @@ class PaddedAttention:
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         kv_dtype = spec.fact("kv_dtype", spec.dtype)
-        return [] if kv_dtype == spec.dtype else [f"reads a cache of {spec.dtype}, not of {kv_dtype}"]
+        if kv_dtype == spec.dtype or kv_dtype.itemsize == 1:
+            return []
+        return [f"reads a cache of {spec.dtype} or a quantized one, not one of {kv_dtype}"]
 
     def begin_step(self, meta: AttentionMeta) -> None:
         """Forgets the last step; the first layer that is called lays out the batch for all."""
@@ -164,7 +177,7 @@ class PaddedAttention:
     def _attend(self, q: torch.Tensor, kv: LayerKV, bucket: Bucket) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded outputs [B * Q, Hq, Dv], and their LSE f32 [B * Q, Hq] (empty when it is not asked for)."""
         num_reqs, num_queries, _ = bucket.shape
-        keys, values = bucket.gather(kv.k), bucket.gather(kv.v)
+        keys, values = bucket.gather(kv.k, kv.k_scale, q.dtype), bucket.gather(kv.v, kv.v_scale, q.dtype)
         num_heads, num_kv_heads = q.shape[1], keys.shape[1]
         group = num_heads // num_kv_heads
         queries = q.index_select(0, bucket.q_rows).view(num_reqs, num_queries, num_heads, -1).transpose(1, 2)

@@ -6,7 +6,8 @@ import torch
 
 
 def slot_rows(cache: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """A view [rows, Hk, D] of a cache [pages, page_size, Hk, D], and how many rows lie from one page to the next.
+    """A view [rows, Hk, D] of a cache [pages, page_size, Hk, D] (of scales: without D), and how many rows lie from one page to the
+    next.
 
     Slot ``offset`` of ``page`` is row ``page * rows_per_page + offset``, also where keys and values of a page lie side by
     side in memory (then rows_per_page is twice the page size and the rows between belong to the other tensor).

@@ -10,7 +10,7 @@ import torch
 from ..attention_meta import LayerKV
 from ..cases.fused import CASES
 from ..op import Cost, Op
-from .kv_cache import kv_cache_write_reference
+from .kv_cache import cached_head_bytes, kv_cache_write_reference
 from .norm import rms_norm_reference
 from .rotary import reference as rotary_reference
 
@@ -33,6 +33,7 @@ def reference(
 
     q_weight, k_weight [D] or None: RMS norm over each head before the rotation (``rms_norm``'s eps and offset).
     positions, cos_sin, style as in ``rotary``; kv, slot_mapping as in ``kv_cache_write``. qkv itself is not changed.
+    k is rounded once, to what the cache holds: codes of a quantized cache are those of the rotated k in f32.
     """
     heads = qkv.unflatten(1, (num_heads + 2 * num_kv_heads, -1))
     q, k, v = (part.clone() for part in heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1))
@@ -43,7 +44,7 @@ def reference(
     if k_weight is not None:
         k = rms_norm_reference(k, None, k_weight, eps, offset)
     rotary_reference(q, k, positions, cos_sin, style)
-    kv_cache_write_reference(k.to(qkv.dtype), v, kv, slot_mapping)
+    kv_cache_write_reference(k, v, kv, slot_mapping)
     return q.to(qkv.dtype)
 
 
@@ -55,8 +56,8 @@ def fake(qkv, positions, kv, slot_mapping, num_heads, num_kv_heads, cos_sin, sty
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
     """dims: num_heads, num_kv_heads, head_dim, act_bytes, kv_bytes."""
     tokens, heads, kv_heads = sum(q_lens), dims["num_heads"], dims["num_kv_heads"]
-    moved = (2 * heads + 2 * kv_heads) * dims.get("act_bytes", 2) + 2 * kv_heads * dims.get("kv_bytes", 2)
-    return Cost(8 * tokens * (heads + kv_heads) * dims["head_dim"], tokens * dims["head_dim"] * moved)
+    moved = (2 * heads + 2 * kv_heads) * dims["head_dim"] * dims.get("act_bytes", 2) + 2 * kv_heads * cached_head_bytes(dims)
+    return Cost(8 * tokens * (heads + kv_heads) * dims["head_dim"], tokens * moved)
 
 
 def facts(bound: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""``kv_cache_write`` and ``copy_blocks``: what writes the paged cache."""
+"""``kv_cache_write`` and ``copy_blocks``: what writes the paged cache.
+
+A quantized cache holds 8-bit codes and an f32 scale per token and head: no calibration, and what is written for a token depends
+on nothing but the token.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,24 @@ import torch
 from ..attention_meta import LayerKV
 from ..cases.kv_cache import COPY_BLOCKS_CASES, KV_CACHE_WRITE_CASES
 from ..op import Cost, Op, Tolerance
+from .quantize import reference as quantize_reference
 
 
 def kv_cache_write_reference(k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
-    """Writes k [T, Hk, Dk] and v [T, Hk, Dv] to the slots int64 [T] of the cache; slot = page * page_size + offset, -1 skips."""
+    """Writes k [T, Hk, Dk] and v [T, Hk, Dv] to the slots int64 [T] of the cache; slot = page * page_size + offset, -1 skips.
+
+    Numbers are rounded to the cache's dtype. Where kv has scales, a token's head becomes codes and a scale as a row does in
+    ``quantize_activation``: scale = max|x| / largest code, at least 1e-10; code = x / scale in f32, to nearest even.
+    """
     keep = slot_mapping >= 0
     slots = slot_mapping[keep]
     page, offset = slots // kv.page_size, slots % kv.page_size
-    kv.k[page, offset] = k[keep].to(kv.k.dtype)
-    kv.v[page, offset] = v[keep].to(kv.v.dtype)
+    for new, cache, scales in ((k[keep], kv.k, kv.k_scale), (v[keep], kv.v, kv.v_scale)):
+        if scales is None:
+            cache[page, offset] = new.to(cache.dtype)
+        else:
+            codes, scale = quantize_reference(new, cache.dtype)
+            cache[page, offset], scales[page, offset] = codes, scale[..., 0]
 
 
 def copy_blocks_reference(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor) -> None:
@@ -35,16 +48,24 @@ def copy_blocks_fake(kv, src, dst):  # type: ignore[no-untyped-def]
     return None
 
 
+def cached_head_bytes(dims: Mapping[str, float]) -> float:
+    """What a head of a token takes in the cache, its key or its value: codes of one byte have an f32 scale. dims: head_dim,
+    kv_bytes."""
+    kv_bytes = dims.get("kv_bytes", 2)
+    return dims["head_dim"] * kv_bytes + 4 * (kv_bytes == 1)
+
+
 def kv_cache_write_cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
     """dims: num_kv_heads, head_dim, act_bytes, kv_bytes."""
-    elements = 2 * sum(q_lens) * dims["num_kv_heads"] * dims["head_dim"]
-    return Cost(0, elements * (dims.get("act_bytes", 2) + dims.get("kv_bytes", 2)))
+    heads = 2 * sum(q_lens) * dims["num_kv_heads"]
+    flops = 3 * heads * dims["head_dim"] * (dims.get("kv_bytes", 2) == 1)
+    return Cost(flops, heads * (dims["head_dim"] * dims.get("act_bytes", 2) + cached_head_bytes(dims)))
 
 
 def copy_blocks_cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
     """dims: num_blocks, page_size, num_kv_heads, head_dim, kv_bytes."""
-    elements = 2 * dims["num_blocks"] * dims["page_size"] * dims["num_kv_heads"] * dims["head_dim"]
-    return Cost(0, 2 * elements * dims.get("kv_bytes", 2))
+    heads = 2 * dims["num_blocks"] * dims["page_size"] * dims["num_kv_heads"]
+    return Cost(0, 2 * heads * cached_head_bytes(dims))
 
 
 kv_cache_write = Op("kv_cache_write", kv_cache_write_reference, kv_cache_write_fake, kv_cache_write_cost,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -41,5 +41,9 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(3 * elements, 2 * elements * dims.get("act_bytes", 2))
 
 
+def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
+    return {"rot_dim": bound["cos_sin"].shape[1]}
+
+
 rotary = Op("rotary", reference, fake, cost, cases=CASES, bind_args=("cos_sin", "style"), mutates=("q", "k"),
-            row_args=("q", "k", "positions"))  # fmt: skip
+            row_args=("q", "k", "positions"), facts=facts)  # fmt: skip

@@ -95,6 +95,13 @@ def near_ties(args: Mapping[str, Any]) -> torch.Tensor:
     return out
 
 
+def drawn_rows(args: Mapping[str, Any]) -> torch.Tensor:
+    """bool [R]: rows of :func:`sample_reference` whose token depends on random numbers."""
+    slots = args["row_to_slot"]
+    drawn: torch.Tensor = (slots >= 0) & (args["temperature"][slots.clamp_min(0).long()] > 0)
+    return drawn & args["logits"].max(dim=-1).values.isfinite()
+
+
 def gather_logprobs_reference(
     logits: torch.Tensor, token_ids: torch.Tensor, num_top: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -144,7 +151,7 @@ sample = Op(
     cases=SAMPLE_CASES,
     bind_args=("stream",),
     row_args=("logits", "row_to_slot", "position"),
-    tolerance=Tolerance(token_ties=near_ties),
+    tolerance=Tolerance(token_ties=near_ties, drawn=drawn_rows),
 )
 gather_logprobs = Op(
     "gather_logprobs",

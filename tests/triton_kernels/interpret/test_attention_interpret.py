@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from triton_kernels import conformance
-from triton_kernels.attention_meta import AttentionMeta, LayerKV
+from triton_kernels.attention_meta import AttentionMeta
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
@@ -25,22 +25,12 @@ TILES: Mapping[str, dict[str, int]] = {
     "balanced": {"chunk": 32, "block_n": 16, "num_programs": 5},
 }
 CASES = {(op, case.name): case for op in (PREFILL, DECODE) for case in OPS[op].cases if "bench" not in case.tags}
-HALF = ("tiled", "chunked_tiled", "all_features")
+HALF = ("tiled", "chunked_tiled", "all_features", "e4m3", "e5m2_page64", "int8_all_features")
 
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     return Registry.load()
-
-
-def quantized(make: Any, dtype: torch.dtype, *context: Any) -> dict[str, Any]:
-    """The case's arguments with a cache of ``dtype`` and a scale per token and head; unused slots and scales are NaN."""
-    args = make(*context)
-    top = 127.0 if dtype == torch.int8 else 440.0
-    scales = [cache.float().abs().amax(-1) / top for cache in args["kv"][:2]]
-    caches = [(cache.float() / scale[..., None]).nan_to_num(top) for cache, scale in zip(args["kv"], scales)]
-    caches = [cache.round() if dtype == torch.int8 else cache for cache in caches]
-    return args | {"kv": LayerKV(*(cache.to(dtype) for cache in caches), *scales)}
 
 
 def check(registry: Registry, op: str, name: str, case: Case, dtype: torch.dtype, **options: int) -> None:
@@ -81,20 +71,7 @@ def test_page_sizes(registry: Registry, op: str, name: str, page_size: int) -> N
     check(registry, op, name, replace(case, make=partial(case.make, page_size=page_size)), torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("op", "name", "dtype"),
-    [
-        (PREFILL, "pointer", torch.int8), (PREFILL, "pointer", torch.float8_e5m2), (PREFILL, "tma", torch.float8_e4m3fn),
-        (DECODE, "splitkv", torch.int8), (DECODE, "splitkv", torch.float8_e4m3fn),
-    ],
-)  # fmt: skip
-def test_quantized_caches(registry: Registry, op: str, name: str, dtype: torch.dtype) -> None:
-    case = CASES[op, "sinks"]
-    make = partial(case.make, page_size=64) if name == "tma" else case.make
-    check(registry, op, name, replace(case, make=partial(quantized, make, dtype)), torch.float16)
-
-
-@pytest.mark.parametrize("case", ["chunked_tiled", "padding_rows", "all_features", "value_dim_aliased"])
+@pytest.mark.parametrize("case", ["chunked_tiled", "padding_rows", "all_features", "value_dim_aliased", "heads_256", "e4m3"])
 def test_tma_conforms(registry: Registry, case: str) -> None:
     chosen = CASES[PREFILL, case]
     page_size = 128 if case == "chunked_tiled" else 64

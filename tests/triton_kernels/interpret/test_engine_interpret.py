@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from triton_kernels.ops import OPS
@@ -12,7 +14,11 @@ ARCHITECTURE = {
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "max_position_embeddings": 64,
     "initializer_range": 0.3, "tie_word_embeddings": False, "eos_token_id": 1,
 }  # fmt: skip
-TRITON = dict.fromkeys(OPS, "triton") | {"paged_attention_prefill": "pointer", "paged_attention_decode": "splitkv"}
+QWEN3 = {**ARCHITECTURE, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+FUSED = "qk_norm_rotary_kv_write"
+SEPARATE = dict.fromkeys(OPS, "triton") | {"paged_attention_prefill": "pointer", "paged_attention_decode": "splitkv", FUSED: "none"}
+TRITON = SEPARATE | {FUSED: "triton", "rotary": "auto", "kv_cache_write": "auto"}
+REFERENCE = dict.fromkeys(OPS, "reference") | {FUSED: "none"}
 PROMPTS = [{"prompt_token_ids": list(range(20, 20 + n))} for n in (3, 13)]
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=3, detokenize=False, frequency_penalty=1.0, logprobs=1, ignore_eos=True),
@@ -20,16 +26,35 @@ PARAMS = [
 ]
 
 
-def generate(kernels: dict[str, str]) -> tuple[list[list[int]], dict[str, int]]:
-    model = ModelConfig(architecture=ARCHITECTURE, load_format="dummy", dtype="float32")
+def make_llm(kernels: dict[str, str], cache_dtype: str, architecture: dict[str, object]) -> LLM:
+    model = ModelConfig(architecture=architecture, load_format="dummy", dtype="float32")
     # A budget of 8 cuts the longer prompt in two.
     scheduler = SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=8)
-    llm = LLM(EngineConfig(model, CacheConfig(block_size=16, num_blocks=8), scheduler, kernels=kernels, interpret=True))
+    cache = CacheConfig(block_size=16, num_blocks=8, dtype=cache_dtype)
+    return LLM(EngineConfig(model, cache, scheduler, kernels=kernels, interpret=True))
+
+
+def generate(
+    kernels: dict[str, str], cache_dtype: str = "auto", architecture: dict[str, object] = ARCHITECTURE
+) -> tuple[list[list[int]], dict[str, int]]:
+    llm = make_llm(kernels, cache_dtype, architecture)
     outputs = llm.generate(PROMPTS, PARAMS, use_tqdm=False)
     return [output.outputs[0].token_ids for output in outputs], {op: entry["calls"] for op, entry in llm.plan().items()}
 
 
-def test_tokens_are_those_of_the_reference() -> None:
-    tokens, calls = generate(TRITON)
-    assert tokens == generate(dict.fromkeys(OPS, "reference"))[0]
+@pytest.mark.parametrize("cache_dtype", ["auto", "int8", "float8_e4m3fn"])
+def test_tokens_are_those_of_the_reference(cache_dtype: str) -> None:
+    tokens, calls = generate(TRITON, cache_dtype)
+    assert tokens == generate(REFERENCE, cache_dtype)[0]
     assert all(calls[op] > 0 for op in calls if op != "copy_blocks")
+
+
+def test_fused_and_separate_kernels_with_norms_of_heads() -> None:
+    (fused, fused_calls), (separate, separate_calls) = (generate(kernels, architecture=QWEN3) for kernels in (TRITON, SEPARATE))
+    assert fused == separate == generate(REFERENCE, architecture=QWEN3)[0]
+    assert fused_calls[FUSED] == separate_calls["rotary"] == separate_calls["kv_cache_write"] > 0
+    assert FUSED not in separate_calls and not {"rotary", "kv_cache_write"} & set(fused_calls)
+
+
+def test_in_the_interpreter_the_fused_kernel_is_the_best() -> None:
+    assert FUSED in make_llm({}, "auto", ARCHITECTURE).plan()

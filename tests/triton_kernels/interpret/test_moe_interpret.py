@@ -14,6 +14,7 @@ from triton_kernels.spec import Spec
 
 SMALL_TILES = {"block_m": 16, "block_n": 16, "block_k": 16}
 CASES = [(op, case) for op in ("moe_route", "moe_experts") for case in OPS[op].cases if "bench" not in case.tags]
+QUANTIZED = ("w4a16", "fp8")
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +24,27 @@ def registry() -> Registry:
 
 @pytest.mark.parametrize(("op", "case"), CASES, ids=[f"{op}-{case.name}" for op, case in CASES])
 def test_conforms(registry: Registry, op: str, case: Case) -> None:
-    tiled = "tiled" in case.tags
-    options = SMALL_TILES if op == "moe_experts" and tiled else None
-    for dtype in (torch.float32, torch.float16, torch.bfloat16) if tiled else (torch.float32,):
-        result = conformance.check(OPS[op], registry.impls(op)["triton"], case, dtype, interpret=True, options=options)
-        assert result.ok, result.message
-        assert not result.skipped, result.message
+    tiled, quantized = "tiled" in case.tags, case.name.startswith(QUANTIZED)
+    options = {"block_m": 16} if quantized else SMALL_TILES if op == "moe_experts" and tiled else None
+    dtypes = (torch.float16,) if quantized else (torch.float32, torch.float16, torch.bfloat16)
+    for dtype in dtypes if tiled else (torch.float32,):
+        check(registry, op, case.name, dtype, options)
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [("w4a16_group_32", {"block_m": 16, "block_n": 128}), ("w4a16_shard", {}), ("fp8_shard", {"block_n": 128})],
+    ids=str,
+)
+def test_other_tiles_of_quantized_experts(registry: Registry, case: str, options: dict[str, int]) -> None:
+    """Tiles wider than a matrix or than a block of scales, and those of the devices."""
+    check(registry, "moe_experts", case, torch.float16, options)
+
+
+def check(registry: Registry, op: str, case: str, dtype: torch.dtype, options: dict[str, int] | None) -> None:
+    [found] = [c for c in OPS[op].cases if c.name == case]
+    result = conformance.check(OPS[op], registry.impls(op)["triton"], found, dtype, interpret=True, options=options)
+    assert result.ok and not result.skipped, result.message
 
 
 @pytest.mark.parametrize(("expert_start", "num_experts"), [(0, 7), (3, 2), (6, 5)])

@@ -12,10 +12,13 @@ from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
 
-STEP_OPS = ("merge_attention", "qk_norm_rotary_kv_write", "verify_draft", "lora_shrink", "lora_expand", "moe_align")
+STEP_OPS = (
+    "merge_attention", "qk_norm_rotary_kv_write", "slot_mapping", "verify_draft", "lora_shrink", "lora_expand", "moe_align",
+)  # fmt: skip
 SMALL_BLOCKS = (
     ("merge_attention", {"rows": 8}),
     ("qk_norm_rotary_kv_write", {"block_heads": 1}),
+    ("slot_mapping", {"block": 16}),
     ("verify_draft", {"block": 256}),
     ("lora_shrink", {"block_m": 16, "block_r": 16, "block_k": 16, "split": 48}),
     ("lora_expand", {"block_m": 16, "block_n": 16, "block_k": 16}),
@@ -31,7 +34,7 @@ def registry() -> Registry:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("op", STEP_OPS)
 def test_every_case_conforms(registry: Registry, op: str, dtype: torch.dtype) -> None:
-    if op == "moe_align" and dtype != torch.float32:
+    if op in ("moe_align", "slot_mapping") and dtype != torch.float32:
         pytest.skip("integers only")
     for case in OPS[op].cases:
         if "bench" not in case.tags:

@@ -12,4 +12,5 @@ from ...impl import impl
 def copy_blocks_torch(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor) -> None:
     for cache in kv:
         if cache is not None:
-            cache.index_copy_(0, dst, cache.index_select(0, src))
+            pages = cache.view(torch.uint8) if cache.element_size() == 1 else cache  # torch cannot copy rows of float8
+            pages.index_copy_(0, dst, pages.index_select(0, src))

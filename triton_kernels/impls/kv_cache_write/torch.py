@@ -11,6 +11,7 @@ import torch
 from ...attention_meta import LayerKV
 from ...impl import impl
 from ..paged import slot_rows
+from ..quantize_activation.torch import quantize
 
 
 @impl("kv_cache_write", "torch", priority=10)
@@ -18,12 +19,24 @@ def kv_cache_write_torch(k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_map
     if slot_mapping.shape[0] == 0:
         return
     none_skipped = slot_mapping.device.type == "cpu" and int(slot_mapping.min()) >= 0
-    skipped = None if none_skipped else (slot_mapping < 0)[:, None, None]
+    skipped = None if none_skipped else slot_mapping < 0
     slots = slot_mapping if none_skipped else slot_mapping.clamp_min(0)
-    for new, cache in ((k, kv.k), (v, kv.v)):
-        rows, rows_per_page = slot_rows(cache)
-        index = slots
-        if rows_per_page != kv.page_size:
-            index = slots + slots // kv.page_size * (rows_per_page - kv.page_size)
-        new = new.to(cache.dtype)
-        rows.index_copy_(0, index, new if skipped is None else torch.where(skipped, rows[:1], new))
+    for new, cache, scales in ((k, kv.k, kv.k_scale), (v, kv.v, kv.v_scale)):
+        if scales is None:
+            _write(new.to(cache.dtype), cache, slots, skipped)
+        else:
+            codes, scale = quantize(new, cache.dtype, "token", None)
+            # As bytes: torch cannot copy rows of float8.
+            _write(codes.view(torch.uint8), cache.view(torch.uint8), slots, skipped)
+            _write(scale[..., 0], scales, slots, skipped)
+
+
+def _write(new: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor, skipped: torch.Tensor | None) -> None:
+    """One row of ``new`` [T, ...] per slot of ``cache`` [pages, page_size, ...]."""
+    rows, rows_per_page = slot_rows(cache)
+    page_size = cache.shape[1]
+    if rows_per_page != page_size:
+        slots = slots + slots // page_size * (rows_per_page - page_size)
+    if skipped is not None:
+        new = torch.where(skipped.view(-1, *[1] * (new.dim() - 1)), rows[:1], new)
+    rows.index_copy_(0, slots, new)

@@ -1,7 +1,8 @@
 """Scatter of new keys and values into the paged cache. The grid is tokens x blocks of heads; a program reads its
 token's slot, leaves at once when it is -1, and copies a tile of BLOCK_HEADS x head size of k and of v through
-registers, converted to the cache's dtype. Slots and cache offsets are 64-bit: caches exceed 2^31 elements. Made for
-strided k and v inside a fused projection.
+registers, converted to the cache's dtype. For a quantized cache the scale of a head follows from the same tile, which
+holds whole heads. Slots and cache offsets are 64-bit: caches exceed 2^31 elements. Made for strided k and v inside a
+fused projection.
 """
 
 from __future__ import annotations
@@ -13,32 +14,51 @@ import triton.language as tl
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
+from .._codes import cache_bits, cache_constants, cache_reasons, scale_of, to_code
 
 
 @triton.jit
-def _copy_heads(from_ptr, to_ptr, heads, from_head, to_head, num_heads, dim, BLOCK_DIM: tl.constexpr):
-    element = tl.arange(0, BLOCK_DIM)[None, :]
-    mask = (heads < num_heads) & (element < dim)
-    values = tl.load(from_ptr + heads * from_head + element, mask=mask, other=0.0)
-    tl.store(to_ptr + heads * to_head + element, values.to(to_ptr.dtype.element_ty), mask=mask)
+def store_heads(values, cache_ptr, scale_ptr, heads, elements, KIND: tl.constexpr, LIMIT: tl.constexpr):
+    """Whole heads [H, D] to the pointers [H, D]; ``heads`` bool [H, 1] and ``elements`` bool [1, D] say which exist, others are
+    0. A quantized cache (KIND of its codes, else "") gets their scales at the pointers [H, 1]."""
+    if KIND == "":
+        tl.store(cache_ptr, values.to(cache_ptr.dtype.scalar.element_ty), mask=heads & elements)
+    else:
+        numbers = values.to(tl.float32)
+        scale = scale_of(tl.max(tl.abs(numbers), axis=1, keep_dims=True), LIMIT)
+        tl.store(scale_ptr, scale, mask=heads)
+        tl.store(cache_ptr, to_code(numbers, scale, KIND, LIMIT), mask=heads & elements)
 
 
 @triton.jit
 def _kv_cache_write_kernel(
-    k_ptr, v_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, page_size, num_heads, k_dim, v_dim,
-    k_token, k_head, v_token, v_head, k_page, k_slot, k_cache_head, v_page, v_slot, v_cache_head, stride_slots,
-    BLOCK_HEADS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    k_ptr, v_ptr, k_cache_ptr, v_cache_ptr, k_scale_ptr, v_scale_ptr, slots_ptr, page_size, num_heads, k_dim, v_dim,
+    k_token, k_head, v_token, v_head, k_page, k_slot, k_cache_head, v_page, v_slot, v_cache_head,
+    k_scale_page, k_scale_slot, k_scale_head, v_scale_page, v_scale_slot, v_scale_head, stride_slots,
+    KIND: tl.constexpr, LIMIT: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token * stride_slots)
     if slot < 0:
         return
     page, offset = slot // page_size, slot % page_size
-    heads = (tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
-    _copy_heads(k_ptr + token * k_token, k_cache_ptr + page * k_page + offset * k_slot, heads, k_head, k_cache_head,
-                num_heads, k_dim, BLOCK_K)  # fmt: skip
-    _copy_heads(v_ptr + token * v_token, v_cache_ptr + page * v_page + offset * v_slot, heads, v_head, v_cache_head,
-                num_heads, v_dim, BLOCK_V)  # fmt: skip
+    head = (tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
+    heads = head < num_heads
+
+    element = tl.arange(0, BLOCK_K)[None, :]
+    keys = tl.load(k_ptr + token * k_token + head * k_head + element, mask=heads & (element < k_dim), other=0.0)
+    store_heads(
+        keys, k_cache_ptr + page * k_page + offset * k_slot + head * k_cache_head + element,
+        k_scale_ptr + page * k_scale_page + offset * k_scale_slot + head * k_scale_head,
+        heads, element < k_dim, KIND, LIMIT,
+    )  # fmt: skip
+    element = tl.arange(0, BLOCK_V)[None, :]
+    values = tl.load(v_ptr + token * v_token + head * v_head + element, mask=heads & (element < v_dim), other=0.0)
+    store_heads(
+        values, v_cache_ptr + page * v_page + offset * v_slot + head * v_cache_head + element,
+        v_scale_ptr + page * v_scale_page + offset * v_scale_slot + head * v_scale_head,
+        heads, element < v_dim, KIND, LIMIT,
+    )  # fmt: skip
 
 
 @impl(
@@ -55,8 +75,7 @@ class TritonKVCacheWrite:
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
-        kind = spec.fact("kv_dtype", spec.dtype)
-        return [] if kind.itemsize > 1 else [f"writes unquantized caches, not {kind}"]
+        return cache_reasons(spec.fact("kv_dtype", spec.dtype))
 
     def __call__(self, k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
         num_tokens, num_heads, k_dim = k.shape
@@ -64,9 +83,11 @@ class TritonKVCacheWrite:
             return
         assert k.stride(2) == v.stride(2) == kv.k.stride(3) == kv.v.stride(3) == 1, "head elements must be contiguous"
         v_dim, block_heads = v.shape[2], min(self.block_heads, triton.next_power_of_2(num_heads))
+        k_cache, v_cache, k_scale, v_scale = cache_bits(kv)
         _kv_cache_write_kernel[(num_tokens, triton.cdiv(num_heads, block_heads))](
-            k, v, kv.k, kv.v, slot_mapping, kv.page_size, num_heads, k_dim, v_dim, k.stride(0), k.stride(1),
-            v.stride(0), v.stride(1), *kv.k.stride()[:3], *kv.v.stride()[:3], slot_mapping.stride(0),
+            k, v, k_cache, v_cache, k_scale, v_scale, slot_mapping, kv.page_size, num_heads, k_dim, v_dim,
+            k.stride(0), k.stride(1), v.stride(0), v.stride(1), *k_cache.stride()[:3], *v_cache.stride()[:3],
+            *k_scale.stride()[:3], *v_scale.stride()[:3], slot_mapping.stride(0), **cache_constants(kv),
             BLOCK_HEADS=block_heads, BLOCK_K=triton.next_power_of_2(k_dim), BLOCK_V=triton.next_power_of_2(v_dim),
-            num_warps=4, enable_fp_fusion=True,
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

@@ -35,6 +35,5 @@ def qk_norm_rotary_kv_write_torch(
     cos, sin = cos_sin.index_select(0, positions)[:, None].chunk(2, dim=-1)
     first, second = pairs.unbind(-2)
     pairs.copy_(torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2))
-    qk = qk.to(qkv.dtype)
     kv_cache_write_torch.target(qk[:, num_heads:], heads[:, num_rotated:], kv, slot_mapping)
-    return qk[:, :num_heads].contiguous()
+    return qk[:, :num_heads].to(qkv.dtype).contiguous()

@@ -2,7 +2,8 @@
 of keys and values into the paged cache. The grid is tokens x blocks of heads: blocks of queries, then of keys, then of
 values; keys and values of a token without a slot leave at once. A program holds its tile of BLOCK_HEADS x head size in
 float32 registers from the load to the one rounding at the end: as two halves of the rotated part (style "gptj" splits
-interleaved pairs in registers) and the rest of the head. The separate ops read and write queries and keys up to three times.
+interleaved pairs in registers) and the rest of the head. For a quantized cache the scale of a head follows from the same
+registers. The separate ops read and write queries and keys up to three times.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import triton.language as tl
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
+from .._codes import cache_bits, cache_constants, cache_reasons, scale_of, to_code
+from ..kv_cache_write.triton import store_heads
 
 
 @triton.jit
@@ -48,10 +51,11 @@ def _store_pairs(row, a, b, mask, half, NEOX: tl.constexpr, BLOCK_HEADS: tl.cons
 
 @triton.jit
 def _norm_and_rotate(
-    source, target, mask, weight_ptr, cos_sin_ptr, half, width, eps, offset,
+    source, target, scale_target, mask, weight_ptr, cos_sin_ptr, half, width, eps, offset, KIND: tl.constexpr, LIMIT: tl.constexpr,
     HAS_NORM: tl.constexpr, NEOX: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
-    """source, target: pointers [HEADS, 1] to the heads, mask [HEADS, 1]."""
+    """source, target: pointers [HEADS, 1] to the heads, mask [HEADS, 1]. KIND: of the target's codes, whose scales go to
+    scale_target [HEADS, 1]; "" for none."""
     a, b = _load_pairs(source, mask, half, NEOX, HEADS, BLOCK_HALF)
     if BLOCK_REST:
         rest_at = 2 * half + tl.arange(0, BLOCK_REST)[None, :]
@@ -69,16 +73,28 @@ def _norm_and_rotate(
     pair = tl.arange(0, BLOCK_HALF)[None, :]
     cos = tl.load(cos_sin_ptr + pair, mask=pair < half, other=0.0)
     sin = tl.load(cos_sin_ptr + half + pair, mask=pair < half, other=0.0)
-    _store_pairs(target, a * cos - b * sin, b * cos + a * sin, mask, half, NEOX, HEADS, BLOCK_HALF)
+    a, b = a * cos - b * sin, b * cos + a * sin
+    if KIND != "":
+        largest = tl.maximum(tl.max(tl.abs(a), axis=1), tl.max(tl.abs(b), axis=1))
+        if BLOCK_REST:
+            largest = tl.maximum(largest, tl.max(tl.abs(rest), axis=1))
+        scale = scale_of(largest, LIMIT)[:, None]
+        tl.store(scale_target, scale, mask=mask)
+        a, b = to_code(a, scale, KIND, LIMIT), to_code(b, scale, KIND, LIMIT)
+        if BLOCK_REST:
+            rest = to_code(rest, scale, KIND, LIMIT)
+    _store_pairs(target, a, b, mask, half, NEOX, HEADS, BLOCK_HALF)
     if BLOCK_REST:
         tl.store(target + rest_at, rest.to(target.dtype.scalar.element_ty), mask=mask & (rest_at < width))
 
 
 @triton.jit
 def _fused_kernel(
-    qkv_ptr, positions_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, cos_sin_ptr, q_weight_ptr, k_weight_ptr, q_ptr,
+    qkv_ptr, positions_ptr, k_cache_ptr, v_cache_ptr, k_scale_ptr, v_scale_ptr, slots_ptr, cos_sin_ptr, q_weight_ptr,
+    k_weight_ptr, q_ptr,
     num_heads, num_kv_heads, half, width, page_size, eps, offset, stride_token, stride_positions, stride_slots,
-    stride_cos_sin, k_page, k_slot, k_head, v_page, v_slot, v_head,
+    stride_cos_sin, k_page, k_slot, k_head, v_page, v_slot, v_head, k_scale_page, k_scale_slot, k_scale_head,
+    v_scale_page, v_scale_slot, v_scale_head, KIND: tl.constexpr, LIMIT: tl.constexpr,
     Q_NORM: tl.constexpr, K_NORM: tl.constexpr, NEOX: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -89,8 +105,8 @@ def _fused_kernel(
     if block < q_blocks:
         heads = (block * HEADS + tl.arange(0, HEADS))[:, None]
         _norm_and_rotate(
-            qkv_ptr + heads * width, q_ptr + (token * num_heads + heads) * width, heads < num_heads, q_weight_ptr,
-            cos_sin_ptr, half, width, eps, offset, Q_NORM, NEOX, HEADS, BLOCK_HALF, BLOCK_REST,
+            qkv_ptr + heads * width, q_ptr + (token * num_heads + heads) * width, None, heads < num_heads, q_weight_ptr,
+            cos_sin_ptr, half, width, eps, offset, "", LIMIT, Q_NORM, NEOX, HEADS, BLOCK_HALF, BLOCK_REST,
         )  # fmt: skip
     else:
         slot = tl.load(slots_ptr + token * stride_slots)
@@ -101,16 +117,19 @@ def _fused_kernel(
             heads = ((block - q_blocks) * HEADS + tl.arange(0, HEADS))[:, None]
             _norm_and_rotate(
                 qkv_ptr + (num_heads + heads) * width, k_cache_ptr + page * k_page + place * k_slot + heads * k_head,
-                heads < num_kv_heads, k_weight_ptr, cos_sin_ptr, half, width, eps, offset, K_NORM, NEOX, HEADS,
-                BLOCK_HALF, BLOCK_REST,
+                k_scale_ptr + page * k_scale_page + place * k_scale_slot + heads * k_scale_head, heads < num_kv_heads,
+                k_weight_ptr, cos_sin_ptr, half, width, eps, offset, KIND, LIMIT, K_NORM, NEOX, HEADS, BLOCK_HALF, BLOCK_REST,
             )  # fmt: skip
         else:
             heads = ((block - q_blocks - kv_blocks) * HEADS + tl.arange(0, HEADS))[:, None]
             element = tl.arange(0, BLOCK)[None, :]
             mask = (heads < num_kv_heads) & (element < width)
             values = tl.load(qkv_ptr + (num_heads + num_kv_heads + heads) * width + element, mask=mask, other=0.0)
-            target = v_cache_ptr + page * v_page + place * v_slot + heads * v_head + element
-            tl.store(target, values.to(v_cache_ptr.dtype.element_ty), mask=mask)
+            store_heads(
+                values, v_cache_ptr + page * v_page + place * v_slot + heads * v_head + element,
+                v_scale_ptr + page * v_scale_page + place * v_scale_slot + heads * v_scale_head,
+                heads < num_kv_heads, element < width, KIND, LIMIT,
+            )  # fmt: skip
 
 
 @impl(
@@ -128,8 +147,7 @@ class TritonFused:
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
-        kind = spec.fact("kv_dtype", spec.dtype)
-        reasons = [] if kind.itemsize > 1 else [f"writes unquantized caches, not {kind}"]
+        reasons = cache_reasons(spec.fact("kv_dtype", spec.dtype))
         if spec.fact("value_dim", spec.fact("head_dim")) != spec.fact("head_dim"):
             reasons.append("needs values of the keys' head size")
         return reasons
@@ -143,13 +161,15 @@ class TritonFused:
             return q
         heads, rest = self.block_heads, width - 2 * half
         num_blocks = triton.cdiv(num_heads, heads) + 2 * triton.cdiv(num_kv_heads, heads)
+        k_cache, v_cache, k_scale, v_scale = cache_bits(kv)
         _fused_kernel[(num_tokens, num_blocks)](
-            qkv, positions, kv.k, kv.v, slot_mapping, self.cos_sin,
+            qkv, positions, k_cache, v_cache, k_scale, v_scale, slot_mapping, self.cos_sin,
             qkv if self.q_weight is None else self.q_weight, qkv if self.k_weight is None else self.k_weight, q,
             num_heads, num_kv_heads, half, width, kv.page_size, self.eps, self.offset, qkv.stride(0), positions.stride(0),
-            slot_mapping.stride(0), self.cos_sin.stride(0), *kv.k.stride()[:3], *kv.v.stride()[:3],
+            slot_mapping.stride(0), self.cos_sin.stride(0), *k_cache.stride()[:3], *v_cache.stride()[:3],
+            *k_scale.stride()[:3], *v_scale.stride()[:3], **cache_constants(kv),
             Q_NORM=self.q_weight is not None, K_NORM=self.k_weight is not None, NEOX=self.neox, HEADS=heads,
             BLOCK_HALF=triton.next_power_of_2(half), BLOCK_REST=triton.next_power_of_2(rest) if rest else 0,
-            BLOCK=triton.next_power_of_2(width), num_warps=4, enable_fp_fusion=True,
+            BLOCK=triton.next_power_of_2(width), num_warps=4, enable_fp_fusion=kv.k_scale is None,
         )  # fmt: skip
         return q
