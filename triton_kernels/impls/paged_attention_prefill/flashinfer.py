@@ -1,0 +1,20 @@
+"""``paged_attention_prefill`` by FlashInfer (package ``flashinfer``, 0.6), Ye et al., arXiv 2501.01005.
+
+By ``BatchPrefillWithPagedKVCacheWrapper``.
+On Hopper its "fa3" kernels, else "fa2"; pages of any size. A plan is made on the host once per step, hence no CUDA graphs.
+The library has head sizes 64, 128 and 256, no float32, no given ALiBi slopes, no sinks in these wrappers, and one scale per
+tensor for quantized caches, which the op does not have. It promises equal bits for no default setting.
+"""
+
+from __future__ import annotations
+
+from ...impl import Flags, impl
+from .._flashinfer import FlashInferAttention
+
+
+@impl(
+    "paged_attention_prefill", "flashinfer", priority=35, requires=("flashinfer",), devices=("cuda",),
+    flags=Flags(cuda_graph=False, deterministic=False), options={"backend": "auto", "workspace_mib": 256},
+)  # fmt: skip
+class FlashInferPrefill(FlashInferAttention):
+    single_queries = False

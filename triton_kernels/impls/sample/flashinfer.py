@@ -1,0 +1,61 @@
+"""``sample`` by FlashInfer (package ``flashinfer``, 0.6): top_k_top_p_sampling_from_logits, with its own random numbers.
+
+The library samples by rejection instead of a sort, with one seed per call: the seeds and positions of all rows are mixed into
+it, so that a step can be repeated but a token depends on the batch. Temperature, min-p and greedy rows, which its call does not
+know, are torch operations around it, as are rows that must give -1. Of equal scores at the border of the top k it keeps all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...impl import Flags, impl
+from ...spec import Spec
+from .._flashinfer import unsupported_arch
+
+_MIX = (-7046029254386353131, -4417276706812531889)  # odd numbers with bits all over: products differ in every bit
+
+
+@impl("sample", "flashinfer", priority=15, requires=("flashinfer",), devices=("cuda",), flags=Flags(rng="own"))
+class FlashInferSample:
+    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
+        import flashinfer
+
+        self.stream: int = params.get("stream", 0)
+        self.draw = flashinfer.sampling.top_k_top_p_sampling_from_logits
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        return unsupported_arch(spec)
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        row_to_slot: torch.Tensor,
+        temperature: torch.Tensor,
+        top_k: torch.Tensor,
+        top_p: torch.Tensor,
+        min_p: torch.Tensor,
+        seed: torch.Tensor,
+        position: torch.Tensor,
+    ) -> torch.Tensor:
+        num_rows, vocab_size = logits.shape
+        if num_rows == 0:
+            return row_to_slot.new_empty(0)
+        slot = row_to_slot.clamp_min(0).long()
+        greedy = temperature[slot] == 0
+        scores = logits.float() / torch.where(greedy, 1.0, temperature[slot])[:, None]
+        best, token = scores.max(dim=-1)
+        valid = best.isfinite() & (row_to_slot >= 0)
+        lowest = torch.where(valid, best + torch.log(min_p[slot]), -torch.inf)[:, None]
+        scores = torch.where(valid[:, None], scores.masked_fill(scores < lowest, -torch.inf), 0.0)
+        most = torch.where(top_k[slot] > 0, top_k[slot], vocab_size).clamp_max(vocab_size)
+        key = (seed[slot] * _MIX[0] + position * _MIX[1]).sum(dim=0, keepdim=True) + self.stream
+        drawn = self.draw(
+            scores, most.int(), top_p[slot].float(), filter_apply_order="top_k_first", deterministic=True, seed=key,
+            offset=torch.zeros_like(key),
+        )  # fmt: skip
+        return torch.where(valid, torch.where(greedy, token, drawn.long()), -1).int()
