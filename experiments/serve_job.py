@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from framework import __version__
-from framework.build import build_engine, freeze_garbage, input_processor
+from framework.build import build_engine, freeze_garbage, input_processor, settle_block_size
 from framework.clock import VirtualClock, WallClock
 from framework.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.driver import RunRecord, run_workload
@@ -78,6 +78,7 @@ def _serve_with_library(config: ServeConfig) -> Served:
     from experiments.peers.library import Library
     from experiments.peers.serving import open_mode, serve_workload
 
+    settle_block_size(config)
     start = time.perf_counter()
     library = Library.load(config.engine())
     inputs = input_processor(config.engine())

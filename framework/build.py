@@ -28,10 +28,26 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
     from .plan import fold_overrides
 
     fold_overrides(config)
+    settle_block_size(config)
     if clock is None:
         clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     inputs = input_processor(config)
     return Engine(config, build_executor(config, clock), inputs, clock)
+
+
+def settle_block_size(config: EngineConfig, arch: str = "") -> None:
+    """Replaces an automatic ``cache.block_size`` by the one for ``arch``, or for the device that the config names."""
+    if config.cache.block_size:
+        return
+    from .plan import device_arch, device_model, preferred_block_size
+
+    if not arch and config.executor.kind == "local":
+        from .executor.local import resolve_device
+
+        arch = device_arch(resolve_device(config.device))
+    elif not arch and config.executor.kind == "simulated":
+        arch = device_model(config.executor.device).arch
+    config.cache.block_size = preferred_block_size(arch)
 
 
 def freeze_garbage() -> None:

@@ -41,7 +41,8 @@ class ModelConfig:
 class CacheConfig:
     """The KV cache.
 
-    block_size        tokens per block
+    block_size        tokens per block; 0 = what suits the device: 64 where kernels fetch tiles by TMA (Hopper and
+                      later), else 16
     num_blocks        blocks per group; None = from the memory budget
     memory_bytes      memory budget; None = memory_fraction of what is free on a GPU, 1 GiB on a CPU
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
@@ -51,7 +52,7 @@ class CacheConfig:
     check_invariants  verify the manager's books after every operation (slow)
     """
 
-    block_size: int = 16
+    block_size: int = 0
     num_blocks: int | None = None
     memory_bytes: int | None = None
     memory_fraction: float = 0.9
@@ -151,7 +152,7 @@ class EngineConfig:
     def validate(self) -> None:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
         c, s = self.cache, self.scheduler
-        _require(c.block_size > 0, "cache.block_size", c.block_size, "a positive number")
+        _require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
         _require(
             c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"
         )

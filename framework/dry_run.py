@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from .build import settle_block_size
 from .cache_memory import allocate_caches
 from .config import EngineConfig
 from .kv_cache.spec import group_layers
@@ -58,6 +59,7 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     if info.architecture is None:
         raise ValueError(f"model {config.model.name!r} runs through the transformers library ({info.reason}); kernels can be "
                          "packed for native models only")  # fmt: skip
+    settle_block_size(config, target)
     dtype = getattr(torch, info.dtype)
     plan = TargetPlan.of(config, target, dtype)
     model = Builder(

@@ -15,6 +15,9 @@ from .outputs import RequestOutput
 from .sampling_params import RequestOutputKind, SamplingParams
 
 Messages = list[dict[str, Any]]
+_CACHE_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2",
+                 "fp8_per_token_head": "float8_e4m3fn", "int8_per_token_head": "int8"}  # fmt: skip
+"""vLLM's names of what config.py calls by torch's names. All are scaled per token and head here."""
 
 
 class LLM:
@@ -42,6 +45,7 @@ class LLM:
         num_gpu_blocks_override: int | None = None,
         gpu_memory_utilization: float | None = None,
         kv_cache_memory_bytes: int | None = None,
+        kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = True,
         enable_chunked_prefill: bool = True,
         max_num_seqs: int | None = None,
@@ -60,7 +64,7 @@ class LLM:
                 model=ModelConfig(model, tokenizer, revision, dtype, load_format, dict(hf_overrides or {}), max_model_len,
                                   "none" if generation_config == "vllm" else generation_config),
                 cache=CacheConfig(num_blocks=num_gpu_blocks_override, memory_bytes=kv_cache_memory_bytes,
-                                  prefix_caching=enable_prefix_caching),
+                                  dtype=_CACHE_DTYPES.get(kv_cache_dtype, kv_cache_dtype), prefix_caching=enable_prefix_caching),
                 scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
                 parallel=ParallelConfig(tensor=tensor_parallel_size, pipeline=pipeline_parallel_size),
                 kernels=dict(kernels or {}), plugins=list(plugins), device=device, interpret=interpret, seed=seed,

@@ -13,12 +13,13 @@ import torch
 
 import triton_kernels
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
+from triton_kernels.spec import device_arch
 
 from .config import EngineConfig
 from .interpreter import enable_interpreter
 
-__all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "TargetPlan", "count_compilations", "device_model",
-           "fold_overrides", "fusion_wish", "op_costs"]  # fmt: skip
+__all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "TargetPlan", "count_compilations", "device_arch",
+           "device_model", "fold_overrides", "fusion_wish", "op_costs", "preferred_block_size"]  # fmt: skip
 
 FUSED_OPS = ("qk_norm_rotary_kv_write",)
 """Ops that do the work of several others in one pass; ``none`` in place of an impl's name means that those run instead."""
@@ -56,7 +57,7 @@ class KernelPlan:
             enable_interpreter()
         from triton_kernels.registry import Registry
         from triton_kernels.resolve import parse_choice, resolve
-        from triton_kernels.spec import Spec, device_arch
+        from triton_kernels.spec import Spec
         from triton_kernels.tuning import TunedTables
 
         self.tables = TunedTables.load(tuned)
@@ -195,6 +196,11 @@ def fusion_wish(choices: Mapping[str, str], op: str, replaced: Iterable[str]) ->
 
 def _is_auto(choices: Mapping[str, str], op: str) -> bool:
     return choices.get(op, "auto").partition("@")[0] == "auto"
+
+
+def preferred_block_size(arch: str) -> int:
+    """Tokens per block of the cache that the attention kernels of an architecture are made for."""
+    return 64 if arch.startswith("sm_") and int(arch[3:]) >= 90 else 16
 
 
 def op_costs() -> dict[str, Any]:

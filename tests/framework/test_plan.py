@@ -9,7 +9,8 @@ import torch
 
 import triton_kernels
 from framework import LLM, EngineConfig, SamplingParams
-from framework.config import CacheConfig, ModelConfig
+from framework.build import settle_block_size
+from framework.config import CacheConfig, ExecutorConfig, ModelConfig
 from framework.plan import KernelPlan
 from triton_kernels.resolve import NoKernelError
 
@@ -59,3 +60,19 @@ def test_a_cache_dtype_that_is_not_available_is_refused() -> None:
 def test_every_preset_names_kernels_that_exist(file: Path) -> None:
     choices = dict(line.split(": ") for line in file.read_text().splitlines() if line and not line.startswith("#"))
     KernelPlan(choices, [], CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "device", "target", "expected"),
+    [(0, "local", "cpu", "", 16), (32, "local", "cpu", "", 32), (0, "simulated", "cpu", "", 64), (0, "local", "cpu", "gfx942", 16),
+     (0, "local", "cpu", "sm_80", 16), (0, "local", "cpu", "sm_90", 64), (0, "null", "cpu", "", 16)],
+)  # fmt: skip
+def test_blocks_have_the_size_that_kernels_like(given: int, kind: str, device: str, target: str, expected: int) -> None:
+    config = EngineConfig(cache=CacheConfig(given), executor=ExecutorConfig(kind), device=device)
+    settle_block_size(config, target)
+    assert config.cache.block_size == expected
+
+
+def test_vllms_names_of_cache_dtypes() -> None:
+    llm = LLM("tiny", kv_cache_dtype="fp8", num_gpu_blocks_override=8, max_model_len=64)
+    assert llm.engine.config.cache.dtype == "float8_e4m3fn"
