@@ -10,6 +10,9 @@ import torch
 from ..op import Case
 from . import BENCH, SMALL, TILED, randn
 
+FP8_LIMITS = {torch.float32: 4e-3, torch.float16: 4e-3, torch.bfloat16: 8e-3}
+"""The hidden state becomes codes with three bits of mantissa: rounding all of it errs by about 2.6e-2, and one number in a thousand
+that lies at the border of two codes, and falls to the other side, by 3e-3."""
 
 def _route(
     generator: torch.Generator,
@@ -52,30 +55,72 @@ def _experts(
     expert_start: int = 0,
     skewed: bool = False,
     strided: bool = False,
+    scheme: str = "float",
+    group: int = 0,
+    zeros: bool = False,
 ) -> dict[str, Any]:
-    """``expert_start`` > 0: these are the experts in the middle of three times as many; ``skewed``: low ids are frequent."""
+    """``expert_start`` > 0: these are the experts in the middle of three times as many; ``skewed``: low ids are frequent.
+    ``scheme``, ``group`` (0: whole rows) and ``zeros`` say how the weights are quantized."""
     pad = 8 if strided else 0
     everywhere = num_experts * (3 if expert_start else 1)
     popularity = torch.rand(tokens, everywhere, generator=generator)
     if skewed:
         popularity += 3.0 / (1 + torch.arange(everywhere))
     ids = popularity.topk(top_k).indices.int() if tokens else torch.zeros(0, top_k, dtype=torch.int32)
+    make = partial(_weight, generator, dtype, device, scheme, group, zeros, num_experts)
+    w13, w13_scale, w13_zeros = make(2, inner_size, hidden_size)
+    w2, w2_scale, w2_zeros = make(1, hidden_size, inner_size)
     return {
         "x": randn(generator, dtype, device, tokens, hidden_size + pad)[:, pad:],
         "weights": torch.rand(tokens, top_k, generator=generator).to(device),
         "ids": ids.to(device),
-        "w13": randn(generator, dtype, device, num_experts, 2 * inner_size, hidden_size, scale=hidden_size**-0.5),
-        "w2": randn(generator, dtype, device, num_experts, hidden_size, inner_size, scale=inner_size**-0.5),
+        "w13": w13,
+        "w2": w2,
         "expert_start": expert_start,
+        "w13_scale": w13_scale,
+        "w2_scale": w2_scale,
+        "w13_zeros": w13_zeros,
+        "w2_zeros": w2_zeros,
     }
+
+
+def _weight(
+    generator: torch.Generator, dtype: torch.dtype, device: torch.device, scheme: str, group: int, zeros: bool,
+    num_experts: int, parts: int, rows: int, columns: int,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    """(weight or codes, scales, zeros) of ``parts`` matrices [rows, columns] for each expert."""
+    shape, size = (num_experts, parts * rows, columns), columns**-0.5
+    if scheme == "float":
+        return randn(generator, dtype, device, *shape, scale=size), None, None
+    if scheme == "w4a16":
+        words = torch.randint(-(2**31), 2**31, (*shape[:2], columns // 8), generator=generator).int().to(device)
+        groups = (*shape[:2], columns // group if group else 1)
+        scales = (randn(generator, torch.float32, device, *groups).abs() + 0.5) * (size / 4)
+        shift = torch.randint(0, 16, groups, generator=generator).to(torch.uint8).to(device) if zeros else None
+        return words, scales.to(dtype), shift
+    codes = randn(generator, torch.float32, device, *shape, scale=16).to(torch.float8_e4m3fn)
+    blocks = (num_experts, parts * -(-rows // 128), -(-columns // 128))
+    scale_shape = blocks if scheme == "fp8_block" else (*shape[:2], 1)
+    return codes, (randn(generator, torch.float32, device, *scale_shape).abs() * 0.05 + 0.03) * size, None
 
 
 def _experts_case(
     name: str, tags: frozenset[str], tokens: int, num_experts: int, top_k: int, hidden: int, inner: int, **more: Any
 ) -> Case:
     make = partial(_experts, tokens=tokens, num_experts=num_experts, top_k=top_k, hidden_size=hidden, inner_size=inner, **more)
-    dims = {"num_experts": num_experts, "top_k": top_k, "hidden_size": hidden, "intermediate_size": inner}
-    return Case(name, make, tags, dims, (tokens,))
+    dims: dict[str, float] = {"num_experts": num_experts, "top_k": top_k, "hidden_size": hidden, "intermediate_size": inner}
+    scheme = more.get("scheme", "float")
+    dims |= quantized_dims(scheme, more.get("group", 0), more.get("zeros", False))
+    return Case(name, make, tags, dims, (tokens,), relative=FP8_LIMITS if scheme.startswith("fp8") else None)
+
+
+def quantized_dims(scheme: str, group: int = 0, zeros: bool = False) -> dict[str, float]:
+    """What the cost function takes beyond the shape."""
+    if scheme == "w4a16":
+        return {"weight_bits": 4, "group_size": group, "scale_bytes": 2 + zeros}
+    if scheme == "fp8_channel":
+        return {"weight_bits": 8, "scale_bytes": 4}
+    return {"weight_bits": 8, "scale_bytes": 4, "group_size": 128, "group_rows": 128} if scheme == "fp8_block" else {}
 
 
 MOE_ROUTE_CASES = (
@@ -98,4 +143,16 @@ MOE_EXPERTS_CASES = (
     _experts_case("empty", SMALL, 0, 4, 2, 16, 16),
     *(_experts_case(f"qwen3-30b-a3b_{tokens}", BENCH, tokens, 128, 8, 2048, 768) for tokens in (1, 64, 4096)),
     *(_experts_case(f"mixtral-8x7b_{tokens}", BENCH, tokens, 8, 2, 4096, 14336) for tokens in (1, 64)),
-)
+    _experts_case("w4a16_one_row", SMALL, 1, 4, 2, 128, 64, scheme="w4a16", group=64),
+    _experts_case("w4a16_tiled", TILED, 19, 3, 2, 392, 264, skewed=True, scheme="w4a16", zeros=True),
+    _experts_case("w4a16_group_32", SMALL, 9, 4, 3, 224, 96, strided=True, scheme="w4a16", group=32, zeros=True),
+    _experts_case("w4a16_shard", SMALL, 13, 3, 1, 384, 128, expert_start=3, scheme="w4a16", group=128),
+    _experts_case("fp8_one_row", SMALL, 1, 4, 2, 37, 53, scheme="fp8_channel"),
+    _experts_case("fp8_channel", SMALL, 6, 9, 8, 150, 70, strided=True, scheme="fp8_channel"),
+    _experts_case("fp8_tiled", TILED, 19, 3, 2, 300, 264, skewed=True, scheme="fp8_block"),
+    _experts_case("fp8_shard", SMALL, 13, 3, 1, 100, 150, expert_start=3, scheme="fp8_block"),
+    *(_experts_case(f"qwen3-30b-a3b_w4a16_{tokens}", BENCH, tokens, 128, 8, 2048, 768, scheme="w4a16", group=128)
+      for tokens in (1, 64, 4096)),
+    *(_experts_case(f"qwen3-30b-a3b_fp8_{tokens}", BENCH, tokens, 128, 8, 2048, 768, scheme="fp8_block")
+      for tokens in (1, 64, 4096)),
+)  # fmt: skip

@@ -104,38 +104,18 @@ def _scale_and_zero(
     return scale, zero
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
-def packed_kernel(
-    x_ptr, words_ptr, scales_ptr, zeros_ptr, bias_ptr, out_ptr, num_tokens, num_out, num_in, num_blocks, num_groups,
-    blocks_per_group, stride_x, stride_out,
-    KIND: tl.constexpr, ZERO: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE_ROWS: tl.constexpr,
-    GROUPS_PER_BLOCK: tl.constexpr, EVEN_K: tl.constexpr, FAST: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr, SPLIT_K: tl.constexpr,
+@triton.jit
+def packed_sums(
+    x_ptrs, inside, word_ptrs, scales_ptr, zeros_ptr, n, first_block, last_block, num_out, num_in, num_groups, blocks_per_group,
+    KIND: tl.constexpr, ZERO: tl.constexpr, HAS_ZEROS: tl.constexpr, WHOLE_ROWS: tl.constexpr, GROUPS_PER_BLOCK: tl.constexpr,
+    EVEN_K: tl.constexpr, FAST: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out[m, n] = sum over groups of scale[n, group] * (x . (codes - zero)), tokens m, weight rows n; with SPLIT_K > 1 the
-    f32 partial sums [SPLIT_K, num_tokens, num_out]."""
+    """[BLOCK_N, BLOCK_M]: sum over the groups in column blocks first_block .. last_block - 1 of scale[n, group] * (codes - zero) .
+    x. ``x_ptrs`` [BLOCK_M, 32] and ``word_ptrs`` [BLOCK_N, 32] point into the first block; ``inside`` bool [BLOCK_M, 1]: which
+    rows of x to read, the others are 0 (None: all); n are the rows of the weights."""
     PARTS: tl.constexpr = 4 if KIND == "int4" else 2
     PARTS_PER_GROUP: tl.constexpr = PARTS // GROUPS_PER_BLOCK
-    tile, split = tl.program_id(0), tl.program_id(1)
-    num_rows, num_columns = tl.cdiv(num_tokens, BLOCK_M), tl.cdiv(num_out, BLOCK_N)
-    group_start = tile // (GROUP_M * num_columns) * GROUP_M
-    group_size = tl.minimum(num_rows - group_start, GROUP_M)
-    within = tile % (GROUP_M * num_columns)
-    first_m = (group_start + within % group_size) * BLOCK_M
-    first_n = (within // group_size) * BLOCK_N
-
-    m, row, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, 32)
-    n = first_n + row
-    per_split = tl.cdiv(num_blocks, SPLIT_K)
-    first_block = split * per_split
-    last_block = tl.minimum(first_block + per_split, num_blocks)
-    # Rows past the end: tokens read the last one again, weights have whole tiles (64 rows) but the second tile may be missing.
-    m_read = tl.minimum(m, num_tokens - 1 - first_m)
-    tile_row = tl.minimum(first_n // 64 + row // 64, tl.cdiv(num_out, 64) - 1)
-    x_ptrs = x_ptr + first_m.to(tl.int64) * stride_x + first_block * (PARTS * 32) + m_read[:, None] * stride_x + j[None, :]
-    word_ptrs = words_ptr + (tile_row.to(tl.int64) * num_blocks * 2048 + (row % 64) * 32)[:, None] + first_block * 2048 + j[None, :]
-
-    dtype: tl.constexpr = tl.float64 if INTERPRET else x_ptr.dtype.element_ty
+    dtype: tl.constexpr = tl.float64 if INTERPRET else x_ptrs.dtype.element_ty
     acc_dtype: tl.constexpr = tl.float64 if INTERPRET else tl.float32
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=acc_dtype)
     # Scales of whole blocks are loaded one block ahead; they are too small to be copied asynchronously.
@@ -166,10 +146,14 @@ def packed_kernel(
                 scale, zero = _scale_and_zero(scales_ptr, zeros_ptr, group, num_groups, num_out, n, ZERO, HAS_ZEROS)
             if part % PARTS_PER_GROUP == 0 and not WHOLE_ROWS:
                 part_sum = tl.zeros((BLOCK_N, BLOCK_M), dtype=acc_dtype)
-            if EVEN_K:
+            if EVEN_K and inside is None:
                 x = tl.load(x_ptrs + part * 32)
+            elif EVEN_K:
+                x = tl.load(x_ptrs + part * 32, mask=inside, other=0.0)
             else:
-                left = j[None, :] < num_in - (block * PARTS + part) * 32
+                left = tl.arange(0, 32)[None, :] < num_in - (block * PARTS + part) * 32
+                if inside is not None:
+                    left = left & inside
                 x = tl.load(x_ptrs + part * 32, mask=left, other=0.0)
             x = tl.trans(x.to(dtype))
             if FAST:
@@ -188,6 +172,43 @@ def packed_kernel(
         word_ptrs += 2048
     if WHOLE_ROWS:
         acc *= scale.to(acc_dtype)[:, None]
+    return acc
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def packed_kernel(
+    x_ptr, words_ptr, scales_ptr, zeros_ptr, bias_ptr, out_ptr, num_tokens, num_out, num_in, num_blocks, num_groups,
+    blocks_per_group, stride_x, stride_out,
+    KIND: tl.constexpr, ZERO: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE_ROWS: tl.constexpr,
+    GROUPS_PER_BLOCK: tl.constexpr, EVEN_K: tl.constexpr, FAST: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr, SPLIT_K: tl.constexpr,
+):  # fmt: skip
+    """out[m, n] = sum over groups of scale[n, group] * (x . (codes - zero)), tokens m, weight rows n; with SPLIT_K > 1 the
+    f32 partial sums [SPLIT_K, num_tokens, num_out]."""
+    PARTS: tl.constexpr = 4 if KIND == "int4" else 2
+    tile, split = tl.program_id(0), tl.program_id(1)
+    num_rows, num_columns = tl.cdiv(num_tokens, BLOCK_M), tl.cdiv(num_out, BLOCK_N)
+    group_start = tile // (GROUP_M * num_columns) * GROUP_M
+    group_size = tl.minimum(num_rows - group_start, GROUP_M)
+    within = tile % (GROUP_M * num_columns)
+    first_m = (group_start + within % group_size) * BLOCK_M
+    first_n = (within // group_size) * BLOCK_N
+
+    m, row, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, 32)
+    n = first_n + row
+    per_split = tl.cdiv(num_blocks, SPLIT_K)
+    first_block = split * per_split
+    last_block = tl.minimum(first_block + per_split, num_blocks)
+    # Rows past the end: tokens read the last one again, weights have whole tiles (64 rows) but the second tile may be missing.
+    m_read = tl.minimum(m, num_tokens - 1 - first_m)
+    tile_row = tl.minimum(first_n // 64 + row // 64, tl.cdiv(num_out, 64) - 1)
+    x_ptrs = x_ptr + first_m.to(tl.int64) * stride_x + first_block * (PARTS * 32) + m_read[:, None] * stride_x + j[None, :]
+    word_ptrs = words_ptr + (tile_row.to(tl.int64) * num_blocks * 2048 + (row % 64) * 32)[:, None] + first_block * 2048 + j[None, :]
+
+    acc = packed_sums(
+        x_ptrs, None, word_ptrs, scales_ptr, zeros_ptr, n, first_block, last_block, num_out, num_in, num_groups, blocks_per_group,
+        KIND, ZERO, HAS_ZEROS, WHOLE_ROWS, GROUPS_PER_BLOCK, EVEN_K, FAST, INTERPRET, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
     out = tl.trans(acc.to(tl.float32))
 
     if HAS_BIAS:

@@ -25,6 +25,45 @@ from ._split_k import num_splits, row_stride, scale_sums, sum_splits
 BLOCK_K = 128
 
 
+@triton.jit
+def scaled_sums(
+    x_ptrs, inside, weight_ptrs, x_scale_ptr, x_scale_at, scale_ptr, scale_at, first_block, last_block, num_in,
+    BLOCKS: tl.constexpr, ROW_SCALES: tl.constexpr, EVEN_K: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_N, BLOCK_M]: weight . x^T over the column blocks first_block .. last_block - 1. ``x_ptrs`` [BLOCK_M, BLOCK_K] and
+    ``weight_ptrs`` [BLOCK_N, BLOCK_K] point into the first of them; ``inside`` bool [BLOCK_M, 1]: which rows of x to read, the
+    others are 0 (None: all). BLOCKS: scales of blocks, those of column block 0 at ``x_scale_ptr`` + ``x_scale_at`` [BLOCK_M] and
+    ``scale_ptr`` + ``scale_at`` (ROW_SCALES: [BLOCK_N], else one for the tile); offsets take half the registers of pointers."""
+    INTEGER: tl.constexpr = x_ptrs.dtype.element_ty == tl.int8
+    sum_dtype: tl.constexpr = tl.int32 if INTEGER else tl.float64 if INTERPRET else tl.float32
+    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=sum_dtype)
+    for block in range(first_block, last_block):
+        if EVEN_K:
+            weight = tl.load(weight_ptrs)
+            x = tl.load(x_ptrs) if inside is None else tl.load(x_ptrs, mask=inside, other=0.0)
+        else:
+            left = tl.arange(0, BLOCK_K)[None, :] < num_in - block * BLOCK_K
+            weight = tl.load(weight_ptrs, mask=left, other=0.0)
+            x = tl.load(x_ptrs, mask=left if inside is None else left & inside, other=0.0)
+        if INTEGER:
+            acc = tl.dot(weight, tl.trans(x), acc, out_dtype=tl.int32)
+        else:
+            if INTERPRET:
+                x, weight = x.to(tl.float32).to(tl.float64), weight.to(tl.float32).to(tl.float64)
+            sums = tl.dot(weight, tl.trans(x), out_dtype=sum_dtype)
+            if BLOCKS:
+                x_scale, scale = tl.load(x_scale_ptr + block + x_scale_at), tl.load(scale_ptr + block + scale_at)
+                if ROW_SCALES:
+                    sums *= x_scale.to(sum_dtype)[None, :] * scale.to(sum_dtype)[:, None]
+                else:
+                    sums *= (x_scale * scale).to(sum_dtype)[None, :]
+            acc += sums
+        x_ptrs += BLOCK_K
+        weight_ptrs += BLOCK_K
+    return acc
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def scaled_kernel(
     x_ptr, x_scale_ptr, x_zero_ptr, weight_ptr, scale_ptr, column_sum_ptr, bias_ptr, out_ptr, num_tokens, num_out, num_in,
@@ -54,27 +93,11 @@ def scaled_kernel(
     weight_ptrs = (weight_ptr + first_n.to(tl.int64) * stride_weight + first_block * BLOCK_K
                    + n_read[:, None] * stride_weight + k[None, :])  # fmt: skip
 
-    sum_dtype: tl.constexpr = tl.int32 if INTEGER else tl.float64 if INTERPRET else tl.float32
-    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=sum_dtype)
-    for block in range(first_block, last_block):
-        if EVEN_K:
-            x, weight = tl.load(x_ptrs), tl.load(weight_ptrs)
-        else:
-            left = k[None, :] < num_in - block * BLOCK_K
-            x, weight = tl.load(x_ptrs, mask=left, other=0.0), tl.load(weight_ptrs, mask=left, other=0.0)
-        if INTEGER:
-            acc = tl.dot(weight, tl.trans(x), acc, out_dtype=tl.int32)
-        else:
-            if INTERPRET:
-                x, weight = x.to(tl.float32).to(tl.float64), weight.to(tl.float32).to(tl.float64)
-            sums = tl.dot(weight, tl.trans(x), out_dtype=sum_dtype)
-            if BLOCKS:
-                x_scale = tl.load(x_scale_ptr + (first_m + m_read) * stride_x_scale + block)
-                scale = x_scale * tl.load(scale_ptr + first_n // 128 * stride_scale + block)
-                sums *= scale.to(sum_dtype)[None, :]
-            acc += sums
-        x_ptrs += BLOCK_K
-        weight_ptrs += BLOCK_K
+    acc = scaled_sums(
+        x_ptrs, None, weight_ptrs, x_scale_ptr, (first_m + m_read) * stride_x_scale, scale_ptr, first_n // 128 * stride_scale,
+        first_block, last_block, num_in,
+        BLOCKS, False, EVEN_K, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
     acc = tl.trans(acc if INTEGER else acc.to(tl.float32))
 
     token, column = first_m + m[:, None], first_n + n[None, :]

@@ -9,6 +9,8 @@ import torch
 
 from ..cases.moe import MOE_EXPERTS_CASES, MOE_ROUTE_CASES
 from ..op import Cost, Op, Tolerance
+from .quantize import reference as quantize
+from .quantized import FP8_BLOCK, dequantize, spread, unpack_int4
 
 
 def moe_route_reference(
@@ -39,22 +41,64 @@ def moe_experts_reference(
     w13: torch.Tensor,
     w2: torch.Tensor,
     expert_start: int = 0,
+    w13_scale: torch.Tensor | None = None,
+    w2_scale: torch.Tensor | None = None,
+    w13_zeros: torch.Tensor | None = None,
+    w2_zeros: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum over a token's experts of weight * w2 (silu(gate) * up), where gate, up = w13 x.
 
     x [T, H]; weights f32 [T, k]; ids int32 [T, k], global; w13 [E, 2I, H] (gate rows first), w2 [E, H, I] hold the experts
-    expert_start .. expert_start + E - 1, others contribute nothing. Returns [T, H].
+    expert_start .. expert_start + E - 1, others contribute nothing. Returns [T, H]. Rows and columns of the weights of one
+    expert, R x K, may be quantized (both of them in the same way):
+
+    w4a16  int32 [E, R, K/8], scales [E, R, K/G] in a float dtype, zeros uint8 [E, R, K/G] or None: for each expert the layout
+           of ``gemm_w4a16``
+    fp8    float8_e4m3fn [E, R, K], scales f32 [E, R, 1] (channels), or [E, ceil(R/128), ceil(K/128)] (blocks), where blocks of
+           gate and of up are counted apart: w13_scale [E, 2 ceil(I/128), ceil(H/128)]. Then x and silu(gate) * up are
+           quantized to float8_e4m3fn by the rule of ``quantize_activation``: per token, or with blocks per token and group
+           of 128 columns.
     """
+    granularity = fp8_granularity(w13, w13_scale)
+    rows = x.double() if granularity is None else _rounded_to_codes(x, granularity)
     out = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
     local = ids.long() - expert_start
     for expert in local.unique().tolist():
         if not 0 <= expert < w13.shape[0]:
             continue
         token, choice = (local == expert).nonzero(as_tuple=True)
-        gate, up = (x[token].double() @ w13[expert].double().T).chunk(2, dim=-1)
-        result = (torch.nn.functional.silu(gate) * up) @ w2[expert].double().T
+        gate, up = (rows[token] @ _expert_weight(w13, w13_scale, w13_zeros, expert, parts=2).T).chunk(2, dim=-1)
+        hidden = torch.nn.functional.silu(gate) * up
+        if granularity is not None:
+            hidden = _rounded_to_codes(hidden, granularity)
+        result = hidden @ _expert_weight(w2, w2_scale, w2_zeros, expert, parts=1).T
         out.index_add_(0, token, result * weights[token, choice, None].double())
     return out.to(x.dtype)
+
+
+def fp8_granularity(w13: torch.Tensor, w13_scale: torch.Tensor | None) -> Literal["token", "group"] | None:
+    """How fine activations are quantized; None where they are not."""
+    if w13_scale is None or w13.dtype == torch.int32:
+        return None
+    return "token" if w13_scale.shape[1] == w13.shape[1] else "group"
+
+
+def _rounded_to_codes(x: torch.Tensor, granularity: Literal["token", "group"]) -> torch.Tensor:
+    """float64 [M, K]: the numbers that the codes of x stand for."""
+    return spread(*quantize(x, torch.float8_e4m3fn, granularity), 1)
+
+
+def _expert_weight(
+    codes: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, expert: int, parts: int
+) -> torch.Tensor:
+    """float64 [R, K]; ``parts``: of how many matrices the blocks of rows are counted apart."""
+    if scales is None:
+        return codes[expert].double()
+    if codes.dtype == torch.int32:
+        return dequantize(unpack_int4(codes[expert]), scales[expert], 8 if zeros is None else zeros[expert])
+    row_block = 1 if scales.shape[1] == codes.shape[1] else FP8_BLOCK
+    pairs = zip(codes[expert].chunk(parts), scales[expert].chunk(parts))
+    return torch.cat([spread(part, of_part, row_block) for part, of_part in pairs])
 
 
 def moe_route_fake(logits, bias=None, top_k=2, renormalize=True, scoring="softmax"):  # type: ignore[no-untyped-def]
@@ -62,7 +106,7 @@ def moe_route_fake(logits, bias=None, top_k=2, renormalize=True, scoring="softma
     return logits.new_empty(shape, dtype=torch.float32), logits.new_empty(shape, dtype=torch.int32)
 
 
-def moe_experts_fake(x, weights, ids, w13, w2, expert_start=0):  # type: ignore[no-untyped-def]
+def moe_experts_fake(x, weights, ids, w13, w2, expert_start=0, **quantized):  # type: ignore[no-untyped-def]
     return torch.empty_like(x)
 
 
@@ -73,17 +117,33 @@ def moe_route_cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: S
 
 
 def moe_experts_cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
-    """dims: num_experts, top_k, hidden_size, intermediate_size, weight_bytes, act_bytes. Expects tokens to spread evenly."""
+    """dims: num_experts, top_k, hidden_size, intermediate_size, weight_bytes (or weight_bits), act_bytes; of quantized weights
+    also scale_bytes (of a scale and its zero point), group_size (columns of a scale, 0 = all) and group_rows (its rows). Expects
+    tokens to spread evenly."""
     tokens, experts, chosen = sum(q_lens), dims["num_experts"], dims["top_k"]
     hidden, inner = dims["hidden_size"], dims["intermediate_size"]
     active = experts * (1 - (1 - chosen / experts) ** tokens)
-    moved = active * 3 * hidden * inner * dims.get("weight_bytes", 2) + 2 * tokens * hidden * dims.get("act_bytes", 2)
+    group = dims.get("group_size", 0)
+    groups = 2 * inner * (hidden / group if group else 1) + hidden * (inner / group if group else 1)
+    expert_bytes = 3 * hidden * inner * dims.get("weight_bits", 8 * dims.get("weight_bytes", 2)) / 8
+    expert_bytes += groups / dims.get("group_rows", 1) * dims.get("scale_bytes", 0)
+    moved = active * expert_bytes + 2 * tokens * hidden * dims.get("act_bytes", 2)
     return Cost(6 * tokens * chosen * hidden * inner, moved)
 
 
 def moe_experts_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
-    experts, hidden, inner = bound["w2"].shape
-    return {"num_experts": experts, "hidden_size": hidden, "intermediate_size": inner, "weight_dtype": bound["w2"].dtype}
+    """scheme: "float", "w4a16", "fp8_channel" or "fp8_block". Of w4a16 also group_size and inner_group_size, the columns that
+    share a scale in w13 and in w2, and symmetric."""
+    w13, w2, scales = bound["w13"], bound["w2"], bound.get("w13_scale")
+    hidden, inner = w2.shape[1], w13.shape[1] // 2
+    facts = {"num_experts": w2.shape[0], "hidden_size": hidden, "intermediate_size": inner, "weight_dtype": w2.dtype}
+    if scales is None:
+        return facts | {"scheme": "float"}
+    granularity = fp8_granularity(w13, scales)
+    if granularity is not None:
+        return facts | {"scheme": "fp8_channel" if granularity == "token" else "fp8_block"}
+    groups = {"group_size": hidden // scales.shape[2], "inner_group_size": inner // bound["w2_scale"].shape[2]}
+    return facts | groups | {"scheme": "w4a16", "symmetric": bound.get("w13_zeros") is None}
 
 
 # What the first product gives may be rounded to the dtype before the second.
@@ -91,5 +151,5 @@ _TWO_PRODUCTS = Tolerance({torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfl
 moe_route = Op("moe_route", moe_route_reference, moe_route_fake, moe_route_cost, cases=MOE_ROUTE_CASES,
                bind_args=("bias", "top_k", "renormalize", "scoring"), row_args=("logits",))  # fmt: skip
 moe_experts = Op("moe_experts", moe_experts_reference, moe_experts_fake, moe_experts_cost, cases=MOE_EXPERTS_CASES,
-                 bind_args=("w13", "w2", "expert_start"), row_args=("x", "weights", "ids"), facts=moe_experts_facts,
-                 tolerance=_TWO_PRODUCTS)  # fmt: skip
+                 bind_args=("w13", "w2", "expert_start", "w13_scale", "w2_scale", "w13_zeros", "w2_zeros"),
+                 row_args=("x", "weights", "ids"), facts=moe_experts_facts, tolerance=_TWO_PRODUCTS)  # fmt: skip

@@ -1,13 +1,21 @@
 """``moe_experts`` as one product per expert that has tokens, over the tokens sorted by expert.
 
-On a GPU the sizes of the groups have to reach the host, so this impl is not fit for graphs.
+Quantized weights are dequantized expert by expert in each call, activations that the contract quantizes are rounded to the
+values of their codes. On a GPU the sizes of the groups have to reach the host, so this impl is not fit for graphs.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from ...impl import Flags, impl
+from ...ops.moe import fp8_granularity
+from ..gemm_fp8.torch import BLOCK
+from ..gemm_fp8.torch import dequantized as dequantized_fp8
+from ..gemm_w4a16.torch import dequantized as dequantized_int4
+from ..quantize_activation.torch import quantize_activation_torch
 
 
 @impl("moe_experts", "torch", priority=10, flags=Flags(cuda_graph=False))
@@ -18,21 +26,53 @@ def moe_experts_torch(
     w13: torch.Tensor,
     w2: torch.Tensor,
     expert_start: int = 0,
+    w13_scale: torch.Tensor | None = None,
+    w2_scale: torch.Tensor | None = None,
+    w13_zeros: torch.Tensor | None = None,
+    w2_zeros: torch.Tensor | None = None,
 ) -> torch.Tensor:
     num_experts, top_k = w13.shape[0], ids.shape[1]
+    granularity = fp8_granularity(w13, w13_scale)
     local = ids.flatten().long() - expert_start
     local = torch.where((local >= 0) & (local < num_experts), local, num_experts)
     order = local.argsort(stable=True)
     counts = torch.bincount(local, minlength=num_experts + 1).tolist()
-    rows = x.index_select(0, order // top_k)
+    rows = (x if granularity is None else _rounded_to_codes(x, granularity)).index_select(0, order // top_k)
     results = torch.empty(rows.shape, dtype=torch.float32, device=x.device)
     start = 0
     for expert, count in enumerate(counts[:num_experts]):
         if count:
             part = slice(start, start + count)
-            gate, up = torch.nn.functional.linear(rows[part], w13[expert]).chunk(2, dim=-1)
-            results[part] = torch.nn.functional.linear(torch.nn.functional.silu(gate).mul_(up), w2[expert])
+            weight = _expert_weight(w13, w13_scale, w13_zeros, expert, 2, x.dtype)
+            gate, up = torch.nn.functional.linear(rows[part], weight).chunk(2, dim=-1)
+            hidden = torch.nn.functional.silu(gate).mul_(up)
+            if granularity is not None:
+                hidden = _rounded_to_codes(hidden, granularity)
+            weight = _expert_weight(w2, w2_scale, w2_zeros, expert, 1, x.dtype)
+            results[part] = torch.nn.functional.linear(hidden, weight)
             start += count
     results[start:] = 0  # choices whose experts are elsewhere
     unsorted = torch.empty_like(results).index_copy_(0, order, results).unflatten(0, (x.shape[0], top_k))
     return (unsorted * weights[:, :, None]).sum(1).to(x.dtype)
+
+
+def _rounded_to_codes(x: torch.Tensor, granularity: Literal["token", "group"]) -> torch.Tensor:
+    """f32: what the float8 codes of x stand for."""
+    codes, scales = quantize_activation_torch.target(x, torch.float8_e4m3fn, granularity)
+    return dequantized_fp8(codes, scales, 1)
+
+
+def _expert_weight(
+    codes: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, expert: int, parts: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """One expert's weight [R, K]: ``parts`` matrices, whose blocks of rows are counted apart. 4-bit codes in ``dtype``, float8 in
+    f32."""
+    if scales is None:
+        return codes[expert]
+    if codes.dtype == torch.int32:
+        found = {"qweight": codes[expert], "scales": scales[expert]}
+        return dequantized_int4(found if zeros is None else {**found, "zeros": zeros[expert]}, dtype)
+    rows = codes.shape[1] // parts
+    row_block = 1 if scales.shape[1] == codes.shape[1] else BLOCK
+    of_rows = [scale.repeat_interleave(row_block, 0)[:rows] for scale in scales[expert].chunk(parts)]
+    return dequantized_fp8(codes[expert], torch.cat(of_rows), 1)
