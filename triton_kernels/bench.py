@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import conformance
-from .ceilings import Ceilings
+from .ceilings import Ceilings, compute_format
 from .impl import Impl
 from .op import Case, Op
 from .registry import Registry
@@ -61,7 +61,7 @@ class Task:
 @dataclass
 class Row:
     """One impl on one case. Times are per call; ``percent_of_ceiling`` is the least time that the ceilings allow over the
-    median. ``ratios``: a baseline's median over ours, above 1 where we are faster.
+    median. ``ratios``: a baseline's median over ours, above 1 where we are faster; baselines are all impls but our Triton kernels.
 
     status   "ok", "wrong" (timed all the same), "refused", "error" or "left out"; ``message`` says why
     mode     "graph": replays of a captured graph; "eager": with the host's cost of launching
@@ -186,10 +186,10 @@ def measure(
         if row.status in ("ok", "wrong"):
             subjects[contender.label] = _subject(op, contender, spec, args, copies, tables)
     _time(subjects, rows, device, limit_s)
-    baselines = {c.label for c in task.contenders if not c.impl.is_triton}
+    baselines = {c.label for c in task.contenders if not (c.impl.is_triton and c.impl.origin.startswith(f"{__package__}."))}
     for row in rows.values():
         row.num_copies, row.cold = copies, copies * cost.bytes >= cache_bytes > 0
-        _rate(row, ceilings, ceilings.flops(op.name, dtype))
+        _rate(row, ceilings, ceilings.flops(compute_format(op.name, case.dims, dtype)))
         row.ratios = _ratios(row, {label: rows[label] for label in baselines})
     return list(rows.values())
 
@@ -197,7 +197,7 @@ def measure(
 def _check(task: Task, rows: Mapping[str, Row], spec: Spec, args: conformance.Args, tables: TunedTables | None) -> None:
     """Fills in status, error and limit. The reference runs once."""
     op = task.op
-    limit = 0.0 if op.tolerance.exact else op.tolerance.relative[spec.dtype]
+    limit = op.limit(task.case, spec.dtype)
     for contender in task.contenders:
         if reasons := contender.impl.unsupported(spec, contender.choice.options):
             rows[contender.label].status, rows[contender.label].message = "refused", "; ".join(reasons)
@@ -216,7 +216,8 @@ def _check(task: Task, rows: Mapping[str, Row], spec: Spec, args: conformance.Ar
         except Exception as error:  # one impl's failure is a row, the others still run
             row.status, row.message = "error", f"{type(error).__name__}: {error}"
             continue
-        problems, row.error = conformance.compare(op, args, got, got_args, expected, expected_args, limit)
+        own_rng = contender.impl.flags.rng == "own"
+        problems, row.error = conformance.compare(op, args, got, got_args, expected, expected_args, limit, own_rng)
         row.limit = limit
         if problems:
             row.status, row.message = "wrong", "; ".join(problems)

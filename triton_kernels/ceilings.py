@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from .timing import time_call
 
-COMPUTE_FORMATS = {"gemm_fp8": "fp8", "gemm_int8": "int8"}
-"""Ops whose products are not in the dtype of the activations."""
+_FORMATS = {"gemm_fp8": "fp8", "gemm_int8": "int8"}
+"""Ops whose products are never in the dtype of the activations."""
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def compute_format(op: str, dims: Mapping[str, float], dtype: torch.dtype) -> str:
+    """What the products of a case are made in: "fp32", "fp16", "bf16", "int8" or "fp8". ``dims`` are the case's, ``dtype`` is that
+    of the activations."""
+    return _FORMATS.get(op) or ("fp8" if dims.get("fp8_products") else _NAMES.get(dtype, "fp32"))
 
 
 @dataclass
@@ -29,9 +36,8 @@ class Ceilings:
         target = torch.empty_like(source)
         return cls(device, 2 * size / time_call(lambda: target.copy_(source), device))
 
-    def flops(self, op: str, dtype: torch.dtype) -> float:
-        """Operations per second of a large product in the format that ``op`` computes in."""
-        name = COMPUTE_FORMATS.get(op, _NAMES.get(dtype, "fp32"))
+    def flops(self, name: str) -> float:
+        """Operations per second of a large product in a format (:func:`compute_format`)."""
         if name not in self.flops_s:
             self.flops_s[name] = self._measure_product(name)
         return self.flops_s[name]

@@ -201,8 +201,10 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _roofline(arguments: argparse.Namespace) -> int:
+    import torch
+
     from triton_kernels.cases.serving import serving_cases
-    from triton_kernels.ceilings import COMPUTE_FORMATS
+    from triton_kernels.ceilings import compute_format
     from triton_kernels.devices import DEVICES
     from triton_kernels.registry import Registry
 
@@ -211,19 +213,20 @@ def _roofline(arguments: argparse.Namespace) -> int:
     if arguments.device not in DEVICES:
         raise ValueError(f"no device named {arguments.device!r}; the device table has {', '.join(DEVICES)}")
     device, op = DEVICES[arguments.device], registry.ops[arguments.op]
-    kind = COMPUTE_FORMATS.get(op.name, "bf16")
-    if kind not in device.flops_s:
-        raise ValueError(f"{device.name} has no {kind} products, which {op.name} is made of")
     calls = {case.name: (case.dims, case.batch.q_lens, case.batch.ctx_lens) for case in serving_cases(op.name)}
     calls |= {case.name: (case.dims, case.q_lens, case.ctx_lens) for case in op.cases if "bench" in case.tags}
-    rows = [[f"case ({kind})", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
+    rows = [["case", "products", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
     for name, (dims, q_lens, ctx_lens) in calls.items():
-        cost = op.cost(dims, q_lens, ctx_lens)
+        cost, kind = op.cost(dims, q_lens, ctx_lens), compute_format(op.name, dims, torch.bfloat16)
+        if kind not in device.flops_s:
+            rows.append([name, kind, *["-"] * 3, f"{device.name} has none", "-", "-"])
+            continue
         arithmetic_s, memory_s = cost.flops / device.flops_s[kind], cost.bytes / device.copy_bytes_s
         least_s = max(arithmetic_s, memory_s)
-        rows.append([name, f"{cost.flops / 1e9:.3f}", f"{cost.bytes / 1e6:.3f}", f"{least_s * 1e6:.2f}",
+        rows.append([name, kind, f"{cost.flops / 1e9:.3f}", f"{cost.bytes / 1e6:.3f}", f"{least_s * 1e6:.2f}",
                      "arithmetic" if arithmetic_s > memory_s else "memory", f"{cost.flops / least_s / 1e12:.1f}",
                      f"{cost.bytes / least_s / 1e12:.2f}"])  # fmt: skip
     print(format_table(rows))
-    print(f"\n{device.name}: {device.flops_s[kind] / 1e12:.0f} TFLOP/s, {device.copy_bytes_s / 1e12:.1f} TB/s ({device.source})")
+    peaks = ", ".join(f"{kind} {flops / 1e12:.0f}" for kind, flops in device.flops_s.items())
+    print(f"\n{device.name}: {peaks} TFLOP/s, {device.copy_bytes_s / 1e12:.1f} TB/s ({device.source})")
     return 0

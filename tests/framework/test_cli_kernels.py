@@ -87,6 +87,13 @@ def test_compile_writes_artifacts_and_verdicts(capsys: pytest.CaptureFixture[str
 def test_roofline_is_bytes_over_bandwidth_for_one_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kernels", "roofline", "linear", "--device", "h200"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("1 token"))
-    least_us = float(line.removeprefix("1 token").split()[2])
+    least_us = float(line.removeprefix("1 token").split()[3])
     num_bytes = 2 * (6144 * 4096 + 4096 + 6144)
     assert least_us == pytest.approx(num_bytes / 4.3e12 * 1e6, abs=0.01)
+
+
+def test_roofline_is_that_of_the_format_of_the_products(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "roofline", "moe_experts", "--device", "a100"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("qwen3")}
+    assert " bf16 " in lines["qwen3-30b-a3b_4096"] and " bf16 " in lines["qwen3-30b-a3b_w4a16_4096"]
+    assert " fp8 " in lines["qwen3-30b-a3b_fp8_4096"] and "a100 has none" in lines["qwen3-30b-a3b_fp8_4096"]

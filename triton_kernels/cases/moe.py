@@ -118,9 +118,10 @@ def quantized_dims(scheme: str, group: int = 0, zeros: bool = False) -> dict[str
     """What the cost function takes beyond the shape."""
     if scheme == "w4a16":
         return {"weight_bits": 4, "group_size": group, "scale_bytes": 2 + zeros}
-    if scheme == "fp8_channel":
-        return {"weight_bits": 8, "scale_bytes": 4}
-    return {"weight_bits": 8, "scale_bytes": 4, "group_size": 128, "group_rows": 128} if scheme == "fp8_block" else {}
+    if scheme == "float":
+        return {}
+    blocks = {"group_size": 128, "group_rows": 128} if scheme == "fp8_block" else {}
+    return {"weight_bits": 8, "scale_bytes": 4, "fp8_products": 1, **blocks}
 
 
 MOE_ROUTE_CASES = (
