@@ -29,6 +29,7 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPES = ("bfloat16", "float16", "float32")
 _REGISTERS_PER_SM = 65536
 _THREADS_PER_SM = 2048
+_REGISTERS_PER_WAVE = 512
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Artifact:
     config             block sizes and other compile-time arguments of the launch
     explicit_fusion    the launch says whether multiplications and additions may be fused, so that its numbers do not change
                        with Triton's default
-    programs_per_sm    how many fit on a multiprocessor by registers, shared memory and threads; None where not modelled
+    programs_per_sm    how many fit on a multiprocessor (AMD: compute unit) by registers, shared memory and threads
     """
 
     op: str
@@ -57,10 +58,11 @@ class Artifact:
     matrix: dict[str, int]
     matrix_in_loop: dict[str, int]
     wide_loads: int
-    programs_per_sm: int | None
+    programs_per_sm: int
     explicit_fusion: bool
     compile_s: float
     scalar_spills: int = 0
+    loop_load_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,13 @@ def _artifact(result: Compilation, launch: Launch) -> Artifact:
     )  # fmt: skip
 
 
-def _programs_per_sm(target: str, num_warps: int, registers: int, shared_bytes: int) -> int | None:
-    if not target.startswith("sm_"):
-        return None
+def _programs_per_sm(target: str, num_warps: int, registers: int, shared_bytes: int) -> int:
+    aligned = -(-max(registers, 1) // 8) * 8
+    if not target.startswith("sm_"):  # four units of 8 waves each, and registers for them
+        waves = 4 * min(8, _REGISTERS_PER_WAVE // aligned)
+        return min(waves // num_warps, by_arch(target).shared_bytes // max(shared_bytes, 1))
     threads = 32 * num_warps
-    by_registers = _REGISTERS_PER_SM // (-(-max(registers, 1) // 8) * 8 * threads)
+    by_registers = _REGISTERS_PER_SM // (aligned * threads)
     by_shared = (by_arch(target).shared_bytes + 1024) // (shared_bytes + 1024)  # 1 KiB per program is the system's
     return min(by_registers, by_shared, _THREADS_PER_SM // threads, 32)
 

@@ -8,6 +8,8 @@ max_spills         as ``MachineCode.spills`` counts them: bytes of stack, or vec
 max_scalar_spills  as ``MachineCode.scalar_spills`` counts them: AMD's scalar registers, which cost no memory access
 max_registers      per thread
 min_wide_loads     loads of 16 bytes per thread, or of tiles
+max_loop_load_bytes  as ``MachineCode.loop_load_bytes`` counts them: with the tile's size it says that nothing is loaded twice,
+                   and packed weights only packed
 min_programs_per_sm  programs that fit on a multiprocessor at once
 explicit_fusion    the launch must say whether multiplications and additions may be fused
 Shared memory must fit the device always.
@@ -26,7 +28,8 @@ from .devices import by_arch
 
 _SELECTORS = ("kernel", "case", "dtype", "target", "triton")
 _LIMITS = (
-    "matrix", "max_spills", "max_scalar_spills", "max_registers", "min_wide_loads", "min_programs_per_sm", "explicit_fusion"
+    "matrix", "max_spills", "max_scalar_spills", "max_registers", "min_wide_loads", "max_loop_load_bytes",
+    "min_programs_per_sm", "explicit_fusion",
 )  # fmt: skip
 
 Rule = Mapping[str, Any]
@@ -72,9 +75,10 @@ def violations(artifact: Artifact, rules: Sequence[Rule]) -> list[str]:
         found.append(f"{artifact.wide_loads} wide loads, at least {limit['min_wide_loads']}")
     if limit.get("matrix") and not artifact.matrix_in_loop.get(limit["matrix"]):
         found.append(f"no {limit['matrix']} inside a loop (matrix instructions: {artifact.matrix or 'none'})")
-    programs, least = artifact.programs_per_sm, limit.get("min_programs_per_sm", 0)
-    if programs is not None and programs < least:
-        found.append(f"{programs} programs per multiprocessor, at least {least}")
+    if artifact.loop_load_bytes > limit.get("max_loop_load_bytes", artifact.loop_load_bytes):
+        found.append(f"{artifact.loop_load_bytes} bytes loaded per turn of the loop, at most {limit['max_loop_load_bytes']}")
+    if artifact.programs_per_sm < limit.get("min_programs_per_sm", 0):
+        found.append(f"{artifact.programs_per_sm} programs per multiprocessor, at least {limit['min_programs_per_sm']}")
     if limit.get("explicit_fusion") and not artifact.explicit_fusion:
         found.append("enable_fp_fusion is not set in the launch")
     return found

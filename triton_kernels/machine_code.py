@@ -15,7 +15,10 @@ MATRIX = ("HMMA", "HGMMA", "IMMA", "IGMMA", "QMMA", "QGMMA", "UTCHMMA", "UTCIMMA
 (UTC*: sm_100), and AMD's."""
 
 _WIDE_LOAD = re.compile(r"(LDG|LDGSTS)\..*128|UTMALDG|UBLKCP|(global|buffer|flat)_load_dwordx4")
-_SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.M)
+_LOAD = re.compile(r"(?:LDG|LDGSTS)\b|(?:global|buffer|flat)_load_")
+_LOAD_BITS = re.compile(r"\.(128|64|U?16|[US]8)\b")
+_AMD_LOAD_BYTES = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "ushort": 2, "sbyte": 1, "ubyte": 1}
+_SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.M)
 _ASM_LINE = re.compile(r"^(?:(\.L\w+):|\s+([a-z][a-z0-9_]+)\b(.*))", re.M)
 
 
@@ -29,6 +32,8 @@ class MachineCode:
     matrix          matrix instructions by family
     matrix_in_loop  those of them that lie inside a loop
     wide_loads      instructions that load 16 bytes per thread, or a tile, from global memory
+    loop_load_bytes what a thread loads from global memory in one turn of the main loop: of the innermost loops the one with
+                    the most matrix instructions, then with the most loads. Tiles of the copy engine (UTMALDG) do not count
     """
 
     registers: int
@@ -37,6 +42,7 @@ class MachineCode:
     matrix: dict[str, int]
     matrix_in_loop: dict[str, int]
     wide_loads: int
+    loop_load_bytes: int
 
 
 def read(asm: Mapping[str, Any]) -> MachineCode:
@@ -54,13 +60,18 @@ def _read_cubin(cubin: bytes) -> MachineCode:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert usage is not None, "cuobjdump gave no resource usage"
-    code = [(int(at, 16), opcode, rest) for at, opcode, rest in _SASS_LINE.findall(text)]
-    loops = []
-    for at, opcode, rest in code:
+    code, loops, ends = [], [], []
+    for position, predicate, opcode, rest in _SASS_LINE.findall(text):
+        at = int(position, 16)
+        code.append((at, opcode))
+        if opcode == "EXIT" and not predicate:
+            ends.append(at)
         target = re.search(r"0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
-        if target is not None and int(target[1], 16) < at:
-            loops.append((int(target[1], 16), at))
-    return _summarize([(at, opcode) for at, opcode, _ in code], loops, int(usage[1]), int(usage[2]), 0)
+        first = at if target is None else int(target[1], 16)
+        # Waits for barriers stand behind the end of the program and jump back into it: those are no loops.
+        if first < at and not any(first <= end <= at for end in ends):
+            loops.append((first, at))
+    return _summarize(code, loops, int(usage[1]), int(usage[2]), 0)
 
 
 def _read_amdgcn(text: str) -> MachineCode:
@@ -93,4 +104,23 @@ def _summarize(
             matrix[family] += 1
             in_loop[family] += any(first <= at <= last for first, last in loops)
     wide = sum(_WIDE_LOAD.match(opcode) is not None for _, opcode in code)
-    return MachineCode(registers, spills, scalar_spills, dict(matrix), dict(+in_loop), wide)
+    return MachineCode(registers, spills, scalar_spills, dict(matrix), dict(+in_loop), wide, _loop_load_bytes(code, loops))
+
+
+def _loop_load_bytes(code: list[tuple[int, str]], loops: list[tuple[int, int]]) -> int:
+    weights = [(0, 0)]
+    for first, last in loops:
+        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops):
+            body = [opcode for at, opcode in code if first <= at <= last]
+            weights.append((sum(opcode.startswith(MATRIX) for opcode in body), sum(map(_load_bytes, body))))
+    return max(weights)[1]
+
+
+def _load_bytes(opcode: str) -> int:
+    """Bytes per thread of a load from global memory, 0 for any other instruction."""
+    if not _LOAD.match(opcode):
+        return 0
+    if opcode.startswith("LDG"):
+        bits = _LOAD_BITS.search(opcode)
+        return int(bits[1].lstrip("US")) // 8 if bits else 4
+    return next((size for name, size in _AMD_LOAD_BYTES.items() if f"_load_{name}" in opcode), 0)

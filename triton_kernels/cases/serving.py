@@ -15,7 +15,8 @@ import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
 from ..op import Case
-from . import fused, lora, merge, moe_align, quantized, verify
+from . import codes_args, codes_dims, fused, lora, merge, moe, moe_align, quantized, slot_mapping, verify
+from .kv_cache import cache_dims
 
 HIDDEN, INTERMEDIATE, VOCAB = 4096, 14336, 128256
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
@@ -71,10 +72,18 @@ def _embedding(dtype: torch.dtype) -> dict[str, Any]:
     return {"token_ids": ids, "weight": torch.empty(VOCAB, HIDDEN, dtype=dtype), "vocab_start": 0}
 
 
-def _norm(name: str, shape: tuple[int, ...], op: str, residual: bool = True) -> ServingCase:
+def _codes(granularity: str) -> dict[str, Any]:
+    return codes_args(torch.device("cpu"), torch.float8_e4m3fn if granularity else None, granularity or "token", 0.0)
+
+
+def _codes_dims(width: int, granularity: str) -> dict[str, float]:
+    return codes_dims(width, granularity) if granularity else {}
+
+
+def _norm(name: str, shape: tuple[int, ...], op: str, residual: bool = True, codes: str = "") -> ServingCase:
     def make(dtype: torch.dtype) -> dict[str, Any]:
         x = torch.empty(*shape[:-1], shape[-1] + 1024, dtype=dtype)[..., : shape[-1]]
-        extra = {"offset": 0.0} if op == "rms_norm" else {"bias": torch.empty(shape[-1], dtype=dtype)}
+        extra = {"offset": 0.0, **_codes(codes)} if op == "rms_norm" else {"bias": torch.empty(shape[-1], dtype=dtype)}
         weight = torch.empty(shape[-1], dtype=dtype)
         return {
             "x": x,
@@ -86,7 +95,8 @@ def _norm(name: str, shape: tuple[int, ...], op: str, residual: bool = True) -> 
     elements = 1
     for size in shape[1:]:
         elements *= size
-    return ServingCase(name, decode(shape[0]), {"hidden_size": elements, "residual": float(residual)}, make)
+    dims = {"hidden_size": elements, "residual": float(residual), **_codes_dims(elements, codes)}
+    return ServingCase(name, decode(shape[0]), dims, make)
 
 
 def _rotary(style: str) -> ServingCase:
@@ -99,28 +109,38 @@ def _rotary(style: str) -> ServingCase:
     return ServingCase(style, decode(64), dims, make)
 
 
-def _gate(name: str, **more: Any) -> ServingCase:
+def _gate(name: str, codes: str = "", **more: Any) -> ServingCase:
     def make(dtype: torch.dtype) -> dict[str, Any]:
-        return {"x": torch.empty(2048, 2 * INTERMEDIATE, dtype=dtype)} | more
+        return {"x": torch.empty(2048, 2 * INTERMEDIATE, dtype=dtype), **_codes(codes)} | more
 
-    return ServingCase(name, prefill(2048), {"intermediate_size": INTERMEDIATE}, make)
+    dims = {"intermediate_size": INTERMEDIATE, **_codes_dims(INTERMEDIATE, codes)}
+    return ServingCase(name, prefill(2048), dims, make)
 
 
 def _cache(num_pages: int, page_size: int, dtype: torch.dtype, head_dim: int = HEAD_DIM) -> LayerKV:
     k, v = torch.empty(2, num_pages, page_size, KV_HEADS, head_dim, dtype=dtype)
-    return LayerKV(k, v)
+    return LayerKV(k, v, *(torch.empty(2, num_pages, page_size, KV_HEADS) if dtype.itemsize == 1 else ()))
 
 
-def _kv_cache_write(dtype: torch.dtype) -> dict[str, Any]:
-    _, k, v = torch.empty(64, HEADS + 2 * KV_HEADS, HEAD_DIM, dtype=dtype).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
-    return {"k": k, "v": v, "kv": _cache(256, 16, dtype), "slot_mapping": torch.arange(64)}
+def _kv_dims(kv_dtype: torch.dtype | None, head_dim: int = HEAD_DIM) -> dict[str, float]:
+    return {"num_kv_heads": KV_HEADS, "head_dim": head_dim, **cache_dims(kv_dtype)}
+
+
+def _kv_cache_write(name: str, kv_dtype: torch.dtype | None = None) -> ServingCase:
+    def make(dtype: torch.dtype) -> dict[str, Any]:
+        _, k, v = torch.empty(64, HEADS + 2 * KV_HEADS, HEAD_DIM, dtype=dtype).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+        return {"k": k, "v": v, "kv": _cache(256, 16, kv_dtype or dtype), "slot_mapping": torch.arange(64)}
+
+    return ServingCase(name, decode(64), _kv_dims(kv_dtype), make)
 
 
 def _copy_blocks(dtype: torch.dtype) -> dict[str, Any]:
     return {"kv": _cache(256, 16, dtype), "src": torch.arange(8), "dst": torch.arange(8, 16)}
 
 
-def _attention(name: str, batch: Batch, page_size: int, head_dim: int = HEAD_DIM, **features: Any) -> ServingCase:
+def _attention(
+    name: str, batch: Batch, page_size: int, head_dim: int = HEAD_DIM, kv_dtype: torch.dtype | None = None, **features: Any
+) -> ServingCase:
     def make(dtype: torch.dtype) -> dict[str, Any]:
         blocks = [-(-length // page_size) for length in batch.ctx_lens]
         table = torch.arange(1, 1 + len(blocks) * max(blocks), dtype=torch.int32).view(len(blocks), -1)
@@ -132,10 +152,10 @@ def _attention(name: str, batch: Batch, page_size: int, head_dim: int = HEAD_DIM
             max_seq_len=max(batch.ctx_lens),
         )
         args = {"q": torch.empty(batch.num_tokens, HEADS, head_dim, dtype=dtype), "meta": meta, "scale": head_dim**-0.5}
-        args |= {"kv": _cache(1 + table.numel(), page_size, dtype, head_dim), "causal": True, "return_lse": False}
+        args |= {"kv": _cache(1 + table.numel(), page_size, kv_dtype or dtype, head_dim), "causal": True, "return_lse": False}
         return args | dict.fromkeys(("window", "softcap", "sinks", "alibi")) | features
 
-    dims = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": head_dim, "window": features.get("window", 0)}
+    dims = {"num_heads": HEADS, **_kv_dims(kv_dtype, head_dim), "window": features.get("window", 0)}
     return ServingCase(name, batch, dims, make)
 
 
@@ -144,17 +164,28 @@ def _moe_route(dtype: torch.dtype) -> dict[str, Any]:
     return {"logits": logits, "bias": None, "top_k": TOP_K, "renormalize": True, "scoring": "softmax"}
 
 
-def _moe_experts(name: str, batch: Batch) -> ServingCase:
+def _moe_experts(name: str, batch: Batch, scheme: str = "float") -> ServingCase:
+    quantized_as = {"float": None, "w4a16": (torch.int32, 8, (1, 128)), "fp8_channel": (torch.float8_e4m3fn, 1, (1, 0)),
+                    "fp8_block": (torch.float8_e4m3fn, 1, (128, 128))}[scheme]  # fmt: skip
+
+    def weight(dtype: torch.dtype, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if quantized_as is None:
+            return torch.empty(EXPERTS, rows, columns, dtype=dtype), None
+        codes, per_code, (block_rows, block_columns) = quantized_as
+        scales = torch.empty(EXPERTS, rows // block_rows, columns // block_columns if block_columns else 1)
+        return torch.empty(EXPERTS, rows, columns // per_code, dtype=codes), scales if per_code == 1 else scales.to(dtype)
+
     def make(dtype: torch.dtype) -> dict[str, Any]:
         tokens = batch.num_tokens
         ids = torch.arange(tokens * TOP_K, dtype=torch.int32).view(tokens, TOP_K) % EXPERTS
-        w13 = torch.empty(EXPERTS, 2 * EXPERT_INTERMEDIATE, EXPERT_HIDDEN, dtype=dtype)
-        w2 = torch.empty(EXPERTS, EXPERT_HIDDEN, EXPERT_INTERMEDIATE, dtype=dtype)
+        (w13, w13_scale), (w2, w2_scale) = (weight(dtype, *shape) for shape in shapes)
         x, weights = torch.empty(tokens, EXPERT_HIDDEN, dtype=dtype), torch.full((tokens, TOP_K), 1 / TOP_K)
-        return {"x": x, "weights": weights, "ids": ids, "w13": w13, "w2": w2, "expert_start": 0}
+        args = {"x": x, "weights": weights, "ids": ids, "w13": w13, "w2": w2, "expert_start": 0}
+        return args | {"w13_scale": w13_scale, "w2_scale": w2_scale, "w13_zeros": None, "w2_zeros": None}
 
-    dims = {"num_experts": EXPERTS, "top_k": TOP_K, "hidden_size": EXPERT_HIDDEN}
-    return ServingCase(name, batch, dims | {"intermediate_size": EXPERT_INTERMEDIATE}, make)
+    shapes = (2 * EXPERT_INTERMEDIATE, EXPERT_HIDDEN), (EXPERT_HIDDEN, EXPERT_INTERMEDIATE)
+    dims = {"num_experts": EXPERTS, "top_k": TOP_K, "hidden_size": EXPERT_HIDDEN, "intermediate_size": EXPERT_INTERMEDIATE}
+    return ServingCase(name, batch, dims | moe.quantized_dims(scheme, group=128), make)
 
 
 def _slots(num_rows: int) -> torch.Tensor:
@@ -194,7 +225,6 @@ def _benches(cases: Sequence[Case]) -> tuple[ServingCase, ...]:
     )
 
 
-_KV_DIMS = {"num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
 _LOGITS = {"vocab_size": VOCAB}
 _CASES: Mapping[str, tuple[ServingCase, ...]] = {
     "linear": (
@@ -210,25 +240,35 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
         _norm("hidden state", (64, HIDDEN), "rms_norm"),
         _norm("query heads", (64, HEADS, HEAD_DIM), "rms_norm", residual=False),
         _norm("hidden state, wide", (64, 4 * HIDDEN), "rms_norm"),
+        _norm("hidden state, codes by token", (64, HIDDEN), "rms_norm", codes="token"),
     ),
     "layer_norm": (_norm("hidden state", (64, HIDDEN), "layer_norm"), _norm("wide", (64, 4 * HIDDEN), "layer_norm")),
     "rotary": (_rotary("neox"), _rotary("gptj")),
-    "silu_and_mul": (_gate("2048 tokens"),),
+    "silu_and_mul": (_gate("2048 tokens"), _gate("2048 tokens, codes by token", "token")),
     "gelu_and_mul": (_gate("tanh", approximate="tanh"), _gate("exact", approximate="none")),
-    "kv_cache_write": (ServingCase("64 tokens", decode(64), _KV_DIMS, _kv_cache_write),),
-    "copy_blocks": (ServingCase("8 pages", decode(1), _KV_DIMS | {"num_blocks": 8, "page_size": 16}, _copy_blocks),),
+    "kv_cache_write": (_kv_cache_write("64 tokens"), _kv_cache_write("64 tokens, e4m3", torch.float8_e4m3fn)),
+    "copy_blocks": (ServingCase("8 pages", decode(1), _kv_dims(None) | {"num_blocks": 8, "page_size": 16}, _copy_blocks),),
     "paged_attention_prefill": (
         _attention("2048 tokens, page 16", prefill(2048), 16),
         _attention("2048 tokens, page 64", prefill(2048), 64),
         _attention("head 256, window, softcap", prefill(2048), 64, 256, window=1024, softcap=50.0),
+        _attention("2048 tokens, int8", prefill(2048), 64, kv_dtype=torch.int8),
     ),
     "paged_attention_decode": (
         _attention("64 requests, page 16", decode(64), 16),
         _attention("64 requests, page 64", decode(64), 64),
         _attention("8 requests, 4 queries", decode(8, num_queries=4), 16),
+        _attention("64 requests, int8", decode(64), 16, kv_dtype=torch.int8),
+        _attention("64 requests, e4m3", decode(64), 16, kv_dtype=torch.float8_e4m3fn),
     ),
     "moe_route": (ServingCase("64 tokens", decode(64), {"num_experts": EXPERTS, "top_k": TOP_K}, _moe_route),),
-    "moe_experts": (_moe_experts("64 tokens", decode(64)), _moe_experts("2048 tokens", prefill(2048))),
+    "moe_experts": (
+        _moe_experts("64 tokens", decode(64)),
+        _moe_experts("2048 tokens", prefill(2048)),
+        _moe_experts("w4a16", decode(64), "w4a16"),
+        _moe_experts("fp8 channels", decode(64), "fp8_channel"),
+        _moe_experts("fp8 blocks", decode(64), "fp8_block"),
+    ),
     "apply_penalties": (ServingCase("64 rows", decode(64), _LOGITS, _apply_penalties),),
     "sample": (ServingCase("64 rows", decode(64), _LOGITS, _sample),),
     "gather_logprobs": (ServingCase("64 rows", decode(64), _LOGITS, _gather_logprobs),),
@@ -238,5 +278,6 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
     "lora_shrink": _benches(lora.SHRINK_CASES),
     "lora_expand": _benches(lora.EXPAND_CASES),
     "moe_align": _benches(moe_align.CASES),
+    "slot_mapping": _benches(slot_mapping.CASES),
     **{op: _benches(cases) for op, cases in quantized.SERVING_CASES.items()},
 }

@@ -36,6 +36,7 @@ class AttentionParams:
     alibi: torch.Tensor | None
     return_lse: bool
     widen: bool  # multiply in float32: Triton's interpreter calculates with the bit patterns of bfloat16
+    pin: bool  # in decode: convert values to q's dtype before they pass through shared memory to a matrix instruction
 
     @classmethod
     def of(cls, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> AttentionParams:
@@ -44,7 +45,8 @@ class AttentionParams:
             raise ValueError(f"attention needs a positive scale, got {given['scale']}")
         return cls(given["scale"], given.get("causal", True), given.get("window"), given.get("softcap"),
                    given.get("sinks"), given.get("alibi"), given.get("return_lse", False),
-                   spec.interpret and spec.dtype == torch.bfloat16)  # fmt: skip
+                   spec.interpret and spec.dtype == torch.bfloat16,
+                   spec.arch.startswith("sm_") and not spec.interpret and spec.dtype != torch.float32)  # fmt: skip
 
     def kernel_args(self) -> dict[str, Any]:
         """Keyword arguments that all attention kernels have in common."""
@@ -99,6 +101,16 @@ def find_request(cu_q, num_reqs, block, GROUP: tl.constexpr, BLOCK_M: tl.constex
 
 
 @triton.jit
+def packed_rows(first_row, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(token, head) of BLOCK_M rows, counted from token first_row // GROUP and from the first head of the KV head. Small
+    numbers, known to the compiler where GROUP divides BLOCK_M: addresses are a 64-bit scalar and 32-bit offsets."""
+    rows = tl.arange(0, BLOCK_M)
+    if BLOCK_M % GROUP != 0:
+        rows += first_row % GROUP
+    return rows // GROUP, rows % GROUP
+
+
+@triton.jit
 def visible_keys(first, last, seq_len, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
     """For rows at positions first..last: keys [begin, end) that some row sees, and the whole tiles [full_begin, full_end)
     that all rows see. ``begin`` is not aligned to tiles; the full range is empty when full_begin >= full_end."""
@@ -116,29 +128,16 @@ def visible_keys(first, last, seq_len, window, CAUSAL: tl.constexpr, HAS_WINDOW:
 
 
 @triton.jit
-def _load_rows(
-    cache, table, kv_head, start, inside, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, OF: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """A tile through pointers. One scalar page number where a page holds the whole tile."""
-    keys = start + tl.arange(0, BLOCK_N)
-    dims = tl.arange(0, BLOCK_D)
+def _slots(table, start, inside, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr):
+    """(page, slot in it) of the keys from position ``start``; one scalar page where a page holds the whole tile."""
     if PAGE_SIZE % BLOCK_N == 0:
         page = tl.load(table + start // PAGE_SIZE).to(tl.int64)
         slots = start % PAGE_SIZE + tl.arange(0, BLOCK_N)
     else:
+        keys = start + tl.arange(0, BLOCK_N)
         page = tl.load(table + keys // PAGE_SIZE, mask=inside if MASKED else None, other=0 if MASKED else None).to(tl.int64)
         slots = keys % PAGE_SIZE
-    rows = cache + kv_head * STRIDES[3 * OF + 2] + page * STRIDES[3 * OF] + slots * STRIDES[3 * OF + 1]
-    pointers = rows[:, None] + dims[None, :]
-    if MASKED:
-        mask = inside[:, None] if DIM == BLOCK_D else inside[:, None] & (dims < DIM)[None, :]
-        tile = tl.load(pointers, mask=mask, other=0.0)
-    elif DIM == BLOCK_D:
-        tile = tl.load(pointers)
-    else:
-        tile = tl.load(pointers, mask=(dims < DIM)[None, :], other=0.0)
-    return tile
+    return page, slots
 
 
 @triton.jit
@@ -156,20 +155,30 @@ def _load_tile(
         if MASKED:
             tile = tl.where(inside[:, None], tile, tl.zeros_like(tile))
     else:
-        tile = _load_rows(cache, table, kv_head, start, inside, DIM, BLOCK_D, BLOCK_N, PAGE_SIZE, STRIDES, OF, MASKED)
+        dims = tl.arange(0, BLOCK_D)
+        page, slots = _slots(table, start, inside, BLOCK_N, PAGE_SIZE, MASKED)
+        rows = cache + kv_head * STRIDES[3 * OF + 2] + page * STRIDES[3 * OF] + slots * STRIDES[3 * OF + 1]
+        pointers = rows[:, None] + dims[None, :]
+        if MASKED:
+            mask = inside[:, None] if DIM == BLOCK_D else inside[:, None] & (dims < DIM)[None, :]
+            tile = tl.load(pointers, mask=mask, other=0.0)
+        elif DIM == BLOCK_D:
+            tile = tl.load(pointers)
+        else:
+            tile = tl.load(pointers, mask=(dims < DIM)[None, :], other=0.0)
     return tile
 
 
 @triton.jit
 def _load_scales(
     scales, table, kv_head, start, low, high, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
-    OF: tl.constexpr,
+    OF: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     keys = start + tl.arange(0, BLOCK_N)
     inside = (keys >= low) & (keys < high)
-    page = tl.load(table + keys // PAGE_SIZE, mask=inside, other=0).to(tl.int64)
-    pointers = scales + page * STRIDES[3 * OF] + (keys % PAGE_SIZE) * STRIDES[3 * OF + 1] + kv_head * STRIDES[3 * OF + 2]
-    return tl.load(pointers, mask=inside, other=0.0)
+    page, slots = _slots(table, start, inside, BLOCK_N, PAGE_SIZE, MASKED)
+    pointers = scales + kv_head * STRIDES[3 * OF + 2] + page * STRIDES[3 * OF] + slots * STRIDES[3 * OF + 1]
+    return tl.load(pointers, mask=inside if MASKED else None, other=0.0 if MASKED else None)
 
 
 @triton.jit
@@ -178,15 +187,18 @@ def _step(
     CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_ALIBI: tl.constexpr,
     DK: tl.constexpr, DV: tl.constexpr, BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    PIN: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys into the running (accumulator, maximum, sum)."""
     acc, peak, total = state
     k_cache, v_cache, k_scales, v_scales = kv
     MASK_K: tl.constexpr = MASKED and not TMA  # of a box, the scores of unused keys are masked below, which is enough
     k = _load_tile(k_cache, table, kv_head, start, low, high, DK, BLOCK_DK, BLOCK_N, PAGE_SIZE, STRIDES, 0, MASK_K, TMA)
+    if k_scales is not None:
+        k = k.to(tl.float32)  # on the way to bfloat16: the direct conversion of fp8 is slow
     scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
     if k_scales is not None:
-        scores *= _load_scales(k_scales, table, kv_head, start, low, high, BLOCK_N, PAGE_SIZE, STRIDES, 2)[None, :]
+        scores *= _load_scales(k_scales, table, kv_head, start, low, high, BLOCK_N, PAGE_SIZE, STRIDES, 2, MASKED)[None, :]
     keys = start + tl.arange(0, BLOCK_N)
     factor = scale * LOG2E  # left for last, where it joins the subtraction of the maximum in one instruction
     if HAS_SOFTCAP:
@@ -211,11 +223,21 @@ def _step(
     weights = tl.exp2(scores * factor - base[:, None])
     shrink = tl.exp2(peak - base)
     v = _load_tile(v_cache, table, kv_head, start, low, high, DV, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, 1, MASKED, TMA)
-    if v_scales is not None:  # on the values, not the weights: weights times a small scale would leave fp16's range
-        v_scale = _load_scales(v_scales, table, kv_head, start, low, high, BLOCK_N, PAGE_SIZE, STRIDES, 3)
-        v = v.to(tl.float32) * v_scale[:, None]
-    acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision="ieee")
-    return acc, new_peak, total * shrink + tl.sum(weights, 1)
+    new_total = total * shrink + tl.sum(weights, 1)
+    if v_scales is not None:
+        v_scale = _load_scales(v_scales, table, kv_head, start, low, high, BLOCK_N, PAGE_SIZE, STRIDES, 3, MASKED)
+        v = v.to(tl.float32)
+        if q.dtype == tl.float16:  # weights times a small scale would leave fp16's range
+            v *= v_scale[:, None]
+        else:
+            weights *= v_scale[None, :]
+    v = v.to(q.dtype)
+    if v_scales is not None and PIN:
+        # The compiler would move the codes through shared memory and read them byte by byte, 64 times a tile. It moves no
+        # conversion across code that it does not know.
+        v = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [v], dtype=v.dtype, is_pure=False, pack=2)
+    acc = tl.dot(weights.to(q.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return acc, new_peak, new_total
 
 
 @triton.jit
@@ -223,7 +245,7 @@ def attend(
     q, position, slope, sink, kv, table, kv_head, begin, end, full_begin, full_end, low, high, scale, softcap, window,
     CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_ALIBI: tl.constexpr,
     DK: tl.constexpr, DV: tl.constexpr, BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, TMA: tl.constexpr, PIN: tl.constexpr,
 ):  # fmt: skip
     """Attention of q [BLOCK_M, BLOCK_DK] over the keys [begin, end): (accumulator / sum, base-2 log of the sum).
 
@@ -236,18 +258,21 @@ def attend(
     state = (acc, peak, total)
     full_begin = tl.minimum(tl.maximum(full_begin, begin), tl.cdiv(end, BLOCK_N) * BLOCK_N)
     full_end = tl.maximum(tl.minimum(full_end, end // BLOCK_N * BLOCK_N), full_begin)
-    for start in tl.range(full_begin, full_end, BLOCK_N):
+    # With many rows, column numbers and descriptors are computed anew for every tile: hoisted, they would take the registers
+    # that the accumulator of wide heads needs.
+    MANY_ROWS: tl.constexpr = q.shape[0] > 32
+    for start in tl.range(full_begin, full_end, BLOCK_N, disable_licm=MANY_ROWS):
         state = _step(
             state, q, position, slope, kv, table, kv_head, start, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW,
-            HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, False, TMA,
+            HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, False, TMA, PIN,
         )  # fmt: skip
     num_before = (full_begin - begin) // BLOCK_N
     num_after = tl.cdiv(end - full_end, BLOCK_N)
-    for i in tl.range(0, num_before + num_after):
+    for i in tl.range(0, num_before + num_after, disable_licm=MANY_ROWS):
         start = begin + i * BLOCK_N + tl.where(i < num_before, 0, full_end - full_begin)
         state = _step(
             state, q, position, slope, kv, table, kv_head, start, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW,
-            HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, True, TMA,
+            HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, True, TMA, PIN,
         )  # fmt: skip
     acc, peak, total = state
     empty = total == 0.0

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from ...attention_meta import AttentionMeta, LayerKV
 from ...spec import Spec
-from .._attention import LN2, AttentionParams, attend, cache_strides, visible_keys
+from .._attention import LN2, AttentionParams, attend, cache_strides, packed_rows, visible_keys
 
 MAX_SPLITS = tl.constexpr(64)
 
@@ -34,7 +34,7 @@ def split_plan(num_queries, seq_len, window, HAS_WINDOW: tl.constexpr, CHUNK: tl
 @triton.jit
 def decode_split(
     request, kv_head, m_block, split, tensors, strides, scale, softcap, window, num_tokens,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr, PIN: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
@@ -49,28 +49,31 @@ def decode_split(
     first_row = m_block * BLOCK_M
     num_rows = num_queries * GROUP
     if (split < num_splits) & (first_row < num_rows):
-        rows = first_row + tl.arange(0, BLOCK_M)
-        inside = rows < num_rows
-        tokens = (first_token + rows // GROUP).to(tl.int64)
-        heads = kv_head * GROUP + rows % GROUP
+        token, head = packed_rows(first_row, GROUP, BLOCK_M)
+        inside = tl.arange(0, BLOCK_M) < num_rows - first_row
+        base_token = first_token.to(tl.int64) + first_row // GROUP
+        base_head = kv_head * GROUP
         dims = tl.arange(0, BLOCK_DK)
-        q_pointers = q + (tokens * stride_qt + heads * stride_qh)[:, None] + dims[None, :]
+        q += base_token * stride_qt + base_head * stride_qh
+        q_pointers = q + (token * stride_qt + head * stride_qh)[:, None] + dims[None, :]
         q_block = tl.load(q_pointers, mask=inside[:, None] & (dims < DK)[None, :], other=0.0)
         if WIDEN:
             q_block = q_block.to(tl.float32)
-        slope = heads.to(tl.float32)
+        slope = head.to(tl.float32)
         if alibi is not None:
-            slope = tl.load(alibi + heads, mask=inside, other=0.0).to(tl.float32)
+            slope = tl.load(alibi + base_head + head, mask=inside, other=0.0).to(tl.float32)
         sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         if sinks is not None:
             # A bound: Triton 3.9's interpreter refuses masks broadcast from a comparison of scalars.
-            rows_with_sink = tl.where((seq_len > 0) & (split == 0), num_rows, 0)
-            sink = tl.load(sinks + heads, mask=rows < rows_with_sink, other=float("-inf")).to(tl.float32)
+            rows_with_sink = tl.where((seq_len > 0) & (split == 0), num_rows - first_row, 0)
+            sink_mask = tl.arange(0, BLOCK_M) < rows_with_sink
+            sink = tl.load(sinks + base_head + head, mask=sink_mask, other=float("-inf")).to(tl.float32)
 
         before = seq_len - num_queries
-        last_row = tl.minimum(first_row + BLOCK_M, num_rows) - 1
+        first_position = before + first_row // GROUP
+        last_position = before + (tl.minimum(first_row + BLOCK_M, num_rows) - 1) // GROUP
         low, high, full_begin, full_end = visible_keys(
-            before + first_row // GROUP, before + last_row // GROUP, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N
+            first_position, last_position, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N
         )
         split_begin = (first_split + split) * size
         split_end = tl.minimum(split_begin + size, high)
@@ -78,22 +81,24 @@ def decode_split(
         kv = (k_cache, v_cache, k_scale, v_scale)
         table = block_table + request.to(tl.int64) * stride_table
         result, log_sum = attend(
-            q_block, before + rows // GROUP, slope, sink, kv, table, kv_head, begin, tl.maximum(split_end, begin),
+            q_block, first_position + token, slope, sink, kv, table, kv_head, begin, tl.maximum(split_end, begin),
             full_begin, full_end, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, alibi is not None,
-            DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, False,
+            DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, False, PIN,
         )  # fmt: skip
 
         columns = tl.arange(0, BLOCK_DV)
         mask = inside[:, None] & (columns < DV)[None, :]
-        targets = tokens * (NUM_KV_HEADS * GROUP) + heads
+        first_target = base_token * (NUM_KV_HEADS * GROUP) + base_head
+        target = token * (NUM_KV_HEADS * GROUP) + head
+        offsets = (target * DV)[:, None] + columns[None, :]
         if num_splits == 1:
-            tl.store(out + targets[:, None] * DV + columns[None, :], result.to(out.dtype.element_ty), mask=mask)
+            tl.store(out + first_target * DV + offsets, result.to(out.dtype.element_ty), mask=mask)
             if lse is not None:
-                tl.store(lse + targets, log_sum * LN2, mask=inside)
+                tl.store(lse + first_target + target, log_sum * LN2, mask=inside)
         else:
-            targets += split.to(tl.int64) * num_tokens * (NUM_KV_HEADS * GROUP)
-            tl.store(partial + targets[:, None] * DV + columns[None, :], result, mask=mask)
-            tl.store(partial_lse + targets, log_sum, mask=inside)
+            first_target += split.to(tl.int64) * num_tokens * (NUM_KV_HEADS * GROUP)
+            tl.store(partial + first_target * DV + offsets, result, mask=mask)
+            tl.store(partial_lse + first_target + target, log_sum, mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_reqs"])
@@ -155,7 +160,7 @@ class DecodeTiles:
         instruction."""
         group = spec.fact("num_heads", 1) // spec.fact("num_kv_heads", 1)
         default_n = 32 if spec.arch.startswith("gfx") else 64
-        default_stages = 2 if spec.arch.startswith(("gfx", "sm_8")) else 3
+        default_stages = 2 if spec.arch.startswith("gfx") else 3
         block_n = block_n or default_n
         if chunk % block_n or block_n & (block_n - 1):
             raise ValueError(f"chunk must be a multiple of block_n, which is a power of two; got {chunk} and {block_n}")
@@ -190,7 +195,7 @@ class DecodeCall:
             num_tokens=num_tokens, stride_qt=q.stride(0), stride_qh=q.stride(1), stride_table=meta.block_table.stride(0),
             STRIDES=cache_strides(kv), **params.kernel_args(), NUM_KV_HEADS=num_kv_heads, GROUP=num_heads // num_kv_heads,
             DK=dk, DV=dv, BLOCK_DK=max(16, triton.next_power_of_2(dk)), BLOCK_DV=max(16, triton.next_power_of_2(dv)),
-            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CHUNK=tiles.chunk, PAGE_SIZE=kv.page_size,
+            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CHUNK=tiles.chunk, PAGE_SIZE=kv.page_size, PIN=params.pin,
         )  # fmt: skip
 
     def combine(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:

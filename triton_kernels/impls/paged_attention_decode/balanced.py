@@ -64,7 +64,7 @@ def work_list_kernel(
 def balanced_kernel(
     q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, items, num_items,
     sinks, alibi, scale, softcap, window, num_tokens, stride_qt, stride_qh, stride_table,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr, PIN: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
@@ -75,7 +75,7 @@ def balanced_kernel(
         item = items + index // NUM_KV_HEADS * 3
         decode_split(
             tl.load(item), index % NUM_KV_HEADS, tl.load(item + 1), tl.load(item + 2), tensors, strides,
-            scale, softcap, window, num_tokens, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, WIDEN,
+            scale, softcap, window, num_tokens, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, WIDEN, PIN,
             NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE, STRIDES,
         )  # fmt: skip
 

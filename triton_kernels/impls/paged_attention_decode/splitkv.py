@@ -29,7 +29,7 @@ from ._kernels import DecodeCall, DecodeTiles, decode_split
 def splitkv_kernel(
     q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi,
     scale, softcap, window, num_tokens, stride_qt, stride_qh, stride_table,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr, PIN: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
@@ -38,7 +38,7 @@ def splitkv_kernel(
     strides = (stride_qt, stride_qh, stride_table)
     decode_split(
         tl.program_id(2), tl.program_id(0) % NUM_KV_HEADS, tl.program_id(0) // NUM_KV_HEADS, tl.program_id(1),
-        tensors, strides, scale, softcap, window, num_tokens, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, WIDEN,
+        tensors, strides, scale, softcap, window, num_tokens, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, WIDEN, PIN,
         NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE, STRIDES,
     )  # fmt: skip
 

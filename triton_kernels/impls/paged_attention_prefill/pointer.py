@@ -20,7 +20,16 @@ import triton.language as tl
 from ...attention_meta import AttentionMeta, LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._attention import LN2, AttentionParams, attend, cache_strides, find_request, unsupported_attention, visible_keys
+from .._attention import (
+    LN2,
+    AttentionParams,
+    attend,
+    cache_strides,
+    find_request,
+    packed_rows,
+    unsupported_attention,
+    visible_keys,
+)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_reqs"])
@@ -46,43 +55,47 @@ def prefill_kernel(
     if first_row >= num_rows:
         return
 
-    rows = first_row + tl.arange(0, BLOCK_M)
-    inside = rows < num_rows
-    tokens = (first_token + rows // GROUP).to(tl.int64)
-    heads = kv_head * GROUP + rows % GROUP
+    token, head = packed_rows(first_row, GROUP, BLOCK_M)
+    inside = tl.arange(0, BLOCK_M) < num_rows - first_row
+    base_token = first_token.to(tl.int64) + first_row // GROUP
+    base_head = kv_head * GROUP
     dims = tl.arange(0, BLOCK_DK)
-    q_pointers = q + (tokens * stride_qt + heads * stride_qh)[:, None] + dims[None, :]
+    q += base_token * stride_qt + base_head * stride_qh
+    q_pointers = q + (token * stride_qt + head * stride_qh)[:, None] + dims[None, :]
     q_block = tl.load(q_pointers, mask=inside[:, None] & (dims < DK)[None, :], other=0.0)
     if WIDEN:
         q_block = q_block.to(tl.float32)
-    slope = heads.to(tl.float32)
+    slope = head.to(tl.float32)
     if alibi is not None:
-        slope = tl.load(alibi + heads, mask=inside, other=0.0).to(tl.float32)
+        slope = tl.load(alibi + base_head + head, mask=inside, other=0.0).to(tl.float32)
     sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     if sinks is not None:
         # A bound: Triton 3.9's interpreter refuses masks broadcast from a comparison of scalars.
-        rows_with_sink = tl.where(seq_len > 0, num_rows, 0)
-        sink = tl.load(sinks + heads, mask=rows < rows_with_sink, other=float("-inf")).to(tl.float32)
+        rows_with_sink = tl.where(seq_len > 0, num_rows - first_row, 0)
+        sink_mask = tl.arange(0, BLOCK_M) < rows_with_sink
+        sink = tl.load(sinks + base_head + head, mask=sink_mask, other=float("-inf")).to(tl.float32)
 
     before = seq_len - (end_token - first_token)
-    last_row = tl.minimum(first_row + BLOCK_M, num_rows) - 1
+    first_position = before + first_row // GROUP
+    last_position = before + (tl.minimum(first_row + BLOCK_M, num_rows) - 1) // GROUP
     low, high, full_begin, full_end = visible_keys(
-        before + first_row // GROUP, before + last_row // GROUP, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N
+        first_position, last_position, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N
     )
     kv = (k_cache, v_cache, k_scale, v_scale)
     table = block_table + request.to(tl.int64) * stride_table
     result, log_sum = attend(
-        q_block, before + rows // GROUP, slope, sink, kv, table, kv_head,
+        q_block, first_position + token, slope, sink, kv, table, kv_head,
         low // BLOCK_N * BLOCK_N, high, full_begin, full_end, low, high, scale, softcap, window,
-        CAUSAL, HAS_WINDOW, HAS_SOFTCAP, alibi is not None, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, TMA,
+        CAUSAL, HAS_WINDOW, HAS_SOFTCAP, alibi is not None, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, TMA, False,
     )  # fmt: skip
 
     columns = tl.arange(0, BLOCK_DV)
-    targets = tokens * (NUM_KV_HEADS * GROUP) + heads
+    first_target = base_token * (NUM_KV_HEADS * GROUP) + base_head
+    target = token * (NUM_KV_HEADS * GROUP) + head
     mask = inside[:, None] & (columns < DV)[None, :]
-    tl.store(out + targets[:, None] * DV + columns[None, :], result.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + first_target * DV + (target * DV)[:, None] + columns[None, :], result.to(out.dtype.element_ty), mask=mask)
     if lse is not None:
-        tl.store(lse + targets, log_sum * LN2, mask=inside)
+        tl.store(lse + first_target + target, log_sum * LN2, mask=inside)
 
 
 def launch_prefill(
@@ -114,11 +127,11 @@ def launch_prefill(
     return out if lse is None else (out, lse)
 
 
-def tile_config(spec: Spec) -> dict[str, int]:
-    """Tiles by head size and arch whose accumulator, scores and q stay in registers (checked ahead of time)."""
+def tile_config(spec: Spec, tma: bool) -> dict[str, int]:
+    """Tiles by head size and arch whose accumulator and scores stay in registers (checked ahead of time)."""
     head_dim = max(spec.fact("head_dim", 128), spec.fact("value_dim", 0))
     wide, converts = head_dim > 128, spec.fact("kv_dtype", spec.dtype) != spec.dtype
-    block_m, block_n, num_warps, num_stages = 128, 32 if wide else 64, 8, 2
+    block_m, block_n, num_warps, num_stages = 128, 32 if wide and (converts or not tma) else 64, 8, 2
     if spec.dtype == torch.float32:
         block_m, block_n, num_warps, num_stages = 16, 16, 4, 1 if wide else 2
     elif spec.arch.startswith("gfx"):
@@ -138,7 +151,7 @@ class PointerPrefill:
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         self.params = AttentionParams.of(spec, weights, params)
-        self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
+        self.config = {name: options[name] or value for name, value in tile_config(spec, tma=False).items()}
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:

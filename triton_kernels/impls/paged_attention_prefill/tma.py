@@ -4,7 +4,9 @@ Algorithm and grid are those of ``pointer``. A tile of BLOCK_N keys of one page 
 head_dim] of the four-dimensional cache, so one instruction fetches it into shared memory without address arithmetic per row,
 and fills the columns past head_dim with zeros; the page number is one scalar load per tile. The two products are warp-group
 matrix instructions: two warp groups share a block of 128 rows, whose accumulator and running maximum and sum stay in
-registers, as do the weights between the products. Needs pages of 64 tokens or a multiple; meant for long prompts there.
+registers, as do the weights between the products (up to heads of 256, where the accumulator takes half of the registers).
+Quantized tiles are converted on their way back to shared memory. Needs pages of 64 tokens or a multiple; meant for long
+prompts there.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class TmaPrefill:
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         self.params = AttentionParams.of(spec, weights, params)
-        self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
+        self.config = {name: options[name] or value for name, value in tile_config(spec, tma=True).items()}
         if spec.fact("page_size", 64) % self.config["block_n"]:
             raise ValueError(f"block_n {self.config['block_n']} does not divide the page size {spec.fact('page_size')}")
 
@@ -56,8 +58,6 @@ class TmaPrefill:
             reasons.append("needs activations of 16 bits, whose products run on warp groups")
         itemsize = spec.fact("kv_dtype", spec.dtype).itemsize
         for name in ("head_dim", "value_dim"):
-            if spec.fact(name, 0) > 128:
-                reasons.append(f"{name} {spec.fact(name)} is above 128, where its registers spill")
             if spec.fact(name, 128) * itemsize % TMA_ALIGNMENT_BYTES:
                 reasons.append(f"{name} {spec.fact(name)} is no multiple of {TMA_ALIGNMENT_BYTES} bytes")
         return reasons
