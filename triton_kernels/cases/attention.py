@@ -95,6 +95,8 @@ def _case(
     return Case(name, make, tags, dims, q_lens, seq_lens)
 
 
+LLAMA_8B, QWEN3_30B, GPT_OSS, GEMMA_2_9B = (32, 8, 128), (32, 4, 128), (64, 8, 64), (16, 8, 256)
+
 PREFILL_CASES = (
     _case("one_token", SMALL, (1,), (1,), (2, 1, 64)),
     _case("whole", SMALL, (5, 21, 13), (5, 21, 13), (4, 1, 64)),
@@ -118,10 +120,19 @@ PREFILL_CASES = (
     _case("e5m2_page64", SMALL, (18, 3), (23, 70), (3, 3, 80), page_size=64, kv_dtype=torch.float8_e5m2),
     _case("int8_all_features", SMALL, (7, 0, 19), (40, 0, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
           return_lse=True, kv_dtype=torch.int8),
+    _case("page64_chunked", SMALL, (39, 70), (200, 70), (4, 1, 128), page_size=64),
+    _case("page64_heads_256", SMALL, (6,), (70,), (2, 1, 256), page_size=64),
+    _case("page64_all_features", SMALL, (7, 0, 19), (90, 0, 19), (4, 2, 64), page_size=64, window=40, softcap=3.0, sinks=True,
+          alibi=True, return_lse=True, sharp=2.0),
     *(
-        _case(f"llama-8b_{q}_of_{length}", BENCH, (q,) * num, (length,) * num, (32, 8, 128), page_size=64)
+        _case(f"llama-8b_{q}_of_{length}", BENCH, (q,) * num, (length,) * num, LLAMA_8B, page_size=64)
         for q, length, num in ((512, 512, 8), (2048, 2048, 4), (8192, 8192, 1), (1024, 16384, 1))
     ),
+    _case("llama-8b_2048_of_2048_e4m3", BENCH, (2048,) * 4, (2048,) * 4, LLAMA_8B, page_size=64, kv_dtype=torch.float8_e4m3fn),
+    _case("llama-8b_2048_of_2048_page16", BENCH, (2048,) * 4, (2048,) * 4, LLAMA_8B),
+    _case("qwen3-30b-a3b_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, QWEN3_30B, page_size=64),
+    _case("gpt-oss_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, GPT_OSS, page_size=64, window=128, sinks=True),
+    _case("gemma-2-9b_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, GEMMA_2_9B, page_size=64, softcap=50.0),
 )  # fmt: skip
 
 DECODE_CASES = (
@@ -148,8 +159,15 @@ DECODE_CASES = (
     _case("int8_all_features", SMALL, (1, 1, 2), (40, 0, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
           return_lse=True, kv_dtype=torch.int8),
     *(
-        _case(f"llama-8b_{num}x{length}", BENCH, (1,) * num, (length,) * num, (32, 8, 128), page_size=64)
+        _case(f"llama-8b_{num}x{length}", BENCH, (1,) * num, (length,) * num, LLAMA_8B, page_size=64)
         for num, length in ((1, 2048), (8, 8192), (64, 2048), (256, 512))
     ),
-    _case("llama-8b_mixed", BENCH, (1,) * 32, (131072,) + (4096,) * 31, (32, 8, 128), page_size=64),
+    _case("llama-8b_mixed", BENCH, (1,) * 32, (131072,) + (4096,) * 31, LLAMA_8B, page_size=64),
+    _case("llama-8b_64x2048_e4m3", BENCH, (1,) * 64, (2048,) * 64, LLAMA_8B, page_size=64, kv_dtype=torch.float8_e4m3fn),
+    _case("llama-8b_32x4096_4_queries", BENCH, (4,) * 32, (4096,) * 32, LLAMA_8B, page_size=64),
+    _case("llama-8b_64x2048_page16", BENCH, (1,) * 64, (2048,) * 64, LLAMA_8B),
+    _case("llama-8b_8x32768", BENCH, (1,) * 8, (32768,) * 8, LLAMA_8B, page_size=64),
+    _case("qwen3-30b-a3b_64x4096", BENCH, (1,) * 64, (4096,) * 64, QWEN3_30B, page_size=64),
+    _case("gpt-oss_64x4096", BENCH, (1,) * 64, (4096,) * 64, GPT_OSS, page_size=64, window=128, sinks=True),
+    _case("gemma-2-9b_32x4096", BENCH, (1,) * 32, (4096,) * 32, GEMMA_2_9B, page_size=64, softcap=50.0),
 )  # fmt: skip
