@@ -104,11 +104,14 @@ class Sampler:
         logits = logits.float()
         wanted = self._num_logprobs[rows.slots]
         wants = np.flatnonzero(wanted > -2)
-        chosen = to_device(wants, self.device)
-        raw = logits[chosen] if len(wants) else None
+        chosen = to_device(wants, self.device) if len(wants) else None
+        raw = logits[chosen] if chosen is not None else None
         penalties = self._penalties if self._penalized[rows.slots].any() else None
         if penalties is not None:
-            mask = self._bitmask(rows, token_ids) if self._masked[rows.slots].any() else None
+            masked = self._masked[rows.slots].any()
+            mask = self._bitmask(rows) if masked else None
+            if masked:
+                self._ban_words(logits, rows, token_ids)
             slots = torch.where(to_device(self._penalized[rows.slots], self.device), rows.row_to_slot, -1)
             self._apply_penalties(logits, slots, mask, *penalties.tensors())
         tokens = self._sample(
@@ -116,7 +119,7 @@ class Sampler:
         )
         if penalties is not None:
             penalties.count(rows.row_to_slot, tokens)
-        if raw is None:
+        if raw is None or chosen is None:
             return tokens, None
         counts = self._full_counts(wanted[wants])
         return tokens, PendingLogprobs(wants, counts, [self._gather(raw, tokens[chosen], counts)])
@@ -145,8 +148,8 @@ class Sampler:
     def _gather(self, logits: torch.Tensor, ids: torch.Tensor, counts: np.ndarray) -> tuple[torch.Tensor, ...]:
         return ids, *self._gather_logprobs(logits, ids.long(), int(counts.max(initial=0)))
 
-    def _bitmask(self, rows: SampleRows, token_ids: torch.Tensor) -> torch.Tensor:
-        """Allowed tokens per row, int32 [R, ceil(V/32)]: allowed ids, stop tokens before min_tokens, and bad words."""
+    def _bitmask(self, rows: SampleRows) -> torch.Tensor:
+        """Allowed tokens per row, int32 [R, ceil(V/32)]: allowed ids, stop tokens before min_tokens, and bad words of one token."""
         mask = np.full((len(rows.slots), -(-self.vocab_size // 32)), -1, dtype=np.int32)
         position = rows.positions.tolist()
         for row, slot in enumerate(rows.slots.tolist()):
@@ -157,15 +160,34 @@ class Sampler:
                 _set_bits(mask[row], params.allowed_token_ids, True)
             if position[row] - self._num_prompt_tokens[slot] < params.min_tokens:
                 _set_bits(mask[row], params.all_stop_token_ids, False)
-            for word in params.bad_words_token_ids or ():
-                before = word[:-1]
-                start = position[row] - len(before)
-                # Only what was generated counts; a word that began in the prompt is the user's own.
-                if not before or (
-                    start >= self._num_prompt_tokens[slot] and token_ids[slot, start : position[row]].tolist() == before
-                ):
-                    _set_bits(mask[row], word[-1:], False)
+            _set_bits(mask[row], [word[0] for word in params.bad_words_token_ids or () if len(word) == 1], False)
         return to_device(mask, self.device)
+
+    def _ban_words(self, logits: torch.Tensor, rows: SampleRows, token_ids: torch.Tensor) -> None:
+        """Makes the last token of a bad word impossible in rows that end with the tokens before it. Which do is known on the device
+        only, where the last tokens may still be on their way."""
+        words = []
+        for row, (slot, position) in enumerate(zip(rows.slots.tolist(), rows.positions.tolist())):
+            params = self._params[slot]
+            assert params is not None
+            for word in params.bad_words_token_ids or ():
+                start = position - len(word) + 1
+                # Only what was generated counts; a word that began in the prompt is the user's own.
+                if len(word) > 1 and start >= self._num_prompt_tokens[slot]:
+                    words.append((row, slot, start, word))
+        if not words:
+            return
+        longest = max(len(word) for *_, word in words) - 1
+        table = np.full((len(words), 4 + longest), -1, dtype=np.int64)
+        for entry, (row, slot, start, word) in zip(table, words):
+            entry[:4] = row, slot, start, word[-1]
+            entry[4 : 3 + len(word)] = word[:-1]
+        found = to_device(table, self.device)
+        (rows_of, slots, starts, last), before = found[:, :4].unbind(1), found[:, 4:]
+        places = starts[:, None] + torch.arange(longest, device=self.device)
+        here = token_ids[slots[:, None], places.clamp_max_(token_ids.shape[1] - 1)]
+        matches = ((here == before) | (before < 0)).all(1)
+        logits.index_put_((rows_of, last), torch.where(matches, -torch.inf, 0.0), accumulate=True)  # a token may end two words
 
 
 class _PenaltyRows:

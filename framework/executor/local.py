@@ -27,6 +27,8 @@ class LocalExecutor:
 
     def __init__(self, config: EngineConfig) -> None:
         device = resolve_device(config.device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # streams, graphs and Triton's launches belong to the current device
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.plan = KernelPlan.from_config(config, device, model_dtype(config.model))
@@ -83,8 +85,7 @@ class LocalExecutor:
     @torch.inference_mode()
     def _free_gpu_bytes(self, config: EngineConfig, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
-        num_tokens = min(config.scheduler.max_num_batched_tokens, self.max_model_len)
-        self._forward_null_batch(config, device, num_tokens)
+        self._forward_null_batch(config, device)
         torch.cuda.synchronize(device)
         held = torch.cuda.memory_allocated(device)
         activations = torch.cuda.max_memory_allocated(device) - held
@@ -92,18 +93,21 @@ class LocalExecutor:
         free, total = torch.cuda.mem_get_info(device)
         return int(free - activations - (1 - config.cache.memory_fraction) * total)
 
-    def _forward_null_batch(self, config: EngineConfig, device: torch.device, num_tokens: int) -> None:
-        """One prefill of ``num_tokens`` tokens that reads and writes nothing but the null block."""
-        size = config.cache.block_size
+    def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
+        """Prefills as many tokens as a step can have, in the longest prompts; reads and writes nothing but the null block."""
+        size, num_tokens = config.cache.block_size, config.scheduler.max_num_batched_tokens
+        longest = min(num_tokens, self.max_model_len)
+        starts = [*range(0, num_tokens, longest), num_tokens]
         caches = allocate_caches(self.groups, 2, size, device)
-        lengths = torch.tensor([num_tokens], dtype=torch.int32, device=device)
-        cu_q = torch.tensor([0, num_tokens], dtype=torch.int32, device=device)
-        table = torch.zeros(1, -(-num_tokens // size), dtype=torch.int32, device=device)
+        cu_q = torch.tensor(starts, dtype=torch.int32, device=device)
+        table = torch.zeros(len(starts) - 1, -(-longest // size), dtype=torch.int32, device=device)
         skip = torch.full((num_tokens,), -1, dtype=torch.int64, device=device)
-        groups = [GroupBatch(skip, None, AttentionMeta(cu_q, lengths, table, num_tokens, num_tokens)) for _ in self.groups]
+        lengths = cu_q.diff()
+        groups = [GroupBatch(skip, None, AttentionMeta(cu_q, lengths, table, longest, longest)) for _ in self.groups]
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         rows = torch.zeros(config.scheduler.max_num_seqs, dtype=torch.int64, device=device)
-        batch = ForwardBatch(ids, torch.arange(num_tokens, device=device), 0, groups, rows)
+        positions = torch.arange(num_tokens, device=device) % longest
+        batch = ForwardBatch(ids, positions, 0, groups, rows)
         self._model.begin_step(batch)
         self._model.logits(self._model.forward(batch, caches)[rows]).float()
 

@@ -44,28 +44,3 @@ def test_padded_steps_give_the_same_tokens(sizes: list[int]) -> None:
     assert tokens(running) == tokens(llm())
     assert replayed and set(replayed) <= set(sizes)
     assert all(torch.equal(old, kv.k[0]) for old, kv in zip(before, executor._runner.caches)), "padding wrote to the null block"
-
-
-@pytest.mark.gpu
-def test_graphs_give_the_same_tokens_on_a_gpu() -> None:
-    with_graphs, without = (LLM(EngineConfig(ModelConfig("tiny"), CacheConfig(num_blocks=200), device="cuda")) for _ in range(2))
-    executor = without.engine.executor
-    assert isinstance(executor, LocalExecutor)
-    executor._runner._graphs = None
-    assert tokens(with_graphs) == tokens(without)
-
-
-@pytest.mark.gpu
-def test_a_decode_step_does_not_wait_for_the_device() -> None:
-    running = LLM(EngineConfig(ModelConfig("tiny"), CacheConfig(num_blocks=200), device="cuda"))
-    for index, prompt in enumerate(PROMPTS):
-        running.engine.add_request(str(index), prompt, PARAMS[index])
-    running.engine.step()
-    executor = running.engine.executor
-    scheduled = running.engine.scheduler.schedule()
-    assert scheduled is not None
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        executor.submit(scheduled.step_input)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,39 @@
+"""Bad words of several tokens: their last token is impossible exactly where the tokens before it were generated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from framework.plan import KernelPlan
+from framework.sampler import Sampler, SampleRows
+from framework.sampling_params import SamplingParams
+from framework.step import NewRequest
+
+CPU = torch.device("cpu")
+WORDS = [[7], [3, 5], [4, 3, 6], [9, 3, 2]]
+
+
+@pytest.mark.parametrize(
+    ("num_prompt_tokens", "expected"),
+    [
+        (1, 2),  # 7 is a word; 3 5, 4 3 6 would be; 9 3 2 would not
+        (2, 6),  # 4 belongs to the prompt
+        (3, 6),  # and 3 too, so that 5 is possible, but 6 is likelier
+    ],
+)
+def test_only_what_was_generated_counts(num_prompt_tokens: int, expected: int) -> None:
+    sampler = Sampler(KernelPlan({}, [], CPU, torch.float32), 4, 10, CPU)
+    params = SamplingParams(temperature=0.0, seed=0)
+    params.bad_words_token_ids = WORDS
+    plain = SamplingParams(temperature=0.0, seed=0)
+    tokens = torch.zeros(5, 12, dtype=torch.int64)
+    tokens[1, :3] = tokens[2, :3] = torch.tensor([1, 4, 3])
+    sampler.add(NewRequest(1, "bad", [1, 4, 3], num_prompt_tokens, 2, [[1]], params))
+    sampler.add(NewRequest(2, "plain", [1, 4, 3], num_prompt_tokens, 2, [[1]], plain))
+    slots, positions = np.array([2, 1]), np.array([3, 3])
+    rows = SampleRows(slots, positions, torch.from_numpy(slots).int(), torch.from_numpy(positions))
+    scores = torch.tensor([0.0, 1.0, 3.0, 2.0, 1.0, 4.0, 5.0, 6.0, 0.0, 0.0])
+    found, _ = sampler.sample(scores.repeat(2, 1), rows, tokens)
+    assert found.tolist() == [7, expected]
