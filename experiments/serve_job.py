@@ -37,7 +37,7 @@ class Served:
 
     record  what came when
     plan    which kernel of ours ran per op; empty for another system
-    system  what served: its version, and for another system how it served
+    system  what served: its version and what it settled by itself; for another system how it served
     start   what the start cost: seconds to build, and kernels that were compiled only while the workload ran
     """
 
@@ -68,8 +68,9 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     with _compilations(config) as compiled:
         record = run_workload(engine, workload, clock, progress=True)
     report = engine.plan_report()
+    settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps)}
     engine.shutdown()
-    return Served(record, report, {"version": __version__}, {"load_s": load_s, "num_late_compilations": len(compiled)})
+    return Served(record, report, {"version": __version__, **settled}, {"load_s": load_s, "num_late_compilations": len(compiled)})
 
 
 def _serve_with_library(config: ServeConfig) -> Served:

@@ -35,7 +35,8 @@ class EngineStats(SchedulerCounters):
 class Engine:
     """Schedules requests, runs steps on an executor, and turns tokens into outputs. Single-threaded; never sleeps.
 
-    inputs  of the model: tokenizes prompts, completes parameters, knows the end-of-sequence ids
+    inputs           of the model: tokenizes prompts, completes parameters, knows the end-of-sequence ids
+    in_flight_steps  how many steps may be submitted and not yet committed
     """
 
     def __init__(self, config: EngineConfig, executor: Executor, inputs: InputProcessor, clock: Clock) -> None:
@@ -45,8 +46,8 @@ class Engine:
         self.manager = KVCacheManager(
             executor.groups, executor.num_blocks, cache.block_size, cache.prefix_caching, cache.check_invariants
         )
-        self._max_in_flight = config.scheduler.in_flight_steps or executor.in_flight_steps
-        scheduling = replace(config.scheduler, in_flight_steps=self._max_in_flight)
+        self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
+        scheduling = replace(config.scheduler, in_flight_steps=self.in_flight_steps)
         self.scheduler = Scheduler(scheduling, self.manager, executor.max_model_len)
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer))
         self._in_flight: deque[Handle] = deque()
@@ -79,7 +80,7 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Submits steps until enough are in flight, then takes in the oldest. Returns what it brought, finished requests
         included; empty while prompts are computed in parts, or if there is nothing to do."""
-        while len(self._in_flight) < self._max_in_flight and (scheduled := self.scheduler.schedule()):
+        while len(self._in_flight) < self.in_flight_steps and (scheduled := self.scheduler.schedule()):
             self.processor.scheduled(scheduled, self.clock.now())
             self._in_flight.append(self.executor.submit(scheduled.step_input))
         if not self._in_flight:

@@ -94,8 +94,8 @@ def answers(llm: LLM) -> list[list[list[int]]]:
 @pytest.mark.parametrize(
     ("kernels", "block_size", "expected"),
     [
-        ({}, 16, {"prefill_kernel", "splitkv_kernel"}),
-        ({"paged_attention_decode": "balanced"}, 64, {"prefill_kernel", "balanced_kernel"}),
+        ({}, 16, {"prefill_kernel", "work_list_kernel", "balanced_kernel"}),
+        ({"paged_attention_decode": "splitkv"}, 64, {"prefill_kernel", "splitkv_kernel"}),
     ],
     ids=["pages_of_16", "pages_of_64"],
 )
@@ -115,7 +115,7 @@ def test_graphs_replay_what_was_captured(cuda: ClaimedCuda) -> None:
     llm.generate("x", SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True), use_tqdm=False)
     cuda.launches.clear()
     llm.generate("x", SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True), use_tqdm=False)
-    assert "splitkv_kernel" not in names(cuda.launches), "a decode step launched its kernels one by one"
+    assert "balanced_kernel" not in names(cuda.launches), "a decode step launched its kernels one by one"
 
 
 def family(name: str) -> ModelConfig:

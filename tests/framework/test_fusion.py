@@ -108,7 +108,7 @@ def test_a_preset_runs_kernels_of_its_kind_only(kind: str, architecture: str) ->
 def test_the_triton_preset_binds_triton_kernels_only(architecture: str) -> None:
     pytest.importorskip("triton")
     found = bound(architecture, preset("triton"), target="sm_90", dtype="bfloat16")
-    assert set(found.values()) == {"triton", "pointer", "splitkv"}
+    assert set(found.values()) == {"triton", "pointer", "balanced"}
     assert (FUSED in found) == (architecture != "gpt2") and ("kv_cache_write" in found) == (architecture == "gpt2")
 
 
