@@ -3,7 +3,7 @@
 A rule names what it applies to - glob patterns over ``kernel`` (``op:impl/kernel``), ``case``, ``dtype`` (of the
 activations), ``target`` and ``triton`` (version), all optional - and sets limits; of all rules that apply, the last one
 that sets a limit wins. ``why`` is for the reader. Limits:
-matrix             a family of matrix instructions that must occur inside a loop ("" = none)
+matrix             a family of matrix instructions (a glob pattern) that must occur inside a loop ("" = none)
 max_spills         as ``MachineCode.spills`` counts them: bytes of stack, or vector registers
 max_scalar_spills  as ``MachineCode.scalar_spills`` counts them: AMD's scalar registers, which cost no memory access
 max_registers      per thread
@@ -73,7 +73,7 @@ def violations(artifact: Artifact, rules: Sequence[Rule]) -> list[str]:
         found.append(f"{artifact.registers} registers, at most {limit['max_registers']}")
     if artifact.wide_loads < limit.get("min_wide_loads", 0):
         found.append(f"{artifact.wide_loads} wide loads, at least {limit['min_wide_loads']}")
-    if limit.get("matrix") and not artifact.matrix_in_loop.get(limit["matrix"]):
+    if limit.get("matrix") and not any(fnmatchcase(family, limit["matrix"]) for family in artifact.matrix_in_loop):
         found.append(f"no {limit['matrix']} inside a loop (matrix instructions: {artifact.matrix or 'none'})")
     if artifact.loop_load_bytes > limit.get("max_loop_load_bytes", artifact.loop_load_bytes):
         found.append(f"{artifact.loop_load_bytes} bytes loaded per turn of the loop, at most {limit['max_loop_load_bytes']}")

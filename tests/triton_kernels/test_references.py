@@ -31,7 +31,9 @@ def test_attention_is_dense_attention_on_the_gathered_cache(case: Case) -> None:
         if not num_queries or not length:
             assert not out[rows].any()
             continue
-        keys, values = (c[meta.block_table[r].long()].flatten(0, 1)[:length].transpose(0, 1) for c in (kv.k, kv.v))
+        pairs = ((kv.k, kv.k_scale), (kv.v, kv.v_scale))
+        caches = [c if scale is None else c.double() * scale[..., None] for c, scale in pairs]
+        keys, values = (c[meta.block_table[r].long()].flatten(0, 1)[:length].transpose(0, 1) for c in caches)
         group = q.shape[1] // keys.shape[0]
         scores = torch.stack([q[rows, h] @ keys[h // group].T for h in range(q.shape[1])]) * args["scale"]
         if args["softcap"]:

@@ -122,7 +122,7 @@ PREFILL_CASES = (
           return_lse=True, kv_dtype=torch.int8),
     _case("page64_chunked", SMALL, (39, 70), (200, 70), (4, 1, 128), page_size=64),
     _case("page64_heads_256", SMALL, (6,), (70,), (2, 1, 256), page_size=64),
-    _case("page64_all_features", SMALL, (7, 0, 19), (90, 0, 19), (4, 2, 64), page_size=64, window=40, softcap=3.0, sinks=True,
+    _case("all_features_page64", SMALL, (7, 0, 19), (90, 0, 19), (4, 2, 64), page_size=64, window=40, softcap=3.0, sinks=True,
           alibi=True, return_lse=True, sharp=2.0),
     *(
         _case(f"llama-8b_{q}_of_{length}", BENCH, (q,) * num, (length,) * num, LLAMA_8B, page_size=64)
