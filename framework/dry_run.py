@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
 PLAIN = SamplingParams(temperature=0.0, seed=0)
 FULL = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, min_p=0.05, seed=0, repetition_penalty=1.1, logit_bias={1: 1.0},
                       min_tokens=1, logprobs=5)  # fmt: skip
+UNMASKED = SamplingParams(temperature=0.8, seed=0, repetition_penalty=1.1)  # penalties alone, without a mask of allowed tokens
 
 
 class _EmptyWeights:
@@ -116,7 +117,8 @@ def _steps(config: EngineConfig, max_len: int, num_groups: int, probe: bool) -> 
     for context in contexts:
         yield step((context, 1))
         yield step((context, 1), (context, 1), params=FULL)
-    yield step((0, min(limit, 2 * size)), params=FULL)
+    for params in (FULL, UNMASKED):
+        yield step((0, min(limit, 2 * size)), params=params)
     copies = step((1, 1))
     copies.copies = [(group, 0, 1) for group in range(num_groups)]
     yield copies

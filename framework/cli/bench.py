@@ -65,6 +65,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.all == bool(arguments.kernels):
         raise ValueError("name what to measure (OP or OP:IMPL), or give --all")
     device, dtype = find_device(arguments.device, arguments.dtype)
+    if device.type == "cuda" and device.index is not None:
+        import torch
+
+        torch.cuda.set_device(device)  # Triton launches on the current device
     registry = Registry.load([*arguments.plugin, *peer_files(arguments.peers)])
     shapes = [shape for shape in arguments.shapes.split(",") if shape]
     tasks = select_tasks(registry, with_peers(arguments.kernels, registry, arguments.peers), shapes, arguments.reference)

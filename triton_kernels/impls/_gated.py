@@ -89,7 +89,7 @@ class Gated:
         width = x.shape[-1] // 2
         new = self.output.new(x, (*x.shape[:-1], width))
         if new.out.numel():
-            x = x.reshape(-1, 2 * width)
+            x = x if x.dim() == 2 else x.reshape(-1, 2 * width)  # of a single row it would change the stride
             x = x if x.stride(1) == 1 else x.contiguous()
             block = self.output.block(self.block, width)
             gated_kernel[(x.shape[0], 1 if self.by_row else triton.cdiv(width, block))](

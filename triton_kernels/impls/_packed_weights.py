@@ -48,6 +48,7 @@ fma.rn.{kind} $3, u, one, $8;
 }}"""
 _UNPACK_FP16 = tl.constexpr(_UNPACK.format(kind="f16x2", base="0x64006400", one="0x3c003c00"))
 _UNPACK_BF16 = tl.constexpr(_UNPACK.format(kind="bf16x2", base="0x43004300", one="0x3f803f80"))
+_CONSTRAINTS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r,r,r")  # "&": results are written before all operands are read
 
 
 @triton.jit
@@ -60,12 +61,12 @@ def _unpack_int4_fast(words, zeros, ROWS: tl.constexpr, dtype: tl.constexpr):
     z3 = tl.broadcast_to((-base - zeros[3]).to(dtype)[:, None], (ROWS, 32))
     if dtype == tl.float16:
         tiles = tl.inline_asm_elementwise(
-            _UNPACK_FP16, "=r,=r,=r,=r,r,r,r,r,r", [words, z0, z1, z2, z3],
+            _UNPACK_FP16, _CONSTRAINTS, [words, z0, z1, z2, z3],
             dtype=(tl.float16, tl.float16, tl.float16, tl.float16), is_pure=True, pack=2,
         )  # fmt: skip
     else:
         tiles = tl.inline_asm_elementwise(
-            _UNPACK_BF16, "=r,=r,=r,=r,r,r,r,r,r", [words, z0, z1, z2, z3],
+            _UNPACK_BF16, _CONSTRAINTS, [words, z0, z1, z2, z3],
             dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
         )  # fmt: skip
     return tiles

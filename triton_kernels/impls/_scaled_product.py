@@ -64,7 +64,7 @@ def scaled_sums(
     return acc
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "stride_x_scale"])
 def scaled_kernel(
     x_ptr, x_scale_ptr, x_zero_ptr, weight_ptr, scale_ptr, column_sum_ptr, bias_ptr, out_ptr, num_tokens, num_out, num_in,
     stride_x, stride_weight, stride_x_scale, stride_scale,

@@ -42,7 +42,7 @@ def scale_sums(
     return total
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "stride_x_scale"])
 def sum_splits_kernel(
     partial_ptr, x_scale_ptr, x_zero_ptr, scale_ptr, column_sum_ptr, bias_ptr, out_ptr, num_tokens, num_out,
     stride_x_scale, stride_scale, SPLIT_K: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_ZERO: tl.constexpr,

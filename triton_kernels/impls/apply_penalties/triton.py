@@ -19,7 +19,7 @@ def _bits(words_ptr, tokens, mask):
     return (words >> (tokens % 32)) & 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_bias", "bias_stride"])
 def _penalties_kernel(
     logits_ptr, row_to_slot_ptr, bitmask_ptr, prompt_mask_ptr, output_counts_ptr, repetition_ptr, frequency_ptr, presence_ptr,
     bias_ids_ptr, bias_values_ptr, num_tokens, num_bias, logits_stride, bitmask_stride, prompt_stride, counts_stride, bias_stride,

@@ -18,7 +18,7 @@ _MAX_TOP = 64
 _TAKEN = tl.constexpr(-(2**31))
 
 
-@triton.jit(do_not_specialize=["num_top"])
+@triton.jit(do_not_specialize=["num_top"], do_not_specialize_on_alignment=["token_ids_ptr"])
 def _partials_kernel(
     logits_ptr, token_ids_ptr, block_best_ptr, block_mass_ptr, block_above_ptr, top_keys_ptr, top_tokens_ptr, num_tokens,
     logits_stride, num_top, BLOCK: tl.constexpr,
@@ -45,7 +45,7 @@ def _partials_kernel(
         keys = tl.where(tl.arange(0, BLOCK) == index, _TAKEN, keys)
 
 
-@triton.jit(do_not_specialize=["num_top"])
+@triton.jit(do_not_specialize=["num_top"], do_not_specialize_on_alignment=["token_ids_ptr"])
 def _combine_kernel(
     logits_ptr, token_ids_ptr, block_best_ptr, block_mass_ptr, block_above_ptr, top_keys_ptr, top_tokens_ptr,
     best_ptr, log_sum_ptr, logprob_ptr, rank_ptr, values_ptr, ids_ptr, logits_stride, num_blocks, num_top,
@@ -93,7 +93,9 @@ def gather_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     num_rows, num_tokens = logits.shape
     selected = num_top if num_top <= _MAX_TOP else 0
-    best, log_sum, logprob = logits.new_empty(3, num_rows, dtype=torch.float32)
+    # Each partial result is an allocation of its own: kernels are compiled for addresses that are multiples of 16, and once more
+    # for those that are not, and where a part of one tensor begins would follow from the number of rows.
+    best, log_sum, logprob = (logits.new_empty(num_rows, dtype=torch.float32) for _ in range(3))
     rank = logits.new_empty(num_rows, dtype=torch.int32)
     values = logits.new_empty(num_rows, num_top, dtype=torch.float32)
     ids = logits.new_empty(num_rows, num_top, dtype=torch.int32)
@@ -101,9 +103,11 @@ def gather_logprobs(
         return logprob, rank, values, ids
     assert logits.stride(1) == 1, "the logits of a row must be contiguous"
     num_blocks = triton.cdiv(num_tokens, block)
-    block_best, block_mass = logits.new_empty(2, num_rows, num_blocks, dtype=torch.float32)
+    block_best, block_mass = (logits.new_empty(num_rows, num_blocks, dtype=torch.float32) for _ in range(2))
     block_above = logits.new_empty(num_rows, num_blocks, dtype=torch.int32)
-    top_keys, top_tokens = logits.new_empty(2, num_rows, num_blocks, max(1, selected), dtype=torch.int32)
+    top_keys, top_tokens = (
+        logits.new_empty(num_rows, num_blocks, max(1, selected), dtype=torch.int32) for _ in range(2)
+    )
     partials = (block_best, block_mass, block_above, top_keys, top_tokens)
     _partials_kernel[(num_rows, num_blocks)](
         logits, token_ids, *partials, num_tokens, logits.stride(0), selected, BLOCK=block, num_warps=8, enable_fp_fusion=True

@@ -23,7 +23,7 @@ def _scale_store(centred, inverse, weight_ptr, bias_ptr, out_ptrs, columns, widt
     tl.store(out_ptrs + columns, out.to(out_ptrs.dtype.element_ty), mask=valid & inside)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "inner"])
 def _layer_norm_kernel(
     x_ptr, residual_ptr, num_rows, inner, x_outer, x_inner, residual_outer, residual_inner,
     weight_ptr, bias_ptr, out_ptr, width, eps,
@@ -46,6 +46,8 @@ def _layer_norm_kernel(
         for start in range(0, width, BLOCK):
             at = start + columns
             sums += load_rows(x_ptrs, residual_ptrs, at, valid & (at < width), HAS_RESIDUAL)
+        if HAS_RESIDUAL:
+            tl.debug_barrier()  # sums are read by other threads than stored them, where the dtypes have loads of other widths
         mean = (tl.sum(sums, axis=1) / width)[:, None]
         source = residual_ptrs if HAS_RESIDUAL else x_ptrs
         squares = tl.zeros((ROWS, BLOCK), dtype=tl.float32)

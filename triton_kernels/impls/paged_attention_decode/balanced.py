@@ -115,7 +115,8 @@ class BalancedDecode:
 
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         call = DecodeCall(q, kv, meta, self.params, self.tiles)
-        balanced_kernel[(self.num_programs,)](*call.tensors, *self._work_list(meta), **call.arguments, **self.tiles.launch)
+        if meta.num_reqs:  # else nobody wrote the list
+            balanced_kernel[(self.num_programs,)](*call.tensors, *self._work_list(meta), **call.arguments, **self.tiles.launch)
         return call.combine()
 
     def _work_list(self, meta: AttentionMeta) -> tuple[torch.Tensor, torch.Tensor]:

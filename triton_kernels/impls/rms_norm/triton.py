@@ -28,7 +28,7 @@ def _scaled(x, inverse, weight_ptr, columns, width, offset):
     return x * inverse[:, None] * (weight + offset)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "inner"])
 def _rms_norm_kernel(
     x_ptr, residual_ptr, num_rows, inner, x_outer, x_inner, residual_outer, residual_inner,
     weight_ptr, out_ptr, scales_ptr, width, eps, offset,
@@ -57,6 +57,8 @@ def _rms_norm_kernel(
             at = start + columns
             x = load_rows(x_ptrs, residual_ptrs, at, valid & (at < width), HAS_RESIDUAL)
             squares += x * x
+        if HAS_RESIDUAL:
+            tl.debug_barrier()  # sums are read by other threads than stored them, where the dtypes have loads of other widths
         inverse = tl.rsqrt(tl.sum(squares, axis=1) / width + eps)
         source = residual_ptrs if HAS_RESIDUAL else x_ptrs
         if MODE == "token":

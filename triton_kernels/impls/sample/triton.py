@@ -273,7 +273,9 @@ def sample(
     block = max(group, min(block, triton.next_power_of_2(num_tokens)))
     num_blocks = triton.cdiv(num_tokens, block)
     num_groups = num_blocks * (block // group)
-    block_best, block_mass, block_noisy = logits.new_empty(3, num_rows, num_blocks, dtype=torch.float32)
+    # Each partial result is an allocation of its own: kernels are compiled for addresses that are multiples of 16, and once more
+    # for those that are not, and where a part of one tensor begins would follow from the number of rows.
+    block_best, block_mass, block_noisy = (logits.new_empty(num_rows, num_blocks, dtype=torch.float32) for _ in range(3))
     block_token = logits.new_empty(num_rows, num_blocks, dtype=torch.int32)
     group_best = logits.new_empty(num_rows, num_groups, dtype=torch.float32)
     group_list = logits.new_empty(num_rows, num_groups, dtype=torch.int32)

@@ -169,9 +169,11 @@ def verify_draft(
     block = max(4, min(block, triton.next_power_of_2(num_tokens)))
     num_blocks = triton.cdiv(num_tokens, block)
     blocks = triton.next_power_of_2(num_blocks)
-    block_best, block_mass = logits.new_empty(2, num_rows, num_blocks, dtype=torch.float32)
+    # Each partial result is an allocation of its own: kernels are compiled for addresses that are multiples of 16, and once more
+    # for those that are not, and where a part of one tensor begins would follow from the number of rows.
+    block_best, block_mass = (logits.new_empty(num_rows, num_blocks, dtype=torch.float32) for _ in range(2))
     block_token, draw_row = draft_ids.new_empty(num_rows, num_blocks), draft_ids.new_empty(num_reqs)
-    draw_best, draw_mass = logits.new_empty(2, num_reqs, dtype=torch.float32)
+    draw_best, draw_mass = (logits.new_empty(num_reqs, dtype=torch.float32) for _ in range(2))
     noisy = logits.new_empty(num_reqs, 2, num_blocks, dtype=torch.float32)
     noisy_token = draft_ids.new_empty(num_reqs, 2, num_blocks)
     probs = logits if draft_probs is None else draft_probs
