@@ -36,16 +36,16 @@ class ContinuousBatching:
         if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
             raise ValueError(f"model {config.model.name!r} caps its attention scores, which the continuous batching of the "
                              "transformers library leaves out; serve with system=transformers_static")  # fmt: skip
+        switch = {"auto_switch_to_flash": model.dtype != torch.float32 and _flash_is_installed()}
         self._manager = model.init_continuous_batching(
             generation_config(sampling, eos_token_id=sorted(eos_ids) or -1),
             ContinuousBatchingConfig(
-                page_size=PAGE_SIZE,
                 num_blocks=_num_blocks(library, num_tokens),
                 max_batch_tokens=config.scheduler.max_num_batched_tokens,
                 max_requests_per_batch=config.scheduler.max_num_seqs,
                 allow_block_sharing=config.cache.prefix_caching,
-                auto_switch_to_flash=model.dtype != torch.float32 and _flash_is_installed(),
                 seed=config.seed,
+                **(switch if hasattr(ContinuousBatchingConfig, "auto_switch_to_flash") else {}),  # older ones do not switch
             ),
         )
         self._manager.warmup()
