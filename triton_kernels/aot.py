@@ -62,6 +62,7 @@ class Artifact:
     explicit_fusion: bool
     compile_s: float
     scalar_spills: int = 0
+    tile_loads: int = 0
     loop_load_bytes: int = 0
 
 

@@ -183,14 +183,14 @@ def compare(
     excused = op.tolerance.drawn if own_rng else op.tolerance.token_ties
     names = [f"output {i}" for i in range(len(expected))]
     mutated_names = [f"argument {name}" for name in op.mutates for _ in _tensors(args[name])]
-    problems = _differences(got, expected, names)
-    problems += _differences(_mutated(op, got_args), _mutated(op, expected_args), mutated_names)
+    problems = _compare_shapes(got, expected, names)
+    problems += _compare_shapes(_mutated(op, got_args), _mutated(op, expected_args), mutated_names)
     if problems:
         return problems, float("inf")
     numbers = op.tolerance.numbers or list
-    problems, error = _compare(op, args, numbers(got), numbers(expected), limit, names, excused)
+    problems, error = _compare_values(op, args, numbers(got), numbers(expected), limit, names, excused)
     mutated, expected_mutated = _mutated_numbers(op, got_args), _mutated_numbers(op, expected_args)
-    more, mutated_error = _compare(op, args, mutated, expected_mutated, limit, mutated_names, excused)
+    more, mutated_error = _compare_values(op, args, mutated, expected_mutated, limit, mutated_names, excused)
     return problems + more, max(error, mutated_error)
 
 
@@ -207,7 +207,7 @@ def _mutated_numbers(op: Op, args: Args) -> list[torch.Tensor]:
     return found
 
 
-def _differences(got: list[torch.Tensor], expected: list[torch.Tensor], names: list[str]) -> list[str]:
+def _compare_shapes(got: list[torch.Tensor], expected: list[torch.Tensor], names: list[str]) -> list[str]:
     """Shapes and dtypes that are not the reference's."""
     if len(got) != len(expected):
         return [f"gave {len(got)} outputs instead of {len(expected)}"]
@@ -218,7 +218,7 @@ def _differences(got: list[torch.Tensor], expected: list[torch.Tensor], names: l
     ]
 
 
-def _compare(
+def _compare_values(
     op: Op, args: Args, got: list[torch.Tensor], expected: list[torch.Tensor], limit: float, names: list[str],
     excused: Callable[[Args], torch.Tensor] | None,
 ) -> tuple[list[str], float]:  # fmt: skip

@@ -8,6 +8,7 @@ max_spills         as ``MachineCode.spills`` counts them: bytes of stack, or vec
 max_scalar_spills  as ``MachineCode.scalar_spills`` counts them: AMD's scalar registers, which cost no memory access
 max_registers      per thread
 min_wide_loads     loads of 16 bytes per thread, or of tiles
+min_tile_loads     loads of a box by the copy engine (TMA)
 max_loop_load_bytes  as ``MachineCode.loop_load_bytes`` counts them: with the tile's size it says that nothing is loaded twice,
                    and packed weights only packed
 min_programs_per_sm  programs that fit on a multiprocessor at once
@@ -28,7 +29,7 @@ from .devices import by_arch
 
 _SELECTORS = ("kernel", "case", "dtype", "target", "triton")
 _LIMITS = (
-    "matrix", "max_spills", "max_scalar_spills", "max_registers", "min_wide_loads", "max_loop_load_bytes",
+    "matrix", "max_spills", "max_scalar_spills", "max_registers", "min_wide_loads", "min_tile_loads", "max_loop_load_bytes",
     "min_programs_per_sm", "explicit_fusion",
 )  # fmt: skip
 
@@ -73,6 +74,8 @@ def violations(artifact: Artifact, rules: Sequence[Rule]) -> list[str]:
         found.append(f"{artifact.registers} registers, at most {limit['max_registers']}")
     if artifact.wide_loads < limit.get("min_wide_loads", 0):
         found.append(f"{artifact.wide_loads} wide loads, at least {limit['min_wide_loads']}")
+    if artifact.tile_loads < limit.get("min_tile_loads", 0):
+        found.append(f"{artifact.tile_loads} loads of tiles (TMA), at least {limit['min_tile_loads']}")
     if limit.get("matrix") and not any(fnmatchcase(family, limit["matrix"]) for family in artifact.matrix_in_loop):
         found.append(f"no {limit['matrix']} inside a loop (matrix instructions: {artifact.matrix or 'none'})")
     if artifact.loop_load_bytes > limit.get("max_loop_load_bytes", artifact.loop_load_bytes):

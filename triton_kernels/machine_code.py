@@ -15,6 +15,7 @@ MATRIX = ("HMMA", "HGMMA", "IMMA", "IGMMA", "QMMA", "QGMMA", "UTCHMMA", "UTCIMMA
 (UTC*: sm_100), and AMD's."""
 
 _WIDE_LOAD = re.compile(r"(LDG|LDGSTS)\..*128|UTMALDG|UBLKCP|(global|buffer|flat)_load_dwordx4")
+_TILE_LOAD = re.compile(r"UTMALDG|UBLKCP")
 _LOAD = re.compile(r"(?:LDG|LDGSTS)\b|(?:global|buffer|flat)_load_")
 _LOAD_BITS = re.compile(r"\.(128|64|U?16|[US]8)\b")
 _AMD_LOAD_BYTES = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "ushort": 2, "sbyte": 1, "ubyte": 1}
@@ -32,6 +33,7 @@ class MachineCode:
     matrix          matrix instructions by family
     matrix_in_loop  those of them that lie inside a loop
     wide_loads      instructions that load 16 bytes per thread, or a tile, from global memory
+    tile_loads      those of them that the copy engine does: a box of a tensor (TMA)
     loop_load_bytes what a thread loads from global memory in one turn of the main loop: of the innermost loops the one with
                     the most matrix instructions, then with the most loads. Tiles of the copy engine (UTMALDG) do not count
     """
@@ -42,6 +44,7 @@ class MachineCode:
     matrix: dict[str, int]
     matrix_in_loop: dict[str, int]
     wide_loads: int
+    tile_loads: int
     loop_load_bytes: int
 
 
@@ -104,7 +107,8 @@ def _summarize(
             matrix[family] += 1
             in_loop[family] += any(first <= at <= last for first, last in loops)
     wide = sum(_WIDE_LOAD.match(opcode) is not None for _, opcode in code)
-    return MachineCode(registers, spills, scalar_spills, dict(matrix), dict(+in_loop), wide, _loop_load_bytes(code, loops))
+    tiles = sum(_TILE_LOAD.match(opcode) is not None for _, opcode in code)
+    return MachineCode(registers, spills, scalar_spills, dict(matrix), dict(+in_loop), wide, tiles, _loop_load_bytes(code, loops))
 
 
 def _loop_load_bytes(code: list[tuple[int, str]], loops: list[tuple[int, int]]) -> int:

@@ -30,11 +30,11 @@ class Tolerance:
     """How far an impl may be from the reference.
 
     ``relative`` maps a dtype to the largest allowed ||out - ref|| / ||ref|| over the whole output (Frobenius norm), with
-    inputs rounded to that dtype for both. ``exact`` demands equal bits (copies, integers). Integer outputs are always
-    compared exactly, except in rows that ``token_ties`` excuses: it takes the arguments by name and returns bool [R], true
+    inputs rounded to that dtype for both. ``exact`` demands equal bits (copies, integers). Integers are always compared
+    exactly, except in rows that ``token_ties`` excuses: it takes the arguments by name and returns bool [R], true
     where the two best scores, or a score and the border of what is kept, lie within 1e-5 relative. Of impls with their own
     random numbers, the rows that ``drawn`` names (in the same way) are not compared. ``numbers`` turns the list of outputs into
-    what is compared: codes and scales into the numbers that they stand for.
+    what is compared: codes into the numbers that they and their scales stand for.
     """
 
     relative: Mapping[torch.dtype, float] = field(

@@ -46,8 +46,8 @@ def uniform(words: torch.Tensor) -> torch.Tensor:
 def quad_noise(seed: torch.Tensor, position: torch.Tensor, stream: int, quads: torch.Tensor) -> torch.Tensor:
     """f32 Gumbel noise -log(-log1p(-u)), u clamped at 4.66e-10, of the tokens 4q .. 4q + 3.
 
-    seed, position, quads: int64 that broadcast to [...] -> [..., 4]. On a CPU the bits come from numpy, whose 32-bit
-    unsigned words make them three times as fast as :func:`philox`.
+    seed, position, quads: int64 that broadcast to [...] -> [..., 4]. On a CPU the bits come from numpy, which has the
+    32-bit unsigned words that :func:`philox` does without.
     """
     if position.device.type == "cpu":
         u = _quad_uniform_numpy(seed.numpy(), position.numpy(), stream, quads.numpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig
@@ -36,7 +37,9 @@ class ContinuousBatching:
         if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
             raise ValueError(f"model {config.model.name!r} caps its attention scores, which the continuous batching of the "
                              "transformers library leaves out; serve with system=transformers_static")  # fmt: skip
-        switch = {"auto_switch_to_flash": model.dtype != torch.float32 and _flash_is_installed()}
+        switch: dict[str, Any] = {}
+        if hasattr(ContinuousBatchingConfig, "auto_switch_to_flash"):  # older releases do not switch
+            switch["auto_switch_to_flash"] = model.dtype != torch.float32 and _flash_is_installed()
         self._manager = model.init_continuous_batching(
             generation_config(sampling, eos_token_id=sorted(eos_ids) or -1),
             ContinuousBatchingConfig(
@@ -45,7 +48,7 @@ class ContinuousBatching:
                 max_requests_per_batch=config.scheduler.max_num_seqs,
                 allow_block_sharing=config.cache.prefix_caching,
                 seed=config.seed,
-                **(switch if hasattr(ContinuousBatchingConfig, "auto_switch_to_flash") else {}),  # older ones do not switch
+                **switch,
             ),
         )
         self._manager.warmup()

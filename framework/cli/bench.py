@@ -7,7 +7,7 @@ import datetime
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
         known += [{**row.flat(), **env} for row in rows]
         write_rows(folder / ROWS_FILE, known)
         print(f"[{count}/{len(tasks)}] {_line(rows)}", flush=True)
-    print("\n" + table(known, {failure.source: failure.error for failure in registry.failures}))
+    print("\n" + table(known))
     if any(row.get("median_us") for row in known):
         draw(known, folder / PLOT_FILE)
     left = len([task for task in tasks if task.key not in {(row["op"], row["case"]) for row in known}])
@@ -153,9 +153,8 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     draft.replace(path)
 
 
-def table(rows: Iterable[dict[str, Any]], failures: Mapping[str, str] | None = None) -> str:
-    """What was measured, as text: medians with half the distance of the quartiles, rates, and the ratio to each baseline; then what
-    could not be loaded (source -> error)."""
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """What was measured, as text: medians with half the distance of the quartiles, rates, and the ratio to each baseline."""
     rows = list(rows)
     lines = [["kernel", "case", "verdict", "us", "+-", "TFLOP/s", "TB/s", "% of ceiling", "bound by", "faster than"]]
     for row in rows:
@@ -169,8 +168,6 @@ def table(rows: Iterable[dict[str, Any]], failures: Mapping[str, str] | None = N
             f"{row['tflops_s']:.3g}", f"{row['tb_s']:.3g}", f"{row['percent_of_ceiling']:.1f}", row["bound_by"],
             " ".join(f"{baseline} {ratio:.2f}x" for baseline, ratio in ratios.items()) or "-",
         ])  # fmt: skip
-    for source, error in (failures or {}).items():
-        lines.append([Path(source).name, "-", "not loaded", *["-"] * 6, error.partition("\n")[0][:60]])
     return format_table(lines)
 
 

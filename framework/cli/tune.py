@@ -1,4 +1,4 @@
-"""``kernelswap kernels tune OP:IMPL``: looks for better options, first among those whose machine code passes the gates."""
+"""``kernelswap kernels tune OP[:IMPL]``: looks for better options, first among those whose machine code passes the gates."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from triton_kernels.bench import Task
     from triton_kernels.impl import Impl
     from triton_kernels.op import Op
+    from triton_kernels.registry import Registry
     from triton_kernels.tune import Candidate
     from triton_kernels.tuning import Entry
 
@@ -23,7 +24,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     text = "find better options of a kernel for the architecture at hand; without a GPU, those worth timing"
     parser = commands.add_parser("tune", help=text, description=text)
-    parser.add_argument("kernel", metavar="OP:IMPL")
+    parser.add_argument("kernel", metavar="OP[:IMPL]", help="OP means all its impls that declare what to try")
     parser.add_argument("--shapes", metavar="NAME,...", default="", help="cases whose name begins so (default: all for benchmarks)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of activations and weights (default: %(default)s)")
     parser.add_argument("--target", default="sm_90", help="what to compile for where no GPU is (default: %(default)s)")
@@ -43,28 +44,40 @@ def run(arguments: argparse.Namespace) -> int:
     from triton_kernels.spec import device_arch
     from triton_kernels.tuning import save_entries, user_dir
 
-    if ":" not in arguments.kernel:
-        raise ValueError(f"name one impl, as OP:IMPL, not {arguments.kernel!r}")
     on_gpu = torch.cuda.is_available()
     target = device_arch(torch.device("cuda")) if on_gpu else arguments.target
     shapes = [shape for shape in arguments.shapes.split(",") if shape]
-    tasks = select_tasks(Registry.load(arguments.plugin), [arguments.kernel], shapes)
-    op, impl = tasks[0].op, tasks[0].contenders[0].impl
-    judged = _prune(arguments, tasks, impl, target)
-    _show(judged, target)
+    registry = Registry.load(arguments.plugin)
+    for name in _tunable(registry, arguments.kernel):
+        tasks = select_tasks(registry, [name], shapes)
+        op, impl = tasks[0].op, tasks[0].contenders[0].impl
+        judged = _prune(arguments, tasks, impl, target)
+        print(f"{name}:")
+        _show(judged, target)
+        if not on_gpu:
+            continue
+        device, dtype = find_device("cuda", arguments.dtype)
+        entries = _time(op, impl, tasks, judged, device, dtype, arguments.case_seconds)
+        for entry in entries:
+            print(f"{entry.bucket}: {entry.options}, {entry.median_us:.2f} us instead of {entry.default_us:.2f} us")
+        if entries:
+            print(save_entries(arguments.output or user_dir(), op.name, target, entries))
+        else:
+            print("the defaults are as good as any candidate; nothing was written")
     if not on_gpu:
         print(f"\nno GPU was found, so nothing was timed. On one of {target}, the same command times the candidates that are left\n"
               f"and writes what is best to {arguments.output or user_dir()}")  # fmt: skip
-        return 0
-    device, dtype = find_device("cuda", arguments.dtype)
-    entries = _time(op, impl, tasks, judged, device, dtype, arguments.case_seconds)
-    for entry in entries:
-        print(f"{entry.bucket}: {entry.options}, {entry.median_us:.2f} us instead of {entry.default_us:.2f} us")
-    if entries:
-        print(save_entries(arguments.output or user_dir(), op.name, target, entries))
-    else:
-        print("the defaults are as good as any candidate; nothing was written")
     return 0
+
+
+def _tunable(registry: Registry, kernel: str) -> list[str]:
+    """``OP:IMPL`` itself, or for ``OP`` each of its impls that has a tune space."""
+    if ":" in kernel:
+        return [kernel]
+    found = [f"{kernel}:{impl.name}" for impl in registry.impls(kernel).values() if impl.tune_space]
+    if not found:
+        raise ValueError(f"no impl of {kernel} declares a tune_space, so there is nothing to try")
+    return found
 
 
 def _prune(arguments: argparse.Namespace, tasks: list[Task], impl: Impl, target: str) -> dict[str, list[Candidate]]:

@@ -63,8 +63,6 @@ def test_peers_are_baselines_and_a_broken_one_is_listed(
     rows = {row["impl"]: row for row in json.loads((tmp_path / "out" / "bench.json").read_text())}
     assert rows["peer"]["status"] == "ok" and rows["torch"]["ratio.peer"] > 0
     shown = capsys.readouterr().out
-    (line,) = [line for line in shown.splitlines() if line.startswith("broken.py")]
-    assert "not loaded" in line and "RuntimeError: no such luck" in line
     assert f"failed to load {folder / 'broken.py'}: RuntimeError: no such luck" in shown and "not a plugin" not in shown
     assert sys.path == before
 

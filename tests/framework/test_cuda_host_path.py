@@ -164,9 +164,8 @@ def test_the_cache_takes_what_a_forward_pass_leaves(max_num_batched_tokens: int)
     with claimed_cuda(free_bytes=1 << 24) as cuda:
         cache = {"block_size": 16, "memory_fraction": 0.9}
         llm = strict_llm(cuda, {}, cache, max_num_batched_tokens=max_num_batched_tokens)
-        launched = cuda.launches.index("prefill_kernel")
+        assert "prefill_kernel" in cuda.launches
         block = sum(t.nbytes for kv in llm.engine.executor._runner.caches for t in (kv.k, kv.v)) // llm.engine.executor.num_blocks
-    assert launched >= 0
     budget = (1 << 24) - 0.1 * (1 << 25)
     assert budget - block < llm.engine.executor.num_blocks * block <= budget
 

@@ -111,3 +111,26 @@ def test_overrides_reach_the_plan_and_calls_are_counted() -> None:
     assert plan["sample"]["impl"] == "reference" and plan["sample"]["calls"] == 5
     assert plan["rms_norm"]["impl"] == "reference" and plan["rms_norm"]["calls"] > 5
     assert "moe_experts" not in plan, "only ops that the model uses are in its plan"
+
+
+def test_rows_without_a_usable_score_end_with_an_error_and_harm_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM("tiny", dtype="float32", num_gpu_blocks_override=512)
+    params = SamplingParams(temperature=0, max_tokens=6, logprobs=1)
+    expected = [output.outputs[0] for output in llm.generate(PROMPTS, params, use_tqdm=False)]
+    model, num_calls = llm.engine.executor._model, 0  # type: ignore[attr-defined]
+    logits_of = model.logits
+
+    def broken(hidden: torch.Tensor) -> torch.Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        logits = logits_of(hidden)
+        if num_calls == 3:
+            logits[0, 7], logits[2] = torch.nan, -torch.inf
+        return logits
+
+    monkeypatch.setattr(model, "logits", broken)
+    got = [output.outputs[0] for output in llm.generate(PROMPTS, params, use_tqdm=False)]
+    assert [completion.finish_reason for completion in got] == ["error", "length", "error", "length"]
+    for completion, whole, length in zip(got, expected, (2, 6, 2, 6)):
+        assert completion.token_ids == whole.token_ids[:length]
+        assert completion.logprobs is not None and len(completion.logprobs) == length

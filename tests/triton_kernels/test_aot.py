@@ -31,10 +31,10 @@ PRODUCT_CASES = (
 )  # fmt: skip
 WIDE = (
     "linear:triton", "paged_attention_prefill:tma", "gemm_w4a16:triton", "gemm_w8a16:triton", "gemm_int8:triton",
-    "gemm_fp8:triton",
+    "gemm_fp8:triton", "paged_attention_decode:balanced",
 )  # fmt: skip
-"""On sm_90, where most are served, also with the tiles of many tokens and of wide heads."""
-WIDE_CASES = ("2048 tokens", "2048 tokens, e4m3", "head 256, window, softcap")
+"""On sm_90, where most are served, also with the tiles of many tokens and of wide heads, and with a quantized cache."""
+WIDE_CASES = ("2048 tokens", "2048 tokens, e4m3", "head 256, window, softcap", "64 requests, e4m3, page 64")
 
 
 @cache
@@ -140,6 +140,10 @@ PASSING = Artifact(
         ({"wide_loads": 0}, "0 wide loads"),
         ({"case": "1 token"}, "1 programs per multiprocessor"),
         ({"explicit_fusion": False}, "enable_fp_fusion"),
+        (
+            {"op": "paged_attention_prefill", "impl": "tma", "kernel": "prefill_kernel", "case": "2048 tokens, page 64"},
+            "0 loads of tiles",
+        ),
         (
             {"op": "gemm_w4a16", "kernel": "packed_kernel", "case": "1 token", "registers": 64, "programs_per_sm": 6,
              "loop_load_bytes": 164},

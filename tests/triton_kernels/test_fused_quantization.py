@@ -32,40 +32,51 @@ def split(bound: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any
     return weights, {name: value for name, value in bound.items() if name not in weights}
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("out_dtype", CODES, ids=str)
-@pytest.mark.parametrize("op", ["rms_norm", "silu_and_mul", "gelu_and_mul"])
-def test_codes_of_float32_are_those_of_the_op_followed_by_quantize_activation(
-    op: str, out_dtype: torch.dtype, granularity: str
+def assert_codes_are_those_of_two_ops(
+    op: str, name: str, spec: Spec, options: dict[str, int], out_dtype: torch.dtype, granularity: str
 ) -> None:
+    """With float32 activations the output of the op alone is what the fused one quantizes."""
     random = torch.Generator().manual_seed(7)
-    x = torch.randn(6, 600, generator=random) * 3
+    x = torch.randn(3, 600, generator=random) * 3
+    x[1] = 0
     bound: dict[str, Any] = {"weight": torch.randn(600, generator=random), "eps": 1e-6, "offset": 1.0} if op == "rms_norm" else {}
     call = (x, None) if op == "rms_norm" else (x,)
     fused = arguments(out_dtype, granularity)
-    for name in ("reference", "torch"):
-        run, quantize = REGISTRY.impls(op)[name], REGISTRY.impls("quantize_activation")[name]
-        # With float32 activations the output of the op alone is what the fused one quantizes.
-        codes, scales = quantize.bind(CPU, *split(fused))(run.bind(CPU, *split(bound))(*call))
-        got, got_scales = run.bind(CPU, *split({**bound, **fused}))(*call)
-        assert torch.equal(got_scales, scales)
-        assert torch.equal(got.view(torch.uint8), codes.view(torch.uint8))
+    run, quantize = REGISTRY.impls(op)[name], REGISTRY.impls("quantize_activation")[name]
+    codes, scales = quantize.bind(spec, *split(fused))(run.bind(spec, *split(bound), options)(*call))
+    got, got_scales = run.bind(spec, *split({**bound, **fused}), options)(*call)
+    assert torch.equal(got_scales, scales)
+    assert torch.equal(got.view(torch.uint8), codes.view(torch.uint8))
+
+
+def assert_codes_of_a_norm_without_rounding(name: str, spec: Spec, out_dtype: torch.dtype, granularity: str) -> None:
+    """Rows of +-s have the root mean square s: what is quantized is the weight, with a sign, exactly."""
+    random = torch.Generator().manual_seed(3)
+    sign = torch.randint(0, 2, (8, 256), generator=random) * 2 - 1
+    x, weight = sign * 2.0 ** torch.arange(-3, 5)[:, None], torch.randn(256, generator=random)
+    fused = arguments(out_dtype, granularity)
+    codes, scales = OPS["quantize_activation"].reference(sign * weight, **fused)
+    bound = REGISTRY.impls("rms_norm")[name].bind(spec, *split({"weight": weight, "eps": 0.0, **fused}))
+    got, got_scales = bound(x, None)
+    assert torch.equal(got_scales, scales)
+    assert torch.equal(got.view(torch.uint8), codes.view(torch.uint8))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("out_dtype", CODES, ids=str)
-def test_a_norm_without_rounding_has_the_codes_of_its_weights(out_dtype: torch.dtype, granularity: str) -> None:
-    """Rows of +-s have the root mean square s: what is quantized is the weight, with a sign, exactly."""
-    random = torch.Generator().manual_seed(3)
-    sign = torch.randint(0, 2, (5, 256), generator=random) * 2 - 1
-    x, weight = sign * 2.0 ** torch.arange(-2, 3)[:, None], torch.randn(256, generator=random)
-    fused = arguments(out_dtype, granularity)
-    codes, scales = OPS["quantize_activation"].reference(sign * weight, **fused)
-    for name in ("reference", "torch"):
-        bound = REGISTRY.impls("rms_norm")[name].bind(CPU, *split({"weight": weight, "eps": 0.0, **fused}))
-        got, got_scales = bound(x, None)
-        assert torch.equal(got_scales, scales)
-        assert torch.equal(got.view(torch.uint8), codes.view(torch.uint8))
+@pytest.mark.parametrize("op", ["rms_norm", "silu_and_mul", "gelu_and_mul"])
+@pytest.mark.parametrize("name", ["reference", "torch"])
+def test_codes_of_float32_are_those_of_the_op_followed_by_quantize_activation(
+    name: str, op: str, out_dtype: torch.dtype, granularity: str
+) -> None:
+    assert_codes_are_those_of_two_ops(op, name, CPU, {}, out_dtype, granularity)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("out_dtype", CODES, ids=str)
+@pytest.mark.parametrize("name", ["reference", "torch"])
+def test_a_norm_without_rounding_has_the_codes_of_its_weights(name: str, out_dtype: torch.dtype, granularity: str) -> None:
+    assert_codes_of_a_norm_without_rounding(name, CPU, out_dtype, granularity)
 
 
 @pytest.mark.parametrize(

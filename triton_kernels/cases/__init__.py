@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 SMALL, TILED, BENCH = frozenset({"odd"}), frozenset({"odd", "tiled"}), frozenset({"bench"})
-
-
-_LARGE = 1 << 22
+_LARGE = 1 << 22  # elements
 
 
 def randn(generator: torch.Generator, dtype: torch.dtype, device: torch.device, *shape: int, scale: float = 1.0) -> torch.Tensor:

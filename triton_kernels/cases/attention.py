@@ -97,6 +97,9 @@ def _case(
 
 LLAMA_8B, QWEN3_30B, GPT_OSS, GEMMA_2_9B = (32, 8, 128), (32, 4, 128), (64, 8, 64), (16, 8, 256)
 
+_QUANTIZED_HEADS = ((80, torch.int8), (96, torch.float8_e4m3fn), (128, torch.float8_e5m2), (256, torch.int8))
+_EVERY_FEATURE: dict[str, Any] = {"window": 11, "softcap": 3.0, "sinks": True, "alibi": True, "return_lse": True}
+
 PREFILL_CASES = (
     _case("one_token", SMALL, (1,), (1,), (2, 1, 64)),
     _case("whole", SMALL, (5, 21, 13), (5, 21, 13), (4, 1, 64)),
@@ -120,6 +123,8 @@ PREFILL_CASES = (
     _case("e5m2_page64", SMALL, (18, 3), (23, 70), (3, 3, 80), page_size=64, kv_dtype=torch.float8_e5m2),
     _case("int8_all_features", SMALL, (7, 0, 19), (40, 0, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
           return_lse=True, kv_dtype=torch.int8),
+    *(_case(f"all_features_heads_{dim}", SMALL, (7, 11), (40, 11), (4, 2, dim), kv_dtype=kv_dtype, **_EVERY_FEATURE)
+      for dim, kv_dtype in _QUANTIZED_HEADS),
     _case("page64_chunked", SMALL, (39, 70), (200, 70), (4, 1, 128), page_size=64),
     _case("page64_heads_256", SMALL, (6,), (70,), (2, 1, 256), page_size=64),
     _case("all_features_page64", SMALL, (7, 0, 19), (90, 0, 19), (4, 2, 64), page_size=64, window=40, softcap=3.0, sinks=True,
@@ -158,6 +163,8 @@ DECODE_CASES = (
     _case("e5m2_page64", SMALL, (1, 1), (23, 130), (3, 3, 80), page_size=64, kv_dtype=torch.float8_e5m2),
     _case("int8_all_features", SMALL, (1, 1, 2), (40, 0, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
           return_lse=True, kv_dtype=torch.int8),
+    *(_case(f"all_features_heads_{dim}", SMALL, (1, 8), (40, 19), (4, 2, dim), kv_dtype=kv_dtype, **_EVERY_FEATURE)
+      for dim, kv_dtype in _QUANTIZED_HEADS),
     *(
         _case(f"llama-8b_{num}x{length}", BENCH, (1,) * num, (length,) * num, LLAMA_8B, page_size=64)
         for num, length in ((1, 2048), (8, 8192), (64, 2048), (256, 512))

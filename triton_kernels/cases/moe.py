@@ -14,6 +14,7 @@ FP8_LIMITS = {torch.float32: 4e-3, torch.float16: 4e-3, torch.bfloat16: 8e-3}
 """The hidden state becomes codes with three bits of mantissa: rounding all of it errs by about 2.6e-2, and one number in a thousand
 that lies at the border of two codes, and falls to the other side, by 3e-3."""
 
+
 def _route(
     generator: torch.Generator,
     dtype: torch.dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -35,16 +36,12 @@ def _make(
 
 def _case(name: str, tags: frozenset[str], *shape: int, residual: bool = True, **more: Any) -> Case:
     make = partial(_make, shape=shape, residual=residual, **more)
-    tokens = 1
-    for size in shape[:-1]:
-        tokens *= size
-    quantized = "codes" in more
+    tokens, quantized = math.prod(shape[:-1]), "codes" in more
     dims = {"hidden_size": shape[-1], "residual": int(residual), **(codes_dims(shape[-1], **more) if quantized else {})}
     return Case(name, make, tags, dims, (tokens,), relative=CODE_LIMITS if quantized else None)
 
 
 _INT8, _E4M3, _E5M2 = torch.int8, torch.float8_e4m3fn, torch.float8_e5m2
-
 
 RMS_NORM_CASES = (
     _case("one_row", SMALL, 1, 64, offset=0.0),

@@ -7,6 +7,7 @@ has a second path. Large arrays are not initialized, so that making a case costs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,9 +93,7 @@ def _norm(name: str, shape: tuple[int, ...], op: str, residual: bool = True, cod
             "eps": 1e-5,
         } | extra
 
-    elements = 1
-    for size in shape[1:]:
-        elements *= size
+    elements = math.prod(shape[1:])
     dims = {"hidden_size": elements, "residual": float(residual), **_codes_dims(elements, codes)}
     return ServingCase(name, decode(shape[0]), dims, make)
 
@@ -260,6 +259,8 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
         _attention("8 requests, 4 queries", decode(8, num_queries=4), 16),
         _attention("64 requests, int8", decode(64), 16, kv_dtype=torch.int8),
         _attention("64 requests, e4m3", decode(64), 16, kv_dtype=torch.float8_e4m3fn),
+        _attention("64 requests, e4m3, page 64", decode(64), 64, kv_dtype=torch.float8_e4m3fn),
+        _attention("64 requests, head 256", decode(64), 64, 256),
     ),
     "moe_route": (ServingCase("64 tokens", decode(64), {"num_experts": EXPERTS, "top_k": TOP_K}, _moe_route),),
     "moe_experts": (

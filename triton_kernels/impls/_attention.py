@@ -18,10 +18,10 @@ import triton.language as tl
 
 from ..attention_meta import LayerKV
 from ..spec import Spec
+from ._codes import LIMITS
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-QUANTIZED = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz)
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,11 @@ def unsupported_attention(spec: Spec) -> list[str]:
     if page_size & (page_size - 1):
         reasons.append(f"page_size {page_size} is not a power of two")
     kv_dtype = spec.fact("kv_dtype", spec.dtype)
-    if kv_dtype != spec.dtype and kv_dtype not in QUANTIZED:
+    if kv_dtype != spec.dtype and kv_dtype not in LIMITS:
         reasons.append(f"reads a cache of the activations' dtype or int8 or fp8, not {kv_dtype}")
     ampere = spec.arch.startswith("sm_") and int(spec.arch[3:]) < 89
     if kv_dtype == torch.float8_e4m3fn and (ampere or spec.arch == "gfx942"):
         reasons.append(f"Triton cannot convert float8_e4m3fn on {spec.arch}")
-    if kv_dtype == torch.float8_e4m3fnuz and spec.arch.startswith("sm_"):
-        reasons.append(f"Triton cannot convert float8_e4m3fnuz on {spec.arch}")
     return reasons
 
 
@@ -195,7 +193,7 @@ def _step(
     MASK_K: tl.constexpr = MASKED and not TMA  # of a box, the scores of unused keys are masked below, which is enough
     k = _load_tile(k_cache, table, kv_head, start, low, high, DK, BLOCK_DK, BLOCK_N, PAGE_SIZE, STRIDES, 0, MASK_K, TMA)
     if k_scales is not None:
-        k = k.to(tl.float32)  # on the way to bfloat16: the direct conversion of fp8 is slow
+        k = k.to(tl.float32)  # on the way to bfloat16: fewer instructions than the direct conversion of fp8
     scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
     if k_scales is not None:
         scores *= _load_scales(k_scales, table, kv_head, start, low, high, BLOCK_N, PAGE_SIZE, STRIDES, 2, MASKED)[None, :]
@@ -258,17 +256,16 @@ def attend(
     state = (acc, peak, total)
     full_begin = tl.minimum(tl.maximum(full_begin, begin), tl.cdiv(end, BLOCK_N) * BLOCK_N)
     full_end = tl.maximum(tl.minimum(full_end, end // BLOCK_N * BLOCK_N), full_begin)
-    # With many rows, column numbers and descriptors are computed anew for every tile: hoisted, they would take the registers
-    # that the accumulator of wide heads needs.
-    MANY_ROWS: tl.constexpr = q.shape[0] > 32
-    for start in tl.range(full_begin, full_end, BLOCK_N, disable_licm=MANY_ROWS):
+    # Column numbers and descriptors are computed anew for every tile: hoisted, they would take registers that the accumulator
+    # of wide heads needs, and more programs fit without.
+    for start in tl.range(full_begin, full_end, BLOCK_N, disable_licm=True):
         state = _step(
             state, q, position, slope, kv, table, kv_head, start, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW,
             HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, False, TMA, PIN,
         )  # fmt: skip
     num_before = (full_begin - begin) // BLOCK_N
     num_after = tl.cdiv(end - full_end, BLOCK_N)
-    for i in tl.range(0, num_before + num_after, disable_licm=MANY_ROWS):
+    for i in tl.range(0, num_before + num_after, disable_licm=True):
         start = begin + i * BLOCK_N + tl.where(i < num_before, 0, full_end - full_begin)
         state = _step(
             state, q, position, slope, kv, table, kv_head, start, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW,

@@ -7,7 +7,7 @@ step and KV group, then all layers run it. What the layers of a group share lies
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,16 +30,28 @@ def unsupported_arch(spec: Spec, least: int = 80) -> list[str]:
 
 def unsupported_flashinfer(spec: Spec) -> list[str]:
     """Reasons that hold for every kernel of the library on activations."""
-    dtype = [] if spec.dtype in HALVES else [f"takes float16 and bfloat16, not {spec.dtype}"]
-    return unsupported_arch(spec) + dtype
+    reasons = unsupported_arch(spec)
+    if spec.dtype not in HALVES:
+        reasons.append(f"takes float16 and bfloat16, not {spec.dtype}")
+    if spec.fact("out_dtype") is not None:
+        reasons.append("does not quantize its output")
+    return reasons
 
 
-def pad_halves(x: torch.Tensor) -> torch.Tensor:
-    """x [..., 2I] with each half filled up to whole vectors, contiguous."""
-    width = x.shape[-1] // 2
-    if width % _VECTOR == 0:
-        return x.contiguous()
-    return torch.nn.functional.pad(x.unflatten(-1, (2, width)), (0, -width % _VECTOR)).flatten(-2)
+class FlashInferGated:
+    """A gated activation by the library's ``activate``, which takes contiguous rows whose halves are whole vectors."""
+
+    unsupported = staticmethod(unsupported_flashinfer)
+    activate: Callable[[torch.Tensor], torch.Tensor]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        width = x.shape[-1] // 2
+        if x.numel() == 0:
+            return x.new_empty(*x.shape[:-1], width)
+        if width % _VECTOR == 0:
+            return self.activate(x.contiguous())
+        padded = torch.nn.functional.pad(x.unflatten(-1, (2, width)), (0, -width % _VECTOR)).flatten(-2)
+        return self.activate(padded)[..., :width].contiguous()
 
 
 class _Step:

@@ -14,10 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..ops.quantize import GROUP
 from ..spec import Spec
 from ._codes import LIMITS, code_constants, scale_of, to_code
-
-GROUP = 128
 
 
 @triton.jit

@@ -9,9 +9,9 @@ transposed, [groups, rows], so that those of one group are adjacent.
 
 Algorithm. A program computes a BLOCK_N x BLOCK_M tile of out^T over its share of K; the weight rows are the M side of the
 matrix instruction for any number of tokens, so that unpacked weights go from registers into it (they never return to shared
-memory) and few tokens fill a narrow tile. The sum over one group is multiplied by the group's scale in f32, which costs less
-than scaling the weights. Grid: (tiles, ordered in groups of token tiles for the L2 cache) x (splits of K); partial sums of
-splits are added in a fixed order by a second kernel. Made for weights that are read once per step.
+memory) and few tokens fill a narrow tile. The sum over one group is multiplied by the group's scale in f32: fewer
+multiplications than scaling the weights. Grid: (tiles, ordered in groups of token tiles for the L2 cache) x (splits of K);
+partial sums of splits are added in a fixed order by a second kernel. Made for weights that are read once per step.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _unpack(words, zero, part: tl.constexpr, KIND: tl.constexpr, dtype: tl.const
         values = ((words >> (4 * part)) & 15).to(tl.float32) - zero[:, None]
     else:
         code = (words.to(tl.int32) >> (8 * part)) & 255
-        if KIND == "uint8":  # 2^23 + code, made by bits: conversions of integers are slow
+        if KIND == "uint8":  # 2^23 + code, made by bits, without an instruction that converts
             values = (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + zero[:, None])
         else:
             # The bits at the right place in a float32, whose exponent has another bias: a multiplication by a power of two.
@@ -238,6 +238,13 @@ def group_reasons(in_features: int, group_size: int, block: int) -> list[str]:
     return [f"scales groups of {sizes}, or whole rows, not of {group_size}"]
 
 
+def group_layout(in_features: int, num_groups: int, block: int) -> tuple[bool, int, int]:
+    """(WHOLE_ROWS, GROUPS_PER_BLOCK, blocks_per_group) of :func:`packed_sums`."""
+    group = in_features // num_groups
+    whole_rows = num_groups == 1
+    return whole_rows, 1 if whole_rows else max(1, block // group), triton.cdiv(group, block)
+
+
 def launch_config(num_tokens: int, num_out: int, num_blocks: int, dtype: torch.dtype, arch: str) -> Config:
     """Configuration for ``num_tokens`` rows and weights of ``num_blocks`` column blocks: a function of host integers."""
     device = by_arch(arch)
@@ -272,10 +279,8 @@ class PackedProduct:
         self.zeros = None if zeros is None else zeros.T.contiguous()
         self.perm = None if perm is None else perm.long()
         self.num_blocks = self.words.shape[1]
-        block, group = PART * 16 // bits, self.num_in // scales.shape[1]
-        self.whole_rows = scales.shape[1] == 1
-        self.groups_per_block = 1 if self.whole_rows else max(1, block // group)
-        self.blocks_per_group = self.num_blocks if self.whole_rows else max(1, group // block)
+        block = PART * 16 // bits
+        self.whole_rows, self.groups_per_block, self.blocks_per_group = group_layout(self.num_in, scales.shape[1], block)
         self.even_k = self.num_in % block == 0
         self.fast = kind == "int4" and spec.dtype != torch.float32 and spec.arch.startswith("sm_") and not spec.interpret
 

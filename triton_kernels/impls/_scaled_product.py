@@ -5,7 +5,8 @@ instruction for any number of tokens, so that one token fills a tile of 16. Both
 next iterations' tiles are in flight. int8 sums are exact in int32; float8 sums are moved from the matrix unit, which adds
 them with fewer bits than f32 has, to f32 registers after every 128 columns - the place where scales of blocks are applied.
 Grid: (tiles, ordered in groups of token tiles for the L2 cache) x (splits of K); partial sums of splits are added in a fixed
-order by a second kernel. Other scales, zero points and the bias come last.
+order by a second kernel. Other scales, zero points and the bias come last. Made for activations that are codes already: for
+few tokens, which the bytes of the weights bind, and for many, which the matrix units do.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 
 from ..cases.moe import MOE_EXPERTS_CASES, MOE_ROUTE_CASES
 from ..op import Cost, Op, Tolerance
+from .quantize import Granularity
 from .quantize import reference as quantize
 from .quantized import FP8_BLOCK, dequantize, spread, unpack_int4
 
@@ -76,14 +77,14 @@ def moe_experts_reference(
     return out.to(x.dtype)
 
 
-def fp8_granularity(w13: torch.Tensor, w13_scale: torch.Tensor | None) -> Literal["token", "group"] | None:
+def fp8_granularity(w13: torch.Tensor, w13_scale: torch.Tensor | None) -> Granularity | None:
     """How fine activations are quantized; None where they are not."""
     if w13_scale is None or w13.dtype == torch.int32:
         return None
     return "token" if w13_scale.shape[1] == w13.shape[1] else "group"
 
 
-def _rounded_to_codes(x: torch.Tensor, granularity: Literal["token", "group"]) -> torch.Tensor:
+def _rounded_to_codes(x: torch.Tensor, granularity: Granularity) -> torch.Tensor:
     """float64 [M, K]: the numbers that the codes of x stand for."""
     return spread(*quantize(x, torch.float8_e4m3fn, granularity), 1)
 

@@ -107,5 +107,5 @@ def output_numbers(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 quantize_activation = Op("quantize_activation", reference, fake, cost, cases=QUANTIZE_CASES,
-                         bind_args=("out_dtype", "granularity", "static_scale"), row_args=("x",), facts=facts,
+                         bind_args=OUTPUT_ARGS, row_args=("x",), facts=facts,
                          tolerance=Tolerance(exact=True))  # fmt: skip

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from ...impl import impl
+from ...ops.quantized import FP8_BLOCK
 from ...spec import Spec
-
-BLOCK = 128
 
 
 def dequantized(codes: torch.Tensor, scales: torch.Tensor, row_block: int) -> torch.Tensor:
@@ -18,7 +17,7 @@ def dequantized(codes: torch.Tensor, scales: torch.Tensor, row_block: int) -> to
     values = codes.float()
     if scales.shape[1] == 1:
         return values.mul_(scales)
-    for block, column in enumerate(values.split(BLOCK, dim=1)):
+    for block, column in enumerate(values.split(FP8_BLOCK, dim=1)):
         column *= scales[:, block : block + 1].repeat_interleave(row_block, 0)[: values.shape[0]]
     return values
 
@@ -29,10 +28,10 @@ class TorchFP8:
         self.weight, self.scales, self.bias = weights["weight"], weights["scales"], weights.get("bias")
         self.out_dtype = params.get("out_dtype", torch.bfloat16)
         if dequantize:
-            self.weight = dequantized(self.weight, self.scales, BLOCK)
+            self.weight = dequantized(self.weight, self.scales, FP8_BLOCK)
         self.is_dequantized = dequantize
 
     def __call__(self, x: torch.Tensor, x_scale: torch.Tensor) -> torch.Tensor:
-        weight = self.weight if self.is_dequantized else dequantized(self.weight, self.scales, BLOCK)
+        weight = self.weight if self.is_dequantized else dequantized(self.weight, self.scales, FP8_BLOCK)
         out = torch.nn.functional.linear(dequantized(x, x_scale, 1), weight)
         return (out if self.bias is None else out + self.bias).to(self.out_dtype)

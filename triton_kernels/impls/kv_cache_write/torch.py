@@ -1,7 +1,7 @@
 """``kv_cache_write`` by ``index_copy_`` on the cache's slots as rows of one flat tensor.
 
 How many tokens are skipped is known on the device only, and nothing here waits for it: a skipped token writes back what
-slot 0, which holds no token, has already. On a CPU looking is cheaper, and most batches skip nothing.
+slot 0, which holds no token, has already. On a CPU looking waits for nothing, and most batches skip nothing.
 """
 
 from __future__ import annotations

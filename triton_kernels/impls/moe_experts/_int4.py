@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ...spec import Spec
-from .._packed_weights import PART, group_reasons, pack_words, packed_sums
+from .._packed_weights import PART, group_layout, group_reasons, pack_words, packed_sums
 from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
 
 BLOCK = 4 * PART
@@ -62,10 +62,7 @@ class Int4Product:
         self.scales = scales.transpose(1, 2).contiguous()
         self.zeros = None if zeros is None else zeros.transpose(1, 2).contiguous()
         self.num_blocks, self.num_groups = self.words.shape[2], scales.shape[2]
-        group = self.num_in // self.num_groups
-        self.whole_rows = self.num_groups == 1
-        self.groups_per_block = 1 if self.whole_rows else max(1, BLOCK // group)
-        self.blocks_per_group = self.num_blocks if self.whole_rows else max(1, group // BLOCK)
+        self.whole_rows, self.groups_per_block, self.blocks_per_group = group_layout(self.num_in, self.num_groups, BLOCK)
         self.fast = spec.dtype != torch.float32 and spec.arch.startswith("sm_") and not spec.interpret
 
     @staticmethod

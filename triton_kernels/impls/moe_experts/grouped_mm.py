@@ -11,6 +11,7 @@ import torch
 
 from ...impl import impl
 from ...spec import Spec
+from .torch import combine, local_experts
 
 _ALIGNMENT_BYTES = 16
 
@@ -43,13 +44,10 @@ class GroupedMM:
         if x.shape[0] == 0:
             return torch.empty_like(x)
         num_experts, top_k = len(self.experts), ids.shape[1]
-        local = ids.flatten().long() - self.expert_start
-        local = torch.where((local >= 0) & (local < num_experts), local, num_experts)
-        ordered, order = local.sort(stable=True)
+        ordered, order = local_experts(ids, self.expert_start, num_experts).sort(stable=True)
         ends = torch.searchsorted(ordered, self.experts, right=True, out_int32=True)
         rows = x.index_select(0, order // top_k)
         gate, up = torch.nn.functional.grouped_mm(rows, self.w13, offs=ends).chunk(2, dim=-1)
         results = torch.nn.functional.grouped_mm(torch.nn.functional.silu(gate).mul_(up), self.w2, offs=ends).float()
         results.masked_fill_((ordered == num_experts)[:, None], 0)  # experts elsewhere: these rows were never written
-        unsorted = torch.empty_like(results).index_copy_(0, order, results).unflatten(0, (x.shape[0], top_k))
-        return (unsorted * weights[:, :, None]).sum(1).to(x.dtype)
+        return combine(results, order, weights).to(x.dtype)

@@ -6,16 +6,15 @@ values of their codes. On a GPU the sizes of the groups have to reach the host, 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from ...impl import Flags, impl
 from ...ops.moe import fp8_granularity
-from ..gemm_fp8.torch import BLOCK
+from ...ops.quantize import Granularity
+from ...ops.quantized import FP8_BLOCK
 from ..gemm_fp8.torch import dequantized as dequantized_fp8
 from ..gemm_w4a16.torch import dequantized as dequantized_int4
-from ..quantize_activation.torch import quantize_activation_torch
+from ..quantize_activation.torch import quantize
 
 
 @impl("moe_experts", "torch", priority=10, flags=Flags(cuda_graph=False))
@@ -33,8 +32,7 @@ def moe_experts_torch(
 ) -> torch.Tensor:
     num_experts, top_k = w13.shape[0], ids.shape[1]
     granularity = fp8_granularity(w13, w13_scale)
-    local = ids.flatten().long() - expert_start
-    local = torch.where((local >= 0) & (local < num_experts), local, num_experts)
+    local = local_experts(ids, expert_start, num_experts)
     order = local.argsort(stable=True)
     counts = torch.bincount(local, minlength=num_experts + 1).tolist()
     rows = (x if granularity is None else _rounded_to_codes(x, granularity)).index_select(0, order // top_k)
@@ -52,14 +50,24 @@ def moe_experts_torch(
             results[part] = torch.nn.functional.linear(hidden, weight)
             start += count
     results[start:] = 0  # choices whose experts are elsewhere
-    unsorted = torch.empty_like(results).index_copy_(0, order, results).unflatten(0, (x.shape[0], top_k))
-    return (unsorted * weights[:, :, None]).sum(1).to(x.dtype)
+    return combine(results, order, weights).to(x.dtype)
 
 
-def _rounded_to_codes(x: torch.Tensor, granularity: Literal["token", "group"]) -> torch.Tensor:
+def local_experts(ids: torch.Tensor, expert_start: int, num_experts: int) -> torch.Tensor:
+    """int64 [T * k]: the experts of all choices, counted from ``expert_start``; num_experts for those elsewhere."""
+    local = ids.flatten().long() - expert_start
+    return torch.where((local >= 0) & (local < num_experts), local, num_experts)
+
+
+def combine(results: torch.Tensor, order: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """f32 [T, H]: the sum of each token's results times router weights [T, k]; row i of ``results`` is that of choice order[i]."""
+    unsorted = torch.empty_like(results).index_copy_(0, order, results).unflatten(0, weights.shape)
+    return (unsorted * weights[:, :, None]).sum(1)
+
+
+def _rounded_to_codes(x: torch.Tensor, granularity: Granularity) -> torch.Tensor:
     """f32: what the float8 codes of x stand for."""
-    codes, scales = quantize_activation_torch.target(x, torch.float8_e4m3fn, granularity)
-    return dequantized_fp8(codes, scales, 1)
+    return dequantized_fp8(*quantize(x, torch.float8_e4m3fn, granularity, None), 1)
 
 
 def _expert_weight(
@@ -73,6 +81,6 @@ def _expert_weight(
         found = {"qweight": codes[expert], "scales": scales[expert]}
         return dequantized_int4(found if zeros is None else {**found, "zeros": zeros[expert]}, dtype)
     rows = codes.shape[1] // parts
-    row_block = 1 if scales.shape[1] == codes.shape[1] else BLOCK
+    row_block = 1 if scales.shape[1] == codes.shape[1] else FP8_BLOCK
     of_rows = [scale.repeat_interleave(row_block, 0)[:rows] for scale in scales[expert].chunk(parts)]
     return dequantized_fp8(codes[expert], torch.cat(of_rows), 1)

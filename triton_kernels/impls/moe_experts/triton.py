@@ -5,7 +5,7 @@ gate and up, and leaves silu(gate) * up; (3) the second product multiplies by th
 own row; (4) a token's rows are added in the order of its choices. Grid of the products: (row tiles x column blocks), a bounded
 number of row tiles of which the unused return at once. The products are those of ``_float``, ``_int4`` and ``_float8``, which say
 what lies in registers and shared memory. Tiles have the same shape whatever the number of tokens, so a token's result keeps its
-bits in any batch.
+bits in any batch. Made for many experts of which a token takes a few.
 """
 
 from __future__ import annotations

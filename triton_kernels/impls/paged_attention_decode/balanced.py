@@ -71,7 +71,7 @@ def balanced_kernel(
 ):  # fmt: skip
     tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
     strides = (stride_qt, stride_qh, stride_table)
-    for index in tl.range(tl.program_id(0), tl.load(num_items) * NUM_KV_HEADS, tl.num_programs(0)):
+    for index in tl.range(tl.program_id(0), tl.load(num_items) * NUM_KV_HEADS, tl.num_programs(0), disable_licm=True):
         item = items + index // NUM_KV_HEADS * 3
         decode_split(
             tl.load(item), index % NUM_KV_HEADS, tl.load(item + 1), tl.load(item + 2), tensors, strides,

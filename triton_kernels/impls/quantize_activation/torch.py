@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from ...impl import Flags, impl
-
-GROUP = 128
+from ...ops.quantize import GROUP, Granularity, largest_code
 
 
 def quantize(
-    x: torch.Tensor, out_dtype: torch.dtype, granularity: Literal["token", "group"], static_scale: torch.Tensor | None
+    x: torch.Tensor, out_dtype: torch.dtype, granularity: Granularity, static_scale: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and scales of x [..., K] in any float dtype, as the op defines them."""
-    limit = 127.0 if out_dtype == torch.int8 else torch.finfo(out_dtype).max
+    limit = largest_code(out_dtype)
     width = x.shape[-1]
     groups = x.unsqueeze(-2)  # [..., G, size]
     if granularity == "group" and static_scale is None:
@@ -36,7 +33,7 @@ def quantize(
 def quantize_activation_torch(
     x: torch.Tensor,
     out_dtype: torch.dtype = torch.float8_e4m3fn,
-    granularity: Literal["token", "group"] = "token",
+    granularity: Granularity = "token",
     static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return quantize(x, out_dtype, granularity, static_scale)

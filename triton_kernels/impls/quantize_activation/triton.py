@@ -2,6 +2,7 @@
 
 One program takes a row (or 16 groups of one): the largest absolute value first, in f32, then the codes, from registers when
 the row fits into one block, else by reading it again. Bound by memory: each element is read once and its code written once.
+Made for the input of a quantized product where no norm or activation before it can write the codes itself.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from ...ops.quantize import GROUP
 from ...spec import Spec
 from .._codes import LIMITS, code_constants, scale_of, to_code
 
-GROUP = 128
 GROUPS_PER_PROGRAM = 16
 MAX_BLOCK = 8192
 

@@ -28,10 +28,7 @@ class FlashInferRMSNorm:
         self.norm = flashinfer.gemma_rmsnorm if gemma else flashinfer.rmsnorm
         self.add_norm = flashinfer.gemma_fused_add_rmsnorm if gemma else flashinfer.fused_add_rmsnorm
 
-    @staticmethod
-    def unsupported(spec: Spec) -> list[str]:
-        quantized = ["does not quantize its output"] if spec.fact("out_dtype") is not None else []
-        return unsupported_flashinfer(spec) + quantized
+    unsupported = staticmethod(unsupported_flashinfer)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -17,7 +17,7 @@ from .._row_sum import row_sum
 _FEW = 256
 """Tokens that a top-p row without top-k looks at first."""
 _CHUNK = 1 << 12
-"""Quads of tokens that get their noise at once: what one core does best alone."""
+"""Quads of tokens that get their noise at once: their words stay in a core's cache."""
 _CHUNK_SCORES = 1 << 22
 """Scores that are worked on at once, to bound memory."""
 

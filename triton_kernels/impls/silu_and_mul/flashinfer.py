@@ -13,24 +13,12 @@ import torch
 
 from ...impl import impl
 from ...spec import Spec
-from .._flashinfer import pad_halves, unsupported_flashinfer
+from .._flashinfer import FlashInferGated
 
 
 @impl("silu_and_mul", "flashinfer", priority=15, requires=("flashinfer",), devices=("cuda",))
-class FlashInferSiluAndMul:
+class FlashInferSiluAndMul(FlashInferGated):
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         import flashinfer
 
         self.activate = flashinfer.silu_and_mul
-
-    @staticmethod
-    def unsupported(spec: Spec) -> list[str]:
-        quantized = ["does not quantize its output"] if spec.fact("out_dtype") is not None else []
-        return unsupported_flashinfer(spec) + quantized
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        width = x.shape[-1] // 2
-        if x.numel() == 0:
-            return x.new_empty(*x.shape[:-1], width)
-        out: torch.Tensor = self.activate(pad_halves(x))
-        return out[..., :width].contiguous()

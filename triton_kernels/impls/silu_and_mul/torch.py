@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from ...impl import impl
+from ...ops.quantize import Granularity
 from ..quantize_activation.torch import quantize
 
 
@@ -14,7 +13,7 @@ from ..quantize_activation.torch import quantize
 def silu_and_mul_torch(
     x: torch.Tensor,
     out_dtype: torch.dtype | None = None,
-    granularity: Literal["token", "group"] = "token",
+    granularity: Granularity = "token",
     static_scale: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     gate, up = (x if out_dtype is None else x.float()).chunk(2, dim=-1)

@@ -5,7 +5,8 @@ and the sum of exponentials. Accept, grid (requests): walks the request's rows i
 Draw, grid (requests, blocks), only for requests that sample: the rejected draft's row or the bonus row is read again, with
 the draft's distribution where there is one, and each block leaves its best noisy token, of what p has more than q and, should
 rounding have left nothing of that, of p. Choose, grid (requests): the best of the blocks. How many rows a request ends up
-with never reaches the host. Noise is computed for one row per request, not for all.
+with never reaches the host. Noise is computed for one row per request, not for all. Made for a few drafts per
+request over large vocabularies.
 """
 
 from __future__ import annotations
