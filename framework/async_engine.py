@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from .config import EngineConfig
+from .config import EngineConfig, ModelConfig
 from .engine_process import Abort, Add, Failure, Ready, Report, Shutdown, run_engine
 from .inputs import Prompt
 
@@ -26,14 +26,15 @@ class EngineDeadError(RuntimeError):
 class AsyncEngine:
     """Requests in, streams out. Build it inside a running event loop, or anywhere; ``shutdown()`` ends the process.
 
-    Every method is to be called from one event loop; the engine process is started with ``spawn``.
+    config: or the name of a model. Every method is to be called from one event loop. The engine process is started with ``spawn``,
+    so a script that builds one needs the guard ``if __name__ == "__main__"``.
     """
 
-    def __init__(self, config: EngineConfig | None = None, *, start_timeout_s: float = 600.0) -> None:
+    def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
         from .build import input_processor
         from .plan import fold_overrides
 
-        self.config = config or EngineConfig()
+        self.config = EngineConfig(ModelConfig(config)) if isinstance(config, str) else config or EngineConfig()
         self.config.validate()
         fold_overrides(self.config)
         self.inputs = input_processor(self.config)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class KernelPlan:
     """Which impl serves which op in one engine; hands out bound kernels and reports what ran."""
 
     def __init__(
-        self, choices: Mapping[str, str], plugins: Iterable[str], device: torch.device, dtype: torch.dtype, interpret: bool = False,
+        self, choices: Mapping[str, str], plugins: Sequence[str], device: torch.device, dtype: torch.dtype, interpret: bool = False,
         tuned: str = "off",
     ) -> None:  # fmt: skip
         _check_origin()
@@ -62,6 +63,7 @@ class KernelPlan:
 
         self.tables = TunedTables.load(tuned)
         self.registry = Registry.load(plugins)
+        self._check_plugins(set(plugins))
         unknown = sorted(set(choices) - set(self.registry.ops))
         if unknown:
             raise ValueError(f"kernels.{unknown[0]}: there is no such op; the ops are {', '.join(sorted(self.registry.ops))}")
@@ -74,6 +76,14 @@ class KernelPlan:
                 continue
             if wish.name != "auto" and wish.name not in self.registry.impls(op):
                 resolve(self.registry, op, self.spec, wish)
+
+    def _check_plugins(self, asked: set[str]) -> None:
+        """What was asked for must load; what an installed package brings, and cannot, is worth a warning."""
+        self.registry.impls(next(iter(self.registry.ops)))  # loads
+        for failure in self.registry.failures:
+            if failure.source in asked:
+                raise ValueError(f"plugins: {failure.source!r} could not be loaded: {failure.error}")
+            warnings.warn(f"kernels of {failure.source} are missing: {failure.error}", stacklevel=4)
 
     @classmethod
     def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> KernelPlan:

@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     listing.add_argument("ops", nargs="*", metavar="OP")
 
     check = command("check", _check, "hold kernels to their contracts, on all cases of their ops")
-    check.add_argument("kernels", nargs="+", metavar="OP[:IMPL]", help="OP or OP:all means all of the op")
+    check.add_argument("kernels", nargs="+", metavar="OP[:IMPL[@key:value]]", help="OP or OP:all means all of the op")
     check.add_argument("--dtype", action="append", choices=_DTYPES, help="default: fp32 and fp16, on a GPU also bf16")
     check.add_argument("--interpret", action="store_true", help="on the CPU, in Triton's interpreter, even where a GPU is")
 
@@ -145,23 +145,28 @@ def _check(arguments: argparse.Namespace) -> int:
         return _child("framework.cli", words, interpret=True).returncode
     from triton_kernels import conformance
     from triton_kernels.registry import Registry
+    from triton_kernels.resolve import Choice, parse_choice
 
     registry = Registry.load(arguments.plugin)
     names = arguments.dtype or (["fp32", "fp16", "bf16"] if on_gpu else ["fp32", "fp16"])
     rows = [["kernel", "case", "dtype", "error", "limit", "verdict"]]
     problems = []
-    for impl in _select(registry, arguments.kernels):
-        op = registry.ops[impl.op]
+    wishes = [(name.partition(":")[0], parse_choice(name.partition(":")[2] or "all")) for name in arguments.kernels]
+    for impl, options in ((i, wish.options) for op, wish in wishes for i in _select(registry, [f"{op}:{wish.name}"])):
+        op, label = registry.ops[impl.op], f"{impl.op}:{Choice(impl.name, options)}"
         for case in (case for case in op.cases if "bench" not in case.tags):
             for dtype in names:
                 device = "cuda" if on_gpu else "cpu"
-                result = conformance.check(op, impl, case, getattr(torch, _DTYPES[dtype]), device, interpret=not on_gpu)
+                result = conformance.check(
+                    op, impl, case, getattr(torch, _DTYPES[dtype]), device, interpret=not on_gpu, options=options
+                )
                 verdict = "refused" if result.skipped else "ok" if result.ok else "FAILED"
-                rows.append([f"{op.name}:{impl.name}", case.name, dtype, f"{result.error:.1e}", f"{result.limit:.0e}", verdict])
+                rows.append([label, case.name, dtype, f"{result.error:.1e}", f"{result.limit:.0e}", verdict])
                 if not result.ok:
-                    problems.append(f"{op.name}:{impl.name}, {case.name}, {dtype}: {result.message}")
+                    problems.append(f"{label}, {case.name}, {dtype}: {result.message}")
+    num_refused = sum(row[-1] == "refused" for row in rows)
     print(format_table(rows))
-    print("\n".join(["", *problems]) if problems else f"\n{len(rows) - 1} checks passed")
+    print("\n".join(["", *problems]) if problems else f"\n{len(rows) - 1 - num_refused} checks passed, {num_refused} cases refused")
     return 1 if problems else 0
 
 

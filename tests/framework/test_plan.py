@@ -76,3 +76,12 @@ def test_blocks_have_the_size_that_kernels_like(given: int, kind: str, device: s
 def test_vllms_names_of_cache_dtypes() -> None:
     llm = LLM("tiny", kv_cache_dtype="fp8", num_gpu_blocks_override=8, max_model_len=64)
     assert llm.engine.config.cache.dtype == "float8_e4m3fn"
+
+
+def test_a_plugin_that_was_asked_for_must_load(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nope\.py.*does not exist"):
+        KernelPlan({}, [str(tmp_path / "nope.py")], CPU, torch.float32)
+    broken = tmp_path / "broken.py"
+    broken.write_text("import no_such_library")
+    with pytest.raises(ValueError, match=r"broken\.py.*no_such_library"):
+        KernelPlan({}, [str(broken)], CPU, torch.float32)
