@@ -12,6 +12,7 @@ a run.json with its error. ``kernelswap collect FOLDER`` makes the table, ``kern
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,13 +29,17 @@ from framework.results import RUN_FILE, config_columns, write_run
 
 register_schema()
 
+SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}
+"""Threads of a CPU kernel that wait for one another go to sleep after a short spin. OpenMP's default is a long one, with which one
+busy neighbour on the machine makes steps twice as long and more."""
+
 
 def run_job(config: ServeConfig, folder: Path) -> bool:
     """Serves ``config`` in a process of its own that writes into ``folder``; True if it worked. A process that dies without a
     word (killed, out of memory) leaves a row too."""
     save_config(config, folder / CONFIG_FILE)
     job = Path(__file__).with_name("serve_job.py")
-    done = subprocess.run([sys.executable, str(job), str(folder)])
+    done = subprocess.run([sys.executable, str(job), str(folder)], env=SHORT_WAITS | os.environ)
     if not (folder / RUN_FILE).exists():
         error = f"the process ended with code {done.returncode} before it could write a result"
         write_run(folder, {**config_columns(config), "status": "failed", "error": error})
