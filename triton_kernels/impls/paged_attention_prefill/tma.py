@@ -51,7 +51,7 @@ class TmaPrefill:
     def unsupported(spec: Spec) -> list[str]:
         reasons = unsupported_attention(spec)
         if spec.fact("page_size", 64) % 64:
-            reasons.append(f"needs pages (blocks of the cache) of 64 tokens or a multiple, not {spec.fact('page_size')}")
+            reasons.append(f"needs pages of 64 tokens or a multiple (block_size of the cache), not {spec.fact('page_size')}")
         if not spec.interpret and not (spec.arch.startswith("sm_") and int(spec.arch[3:]) >= 90):
             reasons.append(f"needs TMA (sm_90 or later), not {spec.arch}")
         if spec.dtype == torch.float32 and not spec.interpret:
