@@ -76,8 +76,8 @@ def _serve_with_engine(config: ServeConfig) -> Served:
 def _serve_with_library(config: ServeConfig) -> Served:
     from transformers import __version__ as version  # seconds to import, and not needed to serve with our engine
 
-    from experiments.peers.library import Library
     from experiments.peers.serving import open_mode, serve_workload
+    from experiments.peers.transformers_library import Library
 
     settle_block_size(config)
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from framework.executor.local import DEFAULT_CPU_CACHE_BYTES
 from framework.workload.config import SamplingConfig
 
-from .library import Answer, Library, generation_config
+from .transformers_library import Answer, Library, generation_config
 
 PAGE_SIZE = 256
 """Tokens per page: the library's default."""

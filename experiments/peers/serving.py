@@ -13,8 +13,8 @@ from framework.driver import Arrivals, RequestRecord, RunRecord
 from framework.workload import WorkloadRequest
 
 from .continuous import ContinuousBatching
-from .library import Answer, Library
 from .static import StaticBatches
+from .transformers_library import Answer, Library
 
 
 class Mode(Protocol):

@@ -11,7 +11,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from framework.workload.config import SamplingConfig
 
-from .library import Answer, Library, generation_config
+from .transformers_library import Answer, Library, generation_config
 
 
 class _Watch(StoppingCriteria):

@@ -40,8 +40,8 @@ def transformers(model: str, dtype: str, threads: int, kernels: dict[str, str]) 
     """The library's ``generate``: one padded batch that runs as long as its longest answer."""
     from transformers import __version__
 
-    from experiments.peers.library import Answer, Library
     from experiments.peers.static import StaticBatches
+    from experiments.peers.transformers_library import Answer, Library
     from framework.config import EngineConfig, ModelConfig
     from framework.workload import SamplingConfig
 

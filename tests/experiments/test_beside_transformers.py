@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.peers.library import Answer, Library, generation_config
 from experiments.peers.serving import Mode, open_mode, serve_workload
+from experiments.peers.transformers_library import Answer, Library, generation_config
 from experiments.serve_job import run
 from framework import LLM, SamplingParams
 from framework.cli import main
