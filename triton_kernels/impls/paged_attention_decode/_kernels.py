@@ -156,10 +156,10 @@ class DecodeTiles:
 
     @classmethod
     def choose(cls, spec: Spec, chunk: int, block_n: int, num_warps: int, num_stages: int) -> DecodeTiles:
-        """Options of 0 follow the arch. A block has the query heads of a KV head, at least the 16 rows of a matrix
-        instruction."""
+        """Options of 0 follow the arch and the head size: tiles of heads above 128 have half the keys, or registers spill. A block
+        has the query heads of a KV head, at least the 16 rows of a matrix instruction."""
         group = spec.fact("num_heads", 1) // spec.fact("num_kv_heads", 1)
-        default_n = 32 if spec.arch.startswith("gfx") else 64
+        default_n = 32 if spec.arch.startswith("gfx") or spec.fact("head_dim", 128) > 128 else 64
         default_stages = 2 if spec.arch.startswith("gfx") else 3
         block_n = block_n or default_n
         if chunk % block_n or block_n & (block_n - 1):
