@@ -27,8 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.peers.checkpoint import random_llama
-from framework.compose import hydra_version_base
-from framework.results import format_table
+from framework.study.compose import hydra_version_base
+from framework.study.results import format_table
 
 Row = dict[str, Any]
 

@@ -24,8 +24,8 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from framework.compose import CONFIG_FILE, ServeConfig, hydra_version_base, register_schema, save_config, to_serve_config
-from framework.results import RUN_FILE, config_columns, write_run
+from framework.study.compose import CONFIG_FILE, ServeConfig, hydra_version_base, register_schema, save_config, to_serve_config
+from framework.study.results import RUN_FILE, config_columns, write_run
 
 register_schema()
 

@@ -19,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from framework import __version__
 from framework.build import build_engine, freeze_garbage, input_processor, settle_block_size
 from framework.clock import VirtualClock, WallClock
-from framework.compose import CONFIG_FILE, ServeConfig, load_config
-from framework.driver import RunRecord, run_workload
-from framework.environment import environment
-from framework.inputs import InputProcessor
-from framework.metrics import compute_metrics
-from framework.report import format_metrics, format_plan
-from framework.results import REQUESTS_FILE, RUN_FILE, config_columns, plan_columns, write_requests, write_run
-from framework.workload import WorkloadConfig, WorkloadRequest, build_workload
+from framework.engine.inputs import InputProcessor
+from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
+from framework.study.driver import RunRecord, run_workload
+from framework.study.environment import environment
+from framework.study.metrics import compute_metrics
+from framework.study.report import format_metrics, format_plan
+from framework.study.results import REQUESTS_FILE, RUN_FILE, config_columns, plan_columns, write_requests, write_run
+from framework.study.workload import WorkloadConfig, WorkloadRequest, build_workload
 
 PLOT_FILE = "latency.png"
 
@@ -141,8 +141,8 @@ def run(folder: Path) -> bool:
 
 
 def _plot(folder: Path) -> None:
-    from framework import plots
-    from framework.results import collect, collect_requests
+    from framework.study import plots
+    from framework.study.results import collect, collect_requests
 
     runs = collect(folder)
     plots.latency(collect_requests(folder, runs)).savefig(folder / PLOT_FILE, dpi=150)

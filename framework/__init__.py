@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .async_engine import AsyncEngine
     from .config import EngineConfig
-    from .engine import Engine
+    from .engine.engine import Engine
     from .llm import LLM
     from .outputs import CompletionOutput, RequestOutput
     from .sampling_params import RequestOutputKind, SamplingParams
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "LLM": "llm",
     "AsyncEngine": "async_engine",
-    "Engine": "engine",
+    "Engine": "engine.engine",
     "EngineConfig": "config",
     "SamplingParams": "sampling_params",
     "RequestOutputKind": "sampling_params",

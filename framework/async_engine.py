@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from .config import EngineConfig, ModelConfig
+from .engine.inputs import Prompt
 from .engine_process import Abort, Add, Failure, Ready, Report, Shutdown, run_engine
-from .inputs import Prompt
 
 if TYPE_CHECKING:
     from .outputs import RequestOutput

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import EngineConfig, ModelConfig
-from .inputs import InputProcessor
+from .engine.inputs import InputProcessor
+from .engine.tokenizer import load_tokenizer
 from .interpreter import enable_interpreter
 from .models.hub import resolve_model
-from .tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from .engine import Engine
-    from .executor.protocol import Executor
+    from .engine.engine import Engine
+    from .engine.executor import Executor
 
 
 def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
@@ -24,7 +24,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
     config.validate()
     if config.interpret:
         enable_interpreter()
-    from .engine import Engine
+    from .engine.engine import Engine
     from .plan import fold_overrides
 
     fold_overrides(config)
@@ -42,7 +42,7 @@ def settle_block_size(config: EngineConfig, arch: str = "") -> None:
     from .plan import device_arch, device_model, preferred_block_size
 
     if not arch and config.executor.kind == "local":
-        from .executor.local import resolve_device
+        from .worker.local_executor import resolve_device
 
         arch = device_arch(resolve_device(config.device))
     elif not arch and config.executor.kind == "simulated":
@@ -70,7 +70,7 @@ def build_executor(config: EngineConfig, clock: Clock) -> Executor:
         if not isinstance(clock, VirtualClock):
             raise ValueError("executor.kind=simulated advances time itself, so it needs a virtual clock; found a wall clock")
         return SimulatedExecutor(config, clock)
-    from .executor.local import LocalExecutor
+    from .worker.local_executor import LocalExecutor
 
     return LocalExecutor(config)
 

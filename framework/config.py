@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .kv_cache.spec import ELEMENT_BYTES
+from .engine.kv_cache.spec import ELEMENT_BYTES
 
 CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
 

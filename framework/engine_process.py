@@ -9,11 +9,11 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from .config import EngineConfig
-from .inputs import EngineInput
+from .engine.inputs import EngineInput
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .engine.engine import Engine
     from .outputs import RequestOutput
 
 

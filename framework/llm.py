@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from .build import build_engine
 from .config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
-from .inputs import EngineInput, Prompt
+from .engine.inputs import EngineInput, Prompt
 from .outputs import RequestOutput
 from .sampling_params import RequestOutputKind, SamplingParams
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .request import FinishReason
+from .engine.request import FinishReason
 
 
 class Logprob(NamedTuple):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from framework import EngineConfig, SamplingParams
 from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
-from framework.engine import Engine
+from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
 from triton_kernels.ops import OPS
 

@@ -10,8 +10,8 @@ import torch
 from transformers import ContinuousBatchingConfig
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from framework.executor.local import DEFAULT_CPU_CACHE_BYTES
-from framework.workload.config import SamplingConfig
+from framework.study.workload.config import SamplingConfig
+from framework.worker.local_executor import DEFAULT_CPU_CACHE_BYTES
 
 from .transformers_library import Answer, Library, generation_config
 

@@ -8,9 +8,9 @@ from typing import Protocol
 from tqdm import tqdm
 
 from framework.clock import WallClock
-from framework.compose import ServeConfig
-from framework.driver import Arrivals, RequestRecord, RunRecord
-from framework.workload import WorkloadRequest
+from framework.study.compose import ServeConfig
+from framework.study.driver import Arrivals, RequestRecord, RunRecord
+from framework.study.workload import WorkloadRequest
 
 from .continuous import ContinuousBatching
 from .static import StaticBatches

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from framework.workload.config import SamplingConfig
+from framework.study.workload.config import SamplingConfig
 
 from .transformers_library import Answer, Library, generation_config
 

@@ -9,10 +9,10 @@ import torch
 import transformers
 
 from framework.config import EngineConfig
-from framework.executor.local import resolve_device
 from framework.models.architecture import read_model
 from framework.models.transformers_model import library_config, library_model
-from framework.workload.config import SamplingConfig
+from framework.study.workload.config import SamplingConfig
+from framework.worker.local_executor import resolve_device
 
 
 @dataclass

@@ -43,7 +43,7 @@ def transformers(model: str, dtype: str, threads: int, kernels: dict[str, str]) 
     from experiments.peers.static import StaticBatches
     from experiments.peers.transformers_library import Answer, Library
     from framework.config import EngineConfig, ModelConfig
-    from framework.workload import SamplingConfig
+    from framework.study.workload import SamplingConfig
 
     library = Library.load(EngineConfig(model=ModelConfig(model, dtype=dtype), device="cpu", num_threads=threads))
     batches = StaticBatches(library, SamplingConfig(), eos_ids=())

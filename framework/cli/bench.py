@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..results import format_table
+from ..study.results import format_table
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +173,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """The roofline plot of measured rows."""
-    from ..plots import kernel_roofline
+    from ..study.plots import kernel_roofline
 
     kernel_roofline(rows).savefig(path, dpi=150)
 

@@ -20,8 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the table and prints its swept columns with the asked metrics, averaged over repeats."""
-    from ..comparison import compare, summarize
-    from ..results import TABLE_FILE, collect
+    from ..study.comparison import compare, summarize
+    from ..study.results import TABLE_FILE, collect
 
     runs = collect(args.folder)
     output = Path(args.output) if args.output else Path(args.folder) / TABLE_FILE

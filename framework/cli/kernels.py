@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..results import format_table
+from ..study.results import format_table
 from . import bench, pack, tune
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from triton_kernels.aot import TARGETS
     from triton_kernels.tuning import triton_version
 
-    from ..compose import CONFIG_FILE, compose, save_config
+    from ..study.compose import CONFIG_FILE, compose, save_config
 
     if arguments.target not in TARGETS:
         raise ValueError(f"cannot compile for {arguments.target!r}; the targets are {', '.join(TARGETS)}")
@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from triton_kernels.aot import compile_only
     from triton_kernels.compile_counter import CompileCounter
 
-    from ..compose import load_config
-    from ..dry_run import dry_run
+    from ..study.compose import load_config
+    from ..worker.dry_run import dry_run
 
     parser = argparse.ArgumentParser(prog="python -m framework.cli.pack")
     parser.add_argument("config", type=Path)

@@ -26,8 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws and writes the figure."""
-    from .. import plots
-    from ..results import collect, collect_requests, select
+    from ..study import plots
+    from ..study.results import collect, collect_requests, select
 
     runs = collect(args.folder)
     for condition in args.where:

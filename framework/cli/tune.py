@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..results import format_table
+from ..study.results import format_table
 from .bench import DTYPES, find_device
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Executors: what a step runs on. One protocol, chosen by ``executor.kind``."""
+"""Executors without a device, and the models of cost and shape that they need."""

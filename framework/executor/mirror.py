@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..kv_cache.spec import CacheGroup, PagedKV
-from ..step import NewRequest, StepInput, StepOutput
+from ..engine.kv_cache.spec import CacheGroup, PagedKV
+from ..engine.step import NewRequest, StepInput, StepOutput
 from .pseudo import pseudo_tokens
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import EngineConfig
-from ..step import StepInput, StepOutput
+from ..engine.step import StepInput, StepOutput
 from .mirror import Mirror
 from .pseudo import PseudoTokens
 from .shape import ModelShape

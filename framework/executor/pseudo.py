@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..step import StepInput, StepOutput
+from ..engine.step import StepInput, StepOutput
 
 
 class PseudoTokens:

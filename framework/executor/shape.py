@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import EngineConfig
-from ..kv_cache.spec import CacheGroup, CacheSpec, PagedKV, block_bytes, group_layers
+from ..engine.kv_cache.spec import CacheGroup, CacheSpec, PagedKV, block_bytes, group_layers
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 
 from ..clock import VirtualClock
 from ..config import EngineConfig
-from ..cost_model import CostModel
-from ..kv_cache.spec import ELEMENT_BYTES
+from ..engine.kv_cache.spec import ELEMENT_BYTES
+from ..engine.step import StepInput, StepOutput
 from ..models.architecture import read_model
-from ..step import StepInput, StepOutput
+from .cost_model import CostModel
 from .pseudo import PseudoTokens
 from .shape import ModelShape
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..forward_batch import ForwardBatch
-from ..kv_cache.spec import CacheGroup, PagedKV
-from ..layers.block import Block
+from ..engine.kv_cache.spec import CacheGroup, PagedKV
 from ..plan import BoundKernel
+from .batch import ForwardBatch
+from .layers.block import Block
 
 if TYPE_CHECKING:
     from triton_kernels.attention_meta import LayerKV

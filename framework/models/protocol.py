@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ..forward_batch import ForwardBatch
-from ..kv_cache.spec import CacheGroup, PagedKV
+from ..engine.kv_cache.spec import CacheGroup, PagedKV
+from .batch import ForwardBatch
 
 if TYPE_CHECKING:
     from triton_kernels.attention_meta import LayerKV

@@ -14,10 +14,10 @@ import torch
 import transformers
 
 from ..config import ModelConfig
-from ..forward_batch import ForwardBatch
-from ..kv_cache.spec import CacheGroup, PagedKV
+from ..engine.kv_cache.spec import CacheGroup, PagedKV
 from ..plan import BoundKernel, KernelPlan
 from .architecture import ModelInfo
+from .batch import ForwardBatch
 
 if TYPE_CHECKING:
     from triton_kernels.attention_meta import LayerKV

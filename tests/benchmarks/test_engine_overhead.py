@@ -16,11 +16,11 @@ import pytest
 
 from framework.clock import WallClock
 from framework.config import CacheConfig, EngineConfig, SchedulerConfig
-from framework.engine import Engine
+from framework.engine.engine import Engine
+from framework.engine.inputs import InputProcessor
+from framework.engine.tokenizer import load_tokenizer
 from framework.executor.null import NullExecutor
-from framework.inputs import InputProcessor
 from framework.sampling_params import RequestOutputKind, SamplingParams
-from framework.tokenizer import load_tokenizer
 
 TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
 PROMPT_LEN, BLOCK_SIZE, MAX_TOKENS = 200, 16, 1500

@@ -12,10 +12,10 @@ from experiments.peers.transformers_library import Answer, Library, generation_c
 from experiments.serve_job import run
 from framework import LLM, SamplingParams
 from framework.cli import main
-from framework.compose import CONFIG_FILE, ServeConfig, save_config
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig, SchedulerConfig
-from framework.metrics import compute_metrics
-from framework.workload import SamplingConfig, WorkloadConfig, WorkloadRequest
+from framework.study.compose import CONFIG_FILE, ServeConfig, save_config
+from framework.study.metrics import compute_metrics
+from framework.study.workload import SamplingConfig, WorkloadConfig, WorkloadRequest
 
 PROMPTS = [list(range(10, 10 + length)) for length in (5, 33, 18, 50)]
 LIMITS = [7, 12, 1, 9]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments import serve as experiment
-from framework.compose import ServeConfig
+from framework.study.compose import ServeConfig
 
 SMALL = ("workload.num_requests=4", "workload.output_tokens=4", "workload.rate=inf", "device=cpu")
 

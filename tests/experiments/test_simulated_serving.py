@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from experiments.serve_job import run, serve
-from framework.compose import CONFIG_FILE, ServeConfig, save_config
 from framework.config import ExecutorConfig, ModelConfig, SchedulerConfig
-from framework.metrics import compute_metrics
-from framework.workload import WorkloadConfig
+from framework.study.compose import CONFIG_FILE, ServeConfig, save_config
+from framework.study.metrics import compute_metrics
+from framework.study.workload import WorkloadConfig
 
 SHAPE = yaml.safe_load((Path(__file__).parents[2] / "conf" / "model" / "llama-3-8b.yaml").read_text())["architecture"]
 

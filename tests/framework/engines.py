@@ -6,13 +6,13 @@ from typing import Any
 
 from framework.clock import VirtualClock
 from framework.config import CacheConfig, EngineConfig, SchedulerConfig
-from framework.engine import Engine
+from framework.engine.engine import Engine
+from framework.engine.inputs import InputProcessor
+from framework.engine.kv_cache.spec import PagedKV, group_layers
+from framework.engine.request import Request
 from framework.executor.null import NullExecutor
 from framework.executor.shape import ModelShape
-from framework.inputs import InputProcessor
-from framework.kv_cache.spec import PagedKV, group_layers
 from framework.outputs import RequestOutput
-from framework.request import Request
 from framework.sampling_params import SamplingParams
 
 FULL = PagedKV(1, 64, 64, "float32")

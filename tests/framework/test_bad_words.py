@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from framework.engine.step import NewRequest
 from framework.plan import KernelPlan
-from framework.sampler import Sampler, SampleRows
 from framework.sampling_params import SamplingParams
-from framework.step import NewRequest
+from framework.worker.sampler import Sampler, SampleRows
 
 CPU = torch.device("cpu")
 WORDS = [[7], [3, 5], [4, 3, 6], [9, 3, 2]]

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, MissingConfigException
 
-from framework.compose import ServeConfig, hydra_version_base, load_config, register_schema, save_config, to_serve_config
 from framework.config import EngineConfig
+from framework.study.compose import ServeConfig, hydra_version_base, load_config, register_schema, save_config, to_serve_config
 from triton_kernels.ops import OPS
 
 CONF = Path(__file__).parents[2] / "conf"

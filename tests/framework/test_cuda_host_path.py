@@ -14,7 +14,7 @@ import torch
 
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
-from framework.executor.local import LocalExecutor
+from framework.worker.local_executor import LocalExecutor
 from triton_kernels import conformance
 from triton_kernels.impl import Impl
 from triton_kernels.ops import OPS

@@ -9,7 +9,7 @@ import torch
 
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
-from framework.executor.local import LocalExecutor
+from framework.worker.local_executor import LocalExecutor
 
 PROMPTS = ["def main():\n", "import os, sys\n", "class A:\n    x = 1\n", "for i in range(10):\n", "x"]
 PARAMS = [SamplingParams(temperature=0, max_tokens=5 * n, ignore_eos=True) for n in range(1, 6)]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from framework.detokenizer import ByteLevelDetokenizer, StopStrings, TokenTexts, WindowDetokenizer
-from framework.tokenizer import load_tokenizer
+from framework.engine.detokenizer import ByteLevelDetokenizer, StopStrings, TokenTexts, WindowDetokenizer
+from framework.engine.tokenizer import load_tokenizer
 
 TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
 TEXT = "def größe(x):  # 测试 🙂🏳️‍🌈\n    return x.\u0301\ufffd <|eos|> end"

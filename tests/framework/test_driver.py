@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from framework.clock import VirtualClock
-from framework.driver import RunRecord, run_workload
 from framework.sampling_params import SamplingParams
-from framework.workload import WorkloadRequest
+from framework.study.driver import RunRecord, run_workload
+from framework.study.workload import WorkloadRequest
 
 
 class OneSecondEngine:

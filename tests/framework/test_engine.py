@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from framework.engine import EngineStats
+from framework.engine.engine import EngineStats
+from framework.engine.inputs import EngineInput
+from framework.engine.step import NewRequest, StepInput
 from framework.executor.mirror import Mirror
 from framework.executor.null import NullExecutor
-from framework.inputs import EngineInput
 from framework.sampling_params import RequestOutputKind, SamplingParams
-from framework.step import NewRequest, StepInput
 
 from .engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
 

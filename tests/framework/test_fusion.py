@@ -13,9 +13,9 @@ from framework.clock import VirtualClock
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from framework.executor.simulated import SimulatedExecutor
 from framework.models.architecture import read_model
-from framework.models.loader import Builder
+from framework.models.builder import Builder
+from framework.models.parallel import Parallel
 from framework.models.weights import DummyWeights
-from framework.parallel import Parallel
 from framework.plan import KernelPlan, TargetPlan
 from triton_kernels.resolve import NoKernelError
 

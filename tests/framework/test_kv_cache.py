@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from framework.kv_cache.manager import NEVER, KVCacheManager, PrefixHit
-from framework.kv_cache.pool import NULL_BLOCK, BlockPool
-from framework.kv_cache.prefix import ROOT, chain_hash, extend_hashes, extra_keys
-from framework.kv_cache.spec import CacheGroup, State, block_bytes, group_layers
-from framework.request import Request
+from framework.engine.kv_cache.manager import NEVER, KVCacheManager, PrefixHit
+from framework.engine.kv_cache.pool import NULL_BLOCK, BlockPool
+from framework.engine.kv_cache.prefix import ROOT, chain_hash, extend_hashes, extra_keys
+from framework.engine.kv_cache.spec import CacheGroup, State, block_bytes, group_layers
+from framework.engine.request import Request
 
 from .engines import FULL, MODELS, WINDOWED, make_request, token_params
 

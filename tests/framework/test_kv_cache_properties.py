@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.kv_cache.manager import KVCacheManager
-from framework.kv_cache.pool import NULL_BLOCK
-from framework.kv_cache.prefix import extra_keys
-from framework.kv_cache.spec import PagedKV
-from framework.request import Request
+from framework.engine.kv_cache.manager import KVCacheManager
+from framework.engine.kv_cache.pool import NULL_BLOCK
+from framework.engine.kv_cache.prefix import extra_keys
+from framework.engine.kv_cache.spec import PagedKV
+from framework.engine.request import Request
 
 from .engines import MODELS, make_request
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from framework.driver import RequestRecord, RunRecord, StepRecord
-from framework.metrics import SLOConfig, compute_metrics, e2e_s, tpot_s, ttft_s
+from framework.study.driver import RequestRecord, RunRecord, StepRecord
+from framework.study.metrics import SLOConfig, compute_metrics, e2e_s, tpot_s, ttft_s
 
 # Arrives at 1, answers at 2, 3, 5: TTFT 1, TPOT 1.5, E2E 4.
 A = RequestRecord("a", 0, 1.0, 10, [2.0, 3.0, 5.0], "length")

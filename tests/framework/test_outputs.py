@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from framework.clock import VirtualClock
-from framework.engine import Engine
+from framework.engine.engine import Engine
+from framework.engine.inputs import InputProcessor
+from framework.engine.step import StepInput, StepOutput, TokenLogprobs
+from framework.engine.tokenizer import load_tokenizer
 from framework.executor.null import DoneStep
-from framework.inputs import InputProcessor
 from framework.outputs import Logprob, RequestOutput
 from framework.sampling_params import RequestOutputKind, SamplingParams
-from framework.step import StepInput, StepOutput, TokenLogprobs
-from framework.tokenizer import load_tokenizer
 
 from .engines import MODELS, make_config
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from framework.quantization.packing import CanonicalInt4, awq_to_canonical, gptq_to_canonical
+from framework.models.quantization.packing import CanonicalInt4, awq_to_canonical, gptq_to_canonical
 from triton_kernels.ops.quantized import gemm_w4a16_reference
 
 NUM_IN, NUM_OUT, GROUP = 64, 24, 16

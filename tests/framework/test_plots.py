@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from framework import plots
 from framework.cli import plot as plot_command
+from framework.study import plots
 
 from .test_results import write_sweep
 

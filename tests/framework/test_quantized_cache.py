@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from framework import LLM, EngineConfig, SamplingParams
-from framework.cache_memory import allocate_caches
 from framework.clock import VirtualClock
 from framework.config import CACHE_DTYPES, CacheConfig, ExecutorConfig, ModelConfig, SchedulerConfig
+from framework.engine.kv_cache.spec import ELEMENT_BYTES, PagedKV, block_bytes, group_layers
 from framework.executor.shape import ModelShape
 from framework.executor.simulated import SimulatedExecutor
-from framework.kv_cache.spec import ELEMENT_BYTES, PagedKV, block_bytes, group_layers
+from framework.worker.cache_memory import allocate_caches
 from triton_kernels.ops import OPS
 from triton_kernels.resolve import NoKernelError
 

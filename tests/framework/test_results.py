@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from framework.cli import collect as collect_command
-from framework.comparison import compare, confidence_halfwidth, summarize
 from framework.config import EngineConfig
-from framework.driver import RequestRecord
-from framework.environment import environment
-from framework.results import (
+from framework.study.comparison import compare, confidence_halfwidth, summarize
+from framework.study.driver import RequestRecord
+from framework.study.environment import environment
+from framework.study.results import (
     collect,
     collect_requests,
     config_columns,

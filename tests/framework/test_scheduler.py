@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from framework.config import SchedulerConfig
-from framework.kv_cache.manager import KVCacheManager
-from framework.kv_cache.spec import group_layers
-from framework.policies import make_policy
-from framework.request import Request, Status
-from framework.scheduler import ScheduledStep, Scheduler
-from framework.step import StepOutput
+from framework.engine.kv_cache.manager import KVCacheManager
+from framework.engine.kv_cache.spec import group_layers
+from framework.engine.policies import make_policy
+from framework.engine.request import Request, Status
+from framework.engine.scheduler import ScheduledStep, Scheduler
+from framework.engine.step import StepOutput
 
 from .engines import FULL, make_request
 

@@ -9,9 +9,9 @@ import pytest
 from framework.build import build_engine
 from framework.clock import VirtualClock, WallClock
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
-from framework.engine import Engine
+from framework.engine.engine import Engine
+from framework.engine.inputs import EngineInput
 from framework.executor.simulated import SimulatedExecutor
-from framework.inputs import EngineInput
 from framework.outputs import RequestMetrics
 from framework.sampling_params import RequestOutputKind, SamplingParams
 

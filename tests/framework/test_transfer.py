@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from framework.transfer import all_to_device, packed_bytes, packed_views
+from framework.worker.transfer import all_to_device, packed_bytes, packed_views
 
 ARRAYS = [
     np.arange(5, dtype=np.int64), np.arange(3, dtype=np.int32), np.zeros(0, dtype=np.int64),

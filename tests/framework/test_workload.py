@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from framework.workload import WorkloadConfig, build_workload
-from framework.workload.arrivals import gamma_arrivals
-from framework.workload.traces import read_trace
+from framework.study.workload import WorkloadConfig, build_workload
+from framework.study.workload.arrivals import gamma_arrivals
+from framework.study.workload.traces import read_trace
 
 VOCAB = 1000
 

@@ -11,9 +11,9 @@ import yaml
 
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CACHE_DTYPES, CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
-from framework.executor.local import LocalExecutor
 from framework.models.hub import resolve_model
 from framework.plan import count_compilations
+from framework.worker.local_executor import LocalExecutor
 
 from ..framework.test_cuda_host_path import EVERYTHING, PARAMS, PROMPTS
 

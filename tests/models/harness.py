@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from framework.config import ModelConfig
-from framework.forward_batch import ForwardBatch, GroupBatch
-from framework.kv_cache.spec import group_layers
-from framework.models.loader import load_model, model_dtype
+from framework.engine.kv_cache.spec import group_layers
+from framework.models.batch import ForwardBatch, GroupBatch
+from framework.models.builder import load_model, model_dtype
+from framework.models.parallel import Parallel
 from framework.models.protocol import Model
-from framework.parallel import Parallel
 from framework.plan import KernelPlan
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 

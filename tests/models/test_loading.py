@@ -19,10 +19,10 @@ from framework.config import ModelConfig
 from framework.models.architecture import read_model
 from framework.models.decoder import Decoder
 from framework.models.hub import resolve_model
+from framework.models.parallel import Parallel, Ranks
 from framework.models.parts import Part, all_parts
 from framework.models.rope import read_rope
 from framework.models.weights import Checkpoint
-from framework.parallel import Parallel, Ranks
 
 from .checkpoints import EXAMPLES, SIZES, make
 from .harness import build, prompt_batch, teacher_forced

@@ -9,9 +9,9 @@ import pytest
 import transformers
 
 from framework.config import ModelConfig
-from framework.models.loader import load_model, model_dtype
+from framework.models.builder import load_model, model_dtype
+from framework.models.parallel import Parallel
 from framework.models.transformers_model import TransformersModel
-from framework.parallel import Parallel
 from framework.plan import KernelPlan
 
 from .checkpoints import EXAMPLES, LLAMA, SIZES, Example, make

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from framework.cli import main
-from framework.plots import kernel_roofline
+from framework.study.plots import kernel_roofline
 from triton_kernels.bench import Contender, Row, Task, measure, run, select_tasks
 from triton_kernels.ceilings import Ceilings
 from triton_kernels.impl import impl

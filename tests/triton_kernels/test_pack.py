@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from framework.cli import main
 from framework.cli.pack import compile_into
-from framework.compose import CONFIG_FILE
+from framework.study.compose import CONFIG_FILE
 from triton_kernels.compile_counter import CompileCounter
 
 SMALL = {

@@ -1,0 +1,1 @@
+"""The control plane: requests, scheduler, cache bookkeeping, outputs. No torch."""

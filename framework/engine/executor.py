@@ -1,0 +1,41 @@
+"""The border between the engine (pure Python) and the device."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from .kv_cache.spec import CacheGroup
+from .step import StepInput, StepOutput
+
+
+class Handle(Protocol):
+    """A submitted step."""
+
+    def result(self) -> StepOutput:
+        """Waits for the step and returns its output."""
+
+
+class Executor(Protocol):
+    """Runs steps in the order of submission. Logits never leave it.
+
+    groups      KV groups of the model, in the order of ``NewRequest.block_ids``
+    num_blocks  blocks of the pool that all groups draw from, as many as fit the memory budget, the null block included
+    vocab_size  size of the model's vocabulary
+    max_model_len  longest sequence the model (or the config) allows
+    in_flight_steps  how many steps to have submitted unless the config says: more than 1 where ``submit`` returns at once
+    """
+
+    groups: tuple[CacheGroup, ...]
+    num_blocks: int
+    vocab_size: int
+    max_model_len: int
+    in_flight_steps: int
+
+    def submit(self, step: StepInput) -> Handle:
+        """Starts a step; returns at once where the device allows it."""
+
+    def plan_report(self) -> dict[str, dict[str, Any]]:
+        """op -> impl, choice, origin, version, calls: read back from what was bound and called."""
+
+    def shutdown(self) -> None:
+        """Frees the device memory; the executor is of no use afterwards."""

@@ -1,0 +1,196 @@
+"""From new tokens to outputs: text, stop strings, log-probabilities, and the answers of one request put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from ..sampling_params import RequestOutputKind, SamplingParams
+from .detokenizer import Detokenizer, TokenTexts, make_stop_strings
+from .request import Request
+from .scheduler import Committed, ScheduledStep
+from .step import TokenLogprobs
+
+
+class RequestGroup:
+    """A user's request: its answers, and what they have in common."""
+
+    __slots__ = (
+        "changed", "kind", "metrics", "num_unfinished", "prompt", "prompt_logprobs", "prompt_token_ids", "request_id", "samples",
+    )  # fmt: skip
+
+    def __init__(
+        self, request_id: str, prompt: str | None, prompt_token_ids: list[int], params: SamplingParams, arrival_s: float
+    ) -> None:
+        self.request_id, self.prompt, self.prompt_token_ids = request_id, prompt, prompt_token_ids
+        self.kind = params.output_kind
+        self.metrics = RequestMetrics(arrival_s)
+        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None if params.prompt_logprobs is None else [None]
+        self.samples: list[Sample] = []
+        self.changed: list[CompletionOutput] = []
+        self.num_unfinished = 0
+
+    def add(self, request: Request, texts: TokenTexts | None) -> None:
+        """Makes ``request`` the next answer."""
+        request.sample = Sample(request, self, len(self.samples), texts)
+        self.samples.append(request.sample)
+        self.num_unfinished += 1
+
+    def output(self, completions: list[CompletionOutput]) -> RequestOutput:
+        """The request with these answers."""
+        finished = not self.num_unfinished
+        return RequestOutput(self.request_id, self.prompt, self.prompt_token_ids, self.prompt_logprobs, completions, finished,
+                             self.samples[0].request.num_cached_tokens, self.metrics if finished else None)  # fmt: skip
+
+    def everything(self) -> RequestOutput:
+        """The request with all its answers so far."""
+        return self.output([sample.everything() for sample in self.samples])
+
+
+class Sample:
+    """One answer as it grows."""
+
+    __slots__ = (
+        "cumulative_logprob", "detokenizer", "group", "index", "logprobs", "pieces", "request", "stop_strings", "times",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, group: RequestGroup, index: int, texts: TokenTexts | None) -> None:
+        params = request.params
+        self.request, self.group, self.index = request, group, index
+        self.detokenizer: Detokenizer | None = None
+        if texts is not None and params.detokenize:
+            self.detokenizer = texts.detokenizer(params.skip_special_tokens, params.spaces_between_special_tokens)
+        self.stop_strings = make_stop_strings(params)
+        self.pieces: list[str] = []
+        self.logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
+        self.cumulative_logprob = 0.0
+        self.times = group.metrics.token_times_s
+
+    def push(self, token_ids: Sequence[int], now_s: float) -> str:
+        """Takes new tokens, the last of the request; returns the text that is certain now. A stop string in it ends the
+        request: ``finish_reason`` and ``stop_reason`` say so, and the caller has to tell the scheduler."""
+        request, detokenizer = self.request, self.detokenizer
+        text = ""
+        for token in token_ids:
+            self.times.append(now_s)
+            # The text of a stop token is wanted as little as a stop string.
+            if detokenizer is not None and (request.finish_reason != "stop" or request.params.include_stop_str_in_output):
+                text += detokenizer.push(token)
+        if request.finish_reason is not None and detokenizer is not None:
+            text += detokenizer.flush()
+        if self.stop_strings is not None:
+            text, stop = self.stop_strings.push(text, search=request.num_output_tokens > request.params.min_tokens)
+            if stop is not None:
+                request.finish_reason, request.stop_reason = "stop", stop
+            elif request.finish_reason is not None:
+                text += self.stop_strings.flush()
+        if self.group.kind is not RequestOutputKind.DELTA and text:
+            self.pieces.append(text)
+        return text
+
+    def add_logprobs(self, found: TokenLogprobs, texts: TokenTexts | None) -> None:
+        """Takes the log-probabilities of the last token."""
+        assert self.logprobs is not None, "log-probabilities came that nobody asked for"
+        self.logprobs.append(_logprobs(found, texts))
+        self.cumulative_logprob += found.logprob
+
+    def delta(self, text: str, token_ids: list[int]) -> CompletionOutput:
+        """What is new."""
+        request = self.request
+        if self.logprobs is None:
+            return CompletionOutput(self.index, text, token_ids, None, None, request.finish_reason, request.stop_reason)
+        logprobs = self.logprobs[len(self.logprobs) - len(token_ids) :]
+        return CompletionOutput(
+            self.index, text, token_ids, self.cumulative_logprob, logprobs, request.finish_reason, request.stop_reason
+        )
+
+    def everything(self) -> CompletionOutput:
+        """All so far."""
+        request = self.request
+        self.pieces = ["".join(self.pieces)]
+        logprobs, cumulative = (None, None) if self.logprobs is None else (list(self.logprobs), self.cumulative_logprob)
+        return CompletionOutput(self.index, self.pieces[0], request.token_ids[request.num_prompt_tokens :], cumulative, logprobs,
+                                request.finish_reason, request.stop_reason)  # fmt: skip
+
+
+class OutputProcessor:
+    """All requests that are not finished, by id, and the step from committed tokens to their outputs.
+
+    texts  None if the engine has no tokenizer
+    """
+
+    def __init__(self, texts: TokenTexts | None) -> None:
+        self.texts = texts
+        self.groups: dict[str, RequestGroup] = {}
+
+    def scheduled(self, step: ScheduledStep, now_s: float) -> None:
+        """Notes when requests were first scheduled."""
+        for chunk in step.chunks:
+            metrics = chunk.request.sample.group.metrics
+            if metrics.first_scheduled_s is None:
+                metrics.first_scheduled_s = now_s
+
+    def process(self, committed: Committed, now_s: float) -> tuple[list[RequestOutput], list[Request]]:
+        """Outputs of a step, and the requests that stop strings ended."""
+        for request, found in committed.logprobs.items():
+            if request.sample.logprobs is not None and request.finish_reason != "error":
+                request.sample.add_logprobs(found, self.texts)
+        for request, first, entries in committed.prompt_logprobs:
+            self._add_prompt_logprobs(request.sample.group, first, entries)
+        delta, final_only = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
+        outputs: list[RequestOutput] = []
+        stopped: list[Request] = []
+        touched: dict[RequestGroup, None] = {}
+        for request in committed.requests:
+            sample: Sample = request.sample
+            group = sample.group
+            was_finished = request.finish_reason is not None
+            token_ids = request.token_ids[-1:] if request.finish_reason != "error" else []
+            text = sample.push(token_ids, now_s)
+            if request.finish_reason is not None:
+                self._finished(request)
+                if not was_finished:
+                    stopped.append(request)
+            if group.kind is delta:
+                completion = sample.delta(text, token_ids)
+                if len(group.samples) == 1:
+                    outputs.append(group.output([completion]))
+                else:
+                    group.changed.append(completion)
+                    touched[group] = None
+            elif group.kind is not final_only or not group.num_unfinished:
+                touched[group] = None
+        for group in touched:
+            if group.kind is delta:
+                outputs.append(group.output(sorted(group.changed, key=lambda completion: completion.index)))
+                group.changed = []
+            else:
+                outputs.append(group.everything())
+        return outputs, stopped
+
+    def aborted(self, group: RequestGroup, requests: list[Request], now_s: float) -> RequestOutput:
+        """The last output of a request; ``requests`` are the answers that were cut short."""
+        completions = [request.sample.delta(request.sample.push((), now_s), []) for request in requests]
+        for request in requests:
+            self._finished(request)
+        return group.output(completions) if group.kind is RequestOutputKind.DELTA else group.everything()
+
+    def _finished(self, request: Request) -> None:
+        group = request.sample.group
+        group.metrics.num_preemptions += request.num_preemptions
+        group.num_unfinished -= 1
+        if not group.num_unfinished:
+            del self.groups[group.request_id]
+
+    def _add_prompt_logprobs(self, group: RequestGroup, first: int, entries: list[TokenLogprobs]) -> None:
+        known = group.prompt_logprobs
+        assert known is not None
+        known += [_logprobs(entry, self.texts) for entry in entries[len(known) - 1 - first :]]  # a resumed prompt comes again
+
+
+def _logprobs(found: TokenLogprobs, texts: TokenTexts | None) -> dict[int, Logprob]:
+    ranked = [(found.token_id, found.logprob, found.rank)]
+    ranked += [(token, logprob, rank) for rank, (token, logprob) in enumerate(zip(found.top_ids, found.top_logprobs), 1)
+               if token != found.token_id]  # fmt: skip
+    decode = texts.decoded_token if texts is not None else lambda _: None
+    return {token: Logprob(logprob, rank, decode(token)) for token, logprob, rank in ranked}

@@ -1,0 +1,88 @@
+"""One sequence of tokens on its way through the engine."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final, Literal
+
+from ..sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+FAILED_ROW: Final = -1
+"""What the executor returns for a row whose logits were NaN or all -inf; ends the request."""
+
+
+class Status(IntEnum):
+    """Where a request is. WAITING: known, holds nothing. RUNNING: holds a slot and blocks. PREEMPTED: lost them, will resume."""
+
+    WAITING = 0
+    RUNNING = 1
+    PREEMPTED = 2
+    FINISHED = 3
+
+
+class Request:
+    """A prompt and what was generated from it. Answers of one user's request with n > 1 are a Request each.
+
+    token_ids       prompt and output, as far as the host knows them
+    num_tokens      the same count, plus the tokens that steps in flight will sample (placeholders)
+    num_computed    tokens whose keys and values the cache holds once all submitted steps are done
+    max_total       length at which the request ends
+    min_total       length from which on a stop token counts
+    stop_ids        tokens that end the request, FAILED_ROW among them
+    extra_keys      (first token, bytes): what else than tokens the cache content depends on from that token on, ascending:
+                    adapter and salt at 0, media where they stand
+    order           sort key of the policy: smaller goes first
+    slot            row of the executor while RUNNING, else -1
+    blocks          per KV group, the block table
+    capacity        tokens that the blocks can hold
+    block_hashes    prefix hashes of the full blocks, as far as computed
+    num_hashed      leading blocks that were offered to the prefix cache
+    next_event      number of computed tokens at which a step's commit has more to do than to append a token
+    num_stale_steps steps in flight from before a preemption; the request may not resume before they have delivered
+    leader          answer 0 of the same prompt, whose prompt blocks this one will share
+    followers       requests that wait for this one's prompt
+    sample          where the engine collects the request's output
+    """
+
+    __slots__ = (
+        "arrival_s", "block_hashes", "blocks", "capacity", "extra_keys", "finish_reason", "followers", "leader", "max_total",
+        "min_total", "next_event", "num_cached_tokens", "num_computed", "num_hashed", "num_preemptions", "num_prompt_tokens",
+        "num_stale_steps", "num_tokens", "order", "params", "priority", "request_id", "sample", "slot", "status", "stop_ids",
+        "stop_reason", "token_ids",
+    )  # fmt: skip
+
+    def __init__(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, max_total: int, arrival_s: float = 0.0,
+                 priority: int = 0, extra_keys: tuple[tuple[int, bytes], ...] = ()) -> None:  # fmt: skip
+        self.request_id, self.params, self.arrival_s, self.priority = request_id, params, arrival_s, priority
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
+        self.max_total = max_total
+        self.min_total = self.num_prompt_tokens + params.min_tokens
+        self.stop_ids = frozenset((*params.all_stop_token_ids, FAILED_ROW))
+        self.extra_keys = extra_keys
+        self.order: tuple[float, ...] = ()
+        self.status = Status.WAITING
+        self.slot = -1
+        self.num_computed = self.capacity = self.num_hashed = self.next_event = 0
+        self.blocks: list[list[int]] = []
+        self.block_hashes: list[bytes] = []
+        self.num_stale_steps = self.num_preemptions = 0
+        self.num_cached_tokens: int | None = None
+        self.leader: Request | None = None
+        self.followers: list[Request] = []
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.sample: Any = None
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated and known to the host."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def __lt__(self, other: Request) -> bool:
+        return self.order < other.order
+
+    def __repr__(self) -> str:
+        return f"Request({self.request_id!r}, {self.status.name}, {self.num_computed}/{self.num_tokens} tokens)"

@@ -1,0 +1,345 @@
+"""Who computes what in a step: one token budget, no distinction between prompts and decodes."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections import deque
+from dataclasses import dataclass, field
+
+from ..config import SchedulerConfig
+from .kv_cache.manager import KVCacheManager
+from .policies import make_policy
+from .request import FAILED_ROW, FinishReason, Request, Status
+from .step import NewRequest, StepInput, StepOutput, TokenLogprobs
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A row that is not a plain decode: ``num_tokens`` tokens up to position ``end``; ``samples`` if they reach the last one."""
+
+    request: Request
+    num_tokens: int
+    end: int
+    samples: bool
+
+
+@dataclass(slots=True)
+class ScheduledStep:
+    """A step input, and whose rows they are: decodes first, then chunks."""
+
+    step_input: StepInput
+    decodes: list[Request]
+    chunks: list[Chunk]
+
+
+@dataclass(slots=True)
+class Committed:
+    """What a step brought.
+
+    requests         those with a new token at their end, or that ended with an error
+    logprobs         of that token, for requests that asked
+    prompt_logprobs  (request, first computed token, entries from the token after it on)
+    """
+
+    requests: list[Request]
+    logprobs: dict[Request, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: list[tuple[Request, int, list[TokenLogprobs]]] = field(default_factory=list)
+
+
+@dataclass
+class SchedulerCounters:
+    """Totals since the start. Prompt and prefix tokens count when a request is first admitted."""
+
+    num_steps: int = 0
+    num_preemptions: int = 0
+    num_chunked_prefills: int = 0
+    num_forks: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+
+
+class Scheduler:
+    """Running requests first, in the policy's order; waiting ones only if nobody was preempted for the running.
+
+    ``running`` is sorted by ``Request.order``: the last one is the victim when blocks run out, so that the first one always
+    gets on and every request ends. Preemption takes everything; the request computes its tokens again when it resumes.
+    """
+
+    def __init__(self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int) -> None:
+        self.config, self.manager, self.max_model_len = config, manager, max_model_len
+        self.counters = SchedulerCounters()
+        self.requests: set[Request] = set()
+        self.running: list[Request] = []
+        self.num_running = 0
+        self._policy = make_policy(config.policy)
+        self._max_chunk = min(config.max_chunk_tokens or config.max_num_batched_tokens, config.max_num_batched_tokens)
+        self._waiting: list[Request] = []
+        self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
+        self._released: list[int] = []
+        self._in_flight: deque[ScheduledStep] = deque()
+        self._num_added = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that hold no slot."""
+        return len(self.requests) - self.num_running
+
+    def longest_total(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
+        """Length at which a request ends at the latest. Raises ValueError if it could never be served."""
+        if num_prompt_tokens >= self.max_model_len:
+            raise ValueError(f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have at most "
+                             f"{self.max_model_len} (model.max_model_len): shorten the prompt")  # fmt: skip
+        total = self.max_model_len if max_tokens is None else min(num_prompt_tokens + max_tokens, self.max_model_len)
+        least = num_prompt_tokens + 1 if max_tokens is None else total
+        if not self.config.chunked_prefill and least - 1 > self._max_chunk:
+            raise ValueError(f"without chunked prefill a request must fit in one step, even when it resumes: this one has "
+                             f"up to {least - 1} tokens, but a step takes {self._max_chunk} of one request: raise "
+                             "scheduler.max_num_batched_tokens (and max_chunk_tokens), or set chunked_prefill")  # fmt: skip
+        usable = self.manager.pool.num_blocks - 1
+        if (needed := self._most_blocks(least - 1)) > usable:
+            raise ValueError(f"the request needs up to {needed} KV blocks of {self.manager.block_size} tokens, but the cache "
+                             f"has {usable}: lower max_tokens, shorten the prompt, or enlarge cache.memory_bytes or "
+                             "cache.num_blocks")  # fmt: skip
+
+        def too_long(length: int) -> bool:
+            return self._most_blocks(length - 1) > usable or not (self.config.chunked_prefill or length - 1 <= self._max_chunk)
+
+        return least + bisect_left(range(least + 1, total + 1), True, key=too_long)
+
+    def add(self, request: Request) -> None:
+        """Takes a request whose length passed ``longest_total``. One with a leader waits until the leader's prompt is computed."""
+        request.order = self._policy.order(request, self._num_added)
+        self._num_added += 1
+        self.requests.add(request)
+        if request.leader is None:
+            heapq.heappush(self._waiting, request)
+        else:
+            request.leader.followers.append(request)
+
+    def finish(self, request: Request, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        """Ends a request in whatever state it is; tokens that steps in flight sample for it will be dropped."""
+        if request.status == Status.RUNNING:
+            self._release(request)
+        request.status = Status.FINISHED
+        request.finish_reason, request.stop_reason = reason, stop_reason
+        self.requests.discard(request)
+        self._release_followers(request)
+
+    def schedule(self) -> ScheduledStep | None:
+        """The next step, or None if nothing can be computed now. Counts its tokens as computed from here on."""
+        if self.num_running != len(self.running):
+            self.running = [r for r in self.running if r.status == Status.RUNNING]
+        step = StepInput(self.counters.num_steps, [], [], [])
+        scheduled = ScheduledStep(step, [], [])
+        num_preemptions = self.counters.num_preemptions
+        budget = self._schedule_running(scheduled)
+        if num_preemptions == self.counters.num_preemptions:
+            self._schedule_waiting(scheduled, budget)
+        decodes, chunks = scheduled.decodes, scheduled.chunks
+        if not decodes and not chunks:
+            return None
+        chunks.sort(key=lambda chunk: chunk.num_tokens > 1)
+        step.slots = [r.slot for r in decodes] + [c.request.slot for c in chunks]
+        step.num_tokens = [1] * len(decodes) + [c.num_tokens for c in chunks]
+        step.samples = [True] * len(decodes) + [c.samples for c in chunks]
+        step.released, self._released = self._released, []
+        self.counters.num_steps += 1
+        self._in_flight.append(scheduled)
+        return scheduled
+
+    def commit(self, output: StepOutput) -> Committed:
+        """Takes the output of the oldest step in flight: appends its tokens, offers full blocks for reuse, ends requests."""
+        scheduled = self._in_flight.popleft()
+        assert scheduled.step_input.step_id == output.step_id, "steps must come back in the order of submission"
+        assert output.num_accepted is None, "no drafts were submitted"
+        updated: list[Request] = []
+        committed = Committed(updated)
+        running = Status.RUNNING
+        for request, token in zip(scheduled.decodes, output.token_ids):
+            if request.status is not running and not self._deliver_stale(request):
+                continue
+            ids = request.token_ids
+            ids.append(token)
+            updated.append(request)
+            length = len(ids)
+            if length > request.next_event and request.status is running:
+                self._event(request, length - 1)
+            if length >= request.max_total or token in request.stop_ids:
+                self._check_stop(request, token)
+        if scheduled.chunks:
+            self._commit_chunks(scheduled, output, committed)
+        if output.logprobs:
+            sampling = scheduled.decodes + [chunk.request for chunk in scheduled.chunks if chunk.samples]
+            committed.logprobs = {sampling[row]: logprobs for row, logprobs in output.logprobs.items()}
+        self.counters.num_output_tokens += len(updated)
+        return committed
+
+    def _schedule_running(self, scheduled: ScheduledStep) -> int:
+        """Returns what is left of the budget."""
+        budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
+        for request in self.running:  # preemption takes from its end
+            if not budget:
+                break
+            computed = request.num_computed
+            missing = request.num_tokens - computed
+            if missing == 1:
+                if request.num_tokens >= request.max_total:
+                    continue  # its last token is in flight
+                if computed >= request.capacity and not self._grow(request, computed + 1, step):
+                    break
+                request.num_computed = computed + 1
+                request.num_tokens += 1
+                decodes.append(request)
+                budget -= 1
+            else:
+                count = min(missing, budget, self._max_chunk)
+                if not self._grow(request, computed + count, step):
+                    break
+                self._append_chunk(scheduled, request, count)
+                budget -= count
+        return budget
+
+    def _schedule_waiting(self, scheduled: ScheduledStep, budget: int) -> None:
+        waiting = self._waiting
+        while waiting and budget and self._free_slots:
+            request = waiting[0]
+            if request.status != Status.FINISHED:
+                count = self._admit(request, budget, scheduled.step_input)
+                if not count:
+                    break
+                self._append_chunk(scheduled, request, count)
+                budget -= count
+            heapq.heappop(waiting)
+
+    def _admit(self, request: Request, budget: int, step: StepInput) -> int:
+        """Gives a waiting request blocks and a slot. Returns how many tokens it computes now; 0: it has to wait on."""
+        manager, leader, num_known = self.manager, request.leader, request.num_tokens
+        copies = None
+        if leader is not None and leader.status == Status.RUNNING and not leader.num_preemptions:
+            copies = manager.fork(leader, request)
+        if copies is not None:
+            step.copies += copies
+            start, count = num_known - 1, 1
+            self.counters.num_forks += 1
+        else:
+            hit = manager.lookup(request)
+            start, missing = hit.num_tokens, num_known - hit.num_tokens
+            count = min(missing, budget, self._max_chunk)
+            if count < missing and not self.config.chunked_prefill:
+                return 0
+            if not manager.admit(request, hit, start + count, self._most_blocks(num_known)):
+                return 0
+            self.counters.num_chunked_prefills += count < missing
+        request.leader = None
+        request.status = Status.RUNNING
+        request.num_computed = start
+        request.slot = self._free_slots.pop()
+        if request.num_cached_tokens is None:
+            self._count_admission(request, start, looked_up=copies is None)
+        if request.followers:
+            request.next_event = min(request.next_event, request.num_prompt_tokens)
+        insort(self.running, request)
+        self.num_running += 1
+        step.new.append(NewRequest(request.slot, request.request_id, list(request.token_ids), request.num_prompt_tokens, start,
+                                   [list(table) for table in request.blocks], request.params))  # fmt: skip
+        return count
+
+    def _count_admission(self, request: Request, num_cached_tokens: int, looked_up: bool) -> None:
+        request.num_cached_tokens = num_cached_tokens
+        self.counters.num_prompt_tokens += request.num_prompt_tokens
+        if looked_up and self.manager.reads_prefix(request):
+            self.counters.prefix_query_tokens += request.num_prompt_tokens
+            self.counters.prefix_hit_tokens += num_cached_tokens
+
+    def _append_chunk(self, scheduled: ScheduledStep, request: Request, count: int) -> None:
+        request.num_computed += count
+        samples = request.num_computed == request.num_tokens
+        request.num_tokens += samples
+        scheduled.chunks.append(Chunk(request, count, request.num_computed, samples))
+
+    def _grow(self, request: Request, num_tokens: int, step: StepInput) -> bool:
+        """Blocks for ``num_tokens`` tokens, at the cost of the last in order; False if that was the request itself."""
+        while (grown := self.manager.grow(request, num_tokens)) is None:
+            victim = self.running.pop()
+            self._preempt(victim)
+            if victim is request:
+                return False
+        step.new_blocks += [(request.slot, group, blocks) for group, blocks in grown]
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self._release(request)
+        request.status = Status.PREEMPTED
+        request.num_computed = 0
+        request.num_preemptions += 1
+        self.counters.num_preemptions += 1
+        request.num_stale_steps = sum(
+            request in step.decodes or any(chunk.request is request for chunk in step.chunks) for step in self._in_flight
+        )
+        if not request.num_stale_steps:
+            heapq.heappush(self._waiting, request)
+
+    def _release(self, request: Request) -> None:
+        self.manager.free(request)
+        self._released.append(request.slot)
+        self._free_slots.append(request.slot)
+        request.slot = -1
+        self.num_running -= 1
+
+    def _release_followers(self, request: Request) -> None:
+        for follower in request.followers:
+            heapq.heappush(self._waiting, follower)
+        request.followers = []
+
+    def _deliver_stale(self, request: Request) -> bool:
+        """For a row whose request left its slot since the step was submitted: whether its token still counts. It does after a
+        preemption, because the request resumes only when all its steps in flight have delivered."""
+        if request.status == Status.FINISHED:
+            return False
+        request.num_stale_steps -= 1
+        if not request.num_stale_steps:
+            heapq.heappush(self._waiting, request)
+        return True
+
+    def _commit_chunks(self, scheduled: ScheduledStep, output: StepOutput, committed: Committed) -> None:
+        tokens = iter(output.token_ids[len(scheduled.decodes) :])
+        for row, chunk in enumerate(scheduled.chunks, len(scheduled.decodes)):
+            request = chunk.request
+            token = next(tokens) if chunk.samples else FAILED_ROW
+            if request.status == Status.RUNNING:
+                if row in output.prompt_logprobs:
+                    committed.prompt_logprobs.append((request, chunk.end - chunk.num_tokens, output.prompt_logprobs[row]))
+            elif not self._deliver_stale(request):
+                continue
+            if chunk.samples:
+                request.token_ids.append(token)
+                committed.requests.append(request)
+            if chunk.end >= request.next_event and request.status == Status.RUNNING:
+                self._event(request, chunk.end)
+            if chunk.samples:
+                self._check_stop(request, token)
+
+    def _event(self, request: Request, num_computed: int) -> None:
+        self.manager.advance(request, num_computed)
+        if request.followers:
+            if num_computed >= request.num_prompt_tokens:
+                self._release_followers(request)
+            else:
+                request.next_event = min(request.next_event, request.num_prompt_tokens)
+
+    def _check_stop(self, request: Request, token: int) -> None:
+        """End of sequence and stop tokens first, then length."""
+        length = len(request.token_ids)
+        if token == FAILED_ROW:
+            request.token_ids.pop()
+            self.finish(request, "error")
+        elif token in request.stop_ids and length > request.min_total:
+            self.finish(request, "stop", token if token in (request.params.stop_token_ids or ()) else None)
+        elif length >= request.max_total:
+            self.finish(request, "length")
+
+    def _most_blocks(self, num_tokens: int) -> int:
+        return self.manager.blocks_for(num_tokens, min(num_tokens, self._max_chunk * self.config.in_flight_steps))

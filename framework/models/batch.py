@@ -1,0 +1,49 @@
+"""The tensors of one step, as the model sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from ..plan import AttentionMeta
+
+
+@dataclass
+class GroupBatch:
+    """Where the tokens of a step lie in one KV group.
+
+    slot_mapping  int64 [T]: slot of each token in the cache, -1 = do not write
+    decode        the first rows (1 to 8 tokens each), ``num_decode_tokens`` tokens in all; None if there are none
+    prefill       the other rows, with cu_q counted from the first of their tokens; None if there are none
+    """
+
+    slot_mapping: torch.Tensor
+    decode: AttentionMeta | None
+    prefill: AttentionMeta | None
+
+
+@dataclass
+class ForwardBatch:
+    """Tokens of a step, flat; rows ordered decodes first.
+
+    token_ids          int64 [T]
+    positions          int64 [T]
+    num_decode_tokens  tokens at the front that belong to decode rows
+    groups             one per KV group
+    logits_indices     int64 [R']: tokens whose logits are wanted
+    lora_index         int32 [T] adapter of each token, -1 = none; None if no adapter is loaded
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    num_decode_tokens: int
+    groups: list[GroupBatch]
+    logits_indices: torch.Tensor
+    lora_index: torch.Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids.shape[0]

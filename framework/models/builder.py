@@ -1,0 +1,261 @@
+"""From a model's name to bound layers: reads weights part by part and hands each to its kernel at once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+from ..config import ModelConfig
+from ..engine.kv_cache.spec import PagedKV
+from ..plan import BoundKernel, KernelPlan
+from .architecture import Architecture, LayerShape, ModelInfo, read_model
+from .decoder import Decoder
+from .layers.attention import Attention, Prepare, Separate
+from .layers.block import Block, ParallelBlock, PostNormBlock, PreNormBlock
+from .layers.mlp import Mlp, MoeMlp
+from .parallel import Parallel
+from .parts import Part, all_parts, layer_parts, model_parts
+from .protocol import Model
+from .rope import Rope
+from .weights import Checkpoint, DummyWeights, Weights
+
+NORMS = ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm")
+
+
+def model_dtype(config: ModelConfig) -> torch.dtype:
+    """The dtype of the model's weights and activations."""
+    return getattr(torch, read_model(config).dtype)
+
+
+@torch.inference_mode()
+def load_model(
+    config: ModelConfig,
+    plan: KernelPlan,
+    device: torch.device,
+    parallel: Parallel,
+    block_size: int,
+    seed: int = 0,
+    cache_dtype: str = "auto",
+) -> Model:
+    """Builds a model whose every hot operation is bound through ``plan``.
+
+    block_size, cache_dtype  of the KV cache ("auto": the model's dtype)
+    seed                     of dummy weights
+    Raises ValueError for models that cannot be found, read or served.
+    """
+    info = read_model(config)
+    if info.architecture is None:
+        from .transformers_model import load_transformers_model  # slow to import, and needed for few models
+
+        name, dtype = _cache_dtype(info, cache_dtype)
+        return load_transformers_model(config, info, plan, device, block_size, name, dtype, seed)
+    weights = _open(config, info, info.architecture, device, seed)
+    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype).build()
+
+
+def _cache_dtype(info: ModelInfo, wish: str) -> tuple[str, torch.dtype]:
+    """Name of the cache's dtype and what torch calls it."""
+    name = info.dtype if wish == "auto" else wish
+    return name, getattr(torch, name)
+
+
+def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int) -> Weights:
+    dtype = getattr(torch, info.dtype)
+    if config.load_format == "dummy":
+        return DummyWeights(device, dtype, seed, a.family.norm_offset)
+    assert info.folder is not None
+    checkpoint = Checkpoint(info.folder, a.family, device, dtype)
+    checkpoint.check(all_parts(a), (*a.family.ignored, *([rf"^{a.family.lm_head}\.weight$"] if a.tied else [])))
+    return checkpoint
+
+
+class Builder:
+    """Binds the layers of one model. Kernels without weights of their own are bound once and shared by all layers."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        architecture: Architecture,
+        weights: Weights,
+        plan: KernelPlan,
+        device: torch.device,
+        parallel: Parallel,
+        block_size: int,
+        cache_dtype: str,
+    ) -> None:
+        assert parallel.tp.size == parallel.ep.size == 1, "layers are whole: only the list of layers can be cut"
+        self.info, self.a, self.weights, self.plan, self.device, self.parallel = info, architecture, weights, plan, device, parallel
+        self.cache_dtype, kv_dtype = _cache_dtype(info, cache_dtype)
+        self.attention_facts = {
+            "head_dim": architecture.head_dim,
+            "num_heads": architecture.num_heads,
+            "num_kv_heads": architecture.num_kv_heads,
+            "value_dim": architecture.head_dim,
+            "page_size": block_size,
+            "kv_dtype": kv_dtype,
+        }
+        self._shared: dict[Hashable, BoundKernel] = {}
+        self._cos_sin: dict[Rope, torch.Tensor] = {}
+
+    def build(self) -> Decoder:
+        a, parts, pp = self.a, model_parts(self.a), self.parallel.pp
+        mine = pp.part(len(a.layers))
+        first, last = mine.start == 0, mine.stop == len(a.layers)
+        table = self.weights.load(parts["embed"])[0] if first or (last and a.tied) else None
+        layers = [self._block(index) for index in mine]
+        self.plan.check_fused("qk_norm_rotary_kv_write", ("rotary", "kv_cache_write"))
+        scale = float(torch.tensor(a.hidden_size**0.5, dtype=getattr(torch, self.info.dtype))) if a.family.embed_scale else None
+        return Decoder(
+            layers,
+            [self._cache_spec(a.layers[index]) for index in mine],
+            getattr(torch, self.info.dtype),
+            a.vocab_size,
+            self.info.max_model_len,
+            self.info.eos_token_ids,
+            embed=self._table(table) if first and table is not None else None,
+            embed_scale=scale,
+            project_in=self._optional(parts, "project_in") if first else None,
+            position_embed=self._positions(parts) if first else None,
+            final_norm=self._norm(parts["final_norm"]) if last and a.final_norm else None,
+            project_out=self._optional(parts, "project_out") if last else None,
+            lm_head=self._lm_head(parts, table) if last else None,
+            logit_softcap=a.logit_softcap,
+        )
+
+    def _block(self, index: int) -> Block:
+        parts, shape = layer_parts(self.a, index), self.a.layers[index]
+        attention = self._attention(parts, shape)
+        mlp = self._moe(parts, shape) if shape.moe else self._mlp(parts)
+        norms = {name: self._norm(part) for name, part in parts.items() if name in NORMS}
+        kinds: dict[str, Callable[..., Block]] = {"parallel": ParallelBlock, "post": PostNormBlock}
+        return kinds.get(self.a.residual, PreNormBlock)(attention, mlp, **norms)
+
+    def _attention(self, parts: dict[str, Part], shape: LayerShape) -> Attention:
+        a, facts = self.a, self.attention_facts
+        params = {"scale": shape.scale, "causal": True, "window": self._window(shape), "softcap": a.attn_softcap}
+        key = tuple(params.values())
+        return Attention(
+            qkv=self._linear(parts["qkv"]),
+            o=self._linear(parts["o"]),
+            prepare=self._prepare(parts, shape.rope),
+            decode=self._share("paged_attention_decode", key, params=params, facts=facts),
+            prefill=self._share("paged_attention_prefill", key, params=params, facts=facts),
+        )
+
+    def _prepare(self, parts: dict[str, Part], rope: Rope | None) -> Prepare:
+        """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
+        a = self.a
+        norms = [self.weights.load(parts[name]) for name in ("q_norm", "k_norm")] if a.family.qk_norm else []
+        fused = self._fused(rope, [weight for weight, _ in norms]) if rope is not None else None
+        if fused is not None:
+            return fused
+        q_norm, k_norm = (self._bind_norm(*norm) for norm in norms) if norms else (None, None)
+        rotary = self._rotary(rope) if rope is not None else None
+        write = self._share("kv_cache_write", facts=self.attention_facts)
+        return Separate(q_norm, k_norm, rotary, write, [a.num_heads, a.num_kv_heads, a.num_kv_heads], a.head_dim)
+
+    def _fused(self, rope: Rope, norms: list[torch.Tensor]) -> BoundKernel | None:
+        """norms: weights of the norms of queries and of keys, or nothing."""
+        a, weights = self.a, {"cos_sin": self._table_of(rope)}
+        params: dict[str, Any] = {"num_heads": a.num_heads, "num_kv_heads": a.num_kv_heads, "style": "neox"}
+        replaced: dict[str, dict[str, Any]] = {"rotary": {**weights, "style": "neox"}, "kv_cache_write": {}}
+        if norms:
+            assert a.family.norm == "rms", "heads are normalized by RMS"
+            kind = {"eps": a.norm_eps, "offset": a.family.norm_offset}
+            weights |= {"q_weight": norms[0], "k_weight": norms[1]}
+            params |= kind
+            replaced["rms_norm"] = {"weight": norms[0], **kind}
+        return self.plan.bind_fused("qk_norm_rotary_kv_write", replaced, weights, params, self.attention_facts)
+
+    def _mlp(self, parts: dict[str, Part]) -> Mlp:
+        up = self._linear(parts["gate_up" if self.a.family.gated else "up"])
+        return Mlp(up, self._gated() if self.a.family.gated else PLAIN[self.a.activation], self._linear(parts["down"]))
+
+    def _gated(self) -> BoundKernel:
+        if self.a.activation in ("silu", "swish"):
+            return self._share("silu_and_mul")
+        return self._share("gelu_and_mul", params={"approximate": "none" if self.a.activation == "gelu" else "tanh"})
+
+    def _moe(self, parts: dict[str, Part], shape: LayerShape) -> MoeMlp:
+        assert shape.moe is not None
+        params = {"bias": None, "top_k": shape.moe.top_k, "renormalize": shape.moe.renormalize, "scoring": "softmax"}
+        experts = {"w13": self.weights.load(parts["w13"])[0], "w2": self.weights.load(parts["w2"])[0]}
+        return MoeMlp(
+            self._linear(parts["router"]),
+            self._share("moe_route", params=params, facts={"num_experts": shape.moe.num_experts}),
+            self.plan.bind("moe_experts", experts, {"expert_start": 0}, {"top_k": shape.moe.top_k}),
+        )
+
+    def _linear(self, part: Part) -> BoundKernel:
+        weight, bias = self.weights.load(part)
+        return self.plan.bind("linear", {"weight": weight, "bias": bias})
+
+    def _optional(self, parts: dict[str, Part], name: str) -> BoundKernel | None:
+        return self._linear(parts[name]) if name in parts else None
+
+    def _norm(self, part: Part) -> BoundKernel:
+        return self._bind_norm(*self.weights.load(part))
+
+    def _bind_norm(self, weight: torch.Tensor, bias: torch.Tensor | None) -> BoundKernel:
+        if self.a.family.norm == "layer":
+            return self.plan.bind("layer_norm", {"weight": weight, "bias": bias}, {"eps": self.a.norm_eps})
+        return self.plan.bind("rms_norm", {"weight": weight}, {"eps": self.a.norm_eps, "offset": self.a.family.norm_offset})
+
+    def _table(self, weight: torch.Tensor) -> BoundKernel:
+        return self.plan.bind("embedding", {"weight": weight}, {"vocab_start": 0})
+
+    def _positions(self, parts: dict[str, Part]) -> BoundKernel | None:
+        if "position_embed" not in parts:
+            return None
+        return self._table(self.weights.load(parts["position_embed"])[0][self.a.family.position_offset :])
+
+    def _lm_head(self, parts: dict[str, Part], table: torch.Tensor | None) -> BoundKernel:
+        weight = table if self.a.tied else self.weights.load(parts["lm_head"])[0]
+        return self.plan.bind("linear", {"weight": weight, "bias": None})
+
+    def _rotary(self, rope: Rope) -> BoundKernel:
+        if ("rotary", rope) not in self._shared:
+            self._shared["rotary", rope] = self.plan.bind("rotary", {"cos_sin": self._table_of(rope)}, {"style": "neox"})
+        return self._shared["rotary", rope]
+
+    def _table_of(self, rope: Rope) -> torch.Tensor:
+        if rope not in self._cos_sin:
+            self._cos_sin[rope] = cos_sin_table(rope, self.info.max_model_len, self.device)
+        return self._cos_sin[rope]
+
+    def _share(
+        self, op: str, key: Hashable = None, params: dict[str, Any] | None = None, facts: dict[str, Any] | None = None
+    ) -> BoundKernel:
+        if (op, key) not in self._shared:
+            self._shared[op, key] = self.plan.bind(op, params=params, facts=facts)
+        return self._shared[op, key]
+
+    def _window(self, shape: LayerShape) -> int | None:
+        """A window that no sequence outgrows is none."""
+        return shape.window if shape.window is not None and shape.window < self.info.max_model_len else None
+
+    def _cache_spec(self, shape: LayerShape) -> PagedKV:
+        return PagedKV(self.a.num_kv_heads, self.a.head_dim, self.a.head_dim, self.cache_dtype, self._window(shape))
+
+
+def cos_sin_table(rope: Rope, max_len: int, device: torch.device) -> torch.Tensor:
+    """f32 [max_len, rotary_dim]: cos of each pair's angle, then sin; in float32 throughout, as models were trained."""
+    frequencies, factor = rope.inverse_frequencies(max_len)
+    positions = torch.arange(max_len, dtype=torch.float32, device=device)
+    angles = positions[:, None] * torch.tensor(frequencies, dtype=torch.float32, device=device)
+    return torch.cat((angles.cos(), angles.sin()), dim=1) * factor
+
+
+_GELU_TANH = functools.partial(torch.nn.functional.gelu, approximate="tanh")
+PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.nn.functional.relu,
+    "silu": torch.nn.functional.silu,
+    "swish": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_new": _GELU_TANH,
+    "gelu_fast": _GELU_TANH,
+    "gelu_pytorch_tanh": _GELU_TANH,
+}

@@ -1,0 +1,89 @@
+"""The residual topologies: how attention, MLP and norms make a layer. Each exchanges (hidden, residual).
+
+The sum of the residual stream and a sub-layer's output is left to the next norm, which adds and normalizes in one kernel:
+between layers the state of the model is ``hidden + residual`` (``hidden`` alone where residual is None).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...plan import BoundKernel
+from ..batch import ForwardBatch, GroupBatch
+from .attention import Attention
+
+if TYPE_CHECKING:
+    from triton_kernels.attention_meta import LayerKV
+
+Mlp = Callable[[torch.Tensor], torch.Tensor]
+State = tuple[torch.Tensor, torch.Tensor | None]
+
+
+@dataclass(slots=True)
+class PreNormBlock:
+    """x + attention(norm(x)), then x + mlp(norm(x)); with post norms, what is added is normalized too."""
+
+    attention: Attention
+    mlp: Mlp
+    attn_norm: BoundKernel
+    mlp_norm: BoundKernel
+    attn_post_norm: BoundKernel | None = None
+    mlp_post_norm: BoundKernel | None = None
+
+    def __call__(
+        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, group: GroupBatch, kv: LayerKV
+    ) -> State:
+        if residual is None:
+            residual, x = x, self.attn_norm(x, None)
+        else:
+            x = self.attn_norm(x, residual)
+        x = self.attention(x, batch.positions, batch.num_decode_tokens, group, kv)
+        if self.attn_post_norm is not None:
+            x = self.attn_post_norm(x, None)
+        x = self.mlp(self.mlp_norm(x, residual))
+        if self.mlp_post_norm is not None:
+            x = self.mlp_post_norm(x, None)
+        return x, residual
+
+
+@dataclass(slots=True)
+class ParallelBlock:
+    """x + attention(norm(x)) + mlp(norm'(x))."""
+
+    attention: Attention
+    mlp: Mlp
+    attn_norm: BoundKernel
+    mlp_norm: BoundKernel
+
+    def __call__(
+        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, group: GroupBatch, kv: LayerKV
+    ) -> State:
+        if residual is None:
+            residual, x = x, self.attn_norm(x, None)
+        else:
+            x = self.attn_norm(x, residual)
+        x = self.attention(x, batch.positions, batch.num_decode_tokens, group, kv)
+        return x.add_(self.mlp(self.mlp_norm(residual, None))), residual
+
+
+@dataclass(slots=True)
+class PostNormBlock:
+    """norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    attention: Attention
+    mlp: Mlp
+    attn_norm: BoundKernel
+    mlp_norm: BoundKernel
+
+    def __call__(
+        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, group: GroupBatch, kv: LayerKV
+    ) -> State:
+        x = self.attn_norm(self.attention(x, batch.positions, batch.num_decode_tokens, group, kv), x)
+        return self.mlp_norm(self.mlp(x), x), None
+
+
+Block = PreNormBlock | ParallelBlock | PostNormBlock

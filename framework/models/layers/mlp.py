@@ -1,0 +1,37 @@
+"""What follows attention: a gated or plain MLP, or a mixture of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ...plan import BoundKernel
+
+
+@dataclass(slots=True)
+class Mlp:
+    """down(activation(up(x))). A gated activation takes gate and up side by side: ``up`` is one linear for both."""
+
+    up: BoundKernel
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    down: BoundKernel
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, H] -> [T, H]."""
+        return self.down(self.activation(self.up(x)))
+
+
+@dataclass(slots=True)
+class MoeMlp:
+    """A router sends each token to a few experts and adds up what they return, weighted."""
+
+    router: BoundKernel
+    route: BoundKernel
+    experts: BoundKernel
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, H] -> [T, H]."""
+        weights, ids = self.route(self.router(x))
+        return self.experts(x, weights, ids)

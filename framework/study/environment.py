@@ -1,0 +1,61 @@
+"""What a result row says about where it was measured. No host names, no paths."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from ..config import EngineConfig
+
+DISTRIBUTIONS = ("kernelswap", "torch", "triton", "transformers", "numpy")
+
+
+def environment(config: EngineConfig) -> dict[str, str | int]:
+    """``env.*`` columns: versions, processor, commit, and the device that an engine of ``config`` runs on here."""
+    found: dict[str, str | int] = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["cpu"] = _cpu_name()
+    found["num_cpus"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found["device"] = _device_name(config)
+    if commit := _git("rev-parse", "HEAD"):
+        found["commit"] = commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    return {f"env.{key}": value for key, value in found.items()}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _device_name(config: EngineConfig) -> str:
+    if config.executor.kind != "local":
+        return f"{config.executor.kind} {config.executor.device}" if config.executor.kind == "simulated" else config.executor.kind
+    import torch  # the local executor has imported it already; reading results needs none
+
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return torch.cuda.get_device_name(None if config.device == "auto" else config.device)
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the folder of this package; None where it is not in a checkout of its own, or git is missing."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

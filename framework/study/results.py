@@ -1,0 +1,148 @@
+"""Files of a run, and the table of many runs.
+
+A run's folder holds ``run.json``, one flat dictionary (config keys with dots, ``choice.<op>``, ``plan.<op>``, ``metric.<name>``,
+``env.<name>``, ``status``, ``error``), and ``requests.csv``, one row per request. A table of runs is all ``run.json`` below a
+folder; it can be built at any time, while a sweep still runs too.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import EngineConfig
+from .driver import RequestRecord
+from .metrics import e2e_s, tpot_s, ttft_s
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUN_FILE, REQUESTS_FILE, TABLE_FILE = "run.json", "requests.csv", "table.csv"
+REQUEST_COLUMNS = (
+    "request_id", "user", "status", "arrival_s", "first_token_s", "last_token_s", "num_prompt_tokens", "num_output_tokens",
+    "ttft_s", "tpot_s", "e2e_s", "finish_reason", "error",
+)  # fmt: skip
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> one with dotted keys. Lists become text, so that every cell of the table is a scalar."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(flatten(item, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(item) if isinstance(item, list | tuple) else item
+    return flat
+
+
+def config_columns(config: EngineConfig) -> dict[str, Any]:
+    """The config of a run as columns; what was asked of the kernels is ``choice.<op>``."""
+    fields = asdict(config)
+    kernels = fields.pop("kernels")
+    return {**flatten(fields), **{f"choice.{op}": choice for op, choice in kernels.items()}}
+
+
+def plan_columns(report: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What ran: ``plan.<op>`` is the impl, with ``.origin``, ``.version`` and ``.calls`` beside it."""
+    columns: dict[str, Any] = {}
+    for op, entry in report.items():
+        columns[f"plan.{op}"] = entry["impl"]
+        columns.update({f"plan.{op}.{key}": entry[key] for key in ("origin", "version", "calls")})
+    return columns
+
+
+def write_run(folder: Path, row: Mapping[str, Any]) -> None:
+    """Writes ``run.json`` in one move, so that a reader never sees half of it. Infinite numbers are written as text."""
+    row = {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / (RUN_FILE + ".part")
+    draft.write_text(json.dumps(row, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    draft.replace(folder / RUN_FILE)
+
+
+def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
+    """Writes ``requests.csv``; a cell is empty where nothing was observed."""
+    with (folder / REQUESTS_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, REQUEST_COLUMNS)
+        writer.writeheader()
+        for r in requests:
+            times = r.token_times_s
+            row = {
+                "request_id": r.request_id, "user": r.user, "status": "refused" if r.error else "ok", "arrival_s": r.arrival_s,
+                "first_token_s": times[0] if times else None, "last_token_s": times[-1] if times else None,
+                "num_prompt_tokens": r.num_prompt_tokens, "num_output_tokens": len(times),
+                "ttft_s": ttft_s(r), "tpot_s": tpot_s(r), "e2e_s": e2e_s(r), "finish_reason": r.finish_reason, "error": r.error,
+            }  # fmt: skip
+            writer.writerow({k: _cell(v) for k, v in row.items()})
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return None if math.isnan(value) else f"{value:.9g}"
+    return value
+
+
+def collect(folder: str | Path) -> pd.DataFrame:
+    """The table of all runs below ``folder``, failed ones too, in the order of their paths (numbers by value). The column
+    ``run`` is a run's path relative to ``folder``. Raises ValueError if there is no run."""
+    import pandas as pd
+
+    root = Path(folder)
+    files = sorted(root.rglob(RUN_FILE), key=lambda path: _natural(path.relative_to(root)))
+    if not files:
+        raise ValueError(f"{str(folder)!r} holds no {RUN_FILE}: expected the output folder of a run or of a sweep")
+    rows = [{"run": path.parent.relative_to(root).as_posix(), **json.loads(path.read_text(encoding="utf-8"))} for path in files]
+    return pd.DataFrame(rows)
+
+
+def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
+    """The requests of all ``runs`` (a table from ``collect(folder)``) in one table; the column ``run`` says whose they are."""
+    import pandas as pd
+
+    paths = {run: Path(folder) / run / REQUESTS_FILE for run in runs["run"]}
+    tables = [pd.read_csv(path).assign(run=run) for run, path in paths.items() if path.is_file()]
+    if not tables:
+        raise ValueError(f"no run below {str(folder)!r} has a {REQUESTS_FILE}")
+    return pd.concat(tables, ignore_index=True)
+
+
+def select(runs: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """The runs whose ``column`` is ``value``, compared as numbers where it holds numbers. Raises ValueError if there is none."""
+    import pandas as pd
+
+    if column not in runs:
+        raise ValueError(f"the table has no column {column!r}; the swept ones are {', '.join(swept_columns(runs)) or 'none'}")
+    numbers = pd.to_numeric(runs[column], errors="coerce")
+    wanted = pd.to_numeric(value, errors="coerce")
+    found = runs[(runs[column].astype(str) == value) | (numbers == wanted)]
+    if found.empty:
+        raise ValueError(f"no run has {column}={value}; found {', '.join(map(str, runs[column].unique()))}")
+    return found
+
+
+def swept_columns(runs: pd.DataFrame) -> list[str]:
+    """Config and choice columns in which the runs differ: the axes of a sweep."""
+    fixed = ("run", "status", "error", "name")
+    found = ("metric.", "plan.", "env.")
+    return [c for c in runs.columns if c not in fixed and not c.startswith(found) and runs[c].nunique(dropna=False) > 1]
+
+
+def is_repeat(column: str) -> bool:
+    """Whether a swept column only repeats a run: seeds do."""
+    return column.split(".")[-1] == "seed"
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned text; the first row is the header, the first column is flush left, the others flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in path.parts]

@@ -1,0 +1,96 @@
+"""Steps of decodes only, recorded once per batch size and replayed: the host launches one graph instead of every kernel."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ..models.batch import ForwardBatch, GroupBatch
+from ..models.protocol import Model
+from ..plan import AttentionMeta, BoundKernel, LayerKV
+from .request_rows import RequestRows
+from .transfer import packed_bytes, packed_views, to_device
+
+Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
+
+
+class DecodeGraphs:
+    """One recording of the model, from slots in the cache to logits, per batch size; a step takes the smallest that holds its rows.
+
+    Inputs lie in buffers that all recordings read. Rows beyond the step's are padding: they belong to the padding slot, have length
+    0 and write nowhere, so they touch nothing. ``capture`` records a function and returns its replay; sizes are captured from the
+    largest down, so that the smaller ones fit into the memory of the largest.
+    """
+
+    def __init__(self, model: Model, caches: list[LayerKV], rows: RequestRows, slot_mapping: BoundKernel, batch_sizes: list[int],
+                 capture: Capture) -> None:  # fmt: skip
+        self._rows, self._slot_mapping, self._sizes = rows, slot_mapping, sorted(set(batch_sizes))
+        largest, device = self._sizes[-1], rows.device
+        self._like = [torch.empty(largest, dtype=dtype, device="meta") for dtype in (torch.int64, torch.int64, torch.int32)]
+        self._inputs = torch.zeros(packed_bytes(self._like), dtype=torch.uint8, device=device)
+        self._slots, self._positions, self._lengths = packed_views(self._inputs, self._like)
+        self._slots.fill_(rows.padding_slot)
+        num_groups, _, width = rows.tables.shape
+        self._tables = torch.zeros(num_groups, largest, width, dtype=torch.int32, device=device)
+        self._cu_q = torch.arange(largest + 1, dtype=torch.int32, device=device)
+        self._replays: dict[int, Callable[[], torch.Tensor]] = {}
+        for size in reversed(self._sizes):
+            self._replays[size] = capture(self._step_of(model, caches, size))
+
+    def fits(self, counts: np.ndarray, first: np.ndarray) -> bool:
+        """Whether every row decodes one token, and there are no more than the largest recording holds."""
+        return len(counts) <= self._sizes[-1] and bool((counts == 1).all()) and bool((first > 0).all())
+
+    def run(self, slots: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+        """Logits [R, V] of the tokens at ``positions`` of ``slots``; valid until the next run."""
+        count = len(slots)
+        size = self._sizes[bisect_left(self._sizes, count)]
+        host = torch.zeros(self._inputs.shape, dtype=torch.uint8, pin_memory=self._inputs.is_cuda)
+        own_slots, own_positions, lengths = packed_views(host, self._like)
+        own_slots[:count], own_slots[count:] = torch.from_numpy(slots), self._rows.padding_slot
+        own_positions[:count] = torch.from_numpy(positions)
+        lengths[:count] = torch.from_numpy(positions + 1)
+        self._inputs.copy_(host, non_blocking=True)
+        width = self._rows.table_width(int(positions.max()) + 1)
+        tables = to_device(self._rows.tables[:, slots, :width], self._tables.device)
+        self._tables[:, :count, :width].copy_(tables, non_blocking=True)
+        return self._replays[size]()[:count]
+
+    def _step_of(self, model: Model, caches: list[LayerKV], size: int) -> Callable[[], torch.Tensor]:
+        """The function to record: reads the buffers, returns logits [size, V]."""
+        cu_q, positions, lengths = self._cu_q[: size + 1], self._positions[:size], self._lengths[:size]
+        metas = [AttentionMeta(cu_q, lengths, table[:size], 1, model.max_model_len) for table in self._tables]
+
+        def step() -> torch.Tensor:
+            groups = [GroupBatch(self._slot_mapping(positions, cu_q, lengths, meta.block_table), meta, None) for meta in metas]
+            batch = ForwardBatch(self._rows.tokens[self._slots[:size], positions], positions, size, groups, self._slots[:0])
+            model.begin_step(batch)
+            return model.logits(model.forward(batch, caches))
+
+        return step
+
+
+class CudaGraphCapture:
+    """Records functions as CUDA (or HIP) graphs that share one memory pool."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._side = torch.cuda.Stream()  # one for all: the allocator keeps what was freed for its stream
+
+    def __call__(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):  # compiles kernels and allocates workspaces before recording
+            run()
+        torch.cuda.current_stream().wait_stream(self._side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = run()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return output
+
+        return replay

@@ -1,0 +1,128 @@
+"""Every kind of step that an engine of a configuration runs, on a model without weights: what a kernel pack is compiled from.
+
+Model, caches and runner are the engine's own, their tensors lie uninitialized on the CPU, and the plan's kernels do not run
+(see ``TargetPlan``). So the launches have the shapes, strides and options of the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ..build import settle_block_size
+from ..config import EngineConfig
+from ..engine.kv_cache.spec import group_layers
+from ..engine.step import NewRequest, StepInput
+from ..models.architecture import read_model
+from ..models.builder import Builder
+from ..models.parallel import Parallel
+from ..models.parts import Part
+from ..plan import TargetPlan
+from ..sampling_params import SamplingParams
+from .cache_memory import allocate_caches
+from .runner import Runner
+
+CPU = torch.device("cpu")
+PLAIN = SamplingParams(temperature=0.0, seed=0)
+FULL = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, min_p=0.05, seed=0, repetition_penalty=1.1, logit_bias={1: 1.0},
+                      min_tokens=1, logprobs=5)  # fmt: skip
+UNMASKED = SamplingParams(temperature=0.8, seed=0, repetition_penalty=1.1)  # penalties alone, without a mask of allowed tokens
+
+
+class _EmptyWeights:
+    """Tensors whose memory nobody touches, so that models larger than this machine fit."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def load(self, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return torch.empty(part.shape, dtype=self._dtype), torch.empty(sum(part.rows), dtype=self._dtype) if part.bias else None
+
+
+class _ZeroIntegers(TorchFunctionMode):
+    """Inside, uninitialized integers are 0: what no kernel wrote is used as an index all the same."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.empty, torch.empty_like, torch.Tensor.new_empty) and not out.is_floating_point():
+            out.zero_()
+        return out
+
+
+@torch.inference_mode()
+def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
+    """Builds the engine of ``config`` for ``target`` and runs its steps; returns their number. ``probe``: other sizes of the same
+    kinds, which must not need other kernels. Raises ValueError for models that only the transformers library can run."""
+    info = read_model(config.model)
+    if info.architecture is None:
+        raise ValueError(f"model {config.model.name!r} runs through the transformers library ({info.reason}); kernels can be "
+                         "packed for native models only")  # fmt: skip
+    settle_block_size(config, target)
+    dtype = getattr(torch, info.dtype)
+    plan = TargetPlan.of(config, target, dtype)
+    model = Builder(
+        info, info.architecture, _EmptyWeights(dtype), plan, CPU, Parallel(), config.cache.block_size, config.cache.dtype
+    ).build()
+    groups = group_layers(model.cache_specs())
+    model.set_groups(groups)
+    caches = allocate_caches(groups, 2, config.cache.block_size, CPU)
+    runner = Runner(model, plan, groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, CPU)
+    num_steps = 0
+    with _ZeroIntegers():
+        for step in _steps(config, model.max_model_len, len(groups), probe):
+            runner.step(step)
+            num_steps += 1
+        if config.graphs.enabled:  # last: from then on decodes replay, while mixed steps run as above
+            sizes = [size for size in config.graphs.batch_sizes if size <= config.scheduler.max_num_seqs]
+            runner.capture_graphs(sizes or [config.scheduler.max_num_seqs], _run_once)
+            num_steps += len(sizes)
+    return num_steps
+
+
+def _run_once(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    run()
+    return run
+
+
+def _steps(config: EngineConfig, max_len: int, num_groups: int, probe: bool) -> Iterator[StepInput]:
+    """Prompts and batches of decodes of every power of two up to the limits, mixed steps, every way to sample."""
+    limit = min(config.scheduler.max_num_batched_tokens, max_len - 1)
+    size = config.cache.block_size
+    shift = 3 if probe else 0
+
+    def request(slot: int, length: int, computed: int, params: SamplingParams) -> NewRequest:
+        blocks = [[1] * -(-length // size)] * num_groups
+        return NewRequest(slot, str(slot), [0] * length, length - bool(computed), computed, blocks, params)
+
+    def step(*rows: tuple[int, int], params: SamplingParams = PLAIN) -> StepInput:
+        """Rows of (tokens computed before, tokens in this step)."""
+        new = [request(slot, before + now, before, params) for slot, (before, now) in enumerate(rows)]
+        slots = list(range(len(rows)))
+        return StepInput(0, slots, [now for _, now in rows], [True] * len(rows), new, slots)
+
+    prompts = [*_powers(limit), limit]
+    batches = [*_powers(config.scheduler.max_num_seqs), config.scheduler.max_num_seqs]
+    contexts = sorted({min(n + shift, max_len - 1) for n in (1, size, 5 * size, 16 * size, max_len - 1)})
+    for num_tokens in prompts:
+        num_tokens = max(1, num_tokens - shift)
+        yield step((0, num_tokens))
+        if size + num_tokens < max_len:
+            yield step((size, num_tokens))  # behind a cached prefix
+        yield step((contexts[0], 1), (0, max(1, num_tokens - 1)))
+    for batch in batches:
+        yield step(*[(contexts[0], 1)] * max(1, batch - shift))
+    for context in contexts:
+        yield step((context, 1))
+        yield step((context, 1), (context, 1), params=FULL)
+    for params in (FULL, UNMASKED):
+        yield step((0, min(limit, 2 * size)), params=params)
+    copies = step((1, 1))
+    copies.copies = [(group, 0, 1) for group in range(num_groups)]
+    yield copies
+
+
+def _powers(limit: int) -> list[int]:
+    return [1 << exponent for exponent in range(limit.bit_length()) if 1 << exponent <= limit]

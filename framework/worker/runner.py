@@ -1,0 +1,163 @@
+"""The only place with tensors between scheduler and model: one batch per step, from permanent rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..engine.kv_cache.spec import CacheGroup
+from ..engine.step import StepInput, StepOutput
+from ..models.batch import ForwardBatch, GroupBatch
+from ..models.protocol import Model
+from ..plan import AttentionMeta, KernelPlan, LayerKV
+from .decode_graphs import DecodeGraphs
+from .request_rows import RequestRows
+from .sampler import PendingLogprobs, Sampler, SampleRows
+from .transfer import HostCopy, all_to_device, to_device
+
+MAX_DECODE_TOKENS = 8
+"""Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
+
+
+class StepHandle:
+    """A step that was launched; what it brings may still be on its way from the device."""
+
+    def __init__(
+        self, step_id: int, tokens: torch.Tensor, logprobs: PendingLogprobs | None, prompt: dict[int, PendingLogprobs]
+    ) -> None:
+        self._step_id, self._tokens, self._logprobs, self._prompt = step_id, HostCopy(tokens), logprobs, prompt
+
+    def result(self) -> StepOutput:
+        logprobs = self._logprobs.by_row() if self._logprobs is not None else {}
+        prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
+        return StepOutput(self._step_id, self._tokens.lists()[0], None, logprobs, prompt)
+
+
+@dataclass
+class StepRows:
+    """The rows of a step on the host: int64 [R] each. first, lengths: tokens in the cache before and after it; bounds [R + 1]: row
+    r's tokens are bounds[r] : bounds[r + 1]; sampled: rows that yield a token."""
+
+    slots: np.ndarray
+    counts: np.ndarray
+    first: np.ndarray
+    lengths: np.ndarray
+    bounds: np.ndarray
+    sampled: np.ndarray
+
+
+class Runner:
+    """Executes step inputs on a model."""
+
+    def __init__(self, model: Model, plan: KernelPlan, groups: tuple[CacheGroup, ...], caches: list[LayerKV], num_slots: int,
+                 block_size: int, device: torch.device) -> None:  # fmt: skip
+        self.model, self.caches, self.device = model, caches, device
+        self.sampler = Sampler(plan, num_slots, model.vocab_size, device)
+        self.rows = RequestRows(num_slots, model.max_model_len, len(groups), block_size, device)
+        self._slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
+        self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
+        self._groups = groups
+        self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in groups]
+        self._graphs: DecodeGraphs | None = None
+
+    def capture_graphs(
+        self, batch_sizes: list[int], capture: Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
+    ) -> None:
+        """From now on, steps of decodes only replay a recording of the model. ``capture`` turns a function into its replay."""
+        self._graphs = DecodeGraphs(self.model, self.caches, self.rows, self._slot_mapping, batch_sizes, capture)
+
+    @torch.inference_mode()
+    def step(self, step: StepInput) -> StepHandle:
+        """Applies the deltas, computes the rows, samples."""
+        self.rows.apply(step)
+        for request in step.new:
+            self.sampler.add(request)
+        self._copy(step.copies)
+        if not step.slots:
+            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, {})
+        rows = self._step_rows(step)
+        slots, positions = rows.slots[rows.sampled], rows.lengths[rows.sampled]
+        prompt_logprobs: dict[int, PendingLogprobs] = {}
+        if self._graphs is not None and self._graphs.fits(rows.counts, rows.first):
+            logits = self._graphs.run(rows.slots, rows.first)
+            targets = all_to_device((slots.astype(np.int32), positions), self.device)
+        else:
+            batch, targets = self._batch(rows, (slots.astype(np.int32), positions))
+            self.model.begin_step(batch)
+            hidden = self.model.forward(batch, self.caches)
+            prompt_logprobs = self._prompt_logprobs(rows, hidden)
+            logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
+        self.rows.num_computed[rows.slots] = rows.lengths
+        if not len(rows.sampled):
+            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, prompt_logprobs)
+        sample_rows = SampleRows(slots, positions, *targets)
+        tokens, logprobs = self.sampler.sample(logits, sample_rows, self.rows.tokens)
+        self.rows.tokens[sample_rows.row_to_slot.long(), sample_rows.position] = tokens.long().clamp_min(0)
+        return StepHandle(step.step_id, tokens, logprobs, prompt_logprobs)
+
+    def _copy(self, copies: list[tuple[int, int, int]]) -> None:
+        for index, group in enumerate(self._groups):
+            pairs = np.array([(src, dst) for g, src, dst in copies if g == index], dtype=np.int64)
+            if len(pairs):
+                src, dst = to_device(pairs, self.device).unbind(1)
+                for layer in group.layers:
+                    self._copy_blocks(self.caches[layer], src, dst)
+
+    def _step_rows(self, step: StepInput) -> StepRows:
+        slots, counts = np.asarray(step.slots), np.asarray(step.num_tokens)
+        bounds = np.zeros(len(counts) + 1, dtype=np.int64)
+        np.cumsum(counts, out=bounds[1:])
+        first = self.rows.num_computed[slots]
+        return StepRows(slots, counts, first, first + counts, bounds, np.flatnonzero(step.samples))
+
+    def _batch(self, rows: StepRows, more: tuple[np.ndarray, ...]) -> tuple[ForwardBatch, list[torch.Tensor]]:
+        """The tensors of a step, and ``more`` on the device, where all of them go in one copy."""
+        row_of_token = np.repeat(np.arange(len(rows.slots)), rows.counts)
+        positions = np.arange(rows.bounds[-1]) + (rows.first - rows.bounds[:-1])[row_of_token]
+        # Decodes come first; a short row anywhere else would be the tail of a prompt, which prefill handles too.
+        is_decode = (rows.counts <= MAX_DECODE_TOKENS) & (rows.first > 0)
+        n = len(is_decode) if is_decode.all() else int(np.argmin(is_decode))
+        lengths, cu_q = rows.lengths.astype(np.int32), rows.bounds.astype(np.int32)
+        width = self.rows.table_width(int(lengths.max()))
+        arrays = (
+            positions, rows.slots[row_of_token], rows.bounds[rows.sampled + 1] - 1, cu_q, lengths,
+            cu_q[n:] - cu_q[n], lengths[n:],  # again: kernels may not be compiled for the address that a slice starts at
+            self.rows.tables[:, rows.slots, :width],
+        )  # fmt: skip
+        tensors = all_to_device((*arrays, *more), self.device)
+        token_positions, token_slots, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
+        groups = [
+            GroupBatch(
+                self._slot_mapping(token_positions, cu_q_all, lengths_all, table),
+                _attention_meta(rows, slice(0, n), cu_q_all[: n + 1], lengths_all[:n], table, workspaces[0]),
+                _attention_meta(rows, slice(n, None), cu_q_prefill, lengths_prefill, table, workspaces[1]),
+            )
+            for table, workspaces in zip(tables, self._workspaces)
+        ]
+        token_ids = self.rows.tokens[token_slots, token_positions]
+        return ForwardBatch(token_ids, token_positions, int(rows.bounds[n]), groups, logits_indices), tensors[8:]
+
+    def _prompt_logprobs(self, rows: StepRows, hidden: torch.Tensor) -> dict[int, PendingLogprobs]:
+        """For rows that asked: of each prompt token whose predecessor was computed in this step."""
+        found = {}
+        for row, slot in enumerate(rows.slots.tolist()):
+            start, first = int(rows.bounds[row]), int(rows.first[row])
+            count = min(int(rows.counts[row]), int(self.rows.num_prompt_tokens[slot]) - 1 - first)
+            if count > 0 and self.sampler.wants_prompt_logprobs(slot):
+                targets = self.rows.tokens[slot, first + 1 : first + 1 + count]
+                found[row] = self.sampler.prompt_logprobs(slot, self.model.logits, hidden[start : start + count], targets)
+        return found
+
+
+def _attention_meta(
+    rows: StepRows, part: slice, cu_q: torch.Tensor, seq_lens: torch.Tensor, block_table: torch.Tensor, workspace: dict
+) -> AttentionMeta | None:
+    """Of some of the rows, None if these are none; the table is that of all rows."""
+    counts = rows.counts[part]
+    if not len(counts):
+        return None
+    longest = int(rows.lengths[part].max())
+    return AttentionMeta(cu_q, seq_lens, block_table[part], int(counts.max()), longest, workspace)
