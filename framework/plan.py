@@ -100,7 +100,7 @@ class KernelPlan:
         know beyond them (head_dim, page_size, ...). Raises NoKernelError if the choice cannot serve."""
         weights, params = dict(weights or {}), dict(params or {})
         impl, choice, spec = self._resolve(op, {**weights, **params}, facts)
-        tuned = self.tables.lookup(impl, spec).content_hash
+        tuned = self.tables.lookup(op, impl.name, impl.options, spec).content_hash
         version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
         kernel = BoundKernel(op, impl, str(choice), self._bind(impl, spec, weights, params, choice.options), version)
         self.bound.append(kernel)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,9 @@ RULES = (
 )
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> Iterator[tuple[int, str]]:
-    """(line, absolute module name) of every import; imports for type checking only are skipped, functions' on request. Of ``from
-    package import name`` both the package and package.name are given, because the name may be a module."""
+def imports(path: Path, *, top_level_only: bool = False, everything: bool = False) -> Iterator[tuple[int, str]]:
+    """(line, absolute module name) of every import; those for type checking only are skipped unless ``everything`` is asked for,
+    functions' on request. Of ``from package import name`` both the package and package.name are given: the name may be a module."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
 
     def visit(node: ast.AST) -> Iterator[tuple[int, str]]:
@@ -79,7 +80,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> Iterator[tuple[int, 
                 yield child.lineno, module
                 yield from ((child.lineno, f"{module}.{alias.name}") for alias in child.names)
             elif not (
-                (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+                (not everything and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
                 or (top_level_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
             ):
                 yield from visit(child)
@@ -89,6 +90,10 @@ def imports(path: Path, *, top_level_only: bool = False) -> Iterator[tuple[int, 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    return name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -116,7 +121,17 @@ def test_every_rule_is_about_something() -> None:
 
 
 def test_light_modules_import_without_torch() -> None:
-    light = [p for p in FILES if name_of(p).startswith(("framework/engine/", "framework/executor/", "framework/study/"))]
-    names = [name_of(p).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for p in light]
-    code = f"import sys, framework, framework.config, framework.llm, framework.cli, {', '.join(names)}; assert 'torch' not in sys.modules"
+    light = [path for path in FILES if name_of(path).startswith(("framework/engine/", "framework/executor/", "framework/study/"))]
+    names = ["framework", "framework.config", "framework.llm", "framework.cli", *map(module_of, light)]
+    code = f"import sys, {', '.join(names)}; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_no_circles() -> None:
+    """Not even by imports inside functions or for type checking."""
+    known = {module_of(path) for path in FILES}
+    graph = {module_of(path): {module for _, module in imports(path, everything=True)} & known - {module_of(path)} for path in FILES}
+    for path in FILES:
+        if path.name == "__init__.py":  # a package that exports its modules is what they belong to, and no circle
+            graph[module_of(path)] = set()
+    TopologicalSorter(graph).prepare()  # raises CycleError

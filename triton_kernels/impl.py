@@ -89,7 +89,7 @@ class Impl:
         a plain function gets the bound arguments as keywords. ``tables`` replace the defaults of options that ``options``
         does not set; a class with ``tuned_by_tokens`` gets what they say as ``tuned``, because it depends on the call."""
         weights, params = dict(weights or {}), dict(params or {})
-        tuned = tables.lookup(self, spec) if tables is not None and self.options else NOT_TUNED
+        tuned = tables.lookup(self.op, self.name, self.options, spec) if tables is not None and self.options else NOT_TUNED
         chosen = {**self.options, **tuned.at(), **(options or {})}
         if getattr(self.target, "tuned_by_tokens", False):
             chosen["tuned"] = tuned

@@ -14,17 +14,14 @@ import importlib.metadata
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .spec import Spec
-
-if TYPE_CHECKING:
-    from .impl import Impl
 
 SIZES = frozenset({
     "num_tokens", "in_features", "out_features", "hidden_size", "inner_size", "intermediate_size", "vocab_size", "num_experts",
@@ -100,16 +97,16 @@ class TunedTables:
             return cls()
         return cls((Path(__file__).with_name("tuned"), user_dir() if user == "auto" else Path(user).expanduser()))
 
-    def lookup(self, impl: Impl, spec: Spec) -> Tuned:
-        """What is known about ``impl`` in a layer of ``spec``. Entries with options that the impl does not have are ignored."""
+    def lookup(self, op: str, impl: str, options: Collection[str], spec: Spec) -> Tuned:
+        """What is known about an impl in a layer of ``spec``. Entries with options other than its ``options`` are ignored."""
         wanted = layer_bucket(spec)
         nearest: dict[int | None, tuple[float, Options]] = {}
         digest = hashlib.sha256()
         for folder in reversed(self.folders):
-            for entry in self._entries(folder, impl.op, spec.arch):
+            for entry in self._entries(folder, op, spec.arch):
                 static = {name: value for name, value in entry.bucket.items() if name != "num_tokens"}
                 octaves = distance(static, wanted)
-                if entry.impl != impl.name or octaves > MAX_OCTAVES or not set(entry.options) <= set(impl.options):
+                if entry.impl != impl or octaves > MAX_OCTAVES or not set(entry.options) <= set(options):
                     continue
                 digest.update(json.dumps(asdict(entry), sort_keys=True).encode())
                 num_tokens = entry.bucket.get("num_tokens")

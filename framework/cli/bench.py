@@ -17,7 +17,7 @@ from ..study.results import format_table
 if TYPE_CHECKING:
     import torch
 
-    from triton_kernels.bench import Row
+    from triton_kernels.lab.bench import Row
     from triton_kernels.registry import Registry
 
 ROWS_FILE, PLOT_FILE = "bench.json", "roofline.png"
@@ -57,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from triton_kernels.bench import run as measure
-    from triton_kernels.bench import select_tasks
+    from triton_kernels.lab.bench import run as measure
+    from triton_kernels.lab.bench import select_tasks
     from triton_kernels.registry import Registry
     from triton_kernels.tuning import TunedTables
 

@@ -6,23 +6,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..study.results import format_table
 from . import bench, pack, tune
+from .child import DTYPES, compile_for, run_module
 
 if TYPE_CHECKING:
-    from triton_kernels.aot import Compilation
     from triton_kernels.impl import Impl
+    from triton_kernels.lab.aot import Compilation
     from triton_kernels.registry import Registry
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -41,14 +39,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
     check = command("check", _check, "hold kernels to their contracts, on all cases of their ops")
     check.add_argument("kernels", nargs="+", metavar="OP[:IMPL[@key:value]]", help="OP or OP:all means all of the op")
-    check.add_argument("--dtype", action="append", choices=_DTYPES, help="default: fp32 and fp16, on a GPU also bf16")
+    check.add_argument("--dtype", action="append", choices=DTYPES, help="default: fp32 and fp16, on a GPU also bf16")
     check.add_argument("--interpret", action="store_true", help="on the CPU, in Triton's interpreter, even where a GPU is")
 
     build = command("compile", _compile, "compile Triton kernels for devices that need not be here, and check their gates")
     build.add_argument("kernels", nargs="*", metavar="OP[:IMPL]")
     build.add_argument("--all", action="store_true", help="every Triton kernel there is")
     build.add_argument("--target", action="append", choices=TARGETS, help="may be repeated (default: all)")
-    build.add_argument("--dtype", choices=_DTYPES, default="bf16", help="of activations and weights (default: %(default)s)")
+    build.add_argument("--dtype", choices=DTYPES, default="bf16", help="of activations and weights (default: %(default)s)")
     build.add_argument("--output", type=Path, metavar="FILE", help="write the artifacts as JSON")
 
     roofline = command("roofline", _roofline, "the least time that each case of an op can take on a device")
@@ -57,32 +55,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
     for module in (bench, tune, pack):
         module.add_parser(commands)
-
-
-def compile_for(
-    target: str, kernels: Iterable[str], plugins: Iterable[str] = (), dtype: str = "bf16", cases: Iterable[str] = (),
-    max_cases: int | None = None,
-) -> list[Compilation]:  # fmt: skip
-    """Compiles ``op:impl`` names (or ``op:impl@key:value``) for a target, for all serving cases or those named (at most
-    ``max_cases`` per impl), in a child process: it replaces Triton's driver, and must not interpret."""
-    from triton_kernels.aot import Compilation
-
-    arguments = [target, *kernels, "--dtype", _DTYPES[dtype], *(part for plugin in plugins for part in ("--plugin", plugin)),
-                 *(part for case in cases for part in ("--case", case)),
-                 *(() if max_cases is None else ("--max-cases", str(max_cases)))]  # fmt: skip
-    done = _child("triton_kernels.aot", arguments, interpret=False, capture_output=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"compiling for {target} stopped with exit code {done.returncode}:\n{done.stderr[-4000:]}")
-    return [Compilation.from_dict(json.loads(line)) for line in done.stdout.splitlines()]
-
-
-def _child(module: str, arguments: Sequence[str], interpret: bool, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs a module in a process of its own, because Triton decides at import whether it interprets."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])])
-    if interpret:
-        environment["TRITON_INTERPRET"] = "1"
-    return subprocess.run([sys.executable, "-m", module, *arguments], env=environment, text=True, **options)
 
 
 def _select(registry: Registry, names: Iterable[str], triton_only: bool = False) -> list[Impl]:
@@ -109,7 +81,7 @@ def _failures(registry: Registry) -> str:
 def _list(arguments: argparse.Namespace) -> int:
     import torch
 
-    from triton_kernels import conformance
+    from triton_kernels.lab import conformance
     from triton_kernels.registry import Registry
     from triton_kernels.spec import Spec, device_arch
 
@@ -142,8 +114,8 @@ def _check(arguments: argparse.Namespace) -> int:
         words = ["kernels", "check", *arguments.kernels, "--interpret"]
         words += [word for dtype in arguments.dtype or () for word in ("--dtype", dtype)]
         words += [word for plugin in arguments.plugin for word in ("--plugin", plugin)]
-        return _child("framework.cli", words, interpret=True).returncode
-    from triton_kernels import conformance
+        return run_module("framework.cli", words, interpret=True).returncode
+    from triton_kernels.lab import conformance
     from triton_kernels.registry import Registry
     from triton_kernels.resolve import Choice, parse_choice
 
@@ -158,7 +130,7 @@ def _check(arguments: argparse.Namespace) -> int:
             for dtype in names:
                 device = "cuda" if on_gpu else "cpu"
                 result = conformance.check(
-                    op, impl, case, getattr(torch, _DTYPES[dtype]), device, interpret=not on_gpu, options=options
+                    op, impl, case, getattr(torch, DTYPES[dtype]), device, interpret=not on_gpu, options=options
                 )
                 verdict = "refused" if result.skipped else "ok" if result.ok else "FAILED"
                 rows.append([label, case.name, dtype, f"{result.error:.1e}", f"{result.limit:.0e}", verdict])
@@ -171,7 +143,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from triton_kernels.gates import check_gates, load_rules, violations
+    from triton_kernels.lab.gates import check_gates, load_rules, violations
     from triton_kernels.registry import Registry
 
     registry = Registry.load(arguments.plugin)
@@ -209,8 +181,8 @@ def _roofline(arguments: argparse.Namespace) -> int:
     import torch
 
     from triton_kernels.cases.serving import serving_cases
-    from triton_kernels.ceilings import compute_format
     from triton_kernels.devices import DEVICES
+    from triton_kernels.lab.ceilings import compute_format
     from triton_kernels.registry import Registry
 
     registry = Registry.load(arguments.plugin)

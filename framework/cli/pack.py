@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from .child import run_module
 
 MANIFEST = "pack.json"
 
@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the pack, then proves it: a second process that meets other batch sizes must find every kernel in it."""
-    from triton_kernels.aot import TARGETS
+    from triton_kernels.lab.aot import TARGETS
     from triton_kernels.tuning import triton_version
 
     from ..study.compose import CONFIG_FILE, compose, save_config
@@ -61,11 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def compile_into(folder: Path, config: Path, target: str, probe: bool = False) -> dict[str, Any]:
     """Runs the child with ``folder`` as Triton's cache: names of the kernels it ``compiled``, and of those it ``loaded``."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(folder)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])])
-    words = [sys.executable, "-m", "framework.cli.pack", str(config), target, *(["--probe"] if probe else [])]
-    done = subprocess.run(words, env=environment, text=True, capture_output=True)
+    words = [str(config), target, *(["--probe"] if probe else [])]
+    done = run_module("framework.cli.pack", words, environment={"TRITON_CACHE_DIR": str(folder)}, capture_output=True)
     if done.returncode != 0:
         raise ValueError(f"packing for {target} stopped: {done.stderr.strip()[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -73,8 +70,8 @@ def compile_into(folder: Path, config: Path, target: str, probe: bool = False) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The child process."""
-    from triton_kernels.aot import compile_only
     from triton_kernels.compile_counter import CompileCounter
+    from triton_kernels.lab.aot import compile_only
 
     from ..study.compose import load_config
     from ..worker.dry_run import dry_run

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from ..study.results import format_table
 from .bench import DTYPES, find_device
+from .child import compile_for
 
 if TYPE_CHECKING:
     import torch
 
-    from triton_kernels.bench import Task
     from triton_kernels.impl import Impl
+    from triton_kernels.lab.bench import Task
+    from triton_kernels.lab.tune import Candidate
     from triton_kernels.op import Op
     from triton_kernels.registry import Registry
-    from triton_kernels.tune import Candidate
     from triton_kernels.tuning import Entry
 
 
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compiles and judges the candidates of every case, times the survivors on a GPU, writes the table."""
     import torch
 
-    from triton_kernels.bench import select_tasks
+    from triton_kernels.lab.bench import select_tasks
     from triton_kernels.registry import Registry
     from triton_kernels.spec import device_arch
     from triton_kernels.tuning import save_entries, user_dir
@@ -82,11 +83,9 @@ def _tunable(registry: Registry, kernel: str) -> list[str]:
 
 def _prune(arguments: argparse.Namespace, tasks: list[Task], impl: Impl, target: str) -> dict[str, list[Candidate]]:
     """The candidates of each case, judged. Cases whose candidates are compiled for the same calls share the compilation."""
-    from triton_kernels.gates import load_rules
+    from triton_kernels.lab.gates import load_rules
+    from triton_kernels.lab.tune import candidates, judge, near_serving_cases
     from triton_kernels.resolve import Choice
-    from triton_kernels.tune import candidates, judge, near_serving_cases
-
-    from .kernels import compile_for
 
     rules, compiled = load_rules(), {}
     judged = {}
@@ -118,8 +117,8 @@ def _time(
 ) -> list[Entry]:  # fmt: skip
     import json
 
-    from triton_kernels import tune
-    from triton_kernels.ceilings import Ceilings
+    from triton_kernels.lab import tune
+    from triton_kernels.lab.ceilings import Ceilings
 
     ceilings = Ceilings.measure(device)
     buckets: dict[str, tune.Scores] = {}

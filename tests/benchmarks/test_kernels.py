@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from triton_kernels import conformance
-from triton_kernels.bench import CPU_MAX_FLOPS, Contender, Task, select_tasks
+from triton_kernels.lab import conformance
+from triton_kernels.lab.bench import CPU_MAX_FLOPS, Contender, Task, select_tasks
 from triton_kernels.registry import Registry
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from framework.cli import main
-from triton_kernels import conformance
 from triton_kernels.impl import Impl
+from triton_kernels.lab import conformance
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
-from triton_kernels.ops.quantized import unpack_int4
+from triton_kernels.ops.gemm import unpack_int4
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
 
@@ -74,8 +74,8 @@ def test_a_folder_that_is_missing_is_said(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_triton_kernel_of_others_is_a_baseline_and_ours_is_none(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Ratios are formed after timing, so that who is timed can be made up here."""
-    from triton_kernels import bench
-    from triton_kernels.ceilings import Ceilings
+    from triton_kernels.lab import bench
+    from triton_kernels.lab.ceilings import Ceilings
 
     (folder / "good.py").write_text(GOOD.replace('"peer")', '"peer", requires=("triton",))'))
     monkeypatch.syspath_prepend(str(folder))

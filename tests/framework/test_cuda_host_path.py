@@ -15,8 +15,8 @@ import torch
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
 from framework.worker.local_executor import LocalExecutor
-from triton_kernels import conformance
 from triton_kernels.impl import Impl
+from triton_kernels.lab import conformance
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from framework.models.quantization.packing import CanonicalInt4, awq_to_canonical, gptq_to_canonical
-from triton_kernels.ops.quantized import gemm_w4a16_reference
+from triton_kernels.ops.gemm import gemm_w4a16_reference
 
 NUM_IN, NUM_OUT, GROUP = 64, 24, 16
 NUM_GROUPS = NUM_IN // GROUP

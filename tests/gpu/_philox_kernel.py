@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_kernels.impls._philox import block_noise, quad_words
+from triton_kernels.impls._shared.philox import block_noise, quad_words
 
 
 @triton.jit

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from triton_kernels import conformance
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.impl import Impl
+from triton_kernels.lab import conformance
 from triton_kernels.op import Case, Op
 from triton_kernels.ops import OPS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from triton_kernels.conformance import check
 from triton_kernels.impl import Impl
+from triton_kernels.lab.conformance import check
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from triton_kernels import conformance
 from triton_kernels.impl import Impl
+from triton_kernels.lab import conformance
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 

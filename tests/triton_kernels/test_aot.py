@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-from framework.cli.kernels import compile_for
-from triton_kernels.aot import Artifact, Compilation
-from triton_kernels.gates import check_gates, load_rules
+from framework.cli.child import compile_for
+from triton_kernels.lab.aot import Artifact, Compilation
+from triton_kernels.lab.gates import check_gates, load_rules
 from triton_kernels.registry import Registry
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")

@@ -11,12 +11,12 @@ import torch
 
 from framework.cli import main
 from framework.study.plots import kernel_roofline
-from triton_kernels.bench import Contender, Row, Task, measure, run, select_tasks
-from triton_kernels.ceilings import Ceilings
 from triton_kernels.impl import impl
+from triton_kernels.lab.bench import Contender, Row, Task, measure, run, select_tasks
+from triton_kernels.lab.ceilings import Ceilings
+from triton_kernels.lab.timing import Subject, interleave, num_copies
 from triton_kernels.registry import Registry
 from triton_kernels.resolve import parse_choice
-from triton_kernels.timing import Subject, interleave, num_copies
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 KNOWN = Ceilings(CPU, 1e12, {"fp32": 1e12})

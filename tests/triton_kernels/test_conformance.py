@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from triton_kernels.attention_meta import LayerKV
-from triton_kernels.conformance import CheckResult, check
 from triton_kernels.impl import Flags, Impl, impl
+from triton_kernels.lab.conformance import CheckResult, check
 from triton_kernels.op import Case, Op
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from triton_kernels.conformance import check, relative_error
 from triton_kernels.impl import Flags, impl
+from triton_kernels.lab.conformance import check, relative_error
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.resolve import NoKernelError, resolve

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from triton_kernels.conformance import check, relative_error
 from triton_kernels.impl import impl
+from triton_kernels.lab.conformance import check, relative_error
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec

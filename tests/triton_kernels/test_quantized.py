@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from triton_kernels.ops import OPS
-from triton_kernels.ops.quantized import pack_int4, unpack_int4
+from triton_kernels.ops.gemm import pack_int4, unpack_int4
 from triton_kernels.registry import Registry
 from triton_kernels.resolve import NoKernelError, resolve
 from triton_kernels.spec import Spec
@@ -46,7 +46,7 @@ def test_the_reference_of_float8_blocks_scales_each_block() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_words_hold_the_codes_where_their_layout_says(bits: int) -> None:
     pytest.importorskip("triton")
-    from triton_kernels.impls._packed_weights import pack_words
+    from triton_kernels.impls._shared.packed_weights import pack_words
 
     parts, codes = 16 // bits, torch.randint(0, 2**bits, (70, 200), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     words = pack_words(codes, bits)
@@ -108,7 +108,8 @@ def test_what_a_kernel_cannot_do_is_a_reason(op: str, arch: str, facts: dict[str
 @pytest.mark.parametrize("tokens", [1, 16, 17, 64, 65, 4096])
 def test_launch_configurations_fill_the_device_and_leave_no_split_empty(tokens: int) -> None:
     pytest.importorskip("triton")
-    from triton_kernels.impls import _packed_weights, _scaled_product
+    from triton_kernels.impls._shared import packed_weights as _packed_weights
+    from triton_kernels.impls._shared import scaled_gemm as _scaled_product
 
     for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
         for num_out, num_in in ((4096, 4096), (576, 7168), (28672, 4096), (971, 200)):

@@ -9,7 +9,7 @@ import torch
 
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.cases.kv_cache import empty_cache
-from triton_kernels.conformance import relative_error
+from triton_kernels.lab.conformance import relative_error
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from triton_kernels import conformance
 from triton_kernels.impls.apply_penalties.torch import apply_penalties
 from triton_kernels.impls.gather_logprobs.torch import gather_logprobs
 from triton_kernels.impls.sample import torch as sample_torch
+from triton_kernels.lab import conformance
 from triton_kernels.ops.penalties import pack_bits, unpack_bits
 from triton_kernels.ops.penalties import reference as penalties_reference
 from triton_kernels.ops.sampling import gather_logprobs_reference, near_ties, sample_reference

@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 
 from triton.runtime.jit import JITFunction
 
-from triton_kernels import conformance
-from triton_kernels.conformance import Args
 from triton_kernels.impl import Impl
+from triton_kernels.lab import conformance
+from triton_kernels.lab.conformance import Args
 from triton_kernels.op import Op
 from triton_kernels.registry import Registry
 

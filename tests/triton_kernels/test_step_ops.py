@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from triton_kernels.cases.kv_cache import empty_cache
-from triton_kernels.conformance import relative_error
 from triton_kernels.impls.verify_draft.torch import _draw
+from triton_kernels.lab.conformance import relative_error
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec

@@ -13,7 +13,7 @@ import torch
 
 from triton_kernels.attention_meta import AttentionMeta
 from triton_kernels.cases.attention import _make
-from triton_kernels.conformance import relative_error
+from triton_kernels.lab.conformance import relative_error
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec

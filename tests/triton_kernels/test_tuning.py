@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from framework.cli import main
-from triton_kernels.aot import Artifact, Compilation
-from triton_kernels.bench import Row
 from triton_kernels.impl import Impl, impl
+from triton_kernels.lab.aot import Artifact, Compilation
+from triton_kernels.lab.bench import Row
+from triton_kernels.lab.tune import Scores, add_scores, best_entry, candidates, judge
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
-from triton_kernels.tune import Scores, add_scores, best_entry, candidates, judge
 from triton_kernels.tuning import Entry, Tuned, TunedTables, layer_bucket, save_entries, table_path, triton_version
 
 SPEC = Spec("cuda", "sm_90", torch.bfloat16, facts={"in_features": 4096, "out_features": 6144, "weight_dtype": torch.bfloat16})
@@ -92,7 +92,7 @@ def test_a_choice_beats_the_table_and_the_table_the_default(tmp_path: Path) -> N
     assert PLAIN.bind(spec)(None) == 1024
     assert PLAIN.bind(spec, tables=tables)(None) == 2048
     assert PLAIN.bind(spec, options={"block": 64}, tables=tables)(None) == 64
-    assert TunedTables.load("off").lookup(PLAIN, spec) == Tuned()
+    assert TunedTables.load("off").lookup(PLAIN.op, PLAIN.name, PLAIN.options, spec) == Tuned()
 
 
 def test_the_matrix_product_takes_tuned_options(tmp_path: Path) -> None:

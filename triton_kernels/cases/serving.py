@@ -16,7 +16,8 @@ import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
 from ..op import Case
-from . import codes_args, codes_dims, fused, lora, merge, moe, moe_align, quantized, slot_mapping, verify
+from . import codes_args, codes_dims, fused, lora, merge, moe, moe_align, slot_mapping, verify
+from . import gemm as quantized
 from .kv_cache import cache_dims
 
 HIDDEN, INTERMEDIATE, VOCAB = 4096, 14336, 128256

@@ -5,6 +5,7 @@ from .activation import gelu_and_mul, silu_and_mul
 from .attention import paged_attention_decode, paged_attention_prefill
 from .embedding import embedding
 from .fused import qk_norm_rotary_kv_write
+from .gemm import gemm_fp8, gemm_int8, gemm_w4a16, gemm_w8a16
 from .kv_cache import copy_blocks, kv_cache_write
 from .linear import linear
 from .lora import lora_expand, lora_shrink
@@ -14,7 +15,6 @@ from .moe_align import moe_align
 from .norm import layer_norm, rms_norm
 from .penalties import apply_penalties
 from .quantize import quantize_activation
-from .quantized import gemm_fp8, gemm_int8, gemm_w4a16, gemm_w8a16
 from .rotary import rotary
 from .sampling import gather_logprobs, sample
 from .slot_mapping import slot_mapping

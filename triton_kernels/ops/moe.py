@@ -9,9 +9,9 @@ import torch
 
 from ..cases.moe import MOE_EXPERTS_CASES, MOE_ROUTE_CASES
 from ..op import Cost, Op, Tolerance
+from .gemm import FP8_BLOCK, dequantize, spread, unpack_int4
 from .quantize import Granularity
 from .quantize import reference as quantize
-from .quantized import FP8_BLOCK, dequantize, spread, unpack_int4
 
 
 def moe_route_reference(

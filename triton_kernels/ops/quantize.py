@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..cases.quantized import QUANTIZE_CASES
+from ..cases.gemm import QUANTIZE_CASES
 from ..op import Cost, Op, Tolerance
 
 GROUP = 128

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from triton_kernels.ops.quantized import pack_int4, unpack_int4
+from triton_kernels.ops.gemm import pack_int4, unpack_int4
 
 CODES_PER_WORD = 8
 SYMMETRIC_ZERO = 8

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from triton_kernels import conformance
 from triton_kernels.attention_meta import AttentionMeta
+from triton_kernels.lab import conformance
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry

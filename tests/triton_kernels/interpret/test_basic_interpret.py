@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from triton_kernels import conformance
+from triton_kernels.lab import conformance
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from triton_kernels import conformance
 from triton_kernels.impls.moe_align.triton import group_by_expert
+from triton_kernels.lab import conformance
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry

@@ -9,9 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_kernels import conformance
-from triton_kernels.impls._float_key import float_key, key_float
-from triton_kernels.impls._philox import block_noise, gumbel, token_noise
+from triton_kernels.impls._shared.float_key import float_key, key_float
+from triton_kernels.impls._shared.philox import block_noise, gumbel, token_noise
+from triton_kernels.lab import conformance
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.rng import MIN_UNIFORM, gumbel_noise, philox, uniform

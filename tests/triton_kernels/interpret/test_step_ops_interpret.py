@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from triton_kernels import conformance
+from triton_kernels.lab import conformance
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec

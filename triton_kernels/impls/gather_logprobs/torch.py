@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ...impl import Flags, impl
-from .._row_sum import row_sum
+from .._shared.row_sum import row_sum
 
 
 @impl("gather_logprobs", "torch", priority=10, flags=Flags(batch_invariant=True))

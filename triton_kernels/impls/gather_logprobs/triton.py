@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
-from .._float_key import float_key, key_float
+from .._shared.float_key import float_key, key_float
 
 _MAX_TOP = 64
 _TAKEN = tl.constexpr(-(2**31))

@@ -11,7 +11,7 @@ import torch
 
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._gated import Gated
+from .._shared.gated import Gated
 
 
 @impl("gelu_and_mul", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 0})

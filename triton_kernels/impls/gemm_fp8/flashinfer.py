@@ -12,7 +12,7 @@ import torch
 
 from ...impl import impl
 from ...spec import Spec
-from .._flashinfer import HALVES, unsupported_arch
+from .._shared.flashinfer import HALVES, unsupported_arch
 
 
 @impl("gemm_fp8", "flashinfer", priority=12, requires=("flashinfer",), devices=("cuda",))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...impl import impl
-from ...ops.quantized import FP8_BLOCK
+from ...ops.gemm import FP8_BLOCK
 from ...spec import Spec
 
 

@@ -12,8 +12,8 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._product_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
-from .._scaled_product import ScaledProduct
+from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
+from .._shared.scaled_gemm import ScaledProduct
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 

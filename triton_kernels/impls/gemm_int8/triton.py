@@ -15,8 +15,8 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._product_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
-from .._scaled_product import ScaledProduct
+from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
+from .._shared.scaled_gemm import ScaledProduct
 
 
 @impl("gemm_int8", "triton", priority=30, requires=("triton",), flags=Flags(batch_invariant=True), options=OPTIONS,

@@ -15,8 +15,8 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._packed_weights import PackedProduct, group_reasons
-from .._product_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
+from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
+from .._shared.packed_weights import PackedProduct, group_reasons
 
 
 class _W4A16(PackedProduct):

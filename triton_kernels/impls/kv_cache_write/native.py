@@ -11,7 +11,7 @@ import torch
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from ..native_code import library, library_reasons
+from .._shared.native_code import library, library_reasons
 
 _TYPES = [*[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 5, ctypes.c_int64 * 10]
 

@@ -10,7 +10,7 @@ import torch
 
 from ...attention_meta import LayerKV
 from ...impl import impl
-from ..paged import slot_rows
+from .._shared.paged import slot_rows
 from ..quantize_activation.torch import quantize
 
 

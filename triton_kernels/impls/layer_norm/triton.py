@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
-from .._norm_rows import launch, load_rows, row_pointers
+from .._shared.norm_rows import launch, load_rows, row_pointers
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ...spec import Spec
-from .._scaled_product import BLOCK_K, scaled_sums
+from .._shared.scaled_gemm import BLOCK_K, scaled_sums
 from ..quantize_activation.triton import TritonQuantize
 from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
 

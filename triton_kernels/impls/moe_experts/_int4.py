@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ...spec import Spec
-from .._packed_weights import PART, group_layout, group_reasons, pack_words, packed_sums
+from .._shared.packed_weights import PART, group_layout, group_reasons, pack_words, packed_sums
 from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
 
 BLOCK = 4 * PART

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from ...impl import Flags, impl
+from ...ops.gemm import FP8_BLOCK
 from ...ops.moe import fp8_granularity
 from ...ops.quantize import Granularity
-from ...ops.quantized import FP8_BLOCK
 from ..gemm_fp8.torch import dequantized as dequantized_fp8
 from ..gemm_w4a16.torch import dequantized as dequantized_int4
 from ..quantize_activation.torch import quantize

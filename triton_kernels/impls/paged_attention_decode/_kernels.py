@@ -17,7 +17,7 @@ import triton.language as tl
 
 from ...attention_meta import AttentionMeta, LayerKV
 from ...spec import Spec
-from .._attention import LN2, AttentionParams, attend, cache_strides, packed_rows, visible_keys
+from .._shared.attention import LN2, AttentionParams, attend, cache_strides, packed_rows, visible_keys
 
 MAX_SPLITS = tl.constexpr(64)
 

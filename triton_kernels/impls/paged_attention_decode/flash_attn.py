@@ -9,7 +9,7 @@ the forward pass, and nothing about the rest of the batch.
 from __future__ import annotations
 
 from ...impl import impl
-from .._flash_attn import FlashAttention2
+from .._shared.flash_attn import FlashAttention2
 
 
 @impl("paged_attention_decode", "flash_attn", priority=40, requires=("flash_attn",), devices=("cuda",))

@@ -21,7 +21,7 @@ import triton.language as tl
 from ...attention_meta import AttentionMeta, LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._attention import AttentionParams, unsupported_attention
+from .._shared.attention import AttentionParams, unsupported_attention
 from ._kernels import DecodeCall, DecodeTiles, decode_split
 
 

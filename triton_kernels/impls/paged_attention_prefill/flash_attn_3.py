@@ -9,7 +9,7 @@ nothing about the rest of the batch.
 from __future__ import annotations
 
 from ...impl import impl
-from .._flash_attn import FlashAttention3
+from .._shared.flash_attn import FlashAttention3
 
 
 @impl(

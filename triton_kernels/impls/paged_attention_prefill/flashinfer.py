@@ -9,7 +9,7 @@ tensor for quantized caches, which the op does not have. It promises equal bits 
 from __future__ import annotations
 
 from ...impl import Flags, impl
-from .._flashinfer import FlashInferAttention
+from .._shared.flashinfer import FlashInferAttention
 
 
 @impl(

@@ -8,7 +8,7 @@ NaN. Sinks, which it does not know, are applied by the log-sum-exp. A CPU materi
 from __future__ import annotations
 
 from ...impl import Flags, impl
-from .._flex import FlexAttention
+from .._shared.flex import FlexAttention
 
 
 @impl(

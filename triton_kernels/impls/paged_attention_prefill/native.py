@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...impl import Flags, impl
-from ..native_attention import NativeAttention
+from .._shared.native_attention import NativeAttention
 
 
 @impl("paged_attention_prefill", "native", priority=20, flags=Flags(batch_invariant=True), devices=("cpu",))

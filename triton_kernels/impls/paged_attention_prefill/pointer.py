@@ -20,7 +20,7 @@ import triton.language as tl
 from ...attention_meta import AttentionMeta, LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._attention import (
+from .._shared.attention import (
     LN2,
     AttentionParams,
     attend,

@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ...attention_meta import AttentionMeta, LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._attention import AttentionParams, unsupported_attention
+from .._shared.attention import AttentionParams, unsupported_attention
 from .pointer import launch_prefill, tile_config
 
 TMA_ALIGNMENT_BYTES = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...impl import Flags, impl
-from ..padded import PaddedAttention
+from .._shared.padded import PaddedAttention
 
 
 @impl("paged_attention_prefill", "torch", priority=10, flags=Flags(cuda_graph=False), options={"whole_batch": False})

@@ -18,7 +18,7 @@ import triton.language as tl
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._codes import cache_bits, cache_constants, cache_reasons, scale_of, to_code
+from .._shared.quantized_values import cache_bits, cache_constants, cache_reasons, scale_of, to_code
 from ..kv_cache_write.triton import store_heads
 
 

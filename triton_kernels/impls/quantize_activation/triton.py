@@ -17,7 +17,7 @@ import triton.language as tl
 from ...impl import Flags, impl
 from ...ops.quantize import GROUP
 from ...spec import Spec
-from .._codes import LIMITS, code_constants, scale_of, to_code
+from .._shared.quantized_values import LIMITS, code_constants, scale_of, to_code
 
 GROUPS_PER_PROGRAM = 16
 MAX_BLOCK = 8192

@@ -14,7 +14,7 @@ import torch
 
 from ...impl import impl
 from ...spec import Spec
-from .._flashinfer import unsupported_flashinfer
+from .._shared.flashinfer import unsupported_flashinfer
 
 
 @impl("rms_norm", "flashinfer", priority=15, requires=("flashinfer",), devices=("cuda",))

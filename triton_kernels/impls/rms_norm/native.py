@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ...impl import Flags, impl
-from ...rows import rows
 from ...spec import Spec
-from ..native_code import library, library_reasons
+from .._shared.native_code import library, library_reasons
+from .._shared.rows import rows
 
 _TYPES = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3, ctypes.c_int64 * 4, ctypes.c_float]
 

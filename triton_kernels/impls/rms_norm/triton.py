@@ -17,9 +17,9 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._codes import scale_of
-from .._norm_rows import launch, load_rows, row_pointers
-from .._output import Output, store_rows
+from .._shared.norm_rows import launch, load_rows, row_pointers
+from .._shared.output import Output, store_rows
+from .._shared.quantized_values import scale_of
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import torch
 
 from ...impl import Flags, impl
 from ...spec import Spec
-from ..native_code import library, library_reasons
+from .._shared.native_code import library, library_reasons
 
 _TYPES = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 9]
 

@@ -14,7 +14,7 @@ import torch
 
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._flashinfer import unsupported_arch
+from .._shared.flashinfer import unsupported_arch
 
 _MIX = (-7046029254386353131, -4417276706812531889)  # odd numbers with bits all over: products differ in every bit
 

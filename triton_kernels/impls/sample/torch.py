@@ -12,7 +12,7 @@ import torch
 
 from ...impl import Flags, impl
 from ...rng import NOISE_SPAN, quad_noise
-from .._row_sum import row_sum
+from .._shared.row_sum import row_sum
 
 _FEW = 256
 """Tokens that a top-p row without top-k looks at first."""

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
-from .._float_key import float_key, key_float
-from .._philox import block_noise, token_noise
+from .._shared.float_key import float_key, key_float
+from .._shared.philox import block_noise, token_noise
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 _MASS_ONE = tl.constexpr(float(1 << 40))

@@ -13,7 +13,7 @@ import torch
 
 from ...impl import impl
 from ...spec import Spec
-from .._flashinfer import FlashInferGated
+from .._shared.flashinfer import FlashInferGated
 
 
 @impl("silu_and_mul", "flashinfer", priority=15, requires=("flashinfer",), devices=("cuda",))

@@ -10,7 +10,7 @@ import torch
 
 from ...impl import Flags, impl
 from ...spec import Spec
-from ..native_code import library, library_reasons
+from .._shared.native_code import library, library_reasons
 
 
 @impl("silu_and_mul", "native", priority=20, flags=Flags(batch_invariant=True), devices=("cpu",))

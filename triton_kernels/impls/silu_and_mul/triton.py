@@ -9,7 +9,7 @@ import torch
 
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._gated import Gated
+from .._shared.gated import Gated
 
 
 @impl(

@@ -10,7 +10,7 @@ import torch
 
 from ...impl import impl
 from ...spec import Spec
-from ..native_code import library, library_reasons
+from .._shared.native_code import library, library_reasons
 
 _TYPES = [*[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 4]
 

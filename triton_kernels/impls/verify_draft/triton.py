@@ -17,7 +17,7 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from ...rng import STREAM_ACCEPT, STREAM_RECOVERED, STREAM_TARGET
-from .._philox import block_noise, quad_words
+from .._shared.philox import block_noise, quad_words
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 _ACCEPT, _RECOVERED, _TARGET = tl.constexpr(STREAM_ACCEPT), tl.constexpr(STREAM_RECOVERED), tl.constexpr(STREAM_TARGET)

@@ -20,10 +20,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ..devices import by_arch
-from ..spec import Spec
-from ._product_options import Config
-from ._split_k import num_splits, sum_splits
+from ...devices import by_arch
+from ...spec import Spec
+from .gemm_options import Config
+from .split_k import num_splits, sum_splits
 
 PART = 32
 TILE_ROWS = 64

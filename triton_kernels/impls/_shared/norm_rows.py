@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..rows import rows
+from .rows import rows
 
 
 @triton.jit

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..attention_meta import AttentionMeta, LayerKV
-from ..spec import Spec
+from ...attention_meta import AttentionMeta, LayerKV
+from ...spec import Spec
 from .native_code import library, library_reasons
 
 _POINTERS = ("q", "k", "v", "out", "cu_q", "seq_lens", "block_table", "sinks", "alibi", "lse")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .attention_meta import AttentionMeta, LayerKV
+from ..attention_meta import AttentionMeta, LayerKV
 
 GUARD_BYTES = 4096
 """Before and after each block of memory. A multiple of every alignment that kernels are compiled for."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..attention_meta import AttentionMeta, LayerKV
-from ..spec import Spec
+from ...attention_meta import AttentionMeta, LayerKV
+from ...spec import Spec
 
 HALVES = (torch.float16, torch.bfloat16)
 _KEY = "flashinfer"

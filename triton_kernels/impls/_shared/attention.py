@@ -16,9 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..attention_meta import LayerKV
-from ..spec import Spec
-from ._codes import LIMITS
+from ...attention_meta import LayerKV
+from ...spec import Spec
+from .quantized_values import LIMITS
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)

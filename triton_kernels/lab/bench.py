@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
+from ..impl import Impl
+from ..op import Case, Op
+from ..registry import Registry
+from ..resolve import Choice, parse_choice
+from ..spec import Spec, device_arch
+from ..tuning import TunedTables
 from . import conformance
 from .ceilings import Ceilings, compute_format
-from .impl import Impl
-from .op import Case, Op
-from .registry import Registry
-from .resolve import Choice, parse_choice
-from .spec import Spec, device_arch
 from .timing import Subject, interleave, num_copies
-from .tuning import TunedTables
 
 IMPORTANCE = (
     "paged_attention_decode", "paged_attention_prefill", "gemm_w4a16", "linear", "gemm_fp8", "moe_experts", "sample",

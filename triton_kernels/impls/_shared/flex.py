@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..attention_meta import LayerKV
-from ..spec import Spec
+from ...attention_meta import LayerKV
+from ...spec import Spec
 from .padded import Bucket, PaddedAttention
 
 _BLOCK = 128  # queries and keys of a block of the mask, flex_attention's default

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..rng import MIN_UNIFORM
+from ...rng import MIN_UNIFORM
 
 _MIN_UNIFORM = tl.constexpr(MIN_UNIFORM)
 

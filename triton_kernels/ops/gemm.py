@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..cases.quantized import FP8_CASES, INT8_CASES, W4A16_CASES, W8A16_CASES
+from ..cases.gemm import FP8_CASES, INT8_CASES, W4A16_CASES, W8A16_CASES
 from ..op import Cost, Op
 
 FP8_BLOCK = 128

@@ -14,9 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..spec import Spec
-from ._codes import scale_of
-from ._output import Output, store_rows
+from ...spec import Spec
+from .output import Output, store_rows
+from .quantized_values import scale_of
 
 BLOCK, ROW_BLOCK = 1024, 16384
 

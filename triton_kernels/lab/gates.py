@@ -24,8 +24,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ..devices import by_arch
 from .aot import Artifact
-from .devices import by_arch
 
 _SELECTORS = ("kernel", "case", "dtype", "target", "triton")
 _LIMITS = (

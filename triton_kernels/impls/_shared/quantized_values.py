@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..attention_meta import LayerKV
+from ...attention_meta import LayerKV
 
 LIMITS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 _KINDS = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}

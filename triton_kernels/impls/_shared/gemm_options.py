@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..tuning import NOT_TUNED, Tuned
+from ...tuning import NOT_TUNED, Tuned
 
 OPTIONS: Mapping[str, int] = {"block_m": 0, "block_n": 0, "num_warps": 0, "num_stages": 0, "split_k": 0}
 """Options set to 0 follow the tuned tables where they know a shape like this, and the kernel's ``launch_config`` elsewhere."""

@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
+from ..cases.serving import serving_cases
+from ..impl import Impl
+from ..op import Case, Op
+from ..resolve import Choice
+from ..tuning import Entry, layer_bucket
 from . import conformance
 from .aot import Compilation
 from .bench import Contender, Row, Task, measure
-from .cases.serving import serving_cases
 from .ceilings import Ceilings
 from .gates import Rule, violations
-from .impl import Impl
-from .op import Case, Op
-from .resolve import Choice
-from .tuning import Entry, layer_bucket
 
 GAIN = 0.98
 """A candidate is taken if it needs less than this share of the default's time: less is noise."""

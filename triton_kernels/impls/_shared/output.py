@@ -14,9 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..ops.quantize import GROUP
-from ..spec import Spec
-from ._codes import LIMITS, code_constants, scale_of, to_code
+from ...ops.quantize import GROUP
+from ...spec import Spec
+from .quantized_values import LIMITS, code_constants, scale_of, to_code
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Compiling impls for a target without having one: the impl's own launcher runs, and its kernels are compiled, not launched.
 
-``python -m triton_kernels.aot TARGET OP:IMPL...`` prints one line of JSON per case; callers that must not change their own
+``python -m triton_kernels.lab.aot TARGET OP:IMPL...`` prints one line of JSON per case; callers that must not change their own
 process (a driver is replaced) or that run in the interpreter start it as a child.
 """
 
@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
+from ..cases.serving import ServingCase, serving_cases
+from ..devices import by_arch
+from ..impl import Impl
+from ..op import Op
+from ..registry import Registry
+from ..resolve import Choice, parse_choice
+from ..spec import Spec
 from . import conformance, machine_code
-from .cases.serving import ServingCase, serving_cases
-from .devices import by_arch
-from .impl import Impl
-from .op import Op
-from .registry import Registry
-from .resolve import Choice, parse_choice
-from .spec import Spec
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -217,7 +217,7 @@ def _programs_per_sm(target: str, num_warps: int, registers: int, shared_bytes: 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m triton_kernels.aot", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m triton_kernels.lab.aot", description=__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("impls", nargs="+", metavar="OP:IMPL[@key:value]")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from .attention_meta import AttentionMeta, LayerKV
+from ..attention_meta import AttentionMeta, LayerKV
+from ..impl import Bound, Impl
+from ..op import Case, Op
+from ..registry import Registry
+from ..spec import Spec, device_arch
+from ..tuning import TunedTables
 from .guards import GuardedEmpty, surround
-from .impl import Bound, Impl
-from .op import Case, Op
-from .registry import Registry
-from .spec import Spec, device_arch
-from .tuning import TunedTables
 
 Args = dict[str, Any]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..attention_meta import AttentionMeta, LayerKV
-from ..spec import Spec
+from ...attention_meta import AttentionMeta, LayerKV
+from ...spec import Spec
 
 _HALVES = (torch.float16, torch.bfloat16)
 _KEY = "flash_attn"

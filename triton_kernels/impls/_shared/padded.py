@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ..attention_meta import AttentionMeta, LayerKV
-from ..spec import Spec
+from ...attention_meta import AttentionMeta, LayerKV
+from ...spec import Spec
 from .paged import slot_rows
 
 _KEYS_PER_BUCKET = 2048

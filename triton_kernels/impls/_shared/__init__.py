@@ -1,0 +1,1 @@
+"""What several impls share. Nothing here is an impl."""
