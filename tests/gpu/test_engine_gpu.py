@@ -15,7 +15,7 @@ from framework.models.hub import resolve_model
 from framework.plan import count_compilations
 from framework.worker.local_executor import LocalExecutor
 
-from ..framework.test_cuda_host_path import EVERYTHING, PARAMS, PROMPTS
+from ..framework.worker.test_cuda_host_path import EVERYTHING, PARAMS, PROMPTS
 
 LLAMA = Path(__file__).parents[2] / "conf" / "model" / "llama-3-8b.yaml"
 GPU = pytest.mark.gpu

@@ -28,7 +28,7 @@ from .checkpoints import EXAMPLES, SIZES, make
 from .harness import build, prompt_batch, teacher_forced
 from .test_families import error, model_config, reference, sequences
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
+CONF = Path(__file__).parents[3] / "conf" / "model"
 DUMMY = {**SIZES, "model_type": "llama", "dtype": "bfloat16"}
 
 

@@ -20,7 +20,7 @@ from triton_kernels.lab import conformance
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 
-from ..claimed_cuda import CUDA, ClaimedCuda, DeviceMixError, WaitError, claimed_cuda, names
+from ...claimed_cuda import CUDA, ClaimedCuda, DeviceMixError, WaitError, claimed_cuda, names
 
 pytest.importorskip("triton")
 TORCH = dict.fromkeys(OPS, "torch") | {"rotary": "auto", "kv_cache_write": "auto"}  # the fused op does their work

@@ -15,7 +15,7 @@ from framework.config import EngineConfig
 from framework.study.compose import ServeConfig, hydra_version_base, load_config, register_schema, save_config, to_serve_config
 from triton_kernels.ops import OPS
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for group in ("model", "workload", "scheduler", "cache", "executor", "kernels", "experiment")

@@ -10,7 +10,7 @@ from framework.engine.kv_cache.prefix import ROOT, chain_hash, extend_hashes, ex
 from framework.engine.kv_cache.spec import CacheGroup, State, block_bytes, group_layers
 from framework.engine.request import Request
 
-from .engines import FULL, MODELS, WINDOWED, make_request, token_params
+from ..engines import FULL, MODELS, WINDOWED, make_request, token_params
 
 
 def make_manager(model: str = "full", num_blocks: int = 20, prefix_caching: bool = True) -> KVCacheManager:

@@ -14,7 +14,7 @@ from framework.engine.request import Request, Status
 from framework.engine.scheduler import ScheduledStep, Scheduler
 from framework.engine.step import StepOutput
 
-from .engines import FULL, make_request
+from ..engines import FULL, make_request
 
 
 def make_scheduler(num_blocks: int = 1000, block_size: int = 16, max_model_len: int = 2048, **given: Any) -> Scheduler:

@@ -14,7 +14,7 @@ from framework.engine.kv_cache.prefix import extra_keys
 from framework.engine.kv_cache.spec import PagedKV
 from framework.engine.request import Request
 
-from .engines import MODELS, make_request
+from ..engines import MODELS, make_request
 
 OPERATIONS, RUNS = 200, 50
 

@@ -17,7 +17,7 @@ from framework.worker.cache_memory import allocate_caches
 from triton_kernels.ops import OPS
 from triton_kernels.resolve import NoKernelError
 
-from .test_simulated import LLAMA_8B
+from ..executor.test_simulated import LLAMA_8B
 
 QUANTIZED = ("int8", "float8_e4m3fn", "float8_e5m2")
 GEMMA3 = {

@@ -155,7 +155,7 @@ def test_the_roofline_needs_something_that_computes() -> None:
 
 
 def test_a_wrong_kernel_is_named_and_sets_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plugin = Path(__file__).parents[1] / "plugins" / "wrong.py"
+    plugin = Path(__file__).parents[2] / "plugins" / "wrong.py"
     found = [impl for impl in Registry.load([str(plugin)]) if impl.origin.startswith("kernelswap_plugin")]
     assert found, "the plugin has a wrong kernel"
     name = f"{found[0].op}:{found[0].name}"

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from framework.engine.detokenizer import ByteLevelDetokenizer, StopStrings, TokenTexts, WindowDetokenizer
 from framework.engine.tokenizer import load_tokenizer
 
-TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
+TINY = Path(__file__).parents[3] / "framework" / "assets" / "tiny"
 TEXT = "def größe(x):  # 测试 🙂🏳️‍🌈\n    return x.\u0301\ufffd <|eos|> end"
 
 

@@ -17,7 +17,7 @@ from framework.executor.mirror import Mirror
 from framework.executor.null import NullExecutor
 from framework.sampling_params import RequestOutputKind, SamplingParams
 
-from .engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
+from ..engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
 
 
 @dataclass

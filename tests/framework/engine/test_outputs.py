@@ -17,9 +17,9 @@ from framework.executor.null import DoneStep
 from framework.outputs import Logprob, RequestOutput
 from framework.sampling_params import RequestOutputKind, SamplingParams
 
-from .engines import MODELS, make_config
+from ..engines import MODELS, make_config
 
-TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
+TINY = Path(__file__).parents[3] / "framework" / "assets" / "tiny"
 DELTA, CUMULATIVE, FINAL_ONLY = RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE, RequestOutputKind.FINAL_ONLY
 
 
