@@ -98,11 +98,18 @@ def measure(config: DictConfig, model: Path) -> list[Row]:
                     for peer, answer in zip(running, found):
                         pairs = zip(answer["outputs"], found[-1]["outputs"])
                         equal = sum(a == b for ours, theirs in pairs for a, b in zip(ours, theirs))
-                        rows.append({
-                            "dtype": dtype, "workload": name, "round": number, "engine": peer.engine, "version": peer.version,
-                            "wall_s": answer["wall_s"], "output_tokens_per_s": num_output / answer["wall_s"],
-                            "agreement": equal / num_output,
-                        })  # fmt: skip
+                        rows.append(
+                            {
+                                "dtype": dtype,
+                                "workload": name,
+                                "round": number,
+                                "engine": peer.engine,
+                                "version": peer.version,
+                                "wall_s": answer["wall_s"],
+                                "output_tokens_per_s": num_output / answer["wall_s"],
+                                "agreement": equal / num_output,
+                            }
+                        )
     return rows
 
 
@@ -116,8 +123,16 @@ def table(rows: list[Row], engines: list[str]) -> str:
             wall, speed, agreement = (
                 statistics.median(row[key] for row in of[engine]) for key in ("wall_s", "output_tokens_per_s", "agreement")
             )
-            lines.append([f"{dtype} {workload} {engine}", f"{wall:.2f}", f"{speed:.1f}", f"{statistics.median(ratios):.2f}x",
-                          f"{min(ratios):.2f}-{max(ratios):.2f}", f"{agreement:.1%}"])  # fmt: skip
+            lines.append(
+                [
+                    f"{dtype} {workload} {engine}",
+                    f"{wall:.2f}",
+                    f"{speed:.1f}",
+                    f"{statistics.median(ratios):.2f}x",
+                    f"{min(ratios):.2f}-{max(ratios):.2f}",
+                    f"{agreement:.1%}",
+                ]
+            )
     return format_table(lines)
 
 

@@ -43,20 +43,13 @@ def prepare_tokenizer(cfg: DictConfig, corpus: Corpus) -> Tokenizer:
 
 
 def train_model(
-    cfg: DictConfig,
-    spec: DictConfig,
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    teacher: LlamaForCausalLM | None = None,
+    cfg: DictConfig, spec: DictConfig, corpus: Corpus, tokenizer: Tokenizer, teacher: LlamaForCausalLM | None = None
 ) -> LlamaForCausalLM:
     """Train one model, export it and return it."""
     torch.manual_seed(cfg.seed)
     model = build_model(spec.shape, tokenizer)
     stream = WindowStream(
-        encode_files(tokenizer, corpus.train),
-        [file.generated for file in corpus.train],
-        cfg.generated_share,
-        cfg.seed,
+        encode_files(tokenizer, corpus.train), [file.generated for file in corpus.train], cfg.generated_share, cfg.seed
     )
     checkpoint = Path(cfg.work_dir) / f"{spec.name}.pt"
     trainer = Trainer(model, stream, spec.run, checkpoint, teacher)

@@ -26,8 +26,15 @@ _EXPORTS = {
     "CompletionOutput": "outputs",
 }
 __all__ = [
-    "LLM", "AsyncEngine", "CompletionOutput", "Engine", "EngineConfig", "RequestOutput", "RequestOutputKind", "SamplingParams",
-]  # fmt: skip
+    "LLM",
+    "AsyncEngine",
+    "CompletionOutput",
+    "Engine",
+    "EngineConfig",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -51,8 +51,9 @@ class AsyncEngine:
         self._reader = threading.Thread(target=self._read, daemon=True, name="kernelswap-engine-reader")
         self._reader.start()
 
-    async def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None, *,
-                       priority: int = 0) -> AsyncIterator[RequestOutput]:  # fmt: skip
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None, *, priority: int = 0
+    ) -> AsyncIterator[RequestOutput]:
         """Streams the outputs of one request; leaving the loop early aborts it.
 
         Each item is what the parameters' ``output_kind`` asks for: cumulative text, deltas, or only the end."""

@@ -167,16 +167,24 @@ class EngineConfig:
             self.executor.kind in ("local", "null", "simulated"), "executor.kind", self.executor.kind, "local, null or simulated"
         )
         _require(self.model.load_format in ("auto", "dummy"), "model.load_format", self.model.load_format, "auto or dummy")
-        _require(self.model.backend in ("auto", "native", "transformers"), "model.backend", self.model.backend,
-                 "auto, native or transformers")  # fmt: skip
+        _require(
+            self.model.backend in ("auto", "native", "transformers"),
+            "model.backend",
+            self.model.backend,
+            "auto, native or transformers",
+        )
         _require(
             self.model.generation_config in ("auto", "none"),
             "model.generation_config",
             self.model.generation_config,
             "auto or none",
         )
-        _require(not self.graphs.enabled or (self.graphs.batch_sizes and min(self.graphs.batch_sizes) > 0), "graphs.batch_sizes",
-                 self.graphs.batch_sizes, "positive numbers, at least one (or graphs.enabled=false)")  # fmt: skip
+        _require(
+            not self.graphs.enabled or (self.graphs.batch_sizes and min(self.graphs.batch_sizes) > 0),
+            "graphs.batch_sizes",
+            self.graphs.batch_sizes,
+            "positive numbers, at least one (or graphs.enabled=false)",
+        )
         for name, size in vars(self.parallel).items():
             _require(size == 1, f"parallel.{name}", size, "1 (execution across ranks is not available in this version)")
 

@@ -15,8 +15,13 @@ from .outputs import RequestOutput
 from .sampling_params import RequestOutputKind, SamplingParams
 
 Messages = list[dict[str, Any]]
-_CACHE_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2",
-                 "fp8_per_token_head": "float8_e4m3fn", "int8_per_token_head": "int8"}  # fmt: skip
+_CACHE_DTYPES = {
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+    "fp8_per_token_head": "float8_e4m3fn",
+    "int8_per_token_head": "int8",
+}
 """vLLM's names of what config.py calls by torch's names. All are scaled per token and head here."""
 
 
@@ -61,14 +66,30 @@ class LLM:
             config = model
         else:
             config = EngineConfig(
-                model=ModelConfig(model, tokenizer, revision, dtype, load_format, dict(hf_overrides or {}), max_model_len,
-                                  "none" if generation_config == "vllm" else generation_config),
-                cache=CacheConfig(num_blocks=num_gpu_blocks_override, memory_bytes=kv_cache_memory_bytes,
-                                  dtype=_CACHE_DTYPES.get(kv_cache_dtype, kv_cache_dtype), prefix_caching=enable_prefix_caching),
+                model=ModelConfig(
+                    model,
+                    tokenizer,
+                    revision,
+                    dtype,
+                    load_format,
+                    dict(hf_overrides or {}),
+                    max_model_len,
+                    "none" if generation_config == "vllm" else generation_config,
+                ),
+                cache=CacheConfig(
+                    num_blocks=num_gpu_blocks_override,
+                    memory_bytes=kv_cache_memory_bytes,
+                    dtype=_CACHE_DTYPES.get(kv_cache_dtype, kv_cache_dtype),
+                    prefix_caching=enable_prefix_caching,
+                ),
                 scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
                 parallel=ParallelConfig(tensor=tensor_parallel_size, pipeline=pipeline_parallel_size),
-                kernels=dict(kernels or {}), plugins=list(plugins), device=device, interpret=interpret, seed=seed,
-            )  # fmt: skip
+                kernels=dict(kernels or {}),
+                plugins=list(plugins),
+                device=device,
+                interpret=interpret,
+                seed=seed,
+            )
             _set(config.cache, block_size=block_size, memory_fraction=gpu_memory_utilization)
             _set(config.scheduler, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
         self.engine = build_engine(config)
@@ -110,10 +131,11 @@ class LLM:
         """Completes one conversation or several, each a list of ``{"role": ..., "content": ...}``."""
         conversations: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
         inputs = [
-            self.engine.inputs.chat(conversation, chat_template, add_generation_prompt, continue_final_message,
-                                    **(chat_template_kwargs or {}))
+            self.engine.inputs.chat(
+                conversation, chat_template, add_generation_prompt, continue_final_message, **(chat_template_kwargs or {})
+            )
             for conversation in conversations
-        ]  # fmt: skip
+        ]
         return self._run(inputs, sampling_params, use_tqdm, None)
 
     def plan(self) -> dict[str, dict[str, Any]]:
@@ -124,8 +146,13 @@ class LLM:
         """Frees the model and the cache."""
         self.engine.shutdown()
 
-    def _run(self, inputs: list[EngineInput], sampling_params: SamplingParams | Sequence[SamplingParams] | None, use_tqdm: bool,
-             priority: Sequence[int] | None) -> list[RequestOutput]:  # fmt: skip
+    def _run(
+        self,
+        inputs: list[EngineInput],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+        priority: Sequence[int] | None,
+    ) -> list[RequestOutput]:
         params = list(sampling_params) if isinstance(sampling_params, Sequence) else [sampling_params] * len(inputs)
         for name, given in (("sampling_params", params), ("priority", priority)):
             if given is not None and len(given) != len(inputs):

@@ -19,8 +19,20 @@ from triton_kernels.spec import device_arch
 from .config import EngineConfig
 from .interpreter import enable_interpreter
 
-__all__ = ["AttentionMeta", "BoundKernel", "KernelPlan", "LayerKV", "TargetPlan", "count_compilations", "device_arch",
-           "device_model", "fold_overrides", "fusion_wish", "op_costs", "preferred_block_size"]  # fmt: skip
+__all__ = [
+    "AttentionMeta",
+    "BoundKernel",
+    "KernelPlan",
+    "LayerKV",
+    "TargetPlan",
+    "count_compilations",
+    "device_arch",
+    "device_model",
+    "fold_overrides",
+    "fusion_wish",
+    "op_costs",
+    "preferred_block_size",
+]
 
 FUSED_OPS = ("qk_norm_rotary_kv_write",)
 """Ops that do the work of several others in one pass; ``none`` in place of an impl's name means that those run instead."""
@@ -50,9 +62,14 @@ class KernelPlan:
     """Which impl serves which op in one engine; hands out bound kernels and reports what ran."""
 
     def __init__(
-        self, choices: Mapping[str, str], plugins: Sequence[str], device: torch.device, dtype: torch.dtype, interpret: bool = False,
+        self,
+        choices: Mapping[str, str],
+        plugins: Sequence[str],
+        device: torch.device,
+        dtype: torch.dtype,
+        interpret: bool = False,
         tuned: str = "off",
-    ) -> None:  # fmt: skip
+    ) -> None:
         _check_origin()
         if interpret:
             enable_interpreter()
@@ -234,5 +251,7 @@ def _check_origin() -> None:
     ours = Path(__file__).resolve().parent.parent / "triton_kernels"
     found = Path(str(triton_kernels.__file__)).resolve().parent
     if not hasattr(triton_kernels, "register") or not (found / "registry.py").is_file():
-        raise ImportError(f"the package triton_kernels that was imported from {found} is not Kernelswap's (expected at {ours}): "
-                          "uninstall the other one (pip uninstall triton_kernels) or put Kernelswap first on sys.path")  # fmt: skip
+        raise ImportError(
+            f"the package triton_kernels that was imported from {found} is not Kernelswap's (expected at {ours}): "
+            "uninstall the other one (pip uninstall triton_kernels) or put Kernelswap first on sys.path"
+        )

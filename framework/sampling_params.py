@@ -159,9 +159,18 @@ class SamplingParams:
 
 
 _UNAVAILABLE: Final = (
-    "structured_outputs", "logprob_token_ids", "prompt_logprob_token_ids", "prompt_logprob_start", "flat_logprobs",
-    "stream_interval", "thinking_token_budget", "repetition_detection", "watermarking", "trace_decode_token_ids", "extra_args",
-)  # fmt: skip
+    "structured_outputs",
+    "logprob_token_ids",
+    "prompt_logprob_token_ids",
+    "prompt_logprob_start",
+    "flat_logprobs",
+    "stream_interval",
+    "thinking_token_budget",
+    "repetition_detection",
+    "watermarking",
+    "trace_decode_token_ids",
+    "extra_args",
+)
 
 
 def _error(name: str, value: object, expected: str) -> ValueError:

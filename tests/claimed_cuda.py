@@ -20,10 +20,33 @@ from torch.overrides import TorchFunctionMode
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MAX_GRID = (2**31 - 1, 65535, 65535)
 WAITS = {
-    "item", "tolist", "numpy", "cpu", "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "equal",
-    "allclose", "isin", "is_nonzero", "histc", "__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__",
-    "__repr__", "__format__", "tensor_split", "masked_scatter_", "combinations",
-}  # fmt: skip
+    "item",
+    "tolist",
+    "numpy",
+    "cpu",
+    "nonzero",
+    "argwhere",
+    "masked_select",
+    "unique",
+    "unique_consecutive",
+    "bincount",
+    "equal",
+    "allclose",
+    "isin",
+    "is_nonzero",
+    "histc",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+    "__contains__",
+    "__array__",
+    "__repr__",
+    "__format__",
+    "tensor_split",
+    "masked_scatter_",
+    "combinations",
+}
 """Functions whose result, or its shape, the host reads from the device."""
 
 
@@ -220,14 +243,25 @@ def claimed_cuda(arch: tuple[int, int] = (9, 0), free_bytes: int = 1 << 30) -> I
 
     nothing: Callable[..., None] = lambda *args, **kwargs: None  # noqa: E731
     fakes = {
-        "is_available": lambda: True, "current_device": lambda: 0, "set_device": nothing,
+        "is_available": lambda: True,
+        "current_device": lambda: 0,
+        "set_device": nothing,
         "get_device_properties": lambda device=None: SimpleNamespace(major=arch[0], minor=arch[1], multi_processor_count=132),
-        "Stream": _Context, "Event": _Context, "CUDAGraph": _Context, "stream": _Context, "current_stream": _Context,
-        "graph": capture, "graph_pool_handle": nothing, "empty_cache": nothing, "reset_peak_memory_stats": nothing,
+        "Stream": _Context,
+        "Event": _Context,
+        "CUDAGraph": _Context,
+        "stream": _Context,
+        "current_stream": _Context,
+        "graph": capture,
+        "graph_pool_handle": nothing,
+        "empty_cache": nothing,
+        "reset_peak_memory_stats": nothing,
         "synchronize": lambda *args: mode.waits("torch.cuda.synchronize"),
         "mem_get_info": lambda *args: (free_bytes, 2 * free_bytes),
-        "memory_allocated": lambda *args: 0, "max_memory_allocated": lambda *args: 0, "device": _Context,
-    }  # fmt: skip
+        "memory_allocated": lambda *args: 0,
+        "max_memory_allocated": lambda *args: 0,
+        "device": _Context,
+    }
     with pytest.MonkeyPatch.context() as patch, mode:
         for name, fake in fakes.items():
             patch.setattr(torch.cuda, name, fake)

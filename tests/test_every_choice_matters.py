@@ -16,16 +16,50 @@ from triton_kernels.ops import OPS
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "wrong.py")
 SMALL = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "vocab_size": 400, "max_position_embeddings": 128, "initializer_range": 0.3, "tie_word_embeddings": False,
-    "eos_token_id": 1, "bos_token_id": 0,
-}  # fmt: skip
-LAYER_NORM = {**SMALL, "model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "num_key_value_heads": 4,
-              "rotary_pct": 0.5, "hidden_act": "gelu", "use_parallel_residual": True, "layer_norm_eps": 1e-5}  # fmt: skip
-GELU = {**SMALL, "model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "query_pre_attn_scalar": 16, "sliding_window": 8,
-        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "hidden_activation": "gelu_pytorch_tanh"}  # fmt: skip
-MOE = {**SMALL, "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "num_experts_per_tok": 2,
-       "moe_intermediate_size": 48, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 400,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+    "eos_token_id": 1,
+    "bos_token_id": 0,
+}
+LAYER_NORM = {
+    **SMALL,
+    "model_type": "gpt_neox",
+    "architectures": ["GPTNeoXForCausalLM"],
+    "num_key_value_heads": 4,
+    "rotary_pct": 0.5,
+    "hidden_act": "gelu",
+    "use_parallel_residual": True,
+    "layer_norm_eps": 1e-5,
+}
+GELU = {
+    **SMALL,
+    "model_type": "gemma2",
+    "architectures": ["Gemma2ForCausalLM"],
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 8,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+MOE = {
+    **SMALL,
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 RIGHT = {"qk_norm_rotary_kv_write": "torch"}
 """Choices of ops that ``auto`` may leave to others."""
 MODELS = {"layer_norm": LAYER_NORM, "gelu_and_mul": GELU, "moe_route": MOE, "moe_experts": MOE}
@@ -39,9 +73,15 @@ def generate(op: str, choice: str) -> list[Any]:
     llm = LLM(config)
     greedy = op not in ("copy_blocks", "sample")
     params = SamplingParams(
-        n=1 if greedy else 3, temperature=0 if greedy else 1, seed=3, max_tokens=12, detokenize=False, ignore_eos=True,
-        logprobs=1 if op == "gather_logprobs" else None, frequency_penalty=1.5 if op == "apply_penalties" else 0,
-    )  # fmt: skip
+        n=1 if greedy else 3,
+        temperature=0 if greedy else 1,
+        seed=3,
+        max_tokens=12,
+        detokenize=False,
+        ignore_eos=True,
+        logprobs=1 if op == "gather_logprobs" else None,
+        frequency_penalty=1.5 if op == "apply_penalties" else 0,
+    )
     outputs = llm.generate(PROMPTS, params, use_tqdm=False)
     report = llm.plan()[op]
     assert report["calls"] > 0

@@ -72,9 +72,14 @@ def some_jobs(count: int, seed: int = 0, max_tokens: int = 10) -> list[Job]:
         prompt = SHARED_PREFIX[: rng.randrange(1, 40)] + tuple(rng.choices(range(300, 2000), k=rng.randrange(1, 20)))
         temperature = rng.choice([0.0, 0.7, 1.2])
         params = SamplingParams(
-            temperature=temperature, seed=index, max_tokens=rng.randrange(1, max_tokens + 1), top_k=rng.choice([0, 20]),
-            top_p=rng.choice([1.0, 0.9]), frequency_penalty=rng.choice([0.0, 0.5]), ignore_eos=True,
-        )  # fmt: skip
+            temperature=temperature,
+            seed=index,
+            max_tokens=rng.randrange(1, max_tokens + 1),
+            top_k=rng.choice([0, 20]),
+            top_p=rng.choice([1.0, 0.9]),
+            frequency_penalty=rng.choice([0.0, 0.5]),
+            ignore_eos=True,
+        )
         jobs.append((prompt, params))
     return jobs
 
@@ -172,9 +177,15 @@ def test_aborts_lose_nothing_of_the_others() -> None:
     policy=st.sampled_from(["fcfs", "priority"]),
 )
 def test_no_mixture_of_them_changes_anything(
-    jobs: list[Job], block_size: int, spare_blocks: int, budget: int, num_seqs: int, in_flight_steps: int, prefix_caching: bool,
+    jobs: list[Job],
+    block_size: int,
+    spare_blocks: int,
+    budget: int,
+    num_seqs: int,
+    in_flight_steps: int,
+    prefix_caching: bool,
     policy: str,
-) -> None:  # fmt: skip
+) -> None:
     longest = max(len(prompt) + (params.max_tokens or 0) for prompt, params in jobs)
     cache = CacheConfig(
         block_size=block_size, num_blocks=-(-longest // block_size) + 1 + spare_blocks, prefix_caching=prefix_caching
@@ -190,8 +201,11 @@ def test_fast_kernels_differ_from_the_reference_at_near_ties_only() -> None:
     jobs = [
         (prompt, replace(params, temperature=0, max_tokens=24, frequency_penalty=0)) for prompt, params in some_jobs(50, seed=9)
     ]
-    fast = engine(kernels={}, cache=CacheConfig(block_size=4, num_blocks=400, prefix_caching=True),
-                  scheduler=SchedulerConfig(max_num_seqs=16, max_num_batched_tokens=64))  # fmt: skip
+    fast = engine(
+        kernels={},
+        cache=CacheConfig(block_size=4, num_blocks=400, prefix_caching=True),
+        scheduler=SchedulerConfig(max_num_seqs=16, max_num_batched_tokens=64),
+    )
     got = [output.outputs[0].token_ids for output in run(fast, jobs)]
     assert fast.stats().num_chunked_prefills > 0
     expected = [sample[0] for sample in alone(jobs)]

@@ -31,19 +31,49 @@ class Device:
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        Device("a100", "sm_80", 108, 163 * 1024, 255, 2.0e12,
-               {"fp32": 19.5e12, "bf16": 312e12, "int8": 624e12}, "datasheet"),
-        Device("rtx4090", "sm_89", 128, 99 * 1024, 255, 1.0e12,
-               {"fp32": 83e12, "bf16": 165e12, "fp8": 330e12, "int8": 660e12}, "datasheet"),
-        Device("h200", "sm_90", 132, 227 * 1024, 255, 4.3e12,
-               {"fp32": 67e12, "bf16": 780e12, "fp8": 1979e12, "int8": 1979e12},
-               "copy and bf16 measured, 8192^3 of random data; the others from the datasheet"),
-        Device("b200", "sm_100", 148, 227 * 1024, 255, 8.0e12,
-               {"fp32": 75e12, "bf16": 2250e12, "fp8": 4500e12, "int8": 4500e12}, "datasheet"),
-        Device("mi300x", "gfx942", 304, 64 * 1024, 512, 5.3e12,
-               {"fp32": 163e12, "bf16": 1307e12, "fp8": 2615e12, "int8": 2615e12}, "datasheet"),
+        Device("a100", "sm_80", 108, 163 * 1024, 255, 2.0e12, {"fp32": 19.5e12, "bf16": 312e12, "int8": 624e12}, "datasheet"),
+        Device(
+            "rtx4090",
+            "sm_89",
+            128,
+            99 * 1024,
+            255,
+            1.0e12,
+            {"fp32": 83e12, "bf16": 165e12, "fp8": 330e12, "int8": 660e12},
+            "datasheet",
+        ),
+        Device(
+            "h200",
+            "sm_90",
+            132,
+            227 * 1024,
+            255,
+            4.3e12,
+            {"fp32": 67e12, "bf16": 780e12, "fp8": 1979e12, "int8": 1979e12},
+            "copy and bf16 measured, 8192^3 of random data; the others from the datasheet",
+        ),
+        Device(
+            "b200",
+            "sm_100",
+            148,
+            227 * 1024,
+            255,
+            8.0e12,
+            {"fp32": 75e12, "bf16": 2250e12, "fp8": 4500e12, "int8": 4500e12},
+            "datasheet",
+        ),
+        Device(
+            "mi300x",
+            "gfx942",
+            304,
+            64 * 1024,
+            512,
+            5.3e12,
+            {"fp32": 163e12, "bf16": 1307e12, "fp8": 2615e12, "int8": 2615e12},
+            "datasheet",
+        ),
     )
-}  # fmt: skip
+}
 
 
 def by_arch(arch: str) -> Device:

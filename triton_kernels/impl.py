@@ -126,7 +126,18 @@ def impl(
     def decorate(target: Callable[..., Any]) -> Impl:
         module = inspect.getmodule(target)
         version = getattr(importlib.import_module(module.__name__.split(".")[0]), "__version__", "") if module else ""
-        return Impl(op, name, priority, flags, target, tuple(requires), tuple(devices), dict(options or {}),
-                    dict(tune_space or {}), target.__module__, version)  # fmt: skip
+        return Impl(
+            op,
+            name,
+            priority,
+            flags,
+            target,
+            tuple(requires),
+            tuple(devices),
+            dict(options or {}),
+            dict(tune_space or {}),
+            target.__module__,
+            version,
+        )
 
     return decorate

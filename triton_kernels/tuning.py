@@ -23,10 +23,20 @@ import torch
 
 from .spec import Spec
 
-SIZES = frozenset({
-    "num_tokens", "in_features", "out_features", "hidden_size", "inner_size", "intermediate_size", "vocab_size", "num_experts",
-    "num_heads", "num_kv_heads",
-})  # fmt: skip
+SIZES = frozenset(
+    {
+        "num_tokens",
+        "in_features",
+        "out_features",
+        "hidden_size",
+        "inner_size",
+        "intermediate_size",
+        "vocab_size",
+        "num_experts",
+        "num_heads",
+        "num_kv_heads",
+    }
+)
 """Facts that are compared by their ratio; all others must be equal."""
 MAX_OCTAVES = 2.0
 

@@ -32,11 +32,15 @@ class ContinuousBatching:
     def __init__(self, library: Library, sampling: SamplingConfig, eos_ids: Collection[int], num_tokens: int) -> None:
         config, model = library.config, library.model
         if sampling.repetition_penalty != 1:
-            raise ValueError(f"workload.sampling.repetition_penalty={sampling.repetition_penalty}: the continuous batching of the "
-                             "transformers library leaves it out; serve with system=transformers_static")  # fmt: skip
+            raise ValueError(
+                f"workload.sampling.repetition_penalty={sampling.repetition_penalty}: the continuous batching of the "
+                "transformers library leaves it out; serve with system=transformers_static"
+            )
         if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
-            raise ValueError(f"model {config.model.name!r} caps its attention scores, which the continuous batching of the "
-                             "transformers library leaves out; serve with system=transformers_static")  # fmt: skip
+            raise ValueError(
+                f"model {config.model.name!r} caps its attention scores, which the continuous batching of the "
+                "transformers library leaves out; serve with system=transformers_static"
+            )
         switch: dict[str, Any] = {}
         if hasattr(ContinuousBatchingConfig, "auto_switch_to_flash"):  # older releases do not switch
             switch["auto_switch_to_flash"] = model.dtype != torch.float32 and _flash_is_installed()
@@ -73,8 +77,10 @@ class ContinuousBatching:
         if self._manager.background_thread_status.fatal_error is not None:
             self._raise()
         if found.error is None and len(found.timestamps) != len(found.generated_tokens):
-            raise RuntimeError(f"the library put request {found.request_id} off for lack of cache and forgot when its first tokens "
-                               "came: lower scheduler.max_num_seqs, or enlarge cache.memory_bytes")  # fmt: skip
+            raise RuntimeError(
+                f"the library put request {found.request_id} off for lack of cache and forgot when its first tokens "
+                "came: lower scheduler.max_num_seqs, or enlarge cache.memory_bytes"
+            )
         return [Answer(found.request_id, found.generated_tokens, found.timestamps, found.error)]
 
     def close(self) -> None:

@@ -60,9 +60,11 @@ class StaticBatches:
         model = self._library.model
         with torch.inference_mode():
             model.generate(
-                tokens.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=max(limits),
+                tokens.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max(limits),
                 stopping_criteria=StoppingCriteriaList([_Watch(answers, limits, self._eos_ids)]),
-            )  # fmt: skip
+            )
         return answers
 
     def close(self) -> None:

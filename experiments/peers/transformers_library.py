@@ -39,15 +39,19 @@ class Library:
         """Raises ValueError for models that cannot be found, read or served, and for what only our engine has."""
         config.validate()
         if config.executor.kind != "local":
-            raise ValueError(f"executor.kind={config.executor.kind} is a device of our engine only: serve with system=kernelswap, "
-                             "or choose executor.kind=local")  # fmt: skip
+            raise ValueError(
+                f"executor.kind={config.executor.kind} is a device of our engine only: serve with system=kernelswap, "
+                "or choose executor.kind=local"
+            )
         device = resolve_device(config.device)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         info = read_model(config.model)
         if config.cache.dtype not in ("auto", info.dtype):
-            raise ValueError(f"cache.dtype={config.cache.dtype}: the library keeps keys and values in the model's {info.dtype}; "
-                             "use cache.dtype=auto")  # fmt: skip
+            raise ValueError(
+                f"cache.dtype={config.cache.dtype}: the library keeps keys and values in the model's {info.dtype}; "
+                "use cache.dtype=auto"
+            )
         found = library_config(config.model, info)
         if found.is_encoder_decoder:
             raise ValueError(f"model {config.model.name!r} is an encoder-decoder; only decoders can be served")
@@ -66,8 +70,10 @@ class Library:
         """Tokens that a request may get, by the rule of our engine. Raises ValueError for a prompt that leaves room for none."""
         room = self.max_model_len - num_prompt_tokens
         if room <= 0:
-            raise ValueError(f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have at most "
-                             f"{self.max_model_len} (model.max_model_len): shorten the prompt")  # fmt: skip
+            raise ValueError(
+                f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have at most "
+                f"{self.max_model_len} (model.max_model_len): shorten the prompt"
+            )
         return room if max_tokens is None else min(max_tokens, room)
 
 
@@ -79,6 +85,10 @@ def generation_config(sampling: SamplingConfig, **more: Any) -> transformers.Gen
             raise ValueError(f"workload.sampling.{name}={value}: the transformers library has no such penalty")
     chosen: dict[str, Any] = {"do_sample": sampling.temperature > 0, "repetition_penalty": sampling.repetition_penalty, **more}
     if chosen["do_sample"]:
-        chosen |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": max(sampling.top_k, 0),
-                   "min_p": sampling.min_p or None}  # fmt: skip
+        chosen |= {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": max(sampling.top_k, 0),
+            "min_p": sampling.min_p or None,
+        }
     return transformers.GenerationConfig(**chosen)

@@ -27,13 +27,7 @@ class WindowStream:
     is three integers.
     """
 
-    def __init__(
-        self,
-        documents: Sequence[Tokens],
-        generated: Sequence[bool],
-        generated_share: float,
-        seed: int,
-    ) -> None:
+    def __init__(self, documents: Sequence[Tokens], generated: Sequence[bool], generated_share: float, seed: int) -> None:
         self._documents = documents
         self._keep_chance = np.where(np.asarray(generated), generated_share, 1.0)
         self._seed = seed

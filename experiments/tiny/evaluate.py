@@ -78,11 +78,7 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: Tokenizer, files: Sequence
 
 @torch.inference_mode()
 def greedy_agreement(
-    model: LlamaForCausalLM,
-    draft: LlamaForCausalLM,
-    tokenizer: Tokenizer,
-    files: Sequence[SourceFile],
-    context: int,
+    model: LlamaForCausalLM, draft: LlamaForCausalLM, tokenizer: Tokenizer, files: Sequence[SourceFile], context: int
 ) -> float:
     """Fraction of held-out positions at which both models rank the same token first."""
     equal = positions = 0
@@ -124,11 +120,7 @@ def choose_prompts(tokenizer: Tokenizer, files: Sequence[SourceFile], count: int
 
 @torch.inference_mode()
 def complete(
-    model: LlamaForCausalLM,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    new_tokens: int,
-    temperature: float,
+    model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float
 ) -> list[str]:
     """Prompt plus sampled completion for every prompt, as text."""
     pad = token_id(tokenizer, PAD)

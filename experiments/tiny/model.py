@@ -42,9 +42,7 @@ def export_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) ->
     exported = LlamaForCausalLM(config)
     exported.load_state_dict(model.state_dict())
     exported.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
     exported.bfloat16()
     exported.save_pretrained(folder)

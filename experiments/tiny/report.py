@@ -10,20 +10,9 @@ from omegaconf import DictConfig
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from experiments.tiny.card import (
-    TOKENIZE_RULE,
-    CorpusFacts,
-    TrainingFacts,
-    agreement_row,
-    completion_rows,
-    write_card,
-)
+from experiments.tiny.card import TOKENIZE_RULE, CorpusFacts, TrainingFacts, agreement_row, completion_rows, write_card
 from experiments.tiny.corpus import Corpus, primed_xz_bits_per_byte, total_bytes
-from experiments.tiny.evaluate import (
-    bits_per_byte,
-    greedy_agreement,
-    sample_completions,
-)
+from experiments.tiny.evaluate import bits_per_byte, greedy_agreement, sample_completions
 from experiments.tiny.model import load_exported
 from experiments.tiny.tokenizer import encode_file
 from experiments.tiny.training import window_shape
@@ -102,11 +91,7 @@ def report_main(cfg: DictConfig, corpus: Corpus, tokenizer: Tokenizer, facts: Co
         bpb=bpb,
         summary=cfg.main.summary,
         extra_rows=completion_rows(completions, options.temperature),
-        rule=TOKENIZE_RULE.format(
-            total=completions.total,
-            new_tokens=options.new_tokens,
-            temperature=options.temperature,
-        ),
+        rule=TOKENIZE_RULE.format(total=completions.total, new_tokens=options.new_tokens, temperature=options.temperature),
     )
     return {"bits_per_byte": bpb, **vars(completions)}
 

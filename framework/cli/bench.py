@@ -30,8 +30,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help=text, description=text)
     parser.add_argument("kernels", nargs="*", metavar="OP[:IMPL[@key:value]]", help="OP means all impls that can run")
     parser.add_argument("--all", action="store_true", help="every op that has cases for it")
-    parser.add_argument("--shapes", metavar="NAME,...", default="",
-                        help="cases whose name begins so: llama-8b,qwen3-30b-a3b (default: all for benchmarks)")  # fmt: skip
+    parser.add_argument(
+        "--shapes",
+        metavar="NAME,...",
+        default="",
+        help="cases whose name begins so: llama-8b,qwen3-30b-a3b (default: all for benchmarks)",
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of activations and weights (default: bf16 on a GPU, fp32 on a CPU)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
     parser.add_argument("--reference", action="store_true", help="time the references too (float64, slow)")
@@ -39,13 +43,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--case-seconds", type=float, default=5.0, help="time for the samples of a case (default: %(default)s)")
     parser.add_argument("--tuned", default="auto", help="tuned tables: auto, a folder, or off (default: %(default)s)")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with further kernels")
-    parser.add_argument("--peers", type=Path, action="append", default=[], metavar="DIR",
-                        help="further baselines: the .py files in DIR (but those named _...) are loaded as plugins, with "
-                        "DIR first on sys.path, so that a wheel may lie unpacked beside them; what they implement meets the named "
-                        "ops, even where only some impls are named. May be repeated")  # fmt: skip
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="further baselines: the .py files in DIR (but those named _...) are loaded as plugins, with "
+        "DIR first on sys.path, so that a wheel may lie unpacked beside them; what they implement meets the named "
+        "ops, even where only some impls are named. May be repeated",
+    )
     folder = parser.add_mutually_exclusive_group()
-    folder.add_argument("--output", type=Path, metavar="DIR", default=Path("outputs/kernels"),
-                        help="folder for bench.json and roofline.png (default: %(default)s)")  # fmt: skip
+    folder.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        default=Path("outputs/kernels"),
+        help="folder for bench.json and roofline.png (default: %(default)s)",
+    )
     folder.add_argument("--resume", type=Path, metavar="DIR", help="the same, and measure only what is not in there yet")
     parser.set_defaults(run=run)
 
@@ -163,11 +178,20 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             lines.append([name, row["case"], row["status"], *["-"] * 6, row["message"].partition("\n")[0][:60]])
             continue
         ratios = {key.removeprefix("ratio."): value for key, value in row.items() if key.startswith("ratio.") and value is not None}
-        lines.append([
-            name, row["case"], row["status"], f"{row['median_us']:.2f}", f"{(row['p75_us'] - row['p25_us']) / 2:.2f}",
-            f"{row['tflops_s']:.3g}", f"{row['tb_s']:.3g}", f"{row['percent_of_ceiling']:.1f}", row["bound_by"],
-            " ".join(f"{baseline} {ratio:.2f}x" for baseline, ratio in ratios.items()) or "-",
-        ])  # fmt: skip
+        lines.append(
+            [
+                name,
+                row["case"],
+                row["status"],
+                f"{row['median_us']:.2f}",
+                f"{(row['p75_us'] - row['p25_us']) / 2:.2f}",
+                f"{row['tflops_s']:.3g}",
+                f"{row['tb_s']:.3g}",
+                f"{row['percent_of_ceiling']:.1f}",
+                row["bound_by"],
+                " ".join(f"{baseline} {ratio:.2f}x" for baseline, ratio in ratios.items()) or "-",
+            ]
+        )
     return format_table(lines)
 
 

@@ -11,10 +11,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("collect", help="build the table of all runs below a folder, finished or failed")
     parser.add_argument("folder", metavar="DIR", help="output folder of a run, a sweep, or several")
     parser.add_argument("--output", metavar="FILE", help="csv file to write (default: DIR/table.csv)")
-    parser.add_argument("--compare", metavar="COLUMN=BASE",
-                        help="compare the values of a swept column with BASE, in pairs equal in all else")  # fmt: skip
-    parser.add_argument("--metrics", metavar="NAME,...", default="ttft_p50_s,ttft_p99_s,tpot_p50_s,itl_p99_s,output_tokens_per_s",
-                        help="metrics to print (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--compare", metavar="COLUMN=BASE", help="compare the values of a swept column with BASE, in pairs equal in all else"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="NAME,...",
+        default="ttft_p50_s,ttft_p99_s,tpot_p50_s,itl_p99_s,output_tokens_per_s",
+        help="metrics to print (default: %(default)s)",
+    )
     parser.set_defaults(run=run)
 
 

@@ -100,8 +100,17 @@ def _list(arguments: argparse.Namespace) -> int:
             promises = ", ".join(flags + (["own random numbers"] if impl.flags.rng == "own" else []))
             options = " ".join(f"{key}:{value}" for key, value in impl.options.items())
             reasons = impl.unsupported(spec)
-            rows.append([f"{name}:{impl.name}", str(impl.priority), promises, " ".join(impl.devices), options or "-",
-                         f"{impl.origin} {impl.version}".strip(), "no: " + "; ".join(reasons) if reasons else "yes"])  # fmt: skip
+            rows.append(
+                [
+                    f"{name}:{impl.name}",
+                    str(impl.priority),
+                    promises,
+                    " ".join(impl.devices),
+                    options or "-",
+                    f"{impl.origin} {impl.version}".strip(),
+                    "no: " + "; ".join(reasons) if reasons else "yes",
+                ]
+            )
     print(format_table(rows) + _failures(registry))
     return 0
 
@@ -163,9 +172,18 @@ def _compile(arguments: argparse.Namespace) -> int:
     for artifact in (artifact for result in results for artifact in result.artifacts):
         matrix = " ".join(f"{name}x{count}" for name, count in artifact.matrix_in_loop.items())
         numbers = (artifact.num_warps, artifact.num_stages, artifact.shared_bytes, artifact.registers, artifact.spills)
-        rows.append([f"{artifact.op}:{artifact.impl}/{artifact.kernel}", artifact.case, artifact.target, *map(str, numbers),
-                     matrix or "-", str(artifact.wide_loads), str(artifact.programs_per_sm or "-"),
-                     "FAILED" if violations(artifact, rules) else "ok"])  # fmt: skip
+        rows.append(
+            [
+                f"{artifact.op}:{artifact.impl}/{artifact.kernel}",
+                artifact.case,
+                artifact.target,
+                *map(str, numbers),
+                matrix or "-",
+                str(artifact.wide_loads),
+                str(artifact.programs_per_sm or "-"),
+                "FAILED" if violations(artifact, rules) else "ok",
+            ]
+        )
     failures = check_gates((artifact for result in results for artifact in result.artifacts), rules)
     failures += [f"{r.op}:{r.impl} ({r.case}) for {r.target}: {r.error}" for r in results if r.error]
     refused = [f"{r.op}:{r.impl} ({r.case}) for {r.target} refused: {r.refused}" for r in results if r.refused]
@@ -200,9 +218,18 @@ def _roofline(arguments: argparse.Namespace) -> int:
             continue
         arithmetic_s, memory_s = cost.flops / device.flops_s[kind], cost.bytes / device.copy_bytes_s
         least_s = max(arithmetic_s, memory_s)
-        rows.append([name, kind, f"{cost.flops / 1e9:.3f}", f"{cost.bytes / 1e6:.3f}", f"{least_s * 1e6:.2f}",
-                     "arithmetic" if arithmetic_s > memory_s else "memory", f"{cost.flops / least_s / 1e12:.1f}",
-                     f"{cost.bytes / least_s / 1e12:.2f}"])  # fmt: skip
+        rows.append(
+            [
+                name,
+                kind,
+                f"{cost.flops / 1e9:.3f}",
+                f"{cost.bytes / 1e6:.3f}",
+                f"{least_s * 1e6:.2f}",
+                "arithmetic" if arithmetic_s > memory_s else "memory",
+                f"{cost.flops / least_s / 1e12:.1f}",
+                f"{cost.bytes / least_s / 1e12:.2f}",
+            ]
+        )
     print(format_table(rows))
     peaks = ", ".join(f"{kind} {flops / 1e12:.0f}" for kind, flops in device.flops_s.items())
     print(f"\n{device.name}: {peaks} TFLOP/s, {device.copy_bytes_s / 1e12:.1f} TB/s ({device.source})")

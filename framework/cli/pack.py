@@ -21,8 +21,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     text = "compile an engine's kernels for a GPU that need not be here, into a folder that serves as Triton's cache there"
     parser = commands.add_parser("pack", help=text, description=text)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE",
-                        help="the engine as for experiments/serve.py: model=llama-3-8b model.load_format=dummy ...")  # fmt: skip
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="the engine as for experiments/serve.py: model=llama-3-8b model.load_format=dummy ...",
+    )
     parser.add_argument("--target", default="sm_90", help="architecture, e.g. sm_80, sm_90, gfx942 (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the pack; what is in there already is kept")
     parser.set_defaults(run=run)
@@ -44,14 +48,19 @@ def run(arguments: argparse.Namespace) -> int:
     packed = compile_into(folder, folder / CONFIG_FILE, arguments.target)
     proof = compile_into(folder, folder / CONFIG_FILE, arguments.target, probe=True)
     manifest = {
-        "target": arguments.target, "triton": triton_version(), "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "overrides": arguments.overrides, "kernels": sorted(set(packed["compiled"] + packed["loaded"])),
+        "target": arguments.target,
+        "triton": triton_version(),
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "overrides": arguments.overrides,
+        "kernels": sorted(set(packed["compiled"] + packed["loaded"])),
         "num_compiled_by_a_second_start": len(proof["compiled"]),
-    }  # fmt: skip
+    }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     num_compiled, num_found = len(packed["compiled"]), len(packed["loaded"])
-    print(f"{num_compiled + num_found} variants of {len(manifest['kernels'])} kernels for {arguments.target}, "
-          f"{num_compiled} compiled now")  # fmt: skip
+    print(
+        f"{num_compiled + num_found} variants of {len(manifest['kernels'])} kernels for {arguments.target}, "
+        f"{num_compiled} compiled now"
+    )
     print(f"a second start with other batch sizes compiled {len(proof['compiled'])} and found {len(proof['loaded'])}")
     print(f"on the GPU, with Triton {manifest['triton']} of Python {manifest['python']}: TRITON_CACHE_DIR={folder}")
     for name in sorted(set(proof["compiled"])):

@@ -19,8 +19,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("folder", metavar="DIR", help="output folder of a run, a sweep, or several")
     parser.add_argument("--output", metavar="FILE", help="png, pdf or svg file to write (default: DIR/KIND.png)")
     parser.add_argument("--x", default="workload.rate", help="load: the swept column on the horizontal axis (default: %(default)s)")
-    parser.add_argument("--where", metavar="COLUMN=VALUE", action="append", default=[],
-                        help="only the runs with this value; may be given several times")  # fmt: skip
+    parser.add_argument(
+        "--where",
+        metavar="COLUMN=VALUE",
+        action="append",
+        default=[],
+        help="only the runs with this value; may be given several times",
+    )
     parser.set_defaults(run=run)
 
 

@@ -66,8 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print("the defaults are as good as any candidate; nothing was written")
     if not on_gpu:
-        print(f"\nno GPU was found, so nothing was timed. On one of {target}, the same command times the candidates that are left\n"
-              f"and writes what is best to {arguments.output or user_dir()}")  # fmt: skip
+        print(
+            f"\nno GPU was found, so nothing was timed. On one of {target}, the same command times the candidates that are left\n"
+            f"and writes what is best to {arguments.output or user_dir()}"
+        )
     return 0
 
 
@@ -112,9 +114,14 @@ def _show(judged: dict[str, list[Candidate]], target: str) -> None:
 
 
 def _time(
-    op: Op, impl: Impl, tasks: list[Task], judged: dict[str, list[Candidate]], device: torch.device, dtype: torch.dtype,
+    op: Op,
+    impl: Impl,
+    tasks: list[Task],
+    judged: dict[str, list[Candidate]],
+    device: torch.device,
+    dtype: torch.dtype,
     limit_s: float,
-) -> list[Entry]:  # fmt: skip
+) -> list[Entry]:
     import json
 
     from triton_kernels.lab import tune

@@ -53,8 +53,15 @@ class Engine:
         self._in_flight: deque[Handle] = deque()
         self._num_added = 0
 
-    def add_request(self, request_id: str, prompt: EngineInput | Prompt, params: SamplingParams | None = None, *,
-                    arrival_s: float | None = None, priority: int = 0) -> None:  # fmt: skip
+    def add_request(
+        self,
+        request_id: str,
+        prompt: EngineInput | Prompt,
+        params: SamplingParams | None = None,
+        *,
+        arrival_s: float | None = None,
+        priority: int = 0,
+    ) -> None:
         """Queues a request; smaller ``priority`` goes first under the priority policy. Raises ValueError, and changes nothing, for
         one that could never be served."""
         if request_id in self.processor.groups:
@@ -109,8 +116,12 @@ class Engine:
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
-        return EngineStats(**vars(scheduler.counters), num_running=scheduler.num_running, num_waiting=scheduler.num_waiting,
-                           kv_usage=self.manager.pool.usage)  # fmt: skip
+        return EngineStats(
+            **vars(scheduler.counters),
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            kv_usage=self.manager.pool.usage,
+        )
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""

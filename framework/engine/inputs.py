@@ -71,17 +71,27 @@ class InputProcessor:
             )
         return EngineInput(_token_ids(prompt))
 
-    def chat(self, messages: list[dict[str, Any]], chat_template: str | None = None, add_generation_prompt: bool = True,
-             continue_final_message: bool = False, **template_args: Any) -> EngineInput:  # fmt: skip
+    def chat(
+        self,
+        messages: list[dict[str, Any]],
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **template_args: Any,
+    ) -> EngineInput:
         """Renders a conversation with the tokenizer's chat template, or the one given."""
         if self.tokenizer is None:
             raise ValueError("chat needs a tokenizer, and this engine has none")
         if chat_template is None and not getattr(self.tokenizer, "chat_template", None):
             raise ValueError("the model's tokenizer has no chat template: pass chat_template=..., or use generate with plain text")
         text = self.tokenizer.apply_chat_template(
-            messages, chat_template=chat_template, tokenize=False, add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message, **template_args,
-        )  # fmt: skip
+            messages,
+            chat_template=chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **template_args,
+        )
         # The template writes the special tokens itself.
         return EngineInput(self.tokenizer.encode(text, add_special_tokens=False), text)
 

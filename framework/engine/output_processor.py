@@ -16,8 +16,16 @@ class RequestGroup:
     """A user's request: its answers, and what they have in common."""
 
     __slots__ = (
-        "changed", "kind", "metrics", "num_unfinished", "prompt", "prompt_logprobs", "prompt_token_ids", "request_id", "samples",
-    )  # fmt: skip
+        "changed",
+        "kind",
+        "metrics",
+        "num_unfinished",
+        "prompt",
+        "prompt_logprobs",
+        "prompt_token_ids",
+        "request_id",
+        "samples",
+    )
 
     def __init__(
         self, request_id: str, prompt: str | None, prompt_token_ids: list[int], params: SamplingParams, arrival_s: float
@@ -39,8 +47,16 @@ class RequestGroup:
     def output(self, completions: list[CompletionOutput]) -> RequestOutput:
         """The request with these answers."""
         finished = not self.num_unfinished
-        return RequestOutput(self.request_id, self.prompt, self.prompt_token_ids, self.prompt_logprobs, completions, finished,
-                             self.samples[0].request.num_cached_tokens, self.metrics if finished else None)  # fmt: skip
+        return RequestOutput(
+            self.request_id,
+            self.prompt,
+            self.prompt_token_ids,
+            self.prompt_logprobs,
+            completions,
+            finished,
+            self.samples[0].request.num_cached_tokens,
+            self.metrics if finished else None,
+        )
 
     def everything(self) -> RequestOutput:
         """The request with all its answers so far."""
@@ -50,9 +66,7 @@ class RequestGroup:
 class Sample:
     """One answer as it grows."""
 
-    __slots__ = (
-        "cumulative_logprob", "detokenizer", "group", "index", "logprobs", "pieces", "request", "stop_strings", "times",
-    )  # fmt: skip
+    __slots__ = ("cumulative_logprob", "detokenizer", "group", "index", "logprobs", "pieces", "request", "stop_strings", "times")
 
     def __init__(self, request: Request, group: RequestGroup, index: int, texts: TokenTexts | None) -> None:
         params = request.params
@@ -109,8 +123,15 @@ class Sample:
         request = self.request
         self.pieces = ["".join(self.pieces)]
         logprobs, cumulative = (None, None) if self.logprobs is None else (list(self.logprobs), self.cumulative_logprob)
-        return CompletionOutput(self.index, self.pieces[0], request.token_ids[request.num_prompt_tokens :], cumulative, logprobs,
-                                request.finish_reason, request.stop_reason)  # fmt: skip
+        return CompletionOutput(
+            self.index,
+            self.pieces[0],
+            request.token_ids[request.num_prompt_tokens :],
+            cumulative,
+            logprobs,
+            request.finish_reason,
+            request.stop_reason,
+        )
 
 
 class OutputProcessor:
@@ -190,7 +211,10 @@ class OutputProcessor:
 
 def _logprobs(found: TokenLogprobs, texts: TokenTexts | None) -> dict[int, Logprob]:
     ranked = [(found.token_id, found.logprob, found.rank)]
-    ranked += [(token, logprob, rank) for rank, (token, logprob) in enumerate(zip(found.top_ids, found.top_logprobs), 1)
-               if token != found.token_id]  # fmt: skip
+    ranked += [
+        (token, logprob, rank)
+        for rank, (token, logprob) in enumerate(zip(found.top_ids, found.top_logprobs), 1)
+        if token != found.token_id
+    ]
     decode = texts.decoded_token if texts is not None else lambda _: None
     return {token: Logprob(logprob, rank, decode(token)) for token, logprob, rank in ranked}

@@ -47,14 +47,46 @@ class Request:
     """
 
     __slots__ = (
-        "arrival_s", "block_hashes", "blocks", "capacity", "extra_keys", "finish_reason", "followers", "leader", "max_total",
-        "min_total", "next_event", "num_cached_tokens", "num_computed", "num_hashed", "num_preemptions", "num_prompt_tokens",
-        "num_stale_steps", "num_tokens", "order", "params", "priority", "request_id", "sample", "slot", "status", "stop_ids",
-        "stop_reason", "token_ids",
-    )  # fmt: skip
+        "arrival_s",
+        "block_hashes",
+        "blocks",
+        "capacity",
+        "extra_keys",
+        "finish_reason",
+        "followers",
+        "leader",
+        "max_total",
+        "min_total",
+        "next_event",
+        "num_cached_tokens",
+        "num_computed",
+        "num_hashed",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "num_stale_steps",
+        "num_tokens",
+        "order",
+        "params",
+        "priority",
+        "request_id",
+        "sample",
+        "slot",
+        "status",
+        "stop_ids",
+        "stop_reason",
+        "token_ids",
+    )
 
-    def __init__(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, max_total: int, arrival_s: float = 0.0,
-                 priority: int = 0, extra_keys: tuple[tuple[int, bytes], ...] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        max_total: int,
+        arrival_s: float = 0.0,
+        priority: int = 0,
+        extra_keys: tuple[tuple[int, bytes], ...] = (),
+    ) -> None:
         self.request_id, self.params, self.arrival_s, self.priority = request_id, params, arrival_s, priority
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)

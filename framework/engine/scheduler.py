@@ -90,19 +90,25 @@ class Scheduler:
     def longest_total(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
         """Length at which a request ends at the latest. Raises ValueError if it could never be served."""
         if num_prompt_tokens >= self.max_model_len:
-            raise ValueError(f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have at most "
-                             f"{self.max_model_len} (model.max_model_len): shorten the prompt")  # fmt: skip
+            raise ValueError(
+                f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have at most "
+                f"{self.max_model_len} (model.max_model_len): shorten the prompt"
+            )
         total = self.max_model_len if max_tokens is None else min(num_prompt_tokens + max_tokens, self.max_model_len)
         least = num_prompt_tokens + 1 if max_tokens is None else total
         if not self.config.chunked_prefill and least - 1 > self._max_chunk:
-            raise ValueError(f"without chunked prefill a request must fit in one step, even when it resumes: this one has "
-                             f"up to {least - 1} tokens, but a step takes {self._max_chunk} of one request: raise "
-                             "scheduler.max_num_batched_tokens (and max_chunk_tokens), or set chunked_prefill")  # fmt: skip
+            raise ValueError(
+                f"without chunked prefill a request must fit in one step, even when it resumes: this one has "
+                f"up to {least - 1} tokens, but a step takes {self._max_chunk} of one request: raise "
+                "scheduler.max_num_batched_tokens (and max_chunk_tokens), or set chunked_prefill"
+            )
         usable = self.manager.pool.num_blocks - 1
         if (needed := self._most_blocks(least - 1)) > usable:
-            raise ValueError(f"the request needs up to {needed} KV blocks of {self.manager.block_size} tokens, but the cache "
-                             f"has {usable}: lower max_tokens, shorten the prompt, or enlarge cache.memory_bytes or "
-                             "cache.num_blocks")  # fmt: skip
+            raise ValueError(
+                f"the request needs up to {needed} KV blocks of {self.manager.block_size} tokens, but the cache "
+                f"has {usable}: lower max_tokens, shorten the prompt, or enlarge cache.memory_bytes or "
+                "cache.num_blocks"
+            )
 
         def too_long(length: int) -> bool:
             return self._most_blocks(length - 1) > usable or not (self.config.chunked_prefill or length - 1 <= self._max_chunk)
@@ -243,8 +249,17 @@ class Scheduler:
             request.next_event = min(request.next_event, request.num_prompt_tokens)
         insort(self.running, request)
         self.num_running += 1
-        step.new.append(NewRequest(request.slot, request.request_id, list(request.token_ids), request.num_prompt_tokens, start,
-                                   [list(table) for table in request.blocks], request.params))  # fmt: skip
+        step.new.append(
+            NewRequest(
+                request.slot,
+                request.request_id,
+                list(request.token_ids),
+                request.num_prompt_tokens,
+                start,
+                [list(table) for table in request.blocks],
+                request.params,
+            )
+        )
         return count
 
     def _count_admission(self, request: Request, num_cached_tokens: int, looked_up: bool) -> None:

@@ -13,8 +13,10 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer could be loaded from {folder}: {error}. Give one with model.tokenizer, or pass prompts as "
-                         '{"prompt_token_ids": [...]} with SamplingParams(detokenize=False)') from error  # fmt: skip
+        raise ValueError(
+            f"no tokenizer could be loaded from {folder}: {error}. Give one with model.tokenizer, or pass prompts as "
+            '{"prompt_token_ids": [...]} with SamplingParams(detokenize=False)'
+        ) from error
 
 
 def token_ids_of_words(tokenizer: Any, words: list[str]) -> list[list[int]]:

@@ -39,8 +39,16 @@ class CostModel:
     fused      layers that rotate run ``qk_norm_rotary_kv_write`` in place of the ops that it does the work of
     """
 
-    def __init__(self, architecture: Architecture, dtype: str, costs: Mapping[str, CostFunction], device: Device,
-                 config: ExecutorConfig, kv_bytes: int | None = None, fused: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        architecture: Architecture,
+        dtype: str,
+        costs: Mapping[str, CostFunction],
+        device: Device,
+        config: ExecutorConfig,
+        kv_bytes: int | None = None,
+        fused: bool = True,
+    ) -> None:
         if _NUMBER_FORMAT[dtype] not in device.flops_s:
             raise ValueError(f"device {device.name} has no ceiling for {dtype}; it has {', '.join(device.flops_s)}")
         self._architecture, self._costs, self._config = architecture, costs, config
@@ -69,8 +77,14 @@ class CostModel:
             time_s += self._time("sample", [1] * num_logits, [1] * num_logits, vocab_size=arch.vocab_size)
         return time_s
 
-    def _layer(self, layer: LayerShape, num_tokens: int, decode_lens: Sequence[int], chunk_lens: Sequence[int],
-               chunk_ctx_lens: Sequence[int]) -> Iterator[float]:  # fmt: skip
+    def _layer(
+        self,
+        layer: LayerShape,
+        num_tokens: int,
+        decode_lens: Sequence[int],
+        chunk_lens: Sequence[int],
+        chunk_ctx_lens: Sequence[int],
+    ) -> Iterator[float]:
         arch = self._architecture
         hidden, heads = (
             arch.hidden_size,

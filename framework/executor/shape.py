@@ -39,7 +39,9 @@ class ModelShape:
         if config.cache.memory_bytes is not None:
             fitting = config.cache.memory_bytes // block_bytes(self.groups, size)
             if fitting < 2:
-                raise ValueError(f"cache.memory_bytes={config.cache.memory_bytes} holds {fitting} blocks of "
-                                 f"{block_bytes(self.groups, size)} bytes, but at least 2 are needed")  # fmt: skip
+                raise ValueError(
+                    f"cache.memory_bytes={config.cache.memory_bytes} holds {fitting} blocks of "
+                    f"{block_bytes(self.groups, size)} bytes, but at least 2 are needed"
+                )
             return fitting
         return 1 + len(self.groups) * config.scheduler.max_num_seqs * -(-self.max_model_len // size)

@@ -46,9 +46,14 @@ class SimulatedExecutor:
         device = device_model(config.executor.device)
         replaced = ("rotary", "kv_cache_write", *(["rms_norm"] if info.architecture.family.qk_norm else []))
         self.cost_model = CostModel(
-            info.architecture, info.dtype, op_costs(), device, config.executor, ELEMENT_BYTES.get(config.cache.dtype),
+            info.architecture,
+            info.dtype,
+            op_costs(),
+            device,
+            config.executor,
+            ELEMENT_BYTES.get(config.cache.dtype),
             fused=fusion_wish(config.kernels, "qk_norm_rotary_kv_write", replaced) is not False,
-        )  # fmt: skip
+        )
         self._device_name, self._overhead_s, self._clock = device.name, config.executor.step_overhead_s, clock
         self._tokens = PseudoTokens(config.scheduler.max_num_seqs, self.vocab_size)
         self._lengths = np.zeros(config.scheduler.max_num_seqs, dtype=np.int64)

@@ -115,8 +115,10 @@ def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: 
     else:
         limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
     if config.max_model_len is not None and config.max_model_len > limit:
-        raise ValueError(f"model.max_model_len={config.max_model_len} is more than the {limit} positions of {config.name!r}: "
-                         "ask for fewer, or change them in model.architecture (max_position_embeddings, rope scaling)")  # fmt: skip
+        raise ValueError(
+            f"model.max_model_len={config.max_model_len} is more than the {limit} positions of {config.name!r}: "
+            "ask for fewer, or change them in model.architecture (max_position_embeddings, rope scaling)"
+        )
     return config.max_model_len or limit
 
 
@@ -183,8 +185,10 @@ def _unknown_activation(config: Mapping[str, Any], family: Family) -> str | None
 
 def _required(config: Mapping[str, Any], name: str) -> Any:
     if config.get(name) is None:
-        raise ValueError(f"the model's config.json (or model.architecture) has no {name!r}, which its model_type "
-                         f"{config.get('model_type')!r} needs")  # fmt: skip
+        raise ValueError(
+            f"the model's config.json (or model.architecture) has no {name!r}, which its model_type "
+            f"{config.get('model_type')!r} needs"
+        )
     return config[name]
 
 

@@ -21,8 +21,10 @@ def resolve_model(name: str, revision: str | None = None, weights: bool = True) 
     if name in EMBEDDED:
         folder = Path(__file__).resolve().parent.parent / "assets" / name
         if not (folder / "config.json").is_file():
-            raise ValueError(f"the embedded model {name!r} is missing from this installation ({folder} has no config.json): "
-                             "reinstall the package, or train it with experiments/train_tiny.py")  # fmt: skip
+            raise ValueError(
+                f"the embedded model {name!r} is missing from this installation ({folder} has no config.json): "
+                "reinstall the package, or train it with experiments/train_tiny.py"
+            )
         return folder
     local = Path(name).expanduser()
     if (local / "config.json").is_file():
@@ -45,8 +47,15 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
     tried = [f"embedded models ({', '.join(EMBEDDED)})", f"the local folder {Path(name).expanduser().absolute()}"]
     for cached_only, where in ((True, "the Hugging Face cache"), (False, "the Hugging Face hub")):
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=_IGNORED_PATTERNS,
-                                            local_files_only=cached_only))  # fmt: skip
+            folder = Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    allow_patterns=patterns,
+                    ignore_patterns=_IGNORED_PATTERNS,
+                    local_files_only=cached_only,
+                )
+            )
         except Exception as error:  # the hub raises many kinds: bad id, no network, no such repository, gated
             tried.append(f"{where}: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
             continue
@@ -54,9 +63,12 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
             return folder
         tried.append(f"{where}: its copy in {folder} is incomplete")
     at = f" (revision {revision})" if revision else ""
-    raise ValueError(f"model {name!r}{at} was not found. Tried:\n  " + "\n  ".join(tried)
-                     + "\nGive a folder with config.json and *.safetensors, a Hugging Face id, or one of the embedded models; "
-                     "with model.load_format=dummy and model.architecture no checkpoint is needed.")  # fmt: skip
+    raise ValueError(
+        f"model {name!r}{at} was not found. Tried:\n  "
+        + "\n  ".join(tried)
+        + "\nGive a folder with config.json and *.safetensors, a Hugging Face id, or one of the embedded models; "
+        "with model.load_format=dummy and model.architecture no checkpoint is needed."
+    )
 
 
 def _complete(folder: Path, weights: bool) -> bool:

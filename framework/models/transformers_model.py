@@ -68,8 +68,14 @@ class TransformersModel:
         self._decode: list[BoundKernel] = []
         self._prefill: list[BoundKernel] = []
         for s in shapes:
-            facts = {"head_dim": s.head_dim, "value_dim": s.v_head_dim, "num_heads": s.num_heads, "num_kv_heads": s.num_kv_heads,
-                     "page_size": block_size, "kv_dtype": kv_dtype}  # fmt: skip
+            facts = {
+                "head_dim": s.head_dim,
+                "value_dim": s.v_head_dim,
+                "num_heads": s.num_heads,
+                "num_kv_heads": s.num_kv_heads,
+                "page_size": block_size,
+                "kv_dtype": kv_dtype,
+            }
             params = {"scale": s.scale, "causal": True, "window": s.window, "softcap": s.softcap}
             weights = {} if s.sinks is None else {"sinks": s.sinks}
             self._write.append(plan.bind("kv_cache_write", facts=facts))
@@ -118,9 +124,15 @@ class TransformersModel:
 
 
 def load_transformers_model(
-    config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: torch.device, block_size: int, cache_dtype: str,
-    kv_dtype: torch.dtype, seed: int,
-) -> TransformersModel:  # fmt: skip
+    config: ModelConfig,
+    info: ModelInfo,
+    plan: KernelPlan,
+    device: torch.device,
+    block_size: int,
+    cache_dtype: str,
+    kv_dtype: torch.dtype,
+    seed: int,
+) -> TransformersModel:
     """Loads a model, finds out how it attends, and binds its kernels. Raises ValueError with the reason if it cannot work."""
     transformers.AttentionInterface.register(INTERFACE, _attention)
     transformers.AttentionMaskInterface.register(INTERFACE, _no_mask)
@@ -194,8 +206,16 @@ def _probe(name: str, model: Any, device: torch.device) -> list[AttentionShape]:
             problems.append(f"attention of layer {layer} is not causal")
         if kinds and kinds[layer] == "sliding_attention" and window is None:
             problems.append(f"layer {layer} is windowed but does not say so to its attention")
-        seen[layer] = AttentionShape(q.shape[1], k.shape[1], q.shape[3], v.shape[3], float(scale), window, softcap,
-                                     None if sinks is None else sinks.detach().float())  # fmt: skip
+        seen[layer] = AttentionShape(
+            q.shape[1],
+            k.shape[1],
+            q.shape[3],
+            v.shape[3],
+            float(scale),
+            window,
+            softcap,
+            None if sinks is None else sinks.detach().float(),
+        )
         return v.new_zeros(1, q.shape[2], q.shape[1], v.shape[3])
 
     with torch.inference_mode():
@@ -220,8 +240,10 @@ def _attention(
     """The library's attention interface. query, key, value [1, heads, T, D] -> [1, T, heads, Dv]."""
     attend = keywords.pop(KEYWORD, None)
     if attend is None:
-        raise ValueError(f"this model cannot run: {type(module).__name__} of transformers gets no keywords from its model, so our "
-                         "attention cannot be put in")  # fmt: skip
+        raise ValueError(
+            f"this model cannot run: {type(module).__name__} of transformers gets no keywords from its model, so our "
+            "attention cannot be put in"
+        )
     keywords["module_is_causal"] = getattr(module, "is_causal", True)
     return attend(module.layer_idx, query, key, value, keywords), None
 

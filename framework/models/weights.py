@@ -57,8 +57,10 @@ class Checkpoint:
         missing = sorted(wanted - set(self._where))
         unknown = sorted(n for n in set(self._where) - wanted if not any(re.search(p, n) for p in ignored))
         if missing or unknown:
-            raise ValueError(f"the checkpoint in {self._folder} does not fit its config.json: missing tensors: {_some(missing)}; "
-                             f"tensors without a place in the model: {_some(unknown)}")  # fmt: skip
+            raise ValueError(
+                f"the checkpoint in {self._folder} does not fit its config.json: missing tensors: {_some(missing)}; "
+                f"tensors without a place in the model: {_some(unknown)}"
+            )
 
     def load(self, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
         weight = torch.empty(part.shape, dtype=self._dtype, device=self._device)
@@ -109,8 +111,10 @@ def _index(folder: Path) -> dict[str, str]:
     single = folder / "model.safetensors"  # beside it there may be the same weights in another layout
     files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{folder} has no *.safetensors files (other formats are not read); convert the checkpoint with "
-                         "save_pretrained of transformers, or use model.load_format=dummy")  # fmt: skip
+        raise ValueError(
+            f"{folder} has no *.safetensors files (other formats are not read); convert the checkpoint with "
+            "save_pretrained of transformers, or use model.load_format=dummy"
+        )
     found = {}
     for path in files:
         with safe_open(path, framework="pt") as opened:

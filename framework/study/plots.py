@@ -27,8 +27,10 @@ def latency(requests: pd.DataFrame, runs: pd.DataFrame | None = None, max_lines:
     differs between them. Raises ValueError for more than ``max_lines`` settings, which no eye can tell apart."""
     groups = _labelled_requests(requests, runs)
     if len(groups) > max_lines:
-        raise ValueError(f"{len(groups)} settings differ in {', '.join(_axes_of(runs))}: at most {max_lines} lines can be read; "
-                         "plot a part of the table")  # fmt: skip
+        raise ValueError(
+            f"{len(groups)} settings differ in {', '.join(_axes_of(runs))}: at most {max_lines} lines can be read; "
+            "plot a part of the table"
+        )
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, column, title in zip(figure.subplots(1, 2), ("ttft_s", "tpot_s"), ("Time to first token", "Time per output token")):
         for color, (label, group) in zip(cycle(COLORS), groups.items()):
@@ -59,8 +61,17 @@ def load(runs: pd.DataFrame, x: str = "workload.rate") -> Figure:
                 values = (group[f"metric.{metric}_p{percentile}_s"] * 1e3).groupby(pd.to_numeric(group[x]))
                 mean = values.mean()
                 spread = np.stack([mean - values.min(), values.max() - mean])
-                axes.errorbar(mean.index, mean, spread, color=color, linestyle=style, marker="o", markersize=3.5, capsize=2,
-                              label=label if percentile == 50 else None)  # fmt: skip
+                axes.errorbar(
+                    mean.index,
+                    mean,
+                    spread,
+                    color=color,
+                    linestyle=style,
+                    marker="o",
+                    markersize=3.5,
+                    capsize=2,
+                    label=label if percentile == 50 else None,
+                )
         axes.set(xlabel=_axis_label(x), ylabel=f"{title} (ms)")
         _log(axes, axes.yaxis)
         axes.grid(alpha=0.3, which="both")
@@ -119,8 +130,14 @@ def kernel_roofline(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for dtype, group in table.groupby("dtype"):
         bandwidth, peak = group["ceiling_tb_s"].median(), group["ceiling_tflops_s"].max()
         axes.plot(span, np.minimum(span * bandwidth, peak), color="0.4", zorder=1)
-        axes.annotate(f"{dtype}: {bandwidth:.2g} TB/s, {peak:.3g} TFLOP/s", (span[-1], min(span[-1] * bandwidth, peak)), fontsize=8,
-                      xytext=(0, 4), textcoords="offset points", ha="right")  # fmt: skip
+        axes.annotate(
+            f"{dtype}: {bandwidth:.2g} TB/s, {peak:.3g} TFLOP/s",
+            (span[-1], min(span[-1] * bandwidth, peak)),
+            fontsize=8,
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="right",
+        )
     colors = dict(zip(table["op"].unique(), cycle(COLORS)))
     markers = dict(zip(table["impl"].unique(), cycle("os^Dv<>pP*X")))
     for (op, impl), group in table.groupby(["op", "impl"], sort=False):

@@ -24,9 +24,20 @@ if TYPE_CHECKING:
 
 RUN_FILE, REQUESTS_FILE, TABLE_FILE = "run.json", "requests.csv", "table.csv"
 REQUEST_COLUMNS = (
-    "request_id", "user", "status", "arrival_s", "first_token_s", "last_token_s", "num_prompt_tokens", "num_output_tokens",
-    "ttft_s", "tpot_s", "e2e_s", "finish_reason", "error",
-)  # fmt: skip
+    "request_id",
+    "user",
+    "status",
+    "arrival_s",
+    "first_token_s",
+    "last_token_s",
+    "num_prompt_tokens",
+    "num_output_tokens",
+    "ttft_s",
+    "tpot_s",
+    "e2e_s",
+    "finish_reason",
+    "error",
+)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -73,11 +84,20 @@ def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
         for r in requests:
             times = r.token_times_s
             row = {
-                "request_id": r.request_id, "user": r.user, "status": "refused" if r.error else "ok", "arrival_s": r.arrival_s,
-                "first_token_s": times[0] if times else None, "last_token_s": times[-1] if times else None,
-                "num_prompt_tokens": r.num_prompt_tokens, "num_output_tokens": len(times),
-                "ttft_s": ttft_s(r), "tpot_s": tpot_s(r), "e2e_s": e2e_s(r), "finish_reason": r.finish_reason, "error": r.error,
-            }  # fmt: skip
+                "request_id": r.request_id,
+                "user": r.user,
+                "status": "refused" if r.error else "ok",
+                "arrival_s": r.arrival_s,
+                "first_token_s": times[0] if times else None,
+                "last_token_s": times[-1] if times else None,
+                "num_prompt_tokens": r.num_prompt_tokens,
+                "num_output_tokens": len(times),
+                "ttft_s": ttft_s(r),
+                "tpot_s": tpot_s(r),
+                "e2e_s": e2e_s(r),
+                "finish_reason": r.finish_reason,
+                "error": r.error,
+            }
             writer.writerow({k: _cell(v) for k, v in row.items()})
 
 

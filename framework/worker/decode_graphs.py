@@ -25,8 +25,15 @@ class DecodeGraphs:
     largest down, so that the smaller ones fit into the memory of the largest.
     """
 
-    def __init__(self, model: Model, caches: list[LayerKV], rows: RequestRows, slot_mapping: BoundKernel, batch_sizes: list[int],
-                 capture: Capture) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Model,
+        caches: list[LayerKV],
+        rows: RequestRows,
+        slot_mapping: BoundKernel,
+        batch_sizes: list[int],
+        capture: Capture,
+    ) -> None:
         self._rows, self._slot_mapping, self._sizes = rows, slot_mapping, sorted(set(batch_sizes))
         largest, device = self._sizes[-1], rows.device
         self._like = [torch.empty(largest, dtype=dtype, device="meta") for dtype in (torch.int64, torch.int64, torch.int32)]

@@ -27,8 +27,9 @@ from .runner import Runner
 
 CPU = torch.device("cpu")
 PLAIN = SamplingParams(temperature=0.0, seed=0)
-FULL = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, min_p=0.05, seed=0, repetition_penalty=1.1, logit_bias={1: 1.0},
-                      min_tokens=1, logprobs=5)  # fmt: skip
+FULL = SamplingParams(
+    temperature=0.8, top_k=50, top_p=0.9, min_p=0.05, seed=0, repetition_penalty=1.1, logit_bias={1: 1.0}, min_tokens=1, logprobs=5
+)
 UNMASKED = SamplingParams(temperature=0.8, seed=0, repetition_penalty=1.1)  # penalties alone, without a mask of allowed tokens
 
 
@@ -58,8 +59,10 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     kinds, which must not need other kernels. Raises ValueError for models that only the transformers library can run."""
     info = read_model(config.model)
     if info.architecture is None:
-        raise ValueError(f"model {config.model.name!r} runs through the transformers library ({info.reason}); kernels can be "
-                         "packed for native models only")  # fmt: skip
+        raise ValueError(
+            f"model {config.model.name!r} runs through the transformers library ({info.reason}); kernels can be "
+            "packed for native models only"
+        )
     settle_block_size(config, target)
     dtype = getattr(torch, info.dtype)
     plan = TargetPlan.of(config, target, dtype)

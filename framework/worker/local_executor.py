@@ -40,8 +40,9 @@ class LocalExecutor:
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
         self.num_blocks = config.cache.num_blocks or self._fit_blocks(config, device)
         caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device)
-        self._runner = Runner(self._model, self.plan, self.groups, caches, config.scheduler.max_num_seqs,
-                              config.cache.block_size, device)  # fmt: skip
+        self._runner = Runner(
+            self._model, self.plan, self.groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, device
+        )
         self.in_flight_steps = 1 if device.type == "cpu" else 2
         if device.type == "cuda" and config.graphs.enabled:
             self._capture_graphs(config)
@@ -59,8 +60,11 @@ class LocalExecutor:
     def _capture_graphs(self, config: EngineConfig) -> None:
         blockers = self.plan.not_capturable(except_ops=OPS_OUTSIDE_GRAPHS)
         if blockers:
-            warnings.warn(f"decode steps run without CUDA graphs, which cannot record {', '.join(blockers)}; choose other kernels, "
-                          "or set graphs.enabled=false", stacklevel=3)  # fmt: skip
+            warnings.warn(
+                f"decode steps run without CUDA graphs, which cannot record {', '.join(blockers)}; choose other kernels, "
+                "or set graphs.enabled=false",
+                stacklevel=3,
+            )
             return
         sizes = [size for size in config.graphs.batch_sizes if size <= config.scheduler.max_num_seqs]
         self._runner.capture_graphs(sizes or [config.scheduler.max_num_seqs], CudaGraphCapture())

@@ -52,8 +52,16 @@ class StepRows:
 class Runner:
     """Executes step inputs on a model."""
 
-    def __init__(self, model: Model, plan: KernelPlan, groups: tuple[CacheGroup, ...], caches: list[LayerKV], num_slots: int,
-                 block_size: int, device: torch.device) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Model,
+        plan: KernelPlan,
+        groups: tuple[CacheGroup, ...],
+        caches: list[LayerKV],
+        num_slots: int,
+        block_size: int,
+        device: torch.device,
+    ) -> None:
         self.model, self.caches, self.device = model, caches, device
         self.sampler = Sampler(plan, num_slots, model.vocab_size, device)
         self.rows = RequestRows(num_slots, model.max_model_len, len(groups), block_size, device)
@@ -123,10 +131,15 @@ class Runner:
         lengths, cu_q = rows.lengths.astype(np.int32), rows.bounds.astype(np.int32)
         width = self.rows.table_width(int(lengths.max()))
         arrays = (
-            positions, rows.slots[row_of_token], rows.bounds[rows.sampled + 1] - 1, cu_q, lengths,
-            cu_q[n:] - cu_q[n], lengths[n:],  # again: kernels may not be compiled for the address that a slice starts at
+            positions,
+            rows.slots[row_of_token],
+            rows.bounds[rows.sampled + 1] - 1,
+            cu_q,
+            lengths,
+            cu_q[n:] - cu_q[n],
+            lengths[n:],  # again: kernels may not be compiled for the address that a slice starts at
             self.rows.tables[:, rows.slots, :width],
-        )  # fmt: skip
+        )
         tensors = all_to_device((*arrays, *more), self.device)
         token_positions, token_slots, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
         groups = [

@@ -24,8 +24,14 @@ LIBRARY = ("transformers", "transformers_static")
 
 def config(system: str, workload: WorkloadConfig | None = None) -> ServeConfig:
     few = WorkloadConfig(num_requests=5, prompt_tokens=20, output_tokens=6)
-    return ServeConfig(model=ModelConfig("tiny", dtype="float32"), device="cpu", system=system, workload=workload or few,
-                       scheduler=SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64), num_warmup_requests=1)  # fmt: skip
+    return ServeConfig(
+        model=ModelConfig("tiny", dtype="float32"),
+        device="cpu",
+        system=system,
+        workload=workload or few,
+        scheduler=SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64),
+        num_warmup_requests=1,
+    )
 
 
 def requests(num: int = len(PROMPTS), arrivals: tuple[float, ...] = (0, 0, 0, 0)) -> list[WorkloadRequest]:
@@ -90,8 +96,9 @@ def test_requests_are_served_after_they_arrive(system: str, library: Library) ->
 
 
 def test_a_closed_loop_waits_for_its_answers(library: Library) -> None:
-    closed = [WorkloadRequest(0.0, prompt, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True), 0, 0.05)
-              for prompt in PROMPTS]  # fmt: skip
+    closed = [
+        WorkloadRequest(0.0, prompt, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True), 0, 0.05) for prompt in PROMPTS
+    ]
     mode = open_mode(library, config("transformers"), closed, ())
     try:
         record = serve_workload(mode, library, closed)
@@ -176,9 +183,19 @@ def test_systems_stand_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_model_without_a_checkpoint_is_served_by_both(tmp_path: Path) -> None:
     """Random prompts too: workload.source=auto finds no tokenizer."""
-    shape = {"model_type": "llama", "dtype": "float32", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64,
-             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
-             "rms_norm_eps": 1e-5, "eos_token_id": 2}  # fmt: skip
+    shape = {
+        "model_type": "llama",
+        "dtype": "float32",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "eos_token_id": 2,
+    }
     rows = []
     for system in ("kernelswap", *LIBRARY):
         job = config(system, WorkloadConfig(source="auto", num_requests=3, prompt_tokens=12, output_tokens=4))

@@ -95,9 +95,13 @@ def test_adapters_load_and_say_what_they_lack_here() -> None:
     found = [impl for impl in registry if impl.origin.startswith("kernelswap_plugin")]
     assert not registry.failures, registry.failures
     assert {(impl.op, impl.name) for impl in found} == {
-        ("paged_attention_decode", "vllm_fa3"), ("paged_attention_prefill", "vllm_fa3"), ("gemm_w4a16", "vllm_marlin"),
-        ("paged_attention_decode", "vllm_triton"), ("paged_attention_prefill", "vllm_triton"), ("gemm_fp8", "deep_gemm"),
-    }  # fmt: skip
+        ("paged_attention_decode", "vllm_fa3"),
+        ("paged_attention_prefill", "vllm_fa3"),
+        ("gemm_w4a16", "vllm_marlin"),
+        ("paged_attention_decode", "vllm_triton"),
+        ("paged_attention_prefill", "vllm_triton"),
+        ("gemm_fp8", "deep_gemm"),
+    }
     assert all("runs on cuda, not on cpu" in impl.unsupported(Spec("cpu", "cpu", torch.float32)) for impl in found)
     for impl in found:
         (reason,) = impl.target.unsupported(Spec("cuda", "sm_80", torch.bfloat16))  # type: ignore[attr-defined]
@@ -133,8 +137,9 @@ def attention_of_torch(q, k, v, lengths, cu_q, table, scale, window, softcap, si
         num = rows.stop - rows.start
         if not length or not num:
             continue
-        keys, values = (cache[table[r].long()].flatten(0, 1)[:length].repeat_interleave(q.shape[1] // k.shape[2], 1)
-                        for cache in (k, v))  # fmt: skip
+        keys, values = (
+            cache[table[r].long()].flatten(0, 1)[:length].repeat_interleave(q.shape[1] // k.shape[2], 1) for cache in (k, v)
+        )
         scores = torch.einsum("qhd,khd->hqk", q[rows], keys) * scale
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
@@ -150,19 +155,60 @@ def fake_fa3(monkeypatch: pytest.MonkeyPatch) -> None:
     def get_scheduler_metadata(**given: Any) -> torch.Tensor:
         return torch.tensor([given["batch_size"], given["num_heads_q"], given["num_splits"]])
 
-    def flash_attn_varlen_func(q, k, v, *, max_seqlen_q, cu_seqlens_q, max_seqlen_k, seqused_k, softmax_scale, causal,  # type: ignore[no-untyped-def]
-                               window_size, softcap, block_table, scheduler_metadata, num_splits, fa_version):  # fmt: skip
+    def flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        *,
+        max_seqlen_q,
+        cu_seqlens_q,
+        max_seqlen_k,
+        seqused_k,
+        softmax_scale,
+        causal,  # type: ignore[no-untyped-def]
+        window_size,
+        softcap,
+        block_table,
+        scheduler_metadata,
+        num_splits,
+        fa_version,
+    ):
         assert causal and fa_version == 3 and scheduler_metadata.tolist() == [len(seqused_k), q.shape[1], num_splits]
         return attention_of_torch(q, k, v, seqused_k, cu_seqlens_q, block_table, softmax_scale, window_size, softcap)
 
-    install(monkeypatch, "vllm.vllm_flash_attn", flash_attn_varlen_func=flash_attn_varlen_func,
-            get_scheduler_metadata=get_scheduler_metadata)  # fmt: skip
+    install(
+        monkeypatch,
+        "vllm.vllm_flash_attn",
+        flash_attn_varlen_func=flash_attn_varlen_func,
+        get_scheduler_metadata=get_scheduler_metadata,
+    )
 
 
 def fake_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unified_attention(q, k, v, out, cu_seqlens_q, max_seqlen_q, seqused_k, max_seqlen_k, softmax_scale, causal,  # type: ignore[no-untyped-def]
-                          window_size, block_table, softcap, q_descale, k_descale, v_descale, seq_threshold_3D,
-                          num_par_softmax_segments, softmax_segm_output, softmax_segm_max, softmax_segm_expsum, sinks):  # fmt: skip
+    def unified_attention(
+        q,
+        k,
+        v,
+        out,
+        cu_seqlens_q,
+        max_seqlen_q,
+        seqused_k,
+        max_seqlen_k,
+        softmax_scale,
+        causal,  # type: ignore[no-untyped-def]
+        window_size,
+        block_table,
+        softcap,
+        q_descale,
+        k_descale,
+        v_descale,
+        seq_threshold_3D,
+        num_par_softmax_segments,
+        softmax_segm_output,
+        softmax_segm_max,
+        softmax_segm_expsum,
+        sinks,
+    ):
         assert softmax_segm_output.shape[:3] == softmax_segm_max.shape == (seq_threshold_3D, q.shape[1], num_par_softmax_segments)
         out.copy_(attention_of_torch(q, k, v, seqused_k, cu_seqlens_q, block_table, softmax_scale, window_size, softcap, sinks))
 
@@ -194,8 +240,10 @@ def test_attention_adapters(op: str, file: str, library: Callable[..., None], mo
 def test_deep_gemm_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     def fp8_gemm_nt(a, b, out, disable_ue8m0_cast):  # type: ignore[no-untyped-def]
         assert disable_ue8m0_cast
-        wide = [codes.double() * scale.double().repeat_interleave(128, 1)[:, : codes.shape[1]] for codes, scale in
-                (a, (b[0], b[1].repeat_interleave(128, 0)[: b[0].shape[0]]))]  # fmt: skip
+        wide = [
+            codes.double() * scale.double().repeat_interleave(128, 1)[:, : codes.shape[1]]
+            for codes, scale in (a, (b[0], b[1].repeat_interleave(128, 0)[: b[0].shape[0]]))
+        ]
         out.copy_(wide[0] @ wide[1].T)
 
     install(monkeypatch, "vllm.third_party.deep_gemm", fp8_gemm_nt=fp8_gemm_nt)

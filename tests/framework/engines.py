@@ -18,11 +18,7 @@ from framework.sampling_params import SamplingParams
 FULL = PagedKV(1, 64, 64, "float32")
 WINDOWED = PagedKV(1, 64, 64, "float32", window=9)
 WIDE = PagedKV(1, 64, 64, "float32", window=21)
-MODELS = {
-    "full": group_layers([FULL]),
-    "windowed": group_layers([WINDOWED]),
-    "hybrid": group_layers([FULL, WINDOWED, WIDE]),
-}
+MODELS = {"full": group_layers([FULL]), "windowed": group_layers([WINDOWED]), "hybrid": group_layers([FULL, WINDOWED, WIDE])}
 
 
 def make_config(num_blocks: int = 100, block_size: int = 4, prefix_caching: bool = True, **scheduler: Any) -> EngineConfig:

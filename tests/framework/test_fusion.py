@@ -21,15 +21,32 @@ from triton_kernels.resolve import NoKernelError
 
 FUSED = "qk_norm_rotary_kv_write"
 SIZES = {
-    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "eos_token_id": 1,
-}  # fmt: skip
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 1,
+}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {**SIZES, "model_type": "llama"},
     "qwen3": {**SIZES, "model_type": "qwen3", "tie_word_embeddings": True},
-    "gpt2": {"model_type": "gpt2", "vocab_size": 300, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 1,
-             "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"},
-}  # fmt: skip
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": 300,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "eos_token_id": 1,
+        "layer_norm_epsilon": 1e-5,
+        "activation_function": "gelu_new",
+    },
+}
 PRESETS = Path(__file__).parents[2] / "conf" / "kernels"
 
 
@@ -40,8 +57,9 @@ def preset(name: str) -> dict[str, str]:
 
 def config(architecture: str, kernels: dict[str, str], dtype: str = "float32", **more: Any) -> EngineConfig:
     model = ModelConfig(architecture=ARCHITECTURES[architecture], load_format="dummy", dtype=dtype)
-    return EngineConfig(model, CacheConfig(block_size=16, num_blocks=16), SchedulerConfig(max_num_seqs=2), kernels=kernels,
-                        num_threads=1, **more)  # fmt: skip
+    return EngineConfig(
+        model, CacheConfig(block_size=16, num_blocks=16), SchedulerConfig(max_num_seqs=2), kernels=kernels, num_threads=1, **more
+    )
 
 
 def bound(architecture: str, kernels: dict[str, str], target: str | None = None, dtype: str = "float32") -> dict[str, str]:
@@ -69,10 +87,16 @@ def test_priorities_decide_where_nothing_is_named(architecture: str) -> None:
         assert not fuses(architecture, {}), "on a CPU the ops in C come before what fuses"
 
 
-@pytest.mark.parametrize(("op", "architecture", "expected"), [
-    ("rotary", "llama", False), ("kv_cache_write", "llama", False), ("rms_norm", "llama", True), ("rms_norm", "qwen3", False),
-    ("linear", "qwen3", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("op", "architecture", "expected"),
+    [
+        ("rotary", "llama", False),
+        ("kv_cache_write", "llama", False),
+        ("rms_norm", "llama", True),
+        ("rms_norm", "qwen3", False),
+        ("linear", "qwen3", True),
+    ],
+)
 def test_a_named_part_is_not_fused_away(op: str, architecture: str, expected: bool) -> None:
     pytest.importorskip("triton")
     assert fuses(architecture, {op: "triton"}, target="sm_90", dtype="bfloat16") == expected

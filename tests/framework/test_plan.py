@@ -64,9 +64,16 @@ def test_every_preset_names_kernels_that_exist(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "kind", "device", "target", "expected"),
-    [(0, "local", "cpu", "", 16), (32, "local", "cpu", "", 32), (0, "simulated", "cpu", "", 64), (0, "local", "cpu", "gfx942", 16),
-     (0, "local", "cpu", "sm_80", 16), (0, "local", "cpu", "sm_90", 64), (0, "null", "cpu", "", 16)],
-)  # fmt: skip
+    [
+        (0, "local", "cpu", "", 16),
+        (32, "local", "cpu", "", 32),
+        (0, "simulated", "cpu", "", 64),
+        (0, "local", "cpu", "gfx942", 16),
+        (0, "local", "cpu", "sm_80", 16),
+        (0, "local", "cpu", "sm_90", 64),
+        (0, "null", "cpu", "", 16),
+    ],
+)
 def test_blocks_have_the_size_that_kernels_like(given: int, kind: str, device: str, target: str, expected: int) -> None:
     config = EngineConfig(cache=CacheConfig(given), executor=ExecutorConfig(kind), device=device)
     settle_block_size(config, target)

@@ -60,11 +60,19 @@ def test_values_out_of_range_are_refused_by_name(name: str, values: list[Any]) -
 @pytest.mark.parametrize(
     "given",
     [
-        {"presence_penalty": -2}, {"frequency_penalty": 2}, {"temperature": 2}, {"top_p": 1}, {"top_k": -1}, {"min_p": 1},
-        {"seed": 2**63}, {"max_tokens": None, "min_tokens": 1000}, {"logprobs": -1}, {"prompt_logprobs": 0},
+        {"presence_penalty": -2},
+        {"frequency_penalty": 2},
+        {"temperature": 2},
+        {"top_p": 1},
+        {"top_k": -1},
+        {"min_p": 1},
+        {"seed": 2**63},
+        {"max_tokens": None, "min_tokens": 1000},
+        {"logprobs": -1},
+        {"prompt_logprobs": 0},
         {"logit_bias": {"5": 1}},
     ],
-)  # fmt: skip
+)
 def test_the_borders_are_allowed(given: dict[str, Any]) -> None:
     SamplingParams(**given)
 

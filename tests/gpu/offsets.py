@@ -111,11 +111,24 @@ def check_attention(op: str, impl: Impl, dtype: torch.dtype, device: torch.devic
     q = torch.randn(sum(q_lens), NUM_KV_HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(1)).to(dtype).to(device)
     integers = {"dtype": torch.int32, "device": device}
     meta = AttentionMeta(
-        torch.tensor([0, *q_lens], **integers).cumsum(0, dtype=torch.int32), torch.tensor(lengths, **integers),
-        torch.tensor([ENDS[:2], ENDS[:1:-1]], **integers), max(q_lens), max(lengths),
-    )  # fmt: skip
-    args = {"q": q, "kv": far_cache(dtype, device), "meta": meta, "scale": HEAD_DIM**-0.5, "causal": True, "window": None,
-            "softcap": None, "sinks": None, "alibi": None, "return_lse": False}  # fmt: skip
+        torch.tensor([0, *q_lens], **integers).cumsum(0, dtype=torch.int32),
+        torch.tensor(lengths, **integers),
+        torch.tensor([ENDS[:2], ENDS[:1:-1]], **integers),
+        max(q_lens),
+        max(lengths),
+    )
+    args = {
+        "q": q,
+        "kv": far_cache(dtype, device),
+        "meta": meta,
+        "scale": HEAD_DIM**-0.5,
+        "causal": True,
+        "window": None,
+        "softcap": None,
+        "sinks": None,
+        "alibi": None,
+        "return_lse": False,
+    }
     expected = OPS[op].reference(**args)
     got = run(op, impl, args | {"meta": replace(meta, workspace={})}, interpret)
     if isinstance(got, str):
@@ -143,11 +156,19 @@ def check_cache_op(op: str, impl: Impl, dtype: torch.dtype, device: torch.device
         qkv, weight = numbers(len(ENDS), 3 * NUM_KV_HEADS * HEAD_DIM), numbers(HEAD_DIM)
         angles = torch.randn(32, HEAD_DIM // 2, generator=generator)
         args = {
-            "qkv": qkv, "positions": torch.arange(len(ENDS), device=device), "kv": kv, "slot_mapping": slots,
-            "num_heads": NUM_KV_HEADS, "num_kv_heads": NUM_KV_HEADS,
+            "qkv": qkv,
+            "positions": torch.arange(len(ENDS), device=device),
+            "kv": kv,
+            "slot_mapping": slots,
+            "num_heads": NUM_KV_HEADS,
+            "num_kv_heads": NUM_KV_HEADS,
             "cos_sin": torch.cat([angles.cos(), angles.sin()], 1).to(device),
-            "style": "neox", "q_weight": weight, "k_weight": weight, "eps": 1e-6, "offset": 0.0,
-        }  # fmt: skip
+            "style": "neox",
+            "q_weight": weight,
+            "k_weight": weight,
+            "eps": 1e-6,
+            "offset": 0.0,
+        }
     near = LayerKV(*(cache[list(ENDS)].clone() for cache in kv[:2]))  # the four pages, as pages 0 to 3
     places = torch.arange(len(ENDS), device=device)
     index = {"src": places[:2], "dst": places[2:].flip(0), "slot_mapping": places * PAGE_SIZE + slots % PAGE_SIZE}

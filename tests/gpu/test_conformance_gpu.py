@@ -15,10 +15,7 @@ pytestmark = pytest.mark.gpu
 NUM_RERUNS = 20
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
 OWN = [i for i in Registry.load() if i.origin.startswith("triton_kernels.impls.") and "cuda" in i.devices]
-LARGE = [
-    pytest.param(i, case, id=f"{i.op}-{i.name}-{case.name}")
-    for i in OWN for case in OPS[i.op].cases if "bench" in case.tags
-]  # fmt: skip
+LARGE = [pytest.param(i, case, id=f"{i.op}-{i.name}-{case.name}") for i in OWN for case in OPS[i.op].cases if "bench" in case.tags]
 
 
 @DTYPES

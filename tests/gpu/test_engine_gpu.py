@@ -26,14 +26,27 @@ QUANTIZED = [dtype for dtype in CACHE_DTYPES if dtype not in ("auto", "float32",
 
 
 def engine(
-    device: str, *, dtype: str = "float32", kernels: dict[str, str] | None = None, graphs: bool = True, in_flight: int = 1,
-    cache: dict[str, Any] | None = None, model: ModelConfig | None = None, **scheduler: int,
-) -> LLM:  # fmt: skip
-    return LLM(EngineConfig(
-        model or ModelConfig("tiny", dtype=dtype), CacheConfig(**{"num_blocks": 300, **(cache or {})}),
-        SchedulerConfig(**{"max_num_seqs": 8, "max_num_batched_tokens": 64, "in_flight_steps": in_flight, **scheduler}),
-        graphs=GraphConfig(graphs, [1, 2, 4, 8]), kernels=kernels or {}, device=device, num_threads=1,
-    ))  # fmt: skip
+    device: str,
+    *,
+    dtype: str = "float32",
+    kernels: dict[str, str] | None = None,
+    graphs: bool = True,
+    in_flight: int = 1,
+    cache: dict[str, Any] | None = None,
+    model: ModelConfig | None = None,
+    **scheduler: int,
+) -> LLM:
+    return LLM(
+        EngineConfig(
+            model or ModelConfig("tiny", dtype=dtype),
+            CacheConfig(**{"num_blocks": 300, **(cache or {})}),
+            SchedulerConfig(**{"max_num_seqs": 8, "max_num_batched_tokens": 64, "in_flight_steps": in_flight, **scheduler}),
+            graphs=GraphConfig(graphs, [1, 2, 4, 8]),
+            kernels=kernels or {},
+            device=device,
+            num_threads=1,
+        )
+    )
 
 
 def answers(llm: LLM) -> list[list[list[int]]]:
@@ -111,8 +124,19 @@ def test_no_step_of_a_warm_engine_waits(dtype: str, block_size: int, in_flight: 
 
 @GPU
 def test_steps_on_torch_kernels_do_not_wait() -> None:
-    ops = ("paged_attention_prefill", "paged_attention_decode", "qk_norm_rotary_kv_write", "linear", "rms_norm", "sample",
-           "apply_penalties", "gather_logprobs", "copy_blocks", "embedding", "silu_and_mul")  # fmt: skip
+    ops = (
+        "paged_attention_prefill",
+        "paged_attention_decode",
+        "qk_norm_rotary_kv_write",
+        "linear",
+        "rms_norm",
+        "sample",
+        "apply_penalties",
+        "gather_logprobs",
+        "copy_blocks",
+        "embedding",
+        "silu_and_mul",
+    )
     with pytest.warns(UserWarning, match="without CUDA graphs"):
         llm = engine("cuda", kernels=dict.fromkeys(ops, "torch"), cache={"prefix_caching": False})
     expected = answers(llm)
@@ -144,8 +168,15 @@ def test_large_shapes_give_the_same_tokens_however_steps_are_run(cache_dtype: st
     params = [SamplingParams(temperature=t, seed=7, top_p=0.9, max_tokens=12, detokenize=False) for t in (0.0, 1.0) * 3]
     found = []
     for graphs, in_flight in ((False, 1), (True, 2)):
-        llm = engine("cuda", model=llama(2), kernels=INVARIANT["cuda"], graphs=graphs, in_flight=in_flight,
-                     cache={"block_size": 64, "dtype": cache_dtype}, max_num_batched_tokens=1024)  # fmt: skip
+        llm = engine(
+            "cuda",
+            model=llama(2),
+            kernels=INVARIANT["cuda"],
+            graphs=graphs,
+            in_flight=in_flight,
+            cache={"block_size": 64, "dtype": cache_dtype},
+            max_num_batched_tokens=1024,
+        )
         found.append([o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)])
         llm.engine.shutdown()
     assert found[0] == found[1]
@@ -154,8 +185,13 @@ def test_large_shapes_give_the_same_tokens_however_steps_are_run(cache_dtype: st
 @GPU
 def test_the_cache_leaves_room_for_the_largest_step() -> None:
     """Blocks are counted from a forward pass; a full batch of the longest prompts then fits."""
-    llm = engine("cuda", model=llama(2), cache={"num_blocks": None, "memory_fraction": 0.5, "block_size": 64},
-                 max_num_seqs=64, max_num_batched_tokens=8192)  # fmt: skip
+    llm = engine(
+        "cuda",
+        model=llama(2),
+        cache={"num_blocks": None, "memory_fraction": 0.5, "block_size": 64},
+        max_num_seqs=64,
+        max_num_batched_tokens=8192,
+    )
     _, total = torch.cuda.mem_get_info()
     assert torch.cuda.memory_reserved() <= 0.5 * total
     assert llm.engine.executor.num_blocks > 1000
@@ -168,6 +204,23 @@ def test_the_cache_leaves_room_for_the_largest_step() -> None:
 def test_kernels_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from framework.cli import main
 
-    assert main(["kernels", "bench", "silu_and_mul", "rms_norm:triton", "--case-seconds", "0.2", "--budget", "20",
-                 "--device", "cuda", "--output", str(tmp_path)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "kernels",
+                "bench",
+                "silu_and_mul",
+                "rms_norm:triton",
+                "--case-seconds",
+                "0.2",
+                "--budget",
+                "20",
+                "--device",
+                "cuda",
+                "--output",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     assert "silu_and_mul" in capsys.readouterr().out

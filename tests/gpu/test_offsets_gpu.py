@@ -86,12 +86,13 @@ def large_args(op: str) -> dict[str, Any]:
     x = torch.zeros(tokens, width, device=CUDA, dtype=DTYPE)
     x[:16], x[-16:] = numbers(16, width), numbers(16, width)
     given: dict[str, dict[str, Any]] = {
-        "silu_and_mul": {}, "gelu_and_mul": {"approximate": "tanh"},
+        "silu_and_mul": {},
+        "gelu_and_mul": {"approximate": "tanh"},
         "rms_norm": {"residual": None, "weight": numbers(width), "eps": 1e-5, "offset": 0.0},
         "layer_norm": {"residual": None, "weight": numbers(width), "bias": numbers(width), "eps": 1e-5},
         "quantize_activation": {"out_dtype": torch.int8, "granularity": "token", "static_scale": None},
         "linear": {"weight": numbers(4096, width) * width**-0.5, "bias": None},
-    }  # fmt: skip
+    }
     known = {"x": x, **given[op]}
     missing = dict.fromkeys(name for name in OPS[op].parameters if name not in known)
     return known | missing

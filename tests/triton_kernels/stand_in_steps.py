@@ -87,9 +87,17 @@ def bmm_fp8(A, B, A_scale, B_scale, dtype, out=None, backend="cublas"):  # type:
 
 
 def top_k_top_p_sampling_from_logits(  # type: ignore[no-untyped-def]
-    logits, top_k, top_p, indices=None, filter_apply_order="top_k_first", deterministic=True, generator=None, check_nan=False,
-    seed=None, offset=None,
-):  # fmt: skip
+    logits,
+    top_k,
+    top_p,
+    indices=None,
+    filter_apply_order="top_k_first",
+    deterministic=True,
+    generator=None,
+    check_nan=False,
+    seed=None,
+    offset=None,
+):
     require(logits.dtype == torch.float32 and logits.is_contiguous() and filter_apply_order == "top_k_first", "f32 logits")
     require(top_k.dtype == torch.int32 and bool((top_k >= 1).all()) and bool((top_k <= logits.shape[1]).all()), "top_k")
     for number in (seed, offset):
@@ -103,5 +111,15 @@ def top_k_top_p_sampling_from_logits(  # type: ignore[no-untyped-def]
 
 
 sampling = module("flashinfer.sampling", top_k_top_p_sampling_from_logits)
-STEPS = (rmsnorm, gemma_rmsnorm, fused_add_rmsnorm, gemma_fused_add_rmsnorm, silu_and_mul, gelu_tanh_and_mul, gelu_and_mul,
-         apply_rope_with_cos_sin_cache_inplace, bmm_fp8, sampling)  # fmt: skip
+STEPS = (
+    rmsnorm,
+    gemma_rmsnorm,
+    fused_add_rmsnorm,
+    gemma_fused_add_rmsnorm,
+    silu_and_mul,
+    gelu_tanh_and_mul,
+    gelu_and_mul,
+    apply_rope_with_cos_sin_cache_inplace,
+    bmm_fp8,
+    sampling,
+)

@@ -25,9 +25,16 @@ def require(condition: bool, what: str) -> None:
 
 
 def attend(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, scale: float, left: int, right: int, softcap: float,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    scale: float,
+    left: int,
+    right: int,
+    softcap: float,
     alibi: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One request, queries aligned to the end of the keys. Returns f64 [n, H, D] and the natural LSE [H, n]; query i sees the
     keys from i + L - n - left to i + L - n + right (-1: no limit). Rows that see nothing are 0 and -inf."""
     num_queries, num_heads, _ = q.shape
@@ -62,9 +69,20 @@ class Flash:
         self.empty_lse, self.page_unit = empty_lse, page_unit
 
     def __call__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, lengths: list[int], table: torch.Tensor,
-        max_q: int, scale: float, causal: bool, window: tuple[int, int], softcap: float, alibi: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        starts: torch.Tensor,
+        lengths: list[int],
+        table: torch.Tensor,
+        max_q: int,
+        scale: float,
+        causal: bool,
+        window: tuple[int, int],
+        softcap: float,
+        alibi: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """q [T, H, D] -> out [T, H, Dv], natural LSE f32 [H, T]."""
         require(q.dtype in HALVES and k.dtype == v.dtype == q.dtype, "only fp16 and bf16, all alike")
         require(q.stride(-1) == k.stride(-1) == v.stride(-1) == table.stride(-1) == 1, "last dimensions must be contiguous")
@@ -89,27 +107,70 @@ def flash_attn() -> ModuleType:
     flash = Flash(math.inf, 256)
 
     def flash_attn_varlen_func(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
-        window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, block_table=None,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        dropout_p=0.0,
+        softmax_scale=None,
+        causal=False,
+        window_size=(-1, -1),
+        softcap=0.0,
+        alibi_slopes=None,
+        deterministic=False,
+        return_attn_probs=False,
+        block_table=None,
+    ):  # type: ignore[no-untyped-def]
         require(cu_seqlens_k.dtype == torch.int32 and cu_seqlens_k.is_contiguous(), "int32 indices")
         require(k.shape[-1] == v.shape[-1], "one head size")
         lengths = cu_seqlens_k.diff().tolist()
         require(max(lengths) <= max_seqlen_k, "longer than max_seqlen_k")
-        out, lse = flash(q, k, v, cu_seqlens_q, lengths, block_table, max_seqlen_q, softmax_scale, causal, window_size, softcap,
-                         alibi_slopes)  # fmt: skip
+        out, lse = flash(
+            q, k, v, cu_seqlens_q, lengths, block_table, max_seqlen_q, softmax_scale, causal, window_size, softcap, alibi_slopes
+        )
         return (out, lse, torch.empty(0)) if return_attn_probs else out
 
     def flash_attn_with_kvcache(
-        q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None,
-        cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
-        rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        q,
+        k_cache,
+        v_cache,
+        k=None,
+        v=None,
+        rotary_cos=None,
+        rotary_sin=None,
+        cache_seqlens=None,
+        cache_batch_idx=None,
+        cache_leftpad=None,
+        block_table=None,
+        softmax_scale=None,
+        causal=False,
+        window_size=(-1, -1),
+        softcap=0.0,
+        rotary_interleaved=True,
+        alibi_slopes=None,
+        num_splits=0,
+        return_softmax_lse=False,
+    ):  # type: ignore[no-untyped-def]
         num_reqs, num_queries = q.shape[:2]
         require(k_cache.shape[-1] == v_cache.shape[-1] and cache_seqlens.dtype == torch.int32, "shapes and dtypes")
         starts = torch.arange(0, (num_reqs + 1) * num_queries, num_queries, dtype=torch.int32)
-        out, lse = flash(q.flatten(0, 1), k_cache, v_cache, starts, cache_seqlens.tolist(), block_table, num_queries,
-                         softmax_scale, causal, window_size, softcap, alibi_slopes)  # fmt: skip
+        out, lse = flash(
+            q.flatten(0, 1),
+            k_cache,
+            v_cache,
+            starts,
+            cache_seqlens.tolist(),
+            block_table,
+            num_queries,
+            softmax_scale,
+            causal,
+            window_size,
+            softcap,
+            alibi_slopes,
+        )
         out, lse = out.unflatten(0, (num_reqs, num_queries)), lse.unflatten(1, (num_reqs, num_queries)).transpose(0, 1)
         return (out, lse) if return_softmax_lse else out
 
@@ -121,17 +182,53 @@ def flash_attn_interface() -> ModuleType:
     flash = Flash(-math.inf, 1)
 
     def flash_attn_with_kvcache(
-        q, k_cache, v_cache, k=None, v=None, qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None,
-        cache_leftpad=None, page_table=None, cu_seqlens_q=None, cu_seqlens_k_new=None, max_seqlen_q=None, rotary_seqlens=None,
-        q_descale=None, k_descale=None, v_descale=None, softmax_scale=None, causal=False, window_size=(-1, -1),
-        attention_chunk=0, softcap=0.0, rotary_interleaved=True, scheduler_metadata=None, num_splits=0, pack_gqa=None,
-        sm_margin=0, return_softmax_lse=False,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        q,
+        k_cache,
+        v_cache,
+        k=None,
+        v=None,
+        qv=None,
+        rotary_cos=None,
+        rotary_sin=None,
+        cache_seqlens=None,
+        cache_batch_idx=None,
+        cache_leftpad=None,
+        page_table=None,
+        cu_seqlens_q=None,
+        cu_seqlens_k_new=None,
+        max_seqlen_q=None,
+        rotary_seqlens=None,
+        q_descale=None,
+        k_descale=None,
+        v_descale=None,
+        softmax_scale=None,
+        causal=False,
+        window_size=(-1, -1),
+        attention_chunk=0,
+        softcap=0.0,
+        rotary_interleaved=True,
+        scheduler_metadata=None,
+        num_splits=0,
+        pack_gqa=None,
+        sm_margin=0,
+        return_softmax_lse=False,
+    ):  # type: ignore[no-untyped-def]
         dk, dv = k_cache.shape[-1], v_cache.shape[-1]
         require(dk == dv or dk <= 64 or (128 < dk <= 192 and 96 < dv <= 128), "head sizes")
         require(cache_seqlens.dtype == torch.int32 and cache_seqlens.is_contiguous(), "int32 indices")
-        out, lse = flash(q, k_cache, v_cache, cu_seqlens_q, cache_seqlens.tolist(), page_table, max_seqlen_q, softmax_scale,
-                         causal, window_size, softcap)  # fmt: skip
+        out, lse = flash(
+            q,
+            k_cache,
+            v_cache,
+            cu_seqlens_q,
+            cache_seqlens.tolist(),
+            page_table,
+            max_seqlen_q,
+            softmax_scale,
+            causal,
+            window_size,
+            softcap,
+        )
         return (out, lse, None, None) if return_softmax_lse else out
 
     return module("flash_attn_interface", flash_attn_with_kvcache)
@@ -164,20 +261,41 @@ class _Wrapper:
             rows = slice(int(self.starts[r]), int(self.starts[r + 1]))
             pages = self.indices[int(self.ends[r]) : int(self.ends[r + 1])]
             if length:  # rows without keys hold anything
-                o, natural = attend(q[rows], paged(k, pages, length), paged(v, pages, length), scale=self.scale,
-                                    left=self.left, right=0 if self.causal else -1, softcap=self.softcap)  # fmt: skip
+                o, natural = attend(
+                    q[rows],
+                    paged(k, pages, length),
+                    paged(v, pages, length),
+                    scale=self.scale,
+                    left=self.left,
+                    right=0 if self.causal else -1,
+                    softcap=self.softcap,
+                )
                 out[rows], lse[rows] = o.to(q.dtype), (natural.T / math.log(2)).float()
         return (out, lse) if return_lse else out
 
 
 class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
     def plan(
-        self, qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, num_qo_heads, num_kv_heads, head_dim_qk,
-        page_size, *, causal=False, sm_scale=None, window_left=-1, logits_soft_cap=None, q_data_type="float16",
+        self,
+        qo_indptr,
+        paged_kv_indptr,
+        paged_kv_indices,
+        paged_kv_last_page_len,
+        num_qo_heads,
+        num_kv_heads,
+        head_dim_qk,
+        page_size,
+        *,
+        causal=False,
+        sm_scale=None,
+        window_left=-1,
+        logits_soft_cap=None,
+        q_data_type="float16",
         kv_data_type=None,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
-        self.keep(qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, num_qo_heads, num_kv_heads, head_dim_qk,
-                  page_size)  # fmt: skip
+    ):  # type: ignore[no-untyped-def]
+        self.keep(
+            qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, num_qo_heads, num_kv_heads, head_dim_qk, page_size
+        )
         self.scale, self.left, self.softcap, self.causal = sm_scale, window_left, logits_soft_cap or 0.0, causal
         self.q_dtype, self.kv_dtype = q_data_type, kv_data_type
 
@@ -187,9 +305,21 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
 
 class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
     def plan(
-        self, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size, *, window_left=-1,
-        logits_soft_cap=None, q_data_type="float16", kv_data_type=None, sm_scale=None,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        self,
+        indptr,
+        indices,
+        last_page_len,
+        num_qo_heads,
+        num_kv_heads,
+        head_dim,
+        page_size,
+        *,
+        window_left=-1,
+        logits_soft_cap=None,
+        q_data_type="float16",
+        kv_data_type=None,
+        sm_scale=None,
+    ):  # type: ignore[no-untyped-def]
         group = num_qo_heads // num_kv_heads
         require(self.options.get("use_tensor_cores", False) or group in (1, 2, 3, 4, 8), "group sizes without tensor cores")
         starts = torch.arange(len(last_page_len) + 1, dtype=torch.int32)

@@ -81,9 +81,14 @@ def test_a_norm_without_rounding_has_the_codes_of_its_weights(name: str, out_dty
 
 @pytest.mark.parametrize(
     ("product", "out_dtype", "granularity"),
-    [("gemm_int8", torch.int8, "token"), ("gemm_fp8", torch.float8_e4m3fn, "token"), ("gemm_fp8", torch.float8_e4m3fn, "group"),
-     ("gemm_fp8", torch.float8_e4m3fn, "static"), ("gemm_int8", torch.int8, "static")],
-)  # fmt: skip
+    [
+        ("gemm_int8", torch.int8, "token"),
+        ("gemm_fp8", torch.float8_e4m3fn, "token"),
+        ("gemm_fp8", torch.float8_e4m3fn, "group"),
+        ("gemm_fp8", torch.float8_e4m3fn, "static"),
+        ("gemm_int8", torch.int8, "static"),
+    ],
+)
 def test_the_quantized_products_take_codes_and_scales_as_they_come(product: str, out_dtype: torch.dtype, granularity: str) -> None:
     random = torch.Generator().manual_seed(5)
     x, weight = torch.randn(4, 600, generator=random), (torch.randn(16, 300, generator=random) * 30).round().to(out_dtype)

@@ -17,8 +17,10 @@ from triton_kernels.spec import Spec
 REGISTRY = Registry.load()
 NAMES = ("reference", "torch")
 LARGEST_ERROR = {  # of a number, relative to itself or to the largest of its head: half a step between codes
-    torch.int8: (0.0, 0.5 / 127), torch.float8_e4m3fn: (2**-4, 2**-10 / 448), torch.float8_e5m2: (2**-3, 2**-17 / 57344),
-}  # fmt: skip
+    torch.int8: (0.0, 0.5 / 127),
+    torch.float8_e4m3fn: (2**-4, 2**-10 / 448),
+    torch.float8_e5m2: (2**-3, 2**-17 / 57344),
+}
 SLOTS = torch.tensor([9, -1, 4, 15, 8])
 CPU = torch.device("cpu")
 
@@ -81,8 +83,13 @@ def test_attention_reads_what_was_written(op: str, name: str, dtype: torch.dtype
     k, v = torch.randn(2, 7, 2, 32, generator=generator)
     slots, kv = torch.tensor([12, 13, 14, 15, 4, 5, 6]), empty_cache(4, 4, 2, 32, dtype, CPU)
     bind("kv_cache_write", "torch")(k, v, kv, slots)
-    meta = AttentionMeta(torch.tensor([0, 3], dtype=torch.int32), torch.tensor([7], dtype=torch.int32),
-                         torch.tensor([[3, 1, 0]], dtype=torch.int32), 3, 7)  # fmt: skip
+    meta = AttentionMeta(
+        torch.tensor([0, 3], dtype=torch.int32),
+        torch.tensor([7], dtype=torch.int32),
+        torch.tensor([[3, 1, 0]], dtype=torch.int32),
+        3,
+        7,
+    )
     q = torch.randn(3, 4, 32, generator=generator)
     bound = bind(op, name, scale=0.2)
     got = bound(q, kv, meta)

@@ -35,13 +35,7 @@ def arguments(logits: torch.Tensor, slots: list[int] | None = None, **parameters
     for name, value in (defaults | parameters).items():
         values = list(value) if isinstance(value, (list, range)) else [value] * num_slots
         out[name] = torch.tensor(values, dtype=dtypes.get(name, torch.float32))
-    return {
-        "logits": logits,
-        "row_to_slot": torch.tensor(slots, dtype=torch.int32),
-        **out,
-        "position": position,
-        "stream": 0,
-    }
+    return {"logits": logits, "row_to_slot": torch.tensor(slots, dtype=torch.int32), **out, "position": position, "stream": 0}
 
 
 def draws(logits: torch.Tensor, num: int, **parameters: Any) -> torch.Tensor:

@@ -120,10 +120,15 @@ def verify_args(
     ids = torch.nn.functional.pad(draft_ids, (0, 1), value=-1).int().flatten()
     slots = torch.arange(num_reqs)
     return [
-        logits.repeat(num_reqs, 1), ids, None if probs is None else probs.repeat(num_reqs, 1),
-        (torch.arange(num_reqs + 1) * rows).int(), slots.int(), torch.full((num_reqs,), temperature), slots * 7919 + 5,
+        logits.repeat(num_reqs, 1),
+        ids,
+        None if probs is None else probs.repeat(num_reqs, 1),
+        (torch.arange(num_reqs + 1) * rows).int(),
+        slots.int(),
+        torch.full((num_reqs,), temperature),
+        slots * 7919 + 5,
         torch.arange(rows).repeat(num_reqs),
-    ]  # fmt: skip
+    ]
 
 
 def chi_square(tokens: torch.Tensor, probability: torch.Tensor) -> float:

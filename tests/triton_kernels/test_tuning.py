@@ -66,10 +66,16 @@ def test_options_follow_the_number_of_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "is_known"),
     [
-        (SPEC, True), (sized(0.5), True), (sized(4), True), (sized(0.2), False), (replace(SPEC, dtype=torch.float16), False),
-        (SPEC.with_facts(weight_dtype=torch.int8), False), (replace(SPEC, arch="sm_80"), False), (SPEC.with_facts(more=1), True),
+        (SPEC, True),
+        (sized(0.5), True),
+        (sized(4), True),
+        (sized(0.2), False),
+        (replace(SPEC, dtype=torch.float16), False),
+        (SPEC.with_facts(weight_dtype=torch.int8), False),
+        (replace(SPEC, arch="sm_80"), False),
+        (SPEC.with_facts(more=1), True),
     ],
-)  # fmt: skip
+)
 def test_near_sizes_share_an_entry_and_other_layers_do_not(tmp_path: Path, spec: Spec, is_known: bool) -> None:
     save_entries(tmp_path, "linear", "sm_90", [entry(64, 64)])
     assert bool(bound(TunedTables([tmp_path]), spec).tuned.at(64)) == is_known
@@ -138,10 +144,26 @@ def test_candidates_are_filtered_few_and_always_the_same() -> None:
 
 def test_gates_drop_candidates_before_they_are_timed() -> None:
     artifact = Artifact(
-        op="linear", impl="", case="64 tokens", dtype="bfloat16", kernel="_matmul_kernel", target="sm_90", triton="3.6.0",
-        config="", num_warps=4, num_stages=3, shared_bytes=65536, registers=128, spills=0, matrix={},
-        matrix_in_loop={}, wide_loads=16, programs_per_sm=2, explicit_fusion=True, compile_s=0.1,
-    )  # fmt: skip
+        op="linear",
+        impl="",
+        case="64 tokens",
+        dtype="bfloat16",
+        kernel="_matmul_kernel",
+        target="sm_90",
+        triton="3.6.0",
+        config="",
+        num_warps=4,
+        num_stages=3,
+        shared_bytes=65536,
+        registers=128,
+        spills=0,
+        matrix={},
+        matrix_in_loop={},
+        wide_loads=16,
+        programs_per_sm=2,
+        explicit_fusion=True,
+        compile_s=0.1,
+    )
     compiled = [
         Compilation("linear", f"mine@block:{block}", "64 tokens", "bfloat16", "sm_90", artifacts, refused, error)
         for block, artifacts, refused, error in (

@@ -78,12 +78,7 @@ def _make(
 
 
 def _case(
-    name: str,
-    tags: frozenset[str],
-    q_lens: tuple[int, ...],
-    seq_lens: tuple[int, ...],
-    heads: tuple[int, int, int],
-    **more: Any,
+    name: str, tags: frozenset[str], q_lens: tuple[int, ...], seq_lens: tuple[int, ...], heads: tuple[int, int, int], **more: Any
 ) -> Case:
     """``heads``: query heads, KV heads, head size."""
     num_heads, num_kv_heads, head_dim = heads
@@ -115,20 +110,56 @@ PREFILL_CASES = (
     _case("sinks", SMALL, (7, 19), (25, 19), (6, 2, 64), sinks=True, window=12),
     _case("alibi", SMALL, (7, 19), (25, 19), (4, 4, 64), alibi=True),
     _case("lse", SMALL, (7, 3, 19), (25, 0, 19), (4, 1, 64), return_lse=True),
-    _case("all_features", SMALL, (7, 19), (40, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
-          return_lse=True, sharp=2.0),
+    _case(
+        "all_features",
+        SMALL,
+        (7, 19),
+        (40, 19),
+        (4, 2, 64),
+        window=11,
+        softcap=3.0,
+        sinks=True,
+        alibi=True,
+        return_lse=True,
+        sharp=2.0,
+    ),
     _case("not_causal", SMALL, (7, 19), (25, 19), (4, 2, 64), causal=False),
     _case("value_dim_aliased", SMALL, (7, 9), (25, 9), (4, 1, 96), value_dim=64, layout="aliased"),
     _case("e4m3", SMALL, (7, 19), (25, 19), (4, 2, 64), kv_dtype=torch.float8_e4m3fn),
     _case("e5m2_page64", SMALL, (18, 3), (23, 70), (3, 3, 80), page_size=64, kv_dtype=torch.float8_e5m2),
-    _case("int8_all_features", SMALL, (7, 0, 19), (40, 0, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
-          return_lse=True, kv_dtype=torch.int8),
-    *(_case(f"all_features_heads_{dim}", SMALL, (7, 11), (40, 11), (4, 2, dim), kv_dtype=kv_dtype, **_EVERY_FEATURE)
-      for dim, kv_dtype in _QUANTIZED_HEADS),
+    _case(
+        "int8_all_features",
+        SMALL,
+        (7, 0, 19),
+        (40, 0, 19),
+        (4, 2, 64),
+        window=11,
+        softcap=3.0,
+        sinks=True,
+        alibi=True,
+        return_lse=True,
+        kv_dtype=torch.int8,
+    ),
+    *(
+        _case(f"all_features_heads_{dim}", SMALL, (7, 11), (40, 11), (4, 2, dim), kv_dtype=kv_dtype, **_EVERY_FEATURE)
+        for dim, kv_dtype in _QUANTIZED_HEADS
+    ),
     _case("page64_chunked", SMALL, (39, 70), (200, 70), (4, 1, 128), page_size=64),
     _case("page64_heads_256", SMALL, (6,), (70,), (2, 1, 256), page_size=64),
-    _case("all_features_page64", SMALL, (7, 0, 19), (90, 0, 19), (4, 2, 64), page_size=64, window=40, softcap=3.0, sinks=True,
-          alibi=True, return_lse=True, sharp=2.0),
+    _case(
+        "all_features_page64",
+        SMALL,
+        (7, 0, 19),
+        (90, 0, 19),
+        (4, 2, 64),
+        page_size=64,
+        window=40,
+        softcap=3.0,
+        sinks=True,
+        alibi=True,
+        return_lse=True,
+        sharp=2.0,
+    ),
     *(
         _case(f"llama-8b_{q}_of_{length}", BENCH, (q,) * num, (length,) * num, LLAMA_8B, page_size=64)
         for q, length, num in ((512, 512, 8), (2048, 2048, 4), (8192, 8192, 1), (1024, 16384, 1))
@@ -138,7 +169,7 @@ PREFILL_CASES = (
     _case("qwen3-30b-a3b_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, QWEN3_30B, page_size=64),
     _case("gpt-oss_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, GPT_OSS, page_size=64, window=128, sinks=True),
     _case("gemma-2-9b_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, GEMMA_2_9B, page_size=64, softcap=50.0),
-)  # fmt: skip
+)
 
 DECODE_CASES = (
     _case("one_token", SMALL, (1,), (1,), (2, 1, 64)),
@@ -156,15 +187,39 @@ DECODE_CASES = (
     _case("sinks", SMALL, (1, 3), (25, 19), (6, 2, 64), sinks=True, window=12),
     _case("alibi", SMALL, (1, 3), (25, 19), (4, 4, 64), alibi=True),
     _case("lse", SMALL, (1, 1, 2), (25, 0, 19), (4, 1, 64), return_lse=True),
-    _case("all_features", SMALL, (1, 2), (40, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
-          return_lse=True, sharp=2.0),
+    _case(
+        "all_features",
+        SMALL,
+        (1, 2),
+        (40, 19),
+        (4, 2, 64),
+        window=11,
+        softcap=3.0,
+        sinks=True,
+        alibi=True,
+        return_lse=True,
+        sharp=2.0,
+    ),
     _case("value_dim_aliased", SMALL, (1, 1), (25, 9), (4, 1, 96), value_dim=64, layout="aliased"),
     _case("e4m3", SMALL, (1, 3), (25, 19), (4, 2, 64), kv_dtype=torch.float8_e4m3fn),
     _case("e5m2_page64", SMALL, (1, 1), (23, 130), (3, 3, 80), page_size=64, kv_dtype=torch.float8_e5m2),
-    _case("int8_all_features", SMALL, (1, 1, 2), (40, 0, 19), (4, 2, 64), window=11, softcap=3.0, sinks=True, alibi=True,
-          return_lse=True, kv_dtype=torch.int8),
-    *(_case(f"all_features_heads_{dim}", SMALL, (1, 8), (40, 19), (4, 2, dim), kv_dtype=kv_dtype, **_EVERY_FEATURE)
-      for dim, kv_dtype in _QUANTIZED_HEADS),
+    _case(
+        "int8_all_features",
+        SMALL,
+        (1, 1, 2),
+        (40, 0, 19),
+        (4, 2, 64),
+        window=11,
+        softcap=3.0,
+        sinks=True,
+        alibi=True,
+        return_lse=True,
+        kv_dtype=torch.int8,
+    ),
+    *(
+        _case(f"all_features_heads_{dim}", SMALL, (1, 8), (40, 19), (4, 2, dim), kv_dtype=kv_dtype, **_EVERY_FEATURE)
+        for dim, kv_dtype in _QUANTIZED_HEADS
+    ),
     *(
         _case(f"llama-8b_{num}x{length}", BENCH, (1,) * num, (length,) * num, LLAMA_8B, page_size=64)
         for num, length in ((1, 2048), (8, 8192), (64, 2048), (256, 512))
@@ -177,4 +232,4 @@ DECODE_CASES = (
     _case("qwen3-30b-a3b_64x4096", BENCH, (1,) * 64, (4096,) * 64, QWEN3_30B, page_size=64),
     _case("gpt-oss_64x4096", BENCH, (1,) * 64, (4096,) * 64, GPT_OSS, page_size=64, window=128, sinks=True),
     _case("gemma-2-9b_32x4096", BENCH, (1,) * 32, (4096,) * 32, GEMMA_2_9B, page_size=64, softcap=50.0),
-)  # fmt: skip
+)

@@ -19,9 +19,17 @@ def _integers(generator: torch.Generator, device: torch.device, low: int, high: 
 
 
 def _w4a16(
-    generator: torch.Generator, dtype: torch.dtype, device: torch.device, tokens: int, in_features: int, out_features: int,
-    group: int = 0, zeros: bool = False, act_order: bool = False, bias: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokens: int,
+    in_features: int,
+    out_features: int,
+    group: int = 0,
+    zeros: bool = False,
+    act_order: bool = False,
+    bias: bool = False,
+) -> dict[str, Any]:
     groups = in_features // group if group else 1
     words = _integers(generator, device, -(2**31), 2**31, out_features, in_features // 8).int()
     scales = randn(generator, torch.float32, device, out_features, groups).abs().add(0.5) * in_features**-0.5 / 4
@@ -36,9 +44,18 @@ def _w4a16(
 
 
 def _w8a16(
-    generator: torch.Generator, dtype: torch.dtype, device: torch.device, tokens: int, in_features: int, out_features: int,
-    kind: torch.dtype = torch.int8, bits: int = 8, group: int = 0, zeros: bool = False, bias: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokens: int,
+    in_features: int,
+    out_features: int,
+    kind: torch.dtype = torch.int8,
+    bits: int = 8,
+    group: int = 0,
+    zeros: bool = False,
+    bias: bool = False,
+) -> dict[str, Any]:
     groups = in_features // group if group else 1
     if kind.is_floating_point:
         weight, size = randn(generator, torch.float32, device, out_features, in_features).to(kind), 1.0
@@ -57,9 +74,16 @@ def _w8a16(
 
 
 def _int8(
-    generator: torch.Generator, dtype: torch.dtype, device: torch.device, tokens: int, in_features: int, out_features: int,
-    static: bool = False, zero: bool = False, bias: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokens: int,
+    in_features: int,
+    out_features: int,
+    static: bool = False,
+    zero: bool = False,
+    bias: bool = False,
+) -> dict[str, Any]:
     rows = 1 if static else tokens
     return {
         "x": _integers(generator, device, -128, 128, tokens, in_features).to(torch.int8),
@@ -73,9 +97,16 @@ def _int8(
 
 
 def _fp8(
-    generator: torch.Generator, dtype: torch.dtype, device: torch.device, tokens: int, in_features: int, out_features: int,
-    recipe: str = "channel", kind: torch.dtype = torch.float8_e4m3fn, bias: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokens: int,
+    in_features: int,
+    out_features: int,
+    recipe: str = "channel",
+    kind: torch.dtype = torch.float8_e4m3fn,
+    bias: bool = False,
+) -> dict[str, Any]:
     blocks = -(-in_features // _BLOCK)
     x_shape = {"tensor": (1, 1), "channel": (tokens, 1), "block": (tokens, blocks)}[recipe]
     shape = {"tensor": (1, 1), "channel": (out_features, 1), "block": (-(-out_features // _BLOCK), blocks)}[recipe]
@@ -90,9 +121,16 @@ def _fp8(
 
 
 def _quantize(
-    generator: torch.Generator, dtype: torch.dtype, device: torch.device, tokens: int, width: int,
-    out_dtype: torch.dtype, granularity: str = "token", static: float = 0.0, strided: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokens: int,
+    width: int,
+    out_dtype: torch.dtype,
+    granularity: str = "token",
+    static: float = 0.0,
+    strided: bool = False,
+) -> dict[str, Any]:
     x = randn(generator, dtype, device, tokens, width + 8, scale=3)
     x = x[:, 3 : 3 + width] if strided else x[:, :width].contiguous()
     if tokens > 2:
@@ -164,9 +202,12 @@ FP8_CASES = (
     _f8("long_blocks", SMALL, 3, 1100, 20, recipe="block"),
     _f8("e5m2", SMALL, 4, 160, 33, recipe="tensor", kind=torch.float8_e5m2, bias=True),
     _f8("empty", SMALL, 0, 32, 16),
-    *(_f8(*bench, recipe=recipe) if recipe == "channel" else _f8(f"{bench[0]}_blocks", *bench[1:], recipe=recipe)
-      for recipe in ("channel", "block") for bench in _BENCH),
-)  # fmt: skip
+    *(
+        _f8(*bench, recipe=recipe) if recipe == "channel" else _f8(f"{bench[0]}_blocks", *bench[1:], recipe=recipe)
+        for recipe in ("channel", "block")
+        for bench in _BENCH
+    ),
+)
 QUANTIZE_CASES = (
     _q8("int8", SMALL, 5, 37, out_dtype=torch.int8),
     _q8("e4m3", TILED, 7, 300, out_dtype=torch.float8_e4m3fn),

@@ -66,9 +66,15 @@ def _expand(
 
 
 def _case(
-    make: Callable[..., dict[str, Any]], name: str, tags: frozenset[str], tokens: int, features: int, rank: int, adapters: int,
+    make: Callable[..., dict[str, Any]],
+    name: str,
+    tags: frozenset[str],
+    tokens: int,
+    features: int,
+    rank: int,
+    adapters: int,
     **more: Any,
-) -> Case:  # fmt: skip
+) -> Case:
     filled = partial(make, tokens=tokens, features=features, rank=rank, num_adapters=adapters, **more)
     in_batch = min(adapters, -(-tokens // more.get("runs", 1)))
     dims = {"features": features, "rank": rank, "num_adapters": in_batch}

@@ -86,9 +86,17 @@ def _experts(
 
 
 def _weight(
-    generator: torch.Generator, dtype: torch.dtype, device: torch.device, scheme: str, group: int, zeros: bool,
-    num_experts: int, parts: int, rows: int, columns: int,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    device: torch.device,
+    scheme: str,
+    group: int,
+    zeros: bool,
+    num_experts: int,
+    parts: int,
+    rows: int,
+    columns: int,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """(weight or codes, scales, zeros) of ``parts`` matrices [rows, columns] for each expert."""
     shape, size = (num_experts, parts * rows, columns), columns**-0.5
     if scheme == "float":
@@ -153,8 +161,12 @@ MOE_EXPERTS_CASES = (
     _experts_case("fp8_channel", SMALL, 6, 9, 8, 150, 70, strided=True, scheme="fp8_channel"),
     _experts_case("fp8_tiled", TILED, 19, 3, 2, 300, 264, skewed=True, scheme="fp8_block"),
     _experts_case("fp8_shard", SMALL, 13, 3, 1, 100, 150, expert_start=3, scheme="fp8_block"),
-    *(_experts_case(f"qwen3-30b-a3b_w4a16_{tokens}", BENCH, tokens, 128, 8, 2048, 768, scheme="w4a16", group=128)
-      for tokens in (1, 64, 4096)),
-    *(_experts_case(f"qwen3-30b-a3b_fp8_{tokens}", BENCH, tokens, 128, 8, 2048, 768, scheme="fp8_block")
-      for tokens in (1, 64, 4096)),
-)  # fmt: skip
+    *(
+        _experts_case(f"qwen3-30b-a3b_w4a16_{tokens}", BENCH, tokens, 128, 8, 2048, 768, scheme="w4a16", group=128)
+        for tokens in (1, 64, 4096)
+    ),
+    *(
+        _experts_case(f"qwen3-30b-a3b_fp8_{tokens}", BENCH, tokens, 128, 8, 2048, 768, scheme="fp8_block")
+        for tokens in (1, 64, 4096)
+    ),
+)

@@ -87,12 +87,7 @@ def _norm(name: str, shape: tuple[int, ...], op: str, residual: bool = True, cod
         x = torch.empty(*shape[:-1], shape[-1] + 1024, dtype=dtype)[..., : shape[-1]]
         extra = {"offset": 0.0, **_codes(codes)} if op == "rms_norm" else {"bias": torch.empty(shape[-1], dtype=dtype)}
         weight = torch.empty(shape[-1], dtype=dtype)
-        return {
-            "x": x,
-            "residual": torch.empty(shape, dtype=dtype) if residual else None,
-            "weight": weight,
-            "eps": 1e-5,
-        } | extra
+        return {"x": x, "residual": torch.empty(shape, dtype=dtype) if residual else None, "weight": weight, "eps": 1e-5} | extra
 
     elements = math.prod(shape[1:])
     dims = {"hidden_size": elements, "residual": float(residual), **_codes_dims(elements, codes)}
@@ -165,8 +160,12 @@ def _moe_route(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _moe_experts(name: str, batch: Batch, scheme: str = "float") -> ServingCase:
-    quantized_as = {"float": None, "w4a16": (torch.int32, 8, (1, 128)), "fp8_channel": (torch.float8_e4m3fn, 1, (1, 0)),
-                    "fp8_block": (torch.float8_e4m3fn, 1, (128, 128))}[scheme]  # fmt: skip
+    quantized_as = {
+        "float": None,
+        "w4a16": (torch.int32, 8, (1, 128)),
+        "fp8_channel": (torch.float8_e4m3fn, 1, (1, 0)),
+        "fp8_block": (torch.float8_e4m3fn, 1, (128, 128)),
+    }[scheme]
 
     def weight(dtype: torch.dtype, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         if quantized_as is None:
@@ -203,11 +202,7 @@ def _apply_penalties(dtype: torch.dtype) -> dict[str, Any]:
 
 def _sample(dtype: torch.dtype) -> dict[str, Any]:
     args = {"logits": torch.empty(64, VOCAB), "row_to_slot": _slots(64), "temperature": torch.ones(64)}
-    args |= {
-        "top_k": torch.full((64,), 50, dtype=torch.int32),
-        "top_p": torch.full((64,), 0.9),
-        "min_p": torch.zeros(64),
-    }
+    args |= {"top_k": torch.full((64,), 50, dtype=torch.int32), "top_p": torch.full((64,), 0.9), "min_p": torch.zeros(64)}
     return args | {"seed": torch.arange(64), "position": torch.arange(64), "stream": 0}
 
 

@@ -85,9 +85,15 @@ class Compilation:
 
 
 def compile_impl(
-    op: Op, impl: Impl, target: str, dtype: torch.dtype = torch.bfloat16, *, options: Mapping[str, Any] | None = None,
-    cases: Collection[str] = (), max_cases: int | None = None,
-) -> list[Compilation]:  # fmt: skip
+    op: Op,
+    impl: Impl,
+    target: str,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    options: Mapping[str, Any] | None = None,
+    cases: Collection[str] = (),
+    max_cases: int | None = None,
+) -> list[Compilation]:
     """Compiles what ``impl`` would launch on ``target`` for the op's serving cases (or those named in ``cases``), at most
     ``max_cases`` of those it does not refuse; kernels shared by cases appear once. ``options``: those of a choice; they stand in
     the result's name of the impl."""
@@ -197,12 +203,22 @@ def _artifact(result: Compilation, launch: Launch) -> Artifact:
     meta, code = launch.kernel.metadata, machine_code.read(launch.kernel.asm)
     config = " ".join(f"{key}={value}" for key, value in launch.keywords.items() if key.isupper())
     return Artifact(
-        op=result.op, impl=result.impl, case=result.case, dtype=result.dtype, kernel=meta.name, target=result.target,
-        triton=triton.__version__, config=config, num_warps=meta.num_warps, num_stages=meta.num_stages,
-        shared_bytes=meta.shared, explicit_fusion="enable_fp_fusion" in launch.keywords,
+        op=result.op,
+        impl=result.impl,
+        case=result.case,
+        dtype=result.dtype,
+        kernel=meta.name,
+        target=result.target,
+        triton=triton.__version__,
+        config=config,
+        num_warps=meta.num_warps,
+        num_stages=meta.num_stages,
+        shared_bytes=meta.shared,
+        explicit_fusion="enable_fp_fusion" in launch.keywords,
         programs_per_sm=_programs_per_sm(result.target, meta.num_warps, code.registers, meta.shared),
-        compile_s=round(launch.compile_s, 3), **asdict(code),
-    )  # fmt: skip
+        compile_s=round(launch.compile_s, 3),
+        **asdict(code),
+    )
 
 
 def _programs_per_sm(target: str, num_warps: int, registers: int, shared_bytes: int) -> int:
@@ -229,8 +245,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in arguments.impls:
         op, _, text = name.partition(":")
         choice, dtype = parse_choice(text), getattr(torch, arguments.dtype)
-        for result in compile_impl(registry.ops[op], registry.impls(op)[choice.name], arguments.target, dtype,
-                                   options=choice.options, cases=arguments.case, max_cases=arguments.max_cases):  # fmt: skip
+        for result in compile_impl(
+            registry.ops[op],
+            registry.impls(op)[choice.name],
+            arguments.target,
+            dtype,
+            options=choice.options,
+            cases=arguments.case,
+            max_cases=arguments.max_cases,
+        ):
             print(json.dumps(asdict(result)), flush=True)
 
 

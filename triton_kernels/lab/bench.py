@@ -25,9 +25,19 @@ from .ceilings import Ceilings, compute_format
 from .timing import Subject, interleave, num_copies
 
 IMPORTANCE = (
-    "paged_attention_decode", "paged_attention_prefill", "gemm_w4a16", "linear", "gemm_fp8", "moe_experts", "sample",
-    "qk_norm_rotary_kv_write", "rms_norm", "silu_and_mul", "gemm_int8", "gemm_w8a16",
-)  # fmt: skip
+    "paged_attention_decode",
+    "paged_attention_prefill",
+    "gemm_w4a16",
+    "linear",
+    "gemm_fp8",
+    "moe_experts",
+    "sample",
+    "qk_norm_rotary_kv_write",
+    "rms_norm",
+    "silu_and_mul",
+    "gemm_int8",
+    "gemm_w8a16",
+)
 """Ops by their share of a served step and by how far impls lie apart; the others follow in the order of the registry."""
 CPU_MAX_FLOPS = 4e9
 """Without a GPU larger cases are left out: the reference in float64 would take minutes."""
@@ -139,9 +149,15 @@ def _wanted(case: Case, shapes: Collection[str]) -> bool:
 
 
 def run(
-    tasks: Sequence[Task], device: torch.device, dtype: torch.dtype, *, done: Collection[tuple[str, str]] = (),
-    budget_s: float = float("inf"), limit_s: float = 10.0, tables: TunedTables | None = None,
-) -> Iterator[list[Row]]:  # fmt: skip
+    tasks: Sequence[Task],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    done: Collection[tuple[str, str]] = (),
+    budget_s: float = float("inf"),
+    limit_s: float = 10.0,
+    tables: TunedTables | None = None,
+) -> Iterator[list[Row]]:
     """Measures task by task and yields each task's rows. Tasks in ``done`` (op, case) are left out; none is begun after
     ``budget_s``. ``limit_s``: time for the samples of one task."""
     start = time.perf_counter()
@@ -158,19 +174,32 @@ def run(
 
 
 def measure(
-    task: Task, device: torch.device, dtype: torch.dtype, ceilings: Ceilings, limit_s: float = 10.0,
+    task: Task,
+    device: torch.device,
+    dtype: torch.dtype,
+    ceilings: Ceilings,
+    limit_s: float = 10.0,
     tables: TunedTables | None = None,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """The rows of one task."""
     op, case = task.op, task.case
     width = dict.fromkeys(("act_bytes", "weight_bytes", "kv_bytes"), dtype.itemsize)
     cost = op.cost({**width, **case.dims}, case.q_lens, case.ctx_lens)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     rows = {
-        contender.label: Row(op.name, contender.label, case.name, str(dtype).removeprefix("torch."), name, device_arch(device),
-                             "ok", flops=cost.flops, bytes=cost.bytes)
+        contender.label: Row(
+            op.name,
+            contender.label,
+            case.name,
+            str(dtype).removeprefix("torch."),
+            name,
+            device_arch(device),
+            "ok",
+            flops=cost.flops,
+            bytes=cost.bytes,
+        )
         for contender in task.contenders
-    }  # fmt: skip
+    }
     if device.type == "cpu" and cost.flops > CPU_MAX_FLOPS:
         for row in rows.values():
             row.status, row.message = "left out", f"{cost.flops / 1e9:.0f} GFLOP are too many for a CPU"
@@ -223,9 +252,7 @@ def _check(task: Task, rows: Mapping[str, Row], spec: Spec, args: conformance.Ar
             row.status, row.message = "wrong", "; ".join(problems)
 
 
-def _subject(
-    op: Op, contender: Contender, spec: Spec, args: conformance.Args, copies: int, tables: TunedTables | None
-) -> Subject:
+def _subject(op: Op, contender: Contender, spec: Spec, args: conformance.Args, copies: int, tables: TunedTables | None) -> Subject:
     calls = []
     for _ in range(copies):
         own = copy.deepcopy(args)

@@ -175,9 +175,15 @@ def _mutated(op: Op, args: Args) -> list[torch.Tensor]:
 
 
 def compare(
-    op: Op, args: Args, got: list[torch.Tensor], got_args: Args, expected: list[torch.Tensor], expected_args: Args, limit: float,
+    op: Op,
+    args: Args,
+    got: list[torch.Tensor],
+    got_args: Args,
+    expected: list[torch.Tensor],
+    expected_args: Args,
+    limit: float,
     own_rng: bool = False,
-) -> tuple[list[str], float]:  # fmt: skip
+) -> tuple[list[str], float]:
     """Violations in the outputs and in the mutated arguments of a run against the reference's, and the largest error.
     ``args`` are the arguments as they were before either run; ``own_rng``: the impl has its own random numbers."""
     excused = op.tolerance.drawn if own_rng else op.tolerance.token_ties
@@ -219,9 +225,14 @@ def _compare_shapes(got: list[torch.Tensor], expected: list[torch.Tensor], names
 
 
 def _compare_values(
-    op: Op, args: Args, got: list[torch.Tensor], expected: list[torch.Tensor], limit: float, names: list[str],
+    op: Op,
+    args: Args,
+    got: list[torch.Tensor],
+    expected: list[torch.Tensor],
+    limit: float,
+    names: list[str],
     excused: Callable[[Args], torch.Tensor] | None,
-) -> tuple[list[str], float]:  # fmt: skip
+) -> tuple[list[str], float]:
     """Violations, and the largest error."""
     problems, worst = [], 0.0
     for name, a, b in zip(names, got, expected):

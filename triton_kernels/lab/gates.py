@@ -29,9 +29,16 @@ from .aot import Artifact
 
 _SELECTORS = ("kernel", "case", "dtype", "target", "triton")
 _LIMITS = (
-    "matrix", "max_spills", "max_scalar_spills", "max_registers", "min_wide_loads", "min_tile_loads", "max_loop_load_bytes",
-    "min_programs_per_sm", "explicit_fusion",
-)  # fmt: skip
+    "matrix",
+    "max_spills",
+    "max_scalar_spills",
+    "max_registers",
+    "min_wide_loads",
+    "min_tile_loads",
+    "max_loop_load_bytes",
+    "min_programs_per_sm",
+    "explicit_fusion",
+)
 
 Rule = Mapping[str, Any]
 
@@ -42,9 +49,7 @@ def load_rules(path: Path | None = None) -> list[Rule]:
     for rule in rules:
         unknown = sorted(set(rule) - {*_SELECTORS, *_LIMITS, "why"})
         if unknown:
-            raise ValueError(
-                f"gate {rule} has unknown keys {unknown}; selectors: {_SELECTORS}, limits: {_LIMITS}, and why"
-            )
+            raise ValueError(f"gate {rule} has unknown keys {unknown}; selectors: {_SELECTORS}, limits: {_LIMITS}, and why")
     return rules
 
 
@@ -91,7 +96,5 @@ def check_gates(artifacts: Iterable[Artifact], rules: Sequence[Rule] | None = No
     """Every violation, as text that names kernel, case and target."""
     rules = load_rules() if rules is None else rules
     return [
-        f"{a.op}:{a.impl}/{a.kernel} ({a.case}) for {a.target}: {problem}"
-        for a in artifacts
-        for problem in violations(a, rules)
+        f"{a.op}:{a.impl}/{a.kernel} ({a.case}) for {a.target}: {problem}" for a in artifacts for problem in violations(a, rules)
     ]

@@ -80,10 +80,4 @@ def _view(block: torch.Tensor, like: torch.Tensor, offset: int) -> torch.Tensor:
     return block.view(like.dtype).as_strided(like.shape, like.stride(), GUARD_BYTES // like.element_size() + offset)
 
 
-_UNINITIALIZED = (
-    torch.empty,
-    torch.empty_like,
-    torch.empty_strided,
-    torch.Tensor.new_empty,
-    torch.Tensor.new_empty_strided,
-)
+_UNINITIALIZED = (torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty, torch.Tensor.new_empty_strided)

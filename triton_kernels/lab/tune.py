@@ -57,8 +57,10 @@ def candidates(impl: Impl, num_tokens: int, limit: int = 40) -> list[dict[str, A
     """Combinations of the impl's tune space, at most ``limit``, spread over the space and the same every time. Raises ValueError
     for an impl without a tune space."""
     if not impl.tune_space:
-        raise ValueError(f"{impl.op}:{impl.name} declares no tune_space, so there is nothing to try; "
-                         f"its options are {', '.join(impl.options) or 'none'}")  # fmt: skip
+        raise ValueError(
+            f"{impl.op}:{impl.name} declares no tune_space, so there is nothing to try; "
+            f"its options are {', '.join(impl.options) or 'none'}"
+        )
     allowed = getattr(impl.target, "tune_filter", lambda options, num_tokens: True)
     every = [dict(zip(impl.tune_space, values)) for values in itertools.product(*impl.tune_space.values())]
     every = [options for options in every if allowed(options, num_tokens)]
@@ -99,9 +101,15 @@ def judge(
 
 
 def time_candidates(
-    op: Op, impl: Impl, case: Case, options: Sequence[Mapping[str, Any]], device: torch.device, dtype: torch.dtype,
-    ceilings: Ceilings, limit_s: float = 5.0,
-) -> Iterator[list[Row]]:  # fmt: skip
+    op: Op,
+    impl: Impl,
+    case: Case,
+    options: Sequence[Mapping[str, Any]],
+    device: torch.device,
+    dtype: torch.dtype,
+    ceilings: Ceilings,
+    limit_s: float = 5.0,
+) -> Iterator[list[Row]]:
     """Rows of the default (first) and some candidates, group by group."""
     default = Contender(impl, Choice(impl.name, {}))
     for start in range(0, len(options), GROUP):

@@ -23,9 +23,33 @@ from .verify import verify_draft
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
-        linear, embedding, rms_norm, layer_norm, rotary, silu_and_mul, gelu_and_mul, kv_cache_write,
-        paged_attention_prefill, paged_attention_decode, moe_route, moe_experts, apply_penalties, sample,
-        gather_logprobs, copy_blocks, gemm_w4a16, gemm_w8a16, gemm_int8, gemm_fp8, quantize_activation, merge_attention, moe_align,
-        qk_norm_rotary_kv_write, slot_mapping, verify_draft, lora_shrink, lora_expand,
+        linear,
+        embedding,
+        rms_norm,
+        layer_norm,
+        rotary,
+        silu_and_mul,
+        gelu_and_mul,
+        kv_cache_write,
+        paged_attention_prefill,
+        paged_attention_decode,
+        moe_route,
+        moe_experts,
+        apply_penalties,
+        sample,
+        gather_logprobs,
+        copy_blocks,
+        gemm_w4a16,
+        gemm_w8a16,
+        gemm_int8,
+        gemm_fp8,
+        quantize_activation,
+        merge_attention,
+        moe_align,
+        qk_norm_rotary_kv_write,
+        slot_mapping,
+        verify_draft,
+        lora_shrink,
+        lora_expand,
     )
-}  # fmt: skip
+}

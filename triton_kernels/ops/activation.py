@@ -51,9 +51,27 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(6 * num_tokens * width, read + output_bytes(dims, num_tokens, width))
 
 
-silu_and_mul = Op("silu_and_mul", silu_and_mul_reference, fake, cost, cases=SILU_CASES, bind_args=OUTPUT_ARGS,
-                  optional=OUTPUT_ARGS, row_args=("x",), facts=output_facts,
-                  tolerance=Tolerance(numbers=output_numbers))  # fmt: skip
-gelu_and_mul = Op("gelu_and_mul", gelu_and_mul_reference, fake, cost, cases=GELU_CASES, bind_args=("approximate", *OUTPUT_ARGS),
-                  optional=OUTPUT_ARGS, row_args=("x",), facts=output_facts,
-                  tolerance=Tolerance(numbers=output_numbers))  # fmt: skip
+silu_and_mul = Op(
+    "silu_and_mul",
+    silu_and_mul_reference,
+    fake,
+    cost,
+    cases=SILU_CASES,
+    bind_args=OUTPUT_ARGS,
+    optional=OUTPUT_ARGS,
+    row_args=("x",),
+    facts=output_facts,
+    tolerance=Tolerance(numbers=output_numbers),
+)
+gelu_and_mul = Op(
+    "gelu_and_mul",
+    gelu_and_mul_reference,
+    fake,
+    cost,
+    cases=GELU_CASES,
+    bind_args=("approximate", *OUTPUT_ARGS),
+    optional=OUTPUT_ARGS,
+    row_args=("x",),
+    facts=output_facts,
+    tolerance=Tolerance(numbers=output_numbers),
+)

@@ -106,12 +106,19 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
 
 def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: bound.get(name) for name in ("window", "softcap")}
-    return {**given, "sinks": bound.get("sinks") is not None, "alibi": bound.get("alibi") is not None,
-            "causal": bound.get("causal", True), "return_lse": bound.get("return_lse", False)}  # fmt: skip
+    return {
+        **given,
+        "sinks": bound.get("sinks") is not None,
+        "alibi": bound.get("alibi") is not None,
+        "causal": bound.get("causal", True),
+        "return_lse": bound.get("return_lse", False),
+    }
 
 
 _STATIC = ("scale", "causal", "window", "softcap", "sinks", "alibi", "return_lse")
-paged_attention_prefill = Op("paged_attention_prefill", reference, fake, cost, cases=PREFILL_CASES, bind_args=_STATIC,
-                             row_args=("q", "meta"), facts=facts)  # fmt: skip
-paged_attention_decode = Op("paged_attention_decode", reference, fake, cost, cases=DECODE_CASES, bind_args=_STATIC,
-                            row_args=("q", "meta"), facts=facts)  # fmt: skip
+paged_attention_prefill = Op(
+    "paged_attention_prefill", reference, fake, cost, cases=PREFILL_CASES, bind_args=_STATIC, row_args=("q", "meta"), facts=facts
+)
+paged_attention_decode = Op(
+    "paged_attention_decode", reference, fake, cost, cases=DECODE_CASES, bind_args=_STATIC, row_args=("q", "meta"), facts=facts
+)

@@ -28,5 +28,13 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(0, sum(q_lens) * (2 * dims["hidden_size"] * dims.get("weight_bytes", 2) + 4))
 
 
-embedding = Op("embedding", reference, fake, cost, cases=CASES, bind_args=("weight", "vocab_start"),
-               row_args=("token_ids",), tolerance=Tolerance(exact=True))  # fmt: skip
+embedding = Op(
+    "embedding",
+    reference,
+    fake,
+    cost,
+    cases=CASES,
+    bind_args=("weight", "vocab_start"),
+    row_args=("token_ids",),
+    tolerance=Tolerance(exact=True),
+)

@@ -48,8 +48,20 @@ def reference(
     return q.to(qkv.dtype)
 
 
-def fake(qkv, positions, kv, slot_mapping, num_heads, num_kv_heads, cos_sin, style="neox", q_weight=None, k_weight=None,  # type: ignore[no-untyped-def]
-         eps=1e-6, offset=0.0):  # fmt: skip
+def fake(
+    qkv,
+    positions,
+    kv,
+    slot_mapping,
+    num_heads,
+    num_kv_heads,
+    cos_sin,
+    style="neox",
+    q_weight=None,
+    k_weight=None,  # type: ignore[no-untyped-def]
+    eps=1e-6,
+    offset=0.0,
+):
     return qkv.new_empty(qkv.shape[0], num_heads, qkv.shape[1] // (num_heads + 2 * num_kv_heads))
 
 
@@ -61,12 +73,23 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
 
 
 def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
-    return {"num_heads": bound["num_heads"], "num_kv_heads": bound["num_kv_heads"], "style": bound.get("style", "neox"),
-            "rotary_dim": bound["cos_sin"].shape[1], "qk_norm": bound.get("q_weight") is not None}  # fmt: skip
+    return {
+        "num_heads": bound["num_heads"],
+        "num_kv_heads": bound["num_kv_heads"],
+        "style": bound.get("style", "neox"),
+        "rotary_dim": bound["cos_sin"].shape[1],
+        "qk_norm": bound.get("q_weight") is not None,
+    }
 
 
 qk_norm_rotary_kv_write = Op(
-    "qk_norm_rotary_kv_write", reference, fake, cost, cases=CASES, mutates=("kv",), facts=facts,
+    "qk_norm_rotary_kv_write",
+    reference,
+    fake,
+    cost,
+    cases=CASES,
+    mutates=("kv",),
+    facts=facts,
     row_args=("qkv", "positions", "slot_mapping"),
     bind_args=("num_heads", "num_kv_heads", "cos_sin", "style", "q_weight", "k_weight", "eps", "offset"),
-)  # fmt: skip
+)

@@ -39,11 +39,7 @@ def gemm_w4a16_reference(
 
 
 def gemm_w8a16_reference(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scales: torch.Tensor,
-    zeros: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
+    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None = None, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x [M, K] times 8-bit weights (code - zero) * scale -> [M, N] in x's dtype. Codes are finite numbers.
 
@@ -153,8 +149,14 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
 def _group_facts(bound: Mapping[str, Any], codes: str, per_word: int) -> dict[str, Any]:
     n, words = bound[codes].shape
     k = words * per_word
-    return {"in_features": k, "out_features": n, "group_size": k // bound["scales"].shape[1], "weight_dtype": bound[codes].dtype,
-            "symmetric": bound.get("zeros") is None, "act_order": bound.get("perm") is not None}  # fmt: skip
+    return {
+        "in_features": k,
+        "out_features": n,
+        "group_size": k // bound["scales"].shape[1],
+        "weight_dtype": bound[codes].dtype,
+        "symmetric": bound.get("zeros") is None,
+        "act_order": bound.get("perm") is not None,
+    }
 
 
 def gemm_w4a16_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,12 +175,43 @@ def scaled_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return {"in_features": k, "out_features": n, "recipe": recipe} | kinds
 
 
-gemm_w4a16 = Op("gemm_w4a16", gemm_w4a16_reference, gemm_w4a16_fake, cost, cases=W4A16_CASES,
-                bind_args=("qweight", "scales", "zeros", "perm", "bias"), row_args=("x",), facts=gemm_w4a16_facts)  # fmt: skip
-gemm_w8a16 = Op("gemm_w8a16", gemm_w8a16_reference, gemm_w8a16_fake, cost, cases=W8A16_CASES,
-                bind_args=("weight", "scales", "zeros", "bias"), row_args=("x",), facts=gemm_w8a16_facts)  # fmt: skip
-gemm_int8 = Op("gemm_int8", gemm_int8_reference, gemm_int8_fake, cost, cases=INT8_CASES,
-               bind_args=("weight", "scales", "bias", "out_dtype"), row_args=("x", "x_scale", "x_zero"),
-               facts=scaled_facts)  # fmt: skip
-gemm_fp8 = Op("gemm_fp8", gemm_fp8_reference, gemm_fp8_fake, cost, cases=FP8_CASES,
-              bind_args=("weight", "scales", "bias", "out_dtype"), row_args=("x", "x_scale"), facts=scaled_facts)  # fmt: skip
+gemm_w4a16 = Op(
+    "gemm_w4a16",
+    gemm_w4a16_reference,
+    gemm_w4a16_fake,
+    cost,
+    cases=W4A16_CASES,
+    bind_args=("qweight", "scales", "zeros", "perm", "bias"),
+    row_args=("x",),
+    facts=gemm_w4a16_facts,
+)
+gemm_w8a16 = Op(
+    "gemm_w8a16",
+    gemm_w8a16_reference,
+    gemm_w8a16_fake,
+    cost,
+    cases=W8A16_CASES,
+    bind_args=("weight", "scales", "zeros", "bias"),
+    row_args=("x",),
+    facts=gemm_w8a16_facts,
+)
+gemm_int8 = Op(
+    "gemm_int8",
+    gemm_int8_reference,
+    gemm_int8_fake,
+    cost,
+    cases=INT8_CASES,
+    bind_args=("weight", "scales", "bias", "out_dtype"),
+    row_args=("x", "x_scale", "x_zero"),
+    facts=scaled_facts,
+)
+gemm_fp8 = Op(
+    "gemm_fp8",
+    gemm_fp8_reference,
+    gemm_fp8_fake,
+    cost,
+    cases=FP8_CASES,
+    bind_args=("weight", "scales", "bias", "out_dtype"),
+    row_args=("x", "x_scale"),
+    facts=scaled_facts,
+)

@@ -68,7 +68,21 @@ def copy_blocks_cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens:
     return Cost(0, 2 * heads * cached_head_bytes(dims))
 
 
-kv_cache_write = Op("kv_cache_write", kv_cache_write_reference, kv_cache_write_fake, kv_cache_write_cost,
-                    cases=KV_CACHE_WRITE_CASES, mutates=("kv",), tolerance=Tolerance(exact=True))  # fmt: skip
-copy_blocks = Op("copy_blocks", copy_blocks_reference, copy_blocks_fake, copy_blocks_cost, cases=COPY_BLOCKS_CASES,
-                 mutates=("kv",), tolerance=Tolerance(exact=True))  # fmt: skip
+kv_cache_write = Op(
+    "kv_cache_write",
+    kv_cache_write_reference,
+    kv_cache_write_fake,
+    kv_cache_write_cost,
+    cases=KV_CACHE_WRITE_CASES,
+    mutates=("kv",),
+    tolerance=Tolerance(exact=True),
+)
+copy_blocks = Op(
+    "copy_blocks",
+    copy_blocks_reference,
+    copy_blocks_fake,
+    copy_blocks_cost,
+    cases=COPY_BLOCKS_CASES,
+    mutates=("kv",),
+    tolerance=Tolerance(exact=True),
+)

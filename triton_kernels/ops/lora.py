@@ -58,7 +58,24 @@ def lora_expand_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return {"rank": bound["lora_b"].shape[2], "weight_dtype": bound["lora_b"].dtype}
 
 
-lora_shrink = Op("lora_shrink", lora_shrink_reference, lora_shrink_fake, cost, cases=SHRINK_CASES, facts=lora_shrink_facts,
-                 bind_args=("lora_a", "scale"), row_args=("x", "lora_index"))  # fmt: skip
-lora_expand = Op("lora_expand", lora_expand_reference, lora_expand_fake, cost, cases=EXPAND_CASES, facts=lora_expand_facts,
-                 bind_args=("lora_b", "start"), mutates=("y",), row_args=("y", "shrunk", "lora_index"))  # fmt: skip
+lora_shrink = Op(
+    "lora_shrink",
+    lora_shrink_reference,
+    lora_shrink_fake,
+    cost,
+    cases=SHRINK_CASES,
+    facts=lora_shrink_facts,
+    bind_args=("lora_a", "scale"),
+    row_args=("x", "lora_index"),
+)
+lora_expand = Op(
+    "lora_expand",
+    lora_expand_reference,
+    lora_expand_fake,
+    cost,
+    cases=EXPAND_CASES,
+    facts=lora_expand_facts,
+    bind_args=("lora_b", "start"),
+    mutates=("y",),
+    row_args=("y", "shrunk", "lora_index"),
+)

@@ -149,8 +149,23 @@ def moe_experts_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
 
 # What the first product gives may be rounded to the dtype before the second.
 _TWO_PRODUCTS = Tolerance({torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 1e-2})
-moe_route = Op("moe_route", moe_route_reference, moe_route_fake, moe_route_cost, cases=MOE_ROUTE_CASES,
-               bind_args=("bias", "top_k", "renormalize", "scoring"), row_args=("logits",))  # fmt: skip
-moe_experts = Op("moe_experts", moe_experts_reference, moe_experts_fake, moe_experts_cost, cases=MOE_EXPERTS_CASES,
-                 bind_args=("w13", "w2", "expert_start", "w13_scale", "w2_scale", "w13_zeros", "w2_zeros"),
-                 row_args=("x", "weights", "ids"), facts=moe_experts_facts, tolerance=_TWO_PRODUCTS)  # fmt: skip
+moe_route = Op(
+    "moe_route",
+    moe_route_reference,
+    moe_route_fake,
+    moe_route_cost,
+    cases=MOE_ROUTE_CASES,
+    bind_args=("bias", "top_k", "renormalize", "scoring"),
+    row_args=("logits",),
+)
+moe_experts = Op(
+    "moe_experts",
+    moe_experts_reference,
+    moe_experts_fake,
+    moe_experts_cost,
+    cases=MOE_EXPERTS_CASES,
+    bind_args=("w13", "w2", "expert_start", "w13_scale", "w2_scale", "w13_zeros", "w2_zeros"),
+    row_args=("x", "weights", "ids"),
+    facts=moe_experts_facts,
+    tolerance=_TWO_PRODUCTS,
+)

@@ -60,5 +60,12 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(0, 4 * (2 * pairs + 2 * dims["num_experts"] + 1 + pairs // dims.get("block_m", 64)))
 
 
-moe_align = Op("moe_align", reference, fake, cost, cases=CASES, bind_args=("num_experts", "expert_start", "block_m"),
-               tolerance=Tolerance(exact=True))  # fmt: skip
+moe_align = Op(
+    "moe_align",
+    reference,
+    fake,
+    cost,
+    cases=CASES,
+    bind_args=("num_experts", "expert_start", "block_m"),
+    tolerance=Tolerance(exact=True),
+)

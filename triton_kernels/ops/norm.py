@@ -66,8 +66,26 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(4 * num_tokens * width, read_and_summed + output_bytes(dims, num_tokens, width))
 
 
-rms_norm = Op("rms_norm", rms_norm_reference, rms_norm_fake, cost, cases=RMS_NORM_CASES,
-              bind_args=("weight", "eps", "offset", *OUTPUT_ARGS), optional=OUTPUT_ARGS, mutates=("residual",),
-              row_args=("x", "residual"), facts=output_facts, tolerance=Tolerance(numbers=output_numbers))  # fmt: skip
-layer_norm = Op("layer_norm", layer_norm_reference, layer_norm_fake, cost, cases=LAYER_NORM_CASES,
-                bind_args=("weight", "bias", "eps"), mutates=("residual",), row_args=("x", "residual"))  # fmt: skip
+rms_norm = Op(
+    "rms_norm",
+    rms_norm_reference,
+    rms_norm_fake,
+    cost,
+    cases=RMS_NORM_CASES,
+    bind_args=("weight", "eps", "offset", *OUTPUT_ARGS),
+    optional=OUTPUT_ARGS,
+    mutates=("residual",),
+    row_args=("x", "residual"),
+    facts=output_facts,
+    tolerance=Tolerance(numbers=output_numbers),
+)
+layer_norm = Op(
+    "layer_norm",
+    layer_norm_reference,
+    layer_norm_fake,
+    cost,
+    cases=LAYER_NORM_CASES,
+    bind_args=("weight", "bias", "eps"),
+    mutates=("residual",),
+    row_args=("x", "residual"),
+)

@@ -106,6 +106,14 @@ def output_numbers(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     return [codes.double() * wide, scales]
 
 
-quantize_activation = Op("quantize_activation", reference, fake, cost, cases=QUANTIZE_CASES,
-                         bind_args=OUTPUT_ARGS, row_args=("x",), facts=facts,
-                         tolerance=Tolerance(exact=True))  # fmt: skip
+quantize_activation = Op(
+    "quantize_activation",
+    reference,
+    fake,
+    cost,
+    cases=QUANTIZE_CASES,
+    bind_args=OUTPUT_ARGS,
+    row_args=("x",),
+    facts=facts,
+    tolerance=Tolerance(exact=True),
+)

@@ -45,5 +45,14 @@ def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return {"rot_dim": bound["cos_sin"].shape[1]}
 
 
-rotary = Op("rotary", reference, fake, cost, cases=CASES, bind_args=("cos_sin", "style"), mutates=("q", "k"),
-            row_args=("q", "k", "positions"), facts=facts)  # fmt: skip
+rotary = Op(
+    "rotary",
+    reference,
+    fake,
+    cost,
+    cases=CASES,
+    bind_args=("cos_sin", "style"),
+    mutates=("q", "k"),
+    row_args=("q", "k", "positions"),
+    facts=facts,
+)

@@ -43,5 +43,6 @@ def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return {"page_size": bound["page_size"]}
 
 
-slot_mapping = Op("slot_mapping", reference, fake, cost, cases=CASES, bind_args=("page_size",), facts=facts,
-                  tolerance=Tolerance(exact=True))  # fmt: skip
+slot_mapping = Op(
+    "slot_mapping", reference, fake, cost, cases=CASES, bind_args=("page_size",), facts=facts, tolerance=Tolerance(exact=True)
+)

@@ -57,11 +57,21 @@ class FlashAttention3:
         """Writes the step's schedule into ``meta.workspace``, into the same memory while the number of requests stays."""
         num_heads, num_kv_heads, head_dim = self._heads
         found = self._schedule(
-            batch_size=meta.num_reqs, max_seqlen_q=meta.max_q, max_seqlen_k=meta.max_seq_len, num_heads_q=num_heads,
-            num_heads_kv=num_kv_heads, headdim=head_dim, cache_seqlens=meta.seq_lens, qkv_dtype=self._dtype,
-            cu_seqlens_q=meta.cu_q, page_size=self._page_size, causal=self._causal, window_size=self._window,
-            has_softcap=self._softcap > 0, num_splits=self.num_splits,
-        )  # fmt: skip
+            batch_size=meta.num_reqs,
+            max_seqlen_q=meta.max_q,
+            max_seqlen_k=meta.max_seq_len,
+            num_heads_q=num_heads,
+            num_heads_kv=num_kv_heads,
+            headdim=head_dim,
+            cache_seqlens=meta.seq_lens,
+            qkv_dtype=self._dtype,
+            cu_seqlens_q=meta.cu_q,
+            page_size=self._page_size,
+            causal=self._causal,
+            window_size=self._window,
+            has_softcap=self._softcap > 0,
+            num_splits=self.num_splits,
+        )
         kept = meta.workspace.get(self._key)
         if kept is None or kept.shape != found.shape:
             meta.workspace[self._key] = found
@@ -70,11 +80,22 @@ class FlashAttention3:
 
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor:
         out: torch.Tensor = self._attention(
-            q, kv.k, kv.v, max_seqlen_q=meta.max_q, cu_seqlens_q=meta.cu_q, max_seqlen_k=meta.max_seq_len,
-            seqused_k=meta.seq_lens, softmax_scale=self._scale, causal=self._causal, window_size=list(self._window),
-            softcap=self._softcap, block_table=meta.block_table, scheduler_metadata=meta.workspace[self._key],
-            num_splits=self.num_splits, fa_version=3,
-        )  # fmt: skip
+            q,
+            kv.k,
+            kv.v,
+            max_seqlen_q=meta.max_q,
+            cu_seqlens_q=meta.cu_q,
+            max_seqlen_k=meta.max_seq_len,
+            seqused_k=meta.seq_lens,
+            softmax_scale=self._scale,
+            causal=self._causal,
+            window_size=list(self._window),
+            softcap=self._softcap,
+            block_table=meta.block_table,
+            scheduler_metadata=meta.workspace[self._key],
+            num_splits=self.num_splits,
+            fa_version=3,
+        )
         return out
 
 

@@ -59,9 +59,26 @@ class Marlin:
         if x.shape[0] == 0:
             return x.new_empty(0, self._n)
         out: torch.Tensor = torch.ops._C.marlin_gemm(
-            x, None, self._weight, self._bias, self._scales, None, None, self._zeros, self._none, self._none, self._locks,
-            self._type, x.shape[0], self._n, self._k, True, False, True, False,
-        )  # fmt: skip
+            x,
+            None,
+            self._weight,
+            self._bias,
+            self._scales,
+            None,
+            None,
+            self._zeros,
+            self._none,
+            self._none,
+            self._locks,
+            self._type,
+            x.shape[0],
+            self._n,
+            self._k,
+            True,
+            False,
+            True,
+            False,
+        )
         return out
 
 

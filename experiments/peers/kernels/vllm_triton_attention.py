@@ -50,12 +50,29 @@ class UnifiedAttention:
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         self._attention(
-            q=q, k=kv.k, v=kv.v, out=out, cu_seqlens_q=meta.cu_q, max_seqlen_q=meta.max_q, seqused_k=meta.seq_lens,
-            max_seqlen_k=meta.max_seq_len, softmax_scale=self._scale, causal=True, window_size=self._window,
-            block_table=meta.block_table, softcap=self._softcap, q_descale=None, k_descale=None, v_descale=None,
-            seq_threshold_3D=self._most_split, num_par_softmax_segments=SEGMENTS, softmax_segm_output=self._partial,
-            softmax_segm_max=self._max, softmax_segm_expsum=self._sum, sinks=self._sinks,
-        )  # fmt: skip
+            q=q,
+            k=kv.k,
+            v=kv.v,
+            out=out,
+            cu_seqlens_q=meta.cu_q,
+            max_seqlen_q=meta.max_q,
+            seqused_k=meta.seq_lens,
+            max_seqlen_k=meta.max_seq_len,
+            softmax_scale=self._scale,
+            causal=True,
+            window_size=self._window,
+            block_table=meta.block_table,
+            softcap=self._softcap,
+            q_descale=None,
+            k_descale=None,
+            v_descale=None,
+            seq_threshold_3D=self._most_split,
+            num_par_softmax_segments=SEGMENTS,
+            softmax_segm_output=self._partial,
+            softmax_segm_max=self._max,
+            softmax_segm_expsum=self._sum,
+            sinks=self._sinks,
+        )
         return out
 
 

@@ -29,8 +29,14 @@ class KVCacheManager:
     one block per request, and can neither be shared nor found by prefix.
     """
 
-    def __init__(self, groups: tuple[CacheGroup, ...], num_blocks: int, block_size: int, prefix_caching: bool = True,
-                 check_invariants: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        groups: tuple[CacheGroup, ...],
+        num_blocks: int,
+        block_size: int,
+        prefix_caching: bool = True,
+        check_invariants: bool = False,
+    ) -> None:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, len(groups))
         self._paged = [i for i, g in enumerate(groups) if isinstance(g.spec, PagedKV)]

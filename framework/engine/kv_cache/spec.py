@@ -64,9 +64,7 @@ def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
         layers_of.setdefault(spec, []).append(layer)
     size = min(map(len, layers_of.values()))
     return tuple(
-        CacheGroup(spec, tuple(layers[i : i + size]))
-        for spec, layers in layers_of.items()
-        for i in range(0, len(layers), size)
+        CacheGroup(spec, tuple(layers[i : i + size])) for spec, layers in layers_of.items() for i in range(0, len(layers), size)
     )
 
 

@@ -27,12 +27,7 @@ class CanonicalInt4(NamedTuple):
 
 
 def gptq_to_canonical(
-    qweight: torch.Tensor,
-    qzeros: torch.Tensor | None,
-    scales: torch.Tensor,
-    g_idx: torch.Tensor | None = None,
-    *,
-    zero_offset: int,
+    qweight: torch.Tensor, qzeros: torch.Tensor | None, scales: torch.Tensor, g_idx: torch.Tensor | None = None, *, zero_offset: int
 ) -> CanonicalInt4:
     """GPTQ: eight codes per word along K, eight zero points per word along N, the first in the lowest bits.
 

@@ -10,19 +10,7 @@ import numpy as np
 from ...sampling_params import SamplingParams
 from .arrivals import gamma_arrivals
 from .config import WorkloadConfig
-from .prompts import (
-    ARRIVALS,
-    LENGTHS,
-    PREFIX,
-    PROMPTS,
-    SEEDS,
-    THINK,
-    Encode,
-    PythonSource,
-    block_tokens,
-    random_tokens,
-    stream,
-)
+from .prompts import ARRIVALS, LENGTHS, PREFIX, PROMPTS, SEEDS, THINK, Encode, PythonSource, block_tokens, random_tokens, stream
 from .traces import TraceEntry, read_trace
 
 

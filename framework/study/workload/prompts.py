@@ -32,8 +32,10 @@ def block_tokens(block_ids: tuple[int, ...], num_tokens: int, scale: float, voca
     """A prompt made of named blocks: equal names give equal tokens, so that a trace's shared prefixes are real."""
     ends = [round(MOONCAKE_BLOCK_TOKENS * scale * (i + 1)) for i in range(len(block_ids))]
     if not ends or ends[-1] < num_tokens:
-        raise ValueError(f"the trace names {len(block_ids)} blocks of {MOONCAKE_BLOCK_TOKENS} tokens for a longer prompt "
-                         f"({num_tokens} tokens after scaling)")  # fmt: skip
+        raise ValueError(
+            f"the trace names {len(block_ids)} blocks of {MOONCAKE_BLOCK_TOKENS} tokens for a longer prompt "
+            f"({num_tokens} tokens after scaling)"
+        )
     tokens: list[int] = []
     for block_id, end in zip(block_ids, ends):
         tokens += random_tokens(end - len(tokens), vocab_size, stream(seed, BLOCKS, block_id))
@@ -59,8 +61,9 @@ class PythonSource:
         needed = num_tokens * self.CHARS_PER_TOKEN
         files = [path for path in self._files if path.stat().st_size > 2 * needed]
         if not files:
-            raise ValueError(f"no module of the standard library is long enough for a prompt of {num_tokens} tokens; "
-                             "use workload.source=random")  # fmt: skip
+            raise ValueError(
+                f"no module of the standard library is long enough for a prompt of {num_tokens} tokens; use workload.source=random"
+            )
         while True:
             text = files[int(rng.integers(len(files)))].read_text(encoding="utf-8")
             start = text.find("\n", int(rng.integers(len(text) - needed))) + 1

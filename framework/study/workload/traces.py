@@ -73,8 +73,10 @@ def _detect(path: Path, file: TextIO) -> str:
     for key, name in (("hash_ids", "mooncake"), ("turns", "spec_bench")):
         if line.startswith("{") and f'"{key}"' in line:
             return name
-    raise ValueError(f"workload.path={str(path)!r} begins with {line[:80]!r}, which is none of {', '.join(READERS)}; "
-                     "name the form with workload.format=...")  # fmt: skip
+    raise ValueError(
+        f"workload.path={str(path)!r} begins with {line[:80]!r}, which is none of {', '.join(READERS)}; "
+        "name the form with workload.format=..."
+    )
 
 
 def _azure(file: TextIO) -> Iterator[TraceEntry]:

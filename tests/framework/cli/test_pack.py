@@ -15,14 +15,28 @@ from framework.study.compose import CONFIG_FILE
 from triton_kernels.compile_counter import CompileCounter
 
 SMALL = {
-    "model_type": "llama", "dtype": "float16", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
-    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "model_type": "llama",
+    "dtype": "float16",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}
 ENGINE = [
-    "model.load_format=dummy", "+model.architecture=" + json.dumps(SMALL).replace('"', "").replace(": ", ":"),
-    "scheduler.max_num_seqs=2", "scheduler.max_num_batched_tokens=16", "graphs.batch_sizes=[1,2]", "tuned=off",
-    "kernels.sample=torch", "kernels.gather_logprobs=torch", "kernels.apply_penalties=torch",
-]  # fmt: skip
+    "model.load_format=dummy",
+    "+model.architecture=" + json.dumps(SMALL).replace('"', "").replace(": ", ":"),
+    "scheduler.max_num_seqs=2",
+    "scheduler.max_num_batched_tokens=16",
+    "graphs.batch_sizes=[1,2]",
+    "tuned=off",
+    "kernels.sample=torch",
+    "kernels.gather_logprobs=torch",
+    "kernels.apply_penalties=torch",
+]
 
 
 @pytest.mark.slow

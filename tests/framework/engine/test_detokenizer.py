@@ -153,9 +153,11 @@ def test_text_before_min_tokens_does_not_stop_later() -> None:
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
-    text=st.text("ab", max_size=20), cuts=st.lists(st.integers(0, 20), max_size=8),
-    stop=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3), include=st.booleans(),
-)  # fmt: skip
+    text=st.text("ab", max_size=20),
+    cuts=st.lists(st.integers(0, 20), max_size=8),
+    stop=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    include=st.booleans(),
+)
 def test_stop_strings_against_a_search_in_the_text_so_far(text: str, cuts: list[int], stop: list[str], include: bool) -> None:
     borders = sorted({0, *(cut for cut in cuts if cut < len(text)), len(text)})
     pieces = [text[a:b] for a, b in pairwise(borders)]

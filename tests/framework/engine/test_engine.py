@@ -100,16 +100,31 @@ def serve(requests: list[Wanted], model: str, **config: object) -> EngineStats:
     spare=st.sampled_from([0, 5, 200]),
 )
 def test_a_mix_gets_the_tokens_of_each_alone(
-    requests: list[Wanted], model: str, policy: str, block_size: int, budget: int, chunk: int, depth: int, slots: int,
-    prefix_caching: bool, spare: int,
-) -> None:  # fmt: skip
+    requests: list[Wanted],
+    model: str,
+    policy: str,
+    block_size: int,
+    budget: int,
+    chunk: int,
+    depth: int,
+    slots: int,
+    prefix_caching: bool,
+    spare: int,
+) -> None:
     longest = max(len(request.prompt) + (request.params.max_tokens or 0) for request in requests)
     per_group = -(-longest // block_size) + (-(-budget * depth // block_size) + 2) * (model != "full")
     serve(
-        requests, model, policy=policy, block_size=block_size, max_num_batched_tokens=budget, max_chunk_tokens=chunk,
-        in_flight_steps=depth, max_num_seqs=slots, prefix_caching=prefix_caching,
+        requests,
+        model,
+        policy=policy,
+        block_size=block_size,
+        max_num_batched_tokens=budget,
+        max_chunk_tokens=chunk,
+        in_flight_steps=depth,
+        max_num_seqs=slots,
+        prefix_caching=prefix_caching,
         num_blocks=2 + per_group * len(MODELS[model]) + spare,
-    )  # fmt: skip
+    )
 
 
 def long_mix(num_requests: int = 10) -> list[Wanted]:
@@ -121,8 +136,9 @@ def long_mix(num_requests: int = 10) -> list[Wanted]:
 @pytest.mark.parametrize("depth", [1, 2])
 def test_preemption_changes_no_token(model: str, policy: str, depth: int) -> None:
     blocks = {"full": 30, "hybrid": 60}[model]
-    stats = serve(long_mix(), model, num_blocks=blocks, max_num_batched_tokens=16, policy=policy, in_flight_steps=depth,
-                  prefix_caching=False)  # fmt: skip
+    stats = serve(
+        long_mix(), model, num_blocks=blocks, max_num_batched_tokens=16, policy=policy, in_flight_steps=depth, prefix_caching=False
+    )
     assert stats.num_preemptions > 0
 
 

@@ -125,8 +125,14 @@ def test_a_stop_token_tells_its_id(inputs: InputProcessor, include: bool) -> Non
 @pytest.mark.parametrize("kind", list(RequestOutputKind))
 @pytest.mark.parametrize(("include", "expected"), [(False, "a = 1\n"), (True, "a = 1\n\ndef")])
 def test_stop_strings(inputs: InputProcessor, include: bool, expected: str, kind: RequestOutputKind, depth: int) -> None:
-    outputs = run(inputs, "a = 1\n\ndef g(): pass", stop=["\ndef", "nothing"], include_stop_str_in_output=include, output_kind=kind,
-                  in_flight_steps=depth)  # fmt: skip
+    outputs = run(
+        inputs,
+        "a = 1\n\ndef g(): pass",
+        stop=["\ndef", "nothing"],
+        include_stop_str_in_output=include,
+        output_kind=kind,
+        in_flight_steps=depth,
+    )
     last = outputs[-1].outputs[0]
     assert (text(outputs) if kind is DELTA else last.text) == expected
     assert (last.finish_reason, last.stop_reason) == ("stop", "\ndef") and outputs[-1].finished
@@ -168,9 +174,7 @@ def test_logprobs(inputs: InputProcessor) -> None:
     completion = output.outputs[0]
     assert completion.logprobs is not None and [list(entry) for entry in completion.logprobs] == [[t, t + 1] for t in tokens]
     decoded = inputs.tokenizer.decode([701])
-    assert completion.logprobs[0] == {
-        700: Logprob(-700.002, 1, inputs.tokenizer.decode([700])), 701: Logprob(-701.002, 2, decoded)
-    }  # fmt: skip
+    assert completion.logprobs[0] == {700: Logprob(-700.002, 1, inputs.tokenizer.decode([700])), 701: Logprob(-701.002, 2, decoded)}
     assert completion.cumulative_logprob == pytest.approx(-700.002 - 800.003 - 900.004)
     deltas = run(inputs, tokens, prompt, logprobs=2, output_kind=DELTA)
     assert [output.outputs[0].logprobs for output in deltas] == [[entry] for entry in completion.logprobs]

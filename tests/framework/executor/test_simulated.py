@@ -16,10 +16,18 @@ from framework.outputs import RequestMetrics
 from framework.sampling_params import RequestOutputKind, SamplingParams
 
 LLAMA_8B = {
-    "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
-    "rope_theta": 5e5, "dtype": "bfloat16",
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5e5,
+    "dtype": "bfloat16",
+}
 NUM_WEIGHTS = 32 * (4096 * (4096 + 2 * 1024 + 4096) + 3 * 4096 * 14336) + 128256 * 4096  # of all products
 KV_BYTES_PER_TOKEN = 32 * 2 * 8 * 128 * 2
 COPY_BYTES_S, BF16_FLOPS_S = 4.3e12, 780e12  # of the h200 in the device table

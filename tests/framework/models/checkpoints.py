@@ -15,9 +15,17 @@ from framework.models.families import FAMILIES, Family
 
 VOCAB = 211
 SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 96, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
-}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
 ROPE = {"rope_theta": 10000.0}
 
 
@@ -58,12 +66,35 @@ PLAIN_ROPE = Without(rope("default"))
 LLAMA = {**SIZES, **rope("default")}
 LONG = {"short_factor": [1.0 + 0.2 * i for i in range(4)], "long_factor": [1.5 + i for i in range(4)]}
 NEOX = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
-GPT2 = {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 96, "bos_token_id": None,
-        "eos_token_id": None, "pad_token_id": None}  # fmt: skip
-OPT = {"vocab_size": VOCAB, "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-       "max_position_embeddings": 96, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 1}  # fmt: skip
-GEMMA = {**SIZES, "head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 50, "attn_logit_softcapping": 5.0,
-         "final_logit_softcapping": 3.0}  # fmt: skip
+GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": 64,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 96,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+OPT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "ffn_dim": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 96,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 1,
+}
+GEMMA = {
+    **SIZES,
+    "head_dim": 32,
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 50,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+}
 GEMMA_FEATURES = {
     "window": Without({"sliding_window": None}),
     "window on alternate layers": Without({"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
@@ -72,76 +103,133 @@ GEMMA_FEATURES = {
     "score scale": Without({"query_pre_attn_scalar": None}),
     "embed scale": _family(embed_scale=False),
     "norm offset": _family(norm_offset=0.0),
-    "post norms": _family(names={k: v for k, v in FAMILIES["gemma2"].names.items() if "post" not in k},
-                          ignored=(r"post_(attention|feedforward)_layernorm",)),
+    "post norms": _family(
+        names={k: v for k, v in FAMILIES["gemma2"].names.items() if "post" not in k},
+        ignored=(r"post_(attention|feedforward)_layernorm",),
+    ),
     "gelu": Without({"hidden_activation": "silu"}),
-}  # fmt: skip
+}
 MOE = {**SIZES, "num_experts_per_tok": 2}
 
 EXAMPLES: dict[str, Example] = {
-    "llama": Example("LlamaConfig", {**LLAMA, "attention_bias": True, "mlp_bias": True}, {
-        "biases": _without_biases(), "theta": Without({"rope_parameters": {"rope_theta": 100.0}}),
-    }),
+    "llama": Example(
+        "LlamaConfig",
+        {**LLAMA, "attention_bias": True, "mlp_bias": True},
+        {"biases": _without_biases(), "theta": Without({"rope_parameters": {"rope_theta": 100.0}})},
+    ),
     "llama-linear": Example("LlamaConfig", {**SIZES, **rope("linear", factor=4.0)}, {"rope kind": PLAIN_ROPE}),
-    "llama-dynamic": Example("LlamaConfig", {**SIZES, **rope("dynamic", factor=8.0), "max_position_embeddings": 16},
-                             {"rope kind": Without({**rope("default"), "max_position_embeddings": 96})}, max_model_len=80),
+    "llama-dynamic": Example(
+        "LlamaConfig",
+        {**SIZES, **rope("dynamic", factor=8.0), "max_position_embeddings": 16},
+        {"rope kind": Without({**rope("default"), "max_position_embeddings": 96})},
+        max_model_len=80,
+    ),
     # Of seed 0 the library's own float32 logits are up to 2e-4 from its float64 ones, depending on the number of threads.
-    "llama-yarn": Example("LlamaConfig", {**SIZES, **rope("yarn", factor=4.0, original_max_position_embeddings=24)},
-                          {"rope kind": PLAIN_ROPE}, seed=1),
-    "llama-3.1": Example("LlamaConfig", {
-        **SIZES, **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32),
-    }, {"rope kind": PLAIN_ROPE}),
+    "llama-yarn": Example(
+        "LlamaConfig", {**SIZES, **rope("yarn", factor=4.0, original_max_position_embeddings=24)}, {"rope kind": PLAIN_ROPE}, seed=1
+    ),
+    "llama-3.1": Example(
+        "LlamaConfig",
+        {**SIZES, **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)},
+        {"rope kind": PLAIN_ROPE},
+    ),
     "mistral": Example("MistralConfig", {**LLAMA, "sliding_window": 8}, {"window": Without({"sliding_window": None})}),
-    "qwen2": Example("Qwen2Config", {**LLAMA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, {
-        "bias": _without_biases(), "window": Without({"sliding_window": None}),
-    }),
+    "qwen2": Example(
+        "Qwen2Config",
+        {**LLAMA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        {"bias": _without_biases(), "window": Without({"sliding_window": None})},
+    ),
     "qwen3": Example("Qwen3Config", {**LLAMA, "head_dim": 32, "tie_word_embeddings": True}, {"q/k norm": _family(qk_norm=False)}),
     "gemma2": Example("Gemma2Config", {**GEMMA, **rope("default")}, GEMMA_FEATURES, embed_std=0.05, seed=1),
-    "gemma3": Example("Gemma3TextConfig", {
-        **GEMMA, "final_logit_softcapping": None, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-        "attn_logit_softcapping": None,
-        "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-                            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
-    }, {
-        "q/k norm": _family(qk_norm=False), "window": GEMMA_FEATURES["window"],
-        "local theta": Without(rope("linear", factor=4.0)), "global rope": Without({"rope_parameters": {"rope_theta": 100.0}}),
-    }, embed_std=0.05, seed=2),
-    "phi3": Example("Phi3Config", {
-        **SIZES, "original_max_position_embeddings": 24, "sliding_window": 16,
-        **rope("longrope", partial_rotary_factor=0.5, **LONG),
-    }, {
-        "partial": Without(rope("longrope", partial_rotary_factor=1.0, short_factor=[1.0] * 8, long_factor=[1.0] * 8)),
-        "rope kind": Without(rope("default", partial_rotary_factor=0.5)), "window": Without({"sliding_window": None}),
-    }),
-    "gpt-neox": Example("GPTNeoXConfig", {**NEOX, **rope("default", partial_rotary_factor=0.5)}, {
-        "parallel residual": Without({"use_parallel_residual": False}), "biases": _without_biases(),
-        "partial": Without(rope("default", partial_rotary_factor=1.0)), "interleaved": _family(interleaved_qkv=False),
-    }),
-    "gpt-neox-sequential": Example("GPTNeoXConfig", {**NEOX, "use_parallel_residual": False}, {
-        "residual": Without({"use_parallel_residual": True}),
-    }),
-    "gpt2": Example("GPT2Config", GPT2, {
-        "positions": _family(positions="rotary", ignored=(r"wpe",)), "biases": _without_biases(),
-        "scale": Without({"scale_attn_by_inverse_layer_idx": True}), "gelu": Without({"activation_function": "relu"}),
-    }),
-    "opt": Example("OPTConfig", OPT, {
-        "biases": _without_biases(),
-        "position offset": Without({"max_position_embeddings": 98}, lambda family: replace(family, position_offset=0)),
-        "activation": Without({"activation_function": "gelu"}),
-    }),
-    "opt-post-norm": Example("OPTConfig", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 32}, {
-        "post norm": _family(residual=lambda config: "pre", final_norm="layers.0.final_layer_norm"),
-    }, embed_std=2.0, seed=1),
-    "mixtral": Example("MixtralConfig", {**MOE, "num_local_experts": 4}, {
-        "renormalization": Without({"norm_topk_prob": False}), "experts": Without({"num_experts_per_tok": 1}),
-    }),
-    "qwen3-moe": Example("Qwen3MoeConfig", {
-        **MOE, "head_dim": 32, "num_experts": 4, "moe_intermediate_size": 48, "norm_topk_prob": True, "mlp_only_layers": [0],
-    }, {
-        "renormalization": Without({"norm_topk_prob": False}), "q/k norm": _family(qk_norm=False),
-        "experts": Without({"num_experts_per_tok": 1}),
-    }),
-}  # fmt: skip
+    "gemma3": Example(
+        "Gemma3TextConfig",
+        {
+            **GEMMA,
+            "final_logit_softcapping": None,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "attn_logit_softcapping": None,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+            },
+        },
+        {
+            "q/k norm": _family(qk_norm=False),
+            "window": GEMMA_FEATURES["window"],
+            "local theta": Without(rope("linear", factor=4.0)),
+            "global rope": Without({"rope_parameters": {"rope_theta": 100.0}}),
+        },
+        embed_std=0.05,
+        seed=2,
+    ),
+    "phi3": Example(
+        "Phi3Config",
+        {
+            **SIZES,
+            "original_max_position_embeddings": 24,
+            "sliding_window": 16,
+            **rope("longrope", partial_rotary_factor=0.5, **LONG),
+        },
+        {
+            "partial": Without(rope("longrope", partial_rotary_factor=1.0, short_factor=[1.0] * 8, long_factor=[1.0] * 8)),
+            "rope kind": Without(rope("default", partial_rotary_factor=0.5)),
+            "window": Without({"sliding_window": None}),
+        },
+    ),
+    "gpt-neox": Example(
+        "GPTNeoXConfig",
+        {**NEOX, **rope("default", partial_rotary_factor=0.5)},
+        {
+            "parallel residual": Without({"use_parallel_residual": False}),
+            "biases": _without_biases(),
+            "partial": Without(rope("default", partial_rotary_factor=1.0)),
+            "interleaved": _family(interleaved_qkv=False),
+        },
+    ),
+    "gpt-neox-sequential": Example(
+        "GPTNeoXConfig", {**NEOX, "use_parallel_residual": False}, {"residual": Without({"use_parallel_residual": True})}
+    ),
+    "gpt2": Example(
+        "GPT2Config",
+        GPT2,
+        {
+            "positions": _family(positions="rotary", ignored=(r"wpe",)),
+            "biases": _without_biases(),
+            "scale": Without({"scale_attn_by_inverse_layer_idx": True}),
+            "gelu": Without({"activation_function": "relu"}),
+        },
+    ),
+    "opt": Example(
+        "OPTConfig",
+        OPT,
+        {
+            "biases": _without_biases(),
+            "position offset": Without({"max_position_embeddings": 98}, lambda family: replace(family, position_offset=0)),
+            "activation": Without({"activation_function": "gelu"}),
+        },
+    ),
+    "opt-post-norm": Example(
+        "OPTConfig",
+        {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 32},
+        {"post norm": _family(residual=lambda config: "pre", final_norm="layers.0.final_layer_norm")},
+        embed_std=2.0,
+        seed=1,
+    ),
+    "mixtral": Example(
+        "MixtralConfig",
+        {**MOE, "num_local_experts": 4},
+        {"renormalization": Without({"norm_topk_prob": False}), "experts": Without({"num_experts_per_tok": 1})},
+    ),
+    "qwen3-moe": Example(
+        "Qwen3MoeConfig",
+        {**MOE, "head_dim": 32, "num_experts": 4, "moe_intermediate_size": 48, "norm_topk_prob": True, "mlp_only_layers": [0]},
+        {
+            "renormalization": Without({"norm_topk_prob": False}),
+            "q/k norm": _family(qk_norm=False),
+            "experts": Without({"num_experts_per_tok": 1}),
+        },
+    ),
+}
 
 
 def make(example: Example, folder: Path, shard_size: str = "1GB") -> PreTrainedModel:

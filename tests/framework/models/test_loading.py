@@ -99,7 +99,7 @@ LLAMA3 = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_fa
         ("gemma3", {"rope_theta": 10000.0, "rope_local_base_freq": 100.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
         ("gpt-neox", {"rotary_emb_base": 10000, "rotary_pct": 0.5}),
     ],
-)  # fmt: skip
+)
 def test_older_configs(name: str, older: dict[str, Any], tmp_path: Path) -> None:
     theirs = make(EXAMPLES[name], tmp_path)
     edit(tmp_path, rope_parameters=None, **older)
@@ -108,8 +108,14 @@ def test_older_configs(name: str, older: dict[str, Any], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["linear", "yarn", "llama3"])
 def test_frequencies_of_real_sizes(kind: str) -> None:
-    parameters = {"rope_type": kind, "rope_theta": 500000.0, "factor": 8.0, "original_max_position_embeddings": 8192,
-                  "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # fmt: skip
+    parameters = {
+        "rope_type": kind,
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
     config = transformers.LlamaConfig(head_dim=128, max_position_embeddings=65536, rope_parameters=dict(parameters))
     expected, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     rope = read_rope({"rope_parameters": parameters, "max_position_embeddings": 65536}, 128, "full_attention")
@@ -147,9 +153,18 @@ def test_dummy_models_of_every_family_run() -> None:
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("llama-3-8b", 8.03), ("llama-3-70b", 70.55), ("llama-3.2-1b", 1.236), ("mixtral-8x7b", 46.70), ("qwen3-0.6b", 0.596),
-     ("qwen3-30b-a3b", 30.53), ("gemma-2-9b", 9.24), ("phi-3-mini", 3.82), ("gpt2", 0.1244)],
-)  # fmt: skip
+    [
+        ("llama-3-8b", 8.03),
+        ("llama-3-70b", 70.55),
+        ("llama-3.2-1b", 1.236),
+        ("mixtral-8x7b", 46.70),
+        ("qwen3-0.6b", 0.596),
+        ("qwen3-30b-a3b", 30.53),
+        ("gemma-2-9b", 9.24),
+        ("phi-3-mini", 3.82),
+        ("gpt2", 0.1244),
+    ],
+)
 def test_shapes_of_known_models(name: str, billions: float) -> None:
     fields = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     architecture = read_model(ModelConfig(**{**fields, "load_format": "dummy"})).architecture

@@ -85,10 +85,12 @@ SMALL: dict[str, Any] = {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers
         ({"model_type": "bloom", **SMALL, "n_head": 4}, "does not use the attention interface"),
         ({"model_type": "t5", "vocab_size": 99, "d_model": 64, "num_layers": 2}, "encoder-decoder"),
         ({"model_type": "bert", **SMALL, "num_attention_heads": 4, "is_decoder": False}, "not causal"),
-        ({**SIZES, "model_type": "granite", "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
-         "longest sequence of a batch"),
+        (
+            {**SIZES, "model_type": "granite", "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "longest sequence of a batch",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_is_refused_with_the_reason(architecture: dict[str, Any], reason: str) -> None:
     transformers.logging.set_verbosity_error()
     with pytest.raises(ValueError, match=reason):

@@ -54,10 +54,16 @@ def test_every_choice_composes(choice: str) -> None:
 def test_kernel_choices_name_every_op(choice: str) -> None:
     separate = {"qk_norm_rotary_kv_write": "none"}
     own_names = {
-        "auto": {}, "reference": separate, "torch": separate,
-        "triton": {"paged_attention_prefill": "pointer", "paged_attention_decode": "balanced",
-                   "rotary": "auto", "kv_cache_write": "auto"},
-    }  # fmt: skip
+        "auto": {},
+        "reference": separate,
+        "torch": separate,
+        "triton": {
+            "paged_attention_prefill": "pointer",
+            "paged_attention_decode": "balanced",
+            "rotary": "auto",
+            "kv_cache_write": "auto",
+        },
+    }
     assert composed(f"kernels={choice}").kernels == dict.fromkeys(OPS, choice) | own_names[choice]
 
 

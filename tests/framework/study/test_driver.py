@@ -45,9 +45,15 @@ class OneSecondEngine:
         return outputs
 
     def stats(self) -> Any:
-        return SimpleNamespace(num_running=len(self.open), num_waiting=0, kv_usage=0.5,
-                               num_preemptions=self.steps, num_chunked_prefills=0,
-                               prefix_query_tokens=10 * self.steps, prefix_hit_tokens=self.steps)  # fmt: skip
+        return SimpleNamespace(
+            num_running=len(self.open),
+            num_waiting=0,
+            kv_usage=0.5,
+            num_preemptions=self.steps,
+            num_chunked_prefills=0,
+            prefix_query_tokens=10 * self.steps,
+            prefix_hit_tokens=self.steps,
+        )
 
 
 def request(

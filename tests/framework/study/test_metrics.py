@@ -30,13 +30,27 @@ def test_latencies_of_single_requests() -> None:
 def test_means_percentiles_and_throughput() -> None:
     metrics = compute_metrics(run(A, B, REFUSED), SLOConfig())
     expected = {
-        "num_completed": 2, "num_refused": 1, "num_prompt_tokens": 30, "num_output_tokens": 4,
-        "ttft_mean_s": 0.75, "ttft_p50_s": 0.75, "ttft_p90_s": 0.95, "ttft_p99_s": 0.995,
-        "tpot_mean_s": 1.5, "itl_mean_s": 1.5, "itl_p50_s": 1.5, "itl_p90_s": 1.9, "e2e_p50_s": 2.25,
+        "num_completed": 2,
+        "num_refused": 1,
+        "num_prompt_tokens": 30,
+        "num_output_tokens": 4,
+        "ttft_mean_s": 0.75,
+        "ttft_p50_s": 0.75,
+        "ttft_p90_s": 0.95,
+        "ttft_p99_s": 0.995,
+        "tpot_mean_s": 1.5,
+        "itl_mean_s": 1.5,
+        "itl_p50_s": 1.5,
+        "itl_p90_s": 1.9,
+        "e2e_p50_s": 2.25,
         # From the first arrival (1) to the last token (5).
-        "duration_s": 4.0, "requests_per_s": 0.5, "output_tokens_per_s": 1.0, "total_tokens_per_s": 8.5, "goodput_per_s": 0.5,
+        "duration_s": 4.0,
+        "requests_per_s": 0.5,
+        "output_tokens_per_s": 1.0,
+        "total_tokens_per_s": 8.5,
+        "goodput_per_s": 0.5,
         "tokens_per_s_per_user": 1 / 1.5,
-    }  # fmt: skip
+    }
     assert {key: metrics[key] for key in expected} == pytest.approx(expected)
 
 

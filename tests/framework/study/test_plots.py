@@ -36,11 +36,16 @@ def test_latency_pools_repeats_and_names_settings() -> None:
 
 
 def test_load_has_a_line_per_setting_and_percentile() -> None:
-    runs = table(**{
-        "workload.rate": [1, 2, 1, 2], "choice.sample": ["a", "a", "b", "b"],
-        "metric.ttft_p50_s": [0.1, 0.2, 0.3, 0.4], "metric.ttft_p99_s": [1, 2, 3, 4],
-        "metric.tpot_p50_s": [0.01, 0.02, 0.03, 0.04], "metric.tpot_p99_s": [0.1, 0.2, 0.3, 0.4],
-    })  # fmt: skip
+    runs = table(
+        **{
+            "workload.rate": [1, 2, 1, 2],
+            "choice.sample": ["a", "a", "b", "b"],
+            "metric.ttft_p50_s": [0.1, 0.2, 0.3, 0.4],
+            "metric.ttft_p99_s": [1, 2, 3, 4],
+            "metric.tpot_p50_s": [0.01, 0.02, 0.03, 0.04],
+            "metric.tpot_p99_s": [0.1, 0.2, 0.3, 0.4],
+        }
+    )
     ttft, _ = plots.load(runs).axes
     solid = [c.lines[0] for c in ttft.containers if c.lines[0].get_linestyle() == "-"]
     assert [list(line.get_ydata()) for line in solid] == [[100, 200], [300, 400]]
@@ -58,10 +63,13 @@ def test_frontier_holds_what_nothing_beats() -> None:
 
 
 def test_pareto_marks_the_frontier() -> None:
-    runs = table(**{
-        "cache.block_size": [8, 16, 32], "metric.output_tokens_per_s": [1.0, 2.0, 0.5],
-        "metric.tokens_per_s_per_user": [2.0, 1.0, 0.5],
-    })  # fmt: skip
+    runs = table(
+        **{
+            "cache.block_size": [8, 16, 32],
+            "metric.output_tokens_per_s": [1.0, 2.0, 0.5],
+            "metric.tokens_per_s_per_user": [2.0, 1.0, 0.5],
+        }
+    )
     (axes,) = plots.pareto(runs).axes
     assert list(axes.lines[0].get_xdata()) == [1.0, 2.0]
     assert {text.get_text() for text in axes.texts} == {"8", "16"}

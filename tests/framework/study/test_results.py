@@ -53,9 +53,13 @@ def test_rows_are_flat_and_name_choice_and_plan(tmp_path: Path) -> None:
         for key in ("choice.sample", "plan.sample", "plan.sample.calls", "cache.block_size", "plugins", "workload.rate")
     }
     assert found == {
-        "choice.sample": "torch", "plan.sample": "torch", "plan.sample.calls": 7, "cache.block_size": 0, "plugins": '["a.py"]',
+        "choice.sample": "torch",
+        "plan.sample": "torch",
+        "plan.sample.calls": 7,
+        "cache.block_size": 0,
+        "plugins": '["a.py"]',
         "workload.rate": "inf",
-    }  # fmt: skip
+    }
 
 
 def test_requests_file(tmp_path: Path) -> None:

@@ -37,10 +37,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """The parts that models are made of: norms of heads, experts, windows and soft caps, learned positions, parallel layers."""
 EVERYTHING = SamplingParams(
-    temperature=1.0, top_k=5, top_p=0.9, min_p=0.1, seed=3, max_tokens=9, logprobs=3, prompt_logprobs=2, min_tokens=2,
-    repetition_penalty=1.1, frequency_penalty=0.3, presence_penalty=0.2, logit_bias={3: 1.0}, bad_words=["def x", "self"],
+    temperature=1.0,
+    top_k=5,
+    top_p=0.9,
+    min_p=0.1,
+    seed=3,
+    max_tokens=9,
+    logprobs=3,
+    prompt_logprobs=2,
+    min_tokens=2,
+    repetition_penalty=1.1,
+    frequency_penalty=0.3,
+    presence_penalty=0.2,
+    logit_bias={3: 1.0},
+    bad_words=["def x", "self"],
     ignore_eos=True,
-)  # fmt: skip
+)
 PARAMS = [
     SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True),
     EVERYTHING,
@@ -62,16 +74,23 @@ def config(
     model = model or ModelConfig("tiny")
     model.dtype = "float32" if kernels else "bfloat16"
     return EngineConfig(
-        model, CacheConfig(**cache),
+        model,
+        CacheConfig(**cache),
         SchedulerConfig(**{"max_num_seqs": 8, "max_num_batched_tokens": 24, **scheduler}),
-        graphs=GraphConfig(batch_sizes=[1, 4, 8]), kernels=kernels, device=device, num_threads=1,
-    )  # fmt: skip
+        graphs=GraphConfig(batch_sizes=[1, 4, 8]),
+        kernels=kernels,
+        device=device,
+        num_threads=1,
+    )
 
 
 def strict_llm(
-    cuda: ClaimedCuda, kernels: dict[str, str], cache: dict[str, Any] | None = None, model: ModelConfig | None = None,
+    cuda: ClaimedCuda,
+    kernels: dict[str, str],
+    cache: dict[str, Any] | None = None,
+    model: ModelConfig | None = None,
     **scheduler: int,
-) -> LLM:  # fmt: skip
+) -> LLM:
     """An engine on the claimed device; a step that would wait raises."""
     llm = LLM(config("cuda", kernels, cache or {}, model, **scheduler))
     executor = llm.engine.executor
@@ -173,10 +192,13 @@ def test_the_cache_takes_what_a_forward_pass_leaves(max_num_batched_tokens: int)
 REGISTRY = Registry.load()
 COMPILED_BY_TORCH = ("flex",)  # for a device that has to be there
 ON_CUDA = [
-    i for i in REGISTRY
-    if "cuda" in i.devices and i.origin.startswith("triton_kernels.impls") and i.requires in ((), ("triton",))
+    i
+    for i in REGISTRY
+    if "cuda" in i.devices
+    and i.origin.startswith("triton_kernels.impls")
+    and i.requires in ((), ("triton",))
     and i.name not in COMPILED_BY_TORCH
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("found", ON_CUDA, ids=lambda i: f"{i.op}-{i.name}")

@@ -16,8 +16,14 @@ PARAMS = [SamplingParams(temperature=0, max_tokens=5 * n, ignore_eos=True) for n
 
 
 def llm(**scheduler: int) -> LLM:
-    return LLM(EngineConfig(ModelConfig("tiny", dtype="float32"), CacheConfig(block_size=4, num_blocks=200),
-                            SchedulerConfig(max_num_seqs=8, **scheduler), num_threads=1))  # fmt: skip
+    return LLM(
+        EngineConfig(
+            ModelConfig("tiny", dtype="float32"),
+            CacheConfig(block_size=4, num_blocks=200),
+            SchedulerConfig(max_num_seqs=8, **scheduler),
+            num_threads=1,
+        )
+    )
 
 
 def tokens(running: LLM) -> list[list[int]]:

@@ -21,10 +21,20 @@ from ..executor.test_simulated import LLAMA_8B
 
 QUANTIZED = ("int8", "float8_e4m3fn", "float8_e5m2")
 GEMMA3 = {
-    "model_type": "gemma3_text", "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "max_position_embeddings": 96, "sliding_window": 9,
-    "sliding_window_pattern": 3, "initializer_range": 0.3, "eos_token_id": 1,
-}  # fmt: skip
+    "model_type": "gemma3_text",
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 300,
+    "max_position_embeddings": 96,
+    "sliding_window": 9,
+    "sliding_window_pattern": 3,
+    "initializer_range": 0.3,
+    "eos_token_id": 1,
+}
 TEXT = (
     "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total / len(values)\n\n\n"
     "class Stack:\n    def __init__(self):\n        self.items = []\n\n"
@@ -110,11 +120,15 @@ def test_the_quality_that_a_quantized_cache_costs(dtype: str, least: float, most
 
 
 def generate(dtype: str, kernels: dict[str, str], budget: int, block_size: int, num_blocks: int) -> list[list[int]]:
-    llm = LLM(EngineConfig(
-        ModelConfig(load_format="dummy", architecture=GEMMA3, dtype="float32"),
-        CacheConfig(block_size, num_blocks, dtype=dtype, check_invariants=True),
-        SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=budget), kernels=kernels, num_threads=1,
-    ))  # fmt: skip
+    llm = LLM(
+        EngineConfig(
+            ModelConfig(load_format="dummy", architecture=GEMMA3, dtype="float32"),
+            CacheConfig(block_size, num_blocks, dtype=dtype, check_invariants=True),
+            SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=budget),
+            kernels=kernels,
+            num_threads=1,
+        )
+    )
     prompts = [{"prompt_token_ids": [(7 * i + 11 * n) % 290 + 5 for i in range(n)]} for n in (5, 23, 40)]
     outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=12, detokenize=False, ignore_eos=True), use_tqdm=False)
     return [output.outputs[0].token_ids for output in outputs]

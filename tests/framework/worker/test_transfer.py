@@ -9,9 +9,12 @@ import torch
 from framework.worker.transfer import all_to_device, packed_bytes, packed_views
 
 ARRAYS = [
-    np.arange(5, dtype=np.int64), np.arange(3, dtype=np.int32), np.zeros(0, dtype=np.int64),
-    np.arange(60, dtype=np.int32).reshape(2, 3, 10)[:, :, :7], np.arange(9, dtype=np.int32)[2:],
-]  # fmt: skip
+    np.arange(5, dtype=np.int64),
+    np.arange(3, dtype=np.int32),
+    np.zeros(0, dtype=np.int64),
+    np.arange(60, dtype=np.int32).reshape(2, 3, 10)[:, :, :7],
+    np.arange(9, dtype=np.int32)[2:],
+]
 
 
 def test_views_of_one_buffer_are_aligned_and_do_not_overlap() -> None:

@@ -13,10 +13,17 @@ from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 
 IMPLS = (
-    ("linear", "triton"), ("linear", "triton_invariant"), ("embedding", "triton"), ("rms_norm", "triton"), ("layer_norm", "triton"),
-    ("rotary", "triton"), ("silu_and_mul", "triton"), ("gelu_and_mul", "triton"), ("kv_cache_write", "triton"),
+    ("linear", "triton"),
+    ("linear", "triton_invariant"),
+    ("embedding", "triton"),
+    ("rms_norm", "triton"),
+    ("layer_norm", "triton"),
+    ("rotary", "triton"),
+    ("silu_and_mul", "triton"),
+    ("gelu_and_mul", "triton"),
+    ("kv_cache_write", "triton"),
     ("copy_blocks", "triton"),
-)  # fmt: skip
+)
 SMALL_BLOCKS = (
     ("linear", {"block_m": 16, "block_n": 16, "block_k": 16}),
     ("linear", {"block_m": 32, "block_n": 32, "block_k": 16, "split_k": 4}),

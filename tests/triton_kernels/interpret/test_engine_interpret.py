@@ -9,11 +9,20 @@ from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from triton_kernels.ops import OPS
 
 ARCHITECTURE = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
-    "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "max_position_embeddings": 64,
-    "initializer_range": 0.3, "tie_word_embeddings": False, "eos_token_id": 1,
-}  # fmt: skip
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 300,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+    "eos_token_id": 1,
+}
 QWEN3 = {**ARCHITECTURE, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
 FUSED = "qk_norm_rotary_kv_write"
 SEPARATE = dict.fromkeys(OPS, "triton") | {"paged_attention_prefill": "pointer", "paged_attention_decode": "splitkv", FUSED: "none"}

@@ -17,8 +17,12 @@ from ..test_fused_quantization import (
 
 SPEC = Spec("cpu", "cpu", torch.float32, interpret=True)
 OPS_AND_BLOCKS = (
-    ("rms_norm", {}), ("rms_norm", {"block": 128}), ("silu_and_mul", {}), ("silu_and_mul", {"block": 128}), ("gelu_and_mul", {}),
-)  # fmt: skip
+    ("rms_norm", {}),
+    ("rms_norm", {"block": 128}),
+    ("silu_and_mul", {}),
+    ("silu_and_mul", {"block": 128}),
+    ("gelu_and_mul", {}),
+)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

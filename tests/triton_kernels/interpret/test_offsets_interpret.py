@@ -16,9 +16,10 @@ TRITON = [i for i in Registry.load() if i.is_triton and i.origin.startswith("tri
 ATTENTION = [i for i in TRITON if i.op.startswith("paged_attention_")]
 CACHE = [i for i in TRITON if i.op in ("kv_cache_write", "qk_norm_rotary_kv_write", "copy_blocks")]
 ROWS = [
-    i for i in TRITON
+    i
+    for i in TRITON
     if offsets.far_case(OPS[i.op]) and not (i.op.startswith("gemm_") and i.name == "triton_invariant")  # one tile has all rows
-]  # fmt: skip
+]
 
 
 def name(found: Impl) -> str:

@@ -12,9 +12,7 @@ from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
 
-STEP_OPS = (
-    "merge_attention", "qk_norm_rotary_kv_write", "slot_mapping", "verify_draft", "lora_shrink", "lora_expand", "moe_align",
-)  # fmt: skip
+STEP_OPS = ("merge_attention", "qk_norm_rotary_kv_write", "slot_mapping", "verify_draft", "lora_shrink", "lora_expand", "moe_align")
 SMALL_BLOCKS = (
     ("merge_attention", {"rows": 8}),
     ("qk_norm_rotary_kv_write", {"block_heads": 1}),

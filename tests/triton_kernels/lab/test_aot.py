@@ -20,19 +20,34 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 MAX_COMPILATIONS = 150
 PRODUCTS = (
-    "linear:triton", "linear:triton_invariant", "paged_attention_prefill:pointer", "paged_attention_prefill:tma",
-    "paged_attention_decode:splitkv", "paged_attention_decode:balanced", "moe_experts:triton", "gemm_w4a16:triton",
-    "gemm_w4a16:triton_invariant", "gemm_w8a16:triton", "gemm_w8a16:triton_invariant", "gemm_int8:triton", "gemm_fp8:triton",
-    "gemm_fp8:triton_invariant", "lora_shrink:triton", "lora_expand:triton",
-)  # fmt: skip
+    "linear:triton",
+    "linear:triton_invariant",
+    "paged_attention_prefill:pointer",
+    "paged_attention_prefill:tma",
+    "paged_attention_decode:splitkv",
+    "paged_attention_decode:balanced",
+    "moe_experts:triton",
+    "gemm_w4a16:triton",
+    "gemm_w4a16:triton_invariant",
+    "gemm_w8a16:triton",
+    "gemm_w8a16:triton_invariant",
+    "gemm_int8:triton",
+    "gemm_fp8:triton",
+    "gemm_fp8:triton_invariant",
+    "lora_shrink:triton",
+    "lora_expand:triton",
+)
 """Their matrix instructions differ from target to target."""
-PRODUCT_CASES = (
-    "2048 tokens", "2048 tokens, page 64", "2048 tokens, e4m3", "64 requests, page 16", "llama-8b_64_rank_64"
-)  # fmt: skip
+PRODUCT_CASES = ("2048 tokens", "2048 tokens, page 64", "2048 tokens, e4m3", "64 requests, page 16", "llama-8b_64_rank_64")
 WIDE = (
-    "linear:triton", "paged_attention_prefill:tma", "gemm_w4a16:triton", "gemm_w8a16:triton", "gemm_int8:triton",
-    "gemm_fp8:triton", "paged_attention_decode:balanced",
-)  # fmt: skip
+    "linear:triton",
+    "paged_attention_prefill:tma",
+    "gemm_w4a16:triton",
+    "gemm_w8a16:triton",
+    "gemm_int8:triton",
+    "gemm_fp8:triton",
+    "paged_attention_decode:balanced",
+)
 """On sm_90, where most are served, also with the tiles of many tokens and of wide heads, and with a quantized cache."""
 WIDE_CASES = ("2048 tokens", "2048 tokens, e4m3", "head 256, window, softcap", "64 requests, e4m3, page 64")
 
@@ -87,7 +102,7 @@ def test_the_number_of_compilations_stays_small() -> None:
     assert 0 < len(once) <= MAX_COMPILATIONS
 
 
-BROKEN = '''
+BROKEN = """
 import triton
 import triton.language as tl
 
@@ -108,7 +123,7 @@ def broken(x):
 @impl("silu_and_mul", "refusing", requires=("triton",), devices=("cpu",))
 def refusing(x):
     return x
-'''
+"""
 
 
 def test_a_kernel_that_does_not_compile_is_reported(tmp_path: Path) -> None:
@@ -122,10 +137,26 @@ def test_a_kernel_that_does_not_compile_is_reported(tmp_path: Path) -> None:
 
 
 PASSING = Artifact(
-    op="linear", impl="triton", case="256 tokens", dtype="bfloat16", kernel="_matmul_kernel", target="sm_90",
-    triton="3.6.0", config="", num_warps=8, num_stages=4, shared_bytes=131072, registers=112, spills=0,
-    matrix={"HGMMA": 4}, matrix_in_loop={"HGMMA": 4}, wide_loads=32, programs_per_sm=1, explicit_fusion=True, compile_s=0.2,
-)  # fmt: skip
+    op="linear",
+    impl="triton",
+    case="256 tokens",
+    dtype="bfloat16",
+    kernel="_matmul_kernel",
+    target="sm_90",
+    triton="3.6.0",
+    config="",
+    num_warps=8,
+    num_stages=4,
+    shared_bytes=131072,
+    registers=112,
+    spills=0,
+    matrix={"HGMMA": 4},
+    matrix_in_loop={"HGMMA": 4},
+    wide_loads=32,
+    programs_per_sm=1,
+    explicit_fusion=True,
+    compile_s=0.2,
+)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +176,14 @@ PASSING = Artifact(
             "0 loads of tiles",
         ),
         (
-            {"op": "gemm_w4a16", "kernel": "packed_kernel", "case": "1 token", "registers": 64, "programs_per_sm": 6,
-             "loop_load_bytes": 164},
+            {
+                "op": "gemm_w4a16",
+                "kernel": "packed_kernel",
+                "case": "1 token",
+                "registers": 64,
+                "programs_per_sm": 6,
+                "loop_load_bytes": 164,
+            },
             "164 bytes loaded",
         ),
     ],

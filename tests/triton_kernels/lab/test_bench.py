@@ -95,8 +95,12 @@ def test_so_many_copies_that_none_is_left_in_the_cache() -> None:
 def test_rows_say_what_is_right_wrong_refused_and_failed(registry: Registry) -> None:
     rows = rows_of(registry, "torch", "reference", "wrong", "failing", "triton")
     assert {name: row.status for name, row in rows.items()} == {
-        "torch": "ok", "reference": "ok", "wrong": "wrong", "failing": "error", "triton": "refused",
-    }  # fmt: skip
+        "torch": "ok",
+        "reference": "ok",
+        "wrong": "wrong",
+        "failing": "error",
+        "triton": "refused",
+    }
     assert "interpret=true" in rows["triton"].message and "out of luck" in rows["failing"].message
     assert rows["triton"].median_us is None and rows["wrong"].error > rows["wrong"].limit  # type: ignore[operator]
 

@@ -43,18 +43,32 @@ class AttentionParams:
         given = {**params, **weights}
         if not given["scale"] > 0:
             raise ValueError(f"attention needs a positive scale, got {given['scale']}")
-        return cls(given["scale"], given.get("causal", True), given.get("window"), given.get("softcap"),
-                   given.get("sinks"), given.get("alibi"), given.get("return_lse", False),
-                   spec.interpret and spec.dtype == torch.bfloat16,
-                   spec.arch.startswith("sm_") and not spec.interpret and spec.dtype != torch.float32)  # fmt: skip
+        return cls(
+            given["scale"],
+            given.get("causal", True),
+            given.get("window"),
+            given.get("softcap"),
+            given.get("sinks"),
+            given.get("alibi"),
+            given.get("return_lse", False),
+            spec.interpret and spec.dtype == torch.bfloat16,
+            spec.arch.startswith("sm_") and not spec.interpret and spec.dtype != torch.float32,
+        )
 
     def kernel_args(self) -> dict[str, Any]:
         """Keyword arguments that all attention kernels have in common."""
         return {
-            "sinks": self.sinks, "alibi": self.alibi, "scale": self.scale, "softcap": self.softcap or 0.0,
-            "window": self.window or 0, "CAUSAL": self.causal, "HAS_WINDOW": self.window is not None,
-            "HAS_SOFTCAP": self.softcap is not None, "WIDEN": self.widen, "enable_fp_fusion": True,
-        }  # fmt: skip
+            "sinks": self.sinks,
+            "alibi": self.alibi,
+            "scale": self.scale,
+            "softcap": self.softcap or 0.0,
+            "window": self.window or 0,
+            "CAUSAL": self.causal,
+            "HAS_WINDOW": self.window is not None,
+            "HAS_SOFTCAP": self.softcap is not None,
+            "WIDEN": self.widen,
+            "enable_fp_fusion": True,
+        }
 
 
 def cache_strides(kv: LayerKV) -> tuple[int, ...]:
@@ -140,9 +154,21 @@ def _slots(table, start, inside, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
 
 @triton.jit
 def _load_tile(
-    cache, table, kv_head, start, low, high, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, OF: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
+    cache,
+    table,
+    kv_head,
+    start,
+    low,
+    high,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    STRIDES: tl.constexpr,
+    OF: tl.constexpr,
+    MASKED: tl.constexpr,
+    TMA: tl.constexpr,
+):
     """Keys (or values) [BLOCK_N, BLOCK_D] from position ``start``; zero outside [low, high) if MASKED, and beyond DIM.
     OF: which tensor's strides, in the order of ``cache_strides``."""
     keys = start + tl.arange(0, BLOCK_N)
@@ -169,9 +195,18 @@ def _load_tile(
 
 @triton.jit
 def _load_scales(
-    scales, table, kv_head, start, low, high, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
-    OF: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+    scales,
+    table,
+    kv_head,
+    start,
+    low,
+    high,
+    BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    STRIDES: tl.constexpr,
+    OF: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     keys = start + tl.arange(0, BLOCK_N)
     inside = (keys >= low) & (keys < high)
     page, slots = _slots(table, start, inside, BLOCK_N, PAGE_SIZE, MASKED)
@@ -181,12 +216,34 @@ def _load_scales(
 
 @triton.jit
 def _step(
-    state, q, position, slope, kv, table, kv_head, start, low, high, scale, softcap, window,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_ALIBI: tl.constexpr,
-    DK: tl.constexpr, DV: tl.constexpr, BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    state,
+    q,
+    position,
+    slope,
+    kv,
+    table,
+    kv_head,
+    start,
+    low,
+    high,
+    scale,
+    softcap,
+    window,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    STRIDES: tl.constexpr,
+    MASKED: tl.constexpr,
+    TMA: tl.constexpr,
     PIN: tl.constexpr,
-):  # fmt: skip
+):
     """One tile of keys into the running (accumulator, maximum, sum)."""
     acc, peak, total = state
     k_cache, v_cache, k_scales, v_scales = kv
@@ -240,11 +297,36 @@ def _step(
 
 @triton.jit
 def attend(
-    q, position, slope, sink, kv, table, kv_head, begin, end, full_begin, full_end, low, high, scale, softcap, window,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_ALIBI: tl.constexpr,
-    DK: tl.constexpr, DV: tl.constexpr, BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, TMA: tl.constexpr, PIN: tl.constexpr,
-):  # fmt: skip
+    q,
+    position,
+    slope,
+    sink,
+    kv,
+    table,
+    kv_head,
+    begin,
+    end,
+    full_begin,
+    full_end,
+    low,
+    high,
+    scale,
+    softcap,
+    window,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    STRIDES: tl.constexpr,
+    TMA: tl.constexpr,
+    PIN: tl.constexpr,
+):
     """Attention of q [BLOCK_M, BLOCK_DK] over the keys [begin, end): (accumulator / sum, base-2 log of the sum).
 
     begin, full_begin and full_end are multiples of BLOCK_N; [full_begin, full_end) needs no masks. ``sink`` is one more
@@ -260,17 +342,67 @@ def attend(
     # of wide heads needs, and more programs fit without.
     for start in tl.range(full_begin, full_end, BLOCK_N, disable_licm=True):
         state = _step(
-            state, q, position, slope, kv, table, kv_head, start, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW,
-            HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, False, TMA, PIN,
-        )  # fmt: skip
+            state,
+            q,
+            position,
+            slope,
+            kv,
+            table,
+            kv_head,
+            start,
+            low,
+            high,
+            scale,
+            softcap,
+            window,
+            CAUSAL,
+            HAS_WINDOW,
+            HAS_SOFTCAP,
+            HAS_ALIBI,
+            DK,
+            DV,
+            BLOCK_DK,
+            BLOCK_DV,
+            BLOCK_N,
+            PAGE_SIZE,
+            STRIDES,
+            False,
+            TMA,
+            PIN,
+        )
     num_before = (full_begin - begin) // BLOCK_N
     num_after = tl.cdiv(end - full_end, BLOCK_N)
     for i in tl.range(0, num_before + num_after, disable_licm=True):
         start = begin + i * BLOCK_N + tl.where(i < num_before, 0, full_end - full_begin)
         state = _step(
-            state, q, position, slope, kv, table, kv_head, start, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW,
-            HAS_SOFTCAP, HAS_ALIBI, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, True, TMA, PIN,
-        )  # fmt: skip
+            state,
+            q,
+            position,
+            slope,
+            kv,
+            table,
+            kv_head,
+            start,
+            low,
+            high,
+            scale,
+            softcap,
+            window,
+            CAUSAL,
+            HAS_WINDOW,
+            HAS_SOFTCAP,
+            HAS_ALIBI,
+            DK,
+            DV,
+            BLOCK_DK,
+            BLOCK_DV,
+            BLOCK_N,
+            PAGE_SIZE,
+            STRIDES,
+            True,
+            TMA,
+            PIN,
+        )
     acc, peak, total = state
     empty = total == 0.0
     out = acc / tl.where(empty, 1.0, total)[:, None]

@@ -45,8 +45,11 @@ class _FlashAttention:
         causal, window = params.get("causal", True), params.get("window")
         limits = (-1, -1) if window is None else (window - 1, 0 if causal else -1)
         self.keywords: dict[str, Any] = {
-            "softmax_scale": params["scale"], "causal": causal, "window_size": limits, "softcap": params.get("softcap") or 0.0,
-        }  # fmt: skip
+            "softmax_scale": params["scale"],
+            "causal": causal,
+            "window_size": limits,
+            "softcap": params.get("softcap") or 0.0,
+        }
 
     @staticmethod
     def natural(lse: torch.Tensor) -> torch.Tensor:
@@ -92,16 +95,29 @@ class FlashAttention2(_FlashAttention):
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if self.split_decodes and meta.max_q == 1 and q.shape[0] == meta.num_reqs:
             result = self.uniform(
-                q[:, None], kv.k, kv.v, cache_seqlens=meta.seq_lens, block_table=meta.block_table,
-                return_softmax_lse=self.return_lse, **self.keywords,
-            )  # fmt: skip
+                q[:, None],
+                kv.k,
+                kv.v,
+                cache_seqlens=meta.seq_lens,
+                block_table=meta.block_table,
+                return_softmax_lse=self.return_lse,
+                **self.keywords,
+            )
             return (result[0][:, 0], self.natural(result[1][:, :, 0].T)) if self.return_lse else result[:, 0]
         if _KEY not in meta.workspace:
             self.begin_step(meta)
         result = self.ragged(
-            q, kv.k, kv.v, cu_seqlens_q=meta.cu_q, cu_seqlens_k=meta.workspace[_KEY], max_seqlen_q=meta.max_q,
-            max_seqlen_k=meta.max_seq_len, block_table=meta.block_table, return_attn_probs=self.return_lse, **self.keywords,
-        )  # fmt: skip
+            q,
+            kv.k,
+            kv.v,
+            cu_seqlens_q=meta.cu_q,
+            cu_seqlens_k=meta.workspace[_KEY],
+            max_seqlen_q=meta.max_q,
+            max_seqlen_k=meta.max_seq_len,
+            block_table=meta.block_table,
+            return_attn_probs=self.return_lse,
+            **self.keywords,
+        )
         return (result[0], self.natural(result[1])) if self.return_lse else result
 
 
@@ -129,7 +145,14 @@ class FlashAttention3(_FlashAttention):
 
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         result = self.attend(
-            q, kv.k, kv.v, cache_seqlens=meta.seq_lens, page_table=meta.block_table, cu_seqlens_q=meta.cu_q,
-            max_seqlen_q=meta.max_q, return_softmax_lse=self.return_lse, **self.keywords,
-        )  # fmt: skip
+            q,
+            kv.k,
+            kv.v,
+            cache_seqlens=meta.seq_lens,
+            page_table=meta.block_table,
+            cu_seqlens_q=meta.cu_q,
+            max_seqlen_q=meta.max_q,
+            return_softmax_lse=self.return_lse,
+            **self.keywords,
+        )
         return (result[0], self.natural(result[1])) if self.return_lse else result

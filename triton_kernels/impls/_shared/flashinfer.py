@@ -108,9 +108,10 @@ class FlashInferAttention:
         self.causal: bool = params.get("causal", True)
         self.return_lse: bool = params.get("return_lse", False)
         self.keywords: dict[str, Any] = {
-            "sm_scale": params["scale"], "window_left": -1 if window is None else window - 1,
+            "sm_scale": params["scale"],
+            "window_left": -1 if window is None else window - 1,
             "logits_soft_cap": params.get("softcap") or 0.0,
-        }  # fmt: skip
+        }
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:

@@ -43,9 +43,15 @@ class FlexAttention(PaddedAttention):
         keys, values = bucket.gather(kv.k, kv.k_scale, q.dtype), bucket.gather(kv.v, kv.v_scale, q.dtype)
         queries = q.index_select(0, bucket.q_rows).view(num_reqs, num_queries, *q.shape[1:]).transpose(1, 2)
         result = self.attend(
-            queries, keys, values, score_mod=self._score_mod(bucket), block_mask=self._block_mask(bucket), scale=self.scale,
-            enable_gqa=queries.shape[1] > keys.shape[1], return_aux=self.extra,
-        )  # fmt: skip
+            queries,
+            keys,
+            values,
+            score_mod=self._score_mod(bucket),
+            block_mask=self._block_mask(bucket),
+            scale=self.scale,
+            enable_gqa=queries.shape[1] > keys.shape[1],
+            return_aux=self.extra,
+        )
         if self.extra is None:
             return result.transpose(1, 2).flatten(0, 1), result.new_empty(0)
         out, lse = result[0].transpose(1, 2).flatten(0, 1), result[1].lse.transpose(1, 2).flatten(0, 1)
@@ -103,10 +109,15 @@ class FlexAttention(PaddedAttention):
         partial = low[..., None] + block
         partial = partial + (partial >= full_low[..., None]) * num_full[..., None]
         blocks = [
-            (high - low - num_full)[:, None], partial.clamp_max(len(block) - 1)[:, None],
-            num_full[:, None], (full_low[..., None] + block).clamp_max(len(block) - 1)[:, None],
-        ]  # fmt: skip
+            (high - low - num_full)[:, None],
+            partial.clamp_max(len(block) - 1)[:, None],
+            num_full[:, None],
+            (full_low[..., None] + block).clamp_max(len(block) - 1)[:, None],
+        ]
         return self.block_mask.from_kv_blocks(
-            *(tensor.to(torch.int32) for tensor in blocks), BLOCK_SIZE=_BLOCK, mask_mod=sees,
-            seq_lengths=(num_queries, num_keys), compute_q_blocks=False,
-        )  # fmt: skip
+            *(tensor.to(torch.int32) for tensor in blocks),
+            BLOCK_SIZE=_BLOCK,
+            mask_mod=sees,
+            seq_lengths=(num_queries, num_keys),
+            compute_q_blocks=False,
+        )

@@ -42,9 +42,18 @@ def _gated(x_ptr, start, width, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def gated_kernel(
-    x_ptr, out_ptr, scales_ptr, width, stride_x, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
-    MODE: tl.constexpr, KIND: tl.constexpr, LIMIT: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    out_ptr,
+    scales_ptr,
+    width,
+    stride_x,
+    ACTIVATION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    MODE: tl.constexpr,
+    KIND: tl.constexpr,
+    LIMIT: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     x_ptr += tl.program_id(0).to(tl.int64) * stride_x
     start = tl.program_id(1) * BLOCK
@@ -93,7 +102,16 @@ class Gated:
             x = x if x.stride(1) == 1 else x.contiguous()
             block = self.output.block(self.block, width)
             gated_kernel[(x.shape[0], 1 if self.by_row else triton.cdiv(width, block))](
-                x, new.out, new.scales, width, x.stride(0), ACTIVATION=self.activation, BLOCK=block, ONE_BLOCK=block >= width,
-                **new.constants, num_warps=self.num_warps, enable_fp_fusion=self.output.mode == "plain",
-            )  # fmt: skip
+                x,
+                new.out,
+                new.scales,
+                width,
+                x.stride(0),
+                ACTIVATION=self.activation,
+                BLOCK=block,
+                ONE_BLOCK=block >= width,
+                **new.constants,
+                num_warps=self.num_warps,
+                enable_fp_fusion=self.output.mode == "plain",
+            )
         return new.result

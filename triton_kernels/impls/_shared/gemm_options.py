@@ -11,8 +11,12 @@ OPTIONS: Mapping[str, int] = {"block_m": 0, "block_n": 0, "num_warps": 0, "num_s
 """Options set to 0 follow the tuned tables where they know a shape like this, and the kernel's ``launch_config`` elsewhere."""
 
 TUNE_SPACE: Mapping[str, tuple[int, ...]] = {
-    "block_m": (16, 32, 64, 128), "block_n": (64, 128), "num_warps": (4, 8), "num_stages": (3, 4, 5, 6), "split_k": (1, 2, 4, 8),
-}  # fmt: skip
+    "block_m": (16, 32, 64, 128),
+    "block_n": (64, 128),
+    "num_warps": (4, 8),
+    "num_stages": (3, 4, 5, 6),
+    "split_k": (1, 2, 4, 8),
+}
 
 
 class Config(NamedTuple):

@@ -73,12 +73,29 @@ class NativeAttention:
         out = q.new_zeros(q.shape[0], q.shape[1], v.shape[-1])
         lse = out.new_full(q.shape[:2], -torch.inf, dtype=torch.float32) if self.return_lse else None
         call = _Call(
-            q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(), lse=None if lse is None else lse.data_ptr(),
-            cu_q=meta.cu_q.data_ptr(), seq_lens=meta.seq_lens.data_ptr(), block_table=table.data_ptr(),
-            q_row=q.stride(0), q_head=q.stride(1), k_page=k.stride(0), k_slot=k.stride(1), k_head=k.stride(2),
-            v_page=v.stride(0), v_slot=v.stride(1), v_head=v.stride(2), table_row=table.stride(0),
-            num_reqs=meta.num_reqs, num_heads=q.shape[1], num_kv_heads=k.shape[2], page_size=kv.page_size,
-            num_blocks=-(-meta.max_q // _QUERIES_PER_BLOCK), **self.static,
-        )  # fmt: skip
+            q=q.data_ptr(),
+            k=k.data_ptr(),
+            v=v.data_ptr(),
+            out=out.data_ptr(),
+            lse=None if lse is None else lse.data_ptr(),
+            cu_q=meta.cu_q.data_ptr(),
+            seq_lens=meta.seq_lens.data_ptr(),
+            block_table=table.data_ptr(),
+            q_row=q.stride(0),
+            q_head=q.stride(1),
+            k_page=k.stride(0),
+            k_slot=k.stride(1),
+            k_head=k.stride(2),
+            v_page=v.stride(0),
+            v_slot=v.stride(1),
+            v_head=v.stride(2),
+            table_row=table.stride(0),
+            num_reqs=meta.num_reqs,
+            num_heads=q.shape[1],
+            num_kv_heads=k.shape[2],
+            page_size=kv.page_size,
+            num_blocks=-(-meta.max_q // _QUERIES_PER_BLOCK),
+            **self.static,
+        )
         _function(q.dtype, k.shape[3], v.shape[3])(ctypes.byref(call))
         return out if lse is None else (out, lse)

@@ -61,14 +61,22 @@ def _unpack_int4_fast(words, zeros, ROWS: tl.constexpr, dtype: tl.constexpr):
     z3 = tl.broadcast_to((-base - zeros[3]).to(dtype)[:, None], (ROWS, 32))
     if dtype == tl.float16:
         tiles = tl.inline_asm_elementwise(
-            _UNPACK_FP16, _CONSTRAINTS, [words, z0, z1, z2, z3],
-            dtype=(tl.float16, tl.float16, tl.float16, tl.float16), is_pure=True, pack=2,
-        )  # fmt: skip
+            _UNPACK_FP16,
+            _CONSTRAINTS,
+            [words, z0, z1, z2, z3],
+            dtype=(tl.float16, tl.float16, tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
     else:
         tiles = tl.inline_asm_elementwise(
-            _UNPACK_BF16, _CONSTRAINTS, [words, z0, z1, z2, z3],
-            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
-        )  # fmt: skip
+            _UNPACK_BF16,
+            _CONSTRAINTS,
+            [words, z0, z1, z2, z3],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
     return tiles
 
 
@@ -91,9 +99,7 @@ def _unpack(words, zero, part: tl.constexpr, KIND: tl.constexpr, dtype: tl.const
 
 
 @triton.jit
-def _scale_and_zero(
-    scales_ptr, zeros_ptr, group, num_groups, num_out, n, ZERO: tl.constexpr, HAS_ZEROS: tl.constexpr
-):
+def _scale_and_zero(scales_ptr, zeros_ptr, group, num_groups, num_out, n, ZERO: tl.constexpr, HAS_ZEROS: tl.constexpr):
     """Scales, and zero points as f32, of one group for rows n; past the end both are 0."""
     # A bound, because Triton 3.9's interpreter refuses masks broadcast from a comparison of scalars.
     inside = n < tl.where(group < num_groups, num_out, 0)
@@ -107,10 +113,29 @@ def _scale_and_zero(
 
 @triton.jit
 def packed_sums(
-    x_ptrs, inside, word_ptrs, scales_ptr, zeros_ptr, n, first_block, last_block, num_out, num_in, num_groups, blocks_per_group,
-    KIND: tl.constexpr, ZERO: tl.constexpr, HAS_ZEROS: tl.constexpr, WHOLE_ROWS: tl.constexpr, GROUPS_PER_BLOCK: tl.constexpr,
-    EVEN_K: tl.constexpr, FAST: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    x_ptrs,
+    inside,
+    word_ptrs,
+    scales_ptr,
+    zeros_ptr,
+    n,
+    first_block,
+    last_block,
+    num_out,
+    num_in,
+    num_groups,
+    blocks_per_group,
+    KIND: tl.constexpr,
+    ZERO: tl.constexpr,
+    HAS_ZEROS: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
+    GROUPS_PER_BLOCK: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    FAST: tl.constexpr,
+    INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """[BLOCK_N, BLOCK_M]: sum over the groups in column blocks first_block .. last_block - 1 of scale[n, group] * (codes - zero) .
     x. ``x_ptrs`` [BLOCK_M, 32] and ``word_ptrs`` [BLOCK_N, 32] point into the first block; ``inside`` bool [BLOCK_M, 1]: which
     rows of x to read, the others are 0 (None: all); n are the rows of the weights."""
@@ -120,9 +145,7 @@ def packed_sums(
     acc_dtype: tl.constexpr = tl.float64 if INTERPRET else tl.float32
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=acc_dtype)
     # Scales of whole blocks are loaded one block ahead; they are too small to be copied asynchronously.
-    scale, zero = _scale_and_zero(
-        scales_ptr, zeros_ptr, first_block // blocks_per_group, num_groups, num_out, n, ZERO, HAS_ZEROS
-    )
+    scale, zero = _scale_and_zero(scales_ptr, zeros_ptr, first_block // blocks_per_group, num_groups, num_out, n, ZERO, HAS_ZEROS)
     for block in range(first_block, last_block):
         words = tl.load(word_ptrs)
         first_group = block * GROUPS_PER_BLOCK
@@ -178,12 +201,34 @@ def packed_sums(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def packed_kernel(
-    x_ptr, words_ptr, scales_ptr, zeros_ptr, bias_ptr, out_ptr, num_tokens, num_out, num_in, num_blocks, num_groups,
-    blocks_per_group, stride_x, stride_out,
-    KIND: tl.constexpr, ZERO: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE_ROWS: tl.constexpr,
-    GROUPS_PER_BLOCK: tl.constexpr, EVEN_K: tl.constexpr, FAST: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr, SPLIT_K: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    words_ptr,
+    scales_ptr,
+    zeros_ptr,
+    bias_ptr,
+    out_ptr,
+    num_tokens,
+    num_out,
+    num_in,
+    num_blocks,
+    num_groups,
+    blocks_per_group,
+    stride_x,
+    stride_out,
+    KIND: tl.constexpr,
+    ZERO: tl.constexpr,
+    HAS_ZEROS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
+    GROUPS_PER_BLOCK: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    FAST: tl.constexpr,
+    INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+):
     """out[m, n] = sum over groups of scale[n, group] * (x . (codes - zero)), tokens m, weight rows n; with SPLIT_K > 1 the
     f32 partial sums [SPLIT_K, num_tokens, num_out]."""
     PARTS: tl.constexpr = 4 if KIND == "int4" else 2
@@ -207,9 +252,29 @@ def packed_kernel(
     word_ptrs = words_ptr + (tile_row.to(tl.int64) * num_blocks * 2048 + (row % 64) * 32)[:, None] + first_block * 2048 + j[None, :]
 
     acc = packed_sums(
-        x_ptrs, None, word_ptrs, scales_ptr, zeros_ptr, n, first_block, last_block, num_out, num_in, num_groups, blocks_per_group,
-        KIND, ZERO, HAS_ZEROS, WHOLE_ROWS, GROUPS_PER_BLOCK, EVEN_K, FAST, INTERPRET, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
+        x_ptrs,
+        None,
+        word_ptrs,
+        scales_ptr,
+        zeros_ptr,
+        n,
+        first_block,
+        last_block,
+        num_out,
+        num_in,
+        num_groups,
+        blocks_per_group,
+        KIND,
+        ZERO,
+        HAS_ZEROS,
+        WHOLE_ROWS,
+        GROUPS_PER_BLOCK,
+        EVEN_K,
+        FAST,
+        INTERPRET,
+        BLOCK_M,
+        BLOCK_N,
+    )
     out = tl.trans(acc.to(tl.float32))
 
     if HAS_BIAS:
@@ -268,9 +333,16 @@ class PackedProduct:
     """
 
     def __init__(
-        self, spec: Spec, codes: torch.Tensor, kind: str, zero: int, scales: torch.Tensor, zeros: torch.Tensor | None,
-        bias: torch.Tensor | None, perm: torch.Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        spec: Spec,
+        codes: torch.Tensor,
+        kind: str,
+        zero: int,
+        scales: torch.Tensor,
+        zeros: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        perm: torch.Tensor | None = None,
+    ) -> None:
         self.spec, self.kind, self.zero, self.bias = spec, kind, float(zero), bias
         self.num_out, self.num_in = codes.shape
         bits = 4 if kind == "int4" else 8
@@ -298,13 +370,37 @@ class PackedProduct:
         target = out if split == 1 else x.new_empty(split, num_tokens, num_out, dtype=torch.float32)
         grid = (triton.cdiv(num_tokens, config.block_m) * triton.cdiv(num_out, config.block_n), split)
         packed_kernel[grid](
-            x, self.words, self.scales, self.zeros, self.bias, target, num_tokens, num_out, self.num_in, self.num_blocks,
-            self.scales.shape[0], self.blocks_per_group, x.stride(0), num_out,
-            KIND=self.kind, ZERO=self.zero, HAS_ZEROS=self.zeros is not None, HAS_BIAS=self.bias is not None and split == 1,
-            WHOLE_ROWS=self.whole_rows, GROUPS_PER_BLOCK=self.groups_per_block, EVEN_K=self.even_k, FAST=self.fast,
-            INTERPRET=self.spec.interpret, BLOCK_M=config.block_m, BLOCK_N=config.block_n, GROUP_M=8, SPLIT_K=split,
-            num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
-        )  # fmt: skip
+            x,
+            self.words,
+            self.scales,
+            self.zeros,
+            self.bias,
+            target,
+            num_tokens,
+            num_out,
+            self.num_in,
+            self.num_blocks,
+            self.scales.shape[0],
+            self.blocks_per_group,
+            x.stride(0),
+            num_out,
+            KIND=self.kind,
+            ZERO=self.zero,
+            HAS_ZEROS=self.zeros is not None,
+            HAS_BIAS=self.bias is not None and split == 1,
+            WHOLE_ROWS=self.whole_rows,
+            GROUPS_PER_BLOCK=self.groups_per_block,
+            EVEN_K=self.even_k,
+            FAST=self.fast,
+            INTERPRET=self.spec.interpret,
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            GROUP_M=8,
+            SPLIT_K=split,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            enable_fp_fusion=True,
+        )
         if split > 1:
             sum_splits(target, out, self.bias)
         return out

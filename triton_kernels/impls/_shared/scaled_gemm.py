@@ -28,10 +28,24 @@ BLOCK_K = 128
 
 @triton.jit
 def scaled_sums(
-    x_ptrs, inside, weight_ptrs, x_scale_ptr, x_scale_at, scale_ptr, scale_at, first_block, last_block, num_in,
-    BLOCKS: tl.constexpr, ROW_SCALES: tl.constexpr, EVEN_K: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x_ptrs,
+    inside,
+    weight_ptrs,
+    x_scale_ptr,
+    x_scale_at,
+    scale_ptr,
+    scale_at,
+    first_block,
+    last_block,
+    num_in,
+    BLOCKS: tl.constexpr,
+    ROW_SCALES: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """[BLOCK_N, BLOCK_M]: weight . x^T over the column blocks first_block .. last_block - 1. ``x_ptrs`` [BLOCK_M, BLOCK_K] and
     ``weight_ptrs`` [BLOCK_N, BLOCK_K] point into the first of them; ``inside`` bool [BLOCK_M, 1]: which rows of x to read, the
     others are 0 (None: all). BLOCKS: scales of blocks, those of column block 0 at ``x_scale_ptr`` + ``x_scale_at`` [BLOCK_M] and
@@ -67,11 +81,32 @@ def scaled_sums(
 
 @triton.jit(do_not_specialize=["num_tokens", "stride_x_scale"])
 def scaled_kernel(
-    x_ptr, x_scale_ptr, x_zero_ptr, weight_ptr, scale_ptr, column_sum_ptr, bias_ptr, out_ptr, num_tokens, num_out, num_in,
-    stride_x, stride_weight, stride_x_scale, stride_scale,
-    BLOCKS: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, SPLIT_K: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    x_scale_ptr,
+    x_zero_ptr,
+    weight_ptr,
+    scale_ptr,
+    column_sum_ptr,
+    bias_ptr,
+    out_ptr,
+    num_tokens,
+    num_out,
+    num_in,
+    stride_x,
+    stride_weight,
+    stride_x_scale,
+    stride_scale,
+    BLOCKS: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+):
     """BLOCKS: scales are those of blocks of 128, row strides given. Partial sums [SPLIT_K, num_tokens, num_out] are written
     as they are (int32, or f32 with the scales of blocks applied)."""
     INTEGER: tl.constexpr = x_ptr.dtype.element_ty == tl.int8
@@ -91,14 +126,29 @@ def scaled_kernel(
     first_block = split * per_split
     last_block = tl.minimum(first_block + per_split, num_blocks)
     x_ptrs = x_ptr + first_m.to(tl.int64) * stride_x + first_block * BLOCK_K + m_read[:, None] * stride_x + k[None, :]
-    weight_ptrs = (weight_ptr + first_n.to(tl.int64) * stride_weight + first_block * BLOCK_K
-                   + n_read[:, None] * stride_weight + k[None, :])  # fmt: skip
+    weight_ptrs = (
+        weight_ptr + first_n.to(tl.int64) * stride_weight + first_block * BLOCK_K + n_read[:, None] * stride_weight + k[None, :]
+    )
 
     acc = scaled_sums(
-        x_ptrs, None, weight_ptrs, x_scale_ptr, (first_m + m_read) * stride_x_scale, scale_ptr, first_n // 128 * stride_scale,
-        first_block, last_block, num_in,
-        BLOCKS, False, EVEN_K, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+        x_ptrs,
+        None,
+        weight_ptrs,
+        x_scale_ptr,
+        (first_m + m_read) * stride_x_scale,
+        scale_ptr,
+        first_n // 128 * stride_scale,
+        first_block,
+        last_block,
+        num_in,
+        BLOCKS,
+        False,
+        EVEN_K,
+        INTERPRET,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
     acc = tl.trans(acc if INTEGER else acc.to(tl.float32))
 
     token, column = first_m + m[:, None], first_n + n[None, :]
@@ -108,9 +158,22 @@ def scaled_kernel(
         tl.store(out_ptrs, acc, mask=inside)
     else:
         out = scale_sums(
-            acc, x_scale_ptr, x_zero_ptr, scale_ptr, column_sum_ptr, bias_ptr, token, column, num_tokens, num_out,
-            stride_x_scale, stride_scale, not BLOCKS, HAS_ZERO, HAS_BIAS,
-        )  # fmt: skip
+            acc,
+            x_scale_ptr,
+            x_zero_ptr,
+            scale_ptr,
+            column_sum_ptr,
+            bias_ptr,
+            token,
+            column,
+            num_tokens,
+            num_out,
+            stride_x_scale,
+            stride_scale,
+            not BLOCKS,
+            HAS_ZERO,
+            HAS_BIAS,
+        )
         tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -156,13 +219,35 @@ class ScaledProduct:
         target = out if split == 1 else x.new_empty(split, num_tokens, num_out, dtype=sums)
         grid = (triton.cdiv(num_tokens, config.block_m) * triton.cdiv(num_out, config.block_n), split)
         scaled_kernel[grid](
-            x, x_scale, x_zero, self.weight, self.scales, self.column_sums, self.bias, target, num_tokens, num_out, num_in,
-            x.stride(0), self.weight.stride(0), row_stride(x_scale), row_stride(self.scales),
-            BLOCKS=self.blocks, HAS_ZERO=x_zero is not None, HAS_BIAS=self.bias is not None,
-            EVEN_K=num_in % BLOCK_K == 0, INTERPRET=self.spec.interpret, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-            BLOCK_K=BLOCK_K, GROUP_M=8, SPLIT_K=split, num_warps=config.num_warps, num_stages=config.num_stages,
+            x,
+            x_scale,
+            x_zero,
+            self.weight,
+            self.scales,
+            self.column_sums,
+            self.bias,
+            target,
+            num_tokens,
+            num_out,
+            num_in,
+            x.stride(0),
+            self.weight.stride(0),
+            row_stride(x_scale),
+            row_stride(self.scales),
+            BLOCKS=self.blocks,
+            HAS_ZERO=x_zero is not None,
+            HAS_BIAS=self.bias is not None,
+            EVEN_K=num_in % BLOCK_K == 0,
+            INTERPRET=self.spec.interpret,
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            BLOCK_K=BLOCK_K,
+            GROUP_M=8,
+            SPLIT_K=split,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
             enable_fp_fusion=not self.integer,
-        )  # fmt: skip
+        )
         if split > 1 and self.blocks:
             sum_splits(target, out, self.bias)
         elif split > 1:

@@ -26,9 +26,22 @@ def num_splits(num_tiles: int, num_blocks: int, num_programs: int) -> int:
 
 @triton.jit
 def scale_sums(
-    total, x_scale_ptr, x_zero_ptr, scale_ptr, column_sum_ptr, bias_ptr, token, column, num_tokens, num_out,
-    stride_x_scale, stride_scale, HAS_SCALES: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
-):  # fmt: skip
+    total,
+    x_scale_ptr,
+    x_zero_ptr,
+    scale_ptr,
+    column_sum_ptr,
+    bias_ptr,
+    token,
+    column,
+    num_tokens,
+    num_out,
+    stride_x_scale,
+    stride_scale,
+    HAS_SCALES: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
     """(total - x_zero * column_sum) * x_scale * scale + bias in f32. ``total``, ``token`` and ``column`` broadcast."""
     if HAS_ZERO:
         zero = tl.load(x_zero_ptr + token * stride_x_scale, mask=token < num_tokens, other=0)
@@ -44,10 +57,23 @@ def scale_sums(
 
 @triton.jit(do_not_specialize=["num_tokens", "stride_x_scale"])
 def sum_splits_kernel(
-    partial_ptr, x_scale_ptr, x_zero_ptr, scale_ptr, column_sum_ptr, bias_ptr, out_ptr, num_tokens, num_out,
-    stride_x_scale, stride_scale, SPLIT_K: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_ZERO: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    partial_ptr,
+    x_scale_ptr,
+    x_zero_ptr,
+    scale_ptr,
+    column_sum_ptr,
+    bias_ptr,
+    out_ptr,
+    num_tokens,
+    num_out,
+    stride_x_scale,
+    stride_scale,
+    SPLIT_K: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     token, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < num_out
     total = tl.zeros((BLOCK,), dtype=partial_ptr.dtype.element_ty)
@@ -55,9 +81,22 @@ def sum_splits_kernel(
         row = (split * num_tokens + token).to(tl.int64)
         total += tl.load(partial_ptr + row * num_out + column, mask=inside, other=0)
     total = scale_sums(
-        total, x_scale_ptr, x_zero_ptr, scale_ptr, column_sum_ptr, bias_ptr, token, column, num_tokens, num_out,
-        stride_x_scale, stride_scale, HAS_SCALES, HAS_ZERO, HAS_BIAS,
-    )  # fmt: skip
+        total,
+        x_scale_ptr,
+        x_zero_ptr,
+        scale_ptr,
+        column_sum_ptr,
+        bias_ptr,
+        token,
+        column,
+        num_tokens,
+        num_out,
+        stride_x_scale,
+        stride_scale,
+        HAS_SCALES,
+        HAS_ZERO,
+        HAS_BIAS,
+    )
     tl.store(out_ptr + token.to(tl.int64) * num_out + column, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -75,10 +114,25 @@ def sum_splits(
     split, num_tokens, num_out = partial.shape
     block = min(BLOCK, triton.next_power_of_2(num_out))
     sum_splits_kernel[(num_tokens, triton.cdiv(num_out, block))](
-        partial, x_scale, x_zero, scales, column_sums, bias, out, num_tokens, num_out, row_stride(x_scale), row_stride(scales),
-        SPLIT_K=split, HAS_SCALES=scales is not None, HAS_ZERO=x_zero is not None, HAS_BIAS=bias is not None, BLOCK=block,
-        num_warps=4, enable_fp_fusion=partial.dtype == torch.float32,
-    )  # fmt: skip
+        partial,
+        x_scale,
+        x_zero,
+        scales,
+        column_sums,
+        bias,
+        out,
+        num_tokens,
+        num_out,
+        row_stride(x_scale),
+        row_stride(scales),
+        SPLIT_K=split,
+        HAS_SCALES=scales is not None,
+        HAS_ZERO=x_zero is not None,
+        HAS_BIAS=bias is not None,
+        BLOCK=block,
+        num_warps=4,
+        enable_fp_fusion=partial.dtype == torch.float32,
+    )
 
 
 def row_stride(scales: torch.Tensor | None) -> int:

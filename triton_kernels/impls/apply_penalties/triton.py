@@ -21,10 +21,27 @@ def _bits(words_ptr, tokens, mask):
 
 @triton.jit(do_not_specialize=["num_bias", "bias_stride"])
 def _penalties_kernel(
-    logits_ptr, row_to_slot_ptr, bitmask_ptr, prompt_mask_ptr, output_counts_ptr, repetition_ptr, frequency_ptr, presence_ptr,
-    bias_ids_ptr, bias_values_ptr, num_tokens, num_bias, logits_stride, bitmask_stride, prompt_stride, counts_stride, bias_stride,
-    HAS_BITMASK: tl.constexpr, BIAS_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    row_to_slot_ptr,
+    bitmask_ptr,
+    prompt_mask_ptr,
+    output_counts_ptr,
+    repetition_ptr,
+    frequency_ptr,
+    presence_ptr,
+    bias_ids_ptr,
+    bias_values_ptr,
+    num_tokens,
+    num_bias,
+    logits_stride,
+    bitmask_stride,
+    prompt_stride,
+    counts_stride,
+    bias_stride,
+    HAS_BITMASK: tl.constexpr,
+    BIAS_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(row_to_slot_ptr + row).to(tl.int64)
     if slot < 0:
@@ -62,14 +79,7 @@ def _penalties_kernel(
     tl.store(pointers, values, mask=mask)
 
 
-@impl(
-    "apply_penalties",
-    "triton",
-    priority=20,
-    requires=("triton",),
-    flags=Flags(batch_invariant=True),
-    options={"block": 4096},
-)
+@impl("apply_penalties", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 4096})
 def apply_penalties(
     logits: torch.Tensor,
     row_to_slot: torch.Tensor,
@@ -90,8 +100,26 @@ def apply_penalties(
     num_bias = bias_ids.shape[1]
     assert logits.stride(1) == 1 and bias_ids.stride() == bias_values.stride(), "rows must be contiguous"
     _penalties_kernel[(num_rows, triton.cdiv(num_tokens, block))](
-        logits, row_to_slot, prompt_mask if bitmask is None else bitmask, prompt_mask, output_counts, repetition, frequency,
-        presence, bias_ids, bias_values, num_tokens, num_bias, logits.stride(0), 0 if bitmask is None else bitmask.stride(0),
-        prompt_mask.stride(0), output_counts.stride(0), bias_ids.stride(0), HAS_BITMASK=bitmask is not None,
-        BIAS_BLOCK=triton.next_power_of_2(max(1, num_bias)), BLOCK=block, num_warps=8, enable_fp_fusion=True,
-    )  # fmt: skip
+        logits,
+        row_to_slot,
+        prompt_mask if bitmask is None else bitmask,
+        prompt_mask,
+        output_counts,
+        repetition,
+        frequency,
+        presence,
+        bias_ids,
+        bias_values,
+        num_tokens,
+        num_bias,
+        logits.stride(0),
+        0 if bitmask is None else bitmask.stride(0),
+        prompt_mask.stride(0),
+        output_counts.stride(0),
+        bias_ids.stride(0),
+        HAS_BITMASK=bitmask is not None,
+        BIAS_BLOCK=triton.next_power_of_2(max(1, num_bias)),
+        BLOCK=block,
+        num_warps=8,
+        enable_fp_fusion=True,
+    )

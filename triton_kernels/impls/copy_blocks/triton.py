@@ -16,33 +16,30 @@ from ...impl import Flags, impl
 
 @triton.jit
 def _copy_blocks_kernel(
-    cache_ptr, src_ptr, dst_ptr, page_size, num_heads, dim, stride_page, stride_slot, stride_head,
-    stride_src, stride_dst, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
+    cache_ptr,
+    src_ptr,
+    dst_ptr,
+    page_size,
+    num_heads,
+    dim,
+    stride_page,
+    stride_slot,
+    stride_head,
+    stride_src,
+    stride_dst,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
     pair = tl.program_id(0).to(tl.int64)
-    source, target = (
-        tl.load(src_ptr + pair * stride_src).to(tl.int64),
-        tl.load(dst_ptr + pair * stride_dst).to(tl.int64),
-    )
+    source, target = (tl.load(src_ptr + pair * stride_src).to(tl.int64), tl.load(dst_ptr + pair * stride_dst).to(tl.int64))
     row = (tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
     element = tl.arange(0, BLOCK_DIM)[None, :]
     mask = (row < page_size * num_heads) & (element < dim)
     within = (row // num_heads).to(tl.int64) * stride_slot + row % num_heads * stride_head + element
-    tl.store(
-        cache_ptr + target * stride_page + within,
-        tl.load(cache_ptr + source * stride_page + within, mask=mask),
-        mask=mask,
-    )
+    tl.store(cache_ptr + target * stride_page + within, tl.load(cache_ptr + source * stride_page + within, mask=mask), mask=mask)
 
 
-@impl(
-    "copy_blocks",
-    "triton",
-    priority=20,
-    requires=("triton",),
-    flags=Flags(batch_invariant=True),
-    options={"block_rows": 32},
-)
+@impl("copy_blocks", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block_rows": 32})
 def copy_blocks(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor, *, block_rows: int) -> None:
     if src.shape[0] == 0:
         return
@@ -54,6 +51,17 @@ def copy_blocks(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor, *, block_rows
         _, page_size, num_heads, dim = pages.shape
         assert pages.stride(3) == 1, "the last dimension of a cache must be contiguous"
         _copy_blocks_kernel[(src.shape[0], triton.cdiv(page_size * num_heads, block_rows))](
-            pages, src, dst, page_size, num_heads, dim, *pages.stride()[:3], src.stride(0), dst.stride(0),
-            BLOCK_ROWS=block_rows, BLOCK_DIM=triton.next_power_of_2(dim), num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+            pages,
+            src,
+            dst,
+            page_size,
+            num_heads,
+            dim,
+            *pages.stride()[:3],
+            src.stride(0),
+            dst.stride(0),
+            BLOCK_ROWS=block_rows,
+            BLOCK_DIM=triton.next_power_of_2(dim),
+            num_warps=4,
+            enable_fp_fusion=True,
+        )

@@ -14,9 +14,7 @@ from ...impl import Flags, impl
 
 
 @triton.jit
-def _embedding_kernel(
-    ids_ptr, table_ptr, out_ptr, vocab_start, num_local, width, stride_ids, stride_table, BLOCK: tl.constexpr
-):  # fmt: skip
+def _embedding_kernel(ids_ptr, table_ptr, out_ptr, vocab_start, num_local, width, stride_ids, stride_table, BLOCK: tl.constexpr):
     token = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(ids_ptr + token.to(tl.int64) * stride_ids).to(tl.int64) - vocab_start
@@ -34,7 +32,16 @@ def embedding(token_ids: torch.Tensor, *, weight: torch.Tensor, vocab_start: int
     if out.numel():
         block = min(block, triton.next_power_of_2(width))
         _embedding_kernel[(num_tokens, triton.cdiv(width, block))](
-            token_ids, weight, out, vocab_start, weight.shape[0], width, token_ids.stride(0), weight.stride(0),
-            BLOCK=block, num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+            token_ids,
+            weight,
+            out,
+            vocab_start,
+            weight.shape[0],
+            width,
+            token_ids.stride(0),
+            weight.stride(0),
+            BLOCK=block,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
     return out

@@ -20,9 +20,18 @@ _TAKEN = tl.constexpr(-(2**31))
 
 @triton.jit(do_not_specialize=["num_top"], do_not_specialize_on_alignment=["token_ids_ptr"])
 def _partials_kernel(
-    logits_ptr, token_ids_ptr, block_best_ptr, block_mass_ptr, block_above_ptr, top_keys_ptr, top_tokens_ptr, num_tokens,
-    logits_stride, num_top, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    token_ids_ptr,
+    block_best_ptr,
+    block_mass_ptr,
+    block_above_ptr,
+    top_keys_ptr,
+    top_tokens_ptr,
+    num_tokens,
+    logits_stride,
+    num_top,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     here = row * tl.num_programs(1) + tl.program_id(1)
     logits_ptr += row * logits_stride
@@ -47,10 +56,25 @@ def _partials_kernel(
 
 @triton.jit(do_not_specialize=["num_top"], do_not_specialize_on_alignment=["token_ids_ptr"])
 def _combine_kernel(
-    logits_ptr, token_ids_ptr, block_best_ptr, block_mass_ptr, block_above_ptr, top_keys_ptr, top_tokens_ptr,
-    best_ptr, log_sum_ptr, logprob_ptr, rank_ptr, values_ptr, ids_ptr, logits_stride, num_blocks, num_top,
-    BLOCKS: tl.constexpr, CANDIDATES: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    token_ids_ptr,
+    block_best_ptr,
+    block_mass_ptr,
+    block_above_ptr,
+    top_keys_ptr,
+    top_tokens_ptr,
+    best_ptr,
+    log_sum_ptr,
+    logprob_ptr,
+    rank_ptr,
+    values_ptr,
+    ids_ptr,
+    logits_stride,
+    num_blocks,
+    num_top,
+    BLOCKS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     blocks = row * num_blocks + tl.arange(0, BLOCKS)
     mask = tl.arange(0, BLOCKS) < num_blocks
@@ -80,14 +104,7 @@ def _combine_kernel(
         keys = tl.where(candidates == index, _TAKEN, keys)
 
 
-@impl(
-    "gather_logprobs",
-    "triton",
-    priority=20,
-    requires=("triton",),
-    flags=Flags(batch_invariant=True),
-    options={"block": 4096},
-)
+@impl("gather_logprobs", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 4096})
 def gather_logprobs(
     logits: torch.Tensor, token_ids: torch.Tensor, num_top: int, *, block: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -105,18 +122,29 @@ def gather_logprobs(
     num_blocks = triton.cdiv(num_tokens, block)
     block_best, block_mass = (logits.new_empty(num_rows, num_blocks, dtype=torch.float32) for _ in range(2))
     block_above = logits.new_empty(num_rows, num_blocks, dtype=torch.int32)
-    top_keys, top_tokens = (
-        logits.new_empty(num_rows, num_blocks, max(1, selected), dtype=torch.int32) for _ in range(2)
-    )
+    top_keys, top_tokens = (logits.new_empty(num_rows, num_blocks, max(1, selected), dtype=torch.int32) for _ in range(2))
     partials = (block_best, block_mass, block_above, top_keys, top_tokens)
     _partials_kernel[(num_rows, num_blocks)](
         logits, token_ids, *partials, num_tokens, logits.stride(0), selected, BLOCK=block, num_warps=8, enable_fp_fusion=True
     )
     _combine_kernel[(num_rows,)](
-        logits, token_ids, *partials, best, log_sum, logprob, rank, values, ids, logits.stride(0), num_blocks, selected,
-        BLOCKS=triton.next_power_of_2(num_blocks), CANDIDATES=triton.next_power_of_2(num_blocks * _MAX_TOP), num_warps=8,
+        logits,
+        token_ids,
+        *partials,
+        best,
+        log_sum,
+        logprob,
+        rank,
+        values,
+        ids,
+        logits.stride(0),
+        num_blocks,
+        selected,
+        BLOCKS=triton.next_power_of_2(num_blocks),
+        CANDIDATES=triton.next_power_of_2(num_blocks * _MAX_TOP),
+        num_warps=8,
         enable_fp_fusion=True,
-    )  # fmt: skip
+    )
     if num_top > selected:
         scores, order = torch.sort(logits, dim=-1, descending=True, stable=True)
         values = scores[:, :num_top].float() - best[:, None] - log_sum[:, None]

@@ -19,8 +19,15 @@ from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_tr
 from .._shared.scaled_gemm import ScaledProduct
 
 
-@impl("gemm_int8", "triton", priority=30, requires=("triton",), flags=Flags(batch_invariant=True), options=OPTIONS,
-      tune_space=TUNE_SPACE)  # fmt: skip
+@impl(
+    "gemm_int8",
+    "triton",
+    priority=30,
+    requires=("triton",),
+    flags=Flags(batch_invariant=True),
+    options=OPTIONS,
+    tune_space=TUNE_SPACE,
+)
 class TritonInt8(ScaledProduct):
     tuned_by_tokens = True
     tune_filter = staticmethod(worth_trying)

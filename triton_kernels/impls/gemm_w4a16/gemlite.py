@@ -23,9 +23,13 @@ class Gemlite:
         scales, zeros = weights["scales"], weights.get("zeros")
         kind = TORCH_TO_DTYPE[spec.dtype]
         self.linear = GemLiteLinearTriton(
-            4, group_size=codes.shape[1] // scales.shape[1], in_features=codes.shape[1], out_features=codes.shape[0],
-            input_dtype=kind, output_dtype=kind,
-        )  # fmt: skip
+            4,
+            group_size=codes.shape[1] // scales.shape[1],
+            in_features=codes.shape[1],
+            out_features=codes.shape[0],
+            input_dtype=kind,
+            output_dtype=kind,
+        )
         zeros = torch.full_like(scales, 8) if zeros is None else zeros
         self.linear.pack(codes, scales.reshape(-1, 1).to(spec.dtype), zeros.reshape(-1, 1).to(spec.dtype), weights.get("bias"))
         self.perm = weights["perm"].long() if weights.get("perm") is not None else None

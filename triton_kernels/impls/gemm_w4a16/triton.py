@@ -23,9 +23,7 @@ class _W4A16(PackedProduct):
     def __init__(self, spec: Spec, weights: Mapping[str, Any]) -> None:
         packed = weights["qweight"].contiguous().view(torch.uint8)  # two codes per byte, the first in the low half
         codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
-        super().__init__(
-            spec, codes, "int4", 8, weights["scales"], weights.get("zeros"), weights.get("bias"), weights.get("perm")
-        )
+        super().__init__(spec, codes, "int4", 8, weights["scales"], weights.get("zeros"), weights.get("bias"), weights.get("perm"))
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:

@@ -19,12 +19,7 @@ from ...tuning import NOT_TUNED, Tuned
 from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
 from .._shared.packed_weights import PackedProduct, group_reasons
 
-_KINDS = {
-    torch.int8: "uint8",
-    torch.uint8: "uint8",
-    torch.float8_e4m3fn: "e4m3",
-    torch.float8_e5m2: "e5m2",
-}
+_KINDS = {torch.int8: "uint8", torch.uint8: "uint8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 
 
 class _W8A16(PackedProduct):

@@ -31,6 +31,15 @@ class KvCacheWriteNative:
     def __call__(self, k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
         strides = (*k.stride()[:2], *v.stride()[:2], *kv.k.stride()[:3], *kv.v.stride()[:3])
         self.run(
-            k.data_ptr(), v.data_ptr(), kv.k.data_ptr(), kv.v.data_ptr(), slot_mapping.data_ptr(),
-            k.shape[0], k.shape[1], kv.page_size, k.shape[2], v.shape[2], (ctypes.c_int64 * 10)(*strides),
-        )  # fmt: skip
+            k.data_ptr(),
+            v.data_ptr(),
+            kv.k.data_ptr(),
+            kv.v.data_ptr(),
+            slot_mapping.data_ptr(),
+            k.shape[0],
+            k.shape[1],
+            kv.page_size,
+            k.shape[2],
+            v.shape[2],
+            (ctypes.c_int64 * 10)(*strides),
+        )

@@ -32,11 +32,40 @@ def store_heads(values, cache_ptr, scale_ptr, heads, elements, KIND: tl.constexp
 
 @triton.jit
 def _kv_cache_write_kernel(
-    k_ptr, v_ptr, k_cache_ptr, v_cache_ptr, k_scale_ptr, v_scale_ptr, slots_ptr, page_size, num_heads, k_dim, v_dim,
-    k_token, k_head, v_token, v_head, k_page, k_slot, k_cache_head, v_page, v_slot, v_cache_head,
-    k_scale_page, k_scale_slot, k_scale_head, v_scale_page, v_scale_slot, v_scale_head, stride_slots,
-    KIND: tl.constexpr, LIMIT: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
+    k_ptr,
+    v_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    slots_ptr,
+    page_size,
+    num_heads,
+    k_dim,
+    v_dim,
+    k_token,
+    k_head,
+    v_token,
+    v_head,
+    k_page,
+    k_slot,
+    k_cache_head,
+    v_page,
+    v_slot,
+    v_cache_head,
+    k_scale_page,
+    k_scale_slot,
+    k_scale_head,
+    v_scale_page,
+    v_scale_slot,
+    v_scale_head,
+    stride_slots,
+    KIND: tl.constexpr,
+    LIMIT: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token * stride_slots)
     if slot < 0:
@@ -48,27 +77,28 @@ def _kv_cache_write_kernel(
     element = tl.arange(0, BLOCK_K)[None, :]
     keys = tl.load(k_ptr + token * k_token + head * k_head + element, mask=heads & (element < k_dim), other=0.0)
     store_heads(
-        keys, k_cache_ptr + page * k_page + offset * k_slot + head * k_cache_head + element,
+        keys,
+        k_cache_ptr + page * k_page + offset * k_slot + head * k_cache_head + element,
         k_scale_ptr + page * k_scale_page + offset * k_scale_slot + head * k_scale_head,
-        heads, element < k_dim, KIND, LIMIT,
-    )  # fmt: skip
+        heads,
+        element < k_dim,
+        KIND,
+        LIMIT,
+    )
     element = tl.arange(0, BLOCK_V)[None, :]
     values = tl.load(v_ptr + token * v_token + head * v_head + element, mask=heads & (element < v_dim), other=0.0)
     store_heads(
-        values, v_cache_ptr + page * v_page + offset * v_slot + head * v_cache_head + element,
+        values,
+        v_cache_ptr + page * v_page + offset * v_slot + head * v_cache_head + element,
         v_scale_ptr + page * v_scale_page + offset * v_scale_slot + head * v_scale_head,
-        heads, element < v_dim, KIND, LIMIT,
-    )  # fmt: skip
+        heads,
+        element < v_dim,
+        KIND,
+        LIMIT,
+    )
 
 
-@impl(
-    "kv_cache_write",
-    "triton",
-    priority=20,
-    requires=("triton",),
-    flags=Flags(batch_invariant=True),
-    options={"block_heads": 8},
-)
+@impl("kv_cache_write", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block_heads": 8})
 class TritonKVCacheWrite:
     def __init__(self, spec: Spec, weights: object, params: object, *, block_heads: int) -> None:
         self.block_heads = block_heads
@@ -85,9 +115,30 @@ class TritonKVCacheWrite:
         v_dim, block_heads = v.shape[2], min(self.block_heads, triton.next_power_of_2(num_heads))
         k_cache, v_cache, k_scale, v_scale = cache_bits(kv)
         _kv_cache_write_kernel[(num_tokens, triton.cdiv(num_heads, block_heads))](
-            k, v, k_cache, v_cache, k_scale, v_scale, slot_mapping, kv.page_size, num_heads, k_dim, v_dim,
-            k.stride(0), k.stride(1), v.stride(0), v.stride(1), *k_cache.stride()[:3], *v_cache.stride()[:3],
-            *k_scale.stride()[:3], *v_scale.stride()[:3], slot_mapping.stride(0), **cache_constants(kv),
-            BLOCK_HEADS=block_heads, BLOCK_K=triton.next_power_of_2(k_dim), BLOCK_V=triton.next_power_of_2(v_dim),
-            num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+            k,
+            v,
+            k_cache,
+            v_cache,
+            k_scale,
+            v_scale,
+            slot_mapping,
+            kv.page_size,
+            num_heads,
+            k_dim,
+            v_dim,
+            k.stride(0),
+            k.stride(1),
+            v.stride(0),
+            v.stride(1),
+            *k_cache.stride()[:3],
+            *v_cache.stride()[:3],
+            *k_scale.stride()[:3],
+            *v_scale.stride()[:3],
+            slot_mapping.stride(0),
+            **cache_constants(kv),
+            BLOCK_HEADS=block_heads,
+            BLOCK_K=triton.next_power_of_2(k_dim),
+            BLOCK_V=triton.next_power_of_2(v_dim),
+            num_warps=4,
+            enable_fp_fusion=False,
+        )

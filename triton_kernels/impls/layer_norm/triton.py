@@ -25,10 +25,25 @@ def _scale_store(centred, inverse, weight_ptr, bias_ptr, out_ptrs, columns, widt
 
 @triton.jit(do_not_specialize=["num_rows", "inner"])
 def _layer_norm_kernel(
-    x_ptr, residual_ptr, num_rows, inner, x_outer, x_inner, residual_outer, residual_inner,
-    weight_ptr, bias_ptr, out_ptr, width, eps,
-    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    residual_ptr,
+    num_rows,
+    inner,
+    x_outer,
+    x_inner,
+    residual_outer,
+    residual_inner,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    width,
+    eps,
+    HAS_RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     valid = (row < num_rows)[:, None]
     x_ptrs = row_pointers(x_ptr, row, inner, x_outer, x_inner)
@@ -65,13 +80,7 @@ def _layer_norm_kernel(
 
 @impl("layer_norm", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 8192})
 def layer_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    *,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    eps: float,
-    block: int,
+    x: torch.Tensor, residual: torch.Tensor | None, *, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, block: int
 ) -> torch.Tensor:
     out = x.new_empty(x.shape)
     if out.numel():

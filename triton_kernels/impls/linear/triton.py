@@ -24,11 +24,26 @@ from ...tuning import NOT_TUNED, Tuned
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _matmul_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, num_tokens, num_out, num_in,
-    stride_x, stride_weight, stride_out,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, SPLIT_K: tl.constexpr,
-    SWAP: tl.constexpr, EVEN_K: tl.constexpr, HAS_BIAS: tl.constexpr, INTERPRET: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    num_tokens,
+    num_out,
+    num_in,
+    stride_x,
+    stride_weight,
+    stride_out,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    SWAP: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
     tile, split = tl.program_id(0), tl.program_id(1)
     num_rows, num_columns = tl.cdiv(num_tokens, BLOCK_M), tl.cdiv(num_out, BLOCK_N)
     group_start = tile // (GROUP_M * num_columns) * GROUP_M
@@ -45,8 +60,9 @@ def _matmul_kernel(
     first_block = split * blocks_per_split
     last_block = tl.minimum(first_block + blocks_per_split, tl.cdiv(num_in, BLOCK_K))
     x_ptrs = x_ptr + first_m.to(tl.int64) * stride_x + first_block * BLOCK_K + m_read[:, None] * stride_x + k[None, :]
-    weight_ptrs = (weight_ptr + first_n.to(tl.int64) * stride_weight + first_block * BLOCK_K
-                   + n_read[:, None] * stride_weight + k[None, :])  # fmt: skip
+    weight_ptrs = (
+        weight_ptr + first_n.to(tl.int64) * stride_weight + first_block * BLOCK_K + n_read[:, None] * stride_weight + k[None, :]
+    )
 
     # The interpreter multiplies bf16 bit patterns, and its products round by a row's place in the tile: wider numbers there.
     acc_dtype: tl.constexpr = tl.float64 if INTERPRET else tl.float32
@@ -79,9 +95,8 @@ def _matmul_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _sum_splits_kernel(
-    partial_ptr, bias_ptr, out_ptr, num_tokens, num_out,
-    SPLIT_K: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    partial_ptr, bias_ptr, out_ptr, num_tokens, num_out, SPLIT_K: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
+):
     token, columns = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < num_out
     total = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -170,25 +185,62 @@ class _Linear:
         target = out if split == 1 else x.new_empty(split, num_tokens, num_out, dtype=torch.float32)
         grid = (triton.cdiv(num_tokens, config.block_m) * triton.cdiv(num_out, config.block_n), split)
         _matmul_kernel[grid](
-            x, weight, bias, target, num_tokens, num_out, num_in, x.stride(0), weight.stride(0), num_out,
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=GROUP_M, SPLIT_K=split,
-            SWAP=config.swap, EVEN_K=num_in % config.block_k == 0, HAS_BIAS=bias is not None and split == 1,
-            INTERPRET=self.spec.interpret, num_warps=config.num_warps, num_stages=config.num_stages,
+            x,
+            weight,
+            bias,
+            target,
+            num_tokens,
+            num_out,
+            num_in,
+            x.stride(0),
+            weight.stride(0),
+            num_out,
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            BLOCK_K=config.block_k,
+            GROUP_M=GROUP_M,
+            SPLIT_K=split,
+            SWAP=config.swap,
+            EVEN_K=num_in % config.block_k == 0,
+            HAS_BIAS=bias is not None and split == 1,
+            INTERPRET=self.spec.interpret,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
             enable_fp_fusion=True,
-        )  # fmt: skip
+        )
         if split > 1:
             block = min(REDUCE_BLOCK, triton.next_power_of_2(num_out))
             _sum_splits_kernel[(num_tokens, triton.cdiv(num_out, block))](
-                target, bias, out, num_tokens, num_out, SPLIT_K=split, HAS_BIAS=bias is not None, BLOCK=block,
-                num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
+                target,
+                bias,
+                out,
+                num_tokens,
+                num_out,
+                SPLIT_K=split,
+                HAS_BIAS=bias is not None,
+                BLOCK=block,
+                num_warps=4,
+                enable_fp_fusion=True,
+            )
         return out
 
 
-@impl("linear", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=False),
-      options={"block_m": 0, "block_n": 0, "block_k": 0, "num_warps": 0, "num_stages": 0, "split_k": 0},
-      tune_space={"block_m": (16, 32, 64, 128), "block_n": (64, 128, 256), "block_k": (64, 128), "num_warps": (4, 8),
-                  "num_stages": (3, 4, 5), "split_k": (1, 2, 4, 8)})  # fmt: skip
+@impl(
+    "linear",
+    "triton",
+    priority=20,
+    requires=("triton",),
+    flags=Flags(batch_invariant=False),
+    options={"block_m": 0, "block_n": 0, "block_k": 0, "num_warps": 0, "num_stages": 0, "split_k": 0},
+    tune_space={
+        "block_m": (16, 32, 64, 128),
+        "block_n": (64, 128, 256),
+        "block_k": (64, 128),
+        "num_warps": (4, 8),
+        "num_stages": (3, 4, 5),
+        "split_k": (1, 2, 4, 8),
+    },
+)
 class TritonLinear(_Linear):
     """Options set to 0 follow the tuned tables where they know a shape like this, and :func:`launch_config` elsewhere."""
 

@@ -22,10 +22,23 @@ from ..moe_align.triton import group_by_expert, tile_rows
 
 @triton.jit
 def _expand_kernel(
-    y_ptr, shrunk_ptr, b_ptr, tokens_ptr, starts_ptr, tile_adapter_ptr, stride_y, stride_shrunk, b_adapter, b_row,
-    COLUMNS: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    y_ptr,
+    shrunk_ptr,
+    b_ptr,
+    tokens_ptr,
+    starts_ptr,
+    tile_adapter_ptr,
+    stride_y,
+    stride_shrunk,
+    b_adapter,
+    b_row,
+    COLUMNS: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     INTERPRET: tl.constexpr,
-):  # fmt: skip
+):
     adapter, rows, inside = tile_rows(starts_ptr, tile_adapter_ptr, tl.program_id(0), BLOCK_M)
     if adapter < 0:
         return
@@ -51,9 +64,14 @@ def _expand_kernel(
 
 
 @impl(
-    "lora_expand", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True),
-    options={"block_m": 16, "block_n": 0, "block_k": 0}, tune_space={"block_m": (16, 32, 64), "block_n": (64, 128, 256)},
-)  # fmt: skip
+    "lora_expand",
+    "triton",
+    priority=20,
+    requires=("triton",),
+    flags=Flags(batch_invariant=True),
+    options={"block_m": 16, "block_n": 0, "block_k": 0},
+    tune_space={"block_m": (16, 32, 64), "block_n": (64, 128, 256)},
+)
 class TritonExpand:
     """``block_n``, ``block_k``: columns, and ranks per step; 0 means 128 and 64, for float32 64 and 16."""
 
@@ -76,8 +94,20 @@ class TritonExpand:
         num_adapters, columns, rank = self.lora_b.shape
         groups = group_by_expert(lora_index[:, None], num_adapters, 0, self.block_m)
         _expand_kernel[(groups.num_tiles, triton.cdiv(columns, self.block_n))](
-            y[:, self.start :], shrunk, self.lora_b, *groups, y.stride(0), shrunk.stride(0), *self.lora_b.stride()[:2],
-            COLUMNS=columns, RANK=rank, BLOCK_M=self.block_m, BLOCK_N=self.block_n,
-            BLOCK_K=min(self.block_k, max(16, triton.next_power_of_2(rank))), INTERPRET=self.interpret, num_warps=4,
-            num_stages=2, enable_fp_fusion=True,
-        )  # fmt: skip
+            y[:, self.start :],
+            shrunk,
+            self.lora_b,
+            *groups,
+            y.stride(0),
+            shrunk.stride(0),
+            *self.lora_b.stride()[:2],
+            COLUMNS=columns,
+            RANK=rank,
+            BLOCK_M=self.block_m,
+            BLOCK_N=self.block_n,
+            BLOCK_K=min(self.block_k, max(16, triton.next_power_of_2(rank))),
+            INTERPRET=self.interpret,
+            num_warps=4,
+            num_stages=2,
+            enable_fp_fusion=True,
+        )

@@ -24,10 +24,24 @@ from ..moe_align.triton import group_by_expert, tile_rows
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _shrink_kernel(
-    x_ptr, a_ptr, partial_ptr, tokens_ptr, starts_ptr, tile_adapter_ptr, num_tokens, stride_x, a_adapter, a_row,
-    FEATURES: tl.constexpr, RANK: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr, INTERPRET: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    a_ptr,
+    partial_ptr,
+    tokens_ptr,
+    starts_ptr,
+    tile_adapter_ptr,
+    num_tokens,
+    stride_x,
+    a_adapter,
+    a_row,
+    FEATURES: tl.constexpr,
+    RANK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
     """partial[split, token, r] = x[token] . A[r] over the split's SPLIT features."""
     adapter, rows, inside = tile_rows(starts_ptr, tile_adapter_ptr, tl.program_id(0), BLOCK_M)
     if adapter < 0:
@@ -67,10 +81,14 @@ def _sum_splits_kernel(
 
 
 @impl(
-    "lora_shrink", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True),
+    "lora_shrink",
+    "triton",
+    priority=20,
+    requires=("triton",),
+    flags=Flags(batch_invariant=True),
     options={"block_m": 16, "block_r": 64, "block_k": 0, "split": 512},
     tune_space={"block_m": (16, 32, 64), "block_k": (64, 128, 256), "split": (256, 512, 1024)},
-)  # fmt: skip
+)
 class TritonShrink:
     """``split``: features per program, a multiple of ``block_k``; a block_k of 0 means 128, for float32 32."""
 
@@ -97,12 +115,34 @@ class TritonShrink:
         splits, block_r = triton.cdiv(features, self.split), min(self.block_r, max(16, triton.next_power_of_2(rank)))
         partial = x.new_empty(splits, num_tokens, rank, dtype=torch.float32)
         _shrink_kernel[(groups.num_tiles, triton.cdiv(rank, block_r), splits)](
-            x, self.lora_a, partial, *groups, num_tokens, x.stride(0), *self.lora_a.stride()[:2], FEATURES=features, RANK=rank,
-            SPLIT=self.split, BLOCK_M=self.block_m, BLOCK_R=block_r, BLOCK_K=self.block_k, INTERPRET=self.interpret,
-            num_warps=4, num_stages=3, enable_fp_fusion=True,
-        )  # fmt: skip
-        _sum_splits_kernel[(triton.cdiv(out.numel(), 512),)](
-            partial, out, lora_index, self.scale, num_tokens, RANK=rank, SPLITS=splits, BLOCK=512, num_warps=4,
+            x,
+            self.lora_a,
+            partial,
+            *groups,
+            num_tokens,
+            x.stride(0),
+            *self.lora_a.stride()[:2],
+            FEATURES=features,
+            RANK=rank,
+            SPLIT=self.split,
+            BLOCK_M=self.block_m,
+            BLOCK_R=block_r,
+            BLOCK_K=self.block_k,
+            INTERPRET=self.interpret,
+            num_warps=4,
+            num_stages=3,
             enable_fp_fusion=True,
-        )  # fmt: skip
+        )
+        _sum_splits_kernel[(triton.cdiv(out.numel(), 512),)](
+            partial,
+            out,
+            lora_index,
+            self.scale,
+            num_tokens,
+            RANK=rank,
+            SPLITS=splits,
+            BLOCK=512,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
         return out

@@ -15,10 +15,26 @@ from ...impl import Flags, impl
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _merge_kernel(
-    out_a_ptr, lse_a_ptr, out_b_ptr, lse_b_ptr, out_ptr, lse_ptr, num_rows, num_heads, width,
-    a_token, a_head, lse_a_token, lse_a_head, b_token, b_head, lse_b_token, lse_b_head,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    out_a_ptr,
+    lse_a_ptr,
+    out_b_ptr,
+    lse_b_ptr,
+    out_ptr,
+    lse_ptr,
+    num_rows,
+    num_heads,
+    width,
+    a_token,
+    a_head,
+    lse_a_token,
+    lse_a_head,
+    b_token,
+    b_head,
+    lse_b_token,
+    lse_b_head,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     valid = row < num_rows
     token, head = row // num_heads, row % num_heads
@@ -30,12 +46,8 @@ def _merge_kernel(
     total = weight_a + weight_b
     columns = tl.arange(0, BLOCK)[None, :]
     inside = columns < width
-    a = tl.load(
-        out_a_ptr + (token * a_token + head * a_head)[:, None] + columns, mask=inside & (weight_a > 0)[:, None], other=0.0
-    )
-    b = tl.load(
-        out_b_ptr + (token * b_token + head * b_head)[:, None] + columns, mask=inside & (weight_b > 0)[:, None], other=0.0
-    )
+    a = tl.load(out_a_ptr + (token * a_token + head * a_head)[:, None] + columns, mask=inside & (weight_a > 0)[:, None], other=0.0)
+    b = tl.load(out_b_ptr + (token * b_token + head * b_head)[:, None] + columns, mask=inside & (weight_b > 0)[:, None], other=0.0)
     inverse = 1.0 / tl.where(total > 0, total, 1.0)
     out = a.to(tl.float32) * (weight_a * inverse)[:, None] + b.to(tl.float32) * (weight_b * inverse)[:, None]
     tl.store(out_ptr + row[:, None] * width + columns, out.to(out_ptr.dtype.element_ty), mask=valid[:, None] & inside)
@@ -51,8 +63,22 @@ def merge_attention(
     num_rows, num_heads, width = lse.numel(), out.shape[1], out.shape[2]
     if num_rows:
         _merge_kernel[(triton.cdiv(num_rows, rows),)](
-            out_a, lse_a, out_b, lse_b, out, lse, num_rows, num_heads, width, *out_a.stride()[:2], *lse_a.stride(),
-            *out_b.stride()[:2], *lse_b.stride(), ROWS=rows, BLOCK=triton.next_power_of_2(width), num_warps=4,
+            out_a,
+            lse_a,
+            out_b,
+            lse_b,
+            out,
+            lse,
+            num_rows,
+            num_heads,
+            width,
+            *out_a.stride()[:2],
+            *lse_a.stride(),
+            *out_b.stride()[:2],
+            *lse_b.stride(),
+            ROWS=rows,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=4,
             enable_fp_fusion=True,
-        )  # fmt: skip
+        )
     return out, lse

@@ -25,9 +25,18 @@ def _local_ids(ids, index, num_pairs, expert_start, NUM_EXPERTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_pairs", "num_tiles"])
 def _group_kernel(
-    ids, pairs, starts, tile_expert, num_pairs, num_tiles, expert_start,
-    NUM_EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
-):  # fmt: skip
+    ids,
+    pairs,
+    starts,
+    tile_expert,
+    num_pairs,
+    num_tiles,
+    expert_start,
+    NUM_EXPERTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
     """Program e writes the pairs and tiles of expert e; the last one, e = NUM_EXPERTS, the pairs and tiles left over."""
     expert = tl.program_id(0)
     start = 0
@@ -72,9 +81,18 @@ def group_by_expert(ids: torch.Tensor, num_experts: int, expert_start: int = 0, 
     num_tiles = num_row_tiles(num_pairs, num_experts, block_m)
     groups = Groups(*(ids.new_empty(size, dtype=torch.int32) for size in (num_pairs, num_experts + 1, num_tiles)))
     _group_kernel[(num_experts + 1,)](
-        ids, *groups, num_pairs, num_tiles, expert_start,
-        NUM_EXPERTS=num_experts, BLOCK_M=block_m, BLOCK_P=block_p, BLOCK_T=64, num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
+        ids,
+        *groups,
+        num_pairs,
+        num_tiles,
+        expert_start,
+        NUM_EXPERTS=num_experts,
+        BLOCK_M=block_m,
+        BLOCK_P=block_p,
+        BLOCK_T=64,
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
     return groups
 
 

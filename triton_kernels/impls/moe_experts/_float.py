@@ -38,10 +38,26 @@ def _multiply(rows, weights, acc, INTERPRET: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def grouped_kernel(
-    x, w, out, weights, pairs, starts, tile_expert, num_tiles, stride_xt, stride_we, stride_wn,
-    TOP_K: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, INTERPRET: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    out,
+    weights,
+    pairs,
+    starts,
+    tile_expert,
+    num_tiles,
+    stride_xt,
+    stride_we,
+    stride_wn,
+    TOP_K: tl.constexpr,
+    K: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
     expert, rows, inside, column_block = place(starts, tile_expert, num_tiles, COLUMNS, BLOCK_M, BLOCK_N)
     if expert < 0:
         return
@@ -79,8 +95,19 @@ class FloatProduct:
         columns = self.weight.shape[1] // (1 + self.gated)
         out = x.new_empty(routing.num_pairs, columns)
         grouped_kernel[self.tile.grid(routing.groups, columns, self.gated)](
-            x, self.weight, out, routing.weights, *routing.groups, routing.groups.num_tiles, x.stride(0),
-            self.weight.stride(0), self.weight.stride(1), TOP_K=routing.top_k, K=x.shape[1], COLUMNS=columns,
-            BLOCK_K=self.tile.block_k, **self.tile.launch(self.gated, self.interpret),
-        )  # fmt: skip
+            x,
+            self.weight,
+            out,
+            routing.weights,
+            *routing.groups,
+            routing.groups.num_tiles,
+            x.stride(0),
+            self.weight.stride(0),
+            self.weight.stride(1),
+            TOP_K=routing.top_k,
+            K=x.shape[1],
+            COLUMNS=columns,
+            BLOCK_K=self.tile.block_k,
+            **self.tile.launch(self.gated, self.interpret),
+        )
         return out

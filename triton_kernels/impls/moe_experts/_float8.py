@@ -21,10 +21,28 @@ from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def scaled_grouped_kernel(
-    x, x_scale, codes, scales, out, weights, pairs, starts, tile_expert, num_tiles, num_in, num_blocks,
-    TOP_K: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr, BLOCKS: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, INTERPRET: tl.constexpr,
-):  # fmt: skip
+    x,
+    x_scale,
+    codes,
+    scales,
+    out,
+    weights,
+    pairs,
+    starts,
+    tile_expert,
+    num_tiles,
+    num_in,
+    num_blocks,
+    TOP_K: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
     expert, rows, inside, column_block = place(starts, tile_expert, num_tiles, COLUMNS, BLOCK_M, BLOCK_N)
     if expert < 0:
         return
@@ -45,10 +63,24 @@ def scaled_grouped_kernel(
         scales += expert * (MATRICES * COLUMNS)
         scale_at, x_scale_at = n, source
     acc = scaled_sums(
-        x + source.to(tl.int64)[:, None] * num_in + k[None, :], inside[:, None], codes + n[:, None] * num_in + k[None, :],
-        x_scale, x_scale_at, scales, scale_at, 0, num_blocks, num_in,
-        BLOCKS, ROW_SCALES, EVEN_K, INTERPRET, BLOCK_M, MATRICES * BLOCK_N, BLOCK_K,
-    ).to(tl.float32)  # fmt: skip
+        x + source.to(tl.int64)[:, None] * num_in + k[None, :],
+        inside[:, None],
+        codes + n[:, None] * num_in + k[None, :],
+        x_scale,
+        x_scale_at,
+        scales,
+        scale_at,
+        0,
+        num_blocks,
+        num_in,
+        BLOCKS,
+        ROW_SCALES,
+        EVEN_K,
+        INTERPRET,
+        BLOCK_M,
+        MATRICES * BLOCK_N,
+        BLOCK_K,
+    ).to(tl.float32)
     if not BLOCKS:
         acc = acc * tl.load(x_scale + x_scale_at)[None, :] * tl.load(scales + scale_at)[:, None]
     store_sums(acc, out, weights, pairs, rows, inside, column_block, COLUMNS, GATED, BLOCK_M, BLOCK_N)
@@ -81,8 +113,21 @@ class Float8Product:
         out = x.new_empty(routing.num_pairs, columns, dtype=torch.float32 if self.gated else self.spec.dtype)
         codes, x_scale = self.quantize(x)
         scaled_grouped_kernel[self.tile.grid(routing.groups, columns, self.gated)](
-            codes, x_scale, self.codes, self.scales, out, routing.weights, *routing.groups, routing.groups.num_tiles, num_in,
-            triton.cdiv(num_in, BLOCK_K), TOP_K=routing.top_k, COLUMNS=columns, BLOCKS=self.blocks, EVEN_K=num_in % BLOCK_K == 0,
-            BLOCK_K=BLOCK_K, **self.tile.launch(self.gated, self.spec.interpret),
-        )  # fmt: skip
+            codes,
+            x_scale,
+            self.codes,
+            self.scales,
+            out,
+            routing.weights,
+            *routing.groups,
+            routing.groups.num_tiles,
+            num_in,
+            triton.cdiv(num_in, BLOCK_K),
+            TOP_K=routing.top_k,
+            COLUMNS=columns,
+            BLOCKS=self.blocks,
+            EVEN_K=num_in % BLOCK_K == 0,
+            BLOCK_K=BLOCK_K,
+            **self.tile.launch(self.gated, self.spec.interpret),
+        )
         return out

@@ -21,11 +21,33 @@ BLOCK = 4 * PART
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def packed_grouped_kernel(
-    x, words, scales, zeros, out, weights, pairs, starts, tile_expert, num_tiles, stride_x, num_in, num_blocks, num_groups,
-    blocks_per_group, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr,
-    HAS_ZEROS: tl.constexpr, WHOLE_ROWS: tl.constexpr, GROUPS_PER_BLOCK: tl.constexpr, EVEN_K: tl.constexpr, FAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, INTERPRET: tl.constexpr,
-):  # fmt: skip
+    x,
+    words,
+    scales,
+    zeros,
+    out,
+    weights,
+    pairs,
+    starts,
+    tile_expert,
+    num_tiles,
+    stride_x,
+    num_in,
+    num_blocks,
+    num_groups,
+    blocks_per_group,
+    TOP_K: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_ZEROS: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
+    GROUPS_PER_BLOCK: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    FAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
     expert, rows, inside, column_block = place(starts, tile_expert, num_tiles, COLUMNS, BLOCK_M, BLOCK_N)
     if expert < 0:
         return
@@ -39,11 +61,29 @@ def packed_grouped_kernel(
     word_ptrs += (tile * num_blocks * 2048 + row % 64 * 32)[:, None] + j[None, :]
     first_group = expert * num_groups * (MATRICES * COLUMNS)
     acc = packed_sums(
-        x + source.to(tl.int64)[:, None] * stride_x + j[None, :], inside[:, None], word_ptrs, scales + first_group,
-        zeros + first_group if HAS_ZEROS else zeros, matrix * COLUMNS + row, 0, num_blocks, MATRICES * COLUMNS,
-        num_in, num_groups, blocks_per_group,
-        "int4", 8.0, HAS_ZEROS, WHOLE_ROWS, GROUPS_PER_BLOCK, EVEN_K, FAST, INTERPRET, BLOCK_M, MATRICES * BLOCK_N,
-    )  # fmt: skip
+        x + source.to(tl.int64)[:, None] * stride_x + j[None, :],
+        inside[:, None],
+        word_ptrs,
+        scales + first_group,
+        zeros + first_group if HAS_ZEROS else zeros,
+        matrix * COLUMNS + row,
+        0,
+        num_blocks,
+        MATRICES * COLUMNS,
+        num_in,
+        num_groups,
+        blocks_per_group,
+        "int4",
+        8.0,
+        HAS_ZEROS,
+        WHOLE_ROWS,
+        GROUPS_PER_BLOCK,
+        EVEN_K,
+        FAST,
+        INTERPRET,
+        BLOCK_M,
+        MATRICES * BLOCK_N,
+    )
     store_sums(acc.to(tl.float32), out, weights, pairs, rows, inside, column_block, COLUMNS, GATED, BLOCK_M, BLOCK_N)
 
 
@@ -74,11 +114,28 @@ class Int4Product:
     def __call__(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
         out = x.new_empty(routing.num_pairs, self.columns)
         packed_grouped_kernel[self.tile.grid(routing.groups, self.columns, self.gated)](
-            x, self.words, self.scales, self.zeros, out, routing.weights, *routing.groups, routing.groups.num_tiles, x.stride(0),
-            self.num_in, self.num_blocks, self.num_groups, self.blocks_per_group, TOP_K=routing.top_k, COLUMNS=self.columns,
-            HAS_ZEROS=self.zeros is not None, WHOLE_ROWS=self.whole_rows, GROUPS_PER_BLOCK=self.groups_per_block,
-            EVEN_K=self.num_in % BLOCK == 0, FAST=self.fast, **self.tile.launch(self.gated, self.spec.interpret),
-        )  # fmt: skip
+            x,
+            self.words,
+            self.scales,
+            self.zeros,
+            out,
+            routing.weights,
+            *routing.groups,
+            routing.groups.num_tiles,
+            x.stride(0),
+            self.num_in,
+            self.num_blocks,
+            self.num_groups,
+            self.blocks_per_group,
+            TOP_K=routing.top_k,
+            COLUMNS=self.columns,
+            HAS_ZEROS=self.zeros is not None,
+            WHOLE_ROWS=self.whole_rows,
+            GROUPS_PER_BLOCK=self.groups_per_block,
+            EVEN_K=self.num_in % BLOCK == 0,
+            FAST=self.fast,
+            **self.tile.launch(self.gated, self.spec.interpret),
+        )
         return out
 
 

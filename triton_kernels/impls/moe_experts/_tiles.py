@@ -37,8 +37,15 @@ class Tile(NamedTuple):
 
     def launch(self, gated: bool, interpret: bool) -> dict[str, Any]:
         """Arguments of a launch. The second product takes twice as many columns, so that both have as many sums per program."""
-        return {"GATED": gated, "INTERPRET": interpret, "BLOCK_M": self.block_m, "BLOCK_N": self.columns(gated),
-                "num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}  # fmt: skip
+        return {
+            "GATED": gated,
+            "INTERPRET": interpret,
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.columns(gated),
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+        }
 
     def columns(self, gated: bool) -> int:
         return self.block_n if gated else 2 * self.block_n
@@ -81,9 +88,18 @@ def weight_rows(column_block, COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, GATE
 
 @triton.jit
 def store_sums(
-    sums, out, weights, pairs, rows, inside, column_block,
-    COLUMNS: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    sums,
+    out,
+    weights,
+    pairs,
+    rows,
+    inside,
+    column_block,
+    COLUMNS: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """Of ``sums`` [rows of the tile's weights, BLOCK_M], f32: see :func:`store_hidden` and :func:`store_result`."""
     if GATED:
         # Both halves of a column lie in the same thread, where a warp group has all 64 rows of gate and of up.

@@ -55,11 +55,20 @@ def tile_config(spec: Spec) -> Tile:
 
 
 @impl(
-    "moe_experts", "triton", priority=50, requires=("triton",), flags=Flags(batch_invariant=True),
+    "moe_experts",
+    "triton",
+    priority=50,
+    requires=("triton",),
+    flags=Flags(batch_invariant=True),
     options={"block_m": 0, "block_n": 0, "block_k": 0, "num_warps": 0, "num_stages": 0},
-    tune_space={"block_m": (16, 32, 64, 128), "block_n": (32, 64, 128), "block_k": (64, 128), "num_warps": (4, 8),
-                "num_stages": (3, 4)},
-)  # fmt: skip
+    tune_space={
+        "block_m": (16, 32, 64, 128),
+        "block_n": (32, 64, 128),
+        "block_k": (64, 128),
+        "num_warps": (4, 8),
+        "num_stages": (3, 4),
+    },
+)
 class TritonExperts:
     """Options of 0 mean the choice of ``tile_config``; ``block_n`` counts rows of gate (and as many of up), the second product
     takes twice as many rows of w2. ``block_k`` is for weights of the activations' dtype: quantized ones come in blocks of 128."""
@@ -92,9 +101,17 @@ class TritonExperts:
         results = self.down(self.gate_up(x, routing), routing)
         block = min(1024, triton.next_power_of_2(hidden_size))
         combine_kernel[(num_tokens, triton.cdiv(hidden_size, block))](
-            results, ids, out, self.expert_start, NUM_EXPERTS=self.num_experts, TOP_K=routing.top_k, COLUMNS=hidden_size,
-            BLOCK=block, num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+            results,
+            ids,
+            out,
+            self.expert_start,
+            NUM_EXPERTS=self.num_experts,
+            TOP_K=routing.top_k,
+            COLUMNS=hidden_size,
+            BLOCK=block,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
         return out
 
 

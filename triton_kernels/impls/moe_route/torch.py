@@ -9,11 +9,7 @@ from ...impl import impl
 
 @impl("moe_route", "torch", priority=10)
 def moe_route_torch(
-    logits: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    top_k: int = 2,
-    renormalize: bool = True,
-    scoring: str = "softmax",
+    logits: torch.Tensor, bias: torch.Tensor | None = None, top_k: int = 2, renormalize: bool = True, scoring: str = "softmax"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     wide = logits.float()
     scores = wide.softmax(-1) if scoring == "softmax" else wide.sigmoid()

@@ -19,10 +19,20 @@ from ...impl import Flags, impl
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _route_kernel(
-    logits, bias, weights, ids, num_tokens, stride_t,
-    NUM_EXPERTS: tl.constexpr, TOP_K: tl.constexpr, RENORMALIZE: tl.constexpr, SIGMOID: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    logits,
+    bias,
+    weights,
+    ids,
+    num_tokens,
+    stride_t,
+    NUM_EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     tokens = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     experts = tl.arange(0, BLOCK_E)
     real = (experts < NUM_EXPERTS)[None, :]
@@ -77,8 +87,20 @@ def moe_route_triton(
     block_t = block_t or max(1, 1024 // block_e)
     if num_tokens:
         _route_kernel[(triton.cdiv(num_tokens, block_t),)](
-            logits, bias, weights, ids, num_tokens, logits.stride(0), NUM_EXPERTS=num_experts, TOP_K=top_k,
-            RENORMALIZE=renormalize, SIGMOID=scoring == "sigmoid", BLOCK_T=block_t, BLOCK_E=block_e,
-            BLOCK_K=triton.next_power_of_2(top_k), num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+            logits,
+            bias,
+            weights,
+            ids,
+            num_tokens,
+            logits.stride(0),
+            NUM_EXPERTS=num_experts,
+            TOP_K=top_k,
+            RENORMALIZE=renormalize,
+            SIGMOID=scoring == "sigmoid",
+            BLOCK_T=block_t,
+            BLOCK_E=block_e,
+            BLOCK_K=triton.next_power_of_2(top_k),
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
     return weights, ids

@@ -33,12 +33,33 @@ def split_plan(num_queries, seq_len, window, HAS_WINDOW: tl.constexpr, CHUNK: tl
 
 @triton.jit
 def decode_split(
-    request, kv_head, m_block, split, tensors, strides, scale, softcap, window, num_tokens,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr, PIN: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
-    BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
-):  # fmt: skip
+    request,
+    kv_head,
+    m_block,
+    split,
+    tensors,
+    strides,
+    scale,
+    softcap,
+    window,
+    num_tokens,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PIN: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    STRIDES: tl.constexpr,
+):
     """One block of a request's packed rows against one split of its keys; nothing if the request has no such block or split."""
     q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi = tensors
     stride_qt, stride_qh, stride_table = strides
@@ -72,19 +93,43 @@ def decode_split(
         before = seq_len - num_queries
         first_position = before + first_row // GROUP
         last_position = before + (tl.minimum(first_row + BLOCK_M, num_rows) - 1) // GROUP
-        low, high, full_begin, full_end = visible_keys(
-            first_position, last_position, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N
-        )
+        low, high, full_begin, full_end = visible_keys(first_position, last_position, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N)
         split_begin = (first_split + split) * size
         split_end = tl.minimum(split_begin + size, high)
         begin = tl.maximum(low // BLOCK_N * BLOCK_N, split_begin)
         kv = (k_cache, v_cache, k_scale, v_scale)
         table = block_table + request.to(tl.int64) * stride_table
         result, log_sum = attend(
-            q_block, first_position + token, slope, sink, kv, table, kv_head, begin, tl.maximum(split_end, begin),
-            full_begin, full_end, low, high, scale, softcap, window, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, alibi is not None,
-            DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, False, PIN,
-        )  # fmt: skip
+            q_block,
+            first_position + token,
+            slope,
+            sink,
+            kv,
+            table,
+            kv_head,
+            begin,
+            tl.maximum(split_end, begin),
+            full_begin,
+            full_end,
+            low,
+            high,
+            scale,
+            softcap,
+            window,
+            CAUSAL,
+            HAS_WINDOW,
+            HAS_SOFTCAP,
+            alibi is not None,
+            DK,
+            DV,
+            BLOCK_DK,
+            BLOCK_DV,
+            BLOCK_N,
+            PAGE_SIZE,
+            STRIDES,
+            False,
+            PIN,
+        )
 
         columns = tl.arange(0, BLOCK_DV)
         mask = inside[:, None] & (columns < DV)[None, :]
@@ -103,10 +148,22 @@ def decode_split(
 
 @triton.jit(do_not_specialize=["num_tokens", "num_reqs"])
 def combine_kernel(
-    out, lse, partial, partial_lse, cu_q, seq_lens, window, num_tokens, num_reqs,
-    HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, DV: tl.constexpr,
-    BLOCK_DV: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+    out,
+    lse,
+    partial,
+    partial_lse,
+    cu_q,
+    seq_lens,
+    window,
+    num_tokens,
+    num_reqs,
+    HAS_WINDOW: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+):
     """Program (head, query, request): the partial results of a request with several splits. One request more than there
     are clears the rows past the last one."""
     head = tl.program_id(0)
@@ -175,9 +232,7 @@ class DecodeTiles:
 class DecodeCall:
     """One call of a decode impl: its outputs, its partial results, and the arguments that the kernels share."""
 
-    def __init__(
-        self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta, params: AttentionParams, tiles: DecodeTiles
-    ) -> None:
+    def __init__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta, params: AttentionParams, tiles: DecodeTiles) -> None:
         q = q if q.stride(2) == 1 else q.contiguous()
         num_tokens, num_heads, dk = q.shape
         num_kv_heads, dv = kv.v.shape[2:]
@@ -189,24 +244,62 @@ class DecodeCall:
         rows = self.num_splits * num_tokens * num_heads  # partial results [splits, T * Hq, Dv] and log-sums, for all layers
         self.partial = meta.scratch("decode_partials", rows * dv, torch.float32)
         self.partial_lse = meta.scratch("decode_partial_lse", rows, torch.float32)
-        self.tensors = (q, kv.k, kv.v, kv.k_scale, kv.v_scale, self.out, self.lse, self.partial, self.partial_lse,
-                        meta.cu_q, meta.seq_lens, meta.block_table)  # fmt: skip
+        self.tensors = (
+            q,
+            kv.k,
+            kv.v,
+            kv.k_scale,
+            kv.v_scale,
+            self.out,
+            self.lse,
+            self.partial,
+            self.partial_lse,
+            meta.cu_q,
+            meta.seq_lens,
+            meta.block_table,
+        )
         self.arguments: dict[str, Any] = dict(
-            num_tokens=num_tokens, stride_qt=q.stride(0), stride_qh=q.stride(1), stride_table=meta.block_table.stride(0),
-            STRIDES=cache_strides(kv), **params.kernel_args(), NUM_KV_HEADS=num_kv_heads, GROUP=num_heads // num_kv_heads,
-            DK=dk, DV=dv, BLOCK_DK=max(16, triton.next_power_of_2(dk)), BLOCK_DV=max(16, triton.next_power_of_2(dv)),
-            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CHUNK=tiles.chunk, PAGE_SIZE=kv.page_size, PIN=params.pin,
-        )  # fmt: skip
+            num_tokens=num_tokens,
+            stride_qt=q.stride(0),
+            stride_qh=q.stride(1),
+            stride_table=meta.block_table.stride(0),
+            STRIDES=cache_strides(kv),
+            **params.kernel_args(),
+            NUM_KV_HEADS=num_kv_heads,
+            GROUP=num_heads // num_kv_heads,
+            DK=dk,
+            DV=dv,
+            BLOCK_DK=max(16, triton.next_power_of_2(dk)),
+            BLOCK_DV=max(16, triton.next_power_of_2(dv)),
+            BLOCK_M=tiles.block_m,
+            BLOCK_N=tiles.block_n,
+            CHUNK=tiles.chunk,
+            PAGE_SIZE=kv.page_size,
+            PIN=params.pin,
+        )
 
     def combine(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Adds up the splits and gives the op's result."""
         args = self.arguments
         combine_kernel[(self.num_heads, self.meta.max_q, self.meta.num_reqs + 1)](
-            self.out, self.lse, self.partial, self.partial_lse, self.meta.cu_q, self.meta.seq_lens, args["window"],
-            args["num_tokens"], self.meta.num_reqs, HAS_WINDOW=args["HAS_WINDOW"],
-            NUM_HEADS=self.num_heads, DV=self.dv, BLOCK_DV=args["BLOCK_DV"], CHUNK=self.chunk, TILE=16,
-            num_warps=2, enable_fp_fusion=True,
-        )  # fmt: skip
+            self.out,
+            self.lse,
+            self.partial,
+            self.partial_lse,
+            self.meta.cu_q,
+            self.meta.seq_lens,
+            args["window"],
+            args["num_tokens"],
+            self.meta.num_reqs,
+            HAS_WINDOW=args["HAS_WINDOW"],
+            NUM_HEADS=self.num_heads,
+            DV=self.dv,
+            BLOCK_DV=args["BLOCK_DV"],
+            CHUNK=self.chunk,
+            TILE=16,
+            num_warps=2,
+            enable_fp_fusion=True,
+        )
         return self.out if self.lse is None else (self.out, self.lse)
 
 

@@ -26,8 +26,17 @@ from ._kernels import DecodeCall, DecodeTiles, decode_split, max_splits, split_p
 
 
 @triton.jit
-def _num_items(requests, mask, cu_q, seq_lens, window, HAS_WINDOW: tl.constexpr, GROUP: tl.constexpr,
-               BLOCK_M: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+def _num_items(
+    requests,
+    mask,
+    cu_q,
+    seq_lens,
+    window,
+    HAS_WINDOW: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """(row blocks, splits) of requests; no row blocks where masked."""
     first = tl.load(cu_q + requests, mask=mask, other=0)
     num_queries = tl.load(cu_q + requests + 1, mask=mask, other=0) - first
@@ -38,10 +47,19 @@ def _num_items(requests, mask, cu_q, seq_lens, window, HAS_WINDOW: tl.constexpr,
 
 @triton.jit(do_not_specialize=["num_reqs"])
 def work_list_kernel(
-    items, num_items, cu_q, seq_lens, window, num_reqs,
-    HAS_WINDOW: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
+    items,
+    num_items,
+    cu_q,
+    seq_lens,
+    window,
+    num_reqs,
+    HAS_WINDOW: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):
     """Program r writes the items of request r; the last one also the length of the list."""
     request = tl.program_id(0)
     start = 0
@@ -62,29 +80,89 @@ def work_list_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def balanced_kernel(
-    q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, items, num_items,
-    sinks, alibi, scale, softcap, window, num_tokens, stride_qt, stride_qh, stride_table,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr, PIN: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
-    BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
-):  # fmt: skip
+    q,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    out,
+    lse,
+    partial,
+    partial_lse,
+    cu_q,
+    seq_lens,
+    block_table,
+    items,
+    num_items,
+    sinks,
+    alibi,
+    scale,
+    softcap,
+    window,
+    num_tokens,
+    stride_qt,
+    stride_qh,
+    stride_table,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PIN: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    STRIDES: tl.constexpr,
+):
     tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
     strides = (stride_qt, stride_qh, stride_table)
     for index in tl.range(tl.program_id(0), tl.load(num_items) * NUM_KV_HEADS, tl.num_programs(0), disable_licm=True):
         item = items + index // NUM_KV_HEADS * 3
         decode_split(
-            tl.load(item), index % NUM_KV_HEADS, tl.load(item + 1), tl.load(item + 2), tensors, strides,
-            scale, softcap, window, num_tokens, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, WIDEN, PIN,
-            NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE, STRIDES,
-        )  # fmt: skip
+            tl.load(item),
+            index % NUM_KV_HEADS,
+            tl.load(item + 1),
+            tl.load(item + 2),
+            tensors,
+            strides,
+            scale,
+            softcap,
+            window,
+            num_tokens,
+            CAUSAL,
+            HAS_WINDOW,
+            HAS_SOFTCAP,
+            WIDEN,
+            PIN,
+            NUM_KV_HEADS,
+            GROUP,
+            DK,
+            DV,
+            BLOCK_DK,
+            BLOCK_DV,
+            BLOCK_M,
+            BLOCK_N,
+            CHUNK,
+            PAGE_SIZE,
+            STRIDES,
+        )
 
 
 @impl(
-    "paged_attention_decode", "balanced", priority=65, requires=("triton",), flags=Flags(batch_invariant=True),
+    "paged_attention_decode",
+    "balanced",
+    priority=65,
+    requires=("triton",),
+    flags=Flags(batch_invariant=True),
     options={"chunk": 256, "block_n": 0, "num_warps": 0, "num_stages": 0, "num_programs": 0},
     tune_space={"chunk": (128, 256, 512, 1024), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
-)  # fmt: skip
+)
 class BalancedDecode:
     """``num_programs``: size of the grid; 0 takes two per multiprocessor. ``chunk`` as in ``splitkv``."""
 
@@ -108,10 +186,20 @@ class BalancedDecode:
         """Writes the step's work list into ``meta.workspace``: items int32 [n, 3], and n."""
         chunk, block_m = self.tiles.chunk, self.tiles.block_m
         work_list_kernel[(meta.num_reqs,)](
-            *self._work_list(meta), meta.cu_q, meta.seq_lens, self.params.window or 0, meta.num_reqs,
-            HAS_WINDOW=self.params.window is not None, GROUP=self.group, BLOCK_M=block_m,
-            CHUNK=chunk, BLOCK_R=128, BLOCK_I=64, num_warps=1, enable_fp_fusion=True,
-        )  # fmt: skip
+            *self._work_list(meta),
+            meta.cu_q,
+            meta.seq_lens,
+            self.params.window or 0,
+            meta.num_reqs,
+            HAS_WINDOW=self.params.window is not None,
+            GROUP=self.group,
+            BLOCK_M=block_m,
+            CHUNK=chunk,
+            BLOCK_R=128,
+            BLOCK_I=64,
+            num_warps=1,
+            enable_fp_fusion=True,
+        )
 
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         call = DecodeCall(q, kv, meta, self.params, self.tiles)

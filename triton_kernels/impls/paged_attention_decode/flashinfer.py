@@ -14,8 +14,13 @@ from .._shared.flashinfer import FlashInferAttention
 
 
 @impl(
-    "paged_attention_decode", "flashinfer", priority=35, requires=("flashinfer",), devices=("cuda",),
-    flags=Flags(cuda_graph=False, deterministic=False), options={"backend": "auto", "workspace_mib": 256},
-)  # fmt: skip
+    "paged_attention_decode",
+    "flashinfer",
+    priority=35,
+    requires=("flashinfer",),
+    devices=("cuda",),
+    flags=Flags(cuda_graph=False, deterministic=False),
+    options={"backend": "auto", "workspace_mib": 256},
+)
 class FlashInferDecode(FlashInferAttention):
     single_queries = True

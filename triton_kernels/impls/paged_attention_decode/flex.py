@@ -12,9 +12,8 @@ from .._shared.flex import FlexAttention
 
 
 @impl(
-    "paged_attention_decode", "flex", priority=5, flags=Flags(cuda_graph=False, deterministic=False),
-    options={"whole_batch": False},
-)  # fmt: skip
+    "paged_attention_decode", "flex", priority=5, flags=Flags(cuda_graph=False, deterministic=False), options={"whole_batch": False}
+)
 class FlexDecode(FlexAttention):
     key = "paged_attention_decode:flex"
     one_by_one = False

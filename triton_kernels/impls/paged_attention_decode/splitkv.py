@@ -27,27 +27,85 @@ from ._kernels import DecodeCall, DecodeTiles, decode_split
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def splitkv_kernel(
-    q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi,
-    scale, softcap, window, num_tokens, stride_qt, stride_qh, stride_table,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr, PIN: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
-    BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr,
-):  # fmt: skip
+    q,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    out,
+    lse,
+    partial,
+    partial_lse,
+    cu_q,
+    seq_lens,
+    block_table,
+    sinks,
+    alibi,
+    scale,
+    softcap,
+    window,
+    num_tokens,
+    stride_qt,
+    stride_qh,
+    stride_table,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PIN: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    STRIDES: tl.constexpr,
+):
     tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
     strides = (stride_qt, stride_qh, stride_table)
     decode_split(
-        tl.program_id(2), tl.program_id(0) % NUM_KV_HEADS, tl.program_id(0) // NUM_KV_HEADS, tl.program_id(1),
-        tensors, strides, scale, softcap, window, num_tokens, CAUSAL, HAS_WINDOW, HAS_SOFTCAP, WIDEN, PIN,
-        NUM_KV_HEADS, GROUP, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_M, BLOCK_N, CHUNK, PAGE_SIZE, STRIDES,
-    )  # fmt: skip
+        tl.program_id(2),
+        tl.program_id(0) % NUM_KV_HEADS,
+        tl.program_id(0) // NUM_KV_HEADS,
+        tl.program_id(1),
+        tensors,
+        strides,
+        scale,
+        softcap,
+        window,
+        num_tokens,
+        CAUSAL,
+        HAS_WINDOW,
+        HAS_SOFTCAP,
+        WIDEN,
+        PIN,
+        NUM_KV_HEADS,
+        GROUP,
+        DK,
+        DV,
+        BLOCK_DK,
+        BLOCK_DV,
+        BLOCK_M,
+        BLOCK_N,
+        CHUNK,
+        PAGE_SIZE,
+        STRIDES,
+    )
 
 
 @impl(
-    "paged_attention_decode", "splitkv", priority=60, requires=("triton",), flags=Flags(batch_invariant=True),
+    "paged_attention_decode",
+    "splitkv",
+    priority=60,
+    requires=("triton",),
+    flags=Flags(batch_invariant=True),
     options={"chunk": 256, "block_n": 0, "num_warps": 0, "num_stages": 0},
     tune_space={"chunk": (128, 256, 512, 1024), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
-)  # fmt: skip
+)
 class SplitKVDecode:
     """``chunk``: keys per split of a short request, a multiple of ``block_n``. Options of 0 follow the arch."""
 

@@ -13,8 +13,12 @@ from .._shared.flash_attn import FlashAttention3
 
 
 @impl(
-    "paged_attention_prefill", "flash_attn_3", priority=45, requires=("flash_attn_interface",), devices=("cuda",),
+    "paged_attention_prefill",
+    "flash_attn_3",
+    priority=45,
+    requires=("flash_attn_interface",),
+    devices=("cuda",),
     options={"num_splits": 0},
-)  # fmt: skip
+)
 class PrefillFlashAttention3(FlashAttention3):
     pass

@@ -12,9 +12,12 @@ from .._shared.flex import FlexAttention
 
 
 @impl(
-    "paged_attention_prefill", "flex", priority=5, flags=Flags(cuda_graph=False, deterministic=False),
+    "paged_attention_prefill",
+    "flex",
+    priority=5,
+    flags=Flags(cuda_graph=False, deterministic=False),
     options={"whole_batch": False},
-)  # fmt: skip
+)
 class FlexPrefill(FlexAttention):
     key = "paged_attention_prefill:flex"
     one_by_one = True

@@ -34,13 +34,42 @@ from .._shared.attention import (
 
 @triton.jit(do_not_specialize=["num_tokens", "num_reqs"])
 def prefill_kernel(
-    q, k_cache, v_cache, k_scale, v_scale, out, lse, cu_q, seq_lens, block_table, sinks, alibi,
-    scale, softcap, window, num_tokens, num_reqs, stride_qt, stride_qh, stride_table,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WIDEN: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
-    BLOCK_DK: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, STRIDES: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
+    q,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    out,
+    lse,
+    cu_q,
+    seq_lens,
+    block_table,
+    sinks,
+    alibi,
+    scale,
+    softcap,
+    window,
+    num_tokens,
+    num_reqs,
+    stride_qt,
+    stride_qh,
+    stride_table,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    WIDEN: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    STRIDES: tl.constexpr,
+    TMA: tl.constexpr,
+):
     """k_cache and v_cache are pointers, or with TMA descriptors of boxes [1, BLOCK_N, 1, head_dim]. Rows past the last
     request belong to a request of length 0, so that they become 0."""
     pid = tl.program_id(0)
@@ -78,16 +107,40 @@ def prefill_kernel(
     before = seq_len - (end_token - first_token)
     first_position = before + first_row // GROUP
     last_position = before + (tl.minimum(first_row + BLOCK_M, num_rows) - 1) // GROUP
-    low, high, full_begin, full_end = visible_keys(
-        first_position, last_position, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N
-    )
+    low, high, full_begin, full_end = visible_keys(first_position, last_position, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N)
     kv = (k_cache, v_cache, k_scale, v_scale)
     table = block_table + request.to(tl.int64) * stride_table
     result, log_sum = attend(
-        q_block, first_position + token, slope, sink, kv, table, kv_head,
-        low // BLOCK_N * BLOCK_N, high, full_begin, full_end, low, high, scale, softcap, window,
-        CAUSAL, HAS_WINDOW, HAS_SOFTCAP, alibi is not None, DK, DV, BLOCK_DK, BLOCK_DV, BLOCK_N, PAGE_SIZE, STRIDES, TMA, False,
-    )  # fmt: skip
+        q_block,
+        first_position + token,
+        slope,
+        sink,
+        kv,
+        table,
+        kv_head,
+        low // BLOCK_N * BLOCK_N,
+        high,
+        full_begin,
+        full_end,
+        low,
+        high,
+        scale,
+        softcap,
+        window,
+        CAUSAL,
+        HAS_WINDOW,
+        HAS_SOFTCAP,
+        alibi is not None,
+        DK,
+        DV,
+        BLOCK_DK,
+        BLOCK_DV,
+        BLOCK_N,
+        PAGE_SIZE,
+        STRIDES,
+        TMA,
+        False,
+    )
 
     columns = tl.arange(0, BLOCK_DV)
     first_target = base_token * (NUM_KV_HEADS * GROUP) + base_head
@@ -116,14 +169,35 @@ def launch_prefill(
     lse = torch.empty(num_tokens, num_heads, dtype=torch.float32, device=q.device) if params.return_lse else None
     num_blocks = num_tokens * group // config["block_m"] + meta.num_reqs + 1
     prefill_kernel[(num_blocks * num_kv_heads,)](
-        q, *caches, kv.k_scale, kv.v_scale, out, lse, meta.cu_q, meta.seq_lens, meta.block_table,
-        num_tokens=num_tokens, num_reqs=meta.num_reqs, stride_qt=q.stride(0), stride_qh=q.stride(1),
-        stride_table=meta.block_table.stride(0), STRIDES=cache_strides(kv), **params.kernel_args(),
-        NUM_KV_HEADS=num_kv_heads, GROUP=group, DK=dk, DV=dv,
-        BLOCK_DK=max(16, triton.next_power_of_2(dk)), BLOCK_DV=max(16, triton.next_power_of_2(dv)),
-        BLOCK_M=config["block_m"], BLOCK_N=config["block_n"], PAGE_SIZE=kv.page_size, TMA=tma,
-        num_warps=config["num_warps"], num_stages=config["num_stages"],
-    )  # fmt: skip
+        q,
+        *caches,
+        kv.k_scale,
+        kv.v_scale,
+        out,
+        lse,
+        meta.cu_q,
+        meta.seq_lens,
+        meta.block_table,
+        num_tokens=num_tokens,
+        num_reqs=meta.num_reqs,
+        stride_qt=q.stride(0),
+        stride_qh=q.stride(1),
+        stride_table=meta.block_table.stride(0),
+        STRIDES=cache_strides(kv),
+        **params.kernel_args(),
+        NUM_KV_HEADS=num_kv_heads,
+        GROUP=group,
+        DK=dk,
+        DV=dv,
+        BLOCK_DK=max(16, triton.next_power_of_2(dk)),
+        BLOCK_DV=max(16, triton.next_power_of_2(dv)),
+        BLOCK_M=config["block_m"],
+        BLOCK_N=config["block_n"],
+        PAGE_SIZE=kv.page_size,
+        TMA=tma,
+        num_warps=config["num_warps"],
+        num_stages=config["num_stages"],
+    )
     return out if lse is None else (out, lse)
 
 
@@ -142,10 +216,14 @@ def tile_config(spec: Spec, tma: bool) -> dict[str, int]:
 
 
 @impl(
-    "paged_attention_prefill", "pointer", priority=50, requires=("triton",), flags=Flags(batch_invariant=True),
+    "paged_attention_prefill",
+    "pointer",
+    priority=50,
+    requires=("triton",),
+    flags=Flags(batch_invariant=True),
     options={"block_m": 0, "block_n": 0, "num_warps": 0, "num_stages": 0},
     tune_space={"block_m": (64, 128), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
-)  # fmt: skip
+)
 class PointerPrefill:
     """Options of 0 mean the choice of ``tile_config``."""
 

@@ -51,9 +51,24 @@ def _store_pairs(row, a, b, mask, half, NEOX: tl.constexpr, BLOCK_HEADS: tl.cons
 
 @triton.jit
 def _norm_and_rotate(
-    source, target, scale_target, mask, weight_ptr, cos_sin_ptr, half, width, eps, offset, KIND: tl.constexpr, LIMIT: tl.constexpr,
-    HAS_NORM: tl.constexpr, NEOX: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
-):  # fmt: skip
+    source,
+    target,
+    scale_target,
+    mask,
+    weight_ptr,
+    cos_sin_ptr,
+    half,
+    width,
+    eps,
+    offset,
+    KIND: tl.constexpr,
+    LIMIT: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    NEOX: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+):
     """source, target: pointers [HEADS, 1] to the heads, mask [HEADS, 1]. KIND: of the target's codes, whose scales go to
     scale_target [HEADS, 1]; "" for none."""
     a, b = _load_pairs(source, mask, half, NEOX, HEADS, BLOCK_HALF)
@@ -90,14 +105,50 @@ def _norm_and_rotate(
 
 @triton.jit
 def _fused_kernel(
-    qkv_ptr, positions_ptr, k_cache_ptr, v_cache_ptr, k_scale_ptr, v_scale_ptr, slots_ptr, cos_sin_ptr, q_weight_ptr,
-    k_weight_ptr, q_ptr,
-    num_heads, num_kv_heads, half, width, page_size, eps, offset, stride_token, stride_positions, stride_slots,
-    stride_cos_sin, k_page, k_slot, k_head, v_page, v_slot, v_head, k_scale_page, k_scale_slot, k_scale_head,
-    v_scale_page, v_scale_slot, v_scale_head, KIND: tl.constexpr, LIMIT: tl.constexpr,
-    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, NEOX: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
-    BLOCK_REST: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    qkv_ptr,
+    positions_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    slots_ptr,
+    cos_sin_ptr,
+    q_weight_ptr,
+    k_weight_ptr,
+    q_ptr,
+    num_heads,
+    num_kv_heads,
+    half,
+    width,
+    page_size,
+    eps,
+    offset,
+    stride_token,
+    stride_positions,
+    stride_slots,
+    stride_cos_sin,
+    k_page,
+    k_slot,
+    k_head,
+    v_page,
+    v_slot,
+    v_head,
+    k_scale_page,
+    k_scale_slot,
+    k_scale_head,
+    v_scale_page,
+    v_scale_slot,
+    v_scale_head,
+    KIND: tl.constexpr,
+    LIMIT: tl.constexpr,
+    Q_NORM: tl.constexpr,
+    K_NORM: tl.constexpr,
+    NEOX: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     token, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     q_blocks, kv_blocks = tl.cdiv(num_heads, HEADS), tl.cdiv(num_kv_heads, HEADS)
     qkv_ptr += token * stride_token
@@ -105,9 +156,24 @@ def _fused_kernel(
     if block < q_blocks:
         heads = (block * HEADS + tl.arange(0, HEADS))[:, None]
         _norm_and_rotate(
-            qkv_ptr + heads * width, q_ptr + (token * num_heads + heads) * width, None, heads < num_heads, q_weight_ptr,
-            cos_sin_ptr, half, width, eps, offset, "", LIMIT, Q_NORM, NEOX, HEADS, BLOCK_HALF, BLOCK_REST,
-        )  # fmt: skip
+            qkv_ptr + heads * width,
+            q_ptr + (token * num_heads + heads) * width,
+            None,
+            heads < num_heads,
+            q_weight_ptr,
+            cos_sin_ptr,
+            half,
+            width,
+            eps,
+            offset,
+            "",
+            LIMIT,
+            Q_NORM,
+            NEOX,
+            HEADS,
+            BLOCK_HALF,
+            BLOCK_REST,
+        )
     else:
         slot = tl.load(slots_ptr + token * stride_slots)
         if slot < 0:
@@ -116,26 +182,48 @@ def _fused_kernel(
         if block < q_blocks + kv_blocks:
             heads = ((block - q_blocks) * HEADS + tl.arange(0, HEADS))[:, None]
             _norm_and_rotate(
-                qkv_ptr + (num_heads + heads) * width, k_cache_ptr + page * k_page + place * k_slot + heads * k_head,
-                k_scale_ptr + page * k_scale_page + place * k_scale_slot + heads * k_scale_head, heads < num_kv_heads,
-                k_weight_ptr, cos_sin_ptr, half, width, eps, offset, KIND, LIMIT, K_NORM, NEOX, HEADS, BLOCK_HALF, BLOCK_REST,
-            )  # fmt: skip
+                qkv_ptr + (num_heads + heads) * width,
+                k_cache_ptr + page * k_page + place * k_slot + heads * k_head,
+                k_scale_ptr + page * k_scale_page + place * k_scale_slot + heads * k_scale_head,
+                heads < num_kv_heads,
+                k_weight_ptr,
+                cos_sin_ptr,
+                half,
+                width,
+                eps,
+                offset,
+                KIND,
+                LIMIT,
+                K_NORM,
+                NEOX,
+                HEADS,
+                BLOCK_HALF,
+                BLOCK_REST,
+            )
         else:
             heads = ((block - q_blocks - kv_blocks) * HEADS + tl.arange(0, HEADS))[:, None]
             element = tl.arange(0, BLOCK)[None, :]
             mask = (heads < num_kv_heads) & (element < width)
             values = tl.load(qkv_ptr + (num_heads + num_kv_heads + heads) * width + element, mask=mask, other=0.0)
             store_heads(
-                values, v_cache_ptr + page * v_page + place * v_slot + heads * v_head + element,
+                values,
+                v_cache_ptr + page * v_page + place * v_slot + heads * v_head + element,
                 v_scale_ptr + page * v_scale_page + place * v_scale_slot + heads * v_scale_head,
-                heads < num_kv_heads, element < width, KIND, LIMIT,
-            )  # fmt: skip
+                heads < num_kv_heads,
+                element < width,
+                KIND,
+                LIMIT,
+            )
 
 
 @impl(
-    "qk_norm_rotary_kv_write", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True),
+    "qk_norm_rotary_kv_write",
+    "triton",
+    priority=20,
+    requires=("triton",),
+    flags=Flags(batch_invariant=True),
     options={"block_heads": 8},
-)  # fmt: skip
+)
 class TritonFused:
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], *, block_heads: int) -> None:
         bound = {**weights, **params}
@@ -163,13 +251,41 @@ class TritonFused:
         num_blocks = triton.cdiv(num_heads, heads) + 2 * triton.cdiv(num_kv_heads, heads)
         k_cache, v_cache, k_scale, v_scale = cache_bits(kv)
         _fused_kernel[(num_tokens, num_blocks)](
-            qkv, positions, k_cache, v_cache, k_scale, v_scale, slot_mapping, self.cos_sin,
-            qkv if self.q_weight is None else self.q_weight, qkv if self.k_weight is None else self.k_weight, q,
-            num_heads, num_kv_heads, half, width, kv.page_size, self.eps, self.offset, qkv.stride(0), positions.stride(0),
-            slot_mapping.stride(0), self.cos_sin.stride(0), *k_cache.stride()[:3], *v_cache.stride()[:3],
-            *k_scale.stride()[:3], *v_scale.stride()[:3], **cache_constants(kv),
-            Q_NORM=self.q_weight is not None, K_NORM=self.k_weight is not None, NEOX=self.neox, HEADS=heads,
-            BLOCK_HALF=triton.next_power_of_2(half), BLOCK_REST=triton.next_power_of_2(rest) if rest else 0,
-            BLOCK=triton.next_power_of_2(width), num_warps=4, enable_fp_fusion=kv.k_scale is None,
-        )  # fmt: skip
+            qkv,
+            positions,
+            k_cache,
+            v_cache,
+            k_scale,
+            v_scale,
+            slot_mapping,
+            self.cos_sin,
+            qkv if self.q_weight is None else self.q_weight,
+            qkv if self.k_weight is None else self.k_weight,
+            q,
+            num_heads,
+            num_kv_heads,
+            half,
+            width,
+            kv.page_size,
+            self.eps,
+            self.offset,
+            qkv.stride(0),
+            positions.stride(0),
+            slot_mapping.stride(0),
+            self.cos_sin.stride(0),
+            *k_cache.stride()[:3],
+            *v_cache.stride()[:3],
+            *k_scale.stride()[:3],
+            *v_scale.stride()[:3],
+            **cache_constants(kv),
+            Q_NORM=self.q_weight is not None,
+            K_NORM=self.k_weight is not None,
+            NEOX=self.neox,
+            HEADS=heads,
+            BLOCK_HALF=triton.next_power_of_2(half),
+            BLOCK_REST=triton.next_power_of_2(rest) if rest else 0,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=4,
+            enable_fp_fusion=kv.k_scale is None,
+        )
         return q

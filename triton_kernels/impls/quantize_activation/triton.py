@@ -25,9 +25,18 @@ MAX_BLOCK = 8192
 
 @triton.jit
 def quantize_rows_kernel(
-    x_ptr, static_ptr, codes_ptr, scales_ptr, width, stride_x,
-    KIND: tl.constexpr, LIMIT: tl.constexpr, STATIC: tl.constexpr, ONE_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    static_ptr,
+    codes_ptr,
+    scales_ptr,
+    width,
+    stride_x,
+    KIND: tl.constexpr,
+    LIMIT: tl.constexpr,
+    STATIC: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     values = tl.load(x_ptr + row * stride_x + columns, mask=columns < width, other=0.0).to(tl.float32)
@@ -88,16 +97,34 @@ class TritonQuantize:
             groups = self.block or GROUPS_PER_PROGRAM
             if codes.numel():
                 quantize_groups_kernel[(num_rows, triton.cdiv(num_groups, groups))](
-                    x, bits, scales, width, num_groups, x.stride(0), GROUPS=groups, **self.constants, num_warps=4,
+                    x,
+                    bits,
+                    scales,
+                    width,
+                    num_groups,
+                    x.stride(0),
+                    GROUPS=groups,
+                    **self.constants,
+                    num_warps=4,
                     enable_fp_fusion=False,
-                )  # fmt: skip
+                )
             return codes, scales
         static = self.static_scale
         scales = x.new_empty(num_rows, 1, dtype=torch.float32) if static is None else static.clone()
         block = self.block or min(MAX_BLOCK, triton.next_power_of_2(width))
         if codes.numel():
             quantize_rows_kernel[(num_rows,)](
-                x, static, bits, scales, width, x.stride(0), STATIC=static is not None, ONE_BLOCK=block >= width, BLOCK=block,
-                **self.constants, num_warps=8 if block >= 4096 else 4, enable_fp_fusion=False,
-            )  # fmt: skip
+                x,
+                static,
+                bits,
+                scales,
+                width,
+                x.stride(0),
+                STATIC=static is not None,
+                ONE_BLOCK=block >= width,
+                BLOCK=block,
+                **self.constants,
+                num_warps=8 if block >= 4096 else 4,
+                enable_fp_fusion=False,
+            )
         return codes, scales

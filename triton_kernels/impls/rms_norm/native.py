@@ -38,7 +38,14 @@ class RmsNormNative:
             summed = rows(residual, in_place=True)
             target, strides = summed.tensor.data_ptr(), [*strides, summed.stride_outer, summed.stride_inner]
         self.run(
-            source.data_ptr(), target, self.factor.data_ptr(), out.data_ptr(), num_rows, inner, self.width,
-            (ctypes.c_int64 * 4)(*strides), self.eps,
-        )  # fmt: skip
+            source.data_ptr(),
+            target,
+            self.factor.data_ptr(),
+            out.data_ptr(),
+            num_rows,
+            inner,
+            self.width,
+            (ctypes.c_int64 * 4)(*strides),
+            self.eps,
+        )
         return out

@@ -30,11 +30,28 @@ def _scaled(x, inverse, weight_ptr, columns, width, offset):
 
 @triton.jit(do_not_specialize=["num_rows", "inner"])
 def _rms_norm_kernel(
-    x_ptr, residual_ptr, num_rows, inner, x_outer, x_inner, residual_outer, residual_inner,
-    weight_ptr, out_ptr, scales_ptr, width, eps, offset,
-    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
-    MODE: tl.constexpr, KIND: tl.constexpr, LIMIT: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    residual_ptr,
+    num_rows,
+    inner,
+    x_outer,
+    x_inner,
+    residual_outer,
+    residual_inner,
+    weight_ptr,
+    out_ptr,
+    scales_ptr,
+    width,
+    eps,
+    offset,
+    HAS_RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    MODE: tl.constexpr,
+    KIND: tl.constexpr,
+    LIMIT: tl.constexpr,
+):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     valid = (row < num_rows)[:, None]
     x_ptrs = row_pointers(x_ptr, row, inner, x_outer, x_inner)
@@ -93,7 +110,15 @@ class RmsNormTriton:
             width = x.shape[-1]
             grid, args, constants = launch(x, residual, self.output.block(self.block, width))
             _rms_norm_kernel[grid](
-                *args, self.weight, new.out, new.scales, width, self.eps, self.offset, **constants, **new.constants,
+                *args,
+                self.weight,
+                new.out,
+                new.scales,
+                width,
+                self.eps,
+                self.offset,
+                **constants,
+                **new.constants,
                 enable_fp_fusion=self.output.mode == "plain",
-            )  # fmt: skip
+            )
         return new.result

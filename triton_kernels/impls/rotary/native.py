@@ -30,6 +30,17 @@ class RotaryNative:
     def __call__(self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor) -> None:
         (num_tokens, num_heads, _), (q_token, q_head, _), (k_token, k_head, _) = q.shape, q.stride(), k.stride()
         self.run(
-            q.data_ptr(), k.data_ptr(), positions.data_ptr(), self.cos_sin.data_ptr(), num_tokens, num_heads, k.shape[1],
-            q_token, q_head, k_token, k_head, self.half, self.gptj,
-        )  # fmt: skip
+            q.data_ptr(),
+            k.data_ptr(),
+            positions.data_ptr(),
+            self.cos_sin.data_ptr(),
+            num_tokens,
+            num_heads,
+            k.shape[1],
+            q_token,
+            q_head,
+            k_token,
+            k_head,
+            self.half,
+            self.gptj,
+        )

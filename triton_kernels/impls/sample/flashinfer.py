@@ -55,7 +55,12 @@ class FlashInferSample:
         most = torch.where(top_k[slot] > 0, top_k[slot], vocab_size).clamp_max(vocab_size)
         key = (seed[slot] * _MIX[0] + position * _MIX[1]).sum(dim=0, keepdim=True) + self.stream
         drawn = self.draw(
-            scores, most.int(), top_p[slot].float(), filter_apply_order="top_k_first", deterministic=True, seed=key,
+            scores,
+            most.int(),
+            top_p[slot].float(),
+            filter_apply_order="top_k_first",
+            deterministic=True,
+            seed=key,
             offset=torch.zeros_like(key),
-        )  # fmt: skip
+        )
         return torch.where(valid, torch.where(greedy, token, drawn.long()), -1).int()

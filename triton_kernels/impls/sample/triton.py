@@ -40,10 +40,25 @@ def _load_scores(logits_ptr, tokens, mask, temperature):
 
 @triton.jit
 def _scan_kernel(
-    logits_ptr, row_to_slot_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, position_ptr,
-    block_best_ptr, block_mass_ptr, block_noisy_ptr, block_token_ptr, group_best_ptr, num_tokens, logits_stride, stream,
-    GROUP: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    row_to_slot_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    seed_ptr,
+    position_ptr,
+    block_best_ptr,
+    block_mass_ptr,
+    block_noisy_ptr,
+    block_token_ptr,
+    group_best_ptr,
+    num_tokens,
+    logits_stride,
+    stream,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     slot = tl.load(row_to_slot_ptr + row)
@@ -99,9 +114,18 @@ def _load_listed(logits_ptr, group_list_ptr, num_listed, start, num_tokens, temp
 
 @triton.jit
 def _measure(
-    logits_ptr, group_list_ptr, num_listed, num_tokens, temperature, best, by_mass, pivots, GROUP: tl.constexpr,
-    TILE: tl.constexpr, PIVOTS: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    group_list_ptr,
+    num_listed,
+    num_tokens,
+    temperature,
+    best,
+    by_mass,
+    pivots,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    PIVOTS: tl.constexpr,
+):
     """Number or mass of listed tokens whose key is at least each pivot (int64 [PIVOTS]) -> int64 [PIVOTS]."""
     totals = tl.zeros([PIVOTS], dtype=tl.int64)
     borders = pivots.to(tl.int32)[None, :]
@@ -114,9 +138,21 @@ def _measure(
 
 @triton.jit
 def _search(
-    logits_ptr, group_list_ptr, num_listed, num_tokens, temperature, best, by_mass, target, low, high, above,
-    GROUP: tl.constexpr, TILE: tl.constexpr, PIVOTS: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    group_list_ptr,
+    num_listed,
+    num_tokens,
+    temperature,
+    best,
+    by_mass,
+    target,
+    low,
+    high,
+    above,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    PIVOTS: tl.constexpr,
+):
     """The largest key in low .. high - 1 (``low``, if none) at and above which tokens reach ``target``, and what they are
     above it; ``above`` < target is what they are at and above ``high``."""
     while high - low > 1:
@@ -134,9 +170,24 @@ def _search(
 
 @triton.jit
 def _draw_filtered(
-    logits_ptr, group_best_ptr, group_list_ptr, num_groups, num_tokens, temperature, top_k, top_p, min_p, seed, position,
-    stream, best, row_mass, GROUP: tl.constexpr, TILE: tl.constexpr, PIVOTS: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    group_best_ptr,
+    group_list_ptr,
+    num_groups,
+    num_tokens,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    seed,
+    position,
+    stream,
+    best,
+    row_mass,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    PIVOTS: tl.constexpr,
+):
     bottom = tl.where(min_p > 0, tl.maximum(best + tl.log(tl.where(min_p > 0, min_p, 1.0)), _LOWEST), _LOWEST)
     limited = (top_k > 0) & (top_k < num_tokens)
     # Without top-k, min-p alone says which tokens count, and the mass of top-p is theirs.
@@ -154,9 +205,18 @@ def _draw_filtered(
         num_listed = _list_groups(group_best_ptr, group_list_ptr, num_groups, floor, TILE)
         low = float_key(floor).to(tl.int64)
         totals = _measure(
-            logits_ptr, group_list_ptr, num_listed, num_tokens, temperature, best, limited == 0,
-            low + tl.zeros([PIVOTS], dtype=tl.int64), GROUP, TILE, PIVOTS,
-        )  # fmt: skip
+            logits_ptr,
+            group_list_ptr,
+            num_listed,
+            num_tokens,
+            temperature,
+            best,
+            limited == 0,
+            low + tl.zeros([PIVOTS], dtype=tl.int64),
+            GROUP,
+            TILE,
+            PIVOTS,
+        )
         found = tl.max(totals, 0)
         enough = (found >= target) | (floor <= bottom)
         depth *= 2
@@ -165,9 +225,21 @@ def _draw_filtered(
     total = tl.where(min_p > 0, found.to(tl.float64), row_mass)
     if limited:
         low, above = _search(
-            logits_ptr, group_list_ptr, num_listed, num_tokens, temperature, best, False, target, low, high, above, GROUP,
-            TILE, PIVOTS,
-        )  # fmt: skip
+            logits_ptr,
+            group_list_ptr,
+            num_listed,
+            num_tokens,
+            temperature,
+            best,
+            False,
+            target,
+            low,
+            high,
+            above,
+            GROUP,
+            TILE,
+            PIVOTS,
+        )
         num_equal = top_k - above
     if top_p < 1:
         if limited:
@@ -182,9 +254,21 @@ def _draw_filtered(
         target = tl.maximum(tl.ceil(total * top_p).to(tl.int64), 1)
         border_k = low
         low, above = _search(
-            logits_ptr, group_list_ptr, num_listed, num_tokens, temperature, best, True, target, low, high, above, GROUP, TILE,
+            logits_ptr,
+            group_list_ptr,
+            num_listed,
+            num_tokens,
+            temperature,
+            best,
+            True,
+            target,
+            low,
+            high,
+            above,
+            GROUP,
+            TILE,
             PIVOTS,
-        )  # fmt: skip
+        )
         border = _mass(key_float(low.to(tl.int32)), best)
         needed = tl.where(border > 0, (target - above + border - 1) // tl.maximum(border, 1), _MANY)
         num_equal = tl.where(low == border_k, tl.minimum(num_equal, needed), needed)
@@ -208,11 +292,31 @@ def _draw_filtered(
 
 @triton.jit
 def _choose_kernel(
-    logits_ptr, row_to_slot_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, position_ptr,
-    block_best_ptr, block_mass_ptr, block_noisy_ptr, block_token_ptr, group_best_ptr, group_list_ptr, out_ptr,
-    num_tokens, logits_stride, num_blocks, num_groups, stream,
-    BLOCKS: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, PIVOTS: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    row_to_slot_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    seed_ptr,
+    position_ptr,
+    block_best_ptr,
+    block_mass_ptr,
+    block_noisy_ptr,
+    block_token_ptr,
+    group_best_ptr,
+    group_list_ptr,
+    out_ptr,
+    num_tokens,
+    logits_stride,
+    num_blocks,
+    num_groups,
+    stream,
+    BLOCKS: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    PIVOTS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(row_to_slot_ptr + row)
     if slot < 0:
@@ -231,10 +335,24 @@ def _choose_kernel(
         block_mass = tl.load(block_mass_ptr + blocks, mask=mask, other=0.0)
         row_mass = (tl.sum(block_mass * tl.exp(block_best - best), 0) * _MASS_ONE).to(tl.float64)
         token = _draw_filtered(
-            logits_ptr + row * logits_stride, group_best_ptr + row * num_groups, group_list_ptr + row * num_groups,
-            num_groups, num_tokens, temperature, top_k, top_p, min_p, tl.load(seed_ptr + slot),
-            tl.load(position_ptr + row), stream, best, row_mass, GROUP, TILE, PIVOTS,
-        )  # fmt: skip
+            logits_ptr + row * logits_stride,
+            group_best_ptr + row * num_groups,
+            group_list_ptr + row * num_groups,
+            num_groups,
+            num_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            tl.load(seed_ptr + slot),
+            tl.load(position_ptr + row),
+            stream,
+            best,
+            row_mass,
+            GROUP,
+            TILE,
+            PIVOTS,
+        )
     else:
         noisy = tl.load(block_noisy_ptr + blocks, mask=mask, other=float("-inf"))
         token = tl.load(block_token_ptr + row * num_blocks + tl.argmax(noisy, 0, tie_break_left=True))
@@ -281,12 +399,39 @@ def sample(
     group_list = logits.new_empty(num_rows, num_groups, dtype=torch.int32)
     inputs = (logits, row_to_slot, temperature, top_k, top_p, min_p, seed, position)
     _scan_kernel[(num_rows, num_blocks)](
-        *inputs, block_best, block_mass, block_noisy, block_token, group_best, num_tokens, logits.stride(0), stream,
-        GROUP=group, BLOCK=block, num_warps=8, enable_fp_fusion=True,
-    )  # fmt: skip
+        *inputs,
+        block_best,
+        block_mass,
+        block_noisy,
+        block_token,
+        group_best,
+        num_tokens,
+        logits.stride(0),
+        stream,
+        GROUP=group,
+        BLOCK=block,
+        num_warps=8,
+        enable_fp_fusion=True,
+    )
     _choose_kernel[(num_rows,)](
-        *inputs, block_best, block_mass, block_noisy, block_token, group_best, group_list, out, num_tokens,
-        logits.stride(0), num_blocks, num_groups, stream, BLOCKS=triton.next_power_of_2(num_blocks), GROUP=group,
-        TILE=tile, PIVOTS=pivots, num_warps=8, enable_fp_fusion=True,
-    )  # fmt: skip
+        *inputs,
+        block_best,
+        block_mass,
+        block_noisy,
+        block_token,
+        group_best,
+        group_list,
+        out,
+        num_tokens,
+        logits.stride(0),
+        num_blocks,
+        num_groups,
+        stream,
+        BLOCKS=triton.next_power_of_2(num_blocks),
+        GROUP=group,
+        TILE=tile,
+        PIVOTS=pivots,
+        num_warps=8,
+        enable_fp_fusion=True,
+    )
     return out

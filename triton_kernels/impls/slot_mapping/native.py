@@ -31,7 +31,14 @@ class SlotMappingNative:
     ) -> torch.Tensor:
         slots = torch.empty_like(positions)
         self.run(
-            positions.data_ptr(), cu_q.data_ptr(), seq_lens.data_ptr(), block_table.data_ptr(), slots.data_ptr(),
-            positions.shape[0], seq_lens.shape[0], block_table.stride(0), self.page_size,
-        )  # fmt: skip
+            positions.data_ptr(),
+            cu_q.data_ptr(),
+            seq_lens.data_ptr(),
+            block_table.data_ptr(),
+            slots.data_ptr(),
+            positions.shape[0],
+            seq_lens.shape[0],
+            block_table.stride(0),
+            self.page_size,
+        )
         return slots

@@ -16,9 +16,18 @@ from ...impl import impl
 
 @triton.jit(do_not_specialize=["num_tokens", "num_reqs", "num_halvings", "stride_table"])
 def _slot_mapping_kernel(
-    positions, cu_q, seq_lens, block_table, slots, num_tokens, num_reqs, num_halvings, stride_table,
-    PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    positions,
+    cu_q,
+    seq_lens,
+    block_table,
+    slots,
+    num_tokens,
+    num_reqs,
+    num_halvings,
+    stride_table,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     low = tl.zeros([BLOCK], tl.int32)
     high = low + num_reqs
@@ -44,7 +53,18 @@ def slot_mapping_triton(
     slots, num_tokens, num_reqs = torch.empty_like(positions), positions.shape[0], seq_lens.shape[0]
     if num_tokens:
         _slot_mapping_kernel[(triton.cdiv(num_tokens, block),)](
-            positions, cu_q, seq_lens, block_table, slots, num_tokens, num_reqs, num_reqs.bit_length(), block_table.stride(0),
-            PAGE_SIZE=page_size, BLOCK=block, num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+            positions,
+            cu_q,
+            seq_lens,
+            block_table,
+            slots,
+            num_tokens,
+            num_reqs,
+            num_reqs.bit_length(),
+            block_table.stride(0),
+            PAGE_SIZE=page_size,
+            BLOCK=block,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
     return slots

@@ -31,9 +31,19 @@ def _scores(logits_ptr, tokens, num_tokens, temperature):
 
 @triton.jit(do_not_specialize=["num_reqs"])
 def _scan_kernel(
-    logits_ptr, cu_rows_ptr, row_to_slot_ptr, temperature_ptr, block_best_ptr, block_token_ptr, block_mass_ptr, num_tokens,
-    logits_stride, num_reqs, REQS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    cu_rows_ptr,
+    row_to_slot_ptr,
+    temperature_ptr,
+    block_best_ptr,
+    block_token_ptr,
+    block_mass_ptr,
+    num_tokens,
+    logits_stride,
+    num_reqs,
+    REQS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     requests = tl.arange(0, REQS)
     ends = tl.load(cu_rows_ptr + 1 + requests, mask=requests < num_reqs, other=2147483647)
@@ -55,10 +65,29 @@ def _scan_kernel(
 
 @triton.jit
 def _accept_kernel(
-    logits_ptr, draft_ids_ptr, draft_probs_ptr, cu_rows_ptr, row_to_slot_ptr, temperature_ptr, seed_ptr, position_ptr,
-    block_best_ptr, block_token_ptr, block_mass_ptr, out_ptr, accepted_ptr, draw_row_ptr, draw_best_ptr, draw_mass_ptr,
-    num_tokens, num_blocks, logits_stride, probs_stride, HAS_PROBS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    draft_ids_ptr,
+    draft_probs_ptr,
+    cu_rows_ptr,
+    row_to_slot_ptr,
+    temperature_ptr,
+    seed_ptr,
+    position_ptr,
+    block_best_ptr,
+    block_token_ptr,
+    block_mass_ptr,
+    out_ptr,
+    accepted_ptr,
+    draw_row_ptr,
+    draw_best_ptr,
+    draw_mass_ptr,
+    num_tokens,
+    num_blocks,
+    logits_stride,
+    probs_stride,
+    HAS_PROBS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
     request = tl.program_id(0)
     slot = tl.load(row_to_slot_ptr + request)
     row, end = tl.load(cu_rows_ptr + request), tl.load(cu_rows_ptr + request + 1)
@@ -100,10 +129,24 @@ def _accept_kernel(
 
 @triton.jit
 def _draw_kernel(
-    logits_ptr, draft_ids_ptr, draft_probs_ptr, row_to_slot_ptr, temperature_ptr, seed_ptr, position_ptr, draw_row_ptr,
-    draw_best_ptr, draw_mass_ptr, noisy_ptr, noisy_token_ptr, num_tokens, logits_stride, probs_stride,
-    HAS_PROBS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    draft_ids_ptr,
+    draft_probs_ptr,
+    row_to_slot_ptr,
+    temperature_ptr,
+    seed_ptr,
+    position_ptr,
+    draw_row_ptr,
+    draw_best_ptr,
+    draw_mass_ptr,
+    noisy_ptr,
+    noisy_token_ptr,
+    num_tokens,
+    logits_stride,
+    probs_stride,
+    HAS_PROBS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Per block, for both of its candidates [request, 2, block]: the best noisy score, and its token."""
     request, block = tl.program_id(0), tl.program_id(1)
     row = tl.load(draw_row_ptr + request).to(tl.int64)
@@ -147,9 +190,7 @@ def _choose_kernel(draw_row_ptr, noisy_ptr, noisy_token_ptr, out_ptr, num_blocks
     tl.store(out_ptr + row, tl.load(noisy_token_ptr + here + tl.argmax(noisy, 0, tie_break_left=True)))
 
 
-@impl(
-    "verify_draft", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 4096}
-)
+@impl("verify_draft", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 4096})
 def verify_draft(
     logits: torch.Tensor,
     draft_ids: torch.Tensor,
@@ -180,19 +221,65 @@ def verify_draft(
     probs = logits if draft_probs is None else draft_probs
     strides, has_probs = (logits.stride(0), probs.stride(0)), draft_probs is not None
     _scan_kernel[(num_rows, num_blocks)](
-        logits, cu_rows, row_to_slot, temperature, block_best, block_token, block_mass, num_tokens, logits.stride(0),
-        num_reqs, REQS=triton.next_power_of_2(num_reqs), BLOCK=block, num_warps=8, enable_fp_fusion=True,
-    )  # fmt: skip
-    _accept_kernel[(num_reqs,)](
-        logits, draft_ids, probs, cu_rows, row_to_slot, temperature, seed, position, block_best, block_token, block_mass, out,
-        accepted, draw_row, draw_best, draw_mass, num_tokens, num_blocks, *strides, HAS_PROBS=has_probs, BLOCKS=blocks,
-        num_warps=1, enable_fp_fusion=True,
-    )  # fmt: skip
-    _draw_kernel[(num_reqs, num_blocks)](
-        logits, draft_ids, probs, row_to_slot, temperature, seed, position, draw_row, draw_best, draw_mass, noisy, noisy_token,
-        num_tokens, *strides, HAS_PROBS=has_probs, BLOCK=block, num_warps=8, enable_fp_fusion=True,
-    )  # fmt: skip
-    _choose_kernel[(num_reqs,)](
-        draw_row, noisy, noisy_token, out, num_blocks, BLOCKS=blocks, num_warps=1, enable_fp_fusion=True
+        logits,
+        cu_rows,
+        row_to_slot,
+        temperature,
+        block_best,
+        block_token,
+        block_mass,
+        num_tokens,
+        logits.stride(0),
+        num_reqs,
+        REQS=triton.next_power_of_2(num_reqs),
+        BLOCK=block,
+        num_warps=8,
+        enable_fp_fusion=True,
     )
+    _accept_kernel[(num_reqs,)](
+        logits,
+        draft_ids,
+        probs,
+        cu_rows,
+        row_to_slot,
+        temperature,
+        seed,
+        position,
+        block_best,
+        block_token,
+        block_mass,
+        out,
+        accepted,
+        draw_row,
+        draw_best,
+        draw_mass,
+        num_tokens,
+        num_blocks,
+        *strides,
+        HAS_PROBS=has_probs,
+        BLOCKS=blocks,
+        num_warps=1,
+        enable_fp_fusion=True,
+    )
+    _draw_kernel[(num_reqs, num_blocks)](
+        logits,
+        draft_ids,
+        probs,
+        row_to_slot,
+        temperature,
+        seed,
+        position,
+        draw_row,
+        draw_best,
+        draw_mass,
+        noisy,
+        noisy_token,
+        num_tokens,
+        *strides,
+        HAS_PROBS=has_probs,
+        BLOCK=block,
+        num_warps=8,
+        enable_fp_fusion=True,
+    )
+    _choose_kernel[(num_reqs,)](draw_row, noisy, noisy_token, out, num_blocks, BLOCKS=blocks, num_warps=1, enable_fp_fusion=True)
     return out, accepted
