@@ -50,9 +50,9 @@ class Peer:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(workload) + "\n")
         self._process.stdin.flush()
-        answer = self._read()
+        reply = self._read()
         self._process.send_signal(signal.SIGSTOP)
-        return answer
+        return reply
 
     def close(self) -> None:
         self._process.kill()
@@ -95,8 +95,8 @@ def measure(config: DictConfig, model: Path) -> list[Row]:
                 for name, workload in workloads.items():
                     found = [peer.measure(workload) for peer in running]
                     num_output = sum(n for _, n in workload)
-                    for peer, answer in zip(running, found):
-                        pairs = zip(answer["outputs"], found[-1]["outputs"])
+                    for peer, reply in zip(running, found):
+                        pairs = zip(reply["outputs"], found[-1]["outputs"])
                         equal = sum(a == b for ours, theirs in pairs for a, b in zip(ours, theirs))
                         rows.append(
                             {
@@ -105,8 +105,8 @@ def measure(config: DictConfig, model: Path) -> list[Row]:
                                 "round": number,
                                 "engine": peer.engine,
                                 "version": peer.version,
-                                "wall_s": answer["wall_s"],
-                                "output_tokens_per_s": num_output / answer["wall_s"],
+                                "wall_s": reply["wall_s"],
+                                "output_tokens_per_s": num_output / reply["wall_s"],
                                 "agreement": equal / num_output,
                             }
                         )

@@ -113,12 +113,12 @@ class GraphConfig:
 
 @dataclass
 class ParallelConfig:
-    """Ranks per kind of parallelism."""
+    """Ranks per kind of parallelism: tensor, pipeline, data, expert."""
 
-    tensor: int = 1
-    pipeline: int = 1
-    data: int = 1
-    expert: int = 1
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
 
 
 @dataclass

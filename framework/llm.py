@@ -83,7 +83,7 @@ class LLM:
                     prefix_caching=enable_prefix_caching,
                 ),
                 scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
-                parallel=ParallelConfig(tensor=tensor_parallel_size, pipeline=pipeline_parallel_size),
+                parallel=ParallelConfig(tp=tensor_parallel_size, pp=pipeline_parallel_size),
                 kernels=dict(kernels or {}),
                 plugins=list(plugins),
                 device=device,

@@ -18,11 +18,11 @@ class Logprob(NamedTuple):
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Times of one request, in seconds of the engine's clock. With n > 1 the answers share one object.
+    """Times of one request, in seconds of the engine's clock. With n > 1 the completions share one object.
 
     arrival_s          as given to ``add_request``
     first_scheduled_s  when its first tokens were submitted
-    token_times_s      when each token came out, all answers together, ascending
+    token_times_s      when each token came out, all completions together, ascending
     num_preemptions    how often the request lost its place
     """
 
@@ -42,9 +42,9 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One answer, or what is new of it.
+    """One completion, or what is new of it.
 
-    index               which of the n answers
+    index               which of the n completions
     cumulative_logprob  sum over all output tokens so far; None unless logprobs were asked for
     logprobs            per token in ``token_ids``: token id -> Logprob of the token itself and the top ones
     finish_reason       stop, length, abort, error (the logits were NaN or all -inf); None while running
@@ -69,7 +69,7 @@ class RequestOutput:
 
     prompt            text of the prompt; None if it came as token ids
     prompt_logprobs   per prompt token, None for the first; None unless asked for, and until the prompt is computed
-    outputs           by index; deltas hold the answers with something new
+    outputs           by index; deltas hold the completions with something new
     num_cached_tokens prompt tokens that were not computed because the cache held them
     metrics           once the request is finished
     """

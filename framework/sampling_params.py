@@ -25,7 +25,7 @@ class RequestOutputKind(Enum):
 class SamplingParams:
     """Sampling parameters of one request.
 
-    n                    answers per prompt; they share the prompt's cache blocks, answer i samples with seed + i
+    n                    completions per prompt; they share the prompt's cache blocks, completion i samples with seed + i
     presence_penalty     [-2, 2], subtracted from the logit of every token generated so far
     frequency_penalty    [-2, 2], subtracted times the number of occurrences
     repetition_penalty   > 0; logits of tokens in prompt or output are divided by it (multiplied if negative)
@@ -34,9 +34,9 @@ class SamplingParams:
     top_k                0 or -1 = off
     min_p                [0, 1]; 0 = off; least probability relative to the best token
     seed                 None or -1: the engine derives one
-    stop                 strings that end the answer; they are cut off unless include_stop_str_in_output
-    stop_token_ids       tokens that end the answer
-    ignore_eos           the end-of-sequence token does not end the answer
+    stop                 strings that end the completion; they are cut off unless include_stop_str_in_output
+    stop_token_ids       tokens that end the completion
+    ignore_eos           the end-of-sequence token does not end the completion
     max_tokens           most tokens to generate; None = as many as the model's length allows
     min_tokens           no stop token is sampled, and no stop string looked for, before so many tokens
     logprobs             number of best tokens whose log-probabilities are returned for each output token, -1 = all
@@ -99,7 +99,7 @@ class SamplingParams:
             self.temperature = MIN_TEMPERATURE
         if self.greedy:
             self.top_p, self.top_k, self.min_p = 1.0, 0, 0.0
-            _require(self.n == 1, "n", self.n, "1 when temperature is 0: greedy answers would all be the same")
+            _require(self.n == 1, "n", self.n, "1 when temperature is 0: greedy completions would all be the same")
         if self.seed == -1:
             self.seed = None
         self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())

@@ -13,7 +13,7 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from framework.study.workload.config import SamplingConfig
 from framework.worker.local_executor import DEFAULT_CPU_CACHE_BYTES
 
-from .transformers_library import Answer, Library, generation_config
+from .transformers_library import Completion, Library, generation_config
 
 PAGE_SIZE = 256
 """Tokens per page: the library's default."""
@@ -62,7 +62,7 @@ class ContinuousBatching:
         if self._manager.add_request(prompt, request_id, max_new_tokens=limit, record_timestamps=True) is None:
             self._raise()
 
-    def finished(self, timeout_s: float | None) -> list[Answer]:
+    def finished(self, timeout_s: float | None) -> list[Completion]:
         """The next request that finishes; none if ``timeout_s`` passes first."""
         end_s = None if timeout_s is None else time.perf_counter() + timeout_s
         while True:
@@ -81,7 +81,7 @@ class ContinuousBatching:
                 f"the library put request {found.request_id} off for lack of cache and forgot when its first tokens "
                 "came: lower scheduler.max_num_seqs, or enlarge cache.memory_bytes"
             )
-        return [Answer(found.request_id, found.generated_tokens, found.timestamps, found.error)]
+        return [Completion(found.request_id, found.generated_tokens, found.timestamps, found.error)]
 
     def close(self) -> None:
         self._manager.stop(block=True)

@@ -14,7 +14,7 @@ from framework.study.workload import WorkloadRequest
 
 from .continuous import ContinuousBatching
 from .static import StaticBatches
-from .transformers_library import Answer, Library
+from .transformers_library import Completion, Library
 
 
 class Mode(Protocol):
@@ -25,15 +25,15 @@ class Mode(Protocol):
     def add(self, request_id: str, prompt: list[int], limit: int) -> None:
         """Takes in a request for at most ``limit`` tokens."""
 
-    def finished(self, timeout_s: float | None) -> list[Answer]:
-        """Complete answers, waiting for one; a mode that can admit meanwhile gives up after ``timeout_s`` (None: never)."""
+    def finished(self, timeout_s: float | None) -> list[Completion]:
+        """Complete completions, waiting for one; a mode that can admit meanwhile gives up after ``timeout_s`` (None: never)."""
 
     def close(self) -> None:
         """Frees what it holds."""
 
 
 def open_mode(library: Library, config: ServeConfig, workload: Sequence[WorkloadRequest], eos_ids: Collection[int]) -> Mode:
-    """The mode of ``config.system``. ``eos_ids`` end an answer, unless the workload ignores them."""
+    """The mode of ``config.system``. ``eos_ids`` end a completion, unless the workload ignores them."""
     stop_ids = () if config.workload.ignore_eos else eos_ids
     if config.system == "transformers_static":
         return StaticBatches(library, config.workload.sampling, stop_ids)
@@ -69,12 +69,12 @@ def serve_workload(mode: Mode, library: Library, workload: Sequence[WorkloadRequ
                 running[found.request_id] = index, limit, found
             if running:
                 timeout_s = None if arrivals.next_s is None else start_s + arrivals.next_s - clock.now()
-                for answer in mode.finished(timeout_s):
-                    index, limit, found = running.pop(answer.request_id)
-                    found.token_times_s = [time_s - start_s for time_s in answer.times_s]
-                    found.error = answer.error
-                    if answer.error is None:
-                        found.finish_reason = "length" if len(answer.token_ids) == limit else "stop"
+                for completion in mode.finished(timeout_s):
+                    index, limit, found = running.pop(completion.request_id)
+                    found.token_times_s = [time_s - start_s for time_s in completion.times_s]
+                    found.error = completion.error
+                    if completion.error is None:
+                        found.finish_reason = "length" if len(completion.token_ids) == limit else "stop"
                     ends(index, found.token_times_s[-1] if found.token_times_s else clock.now() - start_s)
             elif arrivals.next_s is not None:
                 clock.advance_to(start_s + arrivals.next_s)

@@ -1,4 +1,4 @@
-"""The library's ``generate``: one padded batch after another, of all requests that wait, as long as its longest answer."""
+"""The library's ``generate``: one padded batch after another, of all requests that wait, as long as its longest completion."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from framework.study.workload.config import SamplingConfig
 
-from .transformers_library import Answer, Library, generation_config
+from .transformers_library import Completion, Library, generation_config
 
 
 class _Watch(StoppingCriteria):
     """Called after every token of a batch: notes when it came, and ends each request at its own limit."""
 
-    def __init__(self, answers: list[Answer], limits: list[int], eos_ids: Collection[int]) -> None:
-        self._answers, self._limits, self._eos_ids = answers, limits, eos_ids
-        self._done = [False] * len(answers)
+    def __init__(self, completions: list[Completion], limits: list[int], eos_ids: Collection[int]) -> None:
+        self._completions, self._limits, self._eos_ids = completions, limits, eos_ids
+        self._done = [False] * len(completions)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         tokens = input_ids[:, -1].tolist()  # waits for the device: the time is that of a token which exists
         now_s = time.perf_counter()
-        for row, (answer, token) in enumerate(zip(self._answers, tokens)):
+        for row, (completion, token) in enumerate(zip(self._completions, tokens)):
             if not self._done[row]:
-                answer.token_ids.append(token)
-                answer.times_s.append(now_s)
-                self._done[row] = len(answer.token_ids) >= self._limits[row] or token in self._eos_ids
+                completion.token_ids.append(token)
+                completion.times_s.append(now_s)
+                self._done[row] = len(completion.token_ids) >= self._limits[row] or token in self._eos_ids
         return torch.tensor(self._done, device=input_ids.device)
 
 
@@ -46,11 +46,11 @@ class StaticBatches:
     def add(self, request_id: str, prompt: list[int], limit: int) -> None:
         self._waiting.append((request_id, prompt, limit))
 
-    def finished(self, timeout_s: float | None) -> list[Answer]:
+    def finished(self, timeout_s: float | None) -> list[Completion]:
         """Runs a batch, however long it takes: a static batch admits nobody."""
         size = self._library.config.scheduler.max_num_seqs
         batch, self._waiting = self._waiting[:size], self._waiting[size:]
-        answers = [Answer(request_id, [], []) for request_id, _, _ in batch]
+        completions = [Completion(request_id, [], []) for request_id, _, _ in batch]
         limits = [limit for _, _, limit in batch]
         longest = max(len(prompt) for _, prompt, _ in batch)
         tokens, mask = torch.zeros(2, len(batch), longest, dtype=torch.long)
@@ -63,9 +63,9 @@ class StaticBatches:
                 tokens.to(model.device),
                 attention_mask=mask.to(model.device),
                 max_new_tokens=max(limits),
-                stopping_criteria=StoppingCriteriaList([_Watch(answers, limits, self._eos_ids)]),
+                stopping_criteria=StoppingCriteriaList([_Watch(completions, limits, self._eos_ids)]),
             )
-        return answers
+        return completions
 
     def close(self) -> None:
         """Nothing runs between batches."""

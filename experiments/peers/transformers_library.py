@@ -16,7 +16,7 @@ from framework.worker.local_executor import resolve_device
 
 
 @dataclass
-class Answer:
+class Completion:
     """What one request got. times_s: of each token, in ``time.perf_counter``'s seconds; error: why it failed, else None."""
 
     request_id: str

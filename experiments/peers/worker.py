@@ -1,7 +1,7 @@
 """A resident process that serves workloads with one engine: python worker.py ENGINE MODEL DTYPE THREADS KERNELS.
 
 One JSON line per message. It writes {"ready": version}, then for every workload read from stdin, [[token ids, output length],
-...], the answer {"wall_s": seconds, "outputs": [[token ids], ...]}.
+...], the reply {"wall_s": seconds, "outputs": [[token ids], ...]}.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def kernelswap(model: str, dtype: str, threads: int, kernels: dict[str, str]) ->
 
 
 def transformers(model: str, dtype: str, threads: int, kernels: dict[str, str]) -> tuple[Generate, str]:
-    """The library's ``generate``: one padded batch that runs as long as its longest answer."""
+    """The library's ``generate``: one padded batch that runs as long as its longest completion."""
     from transformers import __version__
 
     from experiments.peers.static import StaticBatches
-    from experiments.peers.transformers_library import Answer, Library
+    from experiments.peers.transformers_library import Completion, Library
     from framework.config import EngineConfig, ModelConfig
     from framework.study.workload import SamplingConfig
 
@@ -51,10 +51,10 @@ def transformers(model: str, dtype: str, threads: int, kernels: dict[str, str]) 
     def generate(workload: Workload) -> list[list[int]]:
         for index, (ids, num_tokens) in enumerate(workload):
             batches.add(str(index), ids, num_tokens)
-        answers: list[Answer] = []
-        while len(answers) < len(workload):
-            answers += batches.finished(None)
-        return [answer.token_ids for answer in answers]
+        completions: list[Completion] = []
+        while len(completions) < len(workload):
+            completions += batches.finished(None)
+        return [completion.token_ids for completion in completions]
 
     return generate, __version__
 
@@ -64,16 +64,16 @@ ENGINES = {"kernelswap": kernelswap, "transformers": transformers}
 
 def main(engine: str, model: str, dtype: str, threads: str, kernels: str) -> None:
     """Loads, warms up, serves until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # libraries may print; the pipe is for answers only
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries may print; the pipe is for replies only
     generate, version = ENGINES[engine](model, dtype, int(threads), json.loads(kernels))
     generate([([1, 2, 3, 4], 4), (list(range(10, 90)), 4)])
-    print(json.dumps({"ready": version}), file=answers)
+    print(json.dumps({"ready": version}), file=replies)
     for line in sys.stdin:
         workload = json.loads(line)
         start = time.perf_counter()
         outputs = generate(workload)
-        print(json.dumps({"wall_s": time.perf_counter() - start, "outputs": outputs}), file=answers)
+        print(json.dumps({"wall_s": time.perf_counter() - start, "outputs": outputs}), file=replies)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ class Engine:
 
 
 def _follower_params(params: SamplingParams, index: int) -> SamplingParams:
-    """Of answer ``index``: its own seed; the prompt's log-probabilities come from answer 0."""
+    """Of completion ``index``: its own seed; the prompt's log-probabilities come from completion 0."""
     own = copy.copy(params)
     assert params.seed is not None
     own.seed = params.seed + index

@@ -1,4 +1,4 @@
-"""From new tokens to outputs: text, stop strings, log-probabilities, and the answers of one request put together."""
+"""From new tokens to outputs: text, stop strings, log-probabilities, and the completions of one request put together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .step import TokenLogprobs
 
 
 class RequestGroup:
-    """A user's request: its answers, and what they have in common."""
+    """A user's request: its completions, and what they have in common."""
 
     __slots__ = (
         "changed",
@@ -39,13 +39,13 @@ class RequestGroup:
         self.num_unfinished = 0
 
     def add(self, request: Request, texts: TokenTexts | None) -> None:
-        """Makes ``request`` the next answer."""
+        """Makes ``request`` the next completion."""
         request.sample = Sample(request, self, len(self.samples), texts)
         self.samples.append(request.sample)
         self.num_unfinished += 1
 
     def output(self, completions: list[CompletionOutput]) -> RequestOutput:
-        """The request with these answers."""
+        """The request with these completions."""
         finished = not self.num_unfinished
         return RequestOutput(
             self.request_id,
@@ -59,12 +59,12 @@ class RequestGroup:
         )
 
     def everything(self) -> RequestOutput:
-        """The request with all its answers so far."""
+        """The request with all its completions so far."""
         return self.output([sample.everything() for sample in self.samples])
 
 
 class Sample:
-    """One answer as it grows."""
+    """One completion as it grows."""
 
     __slots__ = ("cumulative_logprob", "detokenizer", "group", "index", "logprobs", "pieces", "request", "stop_strings", "times")
 
@@ -190,7 +190,7 @@ class OutputProcessor:
         return outputs, stopped
 
     def aborted(self, group: RequestGroup, requests: list[Request], now_s: float) -> RequestOutput:
-        """The last output of a request; ``requests`` are the answers that were cut short."""
+        """The last output of a request; ``requests`` are the completions that were cut short."""
         completions = [request.sample.delta(request.sample.push((), now_s), []) for request in requests]
         for request in requests:
             self._finished(request)

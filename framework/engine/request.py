@@ -14,7 +14,7 @@ FAILED_ROW: Final = -1
 
 
 class Status(IntEnum):
-    """Where a request is. WAITING: known, holds nothing. RUNNING: holds a slot and blocks. PREEMPTED: lost them, will resume."""
+    """Where a request is. WAITING: known, holds nothing. RUNNING: holds a seat and blocks. PREEMPTED: lost them, will resume."""
 
     WAITING = 0
     RUNNING = 1
@@ -23,7 +23,7 @@ class Status(IntEnum):
 
 
 class Request:
-    """A prompt and what was generated from it. Answers of one user's request with n > 1 are a Request each.
+    """A prompt and what was generated from it. Completions of one user's request with n > 1 are a Request each.
 
     token_ids       prompt and output, as far as the host knows them
     num_tokens      the same count, plus the tokens that steps in flight will sample (placeholders)
@@ -34,14 +34,14 @@ class Request:
     extra_keys      (first token, bytes): what else than tokens the cache content depends on from that token on, ascending:
                     adapter and salt at 0, media where they stand
     order           sort key of the policy: smaller goes first
-    slot            row of the executor while RUNNING, else -1
+    seat            place in the executor while RUNNING, else -1
     blocks          per KV group, the block table
     capacity        tokens that the blocks can hold
     block_hashes    prefix hashes of the full blocks, as far as computed
     num_hashed      leading blocks that were offered to the prefix cache
     next_event      number of computed tokens at which a step's commit has more to do than to append a token
     num_stale_steps steps in flight from before a preemption; the request may not resume before they have delivered
-    leader          answer 0 of the same prompt, whose prompt blocks this one will share
+    leader          completion 0 of the same prompt, whose prompt blocks this one will share
     followers       requests that wait for this one's prompt
     sample          where the engine collects the request's output
     """
@@ -70,7 +70,7 @@ class Request:
         "priority",
         "request_id",
         "sample",
-        "slot",
+        "seat",
         "status",
         "stop_ids",
         "stop_reason",
@@ -96,7 +96,7 @@ class Request:
         self.extra_keys = extra_keys
         self.order: tuple[float, ...] = ()
         self.status = Status.WAITING
-        self.slot = -1
+        self.seat = -1
         self.num_computed = self.capacity = self.num_hashed = self.next_event = 0
         self.blocks: list[list[int]] = []
         self.block_hashes: list[bytes] = []

@@ -77,14 +77,14 @@ class Scheduler:
         self._policy = make_policy(config.policy)
         self._max_chunk = min(config.max_chunk_tokens or config.max_num_batched_tokens, config.max_num_batched_tokens)
         self._waiting: list[Request] = []
-        self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
+        self._free_seats = list(range(config.max_num_seqs - 1, -1, -1))
         self._released: list[int] = []
         self._in_flight: deque[ScheduledStep] = deque()
         self._num_added = 0
 
     @property
     def num_waiting(self) -> int:
-        """Requests that hold no slot."""
+        """Requests that hold no seat."""
         return len(self.requests) - self.num_running
 
     def longest_total(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
@@ -148,7 +148,7 @@ class Scheduler:
         if not decodes and not chunks:
             return None
         chunks.sort(key=lambda chunk: chunk.num_tokens > 1)
-        step.slots = [r.slot for r in decodes] + [c.request.slot for c in chunks]
+        step.seats = [r.seat for r in decodes] + [c.request.seat for c in chunks]
         step.num_tokens = [1] * len(decodes) + [c.num_tokens for c in chunks]
         step.samples = [True] * len(decodes) + [c.samples for c in chunks]
         step.released, self._released = self._released, []
@@ -210,7 +210,7 @@ class Scheduler:
 
     def _schedule_waiting(self, scheduled: ScheduledStep, budget: int) -> None:
         waiting = self._waiting
-        while waiting and budget and self._free_slots:
+        while waiting and budget and self._free_seats:
             request = waiting[0]
             if request.status != Status.FINISHED:
                 count = self._admit(request, budget, scheduled.step_input)
@@ -221,7 +221,7 @@ class Scheduler:
             heapq.heappop(waiting)
 
     def _admit(self, request: Request, budget: int, step: StepInput) -> int:
-        """Gives a waiting request blocks and a slot. Returns how many tokens it computes now; 0: it has to wait on."""
+        """Gives a waiting request blocks and a seat. Returns how many tokens it computes now; 0: it has to wait on."""
         manager, leader, num_known = self.manager, request.leader, request.num_tokens
         copies = None
         if leader is not None and leader.status == Status.RUNNING and not leader.num_preemptions:
@@ -242,7 +242,7 @@ class Scheduler:
         request.leader = None
         request.status = Status.RUNNING
         request.num_computed = start
-        request.slot = self._free_slots.pop()
+        request.seat = self._free_seats.pop()
         if request.num_cached_tokens is None:
             self._count_admission(request, start, looked_up=copies is None)
         if request.followers:
@@ -251,7 +251,7 @@ class Scheduler:
         self.num_running += 1
         step.new.append(
             NewRequest(
-                request.slot,
+                request.seat,
                 request.request_id,
                 list(request.token_ids),
                 request.num_prompt_tokens,
@@ -282,7 +282,7 @@ class Scheduler:
             self._preempt(victim)
             if victim is request:
                 return False
-        step.new_blocks += [(request.slot, group, blocks) for group, blocks in grown]
+        step.new_blocks += [(request.seat, group, blocks) for group, blocks in grown]
         return True
 
     def _preempt(self, request: Request) -> None:
@@ -299,9 +299,9 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self.manager.free(request)
-        self._released.append(request.slot)
-        self._free_slots.append(request.slot)
-        request.slot = -1
+        self._released.append(request.seat)
+        self._free_seats.append(request.seat)
+        request.seat = -1
         self.num_running -= 1
 
     def _release_followers(self, request: Request) -> None:
@@ -310,7 +310,7 @@ class Scheduler:
         request.followers = []
 
     def _deliver_stale(self, request: Request) -> bool:
-        """For a row whose request left its slot since the step was submitted: whether its token still counts. It does after a
+        """For a row whose request left its seat since the step was submitted: whether its token still counts. It does after a
         preemption, because the request resumes only when all its steps in flight have delivered."""
         if request.status == Status.FINISHED:
             return False

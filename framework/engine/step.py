@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class NewRequest:
-    """A request that enters a slot: on first scheduling, and again when it resumes after a preemption.
+    """A request that takes a seat: on first scheduling, and again when it resumes after a preemption.
 
-    slot         permanent row of the executor until the request finishes or is preempted
+    A seat is the permanent place of a request in the executor, a slot the place of a token in the cache, a row a request's part of
+    one step.
+
+    seat         its place in the executor until the request finishes or is preempted
     token_ids    every token known so far: the prompt, and on resumption the output
     num_prompt_tokens    how many of them are prompt
     num_computed_tokens  how many of them the cache already holds (prefix hit)
@@ -21,7 +24,7 @@ class NewRequest:
     sampling     its parameters; ``seed`` is always set
     """
 
-    slot: int
+    seat: int
     request_id: str
     token_ids: list[int]
     num_prompt_tokens: int
@@ -34,16 +37,16 @@ class NewRequest:
 class StepInput:
     """One step. Applied in this order: released, new, new_blocks, copies, compute.
 
-    slots       rows that compute in this step: those with one token first (decodes), then prompts and chunks
+    seats       rows that compute in this step: those with one token first (decodes), then prompts and chunks
     num_tokens  tokens that each of them computes, from its number of computed tokens on
     samples     whether a row's last token yields a logit row and a new token (False: a chunk before the prompt's end)
-    released    slots whose request finished, was aborted or preempted since the last step
-    new_blocks  (slot, group, blocks) appended to rows' block tables; block 0 (null) stands for one that left the window
+    released    seats whose request finished, was aborted or preempted since the last step
+    new_blocks  (seat, group, blocks) appended to rows' block tables; block 0 (null) stands for one that left the window
     copies      (group, source block, destination block) to copy before computing
     """
 
     step_id: int
-    slots: list[int]
+    seats: list[int]
     num_tokens: list[int]
     samples: list[bool]
     new: list[NewRequest] = field(default_factory=list)
@@ -74,7 +77,7 @@ class StepOutput:
     token_ids        sampled tokens, flat, in the order of the rows with ``samples``; -1: the row's logits were NaN or all -inf
     num_accepted     tokens per such row when drafts were verified; None: one each
     logprobs         by index into token_ids, for rows that asked
-    prompt_logprobs  by index into ``StepInput.slots``, for rows that asked: one entry per prompt token whose successor's
+    prompt_logprobs  by index into ``StepInput.seats``, for rows that asked: one entry per prompt token whose successor's
                      log-probability this step computed
     """
 

@@ -10,7 +10,7 @@ from .pseudo import pseudo_tokens
 
 
 class _Row:
-    """A slot in use. ``chain[i]`` stands for keys and values of token i: a hash of the tokens up to it."""
+    """A seat in use. ``chain[i]`` stands for keys and values of token i: a hash of the tokens up to it."""
 
     __slots__ = ("chain", "num_computed", "seed", "tables", "tokens")
 
@@ -30,9 +30,9 @@ class _Row:
 class Mirror:
     """Slots, block tables and cache contents as the step inputs say. A violation is an AssertionError."""
 
-    def __init__(self, num_slots: int, num_blocks: int, block_size: int, vocab_size: int, groups: tuple[CacheGroup, ...]) -> None:
+    def __init__(self, num_seats: int, num_blocks: int, block_size: int, vocab_size: int, groups: tuple[CacheGroup, ...]) -> None:
         self._block_size, self._vocab_size, self._groups = block_size, vocab_size, groups
-        self._rows: list[_Row | None] = [None] * num_slots
+        self._rows: list[_Row | None] = [None] * num_seats
         self._contents: list[list[tuple[int, int] | None]] = [[None] * block_size for _ in range(num_blocks)]
         self._next_step = 0
 
@@ -42,7 +42,7 @@ class Mirror:
         self._next_step += 1
         self._apply_deltas(step)
         self._check_shape(step)
-        rows = [self._row(slot) for slot in step.slots]
+        rows = [self._row(seat) for seat in step.seats]
         written: set[tuple[int, int]] = set()
         for row, count in zip(rows, step.num_tokens):
             self._write(row, count, written)
@@ -57,30 +57,30 @@ class Mirror:
         return StepOutput(step.step_id, tokens)
 
     def _apply_deltas(self, step: StepInput) -> None:
-        for slot in step.released:
-            self._row(slot)
-            self._rows[slot] = None
+        for seat in step.released:
+            self._row(seat)
+            self._rows[seat] = None
         for request in step.new:
-            assert self._rows[request.slot] is None, f"slot {request.slot} is in use"
+            assert self._rows[request.seat] is None, f"seat {request.seat} is in use"
             assert 0 <= request.num_computed_tokens < len(request.token_ids), "at least one token is left to compute"
             assert len(request.block_ids) == len(self._groups)
-            self._rows[request.slot] = _Row(request)
-        for slot, group, blocks in step.new_blocks:
-            self._row(slot).tables[group] += blocks
+            self._rows[request.seat] = _Row(request)
+        for seat, group, blocks in step.new_blocks:
+            self._row(seat).tables[group] += blocks
         for _, source, destination in step.copies:
             assert source != destination
             self._contents[destination] = list(self._contents[source])
 
     def _check_shape(self, step: StepInput) -> None:
-        assert step.slots and len(step.slots) == len(step.num_tokens) == len(step.samples)
-        assert len(set(step.slots)) == len(step.slots), "a slot computes once per step"
+        assert step.seats and len(step.seats) == len(step.num_tokens) == len(step.samples)
+        assert len(set(step.seats)) == len(step.seats), "a seat computes once per step"
         assert all(count >= 1 for count in step.num_tokens)
         one = [count == 1 for count in step.num_tokens]
         assert one == sorted(one, reverse=True), "rows with one token come first"
 
-    def _row(self, slot: int) -> _Row:
-        row = self._rows[slot]
-        assert row is not None, f"slot {slot} is not in use"
+    def _row(self, seat: int) -> _Row:
+        row = self._rows[seat]
+        assert row is not None, f"seat {seat} is not in use"
         return row
 
     def _write(self, row: _Row, count: int, written: set[tuple[int, int]]) -> None:

@@ -27,7 +27,7 @@ class NullExecutor:
     """No model, no tensors, no time. A token is a function of the request's seed and the token's position, so that it does not
     depend on the batch.
 
-    With ``cache.check_invariants`` it keeps a mirror of slots, block tables and cache contents instead: every step is checked
+    With ``cache.check_invariants`` it keeps a mirror of seats, block tables and cache contents instead: every step is checked
     against the protocol, and a token is a function of all tokens before it as the cache holds them (slow).
     shape  None = of the configured model
     """
@@ -38,12 +38,12 @@ class NullExecutor:
         shape = shape or ModelShape.read(config)
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
         self.num_blocks = shape.num_blocks(config)
-        num_slots = config.scheduler.max_num_seqs
+        num_seats = config.scheduler.max_num_seqs
         self._step: Mirror | PseudoTokens
         if config.cache.check_invariants:
-            self._step = Mirror(num_slots, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups)
+            self._step = Mirror(num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups)
         else:
-            self._step = PseudoTokens(num_slots, shape.vocab_size)
+            self._step = PseudoTokens(num_seats, shape.vocab_size)
 
     def submit(self, step: StepInput) -> DoneStep:
         return DoneStep(self._step.apply(step))

@@ -8,22 +8,22 @@ from ..engine.step import StepInput, StepOutput
 
 
 class PseudoTokens:
-    """Applies steps to the least state that tokens need: seed and length per slot."""
+    """Applies steps to the least state that tokens need: seed and length per seat."""
 
-    def __init__(self, num_slots: int, vocab_size: int) -> None:
+    def __init__(self, num_seats: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._seeds = np.zeros(num_slots, dtype=np.uint64)
-        self._lengths = np.zeros(num_slots, dtype=np.uint64)
+        self._seeds = np.zeros(num_seats, dtype=np.uint64)
+        self._lengths = np.zeros(num_seats, dtype=np.uint64)
 
     def apply(self, step: StepInput) -> StepOutput:
         """Samples for every row that wants a token."""
         for request in step.new:
             assert request.sampling.seed is not None
-            self._seeds[request.slot] = request.sampling.seed & (2**64 - 1)
-            self._lengths[request.slot] = request.num_computed_tokens
-        slots = np.array(step.slots)
-        self._lengths[slots] += np.array(step.num_tokens, dtype=np.uint64)
-        sampling = slots if all(step.samples) else slots[np.array(step.samples)]
+            self._seeds[request.seat] = request.sampling.seed & (2**64 - 1)
+            self._lengths[request.seat] = request.num_computed_tokens
+        seats = np.array(step.seats)
+        self._lengths[seats] += np.array(step.num_tokens, dtype=np.uint64)
+        sampling = seats if all(step.samples) else seats[np.array(step.samples)]
         return StepOutput(step.step_id, pseudo_tokens(self._seeds[sampling], self._lengths[sampling], self._vocab_size).tolist())
 
 

@@ -32,7 +32,7 @@ class ModelShape:
         return cls(group_layers(specs), found.vocab_size, info.max_model_len)
 
     def num_blocks(self, config: EngineConfig) -> int:
-        """As configured, or as many as fit ``cache.memory_bytes``; without either, as many as all slots can fill."""
+        """As configured, or as many as fit ``cache.memory_bytes``; without either, as many as all seats can fill."""
         size = config.cache.block_size
         if config.cache.num_blocks is not None:
             return config.cache.num_blocks

@@ -61,10 +61,10 @@ class SimulatedExecutor:
 
     def submit(self, step: StepInput) -> SimulatedStep:
         for request in step.new:
-            self._lengths[request.slot] = request.num_computed_tokens
-        slots, counts = np.array(step.slots), np.array(step.num_tokens)
-        self._lengths[slots] += counts
-        lengths = self._lengths[slots]
+            self._lengths[request.seat] = request.num_computed_tokens
+        seats, counts = np.array(step.seats), np.array(step.num_tokens)
+        self._lengths[seats] += counts
+        lengths = self._lengths[seats]
         one = counts == 1
         time_s = self.cost_model.step_time_s(
             lengths[one].tolist(), counts[~one].tolist(), lengths[~one].tolist(), sum(step.samples)

@@ -2,7 +2,7 @@
 
 TTFT = first token - arrival (queueing included). TPOT = (last token - first token) / (number of output tokens - 1), absent
 for one token. ITL = all gaps between tokens of a request, pooled. E2E = last token - arrival. Throughput counts from the
-first arrival to the last token. Goodput = requests per second that meet every SLO; TPOT of a one-token answer counts as 0.
+first arrival to the last token. Goodput = requests per second that meet every SLO; TPOT of a one-token completion counts as 0.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def e2e_s(request: RequestRecord) -> float:
 
 
 def meets(request: RequestRecord, slo: SLOConfig) -> bool:
-    """Whether a request was answered within every objective."""
+    """Whether a request was completioned within every objective."""
     if not request.token_times_s:
         return False
     tpot = tpot_s(request)

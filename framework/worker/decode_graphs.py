@@ -20,7 +20,7 @@ Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 class DecodeGraphs:
     """One recording of the model, from slots in the cache to logits, per batch size; a step takes the smallest that holds its rows.
 
-    Inputs lie in buffers that all recordings read. Rows beyond the step's are padding: they belong to the padding slot, have length
+    Inputs lie in buffers that all recordings read. Rows beyond the step's are padding: they belong to the padding seat, have length
     0 and write nowhere, so they touch nothing. ``capture`` records a function and returns its replay; sizes are captured from the
     largest down, so that the smaller ones fit into the memory of the largest.
     """
@@ -38,8 +38,8 @@ class DecodeGraphs:
         largest, device = self._sizes[-1], rows.device
         self._like = [torch.empty(largest, dtype=dtype, device="meta") for dtype in (torch.int64, torch.int64, torch.int32)]
         self._inputs = torch.zeros(packed_bytes(self._like), dtype=torch.uint8, device=device)
-        self._slots, self._positions, self._lengths = packed_views(self._inputs, self._like)
-        self._slots.fill_(rows.padding_slot)
+        self._seats, self._positions, self._lengths = packed_views(self._inputs, self._like)
+        self._seats.fill_(rows.padding_seat)
         num_groups, _, width = rows.tables.shape
         self._tables = torch.zeros(num_groups, largest, width, dtype=torch.int32, device=device)
         self._cu_q = torch.arange(largest + 1, dtype=torch.int32, device=device)
@@ -51,18 +51,18 @@ class DecodeGraphs:
         """Whether every row decodes one token, and there are no more than the largest recording holds."""
         return len(counts) <= self._sizes[-1] and bool((counts == 1).all()) and bool((first > 0).all())
 
-    def run(self, slots: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        """Logits [R, V] of the tokens at ``positions`` of ``slots``; valid until the next run."""
-        count = len(slots)
+    def run(self, seats: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+        """Logits [R, V] of the tokens at ``positions`` of ``seats``; valid until the next run."""
+        count = len(seats)
         size = self._sizes[bisect_left(self._sizes, count)]
         host = torch.zeros(self._inputs.shape, dtype=torch.uint8, pin_memory=self._inputs.is_cuda)
-        own_slots, own_positions, lengths = packed_views(host, self._like)
-        own_slots[:count], own_slots[count:] = torch.from_numpy(slots), self._rows.padding_slot
+        own_seats, own_positions, lengths = packed_views(host, self._like)
+        own_seats[:count], own_seats[count:] = torch.from_numpy(seats), self._rows.padding_seat
         own_positions[:count] = torch.from_numpy(positions)
         lengths[:count] = torch.from_numpy(positions + 1)
         self._inputs.copy_(host, non_blocking=True)
         width = self._rows.table_width(int(positions.max()) + 1)
-        tables = to_device(self._rows.tables[:, slots, :width], self._tables.device)
+        tables = to_device(self._rows.tables[:, seats, :width], self._tables.device)
         self._tables[:, :count, :width].copy_(tables, non_blocking=True)
         return self._replays[size]()[:count]
 
@@ -73,7 +73,7 @@ class DecodeGraphs:
 
         def step() -> torch.Tensor:
             groups = [GroupBatch(self._slot_mapping(positions, cu_q, lengths, meta.block_table), meta, None) for meta in metas]
-            batch = ForwardBatch(self._rows.tokens[self._slots[:size], positions], positions, size, groups, self._slots[:0])
+            batch = ForwardBatch(self._rows.tokens[self._seats[:size], positions], positions, size, groups, self._seats[:0])
             model.begin_step(batch)
             return model.logits(model.forward(batch, caches))
 

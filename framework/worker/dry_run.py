@@ -96,15 +96,15 @@ def _steps(config: EngineConfig, max_len: int, num_groups: int, probe: bool) -> 
     size = config.cache.block_size
     shift = 3 if probe else 0
 
-    def request(slot: int, length: int, computed: int, params: SamplingParams) -> NewRequest:
+    def request(seat: int, length: int, computed: int, params: SamplingParams) -> NewRequest:
         blocks = [[1] * -(-length // size)] * num_groups
-        return NewRequest(slot, str(slot), [0] * length, length - bool(computed), computed, blocks, params)
+        return NewRequest(seat, str(seat), [0] * length, length - bool(computed), computed, blocks, params)
 
     def step(*rows: tuple[int, int], params: SamplingParams = PLAIN) -> StepInput:
         """Rows of (tokens computed before, tokens in this step)."""
-        new = [request(slot, before + now, before, params) for slot, (before, now) in enumerate(rows)]
-        slots = list(range(len(rows)))
-        return StepInput(0, slots, [now for _, now in rows], [True] * len(rows), new, slots)
+        new = [request(seat, before + now, before, params) for seat, (before, now) in enumerate(rows)]
+        seats = list(range(len(rows)))
+        return StepInput(0, seats, [now for _, now in rows], [True] * len(rows), new, seats)
 
     prompts = [*_powers(limit), limit]
     batches = [*_powers(config.scheduler.max_num_seqs), config.scheduler.max_num_seqs]

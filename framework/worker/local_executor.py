@@ -71,7 +71,7 @@ class LocalExecutor:
 
     def _fit_blocks(self, config: EngineConfig, device: torch.device) -> int:
         """Blocks that fit the memory budget: what is configured, else 1 GiB on a CPU, or what a step of the largest size
-        leaves free on a GPU; never more than all slots can fill."""
+        leaves free on a GPU; never more than all seats can fill."""
         size = config.cache.block_size
         each = block_bytes(self.groups, size)
         budget = config.cache.memory_bytes

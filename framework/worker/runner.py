@@ -41,7 +41,7 @@ class StepRows:
     """The rows of a step on the host: int64 [R] each. first, lengths: tokens in the cache before and after it; bounds [R + 1]: row
     r's tokens are bounds[r] : bounds[r + 1]; sampled: rows that yield a token."""
 
-    slots: np.ndarray
+    seats: np.ndarray
     counts: np.ndarray
     first: np.ndarray
     lengths: np.ndarray
@@ -58,13 +58,13 @@ class Runner:
         plan: KernelPlan,
         groups: tuple[CacheGroup, ...],
         caches: list[LayerKV],
-        num_slots: int,
+        num_seats: int,
         block_size: int,
         device: torch.device,
     ) -> None:
         self.model, self.caches, self.device = model, caches, device
-        self.sampler = Sampler(plan, num_slots, model.vocab_size, device)
-        self.rows = RequestRows(num_slots, model.max_model_len, len(groups), block_size, device)
+        self.sampler = Sampler(plan, num_seats, model.vocab_size, device)
+        self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device)
         self._slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups = groups
@@ -84,26 +84,26 @@ class Runner:
         for request in step.new:
             self.sampler.add(request)
         self._copy(step.copies)
-        if not step.slots:
+        if not step.seats:
             return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, {})
         rows = self._step_rows(step)
-        slots, positions = rows.slots[rows.sampled], rows.lengths[rows.sampled]
+        seats, positions = rows.seats[rows.sampled], rows.lengths[rows.sampled]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
         if self._graphs is not None and self._graphs.fits(rows.counts, rows.first):
-            logits = self._graphs.run(rows.slots, rows.first)
-            targets = all_to_device((slots.astype(np.int32), positions), self.device)
+            logits = self._graphs.run(rows.seats, rows.first)
+            targets = all_to_device((seats.astype(np.int32), positions), self.device)
         else:
-            batch, targets = self._batch(rows, (slots.astype(np.int32), positions))
+            batch, targets = self._batch(rows, (seats.astype(np.int32), positions))
             self.model.begin_step(batch)
             hidden = self.model.forward(batch, self.caches)
             prompt_logprobs = self._prompt_logprobs(rows, hidden)
             logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
-        self.rows.num_computed[rows.slots] = rows.lengths
+        self.rows.num_computed[rows.seats] = rows.lengths
         if not len(rows.sampled):
             return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, prompt_logprobs)
-        sample_rows = SampleRows(slots, positions, *targets)
+        sample_rows = SampleRows(seats, positions, *targets)
         tokens, logprobs = self.sampler.sample(logits, sample_rows, self.rows.tokens)
-        self.rows.tokens[sample_rows.row_to_slot.long(), sample_rows.position] = tokens.long().clamp_min(0)
+        self.rows.tokens[sample_rows.row_to_seat.long(), sample_rows.position] = tokens.long().clamp_min(0)
         return StepHandle(step.step_id, tokens, logprobs, prompt_logprobs)
 
     def _copy(self, copies: list[tuple[int, int, int]]) -> None:
@@ -115,15 +115,15 @@ class Runner:
                     self._copy_blocks(self.caches[layer], src, dst)
 
     def _step_rows(self, step: StepInput) -> StepRows:
-        slots, counts = np.asarray(step.slots), np.asarray(step.num_tokens)
+        seats, counts = np.asarray(step.seats), np.asarray(step.num_tokens)
         bounds = np.zeros(len(counts) + 1, dtype=np.int64)
         np.cumsum(counts, out=bounds[1:])
-        first = self.rows.num_computed[slots]
-        return StepRows(slots, counts, first, first + counts, bounds, np.flatnonzero(step.samples))
+        first = self.rows.num_computed[seats]
+        return StepRows(seats, counts, first, first + counts, bounds, np.flatnonzero(step.samples))
 
     def _batch(self, rows: StepRows, more: tuple[np.ndarray, ...]) -> tuple[ForwardBatch, list[torch.Tensor]]:
         """The tensors of a step, and ``more`` on the device, where all of them go in one copy."""
-        row_of_token = np.repeat(np.arange(len(rows.slots)), rows.counts)
+        row_of_token = np.repeat(np.arange(len(rows.seats)), rows.counts)
         positions = np.arange(rows.bounds[-1]) + (rows.first - rows.bounds[:-1])[row_of_token]
         # Decodes come first; a short row anywhere else would be the tail of a prompt, which prefill handles too.
         is_decode = (rows.counts <= MAX_DECODE_TOKENS) & (rows.first > 0)
@@ -132,16 +132,16 @@ class Runner:
         width = self.rows.table_width(int(lengths.max()))
         arrays = (
             positions,
-            rows.slots[row_of_token],
+            rows.seats[row_of_token],
             rows.bounds[rows.sampled + 1] - 1,
             cu_q,
             lengths,
             cu_q[n:] - cu_q[n],
             lengths[n:],  # again: kernels may not be compiled for the address that a slice starts at
-            self.rows.tables[:, rows.slots, :width],
+            self.rows.tables[:, rows.seats, :width],
         )
         tensors = all_to_device((*arrays, *more), self.device)
-        token_positions, token_slots, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
+        token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
         groups = [
             GroupBatch(
                 self._slot_mapping(token_positions, cu_q_all, lengths_all, table),
@@ -150,18 +150,18 @@ class Runner:
             )
             for table, workspaces in zip(tables, self._workspaces)
         ]
-        token_ids = self.rows.tokens[token_slots, token_positions]
+        token_ids = self.rows.tokens[token_seats, token_positions]
         return ForwardBatch(token_ids, token_positions, int(rows.bounds[n]), groups, logits_indices), tensors[8:]
 
     def _prompt_logprobs(self, rows: StepRows, hidden: torch.Tensor) -> dict[int, PendingLogprobs]:
         """For rows that asked: of each prompt token whose predecessor was computed in this step."""
         found = {}
-        for row, slot in enumerate(rows.slots.tolist()):
+        for row, seat in enumerate(rows.seats.tolist()):
             start, first = int(rows.bounds[row]), int(rows.first[row])
-            count = min(int(rows.counts[row]), int(self.rows.num_prompt_tokens[slot]) - 1 - first)
-            if count > 0 and self.sampler.wants_prompt_logprobs(slot):
-                targets = self.rows.tokens[slot, first + 1 : first + 1 + count]
-                found[row] = self.sampler.prompt_logprobs(slot, self.model.logits, hidden[start : start + count], targets)
+            count = min(int(rows.counts[row]), int(self.rows.num_prompt_tokens[seat]) - 1 - first)
+            if count > 0 and self.sampler.wants_prompt_logprobs(seat):
+                targets = self.rows.tokens[seat, first + 1 : first + 1 + count]
+                found[row] = self.sampler.prompt_logprobs(seat, self.model.logits, hidden[start : start + count], targets)
         return found
 
 

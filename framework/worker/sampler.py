@@ -18,12 +18,12 @@ _PROMPT_LOGPROB_ROWS = 256
 
 @dataclass
 class SampleRows:
-    """The rows of a step that yield a token: slots and positions int64 [R] on the host, and the same on the device (row_to_slot
+    """The rows of a step that yield a token: seats and positions int64 [R] on the host, and the same on the device (row_to_seat
     int32, position int64). A position is the absolute index of the token to be sampled."""
 
-    slots: np.ndarray
+    seats: np.ndarray
     positions: np.ndarray
-    row_to_slot: torch.Tensor
+    row_to_seat: torch.Tensor
     position: torch.Tensor
 
 
@@ -50,49 +50,49 @@ class PendingLogprobs:
 class Sampler:
     """Permanent rows of sampling parameters, and the step from logits to tokens and log-probabilities.
 
-    Tensors that cost a vocabulary per slot (counts, masks) are allocated when the first request needs them.
+    Tensors that cost a vocabulary per seat (counts, masks) are allocated when the first request needs them.
     """
 
-    def __init__(self, plan: KernelPlan, num_slots: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, plan: KernelPlan, num_seats: int, vocab_size: int, device: torch.device) -> None:
         self._apply_penalties = plan.bind("apply_penalties", facts={"vocab_size": vocab_size})
         self._sample = plan.bind("sample", params={"stream": 0}, facts={"vocab_size": vocab_size})
         self._gather_logprobs = plan.bind("gather_logprobs", facts={"vocab_size": vocab_size})
-        self.vocab_size, self.device, self._num_slots = vocab_size, device, num_slots
-        self.temperature = torch.zeros(num_slots, device=device)
-        self.top_k = torch.zeros(num_slots, dtype=torch.int32, device=device)
-        self.top_p = torch.ones(num_slots, device=device)
-        self.min_p = torch.zeros(num_slots, device=device)
-        self.seed = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._params: list[SamplingParams | None] = [None] * num_slots
-        self._penalized = np.zeros(num_slots, dtype=bool)
-        self._masked = np.zeros(num_slots, dtype=bool)
-        self._num_logprobs = np.full(num_slots, -2, dtype=np.int64)  # -2: none wanted, -1: the whole vocabulary
-        self._num_prompt_tokens = np.zeros(num_slots, dtype=np.int64)
+        self.vocab_size, self.device, self._num_seats = vocab_size, device, num_seats
+        self.temperature = torch.zeros(num_seats, device=device)
+        self.top_k = torch.zeros(num_seats, dtype=torch.int32, device=device)
+        self.top_p = torch.ones(num_seats, device=device)
+        self.min_p = torch.zeros(num_seats, device=device)
+        self.seed = torch.zeros(num_seats, dtype=torch.int64, device=device)
+        self._params: list[SamplingParams | None] = [None] * num_seats
+        self._penalized = np.zeros(num_seats, dtype=bool)
+        self._masked = np.zeros(num_seats, dtype=bool)
+        self._num_logprobs = np.full(num_seats, -2, dtype=np.int64)  # -2: none wanted, -1: the whole vocabulary
+        self._num_prompt_tokens = np.zeros(num_seats, dtype=np.int64)
         self._penalties: _PenaltyRows | None = None
 
     def add(self, request: NewRequest) -> None:
         """Fills the request's row."""
-        params, slot = request.sampling, request.slot
+        params, seat = request.sampling, request.seat
         assert params.seed is not None, "the engine gives every request a seed"
-        self._params[slot] = params
-        self._num_prompt_tokens[slot] = request.num_prompt_tokens
-        self.temperature[slot] = params.temperature
-        self.top_k[slot] = max(params.top_k, 0)
-        self.top_p[slot] = params.top_p
-        self.min_p[slot] = params.min_p
-        self.seed[slot] = _signed64(params.seed)
-        self._num_logprobs[slot] = -2 if params.logprobs is None else params.logprobs
-        self._masked[slot] = bool(params.allowed_token_ids or params.min_tokens or params.bad_words_token_ids)
-        self._penalized[slot] = bool(
-            self._masked[slot]
+        self._params[seat] = params
+        self._num_prompt_tokens[seat] = request.num_prompt_tokens
+        self.temperature[seat] = params.temperature
+        self.top_k[seat] = max(params.top_k, 0)
+        self.top_p[seat] = params.top_p
+        self.min_p[seat] = params.min_p
+        self.seed[seat] = _signed64(params.seed)
+        self._num_logprobs[seat] = -2 if params.logprobs is None else params.logprobs
+        self._masked[seat] = bool(params.allowed_token_ids or params.min_tokens or params.bad_words_token_ids)
+        self._penalized[seat] = bool(
+            self._masked[seat]
             or params.logit_bias
             or params.repetition_penalty != 1
             or params.frequency_penalty
             or params.presence_penalty
         )
-        if self._penalized[slot]:
+        if self._penalized[seat]:
             if self._penalties is None:
-                self._penalties = _PenaltyRows(self._num_slots, self.vocab_size, self.device)
+                self._penalties = _PenaltyRows(self._num_seats, self.vocab_size, self.device)
             self._penalties.add(request)
 
     def sample(
@@ -100,36 +100,36 @@ class Sampler:
     ) -> tuple[torch.Tensor, PendingLogprobs | None]:
         """Logits float [R, V] -> tokens int32 [R] on the device, and the log-probabilities of rows that asked.
 
-        token_ids int64 [S, L]: every token of every slot, for what depends on the tokens before."""
+        token_ids int64 [S, L]: every token of every seat, for what depends on the tokens before."""
         logits = logits.float()
-        wanted = self._num_logprobs[rows.slots]
+        wanted = self._num_logprobs[rows.seats]
         wants = np.flatnonzero(wanted > -2)
         chosen = to_device(wants, self.device) if len(wants) else None
         raw = logits[chosen] if chosen is not None else None
-        penalties = self._penalties if self._penalized[rows.slots].any() else None
+        penalties = self._penalties if self._penalized[rows.seats].any() else None
         if penalties is not None:
-            masked = self._masked[rows.slots].any()
+            masked = self._masked[rows.seats].any()
             mask = self._bitmask(rows) if masked else None
             if masked:
                 self._ban_words(logits, rows, token_ids)
-            slots = torch.where(to_device(self._penalized[rows.slots], self.device), rows.row_to_slot, -1)
-            self._apply_penalties(logits, slots, mask, *penalties.tensors())
+            seats = torch.where(to_device(self._penalized[rows.seats], self.device), rows.row_to_seat, -1)
+            self._apply_penalties(logits, seats, mask, *penalties.tensors())
         tokens = self._sample(
-            logits, rows.row_to_slot, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, rows.position
+            logits, rows.row_to_seat, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, rows.position
         )
         if penalties is not None:
-            penalties.count(rows.row_to_slot, tokens)
+            penalties.count(rows.row_to_seat, tokens)
         if raw is None or chosen is None:
             return tokens, None
         counts = self._full_counts(wanted[wants])
         return tokens, PendingLogprobs(wants, counts, [self._gather(raw, tokens[chosen], counts)])
 
     def prompt_logprobs(
-        self, slot: int, project: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor
+        self, seat: int, project: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor
     ) -> PendingLogprobs:
         """Log-probabilities of the prompt tokens ``targets`` int64 [n], given the hidden states [n, H] of the tokens before them,
         which ``project`` turns into logits, some rows at a time."""
-        params = self._params[slot]
+        params = self._params[seat]
         assert params is not None and params.prompt_logprobs is not None
         counts = self._full_counts(np.full(len(targets), params.prompt_logprobs))
         parts = [
@@ -138,8 +138,8 @@ class Sampler:
         ]
         return PendingLogprobs(np.arange(len(targets)), counts, parts)
 
-    def wants_prompt_logprobs(self, slot: int) -> bool:
-        params = self._params[slot]
+    def wants_prompt_logprobs(self, seat: int) -> bool:
+        params = self._params[seat]
         return params is not None and params.prompt_logprobs is not None
 
     def _full_counts(self, counts: np.ndarray) -> np.ndarray:
@@ -150,15 +150,15 @@ class Sampler:
 
     def _bitmask(self, rows: SampleRows) -> torch.Tensor:
         """Allowed tokens per row, int32 [R, ceil(V/32)]: allowed ids, stop tokens before min_tokens, and bad words of one token."""
-        mask = np.full((len(rows.slots), -(-self.vocab_size // 32)), -1, dtype=np.int32)
+        mask = np.full((len(rows.seats), -(-self.vocab_size // 32)), -1, dtype=np.int32)
         position = rows.positions.tolist()
-        for row, slot in enumerate(rows.slots.tolist()):
-            params = self._params[slot]
+        for row, seat in enumerate(rows.seats.tolist()):
+            params = self._params[seat]
             assert params is not None
             if params.allowed_token_ids:
                 mask[row] = 0
                 _set_bits(mask[row], params.allowed_token_ids, True)
-            if position[row] - self._num_prompt_tokens[slot] < params.min_tokens:
+            if position[row] - self._num_prompt_tokens[seat] < params.min_tokens:
                 _set_bits(mask[row], params.all_stop_token_ids, False)
             _set_bits(mask[row], [word[0] for word in params.bad_words_token_ids or () if len(word) == 1], False)
         return to_device(mask, self.device)
@@ -167,41 +167,41 @@ class Sampler:
         """Makes the last token of a bad word impossible in rows that end with the tokens before it. Which do is known on the device
         only, where the last tokens may still be on their way."""
         words = []
-        for row, (slot, position) in enumerate(zip(rows.slots.tolist(), rows.positions.tolist())):
-            params = self._params[slot]
+        for row, (seat, position) in enumerate(zip(rows.seats.tolist(), rows.positions.tolist())):
+            params = self._params[seat]
             assert params is not None
             for word in params.bad_words_token_ids or ():
                 start = position - len(word) + 1
                 # Only what was generated counts; a word that began in the prompt is the user's own.
-                if len(word) > 1 and start >= self._num_prompt_tokens[slot]:
-                    words.append((row, slot, start, word))
+                if len(word) > 1 and start >= self._num_prompt_tokens[seat]:
+                    words.append((row, seat, start, word))
         if not words:
             return
         longest = max(len(word) for *_, word in words) - 1
         table = np.full((len(words), 4 + longest), -1, dtype=np.int64)
-        for entry, (row, slot, start, word) in zip(table, words):
-            entry[:4] = row, slot, start, word[-1]
+        for entry, (row, seat, start, word) in zip(table, words):
+            entry[:4] = row, seat, start, word[-1]
             entry[4 : 3 + len(word)] = word[:-1]
         found = to_device(table, self.device)
-        (rows_of, slots, starts, last), before = found[:, :4].unbind(1), found[:, 4:]
+        (rows_of, seats, starts, last), before = found[:, :4].unbind(1), found[:, 4:]
         places = starts[:, None] + torch.arange(longest, device=self.device)
-        here = token_ids[slots[:, None], places.clamp_max_(token_ids.shape[1] - 1)]
+        here = token_ids[seats[:, None], places.clamp_max_(token_ids.shape[1] - 1)]
         matches = ((here == before) | (before < 0)).all(1)
         logits.index_put_((rows_of, last), torch.where(matches, -torch.inf, 0.0), accumulate=True)  # a token may end two words
 
 
 class _PenaltyRows:
-    """The tensors of ``apply_penalties``, one row per slot."""
+    """The tensors of ``apply_penalties``, one row per seat."""
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, num_seats: int, vocab_size: int, device: torch.device) -> None:
         self._vocab_size, self._device = vocab_size, device
-        self.prompt_mask = torch.zeros(num_slots, -(-vocab_size // 32), dtype=torch.int32, device=device)
-        self.output_counts = torch.zeros(num_slots, vocab_size, dtype=torch.int32, device=device)
-        self.repetition = torch.ones(num_slots, device=device)
-        self.frequency = torch.zeros(num_slots, device=device)
-        self.presence = torch.zeros(num_slots, device=device)
-        self.bias_ids = torch.full((num_slots, 1), -1, dtype=torch.int32, device=device)
-        self.bias_values = torch.zeros(num_slots, 1, device=device)
+        self.prompt_mask = torch.zeros(num_seats, -(-vocab_size // 32), dtype=torch.int32, device=device)
+        self.output_counts = torch.zeros(num_seats, vocab_size, dtype=torch.int32, device=device)
+        self.repetition = torch.ones(num_seats, device=device)
+        self.frequency = torch.zeros(num_seats, device=device)
+        self.presence = torch.zeros(num_seats, device=device)
+        self.bias_ids = torch.full((num_seats, 1), -1, dtype=torch.int32, device=device)
+        self.bias_values = torch.zeros(num_seats, 1, device=device)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """In the order of the op's arguments after the bitmask."""
@@ -216,27 +216,27 @@ class _PenaltyRows:
         )
 
     def add(self, request: NewRequest) -> None:
-        slot, params = request.slot, request.sampling
+        seat, params = request.seat, request.sampling
         prompt, output = request.token_ids[: request.num_prompt_tokens], request.token_ids[request.num_prompt_tokens :]
         mask = np.zeros(self.prompt_mask.shape[1], dtype=np.int32)
         _set_bits(mask, prompt, True)
-        self.prompt_mask[slot] = to_device(mask, self._device)
+        self.prompt_mask[seat] = to_device(mask, self._device)
         counts = np.bincount(np.asarray(output, dtype=np.int64), minlength=self._vocab_size).astype(np.int32)
-        self.output_counts[slot] = to_device(counts, self._device)
-        self.repetition[slot] = params.repetition_penalty
-        self.frequency[slot] = params.frequency_penalty
-        self.presence[slot] = params.presence_penalty
+        self.output_counts[seat] = to_device(counts, self._device)
+        self.repetition[seat] = params.repetition_penalty
+        self.frequency[seat] = params.frequency_penalty
+        self.presence[seat] = params.presence_penalty
         bias = params.logit_bias or {}
         if (missing := len(bias) - self.bias_ids.shape[1]) > 0:
             self.bias_ids = torch.nn.functional.pad(self.bias_ids, (0, missing), value=-1)
             self.bias_values = torch.nn.functional.pad(self.bias_values, (0, missing))
-        self.bias_ids[slot] = -1
-        self.bias_ids[slot, : len(bias)] = to_device(np.array(list(bias), dtype=np.int32), self._device)
-        self.bias_values[slot, : len(bias)] = to_device(np.array(list(bias.values()), dtype=np.float32), self._device)
+        self.bias_ids[seat] = -1
+        self.bias_ids[seat, : len(bias)] = to_device(np.array(list(bias), dtype=np.int32), self._device)
+        self.bias_values[seat, : len(bias)] = to_device(np.array(list(bias.values()), dtype=np.float32), self._device)
 
-    def count(self, row_to_slot: torch.Tensor, tokens: torch.Tensor) -> None:
+    def count(self, row_to_seat: torch.Tensor, tokens: torch.Tensor) -> None:
         """Adds a step's tokens to the counts; rows that failed (-1) count nothing."""
-        index = (row_to_slot.long(), tokens.long().clamp_min(0))
+        index = (row_to_seat.long(), tokens.long().clamp_min(0))
         self.output_counts.index_put_(index, (tokens >= 0).int(), accumulate=True)
 
 

@@ -59,7 +59,7 @@ def test_step(benchmark: Any, num_requests: int) -> None:
 
 @pytest.mark.benchmark(timer=time.process_time)
 def test_stream_of_requests(benchmark: Any) -> None:
-    """Admission and the end of requests included: 256 slots, short answers, always a queue."""
+    """Admission and the end of requests included: 256 seats, short completions, always a queue."""
     engine = decoding_engine(256)
     engine.abort([str(i) for i in range(256)])
     submitted = 0

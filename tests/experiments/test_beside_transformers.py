@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.peers.serving import Mode, open_mode, serve_workload
-from experiments.peers.transformers_library import Answer, Library, generation_config
+from experiments.peers.transformers_library import Completion, Library, generation_config
 from experiments.serve_job import run
 from framework import LLM, SamplingParams
 from framework.cli import main
@@ -51,33 +51,33 @@ def expected() -> list[list[int]]:
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def answers(mode: Mode) -> list[Answer]:
+def completions(mode: Mode) -> list[Completion]:
     try:
         for index, (prompt, limit) in enumerate(zip(PROMPTS, LIMITS)):
             mode.add(str(index), prompt, limit)
-        found: list[Answer] = []
+        found: list[Completion] = []
         while len(found) < len(PROMPTS):
             found += mode.finished(None)
     finally:
         mode.close()
-    return sorted(found, key=lambda answer: int(answer.request_id))
+    return sorted(found, key=lambda completion: int(completion.request_id))
 
 
 @pytest.mark.parametrize("system", LIBRARY)
 def test_the_library_gives_our_tokens_and_when_they_came(system: str, library: Library, expected: list[list[int]]) -> None:
-    found = answers(open_mode(library, config(system), requests(), ()))
-    assert [answer.token_ids for answer in found] == expected
-    for answer in found:
-        assert len(answer.times_s) == len(answer.token_ids) and answer.times_s == sorted(answer.times_s)
+    found = completions(open_mode(library, config(system), requests(), ()))
+    assert [completion.token_ids for completion in found] == expected
+    for completion in found:
+        assert len(completion.times_s) == len(completion.token_ids) and completion.times_s == sorted(completion.times_s)
 
 
 @pytest.mark.parametrize("system", LIBRARY)
 def test_an_end_of_sequence_token_ends_its_request_only(system: str, library: Library, expected: list[list[int]]) -> None:
     end = expected[1][5]
     workload = WorkloadConfig(ignore_eos=False)
-    found = answers(open_mode(library, config(system, workload), requests(), {end}))
+    found = completions(open_mode(library, config(system, workload), requests(), {end}))
     cut = [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in expected]
-    assert [answer.token_ids for answer in found] == cut and cut != expected
+    assert [completion.token_ids for completion in found] == cut and cut != expected
 
 
 @pytest.mark.parametrize("system", LIBRARY)
@@ -95,7 +95,7 @@ def test_requests_are_served_after_they_arrive(system: str, library: Library) ->
     assert "num_steps" not in metrics and "kv_usage_mean" not in metrics, "what was not observed is absent"
 
 
-def test_a_closed_loop_waits_for_its_answers(library: Library) -> None:
+def test_a_closed_loop_waits_for_its_completions(library: Library) -> None:
     closed = [
         WorkloadRequest(0.0, prompt, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True), 0, 0.05) for prompt in PROMPTS
     ]

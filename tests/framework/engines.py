@@ -49,7 +49,7 @@ def finish(engine: Engine) -> dict[str, RequestOutput]:
 
 
 def tokens_of(output: RequestOutput) -> list[list[int]]:
-    """Of each answer."""
+    """Of each completion."""
     return [completion.token_ids for completion in output.outputs]
 
 

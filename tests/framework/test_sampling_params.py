@@ -85,7 +85,7 @@ def test_small_temperatures_are_raised() -> None:
 def test_greedy_turns_the_filters_off() -> None:
     params = SamplingParams(temperature=0, top_p=0.5, top_k=3, min_p=0.1)
     assert params.greedy and (params.top_p, params.top_k, params.min_p) == (1.0, 0, 0.0)
-    with pytest.raises(ValueError, match="greedy answers would all be the same"):
+    with pytest.raises(ValueError, match="greedy completions would all be the same"):
         SamplingParams(temperature=0, n=2)
 
 

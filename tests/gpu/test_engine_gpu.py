@@ -49,7 +49,7 @@ def engine(
     )
 
 
-def answers(llm: LLM) -> list[list[list[int]]]:
+def completions(llm: LLM) -> list[list[list[int]]]:
     return [[c.token_ids for c in output.outputs] for output in llm.generate(PROMPTS, PARAMS, use_tqdm=False)]
 
 
@@ -75,17 +75,19 @@ def strictly(llm: LLM) -> LLM:
 def test_tokens_do_not_depend_on_how_steps_are_run(device: str, dtype: str) -> None:
     """Recorded or launched, one in flight or two."""
     common: dict[str, Any] = {"dtype": dtype, "kernels": INVARIANT[device]}
-    expected = answers(engine(device, graphs=False, **common))
+    expected = completions(engine(device, graphs=False, **common))
     for graphs, in_flight in ((True, 1), (True, 2), (False, 2)):
-        assert answers(engine(device, graphs=graphs, in_flight=in_flight, **common)) == expected, (graphs, in_flight)
+        assert completions(engine(device, graphs=graphs, in_flight=in_flight, **common)) == expected, (graphs, in_flight)
 
 
 @GPU
 @pytest.mark.parametrize("decode", ["splitkv", "balanced"])
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_tokens_do_not_depend_on_the_attention_kernel(decode: str, block_size: int) -> None:
-    expected = answers(engine("cuda", kernels=dict.fromkeys(("paged_attention_decode", "paged_attention_prefill"), "reference")))
-    ours = answers(engine("cuda", kernels={"paged_attention_decode": decode}, cache={"block_size": block_size}))
+    expected = completions(
+        engine("cuda", kernels=dict.fromkeys(("paged_attention_decode", "paged_attention_prefill"), "reference"))
+    )
+    ours = completions(engine("cuda", kernels={"paged_attention_decode": decode}, cache={"block_size": block_size}))
     assert ours == expected
 
 
@@ -102,12 +104,12 @@ def test_tokens_are_those_of_transformers(device: str, dtype: str, slack: float,
     outputs = llm.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True), use_tqdm=False)
     num_equal = 0
     for output in outputs:
-        prompt, answer = output.prompt_token_ids, output.outputs[0].token_ids
+        prompt, completion = output.prompt_token_ids, output.outputs[0].token_ids
         with torch.inference_mode():
-            logits = theirs(torch.tensor([[*prompt, *answer]], device=device)).logits[0, len(prompt) - 1 : -1].float()
-        chosen = logits.gather(1, torch.tensor(answer, device=device)[:, None])[:, 0]
+            logits = theirs(torch.tensor([[*prompt, *completion]], device=device)).logits[0, len(prompt) - 1 : -1].float()
+        chosen = logits.gather(1, torch.tensor(completion, device=device)[:, None])[:, 0]
         assert float((logits.amax(-1) - chosen).max()) <= slack
-        num_equal += int((logits.argmax(-1).cpu() == torch.tensor(answer)).sum())
+        num_equal += int((logits.argmax(-1).cpu() == torch.tensor(completion)).sum())
     assert num_equal >= 0.95 * 40 * len(outputs)
 
 
@@ -118,8 +120,8 @@ def test_tokens_are_those_of_transformers(device: str, dtype: str, slack: float,
 def test_no_step_of_a_warm_engine_waits(dtype: str, block_size: int, in_flight: int) -> None:
     cache = {"dtype": dtype, "block_size": block_size, "prefix_caching": False}
     llm = engine("cuda", dtype="bfloat16", in_flight=in_flight, cache=cache)
-    expected = answers(llm)  # compiles and loads, which may wait
-    assert answers(strictly(llm)) == expected
+    expected = completions(llm)  # compiles and loads, which may wait
+    assert completions(strictly(llm)) == expected
 
 
 @GPU
@@ -139,18 +141,18 @@ def test_steps_on_torch_kernels_do_not_wait() -> None:
     )
     with pytest.warns(UserWarning, match="without CUDA graphs"):
         llm = engine("cuda", kernels=dict.fromkeys(ops, "torch"), cache={"prefix_caching": False})
-    expected = answers(llm)
-    assert answers(strictly(llm)) == expected
+    expected = completions(llm)
+    assert completions(strictly(llm)) == expected
 
 
 @GPU
 def test_a_warm_engine_compiles_nothing() -> None:
     llm = engine("cuda", dtype="bfloat16")
-    answers(llm)
-    answers(llm)  # with cached prefixes
+    completions(llm)
+    completions(llm)  # with cached prefixes
     llm.generate([p * 2 for p in PROMPTS] * 2, EVERYTHING, use_tqdm=False)
     with count_compilations() as compiled:
-        answers(llm)
+        completions(llm)
         llm.generate([p * 3 for p in PROMPTS] * 2, EVERYTHING, use_tqdm=False)
     assert compiled == []
 

@@ -1,4 +1,4 @@
-"""The random numbers of sampling on a device: the published answers, and the same bits as on a CPU."""
+"""The random numbers of sampling on a device: the published completions, and the same bits as on a CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def signed(value: int) -> int:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
-def test_torch_gives_the_published_answers(
+def test_torch_gives_the_published_completions(
     device: str, counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
 ) -> None:
     seed = torch.tensor([signed(key[0] | key[1] << 32)], device=device)

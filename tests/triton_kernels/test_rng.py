@@ -1,4 +1,4 @@
-"""Philox against published answers and against a plain-integer version; the noise against its formula in float64."""
+"""Philox against published completions and against a plain-integer version; the noise against its formula in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from triton_kernels.rng import MIN_UNIFORM, NOISE_SPAN, gumbel_noise, philox, quad_noise, token_uniform, uniform
 
-# Random123's known answers for philox4x32-10: counter, key, output.
+# Random123's known completions for philox4x32-10: counter, key, output.
 KNOWN = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -36,7 +36,7 @@ def plain_uniform(seed: int, position: int, stream: int, token: int) -> float:
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
-def test_published_answers(counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]) -> None:
+def test_published_completions(counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]) -> None:
     assert plain_philox(counter, key) == expected
     seed = torch.tensor([key[0] | key[1] << 32 if key[1] < 2**31 else (key[0] | key[1] << 32) - 2**64])
     words = philox(seed, *(torch.tensor([word]) for word in counter))

@@ -24,18 +24,18 @@ PENALTIES = [penalties_reference, apply_penalties.target]
 INF, NAN = float("inf"), float("nan")
 
 
-def arguments(logits: torch.Tensor, slots: list[int] | None = None, **parameters: Any) -> dict[str, Any]:
-    """Arguments of ``sample``; every parameter is a number for all slots or a list with one per slot."""
-    slots = list(range(len(logits))) if slots is None else slots
-    num_slots = max(*slots, 0) + 1 if len(slots) > 1 else slots[0] + 1
+def arguments(logits: torch.Tensor, seats: list[int] | None = None, **parameters: Any) -> dict[str, Any]:
+    """Arguments of ``sample``; every parameter is a number for all seats or a list with one per seat."""
+    seats = list(range(len(logits))) if seats is None else seats
+    num_seats = max(*seats, 0) + 1 if len(seats) > 1 else seats[0] + 1
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0}
     dtypes = {"top_k": torch.int32, "seed": torch.int64}
     position = torch.as_tensor(parameters.pop("position", [5] * len(logits)))
     out = {}
     for name, value in (defaults | parameters).items():
-        values = list(value) if isinstance(value, (list, range)) else [value] * num_slots
+        values = list(value) if isinstance(value, (list, range)) else [value] * num_seats
         out[name] = torch.tensor(values, dtype=dtypes.get(name, torch.float32))
-    return {"logits": logits, "row_to_slot": torch.tensor(slots, dtype=torch.int32), **out, "position": position, "stream": 0}
+    return {"logits": logits, "row_to_seat": torch.tensor(seats, dtype=torch.int32), **out, "position": position, "stream": 0}
 
 
 def draws(logits: torch.Tensor, num: int, **parameters: Any) -> torch.Tensor:
@@ -162,7 +162,7 @@ def test_a_token_depends_on_its_own_row_only(sampler: Any) -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_several_rows_of_a_slot_and_far_positions_have_their_own_noise(sampler: Any) -> None:
+def test_several_rows_of_a_seat_and_far_positions_have_their_own_noise(sampler: Any) -> None:
     logits = torch.zeros(6, 4000)
     position = torch.tensor([7, 8, 7, 7 + 2**32, 7 + 2**33, 7])
     tokens = sampler(**arguments(logits, [0, 0, 0, 0, 0, 1], position=position, seed=[11, 12])).tolist()
@@ -196,9 +196,9 @@ def test_the_path_of_gpus_agrees_with_the_reference() -> None:
         if "bench" in case.tags:
             continue
         args = conformance.make_args(sample_op, case, torch.float32, torch.device("cpu"))
-        random = (args["row_to_slot"] >= 0) & (args["temperature"][args["row_to_slot"].long()] != 0)
+        random = (args["row_to_seat"] >= 0) & (args["temperature"][args["row_to_seat"].long()] != 0)
         names = ("temperature", "top_k", "top_p", "min_p", "seed")
-        per_row = {name: args[name][args["row_to_slot"].long()] for name in names}
+        per_row = {name: args[name][args["row_to_seat"].long()] for name in names}
         rows = sample_torch._Rows(**per_row, position=args["position"])
         got = sample_torch._draw_dense(args["logits"], rows, 0)
         assert bool(((got == sample_reference(**args)) | ~random | near_ties(args)).all()), case.name
@@ -216,7 +216,7 @@ def test_the_cases_hardly_have_near_ties() -> None:
 
 
 def test_no_rows_give_no_tokens() -> None:
-    args = arguments(torch.zeros(1, 8)) | {"logits": torch.zeros(0, 8), "row_to_slot": torch.zeros(0, dtype=torch.int32)}
+    args = arguments(torch.zeros(1, 8)) | {"logits": torch.zeros(0, 8), "row_to_seat": torch.zeros(0, dtype=torch.int32)}
     assert sample_torch.sample.target(**args | {"position": torch.zeros(0, dtype=torch.int64)}).shape == (0,)
 
 
@@ -224,21 +224,21 @@ def test_no_rows_give_no_tokens() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_penalties_follow_their_formulas(penalties: Any, masked: bool) -> None:
     random = np.random.default_rng(8)
-    rows, slots, tokens = [2, -1, 0, 2, 1], 3, 70
+    rows, seats, tokens = [2, -1, 0, 2, 1], 3, 70
     logits = random.standard_normal((5, tokens)).astype(np.float32)
-    allowed, prompt = random.random((5, tokens)) < 0.7, random.random((slots, tokens)) < 0.3
-    counts = random.integers(-2, 4, (slots, tokens)).clip(0)
+    allowed, prompt = random.random((5, tokens)) < 0.7, random.random((seats, tokens)) < 0.3
+    counts = random.integers(-2, 4, (seats, tokens)).clip(0)
     repetition, frequency, presence = [1.0, 1.3, 0.6], [0.0, 0.4, -1.0], [0.0, 0.2, 1.5]
     bias = [{}, {3: 5.0, 69: -INF}, {0: 1.0}]
     expected = logits.copy()
-    for row, slot in enumerate(rows):
-        for token in range(tokens) if slot >= 0 else ():
+    for row, seat in enumerate(rows):
+        for token in range(tokens) if seat >= 0 else ():
             value = float(logits[row, token]) if allowed[row, token] or not masked else -INF
-            value += bias[slot].get(token, 0.0)
-            if prompt[slot, token] or counts[slot, token]:
-                value = value / repetition[slot] if value > 0 else value * repetition[slot]
-            value -= frequency[slot] * counts[slot, token]
-            value -= presence[slot] if counts[slot, token] else 0.0
+            value += bias[seat].get(token, 0.0)
+            if prompt[seat, token] or counts[seat, token]:
+                value = value / repetition[seat] if value > 0 else value * repetition[seat]
+            value -= frequency[seat] * counts[seat, token]
+            value -= presence[seat] if counts[seat, token] else 0.0
             expected[row, token] = value
     got = torch.from_numpy(logits.copy())
     penalties(

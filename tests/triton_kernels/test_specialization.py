@@ -69,8 +69,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 def batch_of(op: Op, args: Args, num_rows: int) -> Args:
     """The first ``num_rows`` rows (or requests) of a case; repeated where it has fewer."""
     if op.name == "verify_draft":
-        rows = int(args["cu_rows"][min(num_rows, len(args["row_to_slot"]))])
-        cut = {"cu_rows": num_rows + 1, "row_to_slot": num_rows, "temperature": None, "seed": None}
+        rows = int(args["cu_rows"][min(num_rows, len(args["row_to_seat"]))])
+        cut = {"cu_rows": num_rows + 1, "row_to_seat": num_rows, "temperature": None, "seed": None}
         return {name: value[: cut.get(name, rows)] if isinstance(value, torch.Tensor) else value for name, value in args.items()}
     return conformance.take_rows(op, args, 0, num_rows)[0]
 
@@ -78,7 +78,7 @@ def batch_of(op: Op, args: Args, num_rows: int) -> Args:
 def size_of(op: Op, args: Args) -> int:
     if "meta" in args:
         return int(args["meta"].num_reqs)
-    return len(args["row_to_slot"] if op.name == "verify_draft" else args[op.row_args[0]])
+    return len(args["row_to_seat"] if op.name == "verify_draft" else args[op.row_args[0]])
 
 
 @pytest.mark.parametrize("impl", [pytest.param(impl, id=f"{impl.op}:{impl.name}") for impl in KERNELS])

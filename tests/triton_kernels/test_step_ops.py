@@ -118,15 +118,15 @@ def verify_args(
     """logits and probs [rows, V] are those of one request, and every request's; draft_ids int64 [num_reqs, rows - 1]."""
     rows = len(logits)
     ids = torch.nn.functional.pad(draft_ids, (0, 1), value=-1).int().flatten()
-    slots = torch.arange(num_reqs)
+    seats = torch.arange(num_reqs)
     return [
         logits.repeat(num_reqs, 1),
         ids,
         None if probs is None else probs.repeat(num_reqs, 1),
         (torch.arange(num_reqs + 1) * rows).int(),
-        slots.int(),
+        seats.int(),
         torch.full((num_reqs,), temperature),
-        slots * 7919 + 5,
+        seats * 7919 + 5,
         torch.arange(rows).repeat(num_reqs),
     ]
 
@@ -203,9 +203,9 @@ def test_the_bonus_token_is_what_sampling_gives(name: str) -> None:
     logits = torch.randn(1, 50, generator=generator)
     args = verify_args(30, logits, torch.zeros(30, 0, dtype=torch.int64), None)
     tokens, accepted = bind("verify_draft", name)(*args)
-    rows, _, _, _, slots, temperature, seed, position = args
+    rows, _, _, _, seats, temperature, seed, position = args
     off = torch.zeros(30, dtype=torch.int32), torch.ones(30), torch.zeros(30)
-    assert torch.equal(tokens, OPS["sample"].reference(rows, slots, temperature, *off, seed, position))
+    assert torch.equal(tokens, OPS["sample"].reference(rows, seats, temperature, *off, seed, position))
     assert not bool(accepted.any()) and len(tokens.unique()) > 5
 
 
@@ -213,7 +213,7 @@ def request_alone(args: dict[str, Any], request: int) -> dict[str, Any]:
     rows = slice(*args["cu_rows"][request : request + 2].tolist())
     part = {name: args[name][rows] for name in ("logits", "draft_ids", "draft_probs", "position")}
     cu_rows = args["cu_rows"][request : request + 2] - args["cu_rows"][request]
-    return {**args, **part, "cu_rows": cu_rows, "row_to_slot": args["row_to_slot"][request : request + 1]}
+    return {**args, **part, "cu_rows": cu_rows, "row_to_seat": args["row_to_seat"][request : request + 1]}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,5 @@
 """Cases of ``apply_penalties``, ``sample`` and ``gather_logprobs``: filters of every kind in one batch, several rows per
-slot, rows without a slot, ties, and vocabularies that divide nothing."""
+seat, rows without a seat, ties, and vocabularies that divide nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ..op import Case
 
-# temperature, top_k, top_p, min_p of a slot
+# temperature, top_k, top_p, min_p of a seat
 _FILTERS = (
     (0.0, 5, 0.5, 0.5),
     (1.0, 0, 1.0, 0.0),
@@ -33,10 +33,10 @@ def _logits(generator: torch.Generator, shape: tuple[int, int], dtype: torch.dty
     return logits.to(dtype)[:, : shape[1]]
 
 
-def _slots(num_rows: int, num_slots: int) -> torch.Tensor:
-    """Each slot in turn; where there are more rows than slots, the first and some others have none."""
+def _seats(num_rows: int, num_seats: int) -> torch.Tensor:
+    """Each seat in turn; where there are more rows than seats, the first and some others have none."""
     rows = torch.arange(num_rows, dtype=torch.int32)
-    return rows if num_rows <= num_slots else rows % (num_slots + 1) - 1
+    return rows if num_rows <= num_seats else rows % (num_seats + 1) - 1
 
 
 def _sample(
@@ -51,15 +51,15 @@ def _sample(
     filters: tuple[tuple[float, int, float, float], ...] = _FILTERS,
 ) -> dict[str, Any]:
     temperature, top_k, top_p, min_p = (torch.tensor(column, device=device) for column in zip(*filters, strict=True))
-    num_slots = len(filters)
+    num_seats = len(filters)
     return {
         "logits": _logits(generator, (num_rows, vocab_size), dtype, ties, strided).to(device),
-        "row_to_slot": _slots(num_rows, num_slots).to(device),
+        "row_to_seat": _seats(num_rows, num_seats).to(device),
         "temperature": temperature.float(),
         "top_k": top_k.int(),
         "top_p": top_p.float(),
         "min_p": min_p.float(),
-        "seed": torch.randint(-(2**63), 2**63 - 1, (num_slots,), generator=generator).to(device),
+        "seed": torch.randint(-(2**63), 2**63 - 1, (num_seats,), generator=generator).to(device),
         "position": torch.randint(0, 2**40, (num_rows,), generator=generator).to(device),
         "stream": 0,
     }
@@ -74,27 +74,27 @@ def _penalties(
     vocab_size: int,
     bitmask: bool,
     num_bias: int = 5,
-    num_slots: int = 6,
+    num_seats: int = 6,
 ) -> dict[str, Any]:
     del dtype  # logits are always f32
     words, bits = -(-vocab_size // 32), partial(torch.randint, -(2**31), 2**31, dtype=torch.int32, generator=generator)
-    counts = torch.randint(0, 12, (num_slots, vocab_size), generator=generator, dtype=torch.int32)
-    repetition, frequency, presence = 0.5 + torch.rand(3, num_slots, generator=generator)
+    counts = torch.randint(0, 12, (num_seats, vocab_size), generator=generator, dtype=torch.int32)
+    repetition, frequency, presence = 0.5 + torch.rand(3, num_seats, generator=generator)
     repetition[0], frequency[0], presence[0] = 1.0, 0.0, 0.0
-    ids = torch.randint(-1, vocab_size, (num_slots, num_bias), generator=generator, dtype=torch.int32)
+    ids = torch.randint(-1, vocab_size, (num_seats, num_bias), generator=generator, dtype=torch.int32)
     ids[1] = -1
     ids[2:, -1] = ids[2:, 0]  # an id twice counts twice
     args = {
         "logits": 3 * torch.randn(num_rows, vocab_size, generator=generator),
-        "row_to_slot": _slots(num_rows, num_slots),
+        "row_to_seat": _seats(num_rows, num_seats),
         "bitmask": bits((num_rows, words)) | bits((num_rows, words)) if bitmask else None,
-        "prompt_mask": bits((num_slots, words)) & bits((num_slots, words)),
+        "prompt_mask": bits((num_seats, words)) & bits((num_seats, words)),
         "output_counts": (counts - 8).clamp_min(0),
         "repetition": repetition,
         "frequency": frequency,
         "presence": presence,
         "bias_ids": ids,
-        "bias_values": 4 * torch.randn(num_slots, num_bias, generator=generator),
+        "bias_values": 4 * torch.randn(num_seats, num_bias, generator=generator),
     }
     return {name: None if value is None else value.to(device) for name, value in args.items()}
 

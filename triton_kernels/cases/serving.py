@@ -187,21 +187,21 @@ def _moe_experts(name: str, batch: Batch, scheme: str = "float") -> ServingCase:
     return ServingCase(name, batch, dims | moe.quantized_dims(scheme, group=128), make)
 
 
-def _slots(num_rows: int) -> torch.Tensor:
+def _seats(num_rows: int) -> torch.Tensor:
     return torch.arange(num_rows, dtype=torch.int32)
 
 
 def _apply_penalties(dtype: torch.dtype) -> dict[str, Any]:
     words, ones = VOCAB // 32, torch.ones(64)
     mask = torch.empty(64, words, dtype=torch.int32)
-    args = {"logits": torch.empty(64, VOCAB), "row_to_slot": _slots(64), "bitmask": mask, "prompt_mask": mask.clone()}
+    args = {"logits": torch.empty(64, VOCAB), "row_to_seat": _seats(64), "bitmask": mask, "prompt_mask": mask.clone()}
     args |= {"output_counts": torch.empty(64, VOCAB, dtype=torch.int32)}
     args |= {"repetition": ones, "frequency": ones.clone(), "presence": ones.clone()}
     return args | {"bias_ids": torch.full((64, 16), -1, dtype=torch.int32), "bias_values": torch.zeros(64, 16)}
 
 
 def _sample(dtype: torch.dtype) -> dict[str, Any]:
-    args = {"logits": torch.empty(64, VOCAB), "row_to_slot": _slots(64), "temperature": torch.ones(64)}
+    args = {"logits": torch.empty(64, VOCAB), "row_to_seat": _seats(64), "temperature": torch.ones(64)}
     args |= {"top_k": torch.full((64,), 50, dtype=torch.int32), "top_p": torch.full((64,), 0.9), "min_p": torch.zeros(64)}
     return args | {"seed": torch.arange(64), "position": torch.arange(64), "stream": 0}
 

@@ -1,5 +1,5 @@
 """Cases of ``verify_draft``: greedy and random requests in one batch, drafts that are often right, broken rows, requests
-without a slot, and rows that belong to nobody."""
+without a seat, and rows that belong to nobody."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def _make(
         logits[1::7, 3] = torch.nan
         logits[3::7] = -torch.inf
         logits[5::7, ::2] = -torch.inf
-    slots = torch.randperm(num_reqs + 2, generator=generator)[:num_reqs].int()
+    seats = torch.randperm(num_reqs + 2, generator=generator)[:num_reqs].int()
     temperature = 0.5 + torch.rand(num_reqs + 2, generator=generator)
-    temperature[slots[list(greedy)].long()] = 0.0
+    temperature[seats[list(greedy)].long()] = 0.0
     if broken:
-        slots[-1] = -1
+        seats[-1] = -1
     args = {
         "logits": logits.to(dtype),
         "draft_ids": draft_ids,
         "draft_probs": likely if probs else None,
         "cu_rows": cu_rows,
-        "row_to_slot": slots,
+        "row_to_seat": seats,
         "temperature": temperature,
         "seed": torch.randint(-(2**63), 2**63 - 1, (num_reqs + 2,), generator=generator),
         "position": torch.randint(0, 2**40, (num_rows,), generator=generator),

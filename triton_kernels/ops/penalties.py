@@ -12,7 +12,7 @@ from ..op import Cost, Op
 
 def reference(
     logits: torch.Tensor,
-    row_to_slot: torch.Tensor,
+    row_to_seat: torch.Tensor,
     bitmask: torch.Tensor | None,
     prompt_mask: torch.Tensor,
     output_counts: torch.Tensor,
@@ -22,7 +22,7 @@ def reference(
     bias_ids: torch.Tensor,
     bias_values: torch.Tensor,
 ) -> None:
-    """Changes logits f32 [R, V] in place; row r belongs to the request in slot row_to_slot[r] (int32 [R]; -1: leave the row).
+    """Changes logits f32 [R, V] in place; row r belongs to the request in seat row_to_seat[r] (int32 [R]; -1: leave the row).
 
     Order: bitmask, bias, repetition, frequency and presence.
     bitmask        int32 [R, ceil(V/32)] or None: bit t%32 of word t//32 set = token t allowed, else its logit is -inf
@@ -33,18 +33,18 @@ def reference(
     bias_ids       int32 [S, B], bias_values f32 [S, B]: added; id -1 marks an unused entry
     """
     num_tokens = logits.shape[1]
-    rows = (row_to_slot >= 0).nonzero()[:, 0]
-    slots = row_to_slot[rows].long()
+    rows = (row_to_seat >= 0).nonzero()[:, 0]
+    seats = row_to_seat[rows].long()
     values = logits[rows].double()
     if bitmask is not None:
         values = values.masked_fill(~unpack_bits(bitmask[rows], num_tokens), -torch.inf)
-    ids = bias_ids[slots].long()
-    values.scatter_add_(1, ids.clamp_min(0), torch.where(ids >= 0, bias_values[slots].double(), 0.0))
-    counts = output_counts[slots]
-    seen = unpack_bits(prompt_mask[slots], num_tokens) | (counts > 0)
-    factor = repetition[slots].double()[:, None]
+    ids = bias_ids[seats].long()
+    values.scatter_add_(1, ids.clamp_min(0), torch.where(ids >= 0, bias_values[seats].double(), 0.0))
+    counts = output_counts[seats]
+    seen = unpack_bits(prompt_mask[seats], num_tokens) | (counts > 0)
+    factor = repetition[seats].double()[:, None]
     values = torch.where(seen, torch.where(values > 0, values / factor, values * factor), values)
-    values -= frequency[slots].double()[:, None] * counts + presence[slots].double()[:, None] * (counts > 0)
+    values -= frequency[seats].double()[:, None] * counts + presence[seats].double()[:, None] * (counts > 0)
     logits[rows] = values.to(logits.dtype)
 
 
@@ -60,7 +60,7 @@ def pack_bits(flags: torch.Tensor) -> torch.Tensor:
     return (padded << torch.arange(32, device=flags.device)).sum(-1).to(torch.int32)
 
 
-def fake(logits, row_to_slot, bitmask, prompt_mask, output_counts, repetition, frequency, presence, bias_ids, bias_values):  # type: ignore[no-untyped-def]
+def fake(logits, row_to_seat, bitmask, prompt_mask, output_counts, repetition, frequency, presence, bias_ids, bias_values):  # type: ignore[no-untyped-def]
     return None
 
 
@@ -77,5 +77,5 @@ apply_penalties = Op(
     cost,
     cases=APPLY_PENALTIES_CASES,
     mutates=("logits",),
-    row_args=("logits", "row_to_slot", "bitmask"),
+    row_args=("logits", "row_to_seat", "bitmask"),
 )

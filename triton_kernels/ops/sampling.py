@@ -17,7 +17,7 @@ TIE = 1e-5
 
 def sample_reference(
     logits: torch.Tensor,
-    row_to_slot: torch.Tensor,
+    row_to_seat: torch.Tensor,
     temperature: torch.Tensor,
     top_k: torch.Tensor,
     top_p: torch.Tensor,
@@ -28,29 +28,29 @@ def sample_reference(
 ) -> torch.Tensor:
     """One token per row -> int32 [R].
 
-    logits float [R, V]; row_to_slot int32 [R]; per slot: temperature f32 (0 = greedy, ties to the lowest id), top_k int32
+    logits float [R, V]; row_to_seat int32 [R]; per seat: temperature f32 (0 = greedy, ties to the lowest id), top_k int32
     (0 = off), top_p f32 (1 = off), min_p f32 (0 = off), seed int64; position int64 [R]: absolute index of the sampled token.
     Order: divide by the temperature (f32), keep scores >= max + log(min_p), keep the top_k best (ties: lower id first), keep
     the shortest prefix of the rest, best first, whose probability reaches top_p, add Gumbel noise (``rng.py``), argmax
     (ties: lower id). The best token is always kept.
     A row whose largest score is not finite (it holds NaN or +inf, or nothing but -inf) gives -1 and harms no other row; a
-    row whose slot is -1 gives -1.
+    row whose seat is -1 gives -1.
     """
     out = torch.full((logits.shape[0],), -1, dtype=torch.int32, device=logits.device)
     for row in range(logits.shape[0]):
-        slot = int(row_to_slot[row])
-        if slot < 0:
+        seat = int(row_to_seat[row])
+        if seat < 0:
             continue
-        greedy = float(temperature[slot]) == 0.0
-        scores = logits[row].float() if greedy else logits[row].float() / temperature[slot]
+        greedy = float(temperature[seat]) == 0.0
+        scores = logits[row].float() if greedy else logits[row].float() / temperature[seat]
         if not bool(scores.max().isfinite()):
             continue
         if greedy:
             out[row] = torch.argmax(scores)
             continue
         ranked, order = torch.sort(scores.double(), descending=True, stable=True)
-        num_kept = _num_kept(ranked, top_k[slot], top_p[slot], min_p[slot])
-        noisy = scores + _row_noise(seed[slot], position[row], stream, len(scores))
+        num_kept = _num_kept(ranked, top_k[seat], top_p[seat], min_p[seat])
+        noisy = scores + _row_noise(seed[seat], position[row], stream, len(scores))
         out[row] = _winner(noisy, order[:num_kept])
     return out
 
@@ -81,14 +81,14 @@ def near_ties(args: Mapping[str, Any]) -> torch.Tensor:
     scores are that close, or because moving a border by so much lets another token win. Never true of greedy rows."""
     logits, temperature, position = args["logits"], args["temperature"], args["position"]
     out = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
-    for row, slot in enumerate(args["row_to_slot"].tolist()):
-        scores = logits[row].float() / temperature[slot]
-        if slot < 0 or float(temperature[slot]) == 0.0 or not bool(scores.max().isfinite()):
+    for row, seat in enumerate(args["row_to_seat"].tolist()):
+        scores = logits[row].float() / temperature[seat]
+        if seat < 0 or float(temperature[seat]) == 0.0 or not bool(scores.max().isfinite()):
             continue
-        filters = args["top_k"][slot], args["top_p"][slot], args["min_p"][slot]
+        filters = args["top_k"][seat], args["top_p"][seat], args["min_p"][seat]
         ranked, order = torch.sort(scores.double(), descending=True, stable=True)
         fewest, most = (_num_kept(ranked, *filters, slack=slack) for slack in (-TIE, TIE))
-        noisy = scores + _row_noise(args["seed"][slot], position[row], args["stream"], len(scores))
+        noisy = scores + _row_noise(args["seed"][seat], position[row], args["stream"], len(scores))
         best = noisy[order[:most]].topk(min(2, most)).values
         close = most > 1 and bool(best[0] - best[-1] <= TIE * best[0].abs().clamp_min(1))
         out[row] = close or bool(_winner(noisy, order[:fewest]) != _winner(noisy, order[:most]))
@@ -97,8 +97,8 @@ def near_ties(args: Mapping[str, Any]) -> torch.Tensor:
 
 def drawn_rows(args: Mapping[str, Any]) -> torch.Tensor:
     """bool [R]: rows of :func:`sample_reference` whose token depends on random numbers."""
-    slots = args["row_to_slot"]
-    drawn: torch.Tensor = (slots >= 0) & (args["temperature"][slots.clamp_min(0).long()] > 0)
+    seats = args["row_to_seat"]
+    drawn: torch.Tensor = (seats >= 0) & (args["temperature"][seats.clamp_min(0).long()] > 0)
     return drawn & args["logits"].max(dim=-1).values.isfinite()
 
 
@@ -123,7 +123,7 @@ def gather_logprobs_reference(
     return logprob.float(), rank.int(), logprobs.gather(1, order).float(), torch.where(valid, order, -1).int()
 
 
-def sample_fake(logits, row_to_slot, temperature, top_k, top_p, min_p, seed, position, stream=0):  # type: ignore[no-untyped-def]
+def sample_fake(logits, row_to_seat, temperature, top_k, top_p, min_p, seed, position, stream=0):  # type: ignore[no-untyped-def]
     return logits.new_empty(logits.shape[0], dtype=torch.int32)
 
 
@@ -150,7 +150,7 @@ sample = Op(
     cost,
     cases=SAMPLE_CASES,
     bind_args=("stream",),
-    row_args=("logits", "row_to_slot", "position"),
+    row_args=("logits", "row_to_seat", "position"),
     tolerance=Tolerance(token_ties=near_ties, drawn=drawn_rows),
 )
 gather_logprobs = Op(

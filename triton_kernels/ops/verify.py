@@ -16,7 +16,7 @@ def reference(
     draft_ids: torch.Tensor,
     draft_probs: torch.Tensor | None,
     cu_rows: torch.Tensor,
-    row_to_slot: torch.Tensor,
+    row_to_seat: torch.Tensor,
     temperature: torch.Tensor,
     seed: torch.Tensor,
     position: torch.Tensor,
@@ -27,7 +27,7 @@ def reference(
     bonus; they are final scores before the temperature: penalties applied, filtered tokens at -inf.
     draft_ids int32 [rows]: the draft that row i is to verify, -1 in the bonus row. draft_probs f32 [rows, V]: the
     distribution that each draft was sampled from; None: drafts are certain (n-gram, greedy).
-    Per slot (row_to_slot int32 [R], -1: a request that gets no tokens): temperature f32 (0 = greedy), seed int64.
+    Per seat (row_to_seat int32 [R], -1: a request that gets no tokens): temperature f32 (0 = greedy), seed int64.
     position int64 [rows]: absolute index of the token that the row decides.
 
     Greedy: a draft is accepted if it is the argmax. Else with p the target's and q the draft's distribution a draft x is
@@ -41,10 +41,10 @@ def reference(
     accepted = torch.zeros(cu_rows.shape[0] - 1, dtype=torch.int32, device=logits.device)
     everything = torch.arange(logits.shape[1], device=logits.device)
     bounds = cu_rows.tolist()
-    for r, slot in enumerate(row_to_slot.tolist()):
-        for row in range(bounds[r], bounds[r + 1] if slot >= 0 else bounds[r]):
-            greedy = float(temperature[slot]) == 0.0
-            scores = logits[row].float() if greedy else logits[row].float() / temperature[slot]
+    for r, seat in enumerate(row_to_seat.tolist()):
+        for row in range(bounds[r], bounds[r + 1] if seat >= 0 else bounds[r]):
+            greedy = float(temperature[seat]) == 0.0
+            scores = logits[row].float() if greedy else logits[row].float() / temperature[seat]
             if not bool(scores.max().isfinite()):
                 break
             draft = int(draft_ids[row])
@@ -55,7 +55,7 @@ def reference(
                     break
                 accepted[r] += 1
                 continue
-            where = (seed[slot].view(1), position[row].view(1))
+            where = (seed[seat].view(1), position[row].view(1))
             if draft < 0:
                 tokens[row] = int(torch.argmax(scores + gumbel_noise(*where, STREAM_TARGET, everything)[0]))
                 break
@@ -74,8 +74,8 @@ def reference(
     return tokens, accepted
 
 
-def fake(logits, draft_ids, draft_probs, cu_rows, row_to_slot, temperature, seed, position):  # type: ignore[no-untyped-def]
-    return draft_ids.new_empty(draft_ids.shape), row_to_slot.new_empty(cu_rows.shape[0] - 1)
+def fake(logits, draft_ids, draft_probs, cu_rows, row_to_seat, temperature, seed, position):  # type: ignore[no-untyped-def]
+    return draft_ids.new_empty(draft_ids.shape), row_to_seat.new_empty(cu_rows.shape[0] - 1)
 
 
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from triton_kernels.attention_meta import LayerKV
 
 Mlp = Callable[[torch.Tensor], torch.Tensor]
-State = tuple[torch.Tensor, torch.Tensor | None]
+HiddenAndResidual = tuple[torch.Tensor, torch.Tensor | None]
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class PreNormBlock:
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, group: GroupBatch, kv: LayerKV
-    ) -> State:
+    ) -> HiddenAndResidual:
         if residual is None:
             residual, x = x, self.attn_norm(x, None)
         else:
@@ -61,7 +61,7 @@ class ParallelBlock:
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, group: GroupBatch, kv: LayerKV
-    ) -> State:
+    ) -> HiddenAndResidual:
         if residual is None:
             residual, x = x, self.attn_norm(x, None)
         else:
@@ -81,7 +81,7 @@ class PostNormBlock:
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, group: GroupBatch, kv: LayerKV
-    ) -> State:
+    ) -> HiddenAndResidual:
         x = self.attn_norm(self.attention(x, batch.positions, batch.num_decode_tokens, group, kv), x)
         return self.mlp_norm(self.mlp(x), x), None
 

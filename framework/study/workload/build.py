@@ -101,8 +101,8 @@ def _trace_prompt(
 def _trace_output(config: WorkloadConfig, entry: TraceEntry, size: int, encode: Encode | None) -> int:
     if entry.num_output_tokens is not None:
         return max(1, round(entry.num_output_tokens * config.length_scale))
-    if entry.answer is not None:
-        return max(1, len(_tokenizer(encode, "a trace of texts")(entry.answer)))
+    if entry.completion is not None:
+        return max(1, len(_tokenizer(encode, "a trace of texts")(entry.completion)))
     return size
 
 

@@ -33,16 +33,16 @@ class WorkloadConfig:
     num_requests    how many; None = all of the trace
     seed            of everything random here
     prompt_tokens, prompt_spread    lengths are uniform in mean * [1 - spread, 1 + spread]; not for traces that bring lengths
-    output_tokens, output_spread    likewise; an answer is at most that long, exactly that long with ignore_eos
+    output_tokens, output_spread    likewise; a completion is at most that long, exactly that long with ignore_eos
     shared_prefix_tokens    tokens at the start of every prompt that are the same in all, on top of prompt_tokens
     length_scale            factor on the lengths of a trace
     max_prompt_tokens, max_output_tokens    lengths are cut to these; None = as they come
 
-    arrivals        open (at ``rate``), closed (``num_users`` users who wait for their answer), trace (the file's timestamps)
+    arrivals        open (at ``rate``), closed (``num_users`` users who wait for their completion), trace (the file's timestamps)
     rate            requests per second; inf = all at once
     burstiness      shape of the Gamma distribution of the gaps: 1 = Poisson, less = burstier, inf = even
     num_users       of the closed loop
-    think_time_s    mean of the exponential pause between an answer and the user's next request
+    think_time_s    mean of the exponential pause between a completion and the user's next request
     time_scale      factor on the gaps of a trace: 0.5 replays it at twice the rate
     """
 

@@ -22,7 +22,7 @@ class TraceEntry:
 
     time_s      seconds since the trace's first request
     block_ids   names of the prompt's blocks of MOONCAKE_BLOCK_TOKENS tokens: equal names, equal tokens
-    answer      the recorded answer, whose length tells how long ours may be
+    completion      the recorded completion, whose length tells how long ours may be
     """
 
     time_s: float | None = None
@@ -30,7 +30,7 @@ class TraceEntry:
     num_output_tokens: int | None = None
     block_ids: tuple[int, ...] | None = None
     prompt: str | None = None
-    answer: str | None = None
+    completion: str | None = None
 
 
 def read_trace(path: str | Path, format: str = "auto", max_entries: int | None = None) -> list[TraceEntry]:
@@ -39,7 +39,7 @@ def read_trace(path: str | Path, format: str = "auto", max_entries: int | None =
     azure       csv: TIMESTAMP, ContextTokens, GeneratedTokens (Azure Public Dataset, LLM inference traces)
     mooncake    jsonl: timestamp (ms), input_length, output_length, hash_ids (Mooncake, FAST'25 traces)
     spec_bench  jsonl: question_id, category, turns; the first turn is the prompt (Spec-Bench)
-    sharegpt    json: a list of {"conversations": [{"from", "value"}, ...]}; the first two turns are prompt and answer
+    sharegpt    json: a list of {"conversations": [{"from", "value"}, ...]}; the first two turns are prompt and completion
 
     Raises ValueError if the file is of none of these forms or holds nothing usable."""
     path = Path(path)
@@ -108,7 +108,7 @@ def _sharegpt(file: TextIO) -> Iterator[TraceEntry]:
     for row in json.load(file):
         turns = row["conversations"]
         if len(turns) >= 2:
-            yield TraceEntry(prompt=turns[0]["value"], answer=turns[1]["value"])
+            yield TraceEntry(prompt=turns[0]["value"], completion=turns[1]["value"])
 
 
 def _lines(file: Iterable[str]) -> Iterator[dict]:

@@ -95,7 +95,7 @@ def serve(requests: list[Wanted], model: str, **config: object) -> EngineStats:
     budget=st.sampled_from([7, 16, 64]),
     chunk=st.sampled_from([0, 5]),
     depth=st.sampled_from([1, 2, 3]),
-    slots=st.sampled_from([2, 16]),
+    seats=st.sampled_from([2, 16]),
     prefix_caching=st.booleans(),
     spare=st.sampled_from([0, 5, 200]),
 )
@@ -107,7 +107,7 @@ def test_a_mix_gets_the_tokens_of_each_alone(
     budget: int,
     chunk: int,
     depth: int,
-    slots: int,
+    seats: int,
     prefix_caching: bool,
     spare: int,
 ) -> None:
@@ -121,7 +121,7 @@ def test_a_mix_gets_the_tokens_of_each_alone(
         max_num_batched_tokens=budget,
         max_chunk_tokens=chunk,
         in_flight_steps=depth,
-        max_num_seqs=slots,
+        max_num_seqs=seats,
         prefix_caching=prefix_caching,
         num_blocks=2 + per_group * len(MODELS[model]) + spare,
     )
@@ -150,7 +150,7 @@ def test_chunks_and_prefix_hits_change_no_token(model: str) -> None:
 
 
 @pytest.mark.parametrize("prefix_caching", [False, True])
-def test_answers_to_one_prompt_share_its_blocks(prefix_caching: bool) -> None:
+def test_completions_to_one_prompt_share_its_blocks(prefix_caching: bool) -> None:
     engine = make_engine(make_config(prefix_caching=prefix_caching))
     engine.add_request("r", EngineInput([1] * 18), token_params(n=4, max_tokens=5, seed=3))
     engine.step()
@@ -162,7 +162,7 @@ def test_answers_to_one_prompt_share_its_blocks(prefix_caching: bool) -> None:
     assert_idle(engine)
 
 
-def test_answer_i_samples_with_seed_plus_i() -> None:
+def test_completion_i_samples_with_seed_plus_i() -> None:
     together, apart = make_engine(), make_engine()
     together.add_request("r", EngineInput([1, 2, 3]), token_params(n=3, max_tokens=6, seed=8))
     for i in range(3):

@@ -35,11 +35,11 @@ class Script:
 
     def submit(self, step: StepInput) -> DoneStep:
         for request in step.new:
-            self.rows[request.slot] = [request, request.num_computed_tokens]
+            self.rows[request.seat] = [request, request.num_computed_tokens]
         output = StepOutput(step.step_id, [])
-        for row, (slot, count, samples) in enumerate(zip(step.slots, step.num_tokens, step.samples)):
-            request, start = self.rows[slot]
-            end = self.rows[slot][1] = start + count
+        for row, (seat, count, samples) in enumerate(zip(step.seats, step.num_tokens, step.samples)):
+            request, start = self.rows[seat]
+            end = self.rows[seat][1] = start + count
             if samples:
                 token = self.tokens[end - request.num_prompt_tokens]
                 if request.sampling.logprobs is not None:
@@ -87,12 +87,12 @@ def text(outputs: list[RequestOutput]) -> str:
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("kind", list(RequestOutputKind))
 def test_every_kind_tells_the_same_text(inputs: InputProcessor, kind: RequestOutputKind, depth: int) -> None:
-    answer = "größe = 测试 🙂"
-    outputs = run(inputs, answer, output_kind=kind, in_flight_steps=depth)
-    assert (text(outputs) if kind is DELTA else outputs[-1].outputs[0].text) == answer
+    completion = "größe = 测试 🙂"
+    outputs = run(inputs, completion, output_kind=kind, in_flight_steps=depth)
+    assert (text(outputs) if kind is DELTA else outputs[-1].outputs[0].text) == completion
     assert outputs[-1].finished and outputs[-1].outputs[0].finish_reason == "length"
     assert outputs[-1].prompt == "def f" and outputs[-1].prompt_token_ids == inputs.tokenizer.encode("def f")
-    assert len(outputs) == (1 if kind is FINAL_ONLY else len(inputs.tokenizer.encode(answer, add_special_tokens=False)))
+    assert len(outputs) == (1 if kind is FINAL_ONLY else len(inputs.tokenizer.encode(completion, add_special_tokens=False)))
     if kind is CUMULATIVE:
         texts = [output.outputs[0].text for output in outputs]
         assert all(later.startswith(earlier) for earlier, later in pairwise(texts))

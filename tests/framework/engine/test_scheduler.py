@@ -81,13 +81,13 @@ def test_without_chunks_a_prompt_waits_for_a_step_that_takes_it_whole() -> None:
         scheduler.longest_total(60, 5)
 
 
-def test_no_more_requests_run_than_there_are_slots() -> None:
+def test_no_more_requests_run_than_there_are_seats() -> None:
     scheduler = make_scheduler(max_num_seqs=2)
     requests = add(scheduler, 5, 5, 5)
     assert run(scheduler) == {"0": 5, "1": 5}
     scheduler.finish(requests[0], "abort")
     step = scheduler.schedule()
-    assert step is not None and step.step_input.released == [step.step_input.new[0].slot] == [0]
+    assert step is not None and step.step_input.released == [step.step_input.new[0].seat] == [0]
     assert shape(step) == {"1": 1, "2": 5}
 
 
@@ -100,7 +100,7 @@ def test_the_last_request_is_preempted_and_nobody_enters_in_that_step() -> None:
         if scheduler.counters.num_steps == 3:  # both hold five of the ten blocks
             scheduler.add(waiting := make_request([9], "waiting"))
     assert scheduled == {"0": 1}, "the freed blocks would do for the waiting request"
-    assert second.status == Status.PREEMPTED and second.slot == -1 and not second.blocks
+    assert second.status == Status.PREEMPTED and second.seat == -1 and not second.blocks
     assert first.status == Status.RUNNING and waiting.status == Status.WAITING
     assert second.token_ids[16:] == [7] * 5
     run(scheduler)

@@ -60,14 +60,14 @@ class Session:
         while num_decodes < len(rows) and len(rows[num_decodes][1]) <= 8 and self.lengths[rows[num_decodes][0]] > 0:
             num_decodes += 1
         positions: list[int] = []
-        slots: list[int] = []
+        seats: list[int] = []
         for request, tokens in rows:
             span = range(self.lengths[request], self.lengths[request] + len(tokens))
             positions += span
-            slots += [int(self.table[request, p // self.block_size]) * self.block_size + p % self.block_size for p in span]
+            seats += [int(self.table[request, p // self.block_size]) * self.block_size + p % self.block_size for p in span]
             self.lengths[request] = span.stop
         metas = [self._meta(rows[:num_decodes]), self._meta(rows[num_decodes:])]
-        groups = [GroupBatch(torch.tensor(slots), *metas) for _ in group_layers(self.model.cache_specs())]
+        groups = [GroupBatch(torch.tensor(seats), *metas) for _ in group_layers(self.model.cache_specs())]
         ids = torch.tensor([token for _, tokens in rows for token in tokens])
         num_decode_tokens = sum(len(tokens) for _, tokens in rows[:num_decodes])
         return ForwardBatch(ids, torch.tensor(positions), num_decode_tokens, groups, torch.arange(len(ids)))

@@ -94,9 +94,9 @@ def test_a_request_that_arrives_during_a_step_waits_for_its_end() -> None:
     assert record.requests[1].arrival_s == 0.5
 
 
-def test_closed_loop_users_wait_for_their_answers() -> None:
+def test_closed_loop_users_wait_for_their_completions() -> None:
     record, _ = drive(request(0, 2, 0, 0.0), request(0, 1, 1, 0.0), request(0, 1, 0, 5.0), request(0, 1, 1, 0.0))
-    # User 0 has its answer at 2, thinks for 5; user 1 has its answer at 1 and asks again at once.
+    # User 0 has its completion at 2, thinks for 5; user 1 has its completion at 1 and asks again at once.
     assert [(r.request_id, r.arrival_s) for r in record.requests] == [("0", 0), ("1", 0), ("3", 1.0), ("2", 7.0)]
     assert times(record) == {"0": [1.0, 2.0], "1": [1.0], "3": [2.0], "2": [8.0]}
 

@@ -9,7 +9,7 @@ import pytest
 from framework.study.driver import RequestRecord, RunRecord, StepRecord
 from framework.study.metrics import SLOConfig, compute_metrics, e2e_s, tpot_s, ttft_s
 
-# Arrives at 1, answers at 2, 3, 5: TTFT 1, TPOT 1.5, E2E 4.
+# Arrives at 1, completions at 2, 3, 5: TTFT 1, TPOT 1.5, E2E 4.
 A = RequestRecord("a", 0, 1.0, 10, [2.0, 3.0, 5.0], "length")
 # Arrives at 2, one token at 2.5: TTFT 0.5, no TPOT, E2E 0.5.
 B = RequestRecord("b", 0, 2.0, 20, [2.5], "stop")
@@ -54,7 +54,7 @@ def test_means_percentiles_and_throughput() -> None:
     assert {key: metrics[key] for key in expected} == pytest.approx(expected)
 
 
-def test_tpot_is_absent_when_every_answer_has_one_token() -> None:
+def test_tpot_is_absent_when_every_completion_has_one_token() -> None:
     metrics = compute_metrics(run(B), SLOConfig(tpot_s=0.001))
     assert not [name for name in metrics if name.startswith(("tpot", "itl", "tokens_per_s_per_user"))]
     assert metrics["goodput_per_s"] == pytest.approx(1 / 0.5)

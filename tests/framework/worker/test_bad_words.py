@@ -32,8 +32,8 @@ def test_only_what_was_generated_counts(num_prompt_tokens: int, expected: int) -
     tokens[1, :3] = tokens[2, :3] = torch.tensor([1, 4, 3])
     sampler.add(NewRequest(1, "bad", [1, 4, 3], num_prompt_tokens, 2, [[1]], params))
     sampler.add(NewRequest(2, "plain", [1, 4, 3], num_prompt_tokens, 2, [[1]], plain))
-    slots, positions = np.array([2, 1]), np.array([3, 3])
-    rows = SampleRows(slots, positions, torch.from_numpy(slots).int(), torch.from_numpy(positions))
+    seats, positions = np.array([2, 1]), np.array([3, 3])
+    rows = SampleRows(seats, positions, torch.from_numpy(seats).int(), torch.from_numpy(positions))
     scores = torch.tensor([0.0, 1.0, 3.0, 2.0, 1.0, 4.0, 5.0, 6.0, 0.0, 0.0])
     found, _ = sampler.sample(scores.repeat(2, 1), rows, tokens)
     assert found.tolist() == [7, expected]

@@ -105,7 +105,7 @@ def strict_llm(
     return llm
 
 
-def answers(llm: LLM) -> list[list[list[int]]]:
+def completions(llm: LLM) -> list[list[list[int]]]:
     return [[c.token_ids for c in output.outputs] for output in llm.generate(PROMPTS, PARAMS, use_tqdm=False)]
 
 
@@ -124,7 +124,7 @@ def test_no_step_on_triton_kernels_waits(
     llm = strict_llm(cuda, kernels, {"block_size": block_size}, in_flight_steps=in_flight)
     captured = len(cuda.launches)
     assert captured, "decode graphs are captured"
-    answers(llm)
+    completions(llm)
     eager = names(cuda.launches[captured:])
     assert expected | {"scan_kernel", "choose_kernel", "penalties_kernel", "partials_kernel", "copy_blocks_kernel"} <= eager
 
@@ -166,9 +166,9 @@ def test_families_on_torch_kernels_give_the_tokens_of_a_cpu(name: str, cache_dty
 
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_torch_kernels_give_the_tokens_of_a_cpu(in_flight: int) -> None:
-    expected = answers(LLM(config("cpu", TORCH, {"num_blocks": 60})))
+    expected = completions(LLM(config("cpu", TORCH, {"num_blocks": 60})))
     with claimed_cuda() as cuda, pytest.warns(UserWarning, match="without CUDA graphs"):
-        assert answers(strict_llm(cuda, TORCH, {"num_blocks": 60}, in_flight_steps=in_flight)) == expected
+        assert completions(strict_llm(cuda, TORCH, {"num_blocks": 60}, in_flight_steps=in_flight)) == expected
 
 
 def test_preempted_requests_resume(cuda: ClaimedCuda) -> None:

@@ -129,7 +129,7 @@ def test_broken_rows_give_minus_one_and_harm_no_other(registry: Registry, filter
     logits[1, 7], logits[2], logits[3, 49], logits[4, 1:] = float("nan"), -float("inf"), float("inf"), -float("inf")
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     args: dict[str, Any] = {name: torch.full((1,), value) for name, value in (defaults | filters).items()}
-    args |= {"logits": logits, "row_to_slot": torch.tensor([0, 0, 0, 0, 0, -1, 0], dtype=torch.int32)}
+    args |= {"logits": logits, "row_to_seat": torch.tensor([0, 0, 0, 0, 0, -1, 0], dtype=torch.int32)}
     args |= {"top_k": args["top_k"].int(), "seed": torch.tensor([9]), "position": torch.arange(7), "stream": 0}
     expected = OPS["sample"].reference(**args)
     got = registry.impls("sample")["triton"].target(**args, block=16, group=4, tile=16, pivots=4)

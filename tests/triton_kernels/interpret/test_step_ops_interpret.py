@@ -58,7 +58,7 @@ def test_one_broken_request_leaves_the_others_their_tokens(registry: Registry) -
     assert broken_tokens[first:last].tolist() == [-1] * (last - first) and int(broken_accepted[1]) == 0
     others = torch.tensor([row for row in range(len(tokens)) if not first <= row < last])
     assert torch.equal(tokens[others], broken_tokens[others])
-    alone = dict(args, cu_rows=args["cu_rows"][2:4] - last, row_to_slot=args["row_to_slot"][2:3])
+    alone = dict(args, cu_rows=args["cu_rows"][2:4] - last, row_to_seat=args["row_to_seat"][2:3])
     rows = slice(last, int(args["cu_rows"][3]))
     alone |= {name: args[name][rows] for name in ("logits", "draft_ids", "position")}
     got, got_accepted = verify(*alone.values())

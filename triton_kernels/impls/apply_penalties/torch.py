@@ -12,7 +12,7 @@ from ...impl import Flags, impl
 @impl("apply_penalties", "torch", priority=10, flags=Flags(batch_invariant=True))
 def apply_penalties(
     logits: torch.Tensor,
-    row_to_slot: torch.Tensor,
+    row_to_seat: torch.Tensor,
     bitmask: torch.Tensor | None,
     prompt_mask: torch.Tensor,
     output_counts: torch.Tensor,
@@ -22,31 +22,31 @@ def apply_penalties(
     bias_ids: torch.Tensor,
     bias_values: torch.Tensor,
 ) -> None:
-    used = row_to_slot >= 0
-    slots = row_to_slot.clamp_min(0).long()
+    used = row_to_seat >= 0
+    seats = row_to_seat.clamp_min(0).long()
     width = logits.shape[1]
     if bitmask is not None:
         rows = _rows(used & (bitmask != -1).any(-1))
         allowed = _bits(bitmask[rows], width) | ~used[rows, None]
         logits[rows] = logits[rows].masked_fill_(~allowed, -torch.inf)
 
-    ids = bias_ids[slots]
+    ids = bias_ids[seats]
     rows = _rows(used & (ids >= 0).any(-1))
-    row_slots = slots[rows]
-    ids, values = ids[rows].long(), bias_values[row_slots]
+    row_seats = seats[rows]
+    ids, values = ids[rows].long(), bias_values[row_seats]
     values = values.masked_fill((ids < 0) | ~used[rows, None], 0.0)
     logits.index_put_((rows[:, None], ids.clamp_min(0)), values, accumulate=True)
 
-    rows = _rows(used & (repetition[slots] != 1))
-    row_slots = slots[rows]
-    scores, factor = logits[rows], repetition[row_slots][:, None]
-    seen = (_bits(prompt_mask[row_slots], width) | (output_counts[row_slots] > 0)) & used[rows, None]
+    rows = _rows(used & (repetition[seats] != 1))
+    row_seats = seats[rows]
+    scores, factor = logits[rows], repetition[row_seats][:, None]
+    seen = (_bits(prompt_mask[row_seats], width) | (output_counts[row_seats] > 0)) & used[rows, None]
     logits[rows] = torch.where(seen, torch.where(scores > 0, scores / factor, scores * factor), scores)
 
-    rows = _rows(used & ((frequency[slots] != 0) | (presence[slots] != 0)))
-    row_slots = slots[rows]
-    counts = output_counts[row_slots]
-    penalty = frequency[row_slots][:, None] * counts + presence[row_slots][:, None] * (counts > 0)
+    rows = _rows(used & ((frequency[seats] != 0) | (presence[seats] != 0)))
+    row_seats = seats[rows]
+    counts = output_counts[row_seats]
+    penalty = frequency[row_seats][:, None] * counts + presence[row_seats][:, None] * (counts > 0)
     logits[rows] -= penalty.masked_fill_(~used[rows, None], 0.0)
 
 

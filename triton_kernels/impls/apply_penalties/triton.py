@@ -22,7 +22,7 @@ def _bits(words_ptr, tokens, mask):
 @triton.jit(do_not_specialize=["num_bias", "bias_stride"])
 def _penalties_kernel(
     logits_ptr,
-    row_to_slot_ptr,
+    row_to_seat_ptr,
     bitmask_ptr,
     prompt_mask_ptr,
     output_counts_ptr,
@@ -43,18 +43,18 @@ def _penalties_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(row_to_slot_ptr + row).to(tl.int64)
-    if slot < 0:
+    seat = tl.load(row_to_seat_ptr + row).to(tl.int64)
+    if seat < 0:
         return
     start = tl.program_id(1) * BLOCK
     entries = tl.arange(0, BIAS_BLOCK)
-    bias_ids_ptr += slot * bias_stride
-    bias_values_ptr += slot * bias_stride
+    bias_ids_ptr += seat * bias_stride
+    bias_values_ptr += seat * bias_stride
     ids = tl.load(bias_ids_ptr + entries, mask=entries < num_bias, other=-1)
     num_here = tl.sum(((ids >= start) & (ids < start + BLOCK)).to(tl.int32))
-    repetition = tl.load(repetition_ptr + slot)
-    frequency = tl.load(frequency_ptr + slot)
-    presence = tl.load(presence_ptr + slot)
+    repetition = tl.load(repetition_ptr + seat)
+    frequency = tl.load(frequency_ptr + seat)
+    presence = tl.load(presence_ptr + seat)
     penalized = (repetition != 1) | (frequency != 0) | (presence != 0)
     if (penalized | (num_here > 0) | HAS_BITMASK) == 0:
         return
@@ -72,8 +72,8 @@ def _penalties_kernel(
             if (token >= start) & (token < start + BLOCK):
                 values += tl.where(tokens == token, tl.load(bias_values_ptr + entry), 0.0)
     if penalized:
-        counts = tl.load(output_counts_ptr + slot * counts_stride + tokens, mask=mask, other=0)
-        seen = (_bits(prompt_mask_ptr + slot * prompt_stride, tokens, mask) != 0) | (counts > 0)
+        counts = tl.load(output_counts_ptr + seat * counts_stride + tokens, mask=mask, other=0)
+        seen = (_bits(prompt_mask_ptr + seat * prompt_stride, tokens, mask) != 0) | (counts > 0)
         values = tl.where(seen, tl.where(values > 0, values / repetition, values * repetition), values)
         values -= frequency * counts + tl.where(counts > 0, presence, 0.0)
     tl.store(pointers, values, mask=mask)
@@ -82,7 +82,7 @@ def _penalties_kernel(
 @impl("apply_penalties", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 4096})
 def apply_penalties(
     logits: torch.Tensor,
-    row_to_slot: torch.Tensor,
+    row_to_seat: torch.Tensor,
     bitmask: torch.Tensor | None,
     prompt_mask: torch.Tensor,
     output_counts: torch.Tensor,
@@ -101,7 +101,7 @@ def apply_penalties(
     assert logits.stride(1) == 1 and bias_ids.stride() == bias_values.stride(), "rows must be contiguous"
     _penalties_kernel[(num_rows, triton.cdiv(num_tokens, block))](
         logits,
-        row_to_slot,
+        row_to_seat,
         prompt_mask if bitmask is None else bitmask,
         prompt_mask,
         output_counts,

@@ -23,7 +23,7 @@ def _copy_blocks_kernel(
     num_heads,
     dim,
     stride_page,
-    stride_slot,
+    stride_token,
     stride_head,
     stride_src,
     stride_dst,
@@ -35,7 +35,7 @@ def _copy_blocks_kernel(
     row = (tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
     element = tl.arange(0, BLOCK_DIM)[None, :]
     mask = (row < page_size * num_heads) & (element < dim)
-    within = (row // num_heads).to(tl.int64) * stride_slot + row % num_heads * stride_head + element
+    within = (row // num_heads).to(tl.int64) * stride_token + row % num_heads * stride_head + element
     tl.store(cache_ptr + target * stride_page + within, tl.load(cache_ptr + source * stride_page + within, mask=mask), mask=mask)
 
 

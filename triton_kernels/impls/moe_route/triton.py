@@ -48,7 +48,7 @@ def _route_kernel(
     if bias is not None:
         rank = scores + tl.load(bias + experts, mask=experts < NUM_EXPERTS, other=0.0).to(tl.float32)[None, :]
 
-    slots = tl.arange(0, BLOCK_K)[None, :]
+    ranks = tl.arange(0, BLOCK_K)[None, :]
     chosen = tl.zeros((BLOCK_T, BLOCK_K), tl.int32)
     gains = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
     free = mask
@@ -58,13 +58,13 @@ def _route_kernel(
         first = tl.minimum(first, NUM_EXPERTS - 1)  # a row of NaN has no maximum; its ids must stay in range all the same
         hit = experts[None, :] == first[:, None]
         gain = tl.sum(tl.where(hit, scores, 0.0), 1)
-        chosen = tl.where(slots == k, first[:, None], chosen)
-        gains = tl.where(slots == k, gain[:, None], gains)
+        chosen = tl.where(ranks == k, first[:, None], chosen)
+        gains = tl.where(ranks == k, gain[:, None], gains)
         free = free & (hit == 0)
     if RENORMALIZE:
         gains = gains / tl.sum(gains, 1)[:, None]
-    targets = tokens[:, None] * TOP_K + slots
-    mask = (tokens < num_tokens)[:, None] & (slots < TOP_K)
+    targets = tokens[:, None] * TOP_K + ranks
+    mask = (tokens < num_tokens)[:, None] & (ranks < TOP_K)
     tl.store(ids + targets, chosen, mask=mask)
     tl.store(weights + targets, gains, mask=mask)
 

@@ -34,7 +34,7 @@ class FlashInferSample:
     def __call__(
         self,
         logits: torch.Tensor,
-        row_to_slot: torch.Tensor,
+        row_to_seat: torch.Tensor,
         temperature: torch.Tensor,
         top_k: torch.Tensor,
         top_p: torch.Tensor,
@@ -44,20 +44,20 @@ class FlashInferSample:
     ) -> torch.Tensor:
         num_rows, vocab_size = logits.shape
         if num_rows == 0:
-            return row_to_slot.new_empty(0)
-        slot = row_to_slot.clamp_min(0).long()
-        greedy = temperature[slot] == 0
-        scores = logits.float() / torch.where(greedy, 1.0, temperature[slot])[:, None]
+            return row_to_seat.new_empty(0)
+        seat = row_to_seat.clamp_min(0).long()
+        greedy = temperature[seat] == 0
+        scores = logits.float() / torch.where(greedy, 1.0, temperature[seat])[:, None]
         best, token = scores.max(dim=-1)
-        valid = best.isfinite() & (row_to_slot >= 0)
-        lowest = torch.where(valid, best + torch.log(min_p[slot]), -torch.inf)[:, None]
+        valid = best.isfinite() & (row_to_seat >= 0)
+        lowest = torch.where(valid, best + torch.log(min_p[seat]), -torch.inf)[:, None]
         scores = torch.where(valid[:, None], scores.masked_fill(scores < lowest, -torch.inf), 0.0)
-        most = torch.where(top_k[slot] > 0, top_k[slot], vocab_size).clamp_max(vocab_size)
-        key = (seed[slot] * _MIX[0] + position * _MIX[1]).sum(dim=0, keepdim=True) + self.stream
+        most = torch.where(top_k[seat] > 0, top_k[seat], vocab_size).clamp_max(vocab_size)
+        key = (seed[seat] * _MIX[0] + position * _MIX[1]).sum(dim=0, keepdim=True) + self.stream
         drawn = self.draw(
             scores,
             most.int(),
-            top_p[slot].float(),
+            top_p[seat].float(),
             filter_apply_order="top_k_first",
             deterministic=True,
             seed=key,

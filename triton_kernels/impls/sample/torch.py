@@ -39,7 +39,7 @@ class _Rows(NamedTuple):
 @impl("sample", "torch", priority=10, flags=Flags(batch_invariant=True))
 def sample(
     logits: torch.Tensor,
-    row_to_slot: torch.Tensor,
+    row_to_seat: torch.Tensor,
     temperature: torch.Tensor,
     top_k: torch.Tensor,
     top_p: torch.Tensor,
@@ -48,16 +48,16 @@ def sample(
     position: torch.Tensor,
     stream: int = 0,
 ) -> torch.Tensor:
-    slots = row_to_slot.clamp_min(0).long()
-    heat = temperature[slots]
+    seats = row_to_seat.clamp_min(0).long()
+    heat = temperature[seats]
     random = heat != 0
     tokens = torch.argmax(logits, dim=-1)  # of NaN, if there is one
     best = logits.gather(1, tokens[:, None])[:, 0].float() / torch.where(random, heat, 1.0)
-    valid = best.isfinite() & (row_to_slot >= 0)
+    valid = best.isfinite() & (row_to_seat >= 0)
     random &= valid
     if logits.device.type == "cpu" and not bool(random.any()):
         return torch.where(valid, tokens, -1).int()
-    rows = _Rows(heat, top_k[slots], top_p[slots], min_p[slots], seed[slots], position)
+    rows = _Rows(heat, top_k[seats], top_p[seats], min_p[seats], seed[seats], position)
     num_rows = max(1, _CHUNK_SCORES // logits.shape[1])
     if logits.device.type != "cpu":
         for start in range(0, len(tokens), num_rows):

@@ -41,7 +41,7 @@ def _load_scores(logits_ptr, tokens, mask, temperature):
 @triton.jit
 def _scan_kernel(
     logits_ptr,
-    row_to_slot_ptr,
+    row_to_seat_ptr,
     temperature_ptr,
     top_k_ptr,
     top_p_ptr,
@@ -61,10 +61,10 @@ def _scan_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
-    slot = tl.load(row_to_slot_ptr + row)
-    if slot < 0:
+    seat = tl.load(row_to_seat_ptr + row)
+    if seat < 0:
         return
-    temperature = tl.load(temperature_ptr + slot)
+    temperature = tl.load(temperature_ptr + seat)
     tokens = block * BLOCK + tl.arange(0, BLOCK)
     scores = _load_scores(logits_ptr + row * logits_stride, tokens, tokens < num_tokens, temperature)
     broken = (scores != scores) | (scores == float("inf"))
@@ -72,14 +72,14 @@ def _scan_kernel(
     best = tl.max(scores, 0)
     here = row * tl.num_programs(1) + block
     tl.store(block_best_ptr + here, tl.where(tl.max(broken.to(tl.int32), 0) > 0, float("inf"), best))
-    top_k, top_p, min_p = tl.load(top_k_ptr + slot), tl.load(top_p_ptr + slot), tl.load(min_p_ptr + slot)
+    top_k, top_p, min_p = tl.load(top_k_ptr + seat), tl.load(top_p_ptr + seat), tl.load(min_p_ptr + seat)
     if _is_random_filtered(temperature, top_k, top_p, min_p, num_tokens):
         group_best = tl.max(tl.reshape(scores, [BLOCK // GROUP, GROUP]), axis=1)
         tl.store(group_best_ptr + here * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP), group_best)
         tl.store(block_mass_ptr + here, tl.sum(tl.exp(scores - tl.maximum(best, _LOWEST)), 0))
     else:
         if temperature != 0:
-            scores += block_noise(tl.load(seed_ptr + slot), tl.load(position_ptr + row), stream, block * BLOCK, BLOCK)
+            scores += block_noise(tl.load(seed_ptr + seat), tl.load(position_ptr + row), stream, block * BLOCK, BLOCK)
         noisy, index = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
         tl.store(block_noisy_ptr + here, noisy)
         tl.store(block_token_ptr + here, block * BLOCK + index)
@@ -293,7 +293,7 @@ def _draw_filtered(
 @triton.jit
 def _choose_kernel(
     logits_ptr,
-    row_to_slot_ptr,
+    row_to_seat_ptr,
     temperature_ptr,
     top_k_ptr,
     top_p_ptr,
@@ -318,8 +318,8 @@ def _choose_kernel(
     PIVOTS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(row_to_slot_ptr + row)
-    if slot < 0:
+    seat = tl.load(row_to_seat_ptr + row)
+    if seat < 0:
         tl.store(out_ptr + row, -1)
         return
     blocks = row * num_blocks + tl.arange(0, BLOCKS)
@@ -329,8 +329,8 @@ def _choose_kernel(
     if (best == float("-inf")) | (best == float("inf")):
         tl.store(out_ptr + row, -1)
         return
-    temperature, top_k = tl.load(temperature_ptr + slot), tl.load(top_k_ptr + slot)
-    top_p, min_p = tl.load(top_p_ptr + slot), tl.load(min_p_ptr + slot)
+    temperature, top_k = tl.load(temperature_ptr + seat), tl.load(top_k_ptr + seat)
+    top_p, min_p = tl.load(top_p_ptr + seat), tl.load(min_p_ptr + seat)
     if _is_random_filtered(temperature, top_k, top_p, min_p, num_tokens):
         block_mass = tl.load(block_mass_ptr + blocks, mask=mask, other=0.0)
         row_mass = (tl.sum(block_mass * tl.exp(block_best - best), 0) * _MASS_ONE).to(tl.float64)
@@ -344,7 +344,7 @@ def _choose_kernel(
             top_k,
             top_p,
             min_p,
-            tl.load(seed_ptr + slot),
+            tl.load(seed_ptr + seat),
             tl.load(position_ptr + row),
             stream,
             best,
@@ -369,7 +369,7 @@ def _choose_kernel(
 )
 def sample(
     logits: torch.Tensor,
-    row_to_slot: torch.Tensor,
+    row_to_seat: torch.Tensor,
     temperature: torch.Tensor,
     top_k: torch.Tensor,
     top_p: torch.Tensor,
@@ -397,7 +397,7 @@ def sample(
     block_token = logits.new_empty(num_rows, num_blocks, dtype=torch.int32)
     group_best = logits.new_empty(num_rows, num_groups, dtype=torch.float32)
     group_list = logits.new_empty(num_rows, num_groups, dtype=torch.int32)
-    inputs = (logits, row_to_slot, temperature, top_k, top_p, min_p, seed, position)
+    inputs = (logits, row_to_seat, temperature, top_k, top_p, min_p, seed, position)
     _scan_kernel[(num_rows, num_blocks)](
         *inputs,
         block_best,

@@ -17,39 +17,39 @@ def verify_draft_torch(
     draft_ids: torch.Tensor,
     draft_probs: torch.Tensor | None,
     cu_rows: torch.Tensor,
-    row_to_slot: torch.Tensor,
+    row_to_seat: torch.Tensor,
     temperature: torch.Tensor,
     seed: torch.Tensor,
     position: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    num_rows, num_reqs = logits.shape[0], row_to_slot.shape[0]
+    num_rows, num_reqs = logits.shape[0], row_to_seat.shape[0]
     tokens = torch.full_like(draft_ids, -1)
     if num_reqs == 0 or num_rows == 0:
-        return tokens, row_to_slot.new_zeros(num_reqs)
+        return tokens, row_to_seat.new_zeros(num_reqs)
     rows = torch.arange(num_rows, dtype=cu_rows.dtype, device=logits.device)
     owner = torch.searchsorted(cu_rows[1:], rows, right=True)  # of rows after the last request's: num_reqs
     request = owner.clamp_max(num_reqs - 1)
-    slot = row_to_slot[request].clamp_min(0).long()
-    greedy = temperature[slot] == 0
+    seat = row_to_seat[request].clamp_min(0).long()
+    greedy = temperature[seat] == 0
     best = logits.argmax(dim=-1)  # a NaN, if there is one
-    scores = logits.float() / torch.where(greedy, 1.0, temperature[slot])[:, None]
-    alive = scores.gather(1, best[:, None])[:, 0].isfinite() & (row_to_slot[request] >= 0) & (owner < num_reqs)
+    scores = logits.float() / torch.where(greedy, 1.0, temperature[seat])[:, None]
+    alive = scores.gather(1, best[:, None])[:, 0].isfinite() & (row_to_seat[request] >= 0) & (owner < num_reqs)
 
     draft = draft_ids.clamp_min(0).long()[:, None]
     p_draft = torch.softmax(scores, dim=-1).gather(1, draft)[:, 0]
     q_draft = 1.0 if draft_probs is None else draft_probs.gather(1, draft)[:, 0]
-    passes = torch.where(greedy, best == draft[:, 0], _uniform_of(draft[:, 0], seed[slot], position) * q_draft < p_draft)
+    passes = torch.where(greedy, best == draft[:, 0], _uniform_of(draft[:, 0], seed[seat], position) * q_draft < p_draft)
     fails = ~(passes & alive & (draft_ids >= 0))
     failures = torch.nn.functional.pad(fails.cumsum(0), (1, 0))  # [row]: among the rows before it
     first = cu_rows[:-1].long()
     accepts = ~fails & (failures[:-1] == failures[first[request].clamp_max(num_rows)])
     tokens = torch.where(accepts, draft_ids, tokens)
-    accepted = row_to_slot.new_zeros(num_reqs + 1).index_add_(0, owner, accepts.to(row_to_slot.dtype))[:-1]
+    accepted = row_to_seat.new_zeros(num_reqs + 1).index_add_(0, owner, accepts.to(row_to_seat.dtype))[:-1]
 
     last = (first + accepted).clamp_max(num_rows - 1)  # the row that decides what follows the accepted drafts
     decides = (first + accepted < cu_rows[1:]) & alive[last]
     compact = logits.device.type == "cpu"
-    drawn = _draw(scores, draft_ids, draft_probs, last, decides & ~greedy[last], seed[slot], position, compact)
+    drawn = _draw(scores, draft_ids, draft_probs, last, decides & ~greedy[last], seed[seat], position, compact)
     chosen = torch.where(greedy[last], best[last], drawn).int()
     # Requests that decide nothing write into a row of their own.
     padded = torch.nn.functional.pad(tokens, (0, 1))

@@ -33,7 +33,7 @@ def _scores(logits_ptr, tokens, num_tokens, temperature):
 def _scan_kernel(
     logits_ptr,
     cu_rows_ptr,
-    row_to_slot_ptr,
+    row_to_seat_ptr,
     temperature_ptr,
     block_best_ptr,
     block_token_ptr,
@@ -48,11 +48,11 @@ def _scan_kernel(
     requests = tl.arange(0, REQS)
     ends = tl.load(cu_rows_ptr + 1 + requests, mask=requests < num_reqs, other=2147483647)
     request = tl.sum((ends <= row).to(tl.int32), 0)
-    slot = tl.load(row_to_slot_ptr + request, mask=request < num_reqs, other=-1)
-    if slot < 0:
+    seat = tl.load(row_to_seat_ptr + request, mask=request < num_reqs, other=-1)
+    if seat < 0:
         return
     scores = _scores(
-        logits_ptr + row * logits_stride, block * BLOCK + tl.arange(0, BLOCK), num_tokens, tl.load(temperature_ptr + slot)
+        logits_ptr + row * logits_stride, block * BLOCK + tl.arange(0, BLOCK), num_tokens, tl.load(temperature_ptr + seat)
     )
     broken = tl.max(((scores != scores) | (scores == float("inf"))).to(tl.int32), 0) > 0
     scores = tl.where(scores == scores, scores, float("-inf"))
@@ -69,7 +69,7 @@ def _accept_kernel(
     draft_ids_ptr,
     draft_probs_ptr,
     cu_rows_ptr,
-    row_to_slot_ptr,
+    row_to_seat_ptr,
     temperature_ptr,
     seed_ptr,
     position_ptr,
@@ -89,14 +89,14 @@ def _accept_kernel(
     BLOCKS: tl.constexpr,
 ):
     request = tl.program_id(0)
-    slot = tl.load(row_to_slot_ptr + request)
+    seat = tl.load(row_to_seat_ptr + request)
     row, end = tl.load(cu_rows_ptr + request), tl.load(cu_rows_ptr + request + 1)
-    temperature = tl.load(temperature_ptr + tl.maximum(slot, 0))
-    seed = tl.load(seed_ptr + tl.maximum(slot, 0))
+    temperature = tl.load(temperature_ptr + tl.maximum(seat, 0))
+    seed = tl.load(seed_ptr + tl.maximum(seat, 0))
     greedy = temperature == 0
     accepted = 0
     draw_row = -1
-    going = (slot >= 0) & (row < end)
+    going = (seat >= 0) & (row < end)
     while going:
         blocks = row.to(tl.int64) * num_blocks + tl.arange(0, BLOCKS)
         mask = tl.arange(0, BLOCKS) < num_blocks
@@ -132,7 +132,7 @@ def _draw_kernel(
     logits_ptr,
     draft_ids_ptr,
     draft_probs_ptr,
-    row_to_slot_ptr,
+    row_to_seat_ptr,
     temperature_ptr,
     seed_ptr,
     position_ptr,
@@ -152,9 +152,9 @@ def _draw_kernel(
     row = tl.load(draw_row_ptr + request).to(tl.int64)
     if row < 0:
         return
-    slot = tl.load(row_to_slot_ptr + request)
+    seat = tl.load(row_to_seat_ptr + request)
     tokens = block * BLOCK + tl.arange(0, BLOCK)
-    scores = _scores(logits_ptr + row * logits_stride, tokens, num_tokens, tl.load(temperature_ptr + slot))
+    scores = _scores(logits_ptr + row * logits_stride, tokens, num_tokens, tl.load(temperature_ptr + seat))
     draft = tl.load(draft_ids_ptr + row)
     rest = scores
     if draft >= 0:
@@ -165,7 +165,7 @@ def _draw_kernel(
         else:
             rest = tl.where(tokens == draft, float("-inf"), scores)
     stream = tl.where(draft < 0, _TARGET, _RECOVERED)
-    noise = block_noise(tl.load(seed_ptr + slot), tl.load(position_ptr + row), stream, block * BLOCK, BLOCK)
+    noise = block_noise(tl.load(seed_ptr + seat), tl.load(position_ptr + row), stream, block * BLOCK, BLOCK)
     here = request.to(tl.int64) * 2 * tl.num_programs(1) + block
     noisy, index = tl.max(rest + noise, 0, return_indices=True, return_indices_tie_break_left=True)
     tl.store(noisy_ptr + here, noisy)
@@ -196,15 +196,15 @@ def verify_draft(
     draft_ids: torch.Tensor,
     draft_probs: torch.Tensor | None,
     cu_rows: torch.Tensor,
-    row_to_slot: torch.Tensor,
+    row_to_seat: torch.Tensor,
     temperature: torch.Tensor,
     seed: torch.Tensor,
     position: torch.Tensor,
     *,
     block: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    (num_rows, num_tokens), num_reqs = logits.shape, row_to_slot.shape[0]
-    out, accepted = torch.full_like(draft_ids, -1), row_to_slot.new_empty(num_reqs)
+    (num_rows, num_tokens), num_reqs = logits.shape, row_to_seat.shape[0]
+    out, accepted = torch.full_like(draft_ids, -1), row_to_seat.new_empty(num_reqs)
     if num_rows == 0 or num_reqs == 0:
         return out, accepted.zero_()
     assert logits.stride(1) == 1 and (draft_probs is None or draft_probs.stride(1) == 1), "rows must be contiguous"
@@ -223,7 +223,7 @@ def verify_draft(
     _scan_kernel[(num_rows, num_blocks)](
         logits,
         cu_rows,
-        row_to_slot,
+        row_to_seat,
         temperature,
         block_best,
         block_token,
@@ -241,7 +241,7 @@ def verify_draft(
         draft_ids,
         probs,
         cu_rows,
-        row_to_slot,
+        row_to_seat,
         temperature,
         seed,
         position,
@@ -265,7 +265,7 @@ def verify_draft(
         logits,
         draft_ids,
         probs,
-        row_to_slot,
+        row_to_seat,
         temperature,
         seed,
         position,
