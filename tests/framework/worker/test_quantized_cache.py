@@ -112,8 +112,8 @@ def logprobs(dtype: str) -> torch.Tensor:
     ("dtype", "least", "most"), [("int8", 5e-6, 2e-4), ("float8_e4m3fn", 2e-4, 3e-3), ("float8_e5m2", 1e-3, 1e-2)]
 )
 def test_the_quality_that_a_quantized_cache_costs(dtype: str, least: float, most: float) -> None:
-    """Mean KL divergence, in nats per token, from the same model with a float32 cache. A mistake in scales or codes costs much
-    more; less would mean that nothing was quantized."""
+    """Mean KL divergence, in nats per token, from the same model with a float32 cache. A mistake in scales or quantized values
+    costs much more; less would mean that nothing was quantized."""
     full = logprobs("auto")
     divergence = float((full.exp() * (full - logprobs(dtype))).sum(-1).mean())
     assert least < divergence < most

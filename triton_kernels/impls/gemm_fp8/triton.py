@@ -1,4 +1,4 @@
-"""float8 activations times float8 weights: the scaled product (``_scaled_product`` has its algorithm), with scales per tensor,
+"""float8 activations times float8 weights: the scaled GEMM (``scaled_gemm`` has its algorithm), with scales per tensor,
 per token x channel, or per block of 128. Needs float8 matrix instructions of the contract's formats (sm_89 and later).
 """
 

@@ -1,4 +1,4 @@
-"""int8 activations times int8 weights: the scaled product (``_scaled_product`` has its algorithm).
+"""int8 activations times int8 weights: the scaled GEMM (``scaled_gemm`` has its algorithm).
 
 Sums are exact integers whatever the tile and the number of splits, and scales are applied by the same operations in the same
 order, so a token's result does not depend on the batch. Zero points of activations are taken off with the column sums of the
