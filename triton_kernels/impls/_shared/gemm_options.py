@@ -30,7 +30,7 @@ class Config(NamedTuple):
     split_k: int
 
 
-class ProductOptions:
+class GemmOptions:
     """Options and tables of one bound GEMM, laid over the configuration of a call."""
 
     def __init__(self, options: Mapping[str, int], tuned: Tuned = NOT_TUNED) -> None:

@@ -326,7 +326,7 @@ def launch_config(num_tokens: int, num_out: int, num_blocks: int, dtype: torch.d
     return Config(block_m, 64, 4, 2 if small_shared else 5, num_splits(tiles, num_blocks, 2 * device.num_sms))
 
 
-class PackedProduct:
+class PackedGemm:
     """x [M, K] times packed weights -> [M, N].
 
     quantized values   uint8 [N, K]; kind "int4", "uint8", "e4m3" or "e5m2" says what they mean

@@ -190,7 +190,7 @@ def launch_config(num_tokens: int, num_out: int, num_in: int, integer: bool, arc
     return Config(block_m, 64, 4, 2 if small_shared else 5, num_splits(tiles, -(-num_in // BLOCK_K), 2 * device.num_sms))
 
 
-class ScaledProduct:
+class ScaledGemm:
     """x [M, K] times weight [N, K]; scales [N | 1, 1], or [ceil(N/128), ceil(K/128)] with x_scale [M, ceil(K/128)]."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:

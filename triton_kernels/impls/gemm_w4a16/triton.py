@@ -15,11 +15,11 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
-from .._shared.packed_weights import PackedProduct, group_reasons
+from .._shared.gemm_options import OPTIONS, TUNE_SPACE, GemmOptions, worth_trying
+from .._shared.packed_weights import PackedGemm, group_reasons
 
 
-class _W4A16(PackedProduct):
+class _W4A16(PackedGemm):
     def __init__(self, spec: Spec, weights: Mapping[str, Any]) -> None:
         packed = weights["qweight"].contiguous().view(torch.uint8)  # two quantized values per byte, the first in the low half
         quantized = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
@@ -43,7 +43,7 @@ class TritonW4A16(_W4A16):
         self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
     ) -> None:
         super().__init__(spec, weights)
-        self.options = ProductOptions(options, tuned)
+        self.options = GemmOptions(options, tuned)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(x, self.options.apply(self.config(x.shape[0]), x.shape[0]))

@@ -16,13 +16,13 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
-from .._shared.packed_weights import PackedProduct, group_reasons
+from .._shared.gemm_options import OPTIONS, TUNE_SPACE, GemmOptions, worth_trying
+from .._shared.packed_weights import PackedGemm, group_reasons
 
 _KINDS = {torch.int8: "uint8", torch.uint8: "uint8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 
 
-class _W8A16(PackedProduct):
+class _W8A16(PackedGemm):
     def __init__(self, spec: Spec, weights: Mapping[str, Any]) -> None:
         weight = weights["weight"]
         signed = weight.dtype == torch.int8
@@ -59,7 +59,7 @@ class TritonW8A16(_W8A16):
         self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
     ) -> None:
         super().__init__(spec, weights)
-        self.options = ProductOptions(options, tuned)
+        self.options = GemmOptions(options, tuned)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(x, self.options.apply(self.config(x.shape[0]), x.shape[0]))

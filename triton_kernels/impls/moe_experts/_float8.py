@@ -87,7 +87,7 @@ def scaled_grouped_kernel(
 
 
 class Float8Gemm:
-    """As ``FloatProduct``, of float8_e4m3fn [E, R, K] with scales of channels or blocks."""
+    """As ``FloatGemm``, of float8_e4m3fn [E, R, K] with scales of channels or blocks."""
 
     def __init__(
         self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool, tile: Tile

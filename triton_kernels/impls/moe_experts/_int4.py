@@ -88,7 +88,7 @@ def packed_grouped_kernel(
 
 
 class Int4Gemm:
-    """As ``FloatProduct``, of int32 words [E, R, K/8] with scales (and zeros) [E, R, K/G]."""
+    """As ``FloatGemm``, of int32 words [E, R, K/8] with scales (and zeros) [E, R, K/G]."""
 
     def __init__(
         self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool, tile: Tile
