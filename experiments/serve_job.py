@@ -20,6 +20,7 @@ from framework import __version__
 from framework.build import build_engine, freeze_garbage, input_processor, settle_block_size
 from framework.clock import VirtualClock, WallClock
 from framework.engine.inputs import InputProcessor
+from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import RunRecord, run_workload
 from framework.study.environment import environment
@@ -81,8 +82,9 @@ def _serve_with_library(config: ServeConfig) -> Served:
 
     settle_block_size(config)
     start = time.perf_counter()
-    library = Library.load(config.engine())
-    inputs = input_processor(config.engine())
+    info = read_model(config.model)
+    library = Library.load(config.engine(), info)
+    inputs = input_processor(config.model, info)
     load_s = time.perf_counter() - start
     workload, warmup = _workloads(config, library.vocab_size, inputs)
     start = time.perf_counter()

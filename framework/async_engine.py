@@ -32,12 +32,13 @@ class AsyncEngine:
 
     def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
         from .build import input_processor
+        from .models.architecture import read_model
         from .plan import fold_overrides
 
         self.config = EngineConfig(ModelConfig(config)) if isinstance(config, str) else config or EngineConfig()
         self.config.validate()
         fold_overrides(self.config)
-        self.inputs = input_processor(self.config)
+        self.inputs = input_processor(self.config.model, read_model(self.config.model))
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=run_engine, args=(self.config, child), daemon=True, name="kernelswap-engine")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .clock import Clock, VirtualClock, WallClock
@@ -12,6 +11,7 @@ from .config import EngineConfig, ModelConfig
 from .engine.inputs import InputProcessor
 from .engine.tokenizer import load_tokenizer
 from .interpreter import enable_interpreter
+from .models.architecture import ModelInfo, read_model
 from .models.hub import resolve_model
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
     settle_block_size(config)
     if clock is None:
         clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
-    inputs = input_processor(config)
-    return Engine(config, build_executor(config, clock), inputs, clock)
+    model = read_model(config.model)
+    inputs = input_processor(config.model, model)
+    return Engine(config, build_executor(config, model, clock), inputs, clock)
 
 
 def settle_block_size(config: EngineConfig, arch: str = "") -> None:
@@ -58,33 +59,30 @@ def freeze_garbage() -> None:
     atexit.register(gc.unfreeze)  # the end of the process is to find it all
 
 
-def build_executor(config: EngineConfig, clock: Clock) -> Executor:
-    """The executor of ``config.executor.kind``."""
+def build_executor(config: EngineConfig, model: ModelInfo, clock: Clock) -> Executor:
+    """The executor of ``config.executor.kind`` for a model."""
     if config.executor.kind == "null":
         from .executor.null import NullExecutor
+        from .executor.shape import ModelShape
 
-        return NullExecutor(config)
+        return NullExecutor(config, ModelShape.of(model, config))
     if config.executor.kind == "simulated":
         from .executor.simulated import SimulatedExecutor
 
         if not isinstance(clock, VirtualClock):
             raise ValueError("executor.kind=simulated advances time itself, so it needs a virtual clock; found a wall clock")
-        return SimulatedExecutor(config, clock)
+        return SimulatedExecutor(config, model, clock)
     from .worker.local_executor import LocalExecutor
 
-    return LocalExecutor(config)
+    return LocalExecutor(config, model)
 
 
-def input_processor(config: EngineConfig) -> InputProcessor:
-    """Tokenizer and default parameters of the configured model. A model without a checkpoint (load_format=dummy) borrows the
-    tokenizer of ``model.tokenizer``, or has none."""
-    folder = _folder(config.model)
-    source = resolve_model(config.model.tokenizer, weights=False) if config.model.tokenizer else folder
-    tokenizer = load_tokenizer(source) if source is not None else None
-    return InputProcessor(tokenizer, folder, config.model.generation_config)
-
-
-def _folder(model: ModelConfig) -> Path | None:
-    if model.load_format == "dummy" and model.architecture:
-        return None
-    return resolve_model(model.name, model.revision)
+def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
+    """Tokenizer, default parameters and end-of-sequence ids of a model. A model described by ``architecture`` alone has no
+    tokenizer, unless it borrows that of ``config.tokenizer``; where neither config names an end, the tokenizer's counts."""
+    source = resolve_model(config.tokenizer, weights=False) if config.tokenizer else model.folder
+    tokenizer = None if source is None or config.skip_tokenizer else load_tokenizer(source)
+    eos = model.eos_token_ids
+    if not eos and (found := getattr(tokenizer, "eos_token_id", None)) is not None:
+        eos = (found,)
+    return InputProcessor(tokenizer, model.generation if config.generation_config == "auto" else {}, eos)

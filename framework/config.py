@@ -24,6 +24,7 @@ class ModelConfig:
     max_model_len   longest prompt + output; None = what the model allows
     generation_config  auto: default sampling parameters come from the model's generation_config.json; none: from vLLM's defaults
     backend         auto, native, or transformers (the library's own modules with our attention and linear layers)
+    skip_tokenizer  load no tokenizer: prompts come as token ids, and outputs have no text
     """
 
     name: str = "tiny"
@@ -35,6 +36,7 @@ class ModelConfig:
     max_model_len: int | None = None
     generation_config: str = "auto"
     backend: str = "auto"
+    skip_tokenizer: bool = False
 
 
 @dataclass
@@ -152,6 +154,10 @@ class EngineConfig:
     def validate(self) -> None:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
         c, s = self.cache, self.scheduler
+        max_len = self.model.max_model_len
+        _require(
+            max_len is None or max_len >= 1, "model.max_model_len", max_len, "a positive number, or null (what the model allows)"
+        )
         _require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
         _require(
             c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"

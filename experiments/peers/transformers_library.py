@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from framework.config import EngineConfig
-from framework.models.architecture import read_model
+from framework.models.architecture import ModelInfo
 from framework.models.transformers_model import library_config, library_model
 from framework.study.workload.config import SamplingConfig
 from framework.worker.local_executor import resolve_device
@@ -35,8 +35,8 @@ class Library:
     max_model_len: int
 
     @classmethod
-    def load(cls, config: EngineConfig) -> Library:
-        """Raises ValueError for models that cannot be found, read or served, and for what only our engine has."""
+    def load(cls, config: EngineConfig, info: ModelInfo) -> Library:
+        """info: of ``config.model``. Raises ValueError for models that cannot be served, and for what only our engine has."""
         config.validate()
         if config.executor.kind != "local":
             raise ValueError(
@@ -46,7 +46,6 @@ class Library:
         device = resolve_device(config.device)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        info = read_model(config.model)
         if config.cache.dtype not in ("auto", info.dtype):
             raise ValueError(
                 f"cache.dtype={config.cache.dtype}: the library keeps keys and values in the model's {info.dtype}; "

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..models.hub import read_json
 from ..sampling_params import SamplingParams
 from .tokenizer import token_ids_of_words
 
@@ -30,18 +28,17 @@ class EngineInput:
 class InputProcessor:
     """Tokenizes prompts and completes sampling parameters for one model.
 
-    folder  the model's folder: generation_config.json there gives default parameters and end-of-sequence ids
+    tokenizer      None: prompts come as token ids, and outputs have no text
+    generation     as in generation_config.json: what default parameters are made of
+    eos_token_ids  tokens that end a sequence
     """
 
-    def __init__(self, tokenizer: Any, folder: Path | None, generation_config: str = "auto") -> None:
-        self.tokenizer = tokenizer
-        self._generation = read_json(folder, "generation_config.json")
-        self.eos_token_ids = _eos_ids(self._generation, read_json(folder, "config.json"), tokenizer)
-        if generation_config == "none":
-            self._generation = {}
+    def __init__(self, tokenizer: Any, generation: Mapping[str, Any], eos_token_ids: Iterable[int]) -> None:
+        self.tokenizer, self._generation = tokenizer, generation
+        self.eos_token_ids = frozenset(eos_token_ids)
 
     def default_params(self) -> SamplingParams:
-        """What the model's generation_config.json recommends, over the defaults of SamplingParams."""
+        """What the generation config recommends, over the defaults of SamplingParams."""
         given = {k: v for k, v in self._generation.items() if k in _GENERATION_DEFAULTS and v is not None}
         if "max_new_tokens" in self._generation:
             given["max_tokens"] = self._generation["max_new_tokens"]
@@ -106,11 +103,3 @@ def _token_ids(ids: Sequence[int]) -> list[int]:
     if not all(isinstance(token, int) for token in listed):
         raise ValueError(f"a prompt of token ids must be a list of integers; found {listed[:5]!r} ...")
     return listed
-
-
-def _eos_ids(generation: dict[str, Any], config: dict[str, Any], tokenizer: Any) -> frozenset[int]:
-    """End-of-sequence ids: of the generation config, else of the model's config, else the tokenizer's."""
-    for found in (generation.get("eos_token_id"), config.get("eos_token_id"), getattr(tokenizer, "eos_token_id", None)):
-        if found is not None:
-            return frozenset(found if isinstance(found, list) else [found])
-    return frozenset()

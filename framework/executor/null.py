@@ -29,13 +29,11 @@ class NullExecutor:
 
     With ``cache.check_invariants`` it keeps a mirror of seats, block tables and cache contents instead: every step is checked
     against the protocol, and a token is a function of all tokens before it as the cache holds them (slow).
-    shape  None = of the configured model
     """
 
     in_flight_steps = 1
 
-    def __init__(self, config: EngineConfig, shape: ModelShape | None = None) -> None:
-        shape = shape or ModelShape.read(config)
+    def __init__(self, config: EngineConfig, shape: ModelShape) -> None:
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
         self.num_blocks = shape.num_blocks(config)
         num_seats = config.scheduler.max_num_seqs

@@ -10,7 +10,7 @@ from ..clock import VirtualClock
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
-from ..models.architecture import read_model
+from ..models.architecture import ModelInfo
 from .cost_model import CostModel
 from .pseudo import PseudoTokens
 from .shape import ModelShape
@@ -36,18 +36,18 @@ class SimulatedExecutor:
 
     in_flight_steps = 2
 
-    def __init__(self, config: EngineConfig, clock: VirtualClock) -> None:
+    def __init__(self, config: EngineConfig, model: ModelInfo, clock: VirtualClock) -> None:
         from ..plan import device_model, fusion_wish, op_costs
 
-        shape, info = ModelShape.read(config), read_model(config.model)
+        shape = ModelShape.of(model, config)
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
         self.num_blocks = shape.num_blocks(config)
-        assert info.architecture is not None, "ModelShape.read refuses such models"
+        assert model.architecture is not None, "ModelShape refuses such models"
         device = device_model(config.executor.device)
-        replaced = ("rotary", "kv_cache_write", *(["rms_norm"] if info.architecture.family.qk_norm else []))
+        replaced = ("rotary", "kv_cache_write", *(["rms_norm"] if model.architecture.family.qk_norm else []))
         self.cost_model = CostModel(
-            info.architecture,
-            info.dtype,
+            model.architecture,
+            model.dtype,
             op_costs(),
             device,
             config.executor,

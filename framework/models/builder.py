@@ -11,7 +11,7 @@ import torch
 from ..config import ModelConfig
 from ..engine.kv_cache.spec import PagedKV
 from ..plan import BoundKernel, KernelPlan
-from .architecture import Architecture, LayerShape, ModelInfo, read_model
+from .architecture import Architecture, LayerShape, ModelInfo
 from .decoder import Decoder
 from .layers.attention import Attention, Prepare, Separate
 from .layers.block import Block, ParallelBlock, PostNormBlock, PreNormBlock
@@ -25,14 +25,10 @@ from .weights import Checkpoint, DummyWeights, Weights
 NORMS = ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm")
 
 
-def model_dtype(config: ModelConfig) -> torch.dtype:
-    """The dtype of the model's weights and activations."""
-    return getattr(torch, read_model(config).dtype)
-
-
 @torch.inference_mode()
 def load_model(
     config: ModelConfig,
+    info: ModelInfo,
     plan: KernelPlan,
     device: torch.device,
     parallel: Parallel,
@@ -44,9 +40,8 @@ def load_model(
 
     block_size, cache_dtype  of the KV cache ("auto": the model's dtype)
     seed                     of dummy weights
-    Raises ValueError for models that cannot be found, read or served.
+    Raises ValueError for weights that cannot be found or do not fit.
     """
-    info = read_model(config)
     if info.architecture is None:
         from .transformers_model import load_transformers_model  # slow to import, and needed for few models
 
@@ -114,7 +109,6 @@ class Builder:
             getattr(torch, self.info.dtype),
             a.vocab_size,
             self.info.max_model_len,
-            self.info.eos_token_ids,
             embed=self._table(table) if first and table is not None else None,
             embed_scale=scale,
             project_in=self._optional(parts, "project_in") if first else None,

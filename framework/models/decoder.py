@@ -29,7 +29,6 @@ class Decoder:
         dtype: torch.dtype,
         vocab_size: int,
         max_model_len: int,
-        eos_token_ids: tuple[int, ...],
         *,
         embed: BoundKernel | None,
         embed_scale: float | None,
@@ -41,7 +40,6 @@ class Decoder:
         logit_softcap: float | None,
     ) -> None:
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
-        self.eos_token_ids = eos_token_ids
         self._specs = specs
         self._embed, self._embed_scale, self._project_in, self._position_embed = embed, embed_scale, project_in, position_embed
         self._final_norm, self._project_out, self._lm_head, self._logit_softcap = final_norm, project_out, lm_head, logit_softcap

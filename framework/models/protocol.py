@@ -19,7 +19,6 @@ class Model(Protocol):
     dtype: torch.dtype
     vocab_size: int
     max_model_len: int
-    eos_token_ids: tuple[int, ...]
 
     def cache_specs(self) -> list[PagedKV]:
         """What each layer keeps in the cache."""

@@ -62,7 +62,7 @@ class TransformersModel:
         kv_dtype: torch.dtype,
     ) -> None:
         self.dtype, self.vocab_size, self.max_model_len = model.dtype, model.config.vocab_size, info.max_model_len
-        self.eos_token_ids, self.num_layers = info.eos_token_ids, len(shapes)
+        self.num_layers = len(shapes)
         self._specs = [PagedKV(s.num_kv_heads, s.head_dim, s.v_head_dim, cache_dtype, s.window) for s in shapes]
         self._write: list[BoundKernel] = []
         self._decode: list[BoundKernel] = []

@@ -10,8 +10,9 @@ import torch
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import block_bytes, group_layers
 from ..engine.step import StepInput
+from ..models.architecture import ModelInfo
 from ..models.batch import ForwardBatch, GroupBatch
-from ..models.builder import load_model, model_dtype
+from ..models.builder import load_model
 from ..models.parallel import Parallel
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
@@ -25,15 +26,15 @@ OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "g
 class LocalExecutor:
     """Model, caches and runner on one device; a step is computed when it is submitted (and launched, on a GPU)."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, model: ModelInfo) -> None:
         device = resolve_device(config.device)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # streams, graphs and Triton's launches belong to the current device
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self.plan = KernelPlan.from_config(config, device, model_dtype(config.model))
+        self.plan = KernelPlan.from_config(config, device, getattr(torch, model.dtype))
         self._model = load_model(
-            config.model, self.plan, device, Parallel(), config.cache.block_size, config.seed, config.cache.dtype
+            config.model, model, self.plan, device, Parallel(), config.cache.block_size, config.seed, config.cache.dtype
         )
         self.groups = group_layers(self._model.cache_specs())
         self._model.set_groups(self.groups)

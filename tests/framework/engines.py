@@ -32,7 +32,7 @@ def make_engine(config: EngineConfig | None = None, model: str = "full", vocab_s
     """Without a tokenizer."""
     config = config or make_config()
     executor = NullExecutor(config, ModelShape(MODELS[model], vocab_size, max_model_len))
-    return Engine(config, executor, InputProcessor(None, None), VirtualClock())
+    return Engine(config, executor, InputProcessor(None, {}, ()), VirtualClock())
 
 
 def token_params(**given: Any) -> SamplingParams:

@@ -140,7 +140,7 @@ def test_the_simulator_counts_the_calls_that_the_plan_would_make() -> None:
     def num_calls(architecture: str, **kernels: str) -> float:
         simulated = ExecutorConfig("simulated", efficiency=1e9, kernel_overhead_s=1.0)
         engine = config(architecture, kernels, executor=simulated)
-        return SimulatedExecutor(engine, VirtualClock()).cost_model.step_time_s([10], [], [], 1)
+        return SimulatedExecutor(engine, read_model(engine.model), VirtualClock()).cost_model.step_time_s([10], [], [], 1)
 
     layers = SIZES["num_hidden_layers"]
     for architecture, saved in (("llama", 1), ("qwen3", 3)):

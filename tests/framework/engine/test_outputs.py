@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from framework.build import input_processor
 from framework.clock import VirtualClock
+from framework.config import ModelConfig
 from framework.engine.engine import Engine
 from framework.engine.inputs import InputProcessor
 from framework.engine.step import StepInput, StepOutput, TokenLogprobs
-from framework.engine.tokenizer import load_tokenizer
 from framework.executor.null import DoneStep
+from framework.models.architecture import read_model
 from framework.outputs import Logprob, RequestOutput
 from framework.sampling_params import RequestOutputKind, SamplingParams
 
 from ..engines import MODELS, make_config
 
-TINY = Path(__file__).parents[3] / "framework" / "assets" / "tiny"
+MODEL = ModelConfig("tiny")
 DELTA, CUMULATIVE, FINAL_ONLY = RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE, RequestOutputKind.FINAL_ONLY
 
 
@@ -64,7 +65,7 @@ class Script:
 
 @pytest.fixture(scope="module")
 def inputs() -> InputProcessor:
-    return InputProcessor(load_tokenizer(TINY), TINY)
+    return input_processor(MODEL, read_model(MODEL))
 
 
 def run(inputs: InputProcessor, tokens: list[int] | str, prompt: Any = "def f", **given: Any) -> list[RequestOutput]:

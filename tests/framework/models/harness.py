@@ -6,8 +6,9 @@ import torch
 
 from framework.config import ModelConfig
 from framework.engine.kv_cache.spec import group_layers
+from framework.models.architecture import read_model
 from framework.models.batch import ForwardBatch, GroupBatch
-from framework.models.builder import load_model, model_dtype
+from framework.models.builder import load_model
 from framework.models.parallel import Parallel
 from framework.models.protocol import Model
 from framework.plan import KernelPlan
@@ -24,8 +25,9 @@ def build(
     seed: int = 0,
     parallel: Parallel | None = None,
 ) -> Model:
-    plan = KernelPlan(kernels or {}, [], CPU, model_dtype(config))
-    model = load_model(config, plan, CPU, parallel or Parallel(), block_size, seed)
+    info = read_model(config)
+    plan = KernelPlan(kernels or {}, [], CPU, getattr(torch, info.dtype))
+    model = load_model(config, info, plan, CPU, parallel or Parallel(), block_size, seed)
     model.set_groups(group_layers(model.cache_specs()))
     return model
 

@@ -13,6 +13,7 @@ from framework.config import CACHE_DTYPES, CacheConfig, ExecutorConfig, ModelCon
 from framework.engine.kv_cache.spec import ELEMENT_BYTES, PagedKV, block_bytes, group_layers
 from framework.executor.shape import ModelShape
 from framework.executor.simulated import SimulatedExecutor
+from framework.models.architecture import read_model
 from framework.worker.cache_memory import allocate_caches
 from triton_kernels.ops import OPS
 from triton_kernels.resolve import NoKernelError
@@ -85,10 +86,11 @@ def test_kernels_for_floats_refuse_it() -> None:
 def test_a_simulated_device_has_more_blocks_and_reads_fewer_bytes() -> None:
     def executor(dtype: str) -> SimulatedExecutor:
         model = ModelConfig(load_format="dummy", architecture=LLAMA_8B)
+        info = read_model(model)
         simulated = ExecutorConfig("simulated", efficiency=1.0, step_overhead_s=0.0, kernel_overhead_s=0.0)
         config = EngineConfig(model, CacheConfig(16, dtype=dtype, memory_bytes=1 << 34), executor=simulated)
-        assert ModelShape.read(config).groups[0].spec == PagedKV(8, 128, 128, "bfloat16" if dtype == "auto" else dtype)
-        return SimulatedExecutor(config, VirtualClock())
+        assert ModelShape.of(info, config).groups[0].spec == PagedKV(8, 128, 128, "bfloat16" if dtype == "auto" else dtype)
+        return SimulatedExecutor(config, info, VirtualClock())
 
     full, wide, narrow = (executor(dtype) for dtype in ("auto", "float32", "int8"))
     assert narrow.num_blocks == pytest.approx(full.num_blocks * 256 / 132, rel=1e-3)
