@@ -79,7 +79,7 @@ def _serve_with_library(config: ServeConfig) -> Served:
     from experiments.peers.serving import open_mode, serve_workload
     from experiments.peers.transformers_library import Library
 
-    settle_block_size(config)
+    config = settle_block_size(config)
     start = time.perf_counter()
     library = Library.load(config.engine())
     inputs = input_processor(config.engine())
