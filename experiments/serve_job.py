@@ -80,7 +80,7 @@ def _serve_with_library(config: ServeConfig) -> Served:
     from experiments.peers.serving import open_mode, serve_workload
     from experiments.peers.transformers_library import Library
 
-    settle_block_size(config)
+    config = settle_block_size(config)
     start = time.perf_counter()
     info = read_model(config.model)
     library = Library.load(config.engine(), info)

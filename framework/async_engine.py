@@ -33,11 +33,11 @@ class AsyncEngine:
     def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
         from .build import input_processor
         from .models.architecture import read_model
-        from .plan import fold_overrides
+        from .plan import fold_choices
 
-        self.config = EngineConfig(ModelConfig(config)) if isinstance(config, str) else config or EngineConfig()
-        self.config.validate()
-        fold_overrides(self.config)
+        given = EngineConfig(ModelConfig(config)) if isinstance(config, str) else config or EngineConfig()
+        given.validate()
+        self.config = fold_choices(given)
         self.inputs = input_processor(self.config.model, read_model(self.config.model))
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import gc
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import EngineConfig, ModelConfig
@@ -18,17 +20,24 @@ if TYPE_CHECKING:
     from .engine.engine import Engine
     from .engine.executor import Executor
 
+Config = TypeVar("Config", bound=EngineConfig)
 
-def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
-    """The engine, with its executor and tokenizer. A simulated executor needs (and gets) a virtual clock."""
+
+def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapping[str, str] | None = None) -> Engine:
+    """The engine, with its executor and tokenizer. A simulated executor needs (and gets) a virtual clock.
+
+    config   is not changed; ``Engine.config`` is the engine's own, with nothing left to settle
+    kernels  op -> choice: explicit ones, which come before ``override`` and the config's
+    """
     config.validate()
     if config.interpret:
         enable_interpreter()
     from .engine.engine import Engine
-    from .plan import fold_overrides
+    from .plan import fold_choices, refuse_named_kernels
 
-    fold_overrides(config)
-    settle_block_size(config)
+    config = settle_block_size(fold_choices(config, kernels))
+    if config.executor.kind != "local":
+        refuse_named_kernels(config)
     if clock is None:
         clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     model = read_model(config.model)
@@ -36,10 +45,10 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
     return Engine(config, build_executor(config, model, clock), inputs, clock)
 
 
-def settle_block_size(config: EngineConfig, arch: str = "") -> None:
-    """Replaces an automatic ``cache.block_size`` by the one for ``arch``, or for the device that the config names."""
+def settle_block_size(config: Config, arch: str = "") -> Config:
+    """The config with its automatic ``cache.block_size`` replaced by the one for ``arch``, or for the device that it names."""
     if config.cache.block_size:
-        return
+        return config
     from .plan import device_arch, device_model, preferred_block_size
 
     if not arch and config.executor.kind == "local":
@@ -48,7 +57,7 @@ def settle_block_size(config: EngineConfig, arch: str = "") -> None:
         arch = device_arch(resolve_device(config.device))
     elif not arch and config.executor.kind == "simulated":
         arch = device_model(config.executor.device).arch
-    config.cache.block_size = preferred_block_size(arch)
+    return replace(config, cache=replace(config.cache, block_size=preferred_block_size(arch)))
 
 
 def freeze_garbage() -> None:

@@ -127,8 +127,11 @@ class ParallelConfig:
 class EngineConfig:
     """Everything an engine is built from. Picklable; no field refers to a live object.
 
-    kernels    op -> choice (``auto``, an impl's name, or ``name@key:value``); ops left out are ``auto``. Of a fused op
-               (``qk_norm_rotary_kv_write``) also ``none``: the ops that it does the work of run instead
+    kernels    op -> choice (``auto``, an impl's name, or ``name@key:value``); a name whose kernel would never run is refused. Of a
+               fused op (``qk_norm_rotary_kv_write``) also ``none``: the ops that it does the work of run instead.
+               ``default`` -> what the other ops take: auto, reference, torch, or triton (an op's best Triton impl, whatever its
+               name). An op with such an impl that cannot run here is refused, one without takes auto; fused ops are ``none``
+               under reference and torch
     plugins    modules or .py files that hold further impls, loaded in every process
     tuned      where tuned options come from beside the package's tables: auto (what the user tuned), a folder, or off (no tables)
     device     auto, cpu, cuda, cuda:1 ...

@@ -29,7 +29,8 @@ class LLM:
     """A model ready to generate.
 
     model       a folder, a Hugging Face id, ``tiny`` or ``tiny-draft``; or an EngineConfig, which is then used as it is
-    kernels     op -> choice, e.g. ``{"paged_attention_decode": "torch"}``; plugins: modules or files with further impls
+    kernels     op -> choice, e.g. ``{"paged_attention_decode": "torch"}``, and ``default`` -> what the other ops take; they come
+                before ``override`` and an EngineConfig's; plugins: modules or files with further impls
     The other arguments have the names and meanings that they have in vLLM; what is not given follows EngineConfig.
     """
 
@@ -84,7 +85,6 @@ class LLM:
                 ),
                 scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
                 parallel=ParallelConfig(tp=tensor_parallel_size, pp=pipeline_parallel_size),
-                kernels=dict(kernels or {}),
                 plugins=list(plugins),
                 device=device,
                 interpret=interpret,
@@ -92,7 +92,7 @@ class LLM:
             )
             _set(config.cache, block_size=block_size, memory_fraction=gpu_memory_utilization)
             _set(config.scheduler, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
-        self.engine = build_engine(config)
+        self.engine = build_engine(config, kernels=kernels)
         self._ids = itertools.count()
 
     def get_tokenizer(self) -> Any:

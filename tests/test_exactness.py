@@ -18,10 +18,9 @@ from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
-from triton_kernels.ops import OPS
 
 Job = tuple[tuple[int, ...], SamplingParams]
-REFERENCE = dict.fromkeys(OPS, "reference") | {"qk_norm_rotary_kv_write": "none"}
+REFERENCE = {"default": "reference"}
 SHARED_PREFIX = tuple(random.Random(0).choices(range(300, 2000), k=40))
 
 

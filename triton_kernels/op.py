@@ -80,6 +80,7 @@ class Op:
     mutates     names of the arguments written in place.
     row_args    names of the arguments whose first dimension counts rows that must not influence each other (with ``meta``:
                 its requests); what batch invariance is tested on. Outputs, and mutated row arguments, have the same rows.
+    fuses       names of the ops whose work it does in one pass; where it is not chosen, those run.
     facts       from the bound arguments to the static facts that an impl's ``unsupported`` can look at.
     cost        ``cost(dims, q_lens, ctx_lens)``: pure Python; q_lens are new tokens per request, ctx_lens tokens in the
                 cache per request including the new ones. dims carry ``weight_bytes``/``act_bytes``/``kv_bytes`` per element.
@@ -94,6 +95,7 @@ class Op:
     optional: tuple[str, ...] = ()
     mutates: tuple[str, ...] = ()
     row_args: tuple[str, ...] = ()
+    fuses: tuple[str, ...] = ()
     tolerance: Tolerance = Tolerance()
     facts: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 

@@ -37,14 +37,13 @@ class SimulatedExecutor:
     in_flight_steps = 2
 
     def __init__(self, config: EngineConfig, model: ModelInfo, clock: VirtualClock) -> None:
-        from ..plan import device_model, fusion_wish, op_costs
+        from ..plan import device_model, may_fuse, op_costs
 
         shape = ModelShape.of(model, config)
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
         self.num_blocks = shape.num_blocks(config)
         assert model.architecture is not None, "ModelShape refuses such models"
         device = device_model(config.executor.device)
-        replaced = ("rotary", "kv_cache_write", *(["rms_norm"] if model.architecture.family.qk_norm else []))
         self.cost_model = CostModel(
             model.architecture,
             model.dtype,
@@ -52,7 +51,7 @@ class SimulatedExecutor:
             device,
             config.executor,
             ELEMENT_BYTES.get(config.cache.dtype),
-            fused=fusion_wish(config.kernels, "qk_norm_rotary_kv_write", replaced) is not False,
+            fused=may_fuse(config, "qk_norm_rotary_kv_write"),
         )
         self._device_name, self._overhead_s, self._clock = device.name, config.executor.step_overhead_s, clock
         self._tokens = PseudoTokens(config.scheduler.max_num_seqs, self.vocab_size)
@@ -75,7 +74,9 @@ class SimulatedExecutor:
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         """Nothing ran; the device that was assumed."""
-        return {"simulated": {"impl": self._device_name, "origin": "cost model", "version": "", "calls": 0}}
+        return {
+            "simulated": {"impl": self._device_name, "chosen": "executor.device", "origin": "cost model", "version": "", "calls": 0}
+        }
 
     def shutdown(self) -> None:
         """There is nothing to free."""

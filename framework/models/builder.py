@@ -101,7 +101,6 @@ class Builder:
         first, last = mine.start == 0, mine.stop == len(a.layers)
         table = self.weights.load(parts["embed"])[0] if first or (last and a.tied) else None
         layers = [self._block(index) for index in mine]
-        self.plan.check_fused("qk_norm_rotary_kv_write", ("rotary", "kv_cache_write"))
         scale = float(torch.tensor(a.hidden_size**0.5, dtype=getattr(torch, self.info.dtype))) if a.family.embed_scale else None
         return Decoder(
             layers,

@@ -50,8 +50,14 @@ class ServeConfig(EngineConfig):
 
 
 def register_schema() -> None:
-    """Makes ServeConfig the schema behind conf/serve.yaml: unknown keys and wrong types then fail at composition."""
-    ConfigStore.instance().store(name="serve_schema", node=ServeConfig)
+    """Makes ServeConfig the schema behind conf/serve.yaml: unknown keys and wrong types then fail at composition.
+
+    ``kernels`` alone takes any key, also in a study with a config of its own that begins with ``kernels_schema``: the registry has
+    the names of the ops, and an engine refuses at its start what is not in there."""
+    schemas = {"serve_schema": OmegaConf.structured(ServeConfig), "kernels_schema": OmegaConf.create({"kernels": {}})}
+    for name, schema in schemas.items():
+        OmegaConf.set_struct(schema.kernels, False)
+        ConfigStore.instance().store(name=name, node=schema)
 
 
 def hydra_version_base() -> dict[str, str]:

@@ -52,18 +52,19 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_columns(config: EngineConfig) -> dict[str, Any]:
-    """The config of a run as columns; what was asked of the kernels is ``choice.<op>``."""
+    """The config of a run as columns; what was asked of the kernels is ``choice.<op>``, and ``choice.default`` of
+    the ops without such a column."""
     fields = asdict(config)
     kernels = fields.pop("kernels")
     return {**flatten(fields), **{f"choice.{op}": choice for op, choice in kernels.items()}}
 
 
 def plan_columns(report: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What ran: ``plan.<op>`` is the impl, with ``.origin``, ``.version`` and ``.calls`` beside it."""
+    """What ran: ``plan.<op>`` is the impl; beside it ``.chosen`` (name, default, auto), ``.origin``, ``.version``, ``.calls``."""
     columns: dict[str, Any] = {}
     for op, entry in report.items():
         columns[f"plan.{op}"] = entry["impl"]
-        columns.update({f"plan.{op}.{key}": entry[key] for key in ("origin", "version", "calls")})
+        columns.update({f"plan.{op}.{key}": entry[key] for key in ("chosen", "origin", "version", "calls")})
     return columns
 
 

@@ -63,7 +63,7 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
             f"model {config.model.name!r} runs through the transformers library ({info.reason}); kernels can be "
             "packed for native models only"
         )
-    settle_block_size(config, target)
+    config = settle_block_size(config, target)
     dtype = getattr(torch, info.dtype)
     plan = TargetPlan.of(config, target, dtype)
     model = Builder(
@@ -73,6 +73,7 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     model.set_groups(groups)
     caches = allocate_caches(groups, 2, config.cache.block_size, CPU)
     runner = Runner(model, plan, groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, CPU)
+    plan.check_bound()
     num_steps = 0
     with _ZeroIntegers():
         for step in _steps(config, model.max_model_len, len(groups), probe):

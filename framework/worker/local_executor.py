@@ -44,6 +44,7 @@ class LocalExecutor:
         self._runner = Runner(
             self._model, self.plan, self.groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, device
         )
+        self.plan.check_bound()
         self.in_flight_steps = 1 if device.type == "cpu" else 2
         if device.type == "cuda" and config.graphs.enabled:
             self._capture_graphs(config)

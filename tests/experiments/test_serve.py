@@ -70,9 +70,16 @@ def test_a_failed_run_exits_with_an_error(tmp_path: Path) -> None:
 
 
 def test_a_typo_starts_nothing(tmp_path: Path) -> None:
-    done = serve(tmp_path, "kernels.smaple=torch")
-    assert done.returncode != 0 and "smaple" in done.stderr
+    done = serve(tmp_path, "cache.blok_size=16")
+    assert done.returncode != 0 and "blok_size" in done.stderr
     assert not rows(tmp_path)
+
+
+def test_an_op_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    done = serve(tmp_path, "kernels.smaple=torch", "kernels.default=torch")
+    (row,) = rows(tmp_path).values()
+    assert done.returncode != 0 and "kernels.smaple: there is no such op; the ops are apply_penalties, " in row["error"]
+    assert (row["choice.smaple"], row["choice.default"]) == ("torch", "torch")
 
 
 def test_a_job_that_is_killed_leaves_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_an_unknown_op_is_named() -> None:
 
 def test_overrides_reach_the_plan_and_calls_are_counted() -> None:
     with override(sample="reference"):
-        llm = LLM("tiny", kernels={"sample": "torch", "rms_norm": "reference"}, num_gpu_blocks_override=64)
+        llm = LLM("tiny", kernels={"rms_norm": "reference"}, num_gpu_blocks_override=64)
     llm.generate("x = ", SamplingParams(temperature=0, max_tokens=5), use_tqdm=False)
     plan = llm.plan()
     assert plan["sample"]["impl"] == "reference" and plan["sample"]["calls"] == 5

@@ -89,6 +89,7 @@ qk_norm_rotary_kv_write = Op(
     cost,
     cases=CASES,
     mutates=("kv",),
+    fuses=("rms_norm", "rotary", "kv_cache_write"),
     facts=facts,
     row_args=("qkv", "positions", "slot_mapping"),
     bind_args=("num_heads", "num_kv_heads", "cos_sin", "style", "q_weight", "k_weight", "eps", "offset"),

@@ -42,7 +42,7 @@ def write_sweep(folder: Path) -> None:
 
 def test_rows_are_flat_and_name_choice_and_plan(tmp_path: Path) -> None:
     config = EngineConfig(kernels={"sample": "torch"}, plugins=["a.py"])
-    report = {"sample": {"impl": "torch", "origin": "kernelswap", "version": "1", "calls": 7}}
+    report = {"sample": {"impl": "torch", "chosen": "name", "origin": "kernelswap", "version": "1", "calls": 7}}
     write_run(
         tmp_path, {**config_columns(config), **plan_columns(report), "workload.rate": math.inf, "status": "ok", "error": None}
     )
@@ -50,11 +50,20 @@ def test_rows_are_flat_and_name_choice_and_plan(tmp_path: Path) -> None:
     assert all(value is None or isinstance(value, str | int | float | bool) for value in row.values())
     found = {
         key: row[key]
-        for key in ("choice.sample", "plan.sample", "plan.sample.calls", "cache.block_size", "plugins", "workload.rate")
+        for key in (
+            "choice.sample",
+            "plan.sample",
+            "plan.sample.chosen",
+            "plan.sample.calls",
+            "cache.block_size",
+            "plugins",
+            "workload.rate",
+        )
     }
     assert found == {
         "choice.sample": "torch",
         "plan.sample": "torch",
+        "plan.sample.chosen": "name",
         "plan.sample.calls": 7,
         "cache.block_size": 0,
         "plugins": '["a.py"]',
