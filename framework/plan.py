@@ -69,6 +69,7 @@ class KernelPlan:
         dtype: torch.dtype,
         interpret: bool = False,
         tuned: str = "off",
+        arch: str | None = None,
     ) -> None:
         _check_origin()
         if interpret:
@@ -85,7 +86,7 @@ class KernelPlan:
         if unknown:
             raise ValueError(f"kernels.{unknown[0]}: there is no such op; the ops are {', '.join(sorted(self.registry.ops))}")
         self.choices = dict(choices)
-        self.spec = Spec(device.type, device_arch(device), dtype, interpret)
+        self.spec = Spec(device.type, device_arch(device) if arch is None else arch, dtype, interpret)
         self.bound: list[BoundKernel] = []
         for op, choice in self.choices.items():  # also of ops that this model does not use
             wish = parse_choice(choice)
@@ -103,8 +104,9 @@ class KernelPlan:
             warnings.warn(f"kernels of {failure.source} are missing: {failure.error}", stacklevel=4)
 
     @classmethod
-    def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> KernelPlan:
-        return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned)
+    def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype, arch: str | None = None) -> KernelPlan:
+        """arch: None = as torch says."""
+        return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned, arch)
 
     def bind(
         self,

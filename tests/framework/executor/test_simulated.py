@@ -132,7 +132,7 @@ def test_experts_read_only_what_is_chosen() -> None:
 def test_devices_and_clocks_that_cannot_work() -> None:
     with pytest.raises(ValueError, match=r"abacus.*h200"):
         make_engine(device="abacus")
-    config = EngineConfig(executor=ExecutorConfig(kind="simulated"))
+    config = EngineConfig(cache=CacheConfig(16), executor=ExecutorConfig(kind="simulated"))
     with pytest.raises(ValueError, match="virtual clock"):
         build_engine(config, WallClock())
     assert isinstance(SimulatedExecutor(config, read_model(config.model), VirtualClock()).plan_report(), dict)
