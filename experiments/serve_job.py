@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from framework import __version__
 from framework.build import build_engine, freeze_garbage, input_processor, settle_block_size
-from framework.clock import VirtualClock, WallClock
 from framework.engine.inputs import InputProcessor
+from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import RunRecord, run_workload
@@ -59,15 +59,14 @@ def serve(config: ServeConfig) -> Served:
 
 
 def _serve_with_engine(config: ServeConfig) -> Served:
-    clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     start = time.perf_counter()
-    engine = build_engine(config.engine(), clock)
+    engine = build_engine(config.engine())
     freeze_garbage()
     load_s = time.perf_counter() - start
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
-    run_workload(engine, warmup, clock)
+    run_workload(engine, warmup, engine.clock)
     with _compilations(config) as compiled:
-        record = run_workload(engine, workload, clock, progress=True)
+        record = run_workload(engine, workload, engine.clock, progress=True)
     report = engine.plan_report()
     settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps)}
     engine.shutdown()
@@ -113,7 +112,7 @@ def _workloads(config: ServeConfig, vocab_size: int, inputs: InputProcessor) -> 
 
 def _compilations(config: ServeConfig) -> AbstractContextManager[list[str]]:
     """Names of the kernels that are compiled inside; a run without a device has none, and needs no torch."""
-    if config.executor.kind != "local":
+    if not EXECUTORS[config.executor.kind].has_device:
         return nullcontext([])
     from framework.plan import count_compilations
 

@@ -12,51 +12,52 @@ from .clock import Clock, VirtualClock, WallClock
 from .config import EngineConfig, ModelConfig
 from .engine.inputs import InputProcessor
 from .engine.tokenizer import load_tokenizer
+from .executor.kinds import EXECUTORS
 from .interpreter import enable_interpreter
 from .models.architecture import ModelInfo, read_model
 from .models.hub import resolve_model
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
-    from .engine.executor import Executor
 
 Config = TypeVar("Config", bound=EngineConfig)
 
 
 def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapping[str, str] | None = None) -> Engine:
-    """The engine, with its executor and tokenizer. A simulated executor needs (and gets) a virtual clock.
+    """The engine, with its executor and tokenizer. An executor that advances time itself needs (and gets) a virtual clock.
 
     config   is not changed; ``Engine.config`` is the engine's own, with nothing left to settle
     kernels  op -> choice: explicit ones, which come before ``override`` and the config's
     """
     config.validate()
+    kind = EXECUTORS[config.executor.kind]
+    if clock is None:
+        clock = VirtualClock() if kind.virtual_clock else WallClock()
+    elif kind.virtual_clock and not isinstance(clock, VirtualClock):
+        raise ValueError(
+            f"executor.kind={config.executor.kind} advances time itself, so it needs a virtual clock; found a wall clock"
+        )
     if config.interpret:
         enable_interpreter()
     from .engine.engine import Engine
     from .plan import fold_choices, refuse_named_kernels
 
     config = settle_block_size(fold_choices(config, kernels))
-    if config.executor.kind != "local":
+    if not kind.has_device:
         refuse_named_kernels(config)
-    if clock is None:
-        clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     model = read_model(config.model)
     inputs = input_processor(config.model, model)
-    return Engine(config, build_executor(config, model, clock), inputs, clock)
+    return Engine(config, kind.load().open(config, model, clock), inputs, clock)
 
 
-def settle_block_size(config: Config, arch: str = "") -> Config:
-    """The config with its automatic ``cache.block_size`` replaced by the one for ``arch``, or for the device that it names."""
+def settle_block_size(config: Config, arch: str | None = None) -> Config:
+    """The config with its automatic ``cache.block_size`` replaced by the one for ``arch``, or for what its steps run on."""
     if config.cache.block_size:
         return config
-    from .plan import device_arch, device_model, preferred_block_size
+    from .plan import preferred_block_size
 
-    if not arch and config.executor.kind == "local":
-        from .worker.local_executor import resolve_device
-
-        arch = device_arch(resolve_device(config.device))
-    elif not arch and config.executor.kind == "simulated":
-        arch = device_model(config.executor.device).arch
+    if arch is None:
+        _, arch = EXECUTORS[config.executor.kind].load().runs_on(config)
     return replace(config, cache=replace(config.cache, block_size=preferred_block_size(arch)))
 
 
@@ -66,24 +67,6 @@ def freeze_garbage() -> None:
     gc.collect()
     gc.freeze()
     atexit.register(gc.unfreeze)  # the end of the process is to find it all
-
-
-def build_executor(config: EngineConfig, model: ModelInfo, clock: Clock) -> Executor:
-    """The executor of ``config.executor.kind`` for a model."""
-    if config.executor.kind == "null":
-        from .executor.null import NullExecutor
-        from .executor.shape import ModelShape
-
-        return NullExecutor(config, ModelShape.of(model, config))
-    if config.executor.kind == "simulated":
-        from .executor.simulated import SimulatedExecutor
-
-        if not isinstance(clock, VirtualClock):
-            raise ValueError("executor.kind=simulated advances time itself, so it needs a virtual clock; found a wall clock")
-        return SimulatedExecutor(config, model, clock)
-    from .worker.local_executor import LocalExecutor
-
-    return LocalExecutor(config, model)
 
 
 def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:

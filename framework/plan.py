@@ -69,6 +69,7 @@ class KernelPlan:
         dtype: torch.dtype,
         interpret: bool = False,
         tuned: str = "off",
+        arch: str | None = None,
     ) -> None:
         _check_origin()
         if interpret:
@@ -82,7 +83,7 @@ class KernelPlan:
         self.registry = Registry.load(plugins)
         self._check_plugins(set(plugins))
         self.choices = Choices(self.registry, choices)
-        self.spec = Spec(device.type, device_arch(device), dtype, interpret)
+        self.spec = Spec(device.type, device_arch(device) if arch is None else arch, dtype, interpret)
         self.bound: list[BoundKernel] = []
         self._replaced: dict[str, str] = {}  # op -> the fused op that does its work
         for op, choice in self.choices.named.items():  # before anything is loaded
@@ -98,8 +99,9 @@ class KernelPlan:
             warnings.warn(f"kernels of {failure.source} are missing: {failure.error}", stacklevel=4)
 
     @classmethod
-    def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> KernelPlan:
-        return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned)
+    def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype, arch: str | None = None) -> KernelPlan:
+        """arch: None = as torch says."""
+        return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned, arch)
 
     def bind(
         self,

@@ -9,10 +9,11 @@ import torch
 import transformers
 
 from framework.config import EngineConfig
+from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import ModelInfo
 from framework.models.transformers_model import library_config, library_model
 from framework.study.workload.config import SamplingConfig
-from framework.worker.local_executor import resolve_device
+from framework.worker.devices import open_device
 
 
 @dataclass
@@ -38,12 +39,12 @@ class Library:
     def load(cls, config: EngineConfig, info: ModelInfo) -> Library:
         """info: of ``config.model``. Raises ValueError for models that cannot be served, and for what only our engine has."""
         config.validate()
-        if config.executor.kind != "local":
+        if not EXECUTORS[config.executor.kind].has_device:
             raise ValueError(
                 f"executor.kind={config.executor.kind} is a device of our engine only: serve with system=kernelswap, "
-                "or choose executor.kind=local"
+                f"or choose executor.kind={' or '.join(name for name, kind in EXECUTORS.items() if kind.has_device)}"
             )
-        device = resolve_device(config.device)
+        device = open_device(config.device).torch
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         if config.cache.dtype not in ("auto", info.dtype):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..config import SchedulerConfig
 from .kv_cache.manager import KVCacheManager
-from .policies import make_policy
+from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
 from .step import NewRequest, StepInput, StepOutput, TokenLogprobs
 
@@ -74,7 +74,7 @@ class Scheduler:
         self.requests: set[Request] = set()
         self.running: list[Request] = []
         self.num_running = 0
-        self._policy = make_policy(config.policy)
+        self._policy = POLICIES[config.policy]()
         self._max_chunk = min(config.max_chunk_tokens or config.max_num_batched_tokens, config.max_num_batched_tokens)
         self._waiting: list[Request] = []
         self._free_seats = list(range(config.max_num_seqs - 1, -1, -1))

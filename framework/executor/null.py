@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.step import StepInput, StepOutput
+from ..models.architecture import ModelInfo
 from .mirror import Mirror
 from .pseudo import PseudoTokens
 from .shape import ModelShape
@@ -42,6 +44,14 @@ class NullExecutor:
             self._step = Mirror(num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups)
         else:
             self._step = PseudoTokens(num_seats, shape.vocab_size)
+
+    @classmethod
+    def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> NullExecutor:
+        return cls(config, ModelShape.of(model, config))
+
+    @staticmethod
+    def runs_on(config: EngineConfig) -> tuple[str, str]:
+        return "null", ""
 
     def submit(self, step: StepInput) -> DoneStep:
         return DoneStep(self._step.apply(step))

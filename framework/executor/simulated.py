@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..clock import VirtualClock
+from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
@@ -35,6 +35,17 @@ class SimulatedExecutor:
     """
 
     in_flight_steps = 2
+
+    @classmethod
+    def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> SimulatedExecutor:
+        assert isinstance(clock, VirtualClock), "the table of executors says so"
+        return cls(config, model, clock)
+
+    @staticmethod
+    def runs_on(config: EngineConfig) -> tuple[str, str]:
+        from ..plan import device_model
+
+        return f"simulated {config.executor.device}", device_model(config.executor.device).arch
 
     def __init__(self, config: EngineConfig, model: ModelInfo, clock: VirtualClock) -> None:
         from ..plan import device_model, may_fuse, op_costs

@@ -6,7 +6,7 @@ Model, caches and runner are the engine's own, their tensors lie uninitialized o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ..models.parts import Part
 from ..plan import TargetPlan
 from ..sampling_params import SamplingParams
 from .cache_memory import allocate_caches
+from .devices import Replay
 from .runner import Runner
 
 CPU = torch.device("cpu")
@@ -86,7 +87,7 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     return num_steps
 
 
-def _run_once(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+def _run_once(run: Replay) -> Replay:
     run()
     return run
 

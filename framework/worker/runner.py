@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from ..models.batch import ForwardBatch, GroupBatch
 from ..models.protocol import Model
 from ..plan import AttentionMeta, KernelPlan, LayerKV
 from .decode_graphs import DecodeGraphs
+from .devices import Capture
 from .request_rows import RequestRows
 from .sampler import PendingLogprobs, Sampler, SampleRows
 from .transfer import HostCopy, all_to_device, to_device
@@ -71,9 +71,7 @@ class Runner:
         self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in groups]
         self._graphs: DecodeGraphs | None = None
 
-    def capture_graphs(
-        self, batch_sizes: list[int], capture: Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
-    ) -> None:
+    def capture_graphs(self, batch_sizes: list[int], capture: Capture) -> None:
         """From now on, steps of decodes only replay a recording of the model. ``capture`` turns a function into its replay."""
         self._graphs = DecodeGraphs(self.model, self.caches, self.rows, self._slot_mapping, batch_sizes, capture)
 

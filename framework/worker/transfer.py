@@ -14,13 +14,13 @@ _ALIGNMENT = 16
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A tensor on ``device``; on a GPU the copy is queued behind what runs, from pinned memory."""
+    """A tensor on ``device``; off the CPU the copy is queued behind what runs, from pinned memory."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def all_to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """As ``to_device`` for each, but on a GPU all go in one copy."""
+    """As ``to_device`` for each, but off the CPU all go in one copy."""
     tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
     if device.type == "cpu":
         return tensors
@@ -50,10 +50,10 @@ class HostCopy:
 
     def __init__(self, *tensors: torch.Tensor) -> None:
         self._tensors = tensors
-        self._event: torch.cuda.Event | None = None
-        if tensors[0].is_cuda:
+        self._event: torch.Event | None = None
+        if not tensors[0].is_cpu:
             self._tensors = tuple(torch.empty_like(t, device="cpu", pin_memory=True).copy_(t, non_blocking=True) for t in tensors)
-            self._event = torch.cuda.Event()
+            self._event = torch.Event(tensors[0].device)
             self._event.record()
 
     def lists(self) -> list[Any]:

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from framework.build import build_engine, input_processor
+from framework.clock import VirtualClock, WallClock
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
+from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
 from framework.models.hub import resolve_model
 from framework.sampling_params import SamplingParams
+from framework.study.environment import environment
 
 SHAPE = {
     "model_type": "llama",
@@ -87,3 +90,33 @@ def test_without_a_tokenizer_ids_are_served(tmp_path: Path) -> None:
 def test_lengths_without_room_are_refused(length: int) -> None:
     with pytest.raises(ValueError, match=rf"model.max_model_len={length} cannot work: it must be a positive number"):
         build_engine(small(ModelConfig("tiny", max_model_len=length)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "clock", "device"),
+    [("local", WallClock, "cpu"), ("null", WallClock, "null"), ("simulated", VirtualClock, "simulated h200")],
+)
+def test_the_table_of_executors_decides(kind: str, clock: type, device: str) -> None:
+    engine = build_engine(small(DUMMY, kind))
+    assert type(engine.clock) is clock
+    assert environment(engine.config)["env.device"] == device
+    engine.shutdown()
+
+
+def test_every_kind_of_executor_is_covered_here() -> None:
+    assert set(KINDS) == set(EXECUTORS)
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        (EngineConfig(executor=ExecutorConfig("local ")), r"executor.kind='local ' .* must be one of local, simulated, null"),
+        (EngineConfig(scheduler=SchedulerConfig("random")), r"scheduler.policy='random' .* must be one of fcfs, priority"),
+        (EngineConfig(ModelConfig(backend="jax")), r"model.backend='jax' .* must be one of auto, native, transformers"),
+        (EngineConfig(ModelConfig(load_format="gguf")), r"model.load_format='gguf' .* must be one of auto, dummy"),
+        (EngineConfig(cache=CacheConfig(dtype="int3")), r"cache.dtype='int3' .* must be one of auto, float32, "),
+    ],
+)
+def test_a_name_that_is_in_no_table_is_refused_with_those_that_are(config: EngineConfig, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        build_engine(config)

@@ -152,16 +152,16 @@ def test_an_override_reaches_the_process_of_an_engine_and_not_the_config() -> No
 @pytest.mark.parametrize(
     ("given", "kind", "device", "target", "expected"),
     [
-        (0, "local", "cpu", "", 16),
-        (32, "local", "cpu", "", 32),
-        (0, "simulated", "cpu", "", 64),
+        (0, "local", "cpu", None, 16),
+        (32, "local", "cpu", None, 32),
+        (0, "simulated", "cpu", None, 64),
         (0, "local", "cpu", "gfx942", 16),
         (0, "local", "cpu", "sm_80", 16),
         (0, "local", "cpu", "sm_90", 64),
-        (0, "null", "cpu", "", 16),
+        (0, "null", "cpu", None, 16),
     ],
 )
-def test_blocks_have_the_size_that_kernels_like(given: int, kind: str, device: str, target: str, expected: int) -> None:
+def test_blocks_have_the_size_that_kernels_like(given: int, kind: str, device: str, target: str | None, expected: int) -> None:
     config = EngineConfig(cache=CacheConfig(given), executor=ExecutorConfig(kind), device=device)
     assert settle_block_size(config, target).cache.block_size == expected
     assert config.cache.block_size == given
