@@ -47,9 +47,11 @@ class DecodeGraphs:
         for size in reversed(self._sizes):
             self._replays[size] = capture(self._step_of(model, caches, size))
 
-    def fits(self, counts: np.ndarray, first: np.ndarray) -> bool:
-        """Whether every row decodes one token, and there are no more than the largest recording holds."""
-        return len(counts) <= self._sizes[-1] and bool((counts == 1).all()) and bool((first > 0).all())
+    def fits(self, counts: np.ndarray, first: np.ndarray, num_sampled: int) -> bool:
+        """Whether every row decodes one token, and there are no more than the largest recording holds. A row that does not sample
+        is the middle of a prompt, however short: its logits are nobody's, and its hidden state may be wanted."""
+        rows = len(counts)
+        return num_sampled == rows <= self._sizes[-1] and bool((counts == 1).all()) and bool((first > 0).all())
 
     def run(self, seats: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         """Logits [R, V] of the tokens at ``positions`` of ``seats``; valid until the next run."""

@@ -89,7 +89,7 @@ class Runner:
         rows = self._step_rows(step)
         seats, positions = rows.seats[rows.sampled], rows.lengths[rows.sampled]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
-        if self._graphs is not None and self._graphs.fits(rows.counts, rows.first):
+        if self._graphs is not None and self._graphs.fits(rows.counts, rows.first, len(rows.sampled)):
             logits = self._graphs.run(rows.seats, rows.first)
             targets = all_to_device((seats.astype(np.int32), positions), self.device)
         else:
