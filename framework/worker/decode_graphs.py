@@ -12,6 +12,7 @@ from ..models.batch import ForwardBatch, GroupBatch
 from ..models.protocol import Model
 from ..plan import AttentionMeta, BoundKernel, LayerKV
 from .request_rows import RequestRows
+from .step_rows import StepRows
 from .transfer import packed_bytes, packed_views, to_device
 
 Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
@@ -47,11 +48,13 @@ class DecodeGraphs:
         for size in reversed(self._sizes):
             self._replays[size] = capture(self._step_of(model, caches, size))
 
-    def fits(self, counts: np.ndarray, first: np.ndarray, num_sampled: int) -> bool:
+    def fits(self, rows: StepRows) -> bool:
         """Whether every row decodes one token, and there are no more than the largest recording holds. A row that does not sample
         is the middle of a prompt, however short: its logits are nobody's, and its hidden state may be wanted."""
-        rows = len(counts)
-        return num_sampled == rows <= self._sizes[-1] and bool((counts == 1).all()) and bool((first > 0).all())
+        num_rows = len(rows.seats)
+        if num_rows > self._sizes[-1] or len(rows.sampled) < num_rows:
+            return False
+        return bool((rows.counts == 1).all()) and bool((rows.first > 0).all())
 
     def run(self, seats: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         """Logits [R, V] of the tokens at ``positions`` of ``seats``; valid until the next run."""

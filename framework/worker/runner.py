@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ from ..models.protocol import Model
 from ..plan import AttentionMeta, KernelPlan, LayerKV
 from .decode_graphs import DecodeGraphs
 from .request_rows import RequestRows
-from .sampler import PendingLogprobs, Sampler, SampleRows
+from .sampler import PendingLogprobs, Sampler
+from .step_rows import SampleRows, StepRows
 from .transfer import HostCopy, all_to_device, to_device
 
 MAX_DECODE_TOKENS = 8
@@ -34,19 +34,6 @@ class StepHandle:
         logprobs = self._logprobs.by_row() if self._logprobs is not None else {}
         prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
         return StepOutput(self._step_id, self._tokens.lists()[0], None, logprobs, prompt)
-
-
-@dataclass
-class StepRows:
-    """The rows of a step on the host: int64 [R] each. first, lengths: tokens in the cache before and after it; bounds [R + 1]: row
-    r's tokens are bounds[r] : bounds[r + 1]; sampled: rows that yield a token."""
-
-    seats: np.ndarray
-    counts: np.ndarray
-    first: np.ndarray
-    lengths: np.ndarray
-    bounds: np.ndarray
-    sampled: np.ndarray
 
 
 class Runner:
@@ -89,7 +76,7 @@ class Runner:
         rows = self._step_rows(step)
         seats, positions = rows.seats[rows.sampled], rows.lengths[rows.sampled]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
-        if self._graphs is not None and self._graphs.fits(rows.counts, rows.first, len(rows.sampled)):
+        if self._graphs is not None and self._graphs.fits(rows):
             logits = self._graphs.run(rows.seats, rows.first)
             targets = all_to_device((seats.astype(np.int32), positions), self.device)
         else:
