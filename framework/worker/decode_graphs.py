@@ -78,9 +78,10 @@ class DecodeGraphs:
 
         def step() -> torch.Tensor:
             groups = [GroupBatch(self._slot_mapping(positions, cu_q, lengths, meta.block_table), meta, None) for meta in metas]
-            batch = ForwardBatch(self._rows.tokens[self._seats[:size], positions], positions, size, groups, self._seats[:0])
+            token_ids = self._rows.tokens[self._seats[:size], positions]
+            batch = ForwardBatch(token_ids, positions, size, groups, caches, self._seats[:0])
             model.begin_step(batch)
-            return model.logits(model.forward(batch, caches))
+            return model.logits(model.forward(batch))
 
         return step
 

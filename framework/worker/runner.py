@@ -82,7 +82,7 @@ class Runner:
         else:
             batch, targets = self._batch(rows, (seats.astype(np.int32), positions))
             self.model.begin_step(batch)
-            hidden = self.model.forward(batch, self.caches)
+            hidden = self.model.forward(batch)
             prompt_logprobs = self._prompt_logprobs(rows, hidden)
             logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
         self.rows.num_computed[rows.seats] = rows.lengths
@@ -138,7 +138,8 @@ class Runner:
             for table, workspaces in zip(tables, self._workspaces)
         ]
         token_ids = self.rows.tokens[token_seats, token_positions]
-        return ForwardBatch(token_ids, token_positions, int(rows.bounds[n]), groups, logits_indices), tensors[8:]
+        num_decode_tokens = int(rows.bounds[n])
+        return ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices), tensors[8:]
 
     def _prompt_logprobs(self, rows: StepRows, hidden: torch.Tensor) -> dict[int, PendingLogprobs]:
         """For rows that asked: of each prompt token whose predecessor was computed in this step."""
