@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from ..config import ModelConfig
-from ..engine.kv_cache.spec import PagedKV
 from ..plan import BoundKernel, KernelPlan
 from .architecture import Architecture, LayerShape, ModelInfo
 from .decoder import Decoder
-from .layers.attention import Attention, Prepare, Separate
+from .layers.attention import Attention, Fused, Separate
 from .layers.block import Block, ParallelBlock, PostNormBlock, PreNormBlock
 from .layers.mlp import Mlp, MoeMlp
+from .layers.paged_attention import AttentionKernels, AttentionShape
 from .parallel import Parallel
 from .parts import Part, all_parts, layer_parts, model_parts
 from .protocol import Model
@@ -45,16 +45,14 @@ def load_model(
     if info.architecture is None:
         from .transformers_model import load_transformers_model  # slow to import, and needed for few models
 
-        name, dtype = _cache_dtype(info, cache_dtype)
-        return load_transformers_model(config, info, plan, device, block_size, name, dtype, seed)
+        return load_transformers_model(config, info, plan, device, block_size, _cache_dtype(info, cache_dtype), seed)
     weights = _open(config, info, info.architecture, device, seed)
     return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype).build()
 
 
-def _cache_dtype(info: ModelInfo, wish: str) -> tuple[str, torch.dtype]:
-    """Name of the cache's dtype and what torch calls it."""
-    name = info.dtype if wish == "auto" else wish
-    return name, getattr(torch, name)
+def _cache_dtype(info: ModelInfo, wish: str) -> str:
+    """Name of the cache's dtype."""
+    return info.dtype if wish == "auto" else wish
 
 
 def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int) -> Weights:
@@ -83,15 +81,7 @@ class Builder:
     ) -> None:
         assert parallel.tp.size == parallel.ep.size == 1, "layers are whole: only the list of layers can be cut"
         self.info, self.a, self.weights, self.plan, self.device, self.parallel = info, architecture, weights, plan, device, parallel
-        self.cache_dtype, kv_dtype = _cache_dtype(info, cache_dtype)
-        self.attention_facts = {
-            "head_dim": architecture.head_dim,
-            "num_heads": architecture.num_heads,
-            "num_kv_heads": architecture.num_kv_heads,
-            "value_dim": architecture.head_dim,
-            "page_size": block_size,
-            "kv_dtype": kv_dtype,
-        }
+        self.attention = AttentionKernels(plan, block_size, _cache_dtype(info, cache_dtype))
         self._shared: dict[Hashable, BoundKernel] = {}
         self._cos_sin: dict[Rope, torch.Tensor] = {}
 
@@ -100,11 +90,10 @@ class Builder:
         mine = pp.part(len(a.layers))
         first, last = mine.start == 0, mine.stop == len(a.layers)
         table = self.weights.load(parts["embed"])[0] if first or (last and a.tied) else None
-        layers = [self._block(index) for index in mine]
+        layers = [self._block(layer, index) for index, layer in enumerate(mine)]
         scale = float(torch.tensor(a.hidden_size**0.5, dtype=getattr(torch, self.info.dtype))) if a.family.embed_scale else None
         return Decoder(
             layers,
-            [self._cache_spec(a.layers[index]) for index in mine],
             getattr(torch, self.info.dtype),
             a.vocab_size,
             self.info.max_model_len,
@@ -118,39 +107,31 @@ class Builder:
             logit_softcap=a.logit_softcap,
         )
 
-    def _block(self, index: int) -> Block:
-        parts, shape = layer_parts(self.a, index), self.a.layers[index]
-        attention = self._attention(parts, shape)
+    def _block(self, layer: int, index: int) -> Block:
+        """layer: counted over the model; index: over the layers of this process."""
+        parts, shape = layer_parts(self.a, layer), self.a.layers[layer]
+        attention = self._attention(parts, shape, index)
         mlp = self._moe(parts, shape) if shape.moe else self._mlp(parts)
         norms = {name: self._norm(part) for name, part in parts.items() if name in NORMS}
         kinds: dict[str, Callable[..., Block]] = {"parallel": ParallelBlock, "post": PostNormBlock}
         return kinds.get(self.a.residual, PreNormBlock)(attention, mlp, **norms)
 
-    def _attention(self, parts: dict[str, Part], shape: LayerShape) -> Attention:
-        a, facts = self.a, self.attention_facts
-        params = {"scale": shape.scale, "causal": True, "window": self._window(shape), "softcap": a.attn_softcap}
-        key = tuple(params.values())
-        return Attention(
-            qkv=self._linear(parts["qkv"]),
-            o=self._linear(parts["o"]),
-            prepare=self._prepare(parts, shape.rope),
-            decode=self._share("paged_attention_decode", key, params=params, facts=facts),
-            prefill=self._share("paged_attention_prefill", key, params=params, facts=facts),
-        )
-
-    def _prepare(self, parts: dict[str, Part], rope: Rope | None) -> Prepare:
+    def _attention(self, parts: dict[str, Part], layer: LayerShape, index: int) -> Attention:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
-        a = self.a
+        a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
+        shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap)
+        qkv, o = self._linear(parts["qkv"]), self._linear(parts["o"])
         norms = [self.weights.load(parts[name]) for name in ("q_norm", "k_norm")] if a.family.qk_norm else []
-        fused = self._fused(rope, [weight for weight, _ in norms]) if rope is not None else None
+        fused = self._fused(shape, layer.rope, [weight for weight, _ in norms]) if layer.rope is not None else None
         if fused is not None:
-            return fused
+            paged = self.attention.layer(index, shape, writes=False)
+            return Attention(qkv, o, Fused(fused, paged), paged)
         q_norm, k_norm = (self._bind_norm(*norm) for norm in norms) if norms else (None, None)
-        rotary = self._rotary(rope) if rope is not None else None
-        write = self._share("kv_cache_write", facts=self.attention_facts)
-        return Separate(q_norm, k_norm, rotary, write, [a.num_heads, a.num_kv_heads, a.num_kv_heads], a.head_dim)
+        rotary = self._rotary(layer.rope) if layer.rope is not None else None
+        paged = self.attention.layer(index, shape)
+        return Attention(qkv, o, Separate(q_norm, k_norm, rotary, paged, [*heads, a.num_kv_heads], a.head_dim), paged)
 
-    def _fused(self, rope: Rope, norms: list[torch.Tensor]) -> BoundKernel | None:
+    def _fused(self, shape: AttentionShape, rope: Rope, norms: list[torch.Tensor]) -> BoundKernel | None:
         """norms: weights of the norms of queries and of keys, or nothing."""
         a, weights = self.a, {"cos_sin": self._table_of(rope)}
         params: dict[str, Any] = {"num_heads": a.num_heads, "num_kv_heads": a.num_kv_heads, "style": "neox"}
@@ -161,7 +142,7 @@ class Builder:
             weights |= {"q_weight": norms[0], "k_weight": norms[1]}
             params |= kind
             replaced["rms_norm"] = {"weight": norms[0], **kind}
-        return self.plan.bind_fused("qk_norm_rotary_kv_write", replaced, weights, params, self.attention_facts)
+        return self.plan.bind_fused("qk_norm_rotary_kv_write", replaced, weights, params, self.attention.facts(shape))
 
     def _mlp(self, parts: dict[str, Part]) -> Mlp:
         up = self._linear(parts["gate_up" if self.a.family.gated else "up"])
@@ -229,9 +210,6 @@ class Builder:
     def _window(self, shape: LayerShape) -> int | None:
         """A window that no sequence outgrows is none."""
         return shape.window if shape.window is not None and shape.window < self.info.max_model_len else None
-
-    def _cache_spec(self, shape: LayerShape) -> PagedKV:
-        return PagedKV(self.a.num_kv_heads, self.a.head_dim, self.a.head_dim, self.cache_dtype, self._window(shape))
 
 
 def cos_sin_table(rope: Rope, max_len: int, device: torch.device) -> torch.Tensor:

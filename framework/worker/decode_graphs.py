@@ -12,6 +12,7 @@ from ..models.protocol import Model
 from ..plan import AttentionMeta, BoundKernel, LayerKV
 from .devices import Capture, Replay
 from .request_rows import RequestRows
+from .step_rows import StepRows
 from .transfer import packed_bytes, packed_views, to_device
 
 
@@ -45,9 +46,13 @@ class DecodeGraphs:
         for size in reversed(self._sizes):
             self._replays[size] = capture(self._step_of(model, caches, size))
 
-    def fits(self, counts: np.ndarray, first: np.ndarray) -> bool:
-        """Whether every row decodes one token, and there are no more than the largest recording holds."""
-        return len(counts) <= self._sizes[-1] and bool((counts == 1).all()) and bool((first > 0).all())
+    def fits(self, rows: StepRows) -> bool:
+        """Whether every row decodes one token, and there are no more than the largest recording holds. A row that does not sample
+        is the middle of a prompt, however short: its logits are nobody's, and its hidden state may be wanted."""
+        num_rows = len(rows.seats)
+        if num_rows > self._sizes[-1] or len(rows.sampled) < num_rows:
+            return False
+        return bool((rows.counts == 1).all()) and bool((rows.first > 0).all())
 
     def run(self, seats: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         """Logits [R, V] of the tokens at ``positions`` of ``seats``; valid until the next run."""
@@ -71,8 +76,9 @@ class DecodeGraphs:
 
         def step() -> torch.Tensor:
             groups = [GroupBatch(self._slot_mapping(positions, cu_q, lengths, meta.block_table), meta, None) for meta in metas]
-            batch = ForwardBatch(self._rows.tokens[self._seats[:size], positions], positions, size, groups, self._seats[:0])
+            token_ids = self._rows.tokens[self._seats[:size], positions]
+            batch = ForwardBatch(token_ids, positions, size, groups, caches, self._seats[:0])
             model.begin_step(batch)
-            return model.logits(model.forward(batch, caches))
+            return model.logits(model.forward(batch))
 
         return step

@@ -111,9 +111,9 @@ class LocalExecutor:
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         rows = torch.zeros(config.scheduler.max_num_seqs, dtype=torch.int64, device=device)
         positions = torch.arange(num_tokens, device=device) % longest
-        batch = ForwardBatch(ids, positions, 0, groups, rows)
+        batch = ForwardBatch(ids, positions, 0, groups, caches, rows)
         self._model.begin_step(batch)
-        self._model.logits(self._model.forward(batch, caches)[rows]).float()
+        self._model.logits(self._model.forward(batch)[rows]).float()
 
 
 def check_weights_fit(model: ModelInfo, device: Device) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -15,7 +13,8 @@ from ..plan import AttentionMeta, KernelPlan, LayerKV
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .request_rows import RequestRows
-from .sampler import PendingLogprobs, Sampler, SampleRows
+from .sampler import PendingLogprobs, Sampler
+from .step_rows import SampleRows, StepRows
 from .transfer import HostCopy, all_to_device, to_device
 
 MAX_DECODE_TOKENS = 8
@@ -34,19 +33,6 @@ class StepHandle:
         logprobs = self._logprobs.by_row() if self._logprobs is not None else {}
         prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
         return StepOutput(self._step_id, self._tokens.lists()[0], None, logprobs, prompt)
-
-
-@dataclass
-class StepRows:
-    """The rows of a step on the host: int64 [R] each. first, lengths: tokens in the cache before and after it; bounds [R + 1]: row
-    r's tokens are bounds[r] : bounds[r + 1]; sampled: rows that yield a token."""
-
-    seats: np.ndarray
-    counts: np.ndarray
-    first: np.ndarray
-    lengths: np.ndarray
-    bounds: np.ndarray
-    sampled: np.ndarray
 
 
 class Runner:
@@ -87,13 +73,13 @@ class Runner:
         rows = self._step_rows(step)
         seats, positions = rows.seats[rows.sampled], rows.lengths[rows.sampled]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
-        if self._graphs is not None and self._graphs.fits(rows.counts, rows.first):
+        if self._graphs is not None and self._graphs.fits(rows):
             logits = self._graphs.run(rows.seats, rows.first)
             targets = all_to_device((seats.astype(np.int32), positions), self.device)
         else:
             batch, targets = self._batch(rows, (seats.astype(np.int32), positions))
             self.model.begin_step(batch)
-            hidden = self.model.forward(batch, self.caches)
+            hidden = self.model.forward(batch)
             prompt_logprobs = self._prompt_logprobs(rows, hidden)
             logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
         self.rows.num_computed[rows.seats] = rows.lengths
@@ -149,7 +135,8 @@ class Runner:
             for table, workspaces in zip(tables, self._workspaces)
         ]
         token_ids = self.rows.tokens[token_seats, token_positions]
-        return ForwardBatch(token_ids, token_positions, int(rows.bounds[n]), groups, logits_indices), tensors[8:]
+        num_decode_tokens = int(rows.bounds[n])
+        return ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices), tensors[8:]
 
     def _prompt_logprobs(self, rows: StepRows, hidden: torch.Tensor) -> dict[int, PendingLogprobs]:
         """For rows that asked: of each prompt token whose predecessor was computed in this step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,11 +244,12 @@ def test_layers_can_be_cut(tmp_path: Path) -> None:
     config = model_config(tmp_path, EXAMPLES["qwen3"])
     whole = build(config)
     stages = [stage for rank in range(2) if isinstance(stage := build(config, parallel=Parallel(pp=Ranks(rank, 2))), Decoder)]
-    assert [stage.num_layers for stage in stages] == [2, 1]
-    batch, caches = prompt_batch(whole, 9)
-    expected = whole.logits(whole.forward(batch, caches))
-    state = stages[0].run_layers(stages[0].embed(batch.token_ids, batch.positions), None, batch, caches[:2])
-    state = stages[1].run_layers(*state, batch, caches[2:])
+    assert [len(stage.layers) for stage in stages] == [2, 1]
+    batch = prompt_batch(whole, 9)
+    expected = whole.logits(whole.forward(batch))
+    first, second = replace(batch, caches=batch.caches[:2]), replace(batch, caches=batch.caches[2:])
+    state = stages[0].run_layers(stages[0].embed(batch.token_ids, batch.positions), None, first)
+    state = stages[1].run_layers(*state, second)
     torch.testing.assert_close(stages[1].logits(stages[1].finish(*state)), expected)
 
 
