@@ -34,7 +34,7 @@ class SimulatedExecutor:
     one after the other, so that with several steps in flight the host's time hides behind the device's. Tokens are pseudo-random.
     """
 
-    in_flight_steps = 2
+    in_flight_steps, num_drafts = 2, 0
 
     def __init__(self, config: EngineConfig, clock: VirtualClock) -> None:
         from ..plan import device_model, fusion_wish, op_costs

@@ -17,6 +17,7 @@ from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
 from .decode_graphs import CudaGraphCapture
 from .runner import Runner, StepHandle
+from .transfer import device_losses
 
 DEFAULT_CPU_CACHE_BYTES = 1 << 30
 OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "gather_logprobs", "copy_blocks")
@@ -24,6 +25,8 @@ OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "g
 
 class LocalExecutor:
     """Model, caches and runner on one device; a step is computed when it is submitted (and launched, on a GPU)."""
+
+    num_drafts = 0
 
     def __init__(self, config: EngineConfig) -> None:
         device = resolve_device(config.device)
@@ -48,7 +51,8 @@ class LocalExecutor:
             self._capture_graphs(config)
 
     def submit(self, step: StepInput) -> StepHandle:
-        return self._runner.step(step)
+        with device_losses():
+            return self._runner.step(step)
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         return self.plan.report()
