@@ -113,7 +113,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Completes prompts (text, ``{"prompt_token_ids": [...]}``, or lists of token ids); outputs come in their order.
 
-        Raises ValueError, before anything runs, if one of the prompts can never fit."""
+        Raises ValueError, before anything runs, if one of the prompts can never fit, and RuntimeError with the cause if one of them
+        failed while it ran; the others are aborted then, and the engine serves on (unless its device is lost: EngineDeadError)."""
         inputs = [self.engine.inputs.prompt(prompt) for prompt in _listed(prompts)]
         return self._run(inputs, sampling_params, use_tqdm, priority)
 
@@ -162,20 +163,24 @@ class LLM:
             for index, prompt in enumerate(inputs):
                 completed = self.engine.inputs.params(params[index])
                 completed.output_kind = RequestOutputKind.FINAL_ONLY
-                request_id = str(next(self._ids))
-                self.engine.add_request(request_id, prompt, completed, priority=priority[index] if priority else 0)
-                ids.append(request_id)
-        except ValueError:
+                ids.append(str(next(self._ids)))
+                self.engine.add_request(ids[-1], prompt, completed, priority=priority[index] if priority else 0)
+        except BaseException:
             self.engine.abort(ids)
             raise
         return self._collect(ids, use_tqdm)
 
     def _collect(self, ids: list[str], use_tqdm: bool) -> list[RequestOutput]:
         done: dict[str, RequestOutput] = {}
+        own = set(ids)
         try:
             with tqdm(total=len(ids), desc="Processed prompts", disable=not use_tqdm) as bar:
                 while self.engine.has_unfinished():
                     for output in self.engine.step():
+                        if output.request_id not in own:
+                            continue
+                        if output.error is not None:
+                            raise RuntimeError(f"the engine could not serve request {output.request_id}: {output.error}")
                         if output.finished:
                             done[output.request_id] = output
                             bar.update()

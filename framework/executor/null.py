@@ -31,13 +31,15 @@ class NullExecutor:
 
     With ``cache.check_invariants`` it keeps a mirror of seats, block tables and cache contents instead: every step is checked
     against the protocol, and a token is a function of all tokens before it as the cache holds them (slow).
+    num_drafts  decoding requests have so many made-up guesses checked per step, some of which are right; no token depends on it
     """
 
     in_flight_steps = 1
 
-    def __init__(self, config: EngineConfig, shape: ModelShape) -> None:
+    def __init__(self, config: EngineConfig, shape: ModelShape, num_drafts: int = 0) -> None:
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
         self.num_blocks = shape.num_blocks(config)
+        self.num_drafts = num_drafts
         num_seats = config.scheduler.max_num_seqs
         self._step: Mirror | PseudoTokens
         if config.cache.check_invariants:

@@ -34,7 +34,7 @@ class SimulatedExecutor:
     one after the other, so that with several steps in flight the host's time hides behind the device's. Tokens are pseudo-random.
     """
 
-    in_flight_steps = 2
+    in_flight_steps, num_drafts = 2, 0
 
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> SimulatedExecutor:

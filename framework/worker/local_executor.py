@@ -20,12 +20,15 @@ from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, open_device
 from .runner import Runner, StepHandle
+from .transfer import device_losses
 
 OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "gather_logprobs", "copy_blocks")
 
 
 class LocalExecutor:
     """Model, caches and runner on one device; a step is computed when it is submitted (and launched, on a GPU)."""
+
+    num_drafts = 0
 
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> LocalExecutor:
@@ -60,7 +63,8 @@ class LocalExecutor:
             self._capture_graphs(config, capture)
 
     def submit(self, step: StepInput) -> StepHandle:
-        return self._runner.step(step)
+        with device_losses():
+            return self._runner.step(step)
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         return self.plan.report()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -10,12 +12,13 @@ from ..engine.step import StepInput, StepOutput
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.protocol import Model
 from ..plan import AttentionMeta, KernelPlan, LayerKV
+from ..sampling_params import SamplingParams
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .request_rows import RequestRows
 from .sampler import PendingLogprobs, Sampler
 from .step_rows import SampleRows, StepRows
-from .transfer import HostCopy, all_to_device, to_device
+from .transfer import HostCopy, all_to_device, device_losses, is_device_loss, to_device
 
 MAX_DECODE_TOKENS = 8
 """Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
@@ -25,14 +28,21 @@ class StepHandle:
     """A step that was launched; what it brings may still be on its way from the device."""
 
     def __init__(
-        self, step_id: int, tokens: torch.Tensor, logprobs: PendingLogprobs | None, prompt: dict[int, PendingLogprobs]
+        self,
+        step_id: int,
+        tokens: torch.Tensor,
+        logprobs: PendingLogprobs | None,
+        prompt: dict[int, PendingLogprobs],
+        failed: dict[int, str],
     ) -> None:
         self._step_id, self._tokens, self._logprobs, self._prompt = step_id, HostCopy(tokens), logprobs, prompt
+        self._failed = failed
 
     def result(self) -> StepOutput:
-        logprobs = self._logprobs.by_row() if self._logprobs is not None else {}
-        prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
-        return StepOutput(self._step_id, self._tokens.lists()[0], None, logprobs, prompt)
+        with device_losses():
+            logprobs = self._logprobs.by_row() if self._logprobs is not None else {}
+            prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
+            return StepOutput(self._step_id, self._tokens.lists()[0], None, logprobs, prompt, self._failed)
 
 
 class Runner:
@@ -63,13 +73,13 @@ class Runner:
 
     @torch.inference_mode()
     def step(self, step: StepInput) -> StepHandle:
-        """Applies the deltas, computes the rows, samples."""
+        """Applies the deltas, computes the rows, samples. After an exception, wherever it came from, other steps give what they
+        would have given without this one, once its seats were released."""
         self.rows.apply(step)
-        for request in step.new:
-            self.sampler.add(request)
+        failed = self._add_to_sampler(step)
         self._copy(step.copies)
         if not step.seats:
-            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, {})
+            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, {}, failed)
         rows = self._step_rows(step)
         seats, positions = rows.seats[rows.sampled], rows.lengths[rows.sampled]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
@@ -84,11 +94,24 @@ class Runner:
             logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
         self.rows.num_computed[rows.seats] = rows.lengths
         if not len(rows.sampled):
-            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, prompt_logprobs)
+            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, prompt_logprobs, failed)
         sample_rows = SampleRows(seats, positions, *targets)
         tokens, logprobs = self.sampler.sample(logits, sample_rows, self.rows.tokens)
         self.rows.tokens[sample_rows.row_to_seat.long(), sample_rows.position] = tokens.long().clamp_min(0)
-        return StepHandle(step.step_id, tokens, logprobs, prompt_logprobs)
+        return StepHandle(step.step_id, tokens, logprobs, prompt_logprobs, failed)
+
+    def _add_to_sampler(self, step: StepInput) -> dict[int, str]:
+        """Row -> what was wrong with its request, which computes with harmless parameters instead."""
+        failed = {}
+        for request in step.new:
+            try:
+                self.sampler.add(request)
+            except Exception as error:
+                if is_device_loss(error):
+                    raise
+                self.sampler.add(replace(request, sampling=_harmless()))
+                failed[step.seats.index(request.seat)] = f"{type(error).__name__}: {error}"
+        return failed
 
     def _copy(self, copies: list[tuple[int, int, int]]) -> None:
         for index, group in enumerate(self._groups):
@@ -148,6 +171,12 @@ class Runner:
                 targets = self.rows.tokens[seat, first + 1 : first + 1 + count]
                 found[row] = self.sampler.prompt_logprobs(seat, self.model.logits, hidden[start : start + count], targets)
         return found
+
+
+def _harmless() -> SamplingParams:
+    params = SamplingParams(temperature=0)
+    params.seed = 0
+    return params
 
 
 def _attention_meta(

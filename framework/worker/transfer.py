@@ -1,13 +1,16 @@
-"""Copies between host and device that wait for nothing."""
+"""Copies between host and device that wait for nothing, and how they fail."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
+
+from ..engine.errors import DeviceLostError
 
 _ALIGNMENT = 16
 """Bytes. Kernels are compiled for addresses that are multiples of it, and once more for those that are not."""
@@ -61,3 +64,20 @@ class HostCopy:
         if self._event is not None:
             self._event.synchronize()
         return [t.tolist() for t in self._tensors]
+
+
+def is_device_loss(error: BaseException) -> bool:
+    """Whether a device can do nothing more after it. What a kernel did wrong (an illegal address) breaks the process's context;
+    too little memory does not."""
+    return isinstance(error, torch.AcceleratorError)
+
+
+@contextmanager
+def device_losses() -> Iterator[None]:
+    """Turns the loss of the device into DeviceLostError."""
+    try:
+        yield
+    except Exception as error:
+        if is_device_loss(error):
+            raise DeviceLostError(str(error)) from error
+        raise

@@ -318,7 +318,7 @@ def new_request(blocks: list[int], computed: int = 0) -> NewRequest:
         ("samples exactly", StepInput(0, [0], [2], [True], [new_request([1, 2])])),
         ("not in use", StepInput(0, [1], [1], [True], [new_request([1, 2])])),
         ("one token come first", StepInput(0, [0, 1], [3, 1], [True, True], [new_request([1, 2])])),
-        ("numbered", StepInput(1, [0], [3], [True], [new_request([1, 2])])),
+        ("numbered", StepInput(-1, [0], [3], [True], [new_request([1, 2])])),
     ],
 )
 def test_the_mirror_notices_a_broken_protocol(message: str, step: StepInput) -> None:

@@ -28,7 +28,7 @@ class Script:
     """An executor that returns given tokens for every request, and log-probabilities that tell what they belong to: of token t
     at position p, -t - p/1000."""
 
-    groups, num_blocks, vocab_size, max_model_len, in_flight_steps = MODELS["full"], 100, 2048, 300, 1
+    groups, num_blocks, vocab_size, max_model_len, in_flight_steps, num_drafts = MODELS["full"], 100, 2048, 300, 1, 0
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens

@@ -10,7 +10,8 @@ from framework.config import SchedulerConfig
 from framework.engine.kv_cache.manager import KVCacheManager
 from framework.engine.kv_cache.spec import group_layers
 from framework.engine.request import Request, Status
-from framework.engine.scheduler import ScheduledStep, Scheduler
+from framework.engine.scheduled import ScheduledStep
+from framework.engine.scheduler import Scheduler
 from framework.engine.step import StepOutput
 
 from ..engines import FULL, make_request
