@@ -14,6 +14,7 @@ from framework.models.architecture import ModelInfo
 from framework.models.transformers_model import library_config, library_model
 from framework.study.workload.config import SamplingConfig
 from framework.worker.devices import open_device
+from framework.worker.local_executor import check_weights_fit
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Library:
                 f"executor.kind={config.executor.kind} is a device of our engine only: serve with system=kernelswap, "
                 f"or choose executor.kind={' or '.join(name for name, kind in EXECUTORS.items() if kind.has_device)}"
             )
-        device = open_device(config.device).torch
+        device = open_device(config.device)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         if config.cache.dtype not in ("auto", info.dtype):
@@ -52,10 +53,11 @@ class Library:
                 f"cache.dtype={config.cache.dtype}: the library keeps keys and values in the model's {info.dtype}; "
                 "use cache.dtype=auto"
             )
+        check_weights_fit(info, device)
         found = library_config(config.model, info)
         if found.is_encoder_decoder:
             raise ValueError(f"model {config.model.name!r} is an encoder-decoder; only decoders can be served")
-        return cls(config, library_model(config.model, info, found, device, config.seed), info.max_model_len)
+        return cls(config, library_model(config.model, info, found, device.torch, config.seed), info.max_model_len)
 
     @property
     def vocab_size(self) -> int:
