@@ -37,7 +37,10 @@ class Engine:
 
     inputs           of the model: tokenizes prompts, completes parameters, knows the end-of-sequence ids
     in_flight_steps  how many steps may be submitted and not yet committed
+    errored          why the engine is dead: its device is lost; None while it serves
     """
+
+    errored: Exception | None = None
 
     def __init__(self, config: EngineConfig, executor: Executor, inputs: InputProcessor, clock: Clock) -> None:
         config.validate()
