@@ -12,7 +12,7 @@ from typing import Any
 from ..clock import Clock
 from ..config import EngineConfig
 from ..outputs import RequestOutput
-from ..sampling_params import SamplingParams
+from ..sampling_params import RequestOutputKind, SamplingParams
 from .detokenizer import TokenTexts
 from .executor import Executor, Handle
 from .inputs import EngineInput, InputProcessor, Prompt
@@ -64,13 +64,16 @@ class Engine:
         *,
         arrival_s: float | None = None,
         priority: int = 0,
+        output_kind: RequestOutputKind | None = None,
     ) -> None:
-        """Queues a request; smaller ``priority`` goes first under the priority policy. Raises ValueError, and changes nothing, for
-        one that could never be served."""
+        """Queues a request; smaller ``priority`` goes first under the priority policy; ``output_kind`` replaces the parameters'
+        own. Raises ValueError, and changes nothing, for one that could never be served."""
         if request_id in self.processor.groups:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
-        complete = self._complete(self.inputs.params(params))
+        complete = self.inputs.params(params, output_kind)
+        if complete.seed is None:
+            complete.seed = self._next_seed()
         self._check_tokens(given.token_ids, complete)
         max_total = self.scheduler.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
@@ -138,20 +141,14 @@ class Engine:
         """Frees the device; the engine is of no use afterwards."""
         self.executor.shutdown()
 
-    def _complete(self, params: SamplingParams) -> SamplingParams:
-        """Seed and stop tokens of a private copy."""
-        if params.seed is None:
-            digest = blake2b(f"{self.config.seed}:{self._num_added}".encode(), digest_size=8).digest()
-            params.seed = int.from_bytes(digest, "little") >> 1
-        eos = () if params.ignore_eos else self.inputs.eos_token_ids
-        params.all_stop_token_ids = sorted({*(params.stop_token_ids or ()), *eos})
-        return params
+    def _next_seed(self) -> int:
+        """Of the request that is added now."""
+        digest = blake2b(f"{self.config.seed}:{self._num_added}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
 
     def _check_tokens(self, prompt: list[int], params: SamplingParams) -> None:
         if not prompt:
             raise ValueError("the prompt is empty: a request needs at least one token")
-        if params.detokenize and self.processor.texts is None:
-            raise ValueError("this engine has no tokenizer: pass SamplingParams(detokenize=False) to get token ids only")
         vocab_size = self.executor.vocab_size
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
@@ -162,6 +159,9 @@ class Engine:
                 raise ValueError(
                     f"SamplingParams: {name} holds token id {wrong_ids[0]}, but the model has ids 0 to {vocab_size - 1}"
                 )
+        for name in ("logprobs", "prompt_logprobs"):
+            if (asked := getattr(params, name) or 0) > vocab_size:
+                raise ValueError(f"SamplingParams: {name}={asked}, but the model has {vocab_size} tokens; -1 asks for all of them")
 
 
 def _follower_params(params: SamplingParams, index: int) -> SamplingParams:

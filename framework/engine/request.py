@@ -92,7 +92,8 @@ class Request:
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total
         self.min_total = self.num_prompt_tokens + params.min_tokens
-        self.stop_ids = frozenset((*params.all_stop_token_ids, FAILED_ROW))
+        ending = params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids
+        self.stop_ids = frozenset((*(ending or ()), FAILED_ROW))
         self.extra_keys = extra_keys
         self.order: tuple[float, ...] = ()
         self.status = Status.WAITING
