@@ -30,6 +30,7 @@ class ModelConfig:
     generation_config  auto: default sampling parameters come from the model's generation_config.json; none: from vLLM's defaults
     backend         auto, native, or transformers (the library's own modules with our attention and linear layers)
     skip_tokenizer  load no tokenizer: prompts come as token ids, and outputs have no text
+    max_logprobs    most log-probabilities per token that a request may ask for; -1 = no limit
     """
 
     name: str = "tiny"
@@ -42,6 +43,7 @@ class ModelConfig:
     generation_config: str = "auto"
     backend: str = "auto"
     skip_tokenizer: bool = False
+    max_logprobs: int = 20
 
 
 @dataclass
@@ -166,6 +168,7 @@ class EngineConfig:
         _require(
             max_len is None or max_len >= 1, "model.max_model_len", max_len, "a positive number, or null (what the model allows)"
         )
+        _require(self.model.max_logprobs >= -1, "model.max_logprobs", self.model.max_logprobs, "-1 (no limit) or more")
         _require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
         _require(
             c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"

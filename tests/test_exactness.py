@@ -30,7 +30,7 @@ def engine(
     cache = cache or CacheConfig(num_blocks=200, prefix_caching=False)
     scheduler = scheduler or SchedulerConfig(max_num_seqs=16)
     cache.check_invariants = True
-    model = ModelConfig("tiny", dtype="float32", max_model_len=160)
+    model = ModelConfig("tiny", dtype="float32", max_model_len=160, max_logprobs=-1)
     return build_engine(EngineConfig(model, cache, scheduler, kernels=dict(kernels), num_threads=1))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..clock import Clock
 from ..config import EngineConfig
 from ..outputs import RequestOutput
-from ..sampling_params import SamplingParams
+from ..sampling_params import RequestOutputKind, SamplingParams
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
 from .executor import Executor, Handle
@@ -52,7 +52,6 @@ class Engine:
         self.manager, self.scheduler = self._new_books()
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer))
         self.errored: Exception | None = None
-        self._eos_token_ids = frozenset(token for token in inputs.eos_token_ids if token < executor.vocab_size)
         self._in_flight: deque[tuple[ScheduledStep, Handle]] = deque()
         self._outputs: list[RequestOutput] = []  # not handed out yet
         self._num_added = 0
@@ -65,14 +64,17 @@ class Engine:
         *,
         arrival_s: float | None = None,
         priority: int = 0,
+        output_kind: RequestOutputKind | None = None,
     ) -> None:
-        """Queues a request; smaller ``priority`` goes first under the priority policy. Raises ValueError, and changes nothing, for
-        one that could never be served, and EngineDeadError if the device was lost."""
+        """Queues a request; smaller ``priority`` goes first under the priority policy; ``output_kind`` replaces the parameters' own.
+        Raises ValueError, and changes nothing, for one that could never be served, and EngineDeadError if the device was lost."""
         self._check_alive()
         if request_id in self.processor.groups:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
-        complete = self._complete(self.inputs.params(params))
+        complete = self.inputs.params(params, output_kind)
+        if complete.seed is None:
+            complete.seed = self._next_seed()
         self._check_tokens(given.token_ids, complete)
         max_total = self.scheduler.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
@@ -246,24 +248,14 @@ class Engine:
         if self.errored is not None:
             raise EngineDeadError(f"the engine's device is lost ({self.errored}): build a new engine") from self.errored
 
-    def _complete(self, params: SamplingParams) -> SamplingParams:
-        """Seed and stop tokens of a private copy. As in vLLM, ends of sequence besides the tokenizer's own are stop tokens, which
-        are told as ``stop_reason``; and ``min_tokens`` holds back every end, even those that ``ignore_eos`` samples like others."""
-        if params.seed is None:
-            digest = blake2b(f"{self.config.seed}:{self._num_added}".encode(), digest_size=8).digest()
-            params.seed = int.from_bytes(digest, "little") >> 1
-        eos, given = self._eos_token_ids, params.stop_token_ids or []
-        own = eos if len(eos) == 1 else {getattr(self.inputs.tokenizer, "eos_token_id", None)}
-        params.all_stop_token_ids = sorted({*given, *eos})
-        if not params.ignore_eos:
-            params.stop_token_ids = sorted({*given, *(eos - own)})
-        return params
+    def _next_seed(self) -> int:
+        """Of the request that is added now."""
+        digest = blake2b(f"{self.config.seed}:{self._num_added}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
 
     def _check_tokens(self, prompt: list[int], params: SamplingParams) -> None:
         if not prompt:
             raise ValueError("the prompt is empty: a request needs at least one token")
-        if params.detokenize and self.processor.texts is None:
-            raise ValueError("this engine has no tokenizer: pass SamplingParams(detokenize=False) to get token ids only")
         vocab_size = self.executor.vocab_size
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
@@ -274,6 +266,9 @@ class Engine:
                 raise ValueError(
                     f"SamplingParams: {name} holds token id {wrong_ids[0]}, but the model has ids 0 to {vocab_size - 1}"
                 )
+        for name in ("logprobs", "prompt_logprobs"):
+            if (asked := getattr(params, name) or 0) > vocab_size:
+                raise ValueError(f"SamplingParams: {name}={asked}, but the model has {vocab_size} tokens; -1 asks for all of them")
 
 
 def _follower_params(params: SamplingParams, index: int) -> SamplingParams:

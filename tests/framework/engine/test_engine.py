@@ -223,7 +223,7 @@ def test_what_can_never_be_served_is_refused_and_leaves_nothing() -> None:
         ("b", [1] * 60, token_params(), "at most 60"),
         ("b", [1] * 17, token_params(max_tokens=4), "needs up to 5 KV blocks"),
         ("b", [1], token_params(allowed_token_ids=[77]), "allowed_token_ids holds token id 77"),
-        ("b", [1], SamplingParams(), "no tokenizer"),
+        ("b", [1], SamplingParams(stop="x"), "needs a tokenizer"),
     ]
     for request_id, prompt, bad, message in cases:
         with pytest.raises(ValueError, match=message):

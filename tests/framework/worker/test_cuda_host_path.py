@@ -72,7 +72,7 @@ def config(
 ) -> EngineConfig:
     """A budget of 24 tokens cuts prompts, so that steps mix prompts and decodes."""
     model = model or ModelConfig("tiny")
-    model.dtype = "float32" if kernels else "bfloat16"
+    model.dtype, model.max_logprobs = "float32" if kernels else "bfloat16", -1
     return EngineConfig(
         model,
         CacheConfig(**cache),

@@ -102,7 +102,9 @@ def test_a_simulated_device_has_more_blocks_and_reads_fewer_bytes() -> None:
 @cache
 def logprobs(dtype: str) -> torch.Tensor:
     """f64 [tokens - 1, vocabulary] of what follows each token of TEXT."""
-    llm = LLM(EngineConfig(ModelConfig("tiny", dtype="float32"), CacheConfig(num_blocks=40, dtype=dtype), num_threads=1))
+    llm = LLM(
+        EngineConfig(ModelConfig("tiny", dtype="float32", max_logprobs=-1), CacheConfig(num_blocks=40, dtype=dtype), num_threads=1)
+    )
     [output] = llm.generate([TEXT], SamplingParams(max_tokens=1, prompt_logprobs=-1), use_tqdm=False)
     assert output.prompt_logprobs is not None
     rows = [[row[token].logprob for token in range(len(row))] for row in output.prompt_logprobs if row is not None]
