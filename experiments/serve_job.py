@@ -23,7 +23,7 @@ from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import RunRecord, run_workload
-from framework.study.environment import environment
+from framework.study.environment import START_TIME, environment, utc_now
 from framework.study.metrics import compute_metrics
 from framework.study.report import format_metrics, format_plan
 from framework.study.results import REQUESTS_FILE, RUN_FILE, config_columns, plan_columns, write_requests, write_run
@@ -51,6 +51,7 @@ class Served:
 def serve(config: ServeConfig) -> Served:
     """Builds the system of the config and serves the workload."""
     config.validate()
+    config.workload.validate()  # before a model is loaded for it
     served = _serve_with_engine(config) if config.system == "kernelswap" else _serve_with_library(config)
     requests = served.record.requests
     if all(request.error for request in requests):
@@ -122,7 +123,7 @@ def _compilations(config: ServeConfig) -> AbstractContextManager[list[str]]:
 def run(folder: Path) -> bool:
     """Serves the config in ``folder``; True if it worked. Either way the folder holds a run.json afterwards."""
     config = load_config(folder / CONFIG_FILE)
-    row = config_columns(config)
+    row = {**config_columns(config), START_TIME: utc_now()}
     try:
         served = serve(config)
     except Exception as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..study.results import format_table
-from . import bench, pack, tune
+from . import bench, kernel_list, pack, tune
 from .child import DTYPES, compile_for, run_module
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         added.set_defaults(run=run)
         return added
 
-    listing = command("list", _list, "every kernel, what it promises, and whether it can run here")
-    listing.add_argument("ops", nargs="*", metavar="OP")
+    kernel_list.add_parser(commands)
 
     check = command("check", _check, "hold kernels to their contracts, on all cases of their ops")
     check.add_argument("kernels", nargs="+", metavar="OP[:IMPL[@key:value]]", help="OP or OP:all means all of the op")
@@ -76,43 +75,6 @@ def _select(registry: Registry, names: Iterable[str], triton_only: bool = False)
 
 def _failures(registry: Registry) -> str:
     return "".join(f"\nfailed to load {failure.source}: {failure.error}" for failure in registry.failures)
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from triton_kernels.lab import conformance
-    from triton_kernels.registry import Registry
-    from triton_kernels.spec import Spec, device_arch
-
-    registry = Registry.load(arguments.plugin)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    rows = [["kernel", "priority", "promises", "devices", "options", "origin", "here"]]
-    for name in arguments.ops or registry.ops:
-        impls = registry.impls(name)
-        op = registry.ops[name]
-        spec = Spec(device.type, device_arch(device), dtype)
-        if op.cases:  # facts as a real layer would have them
-            spec = conformance.make_spec(op, conformance.make_args(op, op.cases[0], dtype, device), dtype, device)
-        for impl in impls.values():
-            flags = [flag for flag in ("cuda_graph", "deterministic", "batch_invariant") if getattr(impl.flags, flag)]
-            promises = ", ".join(flags + (["own random numbers"] if impl.flags.rng == "own" else []))
-            options = " ".join(f"{key}:{value}" for key, value in impl.options.items())
-            reasons = impl.unsupported(spec)
-            rows.append(
-                [
-                    f"{name}:{impl.name}",
-                    str(impl.priority),
-                    promises,
-                    " ".join(impl.devices),
-                    options or "-",
-                    f"{impl.origin} {impl.version}".strip(),
-                    "no: " + "; ".join(reasons) if reasons else "yes",
-                ]
-            )
-    print(format_table(rows) + _failures(registry))
-    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -6,12 +6,21 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ..config import EngineConfig
 from ..executor.kinds import EXECUTORS
 
 DISTRIBUTIONS = ("kernelswap", "torch", "triton", "transformers", "numpy")
+
+START_TIME = "env.start_time"
+"""The column that says when a run started: a failed run has it too."""
+
+
+def utc_now() -> str:
+    """The time in UTC as ISO 8601, to the second: 2030-01-31T12:00:00+00:00."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def environment(config: EngineConfig) -> dict[str, str | int]:

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,14 @@ def test_a_job_that_is_killed_leaves_a_row(tmp_path: Path, monkeypatch: pytest.M
     assert not experiment.run_job(ServeConfig(), tmp_path)
     (row,) = rows(tmp_path).values()
     assert row["status"] == "failed" and "code -9" in row["error"]
+    assert datetime.now(UTC) - datetime.fromisoformat(row["env.start_time"]) < timedelta(minutes=1)
+
+
+def test_every_row_says_when_its_run_started(sweep: tuple) -> None:
+    failed, worked = (datetime.fromisoformat(row["env.start_time"]) for row in sweep[1].values())
+    assert failed.utcoffset() == timedelta(0) and failed < worked < datetime.now(UTC)
+
+
+def test_a_workload_that_cannot_work_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    done = serve(tmp_path, "workload=azure", "model.name=there/is-none")
+    assert done.returncode != 0 and "workload.path=None" in done.stderr
