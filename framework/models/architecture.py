@@ -104,7 +104,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
         architecture, reason = _native(found)
         if architecture is None and config.backend == "native":
             raise ValueError(f"model {config.name!r} cannot run natively: {reason}; use model.backend=auto or transformers")
-    eos = _eos(generation.get("eos_token_id", found.get("eos_token_id")), found.get("vocab_size"))
+    eos = _eos(generation.get("eos_token_id", found.get("eos_token_id")))
     max_model_len = _max_model_len(config, found, architecture)
     return ModelInfo(config.name, folder, found, generation, _dtype(config, found), max_model_len, eos, architecture, reason)
 
@@ -201,7 +201,5 @@ def _dtype(config: ModelConfig, found: Mapping[str, Any]) -> str:
     return wish
 
 
-def _eos(value: int | list[int] | None, vocab_size: int | None) -> tuple[int, ...]:
-    """Ids that the vocabulary does not have (a shrunk config keeps those of the original) can never be sampled, nor masked."""
-    ids = () if value is None else value if isinstance(value, list) else (value,)
-    return tuple(token for token in ids if vocab_size is None or token < vocab_size)
+def _eos(value: int | list[int] | None) -> tuple[int, ...]:
+    return () if value is None else tuple(value) if isinstance(value, list) else (value,)
