@@ -66,7 +66,7 @@ class Engine:
         priority: int = 0,
         output_kind: RequestOutputKind | None = None,
     ) -> None:
-        """Queues a request. Smaller ``priority`` goes first under the priority policy; ``output_kind`` stands in for the parameters'.
+        """Queues a request. Smaller ``priority`` goes first under the priority policy; ``output_kind`` replaces the parameters'.
         Raises ValueError, and changes nothing, for one that could never be served, and EngineDeadError if the device was lost."""
         self._check_alive()
         if request_id in self.processor.groups:
