@@ -14,11 +14,13 @@ from .architecture import Architecture, LayerShape, ModelInfo
 from .decoder import Decoder
 from .layers.attention import Attention, Fused, Separate
 from .layers.block import Block, ParallelBlock, PostNormBlock, PreNormBlock
+from .layers.linear import Linear, bind_linear
 from .layers.mlp import Mlp, MoeMlp
 from .layers.paged_attention import AttentionKernels, AttentionShape
 from .parallel import Parallel
 from .parts import Part, all_parts, layer_parts, model_parts
 from .protocol import Model
+from .quantization.unquantized import Unquantized, float_linear
 from .rope import Rope
 from .weights import Checkpoint, DummyWeights, Weights
 
@@ -57,10 +59,11 @@ def _cache_dtype(info: ModelInfo, wish: str) -> str:
 
 def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int) -> Weights:
     dtype = getattr(torch, info.dtype)
+    scheme = Unquantized()  # ``read_model`` refuses what has another
     if config.load_format == "dummy":
-        return DummyWeights(device, dtype, seed, a.family.norm_offset)
+        return DummyWeights(device, dtype, scheme, seed, a.family.norm_offset)
     assert info.folder is not None
-    checkpoint = Checkpoint(info.folder, a.family, device, dtype)
+    checkpoint = Checkpoint(info.folder, a.family, device, dtype, scheme)
     checkpoint.check(all_parts(a), (*a.family.ignored, *([rf"^{a.family.lm_head}\.weight$"] if a.tied else [])))
     return checkpoint
 
@@ -89,7 +92,7 @@ class Builder:
         a, parts, pp = self.a, model_parts(self.a), self.parallel.pp
         mine = pp.part(len(a.layers))
         first, last = mine.start == 0, mine.stop == len(a.layers)
-        table = self.weights.load(parts["embed"])[0] if first or (last and a.tied) else None
+        table = self.weights.weight(parts["embed"]) if first or (last and a.tied) else None
         layers = [self._block(layer, index) for index, layer in enumerate(mine)]
         scale = float(torch.tensor(a.hidden_size**0.5, dtype=getattr(torch, self.info.dtype))) if a.family.embed_scale else None
         return Decoder(
@@ -121,7 +124,7 @@ class Builder:
         a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
         shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap)
         qkv, o = self._linear(parts["qkv"]), self._linear(parts["o"])
-        norms = [self.weights.load(parts[name]) for name in ("q_norm", "k_norm")] if a.family.qk_norm else []
+        norms = [self._norm_tensors(parts[name]) for name in ("q_norm", "k_norm")] if a.family.qk_norm else []
         fused = self._fused(shape, layer.rope, [weight for weight, _ in norms]) if layer.rope is not None else None
         if fused is not None:
             paged = self.attention.layer(index, shape, writes=False)
@@ -156,22 +159,24 @@ class Builder:
     def _moe(self, parts: dict[str, Part], shape: LayerShape) -> MoeMlp:
         assert shape.moe is not None
         params = {"bias": None, "top_k": shape.moe.top_k, "renormalize": shape.moe.renormalize, "scoring": "softmax"}
-        experts = {"w13": self.weights.load(parts["w13"])[0], "w2": self.weights.load(parts["w2"])[0]}
+        experts = self.weights.load_experts(parts["w13"], parts["w2"])
         return MoeMlp(
             self._linear(parts["router"]),
             self._share("moe_route", params=params, facts={"num_experts": shape.moe.num_experts}),
-            self.plan.bind("moe_experts", experts, {"expert_start": 0}, {"top_k": shape.moe.top_k}),
+            self.plan.bind(experts.op, experts.tensors, {**experts.params, "expert_start": 0}, {"top_k": shape.moe.top_k}),
         )
 
-    def _linear(self, part: Part) -> BoundKernel:
-        weight, bias = self.weights.load(part)
-        return self.plan.bind("linear", {"weight": weight, "bias": bias})
+    def _linear(self, part: Part) -> Linear:
+        return bind_linear(self.plan, self.weights.load(part))
 
-    def _optional(self, parts: dict[str, Part], name: str) -> BoundKernel | None:
+    def _optional(self, parts: dict[str, Part], name: str) -> Linear | None:
         return self._linear(parts[name]) if name in parts else None
 
     def _norm(self, part: Part) -> BoundKernel:
-        return self._bind_norm(*self.weights.load(part))
+        return self._bind_norm(*self._norm_tensors(part))
+
+    def _norm_tensors(self, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.weights.weight(part), self.weights.bias(part)
 
     def _bind_norm(self, weight: torch.Tensor, bias: torch.Tensor | None) -> BoundKernel:
         if self.a.family.norm == "layer":
@@ -184,11 +189,13 @@ class Builder:
     def _positions(self, parts: dict[str, Part]) -> BoundKernel | None:
         if "position_embed" not in parts:
             return None
-        return self._table(self.weights.load(parts["position_embed"])[0][self.a.family.position_offset :])
+        return self._table(self.weights.weight(parts["position_embed"])[self.a.family.position_offset :])
 
-    def _lm_head(self, parts: dict[str, Part], table: torch.Tensor | None) -> BoundKernel:
-        weight = table if self.a.tied else self.weights.load(parts["lm_head"])[0]
-        return self.plan.bind("linear", {"weight": weight, "bias": None})
+    def _lm_head(self, parts: dict[str, Part], table: torch.Tensor | None) -> Linear:
+        if not self.a.tied:
+            return self._linear(parts["lm_head"])
+        assert table is not None
+        return bind_linear(self.plan, float_linear(table, None))
 
     def _rotary(self, rope: Rope) -> BoundKernel:
         if ("rotary", rope) not in self._shared:

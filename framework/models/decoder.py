@@ -7,6 +7,7 @@ import torch
 from ..plan import BoundKernel
 from .batch import ForwardBatch
 from .layers.block import Block, HiddenAndResidual
+from .layers.linear import Linear
 from .paged_model import PagedModel
 
 
@@ -26,11 +27,11 @@ class Decoder(PagedModel):
         *,
         embed: BoundKernel | None,
         embed_scale: float | None,
-        project_in: BoundKernel | None,
+        project_in: Linear | None,
         position_embed: BoundKernel | None,
         final_norm: BoundKernel | None,
-        project_out: BoundKernel | None,
-        lm_head: BoundKernel | None,
+        project_out: Linear | None,
+        lm_head: Linear | None,
         logit_softcap: float | None,
     ) -> None:
         super().__init__([layer.attention.paged for layer in layers])

@@ -13,11 +13,13 @@ import torch
 import transformers
 
 from ..config import ModelConfig
-from ..plan import BoundKernel, KernelPlan
+from ..plan import KernelPlan
 from .architecture import ModelInfo
 from .batch import ForwardBatch
+from .layers.linear import Linear, bind_linear
 from .layers.paged_attention import AttentionKernels, AttentionShape, PagedAttention
 from .paged_model import PagedModel
+from .quantization.unquantized import float_linear
 
 INTERFACE = "kernelswap"
 KEYWORD = "kernelswap_step"
@@ -182,12 +184,12 @@ def _no_mask(*args: Any, **keywords: Any) -> None:
 class _KernelLinear(torch.nn.Module):
     """A linear layer of ours in the place of one of the library's."""
 
-    def __init__(self, kernel: BoundKernel) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.linear = linear
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.kernel(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return self.linear(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
 
 class _Hidden:
@@ -216,7 +218,7 @@ def _swap_linears(model: torch.nn.Module, plan: KernelPlan) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:
                 bias = child.bias.detach() if child.bias is not None else None
-                setattr(parent, name, _KernelLinear(plan.bind("linear", {"weight": child.weight.detach(), "bias": bias})))
+                setattr(parent, name, _KernelLinear(bind_linear(plan, float_linear(child.weight.detach(), bias))))
 
 
 def _split_head(model: Any) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from framework.executor.simulated import SimulatedExecutor
 from framework.models.architecture import read_model
 from framework.models.builder import Builder
 from framework.models.parallel import Parallel
+from framework.models.quantization.unquantized import Unquantized
 from framework.models.weights import DummyWeights
 from framework.plan import KernelPlan, TargetPlan
 from triton_kernels.resolve import NoKernelError
@@ -61,7 +62,8 @@ def bound(architecture: str, kernels: dict[str, str], target: str | None = None,
     info, device, kind = read_model(engine.model), torch.device("cpu"), getattr(torch, dtype)
     assert info.architecture is not None
     plan = TargetPlan.of(engine, target, kind) if target else KernelPlan.from_config(engine, device, kind)
-    Builder(info, info.architecture, DummyWeights(device, kind, 0, 0.0), plan, device, Parallel(), 16, "auto").build()
+    weights = DummyWeights(device, kind, Unquantized(), 0, 0.0)
+    Builder(info, info.architecture, weights, plan, device, Parallel(), 16, "auto").build()
     plan.check_bound()
     return {op: entry["impl"] for op, entry in plan.report().items()}
 

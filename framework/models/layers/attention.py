@@ -8,6 +8,7 @@ import torch
 
 from ...plan import BoundKernel
 from ..batch import ForwardBatch
+from .linear import Linear
 from .paged_attention import PagedAttention
 
 
@@ -53,10 +54,10 @@ class Fused:
 
 @dataclass(slots=True)
 class Attention:
-    """Projects, prepares (norms, rotation, write of the cache), attends, projects. qkv, o: linear."""
+    """Projects, prepares (norms, rotation, write of the cache), attends, projects."""
 
-    qkv: BoundKernel
-    o: BoundKernel
+    qkv: Linear
+    o: Linear
     prepare: Separate | Fused
     paged: PagedAttention
 

@@ -183,15 +183,15 @@ def test_every_model_config_is_readable() -> None:
 def test_packed_weights_are_not_kept_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(EXAMPLES["mistral"], tmp_path)
     originals = []
-    load = Checkpoint.load
+    read = Checkpoint.weight
 
-    def spy(self: Checkpoint, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight, bias = load(self, part)
+    def spy(self: Checkpoint, part: Part) -> torch.Tensor:
+        weight = read(self, part)
         if "proj" in part.sources[0]:
             originals.append(weakref.ref(weight))
-        return weight, bias
+        return weight
 
-    monkeypatch.setattr(Checkpoint, "load", spy)
+    monkeypatch.setattr(Checkpoint, "weight", spy)
     model = build(ModelConfig(str(tmp_path)), {"linear": "onednn"})
     assert len(originals) == 4 * len(model.cache_specs()) and all(ref() is None for ref in originals)
 
