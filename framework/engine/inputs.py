@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from ..sampling_params import SamplingParams
@@ -96,6 +97,13 @@ class InputProcessor:
         if self.tokenizer is None:
             raise ValueError('this engine has no tokenizer: pass {"prompt_token_ids": [...]} instead of text')
         return self.tokenizer.encode(text)
+
+
+def check_priority(priority: object) -> int:
+    """A request's priority as an int. Raises ValueError for what is not an integer: it could not be ordered among the others."""
+    if not isinstance(priority, Integral) or isinstance(priority, bool):
+        raise ValueError(f"priority={priority!r} cannot work: it must be an integer (smaller goes first)")
+    return int(priority)
 
 
 def _token_ids(ids: Sequence[int]) -> list[int]:
