@@ -7,13 +7,13 @@ machines are shared. Run with ``pytest tests/benchmarks/test_engine_overhead.py 
 
 from __future__ import annotations
 
-import gc
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from framework.build import freeze_garbage
 from framework.clock import WallClock
 from framework.config import CacheConfig, EngineConfig, SchedulerConfig
 from framework.engine.engine import Engine
@@ -42,8 +42,7 @@ def decoding_engine(num_requests: int, output_kind: RequestOutputKind = RequestO
     while engine.stats().num_running < num_requests:
         engine.step()
     engine.step()
-    gc.collect()
-    gc.freeze()  # as an engine's own process does: what lives as long as the process is not looked at again
+    freeze_garbage()  # as an engine's own process does
     return engine
 
 
