@@ -7,13 +7,12 @@ machines are shared. Run with ``pytest tests/benchmarks/test_engine_overhead.py 
 
 from __future__ import annotations
 
-import gc
 import time
 from typing import Any
 
 import pytest
 
-from framework.build import build_engine
+from framework.build import build_engine, freeze_garbage
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.sampling_params import RequestOutputKind, SamplingParams
@@ -37,8 +36,7 @@ def decoding_engine(num_requests: int, output_kind: RequestOutputKind = RequestO
     while engine.stats().num_running < num_requests:
         engine.step()
     engine.step()
-    gc.collect()
-    gc.freeze()  # as an engine's own process does: what lives as long as the process is not looked at again
+    freeze_garbage()  # as an engine's own process does
     return engine
 
 
