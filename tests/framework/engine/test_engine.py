@@ -322,7 +322,7 @@ def test_requests_aborted_while_they_wait_leave_nothing() -> None:
         engine.add_request(name, EngineInput([1]), token_params(n=2))
     engine.step()
     assert len(engine.abort(names)) == 3000
-    assert not engine.scheduler._waiting and not engine.scheduler.requests
+    assert not len(engine.scheduler.waiting) and not engine.scheduler.requests
 
 
 def test_times_and_counts_of_a_request() -> None:

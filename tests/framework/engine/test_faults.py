@@ -310,7 +310,7 @@ def test_random_mixes_with_random_faults(
         step += 1
         assert step < 3000, "the engine makes no progress"
     assert_idle(engine)
-    assert sorted(engine.scheduler._free_seats) == list(range(seats)) and not engine.scheduler._waiting
+    assert sorted(engine.scheduler._free_seats) == list(range(seats)) and not len(engine.scheduler.waiting)
     touched = {name.rpartition("_")[2] for name in executor.failed}
     for index, request in enumerate(requests):
         output = served[str(index)]
