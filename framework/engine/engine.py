@@ -22,8 +22,8 @@ from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
 from .output_processor import OutputProcessor, RequestGroup
 from .request import FinishReason, Request, Status
-from .scheduled import ScheduledStep
-from .scheduler import Scheduler, SchedulerCounters
+from .scheduled import ScheduledStep, SchedulerCounters
+from .scheduler import Scheduler
 
 _logger = logging.getLogger(__name__)
 
@@ -158,8 +158,8 @@ class Engine:
         """Returns what a submission failed with."""
         while len(self._in_flight) < self.in_flight_steps:
             scheduled = self.scheduler.schedule()
-            while self.scheduler.unready:
-                request, error = self.scheduler.unready.pop()
+            while self.scheduler.waiting.unready:
+                request, error = self.scheduler.waiting.unready.pop()
                 self._end(request.sample.group, "error", error)
             if scheduled is None:
                 break
@@ -174,7 +174,7 @@ class Engine:
     def _take(self) -> BaseException | None:
         """Returns what the oldest step failed with."""
         if not self._in_flight:
-            waits_for_others = self.scheduler.num_not_ready or self._outputs or not self.scheduler.requests
+            waits_for_others = self.scheduler.waiting.num_not_ready or self._outputs or not self.scheduler.requests
             assert waits_for_others, "requests wait, and nothing can be scheduled"
             return None
         scheduled, handle = self._in_flight.popleft()

@@ -1,4 +1,4 @@
-"""A step as the scheduler remembers it while it is in flight, and what it brought."""
+"""A step as the scheduler remembers it while it is in flight, what it brought, and totals over all of them."""
 
 from __future__ import annotations
 
@@ -65,3 +65,17 @@ class Committed:
     num_new: dict[Request, int] = field(default_factory=dict)
     logprobs: dict[Request, list[TokenLogprobs]] = field(default_factory=dict)
     prompt_logprobs: list[tuple[Request, int, list[TokenLogprobs]]] = field(default_factory=list)
+
+
+@dataclass
+class SchedulerCounters:
+    """Totals since the start. Prompt and prefix tokens count when a request is first admitted."""
+
+    num_steps: int = 0
+    num_preemptions: int = 0
+    num_chunked_prefills: int = 0
+    num_forks: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from dataclasses import dataclass
 from itertools import repeat
 
 from ..config import SchedulerConfig
 from .kv_cache.manager import KVCacheManager
 from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
-from .scheduled import Chunk, Committed, ScheduledStep
+from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters
 from .step import NewRequest, StepInput, StepOutput
-
-
-@dataclass
-class SchedulerCounters:
-    """Totals since the start. Prompt and prefix tokens count when a request is first admitted."""
-
-    num_steps: int = 0
-    num_preemptions: int = 0
-    num_chunked_prefills: int = 0
-    num_forks: int = 0
-    prefix_query_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    num_prompt_tokens: int = 0
-    num_output_tokens: int = 0
+from .waiting import WaitingQueue
 
 
 class Scheduler:
@@ -35,22 +21,18 @@ class Scheduler:
     ``running`` is sorted by ``Request.order``: the last one is the victim when blocks run out, so that the first one always
     gets on and every request ends. Preemption takes everything; the request computes its tokens again when it resumes.
 
-    num_drafts     guesses that a decoding request has checked in each step, at most
-    num_not_ready  waiting requests that the last step passed over
-    unready        those whose ``is_ready`` raised, and what; whoever calls ``schedule`` takes them away and ends them
+    num_drafts  guesses that a decoding request has checked in each step, at most
     """
 
     def __init__(self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int, num_drafts: int = 0) -> None:
         self.config, self.manager, self.max_model_len, self.num_drafts = config, manager, max_model_len, num_drafts
         self.counters = SchedulerCounters()
-        self.num_not_ready = 0
-        self.unready: list[tuple[Request, Exception]] = []
         self.requests: set[Request] = set()
         self.running: list[Request] = []
         self.num_running = 0
         self._policy = POLICIES[config.policy]()
         self._max_chunk = min(config.max_chunk_tokens or config.max_num_batched_tokens, config.max_num_batched_tokens)
-        self._waiting: list[Request] = []  # sorted by order
+        self.waiting = WaitingQueue()
         self._free_seats = list(range(config.max_num_seqs - 1, -1, -1))
         self._released: list[int] = []
         self._in_flight: deque[ScheduledStep] = deque()
@@ -95,7 +77,7 @@ class Scheduler:
         self._num_added += 1
         self.requests.add(request)
         if request.leader is None:
-            self._enqueue(request)
+            self.waiting.add(request)
         else:
             request.leader.followers.append(request)
 
@@ -104,7 +86,7 @@ class Scheduler:
         if request.status == Status.RUNNING:
             self._release(request)
         else:
-            self._dequeue(request)
+            self.waiting.discard(request)
         request.status = Status.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
         self.requests.discard(request)
@@ -203,27 +185,18 @@ class Scheduler:
 
     def _schedule_waiting(self, scheduled: ScheduledStep, budget: int) -> None:
         """In order; who is not ready lets the others by and keeps its place, who does not fit holds up those behind it."""
-        waiting, passed_over = self._waiting, 0
-        while passed_over < len(waiting) and budget and self._free_seats:
-            request = waiting[passed_over]
-            if request.is_ready is not None and not self._is_ready(request):
-                passed_over += 1
-                continue
+        waiting = self.waiting
+        if not budget or not self._free_seats:
+            return
+        for request in waiting.ready():
             count = self._admit(request, budget, scheduled.step_input)
             if not count:
-                break
+                return
+            waiting.discard(request)
             self._append_chunk(scheduled, request, count)
             budget -= count
-            del waiting[passed_over]
-        self.num_not_ready = passed_over
-
-    def _is_ready(self, request: Request) -> bool:
-        assert request.is_ready is not None
-        try:
-            return request.is_ready()
-        except Exception as error:
-            self.unready.append((request, error))
-            return False
+            if not budget or not self._free_seats:
+                return
 
     def _admit(self, request: Request, budget: int, step: StepInput) -> int:
         """Gives a waiting request blocks and a seat. Returns how many tokens it computes now; 0: it has to wait on."""
@@ -300,19 +273,7 @@ class Scheduler:
             request in step.decodes or any(chunk.request is request for chunk in step.chunks) for step in self._in_flight
         )
         if not request.num_stale_steps:
-            self._enqueue(request)
-
-    def _enqueue(self, request: Request) -> None:
-        if not self._waiting or self._waiting[-1] < request:
-            self._waiting.append(request)
-        else:
-            insort(self._waiting, request)
-
-    def _dequeue(self, request: Request) -> None:
-        """A follower, or one with stale steps, is not in the queue."""
-        index = bisect_left(self._waiting, request)
-        if index < len(self._waiting) and self._waiting[index] is request:
-            del self._waiting[index]
+            self.waiting.add(request)
 
     def _release(self, request: Request) -> None:
         self.manager.free(request)
@@ -324,7 +285,7 @@ class Scheduler:
     def _release_followers(self, request: Request) -> None:
         for follower in request.followers:
             if follower.status != Status.FINISHED:
-                self._enqueue(follower)
+                self.waiting.add(follower)
         request.followers = []
 
     def _deliver_stale(self, request: Request) -> bool:
@@ -334,7 +295,7 @@ class Scheduler:
             return False
         request.num_stale_steps -= 1
         if not request.num_stale_steps:
-            self._enqueue(request)
+            self.waiting.add(request)
         return True
 
     def _commit_chunks(self, scheduled: ScheduledStep, output: StepOutput, committed: Committed) -> None:

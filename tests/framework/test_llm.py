@@ -14,6 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import framework
 from framework import LLM, EngineConfig, Logprob, RequestOutput, SamplingParams, TokensPrompt
+from framework.config import CacheConfig, ModelConfig
+from framework.engine.errors import EngineDeadError
+from framework.engine.step import NewRequest
 from framework.metrics import Counter, Gauge
 from triton_kernels.resolve import NoKernelError, override
 
@@ -285,3 +288,109 @@ def test_rows_without_a_usable_score_end_with_an_error_and_harm_no_other(monkeyp
     for completion, whole, length in zip(got, expected, (2, 6, 2, 6)):
         assert completion.token_ids == whole.token_ids[:length]
         assert completion.logprobs is not None and len(completion.logprobs) == length
+
+
+FAULT_PARAMS = SamplingParams(temperature=0.7, seed=5, max_tokens=6, repetition_penalty=1.2, logprobs=1)
+
+
+class FailsOnce:
+    """Stands for a part of the runner that does its work, and raises ``error`` at its call ``number``."""
+
+    def __init__(self, whole: Any, number: int, error: BaseException) -> None:
+        self.whole, self.number, self.error, self.num_calls = whole, number, error, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.whole(*args, **kwargs)
+        self.num_calls += 1
+        if self.num_calls == self.number:
+            raise self.error
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole, name)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_kernel_that_fails_once_harms_no_later_request(depth: int) -> None:
+    """In the middle of a step: rows are taken in, half of the layers computed, or all but the tokens."""
+    config = EngineConfig(ModelConfig("tiny", dtype="float32"), CacheConfig(num_blocks=128, check_invariants=True))
+    config.scheduler.in_flight_steps = depth
+    llm = LLM(config)
+    prompts = [PROMPTS[i] * (1 + i) for i in range(3)]
+    expected = [output.outputs[0].token_ids for output in llm.generate(prompts, FAULT_PARAMS, use_tqdm=False)]
+    runner = llm.engine.executor._runner  # type: ignore[attr-defined]
+    mistake, memory, interrupt = RuntimeError("a kernel failed"), MemoryError("out of memory"), KeyboardInterrupt()
+    for error, number, name in ((mistake, 3, "layer"), (memory, 2, "sample"), (mistake, 1, "rows"), (interrupt, 2, "layer")):
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "layer":
+                layers = list(runner.model.layers)
+                layers[1] = FailsOnce(layers[1], number, error)
+                patch.setattr(runner.model, "layers", layers)
+            elif name == "sample":
+                patch.setattr(runner.sampler, "_sample", FailsOnce(runner.sampler._sample, number, error))
+            else:
+                patch.setattr(runner.rows, "apply", FailsOnce(runner.rows.apply, number, error))
+            with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RuntimeError) as caught:
+                llm.generate(prompts[:2], FAULT_PARAMS, use_tqdm=False)
+            if not isinstance(error, KeyboardInterrupt):
+                assert f"{type(error).__name__}: {error}" in str(caught.value)
+            assert not llm.engine.scheduler.requests
+            again = [output.outputs[0].token_ids for output in llm.generate(prompts, FAULT_PARAMS, use_tqdm=False)]
+        assert again == expected
+        assert not llm.engine.has_unfinished() and llm.engine.manager.pool.usage == 0
+
+
+def test_a_request_that_the_sampler_cannot_take_in_ends_alone(llm: LLM) -> None:
+    expected = llm.generate(PROMPTS[:2], FAULT_PARAMS, use_tqdm=False)
+    sampler = llm.engine.executor._runner.sampler  # type: ignore[attr-defined]
+    whole, engine = sampler.add, llm.engine
+
+    def fail_at_bad(request: NewRequest) -> None:
+        if request.request_id == "bad" and not request.sampling.greedy:
+            raise OverflowError("too large for int32")
+        whole(request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "add", fail_at_bad)
+        for name, prompt in (("0", PROMPTS[0]), ("bad", PROMPTS[2]), ("1", PROMPTS[1])):
+            engine.add_request(name, engine.inputs.prompt(prompt), FAULT_PARAMS)
+        outputs: dict[str, RequestOutput] = {}
+        while engine.has_unfinished():
+            outputs.update((output.request_id, output) for output in engine.step())
+    assert outputs["bad"].error == "OverflowError: too large for int32" and outputs["bad"].outputs[0].token_ids == []
+    for i in (0, 1):
+        assert outputs[str(i)].error is None and outputs[str(i)].outputs[0].token_ids == expected[i].outputs[0].token_ids
+
+
+def test_a_lost_device_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = LLM("tiny", dtype="float32", num_gpu_blocks_override=64)
+    runner = lost.engine.executor._runner  # type: ignore[attr-defined]
+
+    def fail(*args: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(runner.sampler, "sample", fail)
+    with pytest.raises(RuntimeError, match="DeviceLostError: CUDA error"):
+        lost.generate("x", use_tqdm=False)
+    assert lost.engine.errored is not None
+    with pytest.raises(EngineDeadError, match="build a new engine"):
+        lost.generate("x", use_tqdm=False)
+
+
+@pytest.mark.parametrize("error", [TypeError("wrong"), KeyboardInterrupt()])
+def test_a_failure_halfway_through_a_batch_leaves_nothing_queued(
+    llm: LLM, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, num_added = llm.engine.scheduler.add, 0
+
+    def fail_at_third(request: Any) -> None:
+        nonlocal num_added
+        add(request)
+        num_added += 1
+        if num_added == 3:
+            raise error
+
+    monkeypatch.setattr(llm.engine.scheduler, "add", fail_at_third)
+    with pytest.raises(type(error)):
+        llm.generate(PROMPTS, SamplingParams(n=2), use_tqdm=False)
+    assert not llm.engine.has_unfinished() and not llm.engine.processor.groups
