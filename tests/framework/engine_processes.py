@@ -22,8 +22,8 @@ from framework.executor.shape import ModelShape
 from .engines import MODELS
 
 VOCAB_SIZE = 50
-LOST = VOCAB_SIZE - 1
-"""A prompt of this token costs the engine its device."""
+LOST, FAULTY = VOCAB_SIZE - 1, VOCAB_SIZE - 2
+"""A prompt that begins with LOST costs the engine its device, one with FAULTY fails its step."""
 
 
 class SlowExecutor(NullExecutor):
@@ -34,8 +34,11 @@ class SlowExecutor(NullExecutor):
         self.step_s = step_s
 
     def submit(self, step: StepInput) -> DoneStep:
-        if any(new.token_ids[0] == LOST for new in step.new):
-            raise DeviceLostError("the device fell off the bus")
+        for new in step.new:
+            if new.token_ids[0] == LOST:
+                raise DeviceLostError("the device fell off the bus")
+            if new.token_ids[0] == FAULTY:
+                raise FloatingPointError("the kernel failed")
         time.sleep(self.step_s)
         return super().submit(step)
 

@@ -24,7 +24,7 @@ from framework.config import CacheConfig, SchedulerConfig
 from framework.engine.errors import EngineDeadError
 from framework.engine.inputs import EngineInput
 from framework.engine_process import Add
-from framework.streams import Reply, Stream
+from framework.streams import Reply
 
 from . import engine_processes
 from .engines import token_params
@@ -268,13 +268,13 @@ def test_an_error_in_the_process_says_where_it_happened(engine: AsyncEngine) -> 
     run(main())
 
 
-def test_a_failed_request_raises_its_cause() -> None:
+def test_a_step_that_fails_ends_its_requests_with_the_cause_and_no_others(engine: AsyncEngine) -> None:
     async def main() -> None:
-        stream = Stream("r", token_params())
-        stream.put(RequestOutput("0", None, [], None, [], finished=True, error="the kernel failed"))
-        with pytest.raises(RuntimeError, match="'r' failed: the kernel failed"):
-            await stream.get()
-        assert stream.finished
+        with pytest.raises(RuntimeError, match=r"'r' failed: .*the kernel failed"):
+            await collect(engine, [engine_processes.FAULTY], request_id="r")
+        assert len(await tokens(engine, max_tokens=3)) == 3
+        await engine.check_health()
+        await idle_stats(engine)
 
     run(main())
 
