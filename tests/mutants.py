@@ -53,7 +53,7 @@ TESTS: dict[str, list[str]] = {
     _RUNNER: _TOKEN_TESTS,
     _ROWS: _TOKEN_TESTS,
     _SAMPLER: _TOKEN_TESTS,
-    _PENALTIES: _TOKEN_TESTS,
+    _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS],
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
     _ASYNC: _PROCESS_TESTS,
