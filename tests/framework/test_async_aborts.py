@@ -10,6 +10,7 @@ import pytest
 from framework import AsyncEngine, EngineConfig, SamplingParams
 from framework.config import CacheConfig
 
+MANY = 500
 ENDLESS = SamplingParams(temperature=0, max_tokens=2000, ignore_eos=True)
 
 
@@ -52,8 +53,11 @@ def test_no_token_is_sampled_for_nobody(engine: AsyncEngine, end: Callable[[Asyn
     async def run() -> int:
         before = (await engine.report())["stats"]["num_output_tokens"]
         await end(engine)
-        while (stats := (await engine.report())["stats"])["num_running"] + stats["num_waiting"]:
+        while True:
+            stats = (await engine.report())["stats"]
+            num_sampled = stats["num_output_tokens"] - before
+            if num_sampled >= MANY or not stats["num_running"] + stats["num_waiting"]:
+                return num_sampled
             await asyncio.sleep(0.01)
-        return stats["num_output_tokens"] - before
 
-    assert 1 <= asyncio.run(asyncio.wait_for(run(), 120)) < 1000
+    assert 1 <= asyncio.run(run()) < MANY
