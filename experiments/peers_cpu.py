@@ -27,8 +27,10 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.peers.checkpoint import random_llama
-from framework.study.compose import hydra_version_base
+from framework.study.compose import hydra_version_base, register_schema
 from framework.study.results import format_table
+
+register_schema()
 
 Row = dict[str, Any]
 

@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from framework.study.compose import CONFIG_FILE, ServeConfig, hydra_version_base, register_schema, save_config, to_serve_config
+from framework.study.environment import START_TIME, utc_now
 from framework.study.results import RUN_FILE, config_columns, write_run
 
 register_schema()
@@ -37,12 +38,13 @@ busy neighbour on the machine makes steps twice as long and more."""
 def run_job(config: ServeConfig, folder: Path) -> bool:
     """Serves ``config`` in a process of its own that writes into ``folder``; True if it worked. A process that dies without a
     word (killed, out of memory) leaves a row too."""
+    start_time = utc_now()
     save_config(config, folder / CONFIG_FILE)
     job = Path(__file__).with_name("serve_job.py")
     done = subprocess.run([sys.executable, str(job), str(folder)], env=SHORT_WAITS | os.environ)
     if not (folder / RUN_FILE).exists():
         error = f"the process ended with code {done.returncode} before it could write a result"
-        write_run(folder, {**config_columns(config), "status": "failed", "error": error})
+        write_run(folder, {**config_columns(config), START_TIME: start_time, "status": "failed", "error": error})
     return done.returncode == 0
 
 

@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from framework import __version__
 from framework.build import build_engine, freeze_garbage, input_processor, settle_block_size
-from framework.clock import VirtualClock, WallClock
 from framework.engine.inputs import InputProcessor
+from framework.executor.kinds import EXECUTORS
+from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import RunRecord, run_workload
-from framework.study.environment import environment
+from framework.study.environment import START_TIME, environment, utc_now
 from framework.study.metrics import compute_metrics
 from framework.study.report import format_metrics, format_plan
 from framework.study.results import REQUESTS_FILE, RUN_FILE, config_columns, plan_columns, write_requests, write_run
@@ -50,6 +51,7 @@ class Served:
 def serve(config: ServeConfig) -> Served:
     """Builds the system of the config and serves the workload."""
     config.validate()
+    config.workload.validate()  # before a model is loaded for it
     served = _serve_with_engine(config) if config.system == "kernelswap" else _serve_with_library(config)
     requests = served.record.requests
     if all(request.error for request in requests):
@@ -58,15 +60,14 @@ def serve(config: ServeConfig) -> Served:
 
 
 def _serve_with_engine(config: ServeConfig) -> Served:
-    clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
     start = time.perf_counter()
-    engine = build_engine(config.engine(), clock)
+    engine = build_engine(config.engine())
     freeze_garbage()
     load_s = time.perf_counter() - start
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
-    run_workload(engine, warmup, clock)
+    run_workload(engine, warmup, engine.clock)
     with _compilations(config) as compiled:
-        record = run_workload(engine, workload, clock, progress=True)
+        record = run_workload(engine, workload, engine.clock, progress=True)
     report = engine.plan_report()
     settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps)}
     engine.shutdown()
@@ -79,10 +80,11 @@ def _serve_with_library(config: ServeConfig) -> Served:
     from experiments.peers.serving import open_mode, serve_workload
     from experiments.peers.transformers_library import Library
 
-    settle_block_size(config)
+    config = settle_block_size(config)
     start = time.perf_counter()
-    library = Library.load(config.engine())
-    inputs = input_processor(config.engine())
+    info = read_model(config.model)
+    library = Library.load(config.engine(), info)
+    inputs = input_processor(config.model, info)
     load_s = time.perf_counter() - start
     workload, warmup = _workloads(config, library.vocab_size, inputs)
     start = time.perf_counter()
@@ -111,7 +113,7 @@ def _workloads(config: ServeConfig, vocab_size: int, inputs: InputProcessor) -> 
 
 def _compilations(config: ServeConfig) -> AbstractContextManager[list[str]]:
     """Names of the kernels that are compiled inside; a run without a device has none, and needs no torch."""
-    if config.executor.kind != "local":
+    if not EXECUTORS[config.executor.kind].has_device:
         return nullcontext([])
     from framework.plan import count_compilations
 
@@ -121,7 +123,7 @@ def _compilations(config: ServeConfig) -> AbstractContextManager[list[str]]:
 def run(folder: Path) -> bool:
     """Serves the config in ``folder``; True if it worked. Either way the folder holds a run.json afterwards."""
     config = load_config(folder / CONFIG_FILE)
-    row = config_columns(config)
+    row = {**config_columns(config), START_TIME: utc_now()}
     try:
         served = serve(config)
     except Exception as error:

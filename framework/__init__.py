@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from .async_engine import AsyncEngine
     from .config import EngineConfig
     from .engine.engine import Engine
+    from .engine.inputs import TextPrompt, TokensPrompt
     from .llm import LLM
-    from .outputs import CompletionOutput, RequestOutput
+    from .outputs import CompletionOutput, Logprob, RequestOutput
     from .sampling_params import RequestOutputKind, SamplingParams
 
 __version__ = "0.1.0"
@@ -24,6 +25,9 @@ _EXPORTS = {
     "RequestOutputKind": "sampling_params",
     "RequestOutput": "outputs",
     "CompletionOutput": "outputs",
+    "Logprob": "outputs",
+    "TextPrompt": "engine.inputs",
+    "TokensPrompt": "engine.inputs",
 }
 __all__ = [
     "LLM",
@@ -31,9 +35,12 @@ __all__ = [
     "CompletionOutput",
     "Engine",
     "EngineConfig",
+    "Logprob",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
 ]
 
 

@@ -2,158 +2,125 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import itertools
-import multiprocessing
-import threading
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 from .config import EngineConfig, ModelConfig
-from .engine.inputs import Prompt
-from .engine_process import Abort, Add, Failure, Ready, Report, Shutdown, run_engine
+from .engine.errors import EngineDeadError
+from .engine.inputs import Prompt, check_priority
+from .engine_client import EngineClient
+from .engine_process import Add, Call
+from .sampling_params import SamplingParams
+from .streams import Reply, Stream
 
 if TYPE_CHECKING:
     from .outputs import RequestOutput
-    from .sampling_params import SamplingParams
-
-
-class EngineDeadError(RuntimeError):
-    """The engine's process ended; no request can be served any more. The text says why."""
 
 
 class AsyncEngine:
-    """Requests in, streams out. Build it inside a running event loop, or anywhere; ``shutdown()`` ends the process.
+    """Requests in, streams out. Build it anywhere; use it from any event loop, and from several; no method blocks one, but for
+    ``shutdown``.
 
-    config: or the name of a model. Every method is to be called from one event loop. The engine process is started with ``spawn``,
-    so a script that builds one needs the guard ``if __name__ == "__main__"``.
+    config: or the name of a model. The engine process is started with ``spawn``, so a script that builds one needs the guard
+    ``if __name__ == "__main__"``. Once that process is gone, or after ``shutdown``, methods raise EngineDeadError, which says why.
     """
 
     def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
         from .build import input_processor
-        from .plan import fold_overrides
+        from .models.architecture import read_model
+        from .plan import fold_choices
 
-        self.config = EngineConfig(ModelConfig(config)) if isinstance(config, str) else config or EngineConfig()
-        self.config.validate()
-        fold_overrides(self.config)
-        self.inputs = input_processor(self.config)
-        context = multiprocessing.get_context("spawn")
-        self._pipe, child = context.Pipe()
-        self._process = context.Process(target=run_engine, args=(self.config, child), daemon=True, name="kernelswap-engine")
-        self._process.start()
-        child.close()
-        self._streams: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[RequestOutput | Exception]]] = {}
-        self._reports: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[dict[str, Any]]]] = []
-        self._ids = itertools.count()
-        self._dead: str | None = None
-        self._wait_until_ready(start_timeout_s)
-        self._reader = threading.Thread(target=self._read, daemon=True, name="kernelswap-engine-reader")
-        self._reader.start()
+        given = EngineConfig(ModelConfig(config)) if isinstance(config, str) else config or EngineConfig()
+        given.validate()
+        self.config = fold_choices(given)
+        self.inputs = input_processor(self.config.model, read_model(self.config.model))
+        self._client = EngineClient(self.config, start_timeout_s)
+        weakref.finalize(self, self._client.stop)  # an engine that is dropped gives its device back
+        # By the user's ids. Weak: what a closed event loop leaves behind is not running.
+        self._streams: weakref.WeakValueDictionary[str, Stream] = weakref.WeakValueDictionary()
+        self._num_requests = 0
+
+    @property
+    def errored(self) -> bool:
+        """Whether no request can be served any more."""
+        return self._client.dead_error is not None
+
+    @property
+    def is_running(self) -> bool:
+        return not self.errored
+
+    @property
+    def dead_error(self) -> EngineDeadError | None:
+        """Why no request can be served any more; None while all is well."""
+        return self._client.dead_error
+
+    async def check_health(self) -> None:
+        """Raises EngineDeadError if the engine is dead."""
+        if (error := self.dead_error) is not None:
+            raise error
+
+    async def get_tokenizer(self) -> Any:
+        """The Hugging Face tokenizer of the model; None if it has none."""
+        return self.inputs.tokenizer
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None, *, priority: int = 0
     ) -> AsyncIterator[RequestOutput]:
-        """Streams the outputs of one request; leaving the loop early aborts it.
+        """Streams the outputs of one request; leaving the loop early aborts it. An id may be used again once its stream has ended.
 
-        Each item is what the parameters' ``output_kind`` asks for: cumulative text, deltas, or only the end."""
-        request_id = request_id or f"request-{next(self._ids)}"
-        if request_id in self._streams:
+        Each item is what the parameters' ``output_kind`` asks for: cumulative text, deltas, or only the end. A consumer that falls
+        behind finds all cumulative outputs that it missed in one.
+
+        Raises ValueError for what can never be served, RuntimeError if the engine failed at this request, EngineDeadError."""
+        priority = check_priority(priority)
+        params = self.inputs.params(sampling_params)
+        if request_id is None:
+            request_id = self._unused_id()
+        inputs, stream = self.inputs, Stream(request_id, params)
+        if self._streams.setdefault(request_id, stream) is not stream:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
-        add = Add(request_id, self.inputs.prompt(prompt), sampling_params, priority)
-        queue: asyncio.Queue[RequestOutput | Exception] = asyncio.Queue()
-        self._streams[request_id] = (asyncio.get_running_loop(), queue)
-        finished = False
+
+        def add() -> Add:
+            stream.prompt = inputs.prompt(prompt)
+            return Add(stream.prompt, params, priority)
+
         try:
-            self._send(add)
-            while not finished:
-                item = await queue.get()
-                if isinstance(item, Exception):
-                    finished = True
-                    raise item
-                finished = item.finished
-                item.prompt, item.prompt_token_ids = add.prompt.text, add.prompt.token_ids
-                yield item
+            stream.key = self._client.open(stream, add)
+            while not stream.finished:
+                yield await stream.get()
         finally:
             self._streams.pop(request_id, None)
-            if not finished and self._dead is None:
-                self._send(Abort(request_id))
+            self._client.close(stream.key, abort=not stream.finished)
 
-    async def abort(self, request_id: str) -> None:
-        """Ends a request; its stream gets a last output with finish reason "abort"."""
-        self._send(Abort(request_id))
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """Ends requests; their streams get a last output with finish reason "abort". Ids that are not running are passed over."""
+        for name in [request_id] if isinstance(request_id, str) else request_id:
+            if (stream := self._streams.get(name)) is not None:
+                self._client.abort(stream.key)
 
     async def report(self) -> dict[str, Any]:
         """The kernel plan as it ran, and the engine's statistics: {"plan": ..., "stats": ...}."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[dict[str, Any]] = loop.create_future()
-        self._reports.append((loop, future))
-        self._send(Report({}))
-        return await future
+        return await self._call("report")
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
+        return await self._call("reset_prefix_cache")
 
     def shutdown(self) -> None:
-        """Ends the engine's process; running requests get EngineDeadError."""
-        if self._dead is None:
-            self._die("the engine was shut down")
-            with contextlib.suppress(OSError):  # it is gone already
-                self._pipe.send(Shutdown())
-        self._process.join(timeout=10)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
+        """Ends the engine's process and waits for it; running requests get EngineDeadError."""
+        self._client.shutdown()
 
-    def _wait_until_ready(self, timeout_s: float) -> None:
+    async def _call(self, method: Literal["report", "reset_prefix_cache"]) -> Any:
+        reply = Reply()
+        key = self._client.open(reply, lambda: Call(method))
         try:
-            if not self._pipe.poll(timeout_s):
-                self._process.terminate()
-                raise EngineDeadError(f"the engine's process was not ready after {timeout_s:g} s")
-            message = self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            raise EngineDeadError(f"the engine's process ended at start with exit code {self._process.exitcode}") from None
-        if isinstance(message, Failure):
-            self._process.join()
-            raise message.error
-        assert isinstance(message, Ready)
+            return await reply.future
+        finally:
+            self._client.close(key)
 
-    def _send(self, message: Any) -> None:
-        if self._dead is not None:
-            raise EngineDeadError(self._dead)
-        try:
-            self._pipe.send(message)
-        except OSError as error:
-            self._die(f"the engine's process is gone: {error}")
-            raise EngineDeadError(self._dead) from error
-
-    def _read(self) -> None:
-        """Runs in a thread: hands what the engine sends to the event loops."""
-        while True:
-            try:
-                message = self._pipe.recv()
-            except (EOFError, OSError):
-                self._die(f"the engine's process ended with exit code {self._process.exitcode}")
-                return
-            if isinstance(message, Failure):
-                if message.request_id is None:
-                    self._die(f"the engine failed: {message.error}")
-                    return
-                self._put(message.request_id, message.error)
-            elif isinstance(message, Report):
-                loop, future = self._reports.pop(0)
-                loop.call_soon_threadsafe(future.set_result, message.content)
-            else:
-                for output in message:
-                    self._put(output.request_id, output)
-
-    def _put(self, request_id: str, item: RequestOutput | Exception) -> None:
-        if request_id in self._streams:
-            loop, queue = self._streams[request_id]
-            loop.call_soon_threadsafe(queue.put_nowait, item)
-
-    def _die(self, reason: str) -> None:
-        if self._dead is None:
-            self._dead = reason
-            for request_id in list(self._streams):
-                self._put(request_id, EngineDeadError(reason))
-            for loop, future in self._reports:
-                loop.call_soon_threadsafe(future.set_exception, EngineDeadError(reason))
+    def _unused_id(self) -> str:
+        while (name := f"request-{self._num_requests}") in self._streams:
+            self._num_requests += 1
+        self._num_requests += 1
+        return name

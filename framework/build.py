@@ -4,50 +4,61 @@ from __future__ import annotations
 
 import atexit
 import gc
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import EngineConfig, ModelConfig
 from .engine.inputs import InputProcessor
 from .engine.tokenizer import load_tokenizer
+from .executor.kinds import EXECUTORS
 from .interpreter import enable_interpreter
+from .models.architecture import ModelInfo, read_model
 from .models.hub import resolve_model
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
-    from .engine.executor import Executor
+
+Config = TypeVar("Config", bound=EngineConfig)
 
 
-def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
-    """The engine, with its executor and tokenizer. A simulated executor needs (and gets) a virtual clock."""
+def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapping[str, str] | None = None) -> Engine:
+    """The engine, with its executor and tokenizer. An executor that advances time itself needs (and gets) a virtual clock.
+
+    config   is not changed; ``Engine.config`` is the engine's own, with nothing left to settle
+    kernels  op -> choice: explicit ones, which come before ``override`` and the config's
+    """
     config.validate()
+    kind = EXECUTORS[config.executor.kind]
+    if clock is None:
+        clock = VirtualClock() if kind.virtual_clock else WallClock()
+    elif kind.virtual_clock and not isinstance(clock, VirtualClock):
+        raise ValueError(
+            f"executor.kind={config.executor.kind} advances time itself, so it needs a virtual clock; found a wall clock"
+        )
     if config.interpret:
         enable_interpreter()
     from .engine.engine import Engine
-    from .plan import fold_overrides
+    from .plan import fold_choices, refuse_named_kernels
 
-    fold_overrides(config)
-    settle_block_size(config)
-    if clock is None:
-        clock = VirtualClock() if config.executor.kind == "simulated" else WallClock()
-    inputs = input_processor(config)
-    return Engine(config, build_executor(config, clock), inputs, clock)
+    config = settle_block_size(fold_choices(config, kernels))
+    if not kind.has_device:
+        refuse_named_kernels(config)
+    model = read_model(config.model)
+    inputs = input_processor(config.model, model)
+    return Engine(config, kind.load().open(config, model, clock), inputs, clock)
 
 
-def settle_block_size(config: EngineConfig, arch: str = "") -> None:
-    """Replaces an automatic ``cache.block_size`` by the one for ``arch``, or for the device that the config names."""
+def settle_block_size(config: Config, arch: str | None = None) -> Config:
+    """The config with its automatic ``cache.block_size`` replaced by the one for ``arch``, or for what its steps run on."""
     if config.cache.block_size:
-        return
-    from .plan import device_arch, device_model, preferred_block_size
+        return config
+    from .plan import preferred_block_size
 
-    if not arch and config.executor.kind == "local":
-        from .worker.local_executor import resolve_device
-
-        arch = device_arch(resolve_device(config.device))
-    elif not arch and config.executor.kind == "simulated":
-        arch = device_model(config.executor.device).arch
-    config.cache.block_size = preferred_block_size(arch)
+    if arch is None:
+        _, arch = EXECUTORS[config.executor.kind].load().runs_on(config)
+    return replace(config, cache=replace(config.cache, block_size=preferred_block_size(arch)))
 
 
 def freeze_garbage() -> None:
@@ -58,33 +69,14 @@ def freeze_garbage() -> None:
     atexit.register(gc.unfreeze)  # the end of the process is to find it all
 
 
-def build_executor(config: EngineConfig, clock: Clock) -> Executor:
-    """The executor of ``config.executor.kind``."""
-    if config.executor.kind == "null":
-        from .executor.null import NullExecutor
-
-        return NullExecutor(config)
-    if config.executor.kind == "simulated":
-        from .executor.simulated import SimulatedExecutor
-
-        if not isinstance(clock, VirtualClock):
-            raise ValueError("executor.kind=simulated advances time itself, so it needs a virtual clock; found a wall clock")
-        return SimulatedExecutor(config, clock)
-    from .worker.local_executor import LocalExecutor
-
-    return LocalExecutor(config)
-
-
-def input_processor(config: EngineConfig) -> InputProcessor:
-    """Tokenizer and default parameters of the configured model. A model without a checkpoint (load_format=dummy) borrows the
-    tokenizer of ``model.tokenizer``, or has none."""
-    folder = _folder(config.model)
-    source = resolve_model(config.model.tokenizer, weights=False) if config.model.tokenizer else folder
-    tokenizer = load_tokenizer(source) if source is not None else None
-    return InputProcessor(tokenizer, folder, config.model.generation_config)
-
-
-def _folder(model: ModelConfig) -> Path | None:
-    if model.load_format == "dummy" and model.architecture:
-        return None
-    return resolve_model(model.name, model.revision)
+def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
+    """Tokenizer, default parameters and end-of-sequence ids of a model. A model described by ``architecture`` alone has no
+    tokenizer, unless it borrows that of ``config.tokenizer``; where neither config names an end, the tokenizer's counts."""
+    source = resolve_model(config.tokenizer, weights=False) if config.tokenizer else model.folder
+    tokenizer = None if source is None or config.skip_tokenizer else load_tokenizer(source)
+    eos = model.eos_token_ids
+    if not eos and (found := getattr(tokenizer, "eos_token_id", None)) is not None:
+        eos = (found,)
+    eos = tuple(token for token in eos if token < model.config.get("vocab_size", token + 1))  # others are never sampled
+    generation = model.generation if config.generation_config == "auto" else {}
+    return InputProcessor(tokenizer, generation, eos, config.max_logprobs)

@@ -6,8 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .engine.kv_cache.spec import ELEMENT_BYTES
+from .engine.policies import POLICIES
+from .executor.kinds import EXECUTORS
 
 CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
+LOAD_FORMATS = ("auto", "dummy")
+BACKENDS = ("auto", "native", "transformers")
+GENERATION_CONFIGS = ("auto", "none")
 
 
 @dataclass
@@ -24,6 +29,8 @@ class ModelConfig:
     max_model_len   longest prompt + output; None = what the model allows
     generation_config  auto: default sampling parameters come from the model's generation_config.json; none: from vLLM's defaults
     backend         auto, native, or transformers (the library's own modules with our attention and linear layers)
+    skip_tokenizer  load no tokenizer: prompts come as token ids, and outputs have no text
+    max_logprobs    most log-probabilities per token that a request may ask for; -1 = no limit
     """
 
     name: str = "tiny"
@@ -35,6 +42,8 @@ class ModelConfig:
     max_model_len: int | None = None
     generation_config: str = "auto"
     backend: str = "auto"
+    skip_tokenizer: bool = False
+    max_logprobs: int = 20
 
 
 @dataclass
@@ -44,7 +53,7 @@ class CacheConfig:
     block_size        tokens per block; 0 = what suits the device: 64 where kernels fetch tiles by TMA (Hopper and
                       later), else 16
     num_blocks        blocks per group; None = from the memory budget
-    memory_bytes      memory budget; None = memory_fraction of what is free on a GPU, 1 GiB on a CPU
+    memory_bytes      memory budget; None = as the device says: memory_fraction of a GPU, 1 GiB on a CPU
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
     dtype             auto (the model's), float32, float16, bfloat16; quantized, with a scale per token and head: float8_e4m3fn,
                       float8_e5m2, int8
@@ -125,11 +134,14 @@ class ParallelConfig:
 class EngineConfig:
     """Everything an engine is built from. Picklable; no field refers to a live object.
 
-    kernels    op -> choice (``auto``, an impl's name, or ``name@key:value``); ops left out are ``auto``. Of a fused op
-               (``qk_norm_rotary_kv_write``) also ``none``: the ops that it does the work of run instead
+    kernels    op -> choice (``auto``, an impl's name, or ``name@key:value``); a name whose kernel would never run is refused. Of a
+               fused op (``qk_norm_rotary_kv_write``) also ``none``: the ops that it does the work of run instead.
+               ``default`` -> what the other ops take: auto, reference, torch, or triton (an op's best Triton impl, whatever its
+               name). An op with such an impl that cannot run here is refused, one without takes auto; fused ops are ``none``
+               under reference and torch
     plugins    modules or .py files that hold further impls, loaded in every process
     tuned      where tuned options come from beside the package's tables: auto (what the user tuned), a folder, or off (no tables)
-    device     auto, cpu, cuda, cuda:1 ...
+    device     auto (the best here), cpu, cuda, cuda:1 ..., or what an installed package adds (entry points kernelswap.devices)
     interpret  run Triton kernels in Triton's interpreter (slow; for tests and debugging on a CPU)
     seed       of dummy weights, and of requests that bring no seed
     num_threads  CPU threads of torch; 0 = torch's default
@@ -152,33 +164,29 @@ class EngineConfig:
     def validate(self) -> None:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
         c, s = self.cache, self.scheduler
+        max_len = self.model.max_model_len
+        _require(
+            max_len is None or max_len >= 1, "model.max_model_len", max_len, "a positive number, or null (what the model allows)"
+        )
+        _require(self.model.max_logprobs >= -1, "model.max_logprobs", self.model.max_logprobs, "-1 (no limit) or more")
         _require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
         _require(
             c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"
         )
-        _require(c.dtype in CACHE_DTYPES, "cache.dtype", c.dtype, "one of " + ", ".join(CACHE_DTYPES))
         _require(0 < c.memory_fraction <= 1, "cache.memory_fraction", c.memory_fraction, "in (0, 1]")
-        _require(s.policy in ("fcfs", "priority"), "scheduler.policy", s.policy, "fcfs or priority")
         _require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")
         _require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
         _require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
         _require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")
-        _require(
-            self.executor.kind in ("local", "null", "simulated"), "executor.kind", self.executor.kind, "local, null or simulated"
-        )
-        _require(self.model.load_format in ("auto", "dummy"), "model.load_format", self.model.load_format, "auto or dummy")
-        _require(
-            self.model.backend in ("auto", "native", "transformers"),
-            "model.backend",
-            self.model.backend,
-            "auto, native or transformers",
-        )
-        _require(
-            self.model.generation_config in ("auto", "none"),
-            "model.generation_config",
-            self.model.generation_config,
-            "auto or none",
-        )
+        for key, value, table in (
+            ("cache.dtype", c.dtype, CACHE_DTYPES),
+            ("scheduler.policy", s.policy, POLICIES),
+            ("executor.kind", self.executor.kind, EXECUTORS),
+            ("model.load_format", self.model.load_format, LOAD_FORMATS),
+            ("model.backend", self.model.backend, BACKENDS),
+            ("model.generation_config", self.model.generation_config, GENERATION_CONFIGS),
+        ):
+            _require(value in table, key, value, "one of " + ", ".join(table))
         _require(
             not self.graphs.enabled or (self.graphs.batch_sizes and min(self.graphs.batch_sizes) > 0),
             "graphs.batch_sizes",

@@ -1,12 +1,16 @@
-"""The engine's loop in a process of its own, and the messages it understands."""
+"""The engine's loop in a process of its own, and the messages it takes and gives."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
 import signal
+import threading
+import traceback
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .config import EngineConfig
 from .engine.inputs import EngineInput
@@ -16,34 +20,30 @@ if TYPE_CHECKING:
     from .engine.engine import Engine
     from .outputs import RequestOutput
 
+Envelope = tuple[str, bytes]
+"""What goes to the engine: key of the request or call, and a pickled Add, Abort or Call. The key stands outside, so that somebody
+is told even of a message that cannot be read. Instead of an envelope, None ends the process."""
+
 
 @dataclass
 class Add:
-    """A request to be served."""
+    """A request to be served; its outputs carry the envelope's key as their request id."""
 
-    request_id: str
     prompt: EngineInput
-    params: SamplingParams | None
+    params: SamplingParams
     priority: int
 
 
 @dataclass
 class Abort:
-    """A request nobody waits for."""
-
-    request_id: str
+    """Ends the request, if it is running."""
 
 
 @dataclass
-class Report:
-    """Asks for, and carries, the plan and the statistics."""
+class Call:
+    """Asks for an Answer."""
 
-    content: dict[str, Any]
-
-
-@dataclass
-class Shutdown:
-    """Ends the process."""
+    method: Literal["report", "reset_prefix_cache"]
 
 
 @dataclass
@@ -52,73 +52,111 @@ class Ready:
 
 
 @dataclass
-class Failure:
-    """An error of one request, or of the engine as a whole (request_id None)."""
+class Answer:
+    """Of a Call."""
 
-    error: Exception
-    request_id: str | None = None
+    key: str
+    value: Any
+
+
+@dataclass
+class Failure:
+    """What went wrong with one request or call, or with the engine as a whole (key None). Not every exception survives pickling,
+    and a plugin's class may be unknown to the other side: then the text stands for it."""
+
+    key: str | None
+    text: str
+    pickled: bytes
+
+    @classmethod
+    def of(cls, error: Exception, key: str | None = None) -> Failure:
+        if not isinstance(error, ValueError):  # those say all; of others the place matters
+            error.add_note("In the engine's process:\n" + "".join(traceback.format_exception(error)))
+        try:
+            pickled = pickle.dumps(error)
+        except Exception:
+            pickled = b""
+        return cls(key, traceback.format_exception_only(error)[0].strip(), pickled)
+
+    def error(self) -> Exception:
+        """The exception, or one with its text."""
+        try:
+            return pickle.loads(self.pickled)
+        except Exception:
+            return RuntimeError(self.text)
 
 
 def run_engine(config: EngineConfig, pipe: Connection) -> None:
     """Main function of the process: builds the engine, then steps while there is work and listens in between."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         from .build import build_engine, freeze_garbage
 
         engine = build_engine(config)
         freeze_garbage()
     except Exception as error:
-        pipe.send(Failure(_portable(error)))
+        pipe.send(Failure.of(error))
         return
-    pipe.send(Ready())
     try:
+        pipe.send(Ready())
         _serve(engine, pipe)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         pass  # the parent is gone
     except Exception as error:
-        pipe.send(Failure(_portable(error)))
+        pipe.send(Failure.of(error))
     finally:
         engine.shutdown()
+
+
+def _end_with_parent() -> None:
+    """Runs in a thread: loading takes minutes and a step may hang, but nobody is left to be served."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _serve(engine: Engine, pipe: Connection) -> None:
     while True:
         while not engine.has_unfinished() or pipe.poll():
-            message = pipe.recv()
-            if isinstance(message, Shutdown):
+            envelope: Envelope | None = pipe.recv()
+            if envelope is None:
                 return
-            _handle(engine, pipe, message)
+            _handle(engine, pipe, *envelope)
         outputs = engine.step()
-        if outputs:
-            _send(pipe, outputs)
+        if engine.errored is not None:
+            raise engine.errored
+        _send(pipe, outputs)
+
+
+def _handle(engine: Engine, pipe: Connection, key: str, pickled: bytes) -> None:
+    """Whatever one message brings concerns nobody but its sender."""
+    try:
+        message = pickle.loads(pickled)
+        if isinstance(message, Add):
+            engine.add_request(key, message.prompt, message.params, priority=message.priority)
+        elif isinstance(message, Abort):
+            _send(pipe, engine.abort([key]))
+        elif isinstance(message, Call):
+            pipe.send(Answer(key, _CALLS[message.method](engine)))
+        else:
+            raise TypeError(f"the engine's process takes Add, Abort and Call, not {type(message).__name__}")
+    except ConnectionError:
+        raise
+    except Exception as error:
+        pipe.send(Failure.of(error, key))
 
 
 def _send(pipe: Connection, outputs: list[RequestOutput]) -> None:
     """Without the prompts, which the other side knows: a step would carry all of them."""
     for output in outputs:
         output.prompt, output.prompt_token_ids = None, []
-    pipe.send(outputs)
+    if outputs:
+        pipe.send(outputs)
 
 
-def _handle(engine: Engine, pipe: Connection, message: Any) -> None:
-    if isinstance(message, Add):
-        try:
-            engine.add_request(message.request_id, message.prompt, message.params, priority=message.priority)
-        except ValueError as error:
-            pipe.send(Failure(_portable(error), message.request_id))
-    elif isinstance(message, Abort):
-        aborted = engine.abort([message.request_id])
-        if aborted:
-            _send(pipe, aborted)
-    else:
-        assert isinstance(message, Report)
-        pipe.send(Report({"plan": engine.plan_report(), "stats": asdict(engine.stats())}))
-
-
-def _portable(error: Exception) -> Exception:
-    """The error itself if it survives the pipe, else one with its text."""
-    try:
-        pickle.loads(pickle.dumps(error))
-        return error
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+_CALLS = {
+    "report": lambda engine: {"plan": engine.plan_report(), "stats": asdict(engine.stats())},
+    "reset_prefix_cache": lambda engine: engine.reset_prefix_cache(),
+}

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from numbers import Integral
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from .build import build_engine
-from .config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
-from .engine.inputs import EngineInput, Prompt
+from .config import CacheConfig, EngineConfig, GraphConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from .engine.engine import Engine
+from .engine.inputs import MAX_LOGPROBS, EngineInput, Prompt, check_priority
+from .metrics import Metric, engine_metrics
+from .models.hub import read_json, resolve_model
 from .outputs import RequestOutput
 from .sampling_params import RequestOutputKind, SamplingParams
 
@@ -23,14 +29,22 @@ _CACHE_DTYPES = {
     "int8_per_token_head": "int8",
 }
 """vLLM's names of what config.py calls by torch's names. All are scaled per token and head here."""
+_DTYPES = {"half": "float16", "float": "float32"}
+_LOAD_FORMATS = {"safetensors": "auto"}
 
 
 class LLM:
     """A model ready to generate.
 
     model       a folder, a Hugging Face id, ``tiny`` or ``tiny-draft``; or an EngineConfig, which is then used as it is
-    kernels     op -> choice, e.g. ``{"paged_attention_decode": "torch"}``; plugins: modules or files with further impls
+    kernels     op -> choice, e.g. ``{"paged_attention_decode": "torch"}``, and ``default`` -> what the other ops take; they come
+                before ``override`` and an EngineConfig's; plugins: modules or files with further impls
     The other arguments have the names and meanings that they have in vLLM; what is not given follows EngineConfig.
+    quantization    None, or the format of the checkpoint: weights are served as they are stored
+    enforce_eager   every kernel is launched by the host: no CUDA graphs
+    disable_log_stats, tokenizer_mode, trust_remote_code   accepted as they are: nothing is logged, there is one kind of
+                    tokenizer, and code that comes with a model is never run
+    Raises ValueError for arguments that do not exist here, saying which do.
     """
 
     def __init__(
@@ -38,12 +52,19 @@ class LLM:
         model: str | EngineConfig = "tiny",
         *,
         tokenizer: str | None = None,
+        tokenizer_mode: str = "auto",
+        skip_tokenizer_init: bool = False,
+        trust_remote_code: bool = False,
         revision: str | None = None,
+        quantization: str | None = None,
         dtype: str = "auto",
         load_format: str = "auto",
         hf_overrides: Mapping[str, Any] | None = None,
         max_model_len: int | None = None,
         generation_config: str = "auto",
+        max_logprobs: int = MAX_LOGPROBS,
+        enforce_eager: bool = False,
+        disable_log_stats: bool = True,
         seed: int = 0,
         device: str = "auto",
         block_size: int | None = None,
@@ -61,7 +82,9 @@ class LLM:
         kernels: Mapping[str, str] | None = None,
         plugins: Sequence[str] = (),
         interpret: bool = False,
+        **unknown: Any,
     ) -> None:
+        _refuse_arguments(locals())
         if isinstance(model, EngineConfig):
             config = model
         else:
@@ -70,11 +93,13 @@ class LLM:
                     model,
                     tokenizer,
                     revision,
-                    dtype,
-                    load_format,
+                    _DTYPES.get(dtype, dtype),
+                    _LOAD_FORMATS.get(load_format, load_format),
                     dict(hf_overrides or {}),
                     max_model_len,
                     "none" if generation_config == "vllm" else generation_config,
+                    skip_tokenizer=skip_tokenizer_init,
+                    max_logprobs=max_logprobs,
                 ),
                 cache=CacheConfig(
                     num_blocks=num_gpu_blocks_override,
@@ -83,8 +108,8 @@ class LLM:
                     prefix_caching=enable_prefix_caching,
                 ),
                 scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
+                graphs=GraphConfig(enabled=not enforce_eager),
                 parallel=ParallelConfig(tp=tensor_parallel_size, pp=pipeline_parallel_size),
-                kernels=dict(kernels or {}),
                 plugins=list(plugins),
                 device=device,
                 interpret=interpret,
@@ -92,11 +117,21 @@ class LLM:
             )
             _set(config.cache, block_size=block_size, memory_fraction=gpu_memory_utilization)
             _set(config.scheduler, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
-        self.engine = build_engine(config)
+            _check_quantization(quantization, config.model)
+        self._engine: Engine | None = build_engine(config, kernels=kernels)
         self._ids = itertools.count()
 
+    @property
+    def engine(self) -> Engine:
+        """Raises RuntimeError after ``shutdown``."""
+        if self._engine is None:
+            raise RuntimeError("this LLM was shut down, and its model is gone: build a new one")
+        return self._engine
+
     def get_tokenizer(self) -> Any:
-        """The Hugging Face tokenizer of the model."""
+        """The Hugging Face tokenizer of the model. Raises ValueError if it has none."""
+        if self.engine.inputs.tokenizer is None:
+            raise ValueError("this LLM has no tokenizer: it was built without one (skip_tokenizer_init), or its model brings none")
         return self.engine.inputs.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -113,7 +148,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Completes prompts (text, ``{"prompt_token_ids": [...]}``, or lists of token ids); outputs come in their order.
 
-        Raises ValueError, before anything runs, if one of the prompts can never fit."""
+        Raises ValueError, before anything runs, if one of the prompts can never fit, and RuntimeError with the cause if one of them
+        failed while it ran; the others are aborted then, and the engine serves on (unless its device is lost: EngineDeadError)."""
         inputs = [self.engine.inputs.prompt(prompt) for prompt in _listed(prompts)]
         return self._run(inputs, sampling_params, use_tqdm, priority)
 
@@ -138,13 +174,32 @@ class LLM:
         ]
         return self._run(inputs, sampling_params, use_tqdm, None)
 
+    def reset_prefix_cache(self) -> bool:
+        """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
+        return self.engine.reset_prefix_cache()
+
+    def get_metrics(self) -> list[Metric]:
+        """The engine's counters and gauges, under vLLM's names."""
+        return engine_metrics(self.engine.stats(), self.engine.config.model.name)
+
+    def beam_search(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError("beam search is not available in this version; generate samples n completions per prompt")
+
+    def sleep(self, level: int = 1) -> NoReturn:
+        raise NotImplementedError("an engine cannot sleep in this version; shutdown() frees the device")
+
+    def wake_up(self, tags: list[str] | None = None) -> NoReturn:
+        raise NotImplementedError("an engine cannot sleep in this version, so there is nothing to wake up")
+
     def plan(self) -> dict[str, dict[str, Any]]:
         """op -> which impl served it and how often it was called."""
         return self.engine.plan_report()
 
     def shutdown(self) -> None:
-        """Frees the model and the cache."""
-        self.engine.shutdown()
+        """Frees the model and the cache; whatever is asked of this LLM afterwards is refused."""
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
 
     def _run(
         self,
@@ -153,42 +208,85 @@ class LLM:
         use_tqdm: bool,
         priority: Sequence[int] | None,
     ) -> list[RequestOutput]:
-        params = list(sampling_params) if isinstance(sampling_params, Sequence) else [sampling_params] * len(inputs)
-        for name, given in (("sampling_params", params), ("priority", priority)):
-            if given is not None and len(given) != len(inputs):
-                raise ValueError(f"{len(inputs)} prompts were given with {len(given)} {name}; give one for all, or one each")
-        ids: list[str] = []
+        each = isinstance(sampling_params, list | tuple)
+        params: Sequence[Any] = sampling_params if each else [sampling_params] * len(inputs)  # type: ignore[assignment]
+        priorities = [0] * len(inputs) if priority is None else priority
+        for name, given in (("sampling_params", params), ("priority", priorities)):
+            if not isinstance(given, Sequence) or len(given) != len(inputs):
+                raise ValueError(f"{len(inputs)} prompts were given with {name}={reprlib.repr(given)}; give one each")
+        priorities = [check_priority(value) for value in priorities]
+        ids = [str(next(self._ids)) for _ in inputs]
         try:
-            for index, prompt in enumerate(inputs):
-                completed = self.engine.inputs.params(params[index])
-                completed.output_kind = RequestOutputKind.FINAL_ONLY
-                request_id = str(next(self._ids))
-                self.engine.add_request(request_id, prompt, completed, priority=priority[index] if priority else 0)
-                ids.append(request_id)
-        except ValueError:
-            self.engine.abort(ids)
-            raise
-        return self._collect(ids, use_tqdm)
-
-    def _collect(self, ids: list[str], use_tqdm: bool) -> list[RequestOutput]:
-        done: dict[str, RequestOutput] = {}
-        try:
-            with tqdm(total=len(ids), desc="Processed prompts", disable=not use_tqdm) as bar:
-                while self.engine.has_unfinished():
-                    for output in self.engine.step():
-                        if output.finished:
-                            done[output.request_id] = output
-                            bar.update()
+            for i, request_id in enumerate(ids):
+                self.engine.add_request(
+                    request_id, inputs[i], params[i], priority=priorities[i], output_kind=RequestOutputKind.FINAL_ONLY
+                )
+            done = self._finish(ids, use_tqdm)
         except BaseException:
-            self.engine.abort([i for i in ids if i not in done])
+            self.engine.abort(ids)
             raise
         return [done[request_id] for request_id in ids]
 
+    def _finish(self, ids: list[str], use_tqdm: bool) -> dict[str, RequestOutput]:
+        """Steps until all of them have ended."""
+        done: dict[str, RequestOutput] = {}
+        places = {request_id: place for place, request_id in enumerate(ids)}
+        with tqdm(total=len(ids), desc="Processed prompts", disable=not use_tqdm) as bar:
+            while self.engine.has_unfinished():
+                for output in self.engine.step():
+                    if output.error is not None and output.request_id in places:
+                        raise RuntimeError(f"prompt {places[output.request_id]} of {len(ids)} failed: {output.error}")
+                    if output.finished:
+                        done[output.request_id] = output
+                        bar.update()
+        return done
+
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str | Mapping) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    """One prompt, or several, as a list of them."""
+    if isinstance(prompts, str | bytes | bytearray | Mapping):
+        return [prompts]
+    try:
+        listed: list[Any] = list(prompts)
+    except TypeError:
+        raise ValueError(f"prompts must be text, token ids, a dict, or a list of such; found {prompts!r}") from None
+    return [listed] if listed and isinstance(listed[0], Integral) else listed
+
+
+def _refuse_arguments(given: Mapping[str, Any]) -> None:
+    """What does not exist, cannot be, or would be ignored."""
+    known = {name: p.default for name, p in inspect.signature(LLM).parameters.items() if p.kind != p.VAR_KEYWORD}
+    if given["unknown"]:
+        raise ValueError(
+            f"LLM has no {', '.join(given['unknown'])} in this version; leave it out. Its arguments are {', '.join(known)}; "
+            "whatever else can be set is in EngineConfig, which may take the place of a model's name"
+        )
+    if isinstance(given["model"], EngineConfig):
+        beside = [name for name, default in known.items() if name not in ("model", "kernels") and given[name] != default]
+        if beside:
+            raise ValueError(f"{', '.join(beside)} cannot be given beside an EngineConfig, which says it all: set it there")
+    if given["trust_remote_code"]:
+        raise ValueError(
+            "trust_remote_code=True cannot work: code that comes with a model is never run here. Leave it out: the models that are "
+            "known need none, and others are refused with a reason"
+        )
+    if given["tokenizer_mode"] != "auto":
+        raise ValueError(
+            f"tokenizer_mode={given['tokenizer_mode']!r} cannot work: it must be auto (the fast tokenizer if there is one)"
+        )
+
+
+def _check_quantization(asked: str | None, model: ModelConfig) -> None:
+    if asked is None:
+        return
+    folder = resolve_model(model.name, model.revision, weights=False)
+    found = read_json(folder, "config.json").get("quantization_config", {}).get("quant_method")
+    if asked != found:
+        raise ValueError(
+            f"quantization={asked!r} cannot work: {model.name!r} is "
+            + (f"quantized as {found}" if found else "not quantized")
+            + ", and weights are served as they are stored. Leave it out, or give a checkpoint of that format"
+        )
 
 
 def _set(config: Any, **given: Any) -> None:

@@ -72,6 +72,8 @@ class RequestOutput:
     outputs           by index; deltas hold the completions with something new
     num_cached_tokens prompt tokens that were not computed because the cache held them
     metrics           once the request is finished
+    error             what failed, if an exception ended the request: it is finished, and its completions that were not have the
+                      finish reason "error"
     """
 
     request_id: str
@@ -82,3 +84,4 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int | None = None
     metrics: RequestMetrics | None = None
+    error: str | None = None

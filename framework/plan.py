@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,23 +29,22 @@ __all__ = [
     "count_compilations",
     "device_arch",
     "device_model",
-    "fold_overrides",
-    "fusion_wish",
+    "fold_choices",
+    "may_fuse",
     "op_costs",
     "preferred_block_size",
+    "refuse_named_kernels",
 ]
-
-FUSED_OPS = ("qk_norm_rotary_kv_write",)
-"""Ops that do the work of several others in one pass; ``none`` in place of an impl's name means that those run instead."""
 
 
 class BoundKernel:
-    """An impl bound to one layer, which counts its calls."""
+    """An impl bound to one layer, which counts its calls. ``choice``: its name with the options that were asked for; ``chosen``: by
+    what (name, default, auto)."""
 
-    __slots__ = ("calls", "choice", "impl", "op", "run", "version")
+    __slots__ = ("calls", "choice", "chosen", "impl", "op", "run", "version")
 
-    def __init__(self, op: str, impl: Any, choice: str, run: Any, version: str) -> None:
-        self.op, self.impl, self.choice, self.run, self.version = op, impl, choice, run, version
+    def __init__(self, op: str, impl: Any, choice: str, chosen: str, run: Any, version: str) -> None:
+        self.op, self.impl, self.choice, self.chosen, self.run, self.version = op, impl, choice, chosen, run, version
         self.calls = 0
 
     def __call__(self, *args: Any) -> Any:
@@ -69,30 +69,26 @@ class KernelPlan:
         dtype: torch.dtype,
         interpret: bool = False,
         tuned: str = "off",
+        arch: str | None = None,
     ) -> None:
         _check_origin()
         if interpret:
             enable_interpreter()
         from triton_kernels.registry import Registry
-        from triton_kernels.resolve import parse_choice, resolve
+        from triton_kernels.resolve import Choices, resolve
         from triton_kernels.spec import Spec
         from triton_kernels.tuning import TunedTables
 
         self.tables = TunedTables.load(tuned)
         self.registry = Registry.load(plugins)
         self._check_plugins(set(plugins))
-        unknown = sorted(set(choices) - set(self.registry.ops))
-        if unknown:
-            raise ValueError(f"kernels.{unknown[0]}: there is no such op; the ops are {', '.join(sorted(self.registry.ops))}")
-        self.choices = dict(choices)
-        self.spec = Spec(device.type, device_arch(device), dtype, interpret)
+        self.choices = Choices(self.registry, choices)
+        self.spec = Spec(device.type, device_arch(device) if arch is None else arch, dtype, interpret)
         self.bound: list[BoundKernel] = []
-        for op, choice in self.choices.items():  # also of ops that this model does not use
-            wish = parse_choice(choice)
-            if choice == "none" and op in FUSED_OPS:
-                continue
-            if wish.name != "auto" and wish.name not in self.registry.impls(op):
-                resolve(self.registry, op, self.spec, wish)
+        self._replaced: dict[str, str] = {}  # op -> the fused op that does its work
+        for op, choice in self.choices.named.items():  # before anything is loaded
+            if choice.name not in self.registry.impls(op):
+                resolve(self.registry, op, self.spec, choice)
 
     def _check_plugins(self, asked: set[str]) -> None:
         """What was asked for must load; what an installed package brings, and cannot, is worth a warning."""
@@ -103,8 +99,9 @@ class KernelPlan:
             warnings.warn(f"kernels of {failure.source} are missing: {failure.error}", stacklevel=4)
 
     @classmethod
-    def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> KernelPlan:
-        return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned)
+    def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype, arch: str | None = None) -> KernelPlan:
+        """arch: None = as torch says."""
+        return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned, arch)
 
     def bind(
         self,
@@ -116,10 +113,11 @@ class KernelPlan:
         """Binds ``op`` for one layer. ``weights`` and ``params`` are the op's bound arguments; ``facts`` adds what the spec must
         know beyond them (head_dim, page_size, ...). Raises NoKernelError if the choice cannot serve."""
         weights, params = dict(weights or {}), dict(params or {})
-        impl, choice, spec = self._resolve(op, {**weights, **params}, facts)
+        impl, choice, chosen, spec = self._resolve(op, {**weights, **params}, facts)
         tuned = self.tables.lookup(op, impl.name, impl.options, spec).content_hash
         version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
-        kernel = BoundKernel(op, impl, str(choice), self._bind(impl, spec, weights, params, choice.options), version)
+        run = self._bind(impl, spec, weights, params, choice.options)
+        kernel = BoundKernel(op, impl, str(choice), chosen, run, version)
         self.bound.append(kernel)
         return kernel
 
@@ -132,29 +130,37 @@ class KernelPlan:
         facts: Mapping[str, Any],
     ) -> BoundKernel | None:
         """Binds ``op``, which does the work of the ops in ``replaced`` (with their bound arguments), or returns None if those are
-        to run: as :func:`fusion_wish` says, else if one of them has an impl of higher priority than ``op`` has."""
-        wish = fusion_wish(self.choices, op, replaced)
+        to run: as they are chosen, else if one of them has an impl of higher priority than ``op`` has."""
+        assert set(replaced) <= set(self.registry.ops[op].fuses), f"{op} does not do the work of all of {', '.join(replaced)}"
+        wish = self.choices.fuse(op, replaced)
         if wish is None:
             priority = self._resolve(op, {**weights, **params}, facts)[0].priority
             wish = all(self._resolve(other, bound, facts)[0].priority <= priority for other, bound in replaced.items())
-        return self.bind(op, weights, params, facts) if wish else None
+        if not wish:
+            return None
+        self._replaced |= dict.fromkeys(replaced, op)
+        return self.bind(op, weights, params, facts)
 
-    def check_fused(self, op: str, replaced: Iterable[str]) -> None:
-        """Once a model is bound: raises ValueError if ``op`` was chosen by name and leaves no work to another op that was, too."""
+    def check_bound(self) -> None:
+        """Once all is bound: raises NoKernelError for a kernel that was chosen by name and that nothing will call."""
+        from triton_kernels.resolve import NoKernelError
+
         bound = {kernel.op for kernel in self.bound}
-        for other in replaced:
-            if op in bound and other not in bound and fusion_wish(self.choices, op, ()) and not _is_auto(self.choices, other):
-                raise ValueError(
-                    f"kernels.{other}={self.choices[other]} would never run: kernels.{op}={self.choices[op]} does its work in "
-                    f"every layer of this model. Set kernels.{other}=auto, or kernels.{op}=none to run the ops one by one."
-                )
+        for op, choice in self.choices.named.items():
+            if op in bound:
+                continue
+            if fused := self._replaced.get(op):
+                why = f"kernels.{fused}={self.choices.of(fused)} does its work in every layer of this model"
+                instead = f"kernels.{op}=auto, or kernels.{fused}=none to run the ops one by one"
+            else:
+                why = f"this model never calls it; it calls {', '.join(sorted(bound))}"
+                instead = f"kernels.{op}=auto, or leave it out"
+            raise NoKernelError(f"kernels.{op}={choice} would never run: {why}. Set {instead}.")
 
-    def _resolve(self, op: str, bound: Mapping[str, Any], facts: Mapping[str, Any] | None) -> tuple[Any, Any, Any]:
-        """(impl, choice, spec)."""
-        from triton_kernels.resolve import resolve
-
+    def _resolve(self, op: str, bound: Mapping[str, Any], facts: Mapping[str, Any] | None) -> tuple[Any, Any, str, Any]:
+        """(impl, choice, what chose it, spec)."""
         spec = self.spec.with_facts(**{**self.registry.ops[op].static_facts(bound), **(facts or {})})
-        return *resolve(self.registry, op, spec, self.choices.get(op, "auto")), spec
+        return *self.choices.resolve(op, spec), spec
 
     def _bind(self, impl: Any, spec: Any, weights: dict[str, Any], params: dict[str, Any], options: Mapping[str, Any]) -> Any:
         return impl.bind(spec, weights, params, options, self.tables)
@@ -165,12 +171,13 @@ class KernelPlan:
         return sorted(bound)
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """op -> what was bound for it and how often it was called. An op served by several impls lists them all."""
+        """op -> what was bound for it, what chose it (name, default, auto), and how often it was called. An op served by several
+        impls lists them all."""
         report: dict[str, dict[str, Any]] = {}
         for kernel in self.bound:
-            entry = report.setdefault(kernel.op, {"impl": [], "origin": [], "version": [], "calls": 0})
-            found = (kernel.choice, kernel.impl.origin, kernel.version)
-            for key, value in zip(("impl", "origin", "version"), found):
+            entry = report.setdefault(kernel.op, {"impl": [], "chosen": [], "origin": [], "version": [], "calls": 0})
+            found = (kernel.choice, kernel.chosen, kernel.impl.origin, kernel.version)
+            for key, value in zip(("impl", "chosen", "origin", "version"), found):
                 if value not in entry[key]:
                     entry[key].append(value)
             entry["calls"] += kernel.calls
@@ -206,23 +213,37 @@ def count_compilations() -> Iterator[list[str]]:
         yield counter.compiled
 
 
-def fold_overrides(config: EngineConfig) -> None:
-    """Writes the choices of surrounding ``override(...)`` blocks into the config, so that they survive process borders."""
+def fold_choices(config: EngineConfig, kernels: Mapping[str, str] | None = None) -> EngineConfig:
+    """A copy for the engine to own. Over the choices in ``config`` go those of the surrounding ``override(...)`` blocks, so that
+    they survive process borders, and over these the explicit ``kernels``."""
     from triton_kernels.resolve import active_overrides
 
-    config.kernels = {**config.kernels, **active_overrides()}
+    own = copy.deepcopy(config)
+    own.kernels |= {**active_overrides(), **(kernels or {})}
+    return own
 
 
-def fusion_wish(choices: Mapping[str, str], op: str, replaced: Iterable[str]) -> bool | None:
-    """Whether the fused ``op`` is to run in place of the ops in ``replaced``: True if it is chosen by name, False if its choice is
-    ``none`` or it is ``auto`` and one of those is chosen by name, None if priorities decide."""
-    if not _is_auto(choices, op):
-        return choices[op] != "none"
-    return None if all(_is_auto(choices, other) for other in replaced) else False
+def refuse_named_kernels(config: EngineConfig) -> None:
+    """For an executor that runs no kernels: raises NoKernelError for one that is chosen by name, ValueError for a wrong choice."""
+    from triton_kernels.resolve import NoKernelError
+
+    for op, choice in _read_choices(config).named.items():
+        raise NoKernelError(
+            f"kernels.{op}={choice} would never run: executor.kind={config.executor.kind} runs no kernels. Leave it out, or set "
+            "executor.kind=local (kernels.default, and none for a fused op, may stay)."
+        )
 
 
-def _is_auto(choices: Mapping[str, str], op: str) -> bool:
-    return choices.get(op, "auto").partition("@")[0] == "auto"
+def may_fuse(config: EngineConfig, op: str) -> bool:
+    """Whether the choices let the fused ``op`` run, for a simulator, where nothing is bound."""
+    return _read_choices(config).of(op).name != "none"
+
+
+def _read_choices(config: EngineConfig) -> Any:
+    from triton_kernels.registry import Registry
+    from triton_kernels.resolve import Choices
+
+    return Choices(Registry.load(config.plugins), config.kernels)
 
 
 def preferred_block_size(arch: str) -> int:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from numbers import Integral, Real
+from typing import Any, Final, TypeGuard
 
 MIN_TEMPERATURE: Final = 0.01
 """Smaller positive temperatures are raised to this: dividing by them would overflow."""
 
 MAX_LOGIT_BIAS: Final = 100.0
+MAX_N: Final = 16384
+INT32_MAX: Final = 2**31 - 1
+FLOAT32_TINY: Final = 2.0**-126
+FLOAT32_MAX: Final = (2 - 2.0**-23) * 2.0**127
 
 
 class RequestOutputKind(Enum):
@@ -25,31 +33,32 @@ class RequestOutputKind(Enum):
 class SamplingParams:
     """Sampling parameters of one request.
 
-    n                    completions per prompt; they share the prompt's cache blocks, completion i samples with seed + i
+    n                    at most 16384 completions per prompt; they share its cache blocks, completion i samples with seed + i
     presence_penalty     [-2, 2], subtracted from the logit of every token generated so far
     frequency_penalty    [-2, 2], subtracted times the number of occurrences
-    repetition_penalty   > 0; logits of tokens in prompt or output are divided by it (multiplied if negative)
+    repetition_penalty   > 0, as float32 too; logits of tokens in prompt or output are divided by it (multiplied if negative)
     temperature          [0, 2]; 0 = greedy; positive values below 0.01 are raised to 0.01
     top_p                (0, 1]; 1 = off
-    top_k                0 or -1 = off
+    top_k                up to 2^31 - 1; 0 or -1 = off
     min_p                [0, 1]; 0 = off; least probability relative to the best token
-    seed                 None or -1: the engine derives one
+    seed                 of 64 bits, signed or not; None or -1: the engine derives one
     stop                 strings that end the completion; they are cut off unless include_stop_str_in_output
     stop_token_ids       tokens that end the completion
     ignore_eos           the end-of-sequence token does not end the completion
     max_tokens           most tokens to generate; None = as many as the model's length allows
     min_tokens           no stop token is sampled, and no stop string looked for, before so many tokens
-    logprobs             number of best tokens whose log-probabilities are returned for each output token, -1 = all
+    logprobs             number of best tokens whose log-probabilities are returned for each output token, -1 = all; the model's
+                         ``max_logprobs`` is the most that may be asked for
     prompt_logprobs      the same for each prompt token
     detokenize           False: token ids only
-    skip_reading_prefix_cache  None = only if prompt_logprobs are asked for, which need the whole prompt computed
+    skip_reading_prefix_cache  compute the whole prompt; always so with prompt_logprobs, which need it
     logit_bias           token id -> value added to its logit, clamped to [-100, 100]
     allowed_token_ids    the only tokens that may be sampled
     bad_words            words that must not be generated
 
     The fields after ``bad_words`` exist in vLLM and not in this version: they are refused unless left as they are.
     ``all_stop_token_ids`` and ``bad_words_token_ids`` are filled in by the engine, which knows the tokenizer.
-    Raises ValueError, naming field, value and range.
+    Raises ValueError, naming field, value and range; ``validate`` does so again after changes.
     """
 
     n: int = 1
@@ -93,8 +102,33 @@ class SamplingParams:
     bad_words_token_ids: list[list[int]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._refuse_unavailable()
-        self._validate_numbers()
+        self.validate()
+
+    @classmethod
+    def from_optional(cls, **given: Any) -> SamplingParams:
+        """Like the constructor, except that None stands for a field's default; ``max_tokens=None`` keeps its own meaning."""
+        return cls(**{name: value for name, value in given.items() if value is not None or name == "max_tokens"})
+
+    def clone(self) -> SamplingParams:
+        """A copy that shares nothing with this one."""
+        return copy.deepcopy(self)
+
+    def validate(self) -> None:
+        """Checks every field and brings it into one form, of Python's own types and in containers of its own. The engine does so
+        again with its copy: fields may have changed since the construction. Raises ValueError naming field, value and range."""
+        for name in _UNAVAILABLE:
+            value = getattr(self, name)
+            _require(value is None or value is False, name, value, "left out: it is not available in this version")
+        for name in _FLAGS:
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        for name, least, most, optional in _INTEGERS:
+            setattr(self, name, _integer(name, getattr(self, name), least, most, optional))
+        for name, low, high in _NUMBERS:
+            setattr(self, name, _number(name, getattr(self, name), low, high))
+        _require(self.top_p > 0, "top_p", self.top_p, "in (0, 1]")
+        if self.max_tokens is not None:
+            _require(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}")
+        _require(isinstance(self.output_kind, RequestOutputKind), "output_kind", self.output_kind, "a RequestOutputKind")
         if 0 < self.temperature < MIN_TEMPERATURE:
             self.temperature = MIN_TEMPERATURE
         if self.greedy:
@@ -102,60 +136,34 @@ class SamplingParams:
             _require(self.n == 1, "n", self.n, "1 when temperature is 0: greedy completions would all be the same")
         if self.seed == -1:
             self.seed = None
-        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
-        self.stop_token_ids = _token_ids("stop_token_ids", self.stop_token_ids or [])
-        self.all_stop_token_ids = self.stop_token_ids
-        _require(all(isinstance(s, str) and s for s in self.stop), "stop", self.stop, "strings that are not empty")
-        _require(self.detokenize or not self.stop, "stop", self.stop, "empty when detokenize=False: there is no text to search")
+        self._validate_text()
         self._validate_tokens()
-        if self.skip_reading_prefix_cache is None:
-            self.skip_reading_prefix_cache = self.prompt_logprobs is not None
+        skip = self.skip_reading_prefix_cache
+        _require(skip is None or isinstance(skip, bool), "skip_reading_prefix_cache", skip, "True, False or None")
+        self.skip_reading_prefix_cache = bool(skip) or self.prompt_logprobs is not None
 
     @property
     def greedy(self) -> bool:
         """Always the most likely token."""
         return self.temperature == 0
 
-    def _validate_numbers(self) -> None:
-        _integer("n", self.n, 1)
-        for name in ("presence_penalty", "frequency_penalty"):
-            _number(name, getattr(self, name), -2, 2)
-        _number("repetition_penalty", self.repetition_penalty)
-        _require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "greater than 0")
-        _number("temperature", self.temperature, 0, 2)
-        _number("top_p", self.top_p, 0, 1)
-        _require(self.top_p > 0, "top_p", self.top_p, "in (0, 1]")
-        _integer("top_k", self.top_k, -1)
-        _number("min_p", self.min_p, 0, 1)
-        _require(self.seed is None or _is_integer(self.seed), "seed", self.seed, "an integer or None")
-        _integer("max_tokens", self.max_tokens, 1, optional=True)
-        _integer("min_tokens", self.min_tokens, 0)
-        if self.max_tokens is not None:
-            _require(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}")
-        _integer("logprobs", self.logprobs, -1, optional=True)
-        _integer("prompt_logprobs", self.prompt_logprobs, -1, optional=True)
-        _require(isinstance(self.output_kind, RequestOutputKind), "output_kind", self.output_kind, "a RequestOutputKind")
+    def _validate_text(self) -> None:
+        stop = [self.stop] if isinstance(self.stop, str) else _listed("stop", _or_empty(self.stop), "a string or a list of strings")
+        _require(all(isinstance(s, str) and s for s in stop), "stop", stop, "strings that are not empty")
+        _require(self.detokenize or not stop, "stop", stop, "empty when detokenize=False: there is no text to search")
+        self.stop = stop
+        if self.bad_words is not None:
+            words = _listed("bad_words", self.bad_words, "a list of words (of one word too)")
+            _require(all(isinstance(w, str) and w.strip() for w in words), "bad_words", words, "words that are not empty")
+            self.bad_words = words
 
     def _validate_tokens(self) -> None:
-        if self.logit_bias is not None:
-            try:
-                bias = {int(token): float(value) for token, value in self.logit_bias.items()}
-            except (TypeError, ValueError, AttributeError):
-                raise _error("logit_bias", self.logit_bias, "a dict of token id -> number") from None
-            _token_ids("logit_bias", list(bias))
-            _require(not any(map(math.isnan, bias.values())), "logit_bias", self.logit_bias, "without NaN")
-            self.logit_bias = {t: min(max(v, -MAX_LOGIT_BIAS), MAX_LOGIT_BIAS) for t, v in bias.items()}
+        self.all_stop_token_ids = self.stop_token_ids = _token_ids("stop_token_ids", _or_empty(self.stop_token_ids))
         if self.allowed_token_ids is not None:
-            _require(len(self.allowed_token_ids) > 0, "allowed_token_ids", self.allowed_token_ids, "not empty (None = all)")
             self.allowed_token_ids = _token_ids("allowed_token_ids", self.allowed_token_ids)
-        if self.bad_words is not None:
-            words = all(isinstance(word, str) and word.strip() for word in self.bad_words)
-            _require(words, "bad_words", self.bad_words, "words that are not empty")
-
-    def _refuse_unavailable(self) -> None:
-        for name in _UNAVAILABLE:
-            value = getattr(self, name)
-            _require(value is None or value is False, name, value, "left out: it is not available in this version")
+            _require(len(self.allowed_token_ids) > 0, "allowed_token_ids", self.allowed_token_ids, "not empty (None = all)")
+        if self.logit_bias is not None:
+            self.logit_bias = _logit_bias(self.logit_bias)
 
 
 _UNAVAILABLE: Final = (
@@ -173,8 +181,39 @@ _UNAVAILABLE: Final = (
 )
 
 
+_FLAGS: Final = ("ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output")
+_INTEGERS: Final = (
+    ("n", 1, MAX_N, False),
+    ("top_k", -1, INT32_MAX, False),
+    ("seed", -(2**63), 2**64 - 1, True),
+    ("max_tokens", 1, math.inf, True),
+    ("min_tokens", 0, math.inf, False),
+    ("logprobs", -1, INT32_MAX, True),
+    ("prompt_logprobs", -1, INT32_MAX, True),
+)
+"""Field, least and greatest value, and whether it may be None. Executors keep top_k as int32 and seeds in 64 bits."""
+_NUMBERS: Final = (
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("repetition_penalty", FLOAT32_TINY, FLOAT32_MAX),
+    ("temperature", 0, 2),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+)
+"""Field, least and greatest value; executors keep them as float32."""
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number: an int or one of numpy's, but no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _error(name: str, value: object, expected: str) -> ValueError:
-    return ValueError(f"SamplingParams: {name}={value!r} cannot work: it must be {expected}")
+    return ValueError(f"SamplingParams: {name}={reprlib.repr(value)} cannot work: it must be {expected}")
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -182,22 +221,42 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
         raise _error(name, value, expected)
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _integer(name: str, value: Any, least: int, most: float, optional: bool) -> int | None:
+    if optional and value is None:
+        return None
+    if not (is_integer(value) and least <= value <= most):
+        bounds = f">= {least}" if most == math.inf else f"from {least} to {most}"
+        raise _error(name, value, f"an integer {bounds}" + (" or None" if optional else ""))
+    return int(value)
 
 
-def _integer(name: str, value: int | None, least: int, optional: bool = False) -> None:
-    if not (optional and value is None):
-        expected = f"an integer >= {least}" + (" or None" if optional else "")
-        _require(_is_integer(value) and value >= least, name, value, expected)  # type: ignore[operator]
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if not (_is_number(value) and low <= value <= high):
+        raise _error(name, value, f"a number in [{low:g}, {high:g}]")
+    return float(value)
 
 
-def _number(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
-    _require(fits, name, value, "a finite number" if low == -math.inf else f"a number in [{low:g}, {high:g}]")
+def _or_empty(value: Any) -> Any:
+    return () if value is None else value
 
 
-def _token_ids(name: str, ids: list[int]) -> list[int]:
-    listed = list(ids)
-    _require(all(_is_integer(t) and t >= 0 for t in listed), name, ids, "token ids (integers >= 0)")
-    return listed
+def _listed(name: str, value: Any, expected: str) -> list[Any]:
+    """Of text, bytes and dicts the parts are not what was meant."""
+    _require(isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping), name, value, expected)
+    return list(value)
+
+
+def _token_ids(name: str, ids: Any) -> list[int]:
+    listed = _listed(name, ids, "a list of token ids")
+    _require(all(is_integer(token) and token >= 0 for token in listed), name, listed, "token ids (integers >= 0)")
+    return [int(token) for token in listed]
+
+
+def _logit_bias(given: Any) -> dict[int, float]:
+    """Ids may be text, as keys of JSON are."""
+    _require(isinstance(given, Mapping), "logit_bias", given, "a dict of token id -> number")
+    ids = [int(token) if isinstance(token, str) and token.isdecimal() else token for token in given]
+    for value in given.values():
+        _require(_is_number(value) and value == value, "logit_bias", given, "a dict of token id -> number, NaN aside")
+    clamped = [float(min(max(value, -MAX_LOGIT_BIAS), MAX_LOGIT_BIAS)) for value in given.values()]
+    return dict(zip(_token_ids("logit_bias", ids), clamped))

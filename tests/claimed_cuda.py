@@ -244,11 +244,13 @@ def claimed_cuda(arch: tuple[int, int] = (9, 0), free_bytes: int = 1 << 30) -> I
     nothing: Callable[..., None] = lambda *args, **kwargs: None  # noqa: E731
     fakes = {
         "is_available": lambda: True,
+        "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": nothing,
-        "get_device_properties": lambda device=None: SimpleNamespace(major=arch[0], minor=arch[1], multi_processor_count=132),
+        "get_device_properties": lambda device=None: SimpleNamespace(
+            name="Claimed", major=arch[0], minor=arch[1], multi_processor_count=132
+        ),
         "Stream": _Context,
-        "Event": _Context,
         "CUDAGraph": _Context,
         "stream": _Context,
         "current_stream": _Context,
@@ -259,12 +261,14 @@ def claimed_cuda(arch: tuple[int, int] = (9, 0), free_bytes: int = 1 << 30) -> I
         "synchronize": lambda *args: mode.waits("torch.cuda.synchronize"),
         "mem_get_info": lambda *args: (free_bytes, 2 * free_bytes),
         "memory_allocated": lambda *args: 0,
+        "memory_reserved": lambda *args: 0,
         "max_memory_allocated": lambda *args: 0,
         "device": _Context,
     }
     with pytest.MonkeyPatch.context() as patch, mode:
         for name, fake in fakes.items():
             patch.setattr(torch.cuda, name, fake)
+        patch.setattr(torch, "Event", _Context)
         patch.setattr(torch, "Generator", _HostGenerator)
         jit = pytest.importorskip("triton.runtime.jit")
         patch.setattr(jit.JITFunction, "run", lambda kernel, *args, **kwargs: mode.launch(kernel, *args, **kwargs))

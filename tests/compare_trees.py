@@ -61,9 +61,10 @@ def run_tree(tree: Path) -> dict[str, Any]:
         done = subprocess.run([sys.executable, *words], env=environment, cwd=tree, text=True, capture_output=True)
         return done.stdout if done.returncode == 0 else f"exit code {done.returncode}: {done.stderr[-2000:]}"
 
-    seen = json.loads(output(str(script), "--observe").splitlines()[-1])
+    # -P: the folder of this script holds packages of the same names.
+    seen = json.loads(output("-P", str(script), "--observe").splitlines()[-1])
     with tempfile.TemporaryDirectory() as folder:
-        output("experiments/serve.py", "workload.num_requests=8", f"hydra.run.dir={folder}")
+        output("experiments/serve.py", "workload.num_requests=8", "workload.rate=inf", f"hydra.run.dir={folder}")
         row = json.loads((Path(folder) / "run.json").read_text())
         seen |= {f"row.{key}": value for key, value in row.items() if not key.startswith(MEASURED)}
         seen |= {f"row.{key}": "present" for key in row if key.startswith("metric.")}

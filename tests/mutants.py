@@ -12,10 +12,11 @@ _PREFIX = "framework/engine/kv_cache/prefix.py"
 _RUNNER = "framework/worker/runner.py"
 _ROWS = "framework/worker/request_rows.py"
 _SAMPLER = "framework/worker/sampler.py"
-_PENALTIES = "framework/worker/sampler.py"
+_PENALTIES = "framework/worker/penalties.py"
 _OUTPUT = "framework/engine/output_processor.py"
 _DETOKENIZER = "framework/engine/detokenizer.py"
 _ASYNC = "framework/async_engine.py"
+_CLIENT = "framework/engine_client.py"
 _PROCESS = "framework/engine_process.py"
 
 
@@ -37,7 +38,7 @@ _TEXT_TESTS = [
     "tests/test_outputs_agree.py",
 ]
 _TOKEN_TESTS = ["tests/test_sampling_oracle.py", "tests/test_against_transformers.py"]
-_PROCESS_TESTS = ["tests/framework/test_async_aborts.py", "tests/framework/test_async_engine.py"]
+_PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
 
 TESTS: dict[str, list[str]] = {
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS],
@@ -52,6 +53,7 @@ TESTS: dict[str, list[str]] = {
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
     _ASYNC: _PROCESS_TESTS,
+    _CLIENT: _PROCESS_TESTS,
     _PROCESS: _PROCESS_TESTS,
 }
 """The tests that are to notice a fault in a file, quick ones first."""
@@ -263,27 +265,13 @@ MUTANTS = [
         "if text is not None:",
     ),
     # Streams.
+    Mutant("AsyncEngine never aborts", _ASYNC, "self._client.close(stream.key, abort=not stream.finished)", "pass"),
+    Mutant("abort() does nothing", _ASYNC, "                self._client.abort(stream.key)", "                pass"),
     Mutant(
-        "AsyncEngine never aborts",
-        _ASYNC,
-        "if not finished and self._dead is None:\n                self._send(Abort(request_id))",
-        "pass",
+        "streams are not told that the engine is dead", _CLIENT, "        self._hand_on((key, self.dead_error) for key in keys)", ""
     ),
-    Mutant(
-        "abort() does nothing",
-        _ASYNC,
-        'finish reason "abort"."""\n        self._send(Abort(request_id))',
-        'finish reason "abort"."""',
-    ),
-    Mutant(
-        "streams are not told that the engine is dead",
-        _ASYNC,
-        "                self._put(request_id, EngineDeadError(reason))",
-        "                pass",
-    ),
-    Mutant(
-        "the engine's process passes over aborts", _PROCESS, "aborted = engine.abort([message.request_id])", "aborted: list = []"
-    ),
+    Mutant("a closed loop ends the reader", _CLIENT, "except RuntimeError:  # the loop is closed", "except KeyError:  #"),
+    Mutant("the engine's process passes over aborts", _PROCESS, "_send(pipe, engine.abort([key]))", "pass"),
     Mutant(
         "the engine's process reads no message while it works",
         _PROCESS,

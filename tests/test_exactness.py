@@ -18,10 +18,9 @@ from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
-from triton_kernels.ops import OPS
 
 Job = tuple[tuple[int, ...], SamplingParams]
-REFERENCE = dict.fromkeys(OPS, "reference") | {"qk_norm_rotary_kv_write": "none"}
+REFERENCE = {"default": "reference"}
 SHARED_PREFIX = tuple(random.Random(0).choices(range(300, 2000), k=40))
 
 
@@ -31,7 +30,7 @@ def engine(
     cache = cache or CacheConfig(num_blocks=200, prefix_caching=False)
     scheduler = scheduler or SchedulerConfig(max_num_seqs=16)
     cache.check_invariants = True
-    model = ModelConfig("tiny", dtype="float32", max_model_len=160)
+    model = ModelConfig("tiny", dtype="float32", max_model_len=160, max_logprobs=-1)
     return build_engine(EngineConfig(model, cache, scheduler, kernels=dict(kernels), num_threads=1))
 
 

@@ -1,4 +1,9 @@
-"""What attention kernels are handed besides q: the paged cache of a layer, and where each request's tokens lie in it."""
+"""What attention kernels are handed besides q: the paged cache of a layer, and where each request's tokens lie in it.
+
+Block and page: the engine gives out blocks, numbered over the whole pool; here, at the kernels' border, page i of a layer is what
+block i holds of that layer. So ``block_size`` there is ``page_size`` here, and a block table, whose name both sides share, lists
+pages.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ class LayerKV(NamedTuple):
     """The KV cache of one layer.
 
     k, v               [num_pages, page_size, num_kv_heads, head_dim]; last dimension contiguous, other strides free. Page 0
-                       is the null block: never read for a real token. v may alias k and have another head_dim.
+                       belongs to the null block: never read for a real token. v may alias k and have another head_dim.
     k_scale, v_scale   f32 [num_pages, page_size, num_kv_heads] for quantized caches, else None.
     """
 
@@ -33,7 +38,7 @@ class AttentionMeta:
     cu_q         int32 [R+1]: query rows of request r are cu_q[r]:cu_q[r+1]
     seq_lens     int32 [R]: tokens in the cache including this step's; the last query of r is at position seq_lens[r]-1.
                  0 marks a padding row: its output is 0, its LSE -inf
-    block_table  int32 [R, max_blocks]: page of logical block b of request r
+    block_table  int32 [R, max_blocks]: the page of request r's tokens b * page_size and on
     max_q        host: upper bound of queries per request
     max_seq_len  host: upper bound of seq_lens
     workspace    persistent scratch by impl name; ``begin_step`` fills it once per step for all layers of the group

@@ -34,7 +34,7 @@ class Tolerance:
     exactly, except in rows that ``token_ties`` excuses: it takes the arguments by name and returns bool [R], true
     where the two best scores, or a score and the border of what is kept, lie within 1e-5 relative. Of impls with their own
     random numbers, the rows that ``drawn`` names (in the same way) are not compared. ``numbers`` turns the list of outputs into
-    what is compared: codes into the numbers that they and their scales stand for.
+    what is compared: quantized values into the numbers that they and their scales stand for.
     """
 
     relative: Mapping[torch.dtype, float] = field(
@@ -53,8 +53,8 @@ class Case:
     ``make(generator, dtype, device)`` returns every argument of the reference by name. ``dims``, ``q_lens`` and
     ``ctx_lens`` are what the op's cost function takes. ``tags``: ``"tiled"`` has three or more blocks on every tiled axis,
     ``"odd"`` has sizes that divide nothing, ``"bench"`` is too large for the interpreter and used for benchmarks and
-    rooflines only. ``relative`` stands in for that of the op's tolerance where a case needs limits of its own (codes made inside
-    the op, which one last bit moves to the next).
+    rooflines only. ``relative`` stands in for that of the op's tolerance where a case needs limits of its own (quantized values
+    made inside the op, which one last bit moves to the next).
     """
 
     name: str
@@ -80,6 +80,7 @@ class Op:
     mutates     names of the arguments written in place.
     row_args    names of the arguments whose first dimension counts rows that must not influence each other (with ``meta``:
                 its requests); what batch invariance is tested on. Outputs, and mutated row arguments, have the same rows.
+    fuses       names of the ops whose work it does in one pass; where it is not chosen, those run.
     facts       from the bound arguments to the static facts that an impl's ``unsupported`` can look at.
     cost        ``cost(dims, q_lens, ctx_lens)``: pure Python; q_lens are new tokens per request, ctx_lens tokens in the
                 cache per request including the new ones. dims carry ``weight_bytes``/``act_bytes``/``kv_bytes`` per element.
@@ -94,6 +95,7 @@ class Op:
     optional: tuple[str, ...] = ()
     mutates: tuple[str, ...] = ()
     row_args: tuple[str, ...] = ()
+    fuses: tuple[str, ...] = ()
     tolerance: Tolerance = Tolerance()
     facts: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 

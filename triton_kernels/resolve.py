@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,6 +12,15 @@ from typing import Any
 from .impl import Impl
 from .registry import Registry
 from .spec import Spec
+
+KINDS: Mapping[str, Callable[[Impl], bool]] = MappingProxyType(
+    {
+        "reference": lambda impl: impl.name == "reference",
+        "torch": lambda impl: impl.name == "torch",
+        "triton": lambda impl: impl.is_triton,
+    }
+)
+"""What ``default`` can ask of every op beside ``auto``."""
 
 
 class NoKernelError(ValueError):
@@ -27,6 +36,11 @@ class Choice:
 
     def __str__(self) -> str:
         return "@".join([self.name, *(f"{k}:{_text(v)}" for k, v in self.options.items())])
+
+    @property
+    def is_name(self) -> bool:
+        """Whether it asks for one impl, which then has to run."""
+        return self.name not in ("auto", "none")
 
 
 def parse_choice(text: str) -> Choice:
@@ -67,29 +81,91 @@ def resolve(registry: Registry, op: str, spec: Spec, choice: str | Choice = "aut
     wish = choice if isinstance(choice, Choice) else parse_choice(choice)
     found = registry.impls(op)
     if wish.name == "auto":
-        for candidate in found.values():
-            if candidate.flags.rng == "contract" and not candidate.unsupported(spec, wish.options):
-                return candidate, Choice(candidate.name, wish.options)
+        if best := _best(found.values(), spec, wish.options):
+            return best, Choice(best.name, wish.options)
     elif wish.name in found and not found[wish.name].unsupported(spec, wish.options):
         return found[wish.name], wish
-    raise NoKernelError(_explain(registry, op, spec, wish, found))
+    missing = [] if wish.name == "auto" or wish.name in found else [f"There is no impl named {wish.name!r}."]
+    raise NoKernelError(_explain(registry, op, spec, f"{op}={wish}", wish, missing))
 
 
-def _explain(registry: Registry, op: str, spec: Spec, wish: Choice, found: Mapping[str, Impl]) -> str:
+class Choices:
+    """What is asked of the kernels of one engine.
+
+    ``given`` maps ops to choices, and ``default`` to what all other ops take: ``auto``, or a kind of impl: ``reference``,
+    ``torch``, or ``triton`` (of an op's Triton impls the best that runs here, whatever its name). A fused op takes ``none`` too,
+    so that the ops run whose work it does; that is what a default of reference or torch means for it.
+
+    Raises ValueError for an op or a default that there is not. Names of impls are looked up when they are resolved.
+    """
+
+    def __init__(self, registry: Registry, given: Mapping[str, str]) -> None:
+        self._registry, self._default = registry, given.get("default", "auto")
+        if self._default not in ("auto", *KINDS):
+            raise ValueError(
+                f"kernels.default={self._default!r} cannot work: it must be one of auto, {', '.join(KINDS)}; "
+                "an impl is named per op (kernels.<op>=<name>)"
+            )
+        self._given = {op: parse_choice(choice) for op, choice in given.items() if op != "default"}
+        for op in sorted(set(self._given) - set(registry.ops)):
+            raise ValueError(f"kernels.{op}: there is no such op; the ops are {', '.join(sorted(registry.ops))}")
+        for op, choice in self._given.items():
+            if choice.name == "none" and not registry.ops[op].fuses:
+                fused = ", ".join(name for name, found in registry.ops.items() if found.fuses)
+                raise NoKernelError(f"kernels.{op}=none: there is no impl named 'none'; fused ops alone take it ({fused})")
+
+    def of(self, op: str) -> Choice:
+        """What is asked of one op, a kind of impl aside: that is ``auto`` here."""
+        if op in self._given:
+            return self._given[op]
+        separate = self._registry.ops[op].fuses and self._default in ("reference", "torch")
+        return Choice("none" if separate else "auto", {})
+
+    @property
+    def named(self) -> dict[str, Choice]:
+        """The ops of which an impl is asked for by name."""
+        return {op: choice for op, choice in self._given.items() if choice.is_name}
+
+    def fuse(self, op: str, replaced: Iterable[str]) -> bool | None:
+        """Whether the fused ``op`` is to run in place of the ops in ``replaced``: True if it is chosen by name, False if its choice
+        is ``none`` or it is ``auto`` and one of those is chosen by name, None if priorities decide."""
+        if self.of(op).name != "auto":
+            return self.of(op).is_name
+        return False if any(other in self.named for other in replaced) else None
+
+    def resolve(self, op: str, spec: Spec) -> tuple[Impl, Choice, str]:
+        """The impl, the choice that stands for it, and what chose it: ``name``, ``default`` or ``auto`` (with the reason, if a
+        default was asked for). Raises :class:`NoKernelError` if what was asked for cannot serve."""
+        if op in self._given or self._default == "auto":
+            choice = self.of(op)
+            return *resolve(self._registry, op, spec, choice), "name" if choice.is_name else "auto"
+        of_kind = [impl for impl in self._registry.impls(op).values() if KINDS[self._default](impl)]
+        if not of_kind:
+            return *resolve(self._registry, op, spec), f"auto (has no {self._default} impl)"
+        if best := _best(of_kind, spec, {}):
+            return best, Choice(best.name, {}), "default"
+        asked = f"{op}={self._default} (by kernels.default)"
+        raise NoKernelError(_explain(self._registry, op, spec, asked, Choice("auto", {})))
+
+
+def _best(candidates: Iterable[Impl], spec: Spec, options: Mapping[str, Any]) -> Impl | None:
+    usable = (c for c in candidates if c.flags.rng == "contract" and not c.unsupported(spec, options))
+    return next(usable, None)
+
+
+def _explain(registry: Registry, op: str, spec: Spec, asked: str, wish: Choice, missing: Iterable[str] = ()) -> str:
     facts = ", ".join(f"{k}={v}" for k, v in spec.facts.items())
-    asked = f"{op}={wish} on {spec.device} ({spec.arch}), {str(spec.dtype).removeprefix('torch.')}"
-    lines = [f"no kernel for {asked}{', ' + facts if facts else ''}."]
-    if wish.name != "auto" and wish.name not in found:
-        lines.append(f"There is no impl named {wish.name!r}.")
-    lines.append(f"Impls of {op}:")
-    for name, candidate in found.items():
-        options = wish.options if name == wish.name or wish.name == "auto" else {}
+    where = f"{spec.device} ({spec.arch}), {str(spec.dtype).removeprefix('torch.')}"
+    lines = [f"no kernel for {asked} on {where}{', ' + facts if facts else ''}.", *missing, f"Impls of {op}:"]
+    for name, candidate in registry.impls(op).items():
+        options = wish.options if wish.name in (name, "auto") else {}
         reasons = candidate.unsupported(spec, options)
         if wish.name == "auto" and candidate.flags.rng == "own":
             reasons.append("has its own random numbers, so it is never chosen automatically")
         lines.append(f"  {name}: {'; '.join(reasons) if reasons else 'available'}")
     lines += [f"  (failed to load) {f.source}: {f.error}" for f in registry.failures]
-    lines.append("Choose one that is available, or auto.")
+    none = f", or none (then {', '.join(registry.ops[op].fuses)} run)" if registry.ops[op].fuses else ""
+    lines.append(f"Set kernels.{op} to one that is available, or to auto{none}.")
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from transformers import ContinuousBatchingConfig
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from framework.study.workload.config import SamplingConfig
-from framework.worker.local_executor import DEFAULT_CPU_CACHE_BYTES
+from framework.worker.devices import DEFAULT_CACHE_BYTES
 
 from .transformers_library import Completion, Library, generation_config
 
@@ -108,7 +108,7 @@ def _num_blocks(library: Library, num_tokens: int) -> int | None:
     kv_heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     page_bytes = PAGE_SIZE * shape.num_hidden_layers * 2 * kv_heads * head_dim * library.model.dtype.itemsize
-    fitting = (DEFAULT_CPU_CACHE_BYTES if budget is None else budget) // page_bytes
+    fitting = (DEFAULT_CACHE_BYTES if budget is None else budget) // page_bytes
     # Its attention mask spans the whole cache, so that pages which nobody can fill cost more than their own memory.
     useful = -(-num_tokens // PAGE_SIZE) + library.config.scheduler.max_num_seqs
     return max(1, min(fitting, useful))

@@ -9,10 +9,12 @@ import torch
 import transformers
 
 from framework.config import EngineConfig
-from framework.models.architecture import read_model
+from framework.executor.kinds import EXECUTORS
+from framework.models.architecture import ModelInfo
 from framework.models.transformers_model import library_config, library_model
 from framework.study.workload.config import SamplingConfig
-from framework.worker.local_executor import resolve_device
+from framework.worker.devices import open_device
+from framework.worker.local_executor import check_weights_fit
 
 
 @dataclass
@@ -35,27 +37,27 @@ class Library:
     max_model_len: int
 
     @classmethod
-    def load(cls, config: EngineConfig) -> Library:
-        """Raises ValueError for models that cannot be found, read or served, and for what only our engine has."""
+    def load(cls, config: EngineConfig, info: ModelInfo) -> Library:
+        """info: of ``config.model``. Raises ValueError for models that cannot be served, and for what only our engine has."""
         config.validate()
-        if config.executor.kind != "local":
+        if not EXECUTORS[config.executor.kind].has_device:
             raise ValueError(
                 f"executor.kind={config.executor.kind} is a device of our engine only: serve with system=kernelswap, "
-                "or choose executor.kind=local"
+                f"or choose executor.kind={' or '.join(name for name, kind in EXECUTORS.items() if kind.has_device)}"
             )
-        device = resolve_device(config.device)
+        device = open_device(config.device)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        info = read_model(config.model)
         if config.cache.dtype not in ("auto", info.dtype):
             raise ValueError(
                 f"cache.dtype={config.cache.dtype}: the library keeps keys and values in the model's {info.dtype}; "
                 "use cache.dtype=auto"
             )
+        check_weights_fit(info, device)
         found = library_config(config.model, info)
         if found.is_encoder_decoder:
             raise ValueError(f"model {config.model.name!r} is an encoder-decoder; only decoders can be served")
-        return cls(config, library_model(config.model, info, found, device, config.seed), info.max_model_len)
+        return cls(config, library_model(config.model, info, found, device.torch, config.seed), info.max_model_len)
 
     @property
     def vocab_size(self) -> int:

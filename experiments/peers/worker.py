@@ -43,9 +43,11 @@ def transformers(model: str, dtype: str, threads: int, kernels: dict[str, str]) 
     from experiments.peers.static import StaticBatches
     from experiments.peers.transformers_library import Completion, Library
     from framework.config import EngineConfig, ModelConfig
+    from framework.models.architecture import read_model
     from framework.study.workload import SamplingConfig
 
-    library = Library.load(EngineConfig(model=ModelConfig(model, dtype=dtype), device="cpu", num_threads=threads))
+    config = EngineConfig(model=ModelConfig(model, dtype=dtype), device="cpu", num_threads=threads)
+    library = Library.load(config, read_model(config.model))
     batches = StaticBatches(library, SamplingConfig(), eos_ids=())
 
     def generate(workload: Workload) -> list[list[int]]:

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if num_failed < len(runs):
         table = summarize(runs, metrics) if args.compare is None else compare(runs, metrics, *args.compare.partition("=")[::2])
         table.columns = table.columns.str.removeprefix("metric.")
-        print(table.to_string(index=False, float_format="{:.4g}".format))
+        print(table.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
     for error in runs.loc[runs["status"] != "ok", ["run", "error"]].itertuples(index=False):
         print(f"failed: {error.run}: {str(error.error).splitlines()[0]}")
     print(f"{len(runs)} runs, {num_failed} failed: {output}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..study.results import format_table
-from . import bench, pack, tune
+from . import bench, kernel_list, pack, tune
 from .child import DTYPES, compile_for, run_module
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         added.set_defaults(run=run)
         return added
 
-    listing = command("list", _list, "every kernel, what it promises, and whether it can run here")
-    listing.add_argument("ops", nargs="*", metavar="OP")
+    kernel_list.add_parser(commands)
 
     check = command("check", _check, "hold kernels to their contracts, on all cases of their ops")
     check.add_argument("kernels", nargs="+", metavar="OP[:IMPL[@key:value]]", help="OP or OP:all means all of the op")
@@ -76,43 +75,6 @@ def _select(registry: Registry, names: Iterable[str], triton_only: bool = False)
 
 def _failures(registry: Registry) -> str:
     return "".join(f"\nfailed to load {failure.source}: {failure.error}" for failure in registry.failures)
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from triton_kernels.lab import conformance
-    from triton_kernels.registry import Registry
-    from triton_kernels.spec import Spec, device_arch
-
-    registry = Registry.load(arguments.plugin)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    rows = [["kernel", "priority", "promises", "devices", "options", "origin", "here"]]
-    for name in arguments.ops or registry.ops:
-        impls = registry.impls(name)
-        op = registry.ops[name]
-        spec = Spec(device.type, device_arch(device), dtype)
-        if op.cases:  # facts as a real layer would have them
-            spec = conformance.make_spec(op, conformance.make_args(op, op.cases[0], dtype, device), dtype, device)
-        for impl in impls.values():
-            flags = [flag for flag in ("cuda_graph", "deterministic", "batch_invariant") if getattr(impl.flags, flag)]
-            promises = ", ".join(flags + (["own random numbers"] if impl.flags.rng == "own" else []))
-            options = " ".join(f"{key}:{value}" for key, value in impl.options.items())
-            reasons = impl.unsupported(spec)
-            rows.append(
-                [
-                    f"{name}:{impl.name}",
-                    str(impl.priority),
-                    promises,
-                    " ".join(impl.devices),
-                    options or "-",
-                    f"{impl.origin} {impl.version}".strip(),
-                    "no: " + "; ".join(reasons) if reasons else "yes",
-                ]
-            )
-    print(format_table(rows) + _failures(registry))
-    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -196,38 +158,30 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _roofline(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from triton_kernels.cases.serving import serving_cases
     from triton_kernels.devices import DEVICES
-    from triton_kernels.lab.ceilings import compute_format
+    from triton_kernels.lab.roofline import rooflines
     from triton_kernels.registry import Registry
 
     registry = Registry.load(arguments.plugin)
     registry.impls(arguments.op)  # says which ops there are
     if arguments.device not in DEVICES:
         raise ValueError(f"no device named {arguments.device!r}; the device table has {', '.join(DEVICES)}")
-    device, op = DEVICES[arguments.device], registry.ops[arguments.op]
-    calls = {case.name: (case.dims, case.batch.q_lens, case.batch.ctx_lens) for case in serving_cases(op.name)}
-    calls |= {case.name: (case.dims, case.q_lens, case.ctx_lens) for case in op.cases if "bench" in case.tags}
-    rows = [["case", "products", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
-    for name, (dims, q_lens, ctx_lens) in calls.items():
-        cost, kind = op.cost(dims, q_lens, ctx_lens), compute_format(op.name, dims, torch.bfloat16)
-        if kind not in device.flops_s:
-            rows.append([name, kind, *["-"] * 3, f"{device.name} has none", "-", "-"])
+    device = DEVICES[arguments.device]
+    rows = [["case", "GEMMs in", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
+    for found in rooflines(registry.ops[arguments.op], device):
+        if found.arithmetic_s is None:
+            rows.append([found.case, found.format, *["-"] * 3, f"{device.name} has none", "-", "-"])
             continue
-        arithmetic_s, memory_s = cost.flops / device.flops_s[kind], cost.bytes / device.copy_bytes_s
-        least_s = max(arithmetic_s, memory_s)
         rows.append(
             [
-                name,
-                kind,
-                f"{cost.flops / 1e9:.3f}",
-                f"{cost.bytes / 1e6:.3f}",
-                f"{least_s * 1e6:.2f}",
-                "arithmetic" if arithmetic_s > memory_s else "memory",
-                f"{cost.flops / least_s / 1e12:.1f}",
-                f"{cost.bytes / least_s / 1e12:.2f}",
+                found.case,
+                found.format,
+                f"{found.cost.flops / 1e9:.3f}",
+                f"{found.cost.bytes / 1e6:.3f}",
+                f"{found.least_s * 1e6:.2f}",
+                "arithmetic" if found.arithmetic_s > found.memory_s else "memory",
+                f"{found.cost.flops / found.least_s / 1e12:.1f}",
+                f"{found.cost.bytes / found.least_s / 1e12:.2f}",
             ]
         )
     print(format_table(rows))

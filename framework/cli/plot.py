@@ -5,46 +5,41 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-KINDS = {
-    "latency": "distributions of TTFT and TPOT",
-    "load": "TTFT and TPOT against the offered load",
-    "pareto": "tokens/s/user over tokens/s, with the frontier",
-}
+from ..study.plot_kinds import PLOT_KINDS
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the subcommand."""
+    """Adds the subcommand, and below it one per kind of figure with what that takes."""
     parser = subparsers.add_parser("plot", help="draw a figure from all runs below a folder")
-    parser.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
-    parser.add_argument("folder", metavar="DIR", help="output folder of a run, a sweep, or several")
-    parser.add_argument("--output", metavar="FILE", help="png, pdf or svg file to write (default: DIR/KIND.png)")
-    parser.add_argument("--x", default="workload.rate", help="load: the swept column on the horizontal axis (default: %(default)s)")
-    parser.add_argument(
-        "--where",
-        metavar="COLUMN=VALUE",
-        action="append",
-        default=[],
-        help="only the runs with this value; may be given several times",
-    )
-    parser.set_defaults(run=run)
+    kinds = parser.add_subparsers(required=True, metavar="KIND")
+    for name, kind in PLOT_KINDS.items():
+        added = kinds.add_parser(name, help=kind.shows, description=kind.shows)
+        added.add_argument("folder", metavar="DIR", help="output folder of a run, a sweep, or several")
+        added.add_argument("--output", metavar="FILE", help=f"png, pdf or svg file to write (default: DIR/{name}.png)")
+        added.add_argument(
+            "--where",
+            metavar="COLUMN=VALUE",
+            action="append",
+            default=[],
+            help="only the runs with this value; may be given several times",
+        )
+        for option, text in kind.options.items():
+            added.add_argument(f"--{option}", default=argparse.SUPPRESS, help=text)
+        added.set_defaults(run=run, kind=name)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draws and writes the figure."""
-    from ..study import plots
-    from ..study.results import collect, collect_requests, select
+    from ..study.results import collect
+    from ..study.sweep import select
 
+    kind = PLOT_KINDS[args.kind]
     runs = collect(args.folder)
     for condition in args.where:
         column, _, value = condition.partition("=")
         runs = select(runs, column, value)
-    if args.kind == "latency":
-        figure = plots.latency(collect_requests(args.folder, runs), runs)
-    elif args.kind == "load":
-        figure = plots.load(runs, args.x)
-    else:
-        figure = plots.pareto(runs)
+    options = {name: getattr(args, name) for name in kind.options if hasattr(args, name)}
     output = Path(args.output) if args.output else Path(args.folder) / f"{args.kind}.png"
-    figure.savefig(output, dpi=150)
+    kind.draw(args.folder, runs, options).savefig(output, dpi=150)
     print(output)
     return 0

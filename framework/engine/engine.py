@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,15 +13,19 @@ from typing import Any
 from ..clock import Clock
 from ..config import EngineConfig
 from ..outputs import RequestOutput
-from ..sampling_params import SamplingParams
+from ..sampling_params import RequestOutputKind, SamplingParams
 from .detokenizer import TokenTexts
+from .errors import DeviceLostError, EngineDeadError
 from .executor import Executor, Handle
 from .inputs import EngineInput, InputProcessor, Prompt
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
 from .output_processor import OutputProcessor, RequestGroup
-from .request import Request, Status
-from .scheduler import Scheduler, SchedulerCounters
+from .request import FinishReason, Request, Status
+from .scheduled import ScheduledStep, SchedulerCounters
+from .scheduler import Scheduler
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,20 +42,18 @@ class Engine:
 
     inputs           of the model: tokenizes prompts, completes parameters, knows the end-of-sequence ids
     in_flight_steps  how many steps may be submitted and not yet committed
+    errored          why the engine is dead: its device is lost; None while it serves
     """
 
     def __init__(self, config: EngineConfig, executor: Executor, inputs: InputProcessor, clock: Clock) -> None:
         config.validate()
-        cache = config.cache
         self.config, self.executor, self.inputs, self.clock = config, executor, inputs, clock
-        self.manager = KVCacheManager(
-            executor.groups, executor.num_blocks, cache.block_size, cache.prefix_caching, cache.check_invariants
-        )
         self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
-        scheduling = replace(config.scheduler, in_flight_steps=self.in_flight_steps)
-        self.scheduler = Scheduler(scheduling, self.manager, executor.max_model_len)
+        self.manager, self.scheduler = self._new_books()
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer))
-        self._in_flight: deque[Handle] = deque()
+        self.errored: Exception | None = None
+        self._in_flight: deque[tuple[ScheduledStep, Handle]] = deque()
+        self._outputs: list[RequestOutput] = []  # not handed out yet
         self._num_added = 0
 
     def add_request(
@@ -61,13 +64,17 @@ class Engine:
         *,
         arrival_s: float | None = None,
         priority: int = 0,
+        output_kind: RequestOutputKind | None = None,
     ) -> None:
-        """Queues a request; smaller ``priority`` goes first under the priority policy. Raises ValueError, and changes nothing, for
-        one that could never be served."""
+        """Queues a request. Smaller ``priority`` goes first under the priority policy; ``output_kind`` replaces the parameters'.
+        Raises ValueError, and changes nothing, for one that could never be served, and EngineDeadError if the device was lost."""
+        self._check_alive()
         if request_id in self.processor.groups:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
-        complete = self._complete(self.inputs.params(params))
+        complete = self.inputs.params(params, output_kind)
+        if complete.seed is None:
+            complete.seed = self._next_seed()
         self._check_tokens(given.token_ids, complete)
         max_total = self.scheduler.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
@@ -79,40 +86,52 @@ class Engine:
             request = Request(name, given.token_ids, own, max_total, arrival_s, priority, extra_keys(given.cache_salt))
             request.leader = leader
             group.add(request, self.processor.texts)
-            self.scheduler.add(request)
             leader = leader or request
-        self.processor.groups[request_id] = group
         self._num_added += 1
+        self.processor.groups[request_id] = group
+        try:
+            for sample in group.samples:
+                self.scheduler.add(sample.request)
+        except BaseException:
+            self.abort([request_id])
+            raise
 
     def step(self) -> list[RequestOutput]:
         """Submits steps until enough are in flight, then takes in the oldest. Returns what it brought, finished requests
-        included; empty while prompts are computed in parts, or if there is nothing to do."""
-        while len(self._in_flight) < self.in_flight_steps and (scheduled := self.scheduler.schedule()):
-            self.processor.scheduled(scheduled, self.clock.now())
-            self._in_flight.append(self.executor.submit(scheduled.step_input))
-        if not self._in_flight:
-            assert not self.scheduler.requests, "requests wait, and nothing can be scheduled"
-            return []
-        committed = self.scheduler.commit(self._in_flight.popleft().result())
-        outputs, stopped = self.processor.process(committed, self.clock.now())
-        for request in stopped:
-            self.scheduler.finish(request, "stop", request.stop_reason)
+        included; empty while prompts are computed in parts, or if there is nothing to do.
+
+        An exception ends the requests of the step that it came from, with outputs that tell it; what else was in flight comes with
+        the next calls. Only what is no Exception (KeyboardInterrupt) is raised, and the engine can go on after it. Raises
+        EngineDeadError if the device was lost before."""
+        self._check_alive()
+        try:
+            error = self._submit()
+            if error is None:
+                error = self._take()
+        except BaseException as caught:
+            error = self._start_over(caught)
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        outputs, self._outputs = self._outputs, []
         return outputs
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """Ends requests now, and returns their last outputs. Ids that are not running are passed over."""
-        outputs = []
-        for request_id in request_ids:
-            if group := self.processor.groups.get(request_id):
-                open_requests = [sample.request for sample in group.samples if sample.request.status != Status.FINISHED]
-                for request in open_requests:
-                    self.scheduler.finish(request, "abort")
-                outputs.append(self.processor.aborted(group, open_requests, self.clock.now()))
-        return outputs
+        ids = dict.fromkeys(request_ids)
+        try:
+            for request_id in ids:
+                if group := self.processor.groups.get(request_id):
+                    self._end(group, "abort")
+        except BaseException as error:
+            self._start_over(error)
+            raise
+        found = [output for output in self._outputs if output.request_id in ids]
+        self._outputs = [output for output in self._outputs if output.request_id not in ids]
+        return found
 
     def has_unfinished(self) -> bool:
         """Whether ``step`` has anything left to do."""
-        return bool(self.scheduler.requests or self._in_flight)
+        return bool(self.scheduler.requests or self._in_flight or self._outputs)
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
@@ -135,20 +154,108 @@ class Engine:
         """Frees the device; the engine is of no use afterwards."""
         self.executor.shutdown()
 
-    def _complete(self, params: SamplingParams) -> SamplingParams:
-        """Seed and stop tokens of a private copy."""
-        if params.seed is None:
-            digest = blake2b(f"{self.config.seed}:{self._num_added}".encode(), digest_size=8).digest()
-            params.seed = int.from_bytes(digest, "little") >> 1
-        eos = () if params.ignore_eos else self.inputs.eos_token_ids
-        params.all_stop_token_ids = sorted({*(params.stop_token_ids or ()), *eos})
-        return params
+    def _submit(self) -> BaseException | None:
+        """Returns what a submission failed with."""
+        while len(self._in_flight) < self.in_flight_steps:
+            scheduled = self.scheduler.schedule()
+            while self.scheduler.waiting.unready:
+                request, error = self.scheduler.waiting.unready.pop()
+                self._end(request.sample.group, "error", error)
+            if scheduled is None:
+                break
+            self.processor.scheduled(scheduled, self.clock.now())
+            try:
+                handle = self.executor.submit(scheduled.step_input)
+            except BaseException as error:
+                return self._fail(scheduled, error, submitted=False)
+            self._in_flight.append((scheduled, handle))
+        return None
+
+    def _take(self) -> BaseException | None:
+        """Returns what the oldest step failed with."""
+        if not self._in_flight:
+            waits_for_others = self.scheduler.waiting.num_not_ready or self._outputs or not self.scheduler.requests
+            assert waits_for_others, "requests wait, and nothing can be scheduled"
+            return None
+        scheduled, handle = self._in_flight.popleft()
+        try:
+            output = handle.result()
+        except BaseException as error:
+            return self._fail(scheduled, error, submitted=True)
+        for row, text in output.failed.items():
+            self._end_rows([scheduled.rows[row]], text)
+        committed = self.scheduler.commit(output)
+        stopped, failed = self.processor.process(committed, self.clock.now(), self._outputs)
+        for request in stopped:
+            self.scheduler.finish(request, "stop", request.stop_reason)
+        for group, cause in failed:
+            self._end(group, "error", cause)
+        return None
+
+    def _fail(self, scheduled: ScheduledStep, error: BaseException, submitted: bool) -> BaseException:
+        """Ends the requests of a step. Nothing of what it computed can be found in the prefix cache, where blocks get when their
+        step is committed; what it wrote lies in blocks of its own requests."""
+        if isinstance(error, DeviceLostError):
+            return self._start_over(error)
+        if isinstance(error, Exception):
+            _logger.error("a step of %d requests failed", len(scheduled.rows), exc_info=error)
+        self.scheduler.drop(scheduled, submitted)
+        self._end_rows(scheduled.rows, error)
+        return error
+
+    def _start_over(self, error: BaseException) -> BaseException:
+        """After an exception at a place where nobody knows what was done and what not: ends every request, and begins with empty
+        books and no cached prefix. Results of steps in flight are not waited for."""
+        if isinstance(error, Exception):
+            _logger.error("the engine ends all its requests", exc_info=error)
+        if isinstance(error, DeviceLostError):
+            self.errored = error
+        counters, groups = self.scheduler.counters, list(self.processor.groups.values())
+        self._in_flight.clear()
+        self.manager, self.scheduler = self._new_books()
+        self.scheduler.counters = counters
+        self.scheduler.release_all_seats()
+        for group in groups:
+            for sample in group.samples:
+                if not sample.done:
+                    sample.request.status, sample.request.blocks = Status.WAITING, []
+            self._end(group, "error", error)
+        return error
+
+    def _end_rows(self, requests: list[Request], error: BaseException | str) -> None:
+        for group in {request.sample.group: None for request in requests if request.status != Status.FINISHED}:
+            self._end(group, "error", error)
+
+    def _end(self, group: RequestGroup, reason: FinishReason, error: BaseException | str | None = None) -> None:
+        """Ends what is left of a user's request, and makes its last output; nothing if there is nothing left."""
+        if self.processor.groups.get(group.request_id) is not group:
+            return
+        for sample in group.samples:
+            if not sample.done:
+                self.scheduler.finish(sample.request, reason)
+        text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+        self._outputs.append(self.processor.ended(group, self.clock.now(), text))
+
+    def _new_books(self) -> tuple[KVCacheManager, Scheduler]:
+        cache, executor = self.config.cache, self.executor
+        manager = KVCacheManager(
+            executor.groups, executor.num_blocks, cache.block_size, cache.prefix_caching, cache.check_invariants
+        )
+        scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
+        return manager, Scheduler(scheduling, manager, executor.max_model_len, executor.num_drafts)
+
+    def _check_alive(self) -> None:
+        if self.errored is not None:
+            raise EngineDeadError(f"the engine's device is lost ({self.errored}): build a new engine") from self.errored
+
+    def _next_seed(self) -> int:
+        """Of the request that is added now."""
+        digest = blake2b(f"{self.config.seed}:{self._num_added}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
 
     def _check_tokens(self, prompt: list[int], params: SamplingParams) -> None:
         if not prompt:
             raise ValueError("the prompt is empty: a request needs at least one token")
-        if params.detokenize and self.processor.texts is None:
-            raise ValueError("this engine has no tokenizer: pass SamplingParams(detokenize=False) to get token ids only")
         vocab_size = self.executor.vocab_size
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
@@ -159,6 +266,9 @@ class Engine:
                 raise ValueError(
                     f"SamplingParams: {name} holds token id {wrong_ids[0]}, but the model has ids 0 to {vocab_size - 1}"
                 )
+        for name in ("logprobs", "prompt_logprobs"):
+            if (asked := getattr(params, name) or 0) > vocab_size:
+                raise ValueError(f"SamplingParams: {name}={asked}, but the model has {vocab_size} tokens; -1 asks for all of them")
 
 
 def _follower_params(params: SamplingParams, index: int) -> SamplingParams:

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Final, NotRequired, TypedDict
 
-from ..models.hub import read_json
-from ..sampling_params import SamplingParams
+from ..sampling_params import RequestOutputKind, SamplingParams, is_integer
 from .tokenizer import token_ids_of_words
 
-Prompt = str | dict[str, Any] | Sequence[int]
-"""Text, ``{"prompt": text}``, ``{"prompt_token_ids": [...]}`` or a list of token ids; the dicts may carry ``cache_salt``."""
 
+class TextPrompt(TypedDict):
+    """A prompt as text; prompts of different ``cache_salt`` share no cache blocks."""
+
+    prompt: str
+    cache_salt: NotRequired[str]
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids; its text is not looked at, and comes back with the output."""
+
+    prompt_token_ids: list[int]
+    prompt: NotRequired[str]
+    cache_salt: NotRequired[str]
+
+
+Prompt = str | TextPrompt | TokensPrompt | Mapping[str, Any] | Sequence[int]
+"""Text, a dict of one of the two kinds, or a list of token ids."""
+
+_PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
+MAX_LOGPROBS: Final = 20
 _GENERATION_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 
 
@@ -30,46 +47,70 @@ class EngineInput:
 class InputProcessor:
     """Tokenizes prompts and completes sampling parameters for one model.
 
-    folder  the model's folder: generation_config.json there gives default parameters and end-of-sequence ids
+    tokenizer      None: prompts come as token ids, and outputs have no text
+    generation     as in generation_config.json: what default parameters are made of
+    eos_token_ids  tokens that end a sequence
+    max_logprobs   most log-probabilities per token that a request may ask for; -1 = no limit
     """
 
-    def __init__(self, tokenizer: Any, folder: Path | None, generation_config: str = "auto") -> None:
-        self.tokenizer = tokenizer
-        self._generation = read_json(folder, "generation_config.json")
-        self.eos_token_ids = _eos_ids(self._generation, read_json(folder, "config.json"), tokenizer)
-        if generation_config == "none":
-            self._generation = {}
+    def __init__(
+        self, tokenizer: Any, generation: Mapping[str, Any], eos_token_ids: Iterable[int], max_logprobs: int = MAX_LOGPROBS
+    ) -> None:
+        self.tokenizer, self._generation, self.max_logprobs = tokenizer, generation, max_logprobs
+        self.eos_token_ids = frozenset(eos_token_ids)
 
     def default_params(self) -> SamplingParams:
-        """What the model's generation_config.json recommends, over the defaults of SamplingParams."""
+        """What the generation config recommends, over the defaults of SamplingParams."""
         given = {k: v for k, v in self._generation.items() if k in _GENERATION_DEFAULTS and v is not None}
         if "max_new_tokens" in self._generation:
             given["max_tokens"] = self._generation["max_new_tokens"]
         return SamplingParams(**given)
 
-    def params(self, params: SamplingParams | None) -> SamplingParams:
-        """A private copy, completed with what needs the tokenizer."""
-        complete = self.default_params() if params is None else copy.copy(params)
-        if complete.bad_words:
-            if self.tokenizer is None:
-                raise ValueError("bad_words needs a tokenizer, and this engine has none; use logit_bias on token ids instead")
+    def params(self, params: SamplingParams | None, output_kind: RequestOutputKind | None = None) -> SamplingParams:
+        """A private copy, checked, and completed with what needs the model: tokens that end it, bad words as tokens.
+
+        output_kind  instead of the parameters' own
+        Raises ValueError for what cannot be served, and for what is no SamplingParams."""
+        if params is None:
+            complete = self.default_params()
+        elif isinstance(params, SamplingParams):
+            complete = copy.copy(params)
+            complete.validate()  # which gives the copy containers of its own
+        else:
+            raise ValueError(f"sampling parameters must be SamplingParams, as SamplingParams(max_tokens=3); found {params!r}")
+        complete.output_kind = output_kind or complete.output_kind
+        self._check_logprobs(complete)
+        self._complete_stop_tokens(complete)
+        if self.tokenizer is None:
+            self._without_text(complete)
+        elif complete.bad_words:
             complete.bad_words_token_ids = token_ids_of_words(self.tokenizer, complete.bad_words)
         return complete
 
     def prompt(self, prompt: Prompt) -> EngineInput:
-        """Raises ValueError for a prompt of another form."""
+        """Raises ValueError for a prompt of another form, or with parts that this version does not take."""
         if isinstance(prompt, str):
             return EngineInput(self._encode(prompt), prompt)
-        if isinstance(prompt, dict):
-            salt = prompt.get("cache_salt")
-            if prompt.get("prompt_token_ids") is not None:
-                return EngineInput(_token_ids(prompt["prompt_token_ids"]), prompt.get("prompt"), salt)
-            if isinstance(prompt.get("prompt"), str):
-                return EngineInput(self._encode(prompt["prompt"]), prompt["prompt"], salt)
+        if not isinstance(prompt, Mapping):
+            return EngineInput(_token_ids(prompt))
+        given: dict[str, Any] = {key: value for key, value in prompt.items() if value is not None}
+        for key in given.keys() - set(_PROMPT_KEYS):
             raise ValueError(
-                f'a prompt given as a dict needs "prompt" (text) or "prompt_token_ids"; found the keys {sorted(prompt)}'
+                f"a prompt's {key!r} is not available in this version: a prompt is text or token ids, under the keys "
+                + ", ".join(_PROMPT_KEYS)
             )
-        return EngineInput(_token_ids(prompt))
+        text, ids, salt = given.get("prompt"), given.get("prompt_token_ids"), given.get("cache_salt")
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"a prompt's 'prompt' must be text; found {reprlib.repr(text)}. Token ids go under 'prompt_token_ids'")
+        if salt is not None and not (isinstance(salt, str) and salt):
+            raise ValueError(f"a prompt's 'cache_salt' must be text that is not empty; found {salt!r}")
+        if ids is not None:
+            return EngineInput(_token_ids(ids), text, salt)
+        if text is not None:
+            return EngineInput(self._encode(text), text, salt)
+        raise ValueError(
+            f"a prompt given as a dict needs 'prompt' (text) or 'prompt_token_ids'; found the keys {sorted(map(str, prompt))}"
+        )
 
     def chat(
         self,
@@ -95,22 +136,51 @@ class InputProcessor:
         # The template writes the special tokens itself.
         return EngineInput(self.tokenizer.encode(text, add_special_tokens=False), text)
 
+    def _check_logprobs(self, params: SamplingParams) -> None:
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(params, name)
+            if asked is not None and self.max_logprobs != -1 and not 0 <= asked <= self.max_logprobs:
+                what = f"{name}={asked}" + (" (the whole vocabulary)" if asked == -1 else "")
+                raise ValueError(
+                    f"SamplingParams: {what} is more than the {self.max_logprobs} per token that this engine gives: ask for fewer, "
+                    "or build it with a larger max_logprobs (-1 = no limit)"
+                )
+
+    def _complete_stop_tokens(self, params: SamplingParams) -> None:
+        """As in vLLM, ends of sequence besides the tokenizer's own are stop tokens, which are told as ``stop_reason``; and
+        ``min_tokens`` holds back every end, even those that ``ignore_eos`` samples like others."""
+        eos, given = self.eos_token_ids, params.stop_token_ids or []
+        own = eos if len(eos) == 1 else {getattr(self.tokenizer, "eos_token_id", None)}
+        params.all_stop_token_ids = sorted({*given, *eos})
+        if not params.ignore_eos:
+            params.stop_token_ids = sorted({*given, *(eos - own)})
+
+    def _without_text(self, params: SamplingParams) -> None:
+        for name in ("stop", "bad_words"):
+            if getattr(params, name):
+                raise ValueError(f"SamplingParams: {name} needs a tokenizer, and this engine has none; use token ids instead")
+        params.detokenize = False
+
     def _encode(self, text: str) -> list[int]:
         if self.tokenizer is None:
             raise ValueError('this engine has no tokenizer: pass {"prompt_token_ids": [...]} instead of text')
         return self.tokenizer.encode(text)
 
 
-def _token_ids(ids: Sequence[int]) -> list[int]:
+def check_priority(priority: object) -> int:
+    """A request's priority as an int. Raises ValueError for what is not an integer: it could not be ordered among the others."""
+    if not is_integer(priority):
+        raise ValueError(f"priority={priority!r} cannot work: it must be an integer (smaller goes first)")
+    return int(priority)
+
+
+def _token_ids(ids: Any) -> list[int]:
+    if not isinstance(ids, Iterable) or isinstance(ids, str | bytes | bytearray | memoryview | Mapping):
+        raise ValueError(f"a prompt must be text, a dict, or a list of token ids; found {reprlib.repr(ids)}")
     listed = list(ids)
-    if not all(isinstance(token, int) for token in listed):
-        raise ValueError(f"a prompt of token ids must be a list of integers; found {listed[:5]!r} ...")
-    return listed
-
-
-def _eos_ids(generation: dict[str, Any], config: dict[str, Any], tokenizer: Any) -> frozenset[int]:
-    """End-of-sequence ids: of the generation config, else of the model's config, else the tokenizer's."""
-    for found in (generation.get("eos_token_id"), config.get("eos_token_id"), getattr(tokenizer, "eos_token_id", None)):
-        if found is not None:
-            return frozenset(found if isinstance(found, list) else [found])
-    return frozenset()
+    if set(map(type, listed)) <= {int}:
+        return listed
+    for token in listed:
+        if not is_integer(token):
+            raise ValueError(f"a prompt of token ids must be a list of integers; found {token!r} ({type(token).__name__}) in it")
+    return [int(token) for token in listed]

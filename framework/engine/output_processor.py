@@ -8,7 +8,7 @@ from ..outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from ..sampling_params import RequestOutputKind, SamplingParams
 from .detokenizer import Detokenizer, TokenTexts, make_stop_strings
 from .request import Request
-from .scheduler import Committed, ScheduledStep
+from .scheduled import Committed, ScheduledStep
 from .step import TokenLogprobs
 
 
@@ -22,6 +22,7 @@ class RequestGroup:
         "num_unfinished",
         "prompt",
         "prompt_logprobs",
+        "prompt_logprobs_told",
         "prompt_token_ids",
         "request_id",
         "samples",
@@ -34,6 +35,7 @@ class RequestGroup:
         self.kind = params.output_kind
         self.metrics = RequestMetrics(arrival_s)
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None if params.prompt_logprobs is None else [None]
+        self.prompt_logprobs_told = False
         self.samples: list[Sample] = []
         self.changed: list[CompletionOutput] = []
         self.num_unfinished = 0
@@ -51,7 +53,7 @@ class RequestGroup:
             self.request_id,
             self.prompt,
             self.prompt_token_ids,
-            self.prompt_logprobs,
+            None if self.prompt_logprobs is None else self._prompt_logprobs_now(),
             completions,
             finished,
             self.samples[0].request.num_cached_tokens,
@@ -62,15 +64,34 @@ class RequestGroup:
         """The request with all its completions so far."""
         return self.output([sample.everything() for sample in self.samples])
 
+    def _prompt_logprobs_now(self) -> list[dict[int, Logprob] | None] | None:
+        """All at once; deltas tell them once."""
+        assert self.prompt_logprobs is not None
+        if len(self.prompt_logprobs) < len(self.prompt_token_ids) or self.prompt_logprobs_told:
+            return None
+        self.prompt_logprobs_told = self.kind is RequestOutputKind.DELTA
+        return self.prompt_logprobs
+
 
 class Sample:
-    """One completion as it grows."""
+    """One completion as it grows. ``done``: its last output was made."""
 
-    __slots__ = ("cumulative_logprob", "detokenizer", "group", "index", "logprobs", "pieces", "request", "stop_strings", "times")
+    __slots__ = (
+        "cumulative_logprob",
+        "detokenizer",
+        "done",
+        "group",
+        "index",
+        "logprobs",
+        "pieces",
+        "request",
+        "stop_strings",
+        "times",
+    )
 
     def __init__(self, request: Request, group: RequestGroup, index: int, texts: TokenTexts | None) -> None:
         params = request.params
-        self.request, self.group, self.index = request, group, index
+        self.request, self.group, self.index, self.done = request, group, index, False
         self.detokenizer: Detokenizer | None = None
         if texts is not None and params.detokenize:
             self.detokenizer = texts.detokenizer(params.skip_special_tokens, params.spaces_between_special_tokens)
@@ -102,11 +123,42 @@ class Sample:
             self.pieces.append(text)
         return text
 
-    def add_logprobs(self, found: TokenLogprobs, texts: TokenTexts | None) -> None:
-        """Takes the log-probabilities of the last token."""
+    def push_several(self, count: int, now_s: float) -> tuple[str, list[int]]:
+        """Takes the request's last ``count`` tokens, or its end without one, as if each token had come alone: what follows a stop
+        string is taken off again. Returns the text that is certain now, and the tokens that are left."""
+        request = self.request
+        if not count:
+            return self.push((), now_s), []
+        new, end = request.token_ids[-count:], (request.finish_reason, request.stop_reason)
+        del request.token_ids[-count:]
+        request.finish_reason = request.stop_reason = None
+        text = ""
+        for taken, token in enumerate(new, 1):
+            request.token_ids.append(token)
+            if taken == count:
+                request.finish_reason, request.stop_reason = end
+            try:
+                text += self.push((token,), now_s)
+            except Exception:
+                request.token_ids += new[taken:]  # all of them are to be taken back
+                raise
+            if request.finish_reason is not None:
+                break
+        return text, new[:taken]
+
+    def add_logprobs(self, found: Sequence[TokenLogprobs], texts: TokenTexts | None) -> None:
+        """Takes the log-probabilities of the last tokens."""
         assert self.logprobs is not None, "log-probabilities came that nobody asked for"
-        self.logprobs.append(_logprobs(found, texts))
-        self.cumulative_logprob += found.logprob
+        for entry in found:
+            self.logprobs.append(_logprobs(entry, texts))
+            self.cumulative_logprob += entry.logprob
+
+    def take_back(self, count: int) -> None:
+        """Forgets the last ``count`` tokens, of which some may have been pushed, and some not."""
+        request = self.request
+        del request.token_ids[len(request.token_ids) - count :]
+        if self.logprobs is not None:
+            del self.logprobs[request.num_output_tokens :]
 
     def delta(self, text: str, token_ids: list[int]) -> CompletionOutput:
         """What is new."""
@@ -151,25 +203,39 @@ class OutputProcessor:
             if metrics.first_scheduled_s is None:
                 metrics.first_scheduled_s = now_s
 
-    def process(self, committed: Committed, now_s: float) -> tuple[list[RequestOutput], list[Request]]:
-        """Outputs of a step, and the requests that stop strings ended."""
-        for request, found in committed.logprobs.items():
-            if request.sample.logprobs is not None and request.finish_reason != "error":
-                request.sample.add_logprobs(found, self.texts)
+    def process(
+        self, committed: Committed, now_s: float, outputs: list[RequestOutput]
+    ) -> tuple[list[Request], list[tuple[RequestGroup, Exception]]]:
+        """Appends the outputs of a step to ``outputs``. Returns the requests that stop strings ended, and those of which no output
+        could be made, with the reason: they are to be ended next."""
+        failed: list[tuple[RequestGroup, Exception]] = []
         for request, first, entries in committed.prompt_logprobs:
-            self._add_prompt_logprobs(request.sample.group, first, entries)
+            try:
+                self._add_prompt_logprobs(request.sample.group, first, entries)
+            except Exception as error:
+                failed.append((request.sample.group, error))
         delta, final_only = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
-        outputs: list[RequestOutput] = []
+        num_new, logprobs = committed.num_new, committed.logprobs
         stopped: list[Request] = []
         touched: dict[RequestGroup, None] = {}
         for request in committed.requests:
             sample: Sample = request.sample
             group = sample.group
             was_finished = request.finish_reason is not None
-            token_ids = request.token_ids[-1:] if request.finish_reason != "error" else []
-            text = sample.push(token_ids, now_s)
+            try:
+                if not num_new or request not in num_new:
+                    token_ids = request.token_ids[-1:]
+                    text = sample.push(token_ids, now_s)
+                else:
+                    text, token_ids = sample.push_several(num_new[request], now_s)
+                if logprobs and request in logprobs:
+                    sample.add_logprobs(logprobs[request][: len(token_ids)], self.texts)
+            except Exception as error:
+                sample.take_back(num_new.get(request, 1))
+                failed.append((group, error))
+                continue
             if request.finish_reason is not None:
-                self._finished(request)
+                self._finished(sample)
                 if not was_finished:
                     stopped.append(request)
             if group.kind is delta:
@@ -187,18 +253,21 @@ class OutputProcessor:
                 group.changed = []
             else:
                 outputs.append(group.everything())
-        return outputs, stopped
+        return stopped, failed
 
-    def aborted(self, group: RequestGroup, requests: list[Request], now_s: float) -> RequestOutput:
-        """The last output of a request; ``requests`` are the completions that were cut short."""
-        completions = [request.sample.delta(request.sample.push((), now_s), []) for request in requests]
-        for request in requests:
-            self._finished(request)
-        return group.output(completions) if group.kind is RequestOutputKind.DELTA else group.everything()
+    def ended(self, group: RequestGroup, now_s: float, error: str | None = None) -> RequestOutput:
+        """The last output of a request that was cut short by an abort or an ``error``."""
+        cut = [sample for sample in group.samples if not sample.done]
+        completions = [sample.delta(sample.push((), now_s) if error is None else "", []) for sample in cut]
+        for sample in cut:
+            self._finished(sample)
+        output = group.output(completions) if group.kind is RequestOutputKind.DELTA else group.everything()
+        output.error = error
+        return output
 
-    def _finished(self, request: Request) -> None:
-        group = request.sample.group
-        group.metrics.num_preemptions += request.num_preemptions
+    def _finished(self, sample: Sample) -> None:
+        group, sample.done = sample.group, True
+        group.metrics.num_preemptions += sample.request.num_preemptions
         group.num_unfinished -= 1
         if not group.num_unfinished:
             del self.groups[group.request_id]

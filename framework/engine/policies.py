@@ -28,10 +28,3 @@ class ByPriority:
 
 
 POLICIES: dict[str, type[Policy]] = {"fcfs": FirstComeFirstServed, "priority": ByPriority}
-
-
-def make_policy(name: str) -> Policy:
-    """Raises ValueError for a name that does not exist."""
-    if name not in POLICIES:
-        raise ValueError(f"scheduler.policy={name!r} does not exist; the policies are {', '.join(sorted(POLICIES))}")
-    return POLICIES[name]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Final, Literal
 
@@ -31,6 +32,7 @@ class Request:
     max_total       length at which the request ends
     min_total       length from which on a stop token counts
     stop_ids        tokens that end the request, FAILED_ROW among them
+    is_ready        asked before the request takes a seat; until it says yes, those behind it go first. None: always
     extra_keys      (first token, bytes): what else than tokens the cache content depends on from that token on, ascending:
                     adapter and salt at 0, media where they stand
     order           sort key of the policy: smaller goes first
@@ -54,6 +56,7 @@ class Request:
         "extra_keys",
         "finish_reason",
         "followers",
+        "is_ready",
         "leader",
         "max_total",
         "min_total",
@@ -92,7 +95,9 @@ class Request:
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total
         self.min_total = self.num_prompt_tokens + params.min_tokens
-        self.stop_ids = frozenset((*params.all_stop_token_ids, FAILED_ROW))
+        ending = params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids
+        self.stop_ids = frozenset((*(ending or ()), FAILED_ROW))
+        self.is_ready: Callable[[], bool] | None = None
         self.extra_keys = extra_keys
         self.order: tuple[float, ...] = ()
         self.status = Status.WAITING

@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left, insort
 from collections import deque
-from dataclasses import dataclass, field
+from itertools import repeat
 
 from ..config import SchedulerConfig
 from .kv_cache.manager import KVCacheManager
-from .policies import make_policy
+from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
-from .step import NewRequest, StepInput, StepOutput, TokenLogprobs
-
-
-@dataclass(slots=True)
-class Chunk:
-    """A row that is not a plain decode: ``num_tokens`` tokens up to position ``end``; ``samples`` if they reach the last one."""
-
-    request: Request
-    num_tokens: int
-    end: int
-    samples: bool
-
-
-@dataclass(slots=True)
-class ScheduledStep:
-    """A step input, and whose rows they are: decodes first, then chunks."""
-
-    step_input: StepInput
-    decodes: list[Request]
-    chunks: list[Chunk]
-
-
-@dataclass(slots=True)
-class Committed:
-    """What a step brought.
-
-    requests         those with a new token at their end, or that ended with an error
-    logprobs         of that token, for requests that asked
-    prompt_logprobs  (request, first computed token, entries from the token after it on)
-    """
-
-    requests: list[Request]
-    logprobs: dict[Request, TokenLogprobs] = field(default_factory=dict)
-    prompt_logprobs: list[tuple[Request, int, list[TokenLogprobs]]] = field(default_factory=list)
-
-
-@dataclass
-class SchedulerCounters:
-    """Totals since the start. Prompt and prefix tokens count when a request is first admitted."""
-
-    num_steps: int = 0
-    num_preemptions: int = 0
-    num_chunked_prefills: int = 0
-    num_forks: int = 0
-    prefix_query_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    num_prompt_tokens: int = 0
-    num_output_tokens: int = 0
+from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters
+from .step import NewRequest, StepInput, StepOutput
+from .waiting import WaitingQueue
 
 
 class Scheduler:
@@ -66,17 +20,19 @@ class Scheduler:
 
     ``running`` is sorted by ``Request.order``: the last one is the victim when blocks run out, so that the first one always
     gets on and every request ends. Preemption takes everything; the request computes its tokens again when it resumes.
+
+    num_drafts  guesses that a decoding request has checked in each step, at most
     """
 
-    def __init__(self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int) -> None:
-        self.config, self.manager, self.max_model_len = config, manager, max_model_len
+    def __init__(self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int, num_drafts: int = 0) -> None:
+        self.config, self.manager, self.max_model_len, self.num_drafts = config, manager, max_model_len, num_drafts
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
         self.running: list[Request] = []
         self.num_running = 0
-        self._policy = make_policy(config.policy)
+        self._policy = POLICIES[config.policy]()
         self._max_chunk = min(config.max_chunk_tokens or config.max_num_batched_tokens, config.max_num_batched_tokens)
-        self._waiting: list[Request] = []
+        self.waiting = WaitingQueue()
         self._free_seats = list(range(config.max_num_seqs - 1, -1, -1))
         self._released: list[int] = []
         self._in_flight: deque[ScheduledStep] = deque()
@@ -121,7 +77,7 @@ class Scheduler:
         self._num_added += 1
         self.requests.add(request)
         if request.leader is None:
-            heapq.heappush(self._waiting, request)
+            self.waiting.add(request)
         else:
             request.leader.followers.append(request)
 
@@ -129,6 +85,8 @@ class Scheduler:
         """Ends a request in whatever state it is; tokens that steps in flight sample for it will be dropped."""
         if request.status == Status.RUNNING:
             self._release(request)
+        else:
+            self.waiting.discard(request)
         request.status = Status.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
         self.requests.discard(request)
@@ -147,10 +105,12 @@ class Scheduler:
         decodes, chunks = scheduled.decodes, scheduled.chunks
         if not decodes and not chunks:
             return None
-        chunks.sort(key=lambda chunk: chunk.num_tokens > 1)
+        chunks.sort(key=lambda chunk: chunk.place)
         step.seats = [r.seat for r in decodes] + [c.request.seat for c in chunks]
         step.num_tokens = [1] * len(decodes) + [c.num_tokens for c in chunks]
         step.samples = [True] * len(decodes) + [c.samples for c in chunks]
+        if self.num_drafts:
+            step.num_drafts = [0] * len(decodes) + [c.num_drafts for c in chunks]
         step.released, self._released = self._released, []
         self.counters.num_steps += 1
         self._in_flight.append(scheduled)
@@ -160,7 +120,6 @@ class Scheduler:
         """Takes the output of the oldest step in flight: appends its tokens, offers full blocks for reuse, ends requests."""
         scheduled = self._in_flight.popleft()
         assert scheduled.step_input.step_id == output.step_id, "steps must come back in the order of submission"
-        assert output.num_accepted is None, "no drafts were submitted"
         updated: list[Request] = []
         committed = Committed(updated)
         running = Status.RUNNING
@@ -175,17 +134,30 @@ class Scheduler:
                 self._event(request, length - 1)
             if length >= request.max_total or token in request.stop_ids:
                 self._check_stop(request, token)
+                if token == FAILED_ROW:
+                    committed.num_new[request] = 0
         if scheduled.chunks:
             self._commit_chunks(scheduled, output, committed)
         if output.logprobs:
-            sampling = scheduled.decodes + [chunk.request for chunk in scheduled.chunks if chunk.samples]
-            committed.logprobs = {sampling[row]: logprobs for row, logprobs in output.logprobs.items()}
-        self.counters.num_output_tokens += len(updated)
+            committed.logprobs = scheduled.logprobs(output)
+        self.counters.num_output_tokens += len(updated) + sum(count - 1 for count in committed.num_new.values())
         return committed
+
+    def drop(self, scheduled: ScheduledStep, submitted: bool) -> None:
+        """Forgets a step in flight that failed; its requests, of which nobody knows what was computed, are to be finished next.
+        If not even its submission came to an end, the next step releases again what this one was to release."""
+        self._in_flight.remove(scheduled)
+        if not submitted:
+            self._released += scheduled.step_input.released
+
+    def release_all_seats(self) -> None:
+        """Lets the next step release every seat, whoever had it."""
+        self._released = list(range(self.config.max_num_seqs))
 
     def _schedule_running(self, scheduled: ScheduledStep) -> int:
         """Returns what is left of the budget."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
+        num_drafts = self.num_drafts
         for request in self.running:  # preemption takes from its end
             if not budget:
                 break
@@ -194,31 +166,37 @@ class Scheduler:
             if missing == 1:
                 if request.num_tokens >= request.max_total:
                     continue  # its last token is in flight
-                if computed >= request.capacity and not self._grow(request, computed + 1, step):
-                    break
-                request.num_computed = computed + 1
-                request.num_tokens += 1
-                decodes.append(request)
-                budget -= 1
-            else:
-                count = min(missing, budget, self._max_chunk)
-                if not self._grow(request, computed + count, step):
-                    break
-                self._append_chunk(scheduled, request, count)
-                budget -= count
+                if not num_drafts:
+                    if computed >= request.capacity and not self._grow(request, computed + 1, step):
+                        break
+                    request.num_computed = computed + 1
+                    request.num_tokens += 1
+                    decodes.append(request)
+                    budget -= 1
+                    continue
+            most = min(budget, self._max_chunk)
+            drafts = min(num_drafts, most - 1, request.max_total - request.num_tokens - 1) if missing == 1 else 0
+            count = min(missing, most) + drafts
+            if not self._grow(request, computed + count, step):
+                break
+            self._append_chunk(scheduled, request, count, drafts)
+            budget -= count
         return budget
 
     def _schedule_waiting(self, scheduled: ScheduledStep, budget: int) -> None:
-        waiting = self._waiting
-        while waiting and budget and self._free_seats:
-            request = waiting[0]
-            if request.status != Status.FINISHED:
-                count = self._admit(request, budget, scheduled.step_input)
-                if not count:
-                    break
-                self._append_chunk(scheduled, request, count)
-                budget -= count
-            heapq.heappop(waiting)
+        """In order; who is not ready lets the others by and keeps its place, who does not fit holds up those behind it."""
+        waiting = self.waiting
+        if not budget or not self._free_seats:
+            return
+        for request in waiting.ready():
+            count = self._admit(request, budget, scheduled.step_input)
+            if not count:
+                return
+            waiting.discard(request)
+            self._append_chunk(scheduled, request, count)
+            budget -= count
+            if not budget or not self._free_seats:
+                return
 
     def _admit(self, request: Request, budget: int, step: StepInput) -> int:
         """Gives a waiting request blocks and a seat. Returns how many tokens it computes now; 0: it has to wait on."""
@@ -269,11 +247,11 @@ class Scheduler:
             self.counters.prefix_query_tokens += request.num_prompt_tokens
             self.counters.prefix_hit_tokens += num_cached_tokens
 
-    def _append_chunk(self, scheduled: ScheduledStep, request: Request, count: int) -> None:
+    def _append_chunk(self, scheduled: ScheduledStep, request: Request, count: int, num_drafts: int = 0) -> None:
         request.num_computed += count
-        samples = request.num_computed == request.num_tokens
-        request.num_tokens += samples
-        scheduled.chunks.append(Chunk(request, count, request.num_computed, samples))
+        samples = request.num_computed == request.num_tokens + num_drafts
+        request.num_tokens += samples * (1 + num_drafts)
+        scheduled.chunks.append(Chunk(request, count, request.num_computed, samples, num_drafts))
 
     def _grow(self, request: Request, num_tokens: int, step: StepInput) -> bool:
         """Blocks for ``num_tokens`` tokens, at the cost of the last in order; False if that was the request itself."""
@@ -295,7 +273,7 @@ class Scheduler:
             request in step.decodes or any(chunk.request is request for chunk in step.chunks) for step in self._in_flight
         )
         if not request.num_stale_steps:
-            heapq.heappush(self._waiting, request)
+            self.waiting.add(request)
 
     def _release(self, request: Request) -> None:
         self.manager.free(request)
@@ -306,7 +284,8 @@ class Scheduler:
 
     def _release_followers(self, request: Request) -> None:
         for follower in request.followers:
-            heapq.heappush(self._waiting, follower)
+            if follower.status != Status.FINISHED:
+                self.waiting.add(follower)
         request.followers = []
 
     def _deliver_stale(self, request: Request) -> bool:
@@ -316,26 +295,45 @@ class Scheduler:
             return False
         request.num_stale_steps -= 1
         if not request.num_stale_steps:
-            heapq.heappush(self._waiting, request)
+            self.waiting.add(request)
         return True
 
     def _commit_chunks(self, scheduled: ScheduledStep, output: StepOutput, committed: Committed) -> None:
-        tokens = iter(output.token_ids[len(scheduled.decodes) :])
-        for row, chunk in enumerate(scheduled.chunks, len(scheduled.decodes)):
-            request = chunk.request
-            token = next(tokens) if chunk.samples else FAILED_ROW
+        first, num_decodes = 0, len(scheduled.decodes)
+        tokens = output.token_ids[num_decodes:]
+        accepted = iter(output.num_accepted[num_decodes:]) if output.num_accepted is not None else repeat(1)
+        for row, chunk in enumerate(scheduled.chunks, num_decodes):
+            request, count = chunk.request, next(accepted) if chunk.samples else 0
+            first, new = first + count, tokens[first : first + count]
+            num_wrong = chunk.num_drafts + 1 - count if chunk.samples else 0
             if request.status == Status.RUNNING:
+                request.num_computed -= num_wrong
                 if row in output.prompt_logprobs:
                     committed.prompt_logprobs.append((request, chunk.end - chunk.num_tokens, output.prompt_logprobs[row]))
             elif not self._deliver_stale(request):
                 continue
+            end = chunk.end
             if chunk.samples:
-                request.token_ids.append(token)
-                committed.requests.append(request)
-            if chunk.end >= request.next_event and request.status == Status.RUNNING:
-                self._event(request, chunk.end)
+                assert 0 <= num_wrong <= chunk.num_drafts, "a row brings its right drafts and one token more"
+                request.num_tokens -= num_wrong
+                self._append_tokens(request, new, committed)
+                end = len(request.token_ids) - 1
+            if end >= request.next_event and request.status == Status.RUNNING:
+                self._event(request, end)
             if chunk.samples:
-                self._check_stop(request, token)
+                self._check_stop(request, request.token_ids[-1])
+
+    def _append_tokens(self, request: Request, tokens: list[int], committed: Committed) -> None:
+        """Those up to the first that ends the request."""
+        ids, before = request.token_ids, len(request.token_ids)
+        for token in tokens:
+            ids.append(token)
+            if self._ends(request, token):
+                break
+        num_new = len(ids) - before - (ids[-1] == FAILED_ROW)
+        committed.requests.append(request)
+        if num_new != 1:
+            committed.num_new[request] = num_new
 
     def _event(self, request: Request, num_computed: int) -> None:
         self.manager.advance(request, num_computed)
@@ -344,6 +342,12 @@ class Scheduler:
                 self._release_followers(request)
             else:
                 request.next_event = min(request.next_event, request.num_prompt_tokens)
+
+    def _ends(self, request: Request, token: int) -> bool:
+        """Whether this token, its last one, ends the request."""
+        length = len(request.token_ids)
+        stops = token in request.stop_ids and (length > request.min_total or token == FAILED_ROW)
+        return stops or length >= request.max_total
 
     def _check_stop(self, request: Request, token: int) -> None:
         """End of sequence and stop tokens first, then length."""

@@ -37,12 +37,16 @@ class NewRequest:
 class StepInput:
     """One step. Applied in this order: released, new, new_blocks, copies, compute.
 
-    seats       rows that compute in this step: those with one token first (decodes), then prompts and chunks
+    After a submission that failed, whatever of it was applied, its rows and what it released are released by the next step.
+
+    step_id     ascending; a number is left out where the engine did not get as far as submitting
+    seats       rows that compute in this step: those with one token first, then those with drafts, then prompts and chunks
     num_tokens  tokens that each of them computes, from its number of computed tokens on
     samples     whether a row's last token yields a logit row and a new token (False: a chunk before the prompt's end)
-    released    seats whose request finished, was aborted or preempted since the last step
+    released    seats whose request finished, failed, was aborted or preempted since the last step; free ones are passed over
     new_blocks  (seat, group, blocks) appended to rows' block tables; block 0 (null) stands for one that left the window
     copies      (group, source block, destination block) to copy before computing
+    num_drafts  how many of each row's tokens, its last ones, are guesses that the executor makes and checks; None: none anywhere
     """
 
     step_id: int
@@ -53,6 +57,7 @@ class StepInput:
     released: list[int] = field(default_factory=list)
     new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
     copies: list[tuple[int, int, int]] = field(default_factory=list)
+    num_drafts: list[int] | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -75,10 +80,13 @@ class StepOutput:
     """What a step returned.
 
     token_ids        sampled tokens, flat, in the order of the rows with ``samples``; -1: the row's logits were NaN or all -inf
-    num_accepted     tokens per such row when drafts were verified; None: one each
+    num_accepted     tokens per such row, at most one more than its drafts: the drafts that were right, and the token after them;
+                     None: one each. Of the others the cache holds nothing of use, and the row computes on from the last one
     logprobs         by index into token_ids, for rows that asked
     prompt_logprobs  by index into ``StepInput.seats``, for rows that asked: one entry per prompt token whose successor's
                      log-probability this step computed
+    failed           by index into ``StepInput.seats``: why the executor could not take in this row's request, which ends with
+                     that text; it has its place in token_ids all the same
     """
 
     step_id: int
@@ -86,3 +94,4 @@ class StepOutput:
     num_accepted: list[int] | None = None
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)

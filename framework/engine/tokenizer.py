@@ -14,8 +14,8 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no tokenizer could be loaded from {folder}: {error}. Give one with model.tokenizer, or pass prompts as "
-            '{"prompt_token_ids": [...]} with SamplingParams(detokenize=False)'
+            f"no tokenizer could be loaded from {folder}: {error}. Give one with model.tokenizer, or do without: "
+            'model.skip_tokenizer=true (skip_tokenizer_init=True of LLM), and prompts as {"prompt_token_ids": [...]}'
         ) from error
 
 

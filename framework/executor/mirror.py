@@ -6,7 +6,7 @@ import numpy as np
 
 from ..engine.kv_cache.spec import CacheGroup, PagedKV
 from ..engine.step import NewRequest, StepInput, StepOutput
-from .pseudo import pseudo_tokens
+from .pseudo import num_right_drafts, pseudo_tokens
 
 
 class _Row:
@@ -38,27 +38,35 @@ class Mirror:
 
     def apply(self, step: StepInput) -> StepOutput:
         """Runs a step: reads what its rows can see, writes what they compute, samples."""
-        assert step.step_id == self._next_step, "steps are numbered in the order of submission"
-        self._next_step += 1
+        assert step.step_id >= self._next_step, "steps are numbered in the order of submission"
+        self._next_step = step.step_id + 1
         self._apply_deltas(step)
         self._check_shape(step)
         rows = [self._row(seat) for seat in step.seats]
         written: set[tuple[int, int]] = set()
-        for row, count in zip(rows, step.num_tokens):
-            self._write(row, count, written)
-        tokens = []
-        for row, count, samples in zip(rows, step.num_tokens, step.samples):
-            self._check_reads(row, row.num_computed, count)
-            row.num_computed += count
+        drafts = step.num_drafts or [0] * len(rows)
+        for row, count, num_drafts in zip(rows, step.num_tokens, drafts):
+            self._write(row, count - num_drafts, written)
+            self._write_wrong(row, count - num_drafts, num_drafts, written)
+        tokens, accepted = [], []
+        for row, count, samples, num_drafts in zip(rows, step.num_tokens, step.samples, drafts):
+            self._compute(row, count - num_drafts)
             assert samples == (row.num_computed == len(row.tokens)), "a row samples exactly when it computes its last known token"
-            if samples:
-                tokens.append(self._sample(row))
-                row.tokens.append(tokens[-1])
-        return StepOutput(step.step_id, tokens)
+            if not samples:
+                continue
+            sampled = [self._sample(row)]
+            row.tokens.append(sampled[0])
+            for _ in range(self._num_right(row, num_drafts)):
+                self._write(row, 1, set())  # what was guessed right was written already
+                self._compute(row, 1)
+                sampled.append(self._sample(row))
+                row.tokens.append(sampled[-1])
+            tokens += sampled
+            accepted.append(len(sampled))
+        return StepOutput(step.step_id, tokens, accepted if step.num_drafts else None)
 
     def _apply_deltas(self, step: StepInput) -> None:
         for seat in step.released:
-            self._row(seat)
             self._rows[seat] = None
         for request in step.new:
             assert self._rows[request.seat] is None, f"seat {request.seat} is in use"
@@ -75,8 +83,10 @@ class Mirror:
         assert step.seats and len(step.seats) == len(step.num_tokens) == len(step.samples)
         assert len(set(step.seats)) == len(step.seats), "a seat computes once per step"
         assert all(count >= 1 for count in step.num_tokens)
-        one = [count == 1 for count in step.num_tokens]
-        assert one == sorted(one, reverse=True), "rows with one token come first"
+        drafts = step.num_drafts or [0] * len(step.seats)
+        places = [0 if count == 1 else 1 if guesses else 2 for count, guesses in zip(step.num_tokens, drafts, strict=True)]
+        assert places == sorted(places), "rows with one token come first, then those with drafts"
+        assert all(samples or not guesses for samples, guesses in zip(step.samples, drafts)), "who guesses samples"
 
     def _row(self, seat: int) -> _Row:
         row = self._rows[seat]
@@ -93,6 +103,20 @@ class Mirror:
                     assert (block, offset) not in written, f"two rows write block {block}"
                     written.add((block, offset))
                     self._contents[block][offset] = group, row.chain[position]
+
+    def _write_wrong(self, row: _Row, start: int, count: int, written: set[tuple[int, int]]) -> None:
+        """Guesses, taken for wrong until they are checked."""
+        for group, spec in enumerate(self._groups):
+            if isinstance(spec.spec, PagedKV):
+                for position in range(row.num_computed + start, row.num_computed + start + count):
+                    block, offset = self._place(row, group, position)
+                    assert (block, offset) not in written, f"two rows write block {block}"
+                    written.add((block, offset))
+                    self._contents[block][offset] = None
+
+    def _compute(self, row: _Row, count: int) -> None:
+        self._check_reads(row, row.num_computed, count)
+        row.num_computed += count
 
     def _check_reads(self, row: _Row, start: int, count: int) -> None:
         for group, found in enumerate(self._groups):
@@ -111,6 +135,10 @@ class Mirror:
         block = row.tables[group][index]
         assert block != 0, f"position {position} lies in the null block"
         return block, offset
+
+    def _num_right(self, row: _Row, num_drafts: int) -> int:
+        state, position = np.array([row.seed & (2**64 - 1)], dtype=np.uint64), np.array([row.num_computed], dtype=np.uint64)
+        return int(num_right_drafts(state, position, np.array([num_drafts]))[0])
 
     def _sample(self, row: _Row) -> int:
         state = np.array([(row.seed ^ row.chain[-1]) & (2**64 - 1)], dtype=np.uint64)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.step import StepInput, StepOutput
+from ..models.architecture import ModelInfo
 from .mirror import Mirror
 from .pseudo import PseudoTokens
 from .shape import ModelShape
@@ -29,21 +31,29 @@ class NullExecutor:
 
     With ``cache.check_invariants`` it keeps a mirror of seats, block tables and cache contents instead: every step is checked
     against the protocol, and a token is a function of all tokens before it as the cache holds them (slow).
-    shape  None = of the configured model
+    num_drafts  decoding requests have so many made-up guesses checked per step, some of which are right; no token depends on it
     """
 
     in_flight_steps = 1
 
-    def __init__(self, config: EngineConfig, shape: ModelShape | None = None) -> None:
-        shape = shape or ModelShape.read(config)
+    def __init__(self, config: EngineConfig, shape: ModelShape, num_drafts: int = 0) -> None:
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
         self.num_blocks = shape.num_blocks(config)
+        self.num_drafts = num_drafts
         num_seats = config.scheduler.max_num_seqs
         self._step: Mirror | PseudoTokens
         if config.cache.check_invariants:
             self._step = Mirror(num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups)
         else:
             self._step = PseudoTokens(num_seats, shape.vocab_size)
+
+    @classmethod
+    def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> NullExecutor:
+        return cls(config, ModelShape.of(model, config))
+
+    @staticmethod
+    def runs_on(config: EngineConfig) -> tuple[str, str]:
+        return "null", ""
 
     def submit(self, step: StepInput) -> DoneStep:
         return DoneStep(self._step.apply(step))

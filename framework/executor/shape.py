@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import CacheGroup, CacheSpec, PagedKV, block_bytes, group_layers
+from ..models.architecture import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -17,19 +18,16 @@ class ModelShape:
     max_model_len: int
 
     @classmethod
-    def read(cls, config: EngineConfig) -> ModelShape:
-        """Of the configured model; reads its config.json only. Raises ValueError for one that the native decoder does not cover."""
-        from ..models.architecture import read_model
-
-        info = read_model(config.model)
-        if info.architecture is None:
-            raise ValueError(f"executor.kind={config.executor.kind} needs a model that the native decoder covers: {info.reason}")
-        found = info.architecture
-        dtype = info.dtype if config.cache.dtype == "auto" else config.cache.dtype
+    def of(cls, model: ModelInfo, config: EngineConfig) -> ModelShape:
+        """Of a model under a configuration. Raises ValueError for a model that the native decoder does not cover."""
+        if model.architecture is None:
+            raise ValueError(f"executor.kind={config.executor.kind} needs a model that the native decoder covers: {model.reason}")
+        found = model.architecture
+        dtype = model.dtype if config.cache.dtype == "auto" else config.cache.dtype
         specs: list[CacheSpec] = [
             PagedKV(found.num_kv_heads, found.head_dim, found.head_dim, dtype, layer.window) for layer in found.layers
         ]
-        return cls(group_layers(specs), found.vocab_size, info.max_model_len)
+        return cls(group_layers(specs), found.vocab_size, model.max_model_len)
 
     def num_blocks(self, config: EngineConfig) -> int:
         """As configured, or as many as fit ``cache.memory_bytes``; without either, as many as all seats can fill."""

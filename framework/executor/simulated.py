@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..clock import VirtualClock
+from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
-from ..models.architecture import read_model
+from ..models.architecture import ModelInfo
 from .cost_model import CostModel
 from .pseudo import PseudoTokens
 from .shape import ModelShape
@@ -34,25 +34,35 @@ class SimulatedExecutor:
     one after the other, so that with several steps in flight the host's time hides behind the device's. Tokens are pseudo-random.
     """
 
-    in_flight_steps = 2
+    in_flight_steps, num_drafts = 2, 0
 
-    def __init__(self, config: EngineConfig, clock: VirtualClock) -> None:
-        from ..plan import device_model, fusion_wish, op_costs
+    @classmethod
+    def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> SimulatedExecutor:
+        assert isinstance(clock, VirtualClock), "the table of executors says so"
+        return cls(config, model, clock)
 
-        shape, info = ModelShape.read(config), read_model(config.model)
+    @staticmethod
+    def runs_on(config: EngineConfig) -> tuple[str, str]:
+        from ..plan import device_model
+
+        return f"simulated {config.executor.device}", device_model(config.executor.device).arch
+
+    def __init__(self, config: EngineConfig, model: ModelInfo, clock: VirtualClock) -> None:
+        from ..plan import device_model, may_fuse, op_costs
+
+        shape = ModelShape.of(model, config)
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
         self.num_blocks = shape.num_blocks(config)
-        assert info.architecture is not None, "ModelShape.read refuses such models"
+        assert model.architecture is not None, "ModelShape refuses such models"
         device = device_model(config.executor.device)
-        replaced = ("rotary", "kv_cache_write", *(["rms_norm"] if info.architecture.family.qk_norm else []))
         self.cost_model = CostModel(
-            info.architecture,
-            info.dtype,
+            model.architecture,
+            model.dtype,
             op_costs(),
             device,
             config.executor,
             ELEMENT_BYTES.get(config.cache.dtype),
-            fused=fusion_wish(config.kernels, "qk_norm_rotary_kv_write", replaced) is not False,
+            fused=may_fuse(config, "qk_norm_rotary_kv_write"),
         )
         self._device_name, self._overhead_s, self._clock = device.name, config.executor.step_overhead_s, clock
         self._tokens = PseudoTokens(config.scheduler.max_num_seqs, self.vocab_size)
@@ -75,7 +85,9 @@ class SimulatedExecutor:
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         """Nothing ran; the device that was assumed."""
-        return {"simulated": {"impl": self._device_name, "origin": "cost model", "version": "", "calls": 0}}
+        return {
+            "simulated": {"impl": self._device_name, "chosen": "executor.device", "origin": "cost model", "version": "", "calls": 0}
+        }
 
     def shutdown(self) -> None:
         """There is nothing to free."""

@@ -114,12 +114,14 @@ def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: 
         limit = int(found.get("max_position_embeddings") or found.get("n_positions") or found.get("seq_length") or 2048)
     else:
         limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
-    if config.max_model_len is not None and config.max_model_len > limit:
+    if config.max_model_len is None:
+        return limit
+    if config.max_model_len > limit:
         raise ValueError(
             f"model.max_model_len={config.max_model_len} is more than the {limit} positions of {config.name!r}: "
             "ask for fewer, or change them in model.architecture (max_position_embeddings, rope scaling)"
         )
-    return config.max_model_len or limit
+    return config.max_model_len
 
 
 def _native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:

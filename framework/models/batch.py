@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from ..plan import AttentionMeta
+    from ..plan import AttentionMeta, LayerKV
 
 
 @dataclass
@@ -33,6 +33,7 @@ class ForwardBatch:
     positions          int64 [T]
     num_decode_tokens  tokens at the front that belong to decode rows
     groups             one per KV group
+    caches             one per layer
     logits_indices     int64 [R']: tokens whose logits are wanted
     lora_index         int32 [T] adapter of each token, -1 = none; None if no adapter is loaded
     """
@@ -41,6 +42,7 @@ class ForwardBatch:
     positions: torch.Tensor
     num_decode_tokens: int
     groups: list[GroupBatch]
+    caches: list[LayerKV]
     logits_indices: torch.Tensor
     lora_index: torch.Tensor | None = None
 

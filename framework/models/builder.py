@@ -9,30 +9,28 @@ from typing import Any
 import torch
 
 from ..config import ModelConfig
-from ..engine.kv_cache.spec import PagedKV
 from ..plan import BoundKernel, KernelPlan
-from .architecture import Architecture, LayerShape, ModelInfo, read_model
+from .architecture import Architecture, LayerShape, ModelInfo
 from .decoder import Decoder
-from .layers.attention import Attention, Prepare, Separate
+from .layers.attention import Attention, Fused, Separate
 from .layers.block import Block, ParallelBlock, PostNormBlock, PreNormBlock
+from .layers.linear import Linear, bind_linear
 from .layers.mlp import Mlp, MoeMlp
+from .layers.paged_attention import AttentionKernels, AttentionShape
 from .parallel import Parallel
 from .parts import Part, all_parts, layer_parts, model_parts
 from .protocol import Model
+from .quantization.unquantized import Unquantized, float_linear
 from .rope import Rope
 from .weights import Checkpoint, DummyWeights, Weights
 
 NORMS = ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm")
 
 
-def model_dtype(config: ModelConfig) -> torch.dtype:
-    """The dtype of the model's weights and activations."""
-    return getattr(torch, read_model(config).dtype)
-
-
 @torch.inference_mode()
 def load_model(
     config: ModelConfig,
+    info: ModelInfo,
     plan: KernelPlan,
     device: torch.device,
     parallel: Parallel,
@@ -44,30 +42,28 @@ def load_model(
 
     block_size, cache_dtype  of the KV cache ("auto": the model's dtype)
     seed                     of dummy weights
-    Raises ValueError for models that cannot be found, read or served.
+    Raises ValueError for weights that cannot be found or do not fit.
     """
-    info = read_model(config)
     if info.architecture is None:
         from .transformers_model import load_transformers_model  # slow to import, and needed for few models
 
-        name, dtype = _cache_dtype(info, cache_dtype)
-        return load_transformers_model(config, info, plan, device, block_size, name, dtype, seed)
+        return load_transformers_model(config, info, plan, device, block_size, _cache_dtype(info, cache_dtype), seed)
     weights = _open(config, info, info.architecture, device, seed)
     return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype).build()
 
 
-def _cache_dtype(info: ModelInfo, wish: str) -> tuple[str, torch.dtype]:
-    """Name of the cache's dtype and what torch calls it."""
-    name = info.dtype if wish == "auto" else wish
-    return name, getattr(torch, name)
+def _cache_dtype(info: ModelInfo, wish: str) -> str:
+    """Name of the cache's dtype."""
+    return info.dtype if wish == "auto" else wish
 
 
 def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int) -> Weights:
     dtype = getattr(torch, info.dtype)
+    scheme = Unquantized()  # ``read_model`` refuses what has another
     if config.load_format == "dummy":
-        return DummyWeights(device, dtype, seed, a.family.norm_offset)
+        return DummyWeights(device, dtype, scheme, seed, a.family.norm_offset)
     assert info.folder is not None
-    checkpoint = Checkpoint(info.folder, a.family, device, dtype)
+    checkpoint = Checkpoint(info.folder, a.family, device, dtype, scheme)
     checkpoint.check(all_parts(a), (*a.family.ignored, *([rf"^{a.family.lm_head}\.weight$"] if a.tied else [])))
     return checkpoint
 
@@ -88,15 +84,7 @@ class Builder:
     ) -> None:
         assert parallel.tp.size == parallel.ep.size == 1, "layers are whole: only the list of layers can be cut"
         self.info, self.a, self.weights, self.plan, self.device, self.parallel = info, architecture, weights, plan, device, parallel
-        self.cache_dtype, kv_dtype = _cache_dtype(info, cache_dtype)
-        self.attention_facts = {
-            "head_dim": architecture.head_dim,
-            "num_heads": architecture.num_heads,
-            "num_kv_heads": architecture.num_kv_heads,
-            "value_dim": architecture.head_dim,
-            "page_size": block_size,
-            "kv_dtype": kv_dtype,
-        }
+        self.attention = AttentionKernels(plan, block_size, _cache_dtype(info, cache_dtype))
         self._shared: dict[Hashable, BoundKernel] = {}
         self._cos_sin: dict[Rope, torch.Tensor] = {}
 
@@ -104,17 +92,14 @@ class Builder:
         a, parts, pp = self.a, model_parts(self.a), self.parallel.pp
         mine = pp.part(len(a.layers))
         first, last = mine.start == 0, mine.stop == len(a.layers)
-        table = self.weights.load(parts["embed"])[0] if first or (last and a.tied) else None
-        layers = [self._block(index) for index in mine]
-        self.plan.check_fused("qk_norm_rotary_kv_write", ("rotary", "kv_cache_write"))
+        table = self.weights.weight(parts["embed"]) if first or (last and a.tied) else None
+        layers = [self._block(layer, index) for index, layer in enumerate(mine)]
         scale = float(torch.tensor(a.hidden_size**0.5, dtype=getattr(torch, self.info.dtype))) if a.family.embed_scale else None
         return Decoder(
             layers,
-            [self._cache_spec(a.layers[index]) for index in mine],
             getattr(torch, self.info.dtype),
             a.vocab_size,
             self.info.max_model_len,
-            self.info.eos_token_ids,
             embed=self._table(table) if first and table is not None else None,
             embed_scale=scale,
             project_in=self._optional(parts, "project_in") if first else None,
@@ -125,39 +110,31 @@ class Builder:
             logit_softcap=a.logit_softcap,
         )
 
-    def _block(self, index: int) -> Block:
-        parts, shape = layer_parts(self.a, index), self.a.layers[index]
-        attention = self._attention(parts, shape)
+    def _block(self, layer: int, index: int) -> Block:
+        """layer: counted over the model; index: over the layers of this process."""
+        parts, shape = layer_parts(self.a, layer), self.a.layers[layer]
+        attention = self._attention(parts, shape, index)
         mlp = self._moe(parts, shape) if shape.moe else self._mlp(parts)
         norms = {name: self._norm(part) for name, part in parts.items() if name in NORMS}
         kinds: dict[str, Callable[..., Block]] = {"parallel": ParallelBlock, "post": PostNormBlock}
         return kinds.get(self.a.residual, PreNormBlock)(attention, mlp, **norms)
 
-    def _attention(self, parts: dict[str, Part], shape: LayerShape) -> Attention:
-        a, facts = self.a, self.attention_facts
-        params = {"scale": shape.scale, "causal": True, "window": self._window(shape), "softcap": a.attn_softcap}
-        key = tuple(params.values())
-        return Attention(
-            qkv=self._linear(parts["qkv"]),
-            o=self._linear(parts["o"]),
-            prepare=self._prepare(parts, shape.rope),
-            decode=self._share("paged_attention_decode", key, params=params, facts=facts),
-            prefill=self._share("paged_attention_prefill", key, params=params, facts=facts),
-        )
-
-    def _prepare(self, parts: dict[str, Part], rope: Rope | None) -> Prepare:
+    def _attention(self, parts: dict[str, Part], layer: LayerShape, index: int) -> Attention:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
-        a = self.a
-        norms = [self.weights.load(parts[name]) for name in ("q_norm", "k_norm")] if a.family.qk_norm else []
-        fused = self._fused(rope, [weight for weight, _ in norms]) if rope is not None else None
+        a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
+        shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap)
+        qkv, o = self._linear(parts["qkv"]), self._linear(parts["o"])
+        norms = [self._norm_tensors(parts[name]) for name in ("q_norm", "k_norm")] if a.family.qk_norm else []
+        fused = self._fused(shape, layer.rope, [weight for weight, _ in norms]) if layer.rope is not None else None
         if fused is not None:
-            return fused
+            paged = self.attention.layer(index, shape, writes=False)
+            return Attention(qkv, o, Fused(fused, paged), paged)
         q_norm, k_norm = (self._bind_norm(*norm) for norm in norms) if norms else (None, None)
-        rotary = self._rotary(rope) if rope is not None else None
-        write = self._share("kv_cache_write", facts=self.attention_facts)
-        return Separate(q_norm, k_norm, rotary, write, [a.num_heads, a.num_kv_heads, a.num_kv_heads], a.head_dim)
+        rotary = self._rotary(layer.rope) if layer.rope is not None else None
+        paged = self.attention.layer(index, shape)
+        return Attention(qkv, o, Separate(q_norm, k_norm, rotary, paged, [*heads, a.num_kv_heads], a.head_dim), paged)
 
-    def _fused(self, rope: Rope, norms: list[torch.Tensor]) -> BoundKernel | None:
+    def _fused(self, shape: AttentionShape, rope: Rope, norms: list[torch.Tensor]) -> BoundKernel | None:
         """norms: weights of the norms of queries and of keys, or nothing."""
         a, weights = self.a, {"cos_sin": self._table_of(rope)}
         params: dict[str, Any] = {"num_heads": a.num_heads, "num_kv_heads": a.num_kv_heads, "style": "neox"}
@@ -168,7 +145,7 @@ class Builder:
             weights |= {"q_weight": norms[0], "k_weight": norms[1]}
             params |= kind
             replaced["rms_norm"] = {"weight": norms[0], **kind}
-        return self.plan.bind_fused("qk_norm_rotary_kv_write", replaced, weights, params, self.attention_facts)
+        return self.plan.bind_fused("qk_norm_rotary_kv_write", replaced, weights, params, self.attention.facts(shape))
 
     def _mlp(self, parts: dict[str, Part]) -> Mlp:
         up = self._linear(parts["gate_up" if self.a.family.gated else "up"])
@@ -182,22 +159,24 @@ class Builder:
     def _moe(self, parts: dict[str, Part], shape: LayerShape) -> MoeMlp:
         assert shape.moe is not None
         params = {"bias": None, "top_k": shape.moe.top_k, "renormalize": shape.moe.renormalize, "scoring": "softmax"}
-        experts = {"w13": self.weights.load(parts["w13"])[0], "w2": self.weights.load(parts["w2"])[0]}
+        experts = self.weights.load_experts(parts["w13"], parts["w2"])
         return MoeMlp(
             self._linear(parts["router"]),
             self._share("moe_route", params=params, facts={"num_experts": shape.moe.num_experts}),
-            self.plan.bind("moe_experts", experts, {"expert_start": 0}, {"top_k": shape.moe.top_k}),
+            self.plan.bind(experts.op, experts.tensors, {**experts.params, "expert_start": 0}, {"top_k": shape.moe.top_k}),
         )
 
-    def _linear(self, part: Part) -> BoundKernel:
-        weight, bias = self.weights.load(part)
-        return self.plan.bind("linear", {"weight": weight, "bias": bias})
+    def _linear(self, part: Part) -> Linear:
+        return bind_linear(self.plan, self.weights.load(part))
 
-    def _optional(self, parts: dict[str, Part], name: str) -> BoundKernel | None:
+    def _optional(self, parts: dict[str, Part], name: str) -> Linear | None:
         return self._linear(parts[name]) if name in parts else None
 
     def _norm(self, part: Part) -> BoundKernel:
-        return self._bind_norm(*self.weights.load(part))
+        return self._bind_norm(*self._norm_tensors(part))
+
+    def _norm_tensors(self, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.weights.weight(part), self.weights.bias(part)
 
     def _bind_norm(self, weight: torch.Tensor, bias: torch.Tensor | None) -> BoundKernel:
         if self.a.family.norm == "layer":
@@ -210,11 +189,13 @@ class Builder:
     def _positions(self, parts: dict[str, Part]) -> BoundKernel | None:
         if "position_embed" not in parts:
             return None
-        return self._table(self.weights.load(parts["position_embed"])[0][self.a.family.position_offset :])
+        return self._table(self.weights.weight(parts["position_embed"])[self.a.family.position_offset :])
 
-    def _lm_head(self, parts: dict[str, Part], table: torch.Tensor | None) -> BoundKernel:
-        weight = table if self.a.tied else self.weights.load(parts["lm_head"])[0]
-        return self.plan.bind("linear", {"weight": weight, "bias": None})
+    def _lm_head(self, parts: dict[str, Part], table: torch.Tensor | None) -> Linear:
+        if not self.a.tied:
+            return self._linear(parts["lm_head"])
+        assert table is not None
+        return bind_linear(self.plan, float_linear(table, None))
 
     def _rotary(self, rope: Rope) -> BoundKernel:
         if ("rotary", rope) not in self._shared:
@@ -236,9 +217,6 @@ class Builder:
     def _window(self, shape: LayerShape) -> int | None:
         """A window that no sequence outgrows is none."""
         return shape.window if shape.window is not None and shape.window < self.info.max_model_len else None
-
-    def _cache_spec(self, shape: LayerShape) -> PagedKV:
-        return PagedKV(self.a.num_kv_heads, self.a.head_dim, self.a.head_dim, self.cache_dtype, self._window(shape))
 
 
 def cos_sin_table(rope: Rope, max_len: int, device: torch.device) -> torch.Tensor:

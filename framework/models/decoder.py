@@ -2,75 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from ..engine.kv_cache.spec import CacheGroup, PagedKV
 from ..plan import BoundKernel
 from .batch import ForwardBatch
-from .layers.block import Block
+from .layers.block import Block, HiddenAndResidual
+from .layers.linear import Linear
+from .paged_model import PagedModel
 
-if TYPE_CHECKING:
-    from triton_kernels.attention_meta import LayerKV
 
-
-class Decoder:
+class Decoder(PagedModel):
     """A model that the runner can step.
 
     ``layers`` are those of this process; ``embed`` is None where an earlier stage embeds, ``lm_head`` where a later one
-    projects. ``specs``: what each layer keeps in the cache.
+    projects.
     """
 
     def __init__(
         self,
         layers: list[Block],
-        specs: list[PagedKV],
         dtype: torch.dtype,
         vocab_size: int,
         max_model_len: int,
-        eos_token_ids: tuple[int, ...],
         *,
         embed: BoundKernel | None,
         embed_scale: float | None,
-        project_in: BoundKernel | None,
+        project_in: Linear | None,
         position_embed: BoundKernel | None,
         final_norm: BoundKernel | None,
-        project_out: BoundKernel | None,
-        lm_head: BoundKernel | None,
+        project_out: Linear | None,
+        lm_head: Linear | None,
         logit_softcap: float | None,
     ) -> None:
+        super().__init__([layer.attention.paged for layer in layers])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
-        self.eos_token_ids = eos_token_ids
-        self._specs = specs
         self._embed, self._embed_scale, self._project_in, self._position_embed = embed, embed_scale, project_in, position_embed
         self._final_norm, self._project_out, self._lm_head, self._logit_softcap = final_norm, project_out, lm_head, logit_softcap
-        self.layer_groups = [0] * len(layers)
-        self._first_layers = [0]
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.layers)
-
-    def cache_specs(self) -> list[PagedKV]:
-        """One per layer."""
-        return self._specs
-
-    def set_groups(self, groups: tuple[CacheGroup, ...]) -> None:
-        """Tells which KV group serves which layer."""
-        for index, group in enumerate(groups):
-            for layer in group.layers:
-                self.layer_groups[layer] = index
-        self._first_layers = [group.layers[0] for group in groups]
-
-    def begin_step(self, batch: ForwardBatch) -> None:
-        """Once per step, before ``forward``: lets attention prepare what the layers of a group share."""
-        for group, layer in zip(batch.groups, self._first_layers):
-            attention = self.layers[layer].attention
-            if group.decode is not None:
-                attention.decode.begin_step(group.decode)
-            if group.prefill is not None:
-                attention.prefill.begin_step(group.prefill)
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """token_ids, positions int64 [T] -> [T, H]."""
@@ -84,17 +51,14 @@ class Decoder:
             x = x.add_(self._position_embed(positions))
         return x
 
-    def forward(self, batch: ForwardBatch, caches: list[LayerKV]) -> torch.Tensor:
-        """Final hidden states [T, H] of a step; writes the cache. caches: one per layer."""
-        return self.finish(*self.run_layers(self.embed(batch.token_ids, batch.positions), None, batch, caches))
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Final hidden states [T, H] of a step; writes the cache."""
+        return self.finish(*self.run_layers(self.embed(batch.token_ids, batch.positions), None, batch))
 
-    def run_layers(
-        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, caches: list[LayerKV]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def run_layers(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
         """The layers of this process, from and to (hidden, residual)."""
-        groups = batch.groups
-        for layer, group, kv in zip(self.layers, self.layer_groups, caches):
-            x, residual = layer(x, residual, batch, groups[group], kv)
+        for layer in self.layers:
+            x, residual = layer(x, residual, batch)
         return x, residual
 
     def finish(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:

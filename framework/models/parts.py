@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,7 @@ class Part:
     columns    inputs; None for a norm, which is a vector
     layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go head by head, each
                with its q, k and v, and rows here q of all heads, k, v
+    always_float   norms and embeddings, which no checkpoint stores otherwise
     """
 
     sources: tuple[str, ...]
@@ -27,6 +29,7 @@ class Part:
     layout: Literal["linear", "transposed", "interleaved"] = "linear"
     num_experts: int = 0
     head_dim: int = 0
+    always_float: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,18 +43,31 @@ class Part:
                 shape: tuple[int, ...] = (rows,) if self.columns is None else (rows, self.columns)
                 yield source.format(e=expert) + ".weight", expert, shard, shape[::-1] if self.layout == "transposed" else shape
 
+    def float_names(self) -> Iterator[str]:
+        """Names on disk of the weights and biases, where they are floats."""
+        for name, *_ in self.tensors():
+            yield name
+            if self.bias:
+                yield bias_name(name)
+
+
+def bias_name(weight_name: str) -> str:
+    """Of the bias on disk that belongs to a weight."""
+    return weight_name.removesuffix("weight") + "bias"
+
 
 def model_parts(a: Architecture) -> dict[str, Part]:
     """Parts outside the layers: embed, position_embed, project_in, final_norm, project_out, lm_head, as far as there."""
     f = a.family
-    parts = {"embed": Part((f.base + f.embed,), (a.vocab_size,), a.embed_dim)}
+    parts = {"embed": Part((f.base + f.embed,), (a.vocab_size,), a.embed_dim, always_float=True)}
     if f.positions == "learned":
-        parts["position_embed"] = Part((f.base + f.position_embed,), (a.max_position + f.position_offset,), a.hidden_size)
+        rows = (a.max_position + f.position_offset,)
+        parts["position_embed"] = Part((f.base + f.position_embed,), rows, a.hidden_size, always_float=True)
     if a.embed_dim != a.hidden_size:
         parts["project_in"] = Part((f.base + "project_in",), (a.hidden_size,), a.embed_dim)
         parts["project_out"] = Part((f.base + "project_out",), (a.embed_dim,), a.hidden_size)
     if a.final_norm:
-        parts["final_norm"] = Part((f"{f.base}{f.final_norm}",), (a.hidden_size,), bias=f.norm == "layer")
+        parts["final_norm"] = Part((f"{f.base}{f.final_norm}",), (a.hidden_size,), bias=f.norm == "layer", always_float=True)
     if not a.tied:
         parts["lm_head"] = Part((f.lm_head,), (a.vocab_size,), a.embed_dim)
     return parts
@@ -77,7 +93,8 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
                 layout = "interleaved"
             parts[name] = Part(sources, rows, inputs[name], name in a.biases, layout, head_dim=a.head_dim)
         elif name.endswith("norm"):
-            parts[name] = Part(sources, (a.head_dim if name in ("q_norm", "k_norm") else hidden,), bias=f.norm == "layer")
+            size = a.head_dim if name in ("q_norm", "k_norm") else hidden
+            parts[name] = Part(sources, (size,), bias=f.norm == "layer", always_float=True)
         else:
             assert moe is not None
             size = moe.intermediate_size
@@ -94,3 +111,8 @@ def all_parts(a: Architecture) -> Iterator[Part]:
     yield from model_parts(a).values()
     for index in range(len(a.layers)):
         yield from layer_parts(a, index).values()
+
+
+def num_weights(a: Architecture) -> int:
+    """Elements of all parts."""
+    return sum(math.prod(part.shape) + (sum(part.rows) if part.bias else 0) for part in all_parts(a))

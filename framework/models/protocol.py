@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
 from ..engine.kv_cache.spec import CacheGroup, PagedKV
 from .batch import ForwardBatch
-
-if TYPE_CHECKING:
-    from triton_kernels.attention_meta import LayerKV
 
 
 class Model(Protocol):
@@ -19,7 +16,6 @@ class Model(Protocol):
     dtype: torch.dtype
     vocab_size: int
     max_model_len: int
-    eos_token_ids: tuple[int, ...]
 
     def cache_specs(self) -> list[PagedKV]:
         """What each layer keeps in the cache."""
@@ -30,8 +26,8 @@ class Model(Protocol):
     def begin_step(self, batch: ForwardBatch) -> None:
         """Once per step, before ``forward``: lets attention prepare what the layers of a group share."""
 
-    def forward(self, batch: ForwardBatch, caches: list[LayerKV]) -> torch.Tensor:
-        """Final hidden states [T, H] of a step; writes the cache. caches: one per layer."""
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Final hidden states [T, H] of a step; writes the cache."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [R, H] -> [R, V] in the model's dtype."""

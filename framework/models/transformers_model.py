@@ -7,20 +7,19 @@ there, which is how a step gets in. A probe run at load time tells which layers 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
 from ..config import ModelConfig
-from ..engine.kv_cache.spec import CacheGroup, PagedKV
-from ..plan import BoundKernel, KernelPlan
+from ..plan import KernelPlan
 from .architecture import ModelInfo
 from .batch import ForwardBatch
-
-if TYPE_CHECKING:
-    from triton_kernels.attention_meta import LayerKV
+from .layers.linear import Linear, bind_linear
+from .layers.paged_attention import AttentionKernels, AttentionShape, PagedAttention
+from .paged_model import PagedModel
+from .quantization.unquantized import float_linear
 
 INTERFACE = "kernelswap"
 KEYWORD = "kernelswap_step"
@@ -30,91 +29,26 @@ _UNKNOWN_KINDS = ("position_bias", "head_mask", "alibi")
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class AttentionShape:
-    """How one layer attends, as the probe saw it. sinks: f32 [num_heads] or None."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    v_head_dim: int
-    scale: float
-    window: int | None
-    softcap: float | None
-    sinks: torch.Tensor | None = field(default=None, compare=False)
-
-
-class TransformersModel:
+class TransformersModel(PagedModel):
     """The interface of ``Decoder`` around a model of the transformers library.
 
-    model   a causal language model, whose linear layers are swapped for ours; shapes: what the probe saw, one per layer
-    block_size, cache_dtype, kv_dtype   of the cache; its dtype by our name and torch's
+    model      a causal language model, whose linear layers are swapped for ours
+    attention  of its layers
     """
 
-    def __init__(
-        self,
-        model: Any,
-        info: ModelInfo,
-        shapes: list[AttentionShape],
-        plan: KernelPlan,
-        block_size: int,
-        cache_dtype: str,
-        kv_dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, model: Any, info: ModelInfo, plan: KernelPlan, attention: list[PagedAttention]) -> None:
+        super().__init__(attention)
         self.dtype, self.vocab_size, self.max_model_len = model.dtype, model.config.vocab_size, info.max_model_len
-        self.eos_token_ids, self.num_layers = info.eos_token_ids, len(shapes)
-        self._specs = [PagedKV(s.num_kv_heads, s.head_dim, s.v_head_dim, cache_dtype, s.window) for s in shapes]
-        self._write: list[BoundKernel] = []
-        self._decode: list[BoundKernel] = []
-        self._prefill: list[BoundKernel] = []
-        for s in shapes:
-            facts = {
-                "head_dim": s.head_dim,
-                "value_dim": s.v_head_dim,
-                "num_heads": s.num_heads,
-                "num_kv_heads": s.num_kv_heads,
-                "page_size": block_size,
-                "kv_dtype": kv_dtype,
-            }
-            params = {"scale": s.scale, "causal": True, "window": s.window, "softcap": s.softcap}
-            weights = {} if s.sinks is None else {"sinks": s.sinks}
-            self._write.append(plan.bind("kv_cache_write", facts=facts))
-            self._decode.append(plan.bind("paged_attention_decode", weights, params, facts))
-            self._prefill.append(plan.bind("paged_attention_prefill", weights, params, facts))
         _swap_linears(model, plan)
         self._base, self._head = _split_head(model)
-        self.layer_groups = [0] * len(shapes)
-        self._first_layers = [0]
 
-    def cache_specs(self) -> list[PagedKV]:
-        return self._specs
-
-    def set_groups(self, groups: tuple[CacheGroup, ...]) -> None:
-        for index, group in enumerate(groups):
-            for layer in group.layers:
-                self.layer_groups[layer] = index
-        self._first_layers = [group.layers[0] for group in groups]
-
-    def begin_step(self, batch: ForwardBatch) -> None:
-        for group, layer in zip(batch.groups, self._first_layers):
-            if group.decode is not None:
-                self._decode[layer].begin_step(group.decode)
-            if group.prefill is not None:
-                self._prefill[layer].begin_step(group.prefill)
-
-    def forward(self, batch: ForwardBatch, caches: list[LayerKV]) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """As ``Decoder.forward``: the tokens of all requests are one row of the library's batch."""
 
         def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
             q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
-            group, kv, n = batch.groups[self.layer_groups[layer]], caches[layer], batch.num_decode_tokens
-            self._write[layer](k, v, kv, group.slot_mapping)
-            parts = []
-            if group.decode is not None:
-                parts.append(self._decode[layer](q[:n], kv, group.decode))
-            if group.prefill is not None:
-                parts.append(self._prefill[layer](q[n:], kv, group.prefill))
-            return torch.cat(parts)[None]
+            self._attention[layer].write(k, v, batch)
+            return self._attention[layer].attend(q, batch)[None]
 
         return _run(self._base, batch.token_ids, batch.positions, attend)
 
@@ -124,16 +58,10 @@ class TransformersModel:
 
 
 def load_transformers_model(
-    config: ModelConfig,
-    info: ModelInfo,
-    plan: KernelPlan,
-    device: torch.device,
-    block_size: int,
-    cache_dtype: str,
-    kv_dtype: torch.dtype,
-    seed: int,
+    config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: torch.device, block_size: int, cache_dtype: str, seed: int
 ) -> TransformersModel:
-    """Loads a model, finds out how it attends, and binds its kernels. Raises ValueError with the reason if it cannot work."""
+    """Loads a model, finds out how it attends, and binds its kernels. cache_dtype: a name of torch's. Raises ValueError with the
+    reason if it cannot work."""
     transformers.AttentionInterface.register(INTERFACE, _attention)
     transformers.AttentionMaskInterface.register(INTERFACE, _no_mask)
     found = library_config(config, info)
@@ -141,8 +69,9 @@ def load_transformers_model(
         raise ValueError(f"model {config.name!r} cannot run: {reason}")
     found._attn_implementation = INTERFACE
     model = library_model(config, info, found, device, seed)
-    shapes = _probe(config.name, model, device)
-    return TransformersModel(model, info, shapes, plan, block_size, cache_dtype, kv_dtype)
+    kernels = AttentionKernels(plan, block_size, cache_dtype)
+    attention = [kernels.layer(index, shape) for index, shape in enumerate(_probe(config.name, model, device))]
+    return TransformersModel(model, info, plan, attention)
 
 
 def library_config(config: ModelConfig, info: ModelInfo) -> Any:
@@ -255,12 +184,12 @@ def _no_mask(*args: Any, **keywords: Any) -> None:
 class _KernelLinear(torch.nn.Module):
     """A linear layer of ours in the place of one of the library's."""
 
-    def __init__(self, kernel: BoundKernel) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.linear = linear
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.kernel(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return self.linear(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
 
 class _Hidden:
@@ -289,7 +218,7 @@ def _swap_linears(model: torch.nn.Module, plan: KernelPlan) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:
                 bias = child.bias.detach() if child.bias is not None else None
-                setattr(parent, name, _KernelLinear(plan.bind("linear", {"weight": child.weight.detach(), "bias": bias})))
+                setattr(parent, name, _KernelLinear(bind_linear(plan, float_linear(child.weight.detach(), bias))))
 
 
 def _split_head(model: Any) -> tuple[Any, Any]:

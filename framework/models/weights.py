@@ -1,59 +1,106 @@
-"""Where weights come from: a safetensors checkpoint, read tensor by tensor, or a seeded generator."""
+"""Where weights come from: a safetensors checkpoint, read tensor by tensor, a seeded generator, or nowhere."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from .families import Family
-from .parts import Part
+from .parts import Part, bias_name
+from .quantization.scheme import LoadedPart, Scheme
+
+_WIDE_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-class Weights(Protocol):
-    """A source of a model's tensors, on the device and in the dtype of the model."""
+class Weights(ABC):
+    """A source of a model's tensors, fresh ones that belong to the caller, and the scheme that stored them."""
 
-    def load(self, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight (``part.shape``) and bias of a part, fresh tensors that belong to the caller."""
+    def __init__(self, device: torch.device, dtype: torch.dtype, scheme: Scheme) -> None:
+        self.device, self.dtype, self.scheme = device, dtype, scheme
+
+    def load(self, part: Part) -> LoadedPart:
+        """A linear layer."""
+        return self.scheme.linear(part, self)
+
+    def load_experts(self, w13: Part, w2: Part) -> LoadedPart:
+        """The experts of a layer."""
+        return self.scheme.experts(w13, w2, self)
+
+    @abstractmethod
+    def weight(self, part: Part) -> torch.Tensor:
+        """As ``TensorSource.weight``."""
+
+    @abstractmethod
+    def bias(self, part: Part) -> torch.Tensor | None:
+        """As ``TensorSource.bias``."""
+
+    @abstractmethod
+    def stored(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """As ``TensorSource.stored``."""
 
 
-class DummyWeights:
+class EmptyWeights(Weights):
+    """Tensors whose memory nobody touches, so that models larger than this machine fit."""
+
+    def weight(self, part: Part) -> torch.Tensor:
+        return torch.empty(part.shape, dtype=self.dtype, device=self.device)
+
+    def bias(self, part: Part) -> torch.Tensor | None:
+        return torch.empty(sum(part.rows), dtype=self.dtype, device=self.device) if part.bias else None
+
+    def stored(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+
+class DummyWeights(Weights):
     """Random weights that depend on the seed and the part's name only. Norms are 1, biases 0."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, seed: int, norm_offset: float) -> None:
-        self._device, self._dtype, self._seed, self._norm_offset = device, dtype, seed, norm_offset
+    def __init__(self, device: torch.device, dtype: torch.dtype, scheme: Scheme, seed: int, norm_offset: float) -> None:
+        super().__init__(device, dtype, scheme)
+        self._seed, self._norm_offset = seed, norm_offset
 
-    def load(self, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
-        bias = torch.zeros(sum(part.rows), dtype=self._dtype, device=self._device) if part.bias else None
+    def weight(self, part: Part) -> torch.Tensor:
         if part.columns is None:
-            return torch.full(part.shape, 1.0 - self._norm_offset, dtype=self._dtype, device=self._device), bias
-        digest = hashlib.sha256(f"{self._seed}/{part.sources[0]}".encode()).digest()
-        generator = torch.Generator(self._device).manual_seed(int.from_bytes(digest[:7], "little"))
-        weight = torch.empty(part.shape, dtype=self._dtype, device=self._device)
-        return weight.normal_(std=part.columns**-0.5, generator=generator), bias
+            return torch.full(part.shape, 1.0 - self._norm_offset, dtype=self.dtype, device=self.device)
+        weight = torch.empty(part.shape, dtype=self.dtype, device=self.device)
+        return weight.normal_(std=part.columns**-0.5, generator=self._generator(part.sources[0]))
+
+    def bias(self, part: Part) -> torch.Tensor | None:
+        return torch.zeros(sum(part.rows), dtype=self.dtype, device=self.device) if part.bias else None
+
+    def stored(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Floats as those of ``weight``, integers over the whole range of their dtype."""
+        generator = self._generator(name)
+        if dtype.is_floating_point:
+            values = torch.empty(shape, device=self.device).normal_(std=shape[-1] ** -0.5, generator=generator)
+            return values.to(dtype)
+        kind = torch.iinfo(dtype)
+        return torch.randint(kind.min, kind.max + 1, shape, generator=generator, dtype=dtype, device=self.device)
+
+    def _generator(self, name: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
+        return torch.Generator(self.device).manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-class Checkpoint:
+class Checkpoint(Weights):
     """A folder of safetensors files, one or sharded with an index. Names are those of the family table, see ``Family``."""
 
-    def __init__(self, folder: Path, family: Family, device: torch.device, dtype: torch.dtype) -> None:
-        self._device, self._dtype, self._folder = device, dtype, folder
+    def __init__(self, folder: Path, family: Family, device: torch.device, dtype: torch.dtype, scheme: Scheme) -> None:
+        super().__init__(device, dtype, scheme)
+        self._folder = folder
         self._files: dict[str, Any] = {}
         self._where = {_our_name(name, family): (file, name) for name, file in _index(folder).items()}
 
     def check(self, parts: Iterable[Part], ignored: Iterable[str]) -> None:
         """Every tensor of ``parts`` is there, and nothing else. Raises ValueError listing what is not so."""
-        wanted = set()
-        for part in parts:
-            for name, *_ in part.tensors():
-                wanted.add(name)
-                if part.bias:
-                    wanted.add(name.removesuffix("weight") + "bias")
+        wanted = {name for part in parts for name in (part.float_names() if part.always_float else self.scheme.names(part))}
         missing = sorted(wanted - set(self._where))
         unknown = sorted(n for n in set(self._where) - wanted if not any(re.search(p, n) for p in ignored))
         if missing or unknown:
@@ -62,16 +109,27 @@ class Checkpoint:
                 f"tensors without a place in the model: {_some(unknown)}"
             )
 
-    def load(self, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight = torch.empty(part.shape, dtype=self._dtype, device=self._device)
-        bias = torch.empty(sum(part.rows), dtype=self._dtype, device=self._device) if part.bias else None
+    def weight(self, part: Part) -> torch.Tensor:
+        weight = torch.empty(part.shape, dtype=self.dtype, device=self.device)
         for name, expert, shard, shape in part.tensors():
-            rows = slice(sum(part.rows[:shard]), sum(part.rows[: shard + 1]))
-            target = weight[expert] if part.num_experts else weight
-            _place(target[rows], self._read(name, shape), part)
-            if bias is not None:
-                _place(bias[rows], self._read(name.removesuffix("weight") + "bias", (part.rows[shard],)), part)
-        return weight, bias
+            stacked = weight[expert] if part.num_experts else weight
+            _place(stacked[_rows(part, shard)], self._read_float(name, shape), part)
+        return weight
+
+    def bias(self, part: Part) -> torch.Tensor | None:
+        if not part.bias:
+            return None
+        bias = torch.empty(sum(part.rows), dtype=self.dtype, device=self.device)
+        for name, _, shard, _ in part.tensors():
+            _place(bias[_rows(part, shard)], self._read_float(bias_name(name), (part.rows[shard],)), part)
+        return bias
+
+    def stored(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        tensor = self._read(name, shape)
+        if tensor.dtype != dtype and not (tensor.dtype in _WIDE_FLOATS and dtype in _WIDE_FLOATS):
+            file, stored_name = self._where[name]
+            raise ValueError(f"{file}: tensor {stored_name} is {tensor.dtype}, but its format asks for {dtype}")
+        return tensor.to(self.device, dtype)
 
     def close(self) -> None:
         """Closes the files."""
@@ -86,9 +144,23 @@ class Checkpoint:
         tensor = self._files[file].get_tensor(stored_name)
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{file}: tensor {stored_name} has shape {tuple(tensor.shape)}, but config.json asks for {shape}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{file}: tensor {stored_name} is {tensor.dtype}; this version reads no quantized checkpoints")
         return tensor
+
+    def _read_float(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        tensor = self._read(name, shape)
+        if tensor.dtype not in _WIDE_FLOATS:
+            file, stored_name = self._where[name]
+            raise ValueError(
+                f"{file}: tensor {stored_name} is {tensor.dtype}, but its config.json says nothing of quantization: floats of "
+                "16 bits or more are expected"
+            )
+        return tensor
+
+
+def _rows(part: Part, shard: int) -> slice:
+    """The rows of a shard in the stacked part."""
+    start = sum(part.rows[:shard])
+    return slice(start, start + part.rows[shard])
 
 
 def _place(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .results import is_repeat, select, swept_columns
+from .sweep import differences_text, select, setting_columns, swept_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,14 +74,16 @@ def summarize(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 def compare(runs: pd.DataFrame, metrics: Sequence[str], column: str, base: str) -> pd.DataFrame:
     """Ratios to the runs with ``column == base``, each run paired with the one that is equal in everything else that was swept
     (seeds too: both then served the same requests). One row per setting and other value of ``column``: number of pairs, and for
-    each metric the geometric mean of the ratios, with the bounds of its 95 % confidence interval if there are several pairs.
+    each metric the geometric mean of the ratios, with the bounds of its 95 % confidence interval if there are several pairs. Runs
+    without the column are left out.
 
     Raises ValueError if the column was not swept, or has no such value."""
     finished, columns = _finished(runs, metrics)
     if column not in columns:
-        raise ValueError(f"{column!r} was not swept; the swept columns are {', '.join(columns) or 'none'}")
+        raise ValueError(f"{column!r} was not swept; the runs differ in {differences_text(finished)}")
+    finished = finished[finished[column].notna()]
     is_base = finished.index.isin(select(finished, column, base).index)
-    pair_by = [c for c in swept_columns(runs) if c != column]
+    pair_by = [c for c in swept_columns(finished) if c != column]
     bases = finished.loc[is_base, [*pair_by, *metrics]]
     how = {"on": pair_by} if pair_by else {"how": "cross"}
     pairs = finished[~is_base].merge(bases, suffixes=("", ".base"), **how)
@@ -102,9 +104,9 @@ def _grouped(runs: pd.DataFrame, columns: list[str]) -> Any:
 
 
 def _finished(runs: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """The runs that worked, and the swept columns that are no seeds."""
+    """The runs that worked, and the columns that make a setting."""
     unknown = [metric for metric in metrics if metric not in runs]
     if unknown:
         known = ", ".join(c.removeprefix("metric.") for c in runs.columns if c.startswith("metric."))
         raise ValueError(f"no run has the metric {unknown[0].removeprefix('metric.')!r}; there are {known or 'none'}")
-    return runs[runs["status"] == "ok"], [c for c in swept_columns(runs) if not is_repeat(c)]
+    return runs[runs["status"] == "ok"], setting_columns(runs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,14 @@ class ServeConfig(EngineConfig):
 
 
 def register_schema() -> None:
-    """Makes ServeConfig the schema behind conf/serve.yaml: unknown keys and wrong types then fail at composition."""
-    ConfigStore.instance().store(name="serve_schema", node=ServeConfig)
+    """Makes ServeConfig the schema behind conf/serve.yaml: unknown keys and wrong types then fail at composition.
+
+    ``kernels`` alone takes any key, also in a study with a config of its own that begins with ``kernels_schema``: the registry has
+    the names of the ops, and an engine refuses at its start what is not in there."""
+    schemas = {"serve_schema": OmegaConf.structured(ServeConfig), "kernels_schema": OmegaConf.create({"kernels": {}})}
+    for name, schema in schemas.items():
+        OmegaConf.set_struct(schema.kernels, False)
+        ConfigStore.instance().store(name=name, node=schema)
 
 
 def hydra_version_base() -> dict[str, str]:
@@ -60,10 +66,23 @@ def hydra_version_base() -> dict[str, str]:
 
 
 def to_serve_config(config: DictConfig) -> ServeConfig:
-    """The dataclass that Hydra composed."""
+    """The dataclass that Hydra composed. Raises ValueError for keys that only ``+`` could add: nothing would read them."""
     composed = OmegaConf.to_object(config)
     assert isinstance(composed, ServeConfig), "conf/serve.yaml must begin with serve_schema"
+    if unknown := _unknown_keys(composed):
+        raise ValueError(f"there is no key {', '.join(unknown)}; a key that exists needs no + (kernels.<op>=... of any op neither)")
     return composed
+
+
+def _unknown_keys(config: Any, prefix: str = "") -> list[str]:
+    """What OmegaConf sets on a dataclass beside its fields."""
+    unknown = []
+    for name, value in vars(config).items():
+        if name not in config.__dataclass_fields__:
+            unknown.append(prefix + name)
+        elif is_dataclass(value):
+            unknown += _unknown_keys(value, f"{prefix}{name}.")
+    return unknown
 
 
 def compose(overrides: Sequence[str], folder: Path) -> ServeConfig:

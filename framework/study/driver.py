@@ -26,7 +26,7 @@ class RequestRecord:
 
     token_times_s  when each output token came out of the engine
     finish_reason  stop, length, ...; None if it was refused
-    error          why it was refused; None otherwise
+    error          why it was refused, or what failed while it ran; None otherwise
     """
 
     request_id: str
@@ -116,9 +116,9 @@ def run_workload(engine: Engine, workload: Sequence[WorkloadRequest], clock: Clo
                 outputs = engine.step()
                 now_s = clock.now() - start_s
                 for output in outputs:
-                    index, request = by_id[output.request_id]
-                    _stamp(request, output, now_s)
                     if output.finished:
+                        index, request = by_id[output.request_id]
+                        _finish(request, output, start_s)
                         arrivals.finished(index, now_s)
                         bar.update()
                 stats = engine.stats()
@@ -141,7 +141,8 @@ def _admit(engine: Engine, request_id: str, request: WorkloadRequest, arrival_s:
     return record
 
 
-def _stamp(record: RequestRecord, output: RequestOutput, now_s: float) -> None:
+def _finish(record: RequestRecord, output: RequestOutput, start_s: float) -> None:
+    assert output.metrics is not None, "a finished request has its metrics"
     (completion,) = output.outputs
-    record.token_times_s += [now_s] * len(completion.token_ids)
-    record.finish_reason = completion.finish_reason
+    record.token_times_s = [time_s - start_s for time_s in output.metrics.token_times_s]
+    record.finish_reason, record.error = completion.finish_reason, output.error

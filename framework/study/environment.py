@@ -6,11 +6,21 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ..config import EngineConfig
+from ..executor.kinds import EXECUTORS
 
 DISTRIBUTIONS = ("kernelswap", "torch", "triton", "transformers", "numpy")
+
+START_TIME = "env.start_time"
+"""The column that says when a run started: a failed run has it too."""
+
+
+def utc_now() -> str:
+    """The time in UTC as ISO 8601, to the second: 2030-01-31T12:00:00+00:00."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def environment(config: EngineConfig) -> dict[str, str | int]:
@@ -23,7 +33,7 @@ def environment(config: EngineConfig) -> dict[str, str | int]:
             continue
     found["cpu"] = _cpu_name()
     found["num_cpus"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found["device"] = _device_name(config)
+    found["device"], _ = EXECUTORS[config.executor.kind].load().runs_on(config)
     if commit := _git("rev-parse", "HEAD"):
         found["commit"] = commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
     return {f"env.{key}": value for key, value in found.items()}
@@ -37,16 +47,6 @@ def _cpu_name() -> str:
             if key.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def _device_name(config: EngineConfig) -> str:
-    if config.executor.kind != "local":
-        return f"{config.executor.kind} {config.executor.device}" if config.executor.kind == "simulated" else config.executor.kind
-    import torch  # the local executor has imported it already; reading results needs none
-
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    return torch.cuda.get_device_name(None if config.device == "auto" else config.device)
 
 
 def _git(*arguments: str) -> str | None:

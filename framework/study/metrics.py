@@ -44,7 +44,7 @@ def e2e_s(request: RequestRecord) -> float:
 
 
 def meets(request: RequestRecord, slo: SLOConfig) -> bool:
-    """Whether a request was completioned within every objective."""
+    """Whether a request was completed within every objective."""
     if not request.token_times_s:
         return False
     tpot = tpot_s(request)

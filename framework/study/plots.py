@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
@@ -15,25 +16,29 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .results import is_repeat, swept_columns
+from .sweep import differences, differences_text, setting_columns, telling_columns, value_text
 
 COLORS = tuple(matplotlib.color_sequences["tab10"])
+MAX_LINES = len(COLORS)
+"""Settings in one figure: more no eye can tell apart."""
+MAX_KEYS = 4
+"""Swept columns that a label names; of more, only those that tell the settings apart."""
+LABEL_HEIGHT_INCHES = 0.17
 
 
-def latency(requests: pd.DataFrame, runs: pd.DataFrame | None = None, max_lines: int = 10) -> Figure:
+def latency(requests: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
     """Distributions (empirical cumulative) of TTFT and TPOT, one line per setting; repeats of a setting are pooled.
 
     ``requests`` as from ``collect_requests`` (or one requests.csv), ``runs`` as from ``collect``: names the lines by what
-    differs between them. Raises ValueError for more than ``max_lines`` settings, which no eye can tell apart."""
-    groups = _labelled_requests(requests, runs)
-    if len(groups) > max_lines:
-        raise ValueError(
-            f"{len(groups)} settings differ in {', '.join(_axes_of(runs))}: at most {max_lines} lines can be read; "
-            "plot a part of the table"
-        )
+    differs between them. Raises ValueError for more than MAX_LINES settings."""
+    naming, groups = Naming({}), {"": requests}
+    if runs is not None and "run" in requests:
+        finished = _finished(runs)
+        naming = Naming.of(finished)
+        groups = {label: requests[requests["run"].isin(part["run"])] for label, part in naming.settings(finished).items()}
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, column, title in zip(figure.subplots(1, 2), ("ttft_s", "tpot_s"), ("Time to first token", "Time per output token")):
-        for color, (label, group) in zip(cycle(COLORS), groups.items()):
+        for color, (label, group) in zip(COLORS, groups.items()):
             values = group[column].dropna().to_numpy() * 1e3
             if len(values):
                 axes.ecdf(values, color=color, label=f"{label} (n={len(values)})" if label else None)
@@ -42,7 +47,7 @@ def latency(requests: pd.DataFrame, runs: pd.DataFrame | None = None, max_lines:
         axes.set(xlabel=f"{title} (ms)", ylabel="Fraction of requests", ylim=(0, 1.02), yticks=[0, 0.25, 0.5, 0.75, 0.9, 0.99])
         _log_if_wide(axes)
     if any(groups):
-        _legend_below(figure, *figure.axes[0].get_legend_handles_labels())
+        _legend_below(figure, *figure.axes[0].get_legend_handles_labels(), title=naming.note)
     return figure
 
 
@@ -51,12 +56,14 @@ def load(runs: pd.DataFrame, x: str = "workload.rate") -> Figure:
     Repeats are averaged; bars show their range."""
     runs = _finished(runs)
     if x in runs:
-        runs = runs[np.isfinite(pd.to_numeric(runs[x]))]
+        runs = runs[np.isfinite(pd.to_numeric(runs[x], errors="coerce"))]
     if x not in runs or runs[x].nunique() < 2:
         raise ValueError(f"a plot over {x} needs runs with at least two (finite) values of it: sweep it with -m {x}=...")
+    naming = Naming.of(runs, without=(x,))
+    settings = naming.settings(runs)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, metric, title in zip(figure.subplots(1, 2), ("ttft", "tpot"), ("Time to first token", "Time per output token")):
-        for color, (label, group) in zip(cycle(COLORS), _settings(runs, without=(x,))):
+        for color, (label, group) in zip(COLORS, settings.items()):
             for percentile, style in ((50, "-"), (99, "--")):
                 values = (group[f"metric.{metric}_p{percentile}_s"] * 1e3).groupby(pd.to_numeric(group[x]))
                 mean = values.mean()
@@ -78,7 +85,7 @@ def load(runs: pd.DataFrame, x: str = "workload.rate") -> Figure:
     styles = [Line2D([], [], color="0.3", linestyle=s) for s in ("-", "--")]
     handles, labels = figure.axes[0].get_legend_handles_labels()
     shown = [(h, t) for h, t in zip(handles, labels) if t]
-    _legend_below(figure, styles + [h for h, _ in shown], ["p50", "p99"] + [t for _, t in shown])
+    _legend_below(figure, styles + [h for h, _ in shown], ["p50", "p99"] + [t for _, t in shown], naming.note)
     return figure
 
 
@@ -89,19 +96,19 @@ def pareto(runs: pd.DataFrame) -> Figure:
         raise ValueError("no run has both a throughput and a speed per user: requests with two or more output tokens are needed")
     x, y = runs["metric.output_tokens_per_s"].to_numpy(), runs["metric.tokens_per_s_per_user"].to_numpy()
     best = frontier(x, y)
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    naming = Naming.of(runs)
+    labels = [naming.label(runs.iloc[i]) for i in best]
+    height = max(3.8, LABEL_HEIGHT_INCHES * len(best))  # of the axes, so that all labels find room beside them
+    figure = Figure(figsize=(6 + 0.065 * max(map(len, labels)), height + 1.3), layout="constrained")
     axes = figure.subplots()
     axes.scatter(x, y, color="0.7", label="all runs", zorder=2)
     axes.plot(x[best], y[best], "o-", color=COLORS[0], label="frontier", zorder=3)
-    columns = _axes_of(runs)
-    for i in best:
-        values = ", ".join(_text(runs.iloc[i][c]) for c in columns)
-        axes.annotate(values, (x[i], y[i]), xytext=(5, 5), textcoords="offset points", fontsize=8)
     axes.set(xlabel="Throughput (output tokens/s)", ylabel="Speed per user (tokens/s/user)")
     axes.set(xlim=(0, x.max() * 1.15), ylim=(0, y.max() * 1.15))
     axes.grid(alpha=0.3)
-    names = ", ".join(_names(columns).values())
-    axes.legend(title=f"labels: {names}" if names else None, loc="lower left", fontsize=8, title_fontsize=8)
+    if naming.keys:
+        _label_beside(axes, x[best], y[best], labels, LABEL_HEIGHT_INCHES / height)
+    _legend_below(figure, *axes.get_legend_handles_labels(), title=naming.note)
     return figure
 
 
@@ -127,61 +134,76 @@ def kernel_roofline(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     span = np.geomspace(intensity.min() / 2, intensity.max() * 2, 200)
-    for dtype, group in table.groupby("dtype"):
+    ceilings = {}
+    for (dtype, group), style in zip(table.groupby("dtype"), cycle(("-", "--", ":", "-."))):
         bandwidth, peak = group["ceiling_tb_s"].median(), group["ceiling_tflops_s"].max()
-        axes.plot(span, np.minimum(span * bandwidth, peak), color="0.4", zorder=1)
-        axes.annotate(
-            f"{dtype}: {bandwidth:.2g} TB/s, {peak:.3g} TFLOP/s",
-            (span[-1], min(span[-1] * bandwidth, peak)),
-            fontsize=8,
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="right",
-        )
+        (line,) = axes.plot(span, np.minimum(span * bandwidth, peak), color="0.4", linestyle=style, zorder=1)
+        ceilings[f"{dtype}: {bandwidth:.2g} TB/s, {peak:.3g} TFLOP/s"] = line
     colors = dict(zip(table["op"].unique(), cycle(COLORS)))
     markers = dict(zip(table["impl"].unique(), cycle("os^Dv<>pP*X")))
     for (op, impl), group in table.groupby(["op", "impl"], sort=False):
         axes.scatter(intensity[group.index], group["tflops_s"], color=colors[op], marker=markers[impl], s=28, alpha=0.8, zorder=2)
     axes.set(xlabel="Operations per byte moved (FLOP/byte)", ylabel="TFLOP/s", xscale="log", yscale="log")
     axes.grid(alpha=0.3, which="both")
-    handles = [Line2D([], [], color=color, marker="o", linestyle="") for color in colors.values()]
+    handles = [*ceilings.values(), *(Line2D([], [], color=color, marker="o", linestyle="") for color in colors.values())]
     handles += [Line2D([], [], color="0.3", marker=marker, linestyle="") for marker in markers.values()]
-    _legend_below(figure, handles, [*colors, *markers])
+    _legend_below(figure, handles, [*ceilings, *colors, *markers])
     return figure
 
 
-def _labelled_requests(requests: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
-    if runs is None or "run" not in requests:
-        return {"": requests}
-    return {label: requests[requests["run"].isin(group["run"])] for label, group in _settings(_finished(runs))}
+@dataclass(frozen=True)
+class Naming:
+    """How a figure names settings.
+
+    keys    swept column -> how labels call it
+    note    what to say of columns that differ too, and that no label names
+    """
+
+    keys: Mapping[str, str]
+    note: str | None = None
+
+    @classmethod
+    def of(cls, runs: pd.DataFrame, without: Sequence[str] = ()) -> Naming:
+        """Of what differs between ``runs``, ``without`` and seeds aside."""
+        columns = [c for c in setting_columns(runs) if c not in without]
+        named = columns if len(columns) <= MAX_KEYS else telling_columns(runs, columns)
+        short = {c: c.split(".")[-1] for c in named}
+        keys = {c: c if list(short.values()).count(name) > 1 else name for c, name in short.items()}
+        return cls(keys, f"columns that differ with these: {len(columns) - len(named)}" if len(named) < len(columns) else None)
+
+    def label(self, run: pd.Series) -> str:
+        """key=value of what a run has."""
+        return ", ".join(f"{key}={value_text(run[c])}" for c, key in self.keys.items() if pd.notna(run[c])) or (
+            f"without {', '.join(self.keys.values())}" if self.keys else ""
+        )
+
+    def settings(self, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """Label -> its runs, for every setting. Raises ValueError for more than MAX_LINES."""
+        if not self.keys:
+            return {"": runs}
+        groups = [group for _, group in runs.groupby(list(self.keys), dropna=False, sort=True)]
+        if len(groups) > MAX_LINES:
+            column, values = next(iter(differences(runs).items()))
+            raise ValueError(
+                f"{len(groups)} settings are too many for one figure, at most {MAX_LINES} lines can be told apart. The runs differ "
+                f"in {differences_text(runs)}. Plot a part of them: --where {column}={values[0]}, or in Python "
+                f"select(runs, {column!r}, {values[0]!r})"
+            )
+        return {self.label(group.iloc[0]): group for group in groups}
 
 
-def _axes_of(runs: pd.DataFrame | None) -> list[str]:
-    return [] if runs is None else [c for c in swept_columns(runs) if not is_repeat(c)]
-
-
-def _settings(runs: pd.DataFrame, without: Sequence[str] = ()) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(label, its runs) for every setting; runs that differ only in ``without`` or in a seed belong together."""
-    columns = [c for c in _axes_of(runs) if c not in without]
-    if not columns:
-        yield "", runs
-        return
-    for _, group in runs.groupby(columns, dropna=False, sort=True):
-        yield _label(group.iloc[0], columns), group
-
-
-def _label(row: pd.Series, columns: Sequence[str]) -> str:
-    return ", ".join(f"{name}={_text(row[c])}" for c, name in _names(columns).items())
-
-
-def _names(columns: Sequence[str]) -> dict[str, str]:
-    """Column -> the last part of its name, or the whole where two would look the same."""
-    short = {c: c.split(".")[-1] for c in columns}
-    return {c: name if list(short.values()).count(name) == 1 else c for c, name in short.items()}
-
-
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _label_beside(axes: Axes, x: np.ndarray, y: np.ndarray, labels: Sequence[str], height: float) -> None:
+    """Names points of a falling curve in a column right of the axes, each at the height of its point or as near as the others
+    leave room, with a line between. ``height``: of a label, as a fraction of that of the axes."""
+    order = np.argsort(y)
+    steps = height * np.arange(len(y))
+    places = np.maximum.accumulate(y[order] / axes.get_ylim()[1] - steps) + steps
+    places = np.minimum(places, 1 - steps[::-1])
+    line = {"arrowstyle": "-", "color": "0.8", "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 2}
+    for i, place in zip(order, places):
+        axes.annotate(
+            labels[i], (x[i], y[i]), (1.03, place), textcoords="axes fraction", va="center", fontsize=8, arrowprops=line, zorder=1
+        )
 
 
 def _finished(runs: pd.DataFrame) -> pd.DataFrame:
@@ -206,14 +228,18 @@ def _log_if_wide(axes: Axes) -> None:
 
 
 def _log(axes: Axes, axis: Axis) -> None:
-    """Logarithmic, with plain numbers at 1, 2, 5, 10 ..."""
+    """Logarithmic, with plain numbers at 1, 2, 5, 10 ..., fewer of them where the values span more decades."""
     (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    num_decades = np.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if num_decades <= 2 else (1, 3) if num_decades <= 3 else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend_below(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
+def _legend_below(figure: Figure, handles: Sequence, labels: Sequence[str], title: str | None = None) -> None:
     if labels:
         ncols = max(1, min(len(labels), 110 // (max(map(len, labels)) + 6)))
-        figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8, title=title, title_fontsize=8
+        )

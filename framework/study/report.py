@@ -31,6 +31,6 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 
 def format_plan(report: Mapping[str, Mapping[str, Any]]) -> str:
-    """op, impl and number of calls, from an executor's ``plan_report()``."""
-    rows = [["kernel", "impl", "calls"], *([op, str(entry["impl"]), str(entry["calls"])] for op, entry in report.items())]
-    return format_table(rows)
+    """op, impl, what chose it and number of calls, from an executor's ``plan_report()``."""
+    rows = [[op, str(entry["impl"]), entry["chosen"], str(entry["calls"])] for op, entry in report.items()]
+    return format_table([["kernel", "impl", "chosen by", "calls"], *rows])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import EngineConfig
 from .driver import RequestRecord
 from .metrics import e2e_s, tpot_s, ttft_s
+from .sweep import NULL, is_setting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,18 +53,19 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_columns(config: EngineConfig) -> dict[str, Any]:
-    """The config of a run as columns; what was asked of the kernels is ``choice.<op>``."""
+    """The config of a run as columns; what was asked of the kernels is ``choice.<op>``, and ``choice.default`` of
+    the ops without such a column."""
     fields = asdict(config)
     kernels = fields.pop("kernels")
     return {**flatten(fields), **{f"choice.{op}": choice for op, choice in kernels.items()}}
 
 
 def plan_columns(report: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What ran: ``plan.<op>`` is the impl, with ``.origin``, ``.version`` and ``.calls`` beside it."""
+    """What ran: ``plan.<op>`` is the impl; beside it ``.chosen`` (name, default, auto), ``.origin``, ``.version``, ``.calls``."""
     columns: dict[str, Any] = {}
     for op, entry in report.items():
         columns[f"plan.{op}"] = entry["impl"]
-        columns.update({f"plan.{op}.{key}": entry[key] for key in ("origin", "version", "calls")})
+        columns.update({f"plan.{op}.{key}": entry[key] for key in ("chosen", "origin", "version", "calls")})
     return columns
 
 
@@ -109,15 +111,21 @@ def _cell(value: Any) -> Any:
 
 def collect(folder: str | Path) -> pd.DataFrame:
     """The table of all runs below ``folder``, failed ones too, in the order of their paths (numbers by value). The column
-    ``run`` is a run's path relative to ``folder``. Raises ValueError if there is no run."""
+    ``run`` is a run's path relative to ``folder``; an empty cell says that the run has no such key. Raises ValueError if there is
+    no run."""
     import pandas as pd
 
     root = Path(folder)
     files = sorted(root.rglob(RUN_FILE), key=lambda path: _natural(path.relative_to(root)))
     if not files:
         raise ValueError(f"{str(folder)!r} holds no {RUN_FILE}: expected the output folder of a run or of a sweep")
-    rows = [{"run": path.parent.relative_to(root).as_posix(), **json.loads(path.read_text(encoding="utf-8"))} for path in files]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{"run": path.parent.relative_to(root).as_posix(), **_read_run(path)} for path in files])
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    """A row, in which a config key that is set to nothing differs from one that is absent."""
+    row = json.loads(path.read_text(encoding="utf-8"))
+    return {key: NULL if value is None and is_setting(key) else value for key, value in row.items()}
 
 
 def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
@@ -129,32 +137,6 @@ def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
     if not tables:
         raise ValueError(f"no run below {str(folder)!r} has a {REQUESTS_FILE}")
     return pd.concat(tables, ignore_index=True)
-
-
-def select(runs: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
-    """The runs whose ``column`` is ``value``, compared as numbers where it holds numbers. Raises ValueError if there is none."""
-    import pandas as pd
-
-    if column not in runs:
-        raise ValueError(f"the table has no column {column!r}; the swept ones are {', '.join(swept_columns(runs)) or 'none'}")
-    numbers = pd.to_numeric(runs[column], errors="coerce")
-    wanted = pd.to_numeric(value, errors="coerce")
-    found = runs[(runs[column].astype(str) == value) | (numbers == wanted)]
-    if found.empty:
-        raise ValueError(f"no run has {column}={value}; found {', '.join(map(str, runs[column].unique()))}")
-    return found
-
-
-def swept_columns(runs: pd.DataFrame) -> list[str]:
-    """Config and choice columns in which the runs differ: the axes of a sweep."""
-    fixed = ("run", "status", "error", "name")
-    found = ("metric.", "plan.", "env.")
-    return [c for c in runs.columns if c not in fixed and not c.startswith(found) and runs[c].nunique(dropna=False) > 1]
-
-
-def is_repeat(column: str) -> bool:
-    """Whether a swept column only repeats a run: seeds do."""
-    return column.split(".")[-1] == "seed"
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The bytes of the KV cache: one pool of blocks, seen by every layer through its own shape."""
+"""The bytes of the KV cache: one pool of blocks, which every layer sees as pages of its own shape."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def _layer(parts: list[torch.Tensor], spec: PagedKV, block_size: int) -> LayerKV
 
 
 def _view(memory: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """Of each block as many bytes as a page of ``shape`` takes."""
+    """The pages of a layer: of each block as many bytes as one of ``shape`` takes."""
     return memory[:, : math.prod(shape) * dtype.itemsize].view(dtype).unflatten(1, shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,10 +10,10 @@ import torch
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.protocol import Model
 from ..plan import AttentionMeta, BoundKernel, LayerKV
+from .devices import Capture, Replay
 from .request_rows import RequestRows
+from .step_rows import StepRows
 from .transfer import packed_bytes, packed_views, to_device
-
-Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 
 
 class DecodeGraphs:
@@ -43,19 +42,23 @@ class DecodeGraphs:
         num_groups, _, width = rows.tables.shape
         self._tables = torch.zeros(num_groups, largest, width, dtype=torch.int32, device=device)
         self._cu_q = torch.arange(largest + 1, dtype=torch.int32, device=device)
-        self._replays: dict[int, Callable[[], torch.Tensor]] = {}
+        self._replays: dict[int, Replay] = {}
         for size in reversed(self._sizes):
             self._replays[size] = capture(self._step_of(model, caches, size))
 
-    def fits(self, counts: np.ndarray, first: np.ndarray) -> bool:
-        """Whether every row decodes one token, and there are no more than the largest recording holds."""
-        return len(counts) <= self._sizes[-1] and bool((counts == 1).all()) and bool((first > 0).all())
+    def fits(self, rows: StepRows) -> bool:
+        """Whether every row decodes one token, and there are no more than the largest recording holds. A row that does not sample
+        is the middle of a prompt, however short: its logits are nobody's, and its hidden state may be wanted."""
+        num_rows = len(rows.seats)
+        if num_rows > self._sizes[-1] or len(rows.sampled) < num_rows:
+            return False
+        return bool((rows.counts == 1).all()) and bool((rows.first > 0).all())
 
     def run(self, seats: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         """Logits [R, V] of the tokens at ``positions`` of ``seats``; valid until the next run."""
         count = len(seats)
         size = self._sizes[bisect_left(self._sizes, count)]
-        host = torch.zeros(self._inputs.shape, dtype=torch.uint8, pin_memory=self._inputs.is_cuda)
+        host = torch.zeros(self._inputs.shape, dtype=torch.uint8, pin_memory=not self._inputs.is_cpu)
         own_seats, own_positions, lengths = packed_views(host, self._like)
         own_seats[:count], own_seats[count:] = torch.from_numpy(seats), self._rows.padding_seat
         own_positions[:count] = torch.from_numpy(positions)
@@ -66,38 +69,16 @@ class DecodeGraphs:
         self._tables[:, :count, :width].copy_(tables, non_blocking=True)
         return self._replays[size]()[:count]
 
-    def _step_of(self, model: Model, caches: list[LayerKV], size: int) -> Callable[[], torch.Tensor]:
+    def _step_of(self, model: Model, caches: list[LayerKV], size: int) -> Replay:
         """The function to record: reads the buffers, returns logits [size, V]."""
         cu_q, positions, lengths = self._cu_q[: size + 1], self._positions[:size], self._lengths[:size]
         metas = [AttentionMeta(cu_q, lengths, table[:size], 1, model.max_model_len) for table in self._tables]
 
         def step() -> torch.Tensor:
             groups = [GroupBatch(self._slot_mapping(positions, cu_q, lengths, meta.block_table), meta, None) for meta in metas]
-            batch = ForwardBatch(self._rows.tokens[self._seats[:size], positions], positions, size, groups, self._seats[:0])
+            token_ids = self._rows.tokens[self._seats[:size], positions]
+            batch = ForwardBatch(token_ids, positions, size, groups, caches, self._seats[:0])
             model.begin_step(batch)
-            return model.logits(model.forward(batch, caches))
+            return model.logits(model.forward(batch))
 
         return step
-
-
-class CudaGraphCapture:
-    """Records functions as CUDA (or HIP) graphs that share one memory pool."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._side = torch.cuda.Stream()  # one for all: the allocator keeps what was freed for its stream
-
-    def __call__(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):  # compiles kernels and allocates workspaces before recording
-            run()
-        torch.cuda.current_stream().wait_stream(self._side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            output = run()
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return output
-
-        return replay

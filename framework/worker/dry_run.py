@@ -6,7 +6,7 @@ Model, caches and runner are the engine's own, their tensors lie uninitialized o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from ..engine.step import NewRequest, StepInput
 from ..models.architecture import read_model
 from ..models.builder import Builder
 from ..models.parallel import Parallel
-from ..models.parts import Part
+from ..models.quantization.unquantized import Unquantized
+from ..models.weights import EmptyWeights
 from ..plan import TargetPlan
 from ..sampling_params import SamplingParams
 from .cache_memory import allocate_caches
+from .devices import Replay
 from .runner import Runner
 
 CPU = torch.device("cpu")
@@ -31,16 +33,6 @@ FULL = SamplingParams(
     temperature=0.8, top_k=50, top_p=0.9, min_p=0.05, seed=0, repetition_penalty=1.1, logit_bias={1: 1.0}, min_tokens=1, logprobs=5
 )
 UNMASKED = SamplingParams(temperature=0.8, seed=0, repetition_penalty=1.1)  # penalties alone, without a mask of allowed tokens
-
-
-class _EmptyWeights:
-    """Tensors whose memory nobody touches, so that models larger than this machine fit."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-
-    def load(self, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return torch.empty(part.shape, dtype=self._dtype), torch.empty(sum(part.rows), dtype=self._dtype) if part.bias else None
 
 
 class _ZeroIntegers(TorchFunctionMode):
@@ -63,16 +55,17 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
             f"model {config.model.name!r} runs through the transformers library ({info.reason}); kernels can be "
             "packed for native models only"
         )
-    settle_block_size(config, target)
+    config = settle_block_size(config, target)
     dtype = getattr(torch, info.dtype)
     plan = TargetPlan.of(config, target, dtype)
-    model = Builder(
-        info, info.architecture, _EmptyWeights(dtype), plan, CPU, Parallel(), config.cache.block_size, config.cache.dtype
-    ).build()
+    weights = EmptyWeights(CPU, dtype, Unquantized())
+    cache = config.cache
+    model = Builder(info, info.architecture, weights, plan, CPU, Parallel(), cache.block_size, cache.dtype).build()
     groups = group_layers(model.cache_specs())
     model.set_groups(groups)
-    caches = allocate_caches(groups, 2, config.cache.block_size, CPU)
-    runner = Runner(model, plan, groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, CPU)
+    caches = allocate_caches(groups, 2, cache.block_size, CPU)
+    runner = Runner(model, plan, groups, caches, config.scheduler.max_num_seqs, cache.block_size, CPU)
+    plan.check_bound()
     num_steps = 0
     with _ZeroIntegers():
         for step in _steps(config, model.max_model_len, len(groups), probe):
@@ -85,7 +78,7 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     return num_steps
 
 
-def _run_once(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+def _run_once(run: Replay) -> Replay:
     run()
     return run
 

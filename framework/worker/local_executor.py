@@ -7,48 +7,64 @@ from typing import Any
 
 import torch
 
+from ..clock import Clock
 from ..config import EngineConfig
-from ..engine.kv_cache.spec import block_bytes, group_layers
+from ..engine.kv_cache.spec import ELEMENT_BYTES, block_bytes, group_layers
 from ..engine.step import StepInput
+from ..models.architecture import ModelInfo
 from ..models.batch import ForwardBatch, GroupBatch
-from ..models.builder import load_model, model_dtype
+from ..models.builder import load_model
 from ..models.parallel import Parallel
+from ..models.parts import num_weights
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
-from .decode_graphs import CudaGraphCapture
+from .devices import Capture, Device, open_device
 from .runner import Runner, StepHandle
+from .transfer import device_losses
 
-DEFAULT_CPU_CACHE_BYTES = 1 << 30
 OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "gather_logprobs", "copy_blocks")
 
 
 class LocalExecutor:
     """Model, caches and runner on one device; a step is computed when it is submitted (and launched, on a GPU)."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        device = resolve_device(config.device)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # streams, graphs and Triton's launches belong to the current device
+    num_drafts = 0
+
+    @classmethod
+    def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> LocalExecutor:
+        return cls(config, model)
+
+    @staticmethod
+    def runs_on(config: EngineConfig) -> tuple[str, str]:
+        device = open_device(config.device)
+        return device.name, device.arch
+
+    def __init__(self, config: EngineConfig, model: ModelInfo) -> None:
+        device = open_device(config.device)
+        device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self.plan = KernelPlan.from_config(config, device, model_dtype(config.model))
+        check_weights_fit(model, device)
+        self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch)
         self._model = load_model(
-            config.model, self.plan, device, Parallel(), config.cache.block_size, config.seed, config.cache.dtype
+            config.model, model, self.plan, device.torch, Parallel(), config.cache.block_size, config.seed, config.cache.dtype
         )
         self.groups = group_layers(self._model.cache_specs())
         self._model.set_groups(self.groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
         self.num_blocks = config.cache.num_blocks or self._fit_blocks(config, device)
-        caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device)
+        caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device.torch)
         self._runner = Runner(
-            self._model, self.plan, self.groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, device
+            self._model, self.plan, self.groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, device.torch
         )
-        self.in_flight_steps = 1 if device.type == "cpu" else 2
-        if device.type == "cuda" and config.graphs.enabled:
-            self._capture_graphs(config)
+        self.plan.check_bound()
+        self.in_flight_steps = device.in_flight_steps
+        if config.graphs.enabled and (capture := device.capture()) is not None:
+            self._capture_graphs(config, capture)
 
     def submit(self, step: StepInput) -> StepHandle:
-        return self._runner.step(step)
+        with device_losses():
+            return self._runner.step(step)
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         return self.plan.report()
@@ -57,7 +73,7 @@ class LocalExecutor:
         self.__dict__.clear()
 
     @torch.inference_mode()
-    def _capture_graphs(self, config: EngineConfig) -> None:
+    def _capture_graphs(self, config: EngineConfig, capture: Capture) -> None:
         blockers = self.plan.not_capturable(except_ops=OPS_OUTSIDE_GRAPHS)
         if blockers:
             warnings.warn(
@@ -67,16 +83,15 @@ class LocalExecutor:
             )
             return
         sizes = [size for size in config.graphs.batch_sizes if size <= config.scheduler.max_num_seqs]
-        self._runner.capture_graphs(sizes or [config.scheduler.max_num_seqs], CudaGraphCapture())
+        self._runner.capture_graphs(sizes or [config.scheduler.max_num_seqs], capture)
 
-    def _fit_blocks(self, config: EngineConfig, device: torch.device) -> int:
-        """Blocks that fit the memory budget: what is configured, else 1 GiB on a CPU, or what a step of the largest size
-        leaves free on a GPU; never more than all seats can fill."""
+    def _fit_blocks(self, config: EngineConfig, device: Device) -> int:
+        """Blocks that fit the memory budget, the configured one or the device's; never more than all seats can fill."""
         size = config.cache.block_size
         each = block_bytes(self.groups, size)
         budget = config.cache.memory_bytes
         if budget is None:
-            budget = DEFAULT_CPU_CACHE_BYTES if device.type == "cpu" else self._free_gpu_bytes(config, device)
+            budget = device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
         useful = len(self.groups) * config.scheduler.max_num_seqs * -(-self.max_model_len // size) + 1
         fitting = budget // each
         if fitting < 2:
@@ -85,17 +100,6 @@ class LocalExecutor:
                 "raise cache.memory_bytes (or cache.memory_fraction), or lower cache.block_size"
             )
         return int(min(fitting, useful))
-
-    @torch.inference_mode()
-    def _free_gpu_bytes(self, config: EngineConfig, device: torch.device) -> int:
-        torch.cuda.reset_peak_memory_stats(device)
-        self._forward_null_batch(config, device)
-        torch.cuda.synchronize(device)
-        held = torch.cuda.memory_allocated(device)
-        activations = torch.cuda.max_memory_allocated(device) - held
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(device)
-        return int(free - activations - (1 - config.cache.memory_fraction) * total)
 
     def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
         """Prefills as many tokens as a step can have, in the longest prompts; reads and writes nothing but the null block."""
@@ -111,16 +115,25 @@ class LocalExecutor:
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         rows = torch.zeros(config.scheduler.max_num_seqs, dtype=torch.int64, device=device)
         positions = torch.arange(num_tokens, device=device) % longest
-        batch = ForwardBatch(ids, positions, 0, groups, rows)
+        batch = ForwardBatch(ids, positions, 0, groups, caches, rows)
         self._model.begin_step(batch)
-        self._model.logits(self._model.forward(batch, caches)[rows]).float()
+        self._model.logits(self._model.forward(batch)[rows]).float()
 
 
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is the first GPU, or the CPU without one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name} was asked for, but torch {torch.__version__} finds no GPU here; use device=cpu or auto")
-    return device
+def check_weights_fit(model: ModelInfo, device: Device) -> None:
+    """Raises ValueError for weights that the device has no memory for, before any is allocated. A model that only the transformers
+    library describes is not measured."""
+    memory = device.memory()
+    if model.architecture is None or memory is None:
+        return
+    needed = num_weights(model.architecture) * ELEMENT_BYTES[model.dtype]
+    if needed > memory.available:
+        raise ValueError(
+            f"model {model.name!r} has {_gib(needed)} of weights in {model.dtype}, but {device.name} has {_gib(memory.available)} "
+            f"available, of {_gib(memory.total)}: free some, choose a smaller model or model.dtype, or another device; "
+            "executor.kind=simulated needs no memory for weights"
+        )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

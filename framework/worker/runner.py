@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,10 +12,13 @@ from ..engine.step import StepInput, StepOutput
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.protocol import Model
 from ..plan import AttentionMeta, KernelPlan, LayerKV
+from ..sampling_params import SamplingParams
 from .decode_graphs import DecodeGraphs
+from .devices import Capture
 from .request_rows import RequestRows
-from .sampler import PendingLogprobs, Sampler, SampleRows
-from .transfer import HostCopy, all_to_device, to_device
+from .sampler import PendingLogprobs, Sampler
+from .step_rows import SampleRows, StepRows
+from .transfer import HostCopy, all_to_device, device_losses, is_device_loss, to_device
 
 MAX_DECODE_TOKENS = 8
 """Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
@@ -26,27 +28,21 @@ class StepHandle:
     """A step that was launched; what it brings may still be on its way from the device."""
 
     def __init__(
-        self, step_id: int, tokens: torch.Tensor, logprobs: PendingLogprobs | None, prompt: dict[int, PendingLogprobs]
+        self,
+        step_id: int,
+        tokens: torch.Tensor,
+        logprobs: PendingLogprobs | None,
+        prompt: dict[int, PendingLogprobs],
+        failed: dict[int, str],
     ) -> None:
         self._step_id, self._tokens, self._logprobs, self._prompt = step_id, HostCopy(tokens), logprobs, prompt
+        self._failed = failed
 
     def result(self) -> StepOutput:
-        logprobs = self._logprobs.by_row() if self._logprobs is not None else {}
-        prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
-        return StepOutput(self._step_id, self._tokens.lists()[0], None, logprobs, prompt)
-
-
-@dataclass
-class StepRows:
-    """The rows of a step on the host: int64 [R] each. first, lengths: tokens in the cache before and after it; bounds [R + 1]: row
-    r's tokens are bounds[r] : bounds[r + 1]; sampled: rows that yield a token."""
-
-    seats: np.ndarray
-    counts: np.ndarray
-    first: np.ndarray
-    lengths: np.ndarray
-    bounds: np.ndarray
-    sampled: np.ndarray
+        with device_losses():
+            logprobs = self._logprobs.by_row() if self._logprobs is not None else {}
+            prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
+            return StepOutput(self._step_id, self._tokens.lists()[0], None, logprobs, prompt, self._failed)
 
 
 class Runner:
@@ -71,40 +67,51 @@ class Runner:
         self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in groups]
         self._graphs: DecodeGraphs | None = None
 
-    def capture_graphs(
-        self, batch_sizes: list[int], capture: Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
-    ) -> None:
+    def capture_graphs(self, batch_sizes: list[int], capture: Capture) -> None:
         """From now on, steps of decodes only replay a recording of the model. ``capture`` turns a function into its replay."""
         self._graphs = DecodeGraphs(self.model, self.caches, self.rows, self._slot_mapping, batch_sizes, capture)
 
     @torch.inference_mode()
     def step(self, step: StepInput) -> StepHandle:
-        """Applies the deltas, computes the rows, samples."""
+        """Applies the deltas, computes the rows, samples. After an exception, wherever it came from, other steps give what they
+        would have given without this one, once its seats were released."""
         self.rows.apply(step)
-        for request in step.new:
-            self.sampler.add(request)
+        failed = self._add_to_sampler(step)
         self._copy(step.copies)
         if not step.seats:
-            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, {})
+            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, {}, failed)
         rows = self._step_rows(step)
         seats, positions = rows.seats[rows.sampled], rows.lengths[rows.sampled]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
-        if self._graphs is not None and self._graphs.fits(rows.counts, rows.first):
+        if self._graphs is not None and self._graphs.fits(rows):
             logits = self._graphs.run(rows.seats, rows.first)
             targets = all_to_device((seats.astype(np.int32), positions), self.device)
         else:
             batch, targets = self._batch(rows, (seats.astype(np.int32), positions))
             self.model.begin_step(batch)
-            hidden = self.model.forward(batch, self.caches)
+            hidden = self.model.forward(batch)
             prompt_logprobs = self._prompt_logprobs(rows, hidden)
             logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
         self.rows.num_computed[rows.seats] = rows.lengths
         if not len(rows.sampled):
-            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, prompt_logprobs)
+            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, prompt_logprobs, failed)
         sample_rows = SampleRows(seats, positions, *targets)
         tokens, logprobs = self.sampler.sample(logits, sample_rows, self.rows.tokens)
         self.rows.tokens[sample_rows.row_to_seat.long(), sample_rows.position] = tokens.long().clamp_min(0)
-        return StepHandle(step.step_id, tokens, logprobs, prompt_logprobs)
+        return StepHandle(step.step_id, tokens, logprobs, prompt_logprobs, failed)
+
+    def _add_to_sampler(self, step: StepInput) -> dict[int, str]:
+        """Row -> what was wrong with its request, which computes with harmless parameters instead."""
+        failed = {}
+        for request in step.new:
+            try:
+                self.sampler.add(request)
+            except Exception as error:
+                if is_device_loss(error):
+                    raise
+                self.sampler.add(replace(request, sampling=_harmless()))
+                failed[step.seats.index(request.seat)] = f"{type(error).__name__}: {error}"
+        return failed
 
     def _copy(self, copies: list[tuple[int, int, int]]) -> None:
         for index, group in enumerate(self._groups):
@@ -151,7 +158,8 @@ class Runner:
             for table, workspaces in zip(tables, self._workspaces)
         ]
         token_ids = self.rows.tokens[token_seats, token_positions]
-        return ForwardBatch(token_ids, token_positions, int(rows.bounds[n]), groups, logits_indices), tensors[8:]
+        num_decode_tokens = int(rows.bounds[n])
+        return ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices), tensors[8:]
 
     def _prompt_logprobs(self, rows: StepRows, hidden: torch.Tensor) -> dict[int, PendingLogprobs]:
         """For rows that asked: of each prompt token whose predecessor was computed in this step."""
@@ -163,6 +171,12 @@ class Runner:
                 targets = self.rows.tokens[seat, first + 1 : first + 1 + count]
                 found[row] = self.sampler.prompt_logprobs(seat, self.model.logits, hidden[start : start + count], targets)
         return found
+
+
+def _harmless() -> SamplingParams:
+    params = SamplingParams(temperature=0)
+    params.seed = 0
+    return params
 
 
 def _attention_meta(

@@ -7,22 +7,16 @@ machines are shared. Run with ``pytest tests/benchmarks/test_engine_overhead.py 
 
 from __future__ import annotations
 
-import gc
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from framework.clock import WallClock
-from framework.config import CacheConfig, EngineConfig, SchedulerConfig
+from framework.build import build_engine, freeze_garbage
+from framework.config import CacheConfig, EngineConfig, ExecutorConfig, SchedulerConfig
 from framework.engine.engine import Engine
-from framework.engine.inputs import InputProcessor
-from framework.engine.tokenizer import load_tokenizer
-from framework.executor.null import NullExecutor
 from framework.sampling_params import RequestOutputKind, SamplingParams
 
-TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
 PROMPT_LEN, BLOCK_SIZE, MAX_TOKENS = 200, 16, 1500
 
 
@@ -31,9 +25,9 @@ def decoding_engine(num_requests: int, output_kind: RequestOutputKind = RequestO
     config = EngineConfig(
         cache=CacheConfig(block_size=BLOCK_SIZE),
         scheduler=SchedulerConfig(max_num_seqs=num_requests, max_num_batched_tokens=num_requests * PROMPT_LEN * 2),
+        executor=ExecutorConfig("null"),
     )
-    executor = NullExecutor(config)
-    engine = Engine(config, executor, InputProcessor(load_tokenizer(TINY), TINY), WallClock())
+    engine = build_engine(config)
     for i in range(num_requests):
         stop = ["never to be seen", "nor this"] if i % 10 == 0 else None
         params = SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, output_kind=output_kind, stop=stop)
@@ -42,8 +36,7 @@ def decoding_engine(num_requests: int, output_kind: RequestOutputKind = RequestO
     while engine.stats().num_running < num_requests:
         engine.step()
     engine.step()
-    gc.collect()
-    gc.freeze()  # as an engine's own process does: what lives as long as the process is not looked at again
+    freeze_garbage()  # as an engine's own process does
     return engine
 
 

@@ -13,6 +13,7 @@ from experiments.serve_job import run
 from framework import LLM, SamplingParams
 from framework.cli import main
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig, SchedulerConfig
+from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, save_config
 from framework.study.metrics import compute_metrics
 from framework.study.workload import SamplingConfig, WorkloadConfig, WorkloadRequest
@@ -41,7 +42,8 @@ def requests(num: int = len(PROMPTS), arrivals: tuple[float, ...] = (0, 0, 0, 0)
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    return Library.load(config("transformers").engine())
+    engine = config("transformers").engine()
+    return Library.load(engine, read_model(engine.model))
 
 
 @pytest.fixture(scope="module")

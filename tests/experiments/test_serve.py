@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,16 @@ def test_a_failed_run_exits_with_an_error(tmp_path: Path) -> None:
 
 
 def test_a_typo_starts_nothing(tmp_path: Path) -> None:
-    done = serve(tmp_path, "kernels.smaple=torch")
-    assert done.returncode != 0 and "smaple" in done.stderr
+    done = serve(tmp_path, "cache.blok_size=16")
+    assert done.returncode != 0 and "blok_size" in done.stderr
     assert not rows(tmp_path)
+
+
+def test_an_op_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    done = serve(tmp_path, "kernels.smaple=torch", "kernels.default=torch")
+    (row,) = rows(tmp_path).values()
+    assert done.returncode != 0 and "kernels.smaple: there is no such op; the ops are apply_penalties, " in row["error"]
+    assert (row["choice.smaple"], row["choice.default"]) == ("torch", "torch")
 
 
 def test_a_job_that_is_killed_leaves_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,3 +89,14 @@ def test_a_job_that_is_killed_leaves_a_row(tmp_path: Path, monkeypatch: pytest.M
     assert not experiment.run_job(ServeConfig(), tmp_path)
     (row,) = rows(tmp_path).values()
     assert row["status"] == "failed" and "code -9" in row["error"]
+    assert datetime.now(UTC) - datetime.fromisoformat(row["env.start_time"]) < timedelta(minutes=1)
+
+
+def test_every_row_says_when_its_run_started(sweep: tuple) -> None:
+    failed, worked = (datetime.fromisoformat(row["env.start_time"]) for row in sweep[1].values())
+    assert failed.utcoffset() == timedelta(0) and failed < worked < datetime.now(UTC)
+
+
+def test_a_workload_that_cannot_work_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    done = serve(tmp_path, "workload=azure", "model.name=there/is-none")
+    assert done.returncode != 0 and "workload.path=None" in done.stderr

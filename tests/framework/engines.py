@@ -28,11 +28,13 @@ def make_config(num_blocks: int = 100, block_size: int = 4, prefix_caching: bool
     return EngineConfig(cache=cache, scheduler=SchedulerConfig(**scheduler))
 
 
-def make_engine(config: EngineConfig | None = None, model: str = "full", vocab_size: int = 50, max_model_len: int = 200) -> Engine:
+def make_engine(
+    config: EngineConfig | None = None, model: str = "full", vocab_size: int = 50, max_model_len: int = 200, num_drafts: int = 0
+) -> Engine:
     """Without a tokenizer."""
     config = config or make_config()
-    executor = NullExecutor(config, ModelShape(MODELS[model], vocab_size, max_model_len))
-    return Engine(config, executor, InputProcessor(None, None), VirtualClock())
+    executor = NullExecutor(config, ModelShape(MODELS[model], vocab_size, max_model_len), num_drafts)
+    return Engine(config, executor, InputProcessor(None, {}, ()), VirtualClock())
 
 
 def token_params(**given: Any) -> SamplingParams:

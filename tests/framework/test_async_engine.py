@@ -1,4 +1,5 @@
-"""The engine in a process of its own: streams, aborts, errors and its end."""
+"""The engine in a process of its own, around the tiny model: streams and errors. Everything else about the process, in
+test_engine_process.py, needs no model."""
 
 from __future__ import annotations
 
@@ -8,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 
 from framework import AsyncEngine, EngineConfig, RequestOutputKind, SamplingParams
-from framework.async_engine import EngineDeadError
 from framework.config import CacheConfig
 from framework.llm import LLM
 
@@ -59,21 +59,6 @@ def test_the_first_delta_comes_before_the_last_token_is_sampled(engine: AsyncEng
     assert 1 <= sampled < 400 and total == 400
 
 
-def test_leaving_a_stream_aborts_its_request(engine: AsyncEngine) -> None:
-    async def run() -> dict:
-        async for _ in engine.generate(PROMPTS[1], SamplingParams(temperature=0, max_tokens=1000, ignore_eos=True)):
-            break
-        for _ in range(200):
-            stats = (await engine.report())["stats"]
-            if stats["num_running"] == 0:
-                break
-            await asyncio.sleep(0.05)
-        return stats
-
-    stats = asyncio.run(run())
-    assert stats["num_running"] == 0 and stats["num_waiting"] == 0
-
-
 def test_an_error_of_one_request_reaches_only_that_request(engine: AsyncEngine) -> None:
     async def run() -> list:
         bad = collect(engine, "x" * 100_000, SamplingParams(max_tokens=4))
@@ -90,13 +75,25 @@ def test_an_error_at_start_is_the_error_that_was_raised() -> None:
         AsyncEngine(EngineConfig(kernels={"sample": "nonsense"}))
 
 
-def test_requests_of_a_dead_engine_fail() -> None:
-    engine = AsyncEngine(config())
+def test_cumulative_outputs_end_as_the_offline_interface_gives_them(engine: AsyncEngine) -> None:
+    params = SamplingParams(n=2, seed=7, max_tokens=12, logprobs=2, prompt_logprobs=1)
 
-    async def run() -> None:
-        async for _ in engine.generate(PROMPTS[0], SamplingParams(max_tokens=1000, ignore_eos=True)):
-            engine._process.kill()
+    async def run() -> list:
+        return await collect(engine, PROMPTS[2], params)
 
-    with pytest.raises(EngineDeadError):
-        asyncio.run(run())
-    engine.shutdown()
+    outputs = asyncio.run(run())
+    whole = LLM(config()).generate(PROMPTS[2], params, use_tqdm=False)[0]
+    last = outputs[-1]
+    assert last.finished and last.outputs == whole.outputs and last.prompt_logprobs == whole.prompt_logprobs
+    assert (last.prompt, last.prompt_token_ids) == (whole.prompt, whole.prompt_token_ids)
+    for output in outputs:
+        assert [c.index for c in output.outputs] == [0, 1], "all completions, even those without a token yet"
+        for got, end in zip(output.outputs, whole.outputs):
+            count = len(got.token_ids)
+            assert got.token_ids == end.token_ids[:count] and end.text.startswith(got.text)
+            assert got.logprobs == end.logprobs[:count]
+
+
+def test_the_tokenizer_is_the_models(engine: AsyncEngine) -> None:
+    tokenizer = asyncio.run(engine.get_tokenizer())
+    assert tokenizer.decode(tokenizer.encode(PROMPTS[0]), skip_special_tokens=True) == PROMPTS[0]

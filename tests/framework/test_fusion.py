@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from framework.executor.simulated import SimulatedExecutor
 from framework.models.architecture import read_model
 from framework.models.builder import Builder
 from framework.models.parallel import Parallel
+from framework.models.quantization.unquantized import Unquantized
 from framework.models.weights import DummyWeights
 from framework.plan import KernelPlan, TargetPlan
 from triton_kernels.resolve import NoKernelError
@@ -47,12 +47,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "activation_function": "gelu_new",
     },
 }
-PRESETS = Path(__file__).parents[2] / "conf" / "kernels"
-
-
-def preset(name: str) -> dict[str, str]:
-    lines = (PRESETS / f"{name}.yaml").read_text().splitlines()
-    return dict(line.split(": ") for line in lines if not line.startswith("#"))
 
 
 def config(architecture: str, kernels: dict[str, str], dtype: str = "float32", **more: Any) -> EngineConfig:
@@ -68,7 +62,9 @@ def bound(architecture: str, kernels: dict[str, str], target: str | None = None,
     info, device, kind = read_model(engine.model), torch.device("cpu"), getattr(torch, dtype)
     assert info.architecture is not None
     plan = TargetPlan.of(engine, target, kind) if target else KernelPlan.from_config(engine, device, kind)
-    Builder(info, info.architecture, DummyWeights(device, kind, 0, 0.0), plan, device, Parallel(), 16, "auto").build()
+    weights = DummyWeights(device, kind, Unquantized(), 0, 0.0)
+    Builder(info, info.architecture, weights, plan, device, Parallel(), 16, "auto").build()
+    plan.check_bound()
     return {op: entry["impl"] for op, entry in plan.report().items()}
 
 
@@ -105,7 +101,8 @@ def test_a_named_part_is_not_fused_away(op: str, architecture: str, expected: bo
 def test_none_and_a_name_are_obeyed() -> None:
     assert bound("llama", {FUSED: "torch"})[FUSED] == "torch"
     assert not fuses("llama", {FUSED: "none"}, target="sm_90", dtype="bfloat16")
-    assert bound("gpt2", {FUSED: "torch", "kv_cache_write": "torch"})["kv_cache_write"] == "torch", "without rotation nothing fuses"
+    with pytest.raises(NoKernelError, match=f"kernels.{FUSED}=torch would never run: this model never calls it"):
+        bound("gpt2", {FUSED: "torch"})  # without rotation nothing fuses
     with pytest.raises(NoKernelError, match="no impl named 'none'"):
         KernelPlan({"rotary": "none"}, [], torch.device("cpu"), torch.float32)
     with pytest.raises(NoKernelError, match=f"{FUSED}=triton"):
@@ -114,14 +111,14 @@ def test_none_and_a_name_are_obeyed() -> None:
 
 @pytest.mark.parametrize("op", ["rotary", "kv_cache_write"])
 def test_a_named_kernel_that_would_never_run_is_refused(op: str) -> None:
-    with pytest.raises(ValueError, match=rf"kernels\.{op}=reference would never run.*kernels\.{FUSED}=none"):
+    with pytest.raises(NoKernelError, match=rf"kernels\.{op}=reference would never run.*kernels\.{FUSED}=none"):
         bound("llama", {FUSED: "torch", op: "reference"})
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["torch", "reference"])
-def test_a_preset_runs_kernels_of_its_kind_only(kind: str, architecture: str) -> None:
-    llm = LLM(config(architecture, preset(kind)))
+def test_a_default_runs_kernels_of_its_kind_only(kind: str, architecture: str) -> None:
+    llm = LLM(config(architecture, {"default": kind}))
     llm.generate({"prompt_token_ids": [5, 6, 7]}, SamplingParams(max_tokens=3, detokenize=False, ignore_eos=True), use_tqdm=False)
     ran = {op: entry["impl"] for op, entry in llm.plan().items() if entry["calls"]}
     assert set(ran.values()) == {kind} and {"kv_cache_write", "slot_mapping"} <= set(ran)
@@ -129,21 +126,26 @@ def test_a_preset_runs_kernels_of_its_kind_only(kind: str, architecture: str) ->
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_triton_preset_binds_triton_kernels_only(architecture: str) -> None:
+def test_triton_by_default_binds_triton_kernels_only(architecture: str) -> None:
     pytest.importorskip("triton")
-    found = bound(architecture, preset("triton"), target="sm_90", dtype="bfloat16")
+    found = bound(architecture, {"default": "triton"}, target="sm_90", dtype="bfloat16")
     assert set(found.values()) == {"triton", "pointer", "balanced"}
     assert (FUSED in found) == (architecture != "gpt2") and ("kv_cache_write" in found) == (architecture == "gpt2")
+
+
+def test_under_a_default_the_fused_kernel_can_be_named() -> None:
+    assert bound("qwen3", {"default": "reference", FUSED: "torch"})[FUSED] == "torch"
+    assert not fuses("llama", {"default": "triton", FUSED: "none"}, target="sm_90", dtype="bfloat16")
 
 
 def test_the_simulator_counts_the_calls_that_the_plan_would_make() -> None:
     def num_calls(architecture: str, **kernels: str) -> float:
         simulated = ExecutorConfig("simulated", efficiency=1e9, kernel_overhead_s=1.0)
         engine = config(architecture, kernels, executor=simulated)
-        return SimulatedExecutor(engine, VirtualClock()).cost_model.step_time_s([10], [], [], 1)
+        return SimulatedExecutor(engine, read_model(engine.model), VirtualClock()).cost_model.step_time_s([10], [], [], 1)
 
     layers = SIZES["num_hidden_layers"]
     for architecture, saved in (("llama", 1), ("qwen3", 3)):
         separate = num_calls(architecture, **{FUSED: "none"})
         assert separate - num_calls(architecture) == pytest.approx(saved * layers, abs=0.01)
-        assert separate == pytest.approx(num_calls(architecture, rotary="torch"), abs=0.01)
+        assert separate == pytest.approx(num_calls(architecture, default="torch"), abs=0.01)

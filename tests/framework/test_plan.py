@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import triton_kernels
-from framework import LLM, EngineConfig, SamplingParams
+from framework import LLM, AsyncEngine, EngineConfig, SamplingParams
 from framework.build import settle_block_size
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig
-from framework.plan import KernelPlan
-from triton_kernels.resolve import NoKernelError
+from framework.plan import KernelPlan, TargetPlan
+from triton_kernels.impl import impl
+from triton_kernels.resolve import Choices, NoKernelError, override
 
 CPU = torch.device("cpu")
 
@@ -31,13 +34,13 @@ def test_another_package_of_the_same_name_is_found_out(monkeypatch: pytest.Monke
 def test_the_report_counts_calls_and_joins_impls_of_one_op() -> None:
     plan = KernelPlan({}, [], CPU, torch.float32)
     gelu = plan.bind("gelu_and_mul", params={"approximate": "tanh"})
-    plan.choices["gelu_and_mul"] = "reference"
+    plan.choices = Choices(plan.registry, {"gelu_and_mul": "reference"})
     again = plan.bind("gelu_and_mul", params={"approximate": "tanh"})
     x = torch.ones(2, 8)
     torch.testing.assert_close(gelu(x), again(x))
     gelu(x)
     report = plan.report()["gelu_and_mul"]
-    assert report["impl"] == "torch+reference" and report["calls"] == 3
+    assert report["impl"] == "torch+reference" and report["chosen"] == "auto+name" and report["calls"] == 3
 
 
 def test_a_wider_cache_is_served_by_kernels_that_can_read_it() -> None:
@@ -56,28 +59,112 @@ def test_a_cache_dtype_that_is_not_available_is_refused() -> None:
         LLM(EngineConfig(cache=CacheConfig(dtype="fp8_e4m3")))
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "conf" / "kernels").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_preset_names_kernels_that_exist(file: Path) -> None:
-    choices = dict(line.split(": ") for line in file.read_text().splitlines() if line and not line.startswith("#"))
-    KernelPlan(choices, [], CPU, torch.float32)
+def small(kernels: dict[str, str], **more: Any) -> EngineConfig:
+    return EngineConfig(ModelConfig("tiny"), CacheConfig(num_blocks=16), kernels=kernels, num_threads=1, **more)
+
+
+def choices_of(llm: LLM) -> dict[str, tuple[str, str]]:
+    return {op: (entry["impl"], entry["chosen"]) for op, entry in llm.plan().items()}
+
+
+def test_a_default_serves_every_op_that_is_not_chosen_itself() -> None:
+    found = choices_of(LLM(small({"default": "torch", "sample": "reference", "linear": "auto"})))
+    assert found.pop("sample") == ("reference", "name") and found.pop("linear")[1] == "auto"
+    assert set(found.values()) == {("torch", "default")} and {"rotary", "kv_cache_write", "copy_blocks"} < set(found)
+
+
+def test_a_default_that_cannot_run_here_is_refused_with_the_reasons() -> None:
+    with pytest.raises(NoKernelError, match=r"linear=triton \(by kernels\.default\) on cpu(.|\n)*triton: .*interpret=true"):
+        LLM(small({"default": "triton"}))
+    with pytest.raises(
+        ValueError, match=r"kernels\.default='cutlass' cannot work: it must be one of auto, reference, torch, triton"
+    ):
+        LLM(small({"default": "cutlass"}))
+
+
+def test_an_op_without_an_impl_of_the_default_takes_auto_and_the_plan_says_so() -> None:
+    plan = KernelPlan({"default": "torch"}, [], CPU, torch.float32)
+    del plan.registry._impls["gelu_and_mul"]["torch"]
+    plan.bind("gelu_and_mul", params={"approximate": "tanh"})
+    entry = plan.report()["gelu_and_mul"]
+    assert (entry["impl"], entry["chosen"]) == ("reference", "auto (has no torch impl)")
+
+
+def test_triton_by_default_is_the_best_triton_kernel_whatever_its_name() -> None:
+    def found(op: str, page_size: int, target: str) -> str:
+        plan = TargetPlan.of(EngineConfig(kernels={"default": "triton"}), target, torch.bfloat16)
+        plan.registry._add(impl(op, "stranger", priority=99)(lambda *args, **kwargs: None))
+        facts = {"head_dim": 64, "value_dim": 64, "num_heads": 4, "num_kv_heads": 2, "kv_dtype": torch.bfloat16}
+        spec = plan.spec.with_facts(**facts, page_size=page_size)
+        return plan.choices.resolve(op, spec)[0].name
+
+    pytest.importorskip("triton")
+    assert found("paged_attention_prefill", 64, "sm_90") == "tma"
+    assert found("paged_attention_prefill", 16, "sm_90") == "pointer"
+    assert found("paged_attention_prefill", 64, "gfx942") == "pointer"
+    assert found("paged_attention_decode", 64, "sm_90") == "balanced"
+
+
+@pytest.mark.parametrize("op", ["gemm_w4a16", "merge_attention", "lora_shrink", "verify_draft", "moe_route", "layer_norm"])
+def test_a_named_kernel_that_nothing_calls_is_refused(op: str) -> None:
+    with pytest.raises(NoKernelError, match=rf"kernels\.{op}=torch would never run: this model never calls it; it calls .*linear"):
+        LLM(small({op: "torch"}))
+    LLM(small({op: "auto"}))
+
+
+@pytest.mark.parametrize("kind", ["null", "simulated"])
+def test_without_a_device_no_kernel_can_be_named(kind: str) -> None:
+    executor = ExecutorConfig(kind)
+    with pytest.raises(NoKernelError, match=rf"kernels\.sample=torch would never run: executor\.kind={kind} runs no kernels"):
+        LLM(small({"sample": "torch"}, executor=executor))
+    with pytest.raises(ValueError, match=r"kernels\.smaple: there is no such op"):
+        LLM(small({"smaple": "torch"}, executor=executor))
+    LLM(small({"default": "triton", "sample": "auto", "qk_norm_rotary_kv_write": "none"}, executor=executor))
+
+
+def test_an_argument_comes_before_override_and_override_before_the_config() -> None:
+    config = small({"sample": "torch", "rms_norm": "torch", "embedding": "torch", "default": "torch"})
+    with override(sample="reference", rms_norm="reference", default="auto"):
+        found = choices_of(LLM(config, kernels={"sample": "torch", "default": "reference"}))
+    assert (found["sample"][0], found["rms_norm"][0], found["embedding"][0]) == ("torch", "reference", "torch")
+    assert found["linear"] == ("reference", "default")
+
+
+def test_building_an_engine_changes_nothing_in_the_config() -> None:
+    config = small({"sample": "torch"})
+    before = copy.deepcopy(config)
+    with override(sample="reference"):
+        engine = LLM(config, kernels={"rms_norm": "torch"}).engine
+    assert config == before
+    assert engine.config.kernels == {"sample": "reference", "rms_norm": "torch"} and engine.config.cache.block_size == 16
+    config.scheduler.max_num_seqs = 1
+    assert engine.config.scheduler.max_num_seqs == before.scheduler.max_num_seqs
+    assert choices_of(LLM(config))["sample"][0] == "torch"
+
+
+def test_an_override_reaches_the_process_of_an_engine_and_not_the_config() -> None:
+    config = small({"sample": "torch"})
+    with override(sample="nonsense"), pytest.raises(NoKernelError, match="no impl named 'nonsense'"):
+        AsyncEngine(config)
+    assert config == small({"sample": "torch"})
 
 
 @pytest.mark.parametrize(
     ("given", "kind", "device", "target", "expected"),
     [
-        (0, "local", "cpu", "", 16),
-        (32, "local", "cpu", "", 32),
-        (0, "simulated", "cpu", "", 64),
+        (0, "local", "cpu", None, 16),
+        (32, "local", "cpu", None, 32),
+        (0, "simulated", "cpu", None, 64),
         (0, "local", "cpu", "gfx942", 16),
         (0, "local", "cpu", "sm_80", 16),
         (0, "local", "cpu", "sm_90", 64),
-        (0, "null", "cpu", "", 16),
+        (0, "null", "cpu", None, 16),
     ],
 )
-def test_blocks_have_the_size_that_kernels_like(given: int, kind: str, device: str, target: str, expected: int) -> None:
+def test_blocks_have_the_size_that_kernels_like(given: int, kind: str, device: str, target: str | None, expected: int) -> None:
     config = EngineConfig(cache=CacheConfig(given), executor=ExecutorConfig(kind), device=device)
-    settle_block_size(config, target)
-    assert config.cache.block_size == expected
+    assert settle_block_size(config, target).cache.block_size == expected
+    assert config.cache.block_size == given
 
 
 def test_vllms_names_of_cache_dtypes() -> None:

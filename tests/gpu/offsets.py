@@ -56,7 +56,7 @@ def spread(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_spreadable(value: Any) -> bool:
-    """Rows of numbers or codes; what belongs to a row as an integer lies side by side in every engine."""
+    """Rows of numbers or quantized values; what belongs to a row as an integer lies side by side in every engine."""
     several = isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[0] > 1
     return several and value.dtype not in (torch.int32, torch.int64)
 

@@ -1,4 +1,4 @@
-"""Stand-in for the part of FlashInfer that is not attention: norms, activations, rotary, a product, sampling."""
+"""Stand-in for the part of FlashInfer that is not attention: norms, activations, rotary, a GEMM, sampling."""
 
 from __future__ import annotations
 

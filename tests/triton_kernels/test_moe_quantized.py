@@ -1,4 +1,4 @@
-"""Experts with quantized weights: the contract against numpy and torch's own products, its limits, and who refuses what."""
+"""Experts with quantized weights: the contract against numpy and torch's own GEMMs, its limits, and who refuses what."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def args_of(case: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
 
 
 def numpy_weight(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
-    """A 4-bit code is a nibble, low before high in each byte."""
+    """A 4-bit quantized value is a nibble, low before high in each byte."""
     data = words.numpy().view(np.uint8)
-    codes = np.stack((data & 15, data >> 4), axis=-1).reshape(*words.shape[:2], -1).astype(np.float64)
-    group = codes.shape[-1] // scales.shape[-1]
-    return torch.from_numpy((codes - zeros.numpy().repeat(group, 2)) * scales.numpy().repeat(group, 2))
+    quantized = np.stack((data & 15, data >> 4), axis=-1).reshape(*words.shape[:2], -1).astype(np.float64)
+    group = quantized.shape[-1] // scales.shape[-1]
+    return torch.from_numpy((quantized - zeros.numpy().repeat(group, 2)) * scales.numpy().repeat(group, 2))
 
 
 @pytest.mark.parametrize("case", ["w4a16_group_32", "w4a16_tiled"])
@@ -40,21 +40,21 @@ def test_int4_experts_are_experts_with_the_weights_that_numpy_decodes(case: str)
 
 
 def test_fp8_experts_are_torchs_scaled_products() -> None:
-    """One expert: x and the hidden state scaled by their rows' largest number, products by ``torch._scaled_mm``."""
+    """One expert: x and the hidden state scaled by their rows' largest number, GEMMs by ``torch._scaled_mm``."""
     generator = torch.Generator().manual_seed(6)
     x = torch.randn(5, 64, generator=generator)
     w13, w2 = (torch.randn(1, *shape, generator=generator).mul(16).to(F8) for shape in ((96, 64), (64, 48)))
     s13, s2 = (torch.rand(1, rows, 1, generator=generator) * 0.01 + 0.005 for rows in (96, 64))
 
-    def product(rows: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    def gemm(rows: torch.Tensor, quantized: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         scale = rows.abs().amax(1, keepdim=True) / 448
-        return torch._scaled_mm((rows / scale).to(F8), codes[0].T, scale, scales[0].T, out_dtype=torch.bfloat16).float()
+        return torch._scaled_mm((rows / scale).to(F8), quantized[0].T, scale, scales[0].T, out_dtype=torch.bfloat16).float()
 
-    gate, up = product(x, w13, s13).chunk(2, dim=1)
-    expected = product(torch.nn.functional.silu(gate) * up, w2, s2)
+    gate, up = gemm(x, w13, s13).chunk(2, dim=1)
+    expected = gemm(torch.nn.functional.silu(gate) * up, w2, s2)
     ones, ids = torch.ones(5, 1), torch.zeros(5, 1, dtype=torch.int32)
     got = OP.reference(x, ones, ids, w13, w2, 0, s13, s2)
-    assert relative_error(got, expected) < 2e-2  # bfloat16 between the products moves some codes
+    assert relative_error(got, expected) < 2e-2  # bfloat16 between the GEMMs moves some quantized values
     assert relative_error(OP.reference(x, ones, ids, w13, w2, 0, s13.roll(1, 1), s2), expected) > 0.1
 
 
@@ -73,8 +73,8 @@ def test_blocks_of_gate_and_up_are_counted_apart() -> None:
 @impl("moe_experts", "unrounded")
 def unrounded(x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, **bound: Any) -> torch.Tensor:
     """Leaves the activations as they are."""
-    codes = {name: bound[name].double() * bound[f"{name}_scale"].double() for name in ("w13", "w2")}
-    return OP.reference(x.double(), weights, ids, **codes, expert_start=bound["expert_start"]).to(x.dtype)  # type: ignore[no-any-return]
+    quantized = {name: bound[name].double() * bound[f"{name}_scale"].double() for name in ("w13", "w2")}
+    return OP.reference(x.double(), weights, ids, **quantized, expert_start=bound["expert_start"]).to(x.dtype)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -1,4 +1,4 @@
-"""Quantized products beyond conformance: references against plain arithmetic, the packed layout, reasons, exactness."""
+"""Quantized GEMMs beyond conformance: references against plain arithmetic, the packed layout, reasons, exactness."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ CPU = Spec("cpu", "cpu", torch.float32)
 
 def test_the_reference_of_four_bit_products_is_a_sum_over_codes() -> None:
     random = np.random.default_rng(3)
-    codes, zeros = random.integers(0, 16, (5, 64)), random.integers(0, 16, (5, 2))
+    quantized, zeros = random.integers(0, 16, (5, 64)), random.integers(0, 16, (5, 2))
     scales, x, perm = random.uniform(0.5, 2, (5, 2)), random.standard_normal((3, 64)), random.permutation(64)
-    words = [[sum(int(row[8 * w + i]) << 4 * i for i in range(8)) for w in range(8)] for row in codes]
+    words = [[sum(int(row[8 * w + i]) << 4 * i for i in range(8)) for w in range(8)] for row in quantized]
     qweight = torch.from_numpy(np.array(words, dtype=np.uint32).view(np.int32))
-    weights = [[(codes[n, k] - zeros[n, k // 32]) * scales[n, k // 32] for k in range(64)] for n in range(5)]
+    weights = [[(quantized[n, k] - zeros[n, k // 32]) * scales[n, k // 32] for k in range(64)] for n in range(5)]
     expected = [[sum(weights[n][k] * row[perm[k]] for k in range(64)) for n in range(5)] for row in x]
     arrays = (scales, zeros.astype(np.uint8), perm.astype(np.int32))
     got = OPS["gemm_w4a16"].reference(torch.from_numpy(x), qweight, *map(torch.from_numpy, arrays))
     np.testing.assert_allclose(got.numpy(), np.array(expected), rtol=1e-12)
     assert torch.equal(pack_int4(unpack_int4(qweight)), qweight)
-    assert np.array_equal(unpack_int4(qweight).numpy(), codes)
+    assert np.array_equal(unpack_int4(qweight).numpy(), quantized)
 
 
 def test_the_reference_of_float8_blocks_scales_each_block() -> None:
@@ -48,13 +48,13 @@ def test_words_hold_the_codes_where_their_layout_says(bits: int) -> None:
     pytest.importorskip("triton")
     from triton_kernels.impls._shared.packed_weights import pack_words
 
-    parts, codes = 16 // bits, torch.randint(0, 2**bits, (70, 200), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    words = pack_words(codes, bits)
+    parts, quantized = 16 // bits, torch.randint(0, 2**bits, (70, 200), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    words = pack_words(quantized, bits)
     assert words.shape == (2, -(-200 // (32 * parts)), 64, 32) and words.is_contiguous()
     for n, k in ((0, 0), (1, 33), (63, 127), (64, 128), (69, 199)):
         block, within = divmod(k, 32 * parts)
         word = int(words[n // 64, block, n % 64, within % 32]) & 0xFFFF
-        assert word >> bits * (within // 32) & (2**bits - 1) == int(codes[n, k])
+        assert word >> bits * (within // 32) & (2**bits - 1) == int(quantized[n, k])
 
 
 def test_packed_weights_take_the_bytes_that_their_format_implies() -> None:

@@ -16,7 +16,7 @@ from triton_kernels.spec import Spec
 
 REGISTRY = Registry.load()
 NAMES = ("reference", "torch")
-LARGEST_ERROR = {  # of a number, relative to itself or to the largest of its head: half a step between codes
+LARGEST_ERROR = {  # of a number, relative to itself or to the largest of its head: half a step between quantized values
     torch.int8: (0.0, 0.5 / 127),
     torch.float8_e4m3fn: (2**-4, 2**-10 / 448),
     torch.float8_e5m2: (2**-3, 2**-17 / 57344),
@@ -32,7 +32,10 @@ def bind(op: str, name: str, weights: dict[str, Any] | None = None, **params: An
 def numbers(kv: LayerKV) -> tuple[torch.Tensor, torch.Tensor]:
     """float64 [slots, heads, dim] that k and v stand for."""
     assert kv.k_scale is not None and kv.v_scale is not None
-    k, v = ((codes.double() * scale.double()[..., None]).flatten(0, 1) for codes, scale in ((kv.k, kv.k_scale), (kv.v, kv.v_scale)))
+    k, v = (
+        (quantized.double() * scale.double()[..., None]).flatten(0, 1)
+        for quantized, scale in ((kv.k, kv.k_scale), (kv.v, kv.v_scale))
+    )
     return k, v
 
 
@@ -42,7 +45,7 @@ def assert_close(got: torch.Tensor, given: torch.Tensor, dtype: torch.dtype) -> 
     allowed = torch.maximum(relative * given.abs(), of_largest * given.abs().amax(-1, keepdim=True))
     error = (got - given).abs()
     assert bool((error <= allowed * (1 + 1e-6)).all())
-    assert float(error.max()) > 0.1 * float(allowed.max()), "more precise than codes can be"
+    assert float(error.max()) > 0.1 * float(allowed.max()), "more precise than quantized values can be"
 
 
 @pytest.mark.parametrize("dtype", LARGEST_ERROR, ids=str)
@@ -60,7 +63,7 @@ def test_a_number_is_off_by_half_a_step(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", LARGEST_ERROR, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fused_op_rounds_keys_once(name: str, dtype: torch.dtype) -> None:
-    """Rotated keys are off by half a step of the codes, although the activations have 8 bits of precision only."""
+    """Rotated keys are off by half a step of the quantized values, although the activations have 8 bits of precision only."""
     generator = torch.Generator().manual_seed(1)
     qkv = torch.randn(5, (2 + 2 * 3) * 48, generator=generator).bfloat16()
     angles = torch.rand(20, 24, generator=generator) * 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import torch
 
 from triton_kernels.impl import Flags, impl
 from triton_kernels.registry import Registry
-from triton_kernels.resolve import Choice, NoKernelError, active_overrides, override, parse_choice, resolve
+from triton_kernels.resolve import Choice, Choices, NoKernelError, active_overrides, override, parse_choice, resolve
 from triton_kernels.spec import Spec
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +111,32 @@ def test_a_triton_kernel_is_refused_on_a_cpu_unless_interpreted(registry: Regist
     assert not kernel.unsupported(Spec("cpu", "cpu", torch.float32, interpret=True))
     absent = impl("silu_and_mul", "absent", requires=("a_library_that_is_not_installed",))(lambda x: x)
     assert absent.unsupported(CPU) == ["needs the package a_library_that_is_not_installed"]
+
+
+def test_the_kind_of_a_default_counts_a_name_per_op_comes_first(registry: Registry) -> None:
+    kernel = impl("silu_and_mul", "tiles", priority=99, requires=("triton",), options={"tile": 4})(lambda x, tile: x)
+    own = impl("silu_and_mul", "dice", priority=100, requires=("triton",), flags=Flags(rng="own"))(lambda x: x)
+    registry._add(kernel)
+    registry._add(own)
+    here = Spec("cpu", "cpu", torch.float32, interpret=True)
+    choices = Choices(registry, {"default": "triton", "gelu_and_mul": "auto", "sample": "torch"})
+    if importlib.util.find_spec("triton"):
+        assert choices.resolve("silu_and_mul", here) == (kernel, Choice("tiles", {}), "default")
+    with pytest.raises(
+        NoKernelError, match=r"silu_and_mul=triton \(by kernels\.default\)(.|\n)*tiles: .*(.|\n)*Set kernels.silu_and_mul"
+    ):
+        choices.resolve("silu_and_mul", CPU)
+    assert [choices.resolve(op, CPU)[2] for op in ("gelu_and_mul", "sample")] == ["auto", "name"]
+    assert set(choices.named) == {"sample"}
+
+
+@pytest.mark.parametrize(("default", "expected"), [("auto", "auto"), ("triton", "auto"), ("torch", "none"), ("reference", "none")])
+def test_what_a_default_means_for_a_fused_op(registry: Registry, default: str, expected: str) -> None:
+    choices = Choices(registry, {"default": default})
+    assert str(choices.of("qk_norm_rotary_kv_write")) == expected
+    assert Choices(registry, {"default": default, "qk_norm_rotary_kv_write": "torch"}).fuse("qk_norm_rotary_kv_write", ()) is True
+    with pytest.raises(NoKernelError, match="'none'; fused ops alone take it"):
+        Choices(registry, {"default": default, "rotary": "none"})
 
 
 def test_overrides_nest_and_end() -> None:

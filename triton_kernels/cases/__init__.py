@@ -20,19 +20,19 @@ def randn(generator: torch.Generator, dtype: torch.dtype, device: torch.device, 
     return (torch.randn(shape, generator=generator, device=generator.device) * scale).to(dtype).to(device)
 
 
-CODE_LIMITS = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 5e-3)
-"""Limits where an op quantizes its own output. Numbers between the sum and the codes are f32 whatever the input's dtype; one that
-lies within its last bit of a border may get the next code (1/8 away in float8_e4m3fn). Rounding to bfloat16 before the codes is an
-error of 1e-2 and more in float8 (5e-3 in int8), and truncating them one of 4e-2."""
+QUANTIZED_LIMITS = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 5e-3)
+"""Limits where an op quantizes its own output. Numbers between the sum and the quantized values are f32 whatever the input's dtype;
+one that lies within its last bit of a border may get the next quantized value (1/8 away in float8_e4m3fn). Rounding to bfloat16
+before the quantized values is an error of 1e-2 and more in float8 (5e-3 in int8), and truncating them one of 4e-2."""
 
 
-def codes_args(device: torch.device, codes: torch.dtype | None, granularity: str, static_scale: float) -> dict[str, Any]:
+def quantized_args(device: torch.device, quantized: torch.dtype | None, granularity: str, static_scale: float) -> dict[str, Any]:
     """The arguments by which an op quantizes its output; ``static_scale`` 0: none."""
     static = torch.full((1, 1), static_scale, device=device) if static_scale else None
-    return {"out_dtype": codes, "granularity": granularity, "static_scale": static}
+    return {"out_dtype": quantized, "granularity": granularity, "static_scale": static}
 
 
-def codes_dims(width: int, granularity: str = "token", static_scale: float = 0.0, **_: Any) -> dict[str, float]:
-    """What cost functions take for an output of codes."""
+def quantized_dims(width: int, granularity: str = "token", static_scale: float = 0.0, **_: Any) -> dict[str, float]:
+    """What cost functions take for an output of quantized values."""
     per_row = 1 if granularity == "token" else -(-width // 128)
     return {"out_bytes": 1, "num_scales": 0 if static_scale else per_row}

@@ -63,7 +63,8 @@ def _case(
     return Case(name, make, tags, dims, (1,) * tokens, (1,) * tokens, limits)
 
 
-# Of a number that lies between two codes a last bit decides; rounding all of them the wrong way would be an error above 1e-2.
+# Of a number that lies between two quantized values a last bit decides; rounding all of them the wrong way would be an error above
+# 1e-2.
 _QUANTIZED = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 6e-3)
 
 CASES = (

@@ -1,4 +1,4 @@
-"""Cases of the quantized products and of ``quantize_activation``."""
+"""Cases of the quantized GEMMs and of ``quantize_activation``."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _quantize(
     x = x[:, 3 : 3 + width] if strided else x[:, :width].contiguous()
     if tokens > 2:
         x[1] = 0  # the smallest scale
-        x[2, ::3] *= 1e-4  # subnormal codes
+        x[2, ::3] *= 1e-4  # subnormal quantized values
     return {
         "x": x,
         "out_dtype": out_dtype,

@@ -47,13 +47,13 @@ def _unwritten(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
 
 
 def quantize_cache(kv: LayerKV, dtype: torch.dtype) -> LayerKV:
-    """The cache in codes of ``dtype``, with a scale per token and head; what was not written (NaN) has NaN scales."""
+    """The cache in quantized values of ``dtype``, with a scale per token and head; what was not written (NaN) has NaN scales."""
     top = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
     scales = [cache.float().abs().amax(-1) / top for cache in kv[:2]]
-    codes = [(cache.float() / scale[..., None]).clamp(-top, top).nan_to_num(top) for cache, scale in zip(kv[:2], scales)]
+    quantized = [(cache.float() / scale[..., None]).clamp(-top, top).nan_to_num(top) for cache, scale in zip(kv[:2], scales)]
     if dtype == torch.int8:
-        codes = [code.round() for code in codes]
-    return LayerKV(*(code.to(dtype) for code in codes), *scales)
+        quantized = [values.round() for values in quantized]
+    return LayerKV(*(values.to(dtype) for values in quantized), *scales)
 
 
 def _write(

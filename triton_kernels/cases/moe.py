@@ -11,8 +11,8 @@ from ..op import Case
 from . import BENCH, SMALL, TILED, randn
 
 FP8_LIMITS = {torch.float32: 4e-3, torch.float16: 4e-3, torch.bfloat16: 8e-3}
-"""The hidden state becomes codes with three bits of mantissa: rounding all of it errs by about 2.6e-2, and one number in a thousand
-that lies at the border of two codes, and falls to the other side, by 3e-3."""
+"""The hidden state becomes quantized values with three bits of mantissa: rounding all of it errs by about 2.6e-2, and one number in
+a thousand that lies at the border of two quantized values, and falls to the other side, by 3e-3."""
 
 
 def _route(
@@ -97,7 +97,7 @@ def _weight(
     rows: int,
     columns: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """(weight or codes, scales, zeros) of ``parts`` matrices [rows, columns] for each expert."""
+    """(weight or quantized values, scales, zeros) of ``parts`` matrices [rows, columns] for each expert."""
     shape, size = (num_experts, parts * rows, columns), columns**-0.5
     if scheme == "float":
         return randn(generator, dtype, device, *shape, scale=size), None, None
@@ -107,10 +107,10 @@ def _weight(
         scales = (randn(generator, torch.float32, device, *groups).abs() + 0.5) * (size / 4)
         shift = torch.randint(0, 16, groups, generator=generator).to(torch.uint8).to(device) if zeros else None
         return words, scales.to(dtype), shift
-    codes = randn(generator, torch.float32, device, *shape, scale=16).to(torch.float8_e4m3fn)
+    quantized = randn(generator, torch.float32, device, *shape, scale=16).to(torch.float8_e4m3fn)
     blocks = (num_experts, parts * -(-rows // 128), -(-columns // 128))
     scale_shape = blocks if scheme == "fp8_block" else (*shape[:2], 1)
-    return codes, (randn(generator, torch.float32, device, *scale_shape).abs() * 0.05 + 0.03) * size, None
+    return quantized, (randn(generator, torch.float32, device, *scale_shape).abs() * 0.05 + 0.03) * size, None
 
 
 def _experts_case(
@@ -130,7 +130,7 @@ def quantized_dims(scheme: str, group: int = 0, zeros: bool = False) -> dict[str
     if scheme == "float":
         return {}
     blocks = {"group_size": 128, "group_rows": 128} if scheme == "fp8_block" else {}
-    return {"weight_bits": 8, "scale_bytes": 4, "fp8_products": 1, **blocks}
+    return {"weight_bits": 8, "scale_bytes": 4, "fp8_gemms": 1, **blocks}
 
 
 MOE_ROUTE_CASES = (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..op import Case
-from . import BENCH, CODE_LIMITS, SMALL, TILED, codes_args, codes_dims, randn
+from . import BENCH, QUANTIZED_LIMITS, SMALL, TILED, quantized_args, quantized_dims, randn
 
 
 def _make(
@@ -19,7 +19,7 @@ def _make(
     shape: tuple[int, ...],
     residual: bool = True,
     strided: bool = False,
-    codes: torch.dtype | None = None,
+    quantized_values: torch.dtype | None = None,
     granularity: str = "token",
     static_scale: float = 0.0,
     **static: Any,
@@ -30,15 +30,15 @@ def _make(
     weight = randn(generator, dtype, device, hidden_size, scale=0.3) + 1
     args = {"x": x, "residual": rest, "weight": weight, "eps": 1e-5}
     if "offset" in static:
-        return {**args, "offset": static["offset"], **codes_args(device, codes, granularity, static_scale)}
+        return {**args, "offset": static["offset"], **quantized_args(device, quantized_values, granularity, static_scale)}
     return {**args, "bias": randn(generator, dtype, device, hidden_size) if static["bias"] else None}
 
 
 def _case(name: str, tags: frozenset[str], *shape: int, residual: bool = True, **more: Any) -> Case:
     make = partial(_make, shape=shape, residual=residual, **more)
-    tokens, quantized = math.prod(shape[:-1]), "codes" in more
-    dims = {"hidden_size": shape[-1], "residual": int(residual), **(codes_dims(shape[-1], **more) if quantized else {})}
-    return Case(name, make, tags, dims, (tokens,), relative=CODE_LIMITS if quantized else None)
+    tokens, quantized = math.prod(shape[:-1]), "quantized_values" in more
+    dims = {"hidden_size": shape[-1], "residual": int(residual), **(quantized_dims(shape[-1], **more) if quantized else {})}
+    return Case(name, make, tags, dims, (tokens,), relative=QUANTIZED_LIMITS if quantized else None)
 
 
 _INT8, _E4M3, _E5M2 = torch.int8, torch.float8_e4m3fn, torch.float8_e5m2
@@ -53,18 +53,20 @@ RMS_NORM_CASES = (
     _case("heads", SMALL, 5, 3, 32, residual=False, strided=True, offset=0.0),
     _case("wide", SMALL, 2, 3000, offset=0.0),
     _case("empty", SMALL, 0, 16, offset=0.0),
-    _case("codes_one_row", SMALL, 1, 640, offset=0.0, codes=_INT8),
-    _case("codes_tiled", TILED, 19, 131, offset=1.0, codes=_E4M3),
-    _case("codes_no_residual", SMALL, 5, 300, residual=False, strided=True, offset=0.0, codes=_E5M2),
-    _case("codes_static", SMALL, 6, 100, strided=True, offset=0.0, codes=_INT8, static_scale=0.03),
-    _case("codes_groups", TILED, 3, 400, offset=0.0, codes=_E4M3, granularity="group"),
-    _case("codes_narrow_group", SMALL, 19, 40, offset=0.0, codes=_INT8, granularity="group"),
-    _case("codes_heads", SMALL, 5, 3, 160, residual=False, strided=True, offset=0.0, codes=_E4M3, granularity="group"),
-    _case("codes_wide", SMALL, 2, 3000, offset=0.0, codes=_INT8),
-    _case("codes_empty", SMALL, 0, 16, offset=0.0, codes=_E4M3),
+    _case("quantized_one_row", SMALL, 1, 640, offset=0.0, quantized_values=_INT8),
+    _case("quantized_tiled", TILED, 19, 131, offset=1.0, quantized_values=_E4M3),
+    _case("quantized_no_residual", SMALL, 41, 300, residual=False, strided=True, offset=0.0, quantized_values=_E5M2),
+    _case("quantized_static", SMALL, 6, 100, strided=True, offset=0.0, quantized_values=_INT8, static_scale=0.03),
+    _case("quantized_groups", TILED, 3, 400, offset=0.0, quantized_values=_E4M3, granularity="group"),
+    _case("quantized_narrow_group", SMALL, 19, 40, offset=0.0, quantized_values=_INT8, granularity="group"),
+    _case(
+        "quantized_heads", SMALL, 5, 3, 160, residual=False, strided=True, offset=0.0, quantized_values=_E4M3, granularity="group"
+    ),
+    _case("quantized_wide", SMALL, 2, 3000, offset=0.0, quantized_values=_INT8),
+    _case("quantized_empty", SMALL, 0, 16, offset=0.0, quantized_values=_E4M3),
     *(_case(f"llama-8b_{tokens}", BENCH, tokens, 4096, offset=0.0) for tokens in (64, 8192)),
     *(
-        _case(f"llama-8b_{tokens}_{granularity}", BENCH, tokens, 4096, offset=0.0, codes=_E4M3, granularity=granularity)
+        _case(f"llama-8b_{tokens}_{granularity}", BENCH, tokens, 4096, offset=0.0, quantized_values=_E4M3, granularity=granularity)
         for tokens in (64, 8192)
         for granularity in ("token", "group")
     ),

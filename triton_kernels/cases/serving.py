@@ -16,8 +16,7 @@ import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
 from ..op import Case
-from . import codes_args, codes_dims, fused, lora, merge, moe, moe_align, slot_mapping, verify
-from . import gemm as quantized
+from . import fused, gemm, lora, merge, moe, moe_align, quantized_args, quantized_dims, slot_mapping, verify
 from .kv_cache import cache_dims
 
 HIDDEN, INTERMEDIATE, VOCAB = 4096, 14336, 128256
@@ -74,23 +73,25 @@ def _embedding(dtype: torch.dtype) -> dict[str, Any]:
     return {"token_ids": ids, "weight": torch.empty(VOCAB, HIDDEN, dtype=dtype), "vocab_start": 0}
 
 
-def _codes(granularity: str) -> dict[str, Any]:
-    return codes_args(torch.device("cpu"), torch.float8_e4m3fn if granularity else None, granularity or "token", 0.0)
+def _quantized(granularity: str) -> dict[str, Any]:
+    return quantized_args(torch.device("cpu"), torch.float8_e4m3fn if granularity else None, granularity or "token", 0.0)
 
 
-def _codes_dims(width: int, granularity: str) -> dict[str, float]:
-    return codes_dims(width, granularity) if granularity else {}
+def _quantized_dims(width: int, granularity: str) -> dict[str, float]:
+    return quantized_dims(width, granularity) if granularity else {}
 
 
-def _norm(name: str, shape: tuple[int, ...], op: str, residual: bool = True, codes: str = "") -> ServingCase:
+def _norm(name: str, shape: tuple[int, ...], op: str, residual: bool = True, quantized_values: str = "") -> ServingCase:
     def make(dtype: torch.dtype) -> dict[str, Any]:
         x = torch.empty(*shape[:-1], shape[-1] + 1024, dtype=dtype)[..., : shape[-1]]
-        extra = {"offset": 0.0, **_codes(codes)} if op == "rms_norm" else {"bias": torch.empty(shape[-1], dtype=dtype)}
+        extra = (
+            {"offset": 0.0, **_quantized(quantized_values)} if op == "rms_norm" else {"bias": torch.empty(shape[-1], dtype=dtype)}
+        )
         weight = torch.empty(shape[-1], dtype=dtype)
         return {"x": x, "residual": torch.empty(shape, dtype=dtype) if residual else None, "weight": weight, "eps": 1e-5} | extra
 
     elements = math.prod(shape[1:])
-    dims = {"hidden_size": elements, "residual": float(residual), **_codes_dims(elements, codes)}
+    dims = {"hidden_size": elements, "residual": float(residual), **_quantized_dims(elements, quantized_values)}
     return ServingCase(name, decode(shape[0]), dims, make)
 
 
@@ -104,11 +105,11 @@ def _rotary(style: str) -> ServingCase:
     return ServingCase(style, decode(64), dims, make)
 
 
-def _gate(name: str, codes: str = "", **more: Any) -> ServingCase:
+def _gate(name: str, quantized_values: str = "", **more: Any) -> ServingCase:
     def make(dtype: torch.dtype) -> dict[str, Any]:
-        return {"x": torch.empty(2048, 2 * INTERMEDIATE, dtype=dtype), **_codes(codes)} | more
+        return {"x": torch.empty(2048, 2 * INTERMEDIATE, dtype=dtype), **_quantized(quantized_values)} | more
 
-    dims = {"intermediate_size": INTERMEDIATE, **_codes_dims(INTERMEDIATE, codes)}
+    dims = {"intermediate_size": INTERMEDIATE, **_quantized_dims(INTERMEDIATE, quantized_values)}
     return ServingCase(name, prefill(2048), dims, make)
 
 
@@ -170,9 +171,11 @@ def _moe_experts(name: str, batch: Batch, scheme: str = "float") -> ServingCase:
     def weight(dtype: torch.dtype, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         if quantized_as is None:
             return torch.empty(EXPERTS, rows, columns, dtype=dtype), None
-        codes, per_code, (block_rows, block_columns) = quantized_as
+        quantized_values, per_value, (block_rows, block_columns) = quantized_as
         scales = torch.empty(EXPERTS, rows // block_rows, columns // block_columns if block_columns else 1)
-        return torch.empty(EXPERTS, rows, columns // per_code, dtype=codes), scales if per_code == 1 else scales.to(dtype)
+        return torch.empty(EXPERTS, rows, columns // per_value, dtype=quantized_values), scales if per_value == 1 else scales.to(
+            dtype
+        )
 
     def make(dtype: torch.dtype) -> dict[str, Any]:
         tokens = batch.num_tokens
@@ -235,11 +238,11 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
         _norm("hidden state", (64, HIDDEN), "rms_norm"),
         _norm("query heads", (64, HEADS, HEAD_DIM), "rms_norm", residual=False),
         _norm("hidden state, wide", (64, 4 * HIDDEN), "rms_norm"),
-        _norm("hidden state, codes by token", (64, HIDDEN), "rms_norm", codes="token"),
+        _norm("hidden state, quantized values by token", (64, HIDDEN), "rms_norm", quantized_values="token"),
     ),
     "layer_norm": (_norm("hidden state", (64, HIDDEN), "layer_norm"), _norm("wide", (64, 4 * HIDDEN), "layer_norm")),
     "rotary": (_rotary("neox"), _rotary("gptj")),
-    "silu_and_mul": (_gate("2048 tokens"), _gate("2048 tokens, codes by token", "token")),
+    "silu_and_mul": (_gate("2048 tokens"), _gate("2048 tokens, quantized values by token", "token")),
     "gelu_and_mul": (_gate("tanh", approximate="tanh"), _gate("exact", approximate="none")),
     "kv_cache_write": (_kv_cache_write("64 tokens"), _kv_cache_write("64 tokens, e4m3", torch.float8_e4m3fn)),
     "copy_blocks": (ServingCase("8 pages", decode(1), _kv_dims(None) | {"num_blocks": 8, "page_size": 16}, _copy_blocks),),
@@ -276,5 +279,5 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
     "lora_expand": _benches(lora.EXPAND_CASES),
     "moe_align": _benches(moe_align.CASES),
     "slot_mapping": _benches(slot_mapping.CASES),
-    **{op: _benches(cases) for op, cases in quantized.SERVING_CASES.items()},
+    **{op: _benches(cases) for op, cases in gemm.SERVING_CASES.items()},
 }

@@ -201,8 +201,8 @@ def compare(
 
 
 def _mutated_numbers(op: Op, args: Args) -> list[torch.Tensor]:
-    """The mutated tensors; of a quantized cache, unless the op is exact, the numbers that it stands for (its codes may differ by
-    one where a number lies at the border of two)."""
+    """The mutated tensors; of a quantized cache, unless the op is exact, the numbers that it stands for (its quantized values may
+    differ by one where a number lies at the border of two)."""
     found = []
     for name in op.mutates:
         value = args[name]

@@ -18,8 +18,8 @@ def silu_and_mul_reference(
     granularity: Granularity = "token",
     static_scale: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """x [T, 2I] -> silu(x[:, :I]) * x[:, I:], [T, I] in x's dtype; with an ``out_dtype`` of 8 bits codes [T, I] and scales f32
-    [T, 1], [T, ceil(I/128)] or [1, 1] instead, by the rule of ``quantize_activation``, of the product in f32.
+    """x [T, 2I] -> silu(x[:, :I]) * x[:, I:], [T, I] in x's dtype; with an ``out_dtype`` of 8 bits quantized values [T, I] and
+    scales f32 [T, 1], [T, ceil(I/128)] or [1, 1] instead, by the rule of ``quantize_activation``, of the product in f32.
 
     Source: Shazeer, GLU variants, arXiv 2002.05202.
     """

@@ -33,7 +33,7 @@ def reference(
 
     q_weight, k_weight [D] or None: RMS norm over each head before the rotation (``rms_norm``'s eps and offset).
     positions, cos_sin, style as in ``rotary``; kv, slot_mapping as in ``kv_cache_write``. qkv itself is not changed.
-    k is rounded once, to what the cache holds: codes of a quantized cache are those of the rotated k in f32.
+    k is rounded once, to what the cache holds: quantized values of a quantized cache are those of the rotated k in f32.
     """
     heads = qkv.unflatten(1, (num_heads + 2 * num_kv_heads, -1))
     q, k, v = (part.clone() for part in heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1))
@@ -89,6 +89,7 @@ qk_norm_rotary_kv_write = Op(
     cost,
     cases=CASES,
     mutates=("kv",),
+    fuses=("rms_norm", "rotary", "kv_cache_write"),
     facts=facts,
     row_args=("qkv", "positions", "slot_mapping"),
     bind_args=("num_heads", "num_kv_heads", "cos_sin", "style", "q_weight", "k_weight", "eps", "offset"),

@@ -1,4 +1,4 @@
-"""``gemm_w4a16``, ``gemm_w8a16``, ``gemm_int8``, ``gemm_fp8``: products with quantized weights (and activations).
+"""``gemm_w4a16``, ``gemm_w8a16``, ``gemm_int8``, ``gemm_fp8``: GEMMs with quantized weights (and activations).
 
 Every checkpoint format is brought into the canonical layouts described here; each impl packs its own layout from them.
 """
@@ -24,9 +24,9 @@ def gemm_w4a16_reference(
     perm: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x [M, K] times 4-bit weights (code - zero) * scale -> [M, N] in x's dtype.
+    """x [M, K] times 4-bit weights (q - zero) * scale -> [M, N] in x's dtype.
 
-    qweight  int32 [N, K/8]: eight codes per word along K, the first in the lowest bits
+    qweight  int32 [N, K/8]: eight quantized values per word along K, the first in the lowest bits
     scales   [N, K/G] in a float dtype; the group size G = K / scales.shape[1] divides K
     zeros    uint8 [N, K/G], or None for symmetric weights, whose zero is 8
     perm     int32 [K] or None: column j of the weights belongs to x[:, perm[j]] (act-order sorted by group)
@@ -41,9 +41,9 @@ def gemm_w4a16_reference(
 def gemm_w8a16_reference(
     x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None = None, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x [M, K] times 8-bit weights (code - zero) * scale -> [M, N] in x's dtype. Codes are finite numbers.
+    """x [M, K] times 8-bit weights (q - zero) * scale -> [M, N] in x's dtype. Quantized values are finite numbers.
 
-    weight  int8, uint8 (2- and 3-bit codes too), float8_e4m3fn or float8_e5m2 [N, K]
+    weight  int8, uint8 (2- and 3-bit quantized values too), float8_e4m3fn or float8_e5m2 [N, K]
     scales  [N, K/G]; G = K is one scale per output channel
     zeros   uint8 [N, K/G] or None (zero 0)
     """
@@ -94,22 +94,22 @@ def gemm_fp8_reference(
 
 
 def unpack_int4(words: torch.Tensor) -> torch.Tensor:
-    """int32 [..., K/8] -> uint8 codes [..., K], lowest bits first."""
+    """int32 [..., K/8] -> uint8 quantized values [..., K], lowest bits first."""
     shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
     return ((words[..., None] >> shifts) & 15).flatten(-2).to(torch.uint8)
 
 
-def pack_int4(codes: torch.Tensor) -> torch.Tensor:
-    """uint8 codes [..., K] -> int32 [..., K/8], the inverse of :func:`unpack_int4`."""
-    shifts = torch.arange(0, 32, 4, device=codes.device)
-    return (codes.long().unflatten(-1, (-1, 8)) << shifts).sum(-1).to(torch.int32)
+def pack_int4(quantized: torch.Tensor) -> torch.Tensor:
+    """uint8 quantized values [..., K] -> int32 [..., K/8], the inverse of :func:`unpack_int4`."""
+    shifts = torch.arange(0, 32, 4, device=quantized.device)
+    return (quantized.long().unflatten(-1, (-1, 8)) << shifts).sum(-1).to(torch.int32)
 
 
-def dequantize(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | int) -> torch.Tensor:
-    """float64 [N, K] = (codes - zeros) * scales, with scales (and zeros) [N, K/G]."""
-    group = codes.shape[1] // scales.shape[1]
+def dequantize(quantized: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | int) -> torch.Tensor:
+    """float64 [N, K] = (q - zeros) * scales, with scales (and zeros) [N, K/G]."""
+    group = quantized.shape[1] // scales.shape[1]
     shift = zeros.double().repeat_interleave(group, 1) if isinstance(zeros, torch.Tensor) else zeros
-    return (codes.double() - shift) * scales.double().repeat_interleave(group, 1)
+    return (quantized.double() - shift) * scales.double().repeat_interleave(group, 1)
 
 
 def spread(values: torch.Tensor, scales: torch.Tensor, row_block: int) -> torch.Tensor:
@@ -146,14 +146,14 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(2 * tokens * k * n, weights + tokens * (k * dims.get("act_bytes", 2) + n * dims.get("out_bytes", 2)))
 
 
-def _group_facts(bound: Mapping[str, Any], codes: str, per_word: int) -> dict[str, Any]:
-    n, words = bound[codes].shape
+def _group_facts(bound: Mapping[str, Any], quantized: str, per_word: int) -> dict[str, Any]:
+    n, words = bound[quantized].shape
     k = words * per_word
     return {
         "in_features": k,
         "out_features": n,
         "group_size": k // bound["scales"].shape[1],
-        "weight_dtype": bound[codes].dtype,
+        "weight_dtype": bound[quantized].dtype,
         "symmetric": bound.get("zeros") is None,
         "act_order": bound.get("perm") is not None,
     }

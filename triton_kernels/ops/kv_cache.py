@@ -1,7 +1,7 @@
 """``kv_cache_write`` and ``copy_blocks``: what writes the paged cache.
 
-A quantized cache holds 8-bit codes and an f32 scale per token and head: no calibration, and what is written for a token depends
-on nothing but the token.
+A quantized cache holds 8-bit quantized values and an f32 scale per token and head: no calibration, and what is written for a token
+depends on nothing but the token.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .quantize import reference as quantize_reference
 def kv_cache_write_reference(k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
     """Writes k [T, Hk, Dk] and v [T, Hk, Dv] to the slots int64 [T] of the cache; slot = page * page_size + offset, -1 skips.
 
-    Numbers are rounded to the cache's dtype. Where kv has scales, a token's head becomes codes and a scale as a row does in
-    ``quantize_activation``: scale = max|x| / largest code, at least 1e-10; code = x / scale in f32, to nearest even.
+    Numbers are rounded to the cache's dtype. Where kv has scales, a token's head becomes quantized values and a scale as a row does
+    in ``quantize_activation``: scale = max|x| / largest quantized value, at least 1e-10; q = x / scale in f32, to nearest even.
     """
     keep = slot_mapping >= 0
     slots = slot_mapping[keep]
@@ -29,8 +29,8 @@ def kv_cache_write_reference(k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot
         if scales is None:
             cache[page, offset] = new.to(cache.dtype)
         else:
-            codes, scale = quantize_reference(new, cache.dtype)
-            cache[page, offset], scales[page, offset] = codes, scale[..., 0]
+            quantized, scale = quantize_reference(new, cache.dtype)
+            cache[page, offset], scales[page, offset] = quantized, scale[..., 0]
 
 
 def copy_blocks_reference(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor) -> None:
@@ -49,8 +49,8 @@ def copy_blocks_fake(kv, src, dst):  # type: ignore[no-untyped-def]
 
 
 def cached_head_bytes(dims: Mapping[str, float]) -> float:
-    """What a head of a token takes in the cache, its key or its value: codes of one byte have an f32 scale. dims: head_dim,
-    kv_bytes."""
+    """What a head of a token takes in the cache, its key or its value: quantized values of one byte have an f32 scale. dims:
+    head_dim, kv_bytes."""
     kv_bytes = dims.get("kv_bytes", 2)
     return dims["head_dim"] * kv_bytes + 4 * (kv_bytes == 1)
 

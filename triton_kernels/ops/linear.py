@@ -1,4 +1,4 @@
-"""``linear``: the matrix product of every projection, the logits included."""
+"""``linear``: the GEMM of every projection, the logits included."""
 
 from __future__ import annotations
 

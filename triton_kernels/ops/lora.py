@@ -1,4 +1,4 @@
-"""``lora_shrink`` and ``lora_expand``: the two thin products of low-rank adapters, each token with its own adapter."""
+"""``lora_shrink`` and ``lora_expand``: the two thin GEMMs of low-rank adapters, each token with its own adapter."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def moe_experts_reference(
            of 128 columns.
     """
     granularity = fp8_granularity(w13, w13_scale)
-    rows = x.double() if granularity is None else _rounded_to_codes(x, granularity)
+    rows = x.double() if granularity is None else _rounded_to_quantized(x, granularity)
     out = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
     local = ids.long() - expert_start
     for expert in local.unique().tolist():
@@ -71,7 +71,7 @@ def moe_experts_reference(
         gate, up = (rows[token] @ _expert_weight(w13, w13_scale, w13_zeros, expert, parts=2).T).chunk(2, dim=-1)
         hidden = torch.nn.functional.silu(gate) * up
         if granularity is not None:
-            hidden = _rounded_to_codes(hidden, granularity)
+            hidden = _rounded_to_quantized(hidden, granularity)
         result = hidden @ _expert_weight(w2, w2_scale, w2_zeros, expert, parts=1).T
         out.index_add_(0, token, result * weights[token, choice, None].double())
     return out.to(x.dtype)
@@ -84,21 +84,21 @@ def fp8_granularity(w13: torch.Tensor, w13_scale: torch.Tensor | None) -> Granul
     return "token" if w13_scale.shape[1] == w13.shape[1] else "group"
 
 
-def _rounded_to_codes(x: torch.Tensor, granularity: Granularity) -> torch.Tensor:
-    """float64 [M, K]: the numbers that the codes of x stand for."""
+def _rounded_to_quantized(x: torch.Tensor, granularity: Granularity) -> torch.Tensor:
+    """float64 [M, K]: the numbers that the quantized values of x stand for."""
     return spread(*quantize(x, torch.float8_e4m3fn, granularity), 1)
 
 
 def _expert_weight(
-    codes: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, expert: int, parts: int
+    quantized_values: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, expert: int, parts: int
 ) -> torch.Tensor:
     """float64 [R, K]; ``parts``: of how many matrices the blocks of rows are counted apart."""
     if scales is None:
-        return codes[expert].double()
-    if codes.dtype == torch.int32:
-        return dequantize(unpack_int4(codes[expert]), scales[expert], 8 if zeros is None else zeros[expert])
-    row_block = 1 if scales.shape[1] == codes.shape[1] else FP8_BLOCK
-    pairs = zip(codes[expert].chunk(parts), scales[expert].chunk(parts))
+        return quantized_values[expert].double()
+    if quantized_values.dtype == torch.int32:
+        return dequantize(unpack_int4(quantized_values[expert]), scales[expert], 8 if zeros is None else zeros[expert])
+    row_block = 1 if scales.shape[1] == quantized_values.shape[1] else FP8_BLOCK
+    pairs = zip(quantized_values[expert].chunk(parts), scales[expert].chunk(parts))
     return torch.cat([spread(part, of_part, row_block) for part, of_part in pairs])
 
 
@@ -147,7 +147,7 @@ def moe_experts_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return facts | groups | {"scheme": "w4a16", "symmetric": bound.get("w13_zeros") is None}
 
 
-# What the first product gives may be rounded to the dtype before the second.
+# What the first GEMM gives may be rounded to the dtype before the second.
 _TWO_PRODUCTS = Tolerance({torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 1e-2})
 moe_route = Op(
     "moe_route",

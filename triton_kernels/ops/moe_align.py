@@ -1,4 +1,4 @@
-"""``moe_align``: (token, choice) pairs in the order of their experts, and the row tiles of a grouped product over them."""
+"""``moe_align``: (token, choice) pairs in the order of their experts, and the row tiles of a grouped GEMM over them."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def rms_norm_reference(
 
     x [..., H]; residual [..., H] or None: if given it becomes x + residual (rounded once to its dtype), in place, and that
     rounded sum is what is normalized. weight [H]; the factor is ``offset + weight`` (Gemma: offset 1). Returns [..., H] in x's
-    dtype; with an ``out_dtype`` of 8 bits codes [..., H] and scales f32 [..., 1] or [..., ceil(H/128)] or [1, 1] instead, by the
-    rule of ``quantize_activation``, of the norm in f32.
+    dtype; with an ``out_dtype`` of 8 bits quantized values [..., H] and scales f32 [..., 1] or [..., ceil(H/128)] or [1, 1]
+    instead, by the rule of ``quantize_activation``, of the norm in f32.
     """
     if residual is not None:
         residual.copy_(x.double() + residual.double())

@@ -1,4 +1,4 @@
-"""``quantize_activation``: activations to int8 or float8, with the scales that the quantized products take; and what ops
+"""``quantize_activation``: activations to int8 or float8, with the scales that the quantized GEMMs take; and what ops
 share that can quantize their own output (``rms_norm``, ``silu_and_mul``, ``gelu_and_mul``).
 """
 
@@ -25,15 +25,15 @@ def reference(
     granularity: Granularity = "token",
     static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [M, K] -> codes [M, K] in out_dtype (int8, float8_e4m3fn or float8_e5m2), scales f32 [M, 1] (token),
+    """x [M, K] -> quantized values [M, K] in out_dtype (int8, float8_e4m3fn or float8_e5m2), scales f32 [M, 1] (token),
     [M, ceil(K/128)] (group) or [1, 1] (a copy of the static scale f32 [1, 1], whatever the granularity). More leading
-    dimensions than M are kept, in codes and scales.
+    dimensions than M are kept, in quantized values and scales.
 
-    scale = max|x| / largest code (127, 448, 57344), at least 1e-10, computed in f32. code = x / scale (f32 division),
-    saturated to the largest code, rounded to nearest even. For finite x.
+    scale = max|x| / largest quantized value (127, 448, 57344), at least 1e-10, computed in f32. q = x / scale (f32 division),
+    saturated to the largest quantized value, rounded to nearest even. For finite x.
     """
     values = x.float()
-    limit = largest_code(out_dtype)  # divided by as a tensor: a GPU multiplies by the reciprocal of a plain number
+    limit = largest_value(out_dtype)  # divided by as a tensor: a GPU multiplies by the reciprocal of a plain number
     if static_scale is not None:
         scales = static_scale.clone()
         wide = scales
@@ -44,11 +44,11 @@ def reference(
         padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
         scales = (padded.abs().amax(-1) / values.new_tensor(limit)).clamp_min(1e-10)
         wide = scales.repeat_interleave(GROUP, -1)[..., : x.shape[-1]]
-    codes = (values / wide).clamp(-limit, limit)
-    return (codes.round() if out_dtype == torch.int8 else codes).to(out_dtype), scales
+    quantized = (values / wide).clamp(-limit, limit)
+    return (quantized.round() if out_dtype == torch.int8 else quantized).to(out_dtype), scales
 
 
-def largest_code(dtype: torch.dtype) -> float:
+def largest_value(dtype: torch.dtype) -> float:
     """The largest finite value that is used: symmetric for int8."""
     return 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
 
@@ -74,8 +74,8 @@ def output(
     granularity: Granularity,
     static_scale: torch.Tensor | None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """What an op returns whose exact result is ``values`` f64 [..., K]: rounded to ``dtype``, or, quantized, codes and scales of
-    the values in f32, which no other rounding has touched."""
+    """What an op returns whose exact result is ``values`` f64 [..., K]: rounded to ``dtype``, or, quantized, quantized values and
+    scales of the values in f32, which no other rounding has touched."""
     return values.to(dtype) if out_dtype is None else reference(values, out_dtype, granularity, static_scale)
 
 
@@ -88,7 +88,7 @@ def fake_output(x, shape, out_dtype=None, granularity="token", static_scale=None
 
 
 def output_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
-    """out_dtype (None: not quantized) and, for codes, granularity and static."""
+    """out_dtype (None: not quantized) and, for quantized values, granularity and static."""
     return {"out_dtype": None} if bound.get("out_dtype") is None else facts({"granularity": "token", **bound})
 
 
@@ -98,12 +98,12 @@ def output_bytes(dims: Mapping[str, float], num_rows: float, width: float) -> fl
 
 
 def output_numbers(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Codes as the numbers that they stand for, beside their scales; an output that is not quantized as it is."""
+    """Quantized values as the numbers that they stand for, beside their scales; an output that is not quantized as it is."""
     if len(outputs) == 1:
         return outputs
-    codes, scales = outputs
-    wide = scales.repeat_interleave(GROUP, -1)[..., : codes.shape[-1]] if scales.shape[-1] > 1 else scales
-    return [codes.double() * wide, scales]
+    quantized, scales = outputs
+    wide = scales.repeat_interleave(GROUP, -1)[..., : quantized.shape[-1]] if scales.shape[-1] > 1 else scales
+    return [quantized.double() * wide, scales]
 
 
 quantize_activation = Op(

@@ -1,7 +1,7 @@
 """``gemm_fp8`` with block scales by DeepGEMM: its own package, or the copy that vLLM ships.
 
 DeepGEMM compiles a persistent, warp-specialized kernel for each shape at first use (it needs the CUDA toolkit) and adds the blocks'
-products in float32 outside of the tensor cores. It reads the activations' scales column by column, so that a call includes the
+GEMMs in float32 outside of the tensor cores. It reads the activations' scales column by column, so that a call includes the
 conversion of ours, which are row by row.
 """
 
@@ -21,7 +21,7 @@ from triton_kernels.spec import Spec
 @impl("gemm_fp8", "deep_gemm", devices=("cuda",))
 class DeepGemm:
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-        self._product = _library().fp8_gemm_nt
+        self._gemm = _library().fp8_gemm_nt
         self._weight, self._scales = weights["weight"].contiguous(), weights["scales"].contiguous()
         self._bias = weights.get("bias")
 
@@ -44,7 +44,7 @@ class DeepGemm:
     def __call__(self, x: torch.Tensor, x_scale: torch.Tensor) -> torch.Tensor:
         out = torch.empty(x.shape[0], self._weight.shape[0], dtype=torch.bfloat16, device=x.device)
         if x.shape[0]:
-            self._product((x.contiguous(), x_scale), (self._weight, self._scales), out, disable_ue8m0_cast=True)
+            self._gemm((x.contiguous(), x_scale), (self._weight, self._scales), out, disable_ue8m0_cast=True)
         return out if self._bias is None else out + self._bias
 
 

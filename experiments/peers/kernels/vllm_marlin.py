@@ -1,8 +1,8 @@
 """``gemm_w4a16`` by Marlin as vLLM builds it (``torch.ops._C.marlin_gemm``).
 
 Marlin (Frantar et al., arXiv 2408.11743) keeps weights in the order in which the registers of its matrix instructions want them and
-streams them through shared memory in an asynchronous pipeline. Codes are repacked on the device, once; scales and zero points are
-shuffled to match.
+streams them through shared memory in an asynchronous pipeline. Quantized values are repacked on the device, once; scales and zero
+points are shuffled to match.
 """
 
 from __future__ import annotations

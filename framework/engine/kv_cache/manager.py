@@ -58,8 +58,10 @@ class KVCacheManager:
         return len(self._unlimited) * total + windowed + len(self._states)
 
     def reads_prefix(self, request: Request) -> bool:
-        """Whether the prefix cache is asked for this request."""
-        return self.prefix_caching and not request.params.skip_reading_prefix_cache
+        """Whether the prefix cache is asked for this request. Never if it wants log-probabilities of its prompt, whatever else it
+        says: cached tokens are not computed, and so have none."""
+        params = request.params
+        return self.prefix_caching and not params.skip_reading_prefix_cache and params.prompt_logprobs is None
 
     def lookup(self, request: Request) -> PrefixHit:
         """The longest cached prefix that holds for every group. The last known token is always left to compute, because its

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from ...plan import BoundKernel
-from ..batch import ForwardBatch, GroupBatch
+from ..batch import ForwardBatch
 from .attention import Attention
-
-if TYPE_CHECKING:
-    from triton_kernels.attention_meta import LayerKV
 
 Mlp = Callable[[torch.Tensor], torch.Tensor]
 HiddenAndResidual = tuple[torch.Tensor, torch.Tensor | None]
@@ -34,14 +30,12 @@ class PreNormBlock:
     attn_post_norm: BoundKernel | None = None
     mlp_post_norm: BoundKernel | None = None
 
-    def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, group: GroupBatch, kv: LayerKV
-    ) -> HiddenAndResidual:
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
         if residual is None:
             residual, x = x, self.attn_norm(x, None)
         else:
             x = self.attn_norm(x, residual)
-        x = self.attention(x, batch.positions, batch.num_decode_tokens, group, kv)
+        x = self.attention(x, batch)
         if self.attn_post_norm is not None:
             x = self.attn_post_norm(x, None)
         x = self.mlp(self.mlp_norm(x, residual))
@@ -59,14 +53,12 @@ class ParallelBlock:
     attn_norm: BoundKernel
     mlp_norm: BoundKernel
 
-    def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, group: GroupBatch, kv: LayerKV
-    ) -> HiddenAndResidual:
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
         if residual is None:
             residual, x = x, self.attn_norm(x, None)
         else:
             x = self.attn_norm(x, residual)
-        x = self.attention(x, batch.positions, batch.num_decode_tokens, group, kv)
+        x = self.attention(x, batch)
         return x.add_(self.mlp(self.mlp_norm(residual, None))), residual
 
 
@@ -79,10 +71,8 @@ class PostNormBlock:
     attn_norm: BoundKernel
     mlp_norm: BoundKernel
 
-    def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, group: GroupBatch, kv: LayerKV
-    ) -> HiddenAndResidual:
-        x = self.attn_norm(self.attention(x, batch.positions, batch.num_decode_tokens, group, kv), x)
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
+        x = self.attn_norm(self.attention(x, batch), x)
         return self.mlp_norm(self.mlp(x), x), None
 
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 
 from ...plan import BoundKernel
+from .linear import Linear
 
 
 @dataclass(slots=True)
 class Mlp:
     """down(activation(up(x))). A gated activation takes gate and up side by side: ``up`` is one linear for both."""
 
-    up: BoundKernel
+    up: Linear
     activation: Callable[[torch.Tensor], torch.Tensor]
-    down: BoundKernel
+    down: Linear
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, H] -> [T, H]."""
@@ -27,7 +28,7 @@ class Mlp:
 class MoeMlp:
     """A router sends each token to a few experts and adds up what they return, weighted."""
 
-    router: BoundKernel
+    router: Linear
     route: BoundKernel
     experts: BoundKernel
 

@@ -8,7 +8,7 @@ import torch
 
 from triton_kernels.ops.gemm import pack_int4, unpack_int4
 
-CODES_PER_WORD = 8
+VALUES_PER_WORD = 8
 SYMMETRIC_ZERO = 8
 AWQ_COLUMN_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -29,21 +29,21 @@ class CanonicalInt4(NamedTuple):
 def gptq_to_canonical(
     qweight: torch.Tensor, qzeros: torch.Tensor | None, scales: torch.Tensor, g_idx: torch.Tensor | None = None, *, zero_offset: int
 ) -> CanonicalInt4:
-    """GPTQ: eight codes per word along K, eight zero points per word along N, the first in the lowest bits.
+    """GPTQ: eight quantized values per word along K, eight zero points per word along N, the first in the lowest bits.
 
     qweight  int32 [K/8, N]; qzeros int32 [K/G, N/8] or None (all 8); scales [K/G, N]
     g_idx    int [K], the group of each input feature; None where groups are adjacent
     zero_offset  what is to be added to stored zero points, modulo 16: 1 for checkpoint format "gptq", 0 for "gptq_v2"
     Raises ValueError for shapes that do not fit together, or groups of unequal size.
     """
-    num_in, num_out = CODES_PER_WORD * qweight.shape[0], qweight.shape[1]
-    _check_groups("GPTQ", num_in, num_out, scales, qzeros, (scales.shape[0], num_out // CODES_PER_WORD))
-    codes = unpack_int4(qweight.T.contiguous())
+    num_in, num_out = VALUES_PER_WORD * qweight.shape[0], qweight.shape[1]
+    _check_groups("GPTQ", num_in, num_out, scales, qzeros, (scales.shape[0], num_out // VALUES_PER_WORD))
+    quantized = unpack_int4(qweight.T.contiguous())
     zeros = None if qzeros is None else (unpack_int4(qzeros) + zero_offset) & 15
     perm = None if g_idx is None else _sorted_by_group(g_idx, scales.shape[0])
     if perm is not None:
-        codes = codes[:, perm.long()]
-    return CanonicalInt4(pack_int4(codes), scales.T.contiguous(), _transposed_zeros(zeros), perm)
+        quantized = quantized[:, perm.long()]
+    return CanonicalInt4(pack_int4(quantized), scales.T.contiguous(), _transposed_zeros(zeros), perm)
 
 
 def awq_to_canonical(qweight: torch.Tensor, qzeros: torch.Tensor | None, scales: torch.Tensor) -> CanonicalInt4:
@@ -52,16 +52,16 @@ def awq_to_canonical(qweight: torch.Tensor, qzeros: torch.Tensor | None, scales:
     qweight  int32 [K, N/8]; qzeros int32 [K/G, N/8] or None (all 8); scales [K/G, N]
     Raises ValueError for shapes that do not fit together.
     """
-    num_in, num_out = qweight.shape[0], CODES_PER_WORD * qweight.shape[1]
-    _check_groups("AWQ", num_in, num_out, scales, qzeros, (scales.shape[0], num_out // CODES_PER_WORD))
-    codes = _awq_columns(qweight).T.contiguous()
+    num_in, num_out = qweight.shape[0], VALUES_PER_WORD * qweight.shape[1]
+    _check_groups("AWQ", num_in, num_out, scales, qzeros, (scales.shape[0], num_out // VALUES_PER_WORD))
+    quantized = _awq_columns(qweight).T.contiguous()
     zeros = None if qzeros is None else _awq_columns(qzeros)
-    return CanonicalInt4(pack_int4(codes), scales.T.contiguous(), _transposed_zeros(zeros), None)
+    return CanonicalInt4(pack_int4(quantized), scales.T.contiguous(), _transposed_zeros(zeros), None)
 
 
 def _awq_columns(words: torch.Tensor) -> torch.Tensor:
     """uint8 [R, N] in the order of columns, from int32 [R, N/8]."""
-    nibbles = unpack_int4(words).unflatten(-1, (-1, CODES_PER_WORD))
+    nibbles = unpack_int4(words).unflatten(-1, (-1, VALUES_PER_WORD))
     columns = torch.empty_like(nibbles)
     columns[..., list(AWQ_COLUMN_OF_NIBBLE)] = nibbles
     return columns.flatten(-2)
@@ -80,7 +80,7 @@ def _sorted_by_group(g_idx: torch.Tensor, num_groups: int) -> torch.Tensor | Non
 
 
 def _transposed_zeros(zeros: torch.Tensor | None) -> torch.Tensor | None:
-    """uint8 [N, K/G] from [K/G, N]; None where all are 8, which the products treat without loading any."""
+    """uint8 [N, K/G] from [K/G, N]; None where all are 8, which the GEMMs treat without loading any."""
     return None if zeros is None or bool((zeros == SYMMETRIC_ZERO).all()) else zeros.T.contiguous()
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from ...sampling_params import SamplingParams
 from .arrivals import gamma_arrivals
 from .config import WorkloadConfig
-from .prompts import ARRIVALS, LENGTHS, PREFIX, PROMPTS, SEEDS, THINK, Encode, PythonSource, block_tokens, random_tokens, stream
+from .prompts import ARRIVALS, LENGTHS, PREFIX, PROMPTS, SEEDS, SOURCES, THINK, Encode, Source, block_tokens, stream
 from .traces import TraceEntry, read_trace
 
 
@@ -34,24 +33,24 @@ def build_workload(config: WorkloadConfig, vocab_size: int, encode: Encode | Non
 
     ``encode`` is the model's tokenizer, None where there is none: then only sources that bring no text work."""
     config.validate()
-    if config.source == "auto":
-        config = replace(config, source="random" if encode is None else "python")
-    entries = read_trace(config.path, config.format, config.num_requests) if config.path and config.source == "trace" else None
-    num_requests = len(entries) if entries is not None else config.num_requests
-    assert num_requests is not None
+    entries, needs_tokenizer = _entries(config)
+    name = config.source if config.source != "auto" else "random" if encode is None else "python"
+    if encode is None and (needs_tokenizer or SOURCES[name].needs_tokenizer):
+        raise ValueError(
+            f"workload.source={name} needs a tokenizer to make tokens of texts, and this model has none: set model.tokenizer, or "
+            "workload.source=random"
+        )
+    source, num_requests = SOURCES[name](vocab_size, encode), len(entries)
+    prefix = source.tokens(config.shared_prefix_tokens, stream(config.seed, PREFIX)) if config.shared_prefix_tokens else []
     lengths = stream(config.seed, LENGTHS)
     sizes = [
         (_length(config.prompt_tokens, config.prompt_spread, lengths), _length(config.output_tokens, config.output_spread, lengths))
         for _ in range(num_requests)
     ]
-    if entries is None:
-        prompts = _synthetic_prompts(config, [prompt for prompt, _ in sizes], vocab_size, encode)
-        outputs = [output for _, output in sizes]
-    else:
-        prompts = [_trace_prompt(config, e, i, sizes[i][0], vocab_size, encode) for i, e in enumerate(entries)]
-        outputs = [_trace_output(config, e, sizes[i][1], encode) for i, e in enumerate(entries)]
+    prompts = [prefix + _prompt(config, e, i, sizes[i][0], source) for i, e in enumerate(entries)]
+    outputs = [_output_length(config, e, sizes[i][1], encode) for i, e in enumerate(entries)]
     sampling = asdict(config.sampling)
-    times = _arrivals(config, entries, num_requests)
+    times = _arrivals(config, entries)
     thinks = stream(config.seed, THINK).exponential(config.think_time_s, num_requests).tolist()
     closed = config.arrivals == "closed"
     return [
@@ -76,48 +75,43 @@ def _length(mean: int, spread: float, rng: np.random.Generator) -> int:
     return max(1, int(rng.integers(round(mean * (1 - spread)), round(mean * (1 + spread)) + 1)))
 
 
-def _synthetic_prompts(config: WorkloadConfig, sizes: list[int], vocab_size: int, encode: Encode | None) -> list[list[int]]:
-    make: Callable[[int, np.random.Generator], list[int]]
-    if config.source == "python":
-        make = PythonSource(_tokenizer(encode, "workload.source=python")).cut
-    else:
-        make = lambda size, rng: random_tokens(size, vocab_size, rng)  # noqa: E731
-    prefix = make(config.shared_prefix_tokens, stream(config.seed, PREFIX)) if config.shared_prefix_tokens else []
-    return [prefix + make(size, stream(config.seed, PROMPTS, i)) for i, size in enumerate(sizes)]
+def _entries(config: WorkloadConfig) -> tuple[list[TraceEntry], bool]:
+    """What is recorded of the requests: a trace's entries, or nothing of so many; and whether it takes a tokenizer to read."""
+    if config.source == "auto" or not SOURCES[config.source].needs_path:
+        assert config.num_requests is not None, "validated"
+        return [TraceEntry()] * config.num_requests, False
+    assert config.path is not None, "validated"
+    format, entries = read_trace(config.path, config.format, config.num_requests)
+    return entries, format.needs_tokenizer
 
 
-def _trace_prompt(
-    config: WorkloadConfig, entry: TraceEntry, index: int, size: int, vocab_size: int, encode: Encode | None
-) -> list[int]:
+def _prompt(config: WorkloadConfig, entry: TraceEntry, index: int, size: int, source: Source) -> list[int]:
+    """The recorded prompt, or one of the recorded length, or of ``size`` tokens."""
     if entry.prompt is not None:
-        return _tokenizer(encode, "a trace of texts")(entry.prompt)
+        assert source.encode is not None, "the format needs a tokenizer"
+        return source.encode(entry.prompt)
     if entry.num_prompt_tokens is not None:
         size = max(1, round(entry.num_prompt_tokens * config.length_scale))
     if entry.block_ids is not None:
-        return block_tokens(entry.block_ids, size, config.length_scale, vocab_size, config.seed)
-    return random_tokens(size, vocab_size, stream(config.seed, PROMPTS, index))
+        return block_tokens(entry.block_ids, size, config.length_scale, source.vocab_size, config.seed)
+    return source.tokens(size, stream(config.seed, PROMPTS, index))
 
 
-def _trace_output(config: WorkloadConfig, entry: TraceEntry, size: int, encode: Encode | None) -> int:
+def _output_length(config: WorkloadConfig, entry: TraceEntry, size: int, encode: Encode | None) -> int:
     if entry.num_output_tokens is not None:
         return max(1, round(entry.num_output_tokens * config.length_scale))
     if entry.completion is not None:
-        return max(1, len(_tokenizer(encode, "a trace of texts")(entry.completion)))
+        assert encode is not None, "the format needs a tokenizer"
+        return max(1, len(encode(entry.completion)))
     return size
 
 
-def _tokenizer(encode: Encode | None, what: str) -> Encode:
-    if encode is None:
-        raise ValueError(f"{what} needs a tokenizer, and this model has none: set model.tokenizer, or workload.source=random")
-    return encode
-
-
-def _arrivals(config: WorkloadConfig, entries: list[TraceEntry] | None, num_requests: int) -> list[float]:
+def _arrivals(config: WorkloadConfig, entries: list[TraceEntry]) -> list[float]:
     if config.arrivals == "closed":
-        return [0.0] * num_requests
+        return [0.0] * len(entries)
     if config.arrivals == "open":
-        return gamma_arrivals(num_requests, config.rate, config.burstiness, stream(config.seed, ARRIVALS))
-    times = [entry.time_s for entry in entries or []]
-    if None in times:
+        return gamma_arrivals(len(entries), config.rate, config.burstiness, stream(config.seed, ARRIVALS))
+    times = [entry.time_s * config.time_scale for entry in entries if entry.time_s is not None]
+    if len(times) < len(entries):
         raise ValueError(f"workload.arrivals=trace: {config.path} has no timestamps; use workload.arrivals=open with a rate")
-    return [time * config.time_scale for time in times if time is not None]
+    return times

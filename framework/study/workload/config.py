@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-SOURCES = ("auto", "random", "python", "trace")
+from .prompts import SOURCES
+from .traces import FORMATS
+
 ARRIVALS = ("open", "closed", "trace")
-FORMATS = ("auto", "azure", "mooncake", "spec_bench", "sharegpt")
 
 
 @dataclass
@@ -27,12 +28,11 @@ class SamplingConfig:
 class WorkloadConfig:
     """What is asked of the engine. Two axes: where the requests come from, and when they arrive.
 
-    source          random (token ids), python (prompts cut from the running interpreter's standard library), trace (a file), auto
-                    (python where the model has a tokenizer, else random)
-    path, format    of the trace; auto looks into the file. A .gz file is read as it is
+    source          a name in prompts.SOURCES (random, python, trace), or auto: python where the model has a tokenizer, else random
+    path, format    of the trace: the file, and a name in traces.FORMATS, or auto: by the file. A .gz file is read as it is
     num_requests    how many; None = all of the trace
     seed            of everything random here
-    prompt_tokens, prompt_spread    lengths are uniform in mean * [1 - spread, 1 + spread]; not for traces that bring lengths
+    prompt_tokens, prompt_spread    lengths are uniform in mean * [1 - spread, 1 + spread]; not for traces that record lengths
     output_tokens, output_spread    likewise; a completion is at most that long, exactly that long with ignore_eos
     shared_prefix_tokens    tokens at the start of every prompt that are the same in all, on top of prompt_tokens
     length_scale            factor on the lengths of a trace
@@ -70,7 +70,7 @@ class WorkloadConfig:
 
     def validate(self) -> None:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
-        one_of = {"source": SOURCES, "arrivals": ARRIVALS, "format": FORMATS}
+        one_of = {"source": ("auto", *SOURCES), "arrivals": ARRIVALS, "format": ("auto", *FORMATS)}
         for key, names in one_of.items():
             _require(getattr(self, key) in names, key, getattr(self, key), "one of " + ", ".join(names))
         for key in ("rate", "burstiness", "time_scale", "length_scale", "prompt_tokens", "output_tokens", "num_users"):
@@ -82,11 +82,15 @@ class WorkloadConfig:
         for key in ("num_requests", "max_prompt_tokens", "max_output_tokens"):
             value = getattr(self, key)
             _require(value is None or value > 0, key, value, "more than 0, or null")
-        if self.source == "trace":
-            _require(self.path is not None, "path", self.path, "the file of the trace (workload.path=FILE)")
+        from_file = ", ".join(name for name, source in SOURCES.items() if source.needs_path)
+        if self.source in SOURCES and SOURCES[self.source].needs_path:
+            _require(self.path is not None, "path", self.path, f"a file (workload.path=FILE) for source={self.source}")
         else:
-            _require(self.num_requests is not None, "num_requests", self.num_requests, "a number, unless source=trace")
-            _require(self.arrivals != "trace", "arrivals", self.arrivals, "open or closed, unless source=trace")
+            _require(self.num_requests is not None, "num_requests", self.num_requests, f"a number, unless source={from_file}")
+            _require(self.arrivals != "trace", "arrivals", self.arrivals, f"open or closed, unless source={from_file}")
+        if self.arrivals == "trace" and self.format in FORMATS:
+            timed = ", ".join(name for name, format in FORMATS.items() if format.has_times)
+            _require(FORMATS[self.format].has_times, "format", self.format, f"one that has timestamps ({timed}) for arrivals=trace")
 
 
 def _require(condition: bool, key: str, value: object, expected: str) -> None:

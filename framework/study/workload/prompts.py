@@ -1,4 +1,4 @@
-"""Where prompts come from. Every function is a pure function of its arguments: request i does not depend on how many follow."""
+"""Where prompts come from. Everything is a pure function of its arguments: request i does not depend on how many follow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sysconfig
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -42,22 +43,55 @@ def block_tokens(block_ids: tuple[int, ...], num_tokens: int, scale: float, voca
     return tokens[:num_tokens]
 
 
-class PythonSource:
+class Source:
+    """Where prompts come from: an entry of SOURCES.
+
+    offers           what, in a line
+    needs_tokenizer  makes tokens of texts
+    needs_path       the requests are those of a file; tokens are made only where it records none
+    """
+
+    offers: ClassVar[str]
+    needs_tokenizer: ClassVar[bool] = False
+    needs_path: ClassVar[bool] = False
+
+    def __init__(self, vocab_size: int, encode: Encode | None) -> None:
+        self.vocab_size, self.encode = vocab_size, encode
+
+    def tokens(self, num_tokens: int, rng: np.random.Generator) -> list[int]:
+        """``num_tokens`` token ids."""
+        raise NotImplementedError
+
+
+class RandomSource(Source):
+    offers = "token ids, uniform over the vocabulary"
+
+    def tokens(self, num_tokens: int, rng: np.random.Generator) -> list[int]:
+        return random_tokens(num_tokens, self.vocab_size, rng)
+
+
+class TraceSource(RandomSource):
+    offers = "the requests of a file (workload.path, workload.format)"
+    needs_path = True
+
+
+class PythonSource(Source):
     """Prompts that end in the middle of real code: what the tiny model can complete."""
+
+    offers = "prompts cut from the running interpreter's standard library"
+    needs_tokenizer = True
 
     CHARS_PER_TOKEN = 8
     """More than any tokenizer of code averages, so that one cut is nearly always long enough."""
-
-    def __init__(self, encode: Encode) -> None:
-        self._encode = encode
 
     @cached_property
     def _files(self) -> list[Path]:
         """The top-level modules of the running interpreter's standard library."""
         return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
 
-    def cut(self, num_tokens: int, rng: np.random.Generator) -> list[int]:
+    def tokens(self, num_tokens: int, rng: np.random.Generator) -> list[int]:
         """``num_tokens`` tokens of source text from the start of a random line of a random module."""
+        assert self.encode is not None, "checked by the caller"
         needed = num_tokens * self.CHARS_PER_TOKEN
         files = [path for path in self._files if path.stat().st_size > 2 * needed]
         if not files:
@@ -67,6 +101,10 @@ class PythonSource:
         while True:
             text = files[int(rng.integers(len(files)))].read_text(encoding="utf-8")
             start = text.find("\n", int(rng.integers(len(text) - needed))) + 1
-            tokens = self._encode(text[start : start + needed])
+            tokens = self.encode(text[start : start + needed])
             if len(tokens) >= num_tokens:
                 return tokens[:num_tokens]
+
+
+SOURCES: dict[str, type[Source]] = {"random": RandomSource, "python": PythonSource, "trace": TraceSource}
+"""The table of sources; adding one is an entry. ``workload.source`` names them."""

@@ -1,4 +1,4 @@
-"""Recorded workloads: readers of four public formats."""
+"""Recorded workloads: readers of public formats, in a table."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MOONCAKE_BLOCK_TOKENS = 512
 class TraceEntry:
     """One recorded request; None where the format says nothing.
 
-    time_s      seconds since the trace's first request
-    block_ids   names of the prompt's blocks of MOONCAKE_BLOCK_TOKENS tokens: equal names, equal tokens
-    completion      the recorded completion, whose length tells how long ours may be
+    time_s       seconds since the trace's first request
+    block_ids    names of the prompt's blocks of MOONCAKE_BLOCK_TOKENS tokens: equal names, equal tokens
+    completion   the recorded completion, whose length tells how long ours may be
     """
 
     time_s: float | None = None
@@ -33,28 +33,41 @@ class TraceEntry:
     completion: str | None = None
 
 
-def read_trace(path: str | Path, format: str = "auto", max_entries: int | None = None) -> list[TraceEntry]:
-    """The first ``max_entries`` usable entries of a trace.
+@dataclass(frozen=True)
+class TraceFormat:
+    """One form of trace files.
 
-    azure       csv: TIMESTAMP, ContextTokens, GeneratedTokens (Azure Public Dataset, LLM inference traces)
-    mooncake    jsonl: timestamp (ms), input_length, output_length, hash_ids (Mooncake, FAST'25 traces)
-    spec_bench  jsonl: question_id, category, turns; the first turn is the prompt (Spec-Bench)
-    sharegpt    json: a list of {"conversations": [{"from", "value"}, ...]}; the first two turns are prompt and completion
+    form             what a file holds, and whose form it is
+    read             a file, from its start -> its usable entries
+    matches          whether a file is of this form, by the first line that is not empty
+    needs_tokenizer  its prompts are texts
+    has_times        it says when requests came, so that they can come so again
+    """
 
-    Raises ValueError if the file is of none of these forms or holds nothing usable."""
+    form: str
+    read: Callable[[TextIO], Iterator[TraceEntry]]
+    matches: Callable[[str], bool]
+    needs_tokenizer: bool = False
+    has_times: bool = False
+
+
+def read_trace(path: str | Path, format: str = "auto", max_entries: int | None = None) -> tuple[TraceFormat, list[TraceEntry]]:
+    """The form of a file (a name in FORMATS, or auto: by the file) and its first ``max_entries`` usable entries; a .gz file is
+    read as it is. Raises ValueError if it is not of the form, or of none, or holds nothing usable."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"workload.path={str(path)!r}: there is no such file")
-    with _open(path) as file:
-        name = _detect(path, file) if format == "auto" else format
+    name = _detect(path) if format == "auto" else format
     with _open(path) as file:
         try:
-            entries = list(itertools.islice(READERS[name](file), max_entries))
+            entries = list(itertools.islice(FORMATS[name].read(file), max_entries))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"workload.path={str(path)!r} does not read as {name}: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"workload.path={str(path)!r} does not read as {name} ({FORMATS[name].form}): {type(error).__name__}: {error}"
+            ) from error
     if not entries:
         raise ValueError(f"workload.path={str(path)!r} holds no usable {name} entries")
-    return entries
+    return FORMATS[name], entries
 
 
 def _open(path: Path) -> TextIO:
@@ -63,18 +76,14 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
-def _detect(path: Path, file: TextIO) -> str:
-    start = file.read(65536).lstrip()
-    line = start.partition("\n")[0]
-    if start.startswith("["):
-        return "sharegpt"
-    if not line.startswith("{") and "ContextTokens" in line:
-        return "azure"
-    for key, name in (("hash_ids", "mooncake"), ("turns", "spec_bench")):
-        if line.startswith("{") and f'"{key}"' in line:
+def _detect(path: Path) -> str:
+    with _open(path) as file:
+        line = file.read(65536).lstrip().partition("\n")[0]
+    for name, format in FORMATS.items():
+        if format.matches(line):
             return name
     raise ValueError(
-        f"workload.path={str(path)!r} begins with {line[:80]!r}, which is none of {', '.join(READERS)}; "
+        f"workload.path={str(path)!r} begins with {line[:80]!r}, which is none of {', '.join(FORMATS)}; "
         "name the form with workload.format=..."
     )
 
@@ -115,9 +124,34 @@ def _lines(file: Iterable[str]) -> Iterator[dict]:
     return (json.loads(line) for line in file if line.strip())
 
 
-READERS: dict[str, Callable[[TextIO], Iterator[TraceEntry]]] = {
-    "azure": _azure,
-    "mooncake": _mooncake,
-    "spec_bench": _spec_bench,
-    "sharegpt": _sharegpt,
+def _has_key(key: str) -> Callable[[str], bool]:
+    return lambda line: line.startswith("{") and f'"{key}"' in line
+
+
+FORMATS = {
+    "azure": TraceFormat(
+        "csv: TIMESTAMP, ContextTokens, GeneratedTokens; Azure Public Dataset, LLM inference traces",
+        _azure,
+        lambda line: not line.startswith("{") and "ContextTokens" in line,
+        has_times=True,
+    ),
+    "mooncake": TraceFormat(
+        "jsonl: timestamp (ms), input_length, output_length, hash_ids; Mooncake, FAST'25 traces",
+        _mooncake,
+        _has_key("hash_ids"),
+        has_times=True,
+    ),
+    "spec_bench": TraceFormat(
+        "jsonl: question_id, category, turns; Spec-Bench; the first turn is the prompt",
+        _spec_bench,
+        _has_key("turns"),
+        needs_tokenizer=True,
+    ),
+    "sharegpt": TraceFormat(
+        'json: a list of {"conversations": [{"from", "value"}, ...]}; ShareGPT; the first two turns are prompt and completion',
+        _sharegpt,
+        lambda line: line.startswith("["),
+        needs_tokenizer=True,
+    ),
 }
+"""The table of forms; adding one is an entry. ``workload.format`` names them."""

@@ -60,8 +60,8 @@ def alone(request: Wanted) -> list[list[int]]:
 
 def serve(requests: list[Wanted], model: str, **config: object) -> EngineStats:
     """Serves a mix; checks tokens against those of each request alone."""
-    num_blocks = config.pop("num_blocks", 60)
-    engine = make_engine(make_config(num_blocks=num_blocks, **config), model, vocab_size=20)  # type: ignore[arg-type]
+    num_blocks, num_drafts = config.pop("num_blocks", 60), config.pop("num_drafts", 0)
+    engine = make_engine(make_config(num_blocks=num_blocks, **config), model, vocab_size=20, num_drafts=num_drafts)  # type: ignore[arg-type]
     served, step = {}, 0
     while step <= 40 or engine.has_unfinished():
         for index, request in enumerate(requests):
@@ -97,6 +97,7 @@ def serve(requests: list[Wanted], model: str, **config: object) -> EngineStats:
     depth=st.sampled_from([1, 2, 3]),
     seats=st.sampled_from([2, 16]),
     prefix_caching=st.booleans(),
+    num_drafts=st.sampled_from([0, 0, 1, 4]),
     spare=st.sampled_from([0, 5, 200]),
 )
 def test_a_mix_gets_the_tokens_of_each_alone(
@@ -109,6 +110,7 @@ def test_a_mix_gets_the_tokens_of_each_alone(
     depth: int,
     seats: int,
     prefix_caching: bool,
+    num_drafts: int,
     spare: int,
 ) -> None:
     longest = max(len(request.prompt) + (request.params.max_tokens or 0) for request in requests)
@@ -123,6 +125,7 @@ def test_a_mix_gets_the_tokens_of_each_alone(
         in_flight_steps=depth,
         max_num_seqs=seats,
         prefix_caching=prefix_caching,
+        num_drafts=num_drafts,
         num_blocks=2 + per_group * len(MODELS[model]) + spare,
     )
 
@@ -140,6 +143,28 @@ def test_preemption_changes_no_token(model: str, policy: str, depth: int) -> Non
         long_mix(), model, num_blocks=blocks, max_num_batched_tokens=16, policy=policy, in_flight_steps=depth, prefix_caching=False
     )
     assert stats.num_preemptions > 0
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("depth", [1, 2])
+def test_guesses_change_no_token_and_save_steps(model: str, depth: int) -> None:
+    num_steps = [
+        serve(long_mix(), model, num_blocks=300, in_flight_steps=depth, num_drafts=num_drafts).num_steps for num_drafts in (0, 3)
+    ]
+    assert num_steps[1] < 0.7 * num_steps[0]
+
+
+def test_guesses_without_a_mirror_change_no_token() -> None:
+    config = make_config()
+    config.cache.check_invariants = False
+    tokens = []
+    for num_drafts in (0, 3):
+        engine = make_engine(config, num_drafts=num_drafts)
+        for i in range(5):
+            engine.add_request(str(i), EngineInput([1, 2, 3] * i + [4]), token_params(max_tokens=17, seed=i, n=1 + i % 2))
+        outputs = finish(engine)
+        tokens.append([tokens_of(outputs[str(i)]) for i in range(5)])
+    assert tokens[0] == tokens[1]
 
 
 @pytest.mark.parametrize("model", list(MODELS))
@@ -223,7 +248,7 @@ def test_what_can_never_be_served_is_refused_and_leaves_nothing() -> None:
         ("b", [1] * 60, token_params(), "at most 60"),
         ("b", [1] * 17, token_params(max_tokens=4), "needs up to 5 KV blocks"),
         ("b", [1], token_params(allowed_token_ids=[77]), "allowed_token_ids holds token id 77"),
-        ("b", [1], SamplingParams(), "no tokenizer"),
+        ("b", [1], SamplingParams(stop="x"), "needs a tokenizer"),
     ]
     for request_id, prompt, bad, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -237,6 +262,67 @@ def test_the_callers_parameters_stay_as_they_were() -> None:
     before = copy.deepcopy(given)
     engine.add_request("r", EngineInput([1]), given)
     assert given == before
+
+
+def test_a_request_that_is_not_ready_lets_others_by_and_keeps_its_place() -> None:
+    engine = make_engine(make_config(max_num_seqs=2, prefix_caching=False))
+    for name in "abcde":
+        engine.add_request(name, EngineInput([1] * 4), token_params(max_tokens=3))
+    requests = {request.request_id: request for request in engine.scheduler.requests}
+    ready: set[str] = set("cde")
+    for name in "ab":
+        requests[name].is_ready = lambda name=name: name in ready
+    order: list[str] = []
+    submit = engine.executor.submit
+    engine.executor.submit = lambda step: order.extend(new.request_id for new in step.new) or submit(step)  # type: ignore[method-assign,assignment]
+    engine.step()
+    assert order == ["c", "d"] and engine.stats().num_waiting == 3
+    ready.add("b")
+    while len(order) < 4:
+        engine.step()
+    assert order == ["c", "d", "b", "e"], "ready ones in the order in which they came"
+    while engine.stats().num_running:
+        engine.step()
+    assert engine.step() == [] and engine.has_unfinished(), "nothing to do but to wait"
+    ready.add("a")
+    assert len(tokens_of(finish(engine)["a"])[0]) == 3
+    assert_idle(engine)
+
+
+def test_a_request_that_does_not_fit_holds_up_those_behind_it() -> None:
+    engine = make_engine(make_config(num_blocks=9, prefix_caching=False))
+    for name, length in (("small", 8), ("big", 28), ("behind", 4)):
+        engine.add_request(name, EngineInput([1] * length), token_params(max_tokens=3))
+    requests = {request.request_id: request for request in engine.scheduler.requests}
+    engine.step()
+    assert {name for name, request in requests.items() if request.seat >= 0} == {"small"}
+    requests["big"].is_ready = lambda: False
+    engine.step()
+    assert {name for name, request in requests.items() if request.seat >= 0} == {"small", "behind"}
+
+
+def test_a_readiness_that_fails_ends_its_request_alone() -> None:
+    engine = make_engine()
+    for name in "ab":
+        engine.add_request(name, EngineInput([1] * 4), token_params(max_tokens=3))
+
+    def broken() -> bool:
+        raise ValueError("the grammar does not compile")
+
+    next(request for request in engine.scheduler.requests if request.request_id == "a").is_ready = broken
+    outputs = finish(engine)
+    assert outputs["a"].error == "ValueError: the grammar does not compile" and len(tokens_of(outputs["b"])[0]) == 3
+    assert_idle(engine)
+
+
+def test_requests_aborted_while_they_wait_leave_nothing() -> None:
+    engine = make_engine(make_config(max_num_seqs=1))
+    names = [str(i) for i in range(3000)]
+    for name in names:
+        engine.add_request(name, EngineInput([1]), token_params(n=2))
+    engine.step()
+    assert len(engine.abort(names)) == 3000
+    assert not len(engine.scheduler.waiting) and not engine.scheduler.requests
 
 
 def test_times_and_counts_of_a_request() -> None:
@@ -318,7 +404,7 @@ def new_request(blocks: list[int], computed: int = 0) -> NewRequest:
         ("samples exactly", StepInput(0, [0], [2], [True], [new_request([1, 2])])),
         ("not in use", StepInput(0, [1], [1], [True], [new_request([1, 2])])),
         ("one token come first", StepInput(0, [0, 1], [3, 1], [True, True], [new_request([1, 2])])),
-        ("numbered", StepInput(1, [0], [3], [True], [new_request([1, 2])])),
+        ("numbered", StepInput(-1, [0], [3], [True], [new_request([1, 2])])),
     ],
 )
 def test_the_mirror_notices_a_broken_protocol(message: str, step: StepInput) -> None:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from framework.build import input_processor
 from framework.clock import VirtualClock
+from framework.config import ModelConfig
+from framework.engine.detokenizer import TokenTexts
 from framework.engine.engine import Engine
 from framework.engine.inputs import InputProcessor
 from framework.engine.step import StepInput, StepOutput, TokenLogprobs
-from framework.engine.tokenizer import load_tokenizer
 from framework.executor.null import DoneStep
+from framework.models.architecture import read_model
 from framework.outputs import Logprob, RequestOutput
 from framework.sampling_params import RequestOutputKind, SamplingParams
 
 from ..engines import MODELS, make_config
 
-TINY = Path(__file__).parents[3] / "framework" / "assets" / "tiny"
+MODEL = ModelConfig("tiny")
 DELTA, CUMULATIVE, FINAL_ONLY = RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE, RequestOutputKind.FINAL_ONLY
 
 
@@ -27,7 +32,7 @@ class Script:
     """An executor that returns given tokens for every request, and log-probabilities that tell what they belong to: of token t
     at position p, -t - p/1000."""
 
-    groups, num_blocks, vocab_size, max_model_len, in_flight_steps = MODELS["full"], 100, 2048, 300, 1
+    groups, num_blocks, vocab_size, max_model_len, in_flight_steps, num_drafts = MODELS["full"], 100, 2048, 300, 1, 0
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
@@ -64,7 +69,7 @@ class Script:
 
 @pytest.fixture(scope="module")
 def inputs() -> InputProcessor:
-    return InputProcessor(load_tokenizer(TINY), TINY)
+    return input_processor(MODEL, read_model(MODEL))
 
 
 def run(inputs: InputProcessor, tokens: list[int] | str, prompt: Any = "def f", **given: Any) -> list[RequestOutput]:
@@ -226,3 +231,202 @@ def test_bad_words_reach_the_executor_as_tokens(inputs: InputProcessor) -> None:
     sampling = script.rows[0][0].sampling
     assert inputs.tokenizer.encode("def", add_special_tokens=False) in sampling.bad_words_token_ids
     assert sampling.all_stop_token_ids == sorted({9, *inputs.eos_token_ids}) and sampling.seed is not None
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    mix=st.lists(
+        st.fixed_dictionaries(
+            {
+                "n": st.integers(1, 3),
+                "logprobs": st.sampled_from([None, 0, 2]),
+                "max_tokens": st.integers(1, 12),
+                "stop": st.sampled_from([None, "b", "de"]),
+                "seed": st.integers(0, 3),
+                "output_kind": st.sampled_from(list(RequestOutputKind)),
+            }
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    stopping=st.sets(st.integers(0, 4)),
+    depth=st.integers(2, 3),
+    num_drafts=st.sampled_from([0, 0, 3]),
+    budget=st.sampled_from([5, 64]),
+)
+def test_every_token_has_its_logprobs_whatever_is_in_flight(
+    inputs: InputProcessor, mix: list[dict[str, Any]], stopping: set[int], depth: int, num_drafts: int, budget: int
+) -> None:
+    """Completions end at different steps, while later tokens of theirs are in flight."""
+    letters = [inputs.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "abcdefgh"]
+
+    def serve(depth: int, num_drafts: int) -> dict[tuple[str, int], tuple[list[int], str, list[Any] | None, Any]]:
+        executor = Letters(letters, num_drafts)
+        engine = Engine(make_config(in_flight_steps=depth, max_num_batched_tokens=budget), executor, inputs, VirtualClock())
+        for i, wanted in enumerate(mix):
+            params = SamplingParams(**wanted, stop_token_ids=[letters[5]] if i in stopping else [])
+            engine.add_request(str(i), {"prompt_token_ids": [9] * (3 + i)}, params)
+        found: dict[tuple[str, int], tuple[list[int], str, list[Any] | None, Any]] = {}
+        while engine.has_unfinished():
+            for output in engine.step():
+                for completion in output.outputs:
+                    wants = mix[int(output.request_id)]["logprobs"] is not None
+                    assert (completion.logprobs is not None) == wants
+                    if completion.logprobs is not None:
+                        assert [next(iter(entry)) for entry in completion.logprobs] == completion.token_ids
+                    key = (output.request_id, completion.index)
+                    end = (completion.finish_reason, completion.stop_reason, completion.cumulative_logprob)
+                    ids, text, logprobs = completion.token_ids, completion.text, completion.logprobs
+                    if mix[int(output.request_id)]["output_kind"] is DELTA and key in found:
+                        before = found[key]
+                        ids, text, logprobs = before[0] + ids, before[1] + text, before[2] and before[2] + (logprobs or [])
+                    found[key] = ids, text, logprobs, end
+        assert not engine.scheduler.requests and engine.manager.pool.num_free == 99
+        return found
+
+    assert serve(depth, num_drafts) == serve(1, 0)
+
+
+class Letters(Script):
+    """Letters that depend on the seed and the position, with log-probabilities; of ``num_drafts`` guesses some are right."""
+
+    def __init__(self, letters: list[int], num_drafts: int) -> None:
+        super().__init__([])
+        self.letters, self.num_drafts = letters, num_drafts
+
+    def submit(self, step: StepInput) -> DoneStep:
+        output = StepOutput(step.step_id, [], [] if step.num_drafts else None)
+        for request in step.new:
+            self.rows[request.seat] = [request, request.num_computed_tokens]
+        drafts = step.num_drafts or [0] * len(step.seats)
+        for seat, count, samples, num_drafts in zip(step.seats, step.num_tokens, step.samples, drafts):
+            request, start = self.rows[seat]
+            end = start + count - num_drafts
+            if samples:
+                right = (request.sampling.seed + end) % (num_drafts + 1)
+                for position in range(end, end + right + 1):
+                    token = self.letters[(request.sampling.seed * 5 + position * position) % len(self.letters)]
+                    if request.sampling.logprobs is not None:
+                        output.logprobs[len(output.token_ids)] = self.logprobs(token, position, request.sampling.logprobs)
+                    output.token_ids.append(token)
+                if output.num_accepted is not None:
+                    output.num_accepted.append(right + 1)
+                end += right
+            self.rows[seat][1] = end
+        return DoneStep(output)
+
+
+def test_stop_conditions_count_token_by_token_when_several_come_at_once(inputs: InputProcessor) -> None:
+    """Of eight tokens that come at once, the third ends the request: as a stop token, by a stop string, or by its length."""
+    letters = inputs.tokenizer.encode("a b c d e f g h i j", add_special_tokens=False)
+
+    class AllRight(Letters):
+        def submit(self, step: StepInput) -> DoneStep:
+            new = letters[:1] if step.new else letters[1 : 1 + step.num_tokens[0]]
+            logprobs = {i: self.logprobs(token, i, 0) for i, token in enumerate(new)}
+            return DoneStep(StepOutput(step.step_id, new, [len(new)], logprobs))
+
+    for params, expected, reason in (
+        ({"stop_token_ids": [letters[3]]}, "a b c", ("stop", letters[3])),
+        ({"stop": "d"}, "a b c ", ("stop", "d")),
+        ({"stop": "d", "stop_token_ids": [letters[5]]}, "a b c ", ("stop", "d")),
+        ({"max_tokens": 4}, "a b c d", ("length", None)),
+        ({"stop_token_ids": [letters[2], letters[3]], "min_tokens": 3}, "a b c", ("stop", letters[3])),
+    ):
+        for kind in RequestOutputKind:
+            engine = Engine(make_config(), AllRight(letters, 7), inputs, VirtualClock())
+            wanted = SamplingParams(**{"max_tokens": 9, "output_kind": kind, "logprobs": 0, **params})
+            engine.add_request("r", {"prompt_token_ids": [9]}, wanted)
+            outputs = []
+            while engine.has_unfinished():
+                outputs += engine.step()
+            completions = [output.outputs[0] for output in outputs]
+            tokens = [token for completion in completions for token in completion.token_ids]
+            assert (tokens if kind is DELTA else completions[-1].token_ids) == letters[:4]
+            assert (text(outputs) if kind is DELTA else completions[-1].text) == expected
+            assert all(len(completion.logprobs or ()) == len(completion.token_ids) for completion in completions)
+            assert (completions[-1].finish_reason, completions[-1].stop_reason) == reason
+            assert engine.stats().num_output_tokens >= 4 and engine.manager.pool.num_free == 99
+
+
+def test_prompt_logprobs_are_whole_whatever_the_cache_holds(inputs: InputProcessor) -> None:
+    engine = Engine(make_config(prefix_caching=True), Script([5] * 50), inputs, VirtualClock())
+    prompt = {"prompt_token_ids": list(range(20, 60))}
+    for skip in (None, False, True):
+        params = SamplingParams(prompt_logprobs=0, max_tokens=2, skip_reading_prefix_cache=skip, output_kind=FINAL_ONLY)
+        engine.add_request("r", prompt, params)
+        output = [output for _ in range(3) for output in engine.step()][-1]
+        assert output.prompt_logprobs is not None and output.num_cached_tokens == 0
+        assert [list(entry or ()) for entry in output.prompt_logprobs] == [[], *([token] for token in range(21, 60))]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_deltas_tell_prompt_logprobs_once(inputs: InputProcessor, n: int) -> None:
+    given = {"prompt_logprobs": 0, "max_tokens": 4, "n": n}
+    prompt = {"prompt_token_ids": list(range(20, 31))}
+    told = [output.prompt_logprobs for output in run(inputs, [5] * 9, prompt, output_kind=DELTA, **given)]
+    assert told[0] is not None and len(told[0]) == 11 and told[1:] == [None] * (len(told) - 1)
+    told = [output.prompt_logprobs for output in run(inputs, [5] * 9, prompt, output_kind=CUMULATIVE, **given)]
+    assert all(entries is not None and len(entries) == 11 for entries in told)
+
+
+def test_ends_of_sequence_besides_the_tokenizers_own_are_told(inputs: InputProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    (eos,) = inputs.eos_token_ids
+    monkeypatch.setattr(inputs, "eos_token_ids", frozenset((eos, 700)))
+    for token, reason in ((eos, None), (700, 700)):
+        (output,) = run(inputs, [5, token, 6], output_kind=FINAL_ONLY, max_tokens=9)
+        completion = output.outputs[0]
+        assert (completion.token_ids, completion.finish_reason, completion.stop_reason) == ([5, token], "stop", reason)
+        (output,) = run(inputs, [5, token, 6], output_kind=FINAL_ONLY, max_tokens=3, ignore_eos=True)
+        assert output.outputs[0].token_ids == [5, token, 6] and output.outputs[0].finish_reason == "length"
+    (output,) = run(inputs, [5, eos, 6], output_kind=FINAL_ONLY, max_tokens=3, ignore_eos=True, stop_token_ids=[eos])
+    assert output.outputs[0].stop_reason == eos
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_min_tokens_holds_back_every_end(inputs: InputProcessor, ignore_eos: bool) -> None:
+    script = Script([5] * 5)
+    engine = Engine(make_config(), script, inputs, VirtualClock())
+    engine.add_request("r", "x", SamplingParams(min_tokens=2, ignore_eos=ignore_eos, stop_token_ids=[9], max_tokens=2))
+    engine.step()
+    assert script.rows[0][0].sampling.all_stop_token_ids == sorted({9, *inputs.eos_token_ids})
+
+
+@pytest.mark.parametrize("kind", list(RequestOutputKind))
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("place", ["text", "logprobs"])
+def test_a_request_whose_output_cannot_be_made_ends_alone(
+    inputs: InputProcessor, kind: RequestOutputKind, depth: int, n: int, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = TokenTexts(inputs.tokenizer)
+    engine = Engine(make_config(in_flight_steps=depth), Script([5, 6, 7, 8, 9, 10]), inputs, VirtualClock())
+    for name in ("good", "bad", "after"):
+        logprobs = 1 if name == "bad" or place == "text" else None
+        params = SamplingParams(max_tokens=5, logprobs=logprobs, output_kind=kind, n=n, seed=0)
+        engine.add_request(name, {"prompt_token_ids": [20, 21]}, params)
+
+    def fail_at_third(token: int) -> str:
+        if token == 7:
+            raise UnicodeError("no such character")
+        return texts.decoded_token(token)
+
+    if place == "text":
+        detokenizer = SimpleNamespace(push=fail_at_third, flush=str)
+        engine.processor.groups["bad"].samples[-1].detokenizer = detokenizer  # type: ignore[assignment]
+    else:
+        monkeypatch.setattr(engine.processor.texts, "decoded_token", fail_at_third)
+    outputs: dict[str, list[RequestOutput]] = {"good": [], "bad": [], "after": []}
+    while engine.has_unfinished():
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+    for name in outputs:
+        *before, last = outputs[name]
+        assert last.finished and not any(output.finished for output in before)
+        assert last.error == ("UnicodeError: no such character" if name == "bad" else None)
+        for completion in [completion for output in outputs[name] for completion in output.outputs]:
+            assert completion.logprobs is None or len(completion.logprobs) == len(completion.token_ids)
+        told = [token for output in outputs[name] for token in output.outputs[-1].token_ids if output.outputs[-1].index == n - 1]
+        tokens = told if kind is DELTA else last.outputs[-1].token_ids
+        assert tokens in ([5], [5, 6]) if name == "bad" else tokens == [5, 6, 7, 8, 9]
+    assert not engine.scheduler.requests and engine.manager.pool.num_free == 99

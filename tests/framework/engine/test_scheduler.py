@@ -9,9 +9,9 @@ import pytest
 from framework.config import SchedulerConfig
 from framework.engine.kv_cache.manager import KVCacheManager
 from framework.engine.kv_cache.spec import group_layers
-from framework.engine.policies import make_policy
 from framework.engine.request import Request, Status
-from framework.engine.scheduler import ScheduledStep, Scheduler
+from framework.engine.scheduled import ScheduledStep
+from framework.engine.scheduler import Scheduler
 from framework.engine.step import StepOutput
 
 from ..engines import FULL, make_request
@@ -120,11 +120,6 @@ def test_priority_decides_who_enters_and_who_is_preempted() -> None:
     assert later.status == Status.PREEMPTED and high.status == Status.RUNNING
     scheduler.finish(high, "abort")
     assert list(run(scheduler)) == ["later", "low"], "a preempted request goes before a lower priority"
-
-
-def test_a_policy_that_does_not_exist() -> None:
-    with pytest.raises(ValueError, match="fcfs, priority"):
-        make_policy("random")
 
 
 def test_a_step_in_flight_leaves_a_placeholder() -> None:

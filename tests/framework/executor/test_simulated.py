@@ -12,6 +12,7 @@ from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelCon
 from framework.engine.engine import Engine
 from framework.engine.inputs import EngineInput
 from framework.executor.simulated import SimulatedExecutor
+from framework.models.architecture import read_model
 from framework.outputs import RequestMetrics
 from framework.sampling_params import RequestOutputKind, SamplingParams
 
@@ -131,7 +132,7 @@ def test_experts_read_only_what_is_chosen() -> None:
 def test_devices_and_clocks_that_cannot_work() -> None:
     with pytest.raises(ValueError, match=r"abacus.*h200"):
         make_engine(device="abacus")
-    config = EngineConfig(executor=ExecutorConfig(kind="simulated"))
+    config = EngineConfig(cache=CacheConfig(block_size=64), executor=ExecutorConfig(kind="simulated"))
     with pytest.raises(ValueError, match="virtual clock"):
         build_engine(config, WallClock())
-    assert isinstance(SimulatedExecutor(config, VirtualClock()).plan_report(), dict)
+    assert isinstance(SimulatedExecutor(config, read_model(config.model), VirtualClock()).plan_report(), dict)

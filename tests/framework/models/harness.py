@@ -6,8 +6,9 @@ import torch
 
 from framework.config import ModelConfig
 from framework.engine.kv_cache.spec import group_layers
+from framework.models.architecture import read_model
 from framework.models.batch import ForwardBatch, GroupBatch
-from framework.models.builder import load_model, model_dtype
+from framework.models.builder import load_model
 from framework.models.parallel import Parallel
 from framework.models.protocol import Model
 from framework.plan import KernelPlan
@@ -24,8 +25,9 @@ def build(
     seed: int = 0,
     parallel: Parallel | None = None,
 ) -> Model:
-    plan = KernelPlan(kernels or {}, [], CPU, model_dtype(config))
-    model = load_model(config, plan, CPU, parallel or Parallel(), block_size, seed)
+    info = read_model(config)
+    plan = KernelPlan(kernels or {}, [], CPU, getattr(torch, info.dtype))
+    model = load_model(config, info, plan, CPU, parallel or Parallel(), block_size, seed)
     model.set_groups(group_layers(model.cache_specs()))
     return model
 
@@ -51,7 +53,7 @@ class Session:
         """rows: (request, its next tokens), decodes first -> float32 logits [tokens, V] of every token, per row."""
         batch = self.batch(rows)
         self.model.begin_step(batch)
-        logits = self.model.logits(self.model.forward(batch, self.caches)[batch.logits_indices])
+        logits = self.model.logits(self.model.forward(batch)[batch.logits_indices])
         return list(logits.float().split([len(tokens) for _, tokens in rows]))
 
     def batch(self, rows: list[tuple[int, list[int]]]) -> ForwardBatch:
@@ -70,7 +72,7 @@ class Session:
         groups = [GroupBatch(torch.tensor(seats), *metas) for _ in group_layers(self.model.cache_specs())]
         ids = torch.tensor([token for _, tokens in rows for token in tokens])
         num_decode_tokens = sum(len(tokens) for _, tokens in rows[:num_decodes])
-        return ForwardBatch(ids, torch.tensor(positions), num_decode_tokens, groups, torch.arange(len(ids)))
+        return ForwardBatch(ids, torch.tensor(positions), num_decode_tokens, groups, self.caches, torch.arange(len(ids)))
 
     def _meta(self, rows: list[tuple[int, list[int]]]) -> AttentionMeta | None:
         if not rows:
@@ -82,10 +84,9 @@ class Session:
         return AttentionMeta(cu_q, torch.tensor(lengths, dtype=torch.int32), table, max(counts), max(lengths))
 
 
-def prompt_batch(model: Model, num_tokens: int) -> tuple[ForwardBatch, list[LayerKV]]:
-    """One prompt, and the caches for it."""
-    session = Session(model, 1)
-    return session.batch([(0, list(range(3, 3 + num_tokens)))]), session.caches
+def prompt_batch(model: Model, num_tokens: int) -> ForwardBatch:
+    """One prompt."""
+    return Session(model, 1).batch([(0, list(range(3, 3 + num_tokens)))])
 
 
 def teacher_forced(model: Model, sequences: list[list[int]], chunk: int | None, num_decodes: int) -> list[torch.Tensor]:

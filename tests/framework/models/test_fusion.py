@@ -9,7 +9,7 @@ import torch
 
 from framework.config import ModelConfig
 from framework.models.decoder import Decoder
-from framework.plan import BoundKernel
+from framework.models.layers.attention import Fused
 
 from .checkpoints import EXAMPLES, VOCAB, make
 from .harness import Session, build
@@ -41,7 +41,7 @@ def test_fused_and_separate_kernels_give_the_same_tokens(name: str, tmp_path: Pa
         for choice, kernels in ((kind, {FUSED: kind}), ("none", {FUSED: "none", **separate})):
             model = build(ModelConfig(str(tmp_path), dtype="float32"), kernels)
             assert isinstance(model, Decoder)
-            assert all(isinstance(layer.attention.prepare, BoundKernel) == (choice != "none") for layer in model.layers)
+            assert all(isinstance(layer.attention.prepare, Fused) == (choice != "none") for layer in model.layers)
             found[kind, choice] = decode(model)
     logits, tokens = found["reference", "none"]
     for other_logits, other_tokens in found.values():

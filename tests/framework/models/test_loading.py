@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +183,15 @@ def test_every_model_config_is_readable() -> None:
 def test_packed_weights_are_not_kept_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(EXAMPLES["mistral"], tmp_path)
     originals = []
-    load = Checkpoint.load
+    read = Checkpoint.weight
 
-    def spy(self: Checkpoint, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight, bias = load(self, part)
+    def spy(self: Checkpoint, part: Part) -> torch.Tensor:
+        weight = read(self, part)
         if "proj" in part.sources[0]:
             originals.append(weakref.ref(weight))
-        return weight, bias
+        return weight
 
-    monkeypatch.setattr(Checkpoint, "load", spy)
+    monkeypatch.setattr(Checkpoint, "weight", spy)
     model = build(ModelConfig(str(tmp_path)), {"linear": "onednn"})
     assert len(originals) == 4 * len(model.cache_specs()) and all(ref() is None for ref in originals)
 
@@ -243,11 +244,12 @@ def test_layers_can_be_cut(tmp_path: Path) -> None:
     config = model_config(tmp_path, EXAMPLES["qwen3"])
     whole = build(config)
     stages = [stage for rank in range(2) if isinstance(stage := build(config, parallel=Parallel(pp=Ranks(rank, 2))), Decoder)]
-    assert [stage.num_layers for stage in stages] == [2, 1]
-    batch, caches = prompt_batch(whole, 9)
-    expected = whole.logits(whole.forward(batch, caches))
-    state = stages[0].run_layers(stages[0].embed(batch.token_ids, batch.positions), None, batch, caches[:2])
-    state = stages[1].run_layers(*state, batch, caches[2:])
+    assert [len(stage.layers) for stage in stages] == [2, 1]
+    batch = prompt_batch(whole, 9)
+    expected = whole.logits(whole.forward(batch))
+    first, second = replace(batch, caches=batch.caches[:2]), replace(batch, caches=batch.caches[2:])
+    state = stages[0].run_layers(stages[0].embed(batch.token_ids, batch.positions), None, first)
+    state = stages[1].run_layers(*state, second)
     torch.testing.assert_close(stages[1].logits(stages[1].finish(*state)), expected)
 
 

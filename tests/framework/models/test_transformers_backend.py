@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from framework.config import ModelConfig
-from framework.models.builder import load_model, model_dtype
+from framework.models.architecture import read_model
+from framework.models.builder import load_model
 from framework.models.parallel import Parallel
 from framework.models.transformers_model import TransformersModel
 from framework.plan import KernelPlan
@@ -46,8 +48,9 @@ def test_logits(name: str, tmp_path: Path) -> None:
 def test_linear_layers_and_attention_are_ours(tmp_path: Path) -> None:
     make(FOREIGN["olmo2"], tmp_path)
     config = ModelConfig(str(tmp_path), dtype="float32")
-    plan = KernelPlan({"linear": "reference"}, [], CPU, model_dtype(config))
-    model = load_model(config, plan, CPU, Parallel(), BLOCK)
+    info = read_model(config)
+    plan = KernelPlan({"linear": "reference"}, [], CPU, getattr(torch, info.dtype))
+    model = load_model(config, info, plan, CPU, Parallel(), BLOCK)
     teacher_forced(model, sequences((9,)), None, num_decodes=2)
     report, num_layers, num_steps = plan.report(), SIZES["num_hidden_layers"], 3
     assert report["linear"]["calls"] == (7 * num_layers + 1) * num_steps

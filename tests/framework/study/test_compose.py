@@ -51,24 +51,21 @@ def test_every_choice_composes(choice: str) -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "reference", "torch", "triton"])
-def test_kernel_choices_name_every_op(choice: str) -> None:
-    separate = {"qk_norm_rotary_kv_write": "none"}
-    own_names = {
-        "auto": {},
-        "reference": separate,
-        "torch": separate,
-        "triton": {
-            "paged_attention_prefill": "pointer",
-            "paged_attention_decode": "balanced",
-            "rotary": "auto",
-            "kv_cache_write": "auto",
-        },
-    }
-    assert composed(f"kernels={choice}").kernels == dict.fromkeys(OPS, choice) | own_names[choice]
+def test_a_preset_of_kernels_is_a_default(choice: str) -> None:
+    assert composed(f"kernels={choice}").kernels == composed(f"kernels.default={choice}").kernels == {"default": choice}
+
+
+def test_every_op_takes_a_choice_one_of_a_plugin_too() -> None:
+    chosen = dict.fromkeys([*OPS, "op_of_a_plugin"], "auto") | {"qk_norm_rotary_kv_write": "none"}
+    config = composed("plugins=[a.py]", *(f"kernels.{op}={choice}" for op, choice in chosen.items()))
+    assert config.kernels == {"default": "auto", **chosen}
+
+
+def test_kernels_of_a_study_with_a_config_of_its_own() -> None:
+    assert compose("peers_cpu", ["kernels.linear=torch"]).kernels == {"default": "auto", "linear": "torch"}
 
 
 def test_overrides_reach_their_fields() -> None:
-    assert composed("kernels.qk_norm_rotary_kv_write=none").kernels["qk_norm_rotary_kv_write"] == "none"
     config = composed("kernels.linear=packed@threads:2", "workload.rate=inf", "seed=7", "workload=random", "cache.num_blocks=null")
     assert config.kernels["linear"] == "packed@threads:2"
     assert math.isinf(config.workload.rate)
@@ -84,7 +81,8 @@ def test_a_shape_without_its_checkpoint_composes() -> None:
     "override",
     [
         "scheduler.polcy=fcfs",
-        "kernels.smaple=torch",
+        "kernels.sample=null",
+        "kernels.sample=[torch]",
         "cache.block_size=many",
         "workload.rate=fast",
         "model=unheard-of",
@@ -94,6 +92,14 @@ def test_a_shape_without_its_checkpoint_composes() -> None:
 def test_unknown_keys_and_wrong_types_fail_at_composition(override: str) -> None:
     with pytest.raises((ConfigCompositionException, MissingConfigException)):
         composed(override)
+
+
+@pytest.mark.parametrize("key", ["foo", "kernel.sample", "scheduler.polcy", "workload.sampling.topp"])
+def test_a_key_that_does_not_exist_cannot_be_added(key: str) -> None:
+    """Hydra itself proposes ``+`` for a key that it does not know."""
+    with pytest.raises(ValueError, match=f"no key {key.removesuffix('.sample')}"):
+        composed(f"+{key}=1")
+    assert composed("+kernels.sample=torch", "+model.architecture.hidden_size=8").kernels["sample"] == "torch"
 
 
 def test_a_config_survives_its_file(tmp_path: Path) -> None:

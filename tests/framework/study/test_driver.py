@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from framework.clock import VirtualClock
+from framework.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from framework.sampling_params import SamplingParams
 from framework.study.driver import RunRecord, run_workload
 from framework.study.workload import WorkloadRequest
@@ -20,6 +21,7 @@ class OneSecondEngine:
         self.clock, self.places = clock, places
         self.open: dict[str, int] = {}
         self.arrivals: dict[str, float] = {}
+        self.times: dict[str, list[float]] = {}
         self.steps = 0
 
     def add_request(self, request_id: str, prompt: Any, params: SamplingParams, *, arrival_s: float) -> None:
@@ -27,6 +29,7 @@ class OneSecondEngine:
             raise ValueError("prompt too long")
         self.open[request_id] = params.max_tokens or 1
         self.arrivals[request_id] = arrival_s
+        self.times[request_id] = []
 
     def has_unfinished(self) -> bool:
         return bool(self.open)
@@ -38,8 +41,10 @@ class OneSecondEngine:
         for name in list(self.open)[: self.places]:
             self.open[name] -= 1
             done = not self.open[name]
-            completion = SimpleNamespace(token_ids=[7], finish_reason="length" if done else None)
-            outputs.append(SimpleNamespace(request_id=name, outputs=[completion], finished=done))
+            self.times[name].append(self.clock.now())
+            completion = CompletionOutput(0, "", [7], finish_reason="length" if done else None)
+            metrics = RequestMetrics(self.arrivals[name], token_times_s=self.times[name]) if done else None
+            outputs.append(RequestOutput(name, None, [], None, [completion], done, metrics=metrics))
             if done:
                 del self.open[name]
         return outputs

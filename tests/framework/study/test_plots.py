@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
+import io
+import itertools
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
-from framework.cli import plot as plot_command
+from framework.cli import main
 from framework.study import plots
+from framework.study.plot_kinds import PLOT_KINDS, PlotKind
 
 from .test_results import write_sweep
 
@@ -72,7 +80,109 @@ def test_pareto_marks_the_frontier() -> None:
     )
     (axes,) = plots.pareto(runs).axes
     assert list(axes.lines[0].get_xdata()) == [1.0, 2.0]
-    assert {text.get_text() for text in axes.texts} == {"8", "16"}
+    assert {text.get_text() for text in axes.texts} == {"block_size=8", "block_size=16"}
+
+
+def sweep(num_rates: int = 12, num_models: int = 1) -> pd.DataFrame:
+    """Runs that all lie on the frontier, and crowd at one end of it."""
+    rows = []
+    for i in range(num_rates * num_models):
+        rate, model = i % num_rates + 1, i // num_rates
+        speed = 1 / (i + 1)
+        row: dict[str, object] = {"run": str(i), "workload.rate": rate, "model.name": f"organisation/model-{model}"}
+        row |= {f"model.architecture.number_{n}": 1000 * model + n for n in range(20)}
+        row |= {f"metric.{name}_p{p}_s": rate * p / 1e4 for name in ("ttft", "tpot") for p in (50, 99)}
+        rows.append(row | {"metric.output_tokens_per_s": 100 - speed, "metric.tokens_per_s_per_user": speed})
+    return table(**pd.DataFrame(rows))
+
+
+def requests_of(runs: pd.DataFrame) -> pd.DataFrame:
+    times = [{"run": run, "ttft_s": 0.002 * 9**i, "tpot_s": 0.003 * (i + 1)} for run in runs["run"] for i in range(6)]
+    return pd.DataFrame(times)
+
+
+def measured_kernels() -> list[dict[str, object]]:
+    row = {"median_us": 1.0, "flops": 1e9, "bytes": 1e7, "tflops_s": 1.0, "ceiling_tb_s": 3.0, "ceiling_tflops_s": 600.0}
+    return [{**row, "op": f"op_{i}", "impl": f"impl_{i % 3}", "dtype": ("bfloat16", "float16")[i % 2]} for i in range(8)]
+
+
+FIGURES = {
+    "pareto": lambda: plots.pareto(sweep(40)),
+    "pareto_of_models": lambda: plots.pareto(sweep(6, 2)),
+    "load": lambda: plots.load(sweep(4, 3)),
+    "latency": lambda: plots.latency(requests_of(sweep(5, 2)), sweep(5, 2)),
+    "latency_of_one": lambda: plots.latency(requests_of(sweep(1))),
+    "roofline": lambda: plots.kernel_roofline(measured_kernels()),
+}
+
+
+def drawn_texts(figure: Figure) -> dict[str, Bbox]:
+    """Every text of a figure, with its place in pixels."""
+    figure.savefig(io.BytesIO(), dpi=100)
+    texts = [*figure.texts, *(text for legend in figure.legends for text in [*legend.get_texts(), legend.get_title()])]
+    for axes in figure.axes:
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            texts += [tick.label1 for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()] if low <= tick.get_loc() <= high]
+    # Without the line that joins an annotation to its point.
+    boxes = {f"{i} {text.get_text()}": Text.get_window_extent(text) for i, text in enumerate(texts) if text.get_visible()}
+    return {name: box for name, box in boxes.items() if name.split(" ", 1)[1]}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_overlaps_another_or_leaves_the_figure(name: str) -> None:
+    figure = FIGURES[name]()
+    boxes = drawn_texts(figure)
+    assert len(boxes) > 8
+    for (a, box), (b, other) in itertools.combinations(boxes.items(), 2):
+        assert not box.padded(-0.5).overlaps(other.padded(-0.5)), f"{a!r} and {b!r}"
+    whole = figure.bbox.padded(1)
+    outside = [text for text, box in boxes.items() if not (whole.contains(*box.min) and whole.contains(*box.max))]
+    assert not outside
+
+
+def test_labels_name_what_a_run_has() -> None:
+    runs = sweep(2).assign(**{"choice.merge_attention": [None, "auto"], "choice.sample": ["torch", None]})
+    legend = plots.latency(requests_of(runs), runs).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["rate=1 (n=6)", "rate=2 (n=6)"]
+    (axes,) = plots.pareto(runs).axes
+    assert [text.get_text() for text in axes.texts] == ["rate=2", "rate=1"]
+
+
+def test_labels_of_two_models_are_their_names() -> None:
+    legend = plots.latency(requests_of(sweep(1, 2)), sweep(1, 2)).legends[0]
+    names = [text.get_text().partition(" ")[0] for text in legend.get_texts()]
+    assert names == ["name=organisation/model-0", "name=organisation/model-1"]
+    assert legend.get_title().get_text() == "columns that differ with these: 20"
+
+
+@pytest.mark.parametrize("draw", [lambda runs: plots.latency(requests_of(runs), runs), plots.load])
+def test_too_many_settings_are_an_error_that_says_which_part_to_plot(draw: Callable[[pd.DataFrame], Figure]) -> None:
+    runs = sweep(2, 12)
+    with pytest.raises(ValueError, match=r"model\.name \(.*\), workload\.rate \(1, 2\) and 20 more") as caught:
+        draw(runs)
+    assert "--where model.name=organisation/model-0," in str(caught.value) and len(str(caught.value)) < 450
+
+
+def test_kinds_are_one_entry_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command and its help read the table."""
+    write_sweep(tmp_path)
+    kind = PlotKind("numbers of runs", "numbers:draw", options={"color": "of the bars"})
+    monkeypatch.setitem(PLOT_KINDS, "numbers", kind)
+    seen: list[object] = []
+
+    def draw(runs: pd.DataFrame, color: str = "blue") -> Figure:
+        seen.extend([len(runs), color])
+        return Figure()
+
+    monkeypatch.setitem(sys.modules, "framework.study.numbers", SimpleNamespace(draw=draw))
+    assert main(["plot", "numbers", str(tmp_path), "--color", "red", "--where", "choice.sample=torch"]) == 0
+    assert seen == [2, "red"] and (tmp_path / "numbers.png").is_file()
+    for words, expected in ((["plot", "--help"], "numbers of runs"), (["plot", "numbers", "--help"], "of the bars")):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert expected in capsys.readouterr().out
 
 
 def test_nothing_to_plot_is_an_error() -> None:
@@ -82,8 +192,5 @@ def test_nothing_to_plot_is_an_error() -> None:
 
 def test_plot_command_writes_a_figure(tmp_path: Path) -> None:
     write_sweep(tmp_path)
-    parser = argparse.ArgumentParser()
-    plot_command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["plot", "latency", str(tmp_path)])
-    assert args.run(args) == 0
+    assert main(["plot", "latency", str(tmp_path)]) == 0
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")

@@ -15,16 +15,8 @@ from framework.config import EngineConfig
 from framework.study.comparison import compare, confidence_halfwidth, summarize
 from framework.study.driver import RequestRecord
 from framework.study.environment import environment
-from framework.study.results import (
-    collect,
-    collect_requests,
-    config_columns,
-    plan_columns,
-    select,
-    swept_columns,
-    write_requests,
-    write_run,
-)
+from framework.study.results import collect, collect_requests, config_columns, plan_columns, write_requests, write_run
+from framework.study.sweep import differences, differences_text, select, swept_columns
 
 METRIC = "metric.ttft_p50_s"
 
@@ -42,7 +34,7 @@ def write_sweep(folder: Path) -> None:
 
 def test_rows_are_flat_and_name_choice_and_plan(tmp_path: Path) -> None:
     config = EngineConfig(kernels={"sample": "torch"}, plugins=["a.py"])
-    report = {"sample": {"impl": "torch", "origin": "kernelswap", "version": "1", "calls": 7}}
+    report = {"sample": {"impl": "torch", "chosen": "name", "origin": "kernelswap", "version": "1", "calls": 7}}
     write_run(
         tmp_path, {**config_columns(config), **plan_columns(report), "workload.rate": math.inf, "status": "ok", "error": None}
     )
@@ -50,11 +42,20 @@ def test_rows_are_flat_and_name_choice_and_plan(tmp_path: Path) -> None:
     assert all(value is None or isinstance(value, str | int | float | bool) for value in row.values())
     found = {
         key: row[key]
-        for key in ("choice.sample", "plan.sample", "plan.sample.calls", "cache.block_size", "plugins", "workload.rate")
+        for key in (
+            "choice.sample",
+            "plan.sample",
+            "plan.sample.chosen",
+            "plan.sample.calls",
+            "cache.block_size",
+            "plugins",
+            "workload.rate",
+        )
     }
     assert found == {
         "choice.sample": "torch",
         "plan.sample": "torch",
+        "plan.sample.chosen": "name",
         "plan.sample.calls": 7,
         "cache.block_size": 0,
         "plugins": '["a.py"]',
@@ -89,9 +90,69 @@ def test_select_compares_numbers_as_numbers() -> None:
     runs = pd.DataFrame({"workload.rate": [4.0, 8.0], "choice.sample": ["torch", "triton"]})
     assert list(select(runs, "workload.rate", "4").index) == [0]
     assert list(select(runs, "choice.sample", "triton").index) == [1]
-    for column, value, message in (("workload.rate", "5", "found 4.0, 8.0"), ("workload.rte", "4", "swept ones are workload.rate")):
+    for column, value, message in (
+        ("workload.rate", "5", "found 4, 8"),
+        ("workload.rte", "4", r"differ in workload.rate \(4, 8\)"),
+    ):
         with pytest.raises(ValueError, match=message):
             select(runs, column, value)
+
+
+def test_an_absent_cell_is_no_value(tmp_path: Path) -> None:
+    """Ops and keys come while a study grows: rows that lack them differ from the others in nothing that was asked for."""
+    for number, (sampler, value) in enumerate((("torch", 0.1), ("triton", 0.2), ("torch", 0.3), ("triton", 0.4))):
+        row = {
+            "choice.sample": sampler,
+            "seed": number // 2,
+            "cache.num_blocks": None,
+            METRIC: value,
+            "status": "ok",
+            "error": None,
+        }
+        later = {"choice.merge_attention": "auto", "model.new": 1.5} if number > 1 else {}
+        write_run(tmp_path / str(number), row | later)
+    runs = collect(tmp_path)
+    assert swept_columns(runs) == ["choice.sample", "seed"]
+    assert list(summarize(runs, [METRIC]).columns) == ["choice.sample", "repeats", METRIC, f"{METRIC}.ci95"]
+    (row,) = compare(runs, [METRIC], "choice.sample", "torch").to_dict("records")
+    assert row["pairs"] == 2 and row[f"{METRIC}.ratio"] == pytest.approx(math.sqrt(2 * 4 / 3))
+    assert list(select(runs, "choice.merge_attention", "auto")["run"]) == ["2", "3"]
+    with pytest.raises(ValueError, match=r"found auto$"):
+        select(runs, "choice.merge_attention", "nan")
+
+
+def test_runs_without_the_compared_column_are_left_out() -> None:
+    runs = pd.DataFrame({"status": "ok", "choice.sample": ["torch", "triton", None], METRIC: [0.1, 0.2, 0.4]})
+    (row,) = compare(runs, [METRIC], "choice.sample", "torch").to_dict("records")
+    assert (row["choice.sample"], row["pairs"]) == ("triton", 1)
+
+
+def test_a_key_set_to_nothing_is_a_value(tmp_path: Path) -> None:
+    for number, blocks in enumerate((None, 64)):
+        write_run(tmp_path / str(number), {"cache.num_blocks": blocks, "model.revision": None, "status": "ok", "error": None})
+    runs = collect(tmp_path)
+    assert swept_columns(runs) == ["cache.num_blocks"] and runs["error"].isna().all()
+    assert [list(select(runs, "cache.num_blocks", value)["run"]) for value in ("null", "64")] == [["0"], ["1"]]
+
+
+def unrelated_runs() -> pd.DataFrame:
+    """Of two studies and three models, whose 30 numbers follow from the name."""
+    rows = [
+        {"status": "ok", "name": "a" if rate < 3 else "b", "model.name": model, "workload.rate": rate, "seed": rate}
+        | {f"model.architecture.{i}": len(model) + i for i in range(30)}
+        for model in ("x", "yy", "zzz")
+        for rate in (1, 2, 3, 4)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_differences_are_the_few_columns_that_tell_runs_apart() -> None:
+    assert differences(unrelated_runs()) == {"workload.rate": ["1", "2", "3", "4"], "model.name": ["x", "yy", "zzz"]}
+    assert differences_text(unrelated_runs()).endswith("model.name (x, yy, zzz) and 30 more")
+    for ask in (lambda: select(unrelated_runs(), "rate", "4"), lambda: compare(unrelated_runs(), [], "rate", "4")):
+        with pytest.raises(ValueError, match=r"model.name \(x, yy, zzz\) and 30 more") as caught:
+            ask()
+        assert len(str(caught.value)) < 200
 
 
 def test_repeats_are_averaged_with_their_interval(tmp_path: Path) -> None:

@@ -6,15 +6,18 @@ import gzip
 import json
 import math
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pytest
 
 from framework.study.workload import WorkloadConfig, build_workload
 from framework.study.workload.arrivals import gamma_arrivals
-from framework.study.workload.traces import read_trace
+from framework.study.workload.prompts import SOURCES, Source
+from framework.study.workload.traces import FORMATS, TraceEntry, TraceFormat, read_trace
 
 VOCAB = 1000
 
@@ -169,10 +172,12 @@ def test_traces_of_text(spec_bench: str, sharegpt: str) -> None:
 
 
 def test_formats_are_told_apart(azure: str, mooncake: str, spec_bench: str, sharegpt: str, tmp_path: Path) -> None:
-    assert read_trace(azure)[0].num_prompt_tokens == 374
-    assert read_trace(mooncake)[0].block_ids == (0, 1, 2)
-    assert read_trace(spec_bench, max_entries=1)[0].prompt == "Question number 0?"
-    assert len(read_trace(sharegpt)) == 1
+    for path, name in ((azure, "azure"), (mooncake, "mooncake"), (spec_bench, "spec_bench"), (sharegpt, "sharegpt")):
+        assert read_trace(path)[0] is FORMATS[name]
+    assert read_trace(azure)[1][0].num_prompt_tokens == 374
+    assert read_trace(mooncake)[1][0].block_ids == (0, 1, 2)
+    assert read_trace(spec_bench, max_entries=1)[1] == [TraceEntry(prompt="Question number 0?")]
+    assert len(read_trace(sharegpt)[1]) == 1
     with pytest.raises(ValueError, match="none of azure, mooncake, spec_bench, sharegpt"):
         read_trace(write(tmp_path / "other.txt", "something else\n"))
     with pytest.raises(ValueError, match="does not read as mooncake"):
@@ -186,6 +191,7 @@ def test_formats_are_told_apart(azure: str, mooncake: str, spec_bench: str, shar
         ({"rate": 0}, "workload.rate=0"),
         ({"source": "trace"}, "workload.path=None"),
         ({"arrivals": "trace"}, "unless source=trace"),
+        ({"source": "trace", "path": "a", "arrivals": "trace", "format": "sharegpt"}, "has timestamps .azure, mooncake"),
         ({"source": "trace", "path": "missing.csv"}, "there is no such file"),
         ({"source": "python"}, "needs a tokenizer"),
     ],
@@ -198,3 +204,41 @@ def test_what_cannot_work_is_refused(changes: dict, message: str) -> None:
 def test_a_trace_without_timestamps_cannot_be_replayed(spec_bench: str) -> None:
     with pytest.raises(ValueError, match="has no timestamps"):
         build_workload(WorkloadConfig(source="trace", path=spec_bench, arrivals="trace"), VOCAB, encode)
+
+
+def test_a_trace_of_texts_needs_a_tokenizer(spec_bench: str) -> None:
+    with pytest.raises(ValueError, match="source=trace needs a tokenizer"):
+        build_workload(WorkloadConfig(source="trace", path=spec_bench), VOCAB, None)
+
+
+def test_a_source_and_a_format_are_one_entry_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Ones(Source):
+        offers = "always the same"
+        needs_tokenizer = True
+
+        def tokens(self, num_tokens: int, rng: np.random.Generator) -> list[int]:
+            return [1] * num_tokens
+
+    def read(file: TextIO) -> Iterator[TraceEntry]:
+        return (TraceEntry(time_s=float(line), num_prompt_tokens=3) for line in file.readlines()[1:])
+
+    monkeypatch.setitem(SOURCES, "ones", Ones)
+    monkeypatch.setitem(FORMATS, "times", TraceFormat("seconds", read, lambda line: line == "times", has_times=True))
+    (request,) = build_workload(WorkloadConfig(source="ones", num_requests=1, prompt_tokens=3, prompt_spread=0), VOCAB, encode)
+    assert request.prompt_token_ids == [1, 1, 1]
+    with pytest.raises(ValueError, match="source=ones needs a tokenizer"):
+        build_workload(WorkloadConfig(source="ones"), VOCAB, None)
+    with pytest.raises(ValueError, match="random, python, trace, ones"):
+        WorkloadConfig(source="books").validate()
+    path = write(tmp_path / "a.txt", "times\n0\n2.5\n")
+    for format in ("auto", "times"):
+        config = WorkloadConfig(source="trace", path=path, format=format, arrivals="trace")
+        assert [r.arrival_s for r in build_workload(config, VOCAB, None)] == [0, 2.5]
+    with pytest.raises(ValueError, match=r"timestamps \(azure, mooncake, times\)"):
+        WorkloadConfig(source="trace", path=path, format="sharegpt", arrivals="trace").validate()
+
+
+def test_a_shared_prefix_stands_before_recorded_prompts_too(azure: str) -> None:
+    requests = build_workload(WorkloadConfig(source="trace", path=azure, shared_prefix_tokens=7), VOCAB, None)
+    assert [len(r.prompt_token_ids) for r in requests] == [381, 403, 886]
+    assert len({tuple(r.prompt_token_ids[:7]) for r in requests}) == 1

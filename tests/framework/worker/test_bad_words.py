@@ -9,7 +9,8 @@ import torch
 from framework.engine.step import NewRequest
 from framework.plan import KernelPlan
 from framework.sampling_params import SamplingParams
-from framework.worker.sampler import Sampler, SampleRows
+from framework.worker.sampler import Sampler
+from framework.worker.step_rows import SampleRows
 
 CPU = torch.device("cpu")
 WORDS = [[7], [3, 5], [4, 3, 6], [9, 3, 2]]

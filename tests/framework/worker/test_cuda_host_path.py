@@ -23,9 +23,9 @@ from triton_kernels.registry import Registry
 from ...claimed_cuda import CUDA, ClaimedCuda, DeviceMixError, WaitError, claimed_cuda, names
 
 pytest.importorskip("triton")
-TORCH = dict.fromkeys(OPS, "torch") | {"rotary": "auto", "kv_cache_write": "auto"}  # the fused op does their work
+SEPARATE = {"default": "torch"}
+TORCH = SEPARATE | {"qk_norm_rotary_kv_write": "torch"}
 PROMPTS = ["def main():\n    return 1\n", "import os", "class A:\n    def f(self):\n        return self.x\n", "x = [1, 2]\n" * 6]
-SEPARATE = dict.fromkeys(OPS, "torch") | {"qk_norm_rotary_kv_write": "none"}
 _COMMON = {"vocab_size": 300, "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 256, "eos_token_id": 1}
 _GATED = {**_COMMON, "intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def config(
 ) -> EngineConfig:
     """A budget of 24 tokens cuts prompts, so that steps mix prompts and decodes."""
     model = model or ModelConfig("tiny")
-    model.dtype = "float32" if kernels else "bfloat16"
+    model.dtype, model.max_logprobs = "float32" if kernels else "bfloat16", -1
     return EngineConfig(
         model,
         CacheConfig(**cache),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import random
 from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
@@ -30,9 +34,8 @@ def tokens(running: LLM) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in running.generate(PROMPTS, PARAMS, use_tqdm=False)]
 
 
-@pytest.mark.parametrize("sizes", [[8], [1, 2, 4, 8], [2]])
-def test_padded_steps_give_the_same_tokens(sizes: list[int]) -> None:
-    running = llm()
+def record(running: LLM, sizes: list[int]) -> list[int]:
+    """Captures graphs that call what they would replay; the list of the sizes that were run since."""
     executor = running.engine.executor
     assert isinstance(executor, LocalExecutor)
     replayed: list[int] = []
@@ -46,7 +49,55 @@ def test_padded_steps_give_the_same_tokens(sizes: list[int]) -> None:
         return replay
 
     executor._runner.capture_graphs(sizes, capture)
-    before = [kv.k[0].clone() for kv in executor._runner.caches]
+    return replayed
+
+
+@pytest.mark.parametrize("sizes", [[8], [1, 2, 4, 8], [2]])
+def test_padded_steps_give_the_same_tokens(sizes: list[int]) -> None:
+    running = llm()
+    replayed = record(running, sizes)
+    caches = running.engine.executor._runner.caches
+    before = [kv.k[0].clone() for kv in caches]
     assert tokens(running) == tokens(llm())
     assert replayed and set(replayed) <= set(sizes)
-    assert all(torch.equal(old, kv.k[0]) for old, kv in zip(before, executor._runner.caches)), "padding wrote to the null block"
+    assert all(torch.equal(old, kv.k[0]) for old, kv in zip(before, caches)), "padding wrote to the null block"
+
+
+@functools.cache
+def plain(budget: int) -> LLM:
+    return llm(max_num_batched_tokens=budget)
+
+
+@functools.cache
+def recorded(budget: int) -> tuple[LLM, list[int]]:
+    running = llm(max_num_batched_tokens=budget)
+    return running, record(running, [1, 2, 4, 8])
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(budget=st.sampled_from([2, 4, 5, 9]), seed=st.integers(0, 10_000))
+@example(budget=4, seed=0)
+def test_chunks_of_one_token_beside_decodes_change_nothing(budget: int, seed: int) -> None:
+    """The middle of a prompt, one token long, looks like a decode but samples nothing."""
+    rng = random.Random(seed)
+    prompts = [{"prompt_token_ids": rng.choices(range(300, 2000), k=rng.choice([1, 2, 3, 30]))} for _ in range(6)]
+    params = [
+        SamplingParams(
+            temperature=rng.choice([0.0, 1.0]),
+            seed=index,
+            max_tokens=rng.randrange(1, 25),
+            prompt_logprobs=rng.choice([None, None, 1]),
+            frequency_penalty=rng.choice([0.0, 0.5]),
+            ignore_eos=True,
+        )
+        for index in range(6)
+    ]
+
+    def outputs(running: LLM) -> list[tuple[list[int], int | None]]:
+        found = running.generate(prompts, params, use_tqdm=False)
+        return [(o.outputs[0].token_ids, None if o.prompt_logprobs is None else len(o.prompt_logprobs)) for o in found]
+
+    running, replayed = recorded(budget)
+    replayed.clear()
+    assert outputs(running) == outputs(plain(budget))
+    assert replayed

@@ -13,8 +13,8 @@ from framework.config import CACHE_DTYPES, CacheConfig, ExecutorConfig, ModelCon
 from framework.engine.kv_cache.spec import ELEMENT_BYTES, PagedKV, block_bytes, group_layers
 from framework.executor.shape import ModelShape
 from framework.executor.simulated import SimulatedExecutor
+from framework.models.architecture import read_model
 from framework.worker.cache_memory import allocate_caches
-from triton_kernels.ops import OPS
 from triton_kernels.resolve import NoKernelError
 
 from ..executor.test_simulated import LLAMA_8B
@@ -85,10 +85,11 @@ def test_kernels_for_floats_refuse_it() -> None:
 def test_a_simulated_device_has_more_blocks_and_reads_fewer_bytes() -> None:
     def executor(dtype: str) -> SimulatedExecutor:
         model = ModelConfig(load_format="dummy", architecture=LLAMA_8B)
+        info = read_model(model)
         simulated = ExecutorConfig("simulated", efficiency=1.0, step_overhead_s=0.0, kernel_overhead_s=0.0)
         config = EngineConfig(model, CacheConfig(16, dtype=dtype, memory_bytes=1 << 34), executor=simulated)
-        assert ModelShape.read(config).groups[0].spec == PagedKV(8, 128, 128, "bfloat16" if dtype == "auto" else dtype)
-        return SimulatedExecutor(config, VirtualClock())
+        assert ModelShape.of(info, config).groups[0].spec == PagedKV(8, 128, 128, "bfloat16" if dtype == "auto" else dtype)
+        return SimulatedExecutor(config, info, VirtualClock())
 
     full, wide, narrow = (executor(dtype) for dtype in ("auto", "float32", "int8"))
     assert narrow.num_blocks == pytest.approx(full.num_blocks * 256 / 132, rel=1e-3)
@@ -101,7 +102,9 @@ def test_a_simulated_device_has_more_blocks_and_reads_fewer_bytes() -> None:
 @cache
 def logprobs(dtype: str) -> torch.Tensor:
     """f64 [tokens - 1, vocabulary] of what follows each token of TEXT."""
-    llm = LLM(EngineConfig(ModelConfig("tiny", dtype="float32"), CacheConfig(num_blocks=40, dtype=dtype), num_threads=1))
+    llm = LLM(
+        EngineConfig(ModelConfig("tiny", dtype="float32", max_logprobs=-1), CacheConfig(num_blocks=40, dtype=dtype), num_threads=1)
+    )
     [output] = llm.generate([TEXT], SamplingParams(max_tokens=1, prompt_logprobs=-1), use_tqdm=False)
     assert output.prompt_logprobs is not None
     rows = [[row[token].logprob for token in range(len(row))] for row in output.prompt_logprobs if row is not None]
@@ -112,8 +115,8 @@ def logprobs(dtype: str) -> torch.Tensor:
     ("dtype", "least", "most"), [("int8", 5e-6, 2e-4), ("float8_e4m3fn", 2e-4, 3e-3), ("float8_e5m2", 1e-3, 1e-2)]
 )
 def test_the_quality_that_a_quantized_cache_costs(dtype: str, least: float, most: float) -> None:
-    """Mean KL divergence, in nats per token, from the same model with a float32 cache. A mistake in scales or codes costs much
-    more; less would mean that nothing was quantized."""
+    """Mean KL divergence, in nats per token, from the same model with a float32 cache. A mistake in scales or quantized values
+    costs much more; less would mean that nothing was quantized."""
     full = logprobs("auto")
     divergence = float((full.exp() * (full - logprobs(dtype))).sum(-1).mean())
     assert least < divergence < most
@@ -137,7 +140,7 @@ def generate(dtype: str, kernels: dict[str, str], budget: int, block_size: int, 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
 def test_layers_with_windows(dtype: str) -> None:
     """A block that fell out of a window serves another group: 27 blocks do what would take 81."""
-    reference = dict.fromkeys(OPS, "reference") | {"qk_norm_rotary_kv_write": "none"}
+    reference = {"default": "reference"}
     expected = generate(dtype, reference, budget=512, block_size=16, num_blocks=200)
     assert len(set(map(tuple, expected))) == 3
     assert generate(dtype, reference, budget=9, block_size=4, num_blocks=28) == expected

@@ -70,7 +70,7 @@ def test_three_and_more_blocks_on_every_axis(registry: Registry, op: str, option
 
 
 def test_linear_multiplies_bf16_in_the_interpreter(registry: Registry) -> None:
-    """The interpreter's own bf16 product works on bit patterns and is off by many orders of magnitude."""
+    """The interpreter's own bf16 GEMM works on bit patterns and is off by many orders of magnitude."""
     op = registry.ops["linear"]
     result = conformance.check(op, registry.impls("linear")["triton"], op.cases[0], torch.bfloat16, interpret=True)
     assert result.error < 8e-3  # one unit in the last place: it truncates when it stores bf16

@@ -6,7 +6,6 @@ import pytest
 
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
-from triton_kernels.ops import OPS
 
 ARCHITECTURE = {
     "model_type": "llama",
@@ -25,9 +24,9 @@ ARCHITECTURE = {
 }
 QWEN3 = {**ARCHITECTURE, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
 FUSED = "qk_norm_rotary_kv_write"
-SEPARATE = dict.fromkeys(OPS, "triton") | {"paged_attention_prefill": "pointer", "paged_attention_decode": "splitkv", FUSED: "none"}
-TRITON = SEPARATE | {FUSED: "triton", "rotary": "auto", "kv_cache_write": "auto"}
-REFERENCE = dict.fromkeys(OPS, "reference") | {FUSED: "none"}
+TRITON = {"default": "triton", "paged_attention_decode": "splitkv"}
+SEPARATE = TRITON | {FUSED: "none"}
+REFERENCE = {"default": "reference"}
 PROMPTS = [{"prompt_token_ids": list(range(20, 20 + n))} for n in (3, 13)]
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=3, detokenize=False, frequency_penalty=1.0, logprobs=1, ignore_eos=True),

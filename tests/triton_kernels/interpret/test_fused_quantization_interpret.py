@@ -11,8 +11,8 @@ from ..test_fused_quantization import (
     CODES,
     GRANULARITIES,
     REGISTRY,
-    assert_codes_are_those_of_two_ops,
-    assert_codes_of_a_norm_without_rounding,
+    assert_values_are_those_of_two_ops,
+    assert_values_of_a_norm_without_rounding,
 )
 
 SPEC = Spec("cpu", "cpu", torch.float32, interpret=True)
@@ -27,23 +27,23 @@ OPS_AND_BLOCKS = (
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(("op", "options"), OPS_AND_BLOCKS, ids=str)
-def test_codes_of_float32_are_those_of_the_op_followed_by_quantize_activation(
+def test_float32_is_quantized_as_by_the_op_followed_by_quantize_activation(
     op: str, options: dict[str, int], granularity: str
 ) -> None:
     for out_dtype in CODES:
-        assert_codes_are_those_of_two_ops(op, "triton", SPEC, options, out_dtype, granularity)
+        assert_values_are_those_of_two_ops(op, "triton", SPEC, options, out_dtype, granularity)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_a_norm_without_rounding_has_the_codes_of_its_weights(granularity: str) -> None:
+def test_a_norm_without_rounding_has_the_quantized_values_of_its_weights(granularity: str) -> None:
     for out_dtype in CODES:
-        assert_codes_of_a_norm_without_rounding("triton", SPEC, out_dtype, granularity)
+        assert_values_of_a_norm_without_rounding("triton", SPEC, out_dtype, granularity)
 
 
 def test_a_norm_of_several_heads_per_token_has_scales_per_head() -> None:
     x = torch.randn(4, 3, 40, generator=torch.Generator().manual_seed(2))[:, 1:]
     weight, params = torch.ones(40), {"eps": 1e-6, "out_dtype": torch.int8}
-    codes, scales = REGISTRY.impls("rms_norm")["triton"].bind(SPEC, {"weight": weight}, params)(x, None)
-    assert codes.shape == (4, 2, 40) and scales.shape == (4, 2, 1)
+    quantized, scales = REGISTRY.impls("rms_norm")["triton"].bind(SPEC, {"weight": weight}, params)(x, None)
+    assert quantized.shape == (4, 2, 40) and scales.shape == (4, 2, 1)
     exact = x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-6)
-    assert (codes * scales - exact).abs().max() <= 0.5001 * scales.max()
+    assert (quantized * scales - exact).abs().max() <= 0.5001 * scales.max()

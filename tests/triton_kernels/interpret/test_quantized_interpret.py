@@ -1,4 +1,4 @@
-"""The Triton kernels of quantized products, run by Triton's interpreter and compared with the float64 references."""
+"""The Triton kernels of quantized GEMMs, run by Triton's interpreter and compared with the float64 references."""
 
 from __future__ import annotations
 
@@ -60,9 +60,10 @@ def test_other_blocks_and_splits(registry: Registry, op: str, case: str, options
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
 def test_quotients_between_two_codes_are_rounded_to_the_nearest_and_ties_to_even(registry: Registry, dtype: torch.dtype) -> None:
-    """Every code, every midpoint of two codes, and the numbers just beside it; the codes' values are torch's."""
-    codes = torch.arange(128, dtype=torch.uint8)
-    values = codes.view(dtype).float()
+    """Every quantized value, every midpoint of two quantized values, and the numbers just beside it; the quantized values' values
+    are torch's."""
+    quantized = torch.arange(128, dtype=torch.uint8)
+    values = quantized.view(dtype).float()
     values = values[values.isfinite()]
     middle = (values[1:] + values[:-1]) / 2
     up, down = torch.tensor(torch.inf), torch.tensor(0.0)
@@ -79,11 +80,11 @@ def test_quotients_between_two_codes_are_rounded_to_the_nearest_and_ties_to_even
 
 
 def test_every_code_of_eight_bits_is_unpacked_exactly(registry: Registry) -> None:
-    """All 256 codes of each format against the values that torch gives them, through an identity as activations."""
+    """All 256 quantized values of each format against the values that torch gives them, through an identity as activations."""
     for dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2):
-        codes = torch.arange(256, dtype=torch.uint8).view(dtype)
-        codes = codes[codes.float().isfinite()][None]
-        x = torch.eye(codes.shape[1])
-        spec = Spec("cpu", "cpu", torch.float32, True, {"in_features": codes.shape[1], "group_size": codes.shape[1]})
-        bound = registry.impls("gemm_w8a16")["triton"].bind(spec, {"weight": codes, "scales": torch.ones(1, 1)})
-        assert torch.equal(bound(x)[:, 0], codes[0].float()), dtype
+        quantized = torch.arange(256, dtype=torch.uint8).view(dtype)
+        quantized = quantized[quantized.float().isfinite()][None]
+        x = torch.eye(quantized.shape[1])
+        spec = Spec("cpu", "cpu", torch.float32, True, {"in_features": quantized.shape[1], "group_size": quantized.shape[1]})
+        bound = registry.impls("gemm_w8a16")["triton"].bind(spec, {"weight": quantized, "scales": torch.ones(1, 1)})
+        assert torch.equal(bound(x)[:, 0], quantized[0].float()), dtype

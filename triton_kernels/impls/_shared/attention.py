@@ -2,7 +2,7 @@
 
 A block holds BLOCK_M packed rows of one request and one KV head: row m is query token m // GROUP and query head m % GROUP of
 the heads that share the KV head, so that a short query still fills a matrix instruction. Scores are kept in base 2 (times
-log2 e), everything but the two products is float32. A tile of keys that every row sees takes a path without masks; the others
+log2 e), everything but the two GEMMs is float32. A tile of keys that every row sees takes a path without masks; the others
 load only keys that some row sees, because what lies in unused slots may be NaN and 0 * NaN is NaN.
 """
 
@@ -288,8 +288,8 @@ def _step(
             weights *= v_scale[None, :]
     v = v.to(q.dtype)
     if v_scales is not None and PIN:
-        # The compiler would move the codes through shared memory and read them byte by byte, 64 times a tile. It moves no
-        # conversion across code that it does not know.
+        # The compiler would move the quantized values through shared memory and read them byte by byte, 64 times a tile. It moves
+        # no conversion across code that it does not know.
         v = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [v], dtype=v.dtype, is_pure=False, pack=2)
     acc = tl.dot(weights.to(q.dtype), v, acc * shrink[:, None], input_precision="ieee")
     return acc, new_peak, new_total

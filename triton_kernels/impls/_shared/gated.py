@@ -1,7 +1,7 @@
 """act(gate) * up, by Triton. The grid is tokens x column blocks; a program reads its block of both halves of a row, computes in
 f32 registers and writes once, so that activation, product and quantization are one pass over memory. A scale per token needs
 the largest magnitude of the whole row: there one program takes a row and keeps it in registers up to 16384 columns, while
-longer rows are read and computed a second time. Made for the elementwise step between the two products of an MLP, which is
+longer rows are read and computed a second time. Made for the elementwise step between the two GEMMs of an MLP, which is
 bound by memory.
 """
 

@@ -1,4 +1,4 @@
-"""What the products with quantized weights have in common: their launch configuration, and how options and tables change it."""
+"""What the GEMMs with quantized weights have in common: their launch configuration, and how options and tables change it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TUNE_SPACE: Mapping[str, tuple[int, ...]] = {
 
 
 class Config(NamedTuple):
-    """Launch configuration of one product: tokens and weight rows of a tile, and the splits of K. ``block_n`` is 64 or 128
+    """Launch configuration of one GEMM: tokens and weight rows of a tile, and the splits of K. ``block_n`` is 64 or 128
     (with scaled activations any power of two up to 128)."""
 
     block_m: int
@@ -30,8 +30,8 @@ class Config(NamedTuple):
     split_k: int
 
 
-class ProductOptions:
-    """Options and tables of one bound product, laid over the configuration of a call."""
+class GemmOptions:
+    """Options and tables of one bound GEMM, laid over the configuration of a call."""
 
     def __init__(self, options: Mapping[str, int], tuned: Tuned = NOT_TUNED) -> None:
         self.tuned = tuned

@@ -1,8 +1,9 @@
-"""Outputs of Triton kernels that can quantize what they make: numbers in the activations' dtype, or 8-bit codes and scales.
+"""Outputs of Triton kernels that can quantize what they make: numbers in the activations' dtype, or 8-bit quantized values and
+scales.
 
 A kernel holds a block of finished numbers in f32 registers and hands it to :func:`store_rows`, which rounds it once: to the
-output's dtype, or to codes with a scale that the kernel has found over the row (MODE "token"), that was given ("static"), or
-that is found here for each 128 columns ("group").
+output's dtype, or to quantized values with a scale that the kernel has found over the row (MODE "token"), that was given
+("static"), or that is found here for each 128 columns ("group").
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import triton.language as tl
 
 from ...ops.quantize import GROUP
 from ...spec import Spec
-from .quantized_values import LIMITS, code_constants, scale_of, to_code
+from .quantized_values import LIMITS, quantized_constants, scale_of, to_quantized
 
 
 @triton.jit
@@ -35,13 +36,13 @@ def store_rows(
     elif MODE == "group":
         grouped = tl.reshape(values, (ROWS, BLOCK // 128, 128))
         scales = scale_of(tl.max(tl.abs(grouped), axis=2), LIMIT)
-        codes = to_code(grouped, scales[:, :, None], KIND, LIMIT)
-        tl.store(out_ptrs, tl.reshape(codes, (ROWS, BLOCK)), mask=mask)
+        quantized = to_quantized(grouped, scales[:, :, None], KIND, LIMIT)
+        tl.store(out_ptrs, tl.reshape(quantized, (ROWS, BLOCK)), mask=mask)
         group = start // 128 + tl.arange(0, BLOCK // 128)[None, :]
         num_groups = tl.cdiv(width, 128)
         tl.store(scales_ptr + (row * num_groups)[:, None] + group, scales, mask=valid & (group < num_groups))
     else:
-        tl.store(out_ptrs, to_code(values, scale, KIND, LIMIT), mask=mask)
+        tl.store(out_ptrs, to_quantized(values, scale, KIND, LIMIT), mask=mask)
 
 
 class New(NamedTuple):
@@ -63,15 +64,15 @@ class Output:
         self.mode = "plain"
         if self.dtype is not None:
             self.mode = params.get("granularity", "token") if self.static_scale is None else "static"
-        codes = {"KIND": "", "LIMIT": 0.0} if self.dtype is None else code_constants(self.dtype)
-        self.constants = {"MODE": self.mode, **codes}
+        quantized = {"KIND": "", "LIMIT": 0.0} if self.dtype is None else quantized_constants(self.dtype)
+        self.constants = {"MODE": self.mode, **quantized}
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         asked, granularity = spec.fact("out_dtype"), spec.fact("granularity", "token")
         reasons = []
         if asked is not None and asked not in LIMITS:
-            reasons.append(f"makes codes of {', '.join(map(str, LIMITS))}, not {asked}")
+            reasons.append(f"makes quantized values of {', '.join(map(str, LIMITS))}, not {asked}")
         if granularity not in ("token", "group"):
             reasons.append(f"scales by token or by group, not by {granularity}")
         return reasons
@@ -84,10 +85,10 @@ class Output:
         if self.dtype is None:
             out = x.new_empty(shape)
             return New(out, out, out, self.constants)
-        codes = x.new_empty(shape, dtype=self.dtype)
+        quantized = x.new_empty(shape, dtype=self.dtype)
         if self.static_scale is not None:
             scales = self.static_scale.clone()
         else:
             per_row = triton.cdiv(shape[-1], GROUP) if self.mode == "group" else 1
             scales = x.new_empty((*shape[:-1], per_row), dtype=torch.float32)
-        return New((codes, scales), codes.view(torch.uint8), scales, self.constants)
+        return New((quantized, scales), quantized.view(torch.uint8), scales, self.constants)

@@ -1,9 +1,9 @@
-"""Products of float activations with integer or fp8 weights that are stored in 16-bit words, and the layout of the words.
+"""GEMMs of float activations with integer or fp8 weights that are stored in 16-bit words, and the layout of the words.
 
-Layout. A word holds PARTS codes: four of 4 bits, or two of 8 bits, the first in the lowest bits. The code at part i of word
-j in column block b is that of column (b * PARTS + i) * 32 + j: a block of 32 words covers PARTS runs of 32 columns, and the
-codes of one part of adjacent words are adjacent columns. So two words in one register give, by shift and mask, the pair of
-16-bit operands that a matrix instruction takes, with no shuffle. Tiles of 64 rows x 32 words (4 KiB) are contiguous in
+Layout. A word holds PARTS quantized values: four of 4 bits, or two of 8 bits, the first in the lowest bits. The quantized value at
+part i of word j in column block b is that of column (b * PARTS + i) * 32 + j: a block of 32 words covers PARTS runs of 32 columns,
+and the quantized values of one part of adjacent words are adjacent columns. So two words in one register give, by shift and mask,
+the pair of 16-bit operands that a matrix instruction takes, with no shuffle. Tiles of 64 rows x 32 words (4 KiB) are contiguous in
 memory, ordered by rows, then column blocks; rows and columns are filled up to whole tiles. Scales (and zeros) are stored
 transposed, [groups, rows], so that those of one group are adjacent.
 
@@ -28,8 +28,9 @@ from .split_k import num_splits, sum_splits
 PART = 32
 TILE_ROWS = 64
 
-# 1024 + code is 0x6400 | code in float16, 128 + code is 0x4300 | code in bfloat16: one logical operation makes two numbers,
-# and one multiply-add by 1 takes off the base and the zero point ("fma" because sm_80 has no bfloat16 addition).
+# 1024 + q is 0x6400 | q in float16, 128 + q is 0x4300 | q in bfloat16: one
+# logical operation makes two numbers, and one multiply-add by 1 takes off the base and the zero point ("fma" because sm_80 has no
+# bfloat16 addition).
 _UNPACK = """{{
 .reg .b32 w, u, one;
 mov.b32 w, $4;
@@ -53,7 +54,7 @@ _CONSTRAINTS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r,r,r")  # "&": results are wri
 
 @triton.jit
 def _unpack_int4_fast(words, zeros, ROWS: tl.constexpr, dtype: tl.constexpr):
-    """Four tiles code - zero in ``dtype``, for the four parts; ``zeros``: f32 [ROWS] for each."""
+    """Four tiles q - zero in ``dtype``, for the four parts; ``zeros``: f32 [ROWS] for each."""
     base: tl.constexpr = 1024.0 if dtype == tl.float16 else 128.0
     z0 = tl.broadcast_to((-base - zeros[0]).to(dtype)[:, None], (ROWS, 32))
     z1 = tl.broadcast_to((-base - zeros[1]).to(dtype)[:, None], (ROWS, 32))
@@ -82,18 +83,18 @@ def _unpack_int4_fast(words, zeros, ROWS: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def _unpack(words, zero, part: tl.constexpr, KIND: tl.constexpr, dtype: tl.constexpr):
-    """One part as a tile of ``dtype``: integer code - zero, or the value of the fp8 code. Exact in every dtype."""
+    """One part as a tile of ``dtype``: integer q - zero, or the value of the fp8 bits. Exact in every dtype."""
     if KIND == "int4":
         values = ((words >> (4 * part)) & 15).to(tl.float32) - zero[:, None]
     else:
-        code = (words.to(tl.int32) >> (8 * part)) & 255
-        if KIND == "uint8":  # 2^23 + code, made by bits, without an instruction that converts
-            values = (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + zero[:, None])
+        value_bits = (words.to(tl.int32) >> (8 * part)) & 255
+        if KIND == "uint8":  # 2^23 + q, made by bits, without an instruction that converts
+            values = (value_bits | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + zero[:, None])
         else:
             # The bits at the right place in a float32, whose exponent has another bias: a multiplication by a power of two.
             shift: tl.constexpr = 20 if KIND == "e4m3" else 21
             bias: tl.constexpr = 2.0**120 if KIND == "e4m3" else 2.0**112
-            bits = ((code & 127) << shift) | ((code & 128) << 24)
+            bits = ((value_bits & 127) << shift) | ((value_bits & 128) << 24)
             values = bits.to(tl.float32, bitcast=True) * bias
     return values.to(dtype)
 
@@ -136,7 +137,7 @@ def packed_sums(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """[BLOCK_N, BLOCK_M]: sum over the groups in column blocks first_block .. last_block - 1 of scale[n, group] * (codes - zero) .
+    """[BLOCK_N, BLOCK_M]: sum over the groups in column blocks first_block .. last_block - 1 of scale[n, group] * (q - zero) .
     x. ``x_ptrs`` [BLOCK_M, 32] and ``word_ptrs`` [BLOCK_N, 32] point into the first block; ``inside`` bool [BLOCK_M, 1]: which
     rows of x to read, the others are 0 (None: all); n are the rows of the weights."""
     PARTS: tl.constexpr = 4 if KIND == "int4" else 2
@@ -229,7 +230,7 @@ def packed_kernel(
     GROUP_M: tl.constexpr,
     SPLIT_K: tl.constexpr,
 ):
-    """out[m, n] = sum over groups of scale[n, group] * (x . (codes - zero)), tokens m, weight rows n; with SPLIT_K > 1 the
+    """out[m, n] = sum over groups of scale[n, group] * (x . (q - zero)), tokens m, weight rows n; with SPLIT_K > 1 the
     f32 partial sums [SPLIT_K, num_tokens, num_out]."""
     PARTS: tl.constexpr = 4 if KIND == "int4" else 2
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -284,12 +285,13 @@ def packed_kernel(
     tl.store(out_ptr + m[:, None] * stride_out + n[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 codes [N, K] of 4 or 8 bits -> int16 words [ceil(N/64), ceil(K/block), 64, 32], block = 32 * (16 / bits) columns."""
+def pack_words(quantized: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 quantized values [N, K] of 4 or 8 bits -> int16 words [ceil(N/64), ceil(K/block), 64, 32], block = 32 * (16 / bits)
+    columns."""
     parts = 16 // bits
-    num_out, num_in = codes.shape
-    codes = torch.nn.functional.pad(codes, (0, -num_in % (PART * parts), 0, -num_out % TILE_ROWS))
-    tiles = codes.unflatten(0, (-1, TILE_ROWS)).unflatten(2, (-1, parts, PART)).permute(3, 0, 2, 1, 4)
+    num_out, num_in = quantized.shape
+    quantized = torch.nn.functional.pad(quantized, (0, -num_in % (PART * parts), 0, -num_out % TILE_ROWS))
+    tiles = quantized.unflatten(0, (-1, TILE_ROWS)).unflatten(2, (-1, parts, PART)).permute(3, 0, 2, 1, 4)
     low, high = (tiles[0], tiles[1]) if bits == 8 else (tiles[0] | tiles[1] << 4, tiles[2] | tiles[3] << 4)
     return torch.stack((low, high), dim=-1).view(torch.int16).squeeze(-1)
 
@@ -324,18 +326,18 @@ def launch_config(num_tokens: int, num_out: int, num_blocks: int, dtype: torch.d
     return Config(block_m, 64, 4, 2 if small_shared else 5, num_splits(tiles, num_blocks, 2 * device.num_sms))
 
 
-class PackedProduct:
+class PackedGemm:
     """x [M, K] times packed weights -> [M, N].
 
-    codes   uint8 [N, K]; kind "int4", "uint8", "e4m3" or "e5m2" says what they mean
-    zero    the zero point of all codes where ``zeros`` (uint8 [N, K/G]) is None
+    quantized values   uint8 [N, K]; kind "int4", "uint8", "e4m3" or "e5m2" says what they mean
+    zero    the zero point of all quantized values where ``zeros`` (uint8 [N, K/G]) is None
     scales  [N, K/G]; perm int [K] or None: column j belongs to x[:, perm[j]]
     """
 
     def __init__(
         self,
         spec: Spec,
-        codes: torch.Tensor,
+        quantized: torch.Tensor,
         kind: str,
         zero: int,
         scales: torch.Tensor,
@@ -344,9 +346,9 @@ class PackedProduct:
         perm: torch.Tensor | None = None,
     ) -> None:
         self.spec, self.kind, self.zero, self.bias = spec, kind, float(zero), bias
-        self.num_out, self.num_in = codes.shape
+        self.num_out, self.num_in = quantized.shape
         bits = 4 if kind == "int4" else 8
-        self.words = pack_words(codes, bits)
+        self.words = pack_words(quantized, bits)
         self.scales = scales.T.contiguous()
         self.zeros = None if zeros is None else zeros.T.contiguous()
         self.perm = None if perm is None else perm.long()

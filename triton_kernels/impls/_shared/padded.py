@@ -55,8 +55,8 @@ class Bucket:
         """The requests' keys or values, [B, Hk, L, D] in ``dtype``."""
         if scales is None:
             return self._rows(cache).transpose(1, 2)
-        codes = self._rows(cache.view(torch.uint8)).view(cache.dtype)  # as bytes: torch does not index every float8
-        return (codes.float() * self._rows(scales)[..., None]).to(dtype).transpose(1, 2)
+        quantized = self._rows(cache.view(torch.uint8)).view(cache.dtype)  # as bytes: torch does not index every float8
+        return (quantized.float() * self._rows(scales)[..., None]).to(dtype).transpose(1, 2)
 
     def _rows(self, cache: torch.Tensor) -> torch.Tensor:
         """Of a cache [pages, page_size, ...], the requests' slots [B, L, ...]."""

@@ -1,6 +1,6 @@
-"""Numbers to 8-bit codes inside a kernel: division by the scale is IEEE's, and codes are rounded to nearest even by integer
-arithmetic on the bits of the f32 quotient, so that results have the same bits on every target, with or without float8
-conversions (and in the interpreter, whose conversions round wrongly). Kernels that use it are launched without FP fusion.
+"""Numbers to 8-bit quantized values inside a kernel: division by the scale is IEEE's, and quantized values are rounded to nearest
+even by integer arithmetic on the bits of the f32 quotient, so that results have the same bits on every target, with or without
+float8 conversions (and in the interpreter, whose conversions round wrongly). Kernels that use it are launched without FP fusion.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ LIMITS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 5734
 _KINDS = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 
 
-def code_constants(dtype: torch.dtype) -> dict[str, Any]:
-    """KIND and LIMIT of :func:`to_code` for codes of ``dtype``."""
+def quantized_constants(dtype: torch.dtype) -> dict[str, Any]:
+    """KIND and LIMIT of :func:`to_quantized` for quantized values of ``dtype``."""
     return {"KIND": _KINDS[dtype], "LIMIT": LIMITS[dtype]}
 
 
@@ -30,12 +30,12 @@ def cache_reasons(kv_dtype: torch.dtype) -> list[str]:
 
 
 def cache_constants(kv: LayerKV) -> dict[str, Any]:
-    """KIND and LIMIT of the codes that a cache holds; KIND "" without."""
-    return {"KIND": "", "LIMIT": 0.0} if kv.k_scale is None else code_constants(kv.k.dtype)
+    """KIND and LIMIT of the quantized values that a cache holds; KIND "" without."""
+    return {"KIND": "", "LIMIT": 0.0} if kv.k_scale is None else quantized_constants(kv.k.dtype)
 
 
 def cache_bits(kv: LayerKV) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """k, v and their scales as a kernel writes them: codes as bytes; the cache itself where there are no scales."""
+    """k, v and their scales as a kernel writes them: quantized values as bytes; the cache itself where there are no scales."""
     if kv.k_scale is None or kv.v_scale is None:
         return kv.k, kv.v, kv.k, kv.v
     return kv.k.view(torch.uint8), kv.v.view(torch.uint8), kv.k_scale, kv.v_scale
@@ -48,12 +48,12 @@ def scale_of(largest, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def to_code(value, scale, KIND: tl.constexpr, LIMIT: tl.constexpr):
-    """The code of value / scale as uint8 bits."""
+def to_quantized(value, scale, KIND: tl.constexpr, LIMIT: tl.constexpr):
+    """The quantized value of value / scale as uint8 bits."""
     quotient = tl.div_rn(value, scale)
     clamped = tl.minimum(tl.maximum(quotient, -LIMIT), LIMIT)
     if KIND == "int8":
-        code = (clamped + 12582912.0 - 12582912.0).to(tl.int32)  # adding 1.5 * 2^23 rounds to an integer
+        value_bits = (clamped + 12582912.0 - 12582912.0).to(tl.int32)  # adding 1.5 * 2^23 rounds to an integer
     else:
         MANTISSA: tl.constexpr = 3 if KIND == "e4m3" else 2
         BIAS: tl.constexpr = 7 if KIND == "e4m3" else 15
@@ -62,11 +62,11 @@ def to_code(value, scale, KIND: tl.constexpr, LIMIT: tl.constexpr):
         bits = size.to(tl.int32, bitcast=True)
         rounded = (bits + ((1 << (DROPPED - 1)) - 1) + ((bits >> DROPPED) & 1)) >> DROPPED
         normal = rounded - ((127 - BIAS) << MANTISSA)
-        # Below the smallest normal number codes count multiples of 2^(1 - BIAS - MANTISSA).
+        # Below the smallest normal number quantized values count multiples of 2^(1 - BIAS - MANTISSA).
         SMALLEST_NORMAL: tl.constexpr = 2.0 ** (1 - BIAS)
         small = tl.minimum(size, SMALLEST_NORMAL) * 2.0 ** (BIAS + MANTISSA - 1)
         subnormal = (small + 12582912.0 - 12582912.0).to(tl.int32)
-        code = tl.where(size < SMALLEST_NORMAL, subnormal, normal)
+        value_bits = tl.where(size < SMALLEST_NORMAL, subnormal, normal)
         sign = (clamped.to(tl.int32, bitcast=True) >> 24) & 128
-        code = tl.where(quotient != quotient, 127, code | sign)
-    return code.to(tl.uint8)
+        value_bits = tl.where(quotient != quotient, 127, value_bits | sign)
+    return value_bits.to(tl.uint8)

@@ -1,12 +1,12 @@
-"""Products of 8-bit activations with 8-bit weights (int8 or float8), both scaled.
+"""GEMMs of 8-bit activations with 8-bit weights (int8 or float8), both scaled.
 
 Algorithm. A program computes a BLOCK_N x BLOCK_M tile of out^T over its share of K: weight rows are the M side of the matrix
 instruction for any number of tokens, so that one token fills a tile of 16. Both operands stay in shared memory, where the
 next iterations' tiles are in flight. int8 sums are exact in int32; float8 sums are moved from the matrix unit, which adds
 them with fewer bits than f32 has, to f32 registers after every 128 columns - the place where scales of blocks are applied.
 Grid: (tiles, ordered in groups of token tiles for the L2 cache) x (splits of K); partial sums of splits are added in a fixed
-order by a second kernel. Other scales, zero points and the bias come last. Made for activations that are codes already: for
-few tokens, which the bytes of the weights bind, and for many, which the matrix units do.
+order by a second kernel. Other scales, zero points and the bias come last. Made for activations that are quantized values already:
+for few tokens, which the bytes of the weights bind, and for many, which the matrix units do.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def launch_config(num_tokens: int, num_out: int, num_in: int, integer: bool, arc
     return Config(block_m, 64, 4, 2 if small_shared else 5, num_splits(tiles, -(-num_in // BLOCK_K), 2 * device.num_sms))
 
 
-class ScaledProduct:
+class ScaledGemm:
     """x [M, K] times weight [N, K]; scales [N | 1, 1], or [ceil(N/128), ceil(K/128)] with x_scale [M, ceil(K/128)]."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:

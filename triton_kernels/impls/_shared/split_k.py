@@ -1,4 +1,4 @@
-"""The second half of products whose K is split over programs: partial sums are added in the order of the splits.
+"""The second half of GEMMs whose K is split over programs: partial sums are added in the order of the splits.
 
 One program per token and block of columns; partial sums are read once, with neighbouring threads at neighbouring columns.
 The order is fixed, so the result has the same bits on every run. Integer sums are exact.

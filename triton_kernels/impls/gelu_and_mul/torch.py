@@ -1,4 +1,4 @@
-"""``gelu_and_mul`` in two torch calls, and the codes of its result in float32 if any."""
+"""``gelu_and_mul`` in two torch calls, and the quantized values of its result in float32 if any."""
 
 from __future__ import annotations
 

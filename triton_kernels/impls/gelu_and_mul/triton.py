@@ -1,5 +1,5 @@
-"""gelu(gate) * up, exact or with the tanh approximation, and its codes: the kernel of ``_gated``, where the exact gelu takes
-erf and the approximation takes a sigmoid, both in f32 registers.
+"""gelu(gate) * up, exact or with the tanh approximation, and its quantized values: the kernel of ``gated``, where the exact gelu
+takes erf and the approximation takes a sigmoid, both in f32 registers.
 """
 
 from __future__ import annotations

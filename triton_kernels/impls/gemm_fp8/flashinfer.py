@@ -1,6 +1,6 @@
 """``gemm_fp8`` by FlashInfer (package ``flashinfer``, 0.6): bmm_fp8 of one batch, which is cuBLASLt with a scale per tensor.
 
-Its products with scales per block take a layout of the scales that depends on the arch and its version, and are left out.
+Its GEMMs with scales per block take a layout of the scales that depends on the arch and its version, and are left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``gemm_fp8`` by torch's scaled product (``_scaled_mm``: cuBLASLt, CUTLASS or oneDNN), per tensor or per token x channel."""
+"""``gemm_fp8`` by torch's scaled GEMM (``_scaled_mm``: cuBLASLt, CUTLASS or oneDNN), per tensor or per token x channel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ScaledMM:
         elif int(spec.arch.removeprefix("sm_")) < 89:
             reasons.append(f"needs float8 matrix instructions (sm_89 and later), not {spec.arch}")
         if spec.fact("weight_dtype") == torch.float8_e5m2:
-            reasons.append("has no product of two float8_e5m2 on this device")
+            reasons.append("has no GEMM of two float8_e5m2 on this device")
         if recipe == "channel" and out_dtype != torch.bfloat16:
             reasons.append(f"gives bfloat16 when it scales channels, not {out_dtype}")
         for name in ("in_features", "out_features"):

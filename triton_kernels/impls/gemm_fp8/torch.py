@@ -12,9 +12,9 @@ from ...ops.gemm import FP8_BLOCK
 from ...spec import Spec
 
 
-def dequantized(codes: torch.Tensor, scales: torch.Tensor, row_block: int) -> torch.Tensor:
-    """f32 codes times their scales, which hold for ``row_block`` rows and, if there are several columns, 128 columns."""
-    values = codes.float()
+def dequantized(quantized: torch.Tensor, scales: torch.Tensor, row_block: int) -> torch.Tensor:
+    """f32 quantized values times their scales, which hold for ``row_block`` rows and, if there are several columns, 128 columns."""
+    values = quantized.float()
     if scales.shape[1] == 1:
         return values.mul_(scales)
     for block, column in enumerate(values.split(FP8_BLOCK, dim=1)):

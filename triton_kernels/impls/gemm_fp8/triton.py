@@ -1,4 +1,4 @@
-"""float8 activations times float8 weights: the scaled product (``_scaled_product`` has its algorithm), with scales per tensor,
+"""float8 activations times float8 weights: the scaled GEMM (``scaled_gemm`` has its algorithm), with scales per tensor,
 per token x channel, or per block of 128. Needs float8 matrix instructions of the contract's formats (sm_89 and later).
 """
 
@@ -12,13 +12,13 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
-from .._shared.scaled_gemm import ScaledProduct
+from .._shared.gemm_options import OPTIONS, TUNE_SPACE, GemmOptions, worth_trying
+from .._shared.scaled_gemm import ScaledGemm
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-class _FP8(ScaledProduct):
+class _FP8(ScaledGemm):
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         reasons = []
@@ -40,7 +40,7 @@ class TritonFP8(_FP8):
         self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
     ) -> None:
         super().__init__(spec, weights, params)
-        self.options = ProductOptions(options, tuned)
+        self.options = GemmOptions(options, tuned)
 
     def __call__(self, x: torch.Tensor, x_scale: torch.Tensor) -> torch.Tensor:
         return self.multiply(x, x_scale, None, self.options.apply(self.config(x.shape[0]), x.shape[0]))

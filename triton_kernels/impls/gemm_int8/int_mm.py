@@ -1,4 +1,4 @@
-"""``gemm_int8`` by torch's integer product (``_int_mm``: cuBLASLt or oneDNN); scales and zero points are applied after it."""
+"""``gemm_int8`` by torch's integer GEMM (``_int_mm``: cuBLASLt or oneDNN); scales and zero points are applied after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MIN_ROWS = 32
 
 @impl("gemm_int8", "int_mm", priority=15, flags=Flags(batch_invariant=True))
 class IntMM:
-    """On CUDA the product takes more than 16 rows: fewer are filled up to 32."""
+    """On CUDA the GEMM takes more than 16 rows: fewer are filled up to 32."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         self.weight = weights["weight"].contiguous().T

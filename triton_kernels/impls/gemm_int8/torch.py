@@ -1,4 +1,4 @@
-"""``gemm_int8`` in plain PyTorch: an f32 product of the codes, exact while its sums stay below 2^24, then scaled."""
+"""``gemm_int8`` in plain PyTorch: an f32 GEMM of the quantized values, exact while its sums stay below 2^24, then scaled."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def gemm_int8_torch(
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> torch.Tensor:
-    codes = x.float() if x_zero is None else x.float() - x_zero
-    out = torch.nn.functional.linear(codes, weight.float()) * x_scale * scales.T
+    quantized = x.float() if x_zero is None else x.float() - x_zero
+    out = torch.nn.functional.linear(quantized, weight.float()) * x_scale * scales.T
     return (out if bias is None else out + bias).to(out_dtype)

@@ -1,4 +1,4 @@
-"""int8 activations times int8 weights: the scaled product (``_scaled_product`` has its algorithm).
+"""int8 activations times int8 weights: the scaled GEMM (``scaled_gemm`` has its algorithm).
 
 Sums are exact integers whatever the tile and the number of splits, and scales are applied by the same operations in the same
 order, so a token's result does not depend on the batch. Zero points of activations are taken off with the column sums of the
@@ -15,8 +15,8 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
-from .._shared.scaled_gemm import ScaledProduct
+from .._shared.gemm_options import OPTIONS, TUNE_SPACE, GemmOptions, worth_trying
+from .._shared.scaled_gemm import ScaledGemm
 
 
 @impl(
@@ -28,7 +28,7 @@ from .._shared.scaled_gemm import ScaledProduct
     options=OPTIONS,
     tune_space=TUNE_SPACE,
 )
-class TritonInt8(ScaledProduct):
+class TritonInt8(ScaledGemm):
     tuned_by_tokens = True
     tune_filter = staticmethod(worth_trying)
 
@@ -36,7 +36,7 @@ class TritonInt8(ScaledProduct):
         self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
     ) -> None:
         super().__init__(spec, weights, params)
-        self.options = ProductOptions(options, tuned)
+        self.options = GemmOptions(options, tuned)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:

@@ -1,4 +1,4 @@
-"""``gemm_w4a16`` by gemlite, a library of Triton kernels that choose among matrix-vector and split products by shape."""
+"""``gemm_w4a16`` by gemlite, a library of Triton kernels that choose among matrix-vector and split GEMMs by shape."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Gemlite:
         from gemlite.core import TORCH_TO_DTYPE, GemLiteLinearTriton
 
         packed = weights["qweight"].contiguous().view(torch.uint8)
-        codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+        quantized = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
         scales, zeros = weights["scales"], weights.get("zeros")
         kind = TORCH_TO_DTYPE[spec.dtype]
         self.linear = GemLiteLinearTriton(
             4,
-            group_size=codes.shape[1] // scales.shape[1],
-            in_features=codes.shape[1],
-            out_features=codes.shape[0],
+            group_size=quantized.shape[1] // scales.shape[1],
+            in_features=quantized.shape[1],
+            out_features=quantized.shape[0],
             input_dtype=kind,
             output_dtype=kind,
         )
         zeros = torch.full_like(scales, 8) if zeros is None else zeros
-        self.linear.pack(codes, scales.reshape(-1, 1).to(spec.dtype), zeros.reshape(-1, 1).to(spec.dtype), weights.get("bias"))
+        self.linear.pack(quantized, scales.reshape(-1, 1).to(spec.dtype), zeros.reshape(-1, 1).to(spec.dtype), weights.get("bias"))
         self.perm = weights["perm"].long() if weights.get("perm") is not None else None
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""``gemm_w4a16`` by the 4-bit product of torch (``_weight_int4pack_mm``), which keeps weights in a layout of its own.
+"""``gemm_w4a16`` by the 4-bit GEMM of torch (``_weight_int4pack_mm``), which keeps weights in a layout of its own.
 
-Its weights are (code - 8) * scale + offset, with scale and offset in the activations' dtype, so that zero points other than
+Its weights are (q - 8) * scale + offset, with scale and offset in the activations' dtype, so that zero points other than
 8 are rounded once more.
 """
 
@@ -25,13 +25,13 @@ class TinyGemm:
         self.out_features = packed.shape[0]
         self.group_size = 2 * packed.shape[1] // scales.shape[1]
         if spec.device == "cpu":
-            codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
-            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-            self.product = torch.ops.aten._weight_int4pack_mm_for_cpu
+            quantized = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantized.int(), 1)
+            self.gemm = torch.ops.aten._weight_int4pack_mm_for_cpu
         else:
-            swapped = packed << 4 | packed >> 4  # its first code is in the high half
+            swapped = packed << 4 | packed >> 4  # its first quantized value is in the high half
             self.packed = torch.ops.aten._convert_weight_to_int4pack(swapped, _INNER_K_TILES)
-            self.product = torch.ops.aten._weight_int4pack_mm
+            self.gemm = torch.ops.aten._weight_int4pack_mm
         offsets = torch.zeros_like(scales) if zeros is None else (8 - zeros.to(spec.dtype)) * scales
         self.scales_and_offsets = torch.stack((scales.T, offsets.T), dim=-1).contiguous()
         self.bias = weights.get("bias")
@@ -42,7 +42,7 @@ class TinyGemm:
         reasons = []
         on_cpu = spec.device == "cpu"
         if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu" if on_cpu else "_weight_int4pack_mm"):
-            reasons.append(f"torch {torch.__version__} has no 4-bit product")
+            reasons.append(f"torch {torch.__version__} has no 4-bit GEMM")
         if not on_cpu and spec.arch.startswith("gfx"):
             reasons.append("was not built for AMD's wavefronts of 64")
         dtypes = (torch.float32, torch.float16, torch.bfloat16) if on_cpu else (torch.bfloat16,)
@@ -61,5 +61,5 @@ class TinyGemm:
         if x.shape[0] == 0:
             return x.new_empty(0, self.out_features)
         x = x.contiguous() if self.perm is None else x.index_select(1, self.perm)
-        out: torch.Tensor = self.product(x, self.packed, self.group_size, self.scales_and_offsets)
+        out: torch.Tensor = self.gemm(x, self.packed, self.group_size, self.scales_and_offsets)
         return out if self.bias is None else out.add_(self.bias)

@@ -15,9 +15,9 @@ def dequantized(weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torc
     """The weights [N, K] in ``dtype``."""
     packed = weights["qweight"].contiguous().view(torch.uint8)
     scales, zeros = weights["scales"], weights.get("zeros")
-    codes = torch.stack((packed & 15, packed >> 4), dim=-1).view(*scales.shape, -1).to(dtype)
-    codes -= 8 if zeros is None else zeros[..., None].to(dtype)
-    return (codes * scales[..., None].to(dtype)).flatten(1)
+    quantized = torch.stack((packed & 15, packed >> 4), dim=-1).view(*scales.shape, -1).to(dtype)
+    quantized -= 8 if zeros is None else zeros[..., None].to(dtype)
+    return (quantized * scales[..., None].to(dtype)).flatten(1)
 
 
 @impl("gemm_w4a16", "torch", priority=10, options={"dequantize": False})

@@ -1,8 +1,8 @@
-"""4-bit weights with float activations: the packed product (``_packed_weights`` has its algorithm and the layout of words).
+"""4-bit weights with float activations: the packed GEMM (``packed_weights`` has its algorithm and the layout of words).
 
-The canonical int32 words become tiles of 64 rows x 128 columns, whose 16-bit words hold four codes 32 columns apart; on
-NVIDIA two codes are unpacked by one logical operation and one multiply-add. Activations of act-order weights are permuted
-once per call, never gathered inside the product.
+The canonical int32 words become tiles of 64 rows x 128 columns, whose 16-bit words hold four quantized values 32 columns apart; on
+NVIDIA two quantized values are unpacked by one logical operation and one multiply-add. Activations of act-order weights are
+permuted once per call, never gathered inside the GEMM.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
-from .._shared.packed_weights import PackedProduct, group_reasons
+from .._shared.gemm_options import OPTIONS, TUNE_SPACE, GemmOptions, worth_trying
+from .._shared.packed_weights import PackedGemm, group_reasons
 
 
-class _W4A16(PackedProduct):
+class _W4A16(PackedGemm):
     def __init__(self, spec: Spec, weights: Mapping[str, Any]) -> None:
-        packed = weights["qweight"].contiguous().view(torch.uint8)  # two codes per byte, the first in the low half
-        codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
-        super().__init__(spec, codes, "int4", 8, weights["scales"], weights.get("zeros"), weights.get("bias"), weights.get("perm"))
+        packed = weights["qweight"].contiguous().view(torch.uint8)  # two quantized values per byte, the first in the low half
+        quantized = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+        super().__init__(
+            spec, quantized, "int4", 8, weights["scales"], weights.get("zeros"), weights.get("bias"), weights.get("perm")
+        )
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -41,7 +43,7 @@ class TritonW4A16(_W4A16):
         self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
     ) -> None:
         super().__init__(spec, weights)
-        self.options = ProductOptions(options, tuned)
+        self.options = GemmOptions(options, tuned)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(x, self.options.apply(self.config(x.shape[0]), x.shape[0]))

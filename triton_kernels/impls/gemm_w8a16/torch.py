@@ -14,10 +14,10 @@ from ...spec import Spec
 def dequantized(weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """The weights [N, K] in ``dtype``."""
     scales, zeros = weights["scales"], weights.get("zeros")
-    codes = weights["weight"].to(dtype).view(*scales.shape, -1)
+    quantized = weights["weight"].to(dtype).view(*scales.shape, -1)
     if zeros is not None:
-        codes = codes - zeros[..., None].to(dtype)
-    return (codes * scales[..., None].to(dtype)).flatten(1)
+        quantized = quantized - zeros[..., None].to(dtype)
+    return (quantized * scales[..., None].to(dtype)).flatten(1)
 
 
 @impl("gemm_w8a16", "torch", priority=10, options={"dequantize": False})

@@ -1,9 +1,9 @@
-"""8-bit weights (int8, fp8, and codes of fewer bits in bytes) with float activations: the packed product (``_packed_weights``
-has its algorithm and the layout of words).
+"""8-bit weights (int8, fp8, and quantized values of fewer bits in bytes) with float activations: the packed GEMM
+(``packed_weights`` has its algorithm and the layout of words).
 
-Words hold two codes 32 columns apart, in tiles of 64 rows x 64 columns. Codes are unpacked through the bits of a float32 -
-integers in its mantissa, fp8 in its exponent and mantissa - so that no target needs fp8 instructions. Signed codes are
-stored with 128 added, which becomes their zero point.
+Words hold two quantized values 32 columns apart, in tiles of 64 rows x 64 columns. Quantized values are unpacked through the bits
+of a float32 - integers in its mantissa, fp8 in its exponent and mantissa - so that no target needs fp8 instructions. Signed
+quantized values are stored with 128 added, which becomes their zero point.
 """
 
 from __future__ import annotations
@@ -16,20 +16,26 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._shared.gemm_options import OPTIONS, TUNE_SPACE, ProductOptions, worth_trying
-from .._shared.packed_weights import PackedProduct, group_reasons
+from .._shared.gemm_options import OPTIONS, TUNE_SPACE, GemmOptions, worth_trying
+from .._shared.packed_weights import PackedGemm, group_reasons
 
 _KINDS = {torch.int8: "uint8", torch.uint8: "uint8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 
 
-class _W8A16(PackedProduct):
+class _W8A16(PackedGemm):
     def __init__(self, spec: Spec, weights: Mapping[str, Any]) -> None:
         weight = weights["weight"]
         signed = weight.dtype == torch.int8
-        codes = weight.contiguous().view(torch.uint8)
-        codes = codes ^ 128 if signed else codes
+        quantized = weight.contiguous().view(torch.uint8)
+        quantized = quantized ^ 128 if signed else quantized
         super().__init__(
-            spec, codes, _KINDS[weight.dtype], 128 if signed else 0, weights["scales"], weights.get("zeros"), weights.get("bias")
+            spec,
+            quantized,
+            _KINDS[weight.dtype],
+            128 if signed else 0,
+            weights["scales"],
+            weights.get("zeros"),
+            weights.get("bias"),
         )
 
     @staticmethod
@@ -40,7 +46,7 @@ class _W8A16(PackedProduct):
         if kind not in _KINDS:
             return [f"takes weights of {', '.join(map(str, _KINDS))}, not {kind}"]
         if kind != torch.uint8 and not spec.fact("symmetric", True):
-            return [f"takes zero points with uint8 codes, not with {kind}"]
+            return [f"takes zero points with uint8 quantized values, not with {kind}"]
         return group_reasons(spec.fact("in_features", 64), spec.fact("group_size", 64), 64)
 
 
@@ -53,7 +59,7 @@ class TritonW8A16(_W8A16):
         self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
     ) -> None:
         super().__init__(spec, weights)
-        self.options = ProductOptions(options, tuned)
+        self.options = GemmOptions(options, tuned)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(x, self.options.apply(self.config(x.shape[0]), x.shape[0]))

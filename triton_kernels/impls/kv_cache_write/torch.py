@@ -25,9 +25,9 @@ def kv_cache_write_torch(k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_map
         if scales is None:
             _write(new.to(cache.dtype), cache, slots, skipped)
         else:
-            codes, scale = quantize(new, cache.dtype, "token", None)
+            quantized, scale = quantize(new, cache.dtype, "token", None)
             # As bytes: torch cannot copy rows of float8.
-            _write(codes.view(torch.uint8), cache.view(torch.uint8), slots, skipped)
+            _write(quantized.view(torch.uint8), cache.view(torch.uint8), slots, skipped)
             _write(scale[..., 0], scales, slots, skipped)
 
 

@@ -14,20 +14,20 @@ import triton.language as tl
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._shared.quantized_values import cache_bits, cache_constants, cache_reasons, scale_of, to_code
+from .._shared.quantized_values import cache_bits, cache_constants, cache_reasons, scale_of, to_quantized
 
 
 @triton.jit
 def store_heads(values, cache_ptr, scale_ptr, heads, elements, KIND: tl.constexpr, LIMIT: tl.constexpr):
     """Whole heads [H, D] to the pointers [H, D]; ``heads`` bool [H, 1] and ``elements`` bool [1, D] say which exist, others are
-    0. A quantized cache (KIND of its codes, else "") gets their scales at the pointers [H, 1]."""
+    0. A quantized cache (KIND of its quantized values, else "") gets their scales at the pointers [H, 1]."""
     if KIND == "":
         tl.store(cache_ptr, values.to(cache_ptr.dtype.scalar.element_ty), mask=heads & elements)
     else:
         numbers = values.to(tl.float32)
         scale = scale_of(tl.max(tl.abs(numbers), axis=1, keep_dims=True), LIMIT)
         tl.store(scale_ptr, scale, mask=heads)
-        tl.store(cache_ptr, to_code(numbers, scale, KIND, LIMIT), mask=heads & elements)
+        tl.store(cache_ptr, to_quantized(numbers, scale, KIND, LIMIT), mask=heads & elements)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """``linear`` on a CPU with weights packed once into oneDNN's blocked layout.
 
-``F.linear`` packs, or reads a layout that suits the product badly, on every call, and sends float32
+``F.linear`` packs, or reads a layout that suits the GEMM badly, on every call, and sends float32
 through MKL. The packed weight is the only copy that the bound layer keeps. The operators are private to torch, so
 their absence is a reason in ``unsupported``.
 """

@@ -1,10 +1,10 @@
-"""Tiled matrix product. One program computes a BLOCK_M x BLOCK_N tile of out = x @ weight^T over its share of K, with
+"""Tiled GEMM. One program computes a BLOCK_M x BLOCK_N tile of out = x @ weight^T over its share of K, with
 the accumulator in f32 registers and the x and weight tiles of the next iterations in flight in shared memory. For few
-tokens the weight rows are the M side of the matrix instruction (64 rows, which reaches warp-group products on sm_90
+tokens the weight rows are the M side of the matrix instruction (64 rows, which reaches warp-group GEMMs on sm_90
 from one token up), and when the tiles cannot fill the device, K is split over programs whose f32 partial sums a
 second kernel adds in a fixed order. For many tokens tiles are ordered in groups of rows, so that neighbouring
 programs share weight tiles in the L2 cache. Made for weights that are read once per step (few tokens) and for
-products bound by the matrix units (many tokens).
+GEMMs bound by the matrix units (many tokens).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _matmul_kernel(
         weight_ptr + first_n.to(tl.int64) * stride_weight + first_block * BLOCK_K + n_read[:, None] * stride_weight + k[None, :]
     )
 
-    # The interpreter multiplies bf16 bit patterns, and its products round by a row's place in the tile: wider numbers there.
+    # The interpreter multiplies bf16 bit patterns, and its GEMMs round by a row's place in the tile: wider numbers there.
     acc_dtype: tl.constexpr = tl.float64 if INTERPRET else tl.float32
     acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), dtype=acc_dtype)
     for block in range(first_block, last_block):
@@ -109,7 +109,7 @@ def _sum_splits_kernel(
 
 
 class Config(NamedTuple):
-    """Launch configuration of one product."""
+    """Launch configuration of one GEMM."""
 
     block_m: int
     block_n: int
@@ -132,7 +132,7 @@ def launch_config(num_tokens: int, num_out: int, num_in: int, dtype: torch.dtype
     device = by_arch(arch)
     large_shared = device.shared_bytes >= 128 * 1024
     if dtype == torch.float32 or not aligned:
-        # Exact f32 products use no matrix instruction, unaligned rows are loaded element by element: both need registers.
+        # Exact f32 GEMMs use no matrix instruction, unaligned rows are loaded element by element: both need registers.
         tile = Config(16 if num_tokens <= 16 else 64, 64, 32, 4, 2, False, 1)
     elif num_tokens <= 32:
         tile = Config(16 if num_tokens <= 16 else 32, 64, 128, 4, 4 if large_shared else 2, True, 1)

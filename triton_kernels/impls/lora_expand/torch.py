@@ -1,4 +1,4 @@
-"""``lora_expand`` as one product per adapter with all tokens, added in float32 where the token has that adapter."""
+"""``lora_expand`` as one GEMM per adapter with all tokens, added in float32 where the token has that adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second thin product of LoRA, added in place. Tokens are grouped by adapter on the device (``moe_align`` with one choice
+"""The second thin GEMM of LoRA, added in place. Tokens are grouped by adapter on the device (``moe_align`` with one choice
 per token). The grid is row tiles x blocks of columns; a program multiplies a tile of one adapter's tokens with rows of its B,
 the whole rank in steps of BLOCK_K, adds the rows of y in float32 and rounds once. The accumulator lives in registers, tiles
 of the shrunk activations, rounded to the dtype of B, and of B in shared memory. Each element of y belongs to one program, so
@@ -53,7 +53,7 @@ def _expand_kernel(
             shrunk_ptr + tokens[:, None] * stride_shrunk + k[None, :], mask=inside[:, None] & (k < RANK)[None, :], other=0.0
         ).to(b_ptr.dtype.element_ty)
         b = tl.load(b_rows + k[None, :], mask=(columns < COLUMNS)[:, None] & (k < RANK)[None, :], other=0.0)
-        if INTERPRET:  # its products round by their place in the tile, which float64 hides
+        if INTERPRET:  # its GEMMs round by their place in the tile, which float64 hides
             acc = tl.dot(shrunk.to(tl.float64), tl.trans(b).to(tl.float64), acc, out_dtype=tl.float64)
         else:
             acc = tl.dot(shrunk, tl.trans(b), acc, input_precision="ieee")

@@ -1,5 +1,5 @@
-"""The first thin product of LoRA, each token with its own adapter. Tokens are grouped by adapter on the device
-(``moe_align`` with one choice per token; tokens without an adapter belong to none). Grid of the product: row tiles x blocks
+"""The first thin GEMM of LoRA, each token with its own adapter. Tokens are grouped by adapter on the device
+(``moe_align`` with one choice per token; tokens without an adapter belong to none). Grid of the GEMM: row tiles x blocks
 of the rank x splits of the features; a program multiplies a tile of one adapter's tokens, read through their indices, with
 rows of its A over its share of the features, and leaves a float32 partial sum. A second kernel adds the partial sums in the
 order of the splits, scales, and writes 0 for tokens without an adapter. Registers hold the float32 accumulator, shared memory
@@ -57,7 +57,7 @@ def _shrink_kernel(
         k = split * SPLIT + step + ks
         x = tl.load(x_rows + k[None, :], mask=inside[:, None] & (k < FEATURES)[None, :], other=0.0)
         a = tl.load(a_rows + k[None, :], mask=(rank < RANK)[:, None] & (k < FEATURES)[None, :], other=0.0)
-        if INTERPRET:  # its products round by their place in the tile, which float64 hides
+        if INTERPRET:  # its GEMMs round by their place in the tile, which float64 hides
             acc = tl.dot(x.to(tl.float64), tl.trans(a).to(tl.float64), acc, out_dtype=tl.float64)
         else:
             acc = tl.dot(x, tl.trans(a), acc, input_precision="ieee")

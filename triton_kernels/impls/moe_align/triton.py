@@ -75,7 +75,7 @@ def tile_rows(starts, tile_expert, tile, BLOCK_M: tl.constexpr):
 
 
 def group_by_expert(ids: torch.Tensor, num_experts: int, expert_start: int = 0, block_m: int = 64, block_p: int = 1024) -> Groups:
-    """``moe_align`` as a plain function, for the impls of grouped products."""
+    """``moe_align`` as a plain function, for the impls of grouped GEMMs."""
     assert ids.is_contiguous(), "ids must be contiguous"
     num_pairs = ids.numel()
     num_tiles = num_row_tiles(num_pairs, num_experts, block_m)

@@ -1,7 +1,7 @@
-"""Grouped products with weights of the activations' dtype.
+"""Grouped GEMMs with weights of the activations' dtype.
 
 A tile of BLOCK_M of one expert's tokens, read through their indices, is multiplied with matching rows of gate and up, and leaves
-silu(gate) * up; the second product multiplies by the router's weight. Registers hold the float32 accumulators, shared memory the
+silu(gate) * up; the second GEMM multiplies by the router's weight. Registers hold the float32 accumulators, shared memory the
 pipelined tiles of activations and weights. Few rows per expert leave most of a tile idle, while the weights are still read once.
 """
 
@@ -27,7 +27,7 @@ def _load(pointers, inside, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def _multiply(rows, weights, acc, INTERPRET: tl.constexpr):
-    """acc + rows . weights^T. The interpreter calculates with bfloat16's bit patterns, and rounds a row's products by its
+    """acc + rows . weights^T. The interpreter calculates with bfloat16's bit patterns, and rounds a row's GEMMs by its
     place in the tile; float64 hides both."""
     if INTERPRET:
         result = tl.dot(rows.to(tl.float64), tl.trans(weights).to(tl.float64), acc, out_dtype=tl.float64)
@@ -83,7 +83,7 @@ def grouped_kernel(
         store_result(acc.to(tl.float32), out, weights, pairs, rows, inside, column_block, COLUMNS, BLOCK_N)
 
 
-class FloatProduct:
+class FloatGemm:
     """w13 (``gated``): x [T, H] -> silu(gate) * up [pairs, I], by expert; or w2: that -> router weight * result [pairs, H]."""
 
     def __init__(

@@ -1,10 +1,10 @@
-"""Grouped products of float8 activations with float8 weights (``_scaled_product`` has the loop over K).
+"""Grouped GEMMs of float8 activations with float8 weights (``scaled_gemm`` has the loop over K).
 
-Activations become codes by the kernels of ``quantize_activation``: tokens once, before they are gathered, and the hidden state,
-which stays in f32 until then, so that its codes are those of the contract. A program multiplies rows of one expert's weights -
-for the first product 64 of gate above 64 of up - with a tile of its tokens; both operands stay in shared memory, and the sums
-move from the matrix unit to f32 registers after every 128 columns, where scales of blocks are applied. Needs float8 matrix
-instructions of the contract's format.
+Activations become quantized values by the kernels of ``quantize_activation``: tokens once, before they are gathered, and the hidden
+state, which stays in f32 until then, so that its quantized values are those of the contract. A program multiplies rows of one
+expert's weights - for the first GEMM 64 of gate above 64 of up - with a tile of its tokens; both operands stay in shared memory,
+and the sums move from the matrix unit to f32 registers after every 128 columns, where scales of blocks are applied. Needs float8
+matrix instructions of the contract's format.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
 def scaled_grouped_kernel(
     x,
     x_scale,
-    codes,
+    quantized,
     scales,
     out,
     weights,
@@ -52,7 +52,7 @@ def scaled_grouped_kernel(
     matrix, row = weight_rows(column_block, COLUMNS, BLOCK_N, GATED)
     k = tl.arange(0, BLOCK_K)
     expert = expert.to(tl.int64)  # apart, so that offsets within an expert are short
-    codes += expert * (MATRICES * COLUMNS) * num_in
+    quantized += expert * (MATRICES * COLUMNS) * num_in
     n = matrix * COLUMNS + row
     if BLOCKS:
         ROW_BLOCKS: tl.constexpr = (COLUMNS + 127) // 128
@@ -65,7 +65,7 @@ def scaled_grouped_kernel(
     acc = scaled_sums(
         x + source.to(tl.int64)[:, None] * num_in + k[None, :],
         inside[:, None],
-        codes + n[:, None] * num_in + k[None, :],
+        quantized + n[:, None] * num_in + k[None, :],
         x_scale,
         x_scale_at,
         scales,
@@ -86,14 +86,14 @@ def scaled_grouped_kernel(
     store_sums(acc, out, weights, pairs, rows, inside, column_block, COLUMNS, GATED, BLOCK_M, BLOCK_N)
 
 
-class Float8Product:
-    """As ``FloatProduct``, of float8_e4m3fn [E, R, K] with scales of channels or blocks."""
+class Float8Gemm:
+    """As ``FloatGemm``, of float8_e4m3fn [E, R, K] with scales of channels or blocks."""
 
     def __init__(
         self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool, tile: Tile
     ) -> None:
         self.spec, self.gated, self.tile = spec, gated, tile
-        self.codes, self.scales = weight.contiguous(), scales.float().contiguous()
+        self.quantized, self.scales = weight.contiguous(), scales.float().contiguous()
         self.blocks = spec.fact("scheme") == "fp8_block"
         params = {"out_dtype": torch.float8_e4m3fn, "granularity": "group" if self.blocks else "token"}
         self.quantize = TritonQuantize.bind(spec, params=params)
@@ -109,13 +109,13 @@ class Float8Product:
         return []
 
     def __call__(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
-        columns, num_in = self.codes.shape[1] // (1 + self.gated), x.shape[1]
+        columns, num_in = self.quantized.shape[1] // (1 + self.gated), x.shape[1]
         out = x.new_empty(routing.num_pairs, columns, dtype=torch.float32 if self.gated else self.spec.dtype)
-        codes, x_scale = self.quantize(x)
+        quantized, x_scale = self.quantize(x)
         scaled_grouped_kernel[self.tile.grid(routing.groups, columns, self.gated)](
-            codes,
+            quantized,
             x_scale,
-            self.codes,
+            self.quantized,
             self.scales,
             out,
             routing.weights,

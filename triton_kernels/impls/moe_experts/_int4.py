@@ -1,6 +1,6 @@
-"""Grouped products with 4-bit weights (``_packed_weights`` has the layout of the words and how they are unpacked).
+"""Grouped GEMMs with 4-bit weights (``packed_weights`` has the layout of the words and how they are unpacked).
 
-A program multiplies 64 or 128 rows of one expert's packed weights - for the first product 64 of gate above 64 of up - with a tile
+A program multiplies 64 or 128 rows of one expert's packed weights - for the first GEMM 64 of gate above 64 of up - with a tile
 of its tokens: the weight rows are the M side of the matrix instruction, so unpacked weights go from registers into it, and an
 expert with few tokens fills a narrow tile. Sums of groups are scaled in f32 registers; shared memory holds the words and the
 tokens of the next iterations. A tile's width is the same for any number of tokens. Made for weights that are read once per step.
@@ -87,8 +87,8 @@ def packed_grouped_kernel(
     store_sums(acc.to(tl.float32), out, weights, pairs, rows, inside, column_block, COLUMNS, GATED, BLOCK_M, BLOCK_N)
 
 
-class Int4Product:
-    """As ``FloatProduct``, of int32 words [E, R, K/8] with scales (and zeros) [E, R, K/G]."""
+class Int4Gemm:
+    """As ``FloatGemm``, of int32 words [E, R, K/8] with scales (and zeros) [E, R, K/G]."""
 
     def __init__(
         self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool, tile: Tile
@@ -96,7 +96,7 @@ class Int4Product:
         self.spec, self.gated, self.tile = spec, gated, tile
         num_experts, rows, _ = weight.shape
         self.columns, self.num_in = rows // (1 + gated), 8 * weight.shape[2]
-        # One matrix at a time, because unpacked codes take twice the memory of the words.
+        # One matrix at a time, because unpacked quantized values take twice the memory of the words.
         packed = [_pack(matrix) for matrix in weight.reshape(num_experts * (1 + gated), self.columns, -1)]
         self.words = torch.stack(packed)
         self.scales = scales.transpose(1, 2).contiguous()
@@ -141,5 +141,5 @@ class Int4Product:
 
 def _pack(words: torch.Tensor) -> torch.Tensor:
     """int32 [R, K/8] -> the words of one matrix, int16 [ceil(R/64), ceil(K/128), 64, 32]."""
-    packed = words.contiguous().view(torch.uint8)  # two codes per byte, the first in the low half
+    packed = words.contiguous().view(torch.uint8)  # two quantized values per byte, the first in the low half
     return pack_words(torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1), 4)

@@ -1,4 +1,4 @@
-"""What the grouped products of experts have in common: where a program's tile lies, and what becomes of its sums."""
+"""What the grouped GEMMs of experts have in common: where a program's tile lies, and what becomes of its sums."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Routing(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """block_n counts columns of the output: a gated product multiplies as many rows of gate, and of up."""
+    """block_n counts columns of the output: a gated GEMM multiplies as many rows of gate, and of up."""
 
     block_m: int
     block_n: int
@@ -36,7 +36,7 @@ class Tile(NamedTuple):
     num_stages: int
 
     def launch(self, gated: bool, interpret: bool) -> dict[str, Any]:
-        """Arguments of a launch. The second product takes twice as many columns, so that both have as many sums per program."""
+        """Arguments of a launch. The second GEMM takes twice as many columns, so that both have as many sums per program."""
         return {
             "GATED": gated,
             "INTERPRET": interpret,
@@ -69,7 +69,7 @@ def place(starts, tile_expert, num_tiles, COLUMNS: tl.constexpr, BLOCK_M: tl.con
 
 @triton.jit
 def gathered_rows(pairs, rows, inside, TOP_K: tl.constexpr, GATED: tl.constexpr):
-    """The rows of x to read: the tokens of a gated product's choices, else the sorted rows themselves. What is not ``inside``
+    """The rows of x to read: the tokens of a gated GEMM's choices, else the sorted rows themselves. What is not ``inside``
     reads an existing row, or none."""
     if GATED:
         source = tl.load(pairs + rows, mask=inside, other=0) // TOP_K

@@ -1,4 +1,4 @@
-"""``moe_experts`` by torch's grouped product (``torch.nn.functional.grouped_mm``: CUTLASS on sm_90 and sm_100), over the tokens
+"""``moe_experts`` by torch's grouped GEMM (``torch.nn.functional.grouped_mm``: CUTLASS on sm_90 and sm_100), over the tokens
 sorted by expert. The ends of the groups stay on the device; a CPU multiplies group by group. A baseline for the others.
 """
 
@@ -37,7 +37,7 @@ class GroupedMM:
             if spec.dtype != torch.bfloat16:
                 reasons.append(f"multiplies bfloat16 on this device, not {spec.dtype}")
             if spec.arch not in ("sm_90", "sm_100"):
-                reasons.append(f"torch's grouped product is made for sm_90 and sm_100, on {spec.arch} it is a loop")
+                reasons.append(f"torch's grouped GEMM is made for sm_90 and sm_100, on {spec.arch} it is a loop")
         return reasons
 
     def __call__(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""``moe_experts`` as one product per expert that has tokens, over the tokens sorted by expert.
+"""``moe_experts`` as one GEMM per expert that has tokens, over the tokens sorted by expert.
 
 Quantized weights are dequantized expert by expert in each call, activations that the contract quantizes are rounded to the
-values of their codes. On a GPU the sizes of the groups have to reach the host, so this impl is not fit for graphs.
+values of their quantized values. On a GPU the sizes of the groups have to reach the host, so this impl is not fit for graphs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def moe_experts_torch(
     local = local_experts(ids, expert_start, num_experts)
     order = local.argsort(stable=True)
     counts = torch.bincount(local, minlength=num_experts + 1).tolist()
-    rows = (x if granularity is None else _rounded_to_codes(x, granularity)).index_select(0, order // top_k)
+    rows = (x if granularity is None else _rounded_to_quantized(x, granularity)).index_select(0, order // top_k)
     results = torch.empty(rows.shape, dtype=torch.float32, device=x.device)
     start = 0
     for expert, count in enumerate(counts[:num_experts]):
@@ -45,7 +45,7 @@ def moe_experts_torch(
             gate, up = torch.nn.functional.linear(rows[part], weight).chunk(2, dim=-1)
             hidden = torch.nn.functional.silu(gate).mul_(up)
             if granularity is not None:
-                hidden = _rounded_to_codes(hidden, granularity)
+                hidden = _rounded_to_quantized(hidden, granularity)
             weight = _expert_weight(w2, w2_scale, w2_zeros, expert, 1, x.dtype)
             results[part] = torch.nn.functional.linear(hidden, weight)
             start += count
@@ -65,22 +65,22 @@ def combine(results: torch.Tensor, order: torch.Tensor, weights: torch.Tensor) -
     return (unsorted * weights[:, :, None]).sum(1)
 
 
-def _rounded_to_codes(x: torch.Tensor, granularity: Granularity) -> torch.Tensor:
-    """f32: what the float8 codes of x stand for."""
+def _rounded_to_quantized(x: torch.Tensor, granularity: Granularity) -> torch.Tensor:
+    """f32: what the float8 quantized values of x stand for."""
     return dequantized_fp8(*quantize(x, torch.float8_e4m3fn, granularity, None), 1)
 
 
 def _expert_weight(
-    codes: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, expert: int, parts: int, dtype: torch.dtype
+    quantized: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, expert: int, parts: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """One expert's weight [R, K]: ``parts`` matrices, whose blocks of rows are counted apart. 4-bit codes in ``dtype``, float8 in
-    f32."""
+    """One expert's weight [R, K]: ``parts`` matrices, whose blocks of rows are counted apart. 4-bit quantized values in ``dtype``,
+    float8 in f32."""
     if scales is None:
-        return codes[expert]
-    if codes.dtype == torch.int32:
-        found = {"qweight": codes[expert], "scales": scales[expert]}
+        return quantized[expert]
+    if quantized.dtype == torch.int32:
+        found = {"qweight": quantized[expert], "scales": scales[expert]}
         return dequantized_int4(found if zeros is None else {**found, "zeros": zeros[expert]}, dtype)
-    rows = codes.shape[1] // parts
-    row_block = 1 if scales.shape[1] == codes.shape[1] else FP8_BLOCK
+    rows = quantized.shape[1] // parts
+    row_block = 1 if scales.shape[1] == quantized.shape[1] else FP8_BLOCK
     of_rows = [scale.repeat_interleave(row_block, 0)[:rows] for scale in scales[expert].chunk(parts)]
-    return dequantized_fp8(codes[expert], torch.cat(of_rows), 1)
+    return dequantized_fp8(quantized[expert], torch.cat(of_rows), 1)

@@ -1,9 +1,9 @@
-"""Experts as two grouped matrix products over the choices sorted by expert.
+"""Experts as two grouped GEMMs over the choices sorted by expert.
 
 Algorithm: (1) choices are grouped by expert on the device; (2) a tile of one expert's tokens is multiplied with matching rows of
-gate and up, and leaves silu(gate) * up; (3) the second product multiplies by the router's weight and writes each choice to its
-own row; (4) a token's rows are added in the order of its choices. Grid of the products: (row tiles x column blocks), a bounded
-number of row tiles of which the unused return at once. The products are those of ``_float``, ``_int4`` and ``_float8``, which say
+gate and up, and leaves silu(gate) * up; (3) the second GEMM multiplies by the router's weight and writes each choice to its
+own row; (4) a token's rows are added in the order of its choices. Grid of the GEMMs: (row tiles x column blocks), a bounded
+number of row tiles of which the unused return at once. The GEMMs are those of ``_float``, ``_int4`` and ``_float8``, which say
 what lies in registers and shared memory. Tiles have the same shape whatever the number of tokens, so a token's result keeps its
 bits in any batch. Made for many experts of which a token takes a few.
 """
@@ -20,9 +20,9 @@ import triton.language as tl
 from ...impl import Flags, impl
 from ...spec import Spec
 from ..moe_align.triton import group_by_expert
-from ._float import FloatProduct
-from ._float8 import Float8Product
-from ._int4 import Int4Product
+from ._float import FloatGemm
+from ._float8 import Float8Gemm
+from ._int4 import Int4Gemm
 from ._tiles import Routing, Tile
 
 
@@ -70,14 +70,14 @@ def tile_config(spec: Spec) -> Tile:
     },
 )
 class TritonExperts:
-    """Options of 0 mean the choice of ``tile_config``; ``block_n`` counts rows of gate (and as many of up), the second product
+    """Options of 0 mean the choice of ``tile_config``; ``block_n`` counts rows of gate (and as many of up), the second GEMM
     takes twice as many rows of w2. ``block_k`` is for weights of the activations' dtype: quantized ones come in blocks of 128."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         tile = tile_config(spec)._replace(**{name: value for name, value in options.items() if value})
-        product = _product(spec)
+        gemm = _gemm(spec)
         self.gate_up, self.down = (
-            product(spec, weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_zeros"), name == "w13", tile)
+            gemm(spec, weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_zeros"), name == "w13", tile)
             for name in ("w13", "w2")
         )
         self.num_experts, self.block_m = weights["w2"].shape[0], tile.block_m
@@ -85,10 +85,10 @@ class TritonExperts:
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
-        product, dtype = _product(spec), spec.fact("weight_dtype", spec.dtype)
-        if product is FloatProduct:
+        gemm, dtype = _gemm(spec), spec.fact("weight_dtype", spec.dtype)
+        if gemm is FloatGemm:
             return [] if dtype == spec.dtype else [f"needs weights of the activations' dtype, not {dtype}"]
-        return product.unsupported(spec)
+        return gemm.unsupported(spec)
 
     def __call__(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         num_tokens, hidden_size = x.shape
@@ -115,6 +115,6 @@ class TritonExperts:
         return out
 
 
-def _product(spec: Spec) -> type[FloatProduct] | type[Int4Product] | type[Float8Product]:
+def _gemm(spec: Spec) -> type[FloatGemm] | type[Int4Gemm] | type[Float8Gemm]:
     scheme = spec.fact("scheme", "float")
-    return FloatProduct if scheme == "float" else Int4Product if scheme == "w4a16" else Float8Product
+    return FloatGemm if scheme == "float" else Int4Gemm if scheme == "w4a16" else Float8Gemm

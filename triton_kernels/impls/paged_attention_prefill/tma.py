@@ -2,9 +2,9 @@
 
 Algorithm and grid are those of ``pointer``. A tile of BLOCK_N keys of one page and one KV head is a box [1, BLOCK_N, 1,
 head_dim] of the four-dimensional cache, so one instruction fetches it into shared memory without address arithmetic per row,
-and fills the columns past head_dim with zeros; the page number is one scalar load per tile. The two products are warp-group
+and fills the columns past head_dim with zeros; the page number is one scalar load per tile. The two GEMMs are warp-group
 matrix instructions: two warp groups share a block of 128 rows, whose accumulator and running maximum and sum stay in
-registers, as do the weights between the products (up to heads of 256, where the accumulator takes half of the registers).
+registers, as do the weights between the GEMMs (up to heads of 256, where the accumulator takes half of the registers).
 Quantized tiles are converted on their way back to shared memory. Needs pages of 64 tokens or a multiple; meant for long
 prompts there.
 """
@@ -59,7 +59,7 @@ class TmaPrefill:
         if not spec.interpret and not (spec.arch.startswith("sm_") and int(spec.arch[3:]) >= 90):
             reasons.append(f"needs TMA (sm_90 or later), not {spec.arch}")
         if spec.dtype == torch.float32 and not spec.interpret:
-            reasons.append("needs activations of 16 bits, whose products run on warp groups")
+            reasons.append("needs activations of 16 bits, whose GEMMs run on warp groups")
         itemsize = spec.fact("kv_dtype", spec.dtype).itemsize
         for name in ("head_dim", "value_dim"):
             if spec.fact(name, 128) * itemsize % TMA_ALIGNMENT_BYTES:

@@ -18,7 +18,7 @@ import triton.language as tl
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._shared.quantized_values import cache_bits, cache_constants, cache_reasons, scale_of, to_code
+from .._shared.quantized_values import cache_bits, cache_constants, cache_reasons, scale_of, to_quantized
 from ..kv_cache_write.triton import store_heads
 
 
@@ -69,7 +69,7 @@ def _norm_and_rotate(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
 ):
-    """source, target: pointers [HEADS, 1] to the heads, mask [HEADS, 1]. KIND: of the target's codes, whose scales go to
+    """source, target: pointers [HEADS, 1] to the heads, mask [HEADS, 1]. KIND: of the target's quantized values, whose scales go to
     scale_target [HEADS, 1]; "" for none."""
     a, b = _load_pairs(source, mask, half, NEOX, HEADS, BLOCK_HALF)
     if BLOCK_REST:
@@ -95,9 +95,9 @@ def _norm_and_rotate(
             largest = tl.maximum(largest, tl.max(tl.abs(rest), axis=1))
         scale = scale_of(largest, LIMIT)[:, None]
         tl.store(scale_target, scale, mask=mask)
-        a, b = to_code(a, scale, KIND, LIMIT), to_code(b, scale, KIND, LIMIT)
+        a, b = to_quantized(a, scale, KIND, LIMIT), to_quantized(b, scale, KIND, LIMIT)
         if BLOCK_REST:
-            rest = to_code(rest, scale, KIND, LIMIT)
+            rest = to_quantized(rest, scale, KIND, LIMIT)
     _store_pairs(target, a, b, mask, half, NEOX, HEADS, BLOCK_HALF)
     if BLOCK_REST:
         tl.store(target + rest_at, rest.to(target.dtype.scalar.element_ty), mask=mask & (rest_at < width))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from ...impl import Flags, impl
-from ...ops.quantize import GROUP, Granularity, largest_code
+from ...ops.quantize import GROUP, Granularity, largest_value
 
 
 def quantize(
     x: torch.Tensor, out_dtype: torch.dtype, granularity: Granularity, static_scale: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and scales of x [..., K] in any float dtype, as the op defines them."""
-    limit = largest_code(out_dtype)
+    """Quantized values and scales of x [..., K] in any float dtype, as the op defines them."""
+    limit = largest_value(out_dtype)
     width = x.shape[-1]
     groups = x.unsqueeze(-2)  # [..., G, size]
     if granularity == "group" and static_scale is None:
@@ -23,10 +23,10 @@ def quantize(
         scales = largest.div_(torch.full_like(largest, limit)).clamp_(min=1e-10)
     else:
         scales = static_scale.clone()
-    codes = (groups.float() / scales[..., None]).clamp_(-limit, limit).flatten(-2)[..., :width]
+    quantized = (groups.float() / scales[..., None]).clamp_(-limit, limit).flatten(-2)[..., :width]
     if out_dtype == torch.int8:
-        codes = codes.round_()
-    return codes.to(out_dtype).contiguous(), scales
+        quantized = quantized.round_()
+    return quantized.to(out_dtype).contiguous(), scales
 
 
 @impl("quantize_activation", "torch", priority=10, flags=Flags(batch_invariant=True))

@@ -1,8 +1,8 @@
-"""Activations to 8-bit codes, by rows or by groups of 128 of a row.
+"""Activations to 8-bit quantized values, by rows or by groups of 128 of a row.
 
-One program takes a row (or 16 groups of one): the largest absolute value first, in f32, then the codes, from registers when
-the row fits into one block, else by reading it again. Bound by memory: each element is read once and its code written once.
-Made for the input of a quantized product where no norm or activation before it can write the codes itself.
+One program takes a row (or 16 groups of one): the largest absolute value first, in f32, then the quantized values, from registers
+when the row fits into one block, else by reading it again. Bound by memory: each element is read once and its quantized value
+written once. Made for the input of a quantized GEMM where no norm or activation before it can write the quantized values itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton.language as tl
 from ...impl import Flags, impl
 from ...ops.quantize import GROUP
 from ...spec import Spec
-from .._shared.quantized_values import LIMITS, code_constants, scale_of, to_code
+from .._shared.quantized_values import LIMITS, quantized_constants, scale_of, to_quantized
 
 GROUPS_PER_PROGRAM = 16
 MAX_BLOCK = 8192
@@ -27,7 +27,7 @@ MAX_BLOCK = 8192
 def quantize_rows_kernel(
     x_ptr,
     static_ptr,
-    codes_ptr,
+    quantized_ptr,
     scales_ptr,
     width,
     stride_x,
@@ -49,17 +49,17 @@ def quantize_rows_kernel(
             largest = tl.maximum(largest, tl.abs(more.to(tl.float32)))
         scale = scale_of(tl.max(largest, axis=0), LIMIT)
         tl.store(scales_ptr + row, scale)
-    tl.store(codes_ptr + row * width + columns, to_code(values, scale, KIND, LIMIT), mask=columns < width)
+    tl.store(quantized_ptr + row * width + columns, to_quantized(values, scale, KIND, LIMIT), mask=columns < width)
     if not ONE_BLOCK:
         for start in range(BLOCK, width, BLOCK):
             at = start + columns
             values = tl.load(x_ptr + row * stride_x + at, mask=at < width, other=0.0).to(tl.float32)
-            tl.store(codes_ptr + row * width + at, to_code(values, scale, KIND, LIMIT), mask=at < width)
+            tl.store(quantized_ptr + row * width + at, to_quantized(values, scale, KIND, LIMIT), mask=at < width)
 
 
 @triton.jit
 def quantize_groups_kernel(
-    x_ptr, codes_ptr, scales_ptr, width, num_groups, stride_x, KIND: tl.constexpr, LIMIT: tl.constexpr, GROUPS: tl.constexpr
+    x_ptr, quantized_ptr, scales_ptr, width, num_groups, stride_x, KIND: tl.constexpr, LIMIT: tl.constexpr, GROUPS: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
@@ -67,7 +67,7 @@ def quantize_groups_kernel(
     values = tl.load(x_ptr + row * stride_x + columns, mask=columns < width, other=0.0).to(tl.float32)
     scales = scale_of(tl.max(tl.abs(values), axis=1), LIMIT)
     tl.store(scales_ptr + row * num_groups + group, scales, mask=group < num_groups)
-    tl.store(codes_ptr + row * width + columns, to_code(values, scales[:, None], KIND, LIMIT), mask=columns < width)
+    tl.store(quantized_ptr + row * width + columns, to_quantized(values, scales[:, None], KIND, LIMIT), mask=columns < width)
 
 
 @impl("quantize_activation", "triton", priority=30, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 0})
@@ -79,23 +79,23 @@ class TritonQuantize:
         self.static_scale = weights.get("static_scale")
         self.by_group = params.get("granularity", "token") == "group" and self.static_scale is None
         self.block = block
-        self.constants = code_constants(self.out_dtype)
+        self.constants = quantized_constants(self.out_dtype)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         asked = spec.fact("out_dtype", torch.int8)
-        return [] if asked in LIMITS else [f"makes codes of {', '.join(map(str, LIMITS))}, not {asked}"]
+        return [] if asked in LIMITS else [f"makes quantized values of {', '.join(map(str, LIMITS))}, not {asked}"]
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         num_rows, width = x.shape
         x = x if x.stride(1) == 1 else x.contiguous()
-        codes = x.new_empty(num_rows, width, dtype=self.out_dtype)
-        bits = codes.view(torch.uint8)
+        quantized = x.new_empty(num_rows, width, dtype=self.out_dtype)
+        bits = quantized.view(torch.uint8)
         if self.by_group:
             num_groups = triton.cdiv(width, GROUP)
             scales = x.new_empty(num_rows, num_groups, dtype=torch.float32)
             groups = self.block or GROUPS_PER_PROGRAM
-            if codes.numel():
+            if quantized.numel():
                 quantize_groups_kernel[(num_rows, triton.cdiv(num_groups, groups))](
                     x,
                     bits,
@@ -108,11 +108,11 @@ class TritonQuantize:
                     num_warps=4,
                     enable_fp_fusion=False,
                 )
-            return codes, scales
+            return quantized, scales
         static = self.static_scale
         scales = x.new_empty(num_rows, 1, dtype=torch.float32) if static is None else static.clone()
         block = self.block or min(MAX_BLOCK, triton.next_power_of_2(width))
-        if codes.numel():
+        if quantized.numel():
             quantize_rows_kernel[(num_rows,)](
                 x,
                 static,
@@ -127,4 +127,4 @@ class TritonQuantize:
                 num_warps=8 if block >= 4096 else 4,
                 enable_fp_fusion=False,
             )
-        return codes, scales
+        return quantized, scales

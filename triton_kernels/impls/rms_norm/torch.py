@@ -1,4 +1,5 @@
-"""``rms_norm`` in a few torch calls: the sum in the residual's dtype, the norm in float32, and from there the codes if any.
+"""``rms_norm`` in a few torch calls: the sum in the residual's dtype, the norm in float32, and from there the quantized values if
+any.
 
 On a CPU ``vector_norm`` reads the rows once, without the tensor of squares that the formula suggests. On a GPU it cuts the sum of a
 row by the number of rows; torch's own kernel of the norm does not.

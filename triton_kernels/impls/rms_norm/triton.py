@@ -1,9 +1,9 @@
-"""Root-mean-square norm, with the residual added in the same pass, and codes instead of numbers where they are asked for. One
-program per row (several rows when they are short, such as the heads of a query); up to ``block`` elements stay in registers
-between the sum of squares and the scaling, and between the largest magnitude and the codes; longer rows are read a second
-time, and a third time where a scale per token needs the whole row before its first code. The sum is f32; the residual sum is
-rounded once, stored, and the rounded value is normalized. Made for activations that lie strided inside a fused projection,
-for the residual add, and for the quantization of a product's input, which otherwise are kernels of their own.
+"""Root-mean-square norm, with the residual added in the same pass, and quantized values instead of numbers where they are asked
+for. One program per row (several rows when they are short, such as the heads of a query); up to ``block`` elements stay in
+registers between the sum of squares and the scaling, and between the largest magnitude and the quantized values; longer rows are
+read a second time, and a third time where a scale per token needs the whole row before its first quantized value. The sum is f32;
+the residual sum is rounded once, stored, and the rounded value is normalized. Made for activations that lie strided inside a fused
+projection, for the residual add, and for the quantization of a GEMM's input, which otherwise are kernels of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``silu_and_mul`` in two torch calls, and the codes of its result in float32 if any."""
+"""``silu_and_mul`` in two torch calls, and the quantized values of its result in float32 if any."""
 
 from __future__ import annotations
 

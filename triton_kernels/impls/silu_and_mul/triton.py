@@ -1,4 +1,4 @@
-"""silu(gate) * up, and its codes: the kernel of ``_gated``, where silu is gate * sigmoid(gate) in f32 registers."""
+"""silu(gate) * up, and its quantized values: the kernel of ``gated``, where silu is gate * sigmoid(gate) in f32 registers."""
 
 from __future__ import annotations
 

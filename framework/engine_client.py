@@ -1,0 +1,207 @@
+"""The caller's side of the engine's process: starts it, sends to it, hands on what comes from it, and notices its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import multiprocessing
+import pickle
+import queue
+import signal
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .engine.errors import EngineDeadError
+from .engine_process import Abort, Add, Answer, Call, Failure, Ready, run_engine
+
+if TYPE_CHECKING:
+    from .config import EngineConfig
+
+SHUTDOWN_TIMEOUT_S = 10.0
+"""How long the process may take to end by itself."""
+
+
+class Receiver(Protocol):
+    """Who waits for what comes under one key, in an event loop."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def put(self, item: Any) -> None:
+        """Takes an output, an answer, or the exception that ends it all. Called in the loop's thread."""
+
+
+class EngineClient:
+    """Two threads stand between the event loops and the pipe, so that no loop ever waits: the writer prepares messages and sends
+    them in order; the reader hands on what comes, many outputs at a time. Any thread may call any method.
+
+    The process is started with ``spawn``. Raises what went wrong there, or EngineDeadError if it ended without a word.
+    """
+
+    def __init__(self, config: EngineConfig, start_timeout_s: float) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child = context.Pipe()
+        self._process = context.Process(target=run_engine, args=(config, child), daemon=True, name="kernelswap-engine")
+        self._process.start()
+        child.close()
+        try:
+            self._wait_until_ready(start_timeout_s)
+        except BaseException:
+            self._end_process(0)
+            raise
+        self._lock = threading.RLock()  # of the two that follow
+        self._receivers: dict[str, Receiver] = {}
+        self._death: tuple[str, Exception | None] | None = None
+        self._keys = itertools.count()
+        self._outbox: queue.SimpleQueue[tuple[str, Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True, name="kernelswap-engine-reader")
+        self._reader.start()
+        threading.Thread(target=self._write, daemon=True, name="kernelswap-engine-writer").start()
+
+    @property
+    def dead_error(self) -> EngineDeadError | None:
+        """Why no message can be sent any more; None while the engine lives. A new one each time: tracebacks would add up."""
+        if self._death is None:
+            return None
+        reason, cause = self._death
+        error = EngineDeadError(reason)
+        error.__cause__ = cause
+        return error
+
+    def open(self, receiver: Receiver, message: Callable[[], Add | Call]) -> str:
+        """Sends what ``message`` returns, and from now on hands what comes back to ``receiver``; returns the key of both.
+        ``message`` is called in the writer's thread; what it raises goes to the receiver."""
+        key = str(next(self._keys))
+        with self._lock:
+            if (error := self.dead_error) is not None:
+                raise error
+            self._receivers[key] = receiver
+        self._outbox.put((key, message))
+        return key
+
+    def abort(self, key: str) -> None:
+        """Ends a request, if it is running; its receiver gets a last output."""
+        self._outbox.put((key, Abort))
+
+    def close(self, key: str, abort: bool = False) -> None:
+        """Hands nothing more to the receiver."""
+        with self._lock:
+            waited = self._receivers.pop(key, None) is not None
+        if waited and abort:
+            self.abort(key)
+
+    def stop(self) -> None:
+        """Makes the process end, and everybody who waits hear of it. Does not wait for that."""
+        self._die("the engine was shut down")
+
+    def shutdown(self) -> None:
+        """Stops, and waits until the process is gone."""
+        self.stop()
+        self._reader.join(SHUTDOWN_TIMEOUT_S)
+        self._process.kill()
+        self._reader.join()
+
+    def _wait_until_ready(self, timeout_s: float) -> None:
+        try:
+            if not self._pipe.poll(timeout_s):
+                raise EngineDeadError(f"the engine's process was not ready after {timeout_s:g} s")
+            message = self._pipe.recv()
+        except (EOFError, OSError):
+            raise EngineDeadError(f"while it started, the engine's process ended with {self._end_process()}") from None
+        if isinstance(message, Failure):
+            raise message.error()
+        assert isinstance(message, Ready)
+
+    def _end_process(self, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> str:
+        """Returns how it ended."""
+        self._process.join(timeout_s)
+        self._process.kill()
+        self._process.join()
+        code = self._process.exitcode
+        if code is None:  # where SIGCHLD is ignored, nobody is told
+            return "an exit code that is not known"
+        if code >= 0:
+            return f"exit code {code}; its output says why"
+        hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+        return f"exit code {code} (killed by {signal.Signals(-code).name}{hint})"
+
+    def _write(self) -> None:
+        """Runs in a thread."""
+        while (item := self._outbox.get()) is not None:
+            key, message = item
+            if self._death is not None:
+                continue  # nobody waits for it
+            try:
+                pickled = pickle.dumps(message())
+            except Exception as error:
+                self._hand_on([(key, error)])
+                continue
+            try:
+                self._pipe.send((key, pickled))
+            except OSError:
+                return  # the reader finds out why the process is gone
+        with contextlib.suppress(OSError):  # it may be gone already
+            self._pipe.send(None)
+
+    def _read(self) -> None:
+        """Runs in a thread."""
+        cause: Exception | None = None
+        try:
+            while True:
+                message = self._pipe.recv()
+                if isinstance(message, Failure) and message.key is None:
+                    cause = message.error()
+                    reason = f"the engine failed: {message.text}"
+                    break
+                self._dispatch(message)
+        except (EOFError, OSError):
+            reason = f"the engine's process ended with {self._end_process()}"
+        except Exception as error:
+            cause, reason = error, f"a message of the engine's process could not be read: {error}"
+        self._die(reason, cause)
+        self._end_process()
+
+    def _dispatch(self, message: Any) -> None:
+        if isinstance(message, Failure):
+            assert message.key is not None
+            self._hand_on([(message.key, message.error())])
+        elif isinstance(message, Answer):
+            self._hand_on([(message.key, message.value)])
+        else:
+            self._hand_on((output.request_id, output) for output in message)
+
+    def _hand_on(self, items: Iterable[tuple[str, Any]]) -> None:
+        """Wakes each loop once, however many of its receivers get something."""
+        batches: defaultdict[asyncio.AbstractEventLoop, list[tuple[Receiver, Any]]] = defaultdict(list)
+        for key, item in items:
+            if (receiver := self._receivers.get(key)) is not None:
+                batches[receiver.loop].append((receiver, item))
+        for loop, batch in batches.items():
+            try:
+                loop.call_soon_threadsafe(_put_all, batch)
+            except RuntimeError:  # the loop is closed: nobody will ever ask
+                self._abandon(loop)
+
+    def _abandon(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            keys = [key for key, receiver in self._receivers.items() if receiver.loop is loop]
+        for key in keys:
+            self.close(key, abort=True)
+
+    def _die(self, reason: str, cause: Exception | None = None) -> None:
+        with self._lock:
+            if self._death is not None:
+                return
+            self._death = (reason, cause)
+            keys = list(self._receivers)
+        self._outbox.put(None)
+        self._hand_on((key, self.dead_error) for key in keys)
+        with self._lock:
+            self._receivers.clear()
+
+
+def _put_all(batch: list[tuple[Receiver, Any]]) -> None:
+    for receiver, item in batch:
+        receiver.put(item)

@@ -1,0 +1,34 @@
+"""What a step can run on: the kinds of executors, with what each needs of those who build it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ExecutorKind:
+    """A class of executors and its needs, so that nobody has to know it by name, or import it (and torch) to ask.
+
+    module, class_name  where the class is. It offers ``open(config, model, clock) -> Executor`` and
+                        ``runs_on(config) -> (name, architecture)`` of what its steps run on
+    has_device          it runs kernels on ``config.device``
+    virtual_clock       it advances time itself
+    """
+
+    module: str
+    class_name: str
+    has_device: bool = False
+    virtual_clock: bool = False
+
+    def load(self) -> Any:
+        """The class."""
+        return getattr(import_module(self.module), self.class_name)
+
+
+EXECUTORS = {
+    "local": ExecutorKind("framework.worker.local_executor", "LocalExecutor", has_device=True),
+    "simulated": ExecutorKind("framework.executor.simulated", "SimulatedExecutor", virtual_clock=True),
+    "null": ExecutorKind("framework.executor.null", "NullExecutor"),
+}

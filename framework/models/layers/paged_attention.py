@@ -1,0 +1,115 @@
+"""Attention of one layer over the paged cache: its kernels, and where in a step's batch it finds what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...engine.kv_cache.spec import PagedKV
+from ...plan import BoundKernel, KernelPlan
+from ..batch import ForwardBatch
+
+if TYPE_CHECKING:
+    from triton_kernels.attention_meta import LayerKV
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all); sinks: f32 [num_heads] or
+    None."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    scale: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None = field(default=None, compare=False)
+
+
+@dataclass(slots=True)
+class PagedAttention:
+    """Writes keys and values to the cache of its layer, and attends over it.
+
+    layer     its place among the layers of this process; group: the KV group that serves it, see ``PagedModel.set_groups``
+    spec      what it keeps in the cache
+    kv_write  None where a fused kernel writes
+    """
+
+    layer: int
+    spec: PagedKV
+    kv_write: BoundKernel | None
+    decode: BoundKernel
+    prefill: BoundKernel
+    group: int = 0
+
+    def begin_step(self, batch: ForwardBatch) -> None:
+        """Once per step, by one layer of a group for all: lets the kernels prepare what they share."""
+        group = batch.groups[self.group]
+        if group.decode is not None:
+            self.decode.begin_step(group.decode)
+        if group.prefill is not None:
+            self.prefill.begin_step(group.prefill)
+
+    def place(self, batch: ForwardBatch) -> tuple[LayerKV, torch.Tensor]:
+        """The layer's cache, and the slots int64 [T] in it of the batch's tokens."""
+        return batch.caches[self.layer], batch.groups[self.group].slot_mapping
+
+    def write(self, k: torch.Tensor, v: torch.Tensor, batch: ForwardBatch) -> None:
+        """k [T, Hk, Dk] and v [T, Hk, Dv] go to the cache."""
+        assert self.kv_write is not None, "a fused kernel writes the cache of this layer"
+        self.kv_write(k, v, batch.caches[self.layer], batch.groups[self.group].slot_mapping)
+
+    def attend(self, q: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """q [T, Hq, Dk] -> [T, Hq, Dv], once keys and values of all tokens are written."""
+        group, kv = batch.groups[self.group], batch.caches[self.layer]
+        if group.prefill is None:
+            return self.decode(q, kv, group.decode)
+        if group.decode is None:
+            return self.prefill(q, kv, group.prefill)
+        n = batch.num_decode_tokens
+        return torch.cat((self.decode(q[:n], kv, group.decode), self.prefill(q[n:], kv, group.prefill)))
+
+
+class AttentionKernels:
+    """Binds the attention of a model's layers; those of equal shape share their kernels. cache_dtype: a name of torch's."""
+
+    def __init__(self, plan: KernelPlan, block_size: int, cache_dtype: str) -> None:
+        self._plan, self._block_size, self._cache_dtype = plan, block_size, cache_dtype
+        self._bound: dict[tuple[str, AttentionShape], BoundKernel] = {}
+
+    def facts(self, shape: AttentionShape) -> dict[str, Any]:
+        """What kernels that touch the cache are told when they are bound."""
+        return {
+            "head_dim": shape.head_dim,
+            "num_heads": shape.num_heads,
+            "num_kv_heads": shape.num_kv_heads,
+            "value_dim": shape.v_head_dim,
+            "page_size": self._block_size,
+            "kv_dtype": getattr(torch, self._cache_dtype),
+        }
+
+    def layer(self, index: int, shape: AttentionShape, *, writes: bool = True) -> PagedAttention:
+        """The attention of layer ``index`` of this process. writes: it does so itself, no fused kernel does."""
+        spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, shape.window)
+        write = self._bind("kv_cache_write", shape) if writes else None
+        weights = {} if shape.sinks is None else {"sinks": shape.sinks}
+        params = {"scale": shape.scale, "causal": True, "window": shape.window, "softcap": shape.softcap}
+        decode, prefill = (self._bind(f"paged_attention_{kind}", shape, weights, params) for kind in ("decode", "prefill"))
+        return PagedAttention(index, spec, write, decode, prefill)
+
+    def _bind(
+        self,
+        op: str,
+        shape: AttentionShape,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> BoundKernel:
+        found = None if weights else self._bound.get((op, shape))
+        if found is None:
+            found = self._bound[op, shape] = self._plan.bind(op, weights, params, self.facts(shape))
+        return found

@@ -1,0 +1,30 @@
+"""What models have in common whose layers attend over the paged cache."""
+
+from __future__ import annotations
+
+from ..engine.kv_cache.spec import CacheGroup, PagedKV
+from .batch import ForwardBatch
+from .layers.paged_attention import PagedAttention
+
+
+class PagedModel:
+    """The part of ``Model`` that is about the cache. attention: of each layer, in order."""
+
+    def __init__(self, attention: list[PagedAttention]) -> None:
+        self._attention, self._first_of_groups = attention, attention[:1]
+
+    def cache_specs(self) -> list[PagedKV]:
+        """What each layer keeps in the cache."""
+        return [layer.spec for layer in self._attention]
+
+    def set_groups(self, groups: tuple[CacheGroup, ...]) -> None:
+        """Tells which KV group serves which layer."""
+        for index, group in enumerate(groups):
+            for layer in group.layers:
+                self._attention[layer].group = index
+        self._first_of_groups = [self._attention[group.layers[0]] for group in groups]
+
+    def begin_step(self, batch: ForwardBatch) -> None:
+        """Once per step, before ``forward``: lets attention prepare what the layers of a group share."""
+        for attention in self._first_of_groups:
+            attention.begin_step(batch)

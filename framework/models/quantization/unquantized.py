@@ -1,0 +1,28 @@
+"""Weights as floats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from ..parts import Part
+from .scheme import LoadedPart, TensorSource
+
+
+class Unquantized:
+    """The scheme of checkpoints without any."""
+
+    def names(self, part: Part) -> Iterable[str]:
+        return part.float_names()
+
+    def linear(self, part: Part, source: TensorSource) -> LoadedPart:
+        return float_linear(source.weight(part), source.bias(part))
+
+    def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
+        return LoadedPart("moe_experts", {"w13": source.weight(w13), "w2": source.weight(w2)})
+
+
+def float_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> LoadedPart:
+    """weight [out, in] and bias [out] of one dtype."""
+    return LoadedPart("linear", {"weight": weight, "bias": bias})

@@ -1,0 +1,51 @@
+"""The figures that can be drawn from a table of runs: name -> what it shows, what draws it, and what that needs. Reading the table
+imports neither matplotlib nor pandas."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .results import collect_requests
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class PlotKind:
+    """One kind of figure.
+
+    shows            what, in a line
+    function         "module:name" in this package; takes the table of runs
+    needs_requests   takes the table of requests before it
+    options          names of the further arguments that it takes, all of them text -> what they say
+    """
+
+    shows: str
+    function: str
+    needs_requests: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def draw(self, folder: str | Path, runs: pd.DataFrame, options: Mapping[str, str]) -> Figure:
+        """The figure of ``runs``, a table (or a part of one) from ``collect(folder)``. ``options``: of those that the kind names.
+        Raises ValueError where the runs cannot be drawn."""
+        module, _, name = self.function.partition(":")
+        function: Any = getattr(importlib.import_module(f".{module}", __package__), name)
+        tables = (collect_requests(folder, runs), runs) if self.needs_requests else (runs,)
+        return function(*tables, **options)
+
+
+PLOT_KINDS = {
+    "latency": PlotKind("distributions of TTFT and TPOT, a line per setting", "plots:latency", needs_requests=True),
+    "load": PlotKind(
+        "TTFT and TPOT against the offered load",
+        "plots:load",
+        options={"x": "the swept column on the horizontal axis (default: workload.rate)"},
+    ),
+    "pareto": PlotKind("tokens/s/user over tokens/s, with the frontier", "plots:pareto"),
+}

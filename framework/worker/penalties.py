@@ -1,0 +1,166 @@
+"""What changes logits before a token is drawn: masks of allowed tokens, bad words, bias, and penalties on what came before."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..engine.step import NewRequest
+from ..plan import KernelPlan
+from ..sampling_params import SamplingParams
+from .step_rows import SampleRows
+from .transfer import to_device
+
+
+class Penalties:
+    """The state of ``apply_penalties`` per seat, and the masks that it takes per step.
+
+    Tensors that cost a vocabulary per seat (counts, masks) are allocated when the first request needs them.
+    """
+
+    def __init__(self, plan: KernelPlan, num_seats: int, vocab_size: int, device: torch.device) -> None:
+        self._apply_penalties = plan.bind("apply_penalties", facts={"vocab_size": vocab_size})
+        self._num_seats, self._vocab_size, self._device = num_seats, vocab_size, device
+        self._params: list[SamplingParams | None] = [None] * num_seats
+        self._num_prompt_tokens = np.zeros(num_seats, dtype=np.int64)
+        self._penalized = np.zeros(num_seats, dtype=bool)
+        self._masked = np.zeros(num_seats, dtype=bool)
+        self._rows: _PenaltyRows | None = None
+
+    def add(self, request: NewRequest) -> None:
+        """Fills the request's row."""
+        params, seat = request.sampling, request.seat
+        self._params[seat] = params
+        self._num_prompt_tokens[seat] = request.num_prompt_tokens
+        self._masked[seat] = bool(params.allowed_token_ids or params.min_tokens or params.bad_words_token_ids)
+        self._penalized[seat] = bool(
+            self._masked[seat]
+            or params.logit_bias
+            or params.repetition_penalty != 1
+            or params.frequency_penalty
+            or params.presence_penalty
+        )
+        if self._penalized[seat]:
+            if self._rows is None:
+                self._rows = _PenaltyRows(self._num_seats, self._vocab_size, self._device)
+            self._rows.add(request)
+
+    def apply(self, logits: torch.Tensor, rows: SampleRows, token_ids: torch.Tensor) -> bool:
+        """Changes logits f32 [R, V] in place; False if no row asks for it. token_ids as in ``Sampler.sample``."""
+        penalized = self._penalized[rows.seats]
+        if self._rows is None or not penalized.any():
+            return False
+        mask = None
+        if self._masked[rows.seats].any():
+            mask = self._bitmask(rows)
+            self._ban_words(logits, rows, token_ids)
+        seats = torch.where(to_device(penalized, self._device), rows.row_to_seat, -1)
+        self._apply_penalties(logits, seats, mask, *self._rows.tensors())
+        return True
+
+    def count(self, row_to_seat: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Adds a step's tokens int32 [R] to the counts of their seats, once ``apply`` has changed a logit of any."""
+        assert self._rows is not None
+        self._rows.count(row_to_seat, tokens)
+
+    def _bitmask(self, rows: SampleRows) -> torch.Tensor:
+        """Allowed tokens per row, int32 [R, ceil(V/32)]: allowed ids, stop tokens before min_tokens, and bad words of one token."""
+        mask = np.full((len(rows.seats), -(-self._vocab_size // 32)), -1, dtype=np.int32)
+        position = rows.positions.tolist()
+        for row, seat in enumerate(rows.seats.tolist()):
+            params = self._params[seat]
+            assert params is not None
+            if params.allowed_token_ids:
+                mask[row] = 0
+                _set_bits(mask[row], params.allowed_token_ids, True)
+            if position[row] - self._num_prompt_tokens[seat] < params.min_tokens:
+                _set_bits(mask[row], params.all_stop_token_ids, False)
+            _set_bits(mask[row], [word[0] for word in params.bad_words_token_ids or () if len(word) == 1], False)
+        return to_device(mask, self._device)
+
+    def _ban_words(self, logits: torch.Tensor, rows: SampleRows, token_ids: torch.Tensor) -> None:
+        """Makes the last token of a bad word impossible in rows that end with the tokens before it. Which do is known on the device
+        only, where the last tokens may still be on their way."""
+        words = []
+        for row, (seat, position) in enumerate(zip(rows.seats.tolist(), rows.positions.tolist())):
+            params = self._params[seat]
+            assert params is not None
+            for word in params.bad_words_token_ids or ():
+                start = position - len(word) + 1
+                # Only what was generated counts; a word that began in the prompt is the user's own.
+                if len(word) > 1 and start >= self._num_prompt_tokens[seat]:
+                    words.append((row, seat, start, word))
+        if not words:
+            return
+        longest = max(len(word) for *_, word in words) - 1
+        table = np.full((len(words), 4 + longest), -1, dtype=np.int64)
+        for entry, (row, seat, start, word) in zip(table, words):
+            entry[:4] = row, seat, start, word[-1]
+            entry[4 : 3 + len(word)] = word[:-1]
+        found = to_device(table, self._device)
+        (rows_of, seats, starts, last), before = found[:, :4].unbind(1), found[:, 4:]
+        places = starts[:, None] + torch.arange(longest, device=self._device)
+        here = token_ids[seats[:, None], places.clamp_max_(token_ids.shape[1] - 1)]
+        matches = ((here == before) | (before < 0)).all(1)
+        logits.index_put_((rows_of, last), torch.where(matches, -torch.inf, 0.0), accumulate=True)  # a token may end two words
+
+
+class _PenaltyRows:
+    """The tensors of ``apply_penalties``, one row per seat."""
+
+    def __init__(self, num_seats: int, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size, self._device = vocab_size, device
+        self.prompt_mask = torch.zeros(num_seats, -(-vocab_size // 32), dtype=torch.int32, device=device)
+        self.output_counts = torch.zeros(num_seats, vocab_size, dtype=torch.int32, device=device)
+        self.repetition = torch.ones(num_seats, device=device)
+        self.frequency = torch.zeros(num_seats, device=device)
+        self.presence = torch.zeros(num_seats, device=device)
+        self.bias_ids = torch.full((num_seats, 1), -1, dtype=torch.int32, device=device)
+        self.bias_values = torch.zeros(num_seats, 1, device=device)
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """In the order of the op's arguments after the bitmask."""
+        return (
+            self.prompt_mask,
+            self.output_counts,
+            self.repetition,
+            self.frequency,
+            self.presence,
+            self.bias_ids,
+            self.bias_values,
+        )
+
+    def add(self, request: NewRequest) -> None:
+        seat, params = request.seat, request.sampling
+        prompt, output = request.token_ids[: request.num_prompt_tokens], request.token_ids[request.num_prompt_tokens :]
+        mask = np.zeros(self.prompt_mask.shape[1], dtype=np.int32)
+        _set_bits(mask, prompt, True)
+        self.prompt_mask[seat] = to_device(mask, self._device)
+        counts = np.bincount(np.asarray(output, dtype=np.int64), minlength=self._vocab_size).astype(np.int32)
+        self.output_counts[seat] = to_device(counts, self._device)
+        self.repetition[seat] = params.repetition_penalty
+        self.frequency[seat] = params.frequency_penalty
+        self.presence[seat] = params.presence_penalty
+        bias = params.logit_bias or {}
+        if (missing := len(bias) - self.bias_ids.shape[1]) > 0:
+            self.bias_ids = torch.nn.functional.pad(self.bias_ids, (0, missing), value=-1)
+            self.bias_values = torch.nn.functional.pad(self.bias_values, (0, missing))
+        self.bias_ids[seat] = -1
+        self.bias_ids[seat, : len(bias)] = to_device(np.array(list(bias), dtype=np.int32), self._device)
+        self.bias_values[seat, : len(bias)] = to_device(np.array(list(bias.values()), dtype=np.float32), self._device)
+
+    def count(self, row_to_seat: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Adds a step's tokens to the counts; rows that failed (-1) count nothing."""
+        index = (row_to_seat.long(), tokens.long().clamp_min(0))
+        self.output_counts.index_put_(index, (tokens >= 0).int(), accumulate=True)
+
+
+def _set_bits(words: np.ndarray, ids: list[int], value: bool) -> None:
+    """Sets or clears bits ids of a row of int32 words, in place."""
+    index = np.asarray(ids, dtype=np.int64)
+    flags = np.left_shift(np.uint32(1), (index % 32).astype(np.uint32), dtype=np.uint32)
+    bits = words.view(np.uint32)
+    if value:
+        np.bitwise_or.at(bits, index // 32, flags)
+    else:
+        np.bitwise_and.at(bits, index // 32, ~flags)
