@@ -53,6 +53,7 @@ class LocalExecutor:
         self._model.set_groups(self.groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
         self.num_blocks = config.cache.num_blocks or self._fit_blocks(config, device)
+        _check_cache_fits(self.num_blocks, self.num_blocks * block_bytes(self.groups, config.cache.block_size), device)
         caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device.torch)
         self._runner = Runner(
             self._model, self.plan, self.groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, device.torch
@@ -136,6 +137,16 @@ def check_weights_fit(count: int, model: ModelInfo, device: Device) -> None:
             f"model {model.name!r} has {_gib(needed)} of weights in {model.dtype}, but {device.name} has {_gib(memory.available)} "
             f"available, of {_gib(memory.total)}: free some, choose a smaller model or model.dtype, or another device; "
             "executor.kind=simulated needs no memory for weights"
+        )
+
+
+def _check_cache_fits(num_blocks: int, needed: int, device: Device) -> None:
+    """Raises ValueError for a cache of ``needed`` bytes that the device has no memory for, before it is allocated."""
+    memory = device.memory()
+    if memory is not None and needed > memory.available:
+        raise ValueError(
+            f"a KV cache of {num_blocks} blocks takes {_gib(needed)}, but {device.name} has {_gib(memory.available)} available "
+            f"beside the weights, of {_gib(memory.total)}: lower cache.num_blocks (or cache.memory_bytes), or free some"
         )
 
 

@@ -15,7 +15,7 @@ import torch
 
 from framework import EngineConfig
 from framework.build import build_engine
-from framework.config import ModelConfig
+from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from framework.models.architecture import read_model
 from framework.models.builder import load_model
 from framework.models.parallel import Parallel
@@ -89,6 +89,15 @@ def test_a_model_larger_than_memory_is_refused_before_anything_is_allocated(monk
     config = compose(["model=qwen3-30b-a3b", "model.load_format=dummy", "device=cpu"], ROOT / "conf").engine()
     with pytest.raises(ValueError, match=r"has 56\.9 GiB of weights in bfloat16, but cpu has 22\.0 GiB available, of 24\.0"):
         build_engine(config)
+
+
+@pytest.mark.parametrize("cache", [{"num_blocks": 2_000_000}, {"memory_bytes": 1 << 36}])
+def test_a_cache_larger_than_memory_is_refused(cache: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cpu, "memory", lambda self: Memory(GIB // 4, GIB))
+    monkeypatch.setattr(local_executor, "allocate_caches", lambda *_: pytest.fail("the cache was allocated"))
+    scheduler = SchedulerConfig(max_num_seqs=2000)
+    with pytest.raises(ValueError, match=r"KV cache of \d+ blocks takes \d+\.\d GiB, but cpu has 0\.2 GiB available"):
+        build_engine(EngineConfig(ModelConfig("tiny"), CacheConfig(16, **cache), scheduler, device="cpu"))
 
 
 def test_a_model_of_the_library_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
