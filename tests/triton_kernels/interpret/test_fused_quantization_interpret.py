@@ -8,8 +8,8 @@ import torch
 from triton_kernels.spec import Spec
 
 from ..test_fused_quantization import (
-    QUANTIZED,
     GRANULARITIES,
+    QUANTIZED,
     REGISTRY,
     assert_values_are_those_of_two_ops,
     assert_values_of_a_norm_without_rounding,
