@@ -16,6 +16,8 @@ MIN_TEMPERATURE: Final = 0.01
 
 MAX_LOGIT_BIAS: Final = 100.0
 MAX_N: Final = 16384
+MAX_LOGPROBS: Final = 20
+"""Log-probabilities per token that an engine gives unless it was built with another limit."""
 INT32_MAX: Final = 2**31 - 1
 FLOAT32_TINY: Final = 2.0**-126
 FLOAT32_MAX: Final = (2 - 2.0**-23) * 2.0**127

@@ -6,9 +6,9 @@ import copy
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from ..sampling_params import RequestOutputKind, SamplingParams, is_integer
+from ..sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams, is_integer
 from .tokenizer import token_ids_of_words
 
 
@@ -31,7 +31,6 @@ Prompt = str | TextPrompt | TokensPrompt | Mapping[str, Any] | Sequence[int]
 """Text, a dict of one of the two kinds, or a list of token ids."""
 
 _PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
-MAX_LOGPROBS: Final = 20
 _GENERATION_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 
 
