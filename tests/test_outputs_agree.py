@@ -29,7 +29,7 @@ STOPS = ["\n", "self", "e", " =", "return ", "):\n", "s.", "  "]
 
 
 def make_params(rng: random.Random) -> SamplingParams:
-    more: dict[str, int] = rng.choice([{"n": 3}, {"logprobs": 2}, {"logprobs": 0, "prompt_logprobs": 1}, {}])
+    more: dict[str, int] = rng.choice([{"n": 3}, {"logprobs": 2}, {"n": 2, "logprobs": 0, "prompt_logprobs": 1}, {}])
     return SamplingParams(
         temperature=rng.choice([0.5, 1.0, 2.0]),
         seed=rng.randrange(1000),

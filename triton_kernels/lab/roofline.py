@@ -28,13 +28,13 @@ class Roofline:
         return max(self.arithmetic_s or 0.0, self.memory_s)
 
 
-def rooflines(op: Op, device: Device, dtype: torch.dtype = torch.bfloat16) -> list[Roofline]:
-    """Of the calls that a served model makes, then of the op's cases for benchmarks. dtype: of the activations."""
+def rooflines(op: Op, device: Device) -> list[Roofline]:
+    """Of the calls that a served model makes, then of the op's cases for benchmarks, with activations in bfloat16."""
     calls = {case.name: (case.dims, case.batch.q_lens, case.batch.ctx_lens) for case in serving_cases(op.name)}
     calls |= {case.name: (case.dims, case.q_lens, case.ctx_lens) for case in op.cases if "bench" in case.tags}
     found = []
     for name, (dims, q_lens, ctx_lens) in calls.items():
-        cost, format = op.cost(dims, q_lens, ctx_lens), compute_format(op.name, dims, dtype)
+        cost, format = op.cost(dims, q_lens, ctx_lens), compute_format(op.name, dims, torch.bfloat16)
         arithmetic_s = cost.flops / device.flops_s[format] if format in device.flops_s else None
         found.append(Roofline(name, format, cost, arithmetic_s, cost.bytes / device.copy_bytes_s))
     return found
