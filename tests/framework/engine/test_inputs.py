@@ -122,9 +122,15 @@ def test_ends_of_sequence() -> None:
 
 def test_an_end_of_sequence_beyond_the_vocabulary_is_none() -> None:
     """A model made small by overrides keeps the ids of the large one."""
-    config = ModelConfig("tiny", architecture={"vocab_size": 5000, "eos_token_id": [1, 128_001]}, generation_config="none")
+    config = ModelConfig("tiny", architecture={"vocab_size": 5000, "eos_token_id": [-1, 1, 128_001]}, generation_config="none")
     model = read_model(config)
-    assert 128_001 not in input_processor(config, model).eos_token_ids
+    assert input_processor(config, model).eos_token_ids == {1}
+
+
+@pytest.mark.parametrize("eos", ["</s>", [1, None], True])
+def test_an_end_of_sequence_that_is_no_token_id_is_refused(eos: object) -> None:
+    with pytest.raises(ValueError, match=r"eos_token_id=.* must be a token id or a list of them"):
+        read_model(ModelConfig("tiny", architecture={"eos_token_id": eos}, generation_config="none"))
 
 
 def test_more_logprobs_than_the_engine_gives_are_refused() -> None:
