@@ -235,7 +235,11 @@ class Engine:
             if not sample.done:
                 self.scheduler.finish(sample.request, reason)
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
-        self._outputs.append(self.processor.ended(group, self.clock.now(), text))
+        try:
+            output = self.processor.ended(group, self.clock.now(), text)
+        except Exception as failure:  # of an abort: the text that was held back cannot be had
+            output = self.processor.ended(group, self.clock.now(), f"{type(failure).__name__}: {failure}")
+        self._outputs.append(output)
 
     def _new_books(self) -> tuple[KVCacheManager, Scheduler]:
         cache, executor = self.config.cache, self.executor

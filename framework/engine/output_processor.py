@@ -208,6 +208,7 @@ class OutputProcessor:
                 self._add_prompt_logprobs(request.sample.group, first, entries)
             except Exception as error:
                 failed.append((request.sample.group, error))
+        unfit = {group for group, _ in failed}
         delta, final_only = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
         num_new, logprobs = committed.num_new, committed.logprobs
         stopped: list[Request] = []
@@ -217,6 +218,9 @@ class OutputProcessor:
             group = sample.group
             was_finished = request.finish_reason is not None
             count = num_new.get(request, 1) if num_new else 1
+            if unfit and group in unfit:
+                sample.take_back(count)
+                continue
             try:
                 if count > 1:
                     text, count = sample.push_several(count, now_s)
