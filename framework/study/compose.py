@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,23 @@ def hydra_version_base() -> dict[str, str]:
 
 
 def to_serve_config(config: DictConfig) -> ServeConfig:
-    """The dataclass that Hydra composed."""
+    """The dataclass that Hydra composed. Raises ValueError for keys that only ``+`` could add: nothing would read them."""
     composed = OmegaConf.to_object(config)
     assert isinstance(composed, ServeConfig), "conf/serve.yaml must begin with serve_schema"
+    if unknown := _unknown_keys(composed):
+        raise ValueError(f"there is no key {', '.join(unknown)}; a key that exists needs no + (kernels.<op>=... of any op neither)")
     return composed
+
+
+def _unknown_keys(config: Any, prefix: str = "") -> list[str]:
+    """What OmegaConf sets on a dataclass beside its fields."""
+    unknown = []
+    for name, value in vars(config).items():
+        if name not in config.__dataclass_fields__:
+            unknown.append(prefix + name)
+        elif is_dataclass(value):
+            unknown += _unknown_keys(value, f"{prefix}{name}.")
+    return unknown
 
 
 def compose(overrides: Sequence[str], folder: Path) -> ServeConfig:

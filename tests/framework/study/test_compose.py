@@ -94,6 +94,14 @@ def test_unknown_keys_and_wrong_types_fail_at_composition(override: str) -> None
         composed(override)
 
 
+@pytest.mark.parametrize("key", ["foo", "kernel.sample", "scheduler.polcy", "workload.sampling.topp"])
+def test_a_key_that_does_not_exist_cannot_be_added(key: str) -> None:
+    """Hydra itself proposes ``+`` for a key that it does not know."""
+    with pytest.raises(ValueError, match=f"no key {key.removesuffix('.sample')}"):
+        composed(f"+{key}=1")
+    assert composed("+kernels.sample=torch", "+model.architecture.hidden_size=8").kernels["sample"] == "torch"
+
+
 def test_a_config_survives_its_file(tmp_path: Path) -> None:
     config = composed("workload.rate=inf", "kernels.sample=torch", "plugins=[a.py]")
     save_config(config, tmp_path / "config.json")
