@@ -214,6 +214,7 @@ class OutputProcessor:
                 self._add_prompt_logprobs(request.sample.group, first, entries)
             except Exception as error:
                 failed.append((request.sample.group, error))
+        unfit = {group for group, _ in failed}
         delta, final_only = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
         num_new, logprobs = committed.num_new, committed.logprobs
         stopped: list[Request] = []
@@ -222,6 +223,9 @@ class OutputProcessor:
             sample: Sample = request.sample
             group = sample.group
             was_finished = request.finish_reason is not None
+            if unfit and group in unfit:
+                sample.take_back(num_new.get(request, 1))
+                continue
             try:
                 if not num_new or request not in num_new:
                     token_ids = request.token_ids[-1:]
