@@ -73,8 +73,6 @@ class AsyncEngine:
         behind finds all cumulative outputs that it missed in one.
 
         Raises ValueError for what can never be served, RuntimeError if the engine failed at this request, EngineDeadError."""
-        if not isinstance(sampling_params, SamplingParams | None):
-            raise ValueError(f"sampling_params must be a SamplingParams or None; found {sampling_params!r}")
         priority = check_priority(priority)
         params = self.inputs.params(sampling_params)
         if request_id is None:

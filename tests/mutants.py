@@ -38,11 +38,7 @@ _TEXT_TESTS = [
     "tests/test_outputs_agree.py",
 ]
 _TOKEN_TESTS = ["tests/test_sampling_oracle.py", "tests/test_against_transformers.py"]
-_PROCESS_TESTS = [
-    "tests/framework/test_engine_process.py",
-    "tests/framework/test_async_aborts.py",
-    "tests/framework/test_async_engine.py",
-]
+_PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
 
 TESTS: dict[str, list[str]] = {
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS],

@@ -20,21 +20,25 @@ from framework.outputs import CompletionOutput, RequestOutput
 from .library import TINY
 
 DELTA, CUMULATIVE, FINAL_ONLY = RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE, RequestOutputKind.FINAL_ONLY
+TOKENIZER = AutoTokenizer.from_pretrained(TINY)
+EOS = TOKENIZER.eos_token_id
+PIECES = [token for token in range(2048) if TOKENIZER.decode([token]) == "\ufffd"]
+"""Tokens that are part of a character: some completions are to be full of them, in any order."""
 PROMPTS = ["def read(self, path):\n", "# Größe 测试 🙂\n", "import os\n", "class A:\n    "]
 STOPS = ["\n", "self", "e", " =", "return ", "):\n", "s.", "  "]
 
 
 def make_params(rng: random.Random) -> SamplingParams:
-    more: dict[str, int] = rng.choice([{"n": 3}, {"logprobs": 2}, {"logprobs": 0, "prompt_logprobs": 1}, {}])
+    more: dict[str, int] = rng.choice([{"n": 3}, {"logprobs": 2}, {"n": 2, "logprobs": 0, "prompt_logprobs": 1}, {}])
     return SamplingParams(
-        temperature=rng.choice([0.5, 1.5, 2.0]),  # the hotter, the more characters in pieces
+        temperature=rng.choice([0.5, 1.0, 2.0]),
         seed=rng.randrange(1000),
         max_tokens=rng.randint(1, 30),
         stop=rng.choice([[], rng.sample(STOPS, 3)]),
         stop_token_ids=rng.choice([[], [rng.randrange(2048) for _ in range(100)]]),
         include_stop_str_in_output=rng.random() < 0.5,
         skip_special_tokens=rng.random() < 0.5,
-        logit_bias={1: rng.choice([-5.0, 5.0])},  # end of sequence
+        logit_bias={EOS: rng.choice([-5.0, 5.0])} | rng.choice([{}, dict.fromkeys(PIECES, 12.0)]),
         ignore_eos=rng.random() < 0.5,
         **more,
     )
@@ -92,10 +96,8 @@ def joined(parts: list[CompletionOutput]) -> CompletionOutput:
 
 
 def check_text(params: SamplingParams, completion: CompletionOutput) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-
     def decode(token_ids: list[int]) -> str:
-        return tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens)
+        return TOKENIZER.decode(token_ids, skip_special_tokens=params.skip_special_tokens)
 
     assert isinstance(params.stop, list)
     tokens = completion.token_ids

@@ -11,7 +11,7 @@ import transformers
 from framework.config import EngineConfig
 from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import ModelInfo
-from framework.models.transformers_model import library_config, library_model
+from framework.models.transformers_model import library_config, library_model, num_library_weights
 from framework.study.workload.config import SamplingConfig
 from framework.worker.devices import open_device
 from framework.worker.local_executor import check_weights_fit
@@ -53,10 +53,10 @@ class Library:
                 f"cache.dtype={config.cache.dtype}: the library keeps keys and values in the model's {info.dtype}; "
                 "use cache.dtype=auto"
             )
-        check_weights_fit(info, device)
         found = library_config(config.model, info)
         if found.is_encoder_decoder:
             raise ValueError(f"model {config.model.name!r} is an encoder-decoder; only decoders can be served")
+        check_weights_fit(num_library_weights(found), info, device)
         return cls(config, library_model(config.model, info, found, device.torch, config.seed), info.max_model_len)
 
     @property

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..study.results import format_table
+from .child import DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from triton_kernels.registry import Registry
 
 ROWS_FILE, PLOT_FILE = "bench.json", "roofline.png"
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -158,38 +158,30 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _roofline(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from triton_kernels.cases.serving import serving_cases
     from triton_kernels.devices import DEVICES
-    from triton_kernels.lab.ceilings import compute_format
+    from triton_kernels.lab.roofline import rooflines
     from triton_kernels.registry import Registry
 
     registry = Registry.load(arguments.plugin)
     registry.impls(arguments.op)  # says which ops there are
     if arguments.device not in DEVICES:
         raise ValueError(f"no device named {arguments.device!r}; the device table has {', '.join(DEVICES)}")
-    device, op = DEVICES[arguments.device], registry.ops[arguments.op]
-    calls = {case.name: (case.dims, case.batch.q_lens, case.batch.ctx_lens) for case in serving_cases(op.name)}
-    calls |= {case.name: (case.dims, case.q_lens, case.ctx_lens) for case in op.cases if "bench" in case.tags}
-    rows = [["case", "products", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
-    for name, (dims, q_lens, ctx_lens) in calls.items():
-        cost, kind = op.cost(dims, q_lens, ctx_lens), compute_format(op.name, dims, torch.bfloat16)
-        if kind not in device.flops_s:
-            rows.append([name, kind, *["-"] * 3, f"{device.name} has none", "-", "-"])
+    device = DEVICES[arguments.device]
+    rows = [["case", "GEMMs in", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
+    for found in rooflines(registry.ops[arguments.op], device):
+        if found.arithmetic_s is None:
+            rows.append([found.case, found.format, *["-"] * 3, f"{device.name} has none", "-", "-"])
             continue
-        arithmetic_s, memory_s = cost.flops / device.flops_s[kind], cost.bytes / device.copy_bytes_s
-        least_s = max(arithmetic_s, memory_s)
         rows.append(
             [
-                name,
-                kind,
-                f"{cost.flops / 1e9:.3f}",
-                f"{cost.bytes / 1e6:.3f}",
-                f"{least_s * 1e6:.2f}",
-                "arithmetic" if arithmetic_s > memory_s else "memory",
-                f"{cost.flops / least_s / 1e12:.1f}",
-                f"{cost.bytes / least_s / 1e12:.2f}",
+                found.case,
+                found.format,
+                f"{found.cost.flops / 1e9:.3f}",
+                f"{found.cost.bytes / 1e6:.3f}",
+                f"{found.least_s * 1e6:.2f}",
+                "arithmetic" if found.arithmetic_s > found.memory_s else "memory",
+                f"{found.cost.flops / found.least_s / 1e12:.1f}",
+                f"{found.cost.bytes / found.least_s / 1e12:.2f}",
             ]
         )
     print(format_table(rows))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..study.results import format_table
-from .bench import DTYPES, find_device
-from .child import compile_for
+from .bench import find_device
+from .child import DTYPES, compile_for
 
 if TYPE_CHECKING:
     import torch

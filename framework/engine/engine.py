@@ -76,6 +76,9 @@ class Engine:
         if complete.seed is None:
             complete.seed = self._next_seed()
         self._check_tokens(given.token_ids, complete)
+        if complete.bad_words_token_ids:  # a tokenizer may know tokens that the model has not, and never generates
+            possible = [word for word in complete.bad_words_token_ids if max(word) < self.executor.vocab_size]
+            complete.bad_words_token_ids = possible
         max_total = self.scheduler.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
         group = RequestGroup(request_id, given.text, given.token_ids, complete, arrival_s)

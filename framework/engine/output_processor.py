@@ -123,10 +123,12 @@ class Sample:
             self.pieces.append(text)
         return text
 
-    def push_several(self, count: int, now_s: float) -> tuple[str, int]:
-        """Takes the request's last ``count`` tokens one by one, as if each had come alone: what follows a stop string is taken
-        off again. Returns the text that is certain now, and how many tokens are left."""
+    def push_several(self, count: int, now_s: float) -> tuple[str, list[int]]:
+        """Takes the request's last ``count`` tokens, or its end without one, as if each token had come alone: what follows a stop
+        string is taken off again. Returns the text that is certain now, and the tokens that are left."""
         request = self.request
+        if not count:
+            return self.push((), now_s), []
         new, end = request.token_ids[-count:], (request.finish_reason, request.stop_reason)
         del request.token_ids[-count:]
         request.finish_reason = request.stop_reason = None
@@ -135,10 +137,14 @@ class Sample:
             request.token_ids.append(token)
             if taken == count:
                 request.finish_reason, request.stop_reason = end
-            text += self.push((token,), now_s)
+            try:
+                text += self.push((token,), now_s)
+            except Exception:
+                request.token_ids += new[taken:]  # all of them are to be taken back
+                raise
             if request.finish_reason is not None:
                 break
-        return text, taken
+        return text, new[:taken]
 
     def add_logprobs(self, found: Sequence[TokenLogprobs], texts: TokenTexts | None) -> None:
         """Takes the log-probabilities of the last tokens."""
@@ -216,17 +222,16 @@ class OutputProcessor:
             sample: Sample = request.sample
             group = sample.group
             was_finished = request.finish_reason is not None
-            count = num_new.get(request, 1) if num_new else 1
             try:
-                if count > 1:
-                    text, count = sample.push_several(count, now_s)
-                token_ids = request.token_ids[-count:] if count else []
-                if count <= 1:
+                if not num_new or request not in num_new:
+                    token_ids = request.token_ids[-1:]
                     text = sample.push(token_ids, now_s)
-                if request in logprobs:
-                    sample.add_logprobs(logprobs[request][:count], self.texts)
+                else:
+                    text, token_ids = sample.push_several(num_new[request], now_s)
+                if logprobs and request in logprobs:
+                    sample.add_logprobs(logprobs[request][: len(token_ids)], self.texts)
             except Exception as error:
-                sample.take_back(count)
+                sample.take_back(num_new.get(request, 1))
                 failed.append((group, error))
                 continue
             if request.finish_reason is not None:

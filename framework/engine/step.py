@@ -59,10 +59,6 @@ class StepInput:
     copies: list[tuple[int, int, int]] = field(default_factory=list)
     num_drafts: list[int] | None = None
 
-    @property
-    def total_tokens(self) -> int:
-        return sum(self.num_tokens)
-
 
 @dataclass(slots=True)
 class TokenLogprobs:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from ..config import ExecutorConfig
+from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..models.architecture import Architecture, LayerShape
 
 
@@ -27,7 +28,6 @@ class Device(Protocol):
 
 CostFunction = Callable[[Mapping[str, float], Sequence[int], Sequence[int]], Cost]
 
-_ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _NUMBER_FORMAT = {"float32": "fp32", "float16": "bf16", "bfloat16": "bf16"}
 
 
@@ -53,7 +53,7 @@ class CostModel:
             raise ValueError(f"device {device.name} has no ceiling for {dtype}; it has {', '.join(device.flops_s)}")
         self._architecture, self._costs, self._config = architecture, costs, config
         self._peak, self._bandwidth = device.flops_s[_NUMBER_FORMAT[dtype]], device.copy_bytes_s
-        self._bytes = _ELEMENT_BYTES[dtype]
+        self._bytes = ELEMENT_BYTES[dtype]
         self._kv_bytes = self._bytes if kv_bytes is None else kv_bytes
         self._fused = fused
         self._num_groups = len({layer.window for layer in architecture.layers})

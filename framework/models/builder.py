@@ -207,12 +207,10 @@ class Builder:
             self._cos_sin[rope] = cos_sin_table(rope, self.info.max_model_len, self.device)
         return self._cos_sin[rope]
 
-    def _share(
-        self, op: str, key: Hashable = None, params: dict[str, Any] | None = None, facts: dict[str, Any] | None = None
-    ) -> BoundKernel:
-        if (op, key) not in self._shared:
-            self._shared[op, key] = self.plan.bind(op, params=params, facts=facts)
-        return self._shared[op, key]
+    def _share(self, op: str, params: dict[str, Any] | None = None, facts: dict[str, Any] | None = None) -> BoundKernel:
+        if op not in self._shared:
+            self._shared[op] = self.plan.bind(op, params=params, facts=facts)
+        return self._shared[op]
 
     def _window(self, shape: LayerShape) -> int | None:
         """A window that no sequence outgrows is none."""

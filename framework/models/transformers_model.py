@@ -64,14 +64,27 @@ def load_transformers_model(
     reason if it cannot work."""
     transformers.AttentionInterface.register(INTERFACE, _attention)
     transformers.AttentionMaskInterface.register(INTERFACE, _no_mask)
-    found = library_config(config, info)
-    if reason := _refusal(found):
-        raise ValueError(f"model {config.name!r} cannot run: {reason}")
+    found = servable_config(config, info)
     found._attn_implementation = INTERFACE
     model = library_model(config, info, found, device, seed)
     kernels = AttentionKernels(plan, block_size, cache_dtype)
     attention = [kernels.layer(index, shape) for index, shape in enumerate(_probe(config.name, model, device))]
     return TransformersModel(model, info, plan, attention)
+
+
+def num_library_weights(found: Any) -> int:
+    """Elements of the library's model for its configuration ``found``; none is allocated."""
+    with torch.device("meta"):
+        model: Any = transformers.AutoModelForCausalLM.from_config(found)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def servable_config(config: ModelConfig, info: ModelInfo) -> Any:
+    """The library's configuration object of a model. Raises ValueError with the reason if it cannot be served."""
+    found = library_config(config, info)
+    if reason := _refusal(found):
+        raise ValueError(f"model {config.name!r} cannot run: {reason}")
+    return found
 
 
 def library_config(config: ModelConfig, info: ModelInfo) -> Any:

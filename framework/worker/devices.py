@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from ..plan import device_arch
+from .host_memory import Memory, host_memory
 
 ENTRY_POINT_GROUP = "kernelswap.devices"
 DEFAULT_CACHE_BYTES = 1 << 30
@@ -20,14 +18,6 @@ DEFAULT_CACHE_BYTES = 1 << 30
 Replay = Callable[[], torch.Tensor]
 Capture = Callable[[Replay], Replay]
 """Records a function that returns a tensor, and returns its replay."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a device: what could be allocated now, and all there are."""
-
-    available: int
-    total: int
 
 
 class Device:
@@ -91,16 +81,7 @@ class Cpu(Device):
         return 1
 
     def memory(self) -> Memory | None:
-        """What Linux can free for programs; elsewhere all of it."""
-        table = Path("/proc/meminfo")
-        if table.is_file():
-            lines = (line.split() for line in table.read_text().splitlines())
-            kib = {words[0]: int(words[1]) for words in lines if len(words) > 1}
-            return Memory(1024 * kib["MemAvailable:"], 1024 * kib["MemTotal:"])
-        if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            return Memory(total, total)
-        return None
+        return host_memory()
 
 
 class Cuda(Device):

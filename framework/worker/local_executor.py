@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..clock import Clock
-from ..config import EngineConfig
+from ..config import EngineConfig, ModelConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES, block_bytes, group_layers
 from ..engine.step import StepInput
 from ..models.architecture import ModelInfo
@@ -44,7 +44,7 @@ class LocalExecutor:
         device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        check_weights_fit(model, device)
+        check_weights_fit(_num_weights(config.model, model), model, device)
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch)
         self._model = load_model(
             config.model, model, self.plan, device.torch, Parallel(), config.cache.block_size, config.seed, config.cache.dtype
@@ -53,6 +53,7 @@ class LocalExecutor:
         self._model.set_groups(self.groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
         self.num_blocks = config.cache.num_blocks or self._fit_blocks(config, device)
+        _check_cache_fits(self.num_blocks, self.num_blocks * block_bytes(self.groups, config.cache.block_size), device)
         caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device.torch)
         self._runner = Runner(
             self._model, self.plan, self.groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, device.torch
@@ -120,18 +121,32 @@ class LocalExecutor:
         self._model.logits(self._model.forward(batch)[rows]).float()
 
 
-def check_weights_fit(model: ModelInfo, device: Device) -> None:
-    """Raises ValueError for weights that the device has no memory for, before any is allocated. A model that only the transformers
-    library describes is not measured."""
-    memory = device.memory()
-    if model.architecture is None or memory is None:
-        return
-    needed = num_weights(model.architecture) * ELEMENT_BYTES[model.dtype]
-    if needed > memory.available:
+def _num_weights(config: ModelConfig, model: ModelInfo) -> int:
+    if model.architecture is not None:
+        return num_weights(model.architecture)
+    from ..models.transformers_model import num_library_weights, servable_config  # slow to import, and needed for few models
+
+    return num_library_weights(servable_config(config, model))
+
+
+def check_weights_fit(count: int, model: ModelInfo, device: Device) -> None:
+    """Raises ValueError for ``count`` weights that the device has no memory for, before any is allocated."""
+    memory, needed = device.memory(), count * ELEMENT_BYTES[model.dtype]
+    if memory is not None and needed > memory.available:
         raise ValueError(
             f"model {model.name!r} has {_gib(needed)} of weights in {model.dtype}, but {device.name} has {_gib(memory.available)} "
             f"available, of {_gib(memory.total)}: free some, choose a smaller model or model.dtype, or another device; "
             "executor.kind=simulated needs no memory for weights"
+        )
+
+
+def _check_cache_fits(num_blocks: int, needed: int, device: Device) -> None:
+    """Raises ValueError for a cache of ``needed`` bytes that the device has no memory for, before it is allocated."""
+    memory = device.memory()
+    if memory is not None and needed > memory.available:
+        raise ValueError(
+            f"a KV cache of {num_blocks} blocks takes {_gib(needed)}, but {device.name} has {_gib(memory.available)} available "
+            f"beside the weights, of {_gib(memory.total)}: lower cache.num_blocks (or cache.memory_bytes), or free some"
         )
 
 

@@ -45,7 +45,7 @@ class Recorder:
                 constants.append(str(value))
             elif not parameter.do_not_specialize:
                 compiled_for.append((parameter.name, value == 1, value % 16 == 0))
-        key = (kernel.fn.__name__, *constants, keywords["num_warps"], keywords.get("num_stages"))
+        key = (kernel.fn.__name__, *constants, keywords.get("num_warps"), keywords.get("num_stages"))
         self.variants.setdefault(key, {}).setdefault(self.num_rows, set()).add(tuple(compiled_for))
 
     def differences(self) -> list[str]:

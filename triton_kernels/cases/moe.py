@@ -130,7 +130,7 @@ def quantized_dims(scheme: str, group: int = 0, zeros: bool = False) -> dict[str
     if scheme == "float":
         return {}
     blocks = {"group_size": 128, "group_rows": 128} if scheme == "fp8_block" else {}
-    return {"weight_bits": 8, "scale_bytes": 4, "fp8_products": 1, **blocks}
+    return {"weight_bits": 8, "scale_bytes": 4, "fp8_gemms": 1, **blocks}
 
 
 MOE_ROUTE_CASES = (

@@ -16,7 +16,8 @@ import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
 from ..op import Case
-from . import fused, gemm, lora, merge, moe, moe_align, quantized_args, quantized_dims, slot_mapping, verify
+from ..ops import OPS
+from . import gemm, moe, quantized_args, quantized_dims
 from .kv_cache import cache_dims
 
 HIDDEN, INTERMEDIATE, VOCAB = 4096, 14336, 128256
@@ -56,8 +57,8 @@ def prefill(num_tokens: int) -> Batch:
 
 
 def serving_cases(op: str) -> tuple[ServingCase, ...]:
-    """The calls of an op; none for ops that are not part of a step of these models."""
-    return tuple(_CASES.get(op, ()))
+    """The calls of an op; unless this module has some, its own cases for benchmarks, which are then filled with numbers."""
+    return _CASES[op] if op in _CASES else _benches(OPS[op].cases)
 
 
 def _linear(name: str, batch: Batch, num_out: int = 6144, num_in: int = HIDDEN) -> ServingCase:
@@ -214,7 +215,6 @@ def _gather_logprobs(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _benches(cases: Sequence[Case]) -> tuple[ServingCase, ...]:
-    """An op's own cases for benchmarks, where those are small enough to be filled with numbers."""
     device = torch.device("cpu")
     return tuple(
         ServingCase(c.name, Batch(c.q_lens, c.ctx_lens), c.dims, lambda dtype, make=c.make: make(torch.Generator(), dtype, device))  # type: ignore[misc]
@@ -272,12 +272,5 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
     "apply_penalties": (ServingCase("64 rows", decode(64), _LOGITS, _apply_penalties),),
     "sample": (ServingCase("64 rows", decode(64), _LOGITS, _sample),),
     "gather_logprobs": (ServingCase("64 rows", decode(64), _LOGITS, _gather_logprobs),),
-    "qk_norm_rotary_kv_write": _benches(fused.CASES),
-    "merge_attention": _benches(merge.CASES),
-    "verify_draft": _benches(verify.CASES),
-    "lora_shrink": _benches(lora.SHRINK_CASES),
-    "lora_expand": _benches(lora.EXPAND_CASES),
-    "moe_align": _benches(moe_align.CASES),
-    "slot_mapping": _benches(slot_mapping.CASES),
     **{op: _benches(cases) for op, cases in gemm.SERVING_CASES.items()},
 }

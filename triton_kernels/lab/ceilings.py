@@ -17,7 +17,7 @@ _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 def compute_format(op: str, dims: Mapping[str, float], dtype: torch.dtype) -> str:
     """What the GEMMs of a case are made in: "fp32", "fp16", "bf16", "int8" or "fp8". ``dims`` are the case's, ``dtype`` is that
     of the activations."""
-    return _FORMATS.get(op) or ("fp8" if dims.get("fp8_products") else _NAMES.get(dtype, "fp32"))
+    return _FORMATS.get(op) or ("fp8" if dims.get("fp8_gemms") else _NAMES.get(dtype, "fp32"))
 
 
 @dataclass
@@ -39,10 +39,10 @@ class Ceilings:
     def flops(self, name: str) -> float:
         """Operations per second of a large GEMM in a format (:func:`compute_format`)."""
         if name not in self.flops_s:
-            self.flops_s[name] = self._measure_product(name)
+            self.flops_s[name] = self._measure_gemm(name)
         return self.flops_s[name]
 
-    def _measure_product(self, name: str) -> float:
+    def _measure_gemm(self, name: str) -> float:
         """Random data, because the clock of a device depends on the bits that it multiplies."""
         size = 8192 if self.device.type == "cuda" else 1024
         dtype = next((dtype for dtype, known in _NAMES.items() if known == name), torch.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from ..attention_meta import AttentionMeta, LayerKV
 from ..impl import Bound, Impl
 from ..op import Case, Op
-from ..registry import Registry
 from ..spec import Spec, device_arch
 from ..tuning import TunedTables
 from .guards import GuardedEmpty, surround
@@ -89,27 +88,6 @@ def check(
     if impl.flags.batch_invariant and op.row_args:
         problems += _batch_dependence(op, bound, args, got, got_args)
     return CheckResult(op.name, impl.name, case.name, dtype, error, limit, not problems, False, "; ".join(problems))
-
-
-def check_all(
-    registry: Registry,
-    dtypes: Iterable[torch.dtype],
-    device: torch.device | str = "cpu",
-    *,
-    ops: Iterable[str] | None = None,
-    impls: Iterable[str] | None = None,
-    interpret: bool = False,
-) -> Iterator[CheckResult]:
-    """Checks every impl (or those named) of every op (or those named) on all cases but those tagged "bench"."""
-    chosen = None if impls is None else set(impls)
-    for name in registry.ops if ops is None else ops:
-        for impl in registry.impls(name).values():
-            if impl.name == "reference" or (chosen is not None and impl.name not in chosen):
-                continue
-            for case in registry.ops[name].cases:
-                if "bench" not in case.tags:
-                    for dtype in dtypes:
-                        yield check(registry.ops[name], impl, case, dtype, device, interpret=interpret)
 
 
 def make_args(op: Op, case: Case, dtype: torch.dtype, device: torch.device) -> Args:

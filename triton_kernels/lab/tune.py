@@ -72,10 +72,7 @@ def candidates(impl: Impl, num_tokens: int, limit: int = 40) -> list[dict[str, A
 
 def near_serving_cases(op: str, num_tokens: int) -> list[str]:
     """Names of the serving cases whose number of tokens is nearest: what candidates are compiled for."""
-    cases = serving_cases(op)
-    if not cases:
-        raise ValueError(f"{op} has no serving case to compile candidates for")
-    octaves = {case.name: abs(math.log2(max(case.batch.num_tokens, 1) / max(num_tokens, 1))) for case in cases}
+    octaves = {c.name: abs(math.log2(max(c.batch.num_tokens, 1) / max(num_tokens, 1))) for c in serving_cases(op)}
     return [name for name, value in octaves.items() if value == min(octaves.values())]
 
 

@@ -16,22 +16,22 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(slots=True)
 class QuantizedInput:
-    """A product of quantized numbers with quantized weights. rest: what it takes beyond codes and scales, all None."""
+    """A GEMM of quantized values with quantized weights. rest: what it takes beyond values and scales, all None."""
 
     quantize: BoundKernel
-    product: BoundKernel
+    gemm: BoundKernel
     rest: tuple[None, ...]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, out]."""
-        return self.product(*self.quantize(x), *self.rest)
+        return self.gemm(*self.quantize(x), *self.rest)
 
 
 def bind_linear(plan: KernelPlan, part: LoadedPart) -> Linear:
     """Binds the part's op, and the one that its input goes through."""
-    product = plan.bind(part.op, part.tensors, part.params)
+    gemm = plan.bind(part.op, part.tensors, part.params)
     if part.input is None:
-        return product
+        return gemm
     quantize = plan.bind(part.input.op, part.input.tensors, part.input.params)
-    num_more = len(plan.registry.ops[part.op].call_args) - 2  # a zero point of the codes, which no op makes
-    return QuantizedInput(quantize, product, (None,) * num_more)
+    num_more = len(plan.registry.ops[part.op].call_args) - 2  # a zero point of the values, which no op makes
+    return QuantizedInput(quantize, gemm, (None,) * num_more)

@@ -18,7 +18,7 @@ class LoadedPart:
     op       what computes it: linear, gemm_w4a16, gemm_w8a16, gemm_int8, gemm_fp8; of experts moe_experts
     tensors  bound arguments of the op by name, in its canonical layout, fresh or views that belong to the caller
     params   further bound arguments (out_dtype, ...)
-    input    an op of its own that the input goes through first (quantize_activation); None where the product takes it as it is
+    input    an op of its own that the input goes through first (quantize_activation); None where the GEMM takes it as it is
     """
 
     op: str

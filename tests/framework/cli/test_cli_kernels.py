@@ -112,7 +112,7 @@ def test_roofline_is_bytes_over_bandwidth_for_one_token(capsys: pytest.CaptureFi
     assert least_us == pytest.approx(num_bytes / 4.3e12 * 1e6, abs=0.01)
 
 
-def test_roofline_is_that_of_the_format_of_the_products(capsys: pytest.CaptureFixture[str]) -> None:
+def test_roofline_is_that_of_the_format_of_the_gemms(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kernels", "roofline", "moe_experts", "--device", "a100"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("qwen3")}
     assert " bf16 " in lines["qwen3-30b-a3b_4096"] and " bf16 " in lines["qwen3-30b-a3b_w4a16_4096"]

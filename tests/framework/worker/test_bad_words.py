@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from framework import EngineConfig
+from framework.build import build_engine
+from framework.config import CacheConfig, ModelConfig
 from framework.engine.step import NewRequest
 from framework.plan import KernelPlan
 from framework.sampling_params import SamplingParams
 from framework.worker.sampler import Sampler
 from framework.worker.step_rows import SampleRows
+
+from ..engines import finish
 
 CPU = torch.device("cpu")
 WORDS = [[7], [3, 5], [4, 3, 6], [9, 3, 2]]
@@ -38,3 +43,25 @@ def test_only_what_was_generated_counts(num_prompt_tokens: int, expected: int) -
     scores = torch.tensor([0.0, 1.0, 3.0, 2.0, 1.0, 4.0, 5.0, 6.0, 0.0, 0.0])
     found, _ = sampler.sample(scores.repeat(2, 1), rows, tokens)
     assert found.tolist() == [7, expected]
+
+
+def test_words_that_the_model_cannot_write_ban_nothing() -> None:
+    """The tokenizer knows tokens that the model has not."""
+    architecture = {
+        "model_type": "llama",
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+    }
+    model = ModelConfig("none", load_format="dummy", architecture=architecture, tokenizer="tiny", dtype="float32")
+    engine = build_engine(EngineConfig(model, CacheConfig(num_blocks=20), device="cpu", num_threads=1))
+    greedy = {"temperature": 0.0, "max_tokens": 6, "ignore_eos": True}
+    engine.add_request("plain", [5, 6, 7], SamplingParams(**greedy))
+    engine.add_request("words", [5, 6, 7], SamplingParams(**greedy, bad_words=["return", "import os"]))
+    done = finish(engine)
+    assert len(done["words"].outputs[0].token_ids) == 6
+    assert done["words"].outputs[0].token_ids == done["plain"].outputs[0].token_ids

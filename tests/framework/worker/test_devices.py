@@ -15,11 +15,12 @@ import torch
 
 from framework import EngineConfig
 from framework.build import build_engine
-from framework.config import ModelConfig
+from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from framework.models.architecture import read_model
 from framework.models.builder import load_model
 from framework.models.parallel import Parallel
 from framework.models.parts import num_weights
+from framework.models.transformers_model import library_config, num_library_weights
 from framework.plan import KernelPlan
 from framework.study.compose import compose
 from framework.worker import local_executor
@@ -90,6 +91,24 @@ def test_a_model_larger_than_memory_is_refused_before_anything_is_allocated(monk
         build_engine(config)
 
 
+@pytest.mark.parametrize("cache", [{"num_blocks": 2_000_000}, {"memory_bytes": 1 << 36}])
+def test_a_cache_larger_than_memory_is_refused(cache: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cpu, "memory", lambda self: Memory(GIB // 4, GIB))
+    monkeypatch.setattr(local_executor, "allocate_caches", lambda *_: pytest.fail("the cache was allocated"))
+    scheduler = SchedulerConfig(max_num_seqs=2000)
+    with pytest.raises(ValueError, match=r"KV cache of \d+ blocks takes \d+\.\d GiB, but cpu has 0\.2 GiB available"):
+        build_engine(EngineConfig(ModelConfig("tiny"), CacheConfig(16, **cache), scheduler, device="cpu"))
+
+
+def test_a_model_of_the_library_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cpu, "memory", lambda self: Memory(4 * GIB, 24 * GIB))
+    monkeypatch.setattr(local_executor, "load_model", lambda *_: pytest.fail("weights were allocated"))
+    architecture = {**SIZES, "model_type": "granite", "vocab_size": 1 << 26, "tie_word_embeddings": True}
+    model = ModelConfig("none", load_format="dummy", architecture=architecture, dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"has 8\.0 GiB of weights in bfloat16, but cpu has 4\.0 GiB available, of 24\.0"):
+        build_engine(EngineConfig(model, device="cpu"))
+
+
 @pytest.mark.parametrize("more", [{"model_type": "llama"}, {"model_type": "qwen2", "tie_word_embeddings": True}, EXPERTS])
 def test_weights_are_counted_as_they_are_bound(more: dict[str, Any]) -> None:
     """Tied and not, with biases, with experts."""
@@ -104,7 +123,9 @@ def test_weights_are_counted_as_they_are_bound(more: dict[str, Any]) -> None:
     plan.bind = spy  # type: ignore[method-assign]
     load_model(ModelConfig("none", load_format="dummy"), info, plan, torch.device("cpu"), Parallel(), 16)
     assert info.architecture is not None
-    assert num_weights(info.architecture) == sum(weight.numel() for weight in bound.values())
+    count = sum(weight.numel() for weight in bound.values())
+    assert num_weights(info.architecture) == count
+    assert num_library_weights(library_config(ModelConfig("none", architecture={**SIZES, **more}), info)) == count
 
 
 REPORT = """
