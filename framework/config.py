@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
@@ -164,7 +165,8 @@ class EngineConfig:
 
     def validate(self) -> None:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
-        c, s = self.cache, self.scheduler
+        _check_types(self)
+        c, s, e = self.cache, self.scheduler, self.executor
         max_len = self.model.max_model_len
         _require(
             max_len is None or max_len >= 1, "model.max_model_len", max_len, "a positive number, or null (what the model allows)"
@@ -179,10 +181,14 @@ class EngineConfig:
         _require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
         _require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
         _require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")
+        _require(0 < e.efficiency < math.inf, "executor.efficiency", e.efficiency, "more than 0")
+        for key, seconds in (("step_overhead_s", e.step_overhead_s), ("kernel_overhead_s", e.kernel_overhead_s)):
+            _require(0 <= seconds < math.inf, f"executor.{key}", seconds, "0 or more")
+        _require(self.num_threads >= 0, "num_threads", self.num_threads, "0 (torch's default) or more")
         for key, value, table in (
             ("cache.dtype", c.dtype, CACHE_DTYPES),
             ("scheduler.policy", s.policy, POLICIES),
-            ("executor.kind", self.executor.kind, EXECUTORS),
+            ("executor.kind", e.kind, EXECUTORS),
             ("model.load_format", self.model.load_format, LOAD_FORMATS),
             ("model.backend", self.model.backend, BACKENDS),
             ("model.generation_config", self.model.generation_config, GENERATION_CONFIGS),
@@ -196,6 +202,29 @@ class EngineConfig:
         )
         for name, size in vars(self.parallel).items():
             _require(size == 1, f"parallel.{name}", size, "1 (execution across ranks is not available in this version)")
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """Raises ValueError for the first value that is not of its field's type; Hydra checks this itself, Python does not. A whole
+    number does where a fraction is asked for."""
+    for name, kind in get_type_hints(type(config)).items():
+        value, key = getattr(config, name), prefix + name
+        _require(_fits(value, kind), key, value, f"of type {kind.__name__ if isinstance(kind, type) else kind}")
+        if is_dataclass(value):
+            _check_types(value, f"{key}.")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    inner = get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if inner:
+        return any(_fits(value, one) for one in inner)
+    if isinstance(value, bool) and kind in (int, float):
+        return False
+    return kind is Any or isinstance(value, (int, float) if kind is float else kind)
 
 
 def _require(condition: object, key: str, value: object, expected: str) -> None:

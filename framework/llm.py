@@ -93,7 +93,7 @@ class LLM:
                     model,
                     tokenizer,
                     revision,
-                    _DTYPES.get(dtype, dtype),
+                    _DTYPES.get(str(dtype), str(dtype).removeprefix("torch.")),  # a torch.dtype, too
                     _LOAD_FORMATS.get(load_format, load_format),
                     dict(hf_overrides or {}),
                     max_model_len,
@@ -110,7 +110,7 @@ class LLM:
                 scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
                 graphs=GraphConfig(enabled=not enforce_eager),
                 parallel=ParallelConfig(tp=tensor_parallel_size, pp=pipeline_parallel_size),
-                plugins=list(plugins),
+                plugins=[plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins],
                 device=device,
                 interpret=interpret,
                 seed=seed,

@@ -39,7 +39,7 @@ __all__ = [
 
 class BoundKernel:
     """An impl bound to one layer, which counts its calls. ``choice``: its name with the options that were asked for; ``chosen``: by
-    what (name, default, auto)."""
+    what (name, default, auto), and what speaks against trusting it, if anything does."""
 
     __slots__ = ("calls", "choice", "chosen", "impl", "op", "run", "version")
 
@@ -117,6 +117,7 @@ class KernelPlan:
         tuned = self.tables.lookup(op, impl.name, impl.options, spec).content_hash
         version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
         run = self._bind(impl, spec, weights, params, choice.options)
+        chosen = f"{chosen} ({impl.unproven})" if impl.unproven else chosen
         kernel = BoundKernel(op, impl, str(choice), chosen, run, version)
         self.bound.append(kernel)
         return kernel
@@ -218,8 +219,13 @@ def fold_choices(config: EngineConfig, kernels: Mapping[str, str] | None = None)
     they survive process borders, and over these the explicit ``kernels``."""
     from triton_kernels.resolve import active_overrides
 
-    own = copy.deepcopy(config)
-    own.kernels |= {**active_overrides(), **(kernels or {})}
+    own, explicit = copy.deepcopy(config), kernels or {}
+    if not isinstance(explicit, Mapping):
+        raise ValueError(f"kernels={explicit!r} cannot work: it must map ops to choices, as in {{'sample': 'torch'}}")
+    own.kernels |= {**active_overrides(), **explicit}
+    for op, choice in own.kernels.items():
+        if not isinstance(choice, str):
+            raise ValueError(f"kernels.{op}={choice!r} cannot work: a choice is text, the name of an impl or auto")
     return own
 
 

@@ -13,6 +13,9 @@ from typing import Any, Literal, Protocol
 from .spec import Spec
 from .tuning import NOT_TUNED, TunedTables
 
+NEVER_MET_ITS_LIBRARY = "never met its library"
+"""``Impl.unproven`` of an adapter that ran against a stand-in for its library only."""
+
 
 class Bound(Protocol):
     """An impl ready to be called by one layer."""
@@ -52,6 +55,7 @@ class Impl:
     tune_space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     origin: str = ""
     version: str = ""
+    unproven: str = ""
 
     @property
     def is_triton(self) -> bool:
@@ -111,6 +115,7 @@ def impl(
     devices: tuple[str, ...] = ("cpu", "cuda"),
     options: Mapping[str, Any] | None = None,
     tune_space: Mapping[str, tuple[Any, ...]] | None = None,
+    unproven: str = "",
 ) -> Callable[[Callable[..., Any]], Impl]:
     """Turns a class or a function into an :class:`Impl`. Registers nothing: the registry finds it in a scanned package.
 
@@ -121,6 +126,7 @@ def impl(
     options    defaults of what a choice can set: ``splitkv@num_splits:8``
     tune_space   values of options that tuning tries, in the combinations that a class's ``tune_filter(options, num_tokens)``
                lets pass
+    unproven   what speaks against trusting it yet (``NEVER_MET_ITS_LIBRARY``); lists and plans say it until it is taken out
     """
 
     def decorate(target: Callable[..., Any]) -> Impl:
@@ -138,6 +144,7 @@ def impl(
             dict(tune_space or {}),
             target.__module__,
             version,
+            unproven,
         )
 
     return decorate

@@ -102,10 +102,14 @@ class TunedTables:
 
     @classmethod
     def load(cls, user: str | Path = "auto") -> TunedTables:
-        """The package's tables, and a user's: of the usual folder ("auto"), of another, or none at all ("off")."""
+        """The package's tables, and a user's: of the usual folder ("auto"), of another, or none at all ("off"). Raises
+        ValueError for a folder that does not exist."""
         if user == "off":
             return cls()
-        return cls((Path(__file__).with_name("tuned"), user_dir() if user == "auto" else Path(user).expanduser()))
+        folder = user_dir() if user == "auto" else Path(user).expanduser()
+        if user != "auto" and not folder.is_dir():
+            raise ValueError(f"tuned={str(user)!r} cannot work: it must be auto, off, or a folder with tables; this is no folder")
+        return cls((Path(__file__).with_name("tuned"), folder))
 
     def lookup(self, op: str, impl: str, options: Collection[str], spec: Spec) -> Tuned:
         """What is known about an impl in a layer of ``spec``. Entries with options other than its ``options`` are ignored."""

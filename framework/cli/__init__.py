@@ -22,6 +22,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"kernelswap: {error}", file=sys.stderr)
         return 2

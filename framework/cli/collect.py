@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+METRICS = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "itl_p99_s", "output_tokens_per_s")
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
@@ -15,10 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--compare", metavar="COLUMN=BASE", help="compare the values of a swept column with BASE, in pairs equal in all else"
     )
     parser.add_argument(
-        "--metrics",
-        metavar="NAME,...",
-        default="ttft_p50_s,ttft_p99_s,tpot_p50_s,itl_p99_s,output_tokens_per_s",
-        help="metrics to print (default: %(default)s)",
+        "--metrics", metavar="NAME,...", help=f"metrics to print (default: of {','.join(METRICS)} those that were observed)"
     )
     parser.set_defaults(run=run)
 
@@ -31,13 +30,14 @@ def run(args: argparse.Namespace) -> int:
     runs = collect(args.folder)
     output = Path(args.output) if args.output else Path(args.folder) / TABLE_FILE
     runs.to_csv(output, index=False)
-    metrics = [f"metric.{name}" for name in args.metrics.split(",")]
+    names = [name for name in METRICS if f"metric.{name}" in runs] if args.metrics is None else args.metrics.split(",")
+    metrics = [f"metric.{name}" for name in names]
     num_failed = int((runs["status"] != "ok").sum())
     if num_failed < len(runs):
         table = summarize(runs, metrics) if args.compare is None else compare(runs, metrics, *args.compare.partition("=")[::2])
         table.columns = table.columns.str.removeprefix("metric.")
         print(table.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
     for error in runs.loc[runs["status"] != "ok", ["run", "error"]].itertuples(index=False):
-        print(f"failed: {error.run}: {str(error.error).splitlines()[0]}")
+        print(f"failed: {error.run}:", str(error.error).split("\n")[0])
     print(f"{len(runs)} runs, {num_failed} failed: {output}")
     return 0

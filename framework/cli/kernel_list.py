@@ -71,7 +71,7 @@ def _promises(impl: Impl) -> list[str]:
 
 def _details(impl: Impl, reasons: Sequence[str]) -> list[str]:
     options = " ".join(f"{key}:{value}" for key, value in impl.options.items())
-    facts = {"not here": "; ".join(reasons), "options": options, "from": f"{impl.origin} {impl.version}"}
+    facts = {"not here": "; ".join(reasons), "unproven": impl.unproven, "options": options, "from": f"{impl.origin} {impl.version}"}
     return [line for key, text in facts.items() if text for line in _wrapped(f"{key}: {text}", " " * 6)]
 
 

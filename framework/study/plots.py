@@ -54,7 +54,7 @@ def latency(requests: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
 def load(runs: pd.DataFrame, x: str = "workload.rate") -> Figure:
     """TTFT and TPOT against the offered load ``x``: median solid, 99th percentile dashed, one colour per remaining setting.
     Repeats are averaged; bars show their range."""
-    runs = _finished(runs)
+    runs = _with_columns(_finished(runs), [f"metric.{name}_p{p}_s" for name in ("ttft", "tpot") for p in (50, 99)])
     if x in runs:
         runs = runs[np.isfinite(pd.to_numeric(runs[x], errors="coerce"))]
     if x not in runs or runs[x].nunique() < 2:
@@ -91,7 +91,8 @@ def load(runs: pd.DataFrame, x: str = "workload.rate") -> Figure:
 
 def pareto(runs: pd.DataFrame) -> Figure:
     """Speed that a user sees over throughput of the system: all runs grey, the frontier (no run is better in both) marked."""
-    runs = _finished(runs).dropna(subset=["metric.output_tokens_per_s", "metric.tokens_per_s_per_user"])
+    speeds = ["metric.output_tokens_per_s", "metric.tokens_per_s_per_user"]
+    runs = _with_columns(_finished(runs), speeds).dropna(subset=speeds)
     if runs.empty:
         raise ValueError("no run has both a throughput and a speed per user: requests with two or more output tokens are needed")
     x, y = runs["metric.output_tokens_per_s"].to_numpy(), runs["metric.tokens_per_s_per_user"].to_numpy()
@@ -211,6 +212,11 @@ def _finished(runs: pd.DataFrame) -> pd.DataFrame:
     if finished.empty:
         raise ValueError("no run finished, so there is nothing to plot; the column error of the table says why")
     return finished
+
+
+def _with_columns(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """A metric that no run has is one that none observed."""
+    return runs.reindex(columns=runs.columns.union(list(metrics), sort=False))
 
 
 def _axis_label(column: str) -> str:

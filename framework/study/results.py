@@ -61,7 +61,8 @@ def config_columns(config: EngineConfig) -> dict[str, Any]:
 
 
 def plan_columns(report: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What ran: ``plan.<op>`` is the impl; beside it ``.chosen`` (name, default, auto), ``.origin``, ``.version``, ``.calls``."""
+    """What ran: ``plan.<op>`` is the impl; beside it ``.chosen`` (name, default or auto, and what speaks
+    against trusting it), ``.origin``, ``.version``, ``.calls``."""
     columns: dict[str, Any] = {}
     for op, entry in report.items():
         columns[f"plan.{op}"] = entry["impl"]
@@ -119,23 +120,38 @@ def collect(folder: str | Path) -> pd.DataFrame:
     files = sorted(root.rglob(RUN_FILE), key=lambda path: _natural(path.relative_to(root)))
     if not files:
         raise ValueError(f"{str(folder)!r} holds no {RUN_FILE}: expected the output folder of a run or of a sweep")
-    return pd.DataFrame([{"run": path.parent.relative_to(root).as_posix(), **_read_run(path)} for path in files])
+    runs = pd.DataFrame([{"run": path.parent.relative_to(root).as_posix(), **_read_run(path)} for path in files])
+    for column in runs.columns[runs.columns.str.startswith("metric.")]:
+        runs[column] = pd.to_numeric(runs[column], errors="coerce")  # infinite ones were written as text
+    return runs
 
 
 def _read_run(path: Path) -> dict[str, Any]:
-    """A row, in which a config key that is set to nothing differs from one that is absent."""
-    row = json.loads(path.read_text(encoding="utf-8"))
+    """A row, in which a config key that is set to nothing differs from one that is absent. A file that holds none is a failed run:
+    it must not keep the others from being read."""
+    try:
+        row = flatten(json.loads(path.read_text(encoding="utf-8")))
+        row["status"]  # whatever else a version writes
+    except (ValueError, AttributeError, KeyError) as error:
+        return {"status": "failed", "error": f"{path.name} holds no row: {type(error).__name__}: {error}"}
     return {key: NULL if value is None and is_setting(key) else value for key, value in row.items()}
 
 
 def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """The requests of all ``runs`` (a table from ``collect(folder)``) in one table; the column ``run`` says whose they are."""
+    """The requests of all ``runs`` (a table from ``collect(folder)``) that finished, in one table; the column ``run`` says whose
+    they are. Raises ValueError if there are none, or a file does not hold them."""
     import pandas as pd
 
-    paths = {run: Path(folder) / run / REQUESTS_FILE for run in runs["run"]}
-    tables = [pd.read_csv(path).assign(run=run) for run, path in paths.items() if path.is_file()]
+    tables = []
+    for run in runs.loc[runs["status"] == "ok", "run"]:
+        path = Path(folder) / run / REQUESTS_FILE
+        if path.is_file():
+            try:
+                tables.append(pd.read_csv(path, usecols=list(REQUEST_COLUMNS)).assign(run=run))
+            except ValueError as error:
+                raise ValueError(f"{path} does not hold the requests of a run: {error}") from error
     if not tables:
-        raise ValueError(f"no run below {str(folder)!r} has a {REQUESTS_FILE}")
+        raise ValueError(f"no finished run below {str(folder)!r} has a {REQUESTS_FILE}")
     return pd.concat(tables, ignore_index=True)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -76,7 +78,7 @@ def select(runs: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
         raise ValueError(f"the table has no column {column!r}; the runs differ in {differences_text(runs)}")
     numbers = pd.to_numeric(runs[column], errors="coerce")
     wanted = pd.to_numeric(value, errors="coerce")
-    found = runs[runs[column].notna() & ((runs[column].astype(str) == value) | (numbers == wanted))]
+    found = runs[runs[column].notna() & ((runs[column].map(value_text) == value) | (numbers == wanted))]
     if found.empty:
         raise ValueError(
             f"no run has {column}={value}; found {', '.join(map(value_text, runs[column].dropna().unique())) or 'none'}"
@@ -86,4 +88,6 @@ def select(runs: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
 
 def value_text(value: object) -> str:
     """A value as one writes it in an override or in ``--where``."""
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()
     return f"{value:.12g}" if isinstance(value, float) else str(value)

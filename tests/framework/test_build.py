@@ -120,3 +120,24 @@ def test_every_kind_of_executor_is_covered_here() -> None:
 def test_a_name_that_is_in_no_table_is_refused_with_those_that_are(config: EngineConfig, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         build_engine(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"device": None}, "device=None cannot work: it must be of type str"),
+        ({"seed": 1.5}, "seed=1.5 cannot work: it must be of type int"),
+        ({"num_threads": True}, "num_threads=True"),
+        ({"num_threads": -1}, "num_threads=-1 cannot work: it must be 0"),
+        ({"plugins": [Path("a.py")]}, r"plugins=.* of type list\[str\]"),
+        ({"kernels": {"sample": None}}, r"kernels=.* of type dict\[str, str\]"),
+        ({"cache": None}, "cache=None cannot work: it must be of type CacheConfig"),
+        ({"model": ModelConfig(max_model_len=2.5)}, r"model.max_model_len=2.5 .* of type int \| None"),  # type: ignore[arg-type]
+        ({"executor": ExecutorConfig(efficiency=0.0)}, "executor.efficiency=0.0 .* more than 0"),
+        ({"executor": ExecutorConfig(step_overhead_s=-1.0)}, "executor.step_overhead_s=-1.0 .* 0 or more"),
+    ],
+)
+def test_values_of_a_wrong_type_or_out_of_range_are_refused(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        build_engine(EngineConfig(**values))
+    EngineConfig(executor=ExecutorConfig(efficiency=1)).validate()  # a whole number is a number

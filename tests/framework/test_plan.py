@@ -31,6 +31,18 @@ def test_another_package_of_the_same_name_is_found_out(monkeypatch: pytest.Monke
         KernelPlan({}, [], CPU, torch.float32)
 
 
+def test_the_report_says_what_is_unproven(tmp_path: Path) -> None:
+    plugin = tmp_path / "adapter.py"
+    plugin.write_text(
+        "from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, impl\n\n\n"
+        "@impl('gelu_and_mul', 'adapter', unproven=NEVER_MET_ITS_LIBRARY)\n"
+        "def adapter(x, approximate):\n    return x\n"
+    )
+    plan = KernelPlan({"gelu_and_mul": "adapter"}, [str(plugin)], CPU, torch.float32)
+    plan.bind("gelu_and_mul", params={"approximate": "tanh"})
+    assert plan.report()["gelu_and_mul"]["chosen"] == "name (never met its library)"
+
+
 def test_the_report_counts_calls_and_joins_impls_of_one_op() -> None:
     plan = KernelPlan({}, [], CPU, torch.float32)
     gelu = plan.bind("gelu_and_mul", params={"approximate": "tanh"})
@@ -165,6 +177,23 @@ def test_blocks_have_the_size_that_kernels_like(given: int, kind: str, device: s
     config = EngineConfig(cache=CacheConfig(given), executor=ExecutorConfig(kind), device=device)
     assert settle_block_size(config, target).cache.block_size == expected
     assert config.cache.block_size == given
+
+
+@pytest.mark.parametrize("kernels", [["sample"], "torch", {"sample": 5}, {"sample": None}])
+def test_choices_that_are_no_choices(kernels: Any) -> None:
+    with pytest.raises(ValueError, match=r"^kernels.* cannot work"):
+        LLM(small({}), kernels=kernels)
+
+
+def test_a_folder_of_tables_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tuned=.*this is no folder"):
+        LLM(EngineConfig(tuned=str(tmp_path / "tables")))
+
+
+def test_a_plugin_is_text_or_a_path(tmp_path: Path) -> None:
+    for plugins in (str(tmp_path / "nope.py"), [tmp_path / "nope.py"]):
+        with pytest.raises(ValueError, match=r"nope\.py.*does not exist"):
+            LLM("tiny", plugins=plugins)
 
 
 def test_vllms_names_of_cache_dtypes() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from triton_kernels.attention_meta import AttentionMeta
-from triton_kernels.impl import Impl
+from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, Impl
 from triton_kernels.impls._shared.flex import FlexAttention, _compiled
 from triton_kernels.impls._shared.padded import Bucket
 from triton_kernels.lab.conformance import bind, call, check, make_args, make_spec
@@ -51,6 +51,14 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = stand_ins.BatchPrefillWithPagedKVCacheWrapper, stand_ins.BatchDecodeWithPagedKVCacheWrapper
     flashinfer = stand_ins.module("flashinfer", *attention, *stand_in_steps.STEPS)
     stand_ins.install(monkeypatch, stand_ins.flash_attn(), stand_ins.flash_attn_interface(), flashinfer)
+
+
+def test_adapters_say_that_they_never_met_their_library() -> None:
+    """Whoever runs one against its library takes that out, and names it here."""
+    adapters = [impl for impl in REGISTRY if set(impl.requires) - {"triton"}]
+    assert {f"{impl.op}-{impl.name}" for impl in adapters} >= {f"{op}-{name}" for op, name in REFUSED}
+    assert {impl.unproven for impl in adapters} == {NEVER_MET_ITS_LIBRARY}
+    assert not [impl.name for impl in REGISTRY if impl.unproven and impl not in adapters]
 
 
 def on_cpu(op: str, name: str) -> Impl:

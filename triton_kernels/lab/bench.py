@@ -215,7 +215,7 @@ def measure(
         if row.status in ("ok", "wrong"):
             subjects[contender.label] = _subject(op, contender, spec, args, copies, tables)
     _time(subjects, rows, device, limit_s)
-    baselines = {c.label for c in task.contenders if not (c.impl.is_triton and c.impl.origin.startswith(f"{__package__}."))}
+    baselines = {c.label for c in task.contenders if not (c.impl.is_triton and c.impl.origin.startswith("triton_kernels."))}
     for row in rows.values():
         row.num_copies, row.cold = copies, copies * cost.bytes >= cache_bytes > 0
         _rate(row, ceilings, ceilings.flops(compute_format(op.name, case.dims, dtype)))

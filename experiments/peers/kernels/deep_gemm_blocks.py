@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from triton_kernels.impl import impl
+from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, impl
 from triton_kernels.spec import Spec
 
 
-@impl("gemm_fp8", "deep_gemm", devices=("cuda",))
+@impl("gemm_fp8", "deep_gemm", unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class DeepGemm:
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         self._gemm = _library().fp8_gemm_nt

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
-from triton_kernels.impl import impl
+from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, impl
 from triton_kernels.spec import Spec
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -107,11 +107,11 @@ def _import_error() -> list[str]:
     return [] if interface.FA3_AVAILABLE else [f"vLLM's FA3 cannot be loaded: {interface.FA3_UNAVAILABLE_REASON}"]
 
 
-@impl("paged_attention_decode", "vllm_fa3", requires=("vllm",), devices=("cuda",))
+@impl("paged_attention_decode", "vllm_fa3", requires=("vllm",), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class Decode(FlashAttention3):
     num_splits = GRAPH_SPLITS
 
 
-@impl("paged_attention_prefill", "vllm_fa3", requires=("vllm",), devices=("cuda",))
+@impl("paged_attention_prefill", "vllm_fa3", requires=("vllm",), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class Prefill(FlashAttention3):
     num_splits = 0

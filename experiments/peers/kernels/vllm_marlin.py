@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from triton_kernels.impl import impl
+from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, impl
 from triton_kernels.spec import Spec
 
 BITS, LANES = 4, 8
 
 
-@impl("gemm_w4a16", "vllm_marlin", requires=("vllm",), devices=("cuda",))
+@impl("gemm_w4a16", "vllm_marlin", requires=("vllm",), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class Marlin:
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         import vllm._C_stable_libtorch  # noqa: F401  (registers torch.ops._C)

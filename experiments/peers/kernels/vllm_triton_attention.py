@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
-from triton_kernels.impl import impl
+from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, impl
 from triton_kernels.spec import Spec
 
 SEGMENTS, LEAST_PROGRAMS = 16, 128
@@ -84,11 +84,11 @@ def _import_error() -> list[str]:
     return []
 
 
-@impl("paged_attention_decode", "vllm_triton", requires=("vllm", "triton"), devices=("cuda",))
+@impl("paged_attention_decode", "vllm_triton", requires=("vllm", "triton"), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class Decode(UnifiedAttention):
     pass
 
 
-@impl("paged_attention_prefill", "vllm_triton", requires=("vllm", "triton"), devices=("cuda",))
+@impl("paged_attention_prefill", "vllm_triton", requires=("vllm", "triton"), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class Prefill(UnifiedAttention):
     pass

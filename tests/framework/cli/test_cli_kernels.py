@@ -52,6 +52,11 @@ def test_list_says_why_a_triton_kernel_cannot_run_on_a_cpu_if_asked(capsys: pyte
     assert "interpret=true" in why and "options: block:0" in options and "from: triton_kernels.impls.silu_and_mul" in origin
 
 
+def test_list_says_which_adapters_never_met_their_library(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "list", "sample", "--why"]) == 0
+    assert capsys.readouterr().out.count("unproven: never met its library") == 1
+
+
 @pytest.mark.parametrize("more", [[], ["-v"]])
 def test_the_whole_list_fits_100_columns(capsys: pytest.CaptureFixture[str], more: list[str], tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"

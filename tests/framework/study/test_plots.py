@@ -43,6 +43,15 @@ def test_latency_pools_repeats_and_names_settings() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["sample=torch (n=2)", "sample=triton (n=1)"]
 
 
+def test_metrics_that_no_run_observed() -> None:
+    """One output token per request has no time per output token."""
+    runs = table(**{"workload.rate": [1, 2], "metric.ttft_p50_s": [0.1, 0.2], "metric.ttft_p99_s": [0.1, 0.2]})
+    ttft, tpot = plots.load(runs).axes
+    assert list(ttft.containers[0].lines[0].get_ydata()) == [100, 200] and pd.isna(tpot.containers[0].lines[0].get_ydata()).all()
+    with pytest.raises(ValueError, match="no run has both"):
+        plots.pareto(runs)
+
+
 def test_load_has_a_line_per_setting_and_percentile() -> None:
     runs = table(
         **{

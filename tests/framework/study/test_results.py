@@ -11,11 +11,21 @@ import pandas as pd
 import pytest
 
 from framework.cli import collect as collect_command
+from framework.cli import main
 from framework.config import EngineConfig
 from framework.study.comparison import compare, confidence_halfwidth, summarize
 from framework.study.driver import RequestRecord
 from framework.study.environment import environment
-from framework.study.results import collect, collect_requests, config_columns, plan_columns, write_requests, write_run
+from framework.study.results import (
+    REQUESTS_FILE,
+    RUN_FILE,
+    collect,
+    collect_requests,
+    config_columns,
+    plan_columns,
+    write_requests,
+    write_run,
+)
 from framework.study.sweep import differences, differences_text, select, swept_columns
 
 METRIC = "metric.ttft_p50_s"
@@ -96,6 +106,47 @@ def test_select_compares_numbers_as_numbers() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             select(runs, column, value)
+
+
+@pytest.mark.parametrize("content", ["", '{"name": "serve", "see', "[1]", "null", '{"name": "serve"}'])
+def test_a_file_without_a_row_is_a_failed_run_and_harms_no_other(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "0", {"status": "ok", "error": None, METRIC: 1.0})
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / RUN_FILE).write_text(content)
+    assert list(collect(tmp_path)["status"]) == ["ok", "failed"]
+    assert main(["collect", str(tmp_path)]) == 0
+    assert "failed: 1: run.json holds no row" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_infinite_or_that_no_run_observed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i, value in enumerate((1.0, math.inf)):
+        write_run(tmp_path / str(i), {"status": "ok", "error": None, METRIC: value, "seed": i})
+    assert list(collect(tmp_path)[METRIC]) == [1.0, math.inf]
+    assert main(["collect", str(tmp_path)]) == 0
+    assert "tpot_p50_s" not in capsys.readouterr().out
+    assert main(["collect", str(tmp_path), "--metrics", "tpot_p50_s"]) == 2
+    assert main(["collect", str(tmp_path), "--output", str(tmp_path / "no" / "table.csv")]) == 2
+
+
+def test_requests_are_those_of_finished_runs(tmp_path: Path) -> None:
+    """A run that was killed may have left half of its file."""
+    for i, status in enumerate(("ok", "failed")):
+        write_run(tmp_path / str(i), {"status": status, "error": None})
+    write_requests(tmp_path / "0", [])
+    (tmp_path / "1" / REQUESTS_FILE).write_text("")
+    assert collect_requests(tmp_path, collect(tmp_path)).empty
+    (tmp_path / "0" / REQUESTS_FILE).write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"0/requests\.csv does not hold the requests of a run"):
+        collect_requests(tmp_path, collect(tmp_path))
+
+
+def test_select_takes_truth_as_hydra_writes_it() -> None:
+    runs = pd.DataFrame({"cache.prefix_caching": [True, False, None], "status": "ok"})
+    assert list(select(runs, "cache.prefix_caching", "false").index) == [1]
+    with pytest.raises(ValueError, match="found true, false"):
+        select(runs, "cache.prefix_caching", "yes")
 
 
 def test_an_absent_cell_is_no_value(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from ...impl import impl
+from ...impl import NEVER_MET_ITS_LIBRARY, impl
 from ...spec import Spec
 from .._shared.flashinfer import FlashInferGated
 
 
-@impl("gelu_and_mul", "flashinfer", priority=15, requires=("flashinfer",), devices=("cuda",))
+@impl("gelu_and_mul", "flashinfer", priority=15, requires=("flashinfer",), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class FlashInferGeluAndMul(FlashInferGated):
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         import flashinfer

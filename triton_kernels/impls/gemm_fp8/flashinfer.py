@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from ...impl import impl
+from ...impl import NEVER_MET_ITS_LIBRARY, impl
 from ...spec import Spec
 from .._shared.flashinfer import HALVES, unsupported_arch
 
 
-@impl("gemm_fp8", "flashinfer", priority=12, requires=("flashinfer",), devices=("cuda",))
+@impl("gemm_fp8", "flashinfer", priority=12, requires=("flashinfer",), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class FlashInferGemmFp8:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         import flashinfer

@@ -7,11 +7,19 @@ from typing import Any
 
 import torch
 
-from ...impl import Flags, impl
+from ...impl import NEVER_MET_ITS_LIBRARY, Flags, impl
 from ...spec import Spec
 
 
-@impl("gemm_w4a16", "gemlite", priority=0, requires=("gemlite",), devices=("cuda",), flags=Flags(deterministic=False))
+@impl(
+    "gemm_w4a16",
+    "gemlite",
+    priority=0,
+    requires=("gemlite",),
+    unproven=NEVER_MET_ITS_LIBRARY,
+    devices=("cuda",),
+    flags=Flags(deterministic=False),
+)
 class Gemlite:
     """Its partial sums are added by atomic operations in any order, so it promises no equal bits."""
 

@@ -8,10 +8,12 @@ the forward pass, and nothing about the rest of the batch.
 
 from __future__ import annotations
 
-from ...impl import impl
+from ...impl import NEVER_MET_ITS_LIBRARY, impl
 from .._shared.flash_attn import FlashAttention2
 
 
-@impl("paged_attention_decode", "flash_attn", priority=40, requires=("flash_attn",), devices=("cuda",))
+@impl(
+    "paged_attention_decode", "flash_attn", priority=40, requires=("flash_attn",), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",)
+)
 class DecodeFlashAttention2(FlashAttention2):
     split_decodes = True

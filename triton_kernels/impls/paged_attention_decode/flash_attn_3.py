@@ -8,7 +8,7 @@ nothing about the rest of the batch.
 
 from __future__ import annotations
 
-from ...impl import impl
+from ...impl import NEVER_MET_ITS_LIBRARY, impl
 from .._shared.flash_attn import FlashAttention3
 
 
@@ -17,6 +17,7 @@ from .._shared.flash_attn import FlashAttention3
     "flash_attn_3",
     priority=45,
     requires=("flash_attn_interface",),
+    unproven=NEVER_MET_ITS_LIBRARY,
     devices=("cuda",),
     options={"num_splits": 0},
 )

@@ -8,7 +8,7 @@ tensor for quantized caches, which the op does not have. It promises equal bits 
 
 from __future__ import annotations
 
-from ...impl import Flags, impl
+from ...impl import NEVER_MET_ITS_LIBRARY, Flags, impl
 from .._shared.flashinfer import FlashInferAttention
 
 
@@ -17,6 +17,7 @@ from .._shared.flashinfer import FlashInferAttention
     "flashinfer",
     priority=35,
     requires=("flashinfer",),
+    unproven=NEVER_MET_ITS_LIBRARY,
     devices=("cuda",),
     flags=Flags(cuda_graph=False, deterministic=False),
     options={"backend": "auto", "workspace_mib": 256},

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from ...impl import impl
+from ...impl import NEVER_MET_ITS_LIBRARY, impl
 from ...spec import Spec
 from .._shared.flashinfer import unsupported_flashinfer
 
 
-@impl("rms_norm", "flashinfer", priority=15, requires=("flashinfer",), devices=("cuda",))
+@impl("rms_norm", "flashinfer", priority=15, requires=("flashinfer",), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class FlashInferRMSNorm:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         import flashinfer

@@ -12,14 +12,22 @@ from typing import Any
 
 import torch
 
-from ...impl import Flags, impl
+from ...impl import NEVER_MET_ITS_LIBRARY, Flags, impl
 from ...spec import Spec
 from .._shared.flashinfer import unsupported_arch
 
 _MIX = (-7046029254386353131, -4417276706812531889)  # odd numbers with bits all over: products differ in every bit
 
 
-@impl("sample", "flashinfer", priority=15, requires=("flashinfer",), devices=("cuda",), flags=Flags(rng="own"))
+@impl(
+    "sample",
+    "flashinfer",
+    priority=15,
+    requires=("flashinfer",),
+    unproven=NEVER_MET_ITS_LIBRARY,
+    devices=("cuda",),
+    flags=Flags(rng="own"),
+)
 class FlashInferSample:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         import flashinfer
