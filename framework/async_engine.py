@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,8 +74,7 @@ class AsyncEngine:
 
         Raises ValueError for what can never be served, RuntimeError if the engine failed at this request, EngineDeadError."""
         priority = check_priority(priority)
-        params = self.inputs.default_params() if sampling_params is None else copy.copy(sampling_params)
-        params.validate()
+        params = self.inputs.checked(sampling_params)
         if request_id is None:
             request_id = self._unused_id()
         inputs, stream = self.inputs, Stream(request_id, params)

@@ -65,18 +65,22 @@ class InputProcessor:
             given["max_tokens"] = self._generation["max_new_tokens"]
         return SamplingParams(**given)
 
+    def checked(self, params: SamplingParams | None) -> SamplingParams:
+        """A private copy. Quick; raises ValueError for what holds for no model, and for what is no SamplingParams."""
+        if params is None:
+            return self.default_params()
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"sampling parameters must be SamplingParams, as SamplingParams(max_tokens=3); found {params!r}")
+        own = copy.copy(params)
+        own.validate()  # which gives the copy containers of its own
+        return own
+
     def params(self, params: SamplingParams | None, output_kind: RequestOutputKind | None = None) -> SamplingParams:
         """A private copy, checked, and completed with what needs the model: tokens that end it, bad words as tokens.
 
         output_kind  instead of the parameters' own
         Raises ValueError for what cannot be served, and for what is no SamplingParams."""
-        if params is None:
-            complete = self.default_params()
-        elif isinstance(params, SamplingParams):
-            complete = copy.copy(params)
-            complete.validate()  # which gives the copy containers of its own
-        else:
-            raise ValueError(f"sampling parameters must be SamplingParams, as SamplingParams(max_tokens=3); found {params!r}")
+        complete = self.checked(params)
         complete.output_kind = output_kind or complete.output_kind
         self._check_logprobs(complete)
         self._complete_stop_tokens(complete)
