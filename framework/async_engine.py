@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,7 +75,8 @@ class AsyncEngine:
 
         Raises ValueError for what can never be served, RuntimeError if the engine failed at this request, EngineDeadError."""
         priority = check_priority(priority)
-        params = self.inputs.params(sampling_params)
+        params = self.inputs.default_params() if sampling_params is None else copy.copy(sampling_params)
+        params.validate()
         if request_id is None:
             request_id = self._unused_id()
         inputs, stream = self.inputs, Stream(request_id, params)
@@ -83,7 +85,7 @@ class AsyncEngine:
 
         def add() -> Add:
             stream.prompt = inputs.prompt(prompt)
-            return Add(stream.prompt, params, priority)
+            return Add(stream.prompt, inputs.params(params), priority)  # bad words are tokenized too, and may be thousands
 
         try:
             stream.key = self._client.open(stream, add)

@@ -77,6 +77,6 @@ def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
     eos = model.eos_token_ids
     if not eos and (found := getattr(tokenizer, "eos_token_id", None)) is not None:
         eos = (found,)
-    eos = tuple(token for token in eos if token < model.config.get("vocab_size", token + 1))  # others are never sampled
+    eos = tuple(token for token in eos if 0 <= token < model.config.get("vocab_size", token + 1))  # others are never sampled
     generation = model.generation if config.generation_config == "auto" else {}
     return InputProcessor(tokenizer, generation, eos, config.max_logprobs)

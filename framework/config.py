@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
 from .executor.kinds import EXECUTORS
+from .sampling_params import MAX_LOGPROBS
 
 CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
 LOAD_FORMATS = ("auto", "dummy")
@@ -44,7 +45,7 @@ class ModelConfig:
     generation_config: str = "auto"
     backend: str = "auto"
     skip_tokenizer: bool = False
-    max_logprobs: int = 20
+    max_logprobs: int = MAX_LOGPROBS
 
 
 @dataclass

@@ -135,8 +135,8 @@ class EngineClient:
                 continue  # nobody waits for it
             try:
                 pickled = pickle.dumps(message())
-            except Exception as error:
-                self._hand_on([(key, error)])
+            except BaseException as error:  # a tokenizer's panic is no Exception; nobody else would tell of it
+                self._hand_on([(key, error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}"))])
                 continue
             try:
                 self._pipe.send((key, pickled))

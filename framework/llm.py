@@ -14,11 +14,11 @@ from tqdm import tqdm
 from .build import build_engine
 from .config import CacheConfig, EngineConfig, GraphConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from .engine.engine import Engine
-from .engine.inputs import MAX_LOGPROBS, EngineInput, Prompt, check_priority
+from .engine.inputs import EngineInput, Prompt, check_priority
 from .metrics import Metric, engine_metrics
 from .models.hub import read_json, resolve_model
 from .outputs import RequestOutput
-from .sampling_params import RequestOutputKind, SamplingParams
+from .sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams
 
 Messages = list[dict[str, Any]]
 _CACHE_DTYPES = {

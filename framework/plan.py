@@ -266,11 +266,11 @@ def op_costs() -> dict[str, Any]:
 
 def device_model(name: str) -> Any:
     """A device of the table by name (``triton_kernels.devices.Device``). Raises ValueError for one that is not in it."""
-    from triton_kernels.devices import DEVICES
+    from triton_kernels.devices import DEVICE_MODELS
 
-    if name not in DEVICES:
-        raise ValueError(f"executor.device={name!r} is not in the device table; it has {', '.join(sorted(DEVICES))}")
-    return DEVICES[name]
+    if name not in DEVICE_MODELS:
+        raise ValueError(f"executor.device={name!r} is not in the device table; it has {', '.join(sorted(DEVICE_MODELS))}")
+    return DEVICE_MODELS[name]
 
 
 def _check_origin() -> None:

@@ -16,6 +16,8 @@ MIN_TEMPERATURE: Final = 0.01
 
 MAX_LOGIT_BIAS: Final = 100.0
 MAX_N: Final = 16384
+MAX_LOGPROBS: Final = 20
+"""Log-probabilities per token that an engine gives unless it was built with another limit."""
 INT32_MAX: Final = 2**31 - 1
 FLOAT32_TINY: Final = 2.0**-126
 FLOAT32_MAX: Final = (2 - 2.0**-23) * 2.0**127
@@ -155,6 +157,7 @@ class SamplingParams:
         if self.bad_words is not None:
             words = _listed("bad_words", self.bad_words, "a list of words (of one word too)")
             _require(all(isinstance(w, str) and w.strip() for w in words), "bad_words", words, "words that are not empty")
+            _require(all(map(is_unicode, words)), "bad_words", words, "text that UTF-8 can hold (no lone surrogates)")
             self.bad_words = words
 
     def _validate_tokens(self) -> None:
@@ -162,6 +165,10 @@ class SamplingParams:
         if self.allowed_token_ids is not None:
             self.allowed_token_ids = _token_ids("allowed_token_ids", self.allowed_token_ids)
             _require(len(self.allowed_token_ids) > 0, "allowed_token_ids", self.allowed_token_ids, "not empty (None = all)")
+        if self.bad_words_token_ids is not None:
+            words = _listed("bad_words_token_ids", self.bad_words_token_ids, "a list of lists of token ids")
+            self.bad_words_token_ids = [_token_ids("bad_words_token_ids", word) for word in words]
+            _require(all(self.bad_words_token_ids), "bad_words_token_ids", words, "lists that are not empty")
         if self.logit_bias is not None:
             self.logit_bias = _logit_bias(self.logit_bias)
 
@@ -208,6 +215,15 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold a text: not with half of a surrogate pair, as JSON may bring it. Tokenizers refuse that."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
@@ -243,7 +259,10 @@ def _or_empty(value: Any) -> Any:
 def _listed(name: str, value: Any, expected: str) -> list[Any]:
     """Of text, bytes and dicts the parts are not what was meant."""
     _require(isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping), name, value, expected)
-    return list(value)
+    try:
+        return list(value)
+    except TypeError:  # an array without dimensions
+        raise _error(name, value, expected) from None
 
 
 def _token_ids(name: str, ids: Any) -> list[int]:

@@ -53,11 +53,16 @@ RULES = (
     Rule("framework/worker/", ("framework.study", "framework.server", "framework.executor")),
     Rule("framework/models/", ("framework.worker", "framework.executor", "framework.study", "framework.server")),
     Rule("framework/cli/", ("torch",), deferred=True),
+    # What puts the planes together is known to none of them.
+    *(
+        Rule(f"framework/{plane}/", ("framework.build", "framework.llm", "framework.async_engine", "framework.cli"))
+        for plane in ("engine", "executor", "worker", "models", "study")
+    ),
     # Of the files at the top only the plan has tensors.
     *(
-        Rule(name_of, ("torch", "framework.worker", "framework.study"), deferred=True)
-        for name_of in (f"framework/{p.name}" for p in sorted((ROOT / "framework").glob("*.py")))
-        if name_of != "framework/plan.py"
+        Rule(f"framework/{path.name}", ("torch", "framework.worker", "framework.study"), deferred=True)
+        for path in sorted((ROOT / "framework").glob("*.py"))
+        if path.name != "plan.py"
     ),
     Rule("", ("hydra", "omegaconf"), but=("framework/study/compose.py", "experiments/")),
     Rule("", ("pandas", "matplotlib"), but=("framework/study/", "experiments/")),

@@ -201,5 +201,7 @@ def check_end(params: SamplingParams, completion: CompletionOutput) -> None:
     found = [i for i, token in enumerate(completion.token_ids) if i >= params.min_tokens and token in stop_ids]
     if found:
         assert found == [len(completion.token_ids) - 1] and completion.finish_reason == "stop"
+        last = completion.token_ids[-1]
+        assert completion.stop_reason == (None if last == EOS else last)
     elif completion.finish_reason != "error":
         assert len(completion.token_ids) == params.max_tokens and completion.finish_reason == "length"

@@ -1,4 +1,4 @@
-"""What is known about devices without having one: sizes for launch configurations and gates, ceilings for rooflines."""
+"""What is known about device models without having one: sizes for launch configurations and gates, ceilings for rooflines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceModel:
     """A device model.
 
     arch             architecture name as in ``Spec.arch``
@@ -28,11 +28,11 @@ class Device:
     source: str
 
 
-DEVICES: dict[str, Device] = {
+DEVICE_MODELS: dict[str, DeviceModel] = {
     device.name: device
     for device in (
-        Device("a100", "sm_80", 108, 163 * 1024, 255, 2.0e12, {"fp32": 19.5e12, "bf16": 312e12, "int8": 624e12}, "datasheet"),
-        Device(
+        DeviceModel("a100", "sm_80", 108, 163 * 1024, 255, 2.0e12, {"fp32": 19.5e12, "bf16": 312e12, "int8": 624e12}, "datasheet"),
+        DeviceModel(
             "rtx4090",
             "sm_89",
             128,
@@ -42,7 +42,7 @@ DEVICES: dict[str, Device] = {
             {"fp32": 83e12, "bf16": 165e12, "fp8": 330e12, "int8": 660e12},
             "datasheet",
         ),
-        Device(
+        DeviceModel(
             "h200",
             "sm_90",
             132,
@@ -52,7 +52,7 @@ DEVICES: dict[str, Device] = {
             {"fp32": 67e12, "bf16": 780e12, "fp8": 1979e12, "int8": 1979e12},
             "copy and bf16 measured, 8192^3 of random data; the others from the datasheet",
         ),
-        Device(
+        DeviceModel(
             "b200",
             "sm_100",
             148,
@@ -62,7 +62,7 @@ DEVICES: dict[str, Device] = {
             {"fp32": 75e12, "bf16": 2250e12, "fp8": 4500e12, "int8": 4500e12},
             "datasheet",
         ),
-        Device(
+        DeviceModel(
             "mi300x",
             "gfx942",
             304,
@@ -76,7 +76,7 @@ DEVICES: dict[str, Device] = {
 }
 
 
-def by_arch(arch: str) -> Device:
+def by_arch(arch: str) -> DeviceModel:
     """The device that stands for an architecture. Launch configurations take its sizes, so that they need no GPU and do
     not depend on a device's name; an architecture without an entry gets the smallest shared memory of NVIDIA's."""
-    return next((device for device in DEVICES.values() if device.arch == arch), DEVICES["rtx4090"])
+    return next((device for device in DEVICE_MODELS.values() if device.arch == arch), DEVICE_MODELS["rtx4090"])

@@ -158,15 +158,15 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _roofline(arguments: argparse.Namespace) -> int:
-    from triton_kernels.devices import DEVICES
+    from triton_kernels.devices import DEVICE_MODELS
     from triton_kernels.lab.roofline import rooflines
     from triton_kernels.registry import Registry
 
     registry = Registry.load(arguments.plugin)
     registry.impls(arguments.op)  # says which ops there are
-    if arguments.device not in DEVICES:
-        raise ValueError(f"no device named {arguments.device!r}; the device table has {', '.join(DEVICES)}")
-    device = DEVICES[arguments.device]
+    if arguments.device not in DEVICE_MODELS:
+        raise ValueError(f"no device named {arguments.device!r}; the device table has {', '.join(DEVICE_MODELS)}")
+    device = DEVICE_MODELS[arguments.device]
     rows = [["case", "GEMMs in", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
     for found in rooflines(registry.ops[arguments.op], device):
         if found.arithmetic_s is None:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 from ..clock import Clock
@@ -237,7 +238,11 @@ class Engine:
             if not sample.done:
                 self.scheduler.finish(sample.request, reason)
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
-        self._outputs.append(self.processor.ended(group, self.clock.now(), text))
+        try:
+            output = self.processor.ended(group, self.clock.now(), text)
+        except Exception as failure:  # of an abort: the text that was held back cannot be had
+            output = self.processor.ended(group, self.clock.now(), f"{type(failure).__name__}: {failure}")
+        self._outputs.append(output)
 
     def _new_books(self) -> tuple[KVCacheManager, Scheduler]:
         cache, executor = self.config.cache, self.executor
@@ -263,9 +268,10 @@ class Engine:
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
             raise ValueError(f"the prompt holds token id {wrong}, but the model's ids are 0 to {vocab_size - 1}")
-        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-            wrong_ids = [token for token in getattr(params, name) or () if token >= vocab_size]
-            if wrong_ids:
+        given = {name: getattr(params, name) or () for name in ("stop_token_ids", "allowed_token_ids", "logit_bias")}
+        given["bad_words_token_ids"] = chain.from_iterable(params.bad_words_token_ids or ())
+        for name, ids in given.items():
+            if wrong_ids := [token for token in ids if token >= vocab_size]:
                 raise ValueError(
                     f"SamplingParams: {name} holds token id {wrong_ids[0]}, but the model has ids 0 to {vocab_size - 1}"
                 )

@@ -6,9 +6,9 @@ import copy
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from ..sampling_params import RequestOutputKind, SamplingParams, is_integer
+from ..sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams, is_integer, is_unicode
 from .tokenizer import token_ids_of_words
 
 
@@ -31,7 +31,6 @@ Prompt = str | TextPrompt | TokensPrompt | Mapping[str, Any] | Sequence[int]
 """Text, a dict of one of the two kinds, or a list of token ids."""
 
 _PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
-MAX_LOGPROBS: Final = 20
 _GENERATION_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 
 
@@ -83,7 +82,7 @@ class InputProcessor:
         self._complete_stop_tokens(complete)
         if self.tokenizer is None:
             self._without_text(complete)
-        elif complete.bad_words:
+        elif complete.bad_words and complete.bad_words_token_ids is None:  # done already where they come from another process
             complete.bad_words_token_ids = token_ids_of_words(self.tokenizer, complete.bad_words)
         return complete
 
@@ -134,7 +133,7 @@ class InputProcessor:
             **template_args,
         )
         # The template writes the special tokens itself.
-        return EngineInput(self.tokenizer.encode(text, add_special_tokens=False), text)
+        return EngineInput(self._encode(text, add_special_tokens=False), text)
 
     def _check_logprobs(self, params: SamplingParams) -> None:
         for name in ("logprobs", "prompt_logprobs"):
@@ -161,10 +160,12 @@ class InputProcessor:
                 raise ValueError(f"SamplingParams: {name} needs a tokenizer, and this engine has none; use token ids instead")
         params.detokenize = False
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         if self.tokenizer is None:
             raise ValueError('this engine has no tokenizer: pass {"prompt_token_ids": [...]} instead of text')
-        return self.tokenizer.encode(text)
+        if not is_unicode(text):
+            raise ValueError(f"a prompt must be text that UTF-8 can hold, without lone surrogates; found {reprlib.repr(text)}")
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 def check_priority(priority: object) -> int:
@@ -175,9 +176,12 @@ def check_priority(priority: object) -> int:
 
 
 def _token_ids(ids: Any) -> list[int]:
-    if not isinstance(ids, Iterable) or isinstance(ids, str | bytes | bytearray | memoryview | Mapping):
+    try:
+        listed = None if isinstance(ids, str | bytes | bytearray | memoryview | Mapping) else list(ids)
+    except TypeError:
+        listed = None
+    if listed is None:
         raise ValueError(f"a prompt must be text, a dict, or a list of token ids; found {reprlib.repr(ids)}")
-    listed = list(ids)
     if set(map(type, listed)) <= {int}:
         return listed
     for token in listed:

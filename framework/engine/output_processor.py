@@ -214,16 +214,21 @@ class OutputProcessor:
                 self._add_prompt_logprobs(request.sample.group, first, entries)
             except Exception as error:
                 failed.append((request.sample.group, error))
+        unfit = {group for group, _ in failed}
         delta, final_only = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
         num_new, logprobs = committed.num_new, committed.logprobs
+        one_each, emit = not num_new, outputs.append
         stopped: list[Request] = []
         touched: dict[RequestGroup, None] = {}
         for request in committed.requests:
             sample: Sample = request.sample
             group = sample.group
             was_finished = request.finish_reason is not None
+            if unfit and group in unfit:
+                sample.take_back(num_new.get(request, 1))
+                continue
             try:
-                if not num_new or request not in num_new:
+                if one_each or request not in num_new:
                     token_ids = request.token_ids[-1:]
                     text = sample.push(token_ids, now_s)
                 else:
@@ -241,7 +246,7 @@ class OutputProcessor:
             if group.kind is delta:
                 completion = sample.delta(text, token_ids)
                 if len(group.samples) == 1:
-                    outputs.append(group.output([completion]))
+                    emit(group.output([completion]))
                 else:
                     group.changed.append(completion)
                     touched[group] = None
@@ -249,10 +254,10 @@ class OutputProcessor:
                 touched[group] = None
         for group in touched:
             if group.kind is delta:
-                outputs.append(group.output(sorted(group.changed, key=lambda completion: completion.index)))
+                emit(group.output(sorted(group.changed, key=lambda completion: completion.index)))
                 group.changed = []
             else:
-                outputs.append(group.everything())
+                emit(group.everything())
         return stopped, failed
 
     def ended(self, group: RequestGroup, now_s: float, error: str | None = None) -> RequestOutput:

@@ -21,10 +21,6 @@ def load_tokenizer(folder: Path) -> Any:
 
 def token_ids_of_words(tokenizer: Any, words: list[str]) -> list[list[int]]:
     """Token ids of words as they appear at the start of a text and after a space; both must be kept from being generated."""
-    found: list[list[int]] = []
-    for word in words:
-        for text in (word, " " + word.lstrip()):
-            ids = tokenizer.encode(text, add_special_tokens=False)
-            if ids and ids not in found:
-                found.append(ids)
-    return found
+    texts = (text for word in words for text in (word, " " + word.lstrip()))
+    found = dict.fromkeys(tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    return [list(ids) for ids in found if ids]

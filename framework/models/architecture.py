@@ -104,9 +104,11 @@ def read_model(config: ModelConfig) -> ModelInfo:
         architecture, reason = _native(found)
         if architecture is None and config.backend == "native":
             raise ValueError(f"model {config.name!r} cannot run natively: {reason}; use model.backend=auto or transformers")
-    eos = _eos(generation.get("eos_token_id", found.get("eos_token_id")))
+    eos = generation.get("eos_token_id")
+    if eos is None or "eos_token_id" in config.architecture:
+        eos = found.get("eos_token_id")
     max_model_len = _max_model_len(config, found, architecture)
-    return ModelInfo(config.name, folder, found, generation, _dtype(config, found), max_model_len, eos, architecture, reason)
+    return ModelInfo(config.name, folder, found, generation, _dtype(config, found), max_model_len, _eos(eos), architecture, reason)
 
 
 def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None) -> int:
@@ -201,5 +203,8 @@ def _dtype(config: ModelConfig, found: Mapping[str, Any]) -> str:
     return wish
 
 
-def _eos(value: int | list[int] | None) -> tuple[int, ...]:
-    return () if value is None else tuple(value) if isinstance(value, list) else (value,)
+def _eos(value: Any) -> tuple[int, ...]:
+    ids = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(type(token) is int for token in ids):
+        raise ValueError(f"the model's eos_token_id={value!r} cannot work: it must be a token id or a list of them")
+    return ids

@@ -208,9 +208,10 @@ class Builder:
         return self._cos_sin[rope]
 
     def _share(self, op: str, params: dict[str, Any] | None = None, facts: dict[str, Any] | None = None) -> BoundKernel:
-        if op not in self._shared:
-            self._shared[op] = self.plan.bind(op, params=params, facts=facts)
-        return self._shared[op]
+        key = op, *sorted({**(params or {}), **(facts or {})}.items())
+        if key not in self._shared:
+            self._shared[key] = self.plan.bind(op, params=params, facts=facts)
+        return self._shared[key]
 
     def _window(self, shape: LayerShape) -> int | None:
         """A window that no sequence outgrows is none."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..build import settle_block_size
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import group_layers
 from ..engine.step import NewRequest, StepInput
@@ -47,15 +46,15 @@ class _ZeroIntegers(TorchFunctionMode):
 
 @torch.inference_mode()
 def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
-    """Builds the engine of ``config`` for ``target`` and runs its steps; returns their number. ``probe``: other sizes of the same
-    kinds, which must not need other kernels. Raises ValueError for models that only the transformers library can run."""
+    """Builds the engine of ``config`` (its block size settled) for ``target`` and runs its steps; returns their number. ``probe``:
+    other sizes of the same kinds, which must not need other kernels. Raises ValueError for models that only the transformers
+    library can run."""
     info = read_model(config.model)
     if info.architecture is None:
         raise ValueError(
             f"model {config.model.name!r} runs through the transformers library ({info.reason}); kernels can be "
             "packed for native models only"
         )
-    config = settle_block_size(config, target)
     dtype = getattr(torch, info.dtype)
     plan = TargetPlan.of(config, target, dtype)
     weights = EmptyWeights(CPU, dtype, Unquantized())

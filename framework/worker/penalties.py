@@ -143,8 +143,9 @@ class _PenaltyRows:
         self.presence[seat] = params.presence_penalty
         bias = params.logit_bias or {}
         if (missing := len(bias) - self.bias_ids.shape[1]) > 0:
-            self.bias_ids = torch.nn.functional.pad(self.bias_ids, (0, missing), value=-1)
-            self.bias_values = torch.nn.functional.pad(self.bias_values, (0, missing))
+            ids = torch.nn.functional.pad(self.bias_ids, (0, missing), value=-1)
+            # Both or none: the second may find no memory, and they have to fit each other ever after.
+            self.bias_ids, self.bias_values = ids, torch.nn.functional.pad(self.bias_values, (0, missing))
         self.bias_ids[seat] = -1
         self.bias_ids[seat, : len(bias)] = to_device(np.array(list(bias), dtype=np.int32), self._device)
         self.bias_values[seat, : len(bias)] = to_device(np.array(list(bias.values()), dtype=np.float32), self._device)

@@ -24,6 +24,7 @@ from framework.config import CacheConfig, SchedulerConfig
 from framework.engine.errors import EngineDeadError
 from framework.engine.inputs import EngineInput
 from framework.engine_process import Add
+from framework.sampling_params import SamplingParams
 from framework.streams import Reply
 
 from . import engine_processes
@@ -205,6 +206,14 @@ def test_ids_of_running_requests_are_refused_and_others_made_up(engine: AsyncEng
 # What one request brings
 
 
+class Panic(BaseException):
+    """As pyo3 raises it: no Exception."""
+
+
+def panic() -> Add:
+    raise Panic("at the tokenizer")
+
+
 class Unreadable:
     """Pickles, and cannot be read again."""
 
@@ -238,6 +247,7 @@ def test_wrong_types_are_refused_in_the_caller_and_harm_nobody(engine: AsyncEngi
         (lambda: Unreadable(), "no number"),
         (lambda: lambda: 0, "pickle"),
         (lambda: 1 // 0, "division"),
+        (lambda: panic(), "Panic: at the tokenizer"),
     ],
 )
 def test_a_message_that_fails_is_answered_and_the_engine_serves_on(
@@ -255,6 +265,18 @@ def test_a_message_that_fails_is_answered_and_the_engine_serves_on(
         assert len(await tokens(engine, max_tokens=3)) == 3
 
     run(main())
+
+
+def test_what_takes_time_in_the_caller_is_not_done_in_its_loop(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def complete(params: SamplingParams, complete: Any = engine.inputs.params) -> SamplingParams:
+        threads.append(threading.current_thread())
+        return complete(params)
+
+    monkeypatch.setattr(engine.inputs, "params", complete)
+    assert run(collect(engine))[-1].finished
+    assert len(threads) == 1 and threads[0] is not threading.current_thread(), "bad words are tokenized there"
 
 
 def test_an_error_in_the_process_says_where_it_happened(engine: AsyncEngine) -> None:

@@ -48,8 +48,8 @@ def test_defaults() -> None:
         ("prompt_logprobs", [-2, True, 2**31]),
         ("stop", ["", ["a", ""], [1], 5, b"end", {"a": 1}, False]),
         ("stop_token_ids", [[-1], ["a"], [1.5], [True], b"ab", 0, 7, {3: 4}]),
-        ("allowed_token_ids", [[], [-1], [False], b"ab", 5]),
-        ("bad_words", [[""], ["  "], [1], "abc", b"abc", 5, {"a": 1}]),
+        ("allowed_token_ids", [[], [-1], [False], b"ab", 5, np.array(5)]),
+        ("bad_words", [[""], ["  "], [1], "abc", b"abc", 5, {"a": 1}, ["\ud800"]]),
         ("logit_bias", [{"a": 1.0}, {-1: 1.0}, {1: float("nan")}, [1], {1.7: 1.0}, {True: 1.0}, {1: True}, {1: "2"}, {b"5": 1.0}]),
         ("output_kind", ["DELTA", 1]),
         ("structured_outputs", [{"json": "{}"}]),
@@ -92,7 +92,17 @@ def test_the_borders_are_allowed(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("top_k", 2**31), ("repetition_penalty", 1e39), ("n", "2"), ("stop", 5), ("max_tokens", 0), ("seed", 2**70)]
+    ("name", "value"),
+    [
+        ("top_k", 2**31),
+        ("repetition_penalty", 1e39),
+        ("n", "2"),
+        ("stop", 5),
+        ("max_tokens", 0),
+        ("seed", 2**70),
+        ("bad_words_token_ids", "ab"),
+        ("bad_words_token_ids", [[]]),
+    ],
 )
 def test_fields_changed_later_are_checked_again(name: str, value: Any) -> None:
     params = SamplingParams()

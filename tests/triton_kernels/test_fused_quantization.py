@@ -16,7 +16,7 @@ from triton_kernels.spec import Spec
 
 REGISTRY = Registry.load()
 CPU = Spec("cpu", "cpu", torch.float32)
-CODES = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+QUANTIZED = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 GRANULARITIES = ("token", "group", "static")
 
 
@@ -63,7 +63,7 @@ def assert_values_of_a_norm_without_rounding(name: str, spec: Spec, out_dtype: t
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("out_dtype", CODES, ids=str)
+@pytest.mark.parametrize("out_dtype", QUANTIZED, ids=str)
 @pytest.mark.parametrize("op", ["rms_norm", "silu_and_mul", "gelu_and_mul"])
 @pytest.mark.parametrize("name", ["reference", "torch"])
 def test_float32_is_quantized_as_by_the_op_followed_by_quantize_activation(
@@ -73,7 +73,7 @@ def test_float32_is_quantized_as_by_the_op_followed_by_quantize_activation(
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("out_dtype", CODES, ids=str)
+@pytest.mark.parametrize("out_dtype", QUANTIZED, ids=str)
 @pytest.mark.parametrize("name", ["reference", "torch"])
 def test_a_norm_without_rounding_has_the_quantized_values_of_its_weights(
     name: str, out_dtype: torch.dtype, granularity: str

@@ -9,12 +9,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton_kernels.devices import DEVICES, by_arch
+from triton_kernels.devices import DEVICE_MODELS, by_arch
 from triton_kernels.impls.linear.triton import MAX_SPLIT_K, MIN_BLOCKS_PER_SPLIT, Config, launch_config
 
 TOKENS = (1, 2, 15, 16, 17, 32, 33, 64, 65, 256, 257, 2048, 16384)
 SHAPES = ((48, 64), (6144, 4096), (4096, 14336), (128256, 4096), (971, 2113), (576, 7168))
-ARCHS = (*(device.arch for device in DEVICES.values()), "sm_86", "cpu")
+ARCHS = (*(device.arch for device in DEVICE_MODELS.values()), "sm_86", "cpu")
 
 
 @pytest.mark.parametrize("arch", ARCHS)

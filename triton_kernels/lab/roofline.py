@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..cases.serving import serving_cases
-from ..devices import Device
+from ..devices import DeviceModel
 from ..op import Cost, Op
 from .ceilings import compute_format
 
@@ -28,7 +28,7 @@ class Roofline:
         return max(self.arithmetic_s or 0.0, self.memory_s)
 
 
-def rooflines(op: Op, device: Device) -> list[Roofline]:
+def rooflines(op: Op, device: DeviceModel) -> list[Roofline]:
     """Of the calls that a served model makes, then of the op's cases for benchmarks, with activations in bfloat16."""
     calls = {case.name: (case.dims, case.batch.q_lens, case.batch.ctx_lens) for case in serving_cases(op.name)}
     calls |= {case.name: (case.dims, case.q_lens, case.ctx_lens) for case in op.cases if "bench" in case.tags}

@@ -411,3 +411,12 @@ def test_the_mirror_notices_a_broken_protocol(message: str, step: StepInput) -> 
     mirror = Mirror(2, 5, 2, 20, MODELS["full"])
     with pytest.raises(AssertionError, match=message):
         mirror.apply(step)
+
+
+def test_drafts_need_no_more_blocks_than_the_request_may_have() -> None:
+    engine = make_engine(make_config(num_blocks=1 + 6, block_size=1), vocab_size=20, num_drafts=3)
+    engine.add_request("r", EngineInput([1]), token_params(max_tokens=6))
+    for _ in range(12):
+        engine.step()
+    assert_idle(engine)
+    assert engine.stats().num_preemptions == 0

@@ -218,6 +218,83 @@ def test_aborting_a_request_that_ctrl_c_ended_gives_its_last_output() -> None:
     assert output.error is not None and not engine.has_unfinished() and engine.step() == []
 
 
+def test_seats_that_a_failed_submission_was_to_release_are_released_by_the_next() -> None:
+    engine, executor = faulty_engine(Faults(), max_num_seqs=4)
+    add(engine, "short", [1], max_tokens=1)
+    add(engine, "long", [2])
+    engine.step()  # the first ends, and its seat is released with the next step
+    executor.faults.before[executor.num_submitted] = RuntimeError("a kernel")
+    assert run(engine)["long"].error is not None
+    for i in range(4):  # every seat is taken
+        add(engine, str(i), [1, 2], seed=i)
+    for name, output in run(engine).items():
+        assert_as_undisturbed(output, [1, 2], token_params(max_tokens=8, seed=int(name)), failed=False)
+    assert_idle(engine)
+
+
+def test_a_request_that_cannot_be_queued_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = faulty_engine(Faults())
+    queue = engine.scheduler.add
+
+    def once(request: Any) -> None:
+        if request.request_id == "1_r":
+            raise MemoryError
+        queue(request)
+
+    monkeypatch.setattr(engine.scheduler, "add", once)
+    with pytest.raises(MemoryError):
+        add(engine, "r", [1, 2, 3], n=3)
+    assert_idle(engine)
+
+
+class Unreadable:
+    """A detokenizer that has nothing certain and fails at the end."""
+
+    def push(self, token_id: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_an_abort_whose_last_text_fails_ends_that_request_alone() -> None:
+    engine, _ = faulty_engine(Faults())
+    add(engine, "aborted", [1, 2, 3])
+    add(engine, "good", [1, 2, 3])
+    engine.step()
+    engine.processor.groups["aborted"].samples[0].detokenizer = Unreadable()
+    (output,) = engine.abort(["aborted"])
+    assert output.finished and output.error == "RuntimeError: no text"
+    assert_as_undisturbed(run(engine)["good"], [1, 2, 3], token_params(max_tokens=8), failed=False)
+    assert_idle(engine)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8])
+def test_prompt_logprobs_that_cannot_be_told_end_their_request_with_the_cause(
+    max_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = faulty_engine(Faults())
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no text")
+
+    monkeypatch.setattr(engine.processor, "_add_prompt_logprobs", fail)
+    commit = engine.scheduler.commit
+
+    def with_prompt_logprobs(output: StepOutput) -> Any:
+        committed = commit(output)
+        committed.prompt_logprobs = [(request, 0, []) for request in committed.requests if request.request_id == "asks"]
+        return committed
+
+    monkeypatch.setattr(engine.scheduler, "commit", with_prompt_logprobs)
+    add(engine, "asks", [1, 2, 3], max_tokens=max_tokens, prompt_logprobs=1)
+    add(engine, "good", [1, 2, 3])
+    outputs = run(engine)
+    assert outputs["asks"].error == "RuntimeError: no text" and tokens_of(outputs["asks"]) == [[]]
+    assert_as_undisturbed(outputs["good"], [1, 2, 3], token_params(max_tokens=8), failed=False)
+    assert_idle(engine)
+
+
 def test_a_failed_steps_blocks_are_never_found() -> None:
     engine, _ = faulty_engine(Faults(after={1: RuntimeError()}), max_num_batched_tokens=8)
     add(engine, "fails", [1] * 20)

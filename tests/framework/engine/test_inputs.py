@@ -72,6 +72,10 @@ def test_parts_of_a_prompt_that_would_be_dropped_are_refused_by_name(inputs: Inp
         ({}, "needs 'prompt'"),
         ({"prompt": [1, 2]}, "Token ids go under 'prompt_token_ids'"),
         ({"prompt": b"def"}, "must be text"),
+        ("\ud800", "UTF-8"),
+        ({"prompt": "x\udfff"}, "UTF-8"),
+        ([np.array(5)], "list of integers"),
+        (np.array(5), "list of token ids"),
         ({"prompt": "x", "cache_salt": 5}, "'cache_salt' must be text"),
         ({"prompt": "x", "cache_salt": ""}, "'cache_salt' must be text"),
     ],
@@ -92,6 +96,14 @@ def test_fields_set_after_construction_are_checked_before_anything_is_queued(nam
     params, engine = SamplingParams(), make_engine()
     setattr(params, name, value)
     with pytest.raises(ValueError, match=f"SamplingParams: {name}="):
+        engine.add_request("r", [1, 2], params)
+    assert_idle(engine)
+
+
+def test_bad_words_as_tokens_beyond_the_vocabulary_are_refused() -> None:
+    params, engine = SamplingParams(), make_engine()
+    params.bad_words_token_ids = [[1], [2, 50]]
+    with pytest.raises(ValueError, match="bad_words_token_ids holds token id 50"):
         engine.add_request("r", [1, 2], params)
     assert_idle(engine)
 
@@ -122,9 +134,15 @@ def test_ends_of_sequence() -> None:
 
 def test_an_end_of_sequence_beyond_the_vocabulary_is_none() -> None:
     """A model made small by overrides keeps the ids of the large one."""
-    config = ModelConfig("tiny", architecture={"vocab_size": 5000, "eos_token_id": [1, 128_001]}, generation_config="none")
+    config = ModelConfig("tiny", architecture={"vocab_size": 5000, "eos_token_id": [-1, 1, 128_001]}, generation_config="none")
     model = read_model(config)
-    assert 128_001 not in input_processor(config, model).eos_token_ids
+    assert input_processor(config, model).eos_token_ids == {1}
+
+
+@pytest.mark.parametrize("eos", ["</s>", [1, None], True])
+def test_an_end_of_sequence_that_is_no_token_id_is_refused(eos: object) -> None:
+    with pytest.raises(ValueError, match=r"eos_token_id=.* must be a token id or a list of them"):
+        read_model(ModelConfig("tiny", architecture={"eos_token_id": eos}, generation_config="none"))
 
 
 def test_more_logprobs_than_the_engine_gives_are_refused() -> None:

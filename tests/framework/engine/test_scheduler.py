@@ -202,6 +202,20 @@ def test_followers_wait_for_the_leaders_prompt_or_its_end() -> None:
     assert run(scheduler)["follower 2"] > 0
 
 
+def test_nobody_forks_from_a_leader_that_computes_its_prompt_again() -> None:
+    scheduler = make_scheduler(block_size=4, max_num_seqs=2, max_chunk_tokens=8)
+    other, leader = add(scheduler, 8, 40)
+    follower = make_request([1] * 40, "follower")
+    follower.leader = leader
+    scheduler.add(follower)
+    while not leader.num_output_tokens:
+        run(scheduler)
+    scheduler._preempt(scheduler.running.pop())
+    scheduler.finish(other, "abort")
+    assert run(scheduler) == {"1": 8, "follower": 8}
+    assert scheduler.counters.num_forks == 0
+
+
 @pytest.mark.parametrize(("min_tokens", "length"), [(0, 1), (3, 4)])
 def test_stop_tokens_count_only_after_min_tokens(min_tokens: int, length: int) -> None:
     scheduler = make_scheduler()

@@ -209,6 +209,8 @@ def test_end_of_sequence_comes_from_the_generation_config(tmp_path: Path) -> Non
     assert read_model(ModelConfig(str(tmp_path))).eos_token_ids == (5,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
     assert read_model(ModelConfig(str(tmp_path))).eos_token_ids == (7, 8)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": null}')
+    assert read_model(ModelConfig(str(tmp_path))).eos_token_ids == (5,)
 
 
 def test_names_resolve_to_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Packed checkpoint tensors become canonical ones bit by bit. The tensors are packed here, one code at a time, as the formats
+"""Packed checkpoint tensors become canonical ones bit by bit. The tensors are packed here, one value at a time, as the formats
 are described: GPTQ has eight quantized per word along the input features, the first in the lowest bits, and stores zero points
 less one in its first version; AWQ has eight output features per word, in the order 0 2 4 6 1 3 5 7."""
 

@@ -55,8 +55,8 @@ class Toy:
     def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
         tensors = {}
         for name, part in (("w13", w13), ("w2", w2)):
-            codes, scales = (t.unflatten(0, (part.num_experts, -1)) for t in self._read(part, source))
-            tensors |= {name: pack_int4((codes + ZERO).to(torch.uint8)), f"{name}_scale": scales}
+            quantized, scales = (t.unflatten(0, (part.num_experts, -1)) for t in self._read(part, source))
+            tensors |= {name: pack_int4((quantized + ZERO).to(torch.uint8)), f"{name}_scale": scales}
         return LoadedPart("moe_experts", tensors)
 
     @staticmethod
@@ -70,8 +70,8 @@ class Toy:
         found = []
         for name, _, _, (rows, columns) in part.tensors():
             module = name.removesuffix(".weight")
-            codes = source.stored(f"{module}{self._ending(part)}", (rows, columns), torch.int8)
-            found.append((codes, source.stored(f"{module}.scales", (rows, 1), source.dtype)))
+            quantized = source.stored(f"{module}{self._ending(part)}", (rows, columns), torch.int8)
+            found.append((quantized, source.stored(f"{module}.scales", (rows, 1), source.dtype)))
         weights, scales = zip(*found)
         return torch.cat(weights), torch.cat(scales)
 
@@ -95,9 +95,9 @@ def store(folder: Path, info: ModelInfo) -> dict[str, torch.Tensor]:
             continue
         scales = torch.full((len(tensor), 1), SCALE)
         scales[::2] /= 2
-        codes = (tensor / scales).round().clamp(-KINDS[ending], KINDS[ending])
-        stored |= {f"{module}{ending}": codes.to(torch.int8), f"{module}.scales": scales}
-        floats[name] = codes * scales
+        quantized = (tensor / scales).round().clamp(-KINDS[ending], KINDS[ending])
+        stored |= {f"{module}{ending}": quantized.to(torch.int8), f"{module}.scales": scales}
+        floats[name] = quantized * scales
     save_file(stored, folder / "model.safetensors")
     return floats
 
@@ -159,14 +159,14 @@ def test_tensors_of_another_format_are_named(tmp_path: Path) -> None:
     ("op", "dtype", "reference", "more"),
     [("gemm_int8", torch.int8, gemm_int8_reference, (None,)), ("gemm_fp8", torch.float8_e4m3fn, gemm_fp8_reference, ())],
 )
-def test_inputs_are_quantized_where_the_product_wants_it(op, dtype, reference, more) -> None:  # type: ignore[no-untyped-def]
+def test_inputs_are_quantized_where_the_gemm_wants_it(op, dtype, reference, more) -> None:  # type: ignore[no-untyped-def]
     generator = torch.Generator().manual_seed(3)
     x, weight = torch.randn(5, 64, generator=generator), torch.randn(48, 64, generator=generator)
-    codes, scales = quantize(weight, dtype)
+    quantized, scales = quantize(weight, dtype)
     plan = KernelPlan(dict.fromkeys((op, "quantize_activation"), "reference"), [], CPU, torch.float32)
     first = LoadedPart("quantize_activation", {"static_scale": None}, {"out_dtype": dtype, "granularity": "token"})
-    tensors = {"weight": codes, "scales": scales, "bias": None}
+    tensors = {"weight": quantized, "scales": scales, "bias": None}
     linear = bind_linear(plan, LoadedPart(op, tensors, {"out_dtype": torch.float32}, input=first))
-    expected = reference(*quantize(x, dtype), *more, codes, scales, None, torch.float32)
+    expected = reference(*quantize(x, dtype), *more, quantized, scales, None, torch.float32)
     assert torch.equal(linear(x), expected)
     assert float((expected - x @ weight.T).norm() / (x @ weight.T).norm()) < 0.1

@@ -101,3 +101,28 @@ def test_chunks_of_one_token_beside_decodes_change_nothing(budget: int, seed: in
     replayed.clear()
     assert outputs(running) == outputs(plain(budget))
     assert replayed
+
+
+def test_every_group_has_tables_of_its_own() -> None:
+    """Layers with a window beside layers without."""
+    architecture = {
+        "model_type": "gemma2",
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 128,
+        "sliding_window": 8,
+    }
+    model = ModelConfig("none", load_format="dummy", architecture=architecture, dtype="float32")
+    config = EngineConfig(model, CacheConfig(4, 200), SchedulerConfig(max_num_seqs=8), device="cpu", num_threads=1)
+    prompts = [{"prompt_token_ids": list(range(5, 5 + length))} for length in (3, 30, 17)]
+    params = SamplingParams(temperature=1.0, seed=1, max_tokens=20, ignore_eos=True, detokenize=False)
+    plain, recorded = LLM(config), LLM(config)
+    assert len(plain.engine.executor.groups) == 2
+    replayed = record(recorded, [4])
+    found = [[o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)] for llm in (plain, recorded)]
+    assert found[0] == found[1] and replayed

@@ -8,8 +8,8 @@ import torch
 from triton_kernels.spec import Spec
 
 from ..test_fused_quantization import (
-    CODES,
     GRANULARITIES,
+    QUANTIZED,
     REGISTRY,
     assert_values_are_those_of_two_ops,
     assert_values_of_a_norm_without_rounding,
@@ -30,13 +30,13 @@ OPS_AND_BLOCKS = (
 def test_float32_is_quantized_as_by_the_op_followed_by_quantize_activation(
     op: str, options: dict[str, int], granularity: str
 ) -> None:
-    for out_dtype in CODES:
+    for out_dtype in QUANTIZED:
         assert_values_are_those_of_two_ops(op, "triton", SPEC, options, out_dtype, granularity)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_a_norm_without_rounding_has_the_quantized_values_of_its_weights(granularity: str) -> None:
-    for out_dtype in CODES:
+    for out_dtype in QUANTIZED:
         assert_values_of_a_norm_without_rounding("triton", SPEC, out_dtype, granularity)
 
 

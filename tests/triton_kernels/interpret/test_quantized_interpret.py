@@ -59,9 +59,9 @@ def test_other_blocks_and_splits(registry: Registry, op: str, case: str, options
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
-def test_quotients_between_two_codes_are_rounded_to_the_nearest_and_ties_to_even(registry: Registry, dtype: torch.dtype) -> None:
-    """Every quantized value, every midpoint of two quantized values, and the numbers just beside it; the quantized values' values
-    are torch's."""
+def test_quotients_between_two_values_are_rounded_to_the_nearest_and_ties_to_even(registry: Registry, dtype: torch.dtype) -> None:
+    """Every quantized value, every midpoint of two quantized values, and the numbers just beside it; the numbers that they stand
+    for are torch's."""
     quantized = torch.arange(128, dtype=torch.uint8)
     values = quantized.view(dtype).float()
     values = values[values.isfinite()]
@@ -79,7 +79,7 @@ def test_quotients_between_two_codes_are_rounded_to_the_nearest_and_ties_to_even
     assert torch.equal(got.view(torch.uint8), torch.stack((expected, expected | 128)))
 
 
-def test_every_code_of_eight_bits_is_unpacked_exactly(registry: Registry) -> None:
+def test_every_value_of_eight_bits_is_unpacked_exactly(registry: Registry) -> None:
     """All 256 quantized values of each format against the values that torch gives them, through an identity as activations."""
     for dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2):
         quantized = torch.arange(256, dtype=torch.uint8).view(dtype)

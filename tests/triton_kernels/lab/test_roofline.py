@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from triton_kernels.devices import DEVICES
+from triton_kernels.devices import DEVICE_MODELS
 from triton_kernels.lab.roofline import Roofline, rooflines
 from triton_kernels.ops import OPS
 
 
 def of(op: str, case: str, device: str) -> Roofline:
-    return next(found for found in rooflines(OPS[op], DEVICES[device]) if found.case == case)
+    return next(found for found in rooflines(OPS[op], DEVICE_MODELS[device]) if found.case == case)
 
 
 def test_one_token_is_bound_by_memory_and_many_by_arithmetic() -> None:
@@ -26,5 +26,5 @@ def test_a_format_without_units_has_no_time_for_arithmetic() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_has_cases_to_draw(op: str) -> None:
-    assert all(found.least_s > 0 for found in rooflines(OPS[op], DEVICES["h200"]))
-    assert rooflines(OPS[op], DEVICES["h200"])
+    assert all(found.least_s > 0 for found in rooflines(OPS[op], DEVICE_MODELS["h200"]))
+    assert rooflines(OPS[op], DEVICE_MODELS["h200"])
