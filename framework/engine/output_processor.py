@@ -215,8 +215,7 @@ class OutputProcessor:
             except Exception as error:
                 failed.append((request.sample.group, error))
         delta, final_only = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
-        num_new, logprobs = committed.num_new, committed.logprobs
-        one_each, emit = not num_new, outputs.append
+        one_each, emit = not committed.num_new and not committed.logprobs, outputs.append
         stopped: list[Request] = []
         touched: dict[RequestGroup, None] = {}
         for request in committed.requests:
@@ -224,15 +223,15 @@ class OutputProcessor:
             group = sample.group
             was_finished = request.finish_reason is not None
             try:
-                if one_each or request not in num_new:
+                if one_each:
                     token_ids = request.token_ids[-1:]
                     text = sample.push(token_ids, now_s)
                 else:
-                    text, token_ids = sample.push_several(num_new[request], now_s)
-                if logprobs and request in logprobs:
-                    sample.add_logprobs(logprobs[request][: len(token_ids)], self.texts)
+                    text, token_ids = sample.push_several(committed.num_new.get(request, 1), now_s)
+                    if request in committed.logprobs:
+                        sample.add_logprobs(committed.logprobs[request][: len(token_ids)], self.texts)
             except Exception as error:
-                sample.take_back(num_new.get(request, 1))
+                sample.take_back(committed.num_new.get(request, 1))
                 failed.append((group, error))
                 continue
             if request.finish_reason is not None:
