@@ -216,8 +216,7 @@ class OutputProcessor:
                 failed.append((request.sample.group, error))
         unfit = {group for group, _ in failed}
         delta, final_only = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
-        num_new, logprobs = committed.num_new, committed.logprobs
-        one_each, emit = not num_new, outputs.append
+        one_each, emit = not committed.num_new and not committed.logprobs, outputs.append
         stopped: list[Request] = []
         touched: dict[RequestGroup, None] = {}
         for request in committed.requests:
@@ -228,15 +227,15 @@ class OutputProcessor:
                 sample.take_back(num_new.get(request, 1))
                 continue
             try:
-                if one_each or request not in num_new:
+                if one_each:
                     token_ids = request.token_ids[-1:]
                     text = sample.push(token_ids, now_s)
                 else:
-                    text, token_ids = sample.push_several(num_new[request], now_s)
-                if logprobs and request in logprobs:
-                    sample.add_logprobs(logprobs[request][: len(token_ids)], self.texts)
+                    text, token_ids = sample.push_several(committed.num_new.get(request, 1), now_s)
+                    if request in committed.logprobs:
+                        sample.add_logprobs(committed.logprobs[request][: len(token_ids)], self.texts)
             except Exception as error:
-                sample.take_back(num_new.get(request, 1))
+                sample.take_back(committed.num_new.get(request, 1))
                 failed.append((group, error))
                 continue
             if request.finish_reason is not None:

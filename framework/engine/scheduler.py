@@ -158,29 +158,31 @@ class Scheduler:
         """Returns what is left of the budget."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
         num_drafts = self.num_drafts
+        alone = 0 if num_drafts else 1  # what a request that decodes is missing, if nothing is to be guessed behind it
         for request in self.running:  # preemption takes from its end
             if not budget:
                 break
             computed = request.num_computed
             missing = request.num_tokens - computed
-            if missing == 1:
+            if missing == alone:
                 if request.num_tokens >= request.max_total:
                     continue  # its last token is in flight
-                if not num_drafts:
-                    if computed >= request.capacity and not self._grow(request, computed + 1, step):
-                        break
-                    request.num_computed = computed + 1
-                    request.num_tokens += 1
-                    decodes.append(request)
-                    budget -= 1
-                    continue
-            most = min(budget, self._max_chunk)
-            drafts = min(num_drafts, most - 1, request.max_total - request.num_tokens - 1) if missing == 1 else 0
-            count = min(missing, most) + drafts
-            if not self._grow(request, computed + count, step):
-                break
-            self._append_chunk(scheduled, request, count, drafts)
-            budget -= count
+                if computed >= request.capacity and not self._grow(request, computed + 1, step):
+                    break
+                request.num_computed = computed + 1
+                request.num_tokens += 1
+                decodes.append(request)
+                budget -= 1
+            else:
+                most = min(budget, self._max_chunk)
+                drafts = min(num_drafts, most - 1, request.max_total - request.num_tokens - 1) if missing == 1 else 0
+                if drafts < 0:
+                    continue  # its last token is in flight
+                count = min(missing, most) + drafts
+                if not self._grow(request, computed + count, step):
+                    break
+                self._append_chunk(scheduled, request, count, drafts)
+                budget -= count
         return budget
 
     def _schedule_waiting(self, scheduled: ScheduledStep, budget: int) -> None:
