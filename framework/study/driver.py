@@ -37,6 +37,13 @@ class RequestRecord:
     finish_reason: str | None = None
     error: str | None = None
 
+    @property
+    def status(self) -> str:
+        """ok, refused (it never ran), or failed (an error ended it)."""
+        if self.error is None and self.finish_reason != "error":
+            return "ok"
+        return "refused" if self.finish_reason is None else "failed"
+
 
 @dataclass
 class StepRecord:

@@ -8,6 +8,7 @@ first arrival to the last token. Goodput = requests per second that meet every S
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,10 +55,12 @@ def meets(request: RequestRecord, slo: SLOConfig) -> bool:
 
 def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
     """Name -> value; every name ends in its unit where it has one. What was not observed is absent, never zero."""
-    served = [request for request in run.requests if request.token_times_s]
+    served = [request for request in run.requests if request.status == "ok" and request.token_times_s]
+    statuses = Counter(request.status for request in run.requests)
     metrics: dict[str, float] = {
         "num_completed": len(served),
-        "num_refused": len(run.requests) - len(served),
+        "num_refused": statuses["refused"],
+        "num_failed": statuses["failed"],
         "num_prompt_tokens": sum(request.num_prompt_tokens for request in served),
         "num_output_tokens": sum(len(request.token_times_s) for request in served),
     }

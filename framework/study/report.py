@@ -19,7 +19,8 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
         return f"{metrics[name] * scale:.{digits}f}" if name in metrics else "-"
 
     lines = [
-        f"requests    {number('num_completed', 0)} completed, {number('num_refused', 0)} refused, in {number('duration_s', 2)} s",
+        f"requests    {number('num_completed', 0)} completed, {number('num_refused', 0)} refused, "
+        f"{number('num_failed', 0)} failed, in {number('duration_s', 2)} s",
         f"tokens      {number('num_prompt_tokens', 0)} prompt, {number('num_output_tokens', 0)} output",
         f"throughput  {number('requests_per_s', 2)} requests/s, {number('output_tokens_per_s')} output tokens/s, "
         f"{number('total_tokens_per_s')} total tokens/s",

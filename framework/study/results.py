@@ -89,7 +89,7 @@ def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
             row = {
                 "request_id": r.request_id,
                 "user": r.user,
-                "status": "refused" if r.error else "ok",
+                "status": r.status,
                 "arrival_s": r.arrival_s,
                 "first_token_s": times[0] if times else None,
                 "last_token_s": times[-1] if times else None,

@@ -81,6 +81,14 @@ def test_cache_use_is_weighted_by_time() -> None:
     assert (metrics["kv_usage_max"], metrics["num_preemptions"], metrics["prefix_hit_rate"]) == (1.0, 3, 0.25)
 
 
+def test_a_request_that_failed_while_it_ran_is_neither_served_nor_refused() -> None:
+    broken = RequestRecord("d", 0, 2.0, 10, [1.0, 9.0], "error", "out of memory")
+    not_a_number = RequestRecord("e", 0, 2.0, 10, [1.0], "error")
+    with_them, without = (compute_metrics(run(*requests), SLOConfig()) for requests in ((A, B, broken, not_a_number), (A, B)))
+    assert with_them["num_failed"] == 2 and with_them["num_refused"] == 0
+    assert {**with_them, "num_failed": 0} == without
+
+
 def test_a_run_in_which_all_were_refused() -> None:
     metrics = compute_metrics(run(REFUSED), SLOConfig())
     assert (metrics["num_completed"], metrics["num_refused"]) == (0, 1)
