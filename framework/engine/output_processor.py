@@ -224,7 +224,7 @@ class OutputProcessor:
             group = sample.group
             was_finished = request.finish_reason is not None
             if unfit and group in unfit:
-                sample.take_back(num_new.get(request, 1))
+                sample.take_back(committed.num_new.get(request, 1))
                 continue
             try:
                 if one_each:
