@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -25,6 +28,8 @@ from tests.mutants import MUTANTS, TESTS, Mutant  # noqa: E402
 ALLOWED = 2
 TIMEOUT_S = 600
 """A fault that makes the tests hang is noticed too."""
+NOT_RUN = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED, -signal.SIGTERM, -signal.SIGKILL)
+"""Exit codes that tell nothing of the fault."""
 _COPIED = ("framework", "triton_kernels", "experiments", "conf", "tests", "pyproject.toml", "README.md")
 
 
@@ -36,7 +41,7 @@ def plant(source: str, mutant: Mutant) -> str:
 
 
 def fails(tests: list[str], mutant: Mutant | None = None) -> str:
-    """How the tests fail in a copy of the tree with the fault; empty if they do not."""
+    """How the tests fail in a copy of the tree with the fault; empty if they do not. Raises RuntimeError if they did not run."""
     with tempfile.TemporaryDirectory() as folder:
         for name in _COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -50,6 +55,10 @@ def fails(tests: list[str], mutant: Mutant | None = None) -> str:
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return f"the tests hang for more than {TIMEOUT_S} s"
+        if done.returncode in NOT_RUN:
+            raise RuntimeError(
+                f"the tests did not run to their end (exit code {done.returncode}):\n{done.stdout[-500:]}{done.stderr[-500:]}"
+            )
         if done.returncode == 0:
             return ""
         last = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]

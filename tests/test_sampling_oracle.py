@@ -146,6 +146,19 @@ def test_every_token_is_the_one_of_the_float64_sampler(seed: int, num_blocks: in
     assert (stats.num_preemptions > 5) == (num_blocks < 100)
 
 
+@pytest.mark.parametrize("in_flight_steps", [1, 2])
+def test_what_was_generated_before_a_preemption_counts_after_it(in_flight_steps: int) -> None:
+    engine = build(num_blocks=26, in_flight_steps=in_flight_steps)
+    penalties: list[dict[str, Any]] = [{"frequency_penalty": 2.0}, {"presence_penalty": 2.0}, {"repetition_penalty": 2.5}]
+    jobs = [
+        Job(str(given), text()[start : start + 20], SamplingParams(temperature=0, seed=0, max_tokens=50, ignore_eos=True, **given))
+        for start in (0, 500)
+        for given in penalties
+    ]
+    assert check(engine, jobs) <= 0.02 * engine.stats().num_output_tokens
+    assert engine.stats().num_preemptions > 2
+
+
 def check(engine: Engine, jobs: list[Job]) -> int:
     """Runs them. How many tokens were near-ties with those of the float64 sampler."""
     for index, job in enumerate(jobs):
