@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import chain
 from typing import Any
 
 from ..clock import Clock
@@ -268,10 +267,8 @@ class Engine:
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
             raise ValueError(f"the prompt holds token id {wrong}, but the model's ids are 0 to {vocab_size - 1}")
-        given = {name: getattr(params, name) or () for name in ("stop_token_ids", "allowed_token_ids", "logit_bias")}
-        given["bad_words_token_ids"] = chain.from_iterable(params.bad_words_token_ids or ())
-        for name, ids in given.items():
-            if wrong_ids := [token for token in ids if token >= vocab_size]:
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            if wrong_ids := [token for token in getattr(params, name) or () if token >= vocab_size]:
                 raise ValueError(
                     f"SamplingParams: {name} holds token id {wrong_ids[0]}, but the model has ids 0 to {vocab_size - 1}"
                 )
