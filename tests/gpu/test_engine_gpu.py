@@ -38,7 +38,7 @@ def engine(
 ) -> LLM:
     return LLM(
         EngineConfig(
-            model or ModelConfig("tiny", dtype=dtype),
+            model or ModelConfig("tiny", dtype=dtype, max_logprobs=-1),
             CacheConfig(**{"num_blocks": 300, **(cache or {})}),
             SchedulerConfig(**{"max_num_seqs": 8, "max_num_batched_tokens": 64, "in_flight_steps": in_flight, **scheduler}),
             graphs=GraphConfig(graphs, [1, 2, 4, 8]),
