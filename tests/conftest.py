@@ -1,4 +1,4 @@
-"""Test session: Triton's interpreter is chosen per process, so the tests that need it run in a child session."""
+"""Test session: Triton's interpreter is chosen per process, so the tests that need it run in child sessions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+
+from .interpreter_sessions import InterpreterSessions
 
 INTERPRET = Path(__file__).parent / "triton_kernels" / "interpret"
 
@@ -24,3 +26,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """They take one core for minutes, so they begin at once, beside the other tests."""
+    files = [item.callspec.params["file"] for item in session.items if "interpreter_sessions" in getattr(item, "fixturenames", ())]  # type: ignore[attr-defined]
+    if files and not session.config.option.collectonly:
+        session.config.stash[SESSIONS] = InterpreterSessions(files)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (sessions := config.stash.get(SESSIONS, None)) is not None:
+        sessions.close()
+
+
+SESSIONS = pytest.StashKey[InterpreterSessions]()
+
+
+@pytest.fixture
+def interpreter_sessions(request: pytest.FixtureRequest) -> InterpreterSessions:
+    return request.config.stash[SESSIONS]

@@ -1,20 +1,18 @@
-"""Runs the tests under interpret/ in a child session with Triton's interpreter on; their failures are shown here."""
+"""The tests under interpret/, which run in child sessions with Triton's interpreter on; their failures are shown here."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from ..interpreter_sessions import InterpreterSessions
 
 FOLDER = Path(__file__).parent / "interpret"
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("test_*.py")), ids=lambda p: p.stem)
-def test_in_the_interpreter(file: Path) -> None:
+def test_in_the_interpreter(file: Path, interpreter_sessions: InterpreterSessions) -> None:
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(file)]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    code, output = interpreter_sessions.result(file)
+    assert code == 0, output[-8000:]
