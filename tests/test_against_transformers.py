@@ -21,7 +21,7 @@ from framework.outputs import RequestOutput
 
 from .framework.engines import finish
 from .framework.models.checkpoints import EXAMPLES, make
-from .library import ERROR, TINY, Library, assert_logprobs
+from .transformers_oracle import ERROR, TINY, Library, assert_logprobs
 
 NUM_PROMPT, NUM_OUTPUT = 300, 150
 BLOCK = 16

@@ -17,7 +17,7 @@ from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.outputs import CompletionOutput, RequestOutput
 
-from .library import TINY
+from .transformers_oracle import TINY
 
 DELTA, CUMULATIVE, FINAL_ONLY = RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE, RequestOutputKind.FINAL_ONLY
 TOKENIZER = AutoTokenizer.from_pretrained(TINY)

@@ -24,7 +24,7 @@ from framework.outputs import CompletionOutput
 
 from .float64_sampler import FAILED, choose, scores_of
 from .framework.engines import finish
-from .library import ERROR, TINY, Library, assert_logprobs
+from .transformers_oracle import ERROR, TINY, Library, assert_logprobs
 
 EOS = 1
 MAX_TOKENS = 20
