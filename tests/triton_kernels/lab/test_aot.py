@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("triton")
 
 from framework.cli.child import compile_for
+from triton_kernels.devices import TARGETS
 from triton_kernels.lab.aot import Artifact, Compilation
 from triton_kernels.lab.gates import check_gates, load_rules
 from triton_kernels.registry import Registry
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 MAX_COMPILATIONS = 150
 GEMMS = (
