@@ -16,8 +16,8 @@ from ..impl import Impl
 from ..op import Case, Op
 from . import conformance
 
-Follow = Callable[[Any, Callable[[Any], list[Any]]], Any]
-"""From a kernel and its launch under a client of triton-viz, which gives the client's records."""
+Follow = Callable[[Any, Callable[[Any], None]], None]
+"""Gets a kernel, and its launch under a client of triton-viz."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,19 @@ def missing() -> str:
 def sanitize(op: Op, impl: Impl, case: Case, dtype: torch.dtype, options: Mapping[str, Any] | None = None) -> list[Finding]:
     """A finding per launch of the impl on a case; none where it refuses the case."""
     from triton_viz.clients import Sanitizer
+    from triton_viz.clients.sanitizer import sanitizer
 
     findings: list[Finding] = []
 
-    def follow(kernel: Any, launch: Any) -> None:
+    def follow(kernel: Any, launch: Callable[[Any], None]) -> None:
+        client = Sanitizer(abort_on_error=False)
+        sanitizer._fn_symbolic_cache_set.clear()  # it passes over a launch of the same shapes, whatever the page numbers
         try:
-            records = launch(Sanitizer(abort_on_error=False))
+            launch(client)
         except Exception as error:  # an operation or a control flow that it does not know
             findings.append(Finding(kernel.__name__, unknown=f"{type(error).__name__}: {error}".splitlines()[0]))
         else:
-            findings.append(Finding(kernel.__name__, tuple(dict.fromkeys(map(_describe, records)))))
+            findings.append(Finding(kernel.__name__, tuple(dict.fromkeys(map(_describe, client.records)))))
 
     _run(op, impl, case, dtype, options, follow)
     return findings
@@ -89,30 +92,33 @@ def _run(op: Op, impl: Impl, case: Case, dtype: torch.dtype, options: Mapping[st
 def _followed(follow: Follow) -> Iterator[None]:
     """Inside, each launch in the interpreter is followed before it runs."""
     from triton.runtime import interpreter
+    from triton_viz.clients.sanitizer import sanitizer
     from triton_viz.core import patch
     from triton_viz.core.trace import TritonTrace
 
-    run = interpreter.InterpretedFunction.run
+    run, rows_of = interpreter.InterpretedFunction.run, sanitizer.get_physical_addr_from_tensor_slice
+
+    def rows(tensor: torch.Tensor) -> list[tuple[int, int]]:
+        """First and last address of each row of a view. The original adds the view's offset to an address that has it already."""
+        twice = tensor.storage_offset() * tensor.element_size()
+        return [(first - twice, last - twice) for first, last in rows_of(tensor)]
 
     def follow_and_run(self: Any, *args: Any, **keywords: Any) -> Any:
-        def launch(client: Any) -> list[Any]:
-            trace = TritonTrace(self, client)
-            trace.run(*args, **keywords)
-            return trace.client_manager.launch.records
-
+        if not callable(keywords["grid"]) and 0 in keywords["grid"]:
+            return run(self, *args, **keywords)  # no program, which triton-viz does not expect
         interpreter.InterpretedFunction.run = run  # the trace launches too
         try:
-            follow(self, launch)
+            follow(self, lambda client: TritonTrace(self, client).run(*args, **keywords))
             return run(self, *args, **keywords)  # later launches read what this one writes
         finally:
             interpreter.InterpretedFunction.run = follow_and_run
 
     interpreter._triton_viz_loop_patcher = patch._loop_patcher  # rewritten functions find their loops' hooks here
-    interpreter.InterpretedFunction.run = follow_and_run
+    interpreter.InterpretedFunction.run, sanitizer.get_physical_addr_from_tensor_slice = follow_and_run, rows
     try:
         yield
     finally:
-        interpreter.InterpretedFunction.run = run
+        interpreter.InterpretedFunction.run, sanitizer.get_physical_addr_from_tensor_slice = run, rows_of
 
 
 def _describe(record: Any) -> str:
