@@ -27,12 +27,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: fp32 and fp16, on a GPU also bf16")
     parser.add_argument("--interpret", action="store_true", help="on the CPU, in Triton's interpreter, even where a GPU is")
     tools = parser.add_mutually_exclusive_group()
-    tools.add_argument(
-        "--sanitize", action="store_true", help="can an access leave its tensors? By triton-viz, interpreted"
-    )
-    tools.add_argument(
-        "--viz", type=int, nargs="?", const=8000, metavar="PORT", help="triton-viz's view of the first case (8000)"
-    )
+    tools.add_argument("--sanitize", action="store_true", help="can an access leave its tensors? By triton-viz, interpreted")
+    tools.add_argument("--viz", type=int, nargs="?", const=8000, metavar="PORT", help="triton-viz's view of the first case (8000)")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with further kernels")
     parser.set_defaults(run=run)
 

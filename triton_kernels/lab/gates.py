@@ -48,7 +48,7 @@ _OF_KERNELS: dict[str, tuple[Callable[[Artifact], int], str]] = {
 }
 _OF_LOOPS: dict[str, tuple[Callable[[LoopFigures], int | None], str]] = {
     "min_buffers": (attrgetter("buffers"), "buffers per tile"),
-    "min_wait": (attrgetter("wait"), "loads under way behind the one that is waited for"),
+    "min_wait": (attrgetter("wait"), "loads under way behind the one waited for"),
     "min_cover": (attrgetter("cover"), "matrix instructions between a tile's load and the wait for it"),
 }
 _LIMITS = ("matrix", *_OF_KERNELS, *_OF_LOOPS, "explicit_fusion")
