@@ -37,8 +37,8 @@ from .loops import LoopFigures
 
 _SELECTORS = ("kernel", "case", "dtype", "target", "triton")
 _OF_KERNELS: dict[str, tuple[Callable[[Artifact], int], str]] = {
-    "max_spills": (attrgetter("spills"), "bytes or registers spilled"),
-    "max_scalar_spills": (attrgetter("scalar_spills"), "scalar registers spilled"),
+    "max_spills": (attrgetter("spills"), "spills"),
+    "max_scalar_spills": (attrgetter("scalar_spills"), "spills of scalar registers"),
     "max_registers": (attrgetter("registers"), "registers"),
     "min_wide_loads": (attrgetter("wide_loads"), "wide loads"),
     "max_narrow_loads": (attrgetter("narrow_loads"), "loads of less than 16 bytes"),

@@ -172,8 +172,8 @@ ON_AMD = {
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"spills": 8}, "8 bytes or registers spilled, at most 0"),
-        ({**ON_AMD, "scalar_spills": 1}, "1 scalar registers spilled"),
+        ({"spills": 8}, "8 spills, at most 0"),
+        ({**ON_AMD, "scalar_spills": 1}, "1 spills of scalar registers"),
         ({**ON_AMD, "loops": [replace(OVERLAPPED, wait=None, cover=0)]}, "0 matrix instructions between a tile's load"),
         ({"shared_bytes": 300_000}, "shared memory"),
         ({"matrix_in_loop": {}}, "no HGMMA inside a loop"),
