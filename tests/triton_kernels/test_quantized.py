@@ -113,9 +113,8 @@ def test_launch_configurations_fill_the_device_and_leave_no_split_empty(tokens: 
     for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
         for num_out, num_in in ((4096, 4096), (576, 7168), (28672, 4096), (971, 200)):
             blocks = -(-num_in // 128)
-            packed = packed_gemm.launch_config(tokens, num_out, blocks, torch.bfloat16, arch)
-            scaled = scaled_gemm.launch_config(tokens, num_out, num_in, arch)
-            for config in (packed, scaled):
+            packed = [packed_gemm.launch_config(tokens, num_out, blocks, groups, torch.bfloat16, arch) for groups in (1, 4)]
+            for config in (*packed, scaled_gemm.launch_config(tokens, num_out, num_in, arch)):
                 per_split = -(-blocks // config.split_k)
                 assert (config.split_k - 1) * per_split < blocks, "the last split has nothing to do"
                 assert config.block_m >= min(tokens, 64) and 256 % config.block_n == 0

@@ -111,22 +111,26 @@ def packed_kernel(
     tl.store(out_ptr + m[:, None] * stride_out + n[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def launch_config(num_tokens: int, num_out: int, num_blocks: int, dtype: torch.dtype, arch: str) -> Config:
+def launch_config(num_tokens: int, num_out: int, num_blocks: int, groups_per_block: int, dtype: torch.dtype, arch: str) -> Config:
     """Configuration for ``num_tokens`` rows and weights of ``num_blocks`` column blocks: a function of host integers."""
     device = by_arch(arch)
-    small_shared = device.shared_bytes < 128 * 1024
+    few, block_m = num_tokens <= 64, 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64
+    programs_per_sm = 2
     if dtype == torch.float32:
         return Config(16, 64, 4, 2, 1)
-    if num_tokens > 64:
-        return Config(128, 64, 4, 2, 1) if small_shared else Config(128, 128, 8, 3, 1)
-    block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64
-    if small_shared:
-        tile, programs_per_sm = Config(block_m, 64, 4, 2, 1), 2
-    elif block_m < 64:  # wide enough that unpacking, not the rest of a turn, is most of its instructions
-        tile, programs_per_sm = Config(block_m, 128, 4, 5, 1), 2
-    else:  # each tile reads all tokens again: wider, or these are more bytes from the L2 cache than weights from memory
-        tile, programs_per_sm = Config(64, 256, 8, 4, 1), 1
-    tiles = -(-num_out // tile.block_n) * -(-num_tokens // block_m)
+    if device.shared_bytes < 128 * 1024:
+        tile = Config(block_m if few else 128, 64, 4, 2, 1)
+    elif block_m == 16 or (block_m == 32 and (arch != "sm_100" or groups_per_block > 1)):  # there 32 x 128 spills
+        # Wide enough that unpacking, not the rest of a turn, is most of its instructions.
+        tile = Config(block_m, 128, 4, 5, 1)
+    else:
+        # Each tile reads all tokens again: wider, or these are more bytes from the L2 cache than weights from memory. Every
+        # group of a block has sums of its own, which must fit beside the others (registers, tensor memory).
+        tile = Config(64, 128, 8, 4, 1) if groups_per_block > 1 else Config(64, 256, 8, 4, 1) if few else Config(128, 128, 8, 3, 1)
+        programs_per_sm = 1
+    if not few:
+        return tile
+    tiles = -(-num_out // tile.block_n) * -(-num_tokens // tile.block_m)
     return tile._replace(split_k=num_splits(tiles, num_blocks, programs_per_sm * device.num_sms))
 
 
@@ -165,7 +169,7 @@ class PackedGemm(Gemm):
         self.even_k = self.num_in % block == 0
 
     def config(self, num_tokens: int) -> Config:
-        return launch_config(num_tokens, self.num_out, self.num_blocks, self.spec.dtype, self.spec.arch)
+        return launch_config(num_tokens, self.num_out, self.num_blocks, self.groups_per_block, self.spec.dtype, self.spec.arch)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(x, self.launch(x.shape[0]))
