@@ -4,10 +4,11 @@ Algorithm. A program computes a BLOCK_N x BLOCK_M tile of the output over its sh
 side of the matrix instruction (SWAP), so that one token fills a tile of 16; for many the tokens are, so that a thread holds sums of
 few tokens and needs few of their scales. Both operands stay in shared memory, where the next iterations' tiles are in flight.
 int8 sums are exact in int32; float8 sums are moved from the matrix unit, which adds them with fewer bits than f32 has, to f32
-registers: after every 128 columns where blocks have scales, which are applied there, else after 512, and only then is the matrix
-unit waited for. Grid: (tiles, ordered in groups of token tiles for the L2 cache) x (splits of K); partial sums of splits are added
-in a fixed order by a second kernel. Other scales, zero points and the bias come last. Made for activations that are quantized
-values already: for few tokens, which the bytes of the weights bind, and for many, which the matrix units do.
+registers: after every 128 columns, the place where scales of blocks are applied, but for many tokens with other scales after 512,
+so that the matrix unit is seldom waited for. Grid: (tiles, ordered in groups of token tiles for the L2 cache) x (splits of K);
+partial sums of splits are added in a fixed order by a second kernel. Other scales, zero points and the bias come last. Made for
+activations that are quantized values already: for few tokens, which the bytes of the weights bind, and for many, which the
+matrix units do.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from .gemm_options import Config, Gemm
 from .split_k import num_splits, row_stride, scale_sums, sum_splits
 
 BLOCK_K = 128
-PROMOTE = tl.constexpr(4)
 
 
 @triton.jit
@@ -49,12 +49,13 @@ def scaled_sums(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SWAP: tl.constexpr = True,
+    PROMOTE: tl.constexpr = 1,
 ):
     """[BLOCK_N, BLOCK_M] (without SWAP transposed): weight . x^T over the column blocks first_block .. last_block - 1. ``x_ptrs``
     [BLOCK_M, BLOCK_K] and ``weight_ptrs`` [BLOCK_N, BLOCK_K] point into the first of them; ``inside`` bool [BLOCK_M, 1]: which rows
     of x to read, the others are 0 (None: all). BLOCKS: scales of blocks, those of column block 0 at ``x_scale_ptr`` +
     ``x_scale_at`` [BLOCK_M] and ``scale_ptr`` + ``scale_at`` (ROW_SCALES, with SWAP: [BLOCK_N], else one for the tile); offsets
-    take half the registers of pointers."""
+    take half the registers of pointers. PROMOTE: after how many blocks sums without scales of blocks move to f32 registers."""
     INTEGER: tl.constexpr = x_ptrs.dtype.element_ty == tl.int8
     sum_dtype: tl.constexpr = tl.int32 if INTEGER else tl.float64 if INTERPRET else tl.float32
     acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), dtype=sum_dtype)
@@ -163,6 +164,7 @@ def scaled_kernel(
         BLOCK_N,
         BLOCK_K,
         SWAP,
+        1 if SWAP else 4,
     )
     acc = acc if INTEGER else acc.to(tl.float32)
     if SWAP:
