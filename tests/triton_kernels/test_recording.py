@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -55,6 +56,20 @@ def test_a_temporary_input_lives_as_long_as_the_recording() -> None:
     gc.collect()
     others = [torch.full((4,), 9.0) for _ in range(100)]
     assert recording.replay().tolist() == [[0, 1, 2, 3]] and len(others) == 100
+
+
+def test_a_recording_keeps_its_memory() -> None:
+    """Whoever holds the recording need not hold the arena."""
+    up, down = layers(torch.randn(64, 32), torch.randn(32, 64))
+    arena = Arena()
+    gone = weakref.ref(arena)
+    recording = record(lambda: down(up(torch.ones(2, 32))), arena)
+    del arena
+    gc.collect()
+    assert gone() is not None
+    del recording
+    gc.collect()
+    assert gone() is None
 
 
 def test_memory_of_what_is_gone_is_used_again() -> None:

@@ -52,11 +52,12 @@ class Arena:
 @dataclass(frozen=True)
 class Recording:
     """parts: what a replay calls in turn, most of the time one; output: what the function returned, computed anew by each replay;
-    num_kernels: C kernels among what was recorded."""
+    num_kernels: C kernels among what was recorded; arena: where its memory is."""
 
     parts: tuple[Callable[[], Any], ...]
     output: Any
     num_kernels: int
+    arena: Arena
 
     def replay(self) -> Any:
         for part in self.parts:
@@ -148,4 +149,4 @@ def record(run: Callable[[], Any], arena: Arena) -> Recording:
             output = run()
     finally:
         RECORDER.reset(token)
-    return Recording(mode.finish(), output, mode.num_kernels)
+    return Recording(mode.finish(), output, mode.num_kernels, arena)
