@@ -33,22 +33,26 @@ def tile_config(spec: Spec, num_pairs: int, num_experts: int, columns: int) -> T
 
 
 def _float_tile(rows: float, device: DeviceModel) -> Tile:
-    if rows >= 64 and device.shared_bytes >= LARGE_SHARED:
-        return Tile(128, 128, 64, 8, 4)
+    block_m = _block_m(rows)
     if device.shared_bytes < LARGE_SHARED:
-        stages = 2 if device.shared_bytes < 128 * 1024 else 4
-        block_m = 16 if rows <= 8 else 32 if rows <= 24 else 64 if rows < 64 else 128
-        return Tile(block_m, 64, 64, 4 if block_m < 128 else 8, min(stages, 3) if block_m == 128 else stages)
-    if rows > 24:
-        return Tile(64, 64, 64, 4, 4)
-    return Tile(16 if rows <= 8 else 32, 64, 128, 4, 3)
+        return Tile(block_m, 64, 64, 4 if block_m < 128 else 8, _stages(device))
+    if block_m == 128:
+        return Tile(128, 128, 64, 8, 4)
+    return Tile(block_m, 64, 64 if block_m == 64 else 128, 4, 3)
 
 
 def _quantized_tile(rows: float, scheme: str, device: DeviceModel) -> Tile:
-    stages = 2 if device.shared_bytes < 128 * 1024 else 4
-    block_m = 16 if rows <= 8 else 32 if rows <= 24 else 64 if rows < 64 else 128
+    block_m, stages = _block_m(rows), _stages(device)
     if scheme == "fp8_block":
         # Two sets of sums, and a scale for each row of both operands: more rows take more registers than there are. On sm_100 the
         # sums come from tensor memory all at once.
         block_m = min(block_m, 32 if device.arch == "sm_100" else 64)
     return Tile(block_m, 64, 128, 4 if block_m < 128 else 8, stages if block_m <= 32 else min(stages, 3))
+
+
+def _block_m(rows: float) -> int:
+    return 16 if rows <= 8 else 32 if rows <= 24 else 64 if rows < 64 else 128
+
+
+def _stages(device: DeviceModel) -> int:
+    return 2 if device.shared_bytes < 128 * 1024 else 4
