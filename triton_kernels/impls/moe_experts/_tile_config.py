@@ -43,10 +43,12 @@ def _float_tile(rows: float, device: DeviceModel) -> Tile:
 
 def _quantized_tile(rows: float, scheme: str, device: DeviceModel) -> Tile:
     block_m, stages = _block_m(rows), _stages(device)
+    # Two sets of sums, beside unpacked weights or a scale for each row of both operands: more rows take more registers than there
+    # are. On sm_100 the sums come from tensor memory all at once.
     if scheme == "fp8_block":
-        # Two sets of sums, and a scale for each row of both operands: more rows take more registers than there are. On sm_100 the
-        # sums come from tensor memory all at once.
         block_m = min(block_m, 32 if device.arch == "sm_100" else 64)
+    elif device.arch == "sm_80":
+        block_m = min(block_m, 32)
     return Tile(block_m, 64, 128, 4 if block_m < 128 else 8, stages if block_m <= 32 else min(stages, 3))
 
 
