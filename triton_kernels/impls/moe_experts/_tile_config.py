@@ -49,7 +49,10 @@ def _quantized_tile(rows: float, scheme: str, device: DeviceModel) -> Tile:
         block_m = min(block_m, 32 if device.arch == "sm_100" else 64)
     elif device.arch == "sm_80":
         block_m = min(block_m, 32)
-    return Tile(block_m, 64, 128, 4 if block_m < 128 else 8, stages if block_m <= 32 else min(stages, 3))
+    elif scheme == "w4a16" and device.arch == "sm_100":
+        block_m = max(block_m, 32)  # with 16 the compiler saves registers until it spills
+    num_warps = 8 if block_m == 128 or (block_m == 64 and scheme == "w4a16") else 4
+    return Tile(block_m, 64, 128, num_warps, stages if block_m <= 32 else min(stages, 3))
 
 
 def _block_m(rows: float) -> int:
