@@ -45,8 +45,10 @@ def _quantized_tile(rows: float, scheme: str, device: DeviceModel) -> Tile:
     block_m, stages = _block_m(rows), _stages(device)
     # Two sets of sums, beside unpacked weights or a scale for each row of both operands: more rows take more registers than there
     # are. On sm_100 the sums come from tensor memory all at once.
-    if scheme == "fp8_block":
-        block_m = min(block_m, 32 if device.arch == "sm_100" else 64)
+    if device.arch == "sm_100" and scheme != "w4a16":
+        block_m = min(block_m, 32)
+    elif scheme == "fp8_block":
+        block_m = min(block_m, 64)
     elif device.arch == "sm_80":
         block_m = min(block_m, 32)
     elif scheme == "w4a16" and device.arch == "sm_100":
