@@ -28,6 +28,7 @@ GEMMS = (
     "paged_attention_decode:splitkv",
     "paged_attention_decode:balanced",
     "moe_experts:triton",
+    "moe_experts:triton_invariant",
     "gemm_w4a16:triton",
     "gemm_w4a16:triton_invariant",
     "gemm_w8a16:triton",

@@ -91,10 +91,8 @@ def packed_grouped_kernel(
 class Int4Gemm:
     """As ``FloatGemm``, of int32 words [E, R, K/8] with scales (and zeros) [E, R, K/G]."""
 
-    def __init__(
-        self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool, tile: Tile
-    ) -> None:
-        self.spec, self.gated, self.tile = spec, gated, tile
+    def __init__(self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool) -> None:
+        self.spec, self.gated = spec, gated
         num_experts, rows, _ = weight.shape
         self.columns, self.num_in = rows // (1 + gated), 8 * weight.shape[2]
         # One matrix at a time, because unpacked quantized values take twice the memory of the words.
@@ -111,9 +109,9 @@ class Int4Gemm:
         reasons = [reason for k, group in sizes for reason in group_reasons(spec.fact(k), spec.fact(group), BLOCK)]
         return list(dict.fromkeys(reasons))
 
-    def __call__(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
         out = x.new_empty(routing.num_pairs, self.columns)
-        packed_grouped_kernel[self.tile.grid(routing.groups, self.columns, self.gated)](
+        packed_grouped_kernel[tile.grid(routing.groups, self.columns, self.gated)](
             x,
             self.words,
             self.scales,
@@ -134,7 +132,7 @@ class Int4Gemm:
             GROUPS_PER_BLOCK=self.groups_per_block,
             EVEN_K=self.num_in % BLOCK == 0,
             PAIRS=unpacks_pairs(self.spec),
-            **self.tile.launch(self.gated, self.spec.interpret),
+            **tile.launch(self.gated, self.spec.interpret),
         )
         return out
 
