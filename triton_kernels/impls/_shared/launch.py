@@ -67,7 +67,10 @@ class Launch:
         active = driver.active
         device = active.get_current_device()
         backends, variants = self._by_device.get(device) or self._enter(device)
-        variant = (*map(native_specialize_impl, backends, args, *self._traits), *constants, *constants.values())
+        is_const, specialize, align = self._traits
+        variant = tuple(map(native_specialize_impl, backends, args, is_const, specialize, align))
+        if constants:
+            variant += (*constants, *constants.values())
         kernel = variants.get(variant)
         if kernel is None:
             kernel = self._kernel.run(*args, grid=grid, warmup=False, **self._fixed, **constants)
