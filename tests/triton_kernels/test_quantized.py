@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from triton_kernels.devices import TARGETS
 from triton_kernels.ops import OPS
 from triton_kernels.ops.gemm import pack_int4, unpack_int4
 from triton_kernels.registry import Registry
@@ -108,15 +109,38 @@ def test_what_a_kernel_cannot_do_is_a_reason(op: str, arch: str, facts: dict[str
 @pytest.mark.parametrize("tokens", [1, 16, 17, 64, 65, 4096])
 def test_launch_configurations_fill_the_device_and_leave_no_split_empty(tokens: int) -> None:
     pytest.importorskip("triton")
-    from triton_kernels.impls._shared import packed_weights as _packed_weights
-    from triton_kernels.impls._shared import scaled_gemm as _scaled_product
+    from triton_kernels.impls._shared import packed_gemm, scaled_gemm
 
-    for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
+    for arch in TARGETS:
         for num_out, num_in in ((4096, 4096), (576, 7168), (28672, 4096), (971, 200)):
             blocks = -(-num_in // 128)
-            packed = _packed_weights.launch_config(tokens, num_out, blocks, torch.bfloat16, arch)
-            scaled = _scaled_product.launch_config(tokens, num_out, num_in, True, arch)
+            packed = packed_gemm.launch_config(tokens, num_out, blocks, torch.bfloat16, arch)
+            scaled = scaled_gemm.launch_config(tokens, num_out, num_in, arch)
             for config in (packed, scaled):
                 per_split = -(-blocks // config.split_k)
                 assert (config.split_k - 1) * per_split < blocks, "the last split has nothing to do"
-                assert config.block_m >= min(tokens, 64) and 128 % config.block_n == 0
+                assert config.block_m >= min(tokens, 64) and 256 % config.block_n == 0
+
+
+@pytest.mark.parametrize(
+    ("op", "facts", "expected"),
+    [
+        ("linear", {}, "torch"),
+        ("gemm_fp8", {"recipe": "tensor"}, "scaled_mm"),
+        ("gemm_fp8", {"recipe": "channel"}, "scaled_mm"),
+        ("gemm_fp8", {"recipe": "block"}, "triton"),
+        ("gemm_w4a16", {}, "triton"),
+    ],
+)
+def test_auto_takes_the_vendors_gemms_where_ours_are_not_measured(op: str, facts: dict[str, object], expected: str) -> None:
+    pytest.importorskip("triton")
+    spec = Spec("cuda", "sm_90", torch.bfloat16, facts=facts)
+    assert resolve(REGISTRY, op, spec)[0].name == expected
+
+
+def test_tiles_wider_than_a_block_of_scales_are_refused() -> None:
+    pytest.importorskip("triton")
+    weights = {"weight": torch.zeros(256, 256).to(torch.float8_e4m3fn), "scales": torch.ones(2, 2)}
+    spec = Spec("cuda", "sm_90", torch.bfloat16, facts={"recipe": "block"})
+    with pytest.raises(ValueError, match="block_n at most 128, not 256"):
+        REGISTRY.impls("gemm_fp8")["triton"].bind(spec, weights, options={"block_n": 256})

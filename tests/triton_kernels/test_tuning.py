@@ -176,7 +176,7 @@ def test_gates_drop_candidates_before_they_are_timed() -> None:
     ]
     judged = judge(BY_TOKENS, [{"block": block} for block in range(1, 6)], compiled, [{"max_spills": 0}])
     assert [bool(candidate.reasons) for candidate in judged] == [False, True, True, True, True]
-    assert "spills 4" in judged[1].reasons[0] and "shared memory" in judged[2].reasons[0] and "ValueError" in judged[3].reasons[0]
+    assert "4 spills" in judged[1].reasons[0] and "shared memory" in judged[2].reasons[0] and "ValueError" in judged[3].reasons[0]
 
 
 def test_the_best_candidate_must_be_right_faster_and_so_in_every_case() -> None:

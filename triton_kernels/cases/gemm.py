@@ -198,6 +198,7 @@ FP8_CASES = (
     _f8("tensor", SMALL, 1, 64, 48, recipe="tensor"),
     _f8("odd", SMALL, 5, 37, 53, bias=True),
     _f8("tiled", TILED, 35, 300, 139),
+    _f8("long_k", SMALL, 3, 1100, 20),
     _f8("blocks", SMALL, 5, 260, 150, recipe="block", bias=True),
     _f8("long_blocks", SMALL, 3, 1100, 20, recipe="block"),
     _f8("e5m2", SMALL, 4, 160, 33, recipe="tensor", kind=torch.float8_e5m2, bias=True),

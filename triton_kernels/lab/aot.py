@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,15 +18,15 @@ from typing import Any
 import torch
 
 from ..cases.serving import ServingCase, serving_cases
-from ..devices import by_arch
+from ..devices import TARGETS, by_arch
 from ..impl import Impl
 from ..op import Op
 from ..registry import Registry
 from ..resolve import Choice, parse_choice
 from ..spec import Spec
 from . import conformance, machine_code
+from .loops import LoopFigures, main_loops
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPES = ("bfloat16", "float16", "float32")
 _REGISTERS_PER_SM = 65536
 _THREADS_PER_SM = 2048
@@ -39,7 +40,9 @@ class Artifact:
     config             block sizes and other compile-time arguments of the launch
     explicit_fusion    the launch says whether multiplications and additions may be fused, so that its numbers do not change
                        with Triton's default
+    loops              figures of the main loops
     programs_per_sm    how many fit on a multiprocessor (AMD: compute unit) by registers, shared memory and threads
+    waves              how often the programs of the launch fill the device that stands for the target; 0 where none fits
     """
 
     op: str
@@ -62,8 +65,15 @@ class Artifact:
     explicit_fusion: bool
     compile_s: float
     scalar_spills: int = 0
+    narrow_loads: int = 0
     tile_loads: int = 0
     loop_load_bytes: int = 0
+    waves: float = 0.0
+    loops: list[LoopFigures] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Artifact:
+        return cls(**{**values, "loops": [LoopFigures(**loop) for loop in values["loops"]]})
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Compilation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Compilation:
-        return cls(**{**values, "artifacts": [Artifact(**artifact) for artifact in values["artifacts"]]})
+        return cls(**{**values, "artifacts": [Artifact.from_dict(artifact) for artifact in values["artifacts"]]})
 
 
 def compile_impl(
@@ -138,10 +148,11 @@ def _spec_and_args(op: Op, case: ServingCase, target: str, dtype: torch.dtype) -
 
 @dataclass
 class Launch:
-    """A launch that was compiled: Triton's compiled kernel, the keywords of the launch, and how long it took."""
+    """A launch that was compiled: Triton's compiled kernel, the keywords and programs of the launch, and how long it took."""
 
     kernel: Any
     keywords: dict[str, Any]
+    num_programs: int
     compile_s: float
 
 
@@ -185,7 +196,9 @@ def compile_only(target: str) -> Iterator[list[Launch]]:
         start = time.perf_counter()
         kernel = run(self, *args, grid=grid, warmup=True, **keywords)
         assert kernel.metadata.target == offline.target, f"compiled for {kernel.metadata.target}, not for {target}"
-        launches.append(Launch(kernel, keywords, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        sizes = grid(dict(zip(self.arg_names, args)) | keywords) if callable(grid) else grid
+        launches.append(Launch(kernel, keywords, math.prod(sizes), seconds))
         return kernel
 
     driver.set_active(offline)
@@ -200,8 +213,12 @@ def compile_only(target: str) -> Iterator[list[Launch]]:
 def _artifact(result: Compilation, launch: Launch) -> Artifact:
     import triton
 
-    meta, code = launch.kernel.metadata, machine_code.read(launch.kernel.asm)
+    meta, asm = launch.kernel.metadata, launch.kernel.asm
+    disassembled = machine_code.disassemble(asm)
+    code = machine_code.read(disassembled)
     config = " ".join(f"{key}={value}" for key, value in launch.keywords.items() if key.isupper())
+    per_sm = _programs_per_sm(result.target, meta.num_warps, code.registers, meta.shared)
+    num_at_once = per_sm * by_arch(result.target).num_sms
     return Artifact(
         op=result.op,
         impl=result.impl,
@@ -215,8 +232,10 @@ def _artifact(result: Compilation, launch: Launch) -> Artifact:
         num_stages=meta.num_stages,
         shared_bytes=meta.shared,
         explicit_fusion="enable_fp_fusion" in launch.keywords,
-        programs_per_sm=_programs_per_sm(result.target, meta.num_warps, code.registers, meta.shared),
+        programs_per_sm=per_sm,
+        waves=round(launch.num_programs / num_at_once, 3) if num_at_once else 0.0,
         compile_s=round(launch.compile_s, 3),
+        loops=main_loops(asm, disassembled),
         **asdict(code),
     )
 

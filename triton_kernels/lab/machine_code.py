@@ -6,9 +6,9 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 MATRIX = ("HMMA", "HGMMA", "IMMA", "IGMMA", "QMMA", "QGMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA", "v_mfma", "v_smfmac")
 """Families of matrix instructions: per warp (HMMA, IMMA), per warp group (HGMMA, IGMMA, QGMMA: sm_90), of the tensor memory
@@ -23,6 +23,29 @@ _SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-
 _ASM_LINE = re.compile(r"^(?:(\.L\w+):|\s+([a-z][a-z0-9_]+)\b(.*))", re.M)
 
 
+class Instruction(NamedTuple):
+    address: int
+    opcode: str
+    operands: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """A kernel's instructions and its loops, (first, last address); the rest as in ``MachineCode``."""
+
+    instructions: list[Instruction]
+    loops: list[tuple[int, int]]
+    registers: int
+    spills: int
+    scalar_spills: int = 0
+
+    def bodies(self, wanted: Callable[[str], bool]) -> list[list[Instruction]]:
+        """The loops with a wanted opcode that hold no other such loop, in the order of the program."""
+        bodies = {(a, b): [i for i in self.instructions if a <= i.address <= b] for a, b in sorted(set(self.loops))}
+        bodies = {span: body for span, body in bodies.items() if any(wanted(i.opcode) for i in body)}
+        return [b for (x, y), b in bodies.items() if not any(x <= u and v <= y and (u, v) != (x, y) for u, v in bodies)]
+
+
 @dataclass(frozen=True)
 class MachineCode:
     """Numbers of one kernel.
@@ -33,6 +56,7 @@ class MachineCode:
     matrix          matrix instructions by family
     matrix_in_loop  those of them that lie inside a loop
     wide_loads      instructions that load 16 bytes per thread, or a tile, from global memory
+    narrow_loads    those that load less
     tile_loads      those of them that the copy engine does: a box of a tensor (TMA)
     loop_load_bytes what a thread loads from global memory in one turn of the main loop: of the innermost loops the one with
                     the most matrix instructions, then with the most loads. Tiles of the copy engine (UTMALDG) do not count
@@ -44,16 +68,50 @@ class MachineCode:
     matrix: dict[str, int]
     matrix_in_loop: dict[str, int]
     wide_loads: int
+    narrow_loads: int
     tile_loads: int
     loop_load_bytes: int
 
 
-def read(asm: Mapping[str, Any]) -> MachineCode:
-    """Reads what Triton compiled (``CompiledKernel.asm``): a cubin, or AMD assembly."""
-    return _read_cubin(asm["cubin"]) if "cubin" in asm else _read_amdgcn(asm["amdgcn"])
+def disassemble(asm: Mapping[str, Any]) -> Code:
+    """The machine code in what Triton compiled (``CompiledKernel.asm``): a cubin, or AMD assembly."""
+    return _disassemble_cubin(asm["cubin"]) if "cubin" in asm else _parse_amdgcn(asm["amdgcn"])
 
 
-def _read_cubin(cubin: bytes) -> MachineCode:
+def read(code: Code) -> MachineCode:
+    """What the gates look at."""
+    matrix: Counter[str] = Counter()
+    in_loop: Counter[str] = Counter()
+    for at, opcode, _ in code.instructions:
+        family = matrix_family(opcode)
+        if family:
+            matrix[family] += 1
+            in_loop[family] += any(first <= at <= last for first, last in code.loops)
+    loads = [i.opcode for i in code.instructions if is_load(i.opcode)]
+    return MachineCode(
+        registers=code.registers,
+        spills=code.spills,
+        scalar_spills=code.scalar_spills,
+        matrix=dict(matrix),
+        matrix_in_loop=dict(+in_loop),
+        wide_loads=sum(_WIDE_LOAD.match(opcode) is not None for opcode in loads),
+        narrow_loads=sum(_WIDE_LOAD.match(opcode) is None for opcode in loads),
+        tile_loads=sum(_TILE_LOAD.match(opcode) is not None for opcode in loads),
+        loop_load_bytes=_loop_load_bytes(code),
+    )
+
+
+def matrix_family(opcode: str) -> str:
+    """Which of ``MATRIX`` an instruction belongs to; "" for any other."""
+    return next((name for name in MATRIX if opcode.split(".")[0] == name or opcode.startswith(name + "_")), "")
+
+
+def is_load(opcode: str) -> bool:
+    """Whether an instruction loads from global memory."""
+    return bool(_LOAD.match(opcode) or _TILE_LOAD.match(opcode))
+
+
+def _disassemble_cubin(cubin: bytes) -> Code:
     import triton  # the disassembler comes with it
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -66,7 +124,7 @@ def _read_cubin(cubin: bytes) -> MachineCode:
     code, loops, ends = [], [], []
     for position, predicate, opcode, rest in _SASS_LINE.findall(text):
         at = int(position, 16)
-        code.append((at, opcode))
+        code.append(Instruction(at, opcode, rest))
         if opcode == "EXIT" and not predicate:
             ends.append(at)
         target = re.search(r"0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
@@ -74,17 +132,17 @@ def _read_cubin(cubin: bytes) -> MachineCode:
         # Waits for barriers stand behind the end of the program and jump back into it: those are no loops.
         if first < at and not any(first <= end <= at for end in ends):
             loops.append((first, at))
-    return _summarize(code, loops, int(usage[1]), int(usage[2]), 0)
+    return Code(code, loops, int(usage[1]), int(usage[2]))
 
 
-def _read_amdgcn(text: str) -> MachineCode:
+def _parse_amdgcn(text: str) -> Code:
     code, labels, loops = [], {}, []
     for match in _ASM_LINE.finditer(text):
         label, opcode, rest = match.groups()
         if label:
             labels[label] = match.start()
             continue
-        code.append((match.start(), opcode))
+        code.append(Instruction(match.start(), opcode, rest))
         target = rest.split()[0] if opcode.startswith(("s_cbranch", "s_branch")) and rest.split() else ""
         if target in labels:
             loops.append((labels[target], match.start()))
@@ -93,34 +151,15 @@ def _read_amdgcn(text: str) -> MachineCode:
         found = re.search(rf"\.{name}:\s+(\d+)", text)
         return int(found[1]) if found else 0
 
-    return _summarize(code, loops, number("vgpr_count"), number("vgpr_spill_count"), number("sgpr_spill_count"))
+    return Code(code, loops, number("vgpr_count"), number("vgpr_spill_count"), number("sgpr_spill_count"))
 
 
-def _summarize(
-    code: list[tuple[int, str]], loops: list[tuple[int, int]], registers: int, spills: int, scalar_spills: int
-) -> MachineCode:
-    matrix: Counter[str] = Counter()
-    in_loop: Counter[str] = Counter()
-    for at, opcode in code:
-        family = next((name for name in MATRIX if opcode.split(".")[0] == name or opcode.startswith(name + "_")), None)
-        if family is not None:
-            matrix[family] += 1
-            in_loop[family] += any(first <= at <= last for first, last in loops)
-    wide = sum(_WIDE_LOAD.match(opcode) is not None for _, opcode in code)
-    tiles = sum(_TILE_LOAD.match(opcode) is not None for _, opcode in code)
-    return MachineCode(registers, spills, scalar_spills, dict(matrix), dict(+in_loop), wide, tiles, _loop_load_bytes(code, loops))
+def _loop_load_bytes(code: Code) -> int:
+    bodies = [[i.opcode for i in body] for body in code.bodies(lambda opcode: True)]
+    return max(((sum(map(bool, map(matrix_family, body))), sum(map(load_bytes, body))) for body in bodies), default=(0, 0))[1]
 
 
-def _loop_load_bytes(code: list[tuple[int, str]], loops: list[tuple[int, int]]) -> int:
-    weights = [(0, 0)]
-    for first, last in loops:
-        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops):
-            body = [opcode for at, opcode in code if first <= at <= last]
-            weights.append((sum(opcode.startswith(MATRIX) for opcode in body), sum(map(_load_bytes, body))))
-    return max(weights)[1]
-
-
-def _load_bytes(opcode: str) -> int:
+def load_bytes(opcode: str) -> int:
     """Bytes per thread of a load from global memory, 0 for any other instruction."""
     if not _LOAD.match(opcode):
         return 0

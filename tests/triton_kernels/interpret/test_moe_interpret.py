@@ -33,17 +33,32 @@ def test_conforms(registry: Registry, op: str, case: Case) -> None:
 
 @pytest.mark.parametrize(
     ("case", "options"),
-    [("w4a16_group_32", {"block_m": 16, "block_n": 128}), ("w4a16_shard", {}), ("fp8_shard", {"block_n": 128})],
+    [
+        ("w4a16_group_32", {"block_m": 16, "block_n": 128}),
+        ("w4a16_shard", {"block_n": 32}),
+        ("w4a16_shard", {}),
+        ("fp8_shard", {"block_m": 16, "block_n": 32}),
+        ("fp8_shard", {"block_n": 128}),
+        ("strided", {"block_m": 64, "block_n": 16, "block_k": 16}),
+    ],
     ids=str,
 )
-def test_other_tiles_of_quantized_experts(registry: Registry, case: str, options: dict[str, int]) -> None:
-    """Tiles wider than a matrix or than a block of scales, and those of the devices."""
+def test_other_tiles(registry: Registry, case: str, options: dict[str, int]) -> None:
+    """Half a tile of packed rows, tiles wider than a matrix or than a block of scales, those of the devices; and of floats with the
+    tokens as the long side."""
     check(registry, "moe_experts", case, torch.float16, options)
 
 
-def check(registry: Registry, op: str, case: str, dtype: torch.dtype, options: dict[str, int] | None) -> None:
+@pytest.mark.parametrize("case", ["tiled", "empty_experts", "shard", "w4a16_group_32", "fp8_shard"])
+def test_bits_do_not_depend_on_the_batch(registry: Registry, case: str) -> None:
+    """Conformance compares them with those of a smaller batch."""
+    assert registry.impls("moe_experts")["triton_invariant"].flags.batch_invariant
+    check(registry, "moe_experts", case, torch.float16, None, "triton_invariant")
+
+
+def check(registry: Registry, op: str, case: str, dtype: torch.dtype, options: dict[str, int] | None, name: str = "triton") -> None:
     [found] = [c for c in OPS[op].cases if c.name == case]
-    result = conformance.check(OPS[op], registry.impls(op)["triton"], found, dtype, interpret=True, options=options)
+    result = conformance.check(OPS[op], registry.impls(op)[name], found, dtype, interpret=True, options=options)
     assert result.ok and not result.skipped, result.message
 
 

@@ -13,6 +13,7 @@ from triton_kernels.spec import Spec
 GEMMS = ("gemm_w4a16", "gemm_w8a16", "gemm_int8", "gemm_fp8")
 OTHER_BLOCKS = (
     ("gemm_w4a16", "tiled", {"block_n": 128}),
+    ("gemm_w4a16", "tiled", {"block_n": 256}),
     ("gemm_w4a16", "long_k", {"split_k": 4}),
     ("gemm_w4a16", "group_32", {"block_m": 32, "split_k": 3}),
     ("gemm_w8a16", "tiled", {"block_n": 128, "split_k": 2}),
@@ -22,6 +23,10 @@ OTHER_BLOCKS = (
     ("gemm_fp8", "tiled", {"block_m": 16, "block_n": 32, "split_k": 2}),
     ("gemm_fp8", "blocks", {"block_n": 128}),
     ("gemm_fp8", "long_blocks", {"split_k": 2}),
+    ("gemm_fp8", "long_k", {"split_k": 2}),
+    ("gemm_fp8", "long_k", {"block_m": 64}),
+    ("gemm_fp8", "blocks", {"block_m": 64, "block_n": 128}),
+    ("gemm_int8", "long_k", {"block_m": 128}),
     ("quantize_activation", "int8", {"block": 8}),
     ("quantize_activation", "e4m3", {"block": 64}),
     ("quantize_activation", "groups", {"block": 2}),

@@ -1,12 +1,13 @@
 """GEMMs of 8-bit activations with 8-bit weights (int8 or float8), both scaled.
 
-Algorithm. A program computes a BLOCK_N x BLOCK_M tile of out^T over its share of K: weight rows are the M side of the matrix
-instruction for any number of tokens, so that one token fills a tile of 16. Both operands stay in shared memory, where the
-next iterations' tiles are in flight. int8 sums are exact in int32; float8 sums are moved from the matrix unit, which adds
-them with fewer bits than f32 has, to f32 registers after every 128 columns - the place where scales of blocks are applied.
-Grid: (tiles, ordered in groups of token tiles for the L2 cache) x (splits of K); partial sums of splits are added in a fixed
-order by a second kernel. Other scales, zero points and the bias come last. Made for activations that are quantized values already:
-for few tokens, which the bytes of the weights bind, and for many, which the matrix units do.
+Algorithm. A program computes a BLOCK_N x BLOCK_M tile of the output over its share of K. For few tokens the weight rows are the M
+side of the matrix instruction (SWAP), so that one token fills a tile of 16; for many the tokens are, so that a thread holds sums of
+few tokens and needs few of their scales. Both operands stay in shared memory, where the next iterations' tiles are in flight.
+int8 sums are exact in int32; float8 sums are moved from the matrix unit, which adds them with fewer bits than f32 has, to f32
+registers: after every 128 columns where blocks have scales, which are applied there, else after 512, and only then is the matrix
+unit waited for. Grid: (tiles, ordered in groups of token tiles for the L2 cache) x (splits of K); partial sums of splits are added
+in a fixed order by a second kernel. Other scales, zero points and the bias come last. Made for activations that are quantized
+values already: for few tokens, which the bytes of the weights bind, and for many, which the matrix units do.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import triton.language as tl
 
 from ...devices import by_arch
 from ...spec import Spec
-from .gemm_options import Config
+from ...tuning import NOT_TUNED, Tuned
+from .gemm_options import Config, Gemm
 from .split_k import num_splits, row_stride, scale_sums, sum_splits
 
 BLOCK_K = 128
+PROMOTE = tl.constexpr(4)
 
 
 @triton.jit
@@ -45,14 +48,17 @@ def scaled_sums(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SWAP: tl.constexpr = True,
 ):
-    """[BLOCK_N, BLOCK_M]: weight . x^T over the column blocks first_block .. last_block - 1. ``x_ptrs`` [BLOCK_M, BLOCK_K] and
-    ``weight_ptrs`` [BLOCK_N, BLOCK_K] point into the first of them; ``inside`` bool [BLOCK_M, 1]: which rows of x to read, the
-    others are 0 (None: all). BLOCKS: scales of blocks, those of column block 0 at ``x_scale_ptr`` + ``x_scale_at`` [BLOCK_M] and
-    ``scale_ptr`` + ``scale_at`` (ROW_SCALES: [BLOCK_N], else one for the tile); offsets take half the registers of pointers."""
+    """[BLOCK_N, BLOCK_M] (without SWAP transposed): weight . x^T over the column blocks first_block .. last_block - 1. ``x_ptrs``
+    [BLOCK_M, BLOCK_K] and ``weight_ptrs`` [BLOCK_N, BLOCK_K] point into the first of them; ``inside`` bool [BLOCK_M, 1]: which rows
+    of x to read, the others are 0 (None: all). BLOCKS: scales of blocks, those of column block 0 at ``x_scale_ptr`` +
+    ``x_scale_at`` [BLOCK_M] and ``scale_ptr`` + ``scale_at`` (ROW_SCALES, with SWAP: [BLOCK_N], else one for the tile); offsets
+    take half the registers of pointers."""
     INTEGER: tl.constexpr = x_ptrs.dtype.element_ty == tl.int8
     sum_dtype: tl.constexpr = tl.int32 if INTEGER else tl.float64 if INTERPRET else tl.float32
-    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=sum_dtype)
+    acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), dtype=sum_dtype)
+    sums = acc
     for block in range(first_block, last_block):
         if EVEN_K:
             weight = tl.load(weight_ptrs)
@@ -61,21 +67,28 @@ def scaled_sums(
             left = tl.arange(0, BLOCK_K)[None, :] < num_in - block * BLOCK_K
             weight = tl.load(weight_ptrs, mask=left, other=0.0)
             x = tl.load(x_ptrs, mask=left if inside is None else left & inside, other=0.0)
+        if INTERPRET and not INTEGER:
+            x, weight = x.to(tl.float32).to(tl.float64), weight.to(tl.float32).to(tl.float64)
+        a, b = (weight, tl.trans(x)) if SWAP else (x, tl.trans(weight))
         if INTEGER:
-            acc = tl.dot(weight, tl.trans(x), acc, out_dtype=tl.int32)
+            acc = tl.dot(a, b, acc, out_dtype=tl.int32)
+        elif BLOCKS:
+            sums = tl.dot(a, b, out_dtype=sum_dtype)
+            x_scale, scale = tl.load(x_scale_ptr + block + x_scale_at), tl.load(scale_ptr + block + scale_at)
+            if ROW_SCALES:
+                acc += sums * (x_scale.to(sum_dtype)[None, :] * scale.to(sum_dtype)[:, None])
+            else:
+                acc += sums * tl.expand_dims((x_scale * scale).to(sum_dtype), 0 if SWAP else 1)
         else:
-            if INTERPRET:
-                x, weight = x.to(tl.float32).to(tl.float64), weight.to(tl.float32).to(tl.float64)
-            sums = tl.dot(weight, tl.trans(x), out_dtype=sum_dtype)
-            if BLOCKS:
-                x_scale, scale = tl.load(x_scale_ptr + block + x_scale_at), tl.load(scale_ptr + block + scale_at)
-                if ROW_SCALES:
-                    sums *= x_scale.to(sum_dtype)[None, :] * scale.to(sum_dtype)[:, None]
-                else:
-                    sums *= (x_scale * scale).to(sum_dtype)[None, :]
-            acc += sums
+            sums = tl.dot(a, b, sums, out_dtype=sum_dtype)
+            # Under a condition, so that the matrix unit need not be waited for in the other turns.
+            if (block - first_block) % PROMOTE == PROMOTE - 1:
+                acc += sums
+                sums = tl.zeros_like(acc)
         x_ptrs += BLOCK_K
         weight_ptrs += BLOCK_K
+    if not INTEGER and not BLOCKS:
+        acc += sums
     return acc
 
 
@@ -106,6 +119,7 @@ def scaled_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    SWAP: tl.constexpr,
 ):
     """BLOCKS: scales are those of blocks of 128, row strides given. Partial sums [SPLIT_K, num_tokens, num_out] are written
     as they are (int32, or f32 with the scales of blocks applied)."""
@@ -148,8 +162,11 @@ def scaled_kernel(
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
+        SWAP,
     )
-    acc = tl.trans(acc if INTEGER else acc.to(tl.float32))
+    acc = acc if INTEGER else acc.to(tl.float32)
+    if SWAP:
+        acc = tl.trans(acc)
 
     token, column = first_m + m[:, None], first_n + n[None, :]
     inside = (token < num_tokens) & (column < num_out)
@@ -177,23 +194,24 @@ def scaled_kernel(
         tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def launch_config(num_tokens: int, num_out: int, num_in: int, integer: bool, arch: str) -> Config:
+def launch_config(num_tokens: int, num_out: int, num_in: int, arch: str) -> Config:
     """Configuration for x [num_tokens, num_in] @ weight [num_out, num_in]^T: a function of host integers."""
     device = by_arch(arch)
     small_shared = device.shared_bytes < 128 * 1024
     if num_tokens > 64:
-        # float8 keeps two accumulators: tiles of one warp group, so that one program adds while another multiplies.
-        tile = Config(128, 128, 8, 4, 1) if integer else Config(128, 64, 4, 3, 1)
-        return tile._replace(num_stages=2) if small_shared else tile
+        return Config(128, 128, 8, 2 if small_shared else 4, 1)
     block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64
     tiles = -(-num_out // 64) * -(-num_tokens // block_m)
     return Config(block_m, 64, 4, 2 if small_shared else 5, num_splits(tiles, -(-num_in // BLOCK_K), 2 * device.num_sms))
 
 
-class ScaledGemm:
+class ScaledGemm(Gemm):
     """x [M, K] times weight [N, K]; scales [N | 1, 1], or [ceil(N/128), ceil(K/128)] with x_scale [M, ceil(K/128)]."""
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
+    ) -> None:
+        super().__init__(tuned, options)
         weight = weights["weight"]
         self.spec = spec
         self.weight = weight if weight.stride(1) == 1 else weight.contiguous()
@@ -201,11 +219,13 @@ class ScaledGemm:
         self.out_dtype = params.get("out_dtype", torch.bfloat16)
         self.integer = weight.dtype == torch.int8
         self.blocks = self.scales.shape[1] > 1 or spec.fact("recipe") == "block"
+        if self.blocks and self.fixed.get("block_n", 0) > 128:
+            raise ValueError(f"scales blocks of 128 rows: block_n at most 128, not {self.fixed['block_n']}")
         self.column_sums = weight.sum(1, dtype=torch.int32) if self.integer else None
 
     def config(self, num_tokens: int) -> Config:
         num_out, num_in = self.weight.shape
-        return launch_config(num_tokens, num_out, num_in, self.integer, self.spec.arch)
+        return launch_config(num_tokens, num_out, num_in, self.spec.arch)
 
     def multiply(self, x: torch.Tensor, x_scale: torch.Tensor, x_zero: torch.Tensor | None, config: Config) -> torch.Tensor:
         (num_tokens, num_in), num_out, split = x.shape, self.weight.shape[0], config.split_k
@@ -244,6 +264,7 @@ class ScaledGemm:
             BLOCK_K=BLOCK_K,
             GROUP_M=8,
             SPLIT_K=split,
+            SWAP=config.block_m < 64,  # a warp group takes 64 rows of the M side
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             enable_fp_fusion=not self.integer,

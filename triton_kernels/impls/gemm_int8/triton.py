@@ -7,15 +7,11 @@ weights, which are added up once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from ...impl import Flags, impl
 from ...spec import Spec
-from ...tuning import NOT_TUNED, Tuned
-from .._shared.gemm_options import OPTIONS, TUNE_SPACE, GemmOptions, worth_trying
+from .._shared.gemm_options import OPTIONS, TUNE_SPACE
 from .._shared.scaled_gemm import ScaledGemm
 
 
@@ -29,19 +25,10 @@ from .._shared.scaled_gemm import ScaledGemm
     tune_space=TUNE_SPACE,
 )
 class TritonInt8(ScaledGemm):
-    tuned_by_tokens = True
-    tune_filter = staticmethod(worth_trying)
-
-    def __init__(
-        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
-    ) -> None:
-        super().__init__(spec, weights, params)
-        self.options = GemmOptions(options, tuned)
-
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         recipe = spec.fact("recipe", "channel")
         return ["scales channels, not blocks"] if recipe == "block" else []
 
     def __call__(self, x: torch.Tensor, x_scale: torch.Tensor, x_zero: torch.Tensor | None) -> torch.Tensor:
-        return self.multiply(x, x_scale, x_zero, self.options.apply(self.config(x.shape[0]), x.shape[0]))
+        return self.multiply(x, x_scale, x_zero, self.launch(x.shape[0]))

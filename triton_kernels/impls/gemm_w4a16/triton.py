@@ -15,17 +15,18 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._shared.gemm_options import OPTIONS, TUNE_SPACE, GemmOptions, worth_trying
-from .._shared.packed_weights import PackedGemm, group_reasons
+from .._shared.gemm_options import OPTIONS, Config
+from .._shared.packed_gemm import TUNE_SPACE, PackedGemm
+from .._shared.packed_weights import group_reasons
 
 
 class _W4A16(PackedGemm):
-    def __init__(self, spec: Spec, weights: Mapping[str, Any]) -> None:
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
+    ) -> None:
         packed = weights["qweight"].contiguous().view(torch.uint8)  # two quantized values per byte, the first in the low half
         quantized = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
-        super().__init__(
-            spec, quantized, "int4", 8, weights["scales"], weights.get("zeros"), weights.get("bias"), weights.get("perm")
-        )
+        super().__init__(spec, weights, quantized, "int4", 8, tuned, options)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -36,26 +37,12 @@ class _W4A16(PackedGemm):
 
 @impl("gemm_w4a16", "triton", priority=30, requires=("triton",), options=OPTIONS, tune_space=TUNE_SPACE)
 class TritonW4A16(_W4A16):
-    tuned_by_tokens = True
-    tune_filter = staticmethod(worth_trying)
-
-    def __init__(
-        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
-    ) -> None:
-        super().__init__(spec, weights)
-        self.options = GemmOptions(options, tuned)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x, self.options.apply(self.config(x.shape[0]), x.shape[0]))
+    """Launched as its options, the tuned tables or its own configuration say for a number of tokens."""
 
 
 @impl("gemm_w4a16", "triton_invariant", priority=5, requires=("triton",), flags=Flags(batch_invariant=True))
 class InvariantW4A16(_W4A16):
     """The same kernel with one tile shape and one order of K for any number of tokens."""
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-        super().__init__(spec, weights)
-        self.only_config = self.config(64)._replace(split_k=1)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x, self.only_config)
+    def launch(self, num_tokens: int) -> Config:
+        return self.invariant_launch()

@@ -1,8 +1,7 @@
 """8-bit weights (int8, fp8, and quantized values of fewer bits in bytes) with float activations: the packed GEMM
 (``packed_weights`` has its algorithm and the layout of words).
 
-Words hold two quantized values 32 columns apart, in tiles of 64 rows x 64 columns. Quantized values are unpacked through the bits
-of a float32 - integers in its mantissa, fp8 in its exponent and mantissa - so that no target needs fp8 instructions. Signed
+Words hold two quantized values 32 columns apart, in tiles of 64 rows x 64 columns (``unpack`` says how they become numbers). Signed
 quantized values are stored with 128 added, which becomes their zero point.
 """
 
@@ -16,27 +15,21 @@ import torch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
-from .._shared.gemm_options import OPTIONS, TUNE_SPACE, GemmOptions, worth_trying
-from .._shared.packed_weights import PackedGemm, group_reasons
+from .._shared.gemm_options import OPTIONS, Config
+from .._shared.packed_gemm import TUNE_SPACE, PackedGemm
+from .._shared.packed_weights import group_reasons
 
 _KINDS = {torch.int8: "uint8", torch.uint8: "uint8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 
 
 class _W8A16(PackedGemm):
-    def __init__(self, spec: Spec, weights: Mapping[str, Any]) -> None:
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
+    ) -> None:
         weight = weights["weight"]
-        signed = weight.dtype == torch.int8
-        quantized = weight.contiguous().view(torch.uint8)
-        quantized = quantized ^ 128 if signed else quantized
-        super().__init__(
-            spec,
-            quantized,
-            _KINDS[weight.dtype],
-            128 if signed else 0,
-            weights["scales"],
-            weights.get("zeros"),
-            weights.get("bias"),
-        )
+        quantized, signed = weight.contiguous().view(torch.uint8), weight.dtype == torch.int8
+        quantized, zero = (quantized ^ 128, 128) if signed else (quantized, 0)
+        super().__init__(spec, weights, quantized, _KINDS[weight.dtype], zero, tuned, options)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -52,26 +45,12 @@ class _W8A16(PackedGemm):
 
 @impl("gemm_w8a16", "triton", priority=30, requires=("triton",), options=OPTIONS, tune_space=TUNE_SPACE)
 class TritonW8A16(_W8A16):
-    tuned_by_tokens = True
-    tune_filter = staticmethod(worth_trying)
-
-    def __init__(
-        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
-    ) -> None:
-        super().__init__(spec, weights)
-        self.options = GemmOptions(options, tuned)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x, self.options.apply(self.config(x.shape[0]), x.shape[0]))
+    """Launched as its options, the tuned tables or its own configuration say for a number of tokens."""
 
 
 @impl("gemm_w8a16", "triton_invariant", priority=5, requires=("triton",), flags=Flags(batch_invariant=True))
 class InvariantW8A16(_W8A16):
     """The same kernel with one tile shape and one order of K for any number of tokens."""
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-        super().__init__(spec, weights)
-        self.only_config = self.config(64)._replace(split_k=1)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x, self.only_config)
+    def launch(self, num_tokens: int) -> Config:
+        return self.invariant_launch()

@@ -228,7 +228,7 @@ class _Linear:
 @impl(
     "linear",
     "triton",
-    priority=20,
+    priority=8,  # below PyTorch (cuBLAS) until measured against it
     requires=("triton",),
     flags=Flags(batch_invariant=False),
     options={"block_m": 0, "block_n": 0, "block_k": 0, "num_warps": 0, "num_stages": 0, "split_k": 0},

@@ -1,8 +1,9 @@
 """Grouped GEMMs with weights of the activations' dtype.
 
-A tile of BLOCK_M of one expert's tokens, read through their indices, is multiplied with matching rows of gate and up, and leaves
-silu(gate) * up; the second GEMM multiplies by the router's weight. Registers hold the float32 accumulators, shared memory the
-pipelined tiles of activations and weights. Few rows per expert leave most of a tile idle, while the weights are still read once.
+A program multiplies rows of one expert's weights - for the first GEMM rows of gate above as many of up - with a tile of its tokens,
+which are read through their indices. Registers hold the float32 sums, shared memory the tiles of the next iterations. Few tokens
+are the narrow side of the matrix instruction and weight rows the long one, which reaches warp-group instructions (sm_90) and the
+tensor memory (sm_100) from 16 tokens up; many tokens are the long side, so that sums leave row by row.
 """
 
 from __future__ import annotations
@@ -12,28 +13,7 @@ import triton
 import triton.language as tl
 
 from ...spec import Spec
-from ._tiles import Routing, Tile, gathered_rows, place, store_hidden, store_result
-
-
-@triton.jit
-def _load(pointers, inside, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """A tile whose rows are real where ``inside`` [rows, 1] says so, and columns below K."""
-    if K % BLOCK_K == 0:
-        tile = tl.load(pointers, mask=inside, other=0.0)
-    else:
-        tile = tl.load(pointers, mask=inside & (k < K)[None, :], other=0.0)
-    return tile
-
-
-@triton.jit
-def _multiply(rows, weights, acc, INTERPRET: tl.constexpr):
-    """acc + rows . weights^T. The interpreter calculates with bfloat16's bit patterns, and rounds a row's GEMMs by its
-    place in the tile; float64 hides both."""
-    if INTERPRET:
-        result = tl.dot(rows.to(tl.float64), tl.trans(weights).to(tl.float64), acc, out_dtype=tl.float64)
-    else:
-        result = tl.dot(rows, tl.trans(weights), acc, input_precision="ieee")
-    return result
+from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
@@ -46,13 +26,15 @@ def grouped_kernel(
     starts,
     tile_expert,
     num_tiles,
+    num_in,
     stride_xt,
     stride_we,
     stride_wn,
     TOP_K: tl.constexpr,
-    K: tl.constexpr,
     COLUMNS: tl.constexpr,
     GATED: tl.constexpr,
+    SWAP: tl.constexpr,
+    EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -61,53 +43,61 @@ def grouped_kernel(
     expert, rows, inside, column_block = place(starts, tile_expert, num_tiles, COLUMNS, BLOCK_M, BLOCK_N)
     if expert < 0:
         return
+    WEIGHT_ROWS: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
+    k = tl.arange(0, BLOCK_K)
+    matrix, row = weight_rows(column_block, COLUMNS, BLOCK_N, GATED)
+    w_ptrs = w + expert.to(tl.int64) * stride_we + ((matrix * COLUMNS + row) * stride_wn)[:, None] + k[None, :]
     source = gathered_rows(pairs, rows, inside, TOP_K, GATED)
-    columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    within = columns < COLUMNS
-    ks = tl.arange(0, BLOCK_K)
-    x_rows = x + source.to(tl.int64)[:, None] * stride_xt
-    weight_rows = w + expert.to(tl.int64) * stride_we + columns.to(tl.int64)[:, None] * stride_wn
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if INTERPRET else tl.float32)
-    if GATED:
-        up = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if INTERPRET else tl.float32)
-    for start in tl.range(0, K, BLOCK_K):
-        k = start + ks
-        x_tile = _load(x_rows + k[None, :], inside[:, None], k, K, BLOCK_K)
-        acc = _multiply(x_tile, _load(weight_rows + k[None, :], within[:, None], k, K, BLOCK_K), acc, INTERPRET)
-        if GATED:
-            up_rows = weight_rows + COLUMNS * stride_wn
-            up = _multiply(x_tile, _load(up_rows + k[None, :], within[:, None], k, K, BLOCK_K), up, INTERPRET)
-    if GATED:
-        store_hidden(acc.to(tl.float32), up.to(tl.float32), out, rows, inside, column_block, COLUMNS, BLOCK_N)
-    else:
-        store_result(acc.to(tl.float32), out, weights, pairs, rows, inside, column_block, COLUMNS, BLOCK_N)
+    x_ptrs = x + source.to(tl.int64)[:, None] * stride_xt + k[None, :]
+
+    # The interpreter multiplies bf16 bit patterns, and its GEMMs round by a row's place in the tile: wider numbers there.
+    acc_dtype: tl.constexpr = tl.float64 if INTERPRET else tl.float32
+    acc = tl.zeros((WEIGHT_ROWS, BLOCK_M) if SWAP else (BLOCK_M, WEIGHT_ROWS), dtype=acc_dtype)
+    for start in range(0, num_in, BLOCK_K):
+        if EVEN_K:
+            w_tile, x_tile = tl.load(w_ptrs), tl.load(x_ptrs, mask=inside[:, None], other=0.0)
+        else:
+            left = k[None, :] < num_in - start
+            w_tile, x_tile = tl.load(w_ptrs, mask=left, other=0.0), tl.load(x_ptrs, mask=left & inside[:, None], other=0.0)
+        if INTERPRET:
+            w_tile, x_tile = w_tile.to(tl.float64), x_tile.to(tl.float64)
+        if SWAP:
+            acc = tl.dot(w_tile, tl.trans(x_tile), acc, input_precision="ieee", out_dtype=acc_dtype)
+        else:
+            acc = tl.dot(x_tile, tl.trans(w_tile), acc, input_precision="ieee", out_dtype=acc_dtype)
+        w_ptrs += BLOCK_K
+        x_ptrs += BLOCK_K
+    acc = acc.to(tl.float32)
+    store_sums(acc if SWAP else tl.trans(acc), out, weights, pairs, rows, inside, column_block, COLUMNS, GATED, BLOCK_M, BLOCK_N)
 
 
 class FloatGemm:
     """w13 (``gated``): x [T, H] -> silu(gate) * up [pairs, I], by expert; or w2: that -> router weight * result [pairs, H]."""
 
     def __init__(
-        self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, gated: bool, tile: Tile
+        self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, gated: bool
     ) -> None:
-        self.weight, self.gated, self.tile, self.interpret = weight, gated, tile, spec.interpret
+        self.weight, self.gated, self.interpret = weight, gated, spec.interpret
 
-    def __call__(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
-        columns = self.weight.shape[1] // (1 + self.gated)
+    def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
+        columns, num_in = self.weight.shape[1] // (1 + self.gated), x.shape[1]
         out = x.new_empty(routing.num_pairs, columns)
-        grouped_kernel[self.tile.grid(routing.groups, columns, self.gated)](
+        grouped_kernel[tile.grid(routing.groups, columns, self.gated)](
             x,
             self.weight,
             out,
             routing.weights,
             *routing.groups,
             routing.groups.num_tiles,
+            num_in,
             x.stride(0),
             self.weight.stride(0),
             self.weight.stride(1),
             TOP_K=routing.top_k,
-            K=x.shape[1],
             COLUMNS=columns,
-            BLOCK_K=self.tile.block_k,
-            **self.tile.launch(self.gated, self.interpret),
+            SWAP=tile.block_m < 64,
+            EVEN_K=num_in % tile.block_k == 0,
+            BLOCK_K=tile.block_k,
+            **tile.launch(self.gated, self.interpret),
         )
         return out

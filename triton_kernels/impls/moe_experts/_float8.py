@@ -89,10 +89,8 @@ def scaled_grouped_kernel(
 class Float8Gemm:
     """As ``FloatGemm``, of float8_e4m3fn [E, R, K] with scales of channels or blocks."""
 
-    def __init__(
-        self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool, tile: Tile
-    ) -> None:
-        self.spec, self.gated, self.tile = spec, gated, tile
+    def __init__(self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool) -> None:
+        self.spec, self.gated = spec, gated
         self.quantized, self.scales = weight.contiguous(), scales.float().contiguous()
         self.blocks = spec.fact("scheme") == "fp8_block"
         params = {"out_dtype": torch.float8_e4m3fn, "granularity": "group" if self.blocks else "token"}
@@ -108,11 +106,11 @@ class Float8Gemm:
             return [f"float8 weights need float8 matrix instructions (sm_89 and later), not {spec.arch}"]
         return []
 
-    def __call__(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
         columns, num_in = self.quantized.shape[1] // (1 + self.gated), x.shape[1]
         out = x.new_empty(routing.num_pairs, columns, dtype=torch.float32 if self.gated else self.spec.dtype)
         quantized, x_scale = self.quantize(x)
-        scaled_grouped_kernel[self.tile.grid(routing.groups, columns, self.gated)](
+        scaled_grouped_kernel[tile.grid(routing.groups, columns, self.gated)](
             quantized,
             x_scale,
             self.quantized,
@@ -128,6 +126,6 @@ class Float8Gemm:
             BLOCKS=self.blocks,
             EVEN_K=num_in % BLOCK_K == 0,
             BLOCK_K=BLOCK_K,
-            **self.tile.launch(self.gated, self.spec.interpret),
+            **tile.launch(self.gated, self.spec.interpret),
         )
         return out

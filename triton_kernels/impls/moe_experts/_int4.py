@@ -14,6 +14,7 @@ import triton.language as tl
 
 from ...spec import Spec
 from .._shared.packed_weights import PART, group_layout, group_reasons, pack_words, packed_sums
+from .._shared.unpack import unpacks_pairs
 from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
 
 BLOCK = 4 * PART
@@ -43,7 +44,7 @@ def packed_grouped_kernel(
     WHOLE_ROWS: tl.constexpr,
     GROUPS_PER_BLOCK: tl.constexpr,
     EVEN_K: tl.constexpr,
-    FAST: tl.constexpr,
+    PAIRS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     INTERPRET: tl.constexpr,
@@ -61,7 +62,7 @@ def packed_grouped_kernel(
     word_ptrs += (tile * num_blocks * 2048 + row % 64 * 32)[:, None] + j[None, :]
     first_group = expert * num_groups * (MATRICES * COLUMNS)
     acc = packed_sums(
-        x + source.to(tl.int64)[:, None] * stride_x + j[None, :],
+        x + source.to(tl.int64)[:, None] * stride_x,
         inside[:, None],
         word_ptrs,
         scales + first_group,
@@ -79,7 +80,7 @@ def packed_grouped_kernel(
         WHOLE_ROWS,
         GROUPS_PER_BLOCK,
         EVEN_K,
-        FAST,
+        PAIRS,
         INTERPRET,
         BLOCK_M,
         MATRICES * BLOCK_N,
@@ -90,10 +91,8 @@ def packed_grouped_kernel(
 class Int4Gemm:
     """As ``FloatGemm``, of int32 words [E, R, K/8] with scales (and zeros) [E, R, K/G]."""
 
-    def __init__(
-        self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool, tile: Tile
-    ) -> None:
-        self.spec, self.gated, self.tile = spec, gated, tile
+    def __init__(self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool) -> None:
+        self.spec, self.gated = spec, gated
         num_experts, rows, _ = weight.shape
         self.columns, self.num_in = rows // (1 + gated), 8 * weight.shape[2]
         # One matrix at a time, because unpacked quantized values take twice the memory of the words.
@@ -103,7 +102,6 @@ class Int4Gemm:
         self.zeros = None if zeros is None else zeros.transpose(1, 2).contiguous()
         self.num_blocks, self.num_groups = self.words.shape[2], scales.shape[2]
         self.whole_rows, self.groups_per_block, self.blocks_per_group = group_layout(self.num_in, self.num_groups, BLOCK)
-        self.fast = spec.dtype != torch.float32 and spec.arch.startswith("sm_") and not spec.interpret
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -111,9 +109,9 @@ class Int4Gemm:
         reasons = [reason for k, group in sizes for reason in group_reasons(spec.fact(k), spec.fact(group), BLOCK)]
         return list(dict.fromkeys(reasons))
 
-    def __call__(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
         out = x.new_empty(routing.num_pairs, self.columns)
-        packed_grouped_kernel[self.tile.grid(routing.groups, self.columns, self.gated)](
+        packed_grouped_kernel[tile.grid(routing.groups, self.columns, self.gated)](
             x,
             self.words,
             self.scales,
@@ -133,8 +131,8 @@ class Int4Gemm:
             WHOLE_ROWS=self.whole_rows,
             GROUPS_PER_BLOCK=self.groups_per_block,
             EVEN_K=self.num_in % BLOCK == 0,
-            FAST=self.fast,
-            **self.tile.launch(self.gated, self.spec.interpret),
+            PAIRS=unpacks_pairs(self.spec),
+            **tile.launch(self.gated, self.spec.interpret),
         )
         return out
 

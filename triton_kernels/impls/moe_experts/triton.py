@@ -4,8 +4,8 @@ Algorithm: (1) choices are grouped by expert on the device; (2) a tile of one ex
 gate and up, and leaves silu(gate) * up; (3) the second GEMM multiplies by the router's weight and writes each choice to its
 own row; (4) a token's rows are added in the order of its choices. Grid of the GEMMs: (row tiles x column blocks), a bounded
 number of row tiles of which the unused return at once. The GEMMs are those of ``_float``, ``_int4`` and ``_float8``, which say
-what lies in registers and shared memory. Tiles have the same shape whatever the number of tokens, so a token's result keeps its
-bits in any batch. Made for many experts of which a token takes a few.
+what lies in registers and shared memory; ``_tile_config`` says how large a tile is for how many tokens. Made for many experts of
+which a token takes a few.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from ...spec import Spec
+from ...tuning import NOT_TUNED, Tuned
 from ..moe_align.triton import group_by_expert
 from ._float import FloatGemm
 from ._float8 import Float8Gemm
 from ._int4 import Int4Gemm
+from ._tile_config import tile_config
 from ._tiles import Routing, Tile
 
 
@@ -43,44 +45,14 @@ def combine_kernel(
     tl.store(out + token * COLUMNS + columns, acc.to(out.dtype.element_ty), mask=columns < COLUMNS)
 
 
-def tile_config(spec: Spec) -> Tile:
-    """Tiles of one warp group, several of which fit a multiprocessor."""
-    scheme, stages = spec.fact("scheme", "float"), 2 if spec.arch.startswith("gfx") else 3
-    if scheme == "float":
-        return Tile(16, 32, 32, 4, 2) if spec.dtype == torch.float32 else Tile(64, 64, 64, 4, stages)
-    if scheme == "w4a16":
-        return Tile(16, 64, 128, 4, 2) if spec.dtype == torch.float32 else Tile(32, 64, 128, 4, stages)
-    # On sm_100 sums come from tensor memory all at once, which with scales of blocks takes more registers than there are.
-    return Tile(32 if scheme == "fp8_block" and spec.arch == "sm_100" else 64, 64, 128, 4, stages)
-
-
-@impl(
-    "moe_experts",
-    "triton",
-    priority=50,
-    requires=("triton",),
-    flags=Flags(batch_invariant=True),
-    options={"block_m": 0, "block_n": 0, "block_k": 0, "num_warps": 0, "num_stages": 0},
-    tune_space={
-        "block_m": (16, 32, 64, 128),
-        "block_n": (32, 64, 128),
-        "block_k": (64, 128),
-        "num_warps": (4, 8),
-        "num_stages": (3, 4),
-    },
-)
-class TritonExperts:
-    """Options of 0 mean the choice of ``tile_config``; ``block_n`` counts rows of gate (and as many of up), the second GEMM
-    takes twice as many rows of w2. ``block_k`` is for weights of the activations' dtype: quantized ones come in blocks of 128."""
-
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
-        tile = tile_config(spec)._replace(**{name: value for name, value in options.items() if value})
+class _Experts:
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         gemm = _gemm(spec)
         self.gate_up, self.down = (
-            gemm(spec, weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_zeros"), name == "w13", tile)
+            gemm(spec, weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_zeros"), name == "w13")
             for name in ("w13", "w2")
         )
-        self.num_experts, self.block_m = weights["w2"].shape[0], tile.block_m
+        self.spec, self.num_experts, self.columns = spec, weights["w13"].shape[0], weights["w13"].shape[1] // 2
         self.expert_start = params.get("expert_start", 0)
 
     @staticmethod
@@ -90,15 +62,18 @@ class TritonExperts:
             return [] if dtype == spec.dtype else [f"needs weights of the activations' dtype, not {dtype}"]
         return gemm.unsupported(spec)
 
-    def __call__(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    def config(self, num_pairs: int) -> Tile:
+        return tile_config(self.spec, num_pairs, self.num_experts, self.columns)
+
+    def multiply(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, tile: Tile) -> torch.Tensor:
         num_tokens, hidden_size = x.shape
         out = torch.empty(num_tokens, hidden_size, dtype=x.dtype, device=x.device)
         if not num_tokens:
             return out
         x, weights, ids = x if x.stride(1) == 1 else x.contiguous(), weights.contiguous(), ids.contiguous()
-        groups = group_by_expert(ids, self.num_experts, self.expert_start, self.block_m)
+        groups = group_by_expert(ids, self.num_experts, self.expert_start, tile.block_m)
         routing = Routing(groups, weights, ids.shape[1])
-        results = self.down(self.gate_up(x, routing), routing)
+        results = self.down(self.gate_up(x, routing, tile), routing, tile)
         block = min(1024, triton.next_power_of_2(hidden_size))
         combine_kernel[(num_tokens, triton.cdiv(hidden_size, block))](
             results,
@@ -113,6 +88,60 @@ class TritonExperts:
             enable_fp_fusion=True,
         )
         return out
+
+
+@impl(
+    "moe_experts",
+    "triton",
+    priority=50,
+    requires=("triton",),
+    options={"block_m": 0, "block_n": 0, "block_k": 0, "num_warps": 0, "num_stages": 0},
+    tune_space={
+        "block_m": (16, 32, 64, 128),
+        "block_n": (32, 64, 128),
+        "block_k": (64, 128),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4, 5),
+    },
+)
+class TritonExperts(_Experts):
+    """Options set to 0 follow the tuned tables where they know a shape like this, and :func:`tile_config` elsewhere. ``block_n``
+    counts rows of gate (and as many of up), the second GEMM takes twice as many rows of w2. ``block_k`` is for weights of the
+    activations' dtype: quantized ones come in blocks of 128."""
+
+    tuned_by_tokens = True
+
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
+    ) -> None:
+        super().__init__(spec, weights, params)
+        self.tuned = tuned
+        self.fixed = {name: value for name, value in options.items() if value}
+
+    @staticmethod
+    def tune_filter(options: Mapping[str, int], num_tokens: int) -> bool:
+        """Whether options can be any good: no tile of rows far beyond the tokens, and sums that fit half of the registers."""
+        sums = options["block_m"] * 2 * options["block_n"]
+        return options["block_m"] < 2 * max(num_tokens, 16) and sums <= 128 * 32 * options["num_warps"]
+
+    def launch(self, num_tokens: int, top_k: int) -> Tile:
+        """The tile for so many tokens, tuned and chosen options included."""
+        return self.config(num_tokens * top_k)._replace(**{**self.tuned.at(num_tokens), **self.fixed})
+
+    def __call__(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x, weights, ids, self.launch(*ids.shape))
+
+
+@impl("moe_experts", "triton_invariant", priority=5, requires=("triton",), flags=Flags(batch_invariant=True))
+class InvariantExperts(_Experts):
+    """The same kernels with one tile shape for any number of tokens: that of 32 rows per expert."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+        super().__init__(spec, weights, params)
+        self.only_tile = self.config(32 * self.num_experts)
+
+    def __call__(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x, weights, ids, self.only_tile)
 
 
 def _gemm(spec: Spec) -> type[FloatGemm] | type[Int4Gemm] | type[Float8Gemm]:
