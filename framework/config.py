@@ -112,14 +112,17 @@ class ExecutorConfig:
 
 @dataclass
 class GraphConfig:
-    """CUDA (HIP) graphs of decode steps.
+    """Recordings of decode steps, where all their kernels can be recorded: CUDA (HIP) graphs on a GPU, made at start; lists of
+    native kernels on a CPU, made when a batch size first comes.
 
-    enabled      record them at start, on a GPU whose kernels allow it; off: every kernel is launched by the host
+    enabled      off: every kernel is launched by the host
     batch_sizes  rows per recording; a step takes the smallest that holds its rows, larger steps run without
     """
 
     enabled: bool = True
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256])
+    batch_sizes: list[int] = field(
+        default_factory=lambda: [*range(1, 8), *range(8, 32, 4), *range(32, 64, 8), *range(64, 128, 16), *range(128, 257, 32)]
+    )
 
 
 @dataclass

@@ -41,7 +41,7 @@ class LLM:
                 before ``override`` and an EngineConfig's; plugins: modules or files with further impls
     The other arguments have the names and meanings that they have in vLLM; what is not given follows EngineConfig.
     quantization    None, or the format of the checkpoint: weights are served as they are stored
-    enforce_eager   every kernel is launched by the host: no CUDA graphs
+    enforce_eager   every kernel is launched by the host: no CUDA graphs, no recordings on a CPU
     disable_log_stats, tokenizer_mode, trust_remote_code   accepted as they are: nothing is logged, there is one kind of
                     tokenizer, and code that comes with a model is never run
     Raises ValueError for arguments that do not exist here, saying which do.

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ import torch
 
 import triton_kernels
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
+from triton_kernels.impls._shared.recording import Arena, Recording, record
 from triton_kernels.spec import device_arch
 
 from .config import EngineConfig
 from .interpreter import enable_interpreter
 
 __all__ = [
+    "Arena",
     "AttentionMeta",
     "BoundKernel",
     "KernelPlan",
     "LayerKV",
+    "Recording",
     "TargetPlan",
     "count_compilations",
     "device_arch",
@@ -33,6 +36,7 @@ __all__ = [
     "may_fuse",
     "op_costs",
     "preferred_block_size",
+    "record",
     "refuse_named_kernels",
 ]
 
@@ -59,7 +63,8 @@ class BoundKernel:
 
 
 class KernelPlan:
-    """Which impl serves which op in one engine; hands out bound kernels and reports what ran."""
+    """Which impl serves which op in one engine; hands out bound kernels and reports what ran. recorded: the ops whose calls in
+    decode steps are recorded once and replayed, as the executor says."""
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class KernelPlan:
         self.choices = Choices(self.registry, choices)
         self.spec = Spec(device.type, device_arch(device) if arch is None else arch, dtype, interpret)
         self.bound: list[BoundKernel] = []
+        self.recorded: frozenset[str] = frozenset()
         self._replaced: dict[str, str] = {}  # op -> the fused op that does its work
         for op, choice in self.choices.named.items():  # before anything is loaded
             if choice.name not in self.registry.impls(op):
@@ -166,17 +172,18 @@ class KernelPlan:
     def _bind(self, impl: Any, spec: Any, weights: dict[str, Any], params: dict[str, Any], options: Mapping[str, Any]) -> Any:
         return impl.bind(spec, weights, params, options, self.tables)
 
-    def not_capturable(self, *, except_ops: Iterable[str] = ()) -> list[str]:
-        """Bound impls (``op:impl``) that a CUDA graph cannot record."""
-        bound = {f"{k.op}:{k.impl.name}" for k in self.bound if not k.impl.flags.cuda_graph and k.op not in set(except_ops)}
-        return sorted(bound)
+    def not_capturable(self, *, except_ops: Collection[str] = ()) -> list[str]:
+        """Bound impls (``op:impl``) of which no recording can be made on this device."""
+        flag = f"{self.spec.device}_graph"
+        return sorted({f"{k.op}:{k.impl.name}" for k in self.bound if not getattr(k.impl.flags, flag) and k.op not in except_ops})
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """op -> what was bound for it, what chose it (name, default, auto), and how often it was called. An op served by several
-        impls lists them all."""
+        """op -> what was bound for it, what chose it (name, default, auto), how often it was called (replays are no calls), and
+        whether its calls in decode steps are recorded. An op served by several impls lists them all."""
         report: dict[str, dict[str, Any]] = {}
         for kernel in self.bound:
             entry = report.setdefault(kernel.op, {"impl": [], "chosen": [], "origin": [], "version": [], "calls": 0})
+            entry["recorded"] = kernel.op in self.recorded
             found = (kernel.choice, kernel.chosen, kernel.impl.origin, kernel.version)
             for key, value in zip(("impl", "chosen", "origin", "version"), found):
                 if value not in entry[key]:

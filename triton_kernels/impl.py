@@ -29,12 +29,14 @@ class Flags:
     """What an impl promises; each promise is re-proved by the conformance tests.
 
     cuda_graph       capture-safe: no host synchronization, no allocation that depends on data
+    cpu_graph        the same on a CPU: all that a call does are native kernels and torch operations
     deterministic    equal bits on repeated runs
     batch_invariant  a row's bits do not depend on the other rows
     rng              "contract": the project's Philox stream, returns the reference's token; "own": any other generator
     """
 
     cuda_graph: bool = True
+    cpu_graph: bool = False
     deterministic: bool = True
     batch_invariant: bool = False
     rng: Literal["contract", "own"] = "contract"

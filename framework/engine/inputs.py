@@ -151,12 +151,13 @@ class InputProcessor:
 
     def _complete_stop_tokens(self, params: SamplingParams) -> None:
         """As in vLLM, ends of sequence besides the tokenizer's own are stop tokens, which are told as ``stop_reason``; and
-        ``min_tokens`` holds back every end, even those that ``ignore_eos`` samples like others."""
+        the own is no reason even where it is one of them; ``min_tokens`` holds back every end, even those that
+        ``ignore_eos`` samples like others."""
         eos, given = self.eos_token_ids, params.stop_token_ids or []
         own = eos if len(eos) == 1 else {getattr(self.tokenizer, "eos_token_id", None)}
         params.all_stop_token_ids = sorted({*given, *eos})
         if not params.ignore_eos:
-            params.stop_token_ids = sorted({*given, *(eos - own)})
+            params.stop_token_ids = sorted({*given, *eos} - own)
 
     def _without_text(self, params: SamplingParams) -> None:
         for name in ("stop", "bad_words"):

@@ -33,5 +33,8 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 def format_plan(report: Mapping[str, Mapping[str, Any]]) -> str:
     """op, impl, what chose it and number of calls, from an executor's ``plan_report()``."""
-    rows = [[op, str(entry["impl"]), entry["chosen"], str(entry["calls"])] for op, entry in report.items()]
+    rows = [
+        [op, str(entry["impl"]), entry["chosen"], f"{entry['calls']}{' and replays' if entry.get('recorded') else ''}"]
+        for op, entry in report.items()
+    ]
     return format_table([["kernel", "impl", "chosen by", "calls"], *rows])

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from ..plan import device_arch
+from ..plan import Arena, Recording, device_arch, record
 from .host_memory import Memory, host_memory
 
 ENTRY_POINT_GROUP = "kernelswap.devices"
@@ -23,7 +23,7 @@ Capture = Callable[[Replay], Replay]
 class Device:
     """One device. A subclass is a kind: in the tree (``DEVICES``), or of a package whose entry point in the group
     ``kernelswap.devices`` gives the kind's name and the subclass. What is not overridden is a device like the CPU: it computes when
-    it is called, and has no graphs.
+    it is called.
 
     priority         ``device=auto`` takes the highest of the kinds that are here
     in_flight_steps  steps to have submitted unless the config says; more than 1 where a launch returns at once
@@ -82,6 +82,24 @@ class Cpu(Device):
 
     def memory(self) -> Memory | None:
         return host_memory()
+
+    def capture(self) -> Capture:
+        arena = Arena()
+
+        def capture(run: Replay) -> Replay:
+            """Nothing runs before the first replay, which records: it computes as well as any later one."""
+            recording: Recording | None = None
+
+            def replay() -> torch.Tensor:
+                nonlocal recording
+                if recording is not None:
+                    return recording.replay()
+                recording = record(run, arena)
+                return recording.output
+
+            return replay
+
+        return capture
 
 
 class Cuda(Device):

@@ -77,14 +77,17 @@ class LocalExecutor:
     def _capture_graphs(self, config: EngineConfig, capture: Capture) -> None:
         blockers = self.plan.not_capturable(except_ops=OPS_OUTSIDE_GRAPHS)
         if blockers:
-            warnings.warn(
-                f"decode steps run without CUDA graphs, which cannot record {', '.join(blockers)}; choose other kernels, "
-                "or set graphs.enabled=false",
-                stacklevel=3,
-            )
+            if self.plan.spec.device != "cpu":  # where launching costs most of a small step; on a CPU few kernels need it
+                warnings.warn(
+                    f"decode steps run without CUDA graphs, which cannot record {', '.join(blockers)}; choose other kernels, "
+                    "or set graphs.enabled=false",
+                    stacklevel=3,
+                )
             return
-        sizes = [size for size in config.graphs.batch_sizes if size <= config.scheduler.max_num_seqs]
-        self._runner.capture_graphs(sizes or [config.scheduler.max_num_seqs], capture)
+        largest = config.scheduler.max_num_seqs
+        sizes = [size for size in config.graphs.batch_sizes if size <= largest]
+        self._runner.capture_graphs(sizes or [largest], capture)
+        self.plan.recorded = frozenset(kernel.op for kernel in self.plan.bound if kernel.op not in OPS_OUTSIDE_GRAPHS)
 
     def _fit_blocks(self, config: EngineConfig, device: Device) -> int:
         """Blocks that fit the memory budget, the configured one or the device's; never more than all seats can fill."""

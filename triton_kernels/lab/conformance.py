@@ -12,6 +12,7 @@ import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
 from ..impl import Bound, Impl
+from ..impls._shared.recording import Arena, record
 from ..op import Case, Op
 from ..spec import Spec, device_arch
 from ..tuning import TunedTables
@@ -87,6 +88,8 @@ def check(
             break
     if impl.flags.batch_invariant and op.row_args:
         problems += _batch_dependence(op, bound, args, got, got_args)
+    if impl.flags.cpu_graph and device.type == "cpu":
+        problems += _lost_by_recording(op, bound, case, dtype, args)
     return CheckResult(op.name, impl.name, case.name, dtype, error, limit, not problems, False, "; ".join(problems))
 
 
@@ -303,6 +306,32 @@ def _batch_dependence(op: Op, bound: Bound, args: Args, got: list[torch.Tensor],
         if not all(_same_bits(a, b) for a, b in zip((*alone, *here), (*whole, *there), strict=True)):
             return [f"claims to be batch invariant, but rows {first}:{last} have other bits alone than in the batch"]
     return []
+
+
+def _lost_by_recording(op: Op, bound: Bound, case: Case, dtype: torch.dtype, args: Args) -> list[str]:
+    """Records a call, replays it on other numbers in the same memory, and compares bits with a call on those."""
+    others = copy.deepcopy(args)
+    fresh = case.make(torch.Generator().manual_seed(1), dtype, torch.device("cpu"))
+    for name in op.call_args:
+        for mine, new in zip(_tensors(others[name]), _tensors(fresh[name])):
+            if mine.is_floating_point() and mine.shape == new.shape:
+                mine.copy_(new)
+    place = copy.deepcopy(args)
+    try:
+        with torch.inference_mode():
+            recording = record(lambda: call(op, bound, place), Arena())
+            for name in op.parameters:
+                for mine, new in zip(_tensors(place[name]), _tensors(others[name])):
+                    mine.copy_(new)
+            for output in recording.output:
+                output.view(torch.uint8).fill_(255)
+            recording.replay()
+    except RuntimeError as error:
+        return [f"claims that its calls can be recorded on a CPU, but: {error}"]
+    expected = call(op, bound, others) + _mutated(op, others)
+    if all(_same_bits(a, b) for a, b in zip(recording.output + _mutated(op, place), expected, strict=True)):
+        return []
+    return ["claims that its calls can be recorded on a CPU, but a replay on other numbers gave other bits than a call"]
 
 
 def take_rows(op: Op, args: Args, first: int, last: int) -> tuple[Args, slice]:

@@ -122,7 +122,10 @@ def test_a_copy_is_completed_and_the_callers_stays_as_it_was(inputs: InputProces
 
 
 def test_ends_of_sequence() -> None:
-    """One is the model's own; of several, those that are not the tokenizer's are told as stop tokens. min_tokens knows them all."""
+    """One is the model's own; of several, those that are not the tokenizer's are told as stop tokens. min_tokens knows them all.
+    The own is not told even where a request asks to stop there."""
+    params = ids_only((7,)).params(SamplingParams(stop_token_ids=[7, 9]))
+    assert (params.stop_token_ids, params.all_stop_token_ids) == ([9], [7, 9])
     params = ids_only((7,)).params(SamplingParams(stop_token_ids=[9]))
     assert (params.stop_token_ids, params.all_stop_token_ids) == ([9], [7, 9])
     params = ids_only((7, 8)).params(SamplingParams(stop_token_ids=[9]))

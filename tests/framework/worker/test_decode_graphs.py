@@ -1,4 +1,5 @@
-"""Padded decode batches, without a GPU: what would be recorded is called instead, which proves buffers and padding."""
+"""Padded decode batches, without a GPU: recorded as a CPU can, and called where they would be recorded, which proves buffers and
+padding for devices that are not here."""
 
 from __future__ import annotations
 
@@ -12,9 +13,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from framework import LLM, EngineConfig, SamplingParams
-from framework.config import CacheConfig, ModelConfig, SchedulerConfig
+from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
+from framework.worker.devices import Cpu
 from framework.worker.local_executor import LocalExecutor
+from triton_kernels.impls._shared.native_code import library_reasons
 
+HOW = ("called", "recorded")
 PROMPTS = ["def main():\n", "import os, sys\n", "class A:\n    x = 1\n", "for i in range(10):\n", "x"]
 PARAMS = [SamplingParams(temperature=0, max_tokens=5 * n, ignore_eos=True) for n in range(1, 6)]
 
@@ -25,6 +29,8 @@ def llm(**scheduler: int) -> LLM:
             ModelConfig("tiny", dtype="float32"),
             CacheConfig(block_size=4, num_blocks=200),
             SchedulerConfig(max_num_seqs=8, **scheduler),
+            graphs=GraphConfig(enabled=False),
+            device="cpu",
             num_threads=1,
         )
     )
@@ -34,15 +40,19 @@ def tokens(running: LLM) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in running.generate(PROMPTS, PARAMS, use_tqdm=False)]
 
 
-def record(running: LLM, sizes: list[int]) -> list[int]:
-    """Captures graphs that call what they would replay; the list of the sizes that were run since."""
+def record(running: LLM, sizes: list[int], how: str) -> list[int]:
+    """Captures graphs: on the CPU (``recorded``), or that call what they would replay (``called``); the list of the sizes that were
+    run since."""
     executor = running.engine.executor
     assert isinstance(executor, LocalExecutor)
     replayed: list[int] = []
+    make = Cpu().capture() if how == "recorded" else lambda run: run
 
     def capture(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        inner = make(run)
+
         def replay() -> torch.Tensor:
-            logits = run()
+            logits = inner()
             replayed.append(len(logits))
             return logits
 
@@ -52,10 +62,11 @@ def record(running: LLM, sizes: list[int]) -> list[int]:
     return replayed
 
 
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("sizes", [[8], [1, 2, 4, 8], [2]])
-def test_padded_steps_give_the_same_tokens(sizes: list[int]) -> None:
+def test_padded_steps_give_the_same_tokens(sizes: list[int], how: str) -> None:
     running = llm()
-    replayed = record(running, sizes)
+    replayed = record(running, sizes, how)
     caches = running.engine.executor._runner.caches
     before = [kv.k[0].clone() for kv in caches]
     assert tokens(running) == tokens(llm())
@@ -69,15 +80,15 @@ def plain(budget: int) -> LLM:
 
 
 @functools.cache
-def recorded(budget: int) -> tuple[LLM, list[int]]:
+def recorded(budget: int, how: str) -> tuple[LLM, list[int]]:
     running = llm(max_num_batched_tokens=budget)
-    return running, record(running, [1, 2, 4, 8])
+    return running, record(running, [1, 2, 4, 8], how)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-@given(budget=st.sampled_from([2, 4, 5, 9]), seed=st.integers(0, 10_000))
-@example(budget=4, seed=0)
-def test_chunks_of_one_token_beside_decodes_change_nothing(budget: int, seed: int) -> None:
+@given(budget=st.sampled_from([2, 4, 5, 9]), seed=st.integers(0, 10_000), how=st.sampled_from(HOW))
+@example(budget=4, seed=0, how="called")
+def test_chunks_of_one_token_beside_decodes_change_nothing(budget: int, seed: int, how: str) -> None:
     """The middle of a prompt, one token long, looks like a decode but samples nothing."""
     rng = random.Random(seed)
     prompts = [{"prompt_token_ids": rng.choices(range(300, 2000), k=rng.choice([1, 2, 3, 30]))} for _ in range(6)]
@@ -97,13 +108,14 @@ def test_chunks_of_one_token_beside_decodes_change_nothing(budget: int, seed: in
         found = running.generate(prompts, params, use_tqdm=False)
         return [(o.outputs[0].token_ids, None if o.prompt_logprobs is None else len(o.prompt_logprobs)) for o in found]
 
-    running, replayed = recorded(budget)
+    running, replayed = recorded(budget, how)
     replayed.clear()
     assert outputs(running) == outputs(plain(budget))
     assert replayed
 
 
-def test_every_group_has_tables_of_its_own() -> None:
+@pytest.mark.parametrize("how", HOW)
+def test_every_group_has_tables_of_its_own(how: str) -> None:
     """Layers with a window beside layers without."""
     architecture = {
         "model_type": "gemma2",
@@ -118,11 +130,28 @@ def test_every_group_has_tables_of_its_own() -> None:
         "sliding_window": 8,
     }
     model = ModelConfig("none", load_format="dummy", architecture=architecture, dtype="float32")
-    config = EngineConfig(model, CacheConfig(4, 200), SchedulerConfig(max_num_seqs=8), device="cpu", num_threads=1)
+    config = EngineConfig(
+        model, CacheConfig(4, 200), SchedulerConfig(max_num_seqs=8), graphs=GraphConfig(enabled=False), device="cpu", num_threads=1
+    )
     prompts = [{"prompt_token_ids": list(range(5, 5 + length))} for length in (3, 30, 17)]
     params = SamplingParams(temperature=1.0, seed=1, max_tokens=20, ignore_eos=True, detokenize=False)
     plain, recorded = LLM(config), LLM(config)
     assert len(plain.engine.executor.groups) == 2
-    replayed = record(recorded, [4])
+    replayed = record(recorded, [4], how)
     found = [[o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)] for llm in (plain, recorded)]
     assert found[0] == found[1] and replayed
+
+
+def test_the_plan_says_what_is_recorded() -> None:
+    """A step is recorded as a whole or not at all."""
+
+    def recorded_ops(**kernels: str) -> set[str]:
+        running = LLM("tiny", dtype="float32", device="cpu", kernels=kernels)
+        tokens(running)
+        return {op for op, entry in running.plan().items() if entry["recorded"]}
+
+    if library_reasons("native_step.c", torch.float32):
+        pytest.skip("no C compiler")
+    assert {"linear", "rms_norm", "paged_attention_decode", "embedding"} <= recorded_ops() and "sample" not in recorded_ops()
+    assert recorded_ops(linear="onednn") == recorded_ops()
+    assert recorded_ops(rms_norm="reference") == set()

@@ -1,56 +1,132 @@
 /* Attention over a paged KV cache for a CPU: small matrix products of few query rows, for which a BLAS is mostly overhead.
 
-   Compiled for one element type and head size: -DBF16=0|1 -DDIM=... -DVALUE_DIM=... A work item is a block of queries of one
-   request and KV head: every key and value that is loaded serves all query heads of the group. Keys are taken CHUNK at a
-   time, always from the first and always all CHUNK of them, the missing ones with weight 0: a row's bits depend on its own
-   query and keys only. Scores, weights and sums are float32, on the stack. */
-#include <math.h>
-#include <stdint.h>
+   Compiled for one head size: -DDIM=... -DVALUE_DIM=... A work item is a block of queries of one request and KV head: all query
+   heads of the group. Keys are taken CHUNK at a time, always from the first; of a chunk, ROWS rows at a time keep what they sum in
+   registers. Scores, weights and sums are float32, of every row in the same order whatever rows are beside it: a row's bits depend
+   on its own query and keys only. */
+#include "native.h"
 
-enum { CHUNK = 128, QUERIES = 8, AHEAD = 8 };
+enum { CHUNK = 128, QUERIES = 8, ROWS = 4, AHEAD = 8, LANES = 16 };
+enum { VECTORS = (DIM + LANES - 1) / LANES, VALUE_VECTORS = (VALUE_DIM + LANES - 1) / LANES };
 
+typedef float lanes __attribute__((vector_size(64), aligned(4)));
+
+/* Elements LANES * v and on of a vector of `dim`, 0 behind its end. */
+static inline __attribute__((always_inline)) lanes load(const element *x, int v, int dim) {
+    typedef element narrow_lanes __attribute__((vector_size(LANES * sizeof(element)), aligned(sizeof(element))));
+    const int count = dim - v * LANES;
+    narrow_lanes part = {0};
+    if (count >= LANES) part = *(const narrow_lanes *)(x + v * LANES);
+    else memcpy(&part, x + v * LANES, sizeof(element) * (size_t)count);
 #if BF16
-typedef uint16_t element;
-static inline float widen(element x) {
-    union { uint32_t bits; float value; } u = {(uint32_t)x << 16};
-    return u.value;
-}
-static inline element narrow(float x) { /* to nearest even */
-    union { float value; uint32_t bits; } u = {x};
-    return (element)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
-}
+    typedef uint32_t words __attribute__((vector_size(64)));
+    return (lanes)(__builtin_convertvector(part, words) << 16);
 #else
-typedef float element;
-static inline float widen(element x) { return x; }
-static inline element narrow(float x) { return x; }
+    return part;
 #endif
+}
 
-/* exp(x) for x <= 0, in operations that vectorize. Polynomial: Cephes, expf. */
-static inline float exponential(float x) {
-    const float n = __builtin_rintf(x * 1.44269504f), f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * f + 1.3981999507e-3f;
-    p = p * f + 8.3334519073e-3f;
-    p = p * f + 4.1665795894e-2f;
-    p = p * f + 1.6666665459e-1f;
-    p = p * f + 5.0000001201e-1f;
-    union { int32_t bits; float value; } power = {((int32_t)(x < -87.0f ? 0.0f : n) + 127) << 23};
-    return x < -87.0f ? 0.0f : (p * f * f + f + 1.0f) * power.value;
+static inline float sum_of(lanes x) {
+    typedef float half __attribute__((vector_size(32)));
+    typedef float quarter __attribute__((vector_size(16)));
+    union { lanes all; half parts[2]; } a = {x};
+    union { half all; quarter parts[2]; } b = {a.parts[0] + a.parts[1]};
+    const quarter c = b.parts[0] + b.parts[1];
+    return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
 /* Strides are in elements; sinks, alibi and lse may be null; no window: a huge one; no soft cap: 0. */
-struct call {
+struct attention {
     const element *q, *k, *v;
     element *out;
     const int32_t *cu_q, *seq_lens, *block_table;
     const float *sinks, *alibi;
     float *lse;
     int64_t q_row, q_head, k_page, k_slot, k_head, v_page, v_slot, v_head, table_row;
-    int64_t num_reqs, num_heads, num_kv_heads, page_size, num_blocks, causal, window;
+    int64_t num_tokens, num_reqs, num_heads, num_kv_heads, page_size, num_blocks, causal, window;
     float scale, softcap;
 };
 
-static void attend(const struct call *c, int64_t req, int64_t kv_head, int64_t block) {
+struct rows { /* of one work item; position: of the first query */
+    const struct attention *call;
+    int64_t kv_head, group, length, position;
+    float (*query)[VECTORS * LANES], (*sum)[VALUE_VECTORS * LANES], *top, *total;
+};
+
+/* score[rows][j] = query . key, for `count` keys. */
+static inline __attribute__((always_inline)) void multiply_keys(int rows, float (*query)[VECTORS * LANES],
+                                                                const element *const *keys, int64_t count,
+                                                                float (*score)[CHUNK]) {
+    for (int64_t j = 0; j < count; j++) {
+        lanes sums[ROWS] = {0};
+        for (int d = 0; d < DIM; d += 64 / (int)sizeof(element)) __builtin_prefetch(keys[j + AHEAD] + d);
+        for (int v = 0; v < VECTORS; v++) {
+            const lanes key = load(keys[j], v, DIM);
+            for (int r = 0; r < rows; r++) sums[r] += *(lanes *)(query[r] + v * LANES) * key;
+        }
+        for (int r = 0; r < rows; r++) score[r][j] = sum_of(sums[r]);
+    }
+}
+
+/* sum[rows] += weight . values */
+static inline __attribute__((always_inline)) void add_values(int rows, float (*weight)[CHUNK], const element *const *values,
+                                                             int64_t count, float (*sum)[VALUE_VECTORS * LANES]) {
+    enum { TOGETHER = 4 }; /* vectors: ROWS times as many sums stay in registers */
+    for (int first = 0; first < VALUE_VECTORS; first += TOGETHER) {
+        lanes sums[ROWS][TOGETHER];
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < TOGETHER && first + v < VALUE_VECTORS; v++) sums[r][v] = *(lanes *)(sum[r] + (first + v) * LANES);
+        for (int64_t j = 0; j < count; j++)
+            for (int v = 0; v < TOGETHER && first + v < VALUE_VECTORS; v++) {
+                const lanes value = load(values[j], first + v, VALUE_DIM);
+                for (int r = 0; r < rows; r++) sums[r][v] += weight[r][j] * value;
+            }
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < TOGETHER && first + v < VALUE_VECTORS; v++) *(lanes *)(sum[r] + (first + v) * LANES) = sums[r][v];
+    }
+}
+
+/* Scores of `count` keys from `start` on -> weights, and their sum and the largest score into the running ones of row r. Returns
+   whether the row sees any. */
+static int weigh(const struct rows *w, int64_t r, float *score, int64_t start, int64_t count) {
+    const struct attention *c = w->call;
+    const int64_t here = w->position + r / w->group, padded = (count + LANES - 1) / LANES * LANES;
+    int64_t first = here - c->window + 1 - start, last = (c->causal ? here + 1 : w->length) - start;
+    if (first < 0) first = 0;
+    if (last > count) last = count;
+    if (c->softcap > 0)
+        for (int64_t j = 0; j < count; j++) {
+            const float x = score[j] / c->softcap, e = exponential(-2 * fabsf(x));
+            score[j] = copysignf(c->softcap * (1 - e) / (1 + e), x);
+        }
+    if (c->alibi)
+        for (int64_t j = 0; j < count; j++)
+            score[j] += c->alibi[w->kv_head * w->group + r % w->group] * (float)(start + j - here);
+    for (int64_t j = 0; j < padded; j++) score[j] = j >= first && j < last ? score[j] : -INFINITY;
+
+    float best = w->top[r];
+    for (int64_t j = 0; j < padded; j++) best = score[j] > best ? score[j] : best;
+    if (best == -INFINITY) return 0; /* nothing visible so far */
+    for (int64_t j = 0; j < padded; j++) score[j] = exponential(score[j] - best);
+    lanes part = {0};
+    for (int64_t j = 0; j < padded; j += LANES) part += *(lanes *)(score + j);
+    const float shrink = exponential(w->top[r] - best);
+    w->total[r] = w->total[r] * shrink + sum_of(part);
+    w->top[r] = best;
+    for (int d = 0; d < VALUE_DIM; d++) w->sum[r][d] *= shrink;
+    return 1;
+}
+
+static inline __attribute__((always_inline)) void some_rows(int rows, const struct rows *w, int64_t r, const element *const *keys,
+                                                            const element *const *values, int64_t start, int64_t count) {
+    float score[ROWS][CHUNK];
+    multiply_keys(rows, w->query + r, keys, count, score);
+    for (int i = 0; i < rows; i++)
+        if (!weigh(w, r + i, score[i], start, count)) memset(score[i], 0, sizeof score[i]);
+    add_values(rows, score, values, count, w->sum + r);
+}
+
+static void attend(const struct attention *c, int64_t req, int64_t kv_head, int64_t block) {
     const int64_t begin = c->cu_q[req] + block * QUERIES, end = c->cu_q[req + 1];
     const int64_t num_queries = end - begin < QUERIES ? end - begin : QUERIES;
     if (num_queries <= 0) return;
@@ -59,67 +135,33 @@ static void attend(const struct call *c, int64_t req, int64_t kv_head, int64_t b
     const int64_t stop = c->causal && position + num_queries < length ? position + num_queries : length;
     const int64_t unseen = length && position >= c->window ? position - c->window + 1 : 0;
     const int32_t *pages = c->block_table + req * c->table_row;
-    float query[rows][DIM], sum[rows][VALUE_DIM], score[rows][CHUNK], top[rows], total[rows];
+    float query[rows][VECTORS * LANES], sum[rows][VALUE_VECTORS * LANES], top[rows], total[rows];
+    const struct rows w = {c, kv_head, group, length, position, query, sum, top, total};
+    memset(query, 0, sizeof query);
+    memset(sum, 0, sizeof sum);
     for (int64_t r = 0; r < rows; r++) {
         const element *q = c->q + (begin + r / group) * c->q_row + (kv_head * group + r % group) * c->q_head;
         for (int d = 0; d < DIM; d++) query[r][d] = widen(q[d]) * c->scale;
-        for (int d = 0; d < VALUE_DIM; d++) sum[r][d] = 0;
         top[r] = -INFINITY;
         total[r] = 0;
     }
     for (int64_t start = unseen / CHUNK * CHUNK; start < stop; start += CHUNK) {
         const int64_t count = stop - start < CHUNK ? stop - start : CHUNK;
-        for (int64_t j = 0; j < count; j++) {
-            const int64_t page = pages[(start + j) / c->page_size], slot = (start + j) % c->page_size;
-            const element *k = c->k + page * c->k_page + slot * c->k_slot + kv_head * c->k_head;
-            const element *v = c->v + page * c->v_page + slot * c->v_slot + kv_head * c->v_head;
-            for (int d = 0; d < DIM; d += 64 / sizeof(element)) __builtin_prefetch(k + AHEAD * c->k_slot + d);
-            for (int d = 0; d < VALUE_DIM; d += 64 / sizeof(element)) __builtin_prefetch(v + d);
-            float wide[DIM];
-            for (int d = 0; d < DIM; d++) wide[d] = widen(k[d]);
-            for (int64_t r = 0; r < rows; r++) {
-                float dot = 0;
-                for (int d = 0; d < DIM; d++) dot += query[r][d] * wide[d];
-                score[r][j] = dot;
-            }
+        const element *keys[CHUNK + AHEAD], *values[CHUNK];
+        int64_t page = start / c->page_size, slot = start % c->page_size;
+        for (int64_t j = 0; j < count; j++, slot++) {
+            if (slot == c->page_size) page++, slot = 0;
+            keys[j] = c->k + pages[page] * c->k_page + slot * c->k_slot + kv_head * c->k_head;
+            values[j] = c->v + pages[page] * c->v_page + slot * c->v_slot + kv_head * c->v_head;
+            for (int d = 0; d < VALUE_DIM; d += 64 / (int)sizeof(element)) __builtin_prefetch(values[j] + d);
         }
-        for (int64_t r = 0; r < rows; r++) {
-            const int64_t here = position + r / group;
-            int64_t first = here - c->window + 1 - start, last = (c->causal ? here + 1 : length) - start;
-            if (first < 0) first = 0;
-            if (last > count) last = count;
-            if (c->softcap > 0)
-                for (int64_t j = 0; j < count; j++) {
-                    const float x = score[r][j] / c->softcap, e = exponential(-2 * fabsf(x));
-                    score[r][j] = copysignf(c->softcap * (1 - e) / (1 + e), x);
-                }
-            if (c->alibi)
-                for (int64_t j = 0; j < count; j++)
-                    score[r][j] += c->alibi[kv_head * group + r % group] * (float)(start + j - here);
-            for (int64_t j = 0; j < CHUNK; j++) score[r][j] = j >= first && j < last ? score[r][j] : -INFINITY;
-
-            float best = top[r], part = 0;
-            for (int64_t j = 0; j < CHUNK; j++) best = score[r][j] > best ? score[r][j] : best;
-            if (best == -INFINITY) { /* nothing visible so far */
-                for (int64_t j = 0; j < CHUNK; j++) score[r][j] = 0;
-                continue;
-            }
-            for (int64_t j = 0; j < CHUNK; j++) {
-                score[r][j] = exponential(score[r][j] - best);
-                part += score[r][j];
-            }
-            const float shrink = exponential(top[r] - best);
-            total[r] = total[r] * shrink + part;
-            top[r] = best;
-            for (int d = 0; d < VALUE_DIM; d++) sum[r][d] *= shrink;
-        }
-        for (int64_t j = 0; j < count; j++) {
-            const int64_t page = pages[(start + j) / c->page_size], slot = (start + j) % c->page_size;
-            const element *v = c->v + page * c->v_page + slot * c->v_slot + kv_head * c->v_head;
-            float wide[VALUE_DIM];
-            for (int d = 0; d < VALUE_DIM; d++) wide[d] = widen(v[d]);
-            for (int64_t r = 0; r < rows; r++)
-                for (int d = 0; d < VALUE_DIM; d++) sum[r][d] += score[r][j] * wide[d];
+        for (int64_t j = count; j < count + AHEAD; j++) keys[j] = keys[count - 1];
+        int64_t r = 0;
+        for (; r + ROWS <= rows; r += ROWS) some_rows(ROWS, &w, r, keys, values, start, count);
+        switch (rows - r) {
+        case 1: some_rows(1, &w, r, keys, values, start, count); break;
+        case 2: some_rows(2, &w, r, keys, values, start, count); break;
+        case 3: some_rows(3, &w, r, keys, values, start, count); break;
         }
     }
     for (int64_t r = 0; r < rows; r++) {
@@ -135,9 +177,14 @@ static void attend(const struct call *c, int64_t req, int64_t kv_head, int64_t b
     }
 }
 
-void attention(const struct call *c) {
-#pragma omp parallel for collapse(3) schedule(dynamic, 1)
+void attention(const struct attention *c) {
+#pragma omp for collapse(3) schedule(dynamic, 1)
     for (int64_t req = 0; req < c->num_reqs; req++)
         for (int64_t block = 0; block < c->num_blocks; block++)
             for (int64_t kv_head = 0; kv_head < c->num_kv_heads; kv_head++) attend(c, req, kv_head, block);
+#pragma omp for
+    for (int64_t t = c->cu_q[c->num_reqs]; t < c->num_tokens; t++) { /* nobody's: 0 by contract */
+        memset(c->out + t * c->num_heads * VALUE_DIM, 0, sizeof(element) * (size_t)c->num_heads * VALUE_DIM);
+        for (int64_t h = 0; c->lse && h < c->num_heads; h++) c->lse[t * c->num_heads + h] = -INFINITY;
+    }
 }

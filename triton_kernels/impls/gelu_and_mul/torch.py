@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ...impl import impl
+from ...impl import Flags, impl
 from ...ops.quantize import Granularity
 from ..quantize_activation.torch import quantize
 
 
-@impl("gelu_and_mul", "torch", priority=10)
+@impl("gelu_and_mul", "torch", priority=10, flags=Flags(cpu_graph=True))
 def gelu_and_mul_torch(
     x: torch.Tensor,
     approximate: str = "tanh",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,16 +10,14 @@ import torch
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._shared.native_code import library, library_reasons
+from .._shared.native_call import NativeKernel
+from .._shared.native_code import library_reasons
 
-_TYPES = [*[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 5, ctypes.c_int64 * 10]
 
-
-@impl("kv_cache_write", "native", priority=20, flags=Flags(batch_invariant=True), devices=("cpu",))
+@impl("kv_cache_write", "native", priority=20, flags=Flags(batch_invariant=True, cpu_graph=True), devices=("cpu",))
 class KvCacheWriteNative:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
-        self.run = library("native_step.c", spec.dtype).kv_cache_write
-        self.run.argtypes, self.run.restype = _TYPES, None
+        self.run = NativeKernel("native_step.c", spec.dtype, "kv_cache_write", "pp pp p iiiiiiiii iiiiii")
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -29,17 +26,9 @@ class KvCacheWriteNative:
         return library_reasons("native_step.c", spec.dtype)
 
     def __call__(self, k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
-        strides = (*k.stride()[:2], *v.stride()[:2], *kv.k.stride()[:3], *kv.v.stride()[:3])
         self.run(
-            k.data_ptr(),
-            v.data_ptr(),
-            kv.k.data_ptr(),
-            kv.v.data_ptr(),
-            slot_mapping.data_ptr(),
-            k.shape[0],
-            k.shape[1],
-            kv.page_size,
-            k.shape[2],
-            v.shape[2],
-            (ctypes.c_int64 * 10)(*strides),
+            k.numel(),
+            *(k, v, kv.k, kv.v, slot_mapping),
+            *(k.shape[0], k.shape[1], kv.page_size, k.shape[2], v.shape[2], *k.stride()[:2], *v.stride()[:2]),
+            *(*kv.k.stride()[:3], *kv.v.stride()[:3]),
         )

@@ -7,7 +7,7 @@ import torch
 from ...impl import Flags, impl
 
 
-@impl("layer_norm", "torch", priority=10, flags=Flags(batch_invariant=True))
+@impl("layer_norm", "torch", priority=10, flags=Flags(batch_invariant=True, cpu_graph=True))
 def layer_norm_torch(
     x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:

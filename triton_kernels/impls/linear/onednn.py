@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ...impl import impl
+from ...impl import Flags, impl
 from ...spec import Spec
 
 
-@impl("linear", "onednn", priority=20, devices=("cpu",), options={"batch_hint": 32})
+@impl("linear", "onednn", priority=20, flags=Flags(cpu_graph=True), devices=("cpu",), options={"batch_hint": 32})
 class LinearOnednn:
     """``batch_hint``: the number of rows that the packed layout is chosen for; any number of rows is legal."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ...impl import impl
+from ...impl import Flags, impl
 
 
-@impl("linear", "torch", priority=10)
+@impl("linear", "torch", priority=10, flags=Flags(cpu_graph=True))
 def linear_torch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     return torch.nn.functional.linear(x, weight, bias)

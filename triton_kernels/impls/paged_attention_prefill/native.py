@@ -6,6 +6,6 @@ from ...impl import Flags, impl
 from .._shared.native_attention import NativeAttention
 
 
-@impl("paged_attention_prefill", "native", priority=20, flags=Flags(batch_invariant=True), devices=("cpu",))
+@impl("paged_attention_prefill", "native", priority=20, flags=Flags(batch_invariant=True, cpu_graph=True), devices=("cpu",))
 class PrefillNative(NativeAttention):
     pass

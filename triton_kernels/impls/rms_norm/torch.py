@@ -17,7 +17,7 @@ from ...spec import Spec
 from ..quantize_activation.torch import quantize
 
 
-@impl("rms_norm", "torch", priority=10, flags=Flags(batch_invariant=True))
+@impl("rms_norm", "torch", priority=10, flags=Flags(batch_invariant=True, cpu_graph=True))
 class RmsNormTorch:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         self.factor = weights["weight"].float() + params.get("offset", 0.0)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from ...impl import impl
+from ...impl import Flags, impl
 
 
-@impl("rotary", "torch", priority=10)
+@impl("rotary", "torch", priority=10, flags=Flags(cpu_graph=True))
 def rotary_torch(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor, style: str = "neox") -> None:
     half = cos_sin.shape[1] // 2
     cos, sin = cos_sin.index_select(0, positions)[:, None, :].split(half, dim=-1)

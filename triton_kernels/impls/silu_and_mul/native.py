@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,14 +9,17 @@ import torch
 
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._shared.native_code import library, library_reasons
+from .._shared.native_call import NativeKernel
+from .._shared.native_code import library_reasons
+
+_WORK_OF_ONE = 4
+"""Elements moved that take as long as one here: there is an exponential in each."""
 
 
-@impl("silu_and_mul", "native", priority=20, flags=Flags(batch_invariant=True), devices=("cpu",))
+@impl("silu_and_mul", "native", priority=20, flags=Flags(batch_invariant=True, cpu_graph=True), devices=("cpu",))
 class SiluAndMulNative:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
-        self.run = library("native_step.c", spec.dtype).silu_and_mul
-        self.run.argtypes, self.run.restype = [*[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3], None
+        self.run = NativeKernel("native_step.c", spec.dtype, "silu_and_mul", "pp iii")
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -26,7 +28,6 @@ class SiluAndMulNative:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         source = x if x.stride(1) == 1 else x.contiguous()
-        width = x.shape[1] // 2
-        out = torch.empty(x.shape[0], width, dtype=x.dtype)
-        self.run(source.data_ptr(), out.data_ptr(), x.shape[0], source.stride(0), width)
+        out = torch.empty(x.shape[0], x.shape[1] // 2, dtype=x.dtype)
+        self.run(_WORK_OF_ONE * out.numel(), source, out, x.shape[0], source.stride(0), out.shape[1])
         return out

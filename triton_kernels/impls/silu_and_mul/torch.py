@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ...impl import impl
+from ...impl import Flags, impl
 from ...ops.quantize import Granularity
 from ..quantize_activation.torch import quantize
 
 
-@impl("silu_and_mul", "torch", priority=10)
+@impl("silu_and_mul", "torch", priority=10, flags=Flags(cpu_graph=True))
 def silu_and_mul_torch(
     x: torch.Tensor,
     out_dtype: torch.dtype | None = None,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ...impl import impl
+from ...impl import Flags, impl
 
 
-@impl("slot_mapping", "torch", priority=10)
+@impl("slot_mapping", "torch", priority=10, flags=Flags(cpu_graph=True))
 def slot_mapping_torch(
     positions: torch.Tensor, cu_q: torch.Tensor, seq_lens: torch.Tensor, block_table: torch.Tensor, page_size: int
 ) -> torch.Tensor:
