@@ -23,7 +23,7 @@ class DecodeGraphs:
     Inputs lie in buffers that all recordings read. Rows beyond the step's are padding: they belong to the padding seat, have length
     0 and write nowhere, so they touch nothing. ``capture`` records a function and returns its replay; sizes are captured from the
     largest down, so that the smaller ones fit into the memory of the largest. Recordings point at what kernels keep between calls:
-    one workspace per group, which lives as long as they do, and which has grown for every size before the first is captured.
+    one workspace per group, shared by all sizes, whose content lives as long as they do, also where a later size outgrew it.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class DecodeGraphs:
         self._tables = torch.zeros(num_groups, largest, width, dtype=torch.int32, device=device)
         self._cu_q = torch.arange(largest + 1, dtype=torch.int32, device=device)
         self._workspaces: list[dict[str, Any]] = [{} for _ in range(num_groups)]
-        steps = {size: self._step_of(model, caches, size) for size in reversed(self._sizes)}
-        for step in steps.values():
-            step()
-        self._replays = {size: capture(step) for size, step in steps.items()}
+        self._replays: dict[int, Replay] = {}
+        self._held: list[Any] = []
+        for size in reversed(self._sizes):
+            self._replays[size] = capture(self._step_of(model, caches, size))
+            self._held += [kept for workspace in self._workspaces for kept in workspace.values()]
 
     def fits(self, rows: StepRows) -> bool:
         """Whether every row decodes one token, and there are no more than the largest recording holds. A row that does not sample
