@@ -26,6 +26,7 @@ from ..resolve import Choice, parse_choice
 from ..spec import Spec
 from . import conformance, machine_code
 from .loops import LoopFigures, main_loops
+from .ttgir import load_widths
 
 DTYPES = ("bfloat16", "float16", "float32")
 _REGISTERS_PER_SM = 65536
@@ -41,6 +42,7 @@ class Artifact:
     explicit_fusion    the launch says whether multiplications and additions may be fused, so that its numbers do not change
                        with Triton's default
     loops              figures of the main loops
+    load_widths        by argument, as ``ttgir.load_widths`` counts them: bytes that a load of a tile brings to a thread
     programs_per_sm    how many fit on a multiprocessor (AMD: compute unit) by registers, shared memory and threads
     waves              how often the programs of the launch fill the device that stands for the target; 0 where none fits
     """
@@ -65,10 +67,10 @@ class Artifact:
     explicit_fusion: bool
     compile_s: float
     scalar_spills: int = 0
-    narrow_loads: int = 0
     tile_loads: int = 0
     loop_load_bytes: int = 0
     waves: float = 0.0
+    load_widths: dict[str, int] = field(default_factory=dict)
     loops: list[LoopFigures] = field(default_factory=list)
 
     @classmethod
@@ -235,6 +237,7 @@ def _artifact(result: Compilation, launch: Launch) -> Artifact:
         programs_per_sm=per_sm,
         waves=round(launch.num_programs / num_at_once, 3) if num_at_once else 0.0,
         compile_s=round(launch.compile_s, 3),
+        load_widths=load_widths(asm["ttgir"]),
         loops=main_loops(asm, disassembled),
         **asdict(code),
     )

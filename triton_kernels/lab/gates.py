@@ -8,7 +8,7 @@ max_spills         as ``MachineCode.spills`` counts them: bytes of stack, or vec
 max_scalar_spills  as ``MachineCode.scalar_spills`` counts them: AMD's scalar registers, which cost no memory access
 max_registers      per thread
 min_wide_loads     loads of 16 bytes per thread, or of tiles
-max_narrow_loads   loads of less: says that all but these are wide
+wide_arguments     arguments whose tiles must all be loaded by 16 bytes per thread: loads of tables must not stand for theirs
 min_tile_loads     loads of a box by the copy engine (TMA)
 max_loop_load_bytes  as ``MachineCode.loop_load_bytes`` counts them: with the tile's size it says that nothing is loaded twice,
                    and packed weights only packed
@@ -41,7 +41,6 @@ _OF_KERNELS: dict[str, tuple[Callable[[Artifact], int], str]] = {
     "max_scalar_spills": (attrgetter("scalar_spills"), "spills of scalar registers"),
     "max_registers": (attrgetter("registers"), "registers"),
     "min_wide_loads": (attrgetter("wide_loads"), "wide loads"),
-    "max_narrow_loads": (attrgetter("narrow_loads"), "loads of less than 16 bytes"),
     "min_tile_loads": (attrgetter("tile_loads"), "loads of tiles (TMA)"),
     "max_loop_load_bytes": (attrgetter("loop_load_bytes"), "bytes loaded per thread and turn of the loop"),
     "min_programs_per_sm": (attrgetter("programs_per_sm"), "programs per multiprocessor"),
@@ -51,7 +50,8 @@ _OF_LOOPS: dict[str, tuple[Callable[[LoopFigures], int | None], str]] = {
     "min_wait": (attrgetter("wait"), "loads under way behind the one waited for"),
     "min_cover": (attrgetter("cover"), "matrix instructions between a tile's load and the wait for it"),
 }
-_LIMITS = ("matrix", *_OF_KERNELS, *_OF_LOOPS, "explicit_fusion")
+_LIMITS = ("matrix", *_OF_KERNELS, *_OF_LOOPS, "wide_arguments", "explicit_fusion")
+_WIDE = 16
 _OF_CANDIDATES = ("matrix", "max_spills", "max_scalar_spills")
 
 Rule = Mapping[str, Any]
@@ -89,6 +89,9 @@ def violations(artifact: Artifact, rules: Sequence[Rule]) -> list[str]:
         found.append(f"no {limit['matrix']} inside a loop (matrix instructions: {artifact.matrix or 'none'})")
     if limit.get("explicit_fusion") and not artifact.explicit_fusion:
         found.append("enable_fp_fusion is not set in the launch")
+    for name in limit.get("wide_arguments", ()):
+        width = artifact.load_widths.get(name, 0)
+        found.append(f"{name} is loaded by {width} bytes per thread, not by {_WIDE}" if width < _WIDE else "")
     for number_of_loop, loop in enumerate(artifact.loops, 1):
         if loop.tensor_flops:
             where = f" in loop {number_of_loop} of {len(artifact.loops)}"

@@ -56,7 +56,6 @@ class MachineCode:
     matrix          matrix instructions by family
     matrix_in_loop  those of them that lie inside a loop
     wide_loads      instructions that load 16 bytes per thread, or a tile, from global memory
-    narrow_loads    those that load less
     tile_loads      those of them that the copy engine does: a box of a tensor (TMA)
     loop_load_bytes what a thread loads from global memory in one turn of the main loop: of the innermost loops the one with
                     the most matrix instructions, then with the most loads. Tiles of the copy engine (UTMALDG) do not count
@@ -68,7 +67,6 @@ class MachineCode:
     matrix: dict[str, int]
     matrix_in_loop: dict[str, int]
     wide_loads: int
-    narrow_loads: int
     tile_loads: int
     loop_load_bytes: int
 
@@ -95,7 +93,6 @@ def read(code: Code) -> MachineCode:
         matrix=dict(matrix),
         matrix_in_loop=dict(+in_loop),
         wide_loads=sum(_WIDE_LOAD.match(opcode) is not None for opcode in loads),
-        narrow_loads=sum(_WIDE_LOAD.match(opcode) is None for opcode in loads),
         tile_loads=sum(_TILE_LOAD.match(opcode) is not None for opcode in loads),
         loop_load_bytes=_loop_load_bytes(code),
     )

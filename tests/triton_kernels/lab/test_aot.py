@@ -186,8 +186,8 @@ ON_AMD = {
         ({"loops": [replace(OVERLAPPED, buffers=1)]}, "1 buffers per tile in loop 1 of 1, at least 2"),
         ({"loops": [OVERLAPPED, replace(OVERLAPPED, wait=0)]}, "0 loads under way behind the one waited for in loop 2 of 2"),
         (
-            {"op": "qk_norm_rotary_kv_write", "kernel": "_fused_kernel", "programs_per_sm": 8, "narrow_loads": 10},
-            "10 loads of less than 16 bytes",
+            {"op": "qk_norm_rotary_kv_write", "kernel": "_fused_kernel", "programs_per_sm": 8, "load_widths": {"qkv_ptr": 8}},
+            "qkv_ptr is loaded by 8 bytes per thread",
         ),
         (
             {"op": "paged_attention_prefill", "impl": "tma", "kernel": "prefill_kernel", "case": "2048 tokens, page 64"},

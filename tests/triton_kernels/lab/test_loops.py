@@ -79,6 +79,25 @@ def test_a_loop_of_async_copies() -> None:
     assert [op.flops for op in loop.products] == [2 * 16 * 128 * 64] and loop.products[0].format == "bf16"
 
 
+HEADS = """
+#blocked = #ttg.blocked<{sizePerThread = [1, 8], threadsPerWarp = [2, 16], warpsPerCTA = [4, 1], order = [1, 0]}>
+#blocked1 = #ttg.blocked<{sizePerThread = [1, 4], threadsPerWarp = [2, 16], warpsPerCTA = [4, 1], order = [1, 0]}>
+  tt.func public @kernel(%q: !tt.ptr<bf16> loc("q"(#loc)), %table: !tt.ptr<f32> loc("t"(#loc)), %half: i32 loc("h"(#loc))) {
+    %row = tt.addptr %q, %half : !tt.ptr<bf16>, i32 loc(#loc1)
+    %rows = tt.splat %row : !tt.ptr<bf16> -> tensor<8x64x!tt.ptr<bf16>, #blocked> loc(#loc1)
+    %a = tt.load %rows : tensor<8x64x!tt.ptr<bf16>, #blocked> loc(#loc1)
+    %again = ttg.convert_layout %rows : tensor<8x64x!tt.ptr<bf16>, #blocked> -> tensor<8x64x!tt.ptr<bf16>, #blocked1> loc(#loc1)
+    %b = tt.load %again : tensor<8x64x!tt.ptr<bf16>, #blocked1> loc(#loc1)
+    %tables = tt.splat %table : !tt.ptr<f32> -> tensor<8x64x!tt.ptr<f32>, #blocked1> loc(#loc1)
+    %cos = tt.load %tables : tensor<8x64x!tt.ptr<f32>, #blocked1> loc(#loc1)
+"""
+
+
+def test_the_width_of_loads_is_that_of_each_argument() -> None:
+    assert ttgir.load_widths(HEADS) == {"q": 8, "table": 16}
+    assert ttgir.load_widths(HEADS.replace("1, 4]", "1, 8]")) == {"q": 16, "table": 32}
+
+
 @pytest.mark.parametrize("ahead", [1, 2, 3])
 def test_tiles_of_tma_that_are_under_way(ahead: int) -> None:
     copy = next(line for line in TMA.splitlines() if "async_tma_copy" in line)
