@@ -1,5 +1,5 @@
 """What launches cost the host, with a driver that does nothing: whatever no graph covers pays it per kernel. A launch alone takes
-at most 6 microseconds, a call of an impl, with its arithmetic and its new outputs, at most 10 per kernel, both in the quietest
+at most 6 microseconds, a call of an impl, with its arithmetic and its new outputs, at most 12 per kernel, both in the quietest
 round: machines are shared.
 
 Run with ``pytest tests/benchmarks/test_launch_cost.py --benchmark-only -o addopts=``; kernels are compiled on the first run.
@@ -27,7 +27,7 @@ from triton_kernels.registry import Registry
 
 from ..stub_driver import StubDriver, stub_driver
 
-LAUNCH_US, CALL_US = 6.0, 10.0
+LAUNCH_US, CALL_US = 6.0, 12.0
 
 
 @pytest.fixture
