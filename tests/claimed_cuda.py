@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -67,12 +68,19 @@ class PinnedTensor(torch.Tensor):
 
 
 class ClaimedCuda(TorchFunctionMode):
-    """The mode. launches: names of the Triton kernels that were launched, in order."""
+    """The mode.
+
+    launches   names of the Triton kernels that were launched, in order
+    recorded   the memory that captured work reads or writes and that was there before the capture; what is allocated inside one
+               belongs to the graphs' pool
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.is_strict = self.is_capturing = False
         self.launches: list[str] = []
+        self.recorded: list[StorageWeakRef] = []
+        self._known: dict[int, StorageWeakRef] = {}
 
     @contextlib.contextmanager
     def strict(self) -> Iterator[None]:
@@ -88,6 +96,15 @@ class ClaimedCuda(TorchFunctionMode):
         if self.is_strict or self.is_capturing:
             raise WaitError(f"{what} {'cannot be captured' if self.is_capturing else 'waits for the device'}")
 
+    def _capture_memory(self, values: Any, own: bool = False) -> None:
+        """``own``: memory not met before is the graphs' own."""
+        if self.is_capturing:
+            for tensor in _tensors(values):
+                storage = StorageWeakRef(tensor.untyped_storage())
+                if storage.cdata not in self._known:
+                    self._known[storage.cdata] = storage  # the reference keeps the key from being used again
+                    self.recorded += [] if own else [storage]
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = func.__name__
@@ -95,6 +112,7 @@ class ClaimedCuda(TorchFunctionMode):
             return found
         tensors = list(_tensors((*args, *kwargs.values())))
         claimed = any(isinstance(t, ClaimedTensor) for t in tensors)
+        self._capture_memory(tensors)
         with torch._C.DisableTorchFunctionSubclass():
             if name == "__deepcopy__":
                 plain, memo = args[0].as_subclass(torch.Tensor), args[1]
@@ -103,7 +121,9 @@ class ClaimedCuda(TorchFunctionMode):
             if name in ("is_pinned", "pin_memory"):
                 return args[0].as_subclass(PinnedTensor) if name == "pin_memory" else isinstance(args[0], PinnedTensor)
             if name in ("to", "cuda", "copy_"):
-                return self._move(name, func, args, kwargs)
+                moved = self._move(name, func, args, kwargs)
+                self._capture_memory((moved,), own=True)
+                return moved
             if claimed:
                 self._check(name, args, kwargs, tensors)
             target: type[torch.Tensor] = ClaimedTensor if claimed else torch.Tensor
@@ -117,6 +137,7 @@ class ClaimedCuda(TorchFunctionMode):
             out = func(*args, **kwargs)
             if target is ClaimedTensor and name in ("empty", "empty_like", "new_empty", "empty_strided"):
                 out.zero_()  # no kernel will write it
+            self._capture_memory((out,), own=True)
             return _wrap(out, target)
 
     def _check(self, name: str, args: Any, kwargs: dict[str, Any], tensors: list[torch.Tensor]) -> None:
@@ -178,6 +199,7 @@ class ClaimedCuda(TorchFunctionMode):
                 assert known, f"{kernel.__name__} is given a {type(value)}, which a launch does not take"
         sizes = tuple(grid({**dict(zip(kernel.arg_names, args)), **kwargs}) if callable(grid) else grid)
         assert all(type(n) is int and 0 < n <= limit for n, limit in zip(sizes, MAX_GRID)), f"{kernel.__name__}: grid {sizes}"
+        self._capture_memory([getattr(value, "base", value) for value in (*args, *kwargs.values())])
         self.launches.append(kernel.__name__)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ class DecodeGraphs:
 
     Inputs lie in buffers that all recordings read. Rows beyond the step's are padding: they belong to the padding seat, have length
     0 and write nowhere, so they touch nothing. ``capture`` records a function and returns its replay; sizes are captured from the
-    largest down, so that the smaller ones fit into the memory of the largest.
+    largest down, so that the smaller ones fit into the memory of the largest. Recordings point at what kernels keep between calls:
+    one workspace per group, shared by all sizes, whose content lives as long as they do, also where a later size outgrew it.
     """
 
     def __init__(
@@ -42,9 +44,12 @@ class DecodeGraphs:
         num_groups, _, width = rows.tables.shape
         self._tables = torch.zeros(num_groups, largest, width, dtype=torch.int32, device=device)
         self._cu_q = torch.arange(largest + 1, dtype=torch.int32, device=device)
+        self._workspaces: list[dict[str, Any]] = [{} for _ in range(num_groups)]
         self._replays: dict[int, Replay] = {}
+        self._held: list[Any] = []
         for size in reversed(self._sizes):
             self._replays[size] = capture(self._step_of(model, caches, size))
+            self._held += [kept for workspace in self._workspaces for kept in workspace.values()]
 
     def fits(self, rows: StepRows) -> bool:
         """Whether every row decodes one token, and there are no more than the largest recording holds. A row that does not sample
@@ -72,7 +77,10 @@ class DecodeGraphs:
     def _step_of(self, model: Model, caches: list[LayerKV], size: int) -> Replay:
         """The function to record: reads the buffers, returns logits [size, V]."""
         cu_q, positions, lengths = self._cu_q[: size + 1], self._positions[:size], self._lengths[:size]
-        metas = [AttentionMeta(cu_q, lengths, table[:size], 1, model.max_model_len) for table in self._tables]
+        metas = [
+            AttentionMeta(cu_q, lengths, table[:size], 1, model.max_model_len, workspace)
+            for table, workspace in zip(self._tables, self._workspaces)
+        ]
 
         def step() -> torch.Tensor:
             groups = [GroupBatch(self._slot_mapping(positions, cu_q, lengths, meta.block_table), meta, None) for meta in metas]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def test_tokens_do_not_depend_on_how_steps_are_run(device: str, dtype: str) -> N
     expected = completions(engine(device, graphs=False, **common))
     for graphs, in_flight in ((True, 1), (True, 2), (False, 2)):
         assert completions(engine(device, graphs=graphs, in_flight=in_flight, **common)) == expected, (graphs, in_flight)
+
+
+@GPU
+@pytest.mark.parametrize("decode", ["splitkv", "balanced"])
+def test_recordings_keep_the_memory_that_they_use(decode: str) -> None:
+    """What was freed since they were captured goes back to the device, and others write NaN over it."""
+    common: dict[str, Any] = {"kernels": {**INVARIANT["cuda"], "paged_attention_decode": decode}}
+    expected = completions(engine("cuda", graphs=False, **common))
+    llm = engine("cuda", **common)
+    gc.collect()
+    torch.cuda.empty_cache()
+    others = [torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda") for size in [1 << 12, 1 << 16, 1 << 20, 1 << 24] * 64]
+    assert completions(llm) == expected
+    del others
 
 
 @GPU

@@ -6,6 +6,7 @@ whose results are right.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,7 +78,7 @@ def config(
         model,
         CacheConfig(**cache),
         SchedulerConfig(**{"max_num_seqs": 8, "max_num_batched_tokens": 24, **scheduler}),
-        graphs=GraphConfig(batch_sizes=[1, 4, 8]),
+        graphs=GraphConfig(batch_sizes=[1, 4, 8, 64]),
         kernels=kernels,
         device=device,
         num_threads=1,
@@ -135,6 +136,14 @@ def test_graphs_replay_what_was_captured(cuda: ClaimedCuda) -> None:
     cuda.launches.clear()
     llm.generate("x", SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True), use_tqdm=False)
     assert "balanced_kernel" not in names(cuda.launches), "a decode step launched its kernels one by one"
+
+
+@pytest.mark.parametrize("decode", ["balanced", "splitkv"])
+def test_what_a_recording_points_at_stays(cuda: ClaimedCuda, decode: str) -> None:
+    llm = strict_llm(cuda, {"paged_attention_decode": decode}, {"block_size": 64}, max_num_seqs=64)
+    gc.collect()
+    assert len(cuda.recorded) > len(llm.engine.executor._runner.caches)
+    assert not [storage for storage in cuda.recorded if storage.expired()], "recordings point at memory that was freed"
 
 
 def family(name: str) -> ModelConfig:

@@ -4,18 +4,24 @@ padding for devices that are not here."""
 from __future__ import annotations
 
 import functools
+import gc
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
-from framework.worker.devices import Cpu
+from framework.models.batch import ForwardBatch
+from framework.worker.decode_graphs import DecodeGraphs
+from framework.worker.devices import Cpu, Replay
 from framework.worker.local_executor import LocalExecutor
+from framework.worker.request_rows import RequestRows
 from triton_kernels.impls._shared.native_code import library_reasons
 
 HOW = ("called", "recorded")
@@ -155,3 +161,27 @@ def test_the_plan_says_what_is_recorded() -> None:
     assert {"linear", "rms_norm", "paged_attention_decode", "embedding"} <= recorded_ops() and "sample" not in recorded_ops()
     assert recorded_ops(linear="onednn") == recorded_ops()
     assert recorded_ops(rms_norm="reference") == set()
+
+
+def test_scratch_that_a_smaller_batch_outgrows_stays() -> None:
+    """A small batch is cut into more splits: a recording of more rows must not be left with memory that was freed."""
+    asked: list[StorageWeakRef] = []
+
+    def begin_step(batch: ForwardBatch) -> None:
+        meta = batch.groups[0].decode
+        assert meta is not None
+        asked.append(StorageWeakRef(meta.scratch("partials", 64 // meta.num_reqs, torch.float32).untyped_storage()))
+
+    def same(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def capture(run: Replay) -> Replay:
+        run()
+        return lambda: torch.empty(0)
+
+    model = SimpleNamespace(max_model_len=8, begin_step=begin_step, forward=lambda batch: batch.positions, logits=same)
+    rows = RequestRows(4, 8, 1, 4, torch.device("cpu"))
+    graphs = DecodeGraphs(model, [], rows, lambda *args: args[0], [1, 2, 4], capture)  # type: ignore[arg-type]
+    gc.collect()
+    assert len({storage.cdata for storage in asked}) == 3 and not any(storage.expired() for storage in asked)
+    del graphs

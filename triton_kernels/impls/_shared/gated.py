@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ...spec import Spec
+from .launch import Launch, cdiv
 from .output import Output, store_rows
 from .quantized_values import scale_of
 
@@ -87,8 +88,13 @@ class Gated:
         self.block = block or (ROW_BLOCK if self.by_row else BLOCK)
         # 16 numbers of a row per thread leave room for two programs; 1024 threads are 16 wavefronts, or 32 warps.
         most_warps = 16 if spec.arch.startswith("gfx") else 32
-        self.num_warps = max(4, min(most_warps, self.block // 512)) if self.by_row else 4
-        self.activation = activation
+        self.launch = Launch(
+            gated_kernel,
+            ACTIVATION=activation,
+            **self.output.constants,
+            num_warps=max(4, min(most_warps, self.block // 512)) if self.by_row else 4,
+            enable_fp_fusion=self.output.mode == "plain",
+        )
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -101,17 +107,6 @@ class Gated:
             x = x if x.dim() == 2 else x.reshape(-1, 2 * width)  # of a single row it would change the stride
             x = x if x.stride(1) == 1 else x.contiguous()
             block = self.output.block(self.block, width)
-            gated_kernel[(x.shape[0], 1 if self.by_row else triton.cdiv(width, block))](
-                x,
-                new.out,
-                new.scales,
-                width,
-                x.stride(0),
-                ACTIVATION=self.activation,
-                BLOCK=block,
-                ONE_BLOCK=block >= width,
-                **new.constants,
-                num_warps=self.num_warps,
-                enable_fp_fusion=self.output.mode == "plain",
-            )
+            grid = (x.shape[0], 1 if self.by_row else cdiv(width, block))
+            self.launch(grid, x, new.out, new.scales, width, x.stride(0), BLOCK=block, ONE_BLOCK=block >= width)
         return new.result

@@ -6,12 +6,13 @@ longer than BLOCK is read in steps, and read again by every further pass.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from .launch import Launch, cdiv
 from .rows import rows
 
 
@@ -35,28 +36,41 @@ def load_rows(x_ptrs, residual_ptrs, columns, mask, HAS_RESIDUAL: tl.constexpr):
 _STEP = 4096
 
 
-class Launch(NamedTuple):
-    """``args``: x, residual, num_rows, inner, and the outer and inner strides of both; ``constants``: HAS_RESIDUAL, ROWS, BLOCK,
-    ONE_BLOCK and the number of warps."""
+class NormLaunch:
+    """A norm's kernel for rows of one width. It takes x, residual, num_rows, inner, the outer and inner strides of both, its
+    outputs, and what is ``fixed``, ``width`` among it; HAS_RESIDUAL, ROWS, BLOCK and ONE_BLOCK are constexprs. Without a residual
+    it is given x twice.
 
-    grid: tuple[int]
-    args: tuple[Any, ...]
-    constants: dict[str, Any]
+    block   columns that a program holds at once, a power of 2; of a longer row, which no registers keep between passes, at most
+            4096
+    """
 
+    def __init__(self, kernel: Any, width: int, block: int, **fixed: Any) -> None:
+        one_block = block >= width
+        block = block if one_block else min(block, _STEP)
+        self._per_program = max(1, min(16, 2048 // block)) if one_block else 1
+        num_warps = 8 if block * self._per_program >= 4096 else 4
+        constants = {"ROWS": self._per_program, "BLOCK": block, "ONE_BLOCK": one_block, "num_warps": num_warps}
+        self._alone, self._with_residual = (
+            Launch(kernel, width=width, HAS_RESIDUAL=has_residual, **fixed, **constants) for has_residual in (False, True)
+        )
 
-def launch(x: torch.Tensor, residual: torch.Tensor | None, block: int) -> Launch:
-    """``block``: columns that a program holds at once, a power of two; of a longer row, which no registers keep between passes,
-    at most 4096."""
-    source = rows(x)
-    added = source if residual is None else rows(residual, in_place=True)
-    assert added.inner == source.inner, "x and residual must have the same shape"
-    one_block = block >= x.shape[-1]
-    block = block if one_block else min(block, _STEP)
-    per_program = max(1, min(16, 2048 // block)) if one_block else 1
-    strides = (source.stride_outer, source.stride_inner, added.stride_outer, added.stride_inner)
-    constants = {"HAS_RESIDUAL": residual is not None, "ROWS": per_program, "BLOCK": block, "ONE_BLOCK": one_block}
-    return Launch(
-        (triton.cdiv(source.num_rows, per_program),),
-        (source.tensor, added.tensor, source.num_rows, source.inner, *strides),
-        {**constants, "num_warps": 8 if block * per_program >= 4096 else 4},
-    )
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *outputs: torch.Tensor) -> None:
+        x, num_rows, inner, x_outer, x_inner = rows(x)
+        launch, added_outer, added_inner = self._alone, x_outer, x_inner
+        if residual is not None:
+            launch = self._with_residual
+            residual, _, same, added_outer, added_inner = rows(residual, in_place=True)
+            assert inner == same, "x and residual must have the same shape"
+        launch(
+            (cdiv(num_rows, self._per_program),),
+            x,
+            x if residual is None else residual,
+            num_rows,
+            inner,
+            x_outer,
+            x_inner,
+            added_outer,
+            added_inner,
+            *outputs,
+        )

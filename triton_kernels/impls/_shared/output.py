@@ -17,6 +17,7 @@ import triton.language as tl
 
 from ...ops.quantize import GROUP
 from ...spec import Spec
+from .launch import cdiv, next_power_of_2
 from .quantized_values import LIMITS, quantized_constants, scale_of, to_quantized
 
 
@@ -79,16 +80,16 @@ class Output:
 
     def block(self, wanted: int, width: int) -> int:
         """Columns of a block: as wanted, no more than the row needs, and whole groups."""
-        return max(min(wanted, triton.next_power_of_2(width)), GROUP if self.mode == "group" else 1)
+        return max(min(wanted, next_power_of_2(width)), GROUP if self.mode == "group" else 1)
 
     def new(self, x: torch.Tensor, shape: Sequence[int]) -> New:
         if self.dtype is None:
-            out = x.new_empty(shape)
+            out = x.new_empty(*shape)
             return New(out, out, out, self.constants)
-        quantized = x.new_empty(shape, dtype=self.dtype)
+        quantized = x.new_empty(*shape, dtype=self.dtype)
         if self.static_scale is not None:
             scales = self.static_scale.clone()
         else:
-            per_row = triton.cdiv(shape[-1], GROUP) if self.mode == "group" else 1
-            scales = x.new_empty((*shape[:-1], per_row), dtype=torch.float32)
+            per_row = cdiv(shape[-1], GROUP) if self.mode == "group" else 1
+            scales = x.new_empty(*shape[:-1], per_row, dtype=torch.float32)
         return New((quantized, scales), quantized.view(torch.uint8), scales, self.constants)

@@ -18,6 +18,7 @@ from ...spec import Spec
 from ...tuning import Tuned
 from . import gemm_options
 from .gemm_options import Config, Gemm
+from .launch import Launch, cdiv
 from .packed_weights import PART, group_layout, pack_words, packed_sums
 from .split_k import num_splits, sum_splits
 from .unpack import unpacks_pairs
@@ -156,7 +157,7 @@ class PackedGemm(Gemm):
         super().__init__(tuned, options)
         scales, zeros, perm = weights["scales"], weights.get("zeros"), weights.get("perm")
         assert scales is not None
-        self.spec, self.kind, self.zero, self.bias = spec, kind, float(zero), weights.get("bias")
+        self.spec, self.bias = spec, weights.get("bias")
         self.num_out, self.num_in = quantized.shape
         bits = 4 if kind == "int4" else 8
         self.words = pack_words(quantized, bits)
@@ -165,8 +166,20 @@ class PackedGemm(Gemm):
         self.perm = None if perm is None else perm.long()
         self.num_blocks = self.words.shape[1]
         block = PART * 16 // bits
-        self.whole_rows, self.groups_per_block, self.blocks_per_group = group_layout(self.num_in, scales.shape[1], block)
-        self.even_k = self.num_in % block == 0
+        whole_rows, groups_per_block, self.blocks_per_group = group_layout(self.num_in, scales.shape[1], block)
+        self.kernel = Launch(
+            packed_kernel,
+            KIND=kind,
+            ZERO=float(zero),
+            HAS_ZEROS=zeros is not None,
+            WHOLE_ROWS=whole_rows,
+            GROUPS_PER_BLOCK=groups_per_block,
+            EVEN_K=self.num_in % block == 0,
+            PAIRS=unpacks_pairs(spec),
+            INTERPRET=spec.interpret,
+            GROUP_M=8,
+            enable_fp_fusion=True,
+        )
 
     def config(self, num_tokens: int) -> Config:
         return launch_config(num_tokens, self.num_out, self.num_blocks, self.groups_per_block, self.spec.dtype, self.spec.arch)
@@ -183,8 +196,8 @@ class PackedGemm(Gemm):
             x = x.index_select(1, self.perm)
         x = x if x.stride(1) == 1 else x.contiguous()
         target = out if split == 1 else x.new_empty(split, num_tokens, num_out, dtype=torch.float32)
-        grid = (triton.cdiv(num_tokens, config.block_m) * triton.cdiv(num_out, config.block_n), split)
-        packed_kernel[grid](
+        self.kernel(
+            (cdiv(num_tokens, config.block_m) * cdiv(num_out, config.block_n), split),
             x,
             self.words,
             self.scales,
@@ -199,22 +212,12 @@ class PackedGemm(Gemm):
             self.blocks_per_group,
             x.stride(0),
             num_out,
-            KIND=self.kind,
-            ZERO=self.zero,
-            HAS_ZEROS=self.zeros is not None,
             HAS_BIAS=self.bias is not None and split == 1,
-            WHOLE_ROWS=self.whole_rows,
-            GROUPS_PER_BLOCK=self.groups_per_block,
-            EVEN_K=self.even_k,
-            PAIRS=unpacks_pairs(self.spec),
-            INTERPRET=self.spec.interpret,
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
-            GROUP_M=8,
             SPLIT_K=split,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            enable_fp_fusion=True,
         )
         if split > 1:
             sum_splits(target, out, self.bias)

@@ -20,9 +20,11 @@ class Rows(NamedTuple):
 def rows(x: torch.Tensor, in_place: bool = False) -> Rows:
     """The rows of x [H], [T, H] or [T, heads, H] (any strides of the leading dimensions, as in a slice of a fused
     projection). Other layouts are copied, which a tensor written ``in_place`` must not need."""
-    if x.dim() > 3 or x.stride(-1) != 1:
+    shape, strides = x.shape, x.stride()
+    if len(shape) > 3 or strides[-1] != 1:
         assert not in_place or x.is_contiguous(), "a tensor written in place needs contiguous rows and at most 3 dimensions"
-        x = x.reshape(-1, x.shape[-1]).contiguous()
-    strides = (0,) * (3 - x.dim()) + x.stride()[:-1]
-    sizes = (1,) * (3 - x.dim()) + tuple(x.shape[:-1])
-    return Rows(x, sizes[0] * sizes[1], sizes[1], strides[0], strides[1])
+        x = x.reshape(-1, shape[-1]).contiguous()
+        shape, strides = x.shape, x.stride()
+    outer, inner, _ = (1, 1, *shape)[-3:]
+    stride_outer, stride_inner, _ = (0, 0, *strides)[-3:]
+    return Rows(x, outer * inner, inner, stride_outer, stride_inner)

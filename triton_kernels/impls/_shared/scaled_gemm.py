@@ -24,6 +24,7 @@ from ...devices import by_arch
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
 from .gemm_options import Config, Gemm
+from .launch import Launch, cdiv
 from .split_k import num_splits, row_stride, scale_sums, sum_splits
 
 BLOCK_K = 128
@@ -224,6 +225,16 @@ class ScaledGemm(Gemm):
         if self.blocks and self.fixed.get("block_n", 0) > 128:
             raise ValueError(f"scales blocks of 128 rows: block_n at most 128, not {self.fixed['block_n']}")
         self.column_sums = weight.sum(1, dtype=torch.int32) if self.integer else None
+        self.kernel = Launch(
+            scaled_kernel,
+            BLOCKS=self.blocks,
+            HAS_BIAS=self.bias is not None,
+            EVEN_K=weight.shape[1] % BLOCK_K == 0,
+            INTERPRET=spec.interpret,
+            BLOCK_K=BLOCK_K,
+            GROUP_M=8,
+            enable_fp_fusion=not self.integer,
+        )
 
     def config(self, num_tokens: int) -> Config:
         num_out, num_in = self.weight.shape
@@ -239,8 +250,8 @@ class ScaledGemm(Gemm):
         x_zero = None if x_zero is None else x_zero.expand_as(x_scale).contiguous()
         sums = torch.int32 if self.integer else torch.float32
         target = out if split == 1 else x.new_empty(split, num_tokens, num_out, dtype=sums)
-        grid = (triton.cdiv(num_tokens, config.block_m) * triton.cdiv(num_out, config.block_n), split)
-        scaled_kernel[grid](
+        self.kernel(
+            (cdiv(num_tokens, config.block_m) * cdiv(num_out, config.block_n), split),
             x,
             x_scale,
             x_zero,
@@ -256,20 +267,13 @@ class ScaledGemm(Gemm):
             self.weight.stride(0),
             row_stride(x_scale),
             row_stride(self.scales),
-            BLOCKS=self.blocks,
             HAS_ZERO=x_zero is not None,
-            HAS_BIAS=self.bias is not None,
-            EVEN_K=num_in % BLOCK_K == 0,
-            INTERPRET=self.spec.interpret,
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
-            BLOCK_K=BLOCK_K,
-            GROUP_M=8,
             SPLIT_K=split,
             SWAP=config.block_m < 64,  # a warp group takes 64 rows of the M side
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            enable_fp_fusion=not self.integer,
         )
         if split > 1 and self.blocks:
             sum_splits(target, out, self.bias)

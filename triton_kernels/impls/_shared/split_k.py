@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .launch import Launch, cdiv, next_power_of_2
+
 MAX_SPLITS = 16
 MIN_BLOCKS_PER_SPLIT = 4
 BLOCK = 1024
@@ -100,6 +102,9 @@ def sum_splits_kernel(
     tl.store(out_ptr + token.to(tl.int64) * num_out + column, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+_LAUNCH = Launch(sum_splits_kernel, num_warps=4)
+
+
 def sum_splits(
     partial: torch.Tensor,
     out: torch.Tensor,
@@ -112,8 +117,9 @@ def sum_splits(
     """out [M, N] = sum of partial [S, M, N] (int32 or f32), then scaled as :func:`scale_sums` says; scales with one row
     hold for all."""
     split, num_tokens, num_out = partial.shape
-    block = min(BLOCK, triton.next_power_of_2(num_out))
-    sum_splits_kernel[(num_tokens, triton.cdiv(num_out, block))](
+    block = min(BLOCK, next_power_of_2(num_out))
+    _LAUNCH(
+        (num_tokens, cdiv(num_out, block)),
         partial,
         x_scale,
         x_zero,
@@ -130,7 +136,6 @@ def sum_splits(
         HAS_ZERO=x_zero is not None,
         HAS_BIAS=bias is not None,
         BLOCK=block,
-        num_warps=4,
         enable_fp_fusion=partial.dtype == torch.float32,
     )
 

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
+from .._shared.launch import Launch, cdiv, next_power_of_2
 
 
 @triton.jit
@@ -39,6 +40,9 @@ def _copy_blocks_kernel(
     tl.store(cache_ptr + target * stride_page + within, tl.load(cache_ptr + source * stride_page + within, mask=mask), mask=mask)
 
 
+_LAUNCH = Launch(_copy_blocks_kernel, num_warps=4, enable_fp_fusion=True)
+
+
 @impl("copy_blocks", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block_rows": 32})
 def copy_blocks(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor, *, block_rows: int) -> None:
     if src.shape[0] == 0:
@@ -50,7 +54,8 @@ def copy_blocks(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor, *, block_rows
         pages = pages.view(torch.uint8) if pages.element_size() == 1 else pages
         _, page_size, num_heads, dim = pages.shape
         assert pages.stride(3) == 1, "the last dimension of a cache must be contiguous"
-        _copy_blocks_kernel[(src.shape[0], triton.cdiv(page_size * num_heads, block_rows))](
+        _LAUNCH(
+            (src.shape[0], cdiv(page_size * num_heads, block_rows)),
             pages,
             src,
             dst,
@@ -61,7 +66,5 @@ def copy_blocks(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor, *, block_rows
             src.stride(0),
             dst.stride(0),
             BLOCK_ROWS=block_rows,
-            BLOCK_DIM=triton.next_power_of_2(dim),
-            num_warps=4,
-            enable_fp_fusion=True,
+            BLOCK_DIM=next_power_of_2(dim),
         )

@@ -6,15 +6,20 @@ kernel.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from ...spec import Spec
+from .._shared.launch import Launch, cdiv, next_power_of_2
 
 
 @triton.jit
-def _embedding_kernel(ids_ptr, table_ptr, out_ptr, vocab_start, num_local, width, stride_ids, stride_table, BLOCK: tl.constexpr):
+def _embedding_kernel(ids_ptr, out_ptr, stride_ids, table_ptr, vocab_start, num_local, width, stride_table, BLOCK: tl.constexpr):
     token = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(ids_ptr + token.to(tl.int64) * stride_ids).to(tl.int64) - vocab_start
@@ -25,23 +30,30 @@ def _embedding_kernel(ids_ptr, table_ptr, out_ptr, vocab_start, num_local, width
 
 
 @impl("embedding", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 1024})
-def embedding(token_ids: torch.Tensor, *, weight: torch.Tensor, vocab_start: int = 0, block: int) -> torch.Tensor:
-    assert weight.stride(1) == 1, "rows of the embedding table must be contiguous"
-    num_tokens, width = token_ids.shape[0], weight.shape[1]
-    out = weight.new_empty(num_tokens, width)
-    if out.numel():
-        block = min(block, triton.next_power_of_2(width))
-        _embedding_kernel[(num_tokens, triton.cdiv(width, block))](
-            token_ids,
-            weight,
-            out,
-            vocab_start,
-            weight.shape[0],
-            width,
-            token_ids.stride(0),
-            weight.stride(0),
+class EmbeddingTriton:
+    """``block``: columns that a program copies."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], block: int) -> None:
+        self.weight = weights["weight"]
+        num_local, width = self.weight.shape
+        assert self.weight.stride(1) == 1, "rows of the embedding table must be contiguous"
+        block = min(block, next_power_of_2(width))
+        self.num_blocks = cdiv(width, block)
+        self.launch = Launch(
+            _embedding_kernel,
+            table_ptr=self.weight,
+            vocab_start=params.get("vocab_start", 0),
+            num_local=num_local,
+            width=width,
+            stride_table=self.weight.stride(0),
             BLOCK=block,
             num_warps=4,
             enable_fp_fusion=True,
         )
-    return out
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        num_tokens = token_ids.shape[0]
+        out = self.weight.new_empty(num_tokens, self.weight.shape[1])
+        if out.numel():
+            self.launch((num_tokens, self.num_blocks), token_ids, out, token_ids.stride(0))
+        return out

@@ -14,6 +14,7 @@ import triton.language as tl
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
+from .._shared.launch import Launch, cdiv, next_power_of_2
 from .._shared.quantized_values import cache_bits, cache_constants, cache_reasons, scale_of, to_quantized
 
 
@@ -102,19 +103,25 @@ def _kv_cache_write_kernel(
 class TritonKVCacheWrite:
     def __init__(self, spec: Spec, weights: object, params: object, *, block_heads: int) -> None:
         self.block_heads = block_heads
+        self.launch = Launch(_kv_cache_write_kernel, num_warps=4, enable_fp_fusion=False)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         return cache_reasons(spec.fact("kv_dtype", spec.dtype))
 
     def __call__(self, k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
-        num_tokens, num_heads, k_dim = k.shape
+        (num_tokens, num_heads, k_dim), v_dim = k.shape, v.shape[2]
         if num_tokens == 0:
             return
-        assert k.stride(2) == v.stride(2) == kv.k.stride(3) == kv.v.stride(3) == 1, "head elements must be contiguous"
-        v_dim, block_heads = v.shape[2], min(self.block_heads, triton.next_power_of_2(num_heads))
         k_cache, v_cache, k_scale, v_scale = cache_bits(kv)
-        _kv_cache_write_kernel[(num_tokens, triton.cdiv(num_heads, block_heads))](
+        k_token, k_head, k_element = k.stride()
+        v_token, v_head, v_element = v.stride()
+        *k_strides, k_cache_element = k_cache.stride()
+        *v_strides, v_cache_element = v_cache.stride()
+        assert k_element == v_element == k_cache_element == v_cache_element == 1, "head elements must be contiguous"
+        block_heads = min(self.block_heads, next_power_of_2(num_heads))
+        self.launch(
+            (num_tokens, cdiv(num_heads, block_heads)),
             k,
             v,
             k_cache,
@@ -126,19 +133,17 @@ class TritonKVCacheWrite:
             num_heads,
             k_dim,
             v_dim,
-            k.stride(0),
-            k.stride(1),
-            v.stride(0),
-            v.stride(1),
-            *k_cache.stride()[:3],
-            *v_cache.stride()[:3],
+            k_token,
+            k_head,
+            v_token,
+            v_head,
+            *k_strides,
+            *v_strides,
             *k_scale.stride()[:3],
             *v_scale.stride()[:3],
             slot_mapping.stride(0),
             **cache_constants(kv),
             BLOCK_HEADS=block_heads,
-            BLOCK_K=triton.next_power_of_2(k_dim),
-            BLOCK_V=triton.next_power_of_2(v_dim),
-            num_warps=4,
-            enable_fp_fusion=False,
+            BLOCK_K=next_power_of_2(k_dim),
+            BLOCK_V=next_power_of_2(v_dim),
         )

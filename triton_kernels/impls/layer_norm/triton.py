@@ -6,12 +6,17 @@ for rows that fit in registers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
-from .._shared.norm_rows import launch, load_rows, row_pointers
+from ...spec import Spec
+from .._shared.launch import next_power_of_2
+from .._shared.norm_rows import NormLaunch, load_rows, row_pointers
 
 
 @triton.jit
@@ -33,9 +38,9 @@ def _layer_norm_kernel(
     x_inner,
     residual_outer,
     residual_inner,
+    out_ptr,
     weight_ptr,
     bias_ptr,
-    out_ptr,
     width,
     eps,
     HAS_RESIDUAL: tl.constexpr,
@@ -79,14 +84,24 @@ def _layer_norm_kernel(
 
 
 @impl("layer_norm", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 8192})
-def layer_norm(
-    x: torch.Tensor, residual: torch.Tensor | None, *, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, block: int
-) -> torch.Tensor:
-    out = x.new_empty(x.shape)
-    if out.numel():
-        width = x.shape[-1]
-        grid, args, constants = launch(x, residual, min(block, triton.next_power_of_2(width)))
-        _layer_norm_kernel[grid](
-            *args, weight, bias, out, width, eps, **constants, HAS_BIAS=bias is not None, enable_fp_fusion=True
+class LayerNormTriton:
+    """``block``: columns that a program holds at once."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], block: int) -> None:
+        weight, bias = weights["weight"], weights.get("bias")
+        self.launch = NormLaunch(
+            _layer_norm_kernel,
+            weight.shape[0],
+            min(block, next_power_of_2(weight.shape[0])),
+            weight_ptr=weight,
+            bias_ptr=bias,
+            eps=params["eps"],
+            HAS_BIAS=bias is not None,
+            enable_fp_fusion=True,
         )
-    return out
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        out = x.new_empty(*x.shape)
+        if out.numel():
+            self.launch(x, residual, out)
+        return out

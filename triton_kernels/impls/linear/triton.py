@@ -20,6 +20,7 @@ from ...devices import by_arch
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
+from .._shared.launch import Launch, cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -159,6 +160,8 @@ class _Linear:
         self.weight = weight if weight.stride(1) == 1 else weight.contiguous()
         self.bias = weights.get("bias")
         self.spec = spec
+        self.kernel = Launch(_matmul_kernel, GROUP_M=GROUP_M, INTERPRET=spec.interpret, enable_fp_fusion=True)
+        self.sum_splits = Launch(_sum_splits_kernel, HAS_BIAS=self.bias is not None, num_warps=4, enable_fp_fusion=True)
         self.aligned = weight.shape[1] % 16 == 0 and self.weight.stride(0) % 16 == 0
 
     def config(self, num_tokens: int) -> Config:
@@ -183,8 +186,8 @@ class _Linear:
             return out
         split = config.split_k
         target = out if split == 1 else x.new_empty(split, num_tokens, num_out, dtype=torch.float32)
-        grid = (triton.cdiv(num_tokens, config.block_m) * triton.cdiv(num_out, config.block_n), split)
-        _matmul_kernel[grid](
+        self.kernel(
+            (cdiv(num_tokens, config.block_m) * cdiv(num_out, config.block_n), split),
             x,
             weight,
             bias,
@@ -198,30 +201,17 @@ class _Linear:
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
             BLOCK_K=config.block_k,
-            GROUP_M=GROUP_M,
             SPLIT_K=split,
             SWAP=config.swap,
             EVEN_K=num_in % config.block_k == 0,
             HAS_BIAS=bias is not None and split == 1,
-            INTERPRET=self.spec.interpret,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            enable_fp_fusion=True,
         )
         if split > 1:
-            block = min(REDUCE_BLOCK, triton.next_power_of_2(num_out))
-            _sum_splits_kernel[(num_tokens, triton.cdiv(num_out, block))](
-                target,
-                bias,
-                out,
-                num_tokens,
-                num_out,
-                SPLIT_K=split,
-                HAS_BIAS=bias is not None,
-                BLOCK=block,
-                num_warps=4,
-                enable_fp_fusion=True,
-            )
+            block = min(REDUCE_BLOCK, next_power_of_2(num_out))
+            grid = (num_tokens, cdiv(num_out, block))
+            self.sum_splits(grid, target, bias, out, num_tokens, num_out, SPLIT_K=split, BLOCK=block)
         return out
 
 

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from ...spec import Spec
+from .._shared.launch import Launch, cdiv, next_power_of_2
 from ..moe_align.triton import group_by_expert, tile_rows
 
 
@@ -24,12 +25,12 @@ from ..moe_align.triton import group_by_expert, tile_rows
 def _expand_kernel(
     y_ptr,
     shrunk_ptr,
-    b_ptr,
     tokens_ptr,
     starts_ptr,
     tile_adapter_ptr,
     stride_y,
     stride_shrunk,
+    b_ptr,
     b_adapter,
     b_row,
     COLUMNS: tl.constexpr,
@@ -76,11 +77,28 @@ class TritonExpand:
     """``block_n``, ``block_k``: columns, and ranks per step; 0 means 128 and 64, for float32 64 and 16."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
-        self.lora_b, self.start, self.interpret = weights["lora_b"], params.get("start", 0), spec.interpret
+        lora_b, self.start = weights["lora_b"], params.get("start", 0)
         default = (64, 16) if spec.dtype == torch.float32 else (128, 64)
         self.block_m = options["block_m"]
-        self.block_n, self.block_k = options["block_n"] or default[0], options["block_k"] or default[1]
-        assert self.lora_b.stride(2) == 1, "rows of B must be contiguous"
+        self.block_n, block_k = options["block_n"] or default[0], options["block_k"] or default[1]
+        self.num_adapters, self.columns, rank = lora_b.shape
+        b_adapter, b_row, b_element = lora_b.stride()
+        assert b_element == 1, "rows of B must be contiguous"
+        self.launch = Launch(
+            _expand_kernel,
+            b_ptr=lora_b,
+            b_adapter=b_adapter,
+            b_row=b_row,
+            COLUMNS=self.columns,
+            RANK=rank,
+            BLOCK_M=self.block_m,
+            BLOCK_N=self.block_n,
+            BLOCK_K=min(block_k, max(16, next_power_of_2(rank))),
+            INTERPRET=spec.interpret,
+            num_warps=4,
+            num_stages=2,
+            enable_fp_fusion=True,
+        )
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -91,23 +109,6 @@ class TritonExpand:
         assert y.stride(1) == shrunk.stride(1) == 1, "columns must be contiguous"
         if y.shape[0] == 0:
             return
-        num_adapters, columns, rank = self.lora_b.shape
-        groups = group_by_expert(lora_index[:, None], num_adapters, 0, self.block_m)
-        _expand_kernel[(groups.num_tiles, triton.cdiv(columns, self.block_n))](
-            y[:, self.start :],
-            shrunk,
-            self.lora_b,
-            *groups,
-            y.stride(0),
-            shrunk.stride(0),
-            *self.lora_b.stride()[:2],
-            COLUMNS=columns,
-            RANK=rank,
-            BLOCK_M=self.block_m,
-            BLOCK_N=self.block_n,
-            BLOCK_K=min(self.block_k, max(16, triton.next_power_of_2(rank))),
-            INTERPRET=self.interpret,
-            num_warps=4,
-            num_stages=2,
-            enable_fp_fusion=True,
-        )
+        groups = group_by_expert(lora_index[:, None], self.num_adapters, 0, self.block_m)
+        grid = (groups.num_tiles, cdiv(self.columns, self.block_n))
+        self.launch(grid, y[:, self.start :], shrunk, *groups, y.stride(0), shrunk.stride(0))

@@ -19,19 +19,20 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from ...spec import Spec
+from .._shared.launch import Launch, cdiv, next_power_of_2
 from ..moe_align.triton import group_by_expert, tile_rows
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _shrink_kernel(
     x_ptr,
-    a_ptr,
     partial_ptr,
     tokens_ptr,
     starts_ptr,
     tile_adapter_ptr,
     num_tokens,
     stride_x,
+    a_ptr,
     a_adapter,
     a_row,
     FEATURES: tl.constexpr,
@@ -67,7 +68,7 @@ def _shrink_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _sum_splits_kernel(
-    partial_ptr, out_ptr, index_ptr, scale_ptr, num_tokens, RANK: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
+    partial_ptr, out_ptr, index_ptr, num_tokens, scale_ptr, RANK: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
     token = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)) // RANK
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -78,6 +79,9 @@ def _sum_splits_kernel(
         acc += tl.load(partial_ptr + split * num_tokens.to(tl.int64) * RANK + element, mask=adapter >= 0, other=0.0)
     scale = tl.load(scale_ptr + adapter, mask=adapter >= 0, other=0.0)
     tl.store(out_ptr + element, acc * scale, mask=valid)
+
+
+_SUM_BLOCK = 512
 
 
 @impl(
@@ -93,12 +97,40 @@ class TritonShrink:
     """``split``: features per program, a multiple of ``block_k``; a block_k of 0 means 128, for float32 32."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
-        self.lora_a, self.scale, self.interpret = weights["lora_a"], weights["scale"], spec.interpret
-        self.block_m, self.block_r, self.split = options["block_m"], options["block_r"], options["split"]
-        self.block_k = options["block_k"] or (32 if spec.dtype == torch.float32 else 128)
-        if self.split % self.block_k:
-            raise ValueError(f"lora_shrink: split={self.split} is no multiple of block_k={self.block_k}")
-        assert self.lora_a.stride(2) == 1, "rows of A must be contiguous"
+        lora_a, self.block_m = weights["lora_a"], options["block_m"]
+        block_k, split = options["block_k"] or (32 if spec.dtype == torch.float32 else 128), options["split"]
+        if split % block_k:
+            raise ValueError(f"lora_shrink: split={split} is no multiple of block_k={block_k}")
+        self.num_adapters, self.rank, features = lora_a.shape
+        a_adapter, a_row, a_element = lora_a.stride()
+        assert a_element == 1, "rows of A must be contiguous"
+        block_r = min(options["block_r"], max(16, next_power_of_2(self.rank)))
+        self.num_splits, self.num_blocks = cdiv(features, split), cdiv(self.rank, block_r)
+        self.shrink = Launch(
+            _shrink_kernel,
+            a_ptr=lora_a,
+            a_adapter=a_adapter,
+            a_row=a_row,
+            FEATURES=features,
+            RANK=self.rank,
+            SPLIT=split,
+            BLOCK_M=self.block_m,
+            BLOCK_R=block_r,
+            BLOCK_K=block_k,
+            INTERPRET=spec.interpret,
+            num_warps=4,
+            num_stages=3,
+            enable_fp_fusion=True,
+        )
+        self.sum_splits = Launch(
+            _sum_splits_kernel,
+            scale_ptr=weights["scale"],
+            RANK=self.rank,
+            SPLITS=self.num_splits,
+            BLOCK=_SUM_BLOCK,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -107,42 +139,12 @@ class TritonShrink:
 
     def __call__(self, x: torch.Tensor, lora_index: torch.Tensor) -> torch.Tensor:
         assert x.stride(1) == 1, "features must be contiguous"
-        num_tokens, (num_adapters, rank, features) = x.shape[0], self.lora_a.shape
-        out = x.new_empty(num_tokens, rank, dtype=torch.float32)
+        num_tokens = x.shape[0]
+        out = x.new_empty(num_tokens, self.rank, dtype=torch.float32)
         if num_tokens == 0:
             return out
-        groups = group_by_expert(lora_index[:, None], num_adapters, 0, self.block_m)
-        splits, block_r = triton.cdiv(features, self.split), min(self.block_r, max(16, triton.next_power_of_2(rank)))
-        partial = x.new_empty(splits, num_tokens, rank, dtype=torch.float32)
-        _shrink_kernel[(groups.num_tiles, triton.cdiv(rank, block_r), splits)](
-            x,
-            self.lora_a,
-            partial,
-            *groups,
-            num_tokens,
-            x.stride(0),
-            *self.lora_a.stride()[:2],
-            FEATURES=features,
-            RANK=rank,
-            SPLIT=self.split,
-            BLOCK_M=self.block_m,
-            BLOCK_R=block_r,
-            BLOCK_K=self.block_k,
-            INTERPRET=self.interpret,
-            num_warps=4,
-            num_stages=3,
-            enable_fp_fusion=True,
-        )
-        _sum_splits_kernel[(triton.cdiv(out.numel(), 512),)](
-            partial,
-            out,
-            lora_index,
-            self.scale,
-            num_tokens,
-            RANK=rank,
-            SPLITS=splits,
-            BLOCK=512,
-            num_warps=4,
-            enable_fp_fusion=True,
-        )
+        groups = group_by_expert(lora_index[:, None], self.num_adapters, 0, self.block_m)
+        partial = x.new_empty(self.num_splits, num_tokens, self.rank, dtype=torch.float32)
+        self.shrink((groups.num_tiles, self.num_blocks, self.num_splits), x, partial, *groups, num_tokens, x.stride(0))
+        self.sum_splits((cdiv(out.numel(), _SUM_BLOCK),), partial, out, lora_index, num_tokens)
         return out

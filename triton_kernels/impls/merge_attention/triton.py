@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from .._shared.launch import Launch, cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -54,6 +55,9 @@ def _merge_kernel(
     tl.store(lse_ptr + row, base + tl.log(total), mask=valid)
 
 
+_LAUNCH = Launch(_merge_kernel, num_warps=4, enable_fp_fusion=True)
+
+
 @impl("merge_attention", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"rows": 16})
 def merge_attention(
     out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor, *, rows: int
@@ -62,7 +66,8 @@ def merge_attention(
     out, lse = out_a.new_empty(out_a.shape), lse_a.new_empty(lse_a.shape)
     num_rows, num_heads, width = lse.numel(), out.shape[1], out.shape[2]
     if num_rows:
-        _merge_kernel[(triton.cdiv(num_rows, rows),)](
+        _LAUNCH(
+            (cdiv(num_rows, rows),),
             out_a,
             lse_a,
             out_b,
@@ -77,8 +82,6 @@ def merge_attention(
             *out_b.stride()[:2],
             *lse_b.stride(),
             ROWS=rows,
-            BLOCK=triton.next_power_of_2(width),
-            num_warps=4,
-            enable_fp_fusion=True,
+            BLOCK=next_power_of_2(width),
         )
     return out, lse

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ...impl import impl
 from ...ops.moe_align import Groups, num_row_tiles
+from .._shared.launch import Launch
 
 
 @triton.jit
@@ -74,13 +75,17 @@ def tile_rows(starts, tile_expert, tile, BLOCK_M: tl.constexpr):
     return expert, rows, rows < end
 
 
+_LAUNCH = Launch(_group_kernel, BLOCK_T=64, num_warps=4, enable_fp_fusion=True)
+
+
 def group_by_expert(ids: torch.Tensor, num_experts: int, expert_start: int = 0, block_m: int = 64, block_p: int = 1024) -> Groups:
     """``moe_align`` as a plain function, for the impls of grouped GEMMs."""
     assert ids.is_contiguous(), "ids must be contiguous"
     num_pairs = ids.numel()
     num_tiles = num_row_tiles(num_pairs, num_experts, block_m)
     groups = Groups(*(ids.new_empty(size, dtype=torch.int32) for size in (num_pairs, num_experts + 1, num_tiles)))
-    _group_kernel[(num_experts + 1,)](
+    _LAUNCH(
+        (num_experts + 1,),
         ids,
         *groups,
         num_pairs,
@@ -89,9 +94,6 @@ def group_by_expert(ids: torch.Tensor, num_experts: int, expert_start: int = 0, 
         NUM_EXPERTS=num_experts,
         BLOCK_M=block_m,
         BLOCK_P=block_p,
-        BLOCK_T=64,
-        num_warps=4,
-        enable_fp_fusion=True,
     )
     return groups
 

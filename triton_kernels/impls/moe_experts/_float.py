@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ...spec import Spec
+from .._shared.launch import Launch
 from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
 
 
@@ -78,11 +79,13 @@ class FloatGemm:
         self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, gated: bool
     ) -> None:
         self.weight, self.gated, self.interpret = weight, gated, spec.interpret
+        self.kernel = Launch(grouped_kernel)
 
     def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
         columns, num_in = self.weight.shape[1] // (1 + self.gated), x.shape[1]
         out = x.new_empty(routing.num_pairs, columns)
-        grouped_kernel[tile.grid(routing.groups, columns, self.gated)](
+        self.kernel(
+            tile.grid(routing.groups, columns, self.gated),
             x,
             self.weight,
             out,
@@ -98,6 +101,6 @@ class FloatGemm:
             SWAP=tile.block_m < 64,
             EVEN_K=num_in % tile.block_k == 0,
             BLOCK_K=tile.block_k,
-            **tile.launch(self.gated, self.interpret),
+            **tile.constants(self.gated, self.interpret),
         )
         return out

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ...spec import Spec
+from .._shared.launch import Launch, cdiv
 from .._shared.scaled_gemm import BLOCK_K, scaled_sums
 from ..quantize_activation.triton import TritonQuantize
 from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
@@ -95,6 +96,7 @@ class Float8Gemm:
         self.blocks = spec.fact("scheme") == "fp8_block"
         params = {"out_dtype": torch.float8_e4m3fn, "granularity": "group" if self.blocks else "token"}
         self.quantize = TritonQuantize.bind(spec, params=params)
+        self.kernel = Launch(scaled_grouped_kernel, BLOCKS=self.blocks, BLOCK_K=BLOCK_K)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -110,7 +112,8 @@ class Float8Gemm:
         columns, num_in = self.quantized.shape[1] // (1 + self.gated), x.shape[1]
         out = x.new_empty(routing.num_pairs, columns, dtype=torch.float32 if self.gated else self.spec.dtype)
         quantized, x_scale = self.quantize(x)
-        scaled_grouped_kernel[tile.grid(routing.groups, columns, self.gated)](
+        self.kernel(
+            tile.grid(routing.groups, columns, self.gated),
             quantized,
             x_scale,
             self.quantized,
@@ -120,12 +123,10 @@ class Float8Gemm:
             *routing.groups,
             routing.groups.num_tiles,
             num_in,
-            triton.cdiv(num_in, BLOCK_K),
+            cdiv(num_in, BLOCK_K),
             TOP_K=routing.top_k,
             COLUMNS=columns,
-            BLOCKS=self.blocks,
             EVEN_K=num_in % BLOCK_K == 0,
-            BLOCK_K=BLOCK_K,
-            **tile.launch(self.gated, self.spec.interpret),
+            **tile.constants(self.gated, self.spec.interpret),
         )
         return out

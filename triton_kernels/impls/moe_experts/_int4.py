@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ...spec import Spec
+from .._shared.launch import Launch
 from .._shared.packed_weights import PART, group_layout, group_reasons, pack_words, packed_sums
 from .._shared.unpack import unpacks_pairs
 from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
@@ -101,7 +102,15 @@ class Int4Gemm:
         self.scales = scales.transpose(1, 2).contiguous()
         self.zeros = None if zeros is None else zeros.transpose(1, 2).contiguous()
         self.num_blocks, self.num_groups = self.words.shape[2], scales.shape[2]
-        self.whole_rows, self.groups_per_block, self.blocks_per_group = group_layout(self.num_in, self.num_groups, BLOCK)
+        whole_rows, groups_per_block, self.blocks_per_group = group_layout(self.num_in, self.num_groups, BLOCK)
+        self.kernel = Launch(
+            packed_grouped_kernel,
+            HAS_ZEROS=zeros is not None,
+            WHOLE_ROWS=whole_rows,
+            GROUPS_PER_BLOCK=groups_per_block,
+            EVEN_K=self.num_in % BLOCK == 0,
+            PAIRS=unpacks_pairs(spec),
+        )
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -111,7 +120,8 @@ class Int4Gemm:
 
     def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
         out = x.new_empty(routing.num_pairs, self.columns)
-        packed_grouped_kernel[tile.grid(routing.groups, self.columns, self.gated)](
+        self.kernel(
+            tile.grid(routing.groups, self.columns, self.gated),
             x,
             self.words,
             self.scales,
@@ -127,12 +137,7 @@ class Int4Gemm:
             self.blocks_per_group,
             TOP_K=routing.top_k,
             COLUMNS=self.columns,
-            HAS_ZEROS=self.zeros is not None,
-            WHOLE_ROWS=self.whole_rows,
-            GROUPS_PER_BLOCK=self.groups_per_block,
-            EVEN_K=self.num_in % BLOCK == 0,
-            PAIRS=unpacks_pairs(self.spec),
-            **tile.launch(self.gated, self.spec.interpret),
+            **tile.constants(self.gated, self.spec.interpret),
         )
         return out
 

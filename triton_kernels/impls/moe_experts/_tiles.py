@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ...ops.moe_align import Groups
+from .._shared.launch import cdiv
 from ..moe_align.triton import tile_rows
 
 GROUP_TILES = tl.constexpr(8)
@@ -35,8 +36,8 @@ class Tile(NamedTuple):
     num_warps: int
     num_stages: int
 
-    def launch(self, gated: bool, interpret: bool) -> dict[str, Any]:
-        """Arguments of a launch. The second GEMM takes twice as many columns, so that both have as many sums per program."""
+    def constants(self, gated: bool, interpret: bool) -> dict[str, Any]:
+        """Of a launch. The second GEMM takes twice as many columns, so that both have as many sums per program."""
         return {
             "GATED": gated,
             "INTERPRET": interpret,
@@ -51,7 +52,7 @@ class Tile(NamedTuple):
         return self.block_n if gated else 2 * self.block_n
 
     def grid(self, groups: Groups, columns: int, gated: bool) -> tuple[int]:
-        return (groups.num_tiles * triton.cdiv(columns, self.columns(gated)),)
+        return (groups.num_tiles * cdiv(columns, self.columns(gated)),)
 
 
 @triton.jit

@@ -20,6 +20,7 @@ import triton.language as tl
 from ...impl import Flags, impl
 from ...spec import Spec
 from ...tuning import NOT_TUNED, Tuned
+from .._shared.launch import Launch, cdiv, next_power_of_2
 from ..moe_align.triton import group_by_expert
 from ._float import FloatGemm
 from ._float8 import Float8Gemm
@@ -54,6 +55,7 @@ class _Experts:
         )
         self.spec, self.num_experts, self.columns = spec, weights["w13"].shape[0], weights["w13"].shape[1] // 2
         self.expert_start = params.get("expert_start", 0)
+        self.combine = Launch(combine_kernel, NUM_EXPERTS=self.num_experts, num_warps=4, enable_fp_fusion=True)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -74,19 +76,9 @@ class _Experts:
         groups = group_by_expert(ids, self.num_experts, self.expert_start, tile.block_m)
         routing = Routing(groups, weights, ids.shape[1])
         results = self.down(self.gate_up(x, routing, tile), routing, tile)
-        block = min(1024, triton.next_power_of_2(hidden_size))
-        combine_kernel[(num_tokens, triton.cdiv(hidden_size, block))](
-            results,
-            ids,
-            out,
-            self.expert_start,
-            NUM_EXPERTS=self.num_experts,
-            TOP_K=routing.top_k,
-            COLUMNS=hidden_size,
-            BLOCK=block,
-            num_warps=4,
-            enable_fp_fusion=True,
-        )
+        block = min(1024, next_power_of_2(hidden_size))
+        grid = (num_tokens, cdiv(hidden_size, block))
+        self.combine(grid, results, ids, out, self.expert_start, TOP_K=routing.top_k, COLUMNS=hidden_size, BLOCK=block)
         return out
 
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from .._shared.launch import Launch, cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -69,6 +70,9 @@ def _route_kernel(
     tl.store(weights + targets, gains, mask=mask)
 
 
+_LAUNCH = Launch(_route_kernel, num_warps=4, enable_fp_fusion=True)
+
+
 @impl("moe_route", "triton", priority=50, requires=("triton",), flags=Flags(batch_invariant=True), options={"block_t": 0})
 def moe_route_triton(
     logits: torch.Tensor,
@@ -83,10 +87,11 @@ def moe_route_triton(
     num_tokens, num_experts = logits.shape
     weights = torch.empty(num_tokens, top_k, dtype=torch.float32, device=logits.device)
     ids = torch.empty(num_tokens, top_k, dtype=torch.int32, device=logits.device)
-    block_e = max(16, triton.next_power_of_2(num_experts))
+    block_e = max(16, next_power_of_2(num_experts))
     block_t = block_t or max(1, 1024 // block_e)
     if num_tokens:
-        _route_kernel[(triton.cdiv(num_tokens, block_t),)](
+        _LAUNCH(
+            (cdiv(num_tokens, block_t),),
             logits,
             bias,
             weights,
@@ -99,8 +104,6 @@ def moe_route_triton(
             SIGMOID=scoring == "sigmoid",
             BLOCK_T=block_t,
             BLOCK_E=block_e,
-            BLOCK_K=triton.next_power_of_2(top_k),
-            num_warps=4,
-            enable_fp_fusion=True,
+            BLOCK_K=next_power_of_2(top_k),
         )
     return weights, ids

@@ -17,6 +17,7 @@ import triton.language as tl
 from ...impl import Flags, impl
 from ...ops.quantize import GROUP
 from ...spec import Spec
+from .._shared.launch import Launch, cdiv, next_power_of_2
 from .._shared.quantized_values import LIMITS, quantized_constants, scale_of, to_quantized
 
 GROUPS_PER_PROGRAM = 16
@@ -79,7 +80,8 @@ class TritonQuantize:
         self.static_scale = weights.get("static_scale")
         self.by_group = params.get("granularity", "token") == "group" and self.static_scale is None
         self.block = block
-        self.constants = quantized_constants(self.out_dtype)
+        kernel, options = (quantize_groups_kernel, {"num_warps": 4}) if self.by_group else (quantize_rows_kernel, {})
+        self.kernel = Launch(kernel, **quantized_constants(self.out_dtype), **options, enable_fp_fusion=False)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -92,28 +94,19 @@ class TritonQuantize:
         quantized = x.new_empty(num_rows, width, dtype=self.out_dtype)
         bits = quantized.view(torch.uint8)
         if self.by_group:
-            num_groups = triton.cdiv(width, GROUP)
+            num_groups = cdiv(width, GROUP)
             scales = x.new_empty(num_rows, num_groups, dtype=torch.float32)
             groups = self.block or GROUPS_PER_PROGRAM
             if quantized.numel():
-                quantize_groups_kernel[(num_rows, triton.cdiv(num_groups, groups))](
-                    x,
-                    bits,
-                    scales,
-                    width,
-                    num_groups,
-                    x.stride(0),
-                    GROUPS=groups,
-                    **self.constants,
-                    num_warps=4,
-                    enable_fp_fusion=False,
-                )
+                grid = (num_rows, cdiv(num_groups, groups))
+                self.kernel(grid, x, bits, scales, width, num_groups, x.stride(0), GROUPS=groups)
             return quantized, scales
         static = self.static_scale
         scales = x.new_empty(num_rows, 1, dtype=torch.float32) if static is None else static.clone()
-        block = self.block or min(MAX_BLOCK, triton.next_power_of_2(width))
+        block = self.block or min(MAX_BLOCK, next_power_of_2(width))
         if quantized.numel():
-            quantize_rows_kernel[(num_rows,)](
+            self.kernel(
+                (num_rows,),
                 x,
                 static,
                 bits,
@@ -123,8 +116,6 @@ class TritonQuantize:
                 STATIC=static is not None,
                 ONE_BLOCK=block >= width,
                 BLOCK=block,
-                **self.constants,
                 num_warps=8 if block >= 4096 else 4,
-                enable_fp_fusion=False,
             )
         return quantized, scales

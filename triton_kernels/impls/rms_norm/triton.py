@@ -17,7 +17,7 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._shared.norm_rows import launch, load_rows, row_pointers
+from .._shared.norm_rows import NormLaunch, load_rows, row_pointers
 from .._shared.output import Output, store_rows
 from .._shared.quantized_values import scale_of
 
@@ -38,9 +38,9 @@ def _rms_norm_kernel(
     x_inner,
     residual_outer,
     residual_inner,
-    weight_ptr,
     out_ptr,
     scales_ptr,
+    weight_ptr,
     width,
     eps,
     offset,
@@ -98,27 +98,22 @@ class RmsNormTriton:
     """``block``: columns that a program holds at once."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], block: int) -> None:
-        self.weight, self.eps, self.offset = weights["weight"], params["eps"], params.get("offset", 0.0)
-        self.output = Output(weights, params)
-        self.block = block
+        weight, self.output = weights["weight"], Output(weights, params)
+        self.launch = NormLaunch(
+            _rms_norm_kernel,
+            weight.shape[0],
+            self.output.block(block, weight.shape[0]),
+            weight_ptr=weight,
+            eps=params["eps"],
+            offset=params.get("offset", 0.0),
+            **self.output.constants,
+            enable_fp_fusion=self.output.mode == "plain",
+        )
 
     unsupported = staticmethod(Output.unsupported)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         new = self.output.new(x, x.shape)
         if new.out.numel():
-            width = x.shape[-1]
-            grid, args, constants = launch(x, residual, self.output.block(self.block, width))
-            _rms_norm_kernel[grid](
-                *args,
-                self.weight,
-                new.out,
-                new.scales,
-                width,
-                self.eps,
-                self.offset,
-                **constants,
-                **new.constants,
-                enable_fp_fusion=self.output.mode == "plain",
-            )
+            self.launch(x, residual, new.out, new.scales)
         return new.result

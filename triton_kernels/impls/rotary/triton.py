@@ -7,11 +7,16 @@ strided q and k.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from ...spec import Spec
+from .._shared.launch import Launch, cdiv, next_power_of_2
 
 
 @triton.jit
@@ -43,15 +48,15 @@ def _rotary_kernel(
     q_ptr,
     k_ptr,
     positions_ptr,
-    cos_sin_ptr,
     num_q_heads,
     num_k_heads,
-    half,
     q_token,
     q_head,
     k_token,
     k_head,
     stride_positions,
+    cos_sin_ptr,
+    half,
     stride_cos_sin,
     NEOX: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
@@ -68,31 +73,41 @@ def _rotary_kernel(
 
 
 @impl("rotary", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block_heads": 8})
-def rotary(
-    q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, *, cos_sin: torch.Tensor, style: str = "neox", block_heads: int
-) -> None:
-    assert q.stride(2) == 1 and k.stride(2) == 1 and cos_sin.stride(1) == 1, "heads must be contiguous"
-    num_tokens, half = q.shape[0], cos_sin.shape[1] // 2
-    if num_tokens == 0 or half == 0:
-        return
-    grid = (num_tokens, triton.cdiv(q.shape[1], block_heads) + triton.cdiv(k.shape[1], block_heads))
-    _rotary_kernel[grid](
-        q,
-        k,
-        positions,
-        cos_sin,
-        q.shape[1],
-        k.shape[1],
-        half,
-        q.stride(0),
-        q.stride(1),
-        k.stride(0),
-        k.stride(1),
-        positions.stride(0),
-        cos_sin.stride(0),
-        NEOX=style == "neox",
-        BLOCK_HEADS=block_heads,
-        BLOCK_HALF=triton.next_power_of_2(half),
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
+class RotaryTriton:
+    """``block_heads``: heads that a program rotates."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], block_heads: int) -> None:
+        cos_sin = weights["cos_sin"]
+        assert cos_sin.stride(1) == 1, "rows of cos and sin must be contiguous"
+        self.block_heads, self.half = block_heads, cos_sin.shape[1] // 2
+        self.launch = Launch(
+            _rotary_kernel,
+            cos_sin_ptr=cos_sin,
+            half=self.half,
+            stride_cos_sin=cos_sin.stride(0),
+            NEOX=params.get("style", "neox") == "neox",
+            BLOCK_HEADS=block_heads,
+            BLOCK_HALF=next_power_of_2(max(self.half, 1)),
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor) -> None:
+        (num_tokens, num_q_heads, _), num_k_heads = q.shape, k.shape[1]
+        q_token, q_head, q_element = q.stride()
+        k_token, k_head, k_element = k.stride()
+        assert q_element == k_element == 1, "heads must be contiguous"
+        if num_tokens and self.half:
+            self.launch(
+                (num_tokens, cdiv(num_q_heads, self.block_heads) + cdiv(num_k_heads, self.block_heads)),
+                q,
+                k,
+                positions,
+                num_q_heads,
+                num_k_heads,
+                q_token,
+                q_head,
+                k_token,
+                k_head,
+                positions.stride(0),
+            )

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ...impl import impl
+from .._shared.launch import Launch, cdiv
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_reqs", "num_halvings", "stride_table"])
@@ -45,6 +46,9 @@ def _slot_mapping_kernel(
     tl.store(slots + token, tl.where(owned, slot, -1), mask=token < num_tokens)
 
 
+_LAUNCH = Launch(_slot_mapping_kernel, num_warps=4, enable_fp_fusion=True)
+
+
 @impl("slot_mapping", "triton", priority=20, requires=("triton",), options={"block": 128})
 def slot_mapping_triton(
     positions: torch.Tensor, cu_q: torch.Tensor, seq_lens: torch.Tensor, block_table: torch.Tensor, page_size: int, *, block: int
@@ -52,7 +56,8 @@ def slot_mapping_triton(
     assert positions.is_contiguous() and cu_q.is_contiguous() and seq_lens.is_contiguous() and block_table.stride(1) == 1
     slots, num_tokens, num_reqs = torch.empty_like(positions), positions.shape[0], seq_lens.shape[0]
     if num_tokens:
-        _slot_mapping_kernel[(triton.cdiv(num_tokens, block),)](
+        _LAUNCH(
+            (cdiv(num_tokens, block),),
             positions,
             cu_q,
             seq_lens,
@@ -64,7 +69,5 @@ def slot_mapping_triton(
             block_table.stride(0),
             PAGE_SIZE=page_size,
             BLOCK=block,
-            num_warps=4,
-            enable_fp_fusion=True,
         )
     return slots
