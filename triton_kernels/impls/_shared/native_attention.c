@@ -178,7 +178,7 @@ static void attend(const struct attention *c, int64_t req, int64_t kv_head, int6
 }
 
 void attention(const struct attention *c) {
-#pragma omp for collapse(3) schedule(dynamic, 1)
+#pragma omp for collapse(3) schedule(dynamic, 2) /* neighbours: heads that lie beside each other in memory */
     for (int64_t req = 0; req < c->num_reqs; req++)
         for (int64_t block = 0; block < c->num_blocks; block++)
             for (int64_t kv_head = 0; kv_head < c->num_kv_heads; kv_head++) attend(c, req, kv_head, block);
