@@ -46,6 +46,7 @@ class DecodeTiles:
     max_row_blocks: int
     num_sms: int
     tiles_per_sm: int
+    quantized: bool
 
     @classmethod
     def choose(cls, spec: Spec, chunk: int, block_n: int, num_warps: int, num_stages: int) -> DecodeTiles:
@@ -60,7 +61,8 @@ class DecodeTiles:
             raise ValueError(f"chunk must be a multiple of block_n, which is a power of two; got {chunk} and {block_n}")
         num_stages = num_stages or (2 if amd else 3)
         width = triton.next_power_of_2(head_dim) + triton.next_power_of_2(spec.fact("value_dim", head_dim))
-        tile_bytes = block_n * width * spec.fact("kv_dtype", spec.dtype).itemsize
+        kv_dtype = spec.fact("kv_dtype", spec.dtype)
+        tile_bytes = block_n * width * kv_dtype.itemsize
         return cls(
             chunk,
             max_splits=max(64, min(256, 512 // triton.next_power_of_2(num_kv_heads))),
@@ -72,6 +74,7 @@ class DecodeTiles:
             max_row_blocks=1 if wide else 2,
             num_sms=device.num_sms,
             tiles_per_sm=device.shared_bytes // (tile_bytes * max(num_stages - 1, 1)),
+            quantized=kv_dtype != spec.dtype,
         )
 
     @property
@@ -85,7 +88,7 @@ class DecodeTiles:
 
     def num_programs(self, meta: AttentionMeta) -> int:
         """As many as the device holds at once: by the shared memory of their tiles, and by their registers."""
-        by_registers = 3 if self.row_blocks(meta) < self.max_row_blocks else 2
+        by_registers = 3 if self.row_blocks(meta) < self.max_row_blocks and not self.quantized else 2
         return self.num_sms * max(1, min(by_registers * 4 // self.num_warps, self.tiles_per_sm))
 
     def row_grid(self, meta: AttentionMeta) -> int:
@@ -142,6 +145,7 @@ class DecodeCall:
     def combine(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Adds up the splits and gives the op's result."""
         num_tokens, num_heads, dv = self.out.shape
+        tile = self.cuts.MAX_SPLITS // 4
         combine_kernel[(num_heads, self.meta.max_q, self.meta.num_reqs + 1)](
             self.out,
             self.lse,
@@ -155,8 +159,8 @@ class DecodeCall:
             CUTS=self.cuts,
             DV=dv,
             BLOCK_DV=triton.next_power_of_2(dv),
-            TILE=16,
-            num_warps=2,
+            TILE=tile,
+            num_warps=tile // 8,
             enable_fp_fusion=True,
         )
         return self.out if self.lse is None else (self.out, self.lse)

@@ -140,7 +140,7 @@ def combine_kernel(
     peak = tl.max(all_sums, 0)
     total = tl.sum(tl.exp2(all_sums - peak), 0)
     acc = tl.zeros((BLOCK_DV,), tl.float32)
-    for start in tl.range(0, num_splits, TILE, num_stages=4):
+    for start in range(0, num_splits, TILE):
         splits = start + tl.arange(0, TILE)
         log_sums = tl.load(partial_lse + row + splits * stride, mask=splits < num_splits, other=float("-inf"))
         pointers = partial + (row + splits * stride)[:, None] * DV + columns[None, :]

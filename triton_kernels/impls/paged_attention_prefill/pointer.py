@@ -144,11 +144,12 @@ def launch_prefill(
     return out if lse is None else (out, lse)
 
 
-def tile_config(spec: Spec, tma: bool) -> dict[str, int]:
-    """Tiles by head size and arch whose accumulator and scores stay in registers (checked ahead of time)."""
+def tile_config(spec: Spec) -> dict[str, int]:
+    """Tiles by head size and arch whose accumulator and scores stay in registers, and of which one is multiplied while others load
+    (checked ahead of time)."""
     head_dim = max(spec.fact("head_dim", 128), spec.fact("value_dim", 0))
     wide, converts = head_dim > 128, spec.fact("kv_dtype", spec.dtype) != spec.dtype
-    block_m, block_n, num_warps, num_stages = 128, 32 if wide and (converts or not tma) else 64, 8, 3
+    block_m, block_n, num_warps, num_stages = 128, 32 if wide else 64, 8, 3
     if spec.dtype == torch.float32:
         block_m, block_n, num_warps, num_stages = 16, 16, 4, 1 if wide else 2
     elif spec.arch.startswith("gfx"):
@@ -172,7 +173,7 @@ class PointerPrefill:
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         self.params = AttentionParams.of(spec, weights, params)
-        self.config = {name: options[name] or value for name, value in tile_config(spec, tma=False).items()}
+        self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:

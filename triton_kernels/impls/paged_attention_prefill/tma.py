@@ -47,7 +47,7 @@ class TmaPrefill:
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         self.params = AttentionParams.of(spec, weights, params)
-        self.config = {name: options[name] or value for name, value in tile_config(spec, tma=True).items()}
+        self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
         if spec.fact("page_size", 64) % self.config["block_n"]:
             raise ValueError(f"block_n {self.config['block_n']} does not divide the page size {spec.fact('page_size')}")
 
