@@ -5,8 +5,8 @@ and a second kernel combines them (Dao et al., Flash-Decoding, 2023). Grid: (KV 
 the number of splits bounded by the longest sequence; programs past a request's own splits return at once. Neighbouring
 programs read neighbouring heads of the same pages. Registers hold the float32 accumulator [BLOCK_M, value_dim] for the query
 heads of one KV head and for one or two blocks of query tokens at once, so that a key is read once for a group and for the drafts
-of a request; two tiles of K and V are in shared memory, one multiplied while the other loads. It suits eager steps, where the bound of the longest sequence is tight; ``balanced`` suits bounds that
-are not.
+of a request; two tiles of K and V are in shared memory, one multiplied while the other loads. It suits eager steps, where the
+bound of the longest sequence is tight; ``balanced`` suits bounds that are not.
 """
 
 from __future__ import annotations
