@@ -24,6 +24,7 @@ from ..registry import Registry
 from ..resolve import Choice, parse_choice
 from ..spec import Spec
 from . import conformance, machine_code
+from .loops import LoopFigures, main_loops
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -39,6 +40,7 @@ class Artifact:
     config             block sizes and other compile-time arguments of the launch
     explicit_fusion    the launch says whether multiplications and additions may be fused, so that its numbers do not change
                        with Triton's default
+    loops              figures of the main loops
     programs_per_sm    how many fit on a multiprocessor (AMD: compute unit) by registers, shared memory and threads
     """
 
@@ -64,6 +66,11 @@ class Artifact:
     scalar_spills: int = 0
     tile_loads: int = 0
     loop_load_bytes: int = 0
+    loops: list[LoopFigures] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Artifact:
+        return cls(**{**values, "loops": [LoopFigures(**loop) for loop in values["loops"]]})
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Compilation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Compilation:
-        return cls(**{**values, "artifacts": [Artifact(**artifact) for artifact in values["artifacts"]]})
+        return cls(**{**values, "artifacts": [Artifact.from_dict(artifact) for artifact in values["artifacts"]]})
 
 
 def compile_impl(
@@ -200,7 +207,9 @@ def compile_only(target: str) -> Iterator[list[Launch]]:
 def _artifact(result: Compilation, launch: Launch) -> Artifact:
     import triton
 
-    meta, code = launch.kernel.metadata, machine_code.read(launch.kernel.asm)
+    meta, asm = launch.kernel.metadata, launch.kernel.asm
+    disassembled = machine_code.disassemble(asm)
+    code = machine_code.read(disassembled)
     config = " ".join(f"{key}={value}" for key, value in launch.keywords.items() if key.isupper())
     return Artifact(
         op=result.op,
@@ -217,6 +226,7 @@ def _artifact(result: Compilation, launch: Launch) -> Artifact:
         explicit_fusion="enable_fp_fusion" in launch.keywords,
         programs_per_sm=_programs_per_sm(result.target, meta.num_warps, code.registers, meta.shared),
         compile_s=round(launch.compile_s, 3),
+        loops=main_loops(asm, disassembled),
         **asdict(code),
     )
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,23 @@ _LOAD_BITS = re.compile(r"\.(128|64|U?16|[US]8)\b")
 _AMD_LOAD_BYTES = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "ushort": 2, "sbyte": 1, "ubyte": 1}
 _SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.M)
 _ASM_LINE = re.compile(r"^(?:(\.L\w+):|\s+([a-z][a-z0-9_]+)\b(.*))", re.M)
+
+
+@dataclass(frozen=True)
+class Code:
+    """A kernel's instructions, (address, opcode), and its loops, (first, last address); the rest as in ``MachineCode``."""
+
+    instructions: list[tuple[int, str]]
+    loops: list[tuple[int, int]]
+    registers: int
+    spills: int
+    scalar_spills: int = 0
+
+    def bodies(self, wanted: Callable[[str], bool]) -> list[list[str]]:
+        """Opcodes of the loops with a wanted one that hold no other such loop, in the order of the program."""
+        bodies = {(a, b): [opcode for at, opcode in self.instructions if a <= at <= b] for a, b in sorted(set(self.loops))}
+        bodies = {span: body for span, body in bodies.items() if any(map(wanted, body))}
+        return [b for (x, y), b in bodies.items() if not any(x <= u and v <= y and (u, v) != (x, y) for u, v in bodies)]
 
 
 @dataclass(frozen=True)
@@ -48,12 +65,43 @@ class MachineCode:
     loop_load_bytes: int
 
 
-def read(asm: Mapping[str, Any]) -> MachineCode:
-    """Reads what Triton compiled (``CompiledKernel.asm``): a cubin, or AMD assembly."""
-    return _read_cubin(asm["cubin"]) if "cubin" in asm else _read_amdgcn(asm["amdgcn"])
+def disassemble(asm: Mapping[str, Any]) -> Code:
+    """The machine code in what Triton compiled (``CompiledKernel.asm``): a cubin, or AMD assembly."""
+    return _disassemble_cubin(asm["cubin"]) if "cubin" in asm else _parse_amdgcn(asm["amdgcn"])
 
 
-def _read_cubin(cubin: bytes) -> MachineCode:
+def read(code: Code) -> MachineCode:
+    """What the gates look at."""
+    matrix: Counter[str] = Counter()
+    in_loop: Counter[str] = Counter()
+    for at, opcode in code.instructions:
+        family = matrix_family(opcode)
+        if family:
+            matrix[family] += 1
+            in_loop[family] += any(first <= at <= last for first, last in code.loops)
+    return MachineCode(
+        registers=code.registers,
+        spills=code.spills,
+        scalar_spills=code.scalar_spills,
+        matrix=dict(matrix),
+        matrix_in_loop=dict(+in_loop),
+        wide_loads=sum(_WIDE_LOAD.match(opcode) is not None for _, opcode in code.instructions),
+        tile_loads=sum(_TILE_LOAD.match(opcode) is not None for _, opcode in code.instructions),
+        loop_load_bytes=_loop_load_bytes(code),
+    )
+
+
+def matrix_family(opcode: str) -> str:
+    """Which of ``MATRIX`` an instruction belongs to; "" for any other."""
+    return next((name for name in MATRIX if opcode.split(".")[0] == name or opcode.startswith(name + "_")), "")
+
+
+def is_load(opcode: str) -> bool:
+    """Whether an instruction loads from global memory."""
+    return bool(_LOAD.match(opcode) or _TILE_LOAD.match(opcode))
+
+
+def _disassemble_cubin(cubin: bytes) -> Code:
     import triton  # the disassembler comes with it
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -74,10 +122,10 @@ def _read_cubin(cubin: bytes) -> MachineCode:
         # Waits for barriers stand behind the end of the program and jump back into it: those are no loops.
         if first < at and not any(first <= end <= at for end in ends):
             loops.append((first, at))
-    return _summarize(code, loops, int(usage[1]), int(usage[2]), 0)
+    return Code(code, loops, int(usage[1]), int(usage[2]))
 
 
-def _read_amdgcn(text: str) -> MachineCode:
+def _parse_amdgcn(text: str) -> Code:
     code, labels, loops = [], {}, []
     for match in _ASM_LINE.finditer(text):
         label, opcode, rest = match.groups()
@@ -93,34 +141,15 @@ def _read_amdgcn(text: str) -> MachineCode:
         found = re.search(rf"\.{name}:\s+(\d+)", text)
         return int(found[1]) if found else 0
 
-    return _summarize(code, loops, number("vgpr_count"), number("vgpr_spill_count"), number("sgpr_spill_count"))
+    return Code(code, loops, number("vgpr_count"), number("vgpr_spill_count"), number("sgpr_spill_count"))
 
 
-def _summarize(
-    code: list[tuple[int, str]], loops: list[tuple[int, int]], registers: int, spills: int, scalar_spills: int
-) -> MachineCode:
-    matrix: Counter[str] = Counter()
-    in_loop: Counter[str] = Counter()
-    for at, opcode in code:
-        family = next((name for name in MATRIX if opcode.split(".")[0] == name or opcode.startswith(name + "_")), None)
-        if family is not None:
-            matrix[family] += 1
-            in_loop[family] += any(first <= at <= last for first, last in loops)
-    wide = sum(_WIDE_LOAD.match(opcode) is not None for _, opcode in code)
-    tiles = sum(_TILE_LOAD.match(opcode) is not None for _, opcode in code)
-    return MachineCode(registers, spills, scalar_spills, dict(matrix), dict(+in_loop), wide, tiles, _loop_load_bytes(code, loops))
+def _loop_load_bytes(code: Code) -> int:
+    bodies = code.bodies(lambda opcode: True)
+    return max(((sum(map(bool, map(matrix_family, body))), sum(map(load_bytes, body))) for body in bodies), default=(0, 0))[1]
 
 
-def _loop_load_bytes(code: list[tuple[int, str]], loops: list[tuple[int, int]]) -> int:
-    weights = [(0, 0)]
-    for first, last in loops:
-        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops):
-            body = [opcode for at, opcode in code if first <= at <= last]
-            weights.append((sum(opcode.startswith(MATRIX) for opcode in body), sum(map(_load_bytes, body))))
-    return max(weights)[1]
-
-
-def _load_bytes(opcode: str) -> int:
+def load_bytes(opcode: str) -> int:
     """Bytes per thread of a load from global memory, 0 for any other instruction."""
     if not _LOAD.match(opcode):
         return 0
