@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..study.results import format_table
 from . import bench, kernel_list, pack, tune
 from .child import DTYPES, compile_for, run_module
+from .loop_table import loop_rows, write_table
 
 if TYPE_CHECKING:
     from triton_kernels.impl import Impl
@@ -46,11 +47,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     build.add_argument("--all", action="store_true", help="every Triton kernel there is")
     build.add_argument("--target", action="append", choices=TARGETS, help="may be repeated (default: all)")
     build.add_argument("--dtype", choices=DTYPES, default="bf16", help="of activations and weights (default: %(default)s)")
+    build.add_argument("--case", action="append", default=[], help="a serving case by name; may be repeated (default: all)")
     build.add_argument("--output", type=Path, metavar="FILE", help="write the artifacts as JSON")
+    build.add_argument("--table", type=Path, metavar="FILE", help="write the table of main loops as CSV")
+    bench.add_peers_argument(build)
 
     roofline = command("roofline", _roofline, "the least time that each case of an op can take on a device")
     roofline.add_argument("op", metavar="OP")
     roofline.add_argument("--device", default="h200", help="a name of the device table (default: %(default)s)")
+    roofline.add_argument("--measured", action="store_true", help="of the shapes that other projects measured, not the op's cases")
 
     for module in (bench, tune, pack):
         module.add_parser(commands)
@@ -114,20 +119,28 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
+    """Kernels of peers are compiled beside ours, but held to no gates."""
+    with bench.first_on_path(arguments.peers):
+        return _compile_all(arguments)
+
+
+def _compile_all(arguments: argparse.Namespace) -> int:
     from triton_kernels.lab.gates import check_gates, load_rules, violations
     from triton_kernels.registry import Registry
 
-    registry = Registry.load(arguments.plugin)
+    plugins = [*arguments.plugin, *bench.peer_files(arguments.peers)]
+    registry = Registry.load(plugins)
     if arguments.all == bool(arguments.kernels):
         raise ValueError("name the kernels to compile (OP or OP:IMPL), or give --all")
-    selected = _select(registry, registry.ops if arguments.all else arguments.kernels, triton_only=True)
+    named = registry.ops if arguments.all else bench.with_peers(arguments.kernels, registry, arguments.peers)
+    selected = [impl for impl in _select(registry, named, triton_only=not arguments.peers) if impl.is_triton]
     if not selected:
         raise ValueError(f"there is no Triton kernel to compile{_failures(registry)}")
-    rules = load_rules()
+    rules, peers = load_rules(), {(impl.op, impl.name) for impl in selected if bench.is_peer(impl, arguments.peers)}
     results: list[Compilation] = []
     for target in arguments.target or TARGETS:
         names = [f"{impl.op}:{impl.name}" for impl in selected]
-        results += compile_for(target, names, arguments.plugin, arguments.dtype)
+        results += compile_for(target, names, plugins, arguments.dtype, arguments.case, path=arguments.peers)
     rows = [
         ["kernel", "case", "target", "warps", "stages", "shared", "registers", "spills", "matrix", "wide loads", "per SM", "gates"]
     ]
@@ -143,13 +156,19 @@ def _compile(arguments: argparse.Namespace) -> int:
                 matrix or "-",
                 str(artifact.wide_loads),
                 str(artifact.programs_per_sm or "-"),
-                "FAILED" if violations(artifact, rules) else "ok",
+                "-" if (artifact.op, artifact.impl) in peers else "FAILED" if violations(artifact, rules) else "ok",
             ]
         )
-    failures = check_gates((artifact for result in results for artifact in result.artifacts), rules)
+    loops = loop_rows(registry, results)
+    if arguments.table is not None:
+        write_table(arguments.table, loops)
+    ours = (result for result in results if (result.op, result.impl) not in peers)
+    failures = check_gates((artifact for result in ours for artifact in result.artifacts), rules)
     failures += [f"{r.op}:{r.impl} ({r.case}) for {r.target}: {r.error}" for r in results if r.error]
     refused = [f"{r.op}:{r.impl} ({r.case}) for {r.target} refused: {r.refused}" for r in results if r.refused]
-    print("\n".join([format_table(rows), "", *refused, *failures]))
+    shown = ("kernel", "case", "target", "instructions", "loaded_bytes", "buffers", "wait", "turns", "waves", "cap_us", "bound_by")
+    table = [[name.replace("_", " ") for name in shown], *([str(row[name]) for name in shown] for row in loops)]
+    print("\n".join([format_table(rows), "", "Main loops, per warp and turn:", format_table(table), "", *refused, *failures]))
     print(f"{len(rows) - 1} kernels compiled, {len(failures)} violations")
     if arguments.output is not None:
         content = {"compilations": [asdict(result) for result in results], "failures": failures}
@@ -159,7 +178,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 def _roofline(arguments: argparse.Namespace) -> int:
     from triton_kernels.devices import DEVICE_MODELS
-    from triton_kernels.lab.roofline import rooflines
+    from triton_kernels.lab.roofline import measured_rooflines, rooflines
     from triton_kernels.registry import Registry
 
     registry = Registry.load(arguments.plugin)
@@ -167,10 +186,11 @@ def _roofline(arguments: argparse.Namespace) -> int:
     if arguments.device not in DEVICE_MODELS:
         raise ValueError(f"no device named {arguments.device!r}; the device table has {', '.join(DEVICE_MODELS)}")
     device = DEVICE_MODELS[arguments.device]
-    rows = [["case", "GEMMs in", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there"]]
-    for found in rooflines(registry.ops[arguments.op], device):
+    rows = [["case", "GEMMs in", "GFLOP", "MB", "least time (us)", "bound by", "TFLOP/s there", "TB/s there", "measured (us)"]]
+    draw = measured_rooflines if arguments.measured else rooflines
+    for found in draw(registry.ops[arguments.op], device):
         if found.arithmetic_s is None:
-            rows.append([found.case, found.format, *["-"] * 3, f"{device.name} has none", "-", "-"])
+            rows.append([found.case, found.format, *["-"] * 3, f"{device.name} has none", "-", "-", "-"])
             continue
         rows.append(
             [
@@ -182,9 +202,12 @@ def _roofline(arguments: argparse.Namespace) -> int:
                 "arithmetic" if found.arithmetic_s > found.memory_s else "memory",
                 f"{found.cost.flops / found.least_s / 1e12:.1f}",
                 f"{found.cost.bytes / found.least_s / 1e12:.2f}",
+                ", ".join(f"{kernel} {us:.1f}" for kernel, us in found.measured_us.items()) or "-",
             ]
         )
     print(format_table(rows))
     peaks = ", ".join(f"{kind} {flops / 1e12:.0f}" for kind, flops in device.flops_s.items())
     print(f"\n{device.name}: {peaks} TFLOP/s, {device.copy_bytes_s / 1e12:.1f} TB/s ({device.source})")
+    if any(row[-1] != "-" for row in rows[1:]):
+        print("measured: other projects' kernels, see triton_kernels/lab/measured/README.md")
     return 0

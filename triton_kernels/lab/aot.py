@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +26,7 @@ from ..resolve import Choice, parse_choice
 from ..spec import Spec
 from . import conformance, machine_code
 from .loops import LoopFigures, main_loops
+from .turns import loop_turns
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -41,6 +43,8 @@ class Artifact:
     explicit_fusion    the launch says whether multiplications and additions may be fused, so that its numbers do not change
                        with Triton's default
     loops              figures of the main loops
+    turns              how often they turn in the launch's middle program, where its arguments tell
+    programs           of the launch
     programs_per_sm    how many fit on a multiprocessor (AMD: compute unit) by registers, shared memory and threads
     """
 
@@ -67,6 +71,8 @@ class Artifact:
     tile_loads: int = 0
     loop_load_bytes: int = 0
     loops: list[LoopFigures] = field(default_factory=list)
+    turns: list[int | None] = field(default_factory=list)
+    programs: int = 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Artifact:
@@ -145,10 +151,13 @@ def _spec_and_args(op: Op, case: ServingCase, target: str, dtype: torch.dtype) -
 
 @dataclass
 class Launch:
-    """A launch that was compiled: Triton's compiled kernel, the keywords of the launch, and how long it took."""
+    """A launch that was compiled: Triton's compiled kernel, the keywords of the launch, all arguments by name, its grid, and how
+    long it took."""
 
     kernel: Any
     keywords: dict[str, Any]
+    arguments: dict[str, Any]
+    grid: tuple[int, int, int]
     compile_s: float
 
 
@@ -192,7 +201,9 @@ def compile_only(target: str) -> Iterator[list[Launch]]:
         start = time.perf_counter()
         kernel = run(self, *args, grid=grid, warmup=True, **keywords)
         assert kernel.metadata.target == offline.target, f"compiled for {kernel.metadata.target}, not for {target}"
-        launches.append(Launch(kernel, keywords, time.perf_counter() - start))
+        arguments = {**dict(zip(self.arg_names, args)), **keywords}
+        x, y, z = (*(grid(arguments) if callable(grid) else grid), 1, 1)[:3]
+        launches.append(Launch(kernel, keywords, arguments, (x, y, z), time.perf_counter() - start))
         return kernel
 
     driver.set_active(offline)
@@ -227,6 +238,8 @@ def _artifact(result: Compilation, launch: Launch) -> Artifact:
         programs_per_sm=_programs_per_sm(result.target, meta.num_warps, code.registers, meta.shared),
         compile_s=round(launch.compile_s, 3),
         loops=main_loops(asm, disassembled),
+        turns=loop_turns(asm["ttgir"], launch.arguments, launch.grid),
+        programs=math.prod(launch.grid),
         **asdict(code),
     )
 

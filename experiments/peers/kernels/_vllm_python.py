@@ -117,5 +117,8 @@ class _Finder(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         import triton
 
-        known = {"vllm.triton_utils": {"triton": triton, "tl": triton.language}, "vllm.platforms": {"current_platform": _Platform()}}
+        known = {
+            "vllm.triton_utils": {"triton": triton, "tl": triton.language},
+            "vllm.platforms": {"current_platform": _Platform()},
+        }
         vars(module).update(known.get(module.__name__, {}))
