@@ -104,15 +104,15 @@ def load_points() -> pd.DataFrame:
     """The committed points with their figures and routing, and whether their shape is held out of the fit."""
     points = pd.read_csv(HERE / "points.csv").merge(pd.read_csv(HERE / "figures.csv"), on=TILE, how="left", validate="many_to_one")
     assert points.tensor_flops.notna().all(), "a tile of points.csv is not in figures.csv"
-    shapes = points[SHAPE].drop_duplicates()
-    order = sorted(range(len(shapes)), key=lambda i: _hash(shapes.iloc[i]))
-    held_out = shapes.iloc[order[::2]].assign(held_out=True)
+    held_out = _by_hash(points[SHAPE].drop_duplicates())[::2].assign(held_out=True)
     points = points.merge(held_out, on=SHAPE, how="left")
     return with_routing(points.assign(held_out=points.held_out.notna()))
 
 
-def _hash(row: pd.Series) -> str:
-    return hashlib.sha256(" ".join(map(str, row)).encode()).hexdigest()
+def _by_hash(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows in an order that looks like chance and depends on what they hold alone."""
+    keys = [hashlib.sha256(" ".join(map(str, row)).encode()).hexdigest() for row in rows.itertuples(index=False)]
+    return rows.iloc[sorted(range(len(rows)), key=keys.__getitem__)]
 
 
 def fit(points: pd.DataFrame, start: Constants, rounds: int = 30) -> Constants:
@@ -154,19 +154,16 @@ def rank_table(points: pd.DataFrame, constants: Constants) -> pd.DataFrame:
     """Where vLLM's tile comes among all tiles that it ships for the number format, one number of tokens per held-out shape, experts
     drawn uniformly as in vLLM's tuning. over_best: its predicted time over that of the model's first."""
     figures = pd.read_csv(HERE / "figures.csv")
-    shapes = points[points.held_out & (points.distribution == "balanced")]
-    order = sorted(range(len(shapes)), key=lambda i: _hash(shapes.iloc[i][[*SHAPE, "num_tokens"]]))
+    held = points[points.held_out & (points.distribution == "balanced")]
+    chosen = _by_hash(held[[*SHAPE, "num_tokens", *TILE[1:]]]).drop_duplicates(SHAPE).head(NUM_RANKED)
     found = []
-    for _, point in shapes.iloc[order].drop_duplicates(SHAPE).head(NUM_RANKED).iterrows():
+    for point in chosen.to_dict("records"):
         tiles = figures[figures.dtype == point["dtype"]].reset_index(drop=True)
-        sizes = {name: point[name] for name in SHAPE[1:]}
-        tried = tiles.assign(**sizes, num_tokens=point.num_tokens, distribution="uniform")
-        predicted = pd.Series(seconds(with_routing(tried), constants))
-        chosen = int((tiles[TILE] == point[TILE]).all(axis=1).to_numpy().argmax())
-        rank, over_best = predicted.rank(method="max")[chosen], predicted[chosen] / predicted.min()
-        found.append(
-            {**point[[*SHAPE, "num_tokens", *TILE[1:]]], "rank": int(rank), "of": len(tiles), "over_best": round(over_best, 3)}
-        )
+        call = {name: point[name] for name in (*SHAPE[1:], "num_tokens")}
+        predicted = pd.Series(seconds(with_routing(tiles.assign(**call, distribution="uniform")), constants))
+        (at,) = tiles.index[(tiles[TILE] == [point[name] for name in TILE]).all(axis=1)]
+        rank, over_best = int(predicted.rank(method="max")[at]), round(predicted[at] / predicted.min(), 3)
+        found.append({**point, "rank": rank, "of": len(tiles), "over_best": over_best})
     return pd.DataFrame(found)
 
 

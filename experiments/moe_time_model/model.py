@@ -50,7 +50,7 @@ def with_routing(points: pd.DataFrame) -> pd.DataFrame:
 
 def seconds(points: pd.DataFrame, constants: Constants) -> np.ndarray:
     """The predicted times of points (with routing, and with the figures of their tiles)."""
-    p = {name: points[name].to_numpy() for name in points}
+    p = {str(name): points[name].to_numpy() for name in points}
     fp8 = p["dtype"] == "fp8"
     gate_up = _gemm(p, 2 * p["inner"], p["hidden"], p["pairs"] / p["top_k"], constants)
     down = _gemm(p, p["hidden"], p["inner"], p["pairs"], constants)

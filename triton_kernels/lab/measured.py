@@ -1,4 +1,4 @@
-"""Times that other projects measured on devices of the table: what to beat. README.md in ``measured/`` says where they come from."""
+"""Times that other projects measured on devices of the table, as a bar; README.md in ``measured/`` says where they come from."""
 
 from __future__ import annotations
 
