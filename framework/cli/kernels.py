@@ -132,8 +132,9 @@ def _compile_all(arguments: argparse.Namespace) -> int:
     registry = Registry.load(plugins)
     if arguments.all == bool(arguments.kernels):
         raise ValueError("name the kernels to compile (OP or OP:IMPL), or give --all")
-    named = registry.ops if arguments.all else bench.with_peers(arguments.kernels, registry, arguments.peers)
-    selected = [impl for impl in _select(registry, named, triton_only=not arguments.peers) if impl.is_triton]
+    selected = _select(registry, registry.ops if arguments.all else arguments.kernels, triton_only=True)
+    beside = [i for op in dict.fromkeys(i.op for i in selected) for i in registry.impls(op).values() if i.is_triton]
+    selected += [i for i in beside if bench.is_peer(i, arguments.peers) and i not in selected]
     if not selected:
         raise ValueError(f"there is no Triton kernel to compile{_failures(registry)}")
     rules, peers = load_rules(), {(impl.op, impl.name) for impl in selected if bench.is_peer(impl, arguments.peers)}
@@ -141,6 +142,8 @@ def _compile_all(arguments: argparse.Namespace) -> int:
     for target in arguments.target or TARGETS:
         names = [f"{impl.op}:{impl.name}" for impl in selected]
         results += compile_for(target, names, plugins, arguments.dtype, arguments.case, path=arguments.peers)
+    if not results:
+        raise ValueError(f"none of the kernels has a serving case named {' or '.join(arguments.case)}")
     rows = [
         ["kernel", "case", "target", "warps", "stages", "shared", "registers", "spills", "matrix", "wide loads", "per SM", "gates"]
     ]
@@ -162,10 +165,11 @@ def _compile_all(arguments: argparse.Namespace) -> int:
     loops = loop_rows(registry, results)
     if arguments.table is not None:
         write_table(arguments.table, loops)
-    ours = (result for result in results if (result.op, result.impl) not in peers)
+    ours = [result for result in results if (result.op, result.impl) not in peers]
     failures = check_gates((artifact for result in ours for artifact in result.artifacts), rules)
-    failures += [f"{r.op}:{r.impl} ({r.case}) for {r.target}: {r.error}" for r in results if r.error]
-    refused = [f"{r.op}:{r.impl} ({r.case}) for {r.target} refused: {r.refused}" for r in results if r.refused]
+    failures += [f"{r.op}:{r.impl} ({r.case}) for {r.target}: {r.error}" for r in ours if r.error]
+    refused = [f"{r.op}:{r.impl} ({r.case}) for {r.target} failed: {r.error}" for r in results if r.error and r not in ours]
+    refused += [f"{r.op}:{r.impl} ({r.case}) for {r.target} refused: {r.refused}" for r in results if r.refused]
     shown = ("kernel", "case", "target", "instructions", "loaded_bytes", "buffers", "wait", "turns", "waves", "cap_us", "bound_by")
     table = [[name.replace("_", " ") for name in shown], *([str(row[name]) for name in shown] for row in loops)]
     print("\n".join([format_table(rows), "", "Main loops, per warp and turn:", format_table(table), "", *refused, *failures]))
