@@ -268,9 +268,7 @@ def test_vllm_moe_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
         "moe_sum": lambda x, out: out.copy_(x.sum(1)),
     }
     library = SimpleNamespace(
-        invoke_fused_moe_triton_kernel=fused,
-        get_moe_configs=lambda *_: {1: {"BLOCK_SIZE_M": 16}, 64: {"BLOCK_SIZE_M": 64}},
-        per_token_group_quant_fp8=None,
+        invoke_fused_moe_triton_kernel=fused, get_moe_configs=lambda *_: {1: {"BLOCK_SIZE_M": 16}, 64: {"BLOCK_SIZE_M": 64}}
     )
     monkeypatch.setattr(_vllm_python, "load", lambda name: library)
     module = adapter("vllm_triton_moe")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from experiments.peers.kernels._vllm_python import FP8_BLOCKS, MOE, import_error, load
+from experiments.peers.kernels._vllm_python import MOE, import_error, load
 from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, impl
 from triton_kernels.spec import Spec
 
@@ -32,7 +32,7 @@ class FusedMoe:
     """Options of 0 are vLLM's choice."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
-        self._weights, self._library, self._quantize = weights, load(MOE), load(FP8_BLOCKS).per_token_group_quant_fp8
+        self._weights, self._library = weights, load(MOE)
         self._blocks = [BLOCK, BLOCK] if spec.fact("scheme") == "fp8_block" else None
         self._options = {_vllm_name(name): value for name, value in options.items() if value}
 
@@ -45,7 +45,7 @@ class FusedMoe:
             reasons.append(f"is adapted for weights of the activations' dtype and for fp8_block, not for {spec.fact('scheme')}")
         if spec.fact("expert_start", 0):
             reasons.append("is adapted for all experts on one device")
-        return reasons or import_error(MOE) or import_error(FP8_BLOCKS) or _lacking_ops()
+        return reasons or import_error(MOE) or _lacking_ops()
 
     def config(self, num_tokens: int, top_k: int) -> dict[str, int]:
         """vLLM's tile for a call, with the options in place of its values."""
@@ -84,7 +84,7 @@ class FusedMoe:
     ) -> None:
         import triton.language as tl
 
-        values, scales = self._quantize(x, BLOCK) if self._blocks else (x, None)
+        values, scales = _quantize(x) if self._blocks else (x, None)
         self._library.invoke_fused_moe_triton_kernel(
             values,
             self._weights[name],
@@ -116,6 +116,15 @@ def _align(ids: torch.Tensor, block_m: int, num_experts: int) -> tuple[torch.Ten
     aligned = [torch.empty(size, dtype=torch.int32, device=ids.device) for size in (padded, -(-padded // block_m), 1)]
     _vllm_op("_moe_C", "moe_align_block_size", ids, num_experts, block_m, *aligned, None)
     return aligned[0], aligned[1], aligned[2]
+
+
+def _quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """float8 values [T, K] and scales f32 [T, K/128] of x [T, K]."""
+    values = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    scales = torch.empty(x.shape[0], x.shape[1] // BLOCK, dtype=torch.float32, device=x.device)
+    most = torch.finfo(values.dtype).max
+    _vllm_op("_C", "per_token_group_fp8_quant", x, values, scales, BLOCK, 1e-10, -most, most, False, False, False)
+    return values, scales
 
 
 def _vllm_op(library: str, name: str, *args: Any) -> None:
