@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+"""Architectures that kernels are compiled for ahead of time, without a device."""
+
 
 @dataclass(frozen=True)
 class DeviceModel:

@@ -139,8 +139,10 @@ def fit(points: pd.DataFrame, start: Constants, rounds: int = 40) -> Constants:
         return float(np.abs(np.log(seconds(points, constants) / measured)).mean())
 
     best, least = start, loss(start)
-    steps = {field.name: 0.2 for field in fields(start) if field.name not in FIXED}
-    for _ in range(rounds):
+    names = [field.name for field in fields(start) if field.name not in FIXED]
+    for turn in range(rounds):
+        if turn % 10 == 0:  # wide again: what was the best place for one depends on the others
+            steps = dict.fromkeys(names, 0.2)
         for name, step in steps.items():
             tried = (replace(best, **{name: getattr(best, name) * np.exp(s)}) for s in (step, -step))
             better = next((one for one in tried if loss(one) < least), None)
@@ -164,8 +166,8 @@ def held_out_table(points: pd.DataFrame, constants: Constants) -> pd.DataFrame:
 
 def rank_table(points: pd.DataFrame, constants: Constants) -> pd.DataFrame:
     """Where vLLM's tile comes among all tiles that it ships for the number format, for some shapes and one number of tokens each.
-    Tiles were tuned with all experts on one device and uniform routing, so shapes are those, and that is the routing. over_best: the
-    tile's predicted time over that of the model's first."""
+    Tiles were tuned with all experts on one device and uniform routing, so shapes are those, and that is the routing. over_best:
+    the tile's predicted time over that of the model's first."""
     figures = pd.read_csv(HERE / "figures.csv")
     tuned = points[(points.num_ranks == 1) & (points.distribution == "balanced")]
     chosen = _by_hash(tuned[[*SHAPE, "num_tokens", *TILE[1:]]]).drop_duplicates(SHAPE).head(NUM_RANKED)

@@ -34,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the pack, then proves it: a second process that meets other batch sizes must find every kernel in it."""
-    from triton_kernels.lab.aot import TARGETS
+    from triton_kernels.devices import TARGETS
     from triton_kernels.tuning import triton_version
 
     from ..study.compose import CONFIG_FILE, compose, save_config

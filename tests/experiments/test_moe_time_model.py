@@ -20,9 +20,9 @@ def points() -> pd.DataFrame:
 
 
 def test_the_fit_finds_the_constants_of_made_up_times(points: pd.DataFrame) -> None:
-    true = Constants(5e-6, 1.5e-6, 2e-7, 1e-10, l2=1.5, memory=0.8, tensor=0.6, tensor_fp8=0.4)
+    true = Constants(5e-6, 1.5e-6, 2e-7, 1e-10, l2=2.5, memory=0.8, tensor=0.6, tensor_fp8=0.25)
     made_up = points.assign(measured_us=seconds(points, true) * 1e6)
-    start = replace(true, launch_s=3.5e-6, program_s=2e-6, l2=2.0, memory=1.0, tensor=0.8, tensor_fp8=0.3)
+    start = replace(true, launch_s=3.5e-6, program_s=2e-6, l2=2.0, memory=1.0, tensor=0.8, tensor_fp8=0.35)
     found = fit(made_up, start)
     assert np.allclose(seconds(points, found), seconds(points, true), rtol=0.05)
     for name in ("launch_s", "memory", "tensor", "tensor_fp8"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from triton_kernels.devices import TARGETS
 from triton_kernels.ops import OPS
 from triton_kernels.ops.gemm import pack_int4, unpack_int4
 from triton_kernels.registry import Registry
@@ -111,7 +112,7 @@ def test_launch_configurations_fill_the_device_and_leave_no_split_empty(tokens: 
     from triton_kernels.impls._shared import packed_weights as _packed_weights
     from triton_kernels.impls._shared import scaled_gemm as _scaled_product
 
-    for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
+    for arch in TARGETS:
         for num_out, num_in in ((4096, 4096), (576, 7168), (28672, 4096), (971, 200)):
             blocks = -(-num_in // 128)
             packed = _packed_weights.launch_config(tokens, num_out, blocks, torch.bfloat16, arch)

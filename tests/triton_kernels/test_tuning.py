@@ -186,12 +186,12 @@ def test_gates_drop_candidates_before_they_are_timed() -> None:
     ]
     judged = judge(OPS["linear"], BY_TOKENS, [{"block": block} for block in range(1, 6)], compiled, [{"max_spills": 0}])
     assert [bool(candidate.reasons) for candidate in judged] == [False, True, True, True, True]
-    assert "spills 4" in judged[1].reasons[0] and "shared memory" in judged[2].reasons[0] and "ValueError" in judged[3].reasons[0]
+    assert "4 spills" in judged[1].reasons[0] and "shared memory" in judged[2].reasons[0] and "ValueError" in judged[3].reasons[0]
 
 
 def test_the_model_puts_the_candidate_first_whose_main_loop_asks_for_less() -> None:
     loop = LoopFigures(
-        {"tensor": 8, "alu": 20}, loaded_bytes=16384, buffers=3, wait=2, tensor_flops=2 * 64 * 64 * 64, format="bf16"
+        {"tensor": 8, "alu": 20}, loaded_bytes=16384, buffers=3, wait=2, cover=None, tensor_flops=2 * 64 * 64 * 64, format="bf16"
     )
     slower = replace(loop, instructions={"tensor": 8, "alu": 2000})
     compiled = [

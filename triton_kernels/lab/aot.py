@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..cases.serving import ServingCase, serving_cases
-from ..devices import by_arch
+from ..devices import TARGETS, by_arch
 from ..impl import Impl
 from ..op import Op
 from ..registry import Registry
@@ -26,9 +26,9 @@ from ..resolve import Choice, parse_choice
 from ..spec import Spec
 from . import conformance, machine_code
 from .loops import LoopFigures, main_loops
+from .ttgir import load_widths
 from .turns import loop_turns
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPES = ("bfloat16", "float16", "float32")
 _REGISTERS_PER_SM = 65536
 _THREADS_PER_SM = 2048
@@ -45,7 +45,9 @@ class Artifact:
     loops              figures of the main loops
     turns              how often they turn in the launch's middle program, where its arguments tell
     programs           of the launch
+    load_widths        by argument, as ``ttgir.load_widths`` counts them: bytes that a load of a tile brings to a thread
     programs_per_sm    how many fit on a multiprocessor (AMD: compute unit) by registers, shared memory and threads
+    waves              how often the programs of the launch fill the device that stands for the target; 0 where none fits
     """
 
     op: str
@@ -70,6 +72,8 @@ class Artifact:
     scalar_spills: int = 0
     tile_loads: int = 0
     loop_load_bytes: int = 0
+    waves: float = 0.0
+    load_widths: dict[str, int] = field(default_factory=dict)
     loops: list[LoopFigures] = field(default_factory=list)
     turns: list[int | None] = field(default_factory=list)
     programs: int = 0
@@ -201,9 +205,10 @@ def compile_only(target: str) -> Iterator[list[Launch]]:
         start = time.perf_counter()
         kernel = run(self, *args, grid=grid, warmup=True, **keywords)
         assert kernel.metadata.target == offline.target, f"compiled for {kernel.metadata.target}, not for {target}"
-        arguments = {**dict(zip(self.arg_names, args)), **keywords}
-        x, y, z = (*(grid(arguments) if callable(grid) else grid), 1, 1)[:3]
-        launches.append(Launch(kernel, keywords, arguments, (x, y, z), time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        named = {**dict(zip(self.arg_names, args)), **keywords}
+        x, y, z = (*(grid(named) if callable(grid) else grid), 1, 1)[:3]
+        launches.append(Launch(kernel, keywords, named, (x, y, z), seconds))
         return kernel
 
     driver.set_active(offline)
@@ -222,6 +227,8 @@ def _artifact(result: Compilation, launch: Launch) -> Artifact:
     disassembled = machine_code.disassemble(asm)
     code = machine_code.read(disassembled)
     config = " ".join(f"{key}={value}" for key, value in launch.keywords.items() if key.isupper())
+    per_sm = _programs_per_sm(result.target, meta.num_warps, code.registers, meta.shared)
+    num_at_once = per_sm * by_arch(result.target).num_sms
     return Artifact(
         op=result.op,
         impl=result.impl,
@@ -235,8 +242,10 @@ def _artifact(result: Compilation, launch: Launch) -> Artifact:
         num_stages=meta.num_stages,
         shared_bytes=meta.shared,
         explicit_fusion="enable_fp_fusion" in launch.keywords,
-        programs_per_sm=_programs_per_sm(result.target, meta.num_warps, code.registers, meta.shared),
+        programs_per_sm=per_sm,
+        waves=round(math.prod(launch.grid) / num_at_once, 3) if num_at_once else 0.0,
         compile_s=round(launch.compile_s, 3),
+        load_widths=load_widths(asm["ttgir"]),
         loops=main_loops(asm, disassembled),
         turns=loop_turns(asm["ttgir"], launch.arguments, launch.grid),
         programs=math.prod(launch.grid),

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import ttgir
-from .machine_code import MATRIX, Code, disassemble, is_load, matrix_family
+from .machine_code import MATRIX, Code, Instruction, disassemble, is_load, load_bytes, matrix_family
 
 Pipes = tuple[tuple[str, str], ...]
 
+PIPES = ("tensor", "lsu", "mufu", "convert", "half", "fma", "alu", "uniform", "control")
 _CUDA_PIPES: Pipes = (
     ("tensor", "|".join(MATRIX) + "|DMMA|OMMA"),
     ("lsu", r"LDG|STG|LDGSTS|LDS|STS|LDSM|STSM|MOVM|LDL|STL|LD|ST|LDTM|STTM|ATOM\w*|RED\w*|SHFL"),
@@ -42,13 +43,16 @@ _AMD_PIPES: Pipes = (
 class LoopFigures:
     """One main loop: an innermost loop that loads from memory or multiplies tiles. Per turn of Triton's loop:
 
-    instructions  that a warp issues, by pipe: "tensor", "lsu" (memory, shared memory and shuffles), "mufu" (exp2, rcp),
-                  "convert" (between formats, at a fraction of the rate), "half" (16 bits, two at once), "fma" (f32, and integers
-                  through it), "alu" (the others), "uniform" (for a warp as a whole, TMA among them), "control"
+    instructions  that a warp issues, by pipe (``PIPES``; one that is not there has none): "tensor", "lsu" (memory, shared memory
+                  and shuffles), "mufu" (exp2, rcp), "convert" (between formats, at a fraction of the rate), "half" (16 bits, two
+                  at once), "fma" (f32, and integers through it), "alu" (the others), "uniform" (for a warp as a whole, TMA among
+                  them), "control"
     loaded_bytes  that one program loads from memory
     buffers       how many tiles of a load lie in shared memory at once, of the load with the fewest; 0: they go to registers only
     wait          loads that are still under way behind the one that is waited for, at the wait with the fewest (the num of
                   ``async_wait``; tiles of TMA); None where no load is asynchronous
+    cover         on AMD, where loads go through registers: matrix instructions between asking for a tile and waiting for it, of
+                  the tile with the fewest; None elsewhere
     tensor_flops  of the tensor unit, per program; format: that of its first factor, as Triton writes it ("bf16", "f8E4M3FN")
     """
 
@@ -56,6 +60,7 @@ class LoopFigures:
     loaded_bytes: int
     buffers: int
     wait: int | None
+    cover: int | None
     tensor_flops: int
     format: str = ""
 
@@ -69,24 +74,29 @@ def main_loops(asm: Mapping[str, Any], code: Code | None = None) -> list[LoopFig
     return [_figures(loop, body, pipes) for loop, body in zip(loops, _matching(loops, code), strict=True)]
 
 
-def _matching(loops: list[ttgir.Loop], code: Code) -> list[list[str]]:
+def _matching(loops: list[ttgir.Loop], code: Code) -> list[list[Instruction]]:
     """The machine code of each loop. Both keep the order of the program; where a compiler made more loops of one (a rest behind an
     unrolled one) or none, those are paired that have products both or neither."""
     bodies = code.bodies(lambda opcode: bool(matrix_family(opcode) or is_load(opcode)))
     if len(bodies) == len(loops):
         return bodies
-    kinds = {kind: iter([body for body in bodies if any(map(matrix_family, body)) == kind]) for kind in (False, True)}
+    kinds = {kind: iter([body for body in bodies if _multiplies(body) == kind]) for kind in (False, True)}
     return [next(kinds[bool(loop.products)], []) for loop in loops]
 
 
-def _figures(loop: ttgir.Loop, body: list[str], pipes: Pipes) -> LoopFigures:
-    instructions = Counter(_pipe(opcode, pipes) for opcode in body)
-    on_tensor_unit = instructions["tensor"] > 0
+def _multiplies(body: list[Instruction]) -> bool:
+    return any(matrix_family(i.opcode) for i in body)
+
+
+def _figures(loop: ttgir.Loop, body: list[Instruction], pipes: Pipes) -> LoopFigures:
+    instructions = Counter(_pipe(i.opcode, pipes) for i in body)
+    on_tensor_unit = _multiplies(body)
     return LoopFigures(
         instructions=dict(instructions),
         loaded_bytes=sum(op.bytes for op in loop.loads),
         buffers=loop.buffers,
         wait=loop.wait,
+        cover=_cover(body) if pipes is _AMD_PIPES and on_tensor_unit else None,
         tensor_flops=sum(op.flops for op in loop.products) if on_tensor_unit else 0,
         format=loop.products[0].format if on_tensor_unit and loop.products else "",
     )
@@ -95,3 +105,20 @@ def _figures(loop: ttgir.Loop, body: list[str], pipes: Pipes) -> LoopFigures:
 def _pipe(opcode: str, pipes: Pipes) -> str:
     base = opcode.partition(".")[0]
     return next(pipe for pipe, pattern in pipes if re.fullmatch(pattern, base))
+
+
+def _cover(body: list[Instruction]) -> int | None:
+    """Loads come back in their order; ``s_waitcnt vmcnt(n)`` waits until n are under way. Two turns are walked: a load of the first
+    may be waited for in the second."""
+    widest = max((load_bytes(i.opcode) for i in body), default=0)
+    under_way: list[int | None] = []  # per load: the products ahead of it; None for one that is no tile
+    covers, num_products = [], 0
+    for instruction in body * 2:
+        num_products += bool(matrix_family(instruction.opcode))
+        if is_load(instruction.opcode):
+            under_way.append(num_products if load_bytes(instruction.opcode) == widest else None)
+        elif wait := re.search(r"vmcnt\((\d+)\)", instruction.operands):
+            done = len(under_way) - int(wait[1])
+            covers += [num_products - ahead for ahead in under_way[: max(done, 0)] if ahead is not None]
+            del under_way[: max(done, 0)]
+    return min(covers, default=None)

@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 MATRIX = ("HMMA", "HGMMA", "IMMA", "IGMMA", "QMMA", "QGMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA", "v_mfma", "v_smfmac")
 """Families of matrix instructions: per warp (HMMA, IMMA), per warp group (HGMMA, IGMMA, QGMMA: sm_90), of the tensor memory
@@ -23,20 +23,26 @@ _SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-
 _ASM_LINE = re.compile(r"^(?:(\.L\w+):|\s+([a-z][a-z0-9_]+)\b(.*))", re.M)
 
 
+class Instruction(NamedTuple):
+    address: int
+    opcode: str
+    operands: str
+
+
 @dataclass(frozen=True)
 class Code:
-    """A kernel's instructions, (address, opcode), and its loops, (first, last address); the rest as in ``MachineCode``."""
+    """A kernel's instructions and its loops, (first, last address); the rest as in ``MachineCode``."""
 
-    instructions: list[tuple[int, str]]
+    instructions: list[Instruction]
     loops: list[tuple[int, int]]
     registers: int
     spills: int
     scalar_spills: int = 0
 
-    def bodies(self, wanted: Callable[[str], bool]) -> list[list[str]]:
-        """Opcodes of the loops with a wanted one that hold no other such loop, in the order of the program."""
-        bodies = {(a, b): [opcode for at, opcode in self.instructions if a <= at <= b] for a, b in sorted(set(self.loops))}
-        bodies = {span: body for span, body in bodies.items() if any(map(wanted, body))}
+    def bodies(self, wanted: Callable[[str], bool]) -> list[list[Instruction]]:
+        """The loops with a wanted opcode that hold no other such loop, in the order of the program."""
+        bodies = {(a, b): [i for i in self.instructions if a <= i.address <= b] for a, b in sorted(set(self.loops))}
+        bodies = {span: body for span, body in bodies.items() if any(wanted(i.opcode) for i in body)}
         return [b for (x, y), b in bodies.items() if not any(x <= u and v <= y and (u, v) != (x, y) for u, v in bodies)]
 
 
@@ -74,19 +80,20 @@ def read(code: Code) -> MachineCode:
     """What the gates look at."""
     matrix: Counter[str] = Counter()
     in_loop: Counter[str] = Counter()
-    for at, opcode in code.instructions:
+    for at, opcode, _ in code.instructions:
         family = matrix_family(opcode)
         if family:
             matrix[family] += 1
             in_loop[family] += any(first <= at <= last for first, last in code.loops)
+    loads = [i.opcode for i in code.instructions if is_load(i.opcode)]
     return MachineCode(
         registers=code.registers,
         spills=code.spills,
         scalar_spills=code.scalar_spills,
         matrix=dict(matrix),
         matrix_in_loop=dict(+in_loop),
-        wide_loads=sum(_WIDE_LOAD.match(opcode) is not None for _, opcode in code.instructions),
-        tile_loads=sum(_TILE_LOAD.match(opcode) is not None for _, opcode in code.instructions),
+        wide_loads=sum(_WIDE_LOAD.match(opcode) is not None for opcode in loads),
+        tile_loads=sum(_TILE_LOAD.match(opcode) is not None for opcode in loads),
         loop_load_bytes=_loop_load_bytes(code),
     )
 
@@ -114,7 +121,7 @@ def _disassemble_cubin(cubin: bytes) -> Code:
     code, loops, ends = [], [], []
     for position, predicate, opcode, rest in _SASS_LINE.findall(text):
         at = int(position, 16)
-        code.append((at, opcode))
+        code.append(Instruction(at, opcode, rest))
         if opcode == "EXIT" and not predicate:
             ends.append(at)
         target = re.search(r"0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
@@ -132,7 +139,7 @@ def _parse_amdgcn(text: str) -> Code:
         if label:
             labels[label] = match.start()
             continue
-        code.append((match.start(), opcode))
+        code.append(Instruction(match.start(), opcode, rest))
         target = rest.split()[0] if opcode.startswith(("s_cbranch", "s_branch")) and rest.split() else ""
         if target in labels:
             loops.append((labels[target], match.start()))
@@ -145,7 +152,7 @@ def _parse_amdgcn(text: str) -> Code:
 
 
 def _loop_load_bytes(code: Code) -> int:
-    bodies = code.bodies(lambda opcode: True)
+    bodies = [[i.opcode for i in body] for body in code.bodies(lambda opcode: True)]
     return max(((sum(map(bool, map(matrix_family, body))), sum(map(load_bytes, body))) for body in bodies), default=(0, 0))[1]
 
 

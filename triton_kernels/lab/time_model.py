@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..cases.serving import serving_cases
 from ..devices import DeviceModel, by_arch
-from ..op import Cost
+from ..op import Cost, Op
 from .aot import Artifact
 
 Number = Any
@@ -112,6 +113,12 @@ def estimate(work: Work, device: DeviceModel, constants: Constants) -> Estimate:
 def constants_for(arch: str) -> Constants:
     """The fitted ones; of an architecture without a fit those of sm_90, whose shares then apply to its own figures."""
     return FITTED.get(arch, FITTED["sm_90"])
+
+
+def serving_cost(op: Op, name: str) -> Cost:
+    """Of the serving case with that name."""
+    case = next(case for case in serving_cases(op.name) if case.name == name)
+    return op.cost(case.dims, case.batch.q_lens, case.batch.ctx_lens)
 
 
 def loop_estimate(artifact: Artifact, index: int, cost: Cost) -> Estimate:

@@ -1,4 +1,5 @@
-"""What Triton's IR of tiles (TTGIR, the last one that knows them) says about a kernel's loops: loads, buffers, waits, products."""
+"""What Triton's IR of tiles (TTGIR, the last one that knows them) says: a loop's loads, buffers, waits and products, and how
+wide loads are."""
 
 from __future__ import annotations
 
@@ -191,3 +192,23 @@ def _parse(line: str) -> Op | None:
     result, name, rest = match.groups()
     text, _, types = rest.rpartition(" : ")
     return Op(result or "", name, tuple(_NAME.findall(text)), text, types)
+
+
+def load_widths(text: str) -> dict[str, int]:
+    """Kernel argument -> bytes in a row that one load brings to a thread, at its narrowest load of a tile. Loads whose layout is
+    not a plain one of blocks are left out."""
+    layouts = dict(re.findall(r"^(#\w+) = .*sizePerThread = \[([\d, ]+)\]", text, re.M))
+    signature = next((line for line in text.splitlines() if " tt.func public " in line), "")
+    arguments = set(re.findall(r"(%[\w.]+): !tt\.ptr", signature))
+    sources: dict[str, str] = {}  # of what was computed so far: the pointer that it came from
+    widths: dict[str, int] = {}
+    for op in filter(None, map(_parse, text.splitlines())):
+        source = sources.get(op.names[0], op.names[0]) if op.names else ""
+        if op.name in ("tt.addptr", "tt.splat", "tt.broadcast", "tt.expand_dims", "ttg.convert_layout"):
+            sources[op.result] = source
+        elif op.name in (*_TO_REGISTERS, *_TO_SHARED) and source in arguments:
+            tile = re.search(r"x(?:!tt\.ptr<)?([a-z]+\d\w*)>?, (#\w+)>", op.types)
+            if tile and tile[2] in layouts:
+                width = max(map(int, layouts[tile[2]].split(","))) * _bits(tile[1]) // 8
+                widths[source[1:]] = min(width, widths.get(source[1:], width))
+    return widths

@@ -27,7 +27,7 @@ from .aot import Compilation
 from .bench import Contender, Row, Task, measure
 from .ceilings import Ceilings
 from .gates import Rule, violations
-from .time_model import case_seconds
+from .time_model import case_seconds, serving_cost
 
 GAIN = 0.98
 """A candidate is taken if it needs less than this share of the default's time: less is noise."""
@@ -87,7 +87,6 @@ def judge(
     do not count. A kernel that cases share is compiled for the first of them: the longest predicted time counts."""
     found: dict[str, list[tuple[str, ...]]] = {}
     predicted_us: dict[str, float] = {}
-    cases = {case.name: case for case in serving_cases(op.name)}
     for result in compiled:
         if result.refused:
             continue
@@ -98,8 +97,7 @@ def judge(
                 problems.append(f"{artifact.kernel}: does not fit a multiprocessor")
         found.setdefault(result.impl, []).append(tuple(problems))
         if result.artifacts:
-            batch, dims = cases[result.case].batch, cases[result.case].dims
-            seconds = case_seconds(result.artifacts, op.cost(dims, batch.q_lens, batch.ctx_lens))
+            seconds = case_seconds(result.artifacts, serving_cost(op, result.case))
             predicted_us[result.impl] = max(predicted_us.get(result.impl, 0.0), seconds * 1e6)
     judged = []
     for chosen in options:

@@ -95,10 +95,17 @@ def test_check_tells_right_from_wrong(capfd: pytest.CaptureFixture[str], wrong_p
 
 def test_compile_writes_artifacts_and_verdicts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    output = tmp_path / "artifacts.json"
-    assert main(["kernels", "compile", "silu_and_mul:triton", "--target", "sm_90", "--output", str(output)]) == 0
-    assert "0 violations" in capsys.readouterr().out
+    output, table = tmp_path / "artifacts.json", tmp_path / "loops.csv"
+    words = ["silu_and_mul:triton", "slot_mapping:triton", "--target", "sm_90", "--output", str(output), "--table", str(table)]
+    assert main(["kernels", "compile", *words]) == 0
+    out = capsys.readouterr().out
+    assert "0 violations" in out
     content = json.loads(output.read_text())
+    with table.open() as file:
+        loops = list(csv.DictReader(file))
+    assert {row["kernel"].partition("/")[0] for row in loops} == {"slot_mapping:triton"}, "only loops with loads or products"
+    assert all(int(row["instructions"]) > int(row["lsu"]) > 0 and row["buffers"] == "0" and row["wait"] == "" for row in loops)
+    assert "main loop" in out and "slot_mapping:triton/_slot_mapping_kernel 1" in out
     (artifact,) = content["compilations"][0]["artifacts"]
     assert artifact["target"] == "sm_90" and artifact["kernel"] == "gated_kernel"
     assert artifact["spills"] == 0 and artifact["wide_loads"] >= 2 and artifact["registers"] > 0
@@ -135,7 +142,7 @@ def test_compile_shows_main_loops_beside_those_of_peers(capsys: pytest.CaptureFi
     assert main([*words, "--case", "2048 tokens"]) == 0
     shown = capsys.readouterr().out
     (row,) = [row for row in csv.DictReader(table.open()) if row["kernel"] == "silu_and_mul:peer/peer_kernel"]
-    assert (row["turns"], row["programs"], row["waves"], row["loaded_bytes"]) == ("28", "15", "1", "2048")
+    assert (row["turns"], row["loaded_bytes"]) == ("28", "2048") and float(row["cap_us"]) > 0 and 0 < float(row["waves"]) < 1
     assert row["kernel"] in shown and "0 violations" in shown and "silu_and_mul:triton/gated_kernel" in shown
 
 

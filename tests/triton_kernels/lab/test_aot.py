@@ -12,11 +12,12 @@ import pytest
 pytest.importorskip("triton")
 
 from framework.cli.child import compile_for
+from triton_kernels.devices import TARGETS
 from triton_kernels.lab.aot import Artifact, Compilation
 from triton_kernels.lab.gates import check_gates, load_rules
+from triton_kernels.lab.loops import LoopFigures
 from triton_kernels.registry import Registry
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 MAX_COMPILATIONS = 150
 GEMMS = (
@@ -136,6 +137,7 @@ def test_a_kernel_that_does_not_compile_is_reported(tmp_path: Path) -> None:
     assert [a.kernel for a in good.artifacts] == ["gated_kernel"] and not good.error
 
 
+OVERLAPPED = LoopFigures({"tensor": 4}, 49152, buffers=3, wait=2, cover=None, tensor_flops=4194304, format="bf16")
 PASSING = Artifact(
     op="linear",
     impl="triton",
@@ -156,21 +158,36 @@ PASSING = Artifact(
     programs_per_sm=1,
     explicit_fusion=True,
     compile_s=0.2,
+    loops=[OVERLAPPED],
 )
+
+ON_AMD = {
+    "target": "gfx942",
+    "matrix_in_loop": {"v_mfma": 4},
+    "shared_bytes": 65536,
+    "loops": [replace(OVERLAPPED, wait=None, buffers=1, cover=4)],
+}
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"spills": 8}, "spills 8"),
-        ({"target": "gfx942", "scalar_spills": 1, "matrix_in_loop": {"v_mfma": 4}, "shared_bytes": 65536}, "spills 1 scalar"),
+        ({"spills": 8}, "8 spills, at most 0"),
+        ({**ON_AMD, "scalar_spills": 1}, "1 spills of scalar registers"),
+        ({**ON_AMD, "loops": [replace(OVERLAPPED, wait=None, cover=0)]}, "0 matrix instructions between a tile's load"),
         ({"shared_bytes": 300_000}, "shared memory"),
         ({"matrix_in_loop": {}}, "no HGMMA inside a loop"),
         ({"matrix_in_loop": {"HMMA": 16}}, "no HGMMA inside a loop"),
-        ({"target": "gfx942", "shared_bytes": 65536}, "no v_mfma"),
+        ({**ON_AMD, "matrix_in_loop": {"HGMMA": 4}}, "no v_mfma"),
         ({"wide_loads": 0}, "0 wide loads"),
         ({"case": "1 token"}, "1 programs per multiprocessor"),
         ({"explicit_fusion": False}, "enable_fp_fusion"),
+        ({"loops": [replace(OVERLAPPED, buffers=1)]}, "1 buffers per tile in loop 1 of 1, at least 2"),
+        ({"loops": [OVERLAPPED, replace(OVERLAPPED, wait=0)]}, "0 loads under way behind the one waited for in loop 2 of 2"),
+        (
+            {"op": "qk_norm_rotary_kv_write", "kernel": "_fused_kernel", "programs_per_sm": 8, "load_widths": {"qkv_ptr": 8}},
+            "qkv_ptr is loaded by 8 bytes per thread",
+        ),
         (
             {"op": "paged_attention_prefill", "impl": "tma", "kernel": "prefill_kernel", "case": "2048 tokens, page 64"},
             "0 loads of tiles",
@@ -192,6 +209,15 @@ def test_gates_catch(change: dict[str, object], complaint: str) -> None:
     assert check_gates([PASSING]) == []
     failures = check_gates([replace(PASSING, **change)])  # type: ignore[arg-type]
     assert len(failures) == 1 and complaint in failures[0], failures
+
+
+def test_tiles_of_tuning_are_held_to_spills_memory_and_the_instruction_only() -> None:
+    change = {"impl": "triton@block_n:256", "wide_loads": 0, "registers": 255, "loops": [replace(OVERLAPPED, wait=0)]}
+    candidate = replace(PASSING, **change)  # type: ignore[arg-type]
+    assert check_gates([candidate]) == []
+    assert len(check_gates([replace(candidate, impl="triton")])) == 2
+    for fault in ({"spills": 8}, {"shared_bytes": 300_000}, {"matrix_in_loop": {}}):
+        assert len(check_gates([replace(candidate, **fault)])) == 1, fault  # type: ignore[arg-type]
 
 
 def test_rules_with_unknown_keys_are_refused(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_arrays_give_what_numbers_give() -> None:
 
 def artifact(turns: int | None, loops: int = 1, matrix: str = "HGMMA") -> Artifact:
     loop = LoopFigures(
-        {"tensor": 4, "alu": 16}, loaded_bytes=24576, buffers=3, wait=2, tensor_flops=2 * 128 * 64 * 64, format="bf16"
+        {"tensor": 4, "alu": 16}, loaded_bytes=24576, buffers=3, wait=2, cover=None, tensor_flops=2 * 128 * 64 * 64, format="bf16"
     )
     return Artifact(
         op="linear",
