@@ -213,7 +213,9 @@ def fake_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         softmax_segm_max,
         softmax_segm_expsum,
         sinks,
+        kv_quant_mode,
     ):
+        assert kv_quant_mode == 0
         assert softmax_segm_output.shape[:3] == softmax_segm_max.shape == (seq_threshold_3D, q.shape[1], num_par_softmax_segments)
         out.copy_(attention_of_torch(q, k, v, seqused_k, cu_seqlens_q, block_table, softmax_scale, window_size, softcap, sinks))
 

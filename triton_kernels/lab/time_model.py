@@ -127,9 +127,7 @@ def loop_estimate(artifact: Artifact, index: int, cost: Cost) -> Estimate:
     loop, device, constants = artifact.loops[index], by_arch(artifact.target), constants_for(artifact.target)
     format = FORMATS.get(loop.format, "bf16")
     warps_product = artifact.target in ("sm_90", "sm_100") and set(artifact.matrix_in_loop) == {"HMMA"}
-    turns, per_turn = artifact.turns[index], artifact.programs * (loop.tensor_flops or loop.loaded_bytes)
-    if turns is None:
-        turns = math.ceil((cost.flops if loop.tensor_flops else cost.bytes) / per_turn) if per_turn else 1
+    turns = _turns(artifact, index, cost)
     work = Work(
         programs=artifact.programs,
         turns=turns,
@@ -143,6 +141,20 @@ def loop_estimate(artifact: Artifact, index: int, cost: Cost) -> Estimate:
         memory_bytes=min(cost.bytes, artifact.programs * turns * loop.loaded_bytes),
     )
     return estimate(work, device, constants)
+
+
+def _turns(artifact: Artifact, index: int, cost: Cost) -> int:
+    """What the launch tells; else the fewest turns in which all programs do what the cost counts. Loops that multiply share it, and
+    one beside them that does not (a search for the request) counts as one turn."""
+    if (known := artifact.turns[index]) is not None:
+        return known
+    unknown = [loop for loop, turns in zip(artifact.loops, artifact.turns) if turns is None]
+    working = [loop for loop in unknown if loop.tensor_flops] or unknown
+    if artifact.loops[index] not in working:
+        return 1
+    flops, bytes = sum(loop.tensor_flops for loop in working), sum(loop.loaded_bytes for loop in working)
+    least = [total / (artifact.programs * per_turn) for total, per_turn in ((cost.flops, flops), (cost.bytes, bytes)) if per_turn]
+    return math.ceil(max(least, default=1))
 
 
 def case_seconds(artifacts: Sequence[Artifact], cost: Cost) -> float:

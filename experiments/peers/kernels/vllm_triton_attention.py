@@ -74,6 +74,7 @@ class UnifiedAttention:
             softmax_segm_max=maximum,
             softmax_segm_expsum=total,
             sinks=self._sinks,
+            kv_quant_mode=0,  # KVQuantMode.NONE
         )
         return out
 

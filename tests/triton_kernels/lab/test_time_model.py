@@ -81,6 +81,13 @@ def artifact(turns: int | None, loops: int = 1, matrix: str = "HGMMA") -> Artifa
 def test_turns_that_no_launch_tells_come_from_the_cost() -> None:
     cost = Cost(96 * 2 * 128 * 64 * 64 * 64, 1e6)
     assert loop_estimate(artifact(None), 0, cost) == loop_estimate(artifact(64), 0, cost)
+    by_memory = Cost(1e3, 96 * 24576 * 10)
+    assert loop_estimate(artifact(None), 0, by_memory) == loop_estimate(artifact(10), 0, by_memory)
+    assert loop_estimate(artifact(None, loops=2), 1, cost) == loop_estimate(artifact(32, loops=2), 1, cost)
+    search = replace(artifact(None).loops[0], tensor_flops=0, loaded_bytes=4)
+    both = replace(artifact(None), loops=[search, *artifact(None).loops], turns=[None, None])
+    assert loop_estimate(both, 0, cost).limits["wait"] < 1e-6
+    assert loop_estimate(both, 1, cost) == loop_estimate(artifact(64), 0, cost)
 
 
 def test_products_of_warps_are_slower_on_sm_90() -> None:
