@@ -38,12 +38,16 @@ def _uniform(random: np.random.Generator, num_tokens: int, num_experts: int, top
 
 
 def _power_law(random: np.random.Generator, alpha: float, num_tokens: int, num_experts: int, top_k: int, num_ranks: int) -> Counts:
-    """Popularities from a bounded power law, rounded to whole tokens; no expert gets a token twice."""
+    """Popularities from a bounded power law, rounded to whole tokens, of which no expert gets more than there are; what is lacking
+    or too much falls to the ranks in turn, there to the expert with the fewest or the most."""
     least, most = (1.0, 0.8 * num_tokens) if num_tokens * top_k > num_experts else (0.01, 2.0)
     power = 1 - alpha
     popularity = ((most**power - least**power) * random.random(num_experts) + least**power) ** (1 / power)
     counts = np.minimum(np.rint(popularity / popularity.sum() * num_tokens * top_k).astype(np.int64), num_tokens)
-    while lacking := num_tokens * top_k - counts.sum():
-        counts[counts.argmin() if lacking > 0 else counts.argmax()] += np.sign(lacking)
-    ranks = counts.reshape(num_ranks, -1)
+    ranks, turn = counts.reshape(num_ranks, -1), 0
+    while lacking := np.sign(num_tokens * top_k - counts.sum()):
+        rank = ranks[turn % num_ranks]
+        expert = rank.argmin() if lacking > 0 else rank.argmax()
+        rank[expert] += lacking * (0 <= rank[expert] + lacking <= num_tokens)
+        turn += 1
     return np.roll(ranks, -int(ranks.sum(1).argmax()), axis=0).ravel()

@@ -54,8 +54,8 @@ class Constants:
     tensor_fp8: Number
 
 
-FITTED = {"sm_90": Constants(3.71e-06, 2.88e-06, 2.5e-07, 1.42e-10, l2=1.86, memory=1.02, tensor=0.82, tensor_fp8=0.306)}
-"""By architecture. ``python experiments/moe_time_model.py fit`` prints them: half of the shapes of vLLM's MoE kernel on an H200."""
+FITTED = {"sm_90": Constants(3.86e-06, 2.78e-06, 2.5e-07, 1.42e-10, l2=1.86, memory=1.02, tensor=0.817, tensor_fp8=0.305)}
+"""By architecture. ``python -m experiments.moe_time_model fit`` prints them: half of the shapes of vLLM's MoE kernel on an H200."""
 
 
 @dataclass(frozen=True)
