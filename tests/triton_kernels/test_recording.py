@@ -13,6 +13,7 @@ from triton_kernels.impls._shared.native_call import RECORDER
 from triton_kernels.impls._shared.native_code import library_reasons
 from triton_kernels.impls._shared.recording import Arena, record
 from triton_kernels.impls.linear.native import LinearNative
+from triton_kernels.impls.rms_norm.native import RmsNormNative
 from triton_kernels.impls.silu_and_mul.native import SiluAndMulNative
 from triton_kernels.spec import Spec
 
@@ -76,6 +77,15 @@ def test_memory_of_what_is_gone_is_used_again() -> None:
     assert all(bool((recording.replay() == 1).all()) for recording in outputs)
 
 
+def test_a_free_block_serves_only_what_fits() -> None:
+    """Of those the smallest, which leaves the others to larger tensors."""
+    arena = Arena()
+    addresses = {size: arena.empty((size,), torch.float32).data_ptr() for size in (10, 1000, 30)}  # one at a time
+    assert addresses[30] == addresses[1000] != addresses[10]
+    kept = [arena.empty((size,), torch.float32) for size in (5, 1000)]
+    assert [one.data_ptr() for one in kept] == [addresses[10], addresses[1000]] and len(arena._blocks) == 2
+
+
 def test_what_looks_at_data_is_refused() -> None:
     x = torch.arange(3.0)
     counts = torch.tensor([1, 0, 2])
@@ -115,15 +125,20 @@ def test_after_a_failed_recording_all_is_as_before() -> None:
 
 
 def test_a_recording_keeps_the_memory_that_its_kernels_work_in() -> None:
-    (layer,) = layers(torch.eye(4))
-    arena, out = Arena(), torch.empty(1, 4)
-    recording = record(lambda: out.copy_(layer(layer(torch.ones(1, 4)))), arena)
+    """Also where nothing else does: of what they allocate, nothing is returned."""
+    (layer,), norm = layers(torch.eye(4)), RmsNormNative.bind(SPEC, {"weight": torch.ones(4)}, {"eps": 1e-5})
+    arena, x, total = Arena(), torch.ones(1, 4), torch.zeros(1, 4)
+
+    def run() -> None:
+        norm(layer(x), total)
+
+    recording = record(run, arena)
     alive = weakref.ref(arena)
     del arena
     gc.collect()
     assert alive() is not None
     recording.replay()
-    assert out.tolist() == [[1.0] * 4]
+    assert total.tolist() == [[2.0] * 4]
 
 
 def test_tensors_that_are_not_plain_memory_are_left_as_they_are() -> None:
