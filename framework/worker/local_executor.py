@@ -75,6 +75,8 @@ class LocalExecutor:
 
     @torch.inference_mode()
     def _capture_graphs(self, config: EngineConfig, device: Device, capture: Capture) -> None:
+        if self.plan.spec.device == "cpu" and self._model.decides_on_host:
+            return
         blockers = self.plan.not_capturable(except_ops=OPS_OUTSIDE_GRAPHS)
         if blockers:
             if self.plan.spec.device != "cpu":  # where launching costs most of a small step; on a CPU few kernels need it
