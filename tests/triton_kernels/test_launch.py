@@ -137,8 +137,8 @@ def _sized_kernel(x_ptr, width, C: tl.constexpr):
 def test_named_tuples_are_constants(stub: StubDriver) -> None:
     """Fixed, or of a call; equal ones are one variant."""
     small, large = Sizes(16, (1, 2)), Sizes(32, (1, 2))
-    fixed = Launch(_sized_kernel, C=small, num_warps=1)
-    launch = Launch(_sized_kernel, num_warps=1)
+    fixed = Launch(_sized_kernel, C=small, num_warps=1, enable_fp_fusion=True)
+    launch = Launch(_sized_kernel, num_warps=1, enable_fp_fusion=True)
     binaries = [launched(stub, fixed, X, 8).binary for _ in range(2)]
     binaries += [launched(stub, launch, X, 8, C=Sizes(*small)).binary for _ in range(2)]
     other = [launched(stub, launch, X, 8, C=large).binary for _ in range(2)]
