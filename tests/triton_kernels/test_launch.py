@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -121,6 +121,28 @@ def test_arguments_in_the_wrong_places_are_refused(stub: StubDriver) -> None:
         Launch(_kernel, stride=32, BLOCK=32)
     with pytest.raises(AssertionError, match="by position"):
         Launch(_kernel, **FIXED)((1,), *BASE[:-1], ROWS=4)
+
+
+class Sizes(NamedTuple):
+    BLOCK: int
+    STRIDES: tuple[int, ...]
+
+
+@triton.jit
+def _sized_kernel(x_ptr, width, C: tl.constexpr):
+    column = tl.arange(0, C.BLOCK)
+    tl.store(x_ptr + column * C.STRIDES[1], column, mask=column < width)
+
+
+def test_named_tuples_are_constants(stub: StubDriver) -> None:
+    """Fixed, or of a call; equal ones are one variant."""
+    small, large = Sizes(16, (1, 2)), Sizes(32, (1, 2))
+    fixed = Launch(_sized_kernel, C=small, num_warps=1, enable_fp_fusion=True)
+    launch = Launch(_sized_kernel, num_warps=1, enable_fp_fusion=True)
+    binaries = [launched(stub, fixed, X, 8).binary for _ in range(2)]
+    binaries += [launched(stub, launch, X, 8, C=Sizes(*small)).binary for _ in range(2)]
+    other = [launched(stub, launch, X, 8, C=large).binary for _ in range(2)]
+    assert len(set(binaries)) == len(set(other)) == 1 and binaries[0] != other[0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 16, 17, 1000])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from triton_kernels.attention_meta import AttentionMeta
+from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.impls.paged_attention_decode._call import DecodeTiles
 from triton_kernels.lab import conformance
 from triton_kernels.op import Case
@@ -77,6 +79,23 @@ def test_tma_conforms(registry: Registry, case: str) -> None:
     chosen = CASES[PREFILL, case]
     page_size = 128 if case == "chunked_tiled" else 64
     check(registry, PREFILL, "tma", replace(chosen, make=partial(chosen.make, page_size=page_size)), torch.float16)
+
+
+def test_tma_reads_the_cache_of_the_call_and_lets_go_of_it(registry: Registry) -> None:
+    """Layers of equal shape share a kernel, and its tensor descriptors."""
+    args = arguments(PREFILL, "lse", page_size=64)
+    spec = conformance.make_spec(OPS[PREFILL], args, torch.float32, torch.device("cpu"), interpret=True)
+    bound = conformance.bind(OPS[PREFILL], registry.impls(PREFILL)["tma"], spec, args, TILES["tma"])
+    first = conformance.call(OPS[PREFILL], bound, args)
+    other = args | {"kv": LayerKV(-args["kv"].k, args["kv"].v * 2)}
+    caches = [weakref.ref(cache) for cache in other["kv"][:2]]
+    second = conformance.call(OPS[PREFILL], bound, other)
+    assert not equal_bits(first, second)
+    assert equal_bits(second, run(registry, PREFILL, "tma", other))
+    assert equal_bits(conformance.call(OPS[PREFILL], bound, args), first)
+    del other
+    gc.collect()
+    assert not any(cache() is not None for cache in caches)
 
 
 @pytest.mark.parametrize("case", ["uneven", "ragged_queries", "padding_rows", "window", "heads_128"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ class AttentionParams:
         )
 
     def kernel_args(self) -> dict[str, Any]:
-        """Keyword arguments that all attention kernels have in common."""
+        """What all attention kernels have in common of what their launches fix."""
         return {
             "sinks": self.sinks,
             "alibi": self.alibi,
@@ -87,6 +87,14 @@ class AttentionParams:
             "window": self.window or 0,
             "enable_fp_fusion": True,
         }
+
+    @staticmethod
+    def shapes(q: torch.Tensor, kv: LayerKV) -> tuple[Hashable, ...]:
+        """Of q and a cache, all that ``constants`` and tensor descriptors follow from: equal for the calls of a layer."""
+        k, v, k_scale, v_scale = kv
+        if k_scale is None or v_scale is None:
+            return q.shape[1:], k.shape, v.shape, k.stride(), v.stride()
+        return q.shape[1:], k.shape, v.shape, k.stride(), v.stride(), k_scale.stride(), v_scale.stride()
 
     def constants(
         self, q: torch.Tensor, kv: LayerKV, block_m: int, block_n: int, row_blocks: int = 1, tma: bool = False

@@ -1,17 +1,18 @@
-"""The host's part of decode attention: sizes, grids, and one call's outputs and arguments."""
+"""The host's part of decode attention: sizes, grids, and one layer's launches."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from ...attention_meta import AttentionMeta, LayerKV
 from ...devices import by_arch
 from ...spec import Spec
-from .._shared.attention import AttentionParams
+from .._shared.attention import AttentionParams, unsupported_attention
+from .._shared.launch import Launch, cdiv, next_power_of_2
 from ._kernels import combine_kernel
 
 
@@ -60,14 +61,14 @@ class DecodeTiles:
         if chunk % block_n or block_n & (block_n - 1):
             raise ValueError(f"chunk must be a multiple of block_n, which is a power of two; got {chunk} and {block_n}")
         num_stages = num_stages or (2 if amd else 3)
-        width = triton.next_power_of_2(head_dim) + triton.next_power_of_2(spec.fact("value_dim", head_dim))
+        width = next_power_of_2(head_dim) + next_power_of_2(spec.fact("value_dim", head_dim))
         kv_dtype = spec.fact("kv_dtype", spec.dtype)
         tile_bytes = block_n * width * kv_dtype.itemsize
         return cls(
             chunk,
-            max_splits=max(64, min(256, 512 // triton.next_power_of_2(num_kv_heads))),
+            max_splits=max(64, min(256, 512 // next_power_of_2(num_kv_heads))),
             group=group,
-            block_m=max(16, triton.next_power_of_2(group)),
+            block_m=max(16, next_power_of_2(group)),
             block_n=block_n,
             num_warps=num_warps or 4,
             num_stages=num_stages,
@@ -84,7 +85,7 @@ class DecodeTiles:
     def row_blocks(self, meta: AttentionMeta) -> int:
         """Blocks of a program: enough for the rows of every request, up to a limit, so that keys are read once for all of a
         request's drafts."""
-        return min(triton.next_power_of_2(triton.cdiv(meta.max_q * self.group, self.block_m)), self.max_row_blocks)
+        return min(next_power_of_2(cdiv(meta.max_q * self.group, self.block_m)), self.max_row_blocks)
 
     def num_programs(self, meta: AttentionMeta) -> int:
         """As many as the device holds at once: by the shared memory of their tiles, and by their registers."""
@@ -93,74 +94,100 @@ class DecodeTiles:
 
     def row_grid(self, meta: AttentionMeta) -> int:
         """Upper bound of the programs that share the rows of a request."""
-        return triton.cdiv(meta.max_q * self.group, self.block_m * self.row_blocks(meta))
+        return cdiv(meta.max_q * self.group, self.block_m * self.row_blocks(meta))
 
-    def cuts(self, meta: AttentionMeta, window: int | None) -> Cuts:
-        return Cuts(window is not None, self.group, self.block_m * self.row_blocks(meta), self.chunk, self.max_splits)
+    def cuts(self, row_blocks: int, window: int | None) -> Cuts:
+        return Cuts(window is not None, self.group, self.block_m * row_blocks, self.chunk, self.max_splits)
 
     def splits(self, meta: AttentionMeta, window: int | None) -> int:
         """Upper bound of the splits of any request, from host integers."""
         span = meta.max_seq_len if window is None else min(meta.max_seq_len, window + meta.max_q)
-        return max(1, min(self.max_splits, triton.cdiv(span, self.chunk) + (window is not None)))
+        return max(1, min(self.max_splits, cdiv(span, self.chunk) + (window is not None)))
 
 
-class DecodeCall:
-    """One call of a decode impl: its outputs, its partial results, and the arguments that the kernels share."""
+class DecodeLaunches(NamedTuple):
+    """What one layer launches: its impl's own kernel, and the combination of splits."""
 
-    def __init__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta, params: AttentionParams, tiles: DecodeTiles) -> None:
+    attend: Launch
+    combine: Launch
+
+
+class DecodeLayer:
+    """One layer's decode attention. An impl gives ``kernel``, its grid, and what it takes behind the block table.
+
+    cuts   by the number of row blocks of a program: how its requests are cut
+    """
+
+    kernel: Any
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+        self.params = AttentionParams.of(spec, weights, params)
+        self.tiles = DecodeTiles.choose(spec, **options)
+        self.cuts = {1 << i: self.tiles.cuts(1 << i, self.params.window) for i in range(self.tiles.max_row_blocks.bit_length())}
+        self._launches: dict[tuple[Hashable, ...], DecodeLaunches] = {}
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        return unsupported_attention(spec)
+
+    def grid(self, kv: LayerKV, meta: AttentionMeta) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def work(self, meta: AttentionMeta) -> tuple[torch.Tensor, ...]:
+        """What the step prepared for the impl's kernel."""
+        return ()
+
+    def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         q = q if q.stride(2) == 1 else q.contiguous()
         num_tokens, num_heads, _ = q.shape
-        dv = kv.v.shape[3]
-        self.out = torch.empty(num_tokens, num_heads, dv, dtype=q.dtype, device=q.device)
-        self.lse = torch.empty(num_tokens, num_heads, dtype=torch.float32, device=q.device) if params.return_lse else None
-        self.meta, self.window, self.cuts = meta, params.window or 0, tiles.cuts(meta, params.window)
-        rows = tiles.splits(meta, params.window) * num_tokens * num_heads
-        self.partial = meta.scratch("decode_partials", rows * dv, torch.float32)  # [splits, T * Hq, Dv], for all layers
-        self.partial_lse = meta.scratch("decode_partial_lse", rows, torch.float32)
-        constants = params.constants(q, kv, tiles.block_m, tiles.block_n, tiles.row_blocks(meta))
-        self.tensors = (
-            q,
-            kv.k,
-            kv.v,
-            kv.k_scale,
-            kv.v_scale,
-            self.out,
-            self.lse,
-            self.partial,
-            self.partial_lse,
-            meta.cu_q,
-            meta.seq_lens,
-            meta.block_table,
-        )
-        self.arguments: dict[str, Any] = dict(
-            num_tokens=num_tokens,
-            stride_qt=q.stride(0),
-            stride_qh=q.stride(1),
-            stride_table=meta.block_table.stride(0),
-            C=constants,
-            CUTS=self.cuts,
-            **params.kernel_args(),
-        )
+        dv, num_reqs = kv.v.shape[3], meta.num_reqs
+        launches = self.launches(q, kv, self.tiles.row_blocks(meta))
+        out = q.new_empty(num_tokens, num_heads, dv)
+        lse = q.new_empty(num_tokens, num_heads, dtype=torch.float32) if self.params.return_lse else None
+        rows = self.tiles.splits(meta, self.params.window) * num_tokens * num_heads
+        partial = meta.scratch("decode_partials", rows * dv, torch.float32)  # [splits, T * Hq, Dv], for all layers
+        partial_lse = meta.scratch("decode_partial_lse", rows, torch.float32)
+        if num_reqs:
+            launches.attend(
+                self.grid(kv, meta),
+                q,
+                *kv,
+                out,
+                lse,
+                partial,
+                partial_lse,
+                meta.cu_q,
+                meta.seq_lens,
+                meta.block_table,
+                *self.work(meta),
+                num_tokens,
+                *q.stride()[:2],
+                meta.block_table.stride(0),
+            )
+        grid = (num_heads, meta.max_q, num_reqs + 1)
+        launches.combine(grid, out, lse, partial, partial_lse, meta.cu_q, meta.seq_lens, num_tokens, num_reqs)
+        return out if lse is None else (out, lse)
 
-    def combine(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Adds up the splits and gives the op's result."""
-        num_tokens, num_heads, dv = self.out.shape
-        tile = self.cuts.MAX_SPLITS // 4
-        combine_kernel[(num_heads, self.meta.max_q, self.meta.num_reqs + 1)](
-            self.out,
-            self.lse,
-            self.partial,
-            self.partial_lse,
-            self.meta.cu_q,
-            self.meta.seq_lens,
-            self.window,
-            num_tokens,
-            self.meta.num_reqs,
-            CUTS=self.cuts,
+    def launches(self, q: torch.Tensor, kv: LayerKV, row_blocks: int) -> DecodeLaunches:
+        """Those for q and a cache of such shapes."""
+        key = (row_blocks, *self.params.shapes(q, kv))
+        found = self._launches.get(key)
+        if found is None:
+            found = self._launches[key] = self._freeze(q, kv, row_blocks)
+        return found
+
+    def _freeze(self, q: torch.Tensor, kv: LayerKV, row_blocks: int) -> DecodeLaunches:
+        params, tiles, cuts, dv = self.params, self.tiles, self.cuts[row_blocks], kv.v.shape[3]
+        constants = params.constants(q, kv, tiles.block_m, tiles.block_n, row_blocks)
+        attend = Launch(self.kernel, **params.kernel_args(), C=constants, CUTS=cuts, **tiles.launch)
+        combine = Launch(
+            combine_kernel,
+            window=params.window or 0,
+            CUTS=cuts,
             DV=dv,
-            BLOCK_DV=triton.next_power_of_2(dv),
-            TILE=tile,
-            num_warps=tile // 8,
+            BLOCK_DV=next_power_of_2(dv),
+            TILE=cuts.MAX_SPLITS // 4,
+            num_warps=cuts.MAX_SPLITS // 32,
             enable_fp_fusion=True,
         )
-        return self.out if self.lse is None else (self.out, self.lse)
+        return DecodeLaunches(attend, combine)

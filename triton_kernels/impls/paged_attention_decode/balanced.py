@@ -20,8 +20,8 @@ import triton.language as tl
 from ...attention_meta import AttentionMeta, LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._shared.attention import AttentionParams, unsupported_attention
-from ._call import DecodeCall, DecodeTiles
+from .._shared.launch import Launch
+from ._call import DecodeLayer
 from ._kernels import decode_split, split_plan
 
 
@@ -37,7 +37,7 @@ def _num_items(requests, mask, cu_q, seq_lens, window, CUTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_reqs"])
 def work_list_kernel(
-    items, num_items, cu_q, seq_lens, window, num_reqs, CUTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr
+    items, num_items, cu_q, seq_lens, num_reqs, window, CUTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr
 ):
     """Program r writes the items of request r; the last one also the length of the list."""
     request = tl.program_id(0)
@@ -73,15 +73,15 @@ def balanced_kernel(
     block_table,
     items,
     num_items,
+    num_tokens,
+    stride_qt,
+    stride_qh,
+    stride_table,
     sinks,
     alibi,
     scale,
     softcap,
     window,
-    num_tokens,
-    stride_qt,
-    stride_qh,
-    stride_table,
     C: tl.constexpr,
     CUTS: tl.constexpr,
 ):
@@ -103,44 +103,29 @@ def balanced_kernel(
     options={"chunk": 256, "block_n": 0, "num_warps": 0, "num_stages": 0, "num_programs": 0},
     tune_space={"chunk": (128, 256, 512, 1024), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4, 5)},
 )
-class BalancedDecode:
+class BalancedDecode(DecodeLayer):
     """``num_programs``: size of the grid; 0 takes what the device holds at once. ``chunk`` as in ``splitkv``."""
+
+    kernel = balanced_kernel
 
     def __init__(
         self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], *, num_programs: int, **options: int
     ) -> None:
-        self.params = AttentionParams.of(spec, weights, params)
-        self.tiles = DecodeTiles.choose(spec, **options)
-        self.num_programs = num_programs
-
-    @staticmethod
-    def unsupported(spec: Spec) -> list[str]:
-        return unsupported_attention(spec)
+        super().__init__(spec, weights, params, **options)
+        self.num_programs, window = num_programs, self.params.window
+        self.list_names = {blocks: f"balanced:{window}:{cuts}" for blocks, cuts in self.cuts.items()}
+        self.write_list = Launch(work_list_kernel, window=window or 0, BLOCK_R=128, BLOCK_I=64, num_warps=1, enable_fp_fusion=True)
 
     def begin_step(self, meta: AttentionMeta) -> None:
         """Writes the step's work list into ``meta.workspace``: items int32 [n, 3], and n."""
-        work_list_kernel[(meta.num_reqs,)](
-            *self._work_list(meta),
-            meta.cu_q,
-            meta.seq_lens,
-            self.params.window or 0,
-            meta.num_reqs,
-            CUTS=self.tiles.cuts(meta, self.params.window),
-            BLOCK_R=128,
-            BLOCK_I=64,
-            num_warps=1,
-            enable_fp_fusion=True,
-        )
+        cuts = self.cuts[self.tiles.row_blocks(meta)]
+        self.write_list((meta.num_reqs,), *self.work(meta), meta.cu_q, meta.seq_lens, meta.num_reqs, CUTS=cuts)
 
-    def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        call = DecodeCall(q, kv, meta, self.params, self.tiles)
-        if meta.num_reqs:  # else nobody wrote the list
-            grid = (self.num_programs or self.tiles.num_programs(meta),)
-            balanced_kernel[grid](*call.tensors, *self._work_list(meta), **call.arguments, **self.tiles.launch)
-        return call.combine()
+    def grid(self, kv: LayerKV, meta: AttentionMeta) -> tuple[int, ...]:
+        return (self.num_programs or self.tiles.num_programs(meta),)
 
-    def _work_list(self, meta: AttentionMeta) -> tuple[torch.Tensor, torch.Tensor]:
-        window, tiles = self.params.window, self.tiles
-        bound = meta.num_reqs * tiles.splits(meta, window) * tiles.row_grid(meta)
-        key = f"balanced:{window}:{tiles.cuts(meta, window)}"
-        return meta.scratch(key, 3 * bound, torch.int32), meta.scratch(f"{key}:length", 1, torch.int32)
+    def work(self, meta: AttentionMeta) -> tuple[torch.Tensor, ...]:
+        tiles = self.tiles
+        name = self.list_names[tiles.row_blocks(meta)]
+        bound = meta.num_reqs * tiles.splits(meta, self.params.window) * tiles.row_grid(meta)
+        return meta.scratch(name, 3 * bound, torch.int32), meta.scratch(f"{name}:length", 1, torch.int32)

@@ -11,18 +11,12 @@ bound of the longest sequence is tight; ``balanced`` suits bounds that are not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 
 from ...attention_meta import AttentionMeta, LayerKV
 from ...impl import Flags, impl
-from ...spec import Spec
-from .._shared.attention import AttentionParams, unsupported_attention
-from ._call import DecodeCall, DecodeTiles
+from ._call import DecodeLayer
 from ._kernels import decode_split
 
 
@@ -40,15 +34,15 @@ def splitkv_kernel(
     cu_q,
     seq_lens,
     block_table,
+    num_tokens,
+    stride_qt,
+    stride_qh,
+    stride_table,
     sinks,
     alibi,
     scale,
     softcap,
     window,
-    num_tokens,
-    stride_qt,
-    stride_qh,
-    stride_table,
     C: tl.constexpr,
     CUTS: tl.constexpr,
 ):
@@ -70,19 +64,11 @@ def splitkv_kernel(
     options={"chunk": 256, "block_n": 0, "num_warps": 0, "num_stages": 0},
     tune_space={"chunk": (128, 256, 512, 1024), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4, 5)},
 )
-class SplitKVDecode:
+class SplitKVDecode(DecodeLayer):
     """``chunk``: keys per split of a short request, a multiple of ``block_n``. Options of 0 follow the arch."""
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
-        self.params = AttentionParams.of(spec, weights, params)
-        self.tiles = DecodeTiles.choose(spec, **options)
+    kernel = splitkv_kernel
 
-    @staticmethod
-    def unsupported(spec: Spec) -> list[str]:
-        return unsupported_attention(spec)
-
-    def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        call = DecodeCall(q, kv, meta, self.params, self.tiles)
-        grid = (kv.v.shape[2] * self.tiles.row_grid(meta), self.tiles.splits(meta, self.params.window), meta.num_reqs)
-        splitkv_kernel[grid](*call.tensors, **call.arguments, **self.tiles.launch)
-        return call.combine()
+    def grid(self, kv: LayerKV, meta: AttentionMeta) -> tuple[int, ...]:
+        tiles = self.tiles
+        return kv.v.shape[2] * tiles.row_grid(meta), tiles.splits(meta, self.params.window), meta.num_reqs

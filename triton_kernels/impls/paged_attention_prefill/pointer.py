@@ -10,7 +10,7 @@ edge; tiles before the window are never visited. It is meant for page sizes belo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ...spec import Spec
 from .._shared.attention import AttentionParams, unsupported_attention
 from .._shared.attention_loop import LN2, attend
 from .._shared.attention_rows import find_request, load_rows, store_rows, visible_keys
+from .._shared.launch import Launch
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_reqs"])
@@ -37,16 +38,16 @@ def prefill_kernel(
     cu_q,
     seq_lens,
     block_table,
-    sinks,
-    alibi,
-    scale,
-    softcap,
-    window,
     num_tokens,
     num_reqs,
     stride_qt,
     stride_qh,
     stride_table,
+    sinks,
+    alibi,
+    scale,
+    softcap,
+    window,
     C: tl.constexpr,
 ):
     """k_cache and v_cache are pointers, or with TMA descriptors of boxes [1, BLOCK_N, 1, head_dim]. Rows past the last
@@ -105,45 +106,6 @@ def prefill_kernel(
     store_rows(out, lse, result, log_sum * LN2, first_token.to(tl.int64), kv_head, first_row, num_rows, C)
 
 
-def launch_prefill(
-    q: torch.Tensor,
-    kv: LayerKV,
-    caches: tuple[Any, Any],
-    meta: AttentionMeta,
-    params: AttentionParams,
-    config: Mapping[str, int],
-    tma: bool,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Runs the kernel; ``caches`` are k and v as the kernel takes them."""
-    q = q if q.stride(2) == 1 else q.contiguous()
-    num_tokens, num_heads, _ = q.shape
-    num_kv_heads, dv = kv.v.shape[2:]
-    out = torch.empty(num_tokens, num_heads, dv, dtype=q.dtype, device=q.device)
-    lse = torch.empty(num_tokens, num_heads, dtype=torch.float32, device=q.device) if params.return_lse else None
-    num_blocks = num_tokens * num_heads // num_kv_heads // config["block_m"] + meta.num_reqs + 1
-    prefill_kernel[(num_blocks * num_kv_heads,)](
-        q,
-        *caches,
-        kv.k_scale,
-        kv.v_scale,
-        out,
-        lse,
-        meta.cu_q,
-        meta.seq_lens,
-        meta.block_table,
-        num_tokens=num_tokens,
-        num_reqs=meta.num_reqs,
-        stride_qt=q.stride(0),
-        stride_qh=q.stride(1),
-        stride_table=meta.block_table.stride(0),
-        C=params.constants(q, kv, config["block_m"], config["block_n"], tma=tma),
-        **params.kernel_args(),
-        num_warps=config["num_warps"],
-        num_stages=config["num_stages"],
-    )
-    return out if lse is None else (out, lse)
-
-
 def tile_config(spec: Spec) -> dict[str, int]:
     """Tiles by head size and arch whose accumulator and scores stay in registers, and of which one is multiplied while others load
     (checked ahead of time)."""
@@ -159,6 +121,60 @@ def tile_config(spec: Spec) -> dict[str, int]:
     return {"block_m": block_m, "block_n": block_n, "num_warps": num_warps, "num_stages": num_stages}
 
 
+class PrefillLayer:
+    """One layer's prefill attention. Options of 0 mean the choice of ``tile_config``."""
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
+        self.params = AttentionParams.of(spec, weights, params)
+        self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
+        self._frozen: dict[tuple[Hashable, ...], tuple[Launch, tuple[Any, ...]]] = {}
+
+    def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        q = q if q.stride(2) == 1 else q.contiguous()
+        num_tokens, num_heads, _ = q.shape
+        num_kv_heads, dv = kv.v.shape[2:]
+        launch, boxes = self._freeze(q, kv)
+        out = q.new_empty(num_tokens, num_heads, dv)
+        lse = q.new_empty(num_tokens, num_heads, dtype=torch.float32) if self.params.return_lse else None
+        num_blocks = num_tokens * num_heads // num_kv_heads // self.config["block_m"] + meta.num_reqs + 1
+        for box, cache in zip(boxes, kv):
+            box.base = cache
+        launch(
+            (num_blocks * num_kv_heads,),
+            q,
+            *(boxes or kv[:2]),
+            *kv[2:],
+            out,
+            lse,
+            meta.cu_q,
+            meta.seq_lens,
+            meta.block_table,
+            num_tokens,
+            meta.num_reqs,
+            *q.stride()[:2],
+            meta.block_table.stride(0),
+        )
+        for box in boxes:  # or a cache would live as long as the layer
+            box.base = None
+        return out if lse is None else (out, lse)
+
+    def boxes(self, kv: LayerKV) -> tuple[Any, ...]:
+        """Tensor descriptors of k and v, for the kernels that take them."""
+        return ()
+
+    def _freeze(self, q: torch.Tensor, kv: LayerKV) -> tuple[Launch, tuple[Any, ...]]:
+        """The launch for q and a cache of such shapes, and its descriptors, whose memory a call fills in."""
+        key = self.params.shapes(q, kv)
+        found = self._frozen.get(key)
+        if found is None:
+            config = self.config
+            boxes = self.boxes(kv)
+            constants = self.params.constants(q, kv, config["block_m"], config["block_n"], tma=bool(boxes))
+            options = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
+            found = self._frozen[key] = Launch(prefill_kernel, **self.params.kernel_args(), C=constants, **options), boxes
+        return found
+
+
 @impl(
     "paged_attention_prefill",
     "pointer",
@@ -168,16 +184,7 @@ def tile_config(spec: Spec) -> dict[str, int]:
     options={"block_m": 0, "block_n": 0, "num_warps": 0, "num_stages": 0},
     tune_space={"block_m": (64, 128), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4, 5)},
 )
-class PointerPrefill:
-    """Options of 0 mean the choice of ``tile_config``."""
-
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
-        self.params = AttentionParams.of(spec, weights, params)
-        self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
-
+class PointerPrefill(PrefillLayer):
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         return unsupported_attention(spec)
-
-    def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        return launch_prefill(q, kv, (kv.k, kv.v), meta, self.params, self.config, tma=False)

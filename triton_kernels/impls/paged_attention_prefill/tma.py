@@ -15,21 +15,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ...attention_meta import AttentionMeta, LayerKV
+from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._shared.attention import AttentionParams, unsupported_attention
-from .pointer import launch_prefill, tile_config
+from .._shared.attention import unsupported_attention
+from .._shared.launch import next_power_of_2
+from .pointer import PrefillLayer
 
 TMA_ALIGNMENT_BYTES = 16
 
 
 def page_box(cache: torch.Tensor, block_n: int) -> TensorDescriptor:
     """A descriptor whose box is ``block_n`` tokens of one page and one KV head."""
-    width = max(16, triton.next_power_of_2(cache.shape[-1]))
+    width = max(16, next_power_of_2(cache.shape[-1]))
     return TensorDescriptor(cache, list(cache.shape), list(cache.stride()), [1, block_n, 1, width])
 
 
@@ -42,12 +42,11 @@ def page_box(cache: torch.Tensor, block_n: int) -> TensorDescriptor:
     options={"block_m": 0, "block_n": 0, "num_warps": 0, "num_stages": 0},
     tune_space={"block_m": (64, 128), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4, 5)},
 )
-class TmaPrefill:
+class TmaPrefill(PrefillLayer):
     """Options of 0 mean the choice of ``tile_config``; ``block_n`` must divide the page size."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
-        self.params = AttentionParams.of(spec, weights, params)
-        self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
+        super().__init__(spec, weights, params, **options)
         if spec.fact("page_size", 64) % self.config["block_n"]:
             raise ValueError(f"block_n {self.config['block_n']} does not divide the page size {spec.fact('page_size')}")
 
@@ -66,6 +65,5 @@ class TmaPrefill:
                 reasons.append(f"{name} {spec.fact(name)} is no multiple of {TMA_ALIGNMENT_BYTES} bytes")
         return reasons
 
-    def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        caches = (page_box(kv.k, self.config["block_n"]), page_box(kv.v, self.config["block_n"]))
-        return launch_prefill(q, kv, caches, meta, self.params, self.config, tma=True)
+    def boxes(self, kv: LayerKV) -> tuple[Any, ...]:
+        return page_box(kv.k, self.config["block_n"]), page_box(kv.v, self.config["block_n"])

@@ -18,6 +18,7 @@ import triton.language as tl
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
+from .._shared.launch import Launch, cdiv, next_power_of_2
 from .._shared.quantized_values import cache_bits, cache_constants, cache_reasons, scale_of, to_quantized
 from ..kv_cache_write.triton import store_heads
 
@@ -112,21 +113,12 @@ def _fused_kernel(
     k_scale_ptr,
     v_scale_ptr,
     slots_ptr,
-    cos_sin_ptr,
-    q_weight_ptr,
-    k_weight_ptr,
     q_ptr,
-    num_heads,
-    num_kv_heads,
-    half,
     width,
     page_size,
-    eps,
-    offset,
     stride_token,
     stride_positions,
     stride_slots,
-    stride_cos_sin,
     k_page,
     k_slot,
     k_head,
@@ -139,6 +131,15 @@ def _fused_kernel(
     v_scale_page,
     v_scale_slot,
     v_scale_head,
+    cos_sin_ptr,
+    q_weight_ptr,
+    k_weight_ptr,
+    num_heads,
+    num_kv_heads,
+    half,
+    eps,
+    offset,
+    stride_cos_sin,
     KIND: tl.constexpr,
     LIMIT: tl.constexpr,
     Q_NORM: tl.constexpr,
@@ -227,11 +228,29 @@ def _fused_kernel(
 class TritonFused:
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], *, block_heads: int) -> None:
         bound = {**weights, **params}
-        self.num_heads, self.num_kv_heads, self.cos_sin = bound["num_heads"], bound["num_kv_heads"], bound["cos_sin"]
-        self.q_weight, self.k_weight = bound.get("q_weight"), bound.get("k_weight")
-        self.neox, self.eps, self.offset = bound.get("style", "neox") == "neox", bound.get("eps", 1e-6), bound.get("offset", 0.0)
-        self.block_heads = block_heads
-        assert self.cos_sin.stride(1) == 1, "rows of cos_sin must be contiguous"
+        self.num_heads, self.num_kv_heads, cos_sin = bound["num_heads"], bound["num_kv_heads"], bound["cos_sin"]
+        assert cos_sin.stride(1) == 1, "rows of cos_sin must be contiguous"
+        q_weight, k_weight = bound.get("q_weight"), bound.get("k_weight")
+        self.rotated = cos_sin.shape[1]
+        self.num_blocks = cdiv(self.num_heads, block_heads) + 2 * cdiv(self.num_kv_heads, block_heads)
+        self.launch = Launch(
+            _fused_kernel,
+            cos_sin_ptr=cos_sin,
+            q_weight_ptr=q_weight,
+            k_weight_ptr=k_weight,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            half=self.rotated // 2,
+            eps=bound.get("eps", 1e-6),
+            offset=bound.get("offset", 0.0),
+            stride_cos_sin=cos_sin.stride(0),
+            Q_NORM=q_weight is not None,
+            K_NORM=k_weight is not None,
+            NEOX=bound.get("style", "neox") == "neox",
+            HEADS=block_heads,
+            BLOCK_HALF=next_power_of_2(self.rotated // 2),
+            num_warps=2,  # of whose threads each loads 16 bytes of the rotated halves of 8 heads of 128
+        )
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -241,16 +260,19 @@ class TritonFused:
         return reasons
 
     def __call__(self, qkv: torch.Tensor, positions: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> torch.Tensor:
-        assert qkv.stride(1) == kv.k.stride(3) == kv.v.stride(3) == 1, "head elements must be contiguous"
-        num_heads, num_kv_heads, num_tokens = self.num_heads, self.num_kv_heads, qkv.shape[0]
-        width, half = qkv.shape[1] // (num_heads + 2 * num_kv_heads), self.cos_sin.shape[1] // 2
-        q = qkv.new_empty(num_tokens, num_heads, width)
+        num_tokens, columns = qkv.shape
+        width = columns // (self.num_heads + 2 * self.num_kv_heads)
+        q = qkv.new_empty(num_tokens, self.num_heads, width)
         if num_tokens == 0:
             return q
-        heads, rest = self.block_heads, width - 2 * half
-        num_blocks = triton.cdiv(num_heads, heads) + 2 * triton.cdiv(num_kv_heads, heads)
         k_cache, v_cache, k_scale, v_scale = cache_bits(kv)
-        _fused_kernel[(num_tokens, num_blocks)](
+        stride_token, element = qkv.stride()
+        *k_strides, k_element = k_cache.stride()
+        *v_strides, v_element = v_cache.stride()
+        assert element == k_element == v_element == 1, "head elements must be contiguous"
+        rest = width - self.rotated
+        self.launch(
+            (num_tokens, self.num_blocks),
             qkv,
             positions,
             k_cache,
@@ -258,34 +280,19 @@ class TritonFused:
             k_scale,
             v_scale,
             slot_mapping,
-            self.cos_sin,
-            qkv if self.q_weight is None else self.q_weight,
-            qkv if self.k_weight is None else self.k_weight,
             q,
-            num_heads,
-            num_kv_heads,
-            half,
             width,
             kv.page_size,
-            self.eps,
-            self.offset,
-            qkv.stride(0),
+            stride_token,
             positions.stride(0),
             slot_mapping.stride(0),
-            self.cos_sin.stride(0),
-            *k_cache.stride()[:3],
-            *v_cache.stride()[:3],
+            *k_strides,
+            *v_strides,
             *k_scale.stride()[:3],
             *v_scale.stride()[:3],
             **cache_constants(kv),
-            Q_NORM=self.q_weight is not None,
-            K_NORM=self.k_weight is not None,
-            NEOX=self.neox,
-            HEADS=heads,
-            BLOCK_HALF=triton.next_power_of_2(half),
-            BLOCK_REST=triton.next_power_of_2(rest) if rest else 0,
-            BLOCK=triton.next_power_of_2(width),
-            num_warps=2,  # of whose threads each loads 16 bytes of the rotated halves of 8 heads of 128
+            BLOCK_REST=next_power_of_2(rest) if rest else 0,
+            BLOCK=next_power_of_2(width),
             enable_fp_fusion=kv.k_scale is None,
         )
         return q
