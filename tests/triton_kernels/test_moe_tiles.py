@@ -55,6 +55,24 @@ def test_rows_follow_what_an_expert_gets() -> None:
         assert all(a.block_m <= b.block_m for a, b in pairwise(tile_of(n, shape, scheme, arch) for n in TOKENS))
 
 
+def test_rows_of_quantized_tiles_have_the_bounds_beyond_which_compilers_spill() -> None:
+    bounds = {
+        (scheme, arch): (min(rows), max(rows))
+        for scheme, arch in product(("w4a16", "fp8_channel", "fp8_block"), ("sm_80", "sm_90", "sm_100"))
+        for rows in [[tile_of(n, QWEN, scheme, arch).block_m for n in TOKENS]]
+        if arch != "sm_80" or scheme == "w4a16"
+    }
+    assert bounds == {
+        ("w4a16", "sm_80"): (16, 32),
+        ("w4a16", "sm_90"): (16, 128),
+        ("w4a16", "sm_100"): (32, 128),
+        ("fp8_channel", "sm_90"): (16, 128),
+        ("fp8_channel", "sm_100"): (16, 32),
+        ("fp8_block", "sm_90"): (16, 64),
+        ("fp8_block", "sm_100"): (16, 32),
+    }
+
+
 def test_few_choices_take_narrow_tiles() -> None:
     """Eight experts of 768 columns are 96 programs of 64 columns, on 132 multiprocessors."""
     assert [tile_of(n, QWEN).block_n for n in (1, 2, 4, 128)] == [32, 32, 64, 64]
