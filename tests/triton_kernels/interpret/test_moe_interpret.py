@@ -39,6 +39,7 @@ def test_conforms(registry: Registry, op: str, case: Case) -> None:
         ("w4a16_shard", {}),
         ("fp8_shard", {"block_m": 16, "block_n": 32}),
         ("fp8_shard", {"block_n": 128}),
+        ("fp8_tiled", {"block_m": 16, "block_n": 128}),
         ("strided", {"block_m": 64, "block_n": 16, "block_k": 16}),
     ],
     ids=str,
