@@ -116,13 +116,12 @@ class GraphConfig:
     native kernels on a CPU, made when a batch size first comes.
 
     enabled      off: every kernel is launched by the host
-    batch_sizes  rows per recording; a step takes the smallest that holds its rows, larger steps run without
+    batch_sizes  rows per recording; a step takes the smallest that holds its rows, larger steps run without; None = what suits the
+                 device
     """
 
     enabled: bool = True
-    batch_sizes: list[int] = field(
-        default_factory=lambda: [*range(1, 8), *range(8, 32, 4), *range(32, 64, 8), *range(64, 128, 16), *range(128, 257, 32)]
-    )
+    batch_sizes: list[int] | None = None
 
 
 @dataclass
@@ -198,10 +197,12 @@ class EngineConfig:
         ):
             _require(value in table, key, value, "one of " + ", ".join(table))
         _require(
-            not self.graphs.enabled or (self.graphs.batch_sizes and min(self.graphs.batch_sizes) > 0),
+            not self.graphs.enabled
+            or self.graphs.batch_sizes is None
+            or (self.graphs.batch_sizes and min(self.graphs.batch_sizes) > 0),
             "graphs.batch_sizes",
             self.graphs.batch_sizes,
-            "positive numbers, at least one (or graphs.enabled=false)",
+            "positive numbers, at least one, or null (or graphs.enabled=false)",
         )
         for name, size in vars(self.parallel).items():
             _require(size == 1, f"parallel.{name}", size, "1 (execution across ranks is not available in this version)")

@@ -174,7 +174,7 @@ class KernelPlan:
 
     def not_capturable(self, *, except_ops: Collection[str] = ()) -> list[str]:
         """Bound impls (``op:impl``) of which no recording can be made on this device."""
-        flag = f"{self.spec.device}_graph"
+        flag = "cpu_graph" if self.spec.device == "cpu" else "cuda_graph"
         return sorted({f"{k.op}:{k.impl.name}" for k in self.bound if not getattr(k.impl.flags, flag) and k.op not in except_ops})
 
     def report(self) -> dict[str, dict[str, Any]]:

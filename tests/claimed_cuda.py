@@ -195,7 +195,7 @@ class ClaimedCuda(TorchFunctionMode):
             if isinstance(base, torch.Tensor):
                 assert isinstance(base, ClaimedTensor), f"{kernel.__name__} is given a tensor on the host, {list(base.shape)}"
             else:
-                known = value is None or type(value) in (int, float, bool, str, tuple)
+                known = value is None or type(value) in (int, float, bool, str) or isinstance(value, tuple)
                 assert known, f"{kernel.__name__} is given a {type(value)}, which a launch does not take"
         sizes = tuple(grid({**dict(zip(kernel.arg_names, args)), **kwargs}) if callable(grid) else grid)
         assert all(type(n) is int and 0 < n <= limit for n, limit in zip(sizes, MAX_GRID)), f"{kernel.__name__}: grid {sizes}"

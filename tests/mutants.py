@@ -18,6 +18,9 @@ _DETOKENIZER = "framework/engine/detokenizer.py"
 _ASYNC = "framework/async_engine.py"
 _CLIENT = "framework/engine_client.py"
 _PROCESS = "framework/engine_process.py"
+_RECORDING = "triton_kernels/impls/_shared/recording.py"
+_GRAPHS = "framework/worker/decode_graphs.py"
+_DEVICES = "framework/worker/devices.py"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ _TEXT_TESTS = [
     "tests/test_outputs_agree.py",
 ]
 _TOKEN_TESTS = ["tests/test_sampling_oracle.py", "tests/test_against_transformers.py"]
+_RECORDING_TESTS = ["tests/triton_kernels/test_recording.py", "tests/framework/worker/test_decode_graphs.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
 
 TESTS: dict[str, list[str]] = {
@@ -55,6 +59,9 @@ TESTS: dict[str, list[str]] = {
     _ASYNC: _PROCESS_TESTS,
     _CLIENT: _PROCESS_TESTS,
     _PROCESS: _PROCESS_TESTS,
+    _RECORDING: _RECORDING_TESTS,
+    _GRAPHS: _RECORDING_TESTS,
+    _DEVICES: _RECORDING_TESTS,
 }
 """The tests that are to notice a fault in a file, quick ones first."""
 
@@ -277,5 +284,55 @@ MUTANTS = [
         _PROCESS,
         "while not engine.has_unfinished() or pipe.poll():",
         "while not engine.has_unfinished():",
+    ),
+    # Recordings on a CPU.
+    Mutant(
+        "a recording forgets what its kernels read", _RECORDING, "if not self._arena.owns(tensor))", "if self._arena.owns(tensor))"
+    ),
+    Mutant("a recording keeps everything", _RECORDING, "if not self._arena.owns(tensor))", ")"),
+    Mutant(
+        "memory is free while it is in use",
+        _RECORDING,
+        "weakref.finalize(part, lambda: self._free.append(block))",
+        "self._free.append(block)",
+    ),
+    Mutant("memory is never free", _RECORDING, "weakref.finalize(part, lambda: self._free.append(block))", "pass"),
+    Mutant("too small a block serves", _RECORDING, "if len(block) >= size]", "if len(block) * 4 >= size]"),
+    Mutant(
+        "what is done in place is done once",
+        _RECORDING,
+        "        if func._schema.is_mutable:\n            self._add(again)",
+        "        if func._schema.is_mutable:\n            pass",
+    ),
+    Mutant(
+        "what torch computes is computed once", _RECORDING, "        elif not _is_view(result, args):\n", "        elif False:\n"
+    ),
+    Mutant(
+        "kernels run behind the torch operations that follow them",
+        _RECORDING,
+        "        self._end_kernels()\n        self._parts.append(part)",
+        "        self._parts.append(part)",
+    ),
+    Mutant("a mask selects in a recording", _RECORDING, "i is not None and i.dtype == torch.bool", "i is None"),
+    Mutant("composite functions are recorded whole", _RECORDING, "= func.decompose(*args, **kwargs)", "= NotImplemented"),
+    Mutant("the recorder stays", _RECORDING, "        RECORDER.reset(token)", "        pass"),
+    Mutant(
+        "a recording does not keep its memory",
+        _RECORDING,
+        "mode.finish(), output, arena, mode",
+        "mode.finish(), output, None, mode",
+    ),
+    Mutant("every step is recorded anew", _DEVICES, "                if recording is not None:\n", "                if False:\n"),
+    Mutant(
+        "padding has a length",
+        _GRAPHS,
+        "lengths[:count] = torch.from_numpy(positions + 1)",
+        "lengths.fill_(1)[:count] = torch.from_numpy(positions + 1)",
+    ),
+    Mutant(
+        "tables of the step before",
+        _GRAPHS,
+        "        self._tables[:, :count, :width].copy_(tables, non_blocking=True)\n",
+        "        self._tables[:, :1, :width].copy_(tables[:, :1], non_blocking=True)\n",
     ),
 ]

@@ -7,7 +7,7 @@ import datetime
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from .child import DTYPES
 if TYPE_CHECKING:
     import torch
 
+    from triton_kernels.impl import Impl
     from triton_kernels.lab.bench import Row
     from triton_kernels.registry import Registry
 
@@ -43,16 +44,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--case-seconds", type=float, default=5.0, help="time for the samples of a case (default: %(default)s)")
     parser.add_argument("--tuned", default="auto", help="tuned tables: auto, a folder, or off (default: %(default)s)")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with further kernels")
-    parser.add_argument(
-        "--peers",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="further baselines: the .py files in DIR (but those named _...) are loaded as plugins, with "
-        "DIR first on sys.path, so that a wheel may lie unpacked beside them; what they implement meets the named "
-        "ops, even where only some impls are named. May be repeated",
-    )
+    add_peers_argument(parser)
     folder = parser.add_mutually_exclusive_group()
     folder.add_argument(
         "--output",
@@ -63,6 +55,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     folder.add_argument("--resume", type=Path, metavar="DIR", help="the same, and measure only what is not in there yet")
     parser.set_defaults(run=run)
+
+
+def add_peers_argument(parser: argparse.ArgumentParser) -> None:
+    """``--peers``, see its help."""
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="kernels of other projects beside ours: the .py files in DIR (but those named _...) are loaded as plugins, with "
+        "DIR first on sys.path, so that a wheel may lie unpacked beside them; what they implement meets the named "
+        "ops, even where only some impls are named. May be repeated",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -130,18 +136,17 @@ def peer_files(folders: Sequence[Path]) -> list[str]:
     return [str(path.resolve()) for folder in folders for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")]
 
 
+def is_peer(impl: Impl, folders: Sequence[Path]) -> bool:
+    """Whether an impl comes from one of the folders of peers."""
+    return getattr(sys.modules.get(impl.origin), "__file__", None) in peer_files(folders)
+
+
 def with_peers(kernels: Sequence[str], registry: Registry, folders: Sequence[Path]) -> list[str]:
     """``kernels``, and for each op of which only some impls are named also those that come from the folders."""
-    files = set(peer_files(folders))
     whole = {name for name in kernels if ":" not in name}
     ops = dict.fromkeys(name.partition(":")[0] for name in kernels)
-    peers = [
-        f"{op}:{impl.name}"
-        for op in ops
-        if op not in whole
-        for impl in registry.impls(op).values()
-        if getattr(sys.modules.get(impl.origin), "__file__", None) in files
-    ]
+    found = (impl for op in ops if op not in whole for impl in registry.impls(op).values() if is_peer(impl, folders))
+    peers = [f"{impl.op}:{impl.name}" for impl in found]
     return [*kernels, *(name for name in peers if name not in kernels)]
 
 
@@ -169,13 +174,16 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """What was measured, as text: medians with half the distance of the quartiles, rates, and the ratio to each baseline."""
+    """What was measured, as text: medians with half the distance of the quartiles, rates, the ratio to each baseline, and
+    what others measured."""
     rows = list(rows)
-    lines = [["kernel", "case", "verdict", "us", "+-", "TFLOP/s", "TB/s", "% of ceiling", "bound by", "faster than"]]
+    lines = [
+        ["kernel", "case", "verdict", "us", "+-", "TFLOP/s", "TB/s", "% of ceiling", "bound by", "faster than", "elsewhere (us)"]
+    ]
     for row in rows:
         name = f"{row['op']}:{row['impl']}"
         if row["median_us"] is None:
-            lines.append([name, row["case"], row["status"], *["-"] * 6, row["message"].partition("\n")[0][:60]])
+            lines.append([name, row["case"], row["status"], *["-"] * 6, row["message"].partition("\n")[0][:60], _elsewhere(row)])
             continue
         ratios = {key.removeprefix("ratio."): value for key, value in row.items() if key.startswith("ratio.") and value is not None}
         lines.append(
@@ -190,9 +198,16 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
                 f"{row['percent_of_ceiling']:.1f}",
                 row["bound_by"],
                 " ".join(f"{baseline} {ratio:.2f}x" for baseline, ratio in ratios.items()) or "-",
+                _elsewhere(row),
             ]
         )
     return format_table(lines)
+
+
+def _elsewhere(row: Mapping[str, Any]) -> str:
+    """What other projects' kernels took for the shape, measured by others on the device of the table for this architecture."""
+    times = {key.removeprefix("measured_us."): value for key, value in row.items() if key.startswith("measured_us.") and value}
+    return " ".join(f"{kernel} {us:.1f}" for kernel, us in times.items()) or "-"
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

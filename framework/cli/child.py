@@ -24,16 +24,20 @@ def compile_for(
     dtype: str = "bf16",
     cases: Iterable[str] = (),
     max_cases: int | None = None,
+    path: Iterable[Path] = (),
 ) -> list[Compilation]:
     """Compiles ``op:impl`` names (or ``op:impl@key:value``) for a target, for all serving cases or those named (at most
-    ``max_cases`` per impl), in a process of its own: it replaces Triton's driver."""
+    ``max_cases`` per impl), in a process of its own: it replaces Triton's driver. ``path``: folders that are first on its path."""
     from triton_kernels.lab.aot import Compilation
 
     arguments = [target, *kernels, "--dtype", DTYPES[dtype]]
     arguments += [part for plugin in plugins for part in ("--plugin", plugin)]
     arguments += [part for case in cases for part in ("--case", case)]
     arguments += [] if max_cases is None else ["--max-cases", str(max_cases)]
-    done = run_module("triton_kernels.lab.aot", arguments, capture_output=True)
+    environment = {
+        "PYTHONPATH": os.pathsep.join([*(str(p.resolve()) for p in path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
+    done = run_module("triton_kernels.lab.aot", arguments, environment=environment, capture_output=True)
     if done.returncode != 0:
         raise RuntimeError(f"compiling for {target} stopped with exit code {done.returncode}:\n{done.stderr[-4000:]}")
     return [Compilation.from_dict(json.loads(line)) for line in done.stdout.splitlines()]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..study.results import format_table
+from .bench import add_peers_argument, first_on_path, is_peer, peer_files
 from .child import DTYPES, compile_for
 from .selection import failures, select
 
@@ -30,36 +31,50 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--all", action="store_true", help="every Triton kernel there is")
     parser.add_argument("--target", action="append", choices=TARGETS, help="may be repeated (default: all)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of activations and weights (default: %(default)s)")
+    parser.add_argument("--case", action="append", default=[], help="a serving case by name; may be repeated (default: all)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the artifacts as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the figures of the main loops as CSV")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with further kernels")
+    add_peers_argument(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compiles, prints the kernels and their main loops, and says which gates fail."""
+    """Compiles, prints the kernels and their main loops, and says which gates fail. Peers are held to none."""
+    with first_on_path(arguments.peers):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from triton_kernels.devices import TARGETS
     from triton_kernels.lab.gates import check_gates, load_rules
     from triton_kernels.lab.loop_table import LoopRow, loop_rows
     from triton_kernels.registry import Registry
 
-    registry = Registry.load(arguments.plugin)
+    plugins = [*arguments.plugin, *peer_files(arguments.peers)]
+    registry = Registry.load(plugins)
     if arguments.all == bool(arguments.kernels):
         raise ValueError("name the kernels to compile (OP or OP:IMPL), or give --all")
     selected = select(registry, registry.ops if arguments.all else arguments.kernels, triton_only=True)
     if not selected:
         raise ValueError(f"there is no Triton kernel to compile{failures(registry)}")
+    beside = [i for op in dict.fromkeys(i.op for i in selected) for i in registry.impls(op).values() if i.is_triton]
+    selected += [i for i in beside if is_peer(i, arguments.peers) and i not in selected]
+    peers = {(i.op, i.name) for i in selected if is_peer(i, arguments.peers)}
     rules = load_rules()
     results: list[Compilation] = []
     for target in arguments.target or TARGETS:
         names = [f"{impl.op}:{impl.name}" for impl in selected]
-        results += compile_for(target, names, arguments.plugin, arguments.dtype)
+        results += compile_for(target, names, plugins, arguments.dtype, arguments.case, path=arguments.peers)
+    if not results:
+        raise ValueError(f"none of the kernels has a serving case named {' or '.join(arguments.case)}")
     artifacts = [artifact for result in results for artifact in result.artifacts]
-    loops = loop_rows(artifacts)
-    broken = check_gates(artifacts, rules)
-    broken += [f"{r.op}:{r.impl} ({r.case}) for {r.target}: {r.error}" for r in results if r.error]
-    refused = [f"{r.op}:{r.impl} ({r.case}) for {r.target} refused: {r.refused}" for r in results if r.refused]
-    print("\n".join([_kernel_table(artifacts, rules), "", _loop_table(loops), "", *refused, *broken]))
+    loops, ours = loop_rows(artifacts, registry.ops), [result for result in results if (result.op, result.impl) not in peers]
+    broken = check_gates((artifact for result in ours for artifact in result.artifacts), rules)
+    broken += [f"{r.op}:{r.impl} ({r.case}) for {r.target}: {r.error}" for r in ours if r.error]
+    refused = [f"{r.op}:{r.impl} ({r.case}) for {r.target} failed: {r.error}" for r in results if r.error and r not in ours]
+    refused += [f"{r.op}:{r.impl} ({r.case}) for {r.target} refused: {r.refused}" for r in results if r.refused]
+    print("\n".join([_kernel_table(artifacts, rules, peers), "", _loop_table(loops), "", *refused, *broken]))
     print(f"{len(artifacts)} kernels compiled, {len(broken)} violations")
     if arguments.output is not None:
         content = {"compilations": [asdict(result) for result in results], "failures": broken}
@@ -72,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if broken else 0
 
 
-def _kernel_table(artifacts: list[Artifact], rules: Sequence[Rule]) -> str:
+def _kernel_table(artifacts: list[Artifact], rules: Sequence[Rule], peers: Collection[tuple[str, str]]) -> str:
     from triton_kernels.lab.gates import violations
 
     head = "kernel,case,target,warps,stages,shared,registers,spills,matrix,wide loads,per SM,waves,gates"
@@ -90,7 +105,7 @@ def _kernel_table(artifacts: list[Artifact], rules: Sequence[Rule]) -> str:
                 str(artifact.wide_loads),
                 str(artifact.programs_per_sm or "-"),
                 f"{artifact.waves:.2f}",
-                "FAILED" if violations(artifact, rules) else "ok",
+                "-" if (artifact.op, artifact.impl) in peers else "FAILED" if violations(artifact, rules) else "ok",
             ]
         )
     return format_table(rows)
@@ -100,7 +115,9 @@ def _loop_table(loops: list[LoopRow]) -> str:
     """Instructions are those that a warp issues per turn; "wait": loads under way behind the one that is waited for."""
     from triton_kernels.lab.loops import PIPES
 
-    rows = [["main loop", "case", "target", *PIPES, "all", "KB", "MFLOP", "buffers", "wait", "cover"]]
+    rows = [
+        ["main loop", "case", "target", *PIPES, "all", "KB", "MFLOP", "buffers", "wait", "cover", "turns", "cap (us)", "bound by"]
+    ]
     for loop in loops:
         rows.append(
             [
@@ -114,6 +131,9 @@ def _loop_table(loops: list[LoopRow]) -> str:
                 str(loop.buffers),
                 "-" if loop.wait is None else str(loop.wait),
                 "-" if loop.cover is None else str(loop.cover),
+                "-" if loop.turns is None else str(loop.turns),
+                f"{loop.cap_us:.2f}",
+                loop.bound_by,
             ]
         )
     return format_table(rows)

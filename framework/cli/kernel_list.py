@@ -65,7 +65,7 @@ def _spec(op: Op) -> Spec:
 
 
 def _promises(impl: Impl) -> list[str]:
-    kept = [flag for flag in ("cuda_graph", "deterministic", "batch_invariant") if getattr(impl.flags, flag)]
+    kept = [flag for flag in ("cuda_graph", "cpu_graph", "deterministic", "batch_invariant") if getattr(impl.flags, flag)]
     return [*kept, "own_rng"] if impl.flags.rng == "own" else kept
 
 

@@ -30,6 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of activations and weights (default: %(default)s)")
     parser.add_argument("--target", default="sm_90", help="what to compile for where no GPU is (default: %(default)s)")
     parser.add_argument("--candidates", type=int, default=40, metavar="N", help="most to compile per case (default: %(default)s)")
+    parser.add_argument("--time", type=int, metavar="N", help="time only so many per case, the model's first (default: all)")
     parser.add_argument("--case-seconds", type=float, default=3.0, help="time for the samples of a group (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the tables (default: the user's, which engines read)")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with further kernels")
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not on_gpu:
             continue
         device, dtype = find_device("cuda", arguments.dtype)
-        entries = _time(op, impl, tasks, judged, device, dtype, arguments.case_seconds)
+        entries = _time(op, impl, tasks, judged, device, dtype, arguments)
         for entry in entries:
             print(f"{entry.bucket}: {entry.options}, {entry.median_us:.2f} us instead of {entry.default_us:.2f} us")
         if entries:
@@ -98,16 +99,17 @@ def _prune(arguments: argparse.Namespace, tasks: list[Task], impl: Impl, target:
         names = tuple(f"{impl.op}:{Choice(impl.name, chosen)}" for chosen in options)
         if (names, *near) not in compiled:
             compiled[names, *near] = compile_for(target, names, arguments.plugin, arguments.dtype, near)
-        judged[task.case.name] = judge(impl, options, compiled[names, *near], rules)
+        judged[task.case.name] = judge(task.op, impl, options, compiled[names, *near], rules)
     return judged
 
 
 def _show(judged: dict[str, list[Candidate]], target: str) -> None:
-    rows = [["case", "options", f"on {target}"]]
+    rows = [["case", "options", "model (us)", f"on {target}"]]
     for case, found in judged.items():
         for candidate in found:
             options = " ".join(f"{key}:{value}" for key, value in candidate.options.items())
-            rows.append([case, options, "dropped: " + candidate.reasons[0][:90] if candidate.reasons else "worth timing"])
+            verdict = "dropped: " + candidate.reasons[0][:90] if candidate.reasons else "worth timing"
+            rows.append([case, options, f"{candidate.predicted_us:.2f}", verdict])
     print(format_table(rows))
     for case, found in judged.items():
         print(f"{case}: {sum(not candidate.reasons for candidate in found)} of {len(found)} candidates are worth timing")
@@ -120,7 +122,7 @@ def _time(
     judged: dict[str, list[Candidate]],
     device: torch.device,
     dtype: torch.dtype,
-    limit_s: float,
+    arguments: argparse.Namespace,
 ) -> list[Entry]:
     import json
 
@@ -130,10 +132,10 @@ def _time(
     ceilings = Ceilings.measure(device)
     buckets: dict[str, tune.Scores] = {}
     for task in tasks:
-        options = [candidate.options for candidate in judged[task.case.name] if not candidate.reasons]
+        options = [candidate.options for candidate in judged[task.case.name] if not candidate.reasons][: arguments.time]
         bucket = tune.bucket_of(op, impl, task.case, device, dtype)
         scores = buckets.setdefault(json.dumps(bucket, sort_keys=True), tune.Scores(bucket))
-        rows = list(tune.time_candidates(op, impl, task.case, options, device, dtype, ceilings, limit_s))
+        rows = list(tune.time_candidates(op, impl, task.case, options, device, dtype, ceilings, arguments.case_seconds))
         tune.add_scores(scores, rows, options, impl)
         print(f"{task.case.name}: timed {sum(len(group) - 1 for group in rows)} candidates", flush=True)
     return [entry for scores in buckets.values() if (entry := tune.best_entry(scores, impl)) is not None]

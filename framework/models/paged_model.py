@@ -10,6 +10,8 @@ from .layers.paged_attention import PagedAttention
 class PagedModel:
     """The part of ``Model`` that is about the cache. attention: of each layer, in order."""
 
+    decides_on_host = False
+
     def __init__(self, attention: list[PagedAttention]) -> None:
         self._attention, self._first_of_groups = attention, attention[:1]
 

@@ -16,6 +16,8 @@ class Model(Protocol):
     dtype: torch.dtype
     vocab_size: int
     max_model_len: int
+    decides_on_host: bool
+    """Whether Python looks at a step's numbers. A recording on a CPU, where reading them is no event, would not look again."""
 
     def cache_specs(self) -> list[PagedKV]:
         """What each layer keeps in the cache."""

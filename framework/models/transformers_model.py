@@ -36,6 +36,8 @@ class TransformersModel(PagedModel):
     attention  of its layers
     """
 
+    decides_on_host = True
+
     def __init__(self, model: Any, info: ModelInfo, plan: KernelPlan, attention: list[PagedAttention]) -> None:
         super().__init__(attention)
         self.dtype, self.vocab_size, self.max_model_len = model.dtype, model.config.vocab_size, info.max_model_len

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from ..config import EngineConfig
 from ..plan import Arena, Recording, device_arch, record
 from .host_memory import Memory, host_memory
 
@@ -27,11 +28,21 @@ class Device:
 
     priority         ``device=auto`` takes the highest of the kinds that are here
     in_flight_steps  steps to have submitted unless the config says; more than 1 where a launch returns at once
+    graph_sizes      rows of the decode steps to record unless the config says; few where each takes time and memory at start
     torch            the device by torch's name: where tensors are
     """
 
     priority: ClassVar[int] = 0
     in_flight_steps: ClassVar[int] = 1
+    graph_sizes: ClassVar[tuple[int, ...]] = (
+        1,
+        2,
+        4,
+        *range(8, 32, 8),
+        *range(32, 64, 16),
+        *range(64, 128, 32),
+        *range(128, 257, 64),
+    )
     torch: torch.device
 
     def __init__(self, index: int | None = None) -> None:
@@ -72,6 +83,8 @@ class Device:
 
 class Cpu(Device):
     """The processor."""
+
+    graph_sizes = (*range(1, 65), *range(72, 257, 8))  # recorded when they come; and a row of padding costs what any row does
 
     def __init__(self, index: int | None = None) -> None:
         self.torch = torch.device("cpu")
@@ -164,6 +177,13 @@ class _CudaGraphs:
             return output
 
         return replay
+
+
+def graph_sizes(config: EngineConfig, device: type[Device]) -> list[int]:
+    """Rows of the decode steps to record, of which no step has more than there are seats."""
+    largest = config.scheduler.max_num_seqs
+    wanted = device.graph_sizes if config.graphs.batch_sizes is None else config.graphs.batch_sizes
+    return [size for size in wanted if size <= largest] or [largest]
 
 
 DEVICES: dict[str, type[Device]] = {"cpu": Cpu, "cuda": Cuda}

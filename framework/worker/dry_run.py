@@ -23,7 +23,7 @@ from ..models.weights import EmptyWeights
 from ..plan import TargetPlan
 from ..sampling_params import SamplingParams
 from .cache_memory import allocate_caches
-from .devices import Replay
+from .devices import Cuda, Replay, graph_sizes
 from .runner import Runner
 
 CPU = torch.device("cpu")
@@ -71,8 +71,8 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
             runner.step(step)
             num_steps += 1
         if config.graphs.enabled:  # last: from then on decodes replay, while mixed steps run as above
-            sizes = [size for size in config.graphs.batch_sizes if size <= config.scheduler.max_num_seqs]
-            runner.capture_graphs(sizes or [config.scheduler.max_num_seqs], _run_once)
+            sizes = graph_sizes(config, Cuda)
+            runner.capture_graphs(sizes, _run_once)
             num_steps += len(sizes)
     return num_steps
 

@@ -18,7 +18,7 @@ from ..models.parallel import Parallel
 from ..models.parts import num_weights
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
-from .devices import Capture, Device, open_device
+from .devices import Capture, Device, graph_sizes, open_device
 from .runner import Runner, StepHandle
 from .transfer import device_losses
 
@@ -61,7 +61,7 @@ class LocalExecutor:
         self.plan.check_bound()
         self.in_flight_steps = device.in_flight_steps
         if config.graphs.enabled and (capture := device.capture()) is not None:
-            self._capture_graphs(config, capture)
+            self._capture_graphs(config, device, capture)
 
     def submit(self, step: StepInput) -> StepHandle:
         with device_losses():
@@ -74,7 +74,9 @@ class LocalExecutor:
         self.__dict__.clear()
 
     @torch.inference_mode()
-    def _capture_graphs(self, config: EngineConfig, capture: Capture) -> None:
+    def _capture_graphs(self, config: EngineConfig, device: Device, capture: Capture) -> None:
+        if self.plan.spec.device == "cpu" and self._model.decides_on_host:
+            return
         blockers = self.plan.not_capturable(except_ops=OPS_OUTSIDE_GRAPHS)
         if blockers:
             if self.plan.spec.device != "cpu":  # where launching costs most of a small step; on a CPU few kernels need it
@@ -84,9 +86,7 @@ class LocalExecutor:
                     stacklevel=3,
                 )
             return
-        largest = config.scheduler.max_num_seqs
-        sizes = [size for size in config.graphs.batch_sizes if size <= largest]
-        self._runner.capture_graphs(sizes or [largest], capture)
+        self._runner.capture_graphs(graph_sizes(config, type(device)), capture)
         self.plan.recorded = frozenset(kernel.op for kernel in self.plan.bound if kernel.op not in OPS_OUTSIDE_GRAPHS)
 
     def _fit_blocks(self, config: EngineConfig, device: Device) -> int:

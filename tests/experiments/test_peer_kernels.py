@@ -8,12 +8,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from experiments.peers.kernels import _vllm_python
 from framework.cli import main
 from triton_kernels.impl import Impl
 from triton_kernels.lab import conformance
@@ -101,9 +102,13 @@ def test_adapters_load_and_say_what_they_lack_here() -> None:
         ("paged_attention_decode", "vllm_triton"),
         ("paged_attention_prefill", "vllm_triton"),
         ("gemm_fp8", "deep_gemm"),
+        ("gemm_fp8", "vllm_triton"),
+        ("moe_experts", "vllm_triton"),
+        ("rms_norm", "liger"),
+        ("silu_and_mul", "liger"),
     }
     assert all("runs on cuda, not on cpu" in impl.unsupported(Spec("cpu", "cpu", torch.float32)) for impl in found)
-    for impl in found:
+    for impl in (impl for impl in found if impl.name != "liger"):
         (reason,) = impl.target.unsupported(Spec("cuda", "sm_80", torch.bfloat16))  # type: ignore[attr-defined]
         assert "sm_80" in reason
         if importlib.util.find_spec("vllm") is None:
@@ -208,11 +213,13 @@ def fake_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         softmax_segm_max,
         softmax_segm_expsum,
         sinks,
+        kv_quant_mode,
     ):
+        assert kv_quant_mode == 0
         assert softmax_segm_output.shape[:3] == softmax_segm_max.shape == (seq_threshold_3D, q.shape[1], num_par_softmax_segments)
         out.copy_(attention_of_torch(q, k, v, seqused_k, cu_seqlens_q, block_table, softmax_scale, window_size, softcap, sinks))
 
-    install(monkeypatch, "vllm.v1.attention.ops.triton_unified_attention", unified_attention=unified_attention)
+    monkeypatch.setattr(_vllm_python, "load", lambda name: SimpleNamespace(unified_attention=unified_attention))
 
 
 def agrees(impl: Impl, case: Case, dtype: torch.dtype = torch.float32) -> None:
@@ -235,6 +242,79 @@ def test_attention_adapters(op: str, file: str, library: Callable[..., None], mo
     assert len(cases) == len(names)
     for case in cases:
         agrees(impl, case)
+
+
+def test_vllm_moe_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def align(ids, num_experts, block_m, sorted_ids, experts, total, expert_map):  # type: ignore[no-untyped-def]
+        """Choices by expert, each expert's padded to blocks with a number that is no choice's."""
+        flat, at = ids.flatten(), 0
+        sorted_ids.fill_(flat.numel())
+        for expert in range(num_experts):
+            chosen = (flat == expert).nonzero().flatten().int()
+            sorted_ids[at : at + len(chosen)] = chosen
+            experts[at // block_m : -(-(at + len(chosen)) // block_m)] = expert
+            at += -(-len(chosen) // block_m) * block_m
+        total.fill_(at)
+
+    def fused(x, weight, out, x_scale, scale, router, sorted_ids, experts, total, mul, top_k, config, **static):  # type: ignore[no-untyped-def]
+        assert (router is not None) == mul and x_scale is scale is None and static["block_shape"] is None
+        rows = out.view(-1, out.shape[-1])
+        for at in range(int(total)):
+            if (choice := int(sorted_ids[at])) < len(rows):
+                found = weight[experts[at // config["BLOCK_SIZE_M"]]].double() @ x[choice // top_k].double()
+                rows[choice] = (found * router.flatten()[choice] if mul else found).to(out.dtype)
+
+    ops = {
+        "moe_align_block_size": align,
+        "silu_and_mul": lambda out, x: out.copy_(OPS["silu_and_mul"].reference(x)),
+        "moe_sum": lambda x, out: out.copy_(x.sum(1)),
+    }
+    library = SimpleNamespace(
+        invoke_fused_moe_triton_kernel=fused, get_moe_configs=lambda *_: {1: {"BLOCK_SIZE_M": 16}, 64: {"BLOCK_SIZE_M": 64}}
+    )
+    monkeypatch.setattr(_vllm_python, "load", lambda name: library)
+    module = adapter("vllm_triton_moe")
+    monkeypatch.setattr(module, "_vllm_op", lambda library, name, *args: ops[name](*args))
+    for name in ("one_row", "tiled", "empty_experts"):
+        agrees(module.FusedMoe, next(case for case in OPS["moe_experts"].cases if case.name == name))
+    args = conformance.make_args(
+        OPS["moe_experts"], next(c for c in OPS["moe_experts"].cases if c.name == "tiled"), torch.float32, CPU
+    )
+    spec = conformance.make_spec(OPS["moe_experts"], args, torch.float32, CPU)
+    bound = conformance.bind(OPS["moe_experts"], module.FusedMoe, spec, args, {"block_m": 32, "num_warps": 8})
+    assert bound.config(40, 2) == {"BLOCK_SIZE_M": 32, "num_warps": 8}  # type: ignore[attr-defined]
+
+
+def test_vllm_fp8_block_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def block_scaled(x, weight, x_scale, scale, blocks, out_dtype):  # type: ignore[no-untyped-def]
+        assert blocks == [128, 128]
+        return OPS["gemm_fp8"].reference(x, x_scale, weight, scale, out_dtype=out_dtype)
+
+    monkeypatch.setattr(_vllm_python, "load", lambda name: SimpleNamespace(w8a8_triton_block_scaled_mm=block_scaled))
+    impl = adapter("vllm_triton_fp8_block").BlockScaled
+    agrees(impl, next(case for case in OPS["gemm_fp8"].cases if case.name == "blocks"), torch.bfloat16)
+
+
+def test_a_kernel_loads_from_python_files_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "vllm" / Path(*_vllm_python.MOE.split(".")[1:]).with_suffix(".py")
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "import vllm.envs as envs\nfrom vllm.platforms import current_platform\nfrom vllm.config import Config\n"
+        "from vllm.triton_utils import tl, triton\n"
+        "class Mine(Config):\n    pass\n"
+        "def ask(config: Config | None = None):\n"
+        "    return envs.VLLM_FOLDER, bool(Config().more()), current_platform.is_device_capability(90), triton.__name__\n"
+    )
+    real = ModuleType("vllm")
+    monkeypatch.setitem(sys.modules, "vllm", real)
+    _vllm_python.load.cache_clear()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert _vllm_python.load(_vllm_python.MOE).ask() == (None, False, True, "triton")
+    assert sys.modules["vllm"] is real and "vllm.envs" not in sys.modules
+    _vllm_python.load.cache_clear()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "nowhere")])
+    (reason,) = _vllm_python.import_error(_vllm_python.MOE)
+    assert "no folder vllm/" in reason
 
 
 def test_deep_gemm_adapter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,22 @@ def test_triton_by_default_is_the_best_triton_kernel_whatever_its_name() -> None
     assert found("paged_attention_decode", 64, "sm_90") == "balanced"
 
 
+@pytest.mark.parametrize("device", ["cpu", "xpu"])
+def test_what_cannot_be_recorded_on_a_kind_of_device(device: str, tmp_path: Path) -> None:
+    """On a CPU what does not promise ``cpu_graph``; on any other kind, also that of a plugin, ``cuda_graph``."""
+    plugin = tmp_path / "two.py"
+    lines = [
+        f"@impl('embedding', '{name}', flags=Flags(cpu_graph={on_cpu}, cuda_graph={not on_cpu}), devices=('{device}',))\n"
+        f"def {name}(*args):\n    pass\n"
+        for name, on_cpu in (("on_cpu", True), ("on_others", False))
+    ]
+    plugin.write_text("from triton_kernels.impl import Flags, impl\n" + "".join(lines))
+    for name, expected in (("on_cpu", device != "cpu"), ("on_others", device == "cpu")):
+        plan = KernelPlan({"embedding": name}, [str(plugin)], torch.device(device), torch.float32, arch="none")
+        plan.bind("embedding", {"weight": torch.eye(2)})
+        assert plan.not_capturable() == ([f"embedding:{name}"] if expected else [])
+
+
 @pytest.mark.parametrize("op", ["gemm_w4a16", "merge_attention", "lora_shrink", "verify_draft", "moe_route", "layer_norm"])
 def test_a_named_kernel_that_nothing_calls_is_refused(op: str) -> None:
     with pytest.raises(NoKernelError, match=rf"kernels\.{op}=torch would never run: this model never calls it; it calls .*linear"):

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from triton_kernels.impl import Bound
+from triton_kernels.impls._shared.native_call import RECORDER
 from triton_kernels.impls._shared.native_code import library_reasons
 from triton_kernels.impls._shared.recording import Arena, record
 from triton_kernels.impls.linear.native import LinearNative
+from triton_kernels.impls.rms_norm.native import RmsNormNative
 from triton_kernels.impls.silu_and_mul.native import SiluAndMulNative
 from triton_kernels.spec import Spec
 
@@ -58,20 +60,6 @@ def test_a_temporary_input_lives_as_long_as_the_recording() -> None:
     assert recording.replay().tolist() == [[0, 1, 2, 3]] and len(others) == 100
 
 
-def test_a_recording_keeps_its_memory() -> None:
-    """Whoever holds the recording need not hold the arena."""
-    up, down = layers(torch.randn(64, 32), torch.randn(32, 64))
-    arena = Arena()
-    gone = weakref.ref(arena)
-    recording = record(lambda: down(up(torch.ones(2, 32))), arena)
-    del arena
-    gc.collect()
-    assert gone() is not None
-    del recording
-    gc.collect()
-    assert gone() is None
-
-
 def test_memory_of_what_is_gone_is_used_again() -> None:
     """A chain of many layers takes the memory of two activations; what is alive is never given away."""
     chain = layers(*(torch.eye(1024) * 0.5 for _ in range(8)))
@@ -89,12 +77,84 @@ def test_memory_of_what_is_gone_is_used_again() -> None:
     assert all(bool((recording.replay() == 1).all()) for recording in outputs)
 
 
+def test_a_free_block_serves_only_what_fits() -> None:
+    """Of those the smallest, which leaves the others to larger tensors."""
+    arena = Arena()
+    addresses = {size: arena.empty((size,), torch.float32).data_ptr() for size in (10, 1000, 30)}  # one at a time
+    assert addresses[30] == addresses[1000] != addresses[10]
+    kept = [arena.empty((size,), torch.float32) for size in (5, 1000)]
+    assert [one.data_ptr() for one in kept] == [addresses[10], addresses[1000]] and len(arena._blocks) == 2
+
+
 def test_what_looks_at_data_is_refused() -> None:
     x = torch.arange(3.0)
-    for looks in (lambda: x * float(x.sum()), lambda: x[x > 1], lambda: x.nonzero()):
-        with pytest.raises(RuntimeError, match=r"cannot be recorded: it looks at data, by aten"):
-            record(looks, Arena())
+    counts = torch.tensor([1, 0, 2])
+    functions = (
+        lambda: x * float(x.sum()),
+        lambda: x[x > 1],
+        lambda: x.nonzero(),
+        lambda: x * 2 if x.sum() > 1 else x,
+        lambda: x.repeat_interleave(counts),
+    )
+    for looks in functions:
+        for inference in (False, True):  # in which composite functions are not taken apart
+            with torch.inference_mode(inference), pytest.raises(RuntimeError, match="recorded: it looks at data, by aten"):
+                record(looks, Arena())
     assert record(lambda: x[torch.tensor([2, 0])], Arena()).replay().tolist() == [2, 0]
+
+
+def test_after_a_failed_recording_all_is_as_before() -> None:
+    """Its calls are forgotten, its memory is free, and the next one succeeds."""
+    (layer,) = layers(torch.eye(4))
+    arena, x, broken = Arena(), torch.ones(1, 4), True
+
+    def run() -> torch.Tensor:
+        out = layer(layer(x))
+        if broken:
+            raise ValueError("once")
+        return out
+
+    with pytest.raises(ValueError, match="once"):
+        record(run, arena)
+    assert RECORDER.get() is None
+    broken = False
+    recording = record(run, arena)
+    x.fill_(3.0)
+    assert recording.replay().tolist() == [[3.0] * 4] and recording.num_kernels == 2
+    assert RECORDER.get() is None and len(arena._blocks) == 2
+
+
+def test_a_recording_keeps_the_memory_that_its_kernels_work_in() -> None:
+    """Also where nothing else does: of what they allocate, nothing is returned."""
+    (layer,), norm = layers(torch.eye(4)), RmsNormNative.bind(SPEC, {"weight": torch.ones(4)}, {"eps": 1e-5})
+    arena, x, total = Arena(), torch.ones(1, 4), torch.zeros(1, 4)
+
+    def run() -> None:
+        norm(layer(x), total)
+
+    recording = record(run, arena)
+    alive = weakref.ref(arena)
+    del arena
+    gc.collect()
+    assert alive() is not None
+    recording.replay()
+    assert total.tolist() == [[2.0] * 4]
+
+
+def test_tensors_that_are_not_plain_memory_are_left_as_they_are() -> None:
+    """Empty ones, some without an element, of another layout, of another device; and several outputs of one operation."""
+
+    def run() -> list[torch.Tensor]:
+        ones = torch.empty_like(torch.ones(3, 4).t())
+        return [ones, torch.empty(0, 5), torch.empty((), dtype=torch.int64), torch.empty(2, device="meta"), *x.sort()]
+
+    x = torch.tensor([2.0, 1.0])
+    recording = record(run, Arena())
+    assert [(out.shape, out.stride(), out.device.type) for out in recording.output] == [
+        (out.shape, out.stride(), out.device.type) for out in run()
+    ]
+    x[1] = 5.0
+    assert [out.tolist() for out in recording.replay()[-2:]] == [[2, 5], [0, 1]]
 
 
 @pytest.mark.parametrize("flags", [(), ("-mno-avx512f",)], ids=["this_machine", "without_avx512"])

@@ -17,6 +17,7 @@ from triton_kernels.ops.penalties import reference as penalties_reference
 from triton_kernels.ops.sampling import gather_logprobs_reference, near_ties, sample_reference
 from triton_kernels.ops.sampling import sample as sample_op
 from triton_kernels.rng import gumbel_noise
+from triton_kernels.spec import Spec
 
 SAMPLERS = [sample_reference, sample_torch.sample.target]
 LOGPROBS = [gather_logprobs_reference, gather_logprobs.target]
@@ -287,3 +288,27 @@ def test_logprobs_of_ties_and_broken_rows(gather: Any) -> None:
     assert rank.tolist() == [1, 0, 0, 0, 0]
     assert tokens.tolist() == [[0, 1, 2], [-1] * 3, [-1] * 3, [-1] * 3, [0, 1, 2]]
     assert bool(values[1:4].isnan().all()) and bool(values[[0, 4]].isfinite().all())
+
+
+def test_the_native_greedy_token_is_torchs() -> None:
+    """Ties, zeros of both signs, NaN of both signs, infinities, and rows that end inside a vector."""
+    from triton_kernels.impls.sample.native import SampleNative
+
+    spec = Spec("cpu", "cpu", torch.float32)
+    if SampleNative.unsupported(spec):
+        pytest.skip("no C compiler")
+    run, generator = SampleNative.bind(spec, {}, {"stream": 0}), torch.Generator().manual_seed(3)
+    for size in (1, 15, 16, 17, 1000):
+        logits = torch.randint(-3, 2, (40, size), generator=generator).float()
+        logits[logits == 0] *= -1
+        logits[torch.rand(logits.shape, generator=generator) < 0.2] = 0.0
+        for row, value in ((0, torch.nan), (1, -torch.nan), (2, torch.inf)):
+            logits[row, size // 2] = value
+        logits[3], logits[4] = -torch.inf, -1e38
+        seats = torch.arange(40, dtype=torch.int32)
+        seats[5] = -1
+        zeros, ones = torch.zeros(40), torch.ones(40)
+        tokens = run(logits, seats, zeros, zeros.int(), ones, zeros, zeros.long(), zeros.long())
+        expected = logits.argmax(-1).int()
+        expected[[0, 1, 2, 3, 5]] = -1
+        assert torch.equal(tokens, expected), size

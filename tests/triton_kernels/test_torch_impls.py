@@ -67,6 +67,20 @@ def test_native_attention_gives_a_token_the_same_bits_whole_in_chunks_and_alone(
         assert torch.equal(chunk, whole[first:last])
 
 
+@pytest.mark.parametrize(("window", "length"), [(1, 128), (5, 200), (129, 201)])
+def test_native_attention_reads_nothing_that_left_the_window(window: int, length: int) -> None:
+    """Those pages are the null block's or another request's, of which a NaN must not get in."""
+    if reasons := PREFILL["native"].unsupported(SPEC):
+        pytest.skip(reasons[0])
+    args = make_attention(torch.Generator().manual_seed(3), q_lens=(1,), seq_lens=(length,))
+    bound = PREFILL["native"].bind(SPEC, {}, {"scale": 0.2, "window": window})
+    (k, v, *_), table = args["kv"], args["meta"].block_table
+    expected = call_attention(bound, args)
+    k[0], v[0] = float("nan"), float("nan")
+    table[0, : (length - window) // k.shape[1]] = 0
+    assert torch.equal(call_attention(bound, args), expected)
+
+
 def test_the_packed_linear_keeps_no_second_copy_of_its_weight() -> None:
     weight = torch.randn(64, 48)
     bound = REGISTRY.impls("linear")["onednn"].bind(SPEC, {"weight": weight}, {"bias": None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from framework.cli import main
 from triton_kernels.impl import Impl, impl
 from triton_kernels.lab.aot import Artifact, Compilation
 from triton_kernels.lab.bench import Row
+from triton_kernels.lab.loops import LoopFigures
 from triton_kernels.lab.tune import Scores, add_scores, best_entry, candidates, judge
+from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
 from triton_kernels.tuning import Entry, Tuned, TunedTables, layer_bucket, save_entries, table_path, triton_version
@@ -142,8 +145,8 @@ def test_candidates_are_filtered_few_and_always_the_same() -> None:
         candidates(Impl("linear", "none", 0, BY_TOKENS.flags, plain), 1)
 
 
-def test_gates_drop_candidates_before_they_are_timed() -> None:
-    artifact = Artifact(
+def _artifact(loops: list[LoopFigures]) -> Artifact:
+    return Artifact(
         op="linear",
         impl="",
         case="64 tokens",
@@ -163,7 +166,14 @@ def test_gates_drop_candidates_before_they_are_timed() -> None:
         programs_per_sm=2,
         explicit_fusion=True,
         compile_s=0.1,
+        loops=loops,
+        turns=[64] * len(loops),
+        programs=96,
     )
+
+
+def test_gates_drop_candidates_before_they_are_timed() -> None:
+    artifact = _artifact([])
     compiled = [
         Compilation("linear", f"mine@block:{block}", "64 tokens", "bfloat16", "sm_90", artifacts, refused, error)
         for block, artifacts, refused, error in (
@@ -174,9 +184,23 @@ def test_gates_drop_candidates_before_they_are_timed() -> None:
             (5, [], "refused", ""),
         )
     ]
-    judged = judge(BY_TOKENS, [{"block": block} for block in range(1, 6)], compiled, [{"max_spills": 0}])
+    judged = judge(OPS["linear"], BY_TOKENS, [{"block": block} for block in range(1, 6)], compiled, [{"max_spills": 0}])
     assert [bool(candidate.reasons) for candidate in judged] == [False, True, True, True, True]
     assert "4 spills" in judged[1].reasons[0] and "shared memory" in judged[2].reasons[0] and "ValueError" in judged[3].reasons[0]
+
+
+def test_the_model_puts_the_candidate_first_whose_main_loop_asks_for_less() -> None:
+    loop = LoopFigures(
+        {"tensor": 8, "alu": 20}, loaded_bytes=16384, buffers=3, wait=2, cover=None, tensor_flops=2 * 64 * 64 * 64, format="bf16"
+    )
+    slower = replace(loop, instructions={"tensor": 8, "alu": 2000})
+    compiled = [
+        Compilation("linear", f"mine@block:{block}", "64 tokens", "bfloat16", "sm_90", [_artifact([figures])])
+        for block, figures in ((1, slower), (2, loop))
+    ]
+    judged = judge(OPS["linear"], BY_TOKENS, [{"block": 1}, {"block": 2}], compiled, [])
+    assert [candidate.options["block"] for candidate in judged] == [2, 1]
+    assert 0 < judged[0].predicted_us < judged[1].predicted_us < math.inf
 
 
 def test_the_best_candidate_must_be_right_faster_and_so_in_every_case() -> None:

@@ -256,6 +256,7 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
         _attention("64 requests, page 16", decode(64), 16),
         _attention("64 requests, page 64", decode(64), 64),
         _attention("8 requests, 4 queries", decode(8, num_queries=4), 16),
+        _attention("8 requests, 8 queries", decode(8, num_queries=8), 64),
         _attention("64 requests, int8", decode(64), 16, kv_dtype=torch.int8),
         _attention("64 requests, e4m3", decode(64), 16, kv_dtype=torch.float8_e4m3fn),
         _attention("64 requests, e4m3, page 64", decode(64), 64, kv_dtype=torch.float8_e4m3fn),

@@ -27,6 +27,7 @@ from ..spec import Spec
 from . import conformance, machine_code
 from .loops import LoopFigures, main_loops
 from .ttgir import load_widths
+from .turns import loop_turns
 
 DTYPES = ("bfloat16", "float16", "float32")
 _REGISTERS_PER_SM = 65536
@@ -42,6 +43,8 @@ class Artifact:
     explicit_fusion    the launch says whether multiplications and additions may be fused, so that its numbers do not change
                        with Triton's default
     loops              figures of the main loops
+    turns              how often they turn in the launch's middle program, where its arguments tell
+    programs           of the launch
     load_widths        by argument, as ``ttgir.load_widths`` counts them: bytes that a load of a tile brings to a thread
     programs_per_sm    how many fit on a multiprocessor (AMD: compute unit) by registers, shared memory and threads
     waves              how often the programs of the launch fill the device that stands for the target; 0 where none fits
@@ -72,6 +75,8 @@ class Artifact:
     waves: float = 0.0
     load_widths: dict[str, int] = field(default_factory=dict)
     loops: list[LoopFigures] = field(default_factory=list)
+    turns: list[int | None] = field(default_factory=list)
+    programs: int = 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Artifact:
@@ -150,11 +155,13 @@ def _spec_and_args(op: Op, case: ServingCase, target: str, dtype: torch.dtype) -
 
 @dataclass
 class Launch:
-    """A launch that was compiled: Triton's compiled kernel, the keywords and programs of the launch, and how long it took."""
+    """A launch that was compiled: Triton's compiled kernel, the keywords of the launch, all arguments by name, its grid, and how
+    long it took."""
 
     kernel: Any
     keywords: dict[str, Any]
-    num_programs: int
+    arguments: dict[str, Any]
+    grid: tuple[int, int, int]
     compile_s: float
 
 
@@ -199,8 +206,9 @@ def compile_only(target: str) -> Iterator[list[Launch]]:
         kernel = run(self, *args, grid=grid, warmup=True, **keywords)
         assert kernel.metadata.target == offline.target, f"compiled for {kernel.metadata.target}, not for {target}"
         seconds = time.perf_counter() - start
-        sizes = grid(dict(zip(self.arg_names, args)) | keywords) if callable(grid) else grid
-        launches.append(Launch(kernel, keywords, math.prod(sizes), seconds))
+        named = {**dict(zip(self.arg_names, args)), **keywords}
+        x, y, z = (*(grid(named) if callable(grid) else grid), 1, 1)[:3]
+        launches.append(Launch(kernel, keywords, named, (x, y, z), seconds))
         return kernel
 
     driver.set_active(offline)
@@ -235,10 +243,12 @@ def _artifact(result: Compilation, launch: Launch) -> Artifact:
         shared_bytes=meta.shared,
         explicit_fusion="enable_fp_fusion" in launch.keywords,
         programs_per_sm=per_sm,
-        waves=round(launch.num_programs / num_at_once, 3) if num_at_once else 0.0,
+        waves=round(math.prod(launch.grid) / num_at_once, 3) if num_at_once else 0.0,
         compile_s=round(launch.compile_s, 3),
         load_widths=load_widths(asm["ttgir"]),
         loops=main_loops(asm, disassembled),
+        turns=loop_turns(asm["ttgir"], launch.arguments, launch.grid),
+        programs=math.prod(launch.grid),
         **asdict(code),
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..devices import by_arch
 from ..impl import Impl
 from ..op import Case, Op
 from ..registry import Registry
@@ -22,6 +23,7 @@ from ..spec import Spec, device_arch
 from ..tuning import TunedTables
 from . import conformance
 from .ceilings import Ceilings, compute_format
+from .measured import same_shape
 from .timing import Subject, interleave, num_copies
 
 IMPORTANCE = (
@@ -72,6 +74,7 @@ class Task:
 class Row:
     """One impl on one case. Times are per call; ``percent_of_ceiling`` is the least time that the ceilings allow over the
     median. ``ratios``: a baseline's median over ours, above 1 where we are faster; baselines are all impls but our Triton kernels.
+    ``measured_us``: what other projects' kernels took for the shape on the device of the table that stands for the architecture.
 
     status   "ok", "wrong" (timed all the same), "refused", "error" or "left out"; ``message`` says why
     mode     "graph": replays of a captured graph; "eager": with the host's cost of launching
@@ -105,12 +108,13 @@ class Row:
     ceiling_tflops_s: float | None = None
     ceiling_tb_s: float | None = None
     ratios: dict[str, float] = field(default_factory=dict)
+    measured_us: dict[str, float] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
-        """The row as one dictionary of scalars: ratios become ``ratio.<baseline>``."""
+        """The row as one dictionary of scalars: ratios become ``ratio.<baseline>``, times of others ``measured_us.<kernel>``."""
         values = asdict(self)
-        ratios = values.pop("ratios")
-        return {**values, **{f"ratio.{name}": ratio for name, ratio in ratios.items()}}
+        maps = {"ratio": values.pop("ratios"), "measured_us": values.pop("measured_us")}
+        return values | {f"{key}.{name}": value for key, entries in maps.items() for name, value in entries.items()}
 
 
 def select_tasks(
@@ -184,7 +188,9 @@ def measure(
     """The rows of one task."""
     op, case = task.op, task.case
     width = dict.fromkeys(("act_bytes", "weight_bytes", "kv_bytes"), dtype.itemsize)
-    cost = op.cost({**width, **case.dims}, case.q_lens, case.ctx_lens)
+    dims = {**width, **case.dims}
+    cost, known = op.cost(dims, case.q_lens, case.ctx_lens), by_arch(device_arch(device)).name
+    peers = same_shape(known, op.name, dims, case.q_lens, case.ctx_lens) if dtype.itemsize == 2 and device.type == "cuda" else {}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     rows = {
         contender.label: Row(
@@ -197,6 +203,7 @@ def measure(
             "ok",
             flops=cost.flops,
             bytes=cost.bytes,
+            measured_us=peers,
         )
         for contender in task.contenders
     }

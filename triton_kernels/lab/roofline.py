@@ -1,7 +1,9 @@
-"""Rooflines: the least time that a call can take on a device of the table, which its arithmetic sets, or its bytes."""
+"""Rooflines: the least time that a call can take on a device of the table, which its arithmetic sets, or its bytes; and what others
+measured there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,17 +12,20 @@ from ..cases.serving import serving_cases
 from ..devices import DeviceModel
 from ..op import Cost, Op
 from .ceilings import compute_format
+from .measured import measurements, same_shape
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Of one case. format: of its GEMMs, see :func:`compute_format`; arithmetic_s: None if the device has no units for it."""
+    """Of one case. format: of its GEMMs, see :func:`compute_format`; arithmetic_s: None if the device has no units for it;
+    measured_us: of other projects' kernels, by kernel."""
 
     case: str
     format: str
     cost: Cost
     arithmetic_s: float | None
     memory_s: float
+    measured_us: Mapping[str, float]
 
     @property
     def least_s(self) -> float:
@@ -32,9 +37,27 @@ def rooflines(op: Op, device: DeviceModel) -> list[Roofline]:
     """Of the calls that a served model makes, then of the op's cases for benchmarks, with activations in bfloat16."""
     calls = {case.name: (case.dims, case.batch.q_lens, case.batch.ctx_lens) for case in serving_cases(op.name)}
     calls |= {case.name: (case.dims, case.q_lens, case.ctx_lens) for case in op.cases if "bench" in case.tags}
-    found = []
-    for name, (dims, q_lens, ctx_lens) in calls.items():
-        cost, format = op.cost(dims, q_lens, ctx_lens), compute_format(op.name, dims, torch.bfloat16)
-        arithmetic_s = cost.flops / device.flops_s[format] if format in device.flops_s else None
-        found.append(Roofline(name, format, cost, arithmetic_s, cost.bytes / device.copy_bytes_s))
-    return found
+    return [_roofline(op, device, name, *call, measured_us=same_shape(device.name, op.name, *call)) for name, call in calls.items()]
+
+
+def measured_rooflines(op: Op, device: DeviceModel) -> list[Roofline]:
+    """Of the shapes that other projects measured on the device."""
+    return [
+        _roofline(op, device, row.name, row.dims, (row.q_len,) * row.num_reqs, (row.ctx_len,) * row.num_reqs, {row.kernel: row.us})
+        for row in measurements(device.name)
+        if row.op == op.name
+    ]
+
+
+def _roofline(
+    op: Op,
+    device: DeviceModel,
+    name: str,
+    dims: Mapping[str, float],
+    q_lens: Sequence[int],
+    ctx_lens: Sequence[int],
+    measured_us: Mapping[str, float],
+) -> Roofline:
+    cost, format = op.cost(dims, q_lens, ctx_lens), compute_format(op.name, dims, torch.bfloat16)
+    arithmetic_s = cost.flops / device.flops_s[format] if format in device.flops_s else None
+    return Roofline(name, format, cost, arithmetic_s, cost.bytes / device.copy_bytes_s, measured_us)

@@ -73,11 +73,12 @@ def _bits(dtype: str) -> int:
 @dataclass(frozen=True)
 class Loop:
     """An innermost loop that loads from memory or multiplies tiles. ``before``: what stands ahead of it in the kernel, other
-    such loops left out; ``starts``: what its variables start with."""
+    such loops left out; ``starts``: what its variables start with; ``header``: its first line."""
 
     ops: list[Op]
     before: list[Op]
     starts: dict[str, str]
+    header: str = ""
 
     @property
     def products(self) -> list[Op]:
@@ -160,24 +161,25 @@ def main_loops(text: str) -> list[Loop]:
     """The innermost loops that load from memory or multiply tiles, in the order of the program."""
     found: list[Loop] = []
     ops: list[Op] = []  # those outside of the loops found
-    regions: list[tuple[str, int, dict[str, str]]] = []  # that are open: whose, where in ``ops`` they begin, starts of variables
+    # Regions that are open: whose, where in ``ops`` they begin, starts of variables, first line.
+    regions: list[tuple[str, int, dict[str, str], str]] = []
     for line in text.splitlines():
         line = line.rstrip()
         line = line.partition(" loc(")[0].rstrip() if line.endswith(")") else line
         closes, opens = line.lstrip().startswith("}"), line.endswith("{")
         if closes and not opens and regions:
-            name, start, starts = regions.pop()
+            name, start, starts, header = regions.pop()
             body = ops[start:]
-            loop = Loop(body, ops[:start], starts)
+            loop = Loop(body, ops[:start], starts, header)
             if name in _LOOPS and (loop.loads or loop.products):
                 found.append(loop)
                 del ops[start:]
-                regions = [("", begin, {}) for _, begin, _ in regions]  # what is around it is no innermost loop
+                regions = [("", begin, {}, "") for _, begin, _, _ in regions]  # what is around it is no innermost loop
         elif not closes:
             op = _parse(line)
             if opens:
                 starts = dict(re.findall(r"(%[\w.]+) = (%[\w.]+)", line.partition("iter_args")[2]))
-                regions.append((op.name if op is not None else "", len(ops), starts))
+                regions.append((op.name if op is not None else "", len(ops), starts, line))
             elif op is not None:
                 ops.append(op)
     return found

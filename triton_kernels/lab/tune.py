@@ -1,8 +1,9 @@
 """Looking for better options of an impl: candidates, static gates, then timing of what is left against the default.
 
 Candidates are combinations of the impl's ``tune_space``. Before any is timed, it is compiled for the target (which needs no GPU)
-and dropped if its machine code breaks a gate: spills, too much shared memory, no matrix instruction. Survivors are timed on the
-op's benchmark cases, interleaved with the default; one that is wrong, or not clearly faster, is not taken.
+and dropped if its machine code breaks a gate: spills, too much shared memory, no matrix instruction. Survivors, in the order of the
+static model of time, are timed on the op's benchmark cases, interleaved with the default; one that is wrong, or not clearly faster,
+is not taken.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .aot import Compilation
 from .bench import Contender, Row, Task, measure
 from .ceilings import Ceilings
 from .gates import Rule, violations
+from .time_model import case_seconds, serving_cost
 
 GAIN = 0.98
 """A candidate is taken if it needs less than this share of the default's time: less is noise."""
@@ -35,10 +37,12 @@ GROUP = 8
 
 @dataclass(frozen=True)
 class Candidate:
-    """Options to try, and why they are not worth timing (empty: they are)."""
+    """Options to try, why they are not worth timing (empty: they are), and the time that the static model gives them, which is good
+    for their order only."""
 
     options: Mapping[str, Any]
     reasons: tuple[str, ...] = ()
+    predicted_us: float = math.inf
 
 
 @dataclass
@@ -77,10 +81,12 @@ def near_serving_cases(op: str, num_tokens: int) -> list[str]:
 
 
 def judge(
-    impl: Impl, options: Sequence[Mapping[str, Any]], compiled: Iterable[Compilation], rules: Sequence[Rule]
+    op: Op, impl: Impl, options: Sequence[Mapping[str, Any]], compiled: Iterable[Compilation], rules: Sequence[Rule]
 ) -> list[Candidate]:
-    """Which candidates pass the gates in at least one of the compiled cases; cases that the impl refuses do not count."""
+    """Which candidates pass the gates in at least one of the compiled cases, best predicted time first; cases that the impl refuses
+    do not count. A kernel that cases share is compiled for the first of them: the longest predicted time counts."""
     found: dict[str, list[tuple[str, ...]]] = {}
+    predicted_us: dict[str, float] = {}
     for result in compiled:
         if result.refused:
             continue
@@ -90,11 +96,15 @@ def judge(
             if artifact.programs_per_sm == 0:
                 problems.append(f"{artifact.kernel}: does not fit a multiprocessor")
         found.setdefault(result.impl, []).append(tuple(problems))
+        if result.artifacts:
+            seconds = case_seconds(result.artifacts, serving_cost(op, result.case))
+            predicted_us[result.impl] = max(predicted_us.get(result.impl, 0.0), seconds * 1e6)
     judged = []
     for chosen in options:
-        verdicts = found.get(str(Choice(impl.name, chosen)), [("refuses every serving case",)])
-        judged.append(Candidate(chosen, () if () in verdicts else verdicts[0]))
-    return judged
+        name = str(Choice(impl.name, chosen))
+        verdicts = found.get(name, [("refuses every serving case",)])
+        judged.append(Candidate(chosen, () if () in verdicts else verdicts[0], predicted_us.get(name, math.inf)))
+    return sorted(judged, key=lambda candidate: candidate.predicted_us)
 
 
 def time_candidates(

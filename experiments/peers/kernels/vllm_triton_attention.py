@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from experiments.peers.kernels._vllm_python import ATTENTION, import_error, load
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, impl
 from triton_kernels.spec import Spec
@@ -21,17 +22,13 @@ SEGMENTS, LEAST_PROGRAMS = 16, 128
 
 class UnifiedAttention:
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-        from vllm.v1.attention.ops.triton_unified_attention import unified_attention
-
-        self._attention, self._scale = unified_attention, params["scale"]
+        self._attention, self._scale = load(ATTENTION).unified_attention, params["scale"]
         window = params.get("window")
         self._window = (-1, -1) if window is None else (window - 1, 0)
         self._softcap, self._sinks = params.get("softcap") or 0.0, weights.get("sinks")
-        num_heads, self._most_split = spec.facts["num_heads"], LEAST_PROGRAMS // spec.facts["num_kv_heads"]
-        shape = self._most_split, num_heads, SEGMENTS
-        padded = 1 << (spec.facts["head_dim"] - 1).bit_length()
-        self._partial = torch.empty(*shape, padded, dtype=torch.float32, device=spec.device)
-        self._max, self._sum = torch.empty(2, *shape, dtype=torch.float32, device=spec.device)
+        self._num_heads, self._most_split = spec.facts["num_heads"], LEAST_PROGRAMS // spec.facts["num_kv_heads"]
+        self._padded_dim = 1 << (spec.facts["head_dim"] - 1).bit_length()
+        self._scratch: tuple[torch.Tensor, ...] = ()
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -45,10 +42,15 @@ class UnifiedAttention:
         if not spec.fact("causal", True):
             reasons.append("is adapted for causal attention")
         reasons += [f"is adapted without {name}" for name in ("alibi", "return_lse") if spec.fact(name)]
-        return reasons or _import_error()
+        return reasons or import_error(ATTENTION)
 
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if not self._scratch:
+            shape = self._most_split, self._num_heads, SEGMENTS
+            sizes = (*shape, self._padded_dim), shape, shape
+            self._scratch = tuple(torch.empty(size, dtype=torch.float32, device=q.device) for size in sizes)
+        partial, maximum, total = self._scratch
         self._attention(
             q=q,
             k=kv.k,
@@ -68,27 +70,20 @@ class UnifiedAttention:
             v_descale=None,
             seq_threshold_3D=self._most_split,
             num_par_softmax_segments=SEGMENTS,
-            softmax_segm_output=self._partial,
-            softmax_segm_max=self._max,
-            softmax_segm_expsum=self._sum,
+            softmax_segm_output=partial,
+            softmax_segm_max=maximum,
+            softmax_segm_expsum=total,
             sinks=self._sinks,
+            kv_quant_mode=0,  # KVQuantMode.NONE
         )
         return out
 
 
-def _import_error() -> list[str]:
-    try:
-        import vllm.v1.attention.ops.triton_unified_attention  # noqa: F401
-    except Exception as error:  # a broken library raises what it likes
-        return [f"vLLM's Triton attention cannot be imported: {type(error).__name__}: {error}"]
-    return []
-
-
-@impl("paged_attention_decode", "vllm_triton", requires=("vllm", "triton"), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
+@impl("paged_attention_decode", "vllm_triton", requires=("triton",), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class Decode(UnifiedAttention):
     pass
 
 
-@impl("paged_attention_prefill", "vllm_triton", requires=("vllm", "triton"), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
+@impl("paged_attention_prefill", "vllm_triton", requires=("triton",), unproven=NEVER_MET_ITS_LIBRARY, devices=("cuda",))
 class Prefill(UnifiedAttention):
     pass

@@ -112,6 +112,45 @@ def test_compile_writes_artifacts_and_verdicts(capsys: pytest.CaptureFixture[str
     assert content["failures"] == []
 
 
+PEER = """
+import triton
+import triton.language as tl
+from triton_kernels.impl import impl
+
+@triton.jit
+def peer_kernel(x, out, N, BLOCK: tl.constexpr):
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for at in range(0, N, BLOCK):
+        acc += tl.load(x + at + tl.arange(0, BLOCK)).to(tl.float32)
+    tl.store(out + tl.arange(0, BLOCK), acc.to(out.dtype.element_ty))
+
+@impl("silu_and_mul", "peer", requires=("triton",), devices=("cuda",))
+def peer(x):
+    out = x.new_empty(x.shape[0], x.shape[1] // 2)
+    peer_kernel[(3, 5)](x, out, x.shape[1], BLOCK=1024)
+    return out
+"""
+
+
+def test_compile_shows_main_loops_beside_those_of_peers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A loop's turns come from the arguments of the launch; peers are held to no gates."""
+    pytest.importorskip("triton")
+    folder, table = tmp_path / "peers", tmp_path / "loops.csv"
+    folder.mkdir()
+    (folder / "peer.py").write_text(PEER)
+    words = ["kernels", "compile", "silu_and_mul:triton", "--peers", str(folder), "--target", "sm_90", "--table", str(table)]
+    assert main([*words, "--case", "2048 tokens"]) == 0
+    shown = capsys.readouterr().out
+    (row,) = [row for row in csv.DictReader(table.open()) if row["kernel"] == "silu_and_mul:peer/peer_kernel"]
+    assert (row["turns"], row["loaded_bytes"]) == ("28", "2048") and float(row["cap_us"]) > 0 and 0 < float(row["waves"]) < 1
+    assert row["kernel"] in shown and "0 violations" in shown and "silu_and_mul:triton/gated_kernel" in shown
+
+
+def test_compile_says_when_no_case_has_the_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "compile", "silu_and_mul:triton", "--target", "sm_90", "--case", "nonsense"]) == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
 def test_roofline_is_bytes_over_bandwidth_for_one_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kernels", "roofline", "linear", "--device", "h200"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("1 token"))

@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from framework.config import ModelConfig
+from framework import LLM, EngineConfig, SamplingParams
+from framework.config import CacheConfig, ModelConfig
 from framework.models.architecture import read_model
 from framework.models.builder import load_model
 from framework.models.parallel import Parallel
@@ -57,6 +58,16 @@ def test_linear_layers_and_attention_are_ours(tmp_path: Path) -> None:
     assert report["kv_cache_write"]["calls"] == num_layers * num_steps
     assert report["paged_attention_prefill"]["calls"] == num_layers
     assert report["paged_attention_decode"]["calls"] == num_layers * (num_steps - 1)
+
+
+def test_decode_steps_on_a_cpu_are_not_recorded() -> None:
+    """The library looks at positions and chooses what to run by what it sees."""
+    config = ModelConfig("none", load_format="dummy", architecture={**SIZES, "model_type": "granite", "dtype": "float32"})
+    running = LLM(EngineConfig(config, CacheConfig(4, 50), device="cpu"))
+    prompts: list[Any] = [{"prompt_token_ids": [5, 6, 7]}, {"prompt_token_ids": [8]}]
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, detokenize=False)
+    assert [len(o.outputs[0].token_ids) for o in running.generate(prompts, params, use_tqdm=False)] == [5, 5]
+    assert not any(entry["recorded"] for entry in running.plan().values())
 
 
 def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:

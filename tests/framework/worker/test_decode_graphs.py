@@ -148,6 +148,20 @@ def test_every_group_has_tables_of_its_own(how: str) -> None:
     assert found[0] == found[1] and replayed
 
 
+def test_a_cpu_records_at_the_first_replay_and_only_then() -> None:
+    calls, x = [], torch.zeros(1)
+
+    def run() -> torch.Tensor:
+        calls.append(len(calls))
+        return x + 1
+
+    replay = Cpu().capture()(run)
+    assert not calls
+    for value in (1.0, 2.0, 3.0):
+        x.fill_(value)
+        assert float(replay()) == value + 1 and calls == [0]
+
+
 def test_the_plan_says_what_is_recorded() -> None:
     """A step is recorded as a whole or not at all."""
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from triton_kernels.attention_meta import AttentionMeta
+from triton_kernels.impls.paged_attention_decode._call import DecodeTiles
 from triton_kernels.lab import conformance
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
@@ -92,7 +93,8 @@ def test_balanced_conforms(registry: Registry, case: str) -> None:
 
 @pytest.mark.parametrize("name", ["splitkv", "balanced"])
 def test_host_bounds_do_not_change_bits(registry: Registry, name: str) -> None:
-    """A captured graph knows larger bounds than an eager step, and pads the batch."""
+    """A captured graph knows larger bounds than an eager step, and pads the batch. With five queries a program has two blocks of
+    rows."""
     args = arguments(DECODE, "lse")
     tight = run(registry, DECODE, name, copy.deepcopy(args))
     meta: AttentionMeta = args["meta"]
@@ -131,10 +133,17 @@ def test_pages_before_the_window_are_not_used(registry: Registry, op: str, name:
     assert equal_bits(run(registry, op, name, args), expected)
 
 
-def test_more_chunks_than_splits(registry: Registry) -> None:
-    """65 chunks of 16 keys do not fit 64 splits, so that a split becomes two chunks."""
-    make = partial(CASES[DECODE, "one_token"].make, seq_lens=(1030,))
-    check(registry, DECODE, "splitkv", replace(CASES[DECODE, "one_token"], make=make), torch.float32, chunk=16)
+@pytest.mark.parametrize("name", ["splitkv", "balanced"])
+def test_one_kv_head_has_more_than_64_splits(registry: Registry, name: str) -> None:
+    """65 chunks of 16 keys; the scratch shows that each is a split."""
+    chosen = CASES[DECODE, "one_token"]
+    case = replace(chosen, make=partial(chosen.make, seq_lens=(1030,)))
+    check(registry, DECODE, name, case, torch.float32, chunk=16)
+    args = conformance.make_args(OPS[DECODE], case, torch.float32, torch.device("cpu"))
+    spec = conformance.make_spec(OPS[DECODE], args, torch.float32, torch.device("cpu"), interpret=True)
+    tiles = DecodeTiles.choose(spec, chunk=16, block_n=16, num_warps=0, num_stages=0)
+    assert tiles.splits(args["meta"], None) == 65
+    assert DecodeTiles.choose(spec.with_facts(num_kv_heads=8, num_heads=8), 16, 16, 0, 0).splits(args["meta"], None) == 64
 
 
 def test_work_list_is_rewritten_each_step(registry: Registry) -> None:

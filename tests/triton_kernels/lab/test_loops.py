@@ -15,6 +15,7 @@ from triton_kernels.lab.aot import Artifact
 from triton_kernels.lab.gates import check_gates
 from triton_kernels.lab.loop_table import loop_rows
 from triton_kernels.lab.loops import main_loops
+from triton_kernels.ops import OPS
 
 CHAINED = Path(__file__).with_name("chained_kernels.py")
 DECODE = """
@@ -156,7 +157,7 @@ def test_gates_tell_a_loop_that_waits_from_one_that_overlaps(target: str) -> Non
         "0 matrix instructions between" in failure if target == "gfx942" else "0 loads under way" in failures[-1]
     )
     assert check_gates([found["overlapped"]]) == []
-    (row,) = loop_rows([found["overlapped"]])
+    (row,) = loop_rows([found["overlapped"]], OPS)
     assert row.loaded_bytes == 2 * 64 * 64 * 2 + 4 and row.tensor_flops == 2 * 64**3
     assert row.instructions == sum(found["overlapped"].loops[0].instructions.values()) and row.tensor > 0
     assert row.waves > 1

@@ -156,6 +156,10 @@ static void attend(const struct attention *c, int64_t req, int64_t kv_head, int6
             for (int d = 0; d < VALUE_DIM; d += 64 / (int)sizeof(element)) __builtin_prefetch(values[j] + d);
         }
         for (int64_t j = count; j < count + AHEAD; j++) keys[j] = keys[count - 1];
+        for (int64_t j = unseen - start - 1; j >= 0; j--) { /* gone from the window: their pages are another's */
+            keys[j] = keys[j + 1];
+            values[j] = values[j + 1];
+        }
         int64_t r = 0;
         for (; r + ROWS <= rows; r += ROWS) some_rows(ROWS, &w, r, keys, values, start, count);
         switch (rows - r) {
@@ -178,7 +182,7 @@ static void attend(const struct attention *c, int64_t req, int64_t kv_head, int6
 }
 
 void attention(const struct attention *c) {
-#pragma omp for collapse(3) schedule(dynamic, 1)
+#pragma omp for collapse(3) schedule(dynamic, 2) /* neighbours: heads that lie beside each other in memory */
     for (int64_t req = 0; req < c->num_reqs; req++)
         for (int64_t block = 0; block < c->num_blocks; block++)
             for (int64_t kv_head = 0; kv_head < c->num_kv_heads; kv_head++) attend(c, req, kv_head, block);

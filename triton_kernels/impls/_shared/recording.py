@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .native_call import RECORDER, Entry, replay
 
@@ -52,12 +53,12 @@ class Arena:
 @dataclass(frozen=True)
 class Recording:
     """parts: what a replay calls in turn, most of the time one; output: what the function returned, computed anew by each replay;
-    num_kernels: C kernels among what was recorded; arena: where its memory is."""
+    arena: where what it computes on the way lies; num_kernels: C kernels among what was recorded."""
 
     parts: tuple[Callable[[], Any], ...]
     output: Any
-    num_kernels: int
     arena: Arena
+    num_kernels: int
 
     def replay(self) -> Any:
         for part in self.parts:
@@ -82,10 +83,14 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         if _UNRECORDABLE & set(func.tags) and not _is_gather(func, args):
             raise RuntimeError(f"a decode step cannot be recorded: it looks at data, by {func}; set graphs.enabled=false")
+        with self:  # in inference mode functions arrive here that are made of others, of which one may look at data
+            composed = func.decompose(*args, **kwargs)
+        if composed is not NotImplemented:
+            return composed
         result = func(*args, **kwargs)
         if func.overloadpacket.__name__ in _ALLOCATE:
-            assert result.is_contiguous(), "recorded kernels allocate contiguous tensors"
-            return self._arena.empty(result.shape, result.dtype)
+            plain = result.is_cpu and result.is_contiguous()
+            return self._arena.empty(result.shape, result.dtype) if plain else result
         again = functools.partial(func, *args, **kwargs)
         if func._schema.is_mutable:
             self._add(again)
@@ -115,9 +120,8 @@ class _Mode(TorchDispatchMode):
 
 def _is_view(result: Any, args: Sequence[Any]) -> bool:
     """Whether an operation only looked at memory of its arguments in another way."""
-    results = [result] if isinstance(result, torch.Tensor) else result
     given = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor) and arg.layout == torch.strided}
-    return all(one.untyped_storage().data_ptr() in given for one in results)
+    return all(one.untyped_storage().data_ptr() in given for one in tree_leaves(result) if isinstance(one, torch.Tensor))
 
 
 def _is_gather(func: Any, args: Sequence[Any]) -> bool:
@@ -149,4 +153,4 @@ def record(run: Callable[[], Any], arena: Arena) -> Recording:
             output = run()
     finally:
         RECORDER.reset(token)
-    return Recording(mode.finish(), output, mode.num_kernels, arena)
+    return Recording(mode.finish(), output, arena, mode.num_kernels)

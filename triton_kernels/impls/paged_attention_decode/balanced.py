@@ -18,56 +18,35 @@ import triton
 import triton.language as tl
 
 from ...attention_meta import AttentionMeta, LayerKV
-from ...devices import by_arch
 from ...impl import Flags, impl
 from ...spec import Spec
 from .._shared.attention import AttentionParams, unsupported_attention
-from ._kernels import DecodeCall, DecodeTiles, decode_split, max_splits, split_plan
+from ._call import DecodeCall, DecodeTiles
+from ._kernels import decode_split, split_plan
 
 
 @triton.jit
-def _num_items(
-    requests,
-    mask,
-    cu_q,
-    seq_lens,
-    window,
-    HAS_WINDOW: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
+def _num_items(requests, mask, cu_q, seq_lens, window, CUTS: tl.constexpr):
     """(row blocks, splits) of requests; no row blocks where masked."""
     first = tl.load(cu_q + requests, mask=mask, other=0)
     num_queries = tl.load(cu_q + requests + 1, mask=mask, other=0) - first
     seq_len = tl.load(seq_lens + requests, mask=mask, other=0)
-    _, _, num_splits = split_plan(num_queries, seq_len, window, HAS_WINDOW, CHUNK)
-    return tl.cdiv(num_queries * GROUP, BLOCK_M), num_splits
+    _, _, num_splits = split_plan(num_queries, seq_len, window, CUTS)
+    return tl.cdiv(num_queries * CUTS.GROUP, CUTS.ROWS), num_splits
 
 
 @triton.jit(do_not_specialize=["num_reqs"])
 def work_list_kernel(
-    items,
-    num_items,
-    cu_q,
-    seq_lens,
-    window,
-    num_reqs,
-    HAS_WINDOW: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_I: tl.constexpr,
+    items, num_items, cu_q, seq_lens, window, num_reqs, CUTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr
 ):
     """Program r writes the items of request r; the last one also the length of the list."""
     request = tl.program_id(0)
     start = 0
     for base in range(0, request, BLOCK_R):
         requests = base + tl.arange(0, BLOCK_R)
-        blocks, splits = _num_items(requests, requests < request, cu_q, seq_lens, window, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
+        blocks, splits = _num_items(requests, requests < request, cu_q, seq_lens, window, CUTS)
         start += tl.sum(blocks * splits, 0)
-    blocks, splits = _num_items(request, True, cu_q, seq_lens, window, HAS_WINDOW, GROUP, BLOCK_M, CHUNK)
+    blocks, splits = _num_items(request, True, cu_q, seq_lens, window, CUTS)
     for base in range(0, blocks * splits, BLOCK_I):
         item = base + tl.arange(0, BLOCK_I)
         mask = item < blocks * splits
@@ -103,55 +82,16 @@ def balanced_kernel(
     stride_qt,
     stride_qh,
     stride_table,
-    CAUSAL: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    WIDEN: tl.constexpr,
-    PIN: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DK: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_DK: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    STRIDES: tl.constexpr,
+    C: tl.constexpr,
+    CUTS: tl.constexpr,
 ):
     tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
     strides = (stride_qt, stride_qh, stride_table)
-    for index in tl.range(tl.program_id(0), tl.load(num_items) * NUM_KV_HEADS, tl.num_programs(0), disable_licm=True):
-        item = items + index // NUM_KV_HEADS * 3
-        decode_split(
-            tl.load(item),
-            index % NUM_KV_HEADS,
-            tl.load(item + 1),
-            tl.load(item + 2),
-            tensors,
-            strides,
-            scale,
-            softcap,
-            window,
-            num_tokens,
-            CAUSAL,
-            HAS_WINDOW,
-            HAS_SOFTCAP,
-            WIDEN,
-            PIN,
-            NUM_KV_HEADS,
-            GROUP,
-            DK,
-            DV,
-            BLOCK_DK,
-            BLOCK_DV,
-            BLOCK_M,
-            BLOCK_N,
-            CHUNK,
-            PAGE_SIZE,
-            STRIDES,
-        )
+    for index in tl.range(tl.program_id(0), tl.load(num_items) * C.NUM_KV_HEADS, tl.num_programs(0), disable_licm=True):
+        item = items + index // C.NUM_KV_HEADS * 3
+        request, row_block, split = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+        kv_head = index % C.NUM_KV_HEADS
+        decode_split(request, kv_head, row_block, split, tensors, strides, scale, softcap, window, num_tokens, C, CUTS)
 
 
 @impl(
@@ -161,40 +101,31 @@ def balanced_kernel(
     requires=("triton",),
     flags=Flags(batch_invariant=True),
     options={"chunk": 256, "block_n": 0, "num_warps": 0, "num_stages": 0, "num_programs": 0},
-    tune_space={"chunk": (128, 256, 512, 1024), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
+    tune_space={"chunk": (128, 256, 512, 1024), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4, 5)},
 )
 class BalancedDecode:
-    """``num_programs``: size of the grid; 0 takes two per multiprocessor. ``chunk`` as in ``splitkv``."""
+    """``num_programs``: size of the grid; 0 takes what the device holds at once. ``chunk`` as in ``splitkv``."""
 
     def __init__(
         self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], *, num_programs: int, **options: int
     ) -> None:
         self.params = AttentionParams.of(spec, weights, params)
-        self.group = spec.fact("num_heads", 1) // spec.fact("num_kv_heads", 1)
         self.tiles = DecodeTiles.choose(spec, **options)
-        self.num_programs = num_programs or 2 * by_arch(spec.arch).num_sms
+        self.num_programs = num_programs
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         return unsupported_attention(spec)
 
-    @property
-    def _key(self) -> str:
-        return f"balanced:{self.group}:{self.params.window}:{self.tiles.chunk}:{self.tiles.block_m}"
-
     def begin_step(self, meta: AttentionMeta) -> None:
         """Writes the step's work list into ``meta.workspace``: items int32 [n, 3], and n."""
-        chunk, block_m = self.tiles.chunk, self.tiles.block_m
         work_list_kernel[(meta.num_reqs,)](
             *self._work_list(meta),
             meta.cu_q,
             meta.seq_lens,
             self.params.window or 0,
             meta.num_reqs,
-            HAS_WINDOW=self.params.window is not None,
-            GROUP=self.group,
-            BLOCK_M=block_m,
-            CHUNK=chunk,
+            CUTS=self.tiles.cuts(meta, self.params.window),
             BLOCK_R=128,
             BLOCK_I=64,
             num_warps=1,
@@ -204,10 +135,12 @@ class BalancedDecode:
     def __call__(self, q: torch.Tensor, kv: LayerKV, meta: AttentionMeta) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         call = DecodeCall(q, kv, meta, self.params, self.tiles)
         if meta.num_reqs:  # else nobody wrote the list
-            balanced_kernel[(self.num_programs,)](*call.tensors, *self._work_list(meta), **call.arguments, **self.tiles.launch)
+            grid = (self.num_programs or self.tiles.num_programs(meta),)
+            balanced_kernel[grid](*call.tensors, *self._work_list(meta), **call.arguments, **self.tiles.launch)
         return call.combine()
 
     def _work_list(self, meta: AttentionMeta) -> tuple[torch.Tensor, torch.Tensor]:
-        blocks = triton.cdiv(meta.max_q * self.group, self.tiles.block_m)
-        bound = meta.num_reqs * max_splits(meta, self.params.window, self.tiles.chunk) * blocks
-        return meta.scratch(self._key, 3 * bound, torch.int32), meta.scratch(f"{self._key}:length", 1, torch.int32)
+        window, tiles = self.params.window, self.tiles
+        bound = meta.num_reqs * tiles.splits(meta, window) * tiles.row_grid(meta)
+        key = f"balanced:{window}:{tiles.cuts(meta, window)}"
+        return meta.scratch(key, 3 * bound, torch.int32), meta.scratch(f"{key}:length", 1, torch.int32)

@@ -20,16 +20,9 @@ import triton.language as tl
 from ...attention_meta import AttentionMeta, LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._shared.attention import (
-    LN2,
-    AttentionParams,
-    attend,
-    cache_strides,
-    find_request,
-    packed_rows,
-    unsupported_attention,
-    visible_keys,
-)
+from .._shared.attention import AttentionParams, unsupported_attention
+from .._shared.attention_loop import LN2, attend
+from .._shared.attention_rows import find_request, load_rows, store_rows, visible_keys
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_reqs"])
@@ -54,101 +47,62 @@ def prefill_kernel(
     stride_qt,
     stride_qh,
     stride_table,
-    CAUSAL: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    WIDEN: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DK: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_DK: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    STRIDES: tl.constexpr,
-    TMA: tl.constexpr,
+    C: tl.constexpr,
 ):
     """k_cache and v_cache are pointers, or with TMA descriptors of boxes [1, BLOCK_N, 1, head_dim]. Rows past the last
     request belong to a request of length 0, so that they become 0."""
     pid = tl.program_id(0)
-    kv_head = pid % NUM_KV_HEADS
-    block = (tl.num_programs(0) - 1 - pid) // NUM_KV_HEADS
-    request = find_request(cu_q, num_reqs, block, GROUP, BLOCK_M)
+    kv_head = pid % C.NUM_KV_HEADS
+    block = (tl.num_programs(0) - 1 - pid) // C.NUM_KV_HEADS
+    request = find_request(cu_q, num_reqs, block, C)
     first_token = tl.load(cu_q + request)
     end_token = tl.load(cu_q + request + 1, mask=request < num_reqs, other=num_tokens)
     seq_len = tl.load(seq_lens + request, mask=request < num_reqs, other=0)
-    first_row = (block - first_token * GROUP // BLOCK_M - request) * BLOCK_M
-    num_rows = (end_token - first_token) * GROUP
+    first_row = (block - first_token * C.GROUP // C.BLOCK_M - request) * C.BLOCK_M
+    num_rows = (end_token - first_token) * C.GROUP
     if first_row >= num_rows:
         return
 
-    token, head = packed_rows(first_row, GROUP, BLOCK_M)
-    inside = tl.arange(0, BLOCK_M) < num_rows - first_row
-    base_token = first_token.to(tl.int64) + first_row // GROUP
-    base_head = kv_head * GROUP
-    dims = tl.arange(0, BLOCK_DK)
-    q += base_token * stride_qt + base_head * stride_qh
-    q_pointers = q + (token * stride_qt + head * stride_qh)[:, None] + dims[None, :]
-    q_block = tl.load(q_pointers, mask=inside[:, None] & (dims < DK)[None, :], other=0.0)
-    if WIDEN:
-        q_block = q_block.to(tl.float32)
-    slope = head.to(tl.float32)
-    if alibi is not None:
-        slope = tl.load(alibi + base_head + head, mask=inside, other=0.0).to(tl.float32)
-    sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    if sinks is not None:
-        # A bound: Triton 3.9's interpreter refuses masks broadcast from a comparison of scalars.
-        rows_with_sink = tl.where(seq_len > 0, num_rows - first_row, 0)
-        sink_mask = tl.arange(0, BLOCK_M) < rows_with_sink
-        sink = tl.load(sinks + base_head + head, mask=sink_mask, other=float("-inf")).to(tl.float32)
-
     before = seq_len - (end_token - first_token)
-    first_position = before + first_row // GROUP
-    last_position = before + (tl.minimum(first_row + BLOCK_M, num_rows) - 1) // GROUP
-    low, high, full_begin, full_end = visible_keys(first_position, last_position, seq_len, window, CAUSAL, HAS_WINDOW, BLOCK_N)
-    kv = (k_cache, v_cache, k_scale, v_scale)
-    table = block_table + request.to(tl.int64) * stride_table
-    result, log_sum = attend(
-        q_block,
-        first_position + token,
-        slope,
-        sink,
-        kv,
-        table,
+    has_sink = tl.where(seq_len > 0, 1, 0)
+    rows, sink = load_rows(
+        q,
+        sinks,
+        alibi,
+        stride_qt,
+        stride_qh,
+        scale,
+        first_token,
         kv_head,
-        low // BLOCK_N * BLOCK_N,
+        first_row,
+        num_rows,
+        before,
+        has_sink,
+        k_scale is not None,
+        C,
+    )
+    first_position = before + first_row // C.GROUP
+    last_position = before + (tl.minimum(first_row + C.BLOCK_M, num_rows) - 1) // C.GROUP
+    low, high, full_begin, full_end = visible_keys(first_position, last_position, seq_len, window, C)
+    results = attend(
+        (rows,),
+        (sink,),
+        (k_cache, v_cache, k_scale, v_scale),
+        block_table + request.to(tl.int64) * stride_table,
+        kv_head,
+        low // C.BLOCK_N * C.BLOCK_N,
         high,
         full_begin,
         full_end,
         low,
         high,
-        scale,
         softcap,
         window,
-        CAUSAL,
-        HAS_WINDOW,
-        HAS_SOFTCAP,
         alibi is not None,
-        DK,
-        DV,
-        BLOCK_DK,
-        BLOCK_DV,
-        BLOCK_N,
-        PAGE_SIZE,
-        STRIDES,
-        TMA,
-        False,
+        C,
     )
-
-    columns = tl.arange(0, BLOCK_DV)
-    first_target = base_token * (NUM_KV_HEADS * GROUP) + base_head
-    target = token * (NUM_KV_HEADS * GROUP) + head
-    mask = inside[:, None] & (columns < DV)[None, :]
-    tl.store(out + first_target * DV + (target * DV)[:, None] + columns[None, :], result.to(out.dtype.element_ty), mask=mask)
-    if lse is not None:
-        tl.store(lse + first_target + target, log_sum * LN2, mask=inside)
+    result, log_sum = results[0]
+    store_rows(out, lse, result, log_sum * LN2, first_token.to(tl.int64), kv_head, first_row, num_rows, C)
 
 
 def launch_prefill(
@@ -162,12 +116,11 @@ def launch_prefill(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Runs the kernel; ``caches`` are k and v as the kernel takes them."""
     q = q if q.stride(2) == 1 else q.contiguous()
-    num_tokens, num_heads, dk = q.shape
+    num_tokens, num_heads, _ = q.shape
     num_kv_heads, dv = kv.v.shape[2:]
-    group = num_heads // num_kv_heads
     out = torch.empty(num_tokens, num_heads, dv, dtype=q.dtype, device=q.device)
     lse = torch.empty(num_tokens, num_heads, dtype=torch.float32, device=q.device) if params.return_lse else None
-    num_blocks = num_tokens * group // config["block_m"] + meta.num_reqs + 1
+    num_blocks = num_tokens * num_heads // num_kv_heads // config["block_m"] + meta.num_reqs + 1
     prefill_kernel[(num_blocks * num_kv_heads,)](
         q,
         *caches,
@@ -183,33 +136,24 @@ def launch_prefill(
         stride_qt=q.stride(0),
         stride_qh=q.stride(1),
         stride_table=meta.block_table.stride(0),
-        STRIDES=cache_strides(kv),
+        C=params.constants(q, kv, config["block_m"], config["block_n"], tma=tma),
         **params.kernel_args(),
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=group,
-        DK=dk,
-        DV=dv,
-        BLOCK_DK=max(16, triton.next_power_of_2(dk)),
-        BLOCK_DV=max(16, triton.next_power_of_2(dv)),
-        BLOCK_M=config["block_m"],
-        BLOCK_N=config["block_n"],
-        PAGE_SIZE=kv.page_size,
-        TMA=tma,
         num_warps=config["num_warps"],
         num_stages=config["num_stages"],
     )
     return out if lse is None else (out, lse)
 
 
-def tile_config(spec: Spec, tma: bool) -> dict[str, int]:
-    """Tiles by head size and arch whose accumulator and scores stay in registers (checked ahead of time)."""
+def tile_config(spec: Spec) -> dict[str, int]:
+    """Tiles by head size and arch whose accumulator and scores stay in registers, and of which one is multiplied while others load
+    (checked ahead of time)."""
     head_dim = max(spec.fact("head_dim", 128), spec.fact("value_dim", 0))
     wide, converts = head_dim > 128, spec.fact("kv_dtype", spec.dtype) != spec.dtype
-    block_m, block_n, num_warps, num_stages = 128, 32 if wide and (converts or not tma) else 64, 8, 2
+    block_m, block_n, num_warps, num_stages = 128, 32 if wide else 64, 8, 3
     if spec.dtype == torch.float32:
         block_m, block_n, num_warps, num_stages = 16, 16, 4, 1 if wide else 2
     elif spec.arch.startswith("gfx"):
-        block_m, block_n, num_warps, num_stages = 64 if wide or converts else 128, 16 if wide else 32, 4, 1
+        block_m, block_n, num_warps, num_stages = 64 if wide or converts else 128, 16 if wide else 32, 4, 2
     elif spec.arch.startswith("sm_8") and head_dim > 64:
         block_m, block_n, num_warps = 64, 32, 8 if wide or converts else 4
     return {"block_m": block_m, "block_n": block_n, "num_warps": num_warps, "num_stages": num_stages}
@@ -222,14 +166,14 @@ def tile_config(spec: Spec, tma: bool) -> dict[str, int]:
     requires=("triton",),
     flags=Flags(batch_invariant=True),
     options={"block_m": 0, "block_n": 0, "num_warps": 0, "num_stages": 0},
-    tune_space={"block_m": (64, 128), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
+    tune_space={"block_m": (64, 128), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4, 5)},
 )
 class PointerPrefill:
     """Options of 0 mean the choice of ``tile_config``."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         self.params = AttentionParams.of(spec, weights, params)
-        self.config = {name: options[name] or value for name, value in tile_config(spec, tma=False).items()}
+        self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:

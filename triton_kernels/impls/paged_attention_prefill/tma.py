@@ -40,14 +40,14 @@ def page_box(cache: torch.Tensor, block_n: int) -> TensorDescriptor:
     requires=("triton",),
     flags=Flags(batch_invariant=True),
     options={"block_m": 0, "block_n": 0, "num_warps": 0, "num_stages": 0},
-    tune_space={"block_m": (64, 128), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
+    tune_space={"block_m": (64, 128), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4, 5)},
 )
 class TmaPrefill:
     """Options of 0 mean the choice of ``tile_config``; ``block_n`` must divide the page size."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         self.params = AttentionParams.of(spec, weights, params)
-        self.config = {name: options[name] or value for name, value in tile_config(spec, tma=True).items()}
+        self.config = {name: options[name] or value for name, value in tile_config(spec).items()}
         if spec.fact("page_size", 64) % self.config["block_n"]:
             raise ValueError(f"block_n {self.config['block_n']} does not divide the page size {spec.fact('page_size')}")
 
