@@ -51,8 +51,27 @@ def test_rows_follow_what_an_expert_gets() -> None:
     assert {n: tile.block_m for n, tile in found.items()} == {1: 16, 128: 16, 256: 32, 384: 32, 512: 64, 1024: 128, 8192: 128}
     assert found[1024] == Tile(128, 128, 64, 8, 4), "128 x 256 x 64: the weights are those of gate and of up"
     assert [tile_of(n, MIXTRAL).block_m for n in (32, 33, 96, 128, 256)] == [16, 32, 32, 64, 128]
+    assert tile_of(512, QWEN, arch="sm_80") == Tile(64, 64, 64, 8, 4), "with four warps the first GEMM spills"
     for scheme, arch, shape in product(SCHEMES, ARCHS, (QWEN, MIXTRAL)):
         assert all(a.block_m <= b.block_m for a, b in pairwise(tile_of(n, shape, scheme, arch) for n in TOKENS))
+
+
+def test_rows_of_quantized_tiles_have_the_bounds_beyond_which_compilers_spill() -> None:
+    bounds = {
+        (scheme, arch): (min(rows), max(rows))
+        for scheme, arch in product(("w4a16", "fp8_channel", "fp8_block"), ("sm_80", "sm_90", "sm_100"))
+        for rows in [[tile_of(n, QWEN, scheme, arch).block_m for n in TOKENS]]
+        if arch != "sm_80" or scheme == "w4a16"
+    }
+    assert bounds == {
+        ("w4a16", "sm_80"): (16, 32),
+        ("w4a16", "sm_90"): (16, 128),
+        ("w4a16", "sm_100"): (32, 128),
+        ("fp8_channel", "sm_90"): (16, 128),
+        ("fp8_channel", "sm_100"): (16, 32),
+        ("fp8_block", "sm_90"): (16, 64),
+        ("fp8_block", "sm_100"): (16, 32),
+    }
 
 
 def test_few_choices_take_narrow_tiles() -> None:

@@ -39,6 +39,7 @@ def test_conforms(registry: Registry, op: str, case: Case) -> None:
         ("w4a16_shard", {}),
         ("fp8_shard", {"block_m": 16, "block_n": 32}),
         ("fp8_shard", {"block_n": 128}),
+        ("fp8_tiled", {"block_m": 16, "block_n": 128}),
         ("strided", {"block_m": 64, "block_n": 16, "block_k": 16}),
     ],
     ids=str,
@@ -89,6 +90,16 @@ def test_a_token_of_nan_harms_no_other(registry: Registry) -> None:
     assert torch.equal(weights[others], poisoned_weights[others])
     assert torch.equal(ids[others], poisoned_ids[others])
     assert bool(((poisoned_ids >= 0) & (poisoned_ids < 12)).all())
+
+
+def test_weights_may_lie_in_memory_by_columns(registry: Registry) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, weights = torch.randn(3, 24, generator=generator), torch.rand(3, 2, generator=generator)
+    ids = torch.tensor([[0, 1], [1, 0], [1, 1]], dtype=torch.int32)
+    w13, w2 = torch.randn(2, 24, 32, generator=generator).mT, torch.randn(2, 16, 24, generator=generator).mT
+    spec = Spec("cpu", "cpu", torch.float32, True, {"weight_dtype": torch.float32})
+    bound = registry.impls("moe_experts")["triton"].bind(spec, {"w13": w13, "w2": w2}, {}, {"block_m": 16})
+    torch.testing.assert_close(bound(x, weights, ids), OPS["moe_experts"].reference(x, weights, ids, w13, w2), atol=1e-4, rtol=1e-4)
 
 
 def test_experts_refuse_weights_of_another_dtype(registry: Registry) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
+from triton_kernels.impls._shared.unpack import pair_zero
 from triton_kernels.lab import conformance
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
@@ -82,6 +85,30 @@ def test_quotients_between_two_values_are_rounded_to_the_nearest_and_ties_to_eve
     )
     got, _ = bound(torch.stack((x, -x)))
     assert torch.equal(got.view(torch.uint8), torch.stack((expected, expected | 128)))
+
+
+@triton.jit
+def _pair_zero_kernel(zero_ptr, out_ptr, KIND: tl.constexpr, dtype: tl.constexpr):
+    zero = tl.load(zero_ptr + tl.arange(0, 16))
+    tl.store(out_ptr + tl.arange(0, 16), pair_zero(zero, KIND, dtype).to(tl.float32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "base"),
+    [
+        ("int4", tl.bfloat16, 0x4300 << 16),
+        ("int4", tl.float16, 1024),
+        ("uint8", tl.bfloat16, 0x4B000000),
+        ("uint8", tl.float16, 1024),
+    ],
+    ids=str,
+)
+def test_what_pairs_of_words_add_is_minus_their_base_and_zero_point(kind: str, dtype: tl.dtype, base: int) -> None:
+    """The instructions that unpack pairs do not run here; ``test_unpack`` runs them with the numbers that are checked here."""
+    zero, out = torch.arange(16.0), torch.empty(16)
+    _pair_zero_kernel[(1,)](zero, out, kind, dtype)
+    number = float(base) if base == 1024 else torch.tensor(base, dtype=torch.int32).view(torch.float32)
+    assert torch.equal(out, -number - zero)
 
 
 def test_every_value_of_eight_bits_is_unpacked_exactly(registry: Registry) -> None:

@@ -185,6 +185,7 @@ ON_AMD = {
         ({"explicit_fusion": False}, "enable_fp_fusion"),
         ({"loops": [replace(OVERLAPPED, buffers=1)]}, "1 buffers per tile in loop 1 of 1, at least 2"),
         ({"loops": [OVERLAPPED, replace(OVERLAPPED, wait=0)]}, "0 loads under way behind the one waited for in loop 2 of 2"),
+        ({"loops": [replace(OVERLAPPED, wait=None)]}, "0 loads under way behind the one waited for in loop 1 of 1"),
         (
             {"op": "qk_norm_rotary_kv_write", "kernel": "_fused_kernel", "programs_per_sm": 8, "load_widths": {"qkv_ptr": 8}},
             "qkv_ptr is loaded by 8 bytes per thread",

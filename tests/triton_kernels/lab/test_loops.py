@@ -80,6 +80,23 @@ def test_a_loop_of_async_copies() -> None:
     assert [op.flops for op in loop.products] == [2 * 16 * 128 * 64] and loop.products[0].format == "bf16"
 
 
+@pytest.mark.parametrize(
+    ("line", "replacement", "buffers", "wait"),
+    [
+        ("%page = ", "%page = ttg.async_copy_global_to_local %k, %other : tensor<64x128x!tt.ptr<bf16>> -> <64x128xbf16>", 1, 2),
+        ("%page = ", "%token2 = ttg.async_wait {num = 0 : i32}", 2, 0),
+        ("%tile = ", "%tile = ttg.async_copy_global_to_local %b, %here : tensor<64x128x!tt.ptr<bf16>> -> <64x128xbf16>", 2, 2),
+        ("%tile = ", "%tile = tt.load %b : tensor<64x128x!tt.ptr<bf16>, #blocked>", 0, 2),
+    ],
+    ids=["another tile with one buffer", "another wait", "memory that is a variable of the loop", "registers only"],
+)
+def test_the_worst_tile_and_wait_of_a_loop_count(line: str, replacement: str, buffers: int, wait: int) -> None:
+    memory = "    %other = ttg.local_alloc : () -> !ttg.memdesc<1x64x128xbf16, #shared, #smem, mutable>"
+    lines = DECODE.strip("\n").splitlines()
+    (loop,) = ttgir.main_loops("\n".join([lines[0], memory, *(replacement if line in each else each for each in lines[1:])]))
+    assert (loop.buffers, loop.wait) == (buffers, wait)
+
+
 HEADS = """
 #blocked = #ttg.blocked<{sizePerThread = [1, 8], threadsPerWarp = [2, 16], warpsPerCTA = [4, 1], order = [1, 0]}>
 #blocked1 = #ttg.blocked<{sizePerThread = [1, 4], threadsPerWarp = [2, 16], warpsPerCTA = [4, 1], order = [1, 0]}>

@@ -166,14 +166,14 @@ class PackedGemm(Gemm):
         self.perm = None if perm is None else perm.long()
         self.num_blocks = self.words.shape[1]
         block = PART * 16 // bits
-        whole_rows, groups_per_block, self.blocks_per_group = group_layout(self.num_in, scales.shape[1], block)
+        whole_rows, self.groups_per_block, self.blocks_per_group = group_layout(self.num_in, scales.shape[1], block)
         self.kernel = Launch(
             packed_kernel,
             KIND=kind,
             ZERO=float(zero),
             HAS_ZEROS=zeros is not None,
             WHOLE_ROWS=whole_rows,
-            GROUPS_PER_BLOCK=groups_per_block,
+            GROUPS_PER_BLOCK=self.groups_per_block,
             EVEN_K=self.num_in % block == 0,
             PAIRS=unpacks_pairs(spec),
             INTERPRET=spec.interpret,

@@ -221,7 +221,7 @@ class ScaledGemm(Gemm):
         self.scales, self.bias = weights["scales"].float().contiguous(), weights.get("bias")
         self.out_dtype = params.get("out_dtype", torch.bfloat16)
         self.integer = weight.dtype == torch.int8
-        self.blocks = self.scales.shape[1] > 1 or spec.fact("recipe") == "block"
+        self.blocks = self.scales.shape[1] > 1
         if self.blocks and self.fixed.get("block_n", 0) > 128:
             raise ValueError(f"scales blocks of 128 rows: block_n at most 128, not {self.fixed['block_n']}")
         self.column_sums = weight.sum(1, dtype=torch.int32) if self.integer else None

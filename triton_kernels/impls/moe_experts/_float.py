@@ -78,7 +78,8 @@ class FloatGemm:
     def __init__(
         self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, gated: bool
     ) -> None:
-        self.weight, self.gated, self.interpret = weight, gated, spec.interpret
+        self.weight = weight if weight.stride(2) == 1 else weight.contiguous()
+        self.gated, self.interpret = gated, spec.interpret
         self.kernel = Launch(grouped_kernel)
 
     def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:

@@ -35,7 +35,9 @@ def tile_config(spec: Spec, num_pairs: int, num_experts: int, columns: int) -> T
 def _float_tile(rows: float, device: DeviceModel) -> Tile:
     block_m = _block_m(rows)
     if device.shared_bytes < LARGE_SHARED:
-        return Tile(block_m, 64, 64, 4 if block_m < 128 else 8, _stages(device))
+        # At 64 rows four warps of sm_80 spill.
+        wide = block_m == 128 or (block_m == 64 and device.arch.startswith("sm_"))
+        return Tile(block_m, 64, 64, 8 if wide else 4, _stages(device))
     if block_m == 128:
         return Tile(128, 128, 64, 8, 4)
     return Tile(block_m, 64, 64 if block_m == 64 else 128, 4, 3)
