@@ -65,8 +65,11 @@ def _spec(op: Op) -> Spec:
 
 
 def _promises(impl: Impl) -> list[str]:
-    kept = [flag for flag in ("cuda_graph", "cpu_graph", "deterministic", "batch_invariant") if getattr(impl.flags, flag)]
-    return [*kept, "own_rng"] if impl.flags.rng == "own" else kept
+    """``graphs``: it can be recorded on all its devices."""
+    recorded = [f"{device}_graph" for device in impl.devices if getattr(impl.flags, f"{device}_graph")]
+    graphs = ["graphs"] if len(recorded) == len(impl.devices) else recorded
+    kept = [flag for flag in ("deterministic", "batch_invariant") if getattr(impl.flags, flag)]
+    return [*graphs, *kept, *(["own_rng"] if impl.flags.rng == "own" else [])]
 
 
 def _details(impl: Impl, reasons: Sequence[str]) -> list[str]:
