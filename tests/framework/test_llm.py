@@ -268,7 +268,7 @@ def test_overrides_reach_the_plan_and_calls_are_counted() -> None:
 
 
 def test_rows_without_a_usable_score_end_with_an_error_and_harm_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = LLM("tiny", dtype="float32", num_gpu_blocks_override=512)
+    llm = LLM("tiny", dtype="float32", num_gpu_blocks_override=512, enforce_eager=True)
     params = SamplingParams(temperature=0, max_tokens=6, logprobs=1)
     expected = [output.outputs[0] for output in llm.generate(PROMPTS, params, use_tqdm=False)]
     model, num_calls = llm.engine.executor._model, 0  # type: ignore[attr-defined]
@@ -314,7 +314,7 @@ class FailsOnce:
 def test_a_kernel_that_fails_once_harms_no_later_request(depth: int) -> None:
     """In the middle of a step: rows are taken in, half of the layers computed, or all but the tokens."""
     config = EngineConfig(ModelConfig("tiny", dtype="float32"), CacheConfig(num_blocks=128, check_invariants=True))
-    config.scheduler.in_flight_steps = depth
+    config.scheduler.in_flight_steps, config.graphs.enabled = depth, False  # a replay calls no layer
     llm = LLM(config)
     prompts = [PROMPTS[i] * (1 + i) for i in range(3)]
     expected = [output.outputs[0].token_ids for output in llm.generate(prompts, FAULT_PARAMS, use_tqdm=False)]
