@@ -15,6 +15,7 @@ CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
 LOAD_FORMATS = ("auto", "dummy")
 BACKENDS = ("auto", "native", "transformers")
 GENERATION_CONFIGS = ("auto", "none")
+QUANT_SCHEMES = ("none", "rtn-int4", "gptq-int4", "awq-int4", "autoround-int4", "int8", "int8-weight", "fp8", "fp8-block")
 
 
 @dataclass
@@ -46,6 +47,28 @@ class ModelConfig:
     backend: str = "auto"
     skip_tokenizer: bool = False
     max_logprobs: int = MAX_LOGPROBS
+
+
+@dataclass
+class QuantConfig:
+    """How the weights of linear layers and experts are quantized, where the checkpoint stores floats. A quantized
+    checkpoint is served as it is stored, with scheme=none.
+
+    scheme       none; while they are loaded: rtn-int4 (rounded to nearest), int8 (W8A8, activations per token), int8-weight
+                 (W8A16), fp8 (channels, activations per token), fp8-block (128 x 128, activations per 128 inputs); by
+                 calibration, once, into a checkpoint that is kept in the user's cache folder: gptq-int4, awq-int4, autoround-int4
+    group_size   inputs of a row that share a scale, of the 4-bit schemes; -1 = all
+    symmetric    4-bit schemes: no zero points; None = as is usual for the scheme (awq-int4 has them, the others have not)
+    calibration  a text file; None = the corpus of ``framework.corpus``
+    num_samples, sample_tokens   of the calibration
+    """
+
+    scheme: str = "none"
+    group_size: int = 128
+    symmetric: bool | None = None
+    calibration: str | None = None
+    num_samples: int = 128
+    sample_tokens: int = 512
 
 
 @dataclass
@@ -157,6 +180,7 @@ class EngineConfig:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     graphs: GraphConfig = field(default_factory=GraphConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     tuned: str = "auto"
@@ -178,6 +202,10 @@ class EngineConfig:
         _require(
             c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"
         )
+        q = self.quant
+        _require(q.group_size == -1 or q.group_size > 0, "quant.group_size", q.group_size, "-1 (whole rows) or a positive number")
+        _require(q.num_samples > 0, "quant.num_samples", q.num_samples, "a positive number")
+        _require(q.sample_tokens > 0, "quant.sample_tokens", q.sample_tokens, "a positive number")
         _require(0 < c.memory_fraction <= 1, "cache.memory_fraction", c.memory_fraction, "in (0, 1]")
         _require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")
         _require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
@@ -188,6 +216,7 @@ class EngineConfig:
             _require(0 <= seconds < math.inf, f"executor.{key}", seconds, "0 or more")
         _require(self.num_threads >= 0, "num_threads", self.num_threads, "0 (torch's default) or more")
         for key, value, table in (
+            ("quant.scheme", self.quant.scheme, QUANT_SCHEMES),
             ("cache.dtype", c.dtype, CACHE_DTYPES),
             ("scheduler.policy", s.policy, POLICIES),
             ("executor.kind", e.kind, EXECUTORS),
