@@ -20,12 +20,12 @@ from transformers import LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.tiny.corpus import Corpus, load_corpus
 from experiments.tiny.data import WindowStream, encode_files
 from experiments.tiny.model import build_model, export_model, load_exported
 from experiments.tiny.report import report
 from experiments.tiny.tokenizer import train_tokenizer
 from experiments.tiny.training import Trainer
+from framework.corpus import Corpus, load_corpus
 
 log = logging.getLogger(__name__)
 

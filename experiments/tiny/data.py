@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from experiments.tiny.corpus import SourceFile
 from experiments.tiny.tokenizer import encode_file
+from framework.corpus import SourceFile
 
 Tokens = NDArray[np.uint16]
 

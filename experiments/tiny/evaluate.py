@@ -22,8 +22,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from experiments.tiny.corpus import SourceFile, total_bytes
 from experiments.tiny.tokenizer import BOS, EOS, PAD, encode_file, token_id
+from framework.corpus import SourceFile, total_bytes
 
 BRACKETS = {")": "(", "]": "[", "}": "{"}
 

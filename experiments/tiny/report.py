@@ -2,6 +2,7 @@
 
 import json
 import logging
+import lzma
 import platform
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from experiments.tiny.card import TOKENIZE_RULE, CorpusFacts, TrainingFacts, agreement_row, completion_rows, write_card
-from experiments.tiny.corpus import Corpus, primed_xz_bits_per_byte, total_bytes
 from experiments.tiny.evaluate import bits_per_byte, greedy_agreement, sample_completions
 from experiments.tiny.model import load_exported
 from experiments.tiny.tokenizer import encode_file
 from experiments.tiny.training import window_shape
+from framework.corpus import Corpus, total_bytes
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,18 @@ def corpus_facts(corpus: Corpus, tokenizer: Tokenizer) -> CorpusFacts:
         xz=primed_xz_bits_per_byte(corpus),
         bytes_per_token=total_bytes(corpus.heldout) / heldout_tokens,
     )
+
+
+def primed_xz_bits_per_byte(corpus: Corpus) -> float:
+    """Bits per held-out byte that ``xz -9e`` spends once primed with the training text.
+
+    The dictionary (64 MiB) spans the whole corpus, so every training byte stays visible.
+    """
+    preset = 9 | lzma.PRESET_EXTREME
+    train = "".join(file.text for file in corpus.train).encode("utf-8")
+    heldout = "".join(file.text for file in corpus.heldout).encode("utf-8")
+    extra = len(lzma.compress(train + heldout, preset=preset)) - len(lzma.compress(train, preset=preset))
+    return 8.0 * extra / len(heldout)
 
 
 def training_facts(cfg: DictConfig, spec: DictConfig, teacher: str | None) -> TrainingFacts:
