@@ -43,12 +43,13 @@ __all__ = [
 
 class BoundKernel:
     """An impl bound to one layer, which counts its calls. ``choice``: its name with the options that were asked for; ``chosen``: by
-    what (name, default, auto), and what speaks against trusting it, if anything does."""
+    what (name, default, auto), and what speaks against trusting it, if anything does; ``note``: what a reader must know of it."""
 
-    __slots__ = ("calls", "choice", "chosen", "impl", "op", "run", "version")
+    __slots__ = ("calls", "choice", "chosen", "impl", "note", "op", "run", "version")
 
-    def __init__(self, op: str, impl: Any, choice: str, chosen: str, run: Any, version: str) -> None:
+    def __init__(self, op: str, impl: Any, choice: str, chosen: str, run: Any, version: str, note: str) -> None:
         self.op, self.impl, self.choice, self.chosen, self.run, self.version = op, impl, choice, chosen, run, version
+        self.note = note
         self.calls = 0
 
     def __call__(self, *args: Any) -> Any:
@@ -115,16 +116,18 @@ class KernelPlan:
         weights: Mapping[str, torch.Tensor | None] | None = None,
         params: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
+        note: str = "",
     ) -> BoundKernel:
         """Binds ``op`` for one layer. ``weights`` and ``params`` are the op's bound arguments; ``facts`` adds what the spec must
-        know beyond them (head_dim, page_size, ...). Raises NoKernelError if the choice cannot serve."""
+        know beyond them (head_dim, page_size, ...); ``note`` goes into the report. Raises NoKernelError if the choice cannot
+        serve."""
         weights, params = dict(weights or {}), dict(params or {})
         impl, choice, chosen, spec = self._resolve(op, {**weights, **params}, facts)
         tuned = self.tables.lookup(op, impl.name, impl.options, spec).content_hash
         version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
         run = self._bind(impl, spec, weights, params, choice.options)
         chosen = f"{chosen} ({impl.unproven})" if impl.unproven else chosen
-        kernel = BoundKernel(op, impl, str(choice), chosen, run, version)
+        kernel = BoundKernel(op, impl, str(choice), chosen, run, version, note)
         self.bound.append(kernel)
         return kernel
 
@@ -188,6 +191,8 @@ class KernelPlan:
             for key, value in zip(("impl", "chosen", "origin", "version"), found):
                 if value not in entry[key]:
                     entry[key].append(value)
+            if kernel.note and kernel.note not in entry.setdefault("note", []):
+                entry["note"].append(kernel.note)
             entry["calls"] += kernel.calls
         return {op: {k: "+".join(v) if isinstance(v, list) else v for k, v in entry.items()} for op, entry in report.items()}
 

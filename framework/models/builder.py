@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..config import ModelConfig
+from ..config import ModelConfig, QuantConfig
 from ..plan import BoundKernel, KernelPlan
 from .architecture import Architecture, LayerShape, ModelInfo
 from .decoder import Decoder
@@ -20,7 +20,9 @@ from .layers.paged_attention import AttentionKernels, AttentionShape
 from .parallel import Parallel
 from .parts import Part, all_parts, layer_parts, model_parts
 from .protocol import Model
-from .quantization.unquantized import Unquantized, float_linear
+from .quantization.scheme import Scheme
+from .quantization.table import read_scheme
+from .quantization.unquantized import float_linear
 from .rope import Rope
 from .weights import Checkpoint, DummyWeights, Weights
 
@@ -37,18 +39,27 @@ def load_model(
     block_size: int,
     seed: int = 0,
     cache_dtype: str = "auto",
+    quant: QuantConfig | None = None,
 ) -> Model:
     """Builds a model whose every hot operation is bound through ``plan``.
 
     block_size, cache_dtype  of the KV cache ("auto": the model's dtype)
     seed                     of dummy weights
+    quant                    how to quantize floats; None: not at all
     Raises ValueError for weights that cannot be found or do not fit.
     """
+    quant = quant or QuantConfig()
+    scheme = read_scheme(info.quantization, quant)
     if info.architecture is None:
+        if info.quantization is not None or quant.scheme != "none":
+            raise ValueError(
+                f"model {config.name!r} cannot have quantized weights: it runs through the transformers library ({info.reason}), "
+                "whose layers are loaded as floats; take a checkpoint of floats, with quant.scheme=none"
+            )
         from .transformers_model import load_transformers_model  # slow to import, and needed for few models
 
         return load_transformers_model(config, info, plan, device, block_size, _cache_dtype(info, cache_dtype), seed)
-    weights = _open(config, info, info.architecture, device, seed)
+    weights = _open(config, info, info.architecture, device, seed, scheme)
     return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype).build()
 
 
@@ -57,9 +68,8 @@ def _cache_dtype(info: ModelInfo, wish: str) -> str:
     return info.dtype if wish == "auto" else wish
 
 
-def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int) -> Weights:
+def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int, scheme: Scheme) -> Weights:
     dtype = getattr(torch, info.dtype)
-    scheme = Unquantized()  # ``read_model`` refuses what has another
     if config.load_format == "dummy":
         return DummyWeights(device, dtype, scheme, seed, a.family.norm_offset)
     assert info.folder is not None
@@ -163,7 +173,9 @@ class Builder:
         return MoeMlp(
             self._linear(parts["router"]),
             self._share("moe_route", params=params, facts={"num_experts": shape.moe.num_experts}),
-            self.plan.bind(experts.op, experts.tensors, {**experts.params, "expert_start": 0}, {"top_k": shape.moe.top_k}),
+            self.plan.bind(
+                experts.op, experts.tensors, {**experts.params, "expert_start": 0}, {"top_k": shape.moe.top_k}, note=experts.note
+            ),
         )
 
     def _linear(self, part: Part) -> Linear:
@@ -195,7 +207,7 @@ class Builder:
         if not self.a.tied:
             return self._linear(parts["lm_head"])
         assert table is not None
-        return bind_linear(self.plan, float_linear(table, None))
+        return bind_linear(self.plan, [float_linear(table, None)])
 
     def _rotary(self, rope: Rope) -> BoundKernel:
         if ("rotary", rope) not in self._shared:

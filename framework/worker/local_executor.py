@@ -47,7 +47,15 @@ class LocalExecutor:
         check_weights_fit(_num_weights(config.model, model), model, device)
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch)
         self._model = load_model(
-            config.model, model, self.plan, device.torch, Parallel(), config.cache.block_size, config.seed, config.cache.dtype
+            config.model,
+            model,
+            self.plan,
+            device.torch,
+            Parallel(),
+            config.cache.block_size,
+            config.seed,
+            config.cache.dtype,
+            config.quant,
         )
         self.groups = group_layers(self._model.cache_specs())
         self._model.set_groups(self.groups)

@@ -24,6 +24,7 @@ def reference(
     out_dtype: torch.dtype = torch.float8_e4m3fn,
     granularity: Granularity = "token",
     static_scale: torch.Tensor | None = None,
+    static_zero: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x [M, K] -> quantized values [M, K] in out_dtype (int8, float8_e4m3fn or float8_e5m2), scales f32 [M, 1] (token),
     [M, ceil(K/128)] (group) or [1, 1] (a copy of the static scale f32 [1, 1], whatever the granularity). More leading
@@ -31,6 +32,9 @@ def reference(
 
     scale = max|x| / largest quantized value (127, 448, 57344), at least 1e-10, computed in f32. q = x / scale (f32 division),
     saturated to the largest quantized value, rounded to nearest even. For finite x.
+
+    static_zero  int32 [1, 1] or None, of int8 with a static scale: the quantized value of 0, added after rounding; then the whole
+                 range from -128 to 127 is used
     """
     values = x.float()
     limit = largest_value(out_dtype)  # divided by as a tensor: a GPU multiplies by the reciprocal of a plain number
@@ -44,6 +48,8 @@ def reference(
         padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
         scales = (padded.abs().amax(-1) / values.new_tensor(limit)).clamp_min(1e-10)
         wide = scales.repeat_interleave(GROUP, -1)[..., : x.shape[-1]]
+    if static_zero is not None:
+        return ((values / wide).round() + static_zero).clamp(-128, 127).to(out_dtype), scales
     quantized = (values / wide).clamp(-limit, limit)
     return (quantized.round() if out_dtype == torch.int8 else quantized).to(out_dtype), scales
 
@@ -53,7 +59,7 @@ def largest_value(dtype: torch.dtype) -> float:
     return 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
 
 
-def fake(x, out_dtype=torch.float8_e4m3fn, granularity="token", static_scale=None):  # type: ignore[no-untyped-def]
+def fake(x, out_dtype=torch.float8_e4m3fn, granularity="token", static_scale=None, static_zero=None):  # type: ignore[no-untyped-def]
     return fake_output(x, x.shape, out_dtype, granularity, static_scale)
 
 
@@ -112,7 +118,8 @@ quantize_activation = Op(
     fake,
     cost,
     cases=QUANTIZE_CASES,
-    bind_args=OUTPUT_ARGS,
+    bind_args=(*OUTPUT_ARGS, "static_zero"),
+    optional=("static_zero",),
     row_args=("x",),
     facts=facts,
     tolerance=Tolerance(exact=True),

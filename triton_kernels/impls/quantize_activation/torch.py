@@ -35,5 +35,9 @@ def quantize_activation_torch(
     out_dtype: torch.dtype = torch.float8_e4m3fn,
     granularity: Granularity = "token",
     static_scale: torch.Tensor | None = None,
+    static_zero: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantize(x, out_dtype, granularity, static_scale)
+    if static_zero is None or static_scale is None:
+        return quantize(x, out_dtype, granularity, static_scale)
+    shifted = (x.float() / static_scale).round_().add_(static_zero)
+    return shifted.clamp_(-128, 127).to(out_dtype).contiguous(), static_scale.clone()
