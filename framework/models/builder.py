@@ -20,6 +20,8 @@ from .layers.paged_attention import AttentionKernels, AttentionShape
 from .parallel import Parallel
 from .parts import Part, all_parts, layer_parts, model_parts
 from .protocol import Model
+from .quantization.kv_scales import TENSORS as KV_SCALES
+from .quantization.kv_scales import kv_scales
 from .quantization.scheme import Scheme
 from .quantization.table import read_scheme
 from .quantization.unquantized import float_linear
@@ -74,7 +76,7 @@ def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.d
         return DummyWeights(device, dtype, scheme, seed, a.family.norm_offset)
     assert info.folder is not None
     checkpoint = Checkpoint(info.folder, a.family, device, dtype, scheme)
-    checkpoint.check(all_parts(a), (*a.family.ignored, *([rf"^{a.family.lm_head}\.weight$"] if a.tied else [])))
+    checkpoint.check(all_parts(a), (*a.family.ignored, *KV_SCALES, *([rf"^{a.family.lm_head}\.weight$"] if a.tied else [])))
     return checkpoint
 
 
@@ -135,13 +137,16 @@ class Builder:
         shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap)
         qkv, o = self._linear(parts["qkv"]), self._linear(parts["o"])
         norms = [self._norm_tensors(parts[name]) for name in ("q_norm", "k_norm")] if a.family.qk_norm else []
-        fused = self._fused(shape, layer.rope, [weight for weight, _ in norms]) if layer.rope is not None else None
+        scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self.weights) if self.attention.takes_scales else None
+        fused = None
+        if layer.rope is not None and scales is None:
+            fused = self._fused(shape, layer.rope, [weight for weight, _ in norms])
         if fused is not None:
             paged = self.attention.layer(index, shape, writes=False)
             return Attention(qkv, o, Fused(fused, paged), paged)
         q_norm, k_norm = (self._bind_norm(*norm) for norm in norms) if norms else (None, None)
         rotary = self._rotary(layer.rope) if layer.rope is not None else None
-        paged = self.attention.layer(index, shape)
+        paged = self.attention.layer(index, shape, scales=scales)
         return Attention(qkv, o, Separate(q_norm, k_norm, rotary, paged, [*heads, a.num_kv_heads], a.head_dim), paged)
 
     def _fused(self, shape: AttentionShape, rope: Rope, norms: list[torch.Tensor]) -> BoundKernel | None:

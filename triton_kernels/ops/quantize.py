@@ -31,10 +31,9 @@ def reference(
     dimensions than M are kept, in quantized values and scales.
 
     scale = max|x| / largest quantized value (127, 448, 57344), at least 1e-10, computed in f32. q = x / scale (f32 division),
-    saturated to the largest quantized value, rounded to nearest even. For finite x.
+    rounded to nearest even and saturated: of float8 to the largest value, of int8 to -128 and 127. For finite x.
 
-    static_zero  int32 [1, 1] or None, of int8 with a static scale: the quantized value of 0, added after rounding; then the whole
-                 range from -128 to 127 is used
+    static_zero  int32 [1, 1] or None, of int8 with a static scale: the quantized value of 0, added after rounding
     """
     values = x.float()
     limit = largest_value(out_dtype)  # divided by as a tensor: a GPU multiplies by the reciprocal of a plain number
@@ -48,14 +47,14 @@ def reference(
         padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
         scales = (padded.abs().amax(-1) / values.new_tensor(limit)).clamp_min(1e-10)
         wide = scales.repeat_interleave(GROUP, -1)[..., : x.shape[-1]]
-    if static_zero is not None:
-        return ((values / wide).round() + static_zero).clamp(-128, 127).to(out_dtype), scales
-    quantized = (values / wide).clamp(-limit, limit)
-    return (quantized.round() if out_dtype == torch.int8 else quantized).to(out_dtype), scales
+    quantized = values / wide
+    if out_dtype == torch.int8:
+        return (quantized.round() + (0 if static_zero is None else static_zero)).clamp(-128, 127).to(out_dtype), scales
+    return quantized.clamp(-limit, limit).to(out_dtype), scales
 
 
 def largest_value(dtype: torch.dtype) -> float:
-    """The largest finite value that is used: symmetric for int8."""
+    """The largest finite value."""
     return 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
 
 
