@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -12,8 +13,9 @@ from typing import Any
 
 import torch
 
+from .architecture import Architecture
 from .families import Family
-from .parts import Part, bias_name
+from .parts import Part, all_parts, bias_name
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
 
 
@@ -46,6 +48,15 @@ class Weights(ABC):
     @abstractmethod
     def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
         """As ``TensorSource.stored``."""
+
+
+def weight_bytes(a: Architecture, scheme: Scheme, dtype: torch.dtype) -> float:
+    """What a model's weights take once they are loaded, as far as their format says (``Scheme.num_bytes``)."""
+    total = 0.0
+    for part in all_parts(a):
+        total += math.prod(part.shape) * dtype.itemsize if part.always_float else scheme.num_bytes(part, dtype)
+        total += sum(part.rows) * dtype.itemsize if part.bias else 0
+    return total
 
 
 class EmptyWeights(Weights):

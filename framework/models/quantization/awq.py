@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .canonical import integer_weights
+from .canonical import integer_bytes, integer_weights
 from .modules import ModuleScheme
 from .packing import WORD_BITS, unpack_awq
 from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
@@ -32,6 +32,9 @@ class AwqFormat(Format):
 
     def optional_names(self, module: str) -> tuple[str, ...]:
         return (f"{module}.qzeros",)
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        return integer_bytes(module, self.group_size, not self.zero_point, BITS)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         num_groups = module.num_groups(self.group_size)

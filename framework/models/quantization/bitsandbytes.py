@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .canonical import channel_weights
+from .canonical import channel_weights, float_bytes, scaled_bytes
 from .modules import ModuleScheme
 from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
 from .settings import Settings
@@ -32,6 +32,9 @@ class CodebookFormat(Format):
 
     def optional_names(self, module: str) -> tuple[str, ...]:
         return f"{module}.weight.nested_absmax", f"{module}.weight.nested_quant_map"
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        return float_bytes(module, dtype)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         weight, absmax, quant_map, quant_state = self.names(module.name)
@@ -60,6 +63,9 @@ class Int8Format(Format):
 
     def optional_names(self, module: str) -> tuple[str, ...]:
         return (f"{module}.weight_format",)
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        return float_bytes(module, dtype) if expert else scaled_bytes(module, blocks=False)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         weight = source.stored(f"{module.name}.weight", module.shape, torch.int8)

@@ -6,7 +6,7 @@ import torch
 
 from triton_kernels.ops.gemm import FP8_BLOCK, dequantize, pack_int4, spread, unpack_int4
 
-from .scheme import LoadedPart
+from .scheme import LoadedPart, Module
 
 SYMMETRIC_ZERO = 8
 """Of 4-bit weights without zero points."""
@@ -71,6 +71,22 @@ def scaled_weights(
     )
     tensors = {"weight": weight, "scales": scales.contiguous(), "bias": None}
     return LoadedPart(op, tensors, {"out_dtype": dtype}, activation, input_zero)
+
+
+def integer_bytes(module: Module, group_size: int, symmetric: bool, bits: int) -> float:
+    """What ``integer_weights`` of a module take."""
+    groups = module.num_groups(group_size)
+    return module.rows * (module.columns * (4 if bits <= 4 else 8) / 8 + groups * (2 if symmetric else 3))
+
+
+def scaled_bytes(module: Module, blocks: bool) -> float:
+    """What ``scaled_weights`` of a module take."""
+    num_scales = -(-module.rows // FP8_BLOCK) * -(-module.columns // FP8_BLOCK) if blocks else module.rows
+    return module.rows * module.columns + 4 * num_scales
+
+
+def float_bytes(module: Module, dtype: torch.dtype) -> float:
+    return module.rows * module.columns * dtype.itemsize
 
 
 def dequantized(part: LoadedPart) -> torch.Tensor:

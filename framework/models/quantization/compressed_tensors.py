@@ -10,7 +10,7 @@ import torch
 
 from triton_kernels.ops.gemm import FP8_BLOCK
 
-from .canonical import channel_weights, integer_weights, scaled_weights
+from .canonical import channel_weights, float_bytes, integer_bytes, integer_weights, scaled_bytes, scaled_weights
 from .fp8 import FP8, row_scales, single
 from .gptq import sorted_by_group
 from .modules import ModuleScheme
@@ -40,6 +40,11 @@ class PackedFormat(Format):
     def optional_names(self, module: str) -> tuple[str, ...]:
         more = () if self.symmetric else (f"{module}.weight_zero_point",)
         return (f"{module}.weight_shape", f"{module}.weight_g_idx", *more)
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        if expert and self.bits > 4:
+            return float_bytes(module, dtype)
+        return integer_bytes(module, self.group_size, self.symmetric, self.bits)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         num_groups, per_word = module.num_groups(self.group_size), WORD_BITS // self.bits
@@ -79,6 +84,11 @@ class ScaledFormat(Format):
     def optional_names(self, module: str) -> tuple[str, ...]:
         return (f"{module}.input_zero_point",) if self.activations == "static" else ()
 
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        if expert and (self.dtype == torch.int8 or self.activations == "none"):
+            return float_bytes(module, dtype)
+        return scaled_bytes(module, self.blocks)
+
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         weight = source.stored(f"{module.name}.weight", module.shape, self.dtype)
         scale = f"{module.name}.weight_scale"
@@ -105,6 +115,9 @@ class Mxfp4Format(Format):
 
     def names(self, module: str) -> tuple[str, ...]:
         return f"{module}.weight_packed", f"{module}.weight_scale"
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        return float_bytes(module, dtype)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         packed, scale = self.names(module.name)

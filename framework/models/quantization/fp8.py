@@ -8,7 +8,7 @@ import torch
 
 from triton_kernels.ops.gemm import FP8_BLOCK
 
-from .canonical import scaled_weights
+from .canonical import scaled_bytes, scaled_weights
 from .modules import ModuleScheme
 from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
 from .settings import Settings
@@ -31,6 +31,9 @@ class Fp8Format(Format):
 
     def optional_names(self, module: str) -> tuple[str, ...]:
         return (f"{module}.input_scale",)
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        return scaled_bytes(module, self.blocks)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         weight_name, scale_name, *_ = self.names(module.name)

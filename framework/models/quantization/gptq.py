@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .canonical import integer_weights
+from .canonical import float_bytes, integer_bytes, integer_weights
 from .modules import ModuleScheme
 from .packing import WORD_BITS, unpack_stream
 from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
@@ -35,6 +35,11 @@ class GptqFormat(Format):
 
     def optional_names(self, module: str) -> tuple[str, ...]:
         return (f"{module}.g_idx",)
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        if expert and self.bits > 4:
+            return float_bytes(module, dtype)
+        return integer_bytes(module, self.group_size, self.symmetric, self.bits)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         num_groups = module.num_groups(self.group_size)

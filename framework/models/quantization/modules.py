@@ -11,7 +11,7 @@ import torch
 from triton_kernels.ops.gemm import FP8_BLOCK
 
 from ..parts import Part, bias_name
-from .canonical import SYMMETRIC_ZERO
+from .canonical import SYMMETRIC_ZERO, float_bytes
 from .experts import stack_experts
 from .scheme import Format, LoadedPart, Module, TensorSource
 from .unquantized import float_experts, float_linear
@@ -63,6 +63,16 @@ class ModuleScheme(ABC):
             return float_experts(source.weight(w13), source.weight(w2))
         gate_up, down = ([self._expert(part, e, source) for e in range(part.num_experts)] for part in (w13, w2))
         return stack_experts(gate_up, down, source.dtype)
+
+    def num_bytes(self, part: Part, dtype: torch.dtype) -> float:
+        assert part.columns is not None
+        total = 0.0
+        for name, _, shard, _ in part.tensors():
+            module = Module(name.removesuffix(".weight"), part.rows[shard], part.columns)
+            found = self.format_of(module.name)
+            of_module = float_bytes(module, dtype) if found is None else found.num_bytes(module, dtype, expert=part.num_experts > 0)
+            total += of_module
+        return total
 
     def _expert(self, part: Part, expert: int, source: TensorSource) -> list[LoadedPart]:
         """The modules of one expert."""

@@ -73,6 +73,10 @@ class Scheme(Protocol):
     def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
         """The experts of a layer: gate and up, and down."""
 
+    def num_bytes(self, part: Part, dtype: torch.dtype) -> float:
+        """Memory of a part's weights once they are loaded, its scales included, in a model of ``dtype``. An estimate: it counts
+        scales of 2 bytes for float activations, of 4 for quantized ones, and no padding."""
+
 
 @dataclass(frozen=True)
 class Module:
@@ -105,6 +109,10 @@ class Format(ABC):
     def optional_names(self, module: str) -> tuple[str, ...]:
         """Tensors that it may have besides."""
         return ()
+
+    @abstractmethod
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        """As ``Scheme.num_bytes``. expert: of a mixture of experts, of which ``moe_experts`` knows fewer kinds."""
 
     @abstractmethod
     def load(self, module: Module, source: TensorSource) -> LoadedPart:

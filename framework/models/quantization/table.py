@@ -27,12 +27,12 @@ METHODS: Mapping[str, Callable[[Settings], Scheme]] = {
 }
 """quant_method of a config -> what reads the rest of it."""
 
-ON_LOAD: Mapping[str, Callable[[QuantConfig], on_load.Round]] = {
+ON_LOAD: Mapping[str, Callable[[QuantConfig], on_load.Rounding]] = {
     "rtn-int4": lambda quant: on_load.int4(quant.group_size, quant.symmetric is not False),
-    "int8": lambda quant: on_load.int8,
-    "int8-weight": lambda quant: on_load.int8_weight,
-    "fp8": lambda quant: on_load.fp8,
-    "fp8-block": lambda quant: on_load.fp8_block,
+    "int8": lambda quant: on_load.INT8,
+    "int8-weight": lambda quant: on_load.INT8_WEIGHT,
+    "fp8": lambda quant: on_load.FP8,
+    "fp8-block": lambda quant: on_load.FP8_BLOCK,
 }
 """quant.scheme -> how a matrix is rounded."""
 
@@ -43,7 +43,7 @@ def read_scheme(settings: Settings | None, quant: QuantConfig) -> Scheme:
         return on_load.OnLoad(ON_LOAD[quant.scheme](quant)) if quant.scheme in ON_LOAD else Unquantized()
     if settings.method not in METHODS:
         raise ValueError(f"quantization_config.quant_method={settings.method!r} cannot be served; known are {', '.join(METHODS)}")
-    if quant.scheme != "none":
+    if quant.scheme not in ("none", settings.method):  # which may be called the same: fp8
         raise ValueError(
             f"quant.scheme={quant.scheme} quantizes floats, but the checkpoint is quantized already ({settings.method}): it is "
             "served as it is stored, with quant.scheme=none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -21,6 +22,9 @@ class Unquantized:
 
     def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
         return float_experts(source.weight(w13), source.weight(w2))
+
+    def num_bytes(self, part: Part, dtype: torch.dtype) -> float:
+        return math.prod(part.shape) * dtype.itemsize
 
 
 def float_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> LoadedPart:
