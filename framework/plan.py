@@ -151,6 +151,31 @@ class KernelPlan:
         self._replaced |= dict.fromkeys(replaced, op)
         return self.bind(op, weights, params, facts)
 
+    def bind_quantizing(
+        self,
+        op: str,
+        weights: Mapping[str, torch.Tensor | None],
+        params: Mapping[str, Any],
+        static_scale: torch.Tensor | None,
+        quantized: Mapping[str, Any],
+    ) -> BoundKernel | None:
+        """Binds ``op`` so that it gives what ``quantize_activation`` would make of its output (``quantized``: out_dtype and
+        granularity), or returns None if that is to run: as it is chosen by name, or no impl of ``op`` that is as good as the one
+        without can do it."""
+        from triton_kernels.resolve import NoKernelError
+
+        weights, params = {**weights, "static_scale": static_scale}, {**params, **quantized}
+        if "quantize_activation" in self.choices.named or not set(quantized) <= set(self.registry.ops[op].bind_args):
+            return None
+        try:
+            quantizing = self._resolve(op, {**weights, **params}, None)[0]
+        except NoKernelError:
+            return None
+        plain = {name: value for name, value in {**weights, **params}.items() if name not in ("static_scale", *quantized)}
+        if quantizing.priority < self._resolve(op, plain, None)[0].priority:
+            return None
+        return self.bind(op, weights, params, note="quantizes its output")
+
     def check_bound(self) -> None:
         """Once all is bound: raises NoKernelError for a kernel that was chosen by name and that nothing will call."""
         from triton_kernels.resolve import NoKernelError

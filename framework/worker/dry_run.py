@@ -59,7 +59,9 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     plan = TargetPlan.of(config, target, dtype)
     weights = EmptyWeights(CPU, dtype, read_scheme(info.quantization, config.quant))
     cache = config.cache
-    model = Builder(info, info.architecture, weights, plan, CPU, Parallel(), cache.block_size, cache.dtype).build()
+    model = Builder(
+        info, info.architecture, weights, plan, CPU, Parallel(), cache.block_size, cache.dtype, config.quant.fuse
+    ).build()
     groups = group_layers(model.cache_specs())
     model.set_groups(groups)
     caches = allocate_caches(groups, 2, cache.block_size, CPU)

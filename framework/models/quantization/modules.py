@@ -13,7 +13,7 @@ from triton_kernels.ops.gemm import FP8_BLOCK
 from ..parts import Part, bias_name
 from .canonical import SYMMETRIC_ZERO, float_bytes
 from .experts import stack_experts
-from .scheme import Format, LoadedPart, Module, TensorSource
+from .scheme import Format, LoadedPart, Module, TensorSource, one_input, same
 from .unquantized import float_experts, float_linear
 
 Tensors = Mapping[str, torch.Tensor | None]
@@ -141,12 +141,12 @@ def _as_channels(part: LoadedPart) -> LoadedPart:
 
 def _joined(first: LoadedPart, second: LoadedPart) -> LoadedPart | None:
     """One part for the rows of both; None if one op cannot compute them with the same numbers."""
-    if first.op != second.op or first.params != second.params or not _same_input(first, second):
+    if first.op != second.op or first.params != second.params or not one_input((first, second)):
         return None
     a, b = _with_scales_by_row(first, second), _with_scales_by_row(second, first)
     if first.op == "gemm_w4a16":
         a, b = _with_zeros(a, b), _with_zeros(b, a)
-    if not _equal(a.get("perm"), b.get("perm")):
+    if not same(a.get("perm"), b.get("perm")):
         return None
     tensors: dict[str, torch.Tensor | None] = {**a, "bias": None}
     for name in _ROWS:
@@ -170,22 +170,10 @@ def _cat(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.cat((x, y))
 
 
-def _equal(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
-    return x is y or (x is not None and y is not None and torch.equal(x, y))
-
-
-def _same_input(first: LoadedPart, second: LoadedPart) -> bool:
-    a, b = first.input, second.input
-    if a is None or b is None:
-        return a is b
-    same = a.params == b.params and _equal(a.tensors["static_scale"], b.tensors["static_scale"])
-    return same and _equal(first.zero, second.zero)
-
-
 def _with_scales_by_row(part: LoadedPart, other: LoadedPart) -> Tensors:
     """A scale for all rows becomes one per row, unless both parts have the same."""
     scales, others = part.tensors.get("scales"), other.tensors.get("scales")
-    if scales is None or scales.shape != (1, 1) or _equal(scales, others):
+    if scales is None or scales.shape != (1, 1) or same(scales, others):
         return part.tensors
     return {**part.tensors, "scales": scales.expand(part.num_rows, 1)}
 

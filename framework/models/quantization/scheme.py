@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,6 +38,24 @@ class LoadedPart:
     def num_rows(self) -> int:
         """Outputs of a linear layer."""
         return next(self.tensors[name] for name in ("qweight", "weight") if name in self.tensors).shape[0]  # type: ignore[union-attr]
+
+
+def one_input(parts: Sequence[LoadedPart]) -> bool:
+    """Whether the parts take activations that are quantized in the same way, or not at all."""
+    return all(_same_input(parts[0], part) for part in parts[1:])
+
+
+def _same_input(first: LoadedPart, second: LoadedPart) -> bool:
+    a, b = first.input, second.input
+    if a is None or b is None:
+        return a is b
+    static = (one.tensors["static_scale"] for one in (a, b))
+    return a.op == b.op and a.params == b.params and same(*static) and same(first.zero, second.zero)
+
+
+def same(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
+    """Whether both are None, or have the same numbers."""
+    return x is y or (x is not None and y is not None and torch.equal(x, y))
 
 
 class TensorSource(Protocol):
