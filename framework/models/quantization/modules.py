@@ -37,14 +37,16 @@ class ModuleScheme(ABC):
             else:
                 yield from found.names(module)
                 yield from filter(source.holds, found.optional_names(module))
-            if part.bias:
+            if part.bias or (found is not None and source.holds(bias_name(name))):
                 yield bias_name(name)
 
     def linear(self, part: Part, source: TensorSource) -> tuple[LoadedPart, ...]:
         formats = [self._format(module, source) for module in part.sources]
-        bias = source.bias(part)
         if not any(formats):
-            return (float_linear(source.weight(part), bias),)
+            return (float_linear(source.weight(part), source.bias(part)),)
+        if any(found is not None and source.holds(f"{module}.bias") for module, found in zip(part.sources, formats)):
+            part = replace(part, bias=True)  # tools write one, of zeros, for layers that have none
+        bias = source.bias(part)
         if part.layout == "interleaved":
             assert len(formats) == 1, "a fused projection is one module"
         loaded = []
