@@ -44,7 +44,7 @@ def integers(bits: int, group_size: int, sym: bool = True, **layer_config: dict[
     return {"bits": bits, "group_size": group_size, "sym": sym, "iters": 2, "layer_config": layers}
 
 
-NO_AWQ = "none on a CPU: AWQ's packing wants gptqmodel"
+ELSEWHERE = "none in this environment: gptqmodel is wanted; check_with_gptqmodel.py has it"
 MINUS_ONE = "auto_round:auto_gptq stores zero points less one, and scales may be negative"
 AS_THEY_ARE = "packing_format auto_round (the default where asymmetric) stores zero points as they are, with the tensors of GPTQ"
 CHECKPOINTS = {
@@ -54,7 +54,7 @@ CHECKPOINTS = {
         integers(4, 64, False),
         "auto_round:auto_awq",
         "qwen2",
-        unreadable=NO_AWQ,
+        unreadable=ELSEWHERE,
     ),
     "ar_w4_asym": Checkpoint(
         "4 bits, asymmetric, group 64, auto_round:auto_gptq packing",
@@ -87,8 +87,10 @@ CHECKPOINTS = {
     ),
     "ar_lm_head": Checkpoint("4 bits, symmetric, group 32, lm_head too", integers(4, 32, lm_head={"bits": 4, "group_size": 32})),
     "ar_moe": Checkpoint("experts and attention in 4 bits, symmetric, group 32; router plain", integers(4, 32), kind="qwen3_moe"),
-    "ar_gptq": Checkpoint("exported as GPTQ: 4 bits, symmetric, group 128", integers(4, 128), "auto_gptq"),
-    "ar_awq": Checkpoint("exported as AWQ: 4 bits, asymmetric, group 128", integers(4, 128, False), "auto_awq", unreadable=NO_AWQ),
+    "ar_gptq": Checkpoint("exported as GPTQ: 4 bits, symmetric, group 128", integers(4, 128), "auto_gptq", unreadable=ELSEWHERE),
+    "ar_awq": Checkpoint(
+        "exported as AWQ: 4 bits, asymmetric, group 128", integers(4, 128, False), "auto_awq", unreadable=ELSEWHERE
+    ),
     "ar_fp8_block": Checkpoint(
         "fp8, weights in blocks of 128 x 128 (weight_scale_inv), activations per token and 128 columns",
         {"scheme": "FP8_BLOCK", "iters": 0},

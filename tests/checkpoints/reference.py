@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import base_models
 import numpy as np
 import torch
-from base_models import INPUT_IDS
 from safetensors import safe_open
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
@@ -167,10 +167,10 @@ def load(folder: Path, weights: Tensors) -> Any:
     """transformers' model of the folder's config less its quantization, eager, float64, with these weights and no others."""
     config = AutoConfig.from_pretrained(folder)
     del config.quantization_config
-    config._experts_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
     fused = _fused(weights, model.state_dict().keys())
     model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(weight)) for name, weight in fused.items()}, strict=True)
+    base_models.loop_over_experts(model)
     return model.eval()
 
 
@@ -194,7 +194,9 @@ def logits(model: Any, quantize_input: QuantizeInput | None = None, cache_scales
     """
     if quantize_input is None:
         cache = _Float8Cache(cache_scales) if cache_scales else None
-        return model(torch.tensor(INPUT_IDS), use_cache=bool(cache_scales), past_key_values=cache).logits.double().numpy()
+        return (
+            model(torch.tensor(base_models.INPUT_IDS), use_cache=bool(cache_scales), past_key_values=cache).logits.double().numpy()
+        )
     names = {module.weight.data_ptr(): name for name, module in model.named_modules() if hasattr(module, "weight")}
     linear = functional.linear
 
