@@ -210,6 +210,7 @@ def make(name: str) -> None:
         has=checkpoint.has,
         settings={"modifier": checkpoint.modifier.__name__, **settings},
         dequantize=dequantize,
+        base=base_models.build(checkpoint.kind, checkpoint.layers),
         own=own_logits,
         own_path=own_path,
         extra={found: (values, HOW[found]) for found, values in extra.items()},

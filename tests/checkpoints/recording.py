@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import reference
@@ -44,6 +45,7 @@ def record(
     has: str,
     settings: object,
     dequantize: Callable[[str, reference.Module], np.ndarray | None],
+    base: Any,
     own: Mapping[str, np.ndarray] = {},
     own_path: str,
     extra: Mapping[str, tuple[np.ndarray, str]] = {},
@@ -55,6 +57,7 @@ def record(
     extra       name -> (logits by the definition, how they were made), where activations or the cache are quantized as well
     own         the logits that the tool's own loader finds and which of the above they are; held against them in meta.json
     own_path    which loader that was
+    base        the float model that was quantized: a convention misread makes the logits far from its
     """
     tensors = reference.read(folder)
     plain = reference.logits(reference.load(folder, reference.plain(tensors, dequantize)))
@@ -62,6 +65,7 @@ def record(
     if not np.isfinite(plain).all() or plain.std() < 0.5:
         raise ValueError(f"{folder.name}: the expected logits are flat or not finite: std {plain.std()}")
     differences = {name: reference.error(found, expected[name]) for name, found in own.items()}
+    from_base = reference.error(plain, reference.logits(base.double()))
     meta = {
         "has": has,
         "tool": tool,
@@ -77,6 +81,7 @@ def record(
             "path": own_path,
             "relative_difference": {name: reference.error(f, expected[name]) for name, f in own.items()},
         },
+        "relative_difference_to_float_model": from_base,
         "notes": list(notes),
         "tensors": {name: f"{dtype} {shape}" for name, dtype, shape in _listing(folder)},
     }
@@ -85,7 +90,7 @@ def record(
     size = sum(file.stat().st_size for file in folder.iterdir())
     if size > LIMIT:
         raise ValueError(f"{folder.name}: {size} bytes, more than {LIMIT}")
-    print(f"MADE {folder.name}: {size} bytes; own loader differs by {differences}", flush=True)
+    print(f"MADE {folder.name}: {size} bytes; own loader differs by {differences}, the float model by {from_base:.3f}", flush=True)
 
 
 def wanted(names: Sequence[str]) -> list[str]:

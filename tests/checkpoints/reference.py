@@ -5,20 +5,17 @@ Written from the formats' descriptions and from what the tools write; nothing of
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import base_models
 import numpy as np
 import torch
-from base_models import INPUT_IDS
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 Tensors = dict[str, np.ndarray]
 Module = dict[str, np.ndarray]
@@ -146,20 +143,34 @@ def plain(tensors: Tensors, dequantize: Callable[[str, Module], np.ndarray | Non
     return weights
 
 
-def load(folder: Path, weights: Tensors) -> Any:
-    """transformers' model of the folder's config less its quantization, float64, with these weights and no others."""
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("quantization_config", None)
-    with tempfile.TemporaryDirectory() as plain_folder:
-        (Path(plain_folder) / "config.json").write_text(json.dumps(config))
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(weight)) for name, weight in weights.items()}
-        save_file(tensors, Path(plain_folder) / "model.safetensors", {"format": "pt"})
-        model, info = AutoModelForCausalLM.from_pretrained(
-            plain_folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager", output_loading_info=True
+def _fused(weights: Tensors, names: Collection[str]) -> Tensors:
+    """The weights of single experts as transformers' stacks [E, 2I, H] and [E, H, I], where the model's names ask for them."""
+    weights = dict(weights)
+    for name in [name for name in names if name.endswith(".experts.gate_up_proj")]:
+        prefix = name.removesuffix(".experts.gate_up_proj")
+        experts = prefix.replace(".mlp", ".block_sparse_moe")  # Mixtral's names in files
+        gate, up, down = (
+            ("w1", "w3", "w2") if f"{experts}.experts.0.w1.weight" in weights else ("gate_proj", "up_proj", "down_proj")
         )
-    wrong = {kind: names for kind, names in info.items() if names}
-    if wrong:
-        raise ValueError(f"{folder}: the dequantized weights do not fit the model: {wrong}")
+        if f"{experts}.gate.weight" in weights:
+            weights[f"{prefix}.gate.weight"] = weights.pop(f"{experts}.gate.weight")
+        else:
+            experts = prefix
+        count = sum(f"{experts}.experts." in other and other.endswith(f".{down}.weight") for other in weights)
+        stacks = {p: [weights.pop(f"{experts}.experts.{e}.{p}.weight") for e in range(count)] for p in (gate, up, down)}
+        weights[name] = np.concatenate([np.stack(stacks[gate]), np.stack(stacks[up])], axis=1)
+        weights[f"{prefix}.experts.down_proj"] = np.stack(stacks[down])
+    return weights
+
+
+def load(folder: Path, weights: Tensors) -> Any:
+    """transformers' model of the folder's config less its quantization, eager, float64, with these weights and no others."""
+    config = AutoConfig.from_pretrained(folder)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
+    fused = _fused(weights, model.state_dict().keys())
+    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(weight)) for name, weight in fused.items()}, strict=True)
+    base_models.loop_over_experts(model)
     return model.eval()
 
 
@@ -183,7 +194,9 @@ def logits(model: Any, quantize_input: QuantizeInput | None = None, cache_scales
     """
     if quantize_input is None:
         cache = _Float8Cache(cache_scales) if cache_scales else None
-        return model(torch.tensor(INPUT_IDS), use_cache=bool(cache_scales), past_key_values=cache).logits.double().numpy()
+        return (
+            model(torch.tensor(base_models.INPUT_IDS), use_cache=bool(cache_scales), past_key_values=cache).logits.double().numpy()
+        )
     names = {module.weight.data_ptr(): name for name, module in model.named_modules() if hasattr(module, "weight")}
     linear = functional.linear
 
