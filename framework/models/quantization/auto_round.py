@@ -1,4 +1,4 @@
-"""AutoRound checkpoints (arXiv 2309.05516): the tensors of GPTQ or of AWQ, with settings that may differ by layer."""
+"""AutoRound checkpoints (arXiv 2309.05516): the tensors of GPTQ, of AWQ or of float8, with settings that may differ by layer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .awq import AwqFormat
+from .fp8 import Fp8
 from .gptq import GptqFormat
 from .modules import ModuleScheme
 from .scheme import Format
@@ -15,6 +16,9 @@ from .settings import Settings
 
 FLOAT_BITS = 16
 """From this width on a layer is not quantized."""
+AWQ_PACKING = "auto_round:auto_awq"
+ZERO_OFFSETS = {"auto_round:auto_gptq": 1, "auto_round": 0, "auto_round:gptqmodel": 0}
+"""packing_format with the tensors of GPTQ -> ``GptqFormat.zero_offset``."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,6 @@ class AutoRound(ModuleScheme):
 
     @staticmethod
     def read(settings: Settings) -> AutoRound:
-        settings.only("data_type", "int", default="int")
-        if (act_bits := settings.get("act_bits", FLOAT_BITS)) < FLOAT_BITS:
-            raise settings.refusal("act_bits", act_bits, f"{FLOAT_BITS}: activations are floats in this format")
         named = settings.get("block_name_to_quantize") or settings.get("to_quant_block_names") or ()
         blocks = tuple(part.strip() for part in named.split(",")) if isinstance(named, str) else tuple(_flat(named))
         scheme = AutoRound(settings, settings.get("extra_config") or {}, blocks)
@@ -45,20 +46,18 @@ class AutoRound(ModuleScheme):
         settings = Settings("auto-round", {**self.default.values, **self.extra.get(key, {})}, where)
         if settings.get("bits", 4) >= FLOAT_BITS:
             return None
-        packing = settings.only(
-            "packing_format",
-            "auto_round:auto_gptq",
-            "auto_round:gptqmodel",
-            "auto_round:auto_awq",
-            "auto_round",
-            default="auto_round:auto_gptq",
-        )
-        symmetric = bool(settings.get("sym", True))
-        if packing.endswith("awq"):
+        if settings.only("data_type", "int", "fp", default="int") == "fp":
+            settings.only("packing_format", "auto_round:fp8", "auto_round:fp8_static")
+            settings.only("bits", 8)
+            return Fp8.read(settings).format
+        if (act_bits := settings.get("act_bits", FLOAT_BITS)) < FLOAT_BITS:
+            raise settings.refusal("act_bits", act_bits, f"{FLOAT_BITS} with integers: their activations are floats")
+        packing = settings.only("packing_format", *ZERO_OFFSETS, AWQ_PACKING, default="auto_round:auto_gptq")
+        if packing == AWQ_PACKING:
             settings.only("bits", 4, default=4)
             return AwqFormat(settings.group_size())
         bits = settings.only("bits", 2, 3, 4, 5, 6, 7, 8, default=4)
-        return GptqFormat(bits, settings.group_size(), symmetric, zero_offset=1)
+        return GptqFormat(bits, settings.group_size(), bool(settings.get("sym", True)), ZERO_OFFSETS[packing])
 
     def format_of(self, module: str) -> Format | None:
         if module in self.extra:

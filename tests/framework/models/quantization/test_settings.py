@@ -60,6 +60,8 @@ def test_settings_of_autoround_differ_by_layer() -> None:
     assert scheme.format_of("model.layers.3.self_attn.q_proj") == GptqFormat(4, 64, False, 1)
     awq = AutoRound.read(Settings("auto-round", {"bits": 4, "group_size": 64, "packing_format": "auto_round:auto_awq"}))
     assert awq.format_of(LAYER + "up_proj") == AwqFormat(64)
+    plain = AutoRound.read(Settings("auto-round", {"bits": 4, "packing_format": "auto_round"}))
+    assert plain.format_of(LAYER + "up_proj") == GptqFormat(4, 128, True, 0)
 
 
 def test_groups_of_compressed_tensors_name_modules_before_classes() -> None:
@@ -103,6 +105,7 @@ def test_settings_are_found_where_older_tools_wrote_them(tmp_path: Path) -> None
         ({"quant_method": "auto-round", "bits": 9}, "bits=9 of auto-round"),
         ({"quant_method": "auto-round", "bits": 4, "data_type": "mx_fp"}, "data_type='mx_fp'"),
         ({"quant_method": "auto-round", "bits": 8, "act_bits": 8}, "act_bits=8"),
+        ({"quant_method": "auto-round", "bits": 4, "data_type": "fp", "packing_format": "auto_round:fp8"}, "bits=4"),
         ({"quant_method": "auto-round", "bits": 4, "extra_config": {"x": {"bits": 1}}}, r"extra_config\['x'\].bits=1"),
         ({"quant_method": "fp8", "weight_block_size": [64, 64]}, r"weight_block_size=\[64, 64\]"),
         ({"quant_method": "fp8", "activation_scheme": "magic"}, "activation_scheme='magic'"),
