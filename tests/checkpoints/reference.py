@@ -42,7 +42,7 @@ def read(folder: Path) -> Tensors:
 
 def bits_along(packed: np.ndarray, bits: int, axis: int) -> np.ndarray:
     """Unsigned values of int32 words along an axis: one stream of bits, lowest first, values across words for 3 bits."""
-    words = np.moveaxis(packed, axis, -1).astype(np.int32).view(np.uint32)
+    words = np.ascontiguousarray(np.moveaxis(packed, axis, -1)).view(np.uint32)
     stream = (words[..., None] >> np.arange(32, dtype=np.uint32)) & 1
     stream = stream.reshape(*words.shape[:-1], -1, bits).astype(np.int64)
     return np.moveaxis((stream << np.arange(bits)).sum(-1), -1, axis)
@@ -50,21 +50,29 @@ def bits_along(packed: np.ndarray, bits: int, axis: int) -> np.ndarray:
 
 def words_along(packed: np.ndarray, bits: int, axis: int) -> np.ndarray:
     """The same where 32 // bits values lie in a word and none crosses words (compressed-tensors)."""
-    words = np.moveaxis(packed, axis, -1).astype(np.int32).view(np.uint32)
+    words = np.ascontiguousarray(np.moveaxis(packed, axis, -1)).view(np.uint32)
     shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
     values = (words[..., None] >> shifts) & np.uint32(2**bits - 1)
     return np.moveaxis(values.reshape(*words.shape[:-1], -1).astype(np.int64), -1, axis)
 
 
 def gptq(module: Module, bits: int, stored_minus: int) -> np.ndarray:
-    """f64 [N, K] = (q - z) * s; qweight [K*bits/32, N], qzeros [G, N*bits/32] holding z - stored_minus, scales [G, N]."""
+    """f64 [N, K] = (q - z) * s; qweight [K*bits/32, N], qzeros [G, N*bits/32] holding z - stored_minus, scales [G, N].
+
+    GPTQModel subtracts the one from whole words: below a zero point of 0 the next field borrows, and adding to words undoes it.
+    Of 3 bits, whose fields cross words, it subtracts from the fields.
+    """
     q = bits_along(module["qweight"], bits, axis=0)
     k, n = q.shape
-    # Wraps: a zero of 0 in the old format is stored as 2**bits - 1.
-    zeros = (bits_along(module["qzeros"], bits, axis=1)[:, :n] + stored_minus) % 2**bits
+    qzeros = module["qzeros"].view(np.uint32)
+    if bits == 3:
+        zeros = (bits_along(qzeros, bits, axis=1) + stored_minus) % 8
+    else:
+        ones = sum(1 << shift for shift in range(0, 32, bits))
+        zeros = bits_along(qzeros + np.uint32(stored_minus * ones), bits, axis=1)
     scales = module["scales"].astype(np.float64)
     group = module["g_idx"] if "g_idx" in module else np.arange(k) // (k // len(scales))
-    return ((q - zeros[group]) * scales[group]).T
+    return ((q - zeros[:, :n][group]) * scales[group]).T
 
 
 def awq(module: Module) -> np.ndarray:
