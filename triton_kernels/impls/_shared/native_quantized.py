@@ -15,29 +15,28 @@ SOURCE = "native_quantized.c"
 EXACT = "-fno-associative-math"
 """How it is compiled: sums are scaled in one order, however many rows a tile has."""
 _SCALE_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_ORDER = {8: [0, 2, 1, 3], 4: [0, 4, 1, 5, 2, 6, 3, 7]}
-"""By bits: the inputs of a step in the order of its bytes; of 4 bits, first those in the low halves of the bytes."""
+_SWAPS = {4: ((4, 0x00F000F0), (8, 0x0000FF00)), 8: ((8, 0x0000FF00),)}
+"""By bits: what brings every second input of a word to its high half, a shift between the two that swap and a mask of the lower."""
 
 
 class NativeWeights:
     """Float activations times integer weights."""
 
-    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], quantized: torch.Tensor, bits: int, zero: int) -> None:
-        """quantized: uint8 [N, K], of which ``zeros``, or else ``zero``, are subtracted; scales, zeros, perm and bias as
-        ``gemm_w4a16`` has them."""
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, torch.Tensor], words: torch.Tensor, group: int, bits: int, zero: int
+    ) -> None:
+        """words: int32 [N, K / group, steps], groups of unsigned values of which ``zeros``, or else ``zero``, are subtracted, the first
+        in the lowest bits, the last word filled up with anything; scales, zeros, perm and bias as ``gemm_w4a16`` has them."""
         scales, zeros = weights["scales"].detach(), weights.get("zeros")
         perm, bias = weights.get("perm"), weights.get("bias")
-        self.num_outputs, num_inputs = quantized.shape
-        self.num_groups, order = scales.shape[1], _ORDER[bits]
-        self.group = num_inputs // self.num_groups
-        self.padded = self.group + -self.group % len(order)
-        groups = quantized.contiguous().view(-1, self.num_groups, self.group)
-        steps = torch.nn.functional.pad(groups, (0, self.padded - self.group)).unflatten(2, (-1, len(order)))[..., order]
-        if bits == 4:
-            steps = steps[..., :4] | steps[..., 4:] << 4
+        self.num_outputs, self.num_groups, num_steps = words.shape
+        self.group, self.padded = group, num_steps * 32 // bits
+        for shift, mask in _SWAPS[bits]:
+            change = (words ^ words >> shift) & mask
+            words = words ^ change ^ change << shift
         scales = scales if scales.dtype in _SCALE_KINDS else scales.float()
         self.scale_kind, self.zero = _SCALE_KINDS[scales.dtype], zero if zeros is None else -1
-        self.packed = pack(steps, (scales,) if zeros is None else (scales, zeros), constant("panel", spec.dtype))
+        self.packed = pack(words, (scales,) if zeros is None else (scales, zeros), constant("panel", spec.dtype))
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.perm = None if perm is None else perm.int().contiguous()
         self.planes = constant("planes", spec.dtype)
@@ -59,13 +58,13 @@ class NativeWeights:
         return out
 
 
-def pack(steps: torch.Tensor, header: tuple[torch.Tensor, ...], panel: int) -> torch.Tensor:
-    """Weights [N, blocks, steps, 4] bytes, and [N, blocks] each of any dtype for the header -> uint8 [panels, blocks, bytes of a
-    block], with zeros for outputs that N lacks to whole panels."""
-    missing = -steps.shape[0] % panel
-    words = torch.nn.functional.pad(steps.contiguous().view(torch.int32).squeeze(-1), (0, 0, 0, 0, 0, missing))
+def pack(words: torch.Tensor, header: tuple[torch.Tensor, ...], panel: int) -> torch.Tensor:
+    """Weights int32 [N, blocks, steps], and for the header [N, blocks] each of any dtype -> uint8 [panels, blocks, bytes of one], with
+    zeros for outputs that N lacks to whole panels."""
+    missing = -words.shape[0] % panel
     parts = [torch.nn.functional.pad(part, (0, 0, 0, missing)).unflatten(0, (-1, panel)).transpose(1, 2) for part in header]
-    parts.append(words.unflatten(0, (-1, panel)).permute(0, 2, 3, 1).flatten(2))
+    padded = torch.nn.functional.pad(words, (0, 0, 0, 0, 0, missing))
+    parts.append(padded.unflatten(0, (-1, panel)).permute(0, 2, 3, 1).flatten(2))
     return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=-1)
 
 

@@ -29,7 +29,7 @@ class GemmInt8Native:
         blocks = torch.nn.functional.pad(weight, self.padding).unflatten(1, (self.num_blocks, self.block))
         scales = weights["scales"].detach().expand(self.num_outputs, self.num_blocks)
         headers = (scales.float(), blocks.sum(2, dtype=torch.int32))
-        self.packed = pack(blocks.unflatten(2, (-1, 4)), headers, constant("panel", self.out_dtype))
+        self.packed = pack(blocks.contiguous().view(torch.int32), headers, constant("panel", self.out_dtype))
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.run = NativeKernel(SOURCE, self.out_dtype, "gemm_int8", "pppppp iiiiii", EXACT)
 

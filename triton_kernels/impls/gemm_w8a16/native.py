@@ -18,7 +18,9 @@ class W8A16Native(NativeWeights):
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         weight = weights["weight"].detach()
         signed = weight.dtype == torch.int8
-        super().__init__(spec, weights, weight.view(torch.uint8) ^ 128 if signed else weight, 8, 128 if signed else 0)
+        values = (weight.view(torch.uint8) ^ 128 if signed else weight).reshape(*weights["scales"].shape, -1)
+        words = torch.nn.functional.pad(values, (0, -values.shape[2] % 4)).contiguous().view(torch.int32)
+        super().__init__(spec, weights, words, values.shape[2], 8, 128 if signed else 0)
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
