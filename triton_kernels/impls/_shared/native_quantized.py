@@ -25,8 +25,8 @@ class NativeWeights:
     def __init__(
         self, spec: Spec, weights: Mapping[str, torch.Tensor], words: torch.Tensor, group: int, bits: int, zero: int
     ) -> None:
-        """words: int32 [N, K / group, steps], groups of unsigned values of which ``zeros``, or else ``zero``, are subtracted, the first
-        in the lowest bits, the last word filled up with anything; scales, zeros, perm and bias as ``gemm_w4a16`` has them."""
+        """words: int32 [N, K / group, steps], groups of unsigned values of which ``zeros``, or else ``zero``, are subtracted, the
+        first in the lowest bits, the last word filled up with anything; the rest as ``gemm_w4a16`` has it."""
         scales, zeros = weights["scales"].detach(), weights.get("zeros")
         perm, bias = weights.get("perm"), weights.get("bias")
         self.num_outputs, self.num_groups, num_steps = words.shape
@@ -59,7 +59,7 @@ class NativeWeights:
 
 
 def pack(words: torch.Tensor, header: tuple[torch.Tensor, ...], panel: int) -> torch.Tensor:
-    """Weights int32 [N, blocks, steps], and for the header [N, blocks] each of any dtype -> uint8 [panels, blocks, bytes of one], with
+    """Weights int32 [N, blocks, steps] and the header's [N, blocks] of any dtypes -> uint8 [panels, blocks, bytes of a block], with
     zeros for outputs that N lacks to whole panels."""
     missing = -words.shape[0] % panel
     parts = [torch.nn.functional.pad(part, (0, 0, 0, missing)).unflatten(0, (-1, panel)).transpose(1, 2) for part in header]
