@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, MissingConfigException
 
 from framework.config import EngineConfig
-from framework.study.compose import ServeConfig, hydra_version_base, load_config, register_schema, save_config, to_serve_config
+from framework.study.compose import ServeConfig, hydra_version_base, load_config, register_schema, save_config, to_config
 from triton_kernels.ops import OPS
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -34,7 +34,7 @@ def hydra_session() -> Iterator[None]:
 
 
 def composed(*overrides: str) -> ServeConfig:
-    return to_serve_config(compose("serve", list(overrides)))
+    return to_config(compose("serve", list(overrides)), ServeConfig)
 
 
 def test_the_default_is_the_tiny_model_under_a_poisson_workload() -> None:
@@ -105,10 +105,10 @@ def test_a_key_that_does_not_exist_cannot_be_added(key: str) -> None:
 def test_a_config_survives_its_file(tmp_path: Path) -> None:
     config = composed("workload.rate=inf", "kernels.sample=torch", "plugins=[a.py]")
     save_config(config, tmp_path / "config.json")
-    assert load_config(tmp_path / "config.json") == config
+    assert load_config(tmp_path / "config.json", ServeConfig) == config
 
 
 def test_a_file_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"scheduler": {"polcy": "fcfs"}}')
     with pytest.raises(ValueError, match="polcy"):
-        load_config(tmp_path / "config.json")
+        load_config(tmp_path / "config.json", ServeConfig)
