@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.jobs import attempt, first_columns
 from framework.build import input_processor, settle_block_size
 from framework.config import EngineConfig
+from framework.interpreter import enable_interpreter
 from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, QualityConfig, load_config
 from framework.study.environment import environment
@@ -36,6 +37,8 @@ class Measured:
 def measure(config: QualityConfig) -> Measured:
     """Runs the model of the config beside its baseline."""
     config.validate()
+    if config.interpret:
+        enable_interpreter()  # before anything imports Triton, as tokenizers do
     info = read_model(config.model)
     if config.baseline.model is None and info.config.get("quantization_config"):
         raise ValueError(f"model {config.model.name!r} is quantized: name the checkpoint it was made from with baseline.model")

@@ -68,4 +68,4 @@ def _configurations(runs: pd.DataFrame) -> pd.DataFrame:
 def _nearest(wanted: pd.Series, found: pd.DataFrame) -> str:
     """In what the nearest of ``found`` differs: "quant.scheme (int8, fp8)"."""
     nearest = found.iloc[int((found != wanted).sum(axis=1).argmin())]
-    return ", ".join(f"{c} ({wanted[c]}, {value})" for c, value in nearest.items() if value != wanted[c])
+    return ", ".join(f"{c} ({ours}, {theirs})" for c, ours, theirs in zip(found.columns, wanted, nearest) if ours != theirs)
