@@ -22,7 +22,7 @@ class GptqFormat(Format):
 
     qweight  int32 [K * bits / 32, N]; qzeros int32 [K/G, N * bits / 32]; scales [K/G, N]; g_idx int32 [K], the group of each
              input, may be missing where groups are adjacent inputs
-    zero_offset  what is to be added to stored zero points, modulo 2^bits: 1 in checkpoint format "gptq", 0 in "gptq_v2"
+    zero_offset  what is to be added to stored zero points: 1 in checkpoint format "gptq", 0 in "gptq_v2"
     """
 
     bits: int
@@ -52,7 +52,7 @@ class GptqFormat(Format):
         quantized = unpack_stream(words.T.contiguous(), self.bits)
         zeros = None
         if not self.symmetric:
-            zeros = ((unpack_stream(zero_words, self.bits) + self.zero_offset) & ((1 << self.bits) - 1)).T
+            zeros = self._zeros(zero_words).T
         perm = None
         if source.holds(f"{module.name}.g_idx"):
             g_idx = source.stored(f"{module.name}.g_idx", (module.columns,), torch.int32, torch.int64)
@@ -61,6 +61,15 @@ class GptqFormat(Format):
             quantized = quantized[:, perm.long()]
         by_group = source.stored(scales, (num_groups, module.rows), *WIDE_FLOATS)
         return integer_weights(quantized, by_group.T, zeros, self.bits, perm)
+
+    def _zeros(self, words: torch.Tensor) -> torch.Tensor:
+        """uint8 [K/G, N]. The one that is missing was taken off whole words, where they hold whole values: a zero point of 0
+        borrowed from the next, and only adding to words gives it back."""
+        whole = WORD_BITS % self.bits == 0
+        if whole and self.zero_offset:
+            words = (words.long() + sum(1 << shift for shift in range(0, WORD_BITS, self.bits))).to(torch.int32)
+        zeros = unpack_stream(words, self.bits)
+        return zeros if whole else (zeros + self.zero_offset) & ((1 << self.bits) - 1)
 
 
 def sorted_by_group(g_idx: torch.Tensor, num_groups: int, module: str) -> torch.Tensor | None:

@@ -72,12 +72,25 @@ def dense(values: np.ndarray, zeros: np.ndarray, scales: np.ndarray, g_idx: np.n
     return ((values - zeros[groups]) * scales[groups].astype(np.float64)).T
 
 
+def stored_zeros(zeros: np.ndarray, bits: int, version: int) -> torch.Tensor:
+    """Version 1 is one less, of words as wholes where values do not cross them."""
+    if version == 2:
+        return packed(zeros, bits)
+    if bits == 3:
+        return packed((zeros - 1) % 2**bits, bits)
+    ones = torch.tensor(stream([1] * (32 // bits), bits), dtype=torch.int32)
+    return packed(zeros, bits) - ones
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptq(bits: int, version: int, tmp_path: Path) -> None:
     values, zeros, scales = layer(bits)
-    stored = (zeros - 1) % 2**bits if version == 1 else zeros
-    tensors = {"qweight": packed(values.T, bits).T, "qzeros": packed(stored, bits), "scales": torch.from_numpy(scales)}
+    tensors = {
+        "qweight": packed(values.T, bits).T,
+        "qzeros": stored_zeros(zeros, bits, version),
+        "scales": torch.from_numpy(scales),
+    }
     found = load(GptqFormat(bits, GROUP, False, 2 - version), tensors, tmp_path)
     assert found.op == ("gemm_w8a16" if bits == 8 else "gemm_w4a16")
     assert np.array_equal(dequantized(found).numpy(), dense(values, zeros, scales))
@@ -99,7 +112,7 @@ def test_symmetric_gptq_needs_no_zero_points(bits: int, tmp_path: Path) -> None:
 def test_gptq_with_act_order_is_the_product_in_the_order_of_the_checkpoint(bits: int, tmp_path: Path) -> None:
     values, zeros, scales = layer(bits)
     g_idx = np.random.default_rng(1).permutation(np.arange(NUM_IN) // GROUP)
-    tensors = {"qweight": packed(values.T, bits).T, "qzeros": packed((zeros - 1) % 2**bits, bits)}
+    tensors = {"qweight": packed(values.T, bits).T, "qzeros": stored_zeros(zeros, bits, 1)}
     tensors |= {"scales": torch.from_numpy(scales), "g_idx": torch.from_numpy(g_idx).int()}
     found = load(GptqFormat(bits, GROUP, False, 1), tensors, tmp_path)
     perm = found.tensors["perm"]
