@@ -12,8 +12,8 @@ struct quantize {
 };
 
 /* A number within the limits of a float8 format as that format, rounded to nearest even. Where the format is normal, adding to the
-   bits rounds, and a carry moves on to the exponent; below, neighbours are equally far apart, and adding the float32 whose neighbours
-   are as far apart rounds. */
+   bits rounds, and a carry moves on to the exponent; below, neighbours are equally far apart, and adding the float32 whose
+   neighbours are as far apart rounds. */
 static inline uint8_t to_float8(float x, int fraction_bits) {
     const uint32_t bias = fraction_bits == 3 ? 7 : 15, shift = 23 - (uint32_t)fraction_bits;
     union { float value; uint32_t bits; } number = {x}, size = {.bits = number.bits & 0x7fffffff};

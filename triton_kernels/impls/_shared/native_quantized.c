@@ -7,9 +7,10 @@
 
    W is packed once: panels of PANEL outputs, each a sequence of blocks, one for each group of inputs that share scales. A block has
    a header, PANEL scales and PANEL zeros (unless all are one number), and then the weights as [steps][PANEL] words: the inputs of
-   one step stand together, in the order in which the instructions want them (see `unpack`). A tile of ROWS x PANEL integer sums stays
-   in registers; at the end of a run it is scaled and added to float sums. Each thread has panels of its own, which it reads in order
-   while the lines AHEAD bytes further are on their way: at few rows a stream from memory. Sums run over K in order, whatever M is. */
+   one step stand together, in the order in which the instructions want them (see `unpack`). A tile of ROWS x PANEL integer sums
+   stays in registers; at the end of a run it is scaled and added to float sums. Each thread has panels of its own, which it reads
+   in order while the lines AHEAD bytes further are on their way: at few rows a stream from memory. Sums run over K in order,
+   whatever M is. */
 #include "native.h"
 
 #if defined(__AVX512VNNI__)
