@@ -11,12 +11,13 @@ struct quantize {
     float limit; /* the largest quantized value */
 };
 
-/* A number within the limits of a float8 format as that format, rounded to nearest even. Where the format is normal, integer addition
-   to its bits rounds, and a carry moves on to the exponent; below, neighbours are equally far apart, and adding the float32 whose
+/* A number within the limits of a float8 format as that format, rounded to nearest even. Where the format is normal, adding to the
+   bits rounds, and a carry moves on to the exponent; below, neighbours are equally far apart, and adding the float32 whose
    neighbours are as far apart rounds. */
 static inline uint8_t to_float8(float x, int fraction_bits) {
     const uint32_t bias = fraction_bits == 3 ? 7 : 15, shift = 23 - (uint32_t)fraction_bits;
-    union { float value; uint32_t bits; } number = {x}, size = {.bits = number.bits & 0x7fffffff}, coarse = {.bits = (128 - bias + shift) << 23};
+    union { float value; uint32_t bits; } number = {x}, size = {.bits = number.bits & 0x7fffffff};
+    union { uint32_t bits; float value; } coarse = {(128 - bias + shift) << 23};
     const uint32_t to_even = (1u << (shift - 1)) - 1 + (size.bits >> shift & 1);
     const uint32_t normal = (size.bits + to_even - ((127 - bias) << 23)) >> shift, smallest_normal = (128 - bias) << 23;
     union { float value; uint32_t bits; } sum = {size.value + coarse.value};

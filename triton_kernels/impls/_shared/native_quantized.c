@@ -5,12 +5,12 @@
    bfloat16 all that is not below 2^-7 of the run's largest is exact; float32 becomes two such planes, the second of what the first
    rounds away.
 
-   W is packed once: panels of PANEL outputs, each a sequence of blocks, one for each group of inputs that share scales. A block has a
-   header, PANEL scales and PANEL zeros (unless all are one number), and then the weights as [steps][PANEL] words: the inputs of one
-   step stand together, in the order in which the instructions want them (see `unpack`). A tile of ROWS x PANEL integer sums stays in
-   registers; at the end of a run it is scaled and added to float sums. Each thread has panels of its own, which it reads in order, and
-   while one is multiplied the lines of the next are on their way: at few rows a stream from memory. Sums run over K in order, whatever
-   M is. */
+   W is packed once: panels of PANEL outputs, each a sequence of blocks, one for each group of inputs that share scales. A block has
+   a header, PANEL scales and PANEL zeros (unless all are one number), and then the weights as [steps][PANEL] words: the inputs of
+   one step stand together, in the order in which the instructions want them (see `unpack`). A tile of ROWS x PANEL integer sums
+   stays in registers; at the end of a run it is scaled and added to float sums. Each thread has panels of its own, which it reads
+   in order while the lines AHEAD bytes further are on their way: at few rows a stream from memory. Sums run over K in order,
+   whatever M is. */
 #include "native.h"
 
 #if defined(__AVX512VNNI__)
@@ -22,7 +22,7 @@ enum { LANES = 8, VECTORS = 2 };
 #else
 enum { LANES = 4, VECTORS = 4 };
 #endif
-enum { PANEL = LANES * VECTORS, ROWS = 6, BLOCK_M = 48, RUN = 256, PLANES = BF16 ? 1 : 2, TOP_BIT = BF16 ? 14 : 13 };
+enum { PANEL = LANES * VECTORS, ROWS = 6, BLOCK_M = 48, RUN = 256, AHEAD = 8192, PLANES = BF16 ? 1 : 2, TOP_BIT = BF16 ? 14 : 13 };
 const int64_t quantized_panel = PANEL, quantized_run = RUN, quantized_planes = PLANES;
 
 enum kind { INT8, WEIGHT8, WEIGHT4 };           /* int8 times int8; 16-bit integers times weights of 8 and of 4 bits */
@@ -44,7 +44,8 @@ static inline words dot2(words sum, words x, words w) {
 #elif defined(__AVX2__)
     return sum + (words)_mm256_madd_epi16((__m256i)x, (__m256i)w);
 #else
-    const integers low = ((integers)(x << 16) >> 16) * ((integers)(w << 16) >> 16), high = ((integers)x >> 16) * ((integers)w >> 16);
+    const integers low = ((integers)(x << 16) >> 16) * ((integers)(w << 16) >> 16);
+    const integers high = ((integers)x >> 16) * ((integers)w >> 16);
     return sum + (words)low + (words)high;
 #endif
 }
@@ -59,8 +60,8 @@ static inline words dot4(words sum, words x, words w) {
 #endif
 }
 
-/* Of a word of weights the two that are multiplied at once, as 16-bit halves: number `part` of the low half and of the high half. Four
-   bytes that are multiplied at once stay as they are. */
+/* Of a word of weights the two that are multiplied at once, as 16-bit halves: number `part` of the low half and of the high half.
+   Four bytes that are multiplied at once stay as they are. */
 static inline words unpack(enum kind kind, words w, int part) {
     const int bits = kind == WEIGHT8 ? 8 : 4;
     if (kind == INT8) return w;
@@ -78,8 +79,8 @@ static inline words unpack(enum kind kind, words w, int part) {
 
 /* A product of inputs that share scales: x_scale[r] scales[n] (x w - x_sum[r] zeros[n]) of rows r and the outputs n of a panel. */
 struct run {
-    const char *x, *weight, *next; /* next: what to prefetch while weight is read */
-    int64_t x_row, steps;          /* x_row: bytes between rows of x */
+    const char *x, *weight;
+    int64_t x_row, steps; /* x_row: bytes between rows of x */
     const float *x_scale;
     const int32_t *x_sum;
     float scales[PANEL];
@@ -91,14 +92,14 @@ static inline __attribute__((always_inline)) void tile(enum kind kind, int rows,
                                                        float (*sums)[PANEL]) {
     const int parts = kind == INT8 ? 1 : INPUTS[kind] / 2;
     const int64_t x_row = run->x_row;
-    const char *x = run->x + first * x_row, *next = run->next;
+    const char *x = run->x + first * x_row;
     const words *w = (const words *)run->weight, *end = w + run->steps * VECTORS;
     words s[ROWS][VECTORS], flip = (words){} + (kind == INT8 ? 0x80808080 : 0); /* x + 128 of signed bytes is unsigned */
     IN_REGISTER(flip);
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < VECTORS; v++) s[r][v] = (words)(*(integers *)(run->zeros + v * LANES) * -run->x_sum[first + r]);
     do {
-        UNROLL for (int v = 0; v < VECTORS; v++) __builtin_prefetch(next + v * sizeof(words), 0, 2);
+        UNROLL for (int v = 0; v < VECTORS; v++) __builtin_prefetch((const char *)(w + v) + AHEAD, 0, 2);
         UNROLL for (int part = 0; part < parts; part++) {
             words vector[VECTORS];
             UNROLL for (int v = 0; v < VECTORS; v++) {
@@ -112,7 +113,6 @@ static inline __attribute__((always_inline)) void tile(enum kind kind, int rows,
             }
         }
         x += 4 * parts;
-        next += VECTORS * sizeof(words);
     } while ((w += VECTORS) < end);
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < VECTORS; v++) {
@@ -149,7 +149,7 @@ static void read_scales(const char *header, enum scale_kind kind, float *scales)
 }
 
 static void prefetch(const char *header, int64_t size) {
-    for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(header + i, 0, 2);
+    for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(header + AHEAD + i, 0, 2);
 }
 
 static void begin_sums(const float *bias, int64_t width, int64_t rows, float (*sums)[PANEL]) {
@@ -180,18 +180,18 @@ static void int8_panel(const struct gemm_int8 *c, int64_t panel, int64_t m, int6
     const char *block = c->weight + panel * c->num_blocks * stride;
     float sums[BLOCK_M][PANEL], x_scale[BLOCK_M];
     int32_t x_sum[BLOCK_M];
-    struct run run = {(const char *)c->x + m * c->x_row, .x_row = c->x_row, .steps = c->block / 4, .x_scale = x_scale, .x_sum = x_sum};
+    struct run run = {.x_row = c->x_row, .steps = c->block / 4, .x_scale = x_scale, .x_sum = x_sum};
+    run.x = (const char *)c->x + m * c->x_row;
     for (int64_t r = 0; r < rows; r++) {
         x_scale[r] = c->x_scale[(m + r) * c->per_row];
         x_sum[r] = 128 + (c->x_zero ? c->x_zero[(m + r) * c->per_row] : 0);
     }
     begin_sums(c->bias ? c->bias + first : NULL, width, rows, sums);
     for (int64_t b = 0; b < c->num_blocks; b++, block += stride, run.x += c->block) {
-        prefetch(block + c->num_blocks * stride, header);
+        prefetch(block, header);
         memcpy(run.scales, block, sizeof run.scales);
         memcpy(run.zeros, block + sizeof run.scales, sizeof run.zeros);
         run.weight = block + header;
-        run.next = run.weight + c->num_blocks * stride;
         multiply(INT8, &run, rows, sums);
     }
     write_sums(sums, width, rows, c->out + m * c->num_outputs + first, c->num_outputs);
@@ -243,7 +243,7 @@ static void to_integers(const struct gemm_weights *c, int64_t row, int64_t group
     }
     magnitude largest = 0;
     for (int64_t k = 0; k < count; k++) largest = absolute(x[k]) > largest ? absolute(x[k]) : largest;
-    const uint32_t exponent = largest >> FRACTION_BITS, bounded = exponent < 32 ? 32 : exponent; /* so that scales are normal numbers */
+    const uint32_t exponent = largest >> FRACTION_BITS, bounded = exponent < 32 ? 32 : exponent; /* for scales that are normal */
     union bits scale = {.bits = (bounded - TOP_BIT) << 23}, inverse = {.bits = (254 - bounded + TOP_BIT) << 23};
     if (exponent == 255) scale.bits = 0x7fc00000; /* infinities and NaN: the row's results are NaN */
     for (int p = 0; p < PLANES; p++, scale.value *= 0x1p-15f) {
@@ -272,7 +272,7 @@ static void weights_panel(const struct gemm_weights *c, enum kind kind, int64_t 
     struct run run;
     begin_sums(c->bias ? c->bias + first : NULL, width, rows, sums);
     for (int64_t g = 0; g < c->num_groups; g++, block += stride) {
-        prefetch(block + c->num_groups * stride, header);
+        prefetch(block, header);
         read_scales(block, c->scale_kind, run.scales);
         for (int i = 0; i < PANEL; i++) run.zeros[i] = c->zero < 0 ? ((const uint8_t *)block)[scales + i] : (int32_t)c->zero;
         run.weight = block + header;
@@ -280,7 +280,6 @@ static void weights_panel(const struct gemm_weights *c, enum kind kind, int64_t 
             const int64_t size = c->padded - i * RUN < RUN ? c->padded - i * RUN : RUN;
             run.steps = size / INPUTS[kind];
             run.x_row = size * 2;
-            run.next = run.weight + c->num_groups * stride;
             for (int64_t p = 0; p < PLANES; p++) {
                 const int64_t plane = p * c->num_groups + g, at = (plane * runs + i) * c->num_rows + m;
                 run.x = (const char *)(c->integers + (plane * c->padded + i * RUN) * c->num_rows + m * size);
