@@ -4,6 +4,7 @@
 struct quantize {
     const element *x;
     const float *static_scale; /* or null */
+    const int32_t *static_zero; /* added to int8 values, or null */
     uint8_t *out;              /* [num_rows, width], contiguous */
     float *scales;             /* [num_rows, ceil(width / group)], or one, a copy of the static scale */
     /* group: neighbours that share a scale; fraction_bits: of the float8 format, 0 for int8 */
@@ -24,16 +25,23 @@ static inline uint8_t to_float8(float x, int fraction_bits) {
     return (uint8_t)((size.bits < smallest_normal ? sum.bits - coarse.bits : normal) | number.bits >> 31 << 7);
 }
 
-static inline __attribute__((always_inline)) void convert(const element *x, uint8_t *out, int64_t count, float scale, float limit,
-                                                          int fraction_bits) {
+static inline float between(float x, float low, float high) {
+    const float below = x > high ? high : x;
+    return below < low ? low : below;
+}
+
+static inline __attribute__((always_inline)) void convert(const element *x, uint8_t *out, int64_t count, float scale, float zero,
+                                                          float limit, int fraction_bits) {
     for (int64_t i = 0; i < count; i++) {
-        const float q = widen(x[i]) / scale, below = q > limit ? limit : q, bounded = below < -limit ? -limit : below;
-        out[i] = fraction_bits ? to_float8(bounded, fraction_bits) : (uint8_t)(int32_t)__builtin_rintf(bounded);
+        const float q = widen(x[i]) / scale;
+        out[i] = fraction_bits ? to_float8(between(q, -limit, limit), fraction_bits)
+                               : (uint8_t)(int32_t)between(__builtin_rintf(q) + zero, -128, 127);
     }
 }
 
 void quantize(const struct quantize *c) {
     const int64_t groups = (c->width + c->group - 1) / c->group;
+    const float zero = c->static_zero ? (float)*c->static_zero : 0;
 #pragma omp single nowait
     if (c->static_scale) *c->scales = *c->static_scale;
 #pragma omp for
@@ -50,8 +58,8 @@ void quantize(const struct quantize *c) {
         }
         const float found = largest.value / c->limit, scale = c->static_scale ? *c->static_scale : found < 1e-10f ? 1e-10f : found;
         if (!c->static_scale) c->scales[i] = scale;
-        if (c->fraction_bits == 0) convert(x, out, count, scale, c->limit, 0);
-        if (c->fraction_bits == 2) convert(x, out, count, scale, c->limit, 2);
-        if (c->fraction_bits == 3) convert(x, out, count, scale, c->limit, 3);
+        if (c->fraction_bits == 0) convert(x, out, count, scale, zero, c->limit, 0);
+        if (c->fraction_bits == 2) convert(x, out, count, scale, zero, c->limit, 2);
+        if (c->fraction_bits == 3) convert(x, out, count, scale, zero, c->limit, 3);
     }
 }

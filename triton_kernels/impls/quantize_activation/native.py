@@ -21,10 +21,11 @@ _FRACTION_BITS = {torch.int8: 0, torch.float8_e4m3fn: 3, torch.float8_e5m2: 2}
 class QuantizeNative:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         self.out_dtype = params.get("out_dtype", torch.float8_e4m3fn)
-        static = weights.get("static_scale")
+        static, zero = weights.get("static_scale"), weights.get("static_zero")
         self.static_scale = None if static is None else static.float().contiguous()
+        self.static_zero = None if zero is None else zero.int().contiguous()
         self.by_group = params.get("granularity", "token") == "group" and self.static_scale is None
-        self.run = NativeKernel(_SOURCE, spec.dtype, "quantize", "pppp iiiii f")
+        self.run = NativeKernel(_SOURCE, spec.dtype, "quantize", "ppppp iiiii f")
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -41,7 +42,7 @@ class QuantizeNative:
         scales = torch.empty(shape, dtype=torch.float32)
         self.run(
             x.numel(),
-            *(source, self.static_scale, out, scales),
+            *(source, self.static_scale, self.static_zero, out, scales),
             *(source.shape[0], width, group, source.stride(0), _FRACTION_BITS[self.out_dtype], largest_value(self.out_dtype)),
         )
         return out, scales
