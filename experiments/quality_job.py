@@ -40,7 +40,7 @@ def measure(config: QualityConfig) -> Measured:
     if config.interpret:
         enable_interpreter()  # before anything imports Triton, as tokenizers do
     info = read_model(config.model)
-    if config.baseline.model is None and info.config.get("quantization_config"):
+    if config.baseline.model is None and info.quantization is not None:
         raise ValueError(f"model {config.model.name!r} is quantized: name the checkpoint it was made from with baseline.model")
     tokenizer = input_processor(config.model, info).tokenizer
     if tokenizer is None:
@@ -52,7 +52,8 @@ def measure(config: QualityConfig) -> Measured:
     load_s = time.perf_counter() - start
     scores = score(candidate, baseline, windows.token_ids, config.batch_windows)
     metrics = quality_metrics(scores.kl, scores.nats, scores.baseline_nats, scores.agrees, windows.num_bytes)
-    return Measured({**metrics, "load_s": load_s, "duration_s": time.perf_counter() - start - load_s}, candidate.plan_report())
+    found = {"weight_bytes": candidate.weight_bytes, "load_s": load_s, "duration_s": time.perf_counter() - start - load_s}
+    return Measured({**metrics, **found}, candidate.plan_report())
 
 
 def _open(engine: EngineConfig, config: QualityConfig) -> TeacherForcing:

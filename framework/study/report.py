@@ -54,5 +54,6 @@ def format_quality(metrics: Mapping[str, float]) -> str:
             f"perplexity     {value('perplexity', '.4f')} per token, {value('baseline_perplexity', '.4f')} of the baseline",
             f"KL divergence  {value('kl_mean', '.3g')} nats per token, {value('kl_p99', '.3g')} at the 99th percentile",
             f"agreement      {value('top1_agreement', '.2f', 100)} % on the most likely token",
+            f"weights        {metrics['weight_bytes'] / 1e6:.2f} MB",
         ]
     )

@@ -22,6 +22,7 @@ from framework.models.hub import resolve_model
 from framework.study.compose import BaselineConfig, QualityConfig
 from framework.study.results import config_columns, write_run
 
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 TINY = ModelConfig("tiny", dtype="float32")
 
 
@@ -125,6 +126,20 @@ def test_caches_lose_what_they_are_known_to_lose(chunk_tokens: int) -> None:
     ]
     for value, known in zip(found, (5e-5, 1.2e-3, 4.9e-3)):
         assert known / 3 < value < known * 3
+
+
+def test_quantized_weights_lose_more_and_take_less() -> None:
+    schemes = ("none", "int8-weight", "rtn-int4")
+    found = [measure(few(quant=QuantConfig(scheme, group_size=64))).metrics for scheme in schemes]
+    losses, sizes = ([metrics[name] for metrics in found] for name in ("kl_mean", "weight_bytes"))
+    assert losses[0] < 1e-8 < 1e-5 < losses[1] < 1e-2 < losses[2] < 0.1
+    assert sizes[0] > 1.5 * sizes[1] > 1.5 * sizes[2]
+
+
+def test_a_quantized_checkpoint_is_measured_against_the_one_that_it_was_made_from() -> None:
+    folder = next(path.parent for path in sorted(CHECKPOINTS.glob("*/model.safetensors")))
+    with pytest.raises(ValueError, match=rf"{folder.name}' is quantized: name the checkpoint it was made from with baseline.model"):
+        measure(few(model=ModelConfig(str(folder))))
 
 
 def test_what_has_no_quality_is_refused() -> None:
