@@ -62,7 +62,11 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     start = time.perf_counter()
     engine = build_engine(config.engine())
     freeze_garbage()
-    load_s = time.perf_counter() - start
+    start_costs = {"load_s": time.perf_counter() - start}
+    if held := engine.executor.weight_bytes:
+        nominal = engine.executor.nominal_weight_bytes
+        start_costs |= {"weight_bytes": held, "nominal_weight_bytes": nominal}
+        print(f"weights: {held / 1e6:.2f} MB, {nominal / 1e6:.2f} MB as their format says", flush=True)
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
     run_workload(engine, warmup, engine.clock)
     with _compilations(config) as compiled:
@@ -70,7 +74,7 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     report = engine.plan_report()
     settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps)}
     engine.shutdown()
-    return Served(record, report, {"version": __version__, **settled}, {"load_s": load_s, "num_late_compilations": len(compiled)})
+    return Served(record, report, {"version": __version__, **settled}, start_costs | {"num_late_compilations": len(compiled)})
 
 
 def _serve_with_library(config: ServeConfig) -> Served:

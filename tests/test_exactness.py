@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from framework import EngineConfig, SamplingParams
 from framework.build import build_engine
-from framework.config import CacheConfig, ModelConfig, SchedulerConfig
+from framework.config import CacheConfig, ModelConfig, QuantConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
 
@@ -25,13 +25,17 @@ SHARED_PREFIX = tuple(random.Random(0).choices(range(300, 2000), k=40))
 
 
 def engine(
-    kernels: dict[str, str] = REFERENCE, cache: CacheConfig | None = None, scheduler: SchedulerConfig | None = None
+    kernels: dict[str, str] = REFERENCE,
+    cache: CacheConfig | None = None,
+    scheduler: SchedulerConfig | None = None,
+    quant: str = "none",
 ) -> Engine:
     cache = cache or CacheConfig(num_blocks=200, prefix_caching=False)
     scheduler = scheduler or SchedulerConfig(max_num_seqs=16)
     cache.check_invariants = True
     model = ModelConfig("tiny", dtype="float32", max_model_len=160, max_logprobs=-1)
-    return build_engine(EngineConfig(model, cache, scheduler, kernels=dict(kernels), num_threads=1))
+    weights = QuantConfig(quant, group_size=64)
+    return build_engine(EngineConfig(model, cache, scheduler, quant=weights, kernels=dict(kernels), num_threads=1))
 
 
 def run(running: Engine, jobs: list[Job], together: bool = True) -> list[RequestOutput]:
@@ -131,6 +135,27 @@ def test_a_quantized_cache_holds_the_same_after_preemptions_chunks_and_prefix_hi
     assert tokens(run(running, jobs)) == alone(jobs, dtype)
     stats = running.stats()
     assert stats.num_preemptions > 0 and stats.num_chunked_prefills > 0 and stats.prefix_hit_tokens > 0
+
+
+QUANTIZED_OPS = ("gemm_w4a16", "gemm_w8a16", "gemm_int8", "quantize_activation")
+
+
+@pytest.mark.parametrize("gemms", ["reference", "native"])
+@pytest.mark.parametrize("quant", ["rtn-int4", "int8-weight", "int8", "fp8", "fp8-block"])
+def test_quantized_weights_give_the_same_in_any_batch(quant: str, gemms: str) -> None:
+    """By the reference kernels, and by the C kernels of a CPU, whose rows do not depend on each other either."""
+    kernels = (
+        REFERENCE if gemms == "reference" else REFERENCE | {"quantize_activation": "auto"} | dict.fromkeys(QUANTIZED_GEMMS, "auto")
+    )
+    jobs = some_jobs(8, seed=3, max_tokens=20)
+    by_itself = engine(kernels, CacheConfig(num_blocks=200, prefix_caching=False), SchedulerConfig(max_num_seqs=4), quant)
+    expected = tokens(run(by_itself, jobs, together=False))
+    cache = CacheConfig(block_size=4, num_blocks=26, prefix_caching=True)
+    running = engine(kernels, cache, SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=13, in_flight_steps=2), quant)
+    assert tokens(run(running, jobs)) == expected
+    stats = running.stats()
+    assert stats.num_preemptions > 0 and stats.num_chunked_prefills > 0 and stats.prefix_hit_tokens > 0
+    assert running.manager.pool.num_free == running.manager.pool.num_blocks - 1
 
 
 @pytest.mark.parametrize("dtype", ["auto", "int8", "float8_e5m2"])

@@ -24,6 +24,7 @@ class Executor(Protocol):
     max_model_len  longest sequence the model (or the config) allows
     in_flight_steps  how many steps to have submitted unless the config says: more than 1 where ``submit`` returns at once
     num_drafts  guesses that a decoding row may have checked in one step (see StepInput.num_drafts); 0 = it decodes one token
+    weight_bytes  memory of the model's weights as they are held, and nominal_weight_bytes as their format says; 0 without a device
 
     An exception from ``submit`` or ``result`` ends the requests of that step, and the engine serves on, whatever part of the step
     was done; DeviceLostError (errors.py) ends the engine. What concerns one new request alone is told in ``StepOutput.failed``.
@@ -35,6 +36,8 @@ class Executor(Protocol):
     max_model_len: int
     in_flight_steps: int
     num_drafts: int
+    weight_bytes: int
+    nominal_weight_bytes: int
 
     def submit(self, step: StepInput) -> Handle:
         """Starts a step; returns at once where the device allows it."""

@@ -35,6 +35,7 @@ class SimulatedExecutor:
     """
 
     in_flight_steps, num_drafts = 2, 0
+    weight_bytes = nominal_weight_bytes = 0
 
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> SimulatedExecutor:

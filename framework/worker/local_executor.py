@@ -46,7 +46,8 @@ class LocalExecutor:
         device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        check_weights_fit(_weight_bytes(config, model), model, device)
+        self.nominal_weight_bytes = round(_weight_bytes(config, model))
+        check_weights_fit(self.nominal_weight_bytes, model, device)
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch)
         self._model = load_model(
             config.model,

@@ -33,6 +33,7 @@ class Script:
     at position p, -t - p/1000."""
 
     groups, num_blocks, vocab_size, max_model_len, in_flight_steps, num_drafts = MODELS["full"], 100, 2048, 300, 1, 0
+    weight_bytes = nominal_weight_bytes = 0
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
