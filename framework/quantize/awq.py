@@ -84,7 +84,7 @@ def quantize_layer(
     """Scales and quantizes the linear layers of decoder layer ``index``. The module gets the dequantized weights, and norms and
     biases as they will be stored in ``dtype``. Returns the weights by their names on disk."""
     parts, found = layer_parts(a, index), {}
-    for name, statistics in layer.statistics(layer.linears).items():
+    for name, statistics in layer.statistics(list(layer.linears)).items():
         weights = [layer.submodule(source).weight.data for source in parts[name].sources]
         producer = _producer(layer, a, parts, name, dtype)
         if producer is not None:
@@ -123,8 +123,8 @@ def _best_scales(
     symmetric: bool,
     scale_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Of the powers 0 to 1 of the inputs' average magnitude, that with the least squared error of the outputs; one value per channel
-    of the producer."""
+    """Of the powers 0 to 1 of the inputs' average magnitude, that with the least squared error of the outputs; one value per
+    channel of the producer."""
     magnitude = producer.pooled(statistics.magnitude / statistics.num_tokens)
     least, best = float("inf"), torch.ones_like(magnitude)
     for step in range(NUM_EXPONENTS):

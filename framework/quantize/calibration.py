@@ -14,7 +14,7 @@ from ..corpus import load_corpus
 
 
 def calibration_texts(file: str | None) -> list[tuple[str, str]]:
-    """(name, text) of a file, or of the training modules of the corpus. Raises ValueError for a file that is not there or no text."""
+    """(name, text) of a file, or of the training modules of the corpus. Raises ValueError for a file that cannot be read."""
     if file is None:
         return [(module.name, module.text) for module in load_corpus().train]
     try:

@@ -20,7 +20,7 @@ from .calibration import draw_samples
 from .formats import QuantizedWeight, awq_tensors, gptq_tensors, is_symmetric, quantization_config, round_to_nearest
 from .layerwise import LayerwiseModel
 from .output import ShardWriter, check_free, copy_metadata, new_folder, write_json
-from .source import EXPERT_PARTS, Source
+from .source import Source
 
 ROUNDED = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
 LAYERWISE = ("gptq-int4", "awq-int4")
@@ -54,9 +54,10 @@ def quantize_checkpoint(
     samples = draw_samples(source.folder, config, seed) if config.scheme in LAYERWISE else None
     with new_folder(out) as folder:
         writer = ShardWriter(folder)
-        tensors = (
-            _rounded(source, config, progress) if samples is None else _layerwise(source, config, samples, act_order, progress)
-        )
+        if samples is None:
+            tensors = _rounded(source, config, progress)
+        else:
+            tensors = _layerwise(source, config, samples, act_order, progress)
         for name, tensor in tensors:
             writer.add({name: tensor})
         writer.close()

@@ -139,19 +139,14 @@ def quantization_config(config: QuantConfig, float_modules: Sequence[str], act_o
 
 
 def _compressed_tensors(config: QuantConfig, float_modules: Sequence[str]) -> dict[str, Any]:
-    channel = {"strategy": "channel", "symmetric": True, "dynamic": False}
-    token = {"strategy": "token", "symmetric": True, "dynamic": True}
-    all_inputs = config.group_size == -1
-    group = {"strategy": "channel"} if all_inputs else {"strategy": "group", "group_size": config.group_size}
-    integer, float8 = {"num_bits": 8, "type": "int"}, {"num_bits": 8, "type": "float"}
+    channel: dict[str, Any] = {"strategy": "channel", "symmetric": True, "dynamic": False}
+    token: dict[str, Any] = {"strategy": "token", "symmetric": True, "dynamic": True}
+    group = channel if config.group_size == -1 else {**channel, "strategy": "group", "group_size": config.group_size}
+    int4, int8, float8 = ({"num_bits": bits, "type": kind} for bits, kind in ((BITS, "int"), (8, "int"), (8, "float")))
     layout, weights, inputs = {
-        "rtn-int4": (
-            "pack-quantized",
-            {**channel, **group, "num_bits": BITS, "type": "int", "symmetric": is_symmetric(config)},
-            None,
-        ),
-        "int8-weight": ("pack-quantized", {**channel, **integer}, None),
-        "int8": ("int-quantized", {**channel, **integer}, {**token, **integer}),
+        "rtn-int4": ("pack-quantized", {**group, **int4, "symmetric": is_symmetric(config)}, None),
+        "int8-weight": ("pack-quantized", {**channel, **int8}, None),
+        "int8": ("int-quantized", {**channel, **int8}, {**token, **int8}),
         "fp8": ("float-quantized", {**channel, **float8}, {**token, **float8}),
     }[config.scheme]
     return {

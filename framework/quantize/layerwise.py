@@ -3,7 +3,8 @@ the hidden states of all calibration samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,32 +38,36 @@ class Statistics:
 class Layer:
     """A decoder layer with its weights, and what goes into it.
 
-    module  of the transformers library, in float32
-    linears the layers to quantize, by the part's name
+    module   of the transformers library, in float32
+    linears  the layers to quantize, by the part's name
     """
 
     def __init__(
-        self, module: Any, linears: Mapping[str, Part], prefix: str, hidden: torch.Tensor, keywords: dict[str, Any]
+        self, module: Any, linears: Mapping[str, Part], prefix: str, hidden: torch.Tensor, keywords: Mapping[str, Any]
     ) -> None:
-        self.module, self.linears, self.prefix = module, linears, prefix
-        self._hidden, self._keywords = hidden, keywords
+        self.module, self.linears = module, linears
+        self._prefix, self._hidden, self._keywords = prefix, hidden, keywords
 
     def submodule(self, source: str) -> Any:
         """By its name on disk."""
-        return self.module.get_submodule(source.removeprefix(self.prefix))
+        return self.module.get_submodule(source.removeprefix(self._prefix))
 
-    def statistics(self, names: Iterable[str]) -> dict[str, Statistics]:
-        """Of the inputs of some parts, from one pass over all samples. Raises ValueError where they are not finite."""
-        found, hooks = {}, []
+    def statistics(self, names: Sequence[str]) -> dict[str, Statistics]:
+        """Of the inputs of some parts, from one pass over all samples; ``names`` in the order of the data. Raises ValueError where
+        they are not finite."""
+        found: dict[str, Statistics] = {}
+        hooks = []
         for name in names:
             part = self.linears[name]
             assert part.columns is not None
             zeros = partial(torch.zeros, device=self._hidden.device)
             found[name] = Statistics(zeros(part.columns, part.columns), zeros(part.columns))
-            hooks.append(self.submodule(part.sources[0]).register_forward_pre_hook(_recorder(found[name])))
+            recorder = _recorder(found[name], stop=name == names[-1])
+            hooks.append(self.submodule(part.sources[0]).register_forward_pre_hook(recorder))
         try:
             for sample in self._hidden.split(1):
-                self.module(sample, **self._keywords)
+                with suppress(_EnoughError):
+                    self.module(sample, **self._keywords)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -141,5 +146,14 @@ class _Recorder(torch.nn.Module):
         return hidden
 
 
-def _recorder(statistics: Statistics) -> Any:
-    return lambda module, args: statistics.add(args[0])
+class _EnoughError(Exception):
+    """Ends a pass through a layer whose further results nobody needs."""
+
+
+def _recorder(statistics: Statistics, stop: bool) -> Callable[[Any, tuple[torch.Tensor]], None]:
+    def record(module: Any, args: tuple[torch.Tensor]) -> None:
+        statistics.add(args[0])
+        if stop:
+            raise _EnoughError
+
+    return record

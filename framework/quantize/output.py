@@ -76,14 +76,18 @@ class ShardWriter:
         """Writes the rest, gives the shards their final names, and writes the index."""
         self._flush()
         if len(self._shards) == 1:
-            (self._folder / _part(0)).rename(self._folder / "model.safetensors")
+            self._name(0, "model.safetensors")
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(self._shards):
             file = f"model-{number + 1:05d}-of-{len(self._shards):05d}.safetensors"
-            (self._folder / _part(number)).rename(self._folder / file)
+            self._name(number, file)
             weight_map |= dict.fromkeys(names, file)
         write_json(self._folder / INDEX, {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map})
+
+    def _name(self, number: int, file: str) -> None:
+        path = (self._folder / _part(number)).rename(self._folder / file)
+        path.chmod(0o644)  # safetensors makes files for their owner only
 
     def _flush(self) -> None:
         from safetensors.torch import save_file

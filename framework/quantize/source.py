@@ -14,13 +14,12 @@ from ..models.quantization.unquantized import Unquantized
 from ..models.weights import Checkpoint, our_name, tensor_files
 
 QUANTIZED_PARTS = ("qkv", "o", "gate_up", "up", "down", "w13", "w2")
-EXPERT_PARTS = ("w13", "w2")
 
 
 class Source:
     """A float checkpoint, read tensor by tensor. Tensors go by the names of the family table, see ``Family``.
 
-    stored  name in the file, of every tensor, in the order of the files
+    stored  of every tensor, by its name here, the name in its file
     Raises ValueError for a model that is not there, does not fit its config.json, is of no native family, is quantized already,
     or whose linear layers lie transposed.
     """
@@ -87,9 +86,8 @@ class Source:
             with safe_open(path, framework="pt", device="cpu") as opened:
                 return opened.get_tensor(self.stored[name])
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path}: tensor {self.stored[name]} cannot be read ({error}): download the checkpoint again"
-            ) from error
+            at = f"{path}: tensor {self.stored[name]}"
+            raise ValueError(f"{at} cannot be read ({error}): download the checkpoint again") from error
 
     def read_weight(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A weight that is to be quantized. Raises ValueError for another shape, and for values that no grid holds."""

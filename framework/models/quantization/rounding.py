@@ -20,8 +20,8 @@ def int_groups(
     """Groups of adjacent inputs: weight ~ (q - zero) * scale, with q from 0 to 2^bits - 1.
 
     Returns q uint8 [..., N, K]; scales [..., N, K/G] in scale_dtype (None: the weight's); zeros uint8 [..., N, K/G], None where
-    symmetric: all are 2^(bits - 1). group_size -1 is all of K. The values are rounded with the scales as returned. Raises ValueError for a
-    group size that does not divide K.
+    symmetric: all are 2^(bits - 1). group_size -1 is all of K. The values are rounded with the scales as returned. Raises
+    ValueError for a group size that does not divide K.
     """
     groups = weight.float().unflatten(-1, (-1, group_length(weight.shape[-1], group_size)))
     scale_dtype = scale_dtype or weight.dtype
