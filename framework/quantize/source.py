@@ -66,16 +66,16 @@ class Source:
             yield from self.layer_linears(index).values()
 
     def float_modules(self) -> list[str]:
-        """Linear layers that stay as they are: the logits' projection, projections around the layers, routers."""
+        """Linear layers that stay as they are: projections around the layers, routers, and that of the logits, which transformers
+        calls lm_head whatever its name on disk is."""
         quantized = {source for part in self.linears() for source in part.sources}
-        lm_head = self.architecture.family.lm_head
-        found = [
+        left = [
             source
             for part in all_parts(self.architecture)
             for source in part.sources
             if not part.always_float and source not in quantized
         ]
-        return found if lm_head in found else [*found, lm_head]
+        return list(dict.fromkeys([*left, self.architecture.family.lm_head, "lm_head"]))
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor as it lies in its file, on the CPU. Raises ValueError naming the file and the tensor if it cannot be read."""
