@@ -1,14 +1,12 @@
 """One serving run in this process: python experiments/serve_job.py FOLDER, where FOLDER holds the run's config.json.
 
-Started by serve.py, so that nothing of one run (memory, caches, compiled code, threads) reaches the next. Run by hand, it
-repeats a run.
+Started by serve.py; run by hand, it repeats a run.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-import traceback
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments.jobs import attempt, first_columns
 from framework import __version__
 from framework.build import build_engine, freeze_garbage, input_processor, settle_block_size
 from framework.engine.inputs import InputProcessor
@@ -23,10 +22,10 @@ from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import RunRecord, run_workload
-from framework.study.environment import START_TIME, environment, utc_now
+from framework.study.environment import environment
 from framework.study.metrics import compute_metrics
 from framework.study.report import format_metrics, format_plan
-from framework.study.results import REQUESTS_FILE, RUN_FILE, config_columns, plan_columns, write_requests, write_run
+from framework.study.results import REQUESTS_FILE, RUN_FILE, plan_columns, write_requests, write_run
 from framework.study.workload import WorkloadConfig, WorkloadRequest, build_workload
 
 PLOT_FILE = "latency.png"
@@ -122,13 +121,10 @@ def _compilations(config: ServeConfig) -> AbstractContextManager[list[str]]:
 
 def run(folder: Path) -> bool:
     """Serves the config in ``folder``; True if it worked. Either way the folder holds a run.json afterwards."""
-    config = load_config(folder / CONFIG_FILE)
-    row = {**config_columns(config), START_TIME: utc_now()}
-    try:
-        served = serve(config)
-    except Exception as error:
-        print(f"error: {error}" if isinstance(error, ValueError) else traceback.format_exc(), file=sys.stderr)
-        write_run(folder, {**row, "status": "failed", "error": f"{type(error).__name__}: {error}"})
+    config = load_config(folder / CONFIG_FILE, ServeConfig)
+    row = first_columns(config)
+    served = attempt(folder, row, lambda: serve(config))
+    if served is None:
         return False
     metrics = {**compute_metrics(served.record, config.slo), **served.start}
     write_requests(folder, served.record.requests)

@@ -61,6 +61,8 @@ class QuantConfig:
     symmetric    4-bit schemes: no zero points; None = as is usual for the scheme (awq-int4 has them, the others have not)
     calibration  a text file; None = the corpus of ``framework.corpus``
     num_samples, sample_tokens   of the calibration
+    fuse         norms and gated activations quantize their own output, where a GEMM with quantized activations follows and the
+                 kernels chosen can; off: an op of its own does it
     """
 
     scheme: str = "none"
@@ -69,6 +71,7 @@ class QuantConfig:
     calibration: str | None = None
     num_samples: int = 128
     sample_tokens: int = 512
+    fuse: bool = True
 
 
 @dataclass

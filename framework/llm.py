@@ -12,15 +12,19 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from .build import build_engine
-from .config import CacheConfig, EngineConfig, GraphConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from .config import QUANT_SCHEMES, CacheConfig, EngineConfig, GraphConfig, ModelConfig, ParallelConfig, QuantConfig, SchedulerConfig
 from .engine.engine import Engine
 from .engine.inputs import EngineInput, Prompt, check_priority
 from .metrics import Metric, engine_metrics
 from .models.hub import read_json, resolve_model
+from .models.quantization.settings import checkpoint_settings
 from .outputs import RequestOutput
 from .sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams
 
 Messages = list[dict[str, Any]]
+_SCHEMES = {"fp8_per_channel": "fp8", "fp8_per_block": "fp8-block"}
+_METHODS = {"gptq_marlin": "gptq", "auto_gptq": "gptq", "awq_marlin": "awq", "auto_awq": "awq", "inc": "auto-round"}
+"""vLLM's names of schemes and of formats -> ours."""
 _CACHE_DTYPES = {
     "fp8": "float8_e4m3fn",
     "fp8_e4m3": "float8_e4m3fn",
@@ -40,7 +44,8 @@ class LLM:
     kernels     op -> choice, e.g. ``{"paged_attention_decode": "torch"}``, and ``default`` -> what the other ops take; they come
                 before ``override`` and an EngineConfig's; plugins: modules or files with further impls
     The other arguments have the names and meanings that they have in vLLM; what is not given follows EngineConfig.
-    quantization    None, or the format of the checkpoint: weights are served as they are stored
+    quantization    None, the format of the checkpoint (its weights are served as they are stored), or how to quantize floats, see
+                    ``QuantConfig.scheme``: fp8, int8, int8-weight, rtn-int4, gptq-int4, ...
     enforce_eager   every kernel is launched by the host: no CUDA graphs, no recordings on a CPU
     disable_log_stats, tokenizer_mode, trust_remote_code   accepted as they are: nothing is logged, there is one kind of
                     tokenizer, and code that comes with a model is never run
@@ -117,7 +122,7 @@ class LLM:
             )
             _set(config.cache, block_size=block_size, memory_fraction=gpu_memory_utilization)
             _set(config.scheduler, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
-            _check_quantization(quantization, config.model)
+            config.quant = _quant(quantization, config.model)
         self._engine: Engine | None = build_engine(config, kernels=kernels)
         self._ids = itertools.count()
 
@@ -276,17 +281,20 @@ def _refuse_arguments(given: Mapping[str, Any]) -> None:
         )
 
 
-def _check_quantization(asked: str | None, model: ModelConfig) -> None:
-    if asked is None:
-        return
+def _quant(asked: str | None, model: ModelConfig) -> QuantConfig:
+    """quantization= of vLLM: a scheme by which floats are quantized here, or the format that the checkpoint has anyway."""
+    scheme = _SCHEMES.get(str(asked), asked)
+    if scheme is None or scheme in QUANT_SCHEMES:
+        return QuantConfig(scheme or "none")
     folder = resolve_model(model.name, model.revision, weights=False)
-    found = read_json(folder, "config.json").get("quantization_config", {}).get("quant_method")
-    if asked != found:
+    found = checkpoint_settings(read_json(folder, "config.json"), folder)
+    if found is None or found.method != _METHODS.get(scheme, scheme):
         raise ValueError(
             f"quantization={asked!r} cannot work: {model.name!r} is "
-            + (f"quantized as {found}" if found else "not quantized")
-            + ", and weights are served as they are stored. Leave it out, or give a checkpoint of that format"
+            + (f"quantized as {found.method}" if found else "not quantized")
+            + f". Leave it out, give a checkpoint of that format, or quantize one of floats by {', '.join(QUANT_SCHEMES[1:])}"
         )
+    return QuantConfig()
 
 
 def _set(config: Any, **given: Any) -> None:

@@ -43,12 +43,13 @@ __all__ = [
 
 class BoundKernel:
     """An impl bound to one layer, which counts its calls. ``choice``: its name with the options that were asked for; ``chosen``: by
-    what (name, default, auto), and what speaks against trusting it, if anything does."""
+    what (name, default, auto), and what speaks against trusting it, if anything does; ``note``: what a reader must know of it."""
 
-    __slots__ = ("calls", "choice", "chosen", "impl", "op", "run", "version")
+    __slots__ = ("calls", "choice", "chosen", "impl", "note", "op", "run", "version")
 
-    def __init__(self, op: str, impl: Any, choice: str, chosen: str, run: Any, version: str) -> None:
+    def __init__(self, op: str, impl: Any, choice: str, chosen: str, run: Any, version: str, note: str) -> None:
         self.op, self.impl, self.choice, self.chosen, self.run, self.version = op, impl, choice, chosen, run, version
+        self.note = note
         self.calls = 0
 
     def __call__(self, *args: Any) -> Any:
@@ -115,16 +116,18 @@ class KernelPlan:
         weights: Mapping[str, torch.Tensor | None] | None = None,
         params: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
+        note: str = "",
     ) -> BoundKernel:
         """Binds ``op`` for one layer. ``weights`` and ``params`` are the op's bound arguments; ``facts`` adds what the spec must
-        know beyond them (head_dim, page_size, ...). Raises NoKernelError if the choice cannot serve."""
+        know beyond them (head_dim, page_size, ...); ``note`` goes into the report. Raises NoKernelError if the choice cannot
+        serve."""
         weights, params = dict(weights or {}), dict(params or {})
         impl, choice, chosen, spec = self._resolve(op, {**weights, **params}, facts)
         tuned = self.tables.lookup(op, impl.name, impl.options, spec).content_hash
         version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
         run = self._bind(impl, spec, weights, params, choice.options)
         chosen = f"{chosen} ({impl.unproven})" if impl.unproven else chosen
-        kernel = BoundKernel(op, impl, str(choice), chosen, run, version)
+        kernel = BoundKernel(op, impl, str(choice), chosen, run, version, note)
         self.bound.append(kernel)
         return kernel
 
@@ -147,6 +150,31 @@ class KernelPlan:
             return None
         self._replaced |= dict.fromkeys(replaced, op)
         return self.bind(op, weights, params, facts)
+
+    def bind_quantizing(
+        self,
+        op: str,
+        weights: Mapping[str, torch.Tensor | None],
+        params: Mapping[str, Any],
+        static_scale: torch.Tensor | None,
+        quantized: Mapping[str, Any],
+    ) -> BoundKernel | None:
+        """Binds ``op`` so that it gives what ``quantize_activation`` would make of its output (``quantized``: out_dtype and
+        granularity), or returns None if that is to run: as it is chosen by name, or no impl of ``op`` that is as good as the one
+        without can do it."""
+        from triton_kernels.resolve import NoKernelError
+
+        weights, params = {**weights, "static_scale": static_scale}, {**params, **quantized}
+        if "quantize_activation" in self.choices.named or not set(quantized) <= set(self.registry.ops[op].bind_args):
+            return None
+        try:
+            quantizing = self._resolve(op, {**weights, **params}, None)[0]
+        except NoKernelError:
+            return None
+        plain = {name: value for name, value in {**weights, **params}.items() if name not in ("static_scale", *quantized)}
+        if quantizing.priority < self._resolve(op, plain, None)[0].priority:
+            return None
+        return self.bind(op, weights, params, note="quantizes its output")
 
     def check_bound(self) -> None:
         """Once all is bound: raises NoKernelError for a kernel that was chosen by name and that nothing will call."""
@@ -188,6 +216,8 @@ class KernelPlan:
             for key, value in zip(("impl", "chosen", "origin", "version"), found):
                 if value not in entry[key]:
                     entry[key].append(value)
+            if kernel.note and kernel.note not in entry.setdefault("note", []):
+                entry["note"].append(kernel.note)
             entry["calls"] += kernel.calls
         return {op: {k: "+".join(v) if isinstance(v, list) else v for k, v in entry.items()} for op, entry in report.items()}
 

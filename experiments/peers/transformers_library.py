@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from framework.config import EngineConfig
+from framework.engine.kv_cache.spec import ELEMENT_BYTES
 from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import ModelInfo
 from framework.models.transformers_model import library_config, library_model, num_library_weights
@@ -56,7 +57,7 @@ class Library:
         found = library_config(config.model, info)
         if found.is_encoder_decoder:
             raise ValueError(f"model {config.model.name!r} is an encoder-decoder; only decoders can be served")
-        check_weights_fit(num_library_weights(found), info, device)
+        check_weights_fit(num_library_weights(found) * ELEMENT_BYTES[info.dtype], info, device)
         return cls(config, library_model(config.model, info, found, device.torch, config.seed), info.max_model_len)
 
     @property

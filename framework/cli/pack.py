@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from triton_kernels.lab.aot import compile_only
 
     from ..build import settle_block_size
-    from ..study.compose import load_config
+    from ..study.compose import ServeConfig, load_config
     from ..worker.dry_run import dry_run
 
     parser = argparse.ArgumentParser(prog="python -m framework.cli.pack")
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target")
     parser.add_argument("--probe", action="store_true")
     arguments = parser.parse_args(argv)
-    config = settle_block_size(load_config(arguments.config).engine(), arguments.target)
+    config = settle_block_size(load_config(arguments.config, ServeConfig).engine(), arguments.target)
     with CompileCounter() as counter, compile_only(arguments.target):
         num_steps = dry_run(config, arguments.target, arguments.probe)
     print(json.dumps({"compiled": counter.compiled, "loaded": counter.loaded, "num_steps": num_steps}))

@@ -1,4 +1,4 @@
-"""``kernelswap plot KIND DIR``: a figure from the runs below a folder."""
+"""``kernelswap plot KIND DIR...``: a figure from the runs below folders."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from ..study.plot_kinds import PLOT_KINDS
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand, and below it one per kind of figure with what that takes."""
-    parser = subparsers.add_parser("plot", help="draw a figure from all runs below a folder")
+    parser = subparsers.add_parser("plot", help="draw a figure from all runs below folders")
     kinds = parser.add_subparsers(required=True, metavar="KIND")
     for name, kind in PLOT_KINDS.items():
         added = kinds.add_parser(name, help=kind.shows, description=kind.shows)
-        added.add_argument("folder", metavar="DIR", help="output folder of a run, a sweep, or several")
-        added.add_argument("--output", metavar="FILE", help=f"png, pdf or svg file to write (default: DIR/{name}.png)")
+        added.add_argument("folders", nargs="+", metavar="DIR", help="output folder of a run, a sweep, or several")
+        added.add_argument(
+            "--output",
+            metavar="FILE",
+            help=f"png, pdf or svg file to write (default: {name}.png in DIR, or in the folder that holds them all)",
+        )
         added.add_argument(
             "--where",
             metavar="COLUMN=VALUE",
@@ -30,16 +34,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws and writes the figure."""
-    from ..study.results import collect
+    from ..study.results import collect, common_folder
     from ..study.sweep import select
 
     kind = PLOT_KINDS[args.kind]
-    runs = collect(args.folder)
+    runs, folder = collect(*args.folders), common_folder(args.folders)
     for condition in args.where:
         column, _, value = condition.partition("=")
         runs = select(runs, column, value)
     options = {name: getattr(args, name) for name in kind.options if hasattr(args, name)}
-    output = Path(args.output) if args.output else Path(args.folder) / f"{args.kind}.png"
-    kind.draw(args.folder, runs, options).savefig(output, dpi=150)
+    output = Path(args.output) if args.output else folder / f"{args.kind}.png"
+    kind.draw(folder, runs, options).savefig(output, dpi=150)
     print(output)
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 from ..config import ModelConfig
 from .families import FAMILIES, Family
 from .hub import read_json, resolve_model
+from .quantization.settings import Settings, checkpoint_settings
 from .rope import Rope, read_rope
 
 GATED_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh")
@@ -72,6 +73,7 @@ class ModelInfo:
     max_model_len  longest sequence
     eos_token_ids  tokens that end a sequence
     architecture   None if the native decoder does not cover it; ``reason`` says why
+    quantization   what a quantized checkpoint says of itself; None: its weights are floats
     """
 
     name: str
@@ -83,6 +85,7 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     architecture: Architecture | None
     reason: str = ""
+    quantization: Settings | None = None
 
 
 def read_model(config: ModelConfig) -> ModelInfo:
@@ -95,9 +98,6 @@ def read_model(config: ModelConfig) -> ModelInfo:
         found = {**found, **found["text_config"], **config.architecture}
     if "model_type" not in found:
         raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
-    if found.get("quantization_config"):
-        method = found["quantization_config"].get("quant_method", "an unnamed method")
-        raise ValueError(f"model {config.name!r} is quantized ({method}); this version serves unquantized checkpoints only")
     generation = read_json(folder, "generation_config.json")
     architecture, reason = None, ""
     if config.backend != "transformers":
@@ -108,7 +108,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
     if eos is None or "eos_token_id" in config.architecture:
         eos = found.get("eos_token_id")
     max_model_len = _max_model_len(config, found, architecture)
-    return ModelInfo(config.name, folder, found, generation, _dtype(config, found), max_model_len, _eos(eos), architecture, reason)
+    dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
+    return ModelInfo(config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization)
 
 
 def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..config import ModelConfig
+from ..config import ModelConfig, QuantConfig
 from ..plan import BoundKernel, KernelPlan
 from .architecture import Architecture, LayerShape, ModelInfo
 from .decoder import Decoder
@@ -20,11 +20,15 @@ from .layers.paged_attention import AttentionKernels, AttentionShape
 from .parallel import Parallel
 from .parts import Part, all_parts, layer_parts, model_parts
 from .protocol import Model
-from .quantization.unquantized import Unquantized, float_linear
+from .quantization.kv_scales import TENSORS as KV_SCALES
+from .quantization.kv_scales import kv_scales
+from .quantization.scheme import LoadedPart, Scheme, one_input
+from .quantization.table import read_scheme
+from .quantization.unquantized import float_linear
 from .rope import Rope
 from .weights import Checkpoint, DummyWeights, Weights
 
-NORMS = ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm")
+POST_NORMS = ("attn_post_norm", "mlp_post_norm")
 
 
 @torch.inference_mode()
@@ -37,19 +41,28 @@ def load_model(
     block_size: int,
     seed: int = 0,
     cache_dtype: str = "auto",
+    quant: QuantConfig | None = None,
 ) -> Model:
     """Builds a model whose every hot operation is bound through ``plan``.
 
     block_size, cache_dtype  of the KV cache ("auto": the model's dtype)
     seed                     of dummy weights
+    quant                    how to quantize floats; None: not at all
     Raises ValueError for weights that cannot be found or do not fit.
     """
+    quant = quant or QuantConfig()
+    scheme = read_scheme(info.quantization, quant)
     if info.architecture is None:
+        if info.quantization is not None or quant.scheme != "none":
+            raise ValueError(
+                f"model {config.name!r} cannot have quantized weights: it runs through the transformers library ({info.reason}), "
+                "whose layers are loaded as floats; take a checkpoint of floats, with quant.scheme=none"
+            )
         from .transformers_model import load_transformers_model  # slow to import, and needed for few models
 
         return load_transformers_model(config, info, plan, device, block_size, _cache_dtype(info, cache_dtype), seed)
-    weights = _open(config, info, info.architecture, device, seed)
-    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype).build()
+    weights = _open(config, info, info.architecture, device, seed, scheme)
+    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse).build()
 
 
 def _cache_dtype(info: ModelInfo, wish: str) -> str:
@@ -57,14 +70,13 @@ def _cache_dtype(info: ModelInfo, wish: str) -> str:
     return info.dtype if wish == "auto" else wish
 
 
-def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int) -> Weights:
+def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int, scheme: Scheme) -> Weights:
     dtype = getattr(torch, info.dtype)
-    scheme = Unquantized()  # ``read_model`` refuses what has another
     if config.load_format == "dummy":
         return DummyWeights(device, dtype, scheme, seed, a.family.norm_offset)
     assert info.folder is not None
     checkpoint = Checkpoint(info.folder, a.family, device, dtype, scheme)
-    checkpoint.check(all_parts(a), (*a.family.ignored, *([rf"^{a.family.lm_head}\.weight$"] if a.tied else [])))
+    checkpoint.check(all_parts(a), (*a.family.ignored, *KV_SCALES, *([rf"^{a.family.lm_head}\.weight$"] if a.tied else [])))
     return checkpoint
 
 
@@ -81,10 +93,12 @@ class Builder:
         parallel: Parallel,
         block_size: int,
         cache_dtype: str,
+        fuse_quantization: bool = True,
     ) -> None:
         assert parallel.tp.size == parallel.ep.size == 1, "layers are whole: only the list of layers can be cut"
         self.info, self.a, self.weights, self.plan, self.device, self.parallel = info, architecture, weights, plan, device, parallel
         self.attention = AttentionKernels(plan, block_size, _cache_dtype(info, cache_dtype))
+        self._fuse_quantization = fuse_quantization
         self._shared: dict[Hashable, BoundKernel] = {}
         self._cos_sin: dict[Rope, torch.Tensor] = {}
 
@@ -113,25 +127,35 @@ class Builder:
     def _block(self, layer: int, index: int) -> Block:
         """layer: counted over the model; index: over the layers of this process."""
         parts, shape = layer_parts(self.a, layer), self.a.layers[layer]
-        attention = self._attention(parts, shape, index)
-        mlp = self._moe(parts, shape) if shape.moe else self._mlp(parts)
-        norms = {name: self._norm(part) for name, part in parts.items() if name in NORMS}
+        qkv, attn_norm = self._linear_after_norm(parts, "attn_norm", "qkv")
+        attention = self._attention(parts, shape, index, qkv)
+        if shape.moe:
+            mlp: Mlp | MoeMlp = self._moe(parts, shape)
+            mlp_norm = self._norm(parts["mlp_norm"])
+        else:
+            up, mlp_norm = self._linear_after_norm(parts, "mlp_norm", "gate_up" if self.a.family.gated else "up")
+            mlp = self._mlp(parts, up)
+        norms = {"attn_norm": attn_norm, "mlp_norm": mlp_norm}
+        norms |= {name: self._norm(parts[name]) for name in POST_NORMS if name in parts}
         kinds: dict[str, Callable[..., Block]] = {"parallel": ParallelBlock, "post": PostNormBlock}
         return kinds.get(self.a.residual, PreNormBlock)(attention, mlp, **norms)
 
-    def _attention(self, parts: dict[str, Part], layer: LayerShape, index: int) -> Attention:
+    def _attention(self, parts: dict[str, Part], layer: LayerShape, index: int, qkv: Linear) -> Attention:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
         a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
         shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap)
-        qkv, o = self._linear(parts["qkv"]), self._linear(parts["o"])
+        o = self._linear(parts["o"])
         norms = [self._norm_tensors(parts[name]) for name in ("q_norm", "k_norm")] if a.family.qk_norm else []
-        fused = self._fused(shape, layer.rope, [weight for weight, _ in norms]) if layer.rope is not None else None
+        scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self.weights) if self.attention.takes_scales else None
+        fused = None
+        if layer.rope is not None and scales is None:
+            fused = self._fused(shape, layer.rope, [weight for weight, _ in norms])
         if fused is not None:
             paged = self.attention.layer(index, shape, writes=False)
             return Attention(qkv, o, Fused(fused, paged), paged)
         q_norm, k_norm = (self._bind_norm(*norm) for norm in norms) if norms else (None, None)
         rotary = self._rotary(layer.rope) if layer.rope is not None else None
-        paged = self.attention.layer(index, shape)
+        paged = self.attention.layer(index, shape, scales=scales)
         return Attention(qkv, o, Separate(q_norm, k_norm, rotary, paged, [*heads, a.num_kv_heads], a.head_dim), paged)
 
     def _fused(self, shape: AttentionShape, rope: Rope, norms: list[torch.Tensor]) -> BoundKernel | None:
@@ -147,14 +171,16 @@ class Builder:
             replaced["rms_norm"] = {"weight": norms[0], **kind}
         return self.plan.bind_fused("qk_norm_rotary_kv_write", replaced, weights, params, self.attention.facts(shape))
 
-    def _mlp(self, parts: dict[str, Part]) -> Mlp:
-        up = self._linear(parts["gate_up" if self.a.family.gated else "up"])
-        return Mlp(up, self._gated() if self.a.family.gated else PLAIN[self.a.activation], self._linear(parts["down"]))
-
-    def _gated(self) -> BoundKernel:
-        if self.a.activation in ("silu", "swish"):
-            return self._share("silu_and_mul")
-        return self._share("gelu_and_mul", params={"approximate": "none" if self.a.activation == "gelu" else "tanh"})
+    def _mlp(self, parts: dict[str, Part], up: Linear) -> Mlp:
+        if not self.a.family.gated:
+            return Mlp(up, PLAIN[self.a.activation], self._linear(parts["down"]))
+        op, params = "silu_and_mul", {}
+        if self.a.activation not in ("silu", "swish"):
+            op, params = "gelu_and_mul", {"approximate": "none" if self.a.activation == "gelu" else "tanh"}
+        down = self.weights.load(parts["down"])
+        quantizing = self._quantizing(op, {}, params, down)
+        linear = bind_linear(self.plan, down, quantized_input=quantizing is not None)
+        return Mlp(up, quantizing or self._share(op, params), linear)
 
     def _moe(self, parts: dict[str, Part], shape: LayerShape) -> MoeMlp:
         assert shape.moe is not None
@@ -163,11 +189,28 @@ class Builder:
         return MoeMlp(
             self._linear(parts["router"]),
             self._share("moe_route", params=params, facts={"num_experts": shape.moe.num_experts}),
-            self.plan.bind(experts.op, experts.tensors, {**experts.params, "expert_start": 0}, {"top_k": shape.moe.top_k}),
+            self.plan.bind(
+                experts.op, experts.tensors, {**experts.params, "expert_start": 0}, {"top_k": shape.moe.top_k}, note=experts.note
+            ),
         )
 
     def _linear(self, part: Part) -> Linear:
         return bind_linear(self.plan, self.weights.load(part))
+
+    def _linear_after_norm(self, parts: dict[str, Part], norm: str, linear: str) -> tuple[Linear, BoundKernel]:
+        """A linear layer and the norm before it, whose output nothing else reads unless norms are post norms."""
+        loaded, call = self.weights.load(parts[linear]), self._norm_call(*self._norm_tensors(parts[norm]))
+        quantizing = self._quantizing(*call, loaded) if self.a.residual != "post" else None
+        return bind_linear(self.plan, loaded, quantized_input=quantizing is not None), quantizing or self.plan.bind(*call)
+
+    def _quantizing(
+        self, op: str, weights: dict[str, torch.Tensor | None], params: dict[str, Any], loaded: tuple[LoadedPart, ...]
+    ) -> BoundKernel | None:
+        """The op bound so that it quantizes its output for the linear layer that follows; None if that layer does it itself."""
+        first = loaded[0].input
+        if not self._fuse_quantization or first is None or not one_input(loaded) or loaded[0].zero is not None:
+            return None
+        return self.plan.bind_quantizing(op, weights, params, first.tensors["static_scale"], first.params)
 
     def _optional(self, parts: dict[str, Part], name: str) -> Linear | None:
         return self._linear(parts[name]) if name in parts else None
@@ -179,9 +222,15 @@ class Builder:
         return self.weights.weight(part), self.weights.bias(part)
 
     def _bind_norm(self, weight: torch.Tensor, bias: torch.Tensor | None) -> BoundKernel:
+        return self.plan.bind(*self._norm_call(weight, bias))
+
+    def _norm_call(
+        self, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[str, dict[str, torch.Tensor | None], dict[str, Any]]:
+        """op, weights and params of a norm."""
         if self.a.family.norm == "layer":
-            return self.plan.bind("layer_norm", {"weight": weight, "bias": bias}, {"eps": self.a.norm_eps})
-        return self.plan.bind("rms_norm", {"weight": weight}, {"eps": self.a.norm_eps, "offset": self.a.family.norm_offset})
+            return "layer_norm", {"weight": weight, "bias": bias}, {"eps": self.a.norm_eps}
+        return "rms_norm", {"weight": weight}, {"eps": self.a.norm_eps, "offset": self.a.family.norm_offset}
 
     def _table(self, weight: torch.Tensor) -> BoundKernel:
         return self.plan.bind("embedding", {"weight": weight}, {"vocab_start": 0})
@@ -195,7 +244,7 @@ class Builder:
         if not self.a.tied:
             return self._linear(parts["lm_head"])
         assert table is not None
-        return bind_linear(self.plan, float_linear(table, None))
+        return bind_linear(self.plan, [float_linear(table, None)])
 
     def _rotary(self, rope: Rope) -> BoundKernel:
         if ("rotary", rope) not in self._shared:

@@ -20,6 +20,8 @@ class Part:
     layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go head by head, each
                with its q, k and v, and rows here q of all heads, k, v
     always_float   norms and embeddings, which no checkpoint stores otherwise
+    quantizable    a linear layer or experts inside a layer of the model, as which routers do not count: what is quantized where
+                   a checkpoint of floats is to be
     """
 
     sources: tuple[str, ...]
@@ -30,6 +32,7 @@ class Part:
     num_experts: int = 0
     head_dim: int = 0
     always_float: bool = False
+    quantizable: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,7 +94,8 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
             layout: Literal["linear", "transposed", "interleaved"] = "transposed" if f.transposed else "linear"
             if name == "qkv" and f.interleaved_qkv:
                 layout = "interleaved"
-            parts[name] = Part(sources, rows, inputs[name], name in a.biases, layout, head_dim=a.head_dim)
+            bias = name in a.biases
+            parts[name] = Part(sources, rows, inputs[name], bias, layout, head_dim=a.head_dim, quantizable=True)
         elif name.endswith("norm"):
             size = a.head_dim if name in ("q_norm", "k_norm") else hidden
             parts[name] = Part(sources, (size,), bias=f.norm == "layer", always_float=True)
@@ -100,8 +104,8 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
             size = moe.intermediate_size
             parts[name] = {
                 "router": Part(sources, (moe.num_experts,), hidden),
-                "w13": Part(sources, (size, size), hidden, num_experts=moe.num_experts),
-                "w2": Part(sources, (hidden,), size, num_experts=moe.num_experts),
+                "w13": Part(sources, (size, size), hidden, num_experts=moe.num_experts, quantizable=True),
+                "w2": Part(sources, (hidden,), size, num_experts=moe.num_experts, quantizable=True),
             }[name]
     return parts
 

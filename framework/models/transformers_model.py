@@ -233,7 +233,7 @@ def _swap_linears(model: torch.nn.Module, plan: KernelPlan) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:
                 bias = child.bias.detach() if child.bias is not None else None
-                setattr(parent, name, _KernelLinear(bind_linear(plan, float_linear(child.weight.detach(), bias))))
+                setattr(parent, name, _KernelLinear(bind_linear(plan, [float_linear(child.weight.detach(), bias)])))
 
 
 def _split_head(model: Any) -> tuple[Any, Any]:

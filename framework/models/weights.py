@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -12,11 +13,10 @@ from typing import Any
 
 import torch
 
+from .architecture import Architecture
 from .families import Family
-from .parts import Part, bias_name
-from .quantization.scheme import LoadedPart, Scheme
-
-_WIDE_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+from .parts import Part, all_parts, bias_name
+from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
 
 
 class Weights(ABC):
@@ -25,8 +25,8 @@ class Weights(ABC):
     def __init__(self, device: torch.device, dtype: torch.dtype, scheme: Scheme) -> None:
         self.device, self.dtype, self.scheme = device, dtype, scheme
 
-    def load(self, part: Part) -> LoadedPart:
-        """A linear layer."""
+    def load(self, part: Part) -> tuple[LoadedPart, ...]:
+        """A linear layer, in one part or several for some rows each."""
         return self.scheme.linear(part, self)
 
     def load_experts(self, w13: Part, w2: Part) -> LoadedPart:
@@ -41,9 +41,22 @@ class Weights(ABC):
     def bias(self, part: Part) -> torch.Tensor | None:
         """As ``TensorSource.bias``."""
 
+    def holds(self, name: str) -> bool:
+        """As ``TensorSource.holds``. Without a checkpoint: nothing that a format may, but need not have."""
+        return False
+
     @abstractmethod
-    def stored(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
         """As ``TensorSource.stored``."""
+
+
+def weight_bytes(a: Architecture, scheme: Scheme, dtype: torch.dtype) -> float:
+    """What a model's weights take once they are loaded, as far as their format says (``Scheme.num_bytes``)."""
+    total = 0.0
+    for part in all_parts(a):
+        total += math.prod(part.shape) * dtype.itemsize if part.always_float else scheme.num_bytes(part, dtype)
+        total += sum(part.rows) * dtype.itemsize if part.bias else 0
+    return total
 
 
 class EmptyWeights(Weights):
@@ -55,8 +68,8 @@ class EmptyWeights(Weights):
     def bias(self, part: Part) -> torch.Tensor | None:
         return torch.empty(sum(part.rows), dtype=self.dtype, device=self.device) if part.bias else None
 
-    def stored(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.device)
+    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape or (1,), dtype=dtypes[0], device=self.device)
 
 
 class DummyWeights(Weights):
@@ -75,9 +88,9 @@ class DummyWeights(Weights):
     def bias(self, part: Part) -> torch.Tensor | None:
         return torch.zeros(sum(part.rows), dtype=self.dtype, device=self.device) if part.bias else None
 
-    def stored(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
         """Floats as those of ``weight``, integers over the whole range of their dtype."""
-        generator = self._generator(name)
+        shape, dtype, generator = shape or (1,), dtypes[0], self._generator(name)
         if dtype.is_floating_point:
             values = torch.empty(shape, device=self.device).normal_(std=shape[-1] ** -0.5, generator=generator)
             return values.to(dtype)
@@ -100,7 +113,7 @@ class Checkpoint(Weights):
 
     def check(self, parts: Iterable[Part], ignored: Iterable[str]) -> None:
         """Every tensor of ``parts`` is there, and nothing else. Raises ValueError listing what is not so."""
-        wanted = {name for part in parts for name in (part.float_names() if part.always_float else self.scheme.names(part))}
+        wanted = {name for part in parts for name in (part.float_names() if part.always_float else self.scheme.names(part, self))}
         missing = sorted(wanted - set(self._where))
         unknown = sorted(n for n in set(self._where) - wanted if not any(re.search(p, n) for p in ignored))
         if missing or unknown:
@@ -124,34 +137,41 @@ class Checkpoint(Weights):
             _place(bias[_rows(part, shard)], self._read_float(bias_name(name), (part.rows[shard],)), part)
         return bias
 
-    def stored(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def holds(self, name: str) -> bool:
+        return name in self._where
+
+    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
         tensor = self._read(name, shape)
-        if tensor.dtype != dtype and not (tensor.dtype in _WIDE_FLOATS and dtype in _WIDE_FLOATS):
-            file, stored_name = self._where[name]
-            raise ValueError(f"{file}: tensor {stored_name} is {tensor.dtype}, but its format asks for {dtype}")
-        return tensor.to(self.device, dtype)
+        if tensor.dtype in dtypes:
+            return tensor.to(self.device)
+        if tensor.dtype in WIDE_FLOATS and dtypes[0] in WIDE_FLOATS:
+            return tensor.to(self.device, dtypes[0])
+        file, stored_name = self._where[name]
+        raise ValueError(f"{file}: tensor {stored_name} is {tensor.dtype}, but its format asks for {' or '.join(map(str, dtypes))}")
 
     def close(self) -> None:
         """Closes the files."""
         self._files.clear()
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def _read(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
         from safetensors import safe_open
 
+        if name not in self._where:
+            raise ValueError(f"the checkpoint in {self._folder} has no tensor {name}, which its config.json asks for")
         file, stored_name = self._where[name]
         if file not in self._files:
             self._files[file] = safe_open(self._folder / file, framework="pt", device="cpu")
         tensor = self._files[file].get_tensor(stored_name)
-        if tuple(tensor.shape) != shape:
+        if shape is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{file}: tensor {stored_name} has shape {tuple(tensor.shape)}, but config.json asks for {shape}")
         return tensor
 
     def _read_float(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         tensor = self._read(name, shape)
-        if tensor.dtype not in _WIDE_FLOATS:
+        if tensor.dtype not in WIDE_FLOATS:
             file, stored_name = self._where[name]
             raise ValueError(
-                f"{file}: tensor {stored_name} is {tensor.dtype}, but its config.json says nothing of quantization: floats of "
+                f"{file}: tensor {stored_name} is {tensor.dtype}, but nothing beside it says how it is quantized: floats of "
                 "16 bits or more are expected"
             )
         return tensor

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -14,9 +14,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..config import EngineConfig
+from ..config import EngineConfig, QuantConfig
+from ..executor.kinds import EXECUTORS
 from .metrics import SLOConfig
 from .workload import WorkloadConfig
+
+Config = TypeVar("Config", bound="StudyConfig")
 
 CONFIG_FILE = "config.json"
 """The config of a run, in the run's folder."""
@@ -25,10 +28,20 @@ SYSTEMS = ("kernelswap", "transformers", "transformers_static")
 
 
 @dataclass
-class ServeConfig(EngineConfig):
+class StudyConfig(EngineConfig):
+    """One run of a study: an engine, and the study's name; its runs are written below outputs/<name>."""
+
+    name: str = ""
+
+    def engine(self) -> EngineConfig:
+        """The part that the engine is built from."""
+        return EngineConfig(**{f.name: getattr(self, f.name) for f in fields(EngineConfig)})
+
+
+@dataclass
+class ServeConfig(StudyConfig):
     """One serving run: an engine, what is asked of it, and by which objectives it is judged.
 
-    name                 of the study; its runs are written below outputs/<name>
     system               what serves: kernelswap, transformers (its continuous batching), transformers_static (its generate)
     num_warmup_requests  served before the measured ones, so that one-time costs are not counted
     """
@@ -44,17 +57,75 @@ class ServeConfig(EngineConfig):
         if self.system not in SYSTEMS:
             raise ValueError(f"system={self.system!r} cannot work: it must be one of {', '.join(SYSTEMS)}")
 
-    def engine(self) -> EngineConfig:
-        """The part that the engine is built from."""
-        return EngineConfig(**{f.name: getattr(self, f.name) for f in fields(EngineConfig)})
+
+@dataclass
+class BaselineConfig:
+    """What the quality of a model is measured against: the floats of the same checkpoint, with a cache of floats.
+
+    model    the checkpoint; None = the run's own. Where that is quantized, the one that it was made from
+    dtype    float32: the checkpoint's numbers without further rounding, so that a 16-bit run shows what its own arithmetic costs;
+             or auto (as the checkpoint stores them), float16, bfloat16
+    kernels  what every op takes: torch (independent of the kernels under study), auto, reference
+    """
+
+    model: str | None = None
+    dtype: str = "float32"
+    kernels: str = "torch"
+
+
+@dataclass
+class QualityConfig(StudyConfig):
+    """One measurement of quality: an engine's model, fed with a text window by window, beside its baseline.
+
+    Of the engine, what computes logits counts: model, quant, cache, kernels. Tokens, seats and blocks are those of the windows.
+
+    text            a UTF-8 file; None = the held-out modules of ``framework.corpus``
+    window_tokens   tokens of a window, at whose first token every context begins
+    num_windows     how many, spread evenly over the text; None = all
+    batch_windows   windows side by side in a step
+    chunk_tokens    tokens of a window in a step: up to 8 run through the decode kernels (1 as decode steps do, recordings
+                    included), more through those of prefill
+    """
+
+    name: str = "quality"
+    text: str | None = None
+    window_tokens: int = 1024
+    num_windows: int | None = None
+    batch_windows: int = 1
+    chunk_tokens: int = 512
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+
+    def validate(self) -> None:
+        super().validate()
+        lowest = {"window_tokens": 2, "num_windows": 1, "batch_windows": 1, "chunk_tokens": 1}
+        for key, least in lowest.items():
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise ValueError(f"{key}={value} cannot work: it must be {least} or more")
+        if not EXECUTORS[self.executor.kind].has_device:
+            raise ValueError(f"executor.kind={self.executor.kind} computes no logits: quality needs executor.kind=local")
+        if self.model.load_format == "dummy":
+            raise ValueError("model.load_format=dummy has random weights, whose quality says nothing; give a checkpoint")
+
+    def baseline_engine(self) -> EngineConfig:
+        """The engine of the baseline."""
+        model = replace(self.model, dtype=self.baseline.dtype)
+        if self.baseline.model is not None:
+            model = replace(model, name=self.baseline.model, revision=None)
+        kernels, cache = {"default": self.baseline.kernels}, replace(self.cache, dtype="auto")
+        return replace(self.engine(), model=model, quant=QuantConfig(), cache=cache, kernels=kernels)
 
 
 def register_schema() -> None:
-    """Makes ServeConfig the schema behind conf/serve.yaml: unknown keys and wrong types then fail at composition.
+    """Makes the dataclasses the schemas behind the YAML files: unknown keys and wrong types then fail at composition.
 
     ``kernels`` alone takes any key, also in a study with a config of its own that begins with ``kernels_schema``: the registry has
     the names of the ops, and an engine refuses at its start what is not in there."""
-    schemas = {"serve_schema": OmegaConf.structured(ServeConfig), "kernels_schema": OmegaConf.create({"kernels": {}})}
+    schemas = {
+        "serve_schema": OmegaConf.structured(ServeConfig),
+        "quality_schema": OmegaConf.structured(QualityConfig),
+        "kernels_schema": OmegaConf.create({"kernels": {}}),
+    }
     for name, schema in schemas.items():
         OmegaConf.set_struct(schema.kernels, False)
         ConfigStore.instance().store(name=name, node=schema)
@@ -65,10 +136,10 @@ def hydra_version_base() -> dict[str, str]:
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
-def to_serve_config(config: DictConfig) -> ServeConfig:
+def to_config(config: DictConfig, schema: type[Config]) -> Config:
     """The dataclass that Hydra composed. Raises ValueError for keys that only ``+`` could add: nothing would read them."""
     composed = OmegaConf.to_object(config)
-    assert isinstance(composed, ServeConfig), "conf/serve.yaml must begin with serve_schema"
+    assert isinstance(composed, schema), f"the YAML file must begin with the schema of {schema.__name__}"
     if unknown := _unknown_keys(composed):
         raise ValueError(f"there is no key {', '.join(unknown)}; a key that exists needs no + (kernels.<op>=... of any op neither)")
     return composed
@@ -93,20 +164,20 @@ def compose(overrides: Sequence[str], folder: Path) -> ServeConfig:
     register_schema()
     try:
         with hydra.initialize_config_dir(str(folder), **hydra_version_base()):
-            return to_serve_config(hydra.compose("serve", list(overrides)))
+            return to_config(hydra.compose("serve", list(overrides)), ServeConfig)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(str(error)) from error
 
 
-def save_config(config: ServeConfig, path: Path) -> None:
+def save_config(config: StudyConfig, path: Path) -> None:
     """Writes a config that ``load_config`` reads back."""
     path.write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
 
 
-def load_config(path: Path) -> ServeConfig:
+def load_config(path: Path, schema: type[Config]) -> Config:
     """Reads a config back, checked against the schema. Raises ValueError naming the key that does not fit."""
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     try:
-        return to_serve_config(OmegaConf.merge(OmegaConf.structured(ServeConfig), values))  # type: ignore[arg-type]
+        return to_config(OmegaConf.merge(OmegaConf.structured(schema), values), schema)  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ValueError(f"{path.name} does not fit the configuration: {error}") from error

@@ -48,4 +48,5 @@ PLOT_KINDS = {
         options={"x": "the swept column on the horizontal axis (default: workload.rate)"},
     ),
     "pareto": PlotKind("tokens/s/user over tokens/s, with the frontier", "plots:pareto"),
+    "quality": PlotKind("KL divergence over tokens/s and over the bytes of the weights", "plots:quality"),
 }

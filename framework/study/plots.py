@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from .joining import is_quality, join_quality
 from .sweep import differences, differences_text, setting_columns, telling_columns, value_text
 
 COLORS = tuple(matplotlib.color_sequences["tab10"])
@@ -124,6 +125,43 @@ def frontier(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -
     return best[::-1]
 
 
+def quality(runs: pd.DataFrame) -> Figure:
+    """KL divergence from the baseline (logarithmic, with its standard error) over the speed of serving, and over the memory that
+    the weights take: a point per setting, repeats averaged. Serving runs are joined with the quality runs of their configuration;
+    what no run knows has no axes. A divergence of 0 is drawn as a triangle below the others."""
+    runs = _finished(runs)
+    if not is_quality(runs).all():
+        runs = join_quality(runs)
+    kl, error = "metric.kl_mean", "metric.kl_mean_se"
+    axes_of = {"metric.output_tokens_per_s": ("Throughput (output tokens/s)", 1.0), "metric.weight_bytes": ("Weights (MB)", 1e-6)}
+    runs = _with_columns(runs, [kl, error, *axes_of]).dropna(subset=kl)
+    shown = [column for column in axes_of if runs[column].notna().any()]
+    if not shown:
+        raise ValueError("no run knows a throughput or the memory of its weights: give the folder of the serving runs too")
+    naming = Naming.of(runs)
+    settings = [group for _, group in runs.groupby(list(naming.keys), dropna=False)] if naming.keys else [runs]
+    points = pd.DataFrame([group[[kl, error, *shown]].mean() for group in settings])
+    labels = [naming.label(group.iloc[0]) for group in settings]
+    positive = points.loc[points[kl] > 0, kl]
+    y = points[kl].where(points[kl] > 0, positive.min() / 3 if len(positive) else 1e-9).to_numpy()
+    height = max(3.8, LABEL_HEIGHT_INCHES * len(labels))
+    figure = Figure(figsize=(1.5 + 3.5 * len(shown) + 0.065 * max(map(len, labels)), height + 0.8), layout="constrained")
+    for axes, column in zip(row := figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown):
+        title, scale = axes_of[column]
+        for i, color in zip(range(len(y)), cycle(COLORS)):
+            marker = "o" if points[kl].iloc[i] > 0 else "v"
+            axes.errorbar(points[column].iloc[i] * scale, y[i], points[error].iloc[i], color=color, marker=marker, capsize=2)
+        axes.set(xlabel=title, yscale="log", ylim=(y.min() / 2, y.max() * 2), xlim=(0, points[column].max() * scale * 1.15))
+        axes.grid(alpha=0.3)
+    row[0].set_ylabel("KL divergence from the baseline (nats per token)")
+    if naming.keys:
+        x = (points[shown[-1]] * axes_of[shown[-1]][1]).to_numpy()
+        _label_beside(row[-1], x, y, labels, LABEL_HEIGHT_INCHES / height)
+    if naming.note:
+        figure.suptitle(naming.note, fontsize=8)
+    return figure
+
+
 def kernel_roofline(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Measured kernels under the ceilings measured with them: TFLOP/s over FLOP per byte, both logarithmic. One marker per
     measurement: colour says op, shape says impl. ``rows``: the flat rows of a kernel benchmark, of one device."""
@@ -194,11 +232,12 @@ class Naming:
 
 
 def _label_beside(axes: Axes, x: np.ndarray, y: np.ndarray, labels: Sequence[str], height: float) -> None:
-    """Names points of a falling curve in a column right of the axes, each at the height of its point or as near as the others
+    """Names points in a column right of the axes, whose limits are set, each at the height of its point or as near as the others
     leave room, with a line between. ``height``: of a label, as a fraction of that of the axes."""
     order = np.argsort(y)
     steps = height * np.arange(len(y))
-    places = np.maximum.accumulate(y[order] / axes.get_ylim()[1] - steps) + steps
+    heights = (axes.transScale + axes.transLimits).transform(np.stack([x, y], 1))[:, 1]
+    places = np.maximum.accumulate(heights[order] - steps) + steps
     places = np.minimum(places, 1 - steps[::-1])
     line = {"arrowstyle": "-", "color": "0.8", "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 2}
     for i, place in zip(order, places):

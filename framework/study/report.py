@@ -38,3 +38,22 @@ def format_plan(report: Mapping[str, Mapping[str, Any]]) -> str:
         for op, entry in report.items()
     ]
     return format_table([["kernel", "impl", "chosen by", "calls"], *rows])
+
+
+def format_quality(metrics: Mapping[str, float]) -> str:
+    """The metrics of a quality run with their standard errors."""
+
+    def value(name: str, form: str, scale: float = 1.0) -> str:
+        error = f" +- {metrics[f'{name}_se'] * scale:{form.lstrip('+')}}" if f"{name}_se" in metrics else ""
+        return f"{metrics[name] * scale:{form}}{error}"
+
+    return "\n".join(
+        [
+            f"text           {metrics['num_tokens']} tokens, {metrics['num_bytes']} bytes in {metrics['num_windows']} windows",
+            f"bits per byte  {value('bits_per_byte', '.4f')}, {value('bits_per_byte_increase', '+.4f')} over the baseline",
+            f"perplexity     {value('perplexity', '.4f')} per token, {value('baseline_perplexity', '.4f')} of the baseline",
+            f"KL divergence  {value('kl_mean', '.3g')} nats per token, {value('kl_p99', '.3g')} at the 99th percentile",
+            f"agreement      {value('top1_agreement', '.2f', 100)} % on the most likely token",
+            f"weights        {metrics['weight_bytes'] / 1e6:.2f} MB",
+        ]
+    )

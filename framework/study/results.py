@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -110,16 +111,24 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def collect(folder: str | Path) -> pd.DataFrame:
-    """The table of all runs below ``folder``, failed ones too, in the order of their paths (numbers by value). The column
-    ``run`` is a run's path relative to ``folder``; an empty cell says that the run has no such key. Raises ValueError if there is
-    no run."""
+def common_folder(folders: Sequence[str | Path]) -> Path:
+    """The folder itself, or the deepest that holds all of several."""
+    return Path(folders[0]) if len(folders) == 1 else Path(os.path.commonpath([Path(folder).resolve() for folder in folders]))
+
+
+def collect(*folders: str | Path) -> pd.DataFrame:
+    """The table of all runs below the folders, failed ones too, in the order of their paths (numbers by value). The column
+    ``run`` is a run's path relative to ``common_folder``; an empty cell says that the run has no such key. Raises ValueError if
+    there is no run in one of them."""
     import pandas as pd
 
-    root = Path(folder)
-    files = sorted(root.rglob(RUN_FILE), key=lambda path: _natural(path.relative_to(root)))
-    if not files:
-        raise ValueError(f"{str(folder)!r} holds no {RUN_FILE}: expected the output folder of a run or of a sweep")
+    root, files = common_folder(folders), []
+    for folder in folders:
+        found = list(Path(folder).rglob(RUN_FILE))
+        if not found:
+            raise ValueError(f"{str(folder)!r} holds no {RUN_FILE}: expected the output folder of a run or of a sweep")
+        files += found if len(folders) == 1 else [path.resolve() for path in found]
+    files = sorted(set(files), key=lambda path: _natural(path.relative_to(root)))
     runs = pd.DataFrame([{"run": path.parent.relative_to(root).as_posix(), **_read_run(path)} for path in files])
     for column in runs.columns[runs.columns.str.startswith("metric.")]:
         runs[column] = pd.to_numeric(runs[column], errors="coerce")  # infinite ones were written as text
@@ -138,8 +147,8 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """The requests of all ``runs`` (a table from ``collect(folder)``) that finished, in one table; the column ``run`` says whose
-    they are. Raises ValueError if there are none, or a file does not hold them."""
+    """The requests of all ``runs`` (a table from ``collect``, ``folder`` the common one of its folders) that finished in one table;
+    the column ``run`` says whose they are. Raises ValueError if there are none, or a file does not hold them."""
     import pandas as pd
 
     tables = []

@@ -18,7 +18,7 @@ from ..engine.step import NewRequest, StepInput
 from ..models.architecture import read_model
 from ..models.builder import Builder
 from ..models.parallel import Parallel
-from ..models.quantization.unquantized import Unquantized
+from ..models.quantization.table import read_scheme
 from ..models.weights import EmptyWeights
 from ..plan import TargetPlan
 from ..sampling_params import SamplingParams
@@ -57,9 +57,11 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
         )
     dtype = getattr(torch, info.dtype)
     plan = TargetPlan.of(config, target, dtype)
-    weights = EmptyWeights(CPU, dtype, Unquantized())
+    weights = EmptyWeights(CPU, dtype, read_scheme(info.quantization, config.quant))
     cache = config.cache
-    model = Builder(info, info.architecture, weights, plan, CPU, Parallel(), cache.block_size, cache.dtype).build()
+    model = Builder(
+        info, info.architecture, weights, plan, CPU, Parallel(), cache.block_size, cache.dtype, config.quant.fuse
+    ).build()
     groups = group_layers(model.cache_specs())
     model.set_groups(groups)
     caches = allocate_caches(groups, 2, cache.block_size, CPU)

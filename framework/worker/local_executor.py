@@ -8,19 +8,21 @@ from typing import Any
 import torch
 
 from ..clock import Clock
-from ..config import EngineConfig, ModelConfig
+from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES, block_bytes, group_layers
 from ..engine.step import StepInput
 from ..models.architecture import ModelInfo
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.builder import load_model
 from ..models.parallel import Parallel
-from ..models.parts import num_weights
+from ..models.quantization.table import read_scheme
+from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, graph_sizes, open_device
 from .runner import Runner, StepHandle
 from .transfer import device_losses
+from .weight_memory import tensor_bytes
 
 OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "gather_logprobs", "copy_blocks")
 
@@ -44,11 +46,20 @@ class LocalExecutor:
         device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        check_weights_fit(_num_weights(config.model, model), model, device)
+        check_weights_fit(_weight_bytes(config, model), model, device)
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch)
         self._model = load_model(
-            config.model, model, self.plan, device.torch, Parallel(), config.cache.block_size, config.seed, config.cache.dtype
+            config.model,
+            model,
+            self.plan,
+            device.torch,
+            Parallel(),
+            config.cache.block_size,
+            config.seed,
+            config.cache.dtype,
+            config.quant,
         )
+        self.weight_bytes = tensor_bytes(self._model)
         self.groups = group_layers(self._model.cache_specs())
         self._model.set_groups(self.groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
@@ -124,22 +135,24 @@ class LocalExecutor:
         self._model.logits(self._model.forward(batch)[rows]).float()
 
 
-def _num_weights(config: ModelConfig, model: ModelInfo) -> int:
+def _weight_bytes(config: EngineConfig, model: ModelInfo) -> float:
+    """What the weights will take."""
     if model.architecture is not None:
-        return num_weights(model.architecture)
+        scheme = read_scheme(model.quantization, config.quant)
+        return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype))
     from ..models.transformers_model import num_library_weights, servable_config  # slow to import, and needed for few models
 
-    return num_library_weights(servable_config(config, model))
+    return num_library_weights(servable_config(config.model, model)) * ELEMENT_BYTES[model.dtype]
 
 
-def check_weights_fit(count: int, model: ModelInfo, device: Device) -> None:
-    """Raises ValueError for ``count`` weights that the device has no memory for, before any is allocated."""
-    memory, needed = device.memory(), count * ELEMENT_BYTES[model.dtype]
-    if memory is not None and needed > memory.available:
+def check_weights_fit(num_bytes: float, model: ModelInfo, device: Device) -> None:
+    """Raises ValueError for weights that the device has no memory for, before any is allocated."""
+    memory = device.memory()
+    if memory is not None and num_bytes > memory.available:
         raise ValueError(
-            f"model {model.name!r} has {_gib(needed)} of weights in {model.dtype}, but {device.name} has {_gib(memory.available)} "
-            f"available, of {_gib(memory.total)}: free some, choose a smaller model or model.dtype, or another device; "
-            "executor.kind=simulated needs no memory for weights"
+            f"model {model.name!r} has {_gib(num_bytes)} of weights in {model.dtype}, but {device.name} has "
+            f"{_gib(memory.available)} available, of {_gib(memory.total)}: free some, choose a smaller model, model.dtype or "
+            "quant.scheme, or another device; executor.kind=simulated needs no memory for weights"
         )
 
 
@@ -153,5 +166,5 @@ def _check_cache_fits(num_blocks: int, needed: int, device: Device) -> None:
         )
 
 
-def _gib(num_bytes: int) -> str:
+def _gib(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:.1f} GiB"

@@ -100,6 +100,21 @@ class Runner:
         self.rows.tokens[sample_rows.row_to_seat.long(), sample_rows.position] = tokens.long().clamp_min(0)
         return StepHandle(step.step_id, tokens, logprobs, prompt_logprobs, failed)
 
+    @torch.inference_mode()
+    def token_logits(self, step: StepInput) -> torch.Tensor:
+        """Applies the deltas and computes the rows; samples nothing, so that the next tokens are those of the requests. Logits
+        [T, V] of every token of the step, in the model's dtype, valid until the next step."""
+        self.rows.apply(step)
+        rows = self._step_rows(step)
+        if self._graphs is not None and self._graphs.fits(rows):
+            logits = self._graphs.run(rows.seats, rows.first)
+        else:
+            batch, _ = self._batch(rows, ())
+            self.model.begin_step(batch)
+            logits = self.model.logits(self.model.forward(batch))
+        self.rows.num_computed[rows.seats] = rows.lengths
+        return logits
+
     def _add_to_sampler(self, step: StepInput) -> dict[int, str]:
         """Row -> what was wrong with its request, which computes with harmless parameters instead."""
         failed = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import jobs
 from experiments import serve as experiment
 from framework.study.compose import ServeConfig
 
@@ -85,8 +86,8 @@ def test_an_op_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: 
 
 def test_a_job_that_is_killed_leaves_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = subprocess.CompletedProcess([], -signal.SIGKILL)
-    monkeypatch.setattr(experiment.subprocess, "run", lambda *args, **kwargs: killed)
-    assert not experiment.run_job(ServeConfig(), tmp_path)
+    monkeypatch.setattr(jobs.subprocess, "run", lambda *args, **kwargs: killed)
+    assert not jobs.run_job(ServeConfig(), tmp_path / "job.py", tmp_path)
     (row,) = rows(tmp_path).values()
     assert row["status"] == "failed" and "code -9" in row["error"]
     assert datetime.now(UTC) - datetime.fromisoformat(row["env.start_time"]) < timedelta(minutes=1)

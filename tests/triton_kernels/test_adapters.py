@@ -39,7 +39,7 @@ REFUSED: dict[tuple[str, str], set[str]] = {
     ("gelu_and_mul", "flashinfer"): set(),
     ("rotary", "flashinfer"): {"neox_tiled", "neox_partial", "gptj_partial_tiled", "empty"},
     ("sample", "flashinfer"): set(),
-    ("gemm_fp8", "flashinfer"): {"odd", "tiled", "long_k", "blocks", "long_blocks", "e5m2", "empty"},
+    ("gemm_fp8", "flashinfer"): {"odd", "tiled", "static", "long_k", "blocks", "long_blocks", "e5m2", "empty"},
 }
 # Quantized caches and outputs: none of these libraries has the op's rules for them.
 QUANTIZED = ("does not quantize its output", "a scale per token")

@@ -54,6 +54,7 @@ def _w8a16(
     bits: int = 8,
     group: int = 0,
     zeros: bool = False,
+    act_order: bool = False,
     bias: bool = False,
 ) -> dict[str, Any]:
     groups = in_features // group if group else 1
@@ -69,6 +70,7 @@ def _w8a16(
         "weight": weight,
         "scales": scales.to(dtype),
         "zeros": _integers(generator, device, 0, 2**bits, out_features, groups).to(torch.uint8) if zeros else None,
+        "perm": torch.randperm(in_features, generator=generator, device=device).int() if act_order else None,
         "bias": randn(generator, dtype, device, out_features) if bias else None,
     }
 
@@ -105,10 +107,11 @@ def _fp8(
     out_features: int,
     recipe: str = "channel",
     kind: torch.dtype = torch.float8_e4m3fn,
+    static: bool = False,
     bias: bool = False,
 ) -> dict[str, Any]:
     blocks = -(-in_features // _BLOCK)
-    x_shape = {"tensor": (1, 1), "channel": (tokens, 1), "block": (tokens, blocks)}[recipe]
+    x_shape = {"tensor": (1, 1), "channel": (1 if static else tokens, 1), "block": (tokens, blocks)}[recipe]
     shape = {"tensor": (1, 1), "channel": (out_features, 1), "block": (-(-out_features // _BLOCK), blocks)}[recipe]
     return {
         "x": randn(generator, torch.float32, device, tokens, in_features, scale=16).to(kind),
@@ -129,6 +132,7 @@ def _quantize(
     out_dtype: torch.dtype,
     granularity: str = "token",
     static: float = 0.0,
+    zero: int = 0,
     strided: bool = False,
 ) -> dict[str, Any]:
     x = randn(generator, dtype, device, tokens, width + 8, scale=3)
@@ -141,6 +145,7 @@ def _quantize(
         "out_dtype": out_dtype,
         "granularity": granularity,
         "static_scale": torch.full((1, 1), static, device=device) if static else None,
+        "static_zero": torch.full((1, 1), zero, dtype=torch.int32, device=device) if zero else None,
     }
 
 
@@ -181,6 +186,7 @@ W8A16_CASES = (
     _w8("two_bits", SMALL, 3, 192, 65, kind=torch.uint8, bits=2, group=32, zeros=True),
     _w8("three_bits", SMALL, 2, 256, 17, kind=torch.uint8, bits=3, group=128, zeros=True),
     _w8("eight_bits", SMALL, 3, 640, 20, kind=torch.uint8, group=64, zeros=True),
+    _w8("act_order", SMALL, 6, 256, 40, group=64, act_order=True),
     _w8("empty", SMALL, 0, 32, 16),
     *(_w8(*bench) for bench in _BENCH),
 )
@@ -198,6 +204,7 @@ FP8_CASES = (
     _f8("tensor", SMALL, 1, 64, 48, recipe="tensor"),
     _f8("odd", SMALL, 5, 37, 53, bias=True),
     _f8("tiled", TILED, 35, 300, 139),
+    _f8("static", SMALL, 6, 64, 40, static=True),
     _f8("long_k", SMALL, 3, 1100, 20),
     _f8("blocks", SMALL, 5, 260, 150, recipe="block", bias=True),
     _f8("long_blocks", SMALL, 3, 1100, 20, recipe="block"),
@@ -217,6 +224,7 @@ QUANTIZE_CASES = (
     _q8("groups_int8", SMALL, 3, 128, out_dtype=torch.int8, granularity="group"),
     _q8("static", SMALL, 4, 50, out_dtype=torch.float8_e4m3fn, static=0.01),
     _q8("static_int8", SMALL, 4, 50, out_dtype=torch.int8, static=0.03),
+    _q8("static_zero", SMALL, 4, 50, out_dtype=torch.int8, static=0.03, zero=-37),
     _q8("empty", SMALL, 0, 32, out_dtype=torch.int8),
     *(
         _q8(f"llama-8b_{tokens}_{granularity}", BENCH, tokens, 4096, out_dtype=torch.float8_e4m3fn, granularity=granularity)

@@ -68,8 +68,9 @@ def _write(
     interleaved: bool = False,
     skipped: int = 0,
     kv_dtype: torch.dtype | None = None,
+    static: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """``kv_dtype``: of the cache, if not that of k and v."""
+    """``kv_dtype``: of the cache, if not that of k and v; ``static``: scales of all keys and of all values."""
     num_pages = -(-tokens // page_size) + 3
     kv = empty_cache(num_pages, page_size, num_kv_heads, head_dim, kv_dtype or dtype, device, value_dim, interleaved)
     if value_dim is None:  # as the slices of a fused projection
@@ -82,7 +83,8 @@ def _write(
         k[0], v[0], k[1] = 0, v[0] * 100, k[1] / 1000
     slots = torch.randperm((num_pages - 1) * page_size, generator=generator)[:tokens] + page_size
     slots[torch.randperm(tokens, generator=generator)[:skipped]] = -1
-    return {"k": k, "v": v, "kv": kv, "slot_mapping": slots.to(device)}
+    scales = [None, None] if static is None else [torch.full((1, 1), scale, device=device) for scale in static]
+    return {"k": k, "v": v, "kv": kv, "slot_mapping": slots.to(device), "k_scale": scales[0], "v_scale": scales[1]}
 
 
 def _write_case(name: str, tags: frozenset[str], tokens: int, num_kv_heads: int, head_dim: int, **more: Any) -> Case:
@@ -136,6 +138,7 @@ KV_CACHE_WRITE_CASES = (
     _write_case("e4m3_tiled", TILED, 53, 5, 80, kv_dtype=torch.float8_e4m3fn, skipped=5),
     _write_case("e4m3_value_dim", SMALL, 7, 1, 96, value_dim=64, kv_dtype=torch.float8_e4m3fn),
     _write_case("e5m2_interleaved", SMALL, 19, 3, 40, interleaved=True, kv_dtype=torch.float8_e5m2, skipped=2),
+    _write_case("e4m3_static", SMALL, 19, 3, 40, kv_dtype=torch.float8_e4m3fn, static=(0.01, 0.03), skipped=2),
     _write_case("int8_tiled", TILED, 53, 5, 80, kv_dtype=torch.int8, skipped=5),
     _write_case("int8_interleaved_page64", SMALL, 9, 2, 24, page_size=64, interleaved=True, kv_dtype=torch.int8),
     _write_case("int8_all_skipped", SMALL, 3, 1, 16, kv_dtype=torch.int8, skipped=3),

@@ -39,16 +39,22 @@ def gemm_w4a16_reference(
 
 
 def gemm_w8a16_reference(
-    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None = None, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None = None,
+    perm: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x [M, K] times 8-bit weights (q - zero) * scale -> [M, N] in x's dtype. Quantized values are finite numbers.
 
     weight  int8, uint8 (2- and 3-bit quantized values too), float8_e4m3fn or float8_e5m2 [N, K]
     scales  [N, K/G]; G = K is one scale per output channel
     zeros   uint8 [N, K/G] or None (zero 0)
+    perm    int32 [K] or None: column j of the weights belongs to x[:, perm[j]]
     """
-    wide = dequantize(weight, scales, 0 if zeros is None else zeros)
-    out = x.double() @ wide.T
+    wide = x.double() if perm is None else x.double()[:, perm.long()]
+    out = wide @ dequantize(weight, scales, 0 if zeros is None else zeros).T
     return (out if bias is None else out + bias.double()).to(x.dtype)
 
 
@@ -86,7 +92,7 @@ def gemm_fp8_reference(
 
     The shapes of the scales say how fine they are:
     per tensor            x_scale [1, 1], scales [1, 1]
-    per token x channel   x_scale [M, 1], scales [N, 1]
+    per token x channel   x_scale [M, 1], or [1, 1] for all; scales [N, 1]
     blocks of 128         x_scale [M, ceil(K/128)], scales [ceil(N/128), ceil(K/128)], where K > 128
     """
     out = spread(x, x_scale, 1) @ spread(weight, scales, FP8_BLOCK if scales.shape[1] > 1 else 1).T
@@ -126,7 +132,7 @@ def gemm_w4a16_fake(x, qweight, scales, zeros=None, perm=None, bias=None):  # ty
     return x.new_empty(x.shape[0], qweight.shape[0])
 
 
-def gemm_w8a16_fake(x, weight, scales, zeros=None, bias=None):  # type: ignore[no-untyped-def]
+def gemm_w8a16_fake(x, weight, scales, zeros=None, perm=None, bias=None):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
@@ -191,7 +197,7 @@ gemm_w8a16 = Op(
     gemm_w8a16_fake,
     cost,
     cases=W8A16_CASES,
-    bind_args=("weight", "scales", "zeros", "bias"),
+    bind_args=("weight", "scales", "zeros", "perm", "bias"),
     row_args=("x",),
     facts=gemm_w8a16_facts,
 )

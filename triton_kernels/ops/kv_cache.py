@@ -16,20 +16,28 @@ from ..op import Cost, Op, Tolerance
 from .quantize import reference as quantize_reference
 
 
-def kv_cache_write_reference(k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
+def kv_cache_write_reference(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv: LayerKV,
+    slot_mapping: torch.Tensor,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+) -> None:
     """Writes k [T, Hk, Dk] and v [T, Hk, Dv] to the slots int64 [T] of the cache; slot = page * page_size + offset, -1 skips.
 
     Numbers are rounded to the cache's dtype. Where kv has scales, a token's head becomes quantized values and a scale as a row does
     in ``quantize_activation``: scale = max|x| / largest quantized value, at least 1e-10; q = x / scale in f32, to nearest even.
+    k_scale, v_scale  f32 [1, 1] or None: the scale of all keys and of all values, in place of their own (both or neither)
     """
     keep = slot_mapping >= 0
     slots = slot_mapping[keep]
     page, offset = slots // kv.page_size, slots % kv.page_size
-    for new, cache, scales in ((k[keep], kv.k, kv.k_scale), (v[keep], kv.v, kv.v_scale)):
+    for new, cache, scales, static in ((k[keep], kv.k, kv.k_scale, k_scale), (v[keep], kv.v, kv.v_scale, v_scale)):
         if scales is None:
             cache[page, offset] = new.to(cache.dtype)
         else:
-            quantized, scale = quantize_reference(new, cache.dtype)
+            quantized, scale = quantize_reference(new, cache.dtype, static_scale=static)
             cache[page, offset], scales[page, offset] = quantized, scale[..., 0]
 
 
@@ -40,7 +48,7 @@ def copy_blocks_reference(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor) -> 
             cache[dst] = cache[src]
 
 
-def kv_cache_write_fake(k, v, kv, slot_mapping):  # type: ignore[no-untyped-def]
+def kv_cache_write_fake(k, v, kv, slot_mapping, k_scale=None, v_scale=None):  # type: ignore[no-untyped-def]
     return None
 
 
@@ -74,6 +82,8 @@ kv_cache_write = Op(
     kv_cache_write_fake,
     kv_cache_write_cost,
     cases=KV_CACHE_WRITE_CASES,
+    bind_args=("k_scale", "v_scale"),
+    optional=("k_scale", "v_scale"),
     mutates=("kv",),
     tolerance=Tolerance(exact=True),
 )

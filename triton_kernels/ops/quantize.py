@@ -24,13 +24,16 @@ def reference(
     out_dtype: torch.dtype = torch.float8_e4m3fn,
     granularity: Granularity = "token",
     static_scale: torch.Tensor | None = None,
+    static_zero: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x [M, K] -> quantized values [M, K] in out_dtype (int8, float8_e4m3fn or float8_e5m2), scales f32 [M, 1] (token),
     [M, ceil(K/128)] (group) or [1, 1] (a copy of the static scale f32 [1, 1], whatever the granularity). More leading
     dimensions than M are kept, in quantized values and scales.
 
     scale = max|x| / largest quantized value (127, 448, 57344), at least 1e-10, computed in f32. q = x / scale (f32 division),
-    saturated to the largest quantized value, rounded to nearest even. For finite x.
+    rounded to nearest even and saturated: of float8 to the largest value, of int8 to -128 and 127. For finite x.
+
+    static_zero  int32 [1, 1] or None, of int8 with a static scale: the quantized value of 0, added after rounding
     """
     values = x.float()
     limit = largest_value(out_dtype)  # divided by as a tensor: a GPU multiplies by the reciprocal of a plain number
@@ -44,16 +47,18 @@ def reference(
         padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
         scales = (padded.abs().amax(-1) / values.new_tensor(limit)).clamp_min(1e-10)
         wide = scales.repeat_interleave(GROUP, -1)[..., : x.shape[-1]]
-    quantized = (values / wide).clamp(-limit, limit)
-    return (quantized.round() if out_dtype == torch.int8 else quantized).to(out_dtype), scales
+    quantized = values / wide
+    if out_dtype == torch.int8:
+        return (quantized.round() + (0 if static_zero is None else static_zero)).clamp(-128, 127).to(out_dtype), scales
+    return quantized.clamp(-limit, limit).to(out_dtype), scales
 
 
 def largest_value(dtype: torch.dtype) -> float:
-    """The largest finite value that is used: symmetric for int8."""
+    """The largest finite value."""
     return 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
 
 
-def fake(x, out_dtype=torch.float8_e4m3fn, granularity="token", static_scale=None):  # type: ignore[no-untyped-def]
+def fake(x, out_dtype=torch.float8_e4m3fn, granularity="token", static_scale=None, static_zero=None):  # type: ignore[no-untyped-def]
     return fake_output(x, x.shape, out_dtype, granularity, static_scale)
 
 
@@ -112,7 +117,8 @@ quantize_activation = Op(
     fake,
     cost,
     cases=QUANTIZE_CASES,
-    bind_args=OUTPUT_ARGS,
+    bind_args=(*OUTPUT_ARGS, "static_zero"),
+    optional=("static_zero",),
     row_args=("x",),
     facts=facts,
     tolerance=Tolerance(exact=True),

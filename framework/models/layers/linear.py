@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ...plan import BoundKernel, KernelPlan
-from ..quantization.scheme import LoadedPart
+from ..quantization.scheme import LoadedPart, one_input
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 """x [T, in] -> [T, out] in x's dtype."""
@@ -16,22 +17,51 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(slots=True)
 class QuantizedInput:
-    """A GEMM of quantized values with quantized weights. rest: what it takes beyond values and scales, all None."""
+    """GEMMs of quantized values with quantized weights, whose outputs stand side by side.
 
-    quantize: BoundKernel
-    gemm: BoundKernel
-    rest: tuple[None, ...]
+    quantize  None: what comes before (a norm, an activation) gives quantized values and their scales
+    rest      what a GEMM takes beyond those: of int8 a zero point, int32 [1, 1] or None
+    """
+
+    quantize: BoundKernel | None
+    gemms: list[BoundKernel]
+    rest: tuple[torch.Tensor | None, ...]
+
+    def __call__(self, x: Any) -> torch.Tensor:
+        """x [T, in], or (values [T, in], scales) where there is no ``quantize`` -> [T, out]."""
+        quantized = x if self.quantize is None else self.quantize(x)
+        outputs = [gemm(*quantized, *self.rest) for gemm in self.gemms]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+@dataclass(slots=True)
+class SplitLinear:
+    """Linears of one input, whose outputs stand side by side: shards of a projection that no single GEMM can compute."""
+
+    linears: list[Linear]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, out]."""
-        return self.gemm(*self.quantize(x), *self.rest)
+        return torch.cat([linear(x) for linear in self.linears], dim=-1)
 
 
-def bind_linear(plan: KernelPlan, part: LoadedPart) -> Linear:
-    """Binds the part's op, and the one that its input goes through."""
-    gemm = plan.bind(part.op, part.tensors, part.params)
-    if part.input is None:
-        return gemm
-    quantize = plan.bind(part.input.op, part.input.tensors, part.input.params)
-    num_more = len(plan.registry.ops[part.op].call_args) - 2  # a zero point of the values, which no op makes
-    return QuantizedInput(quantize, gemm, (None,) * num_more)
+def bind_linear(plan: KernelPlan, parts: Sequence[LoadedPart], *, quantized_input: bool = False) -> Linear:
+    """Binds the op of each part, and, unless what comes before does its work, the one that the input goes through."""
+    first = parts[0].input
+    if first is None or not one_input(parts):
+        linears: list[Linear] = [_bind_part(plan, [part]) if part.input else _bind_gemm(plan, part) for part in parts]
+        return linears[0] if len(linears) == 1 else SplitLinear(linears)
+    return _bind_part(plan, parts, quantized_input)
+
+
+def _bind_part(plan: KernelPlan, parts: Sequence[LoadedPart], quantized_input: bool = False) -> QuantizedInput:
+    """Parts with one input."""
+    part = parts[0]
+    assert part.input is not None
+    quantize = None if quantized_input else plan.bind(part.input.op, part.input.tensors, part.input.params)
+    takes_zero = len(plan.registry.ops[part.op].call_args) > 2
+    return QuantizedInput(quantize, [_bind_gemm(plan, part) for part in parts], (part.zero,) if takes_zero else ())
+
+
+def _bind_gemm(plan: KernelPlan, part: LoadedPart) -> BoundKernel:
+    return plan.bind(part.op, part.tensors, part.params, note=part.note)

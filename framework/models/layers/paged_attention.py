@@ -93,10 +93,20 @@ class AttentionKernels:
             "kv_dtype": getattr(torch, self._cache_dtype),
         }
 
-    def layer(self, index: int, shape: AttentionShape, *, writes: bool = True) -> PagedAttention:
-        """The attention of layer ``index`` of this process. writes: it does so itself, no fused kernel does."""
+    @property
+    def takes_scales(self) -> bool:
+        """Whether the cache can hold what a checkpoint's scales are for, float8."""
+        return self._cache_dtype == "float8_e4m3fn"
+
+    def layer(
+        self, index: int, shape: AttentionShape, *, writes: bool = True, scales: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> PagedAttention:
+        """The attention of layer ``index`` of this process. writes: it does so itself, no fused kernel does. scales: f32 [1, 1] of
+        all its keys and of all its values; None: each has its own."""
         spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, shape.window)
-        write = self._bind("kv_cache_write", shape) if writes else None
+        static = {} if scales is None else {"k_scale": scales[0], "v_scale": scales[1]}
+        note = "" if scales is None else "scales of the checkpoint"
+        write = self._bind("kv_cache_write", shape, static, note=note) if writes else None
         weights = {} if shape.sinks is None else {"sinks": shape.sinks}
         params = {"scale": shape.scale, "causal": True, "window": shape.window, "softcap": shape.softcap}
         decode, prefill = (self._bind(f"paged_attention_{kind}", shape, weights, params) for kind in ("decode", "prefill"))
@@ -108,8 +118,11 @@ class AttentionKernels:
         shape: AttentionShape,
         weights: Mapping[str, torch.Tensor] | None = None,
         params: Mapping[str, Any] | None = None,
+        note: str = "",
     ) -> BoundKernel:
         found = None if weights else self._bound.get((op, shape))
         if found is None:
-            found = self._bound[op, shape] = self._plan.bind(op, weights, params, self.facts(shape))
+            found = self._plan.bind(op, weights, params, self.facts(shape), note)
+            if not weights:
+                self._bound[op, shape] = found
         return found

@@ -1,5 +1,10 @@
-"""How checkpoints store weights: a scheme per format turns a part's tensors into an op and what that op binds.
+"""How weights are stored: a scheme turns a part's tensors into ops and what they bind.
 
-A new format is a class here that does what ``scheme.Scheme`` says; ``builder`` picks it by the model's config. Nothing else in
-the framework knows how a weight is stored.
+scheme        what a scheme is; unquantized, on_load: of checkpoints of floats
+gptq, awq, auto_round, compressed_tensors, fp8, bitsandbytes, mxfp4   the formats of checkpoints
+modules, experts, canonical, packing, rounding, settings              what they share
+table         by which name each is found
+
+A new format is a class that does what ``scheme.Scheme`` says, and an entry of ``table.METHODS``. Nothing else in the framework
+knows how a weight is stored.
 """

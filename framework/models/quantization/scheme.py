@@ -1,8 +1,9 @@
-"""The seam between checkpoints and kernels: a part of a model becomes (op, bound tensors)."""
+"""The seam between checkpoints and kernels: a part of a model becomes ops and what they bind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,21 +11,51 @@ import torch
 
 from ..parts import Part
 
+WIDE_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Which dtypes scales and unquantized weights may have on disk."""
+
 
 @dataclass(frozen=True)
 class LoadedPart:
-    """A part, ready to be bound.
+    """A part, or some of its rows, ready to be bound.
 
     op       what computes it: linear, gemm_w4a16, gemm_w8a16, gemm_int8, gemm_fp8; of experts moe_experts
     tensors  bound arguments of the op by name, in its canonical layout, fresh or views that belong to the caller
     params   further bound arguments (out_dtype, ...)
     input    an op of its own that the input goes through first (quantize_activation); None where the GEMM takes it as it is
+    zero     int32 [1, 1], the zero point of activations that ``input`` quantizes; None: 0
+    note     for the plan: in which way this is not what the checkpoint says
     """
 
     op: str
     tensors: Mapping[str, torch.Tensor | None]
     params: Mapping[str, Any] = field(default_factory=dict)
     input: LoadedPart | None = None
+    zero: torch.Tensor | None = None
+    note: str = ""
+
+    @property
+    def num_rows(self) -> int:
+        """Outputs of a linear layer."""
+        return next(self.tensors[name] for name in ("qweight", "weight") if name in self.tensors).shape[0]  # type: ignore[union-attr]
+
+
+def one_input(parts: Sequence[LoadedPart]) -> bool:
+    """Whether the parts take activations that are quantized in the same way, or not at all."""
+    return all(_same_input(parts[0], part) for part in parts[1:])
+
+
+def _same_input(first: LoadedPart, second: LoadedPart) -> bool:
+    a, b = first.input, second.input
+    if a is None or b is None:
+        return a is b
+    static = (one.tensors["static_scale"] for one in (a, b))
+    return a.op == b.op and a.params == b.params and same(*static) and same(first.zero, second.zero)
+
+
+def same(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
+    """Whether both are None, or have the same numbers."""
+    return x is y or (x is not None and y is not None and torch.equal(x, y))
 
 
 class TensorSource(Protocol):
@@ -39,19 +70,68 @@ class TensorSource(Protocol):
     def bias(self, part: Part) -> torch.Tensor | None:
         """The part's bias in the model's dtype, if it has one."""
 
-    def stored(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor of the checkpoint, named as in ``Part.tensors``, as it lies there. Floats of 16 and more bits are converted to
-        ``dtype``. Raises ValueError for another shape or dtype."""
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+
+    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
+        """A tensor of the checkpoint, named as in ``Part.tensors``, as it lies there. shape None: any. Floats of 16 and more bits
+        in none of ``dtypes`` are converted to the first. Raises ValueError for another shape or dtype."""
 
 
 class Scheme(Protocol):
-    """A way to store the weights of linear layers and of experts. Norms and embeddings are floats in every format."""
+    """A way to store the weights of linear layers and of experts. Norms and embeddings are floats in every scheme."""
 
-    def names(self, part: Part) -> Iterable[str]:
+    def names(self, part: Part, source: TensorSource) -> Iterable[str]:
         """The tensors of the checkpoint that hold a part."""
 
-    def linear(self, part: Part, source: TensorSource) -> LoadedPart:
-        """A linear layer, all its shards together. Raises ValueError for what the format cannot hold."""
+    def linear(self, part: Part, source: TensorSource) -> tuple[LoadedPart, ...]:
+        """A linear layer: one part for all rows, or several for some rows each, in order, where one op cannot compute them
+        together. Raises ValueError for what the format cannot hold."""
 
     def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
         """The experts of a layer: gate and up, and down."""
+
+    def num_bytes(self, part: Part, dtype: torch.dtype) -> float:
+        """Memory of a part's weights once they are loaded, its scales included, in a model of ``dtype``. An estimate: it counts
+        scales of 2 bytes for float activations, of 4 for quantized ones, and no padding."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A linear layer as checkpoints know it: its name there, and how many outputs (rows) and inputs (columns) it has."""
+
+    name: str
+    rows: int
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+    def num_groups(self, group_size: int) -> int:
+        """Groups of a row; group_size -1: one. Raises ValueError if the group size does not divide the inputs."""
+        if group_size == -1:
+            return 1
+        if self.columns % group_size:
+            raise ValueError(f"{self.name}: the group size {group_size} does not divide its {self.columns} inputs")
+        return self.columns // group_size
+
+
+class Format(ABC):
+    """How one module lies in a checkpoint."""
+
+    @abstractmethod
+    def names(self, module: str) -> tuple[str, ...]:
+        """Its tensors."""
+
+    def optional_names(self, module: str) -> tuple[str, ...]:
+        """Tensors that it may have besides."""
+        return ()
+
+    @abstractmethod
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        """As ``Scheme.num_bytes``. expert: of a mixture of experts, of which ``moe_experts`` knows fewer kinds."""
+
+    @abstractmethod
+    def load(self, module: Module, source: TensorSource) -> LoadedPart:
+        """Without its bias. Raises ValueError for tensors that do not fit together."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from framework.config import ModelConfig
+from framework.config import ModelConfig, QuantConfig
 from framework.engine.kv_cache.spec import group_layers
 from framework.models.architecture import read_model
 from framework.models.batch import ForwardBatch, GroupBatch
@@ -24,10 +24,12 @@ def build(
     block_size: int = BLOCK,
     seed: int = 0,
     parallel: Parallel | None = None,
+    cache_dtype: str = "auto",
+    quant: QuantConfig | None = None,
 ) -> Model:
     info = read_model(config)
     plan = KernelPlan(kernels or {}, [], CPU, getattr(torch, info.dtype))
-    model = load_model(config, info, plan, CPU, parallel or Parallel(), block_size, seed)
+    model = load_model(config, info, plan, CPU, parallel or Parallel(), block_size, seed, cache_dtype, quant)
     model.set_groups(group_layers(model.cache_specs()))
     return model
 
@@ -46,7 +48,12 @@ class Session:
         for spec in model.cache_specs():
             shape = (pages, block_size, spec.num_kv_heads, spec.head_dim)
             dtype = getattr(torch, spec.dtype)
-            self.caches.append(LayerKV(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)))
+            if dtype.itemsize > 1:
+                tensors = [torch.full(shape, torch.nan, dtype=dtype) for _ in range(2)]
+            else:
+                tensors = [torch.zeros(shape, dtype=dtype) for _ in range(2)]
+                tensors += [torch.full(shape[:3], torch.nan) for _ in range(2)]
+            self.caches.append(LayerKV(*tensors))
 
     @torch.inference_mode()
     def step(self, rows: list[tuple[int, list[int]]]) -> list[torch.Tensor]:

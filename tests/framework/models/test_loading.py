@@ -253,10 +253,3 @@ def test_layers_can_be_cut(tmp_path: Path) -> None:
     state = stages[0].run_layers(stages[0].embed(batch.token_ids, batch.positions), None, first)
     state = stages[1].run_layers(*state, second)
     torch.testing.assert_close(stages[1].logits(stages[1].finish(*state)), expected)
-
-
-def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
-    make(EXAMPLES["mistral"], tmp_path)
-    edit(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(ValueError, match="is quantized \\(gptq\\)"):
-        build(ModelConfig(str(tmp_path)))

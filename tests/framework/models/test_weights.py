@@ -37,7 +37,7 @@ KINDS = {".weight_int8": 127, ".weight_int4": 7}
 class Toy:
     """Linear layers in 8 bits with a scale per output channel, experts in 4 bits; the logits' projection in floats."""
 
-    def names(self, part: Part) -> Iterator[str]:
+    def names(self, part: Part, source: TensorSource) -> Iterator[str]:
         ending = self._ending(part)
         for name in part.float_names():
             if ending and name.endswith(".weight"):
@@ -46,11 +46,11 @@ class Toy:
             else:
                 yield name
 
-    def linear(self, part: Part, source: TensorSource) -> LoadedPart:
+    def linear(self, part: Part, source: TensorSource) -> tuple[LoadedPart, ...]:
         if self._ending(part) is None:
             return FLOATS.linear(part, source)
         weight, scales = self._read(part, source)
-        return LoadedPart("gemm_w8a16", {"weight": weight, "scales": scales, "bias": source.bias(part)})
+        return (LoadedPart("gemm_w8a16", {"weight": weight, "scales": scales, "bias": source.bias(part)}),)
 
     def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
         tensors = {}
@@ -166,7 +166,7 @@ def test_inputs_are_quantized_where_the_gemm_wants_it(op, dtype, reference, more
     plan = KernelPlan(dict.fromkeys((op, "quantize_activation"), "reference"), [], CPU, torch.float32)
     first = LoadedPart("quantize_activation", {"static_scale": None}, {"out_dtype": dtype, "granularity": "token"})
     tensors = {"weight": quantized, "scales": scales, "bias": None}
-    linear = bind_linear(plan, LoadedPart(op, tensors, {"out_dtype": torch.float32}, input=first))
+    linear = bind_linear(plan, [LoadedPart(op, tensors, {"out_dtype": torch.float32}, input=first)])
     expected = reference(*quantize(x, dtype), *more, quantized, scales, None, torch.float32)
     assert torch.equal(linear(x), expected)
     assert float((expected - x @ weight.T).norm() / (x @ weight.T).norm()) < 0.1

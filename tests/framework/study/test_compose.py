@@ -12,7 +12,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, MissingConfigException
 
 from framework.config import EngineConfig
-from framework.study.compose import ServeConfig, hydra_version_base, load_config, register_schema, save_config, to_serve_config
+from framework.study.compose import (
+    QualityConfig,
+    ServeConfig,
+    hydra_version_base,
+    load_config,
+    register_schema,
+    save_config,
+    to_config,
+)
 from triton_kernels.ops import OPS
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -34,7 +42,7 @@ def hydra_session() -> Iterator[None]:
 
 
 def composed(*overrides: str) -> ServeConfig:
-    return to_serve_config(compose("serve", list(overrides)))
+    return to_config(compose("serve", list(overrides)), ServeConfig)
 
 
 def test_the_default_is_the_tiny_model_under_a_poisson_workload() -> None:
@@ -105,10 +113,52 @@ def test_a_key_that_does_not_exist_cannot_be_added(key: str) -> None:
 def test_a_config_survives_its_file(tmp_path: Path) -> None:
     config = composed("workload.rate=inf", "kernels.sample=torch", "plugins=[a.py]")
     save_config(config, tmp_path / "config.json")
-    assert load_config(tmp_path / "config.json") == config
+    assert load_config(tmp_path / "config.json", ServeConfig) == config
 
 
 def test_a_file_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"scheduler": {"polcy": "fcfs"}}')
     with pytest.raises(ValueError, match="polcy"):
-        load_config(tmp_path / "config.json")
+        load_config(tmp_path / "config.json", ServeConfig)
+
+
+def test_a_quality_run_takes_the_groups_of_a_serving_run(tmp_path: Path) -> None:
+    overrides = ["quant=rtn-int4", "cache=fp8", "kernels.linear=torch", "num_windows=3", "baseline.dtype=auto"]
+    config = to_config(compose("quality", overrides), QualityConfig)
+    config.validate()
+    assert (config.quant.group_size, config.cache.dtype, config.kernels["linear"]) == (64, "float8_e4m3fn", "torch")
+    served = composed(*overrides[:3])
+    assert (config.model, config.quant, config.cache) == (served.model, served.quant, served.cache)
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json", QualityConfig) == config
+
+
+def test_the_baseline_has_nothing_of_what_is_measured() -> None:
+    overrides = ["quant=rtn-int4", "cache=fp8", "kernels=triton", "model.revision=a", "cache.block_size=8"]
+    base = to_config(compose("quality", overrides), QualityConfig).baseline_engine()
+    assert (base.quant.scheme, base.cache.dtype, base.cache.block_size, base.kernels) == ("none", "auto", 8, {"default": "torch"})
+    assert (base.model.name, base.model.dtype, base.model.revision) == ("tiny", "float32", "a")
+    other = to_config(compose("quality", [*overrides, "baseline.model=b", "baseline.dtype=auto"]), QualityConfig).baseline_engine()
+    assert (other.model.name, other.model.dtype, other.model.revision) == ("b", "auto", None)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("window_tokens=1", "window_tokens=1 cannot work: it must be 2 or more"),
+        ("num_windows=0", "num_windows=0 cannot work: it must be 1 or more"),
+        ("executor.kind=simulated", "executor.kind=simulated computes no logits"),
+        ("model.load_format=dummy", "load_format=dummy has random weights"),
+        ("quant.scheme=int3", "quant.scheme='int3' cannot work"),
+        ("+windows=3", "no key windows"),
+    ],
+)
+def test_a_quality_run_that_cannot_work_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_config(compose("quality", [override]), QualityConfig).validate()
+
+
+@pytest.mark.parametrize("override", ["chunk_tokes=1", "baseline.cache=fp8", "workload.rate=3", "num_windows=some"])
+def test_unknown_keys_of_a_quality_run_fail_at_composition(override: str) -> None:
+    with pytest.raises(ConfigCompositionException):
+        compose("quality", [override])

@@ -115,7 +115,41 @@ def measured_kernels() -> list[dict[str, object]]:
     return [{**row, "op": f"op_{i}", "impl": f"impl_{i % 3}", "dtype": ("bfloat16", "float16")[i % 2]} for i in range(8)]
 
 
+def quality_runs(num_schemes: int = 6) -> pd.DataFrame:
+    """Two serving runs and a quality run of each scheme, which loses ever more; the last two lose almost as much."""
+    losses = [*(10.0 ** (i - num_schemes) for i in range(1, num_schemes)), 0.101]
+    rows: list[dict[str, object]] = []
+    for i, loss in enumerate(losses):
+        config = {"quant.scheme": f"scheme-{i}", "choice.default": "auto"}
+        speeds = [{**config, "seed": seed, "metric.output_tokens_per_s": 100 + i + seed} for seed in (0, 2)]
+        rows += [{**row, "metric.weight_bytes": 1e7 - 1e6 * i} for row in speeds]
+        rows.append({**config, "window_tokens": 64, "metric.kl_mean": loss, "metric.kl_mean_se": loss / 10})
+    return table(**pd.DataFrame(rows))
+
+
+def test_quality_has_a_point_per_setting_in_both_axes() -> None:
+    speed, memory = plots.quality(quality_runs()).axes
+    found = [[tuple(container.lines[0].get_xydata()[0]) for container in axes.containers] for axes in (speed, memory)]
+    losses = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.101]
+    assert np.allclose(found[0], [(101 + i, loss) for i, loss in enumerate(losses)])
+    assert np.allclose(found[1], [(10 - i, loss) for i, loss in enumerate(losses)])
+    assert speed.get_yscale() == "log" and "MB" in memory.get_xlabel()
+    assert {text.get_text() for text in memory.texts} == {f"scheme=scheme-{i}" for i in range(6)}
+
+
+def test_quality_alone_is_drawn_over_memory_and_no_loss_has_a_place() -> None:
+    runs = quality_runs()
+    alone = runs[runs["window_tokens"].notna()].assign(**{"metric.weight_bytes": 5e6, "metric.output_tokens_per_s": np.nan})
+    alone.loc[alone["quant.scheme"] == "scheme-0", "metric.kl_mean"] = 0.0
+    (axes,) = plots.quality(alone).axes
+    lines = [container.lines[0] for container in axes.containers]
+    assert [line.get_marker() for line in lines] == ["v", *"ooooo"] and 0 < lines[0].get_ydata()[0] < 1e-4
+    with pytest.raises(ValueError, match="no run knows a throughput or the memory"):
+        plots.quality(alone.drop(columns="metric.weight_bytes"))
+
+
 FIGURES = {
+    "quality": lambda: plots.quality(quality_runs(9)),
     "pareto": lambda: plots.pareto(sweep(40)),
     "pareto_of_models": lambda: plots.pareto(sweep(6, 2)),
     "load": lambda: plots.load(sweep(4, 3)),

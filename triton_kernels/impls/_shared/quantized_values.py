@@ -51,7 +51,8 @@ def scale_of(largest, LIMIT: tl.constexpr):
 def to_quantized(value, scale, KIND: tl.constexpr, LIMIT: tl.constexpr):
     """The quantized value of value / scale as uint8 bits."""
     quotient = tl.div_rn(value, scale)
-    clamped = tl.minimum(tl.maximum(quotient, -LIMIT), LIMIT)
+    LOWEST: tl.constexpr = -128.0 if KIND == "int8" else -LIMIT
+    clamped = tl.minimum(tl.maximum(quotient, LOWEST), LIMIT)
     if KIND == "int8":
         value_bits = (clamped + 12582912.0 - 12582912.0).to(tl.int32)  # adding 1.5 * 2^23 rounds to an integer
     else:

@@ -15,20 +15,27 @@ from ..quantize_activation.torch import quantize
 
 
 @impl("kv_cache_write", "torch", priority=10)
-def kv_cache_write_torch(k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
+def kv_cache_write_torch(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv: LayerKV,
+    slot_mapping: torch.Tensor,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+) -> None:
     if slot_mapping.shape[0] == 0:
         return
     none_skipped = slot_mapping.device.type == "cpu" and int(slot_mapping.min()) >= 0
     skipped = None if none_skipped else slot_mapping < 0
     slots = slot_mapping if none_skipped else slot_mapping.clamp_min(0)
-    for new, cache, scales in ((k, kv.k, kv.k_scale), (v, kv.v, kv.v_scale)):
+    for new, cache, scales, static in ((k, kv.k, kv.k_scale, k_scale), (v, kv.v, kv.v_scale, v_scale)):
         if scales is None:
             _write(new.to(cache.dtype), cache, slots, skipped)
         else:
-            quantized, scale = quantize(new, cache.dtype, "token", None)
+            quantized, scale = quantize(new, cache.dtype, "token", static)
             # As bytes: torch cannot copy rows of float8.
             _write(quantized.view(torch.uint8), cache.view(torch.uint8), slots, skipped)
-            _write(scale[..., 0], scales, slots, skipped)
+            _write(scale[..., 0].expand(new.shape[:-1]), scales, slots, skipped)
 
 
 def _write(new: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor, skipped: torch.Tensor | None) -> None:

@@ -7,6 +7,8 @@ fused projection.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -19,14 +21,18 @@ from .._shared.quantized_values import cache_bits, cache_constants, cache_reason
 
 
 @triton.jit
-def store_heads(values, cache_ptr, scale_ptr, heads, elements, KIND: tl.constexpr, LIMIT: tl.constexpr):
+def store_heads(values, cache_ptr, scale_ptr, static_ptr, heads, elements, KIND: tl.constexpr, LIMIT: tl.constexpr):
     """Whole heads [H, D] to the pointers [H, D]; ``heads`` bool [H, 1] and ``elements`` bool [1, D] say which exist, others are
-    0. A quantized cache (KIND of its quantized values, else "") gets their scales at the pointers [H, 1]."""
+    0. A quantized cache (KIND of its quantized values, else "") gets their scales at the pointers [H, 1]: the one at
+    ``static_ptr``, or without it their own."""
     if KIND == "":
         tl.store(cache_ptr, values.to(cache_ptr.dtype.scalar.element_ty), mask=heads & elements)
     else:
         numbers = values.to(tl.float32)
-        scale = scale_of(tl.max(tl.abs(numbers), axis=1, keep_dims=True), LIMIT)
+        if static_ptr is None:
+            scale = scale_of(tl.max(tl.abs(numbers), axis=1, keep_dims=True), LIMIT)
+        else:
+            scale = tl.load(static_ptr) + tl.zeros_like(tl.max(numbers, axis=1, keep_dims=True))
         tl.store(scale_ptr, scale, mask=heads)
         tl.store(cache_ptr, to_quantized(numbers, scale, KIND, LIMIT), mask=heads & elements)
 
@@ -39,6 +45,8 @@ def _kv_cache_write_kernel(
     v_cache_ptr,
     k_scale_ptr,
     v_scale_ptr,
+    k_static_ptr,
+    v_static_ptr,
     slots_ptr,
     page_size,
     num_heads,
@@ -81,6 +89,7 @@ def _kv_cache_write_kernel(
         keys,
         k_cache_ptr + page * k_page + offset * k_slot + head * k_cache_head + element,
         k_scale_ptr + page * k_scale_page + offset * k_scale_slot + head * k_scale_head,
+        k_static_ptr,
         heads,
         element < k_dim,
         KIND,
@@ -92,6 +101,7 @@ def _kv_cache_write_kernel(
         values,
         v_cache_ptr + page * v_page + offset * v_slot + head * v_cache_head + element,
         v_scale_ptr + page * v_scale_page + offset * v_scale_slot + head * v_scale_head,
+        v_static_ptr,
         heads,
         element < v_dim,
         KIND,
@@ -101,8 +111,9 @@ def _kv_cache_write_kernel(
 
 @impl("kv_cache_write", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block_heads": 8})
 class TritonKVCacheWrite:
-    def __init__(self, spec: Spec, weights: object, params: object, *, block_heads: int) -> None:
+    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor | None], params: object, *, block_heads: int) -> None:
         self.block_heads = block_heads
+        self.static = weights.get("k_scale"), weights.get("v_scale")
         self.launch = Launch(_kv_cache_write_kernel, num_warps=4, enable_fp_fusion=False)
 
     @staticmethod
@@ -128,6 +139,7 @@ class TritonKVCacheWrite:
             v_cache,
             k_scale,
             v_scale,
+            *self.static,
             slot_mapping,
             kv.page_size,
             num_heads,

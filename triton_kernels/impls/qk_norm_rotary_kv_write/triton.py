@@ -210,6 +210,7 @@ def _fused_kernel(
                 values,
                 v_cache_ptr + page * v_page + place * v_slot + heads * v_head + element,
                 v_scale_ptr + page * v_scale_page + place * v_scale_slot + heads * v_scale_head,
+                None,
                 heads < num_kv_heads,
                 element < width,
                 KIND,

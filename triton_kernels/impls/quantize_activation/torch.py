@@ -9,7 +9,11 @@ from ...ops.quantize import GROUP, Granularity, largest_value
 
 
 def quantize(
-    x: torch.Tensor, out_dtype: torch.dtype, granularity: Granularity, static_scale: torch.Tensor | None
+    x: torch.Tensor,
+    out_dtype: torch.dtype,
+    granularity: Granularity,
+    static_scale: torch.Tensor | None,
+    static_zero: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantized values and scales of x [..., K] in any float dtype, as the op defines them."""
     limit = largest_value(out_dtype)
@@ -23,9 +27,12 @@ def quantize(
         scales = largest.div_(torch.full_like(largest, limit)).clamp_(min=1e-10)
     else:
         scales = static_scale.clone()
-    quantized = (groups.float() / scales[..., None]).clamp_(-limit, limit).flatten(-2)[..., :width]
+    quantized = (groups.float() / scales[..., None]).flatten(-2)[..., :width]
     if out_dtype == torch.int8:
-        quantized = quantized.round_()
+        quantized = quantized.round_() if static_zero is None else quantized.round_().add_(static_zero)
+        quantized = quantized.clamp_(-128, 127)
+    else:
+        quantized = quantized.clamp_(-limit, limit)
     return quantized.to(out_dtype).contiguous(), scales
 
 
@@ -35,5 +42,6 @@ def quantize_activation_torch(
     out_dtype: torch.dtype = torch.float8_e4m3fn,
     granularity: Granularity = "token",
     static_scale: torch.Tensor | None = None,
+    static_zero: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantize(x, out_dtype, granularity, static_scale)
+    return quantize(x, out_dtype, granularity, static_scale, static_zero)

@@ -86,7 +86,8 @@ class TritonQuantize:
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         asked = spec.fact("out_dtype", torch.int8)
-        return [] if asked in LIMITS else [f"makes quantized values of {', '.join(map(str, LIMITS))}, not {asked}"]
+        reasons = [] if asked in LIMITS else [f"makes quantized values of {', '.join(map(str, LIMITS))}, not {asked}"]
+        return [*reasons, "does not take static_zero"] if "static_zero" in spec.fact("given", "") else reasons
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         num_rows, width = x.shape

@@ -1,0 +1,70 @@
+"""AWQ checkpoints (arXiv 2306.00978) in AutoAWQ's "gemm" layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .canonical import integer_bytes, integer_weights
+from .modules import ModuleScheme
+from .packing import WORD_BITS, unpack_awq
+from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
+from .settings import Settings
+
+BITS = 4
+PER_WORD = WORD_BITS // BITS
+
+
+@dataclass(frozen=True)
+class AwqFormat(Format):
+    """Eight outputs per word, in the order 0 2 4 6 1 3 5 7 from the lowest bits; zero points as they are.
+
+    qweight  int32 [K, N/8]; qzeros int32 [K/G, N/8], missing where there are no zero points; scales [K/G, N]
+    """
+
+    group_size: int
+    zero_point: bool = True
+
+    def names(self, module: str) -> tuple[str, ...]:
+        tensors = ("qweight", "qzeros", "scales") if self.zero_point else ("qweight", "scales")
+        return tuple(f"{module}.{tensor}" for tensor in tensors)
+
+    def optional_names(self, module: str) -> tuple[str, ...]:
+        return (f"{module}.qzeros",)
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        return integer_bytes(module, self.group_size, not self.zero_point, BITS)
+
+    def load(self, module: Module, source: TensorSource) -> LoadedPart:
+        num_groups = module.num_groups(self.group_size)
+        if module.rows % PER_WORD:
+            raise ValueError(f"{module.name}: {module.rows} outputs of {BITS} bits do not fill words of {WORD_BITS} bits")
+        words = source.stored(f"{module.name}.qweight", (module.columns, module.rows // PER_WORD), torch.int32)
+        scales = source.stored(f"{module.name}.scales", (num_groups, module.rows), *WIDE_FLOATS)
+        zeros = None
+        if self.zero_point:
+            zeros = unpack_awq(source.stored(f"{module.name}.qzeros", (num_groups, module.rows // PER_WORD), torch.int32)).T
+        return integer_weights(unpack_awq(words).T.contiguous(), scales.T, zeros, BITS)
+
+
+@dataclass(frozen=True)
+class Awq(ModuleScheme):
+    """unconverted: parts of the names of modules that stay floats."""
+
+    format: AwqFormat
+    unconverted: tuple[str, ...] = ()
+    lm_head: bool = False
+
+    @staticmethod
+    def read(settings: Settings) -> Awq:
+        settings.only("bits" if settings.get("bits") is not None else "w_bit", BITS)
+        settings.only("version", "gemm", "GEMM", default="gemm")
+        group_size = Settings(settings.method, {"group_size": settings.get("q_group_size")}).group_size(settings.group_size())
+        awq_format = AwqFormat(group_size, bool(settings.get("zero_point", True)))
+        return Awq(awq_format, tuple(settings.get("modules_to_not_convert", ())), bool(settings.get("lm_head", False)))
+
+    def format_of(self, module: str) -> Format | None:
+        if (module == "lm_head" and not self.lm_head) or any(name in module for name in self.unconverted):
+            return None
+        return self.format

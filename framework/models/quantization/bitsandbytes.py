@@ -1,0 +1,94 @@
+"""Checkpoints of bitsandbytes: NF4 and FP4 (arXiv 2305.14314), and LLM.int8 (arXiv 2208.07339)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+
+from .canonical import channel_weights, float_bytes, scaled_bytes
+from .modules import ModuleScheme
+from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
+from .settings import Settings
+from .unquantized import float_linear
+
+
+@dataclass(frozen=True)
+class CodebookFormat(Format):
+    """4-bit indices into a table of 16 numbers, times the largest magnitude of a block of consecutive weights. No kernel multiplies
+    these: they become floats.
+
+    weight  uint8 [N * K / 2, 1], row by row, the first of two in the high half; weight.quant_map f32 [16]; weight.absmax, one per
+    block: f32, or uint8 indices into weight.nested_quant_map, times weight.nested_absmax per block of blocks, plus an offset.
+    weight.quant_state.bitsandbytes__KIND: JSON with sizes of blocks, shape and offset.
+    """
+
+    kind: str
+
+    def names(self, module: str) -> tuple[str, ...]:
+        weight = f"{module}.weight"
+        return weight, f"{weight}.absmax", f"{weight}.quant_map", f"{weight}.quant_state.bitsandbytes__{self.kind}"
+
+    def optional_names(self, module: str) -> tuple[str, ...]:
+        return f"{module}.weight.nested_absmax", f"{module}.weight.nested_quant_map"
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        return float_bytes(module, dtype)
+
+    def load(self, module: Module, source: TensorSource) -> LoadedPart:
+        weight, absmax, quant_map, quant_state = self.names(module.name)
+        state = json.loads(bytes(source.stored(quant_state, None, torch.uint8).cpu().tolist()))
+        if tuple(state["shape"]) != module.shape:
+            raise ValueError(f"{quant_state} has the shape {state['shape']}, but config.json asks for {list(module.shape)}")
+        packed = source.stored(weight, (module.rows * module.columns // 2, 1), torch.uint8).flatten()
+        values = source.stored(quant_map, (16,), torch.float32)[torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()]
+        largest = source.stored(absmax, None, torch.uint8, torch.float32)
+        if largest.dtype == torch.uint8:
+            nested_map = source.stored(f"{weight}.nested_quant_map", (256,), torch.float32)
+            nested = source.stored(f"{weight}.nested_absmax", None, torch.float32)
+            blocks = nested.repeat_interleave(state["nested_blocksize"])[: largest.numel()]
+            largest = nested_map[largest.long()] * blocks + state["nested_offset"]
+        scales = largest.repeat_interleave(state["blocksize"])[: values.numel()]
+        part = float_linear((values * scales).view(module.shape).to(source.dtype), None)
+        return LoadedPart(part.op, part.tensors, note=f"{self.kind.upper()} weights were unpacked to {source.dtype}")
+
+
+@dataclass(frozen=True)
+class Int8Format(Format):
+    """weight int8 [N, K]; SCB f32 [N], 127 times the scale of each row. Activations stay floats here."""
+
+    def names(self, module: str) -> tuple[str, ...]:
+        return f"{module}.weight", f"{module}.SCB"
+
+    def optional_names(self, module: str) -> tuple[str, ...]:
+        return (f"{module}.weight_format",)
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        return float_bytes(module, dtype) if expert else scaled_bytes(module, blocks=False)
+
+    def load(self, module: Module, source: TensorSource) -> LoadedPart:
+        weight = source.stored(f"{module.name}.weight", module.shape, torch.int8)
+        scales = source.stored(f"{module.name}.SCB", (module.rows,), *WIDE_FLOATS).float()[:, None] / 127
+        return channel_weights(weight, scales)
+
+
+@dataclass(frozen=True)
+class BitsAndBytes(ModuleScheme):
+    """unconverted: parts of the names of modules that stay floats."""
+
+    format: Format
+    unconverted: tuple[str, ...] = ()
+
+    @staticmethod
+    def read(settings: Settings) -> BitsAndBytes:
+        four = bool(settings.get("load_in_4bit", settings.get("_load_in_4bit", False)))
+        eight = bool(settings.get("load_in_8bit", settings.get("_load_in_8bit", False)))
+        if four == eight:
+            raise settings.refusal("load_in_4bit", four, "true, or load_in_8bit, and not both")
+        kind = settings.only("bnb_4bit_quant_type", "nf4", "fp4", default="nf4" if eight else None)
+        skipped = tuple(settings.get("llm_int8_skip_modules") or ("lm_head",))
+        return BitsAndBytes(CodebookFormat(kind) if four else Int8Format(), skipped)
+
+    def format_of(self, module: str) -> Format | None:
+        return None if any(name in module.split(".") or name == module for name in self.unconverted) else self.format

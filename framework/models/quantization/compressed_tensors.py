@@ -1,0 +1,212 @@
+"""Checkpoints of llm-compressor and others in the compressed-tensors format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from triton_kernels.ops.gemm import FP8_BLOCK
+
+from .canonical import channel_weights, float_bytes, integer_bytes, integer_weights, scaled_bytes, scaled_weights
+from .fp8 import FP8, row_scales, single
+from .gptq import sorted_by_group
+from .modules import ModuleScheme
+from .mxfp4 import MXFP4_GROUP, mxfp4_values
+from .packing import WORD_BITS, unpack_words
+from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
+from .settings import Settings, matches_any
+from .unquantized import float_linear
+
+
+@dataclass(frozen=True)
+class PackedFormat(Format):
+    """ "pack-quantized": integers for float activations, stored without sign, each word by itself.
+
+    weight_packed  int32 [N, ceil(K * bits / 32)]; weight_scale [N, K/G]; weight_shape int64 [2]
+    weight_zero_point  int32 [ceil(N * bits / 32), K/G], packed along the outputs, unless symmetric
+    weight_g_idx   int32 [K], the group of each input, with act-order
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    def names(self, module: str) -> tuple[str, ...]:
+        return f"{module}.weight_packed", f"{module}.weight_scale"
+
+    def optional_names(self, module: str) -> tuple[str, ...]:
+        more = () if self.symmetric else (f"{module}.weight_zero_point",)
+        return (f"{module}.weight_shape", f"{module}.weight_g_idx", *more)
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        if expert and self.bits > 4:
+            return float_bytes(module, dtype)
+        return integer_bytes(module, self.group_size, self.symmetric, self.bits)
+
+    def load(self, module: Module, source: TensorSource) -> LoadedPart:
+        num_groups, per_word = module.num_groups(self.group_size), WORD_BITS // self.bits
+        packed, scale = self.names(module.name)
+        words = source.stored(packed, (module.rows, -(-module.columns // per_word)), torch.int32)
+        quantized = unpack_words(words, self.bits)[:, : module.columns]
+        scales = source.stored(scale, (module.rows, num_groups), *WIDE_FLOATS)
+        zeros = None
+        if not self.symmetric:
+            shape = -(-module.rows // per_word), num_groups
+            zero_words = source.stored(f"{module.name}.weight_zero_point", shape, torch.int32)
+            zeros = unpack_words(zero_words.T.contiguous(), self.bits).T[: module.rows]
+        perm = None
+        if source.holds(f"{module.name}.weight_g_idx"):
+            g_idx = source.stored(f"{module.name}.weight_g_idx", (module.columns,), torch.int32, torch.int64)
+            perm = sorted_by_group(g_idx, num_groups, module.name) if bool((g_idx >= 0).any()) else None
+        return integer_weights(quantized if perm is None else quantized[:, perm.long()], scales, zeros, self.bits, perm)
+
+
+@dataclass(frozen=True)
+class ScaledFormat(Format):
+    """ "int-quantized", "float-quantized" and "naive-quantized": weight int8 or float8_e4m3fn [N, K] as it is.
+
+    weight_scale  one, [N, 1], or of 128 x 128 blocks
+    activations   none: they stay floats; dynamic: quantized per token, or with blocks per token and 128 inputs; static: input_scale
+                  and, asymmetric, input_zero_point, one number each
+    """
+
+    dtype: torch.dtype
+    activations: str
+    blocks: bool = False
+
+    def names(self, module: str) -> tuple[str, ...]:
+        names = f"{module}.weight", f"{module}.weight_scale"
+        return (*names, f"{module}.input_scale") if self.activations == "static" else names
+
+    def optional_names(self, module: str) -> tuple[str, ...]:
+        return (f"{module}.input_zero_point",) if self.activations == "static" else ()
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        if expert and (self.dtype == torch.int8 or self.activations == "none"):
+            return float_bytes(module, dtype)
+        return scaled_bytes(module, self.blocks)
+
+    def load(self, module: Module, source: TensorSource) -> LoadedPart:
+        weight = source.stored(f"{module.name}.weight", module.shape, self.dtype)
+        scale = f"{module.name}.weight_scale"
+        if self.blocks:
+            shape = -(-module.rows // FP8_BLOCK), -(-module.columns // FP8_BLOCK)
+            scales = source.stored(scale, shape, torch.float32)
+        else:
+            scales = row_scales(module, scale, source)
+        if self.activations == "none":
+            return channel_weights(weight, scales)
+        op = "gemm_int8" if self.dtype == torch.int8 else "gemm_fp8"
+        if self.activations == "dynamic":
+            return scaled_weights(op, weight, scales, source.dtype, blocks=self.blocks)
+        zero, name = None, f"{module.name}.input_zero_point"
+        if source.holds(name):
+            zero = source.stored(name, None, torch.int8, torch.int32).reshape(1, 1).int()
+        return scaled_weights(op, weight, scales, source.dtype, single(f"{module.name}.input_scale", source), self.blocks, zero)
+
+
+@dataclass(frozen=True)
+class Mxfp4Format(Format):
+    """ "mxfp4-pack-quantized": weight_packed uint8 [N, K/2], two e2m1 values per byte; weight_scale uint8 [N, K/32], powers of two.
+    No kernel multiplies these: they become floats."""
+
+    def names(self, module: str) -> tuple[str, ...]:
+        return f"{module}.weight_packed", f"{module}.weight_scale"
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        return float_bytes(module, dtype)
+
+    def load(self, module: Module, source: TensorSource) -> LoadedPart:
+        packed, scale = self.names(module.name)
+        blocks = source.stored(packed, (module.rows, module.columns // 2), torch.uint8)
+        scales = source.stored(scale, (module.rows, module.num_groups(MXFP4_GROUP)), torch.uint8)
+        part = float_linear(mxfp4_values(blocks, scales).to(source.dtype), None)
+        return LoadedPart(part.op, part.tensors, note=f"MXFP4 weights were unpacked to {source.dtype}")
+
+
+@dataclass(frozen=True)
+class CompressedTensors(ModuleScheme):
+    """groups  (targets, format): names, "re:" regular expressions, or "Linear" for all that no other group names
+    ignore   targets that stay floats
+    """
+
+    groups: tuple[tuple[tuple[str, ...], Format], ...]
+    ignore: tuple[str, ...] = ()
+
+    @staticmethod
+    def read(settings: Settings) -> CompressedTensors:
+        for section in ("sparsity_config", "transform_config"):
+            if (found := settings.get(section)) and found.get("format", "") != "dense":
+                raise settings.refusal(section, found, "absent: sparse and transformed weights are not known")
+        groups = []
+        for name, group in (settings.get("config_groups") or {}).items():
+            where = f"quantization_config.config_groups.{name}"
+            packing = group.get("format") or settings.get("format", "dense")
+            groups.append((tuple(group.get("targets", ())), read_group(Settings(settings.method, group, where), packing)))
+        if not groups:
+            raise settings.refusal("config_groups", settings.get("config_groups"), "a group with targets and weights")
+        return CompressedTensors(tuple(groups), tuple(settings.get("ignore", ())))
+
+    def format_of(self, module: str) -> Format | None:
+        if matches_any(module, self.ignore):
+            return None
+        named = [found for targets, found in self.groups if matches_any(module, targets)]
+        classes = [found for targets, found in self.groups if "Linear" in targets]
+        return next(iter((*named, *classes)), None)
+
+
+def read_group(group: Settings, packing: str) -> Format:
+    """The format of a group of modules. Raises ValueError naming a setting that no kernel here serves."""
+    where = group.where
+    weights = Settings(group.method, group.get("weights") or {}, f"{where}.weights")
+    inputs = group.get("input_activations")
+    if group.get("output_activations"):
+        raise group.refusal("output_activations", group.get("output_activations"), "absent")
+    strategy = weights.only("strategy", "tensor", "channel", "group", "block", default="tensor")
+    kind = weights.only("type", "int", "float", default="int")
+    if packing == "mxfp4-pack-quantized":
+        if inputs:
+            raise group.refusal("input_activations", inputs, "absent with MXFP4 weights")
+        return Mxfp4Format()
+    if packing == "pack-quantized":
+        if inputs:
+            raise group.refusal("input_activations", inputs, "absent with packed weights")
+        bits = weights.only("num_bits", 2, 3, 4, 8)
+        group_size = weights.group_size() if strategy == "group" else -1
+        return PackedFormat(bits, group_size, bool(weights.get("symmetric", True)))
+    if packing not in ("int-quantized", "float-quantized", "naive-quantized"):
+        known = "pack-quantized, int-quantized, float-quantized, naive-quantized or mxfp4-pack-quantized"
+        raise group.refusal("format", packing, known)
+    weights.only("num_bits", 8)
+    weights.only("symmetric", True, default=True)
+    if strategy == "group":
+        raise weights.refusal("strategy", strategy, f"tensor, channel or block with {packing}")
+    if strategy == "block" and list(weights.get("block_structure", ())) != [FP8_BLOCK, FP8_BLOCK]:
+        raise weights.refusal("block_structure", weights.get("block_structure"), f"[{FP8_BLOCK}, {FP8_BLOCK}]")
+    dtype = torch.int8 if kind == "int" else FP8
+    if strategy == "block" and dtype == torch.int8:
+        raise weights.refusal("strategy", strategy, "tensor or channel with integers")
+    return ScaledFormat(dtype, _activations(group, inputs, kind, strategy), strategy == "block")
+
+
+def _activations(group: Settings, inputs: Mapping[str, Any] | None, kind: str, strategy: str) -> str:
+    if not inputs:
+        if strategy == "block":
+            raise group.refusal("input_activations", None, "dynamic, per group of 128, where weights have blocks")
+        return "none"
+    settings = Settings(group.method, inputs, f"{group.where}.input_activations")
+    settings.only("num_bits", 8)
+    settings.only("type", kind)
+    if settings.get("dynamic", False):
+        settings.only("symmetric", True, default=True)
+        settings.only("strategy", "group" if strategy == "block" else "token")
+        if strategy == "block":
+            settings.only("group_size", FP8_BLOCK)
+        return "dynamic"
+    settings.only("strategy", "tensor", default="tensor")
+    if kind == "float":
+        settings.only("symmetric", True, default=True)
+    return "static"

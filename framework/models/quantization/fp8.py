@@ -1,0 +1,87 @@
+"""Checkpoints of ``quant_method: fp8``, DeepSeek's and others': float8 weights with scales of blocks, or of whole tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from triton_kernels.ops.gemm import FP8_BLOCK
+
+from .canonical import scaled_bytes, scaled_weights
+from .modules import ModuleScheme
+from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
+from .settings import Settings
+
+FP8 = torch.float8_e4m3fn
+
+
+@dataclass(frozen=True)
+class Fp8Format(Format):
+    """weight float8_e4m3fn [N, K]. With blocks weight_scale_inv [ceil(N/128), ceil(K/128)], by which values are multiplied, despite
+    its name; else weight_scale, one number or one per row. static: the scale of activations lies in input_scale."""
+
+    blocks: bool
+    static: bool
+
+    def names(self, module: str) -> tuple[str, ...]:
+        scale = "weight_scale_inv" if self.blocks else "weight_scale"
+        names = f"{module}.weight", f"{module}.{scale}"
+        return (*names, f"{module}.input_scale") if self.static else names
+
+    def optional_names(self, module: str) -> tuple[str, ...]:
+        return (f"{module}.input_scale",)
+
+    def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
+        return scaled_bytes(module, self.blocks)
+
+    def load(self, module: Module, source: TensorSource) -> LoadedPart:
+        weight_name, scale_name, *_ = self.names(module.name)
+        weight = source.stored(weight_name, module.shape, FP8)
+        if self.blocks:
+            shape = -(-module.rows // FP8_BLOCK), -(-module.columns // FP8_BLOCK)
+            scales = source.stored(scale_name, shape, torch.float32)
+        else:
+            scales = row_scales(module, scale_name, source)
+        input_scale = single(f"{module.name}.input_scale", source) if self.static else None
+        return scaled_weights("gemm_fp8", weight, scales, source.dtype, input_scale, self.blocks)
+
+
+def row_scales(module: Module, name: str, source: TensorSource) -> torch.Tensor:
+    """f32 [N, 1] or [1, 1], however many dimensions there are on disk."""
+    scales = source.stored(name, None, *WIDE_FLOATS).float()
+    if scales.numel() not in (1, module.rows):
+        raise ValueError(f"{name} has the shape {tuple(scales.shape)}; expected one scale, or one for each of {module.rows} rows")
+    return scales.reshape(-1, 1)
+
+
+def single(name: str, source: TensorSource) -> torch.Tensor:
+    """f32 [1, 1]."""
+    value = source.stored(name, None, *WIDE_FLOATS).float()
+    if value.numel() != 1:
+        raise ValueError(f"{name} has the shape {tuple(value.shape)}; expected a single number")
+    return value.reshape(1, 1)
+
+
+@dataclass(frozen=True)
+class Fp8(ModuleScheme):
+    """Every linear layer that has a scale; ``unconverted``: names, or beginnings of names, of those that stay floats."""
+
+    format: Fp8Format
+    unconverted: tuple[str, ...] = ()
+
+    @staticmethod
+    def read(settings: Settings) -> Fp8:
+        static = settings.only("activation_scheme", "dynamic", "static", default="dynamic") == "static"
+        settings.only("fmt", "e4m3", default="e4m3")
+        block = settings.get("weight_block_size")
+        if block is not None and list(block) != [FP8_BLOCK, FP8_BLOCK]:
+            raise settings.refusal("weight_block_size", block, f"[{FP8_BLOCK}, {FP8_BLOCK}]")
+        if block is not None and static:
+            raise settings.refusal("activation_scheme", "static", "dynamic, where weights have blocks")
+        names = settings.get("ignored_layers") or settings.get("modules_to_not_convert") or ()
+        return Fp8(Fp8Format(block is not None, static), tuple(names))
+
+    def format_of(self, module: str) -> Format | None:
+        below = tuple(f"{name}." for name in self.unconverted)
+        return None if below and f"{module}.".startswith(below) else self.format

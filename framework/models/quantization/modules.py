@@ -1,0 +1,189 @@
+"""What the schemes of quantized checkpoints share: a format per module, and modules that become one GEMM where they can."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from triton_kernels.ops.gemm import FP8_BLOCK
+
+from ..parts import Part, bias_name
+from .canonical import SYMMETRIC_ZERO, float_bytes
+from .experts import stack_experts
+from .scheme import Format, LoadedPart, Module, TensorSource, one_input, same
+from .unquantized import float_experts, float_linear
+
+Tensors = Mapping[str, torch.Tensor | None]
+_ROWS = ("qweight", "weight", "scales", "zeros")
+"""Bound arguments of a GEMM whose first dimension counts outputs."""
+
+
+class ModuleScheme(ABC):
+    """A scheme in which each module of the model has a format of its own, or is stored as floats."""
+
+    @abstractmethod
+    def format_of(self, module: str) -> Format | None:
+        """How the module of that name lies in the checkpoint; None: as floats."""
+
+    def names(self, part: Part, source: TensorSource) -> Iterator[str]:
+        for name, *_ in part.tensors():
+            module = name.removesuffix(".weight")
+            found = self._format(module, source)
+            if found is None:
+                yield name
+            else:
+                yield from found.names(module)
+                yield from filter(source.holds, found.optional_names(module))
+            if part.bias or (found is not None and source.holds(bias_name(name))):
+                yield bias_name(name)
+
+    def linear(self, part: Part, source: TensorSource) -> tuple[LoadedPart, ...]:
+        formats = [self._format(module, source) for module in part.sources]
+        if not any(formats):
+            return (float_linear(source.weight(part), source.bias(part)),)
+        if any(found is not None and source.holds(f"{module}.bias") for module, found in zip(part.sources, formats)):
+            part = replace(part, bias=True)  # tools write one, of zeros, for layers that have none
+        bias = source.bias(part)
+        if part.layout == "interleaved":
+            assert len(formats) == 1, "a fused projection is one module"
+        loaded = []
+        for module, rows, found in zip(part.sources, part.rows, formats):
+            shard = replace(part, sources=(module,), rows=(rows,))
+            if found is None:
+                loaded.append(float_linear(source.weight(shard), None))
+            else:
+                assert part.columns is not None
+                loaded.append(_in_order(found.load(Module(module, rows, part.columns), source), part))
+        return stack(loaded, bias)
+
+    def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
+        found = self._format(w13.sources[0].format(e=0), source)
+        if found is None:
+            return float_experts(source.weight(w13), source.weight(w2))
+        gate_up, down = ([self._expert(part, e, source) for e in range(part.num_experts)] for part in (w13, w2))
+        return stack_experts(gate_up, down, source.dtype)
+
+    def num_bytes(self, part: Part, dtype: torch.dtype) -> float:
+        assert part.columns is not None
+        total = 0.0
+        for name, _, shard, _ in part.tensors():
+            module = Module(name.removesuffix(".weight"), part.rows[shard], part.columns)
+            found = self.format_of(module.name)
+            of_module = float_bytes(module, dtype) if found is None else found.num_bytes(module, dtype, expert=part.num_experts > 0)
+            total += of_module
+        return total
+
+    def _expert(self, part: Part, expert: int, source: TensorSource) -> list[LoadedPart]:
+        """The modules of one expert."""
+        assert part.columns is not None
+        loaded = []
+        for module, rows in zip(part.sources, part.rows):
+            name = module.format(e=expert)
+            found = self._format(name, source)
+            if found is None:
+                shard = replace(part, sources=(name,), rows=(rows,), num_experts=0)
+                loaded.append(float_linear(source.weight(shard), None))
+            else:
+                loaded.append(found.load(Module(name, rows, part.columns), source))
+        return loaded
+
+    def _format(self, module: str, source: TensorSource) -> Format | None:
+        """What the config says, unless the checkpoint has the module's weight as floats in place of what it says."""
+        found = self.format_of(module)
+        if found is None or not source.holds(f"{module}.weight"):
+            return found
+        return found if f"{module}.weight" in found.names(module) else None
+
+
+def _in_order(loaded: LoadedPart, part: Part) -> LoadedPart:
+    """Rows of a fused projection that lie head by head on disk become q of all heads, k, v."""
+    if part.layout != "interleaved":
+        return loaded
+    num_rows = loaded.num_rows
+    order = torch.arange(num_rows).view(-1, 3, part.head_dim).transpose(0, 1).flatten()
+    tensors = dict(loaded.tensors)
+    for name in _ROWS:
+        tensor = tensors.get(name)
+        if tensor is None or (name == "scales" and len(tensor) == 1):
+            continue
+        if len(tensor) != num_rows:
+            raise ValueError(f"{part.sources[0]}: blocks of scales cannot follow rows that lie head by head; use another format")
+        tensors[name] = tensor[order.to(tensor.device)]
+    return replace(loaded, tensors=tensors)
+
+
+def stack(parts: Sequence[LoadedPart], bias: torch.Tensor | None) -> tuple[LoadedPart, ...]:
+    """Neighbours that one op can compute together become one part; nothing is rounded. bias [all rows] or None."""
+    stacked: list[LoadedPart] = []
+    for part in map(_as_channels, parts):
+        joined = _joined(stacked[-1], part) if stacked else None
+        if joined is None:
+            stacked.append(part)
+        else:
+            stacked[-1] = joined
+    if bias is None:
+        return tuple(stacked)
+    biases = bias.split([part.num_rows for part in stacked])
+    return tuple(replace(part, tensors={**part.tensors, "bias": rows.contiguous()}) for part, rows in zip(stacked, biases))
+
+
+def _as_channels(part: LoadedPart) -> LoadedPart:
+    """Blocks of 128 rows and all columns, which ``gemm_fp8`` knows as rows with scales of their own."""
+    scales = part.tensors.get("scales")
+    if part.op != "gemm_fp8" or scales is None or scales.shape[1] > 1 or len(scales) in (1, part.num_rows):
+        return part
+    by_row = scales.repeat_interleave(FP8_BLOCK, 0)[: part.num_rows]
+    assert part.input is not None
+    params = {**part.input.params, "granularity": "token"}
+    return replace(part, tensors={**part.tensors, "scales": by_row}, input=replace(part.input, params=params))
+
+
+def _joined(first: LoadedPart, second: LoadedPart) -> LoadedPart | None:
+    """One part for the rows of both; None if one op cannot compute them with the same numbers."""
+    if first.op != second.op or first.params != second.params or not one_input((first, second)):
+        return None
+    a, b = _with_scales_by_row(first, second), _with_scales_by_row(second, first)
+    if first.op == "gemm_w4a16":
+        a, b = _with_zeros(a, b), _with_zeros(b, a)
+    if not same(a.get("perm"), b.get("perm")):
+        return None
+    tensors: dict[str, torch.Tensor | None] = {**a, "bias": None}
+    for name in _ROWS:
+        x, y = a.get(name), b.get(name)
+        if x is None or y is None:
+            if x is not y:
+                return None
+        elif x.dtype != y.dtype or x.shape[1:] != y.shape[1:]:
+            return None
+        elif x.shape != (1, 1):  # a scale of all rows of both
+            tensors[name] = _cat(x, y)
+    scales = tensors.get("scales")
+    if first.op == "gemm_fp8" and scales is not None and scales.shape[1] > 1 and first.num_rows % FP8_BLOCK:
+        return None  # the second would begin in the middle of a block
+    return replace(first, tensors=tensors)
+
+
+def _cat(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if x.dtype.is_floating_point and x.dtype.itemsize == 1:  # not every device concatenates float8
+        return torch.cat((x.view(torch.uint8), y.view(torch.uint8))).view(x.dtype)
+    return torch.cat((x, y))
+
+
+def _with_scales_by_row(part: LoadedPart, other: LoadedPart) -> Tensors:
+    """A scale for all rows becomes one per row, unless both parts have the same."""
+    scales, others = part.tensors.get("scales"), other.tensors.get("scales")
+    if scales is None or scales.shape != (1, 1) or same(scales, others):
+        return part.tensors
+    return {**part.tensors, "scales": scales.expand(part.num_rows, 1)}
+
+
+def _with_zeros(tensors: Tensors, others: Tensors) -> Tensors:
+    """4-bit weights get zero points of their own where the others have some."""
+    scales = tensors["scales"]
+    assert scales is not None
+    if tensors["zeros"] is not None or others["zeros"] is None:
+        return tensors
+    return {**tensors, "zeros": torch.full(scales.shape, SYMMETRIC_ZERO, dtype=torch.uint8, device=scales.device)}

@@ -1,0 +1,48 @@
+"""How much memory a model's tensors take, however its layers and kernels hold them."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+_OPAQUE = ("triton", "ctypes", "_ctypes", "weakref")
+"""Packages whose objects hold compiled code, not weights."""
+
+
+def tensor_bytes(root: Any) -> int:
+    """Bytes of all tensors that can be reached from ``root``; memory that several share counts once."""
+    sizes: dict[int, int] = {}
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, torch.Tensor):
+            storage = found.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        else:
+            waiting.extend(_parts(found))
+    return sum(sizes.values())
+
+
+def _parts(found: Any) -> Iterator[Any]:
+    if isinstance(found, Mapping):
+        yield from found.values()
+    elif isinstance(found, list | tuple | set):
+        yield from found
+    elif isinstance(found, functools.partial):
+        yield from (found.func, *found.args, *found.keywords.values())
+    elif isinstance(found, types.FunctionType):
+        yield from (cell.cell_contents for cell in found.__closure__ or ())
+    elif isinstance(found, types.MethodType):
+        yield found.__self__
+    elif not isinstance(found, type | types.ModuleType) and type(found).__module__.partition(".")[0] not in _OPAQUE:
+        yield from getattr(found, "__dict__", {}).values()
+        slots = (name for kind in type(found).__mro__ for name in getattr(kind, "__slots__", ()))
+        yield from (getattr(found, name) for name in slots if hasattr(found, name))
