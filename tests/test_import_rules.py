@@ -52,12 +52,14 @@ RULES = (
     Rule("framework/study/", ("framework.worker", "framework.models", "framework.server")),
     Rule("framework/worker/", ("framework.study", "framework.server", "framework.executor")),
     Rule("framework/models/", ("framework.worker", "framework.executor", "framework.study", "framework.server")),
+    Rule("framework/quantize/", tuple(f"framework.{plane}" for plane in ("engine", "executor", "worker", "study", "server"))),
     Rule("framework/cli/", ("torch",), deferred=True),
     # What puts the planes together is known to none of them.
     *(
         Rule(f"framework/{plane}/", ("framework.build", "framework.llm", "framework.async_engine", "framework.cli"))
-        for plane in ("engine", "executor", "worker", "models", "study")
+        for plane in ("engine", "executor", "worker", "models", "study", "quantize")
     ),
+    *(Rule(f"framework/{plane}/", ("framework.quantize",)) for plane in ("engine", "executor", "worker", "models", "study")),
     # Of the files at the top only the plan has tensors.
     *(
         Rule(f"framework/{path.name}", ("torch", "framework.worker", "framework.study"), deferred=True)

@@ -9,7 +9,7 @@ from typing import Any
 EMBEDDED = ("tiny", "tiny-draft")
 """Models that ship inside the package."""
 _PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "*.txt"]
-_METADATA_PATTERNS = _PATTERNS[1:]
+METADATA_PATTERNS = _PATTERNS[1:]
 _IGNORED_PATTERNS = ["consolidated*", "original/*", "onnx/*"]
 
 
@@ -43,7 +43,7 @@ def read_json(folder: Path | None, file: str) -> dict[str, Any]:
 def _download(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = _PATTERNS if weights else _METADATA_PATTERNS
+    patterns = _PATTERNS if weights else METADATA_PATTERNS
     tried = [f"embedded models ({', '.join(EMBEDDED)})", f"the local folder {Path(name).expanduser().absolute()}"]
     for cached_only, where in ((True, "the Hugging Face cache"), (False, "the Hugging Face hub")):
         try:

@@ -109,7 +109,7 @@ class Checkpoint(Weights):
         super().__init__(device, dtype, scheme)
         self._folder = folder
         self._files: dict[str, Any] = {}
-        self._where = {_our_name(name, family): (file, name) for name, file in _index(folder).items()}
+        self._where = {our_name(name, family): (file, name) for name, file in tensor_files(folder).items()}
 
     def check(self, parts: Iterable[Part], ignored: Iterable[str]) -> None:
         """Every tensor of ``parts`` is there, and nothing else. Raises ValueError listing what is not so."""
@@ -193,7 +193,7 @@ def _place(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> None:
     target.copy_(tensor)
 
 
-def _index(folder: Path) -> dict[str, str]:
+def tensor_files(folder: Path) -> dict[str, str]:
     """Tensor name -> file."""
     from safetensors import safe_open
 
@@ -214,7 +214,7 @@ def _index(folder: Path) -> dict[str, str]:
     return found
 
 
-def _our_name(name: str, family: Family) -> str:
+def our_name(name: str, family: Family) -> str:
     for theirs, ours in family.renames:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)

@@ -15,18 +15,19 @@ INT8_MAX = 127
 
 
 def int_groups(
-    weight: torch.Tensor, bits: int, group_size: int, symmetric: bool
+    weight: torch.Tensor, bits: int, group_size: int, symmetric: bool, scale_dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Groups of adjacent inputs: weight ~ (q - zero) * scale, with q from 0 to 2^bits - 1.
 
-    Returns q uint8 [..., N, K]; scales [..., N, K/G] in the weight's dtype; zeros uint8 [..., N, K/G], None where symmetric:
-    all are 2^(bits - 1). group_size -1 is all of K. The values are rounded with the scales as returned. Raises ValueError for a
-    group size that does not divide K.
+    Returns q uint8 [..., N, K]; scales [..., N, K/G] in scale_dtype (None: the weight's); zeros uint8 [..., N, K/G], None where
+    symmetric: all are 2^(bits - 1). group_size -1 is all of K. The values are rounded with the scales as returned. Raises
+    ValueError for a group size that does not divide K.
     """
     groups = weight.float().unflatten(-1, (-1, group_length(weight.shape[-1], group_size)))
-    scales, zeros = int_grid(groups, bits, symmetric, weight.dtype)
+    scale_dtype = scale_dtype or weight.dtype
+    scales, zeros = int_grid(groups, bits, symmetric, scale_dtype)
     quantized = round_to_grid(groups, scales[..., None], zeros[..., None], bits).to(torch.uint8).flatten(-2)
-    return quantized, scales.to(weight.dtype), None if symmetric else zeros.to(torch.uint8)
+    return quantized, scales.to(scale_dtype), None if symmetric else zeros.to(torch.uint8)
 
 
 def int_grid(groups: torch.Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

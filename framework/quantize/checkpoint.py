@@ -1,0 +1,175 @@
+"""From a float checkpoint to a quantized one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..config import QuantConfig
+from ..models.quantization import rounding
+from ..models.quantization.rounding import group_length
+from . import awq, gptq
+from .calibration import draw_samples
+from .formats import QuantizedWeight, awq_tensors, gptq_tensors, is_symmetric, quantization_config, round_to_nearest
+from .layerwise import LayerwiseModel
+from .output import ShardWriter, check_free, copy_metadata, new_folder, write_json
+from .source import Source
+
+ROUNDED = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
+LAYERWISE = ("gptq-int4", "awq-int4")
+AUTOROUND = "autoround-int4"
+SCHEMES = (*ROUNDED, *LAYERWISE, AUTOROUND)
+CACHE = Path("~/.cache/kernelswap/quantized")
+_SCALE_DTYPE = torch.float16
+"""Of GPTQ's and AWQ's checkpoints, whatever the model's dtype."""
+
+
+@torch.inference_mode()
+def quantize_checkpoint(
+    model: str, out: Path, config: QuantConfig, *, act_order: bool = False, seed: int = 0, progress: bool = True
+) -> None:
+    """Writes the model (as ``resolve_model`` finds it) to ``out``, quantized, in the scheme's format. The folder appears whole or
+    not at all.
+
+    act_order  GPTQ: inputs are rounded in the order of their size
+    seed       of the calibration samples
+    Raises ValueError for settings that do not fit the model or each other, before any weight is read.
+    """
+    check_free(out)
+    source = Source(model)
+    _check(source, config, act_order)
+    if config.scheme == AUTOROUND:
+        from .autoround import write_autoround
+
+        with new_folder(out) as folder:
+            write_autoround(source, folder, config, seed)
+        return
+    samples = draw_samples(source.folder, config, seed) if config.scheme in LAYERWISE else None
+    with new_folder(out) as folder:
+        writer = ShardWriter(folder)
+        if samples is None:
+            tensors = _rounded(source, config, progress)
+        else:
+            tensors = _layerwise(source, config, samples, act_order, progress)
+        for name, tensor in tensors:
+            writer.add({name: tensor})
+        writer.close()
+        described = quantization_config(config, source.float_modules(), act_order)
+        copy_metadata(source.folder, folder, {"quantization_config": described})
+        if config.scheme == "gptq-int4":
+            write_json(folder / "quantize_config.json", described)
+
+
+def cached_checkpoint(model: str, config: QuantConfig) -> Path:
+    """The model quantized as ``quantize_checkpoint`` does it, in a folder of the user's cache; made at the first call. Another one
+    is made when files of the model, the settings, the calibration text or the code change."""
+    source = Source(model)
+    folder = CACHE.expanduser() / f"{source.folder.name}-{config.scheme}-{_digest(source, config)}"
+    if not folder.is_dir():
+        try:
+            quantize_checkpoint(model, folder, config)
+        except (OSError, ValueError):
+            if not folder.is_dir():  # else another process has made it meanwhile
+                raise
+    return folder
+
+
+def _digest(source: Source, config: QuantConfig) -> str:
+    files = sorted(path for path in source.folder.iterdir() if path.is_file())
+    identity = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    code = [*sorted(Path(__file__).parent.glob("*.py")), Path(rounding.__file__)]
+    text = platform.python_version() if config.calibration is None else _file_digest(Path(config.calibration).expanduser())
+    facts = [identity, asdict(config), [_file_digest(path) for path in code], text]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _check(source: Source, config: QuantConfig, act_order: bool) -> None:
+    if config.scheme not in SCHEMES:
+        raise ValueError(f"there is no scheme {config.scheme!r} to quantize with; there are {', '.join(SCHEMES)}")
+    if act_order and config.scheme != "gptq-int4":
+        raise ValueError(f"act-order belongs to gptq-int4, but the scheme is {config.scheme}: leave it out")
+    if not config.scheme.endswith("int4"):
+        return
+    for part in source.linears():
+        assert part.columns is not None
+        try:
+            group_length(part.columns, config.group_size)
+        except ValueError as error:
+            raise ValueError(f"{part.sources[0]}: {error}") from None
+    if config.scheme == "rtn-int4":
+        return
+    if experts := next((part for part in source.linears() if part.num_experts), None):
+        raise ValueError(
+            f"{config.scheme} cannot quantize mixtures of experts ({experts.sources[0]}), whose experts see too few calibration "
+            f"tokens each; use one of {', '.join(ROUNDED)}"
+        )
+    for part in source.linears():
+        assert part.columns is not None
+        if any(size % 8 for size in (*part.rows, part.columns)):
+            raise ValueError(
+                f"{part.sources[0]} is {list(part.shape)}, but {config.scheme} packs eight inputs or outputs per word: use rtn-int4"
+            )
+    if min(config.num_samples, config.sample_tokens) < 1 or config.sample_tokens > source.architecture.max_position:
+        raise ValueError(
+            f"calibration with {config.num_samples} samples of {config.sample_tokens} tokens: one sample is needed at least, of 1 "
+            f"to {source.architecture.max_position} tokens, the positions of the model"
+        )
+
+
+def _rounded(source: Source, config: QuantConfig, progress: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name on disk, tensor) of every tensor."""
+    shapes = {name: shape for part in source.linears() for name, _, _, shape in part.tensors()}
+    for name, stored in tqdm(source.stored.items(), desc=config.scheme, unit="tensor", disable=not progress):
+        if name in shapes:
+            tensors = round_to_nearest(source.read_weight(name, shapes[name]), config)
+            yield from ((f"{stored.removesuffix('weight')}{suffix}", tensor) for suffix, tensor in tensors.items())
+        else:
+            yield stored, source.read(name)
+
+
+def _layerwise(
+    source: Source, config: QuantConfig, samples: torch.Tensor, act_order: bool, progress: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name on disk, tensor) of every tensor; those of a layer once it is quantized."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = LayerwiseModel(source, samples, device)
+    settings = (config.group_size, is_symmetric(config))
+    of_layers = set()
+    for index in tqdm(range(source.num_layers), desc=config.scheme, unit="layer", disable=not progress):
+        layer = model.layer(index)
+        if config.scheme == "gptq-int4":
+            quantized = gptq.quantize_layer(layer, *settings, act_order, _SCALE_DTYPE)
+        else:
+            quantized = awq.quantize_layer(layer, source.architecture, index, *settings, _SCALE_DTYPE, source.dtype)
+        layer.advance()
+        for name, parameter in layer.module.named_parameters():
+            full = source.layer_prefix(index) + name
+            of_layers.add(full)
+            yield from _stored(source, config, full, parameter.data, quantized.get(full.removesuffix(".weight")))
+        model.release(index)
+    for name, stored in source.stored.items():
+        if name not in of_layers:
+            yield stored, source.read(name)
+
+
+def _stored(
+    source: Source, config: QuantConfig, name: str, parameter: torch.Tensor, quantized: QuantizedWeight | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors on disk of a layer's parameter. Floats keep the dtype that they have in the checkpoint."""
+    stored = source.stored[name]
+    if quantized is None:
+        yield stored, parameter.to(source.dtype)
+        return
+    tensors = gptq_tensors(quantized) if config.scheme == "gptq-int4" else awq_tensors(quantized)
+    yield from ((f"{stored.removesuffix('weight')}{suffix}", tensor) for suffix, tensor in tensors.items())

@@ -1,0 +1,106 @@
+"""Where the quantized checkpoint goes: sharded safetensors files in a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.hub import METADATA_PATTERNS
+
+SHARD_BYTES = 2**30
+"""Of a shard at most, unless one tensor is larger: what is not yet written is kept in memory."""
+INDEX = "model.safetensors.index.json"
+
+
+def check_free(folder: Path) -> None:
+    """Raises ValueError if something is there."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        found = "a file" if folder.is_file() else f"a folder with {sum(1 for _ in folder.iterdir())} entries"
+        raise ValueError(f"{folder} is {found}; a quantized checkpoint goes into a new or an empty folder")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` to write into, which takes its place at the end, and is removed if anything is raised."""
+    check_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes folders for their owner only
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+
+
+def copy_metadata(source: Path, folder: Path, changes: Mapping[str, Any]) -> None:
+    """config.json with ``changes``, and as they are the tokenizer, generation_config.json and what else is no weight."""
+    for pattern in METADATA_PATTERNS:
+        for path in source.glob(pattern):
+            if path.name != INDEX:
+                shutil.copyfile(path, folder / path.name)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", {**config, **changes})
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+class ShardWriter:
+    """Writes tensors in the order in which they come. Names on disk must differ."""
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        self._folder, self._shard_bytes = folder, shard_bytes
+        self._waiting: dict[str, torch.Tensor] = {}
+        self._shards: list[list[str]] = []
+        self._total_bytes = 0
+
+    def add(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes tensors, and writes a shard before they would not fit."""
+        for name, tensor in tensors.items():
+            assert name not in self._waiting and all(name not in shard for shard in self._shards), name
+            if self._waiting and _bytes(self._waiting) + tensor.nbytes > self._shard_bytes:
+                self._flush()
+            self._waiting[name] = tensor.cpu().contiguous()
+
+    def close(self) -> None:
+        """Writes the rest, gives the shards their final names, and writes the index."""
+        self._flush()
+        if len(self._shards) == 1:
+            self._name(0, "model.safetensors")
+            return
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(self._shards):
+            file = f"model-{number + 1:05d}-of-{len(self._shards):05d}.safetensors"
+            self._name(number, file)
+            weight_map |= dict.fromkeys(names, file)
+        write_json(self._folder / INDEX, {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map})
+
+    def _name(self, number: int, file: str) -> None:
+        path = (self._folder / _part(number)).rename(self._folder / file)
+        path.chmod(0o644)  # safetensors makes files for their owner only
+
+    def _flush(self) -> None:
+        from safetensors.torch import save_file
+
+        save_file(self._waiting, self._folder / _part(len(self._shards)), metadata={"format": "pt"})
+        self._shards.append(list(self._waiting))
+        self._total_bytes += _bytes(self._waiting)
+        self._waiting = {}
+
+
+def _part(number: int) -> str:
+    return f"part-{number}.safetensors"
+
+
+def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,0 +1,102 @@
+"""The checkpoint that is to be quantized: floats, of a family whose linear layers are known by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..config import ModelConfig
+from ..models.architecture import read_model
+from ..models.parts import Part, all_parts, layer_parts
+from ..models.quantization.unquantized import Unquantized
+from ..models.weights import Checkpoint, our_name, tensor_files
+
+QUANTIZED_PARTS = ("qkv", "o", "gate_up", "up", "down", "w13", "w2")
+
+
+class Source:
+    """A float checkpoint, read tensor by tensor. Tensors go by the names of the family table, see ``Family``.
+
+    stored  of every tensor, by its name here, the name in its file
+    Raises ValueError for a model that is not there, does not fit its config.json, is of no native family, is quantized already,
+    or whose linear layers lie transposed.
+    """
+
+    def __init__(self, model: str) -> None:
+        info = read_model(ModelConfig(model))
+        if method := (info.config.get("quantization_config") or {}).get("quant_method"):
+            raise ValueError(
+                f"model {model!r} is quantized already ({method}): quantize the float checkpoint that it was made from"
+            )
+        if info.architecture is None:
+            raise ValueError(f"model {model!r} cannot be quantized, because its linear layers are not known: {info.reason}")
+        if info.architecture.family.transposed:
+            raise ValueError(
+                f"model {model!r} cannot be quantized: {info.config['model_type']} stores its linear layers transposed (Conv1D), "
+                "which the formats have no place for"
+            )
+        assert info.folder is not None
+        self.folder: Path = info.folder
+        self.config, self.architecture, self.dtype = info.config, info.architecture, getattr(torch, info.dtype)
+        a = self.architecture
+        checkpoint = Checkpoint(self.folder, a.family, torch.device("cpu"), self.dtype, Unquantized())
+        checkpoint.check(all_parts(a), (*a.family.ignored, *([rf"^{a.family.lm_head}\.weight$"] if a.tied else [])))
+        files = tensor_files(self.folder)
+        self.stored = {our_name(name, a.family): name for name in files}
+        self._files = {our_name(name, a.family): file for name, file in files.items()}
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.architecture.layers)
+
+    def layer_prefix(self, index: int) -> str:
+        """Of the names of a layer's tensors."""
+        return f"{self.architecture.family.base}{self.architecture.family.layers}.{index}."
+
+    def layer_linears(self, index: int) -> dict[str, Part]:
+        """The linear layers and experts of a layer, in the order in which data goes through them."""
+        parts = layer_parts(self.architecture, index)
+        return {name: parts[name] for name in QUANTIZED_PARTS if name in parts}
+
+    def linears(self) -> Iterator[Part]:
+        """All that is quantized."""
+        for index in range(self.num_layers):
+            yield from self.layer_linears(index).values()
+
+    def float_modules(self) -> list[str]:
+        """Linear layers that stay as they are: projections around the layers, routers, and that of the logits, which transformers
+        calls lm_head whatever its name on disk is."""
+        quantized = {source for part in self.linears() for source in part.sources}
+        left = [
+            source
+            for part in all_parts(self.architecture)
+            for source in part.sources
+            if not part.always_float and source not in quantized
+        ]
+        return list(dict.fromkeys([*left, self.architecture.family.lm_head, "lm_head"]))
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor as it lies in its file, on the CPU. Raises ValueError naming the file and the tensor if it cannot be read."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / self._files[name]
+        try:
+            with safe_open(path, framework="pt", device="cpu") as opened:
+                return opened.get_tensor(self.stored[name])
+        except (SafetensorError, OSError) as error:
+            at = f"{path}: tensor {self.stored[name]}"
+            raise ValueError(f"{at} cannot be read ({error}): download the checkpoint again") from error
+
+    def read_weight(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """A weight that is to be quantized. Raises ValueError for another shape, and for values that no grid holds."""
+        weight = self.read(name)
+        at = f"{self.folder / self._files[name]}: tensor {self.stored[name]}"
+        if tuple(weight.shape) != shape:
+            raise ValueError(f"{at} has shape {tuple(weight.shape)}, but config.json asks for {shape}")
+        if not weight.is_floating_point() or weight.element_size() < 2:
+            raise ValueError(f"{at} is {weight.dtype}; floats of 16 bits or more are expected")
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{at} has values that are not finite, which cannot be quantized")
+        return weight
