@@ -15,7 +15,8 @@ CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
 LOAD_FORMATS = ("auto", "dummy")
 BACKENDS = ("auto", "native", "transformers")
 GENERATION_CONFIGS = ("auto", "none")
-QUANT_SCHEMES = ("none", "rtn-int4", "gptq-int4", "awq-int4", "autoround-int4", "int8", "int8-weight", "fp8", "fp8-block")
+CALIBRATED_SCHEMES = ("gptq-int4", "awq-int4", "autoround-int4")
+QUANT_SCHEMES = ("none", "rtn-int4", *CALIBRATED_SCHEMES, "int8", "int8-weight", "fp8", "fp8-block")
 
 
 @dataclass
