@@ -154,13 +154,11 @@ class Checkpoint(Weights):
         self._files.clear()
 
     def _read(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
-        from safetensors import safe_open
-
         if name not in self._where:
             raise ValueError(f"the checkpoint in {self._folder} has no tensor {name}, which its config.json asks for")
         file, stored_name = self._where[name]
         if file not in self._files:
-            self._files[file] = safe_open(self._folder / file, framework="pt", device="cpu")
+            self._files[file] = open_shard(self._folder / file)
         tensor = self._files[file].get_tensor(stored_name)
         if shape is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{file}: tensor {stored_name} has shape {tuple(tensor.shape)}, but config.json asks for {shape}")
@@ -193,10 +191,18 @@ def _place(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> None:
     target.copy_(tensor)
 
 
+def open_shard(path: Path) -> Any:
+    """A safetensors file, opened on the CPU. Raises ValueError for one that is missing or cut off."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is missing or not whole ({error}): download the checkpoint again") from error
+
+
 def tensor_files(folder: Path) -> dict[str, str]:
     """Tensor name -> file."""
-    from safetensors import safe_open
-
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -209,7 +215,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
         )
     found = {}
     for path in files:
-        with safe_open(path, framework="pt") as opened:
+        with open_shard(path) as opened:
             found.update(dict.fromkeys(opened.keys(), path.name))
     return found
 

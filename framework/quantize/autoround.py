@@ -20,6 +20,7 @@ def write_autoround(source: Source, folder: Path, config: QuantConfig, seed: int
     except ImportError as error:
         raise ValueError(f"autoround-int4 needs the library auto-round ({error}): pip install 'kernelswap[autoround]'") from error
     samples = draw_samples(source.folder, config, seed)
+    on_gpu = torch.cuda.is_available()
     written = folder / "autoround"  # the library makes a folder of its own choice below the one it is given
     with torch.inference_mode(mode=False):
         AutoRound(
@@ -31,7 +32,8 @@ def write_autoround(source: Source, folder: Path, config: QuantConfig, seed: int
             dataset=list(samples.split(1)),
             nsamples=len(samples),
             seqlen=samples.shape[1],
-            device_map="cuda" if torch.cuda.is_available() else "cpu",
+            device_map="cuda" if on_gpu else "cpu",
+            enable_torch_compile=on_gpu,  # on a CPU compiling takes longer than it saves
             seed=seed,
         ).quantize_and_save(str(written), format="auto_round", max_shard_size="4GB")
     for path in [path for path in written.rglob("*") if path.is_file()]:

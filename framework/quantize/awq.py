@@ -10,11 +10,13 @@ import torch
 
 from ..models.architecture import Architecture
 from ..models.parts import Part, layer_parts
-from ..models.quantization.rounding import int_groups
+from ..models.quantization.rounding import group_length, int_groups
 from .formats import BITS, QuantizedWeight
 from .layerwise import Layer, Statistics
 
 NUM_EXPONENTS = 20
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55)
+"""Parts of a group's largest magnitude that are tried as its limit."""
 
 
 class Producer(Protocol):
@@ -84,20 +86,41 @@ def quantize_layer(
     """Scales and quantizes the linear layers of decoder layer ``index``. The module gets the dequantized weights, and norms and
     biases as they will be stored in ``dtype``. Returns the weights by their names on disk."""
     parts, found = layer_parts(a, index), {}
+    grams = {}
     for name, statistics in layer.statistics(list(layer.linears)).items():
         weights = [layer.submodule(source).weight.data for source in parts[name].sources]
+        grams[name] = statistics.gram
         producer = _producer(layer, a, parts, name, dtype)
         if producer is not None:
             best = _best_scales(weights, statistics, producer, group_size, symmetric, scale_dtype)
             scales = producer.spread(producer.divide(best))
+            grams[name] = statistics.gram / torch.outer(scales, scales)
             for weight in weights:
                 weight *= scales
-    for part in layer.linears.values():
+    for name, part in layer.linears.items():
         for source in part.sources:
             weight = layer.submodule(source).weight.data
+            weight.copy_(_clipped(weight, grams[name], group_size, symmetric, scale_dtype))
             found[source] = _rounded(weight, group_size, symmetric, scale_dtype)
             weight.copy_(found[source].dequantize())
     return found
+
+
+def _clipped(weight: torch.Tensor, gram: torch.Tensor, group_size: int, symmetric: bool, scale_dtype: torch.dtype) -> torch.Tensor:
+    """The weight, each group of it within the limit that leaves the group's part of the outputs the least squared error."""
+    length = group_length(weight.shape[1], group_size)
+    groups = weight.unflatten(1, (-1, length))
+    blocks = torch.stack([gram[start : start + length, start : start + length] for start in range(0, len(gram), length)])
+    largest = groups.abs().amax(-1, keepdim=True)
+    least, limits = torch.full_like(largest, torch.inf), largest
+    for clip in CLIPS:
+        limit = clip * largest
+        rounded = _rounded(groups.clamp(-limit, limit).flatten(1), group_size, symmetric, scale_dtype).dequantize()
+        error = rounded.unflatten(1, (-1, length)) - groups
+        loss = (torch.einsum("ngi,gij->ngj", error, blocks) * error).sum(-1, keepdim=True)
+        limits = torch.where(loss < least, limit, limits)
+        least = torch.minimum(loss, least)
+    return groups.clamp(-limits, limits).flatten(1)
 
 
 def _producer(layer: Layer, a: Architecture, parts: dict[str, Part], name: str, dtype: torch.dtype) -> Producer | None:

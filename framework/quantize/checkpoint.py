@@ -132,7 +132,7 @@ def _rounded(source: Source, config: QuantConfig, progress: bool) -> Iterator[tu
     shapes = {name: shape for part in source.linears() for name, _, _, shape in part.tensors()}
     for name, stored in tqdm(source.stored.items(), desc=config.scheme, unit="tensor", disable=not progress):
         if name in shapes:
-            tensors = round_to_nearest(source.read_weight(name, shapes[name]), config)
+            tensors = round_to_nearest(source.read_finite(name, shapes[name]), config)
             yield from ((f"{stored.removesuffix('weight')}{suffix}", tensor) for suffix, tensor in tensors.items())
         else:
             yield stored, source.read(name)

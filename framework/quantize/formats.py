@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from ..config import QuantConfig
-from ..models.quantization.packing import AWQ_COLUMN_OF_NIBBLE
+from ..models.quantization.packing import pack_awq, pack_words
 from ..models.quantization.rounding import fp8_blocks, fp8_channels, int8_channels, int_groups
 
 BITS = 4
-_PER_WORD = 32 // BITS
 
 
 @dataclass(frozen=True)
@@ -83,21 +82,7 @@ def gptq_tensors(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
 def awq_tensors(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
     """AWQ, GEMM version."""
     assert weight.groups is None, "AWQ's groups are of adjacent inputs"
-    return {"qweight": _awq_words(weight.values.T), "qzeros": _awq_words(weight.zero_points().T), "scales": weight.scales.T}
-
-
-def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """int32 [R, ceil(C * bits / 32)] of unsigned uint8 [R, C]: the first in the lowest bits, zeros behind the last."""
-    per_word = 32 // bits
-    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % per_word))
-    shifts = torch.arange(0, 32, bits, device=values.device)
-    return (padded.long().unflatten(1, (-1, per_word)) << shifts).sum(-1).to(torch.int32)
-
-
-def _awq_words(values: torch.Tensor) -> torch.Tensor:
-    """int32 [R, C/8] of uint8 [R, C], eight columns per word in AWQ's order."""
-    order = torch.tensor(AWQ_COLUMN_OF_NIBBLE, device=values.device)
-    return pack_words(values.unflatten(1, (-1, _PER_WORD))[..., order].flatten(1), BITS)
+    return {"qweight": pack_awq(weight.values.T), "qzeros": pack_awq(weight.zero_points().T), "scales": weight.scales.T}
 
 
 def is_symmetric(config: QuantConfig) -> bool:

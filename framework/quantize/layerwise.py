@@ -127,8 +127,10 @@ class LayerwiseModel:
 
     def _load(self, module: Any, prefix: str) -> None:
         """Reads a module's parameters."""
-        names = [name for name, _ in module.named_parameters()]
-        state = {name: self._source.read(prefix + name).to(self._device, torch.float32) for name in names}
+        state = {
+            name: self._source.read_finite(prefix + name, tuple(parameter.shape)).to(self._device, torch.float32)
+            for name, parameter in module.named_parameters()
+        }
         module.load_state_dict(state, assign=True, strict=False)
         left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
         assert not left, left

@@ -34,7 +34,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes folders for their owner only
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors and mkdtemp make things for their owner only
+        temporary.chmod(0o755)
         temporary.replace(folder)
     except BaseException:
         shutil.rmtree(temporary)
@@ -76,18 +78,14 @@ class ShardWriter:
         """Writes the rest, gives the shards their final names, and writes the index."""
         self._flush()
         if len(self._shards) == 1:
-            self._name(0, "model.safetensors")
+            (self._folder / _part(0)).rename(self._folder / "model.safetensors")
             return
         weight_map: dict[str, str] = {}
         for number, names in enumerate(self._shards):
             file = f"model-{number + 1:05d}-of-{len(self._shards):05d}.safetensors"
-            self._name(number, file)
+            (self._folder / _part(number)).rename(self._folder / file)
             weight_map |= dict.fromkeys(names, file)
         write_json(self._folder / INDEX, {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map})
-
-    def _name(self, number: int, file: str) -> None:
-        path = (self._folder / _part(number)).rename(self._folder / file)
-        path.chmod(0o644)  # safetensors makes files for their owner only
 
     def _flush(self) -> None:
         from safetensors.torch import save_file

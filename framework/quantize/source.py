@@ -11,9 +11,7 @@ from ..config import ModelConfig
 from ..models.architecture import read_model
 from ..models.parts import Part, all_parts, layer_parts
 from ..models.quantization.unquantized import Unquantized
-from ..models.weights import Checkpoint, our_name, tensor_files
-
-QUANTIZED_PARTS = ("qkv", "o", "gate_up", "up", "down", "w13", "w2")
+from ..models.weights import Checkpoint, open_shard, our_name, tensor_files
 
 
 class Source:
@@ -26,10 +24,9 @@ class Source:
 
     def __init__(self, model: str) -> None:
         info = read_model(ModelConfig(model))
-        if method := (info.config.get("quantization_config") or {}).get("quant_method"):
-            raise ValueError(
-                f"model {model!r} is quantized already ({method}): quantize the float checkpoint that it was made from"
-            )
+        if info.quantization is not None:
+            method = info.quantization.method
+            raise ValueError(f"model {model!r} is quantized already ({method}): quantize the float checkpoint it was made from")
         if info.architecture is None:
             raise ValueError(f"model {model!r} cannot be quantized, because its linear layers are not known: {info.reason}")
         if info.architecture.family.transposed:
@@ -57,8 +54,7 @@ class Source:
 
     def layer_linears(self, index: int) -> dict[str, Part]:
         """The linear layers and experts of a layer, in the order in which data goes through them."""
-        parts = layer_parts(self.architecture, index)
-        return {name: parts[name] for name in QUANTIZED_PARTS if name in parts}
+        return {name: part for name, part in layer_parts(self.architecture, index).items() if part.quantizable}
 
     def linears(self) -> Iterator[Part]:
         """All that is quantized."""
@@ -68,29 +64,17 @@ class Source:
     def float_modules(self) -> list[str]:
         """Linear layers that stay as they are: projections around the layers, routers, and that of the logits, which transformers
         calls lm_head whatever its name on disk is."""
-        quantized = {source for part in self.linears() for source in part.sources}
-        left = [
-            source
-            for part in all_parts(self.architecture)
-            for source in part.sources
-            if not part.always_float and source not in quantized
-        ]
-        return list(dict.fromkeys([*left, self.architecture.family.lm_head, "lm_head"]))
+        left = [part for part in all_parts(self.architecture) if not (part.always_float or part.quantizable)]
+        names = [source for part in left for source in part.sources]
+        return list(dict.fromkeys([*names, self.architecture.family.lm_head, "lm_head"]))
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor as it lies in its file, on the CPU. Raises ValueError naming the file and the tensor if it cannot be read."""
-        from safetensors import SafetensorError, safe_open
+        """A tensor as it lies in its file, on the CPU."""
+        with open_shard(self.folder / self._files[name]) as opened:
+            return opened.get_tensor(self.stored[name])
 
-        path = self.folder / self._files[name]
-        try:
-            with safe_open(path, framework="pt", device="cpu") as opened:
-                return opened.get_tensor(self.stored[name])
-        except (SafetensorError, OSError) as error:
-            at = f"{path}: tensor {self.stored[name]}"
-            raise ValueError(f"{at} cannot be read ({error}): download the checkpoint again") from error
-
-    def read_weight(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """A weight that is to be quantized. Raises ValueError for another shape, and for values that no grid holds."""
+    def read_finite(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Floats to calculate with. Raises ValueError for another shape, and for values that no grid holds."""
         weight = self.read(name)
         at = f"{self.folder / self._files[name]}: tensor {self.stored[name]}"
         if tuple(weight.shape) != shape:

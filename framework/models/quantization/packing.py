@@ -32,3 +32,16 @@ def unpack_awq(words: torch.Tensor) -> torch.Tensor:
     columns = torch.empty_like(nibbles)
     columns[..., list(AWQ_COLUMN_OF_NIBBLE)] = nibbles
     return columns.flatten(-2)
+
+
+def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [R, C] -> int32 [R, ceil(C / (32 // bits))], the inverse of ``unpack_words``, with zeros behind the last value."""
+    per_word = WORD_BITS // bits
+    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % per_word))
+    shifts = bits * torch.arange(per_word, device=values.device)
+    return (padded.long().unflatten(1, (-1, per_word)) << shifts).sum(-1).to(torch.int32)
+
+
+def pack_awq(values: torch.Tensor) -> torch.Tensor:
+    """uint8 [R, N] -> int32 [R, N/8], the inverse of ``unpack_awq``."""
+    return pack_words(values.unflatten(-1, (-1, WORD_BITS // 4))[..., list(AWQ_COLUMN_OF_NIBBLE)].flatten(-2), 4)

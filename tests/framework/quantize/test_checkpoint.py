@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import CompressedTensorsConfig
 
-from framework.config import QuantConfig
+from framework.config import ModelConfig, QuantConfig
 from framework.quantize import cached_checkpoint, checkpoint, output, quantize_checkpoint
 
+from ..models.harness import Session, build
 from .formats_by_hand import dequantized, read_tensors
 from .small_models import DENSE, MOE, TINY, is_linear, logits, make_model, quant, relative_error
 
@@ -101,6 +102,19 @@ def test_transformers_loads_fp8_blocks(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("scheme", ["rtn-int4", "gptq-int4", "awq-int4", "int8-weight", "int8", "fp8", "fp8-block"])
+@pytest.mark.parametrize("name", ["qwen2", "phi3"])
+def test_the_native_decoder_serves_them(name: str, scheme: str, tmp_path: Path) -> None:
+    """Activations that are rounded per token cost a few percent."""
+    model, out = write(name, tmp_path, quant(scheme))
+    session = Session(build(ModelConfig(str(out), dtype="float32")), num_requests=2)
+    tokens = torch.arange(7, 71).view(2, 32)
+    found = torch.stack([session.step([(row, ids)])[0] for row, ids in enumerate(tokens.tolist())])
+    expected = logits(model, dequantized(out))
+    bound = {"int8": 0.05, "fp8": 0.1, "fp8-block": 0.1}.get(scheme, 1e-3)
+    assert float((found - expected).norm() / expected.norm()) < bound
+
+
 def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model("llama", tmp_path / "model")
     quantize_checkpoint(str(tmp_path / "model"), tmp_path / "one", quant("int8"), progress=False)
@@ -153,3 +167,13 @@ def test_cache_makes_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.Monke
     others.add(cached_checkpoint(str(tmp_path / "model"), config))
     assert len(others | {first}) == 4
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {path.name for path in others | {first}}
+
+
+@pytest.mark.slow
+def test_autoround_by_its_library(tmp_path: Path) -> None:
+    pytest.importorskip("auto_round")
+    model, out = write("llama", tmp_path, quant("autoround-int4"))
+    assert relative_error(model, dequantized(out)) < 0.4
+    assert json.loads((out / "config.json").read_text())["quantization_config"]["quant_method"] == "auto-round"
+    assert {path.name for path in out.iterdir()} >= {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]

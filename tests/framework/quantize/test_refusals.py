@@ -60,17 +60,15 @@ def test_models(model: Path) -> None:
     (model / "config.json").write_text(json.dumps({**config, "model_type": "bloom"}))
     refused(model, "int8", "linear layers are not known.*'bloom'")
     (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    refused(model, "int8", "quantized.*gptq")
+    refused(model, "int8", r"quantized already \(gptq\)")
 
 
 @pytest.mark.parametrize("scheme", ["int8", "gptq-int4"])
 def test_damaged_files(model: Path, scheme: str) -> None:
     path = model / "model.safetensors"
-    whole, tensors = path.read_bytes(), load_file(path)
+    whole, tensors = path.read_bytes(), {name: tensor.clone() for name, tensor in load_file(path).items()}
     path.write_bytes(whole[:-1000])
-    with pytest.raises(Exception, match=r"model\.safetensors|header|incomplete|metadata"):
-        quantize_checkpoint(str(model), model.parent / "out", quant(scheme), progress=False)
-    assert not (model.parent / "out").exists()
+    refused(model, scheme, r"model\.safetensors is missing or not whole")
     name = "model.layers.1.mlp.up_proj.weight"
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, path)
     refused(model, scheme, rf"missing tensors: {name}")
@@ -80,7 +78,7 @@ def test_damaged_files(model: Path, scheme: str) -> None:
 
 def test_shapes(model: Path) -> None:
     path = model / "model.safetensors"
-    tensors = load_file(path)
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     name = "model.layers.1.mlp.up_proj.weight"
     save_file({**tensors, name: tensors[name][:-1].contiguous()}, path)
     for scheme in ("int8", "gptq-int4"):
@@ -90,7 +88,7 @@ def test_shapes(model: Path) -> None:
 def test_calibration_texts(model: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("x = 1\n")
-    refused(model, "awq-int4", r"short.txt: its longest text has \d tokens, but one sample needs 40", calibration=str(short))
+    refused(model, "awq-int4", r"short.txt: its longest text has \d tokens, but one sample needs 39", calibration=str(short))
     refused(model, "awq-int4", "cannot be read", calibration=str(tmp_path / "none.txt"))
     (model / "tokenizer.json").unlink()
     (model / "tokenizer_config.json").unlink()
