@@ -139,7 +139,8 @@ def plain(tensors: Tensors, dequantize: Callable[[str, Module], np.ndarray | Non
     """``dequantize(module's name, its tensors)`` gives the weight [N, K] in float64, or None where the module is plain."""
     modules: dict[str, Module] = {}
     for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
+        module, _, leaf = name.rpartition(".weight." if ".weight." in name else ".")
+        leaf = f"weight.{leaf}" if ".weight." in name else leaf  # bitsandbytes hangs the state of a weight under it
         modules.setdefault(module, {})[leaf] = tensor
     weights: Tensors = {}
     for name, module in modules.items():
