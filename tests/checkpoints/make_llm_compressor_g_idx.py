@@ -88,6 +88,7 @@ def make(name: str) -> None:
             num_calibration_samples=len(tokens),
             max_seq_length=tokens.shape[1],
             shuffle_calibration_samples=False,
+            pipeline="sequential",  # the others want a GPU
             output_dir=str(Path(work) / "made"),
         )
         folder = recording.keep(Path(work) / "made", name)

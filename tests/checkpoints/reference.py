@@ -176,7 +176,7 @@ def load(folder: Path, weights: Tensors) -> Any:
     """transformers' model of the folder's config less its quantization, eager, float64, with these weights and no others."""
     config = AutoConfig.from_pretrained(folder)
     del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double()
     fused = _fused(weights, model.state_dict().keys())
     model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(weight)) for name, weight in fused.items()}, strict=True)
     base_models.loop_over_experts(model)
