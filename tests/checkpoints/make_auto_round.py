@@ -96,6 +96,12 @@ CHECKPOINTS = {
         {"scheme": "FP8_BLOCK", "iters": 0},
         unreadable="none: transformers refuses the list in group_size",
     ),
+    "ar_fp8_block_moe": Checkpoint(
+        "fp8, experts and attention in blocks of 128 x 128 (weight_scale_inv), activations per token and 128 columns; router plain",
+        {"scheme": "FP8_BLOCK", "iters": 0},
+        kind="qwen3_moe",
+        unreadable="none: transformers refuses the list in group_size",
+    ),
     "ar_fp8_static": Checkpoint("fp8, weights per channel, static activations per tensor", {"scheme": "FP8_STATIC", "iters": 0}),
 }
 
