@@ -1,4 +1,4 @@
-"""Holds the GPTQ and AWQ exports of other tools against GPTQModel's loader; in the environment of make_gptqmodel.py. Updates meta.json."""
+"""Holds the GPTQ and AWQ exports of other tools against GPTQModel's loader, in the environment of make_gptqmodel.py."""
 
 from __future__ import annotations
 

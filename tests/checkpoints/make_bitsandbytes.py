@@ -41,9 +41,6 @@ CHECKPOINTS = {
         {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
         "qwen2",
     ),
-    "bnb_fp4": Checkpoint(
-        "FP4 (e2m1 of bitsandbytes' own order), blocks of 64", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
-    ),
     "bnb_int8": Checkpoint("LLM.int8: rows of int8", {"load_in_8bit": True}),
 }
 
