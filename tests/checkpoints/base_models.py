@@ -24,7 +24,7 @@ from transformers import (
 
 VOCAB = 32
 INPUT_IDS = [[3, 10, 15, 14, 13, 1, 1, 4, 1, 21, 17, 21]]
-"""What every ``expected.safetensors`` holds the logits of; no token whose inputs lie halfway between values of e4m3, as those of 5."""
+"""What every ``expected.safetensors`` holds the logits of. Not token 5: inputs of it lie halfway between values of e4m3."""
 
 _COMMON = {
     "vocab_size": VOCAB,

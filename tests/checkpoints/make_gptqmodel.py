@@ -80,8 +80,6 @@ def dequantizer(config: dict[str, Any]) -> Callable[[str, reference.Module], np.
     def dequantize(name: str, module: reference.Module) -> np.ndarray | None:
         if "qweight" not in module:
             return None
-        if config["quant_method"] == "awq":
-            return reference.awq(module)
         return reference.gptq(module, 32 * module["qzeros"].shape[1] // module["scales"].shape[1], stored_minus)
 
     return dequantize
