@@ -48,7 +48,7 @@ ELSEWHERE = "none in this environment: gptqmodel is wanted; check_with_gptqmodel
 MINUS_ONE = "auto_round:auto_gptq stores zero points less one, and scales may be negative"
 AS_THEY_ARE = "packing_format auto_round (the default where asymmetric) stores zero points as they are, with the tensors of GPTQ"
 CHECKPOINTS = {
-    "ar_w4": Checkpoint("4 bits, symmetric, group 32, auto_round:auto_gptq packing", integers(4, 32), layers=2, notes=(MINUS_ONE,)),
+    "ar_w4": Checkpoint("4 bits, symmetric, group 32, auto_round:auto_gptq packing", integers(4, 32), notes=(MINUS_ONE,)),
     "ar_w4_awq_asym": Checkpoint(
         "4 bits, asymmetric, group 64, auto_round:auto_awq packing, biases",
         integers(4, 64, False),
@@ -63,7 +63,6 @@ CHECKPOINTS = {
         unreadable="none on a CPU: its kernels read asymmetric weights in this packing on GPUs only",
     ),
     "ar_w2_asym": Checkpoint("2 bits, asymmetric, group 32, default packing", integers(2, 32, False), notes=(AS_THEY_ARE,)),
-    "ar_w2": Checkpoint("2 bits, symmetric, group 64", integers(2, 64)),
     "ar_w3": Checkpoint("3 bits, symmetric, group 128", integers(3, 128)),
     "ar_w8": Checkpoint("8 bits, symmetric, one group (group_size -1)", integers(8, -1)),
     "ar_mixed": Checkpoint(
@@ -91,9 +90,10 @@ CHECKPOINTS = {
     "ar_awq": Checkpoint(
         "exported as AWQ: 4 bits, asymmetric, group 128", integers(4, 128, False), "auto_awq", unreadable=ELSEWHERE
     ),
-    "ar_fp8_block": Checkpoint(
-        "fp8, weights in blocks of 128 x 128 (weight_scale_inv), activations per token and 128 columns",
+    "ar_fp8_block_moe": Checkpoint(
+        "fp8, experts and attention in blocks of 128 x 128 (weight_scale_inv), activations per token and 128 columns; router plain",
         {"scheme": "FP8_BLOCK", "iters": 0},
+        kind="qwen3_moe",
         unreadable="none: transformers refuses the list in group_size",
     ),
     "ar_fp8_static": Checkpoint("fp8, weights per channel, static activations per tensor", {"scheme": "FP8_STATIC", "iters": 0}),

@@ -1,4 +1,4 @@
-"""Checkpoints of GPTQModel: GPTQ in both of its formats, and AWQ.
+"""Checkpoints of GPTQModel: GPTQ in both of its formats.
 
     python3.11 -m venv env
     env/bin/pip install torch==2.13.0 transformers==5.23.0 accelerate==1.15.0 numpy==2.4.6 safetensors filelock threadpoolctl \
@@ -57,7 +57,7 @@ NOTE = (
     "borrows from the next field, and only adding to words undoes it. gptq_v2 stores zero points as they are"
 )
 CHECKPOINTS = {
-    "gptq_act_order": Checkpoint("4 bits, symmetric, group 32, act-order: g_idx is no ramp", gptq(4, 32, desc_act=True), layers=2),
+    "gptq_act_order": Checkpoint("4 bits, symmetric, group 32, act-order: g_idx is no ramp", gptq(4, 32, desc_act=True)),
     "gptq_asym": Checkpoint("4 bits, asymmetric, group 64, biases", gptq(4, 64, sym=False), "qwen2"),
     "gptq_asym_act_order": Checkpoint("4 bits, asymmetric, group 32, act-order", gptq(4, 32, sym=False, desc_act=True)),
     "gptq_v2": Checkpoint("format gptq_v2: 4 bits, asymmetric, group 64", gptq(4, 64, sym=False, format="gptq_v2")),
@@ -70,22 +70,16 @@ CHECKPOINTS = {
     "gptq_w3": Checkpoint("3 bits, symmetric, group 128", gptq(3, 128)),
     "gptq_w2_asym": Checkpoint("2 bits, asymmetric, group 32", gptq(2, 32, sym=False)),
     "gptq_moe": Checkpoint("experts and attention in 4 bits, symmetric, group 64; router plain", gptq(4, 64), "qwen3_moe"),
-    "gptqmodel_awq": Checkpoint(
-        "AWQ GEMM: 4 bits, asymmetric, group 64",
-        {"bits": 4, "group_size": 64, "sym": False, "quant_method": "awq", "format": "gemm"},
-    ),
 }
 
 
 def dequantizer(config: dict[str, Any]) -> Callable[[str, reference.Module], np.ndarray | None]:
-    """The definition that a quantization_config of quant_method gptq or awq names."""
+    """The definition that a quantization_config names."""
     stored_minus = 0 if config.get("checkpoint_format", config.get("format")) == "gptq_v2" else 1
 
     def dequantize(name: str, module: reference.Module) -> np.ndarray | None:
         if "qweight" not in module:
             return None
-        if config["quant_method"] == "awq":
-            return reference.awq(module)
         return reference.gptq(module, 32 * module["qzeros"].shape[1] // module["scales"].shape[1], stored_minus)
 
     return dequantize
@@ -127,7 +121,7 @@ def make(name: str) -> None:
         base=base_models.build(checkpoint.kind, checkpoint.layers),
         own={"logits": own},
         own_path=path,
-        notes=[NOTE] if checkpoint.settings.get("sym") is False and "awq" not in name else [],
+        notes=[NOTE] if checkpoint.settings.get("sym") is False else [],
     )
 
 

@@ -65,7 +65,7 @@ FP8_CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": Fa
 PLAIN_ROUTER = ["lm_head", "re:.*mlp\\.gate$"]
 CHECKPOINTS = {
     "ct_w4a16": Checkpoint(
-        "4 bits, symmetric, group 128, by GPTQ with actorder=weight: no g_idx", {"scheme": "W4A16"}, layers=2, modifier=GPTQModifier
+        "4 bits, symmetric, group 128, by GPTQ with actorder=weight: no g_idx", {"scheme": "W4A16"}, modifier=GPTQModifier
     ),
     "ct_w4a16_asym": Checkpoint(
         "4 bits, asymmetric, group 32, biases", groups(("Linear", integers(4, "group", 32, symmetric=False), None)), "qwen2"
@@ -99,13 +99,7 @@ CHECKPOINTS = {
         "fp8, weights in blocks of 128 x 128, activations per token and 128 columns", {"scheme": "FP8_BLOCK"}
     ),
     "ct_fp8_kv": Checkpoint(
-        "fp8, weights per channel, and scales of an fp8 KV cache", {"scheme": "FP8_DYNAMIC", "kv_cache_scheme": FP8_CACHE}, layers=2
-    ),
-    "ct_moe_w4a16": Checkpoint(
-        "experts and attention in 4 bits, symmetric, group 128, by GPTQ; router plain",
-        {"scheme": "W4A16", "ignore": PLAIN_ROUTER},
-        "qwen3_moe",
-        modifier=GPTQModifier,
+        "fp8, weights per channel, and scales of an fp8 KV cache", {"scheme": "FP8_DYNAMIC", "kv_cache_scheme": FP8_CACHE}
     ),
     "ct_moe_w4a16_asym": Checkpoint(
         "experts and attention in 4 bits, asymmetric, group 64; router plain",

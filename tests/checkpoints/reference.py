@@ -139,7 +139,8 @@ def plain(tensors: Tensors, dequantize: Callable[[str, Module], np.ndarray | Non
     """``dequantize(module's name, its tensors)`` gives the weight [N, K] in float64, or None where the module is plain."""
     modules: dict[str, Module] = {}
     for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
+        module, _, leaf = name.rpartition(".weight." if ".weight." in name else ".")
+        leaf = f"weight.{leaf}" if ".weight." in name else leaf  # bitsandbytes hangs the state of a weight under it
         modules.setdefault(module, {})[leaf] = tensor
     weights: Tensors = {}
     for name, module in modules.items():
@@ -175,7 +176,7 @@ def load(folder: Path, weights: Tensors) -> Any:
     """transformers' model of the folder's config less its quantization, eager, float64, with these weights and no others."""
     config = AutoConfig.from_pretrained(folder)
     del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double()
     fused = _fused(weights, model.state_dict().keys())
     model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(weight)) for name, weight in fused.items()}, strict=True)
     base_models.loop_over_experts(model)
