@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.jobs import attempt, first_columns
-from framework.build import input_processor, settle_block_size
+from framework.build import input_processor, settle_block_size, settle_quantization
 from framework.config import EngineConfig
 from framework.interpreter import enable_interpreter
 from framework.models.architecture import read_model
@@ -57,7 +57,7 @@ def measure(config: QualityConfig) -> Measured:
 
 
 def _open(engine: EngineConfig, config: QualityConfig) -> TeacherForcing:
-    engine = settle_block_size(engine)
+    engine = settle_quantization(settle_block_size(engine))
     return TeacherForcing(engine, read_model(engine.model), config.window_tokens, config.chunk_tokens, config.batch_windows)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from .clock import Clock, VirtualClock, WallClock
-from .config import EngineConfig, ModelConfig
+from .config import CALIBRATED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
 from .engine.inputs import InputProcessor
 from .engine.tokenizer import load_tokenizer
 from .executor.kinds import EXECUTORS
@@ -43,7 +43,9 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     from .plan import fold_choices, refuse_named_kernels
 
     config = settle_block_size(fold_choices(config, kernels))
-    if not kind.has_device:
+    if kind.has_device:
+        config = settle_quantization(config)
+    else:
         refuse_named_kernels(config)
     model = read_model(config.model)
     inputs = input_processor(config.model, model)
@@ -59,6 +61,23 @@ def settle_block_size(config: Config, arch: str | None = None) -> Config:
     if arch is None:
         _, arch = EXECUTORS[config.executor.kind].load().runs_on(config)
     return replace(config, cache=replace(config.cache, block_size=preferred_block_size(arch)))
+
+
+def settle_quantization(config: EngineConfig) -> EngineConfig:
+    """The config with the model replaced by its quantized checkpoint, where the scheme needs calibration: made now, or at an
+    earlier start. Raises ValueError for a model that has no checkpoint of floats to begin with."""
+    if config.quant.scheme not in CALIBRATED_SCHEMES:
+        return config
+    if config.model.load_format == "dummy":
+        raise ValueError(
+            f"quant.scheme={config.quant.scheme} is made from a checkpoint, and model.load_format=dummy has none: choose one of "
+            "the schemes that round weights (rtn-int4, int8, int8-weight, fp8, fp8-block)"
+        )
+    from .quantize import cached_checkpoint  # seconds to import, and needed by few engines
+
+    source = resolve_model(config.model.name, config.model.revision)
+    model = replace(config.model, name=str(cached_checkpoint(str(source), config.quant)), revision=None)
+    return replace(config, model=model, quant=QuantConfig(fuse=config.quant.fuse))
 
 
 def freeze_garbage() -> None:

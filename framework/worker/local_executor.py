@@ -8,14 +8,13 @@ from typing import Any
 import torch
 
 from ..clock import Clock
-from ..config import EngineConfig, QuantConfig
+from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES, block_bytes, group_layers
 from ..engine.step import StepInput
 from ..models.architecture import ModelInfo
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.builder import load_model
 from ..models.parallel import Parallel
-from ..models.quantization.calibrated import calibrated
 from ..models.quantization.table import read_scheme
 from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
@@ -47,8 +46,7 @@ class LocalExecutor:
         device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        model, quant = calibrated(model, config.quant)
-        self.nominal_weight_bytes = round(_weight_bytes(config, model, quant))
+        self.nominal_weight_bytes = round(_weight_bytes(config, model))
         check_weights_fit(self.nominal_weight_bytes, model, device)
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch)
         self._model = load_model(
@@ -60,7 +58,7 @@ class LocalExecutor:
             config.cache.block_size,
             config.seed,
             config.cache.dtype,
-            quant,
+            config.quant,
         )
         self.weight_bytes = tensor_bytes(self._model)
         self.groups = group_layers(self._model.cache_specs())
@@ -138,10 +136,10 @@ class LocalExecutor:
         self._model.logits(self._model.forward(batch)[rows]).float()
 
 
-def _weight_bytes(config: EngineConfig, model: ModelInfo, quant: QuantConfig) -> float:
+def _weight_bytes(config: EngineConfig, model: ModelInfo) -> float:
     """What the weights will take."""
     if model.architecture is not None:
-        scheme = read_scheme(model.quantization, quant)
+        scheme = read_scheme(model.quantization, config.quant)
         return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype))
     from ..models.transformers_model import num_library_weights, servable_config  # slow to import, and needed for few models
 

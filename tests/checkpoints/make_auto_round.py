@@ -175,8 +175,8 @@ def make(name: str) -> None:
 
 def input_quantizer(config: dict[str, Any], tensors: reference.Tensors) -> reference.QuantizeInput:
     def quantize(name: str, x: torch.Tensor) -> torch.Tensor:
-        if name == "lm_head":
-            return x
+        if name != "experts" and not any(f"{name}.{scale}" in tensors for scale in ("weight_scale", "weight_scale_inv")):
+            return x  # the projection to logits, and the router
         if config["act_dynamic"]:
             return reference.per_token(x, "fp8", 448, config["act_group_size"])
         return reference.fake_quantize(x, tensors[f"{name}.input_scale"].item(), "fp8")

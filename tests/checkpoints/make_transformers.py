@@ -57,6 +57,12 @@ def make(name: str) -> None:
             model = AutoModelForCausalLM.from_pretrained(base, quantization_config=config, dtype=torch.bfloat16, device_map="cpu")
         model.save_pretrained(f"{work}/made")
         folder = recording.keep(Path(work) / "made", name)
+    tensors, group = reference.read(folder), 128 if checkpoint.settings["weight_block_size"] else None
+
+    def quantize_input(module: str, x: torch.Tensor) -> torch.Tensor:
+        return reference.per_token(x, "fp8", 448, group) if f"{module}.weight_scale_inv" in tensors else x
+
+    quantized = reference.logits(reference.load(folder, reference.plain(tensors, dequantize)), quantize_input)
     own = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, quantization_config=FineGrainedFP8Config(dequantize=True), attn_implementation="eager"
     )
@@ -71,6 +77,7 @@ def make(name: str) -> None:
         dequantize=dequantize,
         base=base_models.build(checkpoint.kind),
         own={"logits": reference.logits(own)},
+        extra={"logits_quantized_activations": (quantized, "as logits, and inputs rounded with |max| / 448 of a token or group")},
         own_path="from_pretrained(dtype=float32, FineGrainedFP8Config(dequantize=True))",
     )
 

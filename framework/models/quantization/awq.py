@@ -26,12 +26,9 @@ class AwqFormat(Format):
     group_size: int
     zero_point: bool = True
 
-    def names(self, module: str) -> tuple[str, ...]:
-        tensors = ("qweight", "qzeros", "scales") if self.zero_point else ("qweight", "scales")
-        return tuple(f"{module}.{tensor}" for tensor in tensors)
-
-    def optional_names(self, module: str) -> tuple[str, ...]:
-        return (f"{module}.qzeros",)
+    def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
+        names, qzeros = (f"{module}.qweight", f"{module}.scales"), f"{module}.qzeros"
+        return (*names, qzeros) if self.zero_point or source.holds(qzeros) else names
 
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         return integer_bytes(module, self.group_size, not self.zero_point, BITS)

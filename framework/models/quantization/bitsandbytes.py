@@ -26,18 +26,16 @@ class CodebookFormat(Format):
 
     kind: str
 
-    def names(self, module: str) -> tuple[str, ...]:
+    def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
         weight = f"{module}.weight"
-        return weight, f"{weight}.absmax", f"{weight}.quant_map", f"{weight}.quant_state.bitsandbytes__{self.kind}"
-
-    def optional_names(self, module: str) -> tuple[str, ...]:
-        return f"{module}.weight.nested_absmax", f"{module}.weight.nested_quant_map"
+        names = weight, f"{weight}.absmax", f"{weight}.quant_map", f"{weight}.quant_state.bitsandbytes__{self.kind}"
+        return (*names, *filter(source.holds, (f"{weight}.nested_absmax", f"{weight}.nested_quant_map")))
 
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         return float_bytes(module, dtype)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
-        weight, absmax, quant_map, quant_state = self.names(module.name)
+        weight, absmax, quant_map, quant_state, *_ = self.names(module.name, source)
         state = json.loads(bytes(source.stored(quant_state, None, torch.uint8).cpu().tolist()))
         if tuple(state["shape"]) != module.shape:
             raise ValueError(f"{quant_state} has the shape {state['shape']}, but config.json asks for {list(module.shape)}")
@@ -58,11 +56,8 @@ class CodebookFormat(Format):
 class Int8Format(Format):
     """weight int8 [N, K]; SCB f32 [N], 127 times the scale of each row. Activations stay floats here."""
 
-    def names(self, module: str) -> tuple[str, ...]:
-        return f"{module}.weight", f"{module}.SCB"
-
-    def optional_names(self, module: str) -> tuple[str, ...]:
-        return (f"{module}.weight_format",)
+    def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
+        return (f"{module}.weight", f"{module}.SCB", *filter(source.holds, (f"{module}.weight_format",)))
 
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         return float_bytes(module, dtype) if expert else scaled_bytes(module, blocks=False)

@@ -34,12 +34,11 @@ class PackedFormat(Format):
     group_size: int
     symmetric: bool
 
-    def names(self, module: str) -> tuple[str, ...]:
-        return f"{module}.weight_packed", f"{module}.weight_scale"
-
-    def optional_names(self, module: str) -> tuple[str, ...]:
-        more = () if self.symmetric else (f"{module}.weight_zero_point",)
-        return (f"{module}.weight_shape", f"{module}.weight_g_idx", *more)
+    def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
+        names = [f"{module}.weight_packed", f"{module}.weight_scale"]
+        if not self.symmetric:
+            names.append(f"{module}.weight_zero_point")
+        return (*names, *filter(source.holds, (f"{module}.weight_shape", f"{module}.weight_g_idx")))
 
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         if expert and self.bits > 4:
@@ -48,7 +47,7 @@ class PackedFormat(Format):
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         num_groups, per_word = module.num_groups(self.group_size), WORD_BITS // self.bits
-        packed, scale = self.names(module.name)
+        packed, scale, *_ = self.names(module.name, source)
         words = source.stored(packed, (module.rows, -(-module.columns // per_word)), torch.int32)
         quantized = unpack_words(words, self.bits)[:, : module.columns]
         scales = source.stored(scale, (module.rows, num_groups), *WIDE_FLOATS)
@@ -77,12 +76,11 @@ class ScaledFormat(Format):
     activations: str
     blocks: bool = False
 
-    def names(self, module: str) -> tuple[str, ...]:
+    def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
         names = f"{module}.weight", f"{module}.weight_scale"
-        return (*names, f"{module}.input_scale") if self.activations == "static" else names
-
-    def optional_names(self, module: str) -> tuple[str, ...]:
-        return (f"{module}.input_zero_point",) if self.activations == "static" else ()
+        if self.activations != "static":
+            return names
+        return (*names, f"{module}.input_scale", *filter(source.holds, (f"{module}.input_zero_point",)))
 
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         if expert and (self.dtype == torch.int8 or self.activations == "none"):
@@ -113,14 +111,14 @@ class Mxfp4Format(Format):
     """ "mxfp4-pack-quantized": weight_packed uint8 [N, K/2], two e2m1 values per byte; weight_scale uint8 [N, K/32], powers of two.
     No kernel multiplies these: they become floats."""
 
-    def names(self, module: str) -> tuple[str, ...]:
+    def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
         return f"{module}.weight_packed", f"{module}.weight_scale"
 
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         return float_bytes(module, dtype)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
-        packed, scale = self.names(module.name)
+        packed, scale = self.names(module.name, source)
         blocks = source.stored(packed, (module.rows, module.columns // 2), torch.uint8)
         scales = source.stored(scale, (module.rows, module.num_groups(MXFP4_GROUP)), torch.uint8)
         part = float_linear(mxfp4_values(blocks, scales).to(source.dtype), None)

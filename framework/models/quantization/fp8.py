@@ -19,24 +19,23 @@ FP8 = torch.float8_e4m3fn
 @dataclass(frozen=True)
 class Fp8Format(Format):
     """weight float8_e4m3fn [N, K]. With blocks weight_scale_inv [ceil(N/128), ceil(K/128)], by which values are multiplied, despite
-    its name; else weight_scale, one number or one per row. static: the scale of activations lies in input_scale."""
+    its name; else weight_scale (weight_scale_inv to transformers), one number or one per row. static: the scale of
+    activations lies in input_scale."""
 
     blocks: bool
     static: bool
 
-    def names(self, module: str) -> tuple[str, ...]:
-        scale = "weight_scale_inv" if self.blocks else "weight_scale"
-        names = f"{module}.weight", f"{module}.{scale}"
-        return (*names, f"{module}.input_scale") if self.static else names
-
-    def optional_names(self, module: str) -> tuple[str, ...]:
-        return (f"{module}.input_scale",)
+    def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
+        inverse, input_scale = f"{module}.weight_scale_inv", f"{module}.input_scale"
+        scale = inverse if self.blocks or source.holds(inverse) else f"{module}.weight_scale"
+        names = f"{module}.weight", scale
+        return (*names, input_scale) if self.static or source.holds(input_scale) else names
 
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         return scaled_bytes(module, self.blocks)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
-        weight_name, scale_name, *_ = self.names(module.name)
+        weight_name, scale_name, *_ = self.names(module.name, source)
         weight = source.stored(weight_name, module.shape, FP8)
         if self.blocks:
             shape = -(-module.rows // FP8_BLOCK), -(-module.columns // FP8_BLOCK)

@@ -30,11 +30,9 @@ class GptqFormat(Format):
     symmetric: bool
     zero_offset: int
 
-    def names(self, module: str) -> tuple[str, ...]:
-        return f"{module}.qweight", f"{module}.qzeros", f"{module}.scales"
-
-    def optional_names(self, module: str) -> tuple[str, ...]:
-        return (f"{module}.g_idx",)
+    def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
+        names = f"{module}.qweight", f"{module}.qzeros", f"{module}.scales"
+        return (*names, *filter(source.holds, (f"{module}.g_idx",)))
 
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         if expert and self.bits > 4:
@@ -46,7 +44,7 @@ class GptqFormat(Format):
         for what, count in (("inputs", module.columns), ("outputs", module.rows)):
             if count * self.bits % WORD_BITS:
                 raise ValueError(f"{module.name}: {count} {what} of {self.bits} bits do not fill words of 32 bits")
-        qweight, qzeros, scales = self.names(module.name)
+        qweight, qzeros, scales, *g_idx_name = self.names(module.name, source)
         words = source.stored(qweight, (module.columns * self.bits // WORD_BITS, module.rows), torch.int32)
         zero_words = source.stored(qzeros, (num_groups, module.rows * self.bits // WORD_BITS), torch.int32)
         quantized = unpack_stream(words.T.contiguous(), self.bits)
@@ -54,8 +52,8 @@ class GptqFormat(Format):
         if not self.symmetric:
             zeros = self._zeros(zero_words).T
         perm = None
-        if source.holds(f"{module.name}.g_idx"):
-            g_idx = source.stored(f"{module.name}.g_idx", (module.columns,), torch.int32, torch.int64)
+        for name in g_idx_name:
+            g_idx = source.stored(name, (module.columns,), torch.int32, torch.int64)
             perm = sorted_by_group(g_idx, num_groups, module.name)
         if perm is not None:
             quantized = quantized[:, perm.long()]

@@ -35,8 +35,7 @@ class ModuleScheme(ABC):
             if found is None:
                 yield name
             else:
-                yield from found.names(module)
-                yield from filter(source.holds, found.optional_names(module))
+                yield from found.names(module, source)
             if part.bias or (found is not None and source.holds(bias_name(name))):
                 yield bias_name(name)
 
@@ -95,7 +94,7 @@ class ModuleScheme(ABC):
         found = self.format_of(module)
         if found is None or not source.holds(f"{module}.weight"):
             return found
-        return found if f"{module}.weight" in found.names(module) else None
+        return found if all(map(source.holds, found.names(module, source))) else None
 
 
 def _in_order(loaded: LoadedPart, part: Part) -> LoadedPart:

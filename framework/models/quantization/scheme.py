@@ -121,12 +121,8 @@ class Format(ABC):
     """How one module lies in a checkpoint."""
 
     @abstractmethod
-    def names(self, module: str) -> tuple[str, ...]:
-        """Its tensors."""
-
-    def optional_names(self, module: str) -> tuple[str, ...]:
-        """Tensors that it may have besides."""
-        return ()
+    def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
+        """Its tensors, those that it need not have only where the source holds them."""
 
     @abstractmethod
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
