@@ -1,0 +1,338 @@
+"""Exact min-p, top-k and top-p of one row, without a sort: which token is the last that is kept.
+
+Every token has a key of 64 bits, its score before its negated id, so that no two are equal and the kept ones are those with a
+key of at least the border's. A search keeps the border between two keys, ``lower`` <= border < ``upper``, and alternates two
+things until ``SAMPLE`` tokens are left, which are ranked against each other. It guesses a narrower interval: first from the
+best tokens of ``SAMPLE`` sets of groups, which alone may have what it takes (top-k, and top-p of peaked rows); else from a sample
+of SAMPLE tokens, of each set one in proportion to its mass. And it splits: one pass adds up what lies above and in the guessed
+interval, and lists the tokens in it, in which the search goes on. A wrong guess costs a pass, never a token.
+Masses are integers, 2^40 for the best token, so that nothing depends on the order of a sum.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .._shared.float_key import float_key, key_float
+from ._scan import GROUP_ONE
+from ._scores import load_logits, scores_of
+
+_MASS_ONE = tl.constexpr(float(1 << 40))
+_LAST_TOKEN = tl.constexpr(0x7FFFFFFF)
+_LEAST, _MOST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
+_MINUS_INFINITY = tl.constexpr(-0x800000)
+"""The bits of -inf."""
+_MAX_GUESSES = tl.constexpr(8)
+
+
+@triton.jit
+def token_keys(scores, tokens):
+    """int64 keys in the order in which filters keep tokens: by score, equal scores by token, the lowest first."""
+    return (float_key(scores).to(tl.int64) << 32) + (tokens ^ _LAST_TOKEN)
+
+
+@triton.jit
+def _end_of_keys(best):
+    """A key above all of a row whose best score is ``best``."""
+    return (float_key(best).to(tl.int64) + 1) << 32
+
+
+@triton.jit
+def at_least(scores, tokens, key):
+    """Which tokens have keys of at least ``key``; takes fewer registers than their keys."""
+    low = key & 0xFFFFFFFF
+    score = key_float((key >> 32).to(tl.int32))
+    return (scores > score) | ((scores == score) & (tokens <= (low ^ _LAST_TOKEN).to(tl.int32)))
+
+
+@triton.jit
+def _mass(scores, best):
+    return (tl.exp(scores - best) * _MASS_ONE).to(tl.int64)
+
+
+@triton.jit
+def _share(mass, top_p):
+    return tl.maximum(tl.ceil(mass.to(tl.float64) * top_p).to(tl.int64), 1)
+
+
+@triton.jit
+def load_scores(row, tokens, valid):
+    logits_ptr, num_tokens, temperature, best = row
+    return scores_of(load_logits(logits_ptr, tokens, valid & (tokens < num_tokens)), temperature)
+
+
+@triton.jit
+def load_groups(groups, zero, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Best scores, masses (2^24 for the best score) and first tokens of the row's groups, [GROUPS]. ``zero`` is 0 in a way that the
+    compiler does not see: else it would compute addresses and keys before the search, and keep them in registers all the time."""
+    groups_ptr, num_groups = groups
+    at = tl.arange(0, GROUPS)
+    group = tl.reshape((zero + 4 * tl.arange(0, GROUPS // 4))[:, None] + tl.arange(0, 4)[None, :], [GROUPS])
+    scores = tl.load(groups_ptr + at, mask=at < num_groups, other=_MINUS_INFINITY).to(tl.float32, bitcast=True)
+    return scores, tl.load(groups_ptr + num_groups + at, mask=at < num_groups, other=0), group * GROUP
+
+
+@triton.jit
+def row_mass(group_best, group_mass, best):
+    weights = group_mass.to(tl.float32) * tl.exp(group_best - best) * (_MASS_ONE / GROUP_ONE)
+    return tl.sum(weights.to(tl.int64), 0)
+
+
+@triton.jit
+def list_groups(groups, zero, lower, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Lists the groups that may hold keys of at least ``lower``, behind scores and masses; returns the list and its length."""
+    groups_ptr, num_groups = groups
+    list_ptr = groups_ptr + 2 * num_groups
+    scores, _, first = load_groups(groups, zero, GROUPS, GROUP)
+    listed = ((first < num_groups * GROUP) & (token_keys(scores, first) >= lower)).to(tl.int32)
+    tl.store(list_ptr + tl.cumsum(listed, 0) - 1, first // GROUP, mask=listed != 0)
+    tl.debug_barrier()  # the list is read by other threads than wrote it
+    return list_ptr, tl.sum(listed, 0)
+
+
+@triton.jit
+def _sums(keys, weights, num):
+    """What each key and the larger ones weigh together; only the first ``num`` weigh anything."""
+    sums = tl.zeros_like(weights)
+    for start in range(0, num, 16):  # few at a time: all pairs do not fit into registers
+        at = start + tl.arange(0, 16)
+        others = tl.gather(keys, at, 0)[None, :] >= keys[:, None]
+        sums += tl.sum(tl.where(others, tl.gather(weights, at, 0)[None, :], 0), 1)
+    return sums
+
+
+@triton.jit
+def _floor_of_sets(row, groups, zero, by_mass, target, lower, SETS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """A key at and above which the best tokens of the sets alone reach the target; ``lower`` if there is none."""
+    logits_ptr, num_tokens, temperature, best = row
+    groups_ptr, num_groups = groups
+    scores, _, first = load_groups(groups, zero, GROUPS, GROUP)
+    # The token is not known, but it is none behind the group.
+    keys = token_keys(scores, tl.minimum(first + (GROUP - 1), num_tokens - 1))
+    keys = tl.max(tl.reshape(keys, [SETS, GROUPS // SETS]), 1)
+    scores = tl.max(tl.reshape(scores, [SETS, GROUPS // SETS]), 1)
+    weights = tl.where(by_mass, tl.exp(scores - best) * _MASS_ONE, tl.where(scores > float("-inf"), 1.0, 0.0))
+    if tl.sum(weights, 0) >= target.to(tl.float32):
+        lower = tl.maximum(lower, tl.max(tl.where(_sums(keys, weights, tl.cdiv(num_groups, GROUPS // SETS)) >= target.to(tl.float32), keys, _LEAST), 0))
+    return lower
+
+
+@triton.jit
+def _sample_groups(row, groups, zero, by_mass, turn, SETS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Of each set a token, drawn in proportion to its mass (or any token alike) -> keys, and the sets' masses, [SETS]."""
+    logits_ptr, num_tokens, temperature, best = row
+    scores, mass, first = load_groups(groups, zero, GROUPS, GROUP)
+    mass = mass.to(tl.float32) * tl.exp(scores - best) * (1 / GROUP_ONE)
+    mass = tl.where(by_mass, mass, tl.where(first < num_tokens, 1.0, 0.0))
+    mass = tl.reshape(mass, [SETS, GROUPS // SETS])
+    first = tl.reshape(first, [SETS, GROUPS // SETS])
+    sums, total = tl.cumsum(mass, 1), tl.sum(mass, 1)
+    phase = (tl.arange(0, SETS) + turn * 977) * 0.6180339887
+    goal = (phase - tl.floor(phase)) * total
+    chosen = tl.min(tl.where(sums > goal[:, None], first, _LAST_TOKEN), 1)
+    rest = goal - tl.sum(tl.where(first == chosen[:, None], sums - mass, 0.0), 1)
+    rest = tl.where(by_mass, rest, rest * GROUP)
+
+    tokens = chosen[:, None] + tl.arange(0, GROUP)[None, :]
+    scores = load_scores(row, tokens, (chosen < num_tokens)[:, None])
+    weights = tl.where(by_mass, tl.exp(scores - best), 1.0)
+    token = tl.min(tl.where(tl.cumsum(weights, 1) > rest[:, None], tokens, chosen[:, None] + (GROUP - 1)), 1)
+    score = tl.max(tl.where(tokens == token[:, None], scores, float("-inf")), 1)
+    return tl.where((chosen < num_tokens) & (token < num_tokens), token_keys(score, token), _LEAST), total
+
+
+@triton.jit
+def load_list(row, list_ptr, at, num_listed):
+    """Tokens, scores and keys at places ``at`` of a list of tokens; beyond its end the least key."""
+    listed = at < num_listed
+    tokens = tl.load(list_ptr + at, mask=listed, other=0)
+    scores = load_scores(row, tokens, listed)
+    return tokens, scores, tl.where(listed, token_keys(scores, tokens), _LEAST)
+
+
+@triton.jit
+def _sample_list(row, list_ptr, num_listed, by_mass, turn, SETS: tl.constexpr):
+    """Tokens evenly spaced in a list -> keys and masses [SETS]."""
+    logits_ptr, num_tokens, temperature, best = row
+    phase = turn.to(tl.int64) * 0x9E3779B1 % num_listed
+    at = ((tl.arange(0, SETS) * num_listed.to(tl.int64) + phase) // SETS).to(tl.int32)
+    _, scores, keys = load_list(row, list_ptr, at, num_listed)
+    return keys, tl.where(by_mass, tl.exp(scores - best), 1.0)
+
+
+@triton.jit
+def _guess(keys, weights, num, lower, upper, need, weight):
+    """An interval of keys that the border is probably in, given a sample of the tokens in ``lower`` .. ``upper``, which weigh
+    ``weight`` together, and what those above the border weigh, ``need``."""
+    weights = tl.where((keys >= lower) & (keys < upper), weights, 0.0)
+    shares = _sums(keys, weights, num) / tl.maximum(tl.sum(weights, 0), 1e-30)
+    share = tl.minimum(need.to(tl.float32) / tl.maximum(weight, 1.0), 1.0)
+    error = 2.5 * tl.sqrt(share * (1 - share) / keys.shape[0]) + 2.0 / keys.shape[0]
+    guessed = tl.max(tl.where((weights > 0) & (shares >= tl.minimum(share + error, 0.9999)), keys, lower), 0)
+    return guessed, tl.min(tl.where((weights > 0) & (shares < share - error), keys, upper), 0)
+
+
+@triton.jit
+def load_units(row, list_ptr, num_listed, start, UNITS: tl.constexpr, UNIT: tl.constexpr):
+    """The tokens of UNITS listed groups of UNIT each, from place ``start`` on: the groups' numbers [UNITS], and tokens, scores
+    and which of them exist [UNITS, UNIT]."""
+    at = start + tl.arange(0, UNITS)
+    units = tl.load(list_ptr + at, mask=at < num_listed, other=0)
+    tokens = units[:, None] * UNIT + tl.arange(0, UNIT)[None, :]
+    valid = (at < num_listed)[:, None] & (tokens < row[1])
+    return units, tokens, load_scores(row, tokens, valid), valid
+
+
+@triton.jit
+def _weigh(row, list_ptr, num_listed, start, between, guessed, UNITS: tl.constexpr, UNIT: tl.constexpr):
+    """Tokens [UNITS, UNIT], which of them are in the guessed interval, and per unit the number and mass of those in it and of those
+    above it."""
+    lower, upper = guessed
+    _, tokens, scores, valid = load_units(row, list_ptr, num_listed, start, UNITS, UNIT)
+    at_least_upper = at_least(scores, tokens, upper)
+    above = valid & at_least_upper & (at_least(scores, tokens, between) == 0)
+    inside = valid & at_least(scores, tokens, lower) & (at_least_upper == 0)
+    mass = _mass(scores, row[3])
+    mass_above, mass_inside = tl.sum(tl.where(above, mass, 0), 1), tl.sum(tl.where(inside, mass, 0), 1)
+    return tokens, inside, tl.sum(inside.to(tl.int32), 1), mass_inside, tl.sum(above.to(tl.int32), 1), mass_above
+
+
+@triton.jit
+def _list(out_ptr, part, before, ROOM: tl.constexpr):
+    """Lists what is inside of a part, each unit's from place ``before`` on; returns where the next part's go."""
+    tokens, inside, num_inside, _, _, _ = part
+    places = before[:, None] + tl.cumsum(inside.to(tl.int32), 1) - 1
+    tl.store(out_ptr + places, tokens, mask=inside & (places < ROOM))
+    return before + num_inside
+
+
+@triton.jit
+def _split(
+    row, list_ptr, num_listed, out_ptr, between, guessed, UNIT: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr
+):
+    """Number and mass of the listed tokens with keys above the guessed interval and below ``between``, then of those in it, which
+    it lists in ``out_ptr``, as far as there is room."""
+    num_above, num_inside = tl.zeros([], tl.int32), tl.zeros([], tl.int32)
+    mass_above, mass_inside = tl.zeros([], tl.int64), tl.zeros([], tl.int64)
+    UNITS: tl.constexpr = TILE // UNIT // 4
+    for start in range(0, num_listed, 4 * UNITS):  # a tile in four parts, which take fewer registers than the whole
+        a = _weigh(row, list_ptr, num_listed, start, between, guessed, UNITS, UNIT)
+        b = _weigh(row, list_ptr, num_listed, start + UNITS, between, guessed, UNITS, UNIT)
+        c = _weigh(row, list_ptr, num_listed, start + 2 * UNITS, between, guessed, UNITS, UNIT)
+        d = _weigh(row, list_ptr, num_listed, start + 3 * UNITS, between, guessed, UNITS, UNIT)
+        in_units = a[2] + b[2] + c[2] + d[2]
+        before = num_inside + tl.cumsum(in_units, 0) - in_units
+        before = _list(out_ptr, a, before, ROOM)
+        before = _list(out_ptr, b, before, ROOM)
+        before = _list(out_ptr, c, before, ROOM)
+        _list(out_ptr, d, before, ROOM)
+        num_inside += tl.sum(in_units, 0)
+        mass_inside += tl.sum(a[3] + b[3] + c[3] + d[3], 0)
+        num_above += tl.sum(a[4] + b[4] + c[4] + d[4], 0)
+        mass_above += tl.sum(a[5] + b[5] + c[5] + d[5], 0)
+    tl.debug_barrier()  # the list is read by other threads than wrote it
+    return num_above, mass_above, num_inside, mass_inside
+
+
+@triton.jit
+def find_border(
+    row,
+    groups,
+    mass,
+    top_k,
+    top_p,
+    min_p,
+    SETS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    SURVIVORS: tl.constexpr,
+):
+    """Which tokens of a row are kept: all with keys of at least ``upper``, and those with keys of at least ``lower`` of a list.
+    ``mass`` is the row's. Returns lower, upper, the list, its length (at most SETS), and whether any key is at least ``upper``."""
+    groups_ptr, num_groups = groups
+    lists_ptr = groups_ptr + 3 * num_groups
+    logits_ptr, num_tokens, temperature, best = row
+    bottom = tl.where(min_p > 0, best + tl.log(tl.where(min_p > 0, min_p, 1.0)), float("-inf"))
+    lower, upper = float_key(bottom).to(tl.int64) << 32, _end_of_keys(best)
+    limited = (top_k > 0) & (top_k < num_tokens)
+    nucleus = top_p < 1
+    num_open = num_tokens
+    num_above, mass_above = tl.zeros([], tl.int32), tl.zeros([], tl.int64)
+    side, num_listed = 0, -1  # no list yet
+    num_sets = tl.cdiv(num_groups, GROUPS // SETS)
+    for criterion in range(1 - limited.to(tl.int32), 1 + nucleus.to(tl.int32)):
+        by_mass = criterion == 1
+        num_listed = tl.where(num_above == 0, num_listed, -1)  # what lies above is in no list
+        upper = _end_of_keys(best)
+        num_above, mass_above = tl.zeros([], tl.int32), tl.zeros([], tl.int64)
+        mass_open = mass.to(tl.float32)
+        target = tl.where(by_mass, _share(mass, top_p), top_k.to(tl.int64))
+        turn = tl.where(by_mass & (min_p > 0) & (limited == 0), -1, 0)  # before the first guess, what min-p leaves is measured
+        while (num_listed < 0) | (num_listed > SETS):
+            need = target - tl.where(by_mass, mass_above, num_above.to(tl.int64))
+            guess_lower, guess_upper = lower, upper
+            zero = num_open >> 27
+            list_ptr = lists_ptr + side * 3 * SURVIVORS
+            if num_open > SETS:
+                if turn == 0:
+                    guess_lower = _floor_of_sets(row, groups, zero, by_mass, target, lower, SETS, GROUPS, GROUP)
+                elif (turn > 0) & (turn < _MAX_GUESSES):
+                    if num_listed < 0:
+                        keys, weights = _sample_groups(row, groups, zero, by_mass, turn, SETS, GROUPS, GROUP)
+                    else:
+                        keys, weights = _sample_list(row, list_ptr, num_listed, by_mass, turn, SETS)
+                    weight = tl.where(by_mass, mass_open, num_open.to(tl.float32))
+                    guess_lower, guess_upper = _guess(keys, weights, tl.where(num_listed < 0, num_sets, SETS), lower, upper, need, weight)
+                if (turn > 0) & (guess_lower == lower) & (guess_upper == upper):
+                    guess_lower = (lower >> 1) + (upper >> 1) + (lower & upper & 1)
+            if (turn != 0) | (guess_lower > lower) | (num_open <= SETS):
+                out_side = tl.where(num_listed < 0, 0, 1 - side)
+                out_ptr = lists_ptr + out_side * 3 * SURVIVORS
+                guess = (guess_lower, guess_upper)
+                if num_listed < 0:
+                    group_list_ptr, num_listed_groups = list_groups(groups, zero, guess_lower, GROUPS, GROUP)
+                    above, mass_here, inside, mass_inside = _split(
+                        row, group_list_ptr, num_listed_groups, out_ptr, upper, guess, GROUP, TILE, 3 * SURVIVORS
+                    )
+                else:
+                    above, mass_here, inside, mass_inside = _split(
+                        row, list_ptr, num_listed, out_ptr, upper, guess, 1, TILE // 2, SURVIVORS
+                    )
+                if turn < 0:
+                    target = _share(mass_inside, top_p)
+                    need = target
+                below = tl.where(guess_lower == lower, 0, num_open - above - inside)
+                reach_above = tl.where(by_mass, mass_here, above.to(tl.int64))
+                reach_inside = reach_above + tl.where(by_mass, mass_inside, inside.to(tl.int64))
+                if (reach_inside < need) & (below > 0):
+                    upper = guess_lower
+                    num_above += above + inside
+                    mass_above += mass_here + mass_inside
+                    mass_open = tl.maximum(mass_open - (mass_here + mass_inside).to(tl.float32), 0.0)
+                    num_open = below
+                elif (reach_above >= need) | (inside == 0):
+                    lower = guess_upper
+                    mass_open, num_open = mass_here.to(tl.float32), above
+                else:
+                    lower, upper = guess_lower, guess_upper
+                    num_above += above
+                    mass_above += mass_here
+                    mass_open, num_open = mass_inside.to(tl.float32), inside
+                    if inside <= tl.where(num_listed < 0, 3 * SURVIVORS, SURVIVORS):
+                        side, num_listed = out_side, inside
+            turn += 1
+        need = target - tl.where(by_mass, mass_above, num_above.to(tl.int64))
+        _, scores, keys = load_list(row, lists_ptr + side * 3 * SURVIVORS, tl.arange(0, SETS), num_listed)
+        is_open = (keys >= lower) & (keys < upper)
+        masses = tl.where(is_open, _mass(scores, best), 0)
+        sums = _sums(keys, tl.where(by_mass, masses, is_open.to(tl.int64)), num_listed)
+        last = tl.min(tl.where(is_open, keys, _MOST), 0)
+        lower = tl.maximum(tl.max(tl.where(is_open & (sums >= need), keys, _LEAST), 0), last)
+        kept = is_open & (keys >= lower)
+        mass = mass_above + tl.sum(tl.where(kept, masses, 0), 0)
+        num_open = num_above + tl.sum(kept.to(tl.int32), 0)
+    searched = limited | nucleus
+    upper = tl.where(searched, upper, lower)
+    return lower, upper, lists_ptr + side * 3 * SURVIVORS, tl.maximum(num_listed, 0), (num_above > 0) | (searched == 0)
