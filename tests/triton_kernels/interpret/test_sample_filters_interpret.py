@@ -66,7 +66,7 @@ def _kept_kernel(
     SURVIVORS: tl.constexpr,
 ):
     groups = (groups_ptr, num_groups)
-    group_best, group_mass, _ = _filters.load_groups(groups, 0, GROUPS, GROUP)
+    group_best, group_mass, _ = _filters.load_groups(groups, GROUPS, GROUP)
     best = tl.max(group_best, 0)
     row = (logits_ptr, num_tokens, tl.load(temperature), best)
     mass = _filters.row_mass(group_best, group_mass, best)
@@ -183,10 +183,10 @@ class Steps:
         self.wrap(_filters, "load_list", 1)
         self.wrap(_filters, "_sums", 1)
         self.wrap(_filters, "_sample_groups", 1)  # its tile of tokens, beside that of groups
-        self.wrap(_filters, "_weigh", 0.5)  # two halves are loaded, and reduced, at once
+        self.wrap(_filters, "_weigh", 0.25)  # the parts of a tile, loaded and reduced at once
         self.wrap(sample_triton, "load_groups", 1)
         self.wrap(sample_triton, "load_list", 1)
-        self.wrap(sample_triton, "load_units", 1)
+        self.wrap(sample_triton, "load_part", 1)
 
     def wrap(self, module: Any, name: str, weight: float) -> None:
         function = getattr(module, name)

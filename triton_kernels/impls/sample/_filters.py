@@ -23,7 +23,7 @@ _LAST_TOKEN = tl.constexpr(0x7FFFFFFF)
 _LEAST, _MOST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 _MINUS_INFINITY = tl.constexpr(-0x800000)
 """The bits of -inf."""
-_MAX_GUESSES = tl.constexpr(8)
+_MAX_GUESSES, _MAX_TURNS = tl.constexpr(8), tl.constexpr(8 + 64)
 
 
 @triton.jit
@@ -63,14 +63,14 @@ def load_scores(row, tokens, valid):
 
 
 @triton.jit
-def load_groups(groups, zero, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Best scores, masses (2^24 for the best score) and first tokens of the row's groups, [GROUPS]. ``zero`` is 0 in a way that the
-    compiler does not see: else it would compute addresses and keys before the search, and keep them in registers all the time."""
+def load_groups(groups, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Best scores, masses (2^24 for the best score) and first tokens of the row's groups, [GROUPS]."""
     groups_ptr, num_groups = groups
     at = tl.arange(0, GROUPS)
-    group = tl.reshape((zero + 4 * tl.arange(0, GROUPS // 4))[:, None] + tl.arange(0, 4)[None, :], [GROUPS])
+    # The same numbers again, in a form that costs a register per four of them while the search runs.
+    first = tl.reshape(4 * GROUP * tl.arange(0, GROUPS // 4)[:, None] + GROUP * tl.arange(0, 4)[None, :], [GROUPS])
     scores = tl.load(groups_ptr + at, mask=at < num_groups, other=_MINUS_INFINITY).to(tl.float32, bitcast=True)
-    return scores, tl.load(groups_ptr + num_groups + at, mask=at < num_groups, other=0), group * GROUP
+    return scores, tl.load(groups_ptr + num_groups + at, mask=at < num_groups, other=0), first
 
 
 @triton.jit
@@ -80,15 +80,16 @@ def row_mass(group_best, group_mass, best):
 
 
 @triton.jit
-def list_groups(groups, zero, lower, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+def list_groups(groups, lower, GROUPS: tl.constexpr, GROUP: tl.constexpr):
     """Lists the groups that may hold keys of at least ``lower``, behind scores and masses; returns the list and its length."""
     groups_ptr, num_groups = groups
     list_ptr = groups_ptr + 2 * num_groups
-    scores, _, first = load_groups(groups, zero, GROUPS, GROUP)
-    listed = ((first < num_groups * GROUP) & (token_keys(scores, first) >= lower)).to(tl.int32)
-    tl.store(list_ptr + tl.cumsum(listed, 0) - 1, first // GROUP, mask=listed != 0)
+    scores, _, first = load_groups(groups, GROUPS, GROUP)
+    listed = (first < num_groups * GROUP) & (token_keys(scores, first) >= lower)
+    places = tl.cumsum(listed.to(tl.int32), 0)
+    tl.store(list_ptr + places - 1, first // GROUP, mask=listed)
     tl.debug_barrier()  # the list is read by other threads than wrote it
-    return list_ptr, tl.sum(listed, 0)
+    return list_ptr, tl.max(places, 0)
 
 
 @triton.jit
@@ -103,39 +104,39 @@ def _sums(keys, weights, num):
 
 
 @triton.jit
-def _floor_of_sets(row, groups, zero, by_mass, target, lower, SETS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+def _floor_of_sets(row, groups, by_mass, target, lower, SETS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
     """A key at and above which the best tokens of the sets alone reach the target; ``lower`` if there is none."""
     logits_ptr, num_tokens, temperature, best = row
     groups_ptr, num_groups = groups
-    scores, _, first = load_groups(groups, zero, GROUPS, GROUP)
+    scores, _, first = load_groups(groups, GROUPS, GROUP)
     # The token is not known, but it is none behind the group.
     keys = token_keys(scores, tl.minimum(first + (GROUP - 1), num_tokens - 1))
-    keys = tl.max(tl.reshape(keys, [SETS, GROUPS // SETS]), 1)
-    scores = tl.max(tl.reshape(scores, [SETS, GROUPS // SETS]), 1)
+    keys = tl.max(tl.reshape(keys, [GROUPS // SETS, SETS]), 0)
+    scores = tl.max(tl.reshape(scores, [GROUPS // SETS, SETS]), 0)
     weights = tl.where(by_mass, tl.exp(scores - best) * _MASS_ONE, tl.where(scores > float("-inf"), 1.0, 0.0))
     if tl.sum(weights, 0) >= target.to(tl.float32):
-        lower = tl.maximum(lower, tl.max(tl.where(_sums(keys, weights, tl.cdiv(num_groups, GROUPS // SETS)) >= target.to(tl.float32), keys, _LEAST), 0))
+        lower = tl.maximum(lower, tl.max(tl.where(_sums(keys, weights, tl.minimum(num_groups, SETS)) >= target.to(tl.float32), keys, _LEAST), 0))
     return lower
 
 
 @triton.jit
-def _sample_groups(row, groups, zero, by_mass, turn, SETS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+def _sample_groups(row, groups, by_mass, turn, SETS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
     """Of each set a token, drawn in proportion to its mass (or any token alike) -> keys, and the sets' masses, [SETS]."""
     logits_ptr, num_tokens, temperature, best = row
-    scores, mass, first = load_groups(groups, zero, GROUPS, GROUP)
+    scores, mass, first = load_groups(groups, GROUPS, GROUP)
     mass = mass.to(tl.float32) * tl.exp(scores - best) * (1 / GROUP_ONE)
     mass = tl.where(by_mass, mass, tl.where(first < num_tokens, 1.0, 0.0))
-    mass = tl.reshape(mass, [SETS, GROUPS // SETS])
-    first = tl.reshape(first, [SETS, GROUPS // SETS])
-    sums, total = tl.cumsum(mass, 1), tl.sum(mass, 1)
+    mass = tl.reshape(mass, [GROUPS // SETS, SETS])
+    first = tl.reshape(first, [GROUPS // SETS, SETS])
+    sums, total = tl.cumsum(mass, 0), tl.sum(mass, 0)
     phase = (tl.arange(0, SETS) + turn * 977) * 0.6180339887
     goal = (phase - tl.floor(phase)) * total
-    chosen = tl.min(tl.where(sums > goal[:, None], first, _LAST_TOKEN), 1)
-    rest = goal - tl.sum(tl.where(first == chosen[:, None], sums - mass, 0.0), 1)
+    chosen = tl.min(tl.where(sums > goal[None, :], first, _LAST_TOKEN), 0)
+    rest = goal - tl.sum(tl.where(first == chosen[None, :], sums - mass, 0.0), 0)
     rest = tl.where(by_mass, rest, rest * GROUP)
 
     tokens = chosen[:, None] + tl.arange(0, GROUP)[None, :]
-    scores = load_scores(row, tokens, (chosen < num_tokens)[:, None])
+    scores = load_scores(row, tokens, chosen[:, None] < num_tokens)
     weights = tl.where(by_mass, tl.exp(scores - best), 1.0)
     token = tl.min(tl.where(tl.cumsum(weights, 1) > rest[:, None], tokens, chosen[:, None] + (GROUP - 1)), 1)
     score = tl.max(tl.where(tokens == token[:, None], scores, float("-inf")), 1)
@@ -155,8 +156,8 @@ def load_list(row, list_ptr, at, num_listed):
 def _sample_list(row, list_ptr, num_listed, by_mass, turn, SETS: tl.constexpr):
     """Tokens evenly spaced in a list -> keys and masses [SETS]."""
     logits_ptr, num_tokens, temperature, best = row
-    phase = turn.to(tl.int64) * 0x9E3779B1 % num_listed
-    at = ((tl.arange(0, SETS) * num_listed.to(tl.int64) + phase) // SETS).to(tl.int32)
+    phase = turn * 0.6180339887
+    at = ((tl.arange(0, SETS) + (phase - tl.floor(phase))) * (num_listed / SETS)).to(tl.int32)
     _, scores, keys = load_list(row, list_ptr, at, num_listed)
     return keys, tl.where(by_mass, tl.exp(scores - best), 1.0)
 
@@ -174,22 +175,29 @@ def _guess(keys, weights, num, lower, upper, need, weight):
 
 
 @triton.jit
-def load_units(row, list_ptr, num_listed, start, UNITS: tl.constexpr, UNIT: tl.constexpr):
-    """The tokens of UNITS listed groups of UNIT each, from place ``start`` on: the groups' numbers [UNITS], and tokens, scores
-    and which of them exist [UNITS, UNIT]."""
-    at = start + tl.arange(0, UNITS)
-    units = tl.load(list_ptr + at, mask=at < num_listed, other=0)
-    tokens = units[:, None] * UNIT + tl.arange(0, UNIT)[None, :]
-    valid = (at < num_listed)[:, None] & (tokens < row[1])
-    return units, tokens, load_scores(row, tokens, valid), valid
+def load_part(row, list_ptr, num_listed, start, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPED: tl.constexpr):
+    """Tokens, their scores, and which of them exist [ROWS, WIDTH]: those of listed groups of WIDTH tokens from place ``start`` on, or
+    listed tokens, WIDTH to a row, from row ``start`` on."""
+    rows = start + tl.arange(0, ROWS)
+    if GROUPED:
+        units = tl.load(list_ptr + rows, mask=rows < num_listed, other=-1)
+        tokens = units[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+        valid = (units[:, None] >= 0) & (tokens < row[1])
+    else:
+        at = rows[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+        tokens = tl.load(list_ptr + at, mask=at < num_listed, other=-1)
+        valid = tokens >= 0
+    return tokens, load_scores(row, tokens, valid), valid
 
 
 @triton.jit
-def _weigh(row, list_ptr, num_listed, start, between, guessed, UNITS: tl.constexpr, UNIT: tl.constexpr):
-    """Tokens [UNITS, UNIT], which of them are in the guessed interval, and per unit the number and mass of those in it and of those
-    above it."""
-    lower, upper = guessed
-    _, tokens, scores, valid = load_units(row, list_ptr, num_listed, start, UNITS, UNIT)
+def _weigh(
+    row, list_ptr, num_listed, start, between, guess, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPED: tl.constexpr
+):
+    """Tokens [ROWS, WIDTH], which of them are in the guessed interval, and per row of them the number and mass of those in it and of
+    those above it."""
+    lower, upper = guess
+    tokens, scores, valid = load_part(row, list_ptr, num_listed, start, ROWS, WIDTH, GROUPED)
     at_least_upper = at_least(scores, tokens, upper)
     above = valid & at_least_upper & (at_least(scores, tokens, between) == 0)
     inside = valid & at_least(scores, tokens, lower) & (at_least_upper == 0)
@@ -200,7 +208,7 @@ def _weigh(row, list_ptr, num_listed, start, between, guessed, UNITS: tl.constex
 
 @triton.jit
 def _list(out_ptr, part, before, ROOM: tl.constexpr):
-    """Lists what is inside of a part, each unit's from place ``before`` on; returns where the next part's go."""
+    """Lists what is inside of a part, each row's from place ``before`` on; returns where the next part's go."""
     tokens, inside, num_inside, _, _, _ = part
     places = before[:, None] + tl.cumsum(inside.to(tl.int32), 1) - 1
     tl.store(out_ptr + places, tokens, mask=inside & (places < ROOM))
@@ -209,25 +217,35 @@ def _list(out_ptr, part, before, ROOM: tl.constexpr):
 
 @triton.jit
 def _split(
-    row, list_ptr, num_listed, out_ptr, between, guessed, UNIT: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr
+    row,
+    list_ptr,
+    num_listed,
+    out_ptr,
+    between,
+    guess,
+    TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GROUPED: tl.constexpr,
+    ROOM: tl.constexpr,
 ):
     """Number and mass of the listed tokens with keys above the guessed interval and below ``between``, then of those in it, which
     it lists in ``out_ptr``, as far as there is room."""
     num_above, num_inside = tl.zeros([], tl.int32), tl.zeros([], tl.int32)
     mass_above, mass_inside = tl.zeros([], tl.int64), tl.zeros([], tl.int64)
-    UNITS: tl.constexpr = TILE // UNIT // 4
-    for start in range(0, num_listed, 4 * UNITS):  # a tile in four parts, which take fewer registers than the whole
-        a = _weigh(row, list_ptr, num_listed, start, between, guessed, UNITS, UNIT)
-        b = _weigh(row, list_ptr, num_listed, start + UNITS, between, guessed, UNITS, UNIT)
-        c = _weigh(row, list_ptr, num_listed, start + 2 * UNITS, between, guessed, UNITS, UNIT)
-        d = _weigh(row, list_ptr, num_listed, start + 3 * UNITS, between, guessed, UNITS, UNIT)
-        in_units = a[2] + b[2] + c[2] + d[2]
-        before = num_inside + tl.cumsum(in_units, 0) - in_units
+    ROWS: tl.constexpr = TILE // WIDTH // 4
+    num_rows = num_listed if GROUPED else tl.cdiv(num_listed, WIDTH)
+    for start in tl.range(0, num_rows, 4 * ROWS, disable_licm=True):  # a tile in four parts, which take fewer registers than the whole
+        a = _weigh(row, list_ptr, num_listed, start, between, guess, ROWS, WIDTH, GROUPED)
+        b = _weigh(row, list_ptr, num_listed, start + ROWS, between, guess, ROWS, WIDTH, GROUPED)
+        c = _weigh(row, list_ptr, num_listed, start + 2 * ROWS, between, guess, ROWS, WIDTH, GROUPED)
+        d = _weigh(row, list_ptr, num_listed, start + 3 * ROWS, between, guess, ROWS, WIDTH, GROUPED)
+        in_rows = a[2] + b[2] + c[2] + d[2]
+        before = num_inside + tl.cumsum(in_rows, 0) - in_rows
         before = _list(out_ptr, a, before, ROOM)
         before = _list(out_ptr, b, before, ROOM)
         before = _list(out_ptr, c, before, ROOM)
         _list(out_ptr, d, before, ROOM)
-        num_inside += tl.sum(in_units, 0)
+        num_inside += tl.sum(in_rows, 0)
         mass_inside += tl.sum(a[3] + b[3] + c[3] + d[3], 0)
         num_above += tl.sum(a[4] + b[4] + c[4] + d[4], 0)
         mass_above += tl.sum(a[5] + b[5] + c[5] + d[5], 0)
@@ -261,68 +279,68 @@ def find_border(
     num_open = num_tokens
     num_above, mass_above = tl.zeros([], tl.int32), tl.zeros([], tl.int64)
     side, num_listed = 0, -1  # no list yet
-    num_sets = tl.cdiv(num_groups, GROUPS // SETS)
-    for criterion in range(1 - limited.to(tl.int32), 1 + nucleus.to(tl.int32)):
+    num_sets = tl.minimum(num_groups, SETS)
+    for criterion in tl.range(1 - limited.to(tl.int32), 1 + nucleus.to(tl.int32), disable_licm=True):
         by_mass = criterion == 1
         num_listed = tl.where(num_above == 0, num_listed, -1)  # what lies above is in no list
         upper = _end_of_keys(best)
         num_above, mass_above = tl.zeros([], tl.int32), tl.zeros([], tl.int64)
         mass_open = mass.to(tl.float32)
         target = tl.where(by_mass, _share(mass, top_p), top_k.to(tl.int64))
-        turn = tl.where(by_mass & (min_p > 0) & (limited == 0), -1, 0)  # before the first guess, what min-p leaves is measured
-        while (num_listed < 0) | (num_listed > SETS):
-            need = target - tl.where(by_mass, mass_above, num_above.to(tl.int64))
-            guess_lower, guess_upper = lower, upper
-            zero = num_open >> 27
-            list_ptr = lists_ptr + side * 3 * SURVIVORS
-            if num_open > SETS:
-                if turn == 0:
-                    guess_lower = _floor_of_sets(row, groups, zero, by_mass, target, lower, SETS, GROUPS, GROUP)
-                elif (turn > 0) & (turn < _MAX_GUESSES):
+        # What min-p leaves is measured before the first guess.
+        first = tl.where((min_p > 0) & ((criterion == 0) | (limited == 0)), -1, 0)
+        for turn in tl.range(first, _MAX_TURNS, disable_licm=True):
+            if (num_listed < 0) | (num_listed > SETS):
+                need = target - tl.where(by_mass, mass_above, num_above.to(tl.int64))
+                guess_lower, guess_upper = lower, upper
+                list_ptr = lists_ptr + side * 3 * SURVIVORS
+                if (num_open > SETS) & (turn >= 0):
+                    if turn == 0:
+                        guess_lower = _floor_of_sets(row, groups, by_mass, target, lower, SETS, GROUPS, GROUP)
+                    elif turn < _MAX_GUESSES:
+                        if num_listed < 0:
+                            keys, weights = _sample_groups(row, groups, by_mass, turn, SETS, GROUPS, GROUP)
+                        else:
+                            keys, weights = _sample_list(row, list_ptr, num_listed, by_mass, turn, SETS)
+                        weight = tl.where(by_mass, mass_open, num_open.to(tl.float32))
+                        guess_lower, guess_upper = _guess(keys, weights, tl.where(num_listed < 0, num_sets, SETS), lower, upper, need, weight)
+                    if (turn > 0) & (guess_lower == lower) & (guess_upper == upper):
+                        guess_lower = (lower >> 1) + (upper >> 1) + (lower & upper & 1)
+                if (turn != 0) | (guess_lower > lower) | (num_open <= SETS):
+                    out_side = tl.where(num_listed < 0, 0, 1 - side)
+                    out_ptr = lists_ptr + out_side * 3 * SURVIVORS
+                    guess = (guess_lower, guess_upper)
                     if num_listed < 0:
-                        keys, weights = _sample_groups(row, groups, zero, by_mass, turn, SETS, GROUPS, GROUP)
+                        group_list_ptr, num_listed_groups = list_groups(groups, guess_lower, GROUPS, GROUP)
+                        above, mass_here, inside, mass_inside = _split(
+                            row, group_list_ptr, num_listed_groups, out_ptr, upper, guess, TILE, GROUP, True, 3 * SURVIVORS
+                        )
                     else:
-                        keys, weights = _sample_list(row, list_ptr, num_listed, by_mass, turn, SETS)
-                    weight = tl.where(by_mass, mass_open, num_open.to(tl.float32))
-                    guess_lower, guess_upper = _guess(keys, weights, tl.where(num_listed < 0, num_sets, SETS), lower, upper, need, weight)
-                if (turn > 0) & (guess_lower == lower) & (guess_upper == upper):
-                    guess_lower = (lower >> 1) + (upper >> 1) + (lower & upper & 1)
-            if (turn != 0) | (guess_lower > lower) | (num_open <= SETS):
-                out_side = tl.where(num_listed < 0, 0, 1 - side)
-                out_ptr = lists_ptr + out_side * 3 * SURVIVORS
-                guess = (guess_lower, guess_upper)
-                if num_listed < 0:
-                    group_list_ptr, num_listed_groups = list_groups(groups, zero, guess_lower, GROUPS, GROUP)
-                    above, mass_here, inside, mass_inside = _split(
-                        row, group_list_ptr, num_listed_groups, out_ptr, upper, guess, GROUP, TILE, 3 * SURVIVORS
-                    )
-                else:
-                    above, mass_here, inside, mass_inside = _split(
-                        row, list_ptr, num_listed, out_ptr, upper, guess, 1, TILE // 2, SURVIVORS
-                    )
-                if turn < 0:
-                    target = _share(mass_inside, top_p)
-                    need = target
-                below = tl.where(guess_lower == lower, 0, num_open - above - inside)
-                reach_above = tl.where(by_mass, mass_here, above.to(tl.int64))
-                reach_inside = reach_above + tl.where(by_mass, mass_inside, inside.to(tl.int64))
-                if (reach_inside < need) & (below > 0):
-                    upper = guess_lower
-                    num_above += above + inside
-                    mass_above += mass_here + mass_inside
-                    mass_open = tl.maximum(mass_open - (mass_here + mass_inside).to(tl.float32), 0.0)
-                    num_open = below
-                elif (reach_above >= need) | (inside == 0):
-                    lower = guess_upper
-                    mass_open, num_open = mass_here.to(tl.float32), above
-                else:
-                    lower, upper = guess_lower, guess_upper
-                    num_above += above
-                    mass_above += mass_here
-                    mass_open, num_open = mass_inside.to(tl.float32), inside
-                    if inside <= tl.where(num_listed < 0, 3 * SURVIVORS, SURVIVORS):
-                        side, num_listed = out_side, inside
-            turn += 1
+                        above, mass_here, inside, mass_inside = _split(
+                            row, list_ptr, num_listed, out_ptr, upper, guess, TILE // 2, 8, False, SURVIVORS
+                        )
+                    if turn < 0:
+                        target = tl.where(by_mass, _share(mass_inside, top_p), target)
+                        need = target
+                    below = tl.where(guess_lower == lower, 0, num_open - above - inside)
+                    reach_above = tl.where(by_mass, mass_here, above.to(tl.int64))
+                    reach_inside = reach_above + tl.where(by_mass, mass_inside, inside.to(tl.int64))
+                    if (reach_inside < need) & (below > 0):
+                        upper = guess_lower
+                        num_above += above + inside
+                        mass_above += mass_here + mass_inside
+                        mass_open = tl.maximum(mass_open - (mass_here + mass_inside).to(tl.float32), 0.0)
+                        num_open = below
+                    elif (reach_above >= need) | (inside == 0):
+                        lower = guess_upper
+                        mass_open, num_open = mass_here.to(tl.float32), above
+                    else:
+                        lower, upper = guess_lower, guess_upper
+                        num_above += above
+                        mass_above += mass_here
+                        mass_open, num_open = mass_inside.to(tl.float32), inside
+                        if inside <= tl.where(num_listed < 0, 3 * SURVIVORS, SURVIVORS):
+                            side, num_listed = out_side, inside
         need = target - tl.where(by_mass, mass_above, num_above.to(tl.int64))
         _, scores, keys = load_list(row, lists_ptr + side * 3 * SURVIVORS, tl.arange(0, SETS), num_listed)
         is_open = (keys >= lower) & (keys < upper)

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from .._shared.philox import block_words, token_noise
-from ._filters import at_least, find_border, list_groups, load_groups, load_list, load_units, row_mass
+from ._filters import at_least, find_border, list_groups, load_groups, load_list, load_part, row_mass
 from ._scan import is_filtered, scan_kernel
 from ._scores import load_logits, noisy_winner, scores_of
 
@@ -34,9 +34,11 @@ def _draw_settled(row, list_ptr, num_listed, lower, noise, best_noisy, best_toke
     """The better of what was drawn so far and of the tokens of listed groups with keys of at least ``lower``."""
     logits_ptr, num_tokens, temperature, best = row
     seed, position, stream = noise
-    for start in range(0, num_listed, TILE // GROUP):
-        groups, tokens, scores, valid = load_units(row, list_ptr, num_listed, start, TILE // GROUP, GROUP)
-        quads = groups[:, None] * (GROUP // 4) + tl.arange(0, GROUP // 4)[None, :]
+    for start in tl.range(0, num_listed, TILE // GROUP, disable_licm=True):
+        tokens, scores, valid = load_part(row, list_ptr, num_listed, start, TILE // GROUP, GROUP, True)
+        at = start + tl.arange(0, TILE // GROUP)
+        first_quads = tl.load(list_ptr + at, mask=at < num_listed, other=0) * (GROUP // 4)
+        quads = first_quads[:, None] + tl.arange(0, GROUP // 4)[None, :]
         words = block_words(seed, position, stream, tl.reshape(quads, [TILE // 4]), TILE)
         settled = tl.reshape(tl.where(valid & at_least(scores, tokens, lower), scores, float("-inf")), [TILE])
         index = noisy_winner(settled, 1.0, words, TILE)
@@ -86,7 +88,7 @@ def _choose_kernel(
     token = -1
     if is_filtered(temperature, top_k, top_p, min_p, num_tokens):
         groups = (groups_ptr + row * groups_stride, num_groups)
-        group_best, group_mass, _ = load_groups(groups, 0, GROUPS, GROUP)
+        group_best, group_mass, _ = load_groups(groups, GROUPS, GROUP)
         best = tl.max(group_best, 0)
         if (best > float("-inf")) & (best < float("inf")):
             scored = (logits_ptr, num_tokens, temperature, best)
@@ -99,7 +101,7 @@ def _choose_kernel(
             noisy = tl.where(keys >= lower, scores + token_noise(seed, position, stream, tokens), float("-inf"))
             best_noisy, token = _best_token(noisy, tokens)
             if some_settled:
-                settled_ptr, num_settled = list_groups(groups, 0, upper, GROUPS, GROUP)
+                settled_ptr, num_settled = list_groups(groups, upper, GROUPS, GROUP)
                 noise = (seed, position, stream)
                 token = _draw_settled(scored, settled_ptr, num_settled, upper, noise, best_noisy, token, GROUP, TILE)
     else:
