@@ -1,12 +1,10 @@
 """Exact min-p, top-k and top-p of one row, without a sort: which token is the last that is kept.
 
-Every token has a key of 64 bits, its score before its negated id, so that no two are equal and the kept ones are those with a
-key of at least the border's. A search keeps the border between two keys, ``lower`` <= border < ``upper``, and alternates two
-things until ``SAMPLE`` tokens are left, which are ranked against each other. It guesses a narrower interval: first from the
-best tokens of ``SAMPLE`` sets of groups, which alone may have what it takes (top-k, and top-p of peaked rows); else from a sample
-of SAMPLE tokens, of each set one in proportion to its mass. And it splits: one pass adds up what lies above and in the guessed
-interval, and lists the tokens in it, in which the search goes on. A wrong guess costs a pass, never a token.
-Masses are integers, 2^40 for the best token, so that nothing depends on the order of a sum.
+The kept tokens are those with a key (``_keys.py``) of at least the border's. A search keeps the border between two keys, ``lower``
+<= border < ``upper``, and alternates two things until ``SETS`` tokens are left, which are ranked against each other. It guesses a
+narrower interval: first from the best tokens of SETS sets of groups, then from samples. And it splits: one pass adds up what lies
+above and in the guessed interval, and lists the tokens in it, in which the search goes on. A wrong guess costs a pass, never a
+token.
 """
 
 from __future__ import annotations
@@ -14,69 +12,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._shared.float_key import float_key, key_float
-from ._scan import GROUP_ONE
-from ._scores import load_logits, scores_of
+from .._shared.float_key import float_key
+from ._guesses import floor_of_sets, guess_interval, sample_groups, sample_list
+from ._keys import (
+    LEAST_KEY,
+    MOST_KEY,
+    at_least,
+    end_of_keys,
+    load_groups,
+    load_list,
+    load_scores,
+    share_of,
+    sums_from,
+    token_keys,
+    token_mass,
+)
 
-_MASS_ONE = tl.constexpr(float(1 << 40))
-_LAST_TOKEN = tl.constexpr(0x7FFFFFFF)
-_LEAST, _MOST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
-_MINUS_INFINITY = tl.constexpr(-0x800000)
-"""The bits of -inf."""
 _MAX_GUESSES, _MAX_TURNS = tl.constexpr(8), tl.constexpr(8 + 64)
-
-
-@triton.jit
-def token_keys(scores, tokens):
-    """int64 keys in the order in which filters keep tokens: by score, equal scores by token, the lowest first."""
-    return (float_key(scores).to(tl.int64) << 32) + (tokens ^ _LAST_TOKEN)
-
-
-@triton.jit
-def _end_of_keys(best):
-    """A key above all of a row whose best score is ``best``."""
-    return (float_key(best).to(tl.int64) + 1) << 32
-
-
-@triton.jit
-def at_least(scores, tokens, key):
-    """Which tokens have keys of at least ``key``; takes fewer registers than their keys."""
-    low = key & 0xFFFFFFFF
-    score = key_float((key >> 32).to(tl.int32))
-    return (scores > score) | ((scores == score) & (tokens <= (low ^ _LAST_TOKEN).to(tl.int32)))
-
-
-@triton.jit
-def _mass(scores, best):
-    return (tl.exp(scores - best) * _MASS_ONE).to(tl.int64)
-
-
-@triton.jit
-def _share(mass, top_p):
-    return tl.maximum(tl.ceil(mass.to(tl.float64) * top_p).to(tl.int64), 1)
-
-
-@triton.jit
-def load_scores(row, tokens, valid):
-    logits_ptr, num_tokens, temperature, best = row
-    return scores_of(load_logits(logits_ptr, tokens, valid & (tokens < num_tokens)), temperature)
-
-
-@triton.jit
-def load_groups(groups, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Best scores, masses (2^24 for the best score) and first tokens of the row's groups, [GROUPS]."""
-    groups_ptr, num_groups = groups
-    at = tl.arange(0, GROUPS)
-    # The same numbers again, in a form that costs a register per four of them while the search runs.
-    first = tl.reshape(4 * GROUP * tl.arange(0, GROUPS // 4)[:, None] + GROUP * tl.arange(0, 4)[None, :], [GROUPS])
-    scores = tl.load(groups_ptr + at, mask=at < num_groups, other=_MINUS_INFINITY).to(tl.float32, bitcast=True)
-    return scores, tl.load(groups_ptr + num_groups + at, mask=at < num_groups, other=0), first
-
-
-@triton.jit
-def row_mass(group_best, group_mass, best):
-    weights = group_mass.to(tl.float32) * tl.exp(group_best - best) * (_MASS_ONE / GROUP_ONE)
-    return tl.sum(weights.to(tl.int64), 0)
 
 
 @triton.jit
@@ -93,90 +45,8 @@ def list_groups(groups, lower, GROUPS: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _sums(keys, weights, num):
-    """What each key and the larger ones weigh together; only the first ``num`` weigh anything."""
-    sums = tl.zeros_like(weights)
-    for start in range(0, num, 16):  # few at a time: all pairs do not fit into registers
-        at = start + tl.arange(0, 16)
-        others = tl.gather(keys, at, 0)[None, :] >= keys[:, None]
-        sums += tl.sum(tl.where(others, tl.gather(weights, at, 0)[None, :], 0), 1)
-    return sums
-
-
-@triton.jit
-def _floor_of_sets(row, groups, by_mass, target, lower, SETS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """A key at and above which the best tokens of the sets alone reach the target; ``lower`` if there is none."""
-    logits_ptr, num_tokens, temperature, best = row
-    groups_ptr, num_groups = groups
-    scores, _, first = load_groups(groups, GROUPS, GROUP)
-    # The token is not known, but it is none behind the group.
-    keys = token_keys(scores, tl.minimum(first + (GROUP - 1), num_tokens - 1))
-    keys = tl.max(tl.reshape(keys, [GROUPS // SETS, SETS]), 0)
-    scores = tl.max(tl.reshape(scores, [GROUPS // SETS, SETS]), 0)
-    weights = tl.where(by_mass, tl.exp(scores - best) * _MASS_ONE, tl.where(scores > float("-inf"), 1.0, 0.0))
-    if tl.sum(weights, 0) >= target.to(tl.float32):
-        lower = tl.maximum(lower, tl.max(tl.where(_sums(keys, weights, tl.minimum(num_groups, SETS)) >= target.to(tl.float32), keys, _LEAST), 0))
-    return lower
-
-
-@triton.jit
-def _sample_groups(row, groups, by_mass, turn, SETS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Of each set a token, drawn in proportion to its mass (or any token alike) -> keys, and the sets' masses, [SETS]."""
-    logits_ptr, num_tokens, temperature, best = row
-    scores, mass, first = load_groups(groups, GROUPS, GROUP)
-    mass = mass.to(tl.float32) * tl.exp(scores - best) * (1 / GROUP_ONE)
-    mass = tl.where(by_mass, mass, tl.where(first < num_tokens, 1.0, 0.0))
-    mass = tl.reshape(mass, [GROUPS // SETS, SETS])
-    first = tl.reshape(first, [GROUPS // SETS, SETS])
-    sums, total = tl.cumsum(mass, 0), tl.sum(mass, 0)
-    phase = (tl.arange(0, SETS) + turn * 977) * 0.6180339887
-    goal = (phase - tl.floor(phase)) * total
-    chosen = tl.min(tl.where(sums > goal[None, :], first, _LAST_TOKEN), 0)
-    rest = goal - tl.sum(tl.where(first == chosen[None, :], sums - mass, 0.0), 0)
-    rest = tl.where(by_mass, rest, rest * GROUP)
-
-    tokens = chosen[:, None] + tl.arange(0, GROUP)[None, :]
-    scores = load_scores(row, tokens, chosen[:, None] < num_tokens)
-    weights = tl.where(by_mass, tl.exp(scores - best), 1.0)
-    token = tl.min(tl.where(tl.cumsum(weights, 1) > rest[:, None], tokens, chosen[:, None] + (GROUP - 1)), 1)
-    score = tl.max(tl.where(tokens == token[:, None], scores, float("-inf")), 1)
-    return tl.where((chosen < num_tokens) & (token < num_tokens), token_keys(score, token), _LEAST), total
-
-
-@triton.jit
-def load_list(row, list_ptr, at, num_listed):
-    """Tokens, scores and keys at places ``at`` of a list of tokens; beyond its end the least key."""
-    listed = at < num_listed
-    tokens = tl.load(list_ptr + at, mask=listed, other=0)
-    scores = load_scores(row, tokens, listed)
-    return tokens, scores, tl.where(listed, token_keys(scores, tokens), _LEAST)
-
-
-@triton.jit
-def _sample_list(row, list_ptr, num_listed, by_mass, turn, SETS: tl.constexpr):
-    """Tokens evenly spaced in a list -> keys and masses [SETS]."""
-    logits_ptr, num_tokens, temperature, best = row
-    phase = turn * 0.6180339887
-    at = ((tl.arange(0, SETS) + (phase - tl.floor(phase))) * (num_listed / SETS)).to(tl.int32)
-    _, scores, keys = load_list(row, list_ptr, at, num_listed)
-    return keys, tl.where(by_mass, tl.exp(scores - best), 1.0)
-
-
-@triton.jit
-def _guess(keys, weights, num, lower, upper, need, weight):
-    """An interval of keys that the border is probably in, given a sample of the tokens in ``lower`` .. ``upper``, which weigh
-    ``weight`` together, and what those above the border weigh, ``need``."""
-    weights = tl.where((keys >= lower) & (keys < upper), weights, 0.0)
-    shares = _sums(keys, weights, num) / tl.maximum(tl.sum(weights, 0), 1e-30)
-    share = tl.minimum(need.to(tl.float32) / tl.maximum(weight, 1.0), 1.0)
-    error = 2.5 * tl.sqrt(share * (1 - share) / keys.shape[0]) + 2.0 / keys.shape[0]
-    guessed = tl.max(tl.where((weights > 0) & (shares >= tl.minimum(share + error, 0.9999)), keys, lower), 0)
-    return guessed, tl.min(tl.where((weights > 0) & (shares < share - error), keys, upper), 0)
-
-
-@triton.jit
 def load_part(row, list_ptr, num_listed, start, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPED: tl.constexpr):
-    """Tokens, their scores, and which of them exist [ROWS, WIDTH]: those of listed groups of WIDTH tokens from place ``start`` on, or
+    """Tokens, their scores, and which of them exist [ROWS, WIDTH]: of listed groups of WIDTH tokens, from place ``start`` on, or of
     listed tokens, WIDTH to a row, from row ``start`` on."""
     rows = start + tl.arange(0, ROWS)
     if GROUPED:
@@ -191,17 +61,15 @@ def load_part(row, list_ptr, num_listed, start, ROWS: tl.constexpr, WIDTH: tl.co
 
 
 @triton.jit
-def _weigh(
-    row, list_ptr, num_listed, start, between, guess, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPED: tl.constexpr
-):
-    """Tokens [ROWS, WIDTH], which of them are in the guessed interval, and per row of them the number and mass of those in it and of
-    those above it."""
+def _weigh(row, list_ptr, num_listed, start, between, guess, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPED: tl.constexpr):
+    """Tokens [ROWS, WIDTH], which of them are in the guessed interval, and per row the number and mass of those in it and of those
+    above it."""
     lower, upper = guess
     tokens, scores, valid = load_part(row, list_ptr, num_listed, start, ROWS, WIDTH, GROUPED)
     at_least_upper = at_least(scores, tokens, upper)
     above = valid & at_least_upper & (at_least(scores, tokens, between) == 0)
     inside = valid & at_least(scores, tokens, lower) & (at_least_upper == 0)
-    mass = _mass(scores, row[3])
+    mass = token_mass(scores, row[3])
     mass_above, mass_inside = tl.sum(tl.where(above, mass, 0), 1), tl.sum(tl.where(inside, mass, 0), 1)
     return tokens, inside, tl.sum(inside.to(tl.int32), 1), mass_inside, tl.sum(above.to(tl.int32), 1), mass_above
 
@@ -234,7 +102,9 @@ def _split(
     mass_above, mass_inside = tl.zeros([], tl.int64), tl.zeros([], tl.int64)
     ROWS: tl.constexpr = TILE // WIDTH // 4
     num_rows = num_listed if GROUPED else tl.cdiv(num_listed, WIDTH)
-    for start in tl.range(0, num_rows, 4 * ROWS, disable_licm=True):  # a tile in four parts, which take fewer registers than the whole
+    for start in tl.range(
+        0, num_rows, 4 * ROWS, disable_licm=True
+    ):  # a tile in four parts, which take fewer registers than the whole
         a = _weigh(row, list_ptr, num_listed, start, between, guess, ROWS, WIDTH, GROUPED)
         b = _weigh(row, list_ptr, num_listed, start + ROWS, between, guess, ROWS, WIDTH, GROUPED)
         c = _weigh(row, list_ptr, num_listed, start + 2 * ROWS, between, guess, ROWS, WIDTH, GROUPED)
@@ -271,9 +141,9 @@ def find_border(
     ``mass`` is the row's. Returns lower, upper, the list, its length (at most SETS), and whether any key is at least ``upper``."""
     groups_ptr, num_groups = groups
     lists_ptr = groups_ptr + 3 * num_groups
-    logits_ptr, num_tokens, temperature, best = row
+    num_tokens, best = row[1], row[3]
     bottom = tl.where(min_p > 0, best + tl.log(tl.where(min_p > 0, min_p, 1.0)), float("-inf"))
-    lower, upper = float_key(bottom).to(tl.int64) << 32, _end_of_keys(best)
+    lower, upper = float_key(bottom).to(tl.int64) << 32, end_of_keys(best)
     limited = (top_k > 0) & (top_k < num_tokens)
     nucleus = top_p < 1
     num_open = num_tokens
@@ -283,10 +153,10 @@ def find_border(
     for criterion in tl.range(1 - limited.to(tl.int32), 1 + nucleus.to(tl.int32), disable_licm=True):
         by_mass = criterion == 1
         num_listed = tl.where(num_above == 0, num_listed, -1)  # what lies above is in no list
-        upper = _end_of_keys(best)
+        upper = end_of_keys(best)
         num_above, mass_above = tl.zeros([], tl.int32), tl.zeros([], tl.int64)
         mass_open = mass.to(tl.float32)
-        target = tl.where(by_mass, _share(mass, top_p), top_k.to(tl.int64))
+        target = tl.where(by_mass, share_of(mass, top_p), top_k.to(tl.int64))
         # What min-p leaves is measured before the first guess.
         first = tl.where((min_p > 0) & ((criterion == 0) | (limited == 0)), -1, 0)
         for turn in tl.range(first, _MAX_TURNS, disable_licm=True):
@@ -296,14 +166,16 @@ def find_border(
                 list_ptr = lists_ptr + side * 3 * SURVIVORS
                 if (num_open > SETS) & (turn >= 0):
                     if turn == 0:
-                        guess_lower = _floor_of_sets(row, groups, by_mass, target, lower, SETS, GROUPS, GROUP)
+                        guess_lower = floor_of_sets(row, groups, by_mass, target, lower, SETS, GROUPS, GROUP)
                     elif turn < _MAX_GUESSES:
                         if num_listed < 0:
-                            keys, weights = _sample_groups(row, groups, by_mass, turn, SETS, GROUPS, GROUP)
+                            keys, weights = sample_groups(row, groups, by_mass, turn, SETS, GROUPS, GROUP)
                         else:
-                            keys, weights = _sample_list(row, list_ptr, num_listed, by_mass, turn, SETS)
+                            keys, weights = sample_list(row, list_ptr, num_listed, by_mass, turn, SETS)
                         weight = tl.where(by_mass, mass_open, num_open.to(tl.float32))
-                        guess_lower, guess_upper = _guess(keys, weights, tl.where(num_listed < 0, num_sets, SETS), lower, upper, need, weight)
+                        guess_lower, guess_upper = guess_interval(
+                            keys, weights, tl.where(num_listed < 0, num_sets, SETS), lower, upper, need, weight
+                        )
                     if (turn > 0) & (guess_lower == lower) & (guess_upper == upper):
                         guess_lower = (lower >> 1) + (upper >> 1) + (lower & upper & 1)
                 if (turn != 0) | (guess_lower > lower) | (num_open <= SETS):
@@ -320,7 +192,7 @@ def find_border(
                             row, list_ptr, num_listed, out_ptr, upper, guess, TILE // 2, 8, False, SURVIVORS
                         )
                     if turn < 0:
-                        target = tl.where(by_mass, _share(mass_inside, top_p), target)
+                        target = tl.where(by_mass, share_of(mass_inside, top_p), target)
                         need = target
                     below = tl.where(guess_lower == lower, 0, num_open - above - inside)
                     reach_above = tl.where(by_mass, mass_here, above.to(tl.int64))
@@ -344,10 +216,10 @@ def find_border(
         need = target - tl.where(by_mass, mass_above, num_above.to(tl.int64))
         _, scores, keys = load_list(row, lists_ptr + side * 3 * SURVIVORS, tl.arange(0, SETS), num_listed)
         is_open = (keys >= lower) & (keys < upper)
-        masses = tl.where(is_open, _mass(scores, best), 0)
-        sums = _sums(keys, tl.where(by_mass, masses, is_open.to(tl.int64)), num_listed)
-        last = tl.min(tl.where(is_open, keys, _MOST), 0)
-        lower = tl.maximum(tl.max(tl.where(is_open & (sums >= need), keys, _LEAST), 0), last)
+        masses = tl.where(is_open, token_mass(scores, best), 0)
+        sums = sums_from(keys, tl.where(by_mass, masses, is_open.to(tl.int64)), num_listed)
+        last = tl.min(tl.where(is_open, keys, MOST_KEY), 0)
+        lower = tl.maximum(tl.max(tl.where(is_open & (sums >= need), keys, LEAST_KEY), 0), last)
         kept = is_open & (keys >= lower)
         mass = mass_above + tl.sum(tl.where(kept, masses, 0), 0)
         num_open = num_above + tl.sum(kept.to(tl.int32), 0)

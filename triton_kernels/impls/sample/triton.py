@@ -15,7 +15,8 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from .._shared.philox import block_words, token_noise
-from ._filters import at_least, find_border, list_groups, load_groups, load_list, load_part, row_mass
+from ._filters import find_border, list_groups, load_part
+from ._keys import at_least, load_groups, load_list, row_mass
 from ._scan import is_filtered, scan_kernel
 from ._scores import load_logits, noisy_winner, scores_of
 
@@ -32,7 +33,7 @@ def _best_token(noisy, tokens):
 @triton.jit
 def _draw_settled(row, list_ptr, num_listed, lower, noise, best_noisy, best_token, GROUP: tl.constexpr, TILE: tl.constexpr):
     """The better of what was drawn so far and of the tokens of listed groups with keys of at least ``lower``."""
-    logits_ptr, num_tokens, temperature, best = row
+    logits_ptr, num_tokens, temperature = row[:3]
     seed, position, stream = noise
     for start in tl.range(0, num_listed, TILE // GROUP, disable_licm=True):
         tokens, scores, valid = load_part(row, list_ptr, num_listed, start, TILE // GROUP, GROUP, True)
