@@ -10,7 +10,7 @@ from .._shared.philox import gumbel
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _SURE_U = tl.constexpr(0.019 * 2**31)
 _UNSURE = tl.constexpr(0.105)
-"""How far the bound of noise with u < 0.019 may lie above it, in powers of two: 0.0862 by the logarithm, 0.0138 by -log1p(-u) > u."""
+"""How far a bound of noise with u < 0.019 may lie above it, in powers of two: 0.0862 by the logarithm, 0.0138 by -log1p(-u) > u."""
 
 
 @triton.jit
