@@ -38,31 +38,42 @@ def list_groups(groups, lower, GROUPS: tl.constexpr, GROUP: tl.constexpr):
     list_ptr = groups_ptr + 2 * num_groups
     scores, _, first = load_groups(groups, GROUPS, GROUP)
     listed = (first < num_groups * GROUP) & (token_keys(scores, first) >= lower)
-    places = tl.cumsum(listed.to(tl.int32), 0)
-    tl.store(list_ptr + places - 1, first // GROUP, mask=listed)
+    in_rows = tl.reshape(listed.to(tl.int32), [GROUPS // 8, 8])
+    sums = tl.cumsum(tl.sum(in_rows, 1), 0)
+    places = tl.reshape((sums - tl.sum(in_rows, 1))[:, None] + tl.cumsum(in_rows, 1), [GROUPS])
+    zero = (lower == MOST_KEY).to(
+        tl.int32
+    ) * 4  # without it the compiler keeps all numbers of groups in registers during the search
+    tl.store(list_ptr + places - 1, first // GROUP + zero, mask=listed)
     tl.debug_barrier()  # the list is read by other threads than wrote it
-    return list_ptr, tl.max(places, 0)
+    return list_ptr, tl.max(sums, 0)
 
 
 @triton.jit
-def load_part(row, list_ptr, num_listed, start, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPED: tl.constexpr):
-    """Tokens, their scores, and which of them exist [ROWS, WIDTH]: of listed groups of WIDTH tokens, from place ``start`` on, or of
-    listed tokens, WIDTH to a row, from row ``start`` on."""
+def _listed_tokens(list_ptr, num_listed, start, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPED: tl.constexpr):
+    """Tokens [ROWS, WIDTH] of listed groups of WIDTH tokens, from place ``start`` on, or listed tokens, WIDTH to a row, from row
+    ``start`` on; negative beyond the end of the list."""
     rows = start + tl.arange(0, ROWS)
     if GROUPED:
         units = tl.load(list_ptr + rows, mask=rows < num_listed, other=-1)
         tokens = units[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-        valid = (units[:, None] >= 0) & (tokens < row[1])
     else:
         at = rows[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
         tokens = tl.load(list_ptr + at, mask=at < num_listed, other=-1)
-        valid = tokens >= 0
+    return tokens
+
+
+@triton.jit
+def load_part(row, list_ptr, num_listed, start, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPED: tl.constexpr):
+    """``_listed_tokens``, their scores, and which of them exist, [ROWS, WIDTH]."""
+    tokens = _listed_tokens(list_ptr, num_listed, start, ROWS, WIDTH, GROUPED)
+    valid = (tokens >= 0) & (tokens < row[1])
     return tokens, load_scores(row, tokens, valid), valid
 
 
 @triton.jit
 def _weigh(row, list_ptr, num_listed, start, between, guess, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUPED: tl.constexpr):
-    """Tokens [ROWS, WIDTH], which of them are in the guessed interval, and per row the number and mass of those in it and of those
+    """Which tokens [ROWS, WIDTH] of a part are in the guessed interval, and per row the number and mass of those in it and of those
     above it."""
     lower, upper = guess
     tokens, scores, valid = load_part(row, list_ptr, num_listed, start, ROWS, WIDTH, GROUPED)
@@ -71,16 +82,16 @@ def _weigh(row, list_ptr, num_listed, start, between, guess, ROWS: tl.constexpr,
     inside = valid & at_least(scores, tokens, lower) & (at_least_upper == 0)
     mass = token_mass(scores, row[3])
     mass_above, mass_inside = tl.sum(tl.where(above, mass, 0), 1), tl.sum(tl.where(inside, mass, 0), 1)
-    return tokens, inside, tl.sum(inside.to(tl.int32), 1), mass_inside, tl.sum(above.to(tl.int32), 1), mass_above
+    return inside, tl.sum(inside.to(tl.int32), 1), mass_inside, tl.sum(above.to(tl.int32), 1), mass_above
 
 
 @triton.jit
-def _list(out_ptr, part, before, ROOM: tl.constexpr):
-    """Lists what is inside of a part, each row's from place ``before`` on; returns where the next part's go."""
-    tokens, inside, num_inside, _, _, _ = part
+def _list(out_ptr, inside, before, list_ptr, num_listed, start, GROUPED: tl.constexpr, ROOM: tl.constexpr):
+    """Lists which tokens of a part are inside, each row's from place ``before`` on. They are loaded again: to keep those of a whole
+    tile would take more registers than there are."""
+    tokens = _listed_tokens(list_ptr, num_listed, start, inside.shape[0], inside.shape[1], GROUPED)
     places = before[:, None] + tl.cumsum(inside.to(tl.int32), 1) - 1
     tl.store(out_ptr + places, tokens, mask=inside & (places < ROOM))
-    return before + num_inside
 
 
 @triton.jit
@@ -102,23 +113,22 @@ def _split(
     mass_above, mass_inside = tl.zeros([], tl.int64), tl.zeros([], tl.int64)
     ROWS: tl.constexpr = TILE // WIDTH // 4
     num_rows = num_listed if GROUPED else tl.cdiv(num_listed, WIDTH)
-    for start in tl.range(
-        0, num_rows, 4 * ROWS, disable_licm=True
-    ):  # a tile in four parts, which take fewer registers than the whole
-        a = _weigh(row, list_ptr, num_listed, start, between, guess, ROWS, WIDTH, GROUPED)
-        b = _weigh(row, list_ptr, num_listed, start + ROWS, between, guess, ROWS, WIDTH, GROUPED)
-        c = _weigh(row, list_ptr, num_listed, start + 2 * ROWS, between, guess, ROWS, WIDTH, GROUPED)
-        d = _weigh(row, list_ptr, num_listed, start + 3 * ROWS, between, guess, ROWS, WIDTH, GROUPED)
-        in_rows = a[2] + b[2] + c[2] + d[2]
+    for a in tl.range(0, num_rows, 4 * ROWS, disable_licm=True):  # in four parts, which take fewer registers than the whole tile
+        b, c, d = a + ROWS, a + 2 * ROWS, a + 3 * ROWS
+        in_a, num_a, mass_a, above_a, mass_above_a = _weigh(row, list_ptr, num_listed, a, between, guess, ROWS, WIDTH, GROUPED)
+        in_b, num_b, mass_b, above_b, mass_above_b = _weigh(row, list_ptr, num_listed, b, between, guess, ROWS, WIDTH, GROUPED)
+        in_c, num_c, mass_c, above_c, mass_above_c = _weigh(row, list_ptr, num_listed, c, between, guess, ROWS, WIDTH, GROUPED)
+        in_d, num_d, mass_d, above_d, mass_above_d = _weigh(row, list_ptr, num_listed, d, between, guess, ROWS, WIDTH, GROUPED)
+        in_rows = num_a + num_b + num_c + num_d
         before = num_inside + tl.cumsum(in_rows, 0) - in_rows
-        before = _list(out_ptr, a, before, ROOM)
-        before = _list(out_ptr, b, before, ROOM)
-        before = _list(out_ptr, c, before, ROOM)
-        _list(out_ptr, d, before, ROOM)
+        _list(out_ptr, in_a, before, list_ptr, num_listed, a, GROUPED, ROOM)
+        _list(out_ptr, in_b, before + num_a, list_ptr, num_listed, b, GROUPED, ROOM)
+        _list(out_ptr, in_c, before + num_a + num_b, list_ptr, num_listed, c, GROUPED, ROOM)
+        _list(out_ptr, in_d, before + num_a + num_b + num_c, list_ptr, num_listed, d, GROUPED, ROOM)
         num_inside += tl.sum(in_rows, 0)
-        mass_inside += tl.sum(a[3] + b[3] + c[3] + d[3], 0)
-        num_above += tl.sum(a[4] + b[4] + c[4] + d[4], 0)
-        mass_above += tl.sum(a[5] + b[5] + c[5] + d[5], 0)
+        mass_inside += tl.sum(mass_a + mass_b + mass_c + mass_d, 0)
+        num_above += tl.sum(above_a + above_b + above_c + above_d, 0)
+        mass_above += tl.sum(mass_above_a + mass_above_b + mass_above_c + mass_above_d, 0)
     tl.debug_barrier()  # the list is read by other threads than wrote it
     return num_above, mass_above, num_inside, mass_inside
 
