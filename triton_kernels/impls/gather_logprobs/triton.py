@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from .._shared.float_key import float_key, key_float
+from .._shared.launch import Launch, cdiv, next_power_of_2
 
 _MAX_TOP = 64
 _TAKEN = tl.constexpr(-(2**31))
@@ -104,6 +105,10 @@ def _combine_kernel(
         keys = tl.where(candidates == index, _TAKEN, keys)
 
 
+_PARTIALS = Launch(_partials_kernel, num_warps=8, enable_fp_fusion=True)
+_COMBINE = Launch(_combine_kernel, num_warps=8, enable_fp_fusion=True)
+
+
 @impl("gather_logprobs", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 4096})
 def gather_logprobs(
     logits: torch.Tensor, token_ids: torch.Tensor, num_top: int, *, block: int
@@ -119,15 +124,14 @@ def gather_logprobs(
     if num_rows == 0:
         return logprob, rank, values, ids
     assert logits.stride(1) == 1, "the logits of a row must be contiguous"
-    num_blocks = triton.cdiv(num_tokens, block)
+    num_blocks = cdiv(num_tokens, block)
     block_best, block_mass = (logits.new_empty(num_rows, num_blocks, dtype=torch.float32) for _ in range(2))
     block_above = logits.new_empty(num_rows, num_blocks, dtype=torch.int32)
     top_keys, top_tokens = (logits.new_empty(num_rows, num_blocks, max(1, selected), dtype=torch.int32) for _ in range(2))
     partials = (block_best, block_mass, block_above, top_keys, top_tokens)
-    _partials_kernel[(num_rows, num_blocks)](
-        logits, token_ids, *partials, num_tokens, logits.stride(0), selected, BLOCK=block, num_warps=8, enable_fp_fusion=True
-    )
-    _combine_kernel[(num_rows,)](
+    _PARTIALS((num_rows, num_blocks), logits, token_ids, *partials, num_tokens, logits.stride(0), selected, BLOCK=block)
+    _COMBINE(
+        (num_rows,),
         logits,
         token_ids,
         *partials,
@@ -140,10 +144,8 @@ def gather_logprobs(
         logits.stride(0),
         num_blocks,
         selected,
-        BLOCKS=triton.next_power_of_2(num_blocks),
-        CANDIDATES=triton.next_power_of_2(num_blocks * _MAX_TOP),
-        num_warps=8,
-        enable_fp_fusion=True,
+        BLOCKS=next_power_of_2(num_blocks),
+        CANDIDATES=next_power_of_2(num_blocks * _MAX_TOP),
     )
     if num_top > selected:
         scores, order = torch.sort(logits, dim=-1, descending=True, stable=True)

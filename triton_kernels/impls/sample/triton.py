@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from .._shared.launch import Launch, cdiv, next_power_of_2
 from .._shared.philox import block_words, token_noise
 from ._filters import find_border, list_groups, load_part
 from ._keys import at_least, load_groups, load_list, row_mass
@@ -119,6 +120,10 @@ def _choose_kernel(
     tl.store(out_ptr + row, token)
 
 
+_SCAN = Launch(scan_kernel, num_warps=4, enable_fp_fusion=True)
+_CHOOSE = Launch(_choose_kernel, num_warps=8, num_stages=1, enable_fp_fusion=True)
+
+
 @impl(
     "sample",
     "triton",
@@ -149,15 +154,16 @@ def sample(
     if num_rows == 0:
         return out
     assert logits.stride(1) == 1, "the logits of a row must be contiguous"
-    block = max(group, min(block, triton.next_power_of_2(num_tokens)))
-    num_blocks = triton.cdiv(num_tokens, block)
+    block = max(group, min(block, next_power_of_2(num_tokens)))
+    num_blocks = cdiv(num_tokens, block)
     num_groups = num_blocks * (block // group)
-    survivors = min(survivors, max(sets, triton.next_power_of_2(num_tokens) // 2))
+    survivors = min(survivors, max(sets, next_power_of_2(num_tokens) // 2))
     block_token = logits.new_empty(num_rows, num_blocks, dtype=torch.int32)
     # Per row: of every group the best score, its mass, and a place in a list of groups; then two lists of tokens.
     groups = logits.new_empty(num_rows, 3 * num_groups + 4 * survivors, dtype=torch.int32)
     inputs = (logits, row_to_seat, temperature, top_k, top_p, min_p, seed, position)
-    scan_kernel[(num_rows, num_blocks)](
+    _SCAN(
+        (num_rows, num_blocks),
         *inputs,
         block_token,
         groups,
@@ -167,10 +173,9 @@ def sample(
         stream,
         GROUP=group,
         BLOCK=block,
-        num_warps=4,
-        enable_fp_fusion=True,
     )
-    _choose_kernel[(num_rows,)](
+    _CHOOSE(
+        (num_rows,),
         *inputs,
         block_token,
         groups,
@@ -181,14 +186,11 @@ def sample(
         num_blocks,
         num_groups,
         stream,
-        BLOCKS=triton.next_power_of_2(num_blocks),
-        GROUPS=max(sets, triton.next_power_of_2(num_groups)),
+        BLOCKS=next_power_of_2(num_blocks),
+        GROUPS=max(sets, next_power_of_2(num_groups)),
         GROUP=group,
         SETS=sets,
         TILE=tile,
         SURVIVORS=survivors,
-        num_warps=8,
-        num_stages=1,
-        enable_fp_fusion=True,
     )
     return out
