@@ -191,10 +191,10 @@ def _choose_kernel(draw_row_ptr, noisy_ptr, noisy_token_ptr, out_ptr, num_blocks
     tl.store(out_ptr + row, tl.load(noisy_token_ptr + here + tl.argmax(noisy, 0, tie_break_left=True)))
 
 
-_SCAN = Launch(_scan_kernel, num_warps=8, enable_fp_fusion=True)
-_ACCEPT = Launch(_accept_kernel, num_warps=1, enable_fp_fusion=True)
-_DRAW = Launch(_draw_kernel, num_warps=8, enable_fp_fusion=True)
-_CHOOSE = Launch(_choose_kernel, num_warps=1, enable_fp_fusion=True)
+_SCAN_ROWS = Launch(_scan_kernel, num_warps=8, enable_fp_fusion=True)
+_ACCEPT_DRAFTS = Launch(_accept_kernel, num_warps=1, enable_fp_fusion=True)
+_DRAW_NEXT = Launch(_draw_kernel, num_warps=8, enable_fp_fusion=True)
+_CHOOSE_NEXT = Launch(_choose_kernel, num_warps=1, enable_fp_fusion=True)
 
 
 @impl("verify_draft", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 4096})
@@ -227,7 +227,7 @@ def verify_draft(
     noisy_token = draft_ids.new_empty(num_reqs, 2, num_blocks)
     probs = logits if draft_probs is None else draft_probs
     strides, has_probs = (logits.stride(0), probs.stride(0)), draft_probs is not None
-    _SCAN(
+    _SCAN_ROWS(
         (num_rows, num_blocks),
         logits,
         cu_rows,
@@ -242,7 +242,7 @@ def verify_draft(
         REQS=next_power_of_2(num_reqs),
         BLOCK=block,
     )
-    _ACCEPT(
+    _ACCEPT_DRAFTS(
         (num_reqs,),
         logits,
         draft_ids,
@@ -266,7 +266,7 @@ def verify_draft(
         HAS_PROBS=has_probs,
         BLOCKS=blocks,
     )
-    _DRAW(
+    _DRAW_NEXT(
         (num_reqs, num_blocks),
         logits,
         draft_ids,
@@ -285,5 +285,5 @@ def verify_draft(
         HAS_PROBS=has_probs,
         BLOCK=block,
     )
-    _CHOOSE((num_reqs,), draw_row, noisy, noisy_token, out, num_blocks, BLOCKS=blocks)
+    _CHOOSE_NEXT((num_reqs,), draw_row, noisy, noisy_token, out, num_blocks, BLOCKS=blocks)
     return out, accepted
