@@ -45,18 +45,19 @@ class Penalties:
                 self._rows = _PenaltyRows(self._num_seats, self._vocab_size, self._device)
             self._rows.add(request)
 
-    def apply(self, logits: torch.Tensor, rows: SampleRows, token_ids: torch.Tensor) -> bool:
-        """Changes logits f32 [R, V] in place; False if no row asks for it. token_ids as in ``Sampler.sample``."""
+    def apply(self, logits: torch.Tensor, rows: SampleRows, token_ids: torch.Tensor) -> torch.Tensor | None:
+        """Changed logits f32 [R, V], in the memory of float32 ``logits``; None if no row asks for it. token_ids as in
+        ``Sampler.sample``."""
         penalized = self._penalized[rows.seats]
         if self._rows is None or not penalized.any():
-            return False
-        mask = None
+            return None
+        logits, mask = logits.float(), None
         if self._masked[rows.seats].any():
             mask = self._bitmask(rows)
             self._ban_words(logits, rows, token_ids)
         seats = torch.where(to_device(penalized, self._device), rows.row_to_seat, -1)
         self._apply_penalties(logits, seats, mask, *self._rows.tensors())
-        return True
+        return logits
 
     def count(self, row_to_seat: torch.Tensor, tokens: torch.Tensor) -> None:
         """Adds a step's tokens int32 [R] to the counts of their seats, once ``apply`` has changed a logit of any."""

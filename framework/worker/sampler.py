@@ -73,16 +73,16 @@ class Sampler:
         """Logits float [R, V] -> tokens int32 [R] on the device, and the log-probabilities of rows that asked.
 
         token_ids int64 [S, L]: every token of every seat, for what depends on the tokens before."""
-        logits = logits.float()
         wanted = self._num_logprobs[rows.seats]
         wants = np.flatnonzero(wanted > _NONE)
         chosen = to_device(wants, self.device) if len(wants) else None
         raw = logits[chosen] if chosen is not None else None
         penalized = self._penalties.apply(logits, rows, token_ids)
+        final = logits if penalized is None else penalized
         tokens = self._sample(
-            logits, rows.row_to_seat, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, rows.position
+            final, rows.row_to_seat, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, rows.position
         )
-        if penalized:
+        if penalized is not None:
             self._penalties.count(rows.row_to_seat, tokens)
         if raw is None or chosen is None:
             return tokens, None
@@ -96,7 +96,7 @@ class Sampler:
         which ``project`` turns into logits, some rows at a time."""
         counts = self._full_counts(np.full(len(targets), self._num_prompt_logprobs[seat]))
         parts = [
-            self._gather(project(hidden[part]).float(), targets[part], counts[part])
+            self._gather(project(hidden[part]), targets[part], counts[part])
             for part in (slice(i, i + _PROMPT_LOGPROB_ROWS) for i in range(0, len(targets), _PROMPT_LOGPROB_ROWS))
         ]
         return PendingLogprobs(np.arange(len(targets)), counts, parts)

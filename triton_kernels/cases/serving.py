@@ -205,13 +205,13 @@ def _apply_penalties(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _sample(dtype: torch.dtype) -> dict[str, Any]:
-    args = {"logits": torch.empty(64, VOCAB), "row_to_seat": _seats(64), "temperature": torch.ones(64)}
+    args = {"logits": torch.empty(64, VOCAB, dtype=dtype), "row_to_seat": _seats(64), "temperature": torch.ones(64)}
     args |= {"top_k": torch.full((64,), 50, dtype=torch.int32), "top_p": torch.full((64,), 0.9), "min_p": torch.zeros(64)}
     return args | {"seed": torch.arange(64), "position": torch.arange(64), "stream": 0}
 
 
 def _gather_logprobs(dtype: torch.dtype) -> dict[str, Any]:
-    return {"logits": torch.empty(64, VOCAB), "token_ids": torch.arange(64), "num_top": 5}
+    return {"logits": torch.empty(64, VOCAB, dtype=dtype), "token_ids": torch.arange(64), "num_top": 5}
 
 
 def _benches(cases: Sequence[Case]) -> tuple[ServingCase, ...]:

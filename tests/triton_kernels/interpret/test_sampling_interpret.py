@@ -11,6 +11,7 @@ import triton.language as tl
 
 from triton_kernels.impls._shared.float_key import float_key, key_float
 from triton_kernels.impls._shared.philox import block_noise, gumbel, token_noise
+from triton_kernels.impls.sample._scores import noisy_winner, scores_of
 from triton_kernels.lab import conformance
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
@@ -20,9 +21,9 @@ SAMPLING = ("apply_penalties", "sample", "gather_logprobs")
 SMALL_BLOCKS = (
     ("apply_penalties", "mask", {"block": 32}),
     ("apply_penalties", "no_mask", {"block": 32}),
-    ("sample", "strided", {"block": 64, "group": 8, "tile": 64}),
-    ("sample", "tiny", {"block": 4, "group": 1, "tile": 2, "pivots": 2}),
-    ("sample", "small", {"block": 16, "group": 4, "tile": 32, "pivots": 8}),
+    ("sample", "strided", {"block": 64, "group": 8, "sets": 16, "tile": 64, "survivors": 32}),
+    ("sample", "tiny", {"block": 4, "group": 4, "sets": 16, "tile": 64, "survivors": 16}),
+    ("sample", "small", {"block": 16, "group": 4, "sets": 16, "tile": 64, "survivors": 32}),
     ("gather_logprobs", "top_5", {"block": 64}),
     ("gather_logprobs", "ties", {"block": 32}),
 )
@@ -108,6 +109,31 @@ def test_noise_of_blocks_and_of_tokens_is_the_contract_s(seed: int, position: in
 
 
 @triton.jit
+def _winner_kernel(logits_ptr, words_ptr, temperature_ptr, out_ptr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    logits, words, temperature = tl.load(logits_ptr + at), tl.load(words_ptr + at), tl.load(temperature_ptr)
+    tl.store(out_ptr + 2 * tl.program_id(0), noisy_winner(logits, temperature, words, BLOCK))
+    noisy = scores_of(logits, temperature) + gumbel(words)
+    tl.store(out_ptr + 2 * tl.program_id(0) + 1, tl.argmax(noisy, 0, tie_break_left=True))
+
+
+@pytest.mark.parametrize(("temperature", "shift"), [(1.0, 0.0), (0.3, 1e5)])
+def test_bounds_of_noise_find_the_token_that_exact_noise_finds(temperature: float, shift: float) -> None:
+    """Of every size of noise, tokens whose noisy scores nearly tie: further apart than scores round, closer than bounds are off."""
+    generator = torch.Generator().manual_seed(2)
+    words = torch.randint(0, 2**31, (400, 4), generator=generator) >> torch.randint(0, 32, (400, 4), generator=generator)
+    words = torch.where(torch.rand(400, 4, generator=generator) < 0.5, words, 2**32 - 1 - words)
+    noise = -torch.log(-torch.log1p(-uniform(words).double().clamp_min(MIN_UNIFORM)))
+    apart = torch.rand(400, 4, generator=generator) * 10.0 ** torch.randint(-6, 1, (400, 1), generator=generator)
+    logits = (temperature * (apart - noise) + shift).float()
+    logits[::5, 1:3], logits[::7, 0], logits[::11] = -float("inf"), float("inf"), 0.0
+    words[::11, 1:] = words[::11, :1]
+    out = torch.zeros(400, 2, dtype=torch.int32)
+    _winner_kernel[(400,)](logits, (words - 2**32 * (words >= 2**31)).int(), torch.tensor([temperature]), out, BLOCK=4)
+    assert torch.equal(out[:, 0], out[:, 1])
+
+
+@triton.jit
 def _keys_kernel(values_ptr, keys_ptr, back_ptr, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     keys = float_key(tl.load(values_ptr + at))
@@ -132,7 +158,7 @@ def test_broken_rows_give_minus_one_and_harm_no_other(registry: Registry, filter
     args |= {"logits": logits, "row_to_seat": torch.tensor([0, 0, 0, 0, 0, -1, 0], dtype=torch.int32)}
     args |= {"top_k": args["top_k"].int(), "seed": torch.tensor([9]), "position": torch.arange(7), "stream": 0}
     expected = OPS["sample"].reference(**args)
-    got = registry.impls("sample")["triton"].target(**args, block=16, group=4, tile=16, pivots=4)
+    got = registry.impls("sample")["triton"].target(**args, block=16, group=4, sets=16, tile=64, survivors=16)
     assert got.tolist() == expected.tolist()
     assert expected[1:6].tolist() == [-1, -1, -1, 0, -1]
 

@@ -19,6 +19,21 @@ def quad_words(seed, position, stream, quads):
 
 
 @triton.jit
+def block_words(seed, position, stream, quads, BLOCK: tl.constexpr):
+    """uint32 words [BLOCK] of the tokens of quads int32 [BLOCK / 4], four after the other."""
+    a, b, c, d = quad_words(seed, position, stream, quads)
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK])  # [BLOCK / 4, 2, 2] has a, b, c, d in memory order
+
+
+@triton.jit
+def token_words(seed, position, stream, tokens):
+    """uint32 words [N] of tokens int32 [N], in any order."""
+    a, b, c, d = quad_words(seed, position, stream, tokens // 4)
+    word = tokens % 4
+    return tl.where(word < 2, tl.where(word == 0, a, b), tl.where(word == 2, c, d))
+
+
+@triton.jit
 def gumbel(words):
     """f32 Gumbel noise of uint32 words. Triton has no log1p: up to u = 1/2 -log1p(-u) is 2 atanh(u / (2 - u)) by its series,
     above, 1 - u is exact and far enough from 1 for an approximate logarithm."""
@@ -32,14 +47,10 @@ def gumbel(words):
 @triton.jit
 def block_noise(seed, position, stream, first_token, BLOCK: tl.constexpr):
     """f32 noise [BLOCK] of the tokens first_token, first_token + 1, ...; first_token is a multiple of 4."""
-    a, b, c, d = quad_words(seed, position, stream, first_token // 4 + tl.arange(0, BLOCK // 4))
-    words = tl.join(tl.join(a, c), tl.join(b, d))  # [BLOCK / 4, 2, 2] with a, b, c, d in memory order
-    return gumbel(tl.reshape(words, [BLOCK]))
+    return gumbel(block_words(seed, position, stream, first_token // 4 + tl.arange(0, BLOCK // 4), BLOCK))
 
 
 @triton.jit
 def token_noise(seed, position, stream, tokens):
     """f32 noise of tokens int32 [N], in any order."""
-    a, b, c, d = quad_words(seed, position, stream, tokens // 4)
-    word = tokens % 4
-    return gumbel(tl.where(word < 2, tl.where(word == 0, a, b), tl.where(word == 2, c, d)))
+    return gumbel(token_words(seed, position, stream, tokens))

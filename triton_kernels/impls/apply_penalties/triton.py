@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from .._shared.launch import Launch, cdiv, next_power_of_2
 
 
 @triton.jit
@@ -79,6 +80,9 @@ def _penalties_kernel(
     tl.store(pointers, values, mask=mask)
 
 
+_LAUNCH = Launch(_penalties_kernel, num_warps=8, enable_fp_fusion=True)
+
+
 @impl("apply_penalties", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 4096})
 def apply_penalties(
     logits: torch.Tensor,
@@ -99,7 +103,8 @@ def apply_penalties(
         return
     num_bias = bias_ids.shape[1]
     assert logits.stride(1) == 1 and bias_ids.stride() == bias_values.stride(), "rows must be contiguous"
-    _penalties_kernel[(num_rows, triton.cdiv(num_tokens, block))](
+    _LAUNCH(
+        (num_rows, cdiv(num_tokens, block)),
         logits,
         row_to_seat,
         prompt_mask if bitmask is None else bitmask,
@@ -118,8 +123,6 @@ def apply_penalties(
         output_counts.stride(0),
         bias_ids.stride(0),
         HAS_BITMASK=bitmask is not None,
-        BIAS_BLOCK=triton.next_power_of_2(max(1, num_bias)),
+        BIAS_BLOCK=next_power_of_2(max(1, num_bias)),
         BLOCK=block,
-        num_warps=8,
-        enable_fp_fusion=True,
     )

@@ -36,5 +36,5 @@ class SampleNative:
         tokens = torch.empty(len(logits), dtype=torch.int32)
         self.run(wide.numel(), wide, row_to_seat, temperature, tokens, *wide.shape, wide.stride(0))
         if len(tokens) and int(tokens.min()) == _RANDOM:
-            return self.random(logits, row_to_seat, temperature, *filters)
+            return self.random(wide, row_to_seat, temperature, *filters)
         return tokens

@@ -1,15 +1,10 @@
 """Exact min-p, top-k, top-p and the Gumbel choice without a sort, in two kernels.
 
-Scan, grid (rows, blocks of the vocabulary), reads every logit once: a program keeps ``block`` scores in registers. For a
-row without filters it adds the noise and leaves its best token. For a row with filters it leaves the best score of every
-``group`` tokens and the block's probability mass.
-Choose, grid (rows): reduces the blocks; for a row with filters it lists the groups that reach down to a floor below the
-best score, lowers the floor (1, 2, 4 ... below the best) until the listed tokens suffice for top-k or top-p, searches the
-border among the ordered bits of their scores, ``pivots`` at a time, and draws among what is kept. So after the scan it
-rereads, some ten to thirty times and from cache, only groups that hold a token near the border or above: a few thousand
-scores when few tokens are kept, the whole row when the distribution is flat. Mass is summed in 2^-40 fixed point, so that
-sums are exact and no border depends on their order. Made for large vocabularies with peaked rows; a flat top-p row is
-bound by one program's cache bandwidth.
+Scan, grid (rows, blocks of the vocabulary), reads every logit once: for a row without filters it leaves the token that wins the
+block; for a row with filters the best score and the mass of every ``group`` tokens.
+Choose, grid (rows): takes the best of the blocks' winners; for a row with filters it searches the last token that is kept
+(``_filters.py``) and draws among the kept ones. After the scan it rereads groups that hold a token near the border or above:
+a few dozen when few tokens are kept, the whole row twice when the distribution is flat, ``tile`` tokens at a time.
 """
 
 from __future__ import annotations
@@ -19,274 +14,42 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
-from .._shared.float_key import float_key, key_float
-from .._shared.philox import block_noise, token_noise
+from .._shared.launch import Launch, cdiv, next_power_of_2
+from .._shared.philox import block_words, token_noise
+from ._filters import find_border, list_groups, load_part
+from ._keys import at_least, load_groups, load_list, row_mass
+from ._scan import is_filtered, scan_kernel
+from ._scores import load_logits, noisy_winner, scores_of
 
-_LOWEST = tl.constexpr(-3.4028234663852886e38)
-_MASS_ONE = tl.constexpr(float(1 << 40))
-_MANY = tl.constexpr(1 << 62)
-
-
-@triton.jit
-def _is_random_filtered(temperature, top_k, top_p, min_p, num_tokens):
-    return (temperature != 0) & (((top_k > 0) & (top_k < num_tokens)) | (top_p < 1) | (min_p > 0))
+_NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def _load_scores(logits_ptr, tokens, mask, temperature):
-    scores = tl.load(logits_ptr + tokens, mask=mask, other=float("-inf")).to(tl.float32)
-    return tl.div_rn(scores, tl.where(temperature == 0, 1.0, temperature))
+def _best_token(noisy, tokens):
+    """The largest value, and the lowest of its tokens."""
+    best = tl.max(noisy, 0)
+    return best, tl.min(tl.where(noisy == best, tokens, _NO_TOKEN), 0)
 
 
 @triton.jit
-def _scan_kernel(
-    logits_ptr,
-    row_to_seat_ptr,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    min_p_ptr,
-    seed_ptr,
-    position_ptr,
-    block_best_ptr,
-    block_mass_ptr,
-    block_noisy_ptr,
-    block_token_ptr,
-    group_best_ptr,
-    num_tokens,
-    logits_stride,
-    stream,
-    GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1)
-    seat = tl.load(row_to_seat_ptr + row)
-    if seat < 0:
-        return
-    temperature = tl.load(temperature_ptr + seat)
-    tokens = block * BLOCK + tl.arange(0, BLOCK)
-    scores = _load_scores(logits_ptr + row * logits_stride, tokens, tokens < num_tokens, temperature)
-    broken = (scores != scores) | (scores == float("inf"))
-    scores = tl.where(broken, float("-inf"), scores)
-    best = tl.max(scores, 0)
-    here = row * tl.num_programs(1) + block
-    tl.store(block_best_ptr + here, tl.where(tl.max(broken.to(tl.int32), 0) > 0, float("inf"), best))
-    top_k, top_p, min_p = tl.load(top_k_ptr + seat), tl.load(top_p_ptr + seat), tl.load(min_p_ptr + seat)
-    if _is_random_filtered(temperature, top_k, top_p, min_p, num_tokens):
-        group_best = tl.max(tl.reshape(scores, [BLOCK // GROUP, GROUP]), axis=1)
-        tl.store(group_best_ptr + here * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP), group_best)
-        tl.store(block_mass_ptr + here, tl.sum(tl.exp(scores - tl.maximum(best, _LOWEST)), 0))
-    else:
-        if temperature != 0:
-            scores += block_noise(tl.load(seed_ptr + seat), tl.load(position_ptr + row), stream, block * BLOCK, BLOCK)
-        noisy, index = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
-        tl.store(block_noisy_ptr + here, noisy)
-        tl.store(block_token_ptr + here, block * BLOCK + index)
-
-
-@triton.jit
-def _mass(scores, best):
-    return (tl.exp(scores - best) * _MASS_ONE).to(tl.int64)
-
-
-@triton.jit
-def _list_groups(group_best_ptr, group_list_ptr, num_groups, floor, TILE: tl.constexpr):
-    """Writes, in order, the groups whose best score is at least ``floor``; returns their number."""
-    num_listed = 0
-    for start in range(0, num_groups, TILE):
-        groups = start + tl.arange(0, TILE)
-        best = tl.load(group_best_ptr + groups, mask=groups < num_groups, other=float("-inf"))
-        listed = (best >= floor).to(tl.int32)
-        tl.store(group_list_ptr + num_listed + tl.cumsum(listed, 0) - 1, groups, mask=listed != 0)
-        num_listed += tl.sum(listed, 0)
-    tl.debug_barrier()  # the list is read by other threads than wrote it
-    return num_listed
-
-
-@triton.jit
-def _load_listed(logits_ptr, group_list_ptr, num_listed, start, num_tokens, temperature, GROUP: tl.constexpr, TILE: tl.constexpr):
-    at = start + tl.arange(0, TILE)
-    valid = at < num_listed * GROUP
-    tokens = tl.load(group_list_ptr + at // GROUP, mask=valid, other=0) * GROUP + at % GROUP
-    return _load_scores(logits_ptr, tokens, valid & (tokens < num_tokens), temperature), tokens
-
-
-@triton.jit
-def _measure(
-    logits_ptr,
-    group_list_ptr,
-    num_listed,
-    num_tokens,
-    temperature,
-    best,
-    by_mass,
-    pivots,
-    GROUP: tl.constexpr,
-    TILE: tl.constexpr,
-    PIVOTS: tl.constexpr,
-):
-    """Number or mass of listed tokens whose key is at least each pivot (int64 [PIVOTS]) -> int64 [PIVOTS]."""
-    totals = tl.zeros([PIVOTS], dtype=tl.int64)
-    borders = pivots.to(tl.int32)[None, :]
-    for start in range(0, num_listed * GROUP, TILE):
-        scores, _ = _load_listed(logits_ptr, group_list_ptr, num_listed, start, num_tokens, temperature, GROUP, TILE)
-        weights = tl.where(by_mass, _mass(scores, best), 1)
-        totals += tl.sum(tl.where(float_key(scores)[:, None] >= borders, weights[:, None], 0), axis=0)
-    return totals
-
-
-@triton.jit
-def _search(
-    logits_ptr,
-    group_list_ptr,
-    num_listed,
-    num_tokens,
-    temperature,
-    best,
-    by_mass,
-    target,
-    low,
-    high,
-    above,
-    GROUP: tl.constexpr,
-    TILE: tl.constexpr,
-    PIVOTS: tl.constexpr,
-):
-    """The largest key in low .. high - 1 (``low``, if none) at and above which tokens reach ``target``, and what they are
-    above it; ``above`` < target is what they are at and above ``high``."""
-    while high - low > 1:
-        pivots = low + (high - low) * (tl.arange(0, PIVOTS) + 1) // (PIVOTS + 1)
-        totals = _measure(
-            logits_ptr, group_list_ptr, num_listed, num_tokens, temperature, best, by_mass, pivots, GROUP, TILE, PIVOTS
-        )
-        reached = totals >= target
-        above = tl.maximum(above, tl.max(tl.where(reached, 0, totals), 0))
-        new_high = tl.minimum(high, tl.min(tl.where(reached, high, pivots), 0))
-        low = tl.maximum(low, tl.max(tl.where(reached, pivots, low), 0))
-        high = new_high
-    return low, above
-
-
-@triton.jit
-def _draw_filtered(
-    logits_ptr,
-    group_best_ptr,
-    group_list_ptr,
-    num_groups,
-    num_tokens,
-    temperature,
-    top_k,
-    top_p,
-    min_p,
-    seed,
-    position,
-    stream,
-    best,
-    row_mass,
-    GROUP: tl.constexpr,
-    TILE: tl.constexpr,
-    PIVOTS: tl.constexpr,
-):
-    bottom = tl.where(min_p > 0, tl.maximum(best + tl.log(tl.where(min_p > 0, min_p, 1.0)), _LOWEST), _LOWEST)
-    limited = (top_k > 0) & (top_k < num_tokens)
-    # Without top-k, min-p alone says which tokens count, and the mass of top-p is theirs.
-    depth = tl.where((min_p > 0) & (limited == 0), float("inf"), 1.0)
-    target = tl.where(limited, top_k.to(tl.int64), tl.maximum(tl.ceil(row_mass * top_p).to(tl.int64), 1))
-    num_listed = 0
-    beyond = float_key(best).to(tl.int64) + 1
-    low, high = beyond, beyond
-    found = tl.zeros([], dtype=tl.int64)
-    above = found
-    enough = False
-    while not enough:
-        high, above = low, found
-        floor = tl.maximum(tl.where(depth > 200, float("-inf"), best - depth), bottom)
-        num_listed = _list_groups(group_best_ptr, group_list_ptr, num_groups, floor, TILE)
-        low = float_key(floor).to(tl.int64)
-        totals = _measure(
-            logits_ptr,
-            group_list_ptr,
-            num_listed,
-            num_tokens,
-            temperature,
-            best,
-            limited == 0,
-            low + tl.zeros([PIVOTS], dtype=tl.int64),
-            GROUP,
-            TILE,
-            PIVOTS,
-        )
-        found = tl.max(totals, 0)
-        enough = (found >= target) | (floor <= bottom)
-        depth *= 2
-
-    num_equal = tl.zeros([], dtype=tl.int64) + _MANY  # how many tokens at the border itself are kept
-    total = tl.where(min_p > 0, found.to(tl.float64), row_mass)
-    if limited:
-        low, above = _search(
-            logits_ptr,
-            group_list_ptr,
-            num_listed,
-            num_tokens,
-            temperature,
-            best,
-            False,
-            target,
-            low,
-            high,
-            above,
-            GROUP,
-            TILE,
-            PIVOTS,
-        )
-        num_equal = top_k - above
-    if top_p < 1:
-        if limited:
-            high, above = beyond, tl.zeros([], dtype=tl.int64)
-            pair = low + tl.minimum(tl.arange(0, PIVOTS), 1)
-            masses = _measure(
-                logits_ptr, group_list_ptr, num_listed, num_tokens, temperature, best, True, pair, GROUP, TILE, PIVOTS
-            )
-            with_border, above_border = tl.max(masses, 0), tl.min(masses, 0)
-            border = _mass(key_float(low.to(tl.int32)), best)
-            total = tl.minimum(with_border, above_border + num_equal * border).to(tl.float64)
-        target = tl.maximum(tl.ceil(total * top_p).to(tl.int64), 1)
-        border_k = low
-        low, above = _search(
-            logits_ptr,
-            group_list_ptr,
-            num_listed,
-            num_tokens,
-            temperature,
-            best,
-            True,
-            target,
-            low,
-            high,
-            above,
-            GROUP,
-            TILE,
-            PIVOTS,
-        )
-        border = _mass(key_float(low.to(tl.int32)), best)
-        needed = tl.where(border > 0, (target - above + border - 1) // tl.maximum(border, 1), _MANY)
-        num_equal = tl.where(low == border_k, tl.minimum(num_equal, needed), needed)
-
-    best_noisy = best + float("-inf")
-    best_token = 0
-    num_seen = tl.zeros([], dtype=tl.int64)
-    for start in range(0, num_listed * GROUP, TILE):
-        scores, tokens = _load_listed(logits_ptr, group_list_ptr, num_listed, start, num_tokens, temperature, GROUP, TILE)
-        keys = float_key(scores).to(tl.int64)
-        equal = (keys == low).to(tl.int32)
-        kept = (keys > low) | ((equal != 0) & (num_seen + tl.cumsum(equal, 0) <= num_equal))
-        num_seen += tl.sum(equal, 0)
-        noisy = tl.where(kept, scores + token_noise(seed, position, stream, tokens), float("-inf"))
-        top, index = tl.max(noisy, 0, return_indices=True, return_indices_tie_break_left=True)
-        token = tl.sum(tl.where(tl.arange(0, TILE) == index, tokens, 0), 0)
-        best_token = tl.where(top > best_noisy, token, best_token)
-        best_noisy = tl.maximum(top, best_noisy)
+def _draw_settled(row, list_ptr, num_listed, lower, noise, best_noisy, best_token, GROUP: tl.constexpr, TILE: tl.constexpr):
+    """The better of what was drawn so far and of the tokens of listed groups with keys of at least ``lower``."""
+    logits_ptr, num_tokens, temperature = row[:3]
+    seed, position, stream = noise
+    for start in tl.range(0, num_listed, TILE // GROUP, disable_licm=True):
+        tokens, scores, valid = load_part(row, list_ptr, num_listed, start, TILE // GROUP, GROUP, True)
+        at = start + tl.arange(0, TILE // GROUP)
+        first_quads = tl.load(list_ptr + at, mask=at < num_listed, other=0) * (GROUP // 4)
+        quads = first_quads[:, None] + tl.arange(0, GROUP // 4)[None, :]
+        words = block_words(seed, position, stream, tl.reshape(quads, [TILE // 4]), TILE)
+        settled = tl.reshape(tl.where(valid & at_least(scores, tokens, lower), scores, float("-inf")), [TILE])
+        index = noisy_winner(settled, 1.0, words, TILE)
+        token = tl.load(list_ptr + start + index // GROUP) * GROUP + index % GROUP
+        score = scores_of(load_logits(logits_ptr, token, token < num_tokens), temperature)
+        noisy = tl.where(tl.max(settled, 0) > float("-inf"), score + token_noise(seed, position, stream, token), float("-inf"))
+        wins = (noisy > best_noisy) | ((noisy == best_noisy) & (token < best_token))
+        best_token = tl.where(wins, token, best_token)
+        best_noisy = tl.maximum(noisy, best_noisy)
     return best_token
 
 
@@ -300,63 +63,65 @@ def _choose_kernel(
     min_p_ptr,
     seed_ptr,
     position_ptr,
-    block_best_ptr,
-    block_mass_ptr,
-    block_noisy_ptr,
     block_token_ptr,
-    group_best_ptr,
-    group_list_ptr,
+    groups_ptr,
     out_ptr,
     num_tokens,
     logits_stride,
+    groups_stride,
     num_blocks,
     num_groups,
     stream,
     BLOCKS: tl.constexpr,
+    GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
+    SETS: tl.constexpr,
     TILE: tl.constexpr,
-    PIVOTS: tl.constexpr,
+    SURVIVORS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     seat = tl.load(row_to_seat_ptr + row)
     if seat < 0:
         tl.store(out_ptr + row, -1)
         return
-    blocks = row * num_blocks + tl.arange(0, BLOCKS)
-    mask = tl.arange(0, BLOCKS) < num_blocks
-    block_best = tl.load(block_best_ptr + blocks, mask=mask, other=float("-inf"))
-    best = tl.max(block_best, 0)
-    if (best == float("-inf")) | (best == float("inf")):
-        tl.store(out_ptr + row, -1)
-        return
+    logits_ptr += row * logits_stride
     temperature, top_k = tl.load(temperature_ptr + seat), tl.load(top_k_ptr + seat)
     top_p, min_p = tl.load(top_p_ptr + seat), tl.load(min_p_ptr + seat)
-    if _is_random_filtered(temperature, top_k, top_p, min_p, num_tokens):
-        block_mass = tl.load(block_mass_ptr + blocks, mask=mask, other=0.0)
-        row_mass = (tl.sum(block_mass * tl.exp(block_best - best), 0) * _MASS_ONE).to(tl.float64)
-        token = _draw_filtered(
-            logits_ptr + row * logits_stride,
-            group_best_ptr + row * num_groups,
-            group_list_ptr + row * num_groups,
-            num_groups,
-            num_tokens,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            tl.load(seed_ptr + seat),
-            tl.load(position_ptr + row),
-            stream,
-            best,
-            row_mass,
-            GROUP,
-            TILE,
-            PIVOTS,
-        )
+    token = -1
+    if is_filtered(temperature, top_k, top_p, min_p, num_tokens):
+        groups = (groups_ptr + row * groups_stride, num_groups)
+        group_best, group_mass, _ = load_groups(groups, GROUPS, GROUP)
+        best = tl.max(group_best, 0)
+        if (best > float("-inf")) & (best < float("inf")):
+            scored = (logits_ptr, num_tokens, temperature, best)
+            mass = row_mass(group_best, group_mass, best)
+            lower, upper, list_ptr, num_listed, some_settled = find_border(
+                scored, groups, mass, top_k, top_p, min_p, SETS, GROUPS, GROUP, TILE, SURVIVORS
+            )
+            seed, position = tl.load(seed_ptr + seat), tl.load(position_ptr + row)
+            tokens, scores, keys = load_list(scored, list_ptr, tl.arange(0, SETS), num_listed)
+            noisy = tl.where(keys >= lower, scores + token_noise(seed, position, stream, tokens), float("-inf"))
+            best_noisy, token = _best_token(noisy, tokens)
+            if some_settled:
+                settled_ptr, num_settled = list_groups(groups, upper, GROUPS, GROUP)
+                noise = (seed, position, stream)
+                token = _draw_settled(scored, settled_ptr, num_settled, upper, noise, best_noisy, token, GROUP, TILE)
     else:
-        noisy = tl.load(block_noisy_ptr + blocks, mask=mask, other=float("-inf"))
-        token = tl.load(block_token_ptr + row * num_blocks + tl.argmax(noisy, 0, tie_break_left=True))
+        blocks = tl.arange(0, BLOCKS)
+        tokens = tl.load(block_token_ptr + row * num_blocks + blocks, mask=blocks < num_blocks, other=0)
+        scores = load_logits(logits_ptr, tokens, blocks < num_blocks)
+        if temperature != 0:
+            scores = scores_of(scores, temperature)
+        best = tl.max(scores, 0)
+        if (best > float("-inf")) & (best < float("inf")):
+            if temperature != 0:
+                scores += token_noise(tl.load(seed_ptr + seat), tl.load(position_ptr + row), stream, tokens)
+            _, token = _best_token(scores, tokens)
     tl.store(out_ptr + row, token)
+
+
+_SCAN = Launch(scan_kernel, num_warps=4, enable_fp_fusion=True)
+_CHOOSE = Launch(_choose_kernel, num_warps=8, num_stages=1, enable_fp_fusion=True)
 
 
 @impl(
@@ -365,7 +130,7 @@ def _choose_kernel(
     priority=20,
     requires=("triton",),
     flags=Flags(batch_invariant=True),
-    options={"block": 4096, "group": 32, "tile": 1024, "pivots": 4},
+    options={"block": 2048, "group": 32, "sets": 256, "tile": 8192, "survivors": 16384},
 )
 def sample(
     logits: torch.Tensor,
@@ -380,58 +145,52 @@ def sample(
     *,
     block: int,
     group: int,
+    sets: int,
     tile: int,
-    pivots: int,
+    survivors: int,
 ) -> torch.Tensor:
     num_rows, num_tokens = logits.shape
     out = logits.new_empty(num_rows, dtype=torch.int32)
     if num_rows == 0:
         return out
     assert logits.stride(1) == 1, "the logits of a row must be contiguous"
-    block = max(group, min(block, triton.next_power_of_2(num_tokens)))
-    num_blocks = triton.cdiv(num_tokens, block)
+    block = max(group, min(block, next_power_of_2(num_tokens)))
+    num_blocks = cdiv(num_tokens, block)
     num_groups = num_blocks * (block // group)
-    # Each partial result is an allocation of its own: kernels are compiled for addresses that are multiples of 16, and once more
-    # for those that are not, and where a part of one tensor begins would follow from the number of rows.
-    block_best, block_mass, block_noisy = (logits.new_empty(num_rows, num_blocks, dtype=torch.float32) for _ in range(3))
+    survivors = min(survivors, max(sets, next_power_of_2(num_tokens) // 2))
     block_token = logits.new_empty(num_rows, num_blocks, dtype=torch.int32)
-    group_best = logits.new_empty(num_rows, num_groups, dtype=torch.float32)
-    group_list = logits.new_empty(num_rows, num_groups, dtype=torch.int32)
+    # Per row: of every group the best score, its mass, and a place in a list of groups; then two lists of tokens.
+    groups = logits.new_empty(num_rows, 3 * num_groups + 4 * survivors, dtype=torch.int32)
     inputs = (logits, row_to_seat, temperature, top_k, top_p, min_p, seed, position)
-    _scan_kernel[(num_rows, num_blocks)](
+    _SCAN(
+        (num_rows, num_blocks),
         *inputs,
-        block_best,
-        block_mass,
-        block_noisy,
         block_token,
-        group_best,
+        groups,
         num_tokens,
         logits.stride(0),
+        groups.stride(0),
         stream,
         GROUP=group,
         BLOCK=block,
-        num_warps=8,
-        enable_fp_fusion=True,
     )
-    _choose_kernel[(num_rows,)](
+    _CHOOSE(
+        (num_rows,),
         *inputs,
-        block_best,
-        block_mass,
-        block_noisy,
         block_token,
-        group_best,
-        group_list,
+        groups,
         out,
         num_tokens,
         logits.stride(0),
+        groups.stride(0),
         num_blocks,
         num_groups,
         stream,
-        BLOCKS=triton.next_power_of_2(num_blocks),
+        BLOCKS=next_power_of_2(num_blocks),
+        GROUPS=max(sets, next_power_of_2(num_groups)),
         GROUP=group,
+        SETS=sets,
         TILE=tile,
-        PIVOTS=pivots,
-        num_warps=8,
-        enable_fp_fusion=True,
+        SURVIVORS=survivors,
     )
     return out

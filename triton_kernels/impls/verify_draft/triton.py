@@ -17,6 +17,7 @@ import triton.language as tl
 
 from ...impl import Flags, impl
 from ...rng import STREAM_ACCEPT, STREAM_RECOVERED, STREAM_TARGET
+from .._shared.launch import Launch, cdiv, next_power_of_2
 from .._shared.philox import block_noise, quad_words
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
@@ -190,6 +191,12 @@ def _choose_kernel(draw_row_ptr, noisy_ptr, noisy_token_ptr, out_ptr, num_blocks
     tl.store(out_ptr + row, tl.load(noisy_token_ptr + here + tl.argmax(noisy, 0, tie_break_left=True)))
 
 
+_SCAN_ROWS = Launch(_scan_kernel, num_warps=8, enable_fp_fusion=True)
+_ACCEPT_DRAFTS = Launch(_accept_kernel, num_warps=1, enable_fp_fusion=True)
+_DRAW_NEXT = Launch(_draw_kernel, num_warps=8, enable_fp_fusion=True)
+_CHOOSE_NEXT = Launch(_choose_kernel, num_warps=1, enable_fp_fusion=True)
+
+
 @impl("verify_draft", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 4096})
 def verify_draft(
     logits: torch.Tensor,
@@ -208,9 +215,9 @@ def verify_draft(
     if num_rows == 0 or num_reqs == 0:
         return out, accepted.zero_()
     assert logits.stride(1) == 1 and (draft_probs is None or draft_probs.stride(1) == 1), "rows must be contiguous"
-    block = max(4, min(block, triton.next_power_of_2(num_tokens)))
-    num_blocks = triton.cdiv(num_tokens, block)
-    blocks = triton.next_power_of_2(num_blocks)
+    block = max(4, min(block, next_power_of_2(num_tokens)))
+    num_blocks = cdiv(num_tokens, block)
+    blocks = next_power_of_2(num_blocks)
     # Each partial result is an allocation of its own: kernels are compiled for addresses that are multiples of 16, and once more
     # for those that are not, and where a part of one tensor begins would follow from the number of rows.
     block_best, block_mass = (logits.new_empty(num_rows, num_blocks, dtype=torch.float32) for _ in range(2))
@@ -220,7 +227,8 @@ def verify_draft(
     noisy_token = draft_ids.new_empty(num_reqs, 2, num_blocks)
     probs = logits if draft_probs is None else draft_probs
     strides, has_probs = (logits.stride(0), probs.stride(0)), draft_probs is not None
-    _scan_kernel[(num_rows, num_blocks)](
+    _SCAN_ROWS(
+        (num_rows, num_blocks),
         logits,
         cu_rows,
         row_to_seat,
@@ -231,12 +239,11 @@ def verify_draft(
         num_tokens,
         logits.stride(0),
         num_reqs,
-        REQS=triton.next_power_of_2(num_reqs),
+        REQS=next_power_of_2(num_reqs),
         BLOCK=block,
-        num_warps=8,
-        enable_fp_fusion=True,
     )
-    _accept_kernel[(num_reqs,)](
+    _ACCEPT_DRAFTS(
+        (num_reqs,),
         logits,
         draft_ids,
         probs,
@@ -258,10 +265,9 @@ def verify_draft(
         *strides,
         HAS_PROBS=has_probs,
         BLOCKS=blocks,
-        num_warps=1,
-        enable_fp_fusion=True,
     )
-    _draw_kernel[(num_reqs, num_blocks)](
+    _DRAW_NEXT(
+        (num_reqs, num_blocks),
         logits,
         draft_ids,
         probs,
@@ -278,8 +284,6 @@ def verify_draft(
         *strides,
         HAS_PROBS=has_probs,
         BLOCK=block,
-        num_warps=8,
-        enable_fp_fusion=True,
     )
-    _choose_kernel[(num_reqs,)](draw_row, noisy, noisy_token, out, num_blocks, BLOCKS=blocks, num_warps=1, enable_fp_fusion=True)
+    _CHOOSE_NEXT((num_reqs,), draw_row, noisy, noisy_token, out, num_blocks, BLOCKS=blocks)
     return out, accepted
