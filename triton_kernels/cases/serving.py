@@ -123,10 +123,12 @@ def _kv_dims(kv_dtype: torch.dtype | None, head_dim: int = HEAD_DIM) -> dict[str
     return {"num_kv_heads": KV_HEADS, "head_dim": head_dim, **cache_dims(kv_dtype)}
 
 
-def _kv_cache_write(name: str, kv_dtype: torch.dtype | None = None) -> ServingCase:
+def _kv_cache_write(name: str, kv_dtype: torch.dtype | None = None, static: bool = False) -> ServingCase:
     def make(dtype: torch.dtype) -> dict[str, Any]:
         _, k, v = torch.empty(64, HEADS + 2 * KV_HEADS, HEAD_DIM, dtype=dtype).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
-        return {"k": k, "v": v, "kv": _cache(256, 16, kv_dtype or dtype), "slot_mapping": torch.arange(64)}
+        cache = {"kv": _cache(256, 16, kv_dtype or dtype), "slot_mapping": torch.arange(64)}
+        scales = {f"{letter}_scale": torch.ones(1, 1) if static else None for letter in "kv"}
+        return {"k": k, "v": v, **cache, **scales}
 
     return ServingCase(name, decode(64), _kv_dims(kv_dtype), make)
 
@@ -244,7 +246,11 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
     "rotary": (_rotary("neox"), _rotary("gptj")),
     "silu_and_mul": (_gate("2048 tokens"), _gate("2048 tokens, quantized values by token", "token")),
     "gelu_and_mul": (_gate("tanh", approximate="tanh"), _gate("exact", approximate="none")),
-    "kv_cache_write": (_kv_cache_write("64 tokens"), _kv_cache_write("64 tokens, e4m3", torch.float8_e4m3fn)),
+    "kv_cache_write": (
+        _kv_cache_write("64 tokens"),
+        _kv_cache_write("64 tokens, e4m3", torch.float8_e4m3fn),
+        _kv_cache_write("64 tokens, e4m3, static", torch.float8_e4m3fn, static=True),
+    ),
     "copy_blocks": (ServingCase("8 pages", decode(1), _kv_dims(None) | {"num_blocks": 8, "page_size": 16}, _copy_blocks),),
     "paged_attention_prefill": (
         _attention("2048 tokens, page 16", prefill(2048), 16),
