@@ -2,6 +2,7 @@
 
     python experiments/peers_cpu.py
     python experiments/peers_cpu.py dtypes=[float32] rounds=5 kernels.linear=torch
+    python experiments/peers_cpu.py dtypes=[bfloat16] engines=[kernelswap,kernelswap/int8,kernelswap/rtn-int4,transformers]
 
 Every engine is a resident process; the rounds are interleaved and all processes but the measured one are stopped, so that both
 meet the same moods of the machine. Ratios are of the same round.

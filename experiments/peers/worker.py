@@ -1,4 +1,5 @@
-"""A resident process that serves workloads with one engine: python worker.py ENGINE MODEL DTYPE THREADS KERNELS.
+"""A resident process that serves workloads with one engine: python worker.py ENGINE MODEL DTYPE THREADS KERNELS. ENGINE is kernelswap,
+kernelswap/SCHEME (weights quantized on load), or transformers.
 
 One JSON line per message. It writes {"ready": version}, then for every workload read from stdin, [[token ids, output length],
 ...], the reply {"wall_s": seconds, "outputs": [[token ids], ...]}.
@@ -19,14 +20,22 @@ Workload = list[tuple[list[int], int]]
 Generate = Callable[[Workload], list[list[int]]]
 
 
-def kernelswap(model: str, dtype: str, threads: int, kernels: dict[str, str]) -> tuple[Generate, str]:
+def kernelswap(model: str, dtype: str, threads: int, kernels: dict[str, str], scheme: str) -> tuple[Generate, str]:
     """Ours, without prefix cache: every prompt token is computed. The tokenizer is never used."""
     import torch
 
     from framework import LLM, SamplingParams, __version__
 
     torch.set_num_threads(threads)
-    llm = LLM(model, tokenizer="tiny", dtype=dtype, device="cpu", enable_prefix_caching=False, kernels=kernels)
+    llm = LLM(
+        model,
+        tokenizer="tiny",
+        dtype=dtype,
+        device="cpu",
+        enable_prefix_caching=False,
+        quantization=scheme or None,
+        kernels=kernels,
+    )
 
     def generate(workload: Workload) -> list[list[int]]:
         params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False) for _, n in workload]
@@ -36,10 +45,11 @@ def kernelswap(model: str, dtype: str, threads: int, kernels: dict[str, str]) ->
     return generate, __version__
 
 
-def transformers(model: str, dtype: str, threads: int, kernels: dict[str, str]) -> tuple[Generate, str]:
+def transformers(model: str, dtype: str, threads: int, kernels: dict[str, str], scheme: str) -> tuple[Generate, str]:
     """The library's ``generate``: one padded batch that runs as long as its longest completion."""
     from transformers import __version__
 
+    assert not scheme, "quantization is measured of our engine alone"
     from experiments.peers.static import StaticBatches
     from experiments.peers.transformers_library import Completion, Library
     from framework.config import EngineConfig, ModelConfig
@@ -68,7 +78,8 @@ def main(engine: str, model: str, dtype: str, threads: str, kernels: str) -> Non
     """Loads, warms up, serves until stdin ends."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries may print; the pipe is for replies only
-    generate, version = ENGINES[engine](model, dtype, int(threads), json.loads(kernels))
+    name, _, scheme = engine.partition("/")
+    generate, version = ENGINES[name](model, dtype, int(threads), json.loads(kernels), scheme)
     generate([([1, 2, 3, 4], 4), (list(range(10, 90)), 4)])
     print(json.dumps({"ready": version}), file=replies)
     for line in sys.stdin:
