@@ -1,5 +1,5 @@
-"""A resident process that serves workloads with one engine: python worker.py ENGINE MODEL DTYPE THREADS KERNELS. ENGINE is kernelswap,
-kernelswap/SCHEME (weights quantized on load), or transformers.
+"""A resident process that serves workloads with one engine: python worker.py ENGINE MODEL DTYPE THREADS KERNELS. ENGINE is
+kernelswap, kernelswap/SCHEME (weights quantized on load), or transformers.
 
 One JSON line per message. It writes {"ready": version}, then for every workload read from stdin, [[token ids, output length],
 ...], the reply {"wall_s": seconds, "outputs": [[token ids], ...]}.
