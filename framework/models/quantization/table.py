@@ -28,7 +28,7 @@ METHODS: Mapping[str, Callable[[Settings], Scheme]] = {
 """quant_method of a config -> what reads the rest of it."""
 
 ON_LOAD: Mapping[str, Callable[[QuantConfig], on_load.Rounding]] = {
-    "rtn-int4": lambda quant: on_load.int4(quant.group_size, quant.symmetric is not False),
+    "rtn-int4": lambda quant: on_load.int4(quant.group_size, quant.is_symmetric),
     "int8": lambda quant: on_load.INT8,
     "int8-weight": lambda quant: on_load.INT8_WEIGHT,
     "fp8": lambda quant: on_load.FP8,
