@@ -48,8 +48,8 @@ class CodebookFormat(Format):
             blocks = nested.repeat_interleave(state["nested_blocksize"])[: largest.numel()]
             largest = nested_map[largest.long()] * blocks + state["nested_offset"]
         scales = largest.repeat_interleave(state["blocksize"])[: values.numel()]
-        weights = (values * scales).view(module.shape).to(source.dtype)
-        return float_linear(weights, None, f"{self.kind.upper()} weights were unpacked to {source.dtype}")
+        part = float_linear((values * scales).view(module.shape).to(source.dtype), None)
+        return LoadedPart(part.op, part.tensors, note=f"{self.kind.upper()} weights were unpacked to {source.dtype}")
 
 
 @dataclass(frozen=True)
