@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from .clock import Clock, VirtualClock, WallClock
-from .config import CALIBRATED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
+from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
 from .engine.inputs import InputProcessor
 from .engine.tokenizer import load_tokenizer
 from .executor.kinds import EXECUTORS
@@ -71,7 +71,7 @@ def settle_quantization(config: EngineConfig) -> EngineConfig:
     if config.model.load_format == "dummy":
         raise ValueError(
             f"quant.scheme={config.quant.scheme} is made from a checkpoint, and model.load_format=dummy has none: choose one of "
-            "the schemes that round weights (rtn-int4, int8, int8-weight, fp8, fp8-block)"
+            f"the schemes that round weights ({', '.join(ROUNDED_SCHEMES)})"
         )
     from .quantize import cached_checkpoint  # seconds to import, and needed by few engines
 

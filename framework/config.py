@@ -15,8 +15,9 @@ CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
 LOAD_FORMATS = ("auto", "dummy")
 BACKENDS = ("auto", "native", "transformers")
 GENERATION_CONFIGS = ("auto", "none")
+ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
 CALIBRATED_SCHEMES = ("gptq-int4", "awq-int4", "autoround-int4")
-QUANT_SCHEMES = ("none", "rtn-int4", *CALIBRATED_SCHEMES, "int8", "int8-weight", "fp8", "fp8-block")
+QUANT_SCHEMES = ("none", *ROUNDED_SCHEMES, *CALIBRATED_SCHEMES)
 
 
 @dataclass
@@ -73,6 +74,11 @@ class QuantConfig:
     num_samples: int = 128
     sample_tokens: int = 512
     fuse: bool = True
+
+    @property
+    def is_symmetric(self) -> bool:
+        """``symmetric``, or what is usual for the scheme."""
+        return self.scheme != "awq-int4" if self.symmetric is None else self.symmetric
 
 
 @dataclass

@@ -87,6 +87,14 @@ def read_source(path: Path) -> str | None:
     return text if text.strip() else None
 
 
+def read_text(path: str, setting: str) -> str:
+    """The text of a file that a setting names instead of the corpus. Raises ValueError if it cannot be read."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{setting}={path} cannot be read: {error}; give a file of UTF-8 text") from error
+
+
 def load_corpus(heldout_percent: int = HELDOUT_PERCENT, root: Path | None = None) -> Corpus:
     """Read the standard library and split it into training and held-out files."""
     root = root or stdlib_root()

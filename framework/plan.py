@@ -164,15 +164,15 @@ class KernelPlan:
         without can do it."""
         from triton_kernels.resolve import NoKernelError
 
+        plain = {**weights, **params}
         weights, params = {**weights, "static_scale": static_scale}, {**params, **quantized}
         if "quantize_activation" in self.choices.named or not set(quantized) <= set(self.registry.ops[op].bind_args):
             return None
         try:
-            quantizing = self._resolve(op, {**weights, **params}, None)[0]
+            priority = self._resolve(op, {**weights, **params}, None)[0].priority
         except NoKernelError:
             return None
-        plain = {name: value for name, value in {**weights, **params}.items() if name not in ("static_scale", *quantized)}
-        if quantizing.priority < self._resolve(op, plain, None)[0].priority:
+        if priority < self._resolve(op, plain, None)[0].priority:
             return None
         return self.bind(op, weights, params, note="quantizes its output")
 

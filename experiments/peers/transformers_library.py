@@ -54,6 +54,8 @@ class Library:
                 f"cache.dtype={config.cache.dtype}: the library keeps keys and values in the model's {info.dtype}; "
                 "use cache.dtype=auto"
             )
+        if config.quant.scheme != "none":
+            raise ValueError(f"quant.scheme={config.quant.scheme}: the library serves weights as they are stored; use quant=none")
         found = library_config(config.model, info)
         if found.is_encoder_decoder:
             raise ValueError(f"model {config.model.name!r} is an encoder-decoder; only decoders can be served")

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from triton_kernels.compile_counter import CompileCounter
     from triton_kernels.lab.aot import compile_only
 
-    from ..build import settle_block_size
+    from ..build import settle_block_size, settle_quantization
     from ..study.compose import ServeConfig, load_config
     from ..worker.dry_run import dry_run
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target")
     parser.add_argument("--probe", action="store_true")
     arguments = parser.parse_args(argv)
-    config = settle_block_size(load_config(arguments.config, ServeConfig).engine(), arguments.target)
+    config = settle_quantization(settle_block_size(load_config(arguments.config, ServeConfig).engine(), arguments.target))
     with CompileCounter() as counter, compile_only(arguments.target):
         num_steps = dry_run(config, arguments.target, arguments.probe)
     print(json.dumps({"compiled": counter.compiled, "loaded": counter.loaded, "num_steps": num_steps}))

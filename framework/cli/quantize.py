@@ -6,9 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from ..config import QuantConfig
-
-SCHEMES = ("rtn-int4", "gptq-int4", "awq-int4", "autoround-int4", "int8", "int8-weight", "fp8", "fp8-block")
+from ..config import QUANT_SCHEMES, QuantConfig
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -18,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     usual = QuantConfig()
     parser.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face id, or an embedded model")
     parser.add_argument("output", metavar="OUT", type=Path, help="a new or an empty folder")
-    parser.add_argument("--scheme", required=True, choices=SCHEMES, help="what to quantize to, and how")
+    parser.add_argument("--scheme", required=True, choices=QUANT_SCHEMES[1:], help="what to quantize to, and how")
     parser.add_argument(
         "--group-size",
         type=int,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -115,8 +114,3 @@ def all_parts(a: Architecture) -> Iterator[Part]:
     yield from model_parts(a).values()
     for index in range(len(a.layers)):
         yield from layer_parts(a, index).values()
-
-
-def num_weights(a: Architecture) -> int:
-    """Elements of all parts."""
-    return sum(math.prod(part.shape) + (sum(part.rows) if part.bias else 0) for part in all_parts(a))

@@ -1,5 +1,5 @@
 """Writes quantized checkpoints, in the formats of the public tools: by rounding, GPTQ, AWQ, or AutoRound."""
 
-from .checkpoint import SCHEMES, cached_checkpoint, quantize_checkpoint
+from .checkpoint import cached_checkpoint, quantize_checkpoint
 
-__all__ = ["SCHEMES", "cached_checkpoint", "quantize_checkpoint"]
+__all__ = ["cached_checkpoint", "quantize_checkpoint"]

@@ -9,7 +9,7 @@ import torch
 
 from ..config import QuantConfig
 from .calibration import draw_samples, load_tokenizer
-from .formats import BITS, is_symmetric
+from .formats import BITS
 from .source import Source
 
 
@@ -28,7 +28,7 @@ def write_autoround(source: Source, folder: Path, config: QuantConfig, seed: int
             load_tokenizer(source.folder),
             scheme=f"W{BITS}A16",
             group_size=config.group_size,
-            sym=is_symmetric(config),
+            sym=config.is_symmetric,
             dataset=list(samples.split(1)),
             nsamples=len(samples),
             seqlen=samples.shape[1],

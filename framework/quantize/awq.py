@@ -10,8 +10,8 @@ import torch
 
 from ..models.architecture import Architecture
 from ..models.parts import Part, layer_parts
-from ..models.quantization.rounding import group_length, int_groups
-from .formats import BITS, QuantizedWeight
+from ..models.quantization.rounding import group_length
+from .formats import Grid, QuantizedWeight
 from .layerwise import Layer, Statistics
 
 NUM_EXPONENTS = 20
@@ -80,9 +80,7 @@ class LastRows:
         return scales
 
 
-def quantize_layer(
-    layer: Layer, a: Architecture, index: int, group_size: int, symmetric: bool, scale_dtype: torch.dtype, dtype: torch.dtype
-) -> dict[str, QuantizedWeight]:
+def quantize_layer(layer: Layer, a: Architecture, index: int, grid: Grid, dtype: torch.dtype) -> dict[str, QuantizedWeight]:
     """Scales and quantizes the linear layers of decoder layer ``index``. The module gets the dequantized weights, and norms and
     biases as they will be stored in ``dtype``. Returns the weights by their names on disk."""
     parts, found = layer_parts(a, index), {}
@@ -92,7 +90,7 @@ def quantize_layer(
         grams[name] = statistics.gram
         producer = _producer(layer, a, parts, name, dtype)
         if producer is not None:
-            best = _best_scales(weights, statistics, producer, group_size, symmetric, scale_dtype)
+            best = _best_scales(weights, statistics, producer, grid)
             scales = producer.spread(producer.divide(best))
             grams[name] = statistics.gram / torch.outer(scales, scales)
             for weight in weights:
@@ -100,22 +98,21 @@ def quantize_layer(
     for name, part in layer.linears.items():
         for source in part.sources:
             weight = layer.submodule(source).weight.data
-            weight.copy_(_clipped(weight, grams[name], group_size, symmetric, scale_dtype))
-            found[source] = _rounded(weight, group_size, symmetric, scale_dtype)
+            found[source] = grid.nearest(_clipped(weight, grams[name], grid))
             weight.copy_(found[source].dequantize())
     return found
 
 
-def _clipped(weight: torch.Tensor, gram: torch.Tensor, group_size: int, symmetric: bool, scale_dtype: torch.dtype) -> torch.Tensor:
+def _clipped(weight: torch.Tensor, gram: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The weight, each group of it within the limit that leaves the group's part of the outputs the least squared error."""
-    length = group_length(weight.shape[1], group_size)
+    length = group_length(weight.shape[1], grid.group_size)
     groups = weight.unflatten(1, (-1, length))
     blocks = torch.stack([gram[start : start + length, start : start + length] for start in range(0, len(gram), length)])
     largest = groups.abs().amax(-1, keepdim=True)
     least, limits = torch.full_like(largest, torch.inf), largest
     for clip in CLIPS:
         limit = clip * largest
-        rounded = _rounded(groups.clamp(-limit, limit).flatten(1), group_size, symmetric, scale_dtype).dequantize()
+        rounded = grid.nearest(groups.clamp(-limit, limit).flatten(1)).dequantize()
         error = rounded.unflatten(1, (-1, length)) - groups
         loss = (torch.einsum("ngi,gij->ngj", error, blocks) * error).sum(-1, keepdim=True)
         limits = torch.where(loss < least, limit, limits)
@@ -138,14 +135,7 @@ def _producer(layer: Layer, a: Architecture, parts: dict[str, Part], name: str, 
     return Norm(layer.submodule(parts[norm].sources[0]), offset, dtype)
 
 
-def _best_scales(
-    weights: Sequence[torch.Tensor],
-    statistics: Statistics,
-    producer: Producer,
-    group_size: int,
-    symmetric: bool,
-    scale_dtype: torch.dtype,
-) -> torch.Tensor:
+def _best_scales(weights: Sequence[torch.Tensor], statistics: Statistics, producer: Producer, grid: Grid) -> torch.Tensor:
     """Of the powers 0 to 1 of the inputs' average magnitude, that with the least squared error of the outputs; one value per
     channel of the producer."""
     magnitude = producer.pooled(statistics.magnitude / statistics.num_tokens)
@@ -155,12 +145,8 @@ def _best_scales(
         scales /= (scales.max() * scales.min()).sqrt()
         spread, loss = producer.spread(scales), 0.0
         for weight in weights:
-            error = _rounded(weight * spread, group_size, symmetric, scale_dtype).dequantize() / spread - weight
+            error = grid.nearest(weight * spread).dequantize() / spread - weight
             loss += float(((error @ statistics.gram) * error).sum())
         if loss < least:
             least, best = loss, scales
     return best
-
-
-def _rounded(weight: torch.Tensor, group_size: int, symmetric: bool, scale_dtype: torch.dtype) -> QuantizedWeight:
-    return QuantizedWeight(*int_groups(weight, BITS, group_size, symmetric, scale_dtype))

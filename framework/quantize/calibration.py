@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..config import QuantConfig
-from ..corpus import load_corpus
+from ..corpus import load_corpus, read_text
+from ..engine.tokenizer import bos_token_ids
 
 
-def calibration_texts(file: str | None) -> list[tuple[str, str]]:
-    """(name, text) of a file, or of the training modules of the corpus. Raises ValueError for a file that cannot be read."""
-    if file is None:
-        return [(module.name, module.text) for module in load_corpus().train]
-    try:
-        return [(file, Path(file).expanduser().read_text(encoding="utf-8"))]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the calibration text {file!r} cannot be read: {error}; give a file of UTF-8 text") from error
+def calibration_texts(file: str | None) -> list[str]:
+    """Of a file, or of the training modules of the corpus. Raises ValueError for a file that cannot be read."""
+    return [module.text for module in load_corpus().train] if file is None else [read_text(file, "calibration")]
 
 
 def draw_samples(folder: Path, config: QuantConfig, seed: int) -> torch.Tensor:
@@ -30,11 +25,12 @@ def draw_samples(folder: Path, config: QuantConfig, seed: int) -> torch.Tensor:
     rng = random.Random(seed)
     texts = calibration_texts(config.calibration)
     rng.shuffle(texts)
-    first = [token for token in tokenizer("").input_ids if token == tokenizer.bos_token_id][:1]
+    first = bos_token_ids(tokenizer)
     length = config.sample_tokens - len(first)
     long_enough: list[list[int]] = []
     longest = 0
-    for tokens in _tokenized(tokenizer, texts):
+    for text in texts:
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         longest = max(longest, len(tokens))
         if len(tokens) >= length:
             long_enough.append(tokens)
@@ -62,8 +58,3 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} has no tokenizer that transformers can load, and calibration needs one: {error}") from error
-
-
-def _tokenized(tokenizer: Any, texts: Iterable[tuple[str, str]]) -> Iterator[list[int]]:
-    for _, text in texts:
-        yield tokenizer(text, add_special_tokens=False, verbose=False).input_ids

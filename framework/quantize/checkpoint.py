@@ -12,23 +12,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..config import QuantConfig
-from ..models.quantization import rounding
-from ..models.quantization.rounding import group_length
+from ..config import CALIBRATED_SCHEMES, QUANT_SCHEMES, ROUNDED_SCHEMES, QuantConfig
+from ..models.quantization import packing, rounding
 from . import awq, gptq
 from .calibration import draw_samples
-from .formats import QuantizedWeight, awq_tensors, gptq_tensors, is_symmetric, quantization_config, round_to_nearest
+from .formats import Grid, QuantizedWeight, awq_tensors, gptq_tensors, quantization_config, round_to_nearest
 from .layerwise import LayerwiseModel
 from .output import ShardWriter, check_free, copy_metadata, new_folder, write_json
 from .source import Source
 
-ROUNDED = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
-LAYERWISE = ("gptq-int4", "awq-int4")
-AUTOROUND = "autoround-int4"
-SCHEMES = (*ROUNDED, *LAYERWISE, AUTOROUND)
 CACHE = Path("~/.cache/kernelswap/quantized")
-_SCALE_DTYPE = torch.float16
-"""Of GPTQ's and AWQ's checkpoints, whatever the model's dtype."""
 
 
 @torch.inference_mode()
@@ -45,21 +38,19 @@ def quantize_checkpoint(
     check_free(out)
     source = Source(model)
     _check(source, config, act_order)
-    if config.scheme == AUTOROUND:
-        from .autoround import write_autoround
-
-        with new_folder(out) as folder:
-            write_autoround(source, folder, config, seed)
-        return
-    samples = draw_samples(source.folder, config, seed) if config.scheme in LAYERWISE else None
     with new_folder(out) as folder:
+        if config.scheme == "autoround-int4":
+            from .autoround import write_autoround
+
+            write_autoround(source, folder, config, seed)
+            return
         writer = ShardWriter(folder)
-        if samples is None:
-            tensors = _rounded(source, config, progress)
+        if config.scheme in CALIBRATED_SCHEMES:
+            tensors = _calibrated(source, config, act_order, seed, progress)
         else:
-            tensors = _layerwise(source, config, samples, act_order, progress)
+            tensors = _rounded(source, config, progress)
         for name, tensor in tensors:
-            writer.add({name: tensor})
+            writer.add(name, tensor)
         writer.close()
         described = quantization_config(config, source.float_modules(), act_order)
         copy_metadata(source.folder, folder, {"quantization_config": described})
@@ -84,7 +75,7 @@ def cached_checkpoint(model: str, config: QuantConfig) -> Path:
 def _digest(source: Source, config: QuantConfig) -> str:
     files = sorted(path for path in source.folder.iterdir() if path.is_file())
     identity = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    code = [*sorted(Path(__file__).parent.glob("*.py")), Path(rounding.__file__)]
+    code = [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(module.__file__)) for module in (rounding, packing))]
     text = platform.python_version() if config.calibration is None else _file_digest(Path(config.calibration).expanduser())
     facts = [identity, asdict(config), [_file_digest(path) for path in code], text]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -95,8 +86,8 @@ def _file_digest(path: Path) -> str:
 
 
 def _check(source: Source, config: QuantConfig, act_order: bool) -> None:
-    if config.scheme not in SCHEMES:
-        raise ValueError(f"there is no scheme {config.scheme!r} to quantize with; there are {', '.join(SCHEMES)}")
+    if config.scheme not in QUANT_SCHEMES[1:]:
+        raise ValueError(f"there is no scheme {config.scheme!r} to quantize with; there are {', '.join(QUANT_SCHEMES[1:])}")
     if act_order and config.scheme != "gptq-int4":
         raise ValueError(f"act-order belongs to gptq-int4, but the scheme is {config.scheme}: leave it out")
     if not config.scheme.endswith("int4"):
@@ -104,7 +95,7 @@ def _check(source: Source, config: QuantConfig, act_order: bool) -> None:
     for part in source.linears():
         assert part.columns is not None
         try:
-            group_length(part.columns, config.group_size)
+            rounding.group_length(part.columns, config.group_size)
         except ValueError as error:
             raise ValueError(f"{part.sources[0]}: {error}") from None
     if config.scheme == "rtn-int4":
@@ -112,7 +103,7 @@ def _check(source: Source, config: QuantConfig, act_order: bool) -> None:
     if experts := next((part for part in source.linears() if part.num_experts), None):
         raise ValueError(
             f"{config.scheme} cannot quantize mixtures of experts ({experts.sources[0]}), whose experts see too few calibration "
-            f"tokens each; use one of {', '.join(ROUNDED)}"
+            f"tokens each; use one of {', '.join(ROUNDED_SCHEMES)}"
         )
     for part in source.linears():
         assert part.columns is not None
@@ -138,20 +129,20 @@ def _rounded(source: Source, config: QuantConfig, progress: bool) -> Iterator[tu
             yield stored, source.read(name)
 
 
-def _layerwise(
-    source: Source, config: QuantConfig, samples: torch.Tensor, act_order: bool, progress: bool
+def _calibrated(
+    source: Source, config: QuantConfig, act_order: bool, seed: int, progress: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name on disk, tensor) of every tensor; those of a layer once it is quantized."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = LayerwiseModel(source, samples, device)
-    settings = (config.group_size, is_symmetric(config))
+    model = LayerwiseModel(source, draw_samples(source.folder, config, seed), device)
+    grid = Grid(config.group_size, config.is_symmetric)
     of_layers = set()
     for index in tqdm(range(source.num_layers), desc=config.scheme, unit="layer", disable=not progress):
         layer = model.layer(index)
         if config.scheme == "gptq-int4":
-            quantized = gptq.quantize_layer(layer, *settings, act_order, _SCALE_DTYPE)
+            quantized = gptq.quantize_layer(layer, grid, act_order)
         else:
-            quantized = awq.quantize_layer(layer, source.architecture, index, *settings, _SCALE_DTYPE, source.dtype)
+            quantized = awq.quantize_layer(layer, source.architecture, index, grid, source.dtype)
         layer.advance()
         for name, parameter in layer.module.named_parameters():
             full = source.layer_prefix(index) + name

@@ -51,10 +51,28 @@ class QuantizedWeight:
         return (self.values.float() - self.zero_points().float()[:, groups]) * self.scales.float()[:, groups]
 
 
+@dataclass(frozen=True)
+class Grid:
+    """To what weights of 4 bits are rounded.
+
+    group_size   inputs of a row that share a scale; -1: all
+    symmetric    no zero points
+    scale_dtype  that scales are stored in, and rounded to before they are used
+    """
+
+    group_size: int
+    symmetric: bool
+    scale_dtype: torch.dtype = torch.float16
+
+    def nearest(self, weight: torch.Tensor) -> QuantizedWeight:
+        """weight [N, K], each value to the nearest one of the grid that its group asks for."""
+        return QuantizedWeight(*int_groups(weight, BITS, self.group_size, self.symmetric, self.scale_dtype))
+
+
 def round_to_nearest(weight: torch.Tensor, config: QuantConfig) -> dict[str, torch.Tensor]:
     """The tensors of a scheme that needs no calibration, by their names within the module; weight [N, K]."""
     if config.scheme == "rtn-int4":
-        quantized, scales, zeros = int_groups(weight, BITS, config.group_size, is_symmetric(config))
+        quantized, scales, zeros = int_groups(weight, BITS, config.group_size, config.is_symmetric)
         packed = {"weight_packed": pack_words(quantized, BITS), "weight_scale": scales, "weight_shape": torch.tensor(weight.shape)}
         return packed if zeros is None else {**packed, "weight_zero_point": pack_words(zeros.T, BITS).T}
     if config.scheme == "int8-weight":
@@ -85,11 +103,6 @@ def awq_tensors(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
     return {"qweight": pack_awq(weight.values.T), "qzeros": pack_awq(weight.zero_points().T), "scales": weight.scales.T}
 
 
-def is_symmetric(config: QuantConfig) -> bool:
-    """Of the 4-bit schemes: as asked, else as is usual for the scheme."""
-    return config.scheme != "awq-int4" if config.symmetric is None else config.symmetric
-
-
 def quantization_config(config: QuantConfig, float_modules: Sequence[str], act_order: bool) -> dict[str, Any]:
     """What config.json says of a scheme. float_modules: names of linear layers that are not quantized."""
     if config.scheme == "gptq-int4":
@@ -98,7 +111,7 @@ def quantization_config(config: QuantConfig, float_modules: Sequence[str], act_o
             "bits": BITS,
             "group_size": config.group_size,
             "desc_act": act_order,
-            "sym": is_symmetric(config),
+            "sym": config.is_symmetric,
             "lm_head": False,
             "checkpoint_format": "gptq",
             "pack_dtype": "int32",
@@ -129,7 +142,7 @@ def _compressed_tensors(config: QuantConfig, float_modules: Sequence[str]) -> di
     group = channel if config.group_size == -1 else {**channel, "strategy": "group", "group_size": config.group_size}
     int4, int8, float8 = ({"num_bits": bits, "type": kind} for bits, kind in ((BITS, "int"), (8, "int"), (8, "float")))
     layout, weights, inputs = {
-        "rtn-int4": ("pack-quantized", {**group, **int4, "symmetric": is_symmetric(config)}, None),
+        "rtn-int4": ("pack-quantized", {**group, **int4, "symmetric": config.is_symmetric}, None),
         "int8-weight": ("pack-quantized", {**channel, **int8}, None),
         "int8": ("int-quantized", {**channel, **int8}, {**token, **int8}),
         "fp8": ("float-quantized", {**channel, **float8}, {**token, **float8}),

@@ -5,16 +5,14 @@ from __future__ import annotations
 import torch
 
 from ..models.quantization.rounding import group_length, int_grid, round_to_grid
-from .formats import BITS, QuantizedWeight
+from .formats import BITS, Grid, QuantizedWeight
 from .layerwise import Layer
 
 BLOCK = 128
 DAMPING = 0.01
 
 
-def quantize_layer(
-    layer: Layer, group_size: int, symmetric: bool, act_order: bool, scale_dtype: torch.dtype
-) -> dict[str, QuantizedWeight]:
+def quantize_layer(layer: Layer, grid: Grid, act_order: bool) -> dict[str, QuantizedWeight]:
     """Quantizes the linear layers of a decoder layer in the order of the data, so that later ones see what earlier ones have
     become; those that share their inputs (q, k, v) share one Hessian. The module gets the dequantized weights. Returns them by
     their names on disk."""
@@ -23,22 +21,19 @@ def quantize_layer(
         gram = layer.statistics([name])[name].gram
         for source in part.sources:
             weight = layer.submodule(source).weight.data
-            found[source] = gptq(weight, gram, group_size, symmetric, act_order, scale_dtype)
+            found[source] = gptq(weight, gram, grid, act_order)
             weight.copy_(found[source].dequantize())
     return found
 
 
-def gptq(
-    weight: torch.Tensor, gram: torch.Tensor, group_size: int, symmetric: bool, act_order: bool, scale_dtype: torch.dtype
-) -> QuantizedWeight:
+def gptq(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, act_order: bool) -> QuantizedWeight:
     """Rounds weight float32 [N, K] to 4 bits such that the error of x @ weight^T is small over the inputs of which ``gram``
     [K, K] is the sum of x^T x.
 
-    act_order    the inputs with the largest squares first; groups are then of inputs that are near in this order
-    scale_dtype  that the scales will be stored in
+    act_order  the inputs with the largest squares first; groups are then of inputs that are near in this order
     """
     num_in = weight.shape[1]
-    length = group_length(num_in, group_size)
+    length = group_length(num_in, grid.group_size)
     order = gram.diagonal().argsort(descending=True) if act_order else torch.arange(num_in, device=weight.device)
     work, factor = _prepared(weight[:, order], gram[order][:, order])
     values = torch.empty_like(work)
@@ -50,7 +45,7 @@ def gptq(
         errors = torch.empty_like(now)
         for i in range(now.shape[1]):
             if (start + i) % length == 0:
-                scales, zeros = int_grid(work[:, start + i : start + i + length], BITS, symmetric, scale_dtype)
+                scales, zeros = int_grid(work[:, start + i : start + i + length], BITS, grid.symmetric, grid.scale_dtype)
                 zeros = zeros.clamp(min=1)  # the format stores zero points less 1
                 all_scales.append(scales)
                 all_zeros.append(zeros)
@@ -61,8 +56,8 @@ def gptq(
     where = order.argsort()
     return QuantizedWeight(
         values[:, where].to(torch.uint8),
-        torch.stack(all_scales, 1).to(scale_dtype),
-        None if symmetric else torch.stack(all_zeros, 1).to(torch.uint8),
+        torch.stack(all_scales, 1).to(grid.scale_dtype),
+        None if grid.symmetric else torch.stack(all_zeros, 1).to(torch.uint8),
         (where // length).int() if act_order else None,
     )
 

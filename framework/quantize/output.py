@@ -66,13 +66,12 @@ class ShardWriter:
         self._shards: list[list[str]] = []
         self._total_bytes = 0
 
-    def add(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Takes tensors, and writes a shard before they would not fit."""
-        for name, tensor in tensors.items():
-            assert name not in self._waiting and all(name not in shard for shard in self._shards), name
-            if self._waiting and _bytes(self._waiting) + tensor.nbytes > self._shard_bytes:
-                self._flush()
-            self._waiting[name] = tensor.cpu().contiguous()
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Takes a tensor, and writes a shard before it would not fit."""
+        assert name not in self._waiting and all(name not in shard for shard in self._shards), name
+        if self._waiting and _bytes(self._waiting) + tensor.nbytes > self._shard_bytes:
+            self._flush()
+        self._waiting[name] = tensor.cpu().contiguous()
 
     def close(self) -> None:
         """Writes the rest, gives the shards their final names, and writes the index."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..corpus import load_corpus
+from .. import corpus
+from ..engine.tokenizer import bos_token_ids
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,10 @@ class Windows:
 
 
 def read_text(path: str | None) -> tuple[str, str]:
-    """(what it is, the text) of a UTF-8 file; without one, of the corpus's held-out modules. Raises ValueError if it cannot be
-    read."""
+    """(what it is, the text) of a file; without one, of the corpus's held-out modules. Raises ValueError if it cannot be read."""
     if path is None:
-        return "the corpus's held-out modules", "\n".join(file.text for file in load_corpus().heldout)
-    try:
-        return f"text={path}", Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"text={path} cannot be read as a UTF-8 file: {error}") from error
+        return "the corpus's held-out modules", "\n".join(file.text for file in corpus.load_corpus().heldout)
+    return f"text={path}", corpus.read_text(path, "text")
 
 
 def cut_windows(text: str, tokenizer: Any, window_tokens: int, num_windows: int | None = None, source: str = "the text") -> Windows:
@@ -43,7 +39,7 @@ def cut_windows(text: str, tokenizer: Any, window_tokens: int, num_windows: int 
     source     what an error calls the text
     Raises ValueError for a text of less than one window, or than ``num_windows``."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
-    first = [tokenizer.bos_token_id] if tokenizer.encode("")[:1] == [tokenizer.bos_token_id] else []
+    first = bos_token_ids(tokenizer)
     length = window_tokens - len(first)
     found, needed = len(encoded.input_ids) // length, num_windows or 1
     if found < needed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from experiments.peers.transformers_library import Completion, Library, generati
 from experiments.serve_job import run
 from framework import LLM, SamplingParams
 from framework.cli import main
-from framework.config import CacheConfig, ExecutorConfig, ModelConfig, SchedulerConfig
+from framework.config import CacheConfig, ExecutorConfig, ModelConfig, QuantConfig, SchedulerConfig
 from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, save_config
 from framework.study.metrics import compute_metrics
@@ -130,6 +131,12 @@ def test_a_prompt_that_is_too_long_is_refused_and_the_rest_is_served(library: Li
 def test_what_the_library_lacks_is_refused(library: Library, sampling: SamplingConfig, system: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         open_mode(library, config(system, WorkloadConfig(sampling=sampling)), requests(), ())
+
+
+def test_the_library_does_not_quantize() -> None:
+    engine = replace(config("transformers").engine(), quant=QuantConfig("int8"))
+    with pytest.raises(ValueError, match=r"quant\.scheme=int8.*quant=none"):
+        Library.load(engine, read_model(engine.model))
 
 
 def test_sampling_reaches_the_library() -> None:

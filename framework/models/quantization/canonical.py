@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from triton_kernels.ops.gemm import FP8_BLOCK, dequantize, pack_int4, spread, unpack_int4
@@ -30,14 +33,13 @@ def integer_weights(
         return LoadedPart("gemm_w8a16", {"weight": weight, "scales": scales, "zeros": zeros, "perm": perm, "bias": None})
     if zeros is None:  # 2 and 3 bits lie in the middle of 4
         quantized = quantized + (SYMMETRIC_ZERO - middle)
-    tensors = {"qweight": pack_int4(_padded(quantized)), "scales": scales, "zeros": zeros, "perm": perm, "bias": None}
-    return LoadedPart("gemm_w4a16", tensors)
-
-
-def _padded(quantized: torch.Tensor) -> torch.Tensor:
     if quantized.shape[1] % 8:
-        raise ValueError(f"weights of 4 bits need a multiple of 8 inputs, not {quantized.shape[1]}")
-    return quantized
+        raise ValueError(
+            f"a layer of weights of {bits} bits has {quantized.shape[1]} inputs, but gemm_w4a16 takes a multiple of 8: leave the "
+            "layer as floats, or quantize it to 8 bits"
+        )
+    tensors = {"qweight": pack_int4(quantized), "scales": scales, "zeros": zeros, "perm": perm, "bias": None}
+    return LoadedPart("gemm_w4a16", tensors)
 
 
 def channel_weights(weight: torch.Tensor, scales: torch.Tensor) -> LoadedPart:
@@ -70,7 +72,7 @@ def scaled_weights(
         {"out_dtype": weight.dtype, "granularity": "group" if blocks else "token"},
     )
     tensors = {"weight": weight, "scales": scales.contiguous(), "bias": None}
-    return LoadedPart(op, tensors, {"out_dtype": dtype}, activation, input_zero)
+    return LoadedPart(op, tensors, {"out_dtype": dtype}, activation)
 
 
 def integer_bytes(module: Module, group_size: int, symmetric: bool, bits: int) -> float:
@@ -81,12 +83,19 @@ def integer_bytes(module: Module, group_size: int, symmetric: bool, bits: int) -
 
 def scaled_bytes(module: Module, blocks: bool) -> float:
     """What ``scaled_weights`` of a module take."""
-    num_scales = -(-module.rows // FP8_BLOCK) * -(-module.columns // FP8_BLOCK) if blocks else module.rows
-    return module.rows * module.columns + 4 * num_scales
+    return module.rows * module.columns + 4 * (math.prod(module.num_blocks) if blocks else module.rows)
 
 
 def float_bytes(module: Module, dtype: torch.dtype) -> float:
     return module.rows * module.columns * dtype.itemsize
+
+
+def concatenated(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Along the first dimension, without arithmetic: not every device concatenates float8."""
+    dtype = tensors[0].dtype
+    if dtype.is_floating_point and dtype.itemsize == 1:
+        return torch.cat([tensor.view(torch.uint8) for tensor in tensors]).view(dtype)
+    return torch.cat(list(tensors))
 
 
 def dequantized(part: LoadedPart) -> torch.Tensor:

@@ -11,11 +11,12 @@ import torch
 from triton_kernels.ops.gemm import FP8_BLOCK
 
 from .canonical import channel_weights, float_bytes, integer_bytes, integer_weights, scaled_bytes, scaled_weights
-from .fp8 import FP8, row_scales, single
+from .fp8 import single, weight_scales
 from .gptq import sorted_by_group
 from .modules import ModuleScheme
 from .mxfp4 import MXFP4_GROUP, mxfp4_values
 from .packing import WORD_BITS, unpack_words
+from .rounding import FP8
 from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
 from .settings import Settings, matches_any
 from .unquantized import float_linear
@@ -89,12 +90,7 @@ class ScaledFormat(Format):
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         weight = source.stored(f"{module.name}.weight", module.shape, self.dtype)
-        scale = f"{module.name}.weight_scale"
-        if self.blocks:
-            shape = -(-module.rows // FP8_BLOCK), -(-module.columns // FP8_BLOCK)
-            scales = source.stored(scale, shape, torch.float32)
-        else:
-            scales = row_scales(module, scale, source)
+        scales = weight_scales(module, f"{module.name}.weight_scale", self.blocks, source)
         if self.activations == "none":
             return channel_weights(weight, scales)
         op = "gemm_int8" if self.dtype == torch.int8 else "gemm_fp8"
@@ -121,8 +117,8 @@ class Mxfp4Format(Format):
         packed, scale = self.names(module.name, source)
         blocks = source.stored(packed, (module.rows, module.columns // 2), torch.uint8)
         scales = source.stored(scale, (module.rows, module.num_groups(MXFP4_GROUP)), torch.uint8)
-        part = float_linear(mxfp4_values(blocks, scales).to(source.dtype), None)
-        return LoadedPart(part.op, part.tensors, note=f"MXFP4 weights were unpacked to {source.dtype}")
+        weights = mxfp4_values(blocks, scales).to(source.dtype)
+        return float_linear(weights, None, f"MXFP4 weights were unpacked to {source.dtype}")
 
 
 @dataclass(frozen=True)

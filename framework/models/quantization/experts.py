@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .canonical import SYMMETRIC_ZERO, dequantized
+from .canonical import SYMMETRIC_ZERO, concatenated, dequantized
 from .scheme import LoadedPart
 from .unquantized import float_experts
 
@@ -64,8 +64,5 @@ def _floats(experts: Experts, dtype: torch.dtype) -> torch.Tensor:
 
 def _stacked(experts: Experts, tensor: str) -> torch.Tensor:
     """[E, R, ...]: the modules' tensors of that name."""
-    found = [[part.tensors[tensor] for part in expert] for expert in experts]
-    dtype = found[0][0].dtype  # type: ignore[union-attr]
-    if dtype.is_floating_point and dtype.itemsize == 1:  # not every device concatenates float8
-        return torch.stack([torch.cat([t.view(torch.uint8) for t in expert]) for expert in found]).view(dtype)  # type: ignore[union-attr]
-    return torch.stack([torch.cat(expert) for expert in found])  # type: ignore[arg-type]
+    found = [part.tensors[tensor] for expert in experts for part in expert]
+    return concatenated(found).unflatten(0, (len(experts), -1))  # type: ignore[arg-type]

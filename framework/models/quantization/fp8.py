@@ -10,10 +10,9 @@ from triton_kernels.ops.gemm import FP8_BLOCK
 
 from .canonical import scaled_bytes, scaled_weights
 from .modules import ModuleScheme
+from .rounding import FP8
 from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
 from .settings import Settings
-
-FP8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,15 @@ class Fp8Format(Format):
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         weight_name, scale_name, *_ = self.names(module.name, source)
         weight = source.stored(weight_name, module.shape, FP8)
-        if self.blocks:
-            shape = -(-module.rows // FP8_BLOCK), -(-module.columns // FP8_BLOCK)
-            scales = source.stored(scale_name, shape, torch.float32)
-        else:
-            scales = row_scales(module, scale_name, source)
+        scales = weight_scales(module, scale_name, self.blocks, source)
         input_scale = single(f"{module.name}.input_scale", source) if self.static else None
         return scaled_weights("gemm_fp8", weight, scales, source.dtype, input_scale, self.blocks)
 
 
-def row_scales(module: Module, name: str, source: TensorSource) -> torch.Tensor:
-    """f32 [N, 1] or [1, 1], however many dimensions there are on disk."""
+def weight_scales(module: Module, name: str, blocks: bool, source: TensorSource) -> torch.Tensor:
+    """f32 [ceil(N/128), ceil(K/128)] with blocks; else [N, 1] or [1, 1], however many dimensions there are on disk."""
+    if blocks:
+        return source.stored(name, module.num_blocks, torch.float32)
     scales = source.stored(name, None, *WIDE_FLOATS).float()
     if scales.numel() not in (1, module.rows):
         raise ValueError(f"{name} has the shape {tuple(scales.shape)}; expected one scale, or one for each of {module.rows} rows")

@@ -11,7 +11,7 @@ import torch
 from triton_kernels.ops.gemm import FP8_BLOCK
 
 from ..parts import Part, bias_name
-from .canonical import SYMMETRIC_ZERO, float_bytes
+from .canonical import SYMMETRIC_ZERO, concatenated, float_bytes
 from .experts import stack_experts
 from .scheme import Format, LoadedPart, Module, TensorSource, one_input, same
 from .unquantized import float_experts, float_linear
@@ -48,21 +48,20 @@ class ModuleScheme(ABC):
         bias = source.bias(part)
         if part.layout == "interleaved":
             assert len(formats) == 1, "a fused projection is one module"
-        loaded = []
-        for module, rows, found in zip(part.sources, part.rows, formats):
-            shard = replace(part, sources=(module,), rows=(rows,))
-            if found is None:
-                loaded.append(float_linear(source.weight(shard), None))
-            else:
-                assert part.columns is not None
-                loaded.append(_in_order(found.load(Module(module, rows, part.columns), source), part))
-        return stack(loaded, bias)
+        loaded = [self._load(module, rows, part, source) for module, rows in zip(part.sources, part.rows)]
+        return stack([_in_order(one, part) for one in loaded], bias)
 
     def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
         found = self._format(w13.sources[0].format(e=0), source)
         if found is None:
             return float_experts(source.weight(w13), source.weight(w2))
-        gate_up, down = ([self._expert(part, e, source) for e in range(part.num_experts)] for part in (w13, w2))
+        gate_up, down = (
+            [
+                [self._load(module.format(e=expert), rows, part, source) for module, rows in zip(part.sources, part.rows)]
+                for expert in range(part.num_experts)
+            ]
+            for part in (w13, w2)
+        )
         return stack_experts(gate_up, down, source.dtype)
 
     def num_bytes(self, part: Part, dtype: torch.dtype) -> float:
@@ -71,23 +70,16 @@ class ModuleScheme(ABC):
         for name, _, shard, _ in part.tensors():
             module = Module(name.removesuffix(".weight"), part.rows[shard], part.columns)
             found = self.format_of(module.name)
-            of_module = float_bytes(module, dtype) if found is None else found.num_bytes(module, dtype, expert=part.num_experts > 0)
-            total += of_module
+            total += float_bytes(module, dtype) if found is None else found.num_bytes(module, dtype, expert=part.num_experts > 0)
         return total
 
-    def _expert(self, part: Part, expert: int, source: TensorSource) -> list[LoadedPart]:
-        """The modules of one expert."""
+    def _load(self, module: str, rows: int, part: Part, source: TensorSource) -> LoadedPart:
+        """One module of a part, without its bias."""
         assert part.columns is not None
-        loaded = []
-        for module, rows in zip(part.sources, part.rows):
-            name = module.format(e=expert)
-            found = self._format(name, source)
-            if found is None:
-                shard = replace(part, sources=(name,), rows=(rows,), num_experts=0)
-                loaded.append(float_linear(source.weight(shard), None))
-            else:
-                loaded.append(found.load(Module(name, rows, part.columns), source))
-        return loaded
+        found = self._format(module, source)
+        if found is None:
+            return float_linear(source.weight(replace(part, sources=(module,), rows=(rows,), num_experts=0)), None)
+        return found.load(Module(module, rows, part.columns), source)
 
     def _format(self, module: str, source: TensorSource) -> Format | None:
         """What the config says, unless the checkpoint has the module's weight as floats in place of what it says."""
@@ -158,17 +150,11 @@ def _joined(first: LoadedPart, second: LoadedPart) -> LoadedPart | None:
         elif x.dtype != y.dtype or x.shape[1:] != y.shape[1:]:
             return None
         elif x.shape != (1, 1):  # a scale of all rows of both
-            tensors[name] = _cat(x, y)
+            tensors[name] = concatenated((x, y))
     scales = tensors.get("scales")
     if first.op == "gemm_fp8" and scales is not None and scales.shape[1] > 1 and first.num_rows % FP8_BLOCK:
         return None  # the second would begin in the middle of a block
     return replace(first, tensors=tensors)
-
-
-def _cat(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    if x.dtype.is_floating_point and x.dtype.itemsize == 1:  # not every device concatenates float8
-        return torch.cat((x.view(torch.uint8), y.view(torch.uint8))).view(x.dtype)
-    return torch.cat((x, y))
 
 
 def _with_scales_by_row(part: LoadedPart, other: LoadedPart) -> Tensors:

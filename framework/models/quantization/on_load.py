@@ -65,31 +65,21 @@ def int4(group_size: int, symmetric: bool) -> Rounding:
     return Rounding(to_int4, lambda module: integer_bytes(module, group_size, symmetric, 4))
 
 
-def _int8(weight: torch.Tensor, dtype: torch.dtype) -> LoadedPart:
-    return scaled_weights("gemm_int8", *rounding.int8_channels(weight), dtype)
+def int8_weight() -> Rounding:
+    """A scale per output, for float activations."""
+
+    def to_int8(weight: torch.Tensor, dtype: torch.dtype) -> LoadedPart:
+        return channel_weights(*rounding.int8_channels(weight))
+
+    return Rounding(to_int8, lambda module: scaled_bytes(module, blocks=False), experts=False)
 
 
-def _int8_weight(weight: torch.Tensor, dtype: torch.dtype) -> LoadedPart:
-    return channel_weights(*rounding.int8_channels(weight))
+def scaled(
+    op: str, quantize: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], *, blocks: bool = False, experts: bool = True
+) -> Rounding:
+    """By a function of ``rounding``, for ``op`` with activations that are quantized too. blocks: scales are those of blocks."""
 
+    def to_scaled(weight: torch.Tensor, dtype: torch.dtype) -> LoadedPart:
+        return scaled_weights(op, *quantize(weight), dtype, blocks=blocks)
 
-def _fp8(weight: torch.Tensor, dtype: torch.dtype) -> LoadedPart:
-    return scaled_weights("gemm_fp8", *rounding.fp8_channels(weight), dtype)
-
-
-def _fp8_block(weight: torch.Tensor, dtype: torch.dtype) -> LoadedPart:
-    return scaled_weights("gemm_fp8", *rounding.fp8_blocks(weight), dtype, blocks=True)
-
-
-def _channels(module: Module) -> float:
-    return scaled_bytes(module, blocks=False)
-
-
-def _blocks(module: Module) -> float:
-    return scaled_bytes(module, blocks=True)
-
-
-INT8 = Rounding(_int8, _channels, experts=False)
-INT8_WEIGHT = Rounding(_int8_weight, _channels, experts=False)
-FP8 = Rounding(_fp8, _channels)
-FP8_BLOCK = Rounding(_fp8_block, _blocks)
+    return Rounding(to_scaled, lambda module: scaled_bytes(module, blocks), experts)

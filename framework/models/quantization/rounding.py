@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from triton_kernels.ops.gemm import FP8_BLOCK
+
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
-FP8_BLOCK = 128
 INT8_MAX = 127
 
 

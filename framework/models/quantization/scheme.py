@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from triton_kernels.ops.gemm import FP8_BLOCK
+
 from ..parts import Part
 
 WIDE_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -23,7 +25,6 @@ class LoadedPart:
     tensors  bound arguments of the op by name, in its canonical layout, fresh or views that belong to the caller
     params   further bound arguments (out_dtype, ...)
     input    an op of its own that the input goes through first (quantize_activation); None where the GEMM takes it as it is
-    zero     int32 [1, 1], the zero point of activations that ``input`` quantizes; None: 0
     note     for the plan: in which way this is not what the checkpoint says
     """
 
@@ -31,7 +32,6 @@ class LoadedPart:
     tensors: Mapping[str, torch.Tensor | None]
     params: Mapping[str, Any] = field(default_factory=dict)
     input: LoadedPart | None = None
-    zero: torch.Tensor | None = None
     note: str = ""
 
     @property
@@ -49,8 +49,7 @@ def _same_input(first: LoadedPart, second: LoadedPart) -> bool:
     a, b = first.input, second.input
     if a is None or b is None:
         return a is b
-    static = (one.tensors["static_scale"] for one in (a, b))
-    return a.op == b.op and a.params == b.params and same(*static) and same(first.zero, second.zero)
+    return a.op == b.op and a.params == b.params and all(same(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
 def same(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
@@ -107,6 +106,11 @@ class Module:
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows, self.columns
+
+    @property
+    def num_blocks(self) -> tuple[int, int]:
+        """Of 128 x 128, along rows and columns."""
+        return -(-self.rows // FP8_BLOCK), -(-self.columns // FP8_BLOCK)
 
     def num_groups(self, group_size: int) -> int:
         """Groups of a row; group_size -1: one. Raises ValueError if the group size does not divide the inputs."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ...config import QuantConfig
-from . import on_load
+from ...config import CALIBRATED_SCHEMES, QuantConfig
+from . import on_load, rounding
 from .auto_round import AutoRound
 from .awq import Awq
 from .bitsandbytes import BitsAndBytes
@@ -28,11 +28,11 @@ METHODS: Mapping[str, Callable[[Settings], Scheme]] = {
 """quant_method of a config -> what reads the rest of it."""
 
 ON_LOAD: Mapping[str, Callable[[QuantConfig], on_load.Rounding]] = {
-    "rtn-int4": lambda quant: on_load.int4(quant.group_size, quant.symmetric is not False),
-    "int8": lambda quant: on_load.INT8,
-    "int8-weight": lambda quant: on_load.INT8_WEIGHT,
-    "fp8": lambda quant: on_load.FP8,
-    "fp8-block": lambda quant: on_load.FP8_BLOCK,
+    "rtn-int4": lambda quant: on_load.int4(quant.group_size, quant.is_symmetric),
+    "int8": lambda quant: on_load.scaled("gemm_int8", rounding.int8_channels, experts=False),
+    "int8-weight": lambda quant: on_load.int8_weight(),
+    "fp8": lambda quant: on_load.scaled("gemm_fp8", rounding.fp8_channels),
+    "fp8-block": lambda quant: on_load.scaled("gemm_fp8", rounding.fp8_blocks, blocks=True),
 }
 """quant.scheme -> how a matrix is rounded."""
 
@@ -40,7 +40,8 @@ ON_LOAD: Mapping[str, Callable[[QuantConfig], on_load.Rounding]] = {
 def read_scheme(settings: Settings | None, quant: QuantConfig) -> Scheme:
     """The scheme by which a model is loaded. Raises ValueError for what cannot be served, before any weight is read."""
     if settings is None:
-        return on_load.OnLoad(ON_LOAD[quant.scheme](quant)) if quant.scheme in ON_LOAD else Unquantized()
+        assert quant.scheme not in CALIBRATED_SCHEMES, "settle_quantization puts a quantized checkpoint in the model's place"
+        return Unquantized() if quant.scheme == "none" else on_load.OnLoad(ON_LOAD[quant.scheme](quant))
     if settings.method not in METHODS:
         raise ValueError(f"quantization_config.quant_method={settings.method!r} cannot be served; known are {', '.join(METHODS)}")
     if quant.scheme not in ("none", settings.method):  # which may be called the same: fp8

@@ -27,9 +27,9 @@ class Unquantized:
         return math.prod(part.shape) * dtype.itemsize
 
 
-def float_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> LoadedPart:
+def float_linear(weight: torch.Tensor, bias: torch.Tensor | None, note: str = "") -> LoadedPart:
     """weight [out, in] and bias [out] of one dtype."""
-    return LoadedPart("linear", {"weight": weight, "bias": bias})
+    return LoadedPart("linear", {"weight": weight, "bias": bias}, note=note)
 
 
 def float_experts(w13: torch.Tensor, w2: torch.Tensor, note: str = "") -> LoadedPart:

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from framework.cli import main
-from framework.cli import quantize as command
-from framework.quantize import SCHEMES
 
 
 def test_writes_and_says_what_it_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,7 +26,3 @@ def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["quantize", "tiny", str(tmp_path / "out"), "--scheme", "gptq-int4"]) == 2
     assert "group_size=128 does not divide the 704 inputs" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_knows_all_schemes() -> None:
-    assert sorted(command.SCHEMES) == sorted(SCHEMES)

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from framework.models.quantization.rounding import int_groups
 from framework.quantize import awq
 from framework.quantize.calibration import draw_samples
-from framework.quantize.formats import QuantizedWeight
+from framework.quantize.formats import Grid
 from framework.quantize.layerwise import LayerwiseModel
 from framework.quantize.source import Source
 
@@ -42,12 +41,12 @@ def test_scaling_alone_changes_nothing(name: str, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(awq, "_clipped", lambda weight, *_: weight)
     given = torch.linspace(0.5, 2.0, 1024)
-    monkeypatch.setattr(awq, "_rounded", lambda weight, *_: Unrounded(weight))
+    monkeypatch.setattr(Grid, "nearest", lambda grid, weight: Unrounded(weight))
     monkeypatch.setattr(awq, "_best_scales", lambda w, s, producer, *_: given[: len(producer.pooled(s.magnitude))].clone())
     model.hidden.copy_(before)
     # Norms may be stored in bfloat16: the weights make up for how they are rounded. Biases are just rounded.
     stored = torch.float32 if any(n.endswith("bias") for n in weights) else torch.bfloat16
-    awq.quantize_layer(layer, source.architecture, 0, 32, False, torch.float16, stored)
+    awq.quantize_layer(layer, source.architecture, 0, Grid(32, False), stored)
     layer.advance()
     changed = [n for n, p in layer.module.named_parameters() if not torch.equal(p, weights[n])]
     torch.testing.assert_close(model.hidden, expected, rtol=1e-3, atol=1e-3)
@@ -77,12 +76,12 @@ def test_error_of_a_layer_is_smaller_than_by_rounding(name: str, tmp_path: Path)
         layer = run.layer(0)
         run.hidden.copy_(before)
         if scaled:
-            awq.quantize_layer(layer, source.architecture, 0, 32, False, torch.float16, torch.float32)
+            awq.quantize_layer(layer, source.architecture, 0, Grid(32, False), torch.float32)
         else:
             for part in layer.linears.values():
                 for name in part.sources:
                     weight = layer.submodule(name).weight.data
-                    weight.copy_(QuantizedWeight(*int_groups(weight, 4, 32, False, torch.float16)).dequantize())
+                    weight.copy_(Grid(32, False).nearest(weight).dequantize())
         layer.advance()
         errors.append(float((run.hidden - expected).square().mean()))
     assert errors[0] < 0.8 * errors[1]

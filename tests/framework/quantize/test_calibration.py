@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 
 def test_calibration_reads_nothing_held_out() -> None:
     used, heldout = calibration_texts(None), load_corpus().heldout
-    assert not {name for name, _ in used} & {file.name for file in heldout}
-    assert not {text for _, text in used} & {file.text for file in heldout}
+    assert used and heldout
+    assert not set(used) & {file.text for file in heldout}
 
 
 def test_samples() -> None:
@@ -33,7 +33,7 @@ def test_samples() -> None:
     assert torch.equal(samples, draw_samples(TINY, config, seed=1))
     assert not torch.equal(samples, draw_samples(TINY, config, seed=2))
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    texts = [text for _, text in calibration_texts(None)]
+    texts = calibration_texts(None)
     homes = {next(i for i, text in enumerate(texts) if tokenizer.decode(window[1:-1]) in text) for window in samples}
     assert len(homes) > 8
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from framework.models.quantization.rounding import int_groups
-from framework.quantize.formats import QuantizedWeight
+from framework.quantize.formats import Grid
 from framework.quantize.gptq import DAMPING, gptq
 
 
@@ -44,7 +43,7 @@ def by_definition(weight: torch.Tensor, gram: torch.Tensor, group: int) -> torch
 def test_by_definition(group: int) -> None:
     weight, inputs = problem(24, 144)
     gram = inputs.T @ inputs
-    found = gptq(weight, gram, group, symmetric=True, act_order=False, scale_dtype=torch.float16).dequantize()
+    found = gptq(weight, gram, Grid(group, True), act_order=False).dequantize()
     expected = by_definition(weight, gram, 144 if group == -1 else group)
     # Sums in another order round a value now and then to the other side, and what follows in that row differs with it.
     rows = ((found - expected).abs() < 1e-3).all(1)
@@ -57,8 +56,8 @@ def test_by_definition(group: int) -> None:
 @pytest.mark.parametrize("group", [16, -1])
 def test_error_is_smaller_than_by_rounding(group: int, symmetric: bool, act_order: bool) -> None:
     weight, inputs = problem(48, 128)
-    found = gptq(weight, inputs.T @ inputs, group, symmetric, act_order, torch.float16)
-    rounded = QuantizedWeight(*int_groups(weight, 4, group, symmetric, torch.float16))
+    found = gptq(weight, inputs.T @ inputs, Grid(group, symmetric), act_order)
+    rounded = Grid(group, symmetric).nearest(weight)
     errors = [((inputs.double() @ (w.dequantize().double() - weight.double()).T) ** 2).sum() for w in (found, rounded)]
     assert errors[0] < 0.6 * errors[1]
     assert (found.groups is None) == (not act_order)
@@ -69,7 +68,7 @@ def test_error_is_smaller_than_by_rounding(group: int, symmetric: bool, act_orde
 def test_act_order_groups_the_largest_inputs_first() -> None:
     weight, inputs = problem(8, 64)
     gram = inputs.T @ inputs
-    groups = gptq(weight, gram, 16, True, True, torch.float16).groups
+    groups = gptq(weight, gram, Grid(16, True), act_order=True).groups
     assert groups is not None
     assert torch.bincount(groups.long()).tolist() == [16] * 4
     assert gram.diagonal()[groups == 0].min() >= gram.diagonal()[groups == 1].max()

@@ -110,8 +110,8 @@ def test_output_folders(model: Path) -> None:
 def test_interruption_leaves_nothing(model: Path, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def interrupted(self: ShardWriter, tensors: Any) -> None:
-        calls.append(tensors)
+    def interrupted(self: ShardWriter, name: str, tensor: torch.Tensor) -> None:
+        calls.append(name)
         if len(calls) == 20:
             raise KeyboardInterrupt
 

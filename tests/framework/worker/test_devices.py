@@ -19,8 +19,9 @@ from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from framework.models.architecture import read_model
 from framework.models.builder import load_model
 from framework.models.parallel import Parallel
-from framework.models.parts import num_weights
+from framework.models.quantization.unquantized import Unquantized
 from framework.models.transformers_model import library_config, num_library_weights
+from framework.models.weights import weight_bytes
 from framework.plan import KernelPlan
 from framework.study.compose import compose
 from framework.worker import local_executor
@@ -124,7 +125,7 @@ def test_weights_are_counted_as_they_are_bound(more: dict[str, Any]) -> None:
     load_model(ModelConfig("none", load_format="dummy"), info, plan, torch.device("cpu"), Parallel(), 16)
     assert info.architecture is not None
     count = sum(weight.numel() for weight in bound.values())
-    assert num_weights(info.architecture) == count
+    assert weight_bytes(info.architecture, Unquantized(), torch.float32) == 4 * count
     assert num_library_weights(library_config(ModelConfig("none", architecture={**SIZES, **more}), info)) == count
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from framework.config import ModelConfig, QuantConfig
+from framework.config import ROUNDED_SCHEMES, ModelConfig, QuantConfig
 from framework.engine.kv_cache.spec import group_layers
 from framework.models.architecture import read_model
 from framework.models.builder import load_model
@@ -21,7 +21,7 @@ from framework.models.quantization.canonical import dequantized, integer_weights
 from framework.models.quantization.gptq import Gptq, GptqFormat
 from framework.models.quantization.modules import stack
 from framework.models.quantization.scheme import LoadedPart
-from framework.models.quantization.table import ON_LOAD, read_scheme
+from framework.models.quantization.table import read_scheme
 from framework.models.quantization.unquantized import Unquantized, float_linear
 from framework.models.weights import Checkpoint, weight_bytes
 from framework.plan import KernelPlan
@@ -31,7 +31,7 @@ from ..checkpoints import EXAMPLES, make
 from ..harness import BLOCK, CPU, build, teacher_forced
 from ..test_families import error, sequences
 
-QUANT = {scheme: QuantConfig(scheme, group_size=16) for scheme in ON_LOAD}
+QUANT = {scheme: QuantConfig(scheme, group_size=16) for scheme in ROUNDED_SCHEMES}
 FP8 = torch.float8_e4m3fn
 
 
@@ -73,7 +73,7 @@ def test_a_model_quantized_on_load_is_the_one_of_its_dequantized_weights(name: s
         assert error(row, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("scheme", ON_LOAD)
+@pytest.mark.parametrize("scheme", ROUNDED_SCHEMES)
 def test_memory_is_what_the_bits_say(scheme: str, tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
     make(replace(EXAMPLES["llama"], config={**EXAMPLES["llama"].config, **sizes, "tie_word_embeddings": False}), tmp_path)
