@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HELDOUT_PERCENT = 5
 EXCLUDED_FOLDERS = frozenset({"__pycache__", "ensurepip", "idlelib", "lib2to3", "site-packages", "dist-packages", "test", "tests"})
@@ -93,6 +94,11 @@ def read_text(path: str, setting: str) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{setting}={path} cannot be read: {error}; give a file of UTF-8 text") from error
+
+
+def bos_token_ids(tokenizer: Any) -> list[int]:
+    """The token that the tokenizer begins every text with; nothing if there is none."""
+    return [tokenizer.bos_token_id] if tokenizer.encode("")[:1] == [tokenizer.bos_token_id] else []
 
 
 def load_corpus(heldout_percent: int = HELDOUT_PERCENT, root: Path | None = None) -> Corpus:

@@ -19,11 +19,6 @@ def load_tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def bos_token_ids(tokenizer: Any) -> list[int]:
-    """The token that the tokenizer begins every text with; nothing if there is none."""
-    return [tokenizer.bos_token_id] if tokenizer.encode("")[:1] == [tokenizer.bos_token_id] else []
-
-
 def token_ids_of_words(tokenizer: Any, words: list[str]) -> list[list[int]]:
     """Token ids of words as they appear at the start of a text and after a space; both must be kept from being generated."""
     texts = (text for word in words for text in (word, " " + word.lstrip()))

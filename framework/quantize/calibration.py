@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from ..config import QuantConfig
-from ..corpus import load_corpus, read_text
-from ..engine.tokenizer import bos_token_ids
+from ..corpus import bos_token_ids, load_corpus, read_text
 
 
 def calibration_texts(file: str | None) -> list[str]:

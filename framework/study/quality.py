@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from .. import corpus
-from ..engine.tokenizer import bos_token_ids
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def cut_windows(text: str, tokenizer: Any, window_tokens: int, num_windows: int 
     source     what an error calls the text
     Raises ValueError for a text of less than one window, or than ``num_windows``."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
-    first = bos_token_ids(tokenizer)
+    first = corpus.bos_token_ids(tokenizer)
     length = window_tokens - len(first)
     found, needed = len(encoded.input_ids) // length, num_windows or 1
     if found < needed:
