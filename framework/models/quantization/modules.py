@@ -59,8 +59,8 @@ class ModuleScheme(ABC):
         return stack(loaded, bias)
 
     def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
-        found = self._format(w13.sources[0].format(e=0), source)
-        if found is None:
+        modules = [name.removesuffix(".weight") for part in (w13, w2) for name, *_ in part.tensors()]
+        if not any(self._format(module, source) for module in modules):
             return float_experts(source.weight(w13), source.weight(w2))
         gate_up, down = ([self._expert(part, e, source) for e in range(part.num_experts)] for part in (w13, w2))
         return stack_experts(gate_up, down, source.dtype)
