@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from framework.config import ModelConfig
 from framework.models.quantization.canonical import dequantized, integer_weights, scaled_weights
 from framework.models.quantization.experts import stack_experts
 from framework.models.quantization.scheme import LoadedPart
 from framework.models.quantization.unquantized import float_linear
+
+from ...quantize.formats_by_hand import dequantized as by_hand
+from ..harness import build, teacher_forced
+from ..test_public_checkpoints import FOLDER
 
 
 def int4(rows: int, num_groups: int, dtype: torch.dtype = torch.float32) -> LoadedPart:
@@ -48,3 +58,22 @@ def test_blocks_that_span_all_columns_are_blocks() -> None:
     expected = part.tensors["weight"].double()
     expected[128:] *= 2
     assert torch.equal(dequantized(part), expected)
+
+
+def test_the_first_expert_may_be_stored_as_floats_alone(tmp_path: Path) -> None:
+    """A rule exempts it; the others stay quantized on disk, and no logit changes."""
+    shutil.copytree(FOLDER / "gptq_moe", tmp_path / "model")
+    (tmp_path / "model" / "expected.safetensors").unlink()
+    config_file, weights = tmp_path / "model" / "config.json", tmp_path / "model" / "model.safetensors"
+    floats, tensors = by_hand(tmp_path / "model"), load_file(weights)
+    modules = {name.rpartition(".")[0] for name in tensors if ".experts.0." in name}
+    kept = {name: tensor for name, tensor in tensors.items() if ".experts.0." not in name}
+    save_file(kept | {f"{module}.weight": floats[f"{module}.weight"].float() for module in modules}, weights)
+    config = json.loads(config_file.read_text())
+    config["quantization_config"]["dynamic"] = {r"-:.*experts\.0\..*": {}}
+    config_file.write_text(json.dumps(config))
+    found, expected = (
+        teacher_forced(build(ModelConfig(str(folder), dtype="float32"), {"default": "reference"}), [[3, 4, 5, 6, 7]], None, 0)[0]
+        for folder in (tmp_path / "model", FOLDER / "gptq_moe")
+    )
+    assert float((found - expected).abs().max() / expected.abs().max()) <= 1e-5
