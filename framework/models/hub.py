@@ -35,9 +35,17 @@ def resolve_model(name: str, revision: str | None = None, weights: bool = True) 
 
 
 def read_json(folder: Path | None, file: str) -> dict[str, Any]:
-    """A JSON file of a model folder; empty if there is none."""
+    """A JSON file of a model folder; empty if there is none. Raises ValueError for one that holds no object."""
     path = folder / file if folder is not None else None
-    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
+    if path is None or not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {str(found)[:80]!r}; expected an object")
+    return found
 
 
 def _download(name: str, revision: str | None, weights: bool) -> Path:

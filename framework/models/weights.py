@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ import torch
 
 from .architecture import Architecture
 from .families import Family
+from .hub import read_json
 from .parts import Part, all_parts, bias_name
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
 
@@ -205,7 +205,10 @@ def tensor_files(folder: Path) -> dict[str, str]:
     """Tensor name -> file."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = read_json(folder, index.name).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise ValueError(f"{index} has no weight_map from tensors to files: download the checkpoint again")
+        return files
     single = folder / "model.safetensors"  # beside it there may be the same weights in another layout
     files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -77,7 +77,7 @@ def _digest(source: Source, config: QuantConfig) -> str:
     identity = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     code = [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(module.__file__)) for module in (rounding, packing))]
     text = platform.python_version() if config.calibration is None else _file_digest(Path(config.calibration).expanduser())
-    facts = [identity, asdict(config), [_file_digest(path) for path in code], text]
+    facts = [identity, asdict(replace(config, fuse=True)), [_file_digest(path) for path in code], text]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -87,9 +87,14 @@ class ShardWriter:
         write_json(self._folder / INDEX, {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map})
 
     def _flush(self) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        save_file(self._waiting, self._folder / _part(len(self._shards)), metadata={"format": "pt"})
+        path = self._folder / _part(len(self._shards))
+        try:
+            save_file(self._waiting, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(f"{path} cannot be written: {error}") from error
         self._shards.append(list(self._waiting))
         self._total_bytes += _bytes(self._waiting)
         self._waiting = {}

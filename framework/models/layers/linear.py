@@ -60,7 +60,7 @@ def _bind_part(plan: KernelPlan, parts: Sequence[LoadedPart], quantized_input: b
     assert part.input is not None
     quantize = None if quantized_input else plan.bind(part.input.op, part.input.tensors, part.input.params)
     takes_zero = len(plan.registry.ops[part.op].call_args) > 2
-    rest = (part.input.tensors["static_zero"],) if takes_zero else ()
+    rest = (part.input.tensors.get("static_zero"),) if takes_zero else ()
     return QuantizedInput(quantize, [_bind_gemm(plan, part) for part in parts], rest)
 
 

@@ -33,31 +33,34 @@ class AutoRound(ModuleScheme):
 
     @staticmethod
     def read(settings: Settings) -> AutoRound:
-        named = settings.get("block_name_to_quantize") or settings.get("to_quant_block_names") or ()
-        blocks = tuple(part.strip() for part in named.split(",")) if isinstance(named, str) else tuple(_flat(named))
-        scheme = AutoRound(settings, settings.get("extra_config") or {}, blocks)
+        named = "block_name_to_quantize" if settings.get("block_name_to_quantize") else "to_quant_block_names"
+        blocks = tuple(part.strip() for names in settings.nested_names(named) for part in names.split(","))
+        extra = settings.sections("extra_config")
+        scheme = AutoRound(settings, {module: own.values for module, own in extra.items()}, blocks)
         for module in ("", *scheme.extra):
             scheme.format(module)
+            if _is_pattern(module):
+                settings.pattern("extra_config", module)
         return scheme
 
     def format(self, key: str) -> Format | None:
         """By the settings under a key of ``extra``; "" are the default ones."""
         where = f"quantization_config.extra_config[{key!r}]" if key else "quantization_config"
         settings = Settings("auto-round", {**self.default.values, **self.extra.get(key, {})}, where)
-        if settings.get("bits", 4) >= FLOAT_BITS:
+        if settings.number("bits", 4) >= FLOAT_BITS:
             return None
         if settings.only("data_type", "int", "fp", default="int") == "fp":
             settings.only("packing_format", "auto_round:fp8", "auto_round:fp8_static")
             settings.only("bits", 8)
             return Fp8.read(settings).format
-        if (act_bits := settings.get("act_bits", FLOAT_BITS)) < FLOAT_BITS:
+        if (act_bits := settings.number("act_bits", FLOAT_BITS)) < FLOAT_BITS:
             raise settings.refusal("act_bits", act_bits, f"{FLOAT_BITS} with integers: their activations are floats")
         packing = settings.only("packing_format", *ZERO_OFFSETS, AWQ_PACKING, default="auto_round:auto_gptq")
         if packing == AWQ_PACKING:
             settings.only("bits", 4, default=4)
             return AwqFormat(settings.group_size())
         bits = settings.only("bits", 2, 3, 4, 5, 6, 7, 8, default=4)
-        return GptqFormat(bits, settings.group_size(), bool(settings.get("sym", True)), ZERO_OFFSETS[packing])
+        return GptqFormat(bits, settings.group_size(), settings.flag("sym", True), ZERO_OFFSETS[packing])
 
     def format_of(self, module: str) -> Format | None:
         if module in self.extra:
@@ -71,7 +74,3 @@ class AutoRound(ModuleScheme):
 
 def _is_pattern(key: str) -> bool:
     return any(character in key for character in "*+?^$[]()|\\")
-
-
-def _flat(names: Any) -> list[str]:
-    return [names] if isinstance(names, str) else [name for part in names for name in _flat(part)]

@@ -58,8 +58,8 @@ class Awq(ModuleScheme):
         settings.only("bits" if settings.get("bits") is not None else "w_bit", BITS)
         settings.only("version", "gemm", "GEMM", default="gemm")
         group_size = Settings(settings.method, {"group_size": settings.get("q_group_size")}).group_size(settings.group_size())
-        awq_format = AwqFormat(group_size, bool(settings.get("zero_point", True)))
-        return Awq(awq_format, tuple(settings.get("modules_to_not_convert", ())), bool(settings.get("lm_head", False)))
+        awq_format = AwqFormat(group_size, settings.flag("zero_point", True))
+        return Awq(awq_format, settings.names("modules_to_not_convert"), settings.flag("lm_head", False))
 
     def format_of(self, module: str) -> Format | None:
         if (module == "lm_head" and not self.lm_head) or any(name in module for name in self.unconverted):

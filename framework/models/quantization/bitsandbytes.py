@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,20 +38,40 @@ class CodebookFormat(Format):
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         weight, absmax, quant_map, quant_state, *_ = self.names(module.name, source)
-        state = json.loads(bytes(source.stored(quant_state, None, torch.uint8).cpu().tolist()))
-        if tuple(state["shape"]) != module.shape:
-            raise ValueError(f"{quant_state} has the shape {state['shape']}, but config.json asks for {list(module.shape)}")
+        state = self._state(quant_state, source)
+        if state.get("shape") != list(module.shape):
+            raise ValueError(f"{quant_state} has the shape {state.get('shape')}, but config.json asks for {list(module.shape)}")
+        block_size = _block_size(state, "blocksize", quant_state)
         packed = source.stored(weight, (module.rows * module.columns // 2, 1), torch.uint8).flatten()
         values = source.stored(quant_map, (16,), torch.float32)[torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()]
-        largest = source.stored(absmax, None, torch.uint8, torch.float32)
+        largest = source.stored(absmax, (-(-values.numel() // block_size),), torch.uint8, torch.float32)
         if largest.dtype == torch.uint8:
+            nested_size, offset = _block_size(state, "nested_blocksize", quant_state), state.get("nested_offset")
+            if not isinstance(offset, int | float):
+                raise ValueError(f"{quant_state} has nested_offset={offset!r}; expected a number")
             nested_map = source.stored(f"{weight}.nested_quant_map", (256,), torch.float32)
-            nested = source.stored(f"{weight}.nested_absmax", None, torch.float32)
-            blocks = nested.repeat_interleave(state["nested_blocksize"])[: largest.numel()]
-            largest = nested_map[largest.long()] * blocks + state["nested_offset"]
-        scales = largest.repeat_interleave(state["blocksize"])[: values.numel()]
+            nested = source.stored(f"{weight}.nested_absmax", (-(-largest.numel() // nested_size),), torch.float32)
+            blocks = nested.repeat_interleave(nested_size)[: largest.numel()]
+            largest = nested_map[largest.long()] * blocks + offset
+        scales = largest.repeat_interleave(block_size)[: values.numel()]
         part = float_linear((values * scales).view(module.shape).to(source.dtype), None)
         return LoadedPart(part.op, part.tensors, note=f"{self.kind.upper()} weights were unpacked to {source.dtype}")
+
+    def _state(self, name: str, source: TensorSource) -> dict[str, Any]:
+        try:
+            state = json.loads(bytes(source.stored(name, None, torch.uint8).flatten().cpu().tolist()))
+        except ValueError as error:
+            raise ValueError(f"{name} is not the JSON that bitsandbytes writes: {error}") from None
+        if not isinstance(state, dict):
+            raise ValueError(f"{name} holds {state!r}; expected an object with shape and blocksize")
+        return state
+
+
+def _block_size(state: Mapping[str, Any], name: str, where: str) -> int:
+    size = state.get(name)
+    if type(size) is not int or size < 1:
+        raise ValueError(f"{where} has {name}={size!r}; expected a positive number")
+    return size
 
 
 @dataclass(frozen=True)
@@ -77,12 +99,12 @@ class BitsAndBytes(ModuleScheme):
 
     @staticmethod
     def read(settings: Settings) -> BitsAndBytes:
-        four = bool(settings.get("load_in_4bit", settings.get("_load_in_4bit", False)))
-        eight = bool(settings.get("load_in_8bit", settings.get("_load_in_8bit", False)))
+        four = settings.flag("load_in_4bit", settings.flag("_load_in_4bit", False))
+        eight = settings.flag("load_in_8bit", settings.flag("_load_in_8bit", False))
         if four == eight:
             raise settings.refusal("load_in_4bit", four, "true, or load_in_8bit, and not both")
         kind = settings.only("bnb_4bit_quant_type", "nf4", "fp4", default="nf4" if eight else None)
-        skipped = tuple(settings.get("llm_int8_skip_modules") or ("lm_head",))
+        skipped = settings.names("llm_int8_skip_modules") or ("lm_head",)
         return BitsAndBytes(CodebookFormat(kind) if four else Int8Format(), skipped)
 
     def format_of(self, module: str) -> Format | None:

@@ -108,7 +108,8 @@ def dequantized(part: LoadedPart) -> torch.Tensor:
     assert scales is not None
     if part.op in ("gemm_int8", "gemm_fp8"):
         assert tensors["weight"] is not None
-        return spread(tensors["weight"], scales, FP8_BLOCK if scales.shape[1] > 1 else 1)
+        blocks = part.input is not None and part.input.params["granularity"] == "group"
+        return spread(tensors["weight"], scales, FP8_BLOCK if blocks else 1)
     if part.op == "gemm_w4a16":
         assert tensors["qweight"] is not None
         quantized, zero = unpack_int4(tensors["qweight"]), SYMMETRIC_ZERO

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from triton_kernels.ops.gemm import FP8_BLOCK
 
 from .canonical import channel_weights, float_bytes, integer_bytes, integer_weights, scaled_bytes, scaled_weights
-from .fp8 import single, weight_scales
+from .fp8 import one_number, single, weight_scales
 from .gptq import sorted_by_group
 from .modules import ModuleScheme
 from .mxfp4 import MXFP4_GROUP, mxfp4_values
@@ -28,18 +26,20 @@ class PackedFormat(Format):
 
     weight_packed  int32 [N, ceil(K * bits / 32)]; weight_scale [N, K/G]; weight_shape int64 [2]
     weight_zero_point  int32 [ceil(N * bits / 32), K/G], packed along the outputs, unless symmetric
-    weight_g_idx   int32 [K], the group of each input, with act-order
+    weight_g_idx   int32 [K], the group of each input; must be there with act_order
     """
 
     bits: int
     group_size: int
     symmetric: bool
+    act_order: bool = False
 
     def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
         names = [f"{module}.weight_packed", f"{module}.weight_scale"]
         if not self.symmetric:
             names.append(f"{module}.weight_zero_point")
-        return (*names, *filter(source.holds, (f"{module}.weight_shape", f"{module}.weight_g_idx")))
+        shape, g_idx = f"{module}.weight_shape", f"{module}.weight_g_idx"
+        return (*names, *(name for name in (shape, g_idx) if source.holds(name) or (self.act_order and name == g_idx)))
 
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         if expert and self.bits > 4:
@@ -49,13 +49,16 @@ class PackedFormat(Format):
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         num_groups, per_word = module.num_groups(self.group_size), WORD_BITS // self.bits
         packed, scale, *_ = self.names(module.name, source)
+        if source.holds(name := f"{module.name}.weight_shape"):
+            shape = source.stored(name, (2,), torch.int64, torch.int32).tolist()
+            if shape != list(module.shape):
+                raise ValueError(f"{name} is {shape}, but config.json asks for {list(module.shape)}")
         words = source.stored(packed, (module.rows, -(-module.columns // per_word)), torch.int32)
         quantized = unpack_words(words, self.bits)[:, : module.columns]
         scales = source.stored(scale, (module.rows, num_groups), *WIDE_FLOATS)
         zeros = None
         if not self.symmetric:
-            shape = -(-module.rows // per_word), num_groups
-            zero_words = source.stored(f"{module.name}.weight_zero_point", shape, torch.int32)
+            zero_words = source.stored(f"{module.name}.weight_zero_point", (-(-module.rows // per_word), num_groups), torch.int32)
             zeros = unpack_words(zero_words.T.contiguous(), self.bits).T[: module.rows]
         perm = None
         if source.holds(f"{module.name}.weight_g_idx"):
@@ -98,7 +101,7 @@ class ScaledFormat(Format):
             return scaled_weights(op, weight, scales, source.dtype, blocks=self.blocks)
         zero, name = None, f"{module.name}.input_zero_point"
         if source.holds(name):
-            zero = source.stored(name, None, torch.int8, torch.int32).reshape(1, 1).int()
+            zero = one_number(name, source.stored(name, None, torch.int8, torch.int32)).int()
         return scaled_weights(op, weight, scales, source.dtype, single(f"{module.name}.input_scale", source), self.blocks, zero)
 
 
@@ -133,16 +136,15 @@ class CompressedTensors(ModuleScheme):
     @staticmethod
     def read(settings: Settings) -> CompressedTensors:
         for section in ("sparsity_config", "transform_config"):
-            if (found := settings.get(section)) and found.get("format", "") != "dense":
-                raise settings.refusal(section, found, "absent: sparse and transformed weights are not known")
-        groups = []
-        for name, group in (settings.get("config_groups") or {}).items():
-            where = f"quantization_config.config_groups.{name}"
-            packing = group.get("format") or settings.get("format", "dense")
-            groups.append((tuple(group.get("targets", ())), read_group(Settings(settings.method, group, where), packing)))
-        if not groups:
+            if (found := settings.section(section)).values and found.get("format") != "dense":
+                raise settings.refusal(section, found.values, "absent: sparse and transformed weights are not known")
+        if not settings.get("config_groups"):
             raise settings.refusal("config_groups", settings.get("config_groups"), "a group with targets and weights")
-        return CompressedTensors(tuple(groups), tuple(settings.get("ignore", ())))
+        groups = tuple(
+            (group.names("targets"), read_group(group, group.get("format", settings.get("format", "dense"))))
+            for group in settings.sections("config_groups").values()
+        )
+        return CompressedTensors(groups, settings.names("ignore"))
 
     def format_of(self, module: str) -> Format | None:
         if matches_any(module, self.ignore):
@@ -154,23 +156,22 @@ class CompressedTensors(ModuleScheme):
 
 def read_group(group: Settings, packing: str) -> Format:
     """The format of a group of modules. Raises ValueError naming a setting that no kernel here serves."""
-    where = group.where
-    weights = Settings(group.method, group.get("weights") or {}, f"{where}.weights")
-    inputs = group.get("input_activations")
+    weights, inputs = group.section("weights"), group.section("input_activations")
     if group.get("output_activations"):
         raise group.refusal("output_activations", group.get("output_activations"), "absent")
     strategy = weights.only("strategy", "tensor", "channel", "group", "block", default="tensor")
     kind = weights.only("type", "int", "float", default="int")
     if packing == "mxfp4-pack-quantized":
-        if inputs:
-            raise group.refusal("input_activations", inputs, "absent with MXFP4 weights")
+        if inputs.values:
+            raise group.refusal("input_activations", inputs.values, "absent with MXFP4 weights")
         return Mxfp4Format()
     if packing == "pack-quantized":
-        if inputs:
-            raise group.refusal("input_activations", inputs, "absent with packed weights")
+        if inputs.values:
+            raise group.refusal("input_activations", inputs.values, "absent with packed weights")
         bits = weights.only("num_bits", 2, 3, 4, 8)
         group_size = weights.group_size() if strategy == "group" else -1
-        return PackedFormat(bits, group_size, bool(weights.get("symmetric", True)))
+        act_order = strategy == "group" and weights.get("actorder") in ("group", "dynamic")
+        return PackedFormat(bits, group_size, weights.flag("symmetric", True), act_order)
     if packing not in ("int-quantized", "float-quantized", "naive-quantized"):
         known = "pack-quantized, int-quantized, float-quantized, naive-quantized or mxfp4-pack-quantized"
         raise group.refusal("format", packing, known)
@@ -178,7 +179,7 @@ def read_group(group: Settings, packing: str) -> Format:
     weights.only("symmetric", True, default=True)
     if strategy == "group":
         raise weights.refusal("strategy", strategy, f"tensor, channel or block with {packing}")
-    if strategy == "block" and list(weights.get("block_structure", ())) != [FP8_BLOCK, FP8_BLOCK]:
+    if strategy == "block" and weights.get("block_structure") != [FP8_BLOCK, FP8_BLOCK]:
         raise weights.refusal("block_structure", weights.get("block_structure"), f"[{FP8_BLOCK}, {FP8_BLOCK}]")
     dtype = torch.int8 if kind == "int" else FP8
     if strategy == "block" and dtype == torch.int8:
@@ -186,21 +187,20 @@ def read_group(group: Settings, packing: str) -> Format:
     return ScaledFormat(dtype, _activations(group, inputs, kind, strategy), strategy == "block")
 
 
-def _activations(group: Settings, inputs: Mapping[str, Any] | None, kind: str, strategy: str) -> str:
-    if not inputs:
+def _activations(group: Settings, inputs: Settings, kind: str, strategy: str) -> str:
+    if not inputs.values:
         if strategy == "block":
             raise group.refusal("input_activations", None, "dynamic, per group of 128, where weights have blocks")
         return "none"
-    settings = Settings(group.method, inputs, f"{group.where}.input_activations")
-    settings.only("num_bits", 8)
-    settings.only("type", kind)
-    if settings.get("dynamic", False):
-        settings.only("symmetric", True, default=True)
-        settings.only("strategy", "group" if strategy == "block" else "token")
+    inputs.only("num_bits", 8)
+    inputs.only("type", kind)
+    if inputs.flag("dynamic", False):
+        inputs.only("symmetric", True, default=True)
+        inputs.only("strategy", "group" if strategy == "block" else "token")
         if strategy == "block":
-            settings.only("group_size", FP8_BLOCK)
+            inputs.only("group_size", FP8_BLOCK)
         return "dynamic"
-    settings.only("strategy", "tensor", default="tensor")
+    inputs.only("strategy", "tensor", default="tensor")
     if kind == "float":
-        settings.only("symmetric", True, default=True)
+        inputs.only("symmetric", True, default=True)
     return "static"

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from triton_kernels.ops.gemm import FP8_BLOCK
+
 from .canonical import SYMMETRIC_ZERO, concatenated, dequantized
 from .scheme import LoadedPart
 from .unquantized import float_experts
@@ -18,16 +20,27 @@ def stack_experts(gate_up: Experts, down: Experts, dtype: torch.dtype) -> Loaded
     """What ``moe_experts`` can compute with stays quantized; everything else becomes floats of ``dtype``, and the part says so."""
     parts = [part for experts in (gate_up, down) for expert in experts for part in expert]
     ops = {part.op for part in parts}
-    if ops == {"gemm_w4a16"} and all(part.tensors["perm"] is None for part in parts):
+    if ops == {"gemm_w4a16"} and all(part.tensors["perm"] is None for part in parts) and _alike(gate_up) and _alike(down):
         symmetric = all(part.tensors["zeros"] is None for part in parts)
         return LoadedPart("moe_experts", _int4("w13", gate_up, symmetric) | _int4("w2", down, symmetric))
-    if ops == {"gemm_fp8"} and len({_granularity(part) for part in parts}) == 1:
+    if ops == {"gemm_fp8"} and len({_granularity(part) for part in parts}) == 1 and _whole_blocks(gate_up):
         static = any(part.input is not None and part.input.tensors["static_scale"] is not None for part in parts)
         note = "experts quantize activations by scales of their own, not by those of the checkpoint" if static else ""
         return LoadedPart("moe_experts", _float8("w13", gate_up) | _float8("w2", down), note=note)
     what = ", ".join(sorted(ops - {"linear"}))
-    note = f"experts were dequantized to {dtype}: moe_experts does not multiply what {what} does"
+    note = f"experts were dequantized to {dtype}: moe_experts does not multiply such parts of {what}"
     return float_experts(_floats(gate_up, dtype), _floats(down, dtype), note)
+
+
+def _alike(experts: Experts) -> bool:
+    """Whether their scales can stand in one tensor: groups of one size, and one dtype."""
+    scales = [part.tensors["scales"] for expert in experts for part in expert]
+    return len({(found.shape[1], found.dtype) for found in scales if found is not None}) == 1
+
+
+def _whole_blocks(gate_up: Experts) -> bool:
+    """Whether up begins where a block does, if scales are of blocks."""
+    return all(_granularity(part) == "token" or part.num_rows % FP8_BLOCK == 0 for expert in gate_up for part in expert[:-1])
 
 
 def _granularity(part: LoadedPart) -> str:

@@ -53,7 +53,11 @@ def weight_scales(module: Module, name: str, blocks: bool, source: TensorSource)
 
 def single(name: str, source: TensorSource) -> torch.Tensor:
     """f32 [1, 1]."""
-    value = source.stored(name, None, *WIDE_FLOATS).float()
+    return one_number(name, source.stored(name, None, *WIDE_FLOATS).float())
+
+
+def one_number(name: str, value: torch.Tensor) -> torch.Tensor:
+    """[1, 1]. Raises ValueError for more numbers than one."""
     if value.numel() != 1:
         raise ValueError(f"{name} has the shape {tuple(value.shape)}; expected a single number")
     return value.reshape(1, 1)
@@ -71,12 +75,12 @@ class Fp8(ModuleScheme):
         static = settings.only("activation_scheme", "dynamic", "static", default="dynamic") == "static"
         settings.only("fmt", "e4m3", default="e4m3")
         block = settings.get("weight_block_size")
-        if block is not None and list(block) != [FP8_BLOCK, FP8_BLOCK]:
+        if block is not None and block != [FP8_BLOCK, FP8_BLOCK]:
             raise settings.refusal("weight_block_size", block, f"[{FP8_BLOCK}, {FP8_BLOCK}]")
         if block is not None and static:
             raise settings.refusal("activation_scheme", "static", "dynamic, where weights have blocks")
-        names = settings.get("ignored_layers") or settings.get("modules_to_not_convert") or ()
-        return Fp8(Fp8Format(block is not None, static), tuple(names))
+        names = settings.names("ignored_layers") or settings.names("modules_to_not_convert")
+        return Fp8(Fp8Format(block is not None, static), names)
 
     def format_of(self, module: str) -> Format | None:
         below = tuple(f"{name}." for name in self.unconverted)

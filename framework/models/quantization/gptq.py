@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,16 +21,19 @@ class GptqFormat(Format):
     qweight  int32 [K * bits / 32, N]; qzeros int32 [K/G, N * bits / 32]; scales [K/G, N]; g_idx int32 [K], the group of each
              input, may be missing where groups are adjacent inputs
     zero_offset  what is to be added to stored zero points: 1 in checkpoint format "gptq", 0 in "gptq_v2"
+    act_order    groups are not of adjacent inputs: there must be a g_idx
     """
 
     bits: int
     group_size: int
     symmetric: bool
     zero_offset: int
+    act_order: bool = False
 
     def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
         names = f"{module}.qweight", f"{module}.qzeros", f"{module}.scales"
-        return (*names, *filter(source.holds, (f"{module}.g_idx",)))
+        g_idx = f"{module}.g_idx"
+        return (*names, g_idx) if source.holds(g_idx) or (self.act_order and self.group_size != -1) else names
 
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         if expert and self.bits > 4:
@@ -84,14 +85,14 @@ def sorted_by_group(g_idx: torch.Tensor, num_groups: int, module: str) -> torch.
 @dataclass(frozen=True)
 class Gptq(ModuleScheme):
     """default  of every linear layer
-    dynamic   GPTQModel's rules, the first that matches a module counts: "-:REGEX" stores it as floats, "+:REGEX" (or just the
-              regex) changes settings
+    dynamic   GPTQModel's rules, the first that matches a module counts: "-:REGEX" stores it as floats (None), "+:REGEX" (or just
+              the regex) changes settings
     lm_head   whether the projection to logits is quantized too
     modules   endings of the names of the modules that are quantized; empty: all
     """
 
     default: GptqFormat
-    dynamic: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    dynamic: tuple[tuple[re.Pattern[str], GptqFormat | None], ...] = ()
     lm_head: bool = False
     modules: tuple[str, ...] = ()
 
@@ -101,32 +102,29 @@ class Gptq(ModuleScheme):
         settings.only("pack_dtype", "int32", default="int32")
         bits = settings.only("bits", 2, 3, 4, 8)
         version = settings.get("checkpoint_format", "gptq")
-        default = GptqFormat(bits, settings.group_size(), bool(settings.get("sym", True)), 1 if version == "gptq" else 0)
-        blocks = settings.get("modules_in_block_to_quantize") or ()
-        modules = tuple(name for block in blocks for name in ([block] if isinstance(block, str) else block))
-        scheme = Gptq(default, settings.get("dynamic") or {}, bool(settings.get("lm_head", False)), modules)
-        for rule in scheme.dynamic:
-            scheme.changed(rule)
-        return scheme
-
-    def changed(self, rule: str) -> GptqFormat | None:
-        """The format that a rule of ``dynamic`` asks for."""
-        if rule.startswith("-:"):
-            return None
-        settings = Settings("gptq", self.dynamic[rule], f"dynamic[{rule!r}]")
-        return replace(
-            self.default,
-            bits=settings.only("bits", 2, 3, 4, 8, default=self.default.bits),
-            group_size=settings.group_size(self.default.group_size),
-            symmetric=bool(settings.get("sym", self.default.symmetric)),
-        )
+        zero_offset, act_order = 1 if version == "gptq" else 0, settings.flag("desc_act", False)
+        default = GptqFormat(bits, settings.group_size(), settings.flag("sym", True), zero_offset, act_order)
+        dynamic = {
+            rule: None if rule.startswith("-:") else _changed(default, own) for rule, own in settings.sections("dynamic").items()
+        }
+        rules = tuple((settings.pattern("dynamic", re.sub("^[-+]:", "", rule)), found) for rule, found in dynamic.items())
+        modules = settings.nested_names("modules_in_block_to_quantize")
+        return Gptq(default, rules, settings.flag("lm_head", False), modules)
 
     def format_of(self, module: str) -> Format | None:
         if module == "lm_head" and not self.lm_head:
             return None
         if self.modules and not module.endswith(self.modules):
             return None
-        for rule in self.dynamic:
-            if re.match(rule.removeprefix("-:").removeprefix("+:"), module):
-                return self.changed(rule)
-        return self.default
+        return next((found for rule, found in self.dynamic if rule.match(module)), self.default)
+
+
+def _changed(default: GptqFormat, settings: Settings) -> GptqFormat:
+    """The format that a rule of ``dynamic`` asks for."""
+    return replace(
+        default,
+        bits=settings.only("bits", 2, 3, 4, 8, default=default.bits),
+        group_size=settings.group_size(default.group_size),
+        symmetric=settings.flag("sym", default.symmetric),
+        act_order=settings.flag("desc_act", default.act_order),
+    )

@@ -11,7 +11,7 @@ import torch
 from triton_kernels.ops.gemm import FP8_BLOCK
 
 from ..parts import Part, bias_name
-from .canonical import SYMMETRIC_ZERO, concatenated, float_bytes
+from .canonical import SYMMETRIC_ZERO, concatenated, dequantized, float_bytes
 from .experts import stack_experts
 from .scheme import Format, LoadedPart, Module, TensorSource, one_input, same
 from .unquantized import float_experts, float_linear
@@ -52,8 +52,8 @@ class ModuleScheme(ABC):
         return stack([_in_order(one, part) for one in loaded], bias)
 
     def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
-        found = self._format(w13.sources[0].format(e=0), source)
-        if found is None:
+        modules = [name.removesuffix(".weight") for part in (w13, w2) for name, *_ in part.tensors()]
+        if not any(self._format(module, source) for module in modules):
             return float_experts(source.weight(w13), source.weight(w2))
         gate_up, down = (
             [
@@ -95,14 +95,16 @@ def _in_order(loaded: LoadedPart, part: Part) -> LoadedPart:
         return loaded
     num_rows = loaded.num_rows
     order = torch.arange(num_rows).view(-1, 3, part.head_dim).transpose(0, 1).flatten()
+    if loaded.input is not None and loaded.input.params["granularity"] == "group":
+        dtype = loaded.params["out_dtype"]
+        weight = dequantized(loaded).to(dtype)
+        note = f"rows that lie head by head leave their blocks of scales: they were dequantized to {dtype}"
+        return replace(float_linear(weight[order.to(weight.device)], None), note=note)
     tensors = dict(loaded.tensors)
     for name in _ROWS:
         tensor = tensors.get(name)
-        if tensor is None or (name == "scales" and len(tensor) == 1):
-            continue
-        if len(tensor) != num_rows:
-            raise ValueError(f"{part.sources[0]}: blocks of scales cannot follow rows that lie head by head; use another format")
-        tensors[name] = tensor[order.to(tensor.device)]
+        if tensor is not None and not (name == "scales" and len(tensor) == 1):
+            tensors[name] = tensor[order.to(tensor.device)]
     return replace(loaded, tensors=tensors)
 
 

@@ -30,8 +30,56 @@ class Settings:
     def only(self, name: str, *allowed: Any, default: Any = None) -> Any:
         """A setting that must be one of ``allowed``. Raises ValueError otherwise."""
         value = self.get(name, default)
-        if value not in allowed or type(value) is bool is not type(allowed[0]):
+        if not any(type(value) is type(one) and value == one for one in allowed):
             raise self.refusal(name, value, f"one of {', '.join(map(str, allowed))}")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Raises ValueError for anything but true and false."""
+        return self._typed(name, default, bool, "true or false")
+
+    def number(self, name: str, default: int) -> int:
+        """Raises ValueError for anything but an integer."""
+        return self._typed(name, default, int, "a whole number")
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Names of modules, or "re:" and regular expressions for them; none if not given. Raises ValueError for anything else."""
+        found = self._typed(name, [], list, "a list of names")
+        for one in found:
+            if not isinstance(one, str):
+                raise self.refusal(name, found, "a list of names")
+            if one.startswith("re:"):
+                self.pattern(name, one.removeprefix("re:"))
+        return tuple(found)
+
+    def nested_names(self, name: str) -> tuple[str, ...]:
+        """Names in lists of lists, however deep. Raises ValueError for anything else."""
+        found = self.get(name, [])
+        names = _flat([found])
+        if not all(isinstance(one, str) for one in names):
+            raise self.refusal(name, found, "a list of names, or of lists of them")
+        return tuple(names)
+
+    def section(self, name: str) -> Settings:
+        """A section within; empty if not given. Raises ValueError for anything else."""
+        return Settings(self.method, self._typed(name, {}, dict, "a section of settings"), f"{self.where}.{name}")
+
+    def sections(self, name: str) -> dict[str, Settings]:
+        """Sections by their names; none if not given. Raises ValueError for anything else."""
+        section = self.section(name)
+        return {key: section.section(key) for key in section.values}
+
+    def pattern(self, name: str, regex: str) -> re.Pattern[str]:
+        """Raises ValueError for what is no regular expression."""
+        try:
+            return re.compile(regex)
+        except re.error as error:
+            raise self.refusal(name, regex, f"a regular expression ({error})") from None
+
+    def _typed(self, name: str, default: Any, kind: type, expected: str) -> Any:
+        value = self.get(name, default)
+        if type(value) is not kind:
+            raise self.refusal(name, value, expected)
         return value
 
     def group_size(self, default: int = 128) -> int:
@@ -45,6 +93,10 @@ class Settings:
         return ValueError(f"{self.where}.{name}={value!r} of {self.method} cannot be served: it must be {expected}")
 
 
+def _flat(names: Any) -> list[Any]:
+    return [name for part in names for name in _flat(part)] if isinstance(names, list) else [names]
+
+
 def matches_any(module: str, names: Iterable[str]) -> bool:
     """Whether a list like compressed-tensors' ``ignore`` holds a module: by its name, or by "re:" and a regular expression that
     matches the beginning of it."""
@@ -56,5 +108,9 @@ def checkpoint_settings(config: Mapping[str, Any], folder: Path | None) -> Setti
     found = config.get("quantization_config") or next(filter(None, (read_json(folder, file) for file in _OWN_FILES)), None)
     if not found:
         return None
+    if not isinstance(found, dict):
+        raise ValueError(f"quantization_config={found!r} cannot be served: it must be a section of settings with a quant_method")
     method = found.get("quant_method") or ("awq" if "zero_point" in found else "gptq")
+    if not isinstance(method, str):
+        raise ValueError(f"quantization_config.quant_method={method!r} cannot be served: it must be a name")
     return Settings(method, found)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import CompressedTensorsConfig
 
 from framework.config import ModelConfig, QuantConfig
+from framework.models.architecture import read_model
+from framework.models.parts import layer_parts
+from framework.models.quantization.table import read_scheme
+from framework.models.weights import Checkpoint
 from framework.quantize import cached_checkpoint, checkpoint, output, quantize_checkpoint
 
+from ..models.checkpoints import EXAMPLES, make
 from ..models.harness import Session, build
 from .formats_by_hand import dequantized, read_tensors
 from .small_models import DENSE, MOE, TINY, is_linear, logits, make_model, quant, relative_error
@@ -158,6 +165,7 @@ def test_cache_makes_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.Monke
     first = cached_checkpoint(str(tmp_path / "model"), config)
     written = (first / "model.safetensors").stat().st_mtime_ns
     assert cached_checkpoint(str(tmp_path / "model"), config) == first
+    assert cached_checkpoint(str(tmp_path / "model"), replace(config, fuse=False)) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == written
     others = {cached_checkpoint(str(tmp_path / "model"), quant("rtn-int4", calibration=str(text), group_size=16))}
     text.write_text("another text\n" * 100)
@@ -167,6 +175,32 @@ def test_cache_makes_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.Monke
     others.add(cached_checkpoint(str(tmp_path / "model"), config))
     assert len(others | {first}) == 4
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {path.name for path in others | {first}}
+
+
+def test_blocks_over_rows_that_lie_head_by_head_are_served_as_floats(tmp_path: Path) -> None:
+    make(EXAMPLES["gpt-neox"], tmp_path / "model")
+    quantize_checkpoint(str(tmp_path / "model"), tmp_path / "out", quant("fp8-block"), progress=False)
+    info = read_model(ModelConfig(str(tmp_path / "out"), dtype="float32"))
+    assert info.architecture is not None
+    a, part = info.architecture, layer_parts(info.architecture, 0)["qkv"]
+    scheme = read_scheme(info.quantization, QuantConfig())
+    source = Checkpoint(tmp_path / "out", a.family, torch.device("cpu"), torch.float32, scheme)
+    (loaded,) = scheme.linear(part, source)
+    by_head = dequantized(tmp_path / "out")[f"{part.sources[0]}.weight"].view(a.num_heads, 3, a.head_dim, a.hidden_size)
+    expected = torch.cat([by_head[:, i].flatten(0, 1) for i in range(3)])
+    assert loaded.op == "linear" and torch.equal(loaded.tensors["weight"], expected.float())  # type: ignore[arg-type]
+    assert "dequantized" in loaded.note and torch.equal(loaded.tensors["bias"], source.bias(part))  # type: ignore[arg-type]
+
+
+def test_a_full_disk_is_an_error_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **keywords: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    make_model("llama", tmp_path / "model")
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match=r"part-0\.safetensors cannot be written: .*No space left"):
+        quantize_checkpoint(str(tmp_path / "model"), tmp_path / "out", quant("int8"), progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_settings_are_found_where_older_tools_wrote_them(tmp_path: Path) -> None
         ({"quant_method": "gptq"}, "bits=None"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 0}, "group_size=0"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "checkpoint_format='marlin'"),
-        ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:x": {"bits": 6}}}, r"dynamic\['\+:x'\].bits=6"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:x": {"bits": 6}}}, r"dynamic\.\+:x\.bits=6"),
         ({"quant_method": "awq", "bits": 3}, "bits=3 of awq"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "version='gemv'"),
         ({"quant_method": "auto-round", "bits": 9}, "bits=9 of auto-round"),
