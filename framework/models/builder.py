@@ -208,7 +208,7 @@ class Builder:
     ) -> BoundKernel | None:
         """The op bound so that it quantizes its output for the linear layer that follows; None if that layer does it itself."""
         first = loaded[0].input
-        if not self._fuse_quantization or first is None or not one_input(loaded) or first.tensors["static_zero"] is not None:
+        if not self._fuse_quantization or first is None or not one_input(loaded) or first.tensors.get("static_zero") is not None:
             return None
         return self.plan.bind_quantizing(op, weights, params, first.tensors["static_scale"], first.params)
 

@@ -23,7 +23,9 @@ def tensor_bytes(root: Any) -> int:
         if id(found) in seen:
             continue
         seen.add(id(found))
-        if isinstance(found, torch.Tensor):
+        if isinstance(found, torch.Tensor) and found.layout != torch.strided:  # a library's own layout, without a storage to share
+            sizes[id(found)] = found.numel() * found.element_size()
+        elif isinstance(found, torch.Tensor):
             storage = found.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
         else:
