@@ -21,6 +21,11 @@ _PROCESS = "framework/engine_process.py"
 _RECORDING = "triton_kernels/impls/_shared/recording.py"
 _GRAPHS = "framework/worker/decode_graphs.py"
 _DEVICES = "framework/worker/devices.py"
+_QUANTIZATION = "framework/models/quantization/"
+_LINEAR = "framework/models/layers/linear.py"
+_PLAN = "framework/plan.py"
+_GPTQ_SEARCH = "framework/quantize/gptq.py"
+_QUALITY = "framework/worker/teacher_forcing.py"
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ _TEXT_TESTS = [
 ]
 _TOKEN_TESTS = ["tests/test_sampling_oracle.py", "tests/test_against_transformers.py"]
 _RECORDING_TESTS = ["tests/triton_kernels/test_recording.py", "tests/framework/worker/test_decode_graphs.py"]
+_QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/models/test_public_checkpoints.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
 
 TESTS: dict[str, list[str]] = {
@@ -62,6 +68,14 @@ TESTS: dict[str, list[str]] = {
     _RECORDING: _RECORDING_TESTS,
     _GRAPHS: _RECORDING_TESTS,
     _DEVICES: _RECORDING_TESTS,
+    **{
+        f"{_QUANTIZATION}{name}.py": _QUANTIZATION_TESTS
+        for name in ("packing", "canonical", "modules", "experts", "gptq", "compressed_tensors", "on_load", "kv_scales")
+    },
+    _LINEAR: _QUANTIZATION_TESTS,
+    _PLAN: ["tests/framework/models/quantization/test_on_load.py"],
+    _GPTQ_SEARCH: ["tests/framework/quantize/test_gptq.py"],
+    _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
 }
 """The tests that are to notice a fault in a file, quick ones first."""
 
@@ -334,5 +348,75 @@ MUTANTS = [
         _GRAPHS,
         "        self._tables[:, :count, :width].copy_(tables, non_blocking=True)\n",
         "        self._tables[:, :1, :width].copy_(tables[:, :1], non_blocking=True)\n",
+    ),
+    # What checkpoints hold.
+    Mutant(
+        "columns of AWQ in the order of nibbles",
+        _QUANTIZATION + "packing.py",
+        "columns[..., list(AWQ_COLUMN_OF_NIBBLE)] = nibbles",
+        "columns[:] = nibbles",
+    ),
+    Mutant("values of 3 bits end with their word", _QUANTIZATION + "packing.py", "((low | high) &", "(low &"),
+    Mutant(
+        "2 and 3 bits keep their middle",
+        _QUANTIZATION + "canonical.py",
+        "quantized = quantized + (SYMMETRIC_ZERO - middle)",
+        "pass",
+    ),
+    Mutant("activations have no zero point", _QUANTIZATION + "canonical.py", '"static_zero": input_zero}', '"static_zero": None}'),
+    Mutant("blocks have activations per token", _QUANTIZATION + "canonical.py", '"group" if blocks else "token"}', '"token"}'),
+    Mutant(
+        "rows of fused projections stay head by head",
+        _QUANTIZATION + "modules.py",
+        'if part.layout != "interleaved":\n        return loaded',
+        "return loaded",
+    ),
+    Mutant(
+        "shards of other orders are joined", _QUANTIZATION + "modules.py", 'if not same(a.get("perm"), b.get("perm")):', "if False:"
+    ),
+    Mutant("zero points of experts are lost", _QUANTIZATION + "experts.py", 'rows.copy_(part.tensors["zeros"])', "pass"),
+    Mutant(
+        "zero points of the first version are one too small",
+        _QUANTIZATION + "gptq.py",
+        "if whole and self.zero_offset:",
+        "if False:",
+    ),
+    Mutant(
+        "act-order is ignored",
+        _QUANTIZATION + "gptq.py",
+        "            quantized = quantized[:, perm.long()]\n",
+        "            perm = None\n",
+    ),
+    Mutant(
+        "zero points of compressed-tensors along the inputs",
+        _QUANTIZATION + "compressed_tensors.py",
+        "unpack_words(zero_words.T.contiguous(), self.bits).T[: module.rows]",
+        "torch.full(scales.shape, 1 << (self.bits - 1), dtype=torch.uint8)",
+    ),
+    Mutant(
+        "routers are quantized on load",
+        _QUANTIZATION + "on_load.py",
+        "        if not part.quantizable:\n            return super().linear(part, source)\n",
+        "",
+    ),
+    Mutant(
+        "scales of the cache are not read",
+        _QUANTIZATION + "kv_scales.py",
+        "return scale if bool(scale > 0) else None",
+        "return None",
+    ),
+    Mutant("a gemm's note is dropped", _LINEAR, "part.params, note=part.note)", "part.params)"),
+    Mutant(
+        "quantized inputs lose their zero point",
+        _LINEAR,
+        'rest = (part.input.tensors.get("static_zero"),) if takes_zero else ()',
+        "rest = (None,) if takes_zero else ()",
+    ),
+    Mutant("a named quantize_activation is fused away", _PLAN, 'if "quantize_activation" in self.choices.named or', "if"),
+    Mutant(
+        "errors of rounding are not made up for",
+        _GPTQ_SEARCH,
+        "now[:, i:] -= errors[:, i : i + 1] * inverse[i, i : now.shape[1]]",
+        "pass",
     ),
 ]

@@ -25,9 +25,20 @@ MAX_BLOCK = 8192
 
 
 @triton.jit
+def _quantized(values, scale, zero_ptr, KIND: tl.constexpr, LIMIT: tl.constexpr):
+    """uint8 bits; with a zero point (of int8, else None) it is added after rounding, before saturation."""
+    if zero_ptr is None:
+        return to_quantized(values, scale, KIND, LIMIT)
+    quotient = tl.minimum(tl.maximum(tl.div_rn(values, scale), -1024.0), 1024.0)
+    shifted = quotient + 12582912.0 - 12582912.0 + tl.load(zero_ptr).to(tl.float32)  # adding 1.5 * 2^23 rounds to an integer
+    return tl.minimum(tl.maximum(shifted, -128.0), 127.0).to(tl.int32).to(tl.uint8)
+
+
+@triton.jit
 def quantize_rows_kernel(
     x_ptr,
     static_ptr,
+    zero_ptr,
     quantized_ptr,
     scales_ptr,
     width,
@@ -50,12 +61,12 @@ def quantize_rows_kernel(
             largest = tl.maximum(largest, tl.abs(more.to(tl.float32)))
         scale = scale_of(tl.max(largest, axis=0), LIMIT)
         tl.store(scales_ptr + row, scale)
-    tl.store(quantized_ptr + row * width + columns, to_quantized(values, scale, KIND, LIMIT), mask=columns < width)
+    tl.store(quantized_ptr + row * width + columns, _quantized(values, scale, zero_ptr, KIND, LIMIT), mask=columns < width)
     if not ONE_BLOCK:
         for start in range(BLOCK, width, BLOCK):
             at = start + columns
             values = tl.load(x_ptr + row * stride_x + at, mask=at < width, other=0.0).to(tl.float32)
-            tl.store(quantized_ptr + row * width + at, to_quantized(values, scale, KIND, LIMIT), mask=at < width)
+            tl.store(quantized_ptr + row * width + at, _quantized(values, scale, zero_ptr, KIND, LIMIT), mask=at < width)
 
 
 @triton.jit
@@ -77,7 +88,7 @@ class TritonQuantize:
 
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], block: int) -> None:
         self.out_dtype = params.get("out_dtype", torch.float8_e4m3fn)
-        self.static_scale = weights.get("static_scale")
+        self.static_scale, self.static_zero = weights.get("static_scale"), weights.get("static_zero")
         self.by_group = params.get("granularity", "token") == "group" and self.static_scale is None
         self.block = block
         kernel, options = (quantize_groups_kernel, {"num_warps": 4}) if self.by_group else (quantize_rows_kernel, {})
@@ -86,8 +97,7 @@ class TritonQuantize:
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         asked = spec.fact("out_dtype", torch.int8)
-        reasons = [] if asked in LIMITS else [f"makes quantized values of {', '.join(map(str, LIMITS))}, not {asked}"]
-        return [*reasons, "does not take static_zero"] if "static_zero" in spec.fact("given", "") else reasons
+        return [] if asked in LIMITS else [f"makes quantized values of {', '.join(map(str, LIMITS))}, not {asked}"]
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         num_rows, width = x.shape
@@ -110,6 +120,7 @@ class TritonQuantize:
                 (num_rows,),
                 x,
                 static,
+                self.static_zero,
                 bits,
                 scales,
                 width,
