@@ -14,13 +14,14 @@ from framework.engine.kv_cache.spec import group_layers
 from framework.models.architecture import read_model
 from framework.models.builder import load_model
 from framework.models.families import FAMILIES
+from framework.models.layers.linear import bind_linear
 from framework.models.parallel import Parallel
 from framework.models.parts import Part, all_parts
 from framework.models.quantization import on_load
 from framework.models.quantization.canonical import dequantized, integer_weights, scaled_weights
 from framework.models.quantization.gptq import Gptq, GptqFormat
 from framework.models.quantization.modules import stack
-from framework.models.quantization.scheme import LoadedPart
+from framework.models.quantization.scheme import LoadedPart, Module
 from framework.models.quantization.table import read_scheme
 from framework.models.quantization.unquantized import Unquantized, float_linear
 from framework.models.weights import Checkpoint, weight_bytes
@@ -186,3 +187,38 @@ def test_norms_and_activations_quantize_what_a_gemm_takes(scheme: str, tmp_path:
     named = KernelPlan({"quantize_activation": "torch"}, [], CPU, torch.float32)
     load_model(config, info, named, CPU, Parallel(), BLOCK, quant=QUANT[scheme])
     assert "note" not in named.report()["rms_norm"], "a kernel that was named is the one that runs"
+
+
+def test_rows_that_lie_head_by_head_follow_those_of_floats(tmp_path: Path) -> None:
+    """GPT-NeoX stores q, k and v of a head beside each other; every number of a row goes with it."""
+    heads, head_dim, num_in = 2, 4, 32
+    rows, generator = 3 * heads * head_dim, torch.Generator().manual_seed(5)
+    words = torch.randint(-(2**31), 2**31, (num_in // 8, rows), generator=generator, dtype=torch.int64).int()
+    zeros = torch.randint(-(2**31), 2**31, (2, rows // 8), generator=generator, dtype=torch.int64).int()
+    scales = torch.rand(2, rows, generator=generator) + 0.5
+    part = Part(("qkv",), (rows,), num_in, bias=True, layout="interleaved", head_dim=head_dim)
+    bias = torch.arange(float(rows))
+    quantized = source(tmp_path, {"qkv.qweight": words, "qkv.qzeros": zeros, "qkv.scales": scales, "qkv.bias": bias})
+    scheme = Gptq(GptqFormat(4, 16, False, 0))
+    (loaded,) = scheme.linear(part, quantized)
+    in_order = dequantized(scheme.format_of("qkv").load(Module("qkv", rows, num_in), quantized)).float()  # type: ignore[union-attr]
+    floats = source(tmp_path, {"qkv.weight": in_order, "qkv.bias": bias})
+    assert torch.equal(dequantized(loaded).float(), floats.weight(part)) and not torch.equal(floats.weight(part), in_order)
+    assert torch.equal(loaded.tensors["bias"], floats.bias(part))  # type: ignore[arg-type]
+
+
+def test_a_zero_point_of_activations_moves_the_range_that_is_kept() -> None:
+    """Numbers from 0 to 255 steps need all 256 values: without the zero point the larger half would be cut off."""
+    x, weight = torch.arange(256.0)[None] * 0.5, torch.eye(256, dtype=torch.int8)
+    zero, scale = torch.full((1, 1), -128, dtype=torch.int32), torch.full((1, 1), 0.5)
+    loaded = scaled_weights("gemm_int8", weight, torch.ones(256, 1), torch.float32, scale, input_zero=zero)
+    for choice in ("reference", "torch", "auto"):
+        plan = KernelPlan(dict.fromkeys(("gemm_int8", "quantize_activation"), choice), [], CPU, torch.float32)
+        assert torch.equal(bind_linear(plan, [loaded])(x), x)
+
+
+def test_what_a_layer_became_is_said_in_the_plan() -> None:
+    plan = KernelPlan({}, [], CPU, torch.float32)
+    plain = float_linear(torch.randn(8, 8), None)
+    bind_linear(plan, [plain, replace(plain, note="unpacked")])
+    assert plan.report()["linear"]["note"] == "unpacked"
