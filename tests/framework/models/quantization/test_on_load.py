@@ -184,7 +184,7 @@ def test_norms_and_activations_quantize_what_a_gemm_takes(scheme: str, tmp_path:
             assert ("quantizes its output" in report[op].get("note", "")) == fuse
     assert calls[1] == 4 * calls[0], "attention's output alone has no op before it that could"
     assert error(*found) <= 0.05
-    named = KernelPlan({"quantize_activation": "torch"}, [], CPU, torch.float32)
+    named = KernelPlan({"default": "reference", "quantize_activation": "torch"}, [], CPU, torch.float32)
     load_model(config, info, named, CPU, Parallel(), BLOCK, quant=QUANT[scheme])
     assert "note" not in named.report()["rms_norm"], "a kernel that was named is the one that runs"
 
