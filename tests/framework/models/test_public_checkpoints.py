@@ -34,7 +34,7 @@ def our_logits(folder: Path, choice: str, tokens: list[int], cache_dtype: str = 
     return teacher_forced(model, [tokens], 5, num_decodes=3)[0]
 
 
-@pytest.mark.parametrize("choice", ["reference", "torch"])
+@pytest.mark.parametrize("choice", ["reference", "torch", "auto"])
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_the_format(name: str, choice: str) -> None:
     folder = FOLDER / name
