@@ -14,7 +14,7 @@ from .mutate import ROOT, plant
 def test_a_fault_applies_once(mutant: Mutant) -> None:
     source = (ROOT / mutant.file).read_text(encoding="utf-8")
     compile(plant(source, mutant), mutant.file, "exec")
-    assert all((ROOT / test).is_file() for test in TESTS[mutant.file])
+    assert all((ROOT / test).exists() for test in TESTS[mutant.file])
 
 
 def test_names_are_unique() -> None:
