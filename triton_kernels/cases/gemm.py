@@ -250,6 +250,7 @@ SERVING_CASES: Mapping[str, tuple[Case, ...]] = {
     "quantize_activation": (
         _q8("rows", BENCH, 64, 4096, out_dtype=torch.float8_e4m3fn),
         _q8("groups", BENCH, 64, 4096, out_dtype=torch.float8_e4m3fn, granularity="group"),
+        _q8("static zero", BENCH, 64, 4096, out_dtype=torch.int8, static=0.03, zero=-37),
     ),
 }
 """What is compiled ahead of time: the path of few tokens and that of many, and what changes the kernel."""

@@ -28,10 +28,12 @@ MAX_BLOCK = 8192
 def _quantized(values, scale, zero_ptr, KIND: tl.constexpr, LIMIT: tl.constexpr):
     """uint8 bits; with a zero point (of int8, else None) it is added after rounding, before saturation."""
     if zero_ptr is None:
-        return to_quantized(values, scale, KIND, LIMIT)
-    quotient = tl.minimum(tl.maximum(tl.div_rn(values, scale), -1024.0), 1024.0)
-    shifted = quotient + 12582912.0 - 12582912.0 + tl.load(zero_ptr).to(tl.float32)  # adding 1.5 * 2^23 rounds to an integer
-    return tl.minimum(tl.maximum(shifted, -128.0), 127.0).to(tl.int32).to(tl.uint8)
+        quantized = to_quantized(values, scale, KIND, LIMIT)
+    else:
+        quotient = tl.minimum(tl.maximum(tl.div_rn(values, scale), -1024.0), 1024.0)
+        shifted = quotient + 12582912.0 - 12582912.0 + tl.load(zero_ptr).to(tl.float32)  # adding 1.5 * 2^23 rounds to an integer
+        quantized = tl.minimum(tl.maximum(shifted, -128.0), 127.0).to(tl.int32).to(tl.uint8)
+    return quantized
 
 
 @triton.jit
