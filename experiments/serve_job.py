@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import RunRecord, run_workload
 from framework.study.environment import environment
 from framework.study.metrics import compute_metrics
+from framework.study.probed import Probed, probe
 from framework.study.report import format_metrics, format_plan
 from framework.study.results import REQUESTS_FILE, RUN_FILE, plan_columns, write_requests, write_run
 from framework.study.workload import WorkloadConfig, WorkloadRequest, build_workload
@@ -39,12 +40,14 @@ class Served:
     plan    which kernel of ours ran per op; empty for another system
     system  what served: its version and what it settled by itself; for another system how it served
     start   what the start cost: seconds to build, and kernels that were compiled only while the workload ran
+    probed  what else was asked for, to be written into the run's folder
     """
 
     record: RunRecord
     plan: dict[str, dict[str, Any]]
     system: dict[str, str]
     start: dict[str, float]
+    probed: list[Probed] = field(default_factory=list)
 
 
 def serve(config: ServeConfig) -> Served:
@@ -69,12 +72,14 @@ def _serve_with_engine(config: ServeConfig) -> Served:
         print(f"weights: {held / 1e6:.2f} MB, {nominal / 1e6:.2f} MB as their format says", flush=True)
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
     run_workload(engine, warmup, engine.clock)
+    probed = probe(engine, config)
     with _compilations(config) as compiled:
         record = run_workload(engine, workload, engine.clock, progress=True)
     report = engine.plan_report()
     settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps)}
     engine.shutdown()
-    return Served(record, report, {"version": __version__, **settled}, start_costs | {"num_late_compilations": len(compiled)})
+    start_costs["num_late_compilations"] = len(compiled)
+    return Served(record, report, {"version": __version__, **settled}, start_costs, probed)
 
 
 def _serve_with_library(config: ServeConfig) -> Served:
@@ -136,9 +141,11 @@ def run(folder: Path) -> bool:
     row |= plan_columns(served.plan) | {f"metric.{name}": value for name, value in metrics.items()} | environment(config)
     write_run(folder, {**row, "status": "ok", "error": None})
     _plot(folder)
+    files = [RUN_FILE, REQUESTS_FILE, PLOT_FILE, *(name for one in served.probed for name in one.write(folder))]
     ran = ", ".join([config.system, *(f"{name} {value}" for name, value in served.system.items())])
     plan = [format_plan(served.plan)] if served.plan else []  # no device, no kernels
-    print("\n\n".join([ran, *plan, format_metrics(metrics), f"{folder}: {RUN_FILE}, {REQUESTS_FILE}, {PLOT_FILE}"]), flush=True)
+    tables = [*plan, *(one.table() for one in served.probed), format_metrics(metrics)]
+    print("\n\n".join([ran, *tables, f"{folder}: {', '.join(files)}"]), flush=True)
     return True
 
 

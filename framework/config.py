@@ -141,6 +141,8 @@ class ExecutorConfig:
     efficiency: float = 0.7
     step_overhead_s: float = 100e-6
     kernel_overhead_s: float = 2e-6
+    op_scale: dict[str, float] = field(default_factory=dict)
+    op_delay_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -182,6 +184,8 @@ class EngineConfig:
     interpret  run Triton kernels in Triton's interpreter (slow; for tests and debugging on a CPU)
     seed       of dummy weights, and of requests that bring no seed
     num_threads  CPU threads of torch; 0 = torch's default
+    profile    take the time of every kernel call (``OpTimes``); a study's run writes it down, with the phases of every step
+    capture    ops of whose calls the shapes are kept; a study's run writes them down as a case file
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -198,6 +202,8 @@ class EngineConfig:
     interpret: bool = False
     seed: int = 0
     num_threads: int = 0
+    profile: bool = False
+    capture: list[str] = field(default_factory=list)
 
     def validate(self) -> None:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
@@ -243,8 +249,24 @@ class EngineConfig:
             self.graphs.batch_sizes,
             "positive numbers, at least one, or null (or graphs.enabled=false)",
         )
+        self._validate_probes()
         for name, size in vars(self.parallel).items():
             _require(size == 1, f"parallel.{name}", size, "1 (execution across ranks is not available in this version)")
+
+    def _validate_probes(self) -> None:
+        e = self.executor
+        kind = f"executor.kind={e.kind}"
+        for key in ("profile", "capture"):
+            asked = getattr(self, key)
+            _require(e.kind != "null" or not asked, key, asked, f"left out: {kind} calls no kernels")
+        _require(e.kind != "null" or not e.op_scale, "executor.op_scale", e.op_scale, f"left out: {kind} takes no time")
+        least = 1.0 if EXECUTORS[e.kind].has_device else 0.0
+        slower = " (it cannot make kernels faster; experiments/sensitivity.py delays all others and rescales)" if least else ""
+        for op, factor in e.op_scale.items():
+            _require(least <= factor < math.inf, f"executor.op_scale.{op}", factor, f"{least:g} or more for {kind}{slower}")
+        _require(EXECUTORS[e.kind].has_device or not e.op_delay_s, "executor.op_delay_s", e.op_delay_s, f"left out for {kind}")
+        for op, seconds in e.op_delay_s.items():
+            _require(0 <= seconds < math.inf, f"executor.op_delay_s.{op}", seconds, "0 or more")
 
 
 def _check_types(config: Any, prefix: str = "") -> None:

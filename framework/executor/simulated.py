@@ -11,6 +11,7 @@ from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
 from ..models.architecture import ModelInfo
+from ..op_times import OpTimes
 from .cost_model import CostModel
 from .pseudo import PseudoTokens
 from .shape import ModelShape
@@ -36,6 +37,7 @@ class SimulatedExecutor:
 
     in_flight_steps, num_drafts = 2, 0
     weight_bytes = nominal_weight_bytes = 0
+    op_times: OpTimes | None = None
 
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> SimulatedExecutor:
