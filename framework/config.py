@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
+from .engine.router import ROUTERS
 from .executor.kinds import EXECUTORS
 from .sampling_params import MAX_LOGPROBS
 
@@ -177,6 +178,7 @@ class EngineConfig:
                name). An op with such an impl that cannot run here is refused, one without takes auto; fused ops are ``none``
                under reference and torch
     plugins    modules or .py files that hold further impls, loaded in every process
+    router     which of parallel.dp engines serves a request: a name in router.ROUTERS; one engine takes all
     tuned      where tuned options come from beside the package's tables: auto (what the user tuned), a folder, or off (no tables)
     device     auto (the best here), cpu, cuda, cuda:1 ..., or what an installed package adds (entry points kernelswap.devices)
     interpret  run Triton kernels in Triton's interpreter (slow; for tests and debugging on a CPU)
@@ -190,6 +192,7 @@ class EngineConfig:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     graphs: GraphConfig = field(default_factory=GraphConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    router: str = "round_robin"
     quant: QuantConfig = field(default_factory=QuantConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
@@ -230,6 +233,7 @@ class EngineConfig:
             ("cache.dtype", c.dtype, CACHE_DTYPES),
             ("scheduler.policy", s.policy, POLICIES),
             ("executor.kind", e.kind, EXECUTORS),
+            ("router", self.router, ROUTERS),
             ("model.load_format", self.model.load_format, LOAD_FORMATS),
             ("model.backend", self.model.backend, BACKENDS),
             ("model.generation_config", self.model.generation_config, GENERATION_CONFIGS),
@@ -243,8 +247,13 @@ class EngineConfig:
             self.graphs.batch_sizes,
             "positive numbers, at least one, or null (or graphs.enabled=false)",
         )
+        simulated = EXECUTORS[e.kind].virtual_clock
         for name, size in vars(self.parallel).items():
-            _require(size == 1, f"parallel.{name}", size, "1 (execution across ranks is not available in this version)")
+            expected = "1 (execution across ranks is not available in this version)"
+            _require(size == 1 or (name == "dp" and simulated and size > 1), f"parallel.{name}", size, expected)
+        _require(
+            self.router == EngineConfig.router or simulated, "router", self.router, f"as it is by default: {e.kind} is one engine"
+        )
 
 
 def _check_types(config: Any, prefix: str = "") -> None:
