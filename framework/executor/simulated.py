@@ -37,7 +37,7 @@ class SimulatedExecutor:
 
     in_flight_steps, num_drafts = 2, 0
     weight_bytes = nominal_weight_bytes = 0
-    op_times: OpTimes | None = None
+    call_times: OpTimes | None = None
 
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> SimulatedExecutor:

@@ -33,8 +33,8 @@ class Captured:
     """Takes down the shapes of an engine's calls of ``ops`` from now on."""
 
     def __init__(self, engine: Engine, ops: Sequence[str]) -> None:
-        assert engine.executor.op_times is not None, "the config asks for them"
-        self._op_times, self._ops, self._model = engine.executor.op_times, ops, engine.config.model.name
+        assert engine.executor.call_times is not None, "the config asks for them"
+        self._op_times, self._ops, self._model = engine.executor.call_times, ops, engine.config.model.name
         self._op_times.clear()
 
     def table(self) -> str:

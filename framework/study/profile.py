@@ -20,7 +20,7 @@ from .results import format_table
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
-TRACE_FILE, OPS_FILE, STEPS_FILE, PROFILE_FILE = "trace.json", "ops.csv", "steps.csv", "profile.csv"
+TRACE_FILE, OPS_FILE, STEPS_FILE, PROFILE_FILE = "trace.json", "op_times.csv", "steps.csv", "profile.csv"
 OPS_COLUMNS = ("op", "impl", "dtype", "dims", "q_lens", "ctx_lens", "us", "count")
 PHASES = ("schedule", "submit", "wait", "commit")
 TRACED_STEPS = 100
@@ -60,9 +60,9 @@ class Profile:
     """Takes the phases of the engine's steps from now on. Raises ValueError for an engine whose executor takes no times."""
 
     def __init__(self, engine: Engine) -> None:
-        if engine.executor.op_times is None:
+        if engine.executor.call_times is None:
             raise ValueError("profile=false: nothing of this engine's kernel calls is known; set profile=true")
-        self.op_times: OpTimes = engine.executor.op_times
+        self.op_times: OpTimes = engine.executor.call_times
         self.op_times.clear()
         self.steps: list[StepProfile] = []
         self._now, self._open, self._mark = engine.clock.now, StepProfile(0.0), 0.0
@@ -207,12 +207,13 @@ class _TimedHandle:
 
 
 def op_rows(op_times: OpTimes) -> list[dict[str, Any]]:
-    """A row per op, impl and shape: mean microseconds of a call, and how many there were."""
+    """A row per op, impl and shape: mean microseconds of a call, and how many there were. Calls of no known shape are left out."""
     seconds: dict[OpCall, float] = defaultdict(float)
     counts: Counter[OpCall] = Counter()
     for call, _, took, count in op_times:
-        seconds[call] += took
-        counts[call] += count
+        if call.q_lens:
+            seconds[call] += took
+            counts[call] += count
     rows = []
     for call, total_s in seconds.items():
         lens = {"q_lens": lens_text(call.q_lens), "ctx_lens": lens_text(call.ctx_lens)}
@@ -223,14 +224,14 @@ def op_rows(op_times: OpTimes) -> list[dict[str, Any]]:
 
 
 def lens_text(lens: Iterable[int]) -> str:
-    """Lengths, equal neighbours together: 3 requests of 1 and one of 128 are ``1x3 128``."""
+    """Lengths, equal neighbours together: 3 requests of 1 and one of 128 are ``1*3 128``."""
     runs: list[list[int]] = []
     for length in lens:
         if runs and runs[-1][0] == length:
             runs[-1][1] += 1
         else:
             runs.append([length, 1])
-    return " ".join(f"{length}x{count}" if count > 1 else f"{length}" for length, count in runs)
+    return " ".join(f"{length}*{count}" if count > 1 else f"{length}" for length, count in runs)
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]], columns: Iterable[str] = ()) -> None:

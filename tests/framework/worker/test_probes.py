@@ -38,7 +38,7 @@ def bound(built: Engine) -> list[BoundKernel]:
 
 def test_without_a_hook_nothing_is_wrapped() -> None:
     built = engine()
-    assert built.executor.op_times is None
+    assert built.executor.call_times is None
     assert not any(isinstance(kernel.run, _Probed) for kernel in bound(built))
 
 
@@ -53,7 +53,7 @@ def test_replays_are_seen_and_tokens_stay_the_same() -> None:
     built, plain = engine(profile=True), engine()
     assert serve(built) == serve(plain)
     num_layers = len(built.executor.groups[0].layers)
-    times = built.executor.op_times
+    times = built.executor.call_times
     assert times is not None and times.source == "wall"
     calls: Counter[str] = Counter()
     lengths = []
@@ -71,7 +71,7 @@ def test_an_op_is_slowed_down_by_its_factor() -> None:
     """Of the time between the calls of one layer and the next, that of the slowed op is three times what its call took."""
     built = engine(profile=True, op_scale={"silu_and_mul": 3.0})
     serve(built)  # records
-    times = built.executor.op_times
+    times = built.executor.call_times
     assert times is not None
     times.clear()
     serve(built, 20)
@@ -91,7 +91,7 @@ def test_the_host_is_slowed_down_too() -> None:
     spent = {}
     for name, built in (("slow", slow), ("plain", plain)):
         serve(built)
-        times = built.executor.op_times
+        times = built.executor.call_times
         assert times is not None
         times.clear()
         serve(built, 40)
