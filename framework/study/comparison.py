@@ -76,7 +76,8 @@ def compare(runs: pd.DataFrame, metrics: Sequence[str], column: str, base: str) 
     runs = runs[runs[column].notna()]
     is_base = runs.index.isin(select(runs, column, base).index)
     pair_by = [c for c in swept_columns(runs) if c != column and not _follows(runs, c, column)]
-    runs = runs.assign(**{_NTH: runs.groupby([column, *pair_by], dropna=False).cumcount(), _ROW: runs.index})
+    runs = runs.copy()
+    runs[_NTH], runs[_ROW] = runs.groupby([column, *pair_by], dropna=False).cumcount(), runs.index
     pair_by.append(_NTH)
     worked = runs["status"] == "ok"
     pairs = runs[~is_base & worked].merge(runs.loc[is_base & worked, [*pair_by, *metrics]], on=pair_by, suffixes=("", ".base"))
