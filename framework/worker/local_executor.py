@@ -50,7 +50,7 @@ class LocalExecutor:
             torch.set_num_threads(config.num_threads)
         self.nominal_weight_bytes = round(_weight_bytes(config, model))
         check_weights_fit(self.nominal_weight_bytes, model, device)
-        probes = Probes.of(config, device.torch, model.dtype)
+        self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, probes)
         self._model = load_model(

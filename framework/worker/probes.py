@@ -27,7 +27,8 @@ class Probes:
     """The hooks of one executor.
 
     recorded  the ops whose calls ``times`` gets; None = all
-    scale     op -> factor, 1 or more, on the time that each of its calls takes (on a CPU)
+    scale     op -> factor, 1 or more, on the time that each of its calls takes (on a CPU); may be changed between steps for the ops
+              that have a hook
     delay_s   op -> seconds to wait after each of its calls
     """
 
@@ -41,9 +42,8 @@ class Probes:
     ) -> None:
         self.device, self.dtype, self._recorded = device, dtype, recorded
         self.times = OpTimes("wall" if device.type == "cpu" else "device")
-        self._scale, self._delay_s = scale, delay_s
+        self.scale, self._delay_s = scale, delay_s
         self.ops_s = 0.0  # with what slows them down
-        self._host_scale = scale.get(HOST, 1.0)
         self._events = None if device.type == "cpu" else _Events(device, self.times)
 
     @classmethod
@@ -63,7 +63,7 @@ class Probes:
         """Raises ValueError for a hook on an op that this model does not call."""
         for key, named in (
             ("capture", self._recorded or ()),
-            ("executor.op_scale", self._scale),
+            ("executor.op_scale", self.scale),
             ("executor.op_delay_s", self._delay_s),
         ):
             unknown = [op for op in named if op not in ops and op != HOST]
@@ -73,7 +73,7 @@ class Probes:
     def around_kernel(self, op: str, impl: str, arguments: Callable[[tuple[Any, ...]], Mapping[str, Any]], run: Any) -> Any:
         """``run`` with hooks, or as it is where none is asked for. arguments: from those of a call to all of the op, by name."""
         recorded = self._recorded is None or op in self._recorded
-        if not recorded and op not in self._scale and op not in self._delay_s:
+        if not recorded and op not in self.scale and op not in self._delay_s:
             return run
         return _Probed(self, op, impl if recorded else None, arguments, run)
 
@@ -88,9 +88,9 @@ class Probes:
             handle = step(step_input)
             if self._events is not None:
                 self._events.settle()
-            elif self._host_scale > 1:
+            elif (host_scale := self.scale.get(HOST, 1.0)) > 1:
                 host_s = outside_s + _now() - begun - (self.ops_s - ops_before)
-                _spin(_now() + (self._host_scale - 1) * host_s)
+                _spin(_now() + (host_scale - 1) * host_s)
             last_end = time.thread_time()
             return handle
 
@@ -107,7 +107,7 @@ class Probes:
         read = None if impl is None else _call_reader(op, impl, self.dtype, args())
         if self._events is not None:
             return self._events.hook(read, self._delay_s.get(op, 0.0))
-        return _wall_hook(self, read, self._scale.get(op, 1.0), self._delay_s.get(op, 0.0))
+        return _wall_hook(self, op, read, self._delay_s.get(op, 0.0))
 
 
 class _Probed:
@@ -146,7 +146,7 @@ def _call_reader(op: str, impl: str, dtype: str, args: Mapping[str, Any]) -> Cal
 
 
 def _wall_hook(
-    probes: Probes, read: Callable[[], OpCall] | None, scale: float, delay_s: float
+    probes: Probes, op: str, read: Callable[[], OpCall] | None, delay_s: float
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     entered = begun = 0.0
     call: OpCall | None = None
@@ -161,14 +161,13 @@ def _wall_hook(
     def after() -> None:
         ended = _now()
         took = ended - begun
-        wait_s = (scale - 1) * took + delay_s
+        wait_s = (probes.scale.get(op, 1.0) - 1) * took + delay_s
         if call is not None:
             probes.times.add(call, begun, took)
         if wait_s:
             _spin(ended + wait_s)
-        left = _now()
-        probes.ops_s += left - entered
-        probes.times.overhead_s += left - entered - took - wait_s
+        probes.ops_s += took + wait_s
+        probes.times.overhead_s += _now() - entered - took - wait_s
 
     return before, after
 
