@@ -6,11 +6,17 @@
 
 On a simulated device an op's time is a factor. On a processor each of its calls is followed by a busy wait, as long as
 (factor - 1) times what that call took; a faster op is all others, and the rest of each step (``host``), slower by 1 / factor while
-requests come so much later, and all times rescaled. On a GPU the waits are spin kernels of a fixed length, (factor - 1) times the
+requests come so much later, and all times rescaled; it is compared with a run where the op is slower, too, since waits themselves
+change caches and clocks. On a GPU the waits are spin kernels of a fixed length, (factor - 1) times the
 op's mean time, and factors below 1 are not available. Runs take turns in a new order in every repeat, and every op has a run
 without change of its own beside its factors; repeats differ in the workload's seed.
 
-Overrides are those of experiments/serve.py. The folder gets elasticities.csv, runs.csv, sensitivity.png and config.json.
+A processor shared with others changes its speed all the time. No delay changes how long the calls themselves take, so that what all
+other calls took in a run tells how fast the machine was then: a metric is divided by that (TTFT by the calls of steps with prompts,
+TPOT by those of steps without). runs.csv has metrics as they came, and beside them the seconds that they are divided by.
+
+Overrides are those of experiments/serve.py. The folder gets elasticities.csv, runs.csv, sensitivity.png and config.json; what it
+holds of the same config already is not measured again.
 """
 
 from __future__ import annotations
@@ -21,8 +27,9 @@ import math
 import random
 import statistics
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from framework.build import build_engine, freeze_garbage
 from framework.engine.engine import Engine
 from framework.executor.kinds import EXECUTORS
-from framework.study.compose import CONFIG_FILE, ServeConfig, compose, save_config
+from framework.study.compose import CONFIG_FILE, ServeConfig, compose, load_config, save_config
 from framework.study.driver import run_workload
 from framework.study.metrics import compute_metrics
 from framework.study.records import RunRecord
@@ -46,6 +53,8 @@ from framework.study.workload import WorkloadRequest, build_workload
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "host"
+PART, OTHERS = "{}.part_s", "{}.others_s"
+"""Of a run: seconds of the part's calls in the steps that a metric is about, and those of all others."""
 FACTORS = (0.5, 0.8, 1.25, 2.0)
 TWICE = "twice"
 TABLE_FILE, RUNS_FILE, AGREEMENT_FILE, PLOT_FILE = "elasticities.csv", "runs.csv", "agreement.csv", "sensitivity.png"
@@ -53,91 +62,71 @@ TABLE_FILE, RUNS_FILE, AGREEMENT_FILE, PLOT_FILE = "elasticities.csv", "runs.csv
 
 @dataclass(frozen=True)
 class Setting:
-    """A run: ``part`` (an op, or ``host``) takes ``factor`` times as long, for the study or in truth (``impl``: by a kernel)."""
+    """A run: ``part`` (an op, or ``host``) takes ``factor`` times as long, for the study or in truth (``impl``: by a kernel).
+    ``is_base``: it does not; a run that those with the factor are compared with."""
 
     part: str
     factor: float
     impl: str = ""
+    is_base: bool = False
 
 
 class Rebuilt:
-    """A simulated device or a GPU: an engine for every setting.
-
-    parts    what can be scaled
-    seconds  part -> in the runs without change
-    """
+    """A simulated device or a GPU: an engine for every setting. ``parts``: what can be scaled."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self._config, self.seconds = config, dict[str, float]()
-        self._simulated = EXECUTORS[config.executor.kind].virtual_clock
-        self._mean_s: dict[str, float] = {}
-        self.run(Setting(HOST, 1.0), config.seed)
-        self.parts = [*self.seconds, *([HOST] if self._simulated else [])]
+        self._config, self._simulated = config, EXECUTORS[config.executor.kind].virtual_clock
+        self._calls: dict[str, tuple[float, int]] = {}
+        self.run(Setting(HOST, 1.0, is_base=True), config.seed)
+        self.parts = [*self._calls, *([HOST] if self._simulated else [])]
 
     def run(self, setting: Setting, seed: int) -> dict[str, float]:
-        """The metrics."""
+        """The metrics, and PART and, where it is not always the same, OTHERS of each."""
         if setting.impl:
             raise ValueError("--twice needs a processor: its kernels are written for one")
         if setting.factor < 1 and not self._simulated:
             raise ValueError("--factors below 1 need a processor or a simulated device; on a GPU give --factors 1.25,2")
-        executor, part, factor = self._config.executor, setting.part, setting.factor
+        executor, part, factor = self._config.executor, setting.part, 1.0 if setting.is_base else setting.factor
         if self._simulated and part == HOST:
             executor = replace(executor, step_overhead_s=factor * executor.step_overhead_s, launch_s=factor * executor.launch_s)
         elif self._simulated:
             executor = replace(executor, op_scale={part: factor})
         elif factor > 1:
-            executor = replace(executor, op_delay_s={part: (factor - 1) * self._mean_s[part]})
+            seconds, calls = self._calls[part]
+            executor = replace(executor, op_delay_s={part: (factor - 1) * seconds / calls})
         engine = build_engine(replace(self._config, executor=executor, profile=not self._simulated).engine())
         record = _serve(engine, self._config, seed)
-        if factor == 1.0:
-            self._account(engine)
+        found = _simulated_calls(engine) if self._simulated else _calls(engine)
+        if setting.is_base:
+            self._calls = found
         engine.shutdown()
-        return compute_metrics(record, self._config.slo)
-
-    def _account(self, engine: Engine) -> None:
-        if self._simulated:
-            found = {op: (entry["seconds"], entry["calls"]) for op, entry in engine.plan_report().items()}
-        else:
-            found = _seconds(engine)
-        for op, (seconds, calls) in found.items():
-            self.seconds[op] = self.seconds.get(op, 0.0) + seconds
-            self._mean_s[op] = seconds / max(calls, 1)
+        part_s = found.get(part, (0.0, 0))[0]
+        return compute_metrics(record, self._config.slo) | {PART.format(metric): part_s for metric in METRICS}
 
 
 class OnProcessor:
-    """One engine, whose hooks wait as a setting says, and one more for each kernel that works twice; see ``Rebuilt``.
-
-    factors  op -> by how much its calls took longer with the kernel that works twice, run by run
-    """
+    """One engine, whose hooks wait as a setting says, and one more for each kernel that works twice; see ``Rebuilt``."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = replace(config, profile=True)
-        self.seconds: dict[str, float] = {}
-        self.factors: dict[str, list[float]] = defaultdict(list)
         self._engines: dict[str, Engine] = {}
-        self._last: dict[str, tuple[float, int]] = {}
-        self.run(Setting(HOST, 1.0), config.seed)
-        self.parts = [*_seconds(self._engines[""]), HOST]
-        self.seconds.clear()  # first times: recordings were made
+        self._met: set[tuple[str, int]] = set()
+        engine = self._engine(Setting(HOST, 1.0, is_base=True), config.seed)
+        self.parts = [*_calls(engine), HOST]
 
     def run(self, setting: Setting, seed: int) -> dict[str, float]:
-        """The metrics."""
-        engine, faster = self._engine(setting), min(setting.factor, 1.0)
-        scale = {} if setting.impl or setting.factor <= 1 else {setting.part: setting.factor}
+        """See ``Rebuilt.run``."""
+        engine, faster = self._engine(setting, seed), min(setting.factor, 1.0)
         if faster < 1:
-            scale = {part: 1 / faster for part in self.parts if part != setting.part}
+            scale = {part: 1 / faster for part in self.parts if part != setting.part or setting.is_base}
+        else:
+            scale = {} if setting.impl or setting.is_base else {setting.part: setting.factor}
         engine.executor.probes.scale = scale  # type: ignore[attr-defined]
         metrics = compute_metrics(_serve(engine, self._config, seed, faster), self._config.slo)
-        found = _seconds(engine)
-        if setting.impl:
-            before, now = self._last[setting.part], found[setting.part]
-            self.factors[setting.part].append(now[0] / now[1] / (before[0] / before[1]))
-        elif setting.factor == 1.0:
-            self._last = found
-            self.seconds = {op: self.seconds.get(op, 0.0) + seconds for op, (seconds, _) in found.items()}
-        return metrics
+        return metrics | _by_phase(engine, setting.part)
 
-    def _engine(self, setting: Setting) -> Engine:
+    def _engine(self, setting: Setting, seed: int) -> Engine:
+        """That of the setting's kernel, once it has served the same requests: recordings are made, code is compiled."""
         key = setting.impl and setting.part
         if key not in self._engines:
             config = self._config
@@ -146,7 +135,10 @@ class OnProcessor:
                 kernels = {**config.kernels, setting.part: setting.impl}
                 config = replace(config, kernels=kernels, plugins=[*config.plugins, plugin])
             self._engines[key] = build_engine(config.engine())
-            _serve(self._engines[key], config, config.seed)
+        if (key, seed) not in self._met:
+            self._met.add((key, seed))
+            self._engines[key].executor.probes.scale = {}  # type: ignore[attr-defined]
+            _serve(self._engines[key], self._config, seed)
         return self._engines[key]
 
 
@@ -171,7 +163,23 @@ def _later(request: WorkloadRequest, factor: float) -> WorkloadRequest:
     return replace(request, arrival_s=factor * request.arrival_s, think_time_s=think_time_s)
 
 
-def _seconds(engine: Engine) -> dict[str, tuple[float, int]]:
+def _by_phase(engine: Engine, part: str) -> dict[str, float]:
+    """What the calls of ``part`` took, and all others: in steps with a prompt (for TTFT), in others (TPOT), in all."""
+    assert engine.executor.call_times is not None
+    first = next(iter(engine.executor.call_times))[0].op  # with which every step begins
+    steps: list[list[float]] = []  # of each the part's seconds, the others', and whether it has a prompt
+    for call, _, took, _ in engine.executor.call_times:
+        if call.op == first:
+            steps.append([0.0, 0.0, False])
+        steps[-1][call.op != part] += took
+        steps[-1][2] = steps[-1][2] or call.op == "paged_attention_prefill"
+    found = np.array(steps)
+    prompts, decodes = (found[found[:, 2] == which, :2].sum(0) for which in (True, False))
+    phases = dict(zip(METRICS, (prompts, decodes, prompts + decodes), strict=True))
+    return {key.format(metric): float(s) for metric, both in phases.items() for key, s in zip((PART, OTHERS), both)}
+
+
+def _calls(engine: Engine) -> dict[str, tuple[float, int]]:
     """op -> seconds and number of its calls in the last run."""
     found: dict[str, tuple[float, int]] = {}
     assert engine.executor.call_times is not None
@@ -181,49 +189,66 @@ def _seconds(engine: Engine) -> dict[str, tuple[float, int]]:
     return found
 
 
+def _simulated_calls(engine: Engine) -> dict[str, tuple[float, int]]:
+    return {op: (entry["seconds"], entry["calls"]) for op, entry in engine.plan_report().items() if entry["calls"]}
+
+
 def measure(
-    subject: Rebuilt | OnProcessor, factors: Sequence[float], twice: Sequence[str], repeats: int, seed: int
-) -> list[dict[str, Any]]:
-    """Rows (part, factor, impl, repeat, metrics): of each part in turn its factors and, among them, a run without change."""
-    rows = []
-    order = random.Random(seed)
-    with tqdm(total=repeats * len(subject.parts), unit="part", disable=None) as bar:
-        for repeat in range(repeats):
+    subject: Rebuilt | OnProcessor, factors: Sequence[float], twice: Sequence[str], repeats: Sequence[int], seed: int
+) -> Iterator[list[dict[str, Any]]]:
+    """By repeat, rows (part, factor, impl, repeat, metrics): of each part in turn its factors and, among them, a run without
+    change."""
+    with tqdm(total=len(repeats) * len(subject.parts), unit="part", disable=None) as bar:
+        for repeat in repeats:
+            rows, order = [], random.Random(seed + repeat)
             for part in order.sample(subject.parts, len(subject.parts)):
-                settings = [Setting(part, factor) for factor in (1.0, *factors)]
+                bases = [1.0, *(factor for factor in factors if factor < 1 and isinstance(subject, OnProcessor))]
+                settings = [Setting(part, factor) for factor in factors]
+                settings += [Setting(part, factor, is_base=True) for factor in bases]
                 order.shuffle(settings)
                 settings += [Setting(part, 2.0, TWICE)] if part in twice else []
                 for setting in settings:
                     metrics = subject.run(setting, seed + repeat)
-                    rows.append({**vars(setting), "repeat": repeat, **{name: metrics.get(name) for name in METRICS}})
+                    names = [key.format(name) for key in ("{}", PART, OTHERS) for name in METRICS if key.format(name) in metrics]
+                    rows.append({**vars(setting), "repeat": repeat, **{name: metrics[name] for name in names}})
                 bar.update()
-    return rows
+            yield rows
 
 
 def ratios(rows: Sequence[Mapping[str, Any]], metric: str, impl: str = "") -> dict[tuple[str, float], list[float]]:
-    """(part, factor) -> the metric over that of the run without change beside it, by repeat. A metric that was not observed leaves
-    nothing."""
-    base = {(row["part"], row["repeat"]): row[metric] for row in rows if row["factor"] == 1.0 and not row["impl"]}
+    """(part, factor) -> the metric over that of the run without change beside it, by repeat, both at the same speed of the machine.
+    Raises ValueError for a metric that was not observed in every run, or was 0."""
+
+    def value(row: Mapping[str, Any]) -> float:
+        if row.get(metric) in (None, 0.0) or math.isnan(row[metric]):
+            raise ValueError(f"{metric} of {row['part']} x {row['factor']:g} is {row.get(metric)}: set other objectives (slo.*)")
+        speed = row.get(OTHERS.format(metric.removesuffix(PART.format("")))) or 1.0
+        return row[metric] * speed if metric == "goodput_per_s" else row[metric] / speed
+
+    bases = {(row["part"], row["repeat"], row["factor"]): value(row) for row in rows if row["is_base"]}
     found: dict[tuple[str, float], list[float]] = defaultdict(list)
     for row in rows:
-        if row["factor"] != 1.0 and row["impl"] == impl and row[metric] and base[row["part"], row["repeat"]]:
-            found[row["part"], row["factor"]].append(row[metric] / base[row["part"], row["repeat"]])
+        if not row["is_base"] and row["impl"] == impl:
+            same, unchanged = ((row["part"], row["repeat"], factor) for factor in (row["factor"], 1.0))
+            found[row["part"], row["factor"]].append(value(row) / bases.get(same, bases[unchanged]))
     return dict(found)
 
 
-def agreement(rows: Sequence[Mapping[str, Any]], factors: Mapping[str, Sequence[float]]) -> list[list[str]]:
-    """Of each kernel that works twice: what a metric did, beside what it did under the delay; the logarithm of their ratio, with
-    its interval, is to hold 0."""
-    lines = [["metric", "op", "its calls took", "metric with it", "with the delay x 2", "of both (95 %)", "agree"]]
-    for metric in ("ttft_mean_s", "tpot_mean_s"):
+def agreement(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Of each kernel that works twice: by how much longer its calls really took, what a metric did, and what it did under a delay
+    of as much (from no delay to that of factor 2 a metric is linear in an op's time); the interval of the ratio of both is to hold
+    1."""
+    lines = [["metric", "op", "its calls took", "metric", "with the delay", "ratio (95 %)", "agree"]]
+    for metric in METRICS[:2]:
         true, delayed = ratios(rows, metric, TWICE), ratios(rows, metric)
         for (part, factor), values in true.items():
-            logs = np.log(values) - np.log(delayed[part, factor])
-            interval = mean_interval(logs)
-            means = [f"{np.exp(np.log(found).mean()):.3f}" for found in (values, delayed[part, factor])]
+            own = [row for row in rows if row["part"] == part]
+            longer = statistics.median(ratios(own, PART.format(metric), TWICE)[part, factor])
+            foretold = 1 + (np.array(delayed[part, factor]) - 1) * (longer - 1) / (factor - 1)
+            interval = mean_interval(np.log(values) - np.log(foretold))
+            means = [f"{np.exp(np.log(found).mean()):.3f}" for found in (values, foretold)]
             both = f"{math.exp(interval.low):.3f} to {math.exp(interval.high):.3f}"
-            agree = "no" if interval.excludes(0.0) else "yes"
-            lines.append([metric, part, f"x {statistics.median(factors[part]):.2f}", *means, both, agree])
+            lines.append([metric, part, f"x {longer:.2f}", *means, both, "no" if interval.excludes(0.0) else "yes"])
     return lines
 
 
@@ -252,6 +277,18 @@ def draw(found: Sequence[Elasticity], title: str, path: Path) -> None:
     pyplot.close(figure)
 
 
+def read_rows(folder: Path, config: ServeConfig) -> list[dict[str, Any]]:
+    """What was measured before, of the same config."""
+    if not (folder / RUNS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+        return []
+    if load_config(folder / CONFIG_FILE, ServeConfig) != config:
+        return []
+    with (folder / RUNS_FILE).open(newline="", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    kinds: dict[str, Any] = {"part": str, "impl": str, "repeat": int, "is_base": "True".__eq__}
+    return [{key: kinds[key](value) if key in kinds else float(value or "nan") for key, value in row.items()} for row in rows]
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A csv file with the keys of all rows as columns."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -268,6 +305,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--factors", default=",".join(map(str, FACTORS)), help="on the time of a part (default: %(default)s)")
     parser.add_argument("--parts", default="", help="ops, and host; default: all that the workload calls")
     parser.add_argument("--repeats", type=int, default=8, help="of every run (default: %(default)s)")
+    parser.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS", help="begin no repeat after so long")
     parser.add_argument("--twice", default="", metavar="OP,...", help="ops to measure with a kernel that works twice, too")
     parser.add_argument("--output", type=Path, default=Path("outputs/sensitivity"), help="folder (default: %(default)s)")
     arguments = parser.parse_intermixed_args(given)
@@ -285,21 +323,37 @@ def main(given: Sequence[str] | None = None) -> None:
     freeze_garbage()
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(folder, config)
     save_config(config, folder / CONFIG_FILE)
-    rows = measure(subject, factors, twice, arguments.repeats, config.seed)
-    write_rows(folder / RUNS_FILE, rows)
-    total_s = sum(subject.seconds.values())
-    shares = {part: seconds / total_s for part, seconds in subject.seconds.items()}
+    start_s = time.perf_counter()
+    left = [repeat for repeat in range(arguments.repeats) if repeat not in {row["repeat"] for row in rows}]
+    for found_rows in measure(subject, factors, twice, left, config.seed):
+        rows += found_rows
+        write_rows(folder / RUNS_FILE, rows)
+        if time.perf_counter() - start_s > arguments.budget:
+            break
+    of_calls = shares(rows)
     found = [each for metric in METRICS for each in elasticities(metric, ratios(rows, metric))]
-    write_rows(folder / TABLE_FILE, as_rows(found, shares))
+    write_rows(folder / TABLE_FILE, as_rows(found, of_calls))
     draw(found, f"{config.model.name} on {config.executor.device if not has_device else config.device}", folder / PLOT_FILE)
-    print(as_text(found, shares))
+    print(as_text(found, of_calls))
     if twice:
         assert isinstance(subject, OnProcessor), "Rebuilt refuses them"
-        lines = agreement(rows, subject.factors)
+        lines = agreement(rows)
         write_rows(folder / AGREEMENT_FILE, [dict(zip(lines[0], line)) for line in lines[1:]])
         print("\n" + format_table(lines))
     print(f"\n{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def shares(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """(metric, op) -> its share of the time of all calls in the steps that the metric is about, where nothing is changed."""
+    part_s: dict[tuple[str, str], float] = defaultdict(float)
+    for row in rows:
+        if row["is_base"] and row["factor"] == 1.0 and row["part"] != HOST:
+            for metric in METRICS:
+                part_s[metric, row["part"]] += row[PART.format(metric)]
+    totals = {metric: sum(s for (other, _), s in part_s.items() if other == metric) for metric in METRICS}
+    return {(metric, part): s / totals[metric] for (metric, part), s in part_s.items()}
 
 
 def _factors(text: str) -> list[float]:

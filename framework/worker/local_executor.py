@@ -79,7 +79,7 @@ class LocalExecutor:
         self._step: Callable[[StepInput], StepHandle] = self._runner.step
         if probes is not None:
             probes.check({kernel.op for kernel in self.plan.bound})
-            self._step = probes.around_step(self._step)
+            self._step = probes.around_submit(self._step)
         if config.graphs.enabled and (capture := device.capture()) is not None:
             self._capture_graphs(config, device, capture if probes is None else probes.around_capture(capture))
 

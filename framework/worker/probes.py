@@ -44,6 +44,7 @@ class Probes:
         self.times = OpTimes("wall" if device.type == "cpu" else "device")
         self.scale, self._delay_s = scale, delay_s
         self.ops_s = 0.0  # with what slows them down
+        self._host_s = self._mark = 0.0  # of the host's work that it is not yet slowed down for; since when it works
         self._events = None if device.type == "cpu" else _Events(device, self.times)
 
     @classmethod
@@ -77,22 +78,31 @@ class Probes:
             return run
         return _Probed(self, op, impl if recorded else None, arguments, run)
 
-    def around_step(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """``step`` with the hooks of what is no kernel call."""
-        last_end: float | None = None
+    def around_submit(self, submit: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """``submit`` of an executor, which then waits as long as the host is to be slower: before tokens get their times."""
 
-        def probed(step_input: Any) -> Any:
-            nonlocal last_end
-            begun, ops_before = _now(), self.ops_s
-            outside_s = 0.0 if last_end is None else time.thread_time() - last_end  # which does not pass while the host sleeps
-            handle = step(step_input)
+        def probed(step: Any) -> Any:
+            ops_before_s = self.ops_s
+            handle = submit(step)
             if self._events is not None:
                 self._events.settle()
-            elif (host_scale := self.scale.get(HOST, 1.0)) > 1:
-                host_s = outside_s + _now() - begun - (self.ops_s - ops_before)
-                _spin(_now() + (host_scale - 1) * host_s)
-            last_end = time.thread_time()
+            elif (scale := self.scale.get(HOST, 1.0)) > 1:
+                host_s = self._host_s + _now() - self._mark - (self.ops_s - ops_before_s)
+                _spin(_now() + (scale - 1) * host_s)
+            self._host_s, self._mark = 0.0, _now()
             return handle
+
+        return probed
+
+    def around_step(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        """``Engine.step``, which tells how long the host works before and after a submission."""
+
+        def probed() -> Any:
+            self._mark = _now()
+            try:
+                return step()
+            finally:
+                self._host_s += _now() - self._mark
 
         return probed
 
@@ -165,7 +175,7 @@ def _wall_hook(
         if call is not None:
             probes.times.add(call, begun, took)
         if wait_s:
-            _spin(ended + wait_s)
+            _spin(_now() + wait_s)  # from now: what recording took is to come on top of it, as it does without a wait
         probes.ops_s += took + wait_s
         probes.times.overhead_s += _now() - entered - took - wait_s
 
