@@ -28,6 +28,15 @@ class PseudoTokens:
         sampling = seats if all(step.samples) else seats[np.array(step.samples)]
         return StepOutput(step.step_id, pseudo_tokens(self._seeds[sampling], self._lengths[sampling], self._vocab_size).tolist())
 
+    def ahead(self, seats: np.ndarray, num_in_flight: int, count: int) -> np.ndarray:
+        """int64 [R, num_in_flight + count]: tokens of the steps in flight and of ``count`` more, if all of them decode one token of
+        every row, and so applies the latter."""
+        positions = (
+            self._lengths[seats, None] + np.arange(1, num_in_flight + count + 1).astype(np.uint64) - np.uint64(num_in_flight)
+        )
+        self._lengths[seats] += np.uint64(count)
+        return pseudo_tokens(self._seeds[seats, None], positions, self._vocab_size)
+
     def _apply_with_drafts(self, step: StepInput, seats: np.ndarray) -> StepOutput:
         drafts = np.array(step.num_drafts)
         self._lengths[seats] += (np.array(step.num_tokens) - drafts).astype(np.uint64)
