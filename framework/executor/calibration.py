@@ -171,9 +171,7 @@ class Calibration:
             return self
         own = self.ceilings
         if own is None:
-            raise ValueError(
-                f"the calibration of {self.device} cannot be transferred to {device.name}: {self.device} was not in the table"
-            )
+            raise ValueError(f"the calibration of {self.device} cannot be transferred to {device.name}: {self.device} was not in the table")
         memory = device.copy_bytes_s / own["copy_bytes_s"]
 
         def moved(model: OperatorModel) -> OperatorModel:
@@ -183,9 +181,7 @@ class Calibration:
 
         source = f"{self.source}; transferred from {self.device} by the device table"
         models = tuple(moved(model) for model in self.models)
-        return replace(
-            self, device=device.name, source=source, models=models, transferred=True, copy_bytes_s=self.copy_bytes_s * memory
-        )
+        return replace(self, device=device.name, source=source, models=models, transferred=True, copy_bytes_s=self.copy_bytes_s * memory)
 
 
 def _write_model(model: OperatorModel) -> dict[str, Any]:
