@@ -33,9 +33,11 @@ class StepsAhead(Protocol):
 class RunsAhead(Protocol):
     """An executor that knows how long steps take before it runs them."""
 
-    def steps_ahead(self, in_flight: Sequence[Handle], seats: Sequence[int], count: int, enough: int, until_s: float) -> StepsAhead:
+    def steps_ahead(
+        self, in_flight: Sequence[Handle], seats: Sequence[int], count: int, enough: int, until_s: float
+    ) -> StepsAhead | None:
         """The next ``count`` steps, if each decodes one token of the rows in ``seats``, as those in flight do; or only the first
-        ``enough`` of them, or as many as it takes to ``until_s``, if that is more."""
+        ``enough`` of them, or as many as it takes to ``until_s``, if that is more. None if it cannot tell."""
 
 
 class RunAhead:
@@ -50,8 +52,8 @@ class RunAhead:
 
     @classmethod
     def of(cls, engine: Engine, enough: int, until_s: float) -> RunAhead | None:
-        """At least ``enough`` steps, and those up to ``until_s`` on the engine's clock, if there are so many; None if there are too
-        few to be worth it. The engine's executor is one of RunsAhead."""
+        """At least ``enough`` steps, and those up to ``until_s`` on the engine's clock, if there are so many; None if they are too
+        few to be worth it, or not to be known. The engine's executor is one of RunsAhead."""
         scheduler, executor = engine.scheduler, engine.executor
         if (count := scheduler.num_plain_decodes()) < FEWEST_STEPS:
             return None
@@ -60,7 +62,8 @@ class RunAhead:
         assert isinstance(executor, RunsAhead)
         in_flight = [handle for _, handle in engine.in_flight]
         seats = [request.seat for request in scheduler.running]
-        return cls(engine, executor.steps_ahead(in_flight, seats, count, enough, until_s))
+        steps = executor.steps_ahead(in_flight, seats, count, enough, until_s)
+        return None if steps is None else cls(engine, steps)
 
     def take(self, count: int) -> None:
         """Leaves the engine as ``count`` calls of ``step`` would have; what is left of this object is of no use then."""
