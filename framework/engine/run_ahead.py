@@ -7,7 +7,7 @@ until a request comes, ends, or needs a block.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 
 from .executor import Handle
 
@@ -54,14 +54,14 @@ class RunAhead:
     def of(cls, engine: Engine, enough: int, until_s: float) -> RunAhead | None:
         """At least ``enough`` steps, and those up to ``until_s`` on the engine's clock, if there are so many; None if they are too
         few to be worth it, or not to be known. The engine's executor is one of RunsAhead."""
-        scheduler, executor = engine.scheduler, engine.executor
+        scheduler = engine.scheduler
         if (count := scheduler.num_plain_decodes()) < FEWEST_STEPS:
             return None
         if not all(request.sample.is_silent for request in scheduler.running):
             return None
-        assert isinstance(executor, RunsAhead)
         in_flight = [handle for _, handle in engine.in_flight]
         seats = [request.seat for request in scheduler.running]
+        executor = cast(RunsAhead, engine.executor)
         steps = executor.steps_ahead(in_flight, seats, count, enough, until_s)
         return None if steps is None else cls(engine, steps)
 

@@ -52,13 +52,24 @@ class _Priced:
 
 
 class _Attention:
-    """``count`` equal calls of attention per step, and what they took."""
+    """``count`` equal calls of attention per step, and what they took. Small batches come again with as many tokens in the cache:
+    what they take is remembered, up to REMEMBERED of them."""
 
-    __slots__ = ("count", "op", "taken", "timer", "window")
+    REMEMBERED = 1 << 15
+    __slots__ = ("_decode_s", "count", "op", "taken", "timer", "window")
 
     def __init__(self, call: Call, count: int, timer: Timer) -> None:
         self.op, self.count, self.timer, self.window = call.op, count, timer, int(dict(call.dims)["window"])
         self.taken = OpTime()
+        self._decode_s: dict[tuple[int, int], float] = {}
+
+    def decode_s(self, num_rows: int, total: int) -> float:
+        """Seconds of rows that decode one token each, and see so many tokens in all."""
+        if (found := self._decode_s.get((num_rows, total))) is None:
+            if len(self._decode_s) == self.REMEMBERED:
+                self._decode_s.clear()
+            found = self._decode_s[num_rows, total] = self.count * self.timer.of_decode(num_rows, 1, total / num_rows)
+        return found
 
     def decode(self, tokens: int, contexts: np.ndarray) -> float:
         """Of rows with ``tokens`` new tokens each: by their number and their mean context, as far as the window lets them see."""
@@ -94,7 +105,7 @@ class DecodesAhead:
             more, total = len(taken), self._total + len(taken) * num_rows
             if attention.window:
                 total = int(np.minimum(self._contexts + more, attention.window).sum())
-            taken.append(attention.count * attention.timer.of_decode(num_rows, 1, total / num_rows))
+            taken.append(attention.decode_s(num_rows, total))
             seconds += taken[-1]
         return seconds
 

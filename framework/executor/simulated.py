@@ -50,13 +50,13 @@ class SimulatedSteps:
 
     def look(self, count: int, enough: int, until_s: float) -> None:
         """Finds ``done_s`` of so many steps."""
-        executor, now_s = self._executor, self._executor.clock.now()
+        executor, cost, ends_s, now_s = self._executor, self._cost, self._ends_s, self._executor.clock.now()
         idle_from_s = list(executor.idle_from_s)
         for i in range(count):
-            times = [(self._cost.next_s(), self._cost.launches)]
-            now_s, end_s = executor.advance(times, 0.0, now_s, idle_from_s, executor.noise_ahead(i))
-            self._ends_s.append(end_s)
-            now_s = max(now_s, self._ends_s[i])
+            now_s, end_s = executor.advance(((cost.next_s(), cost.launches),), 0.0, now_s, idle_from_s, executor.noise_ahead(i))
+            ends_s.append(end_s)
+            if now_s < ends_s[i]:
+                now_s = ends_s[i]
             self.done_s.append(now_s)
             if i + 1 >= enough and now_s >= until_s:
                 break
