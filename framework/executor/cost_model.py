@@ -11,6 +11,9 @@ import numpy as np
 from .calls import Call
 from .timers import Timer, Timers
 
+CONTEXT_GRID = 64
+"""Mean contexts at which decode attention is timed are multiples of it."""
+
 
 class DecodeRows:
     """Rows that decode equally many tokens each. contexts: int64 [R], tokens in the cache, the new ones included."""
@@ -71,17 +74,28 @@ class _Priced:
 class _Attention:
     """``count`` equal calls of attention per step, and what they took."""
 
-    __slots__ = ("count", "op", "taken", "timer", "window")
+    __slots__ = ("_timed", "count", "op", "taken", "timer", "window")
 
     def __init__(self, call: Call, count: int, timer: Timer) -> None:
         self.op, self.count, self.timer, self.window = call.op, count, timer, int(dict(call.dims)["window"])
-        self.taken = OpTime()
+        self.taken, self._timed = OpTime(), dict[tuple[int, int, int], float]()
 
     def decode(self, rows: DecodeRows) -> float:
-        return self._took(self.timer.of_decode(rows.count, rows.tokens, rows.mean_context(self.window)))
+        """By their number and their mean context: timed once at contexts of a grid, and interpolated."""
+        cell, rest = divmod(rows.mean_context(self.window), CONTEXT_GRID)
+        low = self._at(rows.count, rows.tokens, int(cell))
+        high = self._at(rows.count, rows.tokens, int(cell) + 1) if rest else low
+        return self._took(low + (high - low) * rest / CONTEXT_GRID)
 
     def prefill(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
         return self._took(self.timer(lens, ctx_lens))
+
+    def _at(self, count: int, tokens: int, cell: int) -> float:
+        seconds = self._timed.get((count, tokens, cell))
+        if seconds is None:
+            seconds = self.timer.of_decode(count, tokens, max(cell * CONTEXT_GRID, tokens))
+            self._timed[count, tokens, cell] = seconds
+        return seconds
 
     def _took(self, each_s: float) -> float:
         seconds = self.count * each_s
