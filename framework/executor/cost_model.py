@@ -11,6 +11,27 @@ import numpy as np
 from .calls import Call
 from .timers import Timer, Timers
 
+CONTEXT_GRID = 64
+"""Mean contexts at which decode attention is timed are multiples of it."""
+
+
+class DecodeRows:
+    """Rows that decode equally many tokens each. contexts: int64 [R], tokens in the cache, the new ones included."""
+
+    __slots__ = ("_means", "contexts", "count", "tokens")
+
+    def __init__(self, tokens: int, contexts: np.ndarray) -> None:
+        self.tokens, self.contexts, self.count = tokens, contexts, len(contexts)
+        self._means: dict[int, float] = {}
+
+    def mean_context(self, window: int) -> float:
+        """As far as the window (0: none) lets the rows see."""
+        mean = self._means.get(window)
+        if mean is None:
+            seen = np.minimum(self.contexts, window + self.tokens - 1) if window else self.contexts
+            mean = self._means[window] = int(seen.sum()) / self.count
+        return mean
+
 
 @dataclass(slots=True)
 class StepWork:
@@ -18,8 +39,7 @@ class StepWork:
 
     num_tokens   of all rows, and of padding rows up to the size of the recording
     num_logits   rows of logits; num_samples: requests that get tokens from them
-    decodes      (new tokens per row, contexts int64 [R], the new tokens included) of the rows that decode: one token each, or one
-                 and its drafts
+    decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
     """
@@ -27,7 +47,7 @@ class StepWork:
     num_tokens: int
     num_logits: int
     num_samples: int
-    decodes: Sequence[tuple[int, np.ndarray]]
+    decodes: Sequence[DecodeRows]
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
     recorded: bool = False
@@ -52,45 +72,49 @@ class _Priced:
 
 
 class _Attention:
-    """``count`` equal calls of attention per step, and what they took. Small batches come again with as many tokens in the cache:
-    what they take is remembered, up to REMEMBERED of them."""
+    """``count`` equal calls of attention per step, and what they took."""
 
-    REMEMBERED = 1 << 15
-    __slots__ = ("_decode_s", "count", "op", "taken", "timer", "window")
+    __slots__ = ("_timed", "count", "op", "taken", "timer", "window")
 
     def __init__(self, call: Call, count: int, timer: Timer) -> None:
         self.op, self.count, self.timer, self.window = call.op, count, timer, int(dict(call.dims)["window"])
-        self.taken = OpTime()
-        self._decode_s: dict[tuple[int, int], float] = {}
+        self.taken, self._timed = OpTime(), dict[tuple[int, int, int], float]()
 
-    def decode_s(self, num_rows: int, total: int) -> float:
-        """Seconds of rows that decode one token each, and see so many tokens in all."""
-        if (found := self._decode_s.get((num_rows, total))) is None:
-            if len(self._decode_s) == self.REMEMBERED:
-                self._decode_s.clear()
-            found = self._decode_s[num_rows, total] = self.count * self.timer.of_decode(num_rows, 1, total / num_rows)
-        return found
+    def decode(self, rows: DecodeRows) -> float:
+        seconds = self.decode_s(rows.count, rows.tokens, rows.mean_context(self.window))
+        self.took(seconds, 1)
+        return seconds
 
-    def decode(self, tokens: int, contexts: np.ndarray) -> float:
-        """Of rows with ``tokens`` new tokens each: by their number and their mean context, as far as the window lets them see."""
-        seen = np.minimum(contexts, self.window + tokens - 1) if self.window else contexts
-        return self._took(self.timer.of_decode(len(contexts), tokens, float(seen.sum()) / len(contexts)))
+    def decode_s(self, count: int, tokens: int, mean_context: float) -> float:
+        """Seconds by the number of rows and their mean context: timed once at contexts of a grid, and interpolated. Not counted."""
+        cell, rest = divmod(mean_context, CONTEXT_GRID)
+        low = self._at(count, tokens, int(cell))
+        high = self._at(count, tokens, int(cell) + 1) if rest else low
+        return self.count * (low + (high - low) * rest / CONTEXT_GRID)
 
     def prefill(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
-        return self._took(self.timer(lens, ctx_lens))
+        seconds = self.count * self.timer(lens, ctx_lens)
+        self.took(seconds, 1)
+        return seconds
 
-    def _took(self, each_s: float) -> float:
-        seconds = self.count * each_s
+    def took(self, seconds: float, num_steps: int) -> None:
+        """Counts what steps took."""
         self.taken.seconds += seconds
-        self.taken.calls += self.count
+        self.taken.calls += self.count * num_steps
+
+    def _at(self, count: int, tokens: int, cell: int) -> float:
+        seconds = self._timed.get((count, tokens, cell))
+        if seconds is None:
+            seconds = self.timer.of_decode(count, tokens, max(cell * CONTEXT_GRID, tokens))
+            self._timed[count, tokens, cell] = seconds
         return seconds
 
 
 class DecodesAhead:
     """Steps that only decode, each with one token more per row than the one before. They count only once they are taken."""
 
-    def __init__(self, priced: list[_Priced], attentions: list[_Attention], contexts: np.ndarray, recorded: bool) -> None:
-        self._priced, self._attentions, self._contexts, self._total = priced, attentions, contexts, int(contexts.sum())
+    def __init__(self, priced: list[_Priced], attentions: list[_Attention], rows: DecodeRows, recorded: bool) -> None:
+        self._priced, self._attentions, self._rows = priced, attentions, rows
         self._fixed_s = sum(part.seconds for part in priced)
         self._attention_s: list[list[float]] = [[] for _ in attentions]
         *others, samples = priced
@@ -100,22 +124,23 @@ class DecodesAhead:
 
     def next_s(self) -> float:
         """Seconds on the device of the next step."""
-        seconds, num_rows = self._fixed_s, len(self._contexts)
+        seconds, rows = self._fixed_s, self._rows
         for attention, taken in zip(self._attentions, self._attention_s):
-            more, total = len(taken), self._total + len(taken) * num_rows
             if attention.window:
-                total = int(np.minimum(self._contexts + more, attention.window).sum())
-            taken.append(attention.decode_s(num_rows, total))
-            seconds += taken[-1]
+                mean = DecodeRows(1, rows.contexts + len(taken)).mean_context(attention.window)
+            else:
+                mean = rows.mean_context(0) + len(taken)
+            found = attention.decode_s(rows.count, 1, mean)
+            taken.append(found)
+            seconds += found
         return seconds
 
-    def take(self, count: int) -> None:
-        """Counts the first ``count`` steps among those that were done."""
+    def take(self, num_steps: int) -> None:
+        """Counts the first steps among those that were done."""
         for part in self._priced:
-            part.uses += count
+            part.uses += num_steps
         for attention, taken in zip(self._attentions, self._attention_s):
-            attention.taken.seconds += sum(taken[:count])
-            attention.taken.calls += attention.count * count
+            attention.took(sum(taken[:num_steps]), num_steps)
 
 
 class StageCost:
@@ -146,9 +171,9 @@ class StageCost:
                 seconds += priced.seconds
                 if not recorded or rows == "samples":
                     launches += priced.launches
-        for tokens, contexts in work.decodes:
+        for decodes in work.decodes:
             for attention in self._decode:
-                seconds += attention.decode(tokens, contexts)
+                seconds += attention.decode(decodes)
                 launches += 0 if recorded else attention.count
         if work.chunk_lens:
             for attention in self._prefill:
@@ -158,10 +183,10 @@ class StageCost:
 
     def ahead(self, work: StepWork) -> DecodesAhead:
         """``work``, that of a step that only decodes, and the steps after it, if each adds a token to every row."""
-        ((_, contexts),) = work.decodes
+        (rows,) = work.decodes
         numbers = (("tokens", work.num_tokens), ("logits", work.num_logits), ("samples", work.num_samples))
         priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in numbers]
-        return DecodesAhead(priced, self._decode, contexts, work.recorded)
+        return DecodesAhead(priced, self._decode, rows, work.recorded)
 
     def add_op_times(self, found: dict[str, OpTime]) -> None:
         """What every op took so far, added to ``found``."""

@@ -12,7 +12,7 @@ from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
 from ..engine.step import StepInput, StepOutput
 from ..models.architecture import ModelInfo
-from .cost_model import DecodesAhead, OpTime, StepWork
+from .cost_model import DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting
 from .placement import Placement
@@ -20,6 +20,7 @@ from .pseudo import PseudoTokens
 from .ranks import stages
 from .shape import native
 from .simulated_device import simulated_device
+from .steps_ahead import SimulatedSteps
 from .timers import Timers
 
 
@@ -35,49 +36,17 @@ class SimulatedStep:
         self._clock.advance_to(self.end_s)
         return self.output
 
-
-class SimulatedSteps:
-    """The next steps of an executor with one stage, given that an engine submits each before it takes in the oldest in flight.
-
-    done_s  when each has been taken in
-    """
-
-    def __init__(self, executor: SimulatedExecutor, in_flight: Sequence[SimulatedStep], seats: np.ndarray) -> None:
-        self._executor, self._in_flight, self._seats = executor, in_flight, seats
-        self._ends_s = [step.end_s for step in in_flight]
-        self._cost = executor.decodes_ahead(seats)
-        self.done_s: list[float] = []
-
-    def look(self, count: int, enough: int, until_s: float) -> None:
-        """Finds ``done_s`` of so many steps."""
-        executor, cost, ends_s, now_s = self._executor, self._cost, self._ends_s, self._executor.clock.now()
-        idle_from_s = list(executor.idle_from_s)
-        for i in range(count):
-            now_s, end_s = executor.advance(((cost.next_s(), cost.launches),), 0.0, now_s, idle_from_s, executor.noise_ahead(i))
-            ends_s.append(end_s)
-            if now_s < ends_s[i]:
-                now_s = ends_s[i]
-            self.done_s.append(now_s)
-            if i + 1 >= enough and now_s >= until_s:
-                break
-
-    def take(self, count: int) -> tuple[list[list[int]], list[SimulatedStep]]:
-        num_in_flight = len(self._in_flight)
-        self._cost.take(count)
-        tokens = self._executor.skip(self._seats, num_in_flight, count, self._ends_s[num_in_flight + count - 1])
-        steps = [
-            SimulatedStep(StepOutput(step.output.step_id + count, tokens[:, i].tolist()), self._ends_s[i], self._executor.clock)
-            for i, step in enumerate(self._in_flight, count)
-        ]
-        return tokens[:, :count].tolist(), steps
+    def later(self, output: StepOutput, end_s: float) -> SimulatedStep:
+        """Another one on its clock."""
+        return SimulatedStep(output, end_s, self._clock)
 
 
 class SimulatedExecutor:
     """The configured model on as many of ``executor.device`` as ``parallel.tp`` and ``parallel.pp`` say. Tokens are pseudo-random.
 
     A submission takes the host ``step_overhead_s`` and the first stage's launches; a step is done when the device is, and not
-    before the host has launched it all. Stages work on one step each, in the order of submission; one hands a step on to the next. A
-    request's next token waits for its last one. So the host's time hides behind the devices' with several steps in flight.
+    before the host has launched it all. Stages work on one step each, in the order of submission; one hands a step on to the next,
+    and a request's next token waits for its last one. So the host's time hides behind the devices' with several steps in flight.
     """
 
     @classmethod
@@ -138,7 +107,7 @@ class SimulatedExecutor:
             self._token_at_s[[request.seat for request in step.new]] = 0.0
             end_s = self._submit(times, float(self._token_at_s[seats].max()))
             self._token_at_s[seats[np.array(step.samples)]] = end_s
-        return SimulatedStep(tokens.sample(step, seats), end_s, self.clock)
+        return SimulatedStep(tokens.sample(step, seats, contexts), end_s, self.clock)
 
     def steps_ahead(
         self, in_flight: Sequence[SimulatedStep], seats: Sequence[int], count: int, enough: int, until_s: float
@@ -157,7 +126,7 @@ class SimulatedExecutor:
         return self._placement.ahead(self._work(step, self._tokens.lengths[seats] + 1))
 
     def skip(self, seats: np.ndarray, num_in_flight: int, count: int, idle_from_s: float) -> np.ndarray:
-        """int64 [R, num_in_flight + count]: tokens of the steps in flight and of ``count`` more, which decode a token of every row,
+        """uint64 [R, num_in_flight + count]: tokens of the steps in flight and of ``count`` more, that decode a token of every row,
         and which the device has worked off at ``idle_from_s``."""
         self.idle_from_s = [idle_from_s]
         self._noises = self._noises[count:]
@@ -203,14 +172,8 @@ class SimulatedExecutor:
         report = {}
         for op, time in self.op_times().items():
             chosen, origin = self._timers.origin(op)
-            report[op] = {
-                "impl": f"simulated {self._device}",
-                "chosen": chosen,
-                "origin": origin,
-                "version": "",
-                "calls": time.calls,
-            }
-            report[op]["seconds"] = time.seconds
+            found = {"chosen": chosen, "origin": origin, "version": "", "calls": time.calls, "seconds": time.seconds}
+            report[op] = {"impl": f"simulated {self._device}", **found}
         return report
 
     def shutdown(self) -> None:
@@ -220,13 +183,13 @@ class SimulatedExecutor:
         """Rows come in the order of their kinds: one token, one token and drafts, prompts."""
         counts, num_rows, num_samples = step.num_tokens, len(step.num_tokens), step.samples.count(True)
         ones = first_chunk = counts.count(1)
-        decodes = [(1, contexts[:ones])] if ones else []
+        decodes = [DecodeRows(1, contexts[:ones])] if ones else []
         num_logits = num_samples
         if step.num_drafts is not None:
             num_logits += sum(step.num_drafts)
             first_chunk += sum(map(bool, step.num_drafts))
-            lens = np.array(counts[ones:first_chunk])
-            decodes += [(each, contexts[ones:first_chunk][lens == each]) for each in sorted(set(counts[ones:first_chunk]))]
+            lens, drafting = np.array(counts[ones:first_chunk]), contexts[ones:first_chunk]
+            decodes += [DecodeRows(each, drafting[lens == each]) for each in sorted(set(counts[ones:first_chunk]))]
         recorded = (
             self._graphs.enabled
             and first_chunk == num_samples == num_rows
@@ -235,11 +198,12 @@ class SimulatedExecutor:
         )
         num_tokens = sum(counts)
         if recorded and self._recordings:
-            num_tokens = decodes[0][0] * self._recordings[bisect_left(self._recordings, num_rows)]
+            num_tokens = decodes[0].tokens * self._recordings[bisect_left(self._recordings, num_rows)]
         chunks = counts[first_chunk:], contexts[first_chunk:].tolist()
         return StepWork(num_tokens, num_logits, num_samples, decodes, *chunks, recorded)
 
     def _submit(self, times: Sequence[tuple[float, int]], tokens_at_s: float) -> float:
+        """Returns when the step is done."""
         launched_s, end_s = self.advance(times, tokens_at_s, self.clock.now(), self.idle_from_s, self.noise_ahead(0))
         self._noises = self._noises[1:]
         self.clock.advance_to(launched_s)
