@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,19 @@ class _Attention:
         high = self._at(count, tokens, int(cell) + 1) if rest else low
         return self.count * (low + (high - low) * rest / CONTEXT_GRID)
 
+    def ahead(self, rows: DecodeRows) -> Iterator[float]:
+        """Seconds of these rows of one token, and of the steps after that, each with one token more per row. Not counted."""
+        if self.window:
+            for more in itertools.count():
+                yield self.decode_s(rows.count, 1, DecodeRows(1, rows.contexts + more).mean_context(self.window))
+        mean = rows.mean_context(0)
+        while True:
+            cell = int(mean // CONTEXT_GRID)
+            low, high = self._at(rows.count, 1, cell), self._at(rows.count, 1, cell + 1)
+            while (rest := mean - cell * CONTEXT_GRID) < CONTEXT_GRID:
+                yield self.count * (low + (high - low) * rest / CONTEXT_GRID)
+                mean += 1.0
+
     def prefill(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
         seconds = self.count * self.timer(lens, ctx_lens)
         self.took(seconds, 1)
@@ -114,8 +128,9 @@ class DecodesAhead:
     """Steps that only decode, each with one token more per row than the one before. They count only once they are taken."""
 
     def __init__(self, priced: list[_Priced], attentions: list[_Attention], rows: DecodeRows, recorded: bool) -> None:
-        self._priced, self._attentions, self._rows = priced, attentions, rows
+        self._priced, self._attentions = priced, attentions
         self._fixed_s = sum(part.seconds for part in priced)
+        self._to_come = [attention.ahead(rows) for attention in attentions]
         self._attention_s: list[list[float]] = [[] for _ in attentions]
         *others, samples = priced
         self.launches = samples.launches + int(recorded)
@@ -124,13 +139,9 @@ class DecodesAhead:
 
     def next_s(self) -> float:
         """Seconds on the device of the next step."""
-        seconds, rows = self._fixed_s, self._rows
-        for attention, taken in zip(self._attentions, self._attention_s):
-            if attention.window:
-                mean = DecodeRows(1, rows.contexts + len(taken)).mean_context(attention.window)
-            else:
-                mean = rows.mean_context(0) + len(taken)
-            found = attention.decode_s(rows.count, 1, mean)
+        seconds = self._fixed_s
+        for to_come, taken in zip(self._to_come, self._attention_s):
+            found = next(to_come)
             taken.append(found)
             seconds += found
         return seconds

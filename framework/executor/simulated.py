@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
@@ -80,17 +81,28 @@ class SimulatedExecutor:
         self.num_drafts = config.speculative_config.num_speculative_tokens
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 
-        self._device, self.clock, self._graphs, self._noise = device.name, clock, config.graphs, config.executor.noise
-        self._rng = np.random.default_rng(config.seed)
-        self._noises: list[float] = []  # drawn, of steps to come
+        self._device, self._graphs, self._noise = device.name, config.graphs, config.executor.noise
         free = config.executor.calibration == "free"
         self._overhead_s, self._launch_s = (0.0, 0.0) if free else (config.executor.step_overhead_s, config.executor.launch_s)
         self._recordings = sorted(config.graphs.batch_sizes or ())
-        num_seats = config.scheduler.max_num_seqs
-        self._largest_recording = self._recordings[-1] if self._recordings else num_seats
-        self._tokens = PseudoTokens(num_seats, self.vocab_size, self._drafting.rates if self._drafting else None)
-        self.idle_from_s = [clock.now()] * len(cuts)
-        self._token_at_s = np.zeros(num_seats)
+        self._num_seats, self._seed = config.scheduler.max_num_seqs, config.seed
+        self._largest_recording = self._recordings[-1] if self._recordings else self._num_seats
+        self._start(clock, 0)
+
+    def _start(self, clock: VirtualClock, index: int) -> None:
+        """With a device that is idle and knows no request."""
+        self.clock = clock
+        self._rng = np.random.default_rng((self._seed, index))
+        self._noises: list[float] = []  # drawn, of steps to come
+        self._tokens = PseudoTokens(self._num_seats, self.vocab_size, self._drafting.rates if self._drafting else None)
+        self.idle_from_s = [clock.now()] * self.num_stages
+        self._token_at_s = np.zeros(self._num_seats)
+
+    def replica(self, clock: VirtualClock, index: int) -> SimulatedExecutor:
+        """Number ``index`` of several on equal devices: what was timed is common to all, and the report tells of all together."""
+        other = copy.copy(self)
+        other._start(clock, index)
+        return other
 
     def submit(self, step: StepInput) -> SimulatedStep:
         tokens, seats = self._tokens, np.array(step.seats)
