@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.jobs import attempt, first_columns
 from framework import __version__
-from framework.build import build_engine, freeze_garbage, input_processor, settle_block_size
+from framework.build import build_replicas, freeze_garbage, input_processor, settle_block_size
 from framework.engine.inputs import InputProcessor
 from framework.engine.router import ROUTERS
 from framework.executor.kinds import EXECUTORS
@@ -69,7 +69,7 @@ def serve(config: ServeConfig) -> Served:
 
 def _serve_with_engine(config: ServeConfig) -> Served:
     start = time.perf_counter()
-    engines = [build_engine(config.engine()) for _ in range(config.parallel.dp)]
+    engines = build_replicas(config.engine())
     freeze_garbage()
     start_costs = {"load_s": time.perf_counter() - start}
     engine = engines[0]

@@ -70,8 +70,9 @@ def _case(where: str, op: Op, entry: Any, number: int) -> Case:
     if not _is_whole(count) or not 0 < count <= 1 << 53:
         raise ValueError(f"{where}: count is {count!r}, expected a positive whole number")
     for name, value in dims.items():
-        if not _is_whole(value) or not 0 <= value <= MAX_SIZE:
+        if (not _is_whole(value) and not (isinstance(value, float) and value.is_integer())) or not 0 <= value <= MAX_SIZE:
             raise ValueError(f"{where}: dims.{name} is {value!r}, expected a whole number from 0 to {MAX_SIZE}")
+        dims[name] = int(value)
     if ctx_lens and len(ctx_lens) != len(q_lens):
         raise ValueError(f"{where}: {len(q_lens)} q_lens, but {len(ctx_lens)} ctx_lens; expected one of each per request")
     if any(ctx and q > ctx for q, ctx in zip(q_lens, ctx_lens)):
