@@ -124,7 +124,9 @@ NO_WINDOW = 2.0**18
 
 
 def _coordinate(name: str, dims: Dims, default: float | None) -> float:
-    value = dims.get(name, default)
+    if name == "grouped":  # heads that share a KV head make other kernels possible
+        return float(dims["num_heads"] > dims["num_kv_heads"])
+    value = dims["num_experts"] / dims.get("ep", 1) if name == "local_experts" else dims.get(name, default)
     if value is None:
         raise ValueError(f"dims lack {name}; they have {', '.join(dims)}")
     if name == "window":
@@ -233,7 +235,7 @@ def _conv_cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -
 
 
 _GEMM = Operator({"out_features": None, "in_features": None}, tiles=_gemm_tiles, work=_token_work)
-_HEADS = {"num_heads": None, "num_kv_heads": None, "head_dim": None, "window": 0.0}
+_HEADS = {"num_heads": None, "num_kv_heads": None, "head_dim": None, "window": 0.0, "grouped": None}
 
 
 def _whole_heads(dims: Dims, runs: Runs) -> tuple[float, ...]:
@@ -283,7 +285,7 @@ OPERATORS: dict[str, Operator] = {
         sizes=by_requests,
     ),
     "moe_experts": Operator(
-        {"hidden_size": None, "intermediate_size": None, "num_experts": None, "top_k": None, "ep": 1.0, "skew": 0.0},
+        {"hidden_size": None, "intermediate_size": None, "local_experts": None, "top_k": None, "ep": 1.0, "skew": 0.0},
         {"weight_bits": 16, "group_rows": 0},
         _expert_tiles,
         _expert_work,

@@ -113,7 +113,8 @@ def _own_table(path: Path, columns: Sequence[str], records: Iterator[tuple[int, 
         raise ValueError(
             f"{name}: expected columns op, dtype, dims, q_lens and us (or median_us), found {', '.join(columns) or 'none'}"
         )
-    rows, devices = [], {}
+    rows: list[Row] = []
+    devices: dict[str, None] = {}
     for line, record in records:
         place = f"{name}, row {line}"
         if record.get("status", "ok") != "ok" or record[time] in (None, ""):
