@@ -126,11 +126,14 @@ NO_WINDOW = 2.0**18
 def _coordinate(name: str, dims: Dims, default: float | None) -> float:
     if name == "grouped":  # heads that share a KV head make other kernels possible
         return float(dims["num_heads"] > dims["num_kv_heads"])
-    value = dims["num_experts"] / dims.get("ep", 1) if name == "local_experts" else dims.get(name, default)
+    given = "num_experts" if name == "local_experts" else name
+    value = dims.get(given, default)
     if value is None:
-        raise ValueError(f"dims lack {name}; they have {', '.join(dims)}")
+        raise ValueError(f"dims lack {given}; they have {', '.join(dims) or 'none'}")
     if name == "window":
         value = value or NO_WINDOW
+    if name == "local_experts":
+        value /= dims.get("ep", 1)
     return value if name == "skew" else math.log2(max(value, 1e-3))
 
 
