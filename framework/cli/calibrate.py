@@ -29,6 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="calibration to check: a file, or a name (h200); of another GPU it is transferred by the device table first",
     )
+    parser.add_argument(
+        "--source", metavar="TEXT", help="where the tables come from, for the rows of simulated runs (default: names)"
+    )
     parser.add_argument("--errors", type=Path, metavar="FILE", help="csv file for the table of errors")
     parser.set_defaults(run=run)
 
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         rows = [row for table in tables for row in table.rows]
         device = tables[0].device
-        source = f"fitted to {', '.join(table.name for table in tables)}"
+        source = arguments.source or f"fitted to {', '.join(table.name for table in tables)}"
         calibration, fits = calibrate(device, source, rows, costs, device_ceilings(device))
         calibration.save(arguments.out)
         errors = check_fits(fits)

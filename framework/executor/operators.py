@@ -271,6 +271,9 @@ def _mla(absorbed: int) -> Operator:
     return Operator({"num_heads": None}, formats, tiles, _mla_work, cost, sizes=sizes, spread=("num_heads",))
 
 
+_USUAL_SKEW = 1.01
+"""Where no popularity of the experts is given: one that all tables have."""
+
 OPERATORS: dict[str, Operator] = {
     "linear": _GEMM,
     "gemm_fp8": _gemm(group_rows=0),
@@ -288,7 +291,7 @@ OPERATORS: dict[str, Operator] = {
         sizes=by_requests,
     ),
     "moe_experts": Operator(
-        {"hidden_size": None, "intermediate_size": None, "local_experts": None, "top_k": None, "ep": 1.0, "skew": 0.0},
+        {"hidden_size": None, "intermediate_size": None, "local_experts": None, "top_k": None, "ep": 1.0, "skew": _USUAL_SKEW},
         {"weight_bits": 16, "group_rows": 0},
         _expert_tiles,
         _expert_work,

@@ -77,10 +77,10 @@ class Row:
     median. ``ratios``: a baseline's median over ours, above 1 where we are faster; baselines are all impls but our Triton kernels.
     ``measured_us``: what other projects' kernels took for the shape on the device of the table that stands for the architecture.
 
+    dims     of the case, as text: ``hidden_size=4096``; q_lens, ctx_lens likewise: ``512 1*31``, one request of 512 and 31 of 1
     status   "ok", "wrong" (timed all the same), "refused", "error" or "left out"; ``message`` says why
     mode     "graph": replays of a captured graph; "eager": with the host's cost of launching
     cold     the copies of the inputs exceed the L2 cache, so that each call reads from memory
-    dims, q_lens, ctx_lens  of the case, as text: ``hidden_size=4096``, ``512 1*31`` (one request of 512 and 31 of 1)
     """
 
     op: str
@@ -212,11 +212,11 @@ def measure(
             name,
             device_arch(device),
             "ok",
-            flops=cost.flops,
-            bytes=cost.bytes,
             dims=" ".join(f"{name}={value:.12g}" for name, value in case.dims.items()),
             q_lens=lengths_text(case.q_lens),
             ctx_lens=lengths_text(case.ctx_lens),
+            flops=cost.flops,
+            bytes=cost.bytes,
             measured_us=peers,
         )
         for contender in task.contenders

@@ -160,6 +160,9 @@ def test_a_cache_of_bytes_and_a_sharded_layer_are_cheaper(h200: Calibration) -> 
     wide = seconds(h200, "paged_attention_decode", LLAMA, [1] * 32, contexts)
     assert 0.5 * wide < seconds(h200, "paged_attention_decode", {**LLAMA, "kv_bytes": 1}, [1] * 32, contexts) < 0.9 * wide
     experts = {"num_experts": 128, "top_k": 8, "hidden_size": 4096, "intermediate_size": 1536}
+    for calibration in (h200, Calibration.load("a100", op_costs())):
+        timer = calibration.timer("moe_experts", "bfloat16", experts)
+        assert timer is not None and timer.of_tokens(64) > 0 and timer.extrapolated == 0, "no popularity need be given"
     whole = seconds(h200, "moe_experts", experts, 256, 256)
     assert seconds(h200, "moe_experts", {**experts, "ep": 8}, 256, 256) < 0.3 * whole
 

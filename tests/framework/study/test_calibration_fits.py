@@ -128,9 +128,9 @@ def test_ops_without_an_entry_and_with_few_rows() -> None:
     assert timer is not None and timer.of_tokens(999) == pytest.approx((2 + 128 * 999 / 1e4) * 1e-6, rel=0.1)
     assert said == [f"left out: sample float32 has 1 rows, at least {MIN_ROWS} are needed"]
     assert found.timer("sample", "float32", {"vocab_size": 9}) is None
-    with pytest.raises(ValueError, match="op 'nonsense' is unknown; there are .*linear"):
+    with pytest.raises(ValueError, match=r"op 'nonsense' is unknown; there are .*linear"):
         calibrate("cpu", "", [Row("nonsense", "", "float32", {}, ((1, 1, 1),), 3)], costs, None)
-    with pytest.raises(ValueError, match="x.csv, row 2: dims of linear: dims lack out_features"):
+    with pytest.raises(ValueError, match=r"x.csv, row 2: dims of linear: dims lack out_features"):
         calibrate(
             "cpu", "", [Row("linear", "", "float32", {"in_features": 3}, ((1, 1, 1),), 3, place="x.csv, row 2")], {**costs}, None
         )

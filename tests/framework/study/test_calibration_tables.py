@@ -11,6 +11,7 @@ import pytest
 from framework.cli import main
 from framework.study.calibration.rows import Row, parse_dims, parse_runs
 from framework.study.calibration.tables import Table, read_tables
+from triton_kernels.lab.bench import lengths_text
 
 GEMM = "kernel_source,gemm_dtype,m,n,k,ms"
 CONTEXT = "kernel_source,batch_size,isl,num_heads,num_key_value_heads,head_dim,kv_cache_dtype,ms"
@@ -87,11 +88,9 @@ def test_own_rows(tmp_path: Path) -> None:
     )
     found = row(tmp_path, "cpu_rows.csv", OWN, *lines)
     assert (found.impl, found.us, found.runs) == ("b", 9.0, ((1, 16, 16),)), "of two kernels the faster"
-    assert (
-        parse_runs("512 1*31", "512 100*30 7")
-        == ((1, 512, 512), (30, 1, 100), (1, 1, 7))
-        == parse_runs("[512" + ", 1" * 31 + "]", "512 100*30 7")
-    )
+    runs = ((1, 512, 512), (30, 1, 100), (1, 1, 7))
+    assert parse_runs("512 1*31", "512 100*30 7") == runs == parse_runs("[512" + ", 1" * 31 + "]", "512 100*30 7")
+    assert parse_runs(lengths_text([512] + [1] * 31), lengths_text([512] + [100] * 30 + [7])) == runs, "as bench rows say it"
     assert parse_dims("a=1 b=2.5") == {"a": 1, "b": 2.5}
 
 
@@ -115,7 +114,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"env.device": "cpu"}))
     (table,) = read_tables([tmp_path])
     assert (table.device, table.rows[0].count) == ("cpu", 10)
-    with pytest.raises(ValueError, match="neither op_times.csv"):
+    with pytest.raises(ValueError, match=r"neither op_times.csv"):
         read_tables([tmp_path.parent])
 
 
@@ -164,7 +163,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_several_gpus_are_refused(tmp_path: Path) -> None:
     for name in ("a100_gemm.csv", "h200_gemm.csv"):
         (tmp_path / name).write_text(f"{GEMM}\n{GOOD}\n")
-    with pytest.raises(ValueError, match="several GPUs .a100: a100_gemm.csv; h200: h200_gemm.csv"):
+    with pytest.raises(ValueError, match=r"several GPUs .a100: a100_gemm.csv; h200: h200_gemm.csv"):
         read_tables(sorted(tmp_path.glob("*.csv")))
     assert {table.device for table in read_tables(sorted(tmp_path.glob("*.csv")), "mixed")} == {"mixed"}
 
