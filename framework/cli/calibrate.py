@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="calibration to check: a file, or a name (h200); of another GPU it is transferred by the device table first",
     )
     parser.add_argument(
-        "--source", metavar="TEXT", help="where the tables come from, for the rows of simulated runs (default: names)"
+        "--source", metavar="TEXT", help="where the tables come from (default: their names)"
     )
     parser.add_argument("--errors", type=Path, metavar="FILE", help="csv file for the table of errors")
     parser.set_defaults(run=run)
