@@ -89,27 +89,26 @@ def _error(
 
 
 def as_text(errors: Sequence[Error]) -> str:
-    """The table to print."""
-    head = [
-        "table",
-        "op",
-        "dtype",
-        "formats",
-        "kernel",
-        "rows",
-        "shapes",
-        "MAPE %",
-        "median %",
-        "bias %",
-        "extrapolated %",
-        "unknown",
-    ]
-    lines = [[*head, "basis", "model"]]
+    """The table to print; beneath it each op over all its rows."""
+    head = ["table", "op", "dtype", "formats", "kernel", "rows", "shapes", "MAPE %", "median %", "bias %"]
+    lines = [[*head, "extrapolated %", "unknown", "basis", "model"]]
+    sums: dict[str, np.ndarray] = {}
     for error in errors:
         numbers = [f"{value:.1f}" for value in (error.mape, error.median, error.bias, error.extrapolated)]
-        texts = [error.table, error.op, error.dtype, error.formats or "-", error.impl or "-", str(error.rows), str(error.shapes)]
+        texts = [
+            error.table,
+            error.op,
+            error.dtype,
+            error.formats or "-",
+            error.impl[:40] or "-",
+            str(error.rows),
+            str(error.shapes),
+        ]
         lines.append([*texts, *numbers, str(error.unknown), error.basis, error.model or "-"])
-    return format_table(lines)
+        known = error.rows - error.unknown
+        sums[error.op] = sums.get(error.op, np.zeros(2)) + (known * np.array([error.mape, 1]) if known else 0)
+    ops = [[op, f"{rows:.0f}", f"{total / rows:.1f}" if rows else "-"] for op, (total, rows) in sums.items()]
+    return f"{format_table(lines)}\n\n{format_table([['op', 'rows', 'MAPE %'], *ops])}"
 
 
 def write_csv(errors: Sequence[Error], path: Path) -> None:
