@@ -83,7 +83,7 @@ def tiny() -> tuple[Executor, InputProcessor]:
     return engine.executor, engine.inputs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(REQUESTS, SCHEDULERS, st.integers(7, 30), st.booleans())
 def test_without_time_as_without_device(
     requests: list[tuple[int, int, int, int]], scheduler: SchedulerConfig, num_blocks: int, prefix_caching: bool

@@ -254,7 +254,10 @@ def test_what_a_time_rests_on_is_told() -> None:
     assert chosen(calibration="h200", device="h200") == measured
     assert set(chosen().values()) == {"roofline"} and set(chosen(calibration="free").values()) == {"free"}
     executor = make_executor(LLAMA_8B, calibration="auto")
-    executor.submit(decode_step(0, list(range(256)), 1_000_000))
+    executor.submit(decode_step(0, list(range(256)), 1000))
+    assert "extrapolated" not in executor.plan_report()["paged_attention_decode"]["chosen"]
+    executor._tokens.lengths += 1_000_000
+    executor.submit(decode_step(1, list(range(256))))
     assert "extrapolated" in executor.plan_report()["paged_attention_decode"]["chosen"]
 
 
