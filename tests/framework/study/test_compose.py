@@ -55,7 +55,8 @@ def test_the_default_is_the_tiny_model_under_a_poisson_workload() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
-    composed(choice).validate()
+    simulated = choice.startswith(("parallel", "speculative_config"))
+    composed(choice, *["executor=simulated"] * simulated).validate()
 
 
 @pytest.mark.parametrize("choice", ["auto", "reference", "torch", "triton"])
