@@ -9,6 +9,7 @@ from typing import Any
 from .config_checks import check_types, require
 from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
+from .engine.router import ROUTERS
 from .executor.kinds import EXECUTORS
 from .sampling_params import MAX_LOGPROBS
 
@@ -256,6 +257,7 @@ class EngineConfig:
                ``default`` -> what the other ops take: auto, reference, torch, or triton (an op's best Triton impl, whatever its
                name). An op with such an impl that cannot run here is refused, one without takes auto; fused ops are ``none``
                under reference and torch
+    router     which of ``parallel.dp`` engines serves a request: a name in router.ROUTERS; one engine takes all
     plugins    modules or .py files that hold further impls, loaded in every process
     tuned      where tuned options come from beside the package's tables: auto (what the user tuned), a folder, or off (no tables)
     device     auto (the best here), cpu, cuda, cuda:1 ..., or what an installed package adds (entry points kernelswap.devices)
@@ -270,6 +272,7 @@ class EngineConfig:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     graphs: GraphConfig = field(default_factory=GraphConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    router: str = "round_robin"
     speculative_config: SpeculativeConfig = field(default_factory=SpeculativeConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     kernels: dict[str, str] = field(default_factory=dict)
@@ -313,6 +316,7 @@ class EngineConfig:
             ("cache.dtype", c.dtype, CACHE_DTYPES),
             ("scheduler.policy", s.policy, POLICIES),
             ("executor.kind", e.kind, EXECUTORS),
+            ("router", self.router, ROUTERS),
             ("model.load_format", self.model.load_format, LOAD_FORMATS),
             ("model.backend", self.model.backend, BACKENDS),
             ("model.generation_config", self.model.generation_config, GENERATION_CONFIGS),
@@ -343,6 +347,9 @@ class EngineConfig:
                 for name, default in vars(type(found)()).items():
                     expected = f"{default} (executor.kind={kind} does not read it; {able} does)"
                     require(name == "kind" or getattr(found, name) == default, f"{section}.{name}", getattr(found, name), expected)
+        default = EngineConfig.router
+        expected = f"{default} (executor.kind={kind} is one engine)"
+        require(self.router == default or "parallel" in EXECUTORS[kind].sections, "router", self.router, expected)
         for name in ("efficiency", "kernel_overhead_s") if e.calibration != "roofline" else ():
             default = getattr(ExecutorConfig, name)
             expected = f"{default} (only executor.calibration=roofline reads it)"
