@@ -138,7 +138,7 @@ def test_the_times_of_ops_add_up_to_the_time_of_a_step() -> None:
     for step in (prompt_step(0, 0, 300), decode_step(1, [0]), decode_step(2, [0])):
         executor.submit(step).result()
     times = executor.op_times()
-    assert sum(time.seconds for time in times.values()) == pytest.approx(executor._clock.now())
+    assert sum(time.seconds for time in times.values()) == pytest.approx(executor.clock.now())
     assert {op: time.calls for op, time in times.items()} == {
         "slot_mapping": 3,
         "embedding": 3,
@@ -171,7 +171,7 @@ def test_noise_spreads_the_logarithm_of_a_steps_time() -> None:
         executor.submit(decode_step(0, [0], 10)).result()
         for step in range(1, 2002):
             executor.submit(decode_step(step, [0])).result()
-            ends.append(executor._clock.now())
+            ends.append(executor.clock.now())
         return np.diff(ends)
 
     noisy, quiet = gaps(0, 0.1), gaps(0, 0.0)
@@ -186,7 +186,7 @@ def test_recordings_take_one_launch_and_other_steps_one_per_kernel() -> None:
     def launches(step: StepInput, **given: Any) -> float:
         executor = make_executor(LLAMA_8B, launch_s=1e-3, efficiency=1e6, **given)
         executor.submit(step).result()
-        return executor._clock.now() / 1e-3
+        return executor.clock.now() / 1e-3
 
     num_kernels = 1 + 1 + 32 * 9 + 1 + 1 + 1  # of a step: slots, embedding, layers, norm, logits, tokens
     assert launches(decode_step(0, [0, 1], 100)) == pytest.approx(2)
@@ -201,7 +201,7 @@ def test_the_device_hides_launches_that_are_shorter() -> None:
     executors = [make_executor(LLAMA_8B, launch_s=launch_s, graphs=EAGER) for launch_s in (0.0, 2e-6, 1e-4)]
     for executor in executors:
         executor.submit(decode_step(0, [0], 100)).result()
-    free, hidden, bound = (executor._clock.now() for executor in executors)
+    free, hidden, bound = (executor.clock.now() for executor in executors)
     assert free == hidden and bound == pytest.approx(293 * 1e-4)
 
 

@@ -99,7 +99,7 @@ def test_drafting_takes_a_pass_of_the_draft_model_per_guess() -> None:
         executor.submit(decode_step(0, [0], 10, num_drafts=3)).result()
     layer = 2048 * (32 + 2 * 8) * 64 + 32 * 64 * 2048 + 3 * 2048 * 8192
     weights = 16 * layer + 2048 * 128256
-    extra_s = drafting._clock.now() - ngram._clock.now()
+    extra_s = drafting.clock.now() - ngram.clock.now()
     assert extra_s == pytest.approx(3 * 2 * weights / COPY_BYTES_S, rel=0.01)
 
 
@@ -108,7 +108,7 @@ def test_a_head_is_a_layer_of_the_model_once_per_guess() -> None:
     for executor in (ngram, head):
         executor.submit(decode_step(0, [0], 10, num_drafts=3)).result()
     layer = 4096 * (32 + 2 * 8) * 128 + 4096 * 4096 + 3 * 4096 * 14336
-    assert head._clock.now() - ngram._clock.now() == pytest.approx(3 * 2 * (layer + 4096 * 128256) / COPY_BYTES_S, rel=0.01)
+    assert head.clock.now() - ngram.clock.now() == pytest.approx(3 * 2 * (layer + 4096 * 128256) / COPY_BYTES_S, rel=0.01)
 
 
 def test_a_draft_model_reads_prompts_too_and_takes_memory() -> None:
