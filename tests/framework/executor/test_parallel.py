@@ -185,4 +185,4 @@ def test_ranks_of_data_parallelism_are_engines_of_their_own() -> None:
     alone, beside = make_executor(LLAMA_8B), make_executor(LLAMA_8B, dp=4)
     for executor in (alone, beside):
         executor.submit(decode_step(0, [0], 10)).result()
-    assert alone._clock.now() == beside._clock.now() and ParallelConfig().dp == 1
+    assert alone.clock.now() == beside.clock.now() and ParallelConfig().dp == 1
