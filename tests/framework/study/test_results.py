@@ -13,13 +13,8 @@ import pytest
 from framework.cli import collect as collect_command
 from framework.cli import main
 from framework.config import EngineConfig
-<<<<<<< HEAD
 from framework.study.comparison import compare, summarize
-from framework.study.driver import RequestRecord
-=======
-from framework.study.comparison import compare, confidence_halfwidth, summarize
 from framework.study.compose import ServeConfig
->>>>>>> simul
 from framework.study.environment import environment
 from framework.study.records import RequestRecord
 from framework.study.results import (
