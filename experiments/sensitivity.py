@@ -47,12 +47,11 @@ from framework.study.driver import run_workload
 from framework.study.metrics import compute_metrics
 from framework.study.records import RunRecord
 from framework.study.results import format_table
-from framework.study.sensitivity import ALL, METRICS, Elasticity, as_rows, as_text, elasticities
+from framework.study.sensitivity import ALL, ALL_OPS, HOST, METRICS, Elasticity, as_rows, as_text, elasticities
 from framework.study.statistics import mean_interval
 from framework.study.workload import WorkloadRequest, build_workload
 
 ROOT = Path(__file__).resolve().parents[1]
-HOST = "host"
 PART, OTHERS = "{}.part_s", "{}.others_s"
 """Of a run: seconds of the part's calls in the steps that a metric is about, and those of all others."""
 FACTORS = (0.5, 0.8, 1.25, 2.0)
@@ -270,7 +269,7 @@ def draw(found: Sequence[Elasticity], title: str, path: Path) -> None:
         means = [each.mean for each in bars]
         low = [0.0 if math.isnan(each.interval.low) else each.mean - each.interval.low for each in bars]
         high = [0.0 if math.isnan(each.interval.high) else each.interval.high - each.mean for each in bars]
-        colors = ["tab:gray" if each.part == ALL else "tab:blue" for each in bars]
+        colors = ["tab:gray" if each.part in (ALL, ALL_OPS) else "tab:blue" for each in bars]
         axis.barh([each.part for each in bars], means, xerr=[low, high], color=colors, ecolor="black", capsize=2)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_xlabel("elasticity")
