@@ -142,11 +142,13 @@ class Checkpoint(Weights):
 
     def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
         tensor = self._read(name, shape)
+        file, stored_name = self._where[name]
+        if tensor.dtype in WIDE_FLOATS and not torch.isfinite(tensor).all():
+            raise ValueError(f"{file}: tensor {stored_name} has values that are NaN or infinite: quantize the model again")
         if tensor.dtype in dtypes:
             return tensor.to(self.device)
         if tensor.dtype in WIDE_FLOATS and dtypes[0] in WIDE_FLOATS:
             return tensor.to(self.device, dtypes[0])
-        file, stored_name = self._where[name]
         raise ValueError(f"{file}: tensor {stored_name} is {tensor.dtype}, but its format asks for {' or '.join(map(str, dtypes))}")
 
     def close(self) -> None:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ..config import CALIBRATED_SCHEMES, QUANT_SCHEMES, ROUNDED_SCHEMES, QuantConfig
-from ..models.quantization import packing, rounding
+from ..models.quantization import rounding
 from . import awq, gptq
 from .calibration import draw_samples
 from .formats import Grid, QuantizedWeight, awq_tensors, gptq_tensors, quantization_config, round_to_nearest
 from .layerwise import LayerwiseModel
 from .output import ShardWriter, check_free, copy_metadata, new_folder, write_json
 from .source import Source
-
-CACHE = Path("~/.cache/kernelswap/quantized")
 
 
 @torch.inference_mode()
@@ -56,33 +50,6 @@ def quantize_checkpoint(
         copy_metadata(source.folder, folder, {"quantization_config": described})
         if config.scheme == "gptq-int4":
             write_json(folder / "quantize_config.json", described)
-
-
-def cached_checkpoint(model: str, config: QuantConfig) -> Path:
-    """The model quantized as ``quantize_checkpoint`` does it, in a folder of the user's cache; made at the first call. Another one
-    is made when files of the model, the settings, the calibration text or the code change."""
-    source = Source(model)
-    folder = CACHE.expanduser() / f"{source.folder.name}-{config.scheme}-{_digest(source, config)}"
-    if not folder.is_dir():
-        try:
-            quantize_checkpoint(model, folder, config)
-        except (OSError, ValueError):
-            if not folder.is_dir():  # else another process has made it meanwhile
-                raise
-    return folder
-
-
-def _digest(source: Source, config: QuantConfig) -> str:
-    files = sorted(path for path in source.folder.iterdir() if path.is_file())
-    identity = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    code = [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(module.__file__)) for module in (rounding, packing))]
-    text = platform.python_version() if config.calibration is None else _file_digest(Path(config.calibration).expanduser())
-    facts = [identity, asdict(replace(config, fuse=True)), [_file_digest(path) for path in code], text]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _check(source: Source, config: QuantConfig, act_order: bool) -> None:
