@@ -50,9 +50,11 @@ class Weights(ABC):
         """As ``TensorSource.stored``."""
 
 
-def weight_bytes(a: Architecture, scheme: Scheme, dtype: torch.dtype) -> float:
-    """What a model's weights take once they are loaded, as far as their format says (``Scheme.num_bytes``)."""
-    total = 0.0
+def weight_bytes(a: Architecture, scheme: Scheme, dtype: torch.dtype, max_len: int) -> float:
+    """What a model's weights take once they are loaded, as far as their format says (``Scheme.num_bytes``), with the tables of
+    angles of ``max_len`` positions."""
+    ropes = {layer.rope for layer in a.layers if layer.rope is not None}
+    total = sum(max_len * rope.rotary_dim * torch.float32.itemsize for rope in ropes) + 0.0
     for part in all_parts(a):
         total += math.prod(part.shape) * dtype.itemsize if part.always_float else scheme.num_bytes(part, dtype)
         total += sum(part.rows) * dtype.itemsize if part.bias else 0
