@@ -184,9 +184,7 @@ class KernelPlan:
         panels = getattr(linear.run, "panels", None)
         if panels is not None:
             with contextlib.suppress(NoKernelError):
-                return self.bind(
-                    "embedding", {"weight": panels}, params, note=f"reads the table as linear:{linear.impl.name} packed it"
-                )
+                return self.bind("embedding", {"weight": panels}, params, note="reads the table as linear packed it")
         return self.bind("embedding", {"weight": table}, params)
 
     def check_bound(self) -> None:

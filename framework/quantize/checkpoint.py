@@ -78,9 +78,9 @@ def _check(source: Source, config: QuantConfig, act_order: bool) -> None:
             raise ValueError(
                 f"{part.sources[0]} is {list(part.shape)}, but {config.scheme} packs eight inputs or outputs per word: use rtn-int4"
             )
-    if min(config.num_samples, config.sample_tokens) < 1 or config.sample_tokens > source.architecture.max_position:
+    if config.num_samples < 1 or not 2 <= config.sample_tokens <= source.architecture.max_position:
         raise ValueError(
-            f"calibration with {config.num_samples} samples of {config.sample_tokens} tokens: one sample is needed at least, of 1 "
+            f"calibration with {config.num_samples} samples of {config.sample_tokens} tokens: one sample is needed at least, of 2 "
             f"to {source.architecture.max_position} tokens, the positions of the model"
         )
 
