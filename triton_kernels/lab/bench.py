@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ class Row:
     median. ``ratios``: a baseline's median over ours, above 1 where we are faster; baselines are all impls but our Triton kernels.
     ``measured_us``: what other projects' kernels took for the shape on the device of the table that stands for the architecture.
 
+    dims     of the case, as text: ``hidden_size=4096``; q_lens, ctx_lens likewise: ``512 1*31``, one request of 512 and 31 of 1
     status   "ok", "wrong" (timed all the same), "refused", "error" or "left out"; ``message`` says why
     mode     "graph": replays of a captured graph; "eager": with the host's cost of launching
     cold     the copies of the inputs exceed the L2 cache, so that each call reads from memory
@@ -107,6 +109,9 @@ class Row:
     percent_of_ceiling: float | None = None
     ceiling_tflops_s: float | None = None
     ceiling_tb_s: float | None = None
+    dims: str = ""
+    q_lens: str = ""
+    ctx_lens: str = ""
     ratios: dict[str, float] = field(default_factory=dict)
     measured_us: dict[str, float] = field(default_factory=dict)
 
@@ -115,6 +120,12 @@ class Row:
         values = asdict(self)
         maps = {"ratio": values.pop("ratios"), "measured_us": values.pop("measured_us")}
         return values | {f"{key}.{name}": value for key, entries in maps.items() for name, value in entries.items()}
+
+
+def lengths_text(lengths: Iterable[int]) -> str:
+    """Lengths with equal neighbours together: ``512 1*31``."""
+    runs = [(length, len(list(equal))) for length, equal in groupby(lengths)]
+    return " ".join(f"{length}*{count}" if count > 1 else f"{length}" for length, count in runs)
 
 
 def select_tasks(
@@ -201,6 +212,9 @@ def measure(
             name,
             device_arch(device),
             "ok",
+            dims=" ".join(f"{name}={value:.12g}" for name, value in case.dims.items()),
+            q_lens=lengths_text(case.q_lens),
+            ctx_lens=lengths_text(case.ctx_lens),
             flops=cost.flops,
             bytes=cost.bytes,
             measured_us=peers,
