@@ -7,7 +7,7 @@ from collections import deque
 from itertools import repeat
 
 from ..config import SchedulerConfig
-from .kv_cache.manager import KVCacheManager
+from .kv_cache.manager import NEVER, KVCacheManager
 from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
 from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters
@@ -22,10 +22,15 @@ class Scheduler:
     gets on and every request ends. Preemption takes everything; the request computes its tokens again when it resumes.
 
     num_drafts  guesses that a decoding request has checked in each step, at most
+    num_stages  of a pipeline: with several, a request waits for its last token before it computes the next, and each step takes its
+                share of those that decode, so that every stage has a step to work on
     """
 
-    def __init__(self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int, num_drafts: int = 0) -> None:
+    def __init__(
+        self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int, num_drafts: int = 0, num_stages: int = 1
+    ) -> None:
         self.config, self.manager, self.max_model_len, self.num_drafts = config, manager, max_model_len, num_drafts
+        self._num_stages = num_stages
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
         self.running: list[Request] = []
@@ -143,6 +148,39 @@ class Scheduler:
         self.counters.num_output_tokens += len(updated) + sum(count - 1 for count in committed.num_new.values())
         return committed
 
+    def num_plain_decodes(self) -> int:
+        """How many of the next steps can do nothing but decode one token of every running request, if none is added: nobody waits,
+        and until then nobody can end, needs a block or fills one."""
+        running = self.running
+        settled = len(self.requests) == self.num_running == len(running) and not self._released and not self.num_drafts
+        if not settled or not 0 < len(running) <= self.config.max_num_batched_tokens:
+            return 0
+        if any(step.chunks or step.decodes != running for step in self._in_flight):
+            return 0
+        count = NEVER
+        for request in running:
+            if request.num_tokens - request.num_computed != 1 or len(request.stop_ids) > 1:
+                return 0
+            known = len(request.token_ids)
+            count = min(
+                count,
+                request.max_total - max(request.num_tokens, known + 1),
+                request.capacity - request.num_computed,
+                request.next_event - known,
+            )
+        return count
+
+    def skip(self, count: int, tokens: list[list[int]]) -> None:
+        """Leaves the books as ``count`` plain decodes would have, which brought these tokens per running request."""
+        for request, new in zip(self.running, tokens):
+            request.token_ids += new
+            request.num_tokens += count
+            request.num_computed += count
+        for step in self._in_flight:
+            step.step_input.step_id += count
+        self.counters.num_steps += count
+        self.counters.num_output_tokens += count * len(tokens)
+
     def drop(self, scheduled: ScheduledStep, submitted: bool) -> None:
         """Forgets a step in flight that failed; its requests, of which nobody knows what was computed, are to be finished next.
         If not even its submission came to an end, the next step releases again what this one was to release."""
@@ -159,11 +197,17 @@ class Scheduler:
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
         num_drafts = self.num_drafts
         alone = 0 if num_drafts else 1  # what a request that decodes is missing, if nothing is to be guessed behind it
+        staged = self._num_stages > 1
+        share = -(-self.num_running // self._num_stages)
         for request in self.running:  # preemption takes from its end
             if not budget:
                 break
             computed = request.num_computed
             missing = request.num_tokens - computed
+            if staged and missing == 1:
+                if request.num_tokens > len(request.token_ids) or not share:
+                    continue
+                share -= 1
             if missing == alone:
                 if request.num_tokens >= request.max_total:
                     continue  # its last token is in flight

@@ -1,41 +1,91 @@
-"""A device that only takes time: steps cost what a roofline model says, under a virtual clock."""
+"""A device that only takes time: a step costs what its kernel calls do, under a virtual clock."""
 
 from __future__ import annotations
 
+import copy
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
-from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
 from ..models.architecture import ModelInfo
-from .cost_model import CostModel
+from .cost_model import DecodeRows, DecodesAhead, OpTime, StepWork
+from .device_memory import Holding, activation_bytes, num_blocks
+from .drafting import Drafting
+from .placement import Placement
 from .pseudo import PseudoTokens
-from .shape import ModelShape
+from .ranks import stages
+from .shape import native
+from .simulated_device import simulated_device
+from .timers import Timers
 
 
 class SimulatedStep:
     """A step that is done at ``end_s``; waiting for it moves the clock there."""
 
-    __slots__ = ("_clock", "_end_s", "_output")
+    __slots__ = ("_clock", "end_s", "output")
 
     def __init__(self, output: StepOutput, end_s: float, clock: VirtualClock) -> None:
-        self._output, self._end_s, self._clock = output, end_s, clock
+        self.output, self.end_s, self._clock = output, end_s, clock
 
     def result(self) -> StepOutput:
-        self._clock.advance_to(self._end_s)
-        return self._output
+        self._clock.advance_to(self.end_s)
+        return self.output
+
+    def later(self, output: StepOutput, end_s: float) -> SimulatedStep:
+        """Another one on its clock."""
+        return SimulatedStep(output, end_s, self._clock)
+
+
+class SimulatedSteps:
+    """The next steps of an executor with one stage, given that an engine submits each before it takes in the oldest in flight, and
+    that each decodes one token of the rows in ``seats`` (int64 [R]).
+
+    done_s  when each has been taken in
+    """
+
+    def __init__(self, executor: SimulatedExecutor, in_flight: Sequence[SimulatedStep], seats: np.ndarray) -> None:
+        self._executor, self._in_flight, self._seats = executor, in_flight, seats
+        self._ends_s = [step.end_s for step in in_flight]
+        self._cost = executor.decodes_ahead(seats)
+        self.done_s: list[float] = []
+
+    def look(self, count: int, enough: int, until_s: float) -> None:
+        """Finds ``done_s`` of so many steps, as ``RunsAhead.steps_ahead`` says."""
+        executor, cost, ends_s, now_s = self._executor, self._cost, self._ends_s, self._executor.clock.now()
+        idle_from_s = list(executor.idle_from_s)
+        for i in range(count):
+            now_s, end_s = executor.advance(((cost.next_s(), cost.launches),), 0.0, now_s, idle_from_s, executor.noise_ahead(i))
+            ends_s.append(end_s)
+            if now_s < ends_s[i]:
+                now_s = ends_s[i]
+            self.done_s.append(now_s)
+            if i + 1 >= enough and now_s >= until_s:
+                break
+
+    def take(self, count: int) -> tuple[list[list[int]], list[SimulatedStep]]:
+        """As StepsAhead has it."""
+        num_in_flight, ends_s = len(self._in_flight), self._ends_s
+        self._cost.take(count)
+        tokens = self._executor.skip(self._seats, num_in_flight, count, ends_s[num_in_flight + count - 1])
+        steps = [
+            step.later(StepOutput(step.output.step_id + count, tokens[:, i].tolist()), ends_s[i])
+            for i, step in enumerate(self._in_flight, count)
+        ]
+        return tokens[:, :count].tolist(), steps
 
 
 class SimulatedExecutor:
-    """The configured model on ``executor.device``. Submitting takes the host ``step_overhead_s``; the device works off steps
-    one after the other, so that with several steps in flight the host's time hides behind the device's. Tokens are pseudo-random.
-    """
+    """The configured model on as many of ``executor.device`` as ``parallel.tp`` and ``parallel.pp`` say. Tokens are pseudo-random.
 
-    in_flight_steps, num_drafts = 2, 0
-    weight_bytes = nominal_weight_bytes = 0
+    A submission takes the host ``step_overhead_s`` and the first stage's launches; a step is done when the device is, and not
+    before the host has launched it all. Stages work on one step each, in the order of submission; one hands a step on to the next,
+    and a request's next token waits for its last one. So the host's time hides behind the devices' with several steps in flight.
+    """
 
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> SimulatedExecutor:
@@ -44,51 +94,174 @@ class SimulatedExecutor:
 
     @staticmethod
     def runs_on(config: EngineConfig) -> tuple[str, str]:
-        from ..plan import device_model
+        from ..plan import op_costs
 
-        return f"simulated {config.executor.device}", device_model(config.executor.device).arch
+        device, parallel = simulated_device(config.executor, op_costs()), config.parallel
+        count = parallel.tp * parallel.pp * parallel.dp
+        return f"simulated {f'{count} x ' if count > 1 else ''}{device.name}", device.arch
 
     def __init__(self, config: EngineConfig, model: ModelInfo, clock: VirtualClock) -> None:
-        from ..plan import device_model, may_fuse, op_costs
+        from ..plan import op_costs
 
-        shape = ModelShape.of(model, config)
-        self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
-        self.num_blocks = shape.num_blocks(config)
-        assert model.architecture is not None, "ModelShape refuses such models"
-        device = device_model(config.executor.device)
-        self.cost_model = CostModel(
-            model.architecture,
-            model.dtype,
-            op_costs(),
-            device,
-            config.executor,
-            ELEMENT_BYTES.get(config.cache.dtype),
-            fused=may_fuse(config, "qk_norm_rotary_kv_write"),
-        )
-        self._device_name, self._overhead_s, self._clock = device.name, config.executor.step_overhead_s, clock
-        self._tokens = PseudoTokens(config.scheduler.max_num_seqs, self.vocab_size)
-        self._lengths = np.zeros(config.scheduler.max_num_seqs, dtype=np.int64)
-        self._idle_from_s = clock.now()
+        costs = op_costs()
+        device = simulated_device(config.executor, costs)
+        self._timers = Timers(config.executor, device, costs)
+        architecture, speculation = native(model, config), config.speculative_config.num_speculative_tokens > 0
+        self._drafting = Drafting(model, config, self._timers) if speculation else None
+        cuts = stages(architecture, config.parallel.pp)
+        self._placement = Placement(model, architecture, config, cuts, self._timers, drafts=speculation)
+        self._timers.check_scaled()
+        self.groups, self.vocab_size, self.max_model_len = self._placement.groups, architecture.vocab_size, model.max_model_len
+        activations = activation_bytes(self._placement.rank, config, model.dtype)
+        self.num_blocks = num_blocks(config, len(self.groups), self.max_model_len, self._held(), activations, device.memory_bytes)
+        self.in_flight_steps, self.num_stages = len(cuts) + 1, len(cuts)
+        self.num_drafts = config.speculative_config.num_speculative_tokens
+        self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
+
+        self._device, self._graphs, self._noise = device.name, config.graphs, config.executor.noise
+        free = config.executor.calibration == "free"
+        self._overhead_s, self._launch_s = (0.0, 0.0) if free else (config.executor.step_overhead_s, config.executor.launch_s)
+        self._recordings = sorted(config.graphs.batch_sizes or ())
+        self._num_seats, self._seed = config.scheduler.max_num_seqs, config.seed
+        self._largest_recording = self._recordings[-1] if self._recordings else self._num_seats
+        self._start(clock, 0)
+
+    def _start(self, clock: VirtualClock, index: int) -> None:
+        """With a device that is idle and knows no request."""
+        self.clock = clock
+        self._rng = np.random.default_rng((self._seed, index))
+        self._noises: list[float] = []  # drawn, of steps to come
+        self._tokens = PseudoTokens(self._num_seats, self.vocab_size, self._drafting.rates if self._drafting else None)
+        self.idle_from_s = [clock.now()] * self.num_stages
+        self._token_at_s = np.zeros(self._num_seats)
+
+    def replica(self, clock: VirtualClock, index: int) -> SimulatedExecutor:
+        """Number ``index`` of several on equal devices: what was timed is common to all, and the report tells of all together."""
+        other = copy.copy(self)
+        other._start(clock, index)
+        return other
 
     def submit(self, step: StepInput) -> SimulatedStep:
-        for request in step.new:
-            self._lengths[request.seat] = request.num_computed_tokens
-        seats, counts = np.array(step.seats), np.array(step.num_tokens)
-        self._lengths[seats] += counts
-        lengths = self._lengths[seats]
-        one = counts == 1
-        time_s = self.cost_model.step_time_s(
-            lengths[one].tolist(), counts[~one].tolist(), lengths[~one].tolist(), sum(step.samples)
-        )
-        self._clock.advance_to(self._clock.now() + self._overhead_s)
-        self._idle_from_s = max(self._idle_from_s, self._clock.now()) + time_s
-        return SimulatedStep(self._tokens.apply(step), self._idle_from_s, self._clock)
+        tokens, seats = self._tokens, np.array(step.seats)
+        tokens.admit(step.new)
+        contexts = tokens.lengths[seats] + step.num_tokens
+        work = self._work(step, contexts)
+        times = self._placement.step(work)
+        if self._drafting is not None:
+            drafting_s, launches = self._drafting.step(work, contexts[np.array(step.samples)])
+            times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches
+        if self.num_stages == 1:
+            end_s = self._submit(times, 0.0)
+        else:
+            self._token_at_s[[request.seat for request in step.new]] = 0.0
+            end_s = self._submit(times, float(self._token_at_s[seats].max()))
+            self._token_at_s[seats[np.array(step.samples)]] = end_s
+        return SimulatedStep(tokens.sample(step, seats, contexts), end_s, self.clock)
+
+    def steps_ahead(
+        self, in_flight: Sequence[SimulatedStep], seats: Sequence[int], count: int, enough: int, until_s: float
+    ) -> SimulatedSteps | None:
+        """As RunsAhead has it; None for several stages, of which each has a step of its own in flight."""
+        if self.num_stages > 1:
+            return None
+        steps = SimulatedSteps(self, in_flight, np.array(seats))
+        steps.look(count, enough, until_s)
+        return steps
+
+    def decodes_ahead(self, seats: np.ndarray) -> DecodesAhead:
+        """What the next steps cost, if each decodes one token of these rows."""
+        count = len(seats)
+        step = StepInput(0, seats.tolist(), [1] * count, [True] * count)
+        return self._placement.ahead(self._work(step, self._tokens.lengths[seats] + 1))
+
+    def skip(self, seats: np.ndarray, num_in_flight: int, count: int, idle_from_s: float) -> np.ndarray:
+        """uint64 [R, num_in_flight + count]: tokens of the steps in flight and of ``count`` more, that decode a token of every row,
+        and which the device has worked off at ``idle_from_s``."""
+        self.idle_from_s = [idle_from_s]
+        self._noises = self._noises[count:]
+        return self._tokens.ahead(seats, num_in_flight, count)
+
+    def noise_ahead(self, index: int) -> float:
+        """Factor on the times of a step to come; 0: the next one."""
+        if not self._noise:
+            return 1.0
+        while len(self._noises) <= index:
+            self._noises.append(self._rng.lognormal(sigma=self._noise))
+        return self._noises[index]
+
+    def advance(
+        self, times: Sequence[tuple[float, int]], tokens_at_s: float, now_s: float, idle_from_s: list[float], noise: float
+    ) -> tuple[float, float]:
+        """Lets a step that is submitted at ``now_s`` pass through the stages. times: of each, seconds on its devices and launches;
+        tokens_at_s: when the last of its rows' tokens is known; idle_from_s: of each stage, and changed. Returns when the host has
+        launched it, and when it is done."""
+        launched_s = submitted_s = now_s + noise * self._overhead_s
+        arrived_s = max(submitted_s, tokens_at_s)
+        for stage, (device_s, launches) in enumerate(times):
+            launch_s = noise * launches * self._launch_s
+            start_s = max(idle_from_s[stage], arrived_s)
+            if stage == 0:
+                launched_s = submitted_s + launch_s  # the host runs ahead of the device
+                arrived_s = max(start_s + noise * device_s, launched_s)
+            else:
+                arrived_s = start_s + max(noise * device_s, launch_s)
+            idle_from_s[stage] = arrived_s
+        return launched_s, arrived_s
+
+    def op_times(self) -> dict[str, OpTime]:
+        """op -> simulated seconds and calls so far, on one device of each stage."""
+        found = self._placement.op_times()
+        for op, time in self._drafting.placed.op_times().items() if self._drafting and self._drafting.placed else ():
+            found[op].seconds += time.seconds
+            found[op].calls += time.calls
+        return found
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
-        """Nothing ran; the device that was assumed."""
-        return {
-            "simulated": {"impl": self._device_name, "chosen": "executor.device", "origin": "cost model", "version": "", "calls": 0}
-        }
+        """op -> the device that was assumed, on what its time rests, and what it took."""
+        report = {}
+        for op, time in self.op_times().items():
+            chosen, origin = self._timers.origin(op)
+            found = {"chosen": chosen, "origin": origin, "version": "", "calls": time.calls, "seconds": time.seconds}
+            report[op] = {"impl": f"simulated {self._device}", **found}
+        return report
 
     def shutdown(self) -> None:
         """There is nothing to free."""
+
+    def _work(self, step: StepInput, contexts: np.ndarray) -> StepWork:
+        """Rows come in the order of their kinds: one token, one token and drafts, prompts."""
+        counts, num_rows, num_samples = step.num_tokens, len(step.num_tokens), step.samples.count(True)
+        ones = first_chunk = counts.count(1)
+        decodes = [DecodeRows(1, contexts[:ones])] if ones else []
+        num_logits = num_samples
+        if step.num_drafts is not None:
+            num_logits += sum(step.num_drafts)
+            first_chunk += sum(map(bool, step.num_drafts))
+            lens, drafting = np.array(counts[ones:first_chunk]), contexts[ones:first_chunk]
+            decodes += [DecodeRows(each, drafting[lens == each]) for each in sorted(set(counts[ones:first_chunk]))]
+        recorded = (
+            self._graphs.enabled
+            and first_chunk == num_samples == num_rows
+            and len(decodes) == 1
+            and num_rows <= self._largest_recording
+        )
+        num_tokens = sum(counts)
+        if recorded and self._recordings:
+            num_tokens = decodes[0].tokens * self._recordings[bisect_left(self._recordings, num_rows)]
+        chunks = counts[first_chunk:], contexts[first_chunk:].tolist()
+        return StepWork(num_tokens, num_logits, num_samples, decodes, *chunks, recorded)
+
+    def _submit(self, times: Sequence[tuple[float, int]], tokens_at_s: float) -> float:
+        """Returns when the step is done."""
+        launched_s, end_s = self.advance(times, tokens_at_s, self.clock.now(), self.idle_from_s, self.noise_ahead(0))
+        self._noises = self._noises[1:]
+        self.clock.advance_to(launched_s)
+        return end_s
+
+    def _held(self) -> list[Holding]:
+        """Per stage; a draft model lies beside the last."""
+        *others, last = self._placement.holdings
+        if self._drafting is not None and self._drafting.placed is not None:
+            (draft,) = self._drafting.placed.holdings
+            last = Holding(last.weights + draft.weights, last.token + draft.token)
+        return [*others, last]

@@ -54,8 +54,13 @@ def weight_bytes(a: Architecture, scheme: Scheme, dtype: torch.dtype, max_len: i
     """What a model's weights take once they are loaded, as far as their format says (``Scheme.num_bytes``), with the tables of
     angles of ``max_len`` positions."""
     ropes = {layer.rope for layer in a.layers if layer.rope is not None}
-    total = sum(max_len * rope.rotary_dim * torch.float32.itemsize for rope in ropes) + 0.0
-    for part in all_parts(a):
+    return parts_bytes(all_parts(a), scheme, dtype) + sum(max_len * rope.rotary_dim * torch.float32.itemsize for rope in ropes)
+
+
+def parts_bytes(parts: Iterable[Part], scheme: Scheme, dtype: torch.dtype) -> float:
+    """What some of the parts take."""
+    total = 0.0
+    for part in parts:
         total += math.prod(part.shape) * dtype.itemsize if part.always_float else scheme.num_bytes(part, dtype)
         total += sum(part.rows) * dtype.itemsize if part.bias else 0
     return total

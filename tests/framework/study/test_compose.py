@@ -26,7 +26,7 @@ from triton_kernels.ops import OPS
 CONF = Path(__file__).parents[3] / "conf"
 CHOICES = [
     f"{path.parent.name}={path.stem}"
-    for group in ("model", "workload", "scheduler", "cache", "executor", "kernels", "experiment")
+    for group in ("model", "workload", "scheduler", "cache", "executor", "kernels", "parallel", "speculative_config", "experiment")
     for path in sorted((CONF / group).glob("*.yaml"))
 ]
 
@@ -55,7 +55,8 @@ def test_the_default_is_the_tiny_model_under_a_poisson_workload() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
-    composed(choice).validate()
+    simulated = choice.startswith(("parallel", "speculative_config"))
+    composed(choice, *["executor=simulated"] * simulated).validate()
 
 
 @pytest.mark.parametrize("choice", ["auto", "reference", "torch", "triton"])
@@ -78,6 +79,15 @@ def test_overrides_reach_their_fields() -> None:
     assert config.kernels["linear"] == "packed@threads:2"
     assert math.isinf(config.workload.rate)
     assert (config.seed, config.workload.seed, config.workload.source) == (7, 7, "random")
+
+
+def test_a_simulated_device_takes_a_factor_on_any_op(tmp_path: Path) -> None:
+    config = composed("executor=simulated", "executor.op_scale.linear=0.5", "parallel=tp8", "speculative_config=eagle3")
+    config.validate()
+    assert config.executor.op_scale == {"linear": 0.5} and config.parallel.tp == 8
+    assert config.speculative_config.acceptance_rates() == [0.7296, 0.5208, 0.3545]
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json", ServeConfig) == config
 
 
 def test_a_shape_without_its_checkpoint_composes() -> None:

@@ -14,8 +14,9 @@ from framework.cli import collect as collect_command
 from framework.cli import main
 from framework.config import EngineConfig
 from framework.study.comparison import compare, confidence_halfwidth, summarize
-from framework.study.driver import RequestRecord
+from framework.study.compose import ServeConfig
 from framework.study.environment import environment
+from framework.study.records import RequestRecord
 from framework.study.results import (
     REQUESTS_FILE,
     RUN_FILE,
@@ -27,6 +28,7 @@ from framework.study.results import (
     write_run,
 )
 from framework.study.sweep import differences, differences_text, select, swept_columns
+from framework.study.workload import WorkloadConfig
 
 METRIC = "metric.ttft_p50_s"
 
@@ -40,6 +42,14 @@ def write_sweep(folder: Path) -> None:
         write_requests(folder / str(number), [RequestRecord("0", 0, 0.0, 5, [value], "stop")])
     config = EngineConfig(kernels={"sample": "none", "linear": "auto"})
     write_run(folder / "10", {**config_columns(config), "status": "failed", "error": "NoKernelError: no kernel\nfor sample"})
+
+
+def test_rows_name_the_trace_and_no_folder() -> None:
+    given = WorkloadConfig(source="trace", path="/home/someone/azure.csv")
+    assert config_columns(ServeConfig(workload=given))["workload.path"] == "azure.csv"
+    assert config_columns(ServeConfig(workload=WorkloadConfig(source="trace", format="azure")))["workload.path"] == "stand-in"
+    assert config_columns(ServeConfig())["workload.path"] is None
+    assert given.path == "/home/someone/azure.csv"
 
 
 def test_rows_are_flat_and_name_choice_and_plan(tmp_path: Path) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 import pytest
 
-from framework.study.workload import WorkloadConfig, build_workload
+from framework.study.workload import Workload, WorkloadConfig, build_workload
 from framework.study.workload.arrivals import gamma_arrivals
 from framework.study.workload.prompts import SOURCES, Source
+from framework.study.workload.stand_ins import STAND_INS
 from framework.study.workload.traces import FORMATS, TraceEntry, TraceFormat, read_trace
 
 VOCAB = 1000
@@ -171,6 +174,93 @@ def test_traces_of_text(spec_bench: str, sharegpt: str) -> None:
     assert chat.sampling.max_tokens == len(encode("Good morning to you"))
 
 
+def test_a_trace_repeats_after_its_mean_gap(azure: str) -> None:
+    config = WorkloadConfig(source="trace", path=azure, num_requests=None, arrivals="trace", time_scale=2)
+    once, thrice = build_workload(config, VOCAB, None), build_workload(replace(config, repeat=3), VOCAB, None)
+    assert thrice[:3] == once
+    span_s = 2 * 4.541877
+    assert [r.arrival_s for r in thrice[3:]] == pytest.approx(
+        [i * 1.5 * span_s + r.arrival_s for i in (1, 2) for r in once], abs=1e-5
+    )
+    assert [(len(r.prompt_token_ids), r.sampling.max_tokens) for r in thrice] == 3 * [(374, 44), (396, 109), (879, 55)]
+    assert len({tuple(r.prompt_token_ids) for r in thrice}) == len({r.sampling.seed for r in thrice}) == 9
+
+
+def test_repeated_blocks_are_other_blocks(mooncake: str) -> None:
+    config = WorkloadConfig(source="trace", path=mooncake, arrivals="trace", num_requests=2, repeat=2)
+    a, b, c, d = (r.prompt_token_ids for r in build_workload(config, VOCAB, None))
+    assert a[:1024] == b[:1024] and c[:1024] == d[:1024]
+    assert a[:512] != c[:512]
+
+
+def test_requests_are_made_when_they_are_asked_for(azure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr("framework.study.workload.prompts.random_tokens", lambda count, *_: made.append(count) or [0] * count)
+    workload = Workload(WorkloadConfig(source="trace", path=azure, num_requests=None, repeat=1000), VOCAB, None)
+    assert (len(workload), len(workload.arrivals), made) == (3000, 3000, [])
+    assert len(workload[-1].prompt_token_ids) == 879
+    assert [len(r.prompt_token_ids) for r in workload[:2]] == [374, 396]
+    assert made == [879, 374, 396]
+
+
+def entries_of(format: str, seed: int, num_requests: int | None = None) -> list[TraceEntry]:
+    return STAND_INS[format](num_requests, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("format", STAND_INS)
+def test_stand_ins_are_seeded_and_grow_at_their_end(format: str) -> None:
+    few, many, other = entries_of(format, 1, 50), entries_of(format, 1, 90), entries_of(format, 2, 50)
+    assert few == many[:50] and few != other
+    assert few[0].time_s == 0 and all(a.time_s <= b.time_s for a, b in pairwise(many))
+
+
+def test_azures_stand_in_has_the_statistics_of_the_trace() -> None:
+    """Means of the public trace; a seed's hour differs by a few percent, its rate by a tenth."""
+    entries = [entry for seed in range(3) for entry in entries_of("azure", seed)]
+    assert len(entries) == 3 * 19_366
+    assert np.mean([e.num_prompt_tokens for e in entries]) == pytest.approx(1155, rel=0.05)
+    assert np.mean([e.num_output_tokens for e in entries]) == pytest.approx(211, rel=0.03)
+    assert np.median([e.num_output_tokens for e in entries]) == pytest.approx(129, rel=0.03)
+    gaps = np.diff([e.time_s for e in entries_of("azure", 0)])
+    assert gaps.mean() == pytest.approx(0.181, rel=0.2)
+    assert 1.0 < gaps.std() / gaps.mean() < 1.15, "burstier than Poisson"
+
+
+def test_mooncakes_stand_in_has_the_prefixes_of_the_trace() -> None:
+    entries, seen, num_found = entries_of("mooncake", 0), set[int](), 0
+    for entry in entries:
+        assert entry.block_ids is not None and entry.num_prompt_tokens is not None
+        assert (len(entry.block_ids) - 1) * 512 < entry.num_prompt_tokens <= len(entry.block_ids) * 512
+        found = next((i for i, block in enumerate(entry.block_ids) if block not in seen), len(entry.block_ids))
+        num_found += min(512 * found, entry.num_prompt_tokens - 1)
+        seen.update(entry.block_ids)
+    num_tokens = sum(e.num_prompt_tokens or 0 for e in entries)
+    assert num_tokens / len(entries) == pytest.approx(12_035, rel=0.06)
+    assert num_found / num_tokens == pytest.approx(0.374, abs=0.03)
+    assert entries[-1].time_s == pytest.approx(3537, rel=0.05)
+
+
+def test_a_trace_needs_no_file() -> None:
+    config = WorkloadConfig(source="trace", format="mooncake", num_requests=40, arrivals="trace", length_scale=0.05)
+    first, again = (build_workload(config, VOCAB, None) for _ in range(2))
+    assert first == again and len(first) == 40
+    assert len({tuple(r.prompt_token_ids[:25]) for r in first}) == 1, "the block that all begin with"
+    assert build_workload(replace(config, seed=1), VOCAB, None)[0].sampling.max_tokens != first[0].sampling.max_tokens
+
+
+def test_a_trace_has_the_same_name_wherever_it_lies(azure: str, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere" / "azure.csv.gz"
+    copy.parent.mkdir()
+    copy.write_bytes(Path(azure).read_bytes())
+    here, there = (WorkloadConfig(source="trace", path=str(path)).trace_name() for path in (azure, copy))
+    assert here == there and here is not None and re.fullmatch(r"azure\.csv\.gz [0-9a-f]{8}", here)
+    copy.write_bytes(gzip.compress(b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,3,4\n"))
+    assert WorkloadConfig(source="trace", path=str(copy)).trace_name() != here
+    assert WorkloadConfig(source="trace", path="/nowhere/a.csv").trace_name() == "a.csv"
+    assert WorkloadConfig(source="trace", format="azure").trace_name() == "stand-in"
+    assert WorkloadConfig().trace_name() is None
+
+
 def test_formats_are_told_apart(azure: str, mooncake: str, spec_bench: str, sharegpt: str, tmp_path: Path) -> None:
     for path, name in ((azure, "azure"), (mooncake, "mooncake"), (spec_bench, "spec_bench"), (sharegpt, "sharegpt")):
         assert read_trace(path)[0] is FORMATS[name]
@@ -189,7 +279,10 @@ def test_formats_are_told_apart(azure: str, mooncake: str, spec_bench: str, shar
     [
         ({"source": "books"}, "workload.source='books'"),
         ({"rate": 0}, "workload.rate=0"),
-        ({"source": "trace"}, "workload.path=None"),
+        ({"source": "trace"}, "workload.path=None .* workload.format one of azure, mooncake"),
+        ({"source": "trace", "format": "spec_bench"}, "workload.path=None"),
+        ({"repeat": 2}, "workload.repeat=2 .* num_requests"),
+        ({"source": "trace", "format": "azure", "repeat": 0}, "workload.repeat=0"),
         ({"arrivals": "trace"}, "unless source=trace"),
         ({"source": "trace", "path": "a", "arrivals": "trace", "format": "sharegpt"}, "has timestamps .azure, mooncake"),
         ({"source": "trace", "path": "missing.csv"}, "there is no such file"),
