@@ -16,13 +16,12 @@ import hydra
 import numpy as np
 from omegaconf import DictConfig
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
-
 from experiments import jobs
 from framework.study.compose import CONFIG_FILE, ServeConfig, hydra_version_base, load_config, register_schema, to_config
 from framework.study.results import write_run
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))  # where Hydra finds the sweeper, as it does for a script there
 register_schema()
 
 
