@@ -100,7 +100,7 @@ class StudySweeper(BasicSweeper):
             resumed = find_interrupted(folder.parent, asked, code)
         if resumed is not None:
             print(f"going on with the sweep in {resumed}: what finished there is not run again (resume=never starts anew)")
-            with read_write(self.config), open_dict(self.config):
+            with read_write(self.config.hydra), open_dict(self.config.hydra):
                 self.config.hydra.sweep.dir = str(resumed)
                 hydra_overrides.append(f"hydra.sweep.dir={json.dumps(str(resumed))}")
             folder = resumed
