@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.jobs import attempt, first_columns
 from framework import __version__
-from framework.build import build_engine, freeze_garbage, input_processor, settle_block_size
+from framework.build import build_replicas, freeze_garbage, input_processor, settle_block_size
 from framework.engine.inputs import InputProcessor
+from framework.engine.router import ROUTERS
 from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
-from framework.study.driver import RunRecord, run_workload
+from framework.study.driver import run_workload
 from framework.study.environment import environment
 from framework.study.machine_load import machine_load
 from framework.study.metrics import compute_metrics
+from framework.study.probed import Probed, probe
+from framework.study.records import RunRecord
 from framework.study.report import format_metrics, format_plan
 from framework.study.results import REQUESTS_FILE, RUN_FILE, plan_columns, write_requests, write_run
-from framework.study.workload import WorkloadConfig, WorkloadRequest, build_workload
+from framework.study.workload import Workload, WorkloadConfig, WorkloadRequest, build_workload
 
 PLOT_FILE = "latency.png"
 
@@ -41,6 +45,7 @@ class Served:
     system  what served: its version and what it settled by itself; for another system how it served
     start   what the start cost: seconds to build, and kernels that were compiled only while the workload ran
     load    what else the machine did while the workload ran
+    probed  what else was asked for, to be written into the run's folder
     """
 
     record: RunRecord
@@ -48,6 +53,7 @@ class Served:
     system: dict[str, str]
     start: dict[str, float]
     load: dict[str, float]
+    probed: list[Probed] = field(default_factory=list)
 
 
 def serve(config: ServeConfig) -> Served:
@@ -63,21 +69,26 @@ def serve(config: ServeConfig) -> Served:
 
 def _serve_with_engine(config: ServeConfig) -> Served:
     start = time.perf_counter()
-    engine = build_engine(config.engine())
+    engines = build_replicas(config.engine())
     freeze_garbage()
     start_costs = {"load_s": time.perf_counter() - start}
+    engine = engines[0]
     if held := engine.executor.weight_bytes:
         nominal = engine.executor.nominal_weight_bytes
         start_costs |= {"weight_bytes": held, "nominal_weight_bytes": nominal}
         print(f"weights: {held / 1e6:.2f} MB, {nominal / 1e6:.2f} MB as their format says", flush=True)
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
-    run_workload(engine, warmup, engine.clock)
+    for each in engines:
+        run_workload([each], warmup)
+    probed = probe(engine, config)
     with _compilations(config) as compiled, machine_load() as load:
-        record = run_workload(engine, workload, engine.clock, progress=True)
+        record = run_workload(engines, workload, ROUTERS[config.router](config.seed), progress=True)
     report = engine.plan_report()
     settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps)}
-    engine.shutdown()
-    return Served(record, report, {"version": __version__, **settled}, start_costs | {"num_late_compilations": len(compiled)}, load)
+    for each in engines:
+        each.shutdown()
+    start_costs["num_late_compilations"] = len(compiled)
+    return Served(record, report, {"version": __version__, **settled}, start_costs, load, probed)
 
 
 def _serve_with_library(config: ServeConfig) -> Served:
@@ -107,10 +118,14 @@ def _serve_with_library(config: ServeConfig) -> Served:
     return Served(record, {}, ran, {"load_s": load_s}, load)
 
 
-def _workloads(config: ServeConfig, vocab_size: int, inputs: InputProcessor) -> tuple[list[WorkloadRequest], list[WorkloadRequest]]:
+def _workloads(
+    config: ServeConfig, vocab_size: int, inputs: InputProcessor
+) -> tuple[Sequence[WorkloadRequest], list[WorkloadRequest]]:
     """The requests to measure, and those before them that are not."""
     encode = inputs.tokenizer.encode if inputs.tokenizer else None
-    workload = build_workload(config.workload, vocab_size, encode)
+    workload: Sequence[WorkloadRequest] = Workload(config.workload, vocab_size, encode)
+    if not EXECUTORS[config.executor.kind].virtual_clock:
+        workload = list(workload)  # while time is measured, none is to be made
     if not config.num_warmup_requests:
         return workload, []
     # Random tokens: prompts of the workload itself would be found in the prefix cache afterwards.
@@ -141,9 +156,11 @@ def run(folder: Path) -> bool:
     row |= served.load
     write_run(folder, {**row, "status": "ok", "error": None})
     _plot(folder)
+    files = [RUN_FILE, REQUESTS_FILE, PLOT_FILE, *(name for one in served.probed for name in one.write(folder))]
     ran = ", ".join([config.system, *(f"{name} {value}" for name, value in served.system.items())])
     plan = [format_plan(served.plan)] if served.plan else []  # no device, no kernels
-    print("\n\n".join([ran, *plan, format_metrics(metrics), f"{folder}: {RUN_FILE}, {REQUESTS_FILE}, {PLOT_FILE}"]), flush=True)
+    tables = [*plan, *(one.table() for one in served.probed), format_metrics(metrics)]
+    print("\n\n".join([ran, *tables, f"{folder}: {', '.join(files)}"]), flush=True)
     return True
 
 

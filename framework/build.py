@@ -6,7 +6,7 @@ import atexit
 import gc
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
@@ -49,7 +49,23 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
         refuse_named_kernels(config)
     model = read_model(config.model)
     inputs = input_processor(config.model, model)
-    return Engine(config, kind.load().open(config, model, clock), inputs, clock)
+    engine = Engine(config, kind.load().open(config, model, clock), inputs, clock)
+    if (probes := getattr(engine.executor, "probes", None)) is not None:
+        setattr(engine, "step", probes.around_step(engine.step))  # noqa: B010
+    return engine
+
+
+def build_replicas(config: EngineConfig) -> list[Engine]:
+    """As many engines as ``parallel.dp`` says; each of several has a clock of its own."""
+    first = build_engine(config)
+    if config.parallel.dp == 1:
+        return [first]
+    from .engine.engine import Engine
+
+    clocks = [VirtualClock() for _ in range(1, config.parallel.dp)]
+    executor: Any = first.executor  # of a kind that has replicas, or the config would have been refused
+    others = [Engine(first.config, executor.replica(clock, i), first.inputs, clock) for i, clock in enumerate(clocks, 1)]
+    return [first, *others]
 
 
 def settle_block_size(config: Config, arch: str | None = None) -> Config:

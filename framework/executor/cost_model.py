@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,21 +75,46 @@ class _Priced:
 class _Attention:
     """``count`` equal calls of attention per step, and what they took."""
 
-    __slots__ = ("_timed", "count", "op", "taken", "timer", "window")
+    __slots__ = ("_timed", "call", "count", "op", "taken", "timer", "window")
 
     def __init__(self, call: Call, count: int, timer: Timer) -> None:
-        self.op, self.count, self.timer, self.window = call.op, count, timer, int(dict(call.dims)["window"])
+        self.call, self.op, self.count, self.timer, self.window = call, call.op, count, timer, int(dict(call.dims)["window"])
         self.taken, self._timed = OpTime(), dict[tuple[int, int, int], float]()
 
     def decode(self, rows: DecodeRows) -> float:
-        """By their number and their mean context: timed once at contexts of a grid, and interpolated."""
-        cell, rest = divmod(rows.mean_context(self.window), CONTEXT_GRID)
-        low = self._at(rows.count, rows.tokens, int(cell))
-        high = self._at(rows.count, rows.tokens, int(cell) + 1) if rest else low
-        return self._took(low + (high - low) * rest / CONTEXT_GRID)
+        seconds = self.decode_s(rows.count, rows.tokens, rows.mean_context(self.window))
+        self.took(seconds, 1)
+        return seconds
+
+    def decode_s(self, count: int, tokens: int, mean_context: float) -> float:
+        """Seconds by the number of rows and their mean context: timed once at contexts of a grid, and interpolated. Not counted."""
+        cell, rest = divmod(mean_context, CONTEXT_GRID)
+        low = self._at(count, tokens, int(cell))
+        high = self._at(count, tokens, int(cell) + 1) if rest else low
+        return self.count * (low + (high - low) * rest / CONTEXT_GRID)
+
+    def ahead(self, rows: DecodeRows) -> Iterator[float]:
+        """Seconds of these rows of one token, and of the steps after that, each with one token more per row. Not counted."""
+        if self.window:
+            for more in itertools.count():
+                yield self.decode_s(rows.count, 1, DecodeRows(1, rows.contexts + more).mean_context(self.window))
+        mean = rows.mean_context(0)
+        while True:
+            cell = int(mean // CONTEXT_GRID)
+            low, high = self._at(rows.count, 1, cell), self._at(rows.count, 1, cell + 1)
+            while (rest := mean - cell * CONTEXT_GRID) < CONTEXT_GRID:
+                yield self.count * (low + (high - low) * rest / CONTEXT_GRID)
+                mean += 1.0
 
     def prefill(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
-        return self._took(self.timer(lens, ctx_lens))
+        seconds = self.count * self.timer(lens, ctx_lens)
+        self.took(seconds, 1)
+        return seconds
+
+    def took(self, seconds: float, num_steps: int) -> None:
+        """Counts what steps took."""
+        self.taken.seconds += seconds
+        self.taken.calls += self.count * num_steps
 
     def _at(self, count: int, tokens: int, cell: int) -> float:
         seconds = self._timed.get((count, tokens, cell))
@@ -97,11 +123,35 @@ class _Attention:
             self._timed[count, tokens, cell] = seconds
         return seconds
 
-    def _took(self, each_s: float) -> float:
-        seconds = self.count * each_s
-        self.taken.seconds += seconds
-        self.taken.calls += self.count
+
+class DecodesAhead:
+    """Steps that only decode, each with one token more per row than the one before. They count only once they are taken."""
+
+    def __init__(self, priced: list[_Priced], attentions: list[_Attention], rows: DecodeRows, recorded: bool) -> None:
+        self._priced, self._attentions = priced, attentions
+        self._fixed_s = sum(part.seconds for part in priced)
+        self._to_come = [attention.ahead(rows) for attention in attentions]
+        self._attention_s: list[list[float]] = [[] for _ in attentions]
+        *others, samples = priced
+        self.launches = samples.launches + int(recorded)
+        if not recorded:
+            self.launches += sum(part.launches for part in others) + sum(attention.count for attention in attentions)
+
+    def next_s(self) -> float:
+        """Seconds on the device of the next step."""
+        seconds = self._fixed_s
+        for to_come, taken in zip(self._to_come, self._attention_s):
+            found = next(to_come)
+            taken.append(found)
+            seconds += found
         return seconds
+
+    def take(self, num_steps: int) -> None:
+        """Counts the first steps among those that were done."""
+        for part in self._priced:
+            part.uses += num_steps
+        for attention, taken in zip(self._attentions, self._attention_s):
+            attention.took(sum(taken[:num_steps]), num_steps)
 
 
 class StageCost:
@@ -141,6 +191,29 @@ class StageCost:
                 seconds += attention.prefill(work.chunk_lens, work.chunk_ctx_lens)
                 launches += attention.count
         return seconds, launches
+
+    def ahead(self, work: StepWork) -> DecodesAhead:
+        """``work``, that of a step that only decodes, and the steps after it, if each adds a token to every row."""
+        (rows,) = work.decodes
+        numbers = (("tokens", work.num_tokens), ("logits", work.num_logits), ("samples", work.num_samples))
+        priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in numbers]
+        return DecodesAhead(priced, self._decode, rows, work.recorded)
+
+    def calls(self, work: StepWork) -> Iterator[tuple[Call, int, float, Sequence[int], Sequence[int]]]:
+        """(call, how often, seconds together, q_lens, ctx_lens) of a step that was done."""
+        for rows, number in (("tokens", work.num_tokens), ("logits", work.num_logits), ("samples", work.num_samples)):
+            if number:
+                parts = self._priced[rows, number, work.recorded].parts
+                for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):
+                    yield call, count, seconds, [1] * number if rows == "samples" else [number], ()
+        for decodes in work.decodes:
+            for each in self._decode:
+                seconds = each.decode_s(decodes.count, decodes.tokens, decodes.mean_context(each.window))
+                yield each.call, each.count, seconds, [decodes.tokens] * decodes.count, decodes.contexts.tolist()
+        if work.chunk_lens:
+            for each in self._prefill:
+                seconds = each.count * each.timer(work.chunk_lens, work.chunk_ctx_lens)
+                yield each.call, each.count, seconds, work.chunk_lens, work.chunk_ctx_lens
 
     def add_op_times(self, found: dict[str, OpTime]) -> None:
         """What every op took so far, added to ``found``."""

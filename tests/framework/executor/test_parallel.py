@@ -124,7 +124,7 @@ def test_a_step_occupies_stage_after_stage() -> None:
     ends = []
     for step in (first, second, third):
         step.result()
-        ends.append(executor._clock.now())
+        ends.append(executor.clock.now())
     # First stage: 0.5 to 2.5, 2.5 to 4.5, and 5.5 to 7.5, once the token is there. Second: 2.5 to 5.5, 5.5 to 8.5, 8.5 to 11.5.
     assert ends == [5.5, 8.5, 11.5]
 
@@ -136,16 +136,16 @@ def test_the_chunks_of_a_prompt_follow_each_other_through_the_stages() -> None:
     step.samples = [False]
     executor.submit(step)
     executor.submit(decode_step(1, [0])).result()
-    assert executor._clock.now() == 6.0, "not 8: the second stage reads the first chunk's cache, not its token"
+    assert executor.clock.now() == 6.0, "not 8: the second stage reads the first chunk's cache, not its token"
 
 
 def test_stages_launch_beside_each_other() -> None:
     executor = make_executor(LLAMA_8B, pp=2, launch_s=1.0)
     executor._placement.step = lambda work: [(2.0, 5), (1.0, 7)]  # type: ignore[method-assign]
     handle = executor.submit(decode_step(0, [0], 10))
-    assert executor._clock.now() == 5.0, "the first stage's launches hold up the engine"
+    assert executor.clock.now() == 5.0, "the first stage's launches hold up the engine"
     handle.result()
-    assert executor._clock.now() == 12.0
+    assert executor.clock.now() == 12.0
 
 
 def test_a_pipeline_serves_more_where_requests_are_many() -> None:
