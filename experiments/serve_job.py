@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import run_workload
 from framework.study.environment import environment
+from framework.study.machine_load import machine_load
 from framework.study.metrics import compute_metrics
+from framework.study.probed import Probed, probe
 from framework.study.records import RunRecord
 from framework.study.report import format_metrics, format_plan
 from framework.study.results import REQUESTS_FILE, RUN_FILE, plan_columns, write_requests, write_run
@@ -42,12 +44,16 @@ class Served:
     plan    which kernel of ours ran per op; empty for another system
     system  what served: its version and what it settled by itself; for another system how it served
     start   what the start cost: seconds to build, and kernels that were compiled only while the workload ran
+    load    what else the machine did while the workload ran
+    probed  what else was asked for, to be written into the run's folder
     """
 
     record: RunRecord
     plan: dict[str, dict[str, Any]]
     system: dict[str, str]
     start: dict[str, float]
+    load: dict[str, float]
+    probed: list[Probed] = field(default_factory=list)
 
 
 def serve(config: ServeConfig) -> Served:
@@ -74,13 +80,15 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
     for each in engines:
         run_workload([each], warmup)
-    with _compilations(config) as compiled:
+    probed = probe(engine, config)
+    with _compilations(config) as compiled, machine_load() as load:
         record = run_workload(engines, workload, ROUTERS[config.router](config.seed), progress=True)
     report = engine.plan_report()
     settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps)}
     for each in engines:
         each.shutdown()
-    return Served(record, report, {"version": __version__, **settled}, start_costs | {"num_late_compilations": len(compiled)})
+    start_costs["num_late_compilations"] = len(compiled)
+    return Served(record, report, {"version": __version__, **settled}, start_costs, load, probed)
 
 
 def _serve_with_library(config: ServeConfig) -> Served:
@@ -102,11 +110,12 @@ def _serve_with_library(config: ServeConfig) -> Served:
         freeze_garbage()
         load_s += time.perf_counter() - start
         serve_workload(mode, library, warmup)
-        record = serve_workload(mode, library, workload, progress=True)
+        with machine_load() as load:
+            record = serve_workload(mode, library, workload, progress=True)
         ran = {"version": version, "mode": mode.mode, "attention": library.attention}
     finally:
         mode.close()
-    return Served(record, {}, ran, {"load_s": load_s})
+    return Served(record, {}, ran, {"load_s": load_s}, load)
 
 
 def _workloads(
@@ -137,18 +146,21 @@ def run(folder: Path) -> bool:
     """Serves the config in ``folder``; True if it worked. Either way the folder holds a run.json afterwards."""
     config = load_config(folder / CONFIG_FILE, ServeConfig)
     row = first_columns(config)
-    served = attempt(folder, row, lambda: serve(config))
+    served = attempt(folder, row, lambda: serve(config.shifted()))
     if served is None:
         return False
     metrics = {**compute_metrics(served.record, config.slo), **served.start}
     write_requests(folder, served.record.requests)
     row |= {"plan.system": config.system} | {f"plan.system.{name}": value for name, value in served.system.items()}
     row |= plan_columns(served.plan) | {f"metric.{name}": value for name, value in metrics.items()} | environment(config)
+    row |= served.load
     write_run(folder, {**row, "status": "ok", "error": None})
     _plot(folder)
+    files = [RUN_FILE, REQUESTS_FILE, PLOT_FILE, *(name for one in served.probed for name in one.write(folder))]
     ran = ", ".join([config.system, *(f"{name} {value}" for name, value in served.system.items())])
     plan = [format_plan(served.plan)] if served.plan else []  # no device, no kernels
-    print("\n\n".join([ran, *plan, format_metrics(metrics), f"{folder}: {RUN_FILE}, {REQUESTS_FILE}, {PLOT_FILE}"]), flush=True)
+    tables = [*plan, *(one.table() for one in served.probed), format_metrics(metrics)]
+    print("\n\n".join([ran, *tables, f"{folder}: {', '.join(files)}"]), flush=True)
     return True
 
 

@@ -49,7 +49,10 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
         refuse_named_kernels(config)
     model = read_model(config.model)
     inputs = input_processor(config.model, model)
-    return Engine(config, kind.load().open(config, model, clock), inputs, clock)
+    engine = Engine(config, kind.load().open(config, model, clock), inputs, clock)
+    if (probes := getattr(engine.executor, "probes", None)) is not None:
+        setattr(engine, "step", probes.around_step(engine.step))  # noqa: B010
+    return engine
 
 
 def build_replicas(config: EngineConfig) -> list[Engine]:

@@ -144,7 +144,11 @@ class ExecutorConfig:
     step_overhead_s  time of the host per step
     launch_s         time of the host per launch, of a kernel or of a recording of all kernels (see ``GraphConfig``)
     noise            standard deviation of the logarithm of a step's time, seeded by ``seed``
-    op_scale         op -> factor on its time
+
+    Of both kinds with kernels:
+    op_scale         op -> factor on its time. Of the local kind on a CPU: 1 or more, by a busy wait after each call, as long as
+                     (factor - 1) times what the call took; ``host`` -> on all that is no call, likewise
+    op_delay_s       of the local kind, also on a GPU: op -> seconds to wait after each of its calls
     """
 
     kind: str = "local"
@@ -156,6 +160,7 @@ class ExecutorConfig:
     launch_s: float = 5e-6
     noise: float = 0.0
     op_scale: dict[str, float] = field(default_factory=dict)
+    op_delay_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -264,6 +269,8 @@ class EngineConfig:
     interpret  run Triton kernels in Triton's interpreter (slow; for tests and debugging on a CPU)
     seed       of dummy weights, and of requests that bring no seed
     num_threads  CPU threads of torch; 0 = torch's default
+    profile    take the time of every kernel call (``OpTimes``); a study's run writes it down, with the phases of every step
+    capture    ops of whose calls the shapes are kept; a study's run writes them down as a case file
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -282,6 +289,8 @@ class EngineConfig:
     interpret: bool = False
     seed: int = 0
     num_threads: int = 0
+    profile: bool = False
+    capture: list[str] = field(default_factory=list)
 
     def validate(self) -> None:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
@@ -308,8 +317,6 @@ class EngineConfig:
         require(0 < e.efficiency < math.inf, "executor.efficiency", e.efficiency, "more than 0")
         for key in ("kernel_overhead_s", "step_overhead_s", "launch_s", "noise"):
             require(0 <= getattr(e, key) < math.inf, f"executor.{key}", getattr(e, key), "0 or more")
-        for op, factor in e.op_scale.items():
-            require(0 <= factor < math.inf, f"executor.op_scale.{op}", factor, "0 or more")
         require(self.num_threads >= 0, "num_threads", self.num_threads, "0 (torch's default) or more")
         for key, value, table in (
             ("quant.scheme", self.quant.scheme, QUANT_SCHEMES),
@@ -336,6 +343,7 @@ class EngineConfig:
         require(parallel.ep in (1, parallel.tp), "parallel.ep", parallel.ep, f"1, or {parallel.tp} as parallel.tp")
         self.speculative_config.validate()
         self._check_sections()
+        self._check_probes()
 
     def _check_sections(self) -> None:
         """Refuses what only other kinds of executors, or another calibration, would read."""
@@ -346,7 +354,8 @@ class EngineConfig:
                 found = getattr(self, section)
                 for name, default in vars(type(found)()).items():
                     expected = f"{default} (executor.kind={kind} does not read it; {able} does)"
-                    require(name == "kind" or getattr(found, name) == default, f"{section}.{name}", getattr(found, name), expected)
+                    read = name in ("kind", "op_scale", "op_delay_s")  # see _check_probes
+                    require(read or getattr(found, name) == default, f"{section}.{name}", getattr(found, name), expected)
         default = EngineConfig.router
         expected = f"{default} (executor.kind={kind} is one engine)"
         require(self.router == default or "parallel" in EXECUTORS[kind].sections, "router", self.router, expected)
@@ -354,3 +363,21 @@ class EngineConfig:
             default = getattr(ExecutorConfig, name)
             expected = f"{default} (only executor.calibration=roofline reads it)"
             require(getattr(e, name) == default, f"executor.{name}", getattr(e, name), expected)
+
+    def _check_probes(self) -> None:
+        e = self.executor
+        kind = f"executor.kind={e.kind}"
+        for key in ("profile", "capture"):
+            asked = getattr(self, key)
+            require(e.kind != "null" or not asked, key, asked, f"left out: {kind} calls no kernels")
+            require(
+                self.parallel.dp == 1 or not asked, key, asked, f"left out with parallel.dp={self.parallel.dp}: it is of one engine"
+            )
+        require(e.kind != "null" or not e.op_scale, "executor.op_scale", e.op_scale, f"left out: {kind} takes no time")
+        least = 1.0 if EXECUTORS[e.kind].has_device else 0.0
+        slower = " (it cannot make kernels faster; experiments/sensitivity.py delays all others and rescales)" if least else ""
+        for op, factor in e.op_scale.items():
+            require(least <= factor < math.inf, f"executor.op_scale.{op}", factor, f"{least:g} or more for {kind}{slower}")
+        require(EXECUTORS[e.kind].has_device or not e.op_delay_s, "executor.op_delay_s", e.op_delay_s, f"left out for {kind}")
+        for op, seconds in e.op_delay_s.items():
+            require(0 <= seconds < math.inf, f"executor.op_delay_s.{op}", seconds, "0 or more")

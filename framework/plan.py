@@ -6,16 +6,17 @@ import contextlib
 import copy
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import triton_kernels
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
-from triton_kernels.impls._shared.recording import Arena, Recording, record
+from triton_kernels.call_shapes import described_ops, shape_reader
+from triton_kernels.impls._shared.recording import Arena, Recording, record, run_between
 from triton_kernels.spec import device_arch
 
 from .config import EngineConfig
@@ -30,6 +31,7 @@ __all__ = [
     "Recording",
     "TargetPlan",
     "count_compilations",
+    "described_ops",
     "device_arch",
     "device_model",
     "fold_choices",
@@ -38,7 +40,17 @@ __all__ = [
     "preferred_block_size",
     "record",
     "refuse_named_kernels",
+    "run_between",
+    "shape_reader",
 ]
+
+
+class Probes(Protocol):
+    """Who wraps kernels in hooks as they are bound."""
+
+    def around_kernel(self, op: str, impl: str, arguments: Callable[[tuple[Any, ...]], Mapping[str, Any]], run: Any) -> Any:
+        """``run`` with hooks, or as it is. arguments: from those of a call to all of the op's, by name; of tensors that are bound
+        the shapes alone."""
 
 
 class BoundKernel:
@@ -76,6 +88,7 @@ class KernelPlan:
         interpret: bool = False,
         tuned: str = "off",
         arch: str | None = None,
+        probes: Probes | None = None,
     ) -> None:
         _check_origin()
         if interpret:
@@ -91,6 +104,7 @@ class KernelPlan:
         self.choices = Choices(self.registry, choices)
         self.spec = Spec(device.type, device_arch(device) if arch is None else arch, dtype, interpret)
         self.bound: list[BoundKernel] = []
+        self._probes = probes
         self.recorded: frozenset[str] = frozenset()
         self._replaced: dict[str, str] = {}  # op -> the fused op that does its work
         for op, choice in self.choices.named.items():  # before anything is loaded
@@ -106,9 +120,11 @@ class KernelPlan:
             warnings.warn(f"kernels of {failure.source} are missing: {failure.error}", stacklevel=4)
 
     @classmethod
-    def from_config(cls, config: EngineConfig, device: torch.device, dtype: torch.dtype, arch: str | None = None) -> KernelPlan:
-        """arch: None = as torch says."""
-        return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned, arch)
+    def from_config(
+        cls, config: EngineConfig, device: torch.device, dtype: torch.dtype, arch: str | None = None, probes: Probes | None = None
+    ) -> KernelPlan:
+        """arch: None = as torch says; probes: None = nothing is wrapped."""
+        return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned, arch, probes)
 
     def bind(
         self,
@@ -126,6 +142,8 @@ class KernelPlan:
         tuned = self.tables.lookup(op, impl.name, impl.options, spec).content_hash
         version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
         run = self._bind(impl, spec, weights, params, choice.options)
+        if self._probes is not None:
+            run = self._probes.around_kernel(op, impl.name, _arguments(self.registry.ops[op].call_args, {**weights, **params}), run)
         chosen = f"{chosen} ({impl.unproven})" if impl.unproven else chosen
         kernel = BoundKernel(op, impl, str(choice), chosen, run, version, note)
         self.bound.append(kernel)
@@ -248,6 +266,12 @@ class TargetPlan(KernelPlan):
             return super()._bind(impl, spec, weights, params, options)
         op = self.registry.ops[impl.op]
         return lambda *args: op.fake(**weights, **params, **dict(zip(op.call_args, args)))
+
+
+def _arguments(names: Sequence[str], bound: Mapping[str, Any]) -> Callable[[tuple[Any, ...]], dict[str, Any]]:
+    """From the arguments of a call to all of them, by name; bound tensors are not kept, their shapes are."""
+    shapes = {name: torch.empty_like(v, device="meta") if isinstance(v, torch.Tensor) else v for name, v in bound.items()}
+    return lambda args: {**shapes, **dict(zip(names, args))}
 
 
 @contextlib.contextmanager

@@ -54,7 +54,8 @@ class Case:
     ``ctx_lens`` are what the op's cost function takes. ``tags``: ``"tiled"`` has three or more blocks on every tiled axis,
     ``"odd"`` has sizes that divide nothing, ``"bench"`` is too large for the interpreter and used for benchmarks and
     rooflines only. ``relative`` stands in for that of the op's tolerance where a case needs limits of its own (quantized values
-    made inside the op, which one last bit moves to the next).
+    made inside the op, which one last bit moves to the next). ``count``: how often a served workload made such a call; 0 for those
+    that were made up.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Case:
     q_lens: tuple[int, ...] = ()
     ctx_lens: tuple[int, ...] = ()
     relative: Mapping[torch.dtype, float] | None = None
+    count: int = 0
 
 
 @dataclass(frozen=True)

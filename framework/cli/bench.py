@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from triton_kernels.impl import Impl
     from triton_kernels.lab.bench import Row
+    from triton_kernels.op import Case, Op
     from triton_kernels.registry import Registry
 
 ROWS_FILE, PLOT_FILE = "bench.json", "roofline.png"
@@ -37,7 +38,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default="",
         help="cases whose name begins so: llama-8b,qwen3-30b-a3b (default: all for benchmarks)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="of activations and weights (default: bf16 on a GPU, fp32 on a CPU)")
+    add_cases_argument(parser)
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of activations and weights (default: bf16 on a GPU, fp32 on a CPU; that of --cases)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
     parser.add_argument("--reference", action="store_true", help="time the references too (float64, slow)")
     parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="begin no case after so long")
@@ -55,6 +59,32 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     folder.add_argument("--resume", type=Path, metavar="DIR", help="the same, and measure only what is not in there yet")
     parser.set_defaults(run=run)
+
+
+def add_cases_argument(parser: argparse.ArgumentParser) -> None:
+    """``--cases``, see its help."""
+    text = "the calls of a served workload in place of the op's own cases, each counted as often as it was made: the cases.json of "
+    parser.add_argument("--cases", type=Path, metavar="FILE", help=text + "a run with capture=[OP]")
+
+
+def captured_cases(path: Path | None, registry: Registry, kernels: Sequence[str]) -> tuple[dict[str, Sequence[Case]], str | None]:
+    """The cases of a file for the ops of ``kernels``, and the short name of their dtype; nothing without a file."""
+    if path is None:
+        return {}, None
+    from triton_kernels.cases.captured import read_cases
+
+    ops = dict.fromkeys(name.partition(":")[0] for name in kernels)
+    if not ops:
+        raise ValueError(f"--cases {path}: name the ops whose calls to replay")
+    files = {op: read_cases(path, _op(registry, op)) for op in ops}
+    (dtype,) = {file.dtype for file in files.values()}
+    short = next(short for short, name in DTYPES.items() if str(dtype) == f"torch.{name}")
+    return {op: file.cases for op, file in files.items()}, short
+
+
+def _op(registry: Registry, name: str) -> Op:
+    registry.impls(name)  # raises ValueError for one that there is not
+    return registry.ops[name]
 
 
 def add_peers_argument(parser: argparse.ArgumentParser) -> None:
@@ -85,14 +115,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.all == bool(arguments.kernels):
         raise ValueError("name what to measure (OP or OP:IMPL), or give --all")
-    device, dtype = find_device(arguments.device, arguments.dtype)
+    registry = Registry.load([*arguments.plugin, *peer_files(arguments.peers)])
+    captured, captured_dtype = captured_cases(arguments.cases, registry, arguments.kernels)
+    device, dtype = find_device(arguments.device, arguments.dtype or captured_dtype)
     if device.type == "cuda" and device.index is not None:
         import torch
 
         torch.cuda.set_device(device)  # Triton launches on the current device
-    registry = Registry.load([*arguments.plugin, *peer_files(arguments.peers)])
     shapes = [shape for shape in arguments.shapes.split(",") if shape]
-    tasks = select_tasks(registry, with_peers(arguments.kernels, registry, arguments.peers), shapes, arguments.reference)
+    tasks = select_tasks(registry, with_peers(arguments.kernels, registry, arguments.peers), shapes, arguments.reference, captured)
     folder = arguments.resume or arguments.output
     known = read_rows(folder / ROWS_FILE) if arguments.resume else []
     name = _device_name(device)
@@ -105,6 +136,8 @@ def _run(arguments: argparse.Namespace) -> int:
         write_rows(folder / ROWS_FILE, known)
         print(f"[{count}/{len(tasks)}] {_line(rows)}", flush=True)
     print("\n" + table(known))
+    if captured:
+        print("\n" + weighted_table(known))
     if any(row.get("median_us") for row in known):
         draw(known, folder / PLOT_FILE)
     left = len([task for task in tasks if task.key not in {(row["op"], row["case"]) for row in known}])
@@ -201,6 +234,28 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
                 _elsewhere(row),
             ]
         )
+    return format_table(lines)
+
+
+def weighted_table(rows: Iterable[dict[str, Any]]) -> str:
+    """Of captured calls: what all of them take together, and one on average, each case counted as often as it was called. An impl
+    that could not be timed on every case has no sum."""
+    calls: dict[str, dict[str, int]] = {}
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        if row.get("count"):
+            calls.setdefault(row["op"], {})[row["case"]] = row["count"]
+            timed = times.setdefault((row["op"], row["impl"]), {})
+            if row["median_us"] is not None:
+                timed[row["case"]] = row["median_us"]
+    lines = [["kernel", "cases", "calls", "all calls (ms)", "mean (us)"]]
+    for (op, impl), timed in times.items():
+        weights, num_calls = calls[op], sum(calls[op][case] for case in timed)
+        if len(timed) < len(weights):
+            lines.append([f"{op}:{impl}", f"{len(timed)} of {len(weights)}", f"{num_calls}", "-", "-"])
+            continue
+        total_us = sum(weights[case] * us for case, us in timed.items())
+        lines.append([f"{op}:{impl}", f"{len(timed)}", f"{num_calls}", f"{total_us / 1e3:.2f}", f"{total_us / num_calls:.2f}"])
     return format_table(lines)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..study.results import format_table
-from .bench import find_device
+from .bench import add_cases_argument, captured_cases, find_device
 from .child import DTYPES, compile_for
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("tune", help=text, description=text)
     parser.add_argument("kernel", metavar="OP[:IMPL]", help="OP means all its impls that declare what to try")
     parser.add_argument("--shapes", metavar="NAME,...", default="", help="cases whose name begins so (default: all for benchmarks)")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of activations and weights (default: %(default)s)")
+    add_cases_argument(parser)
+    parser.add_argument("--dtype", choices=DTYPES, help="of activations and weights (default: bf16, or that of --cases)")
     parser.add_argument("--target", default="sm_90", help="what to compile for where no GPU is (default: %(default)s)")
     parser.add_argument("--candidates", type=int, default=40, metavar="N", help="most to compile per case (default: %(default)s)")
     parser.add_argument("--time", type=int, metavar="N", help="time only so many per case, the model's first (default: all)")
@@ -50,8 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     target = device_arch(torch.device("cuda")) if on_gpu else arguments.target
     shapes = [shape for shape in arguments.shapes.split(",") if shape]
     registry = Registry.load(arguments.plugin)
+    captured, captured_dtype = captured_cases(arguments.cases, registry, [arguments.kernel])
+    arguments.dtype = arguments.dtype or captured_dtype or "bf16"
     for name in _tunable(registry, arguments.kernel):
-        tasks = select_tasks(registry, [name], shapes)
+        tasks = select_tasks(registry, [name], shapes, captured=captured)
         op, impl = tasks[0].op, tasks[0].contenders[0].impl
         judged = _prune(arguments, tasks, impl, target)
         print(f"{name}:")
@@ -136,6 +139,6 @@ def _time(
         bucket = tune.bucket_of(op, impl, task.case, device, dtype)
         scores = buckets.setdefault(json.dumps(bucket, sort_keys=True), tune.Scores(bucket))
         rows = list(tune.time_candidates(op, impl, task.case, options, device, dtype, ceilings, arguments.case_seconds))
-        tune.add_scores(scores, rows, options, impl)
+        tune.add_scores(scores, rows, options, impl, task.case.count)
         print(f"{task.case.name}: timed {sum(len(group) - 1 for group in rows)} candidates", flush=True)
     return [entry for scores in buckets.values() if (entry := tune.best_entry(scores, impl)) is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from ..op_times import OpTimes
 from .kv_cache.spec import CacheGroup
 from .step import StepInput, StepOutput
 
@@ -26,6 +27,7 @@ class Executor(Protocol):
     in_flight_steps  how many steps to have submitted unless the config says: more than 1 where ``submit`` returns at once
     num_drafts  guesses that a decoding row may have checked in one step (see StepInput.num_drafts); 0 = it decodes one token
     weight_bytes  memory of the model's weights as they are held, and nominal_weight_bytes as their format says; 0 without a device
+    call_times  what kernel calls take, where the config asks for it (profile, capture); None = it does not, or there are no calls
 
     An exception from ``submit`` or ``result`` ends the requests of that step, and the engine serves on, whatever part of the step
     was done; DeviceLostError (errors.py) ends the engine. What concerns one new request alone is told in ``StepOutput.failed``.
@@ -40,6 +42,7 @@ class Executor(Protocol):
     num_drafts: int
     weight_bytes: int
     nominal_weight_bytes: int
+    call_times: OpTimes | None
 
     def submit(self, step: StepInput) -> Handle:
         """Starts a step; returns at once where the device allows it."""

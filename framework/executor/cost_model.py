@@ -75,10 +75,10 @@ class _Priced:
 class _Attention:
     """``count`` equal calls of attention per step, and what they took."""
 
-    __slots__ = ("_timed", "count", "op", "taken", "timer", "window")
+    __slots__ = ("_timed", "call", "count", "op", "taken", "timer", "window")
 
     def __init__(self, call: Call, count: int, timer: Timer) -> None:
-        self.op, self.count, self.timer, self.window = call.op, count, timer, int(dict(call.dims)["window"])
+        self.call, self.op, self.count, self.timer, self.window = call, call.op, count, timer, int(dict(call.dims)["window"])
         self.taken, self._timed = OpTime(), dict[tuple[int, int, int], float]()
 
     def decode(self, rows: DecodeRows) -> float:
@@ -202,6 +202,22 @@ class StageCost:
         numbers = (("tokens", work.num_tokens), ("logits", work.num_logits), ("samples", work.num_samples))
         priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in numbers]
         return DecodesAhead(priced, self._decode, rows, work.recorded)
+
+    def calls(self, work: StepWork) -> Iterator[tuple[Call, int, float, Sequence[int], Sequence[int]]]:
+        """(call, how often, seconds together, q_lens, ctx_lens) of a step that was done."""
+        for rows, number in (("tokens", work.num_tokens), ("logits", work.num_logits), ("samples", work.num_samples)):
+            if number:
+                parts = self._priced[rows, number, work.recorded].parts
+                for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):
+                    yield call, count, seconds, [1] * number if rows == "samples" else [number], ()
+        for decodes in work.decodes:
+            for each in self._decode:
+                seconds = each.decode_s(decodes.count, decodes.tokens, decodes.mean_context(each.window))
+                yield each.call, each.count, seconds, [decodes.tokens] * decodes.count, decodes.contexts.tolist()
+        if work.chunk_lens:
+            for each in self._prefill:
+                seconds = each.count * each.timer(work.chunk_lens, work.chunk_ctx_lens)
+                yield each.call, each.count, seconds, work.chunk_lens, work.chunk_ctx_lens
 
     def add_op_times(self, found: dict[str, OpTime]) -> None:
         """What every op took so far, added to ``found``."""

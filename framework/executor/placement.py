@@ -56,6 +56,11 @@ class Placement:
         """Per stage: seconds on its devices, launches."""
         return [cost.step(work) for cost in self._costs]
 
+    @property
+    def stage_costs(self) -> Sequence[StageCost]:
+        """Of each stage."""
+        return self._costs
+
     def ahead(self, work: StepWork) -> DecodesAhead:
         """Of the only stage: see ``StageCost.ahead``."""
         (cost,) = self._costs

@@ -16,6 +16,7 @@ from ..models.architecture import ModelInfo
 from .cost_model import DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting
+from .observed import Observer
 from .placement import Placement
 from .pseudo import PseudoTokens
 from .ranks import stages
@@ -111,6 +112,8 @@ class SimulatedExecutor:
         cuts = stages(architecture, config.parallel.pp)
         self._placement = Placement(model, architecture, config, cuts, self._timers, drafts=speculation)
         self._timers.check_scaled()
+        self._observer = Observer.of(model, config, [timer.op for timer in self._timers.bound])
+        self.call_times = None if self._observer is None else self._observer.times
         self.groups, self.vocab_size, self.max_model_len = self._placement.groups, architecture.vocab_size, model.max_model_len
         activations = activation_bytes(self._placement.rank, config, model.dtype)
         self.num_blocks = num_blocks(config, len(self.groups), self.max_model_len, self._held(), activations, device.memory_bytes)
@@ -156,13 +159,16 @@ class SimulatedExecutor:
             self._token_at_s[[request.seat for request in step.new]] = 0.0
             end_s = self._submit(times, float(self._token_at_s[seats].max()))
             self._token_at_s[seats[np.array(step.samples)]] = end_s
+        if self._observer is not None:
+            self._observer.add(self._placement.stage_costs, work, end_s - sum(device_s for device_s, _ in times))
         return SimulatedStep(tokens.sample(step, seats, contexts), end_s, self.clock)
 
     def steps_ahead(
         self, in_flight: Sequence[SimulatedStep], seats: Sequence[int], count: int, enough: int, until_s: float
     ) -> SimulatedSteps | None:
-        """As RunsAhead has it; None for several stages, of which each has a step of its own in flight."""
-        if self.num_stages > 1:
+        """As RunsAhead has it; None for several stages, of which each has a step of its own in flight, and where every step is to
+        be seen."""
+        if self.num_stages > 1 or self._observer is not None:
             return None
         steps = SimulatedSteps(self, in_flight, np.array(seats))
         steps.look(count, enough, until_s)

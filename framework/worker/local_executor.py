@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, graph_sizes, open_device
+from .probes import Probes
 from .runner import Runner, StepHandle
 from .transfer import device_losses
 from .weight_memory import tensor_bytes
@@ -49,7 +51,9 @@ class LocalExecutor:
             torch.set_num_threads(config.num_threads)
         self.nominal_weight_bytes = round(_weight_bytes(config, model))
         check_weights_fit(self.nominal_weight_bytes, model, device)
-        self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch)
+        self.probes = probes = Probes.of(config, device.torch, model.dtype)
+        self.call_times = None if probes is None else probes.times
+        self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, probes)
         self._model = load_model(
             config.model,
             model,
@@ -73,12 +77,16 @@ class LocalExecutor:
         )
         self.plan.check_bound()
         self.in_flight_steps = device.in_flight_steps
+        self._step: Callable[[StepInput], StepHandle] = self._runner.step
+        if probes is not None:
+            probes.check({kernel.op for kernel in self.plan.bound})
+            self._step = probes.around_submit(self._step)
         if config.graphs.enabled and (capture := device.capture()) is not None:
-            self._capture_graphs(config, device, capture)
+            self._capture_graphs(config, device, capture if probes is None else probes.around_capture(capture))
 
     def submit(self, step: StepInput) -> StepHandle:
         with device_losses():
-            return self._runner.step(step)
+            return self._step(step)
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         return self.plan.report()

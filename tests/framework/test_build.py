@@ -143,7 +143,7 @@ def test_a_name_that_is_in_no_table_is_refused_with_those_that_are(config: Engin
         ({"model": ModelConfig(max_model_len=2.5)}, r"model.max_model_len=2.5 .* of type int \| None"),  # type: ignore[arg-type]
         ({"executor": ExecutorConfig(efficiency=0.0)}, "executor.efficiency=0.0 .* more than 0"),
         ({"executor": ExecutorConfig(step_overhead_s=-1.0)}, "executor.step_overhead_s=-1.0 .* 0 or more"),
-        ({"executor": ExecutorConfig(op_scale={"linear": -1.0})}, "executor.op_scale.linear=-1.0 .* 0 or more"),
+        ({"executor": ExecutorConfig(op_scale={"linear": -1.0})}, "executor.op_scale.linear=-1.0 .* 1 or more"),
         (
             {"executor": ExecutorConfig(noise=0.1)},
             "executor.noise=0.1 .* 0.0 .executor.kind=local does not read it; simulated does",

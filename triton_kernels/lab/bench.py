@@ -81,6 +81,7 @@ class Row:
     status   "ok", "wrong" (timed all the same), "refused", "error" or "left out"; ``message`` says why
     mode     "graph": replays of a captured graph; "eager": with the host's cost of launching
     cold     the copies of the inputs exceed the L2 cache, so that each call reads from memory
+    count    how often the workload made the call that the case was captured from; 0 for one that was made up
     """
 
     op: str
@@ -101,6 +102,7 @@ class Row:
     mode: str = ""
     num_copies: int = 0
     cold: bool = False
+    count: int = 0
     flops: float = 0.0
     bytes: float = 0.0
     tflops_s: float | None = None
@@ -129,12 +131,17 @@ def lengths_text(lengths: Iterable[int]) -> str:
 
 
 def select_tasks(
-    registry: Registry, kernels: Iterable[str] = (), shapes: Collection[str] = (), with_reference: bool = False
+    registry: Registry,
+    kernels: Iterable[str] = (),
+    shapes: Collection[str] = (),
+    with_reference: bool = False,
+    captured: Mapping[str, Sequence[Case]] | None = None,
 ) -> list[Task]:
     """What is to be measured, most important first: the first case of every op, then the second, ...
 
     kernels  ``OP`` for all its impls, or ``OP:CHOICE`` (may repeat an op); none = every op that has cases
     shapes   cases whose name begins so ("llama-8b"); none = all cases made for benchmarks
+    captured  op -> cases to take instead of its own
     """
     chosen: dict[str, list[Contender]] = {}
     for name in kernels or registry.ops:
@@ -151,7 +158,7 @@ def select_tasks(
     tasks: list[tuple[int, int, Task]] = []
     order = [*IMPORTANCE, *(name for name in registry.ops if name not in IMPORTANCE)]
     for name, contenders in chosen.items():
-        cases = [case for case in registry.ops[name].cases if _wanted(case, shapes)]
+        cases = [case for case in (captured or {}).get(name, registry.ops[name].cases) if _wanted(case, shapes)]
         tasks += [(i, order.index(name), Task(registry.ops[name], case, tuple(contenders))) for i, case in enumerate(cases)]
     if not tasks:
         lack = f"begins with {', '.join(shapes)}" if shapes else "is made for benchmarks"
@@ -217,6 +224,7 @@ def measure(
             ctx_lens=lengths_text(case.ctx_lens),
             flops=cost.flops,
             bytes=cost.bytes,
+            count=case.count,
             measured_us=peers,
         )
         for contender in task.contenders

@@ -47,7 +47,8 @@ class Candidate:
 
 @dataclass
 class Scores:
-    """Of one bucket: time over the default's, per candidate and case; and medians in microseconds."""
+    """Of one bucket: time over the default's, per candidate and case; and medians in microseconds. weights: of captured cases the
+    time that a workload spends in each with the default; of others 1."""
 
     bucket: dict[str, Any]
     ratios: dict[str, list[float]] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class Scores:
     options: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     default_us: float = 0.0
     num_cases: int = 0
+    weights: list[float] = field(default_factory=list)
 
 
 def candidates(impl: Impl, num_tokens: int, limit: int = 40) -> list[dict[str, Any]]:
@@ -130,14 +132,18 @@ def bucket_of(op: Op, impl: Impl, case: Case, device: torch.device, dtype: torch
     return layer_bucket(spec, sum(case.q_lens) if getattr(impl.target, "tuned_by_tokens", False) else None)
 
 
-def add_scores(scores: Scores, rows: Iterable[Sequence[Row]], options: Sequence[Mapping[str, Any]], impl: Impl) -> None:
-    """Adds the groups of rows of one case."""
+def add_scores(
+    scores: Scores, rows: Iterable[Sequence[Row]], options: Sequence[Mapping[str, Any]], impl: Impl, count: int = 0
+) -> None:
+    """Adds the groups of rows of one case. count: how often it was called; 0 = it was made up."""
     by_label = {str(Choice(impl.name, chosen)): chosen for chosen in options}
     scores.num_cases += 1
+    scores.weights.append(1.0)
     for default, *others in rows:
         if default.status != "ok" or default.median_us is None:
             continue
         scores.default_us = default.median_us
+        scores.weights[-1] = count * default.median_us if count else 1.0
         for row in others:
             if row.status == "ok" and row.median_us is not None:
                 scores.ratios.setdefault(row.impl, []).append(row.median_us / default.median_us)
@@ -145,9 +151,16 @@ def add_scores(scores: Scores, rows: Iterable[Sequence[Row]], options: Sequence[
 
 
 def best_entry(scores: Scores, impl: Impl) -> Entry | None:
-    """The entry for a bucket: the least geometric mean over its cases, if all of them ran and it is clearly below the default."""
-    whole = {label: math.prod(r) ** (1 / len(r)) for label, r in scores.ratios.items() if len(r) == scores.num_cases}
+    """The entry for a bucket: the least mean over its cases, by weight, if all of them ran and it is clearly below the default."""
+    whole = {label: _mean(r, scores.weights) for label, r in scores.ratios.items() if len(r) == scores.num_cases}
     label = min(whole, key=whole.__getitem__, default=None)
     if label is None or whole[label] >= GAIN:
         return None
     return Entry(impl.name, scores.bucket, dict(scores.options[label]), scores.medians_us[label], scores.default_us)
+
+
+def _mean(ratios: Sequence[float], weights: Sequence[float]) -> float:
+    """Geometric; of captured cases arithmetic: what all their calls take, over what they take with the default."""
+    if set(weights) == {1.0}:
+        return math.prod(ratios) ** (1 / len(ratios))
+    return sum(w * r for w, r in zip(weights, ratios, strict=True)) / sum(weights)

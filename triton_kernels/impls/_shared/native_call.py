@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -27,6 +28,9 @@ class Recorder(Protocol):
 
     def native(self, entry: Entry, arguments: ctypes.Structure, tensors: list[torch.Tensor]) -> None:
         """``entry`` runs on ``arguments``, which point into ``tensors``."""
+
+    def between(self, part: Callable[[], Any]) -> None:
+        """``part`` runs at this place."""
 
 
 RECORDER: ContextVar[Recorder | None] = ContextVar("recorder", default=None)

@@ -103,6 +103,9 @@ class _Mode(TorchDispatchMode):
         self._kept += [arguments, *(tensor for tensor in tensors if not self._arena.owns(tensor))]
         self.num_kernels += 1
 
+    def between(self, part: Callable[[], Any]) -> None:
+        self._add(part)
+
     def finish(self) -> tuple[Callable[[], Any], ...]:
         self._end_kernels()
         return tuple(self._parts)
@@ -154,3 +157,12 @@ def record(run: Callable[[], Any], arena: Arena) -> Recording:
     finally:
         RECORDER.reset(token)
     return Recording(mode.finish(), output, arena, mode.num_kernels)
+
+
+def run_between(part: Callable[[], Any]) -> None:
+    """Calls ``part``, which is to compute no tensors, and lets a recording that is being made call it in each replay, too, between
+    what came before and what comes next."""
+    recorder = RECORDER.get()
+    if recorder is not None:
+        recorder.between(part)
+    part()
