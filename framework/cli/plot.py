@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             help="only the runs with this value; may be given several times",
         )
         for option, text in kind.options.items():
-            added.add_argument(f"--{option}", default=argparse.SUPPRESS, help=text)
+            added.add_argument(f"--{option}", default=argparse.SUPPRESS, required=option in kind.required, help=text)
         added.set_defaults(run=run, kind=name)
 
 

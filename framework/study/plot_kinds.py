@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+METRICS_HELP = "metrics, a panel each: goodput_per_s,ttft_p99_s; /gpu after one divides it by the devices (default: TTFT and TPOT)"
+
 
 @dataclass(frozen=True)
 class PlotKind:
@@ -24,12 +26,14 @@ class PlotKind:
     function         "module:name" in this package; takes the table of runs
     needs_requests   takes the table of requests before it
     options          names of the further arguments that it takes, all of them text -> what they say
+    required         those of the options that have no default
     """
 
     shows: str
     function: str
     needs_requests: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
 
     def draw(self, folder: str | Path, runs: pd.DataFrame, options: Mapping[str, str]) -> Figure:
         """The figure of ``runs``, a table (or a part of one) from ``collect(folder)``. ``options``: of those that the kind names.
@@ -47,6 +51,23 @@ PLOT_KINDS = {
         "plots:load",
         options={"x": "the swept column on the horizontal axis (default: workload.rate)"},
     ),
+    "lines": PlotKind(
+        "metrics over a swept number, a line per other setting, with confidence intervals",
+        "sweep_plots:lines",
+        options={"x": "the swept column (default: the one with most numbers)", "y": METRICS_HELP},
+    ),
+    "bars": PlotKind("metrics of every setting, with confidence intervals", "sweep_plots:bars", options={"y": METRICS_HELP}),
+    "heatmap": PlotKind(
+        "a metric over two swept columns",
+        "sweep_plots:heatmap",
+        options={"x": "a swept column", "y": "another", "z": "the metric (default: tpot_p50_s)"},
+        required=("x", "y"),
+    ),
+    "timeline": PlotKind("requests that wait and that answer, over time", "plots:timeline", needs_requests=True),
     "pareto": PlotKind("tokens/s/user over tokens/s, with the frontier", "plots:pareto"),
-    "quality": PlotKind("KL divergence over tokens/s and over the bytes of the weights", "plots:quality"),
+    "quality": PlotKind(
+        "KL divergence over tokens/s and over the bytes of the weights",
+        "plots:quality",
+        options={"x": "a metric in place of output_tokens_per_s, as goodput_per_s"},
+    ),
 }
