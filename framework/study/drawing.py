@@ -15,9 +15,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from .sweep import differences, differences_text, setting_columns, telling_columns, value_text
 
-COLORS = ("#3f90da", "#bd1f01", "#e09400", "#832db6", "#1a7f5a", "#a96b59", "#e76300", "#717581", "#5ab3c4", "#b9ac70")
-"""Told apart with every kind of colour vision, on white and on black: after Petroff (2021), arXiv:2107.02270, its two palest
-darkened and a green in place of the second grey."""
+COLORS = ("#1369bf", "#bf7c39", "#39bf7c", "#7e17e6", "#993d0f", "#626773", "#bfa313", "#aca3bf", "#7ea1e6", "#73593f")
+"""Found by search: any two are at least 18 apart in CIELAB, also as seen without red, green or blue cones (Machado et al. 2009),
+and all can be read on white and on black."""
 INK, FAINT, GRID = "#24292f", "#6e7782", "#d0d7de"
 """Of words, of axes and of what only guides the eye. A page replaces them by those of its own light or dark."""
 MAX_LINES = len(COLORS)

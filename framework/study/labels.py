@@ -17,28 +17,28 @@ PER_DEVICE = "/gpu"
 """A metric with this suffix is divided by the devices that served: tp x pp x replicas."""
 
 _METRICS = {
-    "goodput_per_s": Quantity("goodput (requests/s)"),
-    "requests_per_s": Quantity("requests/s"),
-    "output_tokens_per_s": Quantity("output tokens/s"),
-    "total_tokens_per_s": Quantity("total tokens/s"),
-    "tokens_per_s_per_user": Quantity("tokens/s per user"),
+    "goodput_per_s": Quantity("Goodput (requests/s)"),
+    "requests_per_s": Quantity("Requests/s"),
+    "output_tokens_per_s": Quantity("Output tokens/s"),
+    "total_tokens_per_s": Quantity("Total tokens/s"),
+    "tokens_per_s_per_user": Quantity("Tokens/s per user"),
     "kv_usage_mean": Quantity("KV cache used, mean (%)", 100),
     "kv_usage_max": Quantity("KV cache used, at most (%)", 100),
     "kl_mean": Quantity("KL divergence (nats per token)"),
     "kl_p99": Quantity("KL divergence p99 (nats)"),
-    "top1_agreement": Quantity("agreement on the first token (%)", 100),
-    "weight_bytes": Quantity("weights (MB)", 1e-6),
+    "top1_agreement": Quantity("Agreement on the first token (%)", 100),
+    "weight_bytes": Quantity("Weights (MB)", 1e-6),
 }
 _ENDINGS = ((" per s", "/s", 1.0), (" rate", " rate (%)", 100.0), (" s", " (s)", 1.0), (" bytes", " (MB)", 1e-6))
 _COLUMNS = {
-    "workload.rate": "offered load (requests/s)",
-    "workload.num_users": "users",
-    "scheduler.max_num_batched_tokens": "token budget of a step",
-    "cache.num_blocks": "blocks of the KV cache",
-    "cache.block_size": "tokens per block",
-    "parallel.tp": "tensor parallel ranks",
-    "parallel.pp": "pipeline stages",
-    "parallel.dp": "replicas",
+    "workload.rate": "Offered load (requests/s)",
+    "workload.num_users": "Users",
+    "scheduler.max_num_batched_tokens": "Token budget of a step",
+    "cache.num_blocks": "Blocks of the KV cache",
+    "cache.block_size": "Tokens per block",
+    "parallel.tp": "Tensor parallel ranks",
+    "parallel.pp": "Pipeline stages",
+    "parallel.dp": "Replicas",
 }
 
 
@@ -52,7 +52,7 @@ def quantity(metric: str) -> Quantity:
         return known
     if latency := re.fullmatch("(ttft|tpot|itl|e2e)_(mean|p[0-9]+)_s", name):
         return Quantity(f"{latency[1].upper()} {latency[2]} (ms)", 1e3)
-    words = name.replace("_", " ")
+    words = _words(name)
     for ending, unit, scale in _ENDINGS:
         if words.endswith(ending):
             return Quantity(words.removesuffix(ending) + unit, scale)
@@ -61,4 +61,9 @@ def quantity(metric: str) -> Quantity:
 
 def column_label(column: str) -> str:
     """What a swept column is called on an axis."""
-    return _COLUMNS.get(column, column.split(".")[-1].replace("_", " "))
+    return _COLUMNS.get(column, _words(column.split(".")[-1]))
+
+
+def _words(name: str) -> str:
+    words = name.replace("_", " ")
+    return words[:1].upper() + words[1:]

@@ -4,12 +4,13 @@ imports neither matplotlib nor pandas."""
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .results import collect_requests
+from .sweep import select
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,42 @@ class PlotKind:
         function: Any = getattr(importlib.import_module(f".{module}", __package__), name)
         tables = (collect_requests(folder, runs), runs) if self.needs_requests else (runs,)
         return function(*tables, **options)
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One figure to draw.
+
+    kind     a name in PLOT_KINDS
+    options  of those that it takes
+    where    COLUMN=VALUE: only the runs with this value, of all of them
+    """
+
+    kind: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    where: Sequence[str] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> FigureSpec:
+        """From "KIND OPTION=VALUE ... where=COLUMN=VALUE ...". Raises ValueError naming what there is."""
+        name, *words = text.split() or [""]
+        if name not in PLOT_KINDS:
+            raise ValueError(f"figure {text!r}: there is no kind {name!r}; there are {', '.join(PLOT_KINDS)}")
+        pairs = [word.partition("=")[::2] for word in words]
+        kind, options = PLOT_KINDS[name], {key: value for key, value in pairs if key != "where"}
+        if unknown := [key for key in options if key not in kind.options]:
+            known = ", ".join([*kind.options, "where"])
+            raise ValueError(f"figure {text!r}: {name} takes no option {unknown[0]!r}; it takes {known} (as OPTION=VALUE)")
+        if missing := [key for key in kind.required if key not in options]:
+            raise ValueError(f"figure {text!r}: {name} needs {', '.join(f'{key}=' for key in missing)}")
+        return cls(name, options, [value for key, value in pairs if key == "where"])
+
+    def draw(self, folder: str | Path, runs: pd.DataFrame) -> Figure:
+        """The figure of ``runs``, a table from ``collect(folder)``. Raises ValueError where the runs cannot be drawn."""
+        for condition in self.where:
+            column, _, value = condition.partition("=")
+            runs = select(runs, column, value)
+        return PLOT_KINDS[self.kind].draw(folder, runs, self.options)
 
 
 PLOT_KINDS = {

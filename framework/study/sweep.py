@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 NULL = "null"
 """What the table holds where a config key is None, as Hydra writes it; an empty cell says that the run has no such key."""
 _LABELS = ("run", "status", "error", "name")
+_STATED = ("question", "metrics", "compare", "figures")
 _FOUND = ("metric.", "plan.", "env.")
 
 
 def is_setting(column: str) -> bool:
     """Whether a column says what was asked for: config and choices, not what was found."""
-    return column not in _LABELS and not column.startswith(_FOUND)
+    return column not in (*_LABELS, *_STATED) and not column.startswith(_FOUND)
 
 
 def is_repeat(column: str) -> bool:

@@ -39,7 +39,7 @@ def test_lines_are_means_over_the_swept_column_with_intervals() -> None:
     # Student's t with 2 degrees of freedom, standard deviation 1, three repeats.
     (low, high) = goodput.containers[0].lines[1]
     assert np.allclose(high.get_ydata() - low.get_ydata(), 2 * 4.303 / math.sqrt(3), rtol=1e-3)
-    assert goodput.get_xlabel() == "offered load (requests/s)" and goodput.get_ylabel() == "goodput (requests/s)"
+    assert goodput.get_xlabel() == "Offered load (requests/s)" and goodput.get_ylabel() == "Goodput (requests/s)"
     assert {text.get_text() for text in ttft.texts} == {"policy=fcfs", "policy=slo"}
     assert list(goodput.xaxis.get_ticklocs()) == [1, 2, 8]
 
@@ -68,7 +68,7 @@ def test_a_bound_is_a_dashed_line() -> None:
     (axes,) = sweep_plots.lines(runs, y="prefix_hit_rate").axes
     (bound,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert np.allclose(bound.get_xydata(), [(100, 20), (1000, 40), (10000, 50)])
-    assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "prefix hit rate (%)")
+    assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "Prefix hit rate (%)")
     assert [text.get_text() for text in axes.texts] == ["bound"]
 
 
@@ -86,7 +86,7 @@ def test_a_metric_per_gpu_is_divided_by_the_devices() -> None:
     runs = table(**{"parallel.tp": [1, 4, 2], "parallel.pp": [1, 1, 2], "parallel.dp": [8, 2, 2], GOODPUT: [16.0, 24.0, 4.0]})
     (axes,) = sweep_plots.bars(runs, y="goodput_per_s/gpu").axes
     assert np.allclose([bar.get_width() for bar in axes.patches], [0.5, 2, 3])
-    assert axes.get_xlabel() == "goodput (requests/s) per GPU"
+    assert axes.get_xlabel() == "Goodput (requests/s) per GPU"
 
 
 def test_cells_of_a_heatmap_are_means_and_empty_where_nothing_ran() -> None:
@@ -97,7 +97,7 @@ def test_cells_of_a_heatmap_are_means_and_empty_where_nothing_ran() -> None:
     cells = np.ma.filled(mesh.get_array(), np.nan)
     assert np.allclose(cells, [[2, 3, 9], [4, 7, np.nan]], equal_nan=True)
     assert [text.get_text() for text in axes.texts] == ["2", "3", "9", "4", "7"]
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "8"] and bar.get_ylabel() == "goodput (requests/s)"
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "8"] and bar.get_ylabel() == "Goodput (requests/s)"
     with pytest.raises(ValueError, match=r"'model\.name' was not swept"):
         sweep_plots.heatmap(runs, x="workload.rate", y="model.name")
 
