@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .comparison import compare, summarize
+from .comparison import compare, differing_environment, summarize
 from .compose import saved_commands
 from .drawing import Naming
 from .environment import START_TIME
@@ -174,11 +174,10 @@ def _alarms(runs: pd.DataFrame) -> list[str]:
         alarms.append(f"All {failed} runs failed: there are no results.")
     elif failed:
         alarms.append(f"{failed} of {len(runs)} runs failed, see below; the table and the figures are of the others.")
-    commits = _stated(runs, "env.commit")
-    if len(commits) > 1:
-        alarms.append("The runs are of more than one commit.")
-    elif commits and commits[0].endswith("+changes"):
-        alarms.append("The runs are of code that was changed after its commit.")
+    if differing := differing_environment(runs):
+        alarms.append(f"The runs are not of one environment: {differing}.")
+    if any(commit.endswith("+changes") for commit in _stated(runs, "env.commit")):
+        alarms.append("Some of the code was changed after its commit.")
     return alarms
 
 

@@ -10,7 +10,6 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
-from .comparison import confidence_halfwidth
 from .drawing import (
     COLORS,
     FAINT,
@@ -25,6 +24,7 @@ from .drawing import (
     set_log,
 )
 from .labels import PER_DEVICE, column_label, quantity
+from .statistics import confidence_halfwidth
 from .sweep import differences_text, setting_columns, telling_columns, value_text
 
 DEFAULT_METRICS = "ttft_p50_s,tpot_p50_s"
@@ -53,7 +53,7 @@ def lines(runs: pd.DataFrame, x: str | None = None, y: str = DEFAULT_METRICS) ->
     for axes, metric in zip(row, metrics):
         label, scale = quantity(metric)
         for color, group in zip(COLORS, settings.values()):
-            means = metric_values(group, metric).mul(scale).groupby(group[x]).agg(["mean", confidence_halfwidth])
+            means = metric_values(group, metric).dropna().mul(scale).groupby(group[x]).agg(["mean", confidence_halfwidth])
             style = {"color": color, "marker": "o", "markersize": 3.5, "capsize": 2}
             axes.errorbar(means.index, means["mean"], means["confidence_halfwidth"], **style)
         _draw_bound(axes, runs, x, metric, scale)
