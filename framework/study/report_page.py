@@ -101,7 +101,7 @@ def build_report(
         for base in [comparison] if comparison else _stated(runs, "compare"):
             tables.append(_comparison_table(runs, columns, base))
         drawings, notes = _draw(folder, runs, list(figures) or _stated_list(runs, "figures"), asked)
-    commands, command_notes = _commands(folder)
+    commands, command_notes = _commands([folder / run for run in runs["run"]])
     return Report(
         title=", ".join(names) or "runs",
         questions=questions,
@@ -143,11 +143,11 @@ def without_path(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
-def number_text(value: float) -> str:
-    """Four digits that count; a dash for what was not observed."""
+def number_text(value: float, num_digits: int = 4) -> str:
+    """With so many digits that count; a dash for what was not observed."""
     if not math.isfinite(value):
         return "-" if math.isnan(value) else str(value)
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
+    return f"{value:,.0f}" if 10**num_digits <= abs(value) < 1e12 else f"{value:.{num_digits}g}"
 
 
 def _stated(runs: pd.DataFrame, column: str) -> list[str]:
@@ -199,7 +199,7 @@ def _summary_table(summary: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[
         for metric in metrics:
             scale = quantity(metric).scale
             half = row.get(metric + CI, math.nan) * scale
-            cells.append(number_text(row[metric] * scale) + (f" ± {half:.2g}" if math.isfinite(half) else ""))
+            cells.append(number_text(row[metric] * scale) + (f" ± {number_text(half, 2)}" if math.isfinite(half) else ""))
         rows.append(cells)
     notes = []
     if any(c.endswith(CI) for c in summary.columns):
@@ -277,8 +277,8 @@ def _failures(runs: pd.DataFrame) -> dict[str, str]:
     return found
 
 
-def _commands(folder: Path) -> tuple[list[str], list[str]]:
-    commands = [without_path(command) for command in saved_commands(folder)]
+def _commands(folders: Sequence[Path]) -> tuple[list[str], list[str]]:
+    commands = [without_path(command) for command in saved_commands(folders)]
     if not commands:
         return [], ["The command was not kept with these runs: they lack the files that Hydra wrote beside them."]
     notes = [f"The first {MAX_COMMANDS} of {len(commands)} commands."] if len(commands) > MAX_COMMANDS else []

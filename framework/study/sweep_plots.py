@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
 from .drawing import (
     COLORS,
@@ -20,8 +19,10 @@ from .drawing import (
     label_beside,
     legend_below,
     literal,
+    marks,
     new_figure,
     set_log,
+    tick_swept,
 )
 from .labels import PER_DEVICE, column_label, quantity
 from .statistics import confidence_halfwidth
@@ -29,7 +30,7 @@ from .sweep import differences_text, setting_columns, telling_columns, value_tex
 
 DEFAULT_METRICS = ("ttft_p50_s", "tpot_p50_s", "bits_per_byte")
 """Of these the ones that were observed are drawn, if none are named."""
-MAX_BARS, MAX_MARKERS = 40, 60
+MAX_BARS = 40
 MAX_PANELS = 6
 WIDE = 16
 """Values over so large a factor are shown on a logarithmic axis."""
@@ -55,8 +56,7 @@ def lines(runs: pd.DataFrame, x: str | None = None, y: str | None = None) -> Fig
         label, scale = quantity(metric)
         for color, group in zip(COLORS, settings.values()):
             means = metric_values(group, metric).dropna().mul(scale).groupby(group[x]).agg(["mean", confidence_halfwidth])
-            marks = {"marker": "o", "markersize": 3.5, "capsize": 2} if len(means) <= MAX_MARKERS else {}
-            axes.errorbar(means.index, means["mean"], means["confidence_halfwidth"], color=color, **marks)
+            axes.errorbar(means.index, means["mean"], means["confidence_halfwidth"], color=color, **marks(len(means)))
         _draw_bound(axes, runs, x, metric, scale)
         axes.set(xlabel=column_label(x), ylabel=label)
         _scale(axes, np.unique(runs[x]))
@@ -173,17 +173,10 @@ def _draw_bound(axes: Axes, runs: pd.DataFrame, x: str, metric: str, scale: floa
 
 
 def _scale(axes: Axes, swept: np.ndarray) -> None:
-    """Ticks where was measured, if these are few; logarithmic axes for wide ranges; else a vertical one from 0, unless all values
-    are close together."""
+    """Logarithmic axes for wide ranges; else a vertical one from 0, unless all values are close together."""
     if swept.min() > 0 and swept.max() / swept.min() >= WIDE:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-    if len(swept) <= 8:
-        axes.xaxis.set_major_locator(FixedLocator(swept.tolist()))
-        axes.xaxis.set_major_formatter(FixedFormatter([f"{v:g}" for v in swept]))
-    else:
-        axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    tick_swept(axes, swept)
     drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) and drawn.min() > 0 and drawn.max() / drawn.min() >= WIDE:

@@ -59,7 +59,7 @@ def test_every_part_of_a_report(tmp_path: Path) -> None:
     results, compared = report.tables
     assert results.header == ["policy", "rate", "repeats", "TTFT p50 (ms)"]
     # Student's t with one degree of freedom: 12.7 standard errors of 5 ms.
-    assert results.rows[0] == ["fcfs", "1", "2", "105 ± 64"] and results.rows[3] == ["slo", "2", "2", "210 ± 1.3e+02"]
+    assert results.rows[0] == ["fcfs", "1", "2", "105 ± 64"] and results.rows[3] == ["slo", "2", "2", "210 ± 127"]
     assert [row[:4] for row in compared.rows] == [["slo", "1", "TTFT p50 (ms)", "2"], ["slo", "2", "TTFT p50 (ms)", "2"]]
     assert compared.rows[1][4].startswith("×2 (")
     (lines,) = report.drawings
@@ -182,8 +182,12 @@ def test_the_command_is_that_of_the_sweep(tmp_path: Path) -> None:
     command = (
         "python experiments/serve.py -m experiment=chunk_size 'workload.path=/data/azure trace.csv' seed=1,2 hydra/launcher=joblib"
     )
-    assert saved_commands(tmp_path) == [command]
-    assert saved_commands(tmp_path / "sweep" / "0") == [command.replace(" -m", "")]
+    assert saved_commands([tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"]) == [command]
+    (tmp_path / "sweep" / "multirun.yaml").rename(tmp_path / "kept.yaml")
+    assert saved_commands([tmp_path / "sweep" / "0"]) == [command.replace(" -m", "")]
+    (tmp_path / "sweep" / "multirun.yaml").write_text("hydra: [")
+    assert saved_commands([tmp_path / "sweep" / "0"]) == []
+    (tmp_path / "kept.yaml").rename(tmp_path / "sweep" / "multirun.yaml")
     write_run(tmp_path / "sweep" / "0", {"status": "ok", "error": None})
     report = report_of(tmp_path)
     assert "'workload.path=PATH/azure trace.csv'" in report.commands[0] and "PATH stands for" in report.command_notes[0]
