@@ -23,7 +23,9 @@ def write_points(fits: Sequence[Fit], path: Path) -> None:
         for fit in fits:
             samples = fit.samples
             formats = " ".join(f"{name}={value:g}" for name, value in samples.formats.items())
-            shown = np.argsort(samples.times)[np.linspace(0, len(samples) - 1, min(len(samples), MAX_POINTS)).astype(int)]
+            shown = np.argsort(samples.times)[
+                np.linspace(0, len(samples.times) - 1, min(len(samples.times), MAX_POINTS)).astype(int)
+            ]
             for measured, predicted in zip(samples.times[shown], fit.predicted[shown]):
                 writer.writerow(
                     [samples.op, samples.dtype, formats, *(f"{np.exp(log) * 1e6:.4g}" for log in (measured, predicted))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from framework.cli import main
 from framework.study import kernel_plots
+from framework.study.calibration.points import MAX_POINTS, write_points
 from framework.study.plot_kinds import FigureSpec
 from triton_kernels.devices import DEVICE_MODELS
 from triton_kernels.lab.roofline import measured_rows
@@ -45,6 +47,19 @@ def test_predictions_are_points_and_their_mean_error() -> None:
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["gemm: 20.0% off on average (n=2)", "moe: 0.0% off on average (n=1)"]
     assert axes.get_xscale() == axes.get_yscale() == "log" and axes.get_xlim() == axes.get_ylim()
+
+
+def test_points_of_a_calibration_are_drawn_as_they_were_written(tmp_path: Path) -> None:
+    times = np.log(np.linspace(1e-6, 400e-6, 400))
+    samples = SimpleNamespace(op="linear", dtype="bfloat16", formats={"group_rows": 0}, times=times[::-1])
+    fit = SimpleNamespace(samples=samples, predicted=times[::-1] + np.log(1.05))
+    write_points([fit], tmp_path / "points.csv")  # type: ignore[list-item]
+    rows = pd.read_csv(tmp_path / "points.csv")
+    assert len(rows) == MAX_POINTS and set(rows["formats"]) == {"group_rows=0"}
+    assert rows["measured_us"].is_monotonic_increasing and tuple(rows["measured_us"].iloc[[0, -1]]) == (1.0, 400.0)
+    assert np.allclose(rows["predicted_us"], 1.05 * rows["measured_us"], rtol=1e-3)
+    legend = kernel_plots.predictions(rows).legends[0]
+    assert legend.get_texts()[0].get_text() == f"linear: 5.0% off on average (n={MAX_POINTS})"
 
 
 def test_a_roofline_of_one_op_tells_its_kernels_apart() -> None:
