@@ -13,6 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
+from .labels import column_quantity
 from .sweep import differences, differences_text, setting_columns, telling_columns, value_text
 
 COLORS = ("#1369bf", "#bf7c39", "#39bf7c", "#7e17e6", "#993d0f", "#626773", "#bfa313", "#aca3bf", "#7ea1e6", "#73593f")
@@ -144,12 +145,14 @@ def set_log(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def tick_swept(axes: Axes, swept: np.ndarray) -> None:
-    """Horizontal ticks where was measured, if these are few."""
+def tick_swept(axes: Axes, column: str, swept: np.ndarray) -> None:
+    """Names the horizontal axis, and puts its ticks where was measured, if that is at few values."""
+    label, scale = column_quantity(column)
+    axes.set_xlabel(label)
     if len(swept) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(swept.tolist()))
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value * scale:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -63,17 +63,18 @@ def predictions(rows: pd.DataFrame) -> Figure:
     ends = np.array([times.min() / 1.3, times.max() * 1.3])
     axes.fill_between(ends, ends / 1.1, ends * 1.1, color=GRID, linewidth=0, zorder=0.5)
     axes.plot(ends, ends, color=FAINT, linewidth=0.8, zorder=1)
-    size, alpha = (28, 0.8) if len(rows) <= 200 else (7, 0.4)
+    size, alpha = (28, 0.8) if len(rows) <= 200 else (9, 0.5)
+    named: dict[str, Line2D] = {}
     for color, (op, group) in zip(cycle(COLORS), rows.groupby("op", sort=False)):
         error = (group["predicted_us"] / group["measured_us"] - 1).abs().mean()
-        label = f"{op}: {error:.1%} off on average (n={len(group)})"
-        axes.scatter(
-            group["measured_us"], group["predicted_us"], color=color, s=size, alpha=alpha, linewidths=0, label=literal(label)
+        axes.scatter(group["measured_us"], group["predicted_us"], color=color, s=size, alpha=alpha, linewidths=0)
+        named[literal(f"{op}: {error:.1%} off on average (n={len(group)})")] = Line2D(
+            [], [], color=color, marker="o", markersize=4, linestyle=""
         )
     axes.set(xlabel="Measured (us)", ylabel="Simulated (us)", xlim=ends, ylim=ends)
     set_log(axes.xaxis)
     set_log(axes.yaxis)
-    legend_below(figure, axes.get_legend_handles_labels(), "grey: within 10 %")
+    legend_below(figure, ([*named.values()], [*named]), "grey: within 10 %")
     return figure
 
 

@@ -51,8 +51,8 @@ def quantity(metric: str) -> Quantity:
         return Quantity(f"{label} per GPU", scale)
     if known := _METRICS.get(name):
         return known
-    if latency := re.fullmatch("(ttft|tpot|itl|e2e)_(mean|p[0-9]+)_s", name):
-        return Quantity(f"{latency[1].upper()} {latency[2]} (ms)", 1e3)
+    if latency := re.fullmatch("(ttft|tpot|itl|e2e)_(.+)_s", name):
+        return Quantity(f"{latency[1].upper()} {latency[2].replace('_', ' ')} (ms)", 1e3)
     words = _words(name)
     for ending, unit, scale in _ENDINGS:
         if words.endswith(ending):
@@ -60,9 +60,12 @@ def quantity(metric: str) -> Quantity:
     return Quantity(words)
 
 
-def column_label(column: str) -> str:
-    """What a swept column is called on an axis."""
-    return _COLUMNS.get(column, _words(column.split(".")[-1]))
+def column_quantity(column: str) -> Quantity:
+    """What a swept column is called on an axis, and in which unit."""
+    words = _words(column.split(".")[-1])
+    if words.endswith(" bytes"):
+        return Quantity(f"{words.removesuffix(' bytes')} (GB)", 1e-9)
+    return Quantity(_COLUMNS.get(column, words))
 
 
 def number_text(value: float, num_digits: int = 4) -> str:

@@ -27,7 +27,7 @@ from .drawing import (
     with_columns,
 )
 from .joining import is_quality, join_quality
-from .labels import column_label, quantity
+from .labels import quantity
 
 NUM_TIMES = 1000
 """Points in time of a timeline: more than a figure has pixels to show."""
@@ -98,9 +98,9 @@ def load(runs: pd.DataFrame, x: str = "workload.rate") -> Figure:
                     label=label if percentile == 50 else None,
                     **marks(len(mean)),
                 )
-        axes.set(xlabel=column_label(x), ylabel=f"{title} (ms)")
+        axes.set_ylabel(f"{title} (ms)")
         set_log(axes.yaxis)
-        tick_swept(axes, np.unique(pd.to_numeric(runs[x])))
+        tick_swept(axes, x, np.unique(pd.to_numeric(runs[x])))
     styles = [Line2D([], [], color=FAINT, linestyle=s) for s in ("-", "--")]
     handles, labels = grid[0, 0].get_legend_handles_labels()
     shown = [(h, t) for h, t in zip(handles, labels) if t]

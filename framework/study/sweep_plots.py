@@ -24,7 +24,7 @@ from .drawing import (
     set_log,
     tick_swept,
 )
-from .labels import PER_DEVICE, column_label, number_text, quantity
+from .labels import PER_DEVICE, column_quantity, number_text, quantity
 from .statistics import confidence_halfwidth
 from .sweep import differences_text, setting_columns, telling_columns, value_text
 
@@ -58,8 +58,8 @@ def lines(runs: pd.DataFrame, x: str | None = None, y: str | None = None) -> Fig
             means = metric_values(group, metric).dropna().mul(scale).groupby(group[x]).agg(["mean", confidence_halfwidth])
             axes.errorbar(means.index, means["mean"], means["confidence_halfwidth"], color=color, **marks(len(means)))
         _draw_bound(axes, runs, x, metric, scale)
-        axes.set(xlabel=column_label(x), ylabel=label)
-        _scale(axes, np.unique(runs[x]))
+        axes.set_ylabel(label)
+        _scale(axes, x, np.unique(runs[x]))
     _name_lines(figure, row[-1], settings, naming, LABEL_HEIGHT_INCHES / height)
     return figure
 
@@ -121,8 +121,8 @@ def heatmap(runs: pd.DataFrame, x: str, y: str, z: str = "tpot_p50_s") -> Figure
         axes.set_xticks(np.arange(len(columns)) + 0.5, [literal(value_text(v)) for v in columns])
         axes.set_yticks(np.arange(len(rows)) + 0.5, [literal(value_text(v)) for v in rows])
         axes.grid(visible=False)
-        axes.set(xlabel=column_label(x), title=name)
-    panels[0].set_ylabel(column_label(y))
+        axes.set(xlabel=column_quantity(x).label, title=name)
+    panels[0].set_ylabel(column_quantity(y).label)
     bar = figure.colorbar(mesh, ax=list(panels), label=label)
     bar.outline.set_visible(False)
     bar.ax.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=8)
@@ -174,11 +174,11 @@ def _draw_bound(axes: Axes, runs: pd.DataFrame, x: str, metric: str, scale: floa
     axes.annotate("bound", (bound.index[0], bound.iloc[0]), (0, 4), textcoords="offset points", fontsize=8, color=FAINT)
 
 
-def _scale(axes: Axes, swept: np.ndarray) -> None:
+def _scale(axes: Axes, column: str, swept: np.ndarray) -> None:
     """Logarithmic axes for wide ranges; else a vertical one from 0, unless all values are close together."""
     if swept.min() > 0 and swept.max() / swept.min() >= WIDE:
         axes.set_xscale("log")
-    tick_swept(axes, swept)
+    tick_swept(axes, column, swept)
     drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) and drawn.min() > 0 and drawn.max() / drawn.min() >= WIDE:

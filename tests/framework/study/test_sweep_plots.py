@@ -10,6 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from framework.study import sweep_plots
+from framework.study.labels import quantity
 
 from .test_plots import table
 
@@ -70,6 +71,14 @@ def test_a_bound_is_a_dashed_line() -> None:
     assert np.allclose(bound.get_xydata(), [(100, 20), (1000, 40), (10000, 50)])
     assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "Prefix hit rate (%)")
     assert [text.get_text() for text in axes.texts] == ["bound"]
+
+
+def test_an_axis_of_bytes_counts_in_gigabytes() -> None:
+    (axes,) = sweep_plots.lines(
+        table(**{"cache.memory_bytes": [2_000_000_000, 4_000_000_000], GOODPUT: [1.0, 2.0]}), y="goodput_per_s"
+    ).axes
+    assert axes.get_xlabel() == "Memory (GB)" and [t.get_text() for t in axes.get_xticklabels()] == ["2", "4"]
+    assert quantity("ttft_priority_0_p99_s") == ("TTFT priority 0 p99 (ms)", 1e3)
 
 
 def test_bars_are_ordered_means() -> None:
