@@ -210,8 +210,13 @@ def saved_commands(folders: Iterable[Path]) -> list[str]:
             words = ["python", f"experiments/{job}.py", *(["-m"] if path.name == SWEEP_FILE else []), *overrides["task"], *others]
         except (OSError, KeyError, TypeError, YAMLError, OmegaConfBaseException):
             continue  # not of Hydra, or not whole
-        commands.append(shlex.join(words))
+        commands.append(" ".join(map(_quoted, words)))
     return list(dict.fromkeys(commands))
+
+
+def _quoted(word: str) -> str:
+    """For a shell; in double quotes where single ones are in the word and nothing that means something in double ones."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def save_config(config: StudyConfig, path: Path) -> None:

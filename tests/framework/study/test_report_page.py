@@ -170,7 +170,7 @@ def test_numbers_have_the_digits_that_count() -> None:
 
 def test_the_command_is_that_of_the_sweep(tmp_path: Path) -> None:
     """Files as Hydra itself writes them."""
-    words = ["experiment=chunk_size", "workload.path=/data/azure trace.csv", "seed=1,2"]
+    words = ["experiment=chunk_size", "workload.path=/data/azure trace.csv", "compare='a=1'", "name='$(x)'", "seed=1,2"]
     register_schema()
     with initialize_config_dir(str(ROOT / "conf"), job_name="serve", **hydra_version_base()):
         saved = compose("serve", return_hydra_config=True)
