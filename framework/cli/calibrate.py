@@ -33,6 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--source", metavar="TEXT", help="where the tables come from (default: their names)"
     )
     parser.add_argument("--errors", type=Path, metavar="FILE", help="csv file for the table of errors")
+    parser.add_argument(
+        "--points", type=Path, metavar="FILE", help="csv file for rows of left-out shapes, measured and predicted, evenly picked"
+    )
     parser.set_defaults(run=run)
 
 
@@ -42,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..plan import device_model, op_costs
     from ..study.calibration.checking import as_text, check, check_fits, write_csv
     from ..study.calibration.fitting import calibrate
+    from ..study.calibration.points import write_points
     from ..study.calibration.tables import read_tables
 
     if arguments.check != (arguments.calibration is not None) or arguments.check == (arguments.out is not None):
@@ -62,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         calibration, fits = calibrate(device, source, rows, costs, device_ceilings(device))
         calibration.save(arguments.out)
         errors = check_fits(fits)
+        if arguments.points is not None:
+            write_points(fits, arguments.points)
         print(as_text(errors))
         print(f"\n{arguments.out}: {device}, of {len(rows)} rows; use it as executor.calibration={arguments.out}")
     if arguments.errors is not None:
