@@ -27,6 +27,7 @@ class RequestRecord:
     token_times_s  when each output token came out of the engine
     finish_reason  stop, length, ...; None if it was refused
     error          why it was refused, or what failed while it ran; None otherwise
+    num_known_tokens  as of a WorkloadRequest
     """
 
     request_id: str
@@ -36,6 +37,8 @@ class RequestRecord:
     token_times_s: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
+    priority: int = 0
+    num_known_tokens: int | None = None
 
     @property
     def status(self) -> str:
@@ -139,10 +142,18 @@ def run_workload(engine: Engine, workload: Sequence[WorkloadRequest], clock: Clo
 
 
 def _admit(engine: Engine, request_id: str, request: WorkloadRequest, arrival_s: float, start_s: float) -> RequestRecord:
-    record = RequestRecord(request_id, request.user, arrival_s, len(request.prompt_token_ids))
+    record = RequestRecord(
+        request_id,
+        request.user,
+        arrival_s,
+        len(request.prompt_token_ids),
+        priority=request.priority,
+        num_known_tokens=request.num_known_tokens,
+    )
     sampling = replace(request.sampling, output_kind=RequestOutputKind.DELTA)
     try:
-        engine.add_request(request_id, EngineInput(request.prompt_token_ids), sampling, arrival_s=start_s + arrival_s)
+        given = EngineInput(request.prompt_token_ids)
+        engine.add_request(request_id, given, sampling, arrival_s=start_s + arrival_s, priority=request.priority)
     except ValueError as error:
         record.error = str(error)
     return record

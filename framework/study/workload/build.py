@@ -9,8 +9,8 @@ import numpy as np
 from ...sampling_params import SamplingParams
 from .arrivals import gamma_arrivals
 from .config import WorkloadConfig
-from .prompts import ARRIVALS, LENGTHS, PREFIX, PROMPTS, SEEDS, SOURCES, THINK, Encode, Source, block_tokens, stream
-from .traces import TraceEntry, read_trace
+from .prompts import ARRIVALS, LENGTHS, PREFIX, PRIORITIES, PROMPTS, SEEDS, SOURCES, THINK, Encode, Source, block_tokens, stream
+from .traces import MOONCAKE_BLOCK_TOKENS, TraceEntry, read_trace
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class WorkloadRequest:
 
     arrival_s     seconds after the start of the run; in a closed loop, of a user's first request only
     think_time_s  closed loop: it arrives this long after its user's previous request finished; None in an open loop
+    num_known_tokens  of its prompt's, at the start: those in blocks that an earlier request had too, as the trace's own names of
+                  blocks say, the last token aside, which is always computed; None for a trace that names none
     """
 
     arrival_s: float
@@ -26,6 +28,8 @@ class WorkloadRequest:
     sampling: SamplingParams
     user: int
     think_time_s: float | None = None
+    priority: int = 0
+    num_known_tokens: int | None = None
 
 
 def build_workload(config: WorkloadConfig, vocab_size: int, encode: Encode | None) -> list[WorkloadRequest]:
@@ -47,16 +51,18 @@ def build_workload(config: WorkloadConfig, vocab_size: int, encode: Encode | Non
         (_length(config.prompt_tokens, config.prompt_spread, lengths), _length(config.output_tokens, config.output_spread, lengths))
         for _ in range(num_requests)
     ]
-    prompts = [prefix + _prompt(config, e, i, sizes[i][0], source) for i, e in enumerate(entries)]
+    prompts = [(prefix + _prompt(config, e, i, sizes[i][0], source))[: config.max_prompt_tokens] for i, e in enumerate(entries)]
     outputs = [_output_length(config, e, sizes[i][1], encode) for i, e in enumerate(entries)]
     sampling = asdict(config.sampling)
     times = _arrivals(config, entries)
     thinks = stream(config.seed, THINK).exponential(config.think_time_s, num_requests).tolist()
+    priorities = stream(config.seed, PRIORITIES).integers(config.num_priorities, size=num_requests).tolist()
+    known = _known_tokens(config, entries, prompts)
     closed = config.arrivals == "closed"
     return [
         WorkloadRequest(
             arrival_s=times[i],
-            prompt_token_ids=prompts[i][: config.max_prompt_tokens],
+            prompt_token_ids=prompts[i],
             sampling=SamplingParams(
                 max_tokens=min(outputs[i], config.max_output_tokens or outputs[i]),
                 ignore_eos=config.ignore_eos,
@@ -66,6 +72,8 @@ def build_workload(config: WorkloadConfig, vocab_size: int, encode: Encode | Non
             ),
             user=i % config.num_users if closed else i,
             think_time_s=thinks[i] if closed else None,
+            priority=priorities[i],
+            num_known_tokens=known[i],
         )
         for i in range(num_requests)
     ]
@@ -104,6 +112,21 @@ def _output_length(config: WorkloadConfig, entry: TraceEntry, size: int, encode:
         assert encode is not None, "the format needs a tokenizer"
         return max(1, len(encode(entry.completion)))
     return size
+
+
+def _known_tokens(config: WorkloadConfig, entries: list[TraceEntry], prompts: list[list[int]]) -> list[int | None]:
+    seen: set[int] = set()
+    known: list[int | None] = []
+    for entry, prompt in zip(entries, prompts):
+        blocks = entry.block_ids
+        if blocks is None:
+            known.append(None)
+            continue
+        num_seen = next((i for i, block in enumerate(blocks) if block not in seen), len(blocks))
+        shared = config.shared_prefix_tokens * bool(seen) + round(MOONCAKE_BLOCK_TOKENS * config.length_scale * num_seen)
+        known.append(min(shared, len(prompt) - 1))
+        seen.update(blocks)
+    return known
 
 
 def _arrivals(config: WorkloadConfig, entries: list[TraceEntry]) -> list[float]:

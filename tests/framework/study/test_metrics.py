@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -79,6 +80,18 @@ def test_cache_use_is_weighted_by_time() -> None:
     metrics = compute_metrics(run(A, steps=steps, num_preemptions=3, prefix_query_tokens=40, prefix_hit_tokens=10), SLOConfig())
     assert metrics["kv_usage_mean"] == pytest.approx((0.5 * 1 + 1.0 * 3) / 4)
     assert (metrics["kv_usage_max"], metrics["num_preemptions"], metrics["prefix_hit_rate"]) == (1.0, 3, 0.25)
+
+
+def test_the_bound_of_the_hit_rate_is_that_of_the_traces_own_blocks() -> None:
+    known = [replace(A, num_known_tokens=0), replace(B, num_known_tokens=12)]
+    assert compute_metrics(run(*known), SLOConfig())["prefix_hit_rate_bound"] == pytest.approx(12 / 30)
+    assert "prefix_hit_rate_bound" not in compute_metrics(run(A, B), SLOConfig())
+
+
+def test_several_priorities_are_told_apart() -> None:
+    metrics = compute_metrics(run(A, replace(B, priority=1)), SLOConfig())
+    assert (metrics["ttft_priority_0_p50_s"], metrics["ttft_priority_1_p50_s"]) == (1.0, 0.5)
+    assert not [name for name in compute_metrics(run(A, B), SLOConfig()) if "priority" in name]
 
 
 def test_a_request_that_failed_while_it_ran_is_neither_served_nor_refused() -> None:
