@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,17 @@ from experiments.jobs import attempt, first_columns
 from framework import __version__
 from framework.build import build_engine, freeze_garbage, input_processor, settle_block_size
 from framework.engine.inputs import InputProcessor
+from framework.engine.router import ROUTERS
 from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
-from framework.study.driver import RunRecord, run_workload
+from framework.study.driver import run_workload
 from framework.study.environment import environment
 from framework.study.metrics import compute_metrics
+from framework.study.records import RunRecord
 from framework.study.report import format_metrics, format_plan
 from framework.study.results import REQUESTS_FILE, RUN_FILE, plan_columns, write_requests, write_run
-from framework.study.workload import WorkloadConfig, WorkloadRequest, build_workload
+from framework.study.workload import Workload, WorkloadConfig, WorkloadRequest, build_workload
 
 PLOT_FILE = "latency.png"
 
@@ -60,20 +63,23 @@ def serve(config: ServeConfig) -> Served:
 
 def _serve_with_engine(config: ServeConfig) -> Served:
     start = time.perf_counter()
-    engine = build_engine(config.engine())
+    engines = [build_engine(config.engine()) for _ in range(config.parallel.dp)]
     freeze_garbage()
     start_costs = {"load_s": time.perf_counter() - start}
+    engine = engines[0]
     if held := engine.executor.weight_bytes:
         nominal = engine.executor.nominal_weight_bytes
         start_costs |= {"weight_bytes": held, "nominal_weight_bytes": nominal}
         print(f"weights: {held / 1e6:.2f} MB, {nominal / 1e6:.2f} MB as their format says", flush=True)
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
-    run_workload(engine, warmup, engine.clock)
+    for each in engines:
+        run_workload([each], warmup)
     with _compilations(config) as compiled:
-        record = run_workload(engine, workload, engine.clock, progress=True)
+        record = run_workload(engines, workload, ROUTERS[config.router](config.seed), progress=True)
     report = engine.plan_report()
     settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps)}
-    engine.shutdown()
+    for each in engines:
+        each.shutdown()
     return Served(record, report, {"version": __version__, **settled}, start_costs | {"num_late_compilations": len(compiled)})
 
 
@@ -103,10 +109,14 @@ def _serve_with_library(config: ServeConfig) -> Served:
     return Served(record, {}, ran, {"load_s": load_s})
 
 
-def _workloads(config: ServeConfig, vocab_size: int, inputs: InputProcessor) -> tuple[list[WorkloadRequest], list[WorkloadRequest]]:
+def _workloads(
+    config: ServeConfig, vocab_size: int, inputs: InputProcessor
+) -> tuple[Sequence[WorkloadRequest], list[WorkloadRequest]]:
     """The requests to measure, and those before them that are not."""
     encode = inputs.tokenizer.encode if inputs.tokenizer else None
-    workload = build_workload(config.workload, vocab_size, encode)
+    workload: Sequence[WorkloadRequest] = Workload(config.workload, vocab_size, encode)
+    if not EXECUTORS[config.executor.kind].virtual_clock:
+        workload = list(workload)  # while time is measured, none is to be made
     if not config.num_warmup_requests:
         return workload, []
     # Random tokens: prompts of the workload itself would be found in the prefix cache afterwards.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
+from .config_checks import check_types, require
 from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
+from .engine.router import ROUTERS
 from .executor.kinds import EXECUTORS
 from .sampling_params import MAX_LOGPROBS
 
@@ -18,6 +20,8 @@ GENERATION_CONFIGS = ("auto", "none")
 ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
 CALIBRATED_SCHEMES = ("gptq-int4", "awq-int4", "autoround-int4")
 QUANT_SCHEMES = ("none", *ROUNDED_SCHEMES, *CALIBRATED_SCHEMES)
+
+SPECULATIVE_METHODS = ("ngram", "suffix", "draft_model", "eagle", "eagle3", "mtp")
 
 
 @dataclass
@@ -134,17 +138,28 @@ class SchedulerConfig:
 class ExecutorConfig:
     """What a step runs on.
 
-    kind    local (this process), simulated (a cost model under a virtual clock), null (tokens out of thin air, no time)
-    device  of the simulated kind: a name in the device table
-    efficiency, step_overhead_s, kernel_overhead_s   of the cost model: fraction of the roofline that kernels reach, fixed
-            time per step, fixed time per kernel call
+    kind             local (this process), simulated (a cost model under a virtual clock), null (tokens out of thin air, no time)
+
+    Of the simulated kind:
+    device           a name in the device table
+    calibration      what says how long a kernel takes: auto (measured operators of ``device``, else those of a measured device,
+                     transferred), a calibration's name or file, roofline (the device table), free (a step takes no time at all)
+    efficiency, kernel_overhead_s   of calibration=roofline: fraction of the roofline that kernels reach, least time of one
+    step_overhead_s  time of the host per step
+    launch_s         time of the host per launch, of a kernel or of a recording of all kernels (see ``GraphConfig``)
+    noise            standard deviation of the logarithm of a step's time, seeded by ``seed``
+    op_scale         op -> factor on its time
     """
 
     kind: str = "local"
     device: str = "h200"
+    calibration: str = "auto"
     efficiency: float = 0.7
-    step_overhead_s: float = 100e-6
     kernel_overhead_s: float = 2e-6
+    step_overhead_s: float = 100e-6
+    launch_s: float = 5e-6
+    noise: float = 0.0
+    op_scale: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -163,12 +178,78 @@ class GraphConfig:
 
 @dataclass
 class ParallelConfig:
-    """Ranks per kind of parallelism: tensor, pipeline, data, expert."""
+    """Ranks per kind of parallelism; more than one for the simulated kind only.
+
+    tp, pp  a tensor is cut among tp devices, the layers among pp stages; an engine takes tp * pp devices
+    dp      engines beside each other, each on devices of its own
+    ep      1, or as many as tp: experts are spread over these devices, whole, instead of being cut
+    """
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
     ep: int = 1
+
+
+@dataclass
+class SpeculativeConfig:
+    """Guesses of the next tokens that a step checks all at once, by vLLM's names; for the simulated kind, which accepts them at
+    given rates.
+
+    method        what guesses: ngram or suffix (on the host, taken as free), draft_model, or eagle, eagle3 or mtp (one layer of the
+                  model itself and its head, once per guess)
+    num_speculative_tokens  guesses per request and step; 0 = no speculation
+    model         of method=draft_model: where its config.json is found, as ``ModelConfig.name``
+    architecture  of method=draft_model: fields of a Hugging Face config.json; with ``model_type`` among them, ``model`` is but a
+                  name
+    rejection_sample_method       synthetic: guesses are accepted at random
+    synthetic_acceptance_rates    per guess, how probable it is that it and all before it are accepted: not rising
+    synthetic_acceptance_length   in place of the rates: mean number of tokens per request and step, the one after the accepted
+                                  guesses included; by rates that vary as little as can be, 1, ..., 1, the rest, 0, ..., 0
+    """
+
+    method: str = "ngram"
+    num_speculative_tokens: int = 0
+    model: str | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    rejection_sample_method: str = "synthetic"
+    synthetic_acceptance_rates: list[float] | None = None
+    synthetic_acceptance_length: float | None = None
+
+    def acceptance_rates(self) -> list[float]:
+        """``synthetic_acceptance_rates``, or those that ``synthetic_acceptance_length`` stands for."""
+        if self.synthetic_acceptance_rates is not None:
+            return self.synthetic_acceptance_rates
+        assert self.synthetic_acceptance_length is not None, "validate() asks for one of them"
+        return [min(1.0, max(0.0, self.synthetic_acceptance_length - 1 - i)) for i in range(self.num_speculative_tokens)]
+
+    def validate(self) -> None:
+        """Raises ValueError as ``EngineConfig.validate`` does."""
+        k, rates, length = self.num_speculative_tokens, self.synthetic_acceptance_rates, self.synthetic_acceptance_length
+        key = "speculative_config."
+        require(0 <= k <= 128, key + "num_speculative_tokens", k, "from 0 (no speculation) to 128")
+        require(self.method in SPECULATIVE_METHODS, key + "method", self.method, "one of " + ", ".join(SPECULATIVE_METHODS))
+        method = self.rejection_sample_method
+        require(method == "synthetic", key + "rejection_sample_method", method, "synthetic, the only one in this version")
+        if not k:
+            return
+        given = self.model is not None or bool(self.architecture)
+        expected = "given for method=draft_model, and for no other"
+        require(given == (self.method == "draft_model"), key + "model", self.model, expected)
+        require(
+            (rates is None) != (length is None),
+            key + "synthetic_acceptance_rates",
+            rates,
+            f"given, or else synthetic_acceptance_length (which is {length!r}), not both",
+        )
+        if rates is not None:
+            falling = all(1 >= a >= b >= 0 for a, b in zip([1.0, *rates], rates))
+            expected = f"{k} numbers from 0 to 1, as num_speculative_tokens says, none larger than the one before"
+            require(len(rates) == k and falling, key + "synthetic_acceptance_rates", rates, expected)
+        if length is not None:
+            require(
+                1 <= length <= k + 1, key + "synthetic_acceptance_length", length, f"from 1 to {k + 1}, one more than the guesses"
+            )
 
 
 @dataclass
@@ -180,6 +261,7 @@ class EngineConfig:
                ``default`` -> what the other ops take: auto, reference, torch, or triton (an op's best Triton impl, whatever its
                name). An op with such an impl that cannot run here is refused, one without takes auto; fused ops are ``none``
                under reference and torch
+    router     which of ``parallel.dp`` engines serves a request: a name in router.ROUTERS; one engine takes all
     plugins    modules or .py files that hold further impls, loaded in every process
     tuned      where tuned options come from beside the package's tables: auto (what the user tuned), a folder, or off (no tables)
     device     auto (the best here), cpu, cuda, cuda:1 ..., or what an installed package adds (entry points kernelswap.devices)
@@ -194,6 +276,8 @@ class EngineConfig:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     graphs: GraphConfig = field(default_factory=GraphConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    router: str = "round_robin"
+    speculative_config: SpeculativeConfig = field(default_factory=SpeculativeConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
@@ -205,44 +289,47 @@ class EngineConfig:
 
     def validate(self) -> None:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
-        _check_types(self)
+        check_types(self)
         c, s, e = self.cache, self.scheduler, self.executor
         max_len = self.model.max_model_len
-        _require(
+        require(
             max_len is None or max_len >= 1, "model.max_model_len", max_len, "a positive number, or null (what the model allows)"
         )
-        _require(self.model.max_logprobs >= -1, "model.max_logprobs", self.model.max_logprobs, "-1 (no limit) or more")
-        _require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
-        _require(
+        require(self.model.max_logprobs >= -1, "model.max_logprobs", self.model.max_logprobs, "-1 (no limit) or more")
+        require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
+        require(
             c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"
         )
         q = self.quant
-        _require(q.group_size == -1 or q.group_size > 0, "quant.group_size", q.group_size, "-1 (whole rows) or a positive number")
-        _require(q.num_samples > 0, "quant.num_samples", q.num_samples, "a positive number")
-        _require(q.sample_tokens > 0, "quant.sample_tokens", q.sample_tokens, "a positive number")
-        _require(0 < c.memory_fraction <= 1, "cache.memory_fraction", c.memory_fraction, "in (0, 1]")
-        _require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")
-        _require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
-        _require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
-        _require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")
-        _require(0 <= s.ageing < math.inf, "scheduler.ageing", s.ageing, "0 (none) or more")
-        _require(s.ttft_slo_s is None or s.ttft_slo_s > 0, "scheduler.ttft_slo_s", s.ttft_slo_s, "more than 0, or null")
-        _require(0 < e.efficiency < math.inf, "executor.efficiency", e.efficiency, "more than 0")
-        for key, seconds in (("step_overhead_s", e.step_overhead_s), ("kernel_overhead_s", e.kernel_overhead_s)):
-            _require(0 <= seconds < math.inf, f"executor.{key}", seconds, "0 or more")
-        _require(self.num_threads >= 0, "num_threads", self.num_threads, "0 (torch's default) or more")
+        require(q.group_size == -1 or q.group_size > 0, "quant.group_size", q.group_size, "-1 (whole rows) or a positive number")
+        require(q.num_samples > 0, "quant.num_samples", q.num_samples, "a positive number")
+        require(q.sample_tokens > 0, "quant.sample_tokens", q.sample_tokens, "a positive number")
+        require(0 < c.memory_fraction <= 1, "cache.memory_fraction", c.memory_fraction, "in (0, 1]")
+        require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")
+        require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
+        require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
+        require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")
+        require(0 <= s.ageing < math.inf, "scheduler.ageing", s.ageing, "0 (none) or more")
+        require(s.ttft_slo_s is None or s.ttft_slo_s > 0, "scheduler.ttft_slo_s", s.ttft_slo_s, "more than 0, or null")
+        require(0 < e.efficiency < math.inf, "executor.efficiency", e.efficiency, "more than 0")
+        for key in ("kernel_overhead_s", "step_overhead_s", "launch_s", "noise"):
+            require(0 <= getattr(e, key) < math.inf, f"executor.{key}", getattr(e, key), "0 or more")
+        for op, factor in e.op_scale.items():
+            require(0 <= factor < math.inf, f"executor.op_scale.{op}", factor, "0 or more")
+        require(self.num_threads >= 0, "num_threads", self.num_threads, "0 (torch's default) or more")
         for key, value, table in (
             ("quant.scheme", self.quant.scheme, QUANT_SCHEMES),
             ("cache.dtype", c.dtype, CACHE_DTYPES),
             ("scheduler.policy", s.policy, POLICIES),
             ("executor.kind", e.kind, EXECUTORS),
+            ("router", self.router, ROUTERS),
             ("model.load_format", self.model.load_format, LOAD_FORMATS),
             ("model.backend", self.model.backend, BACKENDS),
             ("model.generation_config", self.model.generation_config, GENERATION_CONFIGS),
         ):
-            _require(value in table, key, value, "one of " + ", ".join(table))
+            require(value in table, key, value, "one of " + ", ".join(table))
         POLICIES[s.policy](s)  # says what it misses
-        _require(
+        require(
             not self.graphs.enabled
             or self.graphs.batch_sizes is None
             or (self.graphs.batch_sizes and min(self.graphs.batch_sizes) > 0),
@@ -250,33 +337,27 @@ class EngineConfig:
             self.graphs.batch_sizes,
             "positive numbers, at least one, or null (or graphs.enabled=false)",
         )
-        for name, size in vars(self.parallel).items():
-            _require(size == 1, f"parallel.{name}", size, "1 (execution across ranks is not available in this version)")
+        parallel = self.parallel
+        for name, size in vars(parallel).items():
+            require(size >= 1, f"parallel.{name}", size, "1 or more")
+        require(parallel.ep in (1, parallel.tp), "parallel.ep", parallel.ep, f"1, or {parallel.tp} as parallel.tp")
+        self.speculative_config.validate()
+        self._check_sections()
 
-
-def _check_types(config: Any, prefix: str = "") -> None:
-    """Raises ValueError for the first value that is not of its field's type; Hydra checks this itself, Python does not. A whole
-    number does where a fraction is asked for."""
-    for name, kind in get_type_hints(type(config)).items():
-        value, key = getattr(config, name), prefix + name
-        _require(_fits(value, kind), key, value, f"of type {kind.__name__ if isinstance(kind, type) else kind}")
-        if is_dataclass(value):
-            _check_types(value, f"{key}.")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    inner = get_args(kind)
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
-    if inner:
-        return any(_fits(value, one) for one in inner)
-    if isinstance(value, bool) and kind in (int, float):
-        return False
-    return kind is Any or isinstance(value, (int, float) if kind is float else kind)
-
-
-def _require(condition: object, key: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{key}={value!r} cannot work: it must be {expected}")
+    def _check_sections(self) -> None:
+        """Refuses what only other kinds of executors, or another calibration, would read."""
+        kind, e = self.executor.kind, self.executor
+        for section in ("executor", "parallel", "speculative_config"):
+            if section not in EXECUTORS[kind].sections:
+                able = ", ".join(name for name, other in EXECUTORS.items() if section in other.sections)
+                found = getattr(self, section)
+                for name, default in vars(type(found)()).items():
+                    expected = f"{default} (executor.kind={kind} does not read it; {able} does)"
+                    require(name == "kind" or getattr(found, name) == default, f"{section}.{name}", getattr(found, name), expected)
+        default = EngineConfig.router
+        expected = f"{default} (executor.kind={kind} is one engine)"
+        require(self.router == default or "parallel" in EXECUTORS[kind].sections, "router", self.router, expected)
+        for name in ("efficiency", "kernel_overhead_s") if e.calibration != "roofline" else ():
+            default = getattr(ExecutorConfig, name)
+            expected = f"{default} (only executor.calibration=roofline reads it)"
+            require(getattr(e, name) == default, f"executor.{name}", getattr(e, name), expected)

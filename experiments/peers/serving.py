@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from framework.clock import WallClock
 from framework.study.compose import ServeConfig
-from framework.study.driver import Arrivals, RequestRecord, RunRecord
+from framework.study.driver import Arrivals
+from framework.study.records import RequestRecord, RunRecord
 from framework.study.workload import WorkloadRequest
 
 from .continuous import ContinuousBatching

@@ -136,14 +136,29 @@ class Engine:
         """Whether ``step`` has anything left to do."""
         return bool(self.scheduler.requests or self._in_flight or self._outputs)
 
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a seat."""
+        return self.scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that hold none."""
+        return self.scheduler.num_waiting
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Tokens that are known, or being sampled, and that no submitted step computes."""
+        return sum(request.num_tokens - request.num_computed for request in self.scheduler.requests)
+
+    @property
+    def kv_usage(self) -> float:
+        """Fraction of the blocks that requests hold."""
+        return self.manager.pool.usage
+
     def stats(self) -> EngineStats:
-        scheduler = self.scheduler
-        return EngineStats(
-            **vars(scheduler.counters),
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
-            kv_usage=self.manager.pool.usage,
-        )
+        counters = vars(self.scheduler.counters)
+        return EngineStats(**counters, num_running=self.num_running, num_waiting=self.num_waiting, kv_usage=self.kv_usage)
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""

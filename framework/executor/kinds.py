@@ -15,12 +15,14 @@ class ExecutorKind:
                         ``runs_on(config) -> (name, architecture)`` of what its steps run on
     has_device          it runs kernels on ``config.device``
     virtual_clock       it advances time itself
+    sections            of the configuration that not every kind reads
     """
 
     module: str
     class_name: str
     has_device: bool = False
     virtual_clock: bool = False
+    sections: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """The class."""
@@ -29,6 +31,11 @@ class ExecutorKind:
 
 EXECUTORS = {
     "local": ExecutorKind("framework.worker.local_executor", "LocalExecutor", has_device=True),
-    "simulated": ExecutorKind("framework.executor.simulated", "SimulatedExecutor", virtual_clock=True),
+    "simulated": ExecutorKind(
+        "framework.executor.simulated",
+        "SimulatedExecutor",
+        virtual_clock=True,
+        sections=("executor", "parallel", "speculative_config"),
+    ),
     "null": ExecutorKind("framework.executor.null", "NullExecutor"),
 }

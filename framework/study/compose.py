@@ -119,8 +119,8 @@ class QualityConfig(StudyConfig):
 def register_schema() -> None:
     """Makes the dataclasses the schemas behind the YAML files: unknown keys and wrong types then fail at composition.
 
-    ``kernels`` alone takes any key, also in a study with a config of its own that begins with ``kernels_schema``: the registry has
-    the names of the ops, and an engine refuses at its start what is not in there."""
+    ``kernels`` (also in a study with a config of its own that begins with ``kernels_schema``) and ``executor.op_scale`` alone take
+    any key: the registry has the names of the ops, and an engine refuses at its start what is not in there."""
     schemas = {
         "serve_schema": OmegaConf.structured(ServeConfig),
         "quality_schema": OmegaConf.structured(QualityConfig),
@@ -128,6 +128,8 @@ def register_schema() -> None:
     }
     for name, schema in schemas.items():
         OmegaConf.set_struct(schema.kernels, False)
+        if "executor" in schema:
+            OmegaConf.set_struct(schema.executor.op_scale, False)
         ConfigStore.instance().store(name=name, node=schema)
 
 

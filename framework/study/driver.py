@@ -1,88 +1,39 @@
-"""Runs a workload through an engine and records when every token came. The same for real and for virtual time."""
+"""Runs a workload through engines and records when every token came. The same for real and for virtual time."""
 
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ..clock import Clock
+from ..clock import VirtualClock
 from ..engine.inputs import EngineInput
+from ..engine.router import Router
 from ..sampling_params import RequestOutputKind
-from .workload import WorkloadRequest
+from .records import RequestRecord, RunRecord, StepStatistics
+from .workload import Arrival, Workload, WorkloadRequest
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..outputs import RequestOutput
 
 
-@dataclass
-class RequestRecord:
-    """What happened to one request. Times are seconds since the start of the run.
-
-    token_times_s  when each output token came out of the engine
-    finish_reason  stop, length, ...; None if it was refused
-    error          why it was refused, or what failed while it ran; None otherwise
-    num_known_tokens  as of a WorkloadRequest
-    """
-
-    request_id: str
-    user: int
-    arrival_s: float
-    num_prompt_tokens: int
-    token_times_s: list[float] = field(default_factory=list)
-    finish_reason: str | None = None
-    error: str | None = None
-    priority: int = 0
-    num_known_tokens: int | None = None
-
-    @property
-    def status(self) -> str:
-        """ok, refused (it never ran), or failed (an error ended it)."""
-        if self.error is None and self.finish_reason != "error":
-            return "ok"
-        return "refused" if self.finish_reason is None else "failed"
-
-
-@dataclass
-class StepRecord:
-    """The state of the engine after one step.
-
-    end_s     seconds since the start of the run
-    kv_usage  fraction of the KV blocks that requests hold
-    """
-
-    end_s: float
-    kv_usage: float
-    num_running: int
-    num_waiting: int
-
-
-@dataclass
-class RunRecord:
-    """Everything that metrics are computed from."""
-
-    requests: list[RequestRecord] = field(default_factory=list)
-    steps: list[StepRecord] = field(default_factory=list)
-    num_preemptions: int = 0
-    num_chunked_prefills: int = 0
-    prefix_query_tokens: int = 0
-    prefix_hit_tokens: int = 0
-
-
 class Arrivals:
     """Requests in the order in which they arrive; in a closed loop the next one is known only when the last one finished."""
 
     def __init__(self, workload: Sequence[WorkloadRequest]) -> None:
-        self._workload = workload
+        if isinstance(workload, Workload):
+            self._when = workload.arrivals
+        else:
+            self._when = [Arrival(r.arrival_s, r.user, r.think_time_s) for r in workload]
         self._heap: list[tuple[float, int]] = []
         self._later: dict[int, deque[int]] = defaultdict(deque)
         seen: set[int] = set()
-        for index, request in enumerate(workload):
+        for index, request in enumerate(self._when):
             if request.think_time_s is not None and request.user in seen:
                 self._later[request.user].append(index)
             else:
@@ -98,69 +49,126 @@ class Arrivals:
         return heapq.heappop(self._heap)
 
     def finished(self, index: int, now_s: float) -> None:
-        if later := self._later[self._workload[index].user]:
+        if later := self._later.get(self._when[index].user):
             follower = later.popleft()
-            heapq.heappush(self._heap, (now_s + (self._workload[follower].think_time_s or 0.0), follower))
+            heapq.heappush(self._heap, (now_s + (self._when[follower].think_time_s or 0.0), follower))
 
 
-def run_workload(engine: Engine, workload: Sequence[WorkloadRequest], clock: Clock, progress: bool = False) -> RunRecord:
-    """Serves ``workload`` to the end. ``clock`` is the engine's. A request that the engine refuses is recorded with its error.
+class ServingEngine:
+    """An engine in a run, which began for it at ``start_s`` of its own clock. Of others it learns nothing."""
+
+    def __init__(self, engine: Engine, index: int) -> None:
+        self.engine, self.index, self.start_s = engine, index, engine.clock.now()
+        self.steps = StepStatistics()
+        self._before = engine.stats()
+        self._served: dict[str, tuple[int, RequestRecord]] = {}
+
+    def now_s(self) -> float:
+        """Seconds since the start of the run."""
+        return self.engine.clock.now() - self.start_s
+
+    def has_reached(self, time_s: float) -> bool:
+        """Whether its clock is there. Compared on the clock's scale: after ``wait``, a difference could fall short of it."""
+        return self.start_s + time_s <= self.engine.clock.now()
+
+    def wait(self, time_s: float) -> None:
+        """Lets time pass, of an engine with nothing to do."""
+        self.engine.clock.advance_to(self.start_s + time_s)
+
+    def admit(self, index: int, request: WorkloadRequest, prompt: EngineInput, arrival_s: float) -> RequestRecord:
+        """Adds request ``index`` of the workload. Its record has an error if the engine refuses it."""
+        record = RequestRecord(
+            f"{index}",
+            request.user,
+            arrival_s,
+            len(prompt.token_ids),
+            replica=self.index,
+            priority=request.priority,
+            num_known_tokens=request.num_known_tokens,
+        )
+        # Under a virtual clock nothing is gained by telling every token as it comes.
+        kind = RequestOutputKind.FINAL_ONLY if isinstance(self.engine.clock, VirtualClock) else RequestOutputKind.DELTA
+        try:
+            self.engine.add_request(
+                record.request_id,
+                prompt,
+                request.sampling,
+                arrival_s=self.start_s + arrival_s,
+                priority=request.priority,
+                output_kind=kind,
+            )
+        except ValueError as error:
+            record.error = str(error)
+        else:
+            self._served[record.request_id] = index, record
+        return record
+
+    def step(self) -> list[int]:
+        """Indices of the requests that ended, their records complete."""
+        ended = []
+        engine = self.engine
+        for output in engine.step():
+            if output.finished:
+                index, record = self._served.pop(output.request_id)
+                _finish(record, output, self.start_s)
+                ended.append(index)
+        self.steps.add(self.now_s(), engine.kv_usage, engine.num_running, engine.num_waiting)
+        return ended
+
+    def add_counters(self, record: RunRecord) -> None:
+        """What this run adds to an engine's totals."""
+        after = self.engine.stats()
+        for counter in ("num_preemptions", "num_chunked_prefills", "prefix_query_tokens", "prefix_hit_tokens"):
+            added = getattr(after, counter) - getattr(self._before, counter)
+            setattr(record, counter, getattr(record, counter) + added)
+
+
+def run_workload(
+    engines: Sequence[Engine], workload: Sequence[WorkloadRequest], router: Router | None = None, progress: bool = False
+) -> RunRecord:
+    """Serves ``workload`` to the end. A request that its engine refuses is recorded with its error.
+
+    router  chooses among several engines, each on a virtual clock of its own, when a request arrives: after all that are busy have
+            been stepped up to that time. None: there is only one engine, on any clock
 
     TTFT counts from the intended arrival, so a request that arrives during a step has waited for that step."""
-    record, arrivals = RunRecord(), Arrivals(workload)
-    by_id: dict[str, tuple[int, RequestRecord]] = {}
-    before = engine.stats()
-    start_s = clock.now()
+    assert router is not None or len(engines) == 1, "several engines need a router"
+    replicas = [ServingEngine(engine, index) for index, engine in enumerate(engines)]
+    record, arrivals = RunRecord(steps=[replica.steps for replica in replicas]), Arrivals(workload)
+    busy: list[tuple[float, int]] = []  # a heap: the engine that is furthest behind goes on
     with tqdm(total=len(workload), unit="req", disable=None if progress else True) as bar:
-        while arrivals.next_s is not None or engine.has_unfinished():
-            # Compared on the clock's scale: after advance_to(start + next), a difference could fall short of next by a rounding.
-            while arrivals.next_s is not None and start_s + arrivals.next_s <= clock.now():
+        while busy or arrivals.next_s is not None:
+            behind = replicas[busy[0][1]] if busy else None
+            if behind is None or (arrivals.next_s is not None and behind.has_reached(arrivals.next_s)):
                 arrival_s, index = arrivals.pop()
-                request = _admit(engine, f"{index}", workload[index], arrival_s, start_s)
-                record.requests.append(request)
-                by_id[request.request_id] = index, request
-                if request.error is not None:
-                    arrivals.finished(index, clock.now() - start_s)
+                request = workload[index]
+                prompt = EngineInput(request.prompt_token_ids)
+                chosen = replicas[0 if router is None else router.route(prompt, engines)]
+                was_busy = chosen.engine.has_unfinished()
+                if not was_busy:
+                    chosen.wait(arrival_s)
+                admitted = chosen.admit(index, request, prompt, arrival_s)
+                record.requests.append(admitted)
+                if admitted.error is not None:
+                    arrivals.finished(index, chosen.now_s())
                     bar.update()
-            if engine.has_unfinished():
-                outputs = engine.step()
-                now_s = clock.now() - start_s
-                for output in outputs:
-                    if output.finished:
-                        index, request = by_id[output.request_id]
-                        _finish(request, output, start_s)
-                        arrivals.finished(index, now_s)
-                        bar.update()
-                stats = engine.stats()
-                record.steps.append(StepRecord(now_s, stats.kv_usage, stats.num_running, stats.num_waiting))
-            elif arrivals.next_s is not None:
-                clock.advance_to(start_s + arrivals.next_s)
-    after = engine.stats()
-    for counter in ("num_preemptions", "num_chunked_prefills", "prefix_query_tokens", "prefix_hit_tokens"):
-        setattr(record, counter, getattr(after, counter) - getattr(before, counter))
-    return record
-
-
-def _admit(engine: Engine, request_id: str, request: WorkloadRequest, arrival_s: float, start_s: float) -> RequestRecord:
-    record = RequestRecord(
-        request_id,
-        request.user,
-        arrival_s,
-        len(request.prompt_token_ids),
-        priority=request.priority,
-        num_known_tokens=request.num_known_tokens,
-    )
-    sampling = replace(request.sampling, output_kind=RequestOutputKind.DELTA)
-    try:
-        given = EngineInput(request.prompt_token_ids)
-        engine.add_request(request_id, given, sampling, arrival_s=start_s + arrival_s, priority=request.priority)
-    except ValueError as error:
-        record.error = str(error)
+                elif not was_busy:
+                    heapq.heappush(busy, (chosen.now_s(), chosen.index))
+            else:
+                for index in behind.step():
+                    arrivals.finished(index, behind.now_s())
+                    bar.update()
+                if behind.engine.has_unfinished():
+                    heapq.heapreplace(busy, (behind.now_s(), behind.index))
+                else:
+                    heapq.heappop(busy)
+    for replica in replicas:
+        replica.add_counters(record)
     return record
 
 
 def _finish(record: RequestRecord, output: RequestOutput, start_s: float) -> None:
     assert output.metrics is not None, "a finished request has its metrics"
     (completion,) = output.outputs
-    record.token_times_s = [time_s - start_s for time_s in output.metrics.token_times_s]
+    record.token_times_s = array("d", [time_s - start_s for time_s in output.metrics.token_times_s])
     record.finish_reason, record.error = completion.finish_reason, output.error

@@ -3,6 +3,7 @@
 TTFT = first token - arrival (queueing included). TPOT = (last token - first token) / (number of output tokens - 1), absent
 for one token. ITL = all gaps between tokens of a request, pooled. E2E = last token - arrival. Throughput counts from the
 first arrival to the last token. Goodput = requests per second that meet every SLO; TPOT of a one-token completion counts as 0.
+Of several engines, requests and time are pooled; a maximum is that of one engine.
 prefix_hit_rate_bound = what a cache that forgets nothing would find, as a trace's own names of blocks tell. ttft_priority_N: of the
 requests of that priority, where there are several.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .driver import RequestRecord, RunRecord
+from .records import RequestRecord, RunRecord, StepStatistics
 
 PERCENTILES = (50, 90, 99)
 
@@ -32,7 +33,7 @@ class SLOConfig:
 
 def ttft_s(request: RequestRecord) -> float:
     """Time to first token; NaN without one."""
-    return request.token_times_s[0] - request.arrival_s if request.token_times_s else math.nan
+    return request.token_times_s[0] - request.arrival_s if len(request.token_times_s) else math.nan
 
 
 def tpot_s(request: RequestRecord) -> float:
@@ -43,12 +44,12 @@ def tpot_s(request: RequestRecord) -> float:
 
 def e2e_s(request: RequestRecord) -> float:
     """Time from arrival to the last token; NaN without one."""
-    return request.token_times_s[-1] - request.arrival_s if request.token_times_s else math.nan
+    return request.token_times_s[-1] - request.arrival_s if len(request.token_times_s) else math.nan
 
 
 def meets(request: RequestRecord, slo: SLOConfig) -> bool:
     """Whether a request was completed within every objective."""
-    if not request.token_times_s:
+    if not len(request.token_times_s):
         return False
     tpot = tpot_s(request)
     measured = ((ttft_s(request), slo.ttft_s), (0.0 if math.isnan(tpot) else tpot, slo.tpot_s), (e2e_s(request), slo.e2e_s))
@@ -57,7 +58,7 @@ def meets(request: RequestRecord, slo: SLOConfig) -> bool:
 
 def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
     """Name -> value; every name ends in its unit where it has one. What was not observed is absent, never zero."""
-    served = [request for request in run.requests if request.status == "ok" and request.token_times_s]
+    served = [request for request in run.requests if request.status == "ok" and len(request.token_times_s)]
     statuses = Counter(request.status for request in run.requests)
     metrics: dict[str, float] = {
         "num_completed": len(served),
@@ -67,7 +68,7 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
         "num_output_tokens": sum(len(request.token_times_s) for request in served),
     }
     if run.steps:
-        metrics["num_steps"] = len(run.steps)
+        metrics["num_steps"] = sum(steps.num_steps for steps in run.steps)
         metrics["num_preemptions"] = run.num_preemptions
         metrics["num_chunked_prefills"] = run.num_chunked_prefills
     if run.prefix_query_tokens:
@@ -77,17 +78,16 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
         metrics["prefix_hit_rate_bound"] = num_known / sum(request.num_prompt_tokens for request in known)
     if not served:
         return metrics
-    gaps = [np.diff(request.token_times_s) for request in served]
     for name, values in (
         ("ttft", [ttft_s(request) for request in served]),
         ("tpot", [tpot_s(request) for request in served if len(request.token_times_s) > 1]),
-        ("itl", np.concatenate(gaps)),
+        ("itl", _gaps(served)),
         ("e2e", [e2e_s(request) for request in served]),
     ):
-        metrics.update(_distribution(name, values))
+        metrics.update(_distribution(name, np.asarray(values)))
     priorities = sorted({request.priority for request in served})
     for priority in priorities if len(priorities) > 1 else ():
-        metrics.update(_distribution(f"ttft_priority_{priority}", [ttft_s(r) for r in served if r.priority == priority]))
+        metrics.update(_distribution(f"ttft_priority_{priority}", np.array([ttft_s(r) for r in served if r.priority == priority])))
     duration_s = max(r.token_times_s[-1] for r in served) - min(r.arrival_s for r in run.requests)
     metrics["duration_s"] = duration_s
     if duration_s > 0:
@@ -98,22 +98,41 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
         metrics["total_tokens_per_s"] = (metrics["num_output_tokens"] + metrics["num_prompt_tokens"]) / duration_s
     if metrics.get("tpot_mean_s"):
         metrics["tokens_per_s_per_user"] = 1.0 / metrics["tpot_mean_s"]
-    metrics.update(_kv_usage(run))
+    metrics.update(_state(run.steps))
+    if len(run.steps) > 1:
+        of_each = Counter(request.replica for request in run.requests)
+        counts = [of_each[replica] for replica in range(len(run.steps))]
+        metrics |= {"replica_requests_min": min(counts), "replica_requests_max": max(counts)}
     return metrics
 
 
-def _distribution(name: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:
+def _gaps(served: Sequence[RequestRecord]) -> np.ndarray:
+    """float64, all gaps between tokens of a request. In one array from the start: there may be a hundred million."""
+    gaps, first = np.empty(sum(len(request.token_times_s) - 1 for request in served)), 0
+    for request in served:
+        times = np.asarray(request.token_times_s)
+        np.subtract(times[1:], times[:-1], out=gaps[first : first + len(times) - 1])
+        first += len(times) - 1
+    return gaps
+
+
+def _distribution(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean and percentiles; reorders ``values``."""
     if not len(values):
         return {}
-    percentiles = {f"{name}_p{p}_s": float(np.percentile(values, p)) for p in PERCENTILES}
-    return {f"{name}_mean_s": float(np.mean(values)), **percentiles}
+    mean = float(np.mean(values))
+    percentiles = np.percentile(values, PERCENTILES, overwrite_input=True)
+    return {f"{name}_mean_s": mean, **{f"{name}_p{p}_s": float(value) for p, value in zip(PERCENTILES, percentiles)}}
 
 
-def _kv_usage(run: RunRecord) -> dict[str, float]:
-    """The mean is over time: a step counts as long as its state lasted, and idle time between steps counts as it was left."""
-    if not run.steps:
-        return {}
-    usage = np.array([step.kv_usage for step in run.steps])
-    weights = np.diff([step.end_s for step in run.steps])
-    mean = np.average(usage[:-1], weights=weights) if weights.sum() > 0 else usage.mean()
-    return {"kv_usage_mean": float(mean), "kv_usage_max": float(usage.max())}
+def _state(engines: Sequence[StepStatistics]) -> dict[str, float]:
+    """Use of the KV cache, and requests that ran and waited. Each engine weighs as long as it was seen; one that took a single step
+    is told by the state that this left."""
+    used = [steps for steps in engines if steps.num_steps]
+    metrics: dict[str, float] = {}
+    for i, name in enumerate(("kv_usage", "num_running", "num_waiting") if used else ()):
+        seen_s = sum(steps.last_s - steps.first_s for steps in used)
+        areas, now = sum(steps.areas[i] for steps in used), sum(steps.last[i] for steps in used)
+        metrics[f"{name}_mean"] = areas / seen_s if seen_s > 0 else now / len(used)
+        metrics[f"{name}_max"] = max(steps.maxima[i] for steps in used)
+    return metrics

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import EngineConfig
-from .driver import RequestRecord
 from .metrics import e2e_s, tpot_s, ttft_s
+from .records import RequestRecord
 from .sweep import NULL, is_setting
+from .workload import WorkloadConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,9 +56,11 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def config_columns(config: EngineConfig) -> dict[str, Any]:
     """The config of a run as columns; what was asked of the kernels is ``choice.<op>``, and ``choice.default`` of
-    the ops without such a column."""
+    the ops without such a column. A trace is told by its name and content, wherever the file lies."""
     fields = asdict(config)
     kernels = fields.pop("kernels")
+    if isinstance(workload := getattr(config, "workload", None), WorkloadConfig):
+        fields["workload"]["path"] = workload.trace_name()
     return {**flatten(fields), **{f"choice.{op}": choice for op, choice in kernels.items()}}
 
 
@@ -92,8 +95,8 @@ def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
                 "user": r.user,
                 "status": r.status,
                 "arrival_s": r.arrival_s,
-                "first_token_s": times[0] if times else None,
-                "last_token_s": times[-1] if times else None,
+                "first_token_s": times[0] if len(times) else None,
+                "last_token_s": times[-1] if len(times) else None,
                 "num_prompt_tokens": r.num_prompt_tokens,
                 "num_output_tokens": len(times),
                 "ttft_s": ttft_s(r),

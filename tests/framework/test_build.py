@@ -10,7 +10,15 @@ import pytest
 
 from framework.build import build_engine, input_processor
 from framework.clock import VirtualClock, WallClock
-from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
+from framework.config import (
+    CacheConfig,
+    EngineConfig,
+    ExecutorConfig,
+    ModelConfig,
+    ParallelConfig,
+    SchedulerConfig,
+    SpeculativeConfig,
+)
 from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
 from framework.models.hub import resolve_model
@@ -135,9 +143,36 @@ def test_a_name_that_is_in_no_table_is_refused_with_those_that_are(config: Engin
         ({"model": ModelConfig(max_model_len=2.5)}, r"model.max_model_len=2.5 .* of type int \| None"),  # type: ignore[arg-type]
         ({"executor": ExecutorConfig(efficiency=0.0)}, "executor.efficiency=0.0 .* more than 0"),
         ({"executor": ExecutorConfig(step_overhead_s=-1.0)}, "executor.step_overhead_s=-1.0 .* 0 or more"),
+        ({"executor": ExecutorConfig(op_scale={"linear": -1.0})}, "executor.op_scale.linear=-1.0 .* 0 or more"),
+        (
+            {"executor": ExecutorConfig(noise=0.1)},
+            "executor.noise=0.1 .* 0.0 .executor.kind=local does not read it; simulated does",
+        ),
+        ({"executor": ExecutorConfig("simulated", efficiency=0.5)}, "executor.efficiency=0.5 .*only executor.calibration=roofline"),
+        ({"parallel": ParallelConfig(tp=0)}, "parallel.tp=0 .* 1 or more"),
+        ({"parallel": ParallelConfig(pp=2)}, "parallel.pp=2 .* 1 .executor.kind=local does not read it; simulated does"),
+        ({"parallel": ParallelConfig(tp=4, ep=2)}, "parallel.ep=2 .* 1, or 4 as parallel.tp"),
+        ({"speculative_config": SpeculativeConfig("ngram", 2)}, "synthetic_acceptance_rates=None .* not both"),
+        (
+            {"speculative_config": SpeculativeConfig("ngram", 2, synthetic_acceptance_rates=[0.5, 0.6])},
+            r"synthetic_acceptance_rates=\[0.5, 0.6\] .* 2 numbers from 0 to 1",
+        ),
+        (
+            {"speculative_config": SpeculativeConfig("ngram", 2, synthetic_acceptance_length=3.5)},
+            "acceptance_length=3.5 .* from 1 to 3",
+        ),
+        (
+            {"speculative_config": SpeculativeConfig("draft_model", 2)},
+            "speculative_config.model=None .* given for method=draft_model",
+        ),
+        ({"speculative_config": SpeculativeConfig("oracle", 2)}, "speculative_config.method='oracle' .* one of ngram, suffix"),
+        (
+            {"speculative_config": SpeculativeConfig("ngram", 2, synthetic_acceptance_length=2.5)},
+            "speculative_config.num_speculative_tokens=2 .*executor.kind=local does not",
+        ),
     ],
 )
 def test_values_of_a_wrong_type_or_out_of_range_are_refused(values: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         build_engine(EngineConfig(**values))
-    EngineConfig(executor=ExecutorConfig(efficiency=1)).validate()  # a whole number is a number
+    EngineConfig(executor=ExecutorConfig("simulated", calibration="roofline", efficiency=1)).validate()  # a whole number is one

@@ -140,7 +140,7 @@ def test_under_a_default_the_fused_kernel_can_be_named() -> None:
 
 def test_the_simulator_counts_the_calls_that_the_plan_would_make() -> None:
     def num_calls(architecture: str, **kernels: str) -> float:
-        simulated = ExecutorConfig("simulated", efficiency=1e9, kernel_overhead_s=1.0)
+        simulated = ExecutorConfig("simulated", calibration="roofline", efficiency=1e9, kernel_overhead_s=1.0)
         engine = config(architecture, kernels, executor=simulated)
         return SimulatedExecutor(engine, read_model(engine.model), VirtualClock()).cost_model.step_time_s([10], [], [], 1)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-
-import numpy as np
+from functools import cached_property
+from typing import NamedTuple
 
 from ...sampling_params import SamplingParams
 from .arrivals import gamma_arrivals
 from .config import WorkloadConfig
-from .prompts import ARRIVALS, LENGTHS, PREFIX, PRIORITIES, PROMPTS, SEEDS, SOURCES, THINK, Encode, Source, block_tokens, stream
+from .prompts import ARRIVALS, LENGTHS, PREFIX, PRIORITIES, PROMPTS, SEEDS, SOURCES, STAND_IN, THINK, Encode, block_tokens, stream
+from .stand_ins import STAND_INS
 from .traces import MOONCAKE_BLOCK_TOKENS, TraceEntry, read_trace
 
 
@@ -32,109 +34,160 @@ class WorkloadRequest:
     num_known_tokens: int | None = None
 
 
-def build_workload(config: WorkloadConfig, vocab_size: int, encode: Encode | None) -> list[WorkloadRequest]:
-    """The requests of ``config``, in order of arrival (closed loop: in each user's order); the same for the same arguments.
+class Arrival(NamedTuple):
+    """When a request comes, and whose it is; as in WorkloadRequest."""
 
-    ``encode`` is the model's tokenizer, None where there is none: then only sources that bring no text work."""
-    config.validate()
-    entries, needs_tokenizer = _entries(config)
-    name = config.source if config.source != "auto" else "random" if encode is None else "python"
-    if encode is None and (needs_tokenizer or SOURCES[name].needs_tokenizer):
-        raise ValueError(
-            f"workload.source={name} needs a tokenizer to make tokens of texts, and this model has none: set model.tokenizer, or "
-            "workload.source=random"
+    arrival_s: float
+    user: int
+    think_time_s: float | None
+
+
+class Workload(Sequence[WorkloadRequest]):
+    """The requests of ``config``, in order of arrival (closed loop: in each user's order); the same for the same arguments. Each is
+    made when it is asked for, and not kept: a day of a trace has more prompt tokens than memory holds.
+
+    encode    the model's tokenizer, None where there is none: then only sources that bring no text work
+    arrivals  of all requests
+    """
+
+    def __init__(self, config: WorkloadConfig, vocab_size: int, encode: Encode | None) -> None:
+        config.validate()
+        self._config, self._entries, needs_tokenizer = config, *_entries(config)
+        name = config.source if config.source != "auto" else "random" if encode is None else "python"
+        if encode is None and (needs_tokenizer or SOURCES[name].needs_tokenizer):
+            raise ValueError(
+                f"workload.source={name} needs a tokenizer to make tokens of texts, and this model has none: set model.tokenizer, "
+                "or workload.source=random"
+            )
+        self._source, self._encode = SOURCES[name](vocab_size, encode), encode
+        prefix_tokens = config.shared_prefix_tokens
+        self._prefix = self._source.tokens(prefix_tokens, stream(config.seed, PREFIX)) if prefix_tokens else []
+        self._sampling = asdict(config.sampling)
+        times = self._times()
+        recorded = all(None not in (entry.num_prompt_tokens, entry.num_output_tokens) for entry in self._entries)
+        self._sizes = [] if recorded else _sizes(config, len(times))
+        thinks = stream(config.seed, THINK).exponential(config.think_time_s, len(times)).tolist()
+        self._priorities = stream(config.seed, PRIORITIES).integers(config.num_priorities, size=len(times)).tolist()
+        self._num_known_blocks = _num_known_blocks(self._entries)
+        closed = config.arrivals == "closed"
+        self.arrivals = [
+            Arrival(time_s, i % config.num_users if closed else i, thinks[i] if closed else None) for i, time_s in enumerate(times)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.arrivals)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[index]
+        config, (arrival_s, user, think_time_s) = self._config, self.arrivals[index]
+        num_output = self._num_output_tokens(index)
+        prompt = (self._prefix + self._prompt(index))[: config.max_prompt_tokens]
+        return WorkloadRequest(
+            arrival_s,
+            prompt,
+            SamplingParams(
+                max_tokens=min(num_output, config.max_output_tokens or num_output),
+                ignore_eos=config.ignore_eos,
+                detokenize=self._encode is not None,
+                seed=int(stream(config.seed, SEEDS, index).integers(2**31)),
+                **self._sampling,
+            ),
+            user,
+            think_time_s,
+            self._priorities[index],
+            self._num_known_tokens(index, len(prompt)),
         )
-    source, num_requests = SOURCES[name](vocab_size, encode), len(entries)
-    prefix = source.tokens(config.shared_prefix_tokens, stream(config.seed, PREFIX)) if config.shared_prefix_tokens else []
-    lengths = stream(config.seed, LENGTHS)
-    sizes = [
-        (_length(config.prompt_tokens, config.prompt_spread, lengths), _length(config.output_tokens, config.output_spread, lengths))
+
+    def _prompt(self, index: int) -> list[int]:
+        """The recorded prompt, or one of the recorded length, or of one that is drawn."""
+        config, source = self._config, self._source
+        round_, i = divmod(index, len(self._entries))
+        entry = self._entries[i]
+        if entry.prompt is not None:
+            assert source.encode is not None, "the format needs a tokenizer"
+            return source.encode(entry.prompt)
+        if entry.num_prompt_tokens is None:
+            return source.tokens(self._sizes[index][0], stream(config.seed, PROMPTS, index))
+        size = max(1, round(entry.num_prompt_tokens * config.length_scale))
+        if entry.block_ids is not None:
+            # Another round has other users: with the blocks of the first, the cache would find what the trace never repeated.
+            names = [block + round_ * self._num_block_ids for block in entry.block_ids]
+            return block_tokens(names, size, config.length_scale, source.vocab_size, config.seed)
+        return source.tokens(size, stream(config.seed, PROMPTS, index))
+
+    @cached_property
+    def _num_block_ids(self) -> int:
+        return 1 + max(max(entry.block_ids, default=0) for entry in self._entries if entry.block_ids is not None)
+
+    def _num_output_tokens(self, index: int) -> int:
+        entry = self._entries[index % len(self._entries)]
+        if entry.num_output_tokens is not None:
+            return max(1, round(entry.num_output_tokens * self._config.length_scale))
+        if entry.completion is not None:
+            assert self._encode is not None, "the format needs a tokenizer"
+            return max(1, len(self._encode(entry.completion)))
+        return self._sizes[index][1]
+
+    def _num_known_tokens(self, index: int, num_prompt_tokens: int) -> int | None:
+        num_blocks = self._num_known_blocks[index % len(self._entries)]
+        if num_blocks is None:
+            return None
+        prefix = len(self._prefix) if index else 0
+        return min(prefix + round(MOONCAKE_BLOCK_TOKENS * self._config.length_scale * num_blocks), num_prompt_tokens - 1)
+
+    def _times(self) -> list[float]:
+        """Seconds. A trace begins again one mean gap after its last request."""
+        config, entries = self._config, self._entries
+        num_requests = len(entries) * config.repeat
+        if config.arrivals == "closed":
+            return [0.0] * num_requests
+        if config.arrivals == "open":
+            return gamma_arrivals(num_requests, config.rate, config.burstiness, stream(config.seed, ARRIVALS))
+        times = [entry.time_s * config.time_scale for entry in entries if entry.time_s is not None]
+        if len(times) < len(entries):
+            raise ValueError(f"workload.arrivals=trace: {config.path} has no timestamps; use workload.arrivals=open with a rate")
+        span_s = max(times) - min(times)
+        period_s = span_s + span_s / max(len(times) - 1, 1)
+        return [time_s + round_ * period_s for round_ in range(config.repeat) for time_s in times]
+
+
+def build_workload(config: WorkloadConfig, vocab_size: int, encode: Encode | None) -> list[WorkloadRequest]:
+    """All requests of a ``Workload`` at once: while time is measured, none is to be made."""
+    return list(Workload(config, vocab_size, encode))
+
+
+def _sizes(config: WorkloadConfig, num_requests: int) -> list[tuple[int, int]]:
+    """Tokens of prompts and outputs."""
+    rng = stream(config.seed, LENGTHS)
+
+    def draw(mean: int, spread: float) -> int:
+        return max(1, int(rng.integers(round(mean * (1 - spread)), round(mean * (1 + spread)) + 1)))
+
+    return [
+        (draw(config.prompt_tokens, config.prompt_spread), draw(config.output_tokens, config.output_spread))
         for _ in range(num_requests)
     ]
-    prompts = [(prefix + _prompt(config, e, i, sizes[i][0], source))[: config.max_prompt_tokens] for i, e in enumerate(entries)]
-    outputs = [_output_length(config, e, sizes[i][1], encode) for i, e in enumerate(entries)]
-    sampling = asdict(config.sampling)
-    times = _arrivals(config, entries)
-    thinks = stream(config.seed, THINK).exponential(config.think_time_s, num_requests).tolist()
-    priorities = stream(config.seed, PRIORITIES).integers(config.num_priorities, size=num_requests).tolist()
-    known = _known_tokens(config, entries, prompts)
-    closed = config.arrivals == "closed"
-    return [
-        WorkloadRequest(
-            arrival_s=times[i],
-            prompt_token_ids=prompts[i],
-            sampling=SamplingParams(
-                max_tokens=min(outputs[i], config.max_output_tokens or outputs[i]),
-                ignore_eos=config.ignore_eos,
-                detokenize=encode is not None,
-                seed=int(stream(config.seed, SEEDS, i).integers(2**31)),
-                **sampling,
-            ),
-            user=i % config.num_users if closed else i,
-            think_time_s=thinks[i] if closed else None,
-            priority=priorities[i],
-            num_known_tokens=known[i],
-        )
-        for i in range(num_requests)
-    ]
 
 
-def _length(mean: int, spread: float, rng: np.random.Generator) -> int:
-    return max(1, int(rng.integers(round(mean * (1 - spread)), round(mean * (1 + spread)) + 1)))
+def _num_known_blocks(entries: Sequence[TraceEntry]) -> list[int | None]:
+    """How many of each prompt's blocks, from its start, earlier prompts had."""
+    seen: set[int] = set()
+    known: list[int | None] = []
+    for entry in entries:
+        ids = entry.block_ids
+        known.append(None if ids is None else next((i for i, block in enumerate(ids) if block not in seen), len(ids)))
+        seen.update(ids or ())
+    return known
 
 
 def _entries(config: WorkloadConfig) -> tuple[list[TraceEntry], bool]:
     """What is recorded of the requests: a trace's entries, or nothing of so many; and whether it takes a tokenizer to read."""
-    if config.source == "auto" or not SOURCES[config.source].needs_path:
+    if not config.reads_trace:
         assert config.num_requests is not None, "validated"
         return [TraceEntry()] * config.num_requests, False
-    assert config.path is not None, "validated"
+    if config.path is None:
+        return STAND_INS[config.format](config.num_requests, stream(config.seed, STAND_IN)), False
     format, entries = read_trace(config.path, config.format, config.num_requests)
     return entries, format.needs_tokenizer
-
-
-def _prompt(config: WorkloadConfig, entry: TraceEntry, index: int, size: int, source: Source) -> list[int]:
-    """The recorded prompt, or one of the recorded length, or of ``size`` tokens."""
-    if entry.prompt is not None:
-        assert source.encode is not None, "the format needs a tokenizer"
-        return source.encode(entry.prompt)
-    if entry.num_prompt_tokens is not None:
-        size = max(1, round(entry.num_prompt_tokens * config.length_scale))
-    if entry.block_ids is not None:
-        return block_tokens(entry.block_ids, size, config.length_scale, source.vocab_size, config.seed)
-    return source.tokens(size, stream(config.seed, PROMPTS, index))
-
-
-def _output_length(config: WorkloadConfig, entry: TraceEntry, size: int, encode: Encode | None) -> int:
-    if entry.num_output_tokens is not None:
-        return max(1, round(entry.num_output_tokens * config.length_scale))
-    if entry.completion is not None:
-        assert encode is not None, "the format needs a tokenizer"
-        return max(1, len(encode(entry.completion)))
-    return size
-
-
-def _known_tokens(config: WorkloadConfig, entries: list[TraceEntry], prompts: list[list[int]]) -> list[int | None]:
-    seen: set[int] = set()
-    known: list[int | None] = []
-    for entry, prompt in zip(entries, prompts):
-        blocks = entry.block_ids
-        if blocks is None:
-            known.append(None)
-            continue
-        num_seen = next((i for i, block in enumerate(blocks) if block not in seen), len(blocks))
-        shared = config.shared_prefix_tokens * bool(seen) + round(MOONCAKE_BLOCK_TOKENS * config.length_scale * num_seen)
-        known.append(min(shared, len(prompt) - 1))
-        seen.update(blocks)
-    return known
-
-
-def _arrivals(config: WorkloadConfig, entries: list[TraceEntry]) -> list[float]:
-    if config.arrivals == "closed":
-        return [0.0] * len(entries)
-    if config.arrivals == "open":
-        return gamma_arrivals(len(entries), config.rate, config.burstiness, stream(config.seed, ARRIVALS))
-    times = [entry.time_s * config.time_scale for entry in entries if entry.time_s is not None]
-    if len(times) < len(entries):
-        raise ValueError(f"workload.arrivals=trace: {config.path} has no timestamps; use workload.arrivals=open with a rate")
-    return times

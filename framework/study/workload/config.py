@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
 
 from .prompts import SOURCES
+from .stand_ins import STAND_INS
 from .traces import FORMATS
 
 ARRIVALS = ("open", "closed", "trace")
@@ -29,8 +32,10 @@ class WorkloadConfig:
     """What is asked of the engine. Two axes: where the requests come from, and when they arrive.
 
     source          a name in prompts.SOURCES (random, python, trace), or auto: python where the model has a tokenizer, else random
-    path, format    of the trace: the file, and a name in traces.FORMATS, or auto: by the file. A .gz file is read as it is
+    path, format    of the trace: the file, and a name in traces.FORMATS, or auto: by the file. A .gz file is read as it is.
+                    Without a path a form in stand_ins.STAND_INS is made up, with the statistics of the public trace of that form
     num_requests    how many; None = all of the trace
+    repeat          a trace so many times, one after another: other requests with the same lengths, gaps and shared blocks
     seed            of everything random here
     prompt_tokens, prompt_spread    lengths are uniform in mean * [1 - spread, 1 + spread]; not for traces that record lengths
     output_tokens, output_spread    likewise; a completion is at most that long, exactly that long with ignore_eos
@@ -51,6 +56,7 @@ class WorkloadConfig:
     path: str | None = None
     format: str = "auto"
     num_requests: int | None = 32
+    repeat: int = 1
     seed: int = 0
     prompt_tokens: int = 128
     prompt_spread: float = 0.5
@@ -70,12 +76,26 @@ class WorkloadConfig:
     ignore_eos: bool = True
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
+    @property
+    def reads_trace(self) -> bool:
+        """Whether the requests are those of a trace."""
+        return self.source in SOURCES and SOURCES[self.source].needs_path
+
+    def trace_name(self) -> str | None:
+        """What tells one trace from another on any machine: the file's name and 8 digits of its content's hash, or stand-in."""
+        if not self.reads_trace:
+            return None
+        if self.path is None:
+            return "stand-in"
+        path = Path(self.path)
+        return f"{path.name} {blake2b(path.read_bytes(), digest_size=4).hexdigest()}" if path.is_file() else path.name
+
     def validate(self) -> None:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
         one_of = {"source": ("auto", *SOURCES), "arrivals": ARRIVALS, "format": ("auto", *FORMATS)}
         for key, names in one_of.items():
             _require(getattr(self, key) in names, key, getattr(self, key), "one of " + ", ".join(names))
-        for key in ("rate", "burstiness", "time_scale", "length_scale", "prompt_tokens", "output_tokens", "num_users"):
+        for key in ("rate", "burstiness", "time_scale", "length_scale", "prompt_tokens", "output_tokens", "num_users", "repeat"):
             _require(getattr(self, key) > 0, key, getattr(self, key), "more than 0")
         for key in ("think_time_s", "shared_prefix_tokens"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
@@ -85,9 +105,11 @@ class WorkloadConfig:
             value = getattr(self, key)
             _require(value is None or value > 0, key, value, "more than 0, or null")
         from_file = ", ".join(name for name, source in SOURCES.items() if source.needs_path)
-        if self.source in SOURCES and SOURCES[self.source].needs_path:
-            _require(self.path is not None, "path", self.path, f"a file (workload.path=FILE) for source={self.source}")
+        if self.reads_trace:
+            expected = f"a file (workload.path=FILE), or workload.format one of {', '.join(STAND_INS)}, of which a stand-in is made"
+            _require(self.path is not None or self.format in STAND_INS, "path", self.path, expected)
         else:
+            _require(self.repeat == 1, "repeat", self.repeat, f"1, unless source={from_file}: num_requests says how many")
             _require(self.num_requests is not None, "num_requests", self.num_requests, f"a number, unless source={from_file}")
             _require(self.arrivals != "trace", "arrivals", self.arrivals, f"open or closed, unless source={from_file}")
         if self.arrivals == "trace" and self.format in FORMATS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +16,7 @@ Encode = Callable[[str], list[int]]
 """Text -> token ids, special tokens as the model wants them."""
 
 # Streams of random numbers, so that changing one part of a workload leaves the others as they are.
-LENGTHS, PROMPTS, PREFIX, BLOCKS, ARRIVALS, THINK, SEEDS, PRIORITIES = range(8)
+LENGTHS, PROMPTS, PREFIX, BLOCKS, ARRIVALS, THINK, SEEDS, STAND_IN, PRIORITIES = range(9)
 
 
 def stream(seed: int, kind: int, index: int = 0) -> np.random.Generator:
@@ -29,7 +29,7 @@ def random_tokens(num_tokens: int, vocab_size: int, rng: np.random.Generator) ->
     return rng.integers(0, vocab_size, num_tokens).tolist()
 
 
-def block_tokens(block_ids: tuple[int, ...], num_tokens: int, scale: float, vocab_size: int, seed: int) -> list[int]:
+def block_tokens(block_ids: Sequence[int], num_tokens: int, scale: float, vocab_size: int, seed: int) -> list[int]:
     """A prompt made of named blocks: equal names give equal tokens, so that a trace's shared prefixes are real."""
     ends = [round(MOONCAKE_BLOCK_TOKENS * scale * (i + 1)) for i in range(len(block_ids))]
     if not ends or ends[-1] < num_tokens:

@@ -41,7 +41,14 @@ def make_engine(architecture: dict[str, Any] | None = None, **given: Any) -> Eng
         cache=CacheConfig(memory_bytes=1 << 34),
         scheduler=SchedulerConfig(**given),
         executor=ExecutorConfig(
-            **{"kind": "simulated", "efficiency": 1.0, "step_overhead_s": 0.0, "kernel_overhead_s": 0.0, **executor}
+            **{
+                "kind": "simulated",
+                "calibration": "roofline",
+                "efficiency": 1.0,
+                "step_overhead_s": 0.0,
+                "kernel_overhead_s": 0.0,
+                **executor,
+            }
         ),
     )
     return build_engine(config)

@@ -11,7 +11,8 @@ import pytest
 from framework.clock import VirtualClock
 from framework.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from framework.sampling_params import SamplingParams
-from framework.study.driver import RunRecord, run_workload
+from framework.study.driver import run_workload
+from framework.study.records import RunRecord
 from framework.study.workload import WorkloadRequest
 
 
@@ -26,12 +27,11 @@ class OneSecondEngine:
         self.times: dict[str, list[float]] = {}
         self.steps = 0
 
-    def add_request(self, request_id: str, prompt: Any, params: SamplingParams, *, arrival_s: float, priority: int) -> None:
+    def add_request(self, request_id: str, prompt: Any, params: SamplingParams, **given: Any) -> None:
         if len(prompt.token_ids) > 100:
             raise ValueError("prompt too long")
         self.open[request_id] = params.max_tokens or 1
-        self.arrivals[request_id] = arrival_s
-        self.priorities[request_id] = priority
+        self.arrivals[request_id], self.priorities[request_id] = given["arrival_s"], given["priority"]
         self.times[request_id] = []
 
     def has_unfinished(self) -> bool:
@@ -52,15 +52,15 @@ class OneSecondEngine:
                 del self.open[name]
         return outputs
 
+    @property
+    def num_running(self) -> int:
+        return len(self.open)
+
+    num_waiting, kv_usage = 0, 0.5
+
     def stats(self) -> Any:
         return SimpleNamespace(
-            num_running=len(self.open),
-            num_waiting=0,
-            kv_usage=0.5,
-            num_preemptions=self.steps,
-            num_chunked_prefills=0,
-            prefix_query_tokens=10 * self.steps,
-            prefix_hit_tokens=self.steps,
+            num_preemptions=self.steps, num_chunked_prefills=0, prefix_query_tokens=10 * self.steps, prefix_hit_tokens=self.steps
         )
 
 
@@ -74,11 +74,11 @@ def drive(*requests: WorkloadRequest, start_s: float = 0.0, **options: Any) -> t
     clock = VirtualClock()
     clock.advance_to(start_s)
     engine = OneSecondEngine(clock, **options)
-    return run_workload(engine, requests, clock), engine  # type: ignore[arg-type]
+    return run_workload([engine], requests), engine  # type: ignore[list-item]
 
 
 def times(record: RunRecord) -> dict[str, list[float]]:
-    return {r.request_id: r.token_times_s for r in record.requests}
+    return {r.request_id: list(r.token_times_s) for r in record.requests}
 
 
 def test_tokens_are_stamped_and_idle_time_is_skipped() -> None:
@@ -117,8 +117,8 @@ def test_queueing_counts() -> None:
 def test_refused_requests_are_recorded_and_release_their_user() -> None:
     record, _ = drive(request(0, 1, 0, 0.0, num_prompt=101), request(0, 1, 0, 2.0))
     refused, served = record.requests
-    assert refused.error == "prompt too long" and refused.token_times_s == [] and refused.finish_reason is None
-    assert (served.arrival_s, served.token_times_s) == (2.0, [3.0])
+    assert refused.error == "prompt too long" and not refused.token_times_s and refused.finish_reason is None
+    assert (served.arrival_s, list(served.token_times_s)) == (2.0, [3.0])
 
 
 def test_priorities_reach_the_engine_and_the_record() -> None:
@@ -129,13 +129,16 @@ def test_priorities_reach_the_engine_and_the_record() -> None:
 def test_counters_are_of_this_run_alone() -> None:
     clock = VirtualClock()
     engine = OneSecondEngine(clock)
-    run_workload(engine, [request(0, 3)], clock)  # type: ignore[arg-type]
-    record = run_workload(engine, [request(0, 2)], clock)  # type: ignore[arg-type]
+    run_workload([engine], [request(0, 3)])  # type: ignore[list-item]
+    record = run_workload([engine], [request(0, 2)])  # type: ignore[list-item]
     assert (record.num_preemptions, record.prefix_query_tokens, record.prefix_hit_tokens) == (2, 20, 2)
-    assert [(step.end_s, step.kv_usage) for step in record.steps] == [(1.0, 0.5), (2.0, 0.5)]
+    (steps,) = record.steps
+    # From the end of the first step to that of the second the engine ran one request.
+    assert (steps.num_steps, steps.first_s, steps.last_s) == (2, 1.0, 2.0)
+    assert (steps.areas, steps.maxima) == ((0.5, 1.0, 0.0), (0.5, 1.0, 0.0))
 
 
 @pytest.mark.parametrize("progress", [True, False])
 def test_an_empty_workload_ends_at_once(progress: bool) -> None:
-    clock = VirtualClock()
-    assert run_workload(OneSecondEngine(clock), [], clock, progress).requests == []  # type: ignore[arg-type]
+    engine = OneSecondEngine(VirtualClock())
+    assert run_workload([engine], [], progress=progress).requests == []  # type: ignore[list-item]

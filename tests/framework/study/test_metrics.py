@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from framework.study.driver import RequestRecord, RunRecord, StepRecord
 from framework.study.metrics import SLOConfig, compute_metrics, e2e_s, tpot_s, ttft_s
+from framework.study.records import RequestRecord, RunRecord, StepStatistics
 
 # Arrives at 1, completions at 2, 3, 5: TTFT 1, TPOT 1.5, E2E 4.
 A = RequestRecord("a", 0, 1.0, 10, [2.0, 3.0, 5.0], "length")
@@ -75,11 +75,50 @@ def test_goodput_counts_requests_within_every_objective(slo: SLOConfig, num_good
     assert compute_metrics(run(A, B, REFUSED), slo)["goodput_per_s"] == pytest.approx(num_good / 4.0)
 
 
-def test_cache_use_is_weighted_by_time() -> None:
-    steps = [StepRecord(1.0, 0.5, 1, 0), StepRecord(2.0, 1.0, 1, 0), StepRecord(5.0, 0.0, 0, 0)]
+def statistics(*steps: tuple[float, float, int, int]) -> StepStatistics:
+    found = StepStatistics()
+    for step in steps:
+        found.add(*step)
+    return found
+
+
+def test_the_state_is_weighted_by_time() -> None:
+    steps = [statistics((1.0, 0.5, 1, 0), (2.0, 1.0, 3, 2), (5.0, 0.0, 0, 0))]
     metrics = compute_metrics(run(A, steps=steps, num_preemptions=3, prefix_query_tokens=40, prefix_hit_tokens=10), SLOConfig())
-    assert metrics["kv_usage_mean"] == pytest.approx((0.5 * 1 + 1.0 * 3) / 4)
-    assert (metrics["kv_usage_max"], metrics["num_preemptions"], metrics["prefix_hit_rate"]) == (1.0, 3, 0.25)
+    expected = {
+        "num_steps": 3,
+        "kv_usage_mean": (0.5 * 1 + 1.0 * 3) / 4,
+        "kv_usage_max": 1.0,
+        "num_running_mean": (1 * 1 + 3 * 3) / 4,
+        "num_running_max": 3,
+        "num_waiting_mean": 2 * 3 / 4,
+        "num_waiting_max": 2,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert (metrics["num_preemptions"], metrics["prefix_hit_rate"]) == (3, 0.25)
+
+
+def test_one_step_is_told_by_the_state_that_it_left() -> None:
+    metrics = compute_metrics(run(A, steps=[statistics((2.0, 0.25, 1, 0))]), SLOConfig())
+    assert (metrics["kv_usage_mean"], metrics["kv_usage_max"]) == (0.25, 0.25)
+
+
+def test_steps_taken_at_once_count_as_if_one_by_one() -> None:
+    one_by_one = statistics((1.0, 0.5, 2, 0), *((1.0 + i, 0.5, 2, 0) for i in range(1, 5)), (6.0, 0.25, 1, 0))
+    at_once = statistics((1.0, 0.5, 2, 0))
+    at_once.add(5.0, 0.5, 2, 0, count=4)
+    at_once.add(6.0, 0.25, 1, 0)
+    assert at_once == one_by_one
+
+
+def test_engines_weigh_as_long_as_they_were_seen() -> None:
+    """The first for 4 s, the second for 1 s, the third took no step."""
+    first = statistics((0.0, 0.5, 1, 0), (4.0, 0.0, 0, 0))
+    second = statistics((2.0, 0.0, 4, 1), (3.0, 0.0, 0, 0))
+    metrics = compute_metrics(run(A, A, replace(B, replica=1), steps=[first, second, StepStatistics()]), SLOConfig())
+    assert (metrics["kv_usage_mean"], metrics["num_running_mean"]) == (pytest.approx(2 / 5), pytest.approx(8 / 5))
+    assert (metrics["num_steps"], metrics["num_running_max"], metrics["num_waiting_max"]) == (4, 4, 1)
+    assert (metrics["replica_requests_min"], metrics["replica_requests_max"]) == (0, 2)
 
 
 def test_the_bound_of_the_hit_rate_is_that_of_the_traces_own_blocks() -> None:

@@ -86,7 +86,7 @@ def test_a_simulated_device_has_more_blocks_and_reads_fewer_bytes() -> None:
     def executor(dtype: str) -> SimulatedExecutor:
         model = ModelConfig(load_format="dummy", architecture=LLAMA_8B)
         info = read_model(model)
-        simulated = ExecutorConfig("simulated", efficiency=1.0, step_overhead_s=0.0, kernel_overhead_s=0.0)
+        simulated = ExecutorConfig("simulated", calibration="roofline", efficiency=1.0, step_overhead_s=0.0, kernel_overhead_s=0.0)
         config = EngineConfig(model, CacheConfig(16, dtype=dtype, memory_bytes=1 << 34), executor=simulated)
         assert ModelShape.of(info, config).groups[0].spec == PagedKV(8, 128, 128, "bfloat16" if dtype == "auto" else dtype)
         return SimulatedExecutor(config, info, VirtualClock())

@@ -1,0 +1,218 @@
+"""Times of operators as measured: a calibration, loaded by name or file, and timers bound to an op's dims.
+
+``kernelswap calibrate`` fits one (``framework.study.calibration``); what it is made of is in ``operator_model``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .kriging import Kriging
+from .operator_model import BoundModel, OperatorModel
+from .operators import CostFunction, Operator, Runs, operator
+from .physics import Physics
+
+Lengths = int | Sequence[int] | np.ndarray
+FOLDER = Path(__file__).parent / "calibrations"
+SUFFIX = ".json.gz"
+VERSION = 1
+_WRITTEN = ("device", "source", "launch_floor_s", "copy_bytes_s", "ceilings")
+_STEP = 0.002
+"""Values of a field are kept as multiples of this."""
+_FORMATS = {"gemm_fp8": "fp8", "gemm_int8": "int8"}
+"""Op -> number format of its products, where it is not the activations'."""
+_SAME = {"float16": "bfloat16", "half": "bfloat16"}
+"""Dtypes of the same speed."""
+
+
+class Device(Protocol):
+    """Ceilings of a device of the table."""
+
+    name: str
+    copy_bytes_s: float
+    flops_s: dict[str, float]
+
+
+class OperatorTimer:
+    """Seconds of calls of one op with fixed dims. ``calls`` and ``extrapolated`` count; the latter are those outside of what was
+    measured. A call costs a few microseconds; one whose number of tokens came before, where that is all that matters, a tenth.
+    """
+
+    def __init__(self, model: BoundModel, spec: Operator, cost: CostFunction | None, dims: Mapping[str, float]) -> None:
+        self._model, self._spec, self._cost, self._dims = model, spec, cost, dims
+        self._window = dims.get("window") or float("inf")
+        self._by_tokens: dict[int, tuple[float, bool]] = {}
+        self.calls = self.extrapolated = 0
+
+    def __call__(self, q_lens: Lengths, ctx_lens: Lengths) -> float:
+        """``q_lens``: new tokens per request, ``ctx_lens``: its tokens in the cache with the new ones; numbers stand for one request.
+
+        Tables hold equal requests. A decode step (at most 8 new tokens each) counts as its number of requests at their mean
+        context, which keeps flops and bytes (those within a window and those beyond it are counted apart). A step of prefill
+        keeps them by its own: what was measured beside them is read where as many equal whole prompts have as many queries that
+        see as many keys (``operators.requests_and_context``), and a chunk that is less than one such prompt counts as
+        extrapolated, since no table has such calls.
+        """
+        if len(self._spec.sizes) == 1:
+            return self.of_tokens(q_lens if isinstance(q_lens, int) else int(np.sum(q_lens)))
+        return self._count(self._model.seconds(self._spec.measure(self._cost, self._dims, self._runs(q_lens, ctx_lens))))
+
+    def of_tokens(self, num_tokens: int) -> float:
+        """Of an op for which requests make no difference (GEMMs, experts, collectives): seconds at so many tokens or elements."""
+        found = self._by_tokens.get(num_tokens)
+        if found is None:
+            work = self._spec.measure(self._cost, self._dims, [(1, num_tokens, num_tokens)])
+            found = self._by_tokens[num_tokens] = self._model.seconds(work)
+        return self._count(found)
+
+    def of_decode(self, num_requests: int, mean_q_len: float, mean_ctx_len: float) -> float:
+        """Of attention over requests with about equal contexts, without an array: as a step is where all are within a window."""
+        runs = [(num_requests, mean_q_len, mean_ctx_len)]
+        return self._count(self._model.seconds(self._spec.measure(self._cost, self._dims, runs)))
+
+    def _count(self, found: tuple[float, bool]) -> float:
+        self.calls += 1
+        self.extrapolated += found[1]
+        return found[0]
+
+    def _runs(self, q_lens: Lengths, ctx_lens: Lengths) -> Runs:
+        if isinstance(q_lens, int) or len(q_lens) <= 8:
+            return [(1, *pair) for pair in zip(np.atleast_1d(q_lens).tolist(), np.atleast_1d(ctx_lens).tolist())]
+        queries, contexts = np.asarray(q_lens), np.asarray(ctx_lens)
+        if queries.max() > 8:
+            return [(1, *pair) for pair in zip(queries.tolist(), contexts.tolist())]
+        if contexts.max() <= self._window:
+            return [(len(queries), float(queries.mean()), float(contexts.mean()))]
+        beyond = contexts > self._window
+        parts = [(queries[mask], contexts[mask]) for mask in (beyond, ~beyond) if mask.any()]
+        return [(len(queries), float(queries.mean()), float(contexts.mean())) for queries, contexts in parts]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Operator times of one device.
+
+    device          its name, as in the device table where it is in there
+    source          which tables were measured, and where
+    transferred     they are another device's, scaled by the ceilings of the device table
+    launch_floor_s  least time of any kernel that was measured, and
+    copy_bytes_s    bandwidth that streaming kernels reach: for ops without rows
+    ceilings        of the device by the device table (copy_bytes_s, and flops per second by number format); None if it is not there
+    """
+
+    device: str
+    source: str
+    models: tuple[OperatorModel, ...]
+    launch_floor_s: float
+    copy_bytes_s: float
+    ceilings: Mapping[str, float] | None
+    costs: Mapping[str, CostFunction] = field(repr=False)
+    transferred: bool = False
+
+    @staticmethod
+    def names() -> list[str]:
+        """The calibrations that come with the package."""
+        return sorted(path.name.removesuffix(SUFFIX) for path in FOLDER.glob(f"*{SUFFIX}"))
+
+    @classmethod
+    def load(cls, name_or_path: str, costs: Mapping[str, CostFunction]) -> Calibration:
+        """One of ``names()``, or a file that ``kernelswap calibrate`` wrote. ``costs``: op -> cost function. Raises ValueError."""
+        packaged = FOLDER / f"{name_or_path}{SUFFIX}"
+        path = packaged if packaged.is_file() else Path(name_or_path)
+        if not path.is_file():
+            raise ValueError(f"no calibration {name_or_path!r}: there are {', '.join(cls.names())}, and no such file")
+        try:
+            text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            found = json.loads(text)
+            version = found["version"]
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no calibration that `kernelswap calibrate` wrote ({error!r})") from error
+        if version != VERSION:
+            raise ValueError(f"{path} has version {version} of the calibrations' format, expected {VERSION}: make it again")
+        models = tuple(_read_model(entry) for entry in found["models"])
+        return cls(models=models, costs=costs, **{name: found[name] for name in _WRITTEN})
+
+    def save(self, path: Path) -> None:
+        """Writes the file that :meth:`load` reads, compressed if its name ends in .gz. The same calibration, the same bytes."""
+        entries = [_write_model(model) for model in self.models]
+        whole = {"version": VERSION, **{name: getattr(self, name) for name in _WRITTEN}, "models": entries}
+        text = json.dumps(whole, separators=(",", ":")).encode()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+
+    def timer(self, op: str, dtype: str, dims: Mapping[str, float]) -> OperatorTimer | None:
+        """None where nothing was measured for the op, dtype and format.
+
+        dtype  of the activations
+        dims   as the op's cost function takes them, with those that ``operators.OPERATORS`` adds: for ``moe_experts`` the whole
+               layer's ``num_experts`` and ``top_k`` with ``ep`` ranks that share them, and ``skew`` (the exponent of the experts'
+               popularity; left out: every choice is as likely); for collectives ``num_ranks``, q_lens = [elements]
+        """
+        spec, dtype = operator(op, dims), _SAME.get(dtype, dtype)
+        formats = spec.format(dims, dtype)
+        found = [each for each in self.models if (each.op, each.dtype, each.formats) == (op, dtype, formats)]
+        if not found:
+            return None
+        point = spec.point(dims)
+        nearest = min(found, key=lambda model: model.distance(point))
+        return OperatorTimer(nearest.bound(point), spec, self.costs.get(op), dims)
+
+    def on(self, device: Device) -> Calibration:
+        """Transferred to another device of the table: what was fitted and measured, at the shares of its own device's ceilings
+        that it reached there. Floors stay as they are. Raises ValueError where this calibration's device has no known ceilings."""
+        if device.name == self.device:
+            return self
+        own = self.ceilings
+        if own is None:
+            raise ValueError(f"the calibration of {self.device} cannot be transferred to {device.name}: {self.device} was not in the table")
+        memory = device.copy_bytes_s / own["copy_bytes_s"]
+
+        def moved(model: OperatorModel) -> OperatorModel:
+            wanted = _FORMATS.get(model.op, "fp32" if model.dtype == "float32" else "bf16")
+            unit = wanted if wanted in own and wanted in device.flops_s else "bf16"
+            return replace(model, physics=model.physics.scaled(device.flops_s[unit] / own[unit], memory))
+
+        source = f"{self.source}; transferred from {self.device} by the device table"
+        models = tuple(moved(model) for model in self.models)
+        return replace(self, device=device.name, source=source, models=models, transferred=True, copy_bytes_s=self.copy_bytes_s * memory)
+
+
+def _write_model(model: OperatorModel) -> dict[str, Any]:
+    field = model.field
+    return {
+        "op": model.op,
+        "dtype": model.dtype,
+        "formats": model.formats,
+        "impl": model.impl,
+        "physics": model.physics.numbers(),
+        "nodes": [np.round(axis, 6).tolist() for axis in model.nodes],
+        "gridded": model.gridded,
+        "range": [np.round(model.low, 6).tolist(), np.round(model.high, 6).tolist()],
+        "field": field
+        and {
+            "kernel": field.kernel,
+            "noise": float(f"{field.noise:.6g}"),
+            "lengths": [float(f"{length:.6g}") for length in field.lengths],
+            "points": np.round(field.points, 6).tolist(),
+            "values": np.round(field.values / _STEP).astype(int).ravel().tolist(),
+        },
+    }
+
+
+def _read_model(entry: Mapping[str, Any]) -> OperatorModel:
+    field = None
+    if (stored := entry["field"]) is not None:
+        points = np.array(stored["points"])
+        values = np.array(stored["values"]).reshape(len(points), -1) * _STEP
+        field = Kriging(points, values, np.array(stored["lengths"]), stored["noise"], stored["kernel"])
+    low, high = (np.array(side) for side in entry["range"])
+    nodes = tuple(np.array(axis) for axis in entry["nodes"])
+    names = (entry["op"], entry["dtype"], entry["formats"], entry["impl"])
+    return OperatorModel(*names, Physics(*entry["physics"]), field, nodes, entry["gridded"], low, high)
