@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = (
-    *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "itl_p99_s", "output_tokens_per_s"),
+    *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "itl_p99_s", "output_tokens_per_s", "goodput_per_s"),
     *("bits_per_byte", "kl_mean", "kl_p99", "top1_agreement", "weight_bytes"),
 )
 
@@ -24,7 +29,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="only serving runs, each with the metrics of the quality run of the same model, quantization, cache and kernels",
     )
     parser.add_argument(
-        "--compare", metavar="COLUMN=BASE", help="compare the values of a swept column with BASE, in pairs equal in all else"
+        "--compare",
+        metavar="COLUMN=BASE",
+        help="compare the values of a swept column with BASE, in pairs equal in all else: paired bootstrap intervals (Student's t "
+        "for few pairs), effect size, and whether the difference is within noise",
     )
     parser.add_argument(
         "--metrics", metavar="NAME,...", help=f"metrics to print (default: of {','.join(METRICS)} those that were observed)"
@@ -33,24 +41,49 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the table and prints its swept columns with the asked metrics, averaged over repeats."""
-    from ..study.comparison import compare, summarize
+    """Writes the table and prints its swept columns with the asked metrics, averaged over repeats, or compared."""
+    from ..study.comparison import compare, differing_environment, outliers, summarize
     from ..study.joining import join_quality
     from ..study.results import TABLE_FILE, collect, common_folder
 
+    column, _, base = (args.compare or "").partition("=")
+    if args.compare is not None and not (column and base):
+        raise ValueError(f"--compare {args.compare} names no base: give COLUMN=BASE, such as scheduler.policy=fcfs")
     runs = collect(*args.folders)
     if args.join:
         runs = join_quality(runs)
-    output = Path(args.output) if args.output else common_folder(args.folders) / TABLE_FILE
-    runs.to_csv(output, index=False)
     names = [name for name in METRICS if f"metric.{name}" in runs] if args.metrics is None else args.metrics.split(",")
     metrics = [f"metric.{name}" for name in names]
     num_failed = int((runs["status"] != "ok").sum())
     if num_failed < len(runs):
-        table = summarize(runs, metrics) if args.compare is None else compare(runs, metrics, *args.compare.partition("=")[::2])
+        runs["outlier"] = outliers(runs, metrics)
+        table = compare(runs, metrics, column, base) if args.compare else summarize(runs, metrics)
         table.columns = table.columns.str.removeprefix("metric.")
+        if args.compare:
+            table["metric"] = table["metric"].str.removeprefix("metric.")
         print(table.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
+        for note in _notes(table, args.compare, differing_environment(runs)):
+            print(note)
+        for run in runs[runs["outlier"] != ""].itertuples(index=False):
+            print(f"outlier, counted all the same: {run.run}: {run.outlier}")
+    elif args.compare:
+        raise ValueError(f"all {len(runs)} runs failed: nothing to compare; the first: {runs['error'].iloc[0]}")
     for error in runs.loc[runs["status"] != "ok", ["run", "error"]].itertuples(index=False):
         print(f"failed: {error.run}:", str(error.error).split("\n")[0])
+    output = Path(args.output) if args.output else common_folder(args.folders) / TABLE_FILE
+    runs.to_csv(output, index=False)
     print(f"{len(runs)} runs, {num_failed} failed: {output}")
     return 0
+
+
+def _notes(table: pd.DataFrame, compared: str | None, differing: str) -> Iterator[str]:
+    """What a reader of the printed table must know."""
+    if compared:
+        yield f"estimates: ratio (or difference) to {compared} over pairs of equal repeats; low and high: 95 % confidence"
+        if (num := int((table["interval"] != "none").sum())) > 1:
+            yield (
+                f"{num} intervals at 95 %: about one in 20 excludes no change by chance; "
+                "decide by one metric, named beforehand (--metrics NAME)"
+            )
+    if differing:
+        yield f"the runs are not of one environment: {differing}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..study.plot_kinds import PLOT_KINDS
+from ..study.plot_kinds import PLOT_KINDS, FigureSpec
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -28,22 +28,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             help="only the runs with this value; may be given several times",
         )
         for option, text in kind.options.items():
-            added.add_argument(f"--{option}", default=argparse.SUPPRESS, help=text)
+            added.add_argument(f"--{option}", default=argparse.SUPPRESS, required=option in kind.required, help=text)
         added.set_defaults(run=run, kind=name)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draws and writes the figure."""
     from ..study.results import collect, common_folder
-    from ..study.sweep import select
 
-    kind = PLOT_KINDS[args.kind]
     runs, folder = collect(*args.folders), common_folder(args.folders)
-    for condition in args.where:
-        column, _, value = condition.partition("=")
-        runs = select(runs, column, value)
-    options = {name: getattr(args, name) for name in kind.options if hasattr(args, name)}
+    options = {name: getattr(args, name) for name in PLOT_KINDS[args.kind].options if hasattr(args, name)}
     output = Path(args.output) if args.output else folder / f"{args.kind}.png"
-    kind.draw(folder, runs, options).savefig(output, dpi=150)
+    FigureSpec(args.kind, options, args.where).draw(folder, runs).savefig(output, dpi=150)
     print(output)
     return 0

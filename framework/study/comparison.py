@@ -1,4 +1,4 @@
-"""Repeats, confidence intervals and paired comparison on a table of runs."""
+"""Repeats, their outliers, and paired comparison on a table of runs."""
 
 from __future__ import annotations
 
@@ -8,105 +8,140 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .sweep import differences_text, select, setting_columns, swept_columns
+from .statistics import Interval, confidence_halfwidth, effect_size, is_outlier, mean_interval
+from .sweep import AUTO, differences_text, is_repeat, select, setting_columns, swept_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# 97.5 % quantiles of Student's t distribution for 1, 2, ... degrees of freedom.
-_T_975 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-    2.086,
-    2.080,
-    2.074,
-    2.069,
-    2.064,
-    2.060,
-    2.056,
-    2.052,
-    2.048,
-    2.045,
-    2.042,
-)
-
-
-def confidence_halfwidth(values: Sequence[float] | np.ndarray) -> float:
-    """Half the width of the 95 % confidence interval of the mean (Student's t); NaN for fewer than two values."""
-    num = len(values)
-    if num < 2:
-        return math.nan
-    # From 31 degrees of freedom on, the first term of the expansion around the normal quantile is right to 0.004.
-    quantile = _T_975[num - 2] if num - 2 < len(_T_975) else 1.960 + 2.372 / (num - 1)
-    return quantile * float(np.std(values, ddof=1)) / math.sqrt(num)
+_ENVIRONMENT = tuple(f"env.{name}" for name in ("kernelswap", "commit", "torch", "triton", "python", "cpu", "num_cpus", "device"))
+_NTH, _ROW = "pair.nth", "pair.row"
 
 
 def summarize(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """One row per setting (what was swept, seeds aside): number of repeats, and mean and 95 % confidence half-width of each
-    metric over them; the half-widths are left out if nothing was repeated."""
-    finished, columns = _finished(runs, metrics)
+    """One row per setting (what was swept, repeats aside): number of repeats that worked, how many of them are outliers (if any
+    is), and mean and 95 % confidence half-width (Student's t) of each metric; the half-widths are left out if nothing was
+    repeated."""
+    _check_metrics(runs, metrics)
+    finished, columns = runs[runs["status"] == "ok"], setting_columns(runs)
     groups = _grouped(finished, columns)
     table = groups.size().to_frame("repeats")
+    flagged = outliers(runs, metrics) != ""
+    if flagged.any():
+        table["outliers"] = _grouped(finished.assign(outlier=flagged), columns)["outlier"].sum()
     for metric in metrics:
         table[metric] = groups[metric].mean()
         if table["repeats"].max() > 1:
-            table[f"{metric}.ci95"] = groups[metric].agg(confidence_halfwidth)
+            table[f"{metric}.ci95"] = groups[metric].agg(lambda values: confidence_halfwidth(values.dropna()))
     return table.reset_index(drop=not columns)
 
 
+def outliers(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.Series:
+    """Of every run the metrics in which it lies far from the other repeats of its setting, as text; they count all the same."""
+    import pandas as pd
+
+    _check_metrics(runs, metrics)
+    found: dict[Any, list[str]] = {index: [] for index in runs.index}
+    finished = runs[runs["status"] == "ok"]
+    for _, group in _grouped(finished, setting_columns(runs)):
+        for metric in metrics:
+            for index in group.index[is_outlier(group[metric])]:
+                found[index].append(metric.removeprefix("metric."))
+    return pd.Series({index: ",".join(names) for index, names in found.items()}, dtype=str)
+
+
 def compare(runs: pd.DataFrame, metrics: Sequence[str], column: str, base: str) -> pd.DataFrame:
-    """Ratios to the runs with ``column == base``, each run paired with the one that is equal in everything else that was swept
-    (seeds too: both then served the same requests). One row per setting and other value of ``column``: number of pairs, and for
-    each metric the geometric mean of the ratios, with the bounds of its 95 % confidence interval if there are several pairs. Runs
-    without the column are left out.
+    """The runs with another value of ``column`` beside those with ``column == base``, each paired with the one that is equal in
+    everything else that was swept (repeat and seeds too: both then served the same requests), the first with the first where
+    several are. Runs without the column are left out, failed ones and those without the metric are in no pair.
+
+    One row per setting, other value of ``column`` and metric:
+
+    runs, pairs     runs that were asked for, and how many of them are in a pair
+    scale           ratio: the estimate is the geometric mean of the pairs' ratios to the base; difference: where a pair has a
+                    value that is not positive, the mean of the differences
+    estimate, low, high   with the bounds of its 95 % confidence interval, NaN for a single pair
+    interval        what the bounds are: paired bootstrap, or t (Student's, for few pairs); of the logarithms of the ratios
+    effect_size     Cohen's d of the paired differences (of logarithms, for ratios)
+    outliers        pairs whose difference lies far from the others; they count all the same
+    verdict         within noise where the interval holds no change; else by how much, in percent of the base
 
     Raises ValueError if the column was not swept, or has no such value."""
-    finished, columns = _finished(runs, metrics)
+    import pandas as pd
+
+    _check_metrics(runs, metrics)
+    columns = setting_columns(runs)
     if column not in columns:
-        raise ValueError(f"{column!r} was not swept; the runs differ in {differences_text(finished)}")
-    finished = finished[finished[column].notna()]
-    is_base = finished.index.isin(select(finished, column, base).index)
-    pair_by = [c for c in swept_columns(finished) if c != column]
-    bases = finished.loc[is_base, [*pair_by, *metrics]]
-    how = {"on": pair_by} if pair_by else {"how": "cross"}
-    pairs = finished[~is_base].merge(bases, suffixes=("", ".base"), **how)
-    for metric in metrics:
-        pairs[metric] = np.log(pairs[metric] / pairs[f"{metric}.base"])
-    groups = _grouped(pairs, columns)
-    table = groups.size().to_frame("pairs")
-    for metric in metrics:
-        center, half = groups[metric].mean(), groups[metric].agg(confidence_halfwidth)
-        table[f"{metric}.ratio"] = np.exp(center)
-        if table["pairs"].max() > 1:
-            table[f"{metric}.ratio.low"], table[f"{metric}.ratio.high"] = np.exp(center - half), np.exp(center + half)
-    return table.reset_index()
+        raise ValueError(f"{column!r} was not swept; the runs differ in {differences_text(runs)}")
+    runs = runs[runs[column].notna()]
+    is_base = runs.index.isin(select(runs, column, base).index)
+    pair_by = [c for c in swept_columns(runs) if c != column and not _follows(runs, c, column)]
+    runs = runs.copy()
+    runs[_NTH], runs[_ROW] = runs.groupby([column, *pair_by], dropna=False).cumcount(), runs.index
+    pair_by.append(_NTH)
+    worked = runs["status"] == "ok"
+    pairs = runs[~is_base & worked].merge(runs.loc[is_base & worked, [*pair_by, *metrics]], on=pair_by, suffixes=("", ".base"))
+    sequential = "repeats" in runs and bool((runs["repeats"] == AUTO).any())
+    rows = []
+    for setting, group in _grouped(runs[~is_base], columns):
+        paired = pairs[pairs[_ROW].isin(group.index)]
+        for metric in metrics:
+            values, bases = (paired[name].to_numpy(dtype=float) for name in (metric, f"{metric}.base"))
+            rows.append(
+                dict(zip(columns, setting)) | {"metric": metric, "runs": len(group)} | _compared(values, bases, metric, sequential)
+            )
+    return pd.DataFrame(rows)
+
+
+def differing_environment(runs: pd.DataFrame) -> str:
+    """In which versions and machines the runs that worked differ, as words: "env.commit (2 values)"; empty if in none."""
+    finished = runs[runs["status"] == "ok"]
+    numbers = {c: finished[c].nunique() for c in finished.columns if c in _ENVIRONMENT}
+    return ", ".join(f"{column} ({number} values)" for column, number in numbers.items() if number > 1)
+
+
+def _compared(values: np.ndarray, bases: np.ndarray, metric: str, sequential: bool) -> dict[str, Any]:
+    both = np.isfinite(values) & np.isfinite(bases)
+    values, bases = values[both], bases[both]
+    is_ratio = bool((values > 0).all() and (bases > 0).all())
+    changes = np.log(values / bases) if is_ratio else values - bases
+    interval, mean = mean_interval(changes, sequential), float(changes.mean()) if len(changes) else math.nan
+    percent = 100 * (math.expm1(mean) if is_ratio else mean / abs(bases.mean()) if bases.mean() else math.inf)
+    onto = math.exp if is_ratio else float
+    return {
+        "pairs": len(changes),
+        "scale": "ratio" if is_ratio else "difference",
+        "estimate": onto(mean),
+        "low": onto(interval.low),
+        "high": onto(interval.high),
+        "interval": interval.kind,
+        "effect_size": effect_size(changes),
+        "outliers": int(is_outlier(changes, log=False).sum()),
+        "verdict": _verdict(interval, len(changes), percent, metric),
+    }
+
+
+def _verdict(interval: Interval, num_pairs: int, percent: float, metric: str) -> str:
+    if num_pairs < 2:
+        return "no pair" if num_pairs == 0 else "one pair, no interval"
+    if not interval.excludes(0.0):
+        return "within noise"
+    is_time = metric.endswith("_s") and "_per_s" not in metric
+    word = ("slower" if is_time else "higher") if interval.low > 0 else ("faster" if is_time else "lower")
+    return f"{abs(percent):.3g} % {word}" if math.isfinite(percent) else f"{word}, from zero"
+
+
+def _follows(runs: pd.DataFrame, column: str, other: str) -> bool:
+    """Whether a setting is the same wherever ``other`` is: the twenty numbers of a model follow from its name."""
+    return not is_repeat(column) and bool((runs.groupby(other)[column].nunique(dropna=False) <= 1).all())
 
 
 def _grouped(runs: pd.DataFrame, columns: list[str]) -> Any:
     return runs.groupby(columns or np.zeros(len(runs)), dropna=False, sort=False)
 
 
-def _finished(runs: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """The runs that worked, and the columns that make a setting."""
+def _check_metrics(runs: pd.DataFrame, metrics: Sequence[str]) -> None:
     unknown = [metric for metric in metrics if metric not in runs]
     if unknown:
         known = ", ".join(c.removeprefix("metric.") for c in runs.columns if c.startswith("metric."))
         raise ValueError(f"no run has the metric {unknown[0].removeprefix('metric.')!r}; there are {known or 'none'}")
-    return runs[runs["status"] == "ok"], setting_columns(runs)

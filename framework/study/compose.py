@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config import EngineConfig, QuantConfig
 from ..executor.kinds import EXECUTORS
 from .metrics import SLOConfig
+from .plot_kinds import FigureSpec
 from .workload import WorkloadConfig
 
 Config = TypeVar("Config", bound="StudyConfig")
@@ -29,9 +32,29 @@ SYSTEMS = ("kernelswap", "transformers", "transformers_static")
 
 @dataclass
 class StudyConfig(EngineConfig):
-    """One run of a study: an engine, and the study's name; its runs are written below outputs/<name>."""
+    """One run of a study: an engine, the study's name, and what its report (``kernelswap report``) says and shows.
+
+    name      its runs are written below outputs/<name>
+    question  what the study is to answer, in a sentence
+    metrics   those of its table, the one that decides first; none = the usual ones
+    compare   COLUMN=BASE: the values of a swept column are compared with this one
+    figures   what is drawn: kinds of ``kernelswap plot``, each with its options behind it, such as
+              ``lines x=workload.rate y=goodput_per_s``, ``latency where=workload.rate=8``; none = by what was swept
+    """
 
     name: str = ""
+    question: str = ""
+    metrics: list[str] = field(default_factory=list)
+    compare: str = ""
+    figures: list[str] = field(default_factory=list)
+
+    def validate(self) -> None:
+        super().validate()
+        for figure in self.figures:
+            FigureSpec.parse(figure)
+        column, _, base = self.compare.partition("=")
+        if self.compare and not (column and base):
+            raise ValueError(f"compare={self.compare!r} cannot work: it must be COLUMN=BASE, such as scheduler.policy=fcfs")
 
     def engine(self) -> EngineConfig:
         """The part that the engine is built from."""
@@ -169,6 +192,21 @@ def compose(overrides: Sequence[str], folder: Path) -> ServeConfig:
             return to_config(hydra.compose("serve", list(overrides)), ServeConfig)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(str(error)) from error
+
+
+def saved_commands(folder: Path) -> list[str]:
+    """The command lines of the sweeps and single runs below ``folder``, as Hydra kept them beside the results; without what only
+    says where on a machine these lie."""
+    sweeps = sorted(folder.rglob("multirun.yaml"))
+    runs = [path for path in sorted(folder.rglob(".hydra/hydra.yaml")) if not any(path.is_relative_to(s.parent) for s in sweeps)]
+    commands = []
+    for path in (*sweeps, *runs):
+        saved: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        job, overrides = saved["hydra"]["job"]["name"], saved["hydra"]["overrides"]
+        others = [word for word in overrides["hydra"] if not re.match(r"hydra\.(mode|run\.dir|sweep\.(dir|subdir))=", word)]
+        words = ["python", f"experiments/{job}.py", *(["-m"] if path in sweeps else []), *overrides["task"], *others]
+        commands.append(shlex.join(words))
+    return list(dict.fromkeys(commands))
 
 
 def save_config(config: StudyConfig, path: Path) -> None:

@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 
 NULL = "null"
 """What the table holds where a config key is None, as Hydra writes it; an empty cell says that the run has no such key."""
-_LABELS = ("run", "status", "error", "name")
+_LABELS = ("run", "status", "error", "name", "repeats", "outlier")
+_STATED = ("question", "metrics", "compare", "figures")
 _FOUND = ("metric.", "plan.", "env.")
 
 
 def is_setting(column: str) -> bool:
     """Whether a column says what was asked for: config and choices, not what was found."""
-    return column not in _LABELS and not column.startswith(_FOUND)
+    return column not in (*_LABELS, *_STATED) and not column.startswith(_FOUND)
 
 
 def is_repeat(column: str) -> bool:
-    """Whether a swept column only repeats a run: seeds do."""
-    return column.split(".")[-1] == "seed"
+    """Whether a swept column only repeats a run: the repeat and seeds do."""
+    return column.split(".")[-1] in ("repeat", "seed")
 
 
 def swept_columns(runs: pd.DataFrame) -> list[str]:
@@ -36,7 +37,7 @@ def swept_columns(runs: pd.DataFrame) -> list[str]:
 
 
 def setting_columns(runs: pd.DataFrame) -> list[str]:
-    """The swept columns that make a setting: all but the seeds, which repeat one."""
+    """The swept columns that make a setting: all but the repeat and the seeds, which repeat one."""
     return [c for c in swept_columns(runs) if not is_repeat(c)]
 
 
