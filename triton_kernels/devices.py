@@ -18,6 +18,8 @@ class DeviceModel:
     registers        32-bit registers per thread that can be addressed
     copy_bytes_s     bytes per second of a large copy, reads plus writes
     flops_s          by number format: dense operations per second of the matrix units
+    memory_bytes     of the device, as a program finds it
+    link_bytes_s     bytes per second to another device of the same machine, one way
     source           where these ceilings come from: the vendor's datasheet, or a measurement
     """
 
@@ -28,13 +30,26 @@ class DeviceModel:
     registers: int
     copy_bytes_s: float
     flops_s: dict[str, float]
+    memory_bytes: int
+    link_bytes_s: float
     source: str
 
 
 DEVICE_MODELS: dict[str, DeviceModel] = {
     device.name: device
     for device in (
-        DeviceModel("a100", "sm_80", 108, 163 * 1024, 255, 2.0e12, {"fp32": 19.5e12, "bf16": 312e12, "int8": 624e12}, "datasheet"),
+        DeviceModel(
+            "a100",
+            "sm_80",
+            108,
+            163 * 1024,
+            255,
+            2.0e12,
+            {"fp32": 19.5e12, "bf16": 312e12, "int8": 624e12},
+            79 * 2**30,
+            300e9,
+            "datasheet",
+        ),
         DeviceModel(
             "rtx4090",
             "sm_89",
@@ -43,6 +58,8 @@ DEVICE_MODELS: dict[str, DeviceModel] = {
             255,
             1.0e12,
             {"fp32": 83e12, "bf16": 165e12, "fp8": 330e12, "int8": 660e12},
+            23 * 2**30,
+            25e9,
             "datasheet",
         ),
         DeviceModel(
@@ -53,6 +70,8 @@ DEVICE_MODELS: dict[str, DeviceModel] = {
             255,
             4.3e12,
             {"fp32": 67e12, "bf16": 780e12, "fp8": 1979e12, "int8": 1979e12},
+            139 * 2**30,
+            450e9,
             "copy and bf16 measured, 8192^3 of random data; the others from the datasheet",
         ),
         DeviceModel(
@@ -63,6 +82,8 @@ DEVICE_MODELS: dict[str, DeviceModel] = {
             255,
             8.0e12,
             {"fp32": 75e12, "bf16": 2250e12, "fp8": 4500e12, "int8": 4500e12},
+            178 * 2**30,
+            900e9,
             "datasheet",
         ),
         DeviceModel(
@@ -73,6 +94,8 @@ DEVICE_MODELS: dict[str, DeviceModel] = {
             512,
             5.3e12,
             {"fp32": 163e12, "bf16": 1307e12, "fp8": 2615e12, "int8": 2615e12},
+            191 * 2**30,
+            448e9,
             "datasheet",
         ),
     )

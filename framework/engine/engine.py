@@ -264,7 +264,7 @@ class Engine:
             executor.groups, executor.num_blocks, cache.block_size, cache.prefix_caching, cache.check_invariants
         )
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
-        return manager, Scheduler(scheduling, manager, executor.max_model_len, executor.num_drafts)
+        return manager, Scheduler(scheduling, manager, executor.max_model_len, executor.num_drafts, executor.num_stages)
 
     def _check_alive(self) -> None:
         if self.errored is not None:

@@ -22,6 +22,7 @@ class Executor(Protocol):
     num_blocks  blocks of the pool that all groups draw from, as many as fit the memory budget, the null block included
     vocab_size  size of the model's vocabulary
     max_model_len  longest sequence the model (or the config) allows
+    num_stages  of the pipeline that a step passes through; with several, a request's next token is in another step than its last
     in_flight_steps  how many steps to have submitted unless the config says: more than 1 where ``submit`` returns at once
     num_drafts  guesses that a decoding row may have checked in one step (see StepInput.num_drafts); 0 = it decodes one token
     weight_bytes  memory of the model's weights as they are held, and nominal_weight_bytes as their format says; 0 without a device
@@ -34,6 +35,7 @@ class Executor(Protocol):
     num_blocks: int
     vocab_size: int
     max_model_len: int
+    num_stages: int
     in_flight_steps: int
     num_drafts: int
     weight_bytes: int

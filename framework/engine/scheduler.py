@@ -22,10 +22,15 @@ class Scheduler:
     gets on and every request ends. Preemption takes everything; the request computes its tokens again when it resumes.
 
     num_drafts  guesses that a decoding request has checked in each step, at most
+    num_stages  of a pipeline: with several, a request waits for its last token before it computes the next, and each step takes its
+                share of those that decode, so that every stage has a step to work on
     """
 
-    def __init__(self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int, num_drafts: int = 0) -> None:
+    def __init__(
+        self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int, num_drafts: int = 0, num_stages: int = 1
+    ) -> None:
         self.config, self.manager, self.max_model_len, self.num_drafts = config, manager, max_model_len, num_drafts
+        self._num_stages = num_stages
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
         self.running: list[Request] = []
@@ -160,11 +165,17 @@ class Scheduler:
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
         num_drafts = self.num_drafts
         alone = 0 if num_drafts else 1  # what a request that decodes is missing, if nothing is to be guessed behind it
+        staged = self._num_stages > 1
+        share = -(-self.num_running // self._num_stages)
         for request in self.running:  # preemption takes from its end
             if not budget:
                 break
             computed = request.num_computed
             missing = request.num_tokens - computed
+            if staged and missing == 1:
+                if request.num_tokens > len(request.token_ids) or not share:
+                    continue
+                share -= 1
             if missing == alone:
                 if request.num_tokens >= request.max_total:
                     continue  # its last token is in flight

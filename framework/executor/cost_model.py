@@ -1,136 +1,132 @@
-"""How long a step would take on a device: the roofline of every kernel call, from the ops' cost functions."""
+"""How long a step takes on a stage of a simulated device: the times of its kernel calls, summed."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ..config import ExecutorConfig
-from ..engine.kv_cache.spec import ELEMENT_BYTES
-from ..models.architecture import Architecture, LayerShape
+import numpy as np
 
-
-class Cost(Protocol):
-    """Work of a kernel call."""
-
-    flops: float
-    bytes: float
+from .calls import Call
+from .timers import Timer, Timers
 
 
-class Device(Protocol):
-    """Ceilings of a device."""
+@dataclass(slots=True)
+class StepWork:
+    """What a step computes.
 
-    name: str
-    copy_bytes_s: float
-    flops_s: dict[str, float]
-
-
-CostFunction = Callable[[Mapping[str, float], Sequence[int], Sequence[int]], Cost]
-
-_NUMBER_FORMAT = {"float32": "fp32", "float16": "bf16", "bfloat16": "bf16"}
-
-
-class CostModel:
-    """Time of a step = sum over kernel calls of max(flops / peak, bytes / bandwidth) / efficiency + overhead of a call.
-
-    costs      op -> its cost function
-    kv_bytes   per element of the cache; None = as the model's dtype
-    fused      layers that rotate run ``qk_norm_rotary_kv_write`` in place of the ops that it does the work of
+    num_tokens   of all rows, and of padding rows up to the size of the recording
+    num_logits   rows of logits; num_samples: requests that get tokens from them
+    decodes      (new tokens per row, contexts int64 [R], the new tokens included) of the rows that decode: one token each, or one
+                 and its drafts
+    chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
+    recorded     the kernels up to the logits are replayed, in one launch
     """
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        dtype: str,
-        costs: Mapping[str, CostFunction],
-        device: Device,
-        config: ExecutorConfig,
-        kv_bytes: int | None = None,
-        fused: bool = True,
-    ) -> None:
-        if _NUMBER_FORMAT[dtype] not in device.flops_s:
-            raise ValueError(f"device {device.name} has no ceiling for {dtype}; it has {', '.join(device.flops_s)}")
-        self._architecture, self._costs, self._config = architecture, costs, config
-        self._peak, self._bandwidth = device.flops_s[_NUMBER_FORMAT[dtype]], device.copy_bytes_s
-        self._bytes = ELEMENT_BYTES[dtype]
-        self._kv_bytes = self._bytes if kv_bytes is None else kv_bytes
-        self._fused = fused
-        self._num_groups = len({layer.window for layer in architecture.layers})
-        self._layers = Counter((layer.window, layer.moe) for layer in architecture.layers)
-        self._shapes: dict[object, LayerShape] = {(layer.window, layer.moe): layer for layer in architecture.layers}
+    num_tokens: int
+    num_logits: int
+    num_samples: int
+    decodes: Sequence[tuple[int, np.ndarray]]
+    chunk_lens: Sequence[int] = ()
+    chunk_ctx_lens: Sequence[int] = ()
+    recorded: bool = False
 
-    def step_time_s(
-        self, decode_lens: Sequence[int], chunk_lens: Sequence[int], chunk_ctx_lens: Sequence[int], num_logits: int
-    ) -> float:
-        """decode_lens: tokens in the cache, the new one included, per request that computes one token. chunk_lens: new tokens
-        of each other row, chunk_ctx_lens: its tokens in the cache, the new ones included. num_logits: rows that sample."""
-        arch = self._architecture
-        num_tokens = len(decode_lens) + sum(chunk_lens)
-        time_s = self._call("embedding", num_tokens, hidden_size=arch.embed_dim)
-        time_s += self._num_groups * self._call("slot_mapping", num_tokens)
-        for kind, count in self._layers.items():
-            time_s += count * sum(self._layer(self._shapes[kind], num_tokens, decode_lens, chunk_lens, chunk_ctx_lens))
-        time_s += self._norm(num_tokens)
-        if num_logits:
-            time_s += self._linear(num_logits, arch.hidden_size, arch.vocab_size)
-            time_s += self._time("sample", [1] * num_logits, [1] * num_logits, vocab_size=arch.vocab_size)
-        return time_s
 
-    def _layer(
-        self,
-        layer: LayerShape,
-        num_tokens: int,
-        decode_lens: Sequence[int],
-        chunk_lens: Sequence[int],
-        chunk_ctx_lens: Sequence[int],
-    ) -> Iterator[float]:
-        arch = self._architecture
-        hidden, heads = (
-            arch.hidden_size,
-            {"num_heads": arch.num_heads, "num_kv_heads": arch.num_kv_heads, "head_dim": arch.head_dim},
-        )
-        q_size = arch.num_heads * arch.head_dim
-        yield 2 * self._norm(num_tokens)
-        yield self._linear(num_tokens, hidden, q_size + 2 * arch.num_kv_heads * arch.head_dim)
-        if self._fused and layer.rope is not None:
-            yield self._call("qk_norm_rotary_kv_write", num_tokens, **heads)
-        else:
-            for num_heads in (arch.num_heads, arch.num_kv_heads) if arch.family.qk_norm else ():
-                yield self._call("rms_norm", num_tokens, hidden_size=num_heads * arch.head_dim, residual=0)
-            if layer.rope is not None:
-                yield self._call("rotary", num_tokens, **heads)
-            yield self._call("kv_cache_write", num_tokens, **heads)
-        window = layer.window or 0
-        if decode_lens:
-            yield self._time("paged_attention_decode", [1] * len(decode_lens), decode_lens, window=window, **heads)
-        if chunk_lens:
-            yield self._time("paged_attention_prefill", chunk_lens, chunk_ctx_lens, window=window, **heads)
-        yield self._linear(num_tokens, q_size, hidden)
-        if layer.moe is not None:
-            experts = {"num_experts": layer.moe.num_experts, "top_k": layer.moe.top_k}
-            yield self._linear(num_tokens, hidden, layer.moe.num_experts)
-            yield self._call("moe_route", num_tokens, **experts)
-            yield self._call(
-                "moe_experts", num_tokens, hidden_size=hidden, intermediate_size=layer.moe.intermediate_size, **experts
-            )
-            return
-        inner = arch.intermediate_size
-        yield self._linear(num_tokens, hidden, inner * (1 + arch.family.gated))
-        yield self._call("silu_and_mul", num_tokens, intermediate_size=inner)
-        yield self._linear(num_tokens, inner, hidden)
+@dataclass(slots=True)
+class OpTime:
+    """Seconds that an op took so far, in how many calls."""
 
-    def _linear(self, num_tokens: int, in_features: int, out_features: int) -> float:
-        return self._call("linear", num_tokens, in_features=in_features, out_features=out_features)
+    seconds: float = 0.0
+    calls: int = 0
 
-    def _norm(self, num_tokens: int) -> float:
-        return self._call("rms_norm", num_tokens, hidden_size=self._architecture.hidden_size, residual=1)
 
-    def _call(self, op: str, num_tokens: int, **dims: float) -> float:
-        return self._time(op, [num_tokens], [num_tokens], **dims)
+class _Priced:
+    """Calls whose lengths are one number: what they take together, and how often that number came."""
 
-    def _time(self, op: str, q_lens: Sequence[int], ctx_lens: Sequence[int], **dims: float) -> float:
-        sizes = {"weight_bytes": self._bytes, "act_bytes": self._bytes, "kv_bytes": self._kv_bytes, "logit_bytes": 4}
-        cost = self._costs[op]({**sizes, **dims}, q_lens, ctx_lens)
-        roofline_s = max(cost.flops / self._peak, cost.bytes / self._bandwidth)
-        return roofline_s / self._config.efficiency + self._config.kernel_overhead_s
+    __slots__ = ("launches", "parts", "seconds", "uses")
+
+    def __init__(self, parts: list[tuple[str, int, float]]) -> None:
+        self.parts, self.uses = parts, 0
+        self.launches, self.seconds = sum(count for _, count, _ in parts), sum(seconds for _, _, seconds in parts)
+
+
+class _Attention:
+    """``count`` equal calls of attention per step, and what they took."""
+
+    __slots__ = ("count", "op", "taken", "timer", "window")
+
+    def __init__(self, call: Call, count: int, timer: Timer) -> None:
+        self.op, self.count, self.timer, self.window = call.op, count, timer, int(dict(call.dims)["window"])
+        self.taken = OpTime()
+
+    def decode(self, tokens: int, contexts: np.ndarray) -> float:
+        """Of rows with ``tokens`` new tokens each: by their number and their mean context, as far as the window lets them see."""
+        seen = np.minimum(contexts, self.window + tokens - 1) if self.window else contexts
+        return self._took(self.timer.of_decode(len(contexts), tokens, float(seen.sum()) / len(contexts)))
+
+    def prefill(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
+        return self._took(self.timer(lens, ctx_lens))
+
+    def _took(self, each_s: float) -> float:
+        seconds = self.count * each_s
+        self.taken.seconds += seconds
+        self.taken.calls += self.count
+        return seconds
+
+
+class StageCost:
+    """The calls of one device of a pipeline stage, bound to their times. Equal lengths are timed once."""
+
+    def __init__(self, calls: Counter[Call], dtype: str, timers: Timers) -> None:
+        self._calls: dict[str, list[tuple[Call, int, tuple[Timer, Timer]]]] = defaultdict(list)
+        self._decode: list[_Attention] = []
+        self._prefill: list[_Attention] = []
+        for call, count in calls.items():
+            dims = dict(call.dims)
+            eager = timers.bind(call.op, dtype, {**dims, "graph": 0} if call.elements else dims)
+            if call.rows in ("decode", "prefill"):
+                (self._decode if call.rows == "decode" else self._prefill).append(_Attention(call, count, eager))
+                continue
+            recorded = timers.bind(call.op, dtype, {**dims, "graph": 1}) if call.elements else eager
+            self._calls[call.rows].append((call, count, (eager, recorded)))
+        self._priced: dict[tuple[str, int, bool], _Priced] = {}
+
+    def step(self, work: StepWork) -> tuple[float, int]:
+        """(seconds on the device, launches)."""
+        recorded = work.recorded
+        seconds, launches = 0.0, int(recorded)
+        for rows, number in (("tokens", work.num_tokens), ("logits", work.num_logits), ("samples", work.num_samples)):
+            if number:
+                priced = self._priced.get((rows, number, recorded)) or self._price(rows, number, recorded)
+                priced.uses += 1
+                seconds += priced.seconds
+                if not recorded or rows == "samples":
+                    launches += priced.launches
+        for tokens, contexts in work.decodes:
+            for attention in self._decode:
+                seconds += attention.decode(tokens, contexts)
+                launches += 0 if recorded else attention.count
+        if work.chunk_lens:
+            for attention in self._prefill:
+                seconds += attention.prefill(work.chunk_lens, work.chunk_ctx_lens)
+                launches += attention.count
+        return seconds, launches
+
+    def add_op_times(self, found: dict[str, OpTime]) -> None:
+        """What every op took so far, added to ``found``."""
+        for priced in self._priced.values():
+            for op, count, seconds in priced.parts:
+                found[op].seconds += priced.uses * seconds
+                found[op].calls += priced.uses * count
+        for attention in (*self._decode, *self._prefill):
+            found[attention.op].seconds += attention.taken.seconds
+            found[attention.op].calls += attention.taken.calls
+
+    def _price(self, rows: str, number: int, recorded: bool) -> _Priced:
+        parts = []
+        for call, count, timers in self._calls[rows]:
+            lens = [1] * number if rows == "samples" else [number * (call.elements or 1)]
+            parts.append((call.op, count, count * timers[recorded](lens, lens)))
+        priced = self._priced[rows, number, recorded] = _Priced(parts)
+        return priced

@@ -34,7 +34,7 @@ class NullExecutor:
     num_drafts  decoding requests have so many made-up guesses checked per step, some of which are right; no token depends on it
     """
 
-    in_flight_steps = 1
+    in_flight_steps = num_stages = 1
     weight_bytes = nominal_weight_bytes = 0
 
     def __init__(self, config: EngineConfig, shape: ModelShape, num_drafts: int = 0) -> None:

@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ..engine.step import StepInput, StepOutput
+from ..engine.step import NewRequest, StepInput, StepOutput
 
 
 class PseudoTokens:
-    """Applies steps to the least state that tokens need: seed and length per seat."""
+    """Applies steps to the least state that tokens need: seed and length per seat.
 
-    def __init__(self, num_seats: int, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+    lengths  int64 per seat: tokens that are computed, those of steps in flight included
+    rates    per guess, how probable it is that it and all before it are right; None: any number of right guesses is as likely
+    """
+
+    def __init__(self, num_seats: int, vocab_size: int, rates: Sequence[float] | None = None) -> None:
+        self._vocab_size, self._rates = vocab_size, rates
         self._seeds = np.zeros(num_seats, dtype=np.uint64)
-        self._lengths = np.zeros(num_seats, dtype=np.uint64)
+        self.lengths = np.zeros(num_seats, dtype=np.int64)
 
     def apply(self, step: StepInput) -> StepOutput:
         """Samples for every row that wants a token."""
-        for request in step.new:
+        self.admit(step.new)
+        return self.sample(step, np.array(step.seats))
+
+    def admit(self, new: Sequence[NewRequest]) -> None:
+        """Takes in the requests that are new in a step."""
+        for request in new:
             assert request.sampling.seed is not None
             self._seeds[request.seat] = request.sampling.seed & (2**64 - 1)
-            self._lengths[request.seat] = request.num_computed_tokens
-        seats = np.array(step.seats)
-        if step.num_drafts is not None:
-            return self._apply_with_drafts(step, seats)
-        self._lengths[seats] += np.array(step.num_tokens, dtype=np.uint64)
-        sampling = seats if all(step.samples) else seats[np.array(step.samples)]
-        return StepOutput(step.step_id, pseudo_tokens(self._seeds[sampling], self._lengths[sampling], self._vocab_size).tolist())
+            self.lengths[request.seat] = request.num_computed_tokens
 
-    def _apply_with_drafts(self, step: StepInput, seats: np.ndarray) -> StepOutput:
+    def sample(self, step: StepInput, seats: np.ndarray) -> StepOutput:
+        """The rest of ``apply``. seats: those of the step."""
+        if step.num_drafts is not None:
+            return self._sample_with_drafts(step, seats)
+        self.lengths[seats] += step.num_tokens
+        sampling = seats if all(step.samples) else seats[np.array(step.samples)]
+        positions = self.lengths[sampling].view(np.uint64)
+        return StepOutput(step.step_id, pseudo_tokens(self._seeds[sampling], positions, self._vocab_size).tolist())
+
+    def _sample_with_drafts(self, step: StepInput, seats: np.ndarray) -> StepOutput:
         drafts = np.array(step.num_drafts)
-        self._lengths[seats] += (np.array(step.num_tokens) - drafts).astype(np.uint64)
-        right = num_right_drafts(self._seeds[seats], self._lengths[seats], drafts)
+        self.lengths[seats] += np.array(step.num_tokens) - drafts
+        right = num_right_drafts(self._seeds[seats], self.lengths[seats].view(np.uint64), drafts, self._rates)
         rows = np.flatnonzero(step.samples)
-        accepted = right[rows].astype(np.int64) + 1
+        accepted = right[rows] + 1
         row_of_token = np.repeat(rows, accepted)
         nth = np.arange(len(row_of_token)) - np.repeat(np.cumsum(accepted) - accepted, accepted)
-        positions = self._lengths[seats[row_of_token]] + nth.astype(np.uint64)
+        positions = (self.lengths[seats[row_of_token]] + nth).view(np.uint64)
         tokens = pseudo_tokens(self._seeds[seats[row_of_token]], positions, self._vocab_size)
-        self._lengths[seats] += right
+        self.lengths[seats] += right
         return StepOutput(step.step_id, tokens.tolist(), accepted.tolist())
 
 
-def num_right_drafts(states: np.ndarray, positions: np.ndarray, num_drafts: np.ndarray) -> np.ndarray:
-    """uint64 [R], uint64 [R], int [R] -> uint64 [R]: how many of so many guesses happen to be right."""
-    return (_mixed(~states, positions) % (num_drafts.astype(np.uint64) + np.uint64(1))).astype(np.uint64)
+def num_right_drafts(
+    states: np.ndarray, positions: np.ndarray, num_drafts: np.ndarray, rates: Sequence[float] | None = None
+) -> np.ndarray:
+    """uint64 [R], uint64 [R], int64 [R] -> int64 [R]: how many of so many guesses happen to be right. rates as of PseudoTokens."""
+    drawn = _mixed(~states, positions)
+    if rates is None:
+        return (drawn % (num_drafts.astype(np.uint64) + np.uint64(1))).astype(np.int64)
+    uniform = (drawn >> np.uint64(11)) * 2.0**-53
+    return np.minimum((uniform[:, None] < np.array(rates)).sum(1), num_drafts)
 
 
 def pseudo_tokens(states: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -1,19 +1,26 @@
-"""A device that only takes time: steps cost what a roofline model says, under a virtual clock."""
+"""A device that only takes time: a step costs what its kernel calls do, under a virtual clock."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
-from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
 from ..models.architecture import ModelInfo
-from .cost_model import CostModel
+from .cost_model import OpTime, StepWork
+from .device_memory import Holding, activation_bytes, num_blocks
+from .drafting import Drafting
+from .placement import Placement
 from .pseudo import PseudoTokens
-from .shape import ModelShape
+from .ranks import stages
+from .shape import native
+from .simulated_device import simulated_device
+from .timers import Timers
 
 
 class SimulatedStep:
@@ -30,12 +37,12 @@ class SimulatedStep:
 
 
 class SimulatedExecutor:
-    """The configured model on ``executor.device``. Submitting takes the host ``step_overhead_s``; the device works off steps
-    one after the other, so that with several steps in flight the host's time hides behind the device's. Tokens are pseudo-random.
-    """
+    """The configured model on as many of ``executor.device`` as ``parallel.tp`` and ``parallel.pp`` say. Tokens are pseudo-random.
 
-    in_flight_steps, num_drafts = 2, 0
-    weight_bytes = nominal_weight_bytes = 0
+    A submission takes the host ``step_overhead_s`` and the first stage's launches; a step is done when the device is, and not
+    before the host has launched it all. Stages work on one step each, in the order of submission; one hands a step on to the next. A
+    request's next token waits for its last one. So the host's time hides behind the devices' with several steps in flight.
+    """
 
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> SimulatedExecutor:
@@ -44,51 +51,129 @@ class SimulatedExecutor:
 
     @staticmethod
     def runs_on(config: EngineConfig) -> tuple[str, str]:
-        from ..plan import device_model
+        from ..plan import op_costs
 
-        return f"simulated {config.executor.device}", device_model(config.executor.device).arch
+        device, parallel = simulated_device(config.executor, op_costs()), config.parallel
+        count = parallel.tp * parallel.pp * parallel.dp
+        return f"simulated {f'{count} x ' if count > 1 else ''}{device.name}", device.arch
 
     def __init__(self, config: EngineConfig, model: ModelInfo, clock: VirtualClock) -> None:
-        from ..plan import device_model, may_fuse, op_costs
+        from ..plan import op_costs
 
-        shape = ModelShape.of(model, config)
-        self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
-        self.num_blocks = shape.num_blocks(config)
-        assert model.architecture is not None, "ModelShape refuses such models"
-        device = device_model(config.executor.device)
-        self.cost_model = CostModel(
-            model.architecture,
-            model.dtype,
-            op_costs(),
-            device,
-            config.executor,
-            ELEMENT_BYTES.get(config.cache.dtype),
-            fused=may_fuse(config, "qk_norm_rotary_kv_write"),
-        )
-        self._device_name, self._overhead_s, self._clock = device.name, config.executor.step_overhead_s, clock
-        self._tokens = PseudoTokens(config.scheduler.max_num_seqs, self.vocab_size)
-        self._lengths = np.zeros(config.scheduler.max_num_seqs, dtype=np.int64)
-        self._idle_from_s = clock.now()
+        costs = op_costs()
+        device = simulated_device(config.executor, costs)
+        self._timers = Timers(config.executor, device, costs)
+        architecture, speculation = native(model, config), config.speculative_config.num_speculative_tokens > 0
+        self._drafting = Drafting(model, config, self._timers) if speculation else None
+        cuts = stages(architecture, config.parallel.pp)
+        self._placement = Placement(model, architecture, config, cuts, self._timers, drafts=speculation)
+        self._timers.check_scaled()
+        self.groups, self.vocab_size, self.max_model_len = self._placement.groups, architecture.vocab_size, model.max_model_len
+        activations = activation_bytes(self._placement.rank, config, model.dtype)
+        self.num_blocks = num_blocks(config, len(self.groups), self.max_model_len, self._held(), activations, device.memory_bytes)
+        self.in_flight_steps, self.num_stages = len(cuts) + 1, len(cuts)
+        self.num_drafts = config.speculative_config.num_speculative_tokens
+        self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
+
+        self._device, self._clock, self._graphs, self._noise = device.name, clock, config.graphs, config.executor.noise
+        self._rng = np.random.default_rng(config.seed)
+        free = config.executor.calibration == "free"
+        self._overhead_s, self._launch_s = (0.0, 0.0) if free else (config.executor.step_overhead_s, config.executor.launch_s)
+        self._recordings = sorted(config.graphs.batch_sizes or ())
+        num_seats = config.scheduler.max_num_seqs
+        self._largest_recording = self._recordings[-1] if self._recordings else num_seats
+        self._tokens = PseudoTokens(num_seats, self.vocab_size, self._drafting.rates if self._drafting else None)
+        self._idle_from_s = [clock.now()] * len(cuts)
+        self._token_at_s = np.zeros(num_seats)
 
     def submit(self, step: StepInput) -> SimulatedStep:
-        for request in step.new:
-            self._lengths[request.seat] = request.num_computed_tokens
-        seats, counts = np.array(step.seats), np.array(step.num_tokens)
-        self._lengths[seats] += counts
-        lengths = self._lengths[seats]
-        one = counts == 1
-        time_s = self.cost_model.step_time_s(
-            lengths[one].tolist(), counts[~one].tolist(), lengths[~one].tolist(), sum(step.samples)
-        )
-        self._clock.advance_to(self._clock.now() + self._overhead_s)
-        self._idle_from_s = max(self._idle_from_s, self._clock.now()) + time_s
-        return SimulatedStep(self._tokens.apply(step), self._idle_from_s, self._clock)
+        tokens, seats = self._tokens, np.array(step.seats)
+        tokens.admit(step.new)
+        contexts = tokens.lengths[seats] + step.num_tokens
+        work = self._work(step, contexts)
+        times = self._placement.step(work)
+        if self._drafting is not None:
+            drafting_s, launches = self._drafting.step(work, contexts[np.array(step.samples)])
+            times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches
+        if self.num_stages == 1:
+            end_s = self._advance(times, 0.0)
+        else:
+            self._token_at_s[[request.seat for request in step.new]] = 0.0
+            end_s = self._advance(times, float(self._token_at_s[seats].max()))
+            self._token_at_s[seats[np.array(step.samples)]] = end_s
+        return SimulatedStep(tokens.sample(step, seats), end_s, self._clock)
+
+    def op_times(self) -> dict[str, OpTime]:
+        """op -> simulated seconds and calls so far, on one device of each stage."""
+        found = self._placement.op_times()
+        for op, time in self._drafting.placed.op_times().items() if self._drafting and self._drafting.placed else ():
+            found[op].seconds += time.seconds
+            found[op].calls += time.calls
+        return found
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
-        """Nothing ran; the device that was assumed."""
-        return {
-            "simulated": {"impl": self._device_name, "chosen": "executor.device", "origin": "cost model", "version": "", "calls": 0}
-        }
+        """op -> the device that was assumed, on what its time rests, and what it took."""
+        report = {}
+        for op, time in self.op_times().items():
+            chosen, origin = self._timers.origin(op)
+            report[op] = {
+                "impl": f"simulated {self._device}",
+                "chosen": chosen,
+                "origin": origin,
+                "version": "",
+                "calls": time.calls,
+            }
+            report[op]["seconds"] = time.seconds
+        return report
 
     def shutdown(self) -> None:
         """There is nothing to free."""
+
+    def _work(self, step: StepInput, contexts: np.ndarray) -> StepWork:
+        """Rows come in the order of their kinds: one token, one token and drafts, prompts."""
+        counts, num_rows, num_samples = step.num_tokens, len(step.num_tokens), step.samples.count(True)
+        ones = first_chunk = counts.count(1)
+        decodes = [(1, contexts[:ones])] if ones else []
+        num_logits = num_samples
+        if step.num_drafts is not None:
+            num_logits += sum(step.num_drafts)
+            first_chunk += sum(map(bool, step.num_drafts))
+            lens = np.array(counts[ones:first_chunk])
+            decodes += [(each, contexts[ones:first_chunk][lens == each]) for each in sorted(set(counts[ones:first_chunk]))]
+        recorded = (
+            self._graphs.enabled
+            and first_chunk == num_samples == num_rows
+            and len(decodes) == 1
+            and num_rows <= self._largest_recording
+        )
+        num_tokens = sum(counts)
+        if recorded and self._recordings:
+            num_tokens = decodes[0][0] * self._recordings[bisect_left(self._recordings, num_rows)]
+        chunks = counts[first_chunk:], contexts[first_chunk:].tolist()
+        return StepWork(num_tokens, num_logits, num_samples, decodes, *chunks, recorded)
+
+    def _advance(self, times: Sequence[tuple[float, int]], tokens_at_s: float) -> float:
+        """Lets a step pass through the stages. times: of each, seconds on its devices and launches; tokens_at_s: when the last of
+        its rows' tokens is known. Returns when it is done."""
+        factor = self._rng.lognormal(sigma=self._noise) if self._noise else 1.0
+        launched_s = submitted_s = self._clock.now() + factor * self._overhead_s
+        arrived_s = max(submitted_s, tokens_at_s)
+        for stage, (device_s, launches) in enumerate(times):
+            launch_s = factor * launches * self._launch_s
+            start_s = max(self._idle_from_s[stage], arrived_s)
+            if stage == 0:
+                launched_s = submitted_s + launch_s  # the host runs ahead of the device
+                arrived_s = max(start_s + factor * device_s, launched_s)
+            else:
+                arrived_s = start_s + max(factor * device_s, launch_s)
+            self._idle_from_s[stage] = arrived_s
+        self._clock.advance_to(launched_s)
+        return arrived_s
+
+    def _held(self) -> list[Holding]:
+        """Per stage; a draft model lies beside the last."""
+        *others, last = self._placement.holdings
+        if self._drafting is not None and self._drafting.placed is not None:
+            (draft,) = self._drafting.placed.holdings
+            last = Holding(last.weights + draft.weights, last.token + draft.token)
+        return [*others, last]

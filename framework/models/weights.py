@@ -52,8 +52,13 @@ class Weights(ABC):
 
 def weight_bytes(a: Architecture, scheme: Scheme, dtype: torch.dtype) -> float:
     """What a model's weights take once they are loaded, as far as their format says (``Scheme.num_bytes``)."""
+    return parts_bytes(all_parts(a), scheme, dtype)
+
+
+def parts_bytes(parts: Iterable[Part], scheme: Scheme, dtype: torch.dtype) -> float:
+    """As ``weight_bytes``, of some of the parts."""
     total = 0.0
-    for part in all_parts(a):
+    for part in parts:
         total += math.prod(part.shape) * dtype.itemsize if part.always_float else scheme.num_bytes(part, dtype)
         total += sum(part.rows) * dtype.itemsize if part.bias else 0
     return total

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from ..config import EngineConfig
+from ..engine.kv_cache.memory import cache_budget
 from ..plan import Arena, Recording, device_arch, record
 from .host_memory import Memory, host_memory
 
@@ -150,7 +151,7 @@ class Cuda(Device):
         activations = torch.cuda.max_memory_allocated(self.torch) - torch.cuda.memory_allocated(self.torch)
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.torch)
-        return int(free - activations - (1 - fraction) * total)
+        return cache_budget(free, total, activations, fraction)
 
     def capture(self) -> Capture:
         return _CudaGraphs()

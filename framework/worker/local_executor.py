@@ -9,6 +9,7 @@ import torch
 
 from ..clock import Clock
 from ..config import EngineConfig
+from ..engine.kv_cache.memory import fitting_blocks
 from ..engine.kv_cache.spec import ELEMENT_BYTES, block_bytes, group_layers
 from ..engine.step import StepInput
 from ..models.architecture import ModelInfo
@@ -30,7 +31,7 @@ OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "g
 class LocalExecutor:
     """Model, caches and runner on one device; a step is computed when it is submitted (and launched, on a GPU)."""
 
-    num_drafts = 0
+    num_drafts, num_stages = 0, 1
 
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> LocalExecutor:
@@ -103,19 +104,11 @@ class LocalExecutor:
 
     def _fit_blocks(self, config: EngineConfig, device: Device) -> int:
         """Blocks that fit the memory budget, the configured one or the device's; never more than all seats can fill."""
-        size = config.cache.block_size
-        each = block_bytes(self.groups, size)
+        each = block_bytes(self.groups, config.cache.block_size)
         budget = config.cache.memory_bytes
         if budget is None:
             budget = device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
-        useful = len(self.groups) * config.scheduler.max_num_seqs * -(-self.max_model_len // size) + 1
-        fitting = budget // each
-        if fitting < 2:
-            raise ValueError(
-                f"the KV cache's memory budget of {budget} bytes holds {fitting} blocks of {each} bytes, but 2 are needed: "
-                "raise cache.memory_bytes (or cache.memory_fraction), or lower cache.block_size"
-            )
-        return int(min(fitting, useful))
+        return fitting_blocks(config, len(self.groups), self.max_model_len, budget, each)
 
     def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
         """Prefills as many tokens as a step can have, in the longest prompts; reads and writes nothing but the null block."""

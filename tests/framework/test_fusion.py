@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from framework import LLM, EngineConfig, SamplingParams
-from framework.clock import VirtualClock
+from framework.build import build_engine
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from framework.executor.simulated import SimulatedExecutor
 from framework.models.architecture import read_model
@@ -139,13 +139,15 @@ def test_under_a_default_the_fused_kernel_can_be_named() -> None:
 
 
 def test_the_simulator_counts_the_calls_that_the_plan_would_make() -> None:
-    def num_calls(architecture: str, **kernels: str) -> float:
-        simulated = ExecutorConfig("simulated", calibration="roofline", efficiency=1e9, kernel_overhead_s=1.0)
-        engine = config(architecture, kernels, executor=simulated)
-        return SimulatedExecutor(engine, read_model(engine.model), VirtualClock()).cost_model.step_time_s([10], [], [], 1)
+    def num_calls(architecture: str, **kernels: str) -> int:
+        engine = build_engine(config(architecture, kernels, executor=ExecutorConfig("simulated", calibration="free")))
+        engine.add_request("", [1] * 5, SamplingParams(max_tokens=1))
+        engine.step()
+        assert isinstance(engine.executor, SimulatedExecutor)
+        return sum(time.calls for time in engine.executor.op_times().values())
 
     layers = SIZES["num_hidden_layers"]
     for architecture, saved in (("llama", 1), ("qwen3", 3)):
         separate = num_calls(architecture, **{FUSED: "none"})
-        assert separate - num_calls(architecture) == pytest.approx(saved * layers, abs=0.01)
-        assert separate == pytest.approx(num_calls(architecture, default="torch"), abs=0.01)
+        assert separate - num_calls(architecture) == saved * layers
+        assert separate == num_calls(architecture, default="torch")

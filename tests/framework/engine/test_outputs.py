@@ -32,7 +32,8 @@ class Script:
     """An executor that returns given tokens for every request, and log-probabilities that tell what they belong to: of token t
     at position p, -t - p/1000."""
 
-    groups, num_blocks, vocab_size, max_model_len, in_flight_steps, num_drafts = MODELS["full"], 100, 2048, 300, 1, 0
+    groups, num_blocks, vocab_size, max_model_len = MODELS["full"], 100, 2048, 300
+    in_flight_steps, num_stages, num_drafts = 1, 1, 0
     weight_bytes = nominal_weight_bytes = 0
 
     def __init__(self, tokens: list[int]) -> None:

@@ -46,6 +46,7 @@ def make_engine(architecture: dict[str, Any] | None = None, **given: Any) -> Eng
                 "calibration": "roofline",
                 "efficiency": 1.0,
                 "step_overhead_s": 0.0,
+                "launch_s": 0.0,
                 "kernel_overhead_s": 0.0,
                 **executor,
             }

@@ -11,6 +11,7 @@ from framework import LLM, EngineConfig, SamplingParams
 from framework.clock import VirtualClock
 from framework.config import CACHE_DTYPES, CacheConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from framework.engine.kv_cache.spec import ELEMENT_BYTES, PagedKV, block_bytes, group_layers
+from framework.engine.step import NewRequest, StepInput
 from framework.executor.shape import ModelShape
 from framework.executor.simulated import SimulatedExecutor
 from framework.models.architecture import read_model
@@ -83,20 +84,28 @@ def test_kernels_for_floats_refuse_it() -> None:
 
 
 def test_a_simulated_device_has_more_blocks_and_reads_fewer_bytes() -> None:
-    def executor(dtype: str) -> SimulatedExecutor:
+    def run(dtype: str) -> tuple[SimulatedExecutor, list[float]]:
+        """Attention's seconds in steps of 64 requests with short and with long contexts."""
         model = ModelConfig(load_format="dummy", architecture=LLAMA_8B)
         info = read_model(model)
-        simulated = ExecutorConfig("simulated", calibration="roofline", efficiency=1.0, step_overhead_s=0.0, kernel_overhead_s=0.0)
+        simulated = ExecutorConfig("simulated", calibration="roofline", efficiency=1.0, kernel_overhead_s=0.0)
         config = EngineConfig(model, CacheConfig(16, dtype=dtype, memory_bytes=1 << 34), executor=simulated)
         assert ModelShape.of(info, config).groups[0].spec == PagedKV(8, 128, 128, "bfloat16" if dtype == "auto" else dtype)
-        return SimulatedExecutor(config, info, VirtualClock())
+        executor = SimulatedExecutor(config, info, VirtualClock())
+        taken = []
+        for step_id, context in enumerate((1, 8001)):
+            seats = list(range(64))
+            new = [NewRequest(seat, "", [0] * context, context, context - 1, [[0]], SamplingParams(seed=0)) for seat in seats]
+            before = executor.op_times()["paged_attention_decode"].seconds
+            executor.submit(StepInput(step_id, seats, [1] * 64, [True] * 64, new))
+            taken.append(executor.op_times()["paged_attention_decode"].seconds - before)
+        return executor, taken
 
-    full, wide, narrow = (executor(dtype) for dtype in ("auto", "float32", "int8"))
+    (full, _), (_, _), (narrow, _) = runs = [run(dtype) for dtype in ("auto", "float32", "int8")]
     assert narrow.num_blocks == pytest.approx(full.num_blocks * 256 / 132, rel=1e-3)
-    short, long = ([executor.cost_model.step_time_s([n] * 64, [], [], 64) for executor in (wide, full, narrow)] for n in (1, 8001))
-    reads = [b - a for a, b in zip(short, long)]  # of the cache alone
-    assert reads[0] == pytest.approx(2 * reads[1], rel=0.01)
-    assert reads[2] == pytest.approx(132 / 256 * reads[1], rel=0.01)
+    reads = [long - short for _, (short, long) in runs]  # of the cache alone
+    assert reads[1] == pytest.approx(2 * reads[0], rel=0.01)
+    assert reads[2] == pytest.approx(132 / 256 * reads[0], rel=0.01)
 
 
 @cache

@@ -1,0 +1,187 @@
+"""The kernel calls of a step, as the native decoder makes them: which ops, with which dims, how often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..config import EngineConfig
+from ..engine.kv_cache.spec import ELEMENT_BYTES
+from ..models.architecture import Architecture, LayerShape, ModelInfo, Moe
+from .ranks import Stage, rank_architecture
+
+Rows = Literal["tokens", "logits", "samples", "decode", "prefill"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Of an op with fixed dims.
+
+    rows      what its lengths are: one row with all tokens or all logits of the step, a row per request that samples, the rows
+              that decode, or those of prompts
+    elements  of what goes between devices: numbers per token
+    """
+
+    op: str
+    rows: Rows
+    dims: frozenset[tuple[str, float]]
+    elements: int = 0
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How linear layers inside the layers of a model are stored, and what multiplies them. experts: whether it holds for those of a
+    mixture too. dims: what the cost functions have to know."""
+
+    op: str = "linear"
+    dims: Mapping[str, float] = field(default_factory=dict)
+    quantizes_input: bool = False
+    experts: bool = True
+
+
+def weight_format(model: ModelInfo, config: EngineConfig) -> WeightFormat:
+    """Of a model under a configuration. Raises ValueError for a quantized checkpoint of a method that has more than one format."""
+    q = config.quant
+    scheme, group, symmetric = q.scheme, q.group_size, q.is_symmetric
+    if (settings := model.quantization) is not None:
+        if settings.method not in _METHODS:
+            raise ValueError(
+                f"executor.kind={config.executor.kind} knows quantized checkpoints of {', '.join(_METHODS)}, but model "
+                f"{model.name!r} is of {settings.method}: describe its floats, and choose a quant.scheme"
+            )
+        blocks = settings.get("weight_block_size") is not None
+        scheme = "fp8-block" if blocks else _METHODS[settings.method]
+        group, symmetric = settings.get("group_size", -1), settings.get("sym", not settings.get("zero_point", False))
+        if scheme == "rtn-int4" and settings.get("bits", settings.get("w_bit", 4)) == 8:
+            scheme = "int8-weight"
+    scaled = {"weight_bits": 8, "scale_bytes": 4, "act_bytes": 1}
+    if scheme == "none":
+        return WeightFormat()
+    if scheme == "int8-weight":
+        return WeightFormat("gemm_w8a16", {"weight_bits": 8, "scale_bytes": 4}, experts=False)
+    if scheme == "int8":
+        return WeightFormat("gemm_int8", scaled, quantizes_input=True, experts=False)
+    if scheme == "fp8":
+        return WeightFormat("gemm_fp8", scaled, quantizes_input=True)
+    if scheme == "fp8-block":
+        blocks_of_128 = {"group_size": 128, "group_rows": 128, "scale_bytes": 4 / 128}  # a scale serves 128 rows of a group
+        return WeightFormat("gemm_fp8", {**scaled, **blocks_of_128}, quantizes_input=True)
+    dims = {"weight_bits": 4, "group_size": max(group, 0), "scale_bytes": 2 if symmetric else 3}
+    return WeightFormat("gemm_w4a16", dims)
+
+
+_METHODS = {"gptq": "rtn-int4", "awq": "rtn-int4", "auto-round": "rtn-int4", "intel/auto-round": "rtn-int4", "fp8": "fp8"}
+"""quant_method of a checkpoint -> the scheme of the same format."""
+
+
+class CallList:
+    """Collects the calls of one device of a stage.
+
+    fused  layers that rotate run ``qk_norm_rotary_kv_write`` in place of the ops that it does the work of
+    """
+
+    def __init__(self, model: ModelInfo, architecture: Architecture, config: EngineConfig, fused: bool) -> None:
+        self._a, self._parallel = architecture, config.parallel
+        self._rank = rank_architecture(architecture, config.parallel)
+        self._weights, self._fused = weight_format(model, config), fused
+        self._fuse_quantization = config.quant.fuse
+        element = ELEMENT_BYTES[model.dtype]
+        kv = ELEMENT_BYTES.get(config.cache.dtype, element)
+        self._sizes = {"weight_bytes": element, "act_bytes": element, "kv_bytes": kv, "logit_bytes": 4, "out_bytes": element}
+        self._calls: Counter[Call] = Counter()
+
+    def stage(self, stage: Stage, drafts: bool = False) -> Counter[Call]:
+        """Of a step of every kind; what computes rows of a kind runs in steps that have such rows. drafts: tokens are chosen by
+        checking guesses."""
+        a, rank, tp = self._a, self._rank, self._parallel.tp
+        self._calls = Counter()
+        self._add("slot_mapping", {}, len({layer.window for layer in a.layers}))
+        if stage.first:
+            self._add("embedding", {"hidden_size": a.embed_dim})
+            self._all_reduce(a.embed_dim)
+            if a.family.positions == "learned":
+                self._add("embedding", {"hidden_size": a.hidden_size})
+            if a.embed_dim != a.hidden_size:
+                self._add("linear", {"in_features": a.embed_dim, "out_features": a.hidden_size})
+        for layer, count in Counter(rank.layers[index] for index in stage.layers).items():
+            self._layer(layer, count)
+        if not stage.last:
+            self._add("send", {"num_ranks": 2}, elements=2 * a.hidden_size)  # the hidden state and its residual
+            return self._calls
+        if a.final_norm:
+            self._norm(1)
+        if a.embed_dim != a.hidden_size:
+            self._add("linear", {"in_features": a.hidden_size, "out_features": a.embed_dim}, rows="logits")
+        self._add("linear", {"in_features": a.embed_dim, "out_features": rank.vocab_size}, rows="logits")
+        if tp > 1:
+            self._add("all_gather", {"num_ranks": tp}, rows="logits", elements=rank.vocab_size * tp)
+        sample: tuple[str, Rows] = ("verify_draft", "logits") if drafts else ("sample", "samples")
+        self._add(sample[0], {"vocab_size": a.vocab_size}, rows=sample[1])
+        return self._calls
+
+    def _layer(self, layer: LayerShape, count: int) -> None:
+        a, rank, family = self._a, self._rank, self._a.family
+        hidden, inner = a.hidden_size, rank.intermediate_size
+        heads = {"num_heads": rank.num_heads, "num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim}
+        q_size, kv_size = rank.num_heads * a.head_dim, rank.num_kv_heads * a.head_dim
+        num_norms = sum(name.endswith("norm") and name not in ("q_norm", "k_norm") for name in family.names)
+        before_linear = 1 + (layer.moe is None)
+        self._norm(count * before_linear, quantizes=True)
+        self._norm(count * (num_norms - before_linear))
+        self._linear(count, hidden, q_size + 2 * kv_size, input_quantized=True)
+        if self._fused and layer.rope is not None:
+            self._add("qk_norm_rotary_kv_write", heads, count)
+        else:
+            for num_heads in (rank.num_heads, rank.num_kv_heads) if family.qk_norm else ():
+                self._add("rms_norm", {"hidden_size": num_heads * a.head_dim, "residual": 0}, count)
+            if layer.rope is not None:
+                self._add("rotary", heads, count)
+            self._add("kv_cache_write", heads, count)
+        attention = {**heads, "window": layer.window or 0}
+        self._add("paged_attention_decode", attention, count, rows="decode")
+        self._add("paged_attention_prefill", attention, count, rows="prefill")
+        self._linear(count, q_size, hidden)
+        self._all_reduce(hidden, count)
+        if layer.moe is not None:
+            self._experts(layer.moe, count)
+        else:
+            self._linear(count, hidden, inner * (1 + family.gated), input_quantized=True)
+            gelu = family.gated and a.activation not in ("silu", "swish")
+            width = {"intermediate_size": inner, **self._quantized_output()}
+            self._add("gelu_and_mul" if gelu else "silu_and_mul", width, count)
+            self._linear(count, inner, hidden, input_quantized=True)
+        self._all_reduce(hidden, count)
+
+    def _experts(self, moe: Moe, count: int) -> None:
+        whole = {"num_experts": moe.num_experts, "top_k": moe.top_k}
+        self._add("linear", {"in_features": self._a.hidden_size, "out_features": moe.num_experts}, count)
+        self._add("moe_route", whole, count)
+        weights = {name: value for name, value in self._weights.dims.items() if name != "act_bytes" and self._weights.experts}
+        if "group_rows" in weights:  # which the cost of experts knows
+            weights["scale_bytes"] = 4
+        ranks = {"ep": self._parallel.ep, "tp": self._parallel.tp // self._parallel.ep}
+        sizes = {"hidden_size": self._a.hidden_size, "intermediate_size": moe.intermediate_size}
+        self._add("moe_experts", {**whole, **sizes, **ranks, **weights}, count)
+
+    def _linear(self, count: int, in_features: int, out_features: int, input_quantized: bool = False) -> None:
+        """input_quantized: what comes before it can quantize its own output."""
+        if self._weights.quantizes_input and not (input_quantized and self._fuse_quantization):
+            self._add("quantize_activation", {"hidden_size": in_features}, count)
+        self._add(self._weights.op, {"in_features": in_features, "out_features": out_features, **self._weights.dims}, count)
+
+    def _norm(self, count: int, quantizes: bool = False) -> None:
+        dims = {"hidden_size": self._a.hidden_size, "residual": 1}
+        self._add(f"{self._a.family.norm}_norm", {**dims, **(self._quantized_output() if quantizes else {})}, count)
+
+    def _quantized_output(self) -> dict[str, float]:
+        return {"out_bytes": 1, "num_scales": 1} if self._weights.quantizes_input and self._fuse_quantization else {}
+
+    def _all_reduce(self, elements: int, count: int = 1) -> None:
+        if self._parallel.tp > 1:
+            self._add("all_reduce", {"num_ranks": self._parallel.tp}, count, elements=elements)
+
+    def _add(self, op: str, dims: Mapping[str, float], count: int = 1, *, rows: Rows = "tokens", elements: int = 0) -> None:
+        if count:
+            self._calls[Call(op, rows, frozenset({**self._sizes, **dims}.items()), elements)] += count

@@ -1,0 +1,80 @@
+"""How many blocks a simulated device's cache has: what weights and activations leave of its memory, as on a real one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config import EngineConfig
+from ..engine.kv_cache.memory import cache_budget, fitting_blocks
+from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, shared_part_bytes
+from ..models.architecture import Architecture
+from .ranks import Stage
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Bytes of one device of a stage: its weights, and those of a draft model; of a token in its layers' cache."""
+
+    weights: float
+    token: int
+
+
+def token_bytes(groups: tuple[CacheGroup, ...], stage: Stage) -> int:
+    """Of a token's place in the pool of a device of the stage, which holds the stage's part of every group's layers."""
+    depth = max(sum(layer in stage.layers for layer in group.layers) for group in groups)
+    return depth * sum(shared_part_bytes(groups))
+
+
+def activation_bytes(rank: Architecture, config: EngineConfig, dtype: str) -> int:
+    """Estimate of what the largest step holds at once beside weights and cache: of every token the hidden state, its residual and
+    the widest pair of inputs and outputs of a layer; logits of every seat, as they come and as float32."""
+    element = ELEMENT_BYTES[dtype]
+    qkv = (rank.num_heads + 2 * rank.num_kv_heads) * rank.head_dim
+    inner = max((layer.moe.intermediate_size * layer.moe.top_k if layer.moe else rank.intermediate_size) for layer in rank.layers)
+    widest = max(qkv + rank.num_heads * rank.head_dim, 3 * inner if rank.family.gated else 2 * inner)
+    tokens = config.scheduler.max_num_batched_tokens * (2 * rank.hidden_size + widest) * element
+    return tokens + config.scheduler.max_num_seqs * rank.vocab_size * (element + 4)
+
+
+def num_blocks(
+    config: EngineConfig,
+    num_groups: int,
+    max_model_len: int,
+    holdings: Sequence[Holding],
+    activations: int,
+    memory_bytes: int | None,
+) -> int:
+    """As configured, else as many as fit every device: ``cache.memory_bytes`` of each, or what is left of its memory. Raises
+    ValueError if there is none left, and says how many devices would do."""
+    if config.cache.num_blocks is not None:
+        return config.cache.num_blocks
+    found = []
+    for holding in holdings:
+        budget = config.cache.memory_bytes
+        if budget is None:
+            if memory_bytes is None:
+                raise ValueError(
+                    f"executor.device={config.executor.device} is not in the device table, so its memory is not known: give "
+                    "cache.num_blocks or cache.memory_bytes"
+                )
+            free = int(memory_bytes - holding.weights)
+            budget = cache_budget(free, memory_bytes, activations, config.cache.memory_fraction)
+            if budget <= 0:
+                raise ValueError(_too_small(config, holdings, activations, memory_bytes))
+        found.append(fitting_blocks(config, num_groups, max_model_len, budget, holding.token * config.cache.block_size))
+    return min(found)
+
+
+def _too_small(config: EngineConfig, holdings: Sequence[Holding], activations: int, memory_bytes: int) -> str:
+    gib, tp = 2**30, config.parallel.tp
+    usable = config.cache.memory_fraction * memory_bytes - activations
+    needed = f"{math.ceil(tp * sum(held.weights for held in holdings) / usable)} GPUs" if usable > 0 else "larger GPUs"
+    allowed, weights = config.cache.memory_fraction * memory_bytes, max(held.weights for held in holdings)
+    return (
+        f"{tp * len(holdings)} x {config.executor.device} of {memory_bytes / gib:.0f} GiB cannot hold the model: a device has "
+        f"{weights / gib:.1f} GiB of weights and {activations / gib:.1f} GiB of activations, and may use {allowed / gib:.1f} GiB "
+        f"(cache.memory_fraction={config.cache.memory_fraction}). It needs at least {needed}: raise parallel.tp or parallel.pp, or "
+        "choose a quant.scheme with fewer bits"
+    )

@@ -1,0 +1,51 @@
+"""Guesses of the next tokens under simulation: what makes them, and how long that takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..config import EngineConfig, ModelConfig, QuantConfig
+from ..models.architecture import ModelInfo, read_model
+from .cost_model import StepWork
+from .placement import Placement
+from .ranks import Stage
+from .shape import native
+from .timers import Timers
+
+
+class Drafting:
+    """A draft model, or one more layer of the model with a head, on the devices of the last stage: it reads what the step read, and
+    guesses token by token. Its weights and its cache are floats.
+
+    rates   per guess, how probable it is that it and all before it are right
+    placed  None where guesses cost nothing
+    """
+
+    def __init__(self, model: ModelInfo, config: EngineConfig, timers: Timers) -> None:
+        spec, self._recorded = config.speculative_config, config.graphs.enabled
+        self.rates, self.placed = spec.acceptance_rates(), None
+        if spec.method in ("ngram", "suffix"):
+            return
+        if spec.method == "draft_model":
+            asked = ModelConfig(spec.model or "draft", load_format="dummy", dtype=model.dtype, architecture=spec.architecture)
+            model = read_model(asked)
+            found = native(model, config)
+            stage = Stage(range(len(found.layers)))
+        else:
+            whole, model = native(model, config), replace(model, quantization=None)
+            found = replace(whole, layers=whole.layers[-1:])
+            stage = Stage(range(1), first=False)
+        self.placed = Placement(model, found, replace(config, quant=QuantConfig()), [stage], timers)
+
+    def step(self, work: StepWork, contexts: np.ndarray) -> tuple[float, int]:
+        """(seconds, launches) after a step. contexts int64 [R]: of the requests that got tokens in it, and get guesses now."""
+        if self.placed is None:
+            return 0.0, 0
+        count = len(contexts)
+        passes = [StepWork(work.num_tokens, count, count, work.decodes, work.chunk_lens, work.chunk_ctx_lens, work.recorded)]
+        if count:
+            passes += [StepWork(count, count, count, [(1, contexts)], recorded=self._recorded)] * (len(self.rates) - 1)
+        found = [self.placed.step(one)[0] for one in passes]
+        return sum(seconds for seconds, _ in found), sum(launches for _, launches in found)

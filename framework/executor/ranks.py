@@ -1,0 +1,100 @@
+"""A model cut among devices: what one device of a stage holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..config import CALIBRATED_SCHEMES, ParallelConfig, QuantConfig
+from ..models.architecture import Architecture, LayerShape, ModelInfo
+from ..models.parallel import Ranks
+from ..models.parts import Part, layer_parts, model_parts
+
+if TYPE_CHECKING:
+    from ..models.quantization.scheme import Scheme
+
+VOCAB_PADDING = 64
+"""Rows of the embedding and of the head are padded to a multiple of it before they are cut."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers that follow each other, on ``tp`` devices."""
+
+    layers: range
+    first: bool = True
+    last: bool = True
+
+
+def stages(architecture: Architecture, pp: int) -> list[Stage]:
+    """Raises ValueError for more stages than layers."""
+    total = len(architecture.layers)
+    if pp > total:
+        raise ValueError(f"parallel.pp={pp} cannot work: the model has {total} layers, and every stage needs one")
+    cuts = [Ranks(rank, pp).part(total) for rank in range(pp)]
+    return [Stage(cut, cut.start == 0, cut.stop == total) for cut in cuts]
+
+
+def rank_architecture(a: Architecture, parallel: ParallelConfig) -> Architecture:
+    """The model as each device of a stage has it: its share of heads, of the MLPs' inner columns and of the vocabulary; of KV heads
+    at least one. Experts are cut the same way unless they are spread (``ep``). Raises ValueError for what cannot be cut evenly."""
+    tp = parallel.tp
+    if tp == 1:
+        return a
+    if max(a.num_kv_heads, tp) % min(a.num_kv_heads, tp):
+        raise ValueError(f"parallel.tp={tp} cannot work: it must divide the model's {a.num_kv_heads} KV heads, or be a multiple")
+    padded = -(-a.vocab_size // VOCAB_PADDING) * VOCAB_PADDING
+    dense = any(layer.moe is None for layer in a.layers)
+    return replace(
+        a,
+        num_heads=_share(a.num_heads, tp, "attention heads"),
+        num_kv_heads=max(a.num_kv_heads // tp, 1),
+        intermediate_size=_share(a.intermediate_size, tp, "inner columns of the MLP") if dense else a.intermediate_size,
+        vocab_size=-(-padded // tp),
+        layers=tuple(_rank_layer(layer, parallel) for layer in a.layers),
+    )
+
+
+def _rank_layer(layer: LayerShape, parallel: ParallelConfig) -> LayerShape:
+    if layer.moe is None:
+        return layer
+    if parallel.ep > 1:
+        _share(layer.moe.num_experts, parallel.ep, "experts", "ep")
+        return layer
+    inner = _share(layer.moe.intermediate_size, parallel.tp, "inner columns of an expert")
+    return replace(layer, moe=replace(layer.moe, intermediate_size=inner))
+
+
+def _share(total: int, size: int, what: str, key: str = "tp") -> int:
+    if total % size:
+        raise ValueError(f"parallel.{key}={size} cannot work: it must divide the model's {total} {what}")
+    return total // size
+
+
+def stage_parts(rank: Architecture, stage: Stage, ep: int) -> Iterator[Part]:
+    """The weights of a device of the stage. rank: ``rank_architecture`` of the model."""
+    parts = model_parts(rank)
+    wanted = {"embed": stage.first or (stage.last and rank.tied), "position_embed": stage.first, "project_in": stage.first}
+    yield from (part for name, part in parts.items() if wanted.get(name, stage.last))
+    for index in stage.layers:
+        for part in layer_parts(rank, index).values():
+            yield replace(part, num_experts=part.num_experts // ep) if part.num_experts else part
+
+
+def read_weight_scheme(model: ModelInfo, quant: QuantConfig) -> Scheme:
+    """The scheme that says what weights take; of those that need calibration, one of the same format."""
+    from ..models.quantization.table import read_scheme
+
+    if quant.scheme in CALIBRATED_SCHEMES:
+        quant = replace(quant, scheme="rtn-int4", symmetric=quant.is_symmetric)
+    return read_scheme(model.quantization, quant)
+
+
+def stage_weight_bytes(rank: Architecture, stage: Stage, ep: int, scheme: Scheme, dtype: str) -> float:
+    """Of each device of the stage."""
+    import torch
+
+    from ..models.weights import parts_bytes
+
+    return parts_bytes(stage_parts(rank, stage, ep), scheme, getattr(torch, dtype))
