@@ -16,7 +16,7 @@ import numpy as np
 
 from .kriging import Kriging
 from .operator_model import BoundModel, OperatorModel
-from .operators import CostFunction, Operator, Runs, operator
+from .operators import CostFunction, Operator, Runs, by_tokens, operator
 from .physics import Physics
 
 Lengths = int | Sequence[int] | np.ndarray
@@ -52,15 +52,15 @@ class OperatorTimer:
         self.calls = self.extrapolated = 0
 
     def __call__(self, q_lens: Lengths, ctx_lens: Lengths) -> float:
-        """``q_lens``: new tokens per request, ``ctx_lens``: its tokens in the cache with the new ones; numbers stand for one request.
+        """``q_lens``: new tokens per request, ``ctx_lens``: its tokens in the cache with the new ones; a number is one request.
 
         Tables hold equal requests. A decode step (at most 8 new tokens each) counts as its number of requests at their mean
         context, which keeps flops and bytes (those within a window and those beyond it are counted apart). A step of prefill
         keeps them by its own: what was measured beside them is read where as many equal whole prompts have as many queries that
-        see as many keys (``operators.requests_and_context``), and a chunk that is less than one such prompt counts as
+        see as many keys (``operators.by_prompts``), and a chunk that is less than one such prompt counts as
         extrapolated, since no table has such calls.
         """
-        if len(self._spec.sizes) == 1:
+        if self._spec.sizes is by_tokens:
             return self.of_tokens(q_lens if isinstance(q_lens, int) else int(np.sum(q_lens)))
         return self._count(self._model.seconds(self._spec.measure(self._cost, self._dims, self._runs(q_lens, ctx_lens))))
 
@@ -156,13 +156,14 @@ class Calibration:
                popularity; left out: every choice is as likely); for collectives ``num_ranks``, q_lens = [elements]
         """
         spec, dtype = operator(op, dims), _SAME.get(dtype, dtype)
-        formats = spec.format(dims, dtype)
+        model = self.bound(op, dtype, spec.format(dims, dtype), spec.point(dims))
+        return None if model is None else OperatorTimer(model, spec, self.costs.get(op), dims)
+
+    def bound(self, op: str, dtype: str, formats: Mapping[str, float], point: Sequence[float]) -> BoundModel | None:
+        """The model of a shape, by its coordinates (``operators.Operator.point``): where several parts of a range were measured,
+        that with the nearest shape."""
         found = [each for each in self.models if (each.op, each.dtype, each.formats) == (op, dtype, formats)]
-        if not found:
-            return None
-        point = spec.point(dims)
-        nearest = min(found, key=lambda model: model.distance(point))
-        return OperatorTimer(nearest.bound(point), spec, self.costs.get(op), dims)
+        return min(found, key=lambda model: model.distance(point)).bound(point) if found else None
 
     def on(self, device: Device) -> Calibration:
         """Transferred to another device of the table: what was fitted and measured, at the shares of its own device's ceilings
@@ -171,7 +172,9 @@ class Calibration:
             return self
         own = self.ceilings
         if own is None:
-            raise ValueError(f"the calibration of {self.device} cannot be transferred to {device.name}: {self.device} was not in the table")
+            raise ValueError(
+                f"the calibration of {self.device} cannot be transferred to {device.name}: {self.device} was not in the table"
+            )
         memory = device.copy_bytes_s / own["copy_bytes_s"]
 
         def moved(model: OperatorModel) -> OperatorModel:
@@ -181,7 +184,9 @@ class Calibration:
 
         source = f"{self.source}; transferred from {self.device} by the device table"
         models = tuple(moved(model) for model in self.models)
-        return replace(self, device=device.name, source=source, models=models, transferred=True, copy_bytes_s=self.copy_bytes_s * memory)
+        return replace(
+            self, device=device.name, source=source, models=models, transferred=True, copy_bytes_s=self.copy_bytes_s * memory
+        )
 
 
 def _write_model(model: OperatorModel) -> dict[str, Any]:

@@ -47,6 +47,31 @@ class _Work(NamedTuple):
     bytes: float
 
 
+def tokens(runs: Runs) -> float:
+    """New tokens of all requests."""
+    return sum(count * q_len for count, q_len, _ in runs)
+
+
+def by_tokens(runs: Runs) -> tuple[float, ...]:
+    """Sizes of ops for which requests make no difference."""
+    return (tokens(runs),)
+
+
+def by_requests(runs: Runs) -> tuple[float, ...]:
+    """Sizes of ops on few new tokens of each request: how many requests, and their mean context."""
+    requests = sum(count for count, _, _ in runs)
+    return requests, sum(count * context for count, _, context in runs) / requests
+
+
+def by_prompts(runs: Runs) -> tuple[float, ...]:
+    """Sizes of ops on many new tokens: as many equal whole prompts as have the same number of queries, and of keys that these
+    see. A chunk after a long context is a fraction of a prompt, which is about twice as long as a query's mean context."""
+    queries = tokens(runs)
+    pairs = sum(count * q_len * (context - (q_len - 1) / 2) for count, q_len, context in runs)
+    length = 2 * pairs / queries - 1
+    return queries / length, length
+
+
 @dataclass(frozen=True)
 class Operator:
     """An op, seen by its time.
@@ -57,7 +82,7 @@ class Operator:
     work      (cost, dims, runs) -> flops and bytes; default: the op's cost function, run by run
     cost      in place of the op's, where the op is not built
     whole     dims of a model's layer, before it is cut for ranks: what is left out together when a fit is judged
-    sizes     names of what changes from call to call
+    sizes     runs -> what changes from call to call
     """
 
     shape: Mapping[str, float | None] = field(default_factory=dict)
@@ -66,7 +91,7 @@ class Operator:
     work: Callable[[CostFunction, Dims, Runs], Cost] | None = None
     cost: CostFunction | None = None
     whole: Callable[[Dims, Runs], tuple[float, ...]] | None = None
-    sizes: tuple[str, ...] = ("tokens",)
+    sizes: Callable[[Runs], tuple[float, ...]] = by_tokens
 
     def point(self, dims: Dims) -> tuple[float, ...]:
         """Coordinates of a shape. Raises ValueError for a dim that is missing."""
@@ -86,8 +111,8 @@ class Operator:
         cost = self.cost or cost
         assert cost is not None
         found = self.work(cost, dims, runs) if self.work else _linear_work(cost, dims, runs)
-        sizes = (tokens(runs),) if len(self.sizes) == 1 else requests_and_context(runs)
-        return Work(found.flops, found.bytes, max(1.0, self.tiles(dims, runs)), tuple(math.log2(max(size, 1e-3)) for size in sizes))
+        sizes = tuple(math.log2(max(size, 1e-3)) for size in self.sizes(runs))
+        return Work(found.flops, found.bytes, max(1.0, self.tiles(dims, runs)), sizes)
 
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
@@ -102,24 +127,6 @@ def _coordinate(name: str, dims: Dims, default: float | None) -> float:
     if name == "window":
         value = value or NO_WINDOW
     return value if name == "skew" else math.log2(max(value, 1e-3))
-
-
-def tokens(runs: Runs) -> float:
-    """New tokens of all requests."""
-    return sum(count * q_len for count, q_len, _ in runs)
-
-
-def requests_and_context(runs: Runs) -> tuple[float, float]:
-    """Equal requests that stand for those of a call: as many queries, which see as many keys. Whole prompts of n tokens are
-    themselves; a chunk after a long context is a fraction of a request with a prompt about twice as long as a query's mean
-    context. Where each request has few queries (decode) they are their number, and the mean context."""
-    requests = sum(count for count, _, _ in runs)
-    queries = tokens(runs)
-    if queries <= 8 * requests and all(context > 2 * q_len for _, q_len, context in runs):
-        return requests, sum(count * context for count, _, context in runs) / requests
-    pairs = sum(count * q_len * (context - (q_len - 1) / 2) for count, q_len, context in runs)
-    length = 2 * pairs / queries - 1
-    return queries / length, length
 
 
 def _linear_work(cost: CostFunction, dims: Dims, runs: Runs) -> Cost:
@@ -219,7 +226,6 @@ def _conv_cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -
 
 _GEMM = Operator({"out_features": None, "in_features": None}, tiles=_gemm_tiles, work=_token_work)
 _HEADS = {"num_heads": None, "num_kv_heads": None, "head_dim": None, "window": 0.0}
-_REQUESTS = ("requests", "context")
 
 
 def _whole_heads(dims: Dims, runs: Runs) -> tuple[float, ...]:
@@ -234,11 +240,11 @@ def _message(**formats: float) -> Operator:
     return Operator({"num_ranks": None}, formats, work=_token_work, cost=_message_cost, whole=lambda dims, runs: (tokens(runs),))
 
 
-def _delta(cost: CostFunction) -> Operator:
+def _delta(cost: CostFunction, sizes: Callable[[Runs], tuple[float, ...]]) -> Operator:
     def tiles(dims: Dims, runs: Runs) -> float:
         return sum(count for count, _, _ in runs) * dims["num_v_heads"]
 
-    return Operator({"num_k_heads": None, "num_v_heads": None}, tiles=tiles, cost=cost, sizes=_REQUESTS)
+    return Operator({"num_k_heads": None, "num_v_heads": None}, tiles=tiles, cost=cost, sizes=sizes)
 
 
 def _mla(absorbed: int) -> Operator:
@@ -248,7 +254,14 @@ def _mla(absorbed: int) -> Operator:
     def cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -> Cost:
         return _mla_cost({**dims, "absorbed": absorbed}, q_lens, ctx_lens)
 
-    return Operator({"num_heads": None}, {"kv_bytes": None, "weight_bits": 16}, tiles, _mla_work, cost, sizes=_REQUESTS)
+    return Operator(
+        {"num_heads": None},
+        {"kv_bytes": None, "weight_bits": 16},
+        tiles,
+        _mla_work,
+        cost,
+        sizes=by_requests if absorbed else by_prompts,
+    )
 
 
 OPERATORS: dict[str, Operator] = {
@@ -262,14 +275,14 @@ OPERATORS: dict[str, Operator] = {
         {"kv_bytes": None},
         lambda dims, runs: sum(count * math.ceil(q_len / 128) for count, q_len, _ in runs) * dims["num_heads"],
         whole=_whole_heads,
-        sizes=_REQUESTS,
+        sizes=by_prompts,
     ),
     "paged_attention_decode": Operator(
         _HEADS,
         {"kv_bytes": None},
         lambda dims, runs: sum(count for count, _, _ in runs) * dims["num_kv_heads"],
         whole=_whole_heads,
-        sizes=_REQUESTS,
+        sizes=by_requests,
     ),
     "moe_experts": Operator(
         {"hidden_size": None, "intermediate_size": None, "num_experts": None, "top_k": None, "ep": 1.0, "skew": 0.0},
@@ -284,13 +297,13 @@ OPERATORS: dict[str, Operator] = {
     "all_to_all": _message(),
     "mla_prefill": _mla(0),
     "mla_decode": _mla(1),
-    "gated_delta_prefill": _delta(_delta_cost),
-    "gated_delta_decode": _delta(_delta_cost),
-    "causal_conv_prefill": _delta(_conv_cost),
-    "causal_conv_decode": _delta(_conv_cost),
+    "gated_delta_prefill": _delta(_delta_cost, by_prompts),
+    "gated_delta_decode": _delta(_delta_cost, by_requests),
+    "causal_conv_prefill": _delta(_conv_cost, by_prompts),
+    "causal_conv_decode": _delta(_conv_cost, by_requests),
 }
-"""Ops by name. Collectives count elements as tokens, of ``num_ranks`` ranks; ``graph``: 1 inside a CUDA graph; ``nccl``: 1 for NCCL's,
-0 for vLLM's own. ``ep``: ranks that share a layer's experts, ``tp``: ranks that cut each."""
+"""Ops by name. Collectives count elements as tokens, of ``num_ranks`` ranks; ``graph``: 1 inside a CUDA graph;
+``nccl``: 1 for NCCL's, 0 for vLLM's own. ``ep``: ranks that share a layer's experts, ``tp``: ranks that cut each."""
 
 _SIZES_OF_ELEMENTS = ("act_bytes", "weight_bytes", "kv_bytes", "logit_bytes", "out_bytes", "scale_bytes")
 

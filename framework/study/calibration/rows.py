@@ -13,8 +13,8 @@ op        name of the op
 impl      which kernel; may be left out, or empty
 dtype     of the activations: bfloat16
 dims      what the op's cost function takes: ``out_features=4096 in_features=4096`` or a JSON object
-q_lens    new tokens per request: ``512 1*31`` is one request of 512 and 31 of 1, or a JSON list; of an op for which requests make no
-          difference the number of tokens (of a collective: of elements)
+q_lens    new tokens per request: ``512 1*31`` is one request of 512 and 31 of 1, or a JSON list; of an op for which requests make
+          no difference the number of tokens (of a collective: of elements)
 ctx_lens  tokens in the cache per request, the new ones included, likewise; left out or empty: as q_lens
 us        microseconds of one call
 count     how often it was called (default 1)
