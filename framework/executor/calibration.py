@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from .kriging import Kriging
 from .operator_model import BoundModel, OperatorModel
-from .operators import CostFunction, Operator, Runs, by_tokens, operator
+from .operators import CostFunction, Operator, Runs, Work, by_requests, by_tokens, operator
 from .physics import Physics
 
 Lengths = int | Sequence[int] | np.ndarray
@@ -42,57 +43,64 @@ class Device(Protocol):
 
 class OperatorTimer:
     """Seconds of calls of one op with fixed dims. ``calls`` and ``extrapolated`` count; the latter are those outside of what was
-    measured. A call costs a few microseconds; one whose number of tokens came before, where that is all that matters, a tenth.
-    """
+    measured. Which method is for an op, ``sizes`` says; calling works for all."""
 
     def __init__(self, model: BoundModel, spec: Operator, cost: CostFunction | None, dims: Mapping[str, float]) -> None:
         self._model, self._spec, self._cost, self._dims = model, spec, cost, dims
-        self._window = dims.get("window") or float("inf")
+        self._window = dims.get("window") or math.inf
         self._by_tokens: dict[int, tuple[float, bool]] = {}
         self.calls = self.extrapolated = 0
+        if spec.sizes is by_requests:  # with one new token each, work is linear in requests, and in the keys of each
+            one, longer, two = (self._work([run]) for run in ((1, 1, 1), (1, 1, 2), (2, 1, 1)))
+            self._request = [b - a for a, b in zip(one[:2], two[:2])]
+            self._whole = [a - b for a, b in zip(one[:2], self._request)]
+            self._key = [b - a for a, b in zip(one[:2], longer[:2])]
+            self._tiles = two.tiles - one.tiles
 
     def __call__(self, q_lens: Lengths, ctx_lens: Lengths) -> float:
-        """``q_lens``: new tokens per request, ``ctx_lens``: its tokens in the cache with the new ones; a number is one request.
+        """``q_lens``: new tokens per request, ``ctx_lens``: its tokens in the cache with the new ones; lists or arrays, or numbers.
 
-        Tables hold equal requests. A decode step (at most 8 new tokens each) counts as its number of requests at their mean
-        context, which keeps flops and bytes (those within a window and those beyond it are counted apart). A step of prefill
-        keeps them by its own: what was measured beside them is read where as many equal whole prompts have as many queries that
-        see as many keys (``operators.by_prompts``), and a chunk that is less than one such prompt counts as
-        extrapolated, since no table has such calls.
+        Tables hold equal requests. Decode counts as its number of requests at their mean context, which keeps flops and bytes (with
+        a window: of what each sees of it). Prefill keeps its own flops and bytes; what was measured beside them is read where as
+        many equal whole prompts have as many pairs of query and key (``operators.by_prompts``), and where that is less than one
+        prompt, where fewer heads have a whole one (``Operator.spread``): no table has chunks behind a context.
         """
         if self._spec.sizes is by_tokens:
             return self.of_tokens(q_lens if isinstance(q_lens, int) else int(np.sum(q_lens)))
-        return self._count(self._model.seconds(self._spec.measure(self._cost, self._dims, self._runs(q_lens, ctx_lens))))
+        if self._spec.sizes is by_requests:
+            contexts = np.atleast_1d(ctx_lens)
+            count, total = len(contexts), np.sum(q_lens)
+            seen = np.minimum(contexts, self._window) if self._window < math.inf else contexts
+            if total == count:
+                return self.of_decode(count, np.add.reduce(contexts) / count, np.add.reduce(seen) / count)
+            return self._count(self._model.seconds(self._work([(count, total / count, np.add.reduce(contexts) / count)])))
+        queries, contexts = (np.atleast_1d(lengths).tolist() for lengths in (q_lens, ctx_lens))
+        return self._count(self._model.seconds(self._work([(1, *pair) for pair in zip(queries, contexts)])))
 
     def of_tokens(self, num_tokens: int) -> float:
-        """Of an op for which requests make no difference (GEMMs, experts, collectives): seconds at so many tokens or elements."""
+        """Of an op for which requests make no difference (GEMMs, experts, collectives): at so many tokens or elements. A number
+        that came before is looked up."""
         found = self._by_tokens.get(num_tokens)
         if found is None:
-            work = self._spec.measure(self._cost, self._dims, [(1, num_tokens, num_tokens)])
-            found = self._by_tokens[num_tokens] = self._model.seconds(work)
+            found = self._by_tokens[num_tokens] = self._model.seconds(self._work([(1, num_tokens, num_tokens)]))
         return self._count(found)
 
-    def of_decode(self, num_requests: int, mean_q_len: float, mean_ctx_len: float) -> float:
-        """Of attention over requests with about equal contexts, without an array: as a step is where all are within a window."""
-        runs = [(num_requests, mean_q_len, mean_ctx_len)]
-        return self._count(self._model.seconds(self._spec.measure(self._cost, self._dims, runs)))
+    def of_decode(self, num_requests: int, mean_ctx_len: float, mean_seen: float | None = None) -> float:
+        """Of attention with one new token per request. mean_seen: mean number of tokens within the window; default: as if all
+        contexts were equal."""
+        seen = min(mean_ctx_len, self._window) if mean_seen is None else mean_seen
+        flops = self._whole[0] + num_requests * (self._request[0] + self._key[0] * (seen - 1))
+        moved = self._whole[1] + num_requests * (self._request[1] + self._key[1] * (seen - 1))
+        sizes = math.log2(num_requests), math.log2(mean_ctx_len)
+        return self._count(self._model.seconds(Work(flops, moved, num_requests * self._tiles, sizes)))
+
+    def _work(self, runs: Runs) -> Work:
+        return self._spec.measure(self._cost, self._dims, runs)
 
     def _count(self, found: tuple[float, bool]) -> float:
         self.calls += 1
         self.extrapolated += found[1]
         return found[0]
-
-    def _runs(self, q_lens: Lengths, ctx_lens: Lengths) -> Runs:
-        if isinstance(q_lens, int) or len(q_lens) <= 8:
-            return [(1, *pair) for pair in zip(np.atleast_1d(q_lens).tolist(), np.atleast_1d(ctx_lens).tolist())]
-        queries, contexts = np.asarray(q_lens), np.asarray(ctx_lens)
-        if queries.max() > 8:
-            return [(1, *pair) for pair in zip(queries.tolist(), contexts.tolist())]
-        if contexts.max() <= self._window:
-            return [(len(queries), float(queries.mean()), float(contexts.mean()))]
-        beyond = contexts > self._window
-        parts = [(queries[mask], contexts[mask]) for mask in (beyond, ~beyond) if mask.any()]
-        return [(len(queries), float(queries.mean()), float(contexts.mean())) for queries, contexts in parts]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,31 @@ from .calls import Call
 from .timers import Timer, Timers
 
 
+class DecodeRows:
+    """Rows that decode equally many tokens each. contexts: int64 [R], tokens in the cache, the new ones included."""
+
+    __slots__ = ("_means", "contexts", "count", "tokens")
+
+    def __init__(self, tokens: int, contexts: np.ndarray) -> None:
+        self.tokens, self.contexts, self.count = tokens, contexts, len(contexts)
+        self._means: dict[int, float] = {}
+
+    def mean_context(self, window: int) -> float:
+        """As far as the window (0: none) lets the rows see."""
+        mean = self._means.get(window)
+        if mean is None:
+            seen = np.minimum(self.contexts, window + self.tokens - 1) if window else self.contexts
+            mean = self._means[window] = int(seen.sum()) / self.count
+        return mean
+
+
 @dataclass(slots=True)
 class StepWork:
     """What a step computes.
 
     num_tokens   of all rows, and of padding rows up to the size of the recording
     num_logits   rows of logits; num_samples: requests that get tokens from them
-    decodes      (new tokens per row, contexts int64 [R], the new tokens included) of the rows that decode: one token each, or one
-                 and its drafts
+    decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
     """
@@ -27,7 +44,7 @@ class StepWork:
     num_tokens: int
     num_logits: int
     num_samples: int
-    decodes: Sequence[tuple[int, np.ndarray]]
+    decodes: Sequence[DecodeRows]
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
     recorded: bool = False
@@ -60,10 +77,8 @@ class _Attention:
         self.op, self.count, self.timer, self.window = call.op, count, timer, int(dict(call.dims)["window"])
         self.taken = OpTime()
 
-    def decode(self, tokens: int, contexts: np.ndarray) -> float:
-        """Of rows with ``tokens`` new tokens each: by their number and their mean context, as far as the window lets them see."""
-        seen = np.minimum(contexts, self.window + tokens - 1) if self.window else contexts
-        return self._took(self.timer.of_decode(len(contexts), tokens, float(seen.sum()) / len(contexts)))
+    def decode(self, rows: DecodeRows) -> float:
+        return self._took(self.timer.of_decode(rows.count, rows.tokens, rows.mean_context(self.window)))
 
     def prefill(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
         return self._took(self.timer(lens, ctx_lens))
@@ -103,9 +118,9 @@ class StageCost:
                 seconds += priced.seconds
                 if not recorded or rows == "samples":
                     launches += priced.launches
-        for tokens, contexts in work.decodes:
+        for decodes in work.decodes:
             for attention in self._decode:
-                seconds += attention.decode(tokens, contexts)
+                seconds += attention.decode(decodes)
                 launches += 0 if recorded else attention.count
         if work.chunk_lens:
             for attention in self._prefill:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config import EngineConfig, ModelConfig, QuantConfig
 from ..models.architecture import ModelInfo, read_model
-from .cost_model import StepWork
+from .cost_model import DecodeRows, StepWork
 from .placement import Placement
 from .ranks import Stage
 from .shape import native
@@ -46,6 +46,6 @@ class Drafting:
         count = len(contexts)
         passes = [StepWork(work.num_tokens, count, count, work.decodes, work.chunk_lens, work.chunk_ctx_lens, work.recorded)]
         if count:
-            passes += [StepWork(count, count, count, [(1, contexts)], recorded=self._recorded)] * (len(self.rates) - 1)
+            passes += [StepWork(count, count, count, [DecodeRows(1, contexts)], recorded=self._recorded)] * (len(self.rates) - 1)
         found = [self.placed.step(one)[0] for one in passes]
         return sum(seconds for seconds, _ in found), sum(launches for _, launches in found)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .kriging import Kriging
-from .operators import Work
+from .operators import Work, operator
 from .physics import Physics
 
 _EDGE = 0.01
@@ -42,9 +42,16 @@ class OperatorModel:
 
     def bound(self, point: Sequence[float]) -> BoundModel:
         """At one shape, ready to be called."""
-        at = np.array(point)
+        at, nodes = np.array(point), [axis.tolist() for axis in self.nodes]
         outside = bool((at < self.low - _EDGE).any() or (at > self.high + _EDGE).any())
-        return BoundModel(self.physics, [axis.tolist() for axis in self.nodes], self._surface(at), outside)
+        surface = self._surface(at)
+        spec = operator(self.op, {})
+        spread = [i for i, name in enumerate(spec.shape) if name in spec.spread]
+        for _ in range(int(at[spread].max()) if spread else 0):  # below one request: the same work spread over fewer heads
+            at[spread] = np.maximum(at[spread] - 1, self.low[spread])
+            surface.insert(0, self._surface(at)[0])
+            nodes[0].insert(0, nodes[0][0] - 1)
+        return BoundModel(self.physics, nodes, surface, outside)
 
     def _surface(self, point: np.ndarray) -> list[list[float]]:
         """log(measured / physics) at all nodes of the sizes; one row where there is one size."""

@@ -64,12 +64,13 @@ def by_requests(runs: Runs) -> tuple[float, ...]:
 
 
 def by_prompts(runs: Runs) -> tuple[float, ...]:
-    """Sizes of ops on many new tokens: as many equal whole prompts as have the same number of queries, and of keys that these
-    see. A chunk after a long context is a fraction of a prompt, which is about twice as long as a query's mean context."""
-    queries = tokens(runs)
-    pairs = sum(count * q_len * (context - (q_len - 1) / 2) for count, q_len, context in runs)
-    length = 2 * pairs / queries - 1
-    return queries / length, length
+    """Sizes of ops on many new tokens: how many equal whole prompts have as many pairs of a query and a key it sees, and their
+    length, the mean context. A chunk behind a long context is a fraction of a prompt of that length, so that what follows on
+    each other in its longest row of tiles is the same."""
+    pairs = [count * q_len * (context - (q_len - 1) / 2) for count, q_len, context in runs]
+    total = sum(pairs)
+    length = sum(part * context for part, (_, _, context) in zip(pairs, runs)) / total
+    return 2 * total / (length * (length + 1)), length
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Operator:
     cost      in place of the op's, where the op is not built
     whole     dims of a model's layer, before it is cut for ranks: what is left out together when a fit is judged
     sizes     runs -> what changes from call to call
+    spread    dims that may take over a fraction of a request: half a prompt of 32 heads is a prompt of 16
     """
 
     shape: Mapping[str, float | None] = field(default_factory=dict)
@@ -92,6 +94,7 @@ class Operator:
     cost: CostFunction | None = None
     whole: Callable[[Dims, Runs], tuple[float, ...]] | None = None
     sizes: Callable[[Runs], tuple[float, ...]] = by_tokens
+    spread: tuple[str, ...] = ()
 
     def point(self, dims: Dims) -> tuple[float, ...]:
         """Coordinates of a shape. Raises ValueError for a dim that is missing."""
@@ -140,6 +143,11 @@ def _linear_work(cost: CostFunction, dims: Dims, runs: Runs) -> Cost:
 def _token_work(cost: CostFunction, dims: Dims, runs: Runs) -> Cost:
     """Of ops for which requests make no difference."""
     return cost(dims, [tokens(runs)], [tokens(runs)])
+
+
+def _prompt_tiles(dims: Dims, runs: Runs) -> float:
+    prompts, length = by_prompts(runs)
+    return prompts * math.ceil(length / 128) * dims["num_heads"]
 
 
 def _gemm_tiles(dims: Dims, runs: Runs) -> float:
@@ -249,19 +257,13 @@ def _delta(cost: CostFunction, sizes: Callable[[Runs], tuple[float, ...]]) -> Op
 
 def _mla(absorbed: int) -> Operator:
     def tiles(dims: Dims, runs: Runs) -> float:
-        return sum(count * math.ceil(q_len / 128) for count, q_len, _ in runs) * dims["num_heads"]
+        return sum(count for count, _, _ in runs) * dims["num_heads"] if absorbed else _prompt_tiles(dims, runs)
 
     def cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -> Cost:
         return _mla_cost({**dims, "absorbed": absorbed}, q_lens, ctx_lens)
 
-    return Operator(
-        {"num_heads": None},
-        {"kv_bytes": None, "weight_bits": 16},
-        tiles,
-        _mla_work,
-        cost,
-        sizes=by_requests if absorbed else by_prompts,
-    )
+    formats, sizes = {"kv_bytes": None, "weight_bits": 16}, by_requests if absorbed else by_prompts
+    return Operator({"num_heads": None}, formats, tiles, _mla_work, cost, sizes=sizes, spread=("num_heads",))
 
 
 OPERATORS: dict[str, Operator] = {
@@ -271,11 +273,7 @@ OPERATORS: dict[str, Operator] = {
     "gemm_w8a16": _gemm(group_size=0),
     "gemm_w4a16": _gemm(group_size=128),
     "paged_attention_prefill": Operator(
-        _HEADS,
-        {"kv_bytes": None},
-        lambda dims, runs: sum(count * math.ceil(q_len / 128) for count, q_len, _ in runs) * dims["num_heads"],
-        whole=_whole_heads,
-        sizes=by_prompts,
+        _HEADS, {"kv_bytes": None}, _prompt_tiles, whole=_whole_heads, sizes=by_prompts, spread=("num_heads", "num_kv_heads")
     ),
     "paged_attention_decode": Operator(
         _HEADS,

@@ -24,7 +24,8 @@ class PseudoTokens:
     def apply(self, step: StepInput) -> StepOutput:
         """Samples for every row that wants a token."""
         self.admit(step.new)
-        return self.sample(step, np.array(step.seats))
+        seats = np.array(step.seats)
+        return self.sample(step, seats, self.lengths[seats] + step.num_tokens)
 
     def admit(self, new: Sequence[NewRequest]) -> None:
         """Takes in the requests that are new in a step."""
@@ -33,26 +34,27 @@ class PseudoTokens:
             self._seeds[request.seat] = request.sampling.seed & (2**64 - 1)
             self.lengths[request.seat] = request.num_computed_tokens
 
-    def sample(self, step: StepInput, seats: np.ndarray) -> StepOutput:
-        """The rest of ``apply``. seats: those of the step."""
+    def sample(self, step: StepInput, seats: np.ndarray, contexts: np.ndarray) -> StepOutput:
+        """The rest of ``apply``. seats int64 [R]: of the step; contexts int64 [R]: their lengths with all tokens of the step."""
         if step.num_drafts is not None:
-            return self._sample_with_drafts(step, seats)
-        self.lengths[seats] += step.num_tokens
-        sampling = seats if all(step.samples) else seats[np.array(step.samples)]
-        positions = self.lengths[sampling].view(np.uint64)
-        return StepOutput(step.step_id, pseudo_tokens(self._seeds[sampling], positions, self._vocab_size).tolist())
+            return self._sample_with_drafts(step, seats, contexts)
+        self.lengths[seats] = contexts
+        if step.samples.count(True) < len(seats):
+            rows = np.array(step.samples)
+            seats, contexts = seats[rows], contexts[rows]
+        tokens = pseudo_tokens(self._seeds[seats], contexts.view(np.uint64), self._vocab_size)
+        return StepOutput(step.step_id, tokens.tolist())
 
-    def _sample_with_drafts(self, step: StepInput, seats: np.ndarray) -> StepOutput:
+    def _sample_with_drafts(self, step: StepInput, seats: np.ndarray, contexts: np.ndarray) -> StepOutput:
         drafts = np.array(step.num_drafts)
-        self.lengths[seats] += np.array(step.num_tokens) - drafts
-        right = num_right_drafts(self._seeds[seats], self.lengths[seats].view(np.uint64), drafts, self._rates)
+        known = contexts - drafts
+        right = num_right_drafts(self._seeds[seats], known.view(np.uint64), drafts, self._rates)
+        self.lengths[seats] = known + right
         rows = np.flatnonzero(step.samples)
         accepted = right[rows] + 1
         row_of_token = np.repeat(rows, accepted)
         nth = np.arange(len(row_of_token)) - np.repeat(np.cumsum(accepted) - accepted, accepted)
-        positions = (self.lengths[seats[row_of_token]] + nth).view(np.uint64)
-        tokens = pseudo_tokens(self._seeds[seats[row_of_token]], positions, self._vocab_size)
-        self.lengths[seats] += right
+        tokens = pseudo_tokens(self._seeds[seats[row_of_token]], (known[row_of_token] + nth).view(np.uint64), self._vocab_size)
         return StepOutput(step.step_id, tokens.tolist(), accepted.tolist())
 
 
@@ -68,12 +70,17 @@ def num_right_drafts(
 
 
 def pseudo_tokens(states: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.ndarray:
-    """uint64 [R], uint64 [R] -> int64 [R] in [0, vocab_size): splitmix64 (Steele et al., OOPSLA 2014) of state and position."""
-    return (_mixed(states, positions) % np.uint64(vocab_size)).astype(np.int64)
+    """uint64 [R], uint64 [R] -> uint64 [R] in [0, vocab_size): splitmix64 (Steele et al., OOPSLA 2014) of state and position."""
+    return _mixed(states, positions) % np.uint64(vocab_size)
+
+
+_GAMMA, _FIRST, _SECOND, _27, _30, _31 = np.array(  # slices, because an array of one is quicker to take than a number
+    [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 27, 30, 31], dtype=np.uint64
+)[:, None]
 
 
 def _mixed(states: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    mixed = states + positions * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    mixed = states + positions * _GAMMA
+    mixed = (mixed ^ (mixed >> _30)) * _FIRST
+    mixed = (mixed ^ (mixed >> _27)) * _SECOND
+    return mixed ^ (mixed >> _31)

@@ -12,7 +12,7 @@ from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
 from ..engine.step import StepInput, StepOutput
 from ..models.architecture import ModelInfo
-from .cost_model import OpTime, StepWork
+from .cost_model import DecodeRows, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting
 from .placement import Placement
@@ -40,8 +40,8 @@ class SimulatedExecutor:
     """The configured model on as many of ``executor.device`` as ``parallel.tp`` and ``parallel.pp`` say. Tokens are pseudo-random.
 
     A submission takes the host ``step_overhead_s`` and the first stage's launches; a step is done when the device is, and not
-    before the host has launched it all. Stages work on one step each, in the order of submission; one hands a step on to the next. A
-    request's next token waits for its last one. So the host's time hides behind the devices' with several steps in flight.
+    before the host has launched it all. Stages work on one step each, in the order of submission; one hands a step on to the next,
+    and a request's next token waits for its last one. So the host's time hides behind the devices' with several steps in flight.
     """
 
     @classmethod
@@ -101,7 +101,7 @@ class SimulatedExecutor:
             self._token_at_s[[request.seat for request in step.new]] = 0.0
             end_s = self._advance(times, float(self._token_at_s[seats].max()))
             self._token_at_s[seats[np.array(step.samples)]] = end_s
-        return SimulatedStep(tokens.sample(step, seats), end_s, self._clock)
+        return SimulatedStep(tokens.sample(step, seats, contexts), end_s, self._clock)
 
     def op_times(self) -> dict[str, OpTime]:
         """op -> simulated seconds and calls so far, on one device of each stage."""
@@ -116,14 +116,8 @@ class SimulatedExecutor:
         report = {}
         for op, time in self.op_times().items():
             chosen, origin = self._timers.origin(op)
-            report[op] = {
-                "impl": f"simulated {self._device}",
-                "chosen": chosen,
-                "origin": origin,
-                "version": "",
-                "calls": time.calls,
-            }
-            report[op]["seconds"] = time.seconds
+            found = {"chosen": chosen, "origin": origin, "version": "", "calls": time.calls, "seconds": time.seconds}
+            report[op] = {"impl": f"simulated {self._device}", **found}
         return report
 
     def shutdown(self) -> None:
@@ -133,13 +127,13 @@ class SimulatedExecutor:
         """Rows come in the order of their kinds: one token, one token and drafts, prompts."""
         counts, num_rows, num_samples = step.num_tokens, len(step.num_tokens), step.samples.count(True)
         ones = first_chunk = counts.count(1)
-        decodes = [(1, contexts[:ones])] if ones else []
+        decodes = [DecodeRows(1, contexts[:ones])] if ones else []
         num_logits = num_samples
         if step.num_drafts is not None:
             num_logits += sum(step.num_drafts)
             first_chunk += sum(map(bool, step.num_drafts))
-            lens = np.array(counts[ones:first_chunk])
-            decodes += [(each, contexts[ones:first_chunk][lens == each]) for each in sorted(set(counts[ones:first_chunk]))]
+            lens, drafting = np.array(counts[ones:first_chunk]), contexts[ones:first_chunk]
+            decodes += [DecodeRows(each, drafting[lens == each]) for each in sorted(set(counts[ones:first_chunk]))]
         recorded = (
             self._graphs.enabled
             and first_chunk == num_samples == num_rows
@@ -148,7 +142,7 @@ class SimulatedExecutor:
         )
         num_tokens = sum(counts)
         if recorded and self._recordings:
-            num_tokens = decodes[0][0] * self._recordings[bisect_left(self._recordings, num_rows)]
+            num_tokens = decodes[0].tokens * self._recordings[bisect_left(self._recordings, num_rows)]
         chunks = counts[first_chunk:], contexts[first_chunk:].tolist()
         return StepWork(num_tokens, num_logits, num_samples, decodes, *chunks, recorded)
 
