@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from experiments.serve_job import run, serve
-from framework.config import ExecutorConfig, ModelConfig, SchedulerConfig
+from framework.config import ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.study.compose import CONFIG_FILE, ServeConfig, save_config
 from framework.study.metrics import SLOConfig, compute_metrics
 from framework.study.workload import WorkloadConfig
@@ -82,3 +82,13 @@ def test_in_overload_the_policy_decides_who_is_late() -> None:
     assert priority["ttft_priority_0_mean_s"] < 0.5 * fcfs["ttft_priority_0_mean_s"]
     assert priority["ttft_priority_1_mean_s"] > fcfs["ttft_priority_1_mean_s"]
     assert len({run["num_output_tokens"] for run in (fcfs, priority, sjf, slo)}) == 1
+
+
+def test_streams_of_a_pipeline_take_no_longer_than_one_while_its_stages_have_room() -> None:
+    """Three that come one after the other: they fall into as many groups as there are stages, and none waits for another."""
+
+    def gap_s(num_requests: int) -> float:
+        workload = WorkloadConfig(num_requests=num_requests, prompt_tokens=100, output_tokens=100, output_spread=0, rate=50)
+        return metrics(replace(simulated(workload), parallel=ParallelConfig(tp=2, pp=2)))["itl_p50_s"]
+
+    assert gap_s(3) < 1.1 * gap_s(1)
