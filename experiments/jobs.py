@@ -4,7 +4,6 @@ compiled code, threads) reaches the next. Its folder gets config.json before it 
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from typing import Any, TypeVar
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from framework.study.compose import CONFIG_FILE, StudyConfig, save_config
+from experiments.sweep_folder import is_finished, progress, read_row
+from framework.study.compose import CONFIG_FILE, SWEEP_KEYS, SWEEPER_TARGET, StudyConfig, save_config
 from framework.study.environment import START_TIME, utc_now
 from framework.study.results import RUN_FILE, config_columns, write_run
 
@@ -27,21 +27,47 @@ busy neighbour on the machine makes steps twice as long and more."""
 Found = TypeVar("Found")
 
 
-def run_hydra_job(config: StudyConfig, script: Path) -> None:
-    """The body of a Hydra app: runs the job, and says how it went. A failure ends a single run with an error, a sweep goes on."""
+def run_hydra_job(config: StudyConfig, script: Path) -> float | None:
+    """The body of a Hydra app: runs the job, unless its folder holds the result of the same config already, and says how it went.
+    A failure ends a single run with an error, a sweep of ours goes on. Another sweeper (a search) gets ``primary_metric``, and an
+    exception for a run that failed.
+
+    Raises ValueError for keys of a sweep that nobody would read."""
     job = HydraConfig.get()
+    in_sweep = job.mode == RunMode.MULTIRUN
+    by_us = in_sweep and job.sweeper._target_ == SWEEPER_TARGET
+    if config.repeats != 1 and not by_us:
+        raise ValueError(f"repeats={config.repeats} needs a sweep by hydra/sweeper=study: {'no other' if in_sweep else 'add -m'}")
     folder = Path(job.runtime.output_dir)
-    worked = run_job(config, script, folder)
-    if job.mode == RunMode.MULTIRUN:
-        print(sweep_summary(folder.parent), flush=True)
+    if in_sweep and is_finished(folder, config):
+        print(f"{folder}: finished before, not run again")
+        worked = True
+    else:
+        worked = run_job(config, script, folder)
+    if in_sweep:
+        print(progress(folder.parent), flush=True)
     elif not worked:
         sys.exit(1)
+    return None if by_us or config.primary_metric is None else objective(folder, config.primary_metric)
+
+
+def objective(folder: Path, metric: str) -> float:
+    """The metric of the run in ``folder``. Raises ValueError if the run failed or has no such metric."""
+    row = read_row(folder)
+    assert row is not None, "a job leaves a row however it ends"
+    if row["status"] != "ok":
+        raise ValueError(f"the run in {folder} failed: {row['error']}")
+    if f"metric.{metric}" not in row:
+        there = ", ".join(sorted(key.removeprefix("metric.") for key in row if key.startswith("metric.")))
+        raise ValueError(f"primary_metric={metric!r} was not observed; there are {there}")
+    return float(row[f"metric.{metric}"])
 
 
 def run_job(config: StudyConfig, script: Path, folder: Path) -> bool:
     """Runs ``script FOLDER`` on ``config``; True if it worked. A process that dies without a word (killed, out of memory) leaves a
     row too."""
     row = first_columns(config)
+    (folder / RUN_FILE).unlink(missing_ok=True)  # of an attempt before this one
     save_config(config, folder / CONFIG_FILE)
     done = subprocess.run([sys.executable, str(script), str(folder)], env=SHORT_WAITS | os.environ)
     if not (folder / RUN_FILE).exists():
@@ -50,16 +76,11 @@ def run_job(config: StudyConfig, script: Path, folder: Path) -> bool:
     return done.returncode == 0
 
 
-def sweep_summary(folder: Path) -> str:
-    """How the jobs of a sweep fared so far."""
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{RUN_FILE}"))]
-    num_failed = sum(row["status"] == "failed" for row in rows)
-    return f"{len(rows)} runs in {folder}, {num_failed} failed; kernelswap collect {folder}"
-
-
 def first_columns(config: StudyConfig) -> dict[str, Any]:
-    """The columns that a row has from the start."""
-    return {**config_columns(config), START_TIME: utc_now()}
+    """The columns that a row has from the start. Of the keys of its sweep only how often it was repeated: with auto, intervals are
+    computed in another way."""
+    columns = {key: value for key, value in config_columns(config).items() if key not in SWEEP_KEYS}
+    return {**columns, "repeats": config.repeats, START_TIME: utc_now()}
 
 
 def attempt(folder: Path, row: dict[str, Any], measure: Callable[[], Found]) -> Found | None:

@@ -26,9 +26,9 @@ register_schema()
 
 
 @hydra.main(config_path="../conf", config_name="quality", **hydra_version_base())
-def main(composed: DictConfig) -> None:
+def main(composed: DictConfig) -> float | None:
     """Composes one run's config and measures it."""
-    run_hydra_job(to_config(composed, QualityConfig), Path(__file__).with_name("quality_job.py"))
+    return run_hydra_job(to_config(composed, QualityConfig), Path(__file__).with_name("quality_job.py"))
 
 
 if __name__ == "__main__":

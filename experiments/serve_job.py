@@ -25,6 +25,7 @@ from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import run_workload
 from framework.study.environment import environment
+from framework.study.machine_load import machine_load
 from framework.study.metrics import compute_metrics
 from framework.study.records import RunRecord
 from framework.study.report import format_metrics, format_plan
@@ -42,12 +43,14 @@ class Served:
     plan    which kernel of ours ran per op; empty for another system
     system  what served: its version and what it settled by itself; for another system how it served
     start   what the start cost: seconds to build, and kernels that were compiled only while the workload ran
+    load    what else the machine did while the workload ran
     """
 
     record: RunRecord
     plan: dict[str, dict[str, Any]]
     system: dict[str, str]
     start: dict[str, float]
+    load: dict[str, float]
 
 
 def serve(config: ServeConfig) -> Served:
@@ -74,13 +77,13 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
     for each in engines:
         run_workload([each], warmup)
-    with _compilations(config) as compiled:
+    with _compilations(config) as compiled, machine_load() as load:
         record = run_workload(engines, workload, ROUTERS[config.router](config.seed), progress=True)
     report = engine.plan_report()
     settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps)}
     for each in engines:
         each.shutdown()
-    return Served(record, report, {"version": __version__, **settled}, start_costs | {"num_late_compilations": len(compiled)})
+    return Served(record, report, {"version": __version__, **settled}, start_costs | {"num_late_compilations": len(compiled)}, load)
 
 
 def _serve_with_library(config: ServeConfig) -> Served:
@@ -102,11 +105,12 @@ def _serve_with_library(config: ServeConfig) -> Served:
         freeze_garbage()
         load_s += time.perf_counter() - start
         serve_workload(mode, library, warmup)
-        record = serve_workload(mode, library, workload, progress=True)
+        with machine_load() as load:
+            record = serve_workload(mode, library, workload, progress=True)
         ran = {"version": version, "mode": mode.mode, "attention": library.attention}
     finally:
         mode.close()
-    return Served(record, {}, ran, {"load_s": load_s})
+    return Served(record, {}, ran, {"load_s": load_s}, load)
 
 
 def _workloads(
@@ -137,13 +141,14 @@ def run(folder: Path) -> bool:
     """Serves the config in ``folder``; True if it worked. Either way the folder holds a run.json afterwards."""
     config = load_config(folder / CONFIG_FILE, ServeConfig)
     row = first_columns(config)
-    served = attempt(folder, row, lambda: serve(config))
+    served = attempt(folder, row, lambda: serve(config.shifted()))
     if served is None:
         return False
     metrics = {**compute_metrics(served.record, config.slo), **served.start}
     write_requests(folder, served.record.requests)
     row |= {"plan.system": config.system} | {f"plan.system.{name}": value for name, value in served.system.items()}
     row |= plan_columns(served.plan) | {f"metric.{name}": value for name, value in metrics.items()} | environment(config)
+    row |= served.load
     write_run(folder, {**row, "status": "ok", "error": None})
     _plot(folder)
     ran = ", ".join([config.system, *(f"{name} {value}" for name, value in served.system.items())])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .statistics import Interval, confidence_halfwidth, effect_size, is_outlier, mean_interval
+from .statistics import Changes, Interval, confidence_halfwidth, effect_size, is_outlier, mean_interval
 from .sweep import AUTO, differences_text, is_repeat, select, setting_columns, swept_columns
 
 if TYPE_CHECKING:
@@ -101,23 +101,20 @@ def differing_environment(runs: pd.DataFrame) -> str:
 
 
 def _compared(values: np.ndarray, bases: np.ndarray, metric: str, sequential: bool) -> dict[str, Any]:
-    both = np.isfinite(values) & np.isfinite(bases)
-    values, bases = values[both], bases[both]
-    is_ratio = bool((values > 0).all() and (bases > 0).all())
-    changes = np.log(values / bases) if is_ratio else values - bases
-    interval, mean = mean_interval(changes, sequential), float(changes.mean()) if len(changes) else math.nan
-    percent = 100 * (math.expm1(mean) if is_ratio else mean / abs(bases.mean()) if bases.mean() else math.inf)
-    onto = math.exp if is_ratio else float
+    changes = Changes.of(values, bases)
+    num = len(changes.values)
+    interval, mean = mean_interval(changes.values, sequential), float(changes.values.mean()) if num else math.nan
+    onto = math.exp if changes.is_ratio else float
     return {
-        "pairs": len(changes),
-        "scale": "ratio" if is_ratio else "difference",
+        "pairs": num,
+        "scale": "ratio" if changes.is_ratio else "difference",
         "estimate": onto(mean),
         "low": onto(interval.low),
         "high": onto(interval.high),
         "interval": interval.kind,
-        "effect_size": effect_size(changes),
-        "outliers": int(is_outlier(changes, log=False).sum()),
-        "verdict": _verdict(interval, len(changes), percent, metric),
+        "effect_size": effect_size(changes.values),
+        "outliers": int(is_outlier(changes.values, log=False).sum()),
+        "verdict": _verdict(interval, num, 100 * changes.relative(mean), metric),
     }
 
 

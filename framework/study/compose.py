@@ -20,6 +20,7 @@ from ..config import EngineConfig, QuantConfig
 from ..executor.kinds import EXECUTORS
 from .metrics import SLOConfig
 from .plot_kinds import FigureSpec
+from .sweep import AUTO
 from .workload import WorkloadConfig
 
 Config = TypeVar("Config", bound="StudyConfig")
@@ -28,6 +29,12 @@ CONFIG_FILE = "config.json"
 """The config of a run, in the run's folder."""
 SYSTEMS = ("kernelswap", "transformers", "transformers_static")
 """What can serve a workload: our engine, or the transformers library by its continuous batching or by its ``generate``."""
+
+
+SWEEP_KEYS = ("repeats", "max_repeats", "primary_metric", "precision", "resume")
+"""Keys of a sweep: they say how often its runs are repeated and how they are judged, and are part of no run."""
+SWEEPER_TARGET = "hydra_plugins.study_sweeper.StudySweeper"
+"""Hydra takes sweepers only of that package, which it finds beside the scripts, in experiments/."""
 
 
 @dataclass
@@ -40,9 +47,26 @@ class StudyConfig(EngineConfig):
     compare   COLUMN=BASE: the values of a swept column are compared with this one
     figures   what is drawn: kinds of ``kernelswap plot``, each with its options behind it, such as
               ``lines x=workload.rate y=goodput_per_s``, ``latency where=workload.rate=8``; none = by what was swept
+    repeat  which repeat of its setting this run is; the seeds are shifted by it
+
+    Of the sweep that the run is part of:
+
+    repeats         runs of every setting, interleaved: a number, or auto: until the 95 % confidence interval of primary_metric is
+                    narrow enough, of every ratio to the first value of the first swept key
+    primary_metric  the one metric by which auto and a search judge, such as tpot_p50_s or goodput_per_s
+    precision       of auto: half the interval's width; 0.01 = within 1 % up or down
+    max_repeats     of auto: where it stops at the latest
+    resume          auto (where the same sweep, of the same code, was interrupted, it goes on), never, or the folder of a sweep:
+                    what finished there with the same config is not run again
     """
 
     name: str = ""
+    repeat: int = 0
+    repeats: int | str = 1
+    primary_metric: str | None = None
+    precision: float = 0.01
+    max_repeats: int = 60
+    resume: str = "auto"
     question: str = ""
     metrics: list[str] = field(default_factory=list)
     compare: str = ""
@@ -60,6 +84,36 @@ class StudyConfig(EngineConfig):
         """The part that the engine is built from."""
         return EngineConfig(**{f.name: getattr(self, f.name) for f in fields(EngineConfig)})
 
+    def shifted(self: Config) -> Config:
+        """The config with the seeds of its repeat."""
+        return replace(self, seed=self.seed + self.repeat)
+
+    def validate_sweep(self) -> None:
+        """Raises ValueError for keys of the sweep that cannot work."""
+        auto = self.repeats == AUTO
+        for works, key, expected in (
+            (auto or (isinstance(self.repeats, int) and self.repeats >= 1), "repeats", "a positive number, or auto"),
+            (not auto or self.primary_metric, "primary_metric", "the metric that repeats=auto judges by, such as tpot_p50_s"),
+            (0 < self.precision < 1, "precision", "more than 0 and less than 1"),
+            (self.max_repeats >= 2, "max_repeats", "2 or more"),
+            (self.repeat >= 0, "repeat", "0 or more"),
+        ):
+            if not works:
+                raise ValueError(f"{key}={getattr(self, key)!r} cannot work: it must be {expected}")
+
+
+@dataclass
+class SweeperConfig:
+    """Hydra's node of our sweeper: its own fields, as of Hydra's basic one.
+
+    params          key -> what it is swept over, of a study's YAML file
+    max_batch_size  most jobs handed to the launcher at once
+    """
+
+    _target_: str = SWEEPER_TARGET
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
+
 
 @dataclass
 class ServeConfig(StudyConfig):
@@ -74,6 +128,10 @@ class ServeConfig(StudyConfig):
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     slo: SLOConfig = field(default_factory=SLOConfig)
     num_warmup_requests: int = 2
+
+    def shifted(self) -> ServeConfig:
+        shifted = super().shifted()
+        return replace(shifted, workload=replace(self.workload, seed=self.workload.seed + self.repeat))
 
     def validate(self) -> None:
         super().validate()
@@ -154,6 +212,7 @@ def register_schema() -> None:
         if "executor" in schema:
             OmegaConf.set_struct(schema.executor.op_scale, False)
         ConfigStore.instance().store(name=name, node=schema)
+    ConfigStore.instance().store(group="hydra/sweeper", name="study", node=SweeperConfig)
 
 
 def hydra_version_base() -> dict[str, str]:

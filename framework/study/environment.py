@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -37,6 +38,14 @@ def environment(config: EngineConfig) -> dict[str, str | int]:
     if commit := _git("rev-parse", "HEAD"):
         found["commit"] = commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
     return {f"env.{key}": value for key, value in found.items()}
+
+
+def code_version() -> str:
+    """What stays the same as long as the code does: the version, the commit, and a digest of what differs from it (untracked files
+    aside)."""
+    difference = _git("diff", "HEAD") or ""
+    digest = hashlib.sha256(difference.encode()).hexdigest()[:12] if difference else "clean"
+    return f"{importlib.metadata.version('kernelswap')} {_git('rev-parse', 'HEAD') or 'no checkout'} {digest}"
 
 
 def _cpu_name() -> str:

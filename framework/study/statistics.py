@@ -81,6 +81,32 @@ def _quantile(num: int, sequential: bool) -> float:
     return t_quantile((min(num, FIRST_LOOK) if sequential else num) - 1)
 
 
+@dataclass(frozen=True)
+class Changes:
+    """From a base to what is compared with it, pair by pair: logarithms of the ratios, or, where a value is not positive, the
+    differences. ``base`` is the mean of the bases."""
+
+    values: np.ndarray
+    is_ratio: bool
+    base: float
+
+    @classmethod
+    def of(cls, values: np.ndarray, bases: np.ndarray) -> Changes:
+        """Pairs with a value that is not finite are left out."""
+        both = np.isfinite(values) & np.isfinite(bases)
+        values, bases = values[both], bases[both]
+        base = float(bases.mean()) if len(bases) else math.nan
+        if (values > 0).all() and (bases > 0).all():
+            return cls(np.log(values / bases), True, base)
+        return cls(values - bases, False, base)
+
+    def relative(self, change: float) -> float:
+        """A mean of the values as a fraction of the base; infinite for a change from zero."""
+        if self.is_ratio:
+            return math.expm1(change)
+        return change / abs(self.base) if self.base else math.copysign(math.inf, change)
+
+
 def effect_size(differences: Sequence[float] | np.ndarray) -> float:
     """Cohen's d of paired differences: their mean in units of their standard deviation. NaN for fewer than two, or if all are
     zero."""

@@ -60,7 +60,7 @@ def test_a_failed_job_is_a_row_and_the_sweep_goes_on(sweep: tuple) -> None:
     for part in ("NoKernelError", "no kernel for sample=nonsense", "There is no impl named 'nonsense'", "reference: available"):
         assert part in failed["error"]
     assert "no kernel for sample=nonsense" in done.stderr
-    assert "2 runs in" in done.stdout and "1 failed" in done.stdout
+    assert "2 of 2 runs in" in done.stdout and "1 failed" in done.stdout
 
 
 def test_a_failed_run_exits_with_an_error(tmp_path: Path) -> None:
