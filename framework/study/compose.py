@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ..config import EngineConfig, QuantConfig
 from ..executor.kinds import EXECUTORS
@@ -27,6 +28,8 @@ Config = TypeVar("Config", bound="StudyConfig")
 
 CONFIG_FILE = "config.json"
 """The config of a run, in the run's folder."""
+SWEEP_FILE, RUN_CONFIG = "multirun.yaml", ".hydra/hydra.yaml"
+"""What Hydra writes beside the runs of a sweep, and into the folder of a run."""
 SYSTEMS = ("kernelswap", "transformers", "transformers_static")
 """What can serve a workload: our engine, or the transformers library by its continuous batching or by its ``generate``."""
 
@@ -253,17 +256,21 @@ def compose(overrides: Sequence[str], folder: Path) -> ServeConfig:
         raise ValueError(str(error)) from error
 
 
-def saved_commands(folder: Path) -> list[str]:
-    """The command lines of the sweeps and single runs below ``folder``, as Hydra kept them beside the results; without what only
-    says where on a machine these lie."""
-    sweeps = sorted(folder.rglob("multirun.yaml"))
-    runs = [path for path in sorted(folder.rglob(".hydra/hydra.yaml")) if not any(path.is_relative_to(s.parent) for s in sweeps)]
+def saved_commands(folders: Iterable[Path]) -> list[str]:
+    """The command lines by which the runs in ``folders`` were made, as Hydra kept them there or beside: of sweeps one each. Without
+    what only says where on a machine the results lie; none where Hydra's files are missing."""
+    kept = [
+        next((path for path in (folder.parent / SWEEP_FILE, folder / RUN_CONFIG) if path.is_file()), None) for folder in folders
+    ]
     commands = []
-    for path in (*sweeps, *runs):
-        saved: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        job, overrides = saved["hydra"]["job"]["name"], saved["hydra"]["overrides"]
-        others = [word for word in overrides["hydra"] if not re.match(r"hydra\.(mode|run\.dir|sweep\.(dir|subdir))=", word)]
-        words = ["python", f"experiments/{job}.py", *(["-m"] if path in sweeps else []), *overrides["task"], *others]
+    for path in dict.fromkeys(filter(None, kept)):
+        try:
+            saved: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            job, overrides = saved["hydra"]["job"]["name"], saved["hydra"]["overrides"]
+            others = [word for word in overrides["hydra"] if not re.match(r"hydra\.(mode|run\.dir|sweep\.(dir|subdir))=", word)]
+            words = ["python", f"experiments/{job}.py", *(["-m"] if path.name == SWEEP_FILE else []), *overrides["task"], *others]
+        except (OSError, KeyError, TypeError, YAMLError, OmegaConfBaseException):
+            continue  # not of Hydra, or not whole
         commands.append(shlex.join(words))
     return list(dict.fromkeys(commands))
 

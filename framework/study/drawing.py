@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
 from .sweep import differences, differences_text, setting_columns, telling_columns, value_text
 
@@ -24,6 +24,7 @@ MAX_LINES = len(COLORS)
 """Settings in one figure: more no eye can tell apart."""
 MAX_KEYS = 4
 """Swept columns that a label names; of more, only those that tell the settings apart."""
+MAX_MARKS = 60
 LABEL_HEIGHT_INCHES = 0.17
 
 
@@ -127,14 +128,29 @@ def label_beside(
         )
 
 
+def marks(num_points: int) -> dict[str, Any]:
+    """How the points of a line are marked: not at all where there are too many to see them."""
+    return {"marker": "o", "markersize": 3.5, "capsize": 2} if num_points <= MAX_MARKS else {}
+
+
 def set_log(axis: Axis) -> None:
     """Logarithmic, with plain numbers at 1, 2, 5, 10 ..., fewer of them where the values span more decades."""
     (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)("log")
     low, high = axis.get_view_interval()
     num_decades = np.log10(high / low)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if num_decades <= 2 else (1, 3) if num_decades <= 3 else (1,)))
+    subs = ((0.6, range(1, 10)), (2, (1, 2, 5)), (3, (1, 3)), (np.inf, (1,)))
+    axis.set_major_locator(LogLocator(subs=next(chosen for most, chosen in subs if num_decades <= most)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+def tick_swept(axes: Axes, swept: np.ndarray) -> None:
+    """Horizontal ticks where was measured, if these are few."""
+    if len(swept) <= 8:
+        axes.xaxis.set_major_locator(FixedLocator(swept.tolist()))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def log_if_wide(axes: Axes) -> None:

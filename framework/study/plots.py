@@ -20,8 +20,10 @@ from .drawing import (
     label_beside,
     legend_below,
     log_if_wide,
+    marks,
     new_figure,
     set_log,
+    tick_swept,
     with_columns,
 )
 from .joining import is_quality, join_quality
@@ -93,13 +95,12 @@ def load(runs: pd.DataFrame, x: str = "workload.rate") -> Figure:
                     np.stack([mean - values.min(), values.max() - mean]),
                     color=color,
                     linestyle=style,
-                    marker="o",
-                    markersize=3.5,
-                    capsize=2,
                     label=label if percentile == 50 else None,
+                    **marks(len(mean)),
                 )
         axes.set(xlabel=column_label(x), ylabel=f"{title} (ms)")
         set_log(axes.yaxis)
+        tick_swept(axes, np.unique(pd.to_numeric(runs[x])))
     styles = [Line2D([], [], color=FAINT, linestyle=s) for s in ("-", "--")]
     handles, labels = grid[0, 0].get_legend_handles_labels()
     shown = [(h, t) for h, t in zip(handles, labels) if t]

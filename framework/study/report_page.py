@@ -9,17 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .comparison import compare, differing_environment, summarize
+from .comparison import compare, differing_environment, outliers, summarize
 from .compose import saved_commands
 from .drawing import Naming
 from .environment import START_TIME
 from .labels import quantity
 from .plot_kinds import PLOT_KINDS, FigureSpec
-from .sweep import is_setting, setting_columns, swept_columns, value_text
+from .sweep import is_setting, swept_columns, value_text
 
 METRICS = (
     *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "output_tokens_per_s", "goodput_per_s"),
@@ -101,8 +100,8 @@ def build_report(
         tables.append(_summary_table(summary, runs, columns))
         for base in [comparison] if comparison else _stated(runs, "compare"):
             tables.append(_comparison_table(runs, columns, base))
-        drawings, notes = _draw(folder, runs, list(figures) or _stated_list(runs, "figures"))
-    commands, command_notes = _commands(folder)
+        drawings, notes = _draw(folder, runs, list(figures) or _stated_list(runs, "figures"), asked)
+    commands, command_notes = _commands([folder / run for run in runs["run"]])
     return Report(
         title=", ".join(names) or "runs",
         questions=questions,
@@ -144,11 +143,11 @@ def without_path(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
-def number_text(value: float) -> str:
-    """Four digits that count; a dash for what was not observed."""
+def number_text(value: float, num_digits: int = 4) -> str:
+    """With so many digits that count; a dash for what was not observed."""
     if not math.isfinite(value):
         return "-" if math.isnan(value) else str(value)
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
+    return f"{value:,.0f}" if 10**num_digits <= abs(value) < 1e12 else f"{value:.{num_digits}g}"
 
 
 def _stated(runs: pd.DataFrame, column: str) -> list[str]:
@@ -200,11 +199,14 @@ def _summary_table(summary: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[
         for metric in metrics:
             scale = quantity(metric).scale
             half = row.get(metric + CI, math.nan) * scale
-            cells.append(number_text(row[metric] * scale) + (f" ± {half:.2g}" if math.isfinite(half) else ""))
+            cells.append(number_text(row[metric] * scale) + (f" ± {number_text(half, 2)}" if math.isfinite(half) else ""))
         rows.append(cells)
     notes = []
     if any(c.endswith(CI) for c in summary.columns):
         notes.append("Mean over the repeats ± half of its 95 % confidence interval.")
+    flagged = outliers(runs, metrics)
+    if num_outliers := int((flagged != "").sum()):
+        notes.append(f"{num_outliers} runs lie far from the other repeats of their setting; they count all the same.")
     if naming.note:
         notes.append(f"Not shown: {naming.note}.")
     if len(summary) > MAX_ROWS:
@@ -216,29 +218,37 @@ def _summary_table(summary: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[
 def _comparison_table(runs: pd.DataFrame, metrics: Sequence[str], comparison: str) -> Table:
     column, _, base = comparison.partition("=")
     found = compare(runs, list(metrics), column, base)
-    naming, settings = Naming.of(runs), setting_columns(runs)
-    columns = [c for c in found.columns if c in naming.keys or c not in settings]
-    rows = [[_cell(row[c]) for c in columns] for _, row in found.head(MAX_ROWS).iterrows()]
-    num_names = sum(c in naming.keys or c == "metric" for c in columns)
-    notes = [f"The first {MAX_ROWS} of {len(found)} rows."] if len(found) > MAX_ROWS else []
-    header = [naming.keys.get(c, c.removeprefix("metric.")) for c in columns]
-    return Table(f"Compared with {column}={base}", header, rows, num_names, notes)
+    naming = Naming.of(runs)
+    rows = []
+    for _, row in found.head(MAX_ROWS).iterrows():
+        label, scale = quantity(row["metric"])
+        sign, factor = ("×", 1.0) if row["scale"] == "ratio" else ("", scale)
+        estimate, low, high = (number_text(row[name] * factor) for name in ("estimate", "low", "high"))
+        cells = [value_text(row[c]) if pd.notna(row[c]) else "-" for c in naming.keys]
+        interval = f" ({low} to {high})" if row["interval"] != "none" else ""
+        cells += [label, str(row["pairs"]), f"{sign}{estimate}{interval}", number_text(row["effect_size"]), row["verdict"]]
+        rows.append(cells)
+    notes = [
+        "× a ratio to the base, else a difference from it; in brackets its 95 % confidence interval over pairs of equal repeats."
+    ]
+    if (num := int((found["interval"] != "none").sum())) > 1:
+        notes.append(f"{num} intervals: about one in 20 excludes no change by chance. Decide by one metric, named beforehand.")
+    if len(found) > MAX_ROWS:
+        notes.append(f"The first {MAX_ROWS} of {len(found)} rows; kernelswap collect --compare {comparison} prints all.")
+    header = [*naming.keys.values(), "metric", "pairs", "change", "effect size", "verdict"]
+    return Table(f"Compared with {comparison}", header, rows, len(naming.keys) + 1, notes)
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, float | np.floating):
-        return number_text(float(value))
-    return value.removeprefix("metric.") if isinstance(value, str) else value_text(value)
-
-
-def _draw(folder: Path, runs: pd.DataFrame, asked: Sequence[str]) -> tuple[list[Drawing], list[str]]:
-    """The figures that were asked for, with a note for each that cannot be drawn; or of the usual ones those that can."""
+def _draw(folder: Path, runs: pd.DataFrame, asked: Sequence[str], metrics: Sequence[str]) -> tuple[list[Drawing], list[str]]:
+    """The figures that were asked for, with a note for each that cannot be drawn; or of the usual ones those that can. Where the
+    study names ``metrics``, the usual ones show the first of these."""
     drawings: list[Drawing] = []
     notes = []
     for text in asked or USUAL_FIGURES:
         if not asked and text in _ALIKE and any(drawing.kind in _ALIKE for drawing in drawings):
             continue
-        spec = FigureSpec.parse(text)
+        named = not asked and metrics and text in ("lines", "bars")
+        spec = FigureSpec.parse(f"{text} y={','.join(metrics[:3])}" if named else text)
         try:
             figure = spec.draw(folder, runs)
         except ValueError as error:
@@ -267,8 +277,8 @@ def _failures(runs: pd.DataFrame) -> dict[str, str]:
     return found
 
 
-def _commands(folder: Path) -> tuple[list[str], list[str]]:
-    commands = [without_path(command) for command in saved_commands(folder)]
+def _commands(folders: Sequence[Path]) -> tuple[list[str], list[str]]:
+    commands = [without_path(command) for command in saved_commands(folders)]
     if not commands:
         return [], ["The command was not kept with these runs: they lack the files that Hydra wrote beside them."]
     notes = [f"The first {MAX_COMMANDS} of {len(commands)} commands."] if len(commands) > MAX_COMMANDS else []

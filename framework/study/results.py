@@ -146,7 +146,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        runs = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
+        runs = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"run": str}, low_memory=False)
         runs[["run", "status"]]  # whatever else is in there
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no table of runs, as kernelswap collect writes it: {error}") from error

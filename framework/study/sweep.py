@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NULL = "null"
 """What the table holds where a config key is None, as Hydra writes it; an empty cell says that the run has no such key."""
+AUTO = "auto"
+"""In the column ``repeats``: their number was decided while they ran."""
 _LABELS = ("run", "status", "error", "name", "repeats", "outlier")
 _STATED = ("question", "metrics", "compare", "figures")
 _FOUND = ("metric.", "plan.", "env.")

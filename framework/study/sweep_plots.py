@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
 from .drawing import (
     COLORS,
@@ -20,21 +19,24 @@ from .drawing import (
     label_beside,
     legend_below,
     literal,
+    marks,
     new_figure,
     set_log,
+    tick_swept,
 )
 from .labels import PER_DEVICE, column_label, quantity
 from .statistics import confidence_halfwidth
 from .sweep import differences_text, setting_columns, telling_columns, value_text
 
-DEFAULT_METRICS = "ttft_p50_s,tpot_p50_s"
+DEFAULT_METRICS = ("ttft_p50_s", "tpot_p50_s", "bits_per_byte")
+"""Of these the ones that were observed are drawn, if none are named."""
 MAX_BARS = 40
 MAX_PANELS = 6
 WIDE = 16
 """Values over so large a factor are shown on a logarithmic axis."""
 
 
-def lines(runs: pd.DataFrame, x: str | None = None, y: str = DEFAULT_METRICS) -> Figure:
+def lines(runs: pd.DataFrame, x: str | None = None, y: str | None = None) -> Figure:
     """A panel per metric of ``y`` over the swept numbers of column ``x`` (default: the one with most of them): a line per setting
     of the other swept columns, named at its end. Repeats are averaged, with the 95 % confidence interval of the mean. Where runs
     have a metric NAME_bound beside NAME, that is dashed."""
@@ -54,8 +56,7 @@ def lines(runs: pd.DataFrame, x: str | None = None, y: str = DEFAULT_METRICS) ->
         label, scale = quantity(metric)
         for color, group in zip(COLORS, settings.values()):
             means = metric_values(group, metric).dropna().mul(scale).groupby(group[x]).agg(["mean", confidence_halfwidth])
-            style = {"color": color, "marker": "o", "markersize": 3.5, "capsize": 2}
-            axes.errorbar(means.index, means["mean"], means["confidence_halfwidth"], **style)
+            axes.errorbar(means.index, means["mean"], means["confidence_halfwidth"], color=color, **marks(len(means)))
         _draw_bound(axes, runs, x, metric, scale)
         axes.set(xlabel=column_label(x), ylabel=label)
         _scale(axes, np.unique(runs[x]))
@@ -63,7 +64,7 @@ def lines(runs: pd.DataFrame, x: str | None = None, y: str = DEFAULT_METRICS) ->
     return figure
 
 
-def bars(runs: pd.DataFrame, y: str = DEFAULT_METRICS) -> Figure:
+def bars(runs: pd.DataFrame, y: str | None = None) -> Figure:
     """A bar per setting and a panel per metric of ``y``, the highest of the first metric on top. Repeats are averaged, with the
     95 % confidence interval of the mean."""
     runs = finished(runs)
@@ -137,12 +138,16 @@ def metric_values(runs: pd.DataFrame, metric: str) -> pd.Series:
     return values / runs[["parallel.tp", "parallel.pp", "parallel.dp"]].astype(float).prod(axis=1)
 
 
-def _observed(runs: pd.DataFrame, metrics: str) -> list[str]:
-    """The metrics that are named, each observed in some run."""
-    names = metrics.split(",")
-    for name in names:
+def _observed(runs: pd.DataFrame, metrics: str | None) -> list[str]:
+    """The metrics that are named, each observed in some run; else the usual ones that were."""
+
+    def is_observed(name: str) -> bool:
         column = f"metric.{name.removesuffix(PER_DEVICE)}"
-        if column not in runs or runs[column].isna().all():
+        return column in runs and bool(runs[column].notna().any())
+
+    names = metrics.split(",") if metrics else [name for name in DEFAULT_METRICS if is_observed(name)] or [*DEFAULT_METRICS]
+    for name in names:
+        if not is_observed(name):
             known = ", ".join(c.removeprefix("metric.") for c in runs.columns if c.startswith("metric.") and runs[c].notna().any())
             raise ValueError(f"no run has observed {name!r}; there are {known or 'none'}")
     return names
@@ -168,17 +173,10 @@ def _draw_bound(axes: Axes, runs: pd.DataFrame, x: str, metric: str, scale: floa
 
 
 def _scale(axes: Axes, swept: np.ndarray) -> None:
-    """Ticks where was measured, if these are few; logarithmic axes for wide ranges; else a vertical one from 0, unless all values
-    are close together."""
+    """Logarithmic axes for wide ranges; else a vertical one from 0, unless all values are close together."""
     if swept.min() > 0 and swept.max() / swept.min() >= WIDE:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-    if len(swept) <= 8:
-        axes.xaxis.set_major_locator(FixedLocator(swept.tolist()))
-        axes.xaxis.set_major_formatter(FixedFormatter([f"{v:g}" for v in swept]))
-    else:
-        axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    tick_swept(axes, swept)
     drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) and drawn.min() > 0 and drawn.max() / drawn.min() >= WIDE:
