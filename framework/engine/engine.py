@@ -42,6 +42,7 @@ class Engine:
 
     inputs           of the model: tokenizes prompts, completes parameters, knows the end-of-sequence ids
     in_flight_steps  how many steps may be submitted and not yet committed
+    in_flight        those, oldest first
     errored          why the engine is dead: its device is lost; None while it serves
     """
 
@@ -52,7 +53,7 @@ class Engine:
         self.manager, self.scheduler = self._new_books()
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer))
         self.errored: Exception | None = None
-        self._in_flight: deque[tuple[ScheduledStep, Handle]] = deque()
+        self.in_flight: deque[tuple[ScheduledStep, Handle]] = deque()
         self._outputs: list[RequestOutput] = []  # not handed out yet
         self._num_added = 0
 
@@ -134,7 +135,7 @@ class Engine:
 
     def has_unfinished(self) -> bool:
         """Whether ``step`` has anything left to do."""
-        return bool(self.scheduler.requests or self._in_flight or self._outputs)
+        return bool(self.scheduler.requests or self.in_flight or self._outputs)
 
     @property
     def num_running(self) -> int:
@@ -174,7 +175,7 @@ class Engine:
 
     def _submit(self) -> BaseException | None:
         """Returns what a submission failed with."""
-        while len(self._in_flight) < self.in_flight_steps:
+        while len(self.in_flight) < self.in_flight_steps:
             scheduled = self.scheduler.schedule(self.clock.now())
             while self.scheduler.waiting.unready:
                 request, error = self.scheduler.waiting.unready.pop()
@@ -186,16 +187,16 @@ class Engine:
                 handle = self.executor.submit(scheduled.step_input)
             except BaseException as error:
                 return self._fail(scheduled, error, submitted=False)
-            self._in_flight.append((scheduled, handle))
+            self.in_flight.append((scheduled, handle))
         return None
 
     def _take(self) -> BaseException | None:
         """Returns what the oldest step failed with."""
-        if not self._in_flight:
+        if not self.in_flight:
             waits_for_others = self.scheduler.waiting.num_not_ready or self._outputs or not self.scheduler.requests
             assert waits_for_others, "requests wait, and nothing can be scheduled"
             return None
-        scheduled, handle = self._in_flight.popleft()
+        scheduled, handle = self.in_flight.popleft()
         try:
             output = handle.result()
         except BaseException as error:
@@ -229,7 +230,7 @@ class Engine:
         if isinstance(error, DeviceLostError):
             self.errored = error
         counters, groups = self.scheduler.counters, list(self.processor.groups.values())
-        self._in_flight.clear()
+        self.in_flight.clear()
         self.manager, self.scheduler = self._new_books()
         self.scheduler.counters = counters
         self.scheduler.release_all_seats()

@@ -74,7 +74,7 @@ class RequestGroup:
 
 
 class Sample:
-    """One completion as it grows. ``done``: its last output was made."""
+    """One completion as it grows. ``done``: its last output was made. ``is_silent``: until it ends, its tokens are but counted."""
 
     __slots__ = (
         "cumulative_logprob",
@@ -82,6 +82,7 @@ class Sample:
         "done",
         "group",
         "index",
+        "is_silent",
         "logprobs",
         "pieces",
         "request",
@@ -100,6 +101,8 @@ class Sample:
         self.logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
         self.cumulative_logprob = 0.0
         self.times = group.metrics.token_times_s
+        reads = self.detokenizer is not None or self.stop_strings is not None or self.logprobs is not None
+        self.is_silent = not reads and group.kind is RequestOutputKind.FINAL_ONLY
 
     def push(self, token_ids: Sequence[int], now_s: float) -> str:
         """Takes new tokens, the last of the request; returns the text that is certain now. A stop string in it ends the

@@ -7,7 +7,7 @@ from collections import deque
 from itertools import repeat
 
 from ..config import SchedulerConfig
-from .kv_cache.manager import KVCacheManager
+from .kv_cache.manager import NEVER, KVCacheManager
 from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
 from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters
@@ -148,6 +148,39 @@ class Scheduler:
             committed.logprobs = scheduled.logprobs(output)
         self.counters.num_output_tokens += len(updated) + sum(count - 1 for count in committed.num_new.values())
         return committed
+
+    def num_plain_decodes(self) -> int:
+        """How many of the next steps can do nothing but decode one token of every running request, if none is added: nobody waits,
+        and until then nobody can end, needs a block or fills one."""
+        running = self.running
+        settled = len(self.requests) == self.num_running == len(running) and not self._released and not self.num_drafts
+        if not settled or not 0 < len(running) <= self.config.max_num_batched_tokens:
+            return 0
+        if any(step.chunks or step.decodes != running for step in self._in_flight):
+            return 0
+        count = NEVER
+        for request in running:
+            if request.num_tokens - request.num_computed != 1 or len(request.stop_ids) > 1:
+                return 0
+            known = len(request.token_ids)
+            count = min(
+                count,
+                request.max_total - max(request.num_tokens, known + 1),
+                request.capacity - request.num_computed,
+                request.next_event - known,
+            )
+        return count
+
+    def skip(self, count: int, tokens: list[list[int]]) -> None:
+        """Leaves the books as ``count`` plain decodes would have, which brought these tokens per running request."""
+        for request, new in zip(self.running, tokens):
+            request.token_ids += new
+            request.num_tokens += count
+            request.num_computed += count
+        for step in self._in_flight:
+            step.step_input.step_id += count
+        self.counters.num_steps += count
+        self.counters.num_output_tokens += count * len(tokens)
 
     def drop(self, scheduled: ScheduledStep, submitted: bool) -> None:
         """Forgets a step in flight that failed; its requests, of which nobody knows what was computed, are to be finished next.

@@ -11,6 +11,9 @@ import numpy as np
 from .calls import Call
 from .timers import Timer, Timers
 
+CONTEXT_GRID = 64
+"""Mean contexts at which decode attention is timed are multiples of it."""
+
 
 class DecodeRows:
     """Rows that decode equally many tokens each. contexts: int64 [R], tokens in the cache, the new ones included."""
@@ -71,23 +74,73 @@ class _Priced:
 class _Attention:
     """``count`` equal calls of attention per step, and what they took."""
 
-    __slots__ = ("count", "op", "taken", "timer", "window")
+    __slots__ = ("_timed", "count", "op", "taken", "timer", "window")
 
     def __init__(self, call: Call, count: int, timer: Timer) -> None:
         self.op, self.count, self.timer, self.window = call.op, count, timer, int(dict(call.dims)["window"])
-        self.taken = OpTime()
+        self.taken, self._timed = OpTime(), dict[tuple[int, int, int], float]()
 
     def decode(self, rows: DecodeRows) -> float:
-        return self._took(self.timer.of_decode(rows.count, rows.tokens, rows.mean_context(self.window)))
+        seconds = self.decode_s(rows.count, rows.tokens, rows.mean_context(self.window))
+        self.took(seconds, 1)
+        return seconds
+
+    def decode_s(self, count: int, tokens: int, mean_context: float) -> float:
+        """Seconds by the number of rows and their mean context: timed once at contexts of a grid, and interpolated. Not counted."""
+        cell, rest = divmod(mean_context, CONTEXT_GRID)
+        low = self._at(count, tokens, int(cell))
+        high = self._at(count, tokens, int(cell) + 1) if rest else low
+        return self.count * (low + (high - low) * rest / CONTEXT_GRID)
 
     def prefill(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
-        return self._took(self.timer(lens, ctx_lens))
-
-    def _took(self, each_s: float) -> float:
-        seconds = self.count * each_s
-        self.taken.seconds += seconds
-        self.taken.calls += self.count
+        seconds = self.count * self.timer(lens, ctx_lens)
+        self.took(seconds, 1)
         return seconds
+
+    def took(self, seconds: float, num_steps: int) -> None:
+        """Counts what steps took."""
+        self.taken.seconds += seconds
+        self.taken.calls += self.count * num_steps
+
+    def _at(self, count: int, tokens: int, cell: int) -> float:
+        seconds = self._timed.get((count, tokens, cell))
+        if seconds is None:
+            seconds = self.timer.of_decode(count, tokens, max(cell * CONTEXT_GRID, tokens))
+            self._timed[count, tokens, cell] = seconds
+        return seconds
+
+
+class DecodesAhead:
+    """Steps that only decode, each with one token more per row than the one before. They count only once they are taken."""
+
+    def __init__(self, priced: list[_Priced], attentions: list[_Attention], rows: DecodeRows, recorded: bool) -> None:
+        self._priced, self._attentions, self._rows = priced, attentions, rows
+        self._fixed_s = sum(part.seconds for part in priced)
+        self._attention_s: list[list[float]] = [[] for _ in attentions]
+        *others, samples = priced
+        self.launches = samples.launches + int(recorded)
+        if not recorded:
+            self.launches += sum(part.launches for part in others) + sum(attention.count for attention in attentions)
+
+    def next_s(self) -> float:
+        """Seconds on the device of the next step."""
+        seconds, rows = self._fixed_s, self._rows
+        for attention, taken in zip(self._attentions, self._attention_s):
+            if attention.window:
+                mean = DecodeRows(1, rows.contexts + len(taken)).mean_context(attention.window)
+            else:
+                mean = rows.mean_context(0) + len(taken)
+            found = attention.decode_s(rows.count, 1, mean)
+            taken.append(found)
+            seconds += found
+        return seconds
+
+    def take(self, num_steps: int) -> None:
+        """Counts the first steps among those that were done."""
+        for part in self._priced:
+            part.uses += num_steps
+        for attention, taken in zip(self._attentions, self._attention_s):
+            attention.took(sum(taken[:num_steps]), num_steps)
 
 
 class StageCost:
@@ -127,6 +180,13 @@ class StageCost:
                 seconds += attention.prefill(work.chunk_lens, work.chunk_ctx_lens)
                 launches += attention.count
         return seconds, launches
+
+    def ahead(self, work: StepWork) -> DecodesAhead:
+        """``work``, that of a step that only decodes, and the steps after it, if each adds a token to every row."""
+        (rows,) = work.decodes
+        numbers = (("tokens", work.num_tokens), ("logits", work.num_logits), ("samples", work.num_samples))
+        priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in numbers]
+        return DecodesAhead(priced, self._decode, rows, work.recorded)
 
     def add_op_times(self, found: dict[str, OpTime]) -> None:
         """What every op took so far, added to ``found``."""

@@ -9,7 +9,7 @@ from ..config import EngineConfig
 from ..engine.kv_cache.spec import CacheGroup
 from ..models.architecture import Architecture, ModelInfo
 from .calls import CallList
-from .cost_model import OpTime, StageCost, StepWork
+from .cost_model import DecodesAhead, OpTime, StageCost, StepWork
 from .device_memory import Holding, token_bytes
 from .ranks import Stage, rank_architecture, read_weight_scheme, stage_weight_bytes
 from .shape import kv_groups
@@ -55,6 +55,11 @@ class Placement:
     def step(self, work: StepWork) -> list[tuple[float, int]]:
         """Per stage: seconds on its devices, launches."""
         return [cost.step(work) for cost in self._costs]
+
+    def ahead(self, work: StepWork) -> DecodesAhead:
+        """Of the only stage: see ``StageCost.ahead``."""
+        (cost,) = self._costs
+        return cost.ahead(work)
 
     def op_times(self) -> dict[str, OpTime]:
         """What every op took so far, on one device of each stage."""

@@ -45,6 +45,13 @@ class PseudoTokens:
         tokens = pseudo_tokens(self._seeds[seats], contexts.view(np.uint64), self._vocab_size)
         return StepOutput(step.step_id, tokens.tolist())
 
+    def ahead(self, seats: np.ndarray, num_in_flight: int, count: int) -> np.ndarray:
+        """uint64 [R, num_in_flight + count]: tokens of the last steps and of ``count`` more, if all of them decode a token of every
+        row. Applies the latter."""
+        positions = self.lengths[seats, None] + np.arange(1 - num_in_flight, count + 1)
+        self.lengths[seats] += count
+        return pseudo_tokens(self._seeds[seats, None], positions.view(np.uint64), self._vocab_size)
+
     def _sample_with_drafts(self, step: StepInput, seats: np.ndarray, contexts: np.ndarray) -> StepOutput:
         drafts = np.array(step.num_drafts)
         known = contexts - drafts

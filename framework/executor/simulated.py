@@ -12,7 +12,7 @@ from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
 from ..engine.step import StepInput, StepOutput
 from ..models.architecture import ModelInfo
-from .cost_model import DecodeRows, OpTime, StepWork
+from .cost_model import DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting
 from .placement import Placement
@@ -20,20 +20,25 @@ from .pseudo import PseudoTokens
 from .ranks import stages
 from .shape import native
 from .simulated_device import simulated_device
+from .steps_ahead import SimulatedSteps
 from .timers import Timers
 
 
 class SimulatedStep:
     """A step that is done at ``end_s``; waiting for it moves the clock there."""
 
-    __slots__ = ("_clock", "_end_s", "_output")
+    __slots__ = ("_clock", "end_s", "output")
 
     def __init__(self, output: StepOutput, end_s: float, clock: VirtualClock) -> None:
-        self._output, self._end_s, self._clock = output, end_s, clock
+        self.output, self.end_s, self._clock = output, end_s, clock
 
     def result(self) -> StepOutput:
-        self._clock.advance_to(self._end_s)
-        return self._output
+        self._clock.advance_to(self.end_s)
+        return self.output
+
+    def later(self, output: StepOutput, end_s: float) -> SimulatedStep:
+        """Another one on its clock."""
+        return SimulatedStep(output, end_s, self._clock)
 
 
 class SimulatedExecutor:
@@ -75,15 +80,16 @@ class SimulatedExecutor:
         self.num_drafts = config.speculative_config.num_speculative_tokens
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 
-        self._device, self._clock, self._graphs, self._noise = device.name, clock, config.graphs, config.executor.noise
+        self._device, self.clock, self._graphs, self._noise = device.name, clock, config.graphs, config.executor.noise
         self._rng = np.random.default_rng(config.seed)
+        self._noises: list[float] = []  # drawn, of steps to come
         free = config.executor.calibration == "free"
         self._overhead_s, self._launch_s = (0.0, 0.0) if free else (config.executor.step_overhead_s, config.executor.launch_s)
         self._recordings = sorted(config.graphs.batch_sizes or ())
         num_seats = config.scheduler.max_num_seqs
         self._largest_recording = self._recordings[-1] if self._recordings else num_seats
         self._tokens = PseudoTokens(num_seats, self.vocab_size, self._drafting.rates if self._drafting else None)
-        self._idle_from_s = [clock.now()] * len(cuts)
+        self.idle_from_s = [clock.now()] * len(cuts)
         self._token_at_s = np.zeros(num_seats)
 
     def submit(self, step: StepInput) -> SimulatedStep:
@@ -96,12 +102,62 @@ class SimulatedExecutor:
             drafting_s, launches = self._drafting.step(work, contexts[np.array(step.samples)])
             times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches
         if self.num_stages == 1:
-            end_s = self._advance(times, 0.0)
+            end_s = self._submit(times, 0.0)
         else:
             self._token_at_s[[request.seat for request in step.new]] = 0.0
-            end_s = self._advance(times, float(self._token_at_s[seats].max()))
+            end_s = self._submit(times, float(self._token_at_s[seats].max()))
             self._token_at_s[seats[np.array(step.samples)]] = end_s
-        return SimulatedStep(tokens.sample(step, seats, contexts), end_s, self._clock)
+        return SimulatedStep(tokens.sample(step, seats, contexts), end_s, self.clock)
+
+    def steps_ahead(
+        self, in_flight: Sequence[SimulatedStep], seats: Sequence[int], count: int, enough: int, until_s: float
+    ) -> SimulatedSteps | None:
+        """As RunsAhead has it; None for several stages, of which each has a step of its own in flight."""
+        if self.num_stages > 1:
+            return None
+        steps = SimulatedSteps(self, in_flight, np.array(seats))
+        steps.look(count, enough, until_s)
+        return steps
+
+    def decodes_ahead(self, seats: np.ndarray) -> DecodesAhead:
+        """What the next steps cost, if each decodes one token of these rows."""
+        count = len(seats)
+        step = StepInput(0, seats.tolist(), [1] * count, [True] * count)
+        return self._placement.ahead(self._work(step, self._tokens.lengths[seats] + 1))
+
+    def skip(self, seats: np.ndarray, num_in_flight: int, count: int, idle_from_s: float) -> np.ndarray:
+        """uint64 [R, num_in_flight + count]: tokens of the steps in flight and of ``count`` more, that decode a token of every row,
+        and which the device has worked off at ``idle_from_s``."""
+        self.idle_from_s = [idle_from_s]
+        self._noises = self._noises[count:]
+        return self._tokens.ahead(seats, num_in_flight, count)
+
+    def noise_ahead(self, index: int) -> float:
+        """Factor on the times of a step to come; 0: the next one."""
+        if not self._noise:
+            return 1.0
+        while len(self._noises) <= index:
+            self._noises.append(self._rng.lognormal(sigma=self._noise))
+        return self._noises[index]
+
+    def advance(
+        self, times: Sequence[tuple[float, int]], tokens_at_s: float, now_s: float, idle_from_s: list[float], noise: float
+    ) -> tuple[float, float]:
+        """Lets a step that is submitted at ``now_s`` pass through the stages. times: of each, seconds on its devices and launches;
+        tokens_at_s: when the last of its rows' tokens is known; idle_from_s: of each stage, and changed. Returns when the host has
+        launched it, and when it is done."""
+        launched_s = submitted_s = now_s + noise * self._overhead_s
+        arrived_s = max(submitted_s, tokens_at_s)
+        for stage, (device_s, launches) in enumerate(times):
+            launch_s = noise * launches * self._launch_s
+            start_s = max(idle_from_s[stage], arrived_s)
+            if stage == 0:
+                launched_s = submitted_s + launch_s  # the host runs ahead of the device
+                arrived_s = max(start_s + noise * device_s, launched_s)
+            else:
+                arrived_s = start_s + max(noise * device_s, launch_s)
+            idle_from_s[stage] = arrived_s
+        return launched_s, arrived_s
 
     def op_times(self) -> dict[str, OpTime]:
         """op -> simulated seconds and calls so far, on one device of each stage."""
@@ -146,23 +202,12 @@ class SimulatedExecutor:
         chunks = counts[first_chunk:], contexts[first_chunk:].tolist()
         return StepWork(num_tokens, num_logits, num_samples, decodes, *chunks, recorded)
 
-    def _advance(self, times: Sequence[tuple[float, int]], tokens_at_s: float) -> float:
-        """Lets a step pass through the stages. times: of each, seconds on its devices and launches; tokens_at_s: when the last of
-        its rows' tokens is known. Returns when it is done."""
-        factor = self._rng.lognormal(sigma=self._noise) if self._noise else 1.0
-        launched_s = submitted_s = self._clock.now() + factor * self._overhead_s
-        arrived_s = max(submitted_s, tokens_at_s)
-        for stage, (device_s, launches) in enumerate(times):
-            launch_s = factor * launches * self._launch_s
-            start_s = max(self._idle_from_s[stage], arrived_s)
-            if stage == 0:
-                launched_s = submitted_s + launch_s  # the host runs ahead of the device
-                arrived_s = max(start_s + factor * device_s, launched_s)
-            else:
-                arrived_s = start_s + max(factor * device_s, launch_s)
-            self._idle_from_s[stage] = arrived_s
-        self._clock.advance_to(launched_s)
-        return arrived_s
+    def _submit(self, times: Sequence[tuple[float, int]], tokens_at_s: float) -> float:
+        """Returns when the step is done."""
+        launched_s, end_s = self.advance(times, tokens_at_s, self.clock.now(), self.idle_from_s, self.noise_ahead(0))
+        self._noises = self._noises[1:]
+        self.clock.advance_to(launched_s)
+        return end_s
 
     def _held(self) -> list[Holding]:
         """Per stage; a draft model lies beside the last."""

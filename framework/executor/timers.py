@@ -65,7 +65,7 @@ class Timer:
     """Seconds of a call of one op with fixed dims, times a factor."""
 
     op: str
-    seconds: Seconds
+    seconds: Seconds | OperatorTimer
     factor: float
 
     def __call__(self, q_lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
@@ -112,7 +112,7 @@ class Timers:
         if not measured:
             return f"estimated from bytes and flops, not measured ({how} bandwidth)", self.calibration.source
         outside, calls = sum(timer.extrapolated for timer in measured), sum(timer.calls for timer in measured)
-        notes = [f"{outside} of {calls} shapes extrapolated"] if outside else []
+        notes = [f"{outside} of {calls} timings extrapolated"] if outside else []
         notes += [f"{len(timers) - len(measured)} of {len(timers)} kinds of calls estimated"] if len(measured) < len(timers) else []
         return f"{how} ({', '.join(notes)})" if notes else how, self.calibration.source
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import math
 from array import array
+from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from tqdm import tqdm
 from ..clock import VirtualClock
 from ..engine.inputs import EngineInput
 from ..engine.router import Router
+from ..engine.run_ahead import RunAhead, RunsAhead
 from ..sampling_params import RequestOutputKind
 from .records import RequestRecord, RunRecord, StepStatistics
 from .workload import Arrival, Workload, WorkloadRequest
@@ -55,11 +58,16 @@ class Arrivals:
 
 
 class ServingEngine:
-    """An engine in a run, which began for it at ``start_s`` of its own clock. Of others it learns nothing."""
+    """An engine in a run, which began for it at ``start_s`` of its own clock. Of others it learns nothing.
+
+    ahead  steps that will come if nothing else does; whoever adds a request calls ``catch_up`` before
+    """
 
     def __init__(self, engine: Engine, index: int) -> None:
         self.engine, self.index, self.start_s = engine, index, engine.clock.now()
         self.steps = StepStatistics()
+        self.ahead: RunAhead | None = None
+        self._knows_ahead = isinstance(engine.executor, RunsAhead)
         self._before = engine.stats()
         self._served: dict[str, tuple[int, RequestRecord]] = {}
 
@@ -67,13 +75,28 @@ class ServingEngine:
         """Seconds since the start of the run."""
         return self.engine.clock.now() - self.start_s
 
+    def known_to_s(self) -> float:
+        """Until then, nothing will happen that others could see."""
+        return self.now_s() if self.ahead is None else self.ahead.done_s[-1] - self.start_s
+
     def has_reached(self, time_s: float) -> bool:
-        """Whether its clock is there. Compared on the clock's scale: after ``wait``, a difference could fall short of it."""
-        return self.start_s + time_s <= self.engine.clock.now()
+        """Whether it is known to then. Compared on the clock's scale: after ``wait``, a difference could fall short of it."""
+        return self.start_s + time_s <= (self.engine.clock.now() if self.ahead is None else self.ahead.done_s[-1])
 
     def wait(self, time_s: float) -> None:
         """Lets time pass, of an engine with nothing to do."""
         self.engine.clock.advance_to(self.start_s + time_s)
+
+    def catch_up(self, time_s: float = math.inf) -> None:
+        """Takes the steps ahead up to the first that ends at ``time_s`` or later: all of them, if none does."""
+        if self.ahead is None:
+            return
+        until_s, done_s = self.start_s + time_s, self.ahead.done_s
+        if until_s > self.engine.clock.now():
+            count = min(bisect_left(done_s, until_s) + 1, len(done_s))
+            self.ahead.take(count)
+            self._add_steps(count)
+        self.ahead = None
 
     def admit(self, index: int, request: WorkloadRequest, prompt: EngineInput, arrival_s: float) -> RequestRecord:
         """Adds request ``index`` of the workload. Its record has an error if the engine refuses it."""
@@ -103,17 +126,32 @@ class ServingEngine:
             self._served[record.request_id] = index, record
         return record
 
-    def step(self) -> list[int]:
-        """Indices of the requests that ended, their records complete."""
+    def step(self, enough: int, until_s: float) -> list[int]:
+        """Goes on, by a step or by many. Indices of the requests that ended, their records complete.
+
+        enough, until_s  if it looks ahead, then so many steps are enough, or those up to that time if it is more"""
+        if self.ahead is not None:
+            self.catch_up()
+            self._look_ahead(enough, until_s)
+            if self.ahead is not None:
+                return []
         ended = []
-        engine = self.engine
-        for output in engine.step():
+        for output in self.engine.step():
             if output.finished:
                 index, record = self._served.pop(output.request_id)
                 _finish(record, output, self.start_s)
                 ended.append(index)
-        self.steps.add(self.now_s(), engine.kv_usage, engine.num_running, engine.num_waiting)
+        self._add_steps(1)
+        self._look_ahead(enough, until_s)
         return ended
+
+    def _look_ahead(self, enough: int, until_s: float) -> None:
+        if self._knows_ahead:
+            self.ahead = RunAhead.of(self.engine, enough, self.start_s + until_s)
+
+    def _add_steps(self, count: int) -> None:
+        engine = self.engine
+        self.steps.add(self.now_s(), engine.kv_usage, engine.num_running, engine.num_waiting, count)
 
     def add_counters(self, record: RunRecord) -> None:
         """What this run adds to an engine's totals."""
@@ -135,33 +173,30 @@ def run_workload(
     assert router is not None or len(engines) == 1, "several engines need a router"
     replicas = [ServingEngine(engine, index) for index, engine in enumerate(engines)]
     record, arrivals = RunRecord(steps=[replica.steps for replica in replicas]), Arrivals(workload)
-    busy: list[tuple[float, int]] = []  # a heap: the engine that is furthest behind goes on
+    known_to_s = [math.inf] * len(replicas)  # of the busy ones: the one that is furthest behind goes on
     with tqdm(total=len(workload), unit="req", disable=None if progress else True) as bar:
-        while busy or arrivals.next_s is not None:
-            behind = replicas[busy[0][1]] if busy else None
+        while (earliest_s := min(known_to_s)) < math.inf or arrivals.next_s is not None:
+            behind = replicas[known_to_s.index(earliest_s)] if earliest_s < math.inf else None
             if behind is None or (arrivals.next_s is not None and behind.has_reached(arrivals.next_s)):
                 arrival_s, index = arrivals.pop()
                 request = workload[index]
                 prompt = EngineInput(request.prompt_token_ids)
                 chosen = replicas[0 if router is None else router.route(prompt, engines)]
-                was_busy = chosen.engine.has_unfinished()
-                if not was_busy:
+                chosen.catch_up(arrival_s)
+                if not chosen.engine.has_unfinished():
                     chosen.wait(arrival_s)
                 admitted = chosen.admit(index, request, prompt, arrival_s)
                 record.requests.append(admitted)
                 if admitted.error is not None:
                     arrivals.finished(index, chosen.now_s())
                     bar.update()
-                elif not was_busy:
-                    heapq.heappush(busy, (chosen.now_s(), chosen.index))
             else:
-                for index in behind.step():
-                    arrivals.finished(index, behind.now_s())
+                chosen = behind
+                # A new request goes to this one of n engines once in n times: to look no further than n steps then is enough.
+                for index in chosen.step(len(replicas), arrivals.next_s if arrivals.next_s is not None else math.inf):
+                    arrivals.finished(index, chosen.now_s())
                     bar.update()
-                if behind.engine.has_unfinished():
-                    heapq.heapreplace(busy, (behind.now_s(), behind.index))
-                else:
-                    heapq.heappop(busy)
+            known_to_s[chosen.index] = chosen.known_to_s() if chosen.engine.has_unfinished() else math.inf
     for replica in replicas:
         replica.add_counters(record)
     return record

@@ -56,7 +56,7 @@ class OneSecondEngine:
     def num_running(self) -> int:
         return len(self.open)
 
-    num_waiting, kv_usage = 0, 0.5
+    num_waiting, kv_usage, executor = 0, 0.5, None
 
     def stats(self) -> Any:
         return SimpleNamespace(
