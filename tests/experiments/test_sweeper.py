@@ -192,3 +192,31 @@ def test_repeats_without_a_sweep_are_refused(tmp_path: Path) -> None:
     command = [sys.executable, sweep_app.__file__, "repeats=2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "repeats=2 needs a sweep by hydra/sweeper=study: add -m" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("launcher", "package"),
+    [("joblib", "hydra_joblib_launcher"), ("submitit_local", "hydra_submitit_launcher"), ("ray", "hydra_ray_launcher")],
+)
+def test_jobs_of_another_launcher(launcher: str, package: str, tmp_path: Path) -> None:
+    """Of the optional extra [launchers]; jobs run in processes that it starts."""
+    pytest.importorskip(f"hydra_plugins.{package}")
+    arguments = (f"hydra/launcher={launcher}", AB, "repeats=2")
+    done = sweep(tmp_path, *arguments)
+    (folder,) = sweeps(tmp_path)
+    found = [(row["status"], row["scheduler.max_num_batched_tokens"], row["repeat"]) for row in rows(folder).values()]
+    assert found == [("ok", 64, 0), ("ok", 512, 0), ("ok", 64, 1), ("ok", 512, 1)], done.stderr
+
+
+def test_a_search_for_the_most_goodput(tmp_path: Path) -> None:
+    """Goodput of the made-up jobs grows with the tokens of a step; a trial that fails is one the search does without."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ("hydra/sweeper=optuna", "search=goodput", "hydra.sweeper.n_trials=6")
+    done = sweep(tmp_path, *search, "workload.num_requests=choice(12,13)")
+    (folder,) = sweeps(tmp_path)
+    found = rows(folder).values()
+    best = max(row["metric.goodput_per_s"] for row in found if row["status"] == "ok")
+    assert len(found) == 6 and f"best_value: {best}" in (folder / "optimization_results.yaml").read_text(), done.stderr
+    assert {row["status"] for row in found} == {"ok", "failed"}
+    done = sweep(tmp_path, *search, "repeats=3")
+    assert done.returncode == 1 and "another sweeper cannot repeat" in done.stdout + done.stderr
