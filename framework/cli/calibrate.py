@@ -23,17 +23,26 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--out", type=Path, metavar="FILE", help="calibration to write, .json or .json.gz: executor.calibration=FILE"
     )
     parser.add_argument("--check", action="store_true", help="fit nothing: print the errors of --with on the tables")
-    parser.add_argument("--with", dest="calibration", metavar="FILE", help="calibration to check: a file, or a name (h200)")
+    parser.add_argument(
+        "--with",
+        dest="calibration",
+        metavar="FILE",
+        help="calibration to check: a file, or a name (h200); of another GPU it is transferred by the device table first",
+    )
     parser.add_argument("--errors", type=Path, metavar="FILE", help="csv file for the table of errors")
+    parser.add_argument(
+        "--points", type=Path, metavar="FILE", help="csv file for rows of left-out shapes, measured and predicted, evenly picked"
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the calibration, if one is made, and prints its errors: on shapes that were left out, or of --check."""
     from ..executor.calibration import Calibration
-    from ..plan import op_costs
+    from ..plan import device_model, op_costs
     from ..study.calibration.checking import as_text, check, check_fits, write_csv
     from ..study.calibration.fitting import calibrate
+    from ..study.calibration.points import write_points
     from ..study.calibration.tables import read_tables
 
     if arguments.check != (arguments.calibration is not None) or arguments.check == (arguments.out is not None):
@@ -42,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     calibration = Calibration.load(arguments.calibration, costs) if arguments.check else None
     tables = read_tables(arguments.tables, arguments.device)
     if calibration is not None:
+        if calibration.device != tables[0].device:
+            calibration = calibration.on(device_model(tables[0].device))
         errors = check(tables, calibration)
         print(as_text(errors))
         print(f"\n{calibration.device}: {calibration.source}")
@@ -52,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         calibration, fits = calibrate(device, source, rows, costs, device_ceilings(device))
         calibration.save(arguments.out)
         errors = check_fits(fits)
+        if arguments.points is not None:
+            write_points(fits, arguments.points)
         print(as_text(errors))
         print(f"\n{arguments.out}: {device}, of {len(rows)} rows; use it as executor.calibration={arguments.out}")
     if arguments.errors is not None:

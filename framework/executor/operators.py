@@ -124,11 +124,16 @@ NO_WINDOW = 2.0**18
 
 
 def _coordinate(name: str, dims: Dims, default: float | None) -> float:
-    value = dims.get(name, default)
+    if name == "grouped":  # heads that share a KV head make other kernels possible
+        return float(dims["num_heads"] > dims["num_kv_heads"])
+    given = "num_experts" if name == "local_experts" else name
+    value = dims.get(given, default)
     if value is None:
-        raise ValueError(f"dims lack {name}; they have {', '.join(dims)}")
+        raise ValueError(f"dims lack {given}; they have {', '.join(dims) or 'none'}")
     if name == "window":
         value = value or NO_WINDOW
+    if name == "local_experts":
+        value /= dims.get("ep", 1)
     return value if name == "skew" else math.log2(max(value, 1e-3))
 
 
@@ -233,7 +238,7 @@ def _conv_cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -
 
 
 _GEMM = Operator({"out_features": None, "in_features": None}, tiles=_gemm_tiles, work=_token_work)
-_HEADS = {"num_heads": None, "num_kv_heads": None, "head_dim": None, "window": 0.0}
+_HEADS = {"num_heads": None, "num_kv_heads": None, "head_dim": None, "window": 0.0, "grouped": None}
 
 
 def _whole_heads(dims: Dims, runs: Runs) -> tuple[float, ...]:
@@ -283,7 +288,7 @@ OPERATORS: dict[str, Operator] = {
         sizes=by_requests,
     ),
     "moe_experts": Operator(
-        {"hidden_size": None, "intermediate_size": None, "num_experts": None, "top_k": None, "ep": 1.0, "skew": 0.0},
+        {"hidden_size": None, "intermediate_size": None, "local_experts": None, "top_k": None, "ep": 1.0, "skew": 0.0},
         {"weight_bits": 16, "group_rows": 0},
         _expert_tiles,
         _expert_work,

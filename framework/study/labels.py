@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -62,6 +63,13 @@ def quantity(metric: str) -> Quantity:
 def column_label(column: str) -> str:
     """What a swept column is called on an axis."""
     return _COLUMNS.get(column, _words(column.split(".")[-1]))
+
+
+def number_text(value: float, num_digits: int = 4) -> str:
+    """With so many digits that count; a dash for what was not observed."""
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else str(value)
+    return f"{value:,.0f}" if 10**num_digits <= abs(value) < 1e12 else f"{value:.{num_digits}g}"
 
 
 def _words(name: str) -> str:

@@ -28,6 +28,7 @@ class PlotKind:
     needs_requests   takes the table of requests before it
     options          names of the further arguments that it takes, all of them text -> what they say
     required         those of the options that have no default
+    of_rows          takes no runs, but a csv file of rows of its own
     """
 
     shows: str
@@ -35,14 +36,25 @@ class PlotKind:
     needs_requests: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    of_rows: bool = False
 
     def draw(self, folder: str | Path, runs: pd.DataFrame, options: Mapping[str, str]) -> Figure:
         """The figure of ``runs``, a table (or a part of one) from ``collect(folder)``. ``options``: of those that the kind names.
         Raises ValueError where the runs cannot be drawn."""
-        module, _, name = self.function.partition(":")
-        function: Any = getattr(importlib.import_module(f".{module}", __package__), name)
         tables = (collect_requests(folder, runs), runs) if self.needs_requests else (runs,)
-        return function(*tables, **options)
+        return self._function()(*tables, **options)
+
+    def draw_rows(self, path: Path) -> Figure:
+        """The figure of the rows of a csv file. Raises ValueError where it does not hold them."""
+        import pandas as pd
+
+        if not path.is_file():
+            raise ValueError(f"{path} is no file: this figure is drawn from a csv file of rows")
+        return self._function()(pd.read_csv(path))
+
+    def _function(self) -> Any:
+        module, _, name = self.function.partition(":")
+        return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,8 @@ class FigureSpec:
         name, *words = text.split() or [""]
         if name not in PLOT_KINDS:
             raise ValueError(f"figure {text!r}: there is no kind {name!r}; there are {', '.join(PLOT_KINDS)}")
+        if PLOT_KINDS[name].of_rows:
+            raise ValueError(f"figure {text!r}: {name} is drawn from a csv file (kernelswap plot {name} FILE), not from runs")
         pairs = [word.partition("=")[::2] for word in words]
         kind, options = PLOT_KINDS[name], {key: value for key, value in pairs if key != "where"}
         if unknown := [key for key in options if key not in kind.options]:
@@ -101,6 +115,16 @@ PLOT_KINDS = {
         required=("x", "y"),
     ),
     "timeline": PlotKind("requests that wait and that answer, over time", "plots:timeline", needs_requests=True),
+    "predictions": PlotKind(
+        "simulated over measured times of operators (a csv file: op, measured_us, predicted_us)",
+        "kernel_plots:predictions",
+        of_rows=True,
+    ),
+    "elasticities": PlotKind(
+        "how much each operator's time weighs in a metric (a csv file: metric, part, elasticity, low, high)",
+        "kernel_plots:elasticities",
+        of_rows=True,
+    ),
     "pareto": PlotKind("tokens/s/user over tokens/s, with the frontier", "plots:pareto"),
     "quality": PlotKind(
         "KL divergence over tokens/s and over the bytes of the weights",

@@ -16,7 +16,7 @@ from .comparison import compare, differing_environment, outliers, summarize
 from .compose import saved_commands
 from .drawing import Naming
 from .environment import START_TIME
-from .labels import quantity
+from .labels import number_text, quantity
 from .plot_kinds import PLOT_KINDS, FigureSpec
 from .sweep import is_setting, swept_columns, value_text
 
@@ -141,13 +141,6 @@ def without_path(text: str) -> str:
     """Text in which absolute paths are cut to their last part, and control characters are replaced."""
     text = re.sub(r"(?<![\w./<])(?:~|[A-Za-z]:)?[/\\](?![/\\])(?:[^\s,:;'\"()\[\]{}|<>/\\]+[/\\])+", "PATH/", text)
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-
-
-def number_text(value: float, num_digits: int = 4) -> str:
-    """With so many digits that count; a dash for what was not observed."""
-    if not math.isfinite(value):
-        return "-" if math.isnan(value) else str(value)
-    return f"{value:,.0f}" if 10**num_digits <= abs(value) < 1e12 else f"{value:.{num_digits}g}"
 
 
 def _stated(runs: pd.DataFrame, column: str) -> list[str]:

@@ -24,7 +24,7 @@ from .drawing import (
     set_log,
     tick_swept,
 )
-from .labels import PER_DEVICE, column_label, quantity
+from .labels import PER_DEVICE, column_label, number_text, quantity
 from .statistics import confidence_halfwidth
 from .sweep import differences_text, setting_columns, telling_columns, value_text
 
@@ -83,7 +83,9 @@ def bars(runs: pd.DataFrame, y: str | None = None) -> Figure:
         axes.errorbar(means, range(len(order)), xerr=halves, fmt="none", ecolor=INK, capsize=2, linewidth=1)
         ends = means + np.nan_to_num(halves)
         for i in np.flatnonzero(np.isfinite(means)):
-            axes.annotate(f"{means[i]:.4g}", (ends[i], i), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+            axes.annotate(
+                number_text(means[i]), (ends[i], i), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+            )
         axes.set(xlabel=label, xlim=(min(0.0, np.nanmin(means)), np.nanmax(ends) * 1.18 or 1.0))
         axes.grid(visible=False, axis="y")
     if naming.note:
@@ -115,7 +117,7 @@ def heatmap(runs: pd.DataFrame, x: str, y: str, z: str = "tpot_p50_s") -> Figure
         for (i, j), value in np.ndenumerate(cells.to_numpy()):
             if np.isfinite(value):
                 color = "#ffffff" if norm(value) < 0.55 else "#0b0b0b"
-                axes.text(j + 0.5, i + 0.5, f"{value:.3g}", ha="center", va="center", fontsize=7, color=color)
+                axes.text(j + 0.5, i + 0.5, number_text(value, 3), ha="center", va="center", fontsize=7, color=color)
         axes.set_xticks(np.arange(len(columns)) + 0.5, [literal(value_text(v)) for v in columns])
         axes.set_yticks(np.arange(len(rows)) + 0.5, [literal(value_text(v)) for v in rows])
         axes.grid(visible=False)

@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ class Row:
     status   "ok", "wrong" (timed all the same), "refused", "error" or "left out"; ``message`` says why
     mode     "graph": replays of a captured graph; "eager": with the host's cost of launching
     cold     the copies of the inputs exceed the L2 cache, so that each call reads from memory
+    dims, q_lens, ctx_lens  of the case, as text: ``hidden_size=4096``, ``512 1*31`` (one request of 512 and 31 of 1)
     """
 
     op: str
@@ -107,6 +109,9 @@ class Row:
     percent_of_ceiling: float | None = None
     ceiling_tflops_s: float | None = None
     ceiling_tb_s: float | None = None
+    dims: str = ""
+    q_lens: str = ""
+    ctx_lens: str = ""
     ratios: dict[str, float] = field(default_factory=dict)
     measured_us: dict[str, float] = field(default_factory=dict)
 
@@ -115,6 +120,12 @@ class Row:
         values = asdict(self)
         maps = {"ratio": values.pop("ratios"), "measured_us": values.pop("measured_us")}
         return values | {f"{key}.{name}": value for key, entries in maps.items() for name, value in entries.items()}
+
+
+def lengths_text(lengths: Iterable[int]) -> str:
+    """Lengths with equal neighbours together: ``512 1*31``."""
+    runs = [(length, len(list(equal))) for length, equal in groupby(lengths)]
+    return " ".join(f"{length}*{count}" if count > 1 else f"{length}" for length, count in runs)
 
 
 def select_tasks(
@@ -203,6 +214,9 @@ def measure(
             "ok",
             flops=cost.flops,
             bytes=cost.bytes,
+            dims=" ".join(f"{name}={value:.12g}" for name, value in case.dims.items()),
+            q_lens=lengths_text(case.q_lens),
+            ctx_lens=lengths_text(case.ctx_lens),
             measured_us=peers,
         )
         for contender in task.contenders

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..results import RUN_FILE
 from .rows import Row, parse_dims, parse_runs
 
 Record = Mapping[str, str]
@@ -61,7 +62,7 @@ def read_tables(paths: Sequence[Path], device: str | None = None) -> list[Table]
 
 def _read(path: Path, device: str | None) -> Table:
     if path.is_dir():
-        path = _in_folder(path)
+        path, device = _in_folder(path, device)
     if path.suffix == ".json":
         records = _json_records(path)
         return _own_table(path, list(records[0]) if records else [], enumerate(records, 1), device)
@@ -76,7 +77,9 @@ def _read(path: Path, device: str | None) -> Table:
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or [])
             if "op" in columns and "dims" in columns:
-                return _own_table(path, columns, enumerate(reader, 2), device or owner)
+                return _own_table(
+                    path, columns, enumerate(reader, 2), device or (owner if kind and path.name != PROFILE_FILE else None)
+                )
             if kind not in FORMATS:
                 raise ValueError(
                     f"{path.name}: no table of that name is known. Expected GPU_OP.csv or .csv.gz with OP one of "
@@ -113,7 +116,8 @@ def _own_table(path: Path, columns: Sequence[str], records: Iterator[tuple[int, 
         raise ValueError(
             f"{name}: expected columns op, dtype, dims, q_lens and us (or median_us), found {', '.join(columns) or 'none'}"
         )
-    rows, devices = [], {}
+    rows: dict[Any, Row] = {}
+    devices: dict[str, None] = {}
     for line, record in records:
         place = f"{name}, row {line}"
         if record.get("status", "ok") != "ok" or record[time] in (None, ""):
@@ -123,20 +127,26 @@ def _own_table(path: Path, columns: Sequence[str], records: Iterator[tuple[int, 
         except ValueError as error:
             raise ValueError(f"{place}, columns dims, q_lens and ctx_lens: {error}") from error
         us, count = _time(record[time], time, place), _time(record.get("count") or "1", "count", place)
-        rows.append(Row(record["op"], record.get("impl") or "", record["dtype"], dims, runs, us, count, place))
+        row = Row(record["op"], record.get("impl") or "", record["dtype"], dims, runs, us, count, place)
+        call = (row.op, row.dtype, tuple(dims.items()), runs)
+        if call not in rows or us < rows[call].us:  # of several kernels the fastest, as one would serve with
+            rows[call] = row
         devices[record.get("device") or device or "unnamed"] = None
     if len(devices) > 1:
         raise ValueError(f"{name}: rows of several devices ({', '.join(devices)}): a calibration is of one, make one for each")
-    return Table(name, device if device and path.suffix != ".json" else _short(next(iter(devices), "unnamed")), tuple(rows))
+    return Table(name, _short(next(iter(devices), "unnamed")), tuple(rows.values()))
 
 
-def _in_folder(folder: Path) -> Path:
+def _in_folder(folder: Path, device: str | None) -> tuple[Path, str | None]:
+    """The file of rows in a run's folder, and the device that the run's row names."""
     found = [folder / name for name in (PROFILE_FILE, "bench.json") if (folder / name).is_file()]
     if not found:
         raise ValueError(
             f"{folder} has neither {PROFILE_FILE} (a run with profile=true) nor bench.json (`kernelswap kernels bench`)"
         )
-    return found[0]
+    run = folder / RUN_FILE
+    ran_on = json.loads(run.read_text(encoding="utf-8")).get("env.device") if run.is_file() else None
+    return found[0], device or (ran_on and _short(ran_on))
 
 
 def _json_records(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from framework.cli import main
 from framework.study.compose import StudyConfig, hydra_version_base, register_schema, saved_commands
 from framework.study.drawing import INK
-from framework.study.report_page import MAX_ROWS, Report, build_report, number_text, without_path, without_paths
+from framework.study.labels import number_text
+from framework.study.report_page import MAX_ROWS, Report, build_report, without_path, without_paths
 from framework.study.report_writing import to_html, to_markdown, write_report
 from framework.study.results import collect, write_run
 
