@@ -105,7 +105,11 @@ class _Attention:
     def _at(self, count: int, tokens: int, cell: int) -> float:
         seconds = self._timed.get((count, tokens, cell))
         if seconds is None:
-            seconds = self.timer.of_decode(count, tokens, max(cell * CONTEXT_GRID, tokens))
+            context = max(cell * CONTEXT_GRID, tokens)
+            if tokens == 1:
+                seconds = self.timer.of_decode(count, context)
+            else:
+                seconds = self.timer([tokens] * count, [context] * count)
             self._timed[count, tokens, cell] = seconds
         return seconds
 

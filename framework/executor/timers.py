@@ -29,8 +29,8 @@ class Seconds(Protocol):
     def __call__(self, q_lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
         """New tokens of each request, and its tokens in the cache with these."""
 
-    def of_decode(self, num_requests: int, mean_q_len: float, mean_ctx_len: float) -> float:
-        """Of attention over requests with few new tokens each."""
+    def of_decode(self, num_requests: int, mean_ctx_len: int) -> float:
+        """Of attention over requests with one new token each."""
 
 
 class Estimate:
@@ -43,8 +43,8 @@ class Estimate:
         work = self._cost(self._dims, q_lens, ctx_lens)
         return times * max(work.flops / self._peak, work.bytes / self._bandwidth) + self._floor_s
 
-    def of_decode(self, num_requests: int, mean_q_len: float, mean_ctx_len: float) -> float:
-        return self([mean_q_len], [mean_ctx_len], num_requests)  # type: ignore[list-item]
+    def of_decode(self, num_requests: int, mean_ctx_len: int) -> float:
+        return self([1], [mean_ctx_len], num_requests)
 
 
 class Traffic:
@@ -56,7 +56,7 @@ class Traffic:
     def __call__(self, q_lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
         return sum(q_lens) * self._each_s + self._floor_s
 
-    def of_decode(self, num_requests: int, mean_q_len: float, mean_ctx_len: float) -> float:
+    def of_decode(self, num_requests: int, mean_ctx_len: int) -> float:
         raise AssertionError("only attention decodes")
 
 
@@ -71,8 +71,8 @@ class Timer:
     def __call__(self, q_lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
         return self.factor * self.seconds(q_lens, ctx_lens)
 
-    def of_decode(self, num_requests: int, mean_q_len: float, mean_ctx_len: float) -> float:
-        return self.factor * self.seconds.of_decode(num_requests, mean_q_len, mean_ctx_len)
+    def of_decode(self, num_requests: int, mean_ctx_len: int) -> float:
+        return self.factor * self.seconds.of_decode(num_requests, mean_ctx_len)
 
 
 class Timers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import hypothesis.strategies as st
 import pytest
@@ -104,7 +105,7 @@ def test_without_time_as_on_the_real_device(
 def test_preemptions_and_prefix_hits_are_the_real_ones_too() -> None:
     requests = [(i, i % 2, 60, 20) for i in range(8)]
     scheduler = SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=64, in_flight_steps=2)
-    steps, preemptions, hits = assert_like_the_real_device(requests, scheduler, 14, True)
+    _, preemptions, hits = assert_like_the_real_device(requests, scheduler, 14, True)
     assert preemptions >= 3 and hits > 16
 
 
@@ -135,6 +136,6 @@ def test_a_pipeline_has_a_request_in_one_step_at_a_time_and_steps_of_equal_share
     found, _ = schedule_of(engine, [(0, 0, 10, 12)] * 12)
     decoding = [{request for request, _, count in rows} for rows in found[2:-num_stages]]
     assert all(len(rows) <= -(-12 // num_stages) for rows in decoding)
-    assert all(not rows & later for rows, later in zip(decoding, decoding[1:]))
+    assert all(not rows & later for rows, later in pairwise(decoding))
     alone, _ = schedule_of(build_engine(config("null", replace(scheduler, in_flight_steps=1), 200, True)), [(0, 0, 10, 12)] * 12)
     assert sorted(row for rows in found for row in rows) == sorted(row for rows in alone for row in rows), "the same tokens"

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from framework.build import build_engine
 from framework.clock import VirtualClock, WallClock
-from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
+from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, QuantConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.engine.inputs import EngineInput
+from framework.engine.step import StepInput
+from framework.executor.calibration import Calibration
 from framework.executor.simulated import SimulatedExecutor
 from framework.models.architecture import read_model
 from framework.outputs import RequestMetrics
+from framework.plan import op_costs
 from framework.sampling_params import RequestOutputKind, SamplingParams
 
-LLAMA_8B = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 5e5,
-    "dtype": "bfloat16",
-}
+from .simulations import EAGER, LLAMA_8B, LLAMA_70B, decode_step, make_executor, prompt_step
+
 NUM_WEIGHTS = 32 * (4096 * (4096 + 2 * 1024 + 4096) + 3 * 4096 * 14336) + 128256 * 4096  # of all products
 KV_BYTES_PER_TOKEN = 32 * 2 * 8 * 128 * 2
 COPY_BYTES_S, BF16_FLOPS_S = 4.3e12, 780e12  # of the h200 in the device table
@@ -135,6 +131,174 @@ def test_experts_read_only_what_is_chosen() -> None:
     moe = {**LLAMA_8B, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
     dense, experts = tpot_s(serve(make_engine(), [0.0], 10, 20)[0]), tpot_s(serve(make_engine(moe), [0.0], 10, 20)[0])
     assert experts - dense == pytest.approx(32 * 3 * 4096 * 14336 * 2 / COPY_BYTES_S, rel=0.05), "two experts, not one MLP"
+
+
+def test_the_times_of_ops_add_up_to_the_time_of_a_step() -> None:
+    executor = make_executor(LLAMA_8B, kernel_overhead_s=1e-6)
+    for step in (prompt_step(0, 0, 300), decode_step(1, [0]), decode_step(2, [0])):
+        executor.submit(step).result()
+    times = executor.op_times()
+    assert sum(time.seconds for time in times.values()) == pytest.approx(executor._clock.now())
+    assert {op: time.calls for op, time in times.items()} == {
+        "slot_mapping": 3,
+        "embedding": 3,
+        "rms_norm": 3 * 65,
+        "linear": 3 * (4 * 32 + 1),
+        "qk_norm_rotary_kv_write": 3 * 32,
+        "paged_attention_prefill": 32,
+        "paged_attention_decode": 2 * 32,
+        "silu_and_mul": 3 * 32,
+        "sample": 3,
+    }
+
+
+def test_a_scaled_op_takes_so_much_more_and_others_as_much() -> None:
+    found = []
+    for scale in ({}, {"linear": 2.0, "sample": 0.0}):
+        executor = make_executor(LLAMA_8B, op_scale=scale)
+        executor.submit(decode_step(0, [0, 1], 500))
+        found.append({op: time.seconds for op, time in executor.op_times().items()})
+    plain, scaled = found
+    assert scaled["linear"] == pytest.approx(2 * plain["linear"]) and scaled["sample"] == 0.0
+    assert all(scaled[op] == plain[op] for op in plain if op not in ("linear", "sample"))
+    with pytest.raises(ValueError, match=r"executor.op_scale.moe_experts .* call embedding, linear, paged_attention_decode"):
+        make_executor(LLAMA_8B, op_scale={"moe_experts": 2.0})
+
+
+def test_noise_spreads_the_logarithm_of_a_steps_time() -> None:
+    def gaps(seed: int, noise: float) -> np.ndarray:
+        executor, ends = make_executor(LLAMA_8B, noise=noise, seed=seed), []
+        executor.submit(decode_step(0, [0], 10)).result()
+        for step in range(1, 2002):
+            executor.submit(decode_step(step, [0])).result()
+            ends.append(executor._clock.now())
+        return np.diff(ends)
+
+    noisy, quiet = gaps(0, 0.1), gaps(0, 0.0)
+    logs = np.log(noisy / quiet)
+    assert logs.std() == pytest.approx(0.1, rel=0.06) and abs(logs.mean()) < 0.01
+    assert (gaps(0, 0.1) == noisy).all() and (gaps(1, 0.1) != noisy).all()
+
+
+def test_recordings_take_one_launch_and_other_steps_one_per_kernel() -> None:
+    """Launches of 1 ms, beside which the device's time is nothing. The tokens are chosen outside of recordings."""
+
+    def launches(step: StepInput, **given: Any) -> float:
+        executor = make_executor(LLAMA_8B, launch_s=1e-3, efficiency=1e6, **given)
+        executor.submit(step).result()
+        return executor._clock.now() / 1e-3
+
+    num_kernels = 1 + 1 + 32 * 9 + 1 + 1 + 1  # of a step: slots, embedding, layers, norm, logits, tokens
+    assert launches(decode_step(0, [0, 1], 100)) == pytest.approx(2)
+    assert launches(decode_step(0, [0, 1], 100), graphs=EAGER) == pytest.approx(num_kernels)
+    assert launches(prompt_step(0, 0, 100)) == pytest.approx(num_kernels)
+    few = GraphConfig(batch_sizes=[1, 4])
+    assert launches(decode_step(0, [0, 1, 2], 100), graphs=few) == pytest.approx(2)
+    assert launches(decode_step(0, [0, 1, 2, 3, 4], 100), graphs=few) == pytest.approx(num_kernels)
+
+
+def test_the_device_hides_launches_that_are_shorter() -> None:
+    executors = [make_executor(LLAMA_8B, launch_s=launch_s, graphs=EAGER) for launch_s in (0.0, 2e-6, 1e-4)]
+    for executor in executors:
+        executor.submit(decode_step(0, [0], 100)).result()
+    free, hidden, bound = (executor._clock.now() for executor in executors)
+    assert free == hidden and bound == pytest.approx(293 * 1e-4)
+
+
+def test_a_recording_computes_rows_of_padding() -> None:
+    found = []
+    for sizes, rows in (([64, 256], 256), ([64, 256], 65), ([64, 256], 64)):
+        executor = make_executor(LLAMA_8B, graphs=GraphConfig(batch_sizes=sizes))
+        executor.submit(decode_step(0, list(range(rows)), 100))
+        found.append(executor.op_times())
+    full, padded, exact = (times["silu_and_mul"].seconds for times in found)
+    assert full == padded == pytest.approx(4 * exact)
+    assert found[1]["paged_attention_decode"].seconds == pytest.approx(65 / 256 * found[0]["paged_attention_decode"].seconds)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "op", "weight_bytes"),
+    [
+        ("none", "linear", 2),
+        ("rtn-int4", "gemm_w4a16", 0.5),
+        ("int8-weight", "gemm_w8a16", 1),
+        ("int8", "gemm_int8", 1),
+        ("fp8", "gemm_fp8", 1),
+    ],
+)
+def test_quantized_weights_are_read_as_they_are_stored(scheme: str, op: str, weight_bytes: float) -> None:
+    executor = make_executor(LLAMA_8B, quant=QuantConfig(scheme))
+    executor.submit(decode_step(0, [0], 100))
+    times, head = executor.op_times(), 128256 * 4096
+    seconds = times[op].seconds - (2 * head / COPY_BYTES_S if op == "linear" else 0)
+    assert seconds == pytest.approx((NUM_WEIGHTS - head) * weight_bytes / COPY_BYTES_S, rel=0.04)
+    assert times["linear"].calls == (129 if op == "linear" else 1)
+    assert ("quantize_activation" in times) == (scheme in ("int8", "fp8"))
+    if scheme == "int8":
+        assert times["quantize_activation"].calls == 32, "norms and activations do it themselves, attention does not"
+        alone = make_executor(LLAMA_8B, quant=QuantConfig(scheme, fuse=False))
+        alone.submit(decode_step(0, [0], 100))
+        assert alone.op_times()["quantize_activation"].calls == 4 * 32
+
+
+def test_what_a_time_rests_on_is_told() -> None:
+    def chosen(**given: Any) -> dict[str, str]:
+        executor = make_executor(LLAMA_8B, **given)
+        executor.submit(decode_step(0, [0], 100))
+        return {op: entry["chosen"] for op, entry in executor.plan_report().items()}
+
+    measured = chosen(calibration="auto")
+    assert measured["linear"].startswith("calibrated") and measured["rms_norm"].startswith("estimated")
+    moved = chosen(calibration="auto", device="b200")
+    assert moved["linear"].startswith("transferred") and "transferred" in moved["rms_norm"]
+    assert chosen(calibration="h200", device="h200") == measured
+    assert set(chosen().values()) == {"roofline"} and set(chosen(calibration="free").values()) == {"free"}
+    executor = make_executor(LLAMA_8B, calibration="auto")
+    executor.submit(decode_step(0, list(range(256)), 1_000_000))
+    assert "extrapolated" in executor.plan_report()["paged_attention_decode"]["chosen"]
+
+
+def test_a_70b_model_on_8_devices_reads_its_weights_in_the_time_that_was_measured() -> None:
+    """5.86 ms at 64 rows, from the measured products of an H200."""
+    executor = make_executor(LLAMA_70B, calibration="auto", tp=8)
+    executor.submit(decode_step(0, list(range(64)), 64))
+    assert executor.op_times()["linear"].seconds == pytest.approx(5.86e-3, rel=0.15)
+
+
+def test_a_calibration_of_a_device_that_is_in_no_table(tmp_path: Path) -> None:
+    found = Calibration.load("h200", op_costs())
+    replace(found, device="lab", ceilings=None).save(tmp_path / "lab.json")
+    given = {"calibration": str(tmp_path / "lab.json"), "device": "lab"}
+    known, unknown = make_executor(LLAMA_8B, calibration="h200"), make_executor(LLAMA_8B, **given)
+    for executor in (known, unknown):
+        executor.submit(decode_step(0, [0], 100))
+    assert unknown.op_times()["linear"].seconds == known.op_times()["linear"].seconds
+    assert unknown.plan_report()["linear"]["impl"] == "simulated lab"
+    with pytest.raises(ValueError, match=r"executor.device=lab .* give cache.num_blocks or cache.memory_bytes"):
+        make_executor(LLAMA_8B, cache=CacheConfig(16), **given)
+    with pytest.raises(ValueError, match=r"'lab' is not in the device table"):
+        make_executor(LLAMA_8B, device="lab")
+    with pytest.raises(ValueError, match=r"no calibration 'h100'"):
+        make_executor(LLAMA_8B, calibration="h100")
+
+
+def test_a_step_costs_little_and_a_request_less() -> None:
+    """Of the host's real time; generously, because other programs may run."""
+
+    def seconds(num_requests: int) -> float:
+        executor = make_executor(LLAMA_70B, calibration="auto", tp=8)
+        seats = list(range(num_requests))
+        executor.submit(decode_step(0, seats, 1000))
+        step, best = decode_step(1, seats), float("inf")
+        for _ in range(30):
+            start = time.perf_counter()
+            for _ in range(20):
+                executor.submit(step).result()
+            best = min(best, (time.perf_counter() - start) / 20)
+        return best
+
+    alone, many = seconds(1), seconds(256)
+    assert alone < 60e-6 and (many - alone) / 255 < 1e-6
 
 
 def test_devices_and_clocks_that_cannot_work() -> None:

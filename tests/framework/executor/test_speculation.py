@@ -1,0 +1,124 @@
+"""Guesses accepted at given rates: how many tokens a step brings, and what drafting and checking take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from framework.build import build_engine
+from framework.config import CacheConfig, SpeculativeConfig
+from framework.executor.pseudo import num_right_drafts
+from framework.outputs import RequestOutput
+from framework.sampling_params import SamplingParams
+
+from .simulations import LLAMA_8B, decode_step, make_executor, prompt_step, simulated_config
+
+RATES = [0.7296, 0.5208, 0.3545]
+DRAFT = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
+COPY_BYTES_S = 4.3e12
+
+
+def speculation(method: str = "ngram", rates: list[float] | None = RATES, **given: Any) -> SpeculativeConfig:
+    """Of as many guesses as there are rates."""
+    return SpeculativeConfig(method, len(rates or ()), synthetic_acceptance_rates=rates, **given)
+
+
+def serve(spec: SpeculativeConfig, num_requests: int = 8, num_output: int = 400) -> tuple[list[RequestOutput], int]:
+    """The outputs, and the number of steps."""
+    engine = build_engine(simulated_config(LLAMA_8B, speculative_config=spec, step_overhead_s=1e-3))
+    for i in range(num_requests):
+        engine.add_request(str(i), [1] * 10, SamplingParams(max_tokens=num_output, ignore_eos=True, seed=i))
+    finished = []
+    while engine.has_unfinished():
+        finished += [output for output in engine.step() if output.finished]
+    return finished, engine.stats().num_steps
+
+
+@pytest.mark.parametrize("rates", [RATES, [1.0, 1.0], [0.0], [0.9, 0.1, 0.1, 0.0]])
+def test_every_guess_is_accepted_at_its_rate(rates: list[float]) -> None:
+    seeds, positions = np.repeat(np.arange(40, dtype=np.uint64), 1000), np.tile(np.arange(1000, dtype=np.uint64), 40)
+    right = num_right_drafts(seeds, positions, np.full(40_000, len(rates)), rates)
+    found = [(right > i).mean() for i in range(len(rates))]
+    assert found == pytest.approx(rates, abs=4 * 0.5 / 200)  # four standard errors
+    assert right.mean() == pytest.approx(sum(rates), abs=0.03)
+    fewer = num_right_drafts(seeds, positions, np.ones(40_000, dtype=np.int64), rates)
+    assert (fewer == np.minimum(right, 1)).all(), "a row with fewer guesses accepts of the same ones"
+
+
+def test_the_mean_acceptance_length_of_a_run_is_that_of_the_theory() -> None:
+    outputs, num_steps = serve(speculation())
+    lengths = [count for output in outputs for count in tokens_per_step(output)]
+    assert len(lengths) > 1000
+    assert np.mean(lengths) == pytest.approx(1 + sum(RATES), abs=4 * np.std(lengths) / len(lengths) ** 0.5)
+    assert all(len(output.outputs[0].token_ids) == 400 for output in outputs)
+    assert num_steps < 400 / 2
+
+
+def tokens_per_step(output: RequestOutput) -> list[int]:
+    """But for the first step, which has no guesses, and the last ones, which have fewer because the end is near."""
+    assert output.metrics is not None
+    _, counts = np.unique(output.metrics.token_times_s, return_counts=True)
+    return counts[1:-4].tolist()
+
+
+def test_a_length_stands_for_rates() -> None:
+    config = SpeculativeConfig("ngram", 4, synthetic_acceptance_length=3.25)
+    assert config.acceptance_rates() == [1.0, 1.0, 0.25, 0.0]
+    outputs, _ = serve(config)
+    lengths = np.array([count for output in outputs for count in tokens_per_step(output)])
+    assert set(lengths) == {3, 4} and lengths.mean() == pytest.approx(3.25, abs=0.05)
+
+
+def test_the_same_run_brings_the_same_tokens_whatever_runs_beside() -> None:
+    (alone,), _ = serve(speculation(), 1)
+    among = next(output for output in serve(speculation(), 8)[0] if output.request_id == "0")
+    assert alone.outputs[0].token_ids == among.outputs[0].token_ids
+    assert tokens_per_step(alone) == tokens_per_step(among)
+
+
+def test_checking_computes_all_guesses_at_once() -> None:
+    """As many rows of linear layers and logits as tokens, but the cache is read once per request."""
+    plain, checking = make_executor(LLAMA_8B), make_executor(LLAMA_8B, speculative_config=speculation())
+    plain.submit(decode_step(0, list(range(16)), 1000))
+    checking.submit(decode_step(0, list(range(4)), 1000, num_drafts=3))
+    one, all_at_once = plain.op_times(), checking.op_times()
+    assert all_at_once["linear"].seconds == pytest.approx(one["linear"].seconds)
+    assert all_at_once["verify_draft"].seconds == pytest.approx(one["sample"].seconds)
+    assert all_at_once["paged_attention_decode"].seconds == pytest.approx(one["paged_attention_decode"].seconds / 4, rel=0.02)
+    assert "sample" not in all_at_once
+
+
+def test_drafting_takes_a_pass_of_the_draft_model_per_guess() -> None:
+    """At small batches the time of reading its weights."""
+    ngram = make_executor(LLAMA_8B, speculative_config=speculation())
+    spec = speculation("draft_model", model="draft", architecture=DRAFT)
+    drafting = make_executor(LLAMA_8B, speculative_config=spec)
+    for executor in (ngram, drafting):
+        executor.submit(decode_step(0, [0], 10, num_drafts=3)).result()
+    layer = 2048 * (32 + 2 * 8) * 64 + 32 * 64 * 2048 + 3 * 2048 * 8192
+    weights = 16 * layer + 2048 * 128256
+    extra_s = drafting._clock.now() - ngram._clock.now()
+    assert extra_s == pytest.approx(3 * 2 * weights / COPY_BYTES_S, rel=0.01)
+
+
+def test_a_head_is_a_layer_of_the_model_once_per_guess() -> None:
+    ngram, head = (make_executor(LLAMA_8B, speculative_config=speculation(method)) for method in ("ngram", "eagle3"))
+    for executor in (ngram, head):
+        executor.submit(decode_step(0, [0], 10, num_drafts=3)).result()
+    layer = 4096 * (32 + 2 * 8) * 128 + 4096 * 4096 + 3 * 4096 * 14336
+    assert head._clock.now() - ngram._clock.now() == pytest.approx(3 * 2 * (layer + 4096 * 128256) / COPY_BYTES_S, rel=0.01)
+
+
+def test_a_draft_model_reads_prompts_too_and_takes_memory() -> None:
+    spec = speculation("draft_model", model="draft", architecture=DRAFT)
+    cache = CacheConfig(16, memory_fraction=0.3)
+    plain, drafting = make_executor(LLAMA_8B, cache=cache), make_executor(LLAMA_8B, speculative_config=spec, cache=cache)
+    for executor in (plain, drafting):
+        executor.submit(prompt_step(0, 0, 2000))
+    assert drafting.op_times()["paged_attention_prefill"].calls == 32 + 16
+    assert drafting.weight_bytes > plain.weight_bytes
+    kv = 2 * 8 * 128 * 2 * 32, 2 * 8 * 64 * 2 * 16
+    left = (drafting.weight_bytes - plain.weight_bytes) / (16 * kv[0])
+    assert drafting.num_blocks == pytest.approx((plain.num_blocks - left) * kv[0] / sum(kv), abs=2)
