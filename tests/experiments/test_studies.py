@@ -54,7 +54,7 @@ def test_a_study_serves_requests(name: str, which: str) -> None:
 
 
 def test_the_command_runs_a_study(tmp_path: Path) -> None:
-    arguments = ("-m", "experiment=policy", "scheduler.policy=fcfs,slo", "workload.rate=16", "repeats=1", *SMALL)
+    arguments = ("-m", "experiment=policy", "scheduler.policy=fcfs,slo", "repeats=1", *SMALL)
     done = subprocess.run([sys.executable, command.__file__, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/policy/*/*/run.json"))]
