@@ -29,9 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="calibration to check: a file, or a name (h200); of another GPU it is transferred by the device table first",
     )
-    parser.add_argument(
-        "--source", metavar="TEXT", help="where the tables come from (default: their names)"
-    )
+    parser.add_argument("--source", metavar="TEXT", help="where the tables come from (default: their names)")
     parser.add_argument("--errors", type=Path, metavar="FILE", help="csv file for the table of errors")
     parser.add_argument(
         "--points", type=Path, metavar="FILE", help="csv file for rows of left-out shapes, measured and predicted, evenly picked"
