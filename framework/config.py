@@ -113,13 +113,15 @@ class CacheConfig:
 class SchedulerConfig:
     """Who runs in a step.
 
-    policy                  fcfs or priority
+    policy                  fcfs, priority, sjf (shortest job first) or slo (earliest deadline first)
     max_num_seqs            most requests running at once
     max_num_batched_tokens  token budget of one step
     chunked_prefill         a prompt may be computed in parts; off: only in one step, as a whole
     max_chunk_tokens        most prompt tokens of one request in one step; 0 = no limit
     in_flight_steps         steps submitted and not yet committed; 1 = synchronous, 0 = what suits the executor: 2 on a GPU, so
                             that the next step is scheduled while one runs
+    ageing                  of sjf: output tokens that a second of waiting outweighs; 0 = a long job may wait forever
+    ttft_slo_s              of slo: seconds from arrival to first token that it aims at
     """
 
     policy: str = "fcfs"
@@ -128,6 +130,8 @@ class SchedulerConfig:
     chunked_prefill: bool = True
     max_chunk_tokens: int = 0
     in_flight_steps: int = 0
+    ageing: float = 10.0
+    ttft_slo_s: float | None = None
 
 
 @dataclass
@@ -314,6 +318,8 @@ class EngineConfig:
         require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
         require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
         require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")
+        require(0 <= s.ageing < math.inf, "scheduler.ageing", s.ageing, "0 (none) or more")
+        require(s.ttft_slo_s is None or s.ttft_slo_s > 0, "scheduler.ttft_slo_s", s.ttft_slo_s, "more than 0, or null")
         require(0 < e.efficiency < math.inf, "executor.efficiency", e.efficiency, "more than 0")
         for key in ("kernel_overhead_s", "step_overhead_s", "launch_s", "noise"):
             require(0 <= getattr(e, key) < math.inf, f"executor.{key}", getattr(e, key), "0 or more")
@@ -329,6 +335,7 @@ class EngineConfig:
             ("model.generation_config", self.model.generation_config, GENERATION_CONFIGS),
         ):
             require(value in table, key, value, "one of " + ", ".join(table))
+        POLICIES[s.policy](s)  # says what it misses
         require(
             not self.graphs.enabled
             or self.graphs.batch_sizes is None

@@ -194,6 +194,17 @@ class KernelPlan:
             return None
         return self.bind(op, weights, params, note="quantizes its output")
 
+    def bind_tied(self, linear: BoundKernel, table: torch.Tensor, params: Mapping[str, Any]) -> BoundKernel:
+        """Binds ``embedding`` to the table that ``linear`` is bound to: to the form in which linear has packed it, so that nobody
+        holds a second one, unless there is none or the embedding that is chosen cannot read it."""
+        from triton_kernels.resolve import NoKernelError
+
+        panels = getattr(linear.run, "panels", None)
+        if panels is not None:
+            with contextlib.suppress(NoKernelError):
+                return self.bind("embedding", {"weight": panels}, params, note="reads the table as linear packed it")
+        return self.bind("embedding", {"weight": table}, params)
+
     def check_bound(self) -> None:
         """Once all is bound: raises NoKernelError for a kernel that was chosen by name and that nothing will call."""
         from triton_kernels.resolve import NoKernelError

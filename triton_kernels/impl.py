@@ -18,7 +18,8 @@ NEVER_MET_ITS_LIBRARY = "never met its library"
 
 
 class Bound(Protocol):
-    """An impl ready to be called by one layer."""
+    """An impl ready to be called by one layer. One of ``linear`` may have ``panels``: the weight that it has packed, as
+    ``embedding`` reads a table."""
 
     def __call__(self, *args: Any) -> Any:
         """Runs the op on its call arguments (``Op.call_args``), by position."""

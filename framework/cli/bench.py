@@ -267,7 +267,7 @@ def _elsewhere(row: Mapping[str, Any]) -> str:
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """The roofline plot of measured rows."""
-    from ..study.plots import kernel_roofline
+    from ..study.kernel_plots import kernel_roofline
 
     kernel_roofline(rows).savefig(path, dpi=150)
 

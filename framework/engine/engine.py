@@ -176,7 +176,7 @@ class Engine:
     def _submit(self) -> BaseException | None:
         """Returns what a submission failed with."""
         while len(self.in_flight) < self.in_flight_steps:
-            scheduled = self.scheduler.schedule()
+            scheduled = self.scheduler.schedule(self.clock.now())
             while self.scheduler.waiting.unready:
                 request, error = self.scheduler.waiting.unready.pop()
                 self._end(request.sample.group, "error", error)

@@ -35,7 +35,7 @@ class Scheduler:
         self.requests: set[Request] = set()
         self.running: list[Request] = []
         self.num_running = 0
-        self._policy = POLICIES[config.policy]()
+        self._policy = POLICIES[config.policy](config)
         self._max_chunk = min(config.max_chunk_tokens or config.max_num_batched_tokens, config.max_num_batched_tokens)
         self.waiting = WaitingQueue()
         self._free_seats = list(range(config.max_num_seqs - 1, -1, -1))
@@ -97,8 +97,9 @@ class Scheduler:
         self.requests.discard(request)
         self._release_followers(request)
 
-    def schedule(self) -> ScheduledStep | None:
-        """The next step, or None if nothing can be computed now. Counts its tokens as computed from here on."""
+    def schedule(self, now_s: float = 0.0) -> ScheduledStep | None:
+        """The next step, or None if nothing can be computed now. Counts its tokens as computed from here on. ``now_s``: on the
+        clock of ``Request.arrival_s``."""
         if self.num_running != len(self.running):
             self.running = [r for r in self.running if r.status == Status.RUNNING]
         step = StepInput(self.counters.num_steps, [], [], [])
@@ -106,7 +107,7 @@ class Scheduler:
         num_preemptions = self.counters.num_preemptions
         budget = self._schedule_running(scheduled)
         if num_preemptions == self.counters.num_preemptions:
-            self._schedule_waiting(scheduled, budget)
+            self._schedule_waiting(scheduled, budget, now_s)
         decodes, chunks = scheduled.decodes, scheduled.chunks
         if not decodes and not chunks:
             return None
@@ -148,9 +149,9 @@ class Scheduler:
         self.counters.num_output_tokens += len(updated) + sum(count - 1 for count in committed.num_new.values())
         return committed
 
-    def num_plain_decodes(self) -> int:
+    def num_plain_decodes(self, fewest: int) -> int:
         """How many of the next steps can do nothing but decode one token of every running request, if none is added: nobody waits,
-        and until then nobody can end, needs a block or fills one."""
+        and until then nobody can end, needs a block or fills one. 0 if they are less than ``fewest``."""
         running = self.running
         settled = len(self.requests) == self.num_running == len(running) and not self._released and not self.num_drafts
         if not settled or not 0 < len(running) <= self.config.max_num_batched_tokens:
@@ -168,6 +169,8 @@ class Scheduler:
                 request.capacity - request.num_computed,
                 request.next_event - known,
             )
+            if count < fewest:
+                return 0
         return count
 
     def skip(self, count: int, tokens: list[list[int]]) -> None:
@@ -229,12 +232,17 @@ class Scheduler:
                 budget -= count
         return budget
 
-    def _schedule_waiting(self, scheduled: ScheduledStep, budget: int) -> None:
+    def _schedule_waiting(self, scheduled: ScheduledStep, budget: int, now_s: float) -> None:
         """In order; who is not ready lets the others by and keeps its place, who does not fit holds up those behind it."""
         waiting = self.waiting
         if not budget or not self._free_seats:
             return
         for request in waiting.ready():
+            if (later := self._policy.postponed(request, now_s)) is not None:
+                waiting.discard(request)
+                request.order = later
+                waiting.add(request)
+                continue
             count = self._admit(request, budget, scheduled.step_input)
             if not count:
                 return

@@ -108,19 +108,20 @@ class Builder:
         first, last = mine.start == 0, mine.stop == len(a.layers)
         table = self.weights.weight(parts["embed"]) if first or (last and a.tied) else None
         layers = [self._block(layer, index) for index, layer in enumerate(mine)]
+        lm_head = self._lm_head(parts, table) if last else None
         scale = float(torch.tensor(a.hidden_size**0.5, dtype=getattr(torch, self.info.dtype))) if a.family.embed_scale else None
         return Decoder(
             layers,
             getattr(torch, self.info.dtype),
             a.vocab_size,
             self.info.max_model_len,
-            embed=self._table(table) if first and table is not None else None,
+            embed=self._embedding(table, lm_head) if first and table is not None else None,
             embed_scale=scale,
             project_in=self._optional(parts, "project_in") if first else None,
             position_embed=self._positions(parts) if first else None,
             final_norm=self._norm(parts["final_norm"]) if last and a.final_norm else None,
             project_out=self._optional(parts, "project_out") if last else None,
-            lm_head=self._lm_head(parts, table) if last else None,
+            lm_head=lm_head,
             logit_softcap=a.logit_softcap,
         )
 
@@ -231,6 +232,11 @@ class Builder:
         if self.a.family.norm == "layer":
             return "layer_norm", {"weight": weight, "bias": bias}, {"eps": self.a.norm_eps}
         return "rms_norm", {"weight": weight}, {"eps": self.a.norm_eps, "offset": self.a.family.norm_offset}
+
+    def _embedding(self, table: torch.Tensor, lm_head: Linear | None) -> BoundKernel:
+        if self.a.tied and isinstance(lm_head, BoundKernel):
+            return self.plan.bind_tied(lm_head, table, {"vocab_start": 0})
+        return self._table(table)
 
     def _table(self, weight: torch.Tensor) -> BoundKernel:
         return self.plan.bind("embedding", {"weight": weight}, {"vocab_start": 0})

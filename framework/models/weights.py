@@ -50,13 +50,15 @@ class Weights(ABC):
         """As ``TensorSource.stored``."""
 
 
-def weight_bytes(a: Architecture, scheme: Scheme, dtype: torch.dtype) -> float:
-    """What a model's weights take once they are loaded, as far as their format says (``Scheme.num_bytes``)."""
-    return parts_bytes(all_parts(a), scheme, dtype)
+def weight_bytes(a: Architecture, scheme: Scheme, dtype: torch.dtype, max_len: int) -> float:
+    """What a model's weights take once they are loaded, as far as their format says (``Scheme.num_bytes``), with the tables of
+    angles of ``max_len`` positions."""
+    ropes = {layer.rope for layer in a.layers if layer.rope is not None}
+    return parts_bytes(all_parts(a), scheme, dtype) + sum(max_len * rope.rotary_dim * torch.float32.itemsize for rope in ropes)
 
 
 def parts_bytes(parts: Iterable[Part], scheme: Scheme, dtype: torch.dtype) -> float:
-    """As ``weight_bytes``, of some of the parts."""
+    """What some of the parts take."""
     total = 0.0
     for part in parts:
         total += math.prod(part.shape) * dtype.itemsize if part.always_float else scheme.num_bytes(part, dtype)
@@ -147,11 +149,13 @@ class Checkpoint(Weights):
 
     def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
         tensor = self._read(name, shape)
+        file, stored_name = self._where[name]
+        if tensor.dtype in WIDE_FLOATS and not torch.isfinite(tensor).all():
+            raise ValueError(f"{file}: tensor {stored_name} has values that are NaN or infinite: quantize the model again")
         if tensor.dtype in dtypes:
             return tensor.to(self.device)
         if tensor.dtype in WIDE_FLOATS and dtypes[0] in WIDE_FLOATS:
             return tensor.to(self.device, dtypes[0])
-        file, stored_name = self._where[name]
         raise ValueError(f"{file}: tensor {stored_name} is {tensor.dtype}, but its format asks for {' or '.join(map(str, dtypes))}")
 
     def close(self) -> None:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ..config import CALIBRATED_SCHEMES, QUANT_SCHEMES, ROUNDED_SCHEMES, QuantConfig
-from ..models.quantization import packing, rounding
+from ..models.quantization import rounding
 from . import awq, gptq
 from .calibration import draw_samples
 from .formats import Grid, QuantizedWeight, awq_tensors, gptq_tensors, quantization_config, round_to_nearest
 from .layerwise import LayerwiseModel
 from .output import ShardWriter, check_free, copy_metadata, new_folder, write_json
 from .source import Source
-
-CACHE = Path("~/.cache/kernelswap/quantized")
 
 
 @torch.inference_mode()
@@ -58,33 +52,6 @@ def quantize_checkpoint(
             write_json(folder / "quantize_config.json", described)
 
 
-def cached_checkpoint(model: str, config: QuantConfig) -> Path:
-    """The model quantized as ``quantize_checkpoint`` does it, in a folder of the user's cache; made at the first call. Another one
-    is made when files of the model, the settings, the calibration text or the code change."""
-    source = Source(model)
-    folder = CACHE.expanduser() / f"{source.folder.name}-{config.scheme}-{_digest(source, config)}"
-    if not folder.is_dir():
-        try:
-            quantize_checkpoint(model, folder, config)
-        except (OSError, ValueError):
-            if not folder.is_dir():  # else another process has made it meanwhile
-                raise
-    return folder
-
-
-def _digest(source: Source, config: QuantConfig) -> str:
-    files = sorted(path for path in source.folder.iterdir() if path.is_file())
-    identity = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    code = [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(module.__file__)) for module in (rounding, packing))]
-    text = platform.python_version() if config.calibration is None else _file_digest(Path(config.calibration).expanduser())
-    facts = [identity, asdict(replace(config, fuse=True)), [_file_digest(path) for path in code], text]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
 def _check(source: Source, config: QuantConfig, act_order: bool) -> None:
     if config.scheme not in QUANT_SCHEMES[1:]:
         raise ValueError(f"there is no scheme {config.scheme!r} to quantize with; there are {', '.join(QUANT_SCHEMES[1:])}")
@@ -111,9 +78,9 @@ def _check(source: Source, config: QuantConfig, act_order: bool) -> None:
             raise ValueError(
                 f"{part.sources[0]} is {list(part.shape)}, but {config.scheme} packs eight inputs or outputs per word: use rtn-int4"
             )
-    if min(config.num_samples, config.sample_tokens) < 1 or config.sample_tokens > source.architecture.max_position:
+    if config.num_samples < 1 or not 2 <= config.sample_tokens <= source.architecture.max_position:
         raise ValueError(
-            f"calibration with {config.num_samples} samples of {config.sample_tokens} tokens: one sample is needed at least, of 1 "
+            f"calibration with {config.num_samples} samples of {config.sample_tokens} tokens: one sample is needed at least, of 2 "
             f"to {source.architecture.max_position} tokens, the positions of the model"
         )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from ..models.hub import METADATA_PATTERNS
 SHARD_BYTES = 2**30
 """Of a shard at most, unless one tensor is larger: what is not yet written is kept in memory."""
 INDEX = "model.safetensors.index.json"
+_UNFINISHED = re.compile(r"\..+-unfinished-[a-z0-9_]{8}")
+_LOCK = "lock"
+"""A file in an unfinished folder, locked while a process writes there; it has this name only once it is locked."""
 
 
 def check_free(folder: Path) -> None:
@@ -28,19 +33,41 @@ def check_free(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to write into, which takes its place at the end, and is removed if anything is raised."""
+    """A folder beside ``folder`` to write into, which takes its place at the end, and is removed if anything is raised. Those that
+    killed processes have left there are removed too."""
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    _remove_abandoned(folder.parent)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-unfinished-"))
     try:
-        yield temporary
-        for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors and mkdtemp make things for their owner only
-        temporary.chmod(0o755)
-        temporary.replace(folder)
+        with locked(temporary / f"{_LOCK}.new"):
+            (temporary / f"{_LOCK}.new").rename(temporary / _LOCK)
+            yield temporary
+            for path in temporary.iterdir():
+                path.chmod(0o644)  # safetensors and mkdtemp make things for their owner only
+            temporary.chmod(0o755)
+            (temporary / _LOCK).unlink()
+            temporary.replace(folder)
     except BaseException:
         shutil.rmtree(temporary)
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Makes a file and holds its lock, which ends with its process, however that ends. Waits while another process holds it."""
+    with path.open("w") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Removes unfinished folders whose lock no process holds."""
+    for folder in [path for path in parent.iterdir() if _UNFINISHED.fullmatch(path.name)]:
+        with suppress(OSError), (folder / _LOCK).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 def copy_metadata(source: Path, folder: Path, changes: Mapping[str, Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +15,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ..config import EngineConfig, QuantConfig
 from ..executor.kinds import EXECUTORS
 from .metrics import SLOConfig
+from .plot_kinds import FigureSpec
 from .sweep import AUTO
 from .workload import WorkloadConfig
 
@@ -24,6 +28,8 @@ Config = TypeVar("Config", bound="StudyConfig")
 
 CONFIG_FILE = "config.json"
 """The config of a run, in the run's folder."""
+SWEEP_FILE, RUN_CONFIG = "multirun.yaml", ".hydra/hydra.yaml"
+"""What Hydra writes beside the runs of a sweep, and into the folder of a run."""
 SYSTEMS = ("kernelswap", "transformers", "transformers_static")
 """What can serve a workload: our engine, or the transformers library by its continuous batching or by its ``generate``."""
 
@@ -36,9 +42,15 @@ SWEEPER_TARGET = "hydra_plugins.study_sweeper.StudySweeper"
 
 @dataclass
 class StudyConfig(EngineConfig):
-    """One run of a study: an engine, and the study's name; its runs are written below outputs/<name>.
+    """One run of a study: an engine, the study's name, and what its report (``kernelswap report``) says and shows.
 
-    repeat  which repeat of its setting this run is; the seeds are shifted by it
+    name      its runs are written below outputs/<name>
+    question  what the study is to answer, in a sentence
+    metrics   those of its table, the one that decides first; none = the usual ones
+    compare   COLUMN=BASE: the values of a swept column are compared with this one
+    figures   what is drawn: kinds of ``kernelswap plot``, each with its options behind it, such as
+              ``lines x=workload.rate y=goodput_per_s``, ``latency where=workload.rate=8``; none = by what was swept
+    repeat    which repeat of its setting this run is; the seeds are shifted by it
 
     Of the sweep that the run is part of:
 
@@ -58,6 +70,18 @@ class StudyConfig(EngineConfig):
     precision: float = 0.01
     max_repeats: int = 60
     resume: str = "auto"
+    question: str = ""
+    metrics: list[str] = field(default_factory=list)
+    compare: str = ""
+    figures: list[str] = field(default_factory=list)
+
+    def validate(self) -> None:
+        super().validate()
+        for figure in self.figures:
+            FigureSpec.parse(figure)
+        column, _, base = self.compare.partition("=")
+        if self.compare and not (column and base):
+            raise ValueError(f"compare={self.compare!r} cannot work: it must be COLUMN=BASE, such as scheduler.policy=fcfs")
 
     def engine(self) -> EngineConfig:
         """The part that the engine is built from."""
@@ -230,6 +254,30 @@ def compose(overrides: Sequence[str], folder: Path) -> ServeConfig:
             return to_config(hydra.compose("serve", list(overrides)), ServeConfig)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(str(error)) from error
+
+
+def saved_commands(folders: Iterable[Path]) -> list[str]:
+    """The command lines by which the runs in ``folders`` were made, as Hydra kept them there or beside: of sweeps one each. Without
+    what only says where on a machine the results lie; none where Hydra's files are missing."""
+    kept = [
+        next((path for path in (folder.parent / SWEEP_FILE, folder / RUN_CONFIG) if path.is_file()), None) for folder in folders
+    ]
+    commands = []
+    for path in dict.fromkeys(filter(None, kept)):
+        try:
+            saved: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            job, overrides = saved["hydra"]["job"]["name"], saved["hydra"]["overrides"]
+            others = [word for word in overrides["hydra"] if not re.match(r"hydra\.(mode|run\.dir|sweep\.(dir|subdir))=", word)]
+            words = ["python", f"experiments/{job}.py", *(["-m"] if path.name == SWEEP_FILE else []), *overrides["task"], *others]
+        except (OSError, KeyError, TypeError, YAMLError, OmegaConfBaseException):
+            continue  # not of Hydra, or not whole
+        commands.append(" ".join(map(_quoted, words)))
+    return list(dict.fromkeys(commands))
+
+
+def _quoted(word: str) -> str:
+    """For a shell; in double quotes where single ones are in the word and nothing that means something in double ones."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def save_config(config: StudyConfig, path: Path) -> None:

@@ -100,12 +100,25 @@ class ServingEngine:
 
     def admit(self, index: int, request: WorkloadRequest, prompt: EngineInput, arrival_s: float) -> RequestRecord:
         """Adds request ``index`` of the workload. Its record has an error if the engine refuses it."""
-        record = RequestRecord(f"{index}", request.user, arrival_s, len(prompt.token_ids), replica=self.index)
+        record = RequestRecord(
+            f"{index}",
+            request.user,
+            arrival_s,
+            len(prompt.token_ids),
+            replica=self.index,
+            priority=request.priority,
+            num_known_tokens=request.num_known_tokens,
+        )
         # Under a virtual clock nothing is gained by telling every token as it comes.
         kind = RequestOutputKind.FINAL_ONLY if isinstance(self.engine.clock, VirtualClock) else RequestOutputKind.DELTA
         try:
             self.engine.add_request(
-                record.request_id, prompt, request.sampling, arrival_s=self.start_s + arrival_s, output_kind=kind
+                record.request_id,
+                prompt,
+                request.sampling,
+                arrival_s=self.start_s + arrival_s,
+                priority=request.priority,
+                output_kind=kind,
             )
         except ValueError as error:
             record.error = str(error)

@@ -4,6 +4,8 @@ TTFT = first token - arrival (queueing included). TPOT = (last token - first tok
 for one token. ITL = all gaps between tokens of a request, pooled. E2E = last token - arrival. Throughput counts from the
 first arrival to the last token. Goodput = requests per second that meet every SLO; TPOT of a one-token completion counts as 0.
 Of several engines, requests and time are pooled; a maximum is that of one engine.
+prefix_hit_rate_bound = what a cache that forgets nothing would find, as a trace's own names of blocks tell. ttft_priority_N: of the
+requests of that priority, where there are several.
 """
 
 from __future__ import annotations
@@ -71,6 +73,9 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
         metrics["num_chunked_prefills"] = run.num_chunked_prefills
     if run.prefix_query_tokens:
         metrics["prefix_hit_rate"] = run.prefix_hit_tokens / run.prefix_query_tokens
+    if known := [request for request in run.requests if request.num_known_tokens is not None]:
+        num_known = sum(request.num_known_tokens or 0 for request in known)
+        metrics["prefix_hit_rate_bound"] = num_known / sum(request.num_prompt_tokens for request in known)
     if not served:
         return metrics
     for name, values in (
@@ -80,6 +85,9 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
         ("e2e", [e2e_s(request) for request in served]),
     ):
         metrics.update(_distribution(name, np.asarray(values)))
+    priorities = sorted({request.priority for request in served})
+    for priority in priorities if len(priorities) > 1 else ():
+        metrics.update(_distribution(f"ttft_priority_{priority}", np.array([ttft_s(r) for r in served if r.priority == priority])))
     duration_s = max(r.token_times_s[-1] for r in served) - min(r.arrival_s for r in run.requests)
     metrics["duration_s"] = duration_s
     if duration_s > 0:

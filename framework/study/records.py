@@ -15,6 +15,7 @@ class RequestRecord:
     finish_reason  stop, length, ...; None if it was refused
     error          why it was refused, or what failed while it ran; None otherwise
     replica        the engine that served it
+    num_known_tokens  as of a WorkloadRequest
     """
 
     request_id: str
@@ -25,6 +26,8 @@ class RequestRecord:
     finish_reason: str | None = None
     error: str | None = None
     replica: int = 0
+    priority: int = 0
+    num_known_tokens: int | None = None
 
     @property
     def status(self) -> str:

@@ -115,26 +115,41 @@ def _cell(value: Any) -> Any:
 
 
 def common_folder(folders: Sequence[str | Path]) -> Path:
-    """The folder itself, or the deepest that holds all of several."""
-    return Path(folders[0]) if len(folders) == 1 else Path(os.path.commonpath([Path(folder).resolve() for folder in folders]))
+    """The folder itself (of a table: the one that it lies in), or the deepest that holds all of several."""
+    if len(folders) == 1:
+        return Path(folders[0]).parent if Path(folders[0]).is_file() else Path(folders[0])
+    return Path(os.path.commonpath([Path(folder).resolve() for folder in folders]))
 
 
 def collect(*folders: str | Path) -> pd.DataFrame:
     """The table of all runs below the folders, failed ones too, in the order of their paths (numbers by value). The column
-    ``run`` is a run's path relative to ``common_folder``; an empty cell says that the run has no such key. Raises ValueError if
-    there is no run in one of them."""
+    ``run`` is a run's path relative to ``common_folder``; an empty cell says that the run has no such key. One file alone is a
+    table that ``kernelswap collect`` wrote. Raises ValueError if there is no run in one of them."""
     import pandas as pd
 
+    if len(folders) == 1 and Path(folders[0]).is_file():
+        return _read_table(Path(folders[0]))
     root, files = common_folder(folders), []
     for folder in folders:
         found = list(Path(folder).rglob(RUN_FILE))
         if not found:
-            raise ValueError(f"{str(folder)!r} holds no {RUN_FILE}: expected the output folder of a run or of a sweep")
+            raise ValueError(f"{str(folder)!r} holds no {RUN_FILE}: expected the output folder of a run or of a sweep, or a table")
         files += found if len(folders) == 1 else [path.resolve() for path in found]
     files = sorted(set(files), key=lambda path: _natural(path.relative_to(root)))
     runs = pd.DataFrame([{"run": path.parent.relative_to(root).as_posix(), **_read_run(path)} for path in files])
     for column in runs.columns[runs.columns.str.startswith("metric.")]:
         runs[column] = pd.to_numeric(runs[column], errors="coerce")  # infinite ones were written as text
+    return runs
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        runs = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"run": str}, low_memory=False)
+        runs[["run", "status"]]  # whatever else is in there
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no table of runs, as kernelswap collect writes it: {error}") from error
     return runs
 
 

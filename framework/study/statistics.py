@@ -46,13 +46,14 @@ def t_quantile(degrees: int) -> float:
 
 
 def confidence_halfwidth(values: Sequence[float] | np.ndarray, sequential: bool = False) -> float:
-    """Half the width of the 95 % confidence interval of the mean (Student's t); NaN for fewer than two values.
+    """Half the width of the 95 % confidence interval of the mean (Student's t); NaN for fewer than two values, or
+    an infinite one.
 
     ``sequential``: the number of values was decided while they came, by this very width. It depends on their spread alone, which
     for normal values says nothing about their mean; but one stops where the spread seems small, and so t counts only the degrees
     of freedom of the first look (after Stein's two stages, 1945)."""
     num = len(values)
-    if num < 2:
+    if num < 2 or not np.isfinite(values).all():
         return math.nan
     return _quantile(num, sequential) * float(np.std(values, ddof=1)) / math.sqrt(num)
 

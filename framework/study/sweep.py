@@ -19,12 +19,13 @@ NULL = "null"
 AUTO = "auto"
 """In the column ``repeats``: their number was decided while they ran."""
 _LABELS = ("run", "status", "error", "name", "repeats", "outlier")
+_STATED = ("question", "metrics", "compare", "figures")
 _FOUND = ("metric.", "plan.", "env.")
 
 
 def is_setting(column: str) -> bool:
     """Whether a column says what was asked for: config and choices, not what was found."""
-    return column not in _LABELS and not column.startswith(_FOUND)
+    return column not in (*_LABELS, *_STATED) and not column.startswith(_FOUND)
 
 
 def is_repeat(column: str) -> bool:

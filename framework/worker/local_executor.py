@@ -141,7 +141,7 @@ def _weight_bytes(config: EngineConfig, model: ModelInfo) -> float:
     """What the weights will take."""
     if model.architecture is not None:
         scheme = read_scheme(model.quantization, config.quant)
-        return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype))
+        return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype), model.max_model_len)
     from ..models.transformers_model import num_library_weights, servable_config  # slow to import, and needed for few models
 
     return num_library_weights(servable_config(config.model, model)) * ELEMENT_BYTES[model.dtype]

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from experiments.serve_job import run, serve
-from framework.config import ExecutorConfig, ModelConfig, SchedulerConfig
+from framework.config import ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.study.compose import CONFIG_FILE, ServeConfig, save_config
-from framework.study.metrics import compute_metrics
+from framework.study.metrics import SLOConfig, compute_metrics
 from framework.study.workload import WorkloadConfig
 
 SHAPE = yaml.safe_load((Path(__file__).parents[2] / "conf" / "model" / "llama-3-8b.yaml").read_text())["architecture"]
@@ -66,3 +66,29 @@ def test_a_trace_with_shared_prefixes_runs_from_file_to_files(tmp_path: Path) ->
     assert row["metric.prefix_hit_rate"] == pytest.approx(11 * 1024 / row["metric.num_prompt_tokens"], rel=0.01)
     assert row["metric.duration_s"] >= 11 * 0.3
     assert row["env.device"] == "simulated h200"
+
+
+def test_in_overload_the_policy_decides_who_is_late() -> None:
+    workload = WorkloadConfig(num_requests=200, prompt_tokens=500, output_tokens=200, output_spread=0.9, rate=30, num_priorities=2)
+
+    def under(policy: str) -> dict[str, float]:
+        scheduler = SchedulerConfig(policy, max_num_seqs=16, ttft_slo_s=1.0)
+        return metrics(replace(simulated(workload), scheduler=scheduler, slo=SLOConfig(ttft_s=1.0)))
+
+    fcfs, priority, sjf, slo = map(under, ("fcfs", "priority", "sjf", "slo"))
+    assert fcfs["ttft_mean_s"] > 3, "it is overload"
+    assert sjf["ttft_mean_s"] < 0.75 * fcfs["ttft_mean_s"]
+    assert slo["goodput_per_s"] > 2 * fcfs["goodput_per_s"]
+    assert priority["ttft_priority_0_mean_s"] < 0.5 * fcfs["ttft_priority_0_mean_s"]
+    assert priority["ttft_priority_1_mean_s"] > fcfs["ttft_priority_1_mean_s"]
+    assert len({run["num_output_tokens"] for run in (fcfs, priority, sjf, slo)}) == 1
+
+
+def test_streams_of_a_pipeline_take_no_longer_than_one_while_its_stages_have_room() -> None:
+    """They come one after the other, and fall into as many groups as there are stages: a group too many waits for a stage."""
+
+    def gap_s(num_requests: int) -> float:
+        workload = WorkloadConfig(num_requests=num_requests, prompt_tokens=100, output_tokens=300, output_spread=0, rate=10)
+        return metrics(replace(simulated(workload), parallel=ParallelConfig(tp=2, pp=2)))["itl_p50_s"]
+
+    assert gap_s(6) < 1.1 * gap_s(1)

@@ -23,7 +23,7 @@ MODELS = {"full": group_layers([FULL]), "windowed": group_layers([WINDOWED]), "h
 
 def make_config(num_blocks: int = 100, block_size: int = 4, prefix_caching: bool = True, **scheduler: Any) -> EngineConfig:
     """With every check on."""
-    scheduler = {"max_num_batched_tokens": 64, "max_num_seqs": 16, **scheduler}
+    scheduler = {"max_num_batched_tokens": 64, "max_num_seqs": 16, "ttft_slo_s": 1.0, **scheduler}
     cache = CacheConfig(block_size=block_size, num_blocks=num_blocks, prefix_caching=prefix_caching, check_invariants=True)
     return EngineConfig(cache=cache, scheduler=SchedulerConfig(**scheduler))
 

@@ -3,8 +3,10 @@ measured there."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -47,6 +49,20 @@ def measured_rooflines(op: Op, device: DeviceModel) -> list[Roofline]:
         for row in measurements(device.name)
         if row.op == op.name
     ]
+
+
+def measured_rows(op: Op, device: DeviceModel) -> list[dict[str, Any]]:
+    """What other projects measured on the device, as flat rows like those of a kernel benchmark; under the ceilings of the device
+    table, not measured ones."""
+    rows = []
+    for found in measured_rooflines(op, device):
+        peak = device.flops_s.get(found.format, math.nan)
+        for kernel, us in found.measured_us.items():
+            row = {"op": op.name, "impl": kernel, "dtype": found.format, "case": found.case, "median_us": us}
+            ceilings = {"ceiling_tb_s": device.copy_bytes_s / 1e12, "ceiling_tflops_s": peak / 1e12}
+            work = {"flops": found.cost.flops, "bytes": found.cost.bytes, "tflops_s": found.cost.flops / us / 1e6}
+            rows.append({**row, **ceilings, **work})
+    return rows
 
 
 def _roofline(

@@ -12,7 +12,7 @@ from .canonical import channel_weights, float_bytes, integer_bytes, integer_weig
 from .fp8 import one_number, single, weight_scales
 from .gptq import sorted_by_group
 from .modules import ModuleScheme
-from .mxfp4 import MXFP4_GROUP, mxfp4_values
+from .mxfp4 import MXFP4_GROUP, MXFP4_NAN, mxfp4_values
 from .packing import WORD_BITS, unpack_words
 from .rounding import FP8
 from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
@@ -120,6 +120,8 @@ class Mxfp4Format(Format):
         packed, scale = self.names(module.name, source)
         blocks = source.stored(packed, (module.rows, module.columns // 2), torch.uint8)
         scales = source.stored(scale, (module.rows, module.num_groups(MXFP4_GROUP)), torch.uint8)
+        if bool((scales == MXFP4_NAN).any()):
+            raise ValueError(f"{scale} has values that are NaN: quantize the model again")
         weights = mxfp4_values(blocks, scales).to(source.dtype)
         return float_linear(weights, None, f"MXFP4 weights were unpacked to {source.dtype}")
 

@@ -74,7 +74,8 @@ class TensorSource(Protocol):
 
     def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
         """A tensor of the checkpoint, named as in ``Part.tensors``, as it lies there. shape None: any. Floats of 16 and more bits
-        in none of ``dtypes`` are converted to the first. Raises ValueError for another shape or dtype."""
+        in none of ``dtypes`` are converted to the first. Raises ValueError for another shape or dtype, and for such floats (scales)
+        that are NaN or infinite."""
 
 
 class Scheme(Protocol):

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from ...sampling_params import SamplingParams
 from .arrivals import gamma_arrivals
 from .config import WorkloadConfig
-from .prompts import ARRIVALS, LENGTHS, PREFIX, PROMPTS, SEEDS, SOURCES, STAND_IN, THINK, Encode, block_tokens, stream
+from .prompts import ARRIVALS, LENGTHS, PREFIX, PRIORITIES, PROMPTS, SEEDS, SOURCES, STAND_IN, THINK, Encode, block_tokens, stream
 from .stand_ins import STAND_INS
-from .traces import TraceEntry, read_trace
+from .traces import MOONCAKE_BLOCK_TOKENS, TraceEntry, read_trace
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class WorkloadRequest:
 
     arrival_s     seconds after the start of the run; in a closed loop, of a user's first request only
     think_time_s  closed loop: it arrives this long after its user's previous request finished; None in an open loop
+    num_known_tokens  of its prompt's, at the start: those in blocks that an earlier request had too, as the trace's own names of
+                  blocks say, the last token aside, which is always computed; None for a trace that names none
     """
 
     arrival_s: float
@@ -28,6 +30,8 @@ class WorkloadRequest:
     sampling: SamplingParams
     user: int
     think_time_s: float | None = None
+    priority: int = 0
+    num_known_tokens: int | None = None
 
 
 class Arrival(NamedTuple):
@@ -63,6 +67,8 @@ class Workload(Sequence[WorkloadRequest]):
         recorded = all(None not in (entry.num_prompt_tokens, entry.num_output_tokens) for entry in self._entries)
         self._sizes = [] if recorded else _sizes(config, len(times))
         thinks = stream(config.seed, THINK).exponential(config.think_time_s, len(times)).tolist()
+        self._priorities = stream(config.seed, PRIORITIES).integers(config.num_priorities, size=len(times)).tolist()
+        self._num_known_blocks = _num_known_blocks(self._entries)
         closed = config.arrivals == "closed"
         self.arrivals = [
             Arrival(time_s, i % config.num_users if closed else i, thinks[i] if closed else None) for i, time_s in enumerate(times)
@@ -77,9 +83,10 @@ class Workload(Sequence[WorkloadRequest]):
         index = range(len(self))[index]
         config, (arrival_s, user, think_time_s) = self._config, self.arrivals[index]
         num_output = self._num_output_tokens(index)
+        prompt = (self._prefix + self._prompt(index))[: config.max_prompt_tokens]
         return WorkloadRequest(
             arrival_s,
-            (self._prefix + self._prompt(index))[: config.max_prompt_tokens],
+            prompt,
             SamplingParams(
                 max_tokens=min(num_output, config.max_output_tokens or num_output),
                 ignore_eos=config.ignore_eos,
@@ -89,6 +96,8 @@ class Workload(Sequence[WorkloadRequest]):
             ),
             user,
             think_time_s,
+            self._priorities[index],
+            self._num_known_tokens(index, len(prompt)),
         )
 
     def _prompt(self, index: int) -> list[int]:
@@ -120,6 +129,13 @@ class Workload(Sequence[WorkloadRequest]):
             assert self._encode is not None, "the format needs a tokenizer"
             return max(1, len(self._encode(entry.completion)))
         return self._sizes[index][1]
+
+    def _num_known_tokens(self, index: int, num_prompt_tokens: int) -> int | None:
+        num_blocks = self._num_known_blocks[index % len(self._entries)]
+        if num_blocks is None:
+            return None
+        prefix = len(self._prefix) if index else 0
+        return min(prefix + round(MOONCAKE_BLOCK_TOKENS * self._config.length_scale * num_blocks), num_prompt_tokens - 1)
 
     def _times(self) -> list[float]:
         """Seconds. A trace begins again one mean gap after its last request."""
@@ -153,6 +169,17 @@ def _sizes(config: WorkloadConfig, num_requests: int) -> list[tuple[int, int]]:
         (draw(config.prompt_tokens, config.prompt_spread), draw(config.output_tokens, config.output_spread))
         for _ in range(num_requests)
     ]
+
+
+def _num_known_blocks(entries: Sequence[TraceEntry]) -> list[int | None]:
+    """How many of each prompt's blocks, from its start, earlier prompts had."""
+    seen: set[int] = set()
+    known: list[int | None] = []
+    for entry in entries:
+        ids = entry.block_ids
+        known.append(None if ids is None else next((i for i, block in enumerate(ids) if block not in seen), len(ids)))
+        seen.update(ids or ())
+    return known
 
 
 def _entries(config: WorkloadConfig) -> tuple[list[TraceEntry], bool]:

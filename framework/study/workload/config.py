@@ -42,6 +42,7 @@ class WorkloadConfig:
     shared_prefix_tokens    tokens at the start of every prompt that are the same in all, on top of prompt_tokens
     length_scale            factor on the lengths of a trace
     max_prompt_tokens, max_output_tokens    lengths are cut to these; None = as they come
+    num_priorities          each request has one of 0, 1, ... by chance; 0 goes first under scheduler.policy=priority
 
     arrivals        open (at ``rate``), closed (``num_users`` users who wait for their completion), trace (the file's timestamps)
     rate            requests per second; inf = all at once
@@ -65,6 +66,7 @@ class WorkloadConfig:
     length_scale: float = 1.0
     max_prompt_tokens: int | None = None
     max_output_tokens: int | None = None
+    num_priorities: int = 1
     arrivals: str = "open"
     rate: float = math.inf
     burstiness: float = 1.0
@@ -99,7 +101,7 @@ class WorkloadConfig:
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         for key in ("prompt_spread", "output_spread"):
             _require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "between 0 and 1")
-        for key in ("num_requests", "max_prompt_tokens", "max_output_tokens"):
+        for key in ("num_requests", "max_prompt_tokens", "max_output_tokens", "num_priorities"):
             value = getattr(self, key)
             _require(value is None or value > 0, key, value, "more than 0, or null")
         from_file = ", ".join(name for name, source in SOURCES.items() if source.needs_path)

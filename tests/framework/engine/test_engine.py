@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from framework.engine.engine import EngineStats
 from framework.engine.inputs import EngineInput
+from framework.engine.policies import POLICIES
 from framework.engine.step import NewRequest, StepInput
 from framework.executor.mirror import Mirror
 from framework.executor.null import NullExecutor
@@ -90,7 +91,7 @@ def serve(requests: list[Wanted], model: str, **config: object) -> EngineStats:
 @given(
     requests=st.lists(wanted(), min_size=1, max_size=10),
     model=st.sampled_from(list(MODELS)),
-    policy=st.sampled_from(["fcfs", "priority"]),
+    policy=st.sampled_from(list(POLICIES)),
     block_size=st.sampled_from([1, 3, 4, 16]),
     budget=st.sampled_from([7, 16, 64]),
     chunk=st.sampled_from([0, 5]),
@@ -135,7 +136,7 @@ def long_mix(num_requests: int = 10) -> list[Wanted]:
 
 
 @pytest.mark.parametrize("model", ["full", "hybrid"])
-@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("policy", list(POLICIES))
 @pytest.mark.parametrize("depth", [1, 2])
 def test_preemption_changes_no_token(model: str, policy: str, depth: int) -> None:
     blocks = {"full": 30, "hybrid": 60}[model]

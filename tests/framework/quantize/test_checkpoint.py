@@ -17,7 +17,7 @@ from framework.models.architecture import read_model
 from framework.models.parts import layer_parts
 from framework.models.quantization.table import read_scheme
 from framework.models.weights import Checkpoint
-from framework.quantize import cached_checkpoint, checkpoint, output, quantize_checkpoint
+from framework.quantize import cache, cached_checkpoint, output, quantize_checkpoint
 
 from ..models.checkpoints import EXAMPLES, make
 from ..models.harness import Session, build
@@ -157,7 +157,7 @@ def test_the_rest_is_copied(tmp_path: Path) -> None:
 
 
 def test_cache_makes_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(cache, "CACHE", tmp_path / "cache")
     text = tmp_path / "text.txt"
     text.write_text("def f(x): return x + 1\n" * 100)
     make_model("llama", tmp_path / "model")

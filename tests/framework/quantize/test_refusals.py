@@ -34,7 +34,8 @@ def test_settings(model: Path) -> None:
     refused(model, "int3", "no scheme 'int3'.*rtn-int4")
     refused(model, "rtn-int4", r"layers\.0\.mlp\.down_proj: group_size=64 does not divide the 96 inputs.*32, 16", group_size=64)
     refused(model, "awq-int4", "act-order belongs to gptq-int4", act_order=True)
-    refused(model, "gptq-int4", "6 samples of 97 tokens.*1 to 96", sample_tokens=97)
+    refused(model, "gptq-int4", "6 samples of 97 tokens.*2 to 96", sample_tokens=97)
+    refused(model, "gptq-int4", "6 samples of 1 tokens.*2 to 96", sample_tokens=1)
     refused(model, "gptq-int4", "0 samples", num_samples=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,14 +23,15 @@ class OneSecondEngine:
         self.clock, self.places = clock, places
         self.open: dict[str, int] = {}
         self.arrivals: dict[str, float] = {}
+        self.priorities: dict[str, int] = {}
         self.times: dict[str, list[float]] = {}
         self.steps = 0
 
-    def add_request(self, request_id: str, prompt: Any, params: SamplingParams, *, arrival_s: float, output_kind: Any) -> None:
+    def add_request(self, request_id: str, prompt: Any, params: SamplingParams, **given: Any) -> None:
         if len(prompt.token_ids) > 100:
             raise ValueError("prompt too long")
         self.open[request_id] = params.max_tokens or 1
-        self.arrivals[request_id] = arrival_s
+        self.arrivals[request_id], self.priorities[request_id] = given["arrival_s"], given["priority"]
         self.times[request_id] = []
 
     def has_unfinished(self) -> bool:
@@ -117,6 +119,11 @@ def test_refused_requests_are_recorded_and_release_their_user() -> None:
     refused, served = record.requests
     assert refused.error == "prompt too long" and not refused.token_times_s and refused.finish_reason is None
     assert (served.arrival_s, list(served.token_times_s)) == (2.0, [3.0])
+
+
+def test_priorities_reach_the_engine_and_the_record() -> None:
+    record, engine = drive(replace(request(0, 1), priority=2), request(0, 1))
+    assert list(engine.priorities.values()) == [request.priority for request in record.requests] == [2, 0]
 
 
 def test_counters_are_of_this_run_alone() -> None:

@@ -121,6 +121,18 @@ def test_engines_weigh_as_long_as_they_were_seen() -> None:
     assert (metrics["replica_requests_min"], metrics["replica_requests_max"]) == (0, 2)
 
 
+def test_the_bound_of_the_hit_rate_is_that_of_the_traces_own_blocks() -> None:
+    known = [replace(A, num_known_tokens=0), replace(B, num_known_tokens=12)]
+    assert compute_metrics(run(*known), SLOConfig())["prefix_hit_rate_bound"] == pytest.approx(12 / 30)
+    assert "prefix_hit_rate_bound" not in compute_metrics(run(A, B), SLOConfig())
+
+
+def test_several_priorities_are_told_apart() -> None:
+    metrics = compute_metrics(run(A, replace(B, priority=1)), SLOConfig())
+    assert (metrics["ttft_priority_0_p50_s"], metrics["ttft_priority_1_p50_s"]) == (1.0, 0.5)
+    assert not [name for name in compute_metrics(run(A, B), SLOConfig()) if "priority" in name]
+
+
 def test_a_request_that_failed_while_it_ran_is_neither_served_nor_refused() -> None:
     broken = RequestRecord("d", 0, 2.0, 10, [1.0, 9.0], "error", "out of memory")
     not_a_number = RequestRecord("e", 0, 2.0, 10, [1.0], "error")

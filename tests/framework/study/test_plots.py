@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from framework.cli import main
-from framework.study import plots
+from framework.study import kernel_plots, plots, sweep_plots
 from framework.study.plot_kinds import PLOT_KINDS, PlotKind
 
 from .test_results import write_sweep
@@ -107,7 +107,7 @@ def sweep(num_rates: int = 12, num_models: int = 1) -> pd.DataFrame:
 
 def requests_of(runs: pd.DataFrame) -> pd.DataFrame:
     times = [{"run": run, "ttft_s": 0.002 * 9**i, "tpot_s": 0.003 * (i + 1)} for run in runs["run"] for i in range(6)]
-    return pd.DataFrame(times)
+    return pd.DataFrame(times).assign(arrival_s=0.0, first_token_s=1.0, last_token_s=2.0)
 
 
 def measured_kernels() -> list[dict[str, object]]:
@@ -144,8 +144,24 @@ def test_quality_alone_is_drawn_over_memory_and_no_loss_has_a_place() -> None:
     (axes,) = plots.quality(alone).axes
     lines = [container.lines[0] for container in axes.containers]
     assert [line.get_marker() for line in lines] == ["v", *"ooooo"] and 0 < lines[0].get_ydata()[0] < 1e-4
-    with pytest.raises(ValueError, match="no run knows a throughput or the memory"):
+    with pytest.raises(ValueError, match="no run knows output_tokens_per_s or the memory"):
         plots.quality(alone.drop(columns="metric.weight_bytes"))
+
+
+def test_timeline_counts_who_waits_and_who_answers() -> None:
+    requests = pd.DataFrame(
+        {"arrival_s": [0.0, 1.0, 1.0, 5.0], "first_token_s": [2.0, 4.0, np.nan, 6.0], "last_token_s": [8.0, 6.0, np.nan, 10.0]}
+    )
+    waiting, answering = (axes.lines[0] for axes in plots.timeline(requests).axes)
+    times = np.array([0.5, 1.5, 3.0, 5.5, 7.0, 9.0])
+    counts = [line.get_ydata()[np.searchsorted(line.get_xdata(), times)] for line in (waiting, answering)]
+    assert np.allclose(counts, [[1, 2, 1, 1, 0, 0], [0, 0, 1, 2, 2, 1]])
+
+
+def test_timeline_shows_the_first_of_repeats() -> None:
+    runs = table(run=["0", "1"], seed=[1, 2])
+    requests = pd.DataFrame({"run": ["0", "1", "1"], "arrival_s": 0.0, "first_token_s": 1.0, "last_token_s": 2.0})
+    assert [axes.lines[0].get_ydata().max() for axes in plots.timeline(requests, runs).axes] == [1, 1]
 
 
 FIGURES = {
@@ -154,8 +170,12 @@ FIGURES = {
     "pareto_of_models": lambda: plots.pareto(sweep(6, 2)),
     "load": lambda: plots.load(sweep(4, 3)),
     "latency": lambda: plots.latency(requests_of(sweep(5, 2)), sweep(5, 2)),
+    "timeline": lambda: plots.timeline(requests_of(sweep(5, 2)), sweep(5, 2)),
+    "lines": lambda: sweep_plots.lines(sweep(4, 8), "workload.rate"),
+    "bars": lambda: sweep_plots.bars(sweep(4, 8)),
+    "heatmap": lambda: sweep_plots.heatmap(sweep(6, 4), "workload.rate", "model.name", "output_tokens_per_s"),
     "latency_of_one": lambda: plots.latency(requests_of(sweep(1))),
-    "roofline": lambda: plots.kernel_roofline(measured_kernels()),
+    "roofline": lambda: kernel_plots.kernel_roofline(measured_kernels()),
 }
 
 

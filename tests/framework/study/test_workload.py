@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -164,6 +165,27 @@ def test_scaled_mooncake_prefixes_are_shared(mooncake: str) -> None:
     assert [len(r.prompt_token_ids) for r in (a, b, c)] == [105, 103, 60]
     assert a.prompt_token_ids[:102] == b.prompt_token_ids[:102]
     assert [r.arrival_s for r in (a, b, c)] == [0, 0.5, 1.5]
+
+
+def test_what_an_unlimited_cache_would_find_is_told_by_the_traces_blocks(tmp_path: Path) -> None:
+    blocks = [[0, 1], [0, 1], [0, 2, 3], [4, 1], [0, 2, 3, 5]]
+    entry = {"timestamp": 0, "output_length": 1}
+    rows = [entry | {"input_length": 512 * len(ids) - 100, "hash_ids": ids} for ids in blocks]
+    path = write(tmp_path / "trace.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    config = WorkloadConfig(source="trace", path=path, num_requests=None)
+    # The second is the first again, but its last token is computed; the fourth begins with a block that nobody had.
+    found = [request.num_known_tokens for request in build_workload(config, 100, None)]
+    assert found == [0, 923, 512, 0, 1536]
+    assert [r.num_known_tokens for r in build_workload(replace(config, length_scale=0.25), 100, None)] == [0, 230, 128, 0, 384]
+    assert build_workload(WorkloadConfig(), 100, None)[0].num_known_tokens is None
+
+
+def test_priorities_are_drawn_and_change_nothing_else() -> None:
+    one, three = (build_workload(WorkloadConfig(num_priorities=n, num_requests=300), 100, None) for n in (1, 3))
+    assert {request.priority for request in one} == {0}
+    counts = Counter(request.priority for request in three)
+    assert set(counts) == {0, 1, 2} and min(counts.values()) > 70
+    assert one == [replace(request, priority=0) for request in three]
 
 
 def test_traces_of_text(spec_bench: str, sharegpt: str) -> None:

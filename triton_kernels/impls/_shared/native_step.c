@@ -3,6 +3,28 @@
    (r / inner) * outer_stride + (r % inner) * inner_stride. */
 #include "native.h"
 
+struct embedding {
+    const int64_t *ids;
+    const element *table; /* panels of rows; a row is steps of elements */
+    element *out;         /* contiguous rows */
+    int64_t num_tokens, first, num_rows, panel, steps, step, panel_stride, row_stride, step_stride;
+};
+
+void embedding(const struct embedding *c) {
+#pragma omp for
+    for (int64_t t = 0; t < c->num_tokens; t++) {
+        const int64_t row = c->ids[t] - c->first;
+        element *out = c->out + t * c->steps * c->step;
+        if (row < 0 || row >= c->num_rows) {
+            memset(out, 0, (size_t)(c->steps * c->step) * sizeof(element));
+            continue;
+        }
+        const element *in = c->table + row / c->panel * c->panel_stride + row % c->panel * c->row_stride;
+        for (int64_t s = 0; s < c->steps; s++)
+            for (int64_t i = 0; i < c->step; i++) *out++ = in[s * c->step_stride + i];
+    }
+}
+
 struct rms_norm {
     const element *x;
     element *residual;   /* or null */

@@ -33,6 +33,10 @@ def _embedding_kernel(ids_ptr, out_ptr, stride_ids, table_ptr, vocab_start, num_
 class EmbeddingTriton:
     """``block``: columns that a program copies."""
 
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        return ["reads rows that lie in one piece, not panels"] if spec.fact("panels", False) else []
+
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], block: int) -> None:
         self.weight = weights["weight"]
         num_local, width = self.weight.shape

@@ -29,6 +29,11 @@ class LinearNative:
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.run = NativeKernel("native_linear.c", spec.dtype, "linear", "pppp iiii")
 
+    @property
+    def panels(self) -> torch.Tensor:
+        """The weight as a table of ``embedding``, with rows of zeros at its end."""
+        return self.packed.transpose(1, 2)
+
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
         reasons = library_reasons("native_linear.c", spec.dtype)

@@ -51,18 +51,19 @@ class DecodeTiles:
 
     @classmethod
     def choose(cls, spec: Spec, chunk: int, block_n: int, num_warps: int, num_stages: int) -> DecodeTiles:
-        """Options of 0 follow the arch and the head size: tiles of heads above 128 have half the keys, or registers spill. A block
-        has the query heads of a KV head, at least the 16 rows of a matrix instruction. Few KV heads get more splits, so that one
-        long request fills the device; many would only write more partial results."""
+        """Options of 0 follow the arch and the head size: tiles of heads above 128 have half the keys, or registers spill. On AMD
+        those of quantized caches have too, and half the warps, because each warp converts the whole tile. A block has the query
+        heads of a KV head, at least the 16 rows of a matrix instruction. Few KV heads get more splits, so that one long request
+        fills the device; many would only write more partial results."""
         num_kv_heads, head_dim = spec.fact("num_kv_heads", 1), spec.fact("head_dim", 128)
         group = spec.fact("num_heads", 1) // num_kv_heads
-        device, amd, wide = by_arch(spec.arch), spec.arch.startswith("gfx"), head_dim > 128
-        block_n = block_n or (32 if amd or wide else 64)
+        kv_dtype = spec.fact("kv_dtype", spec.dtype)
+        device, amd, wide, quantized = by_arch(spec.arch), spec.arch.startswith("gfx"), head_dim > 128, kv_dtype != spec.dtype
+        block_n = block_n or (16 if amd and quantized else 32 if amd or wide else 64)
         if chunk % block_n or block_n & (block_n - 1):
             raise ValueError(f"chunk must be a multiple of block_n, which is a power of two; got {chunk} and {block_n}")
         num_stages = num_stages or (2 if amd else 3)
         width = next_power_of_2(head_dim) + next_power_of_2(spec.fact("value_dim", head_dim))
-        kv_dtype = spec.fact("kv_dtype", spec.dtype)
         tile_bytes = block_n * width * kv_dtype.itemsize
         return cls(
             chunk,
@@ -70,12 +71,12 @@ class DecodeTiles:
             group=group,
             block_m=max(16, next_power_of_2(group)),
             block_n=block_n,
-            num_warps=num_warps or 4,
+            num_warps=num_warps or (2 if amd and quantized and not wide else 4),
             num_stages=num_stages,
             max_row_blocks=1 if wide else 2,
             num_sms=device.num_sms,
             tiles_per_sm=device.shared_bytes // (tile_bytes * max(num_stages - 1, 1)),
-            quantized=kv_dtype != spec.dtype,
+            quantized=quantized,
         )
 
     @property

@@ -115,7 +115,10 @@ def tile_config(spec: Spec) -> dict[str, int]:
     if spec.dtype == torch.float32:
         block_m, block_n, num_warps, num_stages = 16, 16, 4, 1 if wide else 2
     elif spec.arch.startswith("gfx"):
-        block_m, block_n, num_warps, num_stages = 64 if wide or converts else 128, 16 if wide else 32, 4, 2
+        few_keys = wide or converts
+        block_m, block_n, num_warps, num_stages = 64 if few_keys else 128, 16 if few_keys else 32, 4, 2
+        if converts and not wide:
+            num_warps = 2  # each warp converts all keys and values of a tile
     elif spec.arch.startswith("sm_8") and head_dim > 64:
         block_m, block_n, num_warps = 64, 32, 8 if wide or converts else 4
     return {"block_m": block_m, "block_n": block_n, "num_warps": num_warps, "num_stages": num_stages}

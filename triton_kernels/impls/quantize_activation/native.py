@@ -1,4 +1,4 @@
-"""``quantize_activation`` on a CPU in C; see ``native_quantize.c``."""
+"""``quantize_activation`` on a CPU in C; see ``native_activation.c``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...spec import Spec
 from .._shared.native_call import NativeKernel
 from .._shared.native_code import library_reasons
 
-_SOURCE = "native_quantize.c"
+_SOURCE = "native_activation.c"
 _FRACTION_BITS = {torch.int8: 0, torch.float8_e4m3fn: 3, torch.float8_e5m2: 2}
 
 

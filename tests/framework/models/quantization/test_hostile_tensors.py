@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..test_public_checkpoints import FOLDER
 Tensors = dict[str, torch.Tensor]
 
 
-def refused(name: str, folder: Path, message: str, change: Callable[[Tensors], None]) -> None:
+def refused(name: str, folder: Path, message: str, change: Callable[[Tensors], None], cache_dtype: str = "auto") -> None:
     copy = folder / name
     shutil.copytree(FOLDER / name, copy)
     (copy / "expected.safetensors").unlink()
@@ -28,7 +29,7 @@ def refused(name: str, folder: Path, message: str, change: Callable[[Tensors], N
     change(tensors)
     save_file(tensors, copy / "model.safetensors")
     with pytest.raises(ValueError, match=message):
-        build(ModelConfig(str(copy), dtype="float32"))
+        build(ModelConfig(str(copy), dtype="float32"), cache_dtype=cache_dtype)
 
 
 def of(tensors: Tensors, ending: str) -> str:
@@ -52,6 +53,28 @@ def test_a_zero_point_of_activations_is_one_number(tmp_path: Path) -> None:
         tensors[of(tensors, "input_zero_point")] = torch.zeros(2, dtype=torch.int8)
 
     refused("ct_w8a8_static_asym", tmp_path, r"input_zero_point has the shape \(2,\); expected a single number", change)
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "value"),
+    [
+        ("gptq_asym", "down_proj.scales", math.nan),
+        ("awq", "o_proj.scales", math.inf),
+        ("ct_w4a16", "up_proj.weight_scale", -math.inf),
+        ("ct_w8a8_static", "q_proj.input_scale", math.nan),
+        ("ct_moe_w4a16_asym", "down_proj.weight_scale", math.nan),
+        ("ct_fp8_kv", "k_scale", math.nan),
+        ("fp8_block", "gate_proj.weight_scale_inv", math.inf),
+        ("bnb_int8", "v_proj.SCB", math.nan),
+        ("bnb_nf4", "k_proj.weight.absmax", math.nan),
+        ("ct_moe_mxfp4", "up_proj.weight_scale", 255),
+    ],
+)
+def test_scales_are_numbers(name: str, ending: str, value: float, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors[of(tensors, ending)].view(-1)[-1] = value
+
+    refused(name, tmp_path, rf"{ending} has values that are NaN", change, cache_dtype="float8_e4m3fn")
 
 
 @pytest.mark.parametrize(
