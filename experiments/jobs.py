@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from experiments.sweep_folder import is_finished, progress, read_row
+from experiments.sweep_folder import progress, read_row
 from framework.study.compose import CONFIG_FILE, SWEEP_KEYS, SWEEPER_TARGET, StudyConfig, save_config
 from framework.study.environment import START_TIME, utc_now
 from framework.study.results import RUN_FILE, config_columns, write_run
@@ -28,23 +28,18 @@ Found = TypeVar("Found")
 
 
 def run_hydra_job(config: StudyConfig, script: Path) -> float | None:
-    """The body of a Hydra app: runs the job, unless its folder holds the result of the same config already, and says how it went.
-    A failure ends a single run with an error, a sweep of ours goes on. Another sweeper (a search) gets ``primary_metric``, and an
-    exception for a run that failed.
+    """The body of a Hydra app: runs the job, and says how it went. A failure ends a single run with an error, a sweep of ours goes
+    on. Another sweeper (a search) gets ``primary_metric``, and an exception for a run that failed.
 
     Raises ValueError for keys of a sweep that nobody would read."""
     job = HydraConfig.get()
     in_sweep = job.mode == RunMode.MULTIRUN
     by_us = in_sweep and job.sweeper._target_ == SWEEPER_TARGET
     if config.repeats != 1 and not by_us:
-        found = "another sweeper cannot repeat" if in_sweep else "add -m"
+        found = "another sweeper cannot repeat" if in_sweep else "add -m, or repeats=1 for one run"
         raise ValueError(f"repeats={config.repeats} needs a sweep by hydra/sweeper=study: {found}")
     folder = Path(job.runtime.output_dir)
-    if in_sweep and is_finished(folder, config):
-        print(f"{folder}: finished before, not run again")
-        worked = True
-    else:
-        worked = run_job(config, script, folder)
+    worked = run_job(config, script, folder)
     if in_sweep:
         print(progress(folder.parent), flush=True)
     elif not worked:

@@ -2,11 +2,14 @@
 
     python experiments/serve.py                                          one run
     python experiments/serve.py -m workload.rate=4,16 kernels.sample=torch,triton     a sweep: every combination is a run
+    python experiments/serve.py -m repeats=5 scheduler.max_num_batched_tokens=512,2048   every setting five times, in turn
+    python experiments/serve.py -m repeats=auto primary_metric=tpot_p50_s scheduler.max_num_batched_tokens=512,2048
     python experiments/serve.py -m experiment=chunk_size                 a ready study
     python experiments/serve.py -m system=kernelswap,transformers        the transformers library on the same requests
 
 Every run happens in a fresh process and leaves run.json, requests.csv and latency.png in its folder; a run that fails leaves
-a run.json with its error. ``kernelswap collect FOLDER`` makes the table, ``kernelswap plot KIND FOLDER`` the figures.
+a run.json with its error. A sweep that was interrupted goes on with the same command. ``kernelswap collect FOLDER`` makes the
+table, ``kernelswap plot KIND FOLDER`` the figures.
 """
 
 from __future__ import annotations

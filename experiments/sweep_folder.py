@@ -25,7 +25,8 @@ SWEEP_FILE, LOCK_FILE = "sweep.json", "sweep.lock"
 class SweepState:
     """asked     digest of the settings and of how they are repeated
     code      version of the code that began the sweep
-    num_jobs  of all repeats; of ``repeats=auto`` at most
+    num_jobs  of all repeats
+    at_most   whether it may end with fewer (``repeats=auto``)
     start_s   when the sweep was started or went on, in seconds since the epoch
     finished  whether all jobs ran, whatever came of them
     """
@@ -33,6 +34,7 @@ class SweepState:
     asked: str
     code: str
     num_jobs: int
+    at_most: bool
     start_s: float
     finished: bool = False
 
@@ -136,9 +138,10 @@ def progress(folder: Path) -> str:
     state = SweepState.read(folder)
     total = left = ""
     if state:
-        total = f" of {state.num_jobs}"
+        bound = "at most " if state.at_most else ""
+        total = f" of {bound}{state.num_jobs}"
         num_now = sum(path.stat().st_mtime >= state.start_s for path in rows)
         if num_now and (missing := state.num_jobs - len(rows)) > 0:
             seconds = (time.time() - state.start_s) / num_now * missing
-            left = f", {timedelta(seconds=round(seconds))} left"
+            left = f", {bound}{timedelta(seconds=round(seconds))} left"
     return f"{len(rows)}{total} runs in {folder}, {num_failed} failed{left}; kernelswap collect {folder}"

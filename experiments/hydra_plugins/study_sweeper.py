@@ -15,6 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from experiments.repeating import (
     raise_if_all_failed,
     read_values,
 )
-from experiments.sweep_folder import SweepState, check_resumable, find_interrupted, locked, progress
+from experiments.sweep_folder import SweepState, check_resumable, find_interrupted, is_finished, locked, progress
 from framework.study.compose import StudyConfig, to_config
 from framework.study.environment import code_version
 from framework.study.statistics import FIRST_LOOK
@@ -55,29 +56,31 @@ class StudySweeper(BasicSweeper):
         assert self.config is not None and self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        (settings,) = self.split_arguments(overrides, None)
-        configs = [self._compose(setting) for setting in settings]
-        check_sweep_keys(configs, settings)
-        config = configs[0]
+        (self._settings,) = self.split_arguments(overrides, None)
+        self._configs = [self._compose(setting) for setting in self._settings]
+        check_sweep_keys(self._configs, self._settings)
+        config = self._configs[0]
         num_repeats = config.max_repeats if config.repeats == AUTO else int(config.repeats)
-        asked, code = digest(configs), code_version()
-        folder = self._choose_folder(config, asked, code)
-        with locked(folder):
-            check_resumable(folder, configs, num_repeats * len(settings))
-            OmegaConf.save(self.config, folder / "multirun.yaml")
-            state = SweepState(asked, code, num_repeats * len(settings), time.time())
-            state.write(folder)
+        num_jobs = num_repeats * len(self._settings)
+        asked, code = digest(self._configs), code_version()
+        self._folder = self._choose_folder(config, asked, code)
+        with locked(self._folder):
+            check_resumable(self._folder, self._configs, num_jobs)
+            OmegaConf.save(self.config, self._folder / "multirun.yaml")
+            state = SweepState(asked, code, num_jobs, config.repeats == AUTO, time.time())
+            state.write(self._folder)
             try:
                 if config.repeats == AUTO:
-                    self._repeat_until_narrow(folder, settings, config)
+                    self._repeat_until_narrow(config)
                 else:
-                    self._launch(settings, range(num_repeats))
+                    self._launch(range(num_repeats))
             except KeyboardInterrupt:
-                print(f"\ninterrupted: the same command goes on, or resume={folder}\n{progress(folder)}", file=sys.stderr)
+                how = f"interrupted: the same command goes on, or resume={self._folder}"
+                print(f"\n{how}\n{progress(self._folder)}", file=sys.stderr)
                 sys.exit(130)
             state.finished = True
-            state.write(folder)
-            raise_if_all_failed(folder)
+            state.write(self._folder)
+            raise_if_all_failed(self._folder)
 
     def _compose(self, setting: Overrides) -> StudyConfig:
         """The config of a job. An unknown key raises here, by Hydra or by ValueError, before any job runs."""
@@ -107,34 +110,40 @@ class StudySweeper(BasicSweeper):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _launch(self, settings: Sequence[Overrides], repeats: Sequence[int], only: Sequence[int] | None = None) -> None:
-        """Hands the jobs of these repeats to the launcher, of the settings ``only`` (None = of all)."""
+    def _launch(self, repeats: Sequence[int], only: Sequence[int] | None = None) -> None:
+        """Hands the jobs of these repeats to the launcher, of the settings ``only`` (None = of all), but for those whose result is
+        there."""
         assert self.launcher is not None
-        chosen = range(len(settings)) if only is None else only
-        jobs = [
-            (repeat * len(settings) + index, [*settings[index], *([f"repeat={repeat}"] if repeat else [])])
-            for repeat in repeats
-            for index in chosen
+        chosen = range(len(self._settings)) if only is None else only
+        jobs = [(repeat * len(self._settings) + index, index, repeat) for repeat in repeats for index in chosen]
+        missing = [
+            (job, [*self._settings[index], *([f"repeat={repeat}"] if repeat else [])])
+            for job, index, repeat in jobs
+            if not is_finished(self._folder / str(job), replace(self._configs[index], repeat=repeat or self._configs[index].repeat))
         ]
-        for batch in consecutive(jobs, self.max_batch_size):
+        if num_finished := len(jobs) - len(missing):
+            print(f"{num_finished} of {len(jobs)} jobs finished before, not run again", flush=True)
+        for batch in consecutive(missing, self.max_batch_size):
             for done in self.launcher.launch([overrides for _, overrides in batch], initial_job_idx=batch[0][0]):
                 _ = done.return_value  # raises what the job raised
 
-    def _repeat_until_narrow(self, folder: Path, settings: Sequence[Overrides], config: StudyConfig) -> None:
+    def _repeat_until_narrow(self, config: StudyConfig) -> None:
         assert config.primary_metric is not None
-        self._launch(settings, [0])
-        check_metric(folder, config.primary_metric)
+        self._launch([0])
+        check_metric(self._folder, config.primary_metric)
         num_repeats, last = min(FIRST_LOOK, config.max_repeats), config.max_repeats
-        self._launch(settings, range(1, num_repeats))
+        self._launch(range(1, num_repeats))
         while True:
-            values = read_values(folder, config.primary_metric, num_repeats, len(settings))
-            widths = halfwidths(values, settings)
+            values = read_values(self._folder, config.primary_metric, num_repeats, len(self._settings))
+            widths = halfwidths(values, self._settings)
             worst = max(widths, default=math.nan)
-            print(f"{num_repeats} repeats: {config.primary_metric} within {worst:.2%}, wanted {config.precision:.2%}", flush=True)
-            worked = [index for index in range(len(settings)) if np.isfinite(values[:, index]).any()]
+            needed = math.ceil(num_repeats * (worst / config.precision) ** 2) if math.isfinite(worst) else "unknown"
+            known = f"{config.primary_metric} within {worst:.2%}, wanted {config.precision:.2%}"
+            print(f"{num_repeats} repeats: {known}, which takes about {needed}", flush=True)
+            worked = [index for index in range(len(self._settings)) if np.isfinite(values[:, index]).any()]
             if not widths:
                 print("stopped: no setting that worked is left to compare", flush=True)
             if worst <= config.precision or num_repeats >= last or not widths:
                 return
-            self._launch(settings, [num_repeats], worked)
+            self._launch([num_repeats], worked)
             num_repeats += 1

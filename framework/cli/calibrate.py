@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..study.calibration.checking import Error
+    from ..study.calibration.tables import Table
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -39,43 +45,49 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the calibration, if one is made, and prints its errors: on shapes that were left out, or of --check."""
-    from ..executor.calibration import Calibration
-    from ..plan import device_model, op_costs
-    from ..study.calibration.checking import as_text, check, check_fits, write_csv
-    from ..study.calibration.fitting import calibrate
-    from ..study.calibration.points import write_points
+    from ..study.calibration.checking import as_text, write_csv
     from ..study.calibration.tables import read_tables
 
     if arguments.check != (arguments.calibration is not None) or arguments.check == (arguments.out is not None):
         raise ValueError("give --out FILE to make a calibration, or --check --with FILE to judge one")
-    costs = op_costs()
-    calibration = Calibration.load(arguments.calibration, costs) if arguments.check else None
     tables = read_tables(arguments.tables, arguments.device)
-    if calibration is not None:
-        if calibration.device != tables[0].device:
-            calibration = calibration.on(device_model(tables[0].device))
-        errors = check(tables, calibration)
-        print(as_text(errors))
-        print(f"\n{calibration.device}: {calibration.source}")
-    else:
-        rows = [row for table in tables for row in table.rows]
-        device = tables[0].device
-        source = arguments.source or f"fitted to {', '.join(table.name for table in tables)}"
-        calibration, fits = calibrate(device, source, rows, costs, device_ceilings(device))
-        calibration.save(arguments.out)
-        errors = check_fits(fits)
-        if arguments.points is not None:
-            write_points(fits, arguments.points)
-        print(as_text(errors))
-        print(f"\n{arguments.out}: {device}, of {len(rows)} rows; use it as executor.calibration={arguments.out}")
+    errors, summary = _check(tables, arguments.calibration) if arguments.check else _make(tables, arguments)
+    print(f"{as_text(errors)}\n\n{summary}")
     if arguments.errors is not None:
         write_csv(errors, arguments.errors)
     return 0
 
 
-def device_ceilings(name: str) -> dict[str, float] | None:
-    """Of a device of the table; None if it is not there."""
+def _check(tables: Sequence[Table], name: str) -> tuple[list[Error], str]:
     from triton_kernels.devices import DEVICE_MODELS
 
-    device = DEVICE_MODELS.get(name)
-    return None if device is None else {"copy_bytes_s": device.copy_bytes_s, **device.flops_s}
+    from ..executor.calibration import Calibration
+    from ..plan import op_costs
+    from ..study.calibration.checking import check
+
+    calibration, device = Calibration.load(name, op_costs()), tables[0].device
+    if device != calibration.device:
+        if device not in DEVICE_MODELS:
+            known = ", ".join(DEVICE_MODELS)
+            raise ValueError(f"tables of {device}, a calibration of {calibration.device}: it can only be transferred to {known}")
+        calibration = calibration.on(DEVICE_MODELS[device])
+    return check(tables, calibration), f"{calibration.device}: {calibration.source}"
+
+
+def _make(tables: Sequence[Table], arguments: argparse.Namespace) -> tuple[list[Error], str]:
+    from triton_kernels.devices import DEVICE_MODELS
+
+    from ..plan import op_costs
+    from ..study.calibration.checking import check_fits
+    from ..study.calibration.fitting import calibrate
+    from ..study.calibration.points import write_points
+
+    device, rows = tables[0].device, [row for table in tables for row in table.rows]
+    source = arguments.source or f"fitted to {', '.join(table.name for table in tables)}"
+    known = DEVICE_MODELS.get(device)
+    ceilings = None if known is None else {"copy_bytes_s": known.copy_bytes_s, **known.flops_s}
+    calibration, fits = calibrate(device, source, rows, op_costs(), ceilings)
+    calibration.save(arguments.out)
+    if arguments.points is not None:
+        write_points(fits, arguments.points)
+    return check_fits(fits), f"{arguments.out}: {device}, of {len(rows)} rows; use it as executor.calibration={arguments.out}"

@@ -229,6 +229,9 @@ class OutputProcessor:
             if unfit and group in unfit:
                 sample.take_back(committed.num_new.get(request, 1))
                 continue
+            if one_each and sample.is_silent and not was_finished:
+                sample.times.append(now_s)
+                continue
             try:
                 if one_each:
                     token_ids = request.token_ids[-1:]

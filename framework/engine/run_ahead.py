@@ -55,7 +55,7 @@ class RunAhead:
         """At least ``enough`` steps, and those up to ``until_s`` on the engine's clock, if there are so many; None if they are too
         few to be worth it, or not to be known. The engine's executor is one of RunsAhead."""
         scheduler = engine.scheduler
-        if (count := scheduler.num_plain_decodes()) < FEWEST_STEPS:
+        if not (count := scheduler.num_plain_decodes(FEWEST_STEPS)):
             return None
         if not all(request.sample.is_silent for request in scheduler.running):
             return None

@@ -149,9 +149,9 @@ class Scheduler:
         self.counters.num_output_tokens += len(updated) + sum(count - 1 for count in committed.num_new.values())
         return committed
 
-    def num_plain_decodes(self) -> int:
+    def num_plain_decodes(self, fewest: int) -> int:
         """How many of the next steps can do nothing but decode one token of every running request, if none is added: nobody waits,
-        and until then nobody can end, needs a block or fills one."""
+        and until then nobody can end, needs a block or fills one. 0 if they are less than ``fewest``."""
         running = self.running
         settled = len(self.requests) == self.num_running == len(running) and not self._released and not self.num_drafts
         if not settled or not 0 < len(running) <= self.config.max_num_batched_tokens:
@@ -169,6 +169,8 @@ class Scheduler:
                 request.capacity - request.num_computed,
                 request.next_event - known,
             )
+            if count < fewest:
+                return 0
         return count
 
     def skip(self, count: int, tokens: list[list[int]]) -> None:

@@ -36,9 +36,12 @@ _SAME = {"float16": "bfloat16", "half": "bfloat16"}
 class Device(Protocol):
     """Ceilings of a device of the table."""
 
-    name: str
-    copy_bytes_s: float
-    flops_s: dict[str, float]
+    @property
+    def name(self) -> str: ...
+    @property
+    def copy_bytes_s(self) -> float: ...
+    @property
+    def flops_s(self) -> Mapping[str, float]: ...
 
 
 class OperatorTimer:

@@ -206,6 +206,12 @@ def _whole_experts(dims: Dims, runs: Runs) -> tuple[float, ...]:
     return dims["hidden_size"], inner, dims["num_experts"], dims["top_k"]
 
 
+def _nvfp4_cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -> Cost:
+    """Weights and activations of 4 bits, with a scale of one byte for 16 of them."""
+    num_tokens, n, k = sum(q_lens), dims["out_features"], dims["in_features"]
+    return _Work(2 * num_tokens * n * k, (n * k + num_tokens * k) * 4.5 / 8 + 2 * num_tokens * n)
+
+
 def _message_cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -> Cost:
     return _Work(0.0, sum(q_lens) * dims.get("act_bytes", 2))
 
@@ -278,6 +284,7 @@ OPERATORS: dict[str, Operator] = {
     "linear": _GEMM,
     "gemm_fp8": _gemm(group_rows=0),
     "gemm_int8": _GEMM,
+    "gemm_nvfp4": Operator(_GEMM.shape, tiles=_gemm_tiles, work=_token_work, cost=_nvfp4_cost),
     "gemm_w8a16": _gemm(group_size=0),
     "gemm_w4a16": _gemm(group_size=128),
     "paged_attention_prefill": Operator(

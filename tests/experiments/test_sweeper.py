@@ -65,6 +65,7 @@ def test_repeats_until_the_interval_is_narrow(tmp_path: Path) -> None:
     assert 10 < num_repeats < 30, done.stderr
     shown = [line for line in done.stdout.splitlines() if "wanted 0.80%" in line]
     assert shown[0].startswith("10 repeats: tpot_p50_s within") and shown[-1].startswith(f"{num_repeats} repeats")
+    assert "20 of at most 120 runs in" in done.stdout
     (compared,) = compare(collect(folder), ["metric.tpot_p50_s"], "scheduler.max_num_batched_tokens", "512").to_dict("records")
     assert compared["verdict"].endswith("% slower") and compared["low"] < 1.03 < compared["high"]
     assert compared["high"] - compared["low"] < 0.02  # a bootstrap interval may be a little wider than what it stopped at
@@ -90,7 +91,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path) -> None:
     assert sweeps(tmp_path) == [folder] and f"going on with the sweep in {name}" in done.stdout, done.stderr
     assert [(row["status"], row["repeat"]) for row in rows(folder).values()] == [("ok", 0), ("failed", 0), ("ok", 1), ("failed", 1)]
     assert {job for job, time in files.items() if (folder / str(job) / "run.json").stat().st_mtime_ns != time} == {1}
-    assert done.stdout.count("finished before, not run again") == 2
+    assert "2 of 4 jobs finished before, not run again" in done.stdout
     sweep(tmp_path, *arguments)
     assert len(sweeps(tmp_path)) == 2, "a sweep that ended is measured anew"
     sweep(tmp_path, *arguments, "repeats=3", f"resume={name}")
@@ -123,7 +124,7 @@ def test_a_folder_of_other_configs_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_sweep_or_is_running_is_refused(tmp_path: Path) -> None:
     done = sweep(tmp_path, "resume=nowhere")
     assert done.returncode == 1 and "resume=nowhere is not the folder of a sweep" in done.stderr
-    SweepState("", "", 1, 0.0).write(tmp_path)
+    SweepState("", "", 1, False, 0.0).write(tmp_path)
     with locked(tmp_path):
         done = sweep(tmp_path, f"resume={tmp_path}")
     assert done.returncode == 1 and "is running" in done.stderr and not rows(tmp_path)
@@ -132,7 +133,7 @@ def test_a_folder_that_is_no_sweep_or_is_running_is_refused(tmp_path: Path) -> N
 def test_only_the_same_sweep_of_the_same_code_goes_on(tmp_path: Path) -> None:
     for number, (asked, code, finished) in enumerate([("a", "1", False), ("a", "1", True), ("a", "2", False), ("b", "1", False)]):
         (tmp_path / str(number)).mkdir()
-        SweepState(asked, code, 1, 0.0, finished).write(tmp_path / str(number))
+        SweepState(asked, code, 1, False, 0.0, finished).write(tmp_path / str(number))
     (tmp_path / "4").mkdir()
     (tmp_path / "4" / "sweep.json").write_text("{")
     assert find_interrupted(tmp_path, "a", "1") == tmp_path / "0"

@@ -17,7 +17,7 @@ from .rows import Row
 from .samples import Samples, samples_of
 
 MIN_ROWS = 8
-_SCATTERED_ROWS = 200
+_SCATTERED_ROWS = 500
 """Up to so many every row is a point of the field; above, shapes are, with one value for each size of a grid."""
 _MAX_NODES = 96
 _HALF_OCTAVE = 2.0

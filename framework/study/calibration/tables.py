@@ -205,6 +205,7 @@ _GEMM_DTYPES: dict[str, tuple[str, dict[str, float]]] = {
     "nvfp4": ("gemm_nvfp4", {}),
 }
 _KV_BYTES = {"bfloat16": {}, "float16": {}, "fp8": {"kv_bytes": 1}, "int8": {"kv_bytes": 1}}
+# Where products of 8 or 4 bits run, the bits of scales are counted with the weights', which also tells these formats apart.
 _MOE_DTYPES: dict[str, dict[str, float]] = {
     "bfloat16": {},
     "float16": {},
@@ -212,7 +213,9 @@ _MOE_DTYPES: dict[str, dict[str, float]] = {
     "fp8_block": {"weight_bits": 8, "group_rows": 128, "group_size": 128, "scale_bytes": 4},
     "int4_wo": {"weight_bits": 4, "group_size": 128, "scale_bytes": 2},
     "w4a16_mxfp4": {"weight_bits": 4, "group_size": 32, "scale_bytes": 1},
-    "nvfp4": {"weight_bits": 4, "group_size": 16, "scale_bytes": 1, "group_rows": 1},
+    "w4afp8": {"weight_bits": 4.125},
+    "w4a8_mxfp4_mxfp8": {"weight_bits": 4.25},
+    "nvfp4": {"weight_bits": 4.5},
 }
 _MLA_WEIGHTS: dict[str, dict[str, float]] = {
     "bfloat16": {},

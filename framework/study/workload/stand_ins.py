@@ -2,15 +2,21 @@
 copied). Lengths follow the quantiles of the real ones, interpolated between their logarithms; request i does not depend on how
 many follow.
 
-Azure (AzureLLMInferenceTrace_conv, 19,366 requests in 3,502 s) against the mean of 20 stand-ins of as many:
-    prompt tokens, mean                1155     1128        output tokens, mean            211      212
-    requests per s                     5.53     5.52        gap, standard deviation / mean 1.09     1.02
-    requests per minute, sd / mean     0.22     0.22        per second                     0.50     0.48
+Azure (AzureLLMInferenceTrace_conv, 19,366 requests in 3,502 s), the real trace and the mean of 20 stand-ins of as many requests:
+    prompt tokens, mean                  1155   1187
+    output tokens, mean                   211    212
+    requests per s                       5.53   5.52 (a seed's hour differs by 0.7, as the rate wanders)
+    per minute, deviation / mean         0.22   0.20
+    per second, deviation / mean         0.50   0.47
+    gaps, deviation / mean               1.09   1.04
 
-Mooncake (conversation_trace, 12,031 requests in 3,537 s), likewise:
-    prompt tokens, mean                12035    11870       output tokens, mean            343      347
-    prompts of more than 8k, 32k       0.46     0.45        tokens that came before, of all that came: 0.37     0.37
-                                       0.07     0.07        requests that go on with another's prompt  0.39     0.39
+Mooncake (conversation_trace, 12,031 requests in 3,537 s), likewise of 4:
+    prompt tokens, mean                 12035  11976
+    prompts of more than 8k, 32k  0.45 / 0.07  0.42 / 0.08
+    output tokens, mean                   343    338
+    requests that go on with another's   0.39   0.35
+    prompt tokens that came before       0.37   0.40, found in a cache of the last 1k, 5k, 20k, 50k blocks
+                         0.05 0.11 0.29 0.36   0.05 0.14 0.33 0.39
 """
 
 from __future__ import annotations

@@ -153,6 +153,8 @@ def test_errors_on_real_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for op, error in left_out.items():
         assert as_given[op] < error <= GOALS[op] < transferred[op] < 40
     assert Calibration.load(str(out), op_costs()).device == "a100"
+    assert main(["calibrate", tables[0], "--check", "--with", "h200", "--device", "z80"]) == 2
+    assert "tables of z80, a calibration of h200: it can only be transferred to a100, " in capsys.readouterr().err
 
 
 def by_op(path: Path) -> dict[str, float]:
