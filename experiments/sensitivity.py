@@ -11,8 +11,8 @@ change caches and clocks. On a GPU the waits are spin kernels of a fixed length,
 op's mean time, and factors below 1 are not available. Runs take turns in a new order in every repeat, and every op has a run
 without change of its own beside its factors; repeats differ in the workload's seed.
 
-A processor shared with others changes its speed all the time. No delay changes how long the calls themselves take, so that what all
-other calls took in a run tells how fast the machine was then: a metric is divided by that (TTFT by the calls of steps with prompts,
+A processor shared with others changes its speed all the time. No delay changes how long the calls themselves take, so that what
+they took in a run tells how fast the machine was then: a metric is divided by that (TTFT by the calls of steps with prompts,
 TPOT by those of steps without). runs.csv has metrics as they came, and beside them the seconds that they are divided by.
 
 Overrides are those of experiments/serve.py. The folder gets elasticities.csv, runs.csv, sensitivity.png and config.json; what it
@@ -47,12 +47,11 @@ from framework.study.driver import run_workload
 from framework.study.metrics import compute_metrics
 from framework.study.records import RunRecord
 from framework.study.results import format_table
-from framework.study.sensitivity import ALL, METRICS, Elasticity, as_rows, as_text, elasticities
+from framework.study.sensitivity import ALL, ALL_OPS, HOST, METRICS, Elasticity, as_rows, as_text, elasticities
 from framework.study.statistics import mean_interval
 from framework.study.workload import WorkloadRequest, build_workload
 
 ROOT = Path(__file__).resolve().parents[1]
-HOST = "host"
 PART, OTHERS = "{}.part_s", "{}.others_s"
 """Of a run: seconds of the part's calls in the steps that a metric is about, and those of all others."""
 FACTORS = (0.5, 0.8, 1.25, 2.0)
@@ -222,7 +221,8 @@ def ratios(rows: Sequence[Mapping[str, Any]], metric: str, impl: str = "") -> di
     def value(row: Mapping[str, Any]) -> float:
         if row.get(metric) in (None, 0.0) or math.isnan(row[metric]):
             raise ValueError(f"{metric} of {row['part']} x {row['factor']:g} is {row.get(metric)}: set other objectives (slo.*)")
-        speed = row.get(OTHERS.format(metric.removesuffix(PART.format("")))) or 1.0
+        name = metric.removesuffix(PART.format(""))
+        speed = row[OTHERS.format(name)] + (0.0 if impl else row[PART.format(name)]) if row.get(OTHERS.format(name)) else 1.0
         return row[metric] * speed if metric == "goodput_per_s" else row[metric] / speed
 
     bases = {(row["part"], row["repeat"], row["factor"]): value(row) for row in rows if row["is_base"]}
@@ -242,8 +242,11 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for metric in METRICS[:2]:
         true, delayed = ratios(rows, metric, TWICE), ratios(rows, metric)
         for (part, factor), values in true.items():
-            own = [row for row in rows if row["part"] == part]
-            longer = statistics.median(ratios(own, PART.format(metric), TWICE)[part, factor])
+            key = PART.format(metric)
+            own = [row for row in rows if row["part"] == part and row["factor"] in (1.0, factor)]
+            if not all(row[key] for row in own):  # the metric is about steps that do not call it
+                continue
+            longer = statistics.median(ratios(own, key, TWICE)[part, factor])
             foretold = 1 + (np.array(delayed[part, factor]) - 1) * (longer - 1) / (factor - 1)
             interval = mean_interval(np.log(values) - np.log(foretold))
             means = [f"{np.exp(np.log(found).mean()):.3f}" for found in (values, foretold)]
@@ -266,7 +269,7 @@ def draw(found: Sequence[Elasticity], title: str, path: Path) -> None:
         means = [each.mean for each in bars]
         low = [0.0 if math.isnan(each.interval.low) else each.mean - each.interval.low for each in bars]
         high = [0.0 if math.isnan(each.interval.high) else each.interval.high - each.mean for each in bars]
-        colors = ["tab:gray" if each.part == ALL else "tab:blue" for each in bars]
+        colors = ["tab:gray" if each.part in (ALL, ALL_OPS) else "tab:blue" for each in bars]
         axis.barh([each.part for each in bars], means, xerr=[low, high], color=colors, ecolor="black", capsize=2)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_xlabel("elasticity")

@@ -100,7 +100,8 @@ class Profile:
 
     def _close(self, phase: str) -> None:
         now = self._now()
-        self._open.spans.append((phase, self._mark, now - self._mark))
+        if now > self._mark:
+            self._open.spans.append((phase, self._mark, now - self._mark))
         self._mark = now
 
     def summary(self) -> list[Part]:

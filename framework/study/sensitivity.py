@@ -19,11 +19,13 @@ from .results import format_table
 from .statistics import Interval, mean_interval
 
 METRICS = ("ttft_p50_s", "tpot_p50_s", "goodput_per_s")
-ALL = "all"
-"""Stands for the sum over all parts in a table."""
+HOST = "host"
+"""The part that is no op: the rest of a step."""
+ALL_OPS, ALL = "all ops", "all ops and host"
+"""Stand for sums over parts in a table."""
 
 Ratios = Mapping[tuple[str, float], Sequence[float]]
-"""(part, factor) -> the metric over what it was unchanged, repeat by repeat. Parts: ops, and ``host``, the rest of a step."""
+"""(part, factor) -> the metric over what it was unchanged, repeat by repeat. Parts: ops, and HOST."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Elasticity:
 
 
 def elasticities(metric: str, ratios: Ratios) -> list[Elasticity]:
-    """Of all parts, the largest first, then their sum. Repeats are paired: the sum is taken repeat by repeat."""
+    """Of all parts, the largest first, then of sums over them. Repeats are paired: a sum is taken repeat by repeat."""
     parts = list(dict.fromkeys(part for part, _ in ratios))
     is_rate = metric.endswith("_per_s")
     by_part = {part: {factor: values for (other, factor), values in ratios.items() if other == part} for part in parts}
@@ -48,8 +50,10 @@ def elasticities(metric: str, ratios: Ratios) -> list[Elasticity]:
         means = {factor: float(np.exp(np.log(each).mean())) for factor, each in by_part[part].items()}
         found.append(Elasticity(metric, part, float(np.mean(values)), mean_interval(values), means))
     found.sort(key=lambda each: -abs(each.mean))
-    total = np.sum([samples[part] for part in parts], axis=0)
-    return [*found, Elasticity(metric, ALL, float(total.mean()), mean_interval(total), {})]
+    for name, summed in ((ALL_OPS, [part for part in parts if part != HOST]), (ALL, parts)):
+        total = np.sum([samples[part] for part in summed], axis=0)
+        found.append(Elasticity(metric, name, float(total.mean()), mean_interval(total), {}))
+    return found
 
 
 def _samples(by_factor: Mapping[float, Sequence[float]], is_rate: bool) -> np.ndarray:
