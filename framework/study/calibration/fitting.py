@@ -48,8 +48,8 @@ def calibrate(
     ceilings: Mapping[str, float] | None,
     say: Callable[[str], None] = print,
 ) -> tuple[Calibration, list[Fit]]:
-    """A calibration from the rows of one device. Groups with fewer than ``MIN_ROWS`` different calls are left out, and ``say`` is told.
-    Raises ValueError where nothing is left."""
+    """A calibration from the rows of one device. Groups with fewer than ``MIN_ROWS`` different calls are left out, and ``say`` is
+    told. Raises ValueError where nothing is left."""
     fits, few = [], []
     for samples in samples_of(rows, costs):
         calls = len(np.unique(np.hstack([samples.points, samples.sizes]), axis=0))
