@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,13 +141,12 @@ class Calibration:
         try:
             text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             found = json.loads(text)
-            version = found["version"]
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            if (version := found["version"]) == VERSION:
+                models = tuple(_read_model(entry) for entry in found["models"])
+                return cls(models=models, costs=costs, **{name: found[name] for name in _WRITTEN})
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no calibration that `kernelswap calibrate` wrote ({error!r})") from error
-        if version != VERSION:
-            raise ValueError(f"{path} has version {version} of the calibrations' format, expected {VERSION}: make it again")
-        models = tuple(_read_model(entry) for entry in found["models"])
-        return cls(models=models, costs=costs, **{name: found[name] for name in _WRITTEN})
+        raise ValueError(f"{path} has version {version} of the calibrations' format, expected {VERSION}: make it again")
 
     def save(self, path: Path) -> None:
         """Writes the file that :meth:`load` reads, compressed if its name ends in .gz. The same calibration, the same bytes."""

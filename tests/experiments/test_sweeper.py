@@ -191,6 +191,12 @@ def test_a_sweep_that_cannot_work_is_refused(arguments: list[str], message: str,
     assert len(list(tmp_path.rglob("run.json"))) <= ("was not observed" in message), "before any job runs"
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    done = sweep(tmp_path, AB, "hydra.sweep.dir=taken/here")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "taken" in done.stderr
+
+
 @pytest.mark.parametrize("repeats", [["repeats=2"], ["repeats=auto", "primary_metric=tpot_p50_s"]])
 def test_a_sweep_of_which_every_run_failed_ends_with_an_error(repeats: list[str], tmp_path: Path) -> None:
     done = sweep(tmp_path, "workload.num_requests=13", *repeats)

@@ -257,7 +257,9 @@ def test_loading_is_fast() -> None:
 def test_errors_of_loading(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there are a100, h200, and no such file"):
         Calibration.load("h2000", {})
-    for name, content in (("a.json", b"{"), ("b.json.gz", b"no gzip"), ("c.json", b"[1]"), ("d.json.gz", gzip.compress(b"{}"))):
+    no_models, half_a_model = b'{"version": 1}', b'{"version": 1, "models": [{"op": "linear"}]}'
+    wrong = {"a.json": b"{", "b.json.gz": b"no gzip", "c.json": b"[1]", "d.json.gz": gzip.compress(b"{}")}
+    for name, content in (wrong | {"e.json": no_models, "f.json": half_a_model}).items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} is no calibration"):
             Calibration.load(str(tmp_path / name), {})
