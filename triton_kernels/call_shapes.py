@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,9 @@ def _tokens(x: torch.Tensor) -> int:
 
 
 def _embedding(args: Mapping[str, Any]) -> Described:
-    vocab_size, hidden_size = args["weight"].shape
+    shape = args["weight"].shape
+    half = len(shape) // 2  # rows and columns, each in two parts where the table is in panels
+    vocab_size, hidden_size = math.prod(shape[:half]), math.prod(shape[half:])
     return {"hidden_size": hidden_size}, {"vocab_size": vocab_size}, (args["token_ids"].shape[0],)
 
 
