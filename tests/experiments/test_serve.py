@@ -99,5 +99,5 @@ def test_every_row_says_when_its_run_started(sweep: tuple) -> None:
 
 
 def test_a_workload_that_cannot_work_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
-    done = serve(tmp_path, "workload=azure", "model.name=there/is-none")
+    done = serve(tmp_path, "workload=sharegpt", "model.name=there/is-none")
     assert done.returncode != 0 and "workload.path=None" in done.stderr
