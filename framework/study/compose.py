@@ -202,8 +202,9 @@ class QualityConfig(StudyConfig):
 def register_schema() -> None:
     """Makes the dataclasses the schemas behind the YAML files: unknown keys and wrong types then fail at composition.
 
-    ``kernels`` (also in a study with a config of its own that begins with ``kernels_schema``) and ``executor.op_scale`` alone take
-    any key: the registry has the names of the ops, and an engine refuses at its start what is not in there."""
+    ``kernels`` (also in a study with a config of its own that begins with ``kernels_schema``), ``executor.op_scale`` and
+    ``executor.op_delay_s`` alone take any key: the registry has the names of the ops, and an engine refuses at its start what is
+    not in there."""
     schemas = {
         "serve_schema": OmegaConf.structured(ServeConfig),
         "quality_schema": OmegaConf.structured(QualityConfig),
@@ -213,6 +214,7 @@ def register_schema() -> None:
         OmegaConf.set_struct(schema.kernels, False)
         if "executor" in schema:
             OmegaConf.set_struct(schema.executor.op_scale, False)
+            OmegaConf.set_struct(schema.executor.op_delay_s, False)
         ConfigStore.instance().store(name=name, node=schema)
     ConfigStore.instance().store(group="hydra/sweeper", name="study", node=SweeperConfig)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from framework.config import QuantConfig
+from framework.config import CALIBRATED_SCHEMES, QuantConfig
 
 from ..models.checkpoints import EXAMPLES, make
 from .formats_by_hand import read_tensors
@@ -40,7 +40,8 @@ def make_model(name: str, folder: Path, **changes: Any) -> PreTrainedModel:
 
 
 def quant(scheme: str, **changes: Any) -> QuantConfig:
-    values = {"group_size": 32, "calibration": str(TEXT), "num_samples": 6, "sample_tokens": 40, **changes}
+    text = str(TEXT) if scheme in CALIBRATED_SCHEMES else None
+    values = {"group_size": 32, "calibration": text, "num_samples": 6, "sample_tokens": 40, **changes}
     return QuantConfig(scheme, **values)
 
 

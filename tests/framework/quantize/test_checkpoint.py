@@ -161,13 +161,13 @@ def test_cache_makes_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.Monke
     text = tmp_path / "text.txt"
     text.write_text("def f(x): return x + 1\n" * 100)
     make_model("llama", tmp_path / "model")
-    config = quant("rtn-int4", calibration=str(text))
+    config = quant("gptq-int4", calibration=str(text))
     first = cached_checkpoint(str(tmp_path / "model"), config)
     written = (first / "model.safetensors").stat().st_mtime_ns
     assert cached_checkpoint(str(tmp_path / "model"), config) == first
     assert cached_checkpoint(str(tmp_path / "model"), replace(config, fuse=False)) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == written
-    others = {cached_checkpoint(str(tmp_path / "model"), quant("rtn-int4", calibration=str(text), group_size=16))}
+    others = {cached_checkpoint(str(tmp_path / "model"), quant("gptq-int4", calibration=str(text), group_size=16))}
     text.write_text("another text\n" * 100)
     others.add(cached_checkpoint(str(tmp_path / "model"), config))
     weights = tmp_path / "model" / "model.safetensors"
