@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -208,17 +209,18 @@ class _TimedHandle:
 
 
 def op_rows(op_times: OpTimes) -> list[dict[str, Any]]:
-    """A row per op, impl and shape: mean microseconds of a call, and how many there were. Calls of no known shape are left out."""
-    seconds: dict[OpCall, float] = defaultdict(float)
+    """A row per op, impl and shape: median microseconds of a call, which an interrupt does not move, and how many there were. Calls
+    of no known shape are left out."""
+    seconds: dict[OpCall, list[float]] = defaultdict(list)
     counts: Counter[OpCall] = Counter()
     for call, _, took, count in op_times:
         if call.q_lens:
-            seconds[call] += took
+            seconds[call].append(took / count)
             counts[call] += count
     rows = []
-    for call, total_s in seconds.items():
+    for call, each_s in seconds.items():
         lens = {"q_lens": lens_text(call.q_lens), "ctx_lens": lens_text(call.ctx_lens)}
-        us = f"{total_s / counts[call] * 1e6:.6g}"
+        us = f"{statistics.median(each_s) * 1e6:.6g}"
         row = {"op": call.op, "impl": call.impl, "dtype": call.dtype, "dims": json.dumps(dict(call.dims)), **lens}
         rows.append({**row, "us": us, "count": counts[call]})
     return sorted(rows, key=lambda row: (row["op"], row["dims"]))

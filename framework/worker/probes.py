@@ -129,7 +129,9 @@ class _Probed:
             self.begin_step = begin_step
 
     def __call__(self, *args: Any) -> Any:
+        begun = _now()
         before, after = self._probes.hook(self._op, self._impl, lambda: self._arguments(args))
+        self._probes.times.overhead_s += _now() - begun
         run_between(before)
         result = self._run(*args)
         run_between(after)
