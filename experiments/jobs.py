@@ -36,7 +36,7 @@ def run_hydra_job(config: StudyConfig, script: Path) -> float | None:
     in_sweep = job.mode == RunMode.MULTIRUN
     by_us = in_sweep and job.sweeper._target_ == SWEEPER_TARGET
     if config.repeats != 1 and not by_us:
-        found = "another sweeper cannot repeat" if in_sweep else "add -m"
+        found = "another sweeper cannot repeat" if in_sweep else "add -m, or repeats=1 for one run"
         raise ValueError(f"repeats={config.repeats} needs a sweep by hydra/sweeper=study: {found}")
     folder = Path(job.runtime.output_dir)
     worked = run_job(config, script, folder)

@@ -26,6 +26,24 @@ _LINEAR = "framework/models/layers/linear.py"
 _PLAN = "framework/plan.py"
 _GPTQ_SEARCH = "framework/quantize/gptq.py"
 _QUALITY = "framework/worker/teacher_forcing.py"
+_TIMERS = "framework/executor/timers.py"
+_SIMULATED = "framework/executor/simulated.py"
+_SIMULATED_DEVICE = "framework/executor/simulated_device.py"
+_CALIBRATION = "framework/executor/calibration.py"
+_OPERATORS = "framework/executor/operators.py"
+_OPERATOR_MODEL = "framework/executor/operator_model.py"
+_PHYSICS = "framework/executor/physics.py"
+_KRIGING = "framework/executor/kriging.py"
+_RANKS = "framework/executor/ranks.py"
+_FITTING = "framework/study/calibration/fitting.py"
+_METRICS = "framework/study/metrics.py"
+_STATISTICS = "framework/study/statistics.py"
+_COMPARISON = "framework/study/comparison.py"
+_RECORDS = "framework/study/records.py"
+_ROUTER = "framework/engine/router.py"
+_POLICIES = "framework/engine/policies.py"
+_REPEATING = "experiments/repeating.py"
+_SWEEP_FOLDER = "experiments/sweep_folder.py"
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,14 @@ _TEXT_TESTS = [
 _TOKEN_TESTS = ["tests/test_sampling_oracle.py", "tests/test_against_transformers.py"]
 _RECORDING_TESTS = ["tests/triton_kernels/test_recording.py", "tests/framework/worker/test_decode_graphs.py"]
 _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/models/test_public_checkpoints.py"]
+_CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
+_SIMULATED_TESTS = [
+    *(f"tests/framework/executor/test_{name}.py" for name in ("parallel", "device_memory", "simulated", "speculation")),
+    "tests/framework/study/test_replicas.py",
+]
+_COMPARISON_TESTS = ["tests/framework/study/test_comparison.py", "tests/framework/study/test_statistics.py"]
+_METRICS_TESTS = [f"tests/framework/study/test_{name}.py" for name in ("metrics", "driver", "replicas")]
+_SWEEP_TESTS = ["tests/experiments/test_sweeper.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
 
 TESTS: dict[str, list[str]] = {
@@ -76,6 +102,14 @@ TESTS: dict[str, list[str]] = {
     _PLAN: ["tests/framework/models/quantization/test_on_load.py"],
     _GPTQ_SEARCH: ["tests/framework/quantize/test_gptq.py"],
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
+    **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
+    **dict.fromkeys((_CALIBRATION, _OPERATORS, _OPERATOR_MODEL, _PHYSICS, _KRIGING), _CALIBRATION_TESTS),
+    _FITTING: ["tests/framework/study/test_calibration_fits.py"],
+    **dict.fromkeys((_METRICS, _RECORDS), _METRICS_TESTS),
+    **dict.fromkeys((_STATISTICS, _COMPARISON), _COMPARISON_TESTS),
+    _ROUTER: ["tests/framework/engine/test_router.py"],
+    _POLICIES: ["tests/framework/engine/test_policies.py"],
+    **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
 }
 """The tests that are to notice a fault in a file, quick ones first."""
 
@@ -419,4 +453,73 @@ MUTANTS = [
         "now[:, i:] -= errors[:, i : i + 1] * inverse[i, i : now.shape[1]]",
         "pass",
     ),
+    # What a simulated step takes.
+    Mutant(
+        "a reduce carries each element once",
+        _TIMERS,
+        '"all_reduce": lambda ranks: 2 * (ranks - 1) / ranks',
+        '"all_reduce": lambda ranks: (ranks - 1) / ranks',
+    ),
+    Mutant("links are used to the full", _TIMERS, "/ (self._device.link_bytes_s * efficiency)", "/ self._device.link_bytes_s"),
+    Mutant(
+        "decode attention is never scaled", _TIMERS, "return self.factor * self.seconds.of_decode", "return self.seconds.of_decode"
+    ),
+    Mutant(
+        "every request takes the least time of a kernel",
+        _TIMERS,
+        "bandwidth) + self._floor_s",
+        "bandwidth) + times * self._floor_s",
+    ),
+    Mutant("the host has no noise", _SIMULATED, "now_s + noise * self._overhead_s", "now_s + self._overhead_s"),
+    Mutant(
+        "launches have no noise", _SIMULATED, "launch_s = noise * launches * self._launch_s", "launch_s = launches * self._launch_s"
+    ),
+    Mutant("noise counts twice", _SIMULATED, "max(start_s + noise * device_s,", "max(start_s + noise * noise * device_s,"),
+    Mutant("replicas have the same noise", _SIMULATED, "default_rng((self._seed, index))", "default_rng(self._seed)"),
+    Mutant("the weights of one device are the model's", _SIMULATED, "round(config.parallel.tp * sum(", "round(sum("),
+    Mutant("spread experts lie on every device", _RANKS, "num_experts=part.num_experts // ep)", "num_experts=part.num_experts)"),
+    Mutant("the device least alike is transferred", _SIMULATED_DEVICE, "return min(found", "return max(found"),
+    # What was measured.
+    Mutant(
+        "one ceiling for all number formats",
+        _CALIBRATION,
+        'unit = wanted if wanted in own and wanted in device.flops_s else "bf16"',
+        'unit = "bf16"',
+    ),
+    Mutant("the farthest part of a range", _CALIBRATION, "return min(found, key=lambda", "return max(found, key=lambda"),
+    Mutant("larger shapes count as measured", _OPERATOR_MODEL, " or (at > self.high + _EDGE).any()", ""),
+    Mutant(
+        "more requests than were measured count as measured",
+        _OPERATOR_MODEL,
+        "self.outside or beyond or above",
+        "self.outside or beyond",
+    ),
+    Mutant("a state is read, not written", _OPERATORS, "len(q_lens) * 8 * values", "len(q_lens) * 4 * values"),
+    Mutant(
+        "counts of calls are dropped",
+        _PHYSICS,
+        "np.ones(len(work)) if weights is None else weights / weights.mean()",
+        "np.ones(len(work))",
+    ),
+    Mutant("what was not measured is judged by", _KRIGING, "[seen].mean()", ".mean()"),
+    Mutant("the worse kernel is taken", _KRIGING, "kernel = min(found", "kernel = max(found"),
+    Mutant("fits see what is left out", _FITTING, "make_model(samples.where(~held), hints)", "make_model(samples, hints)"),
+    # What is told of runs.
+    Mutant("goodput takes the wrong objective", _METRICS, "else tpot, slo.tpot_s)", "else tpot, slo.e2e_s)"),
+    Mutant("engines of one step add up", _METRICS, "now / len(used)", "now"),
+    Mutant(
+        "a step counts before it", _RECORDS, "self.areas, self.last, end_s - self.last_s", "self.areas, state, end_s - self.last_s"
+    ),
+    Mutant("intervals of one side", _STATISTICS, "[tail, 1 - tail]", "[2 * tail, 1 - 2 * tail]"),
+    Mutant("t of all repeats", _STATISTICS, "(min(num, FIRST_LOOK) if sequential else num) - 1", "num - 1"),
+    Mutant(
+        "pairs of other seeds",
+        _COMPARISON,
+        "if c != column and not _follows",
+        "if c != column and not is_repeat(c) and not _follows",
+    ),
+    Mutant("queues are no load", _ROUTER, "return replica.num_waiting + replica.num_running", "return replica.num_running"),
+    Mutant("who waits gets older last", _POLICIES, "num_output_tokens + self._ageing", "num_output_tokens - self._ageing"),
+    Mutant("all settings have the first one's base", _REPEATING, "values[:, i % num_bases]", "values[:, 0]"),
+    Mutant("failed jobs are finished", _SWEEP_FOLDER, 'row is not None and row["status"] == "ok" and', "row is not None and"),
 ]

@@ -42,13 +42,13 @@ from framework.study.sweep import AUTO
 
 
 class StudySweeper(BasicSweeper):
-    """One sweep. Bad input ends it with an error before any job runs."""
+    """One sweep. Bad input ends it with an error before any job runs, a folder that cannot be written at any time."""
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Runs all jobs; returns nothing of them, their folders hold what they found."""
         try:
             self._sweep(arguments)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
         return []
 

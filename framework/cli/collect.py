@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..study.labels import USUAL_METRICS
+from ..study.sweep import split_condition
+
 if TYPE_CHECKING:
     import pandas as pd
-
-METRICS = (
-    *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "itl_p99_s", "output_tokens_per_s", "goodput_per_s"),
-    *("bits_per_byte", "kl_mean", "kl_p99", "top1_agreement", "weight_bytes"),
-)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -35,29 +33,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "for few pairs), effect size, and whether the difference is within noise",
     )
     parser.add_argument(
-        "--metrics", metavar="NAME,...", help=f"metrics to print (default: of {','.join(METRICS)} those that were observed)"
+        "--metrics", metavar="NAME,...", help=f"metrics to print (default: of {','.join(USUAL_METRICS)} those that were observed)"
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the table and prints its swept columns with the asked metrics, averaged over repeats, or compared."""
-    from ..study.comparison import compare, differing_environment, outliers, summarize
+    from ..study.comparison import compare, differing_environment, outliers, summarize, usual_metrics
     from ..study.joining import join_quality
     from ..study.results import TABLE_FILE, collect, common_folder
 
-    column, _, base = (args.compare or "").partition("=")
-    if args.compare is not None and not (column and base):
-        raise ValueError(f"--compare {args.compare} names no base: give COLUMN=BASE, such as scheduler.policy=fcfs")
+    base = None if args.compare is None else split_condition(args.compare, "--compare")
     runs = collect(*args.folders)
     if args.join:
         runs = join_quality(runs)
-    names = [name for name in METRICS if f"metric.{name}" in runs] if args.metrics is None else args.metrics.split(",")
+    names = usual_metrics(runs) if args.metrics is None else args.metrics.split(",")
     metrics = [f"metric.{name}" for name in names]
     num_failed = int((runs["status"] != "ok").sum())
     if num_failed < len(runs):
         runs["outlier"] = outliers(runs, metrics)
-        table = compare(runs, metrics, column, base) if args.compare else summarize(runs, metrics)
+        table = compare(runs, metrics, *base) if base else summarize(runs, metrics)
         table.columns = table.columns.str.removeprefix("metric.")
         if args.compare:
             table["metric"] = table["metric"].str.removeprefix("metric.")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from .request import Request
 
-if TYPE_CHECKING:
-    from ..config import SchedulerConfig
-
 Order = tuple[float, ...]
+
+
+class PolicyConfig(Protocol):
+    """What policies read of the SchedulerConfig."""
+
+    ageing: float
+    ttft_slo_s: float | None
 
 
 class Policy:
     """Gives each request its place when it enters the scheduler. ``index`` counts requests as they come. Raises ValueError for a
     config without what the policy needs."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: PolicyConfig) -> None:
         pass
 
     def order(self, request: Request, index: int) -> Order:
@@ -46,7 +50,7 @@ class ShortestJob(Policy):
     """Fewest output tokens first, as far as ``max_tokens`` tells them. A second of waiting counts as ``ageing`` tokens less, so
     that none waits forever behind shorter ones; all that wait age alike, so that the key need not change."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: PolicyConfig) -> None:
         self._ageing = config.ageing
 
     def order(self, request: Request, index: int) -> Order:
@@ -61,7 +65,7 @@ class ByDeadline(Policy):
 
     WAITING_SHARE = 0.5
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: PolicyConfig) -> None:
         if config.ttft_slo_s is None:
             raise ValueError("scheduler.policy=slo needs an objective: set scheduler.ttft_slo_s (scheduler=slo takes slo.ttft_s)")
         self._slo_s = config.ttft_slo_s

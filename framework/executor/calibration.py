@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from .kriging import Kriging
 from .operator_model import BoundModel, OperatorModel
-from .operators import CostFunction, Operator, Runs, Work, by_requests, by_tokens, operator
+from .operators import CostFunction, Operator, Runs, Work, by_requests, by_tokens, number_format, operator
 from .physics import Physics
 
 Lengths = int | Sequence[int] | np.ndarray
@@ -27,8 +28,6 @@ VERSION = 1
 _WRITTEN = ("device", "source", "launch_floor_s", "copy_bytes_s", "ceilings")
 _STEP = 0.002
 """Values of a field are kept as multiples of this."""
-_FORMATS = {"gemm_fp8": "fp8", "gemm_int8": "int8"}
-"""Op -> number format of its products, where it is not the activations'."""
 _SAME = {"float16": "bfloat16", "half": "bfloat16"}
 """Dtypes of the same speed."""
 
@@ -142,13 +141,12 @@ class Calibration:
         try:
             text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             found = json.loads(text)
-            version = found["version"]
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            if (version := found["version"]) == VERSION:
+                models = tuple(_read_model(entry) for entry in found["models"])
+                return cls(models=models, costs=costs, **{name: found[name] for name in _WRITTEN})
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no calibration that `kernelswap calibrate` wrote ({error!r})") from error
-        if version != VERSION:
-            raise ValueError(f"{path} has version {version} of the calibrations' format, expected {VERSION}: make it again")
-        models = tuple(_read_model(entry) for entry in found["models"])
-        return cls(models=models, costs=costs, **{name: found[name] for name in _WRITTEN})
+        raise ValueError(f"{path} has version {version} of the calibrations' format, expected {VERSION}: make it again")
 
     def save(self, path: Path) -> None:
         """Writes the file that :meth:`load` reads, compressed if its name ends in .gz. The same calibration, the same bytes."""
@@ -189,7 +187,7 @@ class Calibration:
         memory = device.copy_bytes_s / own["copy_bytes_s"]
 
         def moved(model: OperatorModel) -> OperatorModel:
-            wanted = _FORMATS.get(model.op, "fp32" if model.dtype == "float32" else "bf16")
+            wanted = number_format(model.op, model.dtype)
             unit = wanted if wanted in own and wanted in device.flops_s else "bf16"
             return replace(model, physics=model.physics.scaled(device.flops_s[unit] / own[unit], memory))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .calls import Call
+from .calls import Call, Rows
 from .timers import Timer, Timers
 
 CONTEXT_GRID = 64
@@ -52,6 +52,11 @@ class StepWork:
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
     recorded: bool = False
+
+    @property
+    def numbers(self) -> tuple[tuple[Rows, int], ...]:
+        """What calls have for lengths that need no contexts -> their number."""
+        return ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_samples)
 
 
 @dataclass(slots=True)
@@ -179,7 +184,7 @@ class StageCost:
         """(seconds on the device, launches)."""
         recorded = work.recorded
         seconds, launches = 0.0, int(recorded)
-        for rows, number in (("tokens", work.num_tokens), ("logits", work.num_logits), ("samples", work.num_samples)):
+        for rows, number in work.numbers:
             if number:
                 priced = self._priced.get((rows, number, recorded)) or self._price(rows, number, recorded)
                 priced.uses += 1
@@ -199,13 +204,12 @@ class StageCost:
     def ahead(self, work: StepWork) -> DecodesAhead:
         """``work``, that of a step that only decodes, and the steps after it, if each adds a token to every row."""
         (rows,) = work.decodes
-        numbers = (("tokens", work.num_tokens), ("logits", work.num_logits), ("samples", work.num_samples))
-        priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in numbers]
+        priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in work.numbers]
         return DecodesAhead(priced, self._decode, rows, work.recorded)
 
     def calls(self, work: StepWork) -> Iterator[tuple[Call, int, float, Sequence[int], Sequence[int]]]:
         """(call, how often, seconds together, q_lens, ctx_lens) of a step that was done."""
-        for rows, number in (("tokens", work.num_tokens), ("logits", work.num_logits), ("samples", work.num_samples)):
+        for rows, number in work.numbers:
             if number:
                 parts = self._priced[rows, number, work.recorded].parts
                 for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):

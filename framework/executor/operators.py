@@ -119,6 +119,14 @@ class Operator:
 
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+_OP_FORMATS = {"gemm_fp8": "fp8", "gemm_int8": "int8"}
+
+
+def number_format(op: str, dtype: str) -> str:
+    """Which of a device's ceilings bounds the products of an op. dtype: of the activations."""
+    return _OP_FORMATS.get(op, "fp32" if dtype == "float32" else "bf16")
+
+
 NO_WINDOW = 2.0**18
 """Stands for the size of a window where there is none."""
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ..config import ExecutorConfig
 from .calibration import OperatorTimer
-from .operators import CostFunction
+from .operators import CostFunction, number_format
 from .simulated_device import SimulatedDevice
 
 TRAFFIC: Mapping[str, Callable[[float], float]] = {
@@ -18,9 +18,6 @@ TRAFFIC: Mapping[str, Callable[[float], float]] = {
     "send": lambda ranks: 1.0,
 }
 """What goes between devices: how often each link carries the elements."""
-
-_DTYPE_FORMATS = {"float32": "fp32", "float16": "bf16", "bfloat16": "bf16"}
-_OP_FORMATS = {"gemm_int8": "int8", "gemm_fp8": "fp8"}
 
 
 class Seconds(Protocol):
@@ -131,8 +128,8 @@ class Timers:
         return Estimate(self._costs[op], dims, self._peak(op, dtype) * efficiency, bandwidth * efficiency, floor_s)
 
     def _peak(self, op: str, dtype: str) -> float:
-        number_format = _OP_FORMATS.get(op, _DTYPE_FORMATS[dtype])
-        if number_format not in self._device.flops_s:
+        wanted = number_format(op, dtype)
+        if wanted not in self._device.flops_s:
             known = ", ".join(self._device.flops_s)
-            raise ValueError(f"device {self._device.name} has no ceiling for {number_format}, which {op} needs; it has {known}")
-        return self._device.flops_s[number_format]
+            raise ValueError(f"device {self._device.name} has no ceiling for {wanted}, which {op} needs; it has {known}")
+        return self._device.flops_s[wanted]

@@ -57,7 +57,12 @@ def _check(source: Source, config: QuantConfig, act_order: bool) -> None:
         raise ValueError(f"there is no scheme {config.scheme!r} to quantize with; there are {', '.join(QUANT_SCHEMES[1:])}")
     if act_order and config.scheme != "gptq-int4":
         raise ValueError(f"act-order belongs to gptq-int4, but the scheme is {config.scheme}: leave it out")
+    if config.calibration is not None and config.scheme not in CALIBRATED_SCHEMES:
+        able = ", ".join(CALIBRATED_SCHEMES)
+        raise ValueError(f"calibration={config.calibration}: {config.scheme} does not calibrate, {able} do: leave it out")
     if not config.scheme.endswith("int4"):
+        if config.symmetric is not None:
+            raise ValueError(f"zero points belong to 4-bit schemes, but the scheme is {config.scheme}: leave --sym and --asym out")
         return
     for part in source.linears():
         assert part.columns is not None

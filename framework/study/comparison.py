@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .labels import USUAL_METRICS
 from .statistics import Changes, Interval, confidence_halfwidth, effect_size, is_outlier, mean_interval
 from .sweep import AUTO, differences_text, is_repeat, select, setting_columns, swept_columns
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT = tuple(f"env.{name}" for name in ("kernelswap", "commit", "torch", "triton", "python", "cpu", "num_cpus", "device"))
 _NTH, _ROW = "pair.nth", "pair.row"
+
+
+def usual_metrics(runs: pd.DataFrame) -> list[str]:
+    """Of USUAL_METRICS those that some run observed."""
+    return [name for name in USUAL_METRICS if f"metric.{name}" in runs and runs[f"metric.{name}"].notna().any()]
 
 
 def summarize(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

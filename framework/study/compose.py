@@ -21,7 +21,7 @@ from ..config import EngineConfig, QuantConfig
 from ..executor.kinds import EXECUTORS
 from .metrics import SLOConfig
 from .plot_kinds import FigureSpec
-from .sweep import AUTO
+from .sweep import AUTO, split_condition
 from .workload import WorkloadConfig
 
 Config = TypeVar("Config", bound="StudyConfig")
@@ -47,7 +47,7 @@ class StudyConfig(EngineConfig):
     name      its runs are written below outputs/<name>
     question  what the study is to answer, in a sentence
     metrics   those of its table, the one that decides first; none = the usual ones
-    compare   COLUMN=BASE: the values of a swept column are compared with this one
+    compare   COLUMN=VALUE: the other values of a swept column are compared with this one
     figures   what is drawn: kinds of ``kernelswap plot``, each with its options behind it, such as
               ``lines x=workload.rate y=goodput_per_s``, ``latency where=workload.rate=8``; none = by what was swept
     repeat    which repeat of its setting this run is; the seeds are shifted by it
@@ -79,9 +79,8 @@ class StudyConfig(EngineConfig):
         super().validate()
         for figure in self.figures:
             FigureSpec.parse(figure)
-        column, _, base = self.compare.partition("=")
-        if self.compare and not (column and base):
-            raise ValueError(f"compare={self.compare!r} cannot work: it must be COLUMN=BASE, such as scheduler.policy=fcfs")
+        if self.compare:
+            split_condition(self.compare, "compare")
 
     def engine(self) -> EngineConfig:
         """The part that the engine is built from."""

@@ -17,6 +17,12 @@ class Quantity(NamedTuple):
 PER_DEVICE = "/gpu"
 """A metric with this suffix is divided by the devices that served: tp x pp x replicas."""
 
+USUAL_METRICS = (
+    *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "itl_p99_s", "output_tokens_per_s", "goodput_per_s"),
+    *("bits_per_byte", "kl_mean", "kl_p99", "top1_agreement", "weight_bytes"),
+)
+"""Of a table or a report, where none are named: those that were observed."""
+
 _METRICS = {
     "goodput_per_s": Quantity("Goodput (requests/s)"),
     "requests_per_s": Quantity("Requests/s"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .results import collect_requests
-from .sweep import select
+from .sweep import select, split_condition
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,8 +90,7 @@ class FigureSpec:
     def draw(self, folder: str | Path, runs: pd.DataFrame) -> Figure:
         """The figure of ``runs``, a table from ``collect(folder)``. Raises ValueError where the runs cannot be drawn."""
         for condition in self.where:
-            column, _, value = condition.partition("=")
-            runs = select(runs, column, value)
+            runs = select(runs, *split_condition(condition, "where"))
         return PLOT_KINDS[self.kind].draw(folder, runs, self.options)
 
 

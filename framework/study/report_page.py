@@ -12,19 +12,14 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .comparison import compare, differing_environment, outliers, summarize
+from .comparison import compare, differing_environment, outliers, summarize, usual_metrics
 from .compose import saved_commands
 from .drawing import Naming
 from .environment import START_TIME
 from .labels import number_text, quantity
 from .plot_kinds import PLOT_KINDS, FigureSpec
-from .sweep import is_setting, swept_columns, value_text
+from .sweep import is_setting, split_condition, swept_columns, value_text
 
-METRICS = (
-    *("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "output_tokens_per_s", "goodput_per_s"),
-    *("bits_per_byte", "kl_mean", "top1_agreement", "weight_bytes"),
-)
-"""Of the table, where the study names none: those that were observed."""
 USUAL_FIGURES = ("quality", "load", "lines", "bars", "latency", "pareto")
 _ALIKE = ("load", "lines", "bars")
 """Of the usual figures, those that show the same numbers: one is enough."""
@@ -94,7 +89,7 @@ def build_report(
     notes, summary = ["No run finished, so there is nothing to draw."], pd.DataFrame()
     if len(worked):
         asked = list(metrics) or _stated_list(runs, "metrics")
-        shown = asked or [name for name in METRICS if f"metric.{name}" in worked and worked[f"metric.{name}"].notna().any()]
+        shown = asked or usual_metrics(worked)
         columns = [f"metric.{name}" for name in shown]
         summary = summarize(runs, columns)
         tables.append(_summary_table(summary, runs, columns))
@@ -209,8 +204,7 @@ def _summary_table(summary: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[
 
 
 def _comparison_table(runs: pd.DataFrame, metrics: Sequence[str], comparison: str) -> Table:
-    column, _, base = comparison.partition("=")
-    found = compare(runs, list(metrics), column, base)
+    found = compare(runs, metrics, *split_condition(comparison, "compare"))
     naming = Naming.of(runs)
     rows = []
     for _, row in found.head(MAX_ROWS).iterrows():

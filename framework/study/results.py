@@ -128,7 +128,7 @@ def collect(*folders: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     if len(folders) == 1 and Path(folders[0]).is_file():
-        return _read_table(Path(folders[0]))
+        return _completed(_read_table(Path(folders[0])))
     root, files = common_folder(folders), []
     for folder in folders:
         found = list(Path(folder).rglob(RUN_FILE))
@@ -136,10 +136,16 @@ def collect(*folders: str | Path) -> pd.DataFrame:
             raise ValueError(f"{str(folder)!r} holds no {RUN_FILE}: expected the output folder of a run or of a sweep, or a table")
         files += found if len(folders) == 1 else [path.resolve() for path in found]
     files = sorted(set(files), key=lambda path: _natural(path.relative_to(root)))
-    runs = pd.DataFrame([{"run": path.parent.relative_to(root).as_posix(), **_read_run(path)} for path in files])
+    return _completed(pd.DataFrame([{"run": path.parent.relative_to(root).as_posix(), **_read_run(path)} for path in files]))
+
+
+def _completed(runs: pd.DataFrame) -> pd.DataFrame:
+    """With what readers rely on, whoever wrote the rows: metrics are numbers, and there is a column of errors."""
+    import pandas as pd
+
     for column in runs.columns[runs.columns.str.startswith("metric.")]:
         runs[column] = pd.to_numeric(runs[column], errors="coerce")  # infinite ones were written as text
-    return runs
+    return runs if "error" in runs else runs.assign(error="no error was written")
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -150,6 +156,8 @@ def _read_table(path: Path) -> pd.DataFrame:
         runs[["run", "status"]]  # whatever else is in there
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no table of runs, as kernelswap collect writes it: {error}") from error
+    if runs.empty:
+        raise ValueError(f"{path} is a table without a run")
     return runs
 
 

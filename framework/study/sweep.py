@@ -29,8 +29,8 @@ def is_setting(column: str) -> bool:
 
 
 def is_repeat(column: str) -> bool:
-    """Whether a swept column only repeats a run: the repeat and seeds do."""
-    return column.split(".")[-1] in ("repeat", "seed")
+    """Whether a swept column only repeats a run: the repeat and seeds do, the length of a trace (``workload.repeat``) does not."""
+    return column == "repeat" or column.split(".")[-1] == "seed"
 
 
 def swept_columns(runs: pd.DataFrame) -> list[str]:
@@ -71,6 +71,14 @@ def differences_text(runs: pd.DataFrame) -> str:
     shown = [f"{c} ({', '.join(values)}{', ...' if runs[c].nunique() > len(values) else ''})" for c, values in found.items()]
     num_more = len([c for c in setting_columns(runs) if c not in found])
     return ", ".join(shown) + (f" and {num_more} more" if num_more else "")
+
+
+def split_condition(text: str, key: str) -> tuple[str, str]:
+    """(column, value) of COLUMN=VALUE. Raises ValueError that names ``key``, under which it was given."""
+    column, _, value = text.partition("=")
+    if not (column and value):
+        raise ValueError(f"{key}={text} names no value: give COLUMN=VALUE, such as scheduler.policy=fcfs")
+    return column, value
 
 
 def select(runs: pd.DataFrame, column: str, value: str) -> pd.DataFrame:

@@ -73,3 +73,11 @@ def test_what_is_committed_is_what_the_study_asks(name: str) -> None:
             assert runs[column].nunique() == len(values)
     text = (RESULTS / name / "README.md").read_text()
     assert f"experiment={name}" in text and (RESULTS / name / "figure.png").stat().st_size > 10_000
+
+
+def test_the_readme_shows_a_whole_study_and_the_figure_that_it_makes() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = next(name for name, path in STUDIES.items() if f"```yaml\n{path.read_text().strip()}\n```" in text)
+    figure = f"experiments/study_results/{shown}/figure.png"
+    assert f"({figure})" in text and (ROOT / figure).is_file()
+    assert all(f"| `{name}` |" in text for name in OURS)

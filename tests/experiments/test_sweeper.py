@@ -9,9 +9,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments.repeating import check_sweep_keys
+from experiments.repeating import check_sweep_keys, halfwidths
 from experiments.sweep_folder import SweepState, check_resumable, find_interrupted, locked, progress
 from framework.study.comparison import compare
 from framework.study.compose import CONFIG_FILE, ServeConfig, save_config
@@ -69,6 +70,16 @@ def test_repeats_until_the_interval_is_narrow(tmp_path: Path) -> None:
     (compared,) = compare(collect(folder), ["metric.tpot_p50_s"], "scheduler.max_num_batched_tokens", "512").to_dict("records")
     assert compared["verdict"].endswith("% slower") and compared["low"] < 1.03 < compared["high"]
     assert compared["high"] - compared["low"] < 0.02  # a bootstrap interval may be a little wider than what it stopped at
+
+
+def test_every_setting_is_judged_beside_its_own_base() -> None:
+    """By hand: of two keys with two values each, the third setting is the first with the other value of the first key."""
+    settings = [[f"a={a}", f"b={b}"] for a in (1, 2) for b in (1, 2)]
+    bases = np.exp(np.random.default_rng(0).normal(size=(12, 2)))
+    noise = np.exp(0.1 * np.random.default_rng(1).normal(size=12))
+    found = halfwidths(np.hstack([bases, bases * np.stack([noise, np.full(12, 1.2)], 1)]), settings)
+    t_9 = 2.262  # the degrees of freedom of the first look, however many came after it
+    assert found == pytest.approx([t_9 * np.log(noise).std(ddof=1) / 12**0.5, 0.0], abs=1e-12)
 
 
 def test_repeats_end_at_the_most_that_was_asked_for_and_failures_are_not_waited_for(tmp_path: Path) -> None:
@@ -178,6 +189,12 @@ def test_a_sweep_that_cannot_work_is_refused(arguments: list[str], message: str,
     done = sweep(tmp_path, *arguments)
     assert done.returncode == 1 and message in done.stderr
     assert len(list(tmp_path.rglob("run.json"))) <= ("was not observed" in message), "before any job runs"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    done = sweep(tmp_path, AB, "hydra.sweep.dir=taken/here")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "taken" in done.stderr
 
 
 @pytest.mark.parametrize("repeats", [["repeats=2"], ["repeats=auto", "primary_metric=tpot_p50_s"]])

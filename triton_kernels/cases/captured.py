@@ -77,14 +77,18 @@ def _case(where: str, op: Op, entry: Any, number: int) -> Case:
         raise ValueError(f"{where}: {len(q_lens)} q_lens, but {len(ctx_lens)} ctx_lens; expected one of each per request")
     if any(ctx and q > ctx for q, ctx in zip(q_lens, ctx_lens)):
         raise ValueError(f"{where}: a request has more new tokens (q_lens) than tokens in all (ctx_lens)")
+    for name, value in options.items():
+        if _is_whole(value) and not 0 <= value <= MAX_SIZE:
+            raise ValueError(f"{where}: options.{name} is {value!r}, expected a whole number from 0 to {MAX_SIZE}")
     try:
         made = _BUILDERS[op.name](_name(number, q_lens, ctx_lens), q_lens, ctx_lens, dims, options)
         op.cost({"act_bytes": 2, "weight_bytes": 2, "kv_bytes": 2, **made.dims}, q_lens, ctx_lens)
+        size = _elements(q_lens, ctx_lens, dims, options)
     except KeyError as error:
         raise ValueError(f"{where}: lacks {error.args[0]!r} among its dims or options") from error
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{where}: cannot have been a call: {error}") from error
-    if (size := _elements(q_lens, ctx_lens, dims, options)) > MAX_ELEMENTS:
+    if size > MAX_ELEMENTS:
         raise ValueError(f"{where}: its tensors would have {size:.3g} elements, more than {MAX_ELEMENTS:.3g}")
     return replace(made, count=count)
 

@@ -82,10 +82,9 @@ def _error(
         share = weights / weights.sum()
         mape, bias, beyond = (float((share * part).sum()) for part in (np.abs(relative), relative, outside))
         values = (100 * mape, 100 * float(np.median(np.abs(relative))), 100 * bias, 100 * beyond)
-    formats = " ".join(f"{name}={value:g}" for name, value in like.formats.items())
     impl = str(impls[0]) if len(impls) == 1 else f"{len(impls)} kernels"
     shapes = len(np.unique(like.labels))
-    return Error(" ".join(tables), like.op, like.dtype, formats, impl, len(like), shapes, *values, unknown, basis, model)
+    return Error(" ".join(tables), like.op, like.dtype, like.formats_text, impl, len(like), shapes, *values, unknown, basis, model)
 
 
 def as_text(errors: Sequence[Error]) -> str:

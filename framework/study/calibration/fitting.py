@@ -48,12 +48,15 @@ def calibrate(
     ceilings: Mapping[str, float] | None,
     say: Callable[[str], None] = print,
 ) -> tuple[Calibration, list[Fit]]:
-    """A calibration from the rows of one device. Groups with fewer than ``MIN_ROWS`` rows are left out, and ``say`` is told.
-    Raises ValueError where nothing is left."""
+    """A calibration from the rows of one device. Groups with fewer than ``MIN_ROWS`` different calls are left out, and ``say`` is
+    told. Raises ValueError where nothing is left."""
     fits, few = [], []
     for samples in samples_of(rows, costs):
-        if len(samples) < MIN_ROWS:
-            few.append(f"{samples.title} has {len(samples)} rows")
+        calls = len(np.unique(np.hstack([samples.points, samples.sizes]), axis=0))
+        if calls < MIN_ROWS:
+            few.append(
+                f"{samples.title} has {len(samples)} rows" + (f" of {calls} different calls" if calls < len(samples) else "")
+            )
         else:
             fits.append(fit(samples))
     if not fits:

@@ -22,11 +22,9 @@ def write_points(fits: Sequence[Fit], path: Path) -> None:
         writer.writerow(["op", "dtype", "formats", "measured_us", "predicted_us"])
         for fit in fits:
             samples = fit.samples
-            formats = " ".join(f"{name}={value:g}" for name, value in samples.formats.items())
             shown = np.argsort(samples.times)[
                 np.linspace(0, len(samples.times) - 1, min(len(samples.times), MAX_POINTS)).astype(int)
             ]
             for measured, predicted in zip(samples.times[shown], fit.predicted[shown]):
-                writer.writerow(
-                    [samples.op, samples.dtype, formats, *(f"{np.exp(log) * 1e6:.4g}" for log in (measured, predicted))]
-                )
+                microseconds = (f"{np.exp(log) * 1e6:.4g}" for log in (measured, predicted))
+                writer.writerow([samples.op, samples.dtype, samples.formats_text, *microseconds])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,11 +40,11 @@ def parse_dims(text: str) -> dict[str, float]:
     """Of either way to write dims. Raises ValueError."""
     text = text.strip()
     if text.startswith("{"):
-        return {str(name): float(value) for name, value in json.loads(text).items()}
+        return {str(name): _number(value) for name, value in json.loads(text).items()}
     pairs = [part.partition("=") for part in text.split()]
     if any(not sign for _, sign, _ in pairs):
         raise ValueError(f"expected name=value pairs separated by blanks, found {text!r}")
-    return {name: float(value) for name, _, value in pairs}
+    return {name: _number(value) for name, _, value in pairs}
 
 
 def parse_runs(q_lens: str, ctx_lens: str) -> tuple[tuple[float, float, float], ...]:
@@ -62,6 +63,13 @@ def parse_runs(q_lens: str, ctx_lens: str) -> tuple[tuple[float, float, float], 
 def _lengths(text: str) -> list[float]:
     text = text.strip()
     if text.startswith("["):
-        return [float(value) for value in json.loads(text)]
+        return [_number(value) for value in json.loads(text)]
     parts = [part.partition("*") for part in text.split()]
-    return [length for value, _, times in parts for length in [float(value)] * int(times or 1)]
+    return [length for value, _, times in parts for length in [_number(value)] * int(times or 1)]
+
+
+def _number(value: str | float) -> float:
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{value} is no size; expected a finite number, 0 or more")
+    return number

@@ -60,10 +60,14 @@ class Samples:
         return np.array([zlib.crc32(str(shape).encode()) % NUM_FOLDS for shape in shapes])[index]
 
     @property
+    def formats_text(self) -> str:
+        """``formats`` as a cell of a table."""
+        return " ".join(f"{name}={value:g}" for name, value in self.formats.items())
+
+    @property
     def title(self) -> str:
         """The group in words."""
-        formats = " ".join(f"{name}={value:g}" for name, value in self.formats.items())
-        return " ".join(part for part in (self.op, self.dtype, formats) if part)
+        return " ".join(part for part in (self.op, self.dtype, self.formats_text) if part)
 
 
 def samples_of(rows: Sequence[Row], costs: Mapping[str, CostFunction]) -> list[Samples]:

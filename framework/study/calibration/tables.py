@@ -12,6 +12,7 @@ import gzip
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,13 +81,13 @@ def _read(path: Path, device: str | None) -> Table:
                 return _own_table(
                     path, columns, enumerate(reader, 2), device or (owner if kind and path.name != PROFILE_FILE else None)
                 )
-            if kind not in FORMATS:
+            if kind not in FORMATS or not owner:
                 raise ValueError(
                     f"{path.name}: no table of that name is known. Expected GPU_OP.csv or .csv.gz with OP one of "
                     f"{', '.join(FORMATS)}, or columns op, dtype, dims, q_lens, ctx_lens, us"
                 )
             return Table(path.name, device or owner, tuple(_rows(path.name, FORMATS[kind], columns, reader)))
-        except (gzip.BadGzipFile, UnicodeDecodeError, EOFError, csv.Error) as error:
+        except (gzip.BadGzipFile, zlib.error, UnicodeDecodeError, EOFError, csv.Error) as error:
             raise ValueError(f"{path.name} is no csv file, plain or gzipped: {error}") from error
 
 
@@ -102,6 +103,8 @@ def _rows(name: str, format: TableFormat, columns: Sequence[str], reader: csv.Di
         raise ValueError(f"{name}: column {', '.join(unknown)} is unknown; expected {expected}")
     for line, record in enumerate(reader, 2):
         place = f"{name}, row {line}"
+        if None in record:
+            raise ValueError(f"{place}: more cells than the header has columns ({', '.join(columns)})")
         us = _time(record[times[0]], times[0], place) * TIMES[times[0]]
         try:
             op, dtype, dims, run = format.call(record)
@@ -124,7 +127,7 @@ def _own_table(path: Path, columns: Sequence[str], records: Iterator[tuple[int, 
             continue  # a kernel that did not run, or was wrong
         try:
             dims, runs = parse_dims(record["dims"]), parse_runs(record["q_lens"], record.get("ctx_lens") or "")
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # of JSON also what is no text
             raise ValueError(f"{place}, columns dims, q_lens and ctx_lens: {error}") from error
         us, count = _time(record[time], time, place), _time(record.get("count") or "1", "count", place)
         row = Row(record["op"], record.get("impl") or "", record["dtype"], dims, runs, us, count, place)

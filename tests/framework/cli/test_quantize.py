@@ -25,4 +25,11 @@ def test_writes_and_says_what_it_saves(tmp_path: Path, capsys: pytest.CaptureFix
 def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", "tiny", str(tmp_path / "out"), "--scheme", "gptq-int4"]) == 2
     assert "group_size=128 does not divide the 704 inputs" in capsys.readouterr().err
+    for given, words in (
+        (("rtn-int4", "--calib", "missing.txt"), "calibration=missing.txt: rtn-int4 does not calibrate, gptq-int4, awq-int4"),
+        (("int8", "--asym"), "zero points belong to 4-bit schemes"),
+        (("gptq-int4", "--group-size", "64", "--calib", "missing.txt"), "calibration=missing.txt cannot be read"),
+    ):
+        assert main(["quantize", "tiny", str(tmp_path / "out"), "--scheme", *given]) == 2
+        assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 
 from framework.executor.calibration import Calibration
 from framework.executor.kriging import KERNELS, Kriging
+from framework.executor.operator_model import OperatorModel
 from framework.executor.operators import OPERATORS, Work, by_prompts, expert_load
 from framework.executor.physics import Physics, as_array
+from framework.executor.simulated_device import SimulatedDevice
 from framework.plan import device_model, op_costs
 
 LLAMA = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128}
@@ -36,6 +39,16 @@ def test_physics_recovers_what_made_the_times() -> None:
     works = [Work(10**f, 10**b, 10**t, ()) for f, b, t in rng.uniform((6, 4, 0), (14, 10, 4), (2000, 3))]
     found = Physics.fitted(as_array(works), np.log([true.seconds(work) for work in works]) + rng.normal(0, 0.02, 2000))
     assert found.numbers()[:4] == pytest.approx(true.numbers()[:4], rel=0.03) and found.sharpness == pytest.approx(2, rel=0.1)
+
+
+def test_rows_that_were_called_more_often_pull_more() -> None:
+    """Calls bound by memory, half of them twice as slow as the others."""
+    works = [Work(1.0, 10.0 ** (6 + i / 10), 1, ()) for i in range(40)] * 2
+    logs = np.log([(1 + (i >= 40)) * work.bytes / 1e12 for i, work in enumerate(works)])
+    for often, bandwidth in ((slice(0, 40), 1e12), (slice(40, 80), 0.5e12)):
+        weights = np.ones(80)
+        weights[often] = 1000
+        assert Physics.fitted(as_array(works), logs, weights).bytes_s == pytest.approx(bandwidth, rel=0.03)
 
 
 def test_one_call_and_many_cost_the_same() -> None:
@@ -65,6 +78,24 @@ def distances(points: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def matern(points: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     scaled = np.sqrt(3 * (((points[:, None] - points[None]) / lengths) ** 2).sum(-1))
     return (1 + scaled) * np.exp(-scaled)
+
+
+def test_a_field_is_judged_by_what_was_measured() -> None:
+    """A column of which nothing was measured changes nothing."""
+    rng = np.random.default_rng(3)
+    points = np.arange(12.0)[:, None]
+    smooth, noise = np.sin(points / 2), rng.normal(size=(12, 3))
+    alone = Kriging.tuned(points, smooth, np.ones((12, 1), dtype=bool), np.arange(12))
+    known = np.zeros((12, 4), dtype=bool)
+    known[:, 0] = True
+    beside = Kriging.tuned(points, np.hstack([smooth, noise]), known, np.arange(12))
+    assert (beside.kernel, beside.noise, *beside.lengths) == (alone.kernel, alone.noise, *alone.lengths)
+
+
+def test_the_kernel_that_foretells_best_is_taken() -> None:
+    """Straight lines between neighbours cut off the crests of a wave."""
+    points, everything = np.arange(24.0)[:, None], np.ones((24, 1), dtype=bool)
+    assert Kriging.tuned(points, np.sin(points / 3), everything, np.arange(24)).kernel == "smooth"
 
 
 def test_the_field_goes_through_its_points() -> None:
@@ -142,6 +173,9 @@ def test_outside_of_what_was_measured_is_counted(h200: Calibration) -> None:
     assert 4 < beyond / inside < 10 and (decode.calls, decode.extrapolated) == (2, 1), "on and on by its bytes"
     strange = h200.timer("linear", "bfloat16", {"in_features": 8, "out_features": 4096})
     assert strange is not None and strange.of_tokens(1) > 0 and strange.extrapolated == 1
+    huge = h200.timer("linear", "bfloat16", {"in_features": 1 << 20, "out_features": 4096})
+    assert huge is not None and huge.of_tokens(64) > 0 and huge.extrapolated == 1
+    assert decode.of_decode(1 << 14, 1000.0) > 0 and decode.extrapolated == 2, "too many requests"
 
 
 def test_what_was_not_measured_has_no_timer(h200: Calibration) -> None:
@@ -177,6 +211,34 @@ def test_transferred(h200: Calibration) -> None:
     assert b200.copy_bytes_s / h200.copy_bytes_s == pytest.approx(8.0 / 4.3)
 
 
+def test_transferred_by_the_ceiling_of_each_number_format(h200: Calibration) -> None:
+    """To a device with twice the products of bfloat16 and as many of fp8: what is bound by them, and by nothing else."""
+    at_peak = Physics(0.0, 1e14, 1e30, 1e30, 50.0)
+    models = tuple(
+        OperatorModel(op, "bfloat16", {}, "", at_peak, None, (np.array([0.0, 20.0]),), True, np.zeros(2), np.full(2, 20.0))
+        for op in ("linear", "gemm_fp8")
+    )
+    own = {"copy_bytes_s": 1e12, "bf16": 1e14, "fp8": 2e14}
+    found = replace(h200, device="lab", models=models, ceilings=own)
+    other = SimulatedDevice("other", "", None, 3e12, {"bf16": 2e14, "fp8": 2e14}, 1e11)
+    speeds = [model.physics.flops_s / 1e14 for model in found.on(other).models]
+    assert speeds == [2.0, 1.0] and found.on(other).copy_bytes_s == pytest.approx(3 * h200.copy_bytes_s)
+
+
+def test_of_several_parts_of_a_range_the_nearest_counts() -> None:
+    """GEMMs of 2^4 to 2^6 outputs by one kernel, of 2^10 to 2^12 by another, ten times as slow."""
+    nodes, costs = (np.array([0.0, 20.0]),), op_costs()
+    parts = [
+        OperatorModel("linear", "bfloat16", {}, name, Physics(floor_s, 1e30, 1e30, 1e30, 2.0), None, nodes, True, low, low + 2)
+        for name, floor_s, low in (("a", 1e-6, np.array([4.0, 5.0])), ("b", 1e-5, np.array([10.0, 5.0])))
+    ]
+    calibration = Calibration("lab", "by hand", tuple(parts), 1e-6, 1e12, None, costs)
+    for out_features, floor_s, outside in ((32, 1e-6, 0), (2048, 1e-5, 0), (128, 1e-6, 1), (512, 1e-5, 1), (8192, 1e-5, 1)):
+        timer = calibration.timer("linear", "bfloat16", {"out_features": out_features, "in_features": 64})
+        assert timer is not None
+        assert (timer.of_tokens(64), timer.extrapolated) == (pytest.approx(floor_s), outside)
+
+
 def test_round_trip(h200: Calibration, tmp_path: Path) -> None:
     for name in ("again.json.gz", "again.json"):
         h200.save(tmp_path / name)
@@ -195,13 +257,24 @@ def test_loading_is_fast() -> None:
 def test_errors_of_loading(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there are a100, h200, and no such file"):
         Calibration.load("h2000", {})
-    for name, content in (("a.json", b"{"), ("b.json.gz", b"no gzip"), ("c.json", b"[1]"), ("d.json.gz", gzip.compress(b"{}"))):
+    no_models, half_a_model = b'{"version": 1}', b'{"version": 1, "models": [{"op": "linear"}]}'
+    wrong = {"a.json": b"{", "b.json.gz": b"no gzip", "c.json": b"[1]", "d.json.gz": gzip.compress(b"{}")}
+    for name, content in (wrong | {"e.json": no_models, "f.json": half_a_model}).items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} is no calibration"):
             Calibration.load(str(tmp_path / name), {})
     (tmp_path / "old.json").write_text(json.dumps({"version": 0}))
     with pytest.raises(ValueError, match="version 0"):
         Calibration.load(str(tmp_path / "old.json"), {})
+
+
+def test_the_work_of_ops_that_are_not_built_by_hand() -> None:
+    """Of 4 requests of 3 tokens with a state of 32 heads x 128 x 128 float32 each, read and written once; of weights and
+    activations of 4 bits with a scale of 8 bits for 16 of them."""
+    delta = OPERATORS["gated_delta_prefill"].measure(None, {"num_k_heads": 16, "num_v_heads": 32}, [(4, 3, 3)])
+    assert delta.bytes == 12 * (2 * 16 + 2 * 32) * 128 * 2 + 4 * 2 * 4 * 32 * 128 * 128
+    gemm = OPERATORS["gemm_nvfp4"].measure(None, {"out_features": 64.0, "in_features": 32.0}, [(1, 5, 5)])
+    assert (gemm.flops, gemm.bytes) == (2 * 5 * 64 * 32, (64 * 32 + 5 * 32) * (4 + 8 / 16) / 8 + 5 * 64 * 2)
 
 
 def test_every_op_names_what_its_work_needs() -> None:

@@ -72,6 +72,12 @@ def test_devices_share_the_weights(architecture: dict[str, Any], cuts: dict[str,
     assert config.parallel.tp * sum(held) > whole
 
 
+def test_the_weights_of_a_model_are_those_of_all_its_devices() -> None:
+    whole = make_executor(LLAMA_70B).weight_bytes
+    for cuts in ({"tp": 8}, {"pp": 2}, {"tp": 4, "pp": 2, "dp": 2}):
+        assert make_executor(LLAMA_70B, **cuts).weight_bytes == pytest.approx(whole, rel=0.005)
+
+
 def test_stages_and_ranks_leave_more_for_the_cache() -> None:
     cache = CacheConfig(16)
     scheduler = SchedulerConfig(max_num_seqs=4096)  # so many that memory is what bounds the cache

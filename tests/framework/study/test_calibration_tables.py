@@ -142,6 +142,10 @@ GOOD = "x,bfloat16,1,32,32,0.1"
         ("rows.csv", (OWN.replace("us", "time"), "linear,,float32,a=1,1,1,1,1"), "expected columns op, dtype, dims, q_lens and us"),
         ("rows.csv", (OWN, "linear,,float32,a,1,1,1,1"), "row 2, columns dims, .*expected name=value pairs"),
         ("rows.csv", (OWN, "linear,,float32,a=1,1 2,1,1,1"), "q_lens has 2 requests, ctx_lens 1"),
+        ("rows.csv", (OWN, "linear,,float32,a=nan,1,1,1,1"), "nan is no size"),
+        ("rows.csv", (OWN, "linear,,float32,a=1,-1,,1,1"), "-1 is no size"),
+        ("_gemm.csv", (GEMM, GOOD), "no table of that name is known. Expected GPU_OP.csv"),
+        ("h200_gemm.csv", (GEMM, GOOD + ",5"), "row 2: more cells than the header has columns"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, name: str, lines: tuple[str, ...], words: str) -> None:
@@ -153,6 +157,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "h200_gemm.csv.gz").write_text(GEMM)
     with pytest.raises(ValueError, match="no csv file, plain or gzipped"):
         read_tables([tmp_path / "h200_gemm.csv.gz"])
+    packed = bytearray(gzip.compress("\n".join([GEMM, *(f"x,bfloat16,{m},32,{m * 7},0.1" for m in range(1, 200))]).encode()))
+    packed[60:70] = bytes(255 - byte for byte in packed[60:70])
+    (tmp_path / "h200_gemm.csv.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match="no csv file, plain or gzipped"):
+        read_tables([tmp_path / "h200_gemm.csv.gz"])
+    (tmp_path / "bench.json").write_text(json.dumps([{"op": 1, "dtype": 2, "dims": 3, "q_lens": 4, "us": 5}]))
+    with pytest.raises(ValueError, match="row 1, columns dims"):
+        read_tables([tmp_path / "bench.json"])
     (tmp_path / "bench.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a list of rows"):
         read_tables([tmp_path / "bench.json"])
@@ -175,3 +187,6 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["calibrate", str(path), "--check", "--out", "x", "--with", "h200"]) == 2
     assert main(["calibrate", str(path), "--out", str(tmp_path / "x.json")]) == 2
     assert "too few rows to fit: linear bfloat16 has 1 rows; an op needs at least 8" in capsys.readouterr().err
+    path.write_text("\n".join([GEMM, *[GOOD] * 20]))
+    assert main(["calibrate", str(path), "--out", str(tmp_path / "x.json")]) == 2, "one call is no range"
+    assert "linear bfloat16 has 20 rows of 1 different calls" in capsys.readouterr().err

@@ -78,6 +78,18 @@ def test_failed_and_missing_runs_are_in_no_pair() -> None:
         assert (row["verdict"], row["pairs"], row["interval"]) == (verdict, pairs, "none")
 
 
+def test_a_repeat_that_is_not_there_shifts_no_pair() -> None:
+    """Repeats differ tenfold, the settings by a half."""
+    runs = runs_of({"a": [1.0, 10.0, 100.0], "b": [1.5, 15.0, 150.0]})
+    row = only(runs[(runs["policy"] != "a") | (runs["repeat"] != 1)])
+    assert row["pairs"] == 2 and (row["estimate"], row["low"]) == pytest.approx((1.5, 1.5))
+
+
+def test_a_longer_trace_is_a_setting_and_no_repeat() -> None:
+    runs = runs_of({"a": [1.0, 1.1]}).assign(**{"workload.repeat": [1, 24]})
+    assert len(summarize(runs, [TPOT])) == 2
+
+
 def test_a_zero_makes_it_a_difference() -> None:
     """No logarithm, and leaving the zeros out would flatter who has them."""
     row = only(runs_of({"a": [2.0, 2.1, 1.9, 2.0], "b": [0.0, 0.1, 0.0, 0.0]}, GOODPUT), GOODPUT)
@@ -144,7 +156,7 @@ def test_the_printed_comparison_says_what_its_numbers_are(tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--compare", "policy"], "names no base"),
+        (["--compare", "policy"], "names no value"),
         (["--compare", "polcy=a"], "'polcy' was not swept; the runs differ in policy (a, b)"),
         (["--compare", "policy=c"], "no run has policy=c; found a, b"),
         (["--compare", "policy=a", "--metrics", "goodput"], "no run has the metric 'goodput'; there are tpot_p50_s"),

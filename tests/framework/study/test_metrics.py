@@ -101,6 +101,9 @@ def test_the_state_is_weighted_by_time() -> None:
 def test_one_step_is_told_by_the_state_that_it_left() -> None:
     metrics = compute_metrics(run(A, steps=[statistics((2.0, 0.25, 1, 0))]), SLOConfig())
     assert (metrics["kv_usage_mean"], metrics["kv_usage_max"]) == (0.25, 0.25)
+    steps = [statistics((2.0, usage, 1, 0)) for usage in (0.25, 0.75)]
+    metrics = compute_metrics(run(A, steps=steps), SLOConfig())
+    assert (metrics["kv_usage_mean"], metrics["kv_usage_max"]) == (0.5, 0.75), "of two engines"
 
 
 def test_steps_taken_at_once_count_as_if_one_by_one() -> None:

@@ -140,6 +140,18 @@ def test_a_metric_that_is_infinite_or_that_no_run_observed(tmp_path: Path, capsy
     assert main(["collect", str(tmp_path), "--output", str(tmp_path / "no" / "table.csv")]) == 2
 
 
+def test_rows_without_an_error_and_tables_with_words_for_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "0", {"status": "failed"})
+    assert main(["collect", str(tmp_path)]) == 0 and "failed: 0: no error was written" in capsys.readouterr().out
+    assert main(["collect", str(tmp_path), "--compare", "seed=1"]) == 2
+    table = tmp_path / "edited.csv"
+    table.write_text(f"run,status,seed,{METRIC}\n0,ok,1,fast\n1,ok,1,2.5\n")
+    assert list(collect(table)[METRIC].dropna()) == [2.5] and main(["collect", str(table)]) == 0
+    table.write_text("run,status,seed\n")
+    assert main(["collect", str(table), "--compare", "seed=1"]) == 2
+    assert "a table without a run" in capsys.readouterr().err
+
+
 def test_requests_are_those_of_finished_runs(tmp_path: Path) -> None:
     """A run that was killed may have left half of its file."""
     for i, status in enumerate(("ok", "failed")):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from framework.cli import main
-from framework.study.plots import kernel_roofline
+from framework.study.kernel_plots import kernel_roofline
 from triton_kernels.impl import impl
 from triton_kernels.lab.bench import Contender, Row, Task, measure, run, select_tasks
 from triton_kernels.lab.ceilings import Ceilings
