@@ -72,15 +72,15 @@ def main(given: Sequence[str] | None = None) -> None:
     folder: Path = parser.parse_args(given).folder
     profiled, calibration = folder / "runs" / "profiled", folder / CALIBRATION_FILE
     run(profiled, [*COMMON, *CALIBRATED_ON, "profile=true"])
+    for seed in SEEDS:
+        for number, workload in enumerate(WORKLOADS.values()):
+            run(folder / "runs" / f"real_{number}_{seed}", [*COMMON, *workload, f"seed={seed}"])
     if not calibration.is_file():
         command = [sys.executable, "-m", "framework.cli", "calibrate", str(profiled), "--device", "cpu", "--out", str(calibration)]
         subprocess.run(command, check=True)
     simulated = [*COMMON, "executor=simulated", "executor.device=cpu", f"executor.calibration={calibration}", "executor.launch_s=0"]
     simulated += [f"executor.step_overhead_s={host_s(profiled):.3g}", "scheduler.in_flight_steps=1"]
     simulated += ["cache.num_blocks=4096", "cache.block_size=16"]
-    for seed in SEEDS:
-        for number, workload in enumerate(WORKLOADS.values()):
-            run(folder / "runs" / f"real_{number}_{seed}", [*COMMON, *workload, f"seed={seed}"])
     for seed in SEEDS:
         for number, workload in enumerate(WORKLOADS.values()):
             run(folder / "runs" / f"simulated_{number}_{seed}", [*simulated, *workload, f"seed={seed}"])
