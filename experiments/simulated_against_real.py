@@ -50,10 +50,10 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def host_s(folder: Path) -> float:
-    """What a step takes beside its kernel calls and their timing: the mean of all steps but the longest tenth."""
+    """What a step takes beside its kernel calls and their timing: the median."""
     with (folder / STEPS_FILE).open(newline="", encoding="utf-8") as file:
         steps = [float(row["step_s"]) - float(row["ops_s"]) - float(row["profile_s"]) for row in csv.DictReader(file)]
-    return float(np.mean(sorted(steps)[: len(steps) * 9 // 10]))
+    return float(np.median(steps))
 
 
 def medians(folders: Sequence[Path]) -> dict[str, float]:
