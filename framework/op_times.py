@@ -18,7 +18,8 @@ SOURCES = {
 @dataclass(frozen=True)
 class OpCall:
     """A kernel call by what says how long it takes. dims, q_lens, ctx_lens: as the op's cost function takes them; options: what
-    else a call of the same speed needs; dtype: of the activations."""
+    else a call of the same speed needs; dtype: of the activations; while_recorded: it was made once, for a recording to be made of
+    it, which takes longer than any replay."""
 
     op: str
     impl: str
@@ -27,6 +28,7 @@ class OpCall:
     options: tuple[tuple[str, Any], ...] = ()
     q_lens: tuple[int, ...] = ()
     ctx_lens: tuple[int, ...] = ()
+    while_recorded: bool = False
 
     @classmethod
     def of(cls, op: str, impl: str, dtype: str, dims: Mapping[str, float], **more: Any) -> OpCall:

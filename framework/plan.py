@@ -16,7 +16,7 @@ import torch
 import triton_kernels
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.call_shapes import described_ops, shape_reader
-from triton_kernels.impls._shared.recording import Arena, Recording, record, run_between
+from triton_kernels.impls._shared.recording import Arena, Recording, is_recording, record, run_between
 from triton_kernels.spec import device_arch
 
 from .config import EngineConfig
@@ -35,6 +35,7 @@ __all__ = [
     "device_arch",
     "device_model",
     "fold_choices",
+    "is_recording",
     "may_fuse",
     "op_costs",
     "preferred_block_size",

@@ -138,7 +138,7 @@ class CallList:
                 self._add("rms_norm", {"hidden_size": num_heads * a.head_dim, "residual": 0}, count)
             if layer.rope is not None:
                 self._add("rotary", heads, count)
-            self._add("kv_cache_write", heads, count)
+            self._add("kv_cache_write", {name: heads[name] for name in ("num_kv_heads", "head_dim")}, count)
         attention = {**heads, "window": layer.window or 0}
         self._add("paged_attention_decode", attention, count, rows="decode")
         self._add("paged_attention_prefill", attention, count, rows="prefill")

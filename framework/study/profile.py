@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,8 +115,9 @@ class Profile:
         calls: Counter[tuple[str, str]] = Counter()
         for step in steps:
             for call, _, took, count in self.op_times.between(*step.ops):
-                seconds[call.op, call.impl] += took  # type: ignore[assignment]
-                calls[call.op, call.impl] += count
+                impl = f"{call.impl} (recorded)" if call.while_recorded else call.impl
+                seconds[call.op, impl] += took  # type: ignore[assignment]
+                calls[call.op, impl] += count
         ops_s, total_s = sum(seconds.values()), sum(step.seconds for step in steps)
         phases = {phase: sum(step.phase_s(phase) for step in steps) for phase in PHASES}
         if self.op_times.source == "wall":  # calls are part of the phase that submits them
@@ -208,17 +210,18 @@ class _TimedHandle:
 
 
 def op_rows(op_times: OpTimes) -> list[dict[str, Any]]:
-    """A row per op, impl and shape: mean microseconds of a call, and how many there were. Calls of no known shape are left out."""
-    seconds: dict[OpCall, float] = defaultdict(float)
+    """A row per op, impl and shape: median microseconds of a call, which an interrupt does not move, and how many there were. Calls
+    of no known shape are left out, and those that were made while they were recorded."""
+    seconds: dict[OpCall, list[float]] = defaultdict(list)
     counts: Counter[OpCall] = Counter()
     for call, _, took, count in op_times:
-        if call.q_lens:
-            seconds[call] += took
+        if call.q_lens and not call.while_recorded:
+            seconds[call].append(took / count)
             counts[call] += count
     rows = []
-    for call, total_s in seconds.items():
+    for call, each_s in seconds.items():
         lens = {"q_lens": lens_text(call.q_lens), "ctx_lens": lens_text(call.ctx_lens)}
-        us = f"{total_s / counts[call] * 1e6:.6g}"
+        us = f"{statistics.median(each_s) * 1e6:.6g}"
         row = {"op": call.op, "impl": call.impl, "dtype": call.dtype, "dims": json.dumps(dict(call.dims)), **lens}
         rows.append({**row, "us": us, "count": counts[call]})
     return sorted(rows, key=lambda row: (row["op"], row["dims"]))

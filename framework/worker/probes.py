@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..config import EngineConfig
 from ..op_times import OpCall, OpTimes
-from ..plan import run_between, shape_reader
+from ..plan import is_recording, run_between, shape_reader
 from .devices import Capture, Replay
 
 HOST = "host"
@@ -129,7 +130,9 @@ class _Probed:
             self.begin_step = begin_step
 
     def __call__(self, *args: Any) -> Any:
+        begun = _now()
         before, after = self._probes.hook(self._op, self._impl, lambda: self._arguments(args))
+        self._probes.times.overhead_s += _now() - begun
         run_between(before)
         result = self._run(*args)
         run_between(after)
@@ -160,12 +163,14 @@ def _wall_hook(
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     entered = begun = 0.0
     call: OpCall | None = None
+    while_recorded = is_recording()  # the first call; all others are replays
 
     def before() -> None:
-        nonlocal entered, begun, call
+        nonlocal entered, begun, call, while_recorded
         entered = _now()
         if read is not None:
-            call = read()
+            call = replace(read(), while_recorded=True) if while_recorded else read()
+            while_recorded = False
         begun = _now()
 
     def after() -> None:

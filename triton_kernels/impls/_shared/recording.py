@@ -159,6 +159,11 @@ def record(run: Callable[[], Any], arena: Arena) -> Recording:
     return Recording(mode.finish(), output, arena, mode.num_kernels)
 
 
+def is_recording() -> bool:
+    """Whether a recording is being made."""
+    return RECORDER.get() is not None
+
+
 def run_between(part: Callable[[], Any]) -> None:
     """Calls ``part``, which is to compute no tensors, and lets a recording that is being made call it in each replay, too, between
     what came before and what comes next."""
