@@ -31,7 +31,7 @@ class Runs:
     def __call__(self, repeat: int) -> float:
         workload = WorkloadConfig(source="random", num_requests=1, prompt_tokens=16, output_tokens=8, seed=repeat)
         requests = build_workload(workload, self._engine.executor.vocab_size, None)
-        return compute_metrics(run_workload(self._engine, requests, self._engine.clock), SLOConfig())["tpot_p50_s"]
+        return compute_metrics(run_workload([self._engine], requests), SLOConfig())["tpot_p50_s"]
 
 
 def verdict(a: list[float], b: list[float], repeats: str | int = 0) -> str:
