@@ -51,7 +51,7 @@ def test_predictions_are_points_and_their_mean_error() -> None:
 
 def test_points_of_a_calibration_are_drawn_as_they_were_written(tmp_path: Path) -> None:
     times = np.log(np.linspace(1e-6, 400e-6, 400))
-    samples = SimpleNamespace(op="linear", dtype="bfloat16", formats={"group_rows": 0}, times=times[::-1])
+    samples = SimpleNamespace(op="linear", dtype="bfloat16", formats_text="group_rows=0", times=times[::-1])
     fit = SimpleNamespace(samples=samples, predicted=times[::-1] + np.log(1.05))
     write_points([fit], tmp_path / "points.csv")  # type: ignore[list-item]
     rows = pd.read_csv(tmp_path / "points.csv")
