@@ -19,6 +19,8 @@ CHECKED_BESIDE = {
     *(f"paged_attention_{name}" for name in ("prefill:pointer", "prefill:tma", "decode:splitkv", "decode:balanced")),
 }
 """In the files beside this one, on fewer cases or in smaller tiles, because they are slow here."""
+REFUSED = {"embedding:triton": {"panels", "shard_in_panels"}}
+"""Cases that a kernel refuses: a packed table belongs to the C kernels of a CPU."""
 REGISTRY = Registry.load()
 KERNELS = {f"{i.op}:{i.name}": i for i in REGISTRY if i.is_triton and i.origin.startswith("triton_kernels.")}
 SMALL_BLOCKS = (
@@ -51,7 +53,7 @@ def test_every_case_conforms(name: str, dtype: torch.dtype) -> None:
     for case in runnable(KERNELS[name].op):
         result = conformance.check(OPS[KERNELS[name].op], KERNELS[name], case, dtype, interpret=True)
         assert result.ok, f"{case.name}: {result.message}"
-        assert not result.skipped, f"{case.name} was refused: {result.message}"
+        assert result.skipped == (case.name in REFUSED.get(name, ())), f"{case.name}: {result.message}"
 
 
 def test_kernels_that_are_checked_beside_exist() -> None:
