@@ -37,6 +37,17 @@ class EngineStats(SchedulerCounters):
     kv_usage: float = 0.0
 
 
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine was built as; it does not change. Sizes as ``Executor`` has them."""
+
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    num_blocks: int
+    weight_bytes: int
+
+
 class Engine:
     """Schedules requests, runs steps on an executor, and turns tokens into outputs. Single-threaded; never sleeps.
 
@@ -156,6 +167,12 @@ class Engine:
     def kv_usage(self) -> float:
         """Fraction of the blocks that requests hold."""
         return self.manager.pool.usage
+
+    def info(self) -> EngineInfo:
+        executor = self.executor
+        return EngineInfo(
+            executor.max_model_len, executor.vocab_size, self.config.cache.block_size, executor.num_blocks, executor.weight_bytes
+        )
 
     def stats(self) -> EngineStats:
         counters = vars(self.scheduler.counters)
