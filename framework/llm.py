@@ -92,8 +92,8 @@ class LLM:
         return self.engine.reset_prefix_cache()
 
     def get_metrics(self) -> list[Metric]:
-        """The engine's counters and gauges, under vLLM's names."""
-        return engine_metrics(self.engine.stats(), self.engine.config.model.name)
+        """The engine's counters, gauges and histograms, under vLLM's names."""
+        return engine_metrics(self.engine.metrics(), self.engine.config.model.name)
 
     def beam_search(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError("beam search is not available in this version; generate samples n completions per prompt")
