@@ -90,7 +90,7 @@ class GenerationBody(Body):
     request_id: str | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
-    cache_salt: str | None = None
+    cache_salt: Annotated[str, Field(min_length=1)] | None = None
     user: str | None = None
 
     # What vLLM takes and this server does not.
