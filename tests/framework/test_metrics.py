@@ -25,7 +25,7 @@ def metrics_of(engine: Engine) -> dict[str, Any]:
 def buckets(histogram: Histogram) -> dict[str, int]:
     """Upper end -> how many, of the buckets that hold any."""
     ends, counts = list(histogram.buckets), list(histogram.buckets.values())
-    return {end: more - less for end, less, more in zip(ends, [0, *counts], counts) if more > less}
+    return {f"{float(end):g}": more - less for end, less, more in zip(ends, [0, *counts], counts) if more > less}
 
 
 def step(engine: Engine, now_s: float) -> None:
