@@ -12,10 +12,12 @@ import signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .engine.errors import EngineDeadError
 from .engine_process import Abort, Add, Answer, Call, Failure, Ready, run_engine
+from .logs import LOGGER, set_up_logging
 
 if TYPE_CHECKING:
     from .config import EngineConfig
@@ -44,7 +46,8 @@ class EngineClient:
     def __init__(self, config: EngineConfig, start_timeout_s: float) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
-        self._process = context.Process(target=run_engine, args=(config, child), daemon=True, name="kernelswap-engine")
+        arguments = (run_engine, LOGGER.getEffectiveLevel(), config, child)
+        self._process = context.Process(target=_run, args=arguments, daemon=True, name="kernelswap-engine")
         self._process.start()
         child.close()
         try:
@@ -202,6 +205,12 @@ class EngineClient:
         self._hand_on((key, self.dead_error) for key in keys)
         with self._lock:
             self._receivers.clear()
+
+
+def _run(main: Callable[[EngineConfig, Connection], None], log_level: int, config: EngineConfig, pipe: Connection) -> None:
+    """In the engine's process, which logs what its parent would."""
+    set_up_logging(log_level)
+    main(config, pipe)
 
 
 def _put_all(batch: list[tuple[Receiver, Any]]) -> None:

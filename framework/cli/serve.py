@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..engine_args import engine_config
+from ..logs import set_up_logging
 from ..server.config import ServerConfig
 from .flags import add_flags, given
 
@@ -24,7 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ..server import run as serve
 
     engine, server = given(arguments, engine_config), ServerConfig(**given(arguments, ServerConfig))
+    server.validate()
     if (model := arguments.positional_model) is not None and engine.setdefault("model", model) != model:
         raise ValueError(f"MODEL={model} and --model {engine['model']} were given: leave one of them out")
+    set_up_logging(server.log_level)
     serve(engine_config(**engine), server)
     return 0

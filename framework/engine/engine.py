@@ -86,6 +86,7 @@ class Engine:
             complete.bad_words_token_ids = possible
         max_total = self.scheduler.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
+        _logger.debug("request %s: %d prompt tokens, n=%d", request_id, len(given.token_ids), complete.n)
         group = RequestGroup(request_id, given.text, given.token_ids, complete, arrival_s)
         leader: Request | None = None
         for i in range(complete.n):

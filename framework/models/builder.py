@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..config import ModelConfig, QuantConfig
 from ..plan import BoundKernel, KernelPlan
@@ -28,6 +30,7 @@ from .quantization.unquantized import float_linear
 from .rope import Rope
 from .weights import Checkpoint, DummyWeights, Weights
 
+_logger = logging.getLogger(__name__)
 POST_NORMS = ("attn_post_norm", "mlp_post_norm")
 
 
@@ -107,7 +110,10 @@ class Builder:
         mine = pp.part(len(a.layers))
         first, last = mine.start == 0, mine.stop == len(a.layers)
         table = self.weights.weight(parts["embed"]) if first or (last and a.tied) else None
-        layers = [self._block(layer, index) for index, layer in enumerate(mine)]
+        # Only where a person looks: on a terminal, and if lines about the start are wanted.
+        shown = None if _logger.isEnabledFor(logging.INFO) else True
+        bar = tqdm(mine, desc="Loading weights", unit="layer", leave=False, disable=shown)
+        layers = [self._block(layer, index) for index, layer in enumerate(bar)]
         lm_head = self._lm_head(parts, table) if last else None
         scale = float(torch.tensor(a.hidden_size**0.5, dtype=getattr(torch, self.info.dtype))) if a.family.embed_scale else None
         return Decoder(

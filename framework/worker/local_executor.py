@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from ..config import EngineConfig
 from ..engine.kv_cache.memory import fitting_blocks
 from ..engine.kv_cache.spec import ELEMENT_BYTES, block_bytes, group_layers
 from ..engine.step import StepInput
+from ..logs import memory_size
 from ..models.architecture import ModelInfo
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.builder import load_model
@@ -27,6 +31,7 @@ from .runner import Runner, StepHandle
 from .transfer import device_losses
 from .weight_memory import tensor_bytes
 
+_logger = logging.getLogger(__name__)
 OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "gather_logprobs", "copy_blocks")
 
 
@@ -54,24 +59,29 @@ class LocalExecutor:
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, probes)
-        self._model = load_model(
-            config.model,
-            model,
-            self.plan,
-            device.torch,
-            Parallel(),
-            config.cache.block_size,
-            config.seed,
-            config.cache.dtype,
-            config.quant,
-        )
-        self.weight_bytes = tensor_bytes(self._model)
+        with _phase("weights") as said:
+            self._model = load_model(
+                config.model,
+                model,
+                self.plan,
+                device.torch,
+                Parallel(),
+                config.cache.block_size,
+                config.seed,
+                config.cache.dtype,
+                config.quant,
+            )
+            self.weight_bytes = tensor_bytes(self._model)
+            said.append(f"{memory_size(self.weight_bytes)} of {model.name} in {model.dtype} on {device.name}")
         self.groups = group_layers(self._model.cache_specs())
         self._model.set_groups(self.groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
-        self.num_blocks = config.cache.num_blocks or self._fit_blocks(config, device)
-        _check_cache_fits(self.num_blocks, self.num_blocks * block_bytes(self.groups, config.cache.block_size), device)
-        caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device.torch)
+        with _phase("KV cache") as said:
+            self.num_blocks = config.cache.num_blocks or self._fit_blocks(config, device)
+            cache_bytes = self.num_blocks * block_bytes(self.groups, config.cache.block_size)
+            _check_cache_fits(self.num_blocks, cache_bytes, device)
+            caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device.torch)
+            said.append(f"{self.num_blocks} blocks of {config.cache.block_size} tokens, {memory_size(cache_bytes)}")
         self._runner = Runner(
             self._model, self.plan, self.groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, device.torch
         )
@@ -83,6 +93,7 @@ class LocalExecutor:
             self._step = probes.around_submit(self._step)
         if config.graphs.enabled and (capture := device.capture()) is not None:
             self._capture_graphs(config, device, capture if probes is None else probes.around_capture(capture))
+        _logger.info("kernel plan: %s", ", ".join(f"{op}={found['impl']}" for op, found in self.plan_report().items()))
 
     def submit(self, step: StepInput) -> StepHandle:
         with device_losses():
@@ -107,7 +118,10 @@ class LocalExecutor:
                     stacklevel=3,
                 )
             return
-        self._runner.capture_graphs(graph_sizes(config, type(device)), capture)
+        with _phase("recordings") as said:
+            sizes = graph_sizes(config, type(device))
+            self._runner.capture_graphs(sizes, capture)
+            said.append(f"{len(sizes)} decode steps of up to {sizes[-1]} rows")
         self.plan.recorded = frozenset(kernel.op for kernel in self.plan.bound if kernel.op not in OPS_OUTSIDE_GRAPHS)
 
     def _fit_blocks(self, config: EngineConfig, device: Device) -> int:
@@ -137,6 +151,15 @@ class LocalExecutor:
         self._model.logits(self._model.forward(batch)[rows]).float()
 
 
+@contextmanager
+def _phase(name: str) -> Iterator[list[str]]:
+    """Logs one line of the start, with its seconds and what was appended to the list."""
+    said: list[str] = []
+    start_s = time.perf_counter()
+    yield said
+    _logger.info("%s: %s, in %.1f s", name, ", ".join(said), time.perf_counter() - start_s)
+
+
 def _weight_bytes(config: EngineConfig, model: ModelInfo) -> float:
     """What the weights will take."""
     if model.architecture is not None:
@@ -152,9 +175,9 @@ def check_weights_fit(num_bytes: float, model: ModelInfo, device: Device) -> Non
     memory = device.memory()
     if memory is not None and num_bytes > memory.available:
         raise ValueError(
-            f"model {model.name!r} has {_gib(num_bytes)} of weights in {model.dtype}, but {device.name} has "
-            f"{_gib(memory.available)} available, of {_gib(memory.total)}: free some, choose a smaller model, model.dtype or "
-            "quant.scheme, or another device; executor.kind=simulated needs no memory for weights"
+            f"model {model.name!r} has {memory_size(num_bytes)} of weights in {model.dtype}, but {device.name} has "
+            f"{memory_size(memory.available)} available, of {memory_size(memory.total)}: free some, choose a smaller model, "
+            "model.dtype or quant.scheme, or another device; executor.kind=simulated needs no memory for weights"
         )
 
 
@@ -163,10 +186,7 @@ def _check_cache_fits(num_blocks: int, needed: int, device: Device) -> None:
     memory = device.memory()
     if memory is not None and needed > memory.available:
         raise ValueError(
-            f"a KV cache of {num_blocks} blocks takes {_gib(needed)}, but {device.name} has {_gib(memory.available)} available "
-            f"beside the weights, of {_gib(memory.total)}: lower cache.num_blocks (or cache.memory_bytes), or free some"
+            f"a KV cache of {num_blocks} blocks takes {memory_size(needed)}, but {device.name} has "
+            f"{memory_size(memory.available)} available beside the weights, of {memory_size(memory.total)}: lower cache.num_blocks "
+            "(or cache.memory_bytes), or free some"
         )
-
-
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
