@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import multiprocessing
 import pickle
 import queue
 import signal
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .config import EngineConfig
     from .engine.engine import EngineInfo
 
+_logger = logging.getLogger(__name__)
 SHUTDOWN_TIMEOUT_S = 10.0
 """How long the process may take to end by itself."""
 
@@ -50,11 +53,13 @@ class EngineClient:
         self._process = context.Process(target=_run, args=arguments, daemon=True, name="kernelswap-engine")
         self._process.start()
         child.close()
+        start_s = time.perf_counter()
         try:
             self.info = self._wait_until_ready(start_timeout_s)
         except BaseException:
             self._end_process(0)
             raise
+        _logger.info("engine: up to %d tokens per request, in %.1f s", self.info.max_model_len, time.perf_counter() - start_s)
         self._lock = threading.RLock()  # of the two that follow
         self._receivers: dict[str, Receiver] = {}
         self._death: tuple[str, Exception | None] | None = None

@@ -26,6 +26,7 @@ TEXTS = MappingProxyType(
         "vllm:prompt_tokens_by_source": "Prompt tokens by where their keys and values came from.",
         "vllm:generation_tokens": "Tokens generated.",
         "vllm:request_success": "Completions that ended, by why.",
+        "vllm:admission_rejections": "Requests that were refused because too many wait already.",
         "vllm:corrupted_requests": "Completions that ended because their logits were NaN or all -inf.",
         "vllm:time_to_first_token_seconds": "From a request's arrival to its first token.",
         "vllm:inter_token_latency_seconds": "Between a completion's token and its next one.",

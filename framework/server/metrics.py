@@ -58,5 +58,6 @@ def _family(name: str, series: list[Metric]) -> Family:
 async def metrics(request: Request) -> Response:
     """The engine's metrics, under the name that the model is served by."""
     serving: Serving = request.app.state.serving
-    found = await serving.engine.metrics(serving.model_names[0])
-    return Response(render(found), media_type=CONTENT_TYPE_LATEST)
+    name = serving.model_names[0]
+    rejected = Counter("vllm:admission_rejections", {"model_name": name, "reason": "max_num_queued_reqs"}, serving.num_rejected)
+    return Response(render([*await serving.engine.metrics(name), rejected]), media_type=CONTENT_TYPE_LATEST)

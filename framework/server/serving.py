@@ -31,6 +31,7 @@ class Serving:
     model_names  by which requests may call the model
     fingerprint  changes when answers may: with the version, or the engine's configuration
     num_in_work  completions that were admitted and have not ended
+    num_rejected requests that were not admitted
     """
 
     def __init__(self, engine: AsyncEngine, config: ServerConfig) -> None:
@@ -39,7 +40,7 @@ class Serving:
         digest = blake2b(json.dumps(asdict(engine.config), default=str, sort_keys=True).encode(), digest_size=4).hexdigest()
         self.fingerprint = f"kernelswap-{__version__}-{digest}"
         self.chat_template = config.load_chat_template()
-        self.num_in_work = 0
+        self.num_in_work = self.num_rejected = 0
         self._most_in_work = engine.config.scheduler.max_num_seqs + config.max_num_queued_reqs
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-tokenizer")
         tokenizer = engine.inputs.tokenizer
@@ -58,6 +59,7 @@ class Serving:
         if count > self._most_in_work:
             raise APIError(400, f"{count} completions are more than the {self._most_in_work} that this server takes at once", "n")
         if self.num_in_work >= self._most_in_work:
+            self.num_rejected += 1
             raise APIError(
                 503,
                 f"the server is overloaded: {self.num_in_work} completions are in work. Try again later",

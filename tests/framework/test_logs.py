@@ -80,5 +80,6 @@ def test_the_engines_process_logs_what_this_one_would(capfd: pytest.CaptureFixtu
     for level, expected in (("info", ["weights", "KV cache", "kernel plan"]), ("warning", [])):
         set_up_logging(level)
         AsyncEngine(EngineConfig(cache=CacheConfig(num_blocks=64), device="cpu")).shutdown()
-        found = re.findall(r"INFO kernelswap-engine framework\.\S+: ([\w ]+): ", capfd.readouterr().err)
-        assert [phase for phase in found if phase != "recordings"] == expected
+        found = re.findall(r"INFO (\S+) framework\.\S+: ([\w ]+): ", capfd.readouterr().err)
+        assert [phase for process, phase in found if process == "kernelswap-engine" and phase != "recordings"] == expected
+        assert [phase for process, phase in found if process == "MainProcess"] == (["engine"] if expected else [])

@@ -92,3 +92,15 @@ def test_the_served_name_is_the_label(engine: AsyncEngine) -> None:
             assert sample.labels.get("model_name", "mine") == "mine"
     kernels = {sample.labels["op"]: sample.labels["impl"] for sample in families["kernelswap:kernel_info"].samples}
     assert set(kernels) > {"linear", "sample", "paged_attention_decode"} and all(kernels.values())
+
+
+def test_requests_that_were_refused_are_counted(engine: AsyncEngine) -> None:
+    with serving(engine, ServerConfig(max_num_queued_reqs=0)) as server:
+        most = engine.config.scheduler.max_num_seqs
+        with server.open("/v1/completions", prompt="a", n=128, max_tokens=1000, ignore_eos=True, stream=True) as one:
+            one.recv(100)
+            with server.open("/v1/completions", prompt="b", n=most - 128, max_tokens=1000, ignore_eos=True, stream=True) as two:
+                two.recv(100)
+                refused = [server.post("/v1/completions", prompt="c", max_tokens=1)[0] for _ in range(3)]
+        assert refused == [503] * 3
+        assert scrape(server)["vllm:admission_rejections_total{reason=max_num_queued_reqs}"] == 3
