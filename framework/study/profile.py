@@ -6,7 +6,6 @@ wrappers are put around the methods of one engine and its executor; an engine wi
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections import Counter, defaultdict
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..op_times import SOURCES, OpCall, OpTimes
-from .results import format_table
+from .results import format_table, write_csv
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -149,10 +148,10 @@ class Profile:
 
     def write(self, folder: Path) -> list[str]:
         """Writes the trace and the tables; returns their names."""
-        _write_rows(folder / PROFILE_FILE, [part._asdict() for part in self.summary()])
-        _write_rows(folder / OPS_FILE, op_rows(self.op_times), OPS_COLUMNS)
+        write_csv(folder / PROFILE_FILE, [part._asdict() for part in self.summary()])
+        write_csv(folder / OPS_FILE, op_rows(self.op_times), OPS_COLUMNS)
         start_s = self.steps[0].start_s if self.steps else 0.0
-        _write_rows(folder / STEPS_FILE, [self._step_row(step, start_s) for step in self.steps])
+        write_csv(folder / STEPS_FILE, [self._step_row(step, start_s) for step in self.steps])
         events = ",\n".join(json.dumps(event) for event in self._events(start_s))
         text = (
             f'{{"displayTimeUnit": "ms", "otherData": {{"calls": {json.dumps(SOURCES[self.op_times.source])}}}, "traceEvents": [\n'
@@ -236,10 +235,3 @@ def lens_text(lens: Iterable[int]) -> str:
         else:
             runs.append([length, 1])
     return " ".join(f"{length}*{count}" if count > 1 else f"{length}" for length, count in runs)
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]], columns: Iterable[str] = ()) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, tuple(columns) or tuple(rows[0] if rows else ()))
-        writer.writeheader()
-        writer.writerows(rows)
