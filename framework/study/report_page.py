@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .comparison import compare, differing_environment, outliers, summarize, usual_metrics
+from .comparison import chance_caveat, compare, environment_caveat, outliers, summarize, usual_metrics
 from .compose import saved_commands
 from .drawing import Naming
 from .environment import START_TIME
@@ -161,8 +161,7 @@ def _alarms(runs: pd.DataFrame) -> list[str]:
         alarms.append(f"All {failed} runs failed: there are no results.")
     elif failed:
         alarms.append(f"{failed} of {len(runs)} runs failed, see below; the table and the figures are of the others.")
-    if differing := differing_environment(runs):
-        alarms.append(f"The runs are not of one environment: {differing}.")
+    alarms += environment_caveat(runs)
     if any(commit.endswith("+changes") for commit in _stated(runs, "env.commit")):
         alarms.append("Some of the code was changed after its commit.")
     return alarms
@@ -216,10 +215,9 @@ def _comparison_table(runs: pd.DataFrame, metrics: Sequence[str], comparison: st
         cells += [label, str(row["pairs"]), f"{sign}{estimate}{interval}", number_text(row["effect_size"]), row["verdict"]]
         rows.append(cells)
     notes = [
-        "× a ratio to the base, else a difference from it; in brackets its 95 % confidence interval over pairs of equal repeats."
+        "× a ratio to the base, else a difference from it; in brackets its 95 % confidence interval over pairs of equal repeats.",
+        *chance_caveat(found),
     ]
-    if (num := int((found["interval"] != "none").sum())) > 1:
-        notes.append(f"{num} intervals: about one in 20 excludes no change by chance. Decide by one metric, named beforehand.")
     if len(found) > MAX_ROWS:
         notes.append(f"The first {MAX_ROWS} of {len(found)} rows; kernelswap collect --compare {comparison} prints all.")
     header = [*naming.keys.values(), "metric", "pairs", "change", "effect size", "verdict"]

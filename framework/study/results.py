@@ -108,6 +108,14 @@ def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
             writer.writerow({k: _cell(v) for k, v in row.items()})
 
 
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """A csv file with ``columns``, or with the keys of all rows."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns or list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else f"{value:.9g}"
