@@ -32,6 +32,15 @@ _SAME = {"float16": "bfloat16", "half": "bfloat16"}
 """Dtypes of the same speed."""
 
 
+_SIMILAR = {
+    "gemm_fp8": ("gemm_int8", "linear"),
+    "gemm_int8": ("gemm_fp8", "linear"),
+    "gemm_w4a16": ("gemm_w8a16", "linear"),
+    "gemm_w8a16": ("gemm_w4a16", "linear"),
+}
+"""Of which ops an op takes the times where it was not measured in any format, the most similar first."""
+
+
 class Device(Protocol):
     """Ceilings of a device of the table."""
 
@@ -45,10 +54,13 @@ class Device(Protocol):
 
 class OperatorTimer:
     """Seconds of calls of one op with fixed dims. ``calls`` and ``extrapolated`` count; the latter are those outside of what was
-    measured. Which method is for an op, ``sizes`` says; calling works for all."""
+    measured. Which method is for an op, ``sizes`` says; calling works for all. after: what was measured in place of it, in words;
+    empty if it was measured itself."""
 
-    def __init__(self, model: BoundModel, spec: Operator, cost: CostFunction | None, dims: Mapping[str, float]) -> None:
-        self._model, self._spec, self._cost, self._dims = model, spec, cost, dims
+    def __init__(
+        self, model: BoundModel, spec: Operator, cost: CostFunction | None, dims: Mapping[str, float], after: str = ""
+    ) -> None:
+        self._model, self._spec, self._cost, self._dims, self.after = model, spec, cost, dims, after
         self._window = dims.get("window") or math.inf
         self._by_tokens: dict[int, tuple[float, bool]] = {}
         self.calls = self.extrapolated = 0
@@ -168,11 +180,37 @@ class Calibration:
         model = self.bound(op, dtype, spec.format(dims, dtype), spec.point(dims))
         return None if model is None else OperatorTimer(model, spec, self.costs.get(op), dims)
 
+    def similar(self, op: str, dtype: str, dims: Mapping[str, float], flops_s: Mapping[str, float]) -> OperatorTimer | None:
+        """Where there is no ``timer``: its work at the shares of the device's ceilings that the most similar op reached which was
+        measured, and with what was measured there beside physics. That is the op itself in its nearest dtype and format, else the
+        first in ``_SIMILAR``; None if there is none. flops_s: the device's ceilings by number format."""
+        spec, dtype = operator(op, dims), _SAME.get(dtype, dtype)
+        formats, point, wanted = spec.format(dims, dtype), spec.point(dims), number_format(op, dtype)
+
+        def difference(model: OperatorModel) -> tuple[bool, float, float]:
+            names = {*formats, *model.formats}
+            apart = sum(abs(formats.get(name, 0) - model.formats.get(name, 0)) for name in names)
+            return model.dtype != dtype, apart, model.distance(point)
+
+        for name in (op, *_SIMILAR.get(op, ())):
+            found = [each for each in self._models(name, point) if number_format(name, each.dtype) in flops_s]
+            if found and wanted in flops_s:
+                model = min(found, key=difference)
+                own = flops_s[number_format(name, model.dtype)]
+                physics = model.physics.scaled(flops_s[wanted] / own if math.isfinite(own) else 1.0, 1.0)
+                after = " ".join([name, model.dtype, *(f"{key}={value:g}" for key, value in model.formats.items())])
+                return OperatorTimer(replace(model, physics=physics).bound(point), spec, self.costs.get(op), dims, after)
+        return None
+
     def bound(self, op: str, dtype: str, formats: Mapping[str, float], point: Sequence[float]) -> BoundModel | None:
         """The model of a shape, by its coordinates (``operators.Operator.point``): where several parts of a range were measured,
         that with the nearest shape."""
-        found = [each for each in self.models if (each.op, each.dtype, each.formats) == (op, dtype, formats)]
+        found = [each for each in self._models(op, point) if (each.dtype, each.formats) == (dtype, formats)]
         return min(found, key=lambda model: model.distance(point)).bound(point) if found else None
+
+    def _models(self, op: str, point: Sequence[float]) -> list[OperatorModel]:
+        """Of an op, for shapes of so many dims: an op without an entry in ``operators.OPERATORS`` has those of its rows."""
+        return [model for model in self.models if model.op == op and len(model.low) == len(point)]
 
     def on(self, device: Device) -> Calibration:
         """Transferred to another device of the table: what was fitted and measured, at the shares of its own device's ceilings
