@@ -12,22 +12,19 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from .kriging import Kriging
+from .calibration_file import numbers, read_model, texts, write_model
 from .operator_model import BoundModel, OperatorModel
 from .operators import CostFunction, Operator, Runs, Work, by_requests, by_tokens, number_format, operator
-from .physics import Physics
 
 Lengths = int | Sequence[int] | np.ndarray
 FOLDER = Path(__file__).parent / "calibrations"
 SUFFIX = ".json.gz"
 VERSION = 1
 _WRITTEN = ("device", "source", "launch_floor_s", "copy_bytes_s", "ceilings")
-_STEP = 0.002
-"""Values of a field are kept as multiples of this."""
 _SAME = {"float16": "bfloat16", "half": "bfloat16"}
 """Dtypes of the same speed."""
 
@@ -154,15 +151,22 @@ class Calibration:
             text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             found = json.loads(text)
             if (version := found["version"]) == VERSION:
-                models = tuple(_read_model(entry) for entry in found["models"])
+                models = tuple(read_model(entry, f"models[{i}]") for i, entry in enumerate(found["models"]))
+                texts("", found, "device", "source")
+                numbers("launch_floor_s", found["launch_floor_s"], at_least=0.0)
+                numbers("copy_bytes_s", found["copy_bytes_s"])
+                if found["ceilings"] is not None:
+                    for name, value in {"copy_bytes_s": None, "bf16": None, **found["ceilings"]}.items():
+                        numbers(f"ceilings.{name}", value)
                 return cls(models=models, costs=costs, **{name: found[name] for name in _WRITTEN})
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no calibration that `kernelswap calibrate` wrote ({error!r})") from error
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+            said = error if isinstance(error, ValueError) else repr(error)
+            raise ValueError(f"{path} is no calibration that `kernelswap calibrate` wrote ({said})") from error
         raise ValueError(f"{path} has version {version} of the calibrations' format, expected {VERSION}: make it again")
 
     def save(self, path: Path) -> None:
         """Writes the file that :meth:`load` reads, compressed if its name ends in .gz. The same calibration, the same bytes."""
-        entries = [_write_model(model) for model in self.models]
+        entries = [write_model(model) for model in self.models]
         whole = {"version": VERSION, **{name: getattr(self, name) for name in _WRITTEN}, "models": entries}
         text = json.dumps(whole, separators=(",", ":")).encode()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,37 +238,3 @@ class Calibration:
         return replace(
             self, device=device.name, source=source, models=models, transferred=True, copy_bytes_s=self.copy_bytes_s * memory
         )
-
-
-def _write_model(model: OperatorModel) -> dict[str, Any]:
-    field = model.field
-    return {
-        "op": model.op,
-        "dtype": model.dtype,
-        "formats": model.formats,
-        "impl": model.impl,
-        "physics": model.physics.numbers(),
-        "nodes": [np.round(axis, 6).tolist() for axis in model.nodes],
-        "gridded": model.gridded,
-        "range": [np.round(model.low, 6).tolist(), np.round(model.high, 6).tolist()],
-        "field": field
-        and {
-            "kernel": field.kernel,
-            "noise": float(f"{field.noise:.6g}"),
-            "lengths": [float(f"{length:.6g}") for length in field.lengths],
-            "points": np.round(field.points, 6).tolist(),
-            "values": np.round(field.values / _STEP).astype(int).ravel().tolist(),
-        },
-    }
-
-
-def _read_model(entry: Mapping[str, Any]) -> OperatorModel:
-    field = None
-    if (stored := entry["field"]) is not None:
-        points = np.array(stored["points"])
-        values = np.array(stored["values"]).reshape(len(points), -1) * _STEP
-        field = Kriging(points, values, np.array(stored["lengths"]), stored["noise"], stored["kernel"])
-    low, high = (np.array(side) for side in entry["range"])
-    nodes = tuple(np.array(axis) for axis in entry["nodes"])
-    names = (entry["op"], entry["dtype"], entry["formats"], entry["impl"])
-    return OperatorModel(*names, Physics(*entry["physics"]), field, nodes, entry["gridded"], low, high)

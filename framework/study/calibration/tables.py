@@ -52,13 +52,25 @@ class Table:
 
 def read_tables(paths: Sequence[Path], device: str | None = None) -> list[Table]:
     """All tables, of one GPU; ``device``: its name, in place of what files say. Raises ValueError for a file that is no such
-    table, an entry that cannot be, or tables of several GPUs."""
+    table, an entry that cannot be, a table that is given twice, or tables of several GPUs."""
     tables = [_read(path, device) for path in paths]
+    for i, table in enumerate(tables):
+        if again := next((other for other in tables[:i] if _same(table, other)), None):
+            raise ValueError(f"{table.name} and {again.name} hold the same rows, which would count twice: give one of them")
     devices = dict.fromkeys(table.device for table in tables)
     if len(devices) > 1:
         found = "; ".join(f"{name}: {', '.join(table.name for table in tables if table.device == name)}" for name in devices)
         raise ValueError(f"tables of several GPUs ({found}): a calibration is of one, make one for each")
     return tables
+
+
+def _same(left: Table, right: Table) -> bool:
+    """Whether one is the other, or a copy."""
+    if not left.rows or len(left.rows) != len(right.rows):
+        return False
+    return all(
+        (a.op, a.dtype, a.dims, a.runs, a.us) == (b.op, b.dtype, b.dims, b.runs, b.us) for a, b in zip(left.rows, right.rows)
+    )
 
 
 def _read(path: Path, device: str | None) -> Table:
@@ -73,7 +85,8 @@ def _read(path: Path, device: str | None) -> Table:
         raise ValueError(
             f"{path.name} has no operator times: it lists tuned tile sizes (block_size_m ...). Give tables like h200_gemm.csv.gz"
         )
-    with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
+    open_file = gzip.open if path.suffix == ".gz" else open
+    with open_file(path, "rt", newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark of the encoding
         try:
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or [])
@@ -154,7 +167,7 @@ def _in_folder(folder: Path, device: str | None) -> tuple[Path, str | None]:
 
 def _json_records(path: Path) -> list[dict[str, Any]]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path.name} is no JSON: {error}") from error
     if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
@@ -294,15 +307,8 @@ def _nccl(record: Record) -> Call:
 def _mla(op: str) -> Callable[[Record], Call]:
     def call(record: Record) -> Call:
         heads, requests, length, step = _numbers(record, "num_heads", "batch_size", "isl", "step")
-        weights = _entry(
-            record, "gemm_type", {"bfloat16": {}, "float16": {}, "fp8_block": {"weight_bits": 8}, "fp8": {"weight_bits": 8}}
-        )
-        return (
-            op,
-            "bfloat16",
-            {"num_heads": heads, **weights, **_entry(record, "kv_cache_dtype", _KV_BYTES)},
-            (requests, length, length + step),
-        )
+        dims = {"num_heads": heads, **_entry(record, "gemm_type", _MLA_WEIGHTS), **_entry(record, "kv_cache_dtype", _KV_BYTES)}
+        return op, "bfloat16", dims, (requests, length, length + step)
 
     return call
 
