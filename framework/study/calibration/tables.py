@@ -54,13 +54,13 @@ def read_tables(paths: Sequence[Path], device: str | None = None) -> list[Table]
     """All tables, of one GPU; ``device``: its name, in place of what files say. Raises ValueError for a file that is no such
     table, an entry that cannot be, a table that is given twice, or tables of several GPUs."""
     tables = [_read(path, device) for path in paths]
-    for i, table in enumerate(tables):
-        if again := next((other for other in tables[:i] if _same(table, other)), None):
-            raise ValueError(f"{table.name} and {again.name} hold the same rows, which would count twice: give one of them")
     devices = dict.fromkeys(table.device for table in tables)
     if len(devices) > 1:
         found = "; ".join(f"{name}: {', '.join(table.name for table in tables if table.device == name)}" for name in devices)
         raise ValueError(f"tables of several GPUs ({found}): a calibration is of one, make one for each")
+    for i, table in enumerate(tables):
+        if again := next((other for other in tables[:i] if _same(table, other)), None):
+            raise ValueError(f"{table.name} and {again.name} hold the same rows, which would count twice: give one of them")
     return tables
 
 
@@ -168,7 +168,7 @@ def _in_folder(folder: Path, device: str | None) -> tuple[Path, str | None]:
 def _json_records(path: Path) -> list[dict[str, Any]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is no JSON: {error}") from error
     if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
         raise ValueError(f"{path.name}: expected a list of rows, as `kernelswap kernels bench` writes it")

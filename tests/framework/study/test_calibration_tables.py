@@ -177,7 +177,26 @@ def test_several_gpus_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"{GEMM}\n{GOOD}\n")
     with pytest.raises(ValueError, match=r"several GPUs .a100: a100_gemm.csv; h200: h200_gemm.csv"):
         read_tables(sorted(tmp_path.glob("*.csv")))
+    (tmp_path / "a100_gemm.csv").write_text(f"{GEMM}\n{GOOD}1\n")
     assert {table.device for table in read_tables(sorted(tmp_path.glob("*.csv")), "mixed")} == {"mixed"}
+
+
+def test_a_table_counts_once(tmp_path: Path) -> None:
+    """Given twice by one name, and as a copy by another."""
+    path = tmp_path / "h200_gemm.csv"
+    path.write_text(f"{GEMM}\n{GOOD}\n")
+    (tmp_path / "h200_gemm.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for again in (path, tmp_path / "h200_gemm.csv.gz"):
+        with pytest.raises(ValueError, match=f"{again.name} and h200_gemm.csv hold the same rows"):
+            read_tables([path, again])
+
+
+def test_a_mark_of_the_encoding_is_no_column(tmp_path: Path) -> None:
+    """As spreadsheets write it."""
+    for name, text in (("h200_gemm.csv", f"{GEMM}\n{GOOD}\n"), ("h200_gemm.csv.gz", f"{GEMM}\n{GOOD}\n")):
+        content = b"\xef\xbb\xbf" + text.encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        assert read_tables([tmp_path / name])[0].rows[0].us == 100
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
