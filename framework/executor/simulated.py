@@ -132,7 +132,7 @@ class SimulatedExecutor:
     def _start(self, clock: VirtualClock, index: int) -> None:
         """With a device that is idle and knows no request."""
         self.clock = clock
-        self._rng = np.random.default_rng((self._seed, index))
+        self._rng = np.random.default_rng((self._seed & (2**64 - 1), index))
         self._noises: list[float] = []  # drawn, of steps to come
         self._tokens = PseudoTokens(self._num_seats, self.vocab_size, self._drafting.rates if self._drafting else None)
         self.idle_from_s = [clock.now()] * self.num_stages

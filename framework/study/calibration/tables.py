@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..results import RUN_FILE
-from .rows import Row, parse_dims, parse_runs
+from .rows import MAX_SIZE, Row, parse_dims, parse_runs
 
 Record = Mapping[str, str]
 Call = tuple[str, str, dict[str, float], tuple[float, float, float]]
@@ -140,7 +139,7 @@ def _own_table(path: Path, columns: Sequence[str], records: Iterator[tuple[int, 
             continue  # a kernel that did not run, or was wrong
         try:
             dims, runs = parse_dims(record["dims"]), parse_runs(record["q_lens"], record.get("ctx_lens") or "")
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # of JSON also what is no text
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:  # JSON holds anything
             raise ValueError(f"{place}, columns dims, q_lens and ctx_lens: {error}") from error
         us, count = _time(record[time], time, place), _time(record.get("count") or "1", "count", place)
         row = Row(record["op"], record.get("impl") or "", record["dtype"], dims, runs, us, count, place)
@@ -186,8 +185,8 @@ def _time(text: Any, column: str, place: str) -> float:
         value = float(text)
     except (TypeError, ValueError):
         raise ValueError(f"{place}, column {column}: {text!r} is no number") from None
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{place}, column {column}: {text} is no time; expected a finite number above 0")
+    if not 1e-9 < value < 1e12:
+        raise ValueError(f"{place}, column {column}: {text} cannot be; expected a finite number above 0, of nanoseconds to days")
     return value
 
 
@@ -197,8 +196,8 @@ def _numbers(record: Record, *columns: str) -> list[float]:
     for column in columns:
         text = record.get(column)
         value = float(text) if text is not None and re.fullmatch(r"\d+(\.0*)?", text) else -1.0
-        if value < (column not in ("step", "window_size")):
-            raise ValueError(f"column {column}: {text!r} is no whole number above 0")
+        if not (column not in ("step", "window_size")) <= value <= MAX_SIZE:
+            raise ValueError(f"column {column}: {str(text)[:40]!r} is no whole number above 0, or too large for one")
         found.append(value)
     return found
 
@@ -281,7 +280,6 @@ def _moe(record: Record) -> Call:
         if not re.fullmatch(r"power_law_\d+(\.\d+)?", record["distribution"]):
             raise ValueError(f"column distribution: {record['distribution']!r} is unknown; expected balanced or power_law_EXPONENT")
         skew = float(record["distribution"].removeprefix("power_law_"))
-        skew += 1e-3 * (skew == 1)  # its formula has a pole there
     dims = {"hidden_size": hidden, "intermediate_size": inner / tp, "num_experts": experts, "top_k": top_k, "skew": skew}
     dims |= {"tp": tp, "ep": ep, **_entry(record, "moe_dtype", _MOE_DTYPES)}
     if (top_k, experts) == _UNGATED and record.get("kernel_source") != _ALL_GATED:
