@@ -186,7 +186,8 @@ def _time(text: Any, column: str, place: str) -> float:
     except (TypeError, ValueError):
         raise ValueError(f"{place}, column {column}: {text!r} is no number") from None
     if not 1e-9 < value < 1e12:
-        raise ValueError(f"{place}, column {column}: {text} cannot be; expected a finite number above 0, of nanoseconds to days")
+        what = "count" if column == "count" else "time"
+        raise ValueError(f"{place}, column {column}: {text} is no {what}; expected a number above 0, 1e-9 to 1e12")
     return value
 
 
