@@ -178,6 +178,7 @@ def expert_load(num_tokens: float, num_experts: int, top_k: int, num_ranks: int,
     if not skew:
         share = 1 - (1 - top_k / num_experts) ** num_tokens if skew is None else min(1.0, choices / num_experts)
         return max(1.0, share * num_experts / num_ranks), choices / num_ranks
+    skew += 1e-3 * (skew == 1)  # the formula has a pole there
     least, most = (1.0, max(0.8 * num_tokens, 1.01)) if choices > num_experts else (0.01, 2.0)
     quantiles = (np.arange(num_experts) + 0.5) / num_experts
     counts = ((most ** (1 - skew) - least ** (1 - skew)) * quantiles + least ** (1 - skew)) ** (1 / (1 - skew))

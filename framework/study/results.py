@@ -175,7 +175,7 @@ def _read_run(path: Path) -> dict[str, Any]:
     try:
         row = flatten(json.loads(path.read_text(encoding="utf-8")))
         row["status"]  # whatever else a version writes
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, AttributeError, KeyError, RecursionError) as error:
         return {"status": "failed", "error": f"{path.name} holds no row: {type(error).__name__}: {error}"}
     return {key: NULL if value is None and is_setting(key) else value for key, value in row.items()}
 
