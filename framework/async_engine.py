@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .config import EngineConfig, ModelConfig
 from .engine.errors import EngineDeadError
-from .engine.inputs import Prompt, check_priority
+from .engine.inputs import EngineInput, Prompt, check_priority
 from .engine_client import EngineClient
 from .engine_process import Add, Call
 from .sampling_params import SamplingParams
@@ -23,7 +23,8 @@ class AsyncEngine:
     ``shutdown``.
 
     config: or the name of a model. The engine process is started with ``spawn``, so a script that builds one needs the guard
-    ``if __name__ == "__main__"``. Once that process is gone, or after ``shutdown``, methods raise EngineDeadError, which says why.
+    ``if __name__ == "__main__"``. ``info`` is what the engine was built as. Once that process is gone, or after
+    ``shutdown``, methods raise EngineDeadError, which says why.
     """
 
     def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
@@ -36,6 +37,7 @@ class AsyncEngine:
         self.config = fold_choices(given)
         self.inputs = input_processor(self.config.model, read_model(self.config.model))
         self._client = EngineClient(self.config, start_timeout_s)
+        self.info = self._client.info
         weakref.finalize(self, self._client.stop)  # an engine that is dropped gives its device back
         # By the user's ids. Weak: what a closed event loop leaves behind is not running.
         self._streams: weakref.WeakValueDictionary[str, Stream] = weakref.WeakValueDictionary()
@@ -65,7 +67,12 @@ class AsyncEngine:
         return self.inputs.tokenizer
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None, *, priority: int = 0
+        self,
+        prompt: EngineInput | Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
     ) -> AsyncIterator[RequestOutput]:
         """Streams the outputs of one request; leaving the loop early aborts it. An id may be used again once its stream has ended.
 
@@ -82,7 +89,7 @@ class AsyncEngine:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
 
         def add() -> Add:
-            stream.prompt = inputs.prompt(prompt)
+            stream.prompt = prompt if isinstance(prompt, EngineInput) else inputs.prompt(prompt)
             return Add(stream.prompt, inputs.params(params), priority)  # bad words are tokenized too, and may be thousands
 
         try:

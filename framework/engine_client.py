@@ -19,6 +19,7 @@ from .engine_process import Abort, Add, Answer, Call, Failure, Ready, run_engine
 
 if TYPE_CHECKING:
     from .config import EngineConfig
+    from .engine.engine import EngineInfo
 
 SHUTDOWN_TIMEOUT_S = 10.0
 """How long the process may take to end by itself."""
@@ -47,7 +48,7 @@ class EngineClient:
         self._process.start()
         child.close()
         try:
-            self._wait_until_ready(start_timeout_s)
+            self.info = self._wait_until_ready(start_timeout_s)
         except BaseException:
             self._end_process(0)
             raise
@@ -103,7 +104,7 @@ class EngineClient:
         self._process.kill()
         self._reader.join()
 
-    def _wait_until_ready(self, timeout_s: float) -> None:
+    def _wait_until_ready(self, timeout_s: float) -> EngineInfo:
         try:
             if not self._pipe.poll(timeout_s):
                 raise EngineDeadError(f"the engine's process was not ready after {timeout_s:g} s")
@@ -113,6 +114,7 @@ class EngineClient:
         if isinstance(message, Failure):
             raise message.error()
         assert isinstance(message, Ready)
+        return message.info
 
     def _end_process(self, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> str:
         """Returns how it ended."""

@@ -17,7 +17,7 @@ from .engine.inputs import EngineInput
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from .engine.engine import Engine
+    from .engine.engine import Engine, EngineInfo
     from .outputs import RequestOutput
 
 Envelope = tuple[str, bytes]
@@ -49,6 +49,8 @@ class Call:
 @dataclass
 class Ready:
     """The model is loaded."""
+
+    info: EngineInfo
 
 
 @dataclass
@@ -99,7 +101,7 @@ def run_engine(config: EngineConfig, pipe: Connection) -> None:
         pipe.send(Failure.of(error))
         return
     try:
-        pipe.send(Ready())
+        pipe.send(Ready(engine.info()))
         _serve(engine, pipe)
     except (EOFError, ConnectionError):
         pass  # the parent is gone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -27,6 +27,9 @@ from .scheduler import Scheduler
 
 _logger = logging.getLogger(__name__)
 
+Step = Callable[[], list[RequestOutput]]
+"""``Engine.step``."""
+
 
 @dataclass
 class EngineStats(SchedulerCounters):
@@ -35,6 +38,17 @@ class EngineStats(SchedulerCounters):
     num_running: int = 0
     num_waiting: int = 0
     kv_usage: float = 0.0
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine was built as; it does not change. Sizes as ``Executor`` has them."""
+
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    num_blocks: int
+    weight_bytes: int
 
 
 class Engine:
@@ -53,6 +67,7 @@ class Engine:
         self.manager, self.scheduler = self._new_books()
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer))
         self.errored: Exception | None = None
+        self._watched_step: Step | None = None
         self.in_flight: deque[tuple[ScheduledStep, Handle]] = deque()
         self._outputs: list[RequestOutput] = []  # not handed out yet
         self._num_added = 0
@@ -107,6 +122,13 @@ class Engine:
         An exception ends the requests of the step that it came from, with outputs that tell it; what else was in flight comes with
         the next calls. Only what is no Exception (KeyboardInterrupt) is raised, and the engine can go on after it. Raises
         EngineDeadError if the device was lost before."""
+        return (self._watched_step or self._step)()
+
+    def watch(self, around: Callable[[Step], Step]) -> None:
+        """From now on a step is ``around(step)``, which is to return what ``step`` does; the latest watcher is the outermost."""
+        self._watched_step = around(self._watched_step or self._step)
+
+    def _step(self) -> list[RequestOutput]:
         self._check_alive()
         try:
             error = self._submit()
@@ -156,6 +178,12 @@ class Engine:
     def kv_usage(self) -> float:
         """Fraction of the blocks that requests hold."""
         return self.manager.pool.usage
+
+    def info(self) -> EngineInfo:
+        executor = self.executor
+        return EngineInfo(
+            executor.max_model_len, executor.vocab_size, self.config.cache.block_size, executor.num_blocks, executor.weight_bytes
+        )
 
     def stats(self) -> EngineStats:
         counters = vars(self.scheduler.counters)
