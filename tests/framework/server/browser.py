@@ -55,7 +55,14 @@ class Page:
 @contextlib.asynccontextmanager
 async def open_page(chromium: str, url: str, folder: Path, size: tuple[int, int] = (1200, 860)) -> AsyncIterator[Page]:
     """The page of an address, in a browser of its own that keeps what it writes in ``folder``."""
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-port=0"]
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--remote-debugging-port=0",
+    ]
     flags += [f"--user-data-dir={folder}", f"--window-size={size[0]},{size[1]}", "--hide-scrollbars", "about:blank"]
     process = await asyncio.create_subprocess_exec(chromium, *flags, stderr=asyncio.subprocess.DEVNULL)
     try:
@@ -71,6 +78,7 @@ async def open_page(chromium: str, url: str, folder: Path, size: tuple[int, int]
                 await page.call("Runtime.enable")
                 await page.call("Page.enable")
                 await page.call("Page.navigate", url=url)
+                await page.wait_for("location.href != 'about:blank' && document.readyState == 'complete'")
                 yield page
     finally:
         with contextlib.suppress(ProcessLookupError):
