@@ -18,13 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from experiments.sweep_folder import progress, read_row
+from framework.engine_process import SHORT_WAITS
 from framework.study.compose import CONFIG_FILE, SWEEP_KEYS, SWEEPER_TARGET, StudyConfig, save_config
 from framework.study.environment import START_TIME, utc_now
 from framework.study.results import RUN_FILE, config_columns, write_run
-
-SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}
-"""Threads of a CPU kernel that wait for one another go to sleep after a short spin. OpenMP's default is a long one, with which one
-busy neighbour on the machine makes steps twice as long and more."""
 
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent dies."""
