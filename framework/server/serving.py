@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ class Serving:
     fingerprint  changes when answers may: with the version, or the engine's configuration
     num_in_work  completions that were admitted and have not ended
     num_rejected requests that were not admitted
+    started_s    when, by ``time.monotonic``
     """
 
     def __init__(self, engine: AsyncEngine, config: ServerConfig) -> None:
@@ -41,6 +43,7 @@ class Serving:
         self.fingerprint = f"kernelswap-{__version__}-{digest}"
         self.chat_template = config.load_chat_template()
         self.num_in_work = self.num_rejected = 0
+        self.started_s = time.monotonic()
         self._most_in_work = engine.config.scheduler.max_num_seqs + config.max_num_queued_reqs
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-tokenizer")
         tokenizer = engine.inputs.tokenizer
