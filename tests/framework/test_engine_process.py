@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,15 +22,16 @@ import pytest
 import framework.build
 import framework.engine_client
 from framework import AsyncEngine, EngineConfig, RequestOutput, RequestOutputKind
+from framework.clock import Clock, VirtualClock, WallClock
 from framework.config import CacheConfig, SchedulerConfig
 from framework.engine.errors import EngineDeadError
 from framework.engine.inputs import EngineInput
-from framework.engine_process import Add
+from framework.engine_process import Add, _handle
 from framework.sampling_params import SamplingParams
 from framework.streams import Reply
 
 from . import engine_processes
-from .engines import token_params
+from .engines import make_engine, token_params
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [1, 2, 3]
@@ -506,3 +509,15 @@ def test_the_process_ends_with_its_parent_even_while_it_loads() -> None:
         time.sleep(0.05)
     os.kill(child, signal.SIGKILL)
     raise AssertionError("the process outlived its parent")
+
+
+@pytest.mark.parametrize(("clock", "under_way_s"), [(WallClock(), 5.0), (VirtualClock(), 0.0)])
+def test_a_request_arrives_when_it_was_asked_for(clock: Clock, under_way_s: float) -> None:
+    """However long the engine was busy before it looked; on a virtual clock nothing is under way."""
+    engine = make_engine()
+    engine.clock = clock
+    pipe, _ = multiprocessing.Pipe()
+    before_s = clock.now()
+    _handle(engine, pipe, "a", pickle.dumps(Add(EngineInput([1, 2]), token_params(), 0, time.time() - 5)))
+    arrival_s = engine.processor.groups["a"].metrics.arrival_s
+    assert arrival_s == pytest.approx(before_s - under_way_s, abs=0.5)
