@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
 from typing import Any
-
-from jinja2 import TemplateError
 
 from .errors import APIError
 from .protocol.chat import ChatBody, Message
@@ -37,8 +36,8 @@ def render(serving: Serving, body: ChatBody) -> str:
             continue_final_message=body.continue_final_message,
             **_arguments(tokenizer, body),
         )
-    except (TemplateError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:  # as the template is written
-        raise APIError(400, f"the chat template cannot render these messages: {error}", "messages") from error
+    except Exception as error:  # whatever is wrong in the template, and it may be of the request
+        raise APIError(400, f"the chat template cannot render these messages: {str(error)[:500]}", "messages") from error
 
 
 def _arguments(tokenizer: Any, body: ChatBody) -> dict[str, Any]:
@@ -58,7 +57,21 @@ def _message(message: Message) -> dict[str, Any]:
         found["content"] = "\n".join(_text(part) for part in message.content)
     elif message.content is None:
         found["content"] = ""
+    if isinstance(calls := found.get("tool_calls"), list):
+        found["tool_calls"] = [_call(call) for call in calls]
     return found
+
+
+def _call(call: Any) -> Any:
+    """A call of the model, with its arguments as an object, as templates want them; as they are where they are none: models err."""
+    match call:
+        case {"function": {"arguments": str(arguments), **function}, **rest}:
+            try:
+                read = json.loads(arguments) if arguments.strip() else {}
+            except (ValueError, RecursionError):
+                return call
+            return {**rest, "function": {**function, "arguments": read if isinstance(read, dict) else arguments}}
+    return call
 
 
 def _text(part: dict[str, Any]) -> str:

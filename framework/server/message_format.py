@@ -7,20 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from .errors import APIError
 from .parsing import REASONING_FORMATS, TOOL_FORMATS, MessageParser
 from .parsing.forced import named, required
 from .parsing.source import Source, Steps
 from .parsing.think import is_open
 
-_NO_ARGUMENTS = {"type": "object", "properties": {}}
-
-
-class ToolChoiceError(ValueError):
-    """Tools, or a choice of them, that cannot be. ``param`` is the request's field."""
-
-    def __init__(self, message: str, param: str = "tool_choice") -> None:
-        super().__init__(message)
-        self.param = param
+_NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,11 @@ class MessageFormat:
     is_named: bool = False
     tags: frozenset[str] = frozenset()
     parallel: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """All text is content."""
+        return self.calls is None and self.reasoning is None
 
     def parser(self, prompt: str) -> MessageParser:
         """For one completion of this prompt."""
@@ -63,25 +61,25 @@ def message_format(
     reasoning_parser  reads what the model thinks first
     is_constrained    the text follows a grammar from its first token on, so that there is no reasoning
 
-    Raises ToolChoiceError."""
+    Raises APIError."""
     schemas = _schemas(tools)
     if choice is not None and choice != "none" and not tools:
-        raise ToolChoiceError("When using `tool_choice`, `tools` must be set.")
+        raise _refusal("When using `tool_choice`, `tools` must be set.")
     match choice or ("auto" if tools else "none"):
         case "required":
             return MessageFormat(required, schema=_required_schema(schemas, parallel), parallel=parallel)
         case {"type": "function", "function": {"name": str(name)}}:
             if name not in schemas:
-                raise ToolChoiceError(f"`tool_choice` names {name!r}, which is none of the `tools`: {', '.join(schemas)}")
+                raise _refusal(f"`tool_choice` names {name!r}, which is none of the `tools`: {', '.join(schemas)}")
             return MessageFormat(partial(named, name=name), schema=schemas[name], is_named=True)
         case "none":
             calls, tags = None, set()
-        case "auto" if auto_parser is None:
-            raise ToolChoiceError('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set')
         case "auto":
+            if auto_parser is None:
+                raise _refusal('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set')
             calls, tags = partial(_free_calls, auto_parser, schemas), set(TOOL_FORMATS[auto_parser].tags)
         case _:
-            raise ToolChoiceError(
+            raise _refusal(
                 f'`tool_choice` must be "none", "auto", "required" or {{"type": "function", "function": {{"name": ...}}}}; '
                 f"found {str(choice)[:80]!r}"
             )
@@ -102,10 +100,10 @@ def _schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]
             case {"type": "function", "function": {"name": str(name), **rest}} if name:
                 parameters = rest.get("parameters")
                 if parameters is not None and not isinstance(parameters, Mapping):
-                    raise ToolChoiceError(f"the parameters of the tool {name!r} must be a JSON schema, an object", "tools")
+                    raise _refusal(f"the parameters of the tool {name!r} must be a JSON schema, an object", "tools")
                 found[name] = parameters or _NO_ARGUMENTS
             case _:
-                raise ToolChoiceError(
+                raise _refusal(
                     'each of `tools` must be {"type": "function", "function": {"name": ..., "parameters": {...}}}; '
                     f"found {str(tool)[:200]}",
                     "tools",
@@ -122,7 +120,7 @@ def _required_schema(schemas: Mapping[str, Mapping[str, Any]], parallel: bool) -
         for key in ("$defs", "definitions"):
             for defined, one in (own.pop(key, None) or {}).items():
                 if definitions.setdefault(key, {}).setdefault(defined, one) != one:
-                    raise ToolChoiceError(f"two tools define {key}/{defined}, each in its own way: rename one of them", "tools")
+                    raise _refusal(f"two tools define {key}/{defined}, each in its own way: rename one of them", "tools")
         calls.append(
             {
                 "type": "object",
@@ -133,3 +131,7 @@ def _required_schema(schemas: Mapping[str, Mapping[str, Any]], parallel: bool) -
         )
     schema = {"type": "array", "minItems": 1, "items": {"anyOf": calls}, **definitions}
     return schema if parallel else {**schema, "maxItems": 1}
+
+
+def _refusal(message: str, param: str = "tool_choice") -> APIError:
+    return APIError(400, message, param)

@@ -49,7 +49,7 @@ class ResponseItems:
             yield self._event("function_call_arguments.done", name=item["name"], arguments=item["arguments"])
         else:
             part = item["content"][0]
-            extra = {"logprobs": []} if part["type"] == "output_text" else {}
+            extra: dict[str, Any] = {"logprobs": []} if part["type"] == "output_text" else {}
             yield self._event(f"{part['type']}.done", content_index=0, text=part["text"], **extra)
             yield self._event("content_part.done", content_index=0, part=part)
         yield {"type": "response.output_item.done", "output_index": len(self.output) - 1, "item": item}
@@ -67,7 +67,7 @@ class ResponseItems:
             yield self._event("content_part.added", content_index=0, part=dict(part))
             item["content"].append(part)
         self.output[-1]["content"][0]["text"] += text
-        extra = {"logprobs": []} if part_type == "output_text" else {}
+        extra: dict[str, Any] = {"logprobs": []} if part_type == "output_text" else {}
         yield self._event(f"{part_type}.delta", content_index=0, delta=text, **extra)
 
     def _call(self, call_id: str | None, name: str | None, arguments: str) -> Iterator[Event]:

@@ -30,6 +30,7 @@ class Serving:
 
     model_names  by which requests may call the model
     fingerprint  changes when answers may: with the version, or the engine's configuration
+    special_tokens  that are no text unless a request wants them
     num_in_work  completions that were admitted and have not ended
     """
 
@@ -43,6 +44,8 @@ class Serving:
         self._most_in_work = engine.config.scheduler.max_num_seqs + config.max_num_queued_reqs
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-tokenizer")
         tokenizer = engine.inputs.tokenizer
+        added = tokenizer.added_tokens_decoder.values() if tokenizer is not None else ()
+        self.special_tokens = frozenset(token.content for token in added if token.special)
         longest = max(map(len, tokenizer.get_vocab()), default=1) if tokenizer is not None else 1
         self._most_characters = longest * engine.info.max_model_len
 
@@ -138,7 +141,7 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def usage(num_prompt: int, num_completion: int, num_cached: int | None = None) -> dict[str, Any]:
+def usage(num_prompt: int, num_completion: int, num_cached: int | None = None, num_reasoning: int | None = None) -> dict[str, Any]:
     """OpenAI's usage object, in tokens."""
     found: dict[str, Any] = {
         "prompt_tokens": num_prompt,
@@ -147,4 +150,6 @@ def usage(num_prompt: int, num_completion: int, num_cached: int | None = None) -
     }
     if num_cached is not None:
         found["prompt_tokens_details"] = {"cached_tokens": num_cached}
+    if num_reasoning is not None:
+        found["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
     return found
