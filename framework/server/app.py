@@ -11,13 +11,13 @@ from fastapi import FastAPI
 from .. import __version__
 from ..async_engine import AsyncEngine
 from ..config import EngineConfig
-from . import chat, completions, errors, models, operations, tokenization
+from . import chat, completions, errors, models, operations, responses, tokenization
 from .auth import Authentication
 from .config import ServerConfig
 from .limits import BodyLimits
 from .serving import Serving
 
-ROUTERS = (completions.router, chat.router, models.router, tokenization.router, operations.router)
+ROUTERS = (completions.router, chat.router, responses.router, models.router, tokenization.router, operations.router)
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 
