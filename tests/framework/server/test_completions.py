@@ -147,7 +147,20 @@ def test_seeds_repeat_and_biases_count(server: HTTPServer) -> None:
 
 
 def test_null_stands_for_the_default(server: HTTPServer) -> None:
-    names = ("temperature", "top_p", "n", "seed", "stop", "logprobs", "stream", "stream_options", "echo", "suffix", "logit_bias", "user")
+    names = (
+        "temperature",
+        "top_p",
+        "n",
+        "seed",
+        "stop",
+        "logprobs",
+        "stream",
+        "stream_options",
+        "echo",
+        "suffix",
+        "logit_bias",
+        "user",
+    )
     answer = complete(server, prompt=PROMPTS[0], **dict.fromkeys(names))
     assert len(answer["choices"]) == 1 and answer["usage"]["completion_tokens"] <= 16
 
