@@ -25,16 +25,17 @@ def render(serving: Serving, body: ChatBody) -> str:
     tokenizer = serving.engine.inputs.tokenizer
     if tokenizer is None or not (template or getattr(tokenizer, "chat_template", None)):
         raise APIError(400, "the model has no chat template: start the server with one, or use /v1/completions", "messages")
+    messages, arguments = [_message(message) for message in body.messages], _arguments(tokenizer, body)
     try:
         return tokenizer.apply_chat_template(
-            [_message(message) for message in body.messages],
+            messages,
             tools=body.tools,
             documents=body.documents,
             chat_template=template,
             tokenize=False,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
-            **_arguments(tokenizer, body),
+            **arguments,
         )
     except Exception as error:  # whatever is wrong in the template, and it may be of the request
         raise APIError(400, f"the chat template cannot render these messages: {str(error)[:500]}", "messages") from error
