@@ -21,32 +21,28 @@ def render(serving: Serving, body: ChatBody) -> str:
         )
     if not body.messages:
         raise APIError(400, "`messages` must hold at least one message", "messages")
-    template = body.chat_template or serving.chat_template
-    tokenizer = serving.engine.inputs.tokenizer
-    if tokenizer is None or not (template or getattr(tokenizer, "chat_template", None)):
-        raise APIError(400, "the model has no chat template: start the server with one, or use /v1/completions", "messages")
-    messages, arguments = [_message(message) for message in body.messages], _arguments(tokenizer, body)
+    messages, arguments = [_message(message) for message in body.messages], _arguments(serving, body)
     try:
-        return tokenizer.apply_chat_template(
+        return serving.engine.inputs.render(
             messages,
+            body.chat_template or serving.chat_template,
+            body.add_generation_prompt,
+            body.continue_final_message,
             tools=body.tools,
             documents=body.documents,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
             **arguments,
         )
-    except Exception as error:  # whatever is wrong in the template, and it may be of the request
-        raise APIError(400, f"the chat template cannot render these messages: {str(error)[:500]}", "messages") from error
+    except ValueError as error:
+        raise APIError(400, str(error), "messages") from error
 
 
-def _arguments(tokenizer: Any, body: ChatBody) -> dict[str, Any]:
+def _arguments(serving: Serving, body: ChatBody) -> dict[str, Any]:
     given = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         given.setdefault("reasoning_effort", body.reasoning_effort)
-    own = inspect.signature(tokenizer.apply_chat_template).parameters
-    if taken := sorted(given.keys() & own.keys()):
+    tokenizer = serving.engine.inputs.tokenizer
+    own = {"messages", *(() if tokenizer is None else inspect.signature(tokenizer.apply_chat_template).parameters)}
+    if taken := sorted(given.keys() & own):
         raise APIError(400, f"chat_template_kwargs cannot set {', '.join(taken)}", "chat_template_kwargs")
     return given
 

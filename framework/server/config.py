@@ -23,8 +23,8 @@ class ServerConfig:
     chat_template        Jinja template, or a file with one, instead of the tokenizer's
     trust_request_chat_template  requests may bring a template of their own, which can take as long as it likes
     enable_auto_tool_choice  the model may call tools by itself (tool_choice=auto)
-    tool_call_parser     how the model writes tool calls
-    reasoning_parser     how the model marks its reasoning
+    tool_call_parser     how the model writes tool calls: hermes, llama3_json, qwen3_coder or qwen3_xml
+    reasoning_parser     how the model marks its reasoning: deepseek_r1 or qwen3
     enable_prompt_tokens_details  usage tells how many prompt tokens came from the cache
     enable_force_include_usage    streams end with the usage, asked for or not
     return_tokens_as_token_ids    log-probabilities name tokens as token_id:N

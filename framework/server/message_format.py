@@ -118,7 +118,10 @@ def _required_schema(schemas: Mapping[str, Mapping[str, Any]], parallel: bool) -
     for name, schema in schemas.items():
         own = dict(schema)
         for key in ("$defs", "definitions"):
-            for defined, one in (own.pop(key, None) or {}).items():
+            moved = own.pop(key, None) or {}
+            if not isinstance(moved, Mapping):
+                raise _refusal(f"{key} of the tool {name!r} must be an object", "tools")
+            for defined, one in moved.items():
                 if definitions.setdefault(key, {}).setdefault(defined, one) != one:
                     raise _refusal(f"two tools define {key}/{defined}, each in its own way: rename one of them", "tools")
         calls.append(

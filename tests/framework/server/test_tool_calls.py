@@ -225,6 +225,13 @@ def test_a_template_that_fails_is_the_requests_fault(template: str) -> None:
         assert ask(api, False)[0].choices[0].message.content == "hi"
 
 
+@pytest.mark.parametrize("name", ["messages", "conversation", "tokenize", "chat_template", "tools"])
+def test_template_arguments_cannot_take_the_place_of_the_servers(name: str) -> None:
+    with client(ScriptedEngine(["hi"])) as api, pytest.raises(BadRequestError, match=name) as refusal:
+        ask(api, False, extra_body={"chat_template_kwargs": {name: None}})
+    assert refusal.value.param == "chat_template_kwargs"
+
+
 def test_a_template_of_a_request_is_refused_unless_trusted() -> None:
     with client(ScriptedEngine(["hi"])) as api, pytest.raises(BadRequestError, match="chat template"):
         ask(api, False, extra_body={"chat_template": "x"})
