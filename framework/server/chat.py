@@ -19,7 +19,7 @@ from .message import Message, delta_fields, read
 from .message_format import MessageFormat, message_format
 from .parsing import MessageParser
 from .protocol.chat import ChatAnswer, ChatBody
-from .protocol.common import ERRORS
+from .protocol.common import ERRORS, STREAM
 from .sampling import refuse, request_id, request_priority, sampling_params, structured_outputs, truncation
 from .serving import Serving, usage
 from .sse import ChunkWriter, event_stream, json_response, until_disconnect
@@ -28,7 +28,7 @@ router = APIRouter()
 _UNAVAILABLE = ("mm_processor_kwargs", "functions", "audio")
 
 
-@router.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatAnswer}, **ERRORS})
+@router.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatAnswer, "content": STREAM}, **ERRORS})
 async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     """Goes on with a conversation."""
     chat = Chat(request.app.state.serving, body, request)

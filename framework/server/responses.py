@@ -14,7 +14,7 @@ from .chat import Chat
 from .errors import APIError
 from .message import read
 from .parsing import MessageParser
-from .protocol.common import ERRORS
+from .protocol.common import ERRORS, STREAM
 from .protocol.responses import ResponseAnswer, ResponsesBody
 from .response_input import chat_body
 from .response_items import Event, ResponseItems
@@ -26,7 +26,7 @@ router = APIRouter(responses=ERRORS)
 _UNAVAILABLE = ("conversation", "prompt", "context_management", "top_logprobs", "prompt_logprobs")
 
 
-@router.post("/v1/responses", response_model=None, responses={200: {"model": ResponseAnswer}})
+@router.post("/v1/responses", response_model=None, responses={200: {"model": ResponseAnswer, "content": STREAM}})
 async def create_response(body: ResponsesBody, request: Request) -> Response:
     """Answers text, or goes on with a conversation."""
     response = Responding(request.app.state.serving, body, request)

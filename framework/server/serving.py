@@ -85,6 +85,8 @@ class Serving:
     def check_input(self, prompt: EngineInput, max_tokens: int | None) -> None:
         """Raises APIError for a prompt that cannot be served with so long an output, or with tokens that the model has not."""
         info, count = self.engine.info, len(prompt.token_ids)
+        if not count:
+            raise APIError(400, "the prompt is empty: a request needs at least one token", "prompt")
         if count + (max_tokens or 1) > info.max_model_len:
             asked = f", and {max_tokens} output tokens were asked for" if max_tokens else ", which leaves no room for an output"
             raise self._too_long(f"contains {count} input tokens{asked}")

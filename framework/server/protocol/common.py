@@ -45,11 +45,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorResponse, "description": "The model does not exist."},
     408: {"model": ErrorResponse, "description": "The body took too long to arrive."},
     413: {"model": ErrorResponse, "description": "The body is too long."},
-    422: {"model": ErrorResponse, "description": "Never: what does not fit the schema is answered with 400."},
+    422: {"model": ErrorResponse, "description": "Not used: a body that does not fit is answered with 400."},
     501: {"model": ErrorResponse, "description": "What is asked for is not available here."},
     503: {"model": ErrorResponse, "description": "The server is overloaded, or its engine is dead."},
 }
 """Of requests with a body."""
+
+STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+"""Content of a streamed answer."""
 
 
 class GenerationBody(Body):
@@ -90,7 +93,7 @@ class GenerationBody(Body):
     request_id: str | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
-    cache_salt: str | None = None
+    cache_salt: Annotated[str, Field(min_length=1)] | None = None
     user: str | None = None
 
     # What vLLM takes and this server does not.

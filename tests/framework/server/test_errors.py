@@ -30,7 +30,6 @@ def check_envelope(status: int, answer: Any) -> dict:
         ("prompt", {"max_tokens": 5000}),
         ("prompt", {"prompt": "word " * 4000}),
         ("prompt", {"prompt": "x" * 2**20}),
-        ("prompt", {"prompt": ""}),
         ("prompt", {"prompt": []}),
         ("prompt", {"prompt": [[]]}),
         ("prompt", {"prompt": None}),

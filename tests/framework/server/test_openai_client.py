@@ -50,9 +50,11 @@ def test_chat(client: openai.OpenAI) -> None:
 
 
 def test_the_helper_that_puts_streams_together(client: openai.OpenAI) -> None:
-    with client.chat.completions.stream(model="tiny", messages=MESSAGES, max_tokens=5, temperature=0) as stream:
+    options: dict = {"model": "tiny", "messages": MESSAGES, "max_tokens": 64, "temperature": 0, "stop": ["\n"]}
+    with client.chat.completions.stream(**options) as stream:
         final = stream.until_done().get_final_completion()
-    whole = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5, temperature=0)
+    whole = client.chat.completions.create(**options)
+    assert whole.choices[0].finish_reason == "stop"
     assert final.choices[0].message.content == whole.choices[0].message.content
 
 
