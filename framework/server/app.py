@@ -42,6 +42,7 @@ def build_server(engine: AsyncEngine, config: ServerConfig) -> uvicorn.Server:
     settings = uvicorn.Config(
         build_app(engine, config),
         log_level=config.log_level,
+        access_log=config.log_level in ("debug", "trace"),
         backlog=BACKLOG,
         timeout_keep_alive=int(config.keep_alive_s),
         timeout_graceful_shutdown=config.drain_timeout_s,  # type: ignore[arg-type]  # fractions do, too

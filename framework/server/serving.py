@@ -57,7 +57,9 @@ class Serving:
 
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
-        """While ``count`` completions are in work. Raises APIError if as many as may wait do already."""
+        """While ``count`` completions are in work. Raises APIError if as many as may wait do already, or never could."""
+        if count > self._most_in_work:
+            raise APIError(400, f"{count} completions are more than the {self._most_in_work} that this server takes at once", "n")
         if self.num_in_work >= self._most_in_work:
             raise APIError(
                 503,

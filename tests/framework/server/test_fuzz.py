@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from framework import AsyncEngine
+from framework.server.protocol.chat import ChatBody
+from framework.server.protocol.completions import CompletionBody
 
 from .servers import HTTPServer
 
@@ -22,11 +24,7 @@ VALUES: list[Any] = [
     *("", "a", "\0", "\ud800", "ä😀", "x" * 3000, "1", "stop", "json_schema", "Infinity"),
     *([], [[]], [0], [-1], [2047, 2048], [None], ["a"], ["a", 1], [[1], ["a"]], [{}], {}, {"a": 1}, {"1": 5}, {"type": "text"}),
 ]
-FIELDS = """model prompt messages n stream stream_options max_tokens temperature top_p top_k min_p presence_penalty frequency_penalty
-repetition_penalty seed stop stop_token_ids include_stop_str_in_output ignore_eos min_tokens skip_special_tokens logit_bias
-allowed_token_ids bad_words prompt_logprobs truncate_prompt_tokens truncation_side response_format structured_outputs priority
-request_id return_token_ids cache_salt logprobs top_logprobs echo suffix tools tool_choice max_completion_tokens tokens
-add_generation_prompt continue_final_message chat_template_kwargs add_special_tokens reasoning_effort documents""".split()
+FIELDS = sorted({*CompletionBody.model_fields, *ChatBody.model_fields, "tokens"})
 
 
 def fuzzed(seed: int) -> tuple[str, bytes]:

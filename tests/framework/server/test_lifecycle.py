@@ -88,8 +88,10 @@ def test_sigterm_lets_running_requests_end(tmp_path) -> None:
 def test_what_takes_too_long_to_end_is_cut(tmp_path) -> None:
     body = {"prompt": "a", "n": 64, "max_tokens": 2000, "ignore_eos": True, "stream": True}
     with process(tmp_path, drain_timeout_s=0.5) as (running, server), server.open(PATH, **body) as stream:
-        stream.recv(1000)
+        found = bytearray(stream.recv(1000))
         running.send_signal(signal.SIGTERM)
+        read_all(stream, found)
+        assert b"the server is shutting down" in found
         assert running.wait(20) == 0
 
 
