@@ -11,13 +11,13 @@ from fastapi import FastAPI
 from .. import __version__
 from ..async_engine import AsyncEngine
 from ..config import EngineConfig
-from . import chat, completions, errors, models, operations, responses, tokenization
+from . import chat, completions, errors, live, metrics, models, operations, responses, sagemaker, tokenization
 from .auth import Authentication
 from .config import ServerConfig
 from .limits import BodyLimits
 from .serving import Serving
 
-ROUTERS = (completions.router, chat.router, responses.router, models.router, tokenization.router, operations.router)
+ENDPOINTS = (completions, chat, responses, models, tokenization, operations, metrics, sagemaker, live)
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 
@@ -27,8 +27,8 @@ def build_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     config.validate()
     app = FastAPI(title="Kernelswap", version=__version__)
     app.state.serving = Serving(engine, config)
-    for router in ROUTERS:
-        app.include_router(router)
+    for module in ENDPOINTS:
+        app.include_router(module.router)
     errors.install(app)
     app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
     if keys := config.api_keys():

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from ..engine.inputs import EngineInput
 from ..outputs import CompletionOutput
 from ..sampling_params import RequestOutputKind
+from .beams import beam_params
 from .chat_template import render
 from .errors import APIError
 from .logprobs import chat_logprobs, prompt_logprobs
@@ -61,6 +62,7 @@ class Chat:
         if self.format.tags & serving.special_tokens:
             self.params.skip_special_tokens = False
         self.as_token_ids = bool(body.return_tokens_as_token_ids or serving.config.return_tokens_as_token_ids)
+        self.beams = beam_params(body, self.params, serving.engine.info.max_model_len)
         self.priority = request_priority(body, request)
         self.role = "assistant" if body.add_generation_prompt or not body.messages else body.messages[-1].role
         self.common: dict[str, Any] = {
@@ -89,7 +91,7 @@ class Chat:
         with self.serving.admit(self.params.n):
             prompt = await self.prompt()
             messages = [MessageBuilder(self.format.parser(prompt.text or "")) for _ in range(self.params.n)]
-            async with aclosing(self.serving.outputs([prompt], self.params, self.priority)) as found:
+            async with aclosing(self.serving.outputs([prompt], self.params, self.priority, self.beams)) as found:
                 async for _, output in found:
                     for completion in output.outputs:
                         messages[completion.index].add(completion)
@@ -117,7 +119,7 @@ class Chat:
         with self.serving.admit(self.params.n):
             prompt = await self.prompt()
             parsers = [self.format.parser(prompt.text or "") for _ in range(self.params.n)]
-            async with aclosing(self.serving.outputs([prompt], self.params, self.priority)) as found:
+            async with aclosing(self.serving.outputs([prompt], self.params, self.priority, self.beams)) as found:
                 started = False
                 async for _, output in found:
                     num_cached = output.num_cached_tokens or 0

@@ -116,7 +116,7 @@ class Responding:
             parser = chat.format.parser(prompt.text or "")
             num_tokens = num_cached = 0
             events = [{"type": f"response.{event}", "response": dict(self.response)} for event in ("created", "in_progress")]
-            async with aclosing(chat.serving.outputs([prompt], chat.params, chat.priority)) as found:
+            async with aclosing(chat.serving.outputs([prompt], chat.params, chat.priority, chat.beams)) as found:
                 async for _, output in found:
                     num_cached = output.num_cached_tokens or num_cached
                     for completion in output.outputs:

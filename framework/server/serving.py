@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ from .. import __version__
 from ..async_engine import AsyncEngine
 from ..engine.inputs import EngineInput
 from ..outputs import RequestOutput
-from ..sampling_params import SamplingParams
+from ..sampling_params import BeamSearchParams, SamplingParams
+from .beams import beam_outputs
 from .config import ServerConfig
 from .errors import APIError
 
@@ -32,6 +34,7 @@ class Serving:
     fingerprint  changes when answers may: with the version, or the engine's configuration
     special_tokens  that are no text unless a request wants them
     num_in_work  completions that were admitted and have not ended
+    started_s    when, by ``time.monotonic``
     """
 
     def __init__(self, engine: AsyncEngine, config: ServerConfig) -> None:
@@ -41,6 +44,7 @@ class Serving:
         self.fingerprint = f"kernelswap-{__version__}-{digest}"
         self.chat_template = config.load_chat_template()
         self.num_in_work = 0
+        self.started_s = time.monotonic()
         self._most_in_work = engine.config.scheduler.max_num_seqs + config.max_num_queued_reqs
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-tokenizer")
         tokenizer = engine.inputs.tokenizer
@@ -105,11 +109,12 @@ class Serving:
         )
 
     async def outputs(
-        self, prompts: Sequence[EngineInput], params: SamplingParams, priority: int
+        self, prompts: Sequence[EngineInput], params: SamplingParams, priority: int, beams: BeamSearchParams | None = None
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        """Outputs of all prompts as they come, with the index of the prompt. Closing it aborts what is left of them."""
+        """Outputs of all prompts as they come, with the index of the prompt; of ``beams`` one, at their end. Closing it aborts what
+        is left of them."""
         if len(prompts) == 1:
-            async with aclosing(self._generate(prompts[0], params, priority)) as outputs:
+            async with aclosing(self._generate(prompts[0], params, priority, beams)) as outputs:
                 async for output in outputs:
                     yield 0, output
             return
@@ -117,7 +122,7 @@ class Serving:
 
         async def run(index: int) -> None:
             try:
-                async for output in self._generate(prompts[index], params, priority):
+                async for output in self._generate(prompts[index], params, priority, beams):
                     found.put_nowait((index, output))
             except Exception as error:
                 found.put_nowait(error)
@@ -136,7 +141,11 @@ class Serving:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _generate(self, prompt: EngineInput, params: SamplingParams, priority: int) -> AsyncGenerator[RequestOutput, None]:
+    def _generate(
+        self, prompt: EngineInput, params: SamplingParams, priority: int, beams: BeamSearchParams | None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        if beams is not None:
+            return beam_outputs(self.engine, prompt, params, priority, beams)
         return self.engine.generate(prompt, params, priority=priority)  # type: ignore[return-value]
 
 
