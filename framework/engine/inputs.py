@@ -128,21 +128,36 @@ class InputProcessor:
         continue_final_message: bool = False,
         **template_args: Any,
     ) -> EngineInput:
-        """Renders a conversation with the tokenizer's chat template, or the one given."""
+        """A conversation as a prompt; see ``render``."""
+        text = self.render(messages, chat_template, add_generation_prompt, continue_final_message, **template_args)
+        return EngineInput(self.encode(text, add_special_tokens=False), text)  # the template writes the special tokens itself
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **template_args: Any,
+    ) -> str:
+        """The text of a conversation, by the tokenizer's chat template or the one given. Templates are run in a sandbox.
+
+        Raises ValueError without a tokenizer or a template, and for whatever goes wrong in the template."""
         if self.tokenizer is None:
             raise ValueError("chat needs a tokenizer, and this engine has none")
         if chat_template is None and not getattr(self.tokenizer, "chat_template", None):
             raise ValueError("the model's tokenizer has no chat template: pass chat_template=..., or use generate with plain text")
-        text = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=chat_template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            **template_args,
-        )
-        # The template writes the special tokens itself.
-        return EngineInput(self.encode(text, add_special_tokens=False), text)
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=chat_template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **template_args,
+            )
+        except Exception as error:  # templates can raise anything, and users may have written them
+            raise ValueError(f"the chat template cannot render these messages: {str(error)[:500]}") from error
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. Raises ValueError without a tokenizer, and for a text that UTF-8 cannot hold."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -11,12 +11,17 @@ from fastapi import APIRouter, Request, Response
 
 from ..engine.inputs import EngineInput
 from ..outputs import CompletionOutput
+from ..sampling_params import RequestOutputKind
+from .beams import beam_params
 from .chat_template import render
 from .errors import APIError
 from .logprobs import chat_logprobs, prompt_logprobs
+from .message import MessageBuilder, delta_fields, read
+from .message_format import MessageFormat, message_format
+from .parsing import MessageParser
 from .protocol.chat import ChatAnswer, ChatBody
 from .protocol.common import ERRORS, STREAM
-from .sampling import refuse, request_id, request_priority, sampling_params, truncation
+from .sampling import refuse, request_id, request_priority, sampling_params, structured_outputs, truncation
 from .serving import Serving, usage
 from .sse import ChunkWriter, event_stream, json_response, until_disconnect
 
@@ -42,6 +47,7 @@ class Chat:
         self.num_top = body.top_logprobs or 0
         if self.num_top and not body.logprobs:
             raise APIError(400, "when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
+        self.format = self._format()
         asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         self.max_tokens = asked
         self.params = sampling_params(
@@ -51,7 +57,12 @@ class Chat:
             logprobs=self.num_top if body.logprobs else None,
             prompt_logprobs=body.prompt_logprobs,
         )
+        if self.format.reasoning is not None:
+            self.params.output_kind = RequestOutputKind.DELTA  # tokens of the reasoning are counted as they come
+        if self.format.tags & serving.special_tokens:
+            self.params.skip_special_tokens = False
         self.as_token_ids = bool(body.return_tokens_as_token_ids or serving.config.return_tokens_as_token_ids)
+        self.beams = beam_params(body, self.params, serving.engine.info.max_model_len)
         self.priority = request_priority(body, request)
         self.role = "assistant" if body.add_generation_prompt or not body.messages else body.messages[-1].role
         self.common: dict[str, Any] = {
@@ -61,16 +72,35 @@ class Chat:
             "model": serving.model_name(body.model),
         }
 
+    def _format(self) -> MessageFormat:
+        body, config = self.body, self.serving.config
+        found = message_format(
+            body.tools or (),
+            body.tool_choice,
+            parallel=body.parallel_tool_calls is not False,
+            auto_parser=config.tool_call_parser if config.enable_auto_tool_choice else None,
+            reasoning_parser=config.reasoning_parser,
+            is_constrained=structured_outputs(body) is not None,
+        )
+        if found.schema is not None:  # the call that was asked for takes the place of any other form
+            body.response_format, body.structured_outputs = None, {"json": found.schema}
+        return found
+
     async def whole(self) -> dict[str, Any]:
         """The answer."""
         with self.serving.admit(self.params.n):
-            prompt = await self._prompt()
-            async with aclosing(self.serving.outputs([prompt], self.params, self.priority)) as found:
-                output = [output async for _, output in found][-1]
+            prompt = await self.prompt()
+            messages = [MessageBuilder(self.format.parser(prompt.text or "")) for _ in range(self.params.n)]
+            async with aclosing(self.serving.outputs([prompt], self.params, self.priority, self.beams)) as found:
+                async for _, output in found:
+                    for completion in output.outputs:
+                        messages[completion.index].add(completion)
+        parsers = [message.parser for message in messages]
+        num_tokens = sum(len(message.completion.token_ids) for message in messages)
         answer = {
             **self.common,
-            "choices": [self._choice(completion) for completion in output.outputs],
-            "usage": self._usage(prompt, sum(len(c.token_ids) for c in output.outputs), output.num_cached_tokens),
+            "choices": [self._choice(message) for message in messages],
+            "usage": self._usage(prompt, num_tokens, output.num_cached_tokens, parsers),
             "system_fingerprint": self.serving.fingerprint,
         }
         if self.body.prompt_logprobs is not None:
@@ -87,37 +117,56 @@ class Chat:
         writer = ChunkWriter(self.common, self.serving.fingerprint)
         num_tokens, num_cached = [0] * self.params.n, 0
         with self.serving.admit(self.params.n):
-            prompt = await self._prompt()
-            async with aclosing(self.serving.outputs([prompt], self.params, self.priority)) as found:
+            prompt = await self.prompt()
+            parsers = [self.format.parser(prompt.text or "") for _ in range(self.params.n)]
+            async with aclosing(self.serving.outputs([prompt], self.params, self.priority, self.beams)) as found:
                 started = False
                 async for _, output in found:
                     num_cached = output.num_cached_tokens or 0
                     written = []
                     if not started:
                         started = True
-                        told = self._usage(prompt, 0, num_cached) if continuous else None
+                        told = self._usage(prompt, 0, num_cached, ()) if continuous else None
                         written = [writer.chunk([self._first_choice(i)], told) for i in range(self.params.n)]
                     for completion in output.outputs:
                         num_tokens[completion.index] += len(completion.token_ids)
-                        told = self._usage(prompt, num_tokens[completion.index], num_cached) if continuous else None
-                        choice = self._delta_choice(completion)
-                        written.append(writer.chunk([choice], told, last=completion.finish_reason is not None))
-                    yield b"".join(written)
+                        parser = parsers[completion.index]
+                        choice = self._delta_choice(completion, parser)
+                        if choice is not None:
+                            count = num_tokens[completion.index]
+                            told = self._usage(prompt, count, num_cached, [parser]) if continuous else None
+                            written.append(writer.chunk([choice], told, last=completion.finished()))
+                    if written:
+                        yield b"".join(written)
         if include_usage:
-            yield writer.chunk([], self._usage(prompt, sum(num_tokens), num_cached), last=True)
+            yield writer.chunk([], self._usage(prompt, sum(num_tokens), num_cached, parsers), last=True)
 
-    def _choice(self, completion: CompletionOutput) -> dict[str, Any]:
-        message = {"role": self.role, "content": self._echo() + completion.text, "refusal": None}
-        return self._told({"index": completion.index, "message": message}, completion)
+    def _choice(self, message: MessageBuilder) -> dict[str, Any]:
+        fields = self._kept({"role": self.role, **message.fields()})
+        if echo := self._echo():
+            fields["content"] = echo + (fields["content"] or "")
+        return self._told({"index": message.completion.index, "message": fields}, message.completion, message.parser)
 
     def _first_choice(self, index: int) -> dict[str, Any]:
         delta = {"role": self.role, "content": self._echo()}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def _delta_choice(self, completion: CompletionOutput) -> dict[str, Any]:
-        return self._told({"index": completion.index, "delta": {"content": completion.text}}, completion)
+    def _delta_choice(self, completion: CompletionOutput, parser: MessageParser) -> dict[str, Any] | None:
+        """None: there is nothing to tell yet."""
+        delta = self._kept(delta_fields(read(parser, completion)))
+        if self.format.is_plain:
+            delta.setdefault("content", "")  # a chunk per token, even for half a character
+        if not (delta or completion.finished() or completion.logprobs or self.body.return_token_ids):
+            return None
+        return self._told({"index": completion.index, "delta": delta}, completion, parser)
 
-    def _told(self, choice: dict[str, Any], completion: CompletionOutput) -> dict[str, Any]:
+    def _kept(self, fields: dict[str, Any]) -> dict[str, Any]:
+        if not self.body.include_reasoning:
+            fields.pop("reasoning", None)
+            fields.pop("reasoning_content", None)
+        return fields
+
+    def _told(self, choice: dict[str, Any], completion: CompletionOutput, parser: MessageParser) -> dict[str, Any]:
         """The choice with what stands beside its message."""
         if completion.finish_reason == "error":
             raise APIError(500, "the model computed no numbers for this request")
@@ -125,6 +174,8 @@ class Chat:
         if completion.logprobs is not None:
             choice["logprobs"] = chat_logprobs(completion.token_ids, completion.logprobs, self.num_top, self.as_token_ids)
         choice["finish_reason"], choice["stop_reason"] = completion.finish_reason, completion.stop_reason
+        if completion.finish_reason == "stop" and parser.num_calls and not self.format.is_named:  # as OpenAI has it
+            choice["finish_reason"] = "tool_calls"
         if self.body.return_token_ids:
             choice["token_ids"] = completion.token_ids
         return choice
@@ -137,7 +188,9 @@ class Chat:
         content = body.messages[-1].content
         return content if isinstance(content, str) else ""
 
-    async def _prompt(self) -> EngineInput:
+    async def prompt(self) -> EngineInput:
+        """The conversation as the engine takes it. Raises APIError if it cannot."""
+
         def tokenize() -> EngineInput:
             text = self.serving.check_text(render(self.serving, self.body))
             token_ids = self.serving.engine.inputs.encode(text, self.body.add_special_tokens)
@@ -147,6 +200,9 @@ class Chat:
         self.serving.check_input(prompt, self.max_tokens)
         return prompt
 
-    def _usage(self, prompt: EngineInput, num_completion: int, num_cached: int | None) -> dict[str, Any]:
-        told = num_cached if self.serving.config.enable_prompt_tokens_details else None
-        return usage(len(prompt.token_ids), num_completion, told)
+    def _usage(
+        self, prompt: EngineInput, num_completion: int, num_cached: int | None, parsers: Iterable[MessageParser]
+    ) -> dict[str, Any]:
+        cached = num_cached if self.serving.config.enable_prompt_tokens_details else None
+        reasoning = None if self.format.reasoning is None else sum(parser.num_reasoning_tokens for parser in parsers)
+        return usage(len(prompt.token_ids), num_completion, cached, reasoning)

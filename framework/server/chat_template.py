@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
 from typing import Any
-
-from jinja2 import TemplateError
 
 from .errors import APIError
 from .protocol.chat import ChatBody, Message
@@ -22,31 +21,28 @@ def render(serving: Serving, body: ChatBody) -> str:
         )
     if not body.messages:
         raise APIError(400, "`messages` must hold at least one message", "messages")
-    template = body.chat_template or serving.chat_template
-    tokenizer = serving.engine.inputs.tokenizer
-    if tokenizer is None or not (template or getattr(tokenizer, "chat_template", None)):
-        raise APIError(400, "the model has no chat template: start the server with one, or use /v1/completions", "messages")
+    messages, arguments = [_message(message) for message in body.messages], _arguments(serving, body)
     try:
-        return tokenizer.apply_chat_template(
-            [_message(message) for message in body.messages],
+        return serving.engine.inputs.render(
+            messages,
+            body.chat_template or serving.chat_template,
+            body.add_generation_prompt,
+            body.continue_final_message,
             tools=body.tools,
             documents=body.documents,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
-            **_arguments(tokenizer, body),
+            **arguments,
         )
-    except (TemplateError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:  # as the template is written
-        raise APIError(400, f"the chat template cannot render these messages: {error}", "messages") from error
+    except ValueError as error:
+        raise APIError(400, str(error), "messages") from error
 
 
-def _arguments(tokenizer: Any, body: ChatBody) -> dict[str, Any]:
+def _arguments(serving: Serving, body: ChatBody) -> dict[str, Any]:
     given = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         given.setdefault("reasoning_effort", body.reasoning_effort)
-    own = inspect.signature(tokenizer.apply_chat_template).parameters
-    if taken := sorted(given.keys() & own.keys()):
+    tokenizer = serving.engine.inputs.tokenizer
+    own = {"messages", *(() if tokenizer is None else inspect.signature(tokenizer.apply_chat_template).parameters)}
+    if taken := sorted(given.keys() & own):
         raise APIError(400, f"chat_template_kwargs cannot set {', '.join(taken)}", "chat_template_kwargs")
     return given
 
@@ -58,7 +54,21 @@ def _message(message: Message) -> dict[str, Any]:
         found["content"] = "\n".join(_text(part) for part in message.content)
     elif message.content is None:
         found["content"] = ""
+    if isinstance(calls := found.get("tool_calls"), list):
+        found["tool_calls"] = [_call(call) for call in calls]
     return found
+
+
+def _call(call: Any) -> Any:
+    """A call of the model, with its arguments as an object, as templates want them; as they are where they are none: models err."""
+    match call:
+        case {"function": {"arguments": str(arguments), **function}, **rest}:
+            try:
+                read = json.loads(arguments) if arguments.strip() else {}
+            except (ValueError, RecursionError):
+                return call
+            return {**rest, "function": {**function, "arguments": read if isinstance(read, dict) else arguments}}
+    return call
 
 
 def _text(part: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from ..engine.inputs import EngineInput
 from ..outputs import CompletionOutput, RequestOutput
+from .beams import beam_params
 from .errors import APIError
 from .logprobs import completion_logprobs, prompt_logprobs
 from .protocol.common import ERRORS, STREAM
@@ -42,6 +43,7 @@ class Completion:
         of_prompt = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
         self.params = sampling_params(serving, body, max_tokens=self.max_tokens, logprobs=body.logprobs, prompt_logprobs=of_prompt)
         self.as_token_ids = bool(body.return_tokens_as_token_ids or serving.config.return_tokens_as_token_ids)
+        self.beams = beam_params(body, self.params, serving.engine.info.max_model_len)
         self.priority = request_priority(body, request)
         self.texts = _listed_prompts(body, serving.config.max_num_prompts)
         self.common: dict[str, Any] = {
@@ -56,7 +58,7 @@ class Completion:
         with self.serving.admit(len(self.texts) * self.params.n):
             prompts = await self._prompts()
             outputs: dict[int, RequestOutput] = {}
-            async with aclosing(self.serving.outputs(prompts, self.params, self.priority)) as found:
+            async with aclosing(self.serving.outputs(prompts, self.params, self.priority, self.beams)) as found:
                 async for index, output in found:
                     outputs[index] = output
         choices: list[dict[str, Any]] = []
@@ -88,7 +90,7 @@ class Completion:
             states = [[_Choice(self, prompt, i) for _ in range(self.params.n)] for i, prompt in enumerate(prompts)]
             found_logprobs: list[Any] = [None] * len(prompts)
             cached = [0] * len(prompts)
-            async with aclosing(self.serving.outputs(prompts, self.params, self.priority)) as found:
+            async with aclosing(self.serving.outputs(prompts, self.params, self.priority, self.beams)) as found:
                 async for index, output in found:
                     found_logprobs[index] = output.prompt_logprobs or found_logprobs[index]
                     cached[index] = output.num_cached_tokens or 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config_checks import check_types, require
+from .parsing import REASONING_FORMATS, TOOL_FORMATS
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
@@ -22,8 +23,8 @@ class ServerConfig:
     chat_template        Jinja template, or a file with one, instead of the tokenizer's
     trust_request_chat_template  requests may bring a template of their own, which can take as long as it likes
     enable_auto_tool_choice  the model may call tools by itself (tool_choice=auto)
-    tool_call_parser     how the model writes tool calls
-    reasoning_parser     how the model marks its reasoning
+    tool_call_parser     how the model writes tool calls: hermes, llama3_json, qwen3_coder or qwen3_xml
+    reasoning_parser     how the model marks its reasoning: deepseek_r1 or qwen3
     enable_prompt_tokens_details  usage tells how many prompt tokens came from the cache
     enable_force_include_usage    streams end with the usage, asked for or not
     return_tokens_as_token_ids    log-probabilities name tokens as token_id:N
@@ -72,6 +73,10 @@ class ServerConfig:
         for name in ("drain_timeout_s", "keep_alive_s"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(all(self.api_key), "api_key", "''", "keys that are not empty")
+        for name, formats in (("tool_call_parser", TOOL_FORMATS), ("reasoning_parser", REASONING_FORMATS)):
+            require(getattr(self, name) in (None, *formats), name, getattr(self, name), "one of " + ", ".join(formats))
+        if self.enable_auto_tool_choice and self.tool_call_parser is None:
+            raise ValueError("enable_auto_tool_choice=True cannot work without a tool_call_parser, which finds the calls")
         require(self.log_level in LOG_LEVELS, "log_level", self.log_level, "one of " + ", ".join(LOG_LEVELS))
 
     def api_keys(self) -> list[str]:

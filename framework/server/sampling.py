@@ -50,9 +50,9 @@ def sampling_params(
     given beside the body takes the place of its fields. Raises ValueError or APIError for what cannot be."""
     refuse(body, _UNAVAILABLE)
     _check_limits(serving, body)
-    if body.use_beam_search:
-        raise APIError(501, "beam search is not available over HTTP in this version", "use_beam_search")
     given: dict[str, Any] = {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
+    if body.use_beam_search:
+        given["temperature"] = 1.0  # beams do not depend on it, and zero allows no n
     kind = RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY
     defaults = serving.engine.inputs.default_params()
     return replace(

@@ -17,7 +17,8 @@ from .. import __version__
 from ..async_engine import AsyncEngine
 from ..engine.inputs import EngineInput
 from ..outputs import RequestOutput
-from ..sampling_params import SamplingParams
+from ..sampling_params import BeamSearchParams, SamplingParams
+from .beams import beam_outputs
 from .config import ServerConfig
 from .errors import APIError
 
@@ -31,6 +32,7 @@ class Serving:
 
     model_names  by which requests may call the model
     fingerprint  changes when answers may: with the version, or the engine's configuration
+    special_tokens  that are no text unless a request wants them
     num_in_work  completions that were admitted and have not ended
     num_rejected requests that were not admitted
     started_s    when, by ``time.monotonic``
@@ -47,6 +49,8 @@ class Serving:
         self._most_in_work = engine.config.scheduler.max_num_seqs + config.max_num_queued_reqs
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-tokenizer")
         tokenizer = engine.inputs.tokenizer
+        added = tokenizer.added_tokens_decoder.values() if tokenizer is not None else ()
+        self.special_tokens = frozenset(token.content for token in added if token.special)
         longest = max(map(len, tokenizer.get_vocab()), default=1) if tokenizer is not None else 1
         self._most_characters = longest * engine.info.max_model_len
 
@@ -107,11 +111,12 @@ class Serving:
         )
 
     async def outputs(
-        self, prompts: Sequence[EngineInput], params: SamplingParams, priority: int
+        self, prompts: Sequence[EngineInput], params: SamplingParams, priority: int, beams: BeamSearchParams | None = None
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        """Outputs of all prompts as they come, with the index of the prompt. Closing it aborts what is left of them."""
+        """Outputs of all prompts as they come, with the index of the prompt; of ``beams`` one, at their end. Closing it aborts what
+        is left of them."""
         if len(prompts) == 1:
-            async with aclosing(self._generate(prompts[0], params, priority)) as outputs:
+            async with aclosing(self._generate(prompts[0], params, priority, beams)) as outputs:
                 async for output in outputs:
                     yield 0, output
             return
@@ -119,7 +124,7 @@ class Serving:
 
         async def run(index: int) -> None:
             try:
-                async for output in self._generate(prompts[index], params, priority):
+                async for output in self._generate(prompts[index], params, priority, beams):
                     found.put_nowait((index, output))
             except Exception as error:
                 found.put_nowait(error)
@@ -138,7 +143,11 @@ class Serving:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _generate(self, prompt: EngineInput, params: SamplingParams, priority: int) -> AsyncGenerator[RequestOutput, None]:
+    def _generate(
+        self, prompt: EngineInput, params: SamplingParams, priority: int, beams: BeamSearchParams | None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        if beams is not None:
+            return beam_outputs(self.engine, prompt, params, priority, beams)
         return self.engine.generate(prompt, params, priority=priority)  # type: ignore[return-value]
 
 
@@ -147,7 +156,7 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def usage(num_prompt: int, num_completion: int, num_cached: int | None = None) -> dict[str, Any]:
+def usage(num_prompt: int, num_completion: int, num_cached: int | None = None, num_reasoning: int | None = None) -> dict[str, Any]:
     """OpenAI's usage object, in tokens."""
     found: dict[str, Any] = {
         "prompt_tokens": num_prompt,
@@ -156,4 +165,6 @@ def usage(num_prompt: int, num_completion: int, num_cached: int | None = None) -
     }
     if num_cached is not None:
         found["prompt_tokens_details"] = {"cached_tokens": num_cached}
+    if num_reasoning is not None:
+        found["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
     return found

@@ -225,6 +225,8 @@ def test_chat_renders_the_models_template(llm: LLM) -> None:
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     assert output.prompt == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert len(output.outputs[0].token_ids) <= 4
+    with pytest.raises(ValueError, match="chat template cannot render these messages: no such role"):
+        llm.chat(messages, chat_template="{{ raise_exception('no such role') }}", use_tqdm=False)
 
 
 def test_default_parameters_come_from_the_generation_config(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ class ChatMessage(BaseModel):
     content: str | None
     refusal: str | None = None
     reasoning: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
 

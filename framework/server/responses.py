@@ -1,0 +1,160 @@
+"""/v1/responses, for text and function calls. Nothing is stored: a conversation is sent whole with every request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+from fastapi import APIRouter, Request, Response
+
+from ..outputs import CompletionOutput
+from .chat import Chat
+from .errors import APIError
+from .message import read
+from .parsing import MessageParser
+from .protocol.common import ERRORS, STREAM
+from .protocol.responses import ResponseAnswer, ResponsesBody
+from .response_input import chat_body
+from .response_items import Event, ResponseItems
+from .sampling import refuse
+from .serving import Serving
+from .sse import encode_json, event_stream, json_response, until_disconnect
+
+router = APIRouter(responses=ERRORS)
+_UNAVAILABLE = ("conversation", "prompt", "context_management", "top_logprobs", "prompt_logprobs")
+
+
+@router.post("/v1/responses", response_model=None, responses={200: {"model": ResponseAnswer, "content": STREAM}})
+async def create_response(body: ResponsesBody, request: Request) -> Response:
+    """Answers text, or goes on with a conversation."""
+    response = Responding(request.app.state.serving, body, request)
+    if body.stream:
+        return await event_stream(request, response.events())
+    return json_response(await until_disconnect(request.receive, response.whole()))
+
+
+@router.get("/v1/responses/{response_id}", response_model=None)
+@router.delete("/v1/responses/{response_id}", response_model=None)
+async def stored_response(response_id: str) -> NoReturn:
+    """Never there."""
+    raise _not_found(response_id)
+
+
+@router.get("/v1/responses/{response_id}/input_items", response_model=None)
+async def input_items(response_id: str) -> NoReturn:
+    """Never there."""
+    raise _not_found(response_id)
+
+
+@router.post("/v1/responses/{response_id}/cancel", response_model=None)
+async def cancel_response(response_id: str) -> NoReturn:
+    """Of a response in the background, of which there are none."""
+    raise _not_found(response_id)
+
+
+class Responding:
+    """One request on its way to its answer."""
+
+    def __init__(self, serving: Serving, body: ResponsesBody, request: Request) -> None:
+        refuse(body, _UNAVAILABLE)
+        if body.previous_response_id is not None:
+            raise _not_found(body.previous_response_id, "previous_response_id")
+        if body.background or (body.n or 1) > 1:
+            param = "background" if body.background else "n"
+            raise APIError(400, f"`{param}` is not supported by this server for responses: leave it out", param)
+        if any(name.endswith("logprobs") for name in body.include or ()):
+            raise APIError(400, "log-probabilities are not available here: use /v1/chat/completions", "include")
+        self.chat = Chat(serving, chat_body(body), request)
+        self.items = ResponseItems()
+        self.response: dict[str, Any] = {
+            "id": self.chat.common["id"].replace("chatcmpl-", "resp_", 1),
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": "in_progress",
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": self.chat.common["model"],
+            "output": [],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "reasoning": body.reasoning or {"effort": None, "summary": None},
+            "store": False,
+            "temperature": self.chat.params.temperature,
+            "text": {"format": {"type": "text"}, **(body.text or {})},
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
+            "top_p": self.chat.params.top_p,
+            "truncation": body.truncation or "disabled",
+            "usage": None,
+        }
+        self._num_events = 0
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer."""
+        async with aclosing(self._steps()) as steps:
+            async for _ in steps:
+                pass
+        return self.response
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The answer, as it comes."""
+        async with aclosing(self._steps()) as steps:
+            async for events in steps:
+                yield b"".join(map(self._written, events))
+
+    async def _steps(self) -> AsyncGenerator[list[Event], None]:
+        """The events of each output of the engine. Ends with the response complete."""
+        chat = self.chat
+        with chat.serving.admit(1):
+            prompt = await chat.prompt()
+            parser = chat.format.parser(prompt.text or "")
+            num_tokens = num_cached = 0
+            events = [{"type": f"response.{event}", "response": dict(self.response)} for event in ("created", "in_progress")]
+            async with aclosing(chat.serving.outputs([prompt], chat.params, chat.priority, chat.beams)) as found:
+                async for _, output in found:
+                    num_cached = output.num_cached_tokens or num_cached
+                    for completion in output.outputs:
+                        num_tokens += len(completion.token_ids)
+                        events += self.items.add(read(parser, completion))
+                        if completion.finished():
+                            events += self._end(completion)
+                    if not output.finished:
+                        yield events
+                        events = []
+        self.response["usage"] = _usage(len(prompt.token_ids), num_tokens, num_cached, parser)
+        yield [*events, {"type": f"response.{self.response['status']}", "response": self.response}]
+
+    def _end(self, completion: CompletionOutput) -> Iterable[Event]:
+        if completion.finish_reason == "error":
+            raise APIError(500, "the model computed no numbers for this request")
+        self.response["status"] = "completed" if completion.finish_reason == "stop" else "incomplete"
+        if completion.finish_reason == "length":
+            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+        events = list(self.items.close(self.response["status"]))
+        self.response["output"] = self.items.output
+        return events
+
+    def _written(self, event: Event) -> bytes:
+        numbered = {**event, "sequence_number": self._num_events}
+        self._num_events += 1
+        return f"event: {event['type']}\ndata: {encode_json(numbered)}\n\n".encode()
+
+
+def _usage(num_prompt: int, num_completion: int, num_cached: int, parser: MessageParser) -> dict[str, Any]:
+    return {
+        "input_tokens": num_prompt,
+        "input_tokens_details": {"cached_tokens": num_cached, "cache_write_tokens": 0},
+        "output_tokens": num_completion,
+        "output_tokens_details": {"reasoning_tokens": parser.num_reasoning_tokens},
+        "total_tokens": num_prompt + num_completion,
+    }
+
+
+def _not_found(response_id: str, param: str = "response_id") -> APIError:
+    return APIError(404, f"Response with id '{response_id[:80]}' not found: this server stores no responses.", param)

@@ -1,0 +1,52 @@
+"""``use_beam_search`` gives the beams of the offline interface."""
+
+from __future__ import annotations
+
+import pytest
+
+from framework import BeamSearchParams
+from framework.llm import LLM
+
+from .servers import HTTPServer
+
+PROMPT = "def main():\n"
+BEAMS = {"use_beam_search": True, "n": 4, "max_tokens": 8}
+
+
+def test_choices_are_the_best_beams(server: HTTPServer, offline: LLM) -> None:
+    (whole,) = offline.beam_search([PROMPT], BeamSearchParams(4, 8, length_penalty=0.5))
+    prompt = offline.get_tokenizer().encode(PROMPT)
+    status, answer = server.post(
+        "/v1/completions", prompt=PROMPT, length_penalty=0.5, return_token_ids=True, logprobs=2, temperature=0, **BEAMS
+    )
+    assert status == 200, answer
+    assert [choice["token_ids"] for choice in answer["choices"]] == [beam.tokens[len(prompt) :] for beam in whole.sequences]
+    assert [PROMPT + choice["text"] for choice in answer["choices"]] == [
+        offline.get_tokenizer().decode(beam.tokens, skip_special_tokens=True) for beam in whole.sequences
+    ]
+    for choice, beam in zip(answer["choices"], whole.sequences):
+        assert sum(choice["logprobs"]["token_logprobs"]) == pytest.approx(beam.cum_logprob, abs=1e-4)
+        assert all(len(top) <= 3 for top in choice["logprobs"]["top_logprobs"])
+
+
+def test_several_prompts_and_chats(server: HTTPServer) -> None:
+    status, answer = server.post("/v1/completions", prompt=[PROMPT, "import"], **BEAMS)
+    assert status == 200 and [choice["index"] for choice in answer["choices"]] == list(range(8))
+    status, answer = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "a"}], **BEAMS)
+    assert status == 200 and len({choice["message"]["content"] for choice in answer["choices"]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("param", "body"),
+    [
+        ("stream", {"stream": True}),
+        ("stop", {"stop": ["a"]}),
+        ("prompt_logprobs", {"prompt_logprobs": 1}),
+        ("logit_bias", {"logit_bias": {"5": 1}}),
+        ("logprobs", {"n": 11}),
+        ("length_penalty", {"length_penalty": 1000}),
+    ],
+)
+def test_what_beams_cannot_do(server: HTTPServer, param: str, body: dict) -> None:
+    status, answer = server.post("/v1/completions", **{"prompt": PROMPT, **BEAMS, **body})
+    assert status == 400 and param in answer["error"]["message"], answer
