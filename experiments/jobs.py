@@ -7,24 +7,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from experiments.sweep_folder import progress, read_row
-from framework.study.compose import CONFIG_FILE, SWEEP_KEYS, SWEEPER_TARGET, StudyConfig, save_config
-from framework.study.environment import START_TIME, utc_now
-from framework.study.results import RUN_FILE, config_columns, write_run
+from framework.study.compose import CONFIG_FILE, SWEEPER_TARGET, StudyConfig, save_config
+from framework.study.results import RUN_FILE, write_run
+from framework.study.served import first_columns
 
 SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}
 """Threads of a CPU kernel that wait for one another go to sleep after a short spin. OpenMP's default is a long one, with which one
 busy neighbour on the machine makes steps twice as long and more."""
-
-Found = TypeVar("Found")
 
 
 def run_hydra_job(config: StudyConfig, script: Path) -> float | None:
@@ -70,20 +65,3 @@ def run_job(config: StudyConfig, script: Path, folder: Path) -> bool:
         error = f"the process ended with code {done.returncode} before it could write a result"
         write_run(folder, {**row, "status": "failed", "error": error})
     return done.returncode == 0
-
-
-def first_columns(config: StudyConfig) -> dict[str, Any]:
-    """The columns that a row has from the start. Of the keys of its sweep only how often it was repeated: with auto, intervals are
-    computed in another way."""
-    columns = {key: value for key, value in config_columns(config).items() if key not in SWEEP_KEYS}
-    return {**columns, "repeats": config.repeats, START_TIME: utc_now()}
-
-
-def attempt(folder: Path, row: dict[str, Any], measure: Callable[[], Found]) -> Found | None:
-    """What ``measure`` finds; None if it failed: then the folder holds ``row`` with the error."""
-    try:
-        return measure()
-    except Exception as error:
-        print(f"error: {error}" if isinstance(error, ValueError) else traceback.format_exc(), file=sys.stderr)
-        write_run(folder, {**row, "status": "failed", "error": f"{type(error).__name__}: {error}"})
-        return None

@@ -81,13 +81,13 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
     for name, values in (
         ("ttft", [ttft_s(request) for request in served]),
         ("tpot", [tpot_s(request) for request in served if len(request.token_times_s) > 1]),
-        ("itl", _gaps(served)),
+        ("itl", gaps([request.token_times_s for request in served])),
         ("e2e", [e2e_s(request) for request in served]),
     ):
-        metrics.update(_distribution(name, np.asarray(values)))
+        metrics.update(distribution(name, np.asarray(values)))
     priorities = sorted({request.priority for request in served})
     for priority in priorities if len(priorities) > 1 else ():
-        metrics.update(_distribution(f"ttft_priority_{priority}", np.array([ttft_s(r) for r in served if r.priority == priority])))
+        metrics.update(distribution(f"ttft_priority_{priority}", np.array([ttft_s(r) for r in served if r.priority == priority])))
     duration_s = max(r.token_times_s[-1] for r in served) - min(r.arrival_s for r in run.requests)
     metrics["duration_s"] = duration_s
     if duration_s > 0:
@@ -106,18 +106,19 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
     return metrics
 
 
-def _gaps(served: Sequence[RequestRecord]) -> np.ndarray:
-    """float64, all gaps between tokens of a request. In one array from the start: there may be a hundred million."""
-    gaps, first = np.empty(sum(len(request.token_times_s) - 1 for request in served)), 0
-    for request in served:
-        times = np.asarray(request.token_times_s)
-        np.subtract(times[1:], times[:-1], out=gaps[first : first + len(times) - 1])
+def gaps(times_s: Sequence[Sequence[float]]) -> np.ndarray:
+    """float64, all gaps within each of the series, none of which is empty. In one array from the start: there may be a hundred
+    million."""
+    found, first = np.empty(sum(len(times) - 1 for times in times_s)), 0
+    for series in times_s:
+        times = np.asarray(series)
+        np.subtract(times[1:], times[:-1], out=found[first : first + len(times) - 1])
         first += len(times) - 1
-    return gaps
+    return found
 
 
-def _distribution(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean and percentiles; reorders ``values``."""
+def distribution(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean and percentiles as metrics, none of no values; reorders ``values``."""
     if not len(values):
         return {}
     mean = float(np.mean(values))
