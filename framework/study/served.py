@@ -55,6 +55,7 @@ class Served:
 
     def write(self, folder: Path, config: ServeConfig, row: Mapping[str, Any]) -> list[str]:
         """Writes the files of the run; returns their names. ``row``: its first columns."""
+        folder.mkdir(parents=True, exist_ok=True)
         write_requests(folder, self.record.requests)
         system = {"plan.system": config.system} | {f"plan.system.{name}": value for name, value in self.system.items()}
         metrics = {f"metric.{name}": value for name, value in self.metrics(config).items()}

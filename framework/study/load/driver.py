@@ -47,11 +47,10 @@ class HttpRecord(RequestRecord):
 
 @dataclass(frozen=True)
 class Loaded:
-    """records: in the order of their arrival; cpu_s: of this process, while it asked; wall_s: how long that took."""
+    """records: in the order of their arrival; cpu_s: of this process, while it asked."""
 
     records: list[HttpRecord]
     cpu_s: float
-    wall_s: float
 
 
 async def ask_all(
@@ -107,7 +106,7 @@ async def ask_all(
                 records.append(record)
                 answers.append(Answer())
                 tasks.create_task(ask(index, record, answers[-1]))
-        loaded = Loaded(records, time.process_time() - cpu_s, client.now_s())
+        loaded = Loaded(records, time.process_time() - cpu_s)
     for record, answer in zip(records, answers):  # now that nobody waits for it
         _complete(record, answer, tokenizer)
     return loaded
