@@ -56,8 +56,9 @@ def meets(request: RequestRecord, slo: SLOConfig) -> bool:
     return all(limit is None or value <= limit for value, limit in measured)
 
 
-def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
-    """Name -> value; every name ends in its unit where it has one. What was not observed is absent, never zero."""
+def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
+    """Name -> value; every name ends in its unit where it has one. What was not observed is absent, never zero. ``percentiles``: of
+    latencies, from 0 to 100."""
     served = [request for request in run.requests if request.status == "ok" and len(request.token_times_s)]
     statuses = Counter(request.status for request in run.requests)
     metrics: dict[str, float] = {
@@ -84,10 +85,11 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
         ("itl", gaps([request.token_times_s for request in served])),
         ("e2e", [e2e_s(request) for request in served]),
     ):
-        metrics.update(distribution(name, np.asarray(values)))
+        metrics.update(distribution(name, np.asarray(values), percentiles))
     priorities = sorted({request.priority for request in served})
     for priority in priorities if len(priorities) > 1 else ():
-        metrics.update(distribution(f"ttft_priority_{priority}", np.array([ttft_s(r) for r in served if r.priority == priority])))
+        values = [ttft_s(request) for request in served if request.priority == priority]
+        metrics.update(distribution(f"ttft_priority_{priority}", np.asarray(values), percentiles))
     duration_s = max(r.token_times_s[-1] for r in served) - min(r.arrival_s for r in run.requests)
     metrics["duration_s"] = duration_s
     if duration_s > 0:
@@ -117,13 +119,13 @@ def gaps(times_s: Sequence[Sequence[float]]) -> np.ndarray:
     return found
 
 
-def distribution(name: str, values: np.ndarray) -> dict[str, float]:
+def distribution(name: str, values: np.ndarray, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
     """Mean and percentiles as metrics, none of no values; reorders ``values``."""
     if not len(values):
         return {}
     mean = float(np.mean(values))
-    percentiles = np.percentile(values, PERCENTILES, overwrite_input=True)
-    return {f"{name}_mean_s": mean, **{f"{name}_p{p}_s": float(value) for p, value in zip(PERCENTILES, percentiles)}}
+    found = np.percentile(values, percentiles, overwrite_input=True)
+    return {f"{name}_mean_s": mean, **{f"{name}_p{p:g}_s": float(value) for p, value in zip(percentiles, found)}}
 
 
 def _state(engines: Sequence[StepStatistics]) -> dict[str, float]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .compose import SWEEP_KEYS, ServeConfig, StudyConfig
 from .environment import START_TIME, environment, utc_now
-from .metrics import compute_metrics
+from .metrics import PERCENTILES, compute_metrics
 from .probed import Probed
 from .records import RunRecord
 from .results import REQUESTS_FILE, RUN_FILE, collect, collect_requests, config_columns, plan_columns, write_requests, write_run
@@ -49,9 +49,9 @@ class Served:
             raise ValueError(f"{name} refused every request; the first because: {requests[0].error}")
         return self
 
-    def metrics(self, config: ServeConfig) -> dict[str, float]:
+    def metrics(self, config: ServeConfig, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
         """By the objectives of the config."""
-        return {**compute_metrics(self.record, config.slo), **self.further}
+        return {**compute_metrics(self.record, config.slo, percentiles), **self.further}
 
     def write(self, folder: Path, config: ServeConfig, row: Mapping[str, Any]) -> list[str]:
         """Writes the files of the run; returns their names. ``row``: its first columns."""

@@ -31,7 +31,7 @@ class HttpConfig:
     extensions: bool = True
     extra_body: dict[str, Any] = field(default_factory=dict)
     max_concurrency: int | None = None
-    timeout_s: float = 600.0
+    timeout_s: float = 3600.0
     ready_timeout_s: float = 0.0
 
     @property

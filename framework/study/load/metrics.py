@@ -14,19 +14,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..metrics import distribution, gaps
+from ..metrics import PERCENTILES, distribution, gaps
 from .driver import HttpRecord, Loaded
 
 
-def client_metrics(loaded: Loaded) -> dict[str, float]:
+def client_metrics(loaded: Loaded, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
     """Name -> value, as ``compute_metrics``; of the requests that were served, the client's own numbers of all."""
     records = loaded.records
     served = [record for record in records if record.status == "ok" and len(record.token_times_s)]
-    metrics = distribution("chunk_gap", gaps([record.chunk_times_s for record in served]))
+    metrics = distribution("chunk_gap", gaps([record.chunk_times_s for record in served]), percentiles)
     lateness = np.array([record.sent_s - record.arrival_s for record in records])
-    metrics |= {"lateness_max_s": float(lateness.max()), **distribution("lateness", lateness)}
+    metrics |= {"lateness_max_s": float(lateness.max()), **distribution("lateness", lateness, percentiles)}
     if any(record.queued_s for record in records):
-        metrics |= distribution("client_queue", np.array([record.queued_s for record in records]))
+        metrics |= distribution("client_queue", np.array([record.queued_s for record in records]), percentiles)
     num_tokens = sum(len(record.token_times_s) for record in records)
     metrics |= {"client_cpu_s": loaded.cpu_s, "concurrency_max": _concurrency(records)}
     if num_tokens:
