@@ -199,8 +199,9 @@ class ParallelConfig:
 class EngineConfig:
     """Everything an engine is built from. Picklable; no field refers to a live object.
 
-    kernels    op -> choice (``auto``, an impl's name, or ``name@key:value``); a name whose kernel would never run is refused. Of a
-               fused op (``qk_norm_rotary_kv_write``) also ``none``: the ops that it does the work of run instead.
+    kernels    op -> choice (``auto``, an impl's name, ``name@key:value``, or several with ``|`` between: the first that can serve);
+               a name whose kernel would never run is refused. Of a fused op (``qk_norm_rotary_kv_write``) also ``none``: the ops
+               that it does the work of run instead.
                ``default`` -> what the other ops take: auto, reference, torch, or triton (an op's best Triton impl, whatever its
                name). An op with such an impl that cannot run here is refused, one without takes auto; fused ops are ``none``
                under reference and torch

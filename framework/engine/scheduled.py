@@ -78,4 +78,5 @@ class SchedulerCounters:
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     num_prompt_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
     num_output_tokens: int = 0

@@ -297,6 +297,7 @@ class Scheduler:
     def _count_admission(self, request: Request, num_cached_tokens: int, looked_up: bool) -> None:
         request.num_cached_tokens = num_cached_tokens
         self.counters.num_prompt_tokens += request.num_prompt_tokens
+        self.counters.num_cached_prompt_tokens += num_cached_tokens
         if looked_up and self.manager.reads_prefix(request):
             self.counters.prefix_query_tokens += request.num_prompt_tokens
             self.counters.prefix_hit_tokens += num_cached_tokens
