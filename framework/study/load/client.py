@@ -17,6 +17,8 @@ from .config import HttpConfig
 KEEP_ALIVE_S = 2.0
 """How long an idle connection is kept: less than servers do (uvicorn: 5 s), for a request that meets the end of one fails."""
 MAX_ERROR_BYTES = 1 << 16
+PAGE_TIMEOUT_S = 30.0
+"""Of what is no answer: the list of models, a scrape."""
 
 
 class Refused(ValueError):
@@ -69,7 +71,7 @@ class Client:
     async def get_text(self, path: str) -> str:
         """Raises ValueError if the server does not answer with 200, ConnectionError if it is not there."""
         try:
-            async with self._session.get(path) as response:
+            async with self._session.get(path, timeout=aiohttp.ClientTimeout(total=PAGE_TIMEOUT_S)) as response:
                 content = await response.read()
                 if response.status != 200:
                     raise ValueError(f"{self._config.url}{path} answers HTTP {response.status}: {_reason(content)}")
@@ -78,17 +80,17 @@ class Client:
             raise ConnectionError(f"no server answers at {self._config.url}: {error or type(error).__name__}") from error
 
     async def metrics(self) -> str:
-        """A scrape of the server; empty where it has none."""
+        """A scrape of the server; empty where it has none, or is no more."""
         try:
             return await self.get_text("/metrics")
-        except ValueError:
+        except (ValueError, ConnectionError):
             return ""
 
     async def version(self) -> str:
         """As the server says; unknown where it does not."""
         try:
             return str(json.loads(await self.get_text("/version"))["version"])
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, ConnectionError, LookupError, TypeError):
             return "unknown"
 
     async def model(self) -> str:

@@ -22,7 +22,7 @@ from framework.study.records import RequestRecord, RunRecord
 from framework.study.served import Served, first_columns
 from framework.study.workload import WorkloadConfig, build_workload
 
-from .stub_server import END, Asked, Pages, answering, chunk, error_page, serving
+from .stub_server import END, Asked, Drop, Pages, answering, chunk, error_page, serving
 
 SCRAPE = """# HELP vllm:prompt_tokens_total Prompt tokens.
 # TYPE vllm:prompt_tokens_total counter
@@ -111,6 +111,29 @@ async def broken_after_warmup(asked: Asked) -> AsyncIterator[bytes]:
 def test_a_server_that_serves_nothing_is_a_failed_run(script: Any, reason: str) -> None:
     with serving(script) as stub, pytest.raises(ValueError, match=reason):
         load(config(stub.url), 100, None, progress=False)
+
+
+def test_a_server_that_dies_in_the_run_leaves_what_was_measured() -> None:
+    alive = [True]
+    behave = answering(0.0, 0.01)
+
+    async def dies(asked: Asked) -> AsyncIterator[bytes]:
+        alive[0] = asked.index < 4
+        if not alive[0]:
+            raise Drop
+        async for part in behave(asked):
+            yield part
+
+    def page() -> bytes:
+        if not alive[0]:
+            raise Drop
+        return SCRAPE.format(10).encode()
+
+    with serving(dies, {"/metrics": page, "/version": page}) as stub:
+        served = load(config(stub.url), 100, None, progress=False)
+    metrics = served.metrics(config(stub.url))
+    assert (metrics["num_completed"], metrics["num_refused"]) == (2, 3) and "server_output_tokens" not in metrics
+    assert served.plan == {} and served.system["version"] == "unknown"
 
 
 def test_a_label_of_ones_own_and_what_cannot_work() -> None:
