@@ -17,7 +17,7 @@ import json
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -32,15 +32,6 @@ class BadAnswer(ValueError):
     """A stream that says that it failed, or makes no sense."""
 
 
-class Chunk(NamedTuple):
-    """A part of the answer. num_tokens: as its ids or log-probabilities say; usage: tokens so far; None where it does not say."""
-
-    time_s: float
-    text: str
-    num_tokens: int | None
-    usage: int | None
-
-
 @dataclass(frozen=True)
 class Tokens:
     """times_s: one per token; chunk_times_s: one per chunk that brought any; counted_by: see above."""
@@ -51,21 +42,24 @@ class Tokens:
 
 
 class Answer:
-    """Takes in a stream as it comes.
+    """Takes in a stream as it comes. Chunks are columns: as a million objects, they would stop the client for the garbage collector.
 
     finish_reason             None until the stream says it
     prompt_tokens, num_tokens  as the server's usage says at the end; None where it does not
     token_ids                 where the server gives them
     is_done                   the stream said that nothing follows
+    texts                     of the chunks
     """
 
     def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
         self.finish_reason: str | None = None
         self.prompt_tokens: int | None = None
         self.num_tokens: int | None = None
         self.token_ids: array[int] = array("q")
         self.is_done = False
+        self.texts: list[str] = []
+        self._times = array("d")
+        self._counts, self._usages = array("q"), array("q")  # tokens of the chunk, and so far; -1 where it does not say
         self._by_logprobs = False
         self._rest, self._data = b"", list[bytes]()
 
@@ -87,34 +81,32 @@ class Answer:
         self.feed(b"\n\n", time_s)  # the last event may lack its empty line
         if not self.is_done and self.finish_reason is None:
             raise BadAnswer("the stream ended before the answer did")
-        if not self.chunks:
+        if not self.texts:
             raise BadAnswer("the stream brought no token")
 
     def tokens(self, count_tokens: Callable[[str], int] | None) -> Tokens:
         """When every token came. ``count_tokens``: of a text; None without a tokenizer."""
-        chunks = [chunk for chunk in self.chunks if chunk.text] or self.chunks[-1:]  # tokens may have no text at all
-        if all(chunk.num_tokens is not None for chunk in chunks):
-            chunks, counted_by = self.chunks, "logprobs" if self._by_logprobs else "token_ids"
-            counts = [chunk.num_tokens or 0 for chunk in chunks]
-        elif all(chunk.usage is not None for chunk in chunks):
-            chunks, counted_by = [chunk for chunk in self.chunks if chunk.usage is not None], "usage"
-            counts = np.diff([chunk.usage or 0 for chunk in chunks], prepend=0).tolist()
+        counts, usages = np.asarray(self._counts), np.asarray(self._usages)
+        # Tokens may have no text at all.
+        chunks = np.array([i for i, text in enumerate(self.texts) if text] or range(len(self.texts))[-1:], dtype=int)
+        if (counts[chunks] >= 0).all():
+            chunks, counted_by = np.flatnonzero(counts >= 0), "logprobs" if self._by_logprobs else "token_ids"
+            counts = counts[chunks]
+        elif (usages[chunks] >= 0).all():
+            chunks, counted_by = np.flatnonzero(usages >= 0), "usage"
+            counts = np.diff(usages[chunks], prepend=0)
         else:
-            counts, counted_by = self._by_text([chunk.text for chunk in chunks], count_tokens)
-        times, chunk_times = array("d"), array("d")
-        for chunk, count in zip(chunks, counts):
-            times.extend([chunk.time_s] * count)
-            if count:
-                chunk_times.append(chunk.time_s)
-        return Tokens(times, chunk_times, counted_by)
+            counts, counted_by = self._by_text([self.texts[i] for i in chunks], count_tokens)
+        times = np.asarray(self._times)[chunks]
+        return Tokens(array("d", np.repeat(times, counts)), array("d", times[counts > 0]), counted_by)
 
-    def _by_text(self, texts: Sequence[str], count_tokens: Callable[[str], int] | None) -> tuple[list[int], str]:
+    def _by_text(self, texts: Sequence[str], count_tokens: Callable[[str], int] | None) -> tuple[np.ndarray, str]:
         total = self.num_tokens
         if total == len(texts):
-            return [1] * len(texts), "usage"
-        sizes = [1 if count_tokens is None else max(1, count_tokens(text)) for text in texts]
+            return np.ones(len(texts), dtype=int), "usage"
+        sizes = np.array([1 if count_tokens is None else max(1, count_tokens(text)) for text in texts])
         if total is not None:
-            sizes = np.diff(np.rint(np.cumsum(sizes) * (total / sum(sizes))), prepend=0).astype(int).tolist()
+            sizes = np.diff(np.rint(np.cumsum(sizes) * (total / sizes.sum())), prepend=0).astype(int)
         return sizes, "chunks" if count_tokens is None else "text"
 
     def _end_event(self, time_s: float) -> None:
@@ -143,7 +135,7 @@ class Answer:
         for choice in event["choices"][:1]:
             delta = choice.get("delta") or {}
             text = "".join(part for part in (choice.get("text"), *map(delta.get, _DELTA_TEXTS)) if part)
-            count = None
+            count = -1
             if (ids := choice.get("token_ids")) is not None:
                 count = len(ids)
                 self.token_ids.extend(ids)
@@ -152,7 +144,10 @@ class Answer:
                 self._by_logprobs = True
             if reason := choice.get("finish_reason"):
                 self.finish_reason = str(reason)
-            self.chunks.append(Chunk(time_s, text, count, self.num_tokens if usage else None))
+            self._times.append(time_s)
+            self.texts.append(text)
+            self._counts.append(count)
+            self._usages.append(self.num_tokens if usage and self.num_tokens is not None else -1)
 
 
 def message_of(error: Any) -> str:

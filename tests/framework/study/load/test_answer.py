@@ -49,7 +49,7 @@ def test_the_stream_may_be_cut_anywhere() -> None:
         answer.feed(whole[:cut], 1.0)
         answer.feed(whole[cut:], 1.0)
         answer.close(1.0)
-        assert list(answer.token_ids) == [1, 2, 3] and [c.text for c in answer.chunks] == ["xx", "\u00e9\u4e16", "x"], cut
+        assert list(answer.token_ids) == [1, 2, 3] and answer.texts == ["xx", "\u00e9\u4e16", "x"], cut
 
 
 def test_an_event_of_several_lines_and_one_without_its_end() -> None:
