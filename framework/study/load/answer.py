@@ -42,7 +42,7 @@ class Tokens:
 
 
 class Answer:
-    """Takes in a stream as it comes. Chunks are columns: as a million objects, they would stop the client for the garbage collector.
+    """Takes in a stream as it comes. Chunks are columns: as a million objects, they would keep the garbage collector busy.
 
     finish_reason             None until the stream says it
     prompt_tokens, num_tokens  as the server's usage says at the end; None where it does not
