@@ -6,10 +6,12 @@ Started by load.py; run by hand, it repeats a run.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments.jobs import job_main
 from experiments.serve_job import run
 from framework.build import freeze_garbage, input_processor
 from framework.models.architecture import read_model
@@ -28,4 +30,4 @@ def serve(config: LoadConfig) -> Served:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if run(Path(sys.argv[1]), LoadConfig, serve) else 1)
+    job_main(partial(run, schema=LoadConfig, serve=serve))

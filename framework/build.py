@@ -51,7 +51,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     inputs = input_processor(config.model, model)
     engine = Engine(config, kind.load().open(config, model, clock), inputs, clock)
     if (probes := getattr(engine.executor, "probes", None)) is not None:
-        setattr(engine, "step", probes.around_step(engine.step))  # noqa: B010
+        engine.watch(probes.around_step)
     return engine
 
 

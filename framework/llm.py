@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from .beam_search import BeamSearch, BeamSearchOutput, next_tokens
 from .build import build_engine
 from .config import EngineConfig
 from .engine.engine import Engine
@@ -18,7 +19,7 @@ from .engine.inputs import EngineInput, Prompt, check_priority
 from .engine_args import engine_config
 from .metrics import Metric, engine_metrics
 from .outputs import RequestOutput
-from .sampling_params import RequestOutputKind, SamplingParams
+from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 Messages = list[dict[str, Any]]
 
@@ -95,8 +96,20 @@ class LLM:
         """The engine's counters, gauges and histograms, under vLLM's names."""
         return engine_metrics(self.engine.metrics(), self.engine.config.model.name)
 
-    def beam_search(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError("beam search is not available in this version; generate samples n completions per prompt")
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool = False
+    ) -> list[BeamSearchOutput]:
+        """The best sequences of each prompt. The beams of all prompts take their steps together, and share the blocks of what they
+        have in common. Raises as ``generate`` does."""
+        inputs, length = self.engine.inputs, self.engine.info().max_model_len
+        searches = [BeamSearch(inputs.prompt(prompt), params, inputs.eos_token_ids, length) for prompt in _listed(prompts)]
+        with tqdm(total=params.max_tokens, desc="Tokens per beam", disable=not use_tqdm) as bar:
+            while any(search.beams for search in searches):
+                outputs = iter(self._run([beam for search in searches for beam in search.inputs], params.step_params, False, None))
+                for search in searches:
+                    search.advance([next_tokens(next(outputs)) for _ in search.beams])
+                bar.update()
+        return [search.best(inputs.tokenizer) for search in searches]
 
     def sleep(self, level: int = 1) -> NoReturn:
         raise NotImplementedError("an engine cannot sleep in this version; shutdown() frees the device")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -27,6 +27,9 @@ from .scheduled import ScheduledStep
 from .scheduler import Scheduler
 
 _logger = logging.getLogger(__name__)
+
+Step = Callable[[], list[RequestOutput]]
+"""``Engine.step``."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Engine:
         self._recorder = Recorder(executor.max_model_len)
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer), self._recorder)
         self.errored: Exception | None = None
+        self._watched_step: Step | None = None
         self.in_flight: deque[tuple[ScheduledStep, Handle]] = deque()
         self._outputs: list[RequestOutput] = []  # not handed out yet
         self._num_added = 0
@@ -111,6 +115,13 @@ class Engine:
         An exception ends the requests of the step that it came from, with outputs that tell it; what else was in flight comes with
         the next calls. Only what is no Exception (KeyboardInterrupt) is raised, and the engine can go on after it. Raises
         EngineDeadError if the device was lost before."""
+        return (self._watched_step or self._step)()
+
+    def watch(self, around: Callable[[Step], Step]) -> None:
+        """From now on a step is ``around(step)``, which is to return what ``step`` does; the latest watcher is the outermost."""
+        self._watched_step = around(self._watched_step or self._step)
+
+    def _step(self) -> list[RequestOutput]:
         self._check_alive()
         try:
             error = self._submit()

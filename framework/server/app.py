@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 
@@ -11,13 +12,14 @@ from fastapi import FastAPI
 from .. import __version__
 from ..async_engine import AsyncEngine
 from ..config import EngineConfig
-from . import chat, completions, errors, metrics, models, operations, sagemaker, tokenization
+from ..engine_process import SHORT_WAITS
+from . import chat, completions, errors, live, metrics, models, operations, sagemaker, tokenization
 from .auth import Authentication
 from .config import ServerConfig
 from .limits import BodyLimits
 from .serving import Serving
 
-ROUTERS = (completions.router, chat.router, models.router, tokenization.router, operations.router, metrics.router, sagemaker.router)
+ENDPOINTS = (completions, chat, models, tokenization, operations, metrics, sagemaker, live)
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 
@@ -27,8 +29,8 @@ def build_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     config.validate()
     app = FastAPI(title="Kernelswap", version=__version__)
     app.state.serving = Serving(engine, config)
-    for router in ROUTERS:
-        app.include_router(router)
+    for module in ENDPOINTS:
+        app.include_router(module.router)
     errors.install(app)
     app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
     if keys := config.api_keys():
@@ -42,6 +44,7 @@ def build_server(engine: AsyncEngine, config: ServerConfig) -> uvicorn.Server:
     settings = uvicorn.Config(
         build_app(engine, config),
         log_level=config.log_level,
+        access_log=config.log_level in ("debug", "trace"),
         backlog=BACKLOG,
         timeout_keep_alive=int(config.keep_alive_s),
         timeout_graceful_shutdown=config.drain_timeout_s,  # type: ignore[arg-type]  # fractions do, too
@@ -54,6 +57,8 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, and until running requests have ended."""
     server_config.validate()
     with bind(server_config.host, server_config.port) as listener:  # before the engine takes minutes to start
+        for name, value in SHORT_WAITS.items():  # the engine's process computes beside this one
+            os.environ.setdefault(name, value)
         engine = AsyncEngine(engine_config)
         try:
             server = build_server(engine, server_config)

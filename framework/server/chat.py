@@ -15,7 +15,7 @@ from .chat_template import render
 from .errors import APIError
 from .logprobs import chat_logprobs, prompt_logprobs
 from .protocol.chat import ChatAnswer, ChatBody
-from .protocol.common import ERRORS
+from .protocol.common import ERRORS, STREAM
 from .sampling import refuse, request_id, request_priority, sampling_params, truncation
 from .serving import Serving, usage
 from .sse import ChunkWriter, event_stream, json_response, until_disconnect
@@ -24,7 +24,7 @@ router = APIRouter()
 _UNAVAILABLE = ("mm_processor_kwargs", "functions", "audio")
 
 
-@router.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatAnswer}, **ERRORS})
+@router.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatAnswer, "content": STREAM}, **ERRORS})
 async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     """Goes on with a conversation."""
     chat = Chat(request.app.state.serving, body, request)

@@ -13,7 +13,7 @@ from ..engine.inputs import EngineInput
 from ..outputs import CompletionOutput, RequestOutput
 from .errors import APIError
 from .logprobs import completion_logprobs, prompt_logprobs
-from .protocol.common import ERRORS
+from .protocol.common import ERRORS, STREAM
 from .protocol.completions import CompletionAnswer, CompletionBody
 from .sampling import refuse, request_id, request_priority, sampling_params, truncation
 from .serving import Serving, usage
@@ -22,7 +22,7 @@ from .sse import ChunkWriter, event_stream, json_response, until_disconnect
 router = APIRouter()
 
 
-@router.post("/v1/completions", response_model=None, responses={200: {"model": CompletionAnswer}, **ERRORS})
+@router.post("/v1/completions", response_model=None, responses={200: {"model": CompletionAnswer, "content": STREAM}, **ERRORS})
 async def create_completion(body: CompletionBody, request: Request) -> Response:
     """Completes one prompt or several, n times each."""
     completion = Completion(request.app.state.serving, body, request)

@@ -52,7 +52,7 @@ class ServerConfig:
     enable_force_include_usage: bool = False
     return_tokens_as_token_ids: bool = False
     max_num_queued_reqs: int = 2048
-    max_body_bytes: int = 16 * 2**20
+    max_body_bytes: int = 8 * 2**20
     body_timeout_s: float = 60.0
     max_n: int = 128
     max_num_prompts: int = 1024

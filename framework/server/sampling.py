@@ -66,13 +66,31 @@ def sampling_params(
     )
 
 
-def structured_outputs(body: GenerationBody) -> Any:
-    """The constraint of ``structured_outputs`` or ``response_format``; None if there is none."""
-    kind = body.response_format.get("type") if body.response_format is not None else None
-    if body.structured_outputs is not None or kind not in (None, "text"):
-        param = "response_format" if body.structured_outputs is None else "structured_outputs"
-        raise APIError(501, "structured output is not available over HTTP in this version", param)
-    return None
+def structured_outputs(body: GenerationBody) -> dict[str, Any] | None:
+    """The constraint that ``structured_outputs`` or ``response_format`` asks for, as StructuredOutputsParams has it; None if there
+    is none. Raises APIError if both do, or if the format is none."""
+    asked = body.response_format
+    kind = "text" if asked is None else asked.get("type")
+    if kind == "text":
+        return body.structured_outputs
+    if body.structured_outputs is not None:
+        raise APIError(400, "`response_format` and `structured_outputs` are two constraints: give one", "response_format")
+    assert asked is not None
+    if kind == "json_object":
+        return {"json_object": True}
+    if kind == "structural_tag":
+        return {"structural_tag": asked}
+    if kind == "json_schema":
+        described = asked.get("json_schema")
+        schema = described.get("schema") if isinstance(described, dict) else None
+        if schema is None:
+            raise APIError(400, "`response_format` of type json_schema needs a schema under json_schema.schema", "response_format")
+        return {"json": schema}
+    raise APIError(
+        400,
+        f"`response_format.type` must be text, json_object, json_schema or structural_tag; found {str(kind)[:80]!r}",
+        "response_format",
+    )
 
 
 def refuse(body: GenerationBody, fields: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ class Serving:
     model_names  by which requests may call the model
     fingerprint  changes when answers may: with the version, or the engine's configuration
     num_in_work  completions that were admitted and have not ended
+    started_s    when, by ``time.monotonic``
     """
 
     def __init__(self, engine: AsyncEngine, config: ServerConfig) -> None:
@@ -40,6 +42,7 @@ class Serving:
         self.fingerprint = f"kernelswap-{__version__}-{digest}"
         self.chat_template = config.load_chat_template()
         self.num_in_work = 0
+        self.started_s = time.monotonic()
         self._most_in_work = engine.config.scheduler.max_num_seqs + config.max_num_queued_reqs
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-tokenizer")
         tokenizer = engine.inputs.tokenizer
@@ -54,7 +57,9 @@ class Serving:
 
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
-        """While ``count`` completions are in work. Raises APIError if as many as may wait do already."""
+        """While ``count`` completions are in work. Raises APIError if as many as may wait do already, or never could."""
+        if count > self._most_in_work:
+            raise APIError(400, f"{count} completions are more than the {self._most_in_work} that this server takes at once", "n")
         if self.num_in_work >= self._most_in_work:
             raise APIError(
                 503,

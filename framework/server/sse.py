@@ -78,6 +78,8 @@ class EventStream(Response):
             await until_disconnect(receive, self._send_all(send))
         except ClientDisconnected:
             pass
+        except asyncio.CancelledError:  # the server ends, and has waited long enough
+            await self._send_end(send, APIError(503, "the server is shutting down"))
         finally:
             await self._chunks.aclose()
 
@@ -90,8 +92,13 @@ class EventStream(Response):
             told = api_error(error)
             if told.status == 500:
                 _logger.error("a stream failed", exc_info=error)
-            await send({"type": "http.response.body", "body": b"data: " + told.json() + b"\n\n", "more_body": True})
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            await self._send_end(send, told)
+        else:
+            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    @staticmethod
+    async def _send_end(send: Send, error: APIError) -> None:
+        await send({"type": "http.response.body", "body": b"data: " + error.json() + b"\n\n" + DONE, "more_body": False})
 
 
 class ChunkWriter:

@@ -114,7 +114,7 @@ def test_a_folder_without_a_tokenizer_serves_ids(tmp_path: Path) -> None:
 
 
 def test_what_comes_later_says_so(llm: LLM) -> None:
-    for call in (lambda: llm.beam_search(["x"], None), llm.sleep, llm.wake_up):
+    for call in (llm.sleep, llm.wake_up):
         with pytest.raises(NotImplementedError, match="in this version"):
             call()
 

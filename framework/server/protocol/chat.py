@@ -6,22 +6,22 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from .common import Answer, Body, GenerationBody
+from .common import Answer, Body, GenerationBody, List
 
 
 class Message(Body):
     """One of a conversation. Of content given in parts, only text is taken."""
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | List[dict[str, Any]] | None = None
 
 
 class ChatBody(GenerationBody):
-    messages: list[Message]
+    messages: List[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: List[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = True
     reasoning_effort: str | None = None
@@ -30,15 +30,15 @@ class ChatBody(GenerationBody):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
-    documents: list[dict[str, str]] | None = None
+    documents: List[dict[str, str]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     # What OpenAI or vLLM take and this server does not.
     mm_processor_kwargs: dict[str, Any] | None = None
-    functions: list[dict[str, Any]] | None = None
+    functions: List[dict[str, Any]] | None = None
     audio: dict[str, Any] | None = None
-    modalities: list[str] | None = None
+    modalities: List[str] | None = None
 
 
 class TopLogprob(BaseModel):

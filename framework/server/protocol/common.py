@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 
+T = TypeVar("T")
 TokenId = Annotated[StrictInt, Field(ge=0, lt=2**32)]
+List = Annotated[list[T], Field(fail_fast=True)]
+"""Of a body. Told is its first fault: to collect those of millions of items would take minutes."""
+MAX_BIASES = 2**18
+
+
+def _few(given: Any) -> Any:
+    """Before the values are looked at."""
+    if isinstance(given, dict) and len(given) > MAX_BIASES:
+        raise ValueError(f"there may be at most {MAX_BIASES} entries")
+    return given
+
+
+LogitBias = Annotated[dict[str, float], BeforeValidator(_few)]
 
 
 class Body(BaseModel):
@@ -45,11 +59,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorResponse, "description": "The model does not exist."},
     408: {"model": ErrorResponse, "description": "The body took too long to arrive."},
     413: {"model": ErrorResponse, "description": "The body is too long."},
-    422: {"model": ErrorResponse, "description": "Never: what does not fit the schema is answered with 400."},
+    422: {"model": ErrorResponse, "description": "Not used: a body that does not fit is answered with 400."},
     501: {"model": ErrorResponse, "description": "What is asked for is not available here."},
     503: {"model": ErrorResponse, "description": "The server is overloaded, or its engine is dead."},
 }
 """Of requests with a body."""
+
+STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+"""Content of a streamed answer."""
 
 
 class GenerationBody(Body):
@@ -69,16 +86,16 @@ class GenerationBody(Body):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | List[str] | None = None
+    stop_token_ids: List[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: List[int] | None = None
+    bad_words: List[str] | None = None
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] | None = None
@@ -94,7 +111,7 @@ class GenerationBody(Body):
     user: str | None = None
 
     # What vLLM takes and this server does not.
-    logprob_token_ids: list[int] | None = None
+    logprob_token_ids: List[int] | None = None
     kv_transfer_params: dict[str, Any] | None = None
     vllm_xargs: dict[str, Any] | None = None
     repetition_detection: dict[str, Any] | None = None

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from .common import Answer, GenerationBody, TokenId
+from .common import Answer, GenerationBody, List, TokenId
 
 
 class CompletionBody(GenerationBody):
-    prompt: str | list[TokenId] | list[list[TokenId]] | list[str] | None = None
+    prompt: str | List[TokenId] | List[List[TokenId]] | List[str] | None = None
     echo: bool | None = False
     logprobs: int | None = None
     max_tokens: int | None = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from .chat import ChatBody
-from .common import Body, TokenId
+from .common import Body, List, TokenId
 
 
 class TokenizeBody(Body):
@@ -28,7 +28,7 @@ class Tokenized(BaseModel):
 
 class DetokenizeBody(Body):
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: List[TokenId]
 
 
 class Detokenized(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -57,6 +58,8 @@ def check_envelope(status: int, answer: Any) -> dict:
         ("allowed_token_ids", {"allowed_token_ids": []}),
         ("stop_token_ids", {"stop_token_ids": [4096]}),
         ("bad_words", {"bad_words": [" "]}),
+        ("logit_bias", {"logit_bias": {str(i): "x" for i in range(2**18 + 1)}}),
+        ("n", {"prompt": ["a"] * 100, "n": 100}),
         ("suffix", {"suffix": "tail"}),
         ("prompt_embeds", {"prompt_embeds": "abc"}),
         ("kv_transfer_params", {"kv_transfer_params": {}}),
@@ -129,6 +132,16 @@ def test_priorities_are_integers(server: HTTPServer) -> None:
 
 
 def test_many_faults_are_told_in_part(server: HTTPServer) -> None:
-    status, answer = server.post(PATH, prompt=["a"] * 50 + [1.5] * 50)
+    wrong = {"n": "x", "top_k": [], "seed": 0.5, **{f"{name}_penalty": "x" for name in ("presence", "frequency", "repetition")}}
+    status, answer = server.post(PATH, prompt={}, **wrong)
     message = check_envelope(status, answer)["message"]
-    assert status == 400 and message.endswith("more") and len(message) < 3000
+    assert status == 400 and 5 <= message.count("; ") <= 10 and len(message) < 3000
+
+
+@pytest.mark.parametrize("start", ["", '"a",', "[1],", "{},"])
+@pytest.mark.parametrize("item", ["1,", "[],", "{},", '"",'])
+def test_a_fault_after_a_million_items_takes_no_time(server: HTTPServer, start: str, item: str) -> None:
+    body = f'{{"prompt": [{start}{item * 500_000}null]}}'.encode()
+    begin = time.process_time()  # of this process, where the server is
+    assert server.request("POST", PATH, body)[0] == 400
+    assert time.process_time() - begin < 4
