@@ -9,24 +9,21 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from experiments.sweep_folder import progress, read_row
 from framework.engine_process import SHORT_WAITS
-from framework.study.compose import CONFIG_FILE, SWEEP_KEYS, SWEEPER_TARGET, StudyConfig, save_config
-from framework.study.environment import START_TIME, utc_now
-from framework.study.results import RUN_FILE, config_columns, write_run
+from framework.study.compose import CONFIG_FILE, SWEEPER_TARGET, StudyConfig, save_config
+from framework.study.results import RUN_FILE, write_run
+from framework.study.served import first_columns
 
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent dies."""
-
-Found = TypeVar("Found")
 
 
 def run_hydra_job(config: StudyConfig, script: Path) -> float | None:
@@ -87,20 +84,3 @@ def job_main(run: Callable[[Path], bool]) -> NoReturn:
         sys.exit(0 if run(Path(folder)) else 1)
     except KeyboardInterrupt:  # meant for the sweep, which says what it means
         sys.exit(130)
-
-
-def first_columns(config: StudyConfig) -> dict[str, Any]:
-    """The columns that a row has from the start. Of the keys of its sweep only how often it was repeated: with auto, intervals are
-    computed in another way."""
-    columns = {key: value for key, value in config_columns(config).items() if key not in SWEEP_KEYS}
-    return {**columns, "repeats": config.repeats, START_TIME: utc_now()}
-
-
-def attempt(folder: Path, row: dict[str, Any], measure: Callable[[], Found]) -> Found | None:
-    """What ``measure`` finds; None if it failed: then the folder holds ``row`` with the error."""
-    try:
-        return measure()
-    except Exception as error:
-        print(f"error: {error}" if isinstance(error, ValueError) else traceback.format_exc(), file=sys.stderr)
-        write_run(folder, {**row, "status": "failed", "error": f"{type(error).__name__}: {error}"})
-        return None

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.jobs import attempt, first_columns, job_main
+from experiments.jobs import job_main
 from framework.build import input_processor, settle_block_size, settle_quantization
 from framework.config import EngineConfig
 from framework.interpreter import enable_interpreter
@@ -23,6 +23,7 @@ from framework.study.environment import environment
 from framework.study.quality import cut_windows, quality_metrics, read_text
 from framework.study.report import format_plan, format_quality
 from framework.study.results import RUN_FILE, plan_columns, write_run
+from framework.study.served import attempt, first_columns
 from framework.worker.teacher_forcing import TeacherForcing, score
 
 

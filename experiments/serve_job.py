@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.jobs import attempt, first_columns, job_main
+from experiments.jobs import job_main
 from framework import __version__
 from framework.build import build_replicas, freeze_garbage, input_processor, settle_block_size
 from framework.engine.inputs import InputProcessor
@@ -24,47 +23,18 @@ from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import run_workload
-from framework.study.environment import environment
 from framework.study.machine_load import machine_load
-from framework.study.metrics import compute_metrics
-from framework.study.probed import Probed, probe
-from framework.study.records import RunRecord
+from framework.study.probed import probe
 from framework.study.report import format_metrics, format_plan
-from framework.study.results import REQUESTS_FILE, RUN_FILE, plan_columns, write_requests, write_run
-from framework.study.workload import Workload, WorkloadConfig, WorkloadRequest, build_workload
-
-PLOT_FILE = "latency.png"
-
-
-@dataclass(frozen=True)
-class Served:
-    """A run that worked.
-
-    record  what came when
-    plan    which kernel of ours ran per op; empty for another system
-    system  what served: its version and what it settled by itself; for another system how it served
-    start   what the start cost: seconds to build, and kernels that were compiled only while the workload ran
-    load    what else the machine did while the workload ran
-    probed  what else was asked for, to be written into the run's folder
-    """
-
-    record: RunRecord
-    plan: dict[str, dict[str, Any]]
-    system: dict[str, str]
-    start: dict[str, float]
-    load: dict[str, float]
-    probed: list[Probed] = field(default_factory=list)
+from framework.study.served import Served, attempt, first_columns
+from framework.study.workload import Workload, WorkloadRequest, warmup_workload
 
 
 def serve(config: ServeConfig) -> Served:
     """Builds the system of the config and serves the workload."""
     config.validate()
     config.workload.validate()  # before a model is loaded for it
-    served = _serve_with_engine(config) if config.system == "kernelswap" else _serve_with_library(config)
-    requests = served.record.requests
-    if all(request.error for request in requests):
-        raise ValueError(f"{config.system} refused every request; the first because: {requests[0].error}")
-    return served
+    return (_serve_with_engine(config) if config.system == "kernelswap" else _serve_with_library(config)).checked(config.system)
 
 
 def _serve_with_engine(config: ServeConfig) -> Served:
@@ -128,11 +98,7 @@ def _workloads(
     workload: Sequence[WorkloadRequest] = Workload(config.workload, vocab_size, encode)
     if not EXECUTORS[config.executor.kind].virtual_clock:
         workload = list(workload)  # while time is measured, none is to be made
-    if not config.num_warmup_requests:
-        return workload, []
-    # Random tokens: prompts of the workload itself would be found in the prefix cache afterwards.
-    warmup = WorkloadConfig(num_requests=config.num_warmup_requests, prompt_tokens=64, output_tokens=8, seed=config.seed + 1)
-    return workload, build_workload(warmup, vocab_size, encode)
+    return workload, warmup_workload(config.num_warmup_requests, config.seed, vocab_size, encode)
 
 
 def _compilations(config: ServeConfig) -> AbstractContextManager[list[str]]:
@@ -144,34 +110,19 @@ def _compilations(config: ServeConfig) -> AbstractContextManager[list[str]]:
     return count_compilations()
 
 
-def run(folder: Path) -> bool:
+def run(folder: Path, schema: type[ServeConfig] = ServeConfig, serve: Callable[[Any], Served] = serve) -> bool:
     """Serves the config in ``folder``; True if it worked. Either way the folder holds a run.json afterwards."""
-    config = load_config(folder / CONFIG_FILE, ServeConfig)
+    config = load_config(folder / CONFIG_FILE, schema)
     row = first_columns(config)
     served = attempt(folder, row, lambda: serve(config.shifted()))
     if served is None:
         return False
-    metrics = {**compute_metrics(served.record, config.slo), **served.start}
-    write_requests(folder, served.record.requests)
-    row |= {"plan.system": config.system} | {f"plan.system.{name}": value for name, value in served.system.items()}
-    row |= plan_columns(served.plan) | {f"metric.{name}": value for name, value in metrics.items()} | environment(config)
-    row |= served.load
-    write_run(folder, {**row, "status": "ok", "error": None})
-    _plot(folder)
-    files = [RUN_FILE, REQUESTS_FILE, PLOT_FILE, *(name for one in served.probed for name in one.write(folder))]
+    files = served.write(folder, config, row)
     ran = ", ".join([config.system, *(f"{name} {value}" for name, value in served.system.items())])
-    plan = [format_plan(served.plan)] if served.plan else []  # no device, no kernels
-    tables = [*plan, *(one.table() for one in served.probed), format_metrics(metrics)]
+    plan = [format_plan(served.plan)] if served.plan and served.is_here else []  # no device, no kernels
+    tables = [*plan, *(one.table() for one in served.probed), format_metrics(served.metrics(config))]
     print("\n\n".join([ran, *tables, f"{folder}: {', '.join(files)}"]), flush=True)
     return True
-
-
-def _plot(folder: Path) -> None:
-    from framework.study import plots
-    from framework.study.results import collect, collect_requests
-
-    runs = collect(folder)
-    plots.latency(collect_requests(folder, runs)).savefig(folder / PLOT_FILE, dpi=150)
 
 
 if __name__ == "__main__":

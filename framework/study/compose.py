@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from ..config import EngineConfig, QuantConfig
 from ..executor.kinds import EXECUTORS
+from .load.config import HttpConfig
 from .metrics import SLOConfig
 from .plot_kinds import FigureSpec
 from .sweep import AUTO, split_condition
@@ -142,6 +143,26 @@ class ServeConfig(StudyConfig):
 
 
 @dataclass
+class LoadConfig(ServeConfig):
+    """A serving run whose system is a server, over HTTP: the same workload, objectives and columns.
+
+    Of the engine's keys the client uses those of ``model``, for the vocabulary and the tokenizer; the others say what the server
+    was started with, and nobody checks them.
+
+    system  what the row calls the server
+    """
+
+    name: str = "load"
+    system: str = "http"
+    http: HttpConfig = field(default_factory=HttpConfig)
+
+    def validate(self) -> None:
+        StudyConfig.validate(self)
+        self.workload.validate()
+        self.http.validate()
+
+
+@dataclass
 class BaselineConfig:
     """What the quality of a model is measured against: the floats of the same checkpoint, with a cache of floats.
 
@@ -207,6 +228,7 @@ def register_schema() -> None:
     not in there."""
     schemas = {
         "serve_schema": OmegaConf.structured(ServeConfig),
+        "load_schema": OmegaConf.structured(LoadConfig),
         "quality_schema": OmegaConf.structured(QualityConfig),
         "kernels_schema": OmegaConf.create({"kernels": {}}),
     }

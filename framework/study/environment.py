@@ -24,8 +24,9 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def environment(config: EngineConfig) -> dict[str, str | int]:
-    """``env.*`` columns: versions, processor, commit, and the device that an engine of ``config`` runs on here."""
+def environment(config: EngineConfig | None) -> dict[str, str | int]:
+    """``env.*`` columns: versions, processor, commit, and the device that an engine of ``config`` runs on here; None: it runs
+    elsewhere."""
     found: dict[str, str | int] = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
     for name in DISTRIBUTIONS:
         try:
@@ -34,7 +35,8 @@ def environment(config: EngineConfig) -> dict[str, str | int]:
             continue
     found["cpu"] = _cpu_name()
     found["num_cpus"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found["device"], _ = EXECUTORS[config.executor.kind].load().runs_on(config)
+    if config is not None:
+        found["device"], _ = EXECUTORS[config.executor.kind].load().runs_on(config)
     if commit := _git("rev-parse", "HEAD"):
         found["commit"] = commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
     return {f"env.{key}": value for key, value in found.items()}

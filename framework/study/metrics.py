@@ -56,8 +56,9 @@ def meets(request: RequestRecord, slo: SLOConfig) -> bool:
     return all(limit is None or value <= limit for value, limit in measured)
 
 
-def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
-    """Name -> value; every name ends in its unit where it has one. What was not observed is absent, never zero."""
+def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
+    """Name -> value; every name ends in its unit where it has one. What was not observed is absent, never zero. ``percentiles``: of
+    latencies, from 0 to 100."""
     served = [request for request in run.requests if request.status == "ok" and len(request.token_times_s)]
     statuses = Counter(request.status for request in run.requests)
     metrics: dict[str, float] = {
@@ -81,13 +82,14 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
     for name, values in (
         ("ttft", [ttft_s(request) for request in served]),
         ("tpot", [tpot_s(request) for request in served if len(request.token_times_s) > 1]),
-        ("itl", _gaps(served)),
+        ("itl", gaps([request.token_times_s for request in served])),
         ("e2e", [e2e_s(request) for request in served]),
     ):
-        metrics.update(_distribution(name, np.asarray(values)))
+        metrics.update(distribution(name, np.asarray(values), percentiles))
     priorities = sorted({request.priority for request in served})
     for priority in priorities if len(priorities) > 1 else ():
-        metrics.update(_distribution(f"ttft_priority_{priority}", np.array([ttft_s(r) for r in served if r.priority == priority])))
+        values = [ttft_s(request) for request in served if request.priority == priority]
+        metrics.update(distribution(f"ttft_priority_{priority}", np.asarray(values), percentiles))
     duration_s = max(r.token_times_s[-1] for r in served) - min(r.arrival_s for r in run.requests)
     metrics["duration_s"] = duration_s
     if duration_s > 0:
@@ -106,23 +108,24 @@ def compute_metrics(run: RunRecord, slo: SLOConfig) -> dict[str, float]:
     return metrics
 
 
-def _gaps(served: Sequence[RequestRecord]) -> np.ndarray:
-    """float64, all gaps between tokens of a request. In one array from the start: there may be a hundred million."""
-    gaps, first = np.empty(sum(len(request.token_times_s) - 1 for request in served)), 0
-    for request in served:
-        times = np.asarray(request.token_times_s)
-        np.subtract(times[1:], times[:-1], out=gaps[first : first + len(times) - 1])
+def gaps(times_s: Sequence[Sequence[float]]) -> np.ndarray:
+    """float64, all gaps within each of the series, none of which is empty. In one array from the start: there may be a hundred
+    million."""
+    found, first = np.empty(sum(len(times) - 1 for times in times_s)), 0
+    for series in times_s:
+        times = np.asarray(series)
+        np.subtract(times[1:], times[:-1], out=found[first : first + len(times) - 1])
         first += len(times) - 1
-    return gaps
+    return found
 
 
-def _distribution(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean and percentiles; reorders ``values``."""
+def distribution(name: str, values: np.ndarray, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
+    """Mean and percentiles as metrics, none of no values; reorders ``values``."""
     if not len(values):
         return {}
     mean = float(np.mean(values))
-    percentiles = np.percentile(values, PERCENTILES, overwrite_input=True)
-    return {f"{name}_mean_s": mean, **{f"{name}_p{p}_s": float(value) for p, value in zip(PERCENTILES, percentiles)}}
+    found = np.percentile(values, percentiles, overwrite_input=True)
+    return {f"{name}_mean_s": mean, **{f"{name}_p{p:g}_s": float(value) for p, value in zip(percentiles, found)}}
 
 
 def _state(engines: Sequence[StepStatistics]) -> dict[str, float]:

@@ -66,11 +66,11 @@ def config_columns(config: EngineConfig) -> dict[str, Any]:
 
 def plan_columns(report: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What ran: ``plan.<op>`` is the impl; beside it ``.chosen`` (name, default or auto, and what speaks
-    against trusting it), ``.origin``, ``.version``, ``.calls``."""
+    against trusting it), ``.origin``, ``.version``, ``.calls``, as far as they are known."""
     columns: dict[str, Any] = {}
     for op, entry in report.items():
         columns[f"plan.{op}"] = entry["impl"]
-        columns.update({f"plan.{op}.{key}": entry[key] for key in ("chosen", "origin", "version", "calls")})
+        columns.update({f"plan.{op}.{key}": entry[key] for key in ("chosen", "origin", "version", "calls") if key in entry})
     return columns
 
 

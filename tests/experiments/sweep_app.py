@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from experiments import jobs
 from framework.study.compose import CONFIG_FILE, ServeConfig, hydra_version_base, load_config, register_schema, to_config
 from framework.study.results import write_run
+from framework.study.served import first_columns
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))  # where Hydra finds the sweeper, as it does for a script there
@@ -32,7 +33,7 @@ def pretend(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[by
     if folder.name == os.environ.get("INTERRUPT_AT"):
         raise KeyboardInterrupt
     config = load_config(folder / CONFIG_FILE, ServeConfig)
-    row = jobs.first_columns(config)
+    row = first_columns(config)
     if config.workload.num_requests == 13:
         write_run(folder, row | {"status": "failed", "error": "ValueError: thirteen"})
         return subprocess.CompletedProcess(command, 1)

@@ -158,6 +158,16 @@ def build_workload(config: WorkloadConfig, vocab_size: int, encode: Encode | Non
     return list(Workload(config, vocab_size, encode))
 
 
+def warmup_workload(num_requests: int, seed: int, vocab_size: int, encode: Encode | None) -> list[WorkloadRequest]:
+    """Requests before the measured ones of a run with ``seed``. Random tokens: prompts of the workload itself would be found in the
+    prefix cache afterwards."""
+    if not num_requests:
+        return []
+    return build_workload(
+        WorkloadConfig(num_requests=num_requests, prompt_tokens=64, output_tokens=8, seed=seed + 1), vocab_size, encode
+    )
+
+
 def _sizes(config: WorkloadConfig, num_requests: int) -> list[tuple[int, int]]:
     """Tokens of prompts and outputs."""
     rng = stream(config.seed, LENGTHS)

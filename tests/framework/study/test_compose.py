@@ -13,6 +13,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 
 from framework.config import EngineConfig
 from framework.study.compose import (
+    LoadConfig,
     QualityConfig,
     ServeConfig,
     hydra_version_base,
@@ -21,6 +22,7 @@ from framework.study.compose import (
     save_config,
     to_config,
 )
+from framework.study.results import config_columns
 from triton_kernels.ops import OPS
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -57,6 +59,14 @@ def test_the_default_is_the_tiny_model_under_a_poisson_workload() -> None:
 def test_every_choice_composes(choice: str) -> None:
     simulated = choice.startswith(("parallel", "speculative_config"))
     composed(choice, *["executor=simulated"] * simulated).validate()
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith(("workload", "model", "experiment"))])
+def test_a_server_is_asked_for_what_an_engine_would_be(choice: str) -> None:
+    ours = config_columns(composed(choice))
+    theirs = config_columns(to_config(compose("load", [choice]), LoadConfig))
+    told = {key for key in theirs if key not in ours or theirs[key] != ours[key]}
+    assert {key.partition(".")[0] for key in told} == {"http", "name", "system"} - ({"name"} if "experiment" in choice else set())
 
 
 @pytest.mark.parametrize("choice", ["auto", "reference", "torch", "triton"])

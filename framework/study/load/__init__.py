@@ -1,0 +1,1 @@
+"""Load on any OpenAI-compatible server over HTTP, with the workloads, arrivals and metrics of a run in this process."""

@@ -1,0 +1,80 @@
+"""A run whose system is a server: the same as one in this process, seen through HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..compose import LoadConfig
+from ..machine_load import machine_load
+from ..metrics import PERCENTILES
+from ..records import RunRecord
+from ..served import Served
+from ..workload import WorkloadRequest, build_workload, warmup_workload
+from .client import Client
+from .config import HttpConfig
+from .driver import Loaded, ask_all
+from .metrics import client_metrics
+from .scrape import added, counters, kernels
+
+
+def load(
+    config: LoadConfig, vocab_size: int, tokenizer: Any, percentiles: Sequence[float] = PERCENTILES, progress: bool = True
+) -> Served:
+    """Asks the server of the config for the workload.
+
+    vocab_size, tokenizer  of the model that it serves; None where there is no tokenizer
+    percentiles            of the client's own latencies
+
+    Raises ValueError for a config that cannot work, a server that is not there, and one that serves nothing or not even the
+    warm-up."""
+    encode = tokenizer.encode if tokenizer else None
+    workload = build_workload(config.workload, vocab_size, encode)
+    warmup = warmup_workload(config.num_warmup_requests, config.seed, vocab_size, encode)
+    asked = asyncio.run(_ask(config.http, workload, warmup, tokenizer, progress))
+    record = RunRecord([*asked.loaded.records])
+    counted = added(asked.before, counters(asked.scrape))
+    record.prefix_query_tokens = counted.pop("prefix_query_tokens", 0)
+    record.prefix_hit_tokens = counted.pop("prefix_hit_tokens", 0)
+    counted_by = sorted({request.counted_by for request in asked.loaded.records if request.counted_by})
+    system = {"version": asked.version, "counted_by": ",".join(counted_by)}
+    plan = {op: {"impl": impl} for op, impl in kernels(asked.scrape).items()}
+    further = client_metrics(asked.loaded, percentiles) | counted
+    return Served(record, plan, system, further, asked.busy, is_here=False).checked(config.system)
+
+
+def served_model(http: HttpConfig) -> str:
+    """What the server calls its model, once it is ready. Raises ValueError if it is not in time."""
+
+    async def ask() -> str:
+        async with Client.open(http) as client:
+            return await client.model()
+
+    return asyncio.run(ask())
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """before, scrape: the server's own metrics before and after, the first as counters; busy: as of ``machine_load``."""
+
+    loaded: Loaded
+    before: dict[str, float]
+    scrape: str
+    version: str
+    busy: dict[str, float]
+
+
+async def _ask(
+    http: HttpConfig, workload: Sequence[WorkloadRequest], warmup: Sequence[WorkloadRequest], tokenizer: Any, progress: bool
+) -> _Asked:
+    async with Client.open(http) as client:
+        model = await client.model()
+        warmed = await ask_all(client, http, model, warmup, tokenizer)
+        if failed := next((record.error for record in warmed.records if record.error), None):
+            raise ValueError(f"the server at {http.url} fails to serve the warm-up: {failed}")
+        before = counters(await client.metrics())
+        with machine_load() as busy:
+            loaded = await ask_all(client, http, model, workload, tokenizer, progress)
+        return _Asked(loaded, before, await client.metrics(), await client.version(), busy)

@@ -1,0 +1,41 @@
+"""What a server counts by itself, from its Prometheus metrics: of vLLM's names, which we have too."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+
+COUNTERS = {
+    "server_prompt_tokens": "vllm:prompt_tokens_total",
+    "server_output_tokens": "vllm:generation_tokens_total",
+    "num_preemptions": "vllm:num_preemptions_total",
+    "prefix_query_tokens": "vllm:prefix_cache_queries_total",
+    "prefix_hit_tokens": "vllm:prefix_cache_hits_total",
+}
+KERNELS = "kernelswap:kernel_info"
+_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)")
+
+
+def counters(text: str) -> dict[str, float]:
+    """Those of COUNTERS that a scrape has, summed over labels (several engines)."""
+    sums: dict[str, float] = defaultdict(float)
+    for name, _, value in _samples(text):
+        sums[name] += float(value)
+    return {name: sums[theirs] for name, theirs in COUNTERS.items() if theirs in sums}
+
+
+def kernels(text: str) -> dict[str, str]:
+    """op -> impl, of a server that says it."""
+    labels = (dict(re.findall(r'(\w+)="([^"]*)"', found)) for name, found, _ in _samples(text) if name == KERNELS)
+    return {found["op"]: found["impl"] for found in labels if "op" in found and "impl" in found}
+
+
+def added(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int]:
+    """By how much each counter grew; of those that both scrapes have."""
+    return {name: round(after[name] - before[name]) for name in after if name in before}
+
+
+def _samples(text: str) -> list[tuple[str, str, str]]:
+    """(name, labels, value) of every sample."""
+    return [match.groups(default="") for line in text.splitlines() if (match := _SAMPLE.fullmatch(line.strip()))]  # type: ignore[misc]
