@@ -1,8 +1,9 @@
 """Which kernel is worth writing: how TTFT, TPOT and goodput of a workload move if one op's time is scaled.
 
-    python experiments/sensitivity.py workload=closed_loop                                  tiny, on this machine's processor
-    python experiments/sensitivity.py model=llama-3-8b executor=simulated workload=random   a device that is not here, exactly
-    python experiments/sensitivity.py workload=closed_loop --twice linear,silu_and_mul      ... held to kernels that work twice
+    python experiments/sensitivity.py workload=closed_loop                              tiny, on this machine's processor
+    python experiments/sensitivity.py workload=closed_loop --twice linear,silu_and_mul  ... held to kernels that work twice
+    python experiments/sensitivity.py model=llama-3-8b model.load_format=dummy executor=simulated workload=random
+                                                                                        a device that is not here, exactly
 
 On a simulated device an op's time is a factor. On a processor each of its calls is followed by a busy wait, as long as
 (factor - 1) times what that call took; a faster op is all others, and the rest of each step (``host``), slower by 1 / factor while

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from .engine.engine import Engine, EngineInfo
     from .outputs import RequestOutput
 
+SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}
+"""Environment of a process that computes beside others: threads of a CPU kernel that wait for one another go to sleep after a short
+spin. OpenMP's default is a long one, with which one busy neighbour on the machine makes steps many times as long."""
+
 Envelope = tuple[str, bytes]
 """What goes to the engine: key of the request or call, and a pickled Add, Abort or Call. The key stands outside, so that somebody
 is told even of a message that cannot be read. Instead of an envelope, None ends the process."""
