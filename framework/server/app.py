@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 from .. import __version__
 from ..async_engine import AsyncEngine
 from ..config import EngineConfig
+from ..engine_process import SHORT_WAITS
 from . import chat, completions, errors, live, metrics, models, operations, responses, sagemaker, tokenization
 from .auth import Authentication
 from .config import ServerConfig
@@ -55,6 +57,8 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, and until running requests have ended."""
     server_config.validate()
     with bind(server_config.host, server_config.port) as listener:  # before the engine takes minutes to start
+        for name, value in SHORT_WAITS.items():  # the engine's process computes beside this one
+            os.environ.setdefault(name, value)
         engine = AsyncEngine(engine_config)
         try:
             server = build_server(engine, server_config)

@@ -16,7 +16,7 @@ from .beams import beam_params
 from .chat_template import render
 from .errors import APIError
 from .logprobs import chat_logprobs, prompt_logprobs
-from .message import Message, delta_fields, read
+from .message import MessageBuilder, delta_fields, read
 from .message_format import MessageFormat, message_format
 from .parsing import MessageParser
 from .protocol.chat import ChatAnswer, ChatBody
@@ -90,7 +90,7 @@ class Chat:
         """The answer."""
         with self.serving.admit(self.params.n):
             prompt = await self.prompt()
-            messages = [Message(self.format.parser(prompt.text or "")) for _ in range(self.params.n)]
+            messages = [MessageBuilder(self.format.parser(prompt.text or "")) for _ in range(self.params.n)]
             async with aclosing(self.serving.outputs([prompt], self.params, self.priority, self.beams)) as found:
                 async for _, output in found:
                     for completion in output.outputs:
@@ -141,7 +141,7 @@ class Chat:
         if include_usage:
             yield writer.chunk([], self._usage(prompt, sum(num_tokens), num_cached, parsers), last=True)
 
-    def _choice(self, message: Message) -> dict[str, Any]:
+    def _choice(self, message: MessageBuilder) -> dict[str, Any]:
         fields = self._kept({"role": self.role, **message.fields()})
         if echo := self._echo():
             fields["content"] = echo + (fields["content"] or "")

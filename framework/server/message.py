@@ -36,7 +36,7 @@ def delta_fields(deltas: Iterable[Delta]) -> dict[str, Any]:
     return fields
 
 
-class Message:
+class MessageBuilder:
     """One completion, put together from its outputs: one that holds all of it, or deltas."""
 
     def __init__(self, parser: MessageParser) -> None:

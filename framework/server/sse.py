@@ -18,8 +18,8 @@ DONE = b"data: [DONE]\n\n"
 _HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 _logger = logging.getLogger(__name__)
 
-encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-"""Of what UTF-8 can hold."""
+encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+"""Of what UTF-8 and JSON can hold; raises ValueError for NaN and infinities, which requests may bring and some answers repeat."""
 
 
 def json_response(content: Any) -> Response:

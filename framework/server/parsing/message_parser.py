@@ -74,13 +74,15 @@ class MessageParser:
         self._steps = self._parse(calls, opened)
         self._new_id, self._parallel = new_id, parallel
         self._is_reasoning = opened is not None
+        self._tokens_per_character = 0.0  # of the last piece in which there was reasoning
         self.num_reasoning_tokens = self.num_calls = 0
 
     def feed(self, text: str, num_tokens: int = 0) -> list[Delta]:
-        """What more of the text makes certain. ``num_tokens``: how many tokens it came from; they count as reasoning unless
-        that was known to be over before they came."""
+        """What more of the text makes certain. ``num_tokens``: how many tokens it came from; they count as reasoning up to
+        the one that ends it; of several at once, by their share of the characters."""
         if self._is_reasoning:
             self.num_reasoning_tokens += num_tokens
+            self._tokens_per_character = num_tokens / max(len(text), 1)
         self._source.text += text
         return list(self._advance())
 
@@ -94,6 +96,7 @@ class MessageParser:
             found = yield from think.think(self._source, opened)
             self._is_reasoning = False
             if found:
+                self.num_reasoning_tokens -= int(self._tokens_per_character * len(self._source.text))
                 yield from self._source.skip_space()
             else:
                 self.num_reasoning_tokens = 0  # what came until that was known

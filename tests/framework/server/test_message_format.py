@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from framework.server.errors import APIError
@@ -83,3 +85,29 @@ def test_free_choices() -> None:
     assert auto.tags == {"<|python_tag|>", "<think>", "</think>"} and auto.schema is None
     constrained = message_format([tool("now")], "none", auto_parser="hermes", reasoning_parser="qwen3", is_constrained=True)
     assert constrained.is_plain and not constrained.tags
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["", "function", "auto", "required", "now", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "function", "name", "parameters", "$defs", "definitions", "properties"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+FUNCTIONS = st.fixed_dictionaries({"type": st.just("function"), "function": JSON})
+
+
+@given(
+    tools=st.lists(FUNCTIONS | st.just(tool("now")), max_size=3),
+    choice=st.sampled_from([None, "none", "auto", "required"]) | FUNCTIONS,
+)
+def test_whatever_a_request_asks_for_is_a_format_or_a_refusal(tools: list[dict[str, Any]], choice: Any) -> None:
+    try:
+        found = message_format(tools, choice, auto_parser="qwen3_coder")
+    except APIError as refusal:
+        assert refusal.status == 400 and refusal.param in ("tools", "tool_choice")
+    else:
+        parse(found.parser(""), ["<function=now><parameter=name>1</parameter></function>"])

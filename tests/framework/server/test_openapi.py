@@ -41,6 +41,6 @@ def check(case: schemathesis.Case) -> None:
 
 def _shorten(body: Any) -> None:
     """So that an answer takes no minutes."""
-    for name in ("max_tokens", "max_completion_tokens", "n"):
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n"):
         if isinstance(body, dict) and (body.get(name) is None or (isinstance(body[name], int) and body[name] > 4)):
             body[name] = 2

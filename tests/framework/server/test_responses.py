@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from framework import SamplingParams
+from framework import AsyncEngine, SamplingParams
 from framework.llm import LLM
+from framework.server.config import ServerConfig
 
 from .scripted import ScriptedEngine
-from .servers import HTTPServer
+from .servers import HTTPServer, serving
 from .test_tool_calls import CALL, HERMES, MODEL, WEATHER, client
 
 TOOL = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]
@@ -136,6 +137,7 @@ def test_nothing_is_stored() -> None:
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "nobody"}}, "tool_choice"),
         ({"text": {"format": "json"}}, "text"),
         ({"extra_body": {"n": 2}}, "n"),
+        ({"metadata": {"a": 3}}, "metadata"),
         ({"temperature": -1}, "temperature"),
         ({"max_output_tokens": 0}, "max_tokens"),
         ({"max_output_tokens": 10**6}, "prompt"),
@@ -145,3 +147,10 @@ def test_what_cannot_be(fields: dict[str, Any], param: str) -> None:
     with client(ScriptedEngine(["hi"]), **HERMES) as api, pytest.raises(BadRequestError) as refusal:
         ask(api, False, **fields)
     assert refusal.value.param == param
+
+
+def test_what_json_cannot_hold_is_not_repeated() -> None:
+    with serving(cast(AsyncEngine, ScriptedEngine(["hi"])), ServerConfig()) as server:
+        for text in (b'{"reasoning": {"effort": NaN}, "input": "x"}', b'{"metadata": {"a": "\\ud800"}, "input": "x"}'):
+            status, answer = server.request("POST", "/v1/responses", text)
+            assert (status, answer["error"]["type"]) == (400, "BadRequestError")

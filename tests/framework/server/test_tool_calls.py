@@ -191,6 +191,18 @@ def test_reasoning_that_the_request_does_not_want(stream: bool) -> None:
     assert all(not hasattr(chunk.choices[0].delta, "reasoning") for chunk in chunks if chunk.choices)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_token_has_its_logprobs_though_text_is_held_back(engine: AsyncEngine, stream: bool) -> None:
+    with serving(engine, ServerConfig(reasoning_parser="qwen3", **HERMES)) as server:
+        api = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        fields: Any = {"model": MODEL, "messages": [USER], "tools": [WEATHER], "max_tokens": 60, "temperature": 0, "logprobs": True}
+        whole = api.chat.completions.create(**fields)
+        found: Any = list(api.chat.completions.create(**fields, stream=True)) if stream else [whole]
+    tokens = [token for chunk in found for choice in chunk.choices if choice.logprobs for token in choice.logprobs.content]
+    assert len(tokens) == whole.usage.completion_tokens
+    assert "".join(token.token for token in tokens).strip() == whole.choices[0].message.content.strip()
+
+
 def test_special_tokens_that_mark_calls_are_not_skipped() -> None:
     engine = ScriptedEngine(["hi"])
     with client(engine, **HERMES) as api:

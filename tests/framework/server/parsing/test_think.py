@@ -67,5 +67,13 @@ def test_tokens_of_the_reasoning_are_counted_with_its_tags(tokens: list[str], op
     assert parser.num_reasoning_tokens == expected
 
 
+def test_tokens_that_come_at_once_count_by_their_characters() -> None:
+    for text, expected in (("<think>abc</think>" + "d" * 18, 10), ("<think>abc</think>", 20), ("abc", 0), ("<think>", 20)):
+        parser = MessageParser(opened=False)
+        parser.feed(text, 20)
+        parser.finish()
+        assert parser.num_reasoning_tokens == expected
+
+
 def test_no_reasoning_is_looked_for_unless_asked() -> None:
     assert parse(MessageParser(), ["<think>a</think>b"]) == Message("<think>a</think>b")
