@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
 from typing import Any
 
 from framework import AsyncEngine, EngineConfig
@@ -87,3 +91,44 @@ def serving(engine: AsyncEngine, config: ServerConfig) -> Iterator[HTTPServer]:
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive(), "the server does not end"
+
+
+PROGRAM = """
+import sys
+from framework.server import run
+from framework.server.config import ServerConfig
+from tests.framework.server.servers import engine_config
+
+if __name__ == "__main__":
+    run(engine_config(), ServerConfig(host="127.0.0.1", port=int(sys.argv[1]), drain_timeout_s=float(sys.argv[2])))
+"""
+
+
+def command(folder: Path, port: int, drain_timeout_s: float) -> tuple[list[str], dict[str, str]]:
+    """That starts the server as a process, and its environment."""
+    program = folder / "serve.py"
+    program.write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    return [sys.executable, str(program), str(port), str(drain_timeout_s)], environment
+
+
+@contextmanager
+def process(folder: Path, drain_timeout_s: float = 60.0) -> Iterator[tuple[subprocess.Popen, HTTPServer]]:
+    """A server as a process, once it serves."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        server = HTTPServer(free.getsockname()[1])
+    arguments, environment = command(folder, server.port, drain_timeout_s)
+    running = subprocess.Popen(arguments, env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                assert server.request("GET", "/health")[0] == 200
+                break
+            except ConnectionError:
+                assert running.poll() is None and time.monotonic() < deadline, "the server does not start"
+                time.sleep(0.1)
+        yield running, server
+    finally:
+        running.kill()
+        running.wait()

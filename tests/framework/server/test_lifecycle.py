@@ -4,54 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
+import struct
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from .servers import HTTPServer
+from .servers import command, process
 
 PATH = "/v1/completions"
-PROGRAM = """
-import sys
-from framework.server import run
-from framework.server.config import ServerConfig
-from tests.framework.server.servers import engine_config
-
-if __name__ == "__main__":
-    run(engine_config(), ServerConfig(host="127.0.0.1", port=int(sys.argv[1]), drain_timeout_s=float(sys.argv[2])))
-"""
-
-
-@contextmanager
-def process(tmp_path, drain_timeout_s: float = 60.0) -> Iterator[tuple[subprocess.Popen, HTTPServer]]:
-    program = tmp_path / "serve.py"
-    program.write_text(PROGRAM)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
-    running = subprocess.Popen([sys.executable, str(program), str(port), str(drain_timeout_s)], env=environment)
-    server = HTTPServer(port)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                assert server.request("GET", "/health")[0] == 200
-                break
-            except ConnectionError:
-                assert running.poll() is None and time.monotonic() < deadline, "the server does not start"
-                time.sleep(0.1)
-        yield running, server
-    finally:
-        running.kill()
-        running.wait()
 
 
 def read_all(connection: socket.socket, found: bytearray) -> None:
@@ -128,10 +95,42 @@ def test_a_dead_engine_ends_everything_with_an_error(tmp_path) -> None:
 
 
 def test_an_address_that_is_taken_is_told_before_the_engine_starts(tmp_path) -> None:
-    program = tmp_path / "serve.py"
-    program.write_text(PROGRAM)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
-        command = [sys.executable, str(program), str(taken.getsockname()[1]), "1"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        arguments, environment = command(tmp_path, taken.getsockname()[1], 1)
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "cannot be listened to" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_thousand_clients_that_are_killed_leave_nothing(tmp_path) -> None:
+    stay = {"prompt": "class A:\n", "max_tokens": 300, "temperature": 0, "ignore_eos": True}
+
+    def be_killed(seed: int) -> None:
+        rng = random.Random(seed)
+        body = {"prompt": f"def f{seed}():\n", "max_tokens": 1500, "ignore_eos": True, "n": rng.choice([1, 1, 1, 3])}
+        with server.open(PATH, stream=True, **body) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, as of a process killed
+            if rng.random() < 0.9:
+                connection.recv(1)
+                time.sleep(rng.random() * 0.5)
+
+    with process(tmp_path) as (running, server), ThreadPoolExecutor(32) as pool:
+        resident = {}
+        expected = server.post(PATH, **stay)[1]["choices"][0]["text"]
+        for first, end in ((0, 100), (100, 1000)):
+            stayed = [pool.submit(server.stream, PATH, **stay) for _ in range(2)]
+            list(pool.map(be_killed, range(first, end)))
+            for future in stayed:
+                assert "".join(chunk["choices"][0]["text"] for chunk in future.result()) == expected
+            deadline = time.monotonic() + 10
+            while (state := server.request("GET", "/live")[1])["num_running"] or state["num_waiting"] or state["num_blocks_used"]:
+                assert time.monotonic() < deadline, state
+                time.sleep(0.05)
+            assert server.request("GET", "/load")[1] == {"server_load": 0}
+            resident[end] = sum(resident_bytes(pid) for pid in (running.pid, engine_pid(running.pid)))
+        print({count: f"{size / 2**20:.1f} MiB" for count, size in resident.items()})
+        assert resident[1000] - resident[100] < 20 * 2**20
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
