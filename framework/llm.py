@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import reprlib
+import time
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, NoReturn
@@ -15,11 +16,13 @@ from .build import build_engine
 from .config import QUANT_SCHEMES, CacheConfig, EngineConfig, GraphConfig, ModelConfig, ParallelConfig, QuantConfig, SchedulerConfig
 from .engine.engine import Engine
 from .engine.inputs import EngineInput, Prompt, check_priority
+from .engine_process import WAIT_S
 from .metrics import Metric, engine_metrics
 from .models.hub import read_json, resolve_model
 from .models.quantization.settings import checkpoint_settings
 from .outputs import RequestOutput
 from .sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams
+from .structured.config import StructuredOutputsConfig
 
 Messages = list[dict[str, Any]]
 _SCHEMES = {"fp8_per_channel": "fp8", "fp8_per_block": "fp8-block"}
@@ -46,6 +49,7 @@ class LLM:
     The other arguments have the names and meanings that they have in vLLM; what is not given follows EngineConfig.
     quantization    None, the format of the checkpoint (its weights are served as they are stored), or how to quantize floats, see
                     ``QuantConfig.scheme``: fp8, int8, int8-weight, rtn-int4, gptq-int4, ...
+    structured_outputs_config  fields of StructuredOutputsConfig; ``backend`` also by vLLM's name guidance
     enforce_eager   every kernel is launched by the host: no CUDA graphs, no recordings on a CPU
     disable_log_stats, tokenizer_mode, trust_remote_code   accepted as they are: nothing is logged, there is one kind of
                     tokenizer, and code that comes with a model is never run
@@ -82,6 +86,7 @@ class LLM:
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         scheduling_policy: str = "fcfs",
+        structured_outputs_config: Mapping[str, Any] | None = None,
         tensor_parallel_size: int = 1,
         pipeline_parallel_size: int = 1,
         kernels: Mapping[str, str] | None = None,
@@ -113,6 +118,7 @@ class LLM:
                     prefix_caching=enable_prefix_caching,
                 ),
                 scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
+                structured_outputs=StructuredOutputsConfig.of(structured_outputs_config or {}),
                 graphs=GraphConfig(enabled=not enforce_eager),
                 parallel=ParallelConfig(tp=tensor_parallel_size, pp=pipeline_parallel_size),
                 plugins=[plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins],
@@ -240,10 +246,13 @@ class LLM:
             while self.engine.has_unfinished():
                 for output in self.engine.step():
                     if output.error is not None and output.request_id in places:
-                        raise RuntimeError(f"prompt {places[output.request_id]} of {len(ids)} failed: {output.error}")
+                        kind = ValueError if output.refused else RuntimeError
+                        raise kind(f"prompt {places[output.request_id]} of {len(ids)} failed: {output.error}")
                     if output.finished:
                         done[output.request_id] = output
                         bar.update()
+                if self.engine.is_waiting:
+                    time.sleep(WAIT_S)
         return done
 
 
