@@ -74,10 +74,11 @@ def _inexact_keyword(own: dict[str, Any]) -> str | None:
         plain = key == "anyOf" or (own[key].startswith("#/") and not set("~%") & set(own[key]))
         return None if plain else f"'$ref': {own[key]!r}"
     if "const" in own or "enum" in own:
-        values = [own["const"]] if "const" in own else own["enum"]
-        if others := set(own) - {"const", "enum"}:
-            return f"{min(others)!r} beside {'const' if 'const' in own else 'enum'!r}"
-        return None if all(v is None or isinstance(v, str | bool | int) for v in values) else f"the values {values!r}"
+        key = "const" if "const" in own else "enum"
+        if len(own) > 1:
+            return f"{next(other for other in own if other != key)!r} beside {key!r}"
+        values = own[key] if key == "enum" else [own[key]]
+        return None if all(v is None or isinstance(v, str | bool | int) for v in values) else f"{key!r}: {values!r}"
     kind = own.get("type")
     if kind is None:
         return f"{next(iter(own))!r} without 'type'" if own else None

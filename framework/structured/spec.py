@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
@@ -111,9 +111,9 @@ def _schema(value: Any) -> str:
     if not any("$id" in node for node in nodes):  # with one, a reference may be to a part that has it
         for node in nodes:
             for key in ("$ref", "$dynamicRef"):
-                if not str(node.get(key, "#")).startswith("#"):
+                if isinstance(target := node.get(key), str) and not target.startswith("#"):
                     raise ValueError(
-                        f"structured_outputs: json holds {key} {reprlib.repr(node[key])}, which lies elsewhere, and nothing is "
+                        f"structured_outputs: json holds {key} {reprlib.repr(target)}, which lies elsewhere, and nothing is "
                         "fetched: a reference must begin with '#'; put the definition into $defs"
                     )
     return text
@@ -142,12 +142,15 @@ def _parsed(name: str, value: Any) -> Any:
         except ValueError as error:
             raise ValueError(f"structured_outputs: {name} is no JSON: {error}; found {reprlib.repr(value)}") from None
     level = [value]
-    for _ in range(MAX_NESTING + 1):
-        parts = [part.values() if isinstance(part, Mapping) else part for part in level if isinstance(part, Mapping | list | tuple)]
-        level = [inner for part in parts for inner in part]
-        if not level:
-            return value
-    raise _too_deep(name)
+    for _ in range(MAX_NESTING):
+        level = [inner for part in level for inner in _parts(part)]
+    if any(isinstance(part, Mapping | list | tuple) for part in level):
+        raise _too_deep(name)
+    return value
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
 
 
 def _compact(name: str, value: Any) -> str:

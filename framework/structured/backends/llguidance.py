@@ -34,7 +34,10 @@ class LlguidanceBackend:
             raise ValueError(f"llguidance has no {spec.kind}: choose structured_outputs.backend=xgrammar, or auto")
         matcher = LLMatcher(self._tokenizer, _GRAMMARS[spec.kind](spec), log_level=0)
         if matcher.is_error():
-            raise ValueError(f"{spec.kind} cannot be compiled: {_first_lines(matcher.get_error())}")
+            reason = _first_lines(matcher.get_error())
+            if reason.startswith("Resource "):  # that a schema refers to
+                reason = f"$schema or $ref: {reason}"
+            raise ValueError(f"{spec.kind} cannot be compiled: {reason}")
         return LlguidanceGrammar(matcher, self._num_words, self._tokenizer.eos_token)
 
 
@@ -84,6 +87,7 @@ def _json(spec: GrammarSpec) -> str:
     from llguidance import LLMatcher
 
     schema = json.loads(spec.text)
+    schema = {} if schema is True else schema
     # The schema may not change how strictly it is read.
     options: Any = {"lenient": False, "coerce_one_of": False, "whitespace_flexible": spec.any_whitespace}
     if spec.any_whitespace:

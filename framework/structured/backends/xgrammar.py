@@ -30,12 +30,24 @@ class XgrammarBackend:
         except Exception as error:
             raise ValueError(f"xgrammar cannot work with this model's tokenizer: {error}") from error
         self._compiler = GrammarCompiler(info, max_threads=1, cache_enabled=False)
+        self._size = vocabulary.size
+        added = vocabulary.tokenizer.added_tokens_decoder.items()
+        self._special = {token: found.content for token, found in added if found.special and token < vocabulary.size}
 
     def compile(self, spec: GrammarSpec) -> XgrammarGrammar:
         try:
-            return XgrammarGrammar(self._compile(spec))
+            compiled = self._compile(spec)
         except RuntimeError as error:
             raise ValueError(f"{spec.kind} cannot be compiled: {_without_place(str(error))}") from None
+        tagged = spec.text if spec.kind == "structural_tag" else ""  # tags may be special tokens
+        return XgrammarGrammar(compiled, self._text_words([token for token, text in self._special.items() if text not in tagged]))
+
+    def _text_words(self, special: list[int]) -> np.ndarray:
+        """A mask of all tokens but these: to the library a special token is the text that it is written as."""
+        flags = np.zeros(-(-self._size // 32) * 32, dtype=np.uint8)
+        flags[: self._size] = 1
+        flags[special] = 0
+        return np.packbits(flags, bitorder="little").view(np.int32)
 
     def _compile(self, spec: GrammarSpec) -> Any:
         compiler = self._compiler
@@ -49,8 +61,6 @@ class XgrammarBackend:
             spaces: Any = {"max_whitespace_cnt": MAX_WHITESPACE} if spec.any_whitespace else _NO_WHITESPACE
             return compiler.compile_json_schema(json.dumps(schema), strict_mode=False, **spaces)
         if spec.kind == "regex":
-            if (look := re.search(r"(?<!\\)(?:\\\\)*(\(\?[=!<]|\\[bB1-9])", spec.text)) is not None:
-                raise ValueError(f"regex: xgrammar cannot hold an output to {look[1]!r}")
             return compiler.compile_regex(spec.text)
         if spec.kind == "choice":
             return compiler.compile_grammar("root ::= " + " | ".join(_quoted(text) for text in json.loads(spec.text)))
@@ -62,25 +72,29 @@ class XgrammarBackend:
 class XgrammarGrammar:
     """One automaton for all requests."""
 
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
+    def __init__(self, compiled: Any, text_words: np.ndarray) -> None:
+        self._compiled, self._text_words = compiled, text_words
         self.num_bytes = compiled.memory_size_bytes
 
     def matcher(self, stop_token_ids: Sequence[int]) -> XgrammarMatcher:
         from xgrammar import GrammarMatcher
 
-        return XgrammarMatcher(GrammarMatcher(self._compiled, override_stop_tokens=list(stop_token_ids)))
+        words = self._text_words.copy()
+        for token in stop_token_ids:
+            words[token // 32] |= np.uint32(1 << token % 32).astype(np.int32)
+        return XgrammarMatcher(GrammarMatcher(self._compiled, override_stop_tokens=list(stop_token_ids)), words)
 
 
 class XgrammarMatcher:
-    """As the library has it."""
+    """The library's own, with special tokens left out. words int32 [ceil(V/32)]: what may come at all."""
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, words: np.ndarray) -> None:
+        self._matcher, self._words = matcher, words
 
     def fill(self, mask: np.ndarray) -> None:
         mask[:] = -1  # the library may leave a mask that allows all as it is
         self._matcher.fill_next_token_bitmask(mask[None])
+        mask &= self._words
 
     def accept(self, token_id: int) -> None:
         if not self._matcher.accept_token(token_id):
