@@ -1,5 +1,5 @@
 """The JSON-Schema-Test-Suite (draft 2020-12, MIT license, Julian Berman) as it comes with the source distribution of jsonschema
-4.26: every schema compiled, every instance followed token by token. One line per file: [description, schema, [[instance, valid]]]."""
+4.26: every schema compiled, every instance followed token by token. A line per file: [description, schema, [[instance, valid]]]."""
 
 from __future__ import annotations
 
