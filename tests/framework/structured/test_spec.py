@@ -68,7 +68,7 @@ def test_bad_constraints_are_refused_by_name(given: dict[str, Any], words: str) 
 
 @pytest.mark.parametrize("given", ["yes", 5, [("regex", "a")]])
 def test_what_is_no_constraint_is_refused(given: Any) -> None:
-    with pytest.raises(ValueError, match="structured_outputs=.*StructuredOutputsParams, or a dict"):
+    with pytest.raises(ValueError, match=r"structured_outputs=.*StructuredOutputsParams, or a dict"):
         SamplingParams(structured_outputs=given)
 
 
