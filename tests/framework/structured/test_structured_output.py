@@ -139,7 +139,7 @@ def test_tokens_do_not_depend_on_what_happens_around(cache: dict[str, Any], sche
 
 @pytest.mark.parametrize("in_flight_steps", [1, 2])
 def test_rows_without_a_constraint_are_unchanged(in_flight_steps: int) -> None:
-    """Tokens and, bit by bit, log-probabilities of a batch, with and without constrained rows in it; in the model's own bfloat16."""
+    """Tokens, and log-probabilities bit by bit, of a batch with and without constrained rows; in the model's own bfloat16."""
     scheduler = SchedulerConfig(in_flight_steps=in_flight_steps)
     llm = LLM(EngineConfig(cache=CacheConfig(num_blocks=200, prefix_caching=False), scheduler=scheduler, num_threads=1))
     prompts = [{"prompt_token_ids": [300 + i, 400, 500]} for i in range(12)]
@@ -257,7 +257,7 @@ def test_hundreds_of_requests_with_schemas_of_their_own() -> None:
 
 def test_engines_that_cannot_mask_say_so() -> None:
     null = build_engine(EngineConfig(executor=ExecutorConfig(kind="null")))
-    with pytest.raises(ValueError, match="executor.kind=null makes tokens up"):
+    with pytest.raises(ValueError, match=r"executor\.kind=null makes tokens up"):
         null.add_request("0", [400], params({"regex": "a"}))
     without = build_engine(EngineConfig(ModelConfig(skip_tokenizer=True), CacheConfig(num_blocks=50)))
     with pytest.raises(ValueError, match="structured_outputs needs a tokenizer"):
@@ -266,7 +266,7 @@ def test_engines_that_cannot_mask_say_so() -> None:
 
 def test_the_offline_interface_raises_what_is_the_users_fault_as_such() -> None:
     llm = LLM("tiny", structured_outputs_config={"backend": "xgrammar"}, num_gpu_blocks_override=100)
-    with pytest.raises(ValueError, match="prompt 1 of 2 failed: structured_outputs: json: xgrammar would not hold .*'multipleOf'"):
+    with pytest.raises(ValueError, match=r"prompt 1 of 2 failed: structured_outputs: json: xgrammar would not hold .*'multipleOf'"):
         bad = params({"json": {"type": "integer", "multipleOf": 3}})
         llm.generate(["a", "b"], [params(None), bad], use_tqdm=False)
     (output,) = llm.generate(["a"], params({"choice": ["yes", "no"]}), use_tqdm=False)
