@@ -64,6 +64,9 @@ class Matchers:
                 except Exception as error:
                     mask[:] = -1
                     failures.append((rows[row], error))
+        for index in np.flatnonzero(~masks.any(1)).tolist():
+            masks[index] = -1
+            failures.append((rows[masked[index]], RuntimeError("the grammar leads nowhere: no token fits what was generated")))
         return masks, failures
 
     def accept(self, committed: Committed) -> Failures:
@@ -114,5 +117,3 @@ class _Constraint:
         self.matcher.fill(mask)
         if self._wanted is not None and num_output_tokens < self._most_held and (mask & self._wanted).any():
             mask &= self._wanted
-        if not mask.any():
-            raise RuntimeError("the grammar leads nowhere: no token fits what was generated")

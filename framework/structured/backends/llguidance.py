@@ -60,18 +60,21 @@ class LlguidanceMatcher:
         self._matcher, self._eos_token_id = matcher, eos_token_id
         self._words = np.zeros(num_words, dtype=np.int32)
         self._address, self._num_bytes = self._words.ctypes.data, self._words.nbytes
-        self._stops = np.zeros(num_words, dtype=np.int32)
-        for token in {*stop_token_ids, eos_token_id}:
-            self._stops[token // 32] |= np.uint32(1 << token % 32).astype(np.int32)
-        self._others = ~self._stops
+        self._others: np.ndarray | None = None
+        if set(stop_token_ids) != {eos_token_id}:
+            self._stops = np.zeros(num_words, dtype=np.int32)
+            for token in {*stop_token_ids, eos_token_id}:
+                self._stops[token // 32] |= np.uint32(1 << token % 32).astype(np.int32)
+            self._others = ~self._stops
 
     def fill(self, mask: np.ndarray) -> None:
         self._matcher.unsafe_compute_mask_ptr(self._address, self._num_bytes)
         self._check()
-        ends = self._words[self._eos_token_id // 32] >> self._eos_token_id % 32 & 1
-        self._words &= self._others
-        if ends:
-            self._words |= self._stops
+        if self._others is not None:
+            ends = self._words[self._eos_token_id // 32] >> self._eos_token_id % 32 & 1
+            self._words &= self._others
+            if ends:
+                self._words |= self._stops
         mask[:] = self._words[: len(mask)]
 
     def accept(self, token_id: int) -> None:
