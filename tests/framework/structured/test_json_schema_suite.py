@@ -18,8 +18,8 @@ from .vocabularies import accepts, backend
 SUITE: dict[str, Any] = json.loads(gzip.decompress((Path(__file__).parent / "json_schema_suite.json.gz").read_bytes()))
 
 EXACT = {
-    "llguidance": "$ref additionalProperties allOf anchor anyOf boolean_schema const content default enum exclusiveMaximum "
-    "exclusiveMinimum items maximum minimum multipleOf pattern prefixItems properties required type",
+    "llguidance": "allOf anchor anyOf boolean_schema const content default enum exclusiveMaximum exclusiveMinimum "
+    "infinite-loop-detection items maximum minimum pattern prefixItems properties required type",
     "xgrammar": "boolean_schema",
 }
 """Files of which every schema that something fits is compiled."""
