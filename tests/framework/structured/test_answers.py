@@ -29,7 +29,7 @@ SCHEMAS: list[dict[str, Any]] = [
     {"type": "array", "prefixItems": [SHORT, {"type": "null"}], "items": False, "minItems": 2},
     {**closed(left={"$ref": "#/$defs/leaf"}, right={"$ref": "#/$defs/leaf"}), "$defs": {"leaf": closed(v={"enum": [1, 2.5, "c"]})}},
     {"type": "object", "properties": {"a": SHORT, "b": SHORT}, "minProperties": 1, "additionalProperties": False},
-    closed(share={"type": "number", "minimum": 0, "maximum": 1, "multipleOf": 0.05}),
+    closed(share={"type": "number", "minimum": 0, "maximum": 1, "multipleOf": 0.25}),
 ]
 
 
