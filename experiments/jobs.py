@@ -4,25 +4,27 @@ compiled code, threads) reaches the next. Its folder gets config.json before it 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from experiments.sweep_folder import progress, read_row
+from framework.engine_process import SHORT_WAITS
 from framework.study.compose import CONFIG_FILE, SWEEP_KEYS, SWEEPER_TARGET, StudyConfig, save_config
 from framework.study.environment import START_TIME, utc_now
 from framework.study.results import RUN_FILE, config_columns, write_run
 
-SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}
-"""Threads of a CPU kernel that wait for one another go to sleep after a short spin. OpenMP's default is a long one, with which one
-busy neighbour on the machine makes steps twice as long and more."""
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent dies."""
 
 Found = TypeVar("Found")
 
@@ -65,11 +67,26 @@ def run_job(config: StudyConfig, script: Path, folder: Path) -> bool:
     row = first_columns(config)
     (folder / RUN_FILE).unlink(missing_ok=True)  # of an attempt before this one
     save_config(config, folder / CONFIG_FILE)
-    done = subprocess.run([sys.executable, str(script), str(folder)], env=SHORT_WAITS | os.environ)
+    done = subprocess.run([sys.executable, str(script), str(folder), str(os.getpid())], env=SHORT_WAITS | os.environ)
     if not (folder / RUN_FILE).exists():
         error = f"the process ended with code {done.returncode} before it could write a result"
         write_run(folder, {**row, "status": "failed", "error": error})
     return done.returncode == 0
+
+
+def job_main(run: Callable[[Path], bool]) -> NoReturn:
+    """The body of a job's script: ``FOLDER [PARENT]``. With the process that started it, the job ends when that does, however it
+    ended: a sweep that goes on must not meet a job of before."""
+    folder, *parents = sys.argv[1:]
+    for parent in parents:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):  # it ended before it could be watched
+            sys.exit(1)
+    try:
+        sys.exit(0 if run(Path(folder)) else 1)
+    except KeyboardInterrupt:  # meant for the sweep, which says what it means
+        sys.exit(130)
 
 
 def first_columns(config: StudyConfig) -> dict[str, Any]:

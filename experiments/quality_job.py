@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.jobs import attempt, first_columns
+from experiments.jobs import attempt, first_columns, job_main
 from framework.build import input_processor, settle_block_size, settle_quantization
 from framework.config import EngineConfig
 from framework.interpreter import enable_interpreter
@@ -75,4 +75,4 @@ def run(folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if run(Path(sys.argv[1])) else 1)
+    job_main(run)

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.jobs import attempt, first_columns
+from experiments.jobs import attempt, first_columns, job_main
 from framework import __version__
 from framework.build import build_replicas, freeze_garbage, input_processor, settle_block_size
 from framework.engine.inputs import InputProcessor
@@ -175,4 +175,4 @@ def _plot(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if run(Path(sys.argv[1])) else 1)
+    job_main(run)

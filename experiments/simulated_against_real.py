@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.jobs import SHORT_WAITS
+from framework.engine_process import SHORT_WAITS
 from framework.study.profile import STEPS_FILE
 from framework.study.results import REQUESTS_FILE, format_table
 

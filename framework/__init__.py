@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .engine.inputs import TextPrompt, TokensPrompt
     from .llm import LLM
     from .outputs import CompletionOutput, Logprob, RequestOutput
-    from .sampling_params import RequestOutputKind, SamplingParams
+    from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
     from .structured.spec import StructuredOutputsParams
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ _EXPORTS = {
     "Engine": "engine.engine",
     "EngineConfig": "config",
     "SamplingParams": "sampling_params",
+    "BeamSearchParams": "sampling_params",
     "RequestOutputKind": "sampling_params",
     "StructuredOutputsParams": "structured.spec",
     "RequestOutput": "outputs",
@@ -34,6 +35,7 @@ _EXPORTS = {
 __all__ = [
     "LLM",
     "AsyncEngine",
+    "BeamSearchParams",
     "CompletionOutput",
     "Engine",
     "EngineConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from .engine.errors import EngineDeadError
 from .engine.inputs import EngineInput, Prompt, check_priority
 from .engine_client import EngineClient
 from .engine_process import Add, Call
+from .metrics import Metric, engine_metrics
 from .sampling_params import SamplingParams
 from .streams import Reply, Stream
 
@@ -84,13 +86,13 @@ class AsyncEngine:
         params = self.inputs.checked(sampling_params)
         if request_id is None:
             request_id = self._unused_id()
-        inputs, stream = self.inputs, Stream(request_id, params)
+        inputs, stream, asked_s = self.inputs, Stream(request_id, params), time.time()
         if self._streams.setdefault(request_id, stream) is not stream:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
 
         def add() -> Add:
             stream.prompt = prompt if isinstance(prompt, EngineInput) else inputs.prompt(prompt)
-            return Add(stream.prompt, inputs.params(params), priority)  # bad words are tokenized too, and may be thousands
+            return Add(stream.prompt, inputs.params(params), priority, asked_s)  # bad words are tokenized too, maybe thousands
 
         try:
             stream.key = self._client.open(stream, add)
@@ -110,6 +112,10 @@ class AsyncEngine:
         """The kernel plan as it ran, and the engine's statistics: {"plan": ..., "stats": ...}."""
         return await self._call("report")
 
+    async def metrics(self, model_name: str | None = None) -> list[Metric]:
+        """The engine's counters, gauges and histograms, under vLLM's names. model_name: to tell them by, if not the model's own."""
+        return engine_metrics(await self._call("metrics"), model_name or self.config.model.name)
+
     async def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
         return await self._call("reset_prefix_cache")
@@ -118,7 +124,7 @@ class AsyncEngine:
         """Ends the engine's process and waits for it; running requests get EngineDeadError."""
         self._client.shutdown()
 
-    async def _call(self, method: Literal["report", "reset_prefix_cache"]) -> Any:
+    async def _call(self, method: Literal["report", "metrics", "reset_prefix_cache"]) -> Any:
         reply = Reply()
         key = self._client.open(reply, lambda: Call(method))
         try:

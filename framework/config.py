@@ -19,6 +19,7 @@ CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
 LOAD_FORMATS = ("auto", "dummy")
 BACKENDS = ("auto", "native", "transformers")
 GENERATION_CONFIGS = ("auto", "none")
+MAX_RANKS, MAX_NOISE = 4096, 2.0
 ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
 CALIBRATED_SCHEMES = ("gptq-int4", "awq-int4", "autoround-int4")
 QUANT_SCHEMES = ("none", *ROUNDED_SCHEMES, *CALIBRATED_SCHEMES)
@@ -147,7 +148,7 @@ class ExecutorConfig:
     efficiency, kernel_overhead_s   of calibration=roofline: fraction of the roofline that kernels reach, least time of one
     step_overhead_s  time of the host per step
     launch_s         time of the host per launch, of a kernel or of a recording of all kernels (see ``GraphConfig``)
-    noise            standard deviation of the logarithm of a step's time, seeded by ``seed``
+    noise            standard deviation of the logarithm of a step's time, seeded by ``seed``; ``MAX_NOISE`` at most
 
     Of both kinds with kernels:
     op_scale         op -> factor on its time. Of the local kind on a CPU: 1 or more, by a busy wait after each call, as long as
@@ -183,7 +184,7 @@ class GraphConfig:
 
 @dataclass
 class ParallelConfig:
-    """Ranks per kind of parallelism; more than one for the simulated kind only.
+    """Ranks per kind of parallelism, ``MAX_RANKS`` at most; more than one for the simulated kind only.
 
     tp, pp  a tensor is cut among tp devices, the layers among pp stages; an engine takes tp * pp devices
     dp      engines beside each other, each on devices of its own
@@ -200,8 +201,9 @@ class ParallelConfig:
 class EngineConfig:
     """Everything an engine is built from. Picklable; no field refers to a live object.
 
-    kernels    op -> choice (``auto``, an impl's name, or ``name@key:value``); a name whose kernel would never run is refused. Of a
-               fused op (``qk_norm_rotary_kv_write``) also ``none``: the ops that it does the work of run instead.
+    kernels    op -> choice (``auto``, an impl's name, ``name@key:value``, or several with ``|`` between: the first that can serve);
+               a name whose kernel would never run is refused. Of a fused op (``qk_norm_rotary_kv_write``) also ``none``: the ops
+               that it does the work of run instead.
                ``default`` -> what the other ops take: auto, reference, torch, or triton (an op's best Triton impl, whatever its
                name). An op with such an impl that cannot run here is refused, one without takes auto; fused ops are ``none``
                under reference and torch
@@ -261,8 +263,10 @@ class EngineConfig:
         require(0 <= s.ageing < math.inf, "scheduler.ageing", s.ageing, "0 (none) or more")
         require(s.ttft_slo_s is None or s.ttft_slo_s > 0, "scheduler.ttft_slo_s", s.ttft_slo_s, "more than 0, or null")
         require(0 < e.efficiency < math.inf, "executor.efficiency", e.efficiency, "more than 0")
-        for key in ("kernel_overhead_s", "step_overhead_s", "launch_s", "noise"):
+        for key in ("kernel_overhead_s", "step_overhead_s", "launch_s"):
             require(0 <= getattr(e, key) < math.inf, f"executor.{key}", getattr(e, key), "0 or more")
+        expected = f"from 0 to {MAX_NOISE:g}, with which one step in 22 already takes over 50 times as long, or under 1/50"
+        require(0 <= e.noise <= MAX_NOISE, "executor.noise", e.noise, expected)
         require(self.num_threads >= 0, "num_threads", self.num_threads, "0 (torch's default) or more")
         for key, value, table in (
             ("quant.scheme", self.quant.scheme, QUANT_SCHEMES),
@@ -286,7 +290,7 @@ class EngineConfig:
         )
         parallel = self.parallel
         for name, size in vars(parallel).items():
-            require(size >= 1, f"parallel.{name}", size, "1 or more")
+            require(1 <= size <= MAX_RANKS, f"parallel.{name}", size, f"from 1 to {MAX_RANKS}")
         require(parallel.ep in (1, parallel.tp), "parallel.ep", parallel.ep, f"1, or {parallel.tp} as parallel.tp")
         self.speculative_config.validate()
         self.structured_outputs.validate()

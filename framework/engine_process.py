@@ -7,11 +7,13 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal
 
+from .clock import WallClock
 from .config import EngineConfig
 from .engine.inputs import EngineInput
 from .sampling_params import SamplingParams
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from .engine.engine import Engine, EngineInfo
     from .outputs import RequestOutput
 
+SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}
+"""Environment of a process that computes beside others: threads of a CPU kernel that wait for one another go to sleep after a short
+spin. OpenMP's default is a long one, with which one busy neighbour on the machine makes steps many times as long."""
+
 Envelope = tuple[str, bytes]
 """What goes to the engine: key of the request or call, and a pickled Add, Abort or Call. The key stands outside, so that somebody
 is told even of a message that cannot be read. Instead of an envelope, None ends the process."""
@@ -27,11 +33,13 @@ is told even of a message that cannot be read. Instead of an envelope, None ends
 
 @dataclass
 class Add:
-    """A request to be served; its outputs carry the envelope's key as their request id."""
+    """A request to be served; its outputs carry the envelope's key as their request id. asked_s: when, by ``time.time``, which
+    alone two processes have in common."""
 
     prompt: EngineInput
     params: SamplingParams
     priority: int
+    asked_s: float
 
 
 @dataclass
@@ -43,7 +51,7 @@ class Abort:
 class Call:
     """Asks for an Answer."""
 
-    method: Literal["report", "reset_prefix_cache"]
+    method: Literal["report", "metrics", "reset_prefix_cache"]
 
 
 @dataclass
@@ -141,7 +149,9 @@ def _handle(engine: Engine, pipe: Connection, key: str, pickled: bytes) -> None:
     try:
         message = pickle.loads(pickled)
         if isinstance(message, Add):
-            engine.add_request(key, message.prompt, message.params, priority=message.priority)
+            under_way_s = max(0.0, time.time() - message.asked_s) if isinstance(engine.clock, WallClock) else 0.0
+            arrival_s = engine.clock.now() - under_way_s
+            engine.add_request(key, message.prompt, message.params, arrival_s=arrival_s, priority=message.priority)
         elif isinstance(message, Abort):
             _send(pipe, engine.abort([key]))
         elif isinstance(message, Call):
@@ -164,5 +174,6 @@ def _send(pipe: Connection, outputs: list[RequestOutput]) -> None:
 
 _CALLS = {
     "report": lambda engine: {"plan": engine.plan_report(), "stats": asdict(engine.stats())},
+    "metrics": lambda engine: engine.metrics(),
     "reset_prefix_cache": lambda engine: engine.reset_prefix_cache(),
 }

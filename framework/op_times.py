@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+HOST = "host"
+"""Stands among ops for all that is no kernel call: the rest of a step."""
 SOURCES = {
     "wall": "wall time of each call; those of recorded decode steps too, which are launched one by one for it",
     "device": "device time between events around each call; in a graph its own events; the host waits for every step",
@@ -41,7 +43,12 @@ class OpTimes:
     taking them cost in all."""
 
     def __init__(self, source: str) -> None:
-        self.source, self.overhead_s = source, 0.0
+        self.source = source
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all calls."""
+        self.overhead_s = 0.0
         self._index: dict[OpCall, int] = {}
         self._which, self._counts = array("q"), array("q")
         self._starts, self._seconds = array("d"), array("d")
@@ -69,7 +76,3 @@ class OpTimes:
     def total_s(self, first: int, end: int) -> float:
         """Seconds of those calls."""
         return sum(self._seconds[first:end])
-
-    def clear(self) -> None:
-        """Forgets all calls."""
-        self.__init__(self.source)  # type: ignore[misc]

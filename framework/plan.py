@@ -109,7 +109,7 @@ class KernelPlan:
         self.recorded: frozenset[str] = frozenset()
         self._replaced: dict[str, str] = {}  # op -> the fused op that does its work
         for op, choice in self.choices.named.items():  # before anything is loaded
-            if choice.name not in self.registry.impls(op):
+            if not set(choice.names) <= {"auto", *self.registry.impls(op)}:
                 resolve(self.registry, op, self.spec, choice)
 
     def _check_plugins(self, asked: set[str]) -> None:

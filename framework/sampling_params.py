@@ -179,6 +179,41 @@ class SamplingParams:
             self.logit_bias = _logit_bias(self.logit_bias)
 
 
+@dataclass
+class BeamSearchParams:
+    """How beams grow. Fields as in vLLM.
+
+    beam_width      beams that go on after each step, and sequences that come back; it takes 2 * beam_width log-probabilities per
+                    token, of which an engine gives ``max_logprobs``
+    max_tokens      most tokens to generate; the model's length ends beams, too
+    ignore_eos      the end of sequence is a token like others
+    temperature     accepted as it is: log-probabilities do not depend on it
+    length_penalty  above 0, longer sequences score better
+    include_stop_str_in_output  whether tokens end with the end of sequence
+
+    Raises ValueError, naming field, value and range.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("beam_width", "max_tokens"):
+            setattr(self, name, _integer(name, getattr(self, name), 1, math.inf, False))
+        for name, bound in (("temperature", 2), ("length_penalty", 100)):
+            setattr(self, name, _number(name, getattr(self, name), -bound if name == "length_penalty" else 0, bound))
+
+    @property
+    def step_params(self) -> SamplingParams:
+        """Of the request that asks for a beam's next tokens; log-probabilities do not depend on what it samples."""
+        final = RequestOutputKind.FINAL_ONLY
+        return SamplingParams(temperature=0, max_tokens=1, logprobs=2 * self.beam_width, detokenize=False, output_kind=final)
+
+
 _UNAVAILABLE: Final = (
     "logprob_token_ids",
     "prompt_logprob_token_ids",

@@ -9,6 +9,7 @@ import pytest
 
 from .interpreter_sessions import InterpreterSessions
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before OpenMP is loaded: several processes of the tests compute at a time
 INTERPRET = Path(__file__).parent / "triton_kernels" / "interpret"
 
 

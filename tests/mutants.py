@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _SCHEDULER = "framework/engine/scheduler.py"
+_REQUEST = "framework/engine/request.py"
 _ENGINE = "framework/engine/engine.py"
 _MANAGER = "framework/engine/kv_cache/manager.py"
 _POOL = "framework/engine/kv_cache/pool.py"
@@ -78,6 +79,7 @@ _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/tes
 
 TESTS: dict[str, list[str]] = {
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS],
+    _REQUEST: _ENGINE_TESTS,
     _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS],
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS],
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
@@ -123,7 +125,7 @@ MUTANTS = [
         "if num_preemptions == self.counters.num_preemptions:",
         "if True:",
     ),
-    Mutant("one token too many", _SCHEDULER, "elif length >= request.max_total:", "elif length > request.max_total:"),
+    Mutant("one token too many", _REQUEST, "length >= self.max_total else", "length > self.max_total else"),
     Mutant(
         "tokens sampled after the end are delivered",
         _SCHEDULER,
@@ -133,8 +135,8 @@ MUTANTS = [
     Mutant(
         "a stop token does not say which it was",
         _SCHEDULER,
-        'self.finish(request, "stop", token if token in (request.params.stop_token_ids or ()) else None)',
-        'self.finish(request, "stop")',
+        "self.finish(request, reason, token if token in (request.params.stop_token_ids or ()) else None)",
+        "self.finish(request, reason)",
     ),
     Mutant("a seat is given twice", _SCHEDULER, "request.seat = self._free_seats.pop()", "request.seat = self._free_seats[-1]"),
     Mutant("a request resumes before its steps in flight are done", _SCHEDULER, "request.num_stale_steps = sum(", "_ = sum("),

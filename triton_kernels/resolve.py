@@ -1,4 +1,4 @@
-"""From a wish ("auto", "torch", "splitkv@num_splits:8") to an impl, or to an error that lists every reason."""
+"""From a wish ("auto", "torch", "splitkv@num_splits:8", "tma|pointer") to an impl, or to an error that lists every reason."""
 
 from __future__ import annotations
 
@@ -29,13 +29,20 @@ class NoKernelError(ValueError):
 
 @dataclass(frozen=True)
 class Choice:
-    """A parsed choice: an impl's name ("auto" lets priority decide) and its options."""
+    """A parsed choice: an impl's name ("auto" lets priority decide), its options, and what is to serve if it cannot, in order."""
 
     name: str
     options: Mapping[str, Any]
+    others: tuple[Choice, ...] = ()
 
     def __str__(self) -> str:
-        return "@".join([self.name, *(f"{k}:{_text(v)}" for k, v in self.options.items())])
+        first = "@".join([self.name, *(f"{k}:{_text(v)}" for k, v in self.options.items())])
+        return "|".join([first, *map(str, self.others)])
+
+    @property
+    def names(self) -> list[str]:
+        """Of all impls that it asks for, best first."""
+        return [self.name, *(other.name for other in self.others)]
 
     @property
     def is_name(self) -> bool:
@@ -44,8 +51,10 @@ class Choice:
 
 
 def parse_choice(text: str) -> Choice:
-    """``name`` or ``name@key:value@key:value``. Values are read as int, float or bool where they look like one."""
-    name, *parts = str(text).split("@")
+    """``name`` or ``name@key:value@key:value``, or several of these, best first, with ``|`` between. Values are read as int, float
+    or bool where they look like one."""
+    first, *others = str(text).split("|")
+    name, *parts = first.split("@")
     options = {}
     for part in parts:
         key, colon, value = part.partition(":")
@@ -54,7 +63,7 @@ def parse_choice(text: str) -> Choice:
         options[key] = _value(value)
     if not name:
         raise ValueError("a kernel choice is empty; write the name of an impl, or auto")
-    return Choice(name, options)
+    return Choice(name, options, tuple(map(parse_choice, others)))
 
 
 _overrides: ContextVar[Mapping[str, str]] = ContextVar("kernel_overrides", default=MappingProxyType({}))
@@ -76,16 +85,18 @@ def active_overrides() -> dict[str, str]:
 
 
 def resolve(registry: Registry, op: str, spec: Spec, choice: str | Choice = "auto") -> tuple[Impl, Choice]:
-    """The impl for ``choice``: by name, or for ``auto`` the best priority without a reason against it (never one that
-    brings its own random numbers). Raises :class:`NoKernelError` rather than fall back."""
+    """The impl for ``choice``: by name, the first that can serve of several, or for ``auto`` the best priority without a reason
+    against it (never one that brings its own random numbers). Raises :class:`NoKernelError` rather than fall back."""
     wish = choice if isinstance(choice, Choice) else parse_choice(choice)
     found = registry.impls(op)
-    if wish.name == "auto":
-        if best := _best(found.values(), spec, wish.options):
-            return best, Choice(best.name, wish.options)
-    elif wish.name in found and not found[wish.name].unsupported(spec, wish.options):
-        return found[wish.name], wish
-    missing = [] if wish.name == "auto" or wish.name in found else [f"There is no impl named {wish.name!r}."]
+    missing = [f"There is no impl named {name!r}." for name in wish.names if name not in ("auto", *found)]
+    for one in (wish, *wish.others) if not missing else ():
+        if one.name == "auto":
+            best = _best(found.values(), spec, one.options)
+        else:
+            best = None if found[one.name].unsupported(spec, one.options) else found[one.name]
+        if best is not None:
+            return best, Choice(best.name, one.options)
     raise NoKernelError(_explain(registry, op, spec, f"{op}={wish}", wish, missing))
 
 
@@ -158,7 +169,7 @@ def _explain(registry: Registry, op: str, spec: Spec, asked: str, wish: Choice, 
     where = f"{spec.device} ({spec.arch}), {str(spec.dtype).removeprefix('torch.')}"
     lines = [f"no kernel for {asked} on {where}{', ' + facts if facts else ''}.", *missing, f"Impls of {op}:"]
     for name, candidate in registry.impls(op).items():
-        options = wish.options if wish.name in (name, "auto") else {}
+        options = next((one.options for one in (wish, *wish.others) if one.name in (name, "auto")), {})
         reasons = candidate.unsupported(spec, options)
         if wish.name == "auto" and candidate.flags.rng == "own":
             reasons.append("has its own random numbers, so it is never chosen automatically")

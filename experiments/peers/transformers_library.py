@@ -46,6 +46,14 @@ class Library:
                 f"executor.kind={config.executor.kind} is a device of our engine only: serve with system=kernelswap, "
                 f"or choose executor.kind={' or '.join(name for name, kind in EXECUTORS.items() if kind.has_device)}"
             )
+        for key, asked in (
+            ("profile", config.profile),
+            ("capture", config.capture),
+            ("executor.op_scale", config.executor.op_scale),
+            ("executor.op_delay_s", config.executor.op_delay_s),
+        ):
+            if asked:
+                raise ValueError(f"{key}={asked}: only our engine's kernel calls are seen; leave it out, or use system=kernelswap")
         device = open_device(config.device)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)

@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-SUBCOMMANDS = ("kernels", "collect", "plot", "report", "quantize", "calibrate")
+SUBCOMMANDS = ("serve", "kernels", "collect", "plot", "report", "quantize", "calibrate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,12 +50,29 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.check != (arguments.calibration is not None) or arguments.check == (arguments.out is not None):
         raise ValueError("give --out FILE to make a calibration, or --check --with FILE to judge one")
+    if arguments.check and (arguments.points or arguments.source):
+        raise ValueError("--points and --source are of a fit, and --check makes none")
+    if arguments.out is not None and not arguments.out.name.endswith((".json", ".json.gz")):
+        raise ValueError(f"--out {arguments.out}: expected a name that ends in .json or .json.gz")
+    _check_outputs(arguments)
     tables = read_tables(arguments.tables, arguments.device)
+    if not any(table.rows for table in tables):
+        raise ValueError(f"{', '.join(table.name for table in tables)}: there are no rows")
     errors, summary = _check(tables, arguments.calibration) if arguments.check else _make(tables, arguments)
     print(f"{as_text(errors)}\n\n{summary}")
     if arguments.errors is not None:
         write_csv(errors, arguments.errors)
     return 0
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for a file that would be written over one that is read, or twice."""
+    known = {path.resolve() for path in (*arguments.tables, Path(arguments.calibration or "."))}
+    for name in ("out", "errors", "points"):
+        path = getattr(arguments, name)
+        if path is not None and path.resolve() in known:
+            raise ValueError(f"--{name} {path} would overwrite a file of this command: give it a name of its own")
+        known |= {path.resolve()} if path is not None else set()
 
 
 def _check(tables: Sequence[Table], name: str) -> tuple[list[Error], str]:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..study.labels import USUAL_METRICS
 from ..study.sweep import split_condition
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -40,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the table and prints its swept columns with the asked metrics, averaged over repeats, or compared."""
-    from ..study.comparison import compare, differing_environment, outliers, summarize, usual_metrics
+    from ..study.comparison import chance_caveat, compare, environment_caveat, outliers, summarize, usual_metrics
     from ..study.joining import join_quality
     from ..study.results import TABLE_FILE, collect, common_folder
 
@@ -58,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
         if args.compare:
             table["metric"] = table["metric"].str.removeprefix("metric.")
         print(table.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
-        for note in _notes(table, args.compare, differing_environment(runs)):
-            print(note)
+        if args.compare:
+            print(f"estimates: ratio (or difference) to {args.compare} over pairs of equal repeats; low and high: 95 % confidence")
+        for caveat in [*(chance_caveat(table) if args.compare else []), *environment_caveat(runs)]:
+            print(caveat)
         for run in runs[runs["outlier"] != ""].itertuples(index=False):
             print(f"outlier, counted all the same: {run.run}: {run.outlier}")
     elif args.compare:
@@ -70,16 +67,3 @@ def run(args: argparse.Namespace) -> int:
     runs.to_csv(output, index=False)
     print(f"{len(runs)} runs, {num_failed} failed: {output}")
     return 0
-
-
-def _notes(table: pd.DataFrame, compared: str | None, differing: str) -> Iterator[str]:
-    """What a reader of the printed table must know."""
-    if compared:
-        yield f"estimates: ratio (or difference) to {compared} over pairs of equal repeats; low and high: 95 % confidence"
-        if (num := int((table["interval"] != "none").sum())) > 1:
-            yield (
-                f"{num} intervals at 95 %: about one in 20 excludes no change by chance; "
-                "decide by one metric, named beforehand (--metrics NAME)"
-            )
-    if differing:
-        yield f"the runs are not of one environment: {differing}"

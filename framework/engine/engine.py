@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, cast
@@ -21,21 +21,16 @@ from .executor import Executor, Handle, MaskedHandle
 from .inputs import EngineInput, InputProcessor, Prompt
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
+from .metrics import EngineMetrics, EngineStats, Recorder
 from .output_processor import OutputProcessor, RequestGroup
 from .request import FinishReason, Request, Status
-from .scheduled import ScheduledStep, SchedulerCounters
+from .scheduled import ScheduledStep
 from .scheduler import Scheduler
 
 _logger = logging.getLogger(__name__)
 
-
-@dataclass
-class EngineStats(SchedulerCounters):
-    """The state now, and totals since the start. ``kv_usage``: fraction of the blocks that requests hold."""
-
-    num_running: int = 0
-    num_waiting: int = 0
-    kv_usage: float = 0.0
+Step = Callable[[], list[RequestOutput]]
+"""``Engine.step``."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,10 @@ class Engine:
         self.config, self.executor, self.inputs, self.clock = config, executor, inputs, clock
         self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
         self.manager, self.scheduler = self._new_books()
-        self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer))
+        self._recorder = Recorder(executor.max_model_len)
+        self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer), self._recorder)
         self.errored: Exception | None = None
+        self._watched_step: Step | None = None
         self.in_flight: deque[tuple[ScheduledStep, Handle]] = deque()
         self.is_waiting = False
         self._matchers = matchers
@@ -134,6 +131,13 @@ class Engine:
         An exception ends the requests of the step that it came from, with outputs that tell it; what else was in flight comes with
         the next calls. Only what is no Exception (KeyboardInterrupt) is raised, and the engine can go on after it. Raises
         EngineDeadError if the device was lost before."""
+        return (self._watched_step or self._step)()
+
+    def watch(self, around: Callable[[Step], Step]) -> None:
+        """From now on a step is ``around(step)``, which is to return what ``step`` does; the latest watcher is the outermost."""
+        self._watched_step = around(self._watched_step or self._step)
+
+    def _step(self) -> list[RequestOutput]:
         self._check_alive()
         try:
             error = self._submit()
@@ -192,7 +196,31 @@ class Engine:
 
     def stats(self) -> EngineStats:
         counters = vars(self.scheduler.counters)
-        return EngineStats(**counters, num_running=self.num_running, num_waiting=self.num_waiting, kv_usage=self.kv_usage)
+        return EngineStats(
+            **counters,
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            num_not_ready=self.scheduler.waiting.num_not_ready,
+            kv_usage=self.kv_usage,
+        )
+
+    def metrics(self) -> EngineMetrics:
+        """All that there is to know about the requests so far, the kernels and the cache."""
+        running = (sample.request for group in self.processor.groups.values() for sample in group.samples)
+        recorder, cache, num_blocks = self._recorder, self.config.cache, self.executor.num_blocks
+        settings = {
+            "block_size": cache.block_size,
+            "cache_dtype": cache.dtype,
+            "enable_prefix_caching": cache.prefix_caching,
+            "gpu_memory_utilization": cache.memory_fraction,
+            "num_gpu_blocks": num_blocks,
+            "num_gpu_blocks_override": cache.num_blocks,
+            "kv_cache_memory_bytes": cache.memory_bytes,
+            "kv_cache_size_tokens": num_blocks * cache.block_size,
+            "kv_cache_max_concurrency": round(num_blocks * cache.block_size / self.executor.max_model_len, 2),
+        }
+        histograms = recorder.histograms(running)
+        return EngineMetrics(self.stats(), dict(recorder.finished), recorder.corrupted, histograms, self.plan_report(), settings)
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
@@ -264,7 +292,9 @@ class Engine:
         for row, text in output.failed.items():
             self._end_rows([scheduled.rows[row]], text)
         committed = self.scheduler.commit(output)
-        stopped, failed = self.processor.process(committed, self.clock.now(), self._outputs)
+        now_s = self.clock.now()
+        stopped, failed = self.processor.process(committed, now_s, self._outputs)
+        self._recorder.step(scheduled, committed, now_s)
         for request in stopped:
             self.scheduler.finish(request, "stop", request.stop_reason)
         for group, cause in failed:

@@ -61,9 +61,14 @@ class InputProcessor:
     def default_params(self) -> SamplingParams:
         """What the generation config recommends, over the defaults of SamplingParams."""
         given = {k: v for k, v in self._generation.items() if k in _GENERATION_DEFAULTS and v is not None}
-        if "max_new_tokens" in self._generation:
-            given["max_tokens"] = self._generation["max_new_tokens"]
+        if self.max_new_tokens is not None:
+            given["max_tokens"] = self.max_new_tokens
         return SamplingParams(**given)
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """How long outputs are to be at most, as the generation config recommends."""
+        return self._generation.get("max_new_tokens")
 
     def checked(self, params: SamplingParams | None) -> SamplingParams:
         """A private copy. Quick; raises ValueError for what holds for no model, and for what is no SamplingParams."""
@@ -95,7 +100,7 @@ class InputProcessor:
     def prompt(self, prompt: Prompt) -> EngineInput:
         """Raises ValueError for a prompt of another form, or with parts that this version does not take."""
         if isinstance(prompt, str):
-            return EngineInput(self._encode(prompt), prompt)
+            return EngineInput(self.encode(prompt), prompt)
         if not isinstance(prompt, Mapping):
             return EngineInput(_token_ids(prompt))
         given: dict[str, Any] = {key: value for key, value in prompt.items() if value is not None}
@@ -112,7 +117,7 @@ class InputProcessor:
         if ids is not None:
             return EngineInput(_token_ids(ids), text, salt)
         if text is not None:
-            return EngineInput(self._encode(text), text, salt)
+            return EngineInput(self.encode(text), text, salt)
         raise ValueError(
             f"a prompt given as a dict needs 'prompt' (text) or 'prompt_token_ids'; found the keys {sorted(map(str, prompt))}"
         )
@@ -139,7 +144,21 @@ class InputProcessor:
             **template_args,
         )
         # The template writes the special tokens itself.
-        return EngineInput(self._encode(text, add_special_tokens=False), text)
+        return EngineInput(self.encode(text, add_special_tokens=False), text)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text. Raises ValueError without a tokenizer, and for a text that UTF-8 cannot hold."""
+        if self.tokenizer is None:
+            raise ValueError('this engine has no tokenizer: pass {"prompt_token_ids": [...]} instead of text')
+        if not is_unicode(text):
+            raise ValueError(f"a prompt must be text that UTF-8 can hold, without lone surrogates; found {reprlib.repr(text)}")
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of tokens, special ones included. Raises ValueError without a tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError("this engine has no tokenizer, so tokens have no text here")
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def _check_logprobs(self, params: SamplingParams) -> None:
         for name in ("logprobs", "prompt_logprobs"):
@@ -166,13 +185,6 @@ class InputProcessor:
             if getattr(params, name):
                 raise ValueError(f"SamplingParams: {name} needs a tokenizer, and this engine has none; use token ids instead")
         params.detokenize = False
-
-    def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        if self.tokenizer is None:
-            raise ValueError('this engine has no tokenizer: pass {"prompt_token_ids": [...]} instead of text')
-        if not is_unicode(text):
-            raise ValueError(f"a prompt must be text that UTF-8 can hold, without lone surrogates; found {reprlib.repr(text)}")
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 def check_priority(priority: object) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from ..outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from ..sampling_params import RequestOutputKind, SamplingParams
 from .detokenizer import Detokenizer, TokenTexts, make_stop_strings
+from .metrics import Recorder
 from .request import Request
 from .scheduled import Committed, ScheduledStep
 from .step import TokenLogprobs
@@ -74,7 +76,8 @@ class RequestGroup:
 
 
 class Sample:
-    """One completion as it grows. ``done``: its last output was made. ``is_silent``: until it ends, its tokens are but counted."""
+    """One completion as it grows. ``done``: its last output was made. ``is_silent``: until it ends, its tokens are but counted.
+    ``times``: when each token came out; of ``num_timed`` of them the metrics know."""
 
     __slots__ = (
         "cumulative_logprob",
@@ -84,6 +87,7 @@ class Sample:
         "index",
         "is_silent",
         "logprobs",
+        "num_timed",
         "pieces",
         "request",
         "stop_strings",
@@ -100,7 +104,8 @@ class Sample:
         self.pieces: list[str] = []
         self.logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
         self.cumulative_logprob = 0.0
-        self.times = group.metrics.token_times_s
+        self.times: list[float] = []
+        self.num_timed = 0
         reads = self.detokenizer is not None or self.stop_strings is not None or self.logprobs is not None
         self.is_silent = not reads and group.kind is RequestOutputKind.FINAL_ONLY
 
@@ -192,11 +197,12 @@ class Sample:
 class OutputProcessor:
     """All requests that are not finished, by id, and the step from committed tokens to their outputs.
 
-    texts  None if the engine has no tokenizer
+    texts     None if the engine has no tokenizer
+    recorder  hears of every completion that ends
     """
 
-    def __init__(self, texts: TokenTexts | None) -> None:
-        self.texts = texts
+    def __init__(self, texts: TokenTexts | None, recorder: Recorder) -> None:
+        self.texts, self._recorder = texts, recorder
         self.groups: dict[str, RequestGroup] = {}
 
     def scheduled(self, step: ScheduledStep, now_s: float) -> None:
@@ -245,7 +251,8 @@ class OutputProcessor:
                 failed.append((group, error))
                 continue
             if request.finish_reason is not None:
-                self._finished(sample)
+                self._recorder.corrupted += request.finish_reason == "error"
+                self._finished(sample, now_s)
                 if not was_finished:
                     stopped.append(request)
             if group.kind is delta:
@@ -270,16 +277,19 @@ class OutputProcessor:
         cut = [sample for sample in group.samples if not sample.done]
         completions = [sample.delta(sample.push((), now_s) if error is None else "", []) for sample in cut]
         for sample in cut:
-            self._finished(sample)
+            self._finished(sample, now_s)
         output = group.output(completions) if group.kind is RequestOutputKind.DELTA else group.everything()
         output.error, output.refused = error, refused
         return output
 
-    def _finished(self, sample: Sample) -> None:
+    def _finished(self, sample: Sample, now_s: float) -> None:
         group, sample.done = sample.group, True
         group.metrics.num_preemptions += sample.request.num_preemptions
         group.num_unfinished -= 1
+        self._recorder.ended(sample.request, now_s)
         if not group.num_unfinished:
+            times = [other.times for other in group.samples]
+            group.metrics.token_times_s = times[0] if len(times) == 1 else sorted(chain.from_iterable(times))
             del self.groups[group.request_id]
 
     def _add_prompt_logprobs(self, group: RequestGroup, first: int, entries: list[TokenLogprobs]) -> None:

@@ -119,6 +119,23 @@ class Request:
         """Tokens generated and known to the host."""
         return len(self.token_ids) - self.num_prompt_tokens
 
+    def append(self, token_ids: list[int]) -> int:
+        """Tokens that a step brought, up to the first that ends the request. Returns how many it got; FAILED_ROW is none."""
+        for count, token in enumerate(token_ids, 1):
+            self.token_ids.append(token)
+            if (reason := self.ending()) is not None:
+                return count - (reason == "error")
+        return len(token_ids)
+
+    def ending(self) -> FinishReason | None:
+        """Why its last token ends it, if it does: FAILED_ROW, then end of sequence and stop tokens, then length."""
+        token, length = self.token_ids[-1], len(self.token_ids)
+        if token == FAILED_ROW:
+            return "error"
+        if token in self.stop_ids and length > self.min_total:
+            return "stop"
+        return "length" if length >= self.max_total else None
+
     def __lt__(self, other: Request) -> bool:
         return self.order < other.order
 

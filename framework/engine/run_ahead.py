@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 
 from .executor import Handle
+from .kv_cache.manager import NEVER
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -55,9 +56,7 @@ class RunAhead:
         """At least ``enough`` steps, and those up to ``until_s`` on the engine's clock, if there are so many; None if they are too
         few to be worth it, or not to be known. The engine's executor is one of RunsAhead."""
         scheduler = engine.scheduler
-        if not (count := scheduler.num_plain_decodes(FEWEST_STEPS)):
-            return None
-        if not all(request.sample.is_silent for request in scheduler.running):
+        if not (count := _num_plain_decodes(engine)) or not all(request.sample.is_silent for request in scheduler.running):
             return None
         in_flight = [handle for _, handle in engine.in_flight]
         seats = [request.seat for request in scheduler.running]
@@ -67,13 +66,44 @@ class RunAhead:
 
     def take(self, count: int) -> None:
         """Leaves the engine as ``count`` calls of ``step`` would have; what is left of this object is of no use then."""
-        engine = self._engine
+        engine, scheduler = self._engine, self._engine.scheduler
         tokens, handles = self._steps.take(count)
         done_s = self.done_s[:count]
-        for request in engine.scheduler.running:
+        for request, new in zip(scheduler.running, tokens):
+            request.token_ids += new
+            request.num_tokens += count
+            request.num_computed += count
             request.sample.times += done_s
-        engine.scheduler.skip(count, tokens)
         steps = [scheduled for scheduled, _ in engine.in_flight]
+        for step in steps:
+            step.step_input.step_id += count
+        scheduler.counters.num_steps += count
+        scheduler.counters.num_output_tokens += count * len(tokens)
         engine.in_flight.clear()
         engine.in_flight.extend(zip(steps, handles))
         engine.clock.advance_to(done_s[-1])
+
+
+def _num_plain_decodes(engine: Engine) -> int:
+    """How many of the next steps can do nothing but decode one token of every running request, if none is added: nobody waits, and
+    until then nobody can end, needs a block or fills one. 0 if they are less than FEWEST_STEPS."""
+    scheduler, running = engine.scheduler, engine.scheduler.running
+    settled = len(scheduler.requests) == scheduler.num_running == len(running)
+    if not settled or scheduler.released or scheduler.num_drafts or not 0 < len(running) <= scheduler.config.max_num_batched_tokens:
+        return 0
+    if any(step.chunks or step.decodes != running for step, _ in engine.in_flight):
+        return 0
+    count = NEVER
+    for request in running:
+        if request.num_tokens - request.num_computed != 1 or len(request.stop_ids) > 1:
+            return 0
+        known = len(request.token_ids)
+        count = min(
+            count,
+            request.max_total - max(request.num_tokens, known + 1),
+            request.capacity - request.num_computed,
+            request.next_event - known,
+        )
+        if count < FEWEST_STEPS:
+            return 0
+    return count

@@ -6,7 +6,20 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from .request import Request
-from .step import StepInput, StepOutput, TokenLogprobs
+from .step import NewRequest, StepInput, StepOutput, TokenLogprobs
+
+
+def new_request(request: Request) -> NewRequest:
+    """What an executor is told of a request that has just got its seat and blocks."""
+    return NewRequest(
+        request.seat,
+        request.request_id,
+        list(request.token_ids),
+        request.num_prompt_tokens,
+        request.num_computed,
+        [list(table) for table in request.blocks],
+        request.params,
+    )
 
 
 @dataclass(slots=True)
@@ -39,6 +52,16 @@ class ScheduledStep:
         """The request of each row."""
         return self.decodes + [chunk.request for chunk in self.chunks]
 
+    def fill_rows(self, drafts: bool) -> None:
+        """Puts the rows into the step input, in its order. drafts: whether rows of any step may have some."""
+        step, num_decodes, chunks = self.step_input, len(self.decodes), self.chunks
+        chunks.sort(key=lambda chunk: chunk.place)
+        step.seats = [request.seat for request in self.rows]
+        step.num_tokens = [1] * num_decodes + [chunk.num_tokens for chunk in chunks]
+        step.samples = [True] * num_decodes + [chunk.samples for chunk in chunks]
+        if drafts:
+            step.num_drafts = [0] * num_decodes + [chunk.num_drafts for chunk in chunks]
+
     def logprobs(self, output: StepOutput) -> dict[Request, list[TokenLogprobs]]:
         """Of its output, per request that asked, the log-probabilities of the tokens it brought."""
         sampling = self.decodes + [chunk.request for chunk in self.chunks if chunk.samples]
@@ -66,6 +89,12 @@ class Committed:
     logprobs: dict[Request, list[TokenLogprobs]] = field(default_factory=dict)
     prompt_logprobs: list[tuple[Request, int, list[TokenLogprobs]]] = field(default_factory=list)
 
+    def add(self, request: Request, num_new: int) -> None:
+        """A request that got so many tokens, or ended with an error."""
+        self.requests.append(request)
+        if num_new != 1:
+            self.num_new[request] = num_new
+
 
 @dataclass
 class SchedulerCounters:
@@ -78,4 +107,5 @@ class SchedulerCounters:
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     num_prompt_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
     num_output_tokens: int = 0

@@ -7,11 +7,11 @@ from collections import deque
 from itertools import repeat
 
 from ..config import SchedulerConfig
-from .kv_cache.manager import NEVER, KVCacheManager
+from .kv_cache.manager import KVCacheManager
 from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
-from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters
-from .step import NewRequest, StepInput, StepOutput
+from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters, new_request
+from .step import StepInput, StepOutput
 from .waiting import WaitingQueue
 
 
@@ -21,6 +21,7 @@ class Scheduler:
     ``running`` is sorted by ``Request.order``: the last one is the victim when blocks run out, so that the first one always
     gets on and every request ends. Preemption takes everything; the request computes its tokens again when it resumes.
 
+    released    seats that the next step releases
     num_drafts  guesses that a decoding request has checked in each step, at most
     num_stages  of a pipeline: with several, a request waits for its last token before it computes the next, and each step takes its
                 share of those that decode, so that every stage has a step to work on
@@ -39,7 +40,7 @@ class Scheduler:
         self._max_chunk = min(config.max_chunk_tokens or config.max_num_batched_tokens, config.max_num_batched_tokens)
         self.waiting = WaitingQueue()
         self._free_seats = list(range(config.max_num_seqs - 1, -1, -1))
-        self._released: list[int] = []
+        self.released: list[int] = []
         self._in_flight: deque[ScheduledStep] = deque()
         self._num_added = 0
 
@@ -108,16 +109,10 @@ class Scheduler:
         budget = self._schedule_running(scheduled)
         if num_preemptions == self.counters.num_preemptions:
             self._schedule_waiting(scheduled, budget, now_s)
-        decodes, chunks = scheduled.decodes, scheduled.chunks
-        if not decodes and not chunks:
+        if not scheduled.decodes and not scheduled.chunks:
             return None
-        chunks.sort(key=lambda chunk: chunk.place)
-        step.seats = [r.seat for r in decodes] + [c.request.seat for c in chunks]
-        step.num_tokens = [1] * len(decodes) + [c.num_tokens for c in chunks]
-        step.samples = [True] * len(decodes) + [c.samples for c in chunks]
-        if self.num_drafts:
-            step.num_drafts = [0] * len(decodes) + [c.num_drafts for c in chunks]
-        step.released, self._released = self._released, []
+        scheduled.fill_rows(drafts=self.num_drafts > 0)
+        step.released, self.released = self.released, []
         self.counters.num_steps += 1
         self._in_flight.append(scheduled)
         return scheduled
@@ -139,7 +134,7 @@ class Scheduler:
             if length > request.next_event and request.status is running:
                 self._event(request, length - 1)
             if length >= request.max_total or token in request.stop_ids:
-                self._check_stop(request, token)
+                self._check_end(request)
                 if token == FAILED_ROW:
                     committed.num_new[request] = 0
         if scheduled.chunks:
@@ -149,51 +144,16 @@ class Scheduler:
         self.counters.num_output_tokens += len(updated) + sum(count - 1 for count in committed.num_new.values())
         return committed
 
-    def num_plain_decodes(self, fewest: int) -> int:
-        """How many of the next steps can do nothing but decode one token of every running request, if none is added: nobody waits,
-        and until then nobody can end, needs a block or fills one. 0 if they are less than ``fewest``."""
-        running = self.running
-        settled = len(self.requests) == self.num_running == len(running) and not self._released and not self.num_drafts
-        if not settled or not 0 < len(running) <= self.config.max_num_batched_tokens:
-            return 0
-        if any(step.chunks or step.decodes != running for step in self._in_flight):
-            return 0
-        count = NEVER
-        for request in running:
-            if request.num_tokens - request.num_computed != 1 or len(request.stop_ids) > 1:
-                return 0
-            known = len(request.token_ids)
-            count = min(
-                count,
-                request.max_total - max(request.num_tokens, known + 1),
-                request.capacity - request.num_computed,
-                request.next_event - known,
-            )
-            if count < fewest:
-                return 0
-        return count
-
-    def skip(self, count: int, tokens: list[list[int]]) -> None:
-        """Leaves the books as ``count`` plain decodes would have, which brought these tokens per running request."""
-        for request, new in zip(self.running, tokens):
-            request.token_ids += new
-            request.num_tokens += count
-            request.num_computed += count
-        for step in self._in_flight:
-            step.step_input.step_id += count
-        self.counters.num_steps += count
-        self.counters.num_output_tokens += count * len(tokens)
-
     def drop(self, scheduled: ScheduledStep, submitted: bool) -> None:
         """Forgets a step in flight that failed; its requests, of which nobody knows what was computed, are to be finished next.
         If not even its submission came to an end, the next step releases again what this one was to release."""
         self._in_flight.remove(scheduled)
         if not submitted:
-            self._released += scheduled.step_input.released
+            self.released += scheduled.step_input.released
 
     def release_all_seats(self) -> None:
         """Lets the next step release every seat, whoever had it."""
-        self._released = list(range(self.config.max_num_seqs))
+        self.released = list(range(self.config.max_num_seqs))
 
     def _schedule_running(self, scheduled: ScheduledStep) -> int:
         """Returns what is left of the budget."""
@@ -281,22 +241,13 @@ class Scheduler:
             request.next_event = min(request.next_event, request.num_prompt_tokens)
         insort(self.running, request)
         self.num_running += 1
-        step.new.append(
-            NewRequest(
-                request.seat,
-                request.request_id,
-                list(request.token_ids),
-                request.num_prompt_tokens,
-                start,
-                [list(table) for table in request.blocks],
-                request.params,
-            )
-        )
+        step.new.append(new_request(request))
         return count
 
     def _count_admission(self, request: Request, num_cached_tokens: int, looked_up: bool) -> None:
         request.num_cached_tokens = num_cached_tokens
         self.counters.num_prompt_tokens += request.num_prompt_tokens
+        self.counters.num_cached_prompt_tokens += num_cached_tokens
         if looked_up and self.manager.reads_prefix(request):
             self.counters.prefix_query_tokens += request.num_prompt_tokens
             self.counters.prefix_hit_tokens += num_cached_tokens
@@ -331,7 +282,7 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self.manager.free(request)
-        self._released.append(request.seat)
+        self.released.append(request.seat)
         self._free_seats.append(request.seat)
         request.seat = -1
         self.num_running -= 1
@@ -370,24 +321,12 @@ class Scheduler:
             if chunk.samples:
                 assert 0 <= num_wrong <= chunk.num_drafts, "a row brings its right drafts and one token more"
                 request.num_tokens -= num_wrong
-                self._append_tokens(request, new, committed)
+                committed.add(request, request.append(new))
                 end = len(request.token_ids) - 1
             if end >= request.next_event and request.status == Status.RUNNING:
                 self._event(request, end)
             if chunk.samples:
-                self._check_stop(request, request.token_ids[-1])
-
-    def _append_tokens(self, request: Request, tokens: list[int], committed: Committed) -> None:
-        """Those up to the first that ends the request."""
-        ids, before = request.token_ids, len(request.token_ids)
-        for token in tokens:
-            ids.append(token)
-            if self._ends(request, token):
-                break
-        num_new = len(ids) - before - (ids[-1] == FAILED_ROW)
-        committed.requests.append(request)
-        if num_new != 1:
-            committed.num_new[request] = num_new
+                self._check_end(request)
 
     def _event(self, request: Request, num_computed: int) -> None:
         self.manager.advance(request, num_computed)
@@ -397,22 +336,16 @@ class Scheduler:
             else:
                 request.next_event = min(request.next_event, request.num_prompt_tokens)
 
-    def _ends(self, request: Request, token: int) -> bool:
-        """Whether this token, its last one, ends the request."""
-        length = len(request.token_ids)
-        stops = token in request.stop_ids and (length > request.min_total or token == FAILED_ROW)
-        return stops or length >= request.max_total
-
-    def _check_stop(self, request: Request, token: int) -> None:
-        """End of sequence and stop tokens first, then length."""
-        length = len(request.token_ids)
-        if token == FAILED_ROW:
+    def _check_end(self, request: Request) -> None:
+        """Ends a request that its last token ends."""
+        reason, token = request.ending(), request.token_ids[-1]
+        if reason == "error":
             request.token_ids.pop()
-            self.finish(request, "error")
-        elif token in request.stop_ids and length > request.min_total:
-            self.finish(request, "stop", token if token in (request.params.stop_token_ids or ()) else None)
-        elif length >= request.max_total:
-            self.finish(request, "length")
+            self.finish(request, reason)
+        elif reason == "stop":
+            self.finish(request, reason, token if token in (request.params.stop_token_ids or ()) else None)
+        elif reason is not None:
+            self.finish(request, reason)
 
     def _most_blocks(self, num_tokens: int) -> int:
         return self.manager.blocks_for(num_tokens, min(num_tokens, self._max_chunk * self.config.in_flight_steps))

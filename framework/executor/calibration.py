@@ -12,24 +12,30 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from .kriging import Kriging
+from .calibration_file import numbers, read_model, texts, write_model
 from .operator_model import BoundModel, OperatorModel
 from .operators import CostFunction, Operator, Runs, Work, by_requests, by_tokens, number_format, operator
-from .physics import Physics
 
 Lengths = int | Sequence[int] | np.ndarray
 FOLDER = Path(__file__).parent / "calibrations"
 SUFFIX = ".json.gz"
 VERSION = 1
 _WRITTEN = ("device", "source", "launch_floor_s", "copy_bytes_s", "ceilings")
-_STEP = 0.002
-"""Values of a field are kept as multiples of this."""
 _SAME = {"float16": "bfloat16", "half": "bfloat16"}
 """Dtypes of the same speed."""
+
+
+_SIMILAR = {
+    "gemm_fp8": ("gemm_int8", "linear"),
+    "gemm_int8": ("gemm_fp8", "linear"),
+    "gemm_w4a16": ("gemm_w8a16", "linear"),
+    "gemm_w8a16": ("gemm_w4a16", "linear"),
+}
+"""Of which ops an op takes the times where it was not measured in any format, the most similar first."""
 
 
 class Device(Protocol):
@@ -45,10 +51,13 @@ class Device(Protocol):
 
 class OperatorTimer:
     """Seconds of calls of one op with fixed dims. ``calls`` and ``extrapolated`` count; the latter are those outside of what was
-    measured. Which method is for an op, ``sizes`` says; calling works for all."""
+    measured. Which method is for an op, ``sizes`` says; calling works for all. after: what was measured in place of it, in words;
+    empty if it was measured itself."""
 
-    def __init__(self, model: BoundModel, spec: Operator, cost: CostFunction | None, dims: Mapping[str, float]) -> None:
-        self._model, self._spec, self._cost, self._dims = model, spec, cost, dims
+    def __init__(
+        self, model: BoundModel, spec: Operator, cost: CostFunction | None, dims: Mapping[str, float], after: str = ""
+    ) -> None:
+        self._model, self._spec, self._cost, self._dims, self.after = model, spec, cost, dims, after
         self._window = dims.get("window") or math.inf
         self._by_tokens: dict[int, tuple[float, bool]] = {}
         self.calls = self.extrapolated = 0
@@ -142,15 +151,22 @@ class Calibration:
             text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             found = json.loads(text)
             if (version := found["version"]) == VERSION:
-                models = tuple(_read_model(entry) for entry in found["models"])
+                models = tuple(read_model(entry, f"models[{i}]") for i, entry in enumerate(found["models"]))
+                texts("", found, "device", "source")
+                numbers("launch_floor_s", found["launch_floor_s"], at_least=0.0)
+                numbers("copy_bytes_s", found["copy_bytes_s"])
+                if found["ceilings"] is not None:
+                    for name, value in {"copy_bytes_s": None, "bf16": None, **found["ceilings"]}.items():
+                        numbers(f"ceilings.{name}", value)
                 return cls(models=models, costs=costs, **{name: found[name] for name in _WRITTEN})
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no calibration that `kernelswap calibrate` wrote ({error!r})") from error
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+            said = error if isinstance(error, ValueError) else repr(error)
+            raise ValueError(f"{path} is no calibration that `kernelswap calibrate` wrote ({said})") from error
         raise ValueError(f"{path} has version {version} of the calibrations' format, expected {VERSION}: make it again")
 
     def save(self, path: Path) -> None:
         """Writes the file that :meth:`load` reads, compressed if its name ends in .gz. The same calibration, the same bytes."""
-        entries = [_write_model(model) for model in self.models]
+        entries = [write_model(model) for model in self.models]
         whole = {"version": VERSION, **{name: getattr(self, name) for name in _WRITTEN}, "models": entries}
         text = json.dumps(whole, separators=(",", ":")).encode()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,11 +184,37 @@ class Calibration:
         model = self.bound(op, dtype, spec.format(dims, dtype), spec.point(dims))
         return None if model is None else OperatorTimer(model, spec, self.costs.get(op), dims)
 
+    def similar(self, op: str, dtype: str, dims: Mapping[str, float], flops_s: Mapping[str, float]) -> OperatorTimer | None:
+        """Where there is no ``timer``: its work at the shares of the device's ceilings that the most similar op reached which was
+        measured, and with what was measured there beside physics. That is the op itself in its nearest dtype and format, else the
+        first in ``_SIMILAR``; None if there is none. flops_s: the device's ceilings by number format."""
+        spec, dtype = operator(op, dims), _SAME.get(dtype, dtype)
+        formats, point, wanted = spec.format(dims, dtype), spec.point(dims), number_format(op, dtype)
+
+        def difference(model: OperatorModel) -> tuple[bool, float, float]:
+            names = {*formats, *model.formats}
+            apart = sum(abs(formats.get(name, 0) - model.formats.get(name, 0)) for name in names)
+            return model.dtype != dtype, apart, model.distance(point)
+
+        for name in (op, *_SIMILAR.get(op, ())):
+            found = [each for each in self._models(name, point) if number_format(name, each.dtype) in flops_s]
+            if found and wanted in flops_s:
+                model = min(found, key=difference)
+                own = flops_s[number_format(name, model.dtype)]
+                physics = model.physics.scaled(flops_s[wanted] / own if math.isfinite(own) else 1.0, 1.0)
+                after = " ".join([name, model.dtype, *(f"{key}={value:g}" for key, value in model.formats.items())])
+                return OperatorTimer(replace(model, physics=physics).bound(point), spec, self.costs.get(op), dims, after)
+        return None
+
     def bound(self, op: str, dtype: str, formats: Mapping[str, float], point: Sequence[float]) -> BoundModel | None:
         """The model of a shape, by its coordinates (``operators.Operator.point``): where several parts of a range were measured,
         that with the nearest shape."""
-        found = [each for each in self.models if (each.op, each.dtype, each.formats) == (op, dtype, formats)]
+        found = [each for each in self._models(op, point) if (each.dtype, each.formats) == (dtype, formats)]
         return min(found, key=lambda model: model.distance(point)).bound(point) if found else None
+
+    def _models(self, op: str, point: Sequence[float]) -> list[OperatorModel]:
+        """Of an op, for shapes of so many dims: an op without an entry in ``operators.OPERATORS`` has those of its rows."""
+        return [model for model in self.models if model.op == op and len(model.low) == len(point)]
 
     def on(self, device: Device) -> Calibration:
         """Transferred to another device of the table: what was fitted and measured, at the shares of its own device's ceilings
@@ -196,37 +238,3 @@ class Calibration:
         return replace(
             self, device=device.name, source=source, models=models, transferred=True, copy_bytes_s=self.copy_bytes_s * memory
         )
-
-
-def _write_model(model: OperatorModel) -> dict[str, Any]:
-    field = model.field
-    return {
-        "op": model.op,
-        "dtype": model.dtype,
-        "formats": model.formats,
-        "impl": model.impl,
-        "physics": model.physics.numbers(),
-        "nodes": [np.round(axis, 6).tolist() for axis in model.nodes],
-        "gridded": model.gridded,
-        "range": [np.round(model.low, 6).tolist(), np.round(model.high, 6).tolist()],
-        "field": field
-        and {
-            "kernel": field.kernel,
-            "noise": float(f"{field.noise:.6g}"),
-            "lengths": [float(f"{length:.6g}") for length in field.lengths],
-            "points": np.round(field.points, 6).tolist(),
-            "values": np.round(field.values / _STEP).astype(int).ravel().tolist(),
-        },
-    }
-
-
-def _read_model(entry: Mapping[str, Any]) -> OperatorModel:
-    field = None
-    if (stored := entry["field"]) is not None:
-        points = np.array(stored["points"])
-        values = np.array(stored["values"]).reshape(len(points), -1) * _STEP
-        field = Kriging(points, values, np.array(stored["lengths"]), stored["noise"], stored["kernel"])
-    low, high = (np.array(side) for side in entry["range"])
-    nodes = tuple(np.array(axis) for axis in entry["nodes"])
-    names = (entry["op"], entry["dtype"], entry["formats"], entry["impl"])
-    return OperatorModel(*names, Physics(*entry["physics"]), field, nodes, entry["gridded"], low, high)

@@ -13,7 +13,7 @@ from .calls import Call, Rows
 from .timers import Timer, Timers
 
 CONTEXT_GRID = 64
-"""Mean contexts at which decode attention is timed are multiples of it."""
+"""Mean contexts at which decode attention is timed are multiples of it, and the ends: what every row has, and a full window."""
 
 
 class DecodeRows:
@@ -93,10 +93,11 @@ class _Attention:
 
     def decode_s(self, count: int, tokens: int, mean_context: float) -> float:
         """Seconds by the number of rows and their mean context: timed once at contexts of a grid, and interpolated. Not counted."""
-        cell, rest = divmod(mean_context, CONTEXT_GRID)
-        low = self._at(count, tokens, int(cell))
-        high = self._at(count, tokens, int(cell) + 1) if rest else low
-        return self.count * (low + (high - low) * rest / CONTEXT_GRID)
+        low, high = self._nodes(tokens, mean_context)
+        seconds = self._at(count, tokens, low)
+        if mean_context > low:
+            seconds += (self._at(count, tokens, high) - seconds) * (mean_context - low) / (high - low)
+        return self.count * seconds
 
     def ahead(self, rows: DecodeRows) -> Iterator[float]:
         """Seconds of these rows of one token, and of the steps after that, each with one token more per row. Not counted."""
@@ -105,10 +106,10 @@ class _Attention:
                 yield self.decode_s(rows.count, 1, DecodeRows(1, rows.contexts + more).mean_context(self.window))
         mean = rows.mean_context(0)
         while True:
-            cell = int(mean // CONTEXT_GRID)
-            low, high = self._at(rows.count, 1, cell), self._at(rows.count, 1, cell + 1)
-            while (rest := mean - cell * CONTEXT_GRID) < CONTEXT_GRID:
-                yield self.count * (low + (high - low) * rest / CONTEXT_GRID)
+            low, high = self._nodes(1, mean)
+            at_low, at_high = self._at(rows.count, 1, low), self._at(rows.count, 1, high)
+            while mean < high:
+                yield self.count * (at_low + (at_high - at_low) * max(mean - low, 0) / (high - low))
                 mean += 1.0
 
     def prefill(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
@@ -121,15 +122,21 @@ class _Attention:
         self.taken.seconds += seconds
         self.taken.calls += self.count * num_steps
 
-    def _at(self, count: int, tokens: int, cell: int) -> float:
-        seconds = self._timed.get((count, tokens, cell))
+    def _nodes(self, tokens: int, mean_context: float) -> tuple[int, int]:
+        """The contexts around a mean at which calls are timed. Before a row's new tokens at least one is in the cache."""
+        cell = int(mean_context // CONTEXT_GRID)
+        low, high = (max((cell + i) * CONTEXT_GRID, tokens + 1) for i in (0, 1))
+        longest = self.window + tokens - 1 if self.window else high
+        return min(low, longest), min(high, longest)
+
+    def _at(self, count: int, tokens: int, context: int) -> float:
+        seconds = self._timed.get((count, tokens, context))
         if seconds is None:
-            context = max(cell * CONTEXT_GRID, tokens)
             if tokens == 1:
                 seconds = self.timer.of_decode(count, context)
             else:
                 seconds = self.timer([tokens] * count, [context] * count)
-            self._timed[count, tokens, cell] = seconds
+            self._timed[count, tokens, context] = seconds
         return seconds
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..config import EngineConfig
-from ..engine.kv_cache.memory import cache_budget, fitting_blocks
+from ..engine.kv_cache.memory import cache_blocks, cache_budget
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, shared_part_bytes
 from ..models.architecture import Architecture
 from .ranks import Stage
@@ -48,23 +49,22 @@ def num_blocks(
 ) -> int:
     """As configured, else as many as fit every device: ``cache.memory_bytes`` of each, or what is left of its memory. Raises
     ValueError if there is none left, and says how many devices would do."""
-    if config.cache.num_blocks is not None:
-        return config.cache.num_blocks
-    found = []
-    for holding in holdings:
-        budget = config.cache.memory_bytes
-        if budget is None:
-            if memory_bytes is None:
-                raise ValueError(
-                    f"executor.device={config.executor.device} is not in the device table, so its memory is not known: give "
-                    "cache.num_blocks or cache.memory_bytes"
-                )
-            free = int(memory_bytes - holding.weights)
-            budget = cache_budget(free, memory_bytes, activations, config.cache.memory_fraction)
-            if budget <= 0:
-                raise ValueError(_too_small(config, holdings, activations, memory_bytes))
-        found.append(fitting_blocks(config, num_groups, max_model_len, budget, holding.token * config.cache.block_size))
-    return min(found)
+
+    def budget(holding: Holding) -> int:
+        if memory_bytes is None:
+            raise ValueError(
+                f"executor.device={config.executor.device} is not in the device table, so its memory is not known: give "
+                "cache.num_blocks or cache.memory_bytes"
+            )
+        left = cache_budget(int(memory_bytes - holding.weights), memory_bytes, activations, config.cache.memory_fraction)
+        if left <= 0:
+            raise ValueError(_too_small(config, holdings, activations, memory_bytes))
+        return left
+
+    size = config.cache.block_size
+    return min(
+        cache_blocks(config, num_groups, max_model_len, holding.token * size, partial(budget, holding)) for holding in holdings
+    )
 
 
 def _too_small(config: EngineConfig, holdings: Sequence[Holding], activations: int, memory_bytes: int) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..config import EngineConfig, ModelConfig, QuantConfig
 from ..models.architecture import ModelInfo, read_model
-from .cost_model import DecodeRows, StepWork
+from .cost_model import DecodeRows, StageCost, StepWork
 from .placement import Placement
 from .ranks import Stage
 from .shape import native
@@ -20,32 +21,49 @@ class Drafting:
     guesses token by token. Its weights and its cache are floats.
 
     rates   per guess, how probable it is that it and all before it are right
+    model   what guesses
     placed  None where guesses cost nothing
+
+    Raises ValueError for a draft model with another vocabulary.
     """
 
     def __init__(self, model: ModelInfo, config: EngineConfig, timers: Timers) -> None:
         spec, self._recorded = config.speculative_config, config.graphs.enabled
-        self.rates, self.placed = spec.acceptance_rates(), None
+        self.rates, self.model, self.placed = spec.acceptance_rates(), model, None
         if spec.method in ("ngram", "suffix"):
             return
         if spec.method == "draft_model":
             asked = ModelConfig(spec.model or "draft", load_format="dummy", dtype=model.dtype, architecture=spec.architecture)
-            model = read_model(asked)
+            size, model = native(model, config).vocab_size, read_model(asked)
             found = native(model, config)
+            if found.vocab_size != size:
+                raise ValueError(
+                    f"speculative_config.model={asked.name!r} cannot guess: its vocabulary has {found.vocab_size} tokens, "
+                    f"the model's {size}; expected a draft model with the same tokens"
+                )
             stage = Stage(range(len(found.layers)))
         else:
             whole, model = native(model, config), replace(model, quantization=None)
             found = replace(whole, layers=whole.layers[-1:])
             stage = Stage(range(1), first=False)
-        self.placed = Placement(model, found, replace(config, quant=QuantConfig()), [stage], timers)
+        self.model, self.placed = model, Placement(model, found, replace(config, quant=QuantConfig()), [stage], timers)
 
-    def step(self, work: StepWork, contexts: np.ndarray) -> tuple[float, int]:
-        """(seconds, launches) after a step. contexts int64 [R]: of the requests that got tokens in it, and get guesses now."""
+    @property
+    def stage_costs(self) -> Sequence[StageCost]:
+        """Of what guesses."""
+        return self.placed.stage_costs if self.placed else ()
+
+    def passes(self, work: StepWork, contexts: np.ndarray) -> list[StepWork]:
+        """What runs after a step. contexts int64 [R]: of the requests that got tokens in it, and get guesses now."""
         if self.placed is None:
-            return 0.0, 0
+            return []
         count = len(contexts)
-        passes = [StepWork(work.num_tokens, count, count, work.decodes, work.chunk_lens, work.chunk_ctx_lens, work.recorded)]
+        found = [StepWork(work.num_tokens, count, count, work.decodes, work.chunk_lens, work.chunk_ctx_lens, work.recorded)]
         if count:
-            passes += [StepWork(count, count, count, [DecodeRows(1, contexts)], recorded=self._recorded)] * (len(self.rates) - 1)
-        found = [self.placed.step(one)[0] for one in passes]
+            found += [StepWork(count, count, count, [DecodeRows(1, contexts)], recorded=self._recorded)] * (len(self.rates) - 1)
+        return found
+
+    def step(self, passes: Sequence[StepWork]) -> tuple[float, int]:
+        """(seconds, launches)."""
+        found = [self.placed.step(one)[0] for one in passes] if self.placed else []
         return sum(seconds for seconds, _ in found), sum(launches for _, launches in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,8 +34,14 @@ class Observer:
         """None where nothing is asked for."""
         return cls(model, config, ops) if config.profile or config.capture else None
 
-    def add(self, stages: Iterable[StageCost], work: StepWork, start_s: float) -> None:
-        """The calls of a step, one after the other."""
+    def beside(self, model: ModelInfo) -> Observer:
+        """Of another model, whose calls are taken down among these."""
+        other = copy.copy(self)
+        other._model, other._known = model, {}
+        return other
+
+    def add(self, stages: Iterable[StageCost], work: StepWork, start_s: float) -> float:
+        """The calls of a step, one after the other. Returns when the last ends."""
         for stage in stages:
             for call, count, seconds, q_lens, ctx_lens in stage.calls(work):
                 if call.op in self._ops:
@@ -42,6 +49,7 @@ class Observer:
                     lens = {"q_lens": tuple(q_lens), "ctx_lens": tuple(ctx_lens)}
                     self.times.add(OpCall.of(call.op, "model", self._dtype, dims, options=options, **lens), start_s, seconds, count)
                 start_s += seconds
+        return start_s
 
     def _describe(self, call: Call) -> tuple[dict[str, float], tuple[tuple[str, Any], ...]]:
         """dims and options, as those of a call of the real kernel."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -178,6 +178,7 @@ def expert_load(num_tokens: float, num_experts: int, top_k: int, num_ranks: int,
     if not skew:
         share = 1 - (1 - top_k / num_experts) ** num_tokens if skew is None else min(1.0, choices / num_experts)
         return max(1.0, share * num_experts / num_ranks), choices / num_ranks
+    skew += 1e-3 * (skew == 1)  # the formula has a pole there
     least, most = (1.0, max(0.8 * num_tokens, 1.01)) if choices > num_experts else (0.01, 2.0)
     quantiles = (np.arange(num_experts) + 0.5) / num_experts
     counts = ((most ** (1 - skew) - least ** (1 - skew)) * quantiles + least ** (1 - skew)) ** (1 / (1 - skew))
@@ -224,19 +225,21 @@ def _message_cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]
     return _Work(0.0, sum(q_lens) * dims.get("act_bytes", 2))
 
 
-def _mla_cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -> Cost:
+def _mla_weights(dims: Dims) -> float:
+    """Of the projections of DeepSeek-V3's attention."""
+    return dims["num_heads"] * (128 * 7168 + 192 * 1536 + 256 * 512) + 7168 * (1536 + 576)
+
+
+def _mla_cost(absorbed: int, dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -> Cost:
     """DeepSeek-V3's attention with its projections, over a latent cache of 576 per token: decode multiplies in the latent space."""
-    heads, absorbed = dims["num_heads"], dims["absorbed"]
-    weights = heads * (128 * 7168 + 192 * 1536 + 256 * 512) + 7168 * (1536 + 576)
     pairs = sum(queries * (context - (queries - 1) / 2) for queries, context in zip(q_lens, ctx_lens))
-    flops = 2 * sum(q_lens) * weights + 2 * heads * pairs * (576 + 512 if absorbed else 192 + 128)
+    flops = 2 * sum(q_lens) * _mla_weights(dims) + 2 * dims["num_heads"] * pairs * (576 + 512 if absorbed else 192 + 128)
     return _Work(flops, sum(ctx_lens) * 576 * dims.get("kv_bytes", 2) + sum(q_lens) * 4 * 7168)
 
 
 def _mla_work(cost: CostFunction, dims: Dims, runs: Runs) -> Cost:
     found = _linear_work(cost, dims, runs)
-    weights = dims["num_heads"] * (128 * 7168 + 192 * 1536 + 256 * 512) + 7168 * (1536 + 576)
-    return _Work(found.flops, found.bytes + weights * dims.get("weight_bits", 16) / 8)
+    return _Work(found.flops, found.bytes + _mla_weights(dims) * dims.get("weight_bits", 16) / 8)
 
 
 def _delta_cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -> Cost:
@@ -278,11 +281,10 @@ def _mla(absorbed: int) -> Operator:
     def tiles(dims: Dims, runs: Runs) -> float:
         return sum(count for count, _, _ in runs) * dims["num_heads"] if absorbed else _prompt_tiles(dims, runs)
 
-    def cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -> Cost:
-        return _mla_cost({**dims, "absorbed": absorbed}, q_lens, ctx_lens)
-
     formats, sizes = {"kv_bytes": None, "weight_bits": 16}, by_requests if absorbed else by_prompts
-    return Operator({"num_heads": None}, formats, tiles, _mla_work, cost, sizes=sizes, spread=("num_heads",))
+    return Operator(
+        {"num_heads": None}, formats, tiles, _mla_work, partial(_mla_cost, absorbed), sizes=sizes, spread=("num_heads",)
+    )
 
 
 _USUAL_SKEW = 1.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import EngineConfig
-from ..engine.kv_cache.memory import fitting_blocks, useful_blocks
+from ..engine.kv_cache.memory import cache_blocks, useful_blocks
 from ..engine.kv_cache.spec import CacheGroup, CacheSpec, PagedKV, block_bytes, group_layers
 from ..models.architecture import Architecture, ModelInfo
 
@@ -26,12 +26,9 @@ class ModelShape:
 
     def num_blocks(self, config: EngineConfig) -> int:
         """As configured, or as many as fit ``cache.memory_bytes``; without either, as many as all seats can fill."""
-        if config.cache.num_blocks is not None:
-            return config.cache.num_blocks
-        if config.cache.memory_bytes is None:
-            return useful_blocks(config, len(self.groups), self.max_model_len)
-        each = block_bytes(self.groups, config.cache.block_size)
-        return fitting_blocks(config, len(self.groups), self.max_model_len, config.cache.memory_bytes, each)
+        num_groups, each = len(self.groups), block_bytes(self.groups, config.cache.block_size)
+        enough = each * useful_blocks(config, num_groups, self.max_model_len)
+        return cache_blocks(config, num_groups, self.max_model_len, each, lambda: enough)
 
 
 def native(model: ModelInfo, config: EngineConfig) -> Architecture:

@@ -113,6 +113,7 @@ class SimulatedExecutor:
         self._placement = Placement(model, architecture, config, cuts, self._timers, drafts=speculation)
         self._timers.check_scaled()
         self._observer = Observer.of(model, config, [timer.op for timer in self._timers.bound])
+        self._draft_observer = self._observer.beside(self._drafting.model) if self._observer and self._drafting else None
         self.call_times = None if self._observer is None else self._observer.times
         self.groups, self.vocab_size, self.max_model_len = self._placement.groups, architecture.vocab_size, model.max_model_len
         activations = activation_bytes(self._placement.rank, config, model.dtype)
@@ -132,7 +133,7 @@ class SimulatedExecutor:
     def _start(self, clock: VirtualClock, index: int) -> None:
         """With a device that is idle and knows no request."""
         self.clock = clock
-        self._rng = np.random.default_rng((self._seed, index))
+        self._rng = np.random.default_rng((self._seed & (2**64 - 1), index))
         self._noises: list[float] = []  # drawn, of steps to come
         self._tokens = PseudoTokens(self._num_seats, self.vocab_size, self._drafting.rates if self._drafting else None)
         self.idle_from_s = [clock.now()] * self.num_stages
@@ -149,9 +150,10 @@ class SimulatedExecutor:
         tokens.admit(step.new)
         contexts = tokens.lengths[seats] + step.num_tokens
         work = self._work(step, contexts)
-        times = self._placement.step(work)
+        times, passes = self._placement.step(work), list[StepWork]()
         if self._drafting is not None:
-            drafting_s, launches = self._drafting.step(work, contexts[np.array(step.samples)])
+            passes = self._drafting.passes(work, contexts[np.array(step.samples)])
+            drafting_s, launches = self._drafting.step(passes)
             times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches
         if self.num_stages == 1:
             end_s = self._submit(times, 0.0)
@@ -160,7 +162,10 @@ class SimulatedExecutor:
             end_s = self._submit(times, float(self._token_at_s[seats].max()))
             self._token_at_s[seats[np.array(step.samples)]] = end_s
         if self._observer is not None:
-            self._observer.add(self._placement.stage_costs, work, end_s - sum(device_s for device_s, _ in times))
+            start_s = self._observer.add(self._placement.stage_costs, work, end_s - sum(device_s for device_s, _ in times))
+            if self._drafting is not None and self._draft_observer is not None:
+                for one in passes:
+                    start_s = self._draft_observer.add(self._drafting.stage_costs, one, start_s)
         return SimulatedStep(tokens.sample(step, seats, contexts), end_s, self.clock)
 
     def steps_ahead(

@@ -1,4 +1,5 @@
-"""How long a kernel takes: as measured where it was, else as the device's memory, units and links allow."""
+"""How long a kernel takes: as measured where it was, else as the most similar one that was, else as the device's memory, units and
+links allow."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..config import ExecutorConfig
-from .calibration import OperatorTimer
+from .calibration import Calibration, OperatorTimer
 from .operators import CostFunction, number_format
 from .simulated_device import SimulatedDevice
 
@@ -87,8 +88,8 @@ class Timers:
         """dtype: of the activations; dims: as the op's cost function takes them; of what goes between devices ``num_ranks``,
         ``act_bytes`` and ``graph`` (1 in a recording), with q_lens = [elements]. Raises ValueError for a number format that the
         device cannot compute."""
-        measured = self.calibration.timer(op, dtype, dims) if self.calibration else None
-        timer = Timer(op, measured or self._estimate(op, dtype, dims), self._config.op_scale.get(op, 1.0))
+        found = self._measured(self.calibration, op, dtype, dims) if self.calibration else None
+        timer = Timer(op, found or self._estimate(op, dtype, dims), self._config.op_scale.get(op, 1.0))
         self.bound.append(timer)
         return timer
 
@@ -102,16 +103,22 @@ class Timers:
     def origin(self, op: str) -> tuple[str, str]:
         """(what stands behind the op's times and how far to trust it, where the numbers come from)."""
         timers = [timer.seconds for timer in self.bound if timer.op == op]
-        measured = [timer for timer in timers if isinstance(timer, OperatorTimer)]
+        after = dict.fromkeys(timer.after for timer in timers if isinstance(timer, OperatorTimer) and timer.after)
+        measured = [timer for timer in timers if isinstance(timer, OperatorTimer) and not timer.after]
         if self.calibration is None:
             return self._config.calibration, "device table"
         how = "transferred" if self.calibration.transferred else "calibrated"
+        if after and not measured:
+            return f"estimated after {', '.join(after)}, not measured ({how})", self.calibration.source
         if not measured:
             return f"estimated from bytes and flops, not measured ({how} bandwidth)", self.calibration.source
         outside, calls = sum(timer.extrapolated for timer in measured), sum(timer.calls for timer in measured)
         notes = [f"{outside} of {calls} timings extrapolated"] if outside else []
         notes += [f"{len(timers) - len(measured)} of {len(timers)} kinds of calls estimated"] if len(measured) < len(timers) else []
         return f"{how} ({', '.join(notes)})" if notes else how, self.calibration.source
+
+    def _measured(self, calibration: Calibration, op: str, dtype: str, dims: Mapping[str, float]) -> OperatorTimer | None:
+        return calibration.timer(op, dtype, dims) or calibration.similar(op, dtype, dims, self._device.flops_s)
 
     def _estimate(self, op: str, dtype: str, dims: Mapping[str, float]) -> Seconds:
         if self.free:

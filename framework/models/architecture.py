@@ -138,15 +138,33 @@ def _native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     return read_architecture(family, merged), ""
 
 
+_SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_hidden_layers",
+    "intermediate_size",
+    "head_dim",
+    "vocab_size",
+)
+
+
 def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture:
     """config: config.json over the family's defaults."""
     config = {**config, **{ours: config[theirs] for ours, theirs in family.fields.items() if theirs in config}}
-    hidden, heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
+    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
+        _required(config, name)
+    for name in _SIZES:
+        if (size := config.get(name)) is not None and (type(size) is not int or size < 1):
+            raise ValueError(
+                f"the model's config.json (or model.architecture) has {name}={size!r}, expected a positive whole number"
+            )
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // heads
     residual = family.residual(config)
     return Architecture(
         family=family,
-        vocab_size=_required(config, "vocab_size"),
+        vocab_size=config["vocab_size"],
         hidden_size=hidden,
         embed_dim=config.get("word_embed_proj_dim") or hidden,
         intermediate_size=config.get("intermediate_size") or 4 * hidden,
@@ -162,7 +180,7 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         logit_softcap=config.get("final_logit_softcapping"),
         max_position=config["max_position_embeddings"],
         tied=bool(config.get("tie_word_embeddings", False)),
-        layers=tuple(_layer(family, config, head_dim, i) for i in range(_required(config, "num_hidden_layers"))),
+        layers=tuple(_layer(family, config, head_dim, i) for i in range(config["num_hidden_layers"])),
     )
 
 

@@ -99,11 +99,19 @@ def compare(runs: pd.DataFrame, metrics: Sequence[str], column: str, base: str) 
     return pd.DataFrame(rows)
 
 
-def differing_environment(runs: pd.DataFrame) -> str:
-    """In which versions and machines the runs that worked differ, as words: "env.commit (2 values)"; empty if in none."""
+def environment_caveat(runs: pd.DataFrame) -> list[str]:
+    """A sentence if the runs that worked differ in versions or machines, else none."""
     finished = runs[runs["status"] == "ok"]
     numbers = {c: finished[c].nunique() for c in finished.columns if c in _ENVIRONMENT}
-    return ", ".join(f"{column} ({number} values)" for column, number in numbers.items() if number > 1)
+    differing = [f"{column} ({number} values)" for column, number in numbers.items() if number > 1]
+    return [f"The runs are not of one environment: {', '.join(differing)}."] if differing else []
+
+
+def chance_caveat(compared: pd.DataFrame) -> list[str]:
+    """A sentence if a table of ``compare`` has so many intervals that some mislead, else none."""
+    num = int((compared["interval"] != "none").sum())
+    text = f"{num} intervals at 95 %: about one in 20 excludes no change by chance. Decide by one metric, named beforehand."
+    return [text] if num > 1 else []
 
 
 def _compared(values: np.ndarray, bases: np.ndarray, metric: str, sequential: bool) -> dict[str, Any]:

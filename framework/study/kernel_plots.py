@@ -13,9 +13,7 @@ from matplotlib.lines import Line2D
 
 from .drawing import COLORS, FAINT, GRID, INK, legend_below, literal, new_figure, set_log
 from .labels import quantity
-
-TOTAL = "all"
-"""Stands for the sum over all parts in a table of elasticities."""
+from .sensitivity import ALL, ALL_OPS
 
 
 def kernel_roofline(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -80,20 +78,19 @@ def predictions(rows: pd.DataFrame) -> Figure:
 
 def elasticities(rows: pd.DataFrame) -> Figure:
     """How much each part's time weighs in a metric: bars with 95 % intervals, a panel per metric, the largest of the first on top
-    and the sum below all. ``rows``: columns metric, part, elasticity, low, high."""
+    and sums below all. ``rows``: columns metric, part, elasticity, low, high."""
     rows = _with(rows, "metric", "part", "elasticity", "low", "high")
     metrics = list(rows["metric"].unique())
     first = rows[rows["metric"] == metrics[0]].set_index("part")["elasticity"].abs().sort_values()
-    parts = [*([TOTAL] if TOTAL in first.index else []), *first.index.drop(TOTAL, errors="ignore")]
-    parts = [*(part for part in rows["part"].unique() if part not in parts), *parts]
+    ordered = [*rows["part"][~rows["part"].isin(first.index)].unique(), *first.index]
+    parts = [*(part for part in (ALL, ALL_OPS) if part in ordered), *(part for part in ordered if part not in (ALL, ALL_OPS))]
     width = 1.5 + 3.2 * len(metrics) + 0.065 * max(map(len, parts))
     figure, (row,) = new_figure(width, 1.1 + 0.27 * len(parts), num_columns=len(metrics), sharey=True)
     for axes, metric in zip(row, metrics):
         found = rows[rows["metric"] == metric].set_index("part").reindex(parts)
         middle = found["elasticity"].to_numpy()
-        axes.barh(
-            [literal(part) for part in parts], middle, color=[FAINT if part == TOTAL else COLORS[0] for part in parts], height=0.62
-        )
+        colors = [FAINT if part in (ALL, ALL_OPS) else COLORS[0] for part in parts]
+        axes.barh([literal(part) for part in parts], middle, color=colors, height=0.62)
         spread = np.stack([middle - found["low"], found["high"] - middle])
         axes.errorbar(middle, range(len(parts)), xerr=spread, fmt="none", ecolor=INK, capsize=2, linewidth=1)
         axes.axvline(0, color=FAINT, linewidth=0.8)

@@ -1,12 +1,11 @@
 """Where the time of a run went: the phases of every step, and its kernel calls.
 
-A step is one ``Engine.step()``: it schedules and submits until enough steps are in flight, waits for the oldest and commits it. The
-wrappers are put around the methods of one engine and its executor; an engine without them has no trace of this.
+A step is one ``Engine.step()``: it schedules and submits until enough steps are in flight, waits for the oldest and commits it. An
+engine that is not profiled has no trace of this.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections import Counter, defaultdict
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..op_times import SOURCES, OpCall, OpTimes
-from .results import format_table
+from .results import format_table, write_csv
 
 if TYPE_CHECKING:
-    from ..engine.engine import Engine
+    from ..engine.engine import Engine, Step
+    from ..outputs import RequestOutput
 
 TRACE_FILE, OPS_FILE, STEPS_FILE, PROFILE_FILE = "trace.json", "op_times.csv", "steps.csv", "profile.csv"
 OPS_COLUMNS = ("op", "impl", "dtype", "dims", "q_lens", "ctx_lens", "us", "count")
@@ -67,22 +67,25 @@ class Profile:
         self.op_times.clear()
         self.steps: list[StepProfile] = []
         self._now, self._open, self._mark = engine.clock.now, StepProfile(0.0), 0.0
-        self._step, self._submit = engine.step, engine.executor.submit
-        setattr(engine, "step", self._timed_step)  # noqa: B010
+        self._submit = engine.executor.submit
+        engine.watch(self._around_step)
         setattr(engine.executor, "submit", self._timed_submit)  # noqa: B010
 
-    def _timed_step(self) -> Any:
-        self._open = StepProfile(self._now())
-        self._mark = self._open.start_s
-        first, overhead_s = len(self.op_times), self.op_times.overhead_s
-        try:
-            return self._step()
-        finally:
-            self._close("commit" if any(name == "wait" for name, *_ in self._open.spans) else "schedule")
-            self._open.end_s = self._mark
-            self._open.ops = first, len(self.op_times)
-            self._open.overhead_s = self.op_times.overhead_s - overhead_s
-            self.steps.append(self._open)
+    def _around_step(self, step: Step) -> Step:
+        def timed() -> list[RequestOutput]:
+            self._open = StepProfile(self._now())
+            self._mark = self._open.start_s
+            first, overhead_s = len(self.op_times), self.op_times.overhead_s
+            try:
+                return step()
+            finally:
+                self._close("commit" if any(name == "wait" for name, *_ in self._open.spans) else "schedule")
+                self._open.end_s = self._mark
+                self._open.ops = first, len(self.op_times)
+                self._open.overhead_s = self.op_times.overhead_s - overhead_s
+                self.steps.append(self._open)
+
+        return timed
 
     def _timed_submit(self, step_input: Any) -> Any:
         self._close("schedule")
@@ -149,10 +152,10 @@ class Profile:
 
     def write(self, folder: Path) -> list[str]:
         """Writes the trace and the tables; returns their names."""
-        _write_rows(folder / PROFILE_FILE, [part._asdict() for part in self.summary()])
-        _write_rows(folder / OPS_FILE, op_rows(self.op_times), OPS_COLUMNS)
+        write_csv(folder / PROFILE_FILE, [part._asdict() for part in self.summary()])
+        write_csv(folder / OPS_FILE, op_rows(self.op_times), OPS_COLUMNS)
         start_s = self.steps[0].start_s if self.steps else 0.0
-        _write_rows(folder / STEPS_FILE, [self._step_row(step, start_s) for step in self.steps])
+        write_csv(folder / STEPS_FILE, [self._step_row(step, start_s) for step in self.steps])
         events = ",\n".join(json.dumps(event) for event in self._events(start_s))
         text = (
             f'{{"displayTimeUnit": "ms", "otherData": {{"calls": {json.dumps(SOURCES[self.op_times.source])}}}, "traceEvents": [\n'
@@ -236,10 +239,3 @@ def lens_text(lens: Iterable[int]) -> str:
         else:
             runs.append([length, 1])
     return " ".join(f"{length}*{count}" if count > 1 else f"{length}" for length, count in runs)
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]], columns: Iterable[str] = ()) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, tuple(columns) or tuple(rows[0] if rows else ()))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .comparison import compare, differing_environment, outliers, summarize, usual_metrics
+from .comparison import chance_caveat, compare, environment_caveat, outliers, summarize, usual_metrics
 from .compose import saved_commands
 from .drawing import Naming
 from .environment import START_TIME
@@ -80,28 +80,38 @@ def build_report(
     folder: Path, runs: pd.DataFrame, metrics: Sequence[str] = (), comparison: str = "", figures: Sequence[str] = ()
 ) -> Report:
     """The report of ``runs``, a table from ``collect(folder)``. What is not given is as the study states it in its runs, or usual.
-    Raises ValueError for a metric, a comparison or a kind of figure that there is not; if all runs failed there are none."""
+    Raises ValueError for a metric, a comparison or a kind of figure that there is not, if it is given here; of one that
+    a study states the page says so. If all runs failed there are no tables and figures."""
     runs = without_paths(runs)
     worked = runs[runs["status"] == "ok"]
     names, questions = (_stated(runs, column) for column in ("name", "question"))
     tables: list[Table] = []
     drawings: list[Drawing] = []
-    notes, summary = ["No run finished, so there is nothing to draw."], pd.DataFrame()
+    notes, summary, alarms = ["No run finished, so there is nothing to draw."], pd.DataFrame(), _alarms(runs)
     if len(worked):
-        asked = list(metrics) or _stated_list(runs, "metrics")
+        stated = {name: f"metric.{name}" in worked for name in _stated_list(runs, "metrics")}
+        asked = list(metrics) or [name for name, there in stated.items() if there]
+        alarms += [f"No run has the metric {name[:80]!r}, which the study states." for name, there in stated.items() if not there]
         shown = asked or usual_metrics(worked)
         columns = [f"metric.{name}" for name in shown]
         summary = summarize(runs, columns)
         tables.append(_summary_table(summary, runs, columns))
         for base in [comparison] if comparison else _stated(runs, "compare"):
-            tables.append(_comparison_table(runs, columns, base))
+            try:
+                tables.append(_comparison_table(runs, columns, base))
+            except ValueError as error:
+                if comparison:
+                    raise
+                alarms.append(f"What the study states cannot be compared: {error}.")
+        for figure in figures:
+            FigureSpec.parse(figure)
         drawings, notes = _draw(folder, runs, list(figures) or _stated_list(runs, "figures"), asked)
     commands, command_notes = _commands([folder / run for run in runs["run"]])
     return Report(
         title=", ".join(names) or "runs",
         questions=questions,
         facts=_facts(runs),
-        alarms=_alarms(runs),
+        alarms=alarms,
         swept={c: _values_text(runs[c]) for c in swept_columns(runs)},
         fixed={c: value_text(runs[c].dropna().iloc[0]) for c in runs.columns if is_setting(c) and runs[c].nunique() == 1},
         tables=tables,
@@ -144,8 +154,15 @@ def _stated(runs: pd.DataFrame, column: str) -> list[str]:
 
 
 def _stated_list(runs: pd.DataFrame, column: str) -> list[str]:
-    """What the lists of a column hold, each once; a list stands in the table as JSON."""
-    return list(dict.fromkeys(item for text in _stated(runs, column) for item in json.loads(text)))
+    """What the lists of a column hold, each once; a list stands in the table as JSON, and what is no list of texts as itself."""
+    items: list[str] = []
+    for text in _stated(runs, column):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        items += found if isinstance(found, list) and all(isinstance(item, str) for item in found) else [text]
+    return list(dict.fromkeys(items))
 
 
 def _facts(runs: pd.DataFrame) -> str:
@@ -161,8 +178,7 @@ def _alarms(runs: pd.DataFrame) -> list[str]:
         alarms.append(f"All {failed} runs failed: there are no results.")
     elif failed:
         alarms.append(f"{failed} of {len(runs)} runs failed, see below; the table and the figures are of the others.")
-    if differing := differing_environment(runs):
-        alarms.append(f"The runs are not of one environment: {differing}.")
+    alarms += environment_caveat(runs)
     if any(commit.endswith("+changes") for commit in _stated(runs, "env.commit")):
         alarms.append("Some of the code was changed after its commit.")
     return alarms
@@ -216,10 +232,9 @@ def _comparison_table(runs: pd.DataFrame, metrics: Sequence[str], comparison: st
         cells += [label, str(row["pairs"]), f"{sign}{estimate}{interval}", number_text(row["effect_size"]), row["verdict"]]
         rows.append(cells)
     notes = [
-        "× a ratio to the base, else a difference from it; in brackets its 95 % confidence interval over pairs of equal repeats."
+        "× a ratio to the base, else a difference from it; in brackets its 95 % confidence interval over pairs of equal repeats.",
+        *chance_caveat(found),
     ]
-    if (num := int((found["interval"] != "none").sum())) > 1:
-        notes.append(f"{num} intervals: about one in 20 excludes no change by chance. Decide by one metric, named beforehand.")
     if len(found) > MAX_ROWS:
         notes.append(f"The first {MAX_ROWS} of {len(found)} rows; kernelswap collect --compare {comparison} prints all.")
     header = [*naming.keys.values(), "metric", "pairs", "change", "effect size", "verdict"]
@@ -235,11 +250,11 @@ def _draw(folder: Path, runs: pd.DataFrame, asked: Sequence[str], metrics: Seque
         if not asked and text in _ALIKE and any(drawing.kind in _ALIKE for drawing in drawings):
             continue
         named = not asked and metrics and text in ("lines", "bars")
-        spec = FigureSpec.parse(f"{text} y={','.join(metrics[:3])}" if named else text)
         try:
+            spec = FigureSpec.parse(f"{text} y={','.join(metrics[:3])}" if named else text)
             figure = spec.draw(folder, runs)
         except ValueError as error:
-            notes.append(f"{text}: {error}")
+            notes.append(f"{text[:80]}: {error}")
             continue
         words = [f"{key}={value}" for key, value in spec.options.items()] + list(spec.where)
         shows = PLOT_KINDS[spec.kind].shows

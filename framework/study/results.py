@@ -108,6 +108,14 @@ def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
             writer.writerow({k: _cell(v) for k, v in row.items()})
 
 
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """A csv file with ``columns``, or with the keys of all rows."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns or list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else f"{value:.9g}"
@@ -167,7 +175,7 @@ def _read_run(path: Path) -> dict[str, Any]:
     try:
         row = flatten(json.loads(path.read_text(encoding="utf-8")))
         row["status"]  # whatever else a version writes
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, AttributeError, KeyError, RecursionError) as error:
         return {"status": "failed", "error": f"{path.name} holds no row: {type(error).__name__}: {error}"}
     return {key: NULL if value is None and is_setting(key) else value for key, value in row.items()}
 

@@ -10,7 +10,7 @@ import torch
 
 from ..clock import Clock
 from ..config import EngineConfig
-from ..engine.kv_cache.memory import fitting_blocks
+from ..engine.kv_cache.memory import cache_blocks
 from ..engine.kv_cache.spec import ELEMENT_BYTES, block_bytes, group_layers
 from ..engine.step import StepInput
 from ..models.architecture import ModelInfo
@@ -69,7 +69,7 @@ class LocalExecutor:
         self.groups = group_layers(self._model.cache_specs())
         self._model.set_groups(self.groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
-        self.num_blocks = config.cache.num_blocks or self._fit_blocks(config, device)
+        self.num_blocks = self._fit_blocks(config, device)
         _check_cache_fits(self.num_blocks, self.num_blocks * block_bytes(self.groups, config.cache.block_size), device)
         caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device.torch)
         self._runner = Runner(
@@ -111,12 +111,13 @@ class LocalExecutor:
         self.plan.recorded = frozenset(kernel.op for kernel in self.plan.bound if kernel.op not in OPS_OUTSIDE_GRAPHS)
 
     def _fit_blocks(self, config: EngineConfig, device: Device) -> int:
-        """Blocks that fit the memory budget, the configured one or the device's; never more than all seats can fill."""
+        """As configured, or those that fit the memory budget, the configured one or the device's."""
+
+        def budget() -> int:
+            return device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
+
         each = block_bytes(self.groups, config.cache.block_size)
-        budget = config.cache.memory_bytes
-        if budget is None:
-            budget = device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
-        return fitting_blocks(config, len(self.groups), self.max_model_len, budget, each)
+        return cache_blocks(config, len(self.groups), self.max_model_len, each, budget)
 
     def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
         """Prefills as many tokens as a step can have, in the longest prompts; reads and writes nothing but the null block."""

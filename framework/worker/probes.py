@@ -14,12 +14,9 @@ from typing import Any
 import torch
 
 from ..config import EngineConfig
-from ..op_times import OpCall, OpTimes
+from ..op_times import HOST, OpCall, OpTimes
 from ..plan import is_recording, run_between, shape_reader
 from .devices import Capture, Replay
-
-HOST = "host"
-"""What ``executor.op_scale`` calls all that is no kernel call."""
 
 _now = time.perf_counter
 

@@ -53,7 +53,7 @@ class TeacherForcing(LocalExecutor):
         self._chunk_tokens = chunk_tokens
         graphs = replace(config.graphs, enabled=config.graphs.enabled and chunk_tokens == 1)
         scheduler = replace(config.scheduler, max_num_seqs=num_rows)
-        super().__init__(replace(config, scheduler=scheduler, cache=replace(config.cache, num_blocks=None), graphs=graphs), model)
+        super().__init__(replace(config, scheduler=scheduler, graphs=graphs), model)
 
     def _fit_blocks(self, config: EngineConfig, device: Device) -> int:
         """Block 0 is the null block."""

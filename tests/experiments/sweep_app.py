@@ -28,7 +28,7 @@ register_schema()
 
 def pretend(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[bytes]:
     """In place of ``subprocess.run``: the row of a job."""
-    folder = Path(command[-1])
+    folder = Path(command[2])
     if folder.name == os.environ.get("INTERRUPT_AT"):
         raise KeyboardInterrupt
     config = load_config(folder / CONFIG_FILE, ServeConfig)

@@ -139,6 +139,22 @@ def test_the_library_does_not_quantize() -> None:
         Library.load(engine, read_model(engine.model))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"profile": True},
+        {"capture": ["linear"]},
+        {"executor": ExecutorConfig(op_scale={"linear": 2.0})},
+        {"executor": ExecutorConfig(op_delay_s={"linear": 1e-3})},
+    ],
+)
+def test_what_is_asked_of_our_kernel_calls_is_refused(asked: dict) -> None:
+    """Nothing that was given is dropped."""
+    engine = replace(config("transformers").engine(), **asked)
+    with pytest.raises(ValueError, match="only our engine's kernel calls are seen"):
+        Library.load(engine, read_model(engine.model))
+
+
 def test_sampling_reaches_the_library() -> None:
     found = generation_config(SamplingConfig(temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, repetition_penalty=1.1))
     assert (found.do_sample, found.temperature, found.top_p, found.top_k, found.min_p) == (True, 0.7, 0.9, 5, 0.1)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.sensitivity import main, ratios
-from framework.study.sensitivity import ALL, ALL_OPS, elasticities
+from experiments.scaled_runs import OnProcessor, Setting
+from experiments.sensitivity import main
+from framework.study.sensitivity import ALL, ALL_OPS, METRICS, TWICE, agreement, elasticities, ratios
 
 
 def test_elasticities_of_a_sum() -> None:
@@ -38,6 +39,25 @@ def test_runs_are_compared_at_the_same_speed_of_the_machine() -> None:
     assert ratios([base, slow], "tpot_p50_s") == {("a", 2.0): [pytest.approx(1.2)]}
 
 
+def test_a_kernel_that_works_twice_agrees_with_the_delay_that_stands_for_it() -> None:
+    """Both make calls that were a fifth of the time take as long again."""
+    rows = []
+    for repeat, noise in enumerate((1.0, 1.01)):
+        for is_base, impl, part_s, metric in ((True, "", 0.2, 1.0), (False, "", 0.2, 1.2), (False, TWICE, 0.4, 1.2 * noise)):
+            row = {"part": "a", "factor": 1.0 if is_base else 2.0, "impl": impl, "is_base": is_base, "repeat": repeat}
+            for name in ("ttft_p50_s", "tpot_p50_s"):
+                row |= {name: metric, f"{name}.part_s": part_s, f"{name}.others_s": 0.8}
+            rows.append(row)
+    head, *lines = agreement(rows)
+    assert len(set(head)) == len(head), "each is a column of its own"
+    found = [dict(zip(head, line, strict=True)) for line in lines]
+    assert [(row["metric"], row["op"], row["its calls took"]) for row in found] == [
+        ("ttft_p50_s", "a", "x 2.00"),
+        ("tpot_p50_s", "a", "x 2.00"),
+    ]
+    assert {row["agree"] for row in found} == {"yes"} and found[0]["with the delay"] == "1.200"
+
+
 def test_a_simulated_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["executor=simulated", "executor.calibration=roofline", "workload=random", "workload.num_requests=8"]
     overrides += ["workload.prompt_tokens=64", "workload.output_tokens=8", "executor.step_overhead_s=1e-6", "executor.launch_s=0"]
@@ -49,6 +69,20 @@ def test_a_simulated_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     main([*overrides, "--repeats", "2", "--factors", "0.8,1.25", "--output", str(tmp_path)])
     assert (tmp_path / "runs.csv").read_text() == measured  # nothing is measured again
     assert "sensitivity.png" in capsys.readouterr().out
+
+
+def test_a_part_asked_for_alone_is_made_faster_by_slowing_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[list[str]] = []
+
+    def run(subject: OnProcessor, setting: Setting, seed: int) -> dict[str, float]:
+        others.append([part for part in subject.parts if part != setting.part])
+        return {name: 1.0 for metric in METRICS for name in (metric, f"{metric}.part_s", f"{metric}.others_s")}
+
+    monkeypatch.setattr(OnProcessor, "run", run)
+    overrides = ["workload=random", "workload.num_requests=2", "workload.prompt_tokens=16", "workload.output_tokens=2"]
+    main([*overrides, "--parts", "linear", "--factors", "0.5", "--repeats", "1", "--output", str(tmp_path)])
+    assert all({"host", "rms_norm", "silu_and_mul"} < set(found) for found in others)
+    assert {row["part"] for row in csv.DictReader((tmp_path / "runs.csv").open())} == {"linear"}
 
 
 @pytest.mark.parametrize(

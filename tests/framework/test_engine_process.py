@@ -241,8 +241,8 @@ def test_wrong_types_are_refused_in_the_caller_and_harm_nobody(engine: AsyncEngi
 @pytest.mark.parametrize(
     ("message", "error"),
     [
-        (lambda: Add(None, token_params(), 0), "a prompt must be"),  # type: ignore[arg-type]
-        (lambda: Add(EngineInput([1]), {"max_tokens": 3}, 0), "must be SamplingParams"),  # type: ignore[arg-type]
+        (lambda: Add(None, token_params(), 0, 0.0), "a prompt must be"),  # type: ignore[arg-type]
+        (lambda: Add(EngineInput([1]), {"max_tokens": 3}, 0, 0.0), "must be SamplingParams"),  # type: ignore[arg-type]
         (lambda: "a string", "takes Add, Abort and Call, not str"),
         (lambda: Unreadable(), "no number"),
         (lambda: lambda: 0, "pickle"),

@@ -99,6 +99,7 @@ def test_what_is_no_case_file_is_refused(tmp_path: Path) -> None:
         read_cases(write(tmp_path, DECODE, format="another"), op)
     with pytest.raises(ValueError, match="cannot be read as JSON"):
         read_cases(tmp_path / "absent.json", op)
-    (tmp_path / "cases.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
-        read_cases(tmp_path / "cases.json", op)
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "cases.json").write_text(text)
+        with pytest.raises(ValueError, match="cannot be read as JSON"):
+            read_cases(tmp_path / "cases.json", op)

@@ -60,7 +60,19 @@ def test_choice_is_parsed_and_printed(text: str, name: str, options: dict[str, A
     assert str(choice) == text
 
 
-@pytest.mark.parametrize("text", ["", "@x:1", "a@", "a@x", "a@x:", "a@:1"])
+def test_of_several_choices_the_first_that_can_serve_runs(registry: Registry) -> None:
+    half = Spec("cpu", "cpu", torch.float16)
+    assert str(parse_choice("onednn|torch@tile:4")) == "onednn|torch@tile:4"
+    for spec, name in ((CPU, "onednn"), (half, "torch")):
+        found, choice = resolve(registry, "linear", spec, "onednn|torch")
+        assert (found.name, choice) == (name, Choice(name, {}))
+    with pytest.raises(NoKernelError, match=r"linear=flashinfer\|torch .*\n.*no impl named 'flashinfer'"):
+        resolve(registry, "linear", CPU, "flashinfer|torch")  # a slip, not a wish
+    with pytest.raises(NoKernelError, match=r"torch: has no option tile"):
+        resolve(registry, "linear", half, "onednn|torch@tile:4")
+
+
+@pytest.mark.parametrize("text", ["", "@x:1", "a@", "a@x", "a@x:", "a@:1", "a|", "|a"])
 def test_unreadable_choice_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="choice"):
         parse_choice(text)

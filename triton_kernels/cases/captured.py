@@ -44,7 +44,7 @@ def read_cases(path: Path, op: Op) -> CaseFile:
     """The cases of ``op`` in a file. Raises ValueError for a file without such, or with one that no call can have had."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--cases {path}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("ops"), dict):
         raise ValueError(f"--cases {path}: is no case file; expected the cases.json of a run with capture=[{op.name}]")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...config import EngineConfig
 
 
@@ -16,12 +18,17 @@ def useful_blocks(config: EngineConfig, num_groups: int, max_model_len: int) -> 
     return num_groups * config.scheduler.max_num_seqs * -(-max_model_len // config.cache.block_size) + 1
 
 
-def fitting_blocks(config: EngineConfig, num_groups: int, max_model_len: int, budget: int, each: int) -> int:
-    """Blocks of ``each`` bytes that fit ``budget``, never more than are useful. Raises ValueError if fewer than 2 do."""
-    fitting = budget // each
+def cache_blocks(config: EngineConfig, num_groups: int, max_model_len: int, each: int, budget: Callable[[], int]) -> int:
+    """As configured, else as many blocks of ``each`` bytes as fit ``cache.memory_bytes`` or, without it, ``budget()``; never more
+    than are useful. Raises ValueError if fewer than 2 fit."""
+    cache = config.cache
+    if cache.num_blocks is not None:
+        return cache.num_blocks
+    available = budget() if cache.memory_bytes is None else cache.memory_bytes
+    fitting = available // each
     if fitting < 2:
         raise ValueError(
-            f"the KV cache's memory budget of {budget} bytes holds {max(fitting, 0)} blocks of {each} bytes, but 2 are needed: "
+            f"the KV cache's memory budget of {available} bytes holds {max(fitting, 0)} blocks of {each} bytes, but 2 are needed: "
             "raise cache.memory_bytes (or cache.memory_fraction), or lower cache.block_size"
         )
     return min(fitting, useful_blocks(config, num_groups, max_model_len))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +19,10 @@ ctx_lens  tokens in the cache per request, the new ones included, likewise; left
 us        microseconds of one call
 count     how often it was called (default 1)
 """
+
+
+MAX_SIZE, MAX_REQUESTS, MAX_EXPERTS = 2.0**40, 1 << 20, 1 << 16
+"""The largest dim or length, the most requests of a call and the most experts of a layer: above, a table is taken for broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,17 @@ def parse_dims(text: str) -> dict[str, float]:
     """Of either way to write dims. Raises ValueError."""
     text = text.strip()
     if text.startswith("{"):
-        return {str(name): _number(value) for name, value in json.loads(text).items()}
+        return _checked({str(name): _number(value) for name, value in json.loads(text).items()})
     pairs = [part.partition("=") for part in text.split()]
     if any(not sign for _, sign, _ in pairs):
         raise ValueError(f"expected name=value pairs separated by blanks, found {text!r}")
-    return {name: _number(value) for name, _, value in pairs}
+    return _checked({name: _number(value) for name, _, value in pairs})
+
+
+def _checked(dims: dict[str, float]) -> dict[str, float]:
+    if (experts := dims.get("num_experts", 1)) < 1 or experts > MAX_EXPERTS:
+        raise ValueError(f"num_experts={experts:g} cannot be; expected 1 to {MAX_EXPERTS}")
+    return dims
 
 
 def parse_runs(q_lens: str, ctx_lens: str) -> tuple[tuple[float, float, float], ...]:
@@ -53,6 +62,8 @@ def parse_runs(q_lens: str, ctx_lens: str) -> tuple[tuple[float, float, float], 
     contexts = _lengths(ctx_lens) if ctx_lens.strip() else queries
     if len(queries) != len(contexts) or not queries:
         raise ValueError(f"q_lens has {len(queries)} requests, ctx_lens {len(contexts)}")
+    if not any(queries) or any(0 < context < query for query, context in zip(queries, contexts)):
+        raise ValueError("expected new tokens (q_lens), and of no request more than its tokens in the cache with them (ctx_lens)")
     runs: list[tuple[float, float, float]] = []
     for pair in zip(queries, contexts):
         count = runs.pop()[0] if runs and runs[-1][1:] == pair else 0
@@ -65,11 +76,13 @@ def _lengths(text: str) -> list[float]:
     if text.startswith("["):
         return [_number(value) for value in json.loads(text)]
     parts = [part.partition("*") for part in text.split()]
+    if (requests := sum(int(times or 1) for _, _, times in parts)) > MAX_REQUESTS:
+        raise ValueError(f"{requests} requests in a call cannot be; expected {MAX_REQUESTS} at most")
     return [length for value, _, times in parts for length in [_number(value)] * int(times or 1)]
 
 
 def _number(value: str | float) -> float:
     number = float(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{value} is no size; expected a finite number, 0 or more")
+    if not 0 <= number <= MAX_SIZE:
+        raise ValueError(f"{str(value)[:40]} is no size; expected a number from 0 to {MAX_SIZE:g}")
     return number

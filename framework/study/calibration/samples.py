@@ -75,13 +75,19 @@ def samples_of(rows: Sequence[Row], costs: Mapping[str, CostFunction]) -> list[S
     by kernel too: then these are parts of the range that nothing connects. Raises ValueError for an op whose work is unknown and
     for dims that are missing."""
     groups: dict[tuple, list[Row]] = defaultdict(list)
+    names: dict[tuple[str, int], tuple[str, ...]] = {}
     for row in rows:
         spec = operator(row.op, row.dims)
         if spec.cost is None and row.op not in costs:
             known = ", ".join(sorted({*costs, *OPERATORS}))
             raise ValueError(f"{row.place}: op {row.op!r} is unknown; there are {known}")
-        groups[row.op, row.dtype, tuple(spec.format(row.dims, row.dtype).items())].append(row)
-    return [part for (op, dtype, _), members in groups.items() for part in _by_kernel(_samples(op, dtype, members, costs))]
+        shape = tuple(spec.shape)
+        if names.setdefault((row.op, len(shape)), shape) != shape:
+            raise ValueError(
+                f"{row.place}: rows of {row.op} name different dims; expected the same in all, or more of them in some"
+            )
+        groups[row.op, row.dtype, shape, tuple(spec.format(row.dims, row.dtype).items())].append(row)
+    return [part for (op, dtype, *_), members in groups.items() for part in _by_kernel(_samples(op, dtype, members, costs))]
 
 
 def _samples(op: str, dtype: str, rows: Sequence[Row], costs: Mapping[str, CostFunction]) -> Samples:
@@ -91,11 +97,9 @@ def _samples(op: str, dtype: str, rows: Sequence[Row], costs: Mapping[str, CostF
         try:
             points.append(spec.point(row.dims))
             works.append(spec.measure(costs.get(op), row.dims, row.runs))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
             raise ValueError(f"{row.place}: dims of {op}: {error}") from error
         labels.append(" x ".join(f"{value:g}" for value in spec.whole_shape(row.dims, row.runs)))
-    if len({len(point) for point in points}) > 1:
-        raise ValueError(f"{rows[0].place}: rows of {op} name different dims; expected the same in all")
     return Samples(
         op,
         dtype,

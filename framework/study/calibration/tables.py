@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..results import RUN_FILE
-from .rows import Row, parse_dims, parse_runs
+from .rows import MAX_SIZE, Row, parse_dims, parse_runs
 
 Record = Mapping[str, str]
 Call = tuple[str, str, dict[str, float], tuple[float, float, float]]
@@ -52,13 +51,25 @@ class Table:
 
 def read_tables(paths: Sequence[Path], device: str | None = None) -> list[Table]:
     """All tables, of one GPU; ``device``: its name, in place of what files say. Raises ValueError for a file that is no such
-    table, an entry that cannot be, or tables of several GPUs."""
+    table, an entry that cannot be, a table that is given twice, or tables of several GPUs."""
     tables = [_read(path, device) for path in paths]
     devices = dict.fromkeys(table.device for table in tables)
     if len(devices) > 1:
         found = "; ".join(f"{name}: {', '.join(table.name for table in tables if table.device == name)}" for name in devices)
         raise ValueError(f"tables of several GPUs ({found}): a calibration is of one, make one for each")
+    for i, table in enumerate(tables):
+        if again := next((other for other in tables[:i] if _same(table, other)), None):
+            raise ValueError(f"{table.name} and {again.name} hold the same rows, which would count twice: give one of them")
     return tables
+
+
+def _same(left: Table, right: Table) -> bool:
+    """Whether one is the other, or a copy."""
+    if not left.rows or len(left.rows) != len(right.rows):
+        return False
+    return all(
+        (a.op, a.dtype, a.dims, a.runs, a.us) == (b.op, b.dtype, b.dims, b.runs, b.us) for a, b in zip(left.rows, right.rows)
+    )
 
 
 def _read(path: Path, device: str | None) -> Table:
@@ -73,7 +84,8 @@ def _read(path: Path, device: str | None) -> Table:
         raise ValueError(
             f"{path.name} has no operator times: it lists tuned tile sizes (block_size_m ...). Give tables like h200_gemm.csv.gz"
         )
-    with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
+    open_file = gzip.open if path.suffix == ".gz" else open
+    with open_file(path, "rt", newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark of the encoding
         try:
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or [])
@@ -127,7 +139,7 @@ def _own_table(path: Path, columns: Sequence[str], records: Iterator[tuple[int, 
             continue  # a kernel that did not run, or was wrong
         try:
             dims, runs = parse_dims(record["dims"]), parse_runs(record["q_lens"], record.get("ctx_lens") or "")
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # of JSON also what is no text
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:  # JSON holds anything
             raise ValueError(f"{place}, columns dims, q_lens and ctx_lens: {error}") from error
         us, count = _time(record[time], time, place), _time(record.get("count") or "1", "count", place)
         row = Row(record["op"], record.get("impl") or "", record["dtype"], dims, runs, us, count, place)
@@ -154,8 +166,8 @@ def _in_folder(folder: Path, device: str | None) -> tuple[Path, str | None]:
 
 def _json_records(path: Path) -> list[dict[str, Any]]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is no JSON: {error}") from error
     if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
         raise ValueError(f"{path.name}: expected a list of rows, as `kernelswap kernels bench` writes it")
@@ -173,8 +185,9 @@ def _time(text: Any, column: str, place: str) -> float:
         value = float(text)
     except (TypeError, ValueError):
         raise ValueError(f"{place}, column {column}: {text!r} is no number") from None
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{place}, column {column}: {text} is no time; expected a finite number above 0")
+    if not 1e-9 < value < 1e12:
+        what = "count" if column == "count" else "time"
+        raise ValueError(f"{place}, column {column}: {text} is no {what}; expected a number above 0, 1e-9 to 1e12")
     return value
 
 
@@ -184,8 +197,8 @@ def _numbers(record: Record, *columns: str) -> list[float]:
     for column in columns:
         text = record.get(column)
         value = float(text) if text is not None and re.fullmatch(r"\d+(\.0*)?", text) else -1.0
-        if value < (column not in ("step", "window_size")):
-            raise ValueError(f"column {column}: {text!r} is no whole number above 0")
+        if not (column not in ("step", "window_size")) <= value <= MAX_SIZE:
+            raise ValueError(f"column {column}: {str(text)[:40]!r} is no whole number above 0, or too large for one")
         found.append(value)
     return found
 
@@ -268,7 +281,6 @@ def _moe(record: Record) -> Call:
         if not re.fullmatch(r"power_law_\d+(\.\d+)?", record["distribution"]):
             raise ValueError(f"column distribution: {record['distribution']!r} is unknown; expected balanced or power_law_EXPONENT")
         skew = float(record["distribution"].removeprefix("power_law_"))
-        skew += 1e-3 * (skew == 1)  # its formula has a pole there
     dims = {"hidden_size": hidden, "intermediate_size": inner / tp, "num_experts": experts, "top_k": top_k, "skew": skew}
     dims |= {"tp": tp, "ep": ep, **_entry(record, "moe_dtype", _MOE_DTYPES)}
     if (top_k, experts) == _UNGATED and record.get("kernel_source") != _ALL_GATED:
@@ -294,15 +306,8 @@ def _nccl(record: Record) -> Call:
 def _mla(op: str) -> Callable[[Record], Call]:
     def call(record: Record) -> Call:
         heads, requests, length, step = _numbers(record, "num_heads", "batch_size", "isl", "step")
-        weights = _entry(
-            record, "gemm_type", {"bfloat16": {}, "float16": {}, "fp8_block": {"weight_bits": 8}, "fp8": {"weight_bits": 8}}
-        )
-        return (
-            op,
-            "bfloat16",
-            {"num_heads": heads, **weights, **_entry(record, "kv_cache_dtype", _KV_BYTES)},
-            (requests, length, length + step),
-        )
+        dims = {"num_heads": heads, **_entry(record, "gemm_type", _MLA_WEIGHTS), **_entry(record, "kv_cache_dtype", _KV_BYTES)}
+        return op, "bfloat16", dims, (requests, length, length + step)
 
     return call
 

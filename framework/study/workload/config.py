@@ -95,10 +95,15 @@ class WorkloadConfig:
         one_of = {"source": ("auto", *SOURCES), "arrivals": ARRIVALS, "format": ("auto", *FORMATS)}
         for key, names in one_of.items():
             _require(getattr(self, key) in names, key, getattr(self, key), "one of " + ", ".join(names))
-        for key in ("rate", "burstiness", "time_scale", "length_scale", "prompt_tokens", "output_tokens", "num_users", "repeat"):
+        for key in ("burstiness", "prompt_tokens", "output_tokens", "num_users", "repeat"):
             _require(getattr(self, key) > 0, key, getattr(self, key), "more than 0")
-        for key in ("think_time_s", "shared_prefix_tokens"):
+        for key, most in (("time_scale", 1e6), ("length_scale", 1e3)):
+            _require(0 < getattr(self, key) <= most, key, getattr(self, key), f"more than 0, and {most:g} at most")
+        _require(self.rate >= 1e-6, "rate", self.rate, "1e-6 or more")
+        _require(0 <= self.think_time_s < math.inf, "think_time_s", self.think_time_s, "0 or more, and finite")
+        for key in ("seed", "shared_prefix_tokens"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        _require(self.num_priorities <= 1 << 31, "num_priorities", self.num_priorities, "2^31 at most")
         for key in ("prompt_spread", "output_spread"):
             _require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "between 0 and 1")
         for key in ("num_requests", "max_prompt_tokens", "max_output_tokens", "num_priorities"):
@@ -109,6 +114,7 @@ class WorkloadConfig:
             expected = f"a file (workload.path=FILE), or workload.format one of {', '.join(STAND_INS)}, of which a stand-in is made"
             _require(self.path is not None or self.format in STAND_INS, "path", self.path, expected)
         else:
+            _require(self.path is None, "path", self.path, f"left out, unless source={from_file}: nothing else reads a file")
             _require(self.repeat == 1, "repeat", self.repeat, f"1, unless source={from_file}: num_requests says how many")
             _require(self.num_requests is not None, "num_requests", self.num_requests, f"a number, unless source={from_file}")
             _require(self.arrivals != "trace", "arrivals", self.arrivals, f"open or closed, unless source={from_file}")

@@ -31,7 +31,7 @@ def random_tokens(num_tokens: int, vocab_size: int, rng: np.random.Generator) ->
 
 def block_tokens(block_ids: Sequence[int], num_tokens: int, scale: float, vocab_size: int, seed: int) -> list[int]:
     """A prompt made of named blocks: equal names give equal tokens, so that a trace's shared prefixes are real."""
-    ends = [round(MOONCAKE_BLOCK_TOKENS * scale * (i + 1)) for i in range(len(block_ids))]
+    ends = [max(1, round(MOONCAKE_BLOCK_TOKENS * scale * (i + 1))) for i in range(len(block_ids))]
     if not ends or ends[-1] < num_tokens:
         raise ValueError(
             f"the trace names {len(block_ids)} blocks of {MOONCAKE_BLOCK_TOKENS} tokens for a longer prompt "

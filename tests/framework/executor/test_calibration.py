@@ -7,6 +7,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,6 +267,48 @@ def test_errors_of_loading(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text(json.dumps({"version": 0}))
     with pytest.raises(ValueError, match="version 0"):
         Calibration.load(str(tmp_path / "old.json"), {})
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"launch_floor_s": -1e-6}, "launch_floor_s is -1e-06, expected a number of 0 or more"),
+        ({"copy_bytes_s": "4e12"}, "copy_bytes_s is 4e12, expected a number above 0"),
+        ({"ceilings": {"copy_bytes_s": 1e12, "bf16": 0}}, "ceilings.bf16 is 0, expected a number above 0"),
+        ({"physics": [1e-6, 0, 1e12, 1e12, 2]}, r"models.0. .rms_norm.: physics.flops_s is 0, expected a number above 0"),
+        ({"physics": [1e-6, 1e14, 1e12, float("nan"), 2]}, r"models.0. .rms_norm.: physics.tile_flops_s is nan"),
+        ({"nodes": [[3, 2]]}, r".rms_norm.: expected a range of 1 dims, and 1 rising lists of nodes"),
+        ({"lengths": [-1, 1]}, r".rms_norm.: field.lengths is \[-1, 1\], expected numbers above 0"),
+        ({"values": [1, 2]}, r".rms_norm.: expected field.points of 2 coordinates, as many lengths, and 1 values per point"),
+        ({"values": [0, 0, 1 << 20, 0]}, r".rms_norm.: field.values reach 1.04858e\+06, expected 10000 at most"),
+        ({"kernel": "round"}, r".rms_norm.: field.kernel is 'round', expected rough or smooth"),
+    ],
+)
+def test_numbers_that_no_fit_writes_are_refused(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    path = tmp_path / "lab.json"
+    norms(2).save(path)
+    whole = json.loads(path.read_text())
+    for part in (whole, whole["models"][0], whole["models"][0]["field"]):
+        part.update((name, value) for name, value in change.items() if name in part)
+    path.write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match=f"lab.json is no calibration .*{complaint}"):
+        Calibration.load(str(path), {})
+
+
+def norms(num_points: int) -> Calibration:
+    """Of one op, of which four calls were measured, with one dim."""
+    points, values = np.array([[float(i // 2), float(i % 2)] for i in range(4)]), np.zeros((4, 1))
+    field = Kriging(points, values, np.ones(num_points), 0.1)
+    physics, nodes = Physics(1e-6, 1e14, 1e12, 1e12, 2.0), (np.array([0.0, 1.0]),)
+    model = OperatorModel("rms_norm", "bfloat16", {}, "", physics, field, nodes, False, np.zeros(1), np.ones(1))
+    return Calibration("lab", "by hand", (model,), 1e-6, 1e12, None, op_costs())
+
+
+def test_an_op_with_other_dims_was_not_measured() -> None:
+    """A norm that quantizes its output has a dim more than those whose times are known."""
+    dims = {"hidden_size": 2.0}
+    assert norms(2).timer("rms_norm", "bfloat16", dims) is not None
+    assert norms(2).timer("rms_norm", "bfloat16", {**dims, "num_scales": 1}) is None
 
 
 def test_the_work_of_ops_that_are_not_built_by_hand() -> None:

@@ -173,6 +173,8 @@ def test_a_pipeline_serves_more_where_requests_are_many() -> None:
         ({**LLAMA_8B, "intermediate_size": 14337}, {"tp": 2}, "parallel.tp=2 .* 14337 inner columns of the MLP"),
         ({**QWEN_MOE, "moe_intermediate_size": 777}, {"tp": 2}, "parallel.tp=2 .* 777 inner columns of an expert"),
         ({**QWEN_MOE, "num_experts": 126}, {"tp": 4, "ep": 4}, "parallel.ep=4 .* 126 experts"),
+        (LLAMA_8B, {"dp": 100_000}, "parallel.dp=100000 .* from 1 to 4096"),
+        (LLAMA_8B, {"tp": 8192, "ep": 8192}, "parallel.tp=8192 .* from 1 to 4096"),
         (LLAMA_8B, {"pp": 33}, "parallel.pp=33 .* 32 layers"),
         ({**LLAMA_8B, "intermediate_size": 14400}, {"tp": 8, "quant": QuantConfig("rtn-int4")}, "128 does not divide its 1800"),
     ],

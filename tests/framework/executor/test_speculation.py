@@ -103,6 +103,33 @@ def test_drafting_takes_a_pass_of_the_draft_model_per_guess() -> None:
     assert extra_s == pytest.approx(3 * 2 * weights / COPY_BYTES_S, rel=0.01)
 
 
+def test_a_profile_holds_what_drafting_took() -> None:
+    spec = speculation("draft_model", model="draft", architecture=DRAFT)
+    executor = make_executor(LLAMA_8B, speculative_config=spec, profile=True)
+    for step in (prompt_step(0, 0, 100), decode_step(1, [0], num_drafts=3)):
+        executor.submit(step).result()
+    assert executor.call_times is not None
+    taken = {op: time.seconds for op, time in executor.op_times().items()}
+    found = dict.fromkeys(taken, 0.0)
+    for call, _, seconds, _ in executor.call_times:
+        found[call.op] += seconds
+    assert found == pytest.approx(taken)
+
+
+def test_a_draft_model_has_the_models_vocabulary() -> None:
+    spec = speculation("draft_model", model="draft", architecture={**DRAFT, "vocab_size": 1000})
+    with pytest.raises(ValueError, match=r"speculative_config.model='draft' .* vocabulary has 1000 tokens, the model's 128256"):
+        make_executor(LLAMA_8B, speculative_config=spec)
+
+
+@pytest.mark.parametrize("wrong", [{"hidden_size": -5}, {"hidden_size": "big"}, {"num_hidden_layers": 0}, {"head_dim": 0.5}])
+def test_sizes_of_a_draft_model_are_positive_numbers(wrong: dict[str, Any]) -> None:
+    spec = speculation("draft_model", model="draft", architecture={**DRAFT, **wrong})
+    ((name, size),) = wrong.items()
+    with pytest.raises(ValueError, match=f"has {name}={size!r}, expected a positive whole number"):
+        make_executor(LLAMA_8B, speculative_config=spec)
+
+
 def test_a_head_is_a_layer_of_the_model_once_per_guess() -> None:
     ngram, head = (make_executor(LLAMA_8B, speculative_config=speculation(method)) for method in ("ngram", "eagle3"))
     for executor in (ngram, head):

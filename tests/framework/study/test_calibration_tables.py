@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from framework.cli import main
+from framework.executor.operators import expert_load
+from framework.plan import op_costs
 from framework.study.calibration.rows import Row, parse_dims, parse_runs
+from framework.study.calibration.samples import samples_of
 from framework.study.calibration.tables import Table, read_tables
 from triton_kernels.lab.bench import lengths_text
 
@@ -144,6 +148,15 @@ GOOD = "x,bfloat16,1,32,32,0.1"
         ("rows.csv", (OWN, "linear,,float32,a=1,1 2,1,1,1"), "q_lens has 2 requests, ctx_lens 1"),
         ("rows.csv", (OWN, "linear,,float32,a=nan,1,1,1,1"), "nan is no size"),
         ("rows.csv", (OWN, "linear,,float32,a=1,-1,,1,1"), "-1 is no size"),
+        ("rows.csv", (OWN, "linear,,float32,a=1,1*9999999,,1,1"), "9999999 requests in a call cannot be"),
+        ("rows.csv", (OWN, "linear,,float32,a=1,0,,1,1"), "expected new tokens"),
+        ("rows.csv", (OWN, "linear,,float32,a=1,8,4,1,1"), "of no request more than its tokens in the cache"),
+        ("rows.csv", (OWN, "linear,,float32,a=1e300,8,8,1,1"), "1e300 is no size; expected a number from 0 to"),
+        ("rows.csv", (OWN, "linear,,float32,a=1,8,8,1,nan"), "column count: nan is no count"),
+        ("rows.csv", (OWN, "moe_experts,,float32,num_experts=0,8,8,1,1"), "num_experts=0 cannot be; expected 1 to"),
+        ("rows.csv", (OWN, "linear,,float32,a=1," + "[" * 100_000 + ",8,1,1"), "maximum recursion depth"),
+        ("h200_gemm.csv", (GEMM, f"x,bfloat16,{10**30},32,32,0.1"), "is no whole number above 0, or too large"),
+        ("h200_gemm.csv", (GEMM, "x,bfloat16,1,32,32,1e-300"), "1e-300 is no time"),
         ("_gemm.csv", (GEMM, GOOD), "no table of that name is known. Expected GPU_OP.csv"),
         ("h200_gemm.csv", (GEMM, GOOD + ",5"), "row 2: more cells than the header has columns"),
     ],
@@ -177,7 +190,26 @@ def test_several_gpus_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"{GEMM}\n{GOOD}\n")
     with pytest.raises(ValueError, match=r"several GPUs .a100: a100_gemm.csv; h200: h200_gemm.csv"):
         read_tables(sorted(tmp_path.glob("*.csv")))
+    (tmp_path / "a100_gemm.csv").write_text(f"{GEMM}\n{GOOD}1\n")
     assert {table.device for table in read_tables(sorted(tmp_path.glob("*.csv")), "mixed")} == {"mixed"}
+
+
+def test_a_table_counts_once(tmp_path: Path) -> None:
+    """Given twice by one name, and as a copy by another."""
+    path = tmp_path / "h200_gemm.csv"
+    path.write_text(f"{GEMM}\n{GOOD}\n")
+    (tmp_path / "h200_gemm.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for again in (path, tmp_path / "h200_gemm.csv.gz"):
+        with pytest.raises(ValueError, match=f"{again.name} and h200_gemm.csv hold the same rows"):
+            read_tables([path, again])
+
+
+def test_a_mark_of_the_encoding_is_no_column(tmp_path: Path) -> None:
+    """As spreadsheets write it."""
+    for name, text in (("h200_gemm.csv", f"{GEMM}\n{GOOD}\n"), ("h200_gemm.csv.gz", f"{GEMM}\n{GOOD}\n")):
+        content = b"\xef\xbb\xbf" + text.encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        assert read_tables([tmp_path / name])[0].rows[0].us == 100
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,3 +222,42 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     path.write_text("\n".join([GEMM, *[GOOD] * 20]))
     assert main(["calibrate", str(path), "--out", str(tmp_path / "x.json")]) == 2, "one call is no range"
     assert "linear bfloat16 has 20 rows of 1 different calls" in capsys.readouterr().err
+
+
+def test_a_command_overwrites_nothing_that_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "h200_gemm.csv"
+    path.write_text(f"{GEMM}\n{GOOD}\n")
+    made, again = str(tmp_path / "made.json"), str(tmp_path / "." / "made.json")
+    for words, complaint in (
+        (["--out", made, "--errors", str(path)], "--errors .*h200_gemm.csv would overwrite a file of this command"),
+        (["--out", made, "--points", again], "--points .*made.json would overwrite"),
+        (["--out", str(path)], "expected a name that ends in .json or .json.gz"),
+        (["--check", "--with", made, "--errors", again], "--errors .*made.json would overwrite"),
+        (["--check", "--with", "h200", "--points", made], "--points and --source are of a fit, and --check makes none"),
+    ):
+        assert main(["calibrate", str(path), *words]) == 2
+        assert re.search(complaint, capsys.readouterr().err)
+    assert path.read_text() == f"{GEMM}\n{GOOD}\n" and not (tmp_path / "made.json").exists()
+    path.write_text(f"{GEMM}\n")
+    assert main(["calibrate", str(path), "--check", "--with", "h200"]) == 2
+    assert "h200_gemm.csv: there are no rows" in capsys.readouterr().err
+
+
+def test_rows_with_and_without_a_dim_are_fits_of_their_own() -> None:
+    """A quantized model's norms: those that quantize their output have a dim more."""
+    rows = [
+        Row("rms_norm", "t", "bfloat16", {"hidden_size": 64.0 * width, **more}, ((1, tokens, tokens),), width * tokens / 10)
+        for more in ({}, {"num_scales": 1.0})
+        for width in (1, 2, 4)
+        for tokens in (1, 8, 64)
+    ]
+    assert [samples.points.shape for samples in samples_of(rows, op_costs())] == [(9, 1), (9, 2)]
+    other = Row("rms_norm", "t", "bfloat16", {"intermediate_size": 64.0}, ((1, 1, 1),), 1.0, place="rows.csv, row 9")
+    with pytest.raises(ValueError, match=r"rows.csv, row 9: rows of rms_norm name different dims"):
+        samples_of([*rows, other], op_costs())
+
+
+def test_every_popularity_of_experts_has_a_load() -> None:
+    """The formula of the power law has a pole at an exponent of 1."""
+    near, at = (expert_load(64, 32, 4, 4, skew) for skew in (1.002, 1.0))
+    assert at == pytest.approx(near, rel=0.01)

@@ -185,7 +185,7 @@ def test_rows_of_other_versions_are_joined_and_named(tmp_path: Path, capsys: pyt
     assert main(["collect", str(tmp_path)]) == 0
     assert main(["collect", str(tmp_path), "--compare", "policy=a"]) == 0
     shown = capsys.readouterr().out
-    assert "the runs are not of one environment: env.commit (2 values)" in shown and "50 % slower" in shown
+    assert "The runs are not of one environment: env.commit (2 values)." in shown and "50 % slower" in shown
 
 
 def simulated(rng: np.random.Generator, num: int, factor: float) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from framework.cli import main
 from framework.study import kernel_plots
 from framework.study.calibration.points import MAX_POINTS, write_points
 from framework.study.plot_kinds import FigureSpec
+from framework.study.sensitivity import ALL
 from triton_kernels.devices import DEVICE_MODELS
 from triton_kernels.lab.roofline import measured_rows
 from triton_kernels.registry import Registry
@@ -20,7 +21,7 @@ from triton_kernels.registry import Registry
 ELASTICITIES = pd.DataFrame(
     {
         "metric": ["ttft_mean_s"] * 4 + ["tpot_mean_s"] * 4,
-        "part": ["linear", "host", "attention", "all"] * 2,
+        "part": ["linear", "host", "attention", ALL] * 2,
         "elasticity": [0.2, 0.1, -0.6, 0.9, 0.5, 0.1, 0.2, 0.8],
         "low": [0.1, 0.05, -0.7, 0.8, 0.4, 0.0, 0.1, 0.7],
         "high": [0.4, 0.15, -0.55, 1.0, 0.6, 0.2, 0.3, 0.9],
@@ -30,7 +31,7 @@ ELASTICITIES = pd.DataFrame(
 
 def test_elasticities_are_bars_with_their_intervals_the_sum_at_the_bottom() -> None:
     ttft, tpot = kernel_plots.elasticities(ELASTICITIES).axes
-    assert [text.get_text() for text in ttft.get_yticklabels()] == ["all", "host", "linear", "attention"]
+    assert [text.get_text() for text in ttft.get_yticklabels()] == [ALL, "host", "linear", "attention"]
     assert np.allclose([bar.get_width() for bar in ttft.patches], [0.9, 0.1, 0.2, -0.6])
     assert np.allclose([bar.get_width() for bar in tpot.patches], [0.8, 0.1, 0.5, 0.2])
     (spans,) = [collection.get_segments() for collection in ttft.collections]

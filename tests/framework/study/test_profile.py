@@ -29,6 +29,9 @@ class FakeEngine:
         self.times = OpTimes("wall")
         self.executor: Any = SimpleNamespace(call_times=self.times, submit=self._submit)
 
+    def watch(self, around: Any) -> None:
+        self.step = around(self.step)  # type: ignore[method-assign]
+
     def step(self) -> str:
         self.time_s += 1e-3
         handle = self.executor.submit(SimpleNamespace(seats=[0, 1], num_tokens=[1, 1]))

@@ -112,6 +112,20 @@ def test_a_study_of_which_all_runs_failed_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "report.csv").exists()
 
 
+def test_what_one_run_states_wrongly_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    before = report_of(tmp_path)
+    row = json.loads((tmp_path / "3" / "run.json").read_text())
+    row |= {"figures": '["pie y=1"]', "metrics": "no list", "compare": "speed=1"}
+    write_run(tmp_path / "3", row)
+    report = report_of(tmp_path)
+    assert [note for note in report.figure_notes if note.startswith("pie y=1: figure 'pie y=1': there is no kind 'pie'")]
+    assert "No run has the metric 'no list', which the study states." in report.alarms
+    assert [alarm for alarm in report.alarms if alarm.startswith("What the study states cannot be compared: 'speed' was not swept")]
+    assert [table.rows for table in report.tables] == [table.rows for table in before.tables]
+    assert len(report.drawings) == len(before.drawings)
+
+
 def test_nothing_to_report_on_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "holds no run.json" in capsys.readouterr().err

@@ -1,0 +1,177 @@
+"""What an engine observes of its requests and steps: plain numbers, gathered as they come and sorted into buckets later, many at a
+time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from .request import FinishReason, Request
+from .scheduled import Committed, ScheduledStep, SchedulerCounters
+
+FOLD_AT = 32
+"""So many completions end before they are sorted into buckets, unless somebody asks earlier."""
+_BELOW_10_MS = (0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.006, 0.0075)
+_GAP_S = (*_BELOW_10_MS, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_FIRST_S = (*_BELOW_10_MS, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+_UP_TO_1_S = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.3, 0.5, 0.8, 1)
+_REQUEST_S = (*_BELOW_10_MS, *_UP_TO_1_S, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+_STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
+_FEW = (0, 1, 2, 5, 10, 20, 50, 100)
+
+
+class Histogram:
+    """How many values fell where. bounds: inclusive upper ends of the buckets; counts: per bucket, and of what is above all."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = np.zeros(len(bounds) + 1, dtype=np.int64)
+        self.total = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """values: any number of them."""
+        self.counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
+        self.total += float(values.sum())
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """A histogram as it was at some time."""
+
+    bounds: tuple[float, ...]
+    counts: list[int]
+    total: float
+
+
+@dataclass
+class EngineStats(SchedulerCounters):
+    """The state now, and totals since the start. ``num_not_ready``: of those that wait, how many would not start even if there
+    were room; ``kv_usage``: fraction of the blocks that requests hold."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_not_ready: int = 0
+    kv_usage: float = 0.0
+
+
+@dataclass(frozen=True)
+class EngineMetrics:
+    """All that an engine counted since its start, and its state now.
+
+    finished    finish reason -> completions that ended so
+    corrupted   completions that ended because their logits were NaN or all -inf
+    histograms  name without a prefix -> values, in seconds or tokens
+    kernels     op -> what serves it, as ``plan_report`` has it
+    cache       what the KV cache is configured as
+    """
+
+    stats: EngineStats
+    finished: dict[FinishReason, int]
+    corrupted: int
+    histograms: dict[str, Buckets]
+    kernels: dict[str, dict[str, Any]]
+    cache: dict[str, Any]
+
+
+class Recorder:
+    """Of one engine. Times are vLLM's: a request waits until it is first scheduled, prefills until its first token, decodes until
+    its last. Latencies and lengths are of completions that ended by themselves; gaps between tokens are of all."""
+
+    def __init__(self, max_model_len: int) -> None:
+        tokens = [mantissa * 10**power for power in range(9) for mantissa in (1, 2, 5) if mantissa * 10**power <= max_model_len]
+        bounds: Mapping[str, Sequence[float]] = {
+            "time_to_first_token_seconds": _FIRST_S,
+            "inter_token_latency_seconds": _GAP_S,
+            "request_time_per_output_token_seconds": _GAP_S,
+            **dict.fromkeys(("e2e_request_latency_seconds", *(f"request_{part}_time_seconds" for part in _PARTS)), _REQUEST_S),
+            "iteration_tokens_total": _STEP_TOKENS,
+            **dict.fromkeys(_LENGTHS, tokens),
+            "request_params_n": (1, 2, 5, 10, 20),
+            "request_num_preemptions": _FEW,
+        }
+        self._histograms = {name: Histogram(ends) for name, ends in bounds.items()}
+        self.finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
+        self.corrupted = 0
+        self._first_s: list[float] = []
+        self._step_tokens: list[int] = []
+        self._gaps: list[np.ndarray] = []
+        self._ended: list[tuple[float, ...]] = []
+        self._groups: list[tuple[int, int]] = []
+
+    def step(self, scheduled: ScheduledStep, committed: Committed, now_s: float) -> None:
+        """Takes a step that came back at ``now_s``."""
+        num_tokens = len(committed.requests) + sum(count - 1 for count in committed.num_new.values())
+        for chunk in scheduled.chunks:
+            if not chunk.num_drafts:
+                num_tokens += chunk.num_tokens
+            if chunk.samples and chunk.request.num_output_tokens == 1:
+                self._first_s.append(now_s - chunk.request.arrival_s)
+        self._step_tokens.append(num_tokens)
+        if len(self._step_tokens) == 1024:
+            self._fold()
+
+    def ended(self, request: Request, now_s: float) -> None:
+        """Takes a completion that ended at ``now_s``."""
+        sample, group = request.sample, request.sample.group
+        reason, num_tokens = request.finish_reason, request.num_output_tokens
+        assert reason is not None
+        self.finished[reason] += 1
+        self._take_gaps(request)
+        if reason in ("stop", "length") and sample.times and (scheduled_s := group.metrics.first_scheduled_s) is not None:
+            max_tokens = request.params.max_tokens or request.max_total - request.num_prompt_tokens
+            times = (group.metrics.arrival_s, scheduled_s, sample.times[0], sample.times[-1], now_s)
+            lengths = (request.num_prompt_tokens, request.num_cached_tokens or 0, num_tokens, max_tokens)
+            self._ended.append((*times, *lengths, request.num_preemptions))
+            if not group.num_unfinished:
+                self._groups.append((len(group.samples), max(other.request.num_output_tokens for other in group.samples)))
+        if len(self._ended) >= FOLD_AT:
+            self._fold()
+
+    def histograms(self, running: Iterable[Request]) -> dict[str, Buckets]:
+        """All so far, with the gaps of completions that run."""
+        for request in running:
+            self._take_gaps(request)
+        self._fold()
+        return {name: Buckets(h.bounds, h.counts.tolist(), h.total) for name, h in self._histograms.items()}
+
+    def _take_gaps(self, request: Request) -> None:
+        """Those that were not taken yet."""
+        sample, times = request.sample, request.sample.times
+        if len(times) > max(sample.num_timed, 1):
+            self._gaps.append(np.diff(times[max(sample.num_timed - 1, 0) :]))
+        sample.num_timed = len(times)
+
+    def _fold(self) -> None:
+        new: dict[str, np.ndarray | list[float] | list[int]] = {
+            "time_to_first_token_seconds": self._first_s,
+            "iteration_tokens_total": self._step_tokens,
+        }
+        if self._gaps:
+            new["inter_token_latency_seconds"] = np.concatenate(self._gaps)
+        if self._ended:
+            arrival, scheduled, first, last, end, prompt, cached, tokens, max_tokens, preemptions = np.array(self._ended).T
+            several = tokens > 1
+            new["request_time_per_output_token_seconds"] = (last - first)[several] / (tokens - 1)[several]
+            new["e2e_request_latency_seconds"] = end - arrival
+            parts = (scheduled - arrival, last - scheduled, first - scheduled, last - first)
+            new |= {f"request_{part}_time_seconds": values for part, values in zip(_PARTS, parts)}
+            new |= dict(zip(_LENGTHS, (prompt, tokens, max_tokens, prompt - cached)))
+            new["request_num_preemptions"] = preemptions
+        if self._groups:
+            new["request_params_n"], new["request_max_num_generation_tokens"] = np.array(self._groups).T
+        for name, values in new.items():
+            self._histograms[name].add(np.asarray(values, dtype=np.float64))
+        self._first_s, self._step_tokens, self._gaps, self._ended, self._groups = [], [], [], [], []
+
+
+_PARTS = ("queue", "inference", "prefill", "decode")
+_LENGTHS = (
+    "request_prompt_tokens",
+    "request_generation_tokens",
+    "request_params_max_tokens",
+    "request_prefill_kv_computed_tokens",
+    "request_max_num_generation_tokens",
+)

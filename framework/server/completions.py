@@ -1,0 +1,186 @@
+"""/v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ..engine.inputs import EngineInput
+from ..outputs import CompletionOutput, RequestOutput
+from .errors import APIError
+from .logprobs import completion_logprobs, prompt_logprobs
+from .protocol.common import ERRORS, STREAM
+from .protocol.completions import CompletionAnswer, CompletionBody
+from .sampling import refuse, request_id, request_priority, sampling_params, truncation
+from .serving import Serving, usage
+from .sse import ChunkWriter, event_stream, json_response, until_disconnect
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", response_model=None, responses={200: {"model": CompletionAnswer, "content": STREAM}, **ERRORS})
+async def create_completion(body: CompletionBody, request: Request) -> Response:
+    """Completes one prompt or several, n times each."""
+    completion = Completion(request.app.state.serving, body, request)
+    if body.stream:
+        return await event_stream(request, completion.chunks())
+    return json_response(await until_disconnect(request.receive, completion.whole()))
+
+
+class Completion:
+    """One request on its way to its answer."""
+
+    def __init__(self, serving: Serving, body: CompletionBody, request: Request) -> None:
+        refuse(body, ("suffix", "prompt_embeds"))
+        self.serving, self.body = serving, body
+        self.echo_only = bool(body.echo) and body.max_tokens == 0
+        self.max_tokens = 1 if self.echo_only else body.max_tokens
+        of_prompt = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
+        self.params = sampling_params(serving, body, max_tokens=self.max_tokens, logprobs=body.logprobs, prompt_logprobs=of_prompt)
+        self.as_token_ids = bool(body.return_tokens_as_token_ids or serving.config.return_tokens_as_token_ids)
+        self.priority = request_priority(body, request)
+        self.texts = _listed_prompts(body, serving.config.max_num_prompts)
+        self.common: dict[str, Any] = {
+            "id": f"cmpl-{request_id(body, request)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": serving.model_name(body.model),
+        }
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer."""
+        with self.serving.admit(len(self.texts) * self.params.n):
+            prompts = await self._prompts()
+            outputs: dict[int, RequestOutput] = {}
+            async with aclosing(self.serving.outputs(prompts, self.params, self.priority)) as found:
+                async for index, output in found:
+                    outputs[index] = output
+        choices: list[dict[str, Any]] = []
+        num_completion = 0
+        for index, prompt in enumerate(prompts):
+            for completion in outputs[index].outputs:
+                state = _Choice(self, prompt, index)
+                choice = state.choice(completion, outputs[index].prompt_logprobs)
+                if self.body.prompt_logprobs is not None:
+                    choice["prompt_logprobs"] = prompt_logprobs(outputs[index].prompt_logprobs or [])
+                choices.append(choice)
+                num_completion += state.num_tokens
+        cached = sum(output.num_cached_tokens or 0 for output in outputs.values())
+        return {
+            **self.common,
+            "choices": choices,
+            "usage": self._usage(sum(len(prompt.token_ids) for prompt in prompts), num_completion, cached),
+            "system_fingerprint": self.serving.fingerprint,
+        }
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The answer, as it comes."""
+        options, config = self.body.stream_options, self.serving.config
+        include_usage = config.enable_force_include_usage or (options is not None and options.include_usage)
+        continuous = include_usage and options is not None and options.continuous_usage_stats
+        writer = ChunkWriter(self.common, self.serving.fingerprint)
+        with self.serving.admit(len(self.texts) * self.params.n):
+            prompts = await self._prompts()
+            states = [[_Choice(self, prompt, i) for _ in range(self.params.n)] for i, prompt in enumerate(prompts)]
+            found_logprobs: list[Any] = [None] * len(prompts)
+            cached = [0] * len(prompts)
+            async with aclosing(self.serving.outputs(prompts, self.params, self.priority)) as found:
+                async for index, output in found:
+                    found_logprobs[index] = output.prompt_logprobs or found_logprobs[index]
+                    cached[index] = output.num_cached_tokens or 0
+                    written = []
+                    for completion in output.outputs:
+                        state = states[index][completion.index]
+                        choice = state.choice(completion, found_logprobs[index])
+                        told = self._usage(len(prompts[index].token_ids), state.num_tokens, cached[index]) if continuous else None
+                        written.append(writer.chunk([choice], told, last=completion.finish_reason is not None))
+                    yield b"".join(written)
+        if include_usage:
+            num_prompt = sum(len(prompt.token_ids) for prompt in prompts)
+            num_completion = sum(state.num_tokens for row in states for state in row)
+            yield writer.chunk([], self._usage(num_prompt, num_completion, sum(cached)), last=True)
+
+    async def _prompts(self) -> list[EngineInput]:
+        inputs, body = self.serving.engine.inputs, self.body
+        cut = truncation(self.serving, body, self.max_tokens)
+
+        def tokenize() -> list[EngineInput]:
+            found = []
+            for given in self.texts:
+                if isinstance(given, str):
+                    token_ids = inputs.encode(self.serving.check_text(given), body.add_special_tokens)[cut]
+                    text: str | None = given if body.truncate_prompt_tokens is None else inputs.decode(token_ids)
+                else:
+                    token_ids, text = given[cut], None
+                    if body.echo:
+                        text = inputs.decode(token_ids)
+                found.append(EngineInput(token_ids, text, body.cache_salt))
+            return found
+
+        prompts = await self.serving.tokenizing(tokenize)
+        for prompt in prompts:
+            self.serving.check_input(prompt, self.max_tokens)
+        return prompts
+
+    def _usage(self, num_prompt: int, num_completion: int, num_cached: int) -> dict[str, Any]:
+        return usage(num_prompt, num_completion, num_cached if self.serving.config.enable_prompt_tokens_details else None)
+
+
+class _Choice:
+    """One completion as it is told. ``num_tokens``: so far; ``offset``: where its next token begins, in characters."""
+
+    __slots__ = ("completion", "first", "num_tokens", "offset", "prompt", "prompt_index")
+
+    def __init__(self, completion: Completion, prompt: EngineInput, prompt_index: int) -> None:
+        self.completion, self.prompt, self.prompt_index = completion, prompt, prompt_index
+        self.num_tokens = self.offset = 0
+        self.first = True
+
+    def choice(self, output: CompletionOutput, found_prompt_logprobs: Any) -> dict[str, Any]:
+        """What is new, as a choice."""
+        request, body = self.completion, self.completion.body
+        if output.finish_reason == "error":
+            raise APIError(500, "the model computed no numbers for this request")
+        text, token_ids, logprobs = output.text, output.token_ids, output.logprobs or []
+        if request.echo_only:
+            text, token_ids, logprobs = "", [], []
+        self.num_tokens += len(token_ids)
+        told_ids, told_logprobs = token_ids, logprobs
+        if self.first and body.echo:
+            text = (self.prompt.text or "") + text
+            told_ids = self.prompt.token_ids + token_ids
+            told_logprobs = [*(found_prompt_logprobs or ()), *logprobs]
+        choice: dict[str, Any] = {
+            "index": self.prompt_index * request.params.n + output.index,
+            "text": text,
+            "logprobs": None,
+            "finish_reason": output.finish_reason,
+            "stop_reason": output.stop_reason,
+        }
+        if body.logprobs is not None:
+            choice["logprobs"], self.offset = completion_logprobs(
+                told_ids, told_logprobs, self.offset, request.as_token_ids, request.serving.engine.inputs.decode
+            )
+        if body.return_token_ids:
+            choice["token_ids"] = token_ids
+            if self.first:
+                choice["prompt_token_ids"] = self.prompt.token_ids
+        self.first = False
+        return choice
+
+
+def _listed_prompts(body: CompletionBody, most: int) -> list[str] | list[list[int]]:
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise APIError(400, "`prompt` must be text, token ids, or a list of such that is not empty", "prompt")
+    if isinstance(prompt[0], int):
+        return [prompt]  # type: ignore[list-item]
+    if len(prompt) > most:
+        raise APIError(400, f"`prompt`: {len(prompt)} prompts are more than the {most} that this server takes at once", "prompt")
+    return prompt  # type: ignore[return-value]

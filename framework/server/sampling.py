@@ -1,0 +1,150 @@
+"""From the fields of a request to sampling parameters."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Request
+
+from ..sampling_params import RequestOutputKind, SamplingParams, is_unicode
+from ..structured.spec import StructuredOutputsParams
+from .errors import APIError
+from .protocol.common import GenerationBody
+from .serving import Serving, new_id
+
+_FIELDS = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "logprob_token_ids",
+    "repetition_detection",
+    "thinking_token_budget",
+    "stream_interval",
+)
+"""That a request and SamplingParams have by the same name."""
+_UNAVAILABLE = ("kv_transfer_params", "vllm_xargs")
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
+
+
+def sampling_params(
+    serving: Serving, body: GenerationBody, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+) -> SamplingParams:
+    """What the request asks for, over what the model recommends; outputs come as the answer is told, in deltas or at once. What is
+    given beside the body takes the place of its fields. Raises ValueError or APIError for what cannot be."""
+    refuse(body, _UNAVAILABLE)
+    _check_limits(serving, body)
+    if body.use_beam_search:
+        raise APIError(501, "beam search is not available over HTTP in this version", "use_beam_search")
+    given: dict[str, Any] = {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
+    kind = RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY
+    defaults, constraint = serving.engine.inputs.default_params(), structured_outputs(body)
+    return replace(
+        defaults,
+        **given,
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        structured_outputs=None if constraint is None else StructuredOutputsParams.of(constraint),
+        output_kind=kind,
+    )
+
+
+def structured_outputs(body: GenerationBody) -> dict[str, Any] | None:
+    """The constraint that ``structured_outputs`` or ``response_format`` asks for, as StructuredOutputsParams has it; None if there
+    is none. Raises APIError if both do, or if the format is none."""
+    asked = body.response_format
+    kind = "text" if asked is None else asked.get("type")
+    if kind == "text":
+        return body.structured_outputs
+    if body.structured_outputs is not None:
+        raise APIError(400, "`response_format` and `structured_outputs` are two constraints: give one", "response_format")
+    assert asked is not None
+    if kind == "json_object":
+        return {"json_object": True}
+    if kind == "structural_tag":
+        return {"structural_tag": asked}
+    if kind == "json_schema":
+        described = asked.get("json_schema")
+        schema = described.get("schema") if isinstance(described, dict) else None
+        if schema is None:
+            raise APIError(400, "`response_format` of type json_schema needs a schema under json_schema.schema", "response_format")
+        return {"json": schema}
+    raise APIError(
+        400,
+        f"`response_format.type` must be text, json_object, json_schema or structural_tag; found {str(kind)[:80]!r}",
+        "response_format",
+    )
+
+
+def refuse(body: GenerationBody, fields: tuple[str, ...]) -> None:
+    """Raises APIError for the first of these fields that is given: it exists elsewhere, and cannot be passed over."""
+    for name in fields:
+        if getattr(body, name) is not None:
+            raise APIError(400, f"`{name}` is not supported by this server: leave it out", name)
+
+
+def request_priority(body: GenerationBody, request: Request) -> int:
+    """Of the body, else of the header X-Vllm-Priority, else 0."""
+    if body.priority is not None:
+        return body.priority
+    header = request.headers.get("x-vllm-priority", "0")
+    try:
+        return int(header)
+    except ValueError:
+        raise APIError(400, f"the header X-Vllm-Priority must be an integer; found {header[:80]!r}", "priority") from None
+
+
+def request_id(body: GenerationBody, request: Request) -> str:
+    """As the client names the request: by the body, or by the header X-Request-Id."""
+    given = body.request_id or request.headers.get("x-request-id")
+    if given is None:
+        return new_id()
+    if not _REQUEST_ID.fullmatch(given):
+        raise APIError(400, "a request id must be 1 to 256 printable ASCII characters without spaces", "request_id")
+    return given
+
+
+def truncation(serving: Serving, body: GenerationBody, max_tokens: int | None) -> slice:
+    """Which of a prompt's tokens are used."""
+    most = body.truncate_prompt_tokens
+    if most is None:
+        return slice(None)
+    if most == -1:
+        most = max(serving.engine.info.max_model_len - (max_tokens or 1), 0)
+    return slice(most) if body.truncation_side == "right" else slice(-most if most else 2**62, None)
+
+
+def _check_limits(serving: Serving, body: GenerationBody) -> None:
+    config = serving.config
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    for param, found, most, unit in (
+        ("n", body.n or 1, config.max_n, "completions per prompt"),
+        ("stop", len(stop), config.max_num_stop, "stop strings"),
+        ("stop", sum(map(len, stop)), config.max_stop_length, "characters of stop strings"),
+    ):
+        if found > most:
+            raise APIError(400, f"`{param}`: {found} {unit} are more than the {most} that this server takes", param)
+    if not all(map(is_unicode, stop)):
+        raise APIError(400, "`stop` must be text that UTF-8 can hold (no lone surrogates)", "stop")
+    if body.stream_options is not None and not body.stream:
+        raise APIError(400, "Stream options can only be defined when `stream=True`.", "stream_options")
+    if body.stream and body.prompt_logprobs is not None:
+        raise APIError(400, "`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")

@@ -1,0 +1,157 @@
+"""What all endpoints share: the engine, the model's names, and how many requests may be in work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from dataclasses import asdict
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+from .. import __version__
+from ..async_engine import AsyncEngine
+from ..engine.inputs import EngineInput
+from ..outputs import RequestOutput
+from ..sampling_params import SamplingParams
+from .config import ServerConfig
+from .errors import APIError
+
+T = TypeVar("T")
+RETRY_AFTER_S = 1
+"""After which a refused client may try again."""
+
+
+class Serving:
+    """The engine as the endpoints see it.
+
+    model_names  by which requests may call the model
+    fingerprint  changes when answers may: with the version, or the engine's configuration
+    num_in_work  completions that were admitted and have not ended
+    started_s    when, by ``time.monotonic``
+    """
+
+    def __init__(self, engine: AsyncEngine, config: ServerConfig) -> None:
+        self.engine, self.config = engine, config
+        self.model_names = config.served_model_name or [engine.config.model.name]
+        digest = blake2b(json.dumps(asdict(engine.config), default=str, sort_keys=True).encode(), digest_size=4).hexdigest()
+        self.fingerprint = f"kernelswap-{__version__}-{digest}"
+        self.chat_template = config.load_chat_template()
+        self.num_in_work = 0
+        self.started_s = time.monotonic()
+        self._most_in_work = engine.config.scheduler.max_num_seqs + config.max_num_queued_reqs
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-tokenizer")
+        tokenizer = engine.inputs.tokenizer
+        longest = max(map(len, tokenizer.get_vocab()), default=1) if tokenizer is not None else 1
+        self._most_characters = longest * engine.info.max_model_len
+
+    def model_name(self, asked: str | None) -> str:
+        """Under which a request is answered. Raises APIError for a model that is not served."""
+        if asked is not None and asked not in self.model_names:
+            raise APIError(404, f"The model `{asked}` does not exist.", "model")
+        return asked or self.model_names[0]
+
+    @contextmanager
+    def admit(self, count: int) -> Iterator[None]:
+        """While ``count`` completions are in work. Raises APIError if as many as may wait do already, or never could."""
+        if count > self._most_in_work:
+            raise APIError(400, f"{count} completions are more than the {self._most_in_work} that this server takes at once", "n")
+        if self.num_in_work >= self._most_in_work:
+            raise APIError(
+                503,
+                f"the server is overloaded: {self.num_in_work} completions are in work. Try again later",
+                headers={"retry-after": str(RETRY_AFTER_S)},
+            )
+        self.num_in_work += count
+        try:
+            yield
+        finally:
+            self.num_in_work -= count
+
+    async def tokenizing(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, which uses the tokenizer, and so may take long: it runs in the tokenizer's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+
+    def check_text(self, text: str) -> str:
+        """The text. Raises APIError if it is too long for any number of tokens that the model takes; tokenizing would be slow."""
+        if len(text) > self._most_characters:
+            raise self._too_long(
+                f"has {len(text)} characters, which are more than {self.engine.info.max_model_len} tokens can hold"
+            )
+        return text
+
+    def check_input(self, prompt: EngineInput, max_tokens: int | None) -> None:
+        """Raises APIError for a prompt that cannot be served with so long an output, or with tokens that the model has not."""
+        info, count = self.engine.info, len(prompt.token_ids)
+        if not count:
+            raise APIError(400, "the prompt is empty: a request needs at least one token", "prompt")
+        if count + (max_tokens or 1) > info.max_model_len:
+            asked = f", and {max_tokens} output tokens were asked for" if max_tokens else ", which leaves no room for an output"
+            raise self._too_long(f"contains {count} input tokens{asked}")
+        wrong = next((token for token in prompt.token_ids if not 0 <= token < info.vocab_size), None)
+        if wrong is not None:
+            raise APIError(400, f"the prompt holds token id {wrong}, but the model's ids are 0 to {info.vocab_size - 1}", "prompt")
+
+    def _too_long(self, what: str) -> APIError:
+        most = self.engine.info.max_model_len
+        return APIError(
+            400,
+            f"This model's maximum context length is {most} tokens. However, your prompt {what}. Please shorten either.",
+            "prompt",
+        )
+
+    async def outputs(
+        self, prompts: Sequence[EngineInput], params: SamplingParams, priority: int
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """Outputs of all prompts as they come, with the index of the prompt. Closing it aborts what is left of them."""
+        if len(prompts) == 1:
+            async with aclosing(self._generate(prompts[0], params, priority)) as outputs:
+                async for output in outputs:
+                    yield 0, output
+            return
+        found: asyncio.Queue[tuple[int, RequestOutput] | Exception] = asyncio.Queue()
+
+        async def run(index: int) -> None:
+            try:
+                async for output in self._generate(prompts[index], params, priority):
+                    found.put_nowait((index, output))
+            except Exception as error:
+                found.put_nowait(error)
+
+        tasks = [asyncio.create_task(run(i)) for i in range(len(prompts))]
+        try:
+            num_left = len(prompts)
+            while num_left:
+                item = await found.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                num_left -= item[1].finished
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _generate(self, prompt: EngineInput, params: SamplingParams, priority: int) -> AsyncGenerator[RequestOutput, None]:
+        return self.engine.generate(prompt, params, priority=priority)  # type: ignore[return-value]
+
+
+def new_id() -> str:
+    """Of an answer."""
+    return uuid.uuid4().hex
+
+
+def usage(num_prompt: int, num_completion: int, num_cached: int | None = None) -> dict[str, Any]:
+    """OpenAI's usage object, in tokens."""
+    found: dict[str, Any] = {
+        "prompt_tokens": num_prompt,
+        "total_tokens": num_prompt + num_completion,
+        "completion_tokens": num_completion,
+    }
+    if num_cached is not None:
+        found["prompt_tokens_details"] = {"cached_tokens": num_cached}
+    return found

@@ -1,0 +1,144 @@
+"""``kernelswap serve``: every argument of LLM and every field of ServerConfig is a flag, and lands where it would without one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+import framework.server
+from framework import EngineConfig
+from framework.cli import main
+from framework.cli.flags import Argument, arguments_of
+from framework.engine_args import engine_config
+from framework.server.config import ServerConfig
+
+Served = Callable[..., tuple[EngineConfig, ServerConfig]]
+VALUES = {
+    "quantization": "int8",
+    "attention_backend": "FLASHINFER",
+    "log_level": "debug",
+    "kernels": {"sample": "torch", "linear": "torch@x:1"},
+    "hf_overrides": {"rope_theta": 5e5, "a": {"b": [1]}},
+}
+"""Those that cannot be anything of their type."""
+REFUSED = {"tokenizer_mode", "trust_remote_code"}
+"""Those that cannot be anything but their default."""
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    """The two configurations that a command line serves with."""
+    runs: list[tuple[EngineConfig, ServerConfig]] = []
+    monkeypatch.delenv("VLLM_ATTENTION_BACKEND", raising=False)
+    monkeypatch.setattr(framework.server, "run", lambda *configs: runs.append(configs))
+
+    def serve(*words: str) -> tuple[EngineConfig, ServerConfig]:
+        assert main(["serve", *words]) == 0
+        return runs.pop()
+
+    return serve
+
+
+def value_and_words(argument: Argument) -> tuple[Any, list[str]]:
+    """A value that is not the default, and the words that give it."""
+    flag = "--" + argument.name.replace("_", "-")
+    if argument.kind is bool:
+        return not argument.default, [flag.replace("--", "--no-", 1) if argument.default else flag]
+    value = VALUES.get(argument.name)
+    if argument.name == "hf_overrides":
+        return value, [flag, json.dumps(value)]
+    if isinstance(value, dict):
+        return value, [word for key, choice in value.items() for word in (flag, f"{key}={choice}")]
+    if value is None:
+        value = {int: 7, float: 0.25, str: "some"}.get(argument.kind, ["one", "two"])
+    return value, [flag, *(value if isinstance(value, list) else [str(value)])]
+
+
+@pytest.mark.parametrize("argument", arguments_of(engine_config), ids=lambda argument: argument.name)
+def test_every_argument_of_llm_is_a_flag(argument: Argument, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    value, words = value_and_words(argument)
+    if argument.name in REFUSED:
+        assert main(["serve", *words]) == 2
+        assert argument.name in capsys.readouterr().err
+        return
+    engine, server = served(*words)
+    assert server == ServerConfig()
+    assert engine == engine_config(**{argument.name: value})
+    assert (engine != EngineConfig()) == (argument.name != "disable_log_stats")
+
+
+@pytest.mark.parametrize("argument", arguments_of(ServerConfig), ids=lambda argument: argument.name)
+def test_every_field_of_the_server_is_a_flag(argument: Argument, served: Served) -> None:
+    if not isinstance(argument.default, bool | int | float | str | None):
+        argument = Argument(argument.name, argument.kind, [], argument.text)
+    value, words = value_and_words(argument)
+    engine, server = served(*words)
+    assert engine == EngineConfig()
+    assert server == ServerConfig(**{argument.name: value}) != ServerConfig()
+
+
+def test_every_flag_has_its_help_and_one_owner() -> None:
+    arguments = [*arguments_of(engine_config), *arguments_of(ServerConfig)]
+    assert not [argument.name for argument in arguments if not argument.text]
+    assert len({argument.name for argument in arguments}) == len(arguments)
+
+
+def test_help_tells_texts_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "--chunked-prefill-size CHUNKED_PREFILL_SIZE longest part of a prompt in one step; not given: whatever",
+        "--port PORT TCP port; 0 = any that is free (default: 8000)",
+        "--enable-prefix-caching, --no-enable-prefix-caching reuse the blocks of equal prefixes (default: on)",
+        "--kernels KEY=VALUE op -> implementation",
+    ):
+        assert words in printed
+
+
+def test_the_model_is_a_word_or_a_flag(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert served("tiny-draft")[0] == served("--model", "tiny-draft")[0] == engine_config("tiny-draft")
+    assert served("tiny-draft", "--model", "tiny-draft")[0].model.name == "tiny-draft"
+    assert served()[0].model.name == "tiny"
+    assert main(["serve", "tiny", "--model", "tiny-draft"]) == 2
+    assert "MODEL=tiny and --model tiny-draft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kernels", "sample"], "'sample' is no KEY=VALUE"),
+        (["--hf-overrides", "{"], "'{' is no JSON"),
+        (["--hf-overrides", "[1]"], "'[1]' is no JSON object"),
+        (["--max-num-seqs", "many"], "invalid int value: 'many'"),
+        (["--max-num-seq", "4"], "unrecognized arguments"),
+    ],
+)
+def test_unreadable_flags_are_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", *words])
+    assert message in capsys.readouterr().err
+
+
+@dataclass
+class Example:
+    """Fields of all kinds.
+
+    plain    text over
+             two lines, 50 % of it here
+    several  more
+    """
+
+    plain: float | None = None
+    several: list[int] = field(default_factory=list)
+
+
+def test_arguments_are_read_from_hints_and_docstring() -> None:
+    plain, several = arguments_of(Example)
+    assert (plain.name, plain.kind, plain.default) == ("plain", float, None)
+    assert plain.text == "text over two lines, 50 % of it here"
+    assert (several.name, several.kind, several.text) == ("several", list[int], "more")

@@ -1,0 +1,89 @@
+"""Servers in threads of a test, and clients that speak to them byte by byte."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPResponse
+from typing import Any
+
+from framework import AsyncEngine, EngineConfig
+from framework.config import CacheConfig
+from framework.server.app import bind, build_server
+from framework.server.config import ServerConfig
+
+
+def engine_config() -> EngineConfig:
+    return EngineConfig(cache=CacheConfig(num_blocks=512), device="cpu", num_threads=1)
+
+
+@dataclass
+class HTTPServer:
+    """One that runs."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """Status and body, JSON where it is."""
+        status, found, _ = self.answer(method, path, body, headers)
+        return status, found
+
+    def answer(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, HTTPResponse]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        text = response.read()
+        connection.close()
+        is_json = response.headers.get("content-type") == "application/json"
+        return response.status, json.loads(text) if is_json else text.decode(), response
+
+    def post(self, path: str, **body: Any) -> tuple[int, Any]:
+        return self.request("POST", path, body)
+
+    def stream(self, path: str, **body: Any) -> list[dict[str, Any]]:
+        """The chunks of a streamed answer."""
+        status, text = self.post(path, stream=True, **body)
+        assert status == 200, text
+        events = text.split("\n\n")
+        assert events[-2:] == ["data: [DONE]", ""], events[-3:]
+        return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+
+    def open(self, path: str, **body: Any) -> socket.socket:
+        """A connection on which a request was sent."""
+        data = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        connection.sendall(head.encode() + data)
+        return connection
+
+
+@contextmanager
+def serving(engine: AsyncEngine, config: ServerConfig) -> Iterator[HTTPServer]:
+    """A server around an engine, in a thread."""
+    config.log_level = "warning"
+    with bind("127.0.0.1", 0) as listener:
+        server = build_server(engine, config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert time.monotonic() < deadline and thread.is_alive(), "the server does not start"
+            time.sleep(0.01)
+        try:
+            yield HTTPServer(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive(), "the server does not end"

@@ -1,0 +1,77 @@
+"""The page at /, in headless Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from .browser import Page, find_chromium, open_page
+from .servers import HTTPServer
+
+CHROMIUM = find_chromium()
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found: install one, or name it in CHROMIUM")
+
+
+def test_the_page_needs_nothing_from_elsewhere(server: HTTPServer) -> None:
+    status, text = server.request("GET", "/")
+    assert status == 200 and text == (files("framework.server") / "page" / "index.html").read_text()
+    assert not re.search(r"https?:|//[a-z]|@import|<script src|<link rel=.stylesheet", text)
+
+
+def test_what_the_page_shows_is_what_the_engine_did(server: HTTPServer) -> None:
+    _, before = server.request("GET", "/live")
+    server.post("/v1/completions", prompt=[50] * 33, max_tokens=5, ignore_eos=True)
+    status, after = server.request("GET", "/live")
+    assert status == 200
+    assert after["prompt_tokens"] - before["prompt_tokens"] == 33 and after["generation_tokens"] - before["generation_tokens"] == 5
+    assert after["num_finished"] - before["num_finished"] == 1 and after["uptime_s"] > before["uptime_s"]
+    assert (after["num_running"], after["num_waiting"], after["num_blocks_used"]) == (0, 0, 0)
+    assert 0 < after["tpot_s"] < after["ttft_s"] < 10
+    assert after["model"] == "tiny" and after["plan"]["linear"]["impl"]
+
+
+@needs_browser
+def test_the_page_in_a_browser(server: HTTPServer, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+
+    async def use() -> None:
+        async with open_page(CHROMIUM, f"{server.url}/", tmp_path) as page:
+            await page.wait_for("document.getElementById('state').textContent == 'live'")
+            assert await page.evaluate("document.getElementById('model').textContent") == "tiny"
+            assert await page.evaluate("document.querySelectorAll('#kernels tr').length") > 5
+            finished = await shown(page, "finished")
+            await page.evaluate(
+                "document.getElementById('prompt').value = 'import os<b>';document.getElementById('form').requestSubmit()"
+            )
+            await page.wait_for("!document.querySelector('button').disabled")
+            assert await page.evaluate("document.querySelector('#chat .user').textContent") == "import os<b>"
+            assert await page.evaluate("document.querySelector('#chat .answer').textContent")
+            async with asyncio.timeout(60):
+                while await shown(page, "finished") != finished + 1:  # it updates by itself
+                    await asyncio.sleep(0.1)
+            assert page.errors == []
+
+    asyncio.run(use())
+
+
+@needs_browser
+def test_the_page_tells_when_the_server_is_gone_and_shows_errors_of_the_api(server: HTTPServer, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+
+    async def use() -> None:
+        async with open_page(CHROMIUM, f"{server.url}/", tmp_path) as page:
+            await page.wait_for("document.getElementById('state').textContent == 'live'")
+            await page.evaluate("document.getElementById('prompt').value = 'x '.repeat(1e5);form.requestSubmit()")
+            assert "maximum context length" in await page.wait_for("(document.querySelector('#chat .failed')||{}).textContent")
+            await page.evaluate("window.fetch = () => Promise.reject(new TypeError('gone'))")
+            await page.wait_for("document.getElementById('state').textContent == 'the server does not answer'")
+
+    asyncio.run(use())
+
+
+async def shown(page: Page, name: str) -> int:
+    return int((await page.evaluate(f"document.getElementById('{name}').textContent")).split()[0].replace(",", ""))
