@@ -68,5 +68,5 @@ def _bits(words: torch.Tensor, num_bits: int) -> torch.Tensor:
 @functools.cache
 def _spread_octets(device: torch.device) -> torch.Tensor:
     """int64 [256]: the bits of each number as bytes, the lowest first; one look-up for eight tokens."""
-    bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
-    return (bits << 8 * torch.arange(8)).sum(1).to(device)
+    places = torch.arange(8, device=device)
+    return ((torch.arange(256, device=device)[:, None] >> places & 1) << 8 * places).sum(1)
