@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .llm import LLM
     from .outputs import CompletionOutput, Logprob, RequestOutput
     from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
+    from .structured.spec import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ _EXPORTS = {
     "SamplingParams": "sampling_params",
     "BeamSearchParams": "sampling_params",
     "RequestOutputKind": "sampling_params",
+    "StructuredOutputsParams": "structured.spec",
     "RequestOutput": "outputs",
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
@@ -41,6 +43,7 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
 ]

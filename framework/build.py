@@ -16,6 +16,9 @@ from .executor.kinds import EXECUTORS
 from .interpreter import enable_interpreter
 from .models.architecture import ModelInfo, read_model
 from .models.hub import resolve_model
+from .structured.backends.protocol import Vocabulary
+from .structured.compiler import GrammarCompiler
+from .structured.matchers import Matchers
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
@@ -49,10 +52,19 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
         refuse_named_kernels(config)
     model = read_model(config.model)
     inputs = input_processor(config.model, model)
-    engine = Engine(config, kind.load().open(config, model, clock), inputs, clock)
+    executor = kind.load().open(config, model, clock)
+    engine = Engine(config, executor, inputs, clock, _matchers(config, inputs, executor.vocab_size) if kind.has_device else None)
     if (probes := getattr(engine.executor, "probes", None)) is not None:
         engine.watch(probes.around_step)
     return engine
+
+
+def _matchers(config: EngineConfig, inputs: InputProcessor, vocab_size: int) -> Matchers | None:
+    """None for an engine without a tokenizer."""
+    if inputs.tokenizer is None:
+        return None
+    vocabulary = Vocabulary(inputs.tokenizer, vocab_size, tuple(sorted(inputs.eos_token_ids)))
+    return Matchers(GrammarCompiler(config.structured_outputs, vocabulary), vocab_size)
 
 
 def build_replicas(config: EngineConfig) -> list[Engine]:

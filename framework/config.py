@@ -13,6 +13,7 @@ from .engine.router import ROUTERS
 from .executor.kinds import EXECUTORS
 from .sampling_params import MAX_LOGPROBS
 from .speculative_config import SpeculativeConfig
+from .structured.config import StructuredOutputsConfig
 
 CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
 LOAD_FORMATS = ("auto", "dummy")
@@ -226,6 +227,7 @@ class EngineConfig:
     router: str = "round_robin"
     speculative_config: SpeculativeConfig = field(default_factory=SpeculativeConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
+    structured_outputs: StructuredOutputsConfig = field(default_factory=StructuredOutputsConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     tuned: str = "auto"
@@ -291,6 +293,7 @@ class EngineConfig:
             require(1 <= size <= MAX_RANKS, f"parallel.{name}", size, f"from 1 to {MAX_RANKS}")
         require(parallel.ep in (1, parallel.tp), "parallel.ep", parallel.ep, f"1, or {parallel.tp} as parallel.tp")
         self.speculative_config.validate()
+        self.structured_outputs.validate()
         self._check_sections()
         self._check_probes()
 

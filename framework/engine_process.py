@@ -96,6 +96,10 @@ class Failure:
             return RuntimeError(self.text)
 
 
+WAIT_S = 0.002
+"""Between two looks whether the grammar is compiled that all requests wait for."""
+
+
 def run_engine(config: EngineConfig, pipe: Connection) -> None:
     """Main function of the process: builds the engine, then steps while there is work and listens in between."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
@@ -129,7 +133,7 @@ def _end_with_parent() -> None:
 
 def _serve(engine: Engine, pipe: Connection) -> None:
     while True:
-        while not engine.has_unfinished() or pipe.poll():
+        while not engine.has_unfinished() or pipe.poll(WAIT_S if engine.is_waiting else 0):
             envelope: Envelope | None = pipe.recv()
             if envelope is None:
                 return

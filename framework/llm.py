@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import reprlib
+import time
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from .config import EngineConfig
 from .engine.engine import Engine
 from .engine.inputs import EngineInput, Prompt, check_priority
 from .engine_args import engine_config
+from .engine_process import WAIT_S
 from .metrics import Metric, engine_metrics
 from .outputs import RequestOutput
 from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
@@ -161,10 +163,13 @@ class LLM:
             while self.engine.has_unfinished():
                 for output in self.engine.step():
                     if output.error is not None and output.request_id in places:
-                        raise RuntimeError(f"prompt {places[output.request_id]} of {len(ids)} failed: {output.error}")
+                        kind = ValueError if output.refused else RuntimeError
+                        raise kind(f"prompt {places[output.request_id]} of {len(ids)} failed: {output.error}")
                     if output.finished:
                         done[output.request_id] = output
                         bar.update()
+                if self.engine.is_waiting:
+                    time.sleep(WAIT_S)
         return done
 
 

@@ -74,6 +74,7 @@ class RequestOutput:
     metrics           once the request is finished
     error             what failed, if an exception ended the request: it is finished, and its completions that were not have the
                       finish reason "error"
+    refused           the error is the request's own: it asked for what cannot be, and nothing of it was computed
     """
 
     request_id: str
@@ -85,3 +86,4 @@ class RequestOutput:
     num_cached_tokens: int | None = None
     metrics: RequestMetrics | None = None
     error: str | None = None
+    refused: bool = False

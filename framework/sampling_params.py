@@ -6,10 +6,12 @@ import copy
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from numbers import Integral, Real
 from typing import Any, Final, TypeGuard
+
+from .structured.spec import StructuredOutputsParams
 
 MIN_TEMPERATURE: Final = 0.01
 """Smaller positive temperatures are raised to this: dividing by them would overflow."""
@@ -57,8 +59,10 @@ class SamplingParams:
     logit_bias           token id -> value added to its logit, clamped to [-100, 100]
     allowed_token_ids    the only tokens that may be sampled
     bad_words            words that must not be generated
+    structured_outputs   the form of the output; also as a dict of its fields. The end of the form ends the completion, however many
+                         tokens were asked for; where it may end or go on, ``min_tokens`` and ``ignore_eos`` make it go on
 
-    The fields after ``bad_words`` exist in vLLM and not in this version: they are refused unless left as they are.
+    The fields after ``structured_outputs`` exist in vLLM and not in this version: they are refused unless left as they are.
     ``all_stop_token_ids`` and ``bad_words_token_ids`` are filled in by the engine, which knows the tokenizer.
     Raises ValueError, naming field, value and range; ``validate`` does so again after changes.
     """
@@ -88,7 +92,7 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
-    structured_outputs: Any = None
+    structured_outputs: StructuredOutputsParams | None = None
     logprob_token_ids: list[int] | None = None
     prompt_logprob_token_ids: list[int] | None = None
     prompt_logprob_start: int | None = None
@@ -140,6 +144,8 @@ class SamplingParams:
             self.seed = None
         self._validate_text()
         self._validate_tokens()
+        if self.structured_outputs is not None:
+            self.structured_outputs = replace(StructuredOutputsParams.of(self.structured_outputs))
         skip = self.skip_reading_prefix_cache
         _require(skip is None or isinstance(skip, bool), "skip_reading_prefix_cache", skip, "True, False or None")
         self.skip_reading_prefix_cache = bool(skip) or self.prompt_logprobs is not None
@@ -209,7 +215,6 @@ class BeamSearchParams:
 
 
 _UNAVAILABLE: Final = (
-    "structured_outputs",
     "logprob_token_ids",
     "prompt_logprob_token_ids",
     "prompt_logprob_start",

@@ -70,6 +70,8 @@ class Stream:
             self.finished = True
             raise item
         self.finished = item.finished
+        if item.refused:
+            raise ValueError(item.error)
         if item.error is not None:
             raise RuntimeError(f"the request {self.request_id!r} failed: {item.error}")
         return item

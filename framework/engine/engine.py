@@ -8,15 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 from ..clock import Clock
 from ..config import EngineConfig
 from ..outputs import RequestOutput
 from ..sampling_params import RequestOutputKind, SamplingParams
+from ..structured.matchers import Matchers
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
-from .executor import Executor, Handle
+from .executor import Executor, Handle, MaskedHandle
 from .inputs import EngineInput, InputProcessor, Prompt
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
@@ -48,11 +49,15 @@ class Engine:
 
     inputs           of the model: tokenizes prompts, completes parameters, knows the end-of-sequence ids
     in_flight_steps  how many steps may be submitted and not yet committed
-    in_flight        those, oldest first
+    in_flight        those, oldest first; the youngest may not be sampled yet (see ``_sample``)
+    is_waiting       the last step had nothing to do, because grammars are still compiled
     errored          why the engine is dead: its device is lost; None while it serves
     """
 
-    def __init__(self, config: EngineConfig, executor: Executor, inputs: InputProcessor, clock: Clock) -> None:
+    def __init__(
+        self, config: EngineConfig, executor: Executor, inputs: InputProcessor, clock: Clock, matchers: Matchers | None = None
+    ) -> None:
+        """matchers: where the executor takes masks; without, structured output is refused."""
         config.validate()
         self.config, self.executor, self.inputs, self.clock = config, executor, inputs, clock
         self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
@@ -62,6 +67,9 @@ class Engine:
         self.errored: Exception | None = None
         self._watched_step: Step | None = None
         self.in_flight: deque[tuple[ScheduledStep, Handle]] = deque()
+        self.is_waiting = False
+        self._matchers = matchers
+        self._is_sampled = True  # the youngest step in flight
         self._outputs: list[RequestOutput] = []  # not handed out yet
         self._num_added = 0
 
@@ -85,6 +93,12 @@ class Engine:
         if complete.seed is None:
             complete.seed = self._next_seed()
         self._check_tokens(given.token_ids, complete)
+        structured = complete.structured_outputs is not None
+        if structured and self._matchers is None:
+            raise ValueError(
+                "structured_outputs needs a tokenizer, and an executor with logits: "
+                f"executor.kind={self.config.executor.kind} makes tokens up"
+            )
         if complete.bad_words_token_ids:  # a tokenizer may know tokens that the model has not, and never generates
             possible = [word for word in complete.bad_words_token_ids if max(word) < self.executor.vocab_size]
             complete.bad_words_token_ids = possible
@@ -104,6 +118,8 @@ class Engine:
         self.processor.groups[request_id] = group
         try:
             for sample in group.samples:
+                if structured and self._matchers is not None:
+                    self._matchers.add(sample.request)
                 self.scheduler.add(sample.request)
         except BaseException:
             self.abort([request_id])
@@ -222,26 +238,53 @@ class Engine:
     def _submit(self) -> BaseException | None:
         """Returns what a submission failed with."""
         while len(self.in_flight) < self.in_flight_steps:
+            if not self._is_sampled:
+                if len(self.in_flight) > 1:
+                    break  # its masks need the tokens of the step before it
+                if (failure := self._sample()) is not None:
+                    return failure
             scheduled = self.scheduler.schedule(self.clock.now())
             while self.scheduler.waiting.unready:
                 request, error = self.scheduler.waiting.unready.pop()
-                self._end(request.sample.group, "error", error)
+                self._end(request.sample.group, "error", error, refused=isinstance(error, ValueError))
             if scheduled is None:
                 break
             self.processor.scheduled(scheduled, self.clock.now())
+            if self._matchers is not None and self._matchers.num_active:
+                scheduled.step_input.masked = self._matchers.masked_rows(scheduled)
             try:
                 handle = self.executor.submit(scheduled.step_input)
             except BaseException as error:
                 return self._fail(scheduled, error, submitted=False)
             self.in_flight.append((scheduled, handle))
+            self._is_sampled = not scheduled.step_input.masked
+        return None
+
+    def _sample(self) -> BaseException | None:
+        """The second phase of the only step in flight: what its masked rows may take is known once the tokens before it are, which
+        came while it was computed. Returns what it failed with."""
+        assert self._matchers is not None and len(self.in_flight) == 1
+        self._is_sampled = True
+        scheduled, handle = self.in_flight[0]
+        masks, failures = self._matchers.masks(scheduled)
+        for request, failure in failures:
+            self._end(request.sample.group, "error", failure)
+        try:
+            cast(MaskedHandle, handle).sample(masks)
+        except BaseException as error:
+            self.in_flight.clear()
+            return self._fail(scheduled, error, submitted=True)
         return None
 
     def _take(self) -> BaseException | None:
         """Returns what the oldest step failed with."""
+        self.is_waiting = not self.in_flight and not self._outputs and bool(self.scheduler.waiting.num_not_ready)
         if not self.in_flight:
-            waits_for_others = self.scheduler.waiting.num_not_ready or self._outputs or not self.scheduler.requests
+            waits_for_others = self.is_waiting or self._outputs or not self.scheduler.requests
             assert waits_for_others, "requests wait, and nothing can be scheduled"
             return None
+        if not self._is_sampled and len(self.in_flight) == 1 and (failure := self._sample()) is not None:
+            return failure
         scheduled, handle = self.in_flight.popleft()
         try:
             output = handle.result()
@@ -257,6 +300,9 @@ class Engine:
             self.scheduler.finish(request, "stop", request.stop_reason)
         for group, cause in failed:
             self._end(group, "error", cause)
+        if self._matchers is not None and self._matchers.num_active:
+            for request, cause in self._matchers.accept(committed):
+                self._end(request.sample.group, "error", cause)
         return None
 
     def _fail(self, scheduled: ScheduledStep, error: BaseException, submitted: bool) -> BaseException:
@@ -279,6 +325,7 @@ class Engine:
             self.errored = error
         counters, groups = self.scheduler.counters, list(self.processor.groups.values())
         self.in_flight.clear()
+        self._is_sampled = True
         self.manager, self.scheduler = self._new_books()
         self.scheduler.counters = counters
         self.scheduler.release_all_seats()
@@ -293,16 +340,22 @@ class Engine:
         for group in {request.sample.group: None for request in requests if request.status != Status.FINISHED}:
             self._end(group, "error", error)
 
-    def _end(self, group: RequestGroup, reason: FinishReason, error: BaseException | str | None = None) -> None:
-        """Ends what is left of a user's request, and makes its last output; nothing if there is nothing left."""
+    def _end(
+        self, group: RequestGroup, reason: FinishReason, error: BaseException | str | None = None, refused: bool = False
+    ) -> None:
+        """Ends what is left of a user's request, and makes its last output; nothing if there is nothing left. ``refused``: the
+        request asked for what cannot be."""
         if self.processor.groups.get(group.request_id) is not group:
             return
+        if self._matchers is not None:
+            self._matchers.discard(sample.request for sample in group.samples)
         for sample in group.samples:
             if not sample.done:
                 self.scheduler.finish(sample.request, reason)
-        text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+        if isinstance(error, BaseException):
+            error = str(error) if refused else f"{type(error).__name__}: {error}"
         try:
-            output = self.processor.ended(group, self.clock.now(), text)
+            output = self.processor.ended(group, self.clock.now(), error, refused)
         except Exception as failure:  # of an abort: the text that was held back cannot be had
             output = self.processor.ended(group, self.clock.now(), f"{type(failure).__name__}: {failure}")
         self._outputs.append(output)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..op_times import OpTimes
 from .kv_cache.spec import CacheGroup
 from .step import StepInput, StepOutput
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Handle(Protocol):
@@ -14,6 +17,14 @@ class Handle(Protocol):
 
     def result(self) -> StepOutput:
         """Waits for the step and returns its output."""
+
+
+class MaskedHandle(Handle, Protocol):
+    """A step with ``StepInput.masked`` rows, of an executor with logits: it is computed, and sampled only when it is told how."""
+
+    def sample(self, masks: np.ndarray) -> None:
+        """The second phase, before the next step is submitted; returns at once where the device allows it. masks int32 [masked
+        rows, ceil(V/32)]: bit t%32 of word t//32 set = the row may take token t."""
 
 
 class Executor(Protocol):

@@ -89,6 +89,8 @@ class InputProcessor:
         complete.output_kind = output_kind or complete.output_kind
         self._check_logprobs(complete)
         self._complete_stop_tokens(complete)
+        if complete.structured_outputs is not None and not complete.all_stop_token_ids:
+            raise ValueError("structured_outputs needs a token that ends the output, and this model has none: give stop_token_ids")
         if self.tokenizer is None:
             self._without_text(complete)
         elif complete.bad_words and complete.bad_words_token_ids is None:  # done already where they come from another process
@@ -194,7 +196,7 @@ class InputProcessor:
             params.stop_token_ids = sorted({*given, *eos} - own)
 
     def _without_text(self, params: SamplingParams) -> None:
-        for name in ("stop", "bad_words"):
+        for name in ("stop", "bad_words", "structured_outputs"):
             if getattr(params, name):
                 raise ValueError(f"SamplingParams: {name} needs a tokenizer, and this engine has none; use token ids instead")
         params.detokenize = False

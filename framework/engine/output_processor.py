@@ -272,14 +272,14 @@ class OutputProcessor:
                 emit(group.everything())
         return stopped, failed
 
-    def ended(self, group: RequestGroup, now_s: float, error: str | None = None) -> RequestOutput:
-        """The last output of a request that was cut short by an abort or an ``error``."""
+    def ended(self, group: RequestGroup, now_s: float, error: str | None = None, refused: bool = False) -> RequestOutput:
+        """The last output of a request that was cut short by an abort or an ``error``; ``refused``: that is its own."""
         cut = [sample for sample in group.samples if not sample.done]
         completions = [sample.delta(sample.push((), now_s) if error is None else "", []) for sample in cut]
         for sample in cut:
             self._finished(sample, now_s)
         output = group.output(completions) if group.kind is RequestOutputKind.DELTA else group.everything()
-        output.error = error
+        output.error, output.refused = error, refused
         return output
 
     def _finished(self, sample: Sample, now_s: float) -> None:

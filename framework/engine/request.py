@@ -31,7 +31,7 @@ class Request:
     num_computed    tokens whose keys and values the cache holds once all submitted steps are done
     max_total       length at which the request ends
     min_total       length from which on a stop token counts
-    stop_ids        tokens that end the request, FAILED_ROW among them
+    stop_ids        tokens that end the request, FAILED_ROW among them; where a grammar allows one, it ends whatever else was asked
     is_ready        asked before the request takes a seat; until it says yes, those behind it go first. None: always
     extra_keys      (first token, bytes): what else than tokens the cache content depends on from that token on, ascending:
                     adapter and salt at 0, media where they stand
@@ -94,8 +94,9 @@ class Request:
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total
-        self.min_total = self.num_prompt_tokens + params.min_tokens
-        ending = params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids
+        free = params.structured_outputs is None
+        self.min_total = self.num_prompt_tokens + params.min_tokens * free
+        ending = params.stop_token_ids if params.ignore_eos and free else params.all_stop_token_ids
         self.stop_ids = frozenset((*(ending or ()), FAILED_ROW))
         self.is_ready: Callable[[], bool] | None = None
         self.extra_keys = extra_keys

@@ -47,6 +47,8 @@ class StepInput:
     new_blocks  (seat, group, blocks) appended to rows' block tables; block 0 (null) stands for one that left the window
     copies      (group, source block, destination block) to copy before computing
     num_drafts  how many of each row's tokens, its last ones, are guesses that the executor makes and checks; None: none anywhere
+    masked      rows, ascending, whose next token a grammar has a say in: no row is sampled before ``Handle.sample`` brings what
+                they may take
     """
 
     step_id: int
@@ -58,6 +60,7 @@ class StepInput:
     new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
     copies: list[tuple[int, int, int]] = field(default_factory=list)
     num_drafts: list[int] | None = None
+    masked: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)

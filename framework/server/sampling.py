@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request
 
 from ..sampling_params import RequestOutputKind, SamplingParams, is_unicode
+from ..structured.spec import StructuredOutputsParams
 from .errors import APIError
 from .protocol.common import GenerationBody
 from .serving import Serving, new_id
@@ -54,14 +55,14 @@ def sampling_params(
     if body.use_beam_search:
         given["temperature"] = 1.0  # beams do not depend on it, and zero allows no n
     kind = RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY
-    defaults = serving.engine.inputs.default_params()
+    defaults, constraint = serving.engine.inputs.default_params(), structured_outputs(body)
     return replace(
         defaults,
         **given,
         max_tokens=max_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
-        structured_outputs=structured_outputs(body),
+        structured_outputs=None if constraint is None else StructuredOutputsParams.of(constraint),
         output_kind=kind,
     )
 

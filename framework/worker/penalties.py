@@ -23,6 +23,7 @@ class Penalties:
         self._num_seats, self._vocab_size, self._device = num_seats, vocab_size, device
         self._params: list[SamplingParams | None] = [None] * num_seats
         self._num_prompt_tokens = np.zeros(num_seats, dtype=np.int64)
+        self._min_tokens = np.zeros(num_seats, dtype=np.int64)
         self._penalized = np.zeros(num_seats, dtype=bool)
         self._masked = np.zeros(num_seats, dtype=bool)
         self._rows: _PenaltyRows | None = None
@@ -32,9 +33,13 @@ class Penalties:
         params, seat = request.sampling, request.seat
         self._params[seat] = params
         self._num_prompt_tokens[seat] = request.num_prompt_tokens
-        self._masked[seat] = bool(params.allowed_token_ids or params.min_tokens or params.bad_words_token_ids)
+        structured = params.structured_outputs is not None  # then the masks that come with a step know of min_tokens
+        min_tokens = 0 if structured else params.min_tokens
+        self._min_tokens[seat] = min_tokens
+        self._masked[seat] = bool(params.allowed_token_ids or min_tokens or params.bad_words_token_ids)
         self._penalized[seat] = bool(
             self._masked[seat]
+            or structured
             or params.logit_bias
             or params.repetition_penalty != 1
             or params.frequency_penalty
@@ -52,9 +57,11 @@ class Penalties:
         if self._rows is None or not penalized.any():
             return None
         logits, mask = logits.float(), None
-        if self._masked[rows.seats].any():
-            mask = self._bitmask(rows)
-            self._ban_words(logits, rows, token_ids)
+        masked = np.flatnonzero(self._masked[rows.seats]).tolist()
+        if masked or rows.masks is not None:
+            mask = self._bitmask(rows, masked)
+        if masked:
+            self._ban_words(logits, rows, masked, token_ids)
         seats = torch.where(to_device(penalized, self._device), rows.row_to_seat, -1)
         self._apply_penalties(logits, seats, mask, *self._rows.tensors())
         return logits
@@ -64,26 +71,31 @@ class Penalties:
         assert self._rows is not None
         self._rows.count(row_to_seat, tokens)
 
-    def _bitmask(self, rows: SampleRows) -> torch.Tensor:
-        """Allowed tokens per row, int32 [R, ceil(V/32)]: allowed ids, stop tokens before min_tokens, and bad words of one token."""
+    def _bitmask(self, rows: SampleRows, masked: list[int]) -> torch.Tensor:
+        """Allowed tokens per row, int32 [R, ceil(V/32)]: what the step's masks say, and in the rows ``masked`` also allowed ids,
+        stop tokens before min_tokens, and bad words of one token."""
         mask = np.full((len(rows.seats), -(-self._vocab_size // 32)), -1, dtype=np.int32)
-        position = rows.positions.tolist()
-        for row, seat in enumerate(rows.seats.tolist()):
+        if rows.masks is not None:
+            mask[rows.masks.rows] = rows.masks.words
+        for row in masked:
+            seat = rows.seats[row]
             params = self._params[seat]
             assert params is not None
             if params.allowed_token_ids:
-                mask[row] = 0
-                _set_bits(mask[row], params.allowed_token_ids, True)
-            if position[row] - self._num_prompt_tokens[seat] < params.min_tokens:
+                allowed = np.zeros_like(mask[row])
+                _set_bits(allowed, params.allowed_token_ids, True)
+                mask[row] &= allowed
+            if rows.positions[row] - self._num_prompt_tokens[seat] < self._min_tokens[seat]:
                 _set_bits(mask[row], params.all_stop_token_ids, False)
             _set_bits(mask[row], [word[0] for word in params.bad_words_token_ids or () if len(word) == 1], False)
         return to_device(mask, self._device)
 
-    def _ban_words(self, logits: torch.Tensor, rows: SampleRows, token_ids: torch.Tensor) -> None:
-        """Makes the last token of a bad word impossible in rows that end with the tokens before it. Which do is known on the device
-        only, where the last tokens may still be on their way."""
+    def _ban_words(self, logits: torch.Tensor, rows: SampleRows, masked: list[int], token_ids: torch.Tensor) -> None:
+        """Makes the last token of a bad word impossible in those of the rows ``masked`` that end with the tokens before it. Which
+        do is known on the device only, where the last tokens may still be on their way."""
         words = []
-        for row, (seat, position) in enumerate(zip(rows.seats.tolist(), rows.positions.tolist())):
+        for row in masked:
+            seat, position = int(rows.seats[row]), int(rows.positions[row])
             params = self._params[seat]
             assert params is not None
             for word in params.bad_words_token_ids or ():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,32 +19,46 @@ from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .request_rows import RequestRows
 from .sampler import PendingLogprobs, Sampler
-from .step_rows import SampleRows, StepRows
+from .step_rows import Masks, SampleRows, StepRows
 from .transfer import HostCopy, all_to_device, device_losses, is_device_loss, to_device
 
 MAX_DECODE_TOKENS = 8
 """Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
 
 
+Sampled = tuple[torch.Tensor, PendingLogprobs | None]
+"""Tokens int32 [R] on the device, and the log-probabilities of rows that asked."""
+
+
 class StepHandle:
-    """A step that was launched; what it brings may still be on its way from the device."""
+    """A step that was launched; what it brings may still be on its way from the device. ``launch`` samples it; a step without
+    masked rows is sampled at once."""
 
     def __init__(
         self,
-        step_id: int,
-        tokens: torch.Tensor,
-        logprobs: PendingLogprobs | None,
+        step: StepInput,
+        launch: Callable[[np.ndarray | None], Sampled],
         prompt: dict[int, PendingLogprobs],
         failed: dict[int, str],
     ) -> None:
-        self._step_id, self._tokens, self._logprobs, self._prompt = step_id, HostCopy(tokens), logprobs, prompt
-        self._failed = failed
+        self._step_id, self._launch, self._prompt, self._failed = step.step_id, launch, prompt, failed
+        if not step.masked:
+            self._sample(None)
+
+    def sample(self, masks: np.ndarray) -> None:
+        """As Handle has it."""
+        with device_losses():
+            self._sample(masks)
 
     def result(self) -> StepOutput:
         with device_losses():
             logprobs = self._logprobs.by_row() if self._logprobs is not None else {}
             prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
             return StepOutput(self._step_id, self._tokens.lists()[0], None, logprobs, prompt, self._failed)
+
+    def _sample(self, masks: np.ndarray | None) -> None:
+        tokens, self._logprobs = self._launch(masks)
+        self._tokens = HostCopy(tokens)
 
 
 class Runner:
@@ -73,13 +89,13 @@ class Runner:
 
     @torch.inference_mode()
     def step(self, step: StepInput) -> StepHandle:
-        """Applies the deltas, computes the rows, samples. After an exception, wherever it came from, other steps give what they
-        would have given without this one, once its seats were released."""
+        """Applies the deltas, computes the rows, samples unless masks are to come. After an exception, wherever it came from, other
+        steps give what they would have given without this one, once its seats were released."""
         self.rows.apply(step)
         failed = self._add_to_sampler(step)
         self._copy(step.copies)
         if not step.seats:
-            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, {}, failed)
+            return StepHandle(step, _nothing, {}, failed)
         rows = self._step_rows(step)
         seats, positions = rows.seats[rows.sampled], rows.lengths[rows.sampled]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
@@ -94,11 +110,20 @@ class Runner:
             logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
         self.rows.num_computed[rows.seats] = rows.lengths
         if not len(rows.sampled):
-            return StepHandle(step.step_id, torch.empty(0, dtype=torch.int32), None, prompt_logprobs, failed)
-        sample_rows = SampleRows(seats, positions, *targets)
-        tokens, logprobs = self.sampler.sample(logits, sample_rows, self.rows.tokens)
-        self.rows.tokens[sample_rows.row_to_seat.long(), sample_rows.position] = tokens.long().clamp_min(0)
-        return StepHandle(step.step_id, tokens, logprobs, prompt_logprobs, failed)
+            return StepHandle(step, _nothing, prompt_logprobs, failed)
+        row_to_seat, position = targets
+        sample_rows = SampleRows(seats, positions, row_to_seat, position)
+        masked = np.searchsorted(rows.sampled, step.masked) if step.masked else None
+        return StepHandle(step, partial(self._sample, logits, sample_rows, masked), prompt_logprobs, failed)
+
+    @torch.inference_mode()
+    def _sample(self, logits: torch.Tensor, rows: SampleRows, masked: np.ndarray | None, masks: np.ndarray | None) -> Sampled:
+        """Logits [R, V], which may be the recording's own: valid until the next step. masks: of the rows ``masked``."""
+        if masked is not None and masks is not None:
+            rows.masks = Masks(masked, masks)
+        tokens, logprobs = self.sampler.sample(logits, rows, self.rows.tokens)
+        self.rows.tokens[rows.row_to_seat.long(), rows.position] = tokens.long().clamp_min(0)
+        return tokens, logprobs
 
     @torch.inference_mode()
     def token_logits(self, step: StepInput) -> torch.Tensor:
@@ -186,6 +211,10 @@ class Runner:
                 targets = self.rows.tokens[seat, first + 1 : first + 1 + count]
                 found[row] = self.sampler.prompt_logprobs(seat, self.model.logits, hidden[start : start + count], targets)
         return found
+
+
+def _nothing(masks: np.ndarray | None) -> Sampled:
+    return torch.empty(0, dtype=torch.int32), None
 
 
 def _harmless() -> SamplingParams:

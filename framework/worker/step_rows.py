@@ -22,11 +22,21 @@ class StepRows:
 
 
 @dataclass
+class Masks:
+    """What some of the rows that yield a token may take: rows int64 [M] among them, words int32 [M, ceil(V/32)] as the bitmask of
+    ``apply_penalties``."""
+
+    rows: np.ndarray
+    words: np.ndarray
+
+
+@dataclass
 class SampleRows:
     """The rows of a step that yield a token: seats and positions int64 [R] on the host, and the same on the device (row_to_seat
-    int32, position int64). A position is the absolute index of the token to be sampled."""
+    int32, position int64). A position is the absolute index of the token to be sampled. masks: None if every row may take all."""
 
     seats: np.ndarray
     positions: np.ndarray
     row_to_seat: torch.Tensor
     position: torch.Tensor
+    masks: Masks | None = None

@@ -52,7 +52,6 @@ def test_defaults() -> None:
         ("bad_words", [[""], ["  "], [1], "abc", b"abc", 5, {"a": 1}, ["\ud800"]]),
         ("logit_bias", [{"a": 1.0}, {-1: 1.0}, {1: float("nan")}, [1], {1.7: 1.0}, {True: 1.0}, {1: True}, {1: "2"}, {b"5": 1.0}]),
         ("output_kind", ["DELTA", 1]),
-        ("structured_outputs", [{"json": "{}"}]),
         ("extra_args", [{}]),
         ("flat_logprobs", [True]),
         ("thinking_token_budget", [0, 5]),

@@ -4,6 +4,8 @@ GPU, where looking would synchronize with the host, all rows.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from ...impl import Flags, impl
@@ -28,26 +30,28 @@ def apply_penalties(
     if bitmask is not None:
         rows = _rows(used & (bitmask != -1).any(-1))
         allowed = _bits(bitmask[rows], width) | ~used[rows, None]
-        logits[rows] = logits[rows].masked_fill_(~allowed, -torch.inf)
+        logits[rows] = torch.where(allowed, logits[rows], -torch.inf)
 
     ids = bias_ids[seats]
     rows = _rows(used & (ids >= 0).any(-1))
-    row_seats = seats[rows]
-    ids, values = ids[rows].long(), bias_values[row_seats]
-    values = values.masked_fill((ids < 0) | ~used[rows, None], 0.0)
-    logits.index_put_((rows[:, None], ids.clamp_min(0)), values, accumulate=True)
+    if len(rows):
+        ids, values = ids[rows].long(), bias_values[seats[rows]]
+        values = values.masked_fill((ids < 0) | ~used[rows, None], 0.0)
+        logits.index_put_((rows[:, None], ids.clamp_min(0)), values, accumulate=True)
 
     rows = _rows(used & (repetition[seats] != 1))
-    row_seats = seats[rows]
-    scores, factor = logits[rows], repetition[row_seats][:, None]
-    seen = (_bits(prompt_mask[row_seats], width) | (output_counts[row_seats] > 0)) & used[rows, None]
-    logits[rows] = torch.where(seen, torch.where(scores > 0, scores / factor, scores * factor), scores)
+    if len(rows):
+        row_seats = seats[rows]
+        scores, factor = logits[rows], repetition[row_seats][:, None]
+        seen = (_bits(prompt_mask[row_seats], width) | (output_counts[row_seats] > 0)) & used[rows, None]
+        logits[rows] = torch.where(seen, torch.where(scores > 0, scores / factor, scores * factor), scores)
 
     rows = _rows(used & ((frequency[seats] != 0) | (presence[seats] != 0)))
-    row_seats = seats[rows]
-    counts = output_counts[row_seats]
-    penalty = frequency[row_seats][:, None] * counts + presence[row_seats][:, None] * (counts > 0)
-    logits[rows] -= penalty.masked_fill_(~used[rows, None], 0.0)
+    if len(rows):
+        row_seats = seats[rows]
+        counts = output_counts[row_seats]
+        penalty = frequency[row_seats][:, None] * counts + presence[row_seats][:, None] * (counts > 0)
+        logits[rows] -= penalty.masked_fill_(~used[rows, None], 0.0)
 
 
 def _rows(needed: torch.Tensor) -> torch.Tensor:
@@ -57,5 +61,12 @@ def _rows(needed: torch.Tensor) -> torch.Tensor:
 def _bits(words: torch.Tensor, num_bits: int) -> torch.Tensor:
     """int32 [R, W] -> bool [R, num_bits]: bit t % 32 of word t // 32."""
     octets = words.contiguous().view(torch.uint8)
-    flags = octets[..., None] & (1 << torch.arange(8, device=words.device, dtype=torch.uint8))
-    return flags.flatten(-2)[..., :num_bits] != 0
+    flags = torch.take(_spread_octets(words.device), octets.long())
+    return flags.view(torch.bool)[..., :num_bits]
+
+
+@functools.cache
+def _spread_octets(device: torch.device) -> torch.Tensor:
+    """int64 [256]: the bits of each number as bytes, the lowest first; one look-up for eight tokens."""
+    places = torch.arange(8, device=device)
+    return ((torch.arange(256, device=device)[:, None] >> places & 1) << 8 * places).sum(1)

@@ -1,0 +1,111 @@
+"""xgrammar: pushdown automata with masks computed ahead, for what of them depends on the automaton's state alone. Compiles in
+milliseconds to seconds. It passes over parts of a JSON schema that it cannot express, so only others are given to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..schema import close_objects, first_inexact
+from ..spec import GrammarSpec
+from .protocol import MAX_WHITESPACE, Vocabulary
+
+_NO_WHITESPACE = {"any_whitespace": False, "separators": (",", ":")}
+
+
+class XgrammarBackend:
+    """Regexes are those of ECMAScript without look-around, grammars EBNF as of llama.cpp, or Lark's."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        from xgrammar import GrammarCompiler, TokenizerInfo
+
+        try:
+            info = TokenizerInfo.from_huggingface(
+                vocabulary.tokenizer, vocab_size=vocabulary.size, stop_token_ids=list(vocabulary.eos_token_ids)
+            )
+        except Exception as error:
+            raise ValueError(f"xgrammar cannot work with this model's tokenizer: {error}") from error
+        self._compiler = GrammarCompiler(info, max_threads=1, cache_enabled=False)
+        self._size = vocabulary.size
+        added = vocabulary.tokenizer.added_tokens_decoder.items()
+        self._special = {token: found.content for token, found in added if found.special and token < vocabulary.size}
+
+    def compile(self, spec: GrammarSpec) -> XgrammarGrammar:
+        try:
+            compiled = self._compile(spec)
+        except RuntimeError as error:
+            raise ValueError(f"{spec.kind} cannot be compiled: {_without_place(str(error))}") from None
+        tagged = spec.text if spec.kind == "structural_tag" else ""  # tags may be special tokens
+        return XgrammarGrammar(compiled, self._text_words([token for token, text in self._special.items() if text not in tagged]))
+
+    def _text_words(self, special: list[int]) -> np.ndarray:
+        """A mask of all tokens but these: to the library a special token is the text that it is written as."""
+        flags = np.zeros(-(-self._size // 32) * 32, dtype=np.uint8)
+        flags[: self._size] = 1
+        flags[special] = 0
+        return np.packbits(flags, bitorder="little").view(np.int32)
+
+    def _compile(self, spec: GrammarSpec) -> Any:
+        compiler = self._compiler
+        if spec.kind == "json":
+            schema = close_objects(json.loads(spec.text))
+            if (found := first_inexact(schema)) is not None:
+                raise ValueError(
+                    f"json: xgrammar would not hold an output to {found}: leave it out, or choose "
+                    "structured_outputs.backend=llguidance"
+                )
+            spaces: Any = {"max_whitespace_cnt": MAX_WHITESPACE} if spec.any_whitespace else _NO_WHITESPACE
+            return compiler.compile_json_schema(json.dumps(schema), strict_mode=False, **spaces)
+        if spec.kind == "regex":
+            return compiler.compile_regex(spec.text)
+        if spec.kind == "choice":
+            return compiler.compile_grammar("root ::= " + " | ".join(_quoted(text) for text in json.loads(spec.text)))
+        if spec.kind == "structural_tag":
+            return compiler.compile_structural_tag(spec.text)
+        return compiler.compile_grammar(spec.text) if "::=" in spec.text else compiler.compile_lark(spec.text)
+
+
+class XgrammarGrammar:
+    """One automaton for all requests."""
+
+    def __init__(self, compiled: Any, text_words: np.ndarray) -> None:
+        self._compiled, self._text_words = compiled, text_words
+        self.num_bytes = compiled.memory_size_bytes
+
+    def matcher(self, stop_token_ids: Sequence[int]) -> XgrammarMatcher:
+        from xgrammar import GrammarMatcher
+
+        words = self._text_words.copy()
+        for token in stop_token_ids:
+            words[token // 32] |= np.uint32(1 << token % 32).astype(np.int32)
+        return XgrammarMatcher(GrammarMatcher(self._compiled, override_stop_tokens=list(stop_token_ids)), words)
+
+
+class XgrammarMatcher:
+    """The library's own, with special tokens left out. words int32 [ceil(V/32)]: what may come at all."""
+
+    def __init__(self, matcher: Any, words: np.ndarray) -> None:
+        self._matcher, self._words = matcher, words
+
+    def fill(self, mask: np.ndarray) -> None:
+        mask[:] = -1  # the library may leave a mask that allows all as it is
+        self._matcher.fill_next_token_bitmask(mask[None])
+        mask &= self._words
+
+    def accept(self, token_id: int) -> None:
+        if not self._matcher.accept_token(token_id):
+            raise RuntimeError(f"the grammar failed: token {token_id} does not fit")
+
+
+def _quoted(text: str) -> str:
+    """In EBNF."""
+    return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\U{ord(c):08X}" for c in text) + '"'
+
+
+def _without_place(text: str) -> str:
+    """What the library says, without the time and its source line."""
+    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", text).strip()

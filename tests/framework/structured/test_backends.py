@@ -1,0 +1,159 @@
+"""What each library allows, seen through masks."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from framework.structured.schema import close_objects, first_inexact
+
+from .vocabularies import EOS, PIECES, SIZE, TOKENIZER, accepts, allowed, grammar
+
+BOTH = pytest.mark.parametrize("name", ["llguidance", "xgrammar"])
+POINT = {
+    "type": "object",
+    "properties": {"x": {"type": "integer"}, "y": {"type": "integer"}},
+    "required": ["x"],
+    "additionalProperties": False,
+}
+
+
+@BOTH
+def test_outputs_are_those_of_the_constraint(name: str) -> None:
+    for constraint, good, bad in (
+        ({"regex": "[0-9]{3}-x+"}, ["123-x", "000-xxxx"], ["", "123-", "1234-x", "123-xy", " 123-x"]),
+        ({"regex": "^ab$"}, ["ab"], ["a", "^ab$"]),
+        ({"regex": "(a+)+b"}, ["ab", "aaaaaaaab"], ["b", "aa"]),
+        ({"regex": "a/b"}, ["a/b"], ["ab"]),
+        ({"choice": ["yes", "no\n", 'a "b" \\ 😀']}, ["yes", "no\n", 'a "b" \\ 😀'], ["ye", "no"]),
+        ({"json": POINT}, ['{"x": 1}', '{"x":1,"y": -2 }', '{\n  "x": 1,\n  "y": 2\n}'], ["{}", '{"x": 1.5}', '{"x": 1, "z": 1}']),
+        ({"json": POINT, "disable_any_whitespace": True}, ['{"x":1,"y":2}'], ['{"x": 1}', '{ "x":1}']),
+        ({"json_object": True}, ["{}", '{"a": [1, {"b": null}]}'], ["[]", "1", '"a"', '{"a": }']),
+        ({"json": True}, ["[1]", "null"], ["nul", "a"]),
+        ({"grammar": 'root ::= "a" root | "b"'}, ["b", "aaab"], ["a", ""]),
+        ({"grammar": 'start: "a" start | "b"'}, ["b", "aaab"], ["a", ""]),
+    ):
+        found = grammar(name, **constraint)
+        assert [text for text in good if not accepts(found, text)] == [], (constraint, name)
+        assert [text for text in bad if accepts(found, text)] == [], (constraint, name)
+
+
+@BOTH
+def test_special_tokens_and_padding_are_never_allowed(name: str) -> None:
+    """The model has 100 logits more than the tokenizer tokens."""
+    matcher = grammar(name, SIZE + 100, regex="(.|\n)*").matcher([EOS])
+    found = allowed(matcher, SIZE + 100)
+    assert 0 not in allowed(grammar(name, regex="<.bos.>").matcher([EOS])), "a special token is no text"
+    assert max(found) < SIZE and found & set(TOKENIZER.all_special_ids) == {EOS} and len(found) > 1500
+
+
+@BOTH
+def test_a_model_may_have_fewer_tokens_than_its_tokenizer(name: str) -> None:
+    size = 2000
+    matcher = grammar(name, size, regex="[a-z ]*").matcher([EOS])
+    mask = np.zeros(-(-size // 32), dtype=np.int32)
+    matcher.fill(mask)
+    bits = set(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[:size]).tolist())
+    expected = {token for token in range(3, size) if re.fullmatch(rb"[a-z ]+", PIECES[token])} | {EOS}
+    assert bits == expected
+
+
+@BOTH
+def test_stop_tokens_end_an_output_and_are_no_part_of_it(name: str) -> None:
+    """Token 'a' is a stop token of one request, and a letter like others for another one."""
+    found = grammar(name, regex="[ab]{2}")
+    (a,), (b,) = (TOKENIZER.encode(text, add_special_tokens=False) for text in "ab")
+    plain, stopping = found.matcher([EOS]), found.matcher([EOS, a])
+    assert a in allowed(plain) and a not in allowed(stopping) and EOS not in allowed(plain) | allowed(stopping)
+    for _ in range(2):
+        plain.accept(b)
+        stopping.accept(b)
+    assert allowed(plain) == {EOS} and allowed(stopping) == {EOS, a}
+
+
+@BOTH
+def test_a_token_that_does_not_fit_is_told(name: str) -> None:
+    matcher = grammar(name, regex="ab").matcher([EOS])
+    with pytest.raises(RuntimeError, match="the grammar failed"):
+        matcher.accept(TOKENIZER.encode("z", add_special_tokens=False)[0])
+
+
+@pytest.mark.parametrize(
+    "name, constraint, words",
+    [
+        ("llguidance", {"regex": "a(?=b)"}, "look-around"),
+        ("xgrammar", {"regex": "a(?=b)"}, "(?i)look"),
+        ("llguidance", {"regex": r"(a)\1"}, "backreferences"),
+        ("xgrammar", {"regex": r"(a)\1"}, "(?i)back"),
+        ("xgrammar", {"regex": r"a\b"}, "boundar"),
+        ("llguidance", {"regex": "["}, "unclosed"),
+        ("xgrammar", {"regex": "["}, "regex"),
+        ("llguidance", {"grammar": "start: b"}, "unknown name"),
+        ("xgrammar", {"grammar": "root ::= b"}, "b"),
+        ("llguidance", {"structural_tag": {"format": {}}}, "llguidance has no structural_tag"),
+        ("xgrammar", {"structural_tag": {"format": {}}}, "structural_tag"),
+        ("llguidance", {"json": {"type": "object", "not": {}}}, '"not"'),
+        ("llguidance", {"json": {"x-guidance": {"lenient": True}, "not": {}}}, '"not"'),
+        ("llguidance", {"json": {"type": "integer", "minimum": 3, "maximum": 1}}, "minimum"),
+        ("xgrammar", {"json": {"type": "integer", "minimum": 3, "maximum": 1}}, "minimum"),
+        ("xgrammar", {"json": {"type": "integer", "multipleOf": 3}}, "'multipleOf'"),
+        ("xgrammar", {"json": {"minimum": 3}}, "'minimum' without 'type'"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_with_the_reason(name: str, constraint: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        grammar(name, **constraint)
+
+
+def test_structural_tags_leave_other_text_free() -> None:
+    tag = {
+        "type": "triggered_tags",
+        "triggers": ["<f"],
+        "tags": [{"begin": "<f>", "content": {"type": "json_schema", "json_schema": {"type": "integer"}}, "end": "</f>"}],
+    }
+    found = grammar("xgrammar", structural_tag={"type": "structural_tag", "format": tag})
+    assert accepts(found, "text <f>12</f> more") and accepts(found, "text") and not accepts(found, "text <f>x</f>")
+
+
+def test_schemas_that_xgrammar_cannot_do_exactly_are_known() -> None:
+    closed = {"properties": {"a": {}}, "type": "object", "additionalProperties": False}
+    for schema in (
+        True,
+        {},
+        {"type": "string", "maxLength": 3},
+        closed,
+        {"anyOf": [closed, {"type": "null"}]},
+        {"$ref": "#/$defs/a"},
+    ):
+        assert first_inexact(schema) is None
+    for schema, named in (
+        ({"type": "object", "properties": {"a": {"type": "integer"}}}, "additionalProperties"),
+        ({**closed, "required": ["b"]}, "required"),
+        ({"type": "array", "items": {"type": "string", "pattern": "a"}}, "pattern"),
+        ({"anyOf": [{"type": "string"}], "type": "string"}, "type"),
+        ({"$ref": "#/a~1b"}, r"\$ref"),
+        ({"const": {}}, "const"),
+        ({"type": ["string", "null"]}, "type"),
+        ({"$defs": {"a": {"not": {}}}}, "not"),
+    ):
+        assert re.search(named, first_inexact(schema) or "")
+    given = {
+        "properties": {"a": {"properties": {}}, "b": {"additionalProperties": {"properties": {}}}},
+        "const": {"properties": {}},
+    }
+    assert json.dumps(close_objects(given)).count("false") == 3
+
+
+@BOTH
+def test_numbers_keep_their_bounds(name: str) -> None:
+    for schema, low, high in (
+        ({"type": "integer", "minimum": -3, "maximum": 12}, -3, 12),
+        ({"type": "integer", "exclusiveMinimum": 99, "exclusiveMaximum": 1001}, 100, 1000),
+    ):
+        found = grammar(name, json=schema)
+        for value in (low - 1, low, (low + high) // 2, high, high + 1, 10 * high):
+            assert accepts(found, str(value)) == (low <= value <= high), (schema, value)
