@@ -12,8 +12,6 @@ from openai import OpenAI
 
 from .servers import HTTPServer
 
-pytest.importorskip("framework.structured", reason="without structured output no call can be forced")
-
 PARAMETERS = {
     "type": "object",
     "properties": {"city": {"$ref": "#/$defs/City"}, "days": {"enum": [1, 2, 3]}},
