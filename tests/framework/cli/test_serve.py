@@ -23,6 +23,7 @@ VALUES = {
     "log_level": "debug",
     "kernels": {"sample": "torch", "linear": "torch@x:1"},
     "hf_overrides": {"rope_theta": 5e5, "a": {"b": [1]}},
+    "structured_outputs_config": {"backend": "xgrammar", "compile_timeout_s": 3.0},
 }
 """Those that cannot be anything of their type."""
 REFUSED = {"tokenizer_mode", "trust_remote_code"}
@@ -49,7 +50,7 @@ def value_and_words(argument: Argument) -> tuple[Any, list[str]]:
     if argument.kind is bool:
         return not argument.default, [flag.replace("--", "--no-", 1) if argument.default else flag]
     value = VALUES.get(argument.name)
-    if argument.name == "hf_overrides":
+    if argument.name in ("hf_overrides", "structured_outputs_config"):
         return value, [flag, json.dumps(value)]
     if isinstance(value, dict):
         return value, [word for key, choice in value.items() for word in (flag, f"{key}={choice}")]

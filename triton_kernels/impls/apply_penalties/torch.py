@@ -10,6 +10,9 @@ import torch
 
 from ...impl import Flags, impl
 
+_NEGATIVE_INFINITY = -0x800000
+"""As the bits of a float32."""
+
 
 @impl("apply_penalties", "torch", priority=10, flags=Flags(batch_invariant=True))
 def apply_penalties(
@@ -29,8 +32,9 @@ def apply_penalties(
     width = logits.shape[1]
     if bitmask is not None:
         rows = _rows(used & (bitmask != -1).any(-1))
-        allowed = _bits(bitmask[rows], width) | ~used[rows, None]
-        logits[rows] = torch.where(allowed, logits[rows], -torch.inf)
+        keep = _spread(bitmask[rows], width) | (used[rows, None].int() - 1)
+        chosen = logits[rows].view(torch.int32) & keep  # several times as quick on a CPU as to choose by flags
+        logits[rows] = (chosen | (~keep & _NEGATIVE_INFINITY)).view(torch.float32)
 
     ids = bias_ids[seats]
     rows = _rows(used & (ids >= 0).any(-1))
@@ -60,13 +64,16 @@ def _rows(needed: torch.Tensor) -> torch.Tensor:
 
 def _bits(words: torch.Tensor, num_bits: int) -> torch.Tensor:
     """int32 [R, W] -> bool [R, num_bits]: bit t % 32 of word t // 32."""
+    return _spread(words, num_bits) != 0
+
+
+def _spread(words: torch.Tensor, num_bits: int) -> torch.Tensor:
+    """int32 [R, W] -> int32 [R, num_bits]: all bits of number t are as bit t % 32 of word t // 32; eight numbers per look-up."""
     octets = words.contiguous().view(torch.uint8)
-    flags = torch.take(_spread_octets(words.device), octets.long())
-    return flags.view(torch.bool)[..., :num_bits]
+    return torch.embedding(_spread_octets(words.device), octets.int()).flatten(-2)[..., :num_bits]
 
 
 @functools.cache
 def _spread_octets(device: torch.device) -> torch.Tensor:
-    """int64 [256]: the bits of each number as bytes, the lowest first; one look-up for eight tokens."""
-    places = torch.arange(8, device=device)
-    return ((torch.arange(256, device=device)[:, None] >> places & 1) << 8 * places).sum(1)
+    """int32 [256, 8]: the bits of each number, the lowest first, as -1 and 0."""
+    return -(torch.arange(256, dtype=torch.int32, device=device)[:, None] >> torch.arange(8, device=device) & 1).int()
