@@ -190,7 +190,7 @@ def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
         path = Path(folder) / run / REQUESTS_FILE
         if path.is_file():
             try:
-                tables.append(pd.read_csv(path, usecols=list(REQUEST_COLUMNS)).assign(run=run))
+                tables.append(pd.read_csv(path, usecols=list(REQUEST_COLUMNS), low_memory=False).assign(run=run))
             except ValueError as error:
                 raise ValueError(f"{path} does not hold the requests of a run: {error}") from error
     if not tables:
