@@ -1,6 +1,53 @@
-/* The most likely token of every greedy row; a row that wants a random token is only marked. */
+/* What happens to logits: penalties, and the most likely token of every greedy row. */
 #include "native.h"
 
+struct penalties {
+    float *logits;                /* [R, V], contiguous rows */
+    const int32_t *row_to_seat;   /* [R]; -1: leave the row */
+    const uint32_t *bitmask;      /* [R, ceil(V/32)] or NULL: token t is allowed where bit t%32 of word t/32 is set */
+    const uint32_t *prompt_mask;  /* [S, ceil(V/32)] */
+    const int32_t *output_counts; /* [S, V] */
+    const float *repetition, *frequency, *presence; /* [S] */
+    const int32_t *bias_ids;      /* [S, B]; -1: no entry */
+    const float *bias_values;     /* [S, B] */
+    int64_t num_rows, vocab_size, row, num_bias;
+};
+
+static void forbid(float *x, const uint32_t *mask, int64_t count) {
+    for (int64_t w = 0; w * 32 < count; w++) {
+        const uint32_t word = mask[w];
+        if (word == UINT32_MAX) continue;
+        const int64_t rest = count - w * 32, end = rest < 32 ? rest : 32;
+        for (int64_t t = 0; t < end; t++) x[w * 32 + t] = word >> t & 1 ? x[w * 32 + t] : -INFINITY;
+    }
+}
+
+static void repeat(float *x, const uint32_t *prompt, const int32_t *counts, float factor, int64_t count) {
+    for (int64_t t = 0; t < count; t++) {
+        const float changed = x[t] > 0 ? x[t] / factor : x[t] * factor;
+        x[t] = (prompt[t / 32] >> t % 32 & 1) | (counts[t] > 0) ? changed : x[t];
+    }
+}
+
+void penalties(const struct penalties *c) {
+    const int64_t vocab = c->vocab_size, words = (vocab + 31) / 32;
+#pragma omp for
+    for (int64_t r = 0; r < c->num_rows; r++) {
+        const int64_t seat = c->row_to_seat[r];
+        if (seat < 0) continue;
+        float *x = c->logits + r * c->row;
+        const int32_t *counts = c->output_counts + seat * vocab;
+        const float frequency = c->frequency[seat], presence = c->presence[seat];
+        if (c->bitmask) forbid(x, c->bitmask + r * words, vocab);
+        for (int64_t b = seat * c->num_bias; b < (seat + 1) * c->num_bias; b++)
+            if (c->bias_ids[b] >= 0) x[c->bias_ids[b]] += c->bias_values[b];
+        if (c->repetition[seat] != 1) repeat(x, c->prompt_mask + seat * words, counts, c->repetition[seat], vocab);
+        if (frequency != 0 || presence != 0)
+            for (int64_t t = 0; t < vocab; t++) x[t] -= frequency * (float)counts[t] + (counts[t] > 0 ? presence : 0);
+    }
+}
+
+/* A row that wants a random token is only marked. */
 struct greedy {
     const float *logits;        /* [R, V], contiguous rows */
     const int32_t *row_to_seat; /* [R] */

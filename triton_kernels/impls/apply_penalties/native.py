@@ -1,0 +1,33 @@
+"""``apply_penalties`` on a CPU in C; see ``native_sample.c``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...impl import Flags, impl
+from ...spec import Spec
+from .._shared.native_call import NativeKernel
+from .._shared.native_code import library_reasons
+
+
+@impl("apply_penalties", "native", priority=20, flags=Flags(batch_invariant=True), devices=("cpu",))
+class ApplyPenaltiesNative:
+    def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
+        self.run = NativeKernel("native_sample.c", torch.float32, "penalties", "pppppppppp iiii")
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        return library_reasons("native_sample.c", torch.float32)
+
+    def __call__(
+        self, logits: torch.Tensor, row_to_seat: torch.Tensor, bitmask: torch.Tensor | None, *of_seats: torch.Tensor
+    ) -> None:
+        rows = logits if logits.stride(1) == 1 else logits.contiguous()
+        mask = None if bitmask is None else bitmask.contiguous()
+        own = [tensor.contiguous() for tensor in of_seats]
+        self.run(rows.numel(), rows, row_to_seat.contiguous(), mask, *own, *rows.shape, rows.stride(0), own[-1].shape[1])
+        if rows is not logits:
+            logits.copy_(rows)
