@@ -19,6 +19,7 @@ _DETOKENIZER = "framework/engine/detokenizer.py"
 _ASYNC = "framework/async_engine.py"
 _CLIENT = "framework/engine_client.py"
 _PROCESS = "framework/engine_process.py"
+_SAMPLE_C = "triton_kernels/impls/_shared/native_sample.c"
 _RECORDING = "triton_kernels/impls/_shared/recording.py"
 _GRAPHS = "framework/worker/decode_graphs.py"
 _DEVICES = "framework/worker/devices.py"
@@ -92,7 +93,8 @@ TESTS: dict[str, list[str]] = {
     _DETOKENIZER: _TEXT_TESTS,
     _ASYNC: _PROCESS_TESTS,
     _CLIENT: _PROCESS_TESTS,
-    _PROCESS: _PROCESS_TESTS,
+    _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py"],
+    _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
     _GRAPHS: _RECORDING_TESTS,
     _DEVICES: _RECORDING_TESTS,
@@ -250,14 +252,14 @@ MUTANTS = [
     Mutant(
         "min_tokens mask one token too long",
         _PENALTIES,
-        "self._num_prompt_tokens[seat] < params.min_tokens:",
-        "self._num_prompt_tokens[seat] <= params.min_tokens:",
+        "self._num_prompt_tokens[seat] < self._min_tokens[seat]:",
+        "self._num_prompt_tokens[seat] <= self._min_tokens[seat]:",
     ),
     Mutant(
         "min_tokens mask one token too short",
         _PENALTIES,
-        "self._num_prompt_tokens[seat] < params.min_tokens:",
-        "self._num_prompt_tokens[seat] + 1 < params.min_tokens:",
+        "self._num_prompt_tokens[seat] < self._min_tokens[seat]:",
+        "self._num_prompt_tokens[seat] + 1 < self._min_tokens[seat]:",
     ),
     Mutant("logit bias of the seat's previous user", _PENALTIES, "        self.bias_ids[seat] = -1\n", ""),
     Mutant(
@@ -332,9 +334,14 @@ MUTANTS = [
     Mutant(
         "the engine's process reads no message while it works",
         _PROCESS,
-        "while not engine.has_unfinished() or pipe.poll():",
+        "while not engine.has_unfinished() or pipe.poll(WAIT_S if engine.is_waiting else 0):",
         "while not engine.has_unfinished():",
     ),
+    Mutant("the engine's process spins while all wait for grammars", _PROCESS, "WAIT_S if engine.is_waiting else 0", "0"),
+    # What a grammar allows, and penalties.
+    Mutant("a mask of the row before", _SAMPLE_C, "c->bitmask + r * words", "c->bitmask + (r ? r - 1 : r) * words"),
+    Mutant("the last tokens of a mask are not read", _SAMPLE_C, "rest < 32 ? rest : 32", "rest < 32 ? 0 : 32"),
+    Mutant("presence without occurrence", _SAMPLE_C, "(counts[t] > 0 ? presence : 0)", "presence"),
     # Recordings on a CPU.
     Mutant(
         "a recording forgets what its kernels read", _RECORDING, "if not self._arena.owns(tensor))", "if self._arena.owns(tensor))"
@@ -477,7 +484,7 @@ MUTANTS = [
         "launches have no noise", _SIMULATED, "launch_s = noise * launches * self._launch_s", "launch_s = launches * self._launch_s"
     ),
     Mutant("noise counts twice", _SIMULATED, "max(start_s + noise * device_s,", "max(start_s + noise * noise * device_s,"),
-    Mutant("replicas have the same noise", _SIMULATED, "default_rng((self._seed, index))", "default_rng(self._seed)"),
+    Mutant("replicas have the same noise", _SIMULATED, "(2**64 - 1), index))", "(2**64 - 1), 0))"),
     Mutant("the weights of one device are the model's", _SIMULATED, "round(config.parallel.tp * sum(", "round(sum("),
     Mutant("spread experts lie on every device", _RANKS, "num_experts=part.num_experts // ep)", "num_experts=part.num_experts)"),
     Mutant("the device least alike is transferred", _SIMULATED_DEVICE, "return min(found", "return max(found"),
