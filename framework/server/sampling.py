@@ -122,6 +122,13 @@ def request_id(body: GenerationBody, request: Request) -> str:
     return given
 
 
+def usage_chunks(serving: Serving, body: GenerationBody) -> tuple[bool, bool]:
+    """Whether a stream's last chunk tells the usage, and whether all chunks do."""
+    options = body.stream_options
+    include = serving.config.enable_force_include_usage or (options is not None and options.include_usage)
+    return include, include and options is not None and options.continuous_usage_stats
+
+
 def truncation(serving: Serving, body: GenerationBody, max_tokens: int | None) -> slice:
     """Which of a prompt's tokens are used."""
     most = body.truncate_prompt_tokens

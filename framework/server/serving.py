@@ -78,6 +78,19 @@ class Serving:
         finally:
             self.num_in_work -= count
 
+    def usage(self, num_prompt: int, num_completion: int, num_cached: int, num_reasoning: int | None = None) -> dict[str, Any]:
+        """OpenAI's usage object, in tokens; of reasoning where some is looked for."""
+        found: dict[str, Any] = {
+            "prompt_tokens": num_prompt,
+            "total_tokens": num_prompt + num_completion,
+            "completion_tokens": num_completion,
+        }
+        if self.config.enable_prompt_tokens_details:
+            found["prompt_tokens_details"] = {"cached_tokens": num_cached}
+        if num_reasoning is not None:
+            found["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
+        return found
+
     async def tokenizing(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which uses the tokenizer, and so may take long: it runs in the tokenizer's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
@@ -143,28 +156,20 @@ class Serving:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _generate(
+    async def _generate(
         self, prompt: EngineInput, params: SamplingParams, priority: int, beams: BeamSearchParams | None
     ) -> AsyncGenerator[RequestOutput, None]:
-        if beams is not None:
-            return beam_outputs(self.engine, prompt, params, priority, beams)
-        return self.engine.generate(prompt, params, priority=priority)  # type: ignore[return-value]
+        if beams is None:
+            found: Any = self.engine.generate(prompt, params, priority=priority)
+        else:
+            found = beam_outputs(self.engine, prompt, params, priority, beams)
+        async with aclosing(found) as outputs:
+            async for output in outputs:
+                if any(completion.finish_reason == "error" for completion in output.outputs):
+                    raise APIError(500, "the model computed no numbers for this request")
+                yield output
 
 
 def new_id() -> str:
     """Of an answer."""
     return uuid.uuid4().hex
-
-
-def usage(num_prompt: int, num_completion: int, num_cached: int | None = None, num_reasoning: int | None = None) -> dict[str, Any]:
-    """OpenAI's usage object, in tokens."""
-    found: dict[str, Any] = {
-        "prompt_tokens": num_prompt,
-        "total_tokens": num_prompt + num_completion,
-        "completion_tokens": num_completion,
-    }
-    if num_cached is not None:
-        found["prompt_tokens_details"] = {"cached_tokens": num_cached}
-    if num_reasoning is not None:
-        found["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
-    return found
