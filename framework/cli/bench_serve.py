@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..study.load.table import LATENCIES
 from ..study.metrics import PERCENTILES, SLOConfig
 from ..study.workload import SamplingConfig, WorkloadConfig
+from .flags import json_object
 
 if TYPE_CHECKING:
     from ..study.compose import LoadConfig
@@ -55,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--ignore-eos", action="store_true", help="answers are as long as they may be")
     for name, value in vars(SamplingConfig()).items():
         with_default("--" + name.replace("_", "-"), value, "sampling parameter", metavar="X")
-    add("--extra-body", type=_json_object, default={}, metavar="JSON", help="further fields of every request")
+    add("--extra-body", type=json_object, default={}, metavar="JSON", help="further fields of every request")
     add("--goodput", nargs="+", default=[], metavar="NAME:MS", help=f"objectives, of {', '.join(OBJECTIVES)}")
     with_default("--percentile-metrics", "ttft,tpot,itl", "latencies to print, of ttft, tpot, itl, e2el", metavar="NAME,...")
     with_default("--metric-percentiles", "99", "percentiles to print", metavar="P,...")
@@ -139,13 +139,6 @@ def _config(arguments: argparse.Namespace) -> LoadConfig:
         slo=_objectives(arguments.goodput),
         http=http,
     )
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError
-    return found
 
 
 def _objectives(given: list[str]) -> SLOConfig:
