@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from .. import __version__
 from ..async_engine import AsyncEngine
-from ..engine.inputs import EngineInput
+from ..engine.inputs import EngineInput, check_prompt_tokens
 from ..outputs import RequestOutput
 from ..sampling_params import BeamSearchParams, SamplingParams
 from .beams import beam_outputs
@@ -106,14 +106,13 @@ class Serving:
     def check_input(self, prompt: EngineInput, max_tokens: int | None) -> None:
         """Raises APIError for a prompt that cannot be served with so long an output, or with tokens that the model has not."""
         info, count = self.engine.info, len(prompt.token_ids)
-        if not count:
-            raise APIError(400, "the prompt is empty: a request needs at least one token", "prompt")
+        try:
+            check_prompt_tokens(prompt.token_ids, info.vocab_size)
+        except ValueError as error:
+            raise APIError(400, str(error), "prompt") from None
         if count + (max_tokens or 1) > info.max_model_len:
             asked = f", and {max_tokens} output tokens were asked for" if max_tokens else ", which leaves no room for an output"
             raise self._too_long(f"contains {count} input tokens{asked}")
-        wrong = next((token for token in prompt.token_ids if not 0 <= token < info.vocab_size), None)
-        if wrong is not None:
-            raise APIError(400, f"the prompt holds token id {wrong}, but the model's ids are 0 to {info.vocab_size - 1}", "prompt")
 
     def _too_long(self, what: str) -> APIError:
         most = self.engine.info.max_model_len
