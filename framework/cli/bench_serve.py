@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from ..study.load.table import LATENCIES
 from ..study.metrics import PERCENTILES, SLOConfig
 from ..study.workload import SamplingConfig, WorkloadConfig
+from ..study.workload.prompts import SOURCES
+from ..study.workload.traces import FORMATS
 from .flags import json_object
 
 if TYPE_CHECKING:
     from ..study.compose import LoadConfig
 
 BACKENDS = {"openai": "/v1/completions", "vllm": "/v1/completions", "openai-chat": "/v1/chat/completions"}
-DATASETS = ("random", "python", "sharegpt", "spec_bench", "azure", "mooncake")
+DATASETS = (*(name for name, source in SOURCES.items() if not source.needs_path), *FORMATS)
 OBJECTIVES = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s"}
 
 
@@ -105,7 +107,7 @@ def _config(arguments: argparse.Namespace) -> LoadConfig:
     from ..study.compose import LoadConfig
     from ..study.load.config import HttpConfig
 
-    made = arguments.dataset_name in ("random", "python")
+    made = arguments.dataset_name in SOURCES
     workload = WorkloadConfig(
         source=arguments.dataset_name if made else "trace",
         format="auto" if made else arguments.dataset_name,
