@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
@@ -167,8 +166,3 @@ class Serving:
                 if any(completion.finish_reason == "error" for completion in output.outputs):
                     raise APIError(500, "the model computed no numbers for this request")
                 yield output
-
-
-def new_id() -> str:
-    """Of an answer."""
-    return uuid.uuid4().hex
