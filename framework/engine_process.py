@@ -26,6 +26,9 @@ SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}
 """Environment of a process that computes beside others: threads of a CPU kernel that wait for one another go to sleep after a short
 spin. OpenMP's default is a long one, with which one busy neighbour on the machine makes steps many times as long."""
 
+WAIT_S = 0.002
+"""Between two looks whether the grammar is compiled that all requests wait for."""
+
 Envelope = tuple[str, bytes]
 """What goes to the engine: key of the request or call, and a pickled Add, Abort or Call. The key stands outside, so that somebody
 is told even of a message that cannot be read. Instead of an envelope, None ends the process."""
@@ -94,10 +97,6 @@ class Failure:
             return pickle.loads(self.pickled)
         except Exception:
             return RuntimeError(self.text)
-
-
-WAIT_S = 0.002
-"""Between two looks whether the grammar is compiled that all requests wait for."""
 
 
 def run_engine(config: EngineConfig, pipe: Connection) -> None:

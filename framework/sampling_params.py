@@ -204,8 +204,8 @@ class BeamSearchParams:
     def __post_init__(self) -> None:
         for name in ("beam_width", "max_tokens"):
             setattr(self, name, _integer(name, getattr(self, name), 1, math.inf, False))
-        for name, bound in (("temperature", 2), ("length_penalty", 100)):
-            setattr(self, name, _number(name, getattr(self, name), -bound if name == "length_penalty" else 0, bound))
+        for name, low, high in (("temperature", 0, 2), ("length_penalty", -100, 100)):
+            setattr(self, name, _number(name, getattr(self, name), low, high))
 
     @property
     def step_params(self) -> SamplingParams:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 from ..study.load.table import LATENCIES
 from ..study.metrics import PERCENTILES, SLOConfig
 from ..study.workload import SamplingConfig, WorkloadConfig
+from ..study.workload.prompts import SOURCES
+from ..study.workload.traces import FORMATS
+from .flags import json_object
 
 if TYPE_CHECKING:
     from ..study.compose import LoadConfig
 
 BACKENDS = {"openai": "/v1/completions", "vllm": "/v1/completions", "openai-chat": "/v1/chat/completions"}
-DATASETS = ("random", "python", "sharegpt", "spec_bench", "azure", "mooncake")
+DATASETS = (*(name for name, source in SOURCES.items() if not source.needs_path), *FORMATS)
 OBJECTIVES = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s"}
 
 
@@ -55,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--ignore-eos", action="store_true", help="answers are as long as they may be")
     for name, value in vars(SamplingConfig()).items():
         with_default("--" + name.replace("_", "-"), value, "sampling parameter", metavar="X")
-    add("--extra-body", type=_json_object, default={}, metavar="JSON", help="further fields of every request")
+    add("--extra-body", type=json_object, default={}, metavar="JSON", help="further fields of every request")
     add("--goodput", nargs="+", default=[], metavar="NAME:MS", help=f"objectives, of {', '.join(OBJECTIVES)}")
     with_default("--percentile-metrics", "ttft,tpot,itl", "latencies to print, of ttft, tpot, itl, e2el", metavar="NAME,...")
     with_default("--metric-percentiles", "99", "percentiles to print", metavar="P,...")
@@ -105,7 +107,7 @@ def _config(arguments: argparse.Namespace) -> LoadConfig:
     from ..study.compose import LoadConfig
     from ..study.load.config import HttpConfig
 
-    made = arguments.dataset_name in ("random", "python")
+    made = arguments.dataset_name in SOURCES
     workload = WorkloadConfig(
         source=arguments.dataset_name if made else "trace",
         format="auto" if made else arguments.dataset_name,
@@ -139,13 +141,6 @@ def _config(arguments: argparse.Namespace) -> LoadConfig:
         slo=_objectives(arguments.goodput),
         http=http,
     )
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError
-    return found
 
 
 def _objectives(given: list[str]) -> SLOConfig:

@@ -45,6 +45,17 @@ def given(namespace: argparse.Namespace, owner: Callable[..., Any]) -> dict[str,
     return {name: value for name, value in vars(namespace).items() if name in names}
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """The type of a flag that takes one."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return value
+
+
 def _reading(argument: Argument) -> dict[str, Any]:
     """How argparse reads it."""
     kind, inner = get_origin(argument.kind) or argument.kind, get_args(argument.kind)
@@ -53,7 +64,7 @@ def _reading(argument: Argument) -> dict[str, Any]:
     if issubclass(kind, Mapping) and inner[1] is str:
         return {"action": _Pairs, "type": _pair, "metavar": "KEY=VALUE"}
     if issubclass(kind, Mapping):
-        return {"type": _json_object, "metavar": "JSON"}
+        return {"type": json_object, "metavar": "JSON"}
     if issubclass(kind, Sequence) and kind is not str:
         return {"action": "extend", "nargs": "+", "type": inner[0], "metavar": argument.name.upper()}
     assert kind in (str, int, float), f"{argument.name}: no flag can give a {kind}"
@@ -92,13 +103,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not (key and equals and value):
         raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE")
     return key, value
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
-    return value

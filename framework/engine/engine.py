@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,10 +17,10 @@ from ..structured.matchers import Matchers
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
 from .executor import Executor, Handle, MaskedHandle
-from .inputs import EngineInput, InputProcessor, Prompt
+from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
-from .metrics import EngineMetrics, EngineStats, Recorder
+from .metrics import EngineMetrics, EngineStats, Recorder, cache_settings
 from .output_processor import OutputProcessor, RequestGroup
 from .request import FinishReason, Request, Status
 from .scheduled import ScheduledStep
@@ -92,23 +91,20 @@ class Engine:
         complete = self.inputs.params(params, output_kind)
         if complete.seed is None:
             complete.seed = self._next_seed()
-        self._check_tokens(given.token_ids, complete)
+        check_tokens(given.token_ids, complete, self.executor.vocab_size)
         structured = complete.structured_outputs is not None
         if structured and self._matchers is None:
             raise ValueError(
                 "structured_outputs needs a tokenizer, and an executor with logits: "
                 f"executor.kind={self.config.executor.kind} makes tokens up"
             )
-        if complete.bad_words_token_ids:  # a tokenizer may know tokens that the model has not, and never generates
-            possible = [word for word in complete.bad_words_token_ids if max(word) < self.executor.vocab_size]
-            complete.bad_words_token_ids = possible
         max_total = self.scheduler.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
         _logger.debug("request %s: %d prompt tokens, n=%d", request_id, len(given.token_ids), complete.n)
         group = RequestGroup(request_id, given.text, given.token_ids, complete, arrival_s)
         leader: Request | None = None
         for i in range(complete.n):
-            own = complete if i == 0 else _follower_params(complete, i)
+            own = complete if i == 0 else follower_params(complete, i)
             name = request_id if complete.n == 1 else f"{i}_{request_id}"
             request = Request(name, given.token_ids, own, max_total, arrival_s, priority, extra_keys(given.cache_salt))
             request.leader = leader
@@ -207,21 +203,16 @@ class Engine:
 
     def metrics(self) -> EngineMetrics:
         """All that there is to know about the requests so far, the kernels and the cache."""
+        recorder, executor = self._recorder, self.executor
         running = (sample.request for group in self.processor.groups.values() for sample in group.samples)
-        recorder, cache, num_blocks = self._recorder, self.config.cache, self.executor.num_blocks
-        settings = {
-            "block_size": cache.block_size,
-            "cache_dtype": cache.dtype,
-            "enable_prefix_caching": cache.prefix_caching,
-            "gpu_memory_utilization": cache.memory_fraction,
-            "num_gpu_blocks": num_blocks,
-            "num_gpu_blocks_override": cache.num_blocks,
-            "kv_cache_memory_bytes": cache.memory_bytes,
-            "kv_cache_size_tokens": num_blocks * cache.block_size,
-            "kv_cache_max_concurrency": round(num_blocks * cache.block_size / self.executor.max_model_len, 2),
-        }
-        histograms = recorder.histograms(running)
-        return EngineMetrics(self.stats(), dict(recorder.finished), recorder.corrupted, histograms, self.plan_report(), settings)
+        return EngineMetrics(
+            self.stats(),
+            dict(recorder.finished),
+            recorder.corrupted,
+            recorder.histograms(running),
+            self.plan_report(),
+            cache_settings(self.config.cache, executor.num_blocks, executor.max_model_len),
+        )
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
@@ -376,29 +367,3 @@ class Engine:
         """Of the request that is added now."""
         digest = blake2b(f"{self.config.seed}:{self._num_added}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1
-
-    def _check_tokens(self, prompt: list[int], params: SamplingParams) -> None:
-        if not prompt:
-            raise ValueError("the prompt is empty: a request needs at least one token")
-        vocab_size = self.executor.vocab_size
-        if min(prompt) < 0 or max(prompt) >= vocab_size:
-            wrong = next(token for token in prompt if not 0 <= token < vocab_size)
-            raise ValueError(f"the prompt holds token id {wrong}, but the model's ids are 0 to {vocab_size - 1}")
-        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-            if wrong_ids := [token for token in getattr(params, name) or () if token >= vocab_size]:
-                raise ValueError(
-                    f"SamplingParams: {name} holds token id {wrong_ids[0]}, but the model has ids 0 to {vocab_size - 1}"
-                )
-        for name in ("logprobs", "prompt_logprobs"):
-            if (asked := getattr(params, name) or 0) > vocab_size:
-                raise ValueError(f"SamplingParams: {name}={asked}, but the model has {vocab_size} tokens; -1 asks for all of them")
-
-
-def _follower_params(params: SamplingParams, index: int) -> SamplingParams:
-    """Of completion ``index``: its own seed; the prompt's log-probabilities come from completion 0."""
-    own = copy.copy(params)
-    assert params.seed is not None
-    own.seed = params.seed + index
-    if params.prompt_logprobs is not None:
-        own.prompt_logprobs, own.skip_reading_prefix_cache = None, False
-    return own

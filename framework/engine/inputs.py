@@ -209,6 +209,39 @@ def check_priority(priority: object) -> int:
     return int(priority)
 
 
+def check_tokens(prompt: list[int], params: SamplingParams, vocab_size: int) -> None:
+    """Raises ValueError for token ids that the model has not. Bad words with such are left out: a tokenizer may know tokens that
+    the model has not, and never generates."""
+    check_prompt_tokens(prompt, vocab_size)
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        if wrong := [token for token in getattr(params, name) or () if token >= vocab_size]:
+            raise ValueError(f"SamplingParams: {name} holds token id {wrong[0]}, but the model has ids 0 to {vocab_size - 1}")
+    for name in ("logprobs", "prompt_logprobs"):
+        if (asked := getattr(params, name) or 0) > vocab_size:
+            raise ValueError(f"SamplingParams: {name}={asked}, but the model has {vocab_size} tokens; -1 asks for all of them")
+    if params.bad_words_token_ids:
+        params.bad_words_token_ids = [word for word in params.bad_words_token_ids if max(word) < vocab_size]
+
+
+def check_prompt_tokens(prompt: list[int], vocab_size: int) -> None:
+    """Raises ValueError for a prompt that is empty, or holds token ids that the model has not."""
+    if not prompt:
+        raise ValueError("the prompt is empty: a request needs at least one token")
+    if min(prompt) < 0 or max(prompt) >= vocab_size:
+        wrong = next(token for token in prompt if not 0 <= token < vocab_size)
+        raise ValueError(f"the prompt holds token id {wrong}, but the model's ids are 0 to {vocab_size - 1}")
+
+
+def follower_params(params: SamplingParams, index: int) -> SamplingParams:
+    """Of completion ``index``: its own seed; the prompt's log-probabilities come from completion 0."""
+    own = copy.copy(params)
+    assert params.seed is not None
+    own.seed = params.seed + index
+    if params.prompt_logprobs is not None:
+        own.prompt_logprobs, own.skip_reading_prefix_cache = None, False
+    return own
+
+
 def _token_ids(ids: Any) -> list[int]:
     try:
         listed = None if isinstance(ids, str | bytes | bytearray | memoryview | Mapping) else list(ids)

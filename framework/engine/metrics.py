@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from ..config import CacheConfig
 from .request import FinishReason, Request
 from .scheduled import Committed, ScheduledStep, SchedulerCounters
 
@@ -65,7 +66,7 @@ class EngineMetrics:
     corrupted   completions that ended because their logits were NaN or all -inf
     histograms  name without a prefix -> values, in seconds or tokens
     kernels     op -> what serves it, as ``plan_report`` has it
-    cache       what the KV cache is configured as
+    cache       see ``cache_settings``
     """
 
     stats: EngineStats
@@ -74,6 +75,22 @@ class EngineMetrics:
     histograms: dict[str, Buckets]
     kernels: dict[str, dict[str, Any]]
     cache: dict[str, Any]
+
+
+def cache_settings(cache: CacheConfig, num_blocks: int, max_model_len: int) -> dict[str, Any]:
+    """What the KV cache is configured as, under vLLM's names, and what came of it."""
+    num_tokens = num_blocks * cache.block_size
+    return {
+        "block_size": cache.block_size,
+        "cache_dtype": cache.dtype,
+        "enable_prefix_caching": cache.prefix_caching,
+        "gpu_memory_utilization": cache.memory_fraction,
+        "num_gpu_blocks": num_blocks,
+        "num_gpu_blocks_override": cache.num_blocks,
+        "kv_cache_memory_bytes": cache.memory_bytes,
+        "kv_cache_size_tokens": num_tokens,
+        "kv_cache_max_concurrency": round(num_tokens / max_model_len, 2),
+    }
 
 
 class Recorder:

@@ -21,8 +21,8 @@ from .message_format import MessageFormat, message_format
 from .parsing import MessageParser
 from .protocol.chat import ChatAnswer, ChatBody
 from .protocol.common import ERRORS, STREAM
-from .sampling import refuse, request_id, request_priority, sampling_params, structured_outputs, truncation
-from .serving import Serving, usage
+from .sampling import refuse, request_id, request_priority, sampling_params, structured_outputs, truncation, usage_chunks
+from .serving import Serving
 from .sse import ChunkWriter, event_stream, json_response, until_disconnect
 
 router = APIRouter()
@@ -48,12 +48,11 @@ class Chat:
         if self.num_top and not body.logprobs:
             raise APIError(400, "when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
         self.format = self._format()
-        asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        self.max_tokens = asked
+        self.max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         self.params = sampling_params(
             serving,
             body,
-            max_tokens=asked if asked is not None else serving.engine.inputs.max_new_tokens,
+            max_tokens=self.max_tokens if self.max_tokens is not None else serving.engine.inputs.max_new_tokens,
             logprobs=self.num_top if body.logprobs else None,
             prompt_logprobs=body.prompt_logprobs,
         )
@@ -100,7 +99,7 @@ class Chat:
         answer = {
             **self.common,
             "choices": [self._choice(message) for message in messages],
-            "usage": self._usage(prompt, num_tokens, output.num_cached_tokens, parsers),
+            "usage": self._usage(prompt, num_tokens, output.num_cached_tokens or 0, parsers),
             "system_fingerprint": self.serving.fingerprint,
         }
         if self.body.prompt_logprobs is not None:
@@ -111,9 +110,7 @@ class Chat:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The answer, as it comes."""
-        options = self.body.stream_options
-        include_usage = self.serving.config.enable_force_include_usage or (options is not None and options.include_usage)
-        continuous = include_usage and options is not None and options.continuous_usage_stats
+        include_usage, continuous = usage_chunks(self.serving, self.body)
         writer = ChunkWriter(self.common, self.serving.fingerprint)
         num_tokens, num_cached = [0] * self.params.n, 0
         with self.serving.admit(self.params.n):
@@ -168,8 +165,6 @@ class Chat:
 
     def _told(self, choice: dict[str, Any], completion: CompletionOutput, parser: MessageParser) -> dict[str, Any]:
         """The choice with what stands beside its message."""
-        if completion.finish_reason == "error":
-            raise APIError(500, "the model computed no numbers for this request")
         choice["logprobs"] = None
         if completion.logprobs is not None:
             choice["logprobs"] = chat_logprobs(completion.token_ids, completion.logprobs, self.num_top, self.as_token_ids)
@@ -200,9 +195,6 @@ class Chat:
         self.serving.check_input(prompt, self.max_tokens)
         return prompt
 
-    def _usage(
-        self, prompt: EngineInput, num_completion: int, num_cached: int | None, parsers: Iterable[MessageParser]
-    ) -> dict[str, Any]:
-        cached = num_cached if self.serving.config.enable_prompt_tokens_details else None
+    def _usage(self, prompt: EngineInput, num_completion: int, num_cached: int, parsers: Iterable[MessageParser]) -> dict[str, Any]:
         reasoning = None if self.format.reasoning is None else sum(parser.num_reasoning_tokens for parser in parsers)
-        return usage(len(prompt.token_ids), num_completion, cached, reasoning)
+        return self.serving.usage(len(prompt.token_ids), num_completion, num_cached, reasoning)

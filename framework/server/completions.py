@@ -16,8 +16,8 @@ from .errors import APIError
 from .logprobs import completion_logprobs, prompt_logprobs
 from .protocol.common import ERRORS, STREAM
 from .protocol.completions import CompletionAnswer, CompletionBody
-from .sampling import refuse, request_id, request_priority, sampling_params, truncation
-from .serving import Serving, usage
+from .sampling import refuse, request_id, request_priority, sampling_params, truncation, usage_chunks
+from .serving import Serving
 from .sse import ChunkWriter, event_stream, json_response, until_disconnect
 
 router = APIRouter()
@@ -75,15 +75,13 @@ class Completion:
         return {
             **self.common,
             "choices": choices,
-            "usage": self._usage(sum(len(prompt.token_ids) for prompt in prompts), num_completion, cached),
+            "usage": self.serving.usage(sum(len(prompt.token_ids) for prompt in prompts), num_completion, cached),
             "system_fingerprint": self.serving.fingerprint,
         }
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The answer, as it comes."""
-        options, config = self.body.stream_options, self.serving.config
-        include_usage = config.enable_force_include_usage or (options is not None and options.include_usage)
-        continuous = include_usage and options is not None and options.continuous_usage_stats
+        include_usage, continuous = usage_chunks(self.serving, self.body)
         writer = ChunkWriter(self.common, self.serving.fingerprint)
         with self.serving.admit(len(self.texts) * self.params.n):
             prompts = await self._prompts()
@@ -98,13 +96,14 @@ class Completion:
                     for completion in output.outputs:
                         state = states[index][completion.index]
                         choice = state.choice(completion, found_logprobs[index])
-                        told = self._usage(len(prompts[index].token_ids), state.num_tokens, cached[index]) if continuous else None
+                        num_prompt = len(prompts[index].token_ids)
+                        told = self.serving.usage(num_prompt, state.num_tokens, cached[index]) if continuous else None
                         written.append(writer.chunk([choice], told, last=completion.finish_reason is not None))
                     yield b"".join(written)
         if include_usage:
             num_prompt = sum(len(prompt.token_ids) for prompt in prompts)
             num_completion = sum(state.num_tokens for row in states for state in row)
-            yield writer.chunk([], self._usage(num_prompt, num_completion, sum(cached)), last=True)
+            yield writer.chunk([], self.serving.usage(num_prompt, num_completion, sum(cached)), last=True)
 
     async def _prompts(self) -> list[EngineInput]:
         inputs, body = self.serving.engine.inputs, self.body
@@ -128,9 +127,6 @@ class Completion:
             self.serving.check_input(prompt, self.max_tokens)
         return prompts
 
-    def _usage(self, num_prompt: int, num_completion: int, num_cached: int) -> dict[str, Any]:
-        return usage(num_prompt, num_completion, num_cached if self.serving.config.enable_prompt_tokens_details else None)
-
 
 class _Choice:
     """One completion as it is told. ``num_tokens``: so far; ``offset``: where its next token begins, in characters."""
@@ -145,8 +141,6 @@ class _Choice:
     def choice(self, output: CompletionOutput, found_prompt_logprobs: Any) -> dict[str, Any]:
         """What is new, as a choice."""
         request, body = self.completion, self.completion.body
-        if output.finish_reason == "error":
-            raise APIError(500, "the model computed no numbers for this request")
         text, token_ids, logprobs = output.text, output.token_ids, output.logprobs or []
         if request.echo_only:
             text, token_ids, logprobs = "", [], []

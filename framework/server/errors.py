@@ -22,7 +22,6 @@ MAX_INPUT = 200
 _TYPES = {
     400: "BadRequestError",
     404: "NotFoundError",
-    422: "UnprocessableEntityError",
     500: "InternalServerError",
     501: "NotImplementedError",
     503: "ServiceUnavailableError",

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from ..metrics import Histogram
+from ..metrics import Counter, Histogram
 from .serving import Serving
 
 router = APIRouter(include_in_schema=False)
@@ -27,7 +27,7 @@ async def live(request: Request) -> dict[str, Any]:
     engine, info = serving.engine, serving.engine.info
     report, metrics = await engine.report(), await engine.metrics()
     means = {m.name: m.sum / m.count if m.count else None for m in metrics if isinstance(m, Histogram)}
-    finished = (m.value for m in metrics if not isinstance(m, Histogram) and m.name == "vllm:request_success")  # type: ignore[attr-defined]
+    finished = (m.value for m in metrics if isinstance(m, Counter) and m.name == "vllm:request_success")
     stats, tokenizer = report["stats"], engine.inputs.tokenizer
     return {
         "model": serving.model_names[0],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..outputs import CompletionOutput, Logprob
+from ..outputs import CompletionOutput
 from .parsing import Content, Delta, MessageParser, Reasoning, ToolCall
 
 
@@ -50,8 +50,9 @@ class MessageBuilder:
         known.index, known.finish_reason, known.stop_reason = new.index, new.finish_reason, new.stop_reason
         known.token_ids += new.token_ids
         if new.logprobs is not None:
-            logprobs: list[dict[int, Logprob]] = known.logprobs or []
-            known.logprobs = logprobs + new.logprobs
+            if known.logprobs is None:
+                known.logprobs = []
+            known.logprobs += new.logprobs
 
     def fields(self) -> dict[str, Any]:
         """Of the message, but for its role."""

@@ -131,8 +131,6 @@ class Responding:
         yield [*events, {"type": f"response.{self.response['status']}", "response": self.response}]
 
     def _end(self, completion: CompletionOutput) -> Iterable[Event]:
-        if completion.finish_reason == "error":
-            raise APIError(500, "the model computed no numbers for this request")
         self.response["status"] = "completed" if completion.finish_reason == "stop" else "incomplete"
         if completion.finish_reason == "length":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..sampling_params import RequestOutputKind, SamplingParams, is_unicode
 from ..structured.spec import StructuredOutputsParams
 from .errors import APIError
 from .protocol.common import GenerationBody
-from .serving import Serving, new_id
+from .serving import Serving
 
 _FIELDS = (
     "n",
@@ -116,10 +117,17 @@ def request_id(body: GenerationBody, request: Request) -> str:
     """As the client names the request: by the body, or by the header X-Request-Id."""
     given = body.request_id or request.headers.get("x-request-id")
     if given is None:
-        return new_id()
+        return uuid.uuid4().hex
     if not _REQUEST_ID.fullmatch(given):
         raise APIError(400, "a request id must be 1 to 256 printable ASCII characters without spaces", "request_id")
     return given
+
+
+def usage_chunks(serving: Serving, body: GenerationBody) -> tuple[bool, bool]:
+    """Whether a stream's last chunk tells the usage, and whether all chunks do."""
+    options = body.stream_options
+    include = serving.config.enable_force_include_usage or (options is not None and options.include_usage)
+    return include, include and options is not None and options.continuous_usage_stats
 
 
 def truncation(serving: Serving, body: GenerationBody, max_tokens: int | None) -> slice:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 from .. import __version__
 from ..async_engine import AsyncEngine
-from ..engine.inputs import EngineInput
+from ..engine.inputs import EngineInput, check_prompt_tokens
 from ..outputs import RequestOutput
 from ..sampling_params import BeamSearchParams, SamplingParams
 from .beams import beam_outputs
@@ -78,6 +77,19 @@ class Serving:
         finally:
             self.num_in_work -= count
 
+    def usage(self, num_prompt: int, num_completion: int, num_cached: int, num_reasoning: int | None = None) -> dict[str, Any]:
+        """OpenAI's usage object, in tokens; of reasoning where some is looked for."""
+        found: dict[str, Any] = {
+            "prompt_tokens": num_prompt,
+            "total_tokens": num_prompt + num_completion,
+            "completion_tokens": num_completion,
+        }
+        if self.config.enable_prompt_tokens_details:
+            found["prompt_tokens_details"] = {"cached_tokens": num_cached}
+        if num_reasoning is not None:
+            found["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
+        return found
+
     async def tokenizing(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which uses the tokenizer, and so may take long: it runs in the tokenizer's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
@@ -93,14 +105,13 @@ class Serving:
     def check_input(self, prompt: EngineInput, max_tokens: int | None) -> None:
         """Raises APIError for a prompt that cannot be served with so long an output, or with tokens that the model has not."""
         info, count = self.engine.info, len(prompt.token_ids)
-        if not count:
-            raise APIError(400, "the prompt is empty: a request needs at least one token", "prompt")
+        try:
+            check_prompt_tokens(prompt.token_ids, info.vocab_size)
+        except ValueError as error:
+            raise APIError(400, str(error), "prompt") from None
         if count + (max_tokens or 1) > info.max_model_len:
             asked = f", and {max_tokens} output tokens were asked for" if max_tokens else ", which leaves no room for an output"
             raise self._too_long(f"contains {count} input tokens{asked}")
-        wrong = next((token for token in prompt.token_ids if not 0 <= token < info.vocab_size), None)
-        if wrong is not None:
-            raise APIError(400, f"the prompt holds token id {wrong}, but the model's ids are 0 to {info.vocab_size - 1}", "prompt")
 
     def _too_long(self, what: str) -> APIError:
         most = self.engine.info.max_model_len
@@ -143,28 +154,15 @@ class Serving:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _generate(
+    async def _generate(
         self, prompt: EngineInput, params: SamplingParams, priority: int, beams: BeamSearchParams | None
     ) -> AsyncGenerator[RequestOutput, None]:
-        if beams is not None:
-            return beam_outputs(self.engine, prompt, params, priority, beams)
-        return self.engine.generate(prompt, params, priority=priority)  # type: ignore[return-value]
-
-
-def new_id() -> str:
-    """Of an answer."""
-    return uuid.uuid4().hex
-
-
-def usage(num_prompt: int, num_completion: int, num_cached: int | None = None, num_reasoning: int | None = None) -> dict[str, Any]:
-    """OpenAI's usage object, in tokens."""
-    found: dict[str, Any] = {
-        "prompt_tokens": num_prompt,
-        "total_tokens": num_prompt + num_completion,
-        "completion_tokens": num_completion,
-    }
-    if num_cached is not None:
-        found["prompt_tokens_details"] = {"cached_tokens": num_cached}
-    if num_reasoning is not None:
-        found["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
-    return found
+        if beams is None:
+            found: Any = self.engine.generate(prompt, params, priority=priority)
+        else:
+            found = beam_outputs(self.engine, prompt, params, priority, beams)
+        async with aclosing(found) as outputs:
+            async for output in outputs:
+                if any(completion.finish_reason == "error" for completion in output.outputs):
+                    raise APIError(500, "the model computed no numbers for this request")
+                yield output

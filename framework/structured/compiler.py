@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from ..bitmask import num_words
 from .backends.protocol import Backend, Grammar, Vocabulary
 from .backends.table import BACKENDS, backend_of
 from .config import StructuredOutputsConfig
@@ -132,7 +133,7 @@ class GrammarCompiler:
     def _compile(self, job: Job) -> tuple[Grammar | None, ValueError | None]:
         try:
             grammar = self._backend(job.backend).compile(job.spec)
-            mask = np.zeros(-(-self._vocabulary.size // 32), dtype=np.int32)
+            mask = np.zeros(num_words(self._vocabulary.size), dtype=np.int32)
             try:
                 grammar.matcher(self._vocabulary.eos_token_ids).fill(mask)
             except RuntimeError:

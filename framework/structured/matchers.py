@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from ..bitmask import num_words, set_bits
 from ..engine.request import Request, Status
 from ..engine.scheduled import Committed, ScheduledStep
 from .backends.protocol import Matcher
@@ -24,7 +25,7 @@ class Matchers:
 
     def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
         self.compiler = compiler
-        self._num_words = -(-vocab_size // 32)
+        self._num_words = num_words(vocab_size)
         self._jobs: dict[Request, Job] = {}
         self._active: dict[Request, _Constraint] = {}
 
@@ -110,8 +111,7 @@ class _Constraint:
         self._wanted: np.ndarray | None = None
         if self._most_held:
             self._wanted = np.full(num_words, -1, dtype=np.int32)
-            for token in unwanted:
-                self._wanted[token // 32] &= ~np.uint32(1 << token % 32).astype(np.int32)
+            set_bits(self._wanted, unwanted, False)
 
     def fill(self, mask: np.ndarray, num_output_tokens: int) -> None:
         self.matcher.fill(mask)

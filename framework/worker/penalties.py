@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..bitmask import num_words, set_bits
 from ..engine.step import NewRequest
 from ..plan import KernelPlan
 from ..sampling_params import SamplingParams
@@ -74,7 +75,7 @@ class Penalties:
     def _bitmask(self, rows: SampleRows, masked: list[int]) -> torch.Tensor:
         """Allowed tokens per row, int32 [R, ceil(V/32)]: what the step's masks say, and in the rows ``masked`` also allowed ids,
         stop tokens before min_tokens, and bad words of one token."""
-        mask = np.full((len(rows.seats), -(-self._vocab_size // 32)), -1, dtype=np.int32)
+        mask = np.full((len(rows.seats), num_words(self._vocab_size)), -1, dtype=np.int32)
         if rows.masks is not None:
             mask[rows.masks.rows] = rows.masks.words
         for row in masked:
@@ -83,11 +84,11 @@ class Penalties:
             assert params is not None
             if params.allowed_token_ids:
                 allowed = np.zeros_like(mask[row])
-                _set_bits(allowed, params.allowed_token_ids, True)
+                set_bits(allowed, params.allowed_token_ids, True)
                 mask[row] &= allowed
             if rows.positions[row] - self._num_prompt_tokens[seat] < self._min_tokens[seat]:
-                _set_bits(mask[row], params.all_stop_token_ids, False)
-            _set_bits(mask[row], [word[0] for word in params.bad_words_token_ids or () if len(word) == 1], False)
+                set_bits(mask[row], params.all_stop_token_ids, False)
+            set_bits(mask[row], [word[0] for word in params.bad_words_token_ids or () if len(word) == 1], False)
         return to_device(mask, self._device)
 
     def _ban_words(self, logits: torch.Tensor, rows: SampleRows, masked: list[int], token_ids: torch.Tensor) -> None:
@@ -123,7 +124,7 @@ class _PenaltyRows:
 
     def __init__(self, num_seats: int, vocab_size: int, device: torch.device) -> None:
         self._vocab_size, self._device = vocab_size, device
-        self.prompt_mask = torch.zeros(num_seats, -(-vocab_size // 32), dtype=torch.int32, device=device)
+        self.prompt_mask = torch.zeros(num_seats, num_words(vocab_size), dtype=torch.int32, device=device)
         self.output_counts = torch.zeros(num_seats, vocab_size, dtype=torch.int32, device=device)
         self.repetition = torch.ones(num_seats, device=device)
         self.frequency = torch.zeros(num_seats, device=device)
@@ -147,7 +148,7 @@ class _PenaltyRows:
         seat, params = request.seat, request.sampling
         prompt, output = request.token_ids[: request.num_prompt_tokens], request.token_ids[request.num_prompt_tokens :]
         mask = np.zeros(self.prompt_mask.shape[1], dtype=np.int32)
-        _set_bits(mask, prompt, True)
+        set_bits(mask, prompt, True)
         self.prompt_mask[seat] = to_device(mask, self._device)
         counts = np.bincount(np.asarray(output, dtype=np.int64), minlength=self._vocab_size).astype(np.int32)
         self.output_counts[seat] = to_device(counts, self._device)
@@ -167,14 +168,3 @@ class _PenaltyRows:
         """Adds a step's tokens to the counts; rows that failed (-1) count nothing."""
         index = (row_to_seat.long(), tokens.long().clamp_min(0))
         self.output_counts.index_put_(index, (tokens >= 0).int(), accumulate=True)
-
-
-def _set_bits(words: np.ndarray, ids: list[int], value: bool) -> None:
-    """Sets or clears bits ids of a row of int32 words, in place."""
-    index = np.asarray(ids, dtype=np.int64)
-    flags = np.left_shift(np.uint32(1), (index % 32).astype(np.uint32), dtype=np.uint32)
-    bits = words.view(np.uint32)
-    if value:
-        np.bitwise_or.at(bits, index // 32, flags)
-    else:
-        np.bitwise_and.at(bits, index // 32, ~flags)

@@ -27,6 +27,4 @@ def hermes(source: Source) -> Steps[None]:
         yield call
         source.take(end)
         yield from source.skip_space()
-        if (yield from source.starts(CLOSE, 0)):
-            source.take(len(CLOSE))
-            yield from source.skip_space()
+        yield from source.skip(CLOSE)

@@ -53,13 +53,8 @@ def json_calls(source: Source, start: int, separator: str, closing: str = "") ->
         start = 0
         source.take(end)
         yield from source.skip_space()
-        if (yield from source.starts(separator, 0)):
-            source.take(len(separator))
-            yield from source.skip_space()
-        elif closing:
-            if (yield from source.starts(closing, 0)):
-                source.take(len(closing))
-                yield from source.skip_space()
+        if not (yield from source.skip(separator)) and closing:
+            yield from source.skip(closing)
             break
     yield from source.stream_rest(Content)
 

@@ -38,9 +38,7 @@ def qwen3_coder(source: Source, schemas: Mapping[str, Mapping[str, Any]]) -> Ste
         yield call
         source.take(end)
         yield from source.skip_space()
-        if (yield from source.starts(CLOSE, 0)):
-            source.take(len(CLOSE))
-            yield from source.skip_space()
+        yield from source.skip(CLOSE)
 
 
 def _call(source: Source, at: int, schemas: Mapping[str, Mapping[str, Any]]) -> Steps[tuple[Call | None, int]]:

@@ -45,6 +45,14 @@ class Source:
             yield None
         return self.text.startswith(tag, start)
 
+    def skip(self, tag: str) -> Steps[bool]:
+        """Takes ``tag`` and the white space behind it, if it is what stands first. Returns whether it was."""
+        found = yield from self.starts(tag, 0)
+        if found:
+            self.take(len(tag))
+            yield from self.skip_space()
+        return found
+
     def find(self, tag: str, start: int) -> Steps[int]:
         """Where ``tag`` is next, at ``start`` or later; -1 if nowhere."""
         while (at := self.text.find(tag, start)) < 0 and not self.closed:

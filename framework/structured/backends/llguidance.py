@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...bitmask import num_words, set_bits
 from ..schema import close_objects
 from ..spec import GrammarSpec
 from .protocol import MAX_WHITESPACE, Vocabulary
@@ -25,7 +26,7 @@ class LlguidanceBackend:
             self._tokenizer = from_tokenizer(vocabulary.tokenizer, num_tokens, list(vocabulary.eos_token_ids))
         except Exception as error:
             raise ValueError(f"llguidance cannot work with this model's tokenizer: {error}") from error
-        self._num_words = -(-num_tokens // 32)
+        self._num_words = num_words(num_tokens)
 
     def compile(self, spec: GrammarSpec) -> LlguidanceGrammar:
         from llguidance import LLMatcher
@@ -63,8 +64,7 @@ class LlguidanceMatcher:
         self._others: np.ndarray | None = None
         if set(stop_token_ids) != {eos_token_id}:
             self._stops = np.zeros(num_words, dtype=np.int32)
-            for token in {*stop_token_ids, eos_token_id}:
-                self._stops[token // 32] |= np.uint32(1 << token % 32).astype(np.int32)
+            set_bits(self._stops, {*stop_token_ids, eos_token_id}, True)
             self._others = ~self._stops
 
     def fill(self, mask: np.ndarray) -> None:

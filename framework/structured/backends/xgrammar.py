@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...bitmask import num_words, set_bits
 from ..schema import close_objects, first_inexact
 from ..spec import GrammarSpec
 from .protocol import MAX_WHITESPACE, Vocabulary
@@ -44,10 +45,9 @@ class XgrammarBackend:
 
     def _text_words(self, special: list[int]) -> np.ndarray:
         """A mask of all tokens but these: to the library a special token is the text that it is written as."""
-        flags = np.zeros(-(-self._size // 32) * 32, dtype=np.uint8)
-        flags[: self._size] = 1
-        flags[special] = 0
-        return np.packbits(flags, bitorder="little").view(np.int32)
+        words = np.full(num_words(self._size), -1, dtype=np.int32)
+        set_bits(words, [*special, *range(self._size, 32 * len(words))], False)
+        return words
 
     def _compile(self, spec: GrammarSpec) -> Any:
         compiler = self._compiler
@@ -80,8 +80,7 @@ class XgrammarGrammar:
         from xgrammar import GrammarMatcher
 
         words = self._text_words.copy()
-        for token in stop_token_ids:
-            words[token // 32] |= np.uint32(1 << token % 32).astype(np.int32)
+        set_bits(words, stop_token_ids, True)
         return XgrammarMatcher(GrammarMatcher(self._compiled, override_stop_tokens=list(stop_token_ids)), words)
 
 

@@ -25,7 +25,6 @@ MAX_EVENT_BYTES = 1 << 22
 """Of an event that has not ended; the longest of real ones names a prompt's tokens."""
 MAX_TOKENS = 10_000_000
 """Of an answer: a server that claims more does not count."""
-_DELTA_TEXTS = ("reasoning_content", "reasoning", "content")
 
 
 class BadAnswer(ValueError):
@@ -134,7 +133,8 @@ class Answer:
             self.num_tokens = num_tokens
         for choice in event["choices"][:1]:
             delta = choice.get("delta") or {}
-            text = "".join(part for part in (choice.get("text"), *map(delta.get, _DELTA_TEXTS)) if part)
+            reasoning = delta.get("reasoning") or delta.get("reasoning_content")  # two names of the same, for some servers
+            text = "".join(part for part in (choice.get("text"), reasoning, delta.get("content")) if part)
             count = -1
             if (ids := choice.get("token_ids")) is not None:
                 count = len(ids)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from ...config_checks import require
+
 PROMPTS = ("tokens", "text")
 
 
@@ -55,8 +57,7 @@ class HttpConfig:
             (self.extra_body.get("n", 1) == 1, "extra_body", "without n: a request has one completion"),
             (self.extra_body.get("stream", True) is True, "extra_body", "without stream: what is not streamed has no latencies"),
         ):
-            if not works:
-                raise ValueError(f"http.{key}={getattr(self, key)!r} cannot work: it must be {expected}")
+            require(works, f"http.{key}", getattr(self, key), expected)
 
 
 def _is_address(url: str) -> bool:

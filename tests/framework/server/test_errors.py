@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from .servers import HTTPServer
+from framework import AsyncEngine, SamplingParams
+from framework.outputs import CompletionOutput
+from framework.server.config import ServerConfig
+
+from .scripted import ScriptedEngine
+from .servers import HTTPServer, serving
 
 PATH = "/v1/completions"
 
@@ -145,3 +151,31 @@ def test_a_fault_after_a_million_items_takes_no_time(server: HTTPServer, start: 
     begin = time.process_time()  # of this process, where the server is
     assert server.request("POST", PATH, body)[0] == 400
     assert time.process_time() - begin < 4
+
+
+class FailedRow(ScriptedEngine):
+    """Whose second token is none, because the logits were NaN."""
+
+    def _completion(self, index: int, params: SamplingParams) -> list[CompletionOutput]:
+        tokens = super()._completion(index, params)
+        tokens[-1].finish_reason = "error"
+        return tokens
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/completions", {"prompt": ["a", "b"]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/responses", {"input": "a"}),
+    ],
+)
+def test_a_completion_that_failed_is_an_error(path: str, body: dict[str, Any]) -> None:
+    with serving(cast(AsyncEngine, FailedRow(["a", "b"])), ServerConfig()) as server:
+        status, answer = server.post(path, **body)
+        assert status == 500 and "computed no numbers" in answer["error"]["message"]
+        status, text = server.post(path, **body, stream=True)
+        *_, error, done = text.strip().split("\n\n")
+        assert status == 200 and "computed no numbers" in json.loads(error.removeprefix("data: "))["error"]["message"]
+        assert done == "data: [DONE]"

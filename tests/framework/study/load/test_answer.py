@@ -139,3 +139,11 @@ def test_what_is_no_answer_is_told_with_its_reason(part: bytes, reason: str) -> 
 )
 def test_the_usual_forms_of_an_error(body: Any) -> None:
     assert message_of(body) == "no"
+
+
+def test_reasoning_under_both_of_its_names_counts_once() -> None:
+    def delta(**fields: Any) -> bytes:
+        return event(choices=[{"delta": fields, "finish_reason": None}])
+
+    _, answer = read(delta(reasoning="hm", reasoning_content="hm"), delta(content="a"), END)
+    assert answer.texts == ["hm", "a"]
