@@ -7,6 +7,7 @@ from dataclasses import dataclass
 _SCHEDULER = "framework/engine/scheduler.py"
 _REQUEST = "framework/engine/request.py"
 _ENGINE = "framework/engine/engine.py"
+_INPUTS = "framework/engine/inputs.py"
 _MANAGER = "framework/engine/kv_cache/manager.py"
 _POOL = "framework/engine/kv_cache/pool.py"
 _PREFIX = "framework/engine/kv_cache/prefix.py"
@@ -82,6 +83,7 @@ TESTS: dict[str, list[str]] = {
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS],
     _REQUEST: _ENGINE_TESTS,
     _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS],
+    _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS],
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS],
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
@@ -156,7 +158,7 @@ MUTANTS = [
         "(request, chunk.end, ",
     ),
     # The engine.
-    Mutant("parallel completions have one seed", _ENGINE, "own.seed = params.seed + index", "own.seed = params.seed"),
+    Mutant("parallel completions have one seed", _INPUTS, "own.seed = params.seed + index", "own.seed = params.seed"),
     Mutant("stop strings do not end the request", _ENGINE, 'self.scheduler.finish(request, "stop", request.stop_reason)', "pass"),
     # Blocks.
     Mutant("a prefix hit of the whole prompt", _MANAGER, "limit = (request.num_tokens - 1) //", "limit = request.num_tokens //"),
@@ -237,12 +239,7 @@ MUTANTS = [
         "if len(word) > 1 and start >= self._num_prompt_tokens[seat]:",
         "if len(word) > 1:",
     ),
-    Mutant(
-        "allowed_token_ids ignored alone",
-        _PENALTIES,
-        "bool(params.allowed_token_ids or params.min_tokens",
-        "bool(params.min_tokens",
-    ),
+    Mutant("allowed_token_ids ignored alone", _PENALTIES, "bool(params.allowed_token_ids or min_tokens", "bool(min_tokens"),
     Mutant(
         "allowed_token_ids ignored with min_tokens",
         _PENALTIES,

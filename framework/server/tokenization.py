@@ -24,7 +24,7 @@ async def tokenize(body: TokenizeChatBody | TokenizeBody, request: Request) -> R
     inputs = serving.engine.inputs
 
     def work() -> dict[str, Any]:
-        text = body.prompt if isinstance(body, TokenizeBody) else render(serving, body)
+        text = serving.check_text(body.prompt if isinstance(body, TokenizeBody) else render(serving, body))
         tokens = inputs.encode(text, body.add_special_tokens)
         texts = inputs.tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None
         return {"count": len(tokens), "max_model_len": serving.engine.info.max_model_len, "tokens": tokens, "token_strs": texts}

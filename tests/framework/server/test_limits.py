@@ -128,3 +128,8 @@ def test_two_requests_sent_at_once_are_answered_in_order(server: HTTPServer) -> 
         found = b""
         while found.count(b"HTTP/1.1 200 OK") < 2 or not found.endswith(b"}"):
             found += connection.recv(10_000)
+
+
+def test_no_text_holds_up_the_tokenizer_for_nothing(server: HTTPServer) -> None:
+    status, error = server.post("/tokenize", prompt="x" * 1_000_000)
+    assert status == 400 and "1000000 characters" in error["error"]["message"]
