@@ -21,6 +21,8 @@ VALUES = {
     "quantization": "int8",
     "attention_backend": "FLASHINFER",
     "log_level": "debug",
+    "tool_call_parser": "hermes",
+    "reasoning_parser": "qwen3",
     "kernels": {"sample": "torch", "linear": "torch@x:1"},
     "hf_overrides": {"rope_theta": 5e5, "a": {"b": [1]}},
     "structured_outputs_config": {"backend": "xgrammar", "compile_timeout_s": 3.0},
@@ -77,9 +79,10 @@ def test_every_field_of_the_server_is_a_flag(argument: Argument, served: Served)
     if not isinstance(argument.default, bool | int | float | str | None):
         argument = Argument(argument.name, argument.kind, [], argument.text)
     value, words = value_and_words(argument)
-    engine, server = served(*words)
+    needed = {"tool_call_parser": "hermes"} if argument.name == "enable_auto_tool_choice" else {}
+    engine, server = served(*words, *(["--tool-call-parser", "hermes"] if needed else []))
     assert engine == EngineConfig()
-    assert server == ServerConfig(**{argument.name: value}) != ServerConfig()
+    assert server == ServerConfig(**{argument.name: value, **needed}) != ServerConfig(**needed)
 
 
 def test_every_flag_has_its_help_and_one_owner() -> None:
