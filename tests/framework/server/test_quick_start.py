@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
@@ -170,7 +170,7 @@ def test_structured_outputs(client: OpenAI, constraint: dict[str, Any], pattern:
     assert re.fullmatch(pattern, completion.choices[0].message.content or "")
 
 
-class CarType(str, Enum):
+class CarType(StrEnum):
     sedan = "sedan"
     suv = "SUV"
     truck = "Truck"
