@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from .limits import BodyLimits
 from .serving import Serving
 
 ENDPOINTS = (completions, chat, responses, models, tokenization, operations, metrics, sagemaker, live)
+logger = logging.getLogger(__name__)
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 
@@ -63,6 +65,9 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> None:
         try:
             server = build_server(engine, server_config)
             signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it is done
+            listener.listen(BACKLOG)  # who reads the next line and asks at once is answered
+            host, port, *_ = listener.getsockname()
+            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
             server.run(sockets=[listener])
         except KeyboardInterrupt:
             pass

@@ -19,7 +19,8 @@ class HttpConfig:
     endpoint         /v1/completions, or one that ends in chat/completions
     model            the name under which the server has the model; None = the first of its /v1/models
     prompts          tokens (ids: the very prompts that an engine in this process gets), or text. A chat takes text
-    extensions       send what OpenAI's own API lacks: return_token_ids, ignore_eos, top_k, min_p, repetition_penalty, priority
+    extensions       send what OpenAI's own API lacks: return_token_ids, ignore_eos, top_k, min_p, repetition_penalty, priority,
+                     and a cache_salt of the run's own, without which the same prompts are prefixes that the server knows
     extra_body       fields of every request, over those of the workload
     max_concurrency  requests under way at once; others wait at the client, which counts apart. None = no limit
     timeout_s        a request that is not answered in full so long after it was sent has failed

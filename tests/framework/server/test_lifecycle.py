@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from .servers import command, process
+from .servers import HTTPServer, command, process
 
 PATH = "/v1/completions"
 
@@ -99,6 +101,22 @@ def test_an_address_that_is_taken_is_told_before_the_engine_starts(tmp_path) -> 
         arguments, environment = command(tmp_path, taken.getsockname()[1], 1)
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "cannot be listened to" in done.stderr
+
+
+def test_who_reads_the_address_in_the_log_may_ask_at_once() -> None:
+    words = ["serve", "tiny", "--host", "127.0.0.1", "--port", "0", "--num-gpu-blocks-override", "256"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    arguments = [sys.executable, "-m", "framework.cli", *words]
+    with subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        try:
+            address = next(filter(None, (re.search(r"listening on http://127.0.0.1:(\d+)$", line) for line in running.stderr)))
+            status, answer = HTTPServer(int(address[1])).post(PATH, model="tiny", prompt="a", max_tokens=2)
+            assert status == 200 and answer["usage"]["completion_tokens"] <= 2
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(20) == 0
+        finally:
+            running.kill()
 
 
 @pytest.mark.slow

@@ -39,6 +39,12 @@ def test_the_servers_counters_are_the_clients_totals(served: Served) -> None:
     assert metrics["num_preemptions"] == 0 and 0 <= metrics["prefix_hit_rate"] < 1
 
 
+def test_a_run_finds_nothing_in_the_prefix_cache_of_the_run_before(served: Served, server: HTTPServer) -> None:
+    config = LoadConfig(workload=WORKLOAD, http=HttpConfig(server.url, timeout_s=60))
+    again = load(config, 2048, None, progress=False).metrics(config)
+    assert again["prefix_hit_rate"] == served.metrics(config)["prefix_hit_rate"] == 0
+
+
 def test_the_row_has_the_servers_kernels(served: Served) -> None:
     assert {"linear", "sample", "paged_attention_decode"} <= served.plan.keys()
     assert served.system["version"] != "unknown" and served.system["counted_by"] == "token_ids"
