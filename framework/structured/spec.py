@@ -42,7 +42,8 @@ class StructuredOutputsParams:
     choice          texts, of which the output is one
     grammar         in Lark's notation (with a rule ``start``), or in EBNF as of llama.cpp (``root ::= ...``)
     json_object     True: any JSON object
-    structural_tag  free text with tagged parts of given forms, as xgrammar describes them: JSON text or a dict
+    structural_tag  free text with tagged parts of given forms, as xgrammar describes them, or in vLLM's older form, with
+                    ``structures`` and ``triggers``: JSON text or a dict
     disable_any_whitespace         JSON comes without optional white space
     disable_additional_properties  objects of a JSON schema have the properties that it names, and no others, unless it speaks of
                                    ``additionalProperties`` itself
@@ -96,9 +97,7 @@ class StructuredOutputsParams:
         if kind == "json":
             return GrammarSpec("json", _schema(value), spaces, others)
         if kind == "structural_tag":
-            tag = _parsed("structural_tag", value)
-            _require(isinstance(tag, dict), "structural_tag", value, "a JSON object")
-            return GrammarSpec(kind, _compact("structural_tag", tag))
+            return GrammarSpec(kind, _compact(kind, _structural_tag(value)))
         return GrammarSpec(kind, _choice(value) if kind == "choice" else _text(kind, value))
 
 
@@ -117,6 +116,26 @@ def _schema(value: Any) -> str:
                         "fetched: a reference must begin with '#'; put the definition into $defs"
                     )
     return text
+
+
+def _structural_tag(value: Any) -> dict[str, Any]:
+    """As xgrammar describes it."""
+    tag = _parsed("structural_tag", value)
+    _require(isinstance(tag, dict), "structural_tag", value, "a JSON object")
+    match tag:
+        case {"structures": [*structures], "triggers": [*triggers]} if all(map(_is_structure, structures)):
+            tags = [
+                {"begin": found["begin"], "content": {"type": "json_schema", "json_schema": found["schema"]}, "end": found["end"]}
+                for found in structures
+            ]
+            return {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": triggers, "tags": tags}}
+        case {"structures": _}:
+            raise _error("structural_tag", value, "triggers, and structures that each have begin, schema and end")
+    return tag
+
+
+def _is_structure(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() >= {"begin", "schema", "end"}
 
 
 def _schemas(node: Any) -> Iterator[dict[str, Any]]:

@@ -109,13 +109,19 @@ def test_what_cannot_be_compiled_is_refused_with_the_reason(name: str, constrain
         grammar(name, **constraint)
 
 
-def test_structural_tags_leave_other_text_free() -> None:
-    tag = {
-        "type": "triggered_tags",
-        "triggers": ["<f"],
-        "tags": [{"begin": "<f>", "content": {"type": "json_schema", "json_schema": {"type": "integer"}}, "end": "</f>"}],
-    }
-    found = grammar("xgrammar", structural_tag={"type": "structural_tag", "format": tag})
+NUMBER = {"begin": "<f>", "content": {"type": "json_schema", "json_schema": {"type": "integer"}}, "end": "</f>"}
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        {"format": {"type": "triggered_tags", "triggers": ["<f"], "tags": [NUMBER]}},
+        {"structures": [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}], "triggers": ["<f"]},
+    ],
+    ids=["format", "structures"],
+)
+def test_structural_tags_leave_other_text_free(tag: dict[str, Any]) -> None:
+    found = grammar("xgrammar", structural_tag={"type": "structural_tag", **tag})
     assert accepts(found, "text <f>12</f> more") and accepts(found, "text") and not accepts(found, "text <f>x</f>")
 
 

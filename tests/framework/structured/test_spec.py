@@ -58,6 +58,8 @@ def nested(depth: int) -> dict[str, Any]:
         ({"grammar": ""}, "grammar=''"),
         ({"grammar": "start: \0"}, "without NUL"),
         ({"structural_tag": "[]"}, "structural_tag=.*a JSON object"),
+        ({"structural_tag": {"structures": [{"begin": "<f>"}], "triggers": ["<f"]}}, "structural_tag=.*begin, schema and end"),
+        ({"structural_tag": {"structures": []}}, "structural_tag=.*triggers, and structures"),
         ({"regex": "a", "disable_any_whitespace": 1}, "disable_any_whitespace=1"),
     ],
 )
