@@ -295,7 +295,7 @@ class Engine:
         committed = self.scheduler.commit(output)
         now_s = self.clock.now()
         stopped, failed = self.processor.process(committed, now_s, self._outputs)
-        self._recorder.step(scheduled, committed, now_s)
+        self._recorder.step(scheduled, committed)
         for request in stopped:
             self.scheduler.finish(request, "stop", request.stop_reason)
         for group, cause in failed:

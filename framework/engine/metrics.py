@@ -78,7 +78,7 @@ class EngineMetrics:
 
 class Recorder:
     """Of one engine. Times are vLLM's: a request waits until it is first scheduled, prefills until its first token, decodes until
-    its last. Latencies and lengths are of completions that ended by themselves; gaps between tokens are of all."""
+    its last. Latencies and lengths are of completions that ended by themselves; times of tokens are of all."""
 
     def __init__(self, max_model_len: int) -> None:
         tokens = [mantissa * 10**power for power in range(9) for mantissa in (1, 2, 5) if mantissa * 10**power <= max_model_len]
@@ -101,14 +101,12 @@ class Recorder:
         self._ended: list[tuple[float, ...]] = []
         self._groups: list[tuple[int, int]] = []
 
-    def step(self, scheduled: ScheduledStep, committed: Committed, now_s: float) -> None:
-        """Takes a step that came back at ``now_s``."""
+    def step(self, scheduled: ScheduledStep, committed: Committed) -> None:
+        """Takes a step that came back."""
         num_tokens = len(committed.requests) + sum(count - 1 for count in committed.num_new.values())
         for chunk in scheduled.chunks:
             if not chunk.num_drafts:
                 num_tokens += chunk.num_tokens
-            if chunk.samples and chunk.request.num_output_tokens == 1:
-                self._first_s.append(now_s - chunk.request.arrival_s)
         self._step_tokens.append(num_tokens)
         if len(self._step_tokens) == 1024:
             self._fold()
@@ -119,7 +117,7 @@ class Recorder:
         reason, num_tokens = request.finish_reason, request.num_output_tokens
         assert reason is not None
         self.finished[reason] += 1
-        self._take_gaps(request)
+        self._take_times(request)
         if reason in ("stop", "length") and sample.times and (scheduled_s := group.metrics.first_scheduled_s) is not None:
             max_tokens = request.params.max_tokens or request.max_total - request.num_prompt_tokens
             times = (group.metrics.arrival_s, scheduled_s, sample.times[0], sample.times[-1], now_s)
@@ -131,15 +129,17 @@ class Recorder:
             self._fold()
 
     def histograms(self, running: Iterable[Request]) -> dict[str, Buckets]:
-        """All so far, with the gaps of completions that run."""
+        """All so far, with the tokens of completions that run."""
         for request in running:
-            self._take_gaps(request)
+            self._take_times(request)
         self._fold()
         return {name: Buckets(h.bounds, h.counts.tolist(), h.total) for name, h in self._histograms.items()}
 
-    def _take_gaps(self, request: Request) -> None:
-        """Those that were not taken yet."""
+    def _take_times(self, request: Request) -> None:
+        """Of the tokens that were not taken yet."""
         sample, times = request.sample, request.sample.times
+        if times and not sample.num_timed:
+            self._first_s.append(times[0] - request.arrival_s)
         if len(times) > max(sample.num_timed, 1):
             self._gaps.append(np.diff(times[max(sample.num_timed - 1, 0) :]))
         sample.num_timed = len(times)

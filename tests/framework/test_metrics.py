@@ -74,6 +74,16 @@ def test_of_requests_that_ended(engine: Engine) -> None:
     assert (found["request_success,length"], found["request_success,stop"]) == (2, 0)
 
 
+@pytest.mark.parametrize("num_prompt", [8, 9])  # the last token of the second comes alone, as a token of a decode does
+def test_every_first_token_counts_however_its_prompt_was_cut(num_prompt: int) -> None:
+    engine = make_engine(make_config(max_num_batched_tokens=4, in_flight_steps=1))
+    engine.add_request("a", {"prompt_token_ids": list(range(num_prompt))}, token_params(max_tokens=2, ignore_eos=True))
+    for now_s in (1, 2, 3, 4):
+        step(engine, now_s)
+    first = metrics_of(engine)["time_to_first_token_seconds"]
+    assert (first.count, first.sum) == (1, -(-num_prompt // 4))
+
+
 def test_of_requests_that_run(engine: Engine) -> None:
     step(engine, 3.0)
     found = metrics_of(engine)

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ VLLM_DASHBOARD_METRICS = (
     *(f"request_{part}_time_seconds_sum" for part in ("queue", "prefill", "decode")),
 )
 """What the dashboards that come with vLLM ask for."""
+METRIC = r"(?:vllm|kernelswap|process)[:_]\w+"
+EMPTY_WHEN_IDLE = {f"vllm:{name}" for name in ("num_requests_running", "num_requests_waiting_by_reason", "kv_cache_usage_perc")}
+EMPTY_WHEN_IDLE |= {"vllm:num_preemptions_total"}
 
 
 def documents(name: str) -> list[Any]:
@@ -97,14 +101,18 @@ def expressions() -> list[str]:
 
 
 def test_what_dashboards_ask_for_is_in_a_scrape(server: HTTPServer) -> None:
+    for _ in range(2):  # the second time the prefix is known
+        assert server.post("/v1/completions", model="tiny", prompt="import os\n" * 40, max_tokens=8, ignore_eos=True)[0] == 200
     text = server.request("GET", "/metrics")[1]
     labels: dict[str, set[str]] = {}
+    values: dict[str, float] = defaultdict(float)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels.setdefault(sample.name, {"instance", "job"}).update(sample.labels)
+            values[sample.name] += sample.value
     assert len(expressions()) > 30
     for expression in expressions():
-        names = re.findall(r"(?:vllm|kernelswap|process)[:_]\w+", expression)
+        names = re.findall(METRIC, expression)
         assert names and set(names) <= set(labels), expression
         used = re.findall(r"(\w+)=~?\"", expression)
         used += [label for by in re.findall(r"by \(([\w, ]+)\)", expression) for label in by.split(", ")]
@@ -114,6 +122,8 @@ def test_what_dashboards_ask_for_is_in_a_scrape(server: HTTPServer) -> None:
             shown = re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])
             assert all(set(shown) <= labels[name] for name in re.findall(r"(?:vllm|process)[:_]\w+", target["expr"]))
     assert {f"vllm:{name}" for name in VLLM_DASHBOARD_METRICS} <= set(labels)
+    empty = {name for expression in expressions() for name in re.findall(METRIC, expression) if not values[name]}
+    assert empty <= EMPTY_WHEN_IDLE, "a panel would stay empty"
 
 
 def test_panels_do_not_overlap_and_have_their_own_ids() -> None:
