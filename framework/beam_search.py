@@ -8,6 +8,7 @@ prompt, too, and without an end of sequence) to the power of ``length_penalty``.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -88,8 +89,10 @@ class BeamSearch:
         return BeamSearchOutput(ranked)
 
     def _score(self, sequence: BeamSearchSequence) -> float:
+        """Greater for greater scores, which themselves may be more, or less, than a float holds."""
         with_end = sequence.finish_reason == "stop" and self._params.include_stop_str_in_output
-        return sequence.cum_logprob / (len(sequence.tokens) - with_end) ** self._params.length_penalty
+        longer = self._params.length_penalty * math.log(len(sequence.tokens) - with_end)
+        return longer - math.log(-sequence.cum_logprob) if sequence.cum_logprob < 0 else math.inf
 
 
 async def search_beams(engine: AsyncEngine, prompt: EngineInput, params: BeamSearchParams, priority: int = 0) -> BeamSearchOutput:

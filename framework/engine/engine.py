@@ -259,7 +259,7 @@ class Engine:
         scheduled, handle = self.in_flight[0]
         masks, failures = self._matchers.masks(scheduled)
         for request, failure in failures:
-            self._end(request.sample.group, "error", failure)
+            self._end(request.sample.group, "error", failure, refused=isinstance(failure, ValueError))
         try:
             cast(MaskedHandle, handle).sample(masks)
         except BaseException as error:
@@ -293,7 +293,7 @@ class Engine:
             self._end(group, "error", cause)
         if self._matchers is not None and self._matchers.num_active:
             for request, cause in self._matchers.accept(committed):
-                self._end(request.sample.group, "error", cause)
+                self._end(request.sample.group, "error", cause, refused=isinstance(cause, ValueError))
         return None
 
     def _fail(self, scheduled: ScheduledStep, error: BaseException, submitted: bool) -> BaseException:

@@ -23,7 +23,7 @@ def beam_params(body: GenerationBody, params: SamplingParams, max_model_len: int
     if body.stream:
         raise APIError(400, "beams are known at their end: `use_beam_search` takes no `stream`", "stream")
     for name in _WITHOUT:
-        if getattr(params, name):
+        if getattr(params, name) not in (None, [], {}):  # no log-probabilities but the token's own are some, too
             raise APIError(400, f"beam search has no `{name}`: leave it out", name)
     return BeamSearchParams(
         params.n,

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from ..engine.errors import EngineDeadError
+from ..sampling_params import SamplingParams
 
 MAX_LISTED = 10
 """Faults of one body that are told."""
@@ -70,6 +71,14 @@ def api_error(error: Exception) -> APIError:
         found = _PARAM.match(str(error))
         return APIError(400, str(error), found and found[1])
     return APIError(500, str(error) if isinstance(error, RuntimeError) else "internal error; the server's log says more")
+
+
+def no_numbers(params: SamplingParams) -> APIError:
+    """Of a completion that ended because no token could be sampled: its request's fault if that asks for what may leave none."""
+    restricted = params.structured_outputs or params.allowed_token_ids or params.bad_words or params.min_tokens
+    if restricted or params.repetition_penalty != 1:
+        return APIError(400, "no token can be sampled that fits all of the request's parameters")
+    return APIError(500, "the model computed no numbers for this request")
 
 
 def validation_error(error: RequestValidationError) -> APIError:

@@ -19,7 +19,7 @@ from ..outputs import RequestOutput
 from ..sampling_params import BeamSearchParams, SamplingParams
 from .beams import beam_outputs
 from .config import ServerConfig
-from .errors import APIError
+from .errors import APIError, no_numbers
 
 T = TypeVar("T")
 RETRY_AFTER_S = 1
@@ -164,5 +164,5 @@ class Serving:
         async with aclosing(found) as outputs:
             async for output in outputs:
                 if any(completion.finish_reason == "error" for completion in output.outputs):
-                    raise APIError(500, "the model computed no numbers for this request")
+                    raise no_numbers(params)
                 yield output

@@ -88,12 +88,15 @@ class GrammarCompiler:
     def result(self, job: Job) -> Grammar | None:
         """None while it is compiled. Raises ValueError for what cannot be compiled, or not in time."""
         if not job.is_done:
-            if time.monotonic() - job.asked_s > self._config.compile_timeout_s:
+            if self._is_late(job):
                 self._give_up(job)
             self._start_workers()
         if job.error is not None:
             raise ValueError(f"structured_outputs: {job.error}")
         return job.grammar
+
+    def _is_late(self, job: Job) -> bool:
+        return time.monotonic() - job.asked_s > self._config.compile_timeout_s
 
     def _give_up(self, job: Job) -> None:
         limit = f"{self._config.compile_timeout_s:g} s (structured_outputs.compile_timeout_s)"
@@ -106,6 +109,9 @@ class GrammarCompiler:
         """As many as there is work for."""
         self._workers = [worker for worker in self._workers if worker.is_alive()]
         self._stuck = [worker for worker in self._stuck if worker.is_alive()]
+        if self._queue and len(self._workers) == self._config.num_threads:
+            for job in [job for job in self._jobs.values() if job.worker in self._workers and self._is_late(job)]:
+                self._give_up(job)  # nobody may be left to ask for its result
         if len(self._stuck) <= MAX_STUCK:
             for _ in range(min(len(self._queue), self._config.num_threads - len(self._workers))):
                 worker = threading.Thread(target=self._work, daemon=True, name="kernelswap-grammars")
@@ -136,7 +142,7 @@ class GrammarCompiler:
             mask = np.zeros(num_words(self._vocabulary.size), dtype=np.int32)
             try:
                 grammar.matcher(self._vocabulary.eos_token_ids).fill(mask)
-            except RuntimeError:
+            except (RuntimeError, ValueError):
                 mask[:] = 0
             return (grammar, None) if mask.any() else (None, ValueError(f"{job.spec.kind} cannot work: no output fits it"))
         except ValueError as error:
@@ -152,9 +158,9 @@ class GrammarCompiler:
             return self._backends[name]
 
     def _evict(self) -> None:
-        """Forgets the jobs asked for longest ago that are done, beyond the cache's size."""
+        """Forgets the jobs asked for longest ago that nobody waits for and that do not run, beyond the cache's size."""
         total = 0
         for key, job in reversed(list(self._jobs.items())):
             total += max(LEAST_BYTES, job.grammar.num_bytes if job.grammar is not None else 0)
-            if total > self._config.cache_bytes and job.is_done and not job.num_waiting:
+            if total > self._config.cache_bytes and not job.num_waiting and (job.is_done or job.worker is None):
                 del self._jobs[key]

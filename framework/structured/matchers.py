@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from functools import partial
+from typing import Final
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from ..engine.request import Request, Status
 from ..engine.scheduled import Committed, ScheduledStep
 from .backends.protocol import Matcher
 from .compiler import GrammarCompiler, Job
+
+MAX_FILL_S: Final = 0.5
+"""CPU time of one mask, after which its request ends: all others wait meanwhile, and the next mask may take longer still."""
 
 Failures = list[tuple[Request, Exception]]
 
@@ -67,7 +72,9 @@ class Matchers:
                     failures.append((rows[row], error))
         for index in np.flatnonzero(~masks.any(1)).tolist():
             masks[index] = -1
-            failures.append((rows[masked[index]], RuntimeError("the grammar leads nowhere: no token fits what was generated")))
+            failures.append(
+                (rows[masked[index]], ValueError("structured_outputs: the grammar leads nowhere: no token fits what was generated"))
+            )
         return masks, failures
 
     def accept(self, committed: Committed) -> Failures:
@@ -114,6 +121,9 @@ class _Constraint:
             set_bits(self._wanted, unwanted, False)
 
     def fill(self, mask: np.ndarray, num_output_tokens: int) -> None:
+        started_s = time.thread_time()
         self.matcher.fill(mask)
+        if time.thread_time() - started_s > MAX_FILL_S:
+            raise ValueError(f"structured_outputs: a token of this grammar takes more than {MAX_FILL_S:g} s: make it simpler")
         if self._wanted is not None and num_output_tokens < self._most_held and (mask & self._wanted).any():
             mask &= self._wanted

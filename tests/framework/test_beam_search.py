@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from framework import LLM, AsyncEngine, BeamSearchParams, EngineConfig
-from framework.beam_search import BeamSearchOutput, search_beams
+from framework.beam_search import BeamSearch, BeamSearchOutput, search_beams
 from framework.config import CacheConfig, ModelConfig
+from framework.engine.inputs import EngineInput
+from framework.outputs import Logprob
 
 TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
 PROMPTS = ["def read_file(path):\n", "import os\n"]
@@ -110,6 +112,16 @@ def test_beams_end_at_the_models_length(llm: LLM) -> None:
     assert [len(sequence.tokens) for sequence in output.sequences] == [length, length]
     with pytest.raises(ValueError, match="prompt"):
         llm.beam_search([[50] * (length + 1)], BeamSearchParams(2, 10))
+
+
+@pytest.mark.parametrize("penalty", [-100, 100])
+def test_penalties_of_long_sequences_are_more_than_a_float_holds(penalty: float) -> None:
+    """1500 to the power of 100 is 4e317. The order is that of scores all the same."""
+    search = BeamSearch(EngineInput([1] * 1500), BeamSearchParams(2, 3, length_penalty=penalty), [0], 2048)
+    while search.beams:
+        search.advance([{0: Logprob(-1.0, 1), 5: Logprob(-0.01, 2)} for _ in search.beams])
+    lengths = [len(sequence.tokens) for sequence in search.best().sequences]
+    assert lengths == [1503, 1500 if penalty < 0 else 1502]
 
 
 def test_the_end_of_sequence_is_kept_where_it_is_asked_for(llm: LLM) -> None:

@@ -149,7 +149,7 @@ def test_a_name_that_is_in_no_table_is_refused_with_those_that_are(config: Engin
             "executor.noise=0.1 .* 0.0 .executor.kind=local does not read it; simulated does",
         ),
         ({"executor": ExecutorConfig("simulated", efficiency=0.5)}, "executor.efficiency=0.5 .*only executor.calibration=roofline"),
-        ({"parallel": ParallelConfig(tp=0)}, "parallel.tp=0 .* 1 or more"),
+        ({"parallel": ParallelConfig(tp=0)}, "parallel.tp=0 .* from 1 to 4096"),
         ({"parallel": ParallelConfig(pp=2)}, "parallel.pp=2 .* 1 .executor.kind=local does not read it; simulated does"),
         ({"router": "nearest"}, "router='nearest' .* round_robin"),
         ({"router": "least_loaded"}, "router='least_loaded' .* round_robin .executor.kind=local is one engine"),

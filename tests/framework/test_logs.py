@@ -39,7 +39,7 @@ def test_one_line_per_phase_of_the_start(caplog: pytest.LogCaptureFixture) -> No
 
 def test_requests_are_told_at_debug_without_what_they_say(caplog: pytest.LogCaptureFixture) -> None:
     llm = LLM("tiny", num_gpu_blocks_override=64)
-    with caplog.at_level("DEBUG"):
+    with caplog.at_level("DEBUG", logger="framework"):
         [output] = llm.generate("a secret of mine", SamplingParams(max_tokens=4), use_tqdm=False)
     assert f"request 0: {len(output.prompt_token_ids)} prompt tokens, n=1" in caplog.messages
     said = " ".join(caplog.messages)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from .common import Answer, Body, GenerationBody, List
+from .common import Answer, Body, GenerationBody, List, Texts
 
 
 class Message(Body):
@@ -30,7 +30,7 @@ class ChatBody(GenerationBody):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
-    documents: List[dict[str, str]] | None = None
+    documents: List[Texts] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 

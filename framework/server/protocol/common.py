@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
@@ -17,9 +18,23 @@ def _few(given: Any) -> Any:
     """Before the values are looked at."""
     if isinstance(given, dict) and len(given) > MAX_BIASES:
         raise ValueError(f"there may be at most {MAX_BIASES} entries")
+    return _each(given, int | float, "a number")
+
+
+def _texts(given: Any) -> Any:
+    return _each(given, str, "text")
+
+
+def _each(given: Any, kind: type | UnionType, expected: str) -> Any:
+    """Told is the first fault, as of lists."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            if not isinstance(value, kind):
+                raise ValueError(f"the value of {str(key)[:80]!r} must be {expected}")
     return given
 
 
+Texts = Annotated[dict[str, str], BeforeValidator(_texts)]
 LogitBias = Annotated[dict[str, float], BeforeValidator(_few)]
 
 

@@ -6,21 +6,21 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from .common import GenerationBody
+from .common import GenerationBody, List, Texts
 
 
 class ResponsesBody(GenerationBody):
     """``store`` is passed over: nothing is stored."""
 
-    input: str | list[dict[str, Any]]
+    input: str | List[dict[str, Any]]
     instructions: str | None = None
     max_output_tokens: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: List[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = True
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Texts | None = None
     store: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -30,8 +30,8 @@ class ResponsesBody(GenerationBody):
     background: bool | None = False
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
-    context_management: list[dict[str, Any]] | None = None
-    include: list[str] | None = None
+    context_management: List[dict[str, Any]] | None = None
+    include: List[str] | None = None
     top_logprobs: int | None = None
 
 

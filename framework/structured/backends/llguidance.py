@@ -83,7 +83,9 @@ class LlguidanceMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RuntimeError(f"the grammar failed: {_first_lines(self._matcher.get_error())}")
+            reason = _first_lines(self._matcher.get_error())
+            kind = RuntimeError if "doesn't satisfy" in reason else ValueError  # else a limit of the library
+            raise kind(f"the grammar failed: {reason}")
 
 
 def _json(spec: GrammarSpec) -> str:

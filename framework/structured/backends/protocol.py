@@ -29,10 +29,12 @@ class Matcher(Protocol):
 
     def fill(self, mask: np.ndarray) -> None:
         """Sets the bits of the tokens that may come next in int32 [ceil(V/32)], bit t%32 of word t//32: never those of special
-        tokens or beyond the vocabulary; those of the stop tokens where the output may end. Raises RuntimeError if it failed."""
+        tokens or beyond the vocabulary; those of the stop tokens where the output may end. Raises ValueError for a
+        grammar that is too much for the library."""
 
     def accept(self, token_id: int) -> None:
-        """Takes the next token, which does not end the output. Raises RuntimeError for one that does not fit."""
+        """Takes the next token, which does not end the output. Raises RuntimeError for one that does not fit, ValueError as
+        ``fill``."""
 
 
 class Grammar(Protocol):

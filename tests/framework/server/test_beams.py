@@ -42,6 +42,8 @@ def test_several_prompts_and_chats(server: HTTPServer) -> None:
         ("stream", {"stream": True}),
         ("stop", {"stop": ["a"]}),
         ("prompt_logprobs", {"prompt_logprobs": 1}),
+        ("prompt_logprobs", {"prompt_logprobs": 0}),
+        ("prompt_logprobs", {"echo": True, "logprobs": 0}),
         ("logit_bias", {"logit_bias": {"5": 1}}),
         ("logprobs", {"n": 11}),
         ("length_penalty", {"length_penalty": 1000}),

@@ -153,6 +153,40 @@ def test_a_fault_after_a_million_items_takes_no_time(server: HTTPServer, start: 
     assert time.process_time() - begin < 4
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", '{"input": [1%s]}' % (",1" * 500_000)),
+        ("/v1/responses", '{"input": "a", "tools": [1%s]}' % (",1" * 500_000)),
+        ("/v1/responses", '{{"input": "a", "metadata": {{{}}}}}'.format(",".join(f'"{i}":1' for i in range(300_000)))),
+        ("/v1/chat/completions", '{{"messages": [], "documents": [{{{}}}]}}'.format(",".join(f'"{i}":1' for i in range(300_000)))),
+        (PATH, '{{"prompt": "a", "logit_bias": {{{}}}}}'.format(",".join(f'"{i}":"x"' for i in range(200_000)))),
+    ],
+    ids=["input", "tools", "metadata", "documents", "logit_bias"],
+)
+def test_a_million_faults_take_no_time(server: HTTPServer, path: str, body: str) -> None:
+    begin = time.process_time()
+    status, answer = server.request("POST", path, body.encode())
+    assert status == 400 and check_envelope(status, answer)
+    assert time.process_time() - begin < 1.5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"structured_outputs": {"choice": ["AAA"]}, "allowed_token_ids": [7]},
+        {"structured_outputs": {"choice": ["A"]}, "bad_words": ["A"]},
+        {"stop_token_ids": list(range(2048)), "min_tokens": 5},
+        {"stop_token_ids": list(range(2048)), "structured_outputs": {"regex": "[ab]+"}},
+        {"structured_outputs": {"regex": "((a{1000}){1000}){1000}"}},
+    ],
+    ids=lambda body: "-".join(body),
+)
+def test_what_leaves_no_token_is_the_requests_own_fault(server: HTTPServer, body: dict[str, Any]) -> None:
+    status, answer = server.post(PATH, prompt="a", max_tokens=8, **body)
+    assert status == 400 and check_envelope(status, answer)["message"]
+
+
 class FailedRow(ScriptedEngine):
     """Whose second token is none, because the logits were NaN."""
 

@@ -136,6 +136,34 @@ def test_what_takes_too_long_is_refused_and_others_go_on(library: Library) -> No
         compiler.result(compiler.request(spec("slow")))
 
 
+def test_a_compilation_that_hangs_is_given_up_though_nobody_asks_for_it_any_more(library: Library) -> None:
+    compiler = make(num_threads=1, compile_timeout_s=0.05)
+    library.may_go.clear()
+    left = compiler.request(spec("hangs"))
+    while not library.compiled:
+        time.sleep(0.001)
+    compiler.release(left)
+    time.sleep(0.06)
+    later = compiler.request(spec("later"))
+    while len(library.compiled) < 2:
+        assert compiler.result(later) is None
+        time.sleep(0.001)
+    library.may_go.set()
+    assert wait(compiler, later) is not None
+
+
+def test_jobs_that_were_never_begun_are_forgotten(library: Library) -> None:
+    compiler = make(num_threads=1, cache_bytes=2 * LEAST_BYTES)
+    library.may_go.clear()
+    first, *left = (compiler.request(spec(f"a{i}")) for i in range(9))
+    for job in left:
+        compiler.release(job)
+    library.may_go.set()
+    wait(compiler, first)
+    compiler.request(spec("last"))
+    assert len(compiler._jobs) <= 3 and (first.backend, first.spec) in compiler._jobs
+
+
 def test_threads_that_are_stuck_are_replaced_only_so_often(library: Library) -> None:
     compiler = make(num_threads=1, compile_timeout_s=0.02)
     library.may_go.clear()

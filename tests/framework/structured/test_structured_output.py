@@ -245,6 +245,16 @@ def test_requests_that_wait_for_grammars_let_others_by_and_may_be_aborted() -> N
     assert_idle(running)
 
 
+def test_a_grammar_whose_masks_take_long_ends_its_own_request() -> None:
+    """Nested repetitions, of which each token makes the next mask dearer: without an end, minutes for one answer."""
+    running = engine()
+    grammar = "root ::= ((([a-z]{0,100}){0,100}){0,100}){0,100}"
+    found = run(running, [((400,), params({"grammar": grammar}, max_tokens=40)), ((401,), params(None))])
+    assert found[0].refused and "make it simpler" in str(found[0].error)
+    assert found[1].error is None and len(found[1].outputs[0].token_ids) == 24
+    assert_idle(running)
+
+
 def test_hundreds_of_requests_with_schemas_of_their_own() -> None:
     running = engine(scheduler=SchedulerConfig(max_num_seqs=32))
     jobs: list[Job] = []
