@@ -25,6 +25,7 @@ from .output_processor import OutputProcessor, RequestGroup
 from .request import FinishReason, Request, Status
 from .scheduled import ScheduledStep
 from .scheduler import Scheduler
+from .speculation import FixedDepth, Speculation
 
 _logger = logging.getLogger(__name__)
 
@@ -54,12 +55,22 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, executor: Executor, inputs: InputProcessor, clock: Clock, matchers: Matchers | None = None
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        inputs: InputProcessor,
+        clock: Clock,
+        matchers: Matchers | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
-        """matchers: where the executor takes masks; without, structured output is refused."""
+        """matchers: where the executor takes masks; without, structured output is refused. speculation: unless it is as many drafts
+        as the executor makes, in every step."""
         config.validate()
         self.config, self.executor, self.inputs, self.clock = config, executor, inputs, clock
         self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
+        if speculation is None and executor.num_drafts:
+            speculation = Speculation(FixedDepth(executor.num_drafts))
+        self._speculation = speculation
         self.manager, self.scheduler = self._new_books()
         self._recorder = Recorder(executor.max_model_len)
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer), self._recorder)
@@ -357,7 +368,7 @@ class Engine:
             executor.groups, executor.num_blocks, cache.block_size, cache.prefix_caching, cache.check_invariants
         )
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
-        return manager, Scheduler(scheduling, manager, executor.max_model_len, executor.num_drafts, executor.num_stages)
+        return manager, Scheduler(scheduling, manager, executor.max_model_len, self._speculation, executor.num_stages)
 
     def _check_alive(self) -> None:
         if self.errored is not None:

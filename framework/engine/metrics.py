@@ -122,7 +122,7 @@ class Recorder:
         """Takes a step that came back."""
         num_tokens = len(committed.requests) + sum(count - 1 for count in committed.num_new.values())
         for chunk in scheduled.chunks:
-            if not chunk.num_drafts:
+            if chunk.num_logits < 2:
                 num_tokens += chunk.num_tokens
         self._step_tokens.append(num_tokens)
         if len(self._step_tokens) == 1024:

@@ -42,6 +42,7 @@ class Request:
     block_hashes    prefix hashes of the full blocks, as far as computed
     num_hashed      leading blocks that were offered to the prefix cache
     next_event      number of computed tokens at which a step's commit has more to do than to append a token
+    num_proposed    drafts that its last step in flight, or the last that came back, leaves in the executor
     num_stale_steps steps in flight from before a preemption; the request may not resume before they have delivered
     leader          completion 0 of the same prompt, whose prompt blocks this one will share
     followers       requests that wait for this one's prompt
@@ -66,6 +67,7 @@ class Request:
         "num_hashed",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_proposed",
         "num_stale_steps",
         "num_tokens",
         "order",
@@ -103,7 +105,7 @@ class Request:
         self.order: tuple[float, ...] = ()
         self.status = Status.WAITING
         self.seat = -1
-        self.num_computed = self.capacity = self.num_hashed = self.next_event = 0
+        self.num_computed = self.capacity = self.num_hashed = self.next_event = self.num_proposed = 0
         self.blocks: list[list[int]] = []
         self.block_hashes: list[bytes] = []
         self.num_stale_steps = self.num_preemptions = 0

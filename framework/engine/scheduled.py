@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .request import Request
@@ -24,19 +25,19 @@ def new_request(request: Request) -> NewRequest:
 
 @dataclass(slots=True)
 class Chunk:
-    """A row that is not a plain decode: ``num_tokens`` tokens up to position ``end``; ``samples`` if they reach the last one. The
-    last ``num_drafts`` of them are guesses of what follows."""
+    """A row that is not a plain decode: ``num_tokens`` tokens up to position ``end``; ``num_logits`` as in StepInput. drafts: those
+    that the host made."""
 
     request: Request
     num_tokens: int
     end: int
-    samples: bool
-    num_drafts: int = 0
+    num_logits: int
+    drafts: Sequence[int] = ()
 
     @property
     def place(self) -> int:
         """Where it stands in a step: single tokens, then drafts, then prompts."""
-        return 0 if self.num_tokens == 1 else 1 if self.num_drafts else 2
+        return 0 if self.num_tokens == 1 else 1 if self.num_logits > 1 else 2
 
 
 @dataclass(slots=True)
@@ -52,22 +53,31 @@ class ScheduledStep:
         """The request of each row."""
         return self.decodes + [chunk.request for chunk in self.chunks]
 
-    def fill_rows(self, drafts: bool) -> None:
-        """Puts the rows into the step input, in its order. drafts: whether rows of any step may have some."""
+    def fill_rows(self) -> None:
+        """Puts the rows into the step input, in its order."""
         step, num_decodes, chunks = self.step_input, len(self.decodes), self.chunks
         chunks.sort(key=lambda chunk: chunk.place)
         step.seats = [request.seat for request in self.rows]
         step.num_tokens = [1] * num_decodes + [chunk.num_tokens for chunk in chunks]
-        step.samples = [True] * num_decodes + [chunk.samples for chunk in chunks]
-        if drafts:
-            step.num_drafts = [0] * num_decodes + [chunk.num_drafts for chunk in chunks]
+        step.num_logits = [1] * num_decodes + [chunk.num_logits for chunk in chunks]
+
+    def fill_drafts(self, num_proposals: int, from_host: bool) -> None:
+        """The rest of ``fill_rows`` where requests speculate. num_proposals as in StepInput; from_host: who makes the drafts."""
+        step, decodes, chunks = self.step_input, self.decodes, self.chunks
+        step.num_computed = [request.num_computed - 1 for request in decodes] + [chunk.end - chunk.num_tokens for chunk in chunks]
+        if from_host:
+            step.drafts = [[] for _ in decodes] + [list(chunk.drafts) for chunk in chunks]
+            return
+        step.num_proposals = num_proposals
+        for request, num_logits in zip(self.rows, step.num_logits):
+            request.num_proposed = num_proposals if num_logits else 0
 
     def logprobs(self, output: StepOutput) -> dict[Request, list[TokenLogprobs]]:
         """Of its output, per request that asked, the log-probabilities of the tokens it brought."""
-        sampling = self.decodes + [chunk.request for chunk in self.chunks if chunk.samples]
+        sampling = self.decodes + [chunk.request for chunk in self.chunks if chunk.num_logits]
         if output.num_accepted is None:
             return {sampling[index]: [found] for index, found in output.logprobs.items()}
-        of_token = [request for request, count in zip(sampling, output.num_accepted) for _ in range(count)]
+        of_token = [request for request, count in zip(sampling, output.num_accepted) for _ in range(1 + count)]
         collected: dict[Request, list[TokenLogprobs]] = defaultdict(list)
         for index in sorted(output.logprobs):
             collected[of_token[index]].append(output.logprobs[index])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Sequence
 from itertools import repeat
 
 from ..config import SchedulerConfig
@@ -11,6 +12,7 @@ from .kv_cache.manager import KVCacheManager
 from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
 from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters, new_request
+from .speculation import Speculation
 from .step import StepInput, StepOutput
 from .waiting import WaitingQueue
 
@@ -22,15 +24,20 @@ class Scheduler:
     gets on and every request ends. Preemption takes everything; the request computes its tokens again when it resumes.
 
     released    seats that the next step releases
-    num_drafts  guesses that a decoding request has checked in each step, at most
+    speculation  None: a request that decodes computes one token per step
     num_stages  of a pipeline: with several, a request waits for its last token before it computes the next, and each step takes its
                 share of those that decode, so that every stage has a step to work on
     """
 
     def __init__(
-        self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int, num_drafts: int = 0, num_stages: int = 1
+        self,
+        config: SchedulerConfig,
+        manager: KVCacheManager,
+        max_model_len: int,
+        speculation: Speculation | None = None,
+        num_stages: int = 1,
     ) -> None:
-        self.config, self.manager, self.max_model_len, self.num_drafts = config, manager, max_model_len, num_drafts
+        self.config, self.manager, self.max_model_len, self.speculation = config, manager, max_model_len, speculation
         self._num_stages = num_stages
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
@@ -82,6 +89,8 @@ class Scheduler:
         request.order = self._policy.order(request, self._num_added)
         self._num_added += 1
         self.requests.add(request)
+        if self.speculation is not None and self.speculation.proposer is not None:
+            self.speculation.proposer.start(request.request_id, request.token_ids)
         if request.leader is None:
             self.waiting.add(request)
         else:
@@ -95,7 +104,10 @@ class Scheduler:
             self.waiting.discard(request)
         request.status = Status.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
-        self.requests.discard(request)
+        if request in self.requests:
+            self.requests.discard(request)
+            if self.speculation is not None and self.speculation.proposer is not None:
+                self.speculation.proposer.stop(request.request_id)
         self._release_followers(request)
 
     def schedule(self, now_s: float = 0.0) -> ScheduledStep | None:
@@ -106,12 +118,15 @@ class Scheduler:
         step = StepInput(self.counters.num_steps, [], [], [])
         scheduled = ScheduledStep(step, [], [])
         num_preemptions = self.counters.num_preemptions
-        budget = self._schedule_running(scheduled)
+        num_drafts = self.speculation.depth.of(self.num_running) if self.speculation is not None else 0
+        budget = self._schedule_running(scheduled, num_drafts)
         if num_preemptions == self.counters.num_preemptions:
             self._schedule_waiting(scheduled, budget, now_s)
         if not scheduled.decodes and not scheduled.chunks:
             return None
-        scheduled.fill_rows(drafts=self.num_drafts > 0)
+        scheduled.fill_rows()
+        if self.speculation is not None:
+            scheduled.fill_drafts(num_drafts, self.speculation.proposer is not None)
         step.released, self.released = self.released, []
         self.counters.num_steps += 1
         self._in_flight.append(scheduled)
@@ -155,10 +170,9 @@ class Scheduler:
         """Lets the next step release every seat, whoever had it."""
         self.released = list(range(self.config.max_num_seqs))
 
-    def _schedule_running(self, scheduled: ScheduledStep) -> int:
+    def _schedule_running(self, scheduled: ScheduledStep, num_drafts: int) -> int:
         """Returns what is left of the budget."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
-        num_drafts = self.num_drafts
         alone = 0 if num_drafts else 1  # what a request that decodes is missing, if nothing is to be guessed behind it
         staged = self._num_stages > 1
         share = -(-self.num_running // self._num_stages)
@@ -182,10 +196,10 @@ class Scheduler:
                 budget -= 1
             else:
                 most = min(budget, self._max_chunk)
-                drafts = min(num_drafts, most - 1, request.max_total - request.num_tokens - 1) if missing == 1 else 0
-                if drafts < 0:
-                    continue  # its last token is in flight
-                count = min(missing, most) + drafts
+                drafts = self._drafts(request, min(num_drafts, most - 1)) if missing == 1 else []
+                if drafts is None:
+                    continue
+                count = min(missing, most) + len(drafts)
                 if not self._grow(request, computed + count, step):
                     break
                 self._append_chunk(scheduled, request, count, drafts)
@@ -233,7 +247,7 @@ class Scheduler:
             self.counters.num_chunked_prefills += count < missing
         request.leader = None
         request.status = Status.RUNNING
-        request.num_computed = start
+        request.num_computed, request.num_proposed = start, 0
         request.seat = self._free_seats.pop()
         if request.num_cached_tokens is None:
             self._count_admission(request, start, looked_up=copies is None)
@@ -252,11 +266,24 @@ class Scheduler:
             self.counters.prefix_query_tokens += request.num_prompt_tokens
             self.counters.prefix_hit_tokens += num_cached_tokens
 
-    def _append_chunk(self, scheduled: ScheduledStep, request: Request, count: int, num_drafts: int = 0) -> None:
+    def _drafts(self, request: Request, most: int) -> list[int] | None:
+        """What a request that decodes has checked, with -1 for what only the executor knows; None: it has to wait for what is in
+        flight, its last token or those that drafts are made from."""
+        most = min(most, request.max_total - request.num_tokens - 1)
+        if most < 0:
+            return None
+        assert self.speculation is not None
+        if (proposer := self.speculation.proposer) is None:
+            return [-1] * min(most, request.num_proposed)
+        if request.num_tokens > len(request.token_ids):
+            return None
+        return proposer.propose(request.request_id, request.token_ids, most) if most else []
+
+    def _append_chunk(self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = ()) -> None:
         request.num_computed += count
-        samples = request.num_computed == request.num_tokens + num_drafts
-        request.num_tokens += samples * (1 + num_drafts)
-        scheduled.chunks.append(Chunk(request, count, request.num_computed, samples, num_drafts))
+        num_logits = 1 + len(drafts) if request.num_computed == request.num_tokens + len(drafts) else 0
+        request.num_tokens += num_logits
+        scheduled.chunks.append(Chunk(request, count, request.num_computed, num_logits, drafts))
 
     def _grow(self, request: Request, num_tokens: int, step: StepInput) -> bool:
         """Blocks for ``num_tokens`` tokens, at the cost of the last in order; False if that was the request itself."""
@@ -306,11 +333,11 @@ class Scheduler:
     def _commit_chunks(self, scheduled: ScheduledStep, output: StepOutput, committed: Committed) -> None:
         first, num_decodes = 0, len(scheduled.decodes)
         tokens = output.token_ids[num_decodes:]
-        accepted = iter(output.num_accepted[num_decodes:]) if output.num_accepted is not None else repeat(1)
+        accepted = iter(output.num_accepted[num_decodes:]) if output.num_accepted is not None else repeat(0)
         for row, chunk in enumerate(scheduled.chunks, num_decodes):
-            request, count = chunk.request, next(accepted) if chunk.samples else 0
+            request, count = chunk.request, 1 + next(accepted) if chunk.num_logits else 0
             first, new = first + count, tokens[first : first + count]
-            num_wrong = chunk.num_drafts + 1 - count if chunk.samples else 0
+            num_wrong = chunk.num_logits - count
             if request.status == Status.RUNNING:
                 request.num_computed -= num_wrong
                 if row in output.prompt_logprobs:
@@ -318,14 +345,14 @@ class Scheduler:
             elif not self._deliver_stale(request):
                 continue
             end = chunk.end
-            if chunk.samples:
-                assert 0 <= num_wrong <= chunk.num_drafts, "a row brings its right drafts and one token more"
+            if chunk.num_logits:
+                assert 0 <= num_wrong < chunk.num_logits, "a row brings its right drafts and one token more"
                 request.num_tokens -= num_wrong
                 committed.add(request, request.append(new))
                 end = len(request.token_ids) - 1
             if end >= request.next_event and request.status == Status.RUNNING:
                 self._event(request, end)
-            if chunk.samples:
+            if chunk.num_logits:
                 self._check_end(request)
 
     def _event(self, request: Request, num_computed: int) -> None:

@@ -42,11 +42,15 @@ class StepInput:
     step_id     ascending; a number is left out where the engine did not get as far as submitting
     seats       rows that compute in this step: those with one token first, then those with drafts, then prompts and chunks
     num_tokens  tokens that each of them computes, from its number of computed tokens on
-    samples     whether a row's last token yields a logit row and a new token (False: a chunk before the prompt's end)
+    num_logits  per row, how many of its tokens, the last ones, yield a logit row: 0 = a chunk before the prompt's end, 1 = the row
+                samples a token, 1 + n = its last n tokens are drafts, guesses that the step checks
     released    seats whose request finished, failed, was aborted or preempted since the last step; free ones are passed over
     new_blocks  (seat, group, blocks) appended to rows' block tables; block 0 (null) stands for one that left the window
     copies      (group, source block, destination block) to copy before computing
-    num_drafts  how many of each row's tokens, its last ones, are guesses that the executor makes and checks; None: none anywhere
+    num_computed   per row, tokens in its cache before this step, at most: how many drafts of steps in flight were right is known to
+                   the executor alone. None: no step has drafts, and the executor counts
+    drafts         per row, its drafts; None: they are those that the executor made after the row's step before
+    num_proposals  how many drafts the executor is to make for each row that samples, for the next step
     masked      rows, ascending, whose next token a grammar has a say in: no row is sampled before ``Handle.sample`` brings what
                 they may take
     """
@@ -54,13 +58,15 @@ class StepInput:
     step_id: int
     seats: list[int]
     num_tokens: list[int]
-    samples: list[bool]
+    num_logits: list[int]
     new: list[NewRequest] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
     copies: list[tuple[int, int, int]] = field(default_factory=list)
-    num_drafts: list[int] | None = None
     masked: list[int] = field(default_factory=list)
+    num_computed: list[int] | None = None
+    drafts: list[list[int]] | None = None
+    num_proposals: int = 0
 
 
 @dataclass(slots=True)
@@ -78,14 +84,15 @@ class TokenLogprobs:
 class StepOutput:
     """What a step returned.
 
-    token_ids        sampled tokens, flat, in the order of the rows with ``samples``; -1: the row's logits were NaN or all -inf
-    num_accepted     tokens per such row, at most one more than its drafts: the drafts that were right, and the token after them;
-                     None: one each. Of the others the cache holds nothing of use, and the row computes on from the last one
+    token_ids        sampled tokens, flat, in the order of the rows with logits; -1: the row's logits were NaN or all -inf
+    num_accepted     per such row, how many of its drafts were right: it brings these and the token after them, and computes on from
+                     that one. Of the other drafts the cache holds nothing of use. None: no row had drafts
     logprobs         by index into token_ids, for rows that asked
     prompt_logprobs  by index into ``StepInput.seats``, for rows that asked: one entry per prompt token whose successor's
                      log-probability this step computed
     failed           by index into ``StepInput.seats``: why the executor could not take in this row's request, which ends with
                      that text; it has its place in token_ids all the same
+    drafts           per row with logits, what the executor proposes to follow; None: the step asked for no proposals
     """
 
     step_id: int
@@ -94,3 +101,4 @@ class StepOutput:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    drafts: list[list[int]] | None = None

@@ -53,14 +53,14 @@ class Drafting:
         """Of what guesses."""
         return self.placed.stage_costs if self.placed else ()
 
-    def passes(self, work: StepWork, contexts: np.ndarray) -> list[StepWork]:
-        """What runs after a step. contexts int64 [R]: of the requests that got tokens in it, and get guesses now."""
+    def passes(self, work: StepWork, contexts: np.ndarray, num_proposals: int) -> list[StepWork]:
+        """What runs after a step. contexts int64 [R]: of the requests that got tokens in it, and get ``num_proposals`` guesses each now."""
         if self.placed is None:
             return []
         count = len(contexts)
         found = [StepWork(work.num_tokens, count, count, work.decodes, work.chunk_lens, work.chunk_ctx_lens, work.recorded)]
         if count:
-            found += [StepWork(count, count, count, [DecodeRows(1, contexts)], recorded=self._recorded)] * (len(self.rates) - 1)
+            found += [StepWork(count, count, count, [DecodeRows(1, contexts)], recorded=self._recorded)] * (num_proposals - 1)
         return found
 
     def step(self, passes: Sequence[StepWork]) -> tuple[float, int]:

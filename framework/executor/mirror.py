@@ -12,13 +12,13 @@ from .pseudo import num_right_drafts, pseudo_tokens
 class _Row:
     """A seat in use. ``chain[i]`` stands for keys and values of token i: a hash of the tokens up to it."""
 
-    __slots__ = ("chain", "num_computed", "seed", "tables", "tokens")
+    __slots__ = ("chain", "num_computed", "num_proposed", "seed", "tables", "tokens")
 
     def __init__(self, request: NewRequest) -> None:
         assert request.sampling.seed is not None
         self.seed = request.sampling.seed
         self.tokens = list(request.token_ids)
-        self.num_computed = request.num_computed_tokens
+        self.num_computed, self.num_proposed = request.num_computed_tokens, 0
         self.tables = [list(blocks) for blocks in request.block_ids]
         self.chain: list[int] = []
 
@@ -44,14 +44,15 @@ class Mirror:
         self._check_shape(step)
         rows = [self._row(seat) for seat in step.seats]
         written: set[tuple[int, int]] = set()
-        drafts = step.num_drafts or [0] * len(rows)
+        drafts = [max(num_logits - 1, 0) for num_logits in step.num_logits]
         for row, count, num_drafts in zip(rows, step.num_tokens, drafts):
             self._write(row, count - num_drafts, written)
             self._write_wrong(row, count - num_drafts, num_drafts, written)
         tokens, accepted = [], []
-        for row, count, samples, num_drafts in zip(rows, step.num_tokens, step.samples, drafts):
+        for row, count, num_logits, num_drafts in zip(rows, step.num_tokens, step.num_logits, drafts):
             self._compute(row, count - num_drafts)
-            assert samples == (row.num_computed == len(row.tokens)), "a row samples exactly when it computes its last known token"
+            samples = row.num_computed == len(row.tokens)
+            assert samples == bool(num_logits), "a row samples exactly when it computes its last known token"
             if not samples:
                 continue
             sampled = [self._sample(row)]
@@ -62,8 +63,8 @@ class Mirror:
                 sampled.append(self._sample(row))
                 row.tokens.append(sampled[-1])
             tokens += sampled
-            accepted.append(len(sampled))
-        return StepOutput(step.step_id, tokens, accepted if step.num_drafts else None)
+            accepted.append(len(sampled) - 1)
+        return StepOutput(step.step_id, tokens, accepted if any(drafts) else None)
 
     def _apply_deltas(self, step: StepInput) -> None:
         for seat in step.released:
@@ -80,13 +81,20 @@ class Mirror:
             self._contents[destination] = list(self._contents[source])
 
     def _check_shape(self, step: StepInput) -> None:
-        assert step.seats and len(step.seats) == len(step.num_tokens) == len(step.samples)
+        assert step.seats and len(step.seats) == len(step.num_tokens) == len(step.num_logits)
         assert len(set(step.seats)) == len(step.seats), "a seat computes once per step"
         assert all(count >= 1 for count in step.num_tokens)
-        drafts = step.num_drafts or [0] * len(step.seats)
-        places = [0 if count == 1 else 1 if guesses else 2 for count, guesses in zip(step.num_tokens, drafts, strict=True)]
+        places = [0 if count == 1 else 1 if wanted > 1 else 2 for count, wanted in zip(step.num_tokens, step.num_logits)]
         assert places == sorted(places), "rows with one token come first, then those with drafts"
-        assert all(samples or not guesses for samples, guesses in zip(step.samples, drafts)), "who guesses samples"
+        assert all(0 <= wanted <= count for wanted, count in zip(step.num_logits, step.num_tokens)), "a logit row has its token"
+        if step.num_computed is None:
+            assert max(step.num_logits) <= 1, "who drafts counts what is computed"
+            return
+        for seat, most, wanted in zip(step.seats, step.num_computed, step.num_logits, strict=True):
+            row = self._row(seat)
+            assert row.num_computed <= most, f"seat {seat} has computed more than its bound"
+            assert wanted - 1 <= row.num_proposed, f"seat {seat} has drafts checked that nobody proposed"
+            row.num_proposed = step.num_proposals if wanted else 0
 
     def _row(self, seat: int) -> _Row:
         row = self._rows[seat]

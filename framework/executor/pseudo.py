@@ -36,11 +36,11 @@ class PseudoTokens:
 
     def sample(self, step: StepInput, seats: np.ndarray, contexts: np.ndarray) -> StepOutput:
         """The rest of ``apply``. seats int64 [R]: of the step; contexts int64 [R]: their lengths with all tokens of the step."""
-        if step.num_drafts is not None:
+        if max(step.num_logits) > 1:
             return self._sample_with_drafts(step, seats, contexts)
         self.lengths[seats] = contexts
-        if step.samples.count(True) < len(seats):
-            rows = np.array(step.samples)
+        if not all(step.num_logits):
+            rows = np.array(step.num_logits) > 0
             seats, contexts = seats[rows], contexts[rows]
         tokens = pseudo_tokens(self._seeds[seats], contexts.view(np.uint64), self._vocab_size)
         return StepOutput(step.step_id, tokens.tolist())
@@ -53,16 +53,17 @@ class PseudoTokens:
         return pseudo_tokens(self._seeds[seats, None], positions.view(np.uint64), self._vocab_size)
 
     def _sample_with_drafts(self, step: StepInput, seats: np.ndarray, contexts: np.ndarray) -> StepOutput:
-        drafts = np.array(step.num_drafts)
+        num_logits = np.array(step.num_logits)
+        drafts = np.maximum(num_logits - 1, 0)
         known = contexts - drafts
         right = num_right_drafts(self._seeds[seats], known.view(np.uint64), drafts, self._rates)
         self.lengths[seats] = known + right
-        rows = np.flatnonzero(step.samples)
+        rows = np.flatnonzero(num_logits)
         accepted = right[rows] + 1
         row_of_token = np.repeat(rows, accepted)
         nth = np.arange(len(row_of_token)) - np.repeat(np.cumsum(accepted) - accepted, accepted)
         tokens = pseudo_tokens(self._seeds[seats[row_of_token]], (known[row_of_token] + nth).view(np.uint64), self._vocab_size)
-        return StepOutput(step.step_id, tokens.tolist(), accepted.tolist())
+        return StepOutput(step.step_id, tokens.tolist(), right[rows].tolist())
 
 
 def num_right_drafts(

@@ -151,8 +151,8 @@ class SimulatedExecutor:
         contexts = tokens.lengths[seats] + step.num_tokens
         work = self._work(step, contexts)
         times, passes = self._placement.step(work), list[StepWork]()
-        if self._drafting is not None:
-            passes = self._drafting.passes(work, contexts[np.array(step.samples)])
+        if self._drafting is not None and step.num_proposals:
+            passes = self._drafting.passes(work, contexts[np.array(step.num_logits) > 0], step.num_proposals)
             drafting_s, launches = self._drafting.step(passes)
             times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches
         if self.num_stages == 1:
@@ -160,7 +160,7 @@ class SimulatedExecutor:
         else:
             self._token_at_s[[request.seat for request in step.new]] = 0.0
             end_s = self._submit(times, float(self._token_at_s[seats].max()))
-            self._token_at_s[seats[np.array(step.samples)]] = end_s
+            self._token_at_s[seats[np.array(step.num_logits) > 0]] = end_s
         if self._observer is not None:
             start_s = self._observer.add(self._placement.stage_costs, work, end_s - sum(device_s for device_s, _ in times))
             if self._drafting is not None and self._draft_observer is not None:
@@ -182,7 +182,7 @@ class SimulatedExecutor:
     def decodes_ahead(self, seats: np.ndarray) -> DecodesAhead:
         """What the next steps cost, if each decodes one token of these rows."""
         count = len(seats)
-        step = StepInput(0, seats.tolist(), [1] * count, [True] * count)
+        step = StepInput(0, seats.tolist(), [1] * count, [1] * count)
         return self._placement.ahead(self._work(step, self._tokens.lengths[seats] + 1))
 
     def skip(self, seats: np.ndarray, num_in_flight: int, count: int, idle_from_s: float) -> np.ndarray:
@@ -241,13 +241,12 @@ class SimulatedExecutor:
 
     def _work(self, step: StepInput, contexts: np.ndarray) -> StepWork:
         """Rows come in the order of their kinds: one token, one token and drafts, prompts."""
-        counts, num_rows, num_samples = step.num_tokens, len(step.num_tokens), step.samples.count(True)
+        counts, num_rows, num_samples = step.num_tokens, len(step.num_tokens), len(step.num_tokens) - step.num_logits.count(0)
         ones = first_chunk = counts.count(1)
         decodes = [DecodeRows(1, contexts[:ones])] if ones else []
-        num_logits = num_samples
-        if step.num_drafts is not None:
-            num_logits += sum(step.num_drafts)
-            first_chunk += sum(map(bool, step.num_drafts))
+        num_logits = sum(step.num_logits)
+        if num_logits > num_samples:
+            first_chunk += sum(each > 1 for each in step.num_logits)
             lens, drafting = np.array(counts[ones:first_chunk]), contexts[ones:first_chunk]
             decodes += [DecodeRows(each, drafting[lens == each]) for each in sorted(set(counts[ones:first_chunk]))]
         recorded = (

@@ -55,7 +55,7 @@ class Matchers:
         """Rows of a step that sample, and whose request has a matcher, ascending."""
         active, first_chunk = self._active, len(step.decodes)
         rows = [row for row, request in enumerate(step.decodes) if request in active]
-        return rows + [row for row, c in enumerate(step.chunks, first_chunk) if c.samples and c.request in active]
+        return rows + [row for row, c in enumerate(step.chunks, first_chunk) if c.num_logits and c.request in active]
 
     def masks(self, step: ScheduledStep) -> tuple[np.ndarray, Failures]:
         """What the masked rows of a step may take, as MaskedHandle has it, once all tokens before are accepted. Rows of requests

@@ -98,7 +98,7 @@ def _steps(config: EngineConfig, max_len: int, num_groups: int, probe: bool) -> 
         """Rows of (tokens computed before, tokens in this step)."""
         new = [request(seat, before + now, before, params) for seat, (before, now) in enumerate(rows)]
         seats = list(range(len(rows)))
-        return StepInput(0, seats, [now for _, now in rows], [True] * len(rows), new, seats)
+        return StepInput(0, seats, [now for _, now in rows], [1] * len(rows), new, seats)
 
     prompts = [*_powers(limit), limit]
     batches = [*_powers(config.scheduler.max_num_seqs), config.scheduler.max_num_seqs]

@@ -67,7 +67,7 @@ class TeacherForcing(LocalExecutor):
         new = [self._request(seat, tokens) for seat, tokens in enumerate(windows.tolist())]
         for start in range(0, length, self._chunk_tokens):
             count = min(self._chunk_tokens, length - start)
-            step = StepInput(start, seats, [count] * num_rows, [True] * num_rows, new if start == 0 else [])
+            step = StepInput(start, seats, [count] * num_rows, [1] * num_rows, new if start == 0 else [])
             yield self._runner.token_logits(step).unflatten(0, (num_rows, count))
 
     def _request(self, seat: int, tokens: list[int]) -> NewRequest:

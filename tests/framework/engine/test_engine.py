@@ -398,14 +398,14 @@ def new_request(blocks: list[int], computed: int = 0) -> NewRequest:
 @pytest.mark.parametrize(
     ("message", "step"),
     [
-        ("has no block", StepInput(0, [0], [3], [True], [new_request([1])])),
-        ("null block", StepInput(0, [0], [3], [True], [new_request([0, 1])])),
-        ("does not hold", StepInput(0, [0], [1], [True], [new_request([1, 2], computed=2)])),
-        ("not known", StepInput(0, [0], [4], [True], [new_request([1, 2])])),
-        ("samples exactly", StepInput(0, [0], [2], [True], [new_request([1, 2])])),
-        ("not in use", StepInput(0, [1], [1], [True], [new_request([1, 2])])),
-        ("one token come first", StepInput(0, [0, 1], [3, 1], [True, True], [new_request([1, 2])])),
-        ("numbered", StepInput(-1, [0], [3], [True], [new_request([1, 2])])),
+        ("has no block", StepInput(0, [0], [3], [1], [new_request([1])])),
+        ("null block", StepInput(0, [0], [3], [1], [new_request([0, 1])])),
+        ("does not hold", StepInput(0, [0], [1], [1], [new_request([1, 2], computed=2)])),
+        ("not known", StepInput(0, [0], [4], [1], [new_request([1, 2])])),
+        ("samples exactly", StepInput(0, [0], [2], [1], [new_request([1, 2])])),
+        ("not in use", StepInput(0, [1], [1], [1], [new_request([1, 2])])),
+        ("one token come first", StepInput(0, [0, 1], [3, 1], [1, 1], [new_request([1, 2])])),
+        ("numbered", StepInput(-1, [0], [3], [1], [new_request([1, 2])])),
     ],
 )
 def test_the_mirror_notices_a_broken_protocol(message: str, step: StepInput) -> None:

@@ -44,7 +44,7 @@ class Script:
         for request in step.new:
             self.rows[request.seat] = [request, request.num_computed_tokens]
         output = StepOutput(step.step_id, [])
-        for row, (seat, count, samples) in enumerate(zip(step.seats, step.num_tokens, step.samples)):
+        for row, (seat, count, samples) in enumerate(zip(step.seats, step.num_tokens, step.num_logits)):
             request, start = self.rows[seat]
             end = self.rows[seat][1] = start + count
             if samples:
@@ -297,14 +297,14 @@ class Letters(Script):
         self.letters, self.num_drafts = letters, num_drafts
 
     def submit(self, step: StepInput) -> DoneStep:
-        output = StepOutput(step.step_id, [], [] if step.num_drafts else None)
+        output = StepOutput(step.step_id, [], [] if self.num_drafts else None)
         for request in step.new:
             self.rows[request.seat] = [request, request.num_computed_tokens]
-        drafts = step.num_drafts or [0] * len(step.seats)
-        for seat, count, samples, num_drafts in zip(step.seats, step.num_tokens, step.samples, drafts):
+        for seat, count, num_logits in zip(step.seats, step.num_tokens, step.num_logits):
             request, start = self.rows[seat]
+            num_drafts = max(num_logits - 1, 0)
             end = start + count - num_drafts
-            if samples:
+            if num_logits:
                 right = (request.sampling.seed + end) % (num_drafts + 1)
                 for position in range(end, end + right + 1):
                     token = self.letters[(request.sampling.seed * 5 + position * position) % len(self.letters)]
@@ -312,7 +312,7 @@ class Letters(Script):
                         output.logprobs[len(output.token_ids)] = self.logprobs(token, position, request.sampling.logprobs)
                     output.token_ids.append(token)
                 if output.num_accepted is not None:
-                    output.num_accepted.append(right + 1)
+                    output.num_accepted.append(right)
                 end += right
             self.rows[seat][1] = end
         return DoneStep(output)
@@ -326,7 +326,7 @@ def test_stop_conditions_count_token_by_token_when_several_come_at_once(inputs: 
         def submit(self, step: StepInput) -> DoneStep:
             new = letters[:1] if step.new else letters[1 : 1 + step.num_tokens[0]]
             logprobs = {i: self.logprobs(token, i, 0) for i, token in enumerate(new)}
-            return DoneStep(StepOutput(step.step_id, new, [len(new)], logprobs))
+            return DoneStep(StepOutput(step.step_id, new, [len(new) - 1], logprobs))
 
     for params, expected, reason in (
         ({"stop_token_ids": [letters[3]]}, "a b c", ("stop", letters[3])),

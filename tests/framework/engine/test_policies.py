@@ -46,7 +46,7 @@ def serve(scheduler: Scheduler, requests: list[Request], max_steps: int = 5000) 
         assert scheduler.running == sorted(scheduler.running)
         now_s += STEP_S
         if step is not None:
-            for request in scheduler.commit(StepOutput(step.step_input.step_id, [7] * sum(step.step_input.samples))).requests:
+            for request in scheduler.commit(StepOutput(step.step_input.step_id, [7] * sum(step.step_input.num_logits))).requests:
                 first_s.setdefault(request.request_id, now_s)
         elif not queue and not scheduler.requests:
             return first_s

@@ -43,7 +43,7 @@ def run(scheduler: Scheduler, token: int = 7) -> dict[str, int]:
     step = scheduler.schedule()
     found = shape(step)
     assert step is not None
-    scheduler.commit(StepOutput(step.step_input.step_id, [token] * sum(step.step_input.samples)))
+    scheduler.commit(StepOutput(step.step_input.step_id, [token] * sum(step.step_input.num_logits)))
     return found
 
 
@@ -69,7 +69,7 @@ def test_decodes_come_before_prompts_and_take_their_budget_first() -> None:
     assert run(scheduler) == {"0": 20}
     step = scheduler.schedule()
     assert step is not None and step.decodes == [first] and step.chunks[0].request is second
-    assert step.step_input.num_tokens == [1, 19] and step.step_input.samples == [True, False]
+    assert step.step_input.num_tokens == [1, 19] and step.step_input.num_logits == [1, 0]
 
 
 def test_without_chunks_a_prompt_waits_for_a_step_that_takes_it_whole() -> None:

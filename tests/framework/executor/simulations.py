@@ -63,14 +63,14 @@ def make_executor(architecture: dict[str, Any], **given: Any) -> SimulatedExecut
 def decode_step(step_id: int, seats: list[int], context: int = 0, num_drafts: int = 0) -> StepInput:
     """Of these seats; context: tokens in the cache of new requests that take them, 0 = they are there already."""
     new = [NewRequest(s, "", [0] * (context + 1), context, context, [[1]], SamplingParams(seed=s)) for s in seats if context]
-    drafts = [num_drafts] * len(seats) if num_drafts else None
-    return StepInput(step_id, seats, [1 + num_drafts] * len(seats), [True] * len(seats), new, num_drafts=drafts)
+    rows = [1 + num_drafts] * len(seats)
+    return StepInput(step_id, seats, rows, rows, new, num_proposals=num_drafts)
 
 
 def prompt_step(step_id: int, seat: int, num_tokens: int) -> StepInput:
     """A new request's whole prompt."""
     new = [NewRequest(seat, "", [0] * num_tokens, num_tokens, 0, [[1]], SamplingParams(seed=seat))]
-    return StepInput(step_id, [seat], [num_tokens], [True], new)
+    return StepInput(step_id, [seat], [num_tokens], [1], new)
 
 
 EAGER = GraphConfig(enabled=False)

@@ -134,7 +134,7 @@ def test_the_chunks_of_a_prompt_follow_each_other_through_the_stages() -> None:
     executor = make_executor(LLAMA_8B, pp=2)
     executor._placement.step = lambda work: [(2.0, 0), (2.0, 0)]  # type: ignore[method-assign]
     step = prompt_step(0, 0, 64)
-    step.samples = [False]
+    step.num_logits = [0]
     executor.submit(step)
     executor.submit(decode_step(1, [0])).result()
     assert executor.clock.now() == 6.0, "not 8: the second stage reads the first chunk's cache, not its token"

@@ -97,7 +97,7 @@ def test_a_simulated_device_has_more_blocks_and_reads_fewer_bytes() -> None:
             seats = list(range(64))
             new = [NewRequest(seat, "", [0] * context, context, context - 1, [[0]], SamplingParams(seed=0)) for seat in seats]
             before = executor.op_times()["paged_attention_decode"].seconds
-            executor.submit(StepInput(step_id, seats, [1] * 64, [True] * 64, new))
+            executor.submit(StepInput(step_id, seats, [1] * 64, [1] * 64, new))
             taken.append(executor.op_times()["paged_attention_decode"].seconds - before)
         return executor, taken
 
