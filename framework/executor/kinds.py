@@ -30,7 +30,9 @@ class ExecutorKind:
 
 
 EXECUTORS = {
-    "local": ExecutorKind("framework.worker.local_executor", "LocalExecutor", has_device=True),
+    "local": ExecutorKind(
+        "framework.worker.local_executor", "LocalExecutor", has_device=True, sections=("speculative_config",)
+    ),
     "simulated": ExecutorKind(
         "framework.executor.simulated",
         "SimulatedExecutor",

@@ -38,7 +38,7 @@ OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "g
 class LocalExecutor:
     """Model, caches and runner on one device; a step is computed when it is submitted (and launched, on a GPU)."""
 
-    num_drafts, num_stages = 0, 1
+    num_stages = 1
 
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> LocalExecutor:
@@ -82,11 +82,20 @@ class LocalExecutor:
             _check_cache_fits(self.num_blocks, cache_bytes, device)
             caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device.torch)
             said.append(f"{self.num_blocks} blocks of {config.cache.block_size} tokens, {memory_size(cache_bytes)}")
+        self.in_flight_steps = device.in_flight_steps
+        self.num_drafts = config.speculative_config.num_speculative_tokens
         self._runner = Runner(
-            self._model, self.plan, self.groups, caches, config.scheduler.max_num_seqs, config.cache.block_size, device.torch
+            self._model,
+            self.plan,
+            self.groups,
+            caches,
+            config.scheduler.max_num_seqs,
+            config.cache.block_size,
+            device.torch,
+            self.num_drafts,
+            config.scheduler.in_flight_steps or self.in_flight_steps,
         )
         self.plan.check_bound()
-        self.in_flight_steps = device.in_flight_steps
         self._step: Callable[[StepInput], StepHandle] = self._runner.step
         if probes is not None:
             probes.check({kernel.op for kernel in self.plan.bound})

@@ -9,8 +9,10 @@ from ..bitmask import num_words, set_bits
 from ..engine.step import NewRequest
 from ..plan import KernelPlan
 from ..sampling_params import SamplingParams
-from .step_rows import SampleRows
+from .step_rows import DraftRows, SampleRows
 from .transfer import to_device
+
+NEVER = np.iinfo(np.int64).max
 
 
 class Penalties:
@@ -27,6 +29,7 @@ class Penalties:
         self._min_tokens = np.zeros(num_seats, dtype=np.int64)
         self._penalized = np.zeros(num_seats, dtype=bool)
         self._masked = np.zeros(num_seats, dtype=bool)
+        self._banned = np.zeros(num_seats, dtype=bool)
         self._rows: _PenaltyRows | None = None
 
     def add(self, request: NewRequest) -> None:
@@ -37,9 +40,12 @@ class Penalties:
         structured = params.structured_outputs is not None  # then the masks that come with a step know of min_tokens
         min_tokens = 0 if structured else params.min_tokens
         self._min_tokens[seat] = min_tokens
-        self._masked[seat] = bool(params.allowed_token_ids or min_tokens or params.bad_words_token_ids)
+        words = params.bad_words_token_ids or ()
+        self._masked[seat] = bool(params.allowed_token_ids) or any(len(word) == 1 for word in words)
+        self._banned[seat] = bool(min_tokens) or any(len(word) > 1 for word in words)
         self._penalized[seat] = bool(
             self._masked[seat]
+            or self._banned[seat]
             or structured
             or params.logit_bias
             or params.repetition_penalty != 1
@@ -61,10 +67,15 @@ class Penalties:
         masked = np.flatnonzero(self._masked[rows.seats]).tolist()
         if masked or rows.masks is not None:
             mask = self._bitmask(rows, masked)
-        if masked:
-            self._ban_words(logits, rows, masked, token_ids)
+        if banned := np.flatnonzero(self._banned[rows.seats]).tolist():
+            self._ban(logits, rows, banned, token_ids)
         seats = torch.where(to_device(penalized, self._device), rows.row_to_seat, -1)
-        self._apply_penalties(logits, seats, mask, *self._rows.tensors())
+        if rows.drafts is None:
+            self._apply_penalties(logits, seats, mask, *self._rows.tensors())
+        else:
+            own = torch.arange(len(seats), dtype=torch.int32, device=self._device)
+            state = self._rows.with_drafts(rows, rows.drafts, token_ids)
+            self._apply_penalties(logits, torch.where(seats < 0, seats, own), mask, *state)
         return logits
 
     def count(self, row_to_seat: torch.Tensor, tokens: torch.Tensor) -> None:
@@ -73,8 +84,8 @@ class Penalties:
         self._rows.count(row_to_seat, tokens)
 
     def _bitmask(self, rows: SampleRows, masked: list[int]) -> torch.Tensor:
-        """Allowed tokens per row, int32 [R, ceil(V/32)]: what the step's masks say, and in the rows ``masked`` also allowed ids,
-        stop tokens before min_tokens, and bad words of one token."""
+        """Allowed tokens per row, int32 [R', ceil(V/32)]: what the step's masks say, and in the rows ``masked`` also allowed ids and
+        bad words of one token."""
         mask = np.full((len(rows.seats), num_words(self._vocab_size)), -1, dtype=np.int32)
         if rows.masks is not None:
             mask[rows.masks.rows] = rows.masks.words
@@ -86,37 +97,38 @@ class Penalties:
                 allowed = np.zeros_like(mask[row])
                 set_bits(allowed, params.allowed_token_ids, True)
                 mask[row] &= allowed
-            if rows.positions[row] - self._num_prompt_tokens[seat] < self._min_tokens[seat]:
-                set_bits(mask[row], params.all_stop_token_ids, False)
             set_bits(mask[row], [word[0] for word in params.bad_words_token_ids or () if len(word) == 1], False)
         return to_device(mask, self._device)
 
-    def _ban_words(self, logits: torch.Tensor, rows: SampleRows, masked: list[int], token_ids: torch.Tensor) -> None:
-        """Makes the last token of a bad word impossible in those of the rows ``masked`` that end with the tokens before it. Which
-        do is known on the device only, where the last tokens may still be on their way."""
-        words = []
-        for row in masked:
+    def _ban(self, logits: torch.Tensor, rows: SampleRows, banned: list[int], token_ids: torch.Tensor) -> None:
+        """Makes impossible, in the rows ``banned``, stop tokens before min_tokens, and the last token of bad words that the tokens
+        before it begin. Both depend on the row's true position, and on last tokens that may still be on their way: known on the
+        device only. An entry is a row, a token, the first position at which it is free again, and where a word may have begun."""
+        entries: list[tuple[int, int, int, int, list[int]]] = []
+        for row in banned:
             seat, position = int(rows.seats[row]), int(rows.positions[row])
-            params = self._params[seat]
+            params, start = self._params[seat], int(self._num_prompt_tokens[seat])
             assert params is not None
+            if position - rows.ahead < (free := start + int(self._min_tokens[seat])):
+                entries += [(row, token, free, 0, []) for token in params.all_stop_token_ids]
             for word in params.bad_words_token_ids or ():
-                start = position - len(word) + 1
                 # Only what was generated counts; a word that began in the prompt is the user's own.
-                if len(word) > 1 and start >= self._num_prompt_tokens[seat]:
-                    words.append((row, seat, start, word))
-        if not words:
+                if len(word) > 1 and position - len(word) + 1 >= start:
+                    entries.append((row, word[-1], NEVER, start, word[:-1]))
+        if not entries:
             return
-        longest = max(len(word) for *_, word in words) - 1
-        table = np.full((len(words), 4 + longest), -1, dtype=np.int64)
-        for entry, (row, seat, start, word) in zip(table, words):
-            entry[:4] = row, seat, start, word[-1]
-            entry[4 : 3 + len(word)] = word[:-1]
+        longest = max(len(before) for *_, before in entries)
+        table = np.full((len(entries), 5 + longest), -1, dtype=np.int64)
+        for line, (row, token, free, start, before) in zip(table, entries):
+            line[:5] = row, token, free, start, len(before)
+            line[5 : 5 + len(before)] = before
         found = to_device(table, self._device)
-        (rows_of, seats, starts, last), before = found[:, :4].unbind(1), found[:, 4:]
-        places = starts[:, None] + torch.arange(longest, device=self._device)
-        here = token_ids[seats[:, None], places.clamp_max_(token_ids.shape[1] - 1)]
-        matches = ((here == before) | (before < 0)).all(1)
-        logits.index_put_((rows_of, last), torch.where(matches, -torch.inf, 0.0), accumulate=True)  # a token may end two words
+        (rows_of, last, free_at, start_at, lengths), words = found[:, :5].unbind(1), found[:, 5:]
+        positions = rows.position[rows_of]
+        places = (positions - lengths)[:, None] + torch.arange(longest, device=self._device)
+        here = token_ids[rows.row_to_seat[rows_of].long()[:, None], places.clamp_(0, token_ids.shape[1] - 1)]
+        applies = ((here == words) | (words < 0)).all(1) & (positions < free_at) & (positions - lengths >= start_at)
+        logits.index_put_((rows_of, last), torch.where(applies, -torch.inf, 0.0), accumulate=True)  # a token may end two words
 
 
 class _PenaltyRows:
@@ -143,6 +155,15 @@ class _PenaltyRows:
             self.bias_ids,
             self.bias_values,
         )
+
+    def with_drafts(self, rows: SampleRows, drafts: DraftRows, token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As ``tensors``, but a row per logit row, whose counts hold the drafts before it too."""
+        prompt_mask, counts, *others = (tensor[rows.row_to_seat.long()] for tensor in self.tensors())
+        before = 1 + torch.arange(drafts.grid.shape[1] - 1, device=self._device)
+        places = (rows.position[:, None] - before).clamp_(min=0)
+        tokens = token_ids[rows.row_to_seat.long()[:, None], places]
+        counts.scatter_add_(1, tokens, (before <= drafts.nth[:, None]).int())
+        return prompt_mask, counts, *others
 
     def add(self, request: NewRequest) -> None:
         seat, params = request.seat, request.sampling

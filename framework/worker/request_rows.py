@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..engine.step import StepInput
+from .step_rows import StepRows
 from .transfer import to_device
 
 TABLE_COLUMNS = 16
@@ -16,21 +17,34 @@ table and of its rows is the same in every step."""
 class RequestRows:
     """Tokens on the device, block tables and counters on the host.
 
-    tokens             int64 [seats + 1, max_model_len + 1] on the device: sampled tokens are written here and the next step reads
-                       its inputs from here, so that nothing waits for the host. The last row belongs to padding.
+    tokens             int64 [seats + 1, max_model_len + 1 + num_drafts] on the device: sampled tokens and drafts are written here
+                       and the next step reads its inputs from here, so that nothing waits for the host. The last row belongs to
+                       padding.
     tables             int32 [KV groups, seats + 1, ``table_width`` of the longest sequence]
-    num_computed       int64 [seats + 1]: tokens in the cache
+    num_computed       int64 [seats + 1]: tokens in the cache; where ``computed`` is there, as of the last step that said so, or more
+    computed           int64 [seats + 1] on the device: the same, exactly. None: the host knows, because steps are done when it looks
+                       at their rows, or because no step has drafts
     num_prompt_tokens  int64 [seats + 1]
     """
 
-    def __init__(self, num_seats: int, max_model_len: int, num_groups: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        num_seats: int,
+        max_model_len: int,
+        num_groups: int,
+        block_size: int,
+        device: torch.device,
+        num_drafts: int = 0,
+        counts_on_device: bool = False,
+    ) -> None:
         self.device, self.padding_seat = device, num_seats
-        self.tokens = torch.zeros(num_seats + 1, max_model_len + 1, dtype=torch.int64, device=device)
+        self.tokens = torch.zeros(num_seats + 1, max_model_len + 1 + num_drafts, dtype=torch.int64, device=device)
         self.block_size = block_size
         self.tables = np.zeros((num_groups, num_seats + 1, self.table_width(max_model_len)), dtype=np.int32)
         self._num_blocks = [np.zeros(num_seats + 1, dtype=np.int64) for _ in range(num_groups)]
         self.num_computed = np.zeros(num_seats + 1, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(num_seats + 1, dtype=np.int64)
+        self.computed = torch.zeros(num_seats + 1, dtype=torch.int64, device=device) if counts_on_device else None
 
     def table_width(self, num_tokens: int) -> int:
         """Columns that hold the blocks of ``num_tokens`` tokens."""
@@ -45,12 +59,40 @@ class RequestRows:
             ids = np.asarray(request.token_ids, dtype=np.int64)
             self.tokens[request.seat, : len(ids)] = to_device(ids, self.device)
             self.num_computed[request.seat] = request.num_computed_tokens
+            if self.computed is not None:
+                self.computed[request.seat] = request.num_computed_tokens
             self.num_prompt_tokens[request.seat] = request.num_prompt_tokens
             for group, blocks in enumerate(request.block_ids):
                 self._num_blocks[group][request.seat] = 0
                 self._append(request.seat, group, blocks)
         for seat, group, blocks in step.new_blocks:
             self._append(seat, group, blocks)
+
+    def write_drafts(self, step: StepInput) -> None:
+        """Puts drafts that came from the host where the step's rows read their tokens: behind the last known one."""
+        assert step.drafts is not None and step.num_computed is not None
+        rows = [row for row, drafts in enumerate(step.drafts) if drafts]
+        if rows:
+            seats = np.repeat([step.seats[row] for row in rows], [len(step.drafts[row]) for row in rows])
+            places = [step.num_computed[row] + step.num_tokens[row] - len(step.drafts[row]) for row in rows]
+            positions = np.concatenate([place + np.arange(len(step.drafts[row])) for place, row in zip(places, rows)])
+            tokens = np.concatenate([step.drafts[row] for row in rows])
+            seat, position, token = to_device(np.stack([seats, positions, tokens]), self.device).unbind(0)
+            self.tokens[seat, position] = token
+
+    def advance(self, rows: StepRows) -> None:
+        """Counts the tokens of a step as computed, its drafts too."""
+        self.num_computed[rows.seats] = rows.lengths
+        if self.computed is not None:
+            seats, counts = to_device(np.stack([rows.seats, rows.counts]), self.device).unbind(0)
+            self.computed.index_add_(0, seats, counts)
+
+    def retract(self, seats: np.ndarray, num_wrong: torch.Tensor) -> None:
+        """Takes back drafts that were computed and are wrong: int64 [R] each."""
+        if self.computed is None:
+            self.num_computed[seats] -= num_wrong.numpy()
+        else:
+            self.computed.index_add_(0, to_device(seats, self.device), num_wrong, alpha=-1)
 
     def _append(self, seat: int, group: int, blocks: list[int]) -> None:
         start = self._num_blocks[group][seat]

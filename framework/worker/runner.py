@@ -18,16 +18,12 @@ from ..sampling_params import SamplingParams
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .request_rows import RequestRows
-from .sampler import PendingLogprobs, Sampler
-from .step_rows import Masks, SampleRows, StepRows
+from .sampler import PendingLogprobs, Sampled, Sampler
+from .step_rows import DraftRows, Masks, SampleRows, StepRows
 from .transfer import HostCopy, all_to_device, device_losses, is_device_loss, to_device
 
 MAX_DECODE_TOKENS = 8
 """Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
-
-
-Sampled = tuple[torch.Tensor, PendingLogprobs | None]
-"""Tokens int32 [R] on the device, and the log-probabilities of rows that asked."""
 
 
 class StepHandle:
@@ -42,6 +38,7 @@ class StepHandle:
         failed: dict[int, str],
     ) -> None:
         self._step_id, self._launch, self._prompt, self._failed = step.step_id, launch, prompt, failed
+        self._num_logits = step.num_logits
         if not step.masked:
             self._sample(None)
 
@@ -54,11 +51,14 @@ class StepHandle:
         with device_losses():
             logprobs = self._logprobs.by_row() if self._logprobs is not None else {}
             prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
-            return StepOutput(self._step_id, self._tokens.lists()[0], None, logprobs, prompt, self._failed)
+            tokens, *accepted = self._copy.lists()
+        output = StepOutput(self._step_id, tokens, None, logprobs, prompt, self._failed)
+        return _without_wrong_drafts(output, accepted[0], self._num_logits) if accepted else output
 
     def _sample(self, masks: np.ndarray | None) -> None:
-        tokens, self._logprobs = self._launch(masks)
-        self._tokens = HostCopy(tokens)
+        sampled = self._launch(masks)
+        self._logprobs = sampled.logprobs
+        self._copy = HostCopy(sampled.tokens) if sampled.accepted is None else HostCopy(sampled.tokens, sampled.accepted)
 
 
 class Runner:
@@ -73,10 +73,15 @@ class Runner:
         num_seats: int,
         block_size: int,
         device: torch.device,
+        num_drafts: int = 0,
+        in_flight_steps: int = 1,
     ) -> None:
+        """num_drafts: most that a row has checked in a step, of which ``in_flight_steps`` run at a time."""
         self.model, self.caches, self.device = model, caches, device
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device)
-        self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device)
+        on_device = num_drafts > 0 and in_flight_steps > 1
+        self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device, num_drafts, on_device)
+        self._ahead = num_drafts * (in_flight_steps - 1)
         self._slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups = groups
@@ -97,33 +102,49 @@ class Runner:
         if not step.seats:
             return StepHandle(step, _nothing, {}, failed)
         rows = self._step_rows(step)
-        seats, positions = rows.seats[rows.sampled], rows.lengths[rows.sampled]
+        if step.drafts is not None:
+            self.rows.write_drafts(step)
+        targets = rows.seats[rows.logit_rows].astype(np.int32), rows.logit_positions
         prompt_logprobs: dict[int, PendingLogprobs] = {}
-        if self._graphs is not None and self._graphs.fits(rows):
+        if self._graphs is not None and self.rows.computed is None and self._graphs.fits(rows):
             logits = self._graphs.run(rows.seats, rows.first)
-            targets = all_to_device((seats.astype(np.int32), positions), self.device)
+            row_to_seat, position = all_to_device(targets, self.device)
         else:
-            batch, targets = self._batch(rows, (seats.astype(np.int32), positions))
+            batch, (row_to_seat, position) = self._batch(rows, targets)
             self.model.begin_step(batch)
             hidden = self.model.forward(batch)
             prompt_logprobs = self._prompt_logprobs(rows, hidden)
             logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
-        self.rows.num_computed[rows.seats] = rows.lengths
+            if self.rows.computed is not None:
+                position = batch.positions[batch.logits_indices] + 1
+        self.rows.advance(rows)
         if not len(rows.sampled):
             return StepHandle(step, _nothing, prompt_logprobs, failed)
-        row_to_seat, position = targets
-        sample_rows = SampleRows(seats, positions, row_to_seat, position)
-        masked = np.searchsorted(rows.sampled, step.masked) if step.masked else None
-        return StepHandle(step, partial(self._sample, logits, sample_rows, masked), prompt_logprobs, failed)
+        sample_rows = SampleRows(targets[0], targets[1], row_to_seat, position, ahead=self._ahead)
+        if rows.has_drafts:
+            sample_rows.drafts = self._draft_rows(rows)
+        masked = np.flatnonzero(np.isin(rows.logit_rows, step.masked)) if step.masked else None
+        launch = partial(self._sample, logits, sample_rows, masked, rows.seats[rows.sampled])
+        return StepHandle(step, launch, prompt_logprobs, failed)
 
     @torch.inference_mode()
-    def _sample(self, logits: torch.Tensor, rows: SampleRows, masked: np.ndarray | None, masks: np.ndarray | None) -> Sampled:
-        """Logits [R, V], which may be the recording's own: valid until the next step. masks: of the rows ``masked``."""
+    def _sample(
+        self, logits: torch.Tensor, rows: SampleRows, masked: np.ndarray | None, seats: np.ndarray, masks: np.ndarray | None
+    ) -> Sampled:
+        """Logits [R', V], which may be the recording's own: valid until the next step. masks: of the logit rows ``masked``; seats:
+        of the rows that yield tokens."""
         if masked is not None and masks is not None:
             rows.masks = Masks(masked, masks)
-        tokens, logprobs = self.sampler.sample(logits, rows, self.rows.tokens)
-        self.rows.tokens[rows.row_to_seat.long(), rows.position] = tokens.long().clamp_min(0)
-        return tokens, logprobs
+        sampled = self.sampler.sample(logits, rows, self.rows.tokens)
+        self.rows.tokens[rows.row_to_seat.long(), rows.position] = sampled.tokens.long().clamp_min(0)
+        if rows.drafts is not None and sampled.accepted is not None:
+            self.rows.retract(seats, rows.drafts.num_drafts - sampled.accepted)
+        return sampled
+
+    def _draft_rows(self, rows: StepRows) -> DraftRows:
+        num_drafts = rows.num_logits[rows.sampled] - 1
+        row_of = np.repeat(np.arange(len(num_drafts)), num_drafts + 1)
+        return DraftRows(rows.nth_logit, *all_to_device((rows.nth_logit, row_of, rows.logit_grid, num_drafts), self.device))
 
     @torch.inference_mode()
     def token_logits(self, step: StepInput) -> torch.Tensor:
@@ -137,7 +158,7 @@ class Runner:
             batch, _ = self._batch(rows, ())
             self.model.begin_step(batch)
             logits = self.model.logits(self.model.forward(batch))
-        self.rows.num_computed[rows.seats] = rows.lengths
+        self.rows.advance(rows)
         return logits
 
     def _add_to_sampler(self, step: StepInput) -> dict[int, str]:
@@ -165,8 +186,8 @@ class Runner:
         seats, counts = np.asarray(step.seats), np.asarray(step.num_tokens)
         bounds = np.zeros(len(counts) + 1, dtype=np.int64)
         np.cumsum(counts, out=bounds[1:])
-        first = self.rows.num_computed[seats]
-        return StepRows(seats, counts, first, first + counts, bounds, np.flatnonzero(step.samples))
+        first = self.rows.num_computed[seats] if self.rows.computed is None else np.asarray(step.num_computed)
+        return StepRows(seats, counts, first, first + counts, bounds, np.asarray(step.num_logits))
 
     def _batch(self, rows: StepRows, more: tuple[np.ndarray, ...]) -> tuple[ForwardBatch, list[torch.Tensor]]:
         """The tensors of a step, and ``more`` on the device, where all of them go in one copy."""
@@ -180,7 +201,7 @@ class Runner:
         arrays = (
             positions,
             rows.seats[row_of_token],
-            rows.bounds[rows.sampled + 1] - 1,
+            rows.logit_tokens,
             cu_q,
             lengths,
             cu_q[n:] - cu_q[n],
@@ -189,6 +210,11 @@ class Runner:
         )
         tensors = all_to_device((*arrays, *more), self.device)
         token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
+        if self.rows.computed is not None:
+            bound = to_device(np.repeat(rows.first, rows.counts), self.device)
+            token_positions = token_positions - bound + self.rows.computed[token_seats]
+            lengths_all = (token_positions[cu_q_all[1:].long() - 1] + 1).int()
+            lengths_prefill = lengths_all[n:].clone()
         groups = [
             GroupBatch(
                 self._slot_mapping(token_positions, cu_q_all, lengths_all, table),
@@ -214,7 +240,18 @@ class Runner:
 
 
 def _nothing(masks: np.ndarray | None) -> Sampled:
-    return torch.empty(0, dtype=torch.int32), None
+    return Sampled(torch.empty(0, dtype=torch.int32))
+
+
+def _without_wrong_drafts(output: StepOutput, accepted: list[int], num_logits: list[int]) -> StepOutput:
+    """Of an output with a token per logit row, those that count."""
+    first, kept = 0, list[int]()
+    for count, wanted in zip(accepted, filter(None, num_logits)):
+        kept += range(first, first + count + 1)
+        first += wanted
+    tokens = [output.token_ids[index] for index in kept]
+    logprobs = {i: output.logprobs[index] for i, index in enumerate(kept) if index in output.logprobs}
+    return replace(output, token_ids=tokens, num_accepted=accepted, logprobs=logprobs)
 
 
 def _harmless() -> SamplingParams:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..engine.step import NewRequest, TokenLogprobs
 from ..plan import KernelPlan
+from .acceptance import num_matches
 from .penalties import Penalties
 from .step_rows import SampleRows
 from .transfer import HostCopy, to_device
@@ -36,6 +38,16 @@ class PendingLogprobs:
             row: TokenLogprobs(token, logprob, rank, top_ids[:count], top_logprobs[:count])
             for row, count, (token, logprob, rank, top_logprobs, top_ids) in zip(self._rows, self._counts, entries)
         }
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a step chose: tokens int32 [R'] on the device; accepted int64 [R], how many drafts were right of each row that yields
+    tokens, None without drafts; log-probabilities of logit rows that asked."""
+
+    tokens: torch.Tensor
+    accepted: torch.Tensor | None = None
+    logprobs: PendingLogprobs | None = None
 
 
 class Sampler:
@@ -67,12 +79,10 @@ class Sampler:
         self._num_prompt_logprobs[seat] = _NONE if params.prompt_logprobs is None else params.prompt_logprobs
         self._penalties.add(request)
 
-    def sample(
-        self, logits: torch.Tensor, rows: SampleRows, token_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, PendingLogprobs | None]:
-        """Logits float [R, V] -> tokens int32 [R] on the device, and the log-probabilities of rows that asked.
+    def sample(self, logits: torch.Tensor, rows: SampleRows, token_ids: torch.Tensor) -> Sampled:
+        """From logits float [R', V], of which penalties may change those that are float32.
 
-        token_ids int64 [S, L]: every token of every seat, for what depends on the tokens before."""
+        token_ids int64 [S, L]: every token of every seat, and the drafts behind them, for what depends on the tokens before."""
         wanted = self._num_logprobs[rows.seats]
         wants = np.flatnonzero(wanted > _NONE)
         chosen = to_device(wants, self.device) if len(wants) else None
@@ -82,12 +92,14 @@ class Sampler:
         tokens = self._sample(
             final, rows.row_to_seat, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, rows.position
         )
+        accepted = None if rows.drafts is None else num_matches(tokens, rows, rows.drafts, token_ids)
         if penalized is not None:
-            self._penalties.count(rows.row_to_seat, tokens)
+            counted = tokens if accepted is None or rows.drafts is None else rows.drafts.accepted_only(tokens, accepted)
+            self._penalties.count(rows.row_to_seat, counted)
         if raw is None or chosen is None:
-            return tokens, None
+            return Sampled(tokens, accepted)
         counts = self._full_counts(wanted[wants])
-        return tokens, PendingLogprobs(wants, counts, [self._gather(raw, tokens[chosen], counts)])
+        return Sampled(tokens, accepted, PendingLogprobs(wants, counts, [self._gather(raw, tokens[chosen], counts)]))
 
     def prompt_logprobs(
         self, seat: int, project: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor

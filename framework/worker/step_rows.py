@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,20 +11,59 @@ import torch
 
 @dataclass
 class StepRows:
-    """The rows of a step on the host: int64 [R] each. first, lengths: tokens in the cache before and after it; bounds [R + 1]: row
-    r's tokens are bounds[r] : bounds[r + 1]; sampled: rows that yield a token."""
+    """The rows of a step on the host: int64 [R] each. first, lengths: tokens in the cache before and after it, at most where drafts
+    of steps in flight are not counted yet; bounds [R + 1]: row r's tokens are bounds[r] : bounds[r + 1]; num_logits as in StepInput.
+    """
 
     seats: np.ndarray
     counts: np.ndarray
     first: np.ndarray
     lengths: np.ndarray
     bounds: np.ndarray
-    sampled: np.ndarray
+    num_logits: np.ndarray
+
+    @cached_property
+    def sampled(self) -> np.ndarray:
+        """Rows that yield tokens."""
+        return np.flatnonzero(self.num_logits)
+
+    @cached_property
+    def has_drafts(self) -> bool:
+        return bool(self.num_logits.max(initial=0) > 1)
+
+    @cached_property
+    def logit_rows(self) -> np.ndarray:
+        """Of each logit row, the row of the step; logit rows R' in the order of the step's."""
+        return np.repeat(self.sampled, self.num_logits[self.sampled]) if self.has_drafts else self.sampled
+
+    @cached_property
+    def nth_logit(self) -> np.ndarray:
+        """Of each logit row, which it is among its row's: as many drafts stand before it."""
+        if not self.has_drafts:
+            return np.zeros_like(self.sampled)
+        counts = self.num_logits[self.sampled]
+        return np.arange(len(self.logit_rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    @cached_property
+    def logit_grid(self) -> np.ndarray:
+        """The logit rows of each row that yields tokens, the last repeated: [R, most of a row]."""
+        counts = self.num_logits[self.sampled]
+        return (np.cumsum(counts) - counts)[:, None] + np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+
+    @cached_property
+    def logit_tokens(self) -> np.ndarray:
+        """Of each logit row, the token of the step that it comes from."""
+        return self.bounds[self.logit_rows + 1] - self.num_logits[self.logit_rows] + self.nth_logit
+
+    @cached_property
+    def logit_positions(self) -> np.ndarray:
+        """Of each logit row, the index of the token that it decides, in its sequence; at most, as ``lengths``."""
+        return self.lengths[self.logit_rows] - self.num_logits[self.logit_rows] + self.nth_logit + 1
 
 
 @dataclass
 class Masks:
-    """What some of the rows that yield a token may take: rows int64 [M] among them, words int32 [M, ceil(V/32)] as the bitmask of
+    """What some of the logit rows may take: rows int64 [M] among them, words int32 [M, ceil(V/32)] as the bitmask of
     ``apply_penalties``."""
 
     rows: np.ndarray
@@ -31,12 +71,32 @@ class Masks:
 
 
 @dataclass
+class DraftRows:
+    """Which logit rows check drafts, of R rows that yield tokens. nth_on_host: as ``StepRows.nth_logit``; on the device, int64: nth
+    [R'] the same; row_of [R'] which of the R a logit row belongs to; grid [R, 1 + n] the logit rows of each, the last repeated;
+    num_drafts [R]."""
+
+    nth_on_host: np.ndarray
+    nth: torch.Tensor
+    row_of: torch.Tensor
+    grid: torch.Tensor
+    num_drafts: torch.Tensor
+
+    def accepted_only(self, tokens: torch.Tensor, accepted: torch.Tensor) -> torch.Tensor:
+        """tokens int32 [R'] with -1 for those behind the first wrong draft; accepted int64 [R]."""
+        return torch.where(self.nth <= accepted[self.row_of], tokens, -1)
+
+
+@dataclass
 class SampleRows:
-    """The rows of a step that yield a token: seats and positions int64 [R] on the host, and the same on the device (row_to_seat
-    int32, position int64). A position is the absolute index of the token to be sampled. masks: None if every row may take all."""
+    """The logit rows of a step: seats and positions int64 [R'] on the host, and the same on the device (row_to_seat int32, position
+    int64). A position is the absolute index of the token to be sampled; on the host it may be up to ``ahead`` more than that.
+    masks: None if every row may take all. drafts: None if there are none."""
 
     seats: np.ndarray
     positions: np.ndarray
     row_to_seat: torch.Tensor
     position: torch.Tensor
     masks: Masks | None = None
+    drafts: DraftRows | None = None
+    ahead: int = 0

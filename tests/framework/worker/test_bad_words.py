@@ -41,7 +41,7 @@ def test_only_what_was_generated_counts(num_prompt_tokens: int, expected: int) -
     seats, positions = np.array([2, 1]), np.array([3, 3])
     rows = SampleRows(seats, positions, torch.from_numpy(seats).int(), torch.from_numpy(positions))
     scores = torch.tensor([0.0, 1.0, 3.0, 2.0, 1.0, 4.0, 5.0, 6.0, 0.0, 0.0])
-    found, _ = sampler.sample(scores.repeat(2, 1), rows, tokens)
+    found = sampler.sample(scores.repeat(2, 1), rows, tokens).tokens
     assert found.tolist() == [7, expected]
 
 

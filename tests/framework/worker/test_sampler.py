@@ -32,7 +32,8 @@ def sampled(logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch, **penalties: 
     monkeypatch.setattr(sampler, "_sample", spy)
     seats, positions = np.array([0, 1]), np.array([2, 2])
     rows = SampleRows(seats, positions, torch.from_numpy(seats).int(), torch.from_numpy(positions))
-    tokens, logprobs = sampler.sample(logits.clone(), rows, torch.zeros(2, 8, dtype=torch.int64))
+    found = sampler.sample(logits.clone(), rows, torch.zeros(2, 8, dtype=torch.int64))
+    tokens, logprobs = found.tokens, found.logprobs
     assert logprobs is not None
     return tokens.tolist(), logprobs.by_row(), drawn_from
 
