@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,14 @@ from .transfer import packed_bytes, packed_views, to_device
 
 
 class DecodeGraphs:
-    """One recording of the model, from slots in the cache to logits, per batch size; a step takes the smallest that holds its rows.
+    """One recording of the model, from slots in the cache to logits, per batch size and number of tokens of a row (1, and more where
+    drafts are checked); a step takes the smallest that holds its rows.
 
     Inputs lie in buffers that all recordings read. Rows beyond the step's are padding: they belong to the padding seat, have length
-    0 and write nowhere, so they touch nothing. ``capture`` records a function and returns its replay; sizes are captured from the
-    largest down, so that the smaller ones fit into the memory of the largest. Recordings point at what kernels keep between calls:
-    one workspace per group, shared by all sizes, whose content lives as long as they do, also where a later size outgrew it.
+    0 and write nowhere, so they touch nothing. A row with fewer tokens than the recording computes those before them again, and
+    writes only its own. ``capture`` records a function and returns its replay; the largest are captured first, so that the others
+    fit into their memory. Recordings point at what kernels keep between calls: one workspace per group, shared by all of them, whose
+    content lives as long as they do, also where a later one outgrew it.
     """
 
     def __init__(
@@ -34,59 +37,91 @@ class DecodeGraphs:
         slot_mapping: BoundKernel,
         batch_sizes: list[int],
         capture: Capture,
+        query_lens: Iterable[int] = (1,),
     ) -> None:
         self._rows, self._slot_mapping, self._sizes = rows, slot_mapping, sorted(set(batch_sizes))
+        self._query_lens = sorted(set(query_lens))
         largest, device = self._sizes[-1], rows.device
         self._like = [torch.empty(largest, dtype=dtype, device="meta") for dtype in (torch.int64, torch.int64, torch.int32)]
         self._inputs = torch.zeros(packed_bytes(self._like), dtype=torch.uint8, device=device)
-        self._seats, self._positions, self._lengths = packed_views(self._inputs, self._like)
+        self._seats, self._first, self._lengths = packed_views(self._inputs, self._like)
         self._seats.fill_(rows.padding_seat)
         num_groups, _, width = rows.tables.shape
         self._tables = torch.zeros(num_groups, largest, width, dtype=torch.int32, device=device)
-        self._cu_q = torch.arange(largest + 1, dtype=torch.int32, device=device)
+        self._cu_q = {n: torch.arange(0, largest * n + 1, n, dtype=torch.int32, device=device) for n in self._query_lens}
         self._workspaces: list[dict[str, Any]] = [{} for _ in range(num_groups)]
-        self._replays: dict[int, Replay] = {}
+        self._replays: dict[tuple[int, int], Replay] = {}
         self._held: list[Any] = []
-        for size in reversed(self._sizes):
-            self._replays[size] = capture(self._step_of(model, caches, size))
-            self._held += [kept for workspace in self._workspaces for kept in workspace.values()]
+        for query_len in reversed(self._query_lens):
+            for size in reversed(self._sizes):
+                self._replays[size, query_len] = capture(self._step_of(model, caches, size, query_len))
+                self._held += [kept for workspace in self._workspaces for kept in workspace.values()]
 
-    def fits(self, rows: StepRows) -> bool:
-        """Whether every row decodes one token, and there are no more than the largest recording holds. A row that does not sample
-        is the middle of a prompt, however short: its logits are nobody's, and its hidden state may be wanted."""
-        num_rows = len(rows.seats)
-        if num_rows > self._sizes[-1] or len(rows.sampled) < num_rows:
+    def fits(self, rows: StepRows, ahead: int = 0) -> bool:
+        """Whether every row decodes one token, or has drafts checked, and there are no more than the largest recording holds. A row
+        that wants no logits is the middle of a prompt, however short: its hidden state may be wanted. ahead: how much more than
+        there are the lengths may say."""
+        num_rows, longest = len(rows.seats), int(rows.counts.max())
+        if num_rows > self._sizes[-1] or longest > self._query_lens[-1]:
             return False
-        return bool((rows.counts == 1).all()) and bool((rows.first > 0).all())
+        return bool((rows.counts == rows.num_logits).all()) and int(rows.first.min()) - ahead >= self._query_len(longest)
 
-    def run(self, seats: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        """Logits [R, V] of the tokens at ``positions`` of ``seats``; valid until the next run."""
-        count = len(seats)
+    def run(self, rows: StepRows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [R', V] and hidden states [R', H] of a step's tokens; valid until the next run."""
+        count = len(rows.seats)
         size = self._sizes[bisect_left(self._sizes, count)]
-        host = torch.zeros(self._inputs.shape, dtype=torch.uint8, pin_memory=not self._inputs.is_cpu)
-        own_seats, own_positions, lengths = packed_views(host, self._like)
-        own_seats[:count], own_seats[count:] = torch.from_numpy(seats), self._rows.padding_seat
-        own_positions[:count] = torch.from_numpy(positions)
-        lengths[:count] = torch.from_numpy(positions + 1)
-        self._inputs.copy_(host, non_blocking=True)
-        width = self._rows.table_width(int(positions.max()) + 1)
-        tables = to_device(self._rows.tables[:, seats, :width], self._tables.device)
-        self._tables[:, :count, :width].copy_(tables, non_blocking=True)
-        return self._replays[size]()[:count]
+        query_len = self._query_len(int(rows.counts.max()))
+        self._fill(rows, count)
+        logits, hidden = self._replays[size, query_len]()
+        num_tokens = int(rows.bounds[-1])
+        if num_tokens == count * query_len:
+            return logits[:num_tokens], hidden[:num_tokens]
+        ends = query_len * np.arange(1, count + 1)
+        wanted = to_device(ends[rows.logit_rows] - rows.num_logits[rows.logit_rows] + rows.nth_logit, self._inputs.device)
+        return logits[wanted], hidden[wanted]
 
-    def _step_of(self, model: Model, caches: list[LayerKV], size: int) -> Replay:
-        """The function to record: reads the buffers, returns logits [size, V]."""
-        cu_q, positions, lengths = self._cu_q[: size + 1], self._positions[:size], self._lengths[:size]
+    def _query_len(self, longest: int) -> int:
+        return self._query_lens[bisect_left(self._query_lens, longest)]
+
+    def _fill(self, rows: StepRows, count: int) -> None:
+        host = torch.zeros(self._inputs.shape, dtype=torch.uint8, pin_memory=not self._inputs.is_cpu)
+        seats, first, lengths = packed_views(host, self._like)
+        seats[:count], seats[count:] = torch.from_numpy(rows.seats), self._rows.padding_seat
+        first[:count] = torch.from_numpy(rows.first)
+        lengths[:count] = torch.from_numpy(rows.lengths)
+        self._inputs.copy_(host, non_blocking=True)
+        if self._rows.computed is not None:
+            exact = self._rows.computed[self._seats[:count]]
+            self._lengths[:count] += (exact - self._first[:count]).int()
+            self._first[:count] = exact
+        width = self._rows.table_width(int(rows.lengths.max()))
+        tables = to_device(self._rows.tables[:, rows.seats, :width], self._tables.device)
+        self._tables[:, :count, :width].copy_(tables, non_blocking=True)
+
+    def _step_of(self, model: Model, caches: list[LayerKV], size: int, query_len: int) -> Replay:
+        """The function to record: reads the buffers, returns logits [size * query_len, V] and hidden states."""
+        cu_q, first, lengths = self._cu_q[query_len][: size + 1], self._first[:size], self._lengths[:size]
         metas = [
-            AttentionMeta(cu_q, lengths, table[:size], 1, model.max_model_len, workspace)
+            AttentionMeta(cu_q, lengths, table[:size], query_len, model.max_model_len, workspace)
             for table, workspace in zip(self._tables, self._workspaces)
         ]
 
-        def step() -> torch.Tensor:
-            groups = [GroupBatch(self._slot_mapping(positions, cu_q, lengths, meta.block_table), meta, None) for meta in metas]
-            token_ids = self._rows.tokens[self._seats[:size], positions]
-            batch = ForwardBatch(token_ids, positions, size, groups, caches, self._seats[:0])
+        def step() -> tuple[torch.Tensor, torch.Tensor]:
+            if query_len == 1:
+                positions, seats = first, self._seats[:size]
+            else:
+                back = torch.arange(-query_len, 0, device=lengths.device)
+                positions = (lengths.long()[:, None] + back).clamp_min_(0).flatten()
+                seats = self._seats[:size].repeat_interleave(query_len, output_size=size * query_len)
+            slots = [self._slot_mapping(positions, cu_q, lengths, meta.block_table) for meta in metas]
+            if query_len > 1:
+                own = positions >= first.repeat_interleave(query_len, output_size=size * query_len)
+                slots = [torch.where(own, slot, -1) for slot in slots]
+            token_ids = self._rows.tokens[seats, positions]
+            groups = [GroupBatch(slot, meta, None) for slot, meta in zip(slots, metas)]
+            batch = ForwardBatch(token_ids, positions, size * query_len, groups, caches, self._seats[:0])
             model.begin_step(batch)
-            return model.logits(model.forward(batch))
+            hidden = model.forward(batch)
+            return model.logits(hidden), hidden
 
         return step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,7 +17,7 @@ from .host_memory import Memory, host_memory
 ENTRY_POINT_GROUP = "kernelswap.devices"
 DEFAULT_CACHE_BYTES = 1 << 30
 
-Replay = Callable[[], torch.Tensor]
+Replay = Callable[[], Any]
 Capture = Callable[[Replay], Replay]
 """Records a function that returns a tensor, and returns its replay."""
 
@@ -77,6 +77,11 @@ class Device:
         the largest size; weights, activations and cache together may take ``fraction`` of the device."""
         return DEFAULT_CACHE_BYTES
 
+    def query_lens(self, num_drafts: int) -> list[int]:
+        """Tokens per row of the decode steps to record, where up to ``num_drafts`` drafts of a row are checked; a row that has fewer
+        computes some before them again."""
+        return sorted({1, 1 + num_drafts})
+
     def capture(self) -> Capture | None:
         """What records decode steps, so that the host replays them; None if the device cannot."""
         return None
@@ -97,6 +102,10 @@ class Cpu(Device):
     def memory(self) -> Memory | None:
         return host_memory()
 
+    def query_lens(self, num_drafts: int) -> list[int]:
+        """Recorded when they come."""
+        return list(range(1, 2 + num_drafts))
+
     def capture(self) -> Capture:
         arena = Arena()
 
@@ -104,7 +113,7 @@ class Cpu(Device):
             """Nothing runs before the first replay, which records: it computes as well as any later one."""
             recording: Recording | None = None
 
-            def replay() -> torch.Tensor:
+            def replay() -> Any:
                 nonlocal recording
                 if recording is not None:
                     return recording.replay()

@@ -27,7 +27,7 @@ from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, graph_sizes, open_device
 from .probes import Probes
-from .runner import Runner, StepHandle
+from .runner import MAX_DECODE_TOKENS, Runner, StepHandle
 from .transfer import device_losses
 from .weight_memory import tensor_bytes
 
@@ -129,7 +129,8 @@ class LocalExecutor:
             return
         with _phase("recordings") as said:
             sizes = graph_sizes(config, type(device))
-            self._runner.capture_graphs(sizes, capture)
+            query_lens = [n for n in device.query_lens(self.num_drafts) if n <= MAX_DECODE_TOKENS]
+            self._runner.capture_graphs(sizes, capture, query_lens)
             said.append(f"{len(sizes)} decode steps of up to {sizes[-1]} rows")
         self.plan.recorded = frozenset(kernel.op for kernel in self.plan.bound if kernel.op not in OPS_OUTSIDE_GRAPHS)
 

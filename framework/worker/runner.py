@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -88,9 +88,10 @@ class Runner:
         self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in groups]
         self._graphs: DecodeGraphs | None = None
 
-    def capture_graphs(self, batch_sizes: list[int], capture: Capture) -> None:
-        """From now on, steps of decodes only replay a recording of the model. ``capture`` turns a function into its replay."""
-        self._graphs = DecodeGraphs(self.model, self.caches, self.rows, self._slot_mapping, batch_sizes, capture)
+    def capture_graphs(self, batch_sizes: list[int], capture: Capture, query_lens: Iterable[int] = (1,)) -> None:
+        """From now on, steps of decodes only replay a recording of the model, also those that have drafts checked, if their rows have
+        so many tokens. ``capture`` turns a function into its replay."""
+        self._graphs = DecodeGraphs(self.model, self.caches, self.rows, self._slot_mapping, batch_sizes, capture, query_lens)
 
     @torch.inference_mode()
     def step(self, step: StepInput) -> StepHandle:
@@ -106,8 +107,8 @@ class Runner:
             self.rows.write_drafts(step)
         targets = rows.seats[rows.logit_rows].astype(np.int32), rows.logit_positions
         prompt_logprobs: dict[int, PendingLogprobs] = {}
-        if self._graphs is not None and self.rows.computed is None and self._graphs.fits(rows):
-            logits = self._graphs.run(rows.seats, rows.first)
+        if self._graphs is not None and self._graphs.fits(rows, self._ahead):
+            logits, hidden = self._graphs.run(rows)
             row_to_seat, position = all_to_device(targets, self.device)
         else:
             batch, (row_to_seat, position) = self._batch(rows, targets)
@@ -115,8 +116,9 @@ class Runner:
             hidden = self.model.forward(batch)
             prompt_logprobs = self._prompt_logprobs(rows, hidden)
             logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
-            if self.rows.computed is not None:
-                position = batch.positions[batch.logits_indices] + 1
+        if self.rows.computed is not None:
+            bound = to_device(rows.first[rows.logit_rows], self.device)
+            position = position + self.rows.computed[row_to_seat.long()] - bound
         self.rows.advance(rows)
         if not len(rows.sampled):
             return StepHandle(step, _nothing, prompt_logprobs, failed)
@@ -152,8 +154,8 @@ class Runner:
         [T, V] of every token of the step, in the model's dtype, valid until the next step."""
         self.rows.apply(step)
         rows = self._step_rows(step)
-        if self._graphs is not None and self._graphs.fits(rows):
-            logits = self._graphs.run(rows.seats, rows.first)
+        if self._graphs is not None and self._graphs.fits(rows, self._ahead):
+            logits, _ = self._graphs.run(rows)
         else:
             batch, _ = self._batch(rows, ())
             self.model.begin_step(batch)

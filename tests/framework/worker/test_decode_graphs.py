@@ -54,13 +54,13 @@ def record(running: LLM, sizes: list[int], how: str) -> list[int]:
     replayed: list[int] = []
     make = Cpu().capture() if how == "recorded" else lambda run: run
 
-    def capture(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    def capture(run: Replay) -> Replay:
         inner = make(run)
 
-        def replay() -> torch.Tensor:
-            logits = inner()
+        def replay() -> tuple[torch.Tensor, torch.Tensor]:
+            logits, hidden = inner()
             replayed.append(len(logits))
-            return logits
+            return logits, hidden
 
         return replay
 
