@@ -89,7 +89,12 @@ def _num_plain_decodes(engine: Engine) -> int:
     until then nobody can end, needs a block or fills one. 0 if they are less than FEWEST_STEPS."""
     scheduler, running = engine.scheduler, engine.scheduler.running
     settled = len(scheduler.requests) == scheduler.num_running == len(running)
-    if not settled or scheduler.released or scheduler.speculation is not None or not 0 < len(running) <= scheduler.config.max_num_batched_tokens:
+    if (
+        not settled
+        or scheduler.released
+        or scheduler.speculation is not None
+        or not 0 < len(running) <= scheduler.config.max_num_batched_tokens
+    ):
         return 0
     if any(step.chunks or step.decodes != running for step, _ in engine.in_flight):
         return 0

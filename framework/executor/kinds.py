@@ -30,9 +30,7 @@ class ExecutorKind:
 
 
 EXECUTORS = {
-    "local": ExecutorKind(
-        "framework.worker.local_executor", "LocalExecutor", has_device=True, sections=("speculative_config",)
-    ),
+    "local": ExecutorKind("framework.worker.local_executor", "LocalExecutor", has_device=True, sections=("speculative_config",)),
     "simulated": ExecutorKind(
         "framework.executor.simulated",
         "SimulatedExecutor",

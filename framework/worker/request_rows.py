@@ -20,7 +20,8 @@ class RequestRows:
     tokens             int64 [seats + 1, max_model_len + 1 + num_drafts] on the device: sampled tokens and drafts are written here
                        and the next step reads its inputs from here, so that nothing waits for the host. The last row belongs to
                        padding.
-    tables             int32 [KV groups, seats + 1, ``table_width`` of the longest sequence]
+    tables             int32 [KV groups, seats + 1, ``table_width`` of the longest sequence and drafts behind it]; the null block
+                       where a request has none
     num_computed       int64 [seats + 1]: tokens in the cache; where ``computed`` is there, as of the last step that said so, or more
     computed           int64 [seats + 1] on the device: the same, exactly. None: the host knows, because steps are done when it looks
                        at their rows, or because no step has drafts
@@ -40,7 +41,7 @@ class RequestRows:
         self.device, self.padding_seat = device, num_seats
         self.tokens = torch.zeros(num_seats + 1, max_model_len + 1 + num_drafts, dtype=torch.int64, device=device)
         self.block_size = block_size
-        self.tables = np.zeros((num_groups, num_seats + 1, self.table_width(max_model_len)), dtype=np.int32)
+        self.tables = np.zeros((num_groups, num_seats + 1, self.table_width(max_model_len + 1 + num_drafts)), dtype=np.int32)
         self._num_blocks = [np.zeros(num_seats + 1, dtype=np.int64) for _ in range(num_groups)]
         self.num_computed = np.zeros(num_seats + 1, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(num_seats + 1, dtype=np.int64)
@@ -64,6 +65,7 @@ class RequestRows:
             self.num_prompt_tokens[request.seat] = request.num_prompt_tokens
             for group, blocks in enumerate(request.block_ids):
                 self._num_blocks[group][request.seat] = 0
+                self.tables[group, request.seat] = 0
                 self._append(request.seat, group, blocks)
         for seat, group, blocks in step.new_blocks:
             self._append(seat, group, blocks)

@@ -11,19 +11,17 @@ import torch
 
 from ..engine.kv_cache.spec import CacheGroup
 from ..engine.step import StepInput, StepOutput
-from ..models.batch import ForwardBatch, GroupBatch
 from ..models.protocol import Model
-from ..plan import AttentionMeta, KernelPlan, LayerKV
+from ..plan import KernelPlan, LayerKV
 from ..sampling_params import SamplingParams
+from .batches import Batches
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
+from .drafting.proposer import DeviceProposer, Verified
 from .request_rows import RequestRows
 from .sampler import PendingLogprobs, Sampled, Sampler
 from .step_rows import DraftRows, Masks, SampleRows, StepRows
 from .transfer import HostCopy, all_to_device, device_losses, is_device_loss, to_device
-
-MAX_DECODE_TOKENS = 8
-"""Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
 
 
 class StepHandle:
@@ -85,8 +83,13 @@ class Runner:
         self._slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups = groups
-        self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in groups]
+        self._batches = Batches(self.rows, self._slot_mapping, slice(None), caches)
         self._graphs: DecodeGraphs | None = None
+        self._proposer: DeviceProposer | None = None
+
+    def draft(self, proposer: DeviceProposer) -> None:
+        """From now on, steps end with the drafts that they are asked for."""
+        self._proposer = proposer
 
     def capture_graphs(self, batch_sizes: list[int], capture: Capture, query_lens: Iterable[int] = (1,)) -> None:
         """From now on, steps of decodes only replay a recording of the model, also those that have drafts checked, if their rows have
@@ -106,37 +109,64 @@ class Runner:
         if step.drafts is not None:
             self.rows.write_drafts(step)
         targets = rows.seats[rows.logit_rows].astype(np.int32), rows.logit_positions
+        first = None if self.rows.computed is None else self.rows.computed[to_device(rows.seats, self.device)]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
         if self._graphs is not None and self._graphs.fits(rows, self._ahead):
             logits, hidden = self._graphs.run(rows)
             row_to_seat, position = all_to_device(targets, self.device)
         else:
-            batch, (row_to_seat, position) = self._batch(rows, targets)
+            batch, (row_to_seat, position) = self._batches.build(rows, first, targets)
             self.model.begin_step(batch)
             hidden = self.model.forward(batch)
             prompt_logprobs = self._prompt_logprobs(rows, hidden)
             logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
-        if self.rows.computed is not None:
-            bound = to_device(rows.first[rows.logit_rows], self.device)
-            position = position + self.rows.computed[row_to_seat.long()] - bound
+        if first is not None:
+            row_of = to_device(rows.logit_rows, self.device)
+            position = position + first[row_of] - to_device(rows.first, self.device)[row_of]
         self.rows.advance(rows)
-        if not len(rows.sampled):
-            return StepHandle(step, _nothing, prompt_logprobs, failed)
-        sample_rows = SampleRows(targets[0], targets[1], row_to_seat, position, ahead=self._ahead)
-        if rows.has_drafts:
-            sample_rows.drafts = self._draft_rows(rows)
-        masked = np.flatnonzero(np.isin(rows.logit_rows, step.masked)) if step.masked else None
-        launch = partial(self._sample, logits, sample_rows, masked, rows.seats[rows.sampled])
+        launch = partial(self._finish, rows, first, logits, hidden, row_to_seat, position, step)
         return StepHandle(step, launch, prompt_logprobs, failed)
 
     @torch.inference_mode()
-    def _sample(
-        self, logits: torch.Tensor, rows: SampleRows, masked: np.ndarray | None, seats: np.ndarray, masks: np.ndarray | None
+    def _finish(
+        self,
+        rows: StepRows,
+        first: torch.Tensor | None,
+        logits: torch.Tensor,
+        hidden: torch.Tensor,
+        row_to_seat: torch.Tensor,
+        position: torch.Tensor,
+        step: StepInput,
+        masks: np.ndarray | None,
     ) -> Sampled:
-        """Logits [R', V], which may be the recording's own: valid until the next step. masks: of the logit rows ``masked``; seats:
-        of the rows that yield tokens."""
-        if masked is not None and masks is not None:
-            rows.masks = Masks(masked, masks)
+        """Samples, and makes drafts. Logits [R', V] and hidden states [T, H] may be the recording's own: valid until the next step.
+        masks: of the logit rows of ``step.masked``."""
+        sampled = Sampled(torch.empty(0, dtype=torch.int32))
+        if len(rows.sampled):
+            sample_rows = SampleRows(rows.seats[rows.logit_rows], rows.logit_positions, row_to_seat, position, ahead=self._ahead)
+            if rows.has_drafts:
+                sample_rows.drafts = self._draft_rows(rows)
+            if masks is not None:
+                sample_rows.masks = Masks(np.flatnonzero(np.isin(rows.logit_rows, step.masked)), masks)
+            sampled = self._sample(logits, sample_rows, rows.seats[rows.sampled])
+        if self._proposer is not None:
+            self._propose(self._proposer, rows, first, hidden, step.num_proposals)
+        return sampled
+
+    def _propose(
+        self, proposer: DeviceProposer, rows: StepRows, first: torch.Tensor | None, hidden: torch.Tensor, count: int
+    ) -> None:
+        own = rows.seats[rows.sampled]
+        seats = to_device(own, self.device)
+        if self.rows.computed is None:
+            bounds = self.rows.num_computed[own]
+            newest = to_device(bounds, self.device)
+        else:
+            bounds, newest = rows.lengths[rows.sampled], self.rows.computed[seats]
+        proposer.propose(Verified(rows, first, hidden, seats, newest, bounds), count)
+
+    def _sample(self, logits: torch.Tensor, rows: SampleRows, seats: np.ndarray) -> Sampled:
+        """seats: of the rows that yield tokens."""
         sampled = self.sampler.sample(logits, rows, self.rows.tokens)
         self.rows.tokens[rows.row_to_seat.long(), rows.position] = sampled.tokens.long().clamp_min(0)
         if rows.drafts is not None and sampled.accepted is not None:
@@ -157,7 +187,7 @@ class Runner:
         if self._graphs is not None and self._graphs.fits(rows, self._ahead):
             logits, _ = self._graphs.run(rows)
         else:
-            batch, _ = self._batch(rows, ())
+            batch, _ = self._batches.build(rows)
             self.model.begin_step(batch)
             logits = self.model.logits(self.model.forward(batch))
         self.rows.advance(rows)
@@ -183,51 +213,13 @@ class Runner:
                 src, dst = to_device(pairs, self.device).unbind(1)
                 for layer in group.layers:
                     self._copy_blocks(self.caches[layer], src, dst)
+                if self._proposer is not None:
+                    self._proposer.copy_blocks(index, src, dst)
 
     def _step_rows(self, step: StepInput) -> StepRows:
         seats, counts = np.asarray(step.seats), np.asarray(step.num_tokens)
-        bounds = np.zeros(len(counts) + 1, dtype=np.int64)
-        np.cumsum(counts, out=bounds[1:])
         first = self.rows.num_computed[seats] if self.rows.computed is None else np.asarray(step.num_computed)
-        return StepRows(seats, counts, first, first + counts, bounds, np.asarray(step.num_logits))
-
-    def _batch(self, rows: StepRows, more: tuple[np.ndarray, ...]) -> tuple[ForwardBatch, list[torch.Tensor]]:
-        """The tensors of a step, and ``more`` on the device, where all of them go in one copy."""
-        row_of_token = np.repeat(np.arange(len(rows.seats)), rows.counts)
-        positions = np.arange(rows.bounds[-1]) + (rows.first - rows.bounds[:-1])[row_of_token]
-        # Decodes come first; a short row anywhere else would be the tail of a prompt, which prefill handles too.
-        is_decode = (rows.counts <= MAX_DECODE_TOKENS) & (rows.first > 0)
-        n = len(is_decode) if is_decode.all() else int(np.argmin(is_decode))
-        lengths, cu_q = rows.lengths.astype(np.int32), rows.bounds.astype(np.int32)
-        width = self.rows.table_width(int(lengths.max()))
-        arrays = (
-            positions,
-            rows.seats[row_of_token],
-            rows.logit_tokens,
-            cu_q,
-            lengths,
-            cu_q[n:] - cu_q[n],
-            lengths[n:],  # again: kernels may not be compiled for the address that a slice starts at
-            self.rows.tables[:, rows.seats, :width],
-        )
-        tensors = all_to_device((*arrays, *more), self.device)
-        token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
-        if self.rows.computed is not None:
-            bound = to_device(np.repeat(rows.first, rows.counts), self.device)
-            token_positions = token_positions - bound + self.rows.computed[token_seats]
-            lengths_all = (token_positions[cu_q_all[1:].long() - 1] + 1).int()
-            lengths_prefill = lengths_all[n:].clone()
-        groups = [
-            GroupBatch(
-                self._slot_mapping(token_positions, cu_q_all, lengths_all, table),
-                _attention_meta(rows, slice(0, n), cu_q_all[: n + 1], lengths_all[:n], table, workspaces[0]),
-                _attention_meta(rows, slice(n, None), cu_q_prefill, lengths_prefill, table, workspaces[1]),
-            )
-            for table, workspaces in zip(tables, self._workspaces)
-        ]
-        token_ids = self.rows.tokens[token_seats, token_positions]
-        num_decode_tokens = int(rows.bounds[n])
-        return ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices), tensors[8:]
+        return StepRows.of(seats, counts, first, np.asarray(step.num_logits))
 
     def _prompt_logprobs(self, rows: StepRows, hidden: torch.Tensor) -> dict[int, PendingLogprobs]:
         """For rows that asked: of each prompt token whose predecessor was computed in this step."""
@@ -260,14 +252,3 @@ def _harmless() -> SamplingParams:
     params = SamplingParams(temperature=0)
     params.seed = 0
     return params
-
-
-def _attention_meta(
-    rows: StepRows, part: slice, cu_q: torch.Tensor, seq_lens: torch.Tensor, block_table: torch.Tensor, workspace: dict
-) -> AttentionMeta | None:
-    """Of some of the rows, None if these are none; the table is that of all rows."""
-    counts = rows.counts[part]
-    if not len(counts):
-        return None
-    longest = int(rows.lengths[part].max())
-    return AttentionMeta(cu_q, seq_lens, block_table[part], int(counts.max()), longest, workspace)

@@ -101,6 +101,12 @@ class Sampler:
         counts = self._full_counts(wanted[wants])
         return Sampled(tokens, accepted, PendingLogprobs(wants, counts, [self._gather(raw, tokens[chosen], counts)]))
 
+    def draw(self, logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """What the requests in these seats would draw at ``position`` if the model said ``logits`` [R, V], but for penalties: with the
+        same noise, so that a guess that is close to the model draws what the model does. int64 [R]; 0 for a row that has none."""
+        tokens = self._sample(logits, row_to_seat, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, position)
+        return tokens.long().clamp_min(0)
+
     def prompt_logprobs(
         self, seat: int, project: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor
     ) -> PendingLogprobs:

@@ -22,6 +22,13 @@ class StepRows:
     bounds: np.ndarray
     num_logits: np.ndarray
 
+    @classmethod
+    def of(cls, seats: np.ndarray, counts: np.ndarray, first: np.ndarray, num_logits: np.ndarray) -> StepRows:
+        """Rows of ``counts`` tokens behind the ``first`` in the cache."""
+        bounds = np.zeros(len(counts) + 1, dtype=np.int64)
+        np.cumsum(counts, out=bounds[1:])
+        return cls(seats, counts, first, first + counts, bounds, num_logits)
+
     @cached_property
     def sampled(self) -> np.ndarray:
         """Rows that yield tokens."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import gc
 import random
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest

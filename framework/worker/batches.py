@@ -1,0 +1,78 @@
+"""From the rows of a step to the tensors that a model computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..models.batch import ForwardBatch, GroupBatch
+from ..plan import AttentionMeta, BoundKernel, LayerKV
+from .request_rows import RequestRows
+from .step_rows import StepRows
+from .transfer import all_to_device, to_device
+
+MAX_DECODE_TOKENS = 8
+"""Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
+
+
+class Batches:
+    """Builds the batches of one model. What its attention kernels keep between steps is held here.
+
+    groups  those of the KV groups that the model's layers are in
+    """
+
+    def __init__(self, rows: RequestRows, slot_mapping: BoundKernel, groups: slice, caches: list[LayerKV]) -> None:
+        self.rows, self._slot_mapping, self._groups, self.caches = rows, slot_mapping, groups, caches
+        self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in rows.tables[groups]]
+
+    def build(
+        self, rows: StepRows, first: torch.Tensor | None = None, more: tuple[np.ndarray, ...] = ()
+    ) -> tuple[ForwardBatch, list[torch.Tensor]]:
+        """The tensors of a step, and ``more`` on the device, where all of them go in one copy. first: int64 [R] on the device, the
+        truth of which ``rows.first`` is a bound; None where that is exact."""
+        device, row_of_token = self.rows.device, np.repeat(np.arange(len(rows.seats)), rows.counts)
+        positions = np.arange(rows.bounds[-1]) + (rows.first - rows.bounds[:-1])[row_of_token]
+        # Decodes come first; a short row anywhere else would be the tail of a prompt, which prefill handles too.
+        is_decode = (rows.counts <= MAX_DECODE_TOKENS) & (rows.first > 0)
+        n = len(is_decode) if is_decode.all() else int(np.argmin(is_decode))
+        lengths, cu_q = rows.lengths.astype(np.int32), rows.bounds.astype(np.int32)
+        width = self.rows.table_width(int(lengths.max()))
+        arrays = (
+            positions,
+            rows.seats[row_of_token],
+            rows.logit_tokens,
+            cu_q,
+            lengths,
+            cu_q[n:] - cu_q[n],
+            lengths[n:],  # again: kernels may not be compiled for the address that a slice starts at
+            self.rows.tables[self._groups][:, rows.seats, :width],
+        )
+        tensors = all_to_device((*arrays, *more), device)
+        token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
+        if first is not None:
+            behind = first - to_device(rows.first, device)
+            token_positions = token_positions + behind[to_device(row_of_token, device)]
+            lengths_all = (lengths_all + behind).int()
+            lengths_prefill = lengths_all[n:].clone()
+        groups = [
+            GroupBatch(
+                self._slot_mapping(token_positions, cu_q_all, lengths_all, table),
+                _attention_meta(rows, slice(0, n), cu_q_all[: n + 1], lengths_all[:n], table, workspaces[0]),
+                _attention_meta(rows, slice(n, None), cu_q_prefill, lengths_prefill, table, workspaces[1]),
+            )
+            for table, workspaces in zip(tables, self._workspaces)
+        ]
+        token_ids = self.rows.tokens[token_seats, token_positions]
+        num_decode_tokens = int(rows.bounds[n])
+        return ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices), tensors[8:]
+
+
+def _attention_meta(
+    rows: StepRows, part: slice, cu_q: torch.Tensor, seq_lens: torch.Tensor, block_table: torch.Tensor, workspace: dict
+) -> AttentionMeta | None:
+    """Of some of the rows, None if these are none; the table is that of all rows."""
+    counts = rows.counts[part]
+    if not len(counts):
+        return None
+    longest = int(rows.lengths[part].max())
+    return AttentionMeta(cu_q, seq_lens, block_table[part], int(counts.max()), longest, workspace)

@@ -1,0 +1,48 @@
+"""What makes drafts on the device, after a step, for the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..step_rows import StepRows
+
+
+@dataclass
+class Verified:
+    """A step whose tokens are known to the device, and stand in ``RequestRows.tokens``.
+
+    rows     of the step, those that sampled no token among them
+    first    int64 [R] on the device: tokens in the cache before the step; None where ``rows.first`` is exact
+    hidden   [T, H]: what the model's last layer gave for each token of the step
+    seats    int64 [R'] on the device, of the rows that sampled (``rows.sampled``)
+    newest   int64 [R'] on the device: position of the token that each of these sampled last, the first that no cache holds
+    bounds   int64 [R'] on the host: the same, or more
+    """
+
+    rows: StepRows
+    first: torch.Tensor | None
+    hidden: torch.Tensor
+    seats: torch.Tensor
+    newest: torch.Tensor
+    bounds: np.ndarray
+
+
+class DeviceProposer(Protocol):
+    """Sees each step, in their order; keeps what it knows of a token at the token's place in the cache, so that blocks can be shared,
+    copied and lost without its knowledge.
+
+    max_model_len  longest sequence that it can follow
+    """
+
+    max_model_len: int
+
+    def propose(self, step: Verified, count: int) -> None:
+        """Writes ``count`` drafts behind the newest token of each row that sampled, into ``RequestRows.tokens``; with 0, it only takes
+        in the step."""
+
+    def copy_blocks(self, group: int, source: torch.Tensor, destination: torch.Tensor) -> None:
+        """Copies what it keeps of tokens in blocks of a KV group, int64 [n] each."""
