@@ -61,7 +61,7 @@ class Chat:
         if self.format.tags & serving.special_tokens:
             self.params.skip_special_tokens = False
         self.as_token_ids = bool(body.return_tokens_as_token_ids or serving.config.return_tokens_as_token_ids)
-        self.beams = beam_params(body, self.params, serving.engine.info.max_model_len)
+        self.beams = beam_params(serving.engine, body, self.params)
         self.priority = request_priority(body, request)
         self.role = "assistant" if body.add_generation_prompt or not body.messages else body.messages[-1].role
         self.common: dict[str, Any] = {

@@ -43,7 +43,7 @@ class Completion:
         of_prompt = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
         self.params = sampling_params(serving, body, max_tokens=self.max_tokens, logprobs=body.logprobs, prompt_logprobs=of_prompt)
         self.as_token_ids = bool(body.return_tokens_as_token_ids or serving.config.return_tokens_as_token_ids)
-        self.beams = beam_params(body, self.params, serving.engine.info.max_model_len)
+        self.beams = beam_params(serving.engine, body, self.params)
         self.priority = request_priority(body, request)
         self.texts = _listed_prompts(body, serving.config.max_num_prompts)
         self.common: dict[str, Any] = {
