@@ -4,6 +4,7 @@ time."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -24,7 +25,7 @@ _STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
 _FEW = (0, 1, 2, 5, 10, 20, 50, 100)
 
 
-class Histogram:
+class Buckets:
     """How many values fell where. bounds: inclusive upper ends of the buckets; counts: per bucket, and of what is above all."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -36,15 +37,6 @@ class Histogram:
         """values: any number of them."""
         self.counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
         self.total += float(values.sum())
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """A histogram as it was at some time."""
-
-    bounds: tuple[float, ...]
-    counts: list[int]
-    total: float
 
 
 @dataclass
@@ -109,7 +101,7 @@ class Recorder:
             "request_params_n": (1, 2, 5, 10, 20),
             "request_num_preemptions": _FEW,
         }
-        self._histograms = {name: Histogram(ends) for name, ends in bounds.items()}
+        self._histograms = {name: Buckets(ends) for name, ends in bounds.items()}
         self.finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
         self.corrupted = 0
         self._first_s: list[float] = []
@@ -150,7 +142,7 @@ class Recorder:
         for request in running:
             self._take_times(request)
         self._fold()
-        return {name: Buckets(h.bounds, h.counts.tolist(), h.total) for name, h in self._histograms.items()}
+        return deepcopy(self._histograms)
 
     def _take_times(self, request: Request) -> None:
         """Of the tokens that were not taken yet."""
