@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class BeamSearchSequence:
-    """A beam. tokens: the prompt, too; logprobs: of those generated; text: of all tokens, empty without a tokenizer."""
+    """A beam. tokens: the prompt, too; logprobs: of those generated; text: of all tokens, None without a tokenizer."""
 
     tokens: list[int]
     logprobs: list[LogprobsOnePosition]

@@ -23,6 +23,14 @@ _UP_TO_1_S = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.3, 0.5, 0.8, 1)
 _REQUEST_S = (*_BELOW_10_MS, *_UP_TO_1_S, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
 _FEW = (0, 1, 2, 5, 10, 20, 50, 100)
+_PARTS = ("queue", "inference", "prefill", "decode")
+_LENGTHS = (
+    "request_prompt_tokens",
+    "request_generation_tokens",
+    "request_params_max_tokens",
+    "request_prefill_kv_computed_tokens",
+    "request_max_num_generation_tokens",
+)
 
 
 class Buckets:
@@ -174,13 +182,3 @@ class Recorder:
         for name, values in new.items():
             self._histograms[name].add(np.asarray(values, dtype=np.float64))
         self._first_s, self._step_tokens, self._gaps, self._ended, self._groups = [], [], [], [], []
-
-
-_PARTS = ("queue", "inference", "prefill", "decode")
-_LENGTHS = (
-    "request_prompt_tokens",
-    "request_generation_tokens",
-    "request_params_max_tokens",
-    "request_prefill_kv_computed_tokens",
-    "request_max_num_generation_tokens",
-)
