@@ -49,7 +49,8 @@ class ResponseItems:
             yield self._event("function_call_arguments.done", name=item["name"], arguments=item["arguments"])
         else:
             part = item["content"][0]
-            yield self._text_event("done", text=part["text"])
+            extra: dict[str, Any] = {"logprobs": []} if part["type"] == "output_text" else {}
+            yield self._event(f"{part['type']}.done", content_index=0, text=part["text"], **extra)
             yield self._event("content_part.done", content_index=0, part=part)
         yield {"type": "response.output_item.done", "output_index": len(self.output) - 1, "item": item}
 
@@ -66,7 +67,8 @@ class ResponseItems:
             yield self._event("content_part.added", content_index=0, part=dict(part))
             item["content"].append(part)
         self.output[-1]["content"][0]["text"] += text
-        yield self._text_event("delta", delta=text)
+        extra: dict[str, Any] = {"logprobs": []} if part_type == "output_text" else {}
+        yield self._event(f"{part_type}.delta", content_index=0, delta=text, **extra)
 
     def _call(self, call_id: str | None, name: str | None, arguments: str) -> Iterator[Event]:
         if name is not None:
@@ -82,13 +84,6 @@ class ResponseItems:
         self._in_progress = True
         added = {**item, "content": []} if "content" in item else dict(item)
         yield {"type": "response.output_item.added", "output_index": len(self.output) - 1, "item": added}
-
-    def _text_event(self, kind: str, **fields: Any) -> Event:
-        """About the text of the last item."""
-        part_type = self.output[-1]["content"][0]["type"]
-        if part_type == "output_text":
-            fields["logprobs"] = []
-        return self._event(f"{part_type}.{kind}", content_index=0, **fields)
 
     def _event(self, kind: str, **fields: Any) -> Event:
         """About the last item."""
