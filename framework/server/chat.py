@@ -35,6 +35,8 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
 
 
 class Chat(Generation):
+    """The next message of a conversation, n times."""
+
     body: ChatBody
 
     def __init__(self, serving: Serving, body: ChatBody, request: Request) -> None:

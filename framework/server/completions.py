@@ -28,6 +28,8 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
 
 
 class Completion(Generation):
+    """Of one prompt or several, n times each."""
+
     body: CompletionBody
 
     def __init__(self, serving: Serving, body: CompletionBody, request: Request) -> None:
