@@ -9,7 +9,6 @@ the rounds. The engine runs in this process, on all processors; the machine shou
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 import time
@@ -26,7 +25,7 @@ from framework import Engine, SamplingParams, StructuredOutputsParams, TokensPro
 from framework.build import build_engine
 from framework.engine_args import engine_config
 from framework.engine_process import SHORT_WAITS
-from framework.study.results import format_table
+from framework.study.results import format_table, write_csv
 
 NUM_REQUESTS, PROMPT_TOKENS = 32, 16
 _LONG_TEXT = {"type": "string", "minLength": 200, "maxLength": 400}
@@ -86,11 +85,7 @@ def main(given: Sequence[str] | None = None) -> None:
             found = step_ms(engine, constraint, arguments.tokens, arguments.temperature)
             if number >= 0:
                 rows.append({"round": number, "constraint": name, "step_ms": round(found, 4)})
-    arguments.table.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.table, rows)
     medians = {name: median(row["step_ms"] for row in rows if row["constraint"] == name) for name in CONSTRAINTS}
     lines = [[name, f"{value:.3f}", f"{value / medians['none']:.2f}"] for name, value in medians.items()]
     print(format_table([["constraint", "step (ms)", "ratio"], *lines]))

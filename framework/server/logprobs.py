@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..outputs import Logprob
+from ..outputs import Logprob, LogprobsOnePosition
 
 LEAST = -9999.0
 """Instead of minus infinity, which JSON has not."""
 
-TokenLogprobs = Mapping[int, Logprob]
-"""Of one position: the token's own comes first."""
-
 
 def completion_logprobs(
     token_ids: Sequence[int],
-    found: Sequence[TokenLogprobs | None],
+    found: Sequence[LogprobsOnePosition | None],
     offset: int,
     as_token_ids: bool,
     decode: Callable[[list[int]], str],
@@ -44,7 +41,9 @@ def completion_logprobs(
     return {"text_offset": offsets, "token_logprobs": own, "tokens": tokens, "top_logprobs": top}, offset
 
 
-def chat_logprobs(token_ids: Sequence[int], found: Sequence[TokenLogprobs], num_top: int, as_token_ids: bool) -> dict[str, Any]:
+def chat_logprobs(
+    token_ids: Sequence[int], found: Sequence[LogprobsOnePosition], num_top: int, as_token_ids: bool
+) -> dict[str, Any]:
     """As /v1/chat/completions tells them, with the ``num_top`` best of each position."""
     content = []
     for token_id, entry in zip(token_ids, found):
@@ -55,7 +54,7 @@ def chat_logprobs(token_ids: Sequence[int], found: Sequence[TokenLogprobs], num_
     return {"content": content}
 
 
-def prompt_logprobs(found: Sequence[TokenLogprobs | None]) -> list[dict[str, Any] | None]:
+def prompt_logprobs(found: Sequence[LogprobsOnePosition | None]) -> list[dict[str, Any] | None]:
     """As vLLM tells those of a prompt: token id -> log-probability, rank and text."""
     return [
         None

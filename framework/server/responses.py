@@ -20,7 +20,7 @@ from .response_input import chat_body
 from .response_items import Event, ResponseItems
 from .sampling import refuse
 from .serving import Serving
-from .sse import encode_json, event_stream, json_response, until_disconnect
+from .sse import encode_json, respond
 
 router = APIRouter(responses=ERRORS)
 _UNAVAILABLE = ("conversation", "prompt", "context_management", "top_logprobs", "prompt_logprobs")
@@ -29,10 +29,7 @@ _UNAVAILABLE = ("conversation", "prompt", "context_management", "top_logprobs", 
 @router.post("/v1/responses", response_model=None, responses={200: {"model": ResponseAnswer, "content": STREAM}})
 async def create_response(body: ResponsesBody, request: Request) -> Response:
     """Answers text, or goes on with a conversation."""
-    response = Responding(request.app.state.serving, body, request)
-    if body.stream:
-        return await event_stream(request, response.events())
-    return json_response(await until_disconnect(request.receive, response.whole()))
+    return await respond(request, Responding(request.app.state.serving, body, request), body.stream)
 
 
 @router.get("/v1/responses/{response_id}", response_model=None)
@@ -102,7 +99,7 @@ class Responding:
                 pass
         return self.response
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The answer, as it comes."""
         async with aclosing(self._steps()) as steps:
             async for events in steps:
@@ -116,7 +113,7 @@ class Responding:
             parser = chat.format.parser(prompt.text or "")
             num_tokens = num_cached = 0
             events = [{"type": f"response.{event}", "response": dict(self.response)} for event in ("created", "in_progress")]
-            async with aclosing(chat.serving.outputs([prompt], chat.params, chat.priority, chat.beams)) as found:
+            async with chat.outputs([prompt]) as found:
                 async for _, output in found:
                     num_cached = output.num_cached_tokens or num_cached
                     for completion in output.outputs:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
@@ -25,6 +25,21 @@ encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(
 def json_response(content: Any) -> Response:
     """Of what UTF-8 can hold."""
     return Response(encode_json(content).encode(), media_type="application/json")
+
+
+class Answering(Protocol):
+    """A request that is answered whole or in chunks."""
+
+    async def whole(self) -> dict[str, Any]: ...
+
+    def chunks(self) -> AsyncGenerator[bytes, None]: ...
+
+
+async def respond(request: Request, answering: Answering, stream: bool | None) -> Response:
+    """The answer, as long as the client waits for it."""
+    if stream:
+        return await event_stream(request, answering.chunks())
+    return json_response(await until_disconnect(request.receive, answering.whole()))
 
 
 class ClientDisconnected(APIError):
