@@ -199,6 +199,7 @@ class Engine:
             num_waiting=self.num_waiting,
             num_not_ready=self.scheduler.waiting.num_not_ready,
             kv_usage=self.kv_usage,
+            drafts=self._recorder.drafts,
         )
 
     def metrics(self) -> EngineMetrics:

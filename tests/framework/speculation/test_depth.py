@@ -1,4 +1,4 @@
-"""How many drafts are checked, on a virtual clock: step times and acceptances are given, what a policy takes per token is compared."""
+"""How many drafts are checked, on a virtual clock: step times and acceptances are given, seconds per token are compared."""
 
 from __future__ import annotations
 
