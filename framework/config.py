@@ -12,7 +12,7 @@ from .engine.policies import POLICIES
 from .engine.router import ROUTERS
 from .executor.kinds import EXECUTORS
 from .sampling_params import MAX_LOGPROBS
-from .speculative_config import SpeculativeConfig
+from .speculation.config import SpeculativeConfig
 from .structured.config import StructuredOutputsConfig
 
 CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
@@ -292,7 +292,7 @@ class EngineConfig:
         for name, size in vars(parallel).items():
             require(1 <= size <= MAX_RANKS, f"parallel.{name}", size, f"from 1 to {MAX_RANKS}")
         require(parallel.ep in (1, parallel.tp), "parallel.ep", parallel.ep, f"1, or {parallel.tp} as parallel.tp")
-        self.speculative_config.validate()
+        self.speculative_config.validate(has_model=EXECUTORS[e.kind].has_device)
         self.structured_outputs.validate()
         self._check_sections()
         self._check_probes()

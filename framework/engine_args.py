@@ -13,6 +13,7 @@ from .config import QUANT_SCHEMES, CacheConfig, EngineConfig, GraphConfig, Model
 from .models.hub import read_json, resolve_model
 from .models.quantization.settings import checkpoint_settings
 from .sampling_params import MAX_LOGPROBS
+from .speculation.config import SpeculativeConfig
 from .structured.config import StructuredOutputsConfig
 
 BACKEND_VARIABLE = "VLLM_ATTENTION_BACKEND"
@@ -70,6 +71,7 @@ def engine_config(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
     scheduling_policy: str = "fcfs",
+    speculative_config: Mapping[str, Any] | None = None,
     structured_outputs_config: Mapping[str, Any] | None = None,
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
@@ -112,6 +114,8 @@ def engine_config(
     max_num_seqs    most requests running at once
     max_num_batched_tokens   most tokens in one step
     scheduling_policy        fcfs, priority or sjf
+    speculative_config       fields of the section speculative_config: method (ngram, suffix, draft_model, medusa, eagle, eagle3,
+                    mtp or module:Class), num_speculative_tokens, model, ...
     structured_outputs_config  fields of the section structured_outputs: backend (auto, llguidance or guidance, xgrammar),
                     disable_any_whitespace, disable_additional_properties, compile_timeout_s, ...
     tensor_parallel_size     devices that share each layer
@@ -150,6 +154,7 @@ def engine_config(
             prefix_caching=enable_prefix_caching,
         ),
         scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
+        speculative_config=SpeculativeConfig.of(speculative_config or {}),
         structured_outputs=StructuredOutputsConfig.of(structured_outputs_config or {}),
         graphs=GraphConfig(enabled=not enforce_eager),
         parallel=ParallelConfig(tp=tensor_parallel_size, pp=pipeline_parallel_size),

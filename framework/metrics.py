@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine.metrics import EngineMetrics
+    from .engine.metrics import DraftCounts, EngineMetrics
 
 TEXTS = MappingProxyType(
     {
@@ -28,6 +28,11 @@ TEXTS = MappingProxyType(
         "vllm:request_success": "Completions that ended, by why.",
         "vllm:admission_rejections": "Requests that were refused because too many wait already.",
         "vllm:corrupted_requests": "Completions that ended because their logits were NaN or all -inf.",
+        "vllm:spec_decode_num_drafts": "Rows of steps whose drafts were checked.",
+        "vllm:spec_decode_num_draft_tokens": "Drafts that were checked.",
+        "vllm:spec_decode_num_accepted_tokens": "Drafts that were accepted.",
+        "vllm:spec_decode_num_accepted_tokens_per_pos": "Drafts that were accepted, by their position in the row.",
+        "kernelswap:spec_decode_num_draft_tokens_per_pos": "Drafts that were checked, by their position in the row.",
         "vllm:time_to_first_token_seconds": "From a request's arrival to its first token.",
         "vllm:inter_token_latency_seconds": "Between a completion's token and its next one.",
         "vllm:request_time_per_output_token_seconds": "Mean time between the tokens of a completion that has several.",
@@ -112,6 +117,7 @@ def _metrics(found: EngineMetrics, labels: dict[str, str]) -> Iterator[Metric]:
         yield Counter("vllm:prompt_tokens_by_source", {**labels, "source": source}, total)
     for finish_reason, total in found.finished.items():
         yield Counter("vllm:request_success", {**labels, "finished_reason": finish_reason}, total)
+    yield from _draft_metrics(stats.drafts, labels)
     for name, values in found.histograms.items():
         ends = [*(str(float(bound)) for bound in values.bounds), "+Inf"]
         buckets = dict(zip(ends, accumulate(values.counts.tolist())))
@@ -119,3 +125,17 @@ def _metrics(found: EngineMetrics, labels: dict[str, str]) -> Iterator[Metric]:
     yield Gauge("vllm:cache_config_info", {"engine": labels["engine"], **{k: str(v) for k, v in found.cache.items()}}, 1)
     for op, kernel in found.kernels.items():
         yield Gauge("kernelswap:kernel_info", {**labels, "op": op, "impl": kernel["impl"], "version": kernel["version"]}, 1)
+
+
+def _draft_metrics(drafts: DraftCounts, labels: dict[str, str]) -> Iterator[Metric]:
+    """Nothing while no step has checked any. Rates are accepted by position through checked by position: where their number varies,
+    not every row has all positions."""
+    if not drafts.drafts:
+        return
+    yield Counter("vllm:spec_decode_num_drafts", labels, drafts.drafts[0])
+    yield Counter("vllm:spec_decode_num_draft_tokens", labels, sum(drafts.drafts))
+    yield Counter("vllm:spec_decode_num_accepted_tokens", labels, sum(drafts.accepted))
+    for position, (checked, accepted) in enumerate(zip(drafts.drafts, drafts.accepted)):
+        of_position = {**labels, "position": f"{position}"}
+        yield Counter("vllm:spec_decode_num_accepted_tokens_per_pos", of_position, accepted)
+        yield Counter("kernelswap:spec_decode_num_draft_tokens_per_pos", of_position, checked)

@@ -49,6 +49,10 @@ RULES = (
     Rule("framework/cli/", ("triton_kernels",), deferred=True),
     # Planes. The engine and what has no device need no torch; the engine knows nobody who works for it.
     Rule("framework/engine/", ("torch", *(f"framework.{plane}" for plane in ("worker", "models", "executor", "study", "server")))),
+    Rule(
+        "framework/speculation/",
+        ("torch", *(f"framework.{plane}" for plane in ("worker", "models", "executor", "study", "server"))),
+    ),
     Rule("framework/executor/", ("torch",), deferred=True),
     Rule("framework/executor/", ("framework.worker", "framework.study", "framework.server")),
     Rule("framework/study/", ("torch",), deferred=True),
@@ -131,8 +135,11 @@ def test_every_rule_is_about_something() -> None:
     assert all(any(name_of(path).startswith(rule.place) for path in FILES) for rule in RULES)
 
 
+LIGHT = tuple(f"framework/{plane}/" for plane in ("engine", "executor", "speculation", "study"))
+
+
 def test_light_modules_import_without_torch() -> None:
-    light = [path for path in FILES if name_of(path).startswith(("framework/engine/", "framework/executor/", "framework/study/"))]
+    light = [path for path in FILES if name_of(path).startswith(LIGHT)]
     names = ["framework", "framework.config", "framework.llm", "framework.cli", *map(module_of, light)]
     code = f"import sys, {', '.join(names)}; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -13,6 +13,7 @@ from ..clock import Clock
 from ..config import EngineConfig
 from ..outputs import RequestOutput
 from ..sampling_params import RequestOutputKind, SamplingParams
+from ..speculation.depth import ScheduledDepth
 from ..structured.matchers import Matchers
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
@@ -25,7 +26,7 @@ from .output_processor import OutputProcessor, RequestGroup
 from .request import FinishReason, Request, Status
 from .scheduled import ScheduledStep
 from .scheduler import Scheduler
-from .speculation import FixedDepth, Speculation
+from .speculation import Speculation
 
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Engine:
         self.config, self.executor, self.inputs, self.clock = config, executor, inputs, clock
         self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
         if speculation is None and executor.num_drafts:
-            speculation = Speculation(FixedDepth(executor.num_drafts))
+            speculation = Speculation(ScheduledDepth([[1, 1, executor.num_drafts]]))
         self._speculation = speculation
         self.manager, self.scheduler = self._new_books()
         self._recorder = Recorder(executor.max_model_len)
@@ -210,6 +211,7 @@ class Engine:
             num_waiting=self.num_waiting,
             num_not_ready=self.scheduler.waiting.num_not_ready,
             kv_usage=self.kv_usage,
+            drafts=self._recorder.drafts,
         )
 
     def metrics(self) -> EngineMetrics:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, get_args
 
 import numpy as np
@@ -47,15 +48,39 @@ class Buckets:
         self.total += float(values.sum())
 
 
+@dataclass(frozen=True)
+class DraftCounts:
+    """Of speculative decoding, by position of the draft in its row: rows that had one there, and rows that accepted it."""
+
+    drafts: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, num_drafts: Sequence[int], num_accepted: Sequence[int]) -> DraftCounts:
+        """Of a step. num_drafts: per row; num_accepted: how many of them were right, without the token after them."""
+        most = max(num_drafts, default=0)
+        found = (np.bincount(counts, minlength=most + 1)[:0:-1].cumsum()[::-1] for counts in (num_drafts, num_accepted) if most)
+        return cls(*(tuple(counts.tolist()) for counts in found))
+
+    def __add__(self, other: DraftCounts) -> DraftCounts:
+        pairs = (self.drafts, other.drafts), (self.accepted, other.accepted)
+        return DraftCounts(*(tuple(a + b for a, b in zip_longest(*pair, fillvalue=0)) for pair in pairs))
+
+    def since(self, before: DraftCounts) -> DraftCounts:
+        """What came after those."""
+        return self + DraftCounts(tuple(-n for n in before.drafts), tuple(-n for n in before.accepted))
+
+
 @dataclass
 class EngineStats(SchedulerCounters):
     """The state now, and totals since the start. ``num_not_ready``: of those that wait, how many would not start even if there
-    were room; ``kv_usage``: fraction of the blocks that requests hold."""
+    were room; ``kv_usage``: fraction of the blocks that requests hold; ``drafts``: those that steps checked."""
 
     num_running: int = 0
     num_waiting: int = 0
     num_not_ready: int = 0
     kv_usage: float = 0.0
+    drafts: DraftCounts = field(default_factory=DraftCounts)
 
 
 @dataclass(frozen=True)
@@ -112,6 +137,7 @@ class Recorder:
         self._histograms = {name: Buckets(ends) for name, ends in bounds.items()}
         self.finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
         self.corrupted = 0
+        self.drafts = DraftCounts()
         self._first_s: list[float] = []
         self._step_tokens: list[int] = []
         self._gaps: list[np.ndarray] = []
@@ -127,6 +153,10 @@ class Recorder:
         self._step_tokens.append(num_tokens)
         if len(self._step_tokens) == 1024:
             self._fold()
+
+    def observe(self, num_drafts: Sequence[int], num_accepted: Sequence[int]) -> None:
+        """Takes the drafts of a step that came back, as ``DraftCounts.of``; rows without any may be among them or not."""
+        self.drafts += DraftCounts.of(num_drafts, num_accepted)
 
     def ended(self, request: Request, now_s: float) -> None:
         """Takes a completion that ended at ``now_s``."""

@@ -107,7 +107,7 @@ class Scheduler:
         if request in self.requests:
             self.requests.discard(request)
             if self.speculation is not None and self.speculation.proposer is not None:
-                self.speculation.proposer.stop(request.request_id)
+                self.speculation.proposer.stop(request.request_id, request.token_ids)
         self._release_followers(request)
 
     def schedule(self, now_s: float = 0.0) -> ScheduledStep | None:
@@ -273,11 +273,15 @@ class Scheduler:
         if most < 0:
             return None
         assert self.speculation is not None
+        if (longest := self.speculation.max_model_len) is not None:
+            most = min(most, longest - request.num_tokens)
+        if most <= 0:
+            return []
         if (proposer := self.speculation.proposer) is None:
             return [-1] * min(most, request.num_proposed)
         if request.num_tokens > len(request.token_ids):
             return None
-        return proposer.propose(request.request_id, request.token_ids, most) if most else []
+        return proposer.propose(request.request_id, request.token_ids, most)
 
     def _append_chunk(self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = ()) -> None:
         request.num_computed += count

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..config import EngineConfig, ModelConfig, QuantConfig
 from ..models.architecture import ModelInfo, read_model
+from ..speculation.table import proposer_kind
 from .cost_model import DecodeRows, StageCost, StepWork
 from .placement import Placement
 from .ranks import Stage
@@ -24,13 +25,14 @@ class Drafting:
     model   what guesses
     placed  None where guesses cost nothing
 
-    Raises ValueError for a draft model with another vocabulary.
+    Raises ValueError for a draft model with another vocabulary, and for a method whose cost is not known.
     """
 
     def __init__(self, model: ModelInfo, config: EngineConfig, timers: Timers) -> None:
         spec, self._recorded = config.speculative_config, config.graphs.enabled
         self.rates, self.model, self.placed = spec.acceptance_rates(), model, None
-        if spec.method in ("ngram", "suffix"):
+        assert spec.method is not None
+        if proposer_kind(spec.method).place == "host":
             return
         if spec.method == "draft_model":
             asked = ModelConfig(spec.model or "draft", load_format="dummy", dtype=model.dtype, architecture=spec.architecture)
@@ -42,6 +44,11 @@ class Drafting:
                     f"the model's {size}; expected a draft model with the same tokens"
                 )
             stage = Stage(range(len(found.layers)))
+        elif spec.method not in ("eagle", "eagle3", "mtp"):
+            raise ValueError(
+                f"speculative_config.method={spec.method!r} cannot be simulated: what it costs is not known; choose draft_model, "
+                "eagle, eagle3, mtp, or one on the host, which is taken as free"
+            )
         else:
             whole, model = native(model, config), replace(model, quantization=None)
             found = replace(whole, layers=whole.layers[-1:])
@@ -54,7 +61,7 @@ class Drafting:
         return self.placed.stage_costs if self.placed else ()
 
     def passes(self, work: StepWork, contexts: np.ndarray, num_proposals: int) -> list[StepWork]:
-        """What runs after a step. contexts int64 [R]: of the requests that got tokens in it, and get ``num_proposals`` guesses each now."""
+        """What runs after a step. contexts int64 [R]: of the requests that got tokens in it, and now get so many guesses."""
         if self.placed is None:
             return []
         count = len(contexts)

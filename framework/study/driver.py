@@ -159,6 +159,7 @@ class ServingEngine:
         for counter in ("num_preemptions", "num_chunked_prefills", "prefix_query_tokens", "prefix_hit_tokens"):
             added = getattr(after, counter) - getattr(self._before, counter)
             setattr(record, counter, getattr(record, counter) + added)
+        record.drafts += after.drafts.since(self._before.drafts)
 
 
 def run_workload(

@@ -6,6 +6,8 @@ first arrival to the last token. Goodput = requests per second that meet every S
 Of several engines, requests and time are pooled; a maximum is that of one engine.
 prefix_hit_rate_bound = what a cache that forgets nothing would find, as a trace's own names of blocks tell. ttft_priority_N: of the
 requests of that priority, where there are several.
+mean_acceptance_length = tokens per row and step whose drafts were checked: 1 + accepted drafts / such rows. acceptance_rate_posI =
+accepted drafts at position I (from 0 on) / drafts there.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..engine.metrics import DraftCounts
 from .records import RequestRecord, RunRecord, StepStatistics
 
 PERCENTILES = (50, 90, 99)
@@ -74,6 +77,8 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
         metrics["num_chunked_prefills"] = run.num_chunked_prefills
     if run.prefix_query_tokens:
         metrics["prefix_hit_rate"] = run.prefix_hit_tokens / run.prefix_query_tokens
+    if any(run.drafts.drafts):
+        metrics |= _acceptance(run.drafts)
     if known := [request for request in run.requests if request.num_known_tokens is not None]:
         num_known = sum(request.num_known_tokens or 0 for request in known)
         metrics["prefix_hit_rate_bound"] = num_known / sum(request.num_prompt_tokens for request in known)
@@ -106,6 +111,14 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
         counts = [of_each[replica] for replica in range(len(run.steps))]
         metrics |= {"replica_requests_min": min(counts), "replica_requests_max": max(counts)}
     return metrics
+
+
+def _acceptance(drafts: DraftCounts) -> dict[str, float]:
+    """Of speculative decoding. The rate of a position is of the drafts that were there, which are not as many as rows: those may
+    have fewer."""
+    rates = {f"acceptance_rate_pos{i}": a / n for i, (n, a) in enumerate(zip(drafts.drafts, drafts.accepted)) if n}
+    length = 1 + sum(drafts.accepted) / drafts.drafts[0]
+    return {"num_draft_tokens": sum(drafts.drafts), "mean_acceptance_length": length, **rates}
 
 
 def gaps(times_s: Sequence[Sequence[float]]) -> np.ndarray:

@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..engine.metrics import DraftCounts
+
 
 @dataclass
 class RequestRecord:
@@ -79,3 +81,4 @@ class RunRecord:
     num_chunked_prefills: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
+    drafts: DraftCounts = field(default_factory=DraftCounts)

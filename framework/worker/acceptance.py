@@ -11,7 +11,7 @@ def num_matches(tokens: torch.Tensor, rows: SampleRows, drafts: DraftRows, token
     """The rule ``match``: a draft is right if it is the token that its row samples anyway, and all before it were right. So tokens
     do not depend on drafts, at any temperature.
 
-    tokens int32 [R'], sampled; token_ids int64 [S, L], which holds drafts where the tokens that they guess belong. Returns int64 [R].
+    tokens int32 [R'], sampled; token_ids int64 [S, L], with drafts where the tokens that they guess belong. Returns int64 [R].
     """
     right = tokens == token_ids[rows.row_to_seat.long(), rows.position]
     nth = torch.arange(drafts.grid.shape[1], device=tokens.device)

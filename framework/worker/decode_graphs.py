@@ -19,14 +19,14 @@ from .transfer import packed_bytes, packed_views, to_device
 
 
 class DecodeGraphs:
-    """One recording of the model, from slots in the cache to logits, per batch size and number of tokens of a row (1, and more where
+    """One recording of the model, from slots in the cache to logits, per batch size and number of tokens of a row (1, more where
     drafts are checked); a step takes the smallest that holds its rows.
 
     Inputs lie in buffers that all recordings read. Rows beyond the step's are padding: they belong to the padding seat, have length
     0 and write nowhere, so they touch nothing. A row with fewer tokens than the recording computes those before them again, and
     writes only its own. ``capture`` records a function and returns its replay; the largest are captured first, so that the others
-    fit into their memory. Recordings point at what kernels keep between calls: one workspace per group, shared by all of them, whose
-    content lives as long as they do, also where a later one outgrew it.
+    fit into their memory. Recordings point at what kernels keep between calls: one workspace per group, shared by all, whose content
+    lives as long as they do, also where a later one outgrew it.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class Device:
         return DEFAULT_CACHE_BYTES
 
     def query_lens(self, num_drafts: int) -> list[int]:
-        """Tokens per row of the decode steps to record, where up to ``num_drafts`` drafts of a row are checked; a row that has fewer
+        """Tokens per row of the decode steps to record, where up to ``num_drafts`` drafts of a row are checked; a row with fewer
         computes some before them again."""
         return sorted({1, 1 + num_drafts})
 

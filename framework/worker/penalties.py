@@ -84,8 +84,8 @@ class Penalties:
         self._rows.count(row_to_seat, tokens)
 
     def _bitmask(self, rows: SampleRows, masked: list[int]) -> torch.Tensor:
-        """Allowed tokens per row, int32 [R', ceil(V/32)]: what the step's masks say, and in the rows ``masked`` also allowed ids and
-        bad words of one token."""
+        """Allowed tokens per row, int32 [R', ceil(V/32)]: what the step's masks say, and in the rows ``masked`` also allowed ids
+        and bad words of one token."""
         mask = np.full((len(rows.seats), num_words(self._vocab_size)), -1, dtype=np.int32)
         if rows.masks is not None:
             mask[rows.masks.rows] = rows.masks.words

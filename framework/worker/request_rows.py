@@ -22,9 +22,9 @@ class RequestRows:
                        padding.
     tables             int32 [KV groups, seats + 1, ``table_width`` of the longest sequence and drafts behind it]; the null block
                        where a request has none
-    num_computed       int64 [seats + 1]: tokens in the cache; where ``computed`` is there, as of the last step that said so, or more
-    computed           int64 [seats + 1] on the device: the same, exactly. None: the host knows, because steps are done when it looks
-                       at their rows, or because no step has drafts
+    num_computed       int64 [seats + 1]: tokens in the cache, at most where ``computed`` is there
+    computed           int64 [seats + 1] on the device: the same, exactly. None: the host knows, because steps are done when it
+                       looks at their rows, or because no step has drafts
     num_prompt_tokens  int64 [seats + 1]
     """
 

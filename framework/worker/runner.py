@@ -92,8 +92,8 @@ class Runner:
         self._proposer = proposer
 
     def capture_graphs(self, batch_sizes: list[int], capture: Capture, query_lens: Iterable[int] = (1,)) -> None:
-        """From now on, steps of decodes only replay a recording of the model, also those that have drafts checked, if their rows have
-        so many tokens. ``capture`` turns a function into its replay."""
+        """From now on, steps of decodes only replay a recording of the model, also those that check drafts, of rows with so many
+        tokens. ``capture`` turns a function into its replay."""
         self._graphs = DecodeGraphs(self.model, self.caches, self.rows, self._slot_mapping, batch_sizes, capture, query_lens)
 
     @torch.inference_mode()

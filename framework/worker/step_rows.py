@@ -12,8 +12,8 @@ import torch
 @dataclass
 class StepRows:
     """The rows of a step on the host: int64 [R] each. first, lengths: tokens in the cache before and after it, at most where drafts
-    of steps in flight are not counted yet; bounds [R + 1]: row r's tokens are bounds[r] : bounds[r + 1]; num_logits as in StepInput.
-    """
+    of steps in flight are not counted yet; bounds [R + 1]: row r's tokens are bounds[r] : bounds[r + 1]; num_logits as in
+    StepInput."""
 
     seats: np.ndarray
     counts: np.ndarray

@@ -10,19 +10,12 @@ import pytest
 
 from framework.build import build_engine, input_processor
 from framework.clock import VirtualClock, WallClock
-from framework.config import (
-    CacheConfig,
-    EngineConfig,
-    ExecutorConfig,
-    ModelConfig,
-    ParallelConfig,
-    SchedulerConfig,
-    SpeculativeConfig,
-)
+from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
 from framework.models.hub import resolve_model
 from framework.sampling_params import SamplingParams
+from framework.speculation.config import SpeculativeConfig
 from framework.study.environment import environment
 
 SHAPE = {
@@ -154,23 +147,10 @@ def test_a_name_that_is_in_no_table_is_refused_with_those_that_are(config: Engin
         ({"router": "nearest"}, "router='nearest' .* round_robin"),
         ({"router": "least_loaded"}, "router='least_loaded' .* round_robin .executor.kind=local is one engine"),
         ({"parallel": ParallelConfig(tp=4, ep=2)}, "parallel.ep=2 .* 1, or 4 as parallel.tp"),
-        ({"speculative_config": SpeculativeConfig("ngram", 2)}, "synthetic_acceptance_rates=None .* not both"),
+        ({"speculative_config": SpeculativeConfig("ngram", 2)}, "speculative_config.*executor.kind=local does not"),
         (
-            {"speculative_config": SpeculativeConfig("ngram", 2, synthetic_acceptance_rates=[0.5, 0.6])},
-            r"synthetic_acceptance_rates=\[0.5, 0.6\] .* 2 numbers from 0 to 1",
-        ),
-        (
-            {"speculative_config": SpeculativeConfig("ngram", 2, synthetic_acceptance_length=3.5)},
-            "acceptance_length=3.5 .* from 1 to 3",
-        ),
-        (
-            {"speculative_config": SpeculativeConfig("draft_model", 2)},
-            "speculative_config.model=None .* given for method=draft_model",
-        ),
-        ({"speculative_config": SpeculativeConfig("oracle", 2)}, "speculative_config.method='oracle' .* one of ngram, suffix"),
-        (
-            {"speculative_config": SpeculativeConfig("ngram", 2, synthetic_acceptance_length=2.5)},
-            "speculative_config.num_speculative_tokens=2 .*executor.kind=local does not",
+            {"executor": ExecutorConfig("simulated"), "speculative_config": SpeculativeConfig("ngram", 2)},
+            "rejection_sample_method=None .* it must be synthetic",
         ),
     ],
 )

@@ -157,5 +157,18 @@ def test_of_an_llm_they_agree_with_its_outputs() -> None:
 
 def test_every_metric_has_a_text() -> None:
     engine = make_engine()
+    engine._recorder.observe([2, 1], [1, 0])
     names = {metric.name for metric in engine_metrics(engine.metrics(), "m")}
     assert names | {"kernelswap:kernel_info", "vllm:admission_rejections"} == set(TEXTS)
+
+
+def test_of_drafts_that_were_checked() -> None:
+    engine = make_engine()
+    assert not [name for name in metrics_of(engine) if "spec_decode" in name], "nothing was checked"
+    engine._recorder.observe([3, 0, 1], [2, 0, 0])
+    engine._recorder.observe([2], [2])
+    found = metrics_of(engine)
+    totals = [found[f"spec_decode_num_{what}"] for what in ("drafts", "draft_tokens", "accepted_tokens")]
+    assert totals == [3, 6, 4]
+    assert [found[f"spec_decode_num_accepted_tokens_per_pos,{i}"] for i in range(3)] == [2, 2, 0]
+    assert [found[f"kernelswap:spec_decode_num_draft_tokens_per_pos,{i}"] for i in range(3)] == [3, 2, 1]

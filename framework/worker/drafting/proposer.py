@@ -32,8 +32,8 @@ class Verified:
 
 
 class DeviceProposer(Protocol):
-    """Sees each step, in their order; keeps what it knows of a token at the token's place in the cache, so that blocks can be shared,
-    copied and lost without its knowledge.
+    """Sees each step, in their order; keeps what it knows of a token at the token's place in the cache, so that blocks can be
+    shared, copied and lost without its knowledge.
 
     max_model_len  longest sequence that it can follow
     """
@@ -41,8 +41,8 @@ class DeviceProposer(Protocol):
     max_model_len: int
 
     def propose(self, step: Verified, count: int) -> None:
-        """Writes ``count`` drafts behind the newest token of each row that sampled, into ``RequestRows.tokens``; with 0, it only takes
-        in the step."""
+        """Writes ``count`` drafts behind the newest token of each row that sampled, into ``RequestRows.tokens``; with 0, only takes in
+        the step."""
 
     def copy_blocks(self, group: int, source: torch.Tensor, destination: torch.Tensor) -> None:
         """Copies what it keeps of tokens in blocks of a KV group, int64 [n] each."""

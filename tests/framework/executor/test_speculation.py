@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from framework.build import build_engine
-from framework.config import CacheConfig, SpeculativeConfig
+from framework.config import CacheConfig
 from framework.executor.pseudo import num_right_drafts
 from framework.outputs import RequestOutput
 from framework.sampling_params import SamplingParams
+from framework.speculation.config import SpeculativeConfig
 
 from .simulations import LLAMA_8B, decode_step, make_executor, prompt_step, simulated_config
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from framework.clock import VirtualClock
+from framework.engine.metrics import DraftCounts
 from framework.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from framework.sampling_params import SamplingParams
 from framework.study.driver import run_workload
@@ -60,7 +61,11 @@ class OneSecondEngine:
 
     def stats(self) -> Any:
         return SimpleNamespace(
-            num_preemptions=self.steps, num_chunked_prefills=0, prefix_query_tokens=10 * self.steps, prefix_hit_tokens=self.steps
+            num_preemptions=self.steps,
+            num_chunked_prefills=0,
+            prefix_query_tokens=10 * self.steps,
+            prefix_hit_tokens=self.steps,
+            drafts=DraftCounts((self.steps,), (self.steps,)),
         )
 
 
@@ -132,6 +137,7 @@ def test_counters_are_of_this_run_alone() -> None:
     run_workload([engine], [request(0, 3)])  # type: ignore[list-item]
     record = run_workload([engine], [request(0, 2)])  # type: ignore[list-item]
     assert (record.num_preemptions, record.prefix_query_tokens, record.prefix_hit_tokens) == (2, 20, 2)
+    assert record.drafts == DraftCounts((2,), (2,))
     (steps,) = record.steps
     # From the end of the first step to that of the second the engine ran one request.
     assert (steps.num_steps, steps.first_s, steps.last_s) == (2, 1.0, 2.0)

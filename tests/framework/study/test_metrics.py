@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from framework.engine.metrics import DraftCounts
 from framework.study.metrics import SLOConfig, compute_metrics, e2e_s, tpot_s, ttft_s
 from framework.study.records import RequestRecord, RunRecord, StepStatistics
 
@@ -96,6 +97,19 @@ def test_the_state_is_weighted_by_time() -> None:
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     assert (metrics["num_preemptions"], metrics["prefix_hit_rate"]) == (3, 0.25)
+
+
+def test_a_rate_of_acceptance_is_of_the_drafts_at_its_position() -> None:
+    """Three rows with 2, 1 and 2 drafts, of which 2, 0 and 1 are right; then one with 3, none of them right."""
+    drafts = DraftCounts.of([2, 1, 0, 2], [2, 0, 0, 1]) + DraftCounts.of([3], [0])
+    assert drafts == DraftCounts((4, 3, 1), (2, 1, 0))
+    assert drafts.since(DraftCounts.of([3], [0])) == DraftCounts((3, 2, 0), (2, 1, 0))
+    metrics = compute_metrics(run(A, drafts=drafts), SLOConfig())
+    expected = {"acceptance_rate_pos0": 2 / 4, "acceptance_rate_pos1": 1 / 3, "acceptance_rate_pos2": 0.0}
+    expected |= {"mean_acceptance_length": 1 + 3 / 4, "num_draft_tokens": 8}
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert not [name for name in compute_metrics(run(A), SLOConfig()) if "accept" in name]
+    assert DraftCounts.of([0, 0], [0, 0]) == DraftCounts.of([], []) == DraftCounts()
 
 
 def test_one_step_is_told_by_the_state_that_it_left() -> None:

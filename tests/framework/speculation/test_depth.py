@@ -1,0 +1,80 @@
+"""How many drafts are checked, on a virtual clock: step times and acceptances are given, seconds per token are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from framework.speculation.config import SpeculativeConfig
+from framework.speculation.depth import AdaptiveDepth, Depth, ScheduledDepth, depth_of
+
+MOST = 7
+STEP_S: dict[str, Callable[[int, int], float]] = {
+    "reads_weights": lambda rows, k: 0.1 + 0.02 * k + max(1.0, 0.01 * rows * (1 + k)),
+    "computes": lambda rows, k: 0.3 + 0.7 * rows * (1 + k) ** 0.8,
+    "drafts_slowly": lambda rows, k: 0.1 + 0.15 * k + max(1.0, 0.02 * rows * (1 + k)),
+}
+RIGHT = {"nearly_all": [0.9] * MOST, "head": [0.73, 0.71, 0.68, 0.65, 0.6, 0.6, 0.6], "nearly_none": [0.02] * MOST}
+"""Of a draft whose predecessors are right."""
+
+
+def served(
+    policy: Depth, step_s: Callable[[int, int], float], right: Callable[[int], Sequence[float]], rows: int, steps: int, noise: float
+) -> float:
+    """Seconds per token and row, from the 300th step on."""
+    rng = np.random.default_rng(0)
+    total_s = tokens = 0.0
+    for step in range(steps):
+        k = policy.of(rows)
+        accepted = np.cumprod(rng.random((rows, MOST)) < right(step), axis=1)[:, :k].sum(0)
+        taken_s = step_s(rows, k) * rng.lognormal(sigma=noise)
+        policy.observe(rows, k, accepted.tolist(), taken_s)
+        if step >= 300:
+            total_s += taken_s
+            tokens += 1 + accepted.sum() / rows
+    return total_s / tokens
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("rows", [1, 8, 64])
+@pytest.mark.parametrize("right", RIGHT)
+@pytest.mark.parametrize("times", STEP_S)
+def test_adaptive_is_as_good_as_the_best_fixed_depth(times: str, right: str, rows: int, is_known: bool) -> None:
+    step_s, rates = STEP_S[times], RIGHT[right]
+    expected = 1 + np.cumsum([0, *np.cumprod(rates)])
+    fixed = [step_s(rows, k) / tokens for k, tokens in enumerate(expected)]
+    found = served(AdaptiveDepth(MOST, step_s if is_known else None), step_s, lambda step: rates, rows, 2000, 0.05)
+    assert found < 1.03 * fixed[0], "no worse than without drafts"
+    assert found < 1.05 * min(fixed)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("rows", [1, 64])
+def test_adaptive_follows_what_changes(rows: int, is_known: bool) -> None:
+    """Drafts that are wrong for 1500 steps, then right, and again."""
+    step_s = STEP_S["reads_weights"]
+
+    def right(step: int) -> Sequence[float]:
+        return RIGHT["nearly_all" if step // 1500 % 2 else "nearly_none"]
+
+    fixed = [served(ScheduledDepth([[1, 1, k]]), step_s, right, rows, 6000, 0.0) for k in range(MOST + 1)]
+    found = served(AdaptiveDepth(MOST, step_s if is_known else None), step_s, right, rows, 6000, 0.05)
+    assert found < 1.03 * fixed[0] and found < 1.05 * min(fixed)
+
+
+def test_adaptive_bears_a_step_that_compiles() -> None:
+    policy = AdaptiveDepth(3)
+    for step in range(200):
+        k = policy.of(4)
+        policy.observe(4, k, [4] * k, 100.0 if step in (0, 1, 50) else 1.0)
+    assert policy.of(4) == 3
+
+
+def test_a_schedule_goes_by_the_number_of_requests() -> None:
+    config = SpeculativeConfig("ngram", 4, num_speculative_tokens_per_batch_size=[[1, 2, 4], [3, 8, 1], [9, 16, 0]])
+    config.validate()
+    assert [depth_of(config).of(n) for n in (1, 2, 3, 8, 9, 16, 17, 1000)] == [4, 4, 1, 1, 0, 0, 0, 0]
+    assert [depth_of(SpeculativeConfig("ngram", 4)).of(n) for n in (1, 1000)] == [4, 4]
+    assert isinstance(depth_of(SpeculativeConfig("ngram", 4, adaptive_depth=True)), AdaptiveDepth)
