@@ -35,6 +35,8 @@ class ServerConfig:
     max_num_prompts      most prompts per request
     max_num_stop         most stop strings per request
     max_stop_length      most characters of all stop strings of a request together
+    max_num_bad_words    most bad words per request
+    max_bad_words_length most characters of all bad words of a request together
     drain_timeout_s      how long running requests may take to end after SIGTERM
     keep_alive_s         how long an idle connection is kept
     log_level            critical, error, warning, info, debug or trace
@@ -59,6 +61,8 @@ class ServerConfig:
     max_num_prompts: int = 1024
     max_num_stop: int = 64
     max_stop_length: int = 8192
+    max_num_bad_words: int = 1024
+    max_bad_words_length: int = 16384
     drain_timeout_s: float = 30.0
     keep_alive_s: float = 5.0
     log_level: str = "info"
@@ -68,7 +72,7 @@ class ServerConfig:
         check_types(self)
         require(0 <= self.port < 2**16, "port", self.port, "from 0 to 65535")
         require(self.max_num_queued_reqs >= 0, "max_num_queued_reqs", self.max_num_queued_reqs, "0 or more")
-        for name in ("max_body_bytes", "body_timeout_s", "max_n", "max_num_prompts", "max_num_stop", "max_stop_length"):
+        for name in ("body_timeout_s", *(name for name in vars(self) if name.startswith("max_") and name != "max_num_queued_reqs")):
             require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("drain_timeout_s", "keep_alive_s"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -40,8 +40,8 @@ class Matchers:
         return len(self._active)
 
     def add(self, request: Request) -> None:
-        """Begins to compile the request's grammar; it is ready when that is done. Asking it raises ValueError if it cannot be. Raises
-        RuntimeError while too many masks of requests that ended are still computed."""
+        """Begins to compile the request's grammar; it is ready when that is done. Asking it raises ValueError if it cannot be.
+        Raises RuntimeError while too many masks of requests that ended are still computed."""
         assert request.params.structured_outputs is not None
         if self._thread.num_stuck > MAX_STUCK:
             raise RuntimeError("structured_outputs: grammars of requests before still take all there is: try again later")

@@ -1,4 +1,4 @@
-"""A thread for calls that may never come back: a library computes a mask in microseconds, or for minutes, and cannot be interrupted."""
+"""A thread for calls that nothing can interrupt: a library computes a mask in microseconds, or for minutes."""
 
 from __future__ import annotations
 
