@@ -11,7 +11,7 @@ from fastapi import Request
 
 from ..sampling_params import RequestOutputKind, SamplingParams, is_unicode
 from ..structured.spec import StructuredOutputsParams
-from .errors import APIError
+from .errors import APIError, shown
 from .protocol.common import GenerationBody
 from .serving import Serving
 
@@ -90,7 +90,7 @@ def structured_outputs(body: GenerationBody) -> dict[str, Any] | None:
         return {"json": schema}
     raise APIError(
         400,
-        f"`response_format.type` must be text, json_object, json_schema or structural_tag; found {str(kind)[:80]!r}",
+        f"`response_format.type` must be text, json_object, json_schema or structural_tag; found {shown(kind)!r}",
         "response_format",
     )
 

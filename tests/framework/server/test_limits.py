@@ -201,7 +201,9 @@ def test_a_client_that_never_reads_does_not_keep_its_place(engine: AsyncEngine, 
     assert made == 0
 
 
-def test_a_client_that_leaves_after_two_requests_ends_both(engine: AsyncEngine, server: HTTPServer) -> None:
+def test_a_client_that_leaves_after_two_requests_ends_both(
+    engine: AsyncEngine, server: HTTPServer, caplog: pytest.LogCaptureFixture
+) -> None:
     before = asyncio.run(stats(engine))["num_output_tokens"]
     data = json.dumps({**LONG, "stream": True}).encode()
     head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
@@ -210,3 +212,4 @@ def test_a_client_that_leaves_after_two_requests_ends_both(engine: AsyncEngine, 
         connection.recv(100)
     wait_until_idle(engine, 2)
     assert asyncio.run(stats(engine))["num_output_tokens"] - before < 1500
+    assert not caplog.records, "the first went on, and failed at writing"
