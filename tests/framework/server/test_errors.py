@@ -14,6 +14,7 @@ from framework.outputs import CompletionOutput
 from framework.server.config import ServerConfig
 from framework.server.errors import MAX_INPUT, MAX_MESSAGE, APIError, shown
 from framework.server.protocol.chat import ChatBody
+from framework.server.protocol.common import MAX_TOOLS
 from framework.server.protocol.completions import CompletionBody
 from framework.server.protocol.responses import ResponsesBody
 
@@ -161,6 +162,17 @@ def test_a_fault_after_a_million_items_takes_no_time(server: HTTPServer, start: 
     begin = time.process_time()  # of this process, where the server is
     assert server.request("POST", PATH, body)[0] == 400
     assert time.process_time() - begin < 4
+
+
+def test_more_tools_than_anybody_needs_are_refused(server: HTTPServer) -> None:
+    tools = [{"type": "function", "function": {"name": f"f{i}"}} for i in range(MAX_TOOLS + 1)]
+    flat = [{"type": "function", "name": f"f{i}"} for i in range(MAX_TOOLS + 1)]
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "tools": tools}),
+        ("/v1/responses", {"input": "a", "tools": flat}),
+    ):
+        status, answer = server.post(path, **body)
+        assert status == 400 and check_envelope(status, answer)["param"] == "tools" and "1024" in answer["error"]["message"]
 
 
 MANY = 10_000
