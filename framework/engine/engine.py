@@ -305,8 +305,7 @@ class Engine:
         for group, cause in failed:
             self._end(group, "error", cause)
         if self._matchers is not None and self._matchers.num_active:
-            for request, cause in self._matchers.accept(committed):
-                self._end(request.sample.group, "error", cause, refused=isinstance(cause, ValueError))
+            self._matchers.accept(committed)
         return None
 
     def _fail(self, scheduled: ScheduledStep, error: BaseException, submitted: bool) -> BaseException:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..sampling_params import RequestOutputKind, SamplingParams, is_unicode
 from ..structured.spec import StructuredOutputsParams
-from .errors import APIError
+from .errors import APIError, shown
 from .protocol.common import GenerationBody
 from .serving import Serving
 
@@ -85,7 +85,7 @@ def structured_outputs(body: GenerationBody) -> dict[str, Any] | None:
         return {"json": schema}
     raise APIError(
         400,
-        f"`response_format.type` must be text, json_object, json_schema or structural_tag; found {str(kind)[:80]!r}",
+        f"`response_format.type` must be text, json_object, json_schema or structural_tag; found {shown(kind)!r}",
         "response_format",
     )
 
@@ -98,12 +98,18 @@ def refuse(body: GenerationBody, fields: tuple[str, ...]) -> None:
 
 
 def _check_limits(serving: Serving, body: GenerationBody) -> None:
-    config = serving.config
+    config, vocab_size = serving.config, serving.engine.info.vocab_size
+    words = body.bad_words or []
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     for param, found, most, unit in (
         ("n", body.n or 1, config.max_n, "completions per prompt"),
         ("stop", len(stop), config.max_num_stop, "stop strings"),
         ("stop", sum(map(len, stop)), config.max_stop_length, "characters of stop strings"),
+        ("bad_words", len(words), config.max_num_bad_words, "bad words"),
+        ("bad_words", sum(map(len, words)), config.max_bad_words_length, "characters of bad words"),
+        ("stop_token_ids", len(body.stop_token_ids or ()), vocab_size, "tokens"),
+        ("allowed_token_ids", len(body.allowed_token_ids or ()), vocab_size, "tokens"),
+        ("logit_bias", len(body.logit_bias or ()), vocab_size, "tokens"),
     ):
         if found > most:
             raise APIError(400, f"`{param}`: {found} {unit} are more than the {most} that this server takes", param)

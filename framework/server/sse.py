@@ -50,7 +50,15 @@ class ClientDisconnected(APIError):
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` returns. Cancels it and raises ClientDisconnected when the client leaves first."""
+    """What ``work`` returns. Cancels it and raises ClientDisconnected when the client leaves first, APIError when the server ends
+    and has waited long enough."""
+    try:
+        return await _first(receive, work)
+    except asyncio.CancelledError:  # of the task that answers; at its end the event loop cancels it once more
+        raise APIError(503, "the server is shutting down") from None
+
+
+async def _first(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnect(receive))
     try:
@@ -93,8 +101,8 @@ class EventStream(Response):
             await until_disconnect(receive, self._send_all(send))
         except ClientDisconnected:
             pass
-        except asyncio.CancelledError:  # the server ends, and has waited long enough
-            await self._send_end(send, APIError(503, "the server is shutting down"))
+        except APIError as error:
+            await self._send_end(send, error)
         finally:
             await self._chunks.aclose()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
@@ -14,9 +13,10 @@ from ..engine.request import Request, Status
 from ..engine.scheduled import Committed, ScheduledStep
 from .backends.protocol import Matcher
 from .compiler import GrammarCompiler, Job
+from .watched import MAX_STUCK, WatchedThread
 
-MAX_FILL_S: Final = 0.5
-"""CPU time of one mask, after which its request ends: all others wait meanwhile, and the next mask may take longer still."""
+MAX_FILL_S: Final = 0.2
+"""CPU time of one mask, after which its request ends: all others wait meanwhile."""
 
 Failures = list[tuple[Request, Exception]]
 
@@ -33,14 +33,18 @@ class Matchers:
         self._num_words = num_words(vocab_size)
         self._jobs: dict[Request, Job] = {}
         self._active: dict[Request, _Constraint] = {}
+        self._thread = WatchedThread(MAX_FILL_S)
 
     @property
     def num_active(self) -> int:
         return len(self._active)
 
     def add(self, request: Request) -> None:
-        """Begins to compile the request's grammar; it is ready when that is done. Asking it raises ValueError if it cannot be."""
+        """Begins to compile the request's grammar; it is ready when that is done. Asking it raises ValueError if it cannot be.
+        Raises RuntimeError while too many masks of requests that ended are still computed."""
         assert request.params.structured_outputs is not None
+        if self._thread.num_stuck > MAX_STUCK:
+            raise RuntimeError("structured_outputs: grammars of requests before still take all there is: try again later")
         self._jobs[request] = self.compiler.request(request.params.structured_outputs.spec())
         request.is_ready = partial(self._is_ready, request)
 
@@ -62,14 +66,15 @@ class Matchers:
         that ended meanwhile, or fail now, may take all."""
         rows, masked = step.rows, step.step_input.masked
         masks = np.full((len(masked), self._num_words), -1, dtype=np.int32)
+        filled = [(index, rows[row]) for index, row in enumerate(masked) if rows[row] in self._active]
+        found = self._thread.run([partial(self._active[r].fill, masks[index], r.num_output_tokens) for index, r in filled])
+        if found:
+            masks = masks.copy()  # what was left behind writes to the other one
         failures: Failures = []
-        for mask, row in zip(masks, masked):
-            if (constraint := self._active.get(rows[row])) is not None:
-                try:
-                    constraint.fill(mask, rows[row].num_output_tokens)
-                except Exception as error:
-                    mask[:] = -1
-                    failures.append((rows[row], error))
+        for call, error in found.items():
+            index, request = filled[call]
+            masks[index] = -1
+            failures.append((request, _cause(error)))
         for index in np.flatnonzero(~masks.any(1)).tolist():
             masks[index] = -1
             failures.append(
@@ -77,21 +82,13 @@ class Matchers:
             )
         return masks, failures
 
-    def accept(self, committed: Committed) -> Failures:
+    def accept(self, committed: Committed) -> None:
         """Takes the tokens of a step, and forgets the requests that ended with it."""
-        failures: Failures = []
         for request in committed.requests:
-            if (constraint := self._active.get(request)) is None:
-                continue
             if request.status == Status.FINISHED:
-                del self._active[request]
-                continue
-            try:
-                for token in request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]:
-                    constraint.matcher.accept(token)
-            except Exception as error:
-                failures.append((request, error))
-        return failures
+                self._active.pop(request, None)
+            elif (constraint := self._active.get(request)) is not None:
+                constraint.new += request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]
 
     def _is_ready(self, request: Request) -> bool:
         if (grammar := self.compiler.result(self._jobs[request])) is None:
@@ -103,12 +100,16 @@ class Matchers:
 
 
 class _Constraint:
-    """A matcher, and which stop tokens the request does not want yet: they come all the same where nothing else may."""
+    """A matcher, and which stop tokens the request does not want yet: they come all the same where nothing else may.
 
-    __slots__ = ("_most_held", "_wanted", "matcher")
+    new  tokens that the matcher has not taken yet
+    """
+
+    __slots__ = ("_most_held", "_wanted", "matcher", "new")
 
     def __init__(self, matcher: Matcher, request: Request, num_words: int) -> None:
         self.matcher, params = matcher, request.params
+        self.new: list[int] = []
         unwanted = set(params.all_stop_token_ids)
         self._most_held = params.min_tokens
         if params.ignore_eos:
@@ -121,9 +122,16 @@ class _Constraint:
             set_bits(self._wanted, unwanted, False)
 
     def fill(self, mask: np.ndarray, num_output_tokens: int) -> None:
-        started_s = time.thread_time()
+        for token in self.new:
+            self.matcher.accept(token)
+        self.new.clear()
         self.matcher.fill(mask)
-        if time.thread_time() - started_s > MAX_FILL_S:
-            raise ValueError(f"structured_outputs: a token of this grammar takes more than {MAX_FILL_S:g} s: make it simpler")
         if self._wanted is not None and num_output_tokens < self._most_held and (mask & self._wanted).any():
             mask &= self._wanted
+
+
+def _cause(error: BaseException) -> Exception:
+    """What a request is told that ended with it."""
+    if isinstance(error, TimeoutError):
+        return ValueError(f"structured_outputs: a token of this grammar takes more than {MAX_FILL_S:g} s: make it simpler")
+    return error if isinstance(error, Exception) else RuntimeError(f"structured_outputs: {type(error).__name__}: {error}")

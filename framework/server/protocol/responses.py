@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from .common import GenerationBody, List, Texts
+from .common import GenerationBody, List, Texts, Tools
 
 
 class ResponsesBody(GenerationBody):
@@ -15,7 +15,7 @@ class ResponsesBody(GenerationBody):
     input: str | List[dict[str, Any]]
     instructions: str | None = None
     max_output_tokens: int | None = None
-    tools: List[dict[str, Any]] | None = None
+    tools: Tools | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = True
     text: dict[str, Any] | None = None
