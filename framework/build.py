@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
 from .engine.inputs import InputProcessor
+from .engine.speculation import Speculation
 from .engine.tokenizer import load_tokenizer
 from .executor.kinds import EXECUTORS
 from .interpreter import enable_interpreter
 from .models.architecture import ModelInfo, read_model
 from .models.hub import resolve_model
+from .speculation.config import SpeculativeConfig
+from .speculation.depth import depth_of
+from .speculation.table import proposer_kind
 from .structured.backends.protocol import Vocabulary
 from .structured.compiler import GrammarCompiler
 from .structured.matchers import Matchers
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
+    from .engine.executor import Executor
 
 Config = TypeVar("Config", bound=EngineConfig)
 
@@ -53,7 +58,8 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     model = read_model(config.model)
     inputs = input_processor(config.model, model)
     executor = kind.load().open(config, model, clock)
-    engine = Engine(config, executor, inputs, clock, _matchers(config, inputs, executor.vocab_size) if kind.has_device else None)
+    matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device else None
+    engine = Engine(config, executor, inputs, clock, matchers, _speculation(config.speculative_config, executor))
     if (probes := getattr(engine.executor, "probes", None)) is not None:
         engine.watch(probes.around_step)
     return engine
@@ -65,6 +71,15 @@ def _matchers(config: EngineConfig, inputs: InputProcessor, vocab_size: int) -> 
         return None
     vocabulary = Vocabulary(inputs.tokenizer, vocab_size, tuple(sorted(inputs.eos_token_ids)))
     return Matchers(GrammarCompiler(config.structured_outputs, vocabulary), vocab_size)
+
+
+def _speculation(config: SpeculativeConfig, executor: Executor) -> Speculation | None:
+    """None for an engine that has none."""
+    if not executor.num_drafts or config.method is None:
+        return None
+    kind = proposer_kind(config.method)
+    proposer = kind.load()(config) if kind.place == "host" and config.acceptance_rule != "synthetic" else None
+    return Speculation(depth_of(config), proposer, executor.draft_max_model_len)
 
 
 def build_replicas(config: EngineConfig) -> list[Engine]:

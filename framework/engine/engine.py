@@ -253,7 +253,8 @@ class Engine:
                 self._end(request.sample.group, "error", error, refused=isinstance(error, ValueError))
             if scheduled is None:
                 break
-            self.processor.scheduled(scheduled, self.clock.now())
+            scheduled.submitted_s = self.clock.now()
+            self.processor.scheduled(scheduled, scheduled.submitted_s)
             if self._matchers is not None and self._matchers.num_active:
                 scheduled.step_input.masked = self._matchers.masked_rows(scheduled)
             try:
@@ -300,6 +301,8 @@ class Engine:
         now_s = self.clock.now()
         stopped, failed = self.processor.process(committed, now_s, self._outputs)
         self._recorder.step(scheduled, committed)
+        if self._speculation is not None:
+            self._recorder.observe(*self._speculation.observe(scheduled, output, now_s))
         for request in stopped:
             self.scheduler.finish(request, "stop", request.stop_reason)
         for group, cause in failed:

@@ -42,11 +42,13 @@ class Chunk:
 
 @dataclass(slots=True)
 class ScheduledStep:
-    """A step input, and whose rows they are: decodes first, then chunks."""
+    """A step input, and whose rows they are: decodes first, then chunks. num_drafts: so many were asked for each row that decodes."""
 
     step_input: StepInput
     decodes: list[Request]
     chunks: list[Chunk]
+    num_drafts: int = 0
+    submitted_s: float = 0.0
 
     @property
     def rows(self) -> list[Request]:

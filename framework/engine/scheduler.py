@@ -126,6 +126,7 @@ class Scheduler:
             return None
         scheduled.fill_rows()
         if self.speculation is not None:
+            scheduled.num_drafts = num_drafts
             scheduled.fill_drafts(num_drafts, self.speculation.proposer is not None)
         step.released, self.released = self.released, []
         self.counters.num_steps += 1

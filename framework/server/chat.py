@@ -141,15 +141,17 @@ class Chat(Generation):
 
     def _told(self, choice: dict[str, Any], completion: CompletionOutput, parser: MessageParser) -> dict[str, Any]:
         """The choice with what stands beside its message."""
-        choice["logprobs"] = None
-        if completion.logprobs is not None:
-            choice["logprobs"] = chat_logprobs(completion.token_ids, completion.logprobs, self.num_top, self.as_token_ids)
+        choice["logprobs"] = None if completion.logprobs is None else {"content": self.logprobs(completion)}
         choice["finish_reason"], choice["stop_reason"] = completion.finish_reason, completion.stop_reason
         if completion.finish_reason == "stop" and parser.num_calls and not self.format.is_named:  # as OpenAI has it
             choice["finish_reason"] = "tool_calls"
         if self.body.return_token_ids:
             choice["token_ids"] = completion.token_ids
         return choice
+
+    def logprobs(self, completion: CompletionOutput) -> list[dict[str, Any]]:
+        """An entry for every token, if they were asked for."""
+        return chat_logprobs(completion.token_ids, completion.logprobs or (), self.num_top, self.as_token_ids)
 
     def _echo(self) -> str:
         """The last message, where the answer goes on with it."""

@@ -43,15 +43,15 @@ def completion_logprobs(
 
 def chat_logprobs(
     token_ids: Sequence[int], found: Sequence[LogprobsOnePosition], num_top: int, as_token_ids: bool
-) -> dict[str, Any]:
-    """As /v1/chat/completions tells them, with the ``num_top`` best of each position."""
+) -> list[dict[str, Any]]:
+    """As /v1/chat/completions and /v1/responses tell them, with the ``num_top`` best of each position."""
     content = []
     for token_id, entry in zip(token_ids, found):
         top = [(i, logprob) for i, logprob in entry.items() if logprob.rank is not None and logprob.rank <= num_top]
         top.sort(key=lambda pair: pair[1].rank or 0)
         own = _chat_entry(token_id, entry[token_id], as_token_ids)
         content.append({**own, "top_logprobs": [_chat_entry(i, logprob, as_token_ids) for i, logprob in top]})
-    return {"content": content}
+    return content
 
 
 def prompt_logprobs(found: Sequence[LogprobsOnePosition | None]) -> list[dict[str, Any] | None]:

@@ -25,8 +25,8 @@ class DecodeGraphs:
     Inputs lie in buffers that all recordings read. Rows beyond the step's are padding: they belong to the padding seat, have length
     0 and write nowhere, so they touch nothing. A row with fewer tokens than the recording computes those before them again, and
     writes only its own. ``capture`` records a function and returns its replay; the largest are captured first, so that the others
-    fit into their memory. Recordings point at what kernels keep between calls: one workspace per group, shared by all, whose content
-    lives as long as they do, also where a later one outgrew it.
+    fit into their memory. Recordings point at what kernels keep between calls: one workspace per group, shared by all, whose
+    content lives as long as they do, also where a later one outgrew it.
     """
 
     def __init__(
@@ -99,7 +99,10 @@ class DecodeGraphs:
         self._tables[:, :count, :width].copy_(tables, non_blocking=True)
 
     def _step_of(self, model: Model, caches: list[LayerKV], size: int, query_len: int) -> Replay:
-        """The function to record: reads the buffers, returns logits [size * query_len, V] and hidden states."""
+        """The function to record: reads the buffers, returns logits [size * query_len, V] and hidden states. It does not hold
+        ``self``, which holds its replay: a cycle would keep the model and its cache on the device until the garbage collector comes
+        by."""
+        request_rows, slot_mapping, row_seats = self._rows, self._slot_mapping, self._seats[:size]
         cu_q, first, lengths = self._cu_q[query_len][: size + 1], self._first[:size], self._lengths[:size]
         metas = [
             AttentionMeta(cu_q, lengths, table[:size], query_len, model.max_model_len, workspace)
@@ -108,18 +111,18 @@ class DecodeGraphs:
 
         def step() -> tuple[torch.Tensor, torch.Tensor]:
             if query_len == 1:
-                positions, seats = first, self._seats[:size]
+                positions, seats = first, row_seats
             else:
                 back = torch.arange(-query_len, 0, device=lengths.device)
                 positions = (lengths.long()[:, None] + back).clamp_min_(0).flatten()
-                seats = self._seats[:size].repeat_interleave(query_len, output_size=size * query_len)
-            slots = [self._slot_mapping(positions, cu_q, lengths, meta.block_table) for meta in metas]
+                seats = row_seats.repeat_interleave(query_len, output_size=size * query_len)
+            slots = [slot_mapping(positions, cu_q, lengths, meta.block_table) for meta in metas]
             if query_len > 1:
                 own = positions >= first.repeat_interleave(query_len, output_size=size * query_len)
                 slots = [torch.where(own, slot, -1) for slot in slots]
-            token_ids = self._rows.tokens[seats, positions]
+            token_ids = request_rows.tokens[seats, positions]
             groups = [GroupBatch(slot, meta, None) for slot, meta in zip(slots, metas)]
-            batch = ForwardBatch(token_ids, positions, size * query_len, groups, caches, self._seats[:0])
+            batch = ForwardBatch(token_ids, positions, size * query_len, groups, caches, row_seats[:0])
             model.begin_step(batch)
             hidden = model.forward(batch)
             return model.logits(hidden), hidden

@@ -82,6 +82,7 @@ class LocalExecutor:
         self._model.set_groups(self.groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
         self._draft = self._load_draft(config, device.torch)
+        self.draft_max_model_len = None if self._draft is None else self._draft.max_model_len
         with _phase("KV cache") as said:
             self.num_blocks = self._fit_blocks(config, device)
             cache_bytes = self.num_blocks * self._block_bytes(config.cache.block_size)

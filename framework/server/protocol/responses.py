@@ -23,6 +23,8 @@ class ResponsesBody(GenerationBody):
     metadata: Texts | None = None
     store: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
+    include: List[str] | None = None
+    top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     # What OpenAI or vLLM take and this server does not.
@@ -31,8 +33,6 @@ class ResponsesBody(GenerationBody):
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
     context_management: List[dict[str, Any]] | None = None
-    include: List[str] | None = None
-    top_logprobs: int | None = None
 
 
 class InputTokensDetails(BaseModel):
@@ -71,5 +71,6 @@ class ResponseAnswer(BaseModel):
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
+    top_logprobs: int
     top_p: float
     usage: ResponseUsage | None

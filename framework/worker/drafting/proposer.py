@@ -41,8 +41,8 @@ class DeviceProposer(Protocol):
     max_model_len: int
 
     def propose(self, step: Verified, count: int) -> None:
-        """Writes ``count`` drafts behind the newest token of each row that sampled, into ``RequestRows.tokens``; with 0, only takes in
-        the step."""
+        """Writes ``count`` drafts into ``RequestRows.tokens``, behind the newest token of each row that sampled; with 0, only takes
+        in the step."""
 
     def copy_blocks(self, group: int, source: torch.Tensor, destination: torch.Tensor) -> None:
         """Copies what it keeps of tokens in blocks of a KV group, int64 [n] each."""
