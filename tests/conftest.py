@@ -15,6 +15,12 @@ INTERPRET = Path(__file__).parent / "triton_kernels" / "interpret"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-installs", action="store_true", help="tests that install gigabytes, over the network, run too")
+    parser.addoption("--mixes", default="0:12", metavar="FIRST:END", help="seeds of test_exactness.py's mixes with speculation")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "mix_seed" in metafunc.fixturenames:
+        metafunc.parametrize("mix_seed", range(*map(int, metafunc.config.getoption("--mixes").split(":"))))
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -19,6 +19,8 @@ from framework.config import CacheConfig, ModelConfig, QuantConfig, SchedulerCon
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
 
+from . import speculating
+
 Job = tuple[tuple[int, ...], SamplingParams]
 REFERENCE = {"default": "reference"}
 SHARED_PREFIX = tuple(random.Random(0).choices(range(300, 2000), k=40))
@@ -239,6 +241,37 @@ def test_fast_kernels_differ_from_the_reference_at_near_ties_only() -> None:
         exact = _logprobs(baseline_engine(), prefix)
         error = max(abs(exact[t] - p) for t, p in _logprobs(fast, prefix).items())
         assert abs(exact[got[index][common]] - exact[expected[index][common]]) < 4 * error
+
+
+@functools.cache
+def without_speculation(kernels: str = "reference") -> Engine:
+    return speculating.make_engine(kernels=kernels)
+
+
+def test_speculation_changes_nothing(mix_seed: int) -> None:
+    """Any method, depth and parameters, with preemptions, chunks, shared prefixes and steps in flight; see ``--mixes``."""
+    speculating.check_mix(mix_seed, without_speculation())
+
+
+def test_speculation_was_put_to_the_test() -> None:
+    """What the mixes are to meet happens in them."""
+    happened = [speculating.check_mix(seed, without_speculation()) for seed in (0, 2, 3, 5)]
+    totals = {key: sum(one[key] for one in happened) for key in happened[0] if key != "method"}
+    assert all(totals.values()), totals
+
+
+@pytest.mark.parametrize("in_flight_steps", [1, 2])
+@pytest.mark.parametrize("kernels", ["reference", "auto"])
+def test_speculation_by_the_model_itself_is_always_right(kernels: str, in_flight_steps: int) -> None:
+    """Drafts are drawn with the noise of the tokens that they guess, so a draft model equal to the model guesses all of them."""
+    prompts = [[*SHARED_PREFIX[:20], index] for index in range(4)]
+    params = [SamplingParams(temperature=0.6 * i, seed=i, max_tokens=33, ignore_eos=True, top_p=0.95) for i in range(4)]
+    jobs = list(zip(prompts, params))
+    method = {"method": "draft_model", "model": "tiny", "num_speculative_tokens": 3}
+    running = speculating.make_engine(method, scheduler=SchedulerConfig(in_flight_steps=in_flight_steps), kernels=kernels)
+    speculating.check_equal(speculating.serve(running, jobs), speculating.serve(without_speculation(kernels), jobs, together=False))
+    found = running.stats().drafts
+    assert found.accepted == found.drafts and sum(found.drafts) == 4 * 8 * 3
 
 
 def _logprobs(running: Engine, prefix: tuple[int, ...]) -> dict[int, float]:

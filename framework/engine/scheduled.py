@@ -42,7 +42,7 @@ class Chunk:
 
 @dataclass(slots=True)
 class ScheduledStep:
-    """A step input, and whose rows they are: decodes first, then chunks. num_drafts: so many were asked for each row that decodes."""
+    """A step input, and whose rows they are: decodes first, then chunks. num_drafts: most that a row that decodes was to have."""
 
     step_input: StepInput
     decodes: list[Request]

@@ -174,6 +174,7 @@ class Scheduler:
     def _schedule_running(self, scheduled: ScheduledStep, num_drafts: int) -> int:
         """Returns what is left of the budget."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
+        ahead = num_drafts if self.speculation is not None and self.speculation.proposer is None else 0  # see _drafts
         alone = 0 if num_drafts else 1  # what a request that decodes is missing, if nothing is to be guessed behind it
         staged = self._num_stages > 1
         share = -(-self.num_running // self._num_stages)
@@ -201,7 +202,7 @@ class Scheduler:
                 if drafts is None:
                     continue
                 count = min(missing, most) + len(drafts)
-                if not self._grow(request, computed + count, step):
+                if not self._grow(request, min(computed + count + ahead, request.max_total - 1), step):
                     break
                 self._append_chunk(scheduled, request, count, drafts)
                 budget -= count
@@ -268,15 +269,16 @@ class Scheduler:
             self.counters.prefix_hit_tokens += num_cached_tokens
 
     def _drafts(self, request: Request, most: int) -> list[int] | None:
-        """What a request that decodes has checked, with -1 for what only the executor knows; None: it has to wait for what is in
-        flight, its last token or those that drafts are made from."""
+        """What a request that decodes has checked, with -1 for what only the executor knows, which makes it behind its tokens, in
+        blocks that the request has already. None: it has to wait for what is in flight, its last token or those that drafts are made
+        from."""
         most = min(most, request.max_total - request.num_tokens - 1)
         if most < 0:
             return None
         assert self.speculation is not None
         if (longest := self.speculation.max_model_len) is not None:
             most = min(most, longest - request.num_tokens)
-        if most <= 0:
+        if most <= 0 or request.params.structured_outputs is not None:
             return []
         if (proposer := self.speculation.proposer) is None:
             return [-1] * min(most, request.num_proposed)

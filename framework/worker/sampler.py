@@ -103,7 +103,7 @@ class Sampler:
 
     def draw(self, logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """What the requests in these seats would draw at ``position`` if the model said ``logits`` [R, V], but for penalties: with
-        the same noise, so that a guess that is close to the model draws what the model does. int64 [R]; 0 for a row that has none."""
+        the same noise, so that who is close to the model draws what the model does. int64 [R]; 0 for a row that has none."""
         tokens = self._sample(logits, row_to_seat, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, position)
         return tokens.long().clamp_min(0)
 

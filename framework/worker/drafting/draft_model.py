@@ -33,7 +33,7 @@ class DraftModel:
     def propose(self, step: Verified, count: int) -> None:
         """As DeviceProposer has it."""
         rows, tokens = step.rows, self._batches.rows.tokens
-        if not count:
+        if not count or not len(rows.sampled):
             self._forward(rows, step.first)
             return
         newest = np.minimum(rows.num_logits, 1)

@@ -1,0 +1,171 @@
+"""Requests of every kind, served with and without drafts: what comes out must be the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from framework import EngineConfig, SamplingParams
+from framework.build import build_engine
+from framework.config import CacheConfig, ModelConfig, SchedulerConfig
+from framework.engine.engine import Engine
+from framework.outputs import CompletionOutput, RequestOutput
+from framework.speculation.config import SpeculativeConfig
+
+Job = tuple[list[int], SamplingParams]
+SHARED_PREFIX = random.Random(0).choices(range(300, 2000), k=40)
+METHODS: dict[str, dict[str, Any]] = {
+    "oracle": {"method": "tests.speculating:Oracle"},
+    "ngram": {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3},
+    "suffix": {"method": "suffix", "suffix_decoding_min_token_prob": 0.0},
+    "draft_model": {"method": "draft_model", "model": "tiny-draft"},
+}
+
+
+class Oracle:
+    """Knows what comes, and says so most of the time: so that any number of drafts is accepted, and any is rejected.
+
+    comes  prompt and output of each request, by its id
+    """
+
+    comes: ClassVar[dict[str, list[int]]] = {}
+
+    def __init__(self, config: SpeculativeConfig) -> None:
+        self._random = random.Random(0)
+
+    def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None: ...
+
+    def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
+        count = self._random.randrange(most + 1)
+        drafts = self.comes[request_id][len(token_ids) :][:count]
+        drafts += self._random.choices(range(300, 2000), k=count - len(drafts))
+        if drafts and self._random.random() < 0.5:
+            drafts[self._random.randrange(count)] = self._random.randrange(300, 2000)
+        return drafts
+
+    def stop(self, request_id: str, token_ids: Sequence[int] = ()) -> None: ...
+
+
+def make_engine(
+    speculative: dict[str, Any] | None = None,
+    cache: CacheConfig | None = None,
+    scheduler: SchedulerConfig | None = None,
+    kernels: str = "reference",
+) -> Engine:
+    cache = cache or CacheConfig(num_blocks=200, prefix_caching=False)
+    cache.check_invariants = True
+    model = ModelConfig("tiny", dtype="float32", max_model_len=160)
+    config = EngineConfig(model, cache, scheduler or SchedulerConfig(max_num_seqs=4), num_threads=1)
+    config.kernels = {"default": kernels}
+    config.speculative_config = SpeculativeConfig.of(speculative or {})
+    return build_engine(config)
+
+
+def some_jobs(rng: random.Random, count: int = 5) -> list[Job]:
+    """Prompts that share a prefix and repeat themselves, with parameters of all kinds."""
+    jobs = []
+    for _ in range(count):
+        own = rng.choices(range(300, 2000), k=rng.randrange(1, 12))
+        prompt = SHARED_PREFIX[: rng.randrange(1, 40)] + own * rng.choice([1, 1, 3])
+        max_tokens, temperature = rng.randrange(1, 24), rng.choice([0.0, 0.7, 1.2])
+        params = SamplingParams(
+            n=rng.choice([1, 1, 2]) if temperature else 1,
+            temperature=temperature,
+            seed=rng.randrange(2**40),
+            max_tokens=max_tokens,
+            min_tokens=min(rng.choice([0, 0, 6]), max_tokens),
+            ignore_eos=rng.random() < 0.5,
+            top_k=rng.choice([0, 0, 20]),
+            top_p=rng.choice([1.0, 1.0, 0.9]),
+            min_p=rng.choice([0.0, 0.0, 0.02]),
+            frequency_penalty=rng.choice([0.0, 0.0, 0.5]),
+            presence_penalty=rng.choice([0.0, 0.0, 0.4]),
+            repetition_penalty=rng.choice([1.0, 1.0, 1.2]),
+            logit_bias=rng.choice([None, {500: 4.0}]),
+            bad_words=rng.choice([None, None, ["self", "def f", " import os"]]),
+            stop=rng.choice([None, None, [")", "\n\n"]]),
+            stop_token_ids=rng.choice([None, rng.choices(range(2000), k=40)]),
+            include_stop_str_in_output=rng.random() < 0.5,
+            logprobs=rng.choice([None, None, 0, 2]),
+            prompt_logprobs=rng.choice([None, None, None, 1]),
+        )
+        jobs.append((prompt, params))
+    return jobs
+
+
+def serve(engine: Engine, jobs: list[Job], together: bool = True) -> list[RequestOutput]:
+    done: dict[str, RequestOutput] = {}
+
+    def finish() -> None:
+        while engine.has_unfinished():
+            done.update({output.request_id: output for output in engine.step() if output.finished})
+
+    for index, (prompt, params) in enumerate(jobs):
+        engine.add_request(str(index), list(prompt), replace(params))
+        if not together:
+            finish()
+    finish()
+    return [done[str(index)] for index in range(len(jobs))]
+
+
+def check_equal(found: list[RequestOutput], expected: list[RequestOutput]) -> None:
+    """Everything that a request tells, but for times and what was cached; log-probabilities to the error of float32 sums."""
+    for index, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert a.error is None and b.error is None, (a.error, b.error)
+        assert [_told(one) for one in a.outputs] == [_told(one) for one in b.outputs], f"request {index}"
+        _check_logprobs(a.prompt_logprobs, b.prompt_logprobs)
+        for one, other in zip(a.outputs, b.outputs):
+            _check_logprobs(one.logprobs, other.logprobs)
+
+
+def _told(output: CompletionOutput) -> tuple[Any, ...]:
+    return output.token_ids, output.text, output.finish_reason, output.stop_reason
+
+
+def _check_logprobs(found: Any, expected: Any) -> None:
+    assert (found is None) == (expected is None)
+    for position, other in zip(found or (), expected or (), strict=True):
+        assert (position is None) == (other is None)
+        assert list(position or ()) == list(other or ())
+        for token, logprob in (position or {}).items():
+            assert logprob.rank == other[token].rank and abs(logprob.logprob - other[token].logprob) < 1e-4
+
+
+def comes(jobs: list[Job], outputs: list[RequestOutput]) -> dict[str, list[int]]:
+    """Prompt and output of each completion, by the id that its request has in the engine."""
+    found = {}
+    for index, ((prompt, params), output) in enumerate(zip(jobs, outputs)):
+        for i, completion in enumerate(output.outputs):
+            found[str(index) if params.n == 1 else f"{i}_{index}"] = [*prompt, *completion.token_ids]
+    return found
+
+
+def check_mix(seed: int, plain: Engine) -> dict[str, Any]:
+    """Requests of one seed, served in one of all ways; ``plain`` serves each by itself, without drafts. Returns what happened."""
+    rng = random.Random(seed)
+    jobs = some_jobs(rng)
+    expected = serve(plain, jobs, together=False)
+    Oracle.comes = comes(jobs, expected)
+    method, k = rng.choice(list(METHODS)), rng.choice([1, 3, 7])
+    size = rng.choice([2, 5, 16])
+    longest = max(len(tokens) for tokens in Oracle.comes.values())
+    cache = CacheConfig(size, num_blocks=-(-longest // size) + 2 + rng.randrange(40), prefix_caching=rng.random() < 0.5)
+    budget, in_flight = rng.choice([5, 17, 64]), rng.choice([1, 2])
+    scheduler = SchedulerConfig(max_num_seqs=rng.randrange(1, 9), max_num_batched_tokens=budget, in_flight_steps=in_flight)
+    engine = make_engine({**METHODS[method], "num_speculative_tokens": k}, cache, scheduler)
+    check_equal(serve(engine, jobs), expected)
+    assert engine.manager.pool.num_free == engine.manager.pool.num_blocks - 1
+    stats = engine.stats()
+    accepted = sum(stats.drafts.accepted)
+    return {
+        "method": method,
+        "drafts": sum(stats.drafts.drafts),
+        "accepted": accepted,
+        "rejected": sum(stats.drafts.drafts) - accepted,
+        "preemptions": stats.num_preemptions,
+        "prefix hits": stats.prefix_hit_tokens,
+        "chunks": stats.num_chunked_prefills,
+        "forks": stats.num_forks,
+    }
