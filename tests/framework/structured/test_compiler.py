@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_equal_constraints_are_compiled_once_and_kept(library: Library) -> None:
     for job in jobs:
         compiler.release(job)
     assert compiler.result(compiler.request(spec("a"))) is not None and library.compiled == ["a"]
+
+
+def test_constraints_that_differ_in_anything_are_compiled_apart(library: Library) -> None:
+    compiler = make()
+    asked = [GrammarSpec(kind, "{}", *flags) for kind in ("json", "regex") for flags in product((False, True), repeat=2)]
+    jobs = [compiler.request(each) for each in asked]
+    for job in jobs:
+        wait(compiler, job)
+    assert [job.spec for job in jobs] == asked and len(library.compiled) == len(asked)
 
 
 def test_what_cannot_be_compiled_is_told_and_not_tried_again(library: Library) -> None:
