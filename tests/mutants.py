@@ -87,10 +87,17 @@ _COMPARISON_TESTS = ["tests/framework/study/test_comparison.py", "tests/framewor
 _METRICS_TESTS = [f"tests/framework/study/test_{name}.py" for name in ("metrics", "driver", "replicas")]
 _SWEEP_TESTS = ["tests/experiments/test_sweeper.py"]
 _RECORDER_TESTS = ["tests/framework/test_metrics.py", "tests/framework/executor/test_speculation.py"]
-_SERVER_TESTS = [
-    f"tests/framework/server/test_{name}.py"
-    for name in ("sampling", "auth", "beams", "chat", "tool_calls", "completions", "limits")
-]
+_SERVER_TESTS = {
+    "sampling": ["sampling"],
+    "app": ["auth"],
+    "auth": ["auth"],
+    "sse": ["completions"],
+    "serving": ["limits"],
+    "beams": ["beams"],
+    "completions": ["sampling", "completions"],
+    "chat": ["sampling", "tool_calls", "chat"],
+    "message": ["tool_calls", "chat"],
+}
 _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_serve.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
 
@@ -134,8 +141,7 @@ TESTS: dict[str, list[str]] = {
     _BEAM_SEARCH: ["tests/framework/test_beam_search.py"],
     _ENGINE_ARGS: ["tests/framework/test_engine_args.py"],
     **{
-        f"{_SERVER}{name}.py": _SERVER_TESTS
-        for name in ("sampling", "chat", "message", "completions", "app", "auth", "serving", "sse", "beams")
+        f"{_SERVER}{file}.py": [f"tests/framework/server/test_{name}.py" for name in names] for file, names in _SERVER_TESTS.items()
     },
     **{f"{_PARSING}{name}.py": ["tests/framework/server/parsing"] for name in ("message_parser", "source", "qwen3_coder")},
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
