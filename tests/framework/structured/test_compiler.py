@@ -122,7 +122,12 @@ def test_a_job_that_nobody_waits_for_any_more_is_not_begun(library: Library) -> 
     wait(compiler, first)
     wait(compiler, third)
     assert library.compiled == ["a", "c"]
-    assert wait(compiler, compiler.request(spec("b"))) is not None, "it is when somebody asks again"
+    library.may_go.clear()
+    second.asked_s -= 1000
+    again = compiler.request(spec("b"))
+    assert compiler.result(again) is None, "its time begins when somebody asks again"
+    library.may_go.set()
+    assert wait(compiler, again) is not None
 
 
 def test_what_takes_too_long_is_refused_and_others_go_on(library: Library) -> None:
