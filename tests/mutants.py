@@ -45,6 +45,15 @@ _COMPARISON = "framework/study/comparison.py"
 _RECORDS = "framework/study/records.py"
 _ROUTER = "framework/engine/router.py"
 _POLICIES = "framework/engine/policies.py"
+_ENGINE_METRICS = "framework/engine/metrics.py"
+_PROMETHEUS = "framework/metrics.py"
+_BEAM_SEARCH = "framework/beam_search.py"
+_ENGINE_ARGS = "framework/engine_args.py"
+_SERVER = "framework/server/"
+_PARSING = "framework/server/parsing/"
+_COMPILER = "framework/structured/compiler.py"
+_MATCHERS = "framework/structured/matchers.py"
+_LOAD = "framework/study/load/"
 _REPEATING = "experiments/repeating.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
 
@@ -77,6 +86,19 @@ _SIMULATED_TESTS = [
 _COMPARISON_TESTS = ["tests/framework/study/test_comparison.py", "tests/framework/study/test_statistics.py"]
 _METRICS_TESTS = [f"tests/framework/study/test_{name}.py" for name in ("metrics", "driver", "replicas")]
 _SWEEP_TESTS = ["tests/experiments/test_sweeper.py"]
+_RECORDER_TESTS = ["tests/framework/test_metrics.py", "tests/framework/executor/test_speculation.py"]
+_SERVER_TESTS = {
+    "sampling": ["sampling"],
+    "app": ["auth"],
+    "auth": ["auth"],
+    "sse": ["completions"],
+    "serving": ["limits"],
+    "beams": ["beams"],
+    "completions": ["sampling", "completions"],
+    "chat": ["sampling", "tool_calls", "chat"],
+    "message": ["tool_calls", "chat"],
+}
+_LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_serve.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
 
 TESTS: dict[str, list[str]] = {
@@ -115,6 +137,16 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_STATISTICS, _COMPARISON), _COMPARISON_TESTS),
     _ROUTER: ["tests/framework/engine/test_router.py"],
     _POLICIES: ["tests/framework/engine/test_policies.py"],
+    **dict.fromkeys((_ENGINE_METRICS, _PROMETHEUS), _RECORDER_TESTS),
+    _BEAM_SEARCH: ["tests/framework/test_beam_search.py"],
+    _ENGINE_ARGS: ["tests/framework/test_engine_args.py"],
+    **{
+        f"{_SERVER}{file}.py": [f"tests/framework/server/test_{name}.py" for name in names] for file, names in _SERVER_TESTS.items()
+    },
+    **{f"{_PARSING}{name}.py": ["tests/framework/server/parsing"] for name in ("message_parser", "source", "qwen3_coder")},
+    _COMPILER: ["tests/framework/structured/test_compiler.py"],
+    _MATCHERS: ["tests/framework/structured/test_structured_output.py"],
+    **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
 }
 """The tests that are to notice a fault in a file, quick ones first."""
@@ -528,4 +560,143 @@ MUTANTS = [
     Mutant("who waits gets older last", _POLICIES, "num_output_tokens + self._ageing", "num_output_tokens - self._ageing"),
     Mutant("all settings have the first one's base", _REPEATING, "values[:, i % num_bases]", "values[:, 0]"),
     Mutant("failed jobs are finished", _SWEEP_FOLDER, 'row is not None and row["status"] == "ok" and', "row is not None and"),
+    # What clients are told, and asked for.
+    Mutant("a parameter never reaches the engine", f"{_SERVER}sampling.py", '    "frequency_penalty",\n', ""),
+    Mutant(
+        "the server passes over what a model recommends",
+        f"{_SERVER}sampling.py",
+        "serving.engine.inputs.default_params(), structured",
+        "SamplingParams(), structured",
+    ),
+    Mutant("priorities of bodies are dropped", f"{_SERVER}sampling.py", "        return body.priority\n", "        return 0\n"),
+    Mutant(
+        "the usage of a chunk is that of all choices",
+        f"{_SERVER}chat.py",
+        "count = num_tokens[completion.index]",
+        "count = sum(num_tokens)",
+    ),
+    Mutant(
+        "a call hides that its message was cut",
+        f"{_SERVER}chat.py",
+        'if completion.finish_reason == "stop" and parser.num_calls',
+        "if completion.finish_reason and parser.num_calls",
+    ),
+    Mutant("salts of chats are lost", f"{_SERVER}chat.py", "text, self.body.cache_salt)", "text, None)"),
+    Mutant(
+        "chats forget what stopped them", f"{_SERVER}message.py", "new.finish_reason, new.stop_reason", "new.finish_reason, None"
+    ),
+    Mutant(
+        "echoes have the log-probabilities of the first prompt",
+        f"{_SERVER}completions.py",
+        "choice = state.choice(completion, found_logprobs[index])",
+        "choice = state.choice(completion, found_logprobs[0])",
+    ),
+    Mutant(
+        "the usage of a stream forgets the cache",
+        f"{_SERVER}completions.py",
+        "num_completion, sum(cached)), last=True)",
+        "num_completion, 0), last=True)",
+    ),
+    Mutant("streams end without a word", f"{_SERVER}sse.py", '"body": DONE, "more_body": False', '"body": b"", "more_body": False'),
+    Mutant(
+        "bodies are read before keys",
+        f"{_SERVER}app.py",
+        """    app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+    if keys := config.api_keys():
+        app.add_middleware(Authentication, keys=keys)""",
+        """    if keys := config.api_keys():
+        app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)""",
+    ),
+    Mutant("a key of any scheme opens", f"{_SERVER}auth.py", 'scheme.lower() == b"bearer" and any(matches)', "any(matches)"),
+    Mutant(
+        "the queue takes one more",
+        f"{_SERVER}serving.py",
+        "if self.num_in_work >= self._most_in_work:",
+        "if self.num_in_work > self._most_in_work:",
+    ),
+    Mutant(
+        "beams have another penalty by default", f"{_SERVER}beams.py", "length_penalty=1.0 if body", "length_penalty=0.0 if body"
+    ),
+    Mutant("steps of beams have no priority", _BEAM_SEARCH, "priority=priority):", "priority=0):"),
+    Mutant("a beam offers fewer tokens", _BEAM_SEARCH, "[: 2 * self._params.beam_width]", "[: self._params.beam_width]"),
+    Mutant("the length penalty has the other sign", _BEAM_SEARCH, "longer = self._params", "longer = -self._params"),
+    Mutant(
+        "numbers of calls begin with one",
+        f"{_PARSING}message_parser.py",
+        "ToolCall(self.num_calls - 1,",
+        "ToolCall(self.num_calls,",
+    ),
+    Mutant(
+        "the beginning of a tag is given away",
+        f"{_PARSING}source.py",
+        "longest = max(map(len, tags)) - 1",
+        "longest = max(map(len, tags)) - 2",
+    ),
+    Mutant(
+        "a text that says null is none",
+        f"{_PARSING}qwen3_coder.py",
+        """("null" in types or (types and "string" not in types))""",
+        "types",
+    ),
+    Mutant(
+        "grammars with and without white space are one",
+        _COMPILER,
+        "        key = backend_of(config.backend, spec), spec\n",
+        "        key = backend_of(config.backend, spec), replace(spec, any_whitespace=True)\n",
+    ),
+    Mutant(
+        "compilations have no limit",
+        _COMPILER,
+        "return time.monotonic() - job.asked_s > self._config",
+        "return False and self._config",
+    ),
+    Mutant(
+        "who left still waits for its grammar", _MATCHERS, "                self.compiler.release(job)\n", "                pass\n"
+    ),
+    Mutant(
+        "ends are held back one token longer",
+        _MATCHERS,
+        "num_output_tokens < self._most_held",
+        "num_output_tokens <= self._most_held",
+    ),
+    Mutant("a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[0].num_output_tokens)"),
+    Mutant(
+        "degrees of parallelism are swapped",
+        _ENGINE_ARGS,
+        "tp=tensor_parallel_size, pp=pipeline",
+        "pp=tensor_parallel_size, tp=pipeline",
+    ),
+    # What the server and its clients count.
+    Mutant(
+        "ends of buckets belong to the next",
+        _ENGINE_METRICS,
+        "searchsorted(self.bounds, values)",
+        "searchsorted(self.bounds, values, 'right')",
+    ),
+    Mutant("buckets do not add up", _PROMETHEUS, "zip(ends, accumulate(values.counts))", "zip(ends, values.counts)"),
+    Mutant("who was aborted has latencies", _ENGINE_METRICS, 'reason in ("stop", "length") and', "True and"),
+    Mutant(
+        "decodes behind a prompt count twice", _ENGINE_METRICS, " - max(chunk.end - chunk.request.num_prompt_tokens, 0), 0)", ", 0)"
+    ),
+    Mutant("preemptions of requests are not told", _ENGINE_METRICS, "*lengths, request.num_preemptions))", "*lengths, 0))"),
+    Mutant(
+        "seconds are told as milliseconds", f"{_LOAD}table.py", '1e3 * metrics[f"{name}_{part}_s"]', 'metrics[f"{name}_{part}_s"]'
+    ),
+    Mutant(
+        "the server's counts hold the warm-up",
+        f"{_LOAD}run.py",
+        "before = counters(await client.metrics())",
+        "before = dict.fromkeys(counters(await client.metrics()), 0.0)",
+    ),
+    Mutant("runs share their prefixes", f"{_LOAD}run.py", "if http.extensions:", "if False:"),
+    Mutant(
+        "what the client held back counts as slow",
+        f"{_LOAD}driver.py",
+        "record.queued_s, record.arrival_s = record.sent_s - record.arrival_s, record.sent_s",
+        "record.queued_s = record.sent_s - record.arrival_s",
+    ),
+    Mutant(
+        "gaps of tokens pass as those of chunks", f"{_LOAD}metrics.py", "gaps([record.chunk_times_s", "gaps([record.token_times_s"
+    ),
 ]

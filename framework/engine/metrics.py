@@ -147,9 +147,8 @@ class Recorder:
     def step(self, scheduled: ScheduledStep, committed: Committed) -> None:
         """Takes a step that came back."""
         num_tokens = len(committed.requests) + sum(count - 1 for count in committed.num_new.values())
-        for chunk in scheduled.chunks:
-            if chunk.num_logits < 2:
-                num_tokens += chunk.num_tokens
+        for chunk in scheduled.chunks:  # of tokens and guesses behind a prompt, what came out counts
+            num_tokens += max(chunk.num_tokens - max(chunk.end - chunk.request.num_prompt_tokens, 0), 0)
         self._step_tokens.append(num_tokens)
         if len(self._step_tokens) == 1024:
             self._fold()

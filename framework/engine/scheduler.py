@@ -270,7 +270,7 @@ class Scheduler:
 
     def _drafts(self, request: Request, most: int) -> list[int] | None:
         """What a request that decodes has checked, with -1 for what only the executor knows, which makes it behind its tokens, in
-        blocks that the request has already. None: it has to wait for what is in flight, its last token or those that drafts are made
+        blocks that the request has already. None: it has to wait for what is in flight, its last token or those that drafts come
         from."""
         most = min(most, request.max_total - request.num_tokens - 1)
         if most < 0:

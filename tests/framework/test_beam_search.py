@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from framework import LLM, AsyncEngine, BeamSearchParams, EngineConfig
+from framework import LLM, AsyncEngine, BeamSearchParams, EngineConfig, SamplingParams
 from framework.beam_search import BeamSearch, BeamSearchOutput, search_beams
 from framework.config import CacheConfig, ModelConfig
 from framework.engine.inputs import EngineInput
-from framework.outputs import Logprob
+from framework.outputs import CompletionOutput, Logprob, RequestOutput
 
 TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"
 PROMPTS = ["def read_file(path):\n", "import os\n"]
@@ -122,6 +124,22 @@ def test_penalties_of_long_sequences_are_more_than_a_float_holds(penalty: float)
         search.advance([{0: Logprob(-1.0, 1), 5: Logprob(-0.01, 2)} for _ in search.beams])
     lengths = [len(sequence.tokens) for sequence in search.best().sequences]
     assert lengths == [1503, 1500 if penalty < 0 else 1502]
+
+
+def test_every_step_has_the_priority_and_the_salt_of_its_request() -> None:
+    asked: list[tuple[str | None, int]] = []
+
+    class Stub:
+        inputs = SimpleNamespace(eos_token_ids=(), tokenizer=None)
+        info = SimpleNamespace(max_model_len=100)
+
+        async def generate(self, prompt: EngineInput, params: SamplingParams, *, priority: int) -> AsyncIterator[RequestOutput]:
+            asked.append((prompt.cache_salt, priority))
+            logprobs = [{token: Logprob(-1.0, token) for token in range(1, 5)}]
+            yield RequestOutput("", None, prompt.token_ids, None, [CompletionOutput(0, "", [1], -1.0, logprobs, "length")], True)
+
+    asyncio.run(search_beams(cast(AsyncEngine, Stub()), EngineInput([7], cache_salt="mine"), BeamSearchParams(2, 3), 5))
+    assert asked == [("mine", 5)] * 5
 
 
 def test_the_end_of_sequence_is_kept_where_it_is_asked_for(llm: LLM) -> None:

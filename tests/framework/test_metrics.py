@@ -9,7 +9,7 @@ import pytest
 from framework import LLM, SamplingParams
 from framework.engine.engine import Engine
 from framework.metrics import TEXTS, Histogram, Metric, engine_metrics
-from tests.framework.engines import make_config, make_engine, token_params
+from tests.framework.engines import finish, make_config, make_engine, token_params
 
 
 def metrics_of(engine: Engine) -> dict[str, Any]:
@@ -117,6 +117,24 @@ def test_completions_of_one_prompt_have_times_of_their_own() -> None:
     assert found["request_generation_tokens"].count == found["request_success,length"] == 2
     assert buckets(found["request_params_n"]) == {"2": 1} and found["request_max_num_generation_tokens"].sum == 3
     assert outputs[-1].metrics.token_times_s == [1, 2, 2, 3, 3, 4]
+
+
+def test_a_request_without_a_limit_may_have_all_that_the_model_has() -> None:
+    engine = make_engine(max_model_len=20)
+    engine.add_request("a", {"prompt_token_ids": list(range(8))}, token_params(max_tokens=None, ignore_eos=True))
+    finish(engine)
+    assert metrics_of(engine)["request_params_max_tokens"].sum == 12
+
+
+def test_tokens_count_once_however_often_their_request_is_preempted() -> None:
+    engine = make_engine(make_config(num_blocks=12, prefix_caching=False))
+    for i in range(4):
+        engine.add_request(str(i), {"prompt_token_ids": [i] * 6}, token_params(max_tokens=20, ignore_eos=True))
+    finish(engine)
+    found = metrics_of(engine)
+    assert found["num_preemptions"] == found["request_num_preemptions"].sum > 0
+    assert (found["prompt_tokens"], found["generation_tokens"]) == (24, 80)
+    assert found["time_to_first_token_seconds"].count == 4 and found["inter_token_latency_seconds"].count == 76
 
 
 def test_many_requests_are_all_counted() -> None:

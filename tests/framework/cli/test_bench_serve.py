@@ -45,6 +45,7 @@ def test_the_table_is_that_of_vllm_and_the_row_that_of_a_run(tmp_path: Path, cap
     assert {"Mean ITL (ms)", "P95 chunk gap (ms)"} < found.keys() and not any("TPOT" in name or "P99" in name for name in found)
     row = json.loads((tmp_path / "run.json").read_text())
     assert (row["system"], row["model.name"], row["http.max_concurrency"], row["metric.num_completed"]) == ("stub", "tiny", 2, 6)
+    assert float(found["CPU time per token (us)"]) == pytest.approx(1e6 * row["metric.client_cpu_per_token_s"], abs=0.01)
     assert {"metric.ttft_p99_s", "metric.chunk_gap_p95_s"} < row.keys() and (tmp_path / "requests.csv").is_file()
 
 

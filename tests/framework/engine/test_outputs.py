@@ -170,6 +170,15 @@ def test_a_failed_row_ends_with_an_error(inputs: InputProcessor) -> None:
     assert all(len(output.outputs[0].logprobs or ()) == len(output.outputs[0].token_ids) for output in outputs)
 
 
+def test_rows_that_failed_are_counted(inputs: InputProcessor) -> None:
+    engine = Engine(make_config(), Script([5, -1, *[0] * 100]), inputs, VirtualClock())
+    engine.add_request("r", "def f", SamplingParams(max_tokens=20))
+    while engine.has_unfinished():
+        engine.step()
+    found = engine.metrics()
+    assert (found.corrupted, found.finished["error"]) == (1, 1)
+
+
 def test_without_detokenizing_there_is_no_text(inputs: InputProcessor) -> None:
     (output,) = run(inputs, "a b", detokenize=False, output_kind=FINAL_ONLY)
     assert output.outputs[0].text == "" and output.outputs[0].token_ids

@@ -57,6 +57,14 @@ def test_the_mean_acceptance_length_of_a_run_is_that_of_the_theory() -> None:
     assert num_steps < 400 / 2
 
 
+def test_a_step_counts_the_tokens_that_it_brought_and_not_the_guesses() -> None:
+    engine = build_engine(simulated_config(LLAMA_8B, speculative_config=speculation(), step_overhead_s=1e-3))
+    engine.add_request("0", [1] * 10, SamplingParams(max_tokens=50, ignore_eos=True))
+    while engine.has_unfinished():
+        engine.step()
+    assert engine.metrics().histograms["iteration_tokens_total"].total == 10 + 50
+
+
 def tokens_per_step(output: RequestOutput) -> list[int]:
     """But for the first step, which has no guesses, and the last ones, which have fewer because the end is near."""
     assert output.metrics is not None

@@ -16,9 +16,14 @@ class ScriptedEngine:
     """Takes the place of AsyncEngine. Whatever the prompt, completion i of the n asked for is ``scripts[i % len(scripts)]``: texts
     of its tokens, as a tokenizer would cut them; one output per token, or one in all. Token i has the log-probability -i.
 
-    prompts  the texts it was asked to go on with
-    params   the parameters it was given
+    prompts     the texts it was asked to go on with
+    params      the parameters it was given
+    priorities, salts  what came with them
+
+    Of every prompt ``CACHED`` tokens come from the cache.
     """
+
+    CACHED = 2
 
     def __init__(self, *scripts: Sequence[str]) -> None:
         self.config = EngineConfig()
@@ -29,6 +34,8 @@ class ScriptedEngine:
         self.scripts = scripts
         self.prompts: list[str] = []
         self.params: list[SamplingParams] = []
+        self.priorities: list[int] = []
+        self.salts: list[str | None] = []
         self.errored, self.dead_error = False, None
 
     async def generate(
@@ -37,6 +44,8 @@ class ScriptedEngine:
         assert prompt.text is not None
         self.prompts.append(prompt.text)
         self.params.append(params)
+        self.priorities.append(priority)
+        self.salts.append(prompt.cache_salt)
         completions = [self._completion(i, params) for i in range(params.n)]
         if params.output_kind is RequestOutputKind.FINAL_ONLY:
             yield self._output(prompt, [_joined(tokens) for tokens in completions], True)
@@ -55,7 +64,7 @@ class ScriptedEngine:
         return tokens
 
     def _output(self, prompt: EngineInput, completions: list[CompletionOutput], finished: bool) -> RequestOutput:
-        return RequestOutput("", prompt.text, prompt.token_ids, None, completions, finished, num_cached_tokens=0)
+        return RequestOutput("", prompt.text, prompt.token_ids, None, completions, finished, num_cached_tokens=self.CACHED)
 
 
 def _joined(tokens: list[CompletionOutput]) -> CompletionOutput:

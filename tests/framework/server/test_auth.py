@@ -27,6 +27,10 @@ def test_without_a_key_nothing_is_told(guarded: HTTPServer, header: str | None, 
     assert guarded.request("POST", path, {"prompt": "a"}, headers) == (401, {"error": "Unauthorized"})
 
 
+def test_without_a_key_no_body_is_read(guarded: HTTPServer) -> None:
+    assert guarded.request("POST", "/v1/completions", b"x" * 10_000_000)[0] == 401
+
+
 @pytest.mark.parametrize("header", ["Bearer first", "bearer first", "Bearer zweiter-ü"])
 def test_every_key_opens(guarded: HTTPServer, header: str) -> None:
     headers = {"Authorization": header.encode().decode("latin-1")}

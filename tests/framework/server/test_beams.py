@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from framework import AsyncEngine, BeamSearchParams
+from framework import AsyncEngine, BeamSearchParams, SamplingParams
 from framework.llm import LLM
+from framework.server.beams import beam_params
+from framework.server.protocol.common import GenerationBody
 
 from .servers import HTTPServer
 
@@ -25,8 +30,18 @@ def test_choices_are_the_best_beams(server: HTTPServer, offline: LLM) -> None:
         offline.get_tokenizer().decode(beam.tokens, skip_special_tokens=True) for beam in whole.sequences
     ]
     for choice, beam in zip(answer["choices"], whole.sequences):
+        assert (choice["finish_reason"], choice["stop_reason"]) == (beam.finish_reason, beam.stop_reason)
         assert sum(choice["logprobs"]["token_logprobs"]) == pytest.approx(beam.cum_logprob, abs=1e-4)
         assert all(len(top) <= 3 for top in choice["logprobs"]["top_logprobs"])
+
+
+@pytest.mark.parametrize(("asked", "penalty"), [(None, 1.0), (0.5, 0.5)])
+def test_parameters_of_beams(asked: float | None, penalty: float) -> None:
+    body = GenerationBody(use_beam_search=True, length_penalty=asked)
+    params = SamplingParams(n=3, max_tokens=5, ignore_eos=True, include_stop_str_in_output=True)
+    expected = BeamSearchParams(3, 5, ignore_eos=True, length_penalty=penalty, include_stop_str_in_output=True)
+    engine: Any = SimpleNamespace(inputs=SimpleNamespace(default_params=SamplingParams))
+    assert beam_params(engine, body, params) == expected
 
 
 def test_several_prompts_and_chats(server: HTTPServer) -> None:

@@ -81,6 +81,49 @@ def test_the_last_message_can_be_continued_and_echoed(server: HTTPServer) -> Non
     assert first["choices"][0]["delta"]["content"] == "def add(a, b):"
 
 
+def test_stop_strings_are_told_as_the_reason(server: HTTPServer) -> None:
+    stop = chat(server, messages=MESSAGES, **GREEDY)["choices"][0]["message"]["content"][4:9]
+    choice = chat(server, messages=MESSAGES, stop=stop, **GREEDY)["choices"][0]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+    last = server.stream(PATH, messages=MESSAGES, stop=stop, **GREEDY)[-1]["choices"][0]
+    assert (last["finish_reason"], last["stop_reason"]) == ("stop", stop)
+
+
+def test_usage_in_every_chunk_is_that_of_its_choice(server: HTTPServer) -> None:
+    body = {"messages": MESSAGES, "n": 2, "seed": 1, "max_tokens": 4, "ignore_eos": True, "return_token_ids": True}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = server.stream(PATH, stream_options=options, **body)
+    counts = [0, 0]
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        counts[choice["index"]] += len(choice.get("token_ids", ()))
+        assert chunk["usage"]["completion_tokens"] == counts[choice["index"]]
+    assert counts == [4, 4] and last["usage"]["completion_tokens"] == 8
+
+
+def test_prompts_are_cut_on_request(server: HTTPServer) -> None:
+    body = {"messages": MESSAGES, "max_tokens": 1, "return_token_ids": True}
+    ids = chat(server, **body)["prompt_token_ids"]
+    assert chat(server, **body, truncate_prompt_tokens=5)["prompt_token_ids"] == ids[-5:]
+    assert chat(server, **body, truncate_prompt_tokens=5, truncation_side="right")["prompt_token_ids"] == ids[:5]
+
+
+def test_tokens_can_be_named_by_their_ids(server: HTTPServer, engine: AsyncEngine) -> None:
+    body = {"messages": MESSAGES, "logprobs": True, "top_logprobs": 1, "return_token_ids": True, **GREEDY}
+    with serving(engine, ServerConfig(return_tokens_as_token_ids=True)) as other:
+        found = [chat(server, return_tokens_as_token_ids=True, **body), chat(other, **body)]
+    for choice in (answer["choices"][0] for answer in found):
+        told = [f"token_id:{token}" for token in choice["token_ids"]]
+        assert [entry["token"] for entry in choice["logprobs"]["content"]] == told
+        assert [entry["top_logprobs"][0]["token"] for entry in choice["logprobs"]["content"]] == told
+
+
+def test_without_a_prompt_for_its_answer_the_message_has_the_last_ones_role(server: HTTPServer) -> None:
+    body = {"messages": MESSAGES, "add_generation_prompt": False, "max_tokens": 1}
+    assert chat(server, **body)["choices"][0]["message"]["role"] == "user"
+    assert server.stream(PATH, **body)[0]["choices"][0]["delta"]["role"] == "user"
+
+
 def test_a_template_may_come_with_the_server_but_not_with_a_request(server: HTTPServer, engine: AsyncEngine, offline: LLM) -> None:
     template = "{% for message in messages %}{{ message.content }}!{% endfor %}{{ tail }}"
     status, answer = server.post(PATH, messages=MESSAGES, chat_template=template)

@@ -109,6 +109,19 @@ def test_echo_tells_the_prompt_and_its_log_probabilities(server: HTTPServer, off
     assert by_tokens.endswith(choice["text"]), "the special token at the start has a text, too"
 
 
+def test_echoed_prompts_are_told_apart_and_as_they_were_cut(server: HTTPServer, offline: LLM) -> None:
+    body = {"prompt": ["import sys, os\n", "class A:\n"], "echo": True, "logprobs": 0, "temperature": 0, "max_tokens": 3}
+    whole = complete(server, **body)["choices"]
+    chunks = [choice for chunk in server.stream(PATH, **body) for choice in chunk["choices"]]
+    for expected in whole:
+        told = [choice["logprobs"] for choice in chunks if choice["index"] == expected["index"]]
+        for name, values in expected["logprobs"].items():
+            assert [value for piece in told for value in piece[name]] == values
+    tokenizer = offline.get_tokenizer()
+    cut = complete(server, **body, truncate_prompt_tokens=2)["choices"][0]["text"]
+    assert cut.startswith(tokenizer.decode(tokenizer.encode(body["prompt"][0])[-2:])) and "import" not in cut
+
+
 def test_prompt_log_probabilities_as_vllm_tells_them(server: HTTPServer, offline: LLM) -> None:
     whole = offline.generate(PROMPTS[2], SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=2), use_tqdm=False)[0]
     choice = complete(server, prompt=PROMPTS[2], max_tokens=1, temperature=0, prompt_logprobs=2)["choices"][0]

@@ -257,3 +257,5 @@ def test_a_completion_that_failed_is_an_error(path: str, body: dict[str, Any]) -
         *_, error, done = text.strip().split("\n\n")
         assert status == 200 and "computed no numbers" in json.loads(error.removeprefix("data: "))["error"]["message"]
         assert done == "data: [DONE]"
+        status, answer = server.post(path, **body, repetition_penalty=1.5)
+        assert status == 400 and "the request's parameters" in answer["error"]["message"], "it may have overflowed the logits"

@@ -36,6 +36,11 @@ def test_long_bodies_are_refused_before_they_are_read(strict: HTTPServer) -> Non
     assert strict.post(PATH, prompt="a", max_tokens=1)[0] == 200
 
 
+def test_a_body_may_be_as_long_as_it_may_be(strict: HTTPServer) -> None:
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    assert [strict.request("POST", PATH, body.ljust(size))[0] for size in (10_000, 10_001)] == [200, 413]
+
+
 def test_long_bodies_in_pieces_are_refused(strict: HTTPServer) -> None:
     with socket.create_connection(("127.0.0.1", strict.port), timeout=10) as connection:
         connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -100,6 +100,7 @@ JSON = st.recursive(
 FUNCTIONS = st.fixed_dictionaries({"type": st.just("function"), "function": JSON})
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of a machine that has other things to do
 @given(
     tools=st.lists(FUNCTIONS | st.just(tool("now")), max_size=3),
     choice=st.sampled_from([None, "none", "auto", "required"]) | FUNCTIONS,

@@ -29,9 +29,16 @@ def test_what_the_page_shows_is_what_the_engine_did(server: HTTPServer) -> None:
     assert status == 200
     assert after["prompt_tokens"] - before["prompt_tokens"] == 33 and after["generation_tokens"] - before["generation_tokens"] == 5
     assert after["num_finished"] - before["num_finished"] == 1 and after["uptime_s"] > before["uptime_s"]
-    assert (after["num_running"], after["num_waiting"], after["num_blocks_used"]) == (0, 0, 0)
+    assert (after["num_running"], after["num_waiting"], after["num_blocks_used"], after["num_blocks"]) == (0, 0, 0, 511)
     assert 0 < after["ttft_s"] < 10 and 0 < after["tpot_s"] < 10
     assert after["model"] == "tiny" and after["plan"]["linear"]["impl"]
+
+
+def test_what_the_page_shows_of_requests_that_run(server: HTTPServer) -> None:
+    with server.open("/v1/completions", prompt=[50] * 33, n=3, max_tokens=1000, ignore_eos=True, stream=True) as connection:
+        connection.recv(1)
+        state = server.request("GET", "/live")[1]
+    assert (state["num_running"], state["num_waiting"]) == (3, 0) and state["num_blocks_used"] >= 3
 
 
 @pytest.fixture

@@ -148,6 +148,12 @@ def test_a_response_that_was_cut_off(stream: bool) -> None:
     assert (response.output_text, response.output[0].status) == ("ab", "incomplete")
 
 
+def test_only_the_first_call_without_parallel_calls() -> None:
+    with client(ScriptedEngine([*CALL, *CALL]), **HERMES) as api:
+        assert len(ask(api, False, tools=[TOOL]).output) == 2
+        assert len(ask(api, False, tools=[TOOL], parallel_tool_calls=False).output) == 1
+
+
 def test_a_conversation_goes_on_with_what_was_answered() -> None:
     engine = ScriptedEngine(CALL)
     with client(engine, **HERMES) as api:

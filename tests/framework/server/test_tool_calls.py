@@ -67,6 +67,8 @@ def test_a_tool_call(stream: bool) -> None:
         ("function", "get_weather", {"city": "Oslo"})
     ]
     assert choice.message.tool_calls[0].id.startswith("chatcmpl-tool-")
+    if not stream:
+        assert choice.message.tool_calls[0].to_dict().keys() == {"id", "type", "function"}
     assert answer.usage.completion_tokens == 11 and answer.usage.completion_tokens_details is None
     assert engine.prompts == ["TOOL get_weather\nuser: Weather in Oslo?\nassistant: "]
     if stream:
@@ -105,6 +107,15 @@ def test_a_call_that_is_cut_off_is_text_and_the_reason_stays_length() -> None:
     assert answer.choices[0].finish_reason == chunks[-1].choices[0].finish_reason == "length"
     assert answer.choices[0].message.content == "".join(CALL[:5])
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "".join(CALL[:5])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_cut_off_behind_a_call_has_the_reason_length(stream: bool) -> None:
+    with client(ScriptedEngine([*CALL, "And", " then"]), **HERMES) as api:
+        request = {"model": MODEL, "messages": [USER], "tools": [WEATHER], "max_tokens": len(CALL) + 1}
+        answer = api.chat.completions.create(**request, stream=stream)
+        choice = list(answer)[-1].choices[0] if stream else answer.choices[0]
+    assert choice.finish_reason == "length"
 
 
 def test_only_the_first_call_without_parallel_calls() -> None:
@@ -242,6 +253,15 @@ def test_template_arguments_cannot_take_the_place_of_the_servers(name: str) -> N
     with client(ScriptedEngine(["hi"])) as api, pytest.raises(BadRequestError, match=name) as refusal:
         ask(api, False, extra_body={"chat_template_kwargs": {name: None}})
     assert refusal.value.param == "chat_template_kwargs"
+
+
+def test_the_effort_reaches_the_template_unless_its_own_argument_says_otherwise() -> None:
+    engine = ScriptedEngine(["hi"])
+    with serving(cast(AsyncEngine, engine), ServerConfig(chat_template="{{ reasoning_effort }}")) as server:
+        for more in ({}, {"chat_template_kwargs": {"reasoning_effort": "low"}}):
+            assert server.post("/v1/chat/completions", messages=[USER], reasoning_effort="high", **more)[0] == 200
+        assert server.post("/v1/responses", input="a", reasoning={"effort": "medium"})[0] == 200
+    assert engine.prompts == ["high", "low", "medium"]
 
 
 def test_a_template_of_a_request_is_refused_unless_trusted() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from framework.structured.backends.protocol import MAX_WHITESPACE
 from framework.structured.schema import close_objects, first_inexact
 
 from .vocabularies import EOS, PIECES, SIZE, TOKENIZER, accepts, allowed, grammar
@@ -20,6 +21,7 @@ POINT = {
     "required": ["x"],
     "additionalProperties": False,
 }
+OPEN = {"type": "object", "properties": {"x": {"type": "integer"}}}
 
 
 @BOTH
@@ -32,6 +34,9 @@ def test_outputs_are_those_of_the_constraint(name: str) -> None:
         ({"choice": ["yes", "no\n", 'a "b" \\ 😀']}, ["yes", "no\n", 'a "b" \\ 😀'], ["ye", "no"]),
         ({"json": POINT}, ['{"x": 1}', '{"x":1,"y": -2 }', '{\n  "x": 1,\n  "y": 2\n}'], ["{}", '{"x": 1.5}', '{"x": 1, "z": 1}']),
         ({"json": POINT, "disable_any_whitespace": True}, ['{"x":1,"y":2}'], ['{"x": 1}', '{ "x":1}']),
+        ({"json": POINT}, ["{" + " " * MAX_WHITESPACE + '"x":1}'], ["{" + " " * (MAX_WHITESPACE + 1) + '"x":1}']),
+        ({"json": OPEN}, ['{"x":1,"z":2}'] if name == "llguidance" else ['{"x":1}'], []),  # xgrammar closes all objects
+        ({"json": OPEN, "disable_additional_properties": True}, ['{"x":1}'], ['{"x":1,"z":2}']),
         ({"json_object": True}, ["{}", '{"a": [1, {"b": null}]}'], ["[]", "1", '"a"', '{"a": }']),
         ({"json": True}, ["[1]", "null"], ["nul", "a"]),
         ({"grammar": 'root ::= "a" root | "b"'}, ["b", "aaab"], ["a", ""]),

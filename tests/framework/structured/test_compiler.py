@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,15 @@ def test_equal_constraints_are_compiled_once_and_kept(library: Library) -> None:
     assert compiler.result(compiler.request(spec("a"))) is not None and library.compiled == ["a"]
 
 
+def test_constraints_that_differ_in_anything_are_compiled_apart(library: Library) -> None:
+    compiler = make()
+    asked = [GrammarSpec(kind, "{}", *flags) for kind in ("json", "regex") for flags in product((False, True), repeat=2)]
+    jobs = [compiler.request(each) for each in asked]
+    for job in jobs:
+        wait(compiler, job)
+    assert [job.spec for job in jobs] == asked and len(library.compiled) == len(asked)
+
+
 def test_what_cannot_be_compiled_is_told_and_not_tried_again(library: Library) -> None:
     compiler = make()
     for _ in range(2):
@@ -121,7 +131,12 @@ def test_a_job_that_nobody_waits_for_any_more_is_not_begun(library: Library) -> 
     wait(compiler, first)
     wait(compiler, third)
     assert library.compiled == ["a", "c"]
-    assert wait(compiler, compiler.request(spec("b"))) is not None, "it is when somebody asks again"
+    library.may_go.clear()
+    second.asked_s -= 1000
+    again = compiler.request(spec("b"))
+    assert compiler.result(again) is None, "its time begins when somebody asks again"
+    library.may_go.set()
+    assert wait(compiler, again) is not None
 
 
 def test_what_takes_too_long_is_refused_and_others_go_on(library: Library) -> None:

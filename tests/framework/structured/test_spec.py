@@ -83,6 +83,8 @@ def test_equal_constraints_are_known_as_equal() -> None:
     other_order = {"type": "object", "properties": {"a": {}, "b": {}}}
     assert spec != StructuredOutputsParams(json=other_order).spec()  # which is the order that is written
     assert StructuredOutputsParams(json_object=True).spec() == StructuredOutputsParams(json={"type": "object"}).spec()
+    assert not StructuredOutputsParams(json_object=True, disable_any_whitespace=True).spec().any_whitespace
+    assert not StructuredOutputsParams(json=schema, disable_additional_properties=True).spec().additional_properties
     assert StructuredOutputsParams(json=nested(64)).spec().kind == "json"
     assert StructuredOutputsParams(regex=r"\(" * 100).spec().kind == "regex"
 

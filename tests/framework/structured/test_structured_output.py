@@ -85,6 +85,7 @@ def some_jobs(count: int) -> list[Job]:
 
 def assert_idle(running: Engine) -> None:
     assert running._matchers is not None and not running._matchers._active and not running._matchers._jobs
+    assert not any(job.num_waiting for job in running._matchers.compiler._jobs.values())
     assert running.manager.pool.num_free == running.executor.num_blocks - 1 and not running.has_unfinished()
 
 
@@ -185,6 +186,22 @@ def test_the_end_of_the_grammar_comes_whatever_else_was_asked_for() -> None:
         assert forced.finish_reason == "stop" and re.fullmatch("[ab]{2,3}c", forced.text)
         assert least <= len(free.token_ids), "where the grammar leaves it open, the output goes on"
     assert_idle(shared_engine())
+
+
+def test_the_end_is_held_back_for_as_many_tokens_as_were_asked_for() -> None:
+    """Of the request's own, beside one that is further; and its own stop tokens are no end of sequence."""
+    running, done = shared_engine(), {}
+    running.add_request("ahead", [400], params(None, max_tokens=100, ignore_eos=True))
+    for _ in range(8):
+        running.step()
+    running.add_request("held", [400], params({"regex": "[ab]*"}, min_tokens=4, logit_bias={EOS: 100.0}))
+    stops = {"stop_token_ids": [500], "logit_bias": {500: 100.0}}
+    running.add_request("own", [400], params({"regex": "[ab]*"}, ignore_eos=True, **stops))
+    while running.has_unfinished():
+        done.update({output.request_id: output.outputs[0] for output in running.step()})
+    assert len(done["held"].token_ids) == 4 + 1 and done["held"].token_ids[-1] == EOS
+    assert (done["own"].token_ids, done["own"].stop_reason) == ([500], 500)
+    assert_idle(running)
 
 
 def test_stop_strings_allowed_tokens_and_bad_words_hold_beside_a_grammar() -> None:

@@ -66,6 +66,7 @@ QWEN = [
         "",
         [("say", '{"text": "a < b\\n<function=x>"}')],
     ),
+    ("<function=fill><parameter=note>null</parameter></function>", "", [("fill", '{"note": "null"}')]),
 ]
 SCHEMAS = {
     "fill": {

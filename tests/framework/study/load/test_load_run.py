@@ -22,7 +22,7 @@ from framework.study.records import RequestRecord, RunRecord
 from framework.study.served import Served, first_columns
 from framework.study.workload import WorkloadConfig, build_workload
 
-from .stub_server import END, Asked, Drop, Pages, answering, chunk, error_page, serving
+from .stub_server import END, Asked, Drop, Pages, answering, chunk, error_page, event, serving
 
 SCRAPE = """# HELP vllm:prompt_tokens_total Prompt tokens.
 # TYPE vllm:prompt_tokens_total counter
@@ -70,6 +70,23 @@ def test_the_server_is_asked_for_what_an_engine_in_process_would_be() -> None:
     assert metrics["num_prompt_tokens"] == sum(len(request.prompt_token_ids) for request in expected)
     assert (metrics["server_prompt_tokens"], metrics["server_output_tokens"], metrics["prefix_hit_rate"]) == (10, 10, 0.0)
     assert served.system == {"version": "1.2", "counted_by": "token_ids"}
+
+
+def test_the_prompts_of_a_run_are_new_to_the_server_and_counted_by_it() -> None:
+    async def with_template(asked: Asked) -> AsyncIterator[bytes]:
+        yield chunk([1], "stop")
+        yield event(choices=[], usage={"prompt_tokens": len(asked.body["prompt"]) + 3, "completion_tokens": 1})
+        yield END
+
+    salts = []
+    with serving(with_template) as stub:
+        for extensions in (True, True, False):
+            asked = config(stub.url)
+            served = load(replace(asked, http=replace(asked.http, extensions=extensions)), 100, None, progress=False)
+            salts.append({asked.body.get("cache_salt") for asked in stub.asked})
+            stub.asked.clear()
+    assert [len(each) for each in salts] == [1, 1, 1] and salts[0] != salts[1] and salts[2] == {None}
+    assert served.metrics(asked)["num_prompt_tokens"] == sum(len(r.prompt_token_ids) + 3 for r in build_workload(FEW, 100, None))
 
 
 def test_the_row_has_the_columns_of_a_run_in_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
