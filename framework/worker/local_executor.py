@@ -85,7 +85,7 @@ class LocalExecutor:
         self.draft_max_model_len = None if self._draft is None else self._draft.max_model_len
         with _phase("KV cache") as said:
             self.num_blocks = self._fit_blocks(config, device)
-            cache_bytes = self.num_blocks * self._block_bytes(config.cache.block_size)
+            cache_bytes = self.num_blocks * _block_bytes(self.groups, self._draft, config.cache.block_size)
             _check_cache_fits(self.num_blocks, cache_bytes, device)
             caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device.torch)
             said.append(f"{self.num_blocks} blocks of {config.cache.block_size} tokens, {memory_size(cache_bytes)}")
@@ -150,11 +150,6 @@ class LocalExecutor:
         batches = Batches(runner.rows, self.plan.bind("slot_mapping", params={"page_size": size}), slice(group, group + 1), caches)
         return DraftModel(draft, batches, group, self.plan.bind("copy_blocks", facts={"page_size": size}), runner.sampler.draw)
 
-    def _block_bytes(self, block_size: int) -> int:
-        """Of all that is kept of a block's tokens."""
-        specs = () if self._draft is None else self._draft.cache_specs()
-        return block_bytes(self.groups, block_size) + block_size * sum(sum(spec.part_bytes()) for spec in specs)
-
     @torch.inference_mode()
     def _capture_graphs(self, config: EngineConfig, device: Device, capture: Capture) -> None:
         if self.plan.spec.device == "cpu" and self._model.decides_on_host:
@@ -181,7 +176,7 @@ class LocalExecutor:
         def budget() -> int:
             return device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
 
-        each = self._block_bytes(config.cache.block_size)
+        each = _block_bytes(self.groups, self._draft, config.cache.block_size)
         return cache_blocks(config, len(self.groups), self.max_model_len, each, budget)
 
     def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
@@ -220,6 +215,12 @@ def _weight_bytes(config: EngineConfig, model: ModelInfo) -> float:
     from ..models.transformers_model import num_library_weights, servable_config  # slow to import, and needed for few models
 
     return num_library_weights(servable_config(config.model, model)) * ELEMENT_BYTES[model.dtype]
+
+
+def _block_bytes(groups: tuple[CacheGroup, ...], draft: Model | None, block_size: int) -> int:
+    """Of all that is kept of a block's tokens."""
+    specs = () if draft is None else draft.cache_specs()
+    return block_bytes(groups, block_size) + block_size * sum(sum(spec.part_bytes()) for spec in specs)
 
 
 def check_weights_fit(num_bytes: float, model: ModelInfo, device: Device) -> None:
