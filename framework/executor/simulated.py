@@ -152,7 +152,7 @@ class SimulatedExecutor:
         contexts = tokens.lengths[seats] + step.num_tokens
         work = self._work(step, contexts)
         times, passes = self._placement.step(work), list[StepWork]()
-        if self._drafting is not None and step.num_proposals:
+        if self._drafting is not None:
             passes = self._drafting.passes(work, contexts[np.array(step.num_logits) > 0], step.num_proposals)
             drafting_s, launches = self._drafting.step(passes)
             times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches
