@@ -43,7 +43,7 @@ def model_drafter(model: LlamaForCausalLM, num_drafts: int) -> Drafter:
     """Drafts of a model, which are the same in every step: of a token it makes no difference who drafted those before it."""
 
     def draft(tokens: Tensor) -> list[Tensor]:
-        return [model(tokens[:, 1:]).logits[0]] * num_drafts
+        return [model(tokens).logits[0, 1:]] * num_drafts
 
     return draft
 

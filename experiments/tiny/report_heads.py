@@ -70,11 +70,9 @@ LAYOUTS = {
 def report_head(cfg: DictConfig, part: str, corpus: Corpus, tokenizer: Tokenizer, trunk: LlamaForCausalLM) -> None:
     """Measure a trained head and ``tiny-draft`` and write the head's card."""
     options, run = cfg.heads.measured, cfg.heads.run
-    head, draft = load_head(cfg, part, trunk), load_exported(Path(cfg.assets_dir) / cfg.draft.name)
-    drafters = {
-        f"{cfg.main.name}-{part}": head_drafter(head, trunk, options.drafts),
-        cfg.draft.name: model_drafter(draft, options.drafts),
-    }
+    folder = Path(cfg.assets_dir) / f"{cfg.main.name}-{part}"
+    head, draft = load_head(folder, part, trunk), load_exported(Path(cfg.assets_dir) / cfg.draft.name)
+    drafters = {folder.name: head_drafter(head, trunk, options.drafts), cfg.draft.name: model_drafter(draft, options.drafts)}
     prompts = choose_prompts(tokenizer, corpus.heldout, options.prompts, options.prompt_tokens, cfg.seed)
     rows = []
     for temperature in options.temperatures:
@@ -85,7 +83,7 @@ def report_head(cfg: DictConfig, part: str, corpus: Corpus, tokenizer: Tokenizer
     state = torch.load(Path(cfg.work_dir) / f"{part}.pt", weights_only=True)
     (stage,) = run.stages
     text = TEMPLATE.format(
-        name=f"{cfg.main.name}-{part}",
+        name=folder.name,
         part=part,
         summary=SUMMARIES[part],
         shared="" if part == "eagle3" else " and projection to the vocabulary",
@@ -107,7 +105,7 @@ def report_head(cfg: DictConfig, part: str, corpus: Corpus, tokenizer: Tokenizer
         drafts=options.drafts,
         rows="\n".join(rows),
     )
-    (Path(cfg.assets_dir) / f"{cfg.main.name}-{part}" / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def table_row(name: str, temperature: float, found: Acceptance) -> str:

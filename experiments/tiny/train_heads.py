@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -109,15 +109,16 @@ def export_head(head: Head, config: dict[str, Any], folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_head(cfg: DictConfig, part: str, trunk: LlamaForCausalLM) -> Head:
+def load_head(folder: Path, part: str, trunk: LlamaForCausalLM) -> Head:
     """An exported head in float32, without gradients."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(Path(cfg.assets_dir) / f"{cfg.main.name}-{part}" / "model.safetensors")
-    if part == "eagle3":
-        head: Head = Eagle3Head(trunk, tensors.pop("d2t") + torch.arange(cfg.heads.draft_vocab_size))
-        del tensors["t2d"]
+    tensors = load_file(folder / "model.safetensors")
+    head: Head
+    if part == "medusa":
+        head = MedusaHead(trunk, len(tensors))
+    elif part == "mtp":
+        head = MtpHead(trunk)
     else:
-        head = build_head(cfg, part, trunk, [])
+        offsets, _ = tensors.pop("d2t"), tensors.pop("t2d")
+        head = Eagle3Head(trunk, offsets + torch.arange(len(offsets)))
     head.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return head.eval().requires_grad_(False)

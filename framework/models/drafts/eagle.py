@@ -22,7 +22,7 @@ from ..layers.block import Block, HiddenAndResidual, Mlp
 from ..layers.linear import Linear
 from ..parts import Part, layer_parts
 from .files import HeadFiles
-from .head import DraftHead, Embed, HeadBuilder, HeadInfo, layers_info, refuse_quantized, refuse_width
+from .head import DraftHead, Embed, HeadBuilder, HeadInfo, layers_info, refuse_quantized, refuse_width, shape_of
 
 IGNORED = (r"^t2d$", r"^d2t$", r"\.inv_freq$", r"^verifier_")
 EMBED, LM_HEAD = "model.embed_tokens", "lm_head"
@@ -59,8 +59,8 @@ def read_eagle(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> Ea
     if "speculators_model_type" in config:
         raise ValueError(f"{folder} holds an EAGLE head in the layout of speculators, which is read for eagle3 only")
     model = layers_info(config, target, folder, config.get("num_hidden_layers", 1))
-    refuse_width(model.config["hidden_size"], target, folder)
-    info = EagleInfo(model, HeadFiles(folder, our_name), num_inputs=2 * model.config["hidden_size"])
+    refuse_width(shape_of(model).hidden_size, target, folder)
+    info = EagleInfo(model, HeadFiles(folder, our_name), num_inputs=2 * shape_of(model).hidden_size)
     info.files.check(eagle_parts(info).values(), (*IGNORED, r"^lm_head\.weight$"))  # a copy of the target's
     return info
 
@@ -73,7 +73,7 @@ def read_eagle3(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> E
         raise ValueError(f"{folder} holds a head of speculators' kind {config['speculators_model_type']!r}, not eagle3")
     of_layer, eagle = config["transformer_layer_config"] if speculators else config, config.get("eagle_config") or {}
     model = layers_info(of_layer, target, folder, of_layer.get("num_hidden_layers", 1))
-    size, vocab_size = model.config["hidden_size"], model.config["vocab_size"]
+    size, vocab_size = shape_of(model).hidden_size, shape_of(model).vocab_size
     width = config.get("target_hidden_size") or size
     refuse_width(width, target, folder)
     files = HeadFiles(folder, our_name)
@@ -104,7 +104,7 @@ def read_eagle3(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> E
 
 
 def _aux_layers(config: Mapping[str, Any], eagle: Mapping[str, Any], target: ModelInfo, folder: Path) -> tuple[int, ...]:
-    count = target.config["num_hidden_layers"]
+    count = len(shape_of(target).layers)
     given = eagle.get("eagle_aux_hidden_state_layer_ids") or config.get("eagle_aux_hidden_state_layer_ids")
     layers = tuple(given) if given else tuple(sorted({2, count // 2, count - 3}))
     if not all(type(layer) is int and 0 <= layer < count for layer in layers):

@@ -48,8 +48,7 @@ class HeadInfo:
     @property
     def architecture(self) -> Architecture:
         """Of its layers."""
-        assert self.model.architecture is not None
-        return self.model.architecture
+        return shape_of(self.model)
 
 
 class DraftHead(PagedModel):
@@ -161,6 +160,12 @@ def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_l
     )
 
 
+def shape_of(model: ModelInfo) -> Architecture:
+    """The architecture of a model that runs natively."""
+    assert model.architecture is not None, "checked as the head was read"
+    return model.architecture
+
+
 def refuse_quantized(config: Mapping[str, Any], folder: Path) -> None:
     """Raises ValueError for a checkpoint whose weights are not floats."""
     if config.get("quantization_config") or config.get("compression_config"):
@@ -169,17 +174,17 @@ def refuse_quantized(config: Mapping[str, Any], folder: Path) -> None:
 
 def refuse_vocabulary(found: int, target: ModelInfo, folder: Path) -> None:
     """Raises ValueError for a head of a target with another vocabulary."""
-    if found != target.config["vocab_size"]:
+    if found != shape_of(target).vocab_size:
         raise ValueError(
             f"the drafting head in {folder} was made for a vocabulary of {found} tokens, but the target {target.name!r} has "
-            f"{target.config['vocab_size']}: take a head of this target"
+            f"{shape_of(target).vocab_size}: take a head of this target"
         )
 
 
 def refuse_width(found: int, target: ModelInfo, folder: Path) -> None:
     """Raises ValueError for a head that reads states of another width than the target's."""
-    if found != target.config["hidden_size"]:
+    if found != shape_of(target).hidden_size:
         raise ValueError(
             f"the drafting head in {folder} reads states of width {found}, but the target {target.name!r} has "
-            f"{target.config['hidden_size']}: take a head that was trained for this target"
+            f"{shape_of(target).hidden_size}: take a head that was trained for this target"
         )

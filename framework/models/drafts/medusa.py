@@ -18,7 +18,7 @@ from ..architecture import ModelInfo
 from ..layers.linear import Linear
 from ..parts import Part
 from .files import HeadFiles
-from .head import DraftHead, HeadBuilder, HeadInfo, refuse_quantized, refuse_vocabulary, refuse_width
+from .head import DraftHead, HeadBuilder, HeadInfo, refuse_quantized, refuse_vocabulary, refuse_width, shape_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ def our_name(name: str) -> str:
 def read_medusa(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> MedusaInfo:
     """The heads of a folder. Raises ValueError for heads that do not fit, before any weight is read."""
     refuse_quantized(config, folder)
-    vocab_size = target.config["vocab_size"]
+    vocab_size = shape_of(target).vocab_size
     refuse_vocabulary(config.get("vocab_size", vocab_size), target, folder)
-    refuse_width(config.get("hidden_size", target.config["hidden_size"]), target, folder)
+    refuse_width(config.get("hidden_size", shape_of(target).hidden_size), target, folder)
     files = HeadFiles(folder, our_name)
     numbers = {int(match[1]) for name in files.shapes if (match := re.match(r"blocks\.(\d+)\.", name))}
     most = config.get("num_heads") or config.get("medusa_num_heads") or len(numbers)
@@ -67,7 +67,7 @@ def _token_map(files: HeadFiles, draft_vocab_size: int, vocab_size: int) -> torc
 
 def medusa_parts(info: MedusaInfo) -> dict[str, Part]:
     """Every part of the heads. Their projections may be the target's."""
-    files, size, vocab_size = info.files, info.model.config["hidden_size"], info.model.config["vocab_size"]
+    files, size, vocab_size = info.files, shape_of(info.model).hidden_size, shape_of(info.model).vocab_size
     rows = vocab_size if info.target_ids is None else len(info.target_ids)
     parts = {}
     for head in range(info.most or 0):
@@ -106,5 +106,5 @@ def build_medusa(info: MedusaInfo, builder: HeadBuilder) -> Medusa:
         info,
         [[linears[f"blocks.{head}.layers.{block}"] for block in range(info.num_blocks)] for head in heads],
         [linears.get(f"lm_heads.{head}", builder.target.logits) for head in heads],
-        info.model.config["vocab_size"] if info.target_ids is None else len(info.target_ids),
+        shape_of(info.model).vocab_size if info.target_ids is None else len(info.target_ids),
     )

@@ -22,7 +22,7 @@ from ..layers.block import PreNormBlock
 from ..layers.linear import Linear
 from ..parts import Part, layer_parts
 from .files import HeadFiles
-from .head import DraftHead, Embed, HeadBuilder, HeadInfo, layers_info, refuse_quantized, refuse_width
+from .head import DraftHead, Embed, HeadBuilder, HeadInfo, layers_info, refuse_quantized, refuse_width, shape_of
 
 LAYER_FAMILIES = {"mimo": "qwen2"}
 """model_type of a target -> the family whose layers its module has, where that is another."""
@@ -76,7 +76,7 @@ def our_name(names: str, num_layers: int) -> Callable[[str], str | None]:
 def read_mtp(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> MtpInfo:
     """The module of a folder, the target's own or another. Raises ValueError for none, and for one that does not fit, before any
     weight is read."""
-    stored, num_layers = set(HeadFiles(folder).shapes), target.config["num_hidden_layers"]
+    stored, num_layers = set(HeadFiles(folder).shapes), len(shape_of(target).layers)
     present = [names for names in MODULES if any(name.startswith(prefixes(names, num_layers)) for name in stored)]
     if not present:
         raise ValueError(
@@ -91,7 +91,7 @@ def read_mtp(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> MtpI
     refuse_quantized(config, folder)
     model_type = config.get("model_type", "")
     model = layers_info({**config, "model_type": LAYER_FAMILIES.get(model_type, model_type)}, target, folder)
-    refuse_width(model.config["hidden_size"], target, folder)
+    refuse_width(shape_of(model).hidden_size, target, folder)
     info = MtpInfo(model, HeadFiles(folder, our_name(names, num_layers)), names=names)
     info.files.check(mtp_parts(info).values(), (r"\.inv_freq$",))
     return info
