@@ -47,7 +47,9 @@ def train_head(cfg: DictConfig, part: str, corpus: Corpus, tokenizer: Tokenizer,
         trainer.load()
     trainer.fit()
     log.info("%s: %d steps in %.1f minutes", part, trainer.step, trainer.seconds / 60)
-    export_head(head, head_config(part, head, trunk), Path(cfg.assets_dir) / f"{cfg.main.name}-{part}")
+    export_head(
+        head, head_config(part, head, Path(cfg.assets_dir) / cfg.main.name), Path(cfg.assets_dir) / f"{cfg.main.name}-{part}"
+    )
 
 
 def step_loss(step: int, logits: Tensor, soft: Tensor) -> Tensor:
@@ -66,9 +68,9 @@ def build_head(cfg: DictConfig, part: str, trunk: LlamaForCausalLM, documents: l
     return Eagle3Head(trunk, torch.tensor(sorted(token for token, _ in counts.most_common(cfg.heads.draft_vocab_size))))
 
 
-def head_config(part: str, head: Head, trunk: LlamaForCausalLM) -> dict[str, Any]:
+def head_config(part: str, head: Head, trunk_folder: Path) -> dict[str, Any]:
     """config.json as the tools write it that made each format known."""
-    config = trunk.config.to_dict()
+    config = json.loads((trunk_folder / "config.json").read_text(encoding="utf-8"))
     if part == "medusa":
         return {
             "architectures": ["MedusaModel"],
@@ -82,8 +84,7 @@ def head_config(part: str, head: Head, trunk: LlamaForCausalLM) -> dict[str, Any
             "medusa_fc_bias": False,
             "torch_dtype": "bfloat16",
         }
-    config |= {"torch_dtype": "bfloat16", "rope_theta": config.pop("rope_parameters")["rope_theta"]}
-    config.pop("dtype", None)
+    config |= {"torch_dtype": config.pop("dtype"), "rope_theta": config.pop("rope_parameters")["rope_theta"]}
     if part == "mtp":
         return {**config, "architectures": ["LlamaMTP"], "num_nextn_predict_layers": 1}
     return {
