@@ -71,7 +71,7 @@ def read_eagle3(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> E
     speculators = "speculators_model_type" in config
     if speculators and config["speculators_model_type"] != "eagle3":
         raise ValueError(f"{folder} holds a head of speculators' kind {config['speculators_model_type']!r}, not eagle3")
-    of_layer, eagle = config["transformer_layer_config"] if speculators else config, config.get("eagle_config") or {}
+    of_layer, eagle = config.get("transformer_layer_config", {}) if speculators else config, config.get("eagle_config") or {}
     model = layers_info(of_layer, target, folder, of_layer.get("num_hidden_layers", 1))
     size, vocab_size = shape_of(model).hidden_size, shape_of(model).vocab_size
     width = config.get("target_hidden_size") or size

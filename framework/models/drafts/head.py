@@ -145,6 +145,8 @@ def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_l
 
     Raises ValueError for layers that the native decoder does not cover, and another hidden size of the vocabulary.
     """
+    if not given.get("model_type"):
+        raise ValueError(f"the config.json of the drafting head in {folder} names no model_type, so that its layers are not known")
     config = {**given, "num_hidden_layers": num_layers}
     if config.get("layer_types"):
         config["layer_types"] = list(config["layer_types"])[-num_layers:]

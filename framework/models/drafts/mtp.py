@@ -89,8 +89,8 @@ def read_mtp(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> MtpI
     if config.get("model_type") in ("qwen3_next", "qwen3_5", "qwen3_5_moe"):
         raise ValueError(f"the multi-token prediction module in {folder} has gated attention, which is not served yet")
     refuse_quantized(config, folder)
-    model_type = config.get("model_type", "")
-    model = layers_info({**config, "model_type": LAYER_FAMILIES.get(model_type, model_type)}, target, folder)
+    model_type = config.get("model_type")
+    model = layers_info({**config, "model_type": LAYER_FAMILIES.get(model_type or "", model_type)}, target, folder)
     refuse_width(shape_of(model).hidden_size, target, folder)
     info = MtpInfo(model, HeadFiles(folder, our_name(names, num_layers)), names=names)
     info.files.check(mtp_parts(info).values(), (r"\.inv_freq$",))

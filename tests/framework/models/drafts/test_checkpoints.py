@@ -77,6 +77,8 @@ REFUSED: dict[str, tuple[str, Callable[[Tensors], Any], dict[str, Any], str]] = 
         "multi-head latent attention, which is not served yet",
     ),
     "gated attention": ("mtp", lambda t: None, {"model_type": "qwen3_next"}, "gated attention, which is not served yet"),
+    "no layer described": ("speculators", lambda t: None, {"transformer_layer_config": {}}, "names no model_type"),
+    "nothing described": ("mtp", lambda t: None, {"model_type": None}, "names no model_type"),
     "another kind": ("speculators", lambda t: None, {"speculators_model_type": "eagle"}, "kind 'eagle', not eagle3"),
 }
 
