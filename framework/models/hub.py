@@ -93,10 +93,7 @@ def _complete(folder: Path, patterns: list[str]) -> bool:
         return False
     index = read_json(folder, "model.safetensors.index.json")
     shards = set(index.get("weight_map", {}).values())
-    if patterns is METADATA_PATTERNS:
+    kinds = [pattern for pattern in patterns if pattern not in METADATA_PATTERNS]
+    if not kinds:
         return True
-    return all((folder / s).is_file() for s in shards) if shards else any(map(_holds_weights, folder.iterdir()))
-
-
-def _holds_weights(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".bin", ".pt")
+    return all((folder / s).is_file() for s in shards) if shards else any(any(folder.glob(kind)) for kind in kinds)

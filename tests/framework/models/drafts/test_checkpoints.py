@@ -130,6 +130,21 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         read_head("eagle3", made.folder, made.info)
 
 
+def test_a_head_may_be_cached_as_a_file_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make("eagle1", tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, local_files_only, **_: cached(made, local_files_only))
+    assert resolve_head("some/head") == made.folder
+    (made.folder / "pytorch_model.bin").rename(made.folder / "notes.txt")
+    with pytest.raises(ValueError, match="'some/head' was not found"):
+        resolve_head("some/head")
+
+
+def cached(made: Made, local_files_only: bool) -> str:
+    if not local_files_only:
+        raise OSError("no network")
+    return str(made.folder)
+
+
 @pytest.mark.parametrize("method", ["medusa", "eagle3", "mtp"])
 def test_the_shipped_heads_fit_tiny(method: str) -> None:
     info = read_head(method, resolve_head(f"tiny-{method}"), read_model(ModelConfig("tiny")))
