@@ -369,7 +369,12 @@ class Engine:
     def _new_books(self) -> tuple[KVCacheManager, Scheduler]:
         cache, executor = self.config.cache, self.executor
         manager = KVCacheManager(
-            executor.groups, executor.num_blocks, cache.block_size, cache.prefix_caching, cache.check_invariants
+            executor.groups,
+            executor.num_blocks,
+            cache.block_size,
+            cache.prefix_caching,
+            cache.check_invariants,
+            executor.drafts_read_ahead,
         )
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
         return manager, Scheduler(scheduling, manager, executor.max_model_len, self._speculation, executor.num_stages)

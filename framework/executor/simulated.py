@@ -119,7 +119,7 @@ class SimulatedExecutor:
         activations = activation_bytes(self._placement.rank, config, model.dtype)
         self.num_blocks = num_blocks(config, len(self.groups), self.max_model_len, self._held(), activations, device.memory_bytes)
         self.in_flight_steps, self.num_stages = max(len(cuts), 2), len(cuts)
-        self.draft_max_model_len = None
+        self.draft_max_model_len, self.drafts_read_ahead = None, False
         self.num_drafts = config.speculative_config.num_speculative_tokens
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 

@@ -129,6 +129,7 @@ class Builder:
             getattr(torch, self.info.dtype),
             a.vocab_size,
             self.info.max_model_len,
+            hidden_size=a.hidden_size,
             embed=self._embedding(table, lm_head) if first and table is not None else None,
             embed_scale=scale,
             project_in=self._optional(parts, "project_in") if first else None,
