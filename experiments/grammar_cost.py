@@ -2,8 +2,8 @@
 
     python experiments/grammar_cost.py experiments/serving_results/grammar_tiny.csv --model tiny --temperature 1
 
-A batch is 32 requests that decode together; of each the lower quartile of its steps' times is taken, and of those the median over
-the rounds. The engine runs in this process, on all processors; the machine should do nothing else.
+A batch is 32 requests that decode together; of each the lower quartile of its steps' times is taken, and of the processors' time in
+them; of those the median over the rounds. The engine runs in this process, on all processors; the machine should do nothing else.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ CONSTRAINTS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def step_ms(engine: Engine, constraint: dict[str, Any] | None, num_tokens: int, temperature: float) -> float:
-    """The lower quartile of the steps in which all requests decode."""
+def step_ms(engine: Engine, constraint: dict[str, Any] | None, num_tokens: int, temperature: float) -> tuple[float, float]:
+    """Of the steps in which all requests decode: the lower quartiles of their times, and of the processors' in all threads."""
     asked = None if constraint is None else StructuredOutputsParams(**constraint)
     for i in range(NUM_REQUESTS):
         params = SamplingParams(
@@ -61,11 +61,12 @@ def step_ms(engine: Engine, constraint: dict[str, Any] | None, num_tokens: int, 
         engine.add_request(str(i), TokensPrompt(prompt_token_ids=[300 + i] * PROMPT_TOKENS), params)
     times = []
     while engine.has_unfinished():
-        before, begun = engine.num_running, time.perf_counter()
+        before, begun, cpu = engine.num_running, time.perf_counter(), time.process_time()
         engine.step()
         if before == engine.num_running == NUM_REQUESTS:
-            times.append(time.perf_counter() - begun)
-    return 1e3 * float(np.percentile(times, 25))
+            times.append((time.perf_counter() - begun, time.process_time() - cpu))
+    quartiles = 1e3 * np.percentile(times, 25, axis=0)
+    return float(quartiles[0]), float(quartiles[1])
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -83,17 +84,22 @@ def main(given: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for number in range(-1, arguments.rounds):  # the first warms up
         for name, constraint in CONSTRAINTS.items():
-            found = step_ms(engine, constraint, arguments.tokens, arguments.temperature)
+            step, cpu = step_ms(engine, constraint, arguments.tokens, arguments.temperature)
             if number >= 0:
-                rows.append({"round": number, "constraint": name, "step_ms": round(found, 4)})
+                rows.append({"round": number, "constraint": name, "step_ms": round(step, 4), "cpu_ms": round(cpu, 4)})
     arguments.table.parent.mkdir(parents=True, exist_ok=True)
     with arguments.table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    medians = {name: median(row["step_ms"] for row in rows if row["constraint"] == name) for name in CONSTRAINTS}
-    lines = [[name, f"{value:.3f}", f"{value / medians['none']:.2f}"] for name, value in medians.items()]
-    print(format_table([["constraint", "step (ms)", "ratio"], *lines]))
+    medians = {
+        name: [median(row[key] for row in rows if row["constraint"] == name) for key in ("step_ms", "cpu_ms")]
+        for name in CONSTRAINTS
+    }
+    (step, cpu), lines = medians["none"], []
+    for name, (own_step, own_cpu) in medians.items():
+        lines.append([name, f"{own_step:.3f}", f"{own_step / step:.2f}", f"{own_cpu:.3f}", f"{own_cpu / cpu:.2f}"])
+    print(format_table([["constraint", "step (ms)", "ratio", "cpu (ms)", "ratio"], *lines]))
 
 
 if __name__ == "__main__":

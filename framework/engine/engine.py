@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from .executor import Executor, Handle, MaskedHandle
 from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
-from .metrics import EngineMetrics, EngineStats, Recorder, cache_settings
+from .metrics import EngineInfo, EngineMetrics, EngineStats, Recorder, cache_settings
 from .output_processor import OutputProcessor, RequestGroup
 from .request import FinishReason, Request, Status
 from .scheduled import ScheduledStep
@@ -30,17 +30,6 @@ _logger = logging.getLogger(__name__)
 
 Step = Callable[[], list[RequestOutput]]
 """``Engine.step``."""
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """What an engine was built as; it does not change. Sizes as ``Executor`` has them."""
-
-    max_model_len: int
-    vocab_size: int
-    block_size: int
-    num_blocks: int
-    weight_bytes: int
 
 
 class Engine:
@@ -212,6 +201,7 @@ class Engine:
             recorder.histograms(running),
             self.plan_report(),
             cache_settings(self.config.cache, executor.num_blocks, executor.max_model_len),
+            {} if self._matchers is None else dict(self._matchers.num_served),
         )
 
     def reset_prefix_cache(self) -> bool:
@@ -235,14 +225,14 @@ class Engine:
                 if (failure := self._sample()) is not None:
                     return failure
             scheduled = self.scheduler.schedule(self.clock.now())
-            while self.scheduler.waiting.unready:
-                request, error = self.scheduler.waiting.unready.pop()
-                self._end(request.sample.group, "error", error, refused=isinstance(error, ValueError))
+            waiting = self.scheduler.waiting
+            unready, waiting.unready = waiting.unready, []
+            self._end_failed(unready)
             if scheduled is None:
                 break
             self.processor.scheduled(scheduled, self.clock.now())
             if self._matchers is not None and self._matchers.num_active:
-                scheduled.step_input.masked = self._matchers.masked_rows(scheduled)
+                self._matchers.mark(scheduled)
             try:
                 handle = self.executor.submit(scheduled.step_input)
             except BaseException as error:
@@ -257,14 +247,12 @@ class Engine:
         assert self._matchers is not None and len(self.in_flight) == 1
         self._is_sampled = True
         scheduled, handle = self.in_flight[0]
-        masks, failures = self._matchers.masks(scheduled)
-        for request, failure in failures:
-            self._end(request.sample.group, "error", failure, refused=isinstance(failure, ValueError))
         try:
-            cast(MaskedHandle, handle).sample(masks)
+            failures = self._matchers.sample(scheduled, cast(MaskedHandle, handle))
         except BaseException as error:
             self.in_flight.clear()
             return self._fail(scheduled, error, submitted=True)
+        self._end_failed(failures)
         return None
 
     def _take(self) -> BaseException | None:
@@ -284,16 +272,17 @@ class Engine:
         for row, text in output.failed.items():
             self._end_rows([scheduled.rows[row]], text)
         committed = self.scheduler.commit(output)
+        if self._matchers is not None and self._matchers.num_active:
+            self._matchers.accept(committed)
         now_s = self.clock.now()
         stopped, failed = self.processor.process(committed, now_s, self._outputs)
         self._recorder.step(scheduled, committed)
         for request in stopped:
             self.scheduler.finish(request, "stop", request.stop_reason)
+        if self._matchers is not None and stopped:
+            self._matchers.discard(stopped)
         for group, cause in failed:
             self._end(group, "error", cause)
-        if self._matchers is not None and self._matchers.num_active:
-            for request, cause in self._matchers.accept(committed):
-                self._end(request.sample.group, "error", cause, refused=isinstance(cause, ValueError))
         return None
 
     def _fail(self, scheduled: ScheduledStep, error: BaseException, submitted: bool) -> BaseException:
@@ -326,6 +315,11 @@ class Engine:
                     sample.request.status, sample.request.blocks = Status.WAITING, []
             self._end(group, "error", error)
         return error
+
+    def _end_failed(self, failures: Iterable[tuple[Request, Exception]]) -> None:
+        """Ends requests, each by its own fault."""
+        for request, error in failures:
+            self._end(request.sample.group, "error", error, refused=isinstance(error, ValueError))
 
     def _end_rows(self, requests: list[Request], error: BaseException | str) -> None:
         for group in {request.sample.group: None for request in requests if request.status != Status.FINISHED}:

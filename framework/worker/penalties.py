@@ -26,6 +26,7 @@ class Penalties:
         self._num_prompt_tokens = np.zeros(num_seats, dtype=np.int64)
         self._min_tokens = np.zeros(num_seats, dtype=np.int64)
         self._penalized = np.zeros(num_seats, dtype=bool)
+        self._counted = np.zeros(num_seats, dtype=bool)
         self._masked = np.zeros(num_seats, dtype=bool)
         self._rows: _PenaltyRows | None = None
 
@@ -38,14 +39,8 @@ class Penalties:
         min_tokens = 0 if structured else params.min_tokens
         self._min_tokens[seat] = min_tokens
         self._masked[seat] = bool(params.allowed_token_ids or min_tokens or params.bad_words_token_ids)
-        self._penalized[seat] = bool(
-            self._masked[seat]
-            or structured
-            or params.logit_bias
-            or params.repetition_penalty != 1
-            or params.frequency_penalty
-            or params.presence_penalty
-        )
+        self._counted[seat] = bool(params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty)
+        self._penalized[seat] = bool(self._counted[seat] or self._masked[seat] or structured or params.logit_bias)
         if self._penalized[seat]:
             if self._rows is None:
                 self._rows = _PenaltyRows(self._num_seats, self._vocab_size, self._device)
@@ -67,10 +62,10 @@ class Penalties:
         self._apply_penalties(logits, seats, mask, *self._rows.tensors())
         return logits
 
-    def count(self, row_to_seat: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Adds a step's tokens int32 [R] to the counts of their seats, once ``apply`` has changed a logit of any."""
-        assert self._rows is not None
-        self._rows.count(row_to_seat, tokens)
+    def count(self, rows: SampleRows, tokens: torch.Tensor) -> None:
+        """Adds a step's tokens int32 [R] to the counts of their seats, if any of them has a penalty on what came before."""
+        if self._rows is not None and self._counted[rows.seats].any():
+            self._rows.count(rows.row_to_seat, tokens)
 
     def _bitmask(self, rows: SampleRows, masked: list[int]) -> torch.Tensor:
         """Allowed tokens per row, int32 [R, ceil(V/32)]: what the step's masks say, and in the rows ``masked`` also allowed ids,

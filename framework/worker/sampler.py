@@ -82,8 +82,7 @@ class Sampler:
         tokens = self._sample(
             final, rows.row_to_seat, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, rows.position
         )
-        if penalized is not None:
-            self._penalties.count(rows.row_to_seat, tokens)
+        self._penalties.count(rows, tokens)
         if raw is None or chosen is None:
             return tokens, None
         counts = self._full_counts(wanted[wants])

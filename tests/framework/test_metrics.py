@@ -158,4 +158,4 @@ def test_of_an_llm_they_agree_with_its_outputs() -> None:
 def test_every_metric_has_a_text() -> None:
     engine = make_engine()
     names = {metric.name for metric in engine_metrics(engine.metrics(), "m")}
-    assert names | {"kernelswap:kernel_info", "vllm:admission_rejections"} == set(TEXTS)
+    assert names | {"kernelswap:kernel_info", "kernelswap:structured_requests", "vllm:admission_rejections"} == set(TEXTS)

@@ -202,7 +202,7 @@ def test_stop_strings_allowed_tokens_and_bad_words_hold_beside_a_grammar() -> No
     assert_idle(shared_engine())
 
 
-def test_a_request_that_is_refused_or_fails_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_refused_or_fails_disturbs_nobody() -> None:
     running = engine()
     add = running.add_request
     add("refused", [400], params({"json": {"not": {}}}))
@@ -215,7 +215,7 @@ def test_a_request_that_is_refused_or_fails_disturbs_nobody(monkeypatch: pytest.
             done.update({output.request_id: output} if output.finished else {})
         for request, constraint in running._matchers._active.items():  # type: ignore[union-attr]
             if request.request_id == "1_fails":
-                monkeypatch.setattr(constraint.matcher, "accept", lambda token: 1 / 0)
+                constraint.matcher.error = ZeroDivisionError()
     assert done["refused"].refused and '"not"' in str(done["refused"].error)
     assert done["nothing"].refused and "no output fits it" in str(done["nothing"].error)
     assert not done["fails"].refused and str(done["fails"].error).startswith("ZeroDivisionError")
@@ -281,3 +281,12 @@ def test_the_offline_interface_raises_what_is_the_users_fault_as_such() -> None:
         llm.generate(["a", "b"], [params(None), bad], use_tqdm=False)
     (output,) = llm.generate(["a"], params({"choice": ["yes", "no"]}), use_tqdm=False)
     assert output.outputs[0].text in ("yes", "no")
+
+
+def test_the_library_that_held_a_request_is_told() -> None:
+    llm = LLM("tiny", num_gpu_blocks_override=100)
+    asked = [params(None), params({"regex": "[ab]{2}"}, n=2), params({"choice": ["a"]}), params({"grammar": 'root ::= "a"'})]
+    llm.generate(["a"] * 4, asked, use_tqdm=False)
+    assert llm.engine.metrics().structured == {"llguidance": 3, "xgrammar": 1}
+    told = {metric.labels["backend"]: metric for metric in llm.get_metrics() if metric.name == "kernelswap:structured_requests"}
+    assert set(told) == {"llguidance", "xgrammar"}
