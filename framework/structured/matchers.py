@@ -149,12 +149,14 @@ class _Constraint:
 
     def wanted(self, num_output_tokens: int) -> np.ndarray:
         """The mask without the stop tokens that the request does not want after so many tokens."""
-        assert self.mask is not None
         mask = self.mask
-        if num_output_tokens < self._most_held and any(mask.item(token // 32) >> token % 32 & 1 for token in self._held):
-            others = mask.copy()
-            set_bits(others, self._held, False)
-            return others if others.any() else mask
+        assert mask is not None
+        if num_output_tokens < self._most_held:
+            for token in self._held:
+                if mask.item(token // 32) >> token % 32 & 1:
+                    others = mask.copy()
+                    set_bits(others, self._held, False)
+                    return others if others.any() else mask
         return mask
 
 
