@@ -2,8 +2,8 @@
 
     python experiments/grammar_cost.py experiments/serving_results/grammar_tiny.csv --model tiny --temperature 1
 
-A batch is 32 requests that decode together; of each the lower quartile of its steps' times is taken, and of the processors' time in
-them; of those the median over the rounds. The engine runs in this process, on all processors; the machine should do nothing else.
+A batch is 32 requests that decode together; of each the lower quartile of its steps' times is taken, and of those the median over
+the rounds. The engine runs in this process, on all processors; the machine should do nothing else.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from framework.engine_process import SHORT_WAITS
 from framework.study.results import format_table
 
 NUM_REQUESTS, PROMPT_TOKENS = 32, 16
+TIMES = {"step_ms": time.perf_counter, "thread_cpu_ms": time.thread_time, "cpu_ms": time.process_time}
+"""Of a step: its time, the processors' in the engine's thread, and in all threads."""
 _LONG_TEXT = {"type": "string", "minLength": 200, "maxLength": 400}
 _ITEM = {
     "type": "object",
@@ -51,8 +53,8 @@ CONSTRAINTS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def step_ms(engine: Engine, constraint: dict[str, Any] | None, num_tokens: int, temperature: float) -> tuple[float, float]:
-    """Of the steps in which all requests decode: the lower quartiles of their times, and of the processors' in all threads."""
+def step_times(engine: Engine, constraint: dict[str, Any] | None, num_tokens: int, temperature: float) -> list[float]:
+    """Of the steps in which all requests decode: the lower quartiles of TIMES."""
     asked = None if constraint is None else StructuredOutputsParams(**constraint)
     for i in range(NUM_REQUESTS):
         params = SamplingParams(
@@ -61,12 +63,11 @@ def step_ms(engine: Engine, constraint: dict[str, Any] | None, num_tokens: int, 
         engine.add_request(str(i), TokensPrompt(prompt_token_ids=[300 + i] * PROMPT_TOKENS), params)
     times = []
     while engine.has_unfinished():
-        before, begun, cpu = engine.num_running, time.perf_counter(), time.process_time()
+        before, begun = engine.num_running, [clock() for clock in TIMES.values()]
         engine.step()
         if before == engine.num_running == NUM_REQUESTS:
-            times.append((time.perf_counter() - begun, time.process_time() - cpu))
-    quartiles = 1e3 * np.percentile(times, 25, axis=0)
-    return float(quartiles[0]), float(quartiles[1])
+            times.append([clock() - start for clock, start in zip(TIMES.values(), begun)])
+    return [round(1e3 * float(quartile), 4) for quartile in np.percentile(times, 25, axis=0)]
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -84,22 +85,22 @@ def main(given: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for number in range(-1, arguments.rounds):  # the first warms up
         for name, constraint in CONSTRAINTS.items():
-            step, cpu = step_ms(engine, constraint, arguments.tokens, arguments.temperature)
+            found = step_times(engine, constraint, arguments.tokens, arguments.temperature)
             if number >= 0:
-                rows.append({"round": number, "constraint": name, "step_ms": round(step, 4), "cpu_ms": round(cpu, 4)})
+                rows.append({"round": number, "constraint": name, **dict(zip(TIMES, found))})
     arguments.table.parent.mkdir(parents=True, exist_ok=True)
     with arguments.table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    medians = {
-        name: [median(row[key] for row in rows if row["constraint"] == name) for key in ("step_ms", "cpu_ms")]
-        for name in CONSTRAINTS
-    }
-    (step, cpu), lines = medians["none"], []
-    for name, (own_step, own_cpu) in medians.items():
-        lines.append([name, f"{own_step:.3f}", f"{own_step / step:.2f}", f"{own_cpu:.3f}", f"{own_cpu / cpu:.2f}"])
-    print(format_table([["constraint", "step (ms)", "ratio", "cpu (ms)", "ratio"], *lines]))
+    lines = []
+    for name in CONSTRAINTS:
+        line = [name]
+        for column in TIMES:
+            own, without = (median(row[column] for row in rows if row["constraint"] == one) for one in (name, "none"))
+            line += [f"{own:.3f}", f"{own / without:.2f}"]
+        lines.append(line)
+    print(format_table([["constraint", *(head for column in TIMES for head in (column, "ratio"))], *lines]))
 
 
 if __name__ == "__main__":

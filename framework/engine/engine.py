@@ -83,9 +83,9 @@ class Engine:
         check_tokens(given.token_ids, complete, self.executor.vocab_size)
         structured = complete.structured_outputs is not None
         if structured and self._matchers is None:
+            kind = self.config.executor.kind
             raise ValueError(
-                "structured_outputs needs a tokenizer, and an executor with logits: "
-                f"executor.kind={self.config.executor.kind} makes tokens up"
+                f"structured_outputs needs a tokenizer, and an executor with logits: executor.kind={kind} makes tokens up"
             )
         max_total = self.scheduler.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
@@ -219,11 +219,10 @@ class Engine:
     def _submit(self) -> BaseException | None:
         """Returns what a submission failed with."""
         while len(self.in_flight) < self.in_flight_steps:
+            if (failure := self._sample()) is not None:
+                return failure
             if not self._is_sampled:
-                if len(self.in_flight) > 1:
-                    break  # its masks need the tokens of the step before it
-                if (failure := self._sample()) is not None:
-                    return failure
+                break
             scheduled = self.scheduler.schedule(self.clock.now())
             waiting = self.scheduler.waiting
             unready, waiting.unready = waiting.unready, []
@@ -242,9 +241,10 @@ class Engine:
         return None
 
     def _sample(self) -> BaseException | None:
-        """The second phase of the only step in flight: what its masked rows may take is known once the tokens before it are, which
-        came while it was computed. Returns what it failed with."""
-        assert self._matchers is not None and len(self.in_flight) == 1
+        """The second phase of the youngest step in flight, if it is to come and can: what masked rows may take is known once the
+        tokens before them are, which come while the step is computed. Returns what it failed with."""
+        if self._matchers is None or self._is_sampled or len(self.in_flight) > 1:
+            return None
         self._is_sampled = True
         scheduled, handle = self.in_flight[0]
         try:
@@ -262,7 +262,7 @@ class Engine:
             waits_for_others = self.is_waiting or self._outputs or not self.scheduler.requests
             assert waits_for_others, "requests wait, and nothing can be scheduled"
             return None
-        if not self._is_sampled and len(self.in_flight) == 1 and (failure := self._sample()) is not None:
+        if (failure := self._sample()) is not None:
             return failure
         scheduled, handle = self.in_flight.popleft()
         try:
@@ -271,10 +271,9 @@ class Engine:
             return self._fail(scheduled, error, submitted=True)
         for row, text in output.failed.items():
             self._end_rows([scheduled.rows[row]], text)
-        committed = self.scheduler.commit(output)
+        committed, now_s = self.scheduler.commit(output), self.clock.now()
         if self._matchers is not None and self._matchers.num_active:
             self._matchers.accept(committed)
-        now_s = self.clock.now()
         stopped, failed = self.processor.process(committed, now_s, self._outputs)
         self._recorder.step(scheduled, committed)
         for request in stopped:
