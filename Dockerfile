@@ -5,7 +5,7 @@
 #   docker run --rm --shm-size 2g -p 8000:8000 kernelswap:cpu tiny --max-num-seqs 64
 #   docker run --rm --shm-size 2g -p 8000:8000 --gpus all -v kernelswap:/cache kernelswap:cuda Qwen/Qwen3-8B
 #
-# What follows the image's name are the arguments of `kernelswap serve`. /cache keeps models, compiled kernels and tuned tables.
+# What follows the image's name are the arguments of `kernelswap serve`. /cache, the home folder, keeps models, compiled kernels and tuned tables.
 # Another architecture: docker buildx build --platform linux/arm64 (a GPU there: Grace Hopper and the like).
 # Podman: the same words; `podman build --format docker` keeps the HEALTHCHECK, and GPUs are `--device nvidia.com/gpu=all`.
 # Shared memory: 64 MB, which containers get by default, are too little for torch's workers and for several GPUs: --shm-size.
@@ -37,7 +37,7 @@ COPY experiments /build/experiments
 RUN pip install --no-cache-dir /build && rm -rf /build
 
 RUN useradd --create-home --uid 1000 kernelswap && mkdir /cache && chown kernelswap /cache
-ENV HF_HOME=/cache/huggingface XDG_CACHE_HOME=/cache TRITON_CACHE_DIR=/cache/triton
+ENV HOME=/cache HF_HOME=/cache/huggingface XDG_CACHE_HOME=/cache TRITON_CACHE_DIR=/cache/triton
 USER kernelswap
 WORKDIR /home/kernelswap
 VOLUME /cache

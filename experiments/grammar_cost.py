@@ -9,7 +9,6 @@ the rounds. The engine runs in this process, on all processors; the machine shou
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 import time
@@ -26,7 +25,7 @@ from framework import Engine, SamplingParams, StructuredOutputsParams, TokensPro
 from framework.build import build_engine
 from framework.engine_args import engine_config
 from framework.engine_process import SHORT_WAITS
-from framework.study.results import format_table
+from framework.study.results import format_table, write_csv
 
 NUM_REQUESTS, PROMPT_TOKENS = 32, 16
 TIMES = {"step_ms": time.perf_counter, "thread_cpu_ms": time.thread_time, "cpu_ms": time.process_time}
@@ -88,11 +87,7 @@ def main(given: Sequence[str] | None = None) -> None:
             found = step_times(engine, constraint, arguments.tokens, arguments.temperature)
             if number >= 0:
                 rows.append({"round": number, "constraint": name, **dict(zip(TIMES, found))})
-    arguments.table.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.table, rows)
     lines = []
     for name in CONSTRAINTS:
         line = [name]

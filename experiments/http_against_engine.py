@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import json
 import os
 import random
@@ -30,7 +29,7 @@ import aiohttp
 from framework import AsyncEngine, RequestOutputKind, SamplingParams
 from framework.engine_args import engine_config
 from framework.engine_process import SHORT_WAITS
-from framework.study.results import format_table
+from framework.study.results import format_table, write_csv
 
 PROMPT_TOKENS = 32
 START_TIMEOUT_S = 300.0
@@ -123,11 +122,7 @@ def main(given: Sequence[str] | None = None) -> None:
         engine.shutdown()
         server.terminate()
         server.wait()
-    arguments.table.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.table, rows)
     columns = ("tokens_per_s", "reader_us", "server_us")
     ways = {way: [median(row[column] for row in rows if row["way"] == way) for column in columns] for way in ("engine", "http")}
     print(format_table([["way", *columns], *([way, *(f"{value:.4g}" for value in values)] for way, values in ways.items())]))

@@ -10,7 +10,6 @@ meet the same moods of the machine. Ratios are of the same round.
 
 from __future__ import annotations
 
-import csv
 import json
 import signal
 import statistics
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.peers.checkpoint import random_llama
 from framework.study.compose import hydra_version_base, register_schema
-from framework.study.results import format_table
+from framework.study.results import format_table, write_csv
 
 register_schema()
 
@@ -144,10 +143,7 @@ def main(config: DictConfig) -> None:
     """Measures, prints the table, writes every row."""
     folder = Path(config.work_dir)
     rows = measure(config, random_llama(folder, OmegaConf.to_object(config.model.architecture), config.seed))
-    with (folder / "rows.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "rows.csv", rows)
     print(f"{table(rows, list(config.engines))}\n\n{config.threads} threads; every round: {folder / 'rows.csv'}")
 
 

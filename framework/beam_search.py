@@ -14,22 +14,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .engine.inputs import EngineInput
-from .outputs import Logprob, RequestOutput
+from .outputs import LogprobsOnePosition, RequestOutput
 from .sampling_params import BeamSearchParams
 
 if TYPE_CHECKING:
     from .async_engine import AsyncEngine
     from .engine.request import FinishReason
 
-LogprobsOfToken = dict[int, Logprob]
-
 
 @dataclass
 class BeamSearchSequence:
-    """A beam. tokens: the prompt, too; logprobs: of those generated; text: of all tokens, empty without a tokenizer."""
+    """A beam. tokens: the prompt, too; logprobs: of those generated; text: of all tokens, None without a tokenizer."""
 
     tokens: list[int]
-    logprobs: list[LogprobsOfToken]
+    logprobs: list[LogprobsOnePosition]
     cum_logprob: float = 0.0
     text: str | None = None
     finish_reason: FinishReason | None = None
@@ -58,7 +56,7 @@ class BeamSearch:
         """What the engine is to continue by one token each."""
         return [EngineInput(beam.tokens, cache_salt=self._prompt.cache_salt) for beam in self.beams]
 
-    def advance(self, found: list[LogprobsOfToken]) -> None:
+    def advance(self, found: list[LogprobsOnePosition]) -> None:
         """found: of each beam, in order, the log-probabilities of its next tokens."""
         grown: list[tuple[float, int, int]] = []
         for index, (beam, logprobs) in enumerate(zip(self.beams, found)):
@@ -99,7 +97,7 @@ async def search_beams(engine: AsyncEngine, prompt: EngineInput, params: BeamSea
     """The best sequences of one prompt. Being cancelled aborts what runs. Raises as ``AsyncEngine.generate`` does."""
     search = BeamSearch(prompt, params, engine.inputs.eos_token_ids, engine.info.max_model_len)
 
-    async def step(beam: EngineInput) -> LogprobsOfToken:
+    async def step(beam: EngineInput) -> LogprobsOnePosition:
         async for output in engine.generate(beam, params.step_params, priority=priority):
             last = output
         return next_tokens(last)
@@ -114,7 +112,7 @@ async def search_beams(engine: AsyncEngine, prompt: EngineInput, params: BeamSea
     return search.best(engine.inputs.tokenizer)
 
 
-def next_tokens(output: RequestOutput) -> LogprobsOfToken:
+def next_tokens(output: RequestOutput) -> LogprobsOnePosition:
     """What a finished request of ``step_params`` found."""
     completion = output.outputs[0]
     if completion.finish_reason == "error" or not completion.logprobs:

@@ -115,7 +115,7 @@ def _metrics(found: EngineMetrics, labels: dict[str, str]) -> Iterator[Metric]:
         yield Counter("vllm:request_success", {**labels, "finished_reason": finish_reason}, total)
     for name, values in found.histograms.items():
         ends = [*(str(float(bound)) for bound in values.bounds), "+Inf"]
-        buckets = dict(zip(ends, accumulate(values.counts)))
+        buckets = dict(zip(ends, accumulate(values.counts.tolist())))
         yield Histogram(f"vllm:{name}", labels, buckets["+Inf"], values.total, buckets)
     yield Gauge("vllm:cache_config_info", {"engine": labels["engine"], **{k: str(v) for k, v in found.cache.items()}}, 1)
     for backend, total in found.structured.items():

@@ -16,6 +16,10 @@ class Logprob(NamedTuple):
     decoded_token: str | None = None
 
 
+LogprobsOnePosition = dict[int, Logprob]
+"""Token id -> its log-probability, of one position: the token's own comes first."""
+
+
 @dataclass(slots=True)
 class RequestMetrics:
     """Times of one request, in seconds of the engine's clock. With n > 1 the completions share one object.
@@ -55,7 +59,7 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None = None
-    logprobs: list[dict[int, Logprob]] | None = None
+    logprobs: list[LogprobsOnePosition] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
 
@@ -80,7 +84,7 @@ class RequestOutput:
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
-    prompt_logprobs: list[dict[int, Logprob] | None] | None
+    prompt_logprobs: list[LogprobsOnePosition | None] | None
     outputs: list[CompletionOutput]
     finished: bool
     num_cached_tokens: int | None = None

@@ -142,6 +142,8 @@ class SamplingParams:
             _require(self.n == 1, "n", self.n, "1 when temperature is 0: greedy completions would all be the same")
         if self.seed == -1:
             self.seed = None
+        if self.top_k == -1:
+            self.top_k = 0
         self._validate_text()
         self._validate_tokens()
         if self.structured_outputs is not None:

@@ -13,6 +13,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before OpenMP is loaded: seve
 INTERPRET = Path(__file__).parent / "triton_kernels" / "interpret"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-installs", action="store_true", help="tests that install gigabytes, over the network, run too")
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Interpreter tests are collected only where the interpreter is on; test_interpreter.py starts such a session."""
     if os.environ.get("TRITON_INTERPRET") == "1":

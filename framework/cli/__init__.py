@@ -3,19 +3,18 @@ function from the parsed arguments to an exit code."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+
+from .flags import Parser
 
 SUBCOMMANDS = ("serve", "bench_serve", "kernels", "collect", "plot", "report", "quantize", "calibrate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``kernelswap``. Returns 0, 1 when a check failed, or 2 when what was asked cannot be done."""
-    parser = argparse.ArgumentParser(
-        prog="kernelswap", description="Swap a kernel, run the same serving workload again, read off what changed."
-    )
+    parser = Parser(prog="kernelswap", description="Swap a kernel, run the same serving workload again, read off what changed.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in SUBCOMMANDS:
         importlib.import_module(f".{name}", __name__).add_parser(subparsers)

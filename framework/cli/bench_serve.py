@@ -13,7 +13,7 @@ from ..study.metrics import PERCENTILES, SLOConfig
 from ..study.workload import SamplingConfig, WorkloadConfig
 from ..study.workload.prompts import SOURCES
 from ..study.workload.traces import FORMATS
-from .flags import json_object
+from .flags import JSON
 
 if TYPE_CHECKING:
     from ..study.compose import LoadConfig
@@ -57,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--ignore-eos", action="store_true", help="answers are as long as they may be")
     for name, value in vars(SamplingConfig()).items():
         with_default("--" + name.replace("_", "-"), value, "sampling parameter", metavar="X")
-    add("--extra-body", type=json_object, default={}, metavar="JSON", help="further fields of every request")
+    add("--extra-body", **JSON, default={}, help="further fields of every request")
     add("--goodput", nargs="+", default=[], metavar="NAME:MS", help=f"objectives, of {', '.join(OBJECTIVES)}")
     with_default("--percentile-metrics", "ttft,tpot,itl", "latencies to print, of ttft, tpot, itl, e2el", metavar="NAME,...")
     with_default("--metric-percentiles", "99", "percentiles to print", metavar="P,...")

@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the calibration, if one is made, and prints its errors: on shapes that were left out, or of --check."""
-    from ..study.calibration.checking import as_text, write_csv
+    from ..study.calibration.checking import as_text, write_errors
     from ..study.calibration.tables import read_tables
 
     if arguments.check != (arguments.calibration is not None) or arguments.check == (arguments.out is not None):
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     errors, summary = _check(tables, arguments.calibration) if arguments.check else _make(tables, arguments)
     print(f"{as_text(errors)}\n\n{summary}")
     if arguments.errors is not None:
-        write_csv(errors, arguments.errors)
+        write_errors(errors, arguments.errors)
     return 0
 
 

@@ -1,4 +1,5 @@
-"""Flags out of a signature: one per parameter of a function or field of a dataclass, with the help of its docstring."""
+"""Flags out of a signature: one per parameter of a function or field of a dataclass, with the help of its docstring; and keys of
+those that take mappings as flags of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import argparse
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -32,7 +34,7 @@ def arguments_of(owner: Callable[..., Any]) -> list[Argument]:
 
 def add_flags(parser: argparse.ArgumentParser, title: str, owner: Callable[..., Any]) -> None:
     """A group of flags, which leave nothing behind unless they are given: booleans as --x and --no-x, mappings to text as KEY=VALUE
-    (may be repeated), other mappings as JSON, sequences as one value or several (may be repeated)."""
+    (may be repeated), other mappings as JSON (likewise), sequences as one value or several (likewise)."""
     group = parser.add_argument_group(title)
     for argument in arguments_of(owner):
         flag, text = "--" + argument.name.replace("_", "-"), (argument.text + _shown(argument.default)).replace("%", "%%")
@@ -43,6 +45,31 @@ def given(namespace: argparse.Namespace, owner: Callable[..., Any]) -> dict[str,
     """What flags were given of the arguments of ``owner``."""
     names = {argument.name for argument in arguments_of(owner)}
     return {name: value for name, value in vars(namespace).items() if name in names}
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes ``--name.key VALUE`` and ``--name.key=VALUE``, too, for every flag that takes a mapping; a key of a key follows another
+    dot. A value is JSON, or text where it is none."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        return super().parse_known_args(list(self._undotted(sys.argv[1:] if args is None else args)), namespace)
+
+    def _undotted(self, words: Sequence[str]) -> Iterator[str]:
+        rest = iter(words)
+        for word in rest:
+            dotted = re.fullmatch(r"(--[\w-]+)\.([^=]+)(?:=(.*))?", word, re.DOTALL)
+            action = self._option_string_actions.get(dotted[1]) if dotted else None
+            if dotted is None or action is None:
+                yield word
+                continue
+            flag, keys, value = dotted.groups()
+            if not isinstance(action, _Gathered):
+                self.error(f"argument {flag}.{keys}: {flag} takes no keys")
+            if not all(keys.split(".")):
+                self.error(f"argument {flag}.{keys}: a key is empty")
+            if value is None and (value := next(rest, "--")).startswith("--"):
+                self.error(f"argument {flag}.{keys}: expected one value")
+            yield from (flag, action.value_of(keys, value))
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -61,10 +88,8 @@ def _reading(argument: Argument) -> dict[str, Any]:
     kind, inner = get_origin(argument.kind) or argument.kind, get_args(argument.kind)
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if issubclass(kind, Mapping) and inner[1] is str:
-        return {"action": _Pairs, "type": _pair, "metavar": "KEY=VALUE"}
     if issubclass(kind, Mapping):
-        return {"type": json_object, "metavar": "JSON"}
+        return PAIRS if inner[1] is str else JSON
     if issubclass(kind, Sequence) and kind is not str:
         return {"action": "extend", "nargs": "+", "type": inner[0], "metavar": argument.name.upper()}
     assert kind in (str, int, float), f"{argument.name}: no flag can give a {kind}"
@@ -91,15 +116,44 @@ def _shown(default: Any) -> str:
     return f" (default: {default})" if isinstance(default, str | int | float) else ""
 
 
-class _Pairs(argparse.Action):
-    """Gathers pairs in a dictionary."""
+class _Gathered(argparse.Action):
+    """Gathers in one dictionary what a repeated flag gives."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, option: str | None = None) -> None:
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), value[0]: value[1]})
+        setattr(namespace, self.dest, _merged(getattr(namespace, self.dest, {}), value))
+
+    @staticmethod
+    def value_of(keys: str, value: str) -> str:
+        """What gives the flag this value alone."""
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = value
+        for key in reversed(keys.split(".")):
+            found = {key: found}
+        return json.dumps(found)
 
 
-def _pair(text: str) -> tuple[str, str]:
+class _Pairs(_Gathered):
+    """Of KEY=VALUE."""
+
+    @staticmethod
+    def value_of(keys: str, value: str) -> str:
+        return f"{keys}={value}"
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """With the keys of both, in mappings below, too."""
+    common = [key for key in old.keys() & new.keys() if isinstance(old[key], dict) and isinstance(new[key], dict)]
+    return {**old, **new, **{key: _merged(old[key], new[key]) for key in common}}
+
+
+def _pair(text: str) -> dict[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals and value):
         raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE")
-    return key, value
+    return {key: value}
+
+
+PAIRS: dict[str, Any] = {"action": _Pairs, "type": _pair, "metavar": "KEY=VALUE"}
+JSON: dict[str, Any] = {"action": _Gathered, "type": json_object, "metavar": "JSON"}

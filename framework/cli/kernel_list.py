@@ -54,14 +54,14 @@ def _spec(op: Op) -> Spec:
     """Of a layer that calls the op on the device at hand: of the op's first case, if it has one."""
     import torch
 
-    from triton_kernels.lab import conformance
+    from triton_kernels.lab import calls
     from triton_kernels.spec import Spec, device_arch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if not op.cases:
         return Spec(device.type, device_arch(device), dtype)
-    return conformance.make_spec(op, conformance.make_args(op, op.cases[0], dtype, device), dtype, device)
+    return calls.make_spec(op, calls.make_args(op, op.cases[0], dtype, device), dtype, device)
 
 
 def _promises(impl: Impl) -> list[str]:

@@ -4,6 +4,7 @@ time."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -22,9 +23,17 @@ _UP_TO_1_S = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.3, 0.5, 0.8, 1)
 _REQUEST_S = (*_BELOW_10_MS, *_UP_TO_1_S, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
 _FEW = (0, 1, 2, 5, 10, 20, 50, 100)
+_PARTS = ("queue", "inference", "prefill", "decode")
+_LENGTHS = (
+    "request_prompt_tokens",
+    "request_generation_tokens",
+    "request_params_max_tokens",
+    "request_prefill_kv_computed_tokens",
+    "request_max_num_generation_tokens",
+)
 
 
-class Histogram:
+class Buckets:
     """How many values fell where. bounds: inclusive upper ends of the buckets; counts: per bucket, and of what is above all."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -36,15 +45,6 @@ class Histogram:
         """values: any number of them."""
         self.counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
         self.total += float(values.sum())
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """A histogram as it was at some time."""
-
-    bounds: tuple[float, ...]
-    counts: list[int]
-    total: float
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Recorder:
             "request_params_n": (1, 2, 5, 10, 20),
             "request_num_preemptions": _FEW,
         }
-        self._histograms = {name: Histogram(ends) for name, ends in bounds.items()}
+        self._histograms = {name: Buckets(ends) for name, ends in bounds.items()}
         self.finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
         self.corrupted = 0
         self._first_s: list[float] = []
@@ -163,7 +163,7 @@ class Recorder:
         for request in running:
             self._take_times(request)
         self._fold()
-        return {name: Buckets(h.bounds, h.counts.tolist(), h.total) for name, h in self._histograms.items()}
+        return deepcopy(self._histograms)
 
     def _take_times(self, request: Request) -> None:
         """Of the tokens that were not taken yet."""
@@ -195,13 +195,3 @@ class Recorder:
         for name, values in new.items():
             self._histograms[name].add(np.asarray(values, dtype=np.float64))
         self._first_s, self._step_tokens, self._gaps, self._ended, self._groups = [], [], [], [], []
-
-
-_PARTS = ("queue", "inference", "prefill", "decode")
-_LENGTHS = (
-    "request_prompt_tokens",
-    "request_generation_tokens",
-    "request_params_max_tokens",
-    "request_prefill_kv_computed_tokens",
-    "request_max_num_generation_tokens",
-)

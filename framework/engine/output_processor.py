@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
-from ..outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from ..outputs import CompletionOutput, Logprob, LogprobsOnePosition, RequestMetrics, RequestOutput
 from ..sampling_params import RequestOutputKind, SamplingParams
 from .detokenizer import Detokenizer, TokenTexts, make_stop_strings
 from .metrics import Recorder
@@ -36,7 +36,7 @@ class RequestGroup:
         self.request_id, self.prompt, self.prompt_token_ids = request_id, prompt, prompt_token_ids
         self.kind = params.output_kind
         self.metrics = RequestMetrics(arrival_s)
-        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None if params.prompt_logprobs is None else [None]
+        self.prompt_logprobs: list[LogprobsOnePosition | None] | None = None if params.prompt_logprobs is None else [None]
         self.prompt_logprobs_told = False
         self.samples: list[Sample] = []
         self.changed: list[CompletionOutput] = []
@@ -66,7 +66,7 @@ class RequestGroup:
         """The request with all its completions so far."""
         return self.output([sample.everything() for sample in self.samples])
 
-    def _prompt_logprobs_now(self) -> list[dict[int, Logprob] | None] | None:
+    def _prompt_logprobs_now(self) -> list[LogprobsOnePosition | None] | None:
         """All at once; deltas tell them once."""
         assert self.prompt_logprobs is not None
         if len(self.prompt_logprobs) < len(self.prompt_token_ids) or self.prompt_logprobs_told:
@@ -102,7 +102,7 @@ class Sample:
             self.detokenizer = texts.detokenizer(params.skip_special_tokens, params.spaces_between_special_tokens)
         self.stop_strings = make_stop_strings(params)
         self.pieces: list[str] = []
-        self.logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
+        self.logprobs: list[LogprobsOnePosition] | None = None if params.logprobs is None else []
         self.cumulative_logprob = 0.0
         self.times: list[float] = []
         self.num_timed = 0
@@ -298,7 +298,7 @@ class OutputProcessor:
         known += [_logprobs(entry, self.texts) for entry in entries[len(known) - 1 - first :]]  # a resumed prompt comes again
 
 
-def _logprobs(found: TokenLogprobs, texts: TokenTexts | None) -> dict[int, Logprob]:
+def _logprobs(found: TokenLogprobs, texts: TokenTexts | None) -> LogprobsOnePosition:
     ranked = [(found.token_id, found.logprob, found.rank)]
     ranked += [
         (token, logprob, rank)

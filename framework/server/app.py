@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import socket
+from functools import partial
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,6 +19,7 @@ from ..engine_process import SHORT_WAITS
 from . import chat, completions, errors, live, metrics, models, operations, responses, sagemaker, tokenization
 from .auth import Authentication
 from .config import ServerConfig
+from .connection import Connection
 from .limits import BodyLimits
 from .serving import Serving
 
@@ -43,6 +46,7 @@ def build_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
 def build_server(engine: AsyncEngine, config: ServerConfig) -> uvicorn.Server:
     """The HTTP server of the application: ``run(sockets=[...])`` serves until a signal, or until ``should_exit`` is set, then lets
     running requests end."""
+    connection: Any = partial(Connection, head_timeout_s=config.head_timeout_s, send_timeout_s=config.send_timeout_s)
     settings = uvicorn.Config(
         build_app(engine, config),
         log_level=config.log_level,
@@ -51,6 +55,8 @@ def build_server(engine: AsyncEngine, config: ServerConfig) -> uvicorn.Server:
         timeout_keep_alive=int(config.keep_alive_s),
         timeout_graceful_shutdown=config.drain_timeout_s,  # type: ignore[arg-type]  # fractions do, too
         lifespan="off",
+        http=connection,
+        ws="none",
     )
     return uvicorn.Server(settings)
 

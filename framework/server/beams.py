@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import fields
 
 from ..async_engine import AsyncEngine
 from ..beam_search import BeamSearchSequence, search_beams
@@ -12,22 +13,33 @@ from ..sampling_params import BeamSearchParams, SamplingParams
 from .errors import APIError
 from .protocol.common import GenerationBody
 
-_WITHOUT = ("stop", "stop_token_ids", "prompt_logprobs", "logit_bias", "allowed_token_ids", "bad_words", "structured_outputs")
-"""Parameters that beams do not have."""
+_TAKEN = {
+    "n",
+    "max_tokens",
+    "temperature",
+    "seed",
+    "ignore_eos",
+    "logprobs",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+    "output_kind",
+}
+"""Parameters that beams have, or that change nothing of them: their search is no sampling."""
 
 
-def beam_params(body: GenerationBody, params: SamplingParams, max_model_len: int) -> BeamSearchParams | None:
+def beam_params(engine: AsyncEngine, body: GenerationBody, params: SamplingParams) -> BeamSearchParams | None:
     """What ``use_beam_search`` asks for, None without it. Raises ValueError or APIError for what beams cannot do."""
     if not body.use_beam_search:
         return None
     if body.stream:
         raise APIError(400, "beams are known at their end: `use_beam_search` takes no `stream`", "stream")
-    for name in _WITHOUT:
-        if getattr(params, name) not in (None, [], {}):  # no log-probabilities but the token's own are some, too
+    defaults = SamplingParams(), engine.inputs.default_params()
+    for name in (field.name for field in fields(params) if field.name not in _TAKEN):
+        if getattr(params, name) not in ([], {}, *(getattr(default, name) for default in defaults)):
             raise APIError(400, f"beam search has no `{name}`: leave it out", name)
     return BeamSearchParams(
         params.n,
-        params.max_tokens or max_model_len,
+        params.max_tokens or engine.info.max_model_len,
         params.ignore_eos,
         length_penalty=1.0 if body.length_penalty is None else body.length_penalty,
         include_stop_str_in_output=params.include_stop_str_in_output,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,18 +10,19 @@ from fastapi import APIRouter, Request, Response
 from ..engine.inputs import EngineInput
 from ..outputs import CompletionOutput
 from ..sampling_params import RequestOutputKind
-from .beams import beam_params
 from .chat_template import render
+from .config import ServerConfig
 from .errors import APIError
+from .generation import Generation
 from .logprobs import chat_logprobs, prompt_logprobs
 from .message import MessageBuilder, delta_fields, read
 from .message_format import MessageFormat, message_format
 from .parsing import MessageParser
 from .protocol.chat import ChatAnswer, ChatBody
 from .protocol.common import ERRORS, STREAM
-from .sampling import refuse, request_id, request_priority, sampling_params, structured_outputs, truncation, usage_chunks
+from .sampling import refuse, sampling_params, structured_outputs
 from .serving import Serving
-from .sse import ChunkWriter, event_stream, json_response, until_disconnect
+from .sse import ChunkWriter, respond
 
 router = APIRouter()
 _UNAVAILABLE = ("mm_processor_kwargs", "functions", "audio")
@@ -32,65 +31,42 @@ _UNAVAILABLE = ("mm_processor_kwargs", "functions", "audio")
 @router.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatAnswer, "content": STREAM}, **ERRORS})
 async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     """Goes on with a conversation."""
-    chat = Chat(request.app.state.serving, body, request)
-    if body.stream:
-        return await event_stream(request, chat.chunks())
-    return json_response(await until_disconnect(request.receive, chat.whole()))
+    return await respond(request, Chat(request.app.state.serving, body, request), body.stream)
 
 
-class Chat:
-    """One request on its way to its answer."""
+class Chat(Generation):
+    """The next message of a conversation, n times."""
+
+    body: ChatBody
 
     def __init__(self, serving: Serving, body: ChatBody, request: Request) -> None:
         refuse(body, _UNAVAILABLE)
-        self.serving, self.body = serving, body
         self.num_top = body.top_logprobs or 0
         if self.num_top and not body.logprobs:
             raise APIError(400, "when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
-        self.format = self._format()
-        self.max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        self.params = sampling_params(
+        self.format = _take_format(serving.config, body)
+        max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+        params = sampling_params(
             serving,
             body,
-            max_tokens=self.max_tokens if self.max_tokens is not None else serving.engine.inputs.max_new_tokens,
+            max_tokens=max_tokens if max_tokens is not None else serving.engine.inputs.max_new_tokens,
             logprobs=self.num_top if body.logprobs else None,
             prompt_logprobs=body.prompt_logprobs,
         )
         if self.format.reasoning is not None:
-            self.params.output_kind = RequestOutputKind.DELTA  # tokens of the reasoning are counted as they come
+            params.output_kind = RequestOutputKind.DELTA  # tokens of the reasoning are counted as they come
         if self.format.tags & serving.special_tokens:
-            self.params.skip_special_tokens = False
-        self.as_token_ids = bool(body.return_tokens_as_token_ids or serving.config.return_tokens_as_token_ids)
-        self.beams = beam_params(body, self.params, serving.engine.info.max_model_len)
-        self.priority = request_priority(body, request)
+            params.skip_special_tokens = False
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        super().__init__(serving, body, request, params, max_tokens, id_prefix="chatcmpl", kind=kind)
         self.role = "assistant" if body.add_generation_prompt or not body.messages else body.messages[-1].role
-        self.common: dict[str, Any] = {
-            "id": f"chatcmpl-{request_id(body, request)}",
-            "object": "chat.completion.chunk" if body.stream else "chat.completion",
-            "created": int(time.time()),
-            "model": serving.model_name(body.model),
-        }
-
-    def _format(self) -> MessageFormat:
-        body, config = self.body, self.serving.config
-        found = message_format(
-            body.tools or (),
-            body.tool_choice,
-            parallel=body.parallel_tool_calls is not False,
-            auto_parser=config.tool_call_parser if config.enable_auto_tool_choice else None,
-            reasoning_parser=config.reasoning_parser,
-            is_constrained=structured_outputs(body) is not None,
-        )
-        if found.schema is not None:  # the call that was asked for takes the place of any other form
-            body.response_format, body.structured_outputs = None, {"json": found.schema}
-        return found
 
     async def whole(self) -> dict[str, Any]:
         """The answer."""
         with self.serving.admit(self.params.n):
             prompt = await self.prompt()
             messages = [MessageBuilder(self.format.parser(prompt.text or "")) for _ in range(self.params.n)]
-            async with aclosing(self.serving.outputs([prompt], self.params, self.priority, self.beams)) as found:
+            async with self.outputs([prompt]) as found:
                 async for _, output in found:
                     for completion in output.outputs:
                         messages[completion.index].add(completion)
@@ -110,13 +86,13 @@ class Chat:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The answer, as it comes."""
-        include_usage, continuous = usage_chunks(self.serving, self.body)
+        include_usage, continuous = self.usage_chunks()
         writer = ChunkWriter(self.common, self.serving.fingerprint)
         num_tokens, num_cached = [0] * self.params.n, 0
         with self.serving.admit(self.params.n):
             prompt = await self.prompt()
             parsers = [self.format.parser(prompt.text or "") for _ in range(self.params.n)]
-            async with aclosing(self.serving.outputs([prompt], self.params, self.priority, self.beams)) as found:
+            async with self.outputs([prompt]) as found:
                 started = False
                 async for _, output in found:
                     num_cached = output.num_cached_tokens or 0
@@ -165,15 +141,17 @@ class Chat:
 
     def _told(self, choice: dict[str, Any], completion: CompletionOutput, parser: MessageParser) -> dict[str, Any]:
         """The choice with what stands beside its message."""
-        choice["logprobs"] = None
-        if completion.logprobs is not None:
-            choice["logprobs"] = chat_logprobs(completion.token_ids, completion.logprobs, self.num_top, self.as_token_ids)
+        choice["logprobs"] = None if completion.logprobs is None else {"content": self.logprobs(completion)}
         choice["finish_reason"], choice["stop_reason"] = completion.finish_reason, completion.stop_reason
         if completion.finish_reason == "stop" and parser.num_calls and not self.format.is_named:  # as OpenAI has it
             choice["finish_reason"] = "tool_calls"
         if self.body.return_token_ids:
             choice["token_ids"] = completion.token_ids
         return choice
+
+    def logprobs(self, completion: CompletionOutput) -> list[dict[str, Any]]:
+        """An entry for every token, if they were asked for."""
+        return chat_logprobs(completion.token_ids, completion.logprobs or (), self.num_top, self.as_token_ids)
 
     def _echo(self) -> str:
         """The last message, where the answer goes on with it."""
@@ -186,15 +164,29 @@ class Chat:
     async def prompt(self) -> EngineInput:
         """The conversation as the engine takes it. Raises APIError if it cannot."""
 
-        def tokenize() -> EngineInput:
+        def tokenize() -> list[EngineInput]:
             text = self.serving.check_text(render(self.serving, self.body))
             token_ids = self.serving.engine.inputs.encode(text, self.body.add_special_tokens)
-            return EngineInput(token_ids[truncation(self.serving, self.body, self.max_tokens)], text, self.body.cache_salt)
+            return [EngineInput(token_ids[self.kept()], text, self.body.cache_salt)]
 
-        prompt = await self.serving.tokenizing(tokenize)
-        self.serving.check_input(prompt, self.max_tokens)
+        (prompt,) = await self.tokenized(tokenize)
         return prompt
 
     def _usage(self, prompt: EngineInput, num_completion: int, num_cached: int, parsers: Iterable[MessageParser]) -> dict[str, Any]:
         reasoning = None if self.format.reasoning is None else sum(parser.num_reasoning_tokens for parser in parsers)
         return self.serving.usage(len(prompt.token_ids), num_completion, num_cached, reasoning)
+
+
+def _take_format(config: ServerConfig, body: ChatBody) -> MessageFormat:
+    """The format that the body asks for. The call that it may ask for takes the place of any other form."""
+    found = message_format(
+        body.tools or (),
+        body.tool_choice,
+        parallel=body.parallel_tool_calls is not False,
+        auto_parser=config.tool_call_parser if config.enable_auto_tool_choice else None,
+        reasoning_parser=config.reasoning_parser,
+        is_constrained=structured_outputs(body) is not None,
+    )
+    if found.schema is not None:
+        body.response_format, body.structured_outputs = None, {"json": found.schema}
+    return found

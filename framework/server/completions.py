@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from ..engine.inputs import EngineInput
 from ..outputs import CompletionOutput, RequestOutput
-from .beams import beam_params
 from .errors import APIError
+from .generation import Generation
 from .logprobs import completion_logprobs, prompt_logprobs
 from .protocol.common import ERRORS, STREAM
 from .protocol.completions import CompletionAnswer, CompletionBody
-from .sampling import refuse, request_id, request_priority, sampling_params, truncation, usage_chunks
+from .sampling import refuse, sampling_params
 from .serving import Serving
-from .sse import ChunkWriter, event_stream, json_response, until_disconnect
+from .sse import ChunkWriter, respond
 
 router = APIRouter()
 
@@ -26,39 +24,29 @@ router = APIRouter()
 @router.post("/v1/completions", response_model=None, responses={200: {"model": CompletionAnswer, "content": STREAM}, **ERRORS})
 async def create_completion(body: CompletionBody, request: Request) -> Response:
     """Completes one prompt or several, n times each."""
-    completion = Completion(request.app.state.serving, body, request)
-    if body.stream:
-        return await event_stream(request, completion.chunks())
-    return json_response(await until_disconnect(request.receive, completion.whole()))
+    return await respond(request, Completion(request.app.state.serving, body, request), body.stream)
 
 
-class Completion:
-    """One request on its way to its answer."""
+class Completion(Generation):
+    """Of one prompt or several, n times each."""
+
+    body: CompletionBody
 
     def __init__(self, serving: Serving, body: CompletionBody, request: Request) -> None:
         refuse(body, ("suffix", "prompt_embeds"))
-        self.serving, self.body = serving, body
         self.echo_only = bool(body.echo) and body.max_tokens == 0
-        self.max_tokens = 1 if self.echo_only else body.max_tokens
+        max_tokens = 1 if self.echo_only else body.max_tokens
         of_prompt = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
-        self.params = sampling_params(serving, body, max_tokens=self.max_tokens, logprobs=body.logprobs, prompt_logprobs=of_prompt)
-        self.as_token_ids = bool(body.return_tokens_as_token_ids or serving.config.return_tokens_as_token_ids)
-        self.beams = beam_params(body, self.params, serving.engine.info.max_model_len)
-        self.priority = request_priority(body, request)
+        params = sampling_params(serving, body, max_tokens=max_tokens, logprobs=body.logprobs, prompt_logprobs=of_prompt)
+        super().__init__(serving, body, request, params, max_tokens, id_prefix="cmpl", kind="text_completion")
         self.texts = _listed_prompts(body, serving.config.max_num_prompts)
-        self.common: dict[str, Any] = {
-            "id": f"cmpl-{request_id(body, request)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": serving.model_name(body.model),
-        }
 
     async def whole(self) -> dict[str, Any]:
         """The answer."""
         with self.serving.admit(len(self.texts) * self.params.n):
             prompts = await self._prompts()
             outputs: dict[int, RequestOutput] = {}
-            async with aclosing(self.serving.outputs(prompts, self.params, self.priority, self.beams)) as found:
+            async with self.outputs(prompts) as found:
                 async for index, output in found:
                     outputs[index] = output
         choices: list[dict[str, Any]] = []
@@ -81,14 +69,14 @@ class Completion:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The answer, as it comes."""
-        include_usage, continuous = usage_chunks(self.serving, self.body)
+        include_usage, continuous = self.usage_chunks()
         writer = ChunkWriter(self.common, self.serving.fingerprint)
         with self.serving.admit(len(self.texts) * self.params.n):
             prompts = await self._prompts()
             states = [[_Choice(self, prompt, i) for _ in range(self.params.n)] for i, prompt in enumerate(prompts)]
             found_logprobs: list[Any] = [None] * len(prompts)
             cached = [0] * len(prompts)
-            async with aclosing(self.serving.outputs(prompts, self.params, self.priority, self.beams)) as found:
+            async with self.outputs(prompts) as found:
                 async for index, output in found:
                     found_logprobs[index] = output.prompt_logprobs or found_logprobs[index]
                     cached[index] = output.num_cached_tokens or 0
@@ -98,7 +86,7 @@ class Completion:
                         choice = state.choice(completion, found_logprobs[index])
                         num_prompt = len(prompts[index].token_ids)
                         told = self.serving.usage(num_prompt, state.num_tokens, cached[index]) if continuous else None
-                        written.append(writer.chunk([choice], told, last=completion.finish_reason is not None))
+                        written.append(writer.chunk([choice], told, last=completion.finished()))
                     yield b"".join(written)
         if include_usage:
             num_prompt = sum(len(prompt.token_ids) for prompt in prompts)
@@ -107,25 +95,22 @@ class Completion:
 
     async def _prompts(self) -> list[EngineInput]:
         inputs, body = self.serving.engine.inputs, self.body
-        cut = truncation(self.serving, body, self.max_tokens)
+        kept = self.kept()
 
         def tokenize() -> list[EngineInput]:
             found = []
             for given in self.texts:
                 if isinstance(given, str):
-                    token_ids = inputs.encode(self.serving.check_text(given), body.add_special_tokens)[cut]
+                    token_ids = inputs.encode(self.serving.check_text(given), body.add_special_tokens)[kept]
                     text: str | None = given if body.truncate_prompt_tokens is None else inputs.decode(token_ids)
                 else:
-                    token_ids, text = given[cut], None
+                    token_ids, text = given[kept], None
                     if body.echo:
                         text = inputs.decode(token_ids)
                 found.append(EngineInput(token_ids, text, body.cache_salt))
             return found
 
-        prompts = await self.serving.tokenizing(tokenize)
-        for prompt in prompts:
-            self.serving.check_input(prompt, self.max_tokens)
-        return prompts
+        return await self.tokenized(tokenize)
 
 
 class _Choice:

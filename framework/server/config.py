@@ -30,11 +30,15 @@ class ServerConfig:
     return_tokens_as_token_ids    log-probabilities name tokens as token_id:N
     max_num_queued_reqs  completions that may wait beyond the engine's max_num_seqs; more are refused with 503
     max_body_bytes       longest request body
+    head_timeout_s       longest time that the head of a request may take to arrive
     body_timeout_s       longest time that a body may take to arrive
+    send_timeout_s       longest time that a client may read nothing of an answer
     max_n                most completions per prompt
     max_num_prompts      most prompts per request
     max_num_stop         most stop strings per request
     max_stop_length      most characters of all stop strings of a request together
+    max_num_bad_words    most bad words per request
+    max_bad_words_length most characters of all bad words of a request together
     drain_timeout_s      how long running requests may take to end after SIGTERM
     keep_alive_s         how long an idle connection is kept
     log_level            critical, error, warning, info, debug or trace
@@ -54,11 +58,15 @@ class ServerConfig:
     return_tokens_as_token_ids: bool = False
     max_num_queued_reqs: int = 2048
     max_body_bytes: int = 8 * 2**20
+    head_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
+    send_timeout_s: float = 60.0
     max_n: int = 128
     max_num_prompts: int = 1024
     max_num_stop: int = 64
     max_stop_length: int = 8192
+    max_num_bad_words: int = 1024
+    max_bad_words_length: int = 16384
     drain_timeout_s: float = 30.0
     keep_alive_s: float = 5.0
     log_level: str = "info"
@@ -68,7 +76,8 @@ class ServerConfig:
         check_types(self)
         require(0 <= self.port < 2**16, "port", self.port, "from 0 to 65535")
         require(self.max_num_queued_reqs >= 0, "max_num_queued_reqs", self.max_num_queued_reqs, "0 or more")
-        for name in ("max_body_bytes", "body_timeout_s", "max_n", "max_num_prompts", "max_num_stop", "max_stop_length"):
+        timeouts = ("head_timeout_s", "body_timeout_s", "send_timeout_s")
+        for name in (*timeouts, *(name for name in vars(self) if name.startswith("max_") and name != "max_num_queued_reqs")):
             require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("drain_timeout_s", "keep_alive_s"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,6 +21,8 @@ MAX_LISTED = 10
 """Faults of one body that are told."""
 MAX_INPUT = 200
 """Characters of a faulty value that are told."""
+MAX_MESSAGE = 2500
+"""Characters of a message: what it quotes may have megabytes."""
 
 _TYPES = {
     400: "BadRequestError",
@@ -42,6 +46,7 @@ class APIError(Exception):
         kind: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = _cut(message, MAX_MESSAGE)
         super().__init__(message)
         self.status, self.message, self.param, self.headers = status, message, param, headers
         self.kind = kind or _TYPES.get(status) or HTTPStatus(status).phrase
@@ -98,8 +103,24 @@ def _place(fault: Mapping[str, Any]) -> str:
 def _input(fault: Mapping[str, Any]) -> str:
     if fault["type"] in ("missing", "json_invalid"):
         return ""
-    shown = str(fault.get("input"))
-    return f" (found {shown[:MAX_INPUT]}{'...' if len(shown) > MAX_INPUT else ''})"
+    return f" (found {shown(fault.get('input'))})"
+
+
+def shown(value: Any) -> str:
+    """Text as it is, other values as Python has them, in part, at no more cost than what is told of them."""
+    return _cut(value if isinstance(value, str) else _SHORT.repr(value), MAX_INPUT)
+
+
+class _Short(reprlib.Repr):
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)  # which sorts all that it is given
+
+
+_SHORT = _Short()
+
+
+def _cut(text: str, most: int) -> str:
+    return text[:most] + "..." * (len(text) > most)
 
 
 def install(app: FastAPI) -> None:

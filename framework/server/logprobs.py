@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..outputs import Logprob
+from ..outputs import Logprob, LogprobsOnePosition
 
 LEAST = -9999.0
 """Instead of minus infinity, which JSON has not."""
 
-TokenLogprobs = Mapping[int, Logprob]
-"""Of one position: the token's own comes first."""
-
 
 def completion_logprobs(
     token_ids: Sequence[int],
-    found: Sequence[TokenLogprobs | None],
+    found: Sequence[LogprobsOnePosition | None],
     offset: int,
     as_token_ids: bool,
     decode: Callable[[list[int]], str],
@@ -44,18 +41,20 @@ def completion_logprobs(
     return {"text_offset": offsets, "token_logprobs": own, "tokens": tokens, "top_logprobs": top}, offset
 
 
-def chat_logprobs(token_ids: Sequence[int], found: Sequence[TokenLogprobs], num_top: int, as_token_ids: bool) -> dict[str, Any]:
-    """As /v1/chat/completions tells them, with the ``num_top`` best of each position."""
+def chat_logprobs(
+    token_ids: Sequence[int], found: Sequence[LogprobsOnePosition], num_top: int, as_token_ids: bool
+) -> list[dict[str, Any]]:
+    """As /v1/chat/completions and /v1/responses tell them, with the ``num_top`` best of each position."""
     content = []
     for token_id, entry in zip(token_ids, found):
         top = [(i, logprob) for i, logprob in entry.items() if logprob.rank is not None and logprob.rank <= num_top]
         top.sort(key=lambda pair: pair[1].rank or 0)
         own = _chat_entry(token_id, entry[token_id], as_token_ids)
         content.append({**own, "top_logprobs": [_chat_entry(i, logprob, as_token_ids) for i, logprob in top]})
-    return {"content": content}
+    return content
 
 
-def prompt_logprobs(found: Sequence[TokenLogprobs | None]) -> list[dict[str, Any] | None]:
+def prompt_logprobs(found: Sequence[LogprobsOnePosition | None]) -> list[dict[str, Any] | None]:
     """As vLLM tells those of a prompt: token id -> log-probability, rank and text."""
     return [
         None

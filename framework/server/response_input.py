@@ -10,6 +10,8 @@ from .protocol.chat import ChatBody, Message
 from .protocol.common import GenerationBody
 from .protocol.responses import ResponsesBody
 
+LOGPROBS = "message.output_text.logprobs"
+"""What ``include`` calls them."""
 _OWN = {"stream_options", "max_tokens", "response_format"}
 """Fields of all requests that are written otherwise here."""
 
@@ -25,6 +27,8 @@ def chat_body(body: ResponsesBody) -> ChatBody:
         tools=[_tool(tool) for tool in body.tools] if body.tools else None,
         tool_choice=_tool_choice(body.tool_choice) if body.tools else None,
         parallel_tool_calls=body.parallel_tool_calls,
+        logprobs=LOGPROBS in (body.include or ()),
+        top_logprobs=body.top_logprobs,
         reasoning_effort=(body.reasoning or {}).get("effort"),
         chat_template_kwargs=body.chat_template_kwargs,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from .parsing import Content, Delta, Reasoning, ToolCall
@@ -27,12 +28,13 @@ class ResponseItems:
         self._new_id = new_id
         self._in_progress = False
 
-    def add(self, deltas: Iterable[Delta]) -> Iterator[Event]:
-        """The events of what is new."""
+    def add(self, deltas: Iterable[Delta], logprobs: Sequence[Any] = ()) -> Iterator[Event]:
+        """The events of what is new. logprobs: of the tokens of its content."""
         for delta in deltas:
             match delta:
                 case Content(text):
-                    yield from self._text("message", "msg", "output_text", text)
+                    yield from self._text("message", "msg", "output_text", text, logprobs)
+                    logprobs = ()
                 case Reasoning(text):
                     yield from self._text("reasoning", "rs", "reasoning_text", text)
                 case ToolCall(_, call_id, name, arguments):
@@ -49,12 +51,12 @@ class ResponseItems:
             yield self._event("function_call_arguments.done", name=item["name"], arguments=item["arguments"])
         else:
             part = item["content"][0]
-            extra: dict[str, Any] = {"logprobs": []} if part["type"] == "output_text" else {}
-            yield self._event(f"{part['type']}.done", content_index=0, text=part["text"], **extra)
+            said = {name: part[name] for name in ("text", "logprobs") if name in part}
+            yield self._event(f"{part['type']}.done", content_index=0, **said)
             yield self._event("content_part.done", content_index=0, part=part)
         yield {"type": "response.output_item.done", "output_index": len(self.output) - 1, "item": item}
 
-    def _text(self, item_type: str, prefix: str, part_type: str, text: str) -> Iterator[Event]:
+    def _text(self, item_type: str, prefix: str, part_type: str, text: str, logprobs: Sequence[Any] = ()) -> Iterator[Event]:
         if not (self._in_progress and self.output[-1]["type"] == item_type):
             item: dict[str, Any] = {"id": self._new_id(prefix), "type": item_type, "status": "in_progress", "content": []}
             part: dict[str, Any] = {"type": part_type, "text": ""}
@@ -64,10 +66,14 @@ class ResponseItems:
             else:
                 item["summary"] = []
             yield from self._open(item)
-            yield self._event("content_part.added", content_index=0, part=dict(part))
+            yield self._event("content_part.added", content_index=0, part=copy.deepcopy(part))
             item["content"].append(part)
-        self.output[-1]["content"][0]["text"] += text
-        extra: dict[str, Any] = {"logprobs": []} if part_type == "output_text" else {}
+        said = self.output[-1]["content"][0]
+        said["text"] += text
+        extra: dict[str, Any] = {}
+        if "logprobs" in said:
+            extra["logprobs"] = list(logprobs)
+            said["logprobs"] += logprobs
         yield self._event(f"{part_type}.delta", content_index=0, delta=text, **extra)
 
     def _call(self, call_id: str | None, name: str | None, arguments: str) -> Iterator[Event]:

@@ -10,29 +10,27 @@ from typing import Any, NoReturn
 from fastapi import APIRouter, Request, Response
 
 from ..outputs import CompletionOutput
+from ..sampling_params import RequestOutputKind
 from .chat import Chat
 from .errors import APIError
 from .message import read
-from .parsing import MessageParser
+from .parsing import Content, Delta, MessageParser, ToolCall
 from .protocol.common import ERRORS, STREAM
 from .protocol.responses import ResponseAnswer, ResponsesBody
-from .response_input import chat_body
+from .response_input import LOGPROBS, chat_body
 from .response_items import Event, ResponseItems
 from .sampling import refuse
 from .serving import Serving
-from .sse import encode_json, event_stream, json_response, until_disconnect
+from .sse import encode_json, respond
 
 router = APIRouter(responses=ERRORS)
-_UNAVAILABLE = ("conversation", "prompt", "context_management", "top_logprobs", "prompt_logprobs")
+_UNAVAILABLE = ("conversation", "prompt", "context_management", "prompt_logprobs")
 
 
 @router.post("/v1/responses", response_model=None, responses={200: {"model": ResponseAnswer, "content": STREAM}})
 async def create_response(body: ResponsesBody, request: Request) -> Response:
     """Answers text, or goes on with a conversation."""
-    response = Responding(request.app.state.serving, body, request)
-    if body.stream:
-        return await event_stream(request, response.events())
-    return json_response(await until_disconnect(request.receive, response.whole()))
+    return await respond(request, Responding(request.app.state.serving, body, request), body.stream)
 
 
 @router.get("/v1/responses/{response_id}", response_model=None)
@@ -64,9 +62,11 @@ class Responding:
         if body.background or (body.n or 1) > 1:
             param = "background" if body.background else "n"
             raise APIError(400, f"`{param}` is not supported by this server for responses: leave it out", param)
-        if any(name.endswith("logprobs") for name in body.include or ()):
-            raise APIError(400, "log-probabilities are not available here: use /v1/chat/completions", "include")
+        if body.top_logprobs and LOGPROBS not in (body.include or ()):
+            raise APIError(400, f"`top_logprobs` needs {LOGPROBS!r} in `include`", "top_logprobs")
         self.chat = Chat(serving, chat_body(body), request)
+        if self.chat.params.logprobs is not None:
+            self.chat.params.output_kind = RequestOutputKind.DELTA  # so that they come with what they are of
         self.items = ResponseItems()
         self.response: dict[str, Any] = {
             "id": self.chat.common["id"].replace("chatcmpl-", "resp_", 1),
@@ -89,6 +89,7 @@ class Responding:
             "text": {"format": {"type": "text"}, **(body.text or {})},
             "tool_choice": body.tool_choice or "auto",
             "tools": body.tools or [],
+            "top_logprobs": body.top_logprobs or 0,
             "top_p": self.chat.params.top_p,
             "truncation": body.truncation or "disabled",
             "usage": None,
@@ -102,7 +103,7 @@ class Responding:
                 pass
         return self.response
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The answer, as it comes."""
         async with aclosing(self._steps()) as steps:
             async for events in steps:
@@ -114,14 +115,16 @@ class Responding:
         with chat.serving.admit(1):
             prompt = await chat.prompt()
             parser = chat.format.parser(prompt.text or "")
+            logprobs = ContentLogprobs(parser)
             num_tokens = num_cached = 0
             events = [{"type": f"response.{event}", "response": dict(self.response)} for event in ("created", "in_progress")]
-            async with aclosing(chat.serving.outputs([prompt], chat.params, chat.priority, chat.beams)) as found:
+            async with chat.outputs([prompt]) as found:
                 async for _, output in found:
                     num_cached = output.num_cached_tokens or num_cached
                     for completion in output.outputs:
                         num_tokens += len(completion.token_ids)
-                        events += self.items.add(read(parser, completion))
+                        deltas = read(parser, completion)
+                        events += self.items.add(deltas, logprobs.of(deltas, chat.logprobs(completion)))
                         if completion.finished():
                             events += self._end(completion)
                     if not output.finished:
@@ -142,6 +145,26 @@ class Responding:
         numbered = {**event, "sequence_number": self._num_events}
         self._num_events += 1
         return f"event: {event['type']}\ndata: {encode_json(numbered)}\n\n".encode()
+
+
+class ContentLogprobs:
+    """Which of a completion's tokens stand for content: neither those of reasoning nor those of calls."""
+
+    def __init__(self, parser: MessageParser) -> None:
+        self._parser = parser
+        self._waiting: list[dict[str, Any]] = []  # for the text that they begin
+        self._num_told = 0
+
+    def of(self, deltas: Iterable[Delta], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Entries of the content in ``deltas``, if there is some; new: those of the tokens that came with them."""
+        self._waiting += new
+        kinds = {type(delta) for delta in deltas}
+        if not kinds & {Content, ToolCall}:
+            return []
+        found = self._waiting[max(self._parser.num_reasoning_tokens - self._num_told, 0) :] if Content in kinds else []
+        self._num_told += len(self._waiting)
+        self._waiting = []
+        return found
 
 
 def _usage(num_prompt: int, num_completion: int, num_cached: int, parser: MessageParser) -> dict[str, Any]:

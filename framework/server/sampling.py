@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from dataclasses import replace
 from typing import Any
 
-from fastapi import Request
-
 from ..sampling_params import RequestOutputKind, SamplingParams, is_unicode
 from ..structured.spec import StructuredOutputsParams
-from .errors import APIError
+from .errors import APIError, shown
 from .protocol.common import GenerationBody
 from .serving import Serving
 
@@ -42,7 +38,6 @@ _FIELDS = (
 )
 """That a request and SamplingParams have by the same name."""
 _UNAVAILABLE = ("kv_transfer_params", "vllm_xargs")
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 def sampling_params(
@@ -90,7 +85,7 @@ def structured_outputs(body: GenerationBody) -> dict[str, Any] | None:
         return {"json": schema}
     raise APIError(
         400,
-        f"`response_format.type` must be text, json_object, json_schema or structural_tag; found {str(kind)[:80]!r}",
+        f"`response_format.type` must be text, json_object, json_schema or structural_tag; found {shown(kind)!r}",
         "response_format",
     )
 
@@ -102,51 +97,19 @@ def refuse(body: GenerationBody, fields: tuple[str, ...]) -> None:
             raise APIError(400, f"`{name}` is not supported by this server: leave it out", name)
 
 
-def request_priority(body: GenerationBody, request: Request) -> int:
-    """Of the body, else of the header X-Vllm-Priority, else 0."""
-    if body.priority is not None:
-        return body.priority
-    header = request.headers.get("x-vllm-priority", "0")
-    try:
-        return int(header)
-    except ValueError:
-        raise APIError(400, f"the header X-Vllm-Priority must be an integer; found {header[:80]!r}", "priority") from None
-
-
-def request_id(body: GenerationBody, request: Request) -> str:
-    """As the client names the request: by the body, or by the header X-Request-Id."""
-    given = body.request_id or request.headers.get("x-request-id")
-    if given is None:
-        return uuid.uuid4().hex
-    if not _REQUEST_ID.fullmatch(given):
-        raise APIError(400, "a request id must be 1 to 256 printable ASCII characters without spaces", "request_id")
-    return given
-
-
-def usage_chunks(serving: Serving, body: GenerationBody) -> tuple[bool, bool]:
-    """Whether a stream's last chunk tells the usage, and whether all chunks do."""
-    options = body.stream_options
-    include = serving.config.enable_force_include_usage or (options is not None and options.include_usage)
-    return include, include and options is not None and options.continuous_usage_stats
-
-
-def truncation(serving: Serving, body: GenerationBody, max_tokens: int | None) -> slice:
-    """Which of a prompt's tokens are used."""
-    most = body.truncate_prompt_tokens
-    if most is None:
-        return slice(None)
-    if most == -1:
-        most = max(serving.engine.info.max_model_len - (max_tokens or 1), 0)
-    return slice(most) if body.truncation_side == "right" else slice(-most if most else 2**62, None)
-
-
 def _check_limits(serving: Serving, body: GenerationBody) -> None:
-    config = serving.config
+    config, vocab_size = serving.config, serving.engine.info.vocab_size
+    words = body.bad_words or []
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     for param, found, most, unit in (
         ("n", body.n or 1, config.max_n, "completions per prompt"),
         ("stop", len(stop), config.max_num_stop, "stop strings"),
         ("stop", sum(map(len, stop)), config.max_stop_length, "characters of stop strings"),
+        ("bad_words", len(words), config.max_num_bad_words, "bad words"),
+        ("bad_words", sum(map(len, words)), config.max_bad_words_length, "characters of bad words"),
+        ("stop_token_ids", len(body.stop_token_ids or ()), vocab_size, "tokens"),
+        ("allowed_token_ids", len(body.allowed_token_ids or ()), vocab_size, "tokens"),
+        ("logit_bias", len(body.logit_bias or ()), vocab_size, "tokens"),
     ):
         if found > most:
             raise APIError(400, f"`{param}`: {found} {unit} are more than the {most} that this server takes", param)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
@@ -27,6 +27,21 @@ def json_response(content: Any) -> Response:
     return Response(encode_json(content).encode(), media_type="application/json")
 
 
+class Answering(Protocol):
+    """A request that is answered whole or in chunks."""
+
+    async def whole(self) -> dict[str, Any]: ...
+
+    def chunks(self) -> AsyncGenerator[bytes, None]: ...
+
+
+async def respond(request: Request, answering: Answering, stream: bool | None) -> Response:
+    """The answer, as long as the client waits for it."""
+    if stream:
+        return await event_stream(request, answering.chunks())
+    return json_response(await until_disconnect(request.receive, answering.whole()))
+
+
 class ClientDisconnected(APIError):
     """Nobody is left to be answered."""
 
@@ -35,7 +50,15 @@ class ClientDisconnected(APIError):
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` returns. Cancels it and raises ClientDisconnected when the client leaves first."""
+    """What ``work`` returns. Cancels it and raises ClientDisconnected when the client leaves first, APIError when the server ends
+    and has waited long enough."""
+    try:
+        return await _first(receive, work)
+    except asyncio.CancelledError:  # of the task that answers; at its end the event loop cancels it once more
+        raise APIError(503, "the server is shutting down") from None
+
+
+async def _first(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnect(receive))
     try:
@@ -78,8 +101,8 @@ class EventStream(Response):
             await until_disconnect(receive, self._send_all(send))
         except ClientDisconnected:
             pass
-        except asyncio.CancelledError:  # the server ends, and has waited long enough
-            await self._send_end(send, APIError(503, "the server is shutting down"))
+        except APIError as error:
+            await self._send_end(send, error)
         finally:
             await self._chunks.aclose()
 

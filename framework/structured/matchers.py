@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from time import perf_counter, thread_time
+from typing import Final
 
 import numpy as np
 
@@ -15,8 +14,13 @@ from ..bitmask import num_words, set_bits
 from ..engine.executor import MaskedHandle
 from ..engine.request import Request, Status
 from ..engine.scheduled import Committed, ScheduledStep
-from .backends.protocol import Backend, Matcher
+from .backends.protocol import Grammar, Matcher
 from .compiler import GrammarCompiler, Job
+from .watched import MAX_STUCK, WatchedThread
+
+MAX_FILL_S: Final = 0.2
+"""CPU time of one mask, after which its request ends, and of the masks of a step, after which the dearest do: all others wait
+meanwhile. Of the masks of a step that took half of it, the next ones are filled one by one, to see which are dear."""
 
 Failures = list[tuple[Request, Exception]]
 
@@ -35,16 +39,20 @@ class Matchers:
         self._num_words = num_words(vocab_size)
         self._jobs: dict[Request, Job] = {}
         self._active: dict[Request, _Constraint] = {}
-        self._thread = ThreadPoolExecutor(1, "kernelswap-masks")
-        self._filling: Future[None] | None = None
+        self._thread = WatchedThread(MAX_FILL_S)
+        self._filling: list[list[_Move]] = []  # what each call of the thread moves
+        self._computing: set[Grammar] = set()
 
     @property
     def num_active(self) -> int:
         return len(self._active)
 
     def add(self, request: Request) -> None:
-        """Begins to compile the request's grammar; it is ready when that is done. Asking it raises ValueError if it cannot be."""
+        """Begins to compile the request's grammar; it is ready when that is done. Asking it raises ValueError if it cannot be.
+        Raises RuntimeError while too many masks of requests that ended are still computed."""
         assert request.params.structured_outputs is not None
+        if self._thread.num_stuck > MAX_STUCK:
+            raise RuntimeError("structured_outputs: grammars of requests before still take all there is: try again later")
         self._jobs[request] = self.compiler.request(request.params.structured_outputs.spec())
         request.is_ready = partial(self._is_ready, request)
 
@@ -63,31 +71,28 @@ class Matchers:
         step.step_input.masked = rows
 
     def accept(self, committed: Committed) -> None:
-        """Takes the tokens of a step, and begins with the masks after them; forgets the requests that ended with it."""
-        new: dict[_Constraint, list[int]] = {}
+        """Has the tokens of a step taken, and the masks after them filled; forgets the requests that ended with it."""
+        moves: list[_Move] = []
         for request in committed.requests:
             if (constraint := self._active.get(request)) is None:
                 continue
             if request.status == Status.FINISHED:
                 del self._active[request]
             else:
-                new[constraint] = request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]
-        if not new:
-            return
-        self._wait()
-        _per_backend(new, lambda backend, own: backend.accept([c.matcher for c in own], [new[c] for c in own]))
-        has_started = threading.Event()
-        self._filling = self._thread.submit(self._fill, list(new), has_started)
-        has_started.wait()  # or it would have to until this thread lets others run, with its next kernel
+                moves.append((constraint, request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]))
+        if moves:
+            self._finish()
+            self._begin(moves)
 
     def sample(self, step: ScheduledStep, handle: MaskedHandle) -> Failures:
         """The second phase of a step that is computed, once all tokens before are accepted. Rows of requests that ended meanwhile,
         or fail now, may take all."""
-        self._wait()
+        self._finish()
         rows, masked = step.rows, step.step_input.masked
         requests = [rows[row] for row in masked]
         if fresh := [c for request in requests if (c := self._active.get(request)) is not None and c.mask is None]:
-            self._fill(fresh)
+            self._begin([(constraint, []) for constraint in fresh])
+            self._finish()
         masks = np.full((len(masked), self._num_words), -1, dtype=np.int32)
         failures: Failures = []
         for index, request in enumerate(requests):
@@ -104,28 +109,56 @@ class Matchers:
         handle.sample(masks)
         return failures
 
-    def _wait(self) -> None:
-        if self._filling is not None:
-            filling, self._filling = self._filling, None
-            filling.result()
+    def _begin(self, moves: list[_Move]) -> None:
+        calls: dict[object, list[_Move]] = {}
+        for move in moves:
+            constraint, backend = move[0], move[0].matcher.backend
+            calls.setdefault(constraint if constraint.is_alone or not backend.is_bounded else backend, []).append(move)
+        self._filling = list(calls.values())
+        self._thread.begin([partial(self._fill, call) for call in self._filling])
 
-    def _fill(self, constraints: list[_Constraint], has_started: threading.Event | None = None) -> None:
-        if has_started is not None:
-            has_started.set()
+    def _finish(self) -> None:
+        calls, self._filling = self._filling, []
+        for index, error in self._thread.finish().items():
+            for constraint, _ in calls[index]:
+                constraint.fail(error)
+        total_s = sum(call[0][0].fill_s for call in calls)
+        for call in calls:
+            for constraint, _ in call:
+                constraint.is_alone = total_s > MAX_FILL_S / 2
+        alone = sorted((call[0][0] for call in calls if len(call) == 1), key=lambda constraint: constraint.fill_s)
+        while total_s > MAX_FILL_S and alone and alone[-1].fill_s > MAX_FILL_S / 20:  # many that are cheap are nobody's fault
+            total_s -= alone[-1].fill_s
+            alone.pop().fail(TimeoutError())
 
-        def fill(backend: Backend, own: list[_Constraint]) -> None:
-            masks = np.full((len(own), self.compiler.vocabulary.num_words), -1, dtype=np.int32)
-            backend.fill([constraint.matcher for constraint in own], [()] * len(own), masks)
-            for constraint, mask in zip(own, masks):
-                constraint.mask = mask[: self._num_words]
-
-        _per_backend(constraints, fill)
+    def _fill(self, moves: list[_Move]) -> None:
+        """Runs in the thread."""
+        for constraint, _ in moves:
+            constraint.fill_s = 0.0
+            if constraint.grammar in self._computing:  # in a thread that was left behind
+                constraint.fail(TimeoutError())
+        moves = [move for move in moves if move[0].matcher.error is None]
+        if not moves:
+            return
+        clock = thread_time if len(moves) == 1 else perf_counter  # of several, the library's own threads compute
+        began_s, grammars = clock(), {constraint.grammar for constraint, _ in moves}
+        self._computing |= grammars
+        try:
+            matchers = [constraint.matcher for constraint, _ in moves]
+            masks = np.full((len(moves), self.compiler.vocabulary.num_words), -1, dtype=np.int32)
+            matchers[0].backend.accept(matchers, [token_ids for _, token_ids in moves])
+            matchers[0].backend.fill(matchers, [()] * len(moves), masks)
+        finally:
+            self._computing -= grammars
+        for (constraint, _), mask in zip(moves, masks):
+            constraint.mask = mask[: self._num_words]
+        moves[0][0].fill_s = clock() - began_s
 
     def _is_ready(self, request: Request) -> bool:
         job = self._jobs[request]
         if (grammar := self.compiler.result(job)) is None:
             return False
-        self._active[request] = _Constraint(grammar.matcher(request.params.all_stop_token_ids), request)
+        self._active[request] = _Constraint(grammar, request)
         self.num_served[job.backend] += 1
         self.compiler.release(self._jobs.pop(request))
         request.is_ready = None  # and stays so when it is preempted
@@ -134,18 +167,34 @@ class Matchers:
 
 class _Constraint:
     """A matcher, the mask of what it allows next, and which stop tokens the request does not want yet: they come all the same where
-    nothing else may."""
+    nothing else may.
 
-    __slots__ = ("_held", "_most_held", "mask", "matcher")
+    mask      None before its first
+    fill_s    that the last call took in which it was the first: CPU time of its own, or time of a call for several
+    is_alone  its next call is not for several
+    """
 
-    def __init__(self, matcher: Matcher, request: Request) -> None:
-        self.matcher, params = matcher, request.params
+    __slots__ = ("_held", "_most_held", "fill_s", "grammar", "is_alone", "mask", "matcher")
+
+    def __init__(self, grammar: Grammar, request: Request) -> None:
+        params = request.params
+        self.grammar = grammar
+        self.matcher: Matcher = grammar.matcher(params.all_stop_token_ids)
         self.mask: np.ndarray | None = None
+        self.fill_s, self.is_alone = 0.0, False
         self._held, self._most_held = set(params.all_stop_token_ids), params.min_tokens
         if params.ignore_eos:
             ends = set(params.stop_token_ids or ())
             if self._held - ends:
                 self._held, self._most_held = self._held - ends, request.max_total
+
+    def fail(self, error: BaseException) -> None:
+        """Its request is to end, and told of it."""
+        if isinstance(error, TimeoutError):
+            error = ValueError(f"structured_outputs: a token of this grammar takes more than {MAX_FILL_S:g} s: make it simpler")
+        elif not isinstance(error, Exception):
+            error = RuntimeError(f"structured_outputs: {type(error).__name__}: {error}")
+        self.matcher.error = self.matcher.error or error
 
     def wanted(self, num_output_tokens: int) -> np.ndarray:
         """The mask without the stop tokens that the request does not want after so many tokens."""
@@ -160,14 +209,5 @@ class _Constraint:
         return mask
 
 
-def _per_backend(constraints: Iterable[_Constraint], move: Callable[[Any, list[_Constraint]], None]) -> None:
-    """Calls ``move`` with each backend and those of its constraints, which fail if it does."""
-    groups: dict[Backend, list[_Constraint]] = {}
-    for constraint in constraints:
-        groups.setdefault(constraint.matcher.backend, []).append(constraint)
-    for backend, own in groups.items():
-        try:
-            move(backend, own)
-        except Exception as error:
-            for constraint in own:
-                constraint.matcher.error = constraint.matcher.error or error
+_Move = tuple[_Constraint, list[int]]
+"""A constraint, and the tokens that it is to take before its next mask."""

@@ -14,6 +14,8 @@ KINDS: Final = ("json", "regex", "choice", "grammar", "json_object", "structural
 MAX_NESTING: Final = 64
 """Objects and arrays inside each other in a schema, a structural tag, or groups of a regex."""
 MAX_BYTES: Final = 256 * 1024
+MAX_VALUES: Final = MAX_BYTES // 2
+"""In a schema or a structural tag: more cannot be written in so many bytes."""
 MAX_REGEX_BYTES: Final = 16 * 1024
 MAX_CHOICES: Final = 10_000
 _ANY_OBJECT: Final = '{"type":"object"}'
@@ -160,9 +162,12 @@ def _parsed(name: str, value: Any) -> Any:
             raise _too_deep(name) from None
         except ValueError as error:
             raise ValueError(f"structured_outputs: {name} is no JSON: {error}; found {reprlib.repr(value)}") from None
-    level = [value]
+    level, num_values = [value], 1
     for _ in range(MAX_NESTING):
         level = [inner for part in level for inner in _parts(part)]
+        num_values += len(level)
+        if num_values > MAX_VALUES:
+            raise ValueError(f"structured_outputs: {name} holds more than {MAX_VALUES} values, which is the most")
     if any(isinstance(part, Mapping | list | tuple) for part in level):
         raise _too_deep(name)
     return value

@@ -157,7 +157,7 @@ class LoadConfig(ServeConfig):
     http: HttpConfig = field(default_factory=HttpConfig)
 
     def validate(self) -> None:
-        StudyConfig.validate(self)
+        StudyConfig.validate(self)  # not ServeConfig's, which knows only the systems that run here
         self.workload.validate()
         self.http.validate()
 

@@ -109,7 +109,8 @@ def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """A csv file with ``columns``, or with the keys of all rows."""
+    """A csv file with ``columns``, or with the keys of all rows; its folder is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns or list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()

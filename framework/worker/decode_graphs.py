@@ -75,7 +75,9 @@ class DecodeGraphs:
         return self._replays[size]()[:count]
 
     def _step_of(self, model: Model, caches: list[LayerKV], size: int) -> Replay:
-        """The function to record: reads the buffers, returns logits [size, V]."""
+        """The function to record: reads the buffers, returns logits [size, V]. It does not hold ``self``, which holds its replay: a
+        cycle would keep the model and its cache on the device until the garbage collector comes by."""
+        rows, slot_mapping, seats = self._rows, self._slot_mapping, self._seats[:size]
         cu_q, positions, lengths = self._cu_q[: size + 1], self._positions[:size], self._lengths[:size]
         metas = [
             AttentionMeta(cu_q, lengths, table[:size], 1, model.max_model_len, workspace)
@@ -83,9 +85,8 @@ class DecodeGraphs:
         ]
 
         def step() -> torch.Tensor:
-            groups = [GroupBatch(self._slot_mapping(positions, cu_q, lengths, meta.block_table), meta, None) for meta in metas]
-            token_ids = self._rows.tokens[self._seats[:size], positions]
-            batch = ForwardBatch(token_ids, positions, size, groups, caches, self._seats[:0])
+            groups = [GroupBatch(slot_mapping(positions, cu_q, lengths, meta.block_table), meta, None) for meta in metas]
+            batch = ForwardBatch(rows.tokens[seats, positions], positions, size, groups, caches, seats[:0])
             model.begin_step(batch)
             return model.logits(model.forward(batch))
 

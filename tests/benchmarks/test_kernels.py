@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls
 from triton_kernels.lab.bench import CPU_MAX_FLOPS, Contender, Task, select_tasks
 from triton_kernels.registry import Registry
 
@@ -34,14 +34,14 @@ def _small_enough(task: Task) -> bool:
 
 def test_kernel(benchmark: Any, task: Task, contender: Contender) -> None:
     op, impl = task.op, contender.impl
-    args = conformance.make_args(op, task.case, DTYPE, DEVICE)
-    spec = conformance.make_spec(op, args, DTYPE, DEVICE)
+    args = calls.make_args(op, task.case, DTYPE, DEVICE)
+    spec = calls.make_spec(op, args, DTYPE, DEVICE)
     if reasons := impl.unsupported(spec, contender.choice.options):
         pytest.skip("; ".join(reasons))
-    bound = conformance.bind(op, impl, spec, args, contender.choice.options)
+    bound = calls.bind(op, impl, spec, args, contender.choice.options)
 
     def call() -> None:
-        conformance.call(op, bound, args)
+        calls.call(op, bound, args)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 

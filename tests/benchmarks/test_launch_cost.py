@@ -22,7 +22,7 @@ import triton.language as tl
 from triton_kernels.cases.serving import serving_cases
 from triton_kernels.impl import Impl
 from triton_kernels.impls._shared.launch import Launch
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls
 from triton_kernels.registry import Registry
 
 from ..stub_driver import StubDriver, stub_driver
@@ -51,12 +51,12 @@ def bind(impl: Impl) -> tuple[Any, list[Any]]:
     op = Registry.load().ops[impl.op]
     for case in sorted(serving_cases(impl.op), key=lambda case: case.batch.num_tokens):
         args = case.make(torch.bfloat16)
-        spec = replace(conformance.make_spec(op, args, torch.bfloat16, torch.device("cpu")), device="cuda", arch="sm_90")
+        spec = replace(calls.make_spec(op, args, torch.bfloat16, torch.device("cpu")), device="cuda", arch="sm_90")
         if not impl.unsupported(spec):
-            bound = conformance.bind(op, impl, spec, args)
+            bound = calls.bind(op, impl, spec, args)
             if op.row_args and "meta" not in args:
-                args, _ = conformance.take_rows(op, args, 0, min(8, args[op.row_args[0]].shape[0]))
-            conformance.call(op, bound, args)
+                args, _ = calls.take_rows(op, args, 0, min(8, args[op.row_args[0]].shape[0]))
+            calls.call(op, bound, args)
             return bound, [args[name] for name in op.call_args]
     pytest.skip("takes none of the cases")
 

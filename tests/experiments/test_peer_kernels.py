@@ -17,7 +17,7 @@ import torch
 from experiments.peers.kernels import _vllm_python
 from framework.cli import main
 from triton_kernels.impl import Impl
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
 from triton_kernels.ops.gemm import unpack_int4
@@ -224,10 +224,10 @@ def fake_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def agrees(impl: Impl, case: Case, dtype: torch.dtype = torch.float32) -> None:
     op = OPS[impl.op]
-    args = conformance.make_args(op, case, dtype, CPU)
-    bound = conformance.bind(op, impl, conformance.make_spec(op, args, dtype, CPU), args)
-    expected = conformance.outputs(op.reference(**args))
-    for found, wanted in zip(conformance.call(op, bound, args), expected, strict=True):
+    args = calls.make_args(op, case, dtype, CPU)
+    bound = calls.bind(op, impl, calls.make_spec(op, args, dtype, CPU), args)
+    expected = calls.outputs(op.reference(**args))
+    for found, wanted in zip(calls.call(op, bound, args), expected, strict=True):
         assert (found.float() - wanted.float()).norm() <= op.limit(case, dtype) * wanted.float().norm()
 
 
@@ -277,11 +277,9 @@ def test_vllm_moe_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_vllm_op", lambda library, name, *args: ops[name](*args))
     for name in ("one_row", "tiled", "empty_experts"):
         agrees(module.FusedMoe, next(case for case in OPS["moe_experts"].cases if case.name == name))
-    args = conformance.make_args(
-        OPS["moe_experts"], next(c for c in OPS["moe_experts"].cases if c.name == "tiled"), torch.float32, CPU
-    )
-    spec = conformance.make_spec(OPS["moe_experts"], args, torch.float32, CPU)
-    bound = conformance.bind(OPS["moe_experts"], module.FusedMoe, spec, args, {"block_m": 32, "num_warps": 8})
+    args = calls.make_args(OPS["moe_experts"], next(c for c in OPS["moe_experts"].cases if c.name == "tiled"), torch.float32, CPU)
+    spec = calls.make_spec(OPS["moe_experts"], args, torch.float32, CPU)
+    bound = calls.bind(OPS["moe_experts"], module.FusedMoe, spec, args, {"block_m": 32, "num_warps": 8})
     assert bound.config(40, 2) == {"BLOCK_SIZE_M": 32, "num_warps": 8}  # type: ignore[attr-defined]
 
 

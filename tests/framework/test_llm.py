@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import framework
@@ -76,6 +78,32 @@ def test_a_script_for_vllm_runs_with_only_the_import_changed() -> None:
     assert metrics["vllm:num_requests_running"] == metrics["vllm:kv_cache_usage_perc"] == 0
     assert {type(metric) for metric in llm.get_metrics()} == {Counter, Gauge, Histogram}
     assert llm.get_metrics()[0].labels == {"model_name": "tiny", "engine": "0"}
+
+
+def storages() -> dict[int, StorageWeakRef]:
+    """The memory of all tensors that Python knows of, by address."""
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    held = [tensor.untyped_storage() for tensor in tensors if tensor.layout == torch.strided]
+    return {storage.data_ptr(): StorageWeakRef(storage) for storage in held}
+
+
+@pytest.mark.parametrize("how", ["deleted", "shut down"])
+def test_weights_cache_and_recordings_go_with_their_llm(how: str) -> None:
+    """At once: a device has no room for the next model until the garbage collector comes by."""
+    before = storages()
+    llm = LLM("tiny", num_gpu_blocks_override=64, block_size=16)
+    llm.generate(PROMPTS, SamplingParams(max_tokens=8), use_tqdm=False)
+    held = [storage for address, storage in storages().items() if address not in before]
+    assert len(held) > 30
+    gc.disable()
+    try:
+        if how == "deleted":
+            del llm
+        else:
+            llm.shutdown()
+        assert all(storage.expired() for storage in held)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.impl import Impl
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls, conformance
 from triton_kernels.op import Case, Op
 from triton_kernels.ops import OPS
 
@@ -78,16 +78,16 @@ def check_far_rows(op: Op, impl: Impl, dtype: torch.dtype, device: torch.device,
     """Runs ``impl`` on the far rows of ``far_case``. Returns why it refuses them, or None."""
     case = far_case(op)
     assert case is not None
-    args = conformance.make_args(op, case, dtype, device)
-    spec = conformance.make_spec(op, args, dtype, device, interpret)
+    args = calls.make_args(op, case, dtype, device)
+    spec = calls.make_spec(op, args, dtype, device, interpret)
     if reasons := impl.unsupported(spec):
         return "; ".join(reasons)
-    expected_args = conformance.make_args(op, case, dtype, device)
-    expected = conformance.outputs(op.reference(**expected_args))
-    got_args = conformance.make_args(op, case, dtype, device)
+    expected_args = calls.make_args(op, case, dtype, device)
+    expected = calls.outputs(op.reference(**expected_args))
+    got_args = calls.make_args(op, case, dtype, device)
     got_args |= {name: spread(got_args[name]) for name in op.row_args if is_spreadable(got_args[name])}
-    bound = conformance.bind(op, impl, spec, got_args, KERNEL_OPTIONS.get((op.name, impl.name)) if interpret else None)
-    got = conformance.call(op, bound, got_args)
+    bound = calls.bind(op, impl, spec, got_args, KERNEL_OPTIONS.get((op.name, impl.name)) if interpret else None)
+    got = calls.call(op, bound, got_args)
     problems, _ = conformance.compare(op, args, got, got_args, expected, expected_args, op.limit(case, dtype))
     assert not problems, problems
     return None
@@ -97,11 +97,11 @@ def run(op: str, impl: Impl, args: dict[str, Any], interpret: bool) -> list[torc
     """The outputs, or why the impl refuses."""
     first = next(t for name in OPS[op].call_args if isinstance(t := args[name], torch.Tensor | LayerKV))
     tensor = first if isinstance(first, torch.Tensor) else first.k
-    spec = conformance.make_spec(OPS[op], args, tensor.dtype, tensor.device, interpret)
+    spec = calls.make_spec(OPS[op], args, tensor.dtype, tensor.device, interpret)
     if reasons := impl.unsupported(spec):
         return "; ".join(reasons)
-    bound = conformance.bind(OPS[op], impl, spec, args, KERNEL_OPTIONS.get((op, impl.name)) if interpret else None)
-    return conformance.call(OPS[op], bound, args)
+    bound = calls.bind(OPS[op], impl, spec, args, KERNEL_OPTIONS.get((op, impl.name)) if interpret else None)
+    return calls.call(OPS[op], bound, args)
 
 
 def check_attention(op: str, impl: Impl, dtype: torch.dtype, device: torch.device, interpret: bool = False) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from triton_kernels.impl import Impl
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls, conformance
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 
@@ -57,14 +57,14 @@ def test_large_results_are_right_at_both_ends(found: Impl) -> None:
     """Against the reference of the first and the last rows: whole, it would not fit."""
     op = OPS[found.op]
     args = large_args(found.op)
-    spec = conformance.make_spec(op, args, DTYPE, CUDA)
+    spec = calls.make_spec(op, args, DTYPE, CUDA)
     if reasons := found.unsupported(spec):
         pytest.skip("; ".join(reasons))
     ends = []
     for rows in (slice(0, 16), slice(-16, None)):
         part = {name: args[name][rows].clone() if name in op.row_args and args[name] is not None else args[name] for name in args}
-        ends.append((rows, conformance.outputs(op.reference(**part))))
-    got = conformance.call(op, conformance.bind(op, found, spec, args), args)
+        ends.append((rows, calls.outputs(op.reference(**part))))
+    got = calls.call(op, calls.bind(op, found, spec, args), args)
     assert got[0].numel() > offsets.FAR
     numbers = op.tolerance.numbers or list
     for rows, expected in ends:

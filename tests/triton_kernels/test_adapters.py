@@ -15,7 +15,8 @@ from triton_kernels.attention_meta import AttentionMeta
 from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, Impl
 from triton_kernels.impls._shared.flex import FlexAttention, _compiled
 from triton_kernels.impls._shared.padded import Bucket
-from triton_kernels.lab.conformance import bind, call, check, make_args, make_spec
+from triton_kernels.lab.calls import bind, call, make_args, make_spec
+from triton_kernels.lab.conformance import check
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from triton_kernels.call_shapes import described_ops, shape_reader
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls
 from triton_kernels.ops import OPS
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ def test_the_shape_of_a_call_is_what_its_case_says_by_hand(op: str) -> None:
     for case in OPS[op].cases:
         if "bench" in case.tags or (op, case.name) in EXCEPTIONS:
             continue
-        read = shape_reader(op, conformance.make_args(OPS[op], case, torch.float32, CPU))
+        read = shape_reader(op, calls.make_args(OPS[op], case, torch.float32, CPU))
         assert read is not None
         shape = read()
         assert dict(shape.dims) == dict(case.dims), case.name
@@ -28,7 +28,7 @@ def test_the_shape_of_a_call_is_what_its_case_says_by_hand(op: str) -> None:
 
 def test_lengths_are_read_anew() -> None:
     (case,) = (case for case in OPS["paged_attention_decode"].cases if case.name == "uneven")
-    args = conformance.make_args(OPS["paged_attention_decode"], case, torch.float32, CPU)
+    args = calls.make_args(OPS["paged_attention_decode"], case, torch.float32, CPU)
     read = shape_reader("paged_attention_decode", args)
     assert read is not None and read().ctx_lens == (1, 16, 17, 90, 33)
     args["meta"].seq_lens[3] = 91

@@ -9,7 +9,7 @@ import torch
 
 from triton_kernels.call_shapes import described_ops, shape_reader
 from triton_kernels.cases.captured import FORMAT, read_cases
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls
 from triton_kernels.ops import OPS
 
 CPU = torch.device("cpu")
@@ -33,14 +33,14 @@ def test_a_call_is_made_again_in_the_same_shape(op: str, tmp_path: Path) -> None
     shapes = []
     for case in OPS[op].cases:
         if "bench" not in case.tags and sum(case.q_lens):
-            read = shape_reader(op, conformance.make_args(OPS[op], case, torch.float32, CPU))
+            read = shape_reader(op, calls.make_args(OPS[op], case, torch.float32, CPU))
             assert read is not None
             shapes.append(read())
     entries = [{"dims": dict(s.dims), "options": s.options, "q_lens": s.q_lens, "ctx_lens": s.ctx_lens, "count": 7} for s in shapes]
     found = read_cases(write(tmp_path, *entries, op=op), OPS[op])
     assert len(found.cases) == len(shapes) and found.dtype == torch.float32
     for case, shape in zip(found.cases, shapes, strict=True):
-        read = shape_reader(op, conformance.make_args(OPS[op], case, torch.float32, CPU))
+        read = shape_reader(op, calls.make_args(OPS[op], case, torch.float32, CPU))
         assert read is not None
         again = read()
         assert case.count == 7 and (case.q_lens, case.ctx_lens) == (again.q_lens, again.ctx_lens or case.ctx_lens)
@@ -51,7 +51,7 @@ def test_a_call_is_made_again_in_the_same_shape(op: str, tmp_path: Path) -> None
 
 def test_a_ragged_batch_stays_ragged(tmp_path: Path) -> None:
     (case,) = read_cases(write(tmp_path, DECODE), OPS["paged_attention_decode"]).cases
-    meta = conformance.make_args(OPS["paged_attention_decode"], case, torch.float32, CPU)["meta"]
+    meta = calls.make_args(OPS["paged_attention_decode"], case, torch.float32, CPU)["meta"]
     assert meta.seq_lens.tolist() == [5, 130, 17] and meta.cu_q.tolist() == [0, 1, 2, 4]
 
 

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralSparseMoeBlock
 
 from triton_kernels.cases.attention import DECODE_CASES, PREFILL_CASES
-from triton_kernels.lab.conformance import make_args
+from triton_kernels.lab.calls import make_args
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
 

@@ -11,7 +11,7 @@ import torch
 from triton_kernels.impls.apply_penalties.torch import apply_penalties
 from triton_kernels.impls.gather_logprobs.torch import gather_logprobs
 from triton_kernels.impls.sample import torch as sample_torch
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls
 from triton_kernels.ops.penalties import pack_bits, unpack_bits
 from triton_kernels.ops.penalties import reference as penalties_reference
 from triton_kernels.ops.sampling import gather_logprobs_reference, near_ties, sample_reference
@@ -196,7 +196,7 @@ def test_the_path_of_gpus_agrees_with_the_reference() -> None:
     for case in sample_op.cases:
         if "bench" in case.tags:
             continue
-        args = conformance.make_args(sample_op, case, torch.float32, torch.device("cpu"))
+        args = calls.make_args(sample_op, case, torch.float32, torch.device("cpu"))
         random = (args["row_to_seat"] >= 0) & (args["temperature"][args["row_to_seat"].long()] != 0)
         names = ("temperature", "top_k", "top_p", "min_p", "seed")
         per_row = {name: args[name][args["row_to_seat"].long()] for name in names}
@@ -209,7 +209,7 @@ def test_the_cases_hardly_have_near_ties() -> None:
     """So that a wrong impl cannot hide behind them; and a tie that was made is seen."""
     for case in sample_op.cases:
         if "bench" not in case.tags:
-            args = conformance.make_args(sample_op, case, torch.float32, torch.device("cpu"))
+            args = calls.make_args(sample_op, case, torch.float32, torch.device("cpu"))
             assert int(near_ties(args).sum()) <= 1, case.name
     made = arguments(torch.tensor([[1.0, 0.5, 0.0]]).expand(50, -1), [0] * 50, position=torch.arange(50))
     made["top_p"] += float(torch.softmax(made["logits"][0].double(), 0)[0]) - 1

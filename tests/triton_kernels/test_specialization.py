@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 from triton.runtime.jit import JITFunction
 
 from triton_kernels.impl import Impl
-from triton_kernels.lab import conformance
-from triton_kernels.lab.conformance import Args
+from triton_kernels.lab import calls
+from triton_kernels.lab.calls import Args
 from triton_kernels.op import Op
 from triton_kernels.registry import Registry
 
@@ -72,7 +72,7 @@ def batch_of(op: Op, args: Args, num_rows: int) -> Args:
         rows = int(args["cu_rows"][min(num_rows, len(args["row_to_seat"]))])
         cut = {"cu_rows": num_rows + 1, "row_to_seat": num_rows, "temperature": None, "seed": None}
         return {name: value[: cut.get(name, rows)] if isinstance(value, torch.Tensor) else value for name, value in args.items()}
-    return conformance.take_rows(op, args, 0, num_rows)[0]
+    return calls.take_rows(op, args, 0, num_rows)[0]
 
 
 def size_of(op: Op, args: Args) -> int:
@@ -90,15 +90,15 @@ def test_the_size_of_a_batch_compiles_nothing_anew(impl: Impl, recorder: Recorde
     for case in op.cases:
         if "bench" in case.tags:
             continue
-        args = conformance.make_args(op, case, torch.float16, CPU)
-        spec = conformance.make_spec(op, args, torch.float16, CPU, interpret=True)
+        args = calls.make_args(op, case, torch.float16, CPU)
+        spec = calls.make_spec(op, args, torch.float16, CPU, interpret=True)
         if impl.unsupported(spec):
             continue
-        bound = conformance.bind(op, impl, spec, args)
+        bound = calls.bind(op, impl, spec, args)
         for num_rows in (*NUM_ROWS, size_of(op, args)):
             if 0 < num_rows <= size_of(op, args):
                 recorder.num_rows = num_rows
-                conformance.call(op, bound, batch_of(op, args, num_rows))
+                calls.call(op, bound, batch_of(op, args, num_rows))
                 num_calls += 1
         assert not recorder.differences(), (case.name, recorder.differences())
         recorder.variants.clear()
@@ -107,7 +107,7 @@ def test_the_size_of_a_batch_compiles_nothing_anew(impl: Impl, recorder: Recorde
 
 def test_prompts_and_biases_of_any_length_compile_nothing_anew(recorder: Recorder) -> None:
     gather, penalize = (REGISTRY.impls(op)["triton"] for op in ("gather_logprobs", "apply_penalties"))
-    args = conformance.make_args(REGISTRY.ops["apply_penalties"], REGISTRY.ops["apply_penalties"].cases[0], torch.float32, CPU)
+    args = calls.make_args(REGISTRY.ops["apply_penalties"], REGISTRY.ops["apply_penalties"].cases[0], torch.float32, CPU)
     logits, ids = torch.zeros(2, 5000), torch.zeros(20, dtype=torch.int64)
     for recorder.num_rows in range(9, 17):
         gather.target(logits, ids[recorder.num_rows :][:2], 5, **gather.options)  # targets begin anywhere in a request's row

@@ -24,7 +24,7 @@ from ..op import Op
 from ..registry import Registry
 from ..resolve import Choice, parse_choice
 from ..spec import Spec
-from . import conformance, machine_code
+from . import calls, machine_code
 from .loops import LoopFigures, main_loops
 from .ttgir import load_widths
 from .turns import loop_turns
@@ -130,7 +130,7 @@ def compile_impl(
             continue
         try:
             with compile_only(target) as launches:
-                conformance.call(op, conformance.bind(op, impl, spec, args, options), args)
+                calls.call(op, calls.bind(op, impl, spec, args, options), args)
         except Exception as error:  # a kernel that does not compile must not hide the others
             lines = str(error).strip().splitlines() or [""]  # Triton shows the source in between
             message = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
@@ -149,7 +149,7 @@ def _spec_and_args(op: Op, case: ServingCase, target: str, dtype: torch.dtype) -
     """The arguments lie on the CPU: nothing reads them, and the launcher only looks at shapes, strides and dtypes."""
     args = case.make(dtype)
     assert set(args) == set(op.parameters), f"serving case {case.name!r} of {op.name} gives {sorted(args)}"
-    spec = conformance.make_spec(op, args, dtype, torch.device("cpu"))
+    spec = calls.make_spec(op, args, dtype, torch.device("cpu"))
     return replace(spec, device="cuda", arch=target), args
 
 

@@ -22,7 +22,7 @@ from ..registry import Registry
 from ..resolve import Choice, parse_choice
 from ..spec import Spec, device_arch
 from ..tuning import TunedTables
-from . import conformance
+from . import calls, conformance
 from .ceilings import Ceilings, compute_format
 from .measured import same_shape
 from .timing import Subject, interleave, num_copies
@@ -233,11 +233,11 @@ def measure(
         for row in rows.values():
             row.status, row.message = "left out", f"{cost.flops / 1e9:.0f} GFLOP are too many for a CPU"
         return list(rows.values())
-    args = conformance.make_args(op, case, dtype, device)
-    spec = conformance.make_spec(op, args, dtype, device)
+    args = calls.make_args(op, case, dtype, device)
+    spec = calls.make_spec(op, args, dtype, device)
     _check(task, rows, spec, args, tables)
     cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-    copies = num_copies(cost.bytes, conformance.held_bytes(args), cache_bytes)
+    copies = num_copies(cost.bytes, calls.held_bytes(args), cache_bytes)
     subjects = {}
     for contender in task.contenders:
         row = rows[contender.label]
@@ -252,7 +252,7 @@ def measure(
     return list(rows.values())
 
 
-def _check(task: Task, rows: Mapping[str, Row], spec: Spec, args: conformance.Args, tables: TunedTables | None) -> None:
+def _check(task: Task, rows: Mapping[str, Row], spec: Spec, args: calls.Args, tables: TunedTables | None) -> None:
     """Fills in status, error and limit. The reference runs once."""
     op = task.op
     limit = op.limit(task.case, spec.dtype)
@@ -262,15 +262,15 @@ def _check(task: Task, rows: Mapping[str, Row], spec: Spec, args: conformance.Ar
     if all(row.status != "ok" for row in rows.values()):
         return
     expected_args = copy.deepcopy(args)
-    expected = conformance.outputs(op.reference(**expected_args))
+    expected = calls.outputs(op.reference(**expected_args))
     for contender in task.contenders:
         row = rows[contender.label]
         if row.status != "ok":
             continue
         got_args = copy.deepcopy(args)
         try:
-            bound = conformance.bind(op, contender.impl, spec, got_args, contender.choice.options, tables)
-            got = conformance.call(op, bound, got_args)
+            bound = calls.bind(op, contender.impl, spec, got_args, contender.choice.options, tables)
+            got = calls.call(op, bound, got_args)
         except Exception as error:  # one impl's failure is a row, the others still run
             row.status, row.message = "error", f"{type(error).__name__}: {error}"
             continue
@@ -281,16 +281,16 @@ def _check(task: Task, rows: Mapping[str, Row], spec: Spec, args: conformance.Ar
             row.status, row.message = "wrong", "; ".join(problems)
 
 
-def _subject(op: Op, contender: Contender, spec: Spec, args: conformance.Args, copies: int, tables: TunedTables | None) -> Subject:
-    calls = []
+def _subject(op: Op, contender: Contender, spec: Spec, args: calls.Args, copies: int, tables: TunedTables | None) -> Subject:
+    runs = []
     for _ in range(copies):
         own = copy.deepcopy(args)
-        bound = conformance.bind(op, contender.impl, spec, own, contender.choice.options, tables)
+        bound = calls.bind(op, contender.impl, spec, own, contender.choice.options, tables)
         if "meta" in own and hasattr(bound, "begin_step"):
             bound.begin_step(own["meta"])  # once per step, not per call: layers share it
         inputs = [own[name] for name in op.call_args]
-        calls.append(lambda bound=bound, inputs=inputs: bound(*inputs))
-    return Subject(calls, capture=contender.impl.flags.cuda_graph)
+        runs.append(lambda bound=bound, inputs=inputs: bound(*inputs))
+    return Subject(runs, capture=contender.impl.flags.cuda_graph)
 
 
 def _time(subjects: dict[str, Subject], rows: Mapping[str, Row], device: torch.device, limit_s: float) -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..attention_meta import AttentionMeta, LayerKV
+from ..attention_meta import LayerKV
 from ..impl import Bound, Impl
 from ..impls._shared.recording import Arena, record
 from ..op import Case, Op
-from ..spec import Spec, device_arch
-from ..tuning import TunedTables
+from .calls import Args, bind, call, make_args, make_spec, mutated, outputs, rows_of, take_rows, tensors
 from .guards import GuardedEmpty, surround
-
-Args = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,12 +74,12 @@ def check(
     problems += _touched(op, args, got_args) + _aliased(got, got_args)
     if fresh.was_crossed():
         problems.append("wrote beside a tensor that it allocated")
-    mutated = _mutated(op, got_args)
+    found = got + mutated(op, got_args)
 
     for _ in range(num_reruns if impl.flags.deterministic else 0):
         again_args = copy.deepcopy(args)
-        again = call(op, bound, again_args) + _mutated(op, again_args)
-        if not all(_same_bits(a, b) for a, b in zip(got + mutated, again, strict=True)):
+        again = call(op, bound, again_args) + mutated(op, again_args)
+        if not all(_same_bits(a, b) for a, b in zip(found, again, strict=True)):
             problems.append("claims to be deterministic, but a further run gave other bits")
             break
     if impl.flags.batch_invariant and op.row_args:
@@ -91,68 +87,6 @@ def check(
     if impl.flags.cpu_graph and device.type == "cpu":
         problems += _lost_by_recording(op, bound, case, dtype, args)
     return CheckResult(op.name, impl.name, case.name, dtype, error, limit, not problems, False, "; ".join(problems))
-
-
-def make_args(op: Op, case: Case, dtype: torch.dtype, device: torch.device) -> Args:
-    """The case's arguments, always the same: the generator is seeded by the names of op and case."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{op.name}/{case.name}".encode()))
-    args = case.make(generator, dtype, device)
-    assert tuple(sorted(args)) == tuple(sorted(op.parameters)), f"{op.name}/{case.name} gives {sorted(args)}"
-    return args
-
-
-def make_spec(op: Op, args: Mapping[str, Any], dtype: torch.dtype, device: torch.device, interpret: bool = False) -> Spec:
-    """The facts that an engine would know when it builds a layer that is called with ``args``."""
-    facts = op.static_facts({name: args[name] for name in op.bind_args if name in args})
-    kv = args.get("kv")
-    if kv is not None:
-        facts |= {"page_size": kv.page_size, "num_kv_heads": kv.k.shape[2], "head_dim": kv.k.shape[3]}
-        facts |= {"value_dim": kv.v.shape[3], "kv_dtype": kv.k.dtype}
-        if "q" in args:
-            facts["num_heads"] = args["q"].shape[1]
-    return Spec(device.type, device_arch(device), dtype, interpret, facts)
-
-
-def bind(
-    op: Op, impl: Impl, spec: Spec, args: Args, options: Mapping[str, Any] | None = None, tables: TunedTables | None = None
-) -> Bound:
-    """The impl bound to the arguments that are fixed when a layer is built."""
-    given = [name for name in op.bind_args if name not in op.optional or op.is_given(name, args)]
-    weights = {name: args[name] for name in given if isinstance(args[name], torch.Tensor)}
-    params = {name: args[name] for name in given if name not in weights}
-    return impl.bind(spec, weights, params, options, tables)
-
-
-def call(op: Op, bound: Bound, args: Args) -> list[torch.Tensor]:
-    """One step: ``begin_step`` where there is one, then the call. Returns the outputs."""
-    begin_step: Callable[[AttentionMeta], None] | None = getattr(bound, "begin_step", None)
-    if begin_step is not None and "meta" in args:
-        begin_step(args["meta"])
-    return outputs(bound(*(args[name] for name in op.call_args)))
-
-
-def outputs(result: Any) -> list[torch.Tensor]:
-    """What a reference or bound impl returned, as a list."""
-    if result is None:
-        return []
-    return [result] if isinstance(result, torch.Tensor) else list(result)
-
-
-def held_bytes(args: Args) -> int:
-    """Memory of all tensors among the arguments."""
-    return sum(tensor.nbytes for value in args.values() for tensor in _tensors(value))
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, AttentionMeta):
-        return [value.cu_q, value.seq_lens, value.block_table]
-    if isinstance(value, LayerKV):
-        return [t for t in value if t is not None]
-    return [value] if isinstance(value, torch.Tensor) else []
-
-
-def _mutated(op: Op, args: Args) -> list[torch.Tensor]:
-    return [t for name in op.mutates for t in _tensors(args[name])]
 
 
 def compare(
@@ -169,15 +103,15 @@ def compare(
     ``args`` are the arguments as they were before either run; ``own_rng``: the impl has its own random numbers."""
     excused = op.tolerance.drawn if own_rng else op.tolerance.token_ties
     names = [f"output {i}" for i in range(len(expected))]
-    mutated_names = [f"argument {name}" for name in op.mutates for _ in _tensors(args[name])]
+    mutated_names = [f"argument {name}" for name in op.mutates for _ in tensors(args[name])]
     problems = _compare_shapes(got, expected, names)
-    problems += _compare_shapes(_mutated(op, got_args), _mutated(op, expected_args), mutated_names)
+    problems += _compare_shapes(mutated(op, got_args), mutated(op, expected_args), mutated_names)
     if problems:
         return problems, float("inf")
     numbers = op.tolerance.numbers or list
     problems, error = _compare_values(op, args, numbers(got), numbers(expected), limit, names, excused)
-    mutated, expected_mutated = _mutated_numbers(op, got_args), _mutated_numbers(op, expected_args)
-    more, mutated_error = _compare_values(op, args, mutated, expected_mutated, limit, mutated_names, excused)
+    written, expected_written = _mutated_numbers(op, got_args), _mutated_numbers(op, expected_args)
+    more, mutated_error = _compare_values(op, args, written, expected_written, limit, mutated_names, excused)
     return problems + more, max(error, mutated_error)
 
 
@@ -190,7 +124,7 @@ def _mutated_numbers(op: Op, args: Args) -> list[torch.Tensor]:
         if isinstance(value, LayerKV) and value.k_scale is not None and value.v_scale is not None and not op.tolerance.exact:
             found += [value.k.double() * value.k_scale[..., None], value.v.double() * value.v_scale[..., None]]
         else:
-            found += _tensors(value)
+            found += tensors(value)
     return found
 
 
@@ -261,15 +195,15 @@ def _touched(op: Op, before: Args, after: Args) -> list[str]:
         f"changed its input {name}"
         for name in op.parameters
         if name not in op.mutates
-        and not all(_same_bits(a, b) for a, b in zip(_tensors(before[name]), _tensors(after[name]), strict=True))
+        and not all(_same_bits(a, b) for a, b in zip(tensors(before[name]), tensors(after[name]), strict=True))
         and not _shares_memory(after[name], [after[m] for m in op.mutates])
     ]
     owned: dict[int, torch.Tensor] = {}
-    for view in _mutated(op, after):
+    for view in mutated(op, after):
         whole = _storage(view)
         mask = owned.setdefault(whole.data_ptr(), torch.zeros_like(whole, dtype=torch.bool))
         mask.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(True)
-    for old, new in zip(_mutated(op, before), _mutated(op, after), strict=True):
+    for old, new in zip(mutated(op, before), mutated(op, after), strict=True):
         outside = ~owned[_storage(new).data_ptr()]
         if not _same_bits(_storage(old)[outside], _storage(new)[outside]):
             problems.append("wrote beside its output")
@@ -282,8 +216,8 @@ def _storage(view: torch.Tensor) -> torch.Tensor:
 
 
 def _shares_memory(value: Any, others: Iterable[Any]) -> bool:
-    theirs = {t.untyped_storage().data_ptr() for other in others for t in _tensors(other)}
-    return any(t.untyped_storage().data_ptr() in theirs for t in _tensors(value))
+    theirs = {t.untyped_storage().data_ptr() for other in others for t in tensors(other)}
+    return any(t.untyped_storage().data_ptr() in theirs for t in tensors(value))
 
 
 def _aliased(outputs: list[torch.Tensor], args: Args) -> list[str]:
@@ -300,9 +234,9 @@ def _batch_dependence(op: Op, bound: Bound, args: Args, got: list[torch.Tensor],
             continue
         part, tokens = take_rows(op, copy.deepcopy(args), first, last)
         alone = call(op, bound, part)
-        here = [t for name in op.mutates if name in op.row_args for t in _tensors(part[name])]
-        there = [t[tokens] for name in op.mutates if name in op.row_args for t in _tensors(got_args[name])]
-        whole = [_rows(t, tokens, total) for t in got]
+        here = [t for name in op.mutates if name in op.row_args for t in tensors(part[name])]
+        there = [t[tokens] for name in op.mutates if name in op.row_args for t in tensors(got_args[name])]
+        whole = [rows_of(t, tokens, total) for t in got]
         if not all(_same_bits(a, b) for a, b in zip((*alone, *here), (*whole, *there), strict=True)):
             return [f"claims to be batch invariant, but rows {first}:{last} have other bits alone than in the batch"]
     return []
@@ -313,7 +247,7 @@ def _lost_by_recording(op: Op, bound: Bound, case: Case, dtype: torch.dtype, arg
     others = copy.deepcopy(args)
     fresh = case.make(torch.Generator().manual_seed(1), dtype, torch.device("cpu"))
     for name in op.call_args:
-        for mine, new in zip(_tensors(others[name]), _tensors(fresh[name])):
+        for mine, new in zip(tensors(others[name]), tensors(fresh[name])):
             if mine.is_floating_point() and mine.shape == new.shape:
                 mine.copy_(new)
     place = copy.deepcopy(args)
@@ -321,41 +255,14 @@ def _lost_by_recording(op: Op, bound: Bound, case: Case, dtype: torch.dtype, arg
         with torch.inference_mode():
             recording = record(lambda: call(op, bound, place), Arena())
             for name in op.parameters:
-                for mine, new in zip(_tensors(place[name]), _tensors(others[name])):
+                for mine, new in zip(tensors(place[name]), tensors(others[name])):
                     mine.copy_(new)
             for output in recording.output:
                 output.view(torch.uint8).fill_(255)
             recording.replay()
     except RuntimeError as error:
         return [f"claims that its calls can be recorded on a CPU, but: {error}"]
-    expected = call(op, bound, others) + _mutated(op, others)
-    if all(_same_bits(a, b) for a, b in zip(recording.output + _mutated(op, place), expected, strict=True)):
+    expected = call(op, bound, others) + mutated(op, others)
+    if all(_same_bits(a, b) for a, b in zip(recording.output + mutated(op, place), expected, strict=True)):
         return []
     return ["claims that its calls can be recorded on a CPU, but a replay on other numbers gave other bits than a call"]
-
-
-def take_rows(op: Op, args: Args, first: int, last: int) -> tuple[Args, slice]:
-    """The arguments of a smaller batch, made of rows (with ``meta``: requests) first .. last - 1, and where its rows of
-    outputs lie in those of the whole batch."""
-    tokens = slice(first, last)
-    part = dict(args)
-    if "meta" in args:
-        meta: AttentionMeta = args["meta"]
-        cu_q, seq_lens = meta.cu_q[first : last + 1], meta.seq_lens[first:last]
-        tokens = slice(int(cu_q[0]), int(cu_q[-1]))
-        part["meta"] = AttentionMeta(
-            cu_q=cu_q - cu_q[0],
-            seq_lens=seq_lens,
-            block_table=meta.block_table[first:last],
-            max_q=int(cu_q.diff().max()),
-            max_seq_len=int(seq_lens.max()),
-        )
-    for name in op.row_args:
-        if isinstance(args[name], torch.Tensor):
-            part[name] = _rows(args[name], tokens, args[op.row_args[0]].shape[0])
-    return part, tokens
-
-
-def _rows(tensor: torch.Tensor, rows: slice, total: int) -> torch.Tensor:
-    """These rows of a batch of ``total``; a single row that holds for all of them stays as it is."""
-    return tensor if tensor.shape[0] == 1 < total else tensor[rows]

@@ -14,7 +14,7 @@ import torch
 
 from ..impl import Impl
 from ..op import Case, Op
-from . import conformance
+from . import calls
 
 Follow = Callable[[Any, Callable[[Any], None]], None]
 """Gets a kernel, and its launch under a client of triton-viz."""
@@ -79,12 +79,12 @@ def view(port: int) -> None:
 
 
 def _run(op: Op, impl: Impl, case: Case, dtype: torch.dtype, options: Mapping[str, Any] | None, follow: Follow) -> bool:
-    args = conformance.make_args(op, case, dtype, torch.device("cpu"))
-    spec = conformance.make_spec(op, args, dtype, torch.device("cpu"), interpret=True)
+    args = calls.make_args(op, case, dtype, torch.device("cpu"))
+    spec = calls.make_spec(op, args, dtype, torch.device("cpu"), interpret=True)
     if impl.unsupported(spec, options):
         return False
     with _followed(follow):
-        conformance.call(op, conformance.bind(op, impl, spec, args, options), args)
+        calls.call(op, calls.bind(op, impl, spec, args, options), args)
     return True
 
 

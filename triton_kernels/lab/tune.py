@@ -22,7 +22,7 @@ from ..impl import Impl
 from ..op import Case, Op
 from ..resolve import Choice
 from ..tuning import Entry, layer_bucket
-from . import conformance
+from . import calls
 from .aot import Compilation
 from .bench import Contender, Row, Task, measure
 from .ceilings import Ceilings
@@ -128,7 +128,7 @@ def time_candidates(
 
 def bucket_of(op: Op, impl: Impl, case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The bucket that a case's result is kept under; with the number of tokens where the impl looks it up by call."""
-    spec = conformance.make_spec(op, conformance.make_args(op, case, dtype, device), dtype, device)
+    spec = calls.make_spec(op, calls.make_args(op, case, dtype, device), dtype, device)
     return layer_bucket(spec, sum(case.q_lens) if getattr(impl.target, "tuned_by_tokens", False) else None)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from .deltas import Content
+from .deltas import Call
 from .json_calls import json_call
 from .source import Source, Steps
-
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
+from .tagged_calls import OPEN, tagged_calls
 
 
 def hermes(source: Source) -> Steps[None]:
@@ -17,14 +16,10 @@ def hermes(source: Source) -> Steps[None]:
         </tool_call>
 
     The last closing tag may be missing. The end of a call is the end of its object, so that strings in it may hold tags."""
-    while (at := (yield from source.stream_until((OPEN,), Content))) >= 0:
+
+    def call_at(at: int) -> Steps[tuple[Call | None, int]]:
         start = yield from source.space_end(at + len(OPEN))
         end = yield from source.object_end(start)
-        call = json_call(source.text[start:end])
-        if call is None:
-            yield Content(source.take(end))
-            continue
-        yield call
-        source.take(end)
-        yield from source.skip_space()
-        yield from source.skip(CLOSE)
+        return json_call(source.text[start:end]), end
+
+    yield from tagged_calls(source, (OPEN,), call_at)

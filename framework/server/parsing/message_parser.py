@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import hermes, llama3_json, qwen3_coder, think
+from . import hermes, llama3_json, qwen3_coder, tagged_calls, think
 from .deltas import Call, Content, Delta, ToolCall
 from .source import Source, Steps
 
@@ -35,9 +35,10 @@ class ReasoningFormat:
     tags: tuple[str, ...] = (think.OPEN, think.CLOSE)
 
 
-_QWEN3_CODER = ToolFormat(qwen3_coder.qwen3_coder, (qwen3_coder.OPEN, qwen3_coder.CLOSE))
+_TAGS = (tagged_calls.OPEN, tagged_calls.CLOSE)
+_QWEN3_CODER = ToolFormat(qwen3_coder.qwen3_coder, _TAGS)
 TOOL_FORMATS: Mapping[str, ToolFormat] = {
-    "hermes": ToolFormat(lambda source, _: hermes.hermes(source), (hermes.OPEN, hermes.CLOSE)),
+    "hermes": ToolFormat(lambda source, _: hermes.hermes(source), _TAGS),
     "llama3_json": ToolFormat(lambda source, _: llama3_json.llama3_json(source), (llama3_json.PYTHON_TAG,)),
     "qwen3_coder": _QWEN3_CODER,
     "qwen3_xml": _QWEN3_CODER,

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...sampling_params import is_unicode
-from .deltas import Call, Content
+from .deltas import Call
 from .json_calls import dump_json, load_json
 from .source import Source, Steps
+from .tagged_calls import OPEN, tagged_calls
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
 _NAME_END = re.compile(r"[<>\n]")
@@ -30,15 +30,7 @@ def qwen3_coder(source: Source, schemas: Mapping[str, Mapping[str, Any]]) -> Ste
 
     of which models leave the outer tags away at times. A value is text, without the line breaks next to its tags. Where the schema
     of its parameter (``schemas``: tool -> JSON schema of its arguments) allows no strings it is read as JSON, if it is that."""
-    while (at := (yield from source.stream_until((OPEN, FUNCTION), Content))) >= 0:
-        call, end = yield from _call(source, at, schemas)
-        if call is None:
-            yield Content(source.take(end))
-            continue
-        yield call
-        source.take(end)
-        yield from source.skip_space()
-        yield from source.skip(CLOSE)
+    yield from tagged_calls(source, (OPEN, FUNCTION), lambda at: _call(source, at, schemas))
 
 
 def _call(source: Source, at: int, schemas: Mapping[str, Mapping[str, Any]]) -> Steps[tuple[Call | None, int]]:

@@ -11,6 +11,9 @@ T = TypeVar("T")
 TokenId = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 List = Annotated[list[T], Field(fail_fast=True)]
 """Of a body. Told is its first fault: to collect those of millions of items would take minutes."""
+MAX_TOOLS = 1024
+Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)]
+"""They are made into schemas, parsers and prompt by the thread that serves all."""
 MAX_BIASES = 2**18
 
 

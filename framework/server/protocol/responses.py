@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from .common import GenerationBody, List, Texts
+from .common import GenerationBody, List, Texts, Tools
 
 
 class ResponsesBody(GenerationBody):
@@ -15,7 +15,7 @@ class ResponsesBody(GenerationBody):
     input: str | List[dict[str, Any]]
     instructions: str | None = None
     max_output_tokens: int | None = None
-    tools: List[dict[str, Any]] | None = None
+    tools: Tools | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = True
     text: dict[str, Any] | None = None
@@ -23,6 +23,8 @@ class ResponsesBody(GenerationBody):
     metadata: Texts | None = None
     store: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
+    include: List[str] | None = None
+    top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     # What OpenAI or vLLM take and this server does not.
@@ -31,8 +33,6 @@ class ResponsesBody(GenerationBody):
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
     context_management: List[dict[str, Any]] | None = None
-    include: List[str] | None = None
-    top_logprobs: int | None = None
 
 
 class InputTokensDetails(BaseModel):
@@ -71,5 +71,6 @@ class ResponseAnswer(BaseModel):
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
+    top_logprobs: int
     top_p: float
     usage: ResponseUsage | None

@@ -15,12 +15,18 @@ from ..schema import close_objects
 from ..spec import GrammarSpec
 from .protocol import MAX_WHITESPACE, Vocabulary
 
+_MAX_ITEMS_IN_ROW, _MAX_STEP_ITEMS, _MAX_LEXER_STATES = 800, 16_000, 50_000
+"""Of one parser. With them no grammar was found of which a token takes 0.2 s, though with the library's own an ambiguous one takes
+half a second and a lexer 500 MB; an object may have 200 optional properties."""
+
 
 class LlguidanceBackend:
     """Regexes are those of Rust's crate ``regex``, grammars Lark's with the library's extensions, or of llama.cpp."""
 
+    is_bounded = True
+
     def __init__(self, vocabulary: Vocabulary) -> None:
-        from llguidance import LLExecutor
+        from llguidance import LLExecutor, LLParserLimits
         from llguidance.hf import from_tokenizer
 
         num_tokens = max(vocabulary.size, len(vocabulary.tokenizer))
@@ -29,13 +35,16 @@ class LlguidanceBackend:
         except Exception as error:
             raise ValueError(f"llguidance cannot work with this model's tokenizer: {error}") from error
         self._executor = LLExecutor()
+        self._limits = LLParserLimits(
+            max_items_in_row=_MAX_ITEMS_IN_ROW, step_max_items=_MAX_STEP_ITEMS, max_lexer_states=_MAX_LEXER_STATES
+        )
 
     def compile(self, spec: GrammarSpec) -> LlguidanceGrammar:
         from llguidance import LLMatcher
 
         if spec.kind not in _GRAMMARS:
             raise ValueError(f"llguidance has no {spec.kind}: choose structured_outputs.backend=xgrammar, or auto")
-        start = LLMatcher(self._tokenizer, _GRAMMARS[spec.kind](spec), log_level=0)
+        start = LLMatcher(self._tokenizer, _GRAMMARS[spec.kind](spec), log_level=0, limits=self._limits)
         if start.is_error():
             reason = _first_lines(start.get_error())
             if reason.startswith("Resource "):  # that a schema refers to

@@ -55,7 +55,12 @@ M = TypeVar("M", bound=Matcher, contravariant=True)
 
 class Backend(Protocol[M]):
     """Compiles for one vocabulary, called from several threads; moves its matchers, many at once, called from one thread at a time.
-    What goes wrong with a matcher is its ``error``."""
+    What goes wrong with a matcher is its ``error``.
+
+    is_bounded  whatever the grammar, a matcher's part of a call takes a fraction of a second; else it may take minutes
+    """
+
+    is_bounded: bool
 
     def __init__(self, vocabulary: Vocabulary) -> None: ...
 

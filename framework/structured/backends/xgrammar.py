@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +15,13 @@ from ..schema import close_objects, first_inexact
 from ..spec import GrammarSpec
 from .protocol import MAX_WHITESPACE, Vocabulary
 
-MAX_FILL_S: Final = 0.5
-"""CPU time of one mask, after which its request ends: all others wait meanwhile, and the next mask may take longer still."""
 _NO_WHITESPACE = {"any_whitespace": False, "separators": (",", ":")}
 
 
 class XgrammarBackend:
     """Regexes are those of ECMAScript without look-around, grammars EBNF as of llama.cpp, or Lark's."""
+
+    is_bounded = False
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         from xgrammar import GrammarCompiler, TokenizerInfo
@@ -56,11 +55,7 @@ class XgrammarBackend:
     def fill(self, matchers: Sequence[XgrammarMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray) -> None:
         row = 0
         for matcher, draft in zip(matchers, drafts):
-            started_s = time.thread_time()
             matcher.fill(masks[row : row + 1 + len(draft)], draft)
-            if time.thread_time() - started_s > MAX_FILL_S * (1 + len(draft)):
-                limit = f"a token of this grammar takes more than {MAX_FILL_S:g} s: make it simpler"
-                matcher.error = matcher.error or ValueError(f"structured_outputs: {limit}")
             row += 1 + len(draft)
 
     def _text_words(self, special: list[int]) -> np.ndarray:

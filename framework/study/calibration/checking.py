@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...executor.calibration import Calibration
-from ..results import format_table
+from ..results import format_table, write_csv
 from .fitting import Fit
 from .samples import Samples, samples_of
 from .tables import Table
@@ -110,10 +109,7 @@ def as_text(errors: Sequence[Error]) -> str:
     return f"{format_table(lines)}\n\n{format_table([['op', 'rows', 'MAPE %'], *ops])}"
 
 
-def write_csv(errors: Sequence[Error], path: Path) -> None:
+def write_errors(errors: Sequence[Error], path: Path) -> None:
     """One line each, percentages with two digits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows({name: f"{v:.2f}" if isinstance(v, float) else v for name, v in asdict(error).items()} for error in errors)
+    rows = [{name: f"{v:.2f}" if isinstance(v, float) else v for name, v in asdict(error).items()} for error in errors]
+    write_csv(path, rows, COLUMNS)

@@ -113,8 +113,32 @@ def test_the_model_is_a_word_or_a_flag(served: Served, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
+    "backend", [["--structured-outputs-config.backend", "xgrammar"], ["--structured-outputs-config.backend=xgrammar"]]
+)
+def test_keys_of_a_mapping_are_flags(backend: list[str], served: Served) -> None:
+    whole = ["--structured-outputs-config", '{"backend": "llguidance", "compile_timeout_s": 3.0}']
+    expected = engine_config(structured_outputs_config={"backend": "xgrammar", "compile_timeout_s": 3.0})
+    assert served(*whole, *backend)[0] == served("--structured-outputs-config.compile_timeout_s", "3.0", *backend)[0] == expected
+
+
+def test_keys_of_keys_are_flags_and_values_are_json_or_text(served: Served) -> None:
+    words = ["--hf-overrides", '{"rope_scaling": {"factor": 2.0}, "a": 1}', "--hf-overrides.rope_scaling.rope_type", "linear"]
+    words += ["--hf-overrides.list=[1, 2]", "--hf-overrides.on", "true", "--hf-overrides.text", '"7"', "--hf-overrides.low", "-1"]
+    made = {"rope_scaling": {"factor": 2.0, "rope_type": "linear"}, "a": 1, "list": [1, 2], "on": True, "text": "7", "low": -1}
+    assert served(*words)[0] == engine_config(hf_overrides=made)
+    assert served("--kernels.sample", "torch", "--kernels", "linear=torch")[0] == engine_config(
+        kernels={"sample": "torch", "linear": "torch"}
+    )
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--hf-overrides.a"], "argument --hf-overrides.a: expected one value"),
+        (["--hf-overrides.a", "--port", "1"], "argument --hf-overrides.a: expected one value"),
+        (["--hf-overrides.a..b", "1"], "a key is empty"),
+        (["--port.a", "1"], "argument --port.a: --port takes no keys"),
+        (["--unheard-of.a", "1"], "unrecognized arguments: --unheard-of.a"),
         (["--kernels", "sample"], "'sample' is no KEY=VALUE"),
         (["--hf-overrides", "{"], "'{' is no JSON"),
         (["--hf-overrides", "[1]"], "'[1]' is no JSON object"),

@@ -9,12 +9,12 @@ from framework.build import input_processor
 from framework.engine.inputs import EngineInput
 from framework.engine.metrics import EngineInfo
 from framework.models.architecture import read_model
-from framework.outputs import CompletionOutput, RequestOutput
+from framework.outputs import CompletionOutput, Logprob, RequestOutput
 
 
 class ScriptedEngine:
     """Takes the place of AsyncEngine. Whatever the prompt, completion i of the n asked for is ``scripts[i % len(scripts)]``: texts
-    of its tokens, as a tokenizer would cut them; one output per token, or one in all.
+    of its tokens, as a tokenizer would cut them; one output per token, or one in all. Token i has the log-probability -i.
 
     prompts  the texts it was asked to go on with
     params   the parameters it was given
@@ -47,6 +47,9 @@ class ScriptedEngine:
     def _completion(self, index: int, params: SamplingParams) -> list[CompletionOutput]:
         texts = self.scripts[index % len(self.scripts)][: params.max_tokens]
         tokens = [CompletionOutput(index, text, [step]) for step, text in enumerate(texts)]
+        if params.logprobs is not None and params.output_kind is RequestOutputKind.DELTA:
+            for step, token in enumerate(tokens):
+                token.logprobs = [{step: Logprob(float(-step), 1, token.text)}]
         whole = len(texts) == len(self.scripts[index % len(self.scripts)])
         tokens[-1].finish_reason = "stop" if whole else "length"
         return tokens

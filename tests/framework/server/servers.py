@@ -115,20 +115,31 @@ def command(folder: Path, port: int, drain_timeout_s: float) -> tuple[list[str],
 @contextmanager
 def process(folder: Path, drain_timeout_s: float = 60.0) -> Iterator[tuple[subprocess.Popen, HTTPServer]]:
     """A server as a process, once it serves."""
+    port = free_port()
+    arguments, environment = command(folder, port, drain_timeout_s)
+    with started(arguments, port, environment) as running:
+        yield running, HTTPServer(port)
+
+
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        server = HTTPServer(free.getsockname()[1])
-    arguments, environment = command(folder, server.port, drain_timeout_s)
-    running = subprocess.Popen(arguments, env=environment)
+        return free.getsockname()[1]
+
+
+@contextmanager
+def started(arguments: list[str], port: int, environment: dict[str, str], folder: Path | None = None) -> Iterator[subprocess.Popen]:
+    """The process of a command that serves at ``port``, once it serves; ``folder``: where it runs, if not here."""
+    running = subprocess.Popen(arguments, env=environment, cwd=folder)
     try:
         deadline = time.monotonic() + 120
         while True:
             try:
-                assert server.request("GET", "/health")[0] == 200
+                assert HTTPServer(port).request("GET", "/health")[0] == 200
                 break
             except ConnectionError:
                 assert running.poll() is None and time.monotonic() < deadline, "the server does not start"
                 time.sleep(0.1)
-        yield running, server
+        yield running
     finally:
         running.kill()
         running.wait()

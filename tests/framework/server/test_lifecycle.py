@@ -56,11 +56,16 @@ def test_sigterm_lets_running_requests_end(tmp_path) -> None:
 
 def test_what_takes_too_long_to_end_is_cut(tmp_path) -> None:
     body = {"prompt": "a", "n": 64, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    whole = {**body, "stream": False}
     with process(tmp_path, drain_timeout_s=0.5) as (running, server), server.open(PATH, **body) as stream:
-        found = bytearray(stream.recv(1000))
-        running.send_signal(signal.SIGTERM)
-        read_all(stream, found)
+        found, refused = bytearray(stream.recv(1000)), bytearray()
+        with server.open(PATH, **whole) as unanswered:
+            time.sleep(0.2)
+            running.send_signal(signal.SIGTERM)
+            read_all(stream, found)
+            read_all(unanswered, refused)
         assert b"the server is shutting down" in found
+        assert refused.startswith(b"HTTP/1.1 503 ") and b"the server is shutting down" in refused
         assert running.wait(20) == 0
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 
 import pytest
 
@@ -17,13 +19,14 @@ from framework.server.config import ServerConfig
 from .servers import HTTPServer, serving
 
 PATH = "/v1/completions"
+TIMEOUTS = {"head_timeout_s": 0.3, "body_timeout_s": 0.5, "send_timeout_s": 0.3, "keep_alive_s": 1.0}
 LONG = {"prompt": "def f():\n", "max_tokens": 1500, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
 def strict(engine: AsyncEngine) -> Iterator[HTTPServer]:
     """May hold two completions beyond the engine's 256."""
-    with serving(engine, ServerConfig(max_body_bytes=10_000, body_timeout_s=0.5, max_num_queued_reqs=2)) as server:
+    with serving(engine, ServerConfig(max_body_bytes=10_000, max_num_queued_reqs=2, **TIMEOUTS)) as server:
         yield server
 
 
@@ -133,3 +136,80 @@ def test_two_requests_sent_at_once_are_answered_in_order(server: HTTPServer) -> 
 def test_no_text_holds_up_the_tokenizer_for_nothing(server: HTTPServer) -> None:
     status, error = server.post("/tokenize", prompt="x" * 1_000_000)
     assert status == 400 and "1000000 characters" in error["error"]["message"]
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    found = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(65536):
+            found += piece
+    return found
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET "])
+def test_a_head_that_does_not_end_is_not_waited_for(strict: HTTPServer, begin: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", strict.port), timeout=10) as connection:
+        connection.sendall(begin)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):  # far beyond the time it has
+                connection.sendall(b"x" if begin else b"")
+                time.sleep(0.05)
+                connection.setblocking(False)
+                try:
+                    if not connection.recv(10_000):
+                        break
+                except BlockingIOError:
+                    pass
+                connection.setblocking(True)
+            else:
+                raise AssertionError("it was waited for")
+
+
+def test_a_connection_is_kept_while_it_is_used(strict: HTTPServer) -> None:
+    connection = HTTPConnection("127.0.0.1", strict.port, timeout=10)
+    connection.connect()
+    opened = connection.sock
+    for _ in range(5):
+        connection.request("GET", "/version")
+        assert connection.getresponse().read()
+        time.sleep(0.4)
+        assert connection.sock is opened
+
+
+def test_a_head_may_not_be_of_any_length(strict: HTTPServer) -> None:
+    with socket.create_connection(("127.0.0.1", strict.port), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: ")
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(b"x" * 2**16)
+
+
+def test_a_client_that_never_reads_does_not_keep_its_place(engine: AsyncEngine, strict: HTTPServer) -> None:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", strict.port))
+        data = json.dumps({"prompt": "a", "n": 64, "max_tokens": 2000, "ignore_eos": True, "logprobs": 20, "stream": True}).encode()
+        connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode())
+        connection.sendall(f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        deadline = time.monotonic() + 30
+        while not strict.request("GET", "/load")[1]["server_load"]:
+            assert time.monotonic() < deadline
+        while strict.request("GET", "/load")[1]["server_load"]:
+            assert time.monotonic() < deadline, "its completions are still in work"
+            time.sleep(0.05)
+    made = asyncio.run(stats(engine))["num_running"]
+    assert made == 0
+
+
+def test_a_client_that_leaves_after_two_requests_ends_both(
+    engine: AsyncEngine, server: HTTPServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = asyncio.run(stats(engine))["num_output_tokens"]
+    data = json.dumps({**LONG, "stream": True}).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall((head + data) * 2)
+        connection.recv(100)
+    wait_until_idle(engine, 2)
+    assert asyncio.run(stats(engine))["num_output_tokens"] - before < 1500
+    assert not caplog.records, "the first went on, and failed at writing"

@@ -20,6 +20,7 @@ from .test_tool_calls import CALL, HERMES, MODEL, WEATHER, client
 
 TOOL = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]
 EVENTS: TypeAdapter = TypeAdapter(ResponseStreamEvent)
+LOGPROBS = ["message.output_text.logprobs"]
 
 
 def ask(api: Any, stream: bool, **fields: Any) -> Any:
@@ -50,6 +51,52 @@ def test_the_text_is_that_of_the_offline_interface(server: HTTPServer, offline: 
     length = expected.outputs[0].finish_reason == "length"
     assert response.status == ("incomplete" if length else "completed")
     assert (response.incomplete_details is not None) == length
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_are_those_of_the_offline_interface(server: HTTPServer, offline: LLM, stream: bool) -> None:
+    params = SamplingParams(temperature=0, max_tokens=24, logprobs=2, ignore_eos=True)
+    [expected] = offline.chat([{"role": "user", "content": "def f"}], params, use_tqdm=False)
+    api = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    fields: dict[str, Any] = {"input": "def f", "temperature": 0, "max_output_tokens": 24, "extra_body": {"ignore_eos": True}}
+    fields |= {"model": "tiny", "include": LOGPROBS, "top_logprobs": 2}
+    if stream:
+        events = list(api.responses.create(**fields, stream=True))
+        for event in events:
+            EVENTS.validate_python(event.to_dict())
+        response = events[-1].response
+        [done] = [event for event in events if event.type == "response.output_text.done"]
+        deltas = [entry for event in events if event.type == "response.output_text.delta" for entry in event.logprobs]
+        [part] = [event for event in events if event.type == "response.content_part.added"]
+        assert part.part.logprobs == []
+    else:
+        response = api.responses.create(**fields)
+    Response.model_validate(response.to_dict())
+    found = response.output[0].content[0].logprobs
+    if stream:
+        assert [entry.to_dict() for entry in found] == [entry.to_dict() for entry in deltas]
+        assert [entry.to_dict() for entry in found] == [entry.to_dict() for entry in done.logprobs]
+    completion = expected.outputs[0]
+    assert response.top_logprobs == 2 and len(found) == len(completion.token_ids) == 24
+    for entry, token, known in zip(found, completion.token_ids, completion.logprobs):
+        assert (entry.token, bytes(entry.bytes).decode()) == (known[token].decoded_token,) * 2
+        assert entry.logprob == pytest.approx(known[token].logprob, abs=1e-4)
+        best = sorted((logprob for logprob in known.values() if logprob.rank <= 2), key=lambda logprob: logprob.rank)
+        assert [top.token for top in entry.top_logprobs] == [logprob.decoded_token for logprob in best]
+        assert [top.logprob for top in entry.top_logprobs] == pytest.approx([logprob.logprob for logprob in best], abs=1e-4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_are_those_of_the_text_alone(stream: bool) -> None:
+    tokens = ["<think>", "\nHm", ".\n", "</think>", "\n\n", "I ", "look.", *CALL]
+    with client(ScriptedEngine(tokens), reasoning_parser="qwen3", **HERMES) as api:
+        response = ask(api, stream, tools=[TOOL], include=LOGPROBS)
+        assert ask(api, stream, tools=[TOOL]).output[1].content[0].logprobs == []
+    reasoning, message, call = response.output
+    assert (reasoning.type, message.type, call.type) == ("reasoning", "message", "function_call")
+    found = message.content[0].logprobs
+    assert [(entry.token, entry.logprob) for entry in found] == [("\n\n", -4), ("I ", -5), ("look.", -6)]
+    assert all(entry.top_logprobs == [] for entry in found)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -128,7 +175,6 @@ def test_nothing_is_stored() -> None:
     [
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"input": []}, "messages"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),

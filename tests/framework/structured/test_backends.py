@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -221,3 +222,26 @@ def test_masks_after_drafts_are_those_of_tokens_taken_one_by_one(name: str, data
     counts = [data.draw(st.integers(0, len(sets) - 1)) for sets in expected]
     matchers[0].backend.accept(matchers, [draft[:count] for draft, count in zip(drafts, counts)])
     assert [allowed(matcher) for matcher in matchers] == [sets[count] for sets, count in zip(expected, counts)]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "limit"),
+    [
+        ({"grammar": "start: a{0,100}\na: b{0,100}\nb: c{0,100}\nc: /[a-z]/{0,100}\n"}, "items"),
+        ({"grammar": "start: s\ns: s s s | s s | /[a-z]/ | \n"}, "items"),
+        ({"regex": "((([a-z]{0,100}){0,100}){0,100}){0,100}"}, "too many expressions"),
+        ({"regex": "(" + "|".join(f"[a-z]*{chr(97 + i)}[a-z]{{{i}}}" for i in range(16)) + ")*"}, "too many"),
+    ],
+)
+def test_hostile_grammars_end_at_a_limit_of_llguidance(constraint: dict[str, Any], limit: str) -> None:
+    """Before a token of theirs takes long: here a few times 0.1 s are allowed, because the machine may be slow."""
+    matcher = grammar("llguidance", **constraint).matcher([EOS])
+    rng, most_s = np.random.default_rng(0), 0.0
+    with pytest.raises(ValueError, match=limit):
+        for _ in range(400):
+            token = int(rng.choice(sorted(allowed(matcher) - {EOS})))
+            began_s = time.thread_time()
+            accept(matcher, token)
+            allowed(matcher)
+            most_s = max(most_s, time.thread_time() - began_s)
+    assert most_s < 0.6

@@ -61,6 +61,15 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Any:
     library.may_go.set()
 
 
+def begun(library: Library, compiler: GrammarCompiler, text: str) -> Job:
+    """A compilation that is under way, and does not end before the library may go on."""
+    library.may_go.clear()
+    job = compiler.request(spec(text))
+    while not library.compiled:
+        time.sleep(0.001)
+    return job
+
+
 def make(**config: Any) -> GrammarCompiler:
     return GrammarCompiler(StructuredOutputsConfig(**config), Vocabulary(TOKENIZER, SIZE, (EOS,)))
 
@@ -123,10 +132,7 @@ def test_a_job_that_nobody_waits_for_any_more_is_not_begun(library: Library) -> 
 
 def test_what_takes_too_long_is_refused_and_others_go_on(library: Library) -> None:
     compiler = make(num_threads=1, compile_timeout_s=0.05)
-    library.may_go.clear()
-    slow = compiler.request(spec("slow"))
-    while not library.compiled:
-        time.sleep(0.001)
+    slow = begun(library, compiler, "slow")
     time.sleep(0.06)
     with pytest.raises(ValueError, match=r"regex was not compiled within 0\.05 s .*compile_timeout_s.*simpler"):
         compiler.result(slow)
@@ -144,10 +150,7 @@ def test_what_takes_too_long_is_refused_and_others_go_on(library: Library) -> No
 
 def test_a_compilation_that_hangs_is_given_up_though_nobody_asks_for_it_any_more(library: Library) -> None:
     compiler = make(num_threads=1, compile_timeout_s=0.05)
-    library.may_go.clear()
-    left = compiler.request(spec("hangs"))
-    while not library.compiled:
-        time.sleep(0.001)
+    left = begun(library, compiler, "hangs")
     compiler.release(left)
     time.sleep(0.06)
     later = compiler.request(spec("later"))

@@ -33,6 +33,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"json": "[" * 100_000}, "json is nested more than 64 deep"),
         ({"json": json.dumps(nested(65))}, "json is nested more than 64 deep"),
         ({"json": nested(65)}, "json is nested more than 64 deep"),
+        ({"json": {"enum": list(range(200_000))}}, "json holds more than 131072 values"),
         ({"json": [1]}, "json=.*a JSON schema"),
         ({"json": "false"}, "fits nothing"),
         ({"json": {"const": float("nan")}}, "json cannot be written as JSON"),

@@ -22,6 +22,7 @@ from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelCon
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
 from framework.structured.config import StructuredOutputsConfig
+from framework.structured.watched import MAX_STUCK
 
 from ...test_exactness import SHARED_PREFIX, Job, run, tokens
 from .vocabularies import EOS, PIECES, TOKENIZER
@@ -245,13 +246,34 @@ def test_requests_that_wait_for_grammars_let_others_by_and_may_be_aborted() -> N
     assert_idle(running)
 
 
-def test_a_grammar_whose_masks_take_long_ends_its_own_request() -> None:
-    """Nested repetitions, of which each token makes the next mask dearer: without an end, minutes for one answer."""
+def test_a_grammar_whose_mask_takes_long_ends_its_own_request_and_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nested repetitions: their third mask takes seconds, with larger bounds minutes, and nothing can interrupt it."""
+    monkeypatch.setattr("framework.structured.matchers.MAX_FILL_S", 0.05)
     running = engine()
-    grammar = "root ::= ((([a-z]{0,100}){0,100}){0,100}){0,100}"
-    found = run(running, [((400,), params({"grammar": grammar}, max_tokens=40)), ((401,), params(None))])
+    hostile = params({"grammar": "root ::= (([a-z]{0,30}){0,30}){0,30}"}, max_tokens=40, n=4)
+    found = run(running, [((400,), hostile), ((401,), params({"regex": "[a-z]{9}"})), ((402,), params(None))])
     assert found[0].refused and "make it simpler" in str(found[0].error)
-    assert found[1].error is None and len(found[1].outputs[0].token_ids) == 24
+    assert running._matchers is not None and running._matchers._thread.num_stuck == 1, "it was waited for, or tried again"
+    assert len(found[1].outputs[0].text) == 9 and len(found[2].outputs[0].token_ids) == 24
+    assert_idle(running)
+
+
+def test_masks_that_take_long_together_end_the_dearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ambiguous grammar, of which every token makes the next mask a little dearer: one does not reach the limit of a mask."""
+    monkeypatch.setattr("framework.structured.matchers.MAX_FILL_S", 0.1)
+    running = engine()
+    hostile = params({"grammar": "start: s\ns: s s s | s s | /[a-z]/ | \n"}, max_tokens=100, n=6)
+    found = run(running, [((400,), hostile), ((401,), params({"regex": "[a-z]{60}"}, max_tokens=100))])
+    assert found[0].refused and "make it simpler" in str(found[0].error)
+    assert len(found[1].outputs[0].text) == 60
+    assert_idle(running)
+
+
+def test_grammars_are_refused_while_too_many_masks_are_still_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework.structured.watched.WatchedThread.num_stuck", MAX_STUCK + 1)
+    running = engine()
+    with pytest.raises(RuntimeError, match="try again later"):
+        running.add_request("0", [400], params({"regex": "a"}))
     assert_idle(running)
 
 

@@ -18,7 +18,7 @@ from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
 from framework.worker.local_executor import LocalExecutor
 from triton_kernels.impl import Impl
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls, conformance
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 
@@ -244,18 +244,18 @@ def test_an_impl_on_a_gpu_waits_for_nothing(cuda: ClaimedCuda, found: Impl) -> N
         if "bench" in case.tags:
             continue
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            args = conformance.make_args(op, case, dtype, CUDA)
-            spec = conformance.make_spec(op, args, dtype, CUDA)
+            args = calls.make_args(op, case, dtype, CUDA)
+            spec = calls.make_spec(op, args, dtype, CUDA)
             if found.unsupported(spec):
                 continue
             served += 1
             try:
-                bound = conformance.bind(op, found, spec, args)
+                bound = calls.bind(op, found, spec, args)
             except (NotImplementedError, RuntimeError) as error:  # torch has this for GPUs only
                 pytest.skip(str(error).splitlines()[0])
             if found.flags.cuda_graph:
                 with cuda.strict():
-                    conformance.call(op, bound, args)
+                    calls.call(op, bound, args)
             if not found.is_triton and dtype != torch.float16:
                 result = conformance.check(op, found, case, dtype, CUDA)
                 assert result.ok, f"{case.name}: {result.message}"

@@ -15,7 +15,7 @@ import torch
 
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.impls.paged_attention_decode._call import DecodeTiles
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls, conformance
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
@@ -45,14 +45,14 @@ def check(registry: Registry, op: str, name: str, case: Case, dtype: torch.dtype
 
 def run(registry: Registry, op: str, name: str, args: dict[str, Any]) -> list[torch.Tensor]:
     dtype = args["q"].dtype
-    spec = conformance.make_spec(OPS[op], args, dtype, torch.device("cpu"), interpret=True)
-    bound = conformance.bind(OPS[op], registry.impls(op)[name], spec, args, TILES[name])
-    return conformance.call(OPS[op], bound, args)
+    spec = calls.make_spec(OPS[op], args, dtype, torch.device("cpu"), interpret=True)
+    bound = calls.bind(OPS[op], registry.impls(op)[name], spec, args, TILES[name])
+    return calls.call(OPS[op], bound, args)
 
 
 def arguments(op: str, case: str, dtype: torch.dtype = torch.float32, **more: Any) -> dict[str, Any]:
     chosen = CASES[op, case]
-    return conformance.make_args(OPS[op], replace(chosen, make=partial(chosen.make, **more)), dtype, torch.device("cpu"))
+    return calls.make_args(OPS[op], replace(chosen, make=partial(chosen.make, **more)), dtype, torch.device("cpu"))
 
 
 def equal_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
@@ -84,15 +84,15 @@ def test_tma_conforms(registry: Registry, case: str) -> None:
 def test_tma_reads_the_cache_of_the_call_and_lets_go_of_it(registry: Registry) -> None:
     """Layers of equal shape share a kernel, and its tensor descriptors."""
     args = arguments(PREFILL, "lse", page_size=64)
-    spec = conformance.make_spec(OPS[PREFILL], args, torch.float32, torch.device("cpu"), interpret=True)
-    bound = conformance.bind(OPS[PREFILL], registry.impls(PREFILL)["tma"], spec, args, TILES["tma"])
-    first = conformance.call(OPS[PREFILL], bound, args)
+    spec = calls.make_spec(OPS[PREFILL], args, torch.float32, torch.device("cpu"), interpret=True)
+    bound = calls.bind(OPS[PREFILL], registry.impls(PREFILL)["tma"], spec, args, TILES["tma"])
+    first = calls.call(OPS[PREFILL], bound, args)
     other = args | {"kv": LayerKV(-args["kv"].k, args["kv"].v * 2)}
     caches = [weakref.ref(cache) for cache in other["kv"][:2]]
-    second = conformance.call(OPS[PREFILL], bound, other)
+    second = calls.call(OPS[PREFILL], bound, other)
     assert not equal_bits(first, second)
     assert equal_bits(second, run(registry, PREFILL, "tma", other))
-    assert equal_bits(conformance.call(OPS[PREFILL], bound, args), first)
+    assert equal_bits(calls.call(OPS[PREFILL], bound, args), first)
     del other
     gc.collect()
     assert not any(cache() is not None for cache in caches)
@@ -158,8 +158,8 @@ def test_one_kv_head_has_more_than_64_splits(registry: Registry, name: str) -> N
     chosen = CASES[DECODE, "one_token"]
     case = replace(chosen, make=partial(chosen.make, seq_lens=(1030,)))
     check(registry, DECODE, name, case, torch.float32, chunk=16)
-    args = conformance.make_args(OPS[DECODE], case, torch.float32, torch.device("cpu"))
-    spec = conformance.make_spec(OPS[DECODE], args, torch.float32, torch.device("cpu"), interpret=True)
+    args = calls.make_args(OPS[DECODE], case, torch.float32, torch.device("cpu"))
+    spec = calls.make_spec(OPS[DECODE], args, torch.float32, torch.device("cpu"), interpret=True)
     tiles = DecodeTiles.choose(spec, chunk=16, block_n=16, num_warps=0, num_stages=0)
     assert tiles.splits(args["meta"], None) == 65
     assert DecodeTiles.choose(spec.with_facts(num_kv_heads=8, num_heads=8), 16, 16, 0, 0).splits(args["meta"], None) == 64
@@ -167,12 +167,12 @@ def test_one_kv_head_has_more_than_64_splits(registry: Registry, name: str) -> N
 
 def test_work_list_is_rewritten_each_step(registry: Registry) -> None:
     args = arguments(DECODE, "uneven")
-    spec = conformance.make_spec(OPS[DECODE], args, torch.float32, torch.device("cpu"), interpret=True)
-    bound = conformance.bind(OPS[DECODE], registry.impls(DECODE)["balanced"], spec, args, TILES["balanced"])
-    conformance.call(OPS[DECODE], bound, args)
+    spec = calls.make_spec(OPS[DECODE], args, torch.float32, torch.device("cpu"), interpret=True)
+    bound = calls.bind(OPS[DECODE], registry.impls(DECODE)["balanced"], spec, args, TILES["balanced"])
+    calls.call(OPS[DECODE], bound, args)
     scratch = {key: tensor.data_ptr() for key, tensor in args["meta"].workspace.items()}
     args["meta"].seq_lens -= 1
-    second = conformance.call(OPS[DECODE], bound, args)
+    second = calls.call(OPS[DECODE], bound, args)
     assert {key: tensor.data_ptr() for key, tensor in args["meta"].workspace.items()} == scratch
     fresh = args | {"meta": replace(args["meta"], workspace={})}
     assert equal_bits(second, run(registry, DECODE, "splitkv", fresh))
@@ -182,7 +182,7 @@ def test_work_list_is_rewritten_each_step(registry: Registry) -> None:
 def test_scratch_grows_with_the_batch_and_stays(registry: Registry, name: str) -> None:
     """The steps of an engine share one workspace: a batch of one request, then all, then one again."""
     args = arguments(DECODE, "uneven")
-    one, _ = conformance.take_rows(OPS[DECODE], args, 0, 1)
+    one, _ = calls.take_rows(OPS[DECODE], args, 0, 1)
     whole = run(registry, DECODE, name, copy.deepcopy(args))
     alone = run(registry, DECODE, name, copy.deepcopy(one))
     workspace = one["meta"].workspace
@@ -198,7 +198,7 @@ def test_scratch_grows_with_the_batch_and_stays(registry: Registry, name: str) -
 
 def test_refusals_say_why(registry: Registry) -> None:
     args = arguments(PREFILL, "whole", torch.float16)
-    spec = conformance.make_spec(OPS[PREFILL], args, torch.float16, torch.device("cpu"), interpret=True)
+    spec = calls.make_spec(OPS[PREFILL], args, torch.float16, torch.device("cpu"), interpret=True)
     tma = registry.impls(PREFILL)["tma"]
     assert "pages of 64" in tma.unsupported(spec)[0]
     hopper = replace(spec.with_facts(page_size=64), device="cuda", arch="sm_90", interpret=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from triton_kernels.lab import conformance
+from triton_kernels.lab import calls, conformance
 from triton_kernels.op import Case
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
@@ -85,7 +85,7 @@ def test_wide_rows_keep_their_residual(registry: Registry) -> None:
     weight, expected_residual = torch.ones(100, dtype=torch.float16), residual.clone()
     expected = registry.ops["rms_norm"].reference(x, expected_residual, weight, 1e-6)
     args = {"x": x, "residual": residual, "weight": weight, "eps": 1e-6, "offset": 0.0}
-    spec = conformance.make_spec(registry.ops["rms_norm"], args, torch.float16, torch.device("cpu"), interpret=True)
+    spec = calls.make_spec(registry.ops["rms_norm"], args, torch.float16, torch.device("cpu"), interpret=True)
     impl = registry.impls("rms_norm")["triton"]
     out = impl.bind(spec, {"weight": weight}, {"eps": 1e-6, "offset": 0.0}, {"block": 32})(x, residual)
     assert torch.equal(residual, expected_residual)

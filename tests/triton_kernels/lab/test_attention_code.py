@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from triton_kernels.devices import by_arch
 from triton_kernels.impls.paged_attention_decode._call import DecodeTiles
-from triton_kernels.lab import aot, conformance
+from triton_kernels.lab import aot, calls
 from triton_kernels.registry import Registry
 
 DECODE, PREFILL = "paged_attention_decode", "paged_attention_prefill"
@@ -27,8 +27,8 @@ def compiled(op: str, impl: str, case_name: str) -> tuple[aot.Launch, aot.Artifa
     [case] = [case for case in aot.serving_cases(op) if case.name == case_name]
     spec, args = aot._spec_and_args(registry.ops[op], case, "sm_90", torch.bfloat16)
     with aot.compile_only("sm_90") as launches:
-        bound = conformance.bind(registry.ops[op], registry.impls(op)[impl], spec, args)
-        conformance.call(registry.ops[op], bound, args)
+        bound = calls.bind(registry.ops[op], registry.impls(op)[impl], spec, args)
+        calls.call(registry.ops[op], bound, args)
     [launch] = [launch for launch in launches if "C" in launch.keywords]
     return launch, aot._artifact(aot.Compilation(op, impl, case_name, "bfloat16", "sm_90"), launch)
 
