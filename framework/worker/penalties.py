@@ -58,7 +58,9 @@ class Penalties:
             mask = self._bitmask(rows, masked)
         if masked:
             self._ban_words(logits, rows, masked, token_ids)
-        seats = torch.where(to_device(penalized, self._device), rows.row_to_seat, -1)
+        seats = rows.row_to_seat
+        if not penalized.all():
+            seats = torch.where(to_device(penalized, self._device), seats, -1)
         self._apply_penalties(logits, seats, mask, *self._rows.tensors())
         return logits
 
@@ -70,6 +72,8 @@ class Penalties:
     def _bitmask(self, rows: SampleRows, masked: list[int]) -> torch.Tensor:
         """Allowed tokens per row, int32 [R, ceil(V/32)]: what the step's masks say, and in the rows ``masked`` also allowed ids,
         stop tokens before min_tokens, and bad words of one token."""
+        if rows.masks is not None and not masked and len(rows.masks.rows) == len(rows.seats):
+            return to_device(rows.masks.words, self._device)
         mask = np.full((len(rows.seats), num_words(self._vocab_size)), -1, dtype=np.int32)
         if rows.masks is not None:
             mask[rows.masks.rows] = rows.masks.words
