@@ -260,8 +260,10 @@ def test_a_grammar_whose_mask_takes_long_ends_its_own_request_and_holds_up_no_ot
 
 def test_masks_that_take_long_together_end_the_dearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """An ambiguous grammar, of which every token makes the next mask a little dearer: one does not reach the limit of a mask."""
-    monkeypatch.setattr("framework.structured.matchers.MAX_FILL_S", 0.1)
     running = engine()
+    assert running._matchers is not None
+    running._matchers._thread.max_s = 100.0
+    monkeypatch.setattr("framework.structured.matchers.MAX_FILL_S", 0.1)
     hostile = params({"grammar": "start: s\ns: s s s | s s | /[a-z]/ | \n"}, max_tokens=100, n=6)
     found = run(running, [((400,), hostile), ((401,), params({"regex": "[a-z]{60}"}, max_tokens=100))])
     assert found[0].refused and "make it simpler" in str(found[0].error)
