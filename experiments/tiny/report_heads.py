@@ -41,7 +41,7 @@ completions that it wrote to prompts cut from these files, at temperatures {temp
 {temperature}{unrolled}; Muon for the \
 matrices and AdamW for the rest, bfloat16 autocast.
 * Hardware: {hardware}; {minutes:.1f} minutes in {threads} thread{s}.
-* Command: `python experiments/train_tiny.py part={part}`
+* Command: `{command}`
 
 ## Held-out acceptance
 
@@ -85,7 +85,7 @@ def report_head(cfg: DictConfig, part: str, corpus: Corpus, tokenizer: Tokenizer
     (stage,) = run.stages
     text = TEMPLATE.format(
         name=folder.name,
-        part=part,
+        command=cfg.heads[part].command,
         summary=SUMMARIES[part],
         shared="" if part == "eagle3" else " and projection to the vocabulary",
         parameters=sum(parameter.numel() for parameter in head.parameters()),
