@@ -117,10 +117,5 @@ class HeldoutSource(PythonSource):
         return [stdlib_root() / file.name for file in load_corpus().heldout]
 
 
-SOURCES: dict[str, type[Source]] = {
-    "random": RandomSource,
-    "python": PythonSource,
-    "heldout": HeldoutSource,
-    "trace": TraceSource,
-}
+SOURCES: dict[str, type[Source]] = {"random": RandomSource, "python": PythonSource, "heldout": HeldoutSource, "trace": TraceSource}
 """The table of sources; adding one is an entry. ``workload.source`` names them."""
