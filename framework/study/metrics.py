@@ -97,8 +97,8 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
         metrics.update(distribution(name, values, percentiles))
     priorities = sorted({request.priority for request in served})
     for priority in priorities if len(priorities) > 1 else ():
-        values = [ttft_s(request) for request in served if request.priority == priority]
-        metrics.update(distribution(f"ttft_priority_{priority}", np.asarray(values), percentiles))
+        of_priority = np.array([ttft_s(request) for request in served if request.priority == priority])
+        metrics.update(distribution(f"ttft_priority_{priority}", of_priority, percentiles))
     duration_s = max(r.token_times_s[-1] for r in served) - min(r.arrival_s for r in run.requests)
     metrics["duration_s"] = duration_s
     if duration_s > 0:
