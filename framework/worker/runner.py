@@ -77,7 +77,7 @@ class Runner:
         """num_drafts: most that a row has checked in a step, of which ``in_flight_steps`` run at a time."""
         self.model, self.caches, self.device = model, caches, device
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device)
-        on_device = num_drafts > 0 and in_flight_steps > 1
+        on_device = num_drafts > 0 and (in_flight_steps > 1 or device.type != "cpu")
         self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device, num_drafts, on_device)
         self._ahead = num_drafts * (in_flight_steps - 1)
         self._slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})

@@ -93,9 +93,8 @@ class Sampler:
             final, rows.row_to_seat, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, rows.position
         )
         accepted = None if rows.drafts is None else num_matches(tokens, rows, rows.drafts, token_ids)
-        if penalized is not None:
-            counted = tokens if accepted is None or rows.drafts is None else rows.drafts.accepted_only(tokens, accepted)
-            self._penalties.count(rows.row_to_seat, counted)
+        counted = tokens if accepted is None or rows.drafts is None else rows.drafts.accepted_only(tokens, accepted)
+        self._penalties.count(rows, counted)
         if raw is None or chosen is None:
             return Sampled(tokens, accepted)
         counts = self._full_counts(wanted[wants])
