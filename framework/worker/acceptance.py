@@ -14,5 +14,4 @@ def num_matches(tokens: torch.Tensor, rows: SampleRows, drafts: DraftRows, token
     tokens int32 [R'], sampled; token_ids int64 [S, L], with drafts where the tokens that they guess belong. Returns int64 [R].
     """
     right = tokens == token_ids[rows.row_to_seat.long(), rows.position]
-    nth = torch.arange(drafts.grid.shape[1], device=tokens.device)
-    return (right[drafts.grid] & (nth < drafts.num_drafts[:, None])).cumprod(1).sum(1)
+    return (right[drafts.grid] & drafts.is_draft).cumprod(1).sum(1)

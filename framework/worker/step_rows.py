@@ -81,12 +81,13 @@ class Masks:
 class DraftRows:
     """Which logit rows check drafts, of R rows that yield tokens. nth_on_host: as ``StepRows.nth_logit``; on the device, int64: nth
     [R'] the same; row_of [R'] which of the R a logit row belongs to; grid [R, 1 + n] the logit rows of each, the last repeated;
-    num_drafts [R]."""
+    is_draft, bool of that shape: which of these check a draft; num_drafts [R]."""
 
     nth_on_host: np.ndarray
     nth: torch.Tensor
     row_of: torch.Tensor
     grid: torch.Tensor
+    is_draft: torch.Tensor
     num_drafts: torch.Tensor
 
     def accepted_only(self, tokens: torch.Tensor, accepted: torch.Tensor) -> torch.Tensor:
