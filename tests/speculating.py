@@ -27,6 +27,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+FORMS: list[dict[str, Any]] = [
+    {"regex": "[a-z ]{3,18}[0-9]{2}"},
+    {"json": {"type": "object", "properties": {"b": {"enum": ["x", "y"]}}, "required": ["b"], "additionalProperties": False}},
+]
+
+
 class Oracle:
     """Knows what comes, and says so most of the time: so that any number of drafts is accepted, and any is rejected.
 
@@ -93,6 +99,7 @@ def some_jobs(rng: random.Random, count: int = 5) -> list[Job]:
             include_stop_str_in_output=rng.random() < 0.5,
             logprobs=rng.choice([None, None, 0, 2]),
             prompt_logprobs=rng.choice([None, None, None, 1]),
+            structured_outputs=rng.choice([None, None, None, *FORMS]),
         )
         jobs.append((prompt, params))
     return jobs
@@ -116,7 +123,7 @@ def serve(engine: Engine, jobs: list[Job], together: bool = True) -> list[Reques
 def check_equal(found: list[RequestOutput], expected: list[RequestOutput]) -> None:
     """Everything that a request tells, but for times and what was cached; log-probabilities to the error of float32 sums."""
     for index, (a, b) in enumerate(zip(found, expected, strict=True)):
-        assert a.error is None and b.error is None, (a.error, b.error)
+        assert a.error == b.error, f"request {index}"
         assert [_told(one) for one in a.outputs] == [_told(one) for one in b.outputs], f"request {index}"
         _check_logprobs(a.prompt_logprobs, b.prompt_logprobs)
         for one, other in zip(a.outputs, b.outputs):

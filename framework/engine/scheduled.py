@@ -55,6 +55,16 @@ class ScheduledStep:
         """The request of each row."""
         return self.decodes + [chunk.request for chunk in self.chunks]
 
+    @property
+    def sampling(self) -> list[Request]:
+        """The request of each row that yields tokens."""
+        return self.decodes + [chunk.request for chunk in self.chunks if chunk.num_logits]
+
+    def drafts(self, row: int) -> list[int]:
+        """Of a row; -1 for what only the executor knows."""
+        first_chunk = len(self.decodes)
+        return list(self.chunks[row - first_chunk].drafts) if row >= first_chunk else []
+
     def fill_rows(self) -> None:
         """Puts the rows into the step input, in its order."""
         step, num_decodes, chunks = self.step_input, len(self.decodes), self.chunks
@@ -76,7 +86,7 @@ class ScheduledStep:
 
     def logprobs(self, output: StepOutput) -> dict[Request, list[TokenLogprobs]]:
         """Of its output, per request that asked, the log-probabilities of the tokens it brought."""
-        sampling = self.decodes + [chunk.request for chunk in self.chunks if chunk.num_logits]
+        sampling = self.sampling
         if output.num_accepted is None:
             return {sampling[index]: [found] for index, found in output.logprobs.items()}
         of_token = [request for request, count in zip(sampling, output.num_accepted) for _ in range(1 + count)]
@@ -94,12 +104,14 @@ class Committed:
     num_new          how many tokens, for requests of which it is not one
     logprobs         for requests that asked, of these tokens; more may follow that were dropped, and other requests may be there
     prompt_logprobs  (request, first computed token, entries from the token after it on)
+    proposed         drafts that the executor told of: what it proposes to follow
     """
 
     requests: list[Request]
     num_new: dict[Request, int] = field(default_factory=dict)
     logprobs: dict[Request, list[TokenLogprobs]] = field(default_factory=dict)
     prompt_logprobs: list[tuple[Request, int, list[TokenLogprobs]]] = field(default_factory=list)
+    proposed: dict[Request, list[int]] = field(default_factory=dict)
 
     def add(self, request: Request, num_new: int) -> None:
         """A request that got so many tokens, or ended with an error."""

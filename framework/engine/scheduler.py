@@ -157,6 +157,8 @@ class Scheduler:
             self._commit_chunks(scheduled, output, committed)
         if output.logprobs:
             committed.logprobs = scheduled.logprobs(output)
+        if output.drafts is not None:
+            committed.proposed = dict(zip(scheduled.sampling, output.drafts))
         self.counters.num_output_tokens += len(updated) + sum(count - 1 for count in committed.num_new.values())
         return committed
 
@@ -278,7 +280,7 @@ class Scheduler:
         assert self.speculation is not None
         if (longest := self.speculation.max_model_len) is not None:
             most = min(most, longest - request.num_tokens)
-        if most <= 0 or request.params.structured_outputs is not None:
+        if most <= 0:
             return []
         if (proposer := self.speculation.proposer) is None:
             return [-1] * min(most, request.num_proposed)

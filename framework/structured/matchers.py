@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from itertools import accumulate
 from time import perf_counter, thread_time
 from typing import Final
 
@@ -79,7 +80,9 @@ class Matchers:
             if request.status == Status.FINISHED:
                 del self._active[request]
             else:
-                moves.append((constraint, request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]))
+                new = request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]
+                constraint.proposed = committed.proposed.get(request, [])
+                moves.append((constraint, new, constraint.proposed))
         if moves:
             self._finish()
             self._begin(moves)
@@ -88,24 +91,36 @@ class Matchers:
         """The second phase of a step that is computed, once all tokens before are accepted. Rows of requests that ended meanwhile,
         or fail now, may take all."""
         self._finish()
-        rows, masked = step.rows, step.step_input.masked
-        requests = [rows[row] for row in masked]
-        if fresh := [c for request in requests if (c := self._active.get(request)) is not None and c.mask is None]:
-            self._begin([(constraint, []) for constraint in fresh])
+        rows, masked, fresh = step.rows, step.step_input.masked, list[_Move]()
+        for row in masked:
+            constraint, drafts = self._active.get(rows[row]), step.drafts(row)
+            if constraint is None:
+                continue
+            if drafts and drafts[0] < 0:  # made by the executor, which told of them
+                drafts = constraint.proposed[: len(drafts)]
+            if constraint.masks is None or constraint.drafts[: len(drafts)] != drafts:
+                fresh.append((constraint, [], drafts))
+        if fresh:
+            self._begin(fresh)
             self._finish()
-        masks = np.full((len(masked), self._num_words), -1, dtype=np.int32)
+        counts = [step.step_input.num_logits[row] for row in masked]
+        masks = np.full((sum(counts), self._num_words), -1, dtype=np.int32)
         failures: Failures = []
-        for index, request in enumerate(requests):
+        ends = accumulate(counts)
+        for row, count, end in zip(masked, counts, ends):
+            request = rows[row]
             if (constraint := self._active.get(request)) is None:
                 continue
-            if constraint.matcher.error is None:
-                masks[index] = constraint.wanted(request.num_output_tokens)
-            else:
+            if constraint.matcher.error is not None:
                 failures.append((request, constraint.matcher.error))
-        for index in np.flatnonzero(~masks.any(1)).tolist():
-            masks[index] = -1
-            reason = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
-            failures.append((requests[index], ValueError(reason)))
+                continue
+            own = masks[end - count : end]
+            for nth in range(count):
+                own[nth] = constraint.wanted(nth, request.num_output_tokens + nth)
+            if not own.any(1).all():
+                own[~own.any(1)] = -1
+                reason = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
+                failures.append((request, ValueError(reason)))
         handle.sample(masks)
         return failures
 
@@ -120,11 +135,11 @@ class Matchers:
     def _finish(self) -> None:
         calls, self._filling = self._filling, []
         for index, error in self._thread.finish().items():
-            for constraint, _ in calls[index]:
+            for constraint, *_ in calls[index]:
                 constraint.fail(error)
         total_s = sum(call[0][0].fill_s for call in calls)
         for call in calls:
-            for constraint, _ in call:
+            for constraint, *_ in call:
                 constraint.is_alone = total_s > MAX_FILL_S / 2
         alone = sorted((call[0][0] for call in calls if len(call) == 1), key=lambda constraint: constraint.fill_s)
         while total_s > MAX_FILL_S and alone and alone[-1].fill_s > MAX_FILL_S / 20:  # many that are cheap are nobody's fault
@@ -133,7 +148,7 @@ class Matchers:
 
     def _fill(self, moves: list[_Move]) -> None:
         """Runs in the thread."""
-        for constraint, _ in moves:
+        for constraint, *_ in moves:
             constraint.fill_s = 0.0
             if constraint.grammar in self._computing:  # in a thread that was left behind
                 constraint.fail(TimeoutError())
@@ -141,17 +156,18 @@ class Matchers:
         if not moves:
             return
         clock = thread_time if len(moves) == 1 else perf_counter  # of several, the library's own threads compute
-        began_s, grammars = clock(), {constraint.grammar for constraint, _ in moves}
+        began_s, grammars = clock(), {constraint.grammar for constraint, *_ in moves}
         self._computing |= grammars
         try:
-            matchers = [constraint.matcher for constraint, _ in moves]
-            masks = np.full((len(moves), self.compiler.vocabulary.num_words), -1, dtype=np.int32)
-            matchers[0].backend.accept(matchers, [token_ids for _, token_ids in moves])
-            matchers[0].backend.fill(matchers, [()] * len(moves), masks)
+            matchers, drafts = [constraint.matcher for constraint, *_ in moves], [drafts for *_, drafts in moves]
+            ends = list(accumulate(1 + len(own) for own in drafts))
+            masks = np.full((ends[-1], self.compiler.vocabulary.num_words), -1, dtype=np.int32)
+            matchers[0].backend.accept(matchers, [token_ids for _, token_ids, _ in moves])
+            matchers[0].backend.fill(matchers, drafts, masks)
         finally:
             self._computing -= grammars
-        for (constraint, _), mask in zip(moves, masks):
-            constraint.mask = mask[: self._num_words]
+        for (constraint, _, own), end in zip(moves, ends):
+            constraint.masks, constraint.drafts = masks[end - 1 - len(own) : end, : self._num_words], own
         moves[0][0].fill_s = clock() - began_s
 
     def _is_ready(self, request: Request) -> bool:
@@ -169,18 +185,20 @@ class _Constraint:
     """A matcher, the mask of what it allows next, and which stop tokens the request does not want yet: they come all the same where
     nothing else may.
 
-    mask      None before its first
+    masks     of the next token, and of those behind each of ``drafts``; None before its first
+    proposed  what the executor has made of drafts since
     fill_s    that the last call took in which it was the first: CPU time of its own, or time of a call for several
     is_alone  its next call is not for several
     """
 
-    __slots__ = ("_held", "_most_held", "fill_s", "grammar", "is_alone", "mask", "matcher")
+    __slots__ = ("_held", "_most_held", "drafts", "fill_s", "grammar", "is_alone", "masks", "matcher", "proposed")
 
     def __init__(self, grammar: Grammar, request: Request) -> None:
         params = request.params
         self.grammar = grammar
         self.matcher: Matcher = grammar.matcher(params.all_stop_token_ids)
-        self.mask: np.ndarray | None = None
+        self.masks: np.ndarray | None = None
+        self.drafts, self.proposed = list[int](), list[int]()
         self.fill_s, self.is_alone = 0.0, False
         self._held, self._most_held = set(params.all_stop_token_ids), params.min_tokens
         if params.ignore_eos:
@@ -196,10 +214,10 @@ class _Constraint:
             error = RuntimeError(f"structured_outputs: {type(error).__name__}: {error}")
         self.matcher.error = self.matcher.error or error
 
-    def wanted(self, num_output_tokens: int) -> np.ndarray:
-        """The mask without the stop tokens that the request does not want after so many tokens."""
-        mask = self.mask
-        assert mask is not None
+    def wanted(self, nth: int, num_output_tokens: int) -> np.ndarray:
+        """The mask behind ``nth`` drafts, without the stop tokens that the request does not want after so many tokens."""
+        assert self.masks is not None
+        mask = self.masks[nth]
         if num_output_tokens < self._most_held:
             for token in self._held:
                 if mask.item(token // 32) >> token % 32 & 1:
@@ -209,5 +227,5 @@ class _Constraint:
         return mask
 
 
-_Move = tuple[_Constraint, list[int]]
-"""A constraint, and the tokens that it is to take before its next mask."""
+_Move = tuple[_Constraint, list[int], list[int]]
+"""A constraint, the tokens that it is to take before its next mask, and the drafts behind each of which it is to have one, too."""

@@ -49,14 +49,16 @@ class StepHandle:
         with device_losses():
             logprobs = self._logprobs.by_row() if self._logprobs is not None else {}
             prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
-            tokens, *accepted = self._copy.lists()
-        output = StepOutput(self._step_id, tokens, None, logprobs, prompt, self._failed)
-        return _without_wrong_drafts(output, accepted[0], self._num_logits) if accepted else output
+            tokens, *others = self._copy.lists()
+        found = dict(zip(self._parts, others))
+        output = StepOutput(self._step_id, tokens, None, logprobs, prompt, self._failed, found.get("drafts"))
+        return _without_wrong_drafts(output, found["accepted"], self._num_logits) if "accepted" in found else output
 
     def _sample(self, masks: np.ndarray | None) -> None:
         sampled = self._launch(masks)
         self._logprobs = sampled.logprobs
-        self._copy = HostCopy(sampled.tokens) if sampled.accepted is None else HostCopy(sampled.tokens, sampled.accepted)
+        self._parts = [name for name in ("accepted", "drafts") if getattr(sampled, name) is not None]
+        self._copy = HostCopy(sampled.tokens, *(getattr(sampled, name) for name in self._parts))
 
 
 class Runner:
@@ -151,12 +153,15 @@ class Runner:
                 sample_rows.masks = Masks(np.flatnonzero(np.isin(rows.logit_rows, step.masked)), masks)
             sampled = self._sample(logits, sample_rows, rows.seats[rows.sampled])
         if self._proposer is not None:
-            self._propose(self._proposer, rows, first, hidden, step.num_proposals)
+            drafts = self._propose(self._proposer, rows, first, hidden, step.num_proposals)
+            if step.masked and step.num_proposals:  # who fills the masks of the next step has to know
+                sampled = replace(sampled, drafts=drafts)
         return sampled
 
     def _propose(
         self, proposer: DeviceProposer, rows: StepRows, first: torch.Tensor | None, hidden: torch.Tensor, count: int
-    ) -> None:
+    ) -> torch.Tensor:
+        """int64 [R', count]: the drafts, which stand in the tokens of the rows, too."""
         own = rows.seats[rows.sampled]
         seats = to_device(own, self.device)
         if self.rows.computed is None:
@@ -165,6 +170,7 @@ class Runner:
         else:
             bounds, newest = rows.lengths[rows.sampled], self.rows.computed[seats]
         proposer.propose(Verified(rows, first, hidden, seats, newest, bounds), count)
+        return self.rows.tokens[seats[:, None], newest[:, None] + 1 + torch.arange(count, device=self.device)]
 
     def _sample(self, logits: torch.Tensor, rows: SampleRows, seats: np.ndarray) -> Sampled:
         """seats: of the rows that yield tokens."""

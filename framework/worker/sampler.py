@@ -43,11 +43,13 @@ class PendingLogprobs:
 @dataclass(frozen=True)
 class Sampled:
     """What a step chose: tokens int32 [R'] on the device; accepted int64 [R], how many drafts were right of each row that yields
-    tokens, None without drafts; log-probabilities of logit rows that asked."""
+    tokens, None without drafts; log-probabilities of logit rows that asked; drafts int64 [R, n] of what follows, where the
+    host is to know."""
 
     tokens: torch.Tensor
     accepted: torch.Tensor | None = None
     logprobs: PendingLogprobs | None = None
+    drafts: torch.Tensor | None = None
 
 
 class Sampler:
