@@ -14,6 +14,7 @@ from ..engine.step import StepInput, StepOutput
 from ..models.protocol import Model
 from ..plan import KernelPlan, LayerKV
 from ..sampling_params import SamplingParams
+from ..speculation.config import SpeculativeConfig
 from .batches import Batches
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
@@ -73,10 +74,12 @@ class Runner:
         device: torch.device,
         num_drafts: int = 0,
         in_flight_steps: int = 1,
+        speculative: SpeculativeConfig | None = None,
     ) -> None:
-        """num_drafts: most that a row has checked in a step, of which ``in_flight_steps`` run at a time."""
+        """num_drafts: most that a row has checked in a step, of which ``in_flight_steps`` run at a time. speculative: how drafts
+        are drawn and checked; None = as its defaults."""
         self.model, self.caches, self.device = model, caches, device
-        self.sampler = Sampler(plan, num_seats, model.vocab_size, device)
+        self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative)
         on_device = num_drafts > 0 and in_flight_steps > 1
         self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device, num_drafts, on_device)
         self._ahead = num_drafts * (in_flight_steps - 1)
@@ -145,7 +148,7 @@ class Runner:
         if len(rows.sampled):
             sample_rows = SampleRows(rows.seats[rows.logit_rows], rows.logit_positions, row_to_seat, position, ahead=self._ahead)
             if rows.has_drafts:
-                sample_rows.drafts = self._draft_rows(rows)
+                sample_rows.drafts = self._draft_rows(rows, step.drafts is not None)
             if masks is not None:
                 sample_rows.masks = Masks(np.flatnonzero(np.isin(rows.logit_rows, step.masked)), masks)
             sampled = self._sample(logits, sample_rows, rows.seats[rows.sampled])
@@ -173,10 +176,11 @@ class Runner:
             self.rows.retract(seats, rows.drafts.num_drafts - sampled.accepted)
         return sampled
 
-    def _draft_rows(self, rows: StepRows) -> DraftRows:
+    def _draft_rows(self, rows: StepRows, from_host: bool) -> DraftRows:
         num_drafts = rows.num_logits[rows.sampled] - 1
         row_of = np.repeat(np.arange(len(num_drafts)), num_drafts + 1)
-        return DraftRows(rows.nth_logit, *all_to_device((rows.nth_logit, row_of, rows.logit_grid, num_drafts), self.device))
+        tensors = all_to_device((rows.nth_logit, row_of, rows.logit_grid, num_drafts), self.device)
+        return DraftRows(from_host, rows.nth_logit, *tensors)
 
     @torch.inference_mode()
     def token_logits(self, step: StepInput) -> torch.Tensor:
