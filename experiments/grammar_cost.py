@@ -28,6 +28,8 @@ from framework.engine_process import SHORT_WAITS
 from framework.study.results import format_table, write_csv
 
 NUM_REQUESTS, PROMPT_TOKENS = 32, 16
+TIMES = {"step_ms": time.perf_counter, "thread_cpu_ms": time.thread_time, "cpu_ms": time.process_time}
+"""Of a step: its time, the processors' in the engine's thread, and in all threads."""
 _LONG_TEXT = {"type": "string", "minLength": 200, "maxLength": 400}
 _ITEM = {
     "type": "object",
@@ -50,8 +52,8 @@ CONSTRAINTS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def step_ms(engine: Engine, constraint: dict[str, Any] | None, num_tokens: int, temperature: float) -> float:
-    """The lower quartile of the steps in which all requests decode."""
+def step_times(engine: Engine, constraint: dict[str, Any] | None, num_tokens: int, temperature: float) -> list[float]:
+    """Of the steps in which all requests decode: the lower quartiles of TIMES."""
     asked = None if constraint is None else StructuredOutputsParams(**constraint)
     for i in range(NUM_REQUESTS):
         params = SamplingParams(
@@ -60,11 +62,11 @@ def step_ms(engine: Engine, constraint: dict[str, Any] | None, num_tokens: int, 
         engine.add_request(str(i), TokensPrompt(prompt_token_ids=[300 + i] * PROMPT_TOKENS), params)
     times = []
     while engine.has_unfinished():
-        before, begun = engine.num_running, time.perf_counter()
+        before, begun = engine.num_running, [clock() for clock in TIMES.values()]
         engine.step()
         if before == engine.num_running == NUM_REQUESTS:
-            times.append(time.perf_counter() - begun)
-    return 1e3 * float(np.percentile(times, 25))
+            times.append([clock() - start for clock, start in zip(TIMES.values(), begun)])
+    return [round(1e3 * float(quartile), 4) for quartile in np.percentile(times, 25, axis=0)]
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -82,13 +84,18 @@ def main(given: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for number in range(-1, arguments.rounds):  # the first warms up
         for name, constraint in CONSTRAINTS.items():
-            found = step_ms(engine, constraint, arguments.tokens, arguments.temperature)
+            found = step_times(engine, constraint, arguments.tokens, arguments.temperature)
             if number >= 0:
-                rows.append({"round": number, "constraint": name, "step_ms": round(found, 4)})
+                rows.append({"round": number, "constraint": name, **dict(zip(TIMES, found))})
     write_csv(arguments.table, rows)
-    medians = {name: median(row["step_ms"] for row in rows if row["constraint"] == name) for name in CONSTRAINTS}
-    lines = [[name, f"{value:.3f}", f"{value / medians['none']:.2f}"] for name, value in medians.items()]
-    print(format_table([["constraint", "step (ms)", "ratio"], *lines]))
+    lines = []
+    for name in CONSTRAINTS:
+        line = [name]
+        for column in TIMES:
+            own, without = (median(row[column] for row in rows if row["constraint"] == one) for one in (name, "none"))
+            line += [f"{own:.3f}", f"{own / without:.2f}"]
+        lines.append(line)
+    print(format_table([["constraint", *(head for column in TIMES for head in (column, "ratio"))], *lines]))
 
 
 if __name__ == "__main__":

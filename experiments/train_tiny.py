@@ -5,7 +5,8 @@
 trains the tokenizer, then ``tiny``, then ``tiny-draft`` (distilled from ``tiny``) on the
 source text of the running interpreter's standard library, and writes both with their model
 cards.  ``part=main``, ``part=draft`` and ``part=report`` run one part; ``resume=true``
-continues from the checkpoint in ``work_dir``.
+continues from the checkpoint in ``work_dir``.  ``part=medusa``, ``part=eagle3`` and ``part=mtp``
+train a drafting head of ``tiny`` as it is shipped, measure it and write its card.
 """
 
 import logging
@@ -23,8 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.tiny.data import WindowStream, encode_files
 from experiments.tiny.model import build_model, export_model, load_exported
 from experiments.tiny.report import report
+from experiments.tiny.report_heads import report_head
 from experiments.tiny.tokenizer import train_tokenizer
-from experiments.tiny.training import Trainer
+from experiments.tiny.train_heads import PARTS, train_head
+from experiments.tiny.training import Trainer, language_model_loss
 from framework.corpus import Corpus, load_corpus
 
 log = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ def train_model(
         encode_files(tokenizer, corpus.train), [file.generated for file in corpus.train], cfg.generated_share, cfg.seed
     )
     checkpoint = Path(cfg.work_dir) / f"{spec.name}.pt"
-    trainer = Trainer(model, stream, spec.run, checkpoint, teacher)
+    trainer = Trainer(model, stream, spec.run, checkpoint, language_model_loss(model, teacher))
     if cfg.resume and checkpoint.exists():
         trainer.load()
     log.info("%s: %d parameters", spec.name, model.num_parameters())
@@ -67,6 +70,11 @@ def main(cfg: DictConfig) -> None:
     """Run what ``part`` names."""
     torch.set_num_threads(cfg.threads)
     corpus = load_corpus(cfg.heldout_percent)
+    if cfg.part in PARTS:
+        shipped = Path(cfg.assets_dir) / cfg.main.name
+        tokenizer, trunk = Tokenizer.from_file(str(shipped / "tokenizer.json")), load_exported(shipped)
+        train_head(cfg, cfg.part, corpus, tokenizer, trunk)
+        return report_head(cfg, cfg.part, corpus, tokenizer, trunk)
     tokenizer = prepare_tokenizer(cfg, corpus)
     if cfg.part in ("all", "main"):
         train_model(cfg, cfg.main, corpus, tokenizer)

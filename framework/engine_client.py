@@ -23,7 +23,7 @@ from .logs import LOGGER, set_up_logging
 
 if TYPE_CHECKING:
     from .config import EngineConfig
-    from .engine.engine import EngineInfo
+    from .engine.metrics import EngineInfo
 
 _logger = logging.getLogger(__name__)
 SHUTDOWN_TIMEOUT_S = 10.0

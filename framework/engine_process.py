@@ -19,7 +19,8 @@ from .engine.inputs import EngineInput
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from .engine.engine import Engine, EngineInfo
+    from .engine.engine import Engine
+    from .engine.metrics import EngineInfo
     from .outputs import RequestOutput
 
 SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}

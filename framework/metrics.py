@@ -50,6 +50,7 @@ TEXTS = MappingProxyType(
         "vllm:request_num_preemptions": "How often a completion was preempted.",
         "vllm:request_prefill_kv_computed_tokens": "Prompt tokens per completion that the cache did not have.",
         "kernelswap:kernel_info": "Which implementation serves an op.",
+        "kernelswap:structured_requests": "Completions held to a grammar, by the library that compiled it.",
     }
 )
 """What the names mean."""
@@ -123,6 +124,8 @@ def _metrics(found: EngineMetrics, labels: dict[str, str]) -> Iterator[Metric]:
         buckets = dict(zip(ends, accumulate(values.counts.tolist())))
         yield Histogram(f"vllm:{name}", labels, buckets["+Inf"], values.total, buckets)
     yield Gauge("vllm:cache_config_info", {"engine": labels["engine"], **{k: str(v) for k, v in found.cache.items()}}, 1)
+    for backend, total in found.structured.items():
+        yield Counter("kernelswap:structured_requests", {**labels, "backend": backend}, total)
     for op, kernel in found.kernels.items():
         yield Gauge("kernelswap:kernel_info", {**labels, "op": op, "impl": kernel["impl"], "version": kernel["version"]}, 1)
 

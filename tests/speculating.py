@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ngram": {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3},
     "suffix": {"method": "suffix", "suffix_decoding_min_token_prob": 0.0},
     "draft_model": {"method": "draft_model", "model": "tiny-draft"},
+    "mtp": {"method": "mtp", "model": "tiny-mtp"},
 }
 
 

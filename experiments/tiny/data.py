@@ -1,6 +1,7 @@
 """Training windows: a reproducible stream of token batches that can be resumed."""
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,23 @@ Tokens = NDArray[np.uint16]
 def encode_files(tokenizer: Tokenizer, files: Sequence[SourceFile]) -> list[Tokens]:
     """Token ids of every file, each between begin and end marks."""
     return [np.asarray(encode_file(tokenizer, file.text), dtype=np.uint16) for file in files]
+
+
+class Stream(Protocol):
+    """Where a run takes its batches from."""
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current pass over the files, from 0 on."""
+
+    def next_batch(self, length: int, batch: int) -> torch.Tensor:
+        """The next ``batch`` windows of ``length + 1`` tokens."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the stream."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to a position that ``state_dict`` gave."""
 
 
 class WindowStream:
@@ -68,3 +86,28 @@ class WindowStream:
         self._starts = np.arange(offset, len(self._stream) - length, length)
         rng.shuffle(self._starts)
         self._epoch, self._length, self._cursor = epoch, length, 0
+
+
+class HalfAndHalf:
+    """Batches of which each of two streams gives a half; the passes that are counted are the first one's."""
+
+    def __init__(self, first: Stream, second: Stream) -> None:
+        self._streams = first, second
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current pass over the first stream's files, from 0 on."""
+        return self._streams[0].epoch
+
+    def next_batch(self, length: int, batch: int) -> torch.Tensor:
+        """The next ``batch`` windows of ``length + 1`` tokens, the first stream's before the second's."""
+        return torch.cat([stream.next_batch(length, batch // 2) for stream in self._streams])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in both streams."""
+        return {"epoch": self.epoch, "streams": [stream.state_dict() for stream in self._streams]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to a position that ``state_dict`` gave."""
+        for stream, position in zip(self._streams, state["streams"], strict=True):
+            stream.load_state_dict(position)

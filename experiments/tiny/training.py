@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
-from experiments.tiny.data import WindowStream
+from experiments.tiny.data import Stream
 from experiments.tiny.muon import Muon
 
 log = logging.getLogger(__name__)
+
+VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
+"""Ends of the names of matrices with a row per token."""
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -23,14 +26,25 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
-def distillation_loss(logits: Tensor, targets: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy against the teacher's distribution (its KL up to a constant).
-
-    ``targets`` is unused: it keeps the signature of :func:`next_token_loss` plus one.
-    """
-    del targets
+def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy against the teacher's distribution (its KL up to a constant)."""
     soft = teacher_logits.float().softmax(-1).flatten(0, 1)
     return F.cross_entropy(logits.float().flatten(0, 1), soft)
+
+
+def language_model_loss(model: LlamaForCausalLM, teacher: LlamaForCausalLM | None) -> Callable[[Tensor], Tensor]:
+    """The loss of a batch of windows: against their tokens, or against the teacher's distributions."""
+
+    def loss(tokens: Tensor) -> Tensor:
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        logits = model(inputs).logits
+        if teacher is None:
+            return next_token_loss(logits, targets)
+        with torch.no_grad():
+            teacher_logits = teacher(inputs).logits
+        return distillation_loss(logits, teacher_logits)
+
+    return loss
 
 
 def learning_rate_factor(step: int, run: DictConfig) -> float:
@@ -48,15 +62,13 @@ def window_shape(step: int, run: DictConfig) -> tuple[int, int]:
     raise ValueError(f"no stage covers step {step}: leave the last 'until' null")
 
 
-def build_optimizers(model: LlamaForCausalLM, run: DictConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embedding and norms."""
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    optimizers: list[torch.optim.Optimizer] = [
-        Muon(matrices, lr=run.muon_lr, weight_decay=run.weight_decay),
-        torch.optim.AdamW(others, lr=run.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+def build_optimizers(model: nn.Module, run: DictConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embedding, projection to the vocabulary and norms."""
+    is_matrix = {name: p.ndim == 2 and not name.endswith(VOCABULARY) for name, p in model.named_parameters()}
+    matrices, others = ([p for name, p in model.named_parameters() if is_matrix[name] == wanted] for wanted in (True, False))
+    optimizers: list[torch.optim.Optimizer] = [Muon(matrices, lr=run.muon_lr, weight_decay=run.weight_decay)]
+    if others:
+        optimizers.append(torch.optim.AdamW(others, lr=run.adam_lr, betas=(0.9, 0.95), weight_decay=0.0))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -67,22 +79,17 @@ class Trainer:
     """One run: a model, its data stream, its optimizers and their checkpoint."""
 
     def __init__(
-        self,
-        model: LlamaForCausalLM,
-        stream: WindowStream,
-        run: DictConfig,
-        checkpoint: Path,
-        teacher: LlamaForCausalLM | None = None,
+        self, model: nn.Module, stream: Stream, run: DictConfig, checkpoint: Path, loss: Callable[[Tensor], Tensor]
     ) -> None:
+        """loss: of a batch of windows, int64 [batch, length + 1]; compiled where ``run`` asks for it."""
         self.model = model
         self.stream = stream
         self.run = run
         self.checkpoint = checkpoint
-        self.teacher = teacher
         self.optimizers = build_optimizers(model, run)
         self.step = 0
         self.seconds = 0.0
-        self._loss = self._loss_function()
+        self._loss = torch.compile(loss, dynamic=False) if run.compile else loss
 
     def fit(self) -> None:
         """Train to the last step, saving a checkpoint every ``checkpoint_minutes``."""
@@ -130,7 +137,7 @@ class Trainer:
         factor = learning_rate_factor(self.step, self.run)
         tokens = self.stream.next_batch(*window_shape(self.step, self.run))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = self._loss(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            loss = self._loss(tokens)
         loss.backward()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -139,16 +146,3 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return loss.item()
-
-    def _loss_function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss of a batch, compiled where the run asks for it."""
-
-        def loss(inputs: Tensor, targets: Tensor) -> Tensor:
-            logits = self.model(inputs).logits
-            if self.teacher is None:
-                return next_token_loss(logits, targets)
-            with torch.no_grad():
-                teacher_logits = self.teacher(inputs).logits
-            return distillation_loss(logits, targets, teacher_logits)
-
-        return torch.compile(loss, dynamic=False) if self.run.compile else loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from .executor import Executor, Handle, MaskedHandle
 from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
-from .metrics import EngineMetrics, EngineStats, Recorder, cache_settings
+from .metrics import EngineInfo, EngineMetrics, EngineStats, Recorder, cache_settings
 from .output_processor import OutputProcessor, RequestGroup
 from .request import FinishReason, Request, Status
 from .scheduled import ScheduledStep
@@ -32,17 +32,6 @@ _logger = logging.getLogger(__name__)
 
 Step = Callable[[], list[RequestOutput]]
 """``Engine.step``."""
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """What an engine was built as; it does not change. Sizes as ``Executor`` has them."""
-
-    max_model_len: int
-    vocab_size: int
-    block_size: int
-    num_blocks: int
-    weight_bytes: int
 
 
 class Engine:
@@ -106,9 +95,9 @@ class Engine:
         check_tokens(given.token_ids, complete, self.executor.vocab_size)
         structured = complete.structured_outputs is not None
         if structured and self._matchers is None:
+            kind = self.config.executor.kind
             raise ValueError(
-                "structured_outputs needs a tokenizer, and an executor with logits: "
-                f"executor.kind={self.config.executor.kind} makes tokens up"
+                f"structured_outputs needs a tokenizer, and an executor with logits: executor.kind={kind} makes tokens up"
             )
         max_total = self.scheduler.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
@@ -225,6 +214,7 @@ class Engine:
             recorder.histograms(running),
             self.plan_report(),
             cache_settings(self.config.cache, executor.num_blocks, executor.max_model_len),
+            {} if self._matchers is None else dict(self._matchers.num_served),
         )
 
     def reset_prefix_cache(self) -> bool:
@@ -242,21 +232,20 @@ class Engine:
     def _submit(self) -> BaseException | None:
         """Returns what a submission failed with."""
         while len(self.in_flight) < self.in_flight_steps:
+            if (failure := self._sample()) is not None:
+                return failure
             if not self._is_sampled:
-                if len(self.in_flight) > 1:
-                    break  # its masks need the tokens of the step before it
-                if (failure := self._sample()) is not None:
-                    return failure
+                break
             scheduled = self.scheduler.schedule(self.clock.now())
-            while self.scheduler.waiting.unready:
-                request, error = self.scheduler.waiting.unready.pop()
-                self._end(request.sample.group, "error", error, refused=isinstance(error, ValueError))
+            waiting = self.scheduler.waiting
+            unready, waiting.unready = waiting.unready, []
+            self._end_failed(unready)
             if scheduled is None:
                 break
             scheduled.submitted_s = self.clock.now()
             self.processor.scheduled(scheduled, scheduled.submitted_s)
             if self._matchers is not None and self._matchers.num_active:
-                scheduled.step_input.masked = self._matchers.masked_rows(scheduled)
+                self._matchers.mark(scheduled)
             try:
                 handle = self.executor.submit(scheduled.step_input)
             except BaseException as error:
@@ -266,19 +255,18 @@ class Engine:
         return None
 
     def _sample(self) -> BaseException | None:
-        """The second phase of the only step in flight: what its masked rows may take is known once the tokens before it are, which
-        came while it was computed. Returns what it failed with."""
-        assert self._matchers is not None and len(self.in_flight) == 1
+        """The second phase of the youngest step in flight, if it is to come and can: what masked rows may take is known once the
+        tokens before them are, which come while the step is computed. Returns what it failed with."""
+        if self._matchers is None or self._is_sampled or len(self.in_flight) > 1:
+            return None
         self._is_sampled = True
         scheduled, handle = self.in_flight[0]
-        masks, failures = self._matchers.masks(scheduled)
-        for request, failure in failures:
-            self._end(request.sample.group, "error", failure, refused=isinstance(failure, ValueError))
         try:
-            cast(MaskedHandle, handle).sample(masks)
+            failures = self._matchers.sample(scheduled, cast(MaskedHandle, handle))
         except BaseException as error:
             self.in_flight.clear()
             return self._fail(scheduled, error, submitted=True)
+        self._end_failed(failures)
         return None
 
     def _take(self) -> BaseException | None:
@@ -288,7 +276,7 @@ class Engine:
             waits_for_others = self.is_waiting or self._outputs or not self.scheduler.requests
             assert waits_for_others, "requests wait, and nothing can be scheduled"
             return None
-        if not self._is_sampled and len(self.in_flight) == 1 and (failure := self._sample()) is not None:
+        if (failure := self._sample()) is not None:
             return failure
         scheduled, handle = self.in_flight.popleft()
         try:
@@ -297,18 +285,19 @@ class Engine:
             return self._fail(scheduled, error, submitted=True)
         for row, text in output.failed.items():
             self._end_rows([scheduled.rows[row]], text)
-        committed = self.scheduler.commit(output)
-        now_s = self.clock.now()
+        committed, now_s = self.scheduler.commit(output), self.clock.now()
+        if self._matchers is not None and self._matchers.num_active:
+            self._matchers.accept(committed)
         stopped, failed = self.processor.process(committed, now_s, self._outputs)
         self._recorder.step(scheduled, committed)
         if self._speculation is not None:
             self._recorder.observe(*self._speculation.observe(scheduled, output, now_s))
         for request in stopped:
             self.scheduler.finish(request, "stop", request.stop_reason)
+        if self._matchers is not None and stopped:
+            self._matchers.discard(stopped)
         for group, cause in failed:
             self._end(group, "error", cause)
-        if self._matchers is not None and self._matchers.num_active:
-            self._matchers.accept(committed)
         return None
 
     def _fail(self, scheduled: ScheduledStep, error: BaseException, submitted: bool) -> BaseException:
@@ -342,6 +331,11 @@ class Engine:
             self._end(group, "error", error)
         return error
 
+    def _end_failed(self, failures: Iterable[tuple[Request, Exception]]) -> None:
+        """Ends requests, each by its own fault."""
+        for request, error in failures:
+            self._end(request.sample.group, "error", error, refused=isinstance(error, ValueError))
+
     def _end_rows(self, requests: list[Request], error: BaseException | str) -> None:
         for group in {request.sample.group: None for request in requests if request.status != Status.FINISHED}:
             self._end(group, "error", error)
@@ -369,7 +363,12 @@ class Engine:
     def _new_books(self) -> tuple[KVCacheManager, Scheduler]:
         cache, executor = self.config.cache, self.executor
         manager = KVCacheManager(
-            executor.groups, executor.num_blocks, cache.block_size, cache.prefix_caching, cache.check_invariants
+            executor.groups,
+            executor.num_blocks,
+            cache.block_size,
+            cache.prefix_caching,
+            cache.check_invariants,
+            executor.drafts_read_ahead,
         )
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
         return manager, Scheduler(scheduling, manager, executor.max_model_len, self._speculation, executor.num_stages)

@@ -71,6 +71,17 @@ class DraftCounts:
         return self + DraftCounts(tuple(-n for n in before.drafts), tuple(-n for n in before.accepted))
 
 
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine was built as; it does not change. Sizes as ``Executor`` has them."""
+
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    num_blocks: int
+    weight_bytes: int
+
+
 @dataclass
 class EngineStats(SchedulerCounters):
     """The state now, and totals since the start. ``num_not_ready``: of those that wait, how many would not start even if there
@@ -92,6 +103,7 @@ class EngineMetrics:
     histograms  name without a prefix -> values, in seconds or tokens
     kernels     op -> what serves it, as ``plan_report`` has it
     cache       see ``cache_settings``
+    structured  name of a library of grammars -> completions that it had a grammar for
     """
 
     stats: EngineStats
@@ -100,6 +112,7 @@ class EngineMetrics:
     histograms: dict[str, Buckets]
     kernels: dict[str, dict[str, Any]]
     cache: dict[str, Any]
+    structured: dict[str, int]
 
 
 def cache_settings(cache: CacheConfig, num_blocks: int, max_model_len: int) -> dict[str, Any]:

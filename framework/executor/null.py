@@ -37,6 +37,7 @@ class NullExecutor:
     in_flight_steps = num_stages = 1
     weight_bytes = nominal_weight_bytes = 0
     call_times = draft_max_model_len = None
+    drafts_read_ahead = False
 
     def __init__(self, config: EngineConfig, shape: ModelShape, num_drafts: int = 0) -> None:
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len

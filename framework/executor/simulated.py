@@ -119,7 +119,7 @@ class SimulatedExecutor:
         activations = activation_bytes(self._placement.rank, config, model.dtype)
         self.num_blocks = num_blocks(config, len(self.groups), self.max_model_len, self._held(), activations, device.memory_bytes)
         self.in_flight_steps, self.num_stages = max(len(cuts), 2), len(cuts)
-        self.draft_max_model_len = None
+        self.draft_max_model_len, self.drafts_read_ahead = None, False
         self.num_drafts = config.speculative_config.num_speculative_tokens
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 
@@ -152,7 +152,7 @@ class SimulatedExecutor:
         contexts = tokens.lengths[seats] + step.num_tokens
         work = self._work(step, contexts)
         times, passes = self._placement.step(work), list[StepWork]()
-        if self._drafting is not None and step.num_proposals:
+        if self._drafting is not None:
             passes = self._drafting.passes(work, contexts[np.array(step.num_logits) > 0], step.num_proposals)
             drafting_s, launches = self._drafting.step(passes)
             times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches

@@ -101,7 +101,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
     generation = read_json(folder, "generation_config.json")
     architecture, reason = None, ""
     if config.backend != "transformers":
-        architecture, reason = _native(found)
+        architecture, reason = read_native(found)
         if architecture is None and config.backend == "native":
             raise ValueError(f"model {config.name!r} cannot run natively: {reason}; use model.backend=auto or transformers")
     eos = generation.get("eos_token_id")
@@ -127,7 +127,8 @@ def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: 
     return config.max_model_len
 
 
-def _native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
+def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
+    """What a config.json asks of the native decoder; None and the reason where that does not cover it."""
     model_type = config["model_type"]
     if model_type not in FAMILIES:
         return None, f"model_type {model_type!r} is none of the native families ({', '.join(FAMILIES)})"

@@ -79,8 +79,16 @@ def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.d
         return DummyWeights(device, dtype, scheme, seed, a.family.norm_offset)
     assert info.folder is not None
     checkpoint = Checkpoint(info.folder, a.family, device, dtype, scheme)
-    checkpoint.check(all_parts(a), (*a.family.ignored, *KV_SCALES, *([rf"^{a.family.lm_head}\.weight$"] if a.tied else [])))
+    tied = [rf"^{a.family.lm_head}\.weight$"] if a.tied else []
+    checkpoint.check(all_parts(a), (*a.family.ignored, *KV_SCALES, *tied, *prediction_modules(info)))
     return checkpoint
+
+
+def prediction_modules(info: ModelInfo) -> list[str]:
+    """Regular expressions of the tensors of multi-token prediction modules, which draft for the model but are no part of it."""
+    assert info.architecture is not None
+    count, extra = len(info.architecture.layers), info.config.get("num_nextn_predict_layers") or 0
+    return [r"^mtp\.", r"^model\.mtp_layers\.", *(rf"^model\.layers\.{count + i}\." for i in range(extra))]
 
 
 class Builder:
@@ -121,6 +129,7 @@ class Builder:
             getattr(torch, self.info.dtype),
             a.vocab_size,
             self.info.max_model_len,
+            hidden_size=a.hidden_size,
             embed=self._embedding(table, lm_head) if first and table is not None else None,
             embed_scale=scale,
             project_in=self._optional(parts, "project_in") if first else None,

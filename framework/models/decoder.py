@@ -16,6 +16,8 @@ class Decoder(PagedModel):
 
     ``layers`` are those of this process; ``embed`` is None where an earlier stage embeds, ``lm_head`` where a later one
     projects.
+
+    aux_layers  numbers of layers whose inputs a drafting head wants
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class Decoder(PagedModel):
         vocab_size: int,
         max_model_len: int,
         *,
+        hidden_size: int,
         embed: BoundKernel | None,
         embed_scale: float | None,
         project_in: Linear | None,
@@ -36,6 +39,7 @@ class Decoder(PagedModel):
     ) -> None:
         super().__init__([layer.attention.paged for layer in layers])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
+        self.hidden_size, self.aux_layers = hidden_size, tuple[int, ...]()
         self._embed, self._embed_scale, self._project_in, self._position_embed = embed, embed_scale, project_in, position_embed
         self._final_norm, self._project_out, self._lm_head, self._logit_softcap = final_norm, project_out, lm_head, logit_softcap
 
@@ -52,8 +56,17 @@ class Decoder(PagedModel):
         return x
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Final hidden states [T, H] of a step; writes the cache."""
-        return self.finish(*self.run_layers(self.embed(batch.token_ids, batch.positions), None, batch))
+        """Final hidden states [T, H] of a step; writes the cache. With ``aux_layers``, the states before these layers, residual
+        added, stand beside it: [T, (1 + n) H]."""
+        x, aux = self.embed(batch.token_ids, batch.positions), list[torch.Tensor]()
+        if not self.aux_layers:
+            return self.finish(*self.run_layers(x, None, batch))
+        residual = None
+        for index, layer in enumerate(self.layers):
+            if index in self.aux_layers:
+                aux.append(x.clone() if residual is None else x + residual)
+            x, residual = layer(x, residual, batch)
+        return torch.cat((self.finish(x, residual), *aux), dim=-1)
 
     def run_layers(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
         """The layers of this process, from and to (hidden, residual)."""
@@ -68,8 +81,10 @@ class Decoder(PagedModel):
         return x if residual is None else x.add_(residual)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [R, H] -> [R, V] in the model's dtype."""
+        """hidden [R, H], or what ``forward`` returned, -> [R, V] in the model's dtype."""
         assert self._lm_head is not None, "this process holds no logits projection"
+        if self.aux_layers:
+            hidden = hidden[:, : self.hidden_size].contiguous()
         if self._project_out is not None:
             hidden = self._project_out(hidden)
         logits = self._lm_head(hidden)

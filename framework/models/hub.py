@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-EMBEDDED = ("tiny", "tiny-draft")
-"""Models that ship inside the package."""
+EMBEDDED = ("tiny", "tiny-draft", "tiny-medusa", "tiny-eagle3", "tiny-mtp")
+"""Models that ship inside the package; the last three are drafting heads of ``tiny``."""
 _PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "*.txt"]
 METADATA_PATTERNS = _PATTERNS[1:]
+HEAD_PATTERNS = ["*.safetensors", "*.bin", "*.pt", "*.json"]
 _IGNORED_PATTERNS = ["consolidated*", "original/*", "onnx/*"]
 
 
@@ -18,6 +19,15 @@ def resolve_model(name: str, revision: str | None = None, weights: bool = True) 
 
     weights=False fetches configuration and tokenizer only. Raises ValueError saying what was tried.
     """
+    return _resolve(name, revision, _PATTERNS if weights else METADATA_PATTERNS)
+
+
+def resolve_head(name: str, revision: str | None = None) -> Path:
+    """The folder of a drafting head, as ``resolve_model``; its weights may lie in files of torch.save too."""
+    return _resolve(name, revision, HEAD_PATTERNS)
+
+
+def _resolve(name: str, revision: str | None, patterns: list[str]) -> Path:
     if name in EMBEDDED:
         folder = Path(__file__).resolve().parent.parent / "assets" / name
         if not (folder / "config.json").is_file():
@@ -31,7 +41,7 @@ def resolve_model(name: str, revision: str | None = None, weights: bool = True) 
         return local
     if local.is_dir():
         raise ValueError(f"model {name!r}: the folder {local.resolve()} has no config.json, so it is no Hugging Face checkpoint")
-    return _download(name, revision, weights)
+    return _download(name, revision, patterns)
 
 
 def read_json(folder: Path | None, file: str) -> dict[str, Any]:
@@ -48,10 +58,9 @@ def read_json(folder: Path | None, file: str) -> dict[str, Any]:
     return found
 
 
-def _download(name: str, revision: str | None, weights: bool) -> Path:
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = _PATTERNS if weights else METADATA_PATTERNS
     tried = [f"embedded models ({', '.join(EMBEDDED)})", f"the local folder {Path(name).expanduser().absolute()}"]
     for cached_only, where in ((True, "the Hugging Face cache"), (False, "the Hugging Face hub")):
         try:
@@ -67,7 +76,7 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
         except Exception as error:  # the hub raises many kinds: bad id, no network, no such repository, gated
             tried.append(f"{where}: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
             continue
-        if not cached_only or _complete(folder, weights):
+        if not cached_only or _complete(folder, patterns):
             return folder
         tried.append(f"{where}: its copy in {folder} is incomplete")
     at = f" (revision {revision})" if revision else ""
@@ -79,9 +88,12 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
     )
 
 
-def _complete(folder: Path, weights: bool) -> bool:
+def _complete(folder: Path, patterns: list[str]) -> bool:
     if not (folder / "config.json").is_file():
         return False
     index = read_json(folder, "model.safetensors.index.json")
     shards = set(index.get("weight_map", {}).values())
-    return not weights or (all((folder / s).is_file() for s in shards) if shards else any(folder.glob("*.safetensors")))
+    kinds = [pattern for pattern in patterns if pattern not in METADATA_PATTERNS]
+    if not kinds:
+        return True
+    return all((folder / s).is_file() for s in shards) if shards else any(any(folder.glob(kind)) for kind in kinds)

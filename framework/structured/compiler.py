@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 
-from ..bitmask import num_words
 from .backends.protocol import Backend, Grammar, Vocabulary
 from .backends.table import BACKENDS, backend_of
 from .config import StructuredOutputsConfig
@@ -53,7 +52,7 @@ class GrammarCompiler:
     """
 
     def __init__(self, config: StructuredOutputsConfig, vocabulary: Vocabulary) -> None:
-        self._config, self._vocabulary = config, vocabulary
+        self._config, self.vocabulary = config, vocabulary
         self._jobs: OrderedDict[tuple[str, GrammarSpec], Job] = OrderedDict()
         self._queue: deque[Job] = deque()
         self._workers: list[threading.Thread] = []
@@ -139,12 +138,11 @@ class GrammarCompiler:
     def _compile(self, job: Job) -> tuple[Grammar | None, ValueError | None]:
         try:
             grammar = self._backend(job.backend).compile(job.spec)
-            mask = np.zeros(num_words(self._vocabulary.size), dtype=np.int32)
-            try:
-                grammar.matcher(self._vocabulary.eos_token_ids).fill(mask)
-            except (RuntimeError, ValueError):
-                mask[:] = 0
-            return (grammar, None) if mask.any() else (None, ValueError(f"{job.spec.kind} cannot work: no output fits it"))
+            matcher = grammar.matcher(self.vocabulary.eos_token_ids)
+            masks = np.full((1, self.vocabulary.num_words), -1, dtype=np.int32)
+            matcher.backend.fill([matcher], [()], masks)
+            works = matcher.error is None and masks.any()
+            return (grammar, None) if works else (None, ValueError(f"{job.spec.kind} cannot work: no output fits it"))
         except ValueError as error:
             return None, error
         except BaseException as error:  # a library's panic is no Exception
@@ -154,7 +152,7 @@ class GrammarCompiler:
         """Made by the first compilation, because it takes as long as one."""
         with self._backends_lock:
             if name not in self._backends:
-                self._backends[name] = BACKENDS[name].load()(self._vocabulary)
+                self._backends[name] = BACKENDS[name].load()(self.vocabulary)
             return self._backends[name]
 
     def _evict(self) -> None:

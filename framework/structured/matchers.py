@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from time import perf_counter, thread_time
 from typing import Final
 
 import numpy as np
 
 from ..bitmask import num_words, set_bits
+from ..engine.executor import MaskedHandle
 from ..engine.request import Request, Status
 from ..engine.scheduled import Committed, ScheduledStep
-from .backends.protocol import Matcher
+from .backends.protocol import Grammar, Matcher
 from .compiler import GrammarCompiler, Job
 from .watched import MAX_STUCK, WatchedThread
 
 MAX_FILL_S: Final = 0.2
-"""CPU time of one mask, after which its request ends: all others wait meanwhile."""
+"""CPU time of one mask, after which its request ends, and of the masks of a step, after which the dearest do: all others wait
+meanwhile. Of the masks of a step that took half of it, the next ones are filled one by one, to see which are dear."""
 
 Failures = list[tuple[Request, Exception]]
 
 
 class Matchers:
     """Knows requests only; where they compute, and whether they were preempted, is nothing to it. Requests without a constraint do
-    not come here.
+    not come here. What a request may take next is computed as soon as its tokens are known, in a thread beside the caller.
 
     num_active  requests that have a matcher: while it is 0, steps need not ask
+    num_served  name of a backend -> requests that it had a grammar for
     """
 
     def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
         self.compiler = compiler
+        self.num_served: Counter[str] = Counter()
         self._num_words = num_words(vocab_size)
         self._jobs: dict[Request, Job] = {}
         self._active: dict[Request, _Constraint] = {}
         self._thread = WatchedThread(MAX_FILL_S)
+        self._filling: list[list[_Move]] = []  # what each call of the thread moves
+        self._computing: set[Grammar] = set()
 
     @property
     def num_active(self) -> int:
@@ -55,83 +63,151 @@ class Matchers:
             if (job := self._jobs.pop(request, None)) is not None:
                 self.compiler.release(job)
 
-    def masked_rows(self, step: ScheduledStep) -> list[int]:
-        """Rows of a step that sample, and whose request has a matcher, ascending."""
+    def mark(self, step: ScheduledStep) -> None:
+        """Makes those rows of a step masked that sample, and whose request has a matcher."""
         active, first_chunk = self._active, len(step.decodes)
         rows = [row for row, request in enumerate(step.decodes) if request in active]
-        return rows + [row for row, c in enumerate(step.chunks, first_chunk) if c.num_logits and c.request in active]
-
-    def masks(self, step: ScheduledStep) -> tuple[np.ndarray, Failures]:
-        """What the masked rows of a step may take, as MaskedHandle has it, once all tokens before are accepted. Rows of requests
-        that ended meanwhile, or fail now, may take all."""
-        rows, masked = step.rows, step.step_input.masked
-        masks = np.full((len(masked), self._num_words), -1, dtype=np.int32)
-        filled = [(index, rows[row]) for index, row in enumerate(masked) if rows[row] in self._active]
-        found = self._thread.run([partial(self._active[r].fill, masks[index], r.num_output_tokens) for index, r in filled])
-        if found:
-            masks = masks.copy()  # what was left behind writes to the other one
-        failures: Failures = []
-        for call, error in found.items():
-            index, request = filled[call]
-            masks[index] = -1
-            failures.append((request, _cause(error)))
-        for index in np.flatnonzero(~masks.any(1)).tolist():
-            masks[index] = -1
-            failures.append(
-                (rows[masked[index]], ValueError("structured_outputs: the grammar leads nowhere: no token fits what was generated"))
-            )
-        return masks, failures
+        rows += [row for row, c in enumerate(step.chunks, first_chunk) if c.num_logits and c.request in active]
+        step.step_input.masked = rows
 
     def accept(self, committed: Committed) -> None:
-        """Takes the tokens of a step, and forgets the requests that ended with it."""
+        """Has the tokens of a step taken, and the masks after them filled; forgets the requests that ended with it."""
+        moves: list[_Move] = []
         for request in committed.requests:
+            if (constraint := self._active.get(request)) is None:
+                continue
             if request.status == Status.FINISHED:
-                self._active.pop(request, None)
-            elif (constraint := self._active.get(request)) is not None:
-                constraint.new += request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]
+                del self._active[request]
+            else:
+                moves.append((constraint, request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]))
+        if moves:
+            self._finish()
+            self._begin(moves)
+
+    def sample(self, step: ScheduledStep, handle: MaskedHandle) -> Failures:
+        """The second phase of a step that is computed, once all tokens before are accepted. Rows of requests that ended meanwhile,
+        or fail now, may take all."""
+        self._finish()
+        rows, masked = step.rows, step.step_input.masked
+        requests = [rows[row] for row in masked]
+        if fresh := [c for request in requests if (c := self._active.get(request)) is not None and c.mask is None]:
+            self._begin([(constraint, []) for constraint in fresh])
+            self._finish()
+        masks = np.full((len(masked), self._num_words), -1, dtype=np.int32)
+        failures: Failures = []
+        for index, request in enumerate(requests):
+            if (constraint := self._active.get(request)) is None:
+                continue
+            if constraint.matcher.error is None:
+                masks[index] = constraint.wanted(request.num_output_tokens)
+            else:
+                failures.append((request, constraint.matcher.error))
+        for index in np.flatnonzero(~masks.any(1)).tolist():
+            masks[index] = -1
+            reason = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
+            failures.append((requests[index], ValueError(reason)))
+        handle.sample(masks)
+        return failures
+
+    def _begin(self, moves: list[_Move]) -> None:
+        calls: dict[object, list[_Move]] = {}
+        for move in moves:
+            constraint, backend = move[0], move[0].matcher.backend
+            calls.setdefault(constraint if constraint.is_alone or not backend.is_bounded else backend, []).append(move)
+        self._filling = list(calls.values())
+        self._thread.begin([partial(self._fill, call) for call in self._filling])
+
+    def _finish(self) -> None:
+        calls, self._filling = self._filling, []
+        for index, error in self._thread.finish().items():
+            for constraint, _ in calls[index]:
+                constraint.fail(error)
+        total_s = sum(call[0][0].fill_s for call in calls)
+        for call in calls:
+            for constraint, _ in call:
+                constraint.is_alone = total_s > MAX_FILL_S / 2
+        alone = sorted((call[0][0] for call in calls if len(call) == 1), key=lambda constraint: constraint.fill_s)
+        while total_s > MAX_FILL_S and alone and alone[-1].fill_s > MAX_FILL_S / 20:  # many that are cheap are nobody's fault
+            total_s -= alone[-1].fill_s
+            alone.pop().fail(TimeoutError())
+
+    def _fill(self, moves: list[_Move]) -> None:
+        """Runs in the thread."""
+        for constraint, _ in moves:
+            constraint.fill_s = 0.0
+            if constraint.grammar in self._computing:  # in a thread that was left behind
+                constraint.fail(TimeoutError())
+        moves = [move for move in moves if move[0].matcher.error is None]
+        if not moves:
+            return
+        clock = thread_time if len(moves) == 1 else perf_counter  # of several, the library's own threads compute
+        began_s, grammars = clock(), {constraint.grammar for constraint, _ in moves}
+        self._computing |= grammars
+        try:
+            matchers = [constraint.matcher for constraint, _ in moves]
+            masks = np.full((len(moves), self.compiler.vocabulary.num_words), -1, dtype=np.int32)
+            matchers[0].backend.accept(matchers, [token_ids for _, token_ids in moves])
+            matchers[0].backend.fill(matchers, [()] * len(moves), masks)
+        finally:
+            self._computing -= grammars
+        for (constraint, _), mask in zip(moves, masks):
+            constraint.mask = mask[: self._num_words]
+        moves[0][0].fill_s = clock() - began_s
 
     def _is_ready(self, request: Request) -> bool:
-        if (grammar := self.compiler.result(self._jobs[request])) is None:
+        job = self._jobs[request]
+        if (grammar := self.compiler.result(job)) is None:
             return False
-        self._active[request] = _Constraint(grammar.matcher(request.params.all_stop_token_ids), request, self._num_words)
+        self._active[request] = _Constraint(grammar, request)
+        self.num_served[job.backend] += 1
         self.compiler.release(self._jobs.pop(request))
         request.is_ready = None  # and stays so when it is preempted
         return True
 
 
 class _Constraint:
-    """A matcher, and which stop tokens the request does not want yet: they come all the same where nothing else may.
+    """A matcher, the mask of what it allows next, and which stop tokens the request does not want yet: they come all the same where
+    nothing else may.
 
-    new  tokens that the matcher has not taken yet
+    mask      None before its first
+    fill_s    that the last call took in which it was the first: CPU time of its own, or time of a call for several
+    is_alone  its next call is not for several
     """
 
-    __slots__ = ("_most_held", "_wanted", "matcher", "new")
+    __slots__ = ("_held", "_most_held", "fill_s", "grammar", "is_alone", "mask", "matcher")
 
-    def __init__(self, matcher: Matcher, request: Request, num_words: int) -> None:
-        self.matcher, params = matcher, request.params
-        self.new: list[int] = []
-        unwanted = set(params.all_stop_token_ids)
-        self._most_held = params.min_tokens
+    def __init__(self, grammar: Grammar, request: Request) -> None:
+        params = request.params
+        self.grammar = grammar
+        self.matcher: Matcher = grammar.matcher(params.all_stop_token_ids)
+        self.mask: np.ndarray | None = None
+        self.fill_s, self.is_alone = 0.0, False
+        self._held, self._most_held = set(params.all_stop_token_ids), params.min_tokens
         if params.ignore_eos:
             ends = set(params.stop_token_ids or ())
-            if unwanted - ends:
-                unwanted, self._most_held = unwanted - ends, request.max_total
-        self._wanted: np.ndarray | None = None
-        if self._most_held:
-            self._wanted = np.full(num_words, -1, dtype=np.int32)
-            set_bits(self._wanted, unwanted, False)
+            if self._held - ends:
+                self._held, self._most_held = self._held - ends, request.max_total
 
-    def fill(self, mask: np.ndarray, num_output_tokens: int) -> None:
-        for token in self.new:
-            self.matcher.accept(token)
-        self.new.clear()
-        self.matcher.fill(mask)
-        if self._wanted is not None and num_output_tokens < self._most_held and (mask & self._wanted).any():
-            mask &= self._wanted
+    def fail(self, error: BaseException) -> None:
+        """Its request is to end, and told of it."""
+        if isinstance(error, TimeoutError):
+            error = ValueError(f"structured_outputs: a token of this grammar takes more than {MAX_FILL_S:g} s: make it simpler")
+        elif not isinstance(error, Exception):
+            error = RuntimeError(f"structured_outputs: {type(error).__name__}: {error}")
+        self.matcher.error = self.matcher.error or error
+
+    def wanted(self, num_output_tokens: int) -> np.ndarray:
+        """The mask without the stop tokens that the request does not want after so many tokens."""
+        mask = self.mask
+        assert mask is not None
+        if num_output_tokens < self._most_held:
+            for token in self._held:
+                if mask.item(token // 32) >> token % 32 & 1:
+                    others = mask.copy()
+                    set_bits(others, self._held, False)
+                    return others if others.any() else mask
+        return mask
 
 
-def _cause(error: BaseException) -> Exception:
-    """What a request is told that ended with it."""
-    if isinstance(error, TimeoutError):
-        return ValueError(f"structured_outputs: a token of this grammar takes more than {MAX_FILL_S:g} s: make it simpler")
-    return error if isinstance(error, Exception) else RuntimeError(f"structured_outputs: {type(error).__name__}: {error}")
+_Move = tuple[_Constraint, list[int]]
+"""A constraint, and the tokens that it is to take before its next mask."""

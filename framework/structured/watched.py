@@ -16,13 +16,14 @@ MAX_STUCK: Final = 8
 
 
 class WatchedThread:
-    """Makes calls in a thread, and leaves the thread behind with one that takes too long; used from one thread.
+    """Makes calls in a thread beside the caller's, and leaves the thread behind with one that takes too long; used from one thread.
 
     max_s  CPU time of one call: others on the machine do not count
     """
 
     def __init__(self, max_s: float) -> None:
         self.max_s = max_s
+        self._calls: Sequence[Callable[[], None]] = ()
         self._worker: _Worker | None = None
         self._stuck: list[_Worker] = []
 
@@ -32,13 +33,20 @@ class WatchedThread:
         self._stuck = [worker for worker in self._stuck if worker.thread.is_alive()]
         return len(self._stuck)
 
-    def run(self, calls: Sequence[Callable[[], None]]) -> dict[int, BaseException]:
-        """Makes them in order. Returns what some of them raised, by index: TimeoutError for those that were left behind."""
+    def begin(self, calls: Sequence[Callable[[], None]]) -> None:
+        """Has calls made in order; those before are finished."""
+        assert not self._calls
+        self._calls = calls
+        self._begin(calls)
+
+    def finish(self) -> dict[int, BaseException]:
+        """Waits for the calls. Returns what some of them raised, by index: TimeoutError for those that were left behind."""
+        calls, self._calls = self._calls, ()
         errors: dict[int, BaseException] = {}
         begin = 0
         while begin < len(calls):
-            worker = self._worker = self._worker or _Worker(self)
-            worker.begin(calls[begin:])
+            worker = self._worker
+            assert worker is not None
             try:
                 self._wait(worker)
             finally:
@@ -50,14 +58,17 @@ class WatchedThread:
             if begin < len(calls):
                 errors[begin] = TimeoutError(f"a call took more than {self.max_s:g} s")
                 begin += 1
+                self._begin(calls[begin:])
         return errors
 
+    def _begin(self, calls: Sequence[Callable[[], None]]) -> None:
+        if calls:
+            self._worker = self._worker or _Worker(self)
+            self._worker.begin(calls)
+
     def _wait(self, worker: _Worker) -> None:
-        num_done, start_s = 0, worker.cpu_s()
-        while not worker.done.acquire(timeout=self.max_s):
-            if worker.num_done > num_done:
-                num_done, start_s = worker.num_done, worker.cpu_s()
-            elif worker.cpu_s() - start_s > self.max_s:
+        while not worker.done.acquire(timeout=self.max_s / 4):
+            if worker.cpu_s() - worker.call_began_s > self.max_s:
                 return
 
     def _leave(self, worker: _Worker) -> None:
@@ -67,12 +78,18 @@ class WatchedThread:
 
 
 class _Worker:
-    """The thread. num_done: calls that have returned, errors: what they raised, both of the last batch; done: released after it."""
+    """The thread.
+
+    num_done, errors  calls of the last batch that have returned, and what they raised
+    call_began_s      CPU time of the thread when it began the latest
+    done              released after a batch
+    """
 
     def __init__(self, owner: WatchedThread) -> None:
-        self.num_done = 0
+        self.num_done, self.call_began_s = 0, 0.0
         self.errors: dict[int, BaseException] = {}
         self.done = threading.Semaphore(0)
+        self._has_begun = threading.Semaphore(0)
         self._inbox: SimpleQueue[Sequence[Callable[[], None]] | None] = SimpleQueue()
         self._is_left = False
         self.thread = threading.Thread(target=self._work, daemon=True, name="kernelswap-masks")
@@ -87,6 +104,7 @@ class _Worker:
     def begin(self, calls: Sequence[Callable[[], None]]) -> None:
         self.num_done, self.errors = 0, {}
         self._inbox.put(calls)
+        self._has_begun.acquire()  # or it would have to wait until the caller lets others run, with its next kernel
 
     def leave(self) -> None:
         self._is_left = True
@@ -96,7 +114,9 @@ class _Worker:
 
     def _work(self) -> None:
         while (calls := self._inbox.get()) is not None:
+            self._has_begun.release()
             for index, call in enumerate(calls):
+                self.call_began_s = time.thread_time()
                 try:
                     call()
                 except BaseException as error:  # a library's panic is no Exception

@@ -10,7 +10,7 @@ import torch
 
 from ..plan import STREAM_ACCEPT, KernelPlan, row_uniform
 from ..speculation.config import SpeculativeConfig
-from .drafting.draws import DraftProbs, Draw
+from .drafting.draws import DraftProbs, DrawTokens
 from .seat_params import SeatParams
 from .step_rows import DraftRows, SampleRows
 
@@ -29,7 +29,7 @@ class Target:
     are not certain."""
 
     plan: KernelPlan
-    draw: Draw
+    draw: DrawTokens
     seats: SeatParams
     vocab_size: int
     draft_probs: DraftProbs | None

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,23 +15,21 @@ import torch
 from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.kv_cache.memory import cache_blocks
-from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, PagedKV, block_bytes, group_layers
+from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers
 from ..engine.step import StepInput
 from ..logs import memory_size
-from ..models.architecture import ModelInfo, read_model
+from ..models.architecture import ModelInfo
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.builder import load_model
 from ..models.parallel import Parallel
-from ..models.protocol import Model
 from ..models.quantization.table import read_scheme
 from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
-from .batches import MAX_DECODE_TOKENS, Batches
+from .batches import MAX_DECODE_TOKENS
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, graph_sizes, open_device
-from .drafting.draft_model import DraftModel
+from .drafting.drafter import Drafter, check_drafter, has_drafter, load_drafter
 from .drafting.draws import draft_probs_shape
-from .drafting.proposer import DeviceProposer
 from .probes import Probes
 from .runner import Runner, StepHandle
 from .transfer import device_losses
@@ -71,6 +68,8 @@ class LocalExecutor:
             torch.set_num_threads(config.num_threads)
         self.nominal_weight_bytes = round(_weight_bytes(config, model))
         check_weights_fit(self.nominal_weight_bytes, model, device)
+        if has_drafter(config.speculative_config):
+            check_drafter(config, model)
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, probes)
@@ -91,11 +90,12 @@ class LocalExecutor:
         self.groups = group_layers(self._model.cache_specs())
         self._model.set_groups(self.groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
-        self._draft = self._load_draft(config, device.torch)
-        self.draft_max_model_len = None if self._draft is None else self._draft.max_model_len
+        self._drafter = self._load_drafter(config, model, device.torch)
+        self.draft_max_model_len = None if self._drafter is None else self._drafter.max_model_len
+        self.drafts_read_ahead = self._drafter is not None and self._drafter.reads_ahead
         with _phase("KV cache") as said:
             self.num_blocks = self._fit_blocks(config, device)
-            cache_bytes = self.num_blocks * self._block_bytes(config.cache.block_size)
+            cache_bytes = self.num_blocks * _block_bytes(self.groups, self._drafter, config.cache.block_size)
             _check_cache_fits(self.num_blocks, cache_bytes, device)
             caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device.torch)
             said.append(f"{self.num_blocks} blocks of {config.cache.block_size} tokens, {memory_size(cache_bytes)}")
@@ -113,8 +113,9 @@ class LocalExecutor:
             config.scheduler.in_flight_steps or self.in_flight_steps,
             config.speculative_config,
         )
-        if self._draft is not None:
-            self._runner.draft(self._proposer(self._draft, config, device.torch))
+        if self._drafter is not None:
+            rows, draw = self._runner.rows, self._runner.sampler.draw
+            self._runner.draft(self._drafter.proposer(self.groups, self.num_blocks, config.cache.block_size, rows, self.plan, draw))
         self.plan.check_bound()
         self._step: Callable[[StepInput], StepHandle] = self._runner.step
         if probes is not None:
@@ -134,37 +135,14 @@ class LocalExecutor:
     def shutdown(self) -> None:
         self.__dict__.clear()
 
-    def _load_draft(self, config: EngineConfig, device: torch.device) -> Model | None:
-        """The model that makes drafts, if one does."""
-        spec = config.speculative_config
-        if not spec.num_speculative_tokens or spec.method != "draft_model":
+    def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
+        """None where the host makes drafts, or nobody does."""
+        if not has_drafter(config.speculative_config):
             return None
-        assert spec.model is not None
-        with _phase("draft model") as said:
-            asked = replace(config.model, name=spec.model, revision=None, tokenizer=None, max_model_len=None)
-            draft = load_model(asked, read_model(asked), self.plan, device, Parallel(), config.cache.block_size, config.seed)
-            if draft.vocab_size != self.vocab_size:
-                raise ValueError(
-                    f"speculative_config.model={spec.model!r} cannot guess: its vocabulary has {draft.vocab_size} tokens, the "
-                    f"model's {self.vocab_size}; expected a draft model with the same tokens"
-                )
-            draft.set_groups((CacheGroup(draft.cache_specs()[0], tuple(range(len(draft.cache_specs())))),))
-            said.append(f"{memory_size(tensor_bytes(draft))} of {spec.model}")
-        return draft
-
-    def _proposer(self, draft: Model, config: EngineConfig, device: torch.device) -> DeviceProposer:
-        """Its cache lies beside the model's, in the same blocks: those of the group that sees farthest."""
-        specs, size = draft.cache_specs(), config.cache.block_size
-        caches = [allocate_caches((CacheGroup(spec, (0,)),), self.num_blocks, size, device)[0] for spec in specs]
-        windows = [group.spec.window or self.max_model_len for group in self.groups if isinstance(group.spec, PagedKV)]
-        group, runner = windows.index(max(windows)), self._runner
-        batches = Batches(runner.rows, self.plan.bind("slot_mapping", params={"page_size": size}), slice(group, group + 1), caches)
-        return DraftModel(draft, batches, group, self.plan.bind("copy_blocks", facts={"page_size": size}), runner.sampler.draw)
-
-    def _block_bytes(self, block_size: int) -> int:
-        """Of all that is kept of a block's tokens."""
-        specs = () if self._draft is None else self._draft.cache_specs()
-        return block_bytes(self.groups, block_size) + block_size * sum(sum(spec.part_bytes()) for spec in specs)
+        with _phase("drafts") as said:
+            drafter = load_drafter(config, model, self._model, self.plan, device)
+            said.append(f"{memory_size(tensor_bytes(drafter.model))} of {config.speculative_config.model or model.name}")
+        return drafter
 
     @torch.inference_mode()
     def _capture_graphs(self, config: EngineConfig, device: Device, capture: Capture) -> None:
@@ -193,7 +171,7 @@ class LocalExecutor:
             found = device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
             return found - self._draft_probs_bytes(config)
 
-        each = self._block_bytes(config.cache.block_size)
+        each = _block_bytes(self.groups, self._drafter, config.cache.block_size)
         return cache_blocks(config, len(self.groups), self.max_model_len, each, budget)
 
     def _draft_probs_bytes(self, config: EngineConfig) -> int:
@@ -236,6 +214,11 @@ def _weight_bytes(config: EngineConfig, model: ModelInfo) -> float:
     from ..models.transformers_model import num_library_weights, servable_config  # slow to import, and needed for few models
 
     return num_library_weights(servable_config(config.model, model)) * ELEMENT_BYTES[model.dtype]
+
+
+def _block_bytes(groups: tuple[CacheGroup, ...], drafter: Drafter | None, block_size: int) -> int:
+    """Of all that is kept of a block's tokens."""
+    return block_bytes(groups, block_size) + block_size * (0 if drafter is None else drafter.token_bytes())
 
 
 def check_weights_fit(num_bytes: float, model: ModelInfo, device: Device) -> None:

@@ -28,6 +28,7 @@ class Penalties:
         self._num_prompt_tokens = np.zeros(num_seats, dtype=np.int64)
         self._min_tokens = np.zeros(num_seats, dtype=np.int64)
         self._penalized = np.zeros(num_seats, dtype=bool)
+        self._counted = np.zeros(num_seats, dtype=bool)
         self._masked = np.zeros(num_seats, dtype=bool)
         self._banned = np.zeros(num_seats, dtype=bool)
         self._rows: _PenaltyRows | None = None
@@ -43,14 +44,9 @@ class Penalties:
         words = params.bad_words_token_ids or ()
         self._masked[seat] = bool(params.allowed_token_ids) or any(len(word) == 1 for word in words)
         self._banned[seat] = bool(min_tokens) or any(len(word) > 1 for word in words)
+        self._counted[seat] = bool(params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty)
         self._penalized[seat] = bool(
-            self._masked[seat]
-            or self._banned[seat]
-            or structured
-            or params.logit_bias
-            or params.repetition_penalty != 1
-            or params.frequency_penalty
-            or params.presence_penalty
+            self._counted[seat] or self._masked[seat] or self._banned[seat] or structured or params.logit_bias
         )
         if self._penalized[seat]:
             if self._rows is None:
@@ -69,7 +65,9 @@ class Penalties:
             mask = self._bitmask(rows, masked)
         if banned := np.flatnonzero(self._banned[rows.seats]).tolist():
             self._ban(logits, rows, banned, token_ids)
-        seats = torch.where(to_device(penalized, self._device), rows.row_to_seat, -1)
+        seats = rows.row_to_seat
+        if not penalized.all():
+            seats = torch.where(to_device(penalized, self._device), seats, -1)
         if rows.drafts is None:
             self._apply_penalties(logits, seats, mask, *self._rows.tensors())
         else:
@@ -78,14 +76,16 @@ class Penalties:
             self._apply_penalties(logits, torch.where(seats < 0, seats, own), mask, *state)
         return logits
 
-    def count(self, row_to_seat: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Adds a step's tokens int32 [R] to the counts of their seats, once ``apply`` has changed a logit of any."""
-        assert self._rows is not None
-        self._rows.count(row_to_seat, tokens)
+    def count(self, rows: SampleRows, tokens: torch.Tensor) -> None:
+        """Adds a step's tokens int32 [R] to the counts of their seats, if any of them has a penalty on what came before."""
+        if self._rows is not None and self._counted[rows.seats].any():
+            self._rows.count(rows.row_to_seat, tokens)
 
     def _bitmask(self, rows: SampleRows, masked: list[int]) -> torch.Tensor:
         """Allowed tokens per row, int32 [R', ceil(V/32)]: what the step's masks say, and in the rows ``masked`` also allowed ids
         and bad words of one token."""
+        if rows.masks is not None and not masked and len(rows.masks.rows) == len(rows.seats):
+            return to_device(rows.masks.words, self._device)
         mask = np.full((len(rows.seats), num_words(self._vocab_size)), -1, dtype=np.int32)
         if rows.masks is not None:
             mask[rows.masks.rows] = rows.masks.words

@@ -80,7 +80,7 @@ class Runner:
         are drawn and checked; None = as its defaults."""
         self.model, self.caches, self.device = model, caches, device
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative)
-        on_device = num_drafts > 0 and in_flight_steps > 1
+        on_device = num_drafts > 0 and (in_flight_steps > 1 or device.type != "cpu")
         self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device, num_drafts, on_device)
         self._ahead = num_drafts * (in_flight_steps - 1)
         self._slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})

@@ -93,12 +93,11 @@ class Sampler:
         final = logits if penalized is None else penalized
         accepted = None
         if rows.drafts is None:
-            tokens = self._draw(final, rows.row_to_seat, rows.position)
+            counted = tokens = self._draw(final, rows.row_to_seat, rows.position)
         else:
             tokens, accepted = self._accept(final, rows, rows.drafts, token_ids)
-        if penalized is not None:
-            counted = tokens if accepted is None or rows.drafts is None else rows.drafts.accepted_only(tokens, accepted)
-            self._penalties.count(rows.row_to_seat, counted)
+            counted = rows.drafts.accepted_only(tokens, accepted)
+        self._penalties.count(rows, counted)
         if raw is None or chosen is None:
             return Sampled(tokens, accepted)
         counts = self._full_counts(wanted[wants])

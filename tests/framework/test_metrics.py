@@ -177,7 +177,7 @@ def test_every_metric_has_a_text() -> None:
     engine = make_engine()
     engine._recorder.observe([2, 1], [1, 0])
     names = {metric.name for metric in engine_metrics(engine.metrics(), "m")}
-    assert names | {"kernelswap:kernel_info", "vllm:admission_rejections"} == set(TEXTS)
+    assert names | {"kernelswap:kernel_info", "kernelswap:structured_requests", "vllm:admission_rejections"} == set(TEXTS)
 
 
 def test_of_drafts_that_were_checked() -> None:

@@ -36,7 +36,10 @@ class KVCacheManager:
         block_size: int,
         prefix_caching: bool = True,
         check_invariants: bool = False,
+        reads_ahead: bool = False,
     ) -> None:
+        """reads_ahead: what is kept of a token depends on the token after it, too: the last block of a cached prefix does not
+        count, behind which another token may have stood."""
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, len(groups))
         self._paged = [i for i, g in enumerate(groups) if isinstance(g.spec, PagedKV)]
@@ -47,7 +50,7 @@ class KVCacheManager:
         self._unlimited = [i for i in self._paged if i not in self._windows]
         self._num_groups = len(groups)
         self.prefix_caching = prefix_caching and not self._states
-        self._check_invariants = check_invariants
+        self._check_invariants, self._reads_ahead = check_invariants, reads_ahead
         self._holders: set[Request] = set()
 
     def blocks_for(self, num_tokens: int, num_uncommitted: int) -> int:
@@ -73,6 +76,7 @@ class KVCacheManager:
         find = self.pool.lookup
         for group in self._unlimited:
             limit = next((i for i in range(limit) if find(group, hashes[i]) is None), limit)
+        limit = max(limit - self._reads_ahead, 0)
         settled = False
         while not settled:  # a shorter hit for one window may be none for another
             settled = True

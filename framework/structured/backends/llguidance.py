@@ -5,20 +5,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import takewhile, zip_longest
 from typing import Any
 
 import numpy as np
 
-from ...bitmask import num_words, set_bits
+from ...bitmask import set_bits
 from ..schema import close_objects
 from ..spec import GrammarSpec
 from .protocol import MAX_WHITESPACE, Vocabulary
+
+_MAX_ITEMS_IN_ROW, _MAX_STEP_ITEMS, _MAX_LEXER_STATES = 800, 16_000, 50_000
+"""Of one parser. With them no grammar was found of which a token takes 0.2 s, though with the library's own an ambiguous one takes
+half a second and a lexer 500 MB; an object may have 200 optional properties."""
 
 
 class LlguidanceBackend:
     """Regexes are those of Rust's crate ``regex``, grammars Lark's with the library's extensions, or of llama.cpp."""
 
+    is_bounded = True
+
     def __init__(self, vocabulary: Vocabulary) -> None:
+        from llguidance import LLExecutor, LLParserLimits
         from llguidance.hf import from_tokenizer
 
         num_tokens = max(vocabulary.size, len(vocabulary.tokenizer))
@@ -26,20 +34,51 @@ class LlguidanceBackend:
             self._tokenizer = from_tokenizer(vocabulary.tokenizer, num_tokens, list(vocabulary.eos_token_ids))
         except Exception as error:
             raise ValueError(f"llguidance cannot work with this model's tokenizer: {error}") from error
-        self._num_words = num_words(num_tokens)
+        self._executor = LLExecutor()
+        self._limits = LLParserLimits(
+            max_items_in_row=_MAX_ITEMS_IN_ROW, step_max_items=_MAX_STEP_ITEMS, max_lexer_states=_MAX_LEXER_STATES
+        )
 
     def compile(self, spec: GrammarSpec) -> LlguidanceGrammar:
         from llguidance import LLMatcher
 
         if spec.kind not in _GRAMMARS:
             raise ValueError(f"llguidance has no {spec.kind}: choose structured_outputs.backend=xgrammar, or auto")
-        matcher = LLMatcher(self._tokenizer, _GRAMMARS[spec.kind](spec), log_level=0)
-        if matcher.is_error():
-            reason = _first_lines(matcher.get_error())
+        start = LLMatcher(self._tokenizer, _GRAMMARS[spec.kind](spec), log_level=0, limits=self._limits)
+        if start.is_error():
+            reason = _first_lines(start.get_error())
             if reason.startswith("Resource "):  # that a schema refers to
                 reason = f"$schema or $ref: {reason}"
             raise ValueError(f"{spec.kind} cannot be compiled: {reason}")
-        return LlguidanceGrammar(matcher, self._num_words, self._tokenizer.eos_token)
+        return LlguidanceGrammar(self, start, self._tokenizer.eos_token)
+
+    def accept(self, matchers: Sequence[LlguidanceMatcher], token_ids: Sequence[Sequence[int]]) -> None:
+        for next_tokens in zip_longest(*token_ids):
+            pairs = [(matcher, token) for matcher, token in zip(matchers, next_tokens) if token is not None]
+            taken = self._executor.consume_token_par([(matcher.state, token) for matcher, token in pairs])
+            for (matcher, _), was_taken in zip(pairs, taken):
+                if not was_taken:
+                    matcher.check()
+
+    def fill(self, matchers: Sequence[LlguidanceMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray) -> None:
+        where = masks.ctypes.data, masks.strides[0], len(masks)
+        alone, drafted, row = [], [], 0
+        for matcher, draft in zip(matchers, drafts):
+            inner = list(takewhile(matcher.goes_on, draft))
+            if inner:
+                drafted.append((matcher.state, row, inner))
+            else:
+                alone.append((matcher.state, row))
+            row += 1 + len(draft)
+        if alone:
+            self._executor.unsafe_compute_mask_ptr(alone, *where)
+        if drafted:
+            self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, *where)
+        row = 0
+        for matcher, draft in zip(matchers, drafts):
+            matcher.check()
+            matcher.set_stops(masks[row : row + 1 + len(draft)])
+            row += 1 + len(draft)
 
 
 class LlguidanceGrammar:
@@ -47,45 +86,40 @@ class LlguidanceGrammar:
 
     num_bytes = 0  # the library does not tell
 
-    def __init__(self, start: Any, num_words: int, eos_token_id: int) -> None:
-        self._start, self._num_words, self._eos_token_id = start, num_words, eos_token_id
+    def __init__(self, backend: LlguidanceBackend, start: Any, eos_token_id: int) -> None:
+        self._backend, self._start, self._eos_token_id = backend, start, eos_token_id
 
     def matcher(self, stop_token_ids: Sequence[int]) -> LlguidanceMatcher:
-        return LlguidanceMatcher(self._start.deep_copy(), self._num_words, self._eos_token_id, stop_token_ids)
+        return LlguidanceMatcher(self._backend, self._start.deep_copy(), self._eos_token_id, stop_token_ids)
 
 
 class LlguidanceMatcher:
-    """The library knows one set of end tokens for all; here each request has its own."""
+    """The library's own, ``state``. It knows one end token for all; here each request has its own."""
 
-    def __init__(self, matcher: Any, num_words: int, eos_token_id: int, stop_token_ids: Sequence[int]) -> None:
-        self._matcher, self._eos_token_id = matcher, eos_token_id
-        self._words = np.zeros(num_words, dtype=np.int32)
-        self._address, self._num_bytes = self._words.ctypes.data, self._words.nbytes
-        self._others: np.ndarray | None = None
-        if set(stop_token_ids) != {eos_token_id}:
-            self._stops = np.zeros(num_words, dtype=np.int32)
-            set_bits(self._stops, {*stop_token_ids, eos_token_id}, True)
-            self._others = ~self._stops
+    def __init__(self, backend: LlguidanceBackend, state: Any, eos_token_id: int, stop_token_ids: Sequence[int]) -> None:
+        self.backend, self.state = backend, state
+        self.error: Exception | None = None
+        self._eos_token_id, self._stops = eos_token_id, {*stop_token_ids, eos_token_id}
+        self._is_usual = set(stop_token_ids) == {eos_token_id}
 
-    def fill(self, mask: np.ndarray) -> None:
-        self._matcher.unsafe_compute_mask_ptr(self._address, self._num_bytes)
-        self._check()
-        if self._others is not None:
-            ends = self._words[self._eos_token_id // 32] >> self._eos_token_id % 32 & 1
-            self._words &= self._others
-            if ends:
-                self._words |= self._stops
-        mask[:] = self._words[: len(mask)]
+    def goes_on(self, token_id: int) -> bool:
+        """Whether a token is a part of the output."""
+        return token_id not in self._stops
 
-    def accept(self, token_id: int) -> None:
-        if not self._matcher.consume_token(token_id):
-            self._check()
+    def set_stops(self, masks: np.ndarray) -> None:
+        """Turns the library's end into the request's in masks int32 [any, words]."""
+        if self._is_usual:
+            return
+        word, bit = divmod(self._eos_token_id, 32)
+        for mask in masks:
+            set_bits(mask, self._stops, bool(mask[word] >> bit & 1))
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            reason = _first_lines(self._matcher.get_error())
+    def check(self) -> None:
+        """Keeps the library's error, if there is one."""
+        if self.error is None and self.state.is_error():
+            reason = _first_lines(self.state.get_error())
             kind = RuntimeError if "doesn't satisfy" in reason else ValueError  # else a limit of the library
-            raise kind(f"the grammar failed: {reason}")
+            self.error = kind(f"the grammar failed: {reason}")
 
 
 def _json(spec: GrammarSpec) -> str:

@@ -21,6 +21,8 @@ _NO_WHITESPACE = {"any_whitespace": False, "separators": (",", ":")}
 class XgrammarBackend:
     """Regexes are those of ECMAScript without look-around, grammars EBNF as of llama.cpp, or Lark's."""
 
+    is_bounded = False
+
     def __init__(self, vocabulary: Vocabulary) -> None:
         from xgrammar import GrammarCompiler, TokenizerInfo
 
@@ -41,7 +43,20 @@ class XgrammarBackend:
         except RuntimeError as error:
             raise ValueError(f"{spec.kind} cannot be compiled: {_without_place(str(error))}") from None
         tagged = spec.text if spec.kind == "structural_tag" else ""  # tags may be special tokens
-        return XgrammarGrammar(compiled, self._text_words([token for token, text in self._special.items() if text not in tagged]))
+        special = [token for token, text in self._special.items() if text not in tagged]
+        return XgrammarGrammar(self, compiled, self._text_words(special))
+
+    def accept(self, matchers: Sequence[XgrammarMatcher], token_ids: Sequence[Sequence[int]]) -> None:
+        for matcher, tokens in zip(matchers, token_ids):
+            for token in tokens:
+                if not matcher.state.accept_token(token):
+                    matcher.error = matcher.error or RuntimeError(f"the grammar failed: token {token} does not fit")
+
+    def fill(self, matchers: Sequence[XgrammarMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray) -> None:
+        row = 0
+        for matcher, draft in zip(matchers, drafts):
+            matcher.fill(masks[row : row + 1 + len(draft)], draft)
+            row += 1 + len(draft)
 
     def _text_words(self, special: list[int]) -> np.ndarray:
         """A mask of all tokens but these: to the library a special token is the text that it is written as."""
@@ -72,8 +87,8 @@ class XgrammarBackend:
 class XgrammarGrammar:
     """One automaton for all requests."""
 
-    def __init__(self, compiled: Any, text_words: np.ndarray) -> None:
-        self._compiled, self._text_words = compiled, text_words
+    def __init__(self, backend: XgrammarBackend, compiled: Any, text_words: np.ndarray) -> None:
+        self._backend, self._compiled, self._text_words = backend, compiled, text_words
         self.num_bytes = compiled.memory_size_bytes
 
     def matcher(self, stop_token_ids: Sequence[int]) -> XgrammarMatcher:
@@ -81,23 +96,37 @@ class XgrammarGrammar:
 
         words = self._text_words.copy()
         set_bits(words, stop_token_ids, True)
-        return XgrammarMatcher(GrammarMatcher(self._compiled, override_stop_tokens=list(stop_token_ids)), words)
+        state = GrammarMatcher(self._compiled, override_stop_tokens=list(stop_token_ids))
+        return XgrammarMatcher(self._backend, state, words, frozenset(stop_token_ids))
 
 
 class XgrammarMatcher:
-    """The library's own, with special tokens left out. words int32 [ceil(V/32)]: what may come at all."""
+    """The library's own, ``state``, with special tokens left out. words int32 [ceil(V/32)]: what may come at all."""
 
-    def __init__(self, matcher: Any, words: np.ndarray) -> None:
-        self._matcher, self._words = matcher, words
+    def __init__(self, backend: XgrammarBackend, state: Any, words: np.ndarray, stops: frozenset[int]) -> None:
+        self.backend, self.state = backend, state
+        self.error: Exception | None = None
+        self._words, self._stops = words, stops
 
-    def fill(self, mask: np.ndarray) -> None:
-        mask[:] = -1  # the library may leave a mask that allows all as it is
-        self._matcher.fill_next_token_bitmask(mask[None])
-        mask &= self._words
+    def fill(self, masks: np.ndarray, draft: Sequence[int]) -> None:
+        """masks int32 [1 + drafts, words] as ``Backend.fill`` has it."""
+        num_taken = 0
+        self._fill_one(masks[0])
+        for token in draft:
+            if token in self._stops or not self._may_come(token) or not self.state.accept_token(token):
+                break
+            num_taken += 1
+            self._fill_one(masks[num_taken])
+        if num_taken:
+            self.state.rollback(num_taken)
 
-    def accept(self, token_id: int) -> None:
-        if not self._matcher.accept_token(token_id):
-            raise RuntimeError(f"the grammar failed: token {token_id} does not fit")
+    def _fill_one(self, mask: np.ndarray) -> None:
+        own = mask[: len(self._words)]
+        self.state.fill_next_token_bitmask(own[None])
+        own &= self._words
+
+    def _may_come(self, token: int) -> bool:
+        return bool(self._words[token // 32] >> token % 32 & 1)
 
 
 def _quoted(text: str) -> str:

@@ -18,7 +18,7 @@ from .client import Client
 from .config import HttpConfig
 from .driver import Loaded, ask_all
 from .metrics import client_metrics
-from .scrape import added, counters, kernels
+from .scrape import added, counters, kernels, structured_backends
 
 
 def load(
@@ -41,6 +41,8 @@ def load(
     record.prefix_hit_tokens = counted.pop("prefix_hit_tokens", 0)
     counted_by = sorted({request.counted_by for request in asked.loaded.records if request.counted_by})
     system = {"version": asked.version, "counted_by": ",".join(counted_by)}
+    if backends := structured_backends(asked.scrape):
+        system["structured_backend"] = ",".join(backends)
     plan = {op: {"impl": impl} for op, impl in kernels(asked.scrape).items()}
     further = client_metrics(asked.loaded, percentiles) | counted
     return Served(record, plan, system, further, asked.busy, is_here=False).checked(config.system)

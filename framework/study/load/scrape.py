@@ -14,6 +14,7 @@ COUNTERS = {
     "prefix_hit_tokens": "vllm:prefix_cache_hits_total",
 }
 KERNELS = "kernelswap:kernel_info"
+STRUCTURED = "kernelswap:structured_requests_total"
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)")
 
 
@@ -27,13 +28,22 @@ def counters(text: str) -> dict[str, float]:
 
 def kernels(text: str) -> dict[str, str]:
     """op -> impl, of a server that says it."""
-    labels = (dict(re.findall(r'(\w+)="([^"]*)"', found)) for name, found, _ in _samples(text) if name == KERNELS)
-    return {found["op"]: found["impl"] for found in labels if "op" in found and "impl" in found}
+    return {found["op"]: found["impl"] for found in _labels(text, KERNELS) if "op" in found and "impl" in found}
+
+
+def structured_backends(text: str) -> list[str]:
+    """Libraries that compiled grammars, of a server that says it."""
+    return sorted({found["backend"] for found in _labels(text, STRUCTURED) if "backend" in found})
 
 
 def added(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int]:
     """By how much each counter grew; of those that both scrapes have."""
     return {name: round(after[name] - before[name]) for name in after if name in before}
+
+
+def _labels(text: str, name: str) -> list[dict[str, str]]:
+    """Of every sample of that name."""
+    return [dict(re.findall(r'(\w+)="([^"]*)"', found)) for each, found, _ in _samples(text) if each == name]
 
 
 def _samples(text: str) -> list[tuple[str, str, str]]:

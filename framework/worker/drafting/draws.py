@@ -8,10 +8,10 @@ import torch
 
 from ...plan import STREAM_DRAFT, KernelPlan
 from ...speculation.config import SpeculativeConfig
-from ...speculation.table import proposer_kind
 from ..seat_params import SeatParams
+from .drafter import has_drafter
 
-Draw = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+DrawTokens = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits [R, V], seats int32 [R], positions int64 [R]) -> tokens int32 [R]; -1 where a row has none."""
 
 
@@ -42,7 +42,7 @@ class ProbabilisticDraws:
         self._no_filters = torch.zeros_like(seats.top_k), torch.ones_like(seats.top_p), torch.zeros_like(seats.min_p)
 
     def __call__(self, logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """As Draw has it."""
+        """As DrawTokens has it."""
         seats = self._seats
         if seats.is_filtered.any():
             logits = self._filter(logits, row_to_seat, *seats.filters)
@@ -65,8 +65,8 @@ def draft_probs_shape(config: SpeculativeConfig, num_seats: int, vocab_size: int
 
 
 def draft_draw(
-    config: SpeculativeConfig, plan: KernelPlan, seats: SeatParams, vocab_size: int, kept: DraftProbs | None, coupled: Draw
-) -> Draw:
+    config: SpeculativeConfig, plan: KernelPlan, seats: SeatParams, vocab_size: int, kept: DraftProbs | None, coupled: DrawTokens
+) -> DrawTokens:
     """As ``config`` has it. coupled: with the noise of the model's own tokens."""
     if _is_probabilistic(config):
         return ProbabilisticDraws(plan, seats, vocab_size, kept)
@@ -74,8 +74,7 @@ def draft_draw(
 
 
 def _is_probabilistic(config: SpeculativeConfig) -> bool:
-    drafts = config.method is not None and proposer_kind(config.method).place == "device"
-    return drafts and config.draft_sampling == "probabilistic"
+    return has_drafter(config) and config.draft_sampling == "probabilistic"
 
 
 def _most_probable(logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import time
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from framework.structured.backends.protocol import MAX_WHITESPACE
+from framework.structured.backends.protocol import MAX_WHITESPACE, Grammar, Matcher
 from framework.structured.schema import close_objects, first_inexact
+from framework.structured.spec import StructuredOutputsParams
 
-from .vocabularies import EOS, PIECES, SIZE, TOKENIZER, accepts, allowed, grammar
+from .vocabularies import EOS, PIECES, SIZE, TOKENIZER, accept, accepts, allowed, backend, grammar, token_sets
 
 BOTH = pytest.mark.parametrize("name", ["llguidance", "xgrammar"])
 POINT = {
@@ -51,7 +56,7 @@ def test_outputs_are_those_of_the_constraint(name: str) -> None:
 def test_special_tokens_and_padding_are_never_allowed(name: str) -> None:
     """The model has 100 logits more than the tokenizer tokens."""
     matcher = grammar(name, SIZE + 100, regex="(.|\n)*").matcher([EOS])
-    found = allowed(matcher, SIZE + 100)
+    found = allowed(matcher, -(-(SIZE + 100) // 32))
     assert 0 not in allowed(grammar(name, regex="<.bos.>").matcher([EOS])), "a special token is no text"
     assert max(found) < SIZE and found & set(TOKENIZER.all_special_ids) == {EOS} and len(found) > 1500
 
@@ -60,9 +65,7 @@ def test_special_tokens_and_padding_are_never_allowed(name: str) -> None:
 def test_a_model_may_have_fewer_tokens_than_its_tokenizer(name: str) -> None:
     size = 2000
     matcher = grammar(name, size, regex="[a-z ]*").matcher([EOS])
-    mask = np.zeros(-(-size // 32), dtype=np.int32)
-    matcher.fill(mask)
-    bits = set(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[:size]).tolist())
+    bits = {token for token in allowed(matcher) if token < size}
     expected = {token for token in range(3, size) if re.fullmatch(rb"[a-z ]+", PIECES[token])} | {EOS}
     assert bits == expected
 
@@ -75,8 +78,8 @@ def test_stop_tokens_end_an_output_and_are_no_part_of_it(name: str) -> None:
     plain, stopping = found.matcher([EOS]), found.matcher([EOS, a])
     assert a in allowed(plain) and a not in allowed(stopping) and EOS not in allowed(plain) | allowed(stopping)
     for _ in range(2):
-        plain.accept(b)
-        stopping.accept(b)
+        accept(plain, b)
+        accept(stopping, b)
     assert allowed(plain) == {EOS} and allowed(stopping) == {EOS, a}
 
 
@@ -84,7 +87,7 @@ def test_stop_tokens_end_an_output_and_are_no_part_of_it(name: str) -> None:
 def test_a_token_that_does_not_fit_is_told(name: str) -> None:
     matcher = grammar(name, regex="ab").matcher([EOS])
     with pytest.raises(RuntimeError, match="the grammar failed"):
-        matcher.accept(TOKENIZER.encode("z", add_special_tokens=False)[0])
+        accept(matcher, *TOKENIZER.encode("z", add_special_tokens=False))
 
 
 @pytest.mark.parametrize(
@@ -168,3 +171,81 @@ def test_numbers_keep_their_bounds(name: str) -> None:
         found = grammar(name, json=schema)
         for value in (low - 1, low, (low + high) // 2, high, high + 1, 10 * high):
             assert accepts(found, str(value)) == (low <= value <= high), (schema, value)
+
+
+DRAFTED = [
+    {"regex": "[a-z ]{2,8}-?[0-9]{0,3}"},
+    {"json": POINT},
+    {"grammar": 'root ::= "(" root ")" | [a-z]+'},
+    {"choice": ["yes", "no", "never"]},
+]
+
+
+@functools.cache
+def drafted(name: str) -> list[Grammar]:
+    one = backend(name)
+    return [one.compile(StructuredOutputsParams(**given).spec()) for given in DRAFTED]  # type: ignore[arg-type]
+
+
+def walk(data: st.DataObject, matcher: Matcher, most: int, stops: list[int]) -> tuple[list[int], list[set[int]]]:
+    """Tokens of which any may be one that does not fit, and the masks before, between and after them as far as they do: they are
+    taken one by one, but for one that ends the output."""
+    tokens: list[int] = []
+    sets = [allowed(matcher)]
+    for _ in range(data.draw(st.integers(0, most))):
+        fits = data.draw(st.integers(0, 5)) > 0
+        token = data.draw(st.sampled_from(sorted(sets[-1])) if fits else st.integers(0, SIZE - 1))
+        if len(sets) == len(tokens) + 1 and token in sets[-1] and token not in stops:
+            accept(matcher, token)
+            sets.append(allowed(matcher))
+        tokens.append(token)
+    return tokens, sets
+
+
+@BOTH
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_masks_after_drafts_are_those_of_tokens_taken_one_by_one(name: str, data: st.DataObject) -> None:
+    """Of several matchers at once, each somewhere in its output."""
+    (a,) = TOKENIZER.encode("a", add_special_tokens=False)
+    matchers, drafts, expected = [], [], []
+    for found in data.draw(st.lists(st.sampled_from(drafted(name)), min_size=1, max_size=4)):
+        stops = data.draw(st.sampled_from([[EOS], [EOS, a]]))
+        single, matcher = found.matcher(stops), found.matcher(stops)
+        before, sets = walk(data, single, 4, stops)
+        accept(matcher, *before[: len(sets) - 1])
+        draft, sets = walk(data, single, 5, stops)
+        matchers.append(matcher)
+        drafts.append(draft)
+        expected.append(sets)
+    unknown = [[set(range(SIZE))] * (1 + len(draft) - len(sets)) for draft, sets in zip(drafts, expected)]
+    rows = np.full((sum(1 + len(draft) for draft in drafts), SIZE // 32), -1, dtype=np.int32)
+    matchers[0].backend.fill(matchers, drafts, rows)
+    assert token_sets(rows) == [each for sets, rest in zip(expected, unknown) for each in sets + rest]
+    # None of them was taken: those that are accepted are.
+    counts = [data.draw(st.integers(0, len(sets) - 1)) for sets in expected]
+    matchers[0].backend.accept(matchers, [draft[:count] for draft, count in zip(drafts, counts)])
+    assert [allowed(matcher) for matcher in matchers] == [sets[count] for sets, count in zip(expected, counts)]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "limit"),
+    [
+        ({"grammar": "start: a{0,100}\na: b{0,100}\nb: c{0,100}\nc: /[a-z]/{0,100}\n"}, "items"),
+        ({"grammar": "start: s\ns: s s s | s s | /[a-z]/ | \n"}, "items"),
+        ({"regex": "((([a-z]{0,100}){0,100}){0,100}){0,100}"}, "too many expressions"),
+        ({"regex": "(" + "|".join(f"[a-z]*{chr(97 + i)}[a-z]{{{i}}}" for i in range(16)) + ")*"}, "too many"),
+    ],
+)
+def test_hostile_grammars_end_at_a_limit_of_llguidance(constraint: dict[str, Any], limit: str) -> None:
+    """Before a token of theirs takes long: here a few times 0.1 s are allowed, because the machine may be slow."""
+    matcher = grammar("llguidance", **constraint).matcher([EOS])
+    rng, most_s = np.random.default_rng(0), 0.0
+    with pytest.raises(ValueError, match=limit):
+        for _ in range(400):
+            token = int(rng.choice(sorted(allowed(matcher) - {EOS})))
+            began_s = time.thread_time()
+            accept(matcher, token)
+            allowed(matcher)
+            most_s = max(most_s, time.thread_time() - began_s)
+    assert most_s < 0.6

@@ -38,14 +38,20 @@ class Library:
 
 
 class Anything:
+    error = None
+
     def __init__(self, num_bytes: int, mask: int) -> None:
         self.num_bytes, self.mask = num_bytes, mask
 
     def matcher(self, stop_token_ids: Sequence[int]) -> Any:
         return self
 
-    def fill(self, mask: np.ndarray) -> None:
-        mask[:] = self.mask
+    @property
+    def backend(self) -> Any:
+        return self
+
+    def fill(self, matchers: Sequence[Any], drafts: Sequence[Any], masks: np.ndarray) -> None:
+        masks[:] = self.mask
 
 
 @pytest.fixture

@@ -220,7 +220,7 @@ def test_stop_strings_allowed_tokens_and_bad_words_hold_beside_a_grammar() -> No
     assert_idle(shared_engine())
 
 
-def test_a_request_that_is_refused_or_fails_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_refused_or_fails_disturbs_nobody() -> None:
     running = engine()
     add = running.add_request
     add("refused", [400], params({"json": {"not": {}}}))
@@ -233,7 +233,7 @@ def test_a_request_that_is_refused_or_fails_disturbs_nobody(monkeypatch: pytest.
             done.update({output.request_id: output} if output.finished else {})
         for request, constraint in running._matchers._active.items():  # type: ignore[union-attr]
             if request.request_id == "1_fails":
-                monkeypatch.setattr(constraint.matcher, "accept", lambda token: 1 / 0)
+                constraint.matcher.error = ZeroDivisionError()
     assert done["refused"].refused and '"not"' in str(done["refused"].error)
     assert done["nothing"].refused and "no output fits it" in str(done["nothing"].error)
     assert not done["fails"].refused and str(done["fails"].error).startswith("ZeroDivisionError")
@@ -267,11 +267,24 @@ def test_a_grammar_whose_mask_takes_long_ends_its_own_request_and_holds_up_no_ot
     """Nested repetitions: their third mask takes seconds, with larger bounds minutes, and nothing can interrupt it."""
     monkeypatch.setattr("framework.structured.matchers.MAX_FILL_S", 0.05)
     running = engine()
-    hostile = params({"grammar": "root ::= (([a-z]{0,30}){0,30}){0,30}"}, max_tokens=40)
+    hostile = params({"grammar": "root ::= (([a-z]{0,30}){0,30}){0,30}"}, max_tokens=40, n=4)
     found = run(running, [((400,), hostile), ((401,), params({"regex": "[a-z]{9}"})), ((402,), params(None))])
     assert found[0].refused and "make it simpler" in str(found[0].error)
-    assert running._matchers is not None and running._matchers._thread.num_stuck == 1, "it was waited for"
+    assert running._matchers is not None and running._matchers._thread.num_stuck == 1, "it was waited for, or tried again"
     assert len(found[1].outputs[0].text) == 9 and len(found[2].outputs[0].token_ids) == 24
+    assert_idle(running)
+
+
+def test_masks_that_take_long_together_end_the_dearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ambiguous grammar, of which every token makes the next mask a little dearer: one does not reach the limit of a mask."""
+    running = engine()
+    assert running._matchers is not None
+    running._matchers._thread.max_s = 100.0
+    monkeypatch.setattr("framework.structured.matchers.MAX_FILL_S", 0.1)
+    hostile = params({"grammar": "start: s\ns: s s s | s s | /[a-z]/ | \n"}, max_tokens=100, n=6)
+    found = run(running, [((400,), hostile), ((401,), params({"regex": "[a-z]{60}"}, max_tokens=100))])
+    assert found[0].refused and "make it simpler" in str(found[0].error)
+    assert len(found[1].outputs[0].text) == 60
     assert_idle(running)
 
 
@@ -309,3 +322,12 @@ def test_the_offline_interface_raises_what_is_the_users_fault_as_such() -> None:
         llm.generate(["a", "b"], [params(None), bad], use_tqdm=False)
     (output,) = llm.generate(["a"], params({"choice": ["yes", "no"]}), use_tqdm=False)
     assert output.outputs[0].text in ("yes", "no")
+
+
+def test_the_library_that_held_a_request_is_told() -> None:
+    llm = LLM("tiny", num_gpu_blocks_override=100)
+    asked = [params(None), params({"regex": "[ab]{2}"}, n=2), params({"choice": ["a"]}), params({"grammar": 'root ::= "a"'})]
+    llm.generate(["a"] * 4, asked, use_tqdm=False)
+    assert llm.engine.metrics().structured == {"llguidance": 3, "xgrammar": 1}
+    told = {metric.labels["backend"]: metric for metric in llm.get_metrics() if metric.name == "kernelswap:structured_requests"}
+    assert set(told) == {"llguidance", "xgrammar"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -18,6 +18,18 @@ def may_end() -> Iterator[threading.Event]:
     event.set()
 
 
+def run(thread: WatchedThread, calls: Sequence[Callable[[], None]]) -> dict[int, BaseException]:
+    thread.begin(calls)
+    return thread.finish()
+
+
+def test_calls_run_beside_the_caller() -> None:
+    thread, is_done = WatchedThread(1.0), threading.Event()
+    thread.begin([is_done.set])
+    assert is_done.wait(20)
+    assert not thread.finish() and not thread.finish()
+
+
 def test_errors_are_told_by_index_and_others_go_on() -> None:
     thread, made = WatchedThread(1.0), []
 
@@ -25,9 +37,9 @@ def test_errors_are_told_by_index_and_others_go_on() -> None:
         raise KeyboardInterrupt("a panic")
 
     for _ in range(3):
-        errors = thread.run([lambda: made.append(0), bad, lambda: made.append(2)])
+        errors = run(thread, [lambda: made.append(0), bad, lambda: made.append(2)])
         assert list(errors) == [1] and isinstance(errors[1], KeyboardInterrupt)
-    assert made == [0, 2] * 3 and not thread.num_stuck and not thread.run([])
+    assert made == [0, 2] * 3 and not thread.num_stuck and not run(thread, [])
 
 
 def test_what_computes_too_long_is_left_behind_and_the_rest_is_done(may_end: threading.Event) -> None:
@@ -37,7 +49,7 @@ def test_what_computes_too_long_is_left_behind_and_the_rest_is_done(may_end: thr
         while not may_end.is_set():
             pass
 
-    errors = thread.run([lambda: made.append(0), endless, lambda: made.append(2), endless])
+    errors = run(thread, [lambda: made.append(0), endless, lambda: made.append(2), endless])
     assert list(errors) == [1, 3] and all(isinstance(error, TimeoutError) for error in errors.values())
     assert made == [0, 2] and thread.num_stuck == 2
     may_end.set()
@@ -45,16 +57,16 @@ def test_what_computes_too_long_is_left_behind_and_the_rest_is_done(may_end: thr
     while thread.num_stuck:
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    assert not thread.run([lambda: made.append(4)]) and made == [0, 2, 4]
+    assert not run(thread, [lambda: made.append(4)]) and made == [0, 2, 4]
 
 
 def test_a_machine_that_does_not_let_a_call_compute_is_not_its_fault() -> None:
-    assert not WatchedThread(0.01).run([lambda: time.sleep(0.1)])
+    assert not run(WatchedThread(0.01), [lambda: time.sleep(0.1)])
 
 
 def test_the_thread_ends_with_its_owner() -> None:
     thread = WatchedThread(1.0)
-    thread.run([lambda: None])
+    run(thread, [lambda: None])
     (worker,) = (t for t in threading.enumerate() if t is thread._worker.thread)
     del thread
     worker.join(20)

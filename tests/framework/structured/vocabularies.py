@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,30 @@ def grammar(name: str, size: int = SIZE, **constraint: Any) -> Grammar:
     return backend(name, size).compile(StructuredOutputsParams(**constraint).spec())
 
 
-def allowed(matcher: Matcher, size: int = SIZE) -> set[int]:
-    """Tokens of the next mask, those beyond the vocabulary included."""
-    mask = np.zeros(-(-size // 32), dtype=np.int32)
-    matcher.fill(mask)
-    return set(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist())
+def masks(matcher: Matcher, draft: Sequence[int] = (), num_words: int = SIZE // 32) -> np.ndarray:
+    """What may come next and after each draft, int32 [1 + drafts, words]. Raises the matcher's error."""
+    found = np.full((1 + len(draft), num_words), -1, dtype=np.int32)
+    matcher.backend.fill([matcher], [draft], found)
+    if matcher.error is not None:
+        raise matcher.error
+    return found
+
+
+def token_sets(found: np.ndarray) -> list[set[int]]:
+    """The tokens in masks."""
+    return [set(np.flatnonzero(row).tolist()) for row in np.unpackbits(found.view(np.uint8), axis=1, bitorder="little")]
+
+
+def allowed(matcher: Matcher, num_words: int = SIZE // 32) -> set[int]:
+    """Tokens of the next mask."""
+    return token_sets(masks(matcher, (), num_words))[0]
+
+
+def accept(matcher: Matcher, *token_ids: int) -> None:
+    """Raises the matcher's error."""
+    matcher.backend.accept([matcher], [token_ids])
+    if matcher.error is not None:
+        raise matcher.error
 
 
 def accepts(found: Grammar, text: str) -> bool:
@@ -43,6 +63,6 @@ def accepts(found: Grammar, text: str) -> bool:
         if not next_tokens:
             return False
         token = max(next_tokens, key=lambda token: len(PIECES[token]))
-        matcher.accept(token)
+        accept(matcher, token)
         rest = rest[len(PIECES[token]) :]
     return EOS in allowed(matcher)

@@ -16,7 +16,9 @@ import torch
 
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
+from framework.speculation.config import SpeculativeConfig
 from framework.worker.local_executor import LocalExecutor
+from tests.speculating import METHODS
 from triton_kernels.impl import Impl
 from triton_kernels.lab import calls, conformance
 from triton_kernels.ops import OPS
@@ -91,10 +93,13 @@ def strict_llm(
     kernels: dict[str, str],
     cache: dict[str, Any] | None = None,
     model: ModelConfig | None = None,
+    speculative: dict[str, Any] | None = None,
     **scheduler: int,
 ) -> LLM:
     """An engine on the claimed device; a step that would wait raises."""
-    llm = LLM(config("cuda", kernels, cache or {}, model, **scheduler))
+    settled = config("cuda", kernels, cache or {}, model, **scheduler)
+    settled.speculative_config = SpeculativeConfig.of(speculative or {})
+    llm = LLM(settled)
     executor = llm.engine.executor
     assert isinstance(executor, LocalExecutor)
     submit = executor.submit
@@ -188,6 +193,23 @@ def test_torch_kernels_give_the_tokens_of_a_cpu(in_flight: int) -> None:
     expected = completions(LLM(config("cpu", TORCH, {"num_blocks": 60})))
     with claimed_cuda() as cuda, pytest.warns(UserWarning, match="without CUDA graphs"):
         assert completions(strict_llm(cuda, TORCH, {"num_blocks": 60}, in_flight_steps=in_flight)) == expected
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "oracle"])
+def test_drafts_are_made_and_checked_without_waiting(method: str, in_flight: int) -> None:
+    """How many of them were right is known to the device alone, while the next step is on its way."""
+    expected = completions(LLM(config("cpu", TORCH, {"num_blocks": 60})))
+    speculative = {**METHODS[method], "num_speculative_tokens": 3}
+    with claimed_cuda() as cuda, pytest.warns(UserWarning, match="without CUDA graphs"):
+        llm = strict_llm(cuda, TORCH, {"num_blocks": 60}, speculative=speculative, in_flight_steps=in_flight)
+        assert completions(llm) == expected
+    assert sum(llm.engine.stats().drafts.drafts)
+
+
+@pytest.mark.parametrize("method", ["ngram", "mtp"])
+def test_no_step_with_drafts_on_triton_kernels_waits(cuda: ClaimedCuda, method: str) -> None:
+    completions(strict_llm(cuda, {}, speculative={**METHODS[method], "num_speculative_tokens": 3}))
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 3])

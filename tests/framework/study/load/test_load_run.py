@@ -16,7 +16,7 @@ from framework.cli import main
 from framework.study.compose import LoadConfig, ServeConfig
 from framework.study.load.config import HttpConfig
 from framework.study.load.run import load
-from framework.study.load.scrape import added, counters, kernels
+from framework.study.load.scrape import added, counters, kernels, structured_backends
 from framework.study.metrics import SLOConfig
 from framework.study.records import RequestRecord, RunRecord
 from framework.study.served import Served, first_columns
@@ -33,6 +33,8 @@ vllm:prefix_cache_queries_total{{engine="0"}} {0}
 vllm:prefix_cache_hits_total{{engine="0"}} 0
 kernelswap:kernel_info{{op="linear",impl="packed@threads:2"}} 1.0
 kernelswap:kernel_info{{op="sample",impl="torch"}} 1.0
+kernelswap:structured_requests_total{{backend="xgrammar"}} 3.0
+kernelswap:structured_requests_total{{backend="llguidance"}} 1.0
 other_bucket{{le="+Inf"}} +Inf
 """
 FEW = WorkloadConfig(num_requests=5, prompt_tokens=8, output_tokens=2, output_spread=0, seed=3)
@@ -54,7 +56,8 @@ def test_a_scrape_is_summed_over_engines_and_names_kernels() -> None:
     assert before == {"server_prompt_tokens": 25, "server_output_tokens": 10, "prefix_query_tokens": 10, "prefix_hit_tokens": 0}
     assert added(before, after) == {n: 4 for n in before if n != "prefix_hit_tokens"} | {"prefix_hit_tokens": 0}
     assert kernels(SCRAPE) == {"linear": "packed@threads:2", "sample": "torch"}
-    assert (counters(""), kernels("<html>"), added({}, after)) == ({}, {}, {})
+    assert structured_backends(SCRAPE) == ["llguidance", "xgrammar"]
+    assert (counters(""), kernels("<html>"), added({}, after), structured_backends("")) == ({}, {}, {}, [])
 
 
 def test_the_server_is_asked_for_what_an_engine_in_process_would_be() -> None:
@@ -69,7 +72,7 @@ def test_the_server_is_asked_for_what_an_engine_in_process_would_be() -> None:
     assert (metrics["num_completed"], metrics["num_output_tokens"], metrics["num_usage_tokens"]) == (5, 10, 10)
     assert metrics["num_prompt_tokens"] == sum(len(request.prompt_token_ids) for request in expected)
     assert (metrics["server_prompt_tokens"], metrics["server_output_tokens"], metrics["prefix_hit_rate"]) == (10, 10, 0.0)
-    assert served.system == {"version": "1.2", "counted_by": "token_ids"}
+    assert served.system == {"version": "1.2", "counted_by": "token_ids", "structured_backend": "llguidance,xgrammar"}
 
 
 def test_the_prompts_of_a_run_are_new_to_the_server_and_counted_by_it() -> None:

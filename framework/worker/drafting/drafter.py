@@ -1,0 +1,112 @@
+"""From the configuration of speculation to what makes drafts on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...config import EngineConfig, ModelConfig
+from ...engine.kv_cache.spec import CacheGroup, PagedKV
+from ...models.architecture import ModelInfo, read_model
+from ...models.builder import load_model
+from ...models.decoder import Decoder
+from ...models.drafts.head import DraftHead
+from ...models.drafts.load import METHODS, load_head, read_head
+from ...models.drafts.medusa import Medusa
+from ...models.hub import resolve_head
+from ...models.parallel import Parallel
+from ...models.protocol import Model
+from ...plan import KernelPlan
+from ...speculation.config import SpeculativeConfig
+from ...speculation.table import proposer_kind
+from ..request_rows import RequestRows
+from .cache import DraftCache
+from .draft_model import DraftModel
+from .head import ChainedHead, MedusaHeads
+from .proposer import DeviceProposer, Draw
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """Loaded weights, before there is a cache.
+
+    specs          what it keeps of a token, layer by layer
+    max_model_len  longest sequence that it can follow
+    reads_ahead    what it keeps of a token depends on the token after it, too
+    """
+
+    model: Model | DraftHead
+    target: Model
+    specs: Sequence[PagedKV]
+    max_model_len: int
+    reads_ahead: bool
+
+    def token_bytes(self) -> int:
+        """Of what it keeps of one token."""
+        return sum(sum(spec.part_bytes()) for spec in self.specs)
+
+    def proposer(
+        self, groups: Sequence[CacheGroup], num_blocks: int, block_size: int, rows: RequestRows, plan: KernelPlan, draw: Draw
+    ) -> DeviceProposer:
+        """Beside the cache of the model, of so many blocks."""
+        model, vocab_size = self.model, self.target.vocab_size
+        if isinstance(model, Medusa):
+            return MedusaHeads(model, vocab_size, rows.tokens, draw)
+        cache = DraftCache(self.specs, groups, num_blocks, block_size, rows, plan)
+        if isinstance(model, DraftHead):
+            assert isinstance(self.target, Decoder)
+            return ChainedHead(model, self.target.hidden_size, vocab_size, cache, draw)
+        return DraftModel(model, cache, draw)
+
+
+def load_drafter(config: EngineConfig, info: ModelInfo, target: Model, plan: KernelPlan, device: torch.device) -> Drafter:
+    """The drafter of ``config.speculative_config``, whose method is one of the device's. ``target`` is told what it wants of
+    its states. Raises ValueError for one that does not fit; ``check_drafter`` finds most of it before any weight is read."""
+    spec, block_size = config.speculative_config, config.cache.block_size
+    assert spec.method is not None
+    model: Model | DraftHead
+    if spec.method in METHODS:
+        head = read_head(spec.method, resolve_head(spec.model or config.model.name), info)
+        model = load_head(spec.method, head, target, plan, device, block_size, config.cache.dtype)
+        assert isinstance(target, Decoder)
+        target.aux_layers = head.aux_layers
+    else:
+        asked = draft_config(config)
+        model = load_model(asked, read_model(asked), plan, device, Parallel(), block_size, config.seed)
+    specs = model.cache_specs()
+    if specs:
+        model.set_groups((CacheGroup(specs[0], tuple(range(len(specs)))),))
+    return Drafter(model, target, specs, model.max_model_len, spec.method in METHODS and bool(specs))
+
+
+def has_drafter(spec: SpeculativeConfig) -> bool:
+    """Whether drafts are made on the device."""
+    return spec.method is not None and proposer_kind(spec.method).place == "device"
+
+
+def check_drafter(config: EngineConfig, info: ModelInfo) -> None:
+    """Raises ValueError for a drafter that does not fit the model, before any weight is read."""
+    spec = config.speculative_config
+    assert spec.method is not None
+    if spec.method in METHODS:
+        head = read_head(spec.method, resolve_head(spec.model or config.model.name), info)
+        if head.most is not None and spec.num_speculative_tokens > head.most:
+            raise ValueError(
+                f"speculative_config.num_speculative_tokens={spec.num_speculative_tokens} cannot work: {spec.model!r} has "
+                f"{head.most} heads, a draft each; ask for so many at most"
+            )
+        return
+    found = read_model(draft_config(config)).config.get("vocab_size")
+    if found != info.config.get("vocab_size"):
+        raise ValueError(
+            f"speculative_config.model={spec.model!r} cannot guess: its vocabulary has {found} tokens, the model's "
+            f"{info.config.get('vocab_size')}; expected a draft model with the same tokens"
+        )
+
+
+def draft_config(config: EngineConfig) -> ModelConfig:
+    """Of the draft model."""
+    spec = config.speculative_config
+    return replace(config.model, name=spec.model or "draft", revision=None, max_model_len=None, architecture=spec.architecture)
