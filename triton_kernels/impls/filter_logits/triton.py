@@ -73,12 +73,12 @@ def _search_kernel(
         top_p, min_p = tl.load(top_p_ptr + seat), tl.load(min_p_ptr + seat)
         if is_filtered(temperature, top_k, top_p, min_p, num_tokens):
             groups = (groups_ptr + row * groups_stride, num_groups)
-            group_best, group_mass, _ = load_groups(groups, GROUPS, GROUP)
+            group_best, group_mass, _first = load_groups(groups, GROUPS, GROUP)
             best = tl.max(group_best, 0)
             if (best > float("-inf")) & (best < float("inf")):
                 scored = (logits_ptr + row * logits_stride, num_tokens, temperature, best)
                 mass = row_mass(group_best, group_mass, best)
-                border, _, _, _, _ = find_border(scored, groups, mass, top_k, top_p, min_p, SETS, GROUPS, GROUP, TILE, SURVIVORS)
+                border, _upper, _list_ptr, _num_listed, _settled = find_border(scored, groups, mass, top_k, top_p, min_p, SETS, GROUPS, GROUP, TILE, SURVIVORS)
     tl.store(border_ptr + row, border)
 
 
