@@ -78,7 +78,9 @@ def _search_kernel(
             if (best > float("-inf")) & (best < float("inf")):
                 scored = (logits_ptr + row * logits_stride, num_tokens, temperature, best)
                 mass = row_mass(group_best, group_mass, best)
-                border, _upper, _list_ptr, _num_listed, _settled = find_border(scored, groups, mass, top_k, top_p, min_p, SETS, GROUPS, GROUP, TILE, SURVIVORS)
+                border, _upper, _list_ptr, _num, _some = find_border(
+                    scored, groups, mass, top_k, top_p, min_p, SETS, GROUPS, GROUP, TILE, SURVIVORS
+                )
     tl.store(border_ptr + row, border)
 
 
