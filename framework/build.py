@@ -17,7 +17,6 @@ from .executor.kinds import EXECUTORS
 from .interpreter import enable_interpreter
 from .models.architecture import ModelInfo, read_model
 from .models.hub import resolve_model
-from .speculation.config import SpeculativeConfig
 from .speculation.depth import depth_of
 from .speculation.table import proposer_kind
 from .structured.backends.protocol import Vocabulary
@@ -59,7 +58,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     inputs = input_processor(config.model, model)
     executor = kind.load().open(config, model, clock)
     matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device else None
-    engine = Engine(config, executor, inputs, clock, matchers, _speculation(config.speculative_config, executor))
+    engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor))
     if (probes := getattr(engine.executor, "probes", None)) is not None:
         engine.watch(probes.around_step)
     return engine
@@ -73,13 +72,14 @@ def _matchers(config: EngineConfig, inputs: InputProcessor, vocab_size: int) -> 
     return Matchers(GrammarCompiler(config.structured_outputs, vocabulary), vocab_size)
 
 
-def _speculation(config: SpeculativeConfig, executor: Executor) -> Speculation | None:
-    """None for an engine that has none."""
-    if not executor.num_drafts or config.method is None:
+def _speculation(config: EngineConfig, executor: Executor) -> Speculation | None:
+    """None for an engine that has none. Executors without a model make up how many drafts are right, and so need none."""
+    spec = config.speculative_config
+    if not executor.num_drafts or spec.method is None:
         return None
-    kind = proposer_kind(config.method)
-    proposer = kind.load()(config) if kind.place == "host" and config.acceptance_rule != "synthetic" else None
-    return Speculation(depth_of(config), proposer, executor.draft_max_model_len)
+    kind, has_model = proposer_kind(spec.method), EXECUTORS[config.executor.kind].has_device
+    proposer = kind.load()(spec) if kind.place == "host" and has_model else None
+    return Speculation(depth_of(spec), proposer, executor.draft_max_model_len)
 
 
 def build_replicas(config: EngineConfig) -> list[Engine]:

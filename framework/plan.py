@@ -17,12 +17,16 @@ import triton_kernels
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.call_shapes import described_ops, shape_reader
 from triton_kernels.impls._shared.recording import Arena, Recording, is_recording, record, run_between
+from triton_kernels.rng import STREAM_ACCEPT, STREAM_DRAFT, STREAM_TARGET, row_uniform
 from triton_kernels.spec import device_arch
 
 from .config import EngineConfig
 from .interpreter import enable_interpreter
 
 __all__ = [
+    "STREAM_ACCEPT",
+    "STREAM_DRAFT",
+    "STREAM_TARGET",
     "Arena",
     "AttentionMeta",
     "BoundKernel",
@@ -41,6 +45,7 @@ __all__ = [
     "preferred_block_size",
     "record",
     "refuse_named_kernels",
+    "row_uniform",
     "run_between",
     "shape_reader",
 ]

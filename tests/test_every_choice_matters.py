@@ -12,6 +12,7 @@ import pytest
 import framework
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, ModelConfig
+from framework.speculation.config import SpeculativeConfig
 from triton_kernels.ops import OPS
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "wrong.py")
@@ -70,11 +71,14 @@ def generate(op: str, choice: str) -> list[Any]:
     architecture = MODELS.get(op)
     model = ModelConfig(load_format="dummy", architecture=architecture, dtype="float32") if architecture else ModelConfig("tiny")
     config = EngineConfig(model, CacheConfig(block_size=4, num_blocks=128), kernels={op: choice}, plugins=[PLUGIN], num_threads=1)
+    if op in ("filter_logits", "verify_draft"):
+        config.speculative_config = SpeculativeConfig("draft_model", 2, "tiny-draft", rejection_sample_method="standard")
     llm = LLM(config)
-    greedy = op not in ("copy_blocks", "sample")
+    greedy = op not in ("copy_blocks", "sample", "filter_logits", "verify_draft")
     params = SamplingParams(
         n=1 if greedy else 3,
         temperature=0 if greedy else 1,
+        top_p=0.9 if op == "filter_logits" else 1,
         seed=3,
         max_tokens=12,
         detokenize=False,

@@ -79,6 +79,12 @@ def token_uniform(seed: torch.Tensor, position: torch.Tensor, stream: int, token
     return uniform(torch.stack(torch.broadcast_tensors(*words), dim=-1)[:, inverse, token_ids & 3])
 
 
+def row_uniform(seed: torch.Tensor, position: torch.Tensor, stream: int, token: torch.Tensor) -> torch.Tensor:
+    """f32 uniforms [R] of one token per row, without a look at the data. All int64 [R]."""
+    words = philox(seed, token >> 2, position & _MASK, (position >> 32) & _MASK, torch.full_like(token, stream))
+    return uniform(torch.stack(words, dim=-1).gather(1, (token & 3)[:, None])[:, 0])
+
+
 def gumbel_noise(seed: torch.Tensor, position: torch.Tensor, stream: int, token_ids: torch.Tensor) -> torch.Tensor:
     """f32 Gumbel noise of the sampling contract; arguments and result as :func:`token_uniform`."""
     u = token_uniform(seed, position, stream, token_ids).clamp_min(MIN_UNIFORM)

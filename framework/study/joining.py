@@ -14,7 +14,7 @@ QUALITY_KEY = "window_tokens"
 _BEARING = ("model.", "quant.", "choice.", "cache.dtype", "plugins")
 _NOT_BEARING = (
     *(f"model.{key}" for key in ("generation_config", "skip_tokenizer", "max_logprobs")),
-    *(f"choice.{op}" for op in ("apply_penalties", "sample", "gather_logprobs", "verify_draft", "copy_blocks")),
+    *(f"choice.{op}" for op in ("apply_penalties", "sample", "gather_logprobs", "filter_logits", "verify_draft", "copy_blocks")),
 )
 
 

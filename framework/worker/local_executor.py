@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,13 +29,22 @@ from .batches import MAX_DECODE_TOKENS
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, graph_sizes, open_device
 from .drafting.drafter import Drafter, check_drafter, has_drafter, load_drafter
+from .drafting.draws import draft_probs_shape
 from .probes import Probes
 from .runner import Runner, StepHandle
 from .transfer import device_losses
 from .weight_memory import tensor_bytes
 
 _logger = logging.getLogger(__name__)
-OPS_OUTSIDE_GRAPHS = ("paged_attention_prefill", "apply_penalties", "sample", "gather_logprobs", "copy_blocks")
+OPS_OUTSIDE_GRAPHS = (
+    "paged_attention_prefill",
+    "apply_penalties",
+    "sample",
+    "filter_logits",
+    "verify_draft",
+    "gather_logprobs",
+    "copy_blocks",
+)
 
 
 class LocalExecutor:
@@ -101,6 +111,7 @@ class LocalExecutor:
             device.torch,
             self.num_drafts,
             config.scheduler.in_flight_steps or self.in_flight_steps,
+            config.speculative_config,
         )
         if self._drafter is not None:
             rows, draw = self._runner.rows, self._runner.sampler.draw
@@ -157,10 +168,15 @@ class LocalExecutor:
         """As configured, or those that fit the memory budget, the configured one or the device's."""
 
         def budget() -> int:
-            return device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
+            found = device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
+            return found - self._draft_probs_bytes(config)
 
         each = _block_bytes(self.groups, self._drafter, config.cache.block_size)
         return cache_blocks(config, len(self.groups), self.max_model_len, each, budget)
+
+    def _draft_probs_bytes(self, config: EngineConfig) -> int:
+        shape = draft_probs_shape(config.speculative_config, config.scheduler.max_num_seqs, self.vocab_size)
+        return 0 if shape is None else ELEMENT_BYTES["float32"] * math.prod(shape)
 
     def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
         """Prefills as many tokens as a step can have, in the longest prompts; reads and writes nothing but the null block."""

@@ -10,8 +10,11 @@ import torch
 
 from ..engine.step import NewRequest, TokenLogprobs
 from ..plan import KernelPlan
-from .acceptance import num_matches
+from ..speculation.config import SpeculativeConfig
+from .acceptance import RULES, Target
+from .drafting.draws import DraftProbs, draft_draw, draft_probs_shape
 from .penalties import Penalties
+from .seat_params import SeatParams
 from .step_rows import SampleRows
 from .transfer import HostCopy, to_device
 
@@ -55,28 +58,27 @@ class Sampled:
 class Sampler:
     """Permanent rows of sampling parameters, and the step from logits to tokens and log-probabilities."""
 
-    def __init__(self, plan: KernelPlan, num_seats: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, plan: KernelPlan, num_seats: int, vocab_size: int, device: torch.device, speculative: SpeculativeConfig | None = None
+    ) -> None:
+        speculative = speculative or SpeculativeConfig()
         self._penalties = Penalties(plan, num_seats, vocab_size, device)
         self._sample = plan.bind("sample", params={"stream": 0}, facts={"vocab_size": vocab_size})
         self._gather_logprobs = plan.bind("gather_logprobs", facts={"vocab_size": vocab_size})
         self.vocab_size, self.device = vocab_size, device
-        self.temperature = torch.zeros(num_seats, device=device)
-        self.top_k = torch.zeros(num_seats, dtype=torch.int32, device=device)
-        self.top_p = torch.ones(num_seats, device=device)
-        self.min_p = torch.zeros(num_seats, device=device)
-        self.seed = torch.zeros(num_seats, dtype=torch.int64, device=device)
+        self._seats = SeatParams(num_seats, device)
+        shape = draft_probs_shape(speculative, num_seats, vocab_size)
+        draft_probs = None if shape is None else DraftProbs(shape, device)
+        target = Target(plan, self._draw, self._seats, vocab_size, draft_probs)
+        self._accept = RULES[speculative.acceptance_rule](target, speculative)
+        self._draw_draft = draft_draw(speculative, plan, self._seats, vocab_size, draft_probs, self._draw)
         self._num_logprobs = np.full(num_seats, _NONE, dtype=np.int64)
         self._num_prompt_logprobs = np.full(num_seats, _NONE, dtype=np.int64)
 
     def add(self, request: NewRequest) -> None:
         """Fills the request's row."""
         params, seat = request.sampling, request.seat
-        assert params.seed is not None, "the engine gives every request a seed"
-        self.temperature[seat] = params.temperature
-        self.top_k[seat] = max(params.top_k, 0)
-        self.top_p[seat] = params.top_p
-        self.min_p[seat] = params.min_p
-        self.seed[seat] = _signed64(params.seed)
+        self._seats.add(request)
         self._num_logprobs[seat] = _NONE if params.logprobs is None else params.logprobs
         self._num_prompt_logprobs[seat] = _NONE if params.prompt_logprobs is None else params.prompt_logprobs
         self._penalties.add(request)
@@ -91,11 +93,12 @@ class Sampler:
         raw = logits[chosen] if chosen is not None else None
         penalized = self._penalties.apply(logits, rows, token_ids)
         final = logits if penalized is None else penalized
-        tokens = self._sample(
-            final, rows.row_to_seat, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, rows.position
-        )
-        accepted = None if rows.drafts is None else num_matches(tokens, rows, rows.drafts, token_ids)
-        counted = tokens if accepted is None or rows.drafts is None else rows.drafts.accepted_only(tokens, accepted)
+        accepted = None
+        if rows.drafts is None:
+            counted = tokens = self._draw(final, rows.row_to_seat, rows.position)
+        else:
+            tokens, accepted = self._accept(final, rows, rows.drafts, token_ids)
+            counted = rows.drafts.accepted_only(tokens, accepted)
         self._penalties.count(rows, counted)
         if raw is None or chosen is None:
             return Sampled(tokens, accepted)
@@ -103,10 +106,10 @@ class Sampler:
         return Sampled(tokens, accepted, PendingLogprobs(wants, counts, [self._gather(raw, tokens[chosen], counts)]))
 
     def draw(self, logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """What the requests in these seats would draw at ``position`` if the model said ``logits`` [R, V], but for penalties: with
-        the same noise, so that who is close to the model draws what the model does. int64 [R]; 0 for a row that has none."""
-        tokens = self._sample(logits, row_to_seat, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, position)
-        return tokens.long().clamp_min(0)
+        """Drafts of the requests in these seats at ``position`` int64 [R], from what a proposer says, ``logits`` [R, V]. The way is
+        ``draft_sample_method``: with the noise of the model's own tokens, so that who is close to the model draws what it does, or
+        another. Without penalties. int64 [R]; 0 for a row that has none."""
+        return self._draw_draft(logits, row_to_seat, position).long().clamp_min(0)
 
     def prompt_logprobs(
         self, seat: int, project: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor
@@ -123,14 +126,12 @@ class Sampler:
     def wants_prompt_logprobs(self, seat: int) -> bool:
         return bool(self._num_prompt_logprobs[seat] > _NONE)
 
+    def _draw(self, logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Tokens int32 [R] as without drafts; -1 where a row has none."""
+        return self._sample(logits, row_to_seat, *self._seats.filters, self._seats.seed, position)
+
     def _full_counts(self, counts: np.ndarray) -> np.ndarray:
         return np.where(counts == -1, self.vocab_size, counts)
 
     def _gather(self, logits: torch.Tensor, ids: torch.Tensor, counts: np.ndarray) -> tuple[torch.Tensor, ...]:
         return ids, *self._gather_logprobs(logits, ids.long(), int(counts.max(initial=0)))
-
-
-def _signed64(seed: int) -> int:
-    """The 64 bits of a seed as the int64 that holds them."""
-    seed &= 2**64 - 1
-    return seed - 2**64 if seed >= 2**63 else seed

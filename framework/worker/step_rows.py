@@ -79,10 +79,11 @@ class Masks:
 
 @dataclass
 class DraftRows:
-    """Which logit rows check drafts, of R rows that yield tokens. nth_on_host: as ``StepRows.nth_logit``; on the device, int64: nth
-    [R'] the same; row_of [R'] which of the R a logit row belongs to; grid [R, 1 + n] the logit rows of each, the last repeated;
-    is_draft, bool of that shape: which of these check a draft; num_drafts [R]."""
+    """Which logit rows check drafts, of R rows that yield tokens. from_host: who made the drafts; nth_on_host: as
+    ``StepRows.nth_logit``; on the device, int64: nth [R'] the same; row_of [R'] which of the R a logit row belongs to; grid
+    [R, 1 + n] the logit rows of each, the last repeated; is_draft, bool of that shape: which check a draft; num_drafts [R]."""
 
+    from_host: bool
     nth_on_host: np.ndarray
     nth: torch.Tensor
     row_of: torch.Tensor

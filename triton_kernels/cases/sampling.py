@@ -1,5 +1,5 @@
-"""Cases of ``apply_penalties``, ``sample`` and ``gather_logprobs``: filters of every kind in one batch, several rows per
-seat, rows without a seat, ties, and vocabularies that divide nothing."""
+"""Cases of ``apply_penalties``, ``sample``, ``filter_logits`` and ``gather_logprobs``: filters of every kind in one batch, several
+rows per seat, rows without a seat, ties, and vocabularies that divide nothing."""
 
 from __future__ import annotations
 
@@ -63,6 +63,11 @@ def _sample(
         "position": torch.randint(0, 2**40, (num_rows,), generator=generator).to(device),
         "stream": 0,
     }
+
+
+def _filter(generator: torch.Generator, dtype: torch.dtype, device: torch.device, **sizes: Any) -> dict[str, Any]:
+    args = _sample(generator, dtype, device, **sizes)
+    return {name: args[name] for name in ("logits", "row_to_seat", "temperature", "top_k", "top_p", "min_p")}
 
 
 def _penalties(
@@ -139,6 +144,14 @@ SAMPLE_CASES = (
     _case("plain_128k", _sample, "bench", 64, 128256, filters=((1.0, 0, 1.0, 0.0),)),
     _case("top_k_128k", _sample, "bench", 64, 128256, filters=((1.0, 50, 1.0, 0.0),)),
     _case("top_p_128k", _sample, "bench", 64, 128256, filters=((1.0, 0, 0.9, 0.0),)),
+)
+FILTER_LOGITS_CASES = (
+    _case("filters", _filter, "odd", 11, 1031),
+    _case("ties", _filter, "odd", 6, 515, ties=True, filters=_FILTERS[2:7]),
+    _case("strided", _filter, "", 5, 256, strided=True),
+    _case("tiny", _filter, "odd", 6, 5, filters=_FILTERS[5:]),
+    _case("tiled", _filter, "tiled", 4, 13001, filters=_FILTERS[1:5]),
+    _case("top_p_128k", _filter, "bench", 64, 128256, filters=((1.0, 0, 0.9, 0.0),)),
 )
 GATHER_LOGPROBS_CASES = (
     _case("top_5", _logprobs, "odd", 7, 331, num_top=5),

@@ -1,4 +1,4 @@
-"""``sample`` and ``gather_logprobs``: from logits to a token, and what is told about it."""
+"""``sample``, ``filter_logits`` and ``gather_logprobs``: from logits to a token, and what is told about it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..cases.sampling import GATHER_LOGPROBS_CASES, SAMPLE_CASES
+from ..cases.sampling import FILTER_LOGITS_CASES, GATHER_LOGPROBS_CASES, SAMPLE_CASES
 from ..op import Cost, Op, Tolerance
 from ..rng import gumbel_noise
 
@@ -102,6 +102,30 @@ def drawn_rows(args: Mapping[str, Any]) -> torch.Tensor:
     return drawn & args["logits"].max(dim=-1).values.isfinite()
 
 
+def filter_logits_reference(
+    logits: torch.Tensor,
+    row_to_seat: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+) -> torch.Tensor:
+    """Logits float [R, V] with -inf for the tokens that the filters of ``sample`` remove -> the same, in memory of its own.
+
+    Arguments and filters as of :func:`sample_reference`. So a row's token is drawn from the softmax of what is left, over the
+    temperature. Greedy rows, rows whose seat is -1, and rows whose largest score is not finite stay as they are.
+    """
+    out = logits.clone()
+    for row, seat in enumerate(row_to_seat.tolist()):
+        if seat < 0 or float(temperature[seat]) == 0.0:
+            continue
+        scores = logits[row].float() / temperature[seat]
+        if bool(scores.max().isfinite()):
+            ranked, order = torch.sort(scores.double(), descending=True, stable=True)
+            out[row, order[_num_kept(ranked, top_k[seat], top_p[seat], min_p[seat]) :]] = -torch.inf
+    return out
+
+
 def gather_logprobs_reference(
     logits: torch.Tensor, token_ids: torch.Tensor, num_top: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -127,6 +151,10 @@ def sample_fake(logits, row_to_seat, temperature, top_k, top_p, min_p, seed, pos
     return logits.new_empty(logits.shape[0], dtype=torch.int32)
 
 
+def filter_logits_fake(logits, row_to_seat, temperature, top_k, top_p, min_p):  # type: ignore[no-untyped-def]
+    return logits.new_empty(logits.shape)
+
+
 def gather_logprobs_fake(logits, token_ids, num_top):  # type: ignore[no-untyped-def]
     rows = logits.shape[0]
     return (
@@ -143,6 +171,12 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
     return Cost(10 * elements, elements * dims.get("logit_bytes", 4))
 
 
+def filter_cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
+    """As ``cost``; and the logits are written once."""
+    found = cost(dims, q_lens, ctx_lens)
+    return Cost(found.flops, 2 * found.bytes)
+
+
 sample = Op(
     "sample",
     sample_reference,
@@ -152,6 +186,15 @@ sample = Op(
     bind_args=("stream",),
     row_args=("logits", "row_to_seat", "position"),
     tolerance=Tolerance(token_ties=near_ties, drawn=drawn_rows),
+)
+filter_logits = Op(
+    "filter_logits",
+    filter_logits_reference,
+    filter_logits_fake,
+    filter_cost,
+    cases=FILTER_LOGITS_CASES,
+    row_args=("logits", "row_to_seat"),
+    tolerance=Tolerance(exact=True),
 )
 gather_logprobs = Op(
     "gather_logprobs",

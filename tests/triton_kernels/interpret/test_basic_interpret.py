@@ -13,7 +13,7 @@ from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 
 CHECKED_BESIDE = {
-    *(f"{op}:triton" for op in ("apply_penalties", "sample", "gather_logprobs", "moe_route", "moe_experts")),
+    *(f"{op}:triton" for op in ("apply_penalties", "sample", "filter_logits", "gather_logprobs", "moe_route", "moe_experts")),
     *(f"{op}:triton" for op in ("gemm_w4a16", "gemm_w8a16", "gemm_int8", "gemm_fp8", "quantize_activation")),
     *(f"{op}:triton_invariant" for op in ("gemm_w4a16", "gemm_w8a16", "gemm_fp8", "moe_experts")),
     *(f"paged_attention_{name}" for name in ("prefill:pointer", "prefill:tma", "decode:splitkv", "decode:balanced")),

@@ -17,13 +17,15 @@ from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.rng import MIN_UNIFORM, gumbel_noise, philox, uniform
 
-SAMPLING = ("apply_penalties", "sample", "gather_logprobs")
+SAMPLING = ("apply_penalties", "sample", "filter_logits", "gather_logprobs")
 SMALL_BLOCKS = (
     ("apply_penalties", "mask", {"block": 32}),
     ("apply_penalties", "no_mask", {"block": 32}),
     ("sample", "strided", {"block": 64, "group": 8, "sets": 16, "tile": 64, "survivors": 32}),
     ("sample", "tiny", {"block": 4, "group": 4, "sets": 16, "tile": 64, "survivors": 16}),
     ("sample", "small", {"block": 16, "group": 4, "sets": 16, "tile": 64, "survivors": 32}),
+    ("filter_logits", "strided", {"block": 64, "group": 8, "sets": 16, "tile": 64, "survivors": 32}),
+    ("filter_logits", "tiny", {"block": 4, "group": 4, "sets": 16, "tile": 64, "survivors": 16}),
     ("gather_logprobs", "top_5", {"block": 64}),
     ("gather_logprobs", "ties", {"block": 32}),
 )

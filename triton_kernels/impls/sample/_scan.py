@@ -18,6 +18,18 @@ def is_filtered(temperature, top_k, top_p, min_p, num_tokens):
 
 
 @triton.jit
+def scan_groups(logits, temperature, groups_ptr, block, num_blocks, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    """Leaves of a row's block, of logits [BLOCK], for all groups the best score, then for all the sum of exp(score - best) in units
+    of 2^-24, an integer so that it does not depend on the order, which follows the logits' type."""
+    scores = tl.reshape(scores_of(logits, temperature), [BLOCK // GROUP, GROUP])
+    best = tl.max(scores, 1)
+    weights = (tl.exp(scores - tl.maximum(best, LOWEST)[:, None]) * GROUP_ONE + 0.5).to(tl.int32)
+    here = groups_ptr + block * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
+    tl.store(here, best.to(tl.int32, bitcast=True))
+    tl.store(here + num_blocks * (BLOCK // GROUP), tl.sum(weights, 1))
+
+
+@triton.jit
 def scan_kernel(
     logits_ptr,
     row_to_seat_ptr,
@@ -36,9 +48,7 @@ def scan_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rows without filters: the token that wins each block. Rows with filters: for all groups the best score, then for all
-    the sum of exp(score - best) in units of 2^-24, an integer so that it does not depend on the order, which follows the logits'
-    type."""
+    """Rows without filters: the token that wins each block. Rows with filters: what ``scan_groups`` leaves."""
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     seat = tl.load(row_to_seat_ptr + row)
@@ -49,12 +59,7 @@ def scan_kernel(
     logits = load_logits(logits_ptr + row * logits_stride, tokens, tokens < num_tokens)
     top_k, top_p, min_p = tl.load(top_k_ptr + seat), tl.load(top_p_ptr + seat), tl.load(min_p_ptr + seat)
     if is_filtered(temperature, top_k, top_p, min_p, num_tokens):
-        scores = tl.reshape(scores_of(logits, temperature), [BLOCK // GROUP, GROUP])
-        best = tl.max(scores, 1)
-        weights = (tl.exp(scores - tl.maximum(best, LOWEST)[:, None]) * GROUP_ONE + 0.5).to(tl.int32)
-        here = groups_ptr + row * groups_stride + block * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
-        tl.store(here, best.to(tl.int32, bitcast=True))
-        tl.store(here + tl.num_programs(1) * (BLOCK // GROUP), tl.sum(weights, 1))
+        scan_groups(logits, temperature, groups_ptr + row * groups_stride, block, tl.num_programs(1), GROUP, BLOCK)
     else:
         if temperature == 0:
             winner = tl.argmax(logits, 0, tie_break_left=True)

@@ -84,7 +84,7 @@ def _scores(logits: torch.Tensor, rows: _Rows) -> torch.Tensor:
 def _draw_dense(logits: torch.Tensor, rows: _Rows, stream: int) -> torch.Tensor:
     """Tokens int64 [R] of random rows, without a look at the data. Other rows give anything."""
     ranked, order = torch.sort(_scores(logits, rows), dim=-1, descending=True, stable=True)
-    kept = torch.arange(ranked.shape[1], device=ranked.device) < _num_kept(ranked, None, rows)[:, None]
+    kept = torch.arange(ranked.shape[1], device=ranked.device) < num_kept(ranked, None, rows.top_k, rows.top_p, rows.min_p)[:, None]
     quads = torch.arange(-(-ranked.shape[1] // 4), device=ranked.device)
     noise = quad_noise(rows.seed[:, None], rows.position[:, None], stream, quads).flatten(1)
     noisy = (ranked + noise.gather(1, order)).masked_fill(~kept, -torch.inf)
@@ -112,10 +112,10 @@ def _draw_filtered(scores: torch.Tensor, rows: _Rows, stream: int, fetched: int 
         limited = rows.top_k.where(_limits(rows.top_k, width), _FEW)
         fetched = min(width, int(limited.max()) + 1)
     ranked, order = _top(scores, fetched)
-    num_kept = _num_kept(ranked, scores, rows)
-    tokens = _draw_ranked(ranked, order, num_kept, rows, stream)
+    kept = num_kept(ranked, scores, rows.top_k, rows.top_p, rows.min_p)
+    tokens = _draw_ranked(ranked, order, kept, rows, stream)
     # What was fetched settles a row if it goes on below the last kept score, so that all equals of that one are in it.
-    is_open = ranked.gather(1, num_kept[:, None] - 1)[:, 0] <= ranked[:, -1]
+    is_open = ranked.gather(1, kept[:, None] - 1)[:, 0] <= ranked[:, -1]
     if fetched < width and bool(is_open.any()):
         more = is_open.nonzero()[:, 0]
         tokens[more] = _draw_filtered(scores[more], rows.take(more), stream, min(width, 16 * fetched))
@@ -133,21 +133,23 @@ def _top(scores: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ranked, order.gather(1, index)
 
 
-def _num_kept(ranked: torch.Tensor, scores: torch.Tensor | None, rows: _Rows) -> torch.Tensor:
+def num_kept(
+    ranked: torch.Tensor, scores: torch.Tensor | None, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
     """How many of each row's best scores [R, K] survive, int64 [R] >= 1; exact where it is below K. ``scores`` [R, V] give
     the probability mass of rows without top-k; None when ``ranked`` has all."""
     best = ranked[:, :1]
     rank = torch.arange(ranked.shape[1], device=ranked.device)
-    floor = torch.where(rows.min_p > 0, best[:, 0].double() + rows.min_p.double().log(), -torch.inf)[:, None]
+    floor = torch.where(min_p > 0, best[:, 0].double() + min_p.double().log(), -torch.inf)[:, None]
     alive = (ranked >= floor) & (ranked > -torch.inf)
-    alive &= (rank < rows.top_k[:, None]) | (rows.top_k <= 0)[:, None]
+    alive &= (rank < top_k[:, None]) | (top_k <= 0)[:, None]
     weight = (ranked.double() - best.double()).exp().masked_fill(~alive, 0.0)
     cumulative = weight.cumsum(-1)
     total = cumulative[:, -1]
     if scores is not None:
         everything = row_sum((scores - best).exp_().masked_fill_(scores < floor, 0.0))
-        total = torch.where(_limits(rows.top_k, scores.shape[1]), total, everything.double())
-    alive &= (cumulative - weight < (rows.top_p.double() * total)[:, None]) | (rows.top_p >= 1)[:, None]
+        total = torch.where(_limits(top_k, scores.shape[1]), total, everything.double())
+    alive &= (cumulative - weight < (top_p.double() * total)[:, None]) | (top_p >= 1)[:, None]
     return alive.sum(-1).clamp_min(1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ...impl import impl
-from ...rng import STREAM_ACCEPT, STREAM_RECOVERED, STREAM_TARGET, philox, quad_noise, uniform
+from ...rng import STREAM_ACCEPT, STREAM_RECOVERED, STREAM_TARGET, quad_noise, row_uniform
 
 
 @impl("verify_draft", "torch", priority=10)
@@ -38,7 +38,8 @@ def verify_draft_torch(
     draft = draft_ids.clamp_min(0).long()[:, None]
     p_draft = torch.softmax(scores, dim=-1).gather(1, draft)[:, 0]
     q_draft = 1.0 if draft_probs is None else draft_probs.gather(1, draft)[:, 0]
-    passes = torch.where(greedy, best == draft[:, 0], _uniform_of(draft[:, 0], seed[seat], position) * q_draft < p_draft)
+    u = row_uniform(seed[seat], position, STREAM_ACCEPT, draft[:, 0])
+    passes = torch.where(greedy, best == draft[:, 0], u * q_draft < p_draft)
     fails = ~(passes & alive & (draft_ids >= 0))
     failures = torch.nn.functional.pad(fails.cumsum(0), (1, 0))  # [row]: among the rows before it
     first = cu_rows[:-1].long()
@@ -55,12 +56,6 @@ def verify_draft_torch(
     padded = torch.nn.functional.pad(tokens, (0, 1))
     padded[torch.where(decides, last, num_rows)] = torch.where(decides, chosen, 0)
     return padded[:-1].contiguous(), accepted
-
-
-def _uniform_of(token: torch.Tensor, seed: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """The acceptance test's uniform number of one token per row, f32 [rows]."""
-    words = philox(seed, token >> 2, position & 0xFFFFFFFF, (position >> 32) & 0xFFFFFFFF, torch.full_like(token, STREAM_ACCEPT))
-    return uniform(torch.stack(words, dim=-1).gather(1, (token & 3)[:, None])[:, 0])
 
 
 def _draw(
