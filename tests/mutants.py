@@ -54,6 +54,10 @@ _PARSING = "framework/server/parsing/"
 _COMPILER = "framework/structured/compiler.py"
 _MATCHERS = "framework/structured/matchers.py"
 _LOAD = "framework/study/load/"
+_ACCEPTANCE = "framework/worker/acceptance.py"
+_BATCHES = "framework/worker/batches.py"
+_HEAD = "framework/worker/drafting/head.py"
+_DRAFT_MODEL = "framework/worker/drafting/draft_model.py"
 _REPEATING = "experiments/repeating.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
 
@@ -76,6 +80,7 @@ _TEXT_TESTS = [
     "tests/test_outputs_agree.py",
 ]
 _TOKEN_TESTS = ["tests/test_sampling_oracle.py", "tests/test_against_transformers.py"]
+_DRAFT_TESTS = ["tests/framework/worker/test_drafting.py", "tests/test_exactness.py"]
 _RECORDING_TESTS = ["tests/triton_kernels/test_recording.py", "tests/framework/worker/test_decode_graphs.py"]
 _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/models/test_public_checkpoints.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
@@ -89,6 +94,7 @@ _SWEEP_TESTS = ["tests/experiments/test_sweeper.py"]
 _RECORDER_TESTS = ["tests/framework/test_metrics.py", "tests/framework/executor/test_speculation.py"]
 _SERVER_TESTS = {
     "sampling": ["sampling"],
+    "generation": ["sampling"],
     "app": ["auth"],
     "auth": ["auth"],
     "sse": ["completions"],
@@ -102,17 +108,19 @@ _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_ser
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
 
 TESTS: dict[str, list[str]] = {
-    _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS],
+    _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _REQUEST: _ENGINE_TESTS,
     _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS],
     _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS],
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS],
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
-    _RUNNER: _TOKEN_TESTS,
-    _ROWS: _TOKEN_TESTS,
-    _SAMPLER: _TOKEN_TESTS,
-    _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS],
+    _RUNNER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    _ROWS: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    _SAMPLER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    **dict.fromkeys((_ACCEPTANCE, _HEAD, _DRAFT_MODEL), _DRAFT_TESTS),
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
     _ASYNC: _PROCESS_TESTS,
@@ -120,7 +128,7 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: _RECORDING_TESTS,
+    _GRAPHS: [*_RECORDING_TESTS, *_DRAFT_TESTS],
     _DEVICES: _RECORDING_TESTS,
     **{
         f"{_QUANTIZATION}{name}.py": _QUANTIZATION_TESTS
@@ -227,7 +235,7 @@ MUTANTS = [
     # Rows and batches.
     Mutant(
         "positions frozen past token 64",
-        _RUNNER,
+        _BATCHES,
         "return ForwardBatch(token_ids, token_positions,",
         "return ForwardBatch(token_ids, token_positions.clamp(max=64),",
     ),
@@ -244,15 +252,20 @@ MUTANTS = [
         "self.rows.tokens[seat, first + 1 : first + 1 + count]",
         "self.rows.tokens[seat, first : first + count]",
     ),
-    Mutant("sampled tokens are not written back", _RUNNER, " = tokens.long().clamp_min(0)", "  # noqa: B018"),
+    Mutant("sampled tokens are not written back", _RUNNER, " = sampled.tokens.long().clamp_min(0)", "  # noqa: B018"),
     Mutant("blocks are not copied", _RUNNER, "        self._copy(step.copies)\n", ""),
     Mutant(
         "decodes of the second row on see the first one's table",
-        _RUNNER,
+        _BATCHES,
         "seq_lens, block_table[part], int(",
         "seq_lens, block_table[part][:1].expand(len(counts), -1), int(",
     ),
-    Mutant("a prefix hit is computed as if it were not", _ROWS, "] = request.num_computed_tokens", "] = 0"),
+    Mutant(
+        "a prefix hit is computed as if it were not",
+        _ROWS,
+        "num_computed[request.seat] = request.num_computed_tokens",
+        "num_computed[request.seat] = 0",
+    ),
     Mutant("what was generated before a preemption is prompt", _ROWS, "] = request.num_prompt_tokens", "] = len(ids)"),
     Mutant(
         "further blocks replace the last one",
@@ -265,31 +278,16 @@ MUTANTS = [
     Mutant("top_p of the seat's previous user", _SAMPLER, "        self.top_p[seat] = params.top_p\n", ""),
     Mutant("seeds of 32 bits", _SAMPLER, "    seed &= 2**64 - 1\n", "    seed &= 2**32 - 1\n"),
     Mutant("logprobs after penalties", _SAMPLER, "[self._gather(raw, ", "[self._gather(logits[chosen], "),
-    Mutant(
-        "bad words begin in the prompt",
-        _PENALTIES,
-        "if len(word) > 1 and start >= self._num_prompt_tokens[seat]:",
-        "if len(word) > 1:",
-    ),
-    Mutant("allowed_token_ids ignored alone", _PENALTIES, "bool(params.allowed_token_ids or min_tokens", "bool(min_tokens"),
+    Mutant("bad words begin in the prompt", _PENALTIES, " & (positions - lengths >= start_at)", ""),
+    Mutant("allowed_token_ids ignored alone", _PENALTIES, "bool(params.allowed_token_ids) or any", "any"),
     Mutant(
         "allowed_token_ids ignored with min_tokens",
         _PENALTIES,
         "if params.allowed_token_ids:",
         "if params.allowed_token_ids and not params.min_tokens:",
     ),
-    Mutant(
-        "min_tokens mask one token too long",
-        _PENALTIES,
-        "self._num_prompt_tokens[seat] < self._min_tokens[seat]:",
-        "self._num_prompt_tokens[seat] <= self._min_tokens[seat]:",
-    ),
-    Mutant(
-        "min_tokens mask one token too short",
-        _PENALTIES,
-        "self._num_prompt_tokens[seat] < self._min_tokens[seat]:",
-        "self._num_prompt_tokens[seat] + 1 < self._min_tokens[seat]:",
-    ),
+    Mutant("min_tokens mask one token too long", _PENALTIES, "(positions < free_at)", "(positions <= free_at)"),
+    Mutant("min_tokens mask one token too short", _PENALTIES, "(positions < free_at)", "(positions + 1 < free_at)"),
     Mutant("logit bias of the seat's previous user", _PENALTIES, "        self.bias_ids[seat] = -1\n", ""),
     Mutant(
         "prompt mask of the seat's previous user",
@@ -412,8 +410,8 @@ MUTANTS = [
     Mutant(
         "padding has a length",
         _GRAPHS,
-        "lengths[:count] = torch.from_numpy(positions + 1)",
-        "lengths.fill_(1)[:count] = torch.from_numpy(positions + 1)",
+        "lengths[:count] = torch.from_numpy(rows.lengths)",
+        "lengths.fill_(1)[:count] = torch.from_numpy(rows.lengths)",
     ),
     Mutant(
         "tables of the step before",
@@ -568,7 +566,7 @@ MUTANTS = [
         "serving.engine.inputs.default_params(), structured",
         "SamplingParams(), structured",
     ),
-    Mutant("priorities of bodies are dropped", f"{_SERVER}sampling.py", "        return body.priority\n", "        return 0\n"),
+    Mutant("priorities of bodies are dropped", f"{_SERVER}generation.py", "        return body.priority\n", "        return 0\n"),
     Mutant(
         "the usage of a chunk is that of all choices",
         f"{_SERVER}chat.py",
@@ -660,7 +658,12 @@ MUTANTS = [
         "num_output_tokens < self._most_held",
         "num_output_tokens <= self._most_held",
     ),
-    Mutant("a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[0].num_output_tokens)"),
+    Mutant(
+        "a mask counts the tokens of another row",
+        _MATCHERS,
+        "wanted(request.num_output_tokens)",
+        "wanted(requests[0].num_output_tokens)",
+    ),
     Mutant(
         "degrees of parallelism are swapped",
         _ENGINE_ARGS,
@@ -674,7 +677,9 @@ MUTANTS = [
         "searchsorted(self.bounds, values)",
         "searchsorted(self.bounds, values, 'right')",
     ),
-    Mutant("buckets do not add up", _PROMETHEUS, "zip(ends, accumulate(values.counts))", "zip(ends, values.counts)"),
+    Mutant(
+        "buckets do not add up", _PROMETHEUS, "zip(ends, accumulate(values.counts.tolist()))", "zip(ends, values.counts.tolist())"
+    ),
     Mutant("who was aborted has latencies", _ENGINE_METRICS, 'reason in ("stop", "length") and', "True and"),
     Mutant(
         "decodes behind a prompt count twice", _ENGINE_METRICS, " - max(chunk.end - chunk.request.num_prompt_tokens, 0), 0)", ", 0)"
@@ -698,5 +703,54 @@ MUTANTS = [
     ),
     Mutant(
         "gaps of tokens pass as those of chunks", f"{_LOAD}metrics.py", "gaps([record.chunk_times_s", "gaps([record.token_times_s"
+    ),
+    Mutant("wrong drafts stay computed", _RUNNER, "if rows.drafts is not None and sampled.accepted is not None:", "if False:"),
+    Mutant("a right draft behind a wrong one counts", _ACCEPTANCE, ".cumprod(1).sum(1)", ".sum(1)"),
+    Mutant("what stands behind the drafts is one", _ACCEPTANCE, "nth < drafts.num_drafts", "nth <= drafts.num_drafts"),
+    Mutant("penalties do not see the last draft", _PENALTIES, "(before <= drafts.nth[:, None])", "(before < drafts.nth[:, None])"),
+    Mutant(
+        "penalties count wrong drafts",
+        _SAMPLER,
+        "tokens if accepted is None or rows.drafts is None else rows.drafts.accepted_only(tokens, accepted)",
+        "tokens",
+    ),
+    Mutant("the host's bound passes as the position", _RUNNER, "if first is not None:", "if False:"),
+    Mutant("lengths are the host's bound", _BATCHES, "lengths_all = (lengths_all + behind).int()", "pass"),
+    Mutant("recordings take the host's bound", _GRAPHS, "if self._rows.computed is not None:", "if False:"),
+    Mutant(
+        "drafts of the host stand one further",
+        _ROWS,
+        "- len(step.drafts[row]) for row in rows]",
+        "- len(step.drafts[row]) + 1 for row in rows]",
+    ),
+    Mutant(
+        "drafts beyond the end",
+        _SCHEDULER,
+        "most = min(most, request.max_total - request.num_tokens - 1)",
+        "most = min(most, request.max_total - request.num_tokens)",
+    ),
+    Mutant(
+        "who proposes on the host does not wait",
+        _SCHEDULER,
+        "if request.num_tokens > len(request.token_ids):\n            return None\n        return proposer",
+        "return proposer",
+    ),
+    Mutant("drafts have no room", _SCHEDULER, "ahead = num_drafts if", "ahead = 0 if"),
+    Mutant("the last block of a prefix counts", _MANAGER, "limit - self._reads_ahead", "limit"),
+    Mutant("heads read the token of their slot", _HEAD, "tokens[seats, batch.positions + 1]", "tokens[seats, batch.positions]"),
+    Mutant("a chain begins again and again", _HEAD, "step.newest + nth\n", "step.newest\n"),
+    Mutant("drafts have noise of their own", _SAMPLER, "self.min_p, self.seed, position)", "self.min_p, self.seed + 1, position)"),
+    Mutant("a draft model does not read the newest token", _DRAFT_MODEL, "hidden = self._forward(own, position)", "pass"),
+    Mutant(
+        "log-probabilities of wrong drafts are told",
+        _RUNNER,
+        "for i, index in enumerate(kept) if index",
+        "for i, index in zip(range(len(kept)), range(len(kept))) if index",
+    ),
+    Mutant(
+        "a draft model is followed beyond its end",
+        _SCHEDULER,
+        "if (longest := self.speculation.max_model_len) is not None:",
+        "if (longest := None) is not None:",
     ),
 ]

@@ -7,6 +7,7 @@ The tokens are given: under ``match`` a draft counts only while every draft befo
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +51,14 @@ def shift(x: Tensor, slots: int) -> Tensor:
 class Attention(nn.Module):
     """Causal grouped-query attention with rotary embedding, over the steps of a chain."""
 
-    def __init__(self, config: object, inputs: int) -> None:
+    def __init__(self, config: Any, inputs: int) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim  # type: ignore[attr-defined]
-        self.theta = config.rope_parameters["rope_theta"]  # type: ignore[attr-defined]
+        self.heads, self.kv_heads, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.theta = config.rope_parameters["rope_theta"]
         self.q_proj = nn.Linear(inputs, self.heads * self.dim, bias=False)
         self.k_proj = nn.Linear(inputs, self.kv_heads * self.dim, bias=False)
         self.v_proj = nn.Linear(inputs, self.kv_heads * self.dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.dim, config.hidden_size, bias=False)  # type: ignore[attr-defined]
+        self.o_proj = nn.Linear(self.heads * self.dim, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, earlier: list[tuple[Tensor, Tensor]]) -> Tensor:
         """x [B, L, inputs] of step len(earlier); keys and values of the step are appended to ``earlier``.
@@ -91,9 +92,9 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, config: object) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size  # type: ignore[attr-defined]
+        hidden, inner = config.hidden_size, config.intermediate_size
         self.gate_proj = nn.Linear(hidden, inner, bias=False)
         self.up_proj = nn.Linear(hidden, inner, bias=False)
         self.down_proj = nn.Linear(inner, hidden, bias=False)
@@ -123,9 +124,9 @@ class Layer(nn.Module):
         return residual + self.mlp(self.post_attention_layernorm(residual))
 
 
-def norm(config: object) -> nn.RMSNorm:
+def norm(config: Any) -> nn.RMSNorm:
     """RMS norm over the hidden size."""
-    return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)  # type: ignore[attr-defined]
+    return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 def last_of(inputs: int, outputs: int) -> nn.Linear:

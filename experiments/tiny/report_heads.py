@@ -37,10 +37,11 @@ language: code
 
 * `tiny` is frozen. Half of the windows are cut from the training files of its corpus (its card says which), half from {samples} \
 completions that it wrote to prompts cut from these files, at temperatures {temperatures}.
-* {steps} steps, {tokens:,} tokens in windows of {length}, against the distributions of `tiny`{unrolled}; Muon for the \
+* {steps} steps, {tokens:,} tokens in windows of {length}, against the distributions of `tiny` at temperature \
+{temperature}{unrolled}; Muon for the \
 matrices and AdamW for the rest, bfloat16 autocast.
 * Hardware: {hardware}; {minutes:.1f} minutes in {threads} thread{s}.
-* Command: `python experiments/train_tiny.py part={part}`
+* Command: `{command}`
 
 ## Held-out acceptance
 
@@ -69,7 +70,7 @@ LAYOUTS = {
 
 def report_head(cfg: DictConfig, part: str, corpus: Corpus, tokenizer: Tokenizer, trunk: LlamaForCausalLM) -> None:
     """Measure a trained head and ``tiny-draft`` and write the head's card."""
-    options, run = cfg.heads.measured, cfg.heads.run
+    options, run = cfg.heads.measured, cfg.heads[part].run
     folder = Path(cfg.assets_dir) / f"{cfg.main.name}-{part}"
     head, draft = load_head(folder, part, trunk), load_exported(Path(cfg.assets_dir) / cfg.draft.name)
     drafters = {folder.name: head_drafter(head, trunk, options.drafts), cfg.draft.name: model_drafter(draft, options.drafts)}
@@ -84,7 +85,7 @@ def report_head(cfg: DictConfig, part: str, corpus: Corpus, tokenizer: Tokenizer
     (stage,) = run.stages
     text = TEMPLATE.format(
         name=folder.name,
-        part=part,
+        command=cfg.heads[part].command,
         summary=SUMMARIES[part],
         shared="" if part == "eagle3" else " and projection to the vocabulary",
         parameters=sum(parameter.numel() for parameter in head.parameters()),
@@ -95,6 +96,7 @@ def report_head(cfg: DictConfig, part: str, corpus: Corpus, tokenizer: Tokenizer
         steps=state["step"],
         tokens=state["step"] * stage.length * stage.batch,
         length=stage.length,
+        temperature=cfg.heads[part].temperature,
         unrolled="" if part == "medusa" else f", unrolled over {cfg.heads.unrolled_steps} steps",
         hardware=cfg.hardware,
         minutes=state["seconds"] / 60,

@@ -33,16 +33,17 @@ def train_head(cfg: DictConfig, part: str, corpus: Corpus, tokenizer: Tokenizer,
         WindowStream(files, [file.generated for file in corpus.train], cfg.generated_share, cfg.seed),
         WindowStream(samples, [False] * len(samples), 1.0, cfg.seed),
     )
-    head, options = build_head(cfg, part, trunk, [*files, *samples]), cfg.heads
+    head, options = build_head(cfg, part, trunk, samples), cfg.heads
+    temperature = options[part].temperature
 
     def loss(tokens: Tensor) -> Tensor:
         features = trunk_features(trunk, tokens)
-        soft = features.logits.float().softmax(-1)[..., head.target_ids]
+        soft = (features.logits.float() / temperature).softmax(-1)[..., head.target_ids]
         logits = head.unroll(features, options.num_medusa_heads if part == "medusa" else options.unrolled_steps)
-        return torch.stack([step_loss(step, rows, soft) for step, rows in enumerate(logits)]).mean()
+        return torch.stack([step_loss(step, rows / temperature, soft) for step, rows in enumerate(logits)]).mean()
 
     checkpoint = Path(cfg.work_dir) / f"{part}.pt"
-    trainer = Trainer(head, stream, options.run, checkpoint, loss)
+    trainer = Trainer(head, stream, options[part].run, checkpoint, loss)
     if cfg.resume and checkpoint.exists():
         trainer.load()
     trainer.fit()

@@ -3,6 +3,7 @@ time."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ class Recorder:
         self._histograms = {name: Buckets(ends) for name, ends in bounds.items()}
         self.finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
         self.corrupted = 0
-        self.drafts = DraftCounts()
+        self._drafts: Counter[tuple[int, int]] = Counter()
         self._first_s: list[float] = []
         self._step_tokens: list[int] = []
         self._gaps: list[np.ndarray] = []
@@ -168,7 +169,17 @@ class Recorder:
 
     def observe(self, num_drafts: Sequence[int], num_accepted: Sequence[int]) -> None:
         """Takes the drafts of a step that came back, as ``DraftCounts.of``; rows without any may be among them or not."""
-        self.drafts += DraftCounts.of(num_drafts, num_accepted)
+        self._drafts.update(zip(num_drafts, num_accepted))
+
+    @property
+    def drafts(self) -> DraftCounts:
+        """Of all steps so far."""
+        most = max((drafts for drafts, _ in self._drafts), default=0)
+        pairs = self._drafts.items()
+        return DraftCounts(
+            tuple(sum(rows for (drafts, _), rows in pairs if drafts > nth) for nth in range(most)),
+            tuple(sum(rows for (_, accepted), rows in pairs if accepted > nth) for nth in range(most)),
+        )
 
     def ended(self, request: Request, now_s: float) -> None:
         """Takes a completion that ended at ``now_s``."""

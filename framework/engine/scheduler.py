@@ -118,7 +118,7 @@ class Scheduler:
         step = StepInput(self.counters.num_steps, [], [], [])
         scheduled = ScheduledStep(step, [], [])
         num_preemptions = self.counters.num_preemptions
-        num_drafts = self.speculation.depth.of(self.num_running) if self.speculation is not None else 0
+        num_drafts = self.speculation.depth.of(max(self.num_running, 1)) if self.speculation is not None else 0
         budget = self._schedule_running(scheduled, num_drafts)
         if num_preemptions == self.counters.num_preemptions:
             self._schedule_waiting(scheduled, budget, now_s)

@@ -98,8 +98,9 @@ class SuffixTree:
         text.append(token)
         grown: Ends = [(self._root, 0)]
         for depth, (run, length) in enumerate(ends):
-            if length < len(run):
-                if run.text[run.start + length] == token:
+            place = run.start + length
+            if place < run.end and place < len(run.text):  # inside the run; len(run) costs a call
+                if run.text[place] == token:
                     grown.append((run, length + 1))
                     continue
                 self._cut(run, length, grown, ends, depth)

@@ -59,7 +59,8 @@ def outliers(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.Series:
 def compare(runs: pd.DataFrame, metrics: Sequence[str], column: str, base: str) -> pd.DataFrame:
     """The runs with another value of ``column`` beside those with ``column == base``, each paired with the one that is equal in
     everything else that was swept (repeat and seeds too: both then served the same requests), the first with the first where
-    several are. Runs without the column are left out, failed ones and those without the metric are in no pair.
+    several are. What only the base has, such as the 0 drafts of no method, is part of being the base, and hinders no pair. Runs
+    without the column are left out, failed ones and those without the metric are in no pair.
 
     One row per setting, other value of ``column`` and metric:
 
@@ -81,9 +82,10 @@ def compare(runs: pd.DataFrame, metrics: Sequence[str], column: str, base: str) 
         raise ValueError(f"{column!r} was not swept; the runs differ in {differences_text(runs)}")
     runs = runs[runs[column].notna()]
     is_base = runs.index.isin(select(runs, column, base).index)
-    pair_by = [c for c in swept_columns(runs) if c != column and not _follows(runs, c, column)]
+    others = [c for c in swept_columns(runs) if c != column and not _follows(runs, c, column)]
+    pair_by = [c for c in others if not _is_of_base(runs, c, is_base)]
     runs = runs.copy()
-    runs[_NTH], runs[_ROW] = runs.groupby([column, *pair_by], dropna=False).cumcount(), runs.index
+    runs[_NTH], runs[_ROW] = runs.groupby([column, *others], dropna=False).cumcount(), runs.index
     pair_by.append(_NTH)
     worked = runs["status"] == "ok"
     pairs = runs[~is_base & worked].merge(runs.loc[is_base & worked, [*pair_by, *metrics]], on=pair_by, suffixes=("", ".base"))
@@ -145,6 +147,12 @@ def _verdict(interval: Interval, num_pairs: int, percent: float, metric: str) ->
 def _follows(runs: pd.DataFrame, column: str, other: str) -> bool:
     """Whether a setting is the same wherever ``other`` is: the twenty numbers of a model follow from its name."""
     return not is_repeat(column) and bool((runs.groupby(other)[column].nunique(dropna=False) <= 1).all())
+
+
+def _is_of_base(runs: pd.DataFrame, column: str, is_base: np.ndarray) -> bool:
+    """Whether the base has one value of a setting, which no other run has."""
+    values = runs.loc[is_base, column].unique()
+    return not is_repeat(column) and len(values) == 1 and not runs.loc[~is_base, column].isin(values).any()
 
 
 def _grouped(runs: pd.DataFrame, columns: list[str]) -> Any:

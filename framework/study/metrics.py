@@ -6,6 +6,7 @@ first arrival to the last token. Goodput = requests per second that meet every S
 Of several engines, requests and time are pooled; a maximum is that of one engine.
 prefix_hit_rate_bound = what a cache that forgets nothing would find, as a trace's own names of blocks tell. ttft_priority_N: of the
 requests of that priority, where there are several.
+chunk_gap = gaps between the outputs of a request, pooled, where drafts were checked, so that tokens come several at once.
 mean_acceptance_length = tokens per row and step whose drafts were checked: 1 + accepted drafts / such rows. acceptance_rate_posI =
 accepted drafts at position I (from 0 on) / drafts there.
 """
@@ -84,17 +85,20 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
         metrics["prefix_hit_rate_bound"] = num_known / sum(request.num_prompt_tokens for request in known)
     if not served:
         return metrics
-    for name, values in (
-        ("ttft", [ttft_s(request) for request in served]),
-        ("tpot", [tpot_s(request) for request in served if len(request.token_times_s) > 1]),
-        ("itl", gaps([request.token_times_s for request in served])),
-        ("e2e", [e2e_s(request) for request in served]),
-    ):
-        metrics.update(distribution(name, np.asarray(values), percentiles))
+    latencies = {
+        "ttft": np.array([ttft_s(request) for request in served]),
+        "tpot": np.array([tpot_s(request) for request in served if len(request.token_times_s) > 1]),
+        "itl": gaps([request.token_times_s for request in served]),
+        "e2e": np.array([e2e_s(request) for request in served]),
+    }
+    if any(run.drafts.drafts):
+        latencies["chunk_gap"] = latencies["itl"][latencies["itl"] > 0]
+    for name, values in latencies.items():
+        metrics.update(distribution(name, values, percentiles))
     priorities = sorted({request.priority for request in served})
     for priority in priorities if len(priorities) > 1 else ():
-        values = [ttft_s(request) for request in served if request.priority == priority]
-        metrics.update(distribution(f"ttft_priority_{priority}", np.asarray(values), percentiles))
+        of_priority = np.array([ttft_s(request) for request in served if request.priority == priority])
+        metrics.update(distribution(f"ttft_priority_{priority}", of_priority, percentiles))
     duration_s = max(r.token_times_s[-1] for r in served) - min(r.arrival_s for r in run.requests)
     metrics["duration_s"] = duration_s
     if duration_s > 0:

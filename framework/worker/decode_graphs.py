@@ -49,6 +49,7 @@ class DecodeGraphs:
         num_groups, _, width = rows.tables.shape
         self._tables = torch.zeros(num_groups, largest, width, dtype=torch.int32, device=device)
         self._cu_q = {n: torch.arange(0, largest * n + 1, n, dtype=torch.int32, device=device) for n in self._query_lens}
+        self._back = {n: torch.arange(-n, 0, device=device) for n in self._query_lens}
         self._workspaces: list[dict[str, Any]] = [{} for _ in range(num_groups)]
         self._replays: dict[tuple[int, int], Replay] = {}
         self._held: list[Any] = []
@@ -104,6 +105,7 @@ class DecodeGraphs:
         by."""
         request_rows, slot_mapping, row_seats = self._rows, self._slot_mapping, self._seats[:size]
         cu_q, first, lengths = self._cu_q[query_len][: size + 1], self._first[:size], self._lengths[:size]
+        back = self._back[query_len]
         metas = [
             AttentionMeta(cu_q, lengths, table[:size], query_len, model.max_model_len, workspace)
             for table, workspace in zip(self._tables, self._workspaces)
@@ -113,13 +115,13 @@ class DecodeGraphs:
             if query_len == 1:
                 positions, seats = first, row_seats
             else:
-                back = torch.arange(-query_len, 0, device=lengths.device)
-                positions = (lengths.long()[:, None] + back).clamp_min_(0).flatten()
-                seats = row_seats.repeat_interleave(query_len, output_size=size * query_len)
+                positions = (lengths[:, None] + back).clamp_min_(0).flatten()
+                seats = row_seats[:, None].expand(size, query_len).reshape(-1)
             slots = [slot_mapping(positions, cu_q, lengths, meta.block_table) for meta in metas]
             if query_len > 1:
-                own = positions >= first.repeat_interleave(query_len, output_size=size * query_len)
-                slots = [torch.where(own, slot, -1) for slot in slots]
+                computed = (positions.view(size, query_len) < first[:, None]).flatten()
+                for slot in slots:
+                    slot.masked_fill_(computed, -1)
             token_ids = request_rows.tokens[seats, positions]
             groups = [GroupBatch(slot, meta, None) for slot, meta in zip(slots, metas)]
             batch = ForwardBatch(token_ids, positions, size * query_len, groups, caches, row_seats[:0])

@@ -112,8 +112,7 @@ class Penalties:
             if position - rows.ahead < (free := start + int(self._min_tokens[seat])):
                 entries += [(row, token, free, 0, []) for token in params.all_stop_token_ids]
             for word in params.bad_words_token_ids or ():
-                # Only what was generated counts; a word that began in the prompt is the user's own.
-                if len(word) > 1 and position - len(word) + 1 >= start:
+                if len(word) > 1:  # only what was generated counts; one that began in the prompt is the user's own
                     entries.append((row, word[-1], NEVER, start, word[:-1]))
         if not entries:
             return

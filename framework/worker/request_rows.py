@@ -73,13 +73,14 @@ class RequestRows:
     def write_drafts(self, step: StepInput) -> None:
         """Puts drafts that came from the host where the step's rows read their tokens: behind the last known one."""
         assert step.drafts is not None and step.num_computed is not None
-        rows = [row for row, drafts in enumerate(step.drafts) if drafts]
-        if rows:
-            seats = np.repeat([step.seats[row] for row in rows], [len(step.drafts[row]) for row in rows])
-            places = [step.num_computed[row] + step.num_tokens[row] - len(step.drafts[row]) for row in rows]
-            positions = np.concatenate([place + np.arange(len(step.drafts[row])) for place, row in zip(places, rows)])
-            tokens = np.concatenate([step.drafts[row] for row in rows])
-            seat, position, token = to_device(np.stack([seats, positions, tokens]), self.device).unbind(0)
+        places = [
+            (seat, end + nth, token)
+            for seat, first, count, drafts in zip(step.seats, step.num_computed, step.num_tokens, step.drafts)
+            for end in (first + count - len(drafts),)
+            for nth, token in enumerate(drafts)
+        ]
+        if places:
+            seat, position, token = to_device(np.array(places), self.device).unbind(1)
             self.tokens[seat, position] = token
 
     def advance(self, rows: StepRows) -> None:

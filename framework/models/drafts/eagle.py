@@ -188,12 +188,12 @@ class Eagle(DraftHead):
         layers: tuple[FirstLayer, list[Block]],
         embed: Embed,
         fc: Linear | None,
-        input_norms: list[BoundKernel],
+        input_norms: list[list[BoundKernel]],
         norm: BoundKernel | None,
         lm_head: Linear,
         vocab_size: int,
     ) -> None:
-        """input_norms: of what ``fc`` reads, over all of it or one for each state."""
+        """input_norms: of what ``fc`` reads, one after the other, each of as many equal parts as it has kernels."""
         first, rest = layers
         super().__init__(info, [layer.attention.paged for layer in (first, *rest)], vocab_size)
         self._first, self._rest, self._embed, self._fc, self._input_norms = first, rest, embed, fc, input_norms
@@ -226,16 +226,16 @@ class Eagle(DraftHead):
         return self._lm_head(hidden)
 
     def _normed(self, aux: torch.Tensor) -> torch.Tensor:
-        if not self._input_norms:
-            return aux
-        parts = aux.chunk(len(self._input_norms), dim=-1)
-        return torch.cat([norm(part.contiguous(), None) for norm, part in zip(self._input_norms, parts)], dim=-1)
+        for norms in self._input_norms:
+            parts = aux.chunk(len(norms), dim=-1)
+            aux = torch.cat([norm(part.contiguous(), None) for norm, part in zip(norms, parts)], dim=-1)
+        return aux
 
 
 def build_eagle(info: EagleInfo, builder: HeadBuilder) -> Eagle:
     """Reads the weights and binds the layers."""
     parts = eagle_parts(info)
-    norms = [name for name in parts if name.startswith(("input_norm", "fc_norm."))]
+    norms = [[name for name in parts if name.startswith(kind)] for kind in ("input_norm", "fc_norm.")]
     layers = [
         {name.split(".", 1)[1]: part for name, part in parts.items() if name.startswith(f"{index}.")}
         for index in range(len(info.architecture.layers))
@@ -254,7 +254,7 @@ def build_eagle(info: EagleInfo, builder: HeadBuilder) -> Eagle:
         (first, [builder.block(layer, index) for index, layer in enumerate(layers[1:], start=1)]),
         builder.embed(parts.get("embed")),
         builder.linear(parts["fc"]) if "fc" in parts else None,
-        [builder.norm(parts[name]) for name in norms],
+        [[builder.norm(parts[name]) for name in names] for names in norms if names],
         builder.norm(parts["norm"]) if "norm" in parts else None,
         builder.linear(parts["lm_head"]) if "lm_head" in parts else builder.target.logits,
         info.architecture.vocab_size if info.target_ids is None else len(info.target_ids),

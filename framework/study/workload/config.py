@@ -31,7 +31,8 @@ class SamplingConfig:
 class WorkloadConfig:
     """What is asked of the engine. Two axes: where the requests come from, and when they arrive.
 
-    source          a name in prompts.SOURCES (random, python, trace), or auto: python where the model has a tokenizer, else random
+    source          a name in prompts.SOURCES (random, python, heldout, trace), or auto: python where the model has a tokenizer,
+                    else random
     path, format    of the trace: the file, and a name in traces.FORMATS, or auto: by the file. A .gz file is read as it is.
                     Without a path a form in stand_ins.STAND_INS is made up, with the statistics of the public trace of that form
     num_requests    how many; None = all of the trace

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ...corpus import load_corpus, stdlib_root
 from .traces import MOONCAKE_BLOCK_TOKENS
 
 Encode = Callable[[str], list[int]]
@@ -106,5 +107,15 @@ class PythonSource(Source):
                 return tokens[:num_tokens]
 
 
-SOURCES: dict[str, type[Source]] = {"random": RandomSource, "python": PythonSource, "trace": TraceSource}
+class HeldoutSource(PythonSource):
+    """The tiny model knows nothing of them by heart: what is measured of its drafts is not flattered."""
+
+    offers = "prompts cut from modules of the standard library that the embedded models were not trained on"
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        return [stdlib_root() / file.name for file in load_corpus().heldout]
+
+
+SOURCES: dict[str, type[Source]] = {"random": RandomSource, "python": PythonSource, "heldout": HeldoutSource, "trace": TraceSource}
 """The table of sources; adding one is an entry. ``workload.source`` names them."""

@@ -110,6 +110,16 @@ def test_a_prefix_is_found_in_whole_blocks_and_the_last_token_is_left() -> None:
     assert manager.lookup(make_request(list(range(13)))).num_tokens == 12, "free blocks can be found until they are reused"
 
 
+@pytest.mark.parametrize("model", ["full", "windowed"])
+def test_where_tokens_read_ahead_the_last_cached_block_does_not_count(model: str) -> None:
+    """The cache holds the same prompt, but for the token behind its second block."""
+    manager = KVCacheManager(MODELS[model], 40, 4, check_invariants=True, reads_ahead=True)
+    assert admit(manager, make_request(range(8))) == 0
+    assert admit(manager, make_request([*range(8), 50, 51, 52])) == 4
+    assert admit(manager, make_request([*range(8), 60, 61])) == 4
+    assert admit(manager, make_request(range(5))) == 0
+
+
 def test_only_computed_blocks_are_found() -> None:
     manager = make_manager()
     request = make_request(list(range(12)))

@@ -57,6 +57,12 @@ def test_the_mean_acceptance_length_of_a_run_is_that_of_the_theory() -> None:
     assert num_steps < 400 / 2
 
 
+def test_adaptive_depth_begins_with_nobody_running() -> None:
+    outputs, num_steps = serve(speculation(adaptive_depth=True))
+    assert all(len(output.outputs[0].token_ids) == 400 for output in outputs)
+    assert num_steps < 400, "drafts pay at this batch"
+
+
 def test_a_step_counts_the_tokens_that_it_brought_and_not_the_guesses() -> None:
     engine = build_engine(simulated_config(LLAMA_8B, speculative_config=speculation(), step_overhead_s=1e-3))
     engine.add_request("0", [1] * 10, SamplingParams(max_tokens=50, ignore_eos=True))

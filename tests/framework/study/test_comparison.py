@@ -108,6 +108,23 @@ def test_what_follows_from_the_compared_column_does_not_hinder_a_pair() -> None:
     assert list(compare(runs, [TPOT], "policy", "a")["pairs"]) == [0, 0]
 
 
+def test_what_only_the_base_has_does_not_hinder_a_pair() -> None:
+    """Methods with 1 and 3 drafts, each beside no method, which has none, at the same batch."""
+    settings = [("null", 0, 1.0), ("ngram", 1, 0.9), ("ngram", 3, 0.7)]
+    runs = pd.DataFrame(
+        [
+            {"run": f"{batch}{method}{k}", "status": "ok", "method": method, "k": k, "batch": batch, TPOT: batch * tpot}
+            for batch in (1, 4)
+            for method, k, tpot in settings
+        ]
+    )
+    found = compare(runs, [TPOT], "method", "null")
+    assert found[["k", "batch"]].to_numpy().tolist() == [[1, 1], [3, 1], [1, 4], [3, 4]]
+    assert found["estimate"].tolist() == pytest.approx([0.9, 0.7, 0.9, 0.7])
+    seeds = runs.assign(seed=[0, 1, 1, 2, 1, 1])  # other requests
+    assert compare(seeds, [TPOT], "method", "null")["pairs"].tolist() == [0, 0, 0, 0]
+
+
 def test_runs_that_are_equal_in_all_pair_one_by_one() -> None:
     """Two folders of the same sweep: every run counts once."""
     runs = runs_of({"a": [1.0, 1.0, 1.0], "b": [2.0, 2.0, 2.0]})

@@ -28,7 +28,7 @@ from triton_kernels.ops import OPS
 CONF = Path(__file__).parents[3] / "conf"
 CHOICES = [
     f"{path.parent.name}={path.stem}"
-    for group in ("model", "workload", "scheduler", "cache", "executor", "kernels", "parallel", "speculative_config", "experiment")
+    for group in ("model", "workload", "scheduler", "cache", "executor", "kernels", "parallel", "speculative", "experiment")
     for path in sorted((CONF / group).glob("*.yaml"))
 ]
 
@@ -57,7 +57,7 @@ def test_the_default_is_the_tiny_model_under_a_poisson_workload() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
-    simulated = choice.startswith(("parallel", "speculative_config"))
+    simulated = choice.startswith(("parallel", "speculative=simulated"))
     composed(choice, *["executor=simulated"] * simulated).validate()
 
 
@@ -92,7 +92,7 @@ def test_overrides_reach_their_fields() -> None:
 
 
 def test_a_simulated_device_takes_a_factor_on_any_op(tmp_path: Path) -> None:
-    config = composed("executor=simulated", "executor.op_scale.linear=0.5", "parallel=tp8", "speculative_config=eagle3")
+    config = composed("executor=simulated", "executor.op_scale.linear=0.5", "parallel=tp8", "speculative=simulated_eagle3")
     config.validate()
     assert config.executor.op_scale == {"linear": 0.5} and config.parallel.tp == 8
     assert config.speculative_config.acceptance_rates() == [0.7296, 0.5208, 0.3545]

@@ -112,6 +112,14 @@ def test_a_rate_of_acceptance_is_of_the_drafts_at_its_position() -> None:
     assert DraftCounts.of([0, 0], [0, 0]) == DraftCounts.of([], []) == DraftCounts()
 
 
+def test_gaps_between_outputs_are_apart_from_those_between_tokens_that_came_at_once() -> None:
+    several = replace(A, token_times_s=[1.0, 1.0, 1.0, 3.0, 3.0])
+    metrics = compute_metrics(run(several, drafts=DraftCounts((1,), (1,))), SLOConfig())
+    assert (metrics["itl_mean_s"], metrics["itl_p50_s"]) == (0.5, 0.0)
+    assert metrics["chunk_gap_mean_s"] == metrics["chunk_gap_p50_s"] == 2.0
+    assert "chunk_gap_mean_s" not in compute_metrics(run(several), SLOConfig())
+
+
 def test_one_step_is_told_by_the_state_that_it_left() -> None:
     metrics = compute_metrics(run(A, steps=[statistics((2.0, 0.25, 1, 0))]), SLOConfig())
     assert (metrics["kv_usage_mean"], metrics["kv_usage_max"]) == (0.25, 0.25)

@@ -17,6 +17,7 @@ from typing import TextIO
 import numpy as np
 import pytest
 
+from framework.corpus import load_corpus
 from framework.study.workload import Workload, WorkloadConfig, build_workload
 from framework.study.workload.arrivals import gamma_arrivals
 from framework.study.workload.prompts import SOURCES, Source
@@ -80,6 +81,15 @@ def test_the_automatic_source_is_text_where_there_is_a_tokenizer() -> None:
     )
     assert build_workload(auto, VOCAB, encode) == build_workload(python, VOCAB, encode)
     assert build_workload(auto, VOCAB, None) == build_workload(random, VOCAB, None)
+
+
+def test_heldout_prompts_are_none_that_the_models_were_trained_on() -> None:
+    config = WorkloadConfig(source="heldout", num_requests=20, prompt_tokens=40, prompt_spread=0)
+    corpus = load_corpus()
+    prompts = [request.prompt_token_ids for request in build_workload(config, VOCAB, lambda text: list(text.encode()))]
+    texts = [bytes(prompt).decode(errors="ignore") for prompt in prompts]
+    assert all(any(text in file.text for file in corpus.heldout) for text in texts)
+    assert len(set(texts)) > 10
 
 
 def test_more_requests_leave_the_first_ones_alone() -> None:
@@ -350,7 +360,7 @@ def test_a_source_and_a_format_are_one_entry_each(monkeypatch: pytest.MonkeyPatc
     assert request.prompt_token_ids == [1, 1, 1]
     with pytest.raises(ValueError, match="source=ones needs a tokenizer"):
         build_workload(WorkloadConfig(source="ones"), VOCAB, None)
-    with pytest.raises(ValueError, match="random, python, trace, ones"):
+    with pytest.raises(ValueError, match="random, python, heldout, trace, ones"):
         WorkloadConfig(source="books").validate()
     path = write(tmp_path / "a.txt", "times\n0\n2.5\n")
     for format in ("auto", "times"):

@@ -104,7 +104,7 @@ LAYOUTS = {
     ),
     "speculators": speculators(norm_before_residual=True),
     "speculators-norms": speculators(norm_before_residual=False, norm_before_fc=True, norm_output=True),
-    "speculators-fc-norm": speculators(norm_before_residual=True, fc_norm=True),
+    "speculators-fc-norm": speculators(norm_before_residual=True, norm_before_fc=True, fc_norm=True),
     "eagle1": Layout(
         "eagle",
         PlainEagle1,
