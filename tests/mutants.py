@@ -14,6 +14,7 @@ _PREFIX = "framework/engine/kv_cache/prefix.py"
 _RUNNER = "framework/worker/runner.py"
 _ROWS = "framework/worker/request_rows.py"
 _SAMPLER = "framework/worker/sampler.py"
+_SEAT_PARAMS = "framework/worker/seat_params.py"
 _PENALTIES = "framework/worker/penalties.py"
 _OUTPUT = "framework/engine/output_processor.py"
 _DETOKENIZER = "framework/engine/detokenizer.py"
@@ -117,7 +118,7 @@ TESTS: dict[str, list[str]] = {
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _RUNNER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
     _ROWS: [*_TOKEN_TESTS, *_DRAFT_TESTS],
-    _SAMPLER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
     _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _DRAFT_MODEL), _DRAFT_TESTS),
@@ -274,9 +275,9 @@ MUTANTS = [
         "start = max(self._num_blocks[group][seat] - 1, 0)",
     ),
     # Sampling.
-    Mutant("min_p dropped", _SAMPLER, "self.min_p[seat] = params.min_p", "self.min_p[seat] = 0.0"),
-    Mutant("top_p of the seat's previous user", _SAMPLER, "        self.top_p[seat] = params.top_p\n", ""),
-    Mutant("seeds of 32 bits", _SAMPLER, "    seed &= 2**64 - 1\n", "    seed &= 2**32 - 1\n"),
+    Mutant("min_p dropped", _SEAT_PARAMS, "self.min_p[seat] = params.min_p", "self.min_p[seat] = 0.0"),
+    Mutant("top_p of the seat's previous user", _SEAT_PARAMS, "        self.top_p[seat] = params.top_p\n", ""),
+    Mutant("seeds of 32 bits", _SEAT_PARAMS, "    seed &= 2**64 - 1\n", "    seed &= 2**32 - 1\n"),
     Mutant("logprobs after penalties", _SAMPLER, "[self._gather(raw, ", "[self._gather(logits[chosen], "),
     Mutant("bad words begin in the prompt", _PENALTIES, " & (positions - lengths >= start_at)", ""),
     Mutant("allowed_token_ids ignored alone", _PENALTIES, "bool(params.allowed_token_ids) or any", "any"),
@@ -661,8 +662,8 @@ MUTANTS = [
     Mutant(
         "a mask counts the tokens of another row",
         _MATCHERS,
-        "wanted(request.num_output_tokens)",
-        "wanted(requests[0].num_output_tokens)",
+        "request.num_output_tokens + nth)",
+        "rows[masked[0]].num_output_tokens + nth)",
     ),
     Mutant(
         "degrees of parallelism are swapped",
@@ -706,23 +707,13 @@ MUTANTS = [
     ),
     Mutant("wrong drafts stay computed", _RUNNER, "if rows.drafts is not None and sampled.accepted is not None:", "if False:"),
     Mutant("a right draft behind a wrong one counts", _ACCEPTANCE, ".cumprod(1).sum(1)", ".sum(1)"),
-    Mutant("what stands behind the drafts is one", _ACCEPTANCE, "nth < drafts.num_drafts", "nth <= drafts.num_drafts"),
+    Mutant("what stands behind the drafts is one", _ACCEPTANCE, "right[drafts.grid] & drafts.is_draft", "right[drafts.grid]"),
     Mutant("penalties do not see the last draft", _PENALTIES, "(before <= drafts.nth[:, None])", "(before < drafts.nth[:, None])"),
-    Mutant(
-        "penalties count wrong drafts",
-        _SAMPLER,
-        "tokens if accepted is None or rows.drafts is None else rows.drafts.accepted_only(tokens, accepted)",
-        "tokens",
-    ),
+    Mutant("penalties count wrong drafts", _SAMPLER, "counted = rows.drafts.accepted_only(tokens, accepted)", "counted = tokens"),
     Mutant("the host's bound passes as the position", _RUNNER, "if first is not None:", "if False:"),
     Mutant("lengths are the host's bound", _BATCHES, "lengths_all = (lengths_all + behind).int()", "pass"),
     Mutant("recordings take the host's bound", _GRAPHS, "if self._rows.computed is not None:", "if False:"),
-    Mutant(
-        "drafts of the host stand one further",
-        _ROWS,
-        "- len(step.drafts[row]) for row in rows]",
-        "- len(step.drafts[row]) + 1 for row in rows]",
-    ),
+    Mutant("drafts of the host stand one further", _ROWS, "(seat, end + nth, token)", "(seat, end + nth + 1, token)"),
     Mutant(
         "drafts beyond the end",
         _SCHEDULER,
@@ -739,7 +730,12 @@ MUTANTS = [
     Mutant("the last block of a prefix counts", _MANAGER, "limit - self._reads_ahead", "limit"),
     Mutant("heads read the token of their slot", _HEAD, "tokens[seats, batch.positions + 1]", "tokens[seats, batch.positions]"),
     Mutant("a chain begins again and again", _HEAD, "step.newest + nth\n", "step.newest\n"),
-    Mutant("drafts have noise of their own", _SAMPLER, "self.min_p, self.seed, position)", "self.min_p, self.seed + 1, position)"),
+    Mutant(
+        "drafts have noise of their own",
+        _SAMPLER,
+        "return self._draw_draft(logits, row_to_seat, position)",
+        "return self._draw_draft(logits, row_to_seat, position + 1)",
+    ),
     Mutant("a draft model does not read the newest token", _DRAFT_MODEL, "hidden = self._forward(own, position)", "pass"),
     Mutant(
         "log-probabilities of wrong drafts are told",

@@ -70,7 +70,7 @@ class Standard:
         is_draft = drafts.nth < drafts.num_drafts[drafts.row_of]
         ids = torch.where(is_draft, _checked(rows, token_ids), -1).int()
         probs = None
-        if self._draft_probs is not None and not drafts.from_host:
+        if self._draft_probs is not None and not rows.drafts_from_host:
             probs = self._draft_probs.of(rows.row_to_seat, position)
         bounds = torch.nn.functional.pad((drafts.num_drafts + 1).cumsum(0), (1, 0)).int()
         own = rows.row_to_seat[drafts.grid[:, 0]]

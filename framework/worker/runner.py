@@ -151,7 +151,7 @@ class Runner:
         if len(rows.sampled):
             sample_rows = SampleRows(rows.seats[rows.logit_rows], rows.logit_positions, row_to_seat, position, ahead=self._ahead)
             if rows.has_drafts:
-                sample_rows.drafts = self._draft_rows(rows, step.drafts is not None)
+                sample_rows.drafts, sample_rows.drafts_from_host = self._draft_rows(rows), step.drafts is not None
             if masks is not None:
                 sample_rows.masks = Masks(np.flatnonzero(np.isin(rows.logit_rows, step.masked)), masks)
             sampled = self._sample(logits, sample_rows, rows.seats[rows.sampled])
@@ -183,14 +183,14 @@ class Runner:
             self.rows.retract(seats, rows.drafts.num_drafts - sampled.accepted)
         return sampled
 
-    def _draft_rows(self, rows: StepRows, from_host: bool) -> DraftRows:
+    def _draft_rows(self, rows: StepRows) -> DraftRows:
         """Those of the step before where rows have as many drafts as there."""
         num_drafts = rows.num_logits[rows.sampled] - 1
         if self._drafts is None or not np.array_equal(num_drafts, self._drafts[0]):
             row_of, grid = np.repeat(np.arange(len(num_drafts)), num_drafts + 1), rows.logit_grid
             is_draft = np.arange(grid.shape[1]) < num_drafts[:, None]
             on_device = all_to_device((rows.nth_logit, row_of, grid, is_draft, num_drafts), self.device)
-            self._drafts = num_drafts, DraftRows(from_host, rows.nth_logit, *on_device)
+            self._drafts = num_drafts, DraftRows(rows.nth_logit, *on_device)
         return self._drafts[1]
 
     @torch.inference_mode()

@@ -79,11 +79,10 @@ class Masks:
 
 @dataclass
 class DraftRows:
-    """Which logit rows check drafts, of R rows that yield tokens. from_host: who made the drafts; nth_on_host: as
-    ``StepRows.nth_logit``; on the device, int64: nth [R'] the same; row_of [R'] which of the R a logit row belongs to; grid
-    [R, 1 + n] the logit rows of each, the last repeated; is_draft, bool of that shape: which check a draft; num_drafts [R]."""
+    """Which logit rows check drafts, of R rows that yield tokens. nth_on_host: as ``StepRows.nth_logit``; on the device, int64: nth
+    [R'] the same; row_of [R'] which of the R a logit row belongs to; grid [R, 1 + n] the logit rows of each, the last repeated;
+    is_draft, bool of that shape: which of these check a draft; num_drafts [R]."""
 
-    from_host: bool
     nth_on_host: np.ndarray
     nth: torch.Tensor
     row_of: torch.Tensor
@@ -100,7 +99,7 @@ class DraftRows:
 class SampleRows:
     """The logit rows of a step: seats and positions int64 [R'] on the host, and the same on the device (row_to_seat int32, position
     int64). A position is the absolute index of the token to be sampled; on the host it may be up to ``ahead`` more than that.
-    masks: None if every row may take all. drafts: None if there are none."""
+    masks: None if every row may take all. drafts: None if there are none; drafts_from_host: who made them."""
 
     seats: np.ndarray
     positions: np.ndarray
@@ -108,4 +107,5 @@ class SampleRows:
     position: torch.Tensor
     masks: Masks | None = None
     drafts: DraftRows | None = None
+    drafts_from_host: bool = False
     ahead: int = 0

@@ -147,7 +147,6 @@ def test_a_name_that_is_in_no_table_is_refused_with_those_that_are(config: Engin
         ({"router": "nearest"}, "router='nearest' .* round_robin"),
         ({"router": "least_loaded"}, "router='least_loaded' .* round_robin .executor.kind=local is one engine"),
         ({"parallel": ParallelConfig(tp=4, ep=2)}, "parallel.ep=2 .* 1, or 4 as parallel.tp"),
-        ({"speculative_config": SpeculativeConfig("ngram", 2)}, "speculative_config.*executor.kind=local does not"),
         (
             {"executor": ExecutorConfig("simulated"), "speculative_config": SpeculativeConfig("ngram", 2)},
             "rejection_sample_method=None .* it must be synthetic",
