@@ -57,6 +57,13 @@ class Oracle:
     def stop(self, request_id: str, token_ids: Sequence[int] = ()) -> None: ...
 
 
+class Prophet(Oracle):
+    """An oracle that is always right, and says all that it may."""
+
+    def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
+        return self.comes[request_id][len(token_ids) :][:most]
+
+
 def make_engine(
     speculative: dict[str, Any] | None = None,
     cache: CacheConfig | None = None,

@@ -261,6 +261,22 @@ def test_speculation_was_put_to_the_test() -> None:
 
 
 @pytest.mark.parametrize("in_flight_steps", [1, 2])
+def test_speculation_on_the_host_knows_all_tokens_and_is_heard(in_flight_steps: int) -> None:
+    """Who is always right is never rejected: drafts follow the newest token, stand where it is looked for them, and end with the
+    request."""
+    jobs = [
+        ([*SHARED_PREFIX[:20], i], SamplingParams(temperature=0.5 * i, seed=i, max_tokens=30, ignore_eos=True)) for i in range(3)
+    ]
+    expected = speculating.serve(without_speculation(), jobs, together=False)
+    speculating.Oracle.comes = speculating.comes(jobs, expected)
+    method = {"method": "tests.speculating:Prophet", "num_speculative_tokens": 4}
+    running = speculating.make_engine(method, scheduler=SchedulerConfig(in_flight_steps=in_flight_steps))
+    speculating.check_equal(speculating.serve(running, jobs), expected)
+    drafts = running.stats().drafts
+    assert drafts.accepted == drafts.drafts == (18, 18, 18, 15), "five tokens a step, and the last steps have three drafts"
+
+
+@pytest.mark.parametrize("in_flight_steps", [1, 2])
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 def test_speculation_by_the_model_itself_is_always_right(kernels: str, in_flight_steps: int) -> None:
     """Drafts are drawn with the noise of the tokens that they guess, so a draft model equal to the model guesses all of them."""
