@@ -79,7 +79,7 @@ def _speculation(config: EngineConfig, executor: Executor) -> Speculation | None
         return None
     kind, has_model = proposer_kind(spec.method), EXECUTORS[config.executor.kind].has_device
     proposer = kind.load()(spec) if kind.place == "host" and has_model else None
-    return Speculation(depth_of(spec), proposer, executor.draft_max_model_len)
+    return Speculation(depth_of(spec), executor.vocab_size, proposer, executor.draft_max_model_len)
 
 
 def build_replicas(config: EngineConfig) -> list[Engine]:

@@ -64,6 +64,15 @@ class Prophet(Oracle):
         return self.comes[request_id][len(token_ids) :][:most]
 
 
+class Broken(Oracle):
+    """Fails, or proposes what is no token, or too many."""
+
+    def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
+        if len(token_ids) % 4 == 0:
+            raise RuntimeError("no idea")
+        return ([99999], [-1], [5] * (most + 1))[len(token_ids) % 4 - 1]
+
+
 def make_engine(
     speculative: dict[str, Any] | None = None,
     cache: CacheConfig | None = None,

@@ -276,6 +276,14 @@ def test_speculation_on_the_host_knows_all_tokens_and_is_heard(in_flight_steps: 
     assert drafts.accepted == drafts.drafts == (18, 18, 18, 15), "five tokens a step, and the last steps have three drafts"
 
 
+def test_speculation_by_a_broken_proposer_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    jobs = [(list(SHARED_PREFIX[:9]), SamplingParams(temperature=0.5, seed=i, max_tokens=12, ignore_eos=True)) for i in range(2)]
+    running = speculating.make_engine({"method": "tests.speculating:Broken", "num_speculative_tokens": 3})
+    speculating.check_equal(speculating.serve(running, jobs), speculating.serve(without_speculation(), jobs, together=False))
+    assert not sum(running.stats().drafts.drafts)
+    assert [record.message for record in caplog.records] == ["Broken proposes nothing for a request"]
+
+
 @pytest.mark.parametrize("in_flight_steps", [1, 2])
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 def test_speculation_by_the_model_itself_is_always_right(kernels: str, in_flight_steps: int) -> None:

@@ -59,7 +59,7 @@ class Engine:
         self.config, self.executor, self.inputs, self.clock = config, executor, inputs, clock
         self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
         if speculation is None and executor.num_drafts:
-            speculation = Speculation(ScheduledDepth([[1, 1, executor.num_drafts]]))
+            speculation = Speculation(ScheduledDepth([[1, 1, executor.num_drafts]]), executor.vocab_size)
         self._speculation = speculation
         self.manager, self.scheduler = self._new_books()
         self._recorder = Recorder(executor.max_model_len)

@@ -104,10 +104,9 @@ class Scheduler:
             self.waiting.discard(request)
         request.status = Status.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
-        if request in self.requests:
-            self.requests.discard(request)
-            if self.speculation is not None and self.speculation.proposer is not None:
-                self.speculation.proposer.stop(request.request_id, request.token_ids)
+        self.requests.discard(request)
+        if self.speculation is not None and self.speculation.proposer is not None:
+            self.speculation.proposer.stop(request.request_id, request.token_ids)
         self._release_followers(request)
 
     def schedule(self, now_s: float = 0.0) -> ScheduledStep | None:
@@ -282,11 +281,11 @@ class Scheduler:
             most = min(most, longest - request.num_tokens)
         if most <= 0:
             return []
-        if (proposer := self.speculation.proposer) is None:
+        if self.speculation.proposer is None:
             return [-1] * min(most, request.num_proposed)
         if request.num_tokens > len(request.token_ids):
             return None
-        return proposer.propose(request.request_id, request.token_ids, most)
+        return self.speculation.propose(request, most)
 
     def _append_chunk(self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = ()) -> None:
         request.num_computed += count
