@@ -38,7 +38,7 @@ class ServerConfig:
     max_num_stop         most stop strings per request
     max_stop_length      most characters of all stop strings of a request together
     max_num_bad_words    most bad words per request
-    max_bad_words_length most characters of all bad words of a request together
+    max_bad_words_length  most characters of all bad words of a request together
     drain_timeout_s      how long running requests may take to end after SIGTERM
     keep_alive_s         how long an idle connection is kept
     log_level            critical, error, warning, info, debug or trace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -63,10 +64,11 @@ class Sampler:
     ) -> None:
         speculative = speculative or SpeculativeConfig()
         self._penalties = Penalties(plan, num_seats, vocab_size, device)
-        self._sample = plan.bind("sample", params={"stream": 0}, facts={"vocab_size": vocab_size})
         self._gather_logprobs = plan.bind("gather_logprobs", facts={"vocab_size": vocab_size})
         self.vocab_size, self.device = vocab_size, device
         self._seats = SeatParams(num_seats, device)
+        sample = plan.bind("sample", params={"stream": 0}, facts={"vocab_size": vocab_size})
+        self._draw = partial(self._seats.draw, sample)  # not a method: rules hold it, and a cycle would hold tensors
         shape = draft_probs_shape(speculative, num_seats, vocab_size)
         draft_probs = None if shape is None else DraftProbs(shape, device)
         target = Target(plan, self._draw, self._seats, vocab_size, draft_probs)
@@ -125,10 +127,6 @@ class Sampler:
 
     def wants_prompt_logprobs(self, seat: int) -> bool:
         return bool(self._num_prompt_logprobs[seat] > _NONE)
-
-    def _draw(self, logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Tokens int32 [R] as without drafts; -1 where a row has none."""
-        return self._sample(logits, row_to_seat, *self._seats.filters, self._seats.seed, position)
 
     def _full_counts(self, counts: np.ndarray) -> np.ndarray:
         return np.where(counts == -1, self.vocab_size, counts)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..engine.step import NewRequest
+from ..plan import BoundKernel
 
 
 class SeatParams:
@@ -29,6 +30,11 @@ class SeatParams:
         self.min_p[seat] = params.min_p
         self.seed[seat] = _signed64(params.seed)
         self.is_filtered[seat] = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+
+    def draw(self, sample: BoundKernel, logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Tokens int32 [R] as without drafts, by the op ``sample``; -1 where a row has none."""
+        tokens: torch.Tensor = sample(logits, row_to_seat, *self.filters, self.seed, position)
+        return tokens
 
     @property
     def filters(self) -> tuple[torch.Tensor, ...]:

@@ -43,7 +43,11 @@ def test_as_many_blocks_as_the_real_rule_gives(fraction: float, dtype: str, sche
     for name in ("reset_peak_memory_stats", "synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *device: None)
     real = SimpleNamespace(
-        groups=simulated.groups, max_model_len=simulated.max_model_len, _draft=None, _forward_null_batch=lambda config, device: None
+        groups=simulated.groups,
+        max_model_len=simulated.max_model_len,
+        _drafter=None,
+        _draft_probs_bytes=lambda config: 0,
+        _forward_null_batch=lambda config, device: None,
     )
     device = Cuda.__new__(Cuda)
     device.torch = torch.device("cuda", 0)

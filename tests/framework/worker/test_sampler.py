@@ -23,13 +23,13 @@ def sampled(logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch, **penalties: 
     for seat, given in enumerate((penalties, {})):
         params = SamplingParams(temperature=1.0, top_p=0.9, seed=seat, logprobs=2, **given)
         sampler.add(NewRequest(seat, str(seat), [1, 4], 2, 0, [[1]], params))
-    draw, drawn_from = sampler._sample, []
+    draw, drawn_from = sampler._draw, []
 
     def spy(given: torch.Tensor, *rest: Any) -> torch.Tensor:
         drawn_from.append(given.dtype)
         return draw(given, *rest)
 
-    monkeypatch.setattr(sampler, "_sample", spy)
+    monkeypatch.setattr(sampler, "_draw", spy)
     seats, positions = np.array([0, 1]), np.array([2, 2])
     rows = SampleRows(seats, positions, torch.from_numpy(seats).int(), torch.from_numpy(positions))
     found = sampler.sample(logits.clone(), rows, torch.zeros(2, 8, dtype=torch.int64))
