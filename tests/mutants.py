@@ -723,8 +723,8 @@ MUTANTS = [
     Mutant(
         "who proposes on the host does not wait",
         _SCHEDULER,
-        "if request.num_tokens > len(request.token_ids):\n            return None\n        return proposer",
-        "return proposer",
+        "if request.num_tokens > len(request.token_ids):\n            return None\n        return self.speculation",
+        "return self.speculation",
     ),
     Mutant("drafts have no room", _SCHEDULER, "ahead = num_drafts if", "ahead = 0 if"),
     Mutant("the last block of a prefix counts", _MANAGER, "limit - self._reads_ahead", "limit"),

@@ -82,7 +82,7 @@ def test_a_script_for_vllm_runs_with_only_the_import_changed() -> None:
 
 def storages() -> dict[int, StorageWeakRef]:
     """The memory of all tensors that Python knows of, by address."""
-    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]  # others have no memory
     held = [tensor.untyped_storage() for tensor in tensors if tensor.layout == torch.strided]
     return {storage.data_ptr(): StorageWeakRef(storage) for storage in held}
 
