@@ -83,7 +83,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 """Of requests with a body."""
 
-STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+STREAM: dict[str, Any] = {"text/event-stream": {}}
 """Content of a streamed answer."""
 
 
