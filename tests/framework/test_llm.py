@@ -357,7 +357,7 @@ def test_a_kernel_that_fails_once_harms_no_later_request(depth: int) -> None:
                 layers[1] = FailsOnce(layers[1], number, error)
                 patch.setattr(runner.model, "layers", layers)
             elif name == "sample":
-                patch.setattr(runner.sampler, "_sample", FailsOnce(runner.sampler._sample, number, error))
+                patch.setattr(runner.sampler, "_draw", FailsOnce(runner.sampler._draw, number, error))
             else:
                 patch.setattr(runner.rows, "apply", FailsOnce(runner.rows.apply, number, error))
             with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RuntimeError) as caught:
