@@ -117,8 +117,8 @@ class Matchers:
             own = masks[end - count : end]
             for nth in range(count):
                 own[nth] = constraint.wanted(nth, request.num_output_tokens + nth)
-            if not own.any(1).all():
-                own[~own.any(1)] = -1
+            if not own[0].any():  # behind a draft it matters only if the draft is right, and then the row has no token
+                own[:] = -1
                 reason = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
                 failures.append((request, ValueError(reason)))
         handle.sample(masks)
