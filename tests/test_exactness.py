@@ -281,7 +281,8 @@ def test_speculation_by_a_broken_proposer_harms_nobody(caplog: pytest.LogCapture
     running = speculating.make_engine({"method": "tests.speculating:Broken", "num_speculative_tokens": 3})
     speculating.check_equal(speculating.serve(running, jobs), speculating.serve(without_speculation(), jobs, together=False))
     assert not sum(running.stats().drafts.drafts)
-    assert [record.message for record in caplog.records] == ["Broken proposes nothing for a request"]
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]  # others may have asked for more
+    assert errors == ["Broken proposes nothing for a request"]
 
 
 @pytest.mark.parametrize("in_flight_steps", [1, 2])
