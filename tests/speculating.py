@@ -177,7 +177,7 @@ def check_mix(seed: int, plain: Engine) -> dict[str, Any]:
     method, k = rng.choice(list(METHODS)), rng.choice([1, 3, 7])
     k = min(k, 4) if method == "medusa" else k  # so many heads
     size = rng.choice([2, 5, 16])
-    longest = max(len(tokens) for tokens in Oracle.comes.values())
+    longest = max(len(prompt) + (params.max_tokens or 0) for prompt, params in jobs)  # at the latest: so much must fit
     cache = CacheConfig(size, num_blocks=-(-longest // size) + 2 + rng.randrange(40), prefix_caching=rng.random() < 0.5)
     budget, in_flight = rng.choice([5, 17, 64]), rng.choice([1, 2])
     scheduler = SchedulerConfig(max_num_seqs=rng.randrange(1, 9), max_num_batched_tokens=budget, in_flight_steps=in_flight)
