@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
+from .engine.executor import PredictsSteps
 from .engine.inputs import InputProcessor
 from .engine.speculation import Speculation
 from .engine.tokenizer import load_tokenizer
@@ -79,7 +80,8 @@ def _speculation(config: EngineConfig, executor: Executor) -> Speculation | None
         return None
     kind, has_model = proposer_kind(spec.method), EXECUTORS[config.executor.kind].has_device
     proposer = kind.load()(spec) if kind.place == "host" and has_model else None
-    return Speculation(depth_of(spec), executor.vocab_size, proposer, executor.draft_max_model_len)
+    depth = depth_of(spec, executor.step_time if isinstance(executor, PredictsSteps) else None)
+    return Speculation(depth, executor.vocab_size, proposer, executor.draft_max_model_len)
 
 
 def build_replicas(config: EngineConfig) -> list[Engine]:
@@ -91,8 +93,9 @@ def build_replicas(config: EngineConfig) -> list[Engine]:
 
     clocks = [VirtualClock() for _ in range(1, config.parallel.dp)]
     executor: Any = first.executor  # of a kind that has replicas, or the config would have been refused
-    others = [Engine(first.config, executor.replica(clock, i), first.inputs, clock) for i, clock in enumerate(clocks, 1)]
-    return [first, *others]
+    others = [executor.replica(clock, i) for i, clock in enumerate(clocks, 1)]
+    config, inputs = first.config, first.inputs
+    return [first, *(Engine(config, each, inputs, each.clock, None, _speculation(config, each)) for each in others)]
 
 
 def settle_block_size(config: Config, arch: str | None = None) -> Config:

@@ -175,7 +175,7 @@ class Scheduler:
     def _schedule_running(self, scheduled: ScheduledStep, num_drafts: int) -> int:
         """Returns what is left of the budget."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
-        ahead = num_drafts if self.speculation is not None and self.speculation.proposer is None else 0  # see _drafts
+        ahead = num_drafts if self.speculation is not None and self.speculation.proposer is None else 0  # see Speculation.drafts
         alone = 0 if num_drafts else 1  # what a request that decodes is missing, if nothing is to be guessed behind it
         staged = self._num_stages > 1
         share = -(-self.num_running // self._num_stages)
@@ -198,14 +198,18 @@ class Scheduler:
                 decodes.append(request)
                 budget -= 1
             else:
-                most = min(budget, self._max_chunk)
-                drafts = self._drafts(request, min(num_drafts, most - 1)) if missing == 1 else []
+                most, room = min(budget, self._max_chunk), 0
+                drafts: Sequence[int] | None = ()
+                if missing == 1:
+                    assert self.speculation is not None
+                    room = self.speculation.room(request, min(num_drafts, most - 1))
+                    drafts = self.speculation.drafts(request, room) if room >= 0 else None
                 if drafts is None:
-                    continue
+                    continue  # until what is in flight is back
                 count = min(missing, most) + len(drafts)
                 if not self._grow(request, min(computed + count + ahead, request.max_total - 1), step):
                     break
-                self._append_chunk(scheduled, request, count, drafts)
+                self._append_chunk(scheduled, request, count, drafts, room)
                 budget -= count
         return budget
 
@@ -269,29 +273,13 @@ class Scheduler:
             self.counters.prefix_query_tokens += request.num_prompt_tokens
             self.counters.prefix_hit_tokens += num_cached_tokens
 
-    def _drafts(self, request: Request, most: int) -> list[int] | None:
-        """What a request that decodes has checked, with -1 for what only the executor knows, which makes it behind its tokens, in
-        blocks that the request has already. None: it has to wait for what is in flight, its last token or those that drafts come
-        from."""
-        most = min(most, request.max_total - request.num_tokens - 1)
-        if most < 0:
-            return None
-        assert self.speculation is not None
-        if (longest := self.speculation.max_model_len) is not None:
-            most = min(most, longest - request.num_tokens)
-        if most <= 0:
-            return []
-        if self.speculation.proposer is None:
-            return [-1] * min(most, request.num_proposed)
-        if request.num_tokens > len(request.token_ids):
-            return None
-        return self.speculation.propose(request, most)
-
-    def _append_chunk(self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = ()) -> None:
+    def _append_chunk(
+        self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = (), room: int = 0
+    ) -> None:
         request.num_computed += count
         num_logits = 1 + len(drafts) if request.num_computed == request.num_tokens + len(drafts) else 0
         request.num_tokens += num_logits
-        scheduled.chunks.append(Chunk(request, count, request.num_computed, num_logits, drafts))
+        scheduled.chunks.append(Chunk(request, count, request.num_computed, num_logits, drafts, room))
 
     def _grow(self, request: Request, num_tokens: int, step: StepInput) -> bool:
         """Blocks for ``num_tokens`` tokens, at the cost of the last in order; False if that was the request itself."""
