@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..speculation.depth import Depth
+from ..speculation.forced import Forced
 from ..speculation.proposer import HostProposer
 from .request import Request
 from .scheduled import ScheduledStep
@@ -21,12 +22,18 @@ class Speculation:
     depth          says how many drafts of a request a step checks
     proposer       None where the executor makes them, on its device, after the step before
     max_model_len  longest sequence that it can follow; None = as long as any
+    forced         (request, most) -> drafts that come before those of the proposer: what a grammar forces
     """
 
     def __init__(
-        self, depth: Depth, vocab_size: int, proposer: HostProposer | None = None, max_model_len: int | None = None
+        self,
+        depth: Depth,
+        vocab_size: int,
+        proposer: HostProposer | None = None,
+        max_model_len: int | None = None,
+        forced: Callable[[Request, int], list[int]] | None = None,
     ) -> None:
-        self.depth, self.proposer, self.max_model_len = depth, proposer, max_model_len
+        self.depth, self.proposer, self.max_model_len, self._forced = depth, proposer, max_model_len, forced
         self._vocab_size, self._has_failed = vocab_size, False
         self._last_end_s = 0.0
 
@@ -48,16 +55,19 @@ class Speculation:
             return ()
         if self.proposer is None:
             return [-1] * room
+        if isinstance(self.proposer, Forced) and request.params.structured_outputs is None:
+            return ()
         if request.num_tokens > len(request.token_ids):
             return None
         return self.propose(request, room)
 
     def propose(self, request: Request, most: int) -> list[int]:
-        """Drafts of a request, all of whose tokens are known. A proposer that fails, or says what is no token, has nothing to say:
-        what comes out does not depend on it. The first time is logged."""
+        """Drafts of a request, all of whose tokens are known: those that are forced, else what the proposer says. One that fails,
+        or says what is no token, has nothing to say: what comes out does not depend on it. The first time is logged."""
         assert self.proposer is not None
         try:
-            drafts = self.proposer.propose(request.request_id, request.token_ids, most)
+            drafts = self._forced(request, most) if self._forced is not None else []
+            drafts = drafts or self.proposer.propose(request.request_id, request.token_ids, most)
             if len(drafts) > most or not all(0 <= token < self._vocab_size for token in drafts):
                 asked = f"{most} tokens from 0 to {self._vocab_size - 1} were asked for"
                 raise ValueError(f"it proposed {reprlib.repr(drafts)}, where {asked}")
