@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 from itertools import repeat
 
 from ..config import SchedulerConfig
 from .kv_cache.manager import KVCacheManager
+from .limits import Limits
 from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
 from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters, new_request
@@ -37,14 +38,15 @@ class Scheduler:
         speculation: Speculation | None = None,
         num_stages: int = 1,
     ) -> None:
-        self.config, self.manager, self.max_model_len, self.speculation = config, manager, max_model_len, speculation
+        self.config, self.manager, self.speculation = config, manager, speculation
+        self.limits = Limits(config, manager, max_model_len)
         self._num_stages = num_stages
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
         self.running: list[Request] = []
         self.num_running = 0
         self._policy = POLICIES[config.policy](config)
-        self._max_chunk = min(config.max_chunk_tokens or config.max_num_batched_tokens, config.max_num_batched_tokens)
+        self._max_chunk = self.limits.max_chunk
         self.waiting = WaitingQueue()
         self._free_seats = list(range(config.max_num_seqs - 1, -1, -1))
         self.released: list[int] = []
@@ -56,36 +58,8 @@ class Scheduler:
         """Requests that hold no seat."""
         return len(self.requests) - self.num_running
 
-    def longest_total(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
-        """Length at which a request ends at the latest. Raises ValueError if it could never be served."""
-        if num_prompt_tokens >= self.max_model_len:
-            raise ValueError(
-                f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have at most "
-                f"{self.max_model_len} (model.max_model_len): shorten the prompt"
-            )
-        total = self.max_model_len if max_tokens is None else min(num_prompt_tokens + max_tokens, self.max_model_len)
-        least = num_prompt_tokens + 1 if max_tokens is None else total
-        if not self.config.chunked_prefill and least - 1 > self._max_chunk:
-            raise ValueError(
-                f"without chunked prefill a request must fit in one step, even when it resumes: this one has "
-                f"up to {least - 1} tokens, but a step takes {self._max_chunk} of one request: raise "
-                "scheduler.max_num_batched_tokens (and max_chunk_tokens), or set chunked_prefill"
-            )
-        usable = self.manager.pool.num_blocks - 1
-        if (needed := self._most_blocks(least - 1)) > usable:
-            raise ValueError(
-                f"the request needs up to {needed} KV blocks of {self.manager.block_size} tokens, but the cache "
-                f"has {usable}: lower max_tokens, shorten the prompt, or enlarge cache.memory_bytes or "
-                "cache.num_blocks"
-            )
-
-        def too_long(length: int) -> bool:
-            return self._most_blocks(length - 1) > usable or not (self.config.chunked_prefill or length - 1 <= self._max_chunk)
-
-        return least + bisect_left(range(least + 1, total + 1), True, key=too_long)
-
     def add(self, request: Request) -> None:
-        """Takes a request whose length passed ``longest_total``. One with a leader waits until the leader's prompt is computed."""
+        """Takes a request that passed ``limits.longest_total``. One with a leader waits until the leader's prompt is computed."""
         request.order = self._policy.order(request, self._num_added)
         self._num_added += 1
         self.requests.add(request)
@@ -249,7 +223,7 @@ class Scheduler:
             count = min(missing, budget, self._max_chunk)
             if count < missing and not self.config.chunked_prefill:
                 return 0
-            if not manager.admit(request, hit, start + count, self._most_blocks(num_known)):
+            if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known)):
                 return 0
             self.counters.num_chunked_prefills += count < missing
         request.leader = None
@@ -369,6 +343,3 @@ class Scheduler:
             self.finish(request, reason, token if token in (request.params.stop_token_ids or ()) else None)
         elif reason is not None:
             self.finish(request, reason)
-
-    def _most_blocks(self, num_tokens: int) -> int:
-        return self.manager.blocks_for(num_tokens, min(num_tokens, self._max_chunk * self.config.in_flight_steps))
