@@ -73,6 +73,6 @@ class Executor(Protocol):
 class PredictsSteps(Protocol):
     """An executor that knows how long steps take before it runs them."""
 
-    def step_time(self, num_rows: int, num_drafts: int) -> float:
-        """Seconds from a step's end to the next, of steps that only decode so many rows, with so many drafts checked and made for
-        each."""
+    def step_time(self, num_running: int, num_drafts: int) -> float:
+        """Seconds from a step's end to the next, of steps that only decode, while so many requests run, with so many drafts checked
+        and made for each."""

@@ -173,11 +173,11 @@ class SimulatedExecutor:
                     start_s = self._draft_observer.add(self._drafting.stage_costs, one, start_s)
         return SimulatedStep(tokens.sample(step, seats, contexts), end_s, self.clock)
 
-    def step_time(self, num_rows: int, num_drafts: int) -> float:
+    def step_time(self, num_running: int, num_drafts: int) -> float:
         """As PredictsSteps has it, at the mean context of the last step."""
-        key = num_rows, num_drafts, self._context // CONTEXT_GRID
+        key = -(-num_running // self.num_stages), num_drafts, self._context // CONTEXT_GRID
         if key not in self._periods:
-            self._periods[key] = self._period(num_rows, num_drafts)
+            self._periods[key] = self._period(*key[:2])
         return self._periods[key]
 
     def _period(self, num_rows: int, num_drafts: int) -> float:

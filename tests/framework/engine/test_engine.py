@@ -203,6 +203,20 @@ def test_a_step_without_drafts_does_not_wait_for_the_one_before(from_host: bool)
         assert_idle(engine)
 
 
+@pytest.mark.parametrize("in_flight_steps", [1, 2])
+@pytest.mark.parametrize("from_host", [False, True])
+def test_guesses_do_not_reach_beyond_the_longest_sequence(from_host: bool, in_flight_steps: int) -> None:
+    by = Speculation(ScheduledDepth([[1, 1, 4]]), 20, Guesses() if from_host else None)  # type: ignore[arg-type]
+    config = make_config(in_flight_steps=in_flight_steps)
+    engine = make_engine(config, vocab_size=20, max_model_len=40, num_drafts=4, speculation=by)
+    ends = {str(i): [1] * i for i in (1, 20, 38, 39)}
+    for name, prompt in ends.items():
+        engine.add_request(name, EngineInput(prompt), token_params(max_tokens=None, seed=3))
+    outputs = finish(engine)
+    assert all(len(prompt) + len(tokens_of(outputs[name])[0]) == 40 for name, prompt in ends.items())
+    assert_idle(engine)
+
+
 def test_guesses_without_a_mirror_change_no_token() -> None:
     config = make_config()
     config.cache.check_invariants = False

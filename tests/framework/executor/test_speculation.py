@@ -102,8 +102,7 @@ def test_the_time_of_a_step_is_predicted(given: dict[str, Any], batch: int, in_f
         engine.step()
         ends_s.append(engine.clock.now())
     assert isinstance(engine.executor, PredictsSteps)
-    rows = -(-batch // engine.executor.num_stages)
-    assert engine.executor.step_time(rows, 2) == pytest.approx((ends_s[-1] - ends_s[-9]) / 8, rel=0.03)
+    assert engine.executor.step_time(batch, 2) == pytest.approx((ends_s[-1] - ends_s[-9]) / 8, rel=0.03)
 
 
 def test_every_replica_has_a_depth_of_its_own() -> None:
