@@ -14,12 +14,13 @@ struct penalties {
 };
 
 static void forbid(float *x, const uint32_t *mask, int64_t count) {
-    for (int64_t w = 0; w * 32 < count; w++) {
+    int64_t w = 0;
+    for (; w < count / 32; w++, x += 32) {
         const uint32_t word = mask[w];
         if (word == UINT32_MAX) continue;
-        const int64_t rest = count - w * 32, end = rest < 32 ? rest : 32;
-        for (int64_t t = 0; t < end; t++) x[w * 32 + t] = word >> t & 1 ? x[w * 32 + t] : -INFINITY;
+        for (int t = 0; t < 32; t++) x[t] = word >> t & 1 ? x[t] : -INFINITY;
     }
+    for (int64_t t = 0; t < count % 32; t++) x[t] = mask[w] >> t & 1 ? x[t] : -INFINITY;
 }
 
 static void repeat(float *x, const uint32_t *prompt, const int32_t *counts, float factor, int64_t count) {

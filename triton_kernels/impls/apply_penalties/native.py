@@ -28,6 +28,6 @@ class ApplyPenaltiesNative:
         rows = logits if logits.stride(1) == 1 else logits.contiguous()
         mask = None if bitmask is None else bitmask.contiguous()
         own = [tensor.contiguous() for tensor in of_seats]
-        self.run(rows.numel(), rows, row_to_seat.contiguous(), mask, *own, *rows.shape, rows.stride(0), own[-1].shape[1])
+        self.run(rows.numel() // 4, rows, row_to_seat.contiguous(), mask, *own, *rows.shape, rows.stride(0), own[-1].shape[1])
         if rows is not logits:
             logits.copy_(rows)
