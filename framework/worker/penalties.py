@@ -76,9 +76,12 @@ class Penalties:
             self._apply_penalties(logits, torch.where(seats < 0, seats, own), mask, *state)
         return logits
 
-    def count(self, rows: SampleRows, tokens: torch.Tensor) -> None:
-        """Adds a step's tokens int32 [R] to the counts of their seats, if any of them has a penalty on what came before."""
+    def count(self, rows: SampleRows, tokens: torch.Tensor, accepted: torch.Tensor | None) -> None:
+        """Adds a step's tokens int32 [R'] to the counts of their seats, if any of them has a penalty on what came before. accepted
+        int64 [R]: of drafts, of which those behind the first wrong one do not count."""
         if self._rows is not None and self._counted[rows.seats].any():
+            if rows.drafts is not None and accepted is not None:
+                tokens = rows.drafts.accepted_only(tokens, accepted)
             self._rows.count(rows.row_to_seat, tokens)
 
     def _bitmask(self, rows: SampleRows, masked: list[int]) -> torch.Tensor:
