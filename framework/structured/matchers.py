@@ -221,8 +221,6 @@ class _Constraint:
         request does not want yet."""
         assert self.masks is not None
         masks = self.masks if len(self.masks) == count else self.masks[:count]
-        if num_output_tokens >= self._most_held:
-            return masks
         for nth in range(min(count, self._most_held - num_output_tokens)):
             for word, bit in self._held_bits:
                 if masks.item(nth, word) & bit:
