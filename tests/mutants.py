@@ -368,7 +368,7 @@ MUTANTS = [
     Mutant("the engine's process spins while all wait for grammars", _PROCESS, "WAIT_S if engine.is_waiting else 0", "0"),
     # What a grammar allows, and penalties.
     Mutant("a mask of the row before", _SAMPLE_C, "c->bitmask + r * words", "c->bitmask + (r ? r - 1 : r) * words"),
-    Mutant("the last tokens of a mask are not read", _SAMPLE_C, "rest < 32 ? rest : 32", "rest < 32 ? 0 : 32"),
+    Mutant("the last tokens of a mask are not read", _SAMPLE_C, "t < count % 32;", "t < 0;"),
     Mutant("presence without occurrence", _SAMPLE_C, "(counts[t] > 0 ? presence : 0)", "presence"),
     # Recordings on a CPU.
     Mutant(
@@ -656,14 +656,11 @@ MUTANTS = [
     Mutant(
         "ends are held back one token longer",
         _MATCHERS,
-        "num_output_tokens < self._most_held",
-        "num_output_tokens <= self._most_held",
+        "self._most_held - num_output_tokens)",
+        "1 + self._most_held - num_output_tokens)",
     ),
     Mutant(
-        "a mask counts the tokens of another row",
-        _MATCHERS,
-        "request.num_output_tokens + nth)",
-        "rows[masked[0]].num_output_tokens + nth)",
+        "a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[masked[0]].num_output_tokens)"
     ),
     Mutant(
         "degrees of parallelism are swapped",
@@ -708,8 +705,8 @@ MUTANTS = [
     Mutant("wrong drafts stay computed", _RUNNER, "if rows.drafts is not None and sampled.accepted is not None:", "if False:"),
     Mutant("a right draft behind a wrong one counts", _ACCEPTANCE, ".cumprod(1).sum(1)", ".sum(1)"),
     Mutant("what stands behind the drafts is one", _ACCEPTANCE, "right[drafts.grid] & drafts.is_draft", "right[drafts.grid]"),
-    Mutant("penalties do not see the last draft", _PENALTIES, "(before <= drafts.nth[:, None])", "(before < drafts.nth[:, None])"),
-    Mutant("penalties count wrong drafts", _SAMPLER, "counted = rows.drafts.accepted_only(tokens, accepted)", "counted = tokens"),
+    Mutant("penalties do not see the last draft", _PENALTIES, "before <= drafts.nth[:, None]", "before < drafts.nth[:, None]"),
+    Mutant("penalties count wrong drafts", _PENALTIES, "tokens = rows.drafts.accepted_only(tokens, accepted)", "pass"),
     Mutant("the host's bound passes as the position", _RUNNER, "if first is not None:", "if False:"),
     Mutant("lengths are the host's bound", _BATCHES, "lengths_all = (lengths_all + behind).int()", "pass"),
     Mutant("recordings take the host's bound", _GRAPHS, "if self._rows.computed is not None:", "if False:"),

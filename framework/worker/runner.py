@@ -153,7 +153,7 @@ class Runner:
             if rows.has_drafts:
                 sample_rows.drafts, sample_rows.drafts_from_host = self._draft_rows(rows), step.drafts is not None
             if masks is not None:
-                sample_rows.masks = Masks(np.flatnonzero(np.isin(rows.logit_rows, step.masked)), masks)
+                sample_rows.masks = Masks(rows.logit_rows_of(step.masked), masks)
             sampled = self._sample(logits, sample_rows, rows.seats[rows.sampled])
         if self._proposer is not None:
             drafts = self._propose(self._proposer, rows, first, hidden, step.num_proposals)
