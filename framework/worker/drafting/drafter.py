@@ -23,9 +23,10 @@ from ...speculation.config import SpeculativeConfig
 from ...speculation.table import proposer_kind
 from ..request_rows import RequestRows
 from .cache import DraftCache
+from .chain import Chain
 from .draft_model import DraftModel
 from .head import ChainedHead, MedusaHeads
-from .proposer import DeviceProposer, Draw
+from .proposer import DeviceProposer, Draw, Guesser
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ class Drafter:
         model, vocab_size = self.model, self.target.vocab_size
         if isinstance(model, Medusa):
             return MedusaHeads(model, vocab_size, rows.tokens, draw)
-        cache = DraftCache(self.specs, groups, num_blocks, block_size, rows, plan)
+        guesser: Guesser
         if isinstance(model, DraftHead):
             assert isinstance(self.target, Decoder)
-            return ChainedHead(model, self.target.hidden_size, vocab_size, cache, draw)
-        return DraftModel(model, cache, draw)
+            guesser = ChainedHead(model, self.target, rows.device)
+        else:
+            guesser = DraftModel(model)
+        return Chain(guesser, DraftCache(self.specs, groups, num_blocks, block_size, rows, plan, guesser.ahead), draw)
 
 
 def load_drafter(config: EngineConfig, info: ModelInfo, target: Model, plan: KernelPlan, device: torch.device) -> Drafter:
