@@ -58,7 +58,8 @@ _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
 _BATCHES = "framework/worker/batches.py"
 _HEAD = "framework/worker/drafting/head.py"
-_DRAFT_MODEL = "framework/worker/drafting/draft_model.py"
+_CHAIN = "framework/worker/drafting/chain.py"
+_CHAIN_GRAPHS = "framework/worker/drafting/chain_graphs.py"
 _REPEATING = "experiments/repeating.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
 
@@ -81,7 +82,11 @@ _TEXT_TESTS = [
     "tests/test_outputs_agree.py",
 ]
 _TOKEN_TESTS = ["tests/test_sampling_oracle.py", "tests/test_against_transformers.py"]
-_DRAFT_TESTS = ["tests/framework/worker/test_drafting.py", "tests/test_exactness.py"]
+_DRAFT_TESTS = [
+    "tests/framework/worker/test_drafting.py",
+    "tests/framework/worker/test_draft_histories.py",
+    "tests/test_exactness.py",
+]
 _RECORDING_TESTS = ["tests/triton_kernels/test_recording.py", "tests/framework/worker/test_decode_graphs.py"]
 _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/models/test_public_checkpoints.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
@@ -121,7 +126,7 @@ TESTS: dict[str, list[str]] = {
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
     _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
-    **dict.fromkeys((_ACCEPTANCE, _HEAD, _DRAFT_MODEL), _DRAFT_TESTS),
+    **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS), _DRAFT_TESTS),
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
     _ASYNC: _PROCESS_TESTS,
@@ -712,7 +717,7 @@ MUTANTS = [
     Mutant("penalties count wrong drafts", _SAMPLER, "counted = rows.drafts.accepted_only(tokens, accepted)", "counted = tokens"),
     Mutant("the host's bound passes as the position", _RUNNER, "if first is not None:", "if False:"),
     Mutant("lengths are the host's bound", _BATCHES, "lengths_all = (lengths_all + behind).int()", "pass"),
-    Mutant("recordings take the host's bound", _GRAPHS, "if self._rows.computed is not None:", "if False:"),
+    Mutant("recordings take the host's bound", _GRAPHS, "if requests.computed is not None:", "if False:"),
     Mutant("drafts of the host stand one further", _ROWS, "(seat, end + nth, token)", "(seat, end + nth + 1, token)"),
     Mutant(
         "drafts beyond the end",
@@ -728,15 +733,21 @@ MUTANTS = [
     ),
     Mutant("drafts have no room", _SCHEDULER, "ahead = num_drafts if", "ahead = 0 if"),
     Mutant("the last block of a prefix counts", _MANAGER, "limit - self._reads_ahead", "limit"),
-    Mutant("heads read the token of their slot", _HEAD, "tokens[seats, batch.positions + 1]", "tokens[seats, batch.positions]"),
-    Mutant("a chain begins again and again", _HEAD, "step.newest + nth\n", "step.newest\n"),
+    Mutant("prompts have no room for drafts", _SCHEDULER, "min(start + count + ahead,", "min(start + count,"),
+    Mutant("heads read the token of their slot", _HEAD, "    ahead = 1\n", "    ahead = 0\n"),
+    Mutant("a recorded head reads the token of its slot", _GRAPHS, "positions + ahead if ahead else positions", "positions"),
+    Mutant("a chain begins again and again", _CHAIN, "self._bounds + 1, np", "self._bounds, np"),
+    Mutant("a recorded chain begins again and again", _CHAIN_GRAPHS, "            kept.copy_(states)\n", ""),
+    Mutant("a recorded chain follows a wrong draft", _CHAIN_GRAPHS, "(ends - num_wrong)", "(ends + 0 * num_wrong)"),
+    Mutant("drafts of a recording lie in blocks of others", _GRAPHS, " + requests.num_drafts)", ")"),
     Mutant(
         "drafts have noise of their own",
         _SAMPLER,
         "return self._draw_draft(logits, row_to_seat, position)",
         "return self._draw_draft(logits, row_to_seat, position + 1)",
     ),
-    Mutant("a draft model does not read the newest token", _DRAFT_MODEL, "hidden = self._forward(own, position)", "pass"),
+    Mutant("a draft model does not read the newest token", _CHAIN, "* (wanted and not ahead)", "* 0"),
+    Mutant("a recorded draft model does not read the newest token", _CHAIN_GRAPHS, "lengths + lengths.clamp_max(1)", "lengths + 0"),
     Mutant(
         "log-probabilities of wrong drafts are told",
         _RUNNER,
