@@ -118,7 +118,7 @@ TESTS: dict[str, list[str]] = {
     _REQUEST: _ENGINE_TESTS,
     _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS],
     _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS],
-    _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS],
+    _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _RUNNER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
@@ -422,8 +422,8 @@ MUTANTS = [
     Mutant(
         "tables of the step before",
         _GRAPHS,
-        "        self._tables[:, :count, :width].copy_(tables, non_blocking=True)\n",
-        "        self._tables[:, :1, :width].copy_(tables[:, :1], non_blocking=True)\n",
+        "        self.tables[:, :count, :width].copy_(tables, non_blocking=True)\n",
+        "        self.tables[:, :1, :width].copy_(tables[:, :1], non_blocking=True)\n",
     ),
     # What checkpoints hold.
     Mutant(

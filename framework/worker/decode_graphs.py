@@ -12,6 +12,7 @@ import torch
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.protocol import Model
 from ..plan import AttentionMeta, BoundKernel, LayerKV
+from .batches import MAX_DECODE_TOKENS
 from .devices import Capture, Replay
 from .request_rows import RequestRows
 from .step_rows import StepRows
@@ -135,7 +136,7 @@ class DecodeGraphs:
         capture: Capture,
         query_lens: Iterable[int] = (1,),
     ) -> None:
-        self.query_lens = sorted(set(query_lens))
+        self.query_lens = sorted(n for n in set(query_lens) if n <= MAX_DECODE_TOKENS)
         self.recorder = Recorder(DecodeRows(rows, slot_mapping, max(batch_sizes)), batch_sizes, capture)
         self._rows = self.recorder.rows
         workspaces: Workspaces = [{} for _ in rows.tables]
