@@ -736,7 +736,7 @@ MUTANTS = [
     Mutant("prompts have no room for drafts", _SCHEDULER, "min(start + count + ahead,", "min(start + count,"),
     Mutant("heads read the token of their slot", _HEAD, "    ahead = 1\n", "    ahead = 0\n"),
     Mutant("a recorded head reads the token of its slot", _GRAPHS, "positions + ahead if ahead else positions", "positions"),
-    Mutant("a chain begins again and again", _CHAIN, "self._bounds + 1, np", "self._bounds, np"),
+    Mutant("a chain begins again and again", _CHAIN, "        self._states = self._guesser.extend", "        self._guesser.extend"),
     Mutant("a recorded chain begins again and again", _CHAIN_GRAPHS, "            kept.copy_(states)\n", ""),
     Mutant("a recorded chain follows a wrong draft", _CHAIN_GRAPHS, "(ends - num_wrong)", "(ends + 0 * num_wrong)"),
     Mutant("drafts of a recording lie in blocks of others", _GRAPHS, " + requests.num_drafts)", ")"),
