@@ -1,7 +1,8 @@
-"""Time per output token, greedy, with drafts and without: python experiments/speculation_speed.py methods|depth [FILE.csv]
+"""Time per output token with drafts and without: python experiments/speculation_speed.py methods|depth|grid [FILE.csv]
 
-methods  what drafts, and how many, for one request at a time
-depth    how many drafts of a method that costs next to nothing, fixed or adaptive, for several requests at a time
+methods  what drafts, and how many, for one request at a time, greedy
+depth    how many drafts of a method that costs next to nothing, fixed or adaptive, by how many requests run at a time, greedy
+grid     methods of both acceptance rules, by how many requests run at a time and temperature
 
 All settings serve the same held-out prompts in one process, round by round in turn, so that what the machine does in the meantime
 meets all alike; a prompt is served once, so that suffix decoding knows none of them. Time is that of the one thread that works:
@@ -15,8 +16,9 @@ import math
 import sys
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,16 +28,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from framework.clock import WallClock
 from framework.llm import LLM
 from framework.outputs import RequestOutput
+from framework.study.metrics import acceptance
 from framework.study.results import format_table, write_csv
 from framework.study.statistics import mean_interval
 from framework.study.time_shares import TimeShares
 from framework.study.workload import WorkloadConfig, WorkloadRequest, build_workload
 
 Settings = dict[str, dict[str, Any]]
+HELDOUT = WorkloadConfig("heldout", prompt_tokens=256, prompt_spread=0, output_tokens=128, output_spread=0)
+SHORT = replace(HELDOUT, prompt_tokens=128, output_tokens=48)
+
+
+class Mode(NamedTuple):
+    """rounds: how many, by how many requests run at a time; num_warmups: rounds before them that do not count."""
+
+    settings: Settings
+    rounds: dict[int, int]
+    workload: WorkloadConfig = HELDOUT
+    temperatures: tuple[float, ...] = (0.0,)
+    num_warmups: int = 4
+
 
 NGRAM = {"method": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 5, "prompt_lookup_match": "rightmost"}
 METHODS: Settings = {
-    "none": {},
     **{f"ngram, {k}": {**NGRAM, "num_speculative_tokens": k} for k in (3, 7)},
     **{f"suffix, {k}": {"method": "suffix", "num_speculative_tokens": k} for k in (3, 7)},
     "draft_model, 3": {"method": "draft_model", "model": "tiny-draft", "num_speculative_tokens": 3},
@@ -44,14 +59,18 @@ METHODS: Settings = {
     "mtp, 3": {"method": "mtp", "model": "tiny-mtp", "num_speculative_tokens": 3},
 }
 DEPTHS: Settings = {
-    "none": {},
     **{f"ngram, {k}": {**NGRAM, "num_speculative_tokens": k} for k in (1, 3, 7)},
     "adaptive": {**NGRAM, "num_speculative_tokens": 7, "adaptive_depth": True},
 }
-ROUNDS = {1: 20, 4: 12, 16: 8, 64: 6}
-"""By how many requests run at a time."""
-HELDOUT = WorkloadConfig("heldout", prompt_tokens=256, prompt_spread=0, output_tokens=128, output_spread=0)
-WARMUP = replace(HELDOUT, source="python", seed=1)
+STANDARD: Settings = {
+    f"{name}, standard": {**METHODS[name], "rejection_sample_method": "standard"}
+    for name in ("ngram, 7", "suffix, 7", "draft_model, 3", "eagle3, 3", "mtp, 3")
+}
+MODES = {
+    "methods": Mode({"none": {}, **METHODS}, {1: 20}),
+    "depth": Mode({"none": {}, **DEPTHS}, {1: 20, 4: 12, 16: 8, 64: 6}),
+    "grid": Mode({"none": {}, **METHODS, **STANDARD}, {1: 12, 4: 6, 16: 4, 64: 3}, SHORT, (0.0, 0.8), 1),
+}
 
 
 class CpuClock(WallClock):
@@ -73,21 +92,37 @@ def tpot_s(outputs: list[RequestOutput]) -> float:
     return float(np.mean([(each[-1] - each[0]) / (len(each) - 1) for each in times]))
 
 
-def measure(settings: Settings, batch: int) -> list[dict[str, Any]]:
-    """A row per setting."""
+def measure(mode: Mode, batch: int) -> list[dict[str, Any]]:
+    """A row per temperature and setting."""
     torch.set_num_threads(1)  # as many as one row can use
-    fixed = {"device": "cpu", "max_num_seqs": batch, "max_num_batched_tokens": batch * HELDOUT.prompt_tokens}
-    llms = {name: LLM("tiny", speculative_config=spec or None, **fixed) for name, spec in settings.items()}
+    fixed = {"device": "cpu", "max_num_seqs": batch, "max_num_batched_tokens": batch * mode.workload.prompt_tokens}
+    llms = {name: LLM("tiny", speculative_config=spec or None, **fixed) for name, spec in mode.settings.items()}
     for llm in llms.values():
         llm.engine.clock = CpuClock()
-    rounds, warmup = (
-        rounds_of(replace(HELDOUT, num_requests=batch * ROUNDS[batch]), batch, llms["none"]),
-        rounds_of(replace(WARMUP, num_requests=batch * 4), batch, llms["none"]),
-    )
-    for requests in warmup:
-        for llm in llms.values():
-            serve(llm, requests)
-    shares = {name: TimeShares(llm.engine) for name, llm in llms.items()}
+    shares, rows = {name: TimeShares(llm.engine) for name, llm in llms.items()}, []
+    for seed, temperature in enumerate(mode.temperatures):
+        sampling = replace(mode.workload.sampling, temperature=temperature)
+        config = replace(mode.workload, num_requests=batch * mode.rounds[batch], seed=seed, sampling=sampling)
+        warmup = replace(config, source="python", num_requests=batch * mode.num_warmups)
+        for requests in rounds_of(warmup, batch, llms["none"]):
+            for llm in llms.values():
+                serve(llm, requests)
+        rounds = rounds_of(config, batch, llms["none"])
+        rows += [{"batch": batch, "temperature": temperature, **row} for row in compare(llms, shares, rounds)]
+    return rows
+
+
+def rounds_of(config: WorkloadConfig, batch: int, llm: LLM) -> list[list[WorkloadRequest]]:
+    tokenizer = llm.get_tokenizer()
+    requests = build_workload(config, tokenizer.vocab_size, tokenizer.encode)
+    return [requests[i : i + batch] for i in range(0, len(requests), batch)]
+
+
+def compare(llms: dict[str, LLM], shares: dict[str, TimeShares], rounds: list[list[WorkloadRequest]]) -> list[dict[str, Any]]:
+    """A row per setting."""
+    for each in shares.values():
+        each.clear()
+    before = {name: llm.engine.stats().drafts for name, llm in llms.items()}
     outputs: dict[str, list[list[RequestOutput]]] = {name: [] for name in llms}
     for nth, requests in enumerate(rounds):
         for i in range(len(llms)):  # who comes first, changes
@@ -97,29 +132,23 @@ def measure(settings: Settings, batch: int) -> list[dict[str, Any]]:
     best = min((name for name in times if name != "adaptive"), key=lambda name: float(np.log(times[name]).mean()))
     rows = []
     for name, of_rounds in outputs.items():
-        found = [output for of_round in of_rounds for output in of_round]
-        plain = [output for of_round in outputs["none"] for output in of_round]
-        same = sum(ours.outputs[0].token_ids == other.outputs[0].token_ids for ours, other in zip(found, plain))
-        steps = [len(set(output.metrics.token_times_s)) for output in found if output.metrics is not None]
+        found, plain = (list(chain(*each)) for each in (of_rounds, outputs["none"]))
+        num_steps = sum(len(set(output.metrics.token_times_s)) for output in found if output.metrics is not None)
+        drafts = llms[name].engine.stats().drafts.since(before[name])
+        metrics = shares[name].metrics() | (acceptance(drafts) if any(drafts.drafts) else {})
         rows.append(
             {
-                "batch": batch,
                 "setting": name,
                 "tpot_mean_ms": round(1e3 * float(times[name].mean()), 4),
-                "tokens_per_step": round(len(found) * HELDOUT.output_tokens / sum(steps), 3),
+                "tokens_per_step": round(sum(len(output.outputs[0].token_ids) for output in found) / num_steps, 3),
                 **ratio("times_faster", times["none"] / times[name]),
                 **ratio("of_best", times[best] / times[name]),
-                **{share: round(value, 3) for share, value in shares[name].metrics().items()},
-                "equal_outputs": f"{same}/{len(found)}",
+                **{metric: round(value, 3) for metric, value in metrics.items()},
+                "equal_outputs": sum(a.outputs[0].token_ids == b.outputs[0].token_ids for a, b in zip(found, plain)),
+                "outputs": len(found),
             }
         )
     return rows
-
-
-def rounds_of(config: WorkloadConfig, batch: int, llm: LLM) -> list[list[WorkloadRequest]]:
-    tokenizer = llm.get_tokenizer()
-    requests = build_workload(config, tokenizer.vocab_size, tokenizer.encode)
-    return [requests[i : i + batch] for i in range(0, len(requests), batch)]
 
 
 def ratio(name: str, ratios: np.ndarray) -> dict[str, float]:
@@ -133,11 +162,12 @@ def ratio(name: str, ratios: np.ndarray) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    mode, *files = sys.argv[1:]
-    asked = {"methods": (METHODS, [1]), "depth": (DEPTHS, ROUNDS)}
-    settings, batches = asked[mode]
-    rows = [row for batch in batches for row in measure(settings, batch)]
+    name, *files = sys.argv[1:]
+    mode = MODES[name]
+    rows: list[dict[str, Any]] = []
+    for batch in mode.rounds:
+        rows += measure(mode, batch)
+        if files:
+            write_csv(Path(files[0]), rows)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     print(format_table([columns, *([str(row.get(key, "")) for key in columns] for row in rows)]))
-    if files:
-        write_csv(Path(files[0]), rows, columns)

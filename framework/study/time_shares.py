@@ -26,8 +26,8 @@ class TimeShares:
     A part that another one calls counts there alone."""
 
     def __init__(self, engine: Engine) -> None:
-        self._seconds = dict.fromkeys((*PARTS, _REST), 0.0)
         self._inner_s = 0.0
+        self.clear()
         engine.watch(lambda step: self._timed(_REST, step))
         executor: Any = engine.executor
         executor.submit = self._timed("verifying", executor.submit)
@@ -42,6 +42,10 @@ class TimeShares:
         what they take."""
         here = hasattr(engine.executor, "watch") and engine.executor.in_flight_steps == 1
         return cls(engine) if here and engine.scheduler.speculation is not None else None
+
+    def clear(self) -> None:
+        """Forgets the steps so far."""
+        self._seconds = dict.fromkeys((*PARTS, _REST), 0.0)
 
     def metrics(self) -> dict[str, float]:
         """drafting_share, verifying_share, sampling_share: fractions of the time of all steps."""
