@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,6 +33,7 @@ from framework.outputs import RequestOutput
 from framework.study.metrics import acceptance
 from framework.study.results import format_table, write_csv
 from framework.study.statistics import mean_interval
+from framework.study.sweep_plots import heatmap
 from framework.study.time_shares import TimeShares
 from framework.study.workload import WorkloadConfig, WorkloadRequest, build_workload
 
@@ -161,6 +164,13 @@ def ratio(name: str, ratios: np.ndarray) -> dict[str, float]:
     return {key: round(math.exp(value), 3) for key, value in values.items()}
 
 
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """How many times faster than no drafts, by setting and batch."""
+    runs = pd.DataFrame([{key: row[key] for key in ("batch", "temperature", "setting")} for row in rows])
+    runs = runs.assign(status="ok", **{"metric.times_faster": [row.get("times_faster", 1.0) for row in rows]})
+    return heatmap(runs, "batch", "setting", "times_faster")
+
+
 if __name__ == "__main__":
     name, *files = sys.argv[1:]
     mode = MODES[name]
@@ -169,5 +179,7 @@ if __name__ == "__main__":
         rows += measure(mode, batch)
         if files:
             write_csv(Path(files[0]), rows)
+            if len(mode.rounds) > 1 and batch == max(mode.rounds):
+                draw(rows).savefig(Path(files[0]).with_suffix(".png"), dpi=150)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     print(format_table([columns, *([str(row.get(key, "")) for key in columns] for row in rows)]))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 
-from experiments.speculation_speed import METHODS, MODES, SHORT, STANDARD, Mode, measure, ratio
+from experiments.speculation_speed import METHODS, MODES, SHORT, STANDARD, Mode, draw, measure, ratio
 
 
 def test_settings_serve_the_same_prompts_and_are_compared() -> None:
@@ -36,3 +37,13 @@ def test_a_ratio_is_a_geometric_mean() -> None:
 @pytest.mark.parametrize("name", MODES)
 def test_every_mode_begins_with_no_drafts(name: str) -> None:
     assert next(iter(MODES[name].settings.items())) == ("none", {})
+
+
+def test_a_cell_of_the_figure_is_a_setting_at_a_batch() -> None:
+    settings = {"none": 1.0, "ngram, 7": 2.25}
+    rows = [
+        {"batch": batch, "temperature": temperature, "setting": name, **({"times_faster": value + batch} if value > 1 else {})}
+        for batch, temperature, (name, value) in product((1, 4), (0.0, 0.8), settings.items())
+    ]
+    panels = [axes for axes in draw(rows).axes if axes.get_title()]
+    assert [sorted(text.get_text() for text in axes.texts) for axes in panels] == [["1", "1", "3.25", "6.25"]] * 2
