@@ -98,7 +98,7 @@ def tpot_s(outputs: list[RequestOutput]) -> float:
 def measure(mode: Mode, batch: int) -> list[dict[str, Any]]:
     """A row per temperature and setting."""
     torch.set_num_threads(1)  # as many as one row can use
-    fixed = {"device": "cpu", "max_num_seqs": batch, "max_num_batched_tokens": batch * mode.workload.prompt_tokens}
+    fixed: dict[str, Any] = {"device": "cpu", "max_num_seqs": batch, "max_num_batched_tokens": batch * mode.workload.prompt_tokens}
     llms = {name: LLM("tiny", speculative_config=spec or None, **fixed) for name, spec in mode.settings.items()}
     for llm in llms.values():
         llm.engine.clock = CpuClock()
