@@ -72,7 +72,7 @@ STANDARD: Settings = {
 MODES = {
     "methods": Mode({"none": {}, **METHODS}, {1: 20}),
     "depth": Mode({"none": {}, **DEPTHS}, {1: 20, 4: 12, 16: 8, 64: 6}),
-    "grid": Mode({"none": {}, **METHODS, **STANDARD}, {1: 12, 4: 6, 16: 4, 64: 3}, SHORT, (0.0, 0.8), 1),
+    "grid": Mode({"none": {}, **METHODS, **STANDARD}, {1: 12, 4: 6, 16: 4, 64: 3}, SHORT, (0.0, 0.8)),
 }
 
 
