@@ -32,6 +32,7 @@ _MIXTRAL = replace(
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
         "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
         "sliding_window": None,
         "num_experts_per_tok": 2,
         "num_local_experts": 8,
