@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from framework.quantize import quantize_checkpoint
 from framework.quantize.output import ShardWriter
 
-from ..models.checkpoints import EXAMPLES, make
 from .small_models import make_model, quant
 
 
