@@ -30,7 +30,8 @@ from ..framework.models.harness import BLOCK, CPU, Session
 from .examples import EXAMPLES
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-SMALL = {"hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": VOCAB}
+SMALL = {"hidden_size": 2560, "num_hidden_layers": 8, "num_attention_heads": 160, "vocab_size": VOCAB}
+"""Heads that every family's usual number of KV heads can serve."""
 WITHOUT_CLASS = ("internlm2", "minicpm")
 OF_A_LARGER_MODEL = ("gemma3",)
 
@@ -93,6 +94,7 @@ REFUSED = {
     "a mixture of experts": {"model_type": "minicpm", "num_experts": 8},
     "attention is sparse": {"model_type": "minicpm", "sparse_config": {"block_size": 64}},
     "logits have a bias": {"model_type": "phi", "tie_word_embeddings": True},
+    "layers of kind linear_attention": {"model_type": "qwen3", "layer_types": ["linear_attention", "full_attention"] * 4},
     "activation 'xielu' is none of": {"model_type": "arcee", "hidden_act": "xielu"},
     "is none of the native families": {"model_type": "rwkv"},
 }
@@ -104,6 +106,11 @@ def test_what_cannot_be_served_is_refused_by_name(reason: str) -> None:
     config = {**SMALL, **REFUSED[reason]}
     with pytest.raises(ValueError, match=f"cannot run natively: .*{reason}"):
         read_model(ModelConfig("none", load_format="dummy", backend="native", architecture=config))
+
+
+def test_heads_that_share_unevenly_are_refused() -> None:
+    with pytest.raises(ValueError, match="has 160 heads that share 3 KV heads"):
+        read_native({**SMALL, "model_type": "llama", "num_key_value_heads": 3})
 
 
 COUNTED = ("linear", "rms_norm", "layer_norm", "rotary", "kv_cache_write", "embedding", "paged_attention_prefill")
