@@ -84,7 +84,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "gemm_w4a16": ("zeros", "act_order", "bias"),
     "gemm_fp8": ("recipe", "kind", "static", "bias"),
     "layer_norm": ("bias",),
-    "moe_route": ("renormalize", "scoring", "bias"),
+    "moe_route": ("renormalize", "scoring", "bias", "num_groups", "top_groups", "group_score"),
     "moe_experts": ("scheme", "group", "zeros"),
 }
 """What a case of the op needs beside its dims; see ``triton_kernels.call_shapes``."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all); sinks: f32 [num_heads] or
-    None."""
+    """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all); aliased: values are the first
+    v_head_dim elements of the keys; sinks: f32 [num_heads] or None."""
 
     num_heads: int
     num_kv_heads: int
@@ -28,6 +28,7 @@ class AttentionShape:
     scale: float
     window: int | None
     softcap: float | None
+    aliased: bool = False
     sinks: torch.Tensor | None = field(default=None, compare=False)
 
 
@@ -59,8 +60,8 @@ class PagedAttention:
         """The layer's cache, and the slots int64 [T] in it of the batch's tokens."""
         return batch.caches[self.layer], batch.groups[self.group].slot_mapping
 
-    def write(self, k: torch.Tensor, v: torch.Tensor, batch: ForwardBatch) -> None:
-        """k [T, Hk, Dk] and v [T, Hk, Dv] go to the cache."""
+    def write(self, k: torch.Tensor, v: torch.Tensor | None, batch: ForwardBatch) -> None:
+        """k [T, Hk, Dk] and v [T, Hk, Dv] go to the cache; v is None where values are aliased."""
         assert self.kv_write is not None, "a fused kernel writes the cache of this layer"
         self.kv_write(k, v, batch.caches[self.layer], batch.groups[self.group].slot_mapping)
 
@@ -91,6 +92,7 @@ class AttentionKernels:
             "value_dim": shape.v_head_dim,
             "page_size": self._block_size,
             "kv_dtype": getattr(torch, self._cache_dtype),
+            "aliased": shape.aliased,
         }
 
     @property
@@ -103,7 +105,7 @@ class AttentionKernels:
     ) -> PagedAttention:
         """The attention of layer ``index`` of this process. writes: it does so itself, no fused kernel does. scales: f32 [1, 1] of
         all its keys and of all its values; None: each has its own."""
-        spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, shape.window)
+        spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, shape.window, shape.aliased)
         static = {} if scales is None else {"k_scale": scales[0], "v_scale": scales[1]}
         note = "" if scales is None else "scales of the checkpoint"
         write = self._bind("kv_cache_write", shape, static, note=note) if writes else None
