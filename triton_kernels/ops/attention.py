@@ -89,8 +89,8 @@ def fake(q, kv, meta, scale, causal=True, window=None, softcap=None, sinks=None,
 
 
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
-    """dims: num_heads, num_kv_heads, head_dim, value_dim (head_dim), aliased (1: values lie in the keys), kv_bytes, act_bytes, window
-    (0 = none)."""
+    """dims: num_heads, num_kv_heads, head_dim, value_dim (head_dim), aliased (1: values lie in the keys), kv_bytes, act_bytes,
+    window (0 = none)."""
     heads, kv_heads, widths = dims["num_heads"], dims["num_kv_heads"], dims["head_dim"] + value_dim(dims)
     window = dims.get("window", 0)
     pairs = keys = 0.0

@@ -13,7 +13,6 @@ from .gemm import FP8_BLOCK, dequantize, spread, unpack_int4
 from .quantize import Granularity
 from .quantize import reference as quantize
 
-
 NO_WEIGHT = 1e-20
 """Added to the sum of a token's weights, which it changes only where that is 0."""
 

@@ -21,8 +21,7 @@ class Constants(NamedTuple):
     PTX         convert quantized values by instructions of NVIDIA's, before they pass through shared memory
     GROUP       query heads that share a KV head
     DK, DV      head sizes of keys and values; BLOCK_DK and BLOCK_DV are the powers of two above them
-    REST        elements of a key behind DK, which are multiplied on their own: 512 and 64 are not padded to 1024. 0 where the values
-                lie elsewhere
+    REST        elements of a key behind DK, multiplied on their own: 512 and 64 are not padded to 1024. 0: DK are all
     SHARED      the values are the first DV = DK elements of the keys: a tile is read once for both products
     BLOCK_M     rows of a matrix product; a program has ROW_BLOCKS times as many
     BLOCK_N     keys per tile

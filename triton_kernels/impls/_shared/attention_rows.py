@@ -75,9 +75,9 @@ def load_rows(
     QUANTIZED: tl.constexpr,
     C: tl.constexpr,
 ):
-    """The block from row ``first_row`` of a request with ``num_rows``: ((q, factor of its scores, position, ALiBi slope), sink), all
-    but q per row. q: ([BLOCK_M, BLOCK_DK],) and, if there is one, [BLOCK_M, BLOCK_REST]. ``before``: position of the request's first query; ``has_sink``: 1 if its sinks count
-    here, else 0.
+    """The block from row ``first_row`` of a request with ``num_rows``: ((q, factor of its scores, position, ALiBi slope), sink). q
+    is ([BLOCK_M, BLOCK_DK],), and [BLOCK_M, BLOCK_REST] behind it where keys have a rest; all else is per row. ``before``: position
+    of the request's first query; ``has_sink``: 1 if its sinks count here, else 0.
 
     Few queries are multiplied with quantized keys in float16, not in bfloat16: one instruction converts two values. A power of two
     per row, which is divided out of q and joins the factor, keeps bfloat16's range.

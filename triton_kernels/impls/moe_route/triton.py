@@ -1,9 +1,9 @@
 """Routing in one pass over the router's logits.
 
-Algorithm: scores by softmax or sigmoid, the best groups where there are some, then top_k rounds of maximum, lowest id first among equals; without a bias the logits
-themselves are ranked, which has no rounding. Grid: blocks of BLOCK_T tokens. Registers hold the logits of the block for all
-experts; shared memory serves the reductions alone. One launch and one read of the logits, whatever top_k. Made for
-at most a few hundred experts, which fit in registers.
+Algorithm: scores by softmax or sigmoid, the best groups where there are some, then top_k rounds of maximum, lowest id first among
+equals; without a bias the logits themselves are ranked, which has no rounding. Grid: blocks of BLOCK_T tokens. Registers hold the
+logits of the block for all experts; shared memory serves the reductions alone. One launch and one read of the logits, whatever
+top_k. Made for at most a few hundred experts, which fit in registers.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ class DecodeTiles:
         device, amd, wide, quantized = by_arch(spec.arch), spec.arch.startswith("gfx"), head_dim > 128, kv_dtype != spec.dtype
         latent = head_dim > 256
         heads_in_blocks = cdiv(group, 16) if latent else 1
-        block_n = block_n or (16 if amd and (quantized or latent) else 32 if amd or wide else 64)
+        few_keys = latent and (amd or device.arch == "sm_100")
+        block_n = block_n or (16 if few_keys or (amd and quantized) else 32 if amd or wide else 64)
         block_m = max(16, next_power_of_2(group))
         if latent:
             block_m = min(block_m, 32 if amd or device.arch.startswith("sm_8") else 64)

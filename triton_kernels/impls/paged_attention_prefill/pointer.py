@@ -120,6 +120,8 @@ def tile_config(spec: Spec) -> dict[str, int]:
             block_m, block_n, num_warps, num_stages = 32, 16, 4, 2
         elif spec.arch.startswith("sm_8"):
             block_m = 32
+        elif spec.arch == "sm_100":
+            block_n = 16
     elif spec.arch.startswith("gfx"):
         few_keys = wide or converts
         block_m, block_n, num_warps, num_stages = 64 if few_keys else 128, 16 if few_keys else 32, 4, 2
