@@ -150,6 +150,8 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
 
 
 LATENT_NORMS = ("q_a_norm", "kv_a_norm")
+INNER_NORMS = ("q_norm", "k_norm", *LATENT_NORMS)
+"""Those inside attention."""
 
 
 def _linears(a: Architecture, moe: Moe | None) -> dict[str, tuple[tuple[int, ...], int]]:

@@ -82,7 +82,12 @@ def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
 
 def block_bytes(groups: tuple[CacheGroup, ...], block_size: int) -> int:
     """Bytes of one block of the pool that the groups share."""
-    return max(len(g.layers) for g in groups) * block_size * sum(shared_part_bytes(groups))
+    return max(len(g.layers) for g in groups) * block_size * token_bytes(groups)
+
+
+def token_bytes(groups: tuple[CacheGroup, ...]) -> int:
+    """Bytes of a token in one layer."""
+    return sum(shared_part_bytes(groups))
 
 
 def shared_part_bytes(groups: tuple[CacheGroup, ...]) -> tuple[int, ...]:
