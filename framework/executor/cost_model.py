@@ -39,7 +39,7 @@ class StepWork:
     """What a step computes.
 
     num_tokens   of all rows, and of padding rows up to the size of the recording
-    num_logits   rows of logits; num_samples: requests that get tokens from them
+    num_logits   rows of logits, each of which a token is sampled from
     decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
@@ -47,7 +47,6 @@ class StepWork:
 
     num_tokens: int
     num_logits: int
-    num_samples: int
     decodes: Sequence[DecodeRows]
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
@@ -56,7 +55,7 @@ class StepWork:
     @property
     def numbers(self) -> tuple[tuple[Rows, int], ...]:
         """What calls have for lengths that need no contexts -> their number."""
-        return ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_samples)
+        return ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_logits)
 
 
 @dataclass(slots=True)
@@ -86,9 +85,10 @@ class _Attention:
         self.call, self.op, self.count, self.timer, self.window = call, call.op, count, timer, int(dict(call.dims)["window"])
         self.taken, self._timed = OpTime(), dict[tuple[int, int, int], float]()
 
-    def decode(self, rows: DecodeRows) -> float:
+    def decode(self, rows: DecodeRows, counted: bool = True) -> float:
         seconds = self.decode_s(rows.count, rows.tokens, rows.mean_context(self.window))
-        self.took(seconds, 1)
+        if counted:
+            self.took(seconds, 1)
         return seconds
 
     def decode_s(self, count: int, tokens: int, mean_context: float) -> float:
@@ -187,20 +187,21 @@ class StageCost:
             self._calls[call.rows].append((call, count, (eager, recorded)))
         self._priced: dict[tuple[str, int, bool], _Priced] = {}
 
-    def step(self, work: StepWork) -> tuple[float, int]:
-        """(seconds on the device, launches)."""
+    def step(self, work: StepWork, counted: bool = True) -> tuple[float, int]:
+        """(seconds on the device, launches). counted: it is done; else it is only asked what it would cost, without prompts."""
+        assert counted or not work.chunk_lens
         recorded = work.recorded
         seconds, launches = 0.0, int(recorded)
         for rows, number in work.numbers:
             if number:
                 priced = self._priced.get((rows, number, recorded)) or self._price(rows, number, recorded)
-                priced.uses += 1
+                priced.uses += counted
                 seconds += priced.seconds
                 if not recorded or rows == "samples":
                     launches += priced.launches
         for decodes in work.decodes:
             for attention in self._decode:
-                seconds += attention.decode(decodes)
+                seconds += attention.decode(decodes, counted)
                 launches += 0 if recorded else attention.count
         if work.chunk_lens:
             for attention in self._prefill:

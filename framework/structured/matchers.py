@@ -34,8 +34,9 @@ class Matchers:
     num_served  name of a backend -> requests that it had a grammar for
     """
 
-    def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
-        self.compiler = compiler
+    def __init__(self, compiler: GrammarCompiler, vocab_size: int, num_forced: int = 0) -> None:
+        """num_forced: how many of the tokens that must come next to know of each request, at most."""
+        self.compiler, self._num_forced = compiler, num_forced
         self.num_served: Counter[str] = Counter()
         self._num_words = num_words(vocab_size)
         self._jobs: dict[Request, Job] = {}
@@ -87,15 +88,23 @@ class Matchers:
             self._finish()
             self._begin(moves)
 
+    def forced(self, request: Request, most: int) -> list[int]:
+        """Tokens that must come next, if all tokens so far are accepted; what comes may be cut into other tokens."""
+        if (constraint := self._active.get(request)) is None:
+            return []
+        self._finish()
+        return [] if constraint.matcher.error is not None else constraint.forced[:most]
+
     def sample(self, step: ScheduledStep, handle: MaskedHandle) -> Failures:
         """The second phase of a step that is computed, once all tokens before are accepted. Rows of requests that ended meanwhile,
         or fail now, may take all."""
         self._finish()
         rows, masked, fresh = step.rows, step.step_input.masked, list[_Move]()
-        for row in masked:
-            constraint, drafts = self._active.get(rows[row]), step.drafts(row)
+        constraints = [self._active.get(rows[row]) for row in masked]
+        for row, constraint in zip(masked, constraints):
             if constraint is None:
                 continue
+            drafts = step.drafts(row)
             if drafts and drafts[0] < 0:  # made by the executor, which told of them
                 drafts = constraint.proposed[: len(drafts)]
             if constraint.masks is None or constraint.drafts[: len(drafts)] != drafts:
@@ -103,24 +112,24 @@ class Matchers:
         if fresh:
             self._begin(fresh)
             self._finish()
-        counts = [step.step_input.num_logits[row] for row in masked]
-        masks = np.full((sum(counts), self._num_words), -1, dtype=np.int32)
         failures: Failures = []
-        ends = accumulate(counts)
-        for row, count, end in zip(masked, counts, ends):
-            request = rows[row]
-            if (constraint := self._active.get(request)) is None:
+        parts: list[np.ndarray] = []
+        num_logits = step.step_input.num_logits
+        for row, constraint in zip(masked, constraints):
+            if constraint is not None and constraint.matcher.error is None:
+                parts.append(constraint.wanted(num_logits[row], rows[row].num_output_tokens))
                 continue
-            if constraint.matcher.error is not None:
-                failures.append((request, constraint.matcher.error))
-                continue
-            own = masks[end - count : end]
-            for nth in range(count):
-                own[nth] = constraint.wanted(nth, request.num_output_tokens + nth)
-            if not own[0].any():  # behind a draft it matters only if the draft is right, and then the row has no token
-                own[:] = -1
-                reason = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
-                failures.append((request, ValueError(reason)))
+            parts.append(np.full((num_logits[row], self._num_words), -1, dtype=np.int32))
+            if constraint is not None and constraint.matcher.error is not None:
+                failures.append((rows[row], constraint.matcher.error))
+        masks = np.concatenate(parts)
+        if not masks.any(axis=1).all():
+            ends = accumulate(len(part) for part in parts)
+            for row, part, end in zip(masked, parts, ends):
+                if not part[0].any():  # behind a draft it matters only if the draft is right, and then the row has no token
+                    masks[end - len(part) : end] = -1
+                    reason = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
+                    failures.append((rows[row], ValueError(reason)))
         handle.sample(masks)
         return failures
 
@@ -160,14 +169,19 @@ class Matchers:
         self._computing |= grammars
         try:
             matchers, drafts = [constraint.matcher for constraint, *_ in moves], [drafts for *_, drafts in moves]
+            backend, forced = matchers[0].backend, [list[int]() for _ in moves]
+            backend.accept(matchers, [token_ids for _, token_ids, _ in moves])
+            if self._num_forced:
+                forced = [tokens[: self._num_forced] for tokens in backend.forced(matchers)]
+                drafts = [own or expected for own, expected in zip(drafts, forced)]
             ends = list(accumulate(1 + len(own) for own in drafts))
             masks = np.full((ends[-1], self.compiler.vocabulary.num_words), -1, dtype=np.int32)
-            matchers[0].backend.accept(matchers, [token_ids for _, token_ids, _ in moves])
-            matchers[0].backend.fill(matchers, drafts, masks)
+            backend.fill(matchers, drafts, masks)
         finally:
             self._computing -= grammars
-        for (constraint, _, own), end in zip(moves, ends):
+        for (constraint, *_), own, expected, end in zip(moves, drafts, forced, ends):
             constraint.masks, constraint.drafts = masks[end - 1 - len(own) : end, : self._num_words], own
+            constraint.forced = expected
         moves[0][0].fill_s = clock() - began_s
 
     def _is_ready(self, request: Request) -> bool:
@@ -187,24 +201,38 @@ class _Constraint:
 
     masks     of the next token, and of those behind each of ``drafts``; None before its first
     proposed  what the executor has made of drafts since
+    forced    the first tokens that must come next, as far as they were asked for
     fill_s    that the last call took in which it was the first: CPU time of its own, or time of a call for several
     is_alone  its next call is not for several
     """
 
-    __slots__ = ("_held", "_most_held", "drafts", "fill_s", "grammar", "is_alone", "masks", "matcher", "proposed")
+    __slots__ = (
+        "_held",
+        "_held_bits",
+        "_most_held",
+        "drafts",
+        "fill_s",
+        "forced",
+        "grammar",
+        "is_alone",
+        "masks",
+        "matcher",
+        "proposed",
+    )
 
     def __init__(self, grammar: Grammar, request: Request) -> None:
         params = request.params
         self.grammar = grammar
         self.matcher: Matcher = grammar.matcher(params.all_stop_token_ids)
         self.masks: np.ndarray | None = None
-        self.drafts, self.proposed = list[int](), list[int]()
+        self.drafts, self.proposed, self.forced = list[int](), list[int](), list[int]()
         self.fill_s, self.is_alone = 0.0, False
         self._held, self._most_held = set(params.all_stop_token_ids), params.min_tokens
         if params.ignore_eos:
             ends = set(params.stop_token_ids or ())
             if self._held - ends:
                 self._held, self._most_held = self._held - ends, request.max_total
+        self._held_bits = [(token // 32, 1 << token % 32) for token in self._held]
 
     def fail(self, error: BaseException) -> None:
         """Its request is to end, and told of it."""
@@ -214,17 +242,21 @@ class _Constraint:
             error = RuntimeError(f"structured_outputs: {type(error).__name__}: {error}")
         self.matcher.error = self.matcher.error or error
 
-    def wanted(self, nth: int, num_output_tokens: int) -> np.ndarray:
-        """The mask behind ``nth`` drafts, without the stop tokens that the request does not want after so many tokens."""
+    def wanted(self, count: int, num_output_tokens: int) -> np.ndarray:
+        """The masks [count, words] of the next token, after so many, and of those behind drafts, without the stop tokens that the
+        request does not want yet."""
         assert self.masks is not None
-        mask = self.masks[nth]
-        if num_output_tokens < self._most_held:
-            for token in self._held:
-                if mask.item(token // 32) >> token % 32 & 1:
-                    others = mask.copy()
+        masks = self.masks if len(self.masks) == count else self.masks[:count]
+        for nth in range(min(count, self._most_held - num_output_tokens)):
+            for word, bit in self._held_bits:
+                if masks.item(nth, word) & bit:
+                    others = masks[nth].copy()
                     set_bits(others, self._held, False)
-                    return others if others.any() else mask
-        return mask
+                    if others.any():
+                        masks = masks.copy()
+                        masks[nth] = others
+                    break
+        return masks
 
 
 _Move = tuple[_Constraint, list[int], list[int]]
