@@ -210,7 +210,12 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     entry = FAMILIES[model_type]
     merged = _in_our_words(entry, config)
     family = replace(entry, **entry.variant(merged))
-    if reason := family.refuse(merged) or _unknown_activation(merged, family) or _biased_table(merged, family):
+    if (
+        reason := family.refuse(merged)
+        or _unknown_layers(merged)
+        or _unknown_activation(merged, family)
+        or _biased_table(merged, family)
+    ):
         return None, reason
     return read_architecture(family, merged), ""
 
@@ -248,8 +253,12 @@ def _in_our_words(family: Family, config: Mapping[str, Any]) -> Mapping[str, Any
 def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture:
     """config: in our words; family: as it alters it."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
+    head_dim, kv_heads = config.get("head_dim") or hidden // heads, config.get("num_key_value_heads") or heads
     latent = _latent(config) if family.latent else None
+    if latent is not None:
+        kv_heads = 1
+    elif heads % kv_heads:
+        raise ValueError(f"the model's config.json (or model.architecture) has {heads} heads that share {kv_heads} KV heads")
     return Architecture(
         family=family,
         vocab_size=config["vocab_size"],
@@ -257,8 +266,8 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         embed_dim=config.get("word_embed_proj_dim") or hidden,
         intermediate_size=config.get("intermediate_size") or 4 * hidden,
         num_heads=heads,
-        num_kv_heads=1 if latent else config.get("num_key_value_heads") or heads,
-        head_dim=latent.head_dim if latent else head_dim,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim if latent is None else latent.head_dim,
         norm_eps=float(config.get("norm_eps") or _required(config, "rms_norm_eps")),
         activation=_required(config, "hidden_act"),
         biases=family.biases(config),
@@ -308,6 +317,11 @@ def _check_groups(moe: Moe) -> None:
             f"the model's config.json asks for {moe.top_k} of {moe.num_experts} experts, out of the best {moe.top_groups} of "
             f"{moe.num_groups} groups: groups must be equal, and large enough together"
         )
+
+
+def _unknown_layers(config: Mapping[str, Any]) -> str | None:
+    kinds = sorted(set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"})
+    return f"it has layers of kind {', '.join(kinds)}" if kinds else None
 
 
 def _unknown_activation(config: Mapping[str, Any], family: Family) -> str | None:

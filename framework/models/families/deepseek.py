@@ -44,13 +44,26 @@ def _queries(config: Config) -> Mapping[str, Any]:
 
 
 def _refusal(config: Config) -> str | None:
-    biased = config["attention_bias"] and config["q_lora_rank"] is None
-    return "its attention has biases but no latent of queries, where only some would have them" if biased else None
+    if config["attention_bias"] and config["q_lora_rank"] is None:
+        return "its attention has biases but no latent of queries, where only some would have them"
+    every = config.get("moe_layer_freq") or 1
+    return f"it has a mixture of experts in every {every}. layer" if every != 1 else None
 
 
 def _v2_refusal(config: Config) -> str | None:
     method = config["topk_method"]
-    return _refusal(config) or (None if method in _V2_METHODS else f"topk_method {method!r} is none of {', '.join(_V2_METHODS)}")
+    if method not in _V2_METHODS:
+        return f"topk_method {method!r} is none of {', '.join(_V2_METHODS)}"
+    return _other_scores(config, "softmax") or _refusal(config)
+
+
+def _v3_refusal(config: Config) -> str | None:
+    return _other_scores(config, "sigmoid") or _refusal(config)
+
+
+def _other_scores(config: Config, usual: str) -> str | None:
+    given = config.get("scoring_func") or usual
+    return None if given == usual else f"scoring_func {given!r} is not {usual}"
 
 
 _V2_METHODS = ("greedy", "group_limited_greedy")
@@ -114,7 +127,7 @@ _V2 = Family(
     variant=lambda config: _names(config, _V2_NAMES),
     rotary_style="gptj",
     latent=True,
-    moe=lambda config, layer: layer >= config["first_k_dense_replace"],
+    moe=lambda config, layer: bool(config["num_experts"]) and layer >= config["first_k_dense_replace"],
     routing=_v2_routing,
     refuse=_v2_refusal,
 )
@@ -138,7 +151,7 @@ _V3 = replace(
     biases=lambda config: where(config["attention_bias"], "qkv", "o"),
     variant=lambda config: {**_names(config, _V3_NAMES), "rotary_style": "gptj" if config["rope_interleave"] else "neox"},
     routing=_v3_routing,
-    refuse=_refusal,
+    refuse=_v3_refusal,
 )
 _MINICPM3 = replace(
     _V2,

@@ -39,6 +39,7 @@ _GEMMA = Family(
         "rms_norm_eps": 1e-6,
         "head_dim": 256,
         "max_position_embeddings": 8192,
+        "num_key_value_heads": 16,
         "tie_word_embeddings": True,
         "use_bidirectional_attention": None,
     },
@@ -53,6 +54,7 @@ _GEMMA2 = replace(
     fields={"hidden_act": "hidden_activation"},
     defaults={
         **_GEMMA.defaults,
+        "num_key_value_heads": 4,
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": 256,
         "sliding_window": 4096,

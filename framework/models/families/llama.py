@@ -38,6 +38,7 @@ _QWEN2 = replace(
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
         "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
         "use_sliding_window": False,
         "sliding_window": 4096,
         "max_window_layers": 28,
@@ -79,6 +80,7 @@ _SEED_OSS = replace(
         "attention_out_bias": False,
         "head_dim": 128,
         "max_position_embeddings": 524288,
+        "num_key_value_heads": 8,
     },
     biases=lambda config: (
         where(config["attention_bias"], "qkv")
@@ -94,6 +96,7 @@ _ERNIE = replace(
         "rms_norm_eps": 1e-5,
         "head_dim": 128,
         "max_position_embeddings": 131072,
+        "num_key_value_heads": 2,
         "use_bias": False,
         "tie_word_embeddings": True,
     },
@@ -102,7 +105,14 @@ _ERNIE = replace(
 )
 _HELIUM = replace(
     LLAMA,
-    defaults={**LLAMA.defaults, "default_theta": 1e5, "rms_norm_eps": 1e-8, "head_dim": 128, "max_position_embeddings": 4096},
+    defaults={
+        **LLAMA.defaults,
+        "default_theta": 1e5,
+        "rms_norm_eps": 1e-8,
+        "head_dim": 128,
+        "max_position_embeddings": 4096,
+        "num_key_value_heads": 20,
+    },
     biases=lambda config: where(config["attention_bias"], "qkv") | where(config["mlp_bias"], "gate_up", "down"),
     rotary_style="gptj",
 )
@@ -133,7 +143,10 @@ _CWM = replace(
     },
     windowed=lambda config, layer: layer % 4 != 0,
 )
-_IQUEST = replace(LLAMA, defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5, "head_dim": 128, "max_position_embeddings": 131072})
+_IQUEST = replace(
+    LLAMA,
+    defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5, "head_dim": 128, "max_position_embeddings": 131072, "num_key_value_heads": 8},
+)
 _ARCEE = replace(
     LLAMA,
     names={**ATTENTION, **PLAIN_MLP, **PRE_NORMS},

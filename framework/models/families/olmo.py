@@ -40,7 +40,7 @@ _OLMO3 = replace(
 )
 _EXAONE4 = replace(
     _OLMO2,
-    defaults={**_OLMO2.defaults, "sliding_window": 4096, "sliding_window_pattern": 4},
+    defaults={**_OLMO2.defaults, "num_key_value_heads": 32, "sliding_window": 4096, "sliding_window_pattern": 4},
     biases=attention_biases,
     qk_norm="head",
     windowed=_exaone_window,

@@ -29,8 +29,8 @@ class AttentionShape:
     scale: float
     window: int | None
     softcap: float | None
-    alibi: tuple[float, ...] | None = None
     sinks: torch.Tensor | None = field(default=None, compare=False)
+    alibi: tuple[float, ...] | None = None
     aliased: bool = False
 
 

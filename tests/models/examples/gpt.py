@@ -49,10 +49,13 @@ EXAMPLES = {
         GPT2,
         {"post norm": family(residual="pre", final_norm="h.0.ln_1"), "positions": NO_POSITIONS, "gelu": Without({"afn": "relu"})},
         embed_std=1.0,
+        seed=5,
     ),
     "biogpt": Example(
         "BioGptConfig",
         {**BIOGPT, "pad_token_id": 1},
         {"embed scale": Without({"scale_embedding": False}), "position offset": NO_OFFSET},
+        embed_std=0.01,
+        seed=3,
     ),
 }
