@@ -86,6 +86,11 @@ class CallList:
     def __init__(self, model: ModelInfo, architecture: Architecture, config: EngineConfig, fused: bool) -> None:
         self._a, self._parallel = architecture, config.parallel
         self._rank = rank_architecture(architecture, config.parallel)
+        if config.model.latent_prefill != "absorbed":
+            raise ValueError(
+                f"executor.kind={config.executor.kind} knows prompts of latent attention in the absorbed form only: set "
+                "model.latent_prefill=absorbed"
+            )
         self._weights, self._fused = weight_format(model, config), fused
         self._fuse_quantization = config.quant.fuse
         element = ELEMENT_BYTES[model.dtype]

@@ -17,6 +17,7 @@ from .architecture import Architecture, Latent, LayerShape, ModelInfo, Moe
 from .decoder import Decoder
 from .layers.attention import Attention, Fused, Separate
 from .layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, PreNormBlock
+from .layers.expanded_prefill import ExpandedPrefill
 from .layers.linear import Float32Linear, Linear, bind_linear
 from .layers.mla import LatentAttention
 from .layers.mlp import PLAIN, Mlp, MoeMlp, SharedExperts
@@ -70,9 +71,14 @@ def load_model(
         from .transformers_model import load_transformers_model  # slow to import, and needed for few models
 
         return load_transformers_model(config, info, plan, device, block_size, _cache_dtype(info, cache_dtype), seed)
+    if config.latent_prefill != "absorbed" and info.architecture.latent is None:
+        raise ValueError(
+            f"model.latent_prefill={config.latent_prefill} would change nothing: model {config.name!r} has no latent attention"
+        )
     info.architecture.cache_specs(_cache_dtype(info, cache_dtype))  # refuses a cache before weights are read
     weights = _open(config, info, info.architecture, device, seed, scheme)
-    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse).build()
+    expand = config.latent_prefill == "expanded"
+    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand).build()
 
 
 def _cache_dtype(info: ModelInfo, wish: str) -> str:
@@ -112,11 +118,13 @@ class Builder:
         block_size: int,
         cache_dtype: str,
         fuse_quantization: bool = True,
+        expand_prompts: bool = False,
     ) -> None:
         assert parallel.tp.size == parallel.ep.size == 1, "layers are whole: only the list of layers can be cut"
         self.info, self.a, self.weights, self.plan, self.device, self.parallel = info, architecture, weights, plan, device, parallel
         self.attention = AttentionKernels(plan, block_size, _cache_dtype(info, cache_dtype), device)
-        self._fuse_quantization = fuse_quantization
+        self._fuse_quantization, self._expands_prompts = fuse_quantization, expand_prompts
+        self._expanded: list[BoundKernel] = []
         self._shared: dict[Hashable, BoundKernel] = {}
         self._cos_sin: dict[Rope, torch.Tensor] = {}
 
@@ -209,8 +217,21 @@ class Builder:
         absorb, from_latents = (self.plan.bind("head_linear", {"weight": w.contiguous()}) for w in (keys.mT, values))
         kv_norm = self.plan.bind(*self._norm_call(*self._norm_tensors(parts["kv_a_norm"]), LATENT_EPS))
         paged, o = self.attention.layer(index, shape), self._linear(parts["o"])
-        rotary = self._rotary(layer.rope)
-        return LatentAttention(latent, qkv, q_norm, q_b, kv_norm, rotary, absorb, from_latents, o, paged)
+        rotary, expanded = self._rotary(layer.rope), None
+        if self._expands_prompts:
+            expand = bind_linear(self.plan, loaded)
+            paged.prefill = expanded = ExpandedPrefill(
+                latent, a.num_heads, self.attention.block_size, expand, absorb, from_latents, *self._expanded_kernels(shape, latent)
+            )
+        return LatentAttention(latent, qkv, q_norm, q_b, kv_norm, rotary, absorb, from_latents, o, paged, expanded)
+
+    def _expanded_kernels(self, shape: AttentionShape, latent: Latent) -> list[BoundKernel]:
+        """Shared by all layers: the write of expanded keys and values, attention among them and over latents, what joins both."""
+        if not self._expanded:
+            heads = AttentionShape(shape.num_heads, shape.num_heads, latent.query_dim, latent.value_dim, shape.scale, None, None)
+            attention = self.attention.of_prompts(heads, causal=True), self.attention.of_prompts(shape, causal=False)
+            self._expanded = [self.attention.workspace_write(heads), *attention, self.plan.bind("merge_attention")]
+        return self._expanded
 
     def _alibi(self, layer: LayerShape) -> tuple[float, ...] | None:
         if self.a.family.positions != "alibi":

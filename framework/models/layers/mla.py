@@ -13,6 +13,7 @@ import torch
 from ...plan import BoundKernel
 from ..architecture import Latent
 from ..batch import ForwardBatch
+from .expanded_prefill import ExpandedPrefill
 from .linear import Linear
 from .paged_attention import PagedAttention
 
@@ -28,6 +29,7 @@ class LatentAttention:
     rotary     of the last ``rope_dim`` elements of queries and keys; the others know no positions
     absorb     head_linear: a query's unrotated part against keys -> against latents
     values     head_linear: from latents to values
+    expanded   what prompts run through instead; None: the absorbed form
     """
 
     shape: Latent
@@ -40,6 +42,7 @@ class LatentAttention:
     values: BoundKernel
     o: Linear
     paged: PagedAttention
+    expanded: ExpandedPrefill | None = None
 
     def __call__(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """x [T, H] -> [T, H]."""
@@ -52,5 +55,16 @@ class LatentAttention:
         key = latent.unsqueeze(1)
         self.rotary(rotated, key[..., shape.kv_rank :], batch.positions)
         self.paged.write(key, None, batch)
-        attended = self.paged.attend(torch.cat((self.absorb(unrotated), rotated), 2), batch)
-        return self.o(self.values(attended).flatten(1))
+        return self.o(self._attend(unrotated, rotated, latent, batch).flatten(1))
+
+    def _attend(self, unrotated: torch.Tensor, rotated: torch.Tensor, latent: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """-> [T, num_heads, value_dim]."""
+        group, kv = batch.groups[self.paged.group], batch.caches[self.paged.layer]
+        if self.expanded is None or group.prefill is None:
+            return self.values(self.paged.attend(torch.cat((self.absorb(unrotated), rotated), 2), batch))
+        n = batch.num_decode_tokens
+        prompts = self.expanded(unrotated[n:], rotated[n:], latent[n:], kv, group.prefill)
+        if group.decode is None:
+            return prompts
+        queries = torch.cat((self.absorb(unrotated[:n]), rotated[:n]), 2)
+        return torch.cat((self.values(self.paged.decode(queries, kv, group.decode)), prompts))

@@ -15,6 +15,8 @@ from ..batch import ForwardBatch
 if TYPE_CHECKING:
     from triton_kernels.attention_meta import LayerKV
 
+    from .expanded_prefill import ExpandedPrefill
+
 
 @dataclass(frozen=True)
 class AttentionShape:
@@ -41,13 +43,14 @@ class PagedAttention:
     layer     its place among the layers of this process; group: the KV group that serves it, see ``PagedModel.set_groups``
     spec      what it keeps in the cache
     kv_write  None where a fused kernel writes
+    prefill   a kernel, or what prepares what the layer itself does with prompts
     """
 
     layer: int
     spec: PagedKV
     kv_write: BoundKernel | None
     decode: BoundKernel
-    prefill: BoundKernel
+    prefill: BoundKernel | ExpandedPrefill
     group: int = 0
 
     def begin_step(self, batch: ForwardBatch) -> None:
@@ -72,6 +75,7 @@ class PagedAttention:
         group, kv = batch.groups[self.group], batch.caches[self.layer]
         if group.prefill is None:
             return self.decode(q, kv, group.decode)
+        assert isinstance(self.prefill, BoundKernel), "the layer attends to prompts itself"
         if group.decode is None:
             return self.prefill(q, kv, group.prefill)
         n = batch.num_decode_tokens
@@ -83,7 +87,7 @@ class AttentionKernels:
     what ALiBi adds."""
 
     def __init__(self, plan: KernelPlan, block_size: int, cache_dtype: str, device: torch.device | None = None) -> None:
-        self._plan, self._block_size, self._cache_dtype, self._device = plan, block_size, cache_dtype, device
+        self._plan, self.block_size, self._cache_dtype, self._device = plan, block_size, cache_dtype, device
         self._bound: dict[tuple[str, AttentionShape], BoundKernel] = {}
 
     def facts(self, shape: AttentionShape) -> dict[str, Any]:
@@ -93,7 +97,7 @@ class AttentionKernels:
             "num_heads": shape.num_heads,
             "num_kv_heads": shape.num_kv_heads,
             "value_dim": shape.v_head_dim,
-            "page_size": self._block_size,
+            "page_size": self.block_size,
             "kv_dtype": getattr(torch, self._cache_dtype),
             "aliased": shape.aliased,
         }
@@ -121,6 +125,15 @@ class AttentionKernels:
             self._bind(f"paged_attention_{kind}", shape, weights, params, shared=shared) for kind in ("decode", "prefill")
         )
         return PagedAttention(index, spec, write, decode, prefill)
+
+    def of_prompts(self, shape: AttentionShape, *, causal: bool) -> BoundKernel:
+        """``paged_attention_prefill`` that returns the LSE, too."""
+        params = {"scale": shape.scale, "causal": causal, "window": None, "softcap": None, "return_lse": True}
+        return self._plan.bind("paged_attention_prefill", None, params, self.facts(shape))
+
+    def workspace_write(self, shape: AttentionShape) -> BoundKernel:
+        """``kv_cache_write`` to pages that are no layer's cache."""
+        return self._bind("kv_cache_write", shape, shared=True)
 
     def _bind(
         self,
