@@ -43,7 +43,9 @@ class Family:
     transposed   weights of linear layers lie as [in, out]
     interleaved_qkv  the queries, key and value of a KV head are neighbours in the fused projection
     windowed     does layer i of num_layers see a window only? Consulted if the config has no ``layer_types``
+    latent       keys and values of all heads come from one latent vector per token, and queries may have one of their own
     moe          has layer i a mixture of experts in place of its MLP?
+    routing      of a mixture of experts: fields of ``Moe`` beyond those that all configs name alike
     refuse       reason why this config is beyond the native decoder, or None
     """
 
@@ -78,7 +80,9 @@ class Family:
     transposed: bool = False
     interleaved_qkv: bool = False
     windowed: Callable[[Config, int], bool] = lambda config, layer: True
+    latent: bool = False
     moe: Callable[[Config, int], bool] = lambda config, layer: False
+    routing: Callable[[Config], Mapping[str, Any]] = lambda config: {}
     refuse: Callable[[Config], str | None] = lambda config: None
 
     @property
