@@ -217,7 +217,10 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
         or _biased_table(merged, family)
     ):
         return None, reason
-    return read_architecture(family, merged), ""
+    found = read_architecture(family, merged)
+    if found.activation not in ("silu", "swish") and any(layer.moe for layer in found.layers):
+        return None, f"its experts' activation is {found.activation!r}, not silu"
+    return found, ""
 
 
 _SIZES = (

@@ -168,7 +168,7 @@ class Builder:
         mlp_norm: BoundKernel | None
         if shape.moe:
             mlp: Mlp | MoeMlp = self._moe(parts, shape)
-            mlp_norm = self._norm(parts["mlp_norm"])
+            mlp_norm = self._norm(parts["mlp_norm"]) if "mlp_norm" in parts else None
         else:
             up, mlp_norm = self._linear_after_norm(parts, "mlp_norm", "gate_up" if self.a.family.gated else "up")
             mlp = self._mlp(parts, up)

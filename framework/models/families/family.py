@@ -46,6 +46,9 @@ class Family:
     latent       keys and values of all heads come from one latent vector per token, and queries may have one of their own
     moe          has layer i a mixture of experts in place of its MLP?
     routing      of a mixture of experts: fields of ``Moe`` beyond those that all configs name alike
+    expert_tensor   name of the weights of experts in their modules; "" where a module's name is the tensor's
+    expert_layouts  of w13 and w2 how experts lie on disk, where not as [out, in]: see ``Part.layout``
+    alternating_experts   rows of their gate and up take turns
     refuse       reason why this config is beyond the native decoder, or None
     """
 
@@ -83,6 +86,9 @@ class Family:
     latent: bool = False
     moe: Callable[[Config, int], bool] = lambda config, layer: False
     routing: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    expert_tensor: str = "weight"
+    expert_layouts: Mapping[str, Literal["linear", "transposed", "flat", "flat_transposed"]] = field(default_factory=dict)
+    alternating_experts: bool = False
     refuse: Callable[[Config], str | None] = lambda config: None
 
     @property

@@ -88,7 +88,7 @@ _SEED_OSS = replace(
         | where(config["mlp_bias"], "gate_up", "down")
     ),
 )
-_ERNIE = replace(
+ERNIE = replace(
     LLAMA,
     defaults={
         **LLAMA.defaults,
@@ -116,7 +116,7 @@ _HELIUM = replace(
     biases=lambda config: where(config["attention_bias"], "qkv") | where(config["mlp_bias"], "gate_up", "down"),
     rotary_style="gptj",
 )
-_HUNYUAN = replace(
+HUNYUAN = replace(
     LLAMA,
     names={**LLAMA_NAMES, "q_norm": ("self_attn.query_layernorm",), "k_norm": ("self_attn.key_layernorm",)},
     defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5},
@@ -172,9 +172,9 @@ FAMILIES = {
     "phi3": _PHI3,
     "smollm3": _SMOLLM3,
     "seed_oss": _SEED_OSS,
-    "ernie4_5": _ERNIE,
+    "ernie4_5": ERNIE,
     "helium": _HELIUM,
-    "hunyuan_v1_dense": _HUNYUAN,
+    "hunyuan_v1_dense": HUNYUAN,
     "cwm": _CWM,
     "iquestcoder": _IQUEST,
     "arcee": _ARCEE,
