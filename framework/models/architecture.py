@@ -26,6 +26,7 @@ class Moe:
     float32_router           logits of experts are those of float32, whatever the model's dtype
     shared_size              inner columns of the experts that serve every token, as one MLP; 0: there are none
     shared_gate              what they add is weighted by a sigmoid of its own
+    limit .. weighs_input    as ``moe_experts``
     """
 
     num_experts: int
@@ -41,12 +42,21 @@ class Moe:
     float32_router: bool = False
     shared_size: int = 0
     shared_gate: bool = False
+    limit: float | None = None
+    alpha: float = 1.702
+    weighs_input: bool = False
 
     @property
     def rule(self) -> dict[str, Any]:
         """Bound arguments of ``moe_route``, without the bias."""
         names = ("top_k", "renormalize", "scoring", "num_groups", "top_groups", "group_score", "scaling")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """Bound arguments of ``moe_experts`` where it is not as usual."""
+        clamped = {} if self.limit is None else {"limit": self.limit, "alpha": self.alpha}
+        return clamped | ({"weighs_input": True} if self.weighs_input else {})
 
 
 @dataclass(frozen=True)

@@ -182,8 +182,9 @@ class Builder:
     def _attention(self, parts: dict[str, Part], layer: LayerShape, index: int, qkv: Linear) -> Attention:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
         a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
+        sinks = self.weights.weight(parts["sinks"]) if "sinks" in parts else None
         shape = AttentionShape(
-            *heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap, alibi=self._alibi(layer)
+            *heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap, sinks, self._alibi(layer)
         )
         o = self._linear(parts["o"])
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self.weights) if self.attention.takes_scales else None
@@ -277,19 +278,18 @@ class Builder:
         moe = shape.moe
         assert moe is not None
         experts = self.weights.load_experts(parts["w13"], parts["w2"])
+        params = {**experts.params, "expert_start": 0, **moe.variant}
         return MoeMlp(
             self._router(parts["router"]),
             self._route(parts, moe),
-            self.plan.bind(
-                experts.op, experts.tensors, {**experts.params, "expert_start": 0}, {"top_k": moe.top_k}, note=experts.note
-            ),
+            self.plan.bind(experts.op, experts.tensors, params, {"top_k": moe.top_k}, note=experts.note),
             self._shared_experts(parts) if moe.shared_size else None,
         )
 
     def _router(self, part: Part) -> Linear:
         if not part.float32:
             return self._linear(part)
-        weights = {"weight": self.weights.weight(part), "bias": None}
+        weights = {"weight": self.weights.weight(part), "bias": self.weights.bias(part)}
         return Float32Linear(self.plan.bind("linear", weights, dtype=torch.float32))
 
     def _route(self, parts: dict[str, Part], moe: Moe) -> BoundKernel:

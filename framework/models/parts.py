@@ -145,6 +145,8 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
             group = a.num_heads // a.num_kv_heads
             quantizable = name != "kv_b"  # which is split into the weights of ``head_linear``
             parts[name] = Part(sources, rows, columns, bias, layout, head_dim=a.head_dim, group=group, quantizable=quantizable)
+        elif name == "sinks":
+            parts[name] = Part(sources, (a.num_heads,), always_float=True, float32=True, tensor="sinks")
         elif name in ("q_norm", "k_norm"):
             parts[name] = _qk_norm(a, sources, a.num_heads if name == "q_norm" else a.num_kv_heads)
         elif name in LATENT_NORMS:

@@ -18,6 +18,7 @@ from .families import Family
 from .hub import read_json
 from .parts import Part, all_parts, bias_name
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
+from .quantization.unquantized import gate_first
 
 
 class Weights(ABC):
@@ -224,11 +225,6 @@ def _place_packed(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> Non
     if part.layout.endswith("transposed"):
         tensor = tensor.mT
     target.copy_(gate_first(tensor) if part.alternating else tensor)
-
-
-def gate_first(rows: torch.Tensor) -> torch.Tensor:
-    """[E, 2I, ...], of which gate and up have every second row, -> gate, then up."""
-    return torch.cat((rows[:, ::2], rows[:, 1::2]), 1)
 
 
 def open_shard(path: Path) -> Any:

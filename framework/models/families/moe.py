@@ -247,6 +247,112 @@ _ERNIE_MOE = replace(
     refuse=lambda config: "its experts have biases (use_bias)" if config["use_bias"] else None,
 )
 
+_GPT_OSS = replace(
+    LLAMA,
+    names={
+        **ATTENTION,
+        **PRE_NORMS,
+        "sinks": ("self_attn",),
+        "router": ("mlp.router",),
+        "w13": ("mlp.experts.gate_up_proj",),
+        "w2": ("mlp.experts.down_proj",),
+    },
+    fields={"num_experts": "num_local_experts"},
+    defaults={
+        **LLAMA.defaults,
+        "default_theta": 150000.0,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+        "attention_bias": True,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "norm_topk_prob": True,
+        "num_experts_per_tok": 4,
+        "num_key_value_heads": 8,
+        "num_local_experts": 128,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 128,
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+    },
+    biases=lambda config: where(config["attention_bias"], "qkv", "o") | {"router", "w13", "w2"},
+    windowed=lambda config, layer: layer % 2 == 0,
+    moe=lambda config, layer: True,
+    routing=lambda config: {"limit": config["swiglu_limit"], "alpha": config["swiglu_alpha"]},
+    expert_tensor="",
+    expert_layouts={"w13": "transposed", "w2": "transposed"},
+    alternating_experts=True,
+)
+
+
+def _dbrx_sections(config: Config) -> Config:
+    """What stands in sections of its config."""
+    attention, experts = ({**_DBRX_SECTIONS[name], **(config.get(name) or {})} for name in _DBRX_SECTIONS)
+    return {
+        "clip_qkv": attention["clip_qkv"],
+        "num_key_value_heads": attention["kv_n_heads"],
+        "rope_theta": attention.get("rope_theta"),
+        "hidden_act": (experts["ffn_act_fn"] or {"name": "silu"})["name"],
+        "intermediate_size": experts["ffn_hidden_size"],
+        "num_experts": experts["moe_num_experts"],
+        "num_experts_per_tok": experts["moe_top_k"],
+        "norm_topk_prob": experts["moe_normalize_expert_weights"] is not None,
+    }
+
+
+def _dbrx_refusal(config: Config) -> str | None:
+    norm = (config.get("ffn_config") or {}).get("moe_normalize_expert_weights", 1)
+    return None if norm in (None, 1) else f"weights of experts are divided by their {norm}-norm, not their sum"
+
+
+_DBRX_SECTIONS: Mapping[str, Config] = {
+    "attn_config": {"clip_qkv": None, "kv_n_heads": 1},
+    "ffn_config": {
+        "ffn_act_fn": None,
+        "ffn_hidden_size": 3584,
+        "moe_num_experts": 4,
+        "moe_top_k": 1,
+        "moe_normalize_expert_weights": 1.0,
+    },
+}
+_DBRX = replace(
+    LLAMA,
+    names={
+        "attn_norm": ("norm_attn_norm.norm_1",),
+        "qkv": ("norm_attn_norm.attn.Wqkv",),
+        "o": ("norm_attn_norm.attn.out_proj",),
+        "mlp_norm": ("norm_attn_norm.norm_2",),
+        "router": ("ffn.router.layer",),
+        "w13": ("ffn.experts.mlp.w1", "ffn.experts.mlp.v1"),
+        "w2": ("ffn.experts.mlp.w2",),
+    },
+    base="transformer.",
+    embed="wte",
+    layers="blocks",
+    final_norm="norm_f",
+    fields={
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+        "max_position_embeddings": "max_seq_len",
+    },
+    defaults={"norm_eps": 1e-5, "max_seq_len": 2048},
+    derived=_dbrx_sections,
+    biases=lambda config: frozenset(),
+    norm="layer",
+    norm_bias=False,
+    moe=lambda config, layer: True,
+    expert_tensor="",
+    expert_layouts={"w13": "flat", "w2": "flat_transposed"},
+    refuse=_dbrx_refusal,
+)
+
 FAMILIES = {
     "mixtral": _MIXTRAL,
     "qwen2_moe": _QWEN2_MOE,
@@ -256,6 +362,8 @@ FAMILIES = {
     "glm4_moe": _GLM4_MOE,
     "dots1": _DOTS1,
     "minimax_m2": _MINIMAX_M2,
+    "gpt_oss": _GPT_OSS,
+    "dbrx": _DBRX,
     "hunyuan_v1_moe": _HUNYUAN_MOE,
     "ernie4_5_moe": _ERNIE_MOE,
 }

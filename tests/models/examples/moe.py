@@ -6,7 +6,7 @@ from typing import Any
 
 from framework.models.families import FAMILIES
 
-from ...framework.models.checkpoints import LLAMA, SIZES, Example, Without, family, rope, without_biases
+from ...framework.models.checkpoints import LLAMA, SIZES, VOCAB, Example, Without, family, rope, without_biases
 from .granite import SCALES, UNSCALED
 
 FEW: dict[str, Any] = {"num_experts_per_tok": 2}
@@ -27,6 +27,21 @@ def no_norms(model_type: str) -> Without:
     return family(qk_norm="", names=names, ignored=(r"(q_norm|k_norm|query_layernorm|key_layernorm)",))
 
 
+def without_part(model_type: str, part: str) -> Without:
+    names = {name: modules for name, modules in FAMILIES[model_type].names.items() if name != part}
+    return family(names=names, ignored=(rf"\.{part}$",))
+
+
+DBRX: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "d_model": 64,
+    "n_heads": 4,
+    "n_layers": 3,
+    "max_seq_len": 96,
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.2, "rope_theta": 10000.0},
+    "ffn_config": {"ffn_hidden_size": 40, "moe_num_experts": 4, "moe_top_k": 2},
+    **rope("default"),
+}
 SUM = {"renormalization": Without({"norm_topk_prob": False})}
 V3: dict[str, Any] = {
     "n_routed_experts": 8,
@@ -93,7 +108,7 @@ EXAMPLES = {
         {**v3_features("glm4_moe"), "biases": without_biases(), "partial": Without(rope("default", partial_rotary_factor=1.0))},
     ),
     "glm4_moe-norms": Example(
-        "Glm4MoeConfig", {**LLAMA, **V3, "head_dim": 16, "use_qk_norm": True}, {"q/k norm": no_norms("glm4_moe")}
+        "Glm4MoeConfig", {**SIZES, **rope("default"), **V3, "head_dim": 16, "use_qk_norm": True}, {"q/k norm": no_norms("glm4_moe")}
     ),
     "dots1": Example(
         "Dots1Config",
@@ -114,6 +129,41 @@ EXAMPLES = {
         "HunYuanMoEV1Config",
         {**LLAMA, "head_dim": 16, "num_experts": 4, "moe_topk": [2, 2, 2]},
         {"q/k norm": no_norms("hunyuan_v1_moe"), "shared experts": no_shared("hunyuan_v1_moe")},
+    ),
+    "gpt-oss": Example(
+        "GptOssConfig",
+        {
+            **SIZES,
+            **FEW,
+            **rope("yarn", factor=4.0, truncate=False, original_max_position_embeddings=24),
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "sliding_window": 8,
+            "swiglu_limit": 1.0,
+        },
+        {
+            "biases": family(biases=lambda config: frozenset(), ignored=(r"bias$",)),
+            "window": Without({"sliding_window": None}),
+            "which layers": Without({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+            "sinks": without_part("gpt_oss", "sinks"),
+            "clamps": Without({"swiglu_limit": 7.0}),
+            "alpha": Without({"swiglu_alpha": 1.0}),
+            "alternating": family(alternating_experts=False),
+            "truncate": Without(rope("yarn", factor=4.0, original_max_position_embeddings=24)),
+            "rope kind": Without(rope("default")),
+            **SUM,
+        },
+    ),
+    "dbrx": Example(
+        "DbrxConfig",
+        DBRX,
+        {
+            "clip": Without({"attn_config": {"kv_n_heads": 2}}),
+            "layer norm": family(norm="rms"),
+            "renormalization": Without({"ffn_config": {**DBRX["ffn_config"], "moe_normalize_expert_weights": None}}),
+        },
+        embed_std=0.4,
+        seed=1,
     ),
     "ernie-moe": Example(
         "Ernie4_5_MoeConfig",
