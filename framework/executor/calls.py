@@ -155,7 +155,7 @@ class CallList:
         if self._fused and layer.rope is not None and a.fuses_rotary:
             self._add("qk_norm_rotary_kv_write", heads, count)
         else:
-            for num_heads in (rank.num_heads, rank.num_kv_heads) if family.qk_norm else ():
+            for num_heads in (rank.num_heads, rank.num_kv_heads) if layer.normalizes(family) else ():
                 self._add(f"{family.norm}_norm", {"hidden_size": num_heads * a.head_dim, "residual": 0}, count)
             if layer.rope is not None:
                 self._add("rotary", heads, count)

@@ -84,12 +84,19 @@ class Latent:
 @dataclass(frozen=True)
 class LayerShape:
     """What may differ from layer to layer. window: tokens a query sees, itself included (None = all); scale: of q.k;
-    moe: None for a dense MLP."""
+    moe: None for a dense MLP; chunk: positions of a chunk, within which a query sees (None: one chunk); temperature: of queries, as
+    ``Family.temperature``."""
 
     window: int | None
     rope: Rope | None
     scale: float
     moe: Moe | None
+    chunk: int | None = None
+    temperature: tuple[float, float] | None = None
+
+    def normalizes(self, family: Family) -> bool:
+        """Whether it has norms of queries and keys."""
+        return bool(family.qk_norm) and (self.rope is not None or not family.qk_norm_rotated)
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,12 @@ def read_model(config: ModelConfig) -> ModelInfo:
     if eos is None or "eos_token_id" in config.architecture:
         eos = found.get("eos_token_id")
     max_model_len = _max_model_len(config, found, architecture)
+    chunks = {layer.chunk for layer in architecture.layers if layer.chunk} if architecture else set()
+    if chunks and min(chunks) < max_model_len:
+        raise ValueError(
+            f"model {config.name!r} attends within chunks of {min(chunks)} positions, and no kernel here ends at a chunk: set "
+            f"model.max_model_len={min(chunks)} or less, where there is one chunk"
+        )
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
     return ModelInfo(config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization)
 
@@ -320,7 +333,9 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
         found = {"renormalize": bool(config["norm_topk_prob"]), **family.routing(config)}
         moe = Moe(config["num_experts"], _required(config, "num_experts_per_tok"), size, **found)
         _check_groups(moe)
-    return LayerShape(window, rope, scale, moe)
+    chunked = layer_types[index] == "chunked_attention" if layer_types else family.chunked(config, index)
+    chunk = config.get("attention_chunk_size") if chunked else None
+    return LayerShape(window, rope, scale, moe, chunk, family.temperature(config, index))
 
 
 def _check_groups(moe: Moe) -> None:
@@ -333,7 +348,7 @@ def _check_groups(moe: Moe) -> None:
 
 
 def _unknown_layers(config: Mapping[str, Any]) -> str | None:
-    kinds = sorted(set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"})
+    kinds = sorted(set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention", "chunked_attention"})
     return f"it has layers of kind {', '.join(kinds)}" if kinds else None
 
 

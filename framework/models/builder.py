@@ -194,11 +194,13 @@ class Builder:
         if fused is not None:
             paged = self.attention.layer(index, shape, writes=False)
             return Attention(qkv, o, Fused(fused, paged), paged)
-        q_norm, k_norm = (self._qk_norm(parts[name]) if a.family.qk_norm else None for name in ("q_norm", "k_norm"))
+        normed = layer.normalizes(a.family)
+        q_norm, k_norm = (self._qk_norm(parts[name]) if normed else None for name in ("q_norm", "k_norm"))
         rotary = self._rotary(layer.rope) if layer.rope is not None else None
         paged = self.attention.layer(index, shape, scales=scales)
         split = [*heads, a.num_kv_heads]
-        separate = Separate(q_norm, k_norm, rotary, paged, split, a.head_dim, a.qkv_clip, a.family.qk_norm_rotated)
+        after = a.family.qk_norm_rotated
+        separate = Separate(q_norm, k_norm, rotary, paged, split, a.head_dim, a.qkv_clip, after, layer.temperature)
         return Attention(qkv, o, separate, paged)
 
     def _latent_attention(

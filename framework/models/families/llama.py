@@ -11,7 +11,7 @@ def _qwen_window(config: Config, layer: int) -> bool:
     return bool(config["use_sliding_window"]) and layer >= config["max_window_layers"]
 
 
-def _smollm3_rotates(config: Config, layer: int) -> bool:
+def rotates_most(config: Config, layer: int) -> bool:
     """no_rope_layers: 0 for layers that do not. Else every n-th does not."""
     listed = config.get("no_rope_layers")
     return bool(listed[layer]) if listed else (layer + 1) % config["no_rope_layer_interval"] != 0
@@ -69,8 +69,8 @@ _SMOLLM3 = replace(
         "use_sliding_window": False,
         "tie_word_embeddings": True,
     },
-    windowed=lambda config, layer: bool(config["use_sliding_window"]) and not _smollm3_rotates(config, layer),
-    rotates=lambda config, layer, windowed: _smollm3_rotates(config, layer),
+    windowed=lambda config, layer: bool(config["use_sliding_window"]) and not rotates_most(config, layer),
+    rotates=lambda config, layer, windowed: rotates_most(config, layer),
 )
 _SEED_OSS = replace(
     LLAMA,
