@@ -19,8 +19,6 @@ from ...models.hub import resolve_head
 from ...models.parallel import Parallel
 from ...models.protocol import Model
 from ...plan import KernelPlan
-from ...speculation.config import SpeculativeConfig
-from ...speculation.table import proposer_kind
 from ..request_rows import RequestRows
 from .cache import DraftCache
 from .chain import Chain
@@ -90,11 +88,6 @@ def load_drafter(
     if specs:
         model.set_groups((CacheGroup(specs[0], tuple(range(len(specs)))),))
     return Drafter(model, target, specs, model.max_model_len, spec.method in METHODS and bool(specs))
-
-
-def has_drafter(spec: SpeculativeConfig) -> bool:
-    """Whether drafts are made on the device."""
-    return spec.method is not None and proposer_kind(spec.method).place == "device"
 
 
 def check_drafter(config: EngineConfig, info: ModelInfo) -> None:
