@@ -37,11 +37,8 @@ def sample_rows(num_seats: int, num_drafts: list[int], positions: list[int], fro
     seats, num_logits = np.arange(num_seats), np.array(num_drafts) + 1
     rows = StepRows.of(seats, num_logits, np.array(positions) - 1, num_logits)
     on_host = rows.seats[rows.logit_rows], rows.logit_positions
-    row_of, grid = np.repeat(np.arange(num_seats), num_logits), rows.logit_grid
-    is_draft = np.arange(grid.shape[1]) < np.array(num_drafts)[:, None]
-    tensors = (torch.from_numpy(array) for array in (rows.nth_logit, row_of, grid, is_draft, np.array(num_drafts)))
     found = SampleRows(*on_host, torch.from_numpy(on_host[0]).int(), torch.from_numpy(on_host[1]))
-    found.drafts, found.drafts_from_host = DraftRows(rows.nth_logit, *tensors), from_host
+    found.drafts, found.drafts_from_host = DraftRows.of(rows, CPU), from_host
     return found
 
 
