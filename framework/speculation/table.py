@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Final, Literal
-
-if TYPE_CHECKING:
-    from .proposer import HostProposer
+from typing import Any, Final, Literal
 
 ENTRY_POINT_GROUP: Final = "kernelswap.proposers"
 
@@ -29,12 +26,11 @@ class ProposerKind:
         """Where drafts are made."""
         return "device" if self.target is None else "host"
 
-    def load(self) -> type[HostProposer]:
+    def load(self) -> Any:
         """The class, of a method on the host."""
         assert self.target is not None
         module, _, name = self.target.partition(":")
-        found: type[HostProposer] = getattr(import_module(module), name)
-        return found
+        return getattr(import_module(module), name)
 
 
 PROPOSERS: Final = {
