@@ -63,7 +63,7 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     if spec.place == "device":
         check_drafter(config, info)
         drafter = load_drafter(config, info, model, plan, CPU, _empty_model)
-        runner.draft(drafter.proposer(groups, 2, block_size, runner.rows, plan, runner.sampler.draw))
+        runner.draft(drafter.proposer(groups, 2, block_size, runner.rows, plan, runner.sampler.draw_drafts))
     plan.check_bound()
     num_steps = 0
     with _ZeroIntegers():

@@ -112,7 +112,7 @@ class LocalExecutor:
             config.speculative_config,
         )
         if self._drafter is not None:
-            rows, draw = self._runner.rows, self._runner.sampler.draw
+            rows, draw = self._runner.rows, self._runner.sampler.draw_drafts
             self._runner.draft(self._drafter.proposer(self.groups, self.num_blocks, config.cache.block_size, rows, self.plan, draw))
         self.plan.check_bound()
         self._step: Callable[[StepInput], StepHandle] = self._runner.step

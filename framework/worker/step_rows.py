@@ -38,6 +38,7 @@ class StepRows:
 
     @cached_property
     def has_drafts(self) -> bool:
+        """Whether any row has drafts checked."""
         return bool(self.num_logits.max(initial=0) > 1)
 
     @cached_property

@@ -24,7 +24,7 @@ from .cache import DraftCache
 from .chain import Chain
 from .draft_model import DraftModel
 from .head import ChainedHead, MedusaHeads
-from .proposer import DeviceProposer, Draw, Guesser
+from .proposer import DeviceProposer, DrawDrafts, Guesser
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Drafter:
         return sum(sum(spec.part_bytes()) for spec in self.specs)
 
     def proposer(
-        self, groups: Sequence[CacheGroup], num_blocks: int, block_size: int, rows: RequestRows, plan: KernelPlan, draw: Draw
+        self, groups: Sequence[CacheGroup], num_blocks: int, block_size: int, rows: RequestRows, plan: KernelPlan, draw: DrawDrafts
     ) -> DeviceProposer:
         """Beside the cache of the model, of so many blocks."""
         model, vocab_size = self.model, self.target.vocab_size
