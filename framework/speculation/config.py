@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from ..config_checks import check_types, require
 from .table import PROPOSERS, proposer_kind
@@ -81,6 +81,11 @@ class SpeculativeConfig:
         return config
 
     @property
+    def place(self) -> Literal["host", "device"] | None:
+        """Where drafts are made; None: nowhere."""
+        return None if self.method is None else proposer_kind(self.method).place
+
+    @property
     def acceptance_rule(self) -> str:
         """``rejection_sample_method``, or what it is if nothing was said."""
         is_synthetic = self.synthetic_acceptance_rates is not None or self.synthetic_acceptance_length is not None
@@ -115,9 +120,9 @@ class SpeculativeConfig:
             expected = f"given with {', '.join(unused)}: one of {', '.join(PROPOSERS)}, or module:Class of your own"
             self._require(not unused, "method", expected)
             return
-        kind = proposer_kind(method)
+        weights = proposer_kind(method).weights
         self._require(1 <= k <= MAX_DRAFTS, "num_speculative_tokens", f"from 1 to {MAX_DRAFTS}, and given with method={method}")
-        given, weights = self.model is not None or bool(self.architecture), kind.weights
+        given = self.model is not None or bool(self.architecture)
         if weights == "none":
             self._require(not given, "model", f"left out: method={method} has no weights")
         elif weights == "needed" and (has_model or method == "draft_model"):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ...engine.kv_cache.spec import CacheGroup
 from ...plan import BoundKernel, KernelPlan
 from ..architecture import Architecture, ModelInfo, read_native
 from ..batch import ForwardBatch
@@ -55,25 +54,15 @@ class DraftHead(PagedModel):
     """A head that the proposer can step. Everything runs under ``torch.inference_mode``.
 
     Slot t of its cache belongs to the target's position t: there the head reads the token *after* t and the target's state *at*
-    t, and guesses the token at t + 2. ``first_layer``: how many layers of the target come before its own in the cache.
+    t, and guesses the token at t + 2.
     """
 
     def __init__(self, info: HeadInfo, attention: list[PagedAttention], vocab_size: int) -> None:
         super().__init__(attention)
-        self.aux_layers, self.most = info.aux_layers, info.most
         self.dtype: torch.dtype = getattr(torch, info.model.dtype)
         self.max_model_len, self.vocab_size = info.model.max_model_len, vocab_size
-        self.target_ids, self.hidden_size = info.target_ids, shape_of(info.model).hidden_size
-
-    def set_groups(self, groups: tuple[CacheGroup, ...]) -> None:
-        """Tells which KV group, of those over the target's layers and the head's, serves which of the head's."""
-        own = {attention.layer: attention for attention in self._attention}
-        self._first_of_groups = []
-        for index, group in enumerate(groups):
-            mine = [own[layer] for layer in group.layers if layer in own]
-            for attention in mine:
-                attention.group = index
-            self._first_of_groups += mine[:1]
+        self.aux_layers, self.target_ids = info.aux_layers, info.target_ids
+        self.hidden_size = shape_of(info.model).hidden_size
 
     def forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor, aux: torch.Tensor | None, batch: ForwardBatch
@@ -96,26 +85,19 @@ class DraftHead(PagedModel):
 
 
 class HeadBuilder(Builder):
-    """Binds the layers of a head. first_layer: number of the target's layers, which come first in the cache."""
+    """Binds the layers of a head, whose cache is its own."""
 
     def __init__(
-        self,
-        info: HeadInfo,
-        target: Decoder,
-        plan: KernelPlan,
-        device: torch.device,
-        block_size: int,
-        cache_dtype: str,
-        first_layer: int,
+        self, info: HeadInfo, target: Decoder, plan: KernelPlan, device: torch.device, block_size: int, cache_dtype: str
     ) -> None:
         weights = HeadWeights(info.files, device, getattr(torch, info.model.dtype))
         super().__init__(info.model, info.architecture, weights, plan, device, Parallel(), block_size, cache_dtype)
-        self.head, self.target, self.first_layer = info, target, first_layer
+        self.target = target
 
     def layer(self, parts: Mapping[str, Part], index: int) -> tuple[Attention, Mlp, BoundKernel]:
         """Attention, MLP and the norm between them of the head's layer ``index``."""
         shape = self.a.layers[index]
-        attention = self._attention(dict(parts), shape, self.first_layer + index, self._linear(parts["qkv"]))
+        attention = self._attention(dict(parts), shape, index, self._linear(parts["qkv"]))
         mlp = self._moe(dict(parts), shape) if shape.moe else self._mlp(dict(parts), self._linear(parts["gate_up"]))
         return attention, mlp, self._norm(parts["mlp_norm"])
 

@@ -27,13 +27,6 @@ class Echo:
     def stop(self, request_id: str, token_ids: tuple[int, ...] = ()) -> None: ...
 
 
-class OnDevice:
-    def cache_specs(self) -> list[Any]:
-        return []
-
-    def propose(self, step: Any, k: int) -> Any: ...
-
-
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
@@ -134,7 +127,6 @@ def test_an_llm_takes_it() -> None:
 def test_a_method_can_be_a_class_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = proposer_kind(f"{__name__}:Echo")
     assert kind.place == "host" and kind.load()(SpeculativeConfig()).propose("a", [1, 2], 2) == [2, 2]
-    assert proposer_kind(f"{__name__}:OnDevice").place == "device"
     found = [EntryPoint("echo", f"{__name__}:Echo", table.ENTRY_POINT_GROUP)]
     monkeypatch.setattr(table, "entry_points", lambda group: found if group == "kernelswap.proposers" else [])
     assert proposer_kind("echo").load().__name__ == "Echo"
