@@ -63,8 +63,8 @@ class Scheduler:
         request.order = self._policy.order(request, self._num_added)
         self._num_added += 1
         self.requests.add(request)
-        if self.speculation is not None and self.speculation.proposer is not None:
-            self.speculation.proposer.start(request.request_id, request.token_ids)
+        if self.speculation is not None:
+            self.speculation.start(request)
         if request.leader is None:
             self.waiting.add(request)
         else:
@@ -79,8 +79,8 @@ class Scheduler:
         request.status = Status.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
         self.requests.discard(request)
-        if self.speculation is not None and self.speculation.proposer is not None:
-            self.speculation.proposer.stop(request.request_id, request.token_ids)
+        if self.speculation is not None:
+            self.speculation.stop(request)
         self._release_followers(request)
 
     def schedule(self, now_s: float = 0.0) -> ScheduledStep | None:
