@@ -24,9 +24,7 @@ class TorchFile:
         except Exception as error:  # torch raises many kinds, and one of them names every object it refuses
             raise ValueError(f"{path} cannot be read as tensors alone ({str(error).splitlines()[0]}): download it again") from error
         if not isinstance(found, dict) or not all(isinstance(name, str) and _is_plain(of) for name, of in found.items()):
-            raise ValueError(
-                f"{path} holds {type(found).__name__}, but a file of tensors by name, neither sparse nor empty, is expected"
-            )
+            raise ValueError(f"{path} holds {type(found).__name__}, but dense tensors by name are expected")
         self._tensors: dict[str, torch.Tensor] = found
 
     def names(self) -> Iterable[str]:
