@@ -12,6 +12,8 @@ from .table import PROPOSERS, proposer_kind
 RULES = ("match", "standard", "synthetic")
 DRAFT_SAMPLING = ("coupled", "greedy", "probabilistic")
 MAX_DRAFTS = 128
+MAX_LOOKUP = 1024
+"""Tokens that are looked up, at most: a proposer keeps something for each length."""
 
 
 @dataclass
@@ -175,10 +177,12 @@ class SpeculativeConfig:
     def _check_lookup(self) -> None:
         low, high = self.prompt_lookup_lengths
         self._require(low >= 1, "prompt_lookup_min", "a positive number, as prompt_lookup_max if left out")
-        self._require(low <= high, "prompt_lookup_max", f"at least {low}, which is prompt_lookup_min")
+        expected = f"from {low}, which is prompt_lookup_min, to {MAX_LOOKUP}"
+        self._require(low <= high <= MAX_LOOKUP, "prompt_lookup_max", expected)
         self._require(self.prompt_lookup_match in ("leftmost", "rightmost"), "prompt_lookup_match", "leftmost or rightmost")
         depth = self.suffix_decoding_max_tree_depth
-        self._require(depth >= 2, "suffix_decoding_max_tree_depth", "at least 2: a token that is looked up, and one behind it")
+        expected = f"from 2, a token that is looked up and one behind it, to {MAX_LOOKUP}"
+        self._require(2 <= depth <= MAX_LOOKUP, "suffix_decoding_max_tree_depth", expected)
         self._require(self.suffix_decoding_max_cached_requests >= 0, "suffix_decoding_max_cached_requests", "0 (none) or more")
         factor, probability = self.suffix_decoding_max_spec_factor, self.suffix_decoding_min_token_prob
         self._require(0 < factor < float("inf"), "suffix_decoding_max_spec_factor", "more than 0")

@@ -26,6 +26,9 @@ from .files import HeadFiles, HeadWeights
 Embed = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """token_ids, positions int64 [T] -> [T, H]."""
 
+MAX_COUNT = 1000
+"""Layers or heads in a checkpoint of a drafting head, at most."""
+
 
 @dataclass(frozen=True)
 class HeadInfo:
@@ -122,14 +125,14 @@ class HeadBuilder(Builder):
         return lambda token_ids, positions: table(token_ids)
 
 
-def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_layers: int = 1) -> ModelInfo:
+def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_layers: Any = 1) -> ModelInfo:
     """The architecture that a head's layers have, in the target's dtype, no longer than the target.
 
     Raises ValueError for layers that the native decoder does not cover, and another hidden size of the vocabulary.
     """
     if not given.get("model_type"):
         raise ValueError(f"the config.json of the drafting head in {folder} names no model_type, so that its layers are not known")
-    config = {**given, "num_hidden_layers": num_layers}
+    config = {**given, "num_hidden_layers": checked_count(num_layers, "layers", folder)}
     if config.get("layer_types"):
         config["layer_types"] = list(config["layer_types"])[-num_layers:]
     architecture, reason = read_native(config)
@@ -144,6 +147,13 @@ def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_l
     return replace(
         target, config=config, architecture=architecture, max_model_len=min(limit, target.max_model_len), quantization=None
     )
+
+
+def checked_count(found: Any, what: str, folder: Path) -> int:
+    """Of ``what`` in a config.json. Raises ValueError for what cannot be one."""
+    if type(found) is not int or not 1 <= found <= MAX_COUNT:
+        raise ValueError(f"the config.json of the drafting head in {folder} asks for {found!r} {what}: expected 1 to {MAX_COUNT}")
+    return found
 
 
 def shape_of(model: ModelInfo) -> Architecture:

@@ -159,3 +159,11 @@ def test_by_the_tenth_pass_over_the_same_prompts_drafts_are_right() -> None:
         num_drafts, num_accepted = np.sum(counts, axis=0)
         rates.append(num_accepted / num_drafts)
     assert rates[0] < 0.6 and rates[-1] > 0.8, rates
+
+
+def test_a_factor_beyond_all_floats_is_but_no_limit() -> None:
+    config = SpeculativeConfig("suffix", 3, suffix_decoding_max_spec_factor=1e308)
+    config.validate()
+    proposer = Suffix(config)
+    proposer.start("a", [1, 2, 3])
+    assert proposer.propose("a", [1, 2, 3, 1, 2], 3) == [3, 1, 2]
