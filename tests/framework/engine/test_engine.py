@@ -207,6 +207,25 @@ def test_a_proposer_of_the_host_hears_how_each_request_ended() -> None:
 
 
 @pytest.mark.parametrize("from_host", [False, True])
+def test_drafts_count_against_the_budget_and_stand_before_prompts(from_host: bool) -> None:
+    by = Speculation(ScheduledDepth([[1, 1, 3]]), 20, Guesses() if from_host else None)  # type: ignore[arg-type]
+    engine = make_engine(make_config(max_num_batched_tokens=7), vocab_size=20, num_drafts=3, speculation=by)
+    steps: list[StepInput] = []
+    submit = engine.executor.submit
+    engine.executor.submit = lambda step: steps.append(step) or submit(step)  # type: ignore[method-assign,assignment,func-returns-value]
+    for i in range(4):
+        engine.add_request(str(i), EngineInput([i] * (1 + 5 * i)), token_params(max_tokens=20, seed=i))
+    assert all(len(tokens_of(output)[0]) == 20 for output in finish(engine).values())
+    assert max(sum(step.num_tokens) for step in steps) == 7
+    single, drafts, prompt = range(3)
+    kinds = [
+        [single if n == 1 else drafts if wanted > 1 else prompt for n, wanted in zip(step.num_tokens, step.num_logits)]
+        for step in steps
+    ]
+    assert all(kind == sorted(kind) for kind in kinds) and any({drafts, prompt} <= set(kind) for kind in kinds)
+
+
+@pytest.mark.parametrize("from_host", [False, True])
 def test_a_step_without_drafts_does_not_wait_for_the_one_before(from_host: bool) -> None:
     """Whatever the depth may be: a second step is always under way. With drafts of the host there cannot be one."""
     for depth, most in ((0, 2), (3, 1 if from_host else 2)):
