@@ -18,6 +18,7 @@ from experiments.jobs import job_main
 from framework import __version__
 from framework.build import build_replicas, freeze_garbage, input_processor, settle_block_size
 from framework.engine.inputs import InputProcessor
+from framework.engine.kv_cache.spec import token_bytes
 from framework.engine.router import ROUTERS
 from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
@@ -27,6 +28,7 @@ from framework.study.machine_load import machine_load
 from framework.study.probed import probe
 from framework.study.report import format_metrics, format_plan
 from framework.study.served import Served, attempt, first_columns
+from framework.study.time_shares import TimeShares
 from framework.study.workload import Workload, WorkloadRequest, warmup_workload
 
 
@@ -41,8 +43,8 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     start = time.perf_counter()
     engines = build_replicas(config.engine())
     freeze_garbage()
-    start_costs = {"load_s": time.perf_counter() - start}
     engine = engines[0]
+    start_costs = {"load_s": time.perf_counter() - start, "kv_bytes_per_token_layer": token_bytes(engine.executor.groups)}
     if held := engine.executor.weight_bytes:
         nominal = engine.executor.nominal_weight_bytes
         start_costs |= {"weight_bytes": held, "nominal_weight_bytes": nominal}
@@ -50,7 +52,7 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
     for each in engines:
         run_workload([each], warmup)
-    probed = probe(engine, config)
+    probed, shares = probe(engine, config), TimeShares.of(engine)
     start = time.perf_counter()
     with _compilations(config) as compiled, machine_load() as load:
         record = run_workload(engines, workload, ROUTERS[config.router](config.seed), progress=True)
@@ -59,8 +61,8 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps), "wall_s": wall_s}
     for each in engines:
         each.shutdown()
-    start_costs["num_late_compilations"] = len(compiled)
-    return Served(record, report, {"version": __version__, **settled}, start_costs, load, probed)
+    further = {**start_costs, "num_late_compilations": len(compiled)} | (shares.metrics() if shares is not None else {})
+    return Served(record, report, {"version": __version__, **settled}, further, load, probed)
 
 
 def _serve_with_library(config: ServeConfig) -> Served:

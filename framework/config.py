@@ -18,6 +18,7 @@ from .structured.config import StructuredOutputsConfig
 CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
 LOAD_FORMATS = ("auto", "dummy")
 BACKENDS = ("auto", "native", "transformers")
+LATENT_PREFILLS = ("absorbed", "expanded")
 GENERATION_CONFIGS = ("auto", "none")
 MAX_RANKS, MAX_NOISE = 4096, 2.0
 ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
@@ -39,6 +40,8 @@ class ModelConfig:
     max_model_len   longest prompt + output; None = what the model allows
     generation_config  auto: default sampling parameters come from the model's generation_config.json; none: from vLLM's defaults
     backend         auto, native, or transformers (the library's own modules with our attention and linear layers)
+    latent_prefill  how latent attention (MLA) computes prompts: absorbed, over the cached latents, so that a token's bits do not
+                    depend on how its prompt is cut; or expanded, with fewer operations
     skip_tokenizer  load no tokenizer: prompts come as token ids, and outputs have no text
     max_logprobs    most log-probabilities per token that a request may ask for; -1 = no limit
     """
@@ -52,6 +55,7 @@ class ModelConfig:
     max_model_len: int | None = None
     generation_config: str = "auto"
     backend: str = "auto"
+    latent_prefill: str = "absorbed"
     skip_tokenizer: bool = False
     max_logprobs: int = MAX_LOGPROBS
 
@@ -276,6 +280,7 @@ class EngineConfig:
             ("router", self.router, ROUTERS),
             ("model.load_format", self.model.load_format, LOAD_FORMATS),
             ("model.backend", self.model.backend, BACKENDS),
+            ("model.latent_prefill", self.model.latent_prefill, LATENT_PREFILLS),
             ("model.generation_config", self.model.generation_config, GENERATION_CONFIGS),
         ):
             require(value in table, key, value, "one of " + ", ".join(table))

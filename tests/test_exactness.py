@@ -255,7 +255,56 @@ def test_speculation_changes_nothing(mix_seed: int) -> None:
 
 def test_speculation_was_put_to_the_test() -> None:
     """What the mixes are to meet happens in them."""
-    happened = [speculating.check_mix(seed, without_speculation()) for seed in (18, 20)]
+    happened = [speculating.check_mix(seed, without_speculation()) for seed in (6, 25)]
+    totals = {key: sum(one[key] for one in happened) for key in happened[0] if key != "method"}
+    assert all(totals.values()), totals
+
+
+LATENT = {
+    "model_type": "minicpm3",
+    "vocab_size": 2048,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 10,
+    "dim_model_base": 16,
+    "max_position_embeddings": 160,
+}
+GROUPS = {
+    **LATENT,
+    "model_type": "deepseek_v3",
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 12,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
+OTHER_KINDS = {
+    name: ModelConfig(name, dtype="float32", load_format="dummy", max_model_len=160, architecture=architecture)
+    for name, architecture in (("latent attention", LATENT), ("groups of experts", GROUPS))
+}
+
+
+@functools.cache
+def served_alone(kind: str) -> Engine:
+    return speculating.make_engine(model=OTHER_KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_no_mixture_changes_what_models_of_other_kinds_say(kind: str, mix_seed: int) -> None:
+    """Drafts, preemptions, chunks, shared prefixes, forks and steps in flight; see ``--mixes``."""
+    speculating.check_mix(mix_seed, served_alone(kind), OTHER_KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_models_of_other_kinds_were_put_to_the_test(kind: str) -> None:
+    happened = [speculating.check_mix(seed, served_alone(kind), OTHER_KINDS[kind]) for seed in (1, 2, 5)]
     totals = {key: sum(one[key] for one in happened) for key in happened[0] if key != "method"}
     assert all(totals.values()), totals
 

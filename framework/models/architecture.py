@@ -3,28 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig
+from ..engine.kv_cache.spec import PagedKV
 from .families import FAMILIES, Family
 from .hub import read_json, resolve_model
 from .quantization.settings import Settings, checkpoint_settings
 from .rope import Rope, read_rope
 
 GATED_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh")
-PLAIN_ACTIVATIONS = ("relu", "silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+PLAIN_ACTIVATIONS = ("relu", "relu2", "silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True)
 class Moe:
-    """A mixture of experts: ``top_k`` of ``num_experts`` serve each token."""
+    """A mixture of experts: ``top_k`` of ``num_experts`` serve each token.
+
+    renormalize .. scaling   the rule of ``moe_route``; bias: of the choice
+    float32_router           logits of experts are those of float32, whatever the model's dtype
+    shared_size              inner columns of the experts that serve every token, as one MLP; 0: there are none
+    shared_gate              what they add is weighted by a sigmoid of its own
+    """
 
     num_experts: int
     top_k: int
     intermediate_size: int
     renormalize: bool
+    scoring: str = "softmax"
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: str = "max"
+    scaling: float = 1.0
+    bias: bool = False
+    float32_router: bool = False
+    shared_size: int = 0
+    shared_gate: bool = False
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """Bound arguments of ``moe_route``, without the bias."""
+        names = ("top_k", "renormalize", "scoring", "num_groups", "top_groups", "group_score", "scaling")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Latent attention. q_rank, kv_rank: sizes of the latents that queries (None: they have none) and keys with values come from;
+    nope_dim and rope_dim: of a head's queries and keys, without and with positions; value_dim: of its values."""
+
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+
+    @property
+    def query_dim(self) -> int:
+        """Of a head's queries."""
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def head_dim(self) -> int:
+        """Of what the cache keeps of a token: its latent and the rotated part of its keys."""
+        return self.kv_rank + self.rope_dim
 
 
 @dataclass(frozen=True)
@@ -40,7 +84,13 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shapes and choices of one model."""
+    """The shapes and choices of one model.
+
+    family         its entry, as its config alters it
+    num_kv_heads, head_dim   what attention over the cache sees: of latent attention one head, as wide as what is cached
+    qkv_clip       queries, keys and values are kept within -qkv_clip and qkv_clip
+    embed_scale, residual_scale, logit_scale   factors of embeddings, of what layers add, and of logits; None: 1
+    """
 
     family: Family
     vocab_size: int
@@ -52,14 +102,39 @@ class Architecture:
     head_dim: int
     norm_eps: float
     activation: str
-    residual: str
     biases: frozenset[str]
     final_norm: bool
+    qkv_clip: float | None
     attn_softcap: float | None
     logit_softcap: float | None
+    embed_scale: float | None
+    residual_scale: float | None
+    logit_scale: float | None
     max_position: int
     tied: bool
     layers: tuple[LayerShape, ...]
+    latent: Latent | None = None
+
+    def cache_specs(self, dtype: str) -> list[PagedKV]:
+        """What each layer keeps in a cache of ``dtype``. Raises ValueError for one that the model cannot have."""
+        value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
+        heads = (self.num_kv_heads, self.head_dim, value_dim)
+        return [PagedKV(*heads, dtype, layer.window, aliased=self.latent is not None) for layer in self.layers]
+
+    @property
+    def residual(self) -> str:
+        """See ``Family``."""
+        return self.family.residual
+
+    @property
+    def fuses_rotary(self) -> bool:
+        """Whether ``qk_norm_rotary_kv_write`` can do all that layers that rotate do between projection and attention."""
+        f = self.family
+        return (
+            self.qkv_clip is None
+            and self.latent is None
+            and (not f.qk_norm or (f.qk_norm == "head" and f.norm == "rms" and not f.qk_norm_rotated))
+        )
 
 
 @dataclass(frozen=True)
@@ -132,9 +207,15 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     model_type = config["model_type"]
     if model_type not in FAMILIES:
         return None, f"model_type {model_type!r} is none of the native families ({', '.join(FAMILIES)})"
-    family = FAMILIES[model_type]
-    merged = {**family.defaults, **config}
-    if reason := family.refuse(merged) or _unknown_activation(merged, family):
+    entry = FAMILIES[model_type]
+    merged = _in_our_words(entry, config)
+    family = replace(entry, **entry.variant(merged))
+    if (
+        reason := family.refuse(merged)
+        or _unknown_layers(merged)
+        or _unknown_activation(merged, family)
+        or _biased_table(merged, family)
+    ):
         return None, reason
     return read_architecture(family, merged), ""
 
@@ -147,12 +228,18 @@ _SIZES = (
     "intermediate_size",
     "head_dim",
     "vocab_size",
+    "kv_lora_rank",
+    "q_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
 )
 
 
-def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture:
-    """config: config.json over the family's defaults."""
-    config = {**config, **{ours: config[theirs] for ours, theirs in family.fields.items() if theirs in config}}
+def _in_our_words(family: Family, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json over the family's defaults, with our names of its fields. Raises ValueError for sizes that are none."""
+    config = {**family.defaults, **config}
+    config |= {ours: config[theirs] for ours, theirs in family.fields.items() if theirs in config}
     for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
         _required(config, name)
     for name in _SIZES:
@@ -160,9 +247,18 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
             raise ValueError(
                 f"the model's config.json (or model.architecture) has {name}={size!r}, expected a positive whole number"
             )
+    return {**config, **family.derived(config)}
+
+
+def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture:
+    """config: in our words; family: as it alters it."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    residual = family.residual(config)
+    head_dim, kv_heads = config.get("head_dim") or hidden // heads, config.get("num_key_value_heads") or heads
+    latent = _latent(config) if family.latent else None
+    if latent is not None:
+        kv_heads = 1
+    elif heads % kv_heads:
+        raise ValueError(f"the model's config.json (or model.architecture) has {heads} heads that share {kv_heads} KV heads")
     return Architecture(
         family=family,
         vocab_size=config["vocab_size"],
@@ -170,19 +266,28 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         embed_dim=config.get("word_embed_proj_dim") or hidden,
         intermediate_size=config.get("intermediate_size") or 4 * hidden,
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim if latent is None else latent.head_dim,
         norm_eps=float(config.get("norm_eps") or _required(config, "rms_norm_eps")),
         activation=_required(config, "hidden_act"),
-        residual=residual,
         biases=family.biases(config),
-        final_norm=residual != "post" and not config.get("_remove_final_layer_norm"),
+        final_norm=family.residual != "post" and not config.get("_remove_final_layer_norm"),
+        qkv_clip=config.get("clip_qkv"),
         attn_softcap=config.get("attn_logit_softcapping"),
         logit_softcap=config.get("final_logit_softcapping"),
+        embed_scale=_factor(config, "embedding_multiplier"),
+        residual_scale=_factor(config, "residual_multiplier"),
+        logit_scale=_factor(config, "logit_scale"),
         max_position=config["max_position_embeddings"],
         tied=bool(config.get("tie_word_embeddings", False)),
         layers=tuple(_layer(family, config, head_dim, i) for i in range(config["num_hidden_layers"])),
+        latent=latent,
     )
+
+
+def _latent(config: Mapping[str, Any]) -> Latent:
+    ranks = config["q_lora_rank"], _required(config, "kv_lora_rank")
+    return Latent(*ranks, *(_required(config, name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")))
 
 
 def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int) -> LayerShape:
@@ -191,20 +296,48 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
     window = config.get("sliding_window") if windowed else None
     layer_type = "sliding_attention" if windowed else "full_attention"
     scale = (config.get("query_pre_attn_scalar") or head_dim) ** -0.5 if config.get("scale_attn_weights", True) else 1.0
+    scale = config.get("attention_multiplier") or scale
     if config.get("scale_attn_by_inverse_layer_idx"):
         scale /= index + 1
-    rope = read_rope(config, head_dim, layer_type) if family.positions == "rotary" else None
+    rotates = family.positions == "rotary" and family.rotates(config, index, windowed)
+    rope = read_rope(config, head_dim, layer_type) if rotates else None
     moe = None
     if family.moe(config, index):
         size = config.get("moe_intermediate_size") or config["intermediate_size"]
-        moe = Moe(config["num_experts"], config["num_experts_per_tok"], size, bool(config["norm_topk_prob"]))
+        found = {"renormalize": bool(config["norm_topk_prob"]), **family.routing(config)}
+        moe = Moe(config["num_experts"], _required(config, "num_experts_per_tok"), size, **found)
+        _check_groups(moe)
     return LayerShape(window, rope, scale, moe)
 
 
+def _check_groups(moe: Moe) -> None:
+    size = moe.num_experts // moe.num_groups
+    if moe.num_experts % moe.num_groups or not 0 < moe.top_groups <= moe.num_groups or moe.top_k > size * moe.top_groups:
+        raise ValueError(
+            f"the model's config.json asks for {moe.top_k} of {moe.num_experts} experts, out of the best {moe.top_groups} of "
+            f"{moe.num_groups} groups: groups must be equal, and large enough together"
+        )
+
+
+def _unknown_layers(config: Mapping[str, Any]) -> str | None:
+    kinds = sorted(set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"})
+    return f"it has layers of kind {', '.join(kinds)}" if kinds else None
+
+
 def _unknown_activation(config: Mapping[str, Any], family: Family) -> str | None:
-    name = config.get(family.fields.get("hidden_act", "hidden_act"))
+    name = config.get("hidden_act")
     known = GATED_ACTIVATIONS if family.gated else PLAIN_ACTIVATIONS
     return None if name in known else f"activation {name!r} is none of {', '.join(known)}"
+
+
+def _biased_table(config: Mapping[str, Any], family: Family) -> str | None:
+    tied = config.get("tie_word_embeddings") and "lm_head" in family.biases(config)
+    return "its logits have a bias, though the embedding projects to them (tie_word_embeddings)" if tied else None
+
+
+def _factor(config: Mapping[str, Any], name: str) -> float | None:
+    """None for what changes nothing."""
+    return None if config.get(name) in (None, 1) else float(config[name])
 
 
 def _required(config: Mapping[str, Any], name: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .architecture import Architecture
+from .architecture import Architecture, Moe
 
 
 @dataclass(frozen=True)
@@ -14,11 +14,13 @@ class Part:
     """One tensor of the model (and its bias), stacked from shards.
 
     sources    module names on disk; for experts with ``{e}`` in place of the expert's number
+    tensor     name of the tensor in a module
     rows       rows (outputs) of each source
-    columns    inputs; None for a norm, which is a vector
-    layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go head by head, each
-               with its q, k and v, and rows here q of all heads, k, v
+    columns    inputs; None for a norm, which is a vector; one without sources has no weights
+    layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go by KV heads, each
+               with its ``group`` queries, its key and its value, and rows here q of all heads, k, v
     always_float   norms and embeddings, which no checkpoint stores otherwise
+    float32        kept in float32 whatever the model's dtype
     quantizable    a linear layer or experts inside a layer of the model, as which routers do not count: what is quantized where
                    a checkpoint of floats is to be
     """
@@ -30,7 +32,10 @@ class Part:
     layout: Literal["linear", "transposed", "interleaved"] = "linear"
     num_experts: int = 0
     head_dim: int = 0
+    group: int = 1
     always_float: bool = False
+    float32: bool = False
+    tensor: str = "weight"
     quantizable: bool = False
 
     @property
@@ -38,12 +43,26 @@ class Part:
         matrix = (sum(self.rows),) if self.columns is None else (sum(self.rows), self.columns)
         return (self.num_experts, *matrix) if self.num_experts else matrix
 
+    @property
+    def rows_on_disk(self) -> list[int]:
+        """Of an interleaved part: where each row lies."""
+        d, stride = self.head_dim, (self.group + 2) * self.head_dim
+        starts = range(0, sum(self.rows), stride)
+        heads = [start + head * d for start in starts for head in range(self.group)]
+        heads += [start + offset * d for offset in (self.group, self.group + 1) for start in starts]
+        return [row for head in heads for row in range(head, head + d)]
+
     def tensors(self) -> Iterator[tuple[str, int, int, tuple[int, ...]]]:
         """(name on disk, expert, shard, shape on disk) of each weight, without the biases."""
         for expert in range(self.num_experts or 1):
             for shard, (source, rows) in enumerate(zip(self.sources, self.rows)):
                 shape: tuple[int, ...] = (rows,) if self.columns is None else (rows, self.columns)
-                yield source.format(e=expert) + ".weight", expert, shard, shape[::-1] if self.layout == "transposed" else shape
+                yield (
+                    f"{source.format(e=expert)}.{self.tensor}",
+                    expert,
+                    shard,
+                    shape[::-1] if self.layout == "transposed" else shape,
+                )
 
     def float_names(self) -> Iterator[str]:
         """Names on disk of the weights and biases, where they are floats."""
@@ -59,7 +78,7 @@ def bias_name(weight_name: str) -> str:
 
 
 def model_parts(a: Architecture) -> dict[str, Part]:
-    """Parts outside the layers: embed, position_embed, project_in, final_norm, project_out, lm_head, as far as there."""
+    """Parts outside the layers, as far as there: the embedding and logits, with what stands between them and the layers."""
     f = a.family
     parts = {"embed": Part((f.base + f.embed,), (a.vocab_size,), a.embed_dim, always_float=True)}
     if f.positions == "learned":
@@ -68,45 +87,102 @@ def model_parts(a: Architecture) -> dict[str, Part]:
     if a.embed_dim != a.hidden_size:
         parts["project_in"] = Part((f.base + "project_in",), (a.hidden_size,), a.embed_dim)
         parts["project_out"] = Part((f.base + "project_out",), (a.embed_dim,), a.hidden_size)
-    if a.final_norm:
-        parts["final_norm"] = Part((f"{f.base}{f.final_norm}",), (a.hidden_size,), bias=f.norm == "layer", always_float=True)
+    for name, module in (("embed_norm", f.embed_norm), ("final_norm", f.final_norm if a.final_norm else None)):
+        if module is not None:
+            parts[name] = _norm(a, (f.base + module,) if module else ())
     if not a.tied:
-        parts["lm_head"] = Part((f.lm_head,), (a.vocab_size,), a.embed_dim)
+        parts["lm_head"] = Part((f.lm_head,), (a.vocab_size,), a.embed_dim, bias="lm_head" in a.biases)
     return parts
+
+
+def _norm(a: Architecture, sources: tuple[str, ...]) -> Part:
+    return Part(sources, (a.hidden_size,), bias=a.family.norms_have_bias and bool(sources), always_float=True)
+
+
+def _qk_norm(a: Architecture, sources: tuple[str, ...], num_heads: int) -> Part:
+    """Its shape is [D], [H * D] or, with a weight for each head in one tensor, [H, D]."""
+    bias, kind = a.family.qk_norm_bias and bool(sources), a.family.qk_norm
+    if kind == "heads" and "{h}" in "".join(sources):
+        sources = tuple(source.replace("{h}", str(head)) for source in sources for head in range(num_heads))
+        return Part(sources, (a.head_dim,) * num_heads, bias=bias, always_float=True)
+    if kind == "heads":
+        return Part(sources, (num_heads,), a.head_dim, bias=bias, always_float=True)
+    return Part(sources, (a.head_dim * (num_heads if kind == "width" else 1),), bias=bias, always_float=True)
 
 
 def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
     """Parts of layer ``index``, by the names of the family table."""
     f, moe = a.family, a.layers[index].moe
-    q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    hidden, inner = a.hidden_size, a.intermediate_size
-    outputs = {"qkv": (q, k, k), "o": (hidden,), "gate_up": (inner, inner), "up": (inner,), "down": (hidden,)}
-    inputs = {"qkv": hidden, "o": q, "gate_up": hidden, "up": hidden, "down": inner}
-    skipped = ("gate_up", "up", "down") if moe else ("router", "w13", "w2")
+    linears, skipped = _linears(a, moe), _skipped(moe)
     parts = {}
     for name, modules in f.names.items():
         if name in skipped:
             continue
         sources = tuple(f"{f.base}{f.layers}.{index}.{module}" for module in modules)
-        if name in outputs:
-            rows = outputs[name] if len(sources) == len(outputs[name]) else (sum(outputs[name]),)
+        if name in linears:
+            rows, columns = linears[name]
+            rows = rows if len(sources) == len(rows) else (sum(rows),)
             layout: Literal["linear", "transposed", "interleaved"] = "transposed" if f.transposed else "linear"
             if name == "qkv" and f.interleaved_qkv:
                 layout = "interleaved"
             bias = name in a.biases
-            parts[name] = Part(sources, rows, inputs[name], bias, layout, head_dim=a.head_dim, quantizable=True)
+            group = a.num_heads // a.num_kv_heads
+            quantizable = name != "kv_b"  # which is split into the weights of ``head_linear``
+            parts[name] = Part(sources, rows, columns, bias, layout, head_dim=a.head_dim, group=group, quantizable=quantizable)
+        elif name in ("q_norm", "k_norm"):
+            parts[name] = _qk_norm(a, sources, a.num_heads if name == "q_norm" else a.num_kv_heads)
+        elif name in LATENT_NORMS:
+            assert a.latent is not None
+            size = a.latent.q_rank if name == "q_a_norm" else a.latent.kv_rank
+            parts[name] = Part(sources, (size or 0,), always_float=True)
         elif name.endswith("norm"):
-            size = a.head_dim if name in ("q_norm", "k_norm") else hidden
-            parts[name] = Part(sources, (size,), bias=f.norm == "layer", always_float=True)
+            parts[name] = _norm(a, sources)
         else:
             assert moe is not None
-            size = moe.intermediate_size
+            size, wide, hidden = moe.intermediate_size, moe.float32_router, a.hidden_size
             parts[name] = {
-                "router": Part(sources, (moe.num_experts,), hidden),
+                "router": Part(sources, (moe.num_experts,), hidden, always_float=wide, float32=wide),
+                "route_bias": Part(sources, (moe.num_experts,), always_float=True, float32=True, tensor="e_score_correction_bias"),
                 "w13": Part(sources, (size, size), hidden, num_experts=moe.num_experts, quantizable=True),
                 "w2": Part(sources, (hidden,), size, num_experts=moe.num_experts, quantizable=True),
             }[name]
     return parts
+
+
+LATENT_NORMS = ("q_a_norm", "kv_a_norm")
+INNER_NORMS = ("q_norm", "k_norm", *LATENT_NORMS)
+"""Those inside attention."""
+
+
+def _linears(a: Architecture, moe: Moe | None) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Linear layers of a layer, but for its experts: rows of each source, and columns."""
+    hidden, inner, x = a.hidden_size, a.intermediate_size, a.latent
+    found: dict[str, tuple[tuple[int, ...], int]] = {
+        "gate_up": ((inner, inner), hidden),
+        "up": ((inner,), hidden),
+        "down": ((hidden,), inner),
+    }
+    if moe is not None:
+        shared = moe.shared_size
+        found |= {"shared_gate_up": ((shared, shared), hidden), "shared_down": ((hidden,), shared), "shared_gate": ((1,), hidden)}
+    if x is None:
+        q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+        return found | {"qkv": ((q, k, k), hidden), "o": ((hidden,), q)}
+    queries, values = a.num_heads * x.query_dim, a.num_heads * x.value_dim
+    return found | {
+        "qkv": ((x.q_rank or queries, x.head_dim), hidden),
+        "q_b": ((queries,), x.q_rank or 0),
+        "kv_b": ((a.num_heads * (x.nope_dim + x.value_dim),), x.kv_rank),
+        "o": ((hidden,), values),
+    }
+
+
+def _skipped(moe: Moe | None) -> tuple[str, ...]:
+    """Names of the family table that a layer does not have."""
+    shared = ("shared_gate_up", "shared_down", "shared_gate")
+    if moe is None:
+        return ("router", "route_bias", "w13", "w2", *shared)
+    return ("gate_up", "up", "down", *(() if moe.shared_size else shared))
 
 
 def all_parts(a: Architecture) -> Iterator[Part]:

@@ -128,6 +128,10 @@ class LocalExecutor:
         with device_losses():
             return self._step(step)
 
+    def watch(self, around: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """As ``Runner.watch``."""
+        self._runner.watch(around)
+
     def plan_report(self) -> dict[str, dict[str, Any]]:
         return self.plan.report()
 

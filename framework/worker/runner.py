@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +107,11 @@ class Runner:
     def draft(self, proposer: DeviceProposer) -> None:
         """From now on, steps end with the drafts that they are asked for."""
         self._proposer = proposer
+
+    def watch(self, around: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """From now on, the parts "sampling" and "drafting" of a step are ``around(part, call)``."""
+        setattr(self, "_sample", around("sampling", self._sample))  # noqa: B010
+        setattr(self, "_propose", around("drafting", self._propose))  # noqa: B010
 
     def capture_graphs(self, batch_sizes: list[int], capture: Capture, query_lens: Iterable[int] = (1,)) -> None:
         """From now on, steps of decodes only replay a recording of the model, also those that check drafts, of rows with so many

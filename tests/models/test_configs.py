@@ -1,0 +1,154 @@
+"""What a config.json says, without weights: what may be left out, what cannot be served, and what the simulator makes of it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import yaml
+from transformers import AutoConfig
+
+from framework.config import EngineConfig, ModelConfig
+from framework.engine.kv_cache.spec import group_layers
+from framework.executor.calls import CallList
+from framework.executor.ranks import stages
+from framework.models.architecture import read_model, read_native
+from framework.models.builder import load_model
+from framework.models.families import FAMILIES
+from framework.models.parallel import Parallel
+from framework.models.parts import all_parts
+from framework.plan import KernelPlan
+
+from ..framework.models.checkpoints import VOCAB
+from ..framework.models.harness import BLOCK, CPU, Session
+from .examples import EXAMPLES
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+SMALL = {"hidden_size": 2560, "num_hidden_layers": 8, "num_attention_heads": 160, "vocab_size": VOCAB}
+"""Heads that every family's usual number of KV heads can serve."""
+WITHOUT_CLASS = ("internlm2", "minicpm")
+OF_A_LARGER_MODEL = ("gemma3",)
+
+
+def native(config: dict[str, Any]) -> dict[str, Any]:
+    """The architecture, with the frequencies of its rotation in place of what asks for them."""
+    found, reason = read_native(config)
+    assert found is not None, reason
+    layers = [replace(layer, rope=None) for layer in found.layers]
+    turns = [layer.rope and layer.rope.inverse_frequencies(found.max_position) for layer in found.layers]
+    return {**vars(found), "layers": layers, "turns": turns}
+
+
+def sizes(model_type: str) -> dict[str, Any]:
+    """By the names of the family's configs."""
+    fields = FAMILIES[model_type].fields
+    own = {fields.get(name, name): value for name, value in SMALL.items()}
+    if model_type == "deepseek_v2":
+        own["num_experts_per_tok"] = 6  # which the library's config leaves open
+    if model_type == "bloom":
+        own["hidden_size"] = own.pop("n_embed")
+    return own | ({"attention_types": [[["global", "local"], 4]]} if model_type == "gpt_neo" else {})
+
+
+@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name not in (*WITHOUT_CLASS, *OF_A_LARGER_MODEL)])
+def test_what_a_config_leaves_out_is_what_the_library_takes_it_for(model_type: str) -> None:
+    given = sizes(model_type)
+    filled = AutoConfig.for_model(model_type, **given).to_dict()
+    assert native({"model_type": model_type, "intermediate_size": filled.get("intermediate_size"), **given}) == native(filled)
+
+
+PUBLISHED = {
+    "bloom-560m": 559_214_592,
+    "command-r": 34_980_831_232,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_419_200,
+    "falcon-7b": 6_921_720_704,
+    "glm-4-9b": 9_399_951_360,
+    "gpt-j-6b": 6_050_882_784,
+    "granite-3.1-8b": 8_170_848_256,
+    "internlm2-7b": 7_737_708_544,
+    "olmo-2-7b": 7_298_617_344,
+    "phi-2": 2_779_683_840,
+    "smollm3-3b": 3_075_098_624,
+    "stablelm-2-1.6b": 1_644_515_328,
+    "starcoder2-3b": 3_030_371_328,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
+    fields = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    found = read_model(ModelConfig(**{**fields, "load_format": "dummy"})).architecture
+    assert found is not None
+    numbers = (math.prod(part.shape) + (sum(part.rows) if part.bias else 0) for part in all_parts(found))
+    assert sum(numbers) == PUBLISHED[name]
+
+
+REFUSED = {
+    "its attention is not causal": {"model_type": "gemma", "use_bidirectional_attention": True},
+    "part of an encoder-decoder": {"model_type": "gpt_bigcode", "add_cross_attention": True},
+    "carries normalized states": {"model_type": "bloom", "apply_residual_connection_post_layernorm": True},
+    "of the new architecture, but not parallel": {"model_type": "falcon", "new_decoder_architecture": True, "parallel_attn": False},
+    "a mixture of experts": {"model_type": "minicpm", "num_experts": 8},
+    "attention is sparse": {"model_type": "minicpm", "sparse_config": {"block_size": 64}},
+    "logits have a bias": {"model_type": "phi", "tie_word_embeddings": True},
+    "layers of kind linear_attention": {"model_type": "qwen3", "layer_types": ["linear_attention", "full_attention"] * 4},
+    "activation 'xielu' is none of": {"model_type": "arcee", "hidden_act": "xielu"},
+    "biases but no latent of queries": {"model_type": "deepseek_v2", "q_lora_rank": None, "attention_bias": True},
+    "topk_method 'random' is none of": {"model_type": "deepseek_v2", "topk_method": "random"},
+    "scoring_func 'softmax' is not sigmoid": {"model_type": "deepseek_v3", "scoring_func": "softmax"},
+    "a mixture of experts in every 2. layer": {"model_type": "deepseek_v3", "moe_layer_freq": 2},
+    "is none of the native families": {"model_type": "rwkv"},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_cannot_be_served_is_refused_by_name(reason: str) -> None:
+    """With a folder that holds no weights: none were looked for."""
+    config = {**SMALL, **REFUSED[reason]}
+    with pytest.raises(ValueError, match=f"cannot run natively: .*{reason}"):
+        read_model(ModelConfig("none", load_format="dummy", backend="native", architecture=config))
+
+
+def test_heads_that_share_unevenly_are_refused() -> None:
+    with pytest.raises(ValueError, match="has 160 heads that share 3 KV heads"):
+        read_native({**SMALL, "model_type": "llama", "num_key_value_heads": 3})
+
+
+def test_groups_that_cannot_hold_the_experts_are_refused() -> None:
+    with pytest.raises(ValueError, match="asks for 8 of 256 experts, out of the best 4 of 7 groups"):
+        read_native({**SMALL, "model_type": "deepseek_v3", "n_group": 7})
+    with pytest.raises(ValueError, match="has no 'kv_lora_rank'"):
+        read_native({**SMALL, "model_type": "deepseek_v3", "kv_lora_rank": None})
+
+
+COUNTED = (
+    *("linear", "rms_norm", "layer_norm", "rotary", "kv_cache_write", "embedding", "paged_attention_prefill"),
+    *("head_linear", "moe_route"),
+)
+
+
+@pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if example.oracle is None])
+def test_a_simulated_step_calls_what_a_real_one_does(name: str) -> None:
+    found = getattr(transformers, EXAMPLES[name].config_class)(**EXAMPLES[name].config)
+    config = ModelConfig("none", load_format="dummy", architecture={**found.to_dict(), "dtype": "float32"})
+    info = read_model(config)
+    assert info.architecture is not None
+    plan = KernelPlan({"qk_norm_rotary_kv_write": "none"}, [], CPU, torch.float32)
+    model = load_model(config, info, plan, CPU, Parallel(), BLOCK)
+    model.set_groups(group_layers(model.cache_specs()))
+    Session(model, 1).step([(0, [5, 6, 7])])
+    called = {op: entry["calls"] for op, entry in plan.report().items() if op in COUNTED and entry["calls"]}
+    calls = CallList(info, info.architecture, EngineConfig(model=config), fused=False)
+    (stage,) = stages(info.architecture, 1)
+    simulated: Counter[str] = Counter()
+    for call, count in calls.stage(stage).items():
+        assert count > 0, call
+        simulated[call.op] += count
+    assert {op: simulated[op] for op in COUNTED if simulated[op]} == called
