@@ -160,6 +160,24 @@ def test_synthetic_rates_are_met(rates: list[float]) -> None:
         assert all(row == expected for row in tokens[found.accepted == count, : count + 1].unique(dim=0).tolist())
 
 
+def test_penalties_count_the_drafts_before_a_row_and_afterwards_what_stands() -> None:
+    sampler = make_sampler(2, SamplingParams(temperature=0.0, frequency_penalty=1.0), **ON_HOST)
+    token_ids = torch.zeros(2, 8, dtype=torch.int64)
+    token_ids[0, 2:4] = torch.tensor([3, 8])  # drafts, of which the first is right
+
+    def scores(**given: float) -> torch.Tensor:
+        return torch.tensor([given.get(f"t{token}", 0.0) for token in range(VOCAB)])
+
+    rows = sample_rows(2, [2, 0], [2, 2], from_host=True)
+    logits = [scores(t3=5.0), scores(t3=5.0, t6=4.5), scores(t3=9.0), scores(t5=1.0)]
+    found = sampler.sample(torch.stack(logits), rows, token_ids)
+    assert found.accepted is not None and found.accepted.tolist() == [1, 0]
+    assert found.tokens[[0, 1, 3]].tolist() == [3, 6, 5], "behind a 3, another 3 is less likely than a 6"
+    logits = [scores(t3=5.0, t6=4.6, t7=3.8), scores(t5=1.5, t2=0.7)]
+    found = sampler.sample(torch.stack(logits), sample_rows(2, [0, 0], [4, 3], from_host=True), token_ids)
+    assert found.tokens.tolist() == [3, 2], "one 3, one 6 and one 5 stand"
+
+
 PROMPTS = ["def add(a, b):\n    return a", "import os\nimport sys\nimport", "for i in range(3):\n    print(i)\nfor i in range"]
 
 
