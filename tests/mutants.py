@@ -738,7 +738,7 @@ MUTANTS = [
     ),
     Mutant("drafts have no room", _SCHEDULER, "ahead = num_drafts if", "ahead = 0 if"),
     Mutant("the last block of a prefix counts", _MANAGER, "limit - self._reads_ahead", "limit"),
-    Mutant("prompts have no room for drafts", _SCHEDULER, "min(start + count + ahead,", "min(start + count,"),
+    Mutant("prompts have no room for drafts", _SCHEDULER, "request, start + count + ahead, step", "request, start + count, step"),
     Mutant("heads read the token of their slot", _HEAD, "    ahead = 1\n", "    ahead = 0\n"),
     Mutant("a recorded head reads the token of its slot", _GRAPHS, "positions + ahead if ahead else positions", "positions"),
     Mutant("a chain begins again and again", _CHAIN, "        self._states = self._guesser.extend", "        self._guesser.extend"),
@@ -773,11 +773,13 @@ MUTANTS = [
     ),
     Mutant(
         "who proposes does not hear the last tokens",
-        _SCHEDULER,
-        "proposer.stop(request.request_id, request.token_ids)",
-        "proposer.stop(request.request_id)",
+        _SPECULATION,
+        "self._ask(self.proposer.stop, request.request_id, request.token_ids)",
+        "self._ask(self.proposer.stop, request.request_id)",
     ),
-    Mutant("drafts from suffixes of any length are as many", _SUFFIX, "int(n * factor), self._depth - n", "n, self._depth - n"),
+    Mutant(
+        "drafts from suffixes of any length are as many", _SUFFIX, "min(n * factor, self._depth - n)", "min(n, self._depth - n)"
+    ),
     Mutant("unlikely suffixes are followed", _SUFFIX, "config.suffix_decoding_min_token_prob", "0.0"),
     Mutant("the luck of drafts is the same everywhere", _ACCEPTANCE, ", rows.position[first]\n", ", 0 * rows.position[first]\n"),
     Mutant("rates count for drafts that are not there", _ACCEPTANCE, ".sum(1), drafts.num_drafts)", ".sum(1), 99)"),
