@@ -84,6 +84,7 @@ REFUSED: dict[str, tuple[str, Callable[[Tensors], Any], dict[str, Any], str]] = 
     "layers of text": ("eagle3", lambda t: None, {"num_hidden_layers": "1"}, "asks for '1' layers: expected 1 to 1000"),
     "quantized": ("eagle3", lambda t: None, {"quantization_config": {"quant_method": "fp8"}}, "is quantized"),
     "family": ("eagle3", lambda t: None, {"model_type": "opt", "ffn_dim": 8}, "layers like Llama's"),
+    "latents": ("eagle3", lambda t: None, {"model_type": "minicpm3"}, "layers like Llama's"),
     "latent attention": (
         "mtp",
         lambda t: t.update({"mtp.layers.0.self_attn.kv_a_proj_with_mqa.weight": torch.ones(2, 2)}),
