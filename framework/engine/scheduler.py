@@ -25,6 +25,7 @@ class Scheduler:
 
     released    seats that the next step releases
     speculation  None: a request that decodes computes one token per step
+    pools       requests end with their prompt, and sample nothing
     num_stages  of a pipeline: with several, a request waits for its last token before it computes the next, and each step takes its
                 share of those that decode, so that every stage has a step to work on
     """
@@ -36,9 +37,10 @@ class Scheduler:
         max_model_len: int,
         speculation: Speculation | None = None,
         num_stages: int = 1,
+        pools: bool = False,
     ) -> None:
         self.config, self.manager, self.max_model_len, self.speculation = config, manager, max_model_len, speculation
-        self._num_stages = num_stages
+        self._num_stages, self._pools = num_stages, pools
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
         self.running: list[Request] = []
@@ -176,7 +178,8 @@ class Scheduler:
         """Returns what is left of the budget."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
         ahead = num_drafts if self.speculation is not None and self.speculation.proposer is None else 0  # see _drafts
-        alone = 0 if num_drafts else 1  # what a request that decodes is missing, if nothing is to be guessed behind it
+        # What a request that decodes is missing, if nothing is to be guessed behind it; -1 = none does.
+        alone = -1 if self._pools else 0 if num_drafts else 1
         staged = self._num_stages > 1
         share = -(-self.num_running // self._num_stages)
         for request in self.running:  # preemption takes from its end
@@ -197,9 +200,9 @@ class Scheduler:
                 request.num_tokens += 1
                 decodes.append(request)
                 budget -= 1
-            else:
+            elif missing:  # a pooling request may miss nothing: its end is in flight
                 most = min(budget, self._max_chunk)
-                drafts = self._drafts(request, min(num_drafts, most - 1)) if missing == 1 else []
+                drafts = self._drafts(request, min(num_drafts, most - 1)) if missing == 1 and not self._pools else []
                 if drafts is None:
                     continue
                 count = min(missing, most) + len(drafts)
@@ -289,7 +292,8 @@ class Scheduler:
 
     def _append_chunk(self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = ()) -> None:
         request.num_computed += count
-        num_logits = 1 + len(drafts) if request.num_computed == request.num_tokens + len(drafts) else 0
+        ends = request.num_computed == request.num_tokens + len(drafts) and not self._pools
+        num_logits = 1 + len(drafts) if ends else 0
         request.num_tokens += num_logits
         scheduled.chunks.append(Chunk(request, count, request.num_computed, num_logits, drafts))
 
@@ -362,6 +366,9 @@ class Scheduler:
                 self._event(request, end)
             if chunk.num_logits:
                 self._check_end(request)
+            elif self._pools and chunk.end == request.num_prompt_tokens:
+                committed.pooled.append((request, output.pooled.get(row)))
+                self.finish(request, "stop")
 
     def _event(self, request: Request, num_computed: int) -> None:
         self.manager.advance(request, num_computed)

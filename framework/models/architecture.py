@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig
 from .families import FAMILIES, Family
 from .hub import read_json, resolve_model
+from .pooling.read import read_pooling
+from .pooling.settings import Pooling
 from .quantization.settings import Settings, checkpoint_settings
 from .rope import Rope, read_rope
 
@@ -40,7 +42,8 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shapes and choices of one model."""
+    """The shapes and choices of one model. causal: a token sees only what is before it; has_logits: it ends with a projection to
+    the vocabulary, and not with its hidden states."""
 
     family: Family
     vocab_size: int
@@ -60,6 +63,8 @@ class Architecture:
     max_position: int
     tied: bool
     layers: tuple[LayerShape, ...]
+    causal: bool = True
+    has_logits: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class ModelInfo:
     eos_token_ids  tokens that end a sequence
     architecture   None if the native decoder does not cover it; ``reason`` says why
     quantization   what a quantized checkpoint says of itself; None: its weights are floats
+    pooling        what is made of hidden states; None: it generates
     """
 
     name: str
@@ -86,6 +92,7 @@ class ModelInfo:
     architecture: Architecture | None
     reason: str = ""
     quantization: Settings | None = None
+    pooling: Pooling | None = None
 
 
 def read_model(config: ModelConfig) -> ModelInfo:
@@ -107,18 +114,30 @@ def read_model(config: ModelConfig) -> ModelInfo:
     eos = generation.get("eos_token_id")
     if eos is None or "eos_token_id" in config.architecture:
         eos = found.get("eos_token_id")
-    max_model_len = _max_model_len(config, found, architecture)
+    size, causal = (found.get("hidden_size", 0), True) if architecture is None else (architecture.hidden_size, architecture.causal)
+    pooling = read_pooling(config, found, folder, size, causal)
+    if pooling is not None:
+        if architecture is None:
+            raise ValueError(
+                f"model {config.name!r} cannot pool: only native models can, and {reason or 'model.backend=transformers'}"
+            )
+        architecture = replace(architecture, has_logits=False)
+    max_model_len = _max_model_len(config, found, architecture, pooling)
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
-    return ModelInfo(config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization)
+    return ModelInfo(
+        config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization, pooling
+    )
 
 
-def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None) -> int:
+def _max_model_len(
+    config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None, pooling: Pooling | None
+) -> int:
     if architecture is None:
         limit = int(found.get("max_position_embeddings") or found.get("n_positions") or found.get("seq_length") or 2048)
     else:
         limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
     if config.max_model_len is None:
-        return limit
+        return limit if pooling is None or pooling.max_len is None else min(limit, pooling.max_len)
     if config.max_model_len > limit:
         raise ValueError(
             f"model.max_model_len={config.max_model_len} is more than the {limit} positions of {config.name!r}: "

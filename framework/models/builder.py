@@ -21,6 +21,7 @@ from .layers.mlp import Mlp, MoeMlp
 from .layers.paged_attention import AttentionKernels, AttentionShape
 from .parallel import Parallel
 from .parts import Part, all_parts, layer_parts, model_parts
+from .pooling.classifiers import HEADS
 from .protocol import Model
 from .quantization.kv_scales import TENSORS as KV_SCALES
 from .quantization.kv_scales import kv_scales
@@ -79,8 +80,10 @@ def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.d
         return DummyWeights(device, dtype, scheme, seed, a.family.norm_offset)
     assert info.folder is not None
     checkpoint = Checkpoint(info.folder, a.family, device, dtype, scheme)
-    tied = [rf"^{a.family.lm_head}\.weight$"] if a.tied else []
-    checkpoint.check(all_parts(a), (*a.family.ignored, *KV_SCALES, *tied, *prediction_modules(info)))
+    unread = [rf"^{a.family.lm_head}\.weight$"] if a.tied else []
+    if info.pooling is not None:
+        unread += HEADS  # which are read one by one
+    checkpoint.check(all_parts(a), (*a.family.ignored, *KV_SCALES, *unread, *prediction_modules(info)))
     return checkpoint
 
 
@@ -117,12 +120,12 @@ class Builder:
         a, parts, pp = self.a, model_parts(self.a), self.parallel.pp
         mine = pp.part(len(a.layers))
         first, last = mine.start == 0, mine.stop == len(a.layers)
-        table = self.weights.weight(parts["embed"]) if first or (last and a.tied) else None
+        table = self.weights.weight(parts["embed"]) if first or (last and a.tied and a.has_logits) else None
         # Only where a person looks: on a terminal, and if lines about the start are wanted.
         shown = None if _logger.isEnabledFor(logging.INFO) else True
         bar = tqdm(mine, desc="Loading weights", unit="layer", leave=False, disable=shown)
         layers = [self._block(layer, index) for index, layer in enumerate(bar)]
-        lm_head = self._lm_head(parts, table) if last else None
+        lm_head = self._lm_head(parts, table) if last and a.has_logits else None
         scale = float(torch.tensor(a.hidden_size**0.5, dtype=getattr(torch, self.info.dtype))) if a.family.embed_scale else None
         return Decoder(
             layers,

@@ -70,7 +70,7 @@ def model_parts(a: Architecture) -> dict[str, Part]:
         parts["project_out"] = Part((f.base + "project_out",), (a.embed_dim,), a.hidden_size)
     if a.final_norm:
         parts["final_norm"] = Part((f"{f.base}{f.final_norm}",), (a.hidden_size,), bias=f.norm == "layer", always_float=True)
-    if not a.tied:
+    if a.has_logits and not a.tied:
         parts["lm_head"] = Part((f.lm_head,), (a.vocab_size,), a.embed_dim)
     return parts
 
