@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .engine.inputs import EngineInput, Prompt
-from .engine.pooling import PoolingInputs
+from .engine.pooling import PoolingInputs, generates
 from .outputs import RequestOutput
 from .pooling_outputs import (
     ClassificationRequestOutput,
@@ -104,7 +104,7 @@ class PoolingMethods:
             return [ScoringRequestOutput.of(output, ScoringOutput(score)) for output, score in zip(found, scores)]
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         embedded = dict(zip(texts, self._pool(texts, params, "embed", use_tqdm, truncate_prompt_tokens, None)))
-        return [cosine_output(embedded[first], embedded[second]) for first, second in pairs]
+        return [_cosine_output(embedded[first], embedded[second]) for first, second in pairs]
 
     def _pool(
         self,
@@ -123,10 +123,7 @@ class PoolingMethods:
     def _pooling_inputs(self) -> PoolingInputs:
         engine = self.engine
         if engine.pooling is None:
-            raise ValueError(
-                f"{engine.config.model.name!r} generates here: to embed, classify, score or encode with it, build the LLM with "
-                "runner='pooling'"
-            )
+            raise ValueError(generates(engine.config.model.name))
         return PoolingInputs(engine.inputs, engine.pooling, engine.info().max_model_len)
 
 
@@ -162,11 +159,16 @@ def check_scores(num_labels: int) -> None:
         raise ValueError(f"this model tells {num_labels} classes apart, and a score is of one: use classify")
 
 
-def cosine_output(first: RequestOutput, second: RequestOutput) -> ScoringRequestOutput:
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    """Of two embeddings [D]."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+
+def _cosine_output(first: RequestOutput, second: RequestOutput) -> ScoringRequestOutput:
     """Of two embeddings, as one output."""
-    a, b = (vector(output).astype(np.float64) for output in (first, second))
-    cosine = float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
-    found: ScoringRequestOutput = ScoringRequestOutput.of(first, ScoringOutput(cosine))
+    score = ScoringOutput(cosine(vector(first), vector(second)))
+    found: ScoringRequestOutput = ScoringRequestOutput.of(first, score)
     return replace(
         found,
         request_id=f"{first.request_id}_{second.request_id}",

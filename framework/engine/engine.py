@@ -24,7 +24,7 @@ from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
 from .metrics import EngineInfo, EngineMetrics, EngineStats, Recorder, cache_settings
 from .output_processor import OutputProcessor, RequestGroup
-from .pooling import PoolingRules
+from .pooling import PoolingRules, generates
 from .request import FinishReason, Request, Status
 from .scheduled import ScheduledStep
 from .scheduler import Scheduler
@@ -390,10 +390,7 @@ class Engine:
             pooling = self.pooling.complete(params)
             return pooling.sampling(), pooling
         if isinstance(params, PoolingParams):
-            raise ValueError(
-                f"{self.config.model.name!r} generates here: to embed, classify, score or encode with it, build the engine with "
-                "runner='pooling' (model.runner)"
-            )
+            raise ValueError(generates(self.config.model.name))
         return self.inputs.params(params, output_kind), None
 
     def _check_alive(self) -> None:

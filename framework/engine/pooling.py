@@ -11,6 +11,11 @@ from ..sampling_params import SamplingParams, is_integer
 from .inputs import EngineInput, InputProcessor, Prompt
 
 
+def generates(name: str) -> str:
+    """What whoever asks a model to pool is told that was not built for it."""
+    return f"{name!r} generates here: to embed, classify, score or encode with it, build it with runner='pooling' (model.runner)"
+
+
 @dataclass(frozen=True)
 class PoolingRules:
     """What may be asked of a pooling model.
@@ -23,7 +28,7 @@ class PoolingRules:
                  before it only
     max_whole    longest prompt, where tokens see those after them, so that it is computed whole in one step; None: it need not
     step_tag_id, returned_token_ids   defaults of PoolingParams
-    num_labels   of a classifier
+    num_labels   of a classifier; labels: names of its classes
     lower_case   text is brought into lower case
     prompts      name -> text to put before a prompt; default_prompt: the name that is taken where none is given
     """
@@ -37,6 +42,7 @@ class PoolingRules:
     step_tag_id: int | None = None
     returned_token_ids: tuple[int, ...] | None = None
     num_labels: int = 0
+    labels: Mapping[int, str] = field(default_factory=dict)
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None

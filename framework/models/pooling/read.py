@@ -58,7 +58,8 @@ def read_pooling(
     if task is None:
         return None
     kind: PoolingType = "LAST" if causal else "CLS"
-    pooling = Pooling(task, kind, causal, activation=_score_activation(found), matryoshka=_matryoshka(found))
+    labels = {int(number): str(label) for number, label in (found.get("id2label") or {}).items()}
+    pooling = Pooling(task, kind, causal, activation=_score_activation(found), labels=labels, matryoshka=_matryoshka(found))
     if task in ("classify", "token_classify"):
         pooling = _with_classifier(pooling, found, str(names[0]), folder, hidden_size)
     if modules:

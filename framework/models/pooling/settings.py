@@ -48,6 +48,7 @@ class Pooling:
     projection  what embeddings go through before that
     classifier  what scores come out of; empty: none. Its last layer has a row per class
     activation  what makes probabilities of scores
+    labels      names of the classes
     answer_tokens   in place of a classifier: tokens whose rows of the logits' projection it is made of
     two_way     of two answer tokens: the score of the second against the first
     step_tag_id, returned_token_ids   of STEP, where a request says nothing else
@@ -64,6 +65,7 @@ class Pooling:
     projection: tuple[HeadLayer, ...] = ()
     classifier: tuple[HeadLayer, ...] = ()
     activation: ScoreActivation = "softmax"
+    labels: Mapping[int, str] = field(default_factory=dict)
     answer_tokens: tuple[int, ...] = ()
     two_way: bool = False
     step_tag_id: int | None = None
@@ -104,6 +106,7 @@ class Pooling:
             step_tag_id=self.step_tag_id,
             returned_token_ids=self.returned_token_ids,
             num_labels=self.num_labels,
+            labels=self.labels,
             lower_case=self.lower_case,
             prompts=self.prompts,
             default_prompt=self.default_prompt,

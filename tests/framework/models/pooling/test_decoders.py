@@ -179,9 +179,9 @@ def test_a_model_does_what_it_was_built_for_and_goes_on(qwen: tuple[Path, transf
         with pytest.raises(ValueError, match="pools and generates nothing: use embed"):
             pooling.generate(tokens(), params, use_tqdm=False)
     for method in (generating.embed, generating.classify, generating.encode):
-        with pytest.raises(ValueError, match="build the LLM with runner='pooling'"):
+        with pytest.raises(ValueError, match="build it with runner='pooling'"):
             method(tokens())
-    with pytest.raises(ValueError, match="build the engine with runner='pooling'"):
+    with pytest.raises(ValueError, match="build it with runner='pooling'"):
         generating.engine.add_request("a", [1, 2], PoolingParams())
     with pytest.raises(ValueError, match="task='classify' cannot work: this model does embed, token_embed"):
         pooling.classify(tokens())
