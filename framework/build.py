@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
+from .engine.executor import PredictsSteps
 from .engine.inputs import InputProcessor
 from .engine.pooling import PoolingRules
 from .engine.speculation import Speculation
@@ -63,7 +64,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     executor = kind.load().open(config, model, clock)
     pooling = pooling_rules(config, model)
     matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device and pooling is None else None
-    engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor), pooling)
+    engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling)
     if (probes := getattr(engine.executor, "probes", None)) is not None:
         engine.watch(probes.around_step)
     return engine
@@ -74,17 +75,22 @@ def _matchers(config: EngineConfig, inputs: InputProcessor, vocab_size: int) -> 
     if inputs.tokenizer is None:
         return None
     vocabulary = Vocabulary(inputs.tokenizer, vocab_size, tuple(sorted(inputs.eos_token_ids)))
-    return Matchers(GrammarCompiler(config.structured_outputs, vocabulary), vocab_size)
+    spec = config.speculative_config
+    drafts_on_host = spec.method is not None and proposer_kind(spec.method).place == "host"
+    num_forced = spec.num_speculative_tokens if drafts_on_host else 0
+    return Matchers(GrammarCompiler(config.structured_outputs, vocabulary), vocab_size, num_forced)
 
 
-def _speculation(config: EngineConfig, executor: Executor) -> Speculation | None:
+def _speculation(config: EngineConfig, executor: Executor, matchers: Matchers | None = None) -> Speculation | None:
     """None for an engine that has none. Executors without a model make up how many drafts are right, and so need none."""
     spec = config.speculative_config
     if not executor.num_drafts or spec.method is None:
         return None
     kind, has_model = proposer_kind(spec.method), EXECUTORS[config.executor.kind].has_device
     proposer = kind.load()(spec) if kind.place == "host" and has_model else None
-    return Speculation(depth_of(spec), executor.vocab_size, proposer, executor.draft_max_model_len)
+    depth = depth_of(spec, executor.step_time if isinstance(executor, PredictsSteps) else None)
+    forced = None if proposer is None or matchers is None else matchers.forced
+    return Speculation(depth, executor.vocab_size, proposer, executor.draft_max_model_len, forced)
 
 
 def build_replicas(config: EngineConfig) -> list[Engine]:
@@ -96,9 +102,9 @@ def build_replicas(config: EngineConfig) -> list[Engine]:
 
     clocks = [VirtualClock() for _ in range(1, config.parallel.dp)]
     executor: Any = first.executor  # of a kind that has replicas, or the config would have been refused
-    replicas = [executor.replica(clock, i) for i, clock in enumerate(clocks, 1)]
-    others = [Engine(first.config, one, first.inputs, clock, pooling=first.pooling) for one, clock in zip(replicas, clocks)]
-    return [first, *others]
+    others = [executor.replica(clock, i) for i, clock in enumerate(clocks, 1)]
+    config, inputs, pooling = first.config, first.inputs, first.pooling
+    return [first, *(Engine(config, each, inputs, each.clock, None, _speculation(config, each), pooling) for each in others)]
 
 
 def settle_block_size(config: Config, arch: str | None = None) -> Config:

@@ -121,8 +121,8 @@ def engine_config(
     max_num_seqs    most requests running at once
     max_num_batched_tokens   most tokens in one step
     scheduling_policy        fcfs, priority or sjf
-    speculative_config       fields of the section speculative_config: method (ngram, suffix, draft_model, medusa, eagle, eagle3,
-                    mtp or module:Class), num_speculative_tokens, model, ...
+    speculative_config       fields of the section speculative_config: method (ngram, suffix, forced, draft_model, medusa, eagle,
+                    eagle3, mtp or module:Class), num_speculative_tokens, model, ...
     structured_outputs_config  fields of the section structured_outputs: backend (auto, llguidance or guidance, xgrammar),
                     disable_any_whitespace, disable_additional_properties, compile_timeout_s, ...
     tensor_parallel_size     devices that share each layer

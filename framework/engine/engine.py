@@ -104,7 +104,7 @@ class Engine:
             )
         if self.pooling is not None:
             self.pooling.check_prompt(len(given.token_ids), self.executor.max_model_len)
-        max_total = self.scheduler.longest_total(len(given.token_ids), complete.max_tokens)
+        max_total = self.scheduler.limits.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
         _logger.debug("request %s: %d prompt tokens, n=%d", request_id, len(given.token_ids), complete.n)
         group = RequestGroup(request_id, given.text, given.token_ids, complete, arrival_s)

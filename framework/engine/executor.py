@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..op_times import OpTimes
 from .kv_cache.spec import CacheGroup
@@ -67,3 +67,12 @@ class Executor(Protocol):
 
     def shutdown(self) -> None:
         """Frees the device memory; the executor is of no use afterwards."""
+
+
+@runtime_checkable
+class PredictsSteps(Protocol):
+    """An executor that knows how long steps take before it runs them."""
+
+    def step_time(self, num_running: int, num_drafts: int) -> float:
+        """Seconds from a step's end to the next, of steps that only decode, while so many requests run, with so many drafts checked
+        and made for each."""

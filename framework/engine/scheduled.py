@@ -31,13 +31,14 @@ def new_request(request: Request) -> NewRequest:
 @dataclass(slots=True)
 class Chunk:
     """A row that is not a plain decode: ``num_tokens`` tokens up to position ``end``; ``num_logits`` as in StepInput. drafts: those
-    that the host made."""
+    that it has, -1 for what only the executor knows; room: how many it might have had."""
 
     request: Request
     num_tokens: int
     end: int
     num_logits: int
     drafts: Sequence[int] = ()
+    room: int = 0
 
     @property
     def place(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 from itertools import repeat
 
 from ..config import SchedulerConfig
 from .kv_cache.manager import KVCacheManager
+from .limits import Limits
 from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
 from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters, new_request
@@ -39,14 +40,15 @@ class Scheduler:
         num_stages: int = 1,
         pools: bool = False,
     ) -> None:
-        self.config, self.manager, self.max_model_len, self.speculation = config, manager, max_model_len, speculation
+        self.config, self.manager, self.speculation = config, manager, speculation
+        self.limits = Limits(config, manager, max_model_len)
         self._num_stages, self._pools = num_stages, pools
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
         self.running: list[Request] = []
         self.num_running = 0
         self._policy = POLICIES[config.policy](config)
-        self._max_chunk = min(config.max_chunk_tokens or config.max_num_batched_tokens, config.max_num_batched_tokens)
+        self._max_chunk = self.limits.max_chunk
         self.waiting = WaitingQueue()
         self._free_seats = list(range(config.max_num_seqs - 1, -1, -1))
         self.released: list[int] = []
@@ -58,36 +60,8 @@ class Scheduler:
         """Requests that hold no seat."""
         return len(self.requests) - self.num_running
 
-    def longest_total(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
-        """Length at which a request ends at the latest. Raises ValueError if it could never be served."""
-        if num_prompt_tokens >= self.max_model_len:
-            raise ValueError(
-                f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have at most "
-                f"{self.max_model_len} (model.max_model_len): shorten the prompt"
-            )
-        total = self.max_model_len if max_tokens is None else min(num_prompt_tokens + max_tokens, self.max_model_len)
-        least = num_prompt_tokens + 1 if max_tokens is None else total
-        if not self.config.chunked_prefill and least - 1 > self._max_chunk:
-            raise ValueError(
-                f"without chunked prefill a request must fit in one step, even when it resumes: this one has "
-                f"up to {least - 1} tokens, but a step takes {self._max_chunk} of one request: raise "
-                "scheduler.max_num_batched_tokens (and max_chunk_tokens), or set chunked_prefill"
-            )
-        usable = self.manager.pool.num_blocks - 1
-        if (needed := self._most_blocks(least - 1)) > usable:
-            raise ValueError(
-                f"the request needs up to {needed} KV blocks of {self.manager.block_size} tokens, but the cache "
-                f"has {usable}: lower max_tokens, shorten the prompt, or enlarge cache.memory_bytes or "
-                "cache.num_blocks"
-            )
-
-        def too_long(length: int) -> bool:
-            return self._most_blocks(length - 1) > usable or not (self.config.chunked_prefill or length - 1 <= self._max_chunk)
-
-        return least + bisect_left(range(least + 1, total + 1), True, key=too_long)
-
     def add(self, request: Request) -> None:
-        """Takes a request whose length passed ``longest_total``. One with a leader waits until the leader's prompt is computed."""
+        """Takes a request that passed ``limits.longest_total``. One with a leader waits until the leader's prompt is computed."""
         request.order = self._policy.order(request, self._num_added)
         self._num_added += 1
         self.requests.add(request)
@@ -177,8 +151,8 @@ class Scheduler:
     def _schedule_running(self, scheduled: ScheduledStep, num_drafts: int) -> int:
         """Returns what is left of the budget."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
-        ahead = num_drafts if self.speculation is not None and self.speculation.proposer is None else 0  # see _drafts
-        # What a request that decodes is missing, if nothing is to be guessed behind it; -1 = none does.
+        ahead = num_drafts if self.speculation is not None and self.speculation.proposer is None else 0  # see Speculation.drafts
+        # What a request that decodes is missing, if nothing is to be guessed behind it; -1 = none decodes.
         alone = -1 if self._pools else 0 if num_drafts else 1
         staged = self._num_stages > 1
         share = -(-self.num_running // self._num_stages)
@@ -201,14 +175,18 @@ class Scheduler:
                 decodes.append(request)
                 budget -= 1
             elif missing:  # a pooling request may miss nothing: its end is in flight
-                most = min(budget, self._max_chunk)
-                drafts = self._drafts(request, min(num_drafts, most - 1)) if missing == 1 and not self._pools else []
+                most, room = min(budget, self._max_chunk), 0
+                drafts: Sequence[int] | None = ()
+                if missing == 1 and not self._pools:
+                    assert self.speculation is not None
+                    room = self.speculation.room(request, min(num_drafts, most - 1))
+                    drafts = self.speculation.drafts(request, room) if room >= 0 else None
                 if drafts is None:
-                    continue
+                    continue  # until what is in flight is back
                 count = min(missing, most) + len(drafts)
                 if not self._grow(request, min(computed + count + ahead, request.max_total - 1), step):
                     break
-                self._append_chunk(scheduled, request, count, drafts)
+                self._append_chunk(scheduled, request, count, drafts, room)
                 budget -= count
         return budget
 
@@ -248,7 +226,7 @@ class Scheduler:
             count = min(missing, budget, self._max_chunk)
             if count < missing and not self.config.chunked_prefill:
                 return 0
-            if not manager.admit(request, hit, start + count, self._most_blocks(num_known)):
+            if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known)):
                 return 0
             self.counters.num_chunked_prefills += count < missing
         request.leader = None
@@ -272,30 +250,14 @@ class Scheduler:
             self.counters.prefix_query_tokens += request.num_prompt_tokens
             self.counters.prefix_hit_tokens += num_cached_tokens
 
-    def _drafts(self, request: Request, most: int) -> list[int] | None:
-        """What a request that decodes has checked, with -1 for what only the executor knows, which makes it behind its tokens, in
-        blocks that the request has already. None: it has to wait for what is in flight, its last token or those that drafts come
-        from."""
-        most = min(most, request.max_total - request.num_tokens - 1)
-        if most < 0:
-            return None
-        assert self.speculation is not None
-        if (longest := self.speculation.max_model_len) is not None:
-            most = min(most, longest - request.num_tokens)
-        if most <= 0:
-            return []
-        if self.speculation.proposer is None:
-            return [-1] * min(most, request.num_proposed)
-        if request.num_tokens > len(request.token_ids):
-            return None
-        return self.speculation.propose(request, most)
-
-    def _append_chunk(self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = ()) -> None:
+    def _append_chunk(
+        self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = (), room: int = 0
+    ) -> None:
         request.num_computed += count
         ends = request.num_computed == request.num_tokens + len(drafts) and not self._pools
         num_logits = 1 + len(drafts) if ends else 0
         request.num_tokens += num_logits
-        scheduled.chunks.append(Chunk(request, count, request.num_computed, num_logits, drafts))
+        scheduled.chunks.append(Chunk(request, count, request.num_computed, num_logits, drafts, room))
 
     def _grow(self, request: Request, num_tokens: int, step: StepInput) -> bool:
         """Blocks for ``num_tokens`` tokens, at the cost of the last in order; False if that was the request itself."""
@@ -388,6 +350,3 @@ class Scheduler:
             self.finish(request, reason, token if token in (request.params.stop_token_ids or ()) else None)
         elif reason is not None:
             self.finish(request, reason)
-
-    def _most_blocks(self, num_tokens: int) -> int:
-        return self.manager.blocks_for(num_tokens, min(num_tokens, self._max_chunk * self.config.in_flight_steps))

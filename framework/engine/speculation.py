@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import reprlib
+from collections.abc import Callable, Sequence
 
 from ..speculation.depth import Depth
+from ..speculation.forced import Forced
 from ..speculation.proposer import HostProposer
 from .request import Request
 from .scheduled import ScheduledStep
@@ -20,21 +22,52 @@ class Speculation:
     depth          says how many drafts of a request a step checks
     proposer       None where the executor makes them, on its device, after the step before
     max_model_len  longest sequence that it can follow; None = as long as any
+    forced         (request, most) -> drafts that come before those of the proposer: what a grammar forces
     """
 
     def __init__(
-        self, depth: Depth, vocab_size: int, proposer: HostProposer | None = None, max_model_len: int | None = None
+        self,
+        depth: Depth,
+        vocab_size: int,
+        proposer: HostProposer | None = None,
+        max_model_len: int | None = None,
+        forced: Callable[[Request, int], list[int]] | None = None,
     ) -> None:
-        self.depth, self.proposer, self.max_model_len = depth, proposer, max_model_len
+        self.depth, self.proposer, self.max_model_len, self._forced = depth, proposer, max_model_len, forced
         self._vocab_size, self._has_failed = vocab_size, False
         self._last_end_s = 0.0
 
+    def room(self, request: Request, most: int) -> int:
+        """How many drafts of a request that decodes may be checked, ``most`` at most; -1: its last token may be in flight."""
+        left = request.max_total - request.num_tokens - 1
+        if left < 0:
+            return -1
+        if self.proposer is None:
+            most = min(most, request.num_proposed)
+        if self.max_model_len is not None:
+            most = min(most, self.max_model_len - request.num_tokens)
+        return max(min(most, left), 0)
+
+    def drafts(self, request: Request, room: int) -> Sequence[int] | None:
+        """Up to ``room`` drafts, with -1 for what only the executor knows, which makes it behind the request's tokens, in blocks
+        that the request has already. None: they come from tokens that are in flight."""
+        if not room:
+            return ()
+        if self.proposer is None:
+            return [-1] * room
+        if isinstance(self.proposer, Forced) and request.params.structured_outputs is None:
+            return ()
+        if request.num_tokens > len(request.token_ids):
+            return None
+        return self.propose(request, room)
+
     def propose(self, request: Request, most: int) -> list[int]:
-        """Drafts of a request, all of whose tokens are known. A proposer that fails, or says what is no token, has nothing to say:
-        what comes out does not depend on it. The first time is logged."""
+        """Drafts of a request, all of whose tokens are known: those that are forced, else what the proposer says. One that fails,
+        or says what is no token, has nothing to say: what comes out does not depend on it. The first time is logged."""
         assert self.proposer is not None
         try:
-            drafts = self.proposer.propose(request.request_id, request.token_ids, most)
+            drafts = self._forced(request, most) if self._forced is not None else []
+            drafts = drafts or self.proposer.propose(request.request_id, request.token_ids, most)
             if len(drafts) > most or not all(0 <= token < self._vocab_size for token in drafts):
                 asked = f"{most} tokens from 0 to {self._vocab_size - 1} were asked for"
                 raise ValueError(f"it proposed {reprlib.repr(drafts)}, where {asked}")
@@ -48,12 +81,15 @@ class Speculation:
     def observe(self, scheduled: ScheduledStep, output: StepOutput, end_s: float) -> tuple[list[int], list[int]]:
         """Takes in a step that came back at ``end_s``. Returns, of its rows that sampled, how many
         drafts they had, and how many were right."""
-        num_logits = scheduled.step_input.num_logits
-        num_drafts = [wanted - 1 for wanted in num_logits if wanted]
+        step = scheduled.step_input
+        num_drafts = [wanted - 1 for wanted in step.num_logits if wanted]
         accepted = output.num_accepted or [0] * len(num_drafts)
         step_s, self._last_end_s = end_s - max(scheduled.submitted_s, self._last_end_s), end_s
-        if all(wanted == count for wanted, count in zip(num_logits, scheduled.step_input.num_tokens)):
-            most = max(num_drafts)
-            by_position = [sum(count > nth for count in accepted) for nth in range(most)]
-            self.depth.observe(len(num_logits), scheduled.num_drafts, by_position, step_s)
+        only_decodes = step.num_logits == step.num_tokens
+        rooms = [0] * len(scheduled.decodes) + [chunk.room for chunk in scheduled.chunks if chunk.num_logits]
+        pairs = list(zip(rooms, accepted, strict=True))
+        positions = range(max(rooms, default=0))
+        checked = [sum(room > nth and count >= nth for room, count in pairs) for nth in positions]
+        right = [sum(count > nth for count in accepted) for nth in positions]
+        self.depth.observe(len(rooms), scheduled.num_drafts, checked, right, step_s if only_decodes else None)
         return num_drafts, accepted

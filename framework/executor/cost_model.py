@@ -86,9 +86,10 @@ class _Attention:
         self.call, self.op, self.count, self.timer, self.window = call, call.op, count, timer, int(dict(call.dims)["window"])
         self.taken, self._timed = OpTime(), dict[tuple[int, int, int], float]()
 
-    def decode(self, rows: DecodeRows) -> float:
+    def decode(self, rows: DecodeRows, counted: bool = True) -> float:
         seconds = self.decode_s(rows.count, rows.tokens, rows.mean_context(self.window))
-        self.took(seconds, 1)
+        if counted:
+            self.took(seconds, 1)
         return seconds
 
     def decode_s(self, count: int, tokens: int, mean_context: float) -> float:
@@ -187,20 +188,21 @@ class StageCost:
             self._calls[call.rows].append((call, count, (eager, recorded)))
         self._priced: dict[tuple[str, int, bool], _Priced] = {}
 
-    def step(self, work: StepWork) -> tuple[float, int]:
-        """(seconds on the device, launches)."""
+    def step(self, work: StepWork, counted: bool = True) -> tuple[float, int]:
+        """(seconds on the device, launches). counted: it is done; else it is only asked what it would cost, without prompts."""
+        assert counted or not work.chunk_lens
         recorded = work.recorded
         seconds, launches = 0.0, int(recorded)
         for rows, number in work.numbers:
             if number:
                 priced = self._priced.get((rows, number, recorded)) or self._price(rows, number, recorded)
-                priced.uses += 1
+                priced.uses += counted
                 seconds += priced.seconds
                 if not recorded or rows == "samples":
                     launches += priced.launches
         for decodes in work.decodes:
             for attention in self._decode:
-                seconds += attention.decode(decodes)
+                seconds += attention.decode(decodes, counted)
                 launches += 0 if recorded else attention.count
         if work.chunk_lens:
             for attention in self._prefill:

@@ -61,16 +61,17 @@ class Drafting:
         return self.placed.stage_costs if self.placed else ()
 
     def passes(self, work: StepWork, contexts: np.ndarray, num_proposals: int) -> list[StepWork]:
-        """What runs after a step. contexts int64 [R]: of the requests that got tokens in it, and now get so many guesses."""
+        """What runs after a step. contexts int64 [R]: of the requests that got tokens in it, and now get so many guesses;
+        without any, what it read is read all the same."""
         if self.placed is None:
             return []
-        count = len(contexts)
+        count = len(contexts) if num_proposals else 0
         found = [StepWork(work.num_tokens, count, count, work.decodes, work.chunk_lens, work.chunk_ctx_lens, work.recorded)]
         if count:
             found += [StepWork(count, count, count, [DecodeRows(1, contexts)], recorded=self._recorded)] * (num_proposals - 1)
         return found
 
-    def step(self, passes: Sequence[StepWork]) -> tuple[float, int]:
-        """(seconds, launches)."""
-        found = [self.placed.step(one)[0] for one in passes] if self.placed else []
+    def step(self, passes: Sequence[StepWork], counted: bool = True) -> tuple[float, int]:
+        """(seconds, launches). counted: as of ``StageCost.step``."""
+        found = [self.placed.step(one, counted)[0] for one in passes] if self.placed else []
         return sum(seconds for seconds, _ in found), sum(launches for _, launches in found)

@@ -90,10 +90,15 @@ class Mirror:
         if step.num_computed is None:
             assert max(step.num_logits) <= 1, "who drafts counts what is computed"
             return
-        for seat, most, wanted in zip(step.seats, step.num_computed, step.num_logits, strict=True):
+        given = [None] * len(step.seats) if step.drafts is None else step.drafts
+        for seat, most, wanted, drafts in zip(step.seats, step.num_computed, step.num_logits, given, strict=True):
             row = self._row(seat)
             assert row.num_computed <= most, f"seat {seat} has computed more than its bound"
-            assert wanted - 1 <= row.num_proposed, f"seat {seat} has drafts checked that nobody proposed"
+            if drafts is None:
+                assert wanted - 1 <= row.num_proposed, f"seat {seat} has drafts checked that nobody proposed"
+            else:
+                assert len(drafts) == max(wanted - 1, 0), f"seat {seat} has other drafts than it has checked"
+                assert not drafts or row.num_computed == most, f"seat {seat} has drafts behind tokens that are not known"
             row.num_proposed = step.num_proposals if wanted else 0
 
     def _row(self, seat: int) -> _Row:

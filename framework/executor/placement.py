@@ -52,9 +52,9 @@ class Placement:
             self._costs.append(equal.setdefault(key, equal.get(key) or StageCost(found, model.dtype, timers)))
         self._distinct = list(equal.values())
 
-    def step(self, work: StepWork) -> list[tuple[float, int]]:
-        """Per stage: seconds on its devices, launches."""
-        return [cost.step(work) for cost in self._costs]
+    def step(self, work: StepWork, counted: bool = True) -> list[tuple[float, int]]:
+        """Per stage: seconds on its devices, launches. counted: as of ``StageCost.step``."""
+        return [cost.step(work, counted) for cost in self._costs]
 
     @property
     def stage_costs(self) -> Sequence[StageCost]:

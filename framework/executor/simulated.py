@@ -13,7 +13,7 @@ from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
 from ..engine.step import StepInput, StepOutput
 from ..models.architecture import ModelInfo
-from .cost_model import DecodeRows, DecodesAhead, OpTime, StepWork
+from .cost_model import CONTEXT_GRID, DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting
 from .observed import Observer
@@ -126,6 +126,7 @@ class SimulatedExecutor:
         self._device, self._graphs, self._noise = device.name, config.graphs, config.executor.noise
         free = config.executor.calibration == "free"
         self._overhead_s, self._launch_s = (0.0, 0.0) if free else (config.executor.step_overhead_s, config.executor.launch_s)
+        self._steps_at_once = config.scheduler.in_flight_steps or self.in_flight_steps
         self._recordings = sorted(config.graphs.batch_sizes or ())
         self._num_seats, self._seed = config.scheduler.max_num_seqs, config.seed
         self._largest_recording = self._recordings[-1] if self._recordings else self._num_seats
@@ -139,6 +140,8 @@ class SimulatedExecutor:
         self._tokens = PseudoTokens(self._num_seats, self.vocab_size, self._drafting.rates if self._drafting else None)
         self.idle_from_s = [clock.now()] * self.num_stages
         self._token_at_s = np.zeros(self._num_seats)
+        self._context = 1
+        self._periods: dict[tuple[int, int, int], float] = {}
 
     def replica(self, clock: VirtualClock, index: int) -> SimulatedExecutor:
         """Number ``index`` of several on equal devices: what was timed is common to all, and the report tells of all together."""
@@ -156,6 +159,7 @@ class SimulatedExecutor:
             passes = self._drafting.passes(work, contexts[np.array(step.num_logits) > 0], step.num_proposals)
             drafting_s, launches = self._drafting.step(passes)
             times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches
+            self._context = int(contexts.mean())
         if self.num_stages == 1:
             end_s = self._submit(times, 0.0)
         else:
@@ -168,6 +172,24 @@ class SimulatedExecutor:
                 for one in passes:
                     start_s = self._draft_observer.add(self._drafting.stage_costs, one, start_s)
         return SimulatedStep(tokens.sample(step, seats, contexts), end_s, self.clock)
+
+    def step_time(self, num_running: int, num_drafts: int) -> float:
+        """As PredictsSteps has it, at the mean context of the last step."""
+        key = -(-num_running // self.num_stages), num_drafts, self._context // CONTEXT_GRID
+        if key not in self._periods:
+            self._periods[key] = self._period(*key[:2])
+        return self._periods[key]
+
+    def _period(self, num_rows: int, num_drafts: int) -> float:
+        """Of equal steps, one after the other."""
+        assert self._drafting is not None
+        tokens, contexts = [1 + num_drafts] * num_rows, np.full(num_rows, self._context + num_drafts)
+        work = self._work(StepInput(0, list(range(num_rows)), tokens, tokens), contexts)
+        times = self._placement.step(work, counted=False)
+        drafting_s, launches = self._drafting.step(self._drafting.passes(work, contexts, num_drafts), counted=False)
+        times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches
+        launched_s, end_s = self.advance(times, 0.0, 0.0, [0.0] * self.num_stages, 1.0)
+        return max(launched_s, end_s / self._steps_at_once, *(device_s for device_s, _ in times))
 
     def steps_ahead(
         self, in_flight: Sequence[SimulatedStep], seats: Sequence[int], count: int, enough: int, until_s: float

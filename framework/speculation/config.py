@@ -18,8 +18,9 @@ MAX_DRAFTS = 128
 class SpeculativeConfig:
     """Drafts of the next tokens that a step checks all at once; names and defaults are vLLM's, where it has them.
 
-    method        what drafts: a name in ``table.PROPOSERS`` (ngram or suffix, on the host; draft_model; medusa, eagle, eagle3 or
-                  mtp, heads over the model's hidden states) or of an entry point, or module:Class; None = no speculation
+    method        what drafts: a name in ``table.PROPOSERS`` (ngram, suffix or forced, on the host; draft_model; medusa, eagle,
+                  eagle3 or mtp, heads over the model's hidden states) or of an entry point, or module:Class; None = no
+                  speculation. With those on the host, tokens that a grammar forces come first; with forced they are all
     num_speculative_tokens  drafts per request and step, at most; to be given with a method
     model         of draft_model, medusa, eagle and eagle3 (mtp: if the model has no such head itself): where the weights are, as
                   ``ModelConfig.name``

@@ -18,10 +18,16 @@ class Depth(Protocol):
     def of(self, num_running: int) -> int:
         """Drafts of each of so many requests in the next step, at most."""
 
-    def observe(self, num_rows: int, k: int, accepted_by_position: Sequence[int], step_s: float) -> None:
-        """Takes in a step of decodes alone, without prompts. k: drafts that were asked for each row; accepted_by_position: how many
-        rows accepted their first draft, their second, ... (a row that had none did not); step_s: from the end of the step before to
-        its own, or from its start if it began later."""
+    def observe(self, num_rows: int, k: int, checked: Sequence[int], accepted: Sequence[int], step_s: float | None) -> None:
+        """Takes in a step.
+
+        num_rows  that got tokens
+        k         drafts that were asked for each of them
+        checked   by position, as far as any row might have drafts: rows that might have one there, and had all before it right. A
+                  row near its end might have fewer than k, and all where the step before made fewer
+        accepted  by position: of these, rows that had it right; one without a draft there did not
+        step_s    from the end of the step before to its own, or from its start if it began later; None: it computed prompts, too
+        """
 
 
 def depth_of(config: SpeculativeConfig, step_time: StepTime | None = None) -> Depth:
@@ -41,14 +47,15 @@ class ScheduledDepth:
     def of(self, num_running: int) -> int:
         return next((k for _, last, k in self._rows if num_running <= last), self._rows[-1][2])
 
-    def observe(self, num_rows: int, k: int, accepted_by_position: Sequence[int], step_s: float) -> None:
+    def observe(self, num_rows: int, k: int, checked: Sequence[int], accepted: Sequence[int], step_s: float | None) -> None:
         """Nothing follows from it."""
 
 
 class AdaptiveDepth:
     """As many drafts as bring most tokens per second: 1 and the running products of the acceptance by position, through the time of
-    a step with so many rows and drafts, both from the steps so far. A step with fewer or more drafts than that is only a trial:
-    where the best that may still be true of it is better. What trials lose is ``TRIALS`` of the time at most."""
+    a step with so many rows and drafts, both from the steps so far. Steps with fewer or more drafts than that are only a trial:
+    where the best that may still be true of it is better. It lasts until as many were checked: drafts of a device are those of the
+    step before. What trials lose is ``TRIALS`` of the time at most."""
 
     TRIALS = 0.01
     HEAD_START = 400
@@ -60,49 +67,52 @@ class AdaptiveDepth:
     count, at most."""
     ROWS, STEPS = 500, 250
     """So many rows that were checked, or steps that passed, make an observation count 1/e."""
+    PATIENCE = 10
+    """Steps after which a trial ends, whatever was checked: rows near their ends have fewer drafts."""
 
     def __init__(self, most: int, step_time: StepTime | None = None) -> None:
         self._most, self._known_time = most, step_time
         self._checked, self._accepted = [0.0] * most, [0.0] * most
         self._times: dict[int, _Times] = {}
         self._elapsed_s = self._lost_s = 0.0
-        self._trial_runs = False
+        self._trial, self._trial_steps = 0, 0  # drafts, and steps left
 
     def of(self, num_running: int) -> int:
         times = self._times_of(num_running)
         if times.seconds(0) is None:
             return 0
         best, rate = self._best(times)
-        if self._trial_runs:
-            return best
+        if self._trial_steps:
+            return self._trial
         left_s = self.TRIALS * (self._elapsed_s + self.HEAD_START * times.at_least(0)) - self._lost_s
-        hoped = [tokens / times.at_least(k) for k, tokens in enumerate(self._tokens(self.HOPED))]
+        tokens = zip(self._tokens(), self._tokens(self.HOPED))  # fewer drafts than the best bring to light nothing but their time
+        hoped = [(seen if k < best and self._known_time else may_be) / times.at_least(k) for k, (seen, may_be) in enumerate(tokens)]
         trials = [k for k in range(self._most + 1) if k != best and hoped[k] > rate * (1 + self.MARGIN)]
         trials = [k for k in trials if times.at_most(k) - 1 / rate <= left_s]
         if not trials:
             return best
-        self._trial_runs = True
-        return max(trials, key=lambda k: (hoped[k], k))
+        self._trial, self._trial_steps = max(trials, key=lambda k: (hoped[k], k)), self.PATIENCE
+        return self._trial
 
-    def observe(self, num_rows: int, k: int, accepted_by_position: Sequence[int], step_s: float) -> None:
-        times = self._times_of(num_rows)
-        self._trial_runs = False
+    def observe(self, num_rows: int, k: int, checked: Sequence[int], accepted: Sequence[int], step_s: float | None) -> None:
         fade = math.exp(-1 / self.STEPS)
         self._checked = [fade * count for count in self._checked]
         self._accepted = [fade * count for count in self._accepted]
-        checked = num_rows
-        for i, accepted in zip(range(k), accepted_by_position):
-            fade = math.exp(-checked / self.ROWS)
-            self._checked[i] = fade * self._checked[i] + checked
-            self._accepted[i] = fade * self._accepted[i] + accepted
-            checked = accepted
-        if not times.add(k, step_s) or times.seconds(0) is None:
+        for i, (rows, right) in enumerate(zip(checked, accepted)):
+            fade = math.exp(-rows / self.ROWS)
+            self._checked[i] = fade * self._checked[i] + rows
+            self._accepted[i] = fade * self._accepted[i] + right
+        times, is_whole = self._times_of(num_rows), len(checked) == k
+        counts = is_whole and (step_s is None or times.add(k, step_s))
+        if self._trial_steps:
+            self._trial_steps = 0 if counts and k == self._trial else self._trial_steps - 1
+        if step_s is None or times.seconds(0) is None or (is_whole and not counts):
             return
         self._elapsed_s += step_s
         best, rate = self._best(times)
         if k != best:
-            tokens = 1 + sum(accepted_by_position[:k]) / num_rows
-            self._lost_s = max(0.0, self._lost_s + step_s - tokens / rate)
+            expected = list(self._tokens())[len(checked)]  # what came is that and luck
+            self._lost_s = max(0.0, self._lost_s + step_s - expected / rate)
 
     def _best(self, times: _Times) -> tuple[int, float]:
         """(drafts, tokens per second and row)."""
@@ -149,13 +159,13 @@ class _Times:
         """Takes in a step; not the first of its kind, in which kernels may have been compiled or recorded."""
         self._num_steps += 1
         is_new, count = k not in self._seen, self._count(k)
-        is_usual = not is_new and self._num_steps - self._seen[k][1] < 10
+        is_usual = count >= 1 / self.WEIGHT and self._num_steps - self._seen[k][1] < 10
         self._seen[k] = count + (not is_new), self._num_steps
         if is_new:
             return False
         before = self._means.setdefault(k, step_s)
         self._means[k] += max(self.WEIGHT, 1 / (count + 1)) * (min(step_s, 3 * before) - before)
-        if is_usual:  # what makes these steps longer (texts do) makes the others longer, too
+        if is_usual:  # and not for its mean being new: what makes these steps longer (texts do) makes the others longer, too
             factor = self._means[k] / before
             self._means = {other: mean if other == k else mean * factor for other, mean in self._means.items()}
         return True

@@ -34,6 +34,7 @@ class ProposerKind:
 PROPOSERS: Final = {
     "ngram": ProposerKind("host", "framework.speculation.ngram:Ngram", "none"),
     "suffix": ProposerKind("host", "framework.speculation.suffix:Suffix", "none"),
+    "forced": ProposerKind("host", "framework.speculation.forced:Forced", "none"),
     "draft_model": ProposerKind("device", "framework.worker.drafting.draft_model:DraftModel", "needed"),
     "medusa": ProposerKind("device", "framework.worker.drafting.medusa:Medusa", "needed"),
     "eagle": ProposerKind("device", "framework.worker.drafting.eagle:Eagle", "needed"),

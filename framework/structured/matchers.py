@@ -34,8 +34,9 @@ class Matchers:
     num_served  name of a backend -> requests that it had a grammar for
     """
 
-    def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
-        self.compiler = compiler
+    def __init__(self, compiler: GrammarCompiler, vocab_size: int, num_forced: int = 0) -> None:
+        """num_forced: how many of the tokens that must come next to know of each request, at most."""
+        self.compiler, self._num_forced = compiler, num_forced
         self.num_served: Counter[str] = Counter()
         self._num_words = num_words(vocab_size)
         self._jobs: dict[Request, Job] = {}
@@ -86,6 +87,13 @@ class Matchers:
         if moves:
             self._finish()
             self._begin(moves)
+
+    def forced(self, request: Request, most: int) -> list[int]:
+        """Tokens that must come next, if all tokens so far are accepted; what comes may be cut into other tokens."""
+        if (constraint := self._active.get(request)) is None:
+            return []
+        self._finish()
+        return [] if constraint.matcher.error is not None else constraint.forced[:most]
 
     def sample(self, step: ScheduledStep, handle: MaskedHandle) -> Failures:
         """The second phase of a step that is computed, once all tokens before are accepted. Rows of requests that ended meanwhile,
@@ -160,14 +168,19 @@ class Matchers:
         self._computing |= grammars
         try:
             matchers, drafts = [constraint.matcher for constraint, *_ in moves], [drafts for *_, drafts in moves]
+            backend, forced = matchers[0].backend, [list[int]() for _ in moves]
+            backend.accept(matchers, [token_ids for _, token_ids, _ in moves])
+            if self._num_forced:
+                forced = [tokens[: self._num_forced] for tokens in backend.forced(matchers)]
+                drafts = [own or expected for own, expected in zip(drafts, forced)]
             ends = list(accumulate(1 + len(own) for own in drafts))
             masks = np.full((ends[-1], self.compiler.vocabulary.num_words), -1, dtype=np.int32)
-            matchers[0].backend.accept(matchers, [token_ids for _, token_ids, _ in moves])
-            matchers[0].backend.fill(matchers, drafts, masks)
+            backend.fill(matchers, drafts, masks)
         finally:
             self._computing -= grammars
-        for (constraint, _, own), end in zip(moves, ends):
+        for (constraint, *_), own, expected, end in zip(moves, drafts, forced, ends):
             constraint.masks, constraint.drafts = masks[end - 1 - len(own) : end, : self._num_words], own
+            constraint.forced = expected
         moves[0][0].fill_s = clock() - began_s
 
     def _is_ready(self, request: Request) -> bool:
@@ -187,18 +200,19 @@ class _Constraint:
 
     masks     of the next token, and of those behind each of ``drafts``; None before its first
     proposed  what the executor has made of drafts since
+    forced    the first tokens that must come next, as far as they were asked for
     fill_s    that the last call took in which it was the first: CPU time of its own, or time of a call for several
     is_alone  its next call is not for several
     """
 
-    __slots__ = ("_held", "_most_held", "drafts", "fill_s", "grammar", "is_alone", "masks", "matcher", "proposed")
+    __slots__ = ("_held", "_most_held", "drafts", "fill_s", "forced", "grammar", "is_alone", "masks", "matcher", "proposed")
 
     def __init__(self, grammar: Grammar, request: Request) -> None:
         params = request.params
         self.grammar = grammar
         self.matcher: Matcher = grammar.matcher(params.all_stop_token_ids)
         self.masks: np.ndarray | None = None
-        self.drafts, self.proposed = list[int](), list[int]()
+        self.drafts, self.proposed, self.forced = list[int](), list[int](), list[int]()
         self.fill_s, self.is_alone = 0.0, False
         self._held, self._most_held = set(params.all_stop_token_ids), params.min_tokens
         if params.ignore_eos:

@@ -10,6 +10,7 @@ from framework.engine.engine import Engine
 from framework.engine.inputs import InputProcessor
 from framework.engine.kv_cache.spec import PagedKV, group_layers
 from framework.engine.request import Request
+from framework.engine.speculation import Speculation
 from framework.executor.null import NullExecutor
 from framework.executor.shape import ModelShape
 from framework.outputs import RequestOutput
@@ -29,12 +30,17 @@ def make_config(num_blocks: int = 100, block_size: int = 4, prefix_caching: bool
 
 
 def make_engine(
-    config: EngineConfig | None = None, model: str = "full", vocab_size: int = 50, max_model_len: int = 200, num_drafts: int = 0
+    config: EngineConfig | None = None,
+    model: str = "full",
+    vocab_size: int = 50,
+    max_model_len: int = 200,
+    num_drafts: int = 0,
+    speculation: Speculation | None = None,
 ) -> Engine:
     """Without a tokenizer."""
     config = config or make_config()
     executor = NullExecutor(config, ModelShape(MODELS[model], vocab_size, max_model_len), num_drafts)
-    return Engine(config, executor, InputProcessor(None, {}, ()), VirtualClock())
+    return Engine(config, executor, InputProcessor(None, {}, ()), VirtualClock(), None, speculation)
 
 
 def token_params(**given: Any) -> SamplingParams:

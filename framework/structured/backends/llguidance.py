@@ -60,6 +60,9 @@ class LlguidanceBackend:
                 if not was_taken:
                     matcher.check()
 
+    def forced(self, matchers: Sequence[LlguidanceMatcher]) -> list[list[int]]:
+        return [list(takewhile(matcher.goes_on, matcher.state.compute_ff_tokens())) for matcher in matchers]
+
     def fill(self, matchers: Sequence[LlguidanceMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray) -> None:
         where = masks.ctypes.data, masks.strides[0], len(masks)
         alone, drafted, row = [], [], 0

@@ -70,6 +70,9 @@ class Backend(Protocol[M]):
     def accept(self, matchers: Sequence[M], token_ids: Sequence[Sequence[int]]) -> None:
         """Each takes its next tokens, which do not end the output."""
 
+    def forced(self, matchers: Sequence[M]) -> list[list[int]]:
+        """Of each, tokens of the text that must come next, where there is but one; [] also where it is not known."""
+
     def fill(self, matchers: Sequence[M], drafts: Sequence[Sequence[int]], masks: np.ndarray) -> None:
         """What may come next, and after each draft, if the tokens that a matcher takes next are those; it takes none of them.
 

@@ -52,6 +52,9 @@ class XgrammarBackend:
                 if not matcher.state.accept_token(token):
                     matcher.error = matcher.error or RuntimeError(f"the grammar failed: token {token} does not fit")
 
+    def forced(self, matchers: Sequence[XgrammarMatcher]) -> list[list[int]]:
+        return [[] for _ in matchers]  # the library knows the text, not its tokens
+
     def fill(self, matchers: Sequence[XgrammarMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray) -> None:
         row = 0
         for matcher, draft in zip(matchers, drafts):

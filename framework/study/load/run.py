@@ -18,7 +18,7 @@ from .client import Client
 from .config import HttpConfig
 from .driver import Loaded, ask_all
 from .metrics import client_metrics
-from .scrape import added, counters, kernels, structured_backends
+from .scrape import added, counters, drafts, kernels, structured_backends
 
 
 def load(
@@ -36,7 +36,8 @@ def load(
     warmup = warmup_workload(config.num_warmup_requests, config.seed, vocab_size, encode)
     asked = asyncio.run(_ask(config.http, workload, warmup, tokenizer, progress))
     record = RunRecord([*asked.loaded.records])
-    counted = added(asked.before, counters(asked.scrape))
+    counted = added(counters(asked.before), counters(asked.scrape))
+    record.drafts = drafts(asked.scrape).since(drafts(asked.before))
     record.prefix_query_tokens = counted.pop("prefix_query_tokens", 0)
     record.prefix_hit_tokens = counted.pop("prefix_hit_tokens", 0)
     counted_by = sorted({request.counted_by for request in asked.loaded.records if request.counted_by})
@@ -60,10 +61,10 @@ def served_model(http: HttpConfig) -> str:
 
 @dataclass(frozen=True)
 class _Asked:
-    """before, scrape: the server's own metrics before and after, the first as counters; busy: as of ``machine_load``."""
+    """before, scrape: the server's own metrics before and after; busy: as of ``machine_load``."""
 
     loaded: Loaded
-    before: dict[str, float]
+    before: str
     scrape: str
     version: str
     busy: dict[str, float]
@@ -79,7 +80,7 @@ async def _ask(
         warmed = await ask_all(client, http, model, warmup, tokenizer)
         if failed := next((record.error for record in warmed.records if record.error), None):
             raise ValueError(f"the server at {http.url} fails to serve the warm-up: {failed}")
-        before = counters(await client.metrics())
+        before = await client.metrics()
         with machine_load() as busy:
             loaded = await ask_all(client, http, model, workload, tokenizer, progress)
         return _Asked(loaded, before, await client.metrics(), await client.version(), busy)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+
+from ...engine.metrics import DraftCounts
 
 COUNTERS = {
     "server_prompt_tokens": "vllm:prompt_tokens_total",
@@ -12,7 +14,11 @@ COUNTERS = {
     "num_preemptions": "vllm:num_preemptions_total",
     "prefix_query_tokens": "vllm:prefix_cache_queries_total",
     "prefix_hit_tokens": "vllm:prefix_cache_hits_total",
+    "num_draft_tokens": "vllm:spec_decode_num_draft_tokens_total",
 }
+DRAFTED = "vllm:spec_decode_num_drafts_total"
+ACCEPTED_BY_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+CHECKED_BY_POSITION = "kernelswap:spec_decode_num_draft_tokens_per_pos_total"
 KERNELS = "kernelswap:kernel_info"
 STRUCTURED = "kernelswap:structured_requests_total"
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)")
@@ -24,6 +30,14 @@ def counters(text: str) -> dict[str, float]:
     for name, _, value in _samples(text):
         sums[name] += float(value)
     return {name: sums[theirs] for name, theirs in COUNTERS.items() if theirs in sums}
+
+
+def drafts(text: str) -> DraftCounts:
+    """Of a server that speculates, summed over labels. vLLM does not say how many rows had a draft at a position: they are taken
+    to have had one at each, as its own rates are."""
+    accepted, checked = _by_position(text, ACCEPTED_BY_POSITION), _by_position(text, CHECKED_BY_POSITION)
+    rows = round(sum(float(value) for name, _, value in _samples(text) if name == DRAFTED))
+    return DraftCounts(checked or (rows,) * len(accepted), accepted) if rows else DraftCounts()
 
 
 def kernels(text: str) -> dict[str, str]:
@@ -39,6 +53,14 @@ def structured_backends(text: str) -> list[str]:
 def added(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int]:
     """By how much each counter grew; of those that both scrapes have."""
     return {name: round(after[name] - before[name]) for name in after if name in before}
+
+
+def _by_position(text: str, name: str) -> tuple[int, ...]:
+    sums: Counter[int] = Counter()
+    for each, labels, value in _samples(text):
+        if each == name and (found := re.search(r'position="(\d+)"', labels)):
+            sums[int(found[1])] += round(float(value))
+    return tuple(sums[position] for position in range(max(sums, default=-1) + 1))
 
 
 def _labels(text: str, name: str) -> list[dict[str, str]]:

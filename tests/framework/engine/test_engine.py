@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +15,12 @@ from hypothesis import strategies as st
 from framework.engine.engine import EngineStats
 from framework.engine.inputs import EngineInput
 from framework.engine.policies import POLICIES
+from framework.engine.speculation import Speculation
 from framework.engine.step import NewRequest, StepInput
 from framework.executor.mirror import Mirror
 from framework.executor.null import NullExecutor
 from framework.sampling_params import RequestOutputKind, SamplingParams
+from framework.speculation.depth import ScheduledDepth
 
 from ..engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
 
@@ -59,10 +63,31 @@ def alone(request: Wanted) -> list[list[int]]:
     return tokens_of(finish(engine)["r"])
 
 
-def serve(requests: list[Wanted], model: str, **config: object) -> EngineStats:
+class Guesses:
+    """Proposes any number of tokens. Which of them are right is the mirror's to say."""
+
+    def __init__(self) -> None:
+        self._random = random.Random(0)
+
+    def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None: ...
+
+    def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
+        return [0] * self._random.randrange(most + 1)
+
+    def stop(self, request_id: str, token_ids: Sequence[int] = ()) -> None: ...
+
+
+def speculation(num_drafts: int, from_host: bool, max_model_len: int | None = None) -> Speculation:
+    """Of another depth for each number of requests, none among them."""
+    rows = [[1, 1, num_drafts], [2, 2, 0], [3, 4, 1], [5, 6, num_drafts], [7, 7, 0]]
+    return Speculation(ScheduledDepth(rows), 20, Guesses() if from_host else None, max_model_len)  # type: ignore[arg-type]
+
+
+def serve(
+    requests: list[Wanted], model: str, num_blocks: int = 60, num_drafts: int = 0, by: Speculation | None = None, **config: object
+) -> EngineStats:
     """Serves a mix; checks tokens against those of each request alone."""
-    num_blocks, num_drafts = config.pop("num_blocks", 60), config.pop("num_drafts", 0)
-    engine = make_engine(make_config(num_blocks=num_blocks, **config), model, vocab_size=20, num_drafts=num_drafts)  # type: ignore[arg-type]
+    engine = make_engine(make_config(num_blocks=num_blocks, **config), model, 20, num_drafts=num_drafts, speculation=by)
     served, step = {}, 0
     while step <= 40 or engine.has_unfinished():
         for index, request in enumerate(requests):
@@ -98,7 +123,8 @@ def serve(requests: list[Wanted], model: str, **config: object) -> EngineStats:
     depth=st.sampled_from([1, 2, 3]),
     seats=st.sampled_from([2, 16]),
     prefix_caching=st.booleans(),
-    num_drafts=st.sampled_from([0, 0, 1, 4]),
+    num_drafts=st.sampled_from([0, 1, 4]),
+    who=st.sampled_from(["device", "device by schedule", "short device", "host"]),
     spare=st.sampled_from([0, 5, 200]),
 )
 def test_a_mix_gets_the_tokens_of_each_alone(
@@ -112,6 +138,7 @@ def test_a_mix_gets_the_tokens_of_each_alone(
     seats: int,
     prefix_caching: bool,
     num_drafts: int,
+    who: str,
     spare: int,
 ) -> None:
     longest = max(len(request.prompt) + (request.params.max_tokens or 0) for request in requests)
@@ -127,6 +154,9 @@ def test_a_mix_gets_the_tokens_of_each_alone(
         max_num_seqs=seats,
         prefix_caching=prefix_caching,
         num_drafts=num_drafts,
+        by=speculation(num_drafts, who == "host", 30 if who == "short device" else None)
+        if num_drafts and who != "device"
+        else None,
         num_blocks=2 + per_group * len(MODELS[model]) + spare,
     )
 
@@ -153,6 +183,38 @@ def test_guesses_change_no_token_and_save_steps(model: str, depth: int) -> None:
         serve(long_mix(), model, num_blocks=300, in_flight_steps=depth, num_drafts=num_drafts).num_steps for num_drafts in (0, 3)
     ]
     assert num_steps[1] < 0.7 * num_steps[0]
+
+
+@pytest.mark.parametrize("from_host", [False, True])
+def test_a_step_without_drafts_does_not_wait_for_the_one_before(from_host: bool) -> None:
+    """Whatever the depth may be: a second step is always under way. With drafts of the host there cannot be one."""
+    for depth, most in ((0, 2), (3, 1 if from_host else 2)):
+        by = Speculation(ScheduledDepth([[1, 1, depth]]), 20, Guesses() if from_host else None)  # type: ignore[arg-type]
+        engine = make_engine(make_config(in_flight_steps=2), vocab_size=20, num_drafts=3, speculation=by)
+        engine.add_request("r", EngineInput([1, 2, 3]), token_params(max_tokens=40))
+        engine.step()
+        lengths = []
+        for _ in range(6):
+            engine._submit()
+            lengths.append(len(engine.in_flight))
+            engine.step()
+        assert set(lengths) == {most}
+        assert len(tokens_of(finish(engine)["r"])[0]) == 40
+        assert_idle(engine)
+
+
+@pytest.mark.parametrize("in_flight_steps", [1, 2])
+@pytest.mark.parametrize("from_host", [False, True])
+def test_guesses_do_not_reach_beyond_the_longest_sequence(from_host: bool, in_flight_steps: int) -> None:
+    by = Speculation(ScheduledDepth([[1, 1, 4]]), 20, Guesses() if from_host else None)  # type: ignore[arg-type]
+    config = make_config(in_flight_steps=in_flight_steps)
+    engine = make_engine(config, vocab_size=20, max_model_len=40, num_drafts=4, speculation=by)
+    ends = {str(i): [1] * i for i in (1, 20, 38, 39)}
+    for name, prompt in ends.items():
+        engine.add_request(name, EngineInput(prompt), token_params(max_tokens=None, seed=3))
+    outputs = finish(engine)
+    assert all(len(prompt) + len(tokens_of(outputs[name])[0]) == 40 for name, prompt in ends.items())
+    assert_idle(engine)
 
 
 def test_guesses_without_a_mirror_change_no_token() -> None:

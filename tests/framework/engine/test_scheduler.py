@@ -78,7 +78,7 @@ def test_without_chunks_a_prompt_waits_for_a_step_that_takes_it_whole() -> None:
     assert run(scheduler) == {"0": 40}
     assert run(scheduler) == {"0": 1, "1": 30}
     with pytest.raises(ValueError, match="without chunked prefill"):
-        scheduler.longest_total(60, 5)
+        scheduler.limits.longest_total(60, 5)
 
 
 def test_no_more_requests_run_than_there_are_seats() -> None:
@@ -240,9 +240,9 @@ def test_a_row_without_a_token_ends_its_request_only() -> None:
 def test_lengths_that_can_never_fit_are_refused() -> None:
     scheduler = make_scheduler(num_blocks=6, block_size=4, max_model_len=100)
     with pytest.raises(ValueError, match="at most 100"):
-        scheduler.longest_total(100, 1)
+        scheduler.limits.longest_total(100, 1)
     with pytest.raises(ValueError, match=r"needs up to 6 KV blocks .* has 5"):
-        scheduler.longest_total(10, 12)
-    assert scheduler.longest_total(10, 11) == 21, "the last token is never computed"
-    assert scheduler.longest_total(10, None) == 21, "as many as possible"
-    assert make_scheduler(max_model_len=100).longest_total(90, 50) == 100
+        scheduler.limits.longest_total(10, 12)
+    assert scheduler.limits.longest_total(10, 11) == 21, "the last token is never computed"
+    assert scheduler.limits.longest_total(10, None) == 21, "as many as possible"
+    assert make_scheduler(max_model_len=100).limits.longest_total(90, 50) == 100

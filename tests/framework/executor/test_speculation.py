@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from framework.build import build_engine
-from framework.config import CacheConfig
+from framework.build import build_engine, build_replicas
+from framework.config import CacheConfig, SchedulerConfig
+from framework.engine.executor import PredictsSteps
 from framework.executor.pseudo import num_right_drafts
 from framework.outputs import RequestOutput
 from framework.sampling_params import SamplingParams
 from framework.speculation.config import SpeculativeConfig
+from framework.speculation.depth import AdaptiveDepth
 
-from .simulations import LLAMA_8B, decode_step, make_executor, prompt_step, simulated_config
+from ..engines import finish
+from .simulations import EAGER, LLAMA_8B, decode_step, make_executor, prompt_step, simulated_config
 
 RATES = [0.7296, 0.5208, 0.3545]
 DRAFT = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
@@ -61,6 +65,50 @@ def test_adaptive_depth_begins_with_nobody_running() -> None:
     outputs, num_steps = serve(speculation(adaptive_depth=True))
     assert all(len(output.outputs[0].token_ids) == 400 for output in outputs)
     assert num_steps < 400, "drafts pay at this batch"
+
+
+def tpot_s(rates: list[float], batch: int, **given: Any) -> float:
+    """Of so many requests at a time with 256 tokens, on the virtual clock."""
+    spec = speculation("eagle3", rates, **given)
+    config = simulated_config(LLAMA_8B, speculative_config=spec, step_overhead_s=2e-4, launch_s=2e-6, graphs=EAGER)
+    engine = build_engine(replace(config, cache=CacheConfig(16, num_blocks=65536), scheduler=SchedulerConfig(max_num_seqs=batch)))
+    for i in range(batch):
+        engine.add_request(str(i), [1] * 128, SamplingParams(max_tokens=256, ignore_eos=True, seed=i))
+    finished = finish(engine).values()
+    return float(np.mean([(m.last_token_s - m.first_token_s) / 255 for m in (output.metrics for output in finished) if m]))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("rates", [[0.73, 0.52, 0.35], [0.1, 0.02, 0.0], [0.0]])
+def test_adaptive_depth_is_never_slower_than_none_and_as_good_as_the_best(rates: list[float], batch: int) -> None:
+    fixed = [tpot_s(rates, batch, num_speculative_tokens_per_batch_size=[[1, 1, k]]) for k in range(1 + len(rates))]
+    adaptive = tpot_s(rates, batch, adaptive_depth=True)
+    assert adaptive < 1.03 * fixed[0] and adaptive < 1.05 * min(fixed)
+    assert (min(fixed) < 0.7 * fixed[0]) == (rates[0] > 0.5), "there was something to choose"
+
+
+@pytest.mark.parametrize("in_flight_steps", [1, 2])
+@pytest.mark.parametrize("batch", [2, 24, 64])
+@pytest.mark.parametrize("given", [{}, {"graphs": EAGER, "launch_s": 5e-6}, {"pp": 2}])
+def test_the_time_of_a_step_is_predicted(given: dict[str, Any], batch: int, in_flight_steps: int) -> None:
+    """Without a schedule to tell the executor: of requests that all have as many tokens."""
+    spec = speculation("eagle3", [1.0, 1.0])
+    scheduler = SchedulerConfig(max_num_seqs=batch, in_flight_steps=in_flight_steps)
+    engine = build_engine(simulated_config(LLAMA_8B, speculative_config=spec, step_overhead_s=2e-4, scheduler=scheduler, **given))
+    for i in range(batch):
+        engine.add_request(str(i), [1] * 128, SamplingParams(max_tokens=90, ignore_eos=True))
+    ends_s = []
+    for _ in range(24):
+        engine.step()
+        ends_s.append(engine.clock.now())
+    assert isinstance(engine.executor, PredictsSteps)
+    assert engine.executor.step_time(batch, 2) == pytest.approx((ends_s[-1] - ends_s[-9]) / 8, rel=0.03)
+
+
+def test_every_replica_has_a_depth_of_its_own() -> None:
+    engines = build_replicas(simulated_config(LLAMA_8B, speculative_config=speculation(adaptive_depth=True), dp=2))
+    depths = [engine.scheduler.speculation.depth for engine in engines if engine.scheduler.speculation]
+    assert [type(depth) for depth in depths] == [AdaptiveDepth] * 2 and depths[0] is not depths[1]
 
 
 def test_a_step_counts_the_tokens_that_it_brought_and_not_the_guesses() -> None:
@@ -143,6 +191,14 @@ def test_sizes_of_a_draft_model_are_positive_numbers(wrong: dict[str, Any]) -> N
     ((name, size),) = wrong.items()
     with pytest.raises(ValueError, match=f"has {name}={size!r}, expected a positive whole number"):
         make_executor(LLAMA_8B, speculative_config=spec)
+
+
+def test_a_head_that_is_to_guess_nothing_still_reads_what_the_model_reads() -> None:
+    ngram, head = (make_executor(LLAMA_8B, speculative_config=speculation(method)) for method in ("ngram", "eagle3"))
+    for executor in (ngram, head):
+        executor.submit(decode_step(0, [0], 10)).result()
+    layer = 4096 * (32 + 2 * 8) * 128 + 4096 * 4096 + 3 * 4096 * 14336
+    assert head.clock.now() - ngram.clock.now() == pytest.approx(2 * layer / COPY_BYTES_S, rel=0.01)
 
 
 def test_a_head_is_a_layer_of_the_model_once_per_guess() -> None:

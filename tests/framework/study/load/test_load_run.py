@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from framework.cli import main
+from framework.engine.metrics import DraftCounts
 from framework.study.compose import LoadConfig, ServeConfig
 from framework.study.load.config import HttpConfig
 from framework.study.load.run import load
-from framework.study.load.scrape import added, counters, kernels, structured_backends
-from framework.study.metrics import SLOConfig
+from framework.study.load.scrape import added, counters, drafts, kernels, structured_backends
+from framework.study.metrics import SLOConfig, compute_metrics
 from framework.study.records import RequestRecord, RunRecord
 from framework.study.served import Served, first_columns
 from framework.study.workload import WorkloadConfig, build_workload
@@ -58,6 +59,33 @@ def test_a_scrape_is_summed_over_engines_and_names_kernels() -> None:
     assert kernels(SCRAPE) == {"linear": "packed@threads:2", "sample": "torch"}
     assert structured_backends(SCRAPE) == ["llguidance", "xgrammar"]
     assert (counters(""), kernels("<html>"), added({}, after), structured_backends("")) == ({}, {}, {}, [])
+
+
+VLLM = """# TYPE vllm:spec_decode_num_drafts_total counter
+vllm:spec_decode_num_drafts_total{{engine="0",model_name="m"}} {0}
+vllm:spec_decode_num_drafts_created{{engine="0",model_name="m"}} 1.7e+09
+vllm:spec_decode_num_draft_tokens_total{{engine="0",model_name="m"}} {1}
+vllm:spec_decode_num_accepted_tokens_total{{engine="0",model_name="m"}} {2}
+vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",model_name="m",position="0"}} {3}
+vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",model_name="m",position="1"}} {4}
+vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",model_name="m",position="2"}} 0.0
+"""
+
+
+def test_acceptance_is_read_from_the_counters_of_a_server_that_speculates() -> None:
+    """Rates are vLLM's where it is vLLM, else of the drafts that were there; without drafts there are none."""
+    found = drafts(VLLM.format(50.0, 150.0, 58.0, 38.0, 20.0)).since(drafts(VLLM.format(10.0, 30.0, 8.0, 8.0, 0.0)))
+    assert found == DraftCounts((40, 40, 40), (30, 20, 0))
+    record = RunRecord([RequestRecord("0", 0, 0.0, 1, token_times_s=[1.0], finish_reason="stop")], drafts=found)
+    metrics = compute_metrics(record, SLOConfig())
+    assert [metrics[f"acceptance_rate_pos{i}"] for i in range(3)] == [30 / 40, 20 / 40, 0.0]
+    assert metrics["mean_acceptance_length"] == 1 + 50 / 40
+    assert counters(VLLM.format(1, 3, 0, 0, 0)) == {"num_draft_tokens": 3}
+    ours = 'kernelswap:spec_decode_num_draft_tokens_per_pos_total{{position="{}"}} {}'
+    said = "".join([VLLM.format(50.0, 90.0, 58.0, 38.0, 20.0), *(ours.format(i, n) + "\n" for i, n in enumerate((50, 30, 10)))])
+    assert drafts(said) == DraftCounts((50, 30, 10), (38, 20, 0))
+    assert drafts(said + said) == DraftCounts((100, 60, 20), (76, 40, 0))
+    assert drafts(VLLM.format(0.0, 0.0, 0.0, 0.0, 0.0)) == drafts("") == DraftCounts()
 
 
 def test_the_server_is_asked_for_what_an_engine_in_process_would_be() -> None:
