@@ -101,6 +101,8 @@ class CallList:
         if stage.first:
             self._add("embedding", {"hidden_size": a.embed_dim})
             self._all_reduce(a.embed_dim)
+            if a.family.embed_norm is not None:
+                self._norm(1)
             if a.family.positions == "learned":
                 self._add("embedding", {"hidden_size": a.hidden_size})
             if a.embed_dim != a.hidden_size:
@@ -127,15 +129,15 @@ class CallList:
         heads = {"num_heads": rank.num_heads, "num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim}
         q_size, kv_size = rank.num_heads * a.head_dim, rank.num_kv_heads * a.head_dim
         num_norms = sum(name.endswith("norm") and name not in ("q_norm", "k_norm") for name in family.names)
-        before_linear = 1 + (layer.moe is None)
+        before_linear = ("attn_norm" in family.names) + ("mlp_norm" in family.names and layer.moe is None)
         self._norm(count * before_linear, quantizes=True)
         self._norm(count * (num_norms - before_linear))
         self._linear(count, hidden, q_size + 2 * kv_size, input_quantized=True)
-        if self._fused and layer.rope is not None:
+        if self._fused and layer.rope is not None and a.fuses_rotary:
             self._add("qk_norm_rotary_kv_write", heads, count)
         else:
             for num_heads in (rank.num_heads, rank.num_kv_heads) if family.qk_norm else ():
-                self._add("rms_norm", {"hidden_size": num_heads * a.head_dim, "residual": 0}, count)
+                self._add(f"{family.norm}_norm", {"hidden_size": num_heads * a.head_dim, "residual": 0}, count)
             if layer.rope is not None:
                 self._add("rotary", heads, count)
             self._add("kv_cache_write", {name: heads[name] for name in ("num_kv_heads", "head_dim")}, count)

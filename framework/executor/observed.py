@@ -64,7 +64,8 @@ class Observer:
         architecture, cache = self._model.architecture, self._config.cache
         assert architecture is not None, "executors without a device refuse such models"
         off = dict.fromkeys(("sinks", "alibi", "bias", "zeros", "act_order", "static"), False)
-        rotary = {"rot_dim": architecture.head_dim, "style": "neox", "norms": "qk" if architecture.family.qk_norm else ""}
+        family = architecture.family
+        rotary = {"rot_dim": architecture.head_dim, "style": family.rotary_style, "norms": "qk" if family.qk_norm else ""}
         paged = {"page_size": cache.block_size, "kv_dtype": cache.dtype if "kv_bytes" in dims else None}
         experts = {"renormalize": True, "scoring": "softmax", "scheme": "float", "group": 0}
         sizes = {"vocab_size": architecture.vocab_size, "softcap": None, "causal": True, "recipe": "channel"}

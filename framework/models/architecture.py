@@ -16,7 +16,7 @@ from .quantization.settings import Settings, checkpoint_settings
 from .rope import Rope, read_rope
 
 GATED_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh")
-PLAIN_ACTIVATIONS = ("relu", "silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+PLAIN_ACTIVATIONS = ("relu", "relu2", "silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,13 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shapes and choices of one model. causal: a token sees only what is before it; has_logits: it ends with a projection to
-    the vocabulary, and not with its hidden states."""
+    """The shapes and choices of one model.
+
+    family         its entry, as its config alters it
+    qkv_clip       queries, keys and values are kept within -qkv_clip and qkv_clip
+    has_logits     it ends with a projection to the vocabulary, and not with its hidden states
+    embed_scale, residual_scale, logit_scale   factors of embeddings, of what layers add, and of logits; None: 1
+    """
 
     family: Family
     vocab_size: int
@@ -55,16 +60,34 @@ class Architecture:
     head_dim: int
     norm_eps: float
     activation: str
-    residual: str
     biases: frozenset[str]
     final_norm: bool
+    qkv_clip: float | None
     attn_softcap: float | None
     logit_softcap: float | None
+    embed_scale: float | None
+    residual_scale: float | None
+    logit_scale: float | None
     max_position: int
     tied: bool
     layers: tuple[LayerShape, ...]
-    causal: bool = True
     has_logits: bool = True
+
+    @property
+    def residual(self) -> str:
+        """See ``Family``."""
+        return self.family.residual
+
+    @property
+    def causal(self) -> bool:
+        """See ``Family``."""
+        return self.family.causal
+
+    @property
+    def fuses_rotary(self) -> bool:
+        """Whether ``qk_norm_rotary_kv_write`` can do all that layers that rotate do between projection and attention."""
+        f = self.family
+        return self.qkv_clip is None and (not f.qk_norm or (f.qk_norm == "head" and f.norm == "rms" and not f.qk_norm_rotated))
 
 
 @dataclass(frozen=True)
@@ -151,9 +174,10 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     model_type = config["model_type"]
     if model_type not in FAMILIES:
         return None, f"model_type {model_type!r} is none of the native families ({', '.join(FAMILIES)})"
-    family = FAMILIES[model_type]
-    merged = {**family.defaults, **config}
-    if reason := family.refuse(merged) or _unknown_activation(merged, family):
+    entry = FAMILIES[model_type]
+    merged = _in_our_words(entry, config)
+    family = replace(entry, **entry.variant(merged))
+    if reason := family.refuse(merged) or _unknown_activation(merged, family) or _biased_table(merged, family):
         return None, reason
     return read_architecture(family, merged), ""
 
@@ -169,9 +193,10 @@ _SIZES = (
 )
 
 
-def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture:
-    """config: config.json over the family's defaults."""
-    config = {**config, **{ours: config[theirs] for ours, theirs in family.fields.items() if theirs in config}}
+def _in_our_words(family: Family, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json over the family's defaults, with our names of its fields. Raises ValueError for sizes that are none."""
+    config = {**family.defaults, **config}
+    config |= {ours: config[theirs] for ours, theirs in family.fields.items() if theirs in config}
     for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
         _required(config, name)
     for name in _SIZES:
@@ -179,9 +204,13 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
             raise ValueError(
                 f"the model's config.json (or model.architecture) has {name}={size!r}, expected a positive whole number"
             )
+    return {**config, **family.derived(config)}
+
+
+def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture:
+    """config: in our words; family: as it alters it."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // heads
-    residual = family.residual(config)
     return Architecture(
         family=family,
         vocab_size=config["vocab_size"],
@@ -193,11 +222,14 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         head_dim=head_dim,
         norm_eps=float(config.get("norm_eps") or _required(config, "rms_norm_eps")),
         activation=_required(config, "hidden_act"),
-        residual=residual,
         biases=family.biases(config),
-        final_norm=residual != "post" and not config.get("_remove_final_layer_norm"),
+        final_norm=family.residual != "post" and not config.get("_remove_final_layer_norm"),
+        qkv_clip=config.get("clip_qkv"),
         attn_softcap=config.get("attn_logit_softcapping"),
         logit_softcap=config.get("final_logit_softcapping"),
+        embed_scale=_factor(config, "embedding_multiplier"),
+        residual_scale=_factor(config, "residual_multiplier"),
+        logit_scale=_factor(config, "logit_scale"),
         max_position=config["max_position_embeddings"],
         tied=bool(config.get("tie_word_embeddings", False)),
         layers=tuple(_layer(family, config, head_dim, i) for i in range(config["num_hidden_layers"])),
@@ -210,9 +242,11 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
     window = config.get("sliding_window") if windowed else None
     layer_type = "sliding_attention" if windowed else "full_attention"
     scale = (config.get("query_pre_attn_scalar") or head_dim) ** -0.5 if config.get("scale_attn_weights", True) else 1.0
+    scale = config.get("attention_multiplier") or scale
     if config.get("scale_attn_by_inverse_layer_idx"):
         scale /= index + 1
-    rope = read_rope(config, head_dim, layer_type) if family.positions == "rotary" else None
+    rotates = family.positions == "rotary" and family.rotates(config, index, windowed)
+    rope = read_rope(config, head_dim, layer_type) if rotates else None
     moe = None
     if family.moe(config, index):
         size = config.get("moe_intermediate_size") or config["intermediate_size"]
@@ -221,9 +255,19 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
 
 
 def _unknown_activation(config: Mapping[str, Any], family: Family) -> str | None:
-    name = config.get(family.fields.get("hidden_act", "hidden_act"))
+    name = config.get("hidden_act")
     known = GATED_ACTIVATIONS if family.gated else PLAIN_ACTIVATIONS
     return None if name in known else f"activation {name!r} is none of {', '.join(known)}"
+
+
+def _biased_table(config: Mapping[str, Any], family: Family) -> str | None:
+    tied = config.get("tie_word_embeddings") and "lm_head" in family.biases(config)
+    return "its logits have a bias, though the embedding projects to them (tie_word_embeddings)" if tied else None
+
+
+def _factor(config: Mapping[str, Any], name: str) -> float | None:
+    """None for what changes nothing."""
+    return None if config.get(name) in (None, 1) else float(config[name])
 
 
 def _required(config: Mapping[str, Any], name: str) -> Any:

@@ -12,13 +12,15 @@ from tqdm import tqdm
 
 from ..config import ModelConfig, QuantConfig
 from ..plan import BoundKernel, KernelPlan
+from .alibi import alibi_slopes
 from .architecture import Architecture, LayerShape, ModelInfo
 from .decoder import Decoder
 from .layers.attention import Attention, Fused, Separate
-from .layers.block import Block, ParallelBlock, PostNormBlock, PreNormBlock
+from .layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, PreNormBlock
 from .layers.linear import Linear, bind_linear
-from .layers.mlp import Mlp, MoeMlp
+from .layers.mlp import PLAIN, Mlp, MoeMlp
 from .layers.paged_attention import AttentionKernels, AttentionShape
+from .layers.qk_norm import HeadNorm, HeadsNorm, QkNorm, WidthNorm
 from .parallel import Parallel
 from .parts import Part, all_parts, layer_parts, model_parts
 from .pooling.classifiers import HEADS
@@ -111,7 +113,7 @@ class Builder:
     ) -> None:
         assert parallel.tp.size == parallel.ep.size == 1, "layers are whole: only the list of layers can be cut"
         self.info, self.a, self.weights, self.plan, self.device, self.parallel = info, architecture, weights, plan, device, parallel
-        self.attention = AttentionKernels(plan, block_size, _cache_dtype(info, cache_dtype))
+        self.attention = AttentionKernels(plan, block_size, _cache_dtype(info, cache_dtype), device)
         self._fuse_quantization = fuse_quantization
         self._shared: dict[Hashable, BoundKernel] = {}
         self._cos_sin: dict[Rope, torch.Tensor] = {}
@@ -126,20 +128,22 @@ class Builder:
         bar = tqdm(mine, desc="Loading weights", unit="layer", leave=False, disable=shown)
         layers = [self._block(layer, index) for index, layer in enumerate(bar)]
         lm_head = self._lm_head(parts, table) if last and a.has_logits else None
-        scale = float(torch.tensor(a.hidden_size**0.5, dtype=getattr(torch, self.info.dtype))) if a.family.embed_scale else None
+        dtype = getattr(torch, self.info.dtype)
         return Decoder(
             layers,
-            getattr(torch, self.info.dtype),
+            dtype,
             a.vocab_size,
             self.info.max_model_len,
             hidden_size=a.hidden_size,
             embed=self._embedding(table, lm_head) if first and table is not None else None,
-            embed_scale=scale,
+            embed_scale=None if a.embed_scale is None else float(torch.tensor(a.embed_scale, dtype=dtype)),
+            embed_norm=self._norm(parts["embed_norm"]) if first and "embed_norm" in parts else None,
             project_in=self._optional(parts, "project_in") if first else None,
             position_embed=self._positions(parts) if first else None,
             final_norm=self._norm(parts["final_norm"]) if last and a.final_norm else None,
             project_out=self._optional(parts, "project_out") if last else None,
             lm_head=lm_head,
+            logit_scale=a.logit_scale,
             logit_softcap=a.logit_softcap,
         )
 
@@ -148,6 +152,7 @@ class Builder:
         parts, shape = layer_parts(self.a, layer), self.a.layers[layer]
         qkv, attn_norm = self._linear_after_norm(parts, "attn_norm", "qkv")
         attention = self._attention(parts, shape, index, qkv)
+        mlp_norm: BoundKernel | None
         if shape.moe:
             mlp: Mlp | MoeMlp = self._moe(parts, shape)
             mlp_norm = self._norm(parts["mlp_norm"])
@@ -156,38 +161,57 @@ class Builder:
             mlp = self._mlp(parts, up)
         norms = {"attn_norm": attn_norm, "mlp_norm": mlp_norm}
         norms |= {name: self._norm(parts[name]) for name in POST_NORMS if name in parts}
-        kinds: dict[str, Callable[..., Block]] = {"parallel": ParallelBlock, "post": PostNormBlock}
-        return kinds.get(self.a.residual, PreNormBlock)(attention, mlp, **norms)
+        norms = {name: norm for name, norm in norms.items() if norm is not None}
+        kinds: dict[str, Callable[..., Block]] = {"parallel": ParallelBlock, "after": AfterNormBlock, "post": PostNormBlock}
+        pre_norm = functools.partial(PreNormBlock, scale=self.a.residual_scale)
+        return kinds.get(self.a.residual, pre_norm)(attention, mlp, **norms)
 
     def _attention(self, parts: dict[str, Part], layer: LayerShape, index: int, qkv: Linear) -> Attention:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
         a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
-        shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap)
+        shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap, self._alibi(layer))
         o = self._linear(parts["o"])
-        norms = [self._norm_tensors(parts[name]) for name in ("q_norm", "k_norm")] if a.family.qk_norm else []
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self.weights) if self.attention.takes_scales else None
         fused = None
-        if layer.rope is not None and scales is None:
-            fused = self._fused(shape, layer.rope, [weight for weight, _ in norms])
+        if layer.rope is not None and scales is None and a.fuses_rotary:
+            fused = self._fused(shape, layer.rope, parts)
         if fused is not None:
             paged = self.attention.layer(index, shape, writes=False)
             return Attention(qkv, o, Fused(fused, paged), paged)
-        q_norm, k_norm = (self._bind_norm(*norm) for norm in norms) if norms else (None, None)
+        q_norm, k_norm = (self._qk_norm(parts[name]) if a.family.qk_norm else None for name in ("q_norm", "k_norm"))
         rotary = self._rotary(layer.rope) if layer.rope is not None else None
         paged = self.attention.layer(index, shape, scales=scales)
-        return Attention(qkv, o, Separate(q_norm, k_norm, rotary, paged, [*heads, a.num_kv_heads], a.head_dim), paged)
+        split = [*heads, a.num_kv_heads]
+        separate = Separate(q_norm, k_norm, rotary, paged, split, a.head_dim, a.qkv_clip, a.family.qk_norm_rotated)
+        return Attention(qkv, o, separate, paged)
 
-    def _fused(self, shape: AttentionShape, rope: Rope, norms: list[torch.Tensor]) -> BoundKernel | None:
-        """norms: weights of the norms of queries and of keys, or nothing."""
+    def _alibi(self, layer: LayerShape) -> tuple[float, ...] | None:
+        if self.a.family.positions != "alibi":
+            return None
+        slopes = torch.tensor(alibi_slopes(self.a.num_heads))
+        if self.a.family.alibi_scaled:
+            slopes = slopes.bfloat16().float() * layer.scale
+        return tuple(slopes.tolist())
+
+    def _qk_norm(self, part: Part) -> QkNorm:
+        weight, bias = self._norm_tensors(part)
+        if self.a.family.qk_norm != "heads":
+            kind = WidthNorm if self.a.family.qk_norm == "width" else HeadNorm
+            return kind(self._bind_norm(weight, bias))
+        assert bias is None, "no family has one for each head"
+        weight = weight.view(-1, self.a.head_dim)
+        return HeadsNorm(self._bind_norm(torch.ones_like(weight[0]), None), weight)
+
+    def _fused(self, shape: AttentionShape, rope: Rope, parts: dict[str, Part]) -> BoundKernel | None:
         a, weights = self.a, {"cos_sin": self._table_of(rope)}
-        params: dict[str, Any] = {"num_heads": a.num_heads, "num_kv_heads": a.num_kv_heads, "style": "neox"}
-        replaced: dict[str, dict[str, Any]] = {"rotary": {**weights, "style": "neox"}, "kv_cache_write": {}}
-        if norms:
-            assert a.family.norm == "rms", "heads are normalized by RMS"
+        params: dict[str, Any] = {"num_heads": a.num_heads, "num_kv_heads": a.num_kv_heads, "style": a.family.rotary_style}
+        replaced: dict[str, dict[str, Any]] = {"rotary": {**weights, "style": a.family.rotary_style}, "kv_cache_write": {}}
+        if a.family.qk_norm:
+            q_weight, k_weight = (self.weights.weight(parts[name]) for name in ("q_norm", "k_norm"))
             kind = {"eps": a.norm_eps, "offset": a.family.norm_offset}
-            weights |= {"q_weight": norms[0], "k_weight": norms[1]}
+            weights |= {"q_weight": q_weight, "k_weight": k_weight}
             params |= kind
-            replaced["rms_norm"] = {"weight": norms[0], **kind}
+            replaced["rms_norm"] = {"weight": q_weight, **kind}
         return self.plan.bind_fused("qk_norm_rotary_kv_write", replaced, weights, params, self.attention.facts(shape))
 
     def _mlp(self, parts: dict[str, Part], up: Linear) -> Mlp:
@@ -216,10 +240,15 @@ class Builder:
     def _linear(self, part: Part) -> Linear:
         return bind_linear(self.plan, self.weights.load(part))
 
-    def _linear_after_norm(self, parts: dict[str, Part], norm: str, linear: str) -> tuple[Linear, BoundKernel]:
-        """A linear layer and the norm before it, whose output nothing else reads unless norms are post norms."""
-        loaded, call = self.weights.load(parts[linear]), self._norm_call(*self._norm_tensors(parts[norm]))
-        quantizing = self._quantizing(*call, loaded) if self.a.residual != "post" else None
+    def _linear_after_norm(self, parts: dict[str, Part], norm: str, linear: str) -> tuple[Linear, BoundKernel | None]:
+        """A linear layer and the norm before it, if there is one. Nothing else reads its output unless norms are post norms, or
+        shared."""
+        loaded = self.weights.load(parts[linear])
+        if norm not in parts:
+            return bind_linear(self.plan, loaded), None
+        call = self._norm_call(*self._norm_tensors(parts[norm]))
+        read_once = self.a.residual != "post" and not self.a.family.shares_norm
+        quantizing = self._quantizing(*call, loaded) if read_once else None
         return bind_linear(self.plan, loaded, quantized_input=quantizing is not None), quantizing or self.plan.bind(*call)
 
     def _quantizing(
@@ -238,6 +267,9 @@ class Builder:
         return self._bind_norm(*self._norm_tensors(part))
 
     def _norm_tensors(self, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not part.sources:
+            weight = torch.full(part.shape, 1 - self.a.family.norm_offset, dtype=self.weights.dtype, device=self.device)
+            return weight, None
         return self.weights.weight(part), self.weights.bias(part)
 
     def _bind_norm(self, weight: torch.Tensor, bias: torch.Tensor | None) -> BoundKernel:
@@ -248,7 +280,7 @@ class Builder:
     ) -> tuple[str, dict[str, torch.Tensor | None], dict[str, Any]]:
         """op, weights and params of a norm."""
         if self.a.family.norm == "layer":
-            return "layer_norm", {"weight": weight, "bias": bias}, {"eps": self.a.norm_eps}
+            return "layer_norm", {"weight": weight + self.a.family.norm_offset, "bias": bias}, {"eps": self.a.norm_eps}
         return "rms_norm", {"weight": weight}, {"eps": self.a.norm_eps, "offset": self.a.family.norm_offset}
 
     def _embedding(self, table: torch.Tensor, lm_head: Linear | None) -> BoundKernel:
@@ -272,7 +304,8 @@ class Builder:
 
     def _rotary(self, rope: Rope) -> BoundKernel:
         if ("rotary", rope) not in self._shared:
-            self._shared["rotary", rope] = self.plan.bind("rotary", {"cos_sin": self._table_of(rope)}, {"style": "neox"})
+            params = {"style": self.a.family.rotary_style}
+            self._shared["rotary", rope] = self.plan.bind("rotary", {"cos_sin": self._table_of(rope)}, params)
         return self._shared["rotary", rope]
 
     def _table_of(self, rope: Rope) -> torch.Tensor:
@@ -297,15 +330,3 @@ def cos_sin_table(rope: Rope, max_len: int, device: torch.device) -> torch.Tenso
     positions = torch.arange(max_len, dtype=torch.float32, device=device)
     angles = positions[:, None] * torch.tensor(frequencies, dtype=torch.float32, device=device)
     return torch.cat((angles.cos(), angles.sin()), dim=1) * factor
-
-
-_GELU_TANH = functools.partial(torch.nn.functional.gelu, approximate="tanh")
-PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": torch.nn.functional.relu,
-    "silu": torch.nn.functional.silu,
-    "swish": torch.nn.functional.silu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_new": _GELU_TANH,
-    "gelu_fast": _GELU_TANH,
-    "gelu_pytorch_tanh": _GELU_TANH,
-}

@@ -30,18 +30,22 @@ class Decoder(PagedModel):
         hidden_size: int,
         embed: BoundKernel | None,
         embed_scale: float | None,
+        embed_norm: BoundKernel | None,
         project_in: Linear | None,
         position_embed: BoundKernel | None,
         final_norm: BoundKernel | None,
         project_out: Linear | None,
         lm_head: Linear | None,
+        logit_scale: float | None,
         logit_softcap: float | None,
     ) -> None:
         super().__init__([layer.attention.paged for layer in layers])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
         self.hidden_size, self.aux_layers = hidden_size, tuple[int, ...]()
-        self._embed, self._embed_scale, self._project_in, self._position_embed = embed, embed_scale, project_in, position_embed
-        self._final_norm, self._project_out, self._lm_head, self._logit_softcap = final_norm, project_out, lm_head, logit_softcap
+        self._embed, self._embed_scale, self._embed_norm = embed, embed_scale, embed_norm
+        self._project_in, self._position_embed = project_in, position_embed
+        self._final_norm, self._project_out, self._lm_head = final_norm, project_out, lm_head
+        self._logit_scale, self._logit_softcap = logit_scale, logit_softcap
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """token_ids, positions int64 [T] -> [T, H]."""
@@ -49,6 +53,8 @@ class Decoder(PagedModel):
         x = self._embed(token_ids)
         if self._embed_scale is not None:
             x = x.mul_(self._embed_scale)
+        if self._embed_norm is not None:
+            x = self._embed_norm(x, None)
         if self._project_in is not None:
             x = self._project_in(x)
         if self._position_embed is not None:
@@ -88,6 +94,8 @@ class Decoder(PagedModel):
         if self._project_out is not None:
             hidden = self._project_out(hidden)
         logits = self._lm_head(hidden)
+        if self._logit_scale is not None:
+            logits = logits.mul_(self._logit_scale)
         if self._logit_softcap is not None:
             logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
         return logits

@@ -15,9 +15,9 @@ class Part:
 
     sources    module names on disk; for experts with ``{e}`` in place of the expert's number
     rows       rows (outputs) of each source
-    columns    inputs; None for a norm, which is a vector
-    layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go head by head, each
-               with its q, k and v, and rows here q of all heads, k, v
+    columns    inputs; None for a norm, which is a vector; one without sources has no weights
+    layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go by KV heads, each
+               with its ``group`` queries, its key and its value, and rows here q of all heads, k, v
     always_float   norms and embeddings, which no checkpoint stores otherwise
     quantizable    a linear layer or experts inside a layer of the model, as which routers do not count: what is quantized where
                    a checkpoint of floats is to be
@@ -30,6 +30,7 @@ class Part:
     layout: Literal["linear", "transposed", "interleaved"] = "linear"
     num_experts: int = 0
     head_dim: int = 0
+    group: int = 1
     always_float: bool = False
     quantizable: bool = False
 
@@ -37,6 +38,15 @@ class Part:
     def shape(self) -> tuple[int, ...]:
         matrix = (sum(self.rows),) if self.columns is None else (sum(self.rows), self.columns)
         return (self.num_experts, *matrix) if self.num_experts else matrix
+
+    @property
+    def rows_on_disk(self) -> list[int]:
+        """Of an interleaved part: where each row lies."""
+        d, stride = self.head_dim, (self.group + 2) * self.head_dim
+        starts = range(0, sum(self.rows), stride)
+        heads = [start + head * d for start in starts for head in range(self.group)]
+        heads += [start + offset * d for offset in (self.group, self.group + 1) for start in starts]
+        return [row for head in heads for row in range(head, head + d)]
 
     def tensors(self) -> Iterator[tuple[str, int, int, tuple[int, ...]]]:
         """(name on disk, expert, shard, shape on disk) of each weight, without the biases."""
@@ -59,7 +69,7 @@ def bias_name(weight_name: str) -> str:
 
 
 def model_parts(a: Architecture) -> dict[str, Part]:
-    """Parts outside the layers: embed, position_embed, project_in, final_norm, project_out, lm_head, as far as there."""
+    """Parts outside the layers, as far as there: the embedding and logits, with what stands between them and the layers."""
     f = a.family
     parts = {"embed": Part((f.base + f.embed,), (a.vocab_size,), a.embed_dim, always_float=True)}
     if f.positions == "learned":
@@ -68,11 +78,27 @@ def model_parts(a: Architecture) -> dict[str, Part]:
     if a.embed_dim != a.hidden_size:
         parts["project_in"] = Part((f.base + "project_in",), (a.hidden_size,), a.embed_dim)
         parts["project_out"] = Part((f.base + "project_out",), (a.embed_dim,), a.hidden_size)
-    if a.final_norm:
-        parts["final_norm"] = Part((f"{f.base}{f.final_norm}",), (a.hidden_size,), bias=f.norm == "layer", always_float=True)
+    for name, module in (("embed_norm", f.embed_norm), ("final_norm", f.final_norm if a.final_norm else None)):
+        if module is not None:
+            parts[name] = _norm(a, (f.base + module,) if module else ())
     if a.has_logits and not a.tied:
-        parts["lm_head"] = Part((f.lm_head,), (a.vocab_size,), a.embed_dim)
+        parts["lm_head"] = Part((f.lm_head,), (a.vocab_size,), a.embed_dim, bias="lm_head" in a.biases)
     return parts
+
+
+def _norm(a: Architecture, sources: tuple[str, ...]) -> Part:
+    return Part(sources, (a.hidden_size,), bias=a.family.norms_have_bias and bool(sources), always_float=True)
+
+
+def _qk_norm(a: Architecture, sources: tuple[str, ...], num_heads: int) -> Part:
+    """Its shape is [D], [H * D] or, with a weight for each head in one tensor, [H, D]."""
+    bias, kind = a.family.qk_norm_bias and bool(sources), a.family.qk_norm
+    if kind == "heads" and "{h}" in "".join(sources):
+        sources = tuple(source.replace("{h}", str(head)) for source in sources for head in range(num_heads))
+        return Part(sources, (a.head_dim,) * num_heads, bias=bias, always_float=True)
+    if kind == "heads":
+        return Part(sources, (num_heads,), a.head_dim, bias=bias, always_float=True)
+    return Part(sources, (a.head_dim * (num_heads if kind == "width" else 1),), bias=bias, always_float=True)
 
 
 def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
@@ -94,10 +120,12 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
             if name == "qkv" and f.interleaved_qkv:
                 layout = "interleaved"
             bias = name in a.biases
-            parts[name] = Part(sources, rows, inputs[name], bias, layout, head_dim=a.head_dim, quantizable=True)
+            group = a.num_heads // a.num_kv_heads
+            parts[name] = Part(sources, rows, inputs[name], bias, layout, head_dim=a.head_dim, group=group, quantizable=True)
+        elif name in ("q_norm", "k_norm"):
+            parts[name] = _qk_norm(a, sources, a.num_heads if name == "q_norm" else a.num_kv_heads)
         elif name.endswith("norm"):
-            size = a.head_dim if name in ("q_norm", "k_norm") else hidden
-            parts[name] = Part(sources, (size,), bias=f.norm == "layer", always_float=True)
+            parts[name] = _norm(a, sources)
         else:
             assert moe is not None
             size = moe.intermediate_size

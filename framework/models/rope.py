@@ -47,7 +47,7 @@ class Rope:
         half = range(0, self.rotary_dim, 2)
         if self.kind == "dynamic":
             factor, length = self.parameters["factor"], max(max_len, self.max_position)
-            stretch = factor * length / self.max_position - (factor - 1)
+            stretch = self.parameters.get("alpha") or factor * length / self.max_position - (factor - 1)
             theta = self.theta * stretch ** (self.rotary_dim / (self.rotary_dim - 2))
             return [theta ** (-i / self.rotary_dim) for i in half], 1.0
         plain = [self.theta ** (-i / self.rotary_dim) for i in half]
@@ -108,8 +108,8 @@ def read_rope(config: Mapping[str, Any], head_dim: int, layer_type: str) -> Rope
     """The rotary embedding that a config.json asks for in layers of ``layer_type``.
 
     Understands ``rope_parameters`` (one for all layers, or one per layer type) and the older ``rope_theta``, ``rope_scaling``,
-    ``partial_rotary_factor`` and ``rope_local_base_freq`` (theta of windowed layers, which are not scaled). Where both are
-    given the older ones are overrides, and win. ``default_theta`` and ``default_local_theta`` come from the family.
+    ``partial_rotary_factor`` or ``rotary_dim``, and ``rope_local_base_freq`` (theta of windowed layers, which are not scaled).
+    Where both are given the older ones are overrides, and win. ``default_theta`` and ``default_local_theta`` come from the family.
     """
     given: Mapping[str, Any] = config.get("rope_parameters") or {}
     per_type = "full_attention" in given
@@ -127,4 +127,5 @@ def read_rope(config: Mapping[str, Any], head_dim: int, layer_type: str) -> Rope
     if "original_max_position_embeddings" not in p and config.get("original_max_position_embeddings"):
         p["original_max_position_embeddings"] = config["original_max_position_embeddings"]
     partial = p.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    return Rope(kind, float(theta or 10000.0), int(head_dim * partial), int(config["max_position_embeddings"]), p)
+    rotary_dim = config.get("rotary_dim") or int(head_dim * partial)
+    return Rope(kind, float(theta or 10000.0), rotary_dim, int(config["max_position_embeddings"]), p)

@@ -195,8 +195,7 @@ def _place(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> None:
     if part.layout == "transposed" and tensor.dim() == 2:
         tensor = tensor.T
     elif part.layout == "interleaved":
-        heads = tensor.unflatten(0, (-1, 3, part.head_dim))
-        tensor = heads.transpose(0, 1).flatten(0, 2)
+        tensor = tensor[part.rows_on_disk]
     target.copy_(tensor)
 
 
@@ -236,7 +235,7 @@ def our_name(name: str, family: Family) -> str:
     for theirs, ours in family.renames:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
-    modules = (family.embed, family.layers, family.final_norm, family.position_embed)
+    modules = (family.embed, family.embed_norm, family.layers, family.final_norm, family.position_embed)
     bare_model = name.startswith(tuple(f"{module}." for module in modules if module))
     return family.base + name if bare_model else name
 

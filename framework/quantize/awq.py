@@ -122,17 +122,16 @@ def _clipped(weight: torch.Tensor, gram: torch.Tensor, grid: Grid) -> torch.Tens
 
 def _producer(layer: Layer, a: Architecture, parts: dict[str, Part], name: str, dtype: torch.dtype) -> Producer | None:
     """None where the inputs cannot be scaled: behind an activation, or where something else reads them too."""
-    if name == "o" and parts["qkv"].layout == "linear":
+    if name == "o" and parts["qkv"].layout == "linear" and a.qkv_clip is None:
         v = layer.submodule(parts["qkv"].sources[-1])
         return LastRows(v, a.num_kv_heads * a.head_dim, a.head_dim, a.num_heads // a.num_kv_heads, dtype)
     if name == "down" and a.family.gated:
         up = layer.submodule(parts["gate_up"].sources[-1])
         return LastRows(up, a.intermediate_size, a.intermediate_size, 1, dtype)
     norm = {"qkv": "attn_norm", "gate_up": "mlp_norm", "up": "mlp_norm"}.get(name)
-    if norm is None or a.residual == "post":
+    if norm is None or norm not in parts or not parts[norm].sources or a.residual == "post" or a.family.shares_norm:
         return None
-    offset = a.family.norm_offset if a.family.norm == "rms" else 0.0
-    return Norm(layer.submodule(parts[norm].sources[0]), offset, dtype)
+    return Norm(layer.submodule(parts[norm].sources[0]), a.family.norm_offset, dtype)
 
 
 def _best_scales(weights: Sequence[torch.Tensor], statistics: Statistics, producer: Producer, grid: Grid) -> torch.Tensor:

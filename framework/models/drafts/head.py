@@ -151,7 +151,9 @@ def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_l
     if config.get("layer_types"):
         config["layer_types"] = list(config["layer_types"])[-num_layers:]
     architecture, reason = read_native(config)
-    if architecture is not None and (not architecture.family.gated or architecture.residual != "pre"):
+    if architecture is not None and (
+        not architecture.family.gated or architecture.residual != "pre" or architecture.residual_scale is not None
+    ):
         architecture, reason = None, f"its layers are those of {config['model_type']!r}; heads have layers like Llama's"
     if architecture is None:
         raise ValueError(f"the drafting head in {folder} cannot be served: {reason}")

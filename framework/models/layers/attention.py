@@ -10,34 +10,47 @@ from ...plan import BoundKernel
 from ..batch import ForwardBatch
 from .linear import Linear
 from .paged_attention import PagedAttention
+from .qk_norm import QkNorm
 
 
 @dataclass(slots=True)
 class Separate:
     """What lies between the qkv projection and attention, one op after the other.
 
-    q_norm, k_norm  rms_norm over each head, or None
-    rotary          or None, if positions are learned
+    q_norm, k_norm  or None; norm_rotated: after the rotation, not before it
+    rotary          or None, if the layer does not rotate
     heads           query heads, KV heads, KV heads: how the rows of qkv split
+    clip            all of qkv is kept within -clip and clip; None: as it is
     """
 
-    q_norm: BoundKernel | None
-    k_norm: BoundKernel | None
+    q_norm: QkNorm | None
+    k_norm: QkNorm | None
     rotary: BoundKernel | None
     paged: PagedAttention
     heads: list[int]
     head_dim: int
+    clip: float | None = None
+    norm_rotated: bool = False
 
     def __call__(self, qkv: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """qkv [T, (Hq + 2 Hk) * D] -> q [T, Hq, D], normalized and rotated; k and v go to the cache. q, k and v are views of qkv,
         which is rotated in place."""
+        if self.clip is not None:
+            qkv = qkv.clamp_(-self.clip, self.clip)
         q, k, v = qkv.view(qkv.shape[0], -1, self.head_dim).split(self.heads, 1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q, None), self.k_norm(k, None)
+        if not self.norm_rotated:
+            q, k = self._normed(q, k)
         if self.rotary is not None:
             self.rotary(q, k, batch.positions)
+        if self.norm_rotated:
+            q, k = self._normed(q, k)
         self.paged.write(k, v, batch)
         return q
+
+    def _normed(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
 
 
 @dataclass(slots=True)

@@ -21,7 +21,8 @@ HiddenAndResidual = tuple[torch.Tensor, torch.Tensor | None]
 
 @dataclass(slots=True)
 class PreNormBlock:
-    """x + attention(norm(x)), then x + mlp(norm(x)); with post norms, what is added is normalized too."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); with post norms, what is added is normalized too, and with ``scale``
+    multiplied."""
 
     attention: Attention
     mlp: Mlp
@@ -29,6 +30,7 @@ class PreNormBlock:
     mlp_norm: BoundKernel
     attn_post_norm: BoundKernel | None = None
     mlp_post_norm: BoundKernel | None = None
+    scale: float | None = None
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
         if residual is None:
@@ -38,28 +40,48 @@ class PreNormBlock:
         x = self.attention(x, batch)
         if self.attn_post_norm is not None:
             x = self.attn_post_norm(x, None)
-        x = self.mlp(self.mlp_norm(x, residual))
+        x = self.mlp(self.mlp_norm(self._scaled(x), residual))
         if self.mlp_post_norm is not None:
             x = self.mlp_post_norm(x, None)
-        return x, residual
+        return self._scaled(x), residual
+
+    def _scaled(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.scale is None else x.mul_(self.scale)
 
 
 @dataclass(slots=True)
 class ParallelBlock:
-    """x + attention(norm(x)) + mlp(norm'(x))."""
+    """x + attention(norm(x)) + mlp(norm'(x)); without a second norm the first serves both."""
 
     attention: Attention
     mlp: Mlp
     attn_norm: BoundKernel
-    mlp_norm: BoundKernel
+    mlp_norm: BoundKernel | None = None
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
         if residual is None:
             residual, x = x, self.attn_norm(x, None)
         else:
             x = self.attn_norm(x, residual)
-        x = self.attention(x, batch)
-        return x.add_(self.mlp(self.mlp_norm(residual, None))), residual
+        attended = self.attention(x, batch)
+        if self.mlp_norm is not None:
+            x = self.mlp_norm(residual, None)
+        return attended.add_(self.mlp(x)), residual
+
+
+@dataclass(slots=True)
+class AfterNormBlock:
+    """x + norm(attention(x)), then x + norm(mlp(x))."""
+
+    attention: Attention
+    mlp: Mlp
+    attn_post_norm: BoundKernel
+    mlp_post_norm: BoundKernel
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
+        x = x if residual is None else residual.add_(x)
+        x = x.add_(self.attn_post_norm(self.attention(x, batch), None))
+        return self.mlp_post_norm(self.mlp(x), None), x
 
 
 @dataclass(slots=True)
@@ -76,4 +98,4 @@ class PostNormBlock:
         return self.mlp_norm(self.mlp(x), x), None
 
 
-Block = PreNormBlock | ParallelBlock | PostNormBlock
+Block = PreNormBlock | ParallelBlock | AfterNormBlock | PostNormBlock

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class AttentionShape:
     """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all); sinks: f32 [num_heads] or
-    None."""
+    None; alibi: by how much the scores of each head fall with each token of distance."""
 
     num_heads: int
     num_kv_heads: int
@@ -28,6 +28,7 @@ class AttentionShape:
     scale: float
     window: int | None
     softcap: float | None
+    alibi: tuple[float, ...] | None = None
     sinks: torch.Tensor | None = field(default=None, compare=False)
 
 
@@ -76,10 +77,11 @@ class PagedAttention:
 
 
 class AttentionKernels:
-    """Binds the attention of a model's layers; those of equal shape share their kernels. cache_dtype: a name of torch's."""
+    """Binds the attention of a model's layers; those of equal shape share their kernels. cache_dtype: a name of torch's; device: of
+    what ALiBi adds."""
 
-    def __init__(self, plan: KernelPlan, block_size: int, cache_dtype: str) -> None:
-        self._plan, self._block_size, self._cache_dtype = plan, block_size, cache_dtype
+    def __init__(self, plan: KernelPlan, block_size: int, cache_dtype: str, device: torch.device | None = None) -> None:
+        self._plan, self._block_size, self._cache_dtype, self._device = plan, block_size, cache_dtype, device
         self._bound: dict[tuple[str, AttentionShape], BoundKernel] = {}
 
     def facts(self, shape: AttentionShape) -> dict[str, Any]:
@@ -106,10 +108,15 @@ class AttentionKernels:
         spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, shape.window)
         static = {} if scales is None else {"k_scale": scales[0], "v_scale": scales[1]}
         note = "" if scales is None else "scales of the checkpoint"
-        write = self._bind("kv_cache_write", shape, static, note=note) if writes else None
+        write = self._bind("kv_cache_write", shape, static, note=note, shared=not static) if writes else None
         weights = {} if shape.sinks is None else {"sinks": shape.sinks}
+        if shape.alibi is not None:
+            weights["alibi"] = torch.tensor(shape.alibi, dtype=torch.float32, device=self._device)
         params = {"scale": shape.scale, "causal": True, "window": shape.window, "softcap": shape.softcap}
-        decode, prefill = (self._bind(f"paged_attention_{kind}", shape, weights, params) for kind in ("decode", "prefill"))
+        shared = shape.sinks is None
+        decode, prefill = (
+            self._bind(f"paged_attention_{kind}", shape, weights, params, shared=shared) for kind in ("decode", "prefill")
+        )
         return PagedAttention(index, spec, write, decode, prefill)
 
     def _bind(
@@ -119,10 +126,13 @@ class AttentionKernels:
         weights: Mapping[str, torch.Tensor] | None = None,
         params: Mapping[str, Any] | None = None,
         note: str = "",
+        *,
+        shared: bool,
     ) -> BoundKernel:
-        found = None if weights else self._bound.get((op, shape))
+        """shared: layers whose shapes are equal may have one kernel."""
+        found = self._bound.get((op, shape)) if shared else None
         if found is None:
             found = self._plan.bind(op, weights, params, self.facts(shape), note)
-            if not weights:
+            if shared:
                 self._bound[op, shape] = found
         return found

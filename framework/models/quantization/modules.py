@@ -93,8 +93,7 @@ def _in_order(loaded: LoadedPart, part: Part) -> LoadedPart:
     """Rows of a fused projection that lie head by head on disk become q of all heads, k, v."""
     if part.layout != "interleaved":
         return loaded
-    num_rows = loaded.num_rows
-    order = torch.arange(num_rows).view(-1, 3, part.head_dim).transpose(0, 1).flatten()
+    order = torch.tensor(part.rows_on_disk)
     if loaded.input is not None and loaded.input.params["granularity"] == "group":
         dtype = loaded.params["out_dtype"]
         weight = dequantized(loaded).to(dtype)

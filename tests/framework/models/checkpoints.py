@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 from framework.models.families import FAMILIES, Family
 
@@ -40,7 +39,8 @@ class Without:
 @dataclass(frozen=True)
 class Example:
     """A config class of transformers with its arguments; what can be removed; the longest sequence to admit (None = default).
-    embed_std and seed are such that greedy decoding does not soon run in a circle."""
+    embed_std and seed are such that greedy decoding does not soon run in a circle. attention: of the library's kinds. oracle: saves
+    a checkpoint of a config, with embed_std and seed, and returns what stands for the library's model, where that has none."""
 
     config_class: str
     config: dict[str, Any]
@@ -48,20 +48,24 @@ class Example:
     max_model_len: int | None = None
     embed_std: float = 0.1
     seed: int = 11
+    attention: str = "eager"
+    oracle: Callable[[dict[str, Any], Path, float, int], Any] | None = None
 
 
 def rope(kind: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, **ROPE, **parameters}}
 
 
-def _family(**changes: Any) -> Without:
-    return Without(family=lambda family: replace(family, **changes))
+def family(**changes: Any) -> Without:
+    """Fields of the entry altered, whatever a config makes of them."""
+    return Without(family=lambda entry: replace(entry, **changes, variant=lambda config: {**entry.variant(config), **changes}))
 
 
-def _without_biases() -> Without:
-    return _family(biases=lambda config: frozenset(), ignored=(r"\.bias$",))
+def without_biases() -> Without:
+    return family(biases=lambda config: frozenset(), ignored=(r"\.bias$",))
 
 
+NO_OFFSET = Without({"max_position_embeddings": 98}, lambda entry: replace(entry, position_offset=0))
 PLAIN_ROPE = Without(rope("default"))
 LLAMA = {**SIZES, **rope("default")}
 LONG = {"short_factor": [1.0 + 0.2 * i for i in range(4)], "long_factor": [1.5 + i for i in range(4)]}
@@ -101,9 +105,9 @@ GEMMA_FEATURES = {
     "score cap": Without({"attn_logit_softcapping": None}),
     "logit cap": Without({"final_logit_softcapping": None}),
     "score scale": Without({"query_pre_attn_scalar": None}),
-    "embed scale": _family(embed_scale=False),
-    "norm offset": _family(norm_offset=0.0),
-    "post norms": _family(
+    "embed scale": family(derived=lambda config: {}),
+    "norm offset": family(norm_offset=0.0),
+    "post norms": family(
         names={k: v for k, v in FAMILIES["gemma2"].names.items() if "post" not in k},
         ignored=(r"post_(attention|feedforward)_layernorm",),
     ),
@@ -115,7 +119,7 @@ EXAMPLES: dict[str, Example] = {
     "llama": Example(
         "LlamaConfig",
         {**LLAMA, "attention_bias": True, "mlp_bias": True},
-        {"biases": _without_biases(), "theta": Without({"rope_parameters": {"rope_theta": 100.0}})},
+        {"biases": without_biases(), "theta": Without({"rope_parameters": {"rope_theta": 100.0}})},
     ),
     "llama-linear": Example("LlamaConfig", {**SIZES, **rope("linear", factor=4.0)}, {"rope kind": PLAIN_ROPE}),
     "llama-dynamic": Example(
@@ -137,9 +141,9 @@ EXAMPLES: dict[str, Example] = {
     "qwen2": Example(
         "Qwen2Config",
         {**LLAMA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-        {"bias": _without_biases(), "window": Without({"sliding_window": None})},
+        {"bias": without_biases(), "window": Without({"sliding_window": None})},
     ),
-    "qwen3": Example("Qwen3Config", {**LLAMA, "head_dim": 32, "tie_word_embeddings": True}, {"q/k norm": _family(qk_norm=False)}),
+    "qwen3": Example("Qwen3Config", {**LLAMA, "head_dim": 32, "tie_word_embeddings": True}, {"q/k norm": family(qk_norm=False)}),
     "gemma2": Example("Gemma2Config", {**GEMMA, **rope("default")}, GEMMA_FEATURES, embed_std=0.05, seed=1),
     "gemma3": Example(
         "Gemma3TextConfig",
@@ -154,7 +158,7 @@ EXAMPLES: dict[str, Example] = {
             },
         },
         {
-            "q/k norm": _family(qk_norm=False),
+            "q/k norm": family(qk_norm=False),
             "window": GEMMA_FEATURES["window"],
             "local theta": Without(rope("linear", factor=4.0)),
             "global rope": Without({"rope_parameters": {"rope_theta": 100.0}}),
@@ -181,9 +185,9 @@ EXAMPLES: dict[str, Example] = {
         {**NEOX, **rope("default", partial_rotary_factor=0.5)},
         {
             "parallel residual": Without({"use_parallel_residual": False}),
-            "biases": _without_biases(),
+            "biases": without_biases(),
             "partial": Without(rope("default", partial_rotary_factor=1.0)),
-            "interleaved": _family(interleaved_qkv=False),
+            "interleaved": family(interleaved_qkv=False),
         },
     ),
     "gpt-neox-sequential": Example(
@@ -193,8 +197,8 @@ EXAMPLES: dict[str, Example] = {
         "GPT2Config",
         GPT2,
         {
-            "positions": _family(positions="rotary", ignored=(r"wpe",)),
-            "biases": _without_biases(),
+            "positions": family(positions="rotary", ignored=(r"wpe",)),
+            "biases": without_biases(),
             "scale": Without({"scale_attn_by_inverse_layer_idx": True}),
             "gelu": Without({"activation_function": "relu"}),
         },
@@ -202,16 +206,12 @@ EXAMPLES: dict[str, Example] = {
     "opt": Example(
         "OPTConfig",
         OPT,
-        {
-            "biases": _without_biases(),
-            "position offset": Without({"max_position_embeddings": 98}, lambda family: replace(family, position_offset=0)),
-            "activation": Without({"activation_function": "gelu"}),
-        },
+        {"biases": without_biases(), "position offset": NO_OFFSET, "activation": Without({"activation_function": "gelu"})},
     ),
     "opt-post-norm": Example(
         "OPTConfig",
         {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 32},
-        {"post norm": _family(residual=lambda config: "pre", final_norm="layers.0.final_layer_norm")},
+        {"post norm": family(residual="pre", final_norm="layers.0.final_layer_norm")},
         embed_std=2.0,
         seed=1,
     ),
@@ -225,17 +225,19 @@ EXAMPLES: dict[str, Example] = {
         {**MOE, "head_dim": 32, "num_experts": 4, "moe_intermediate_size": 48, "norm_topk_prob": True, "mlp_only_layers": [0]},
         {
             "renormalization": Without({"norm_topk_prob": False}),
-            "q/k norm": _family(qk_norm=False),
+            "q/k norm": family(qk_norm=False),
             "experts": Without({"num_experts_per_tok": 1}),
         },
     ),
 }
 
 
-def make(example: Example, folder: Path, shard_size: str = "1GB") -> PreTrainedModel:
-    """Saves a random checkpoint to ``folder`` and returns the model of transformers, eager attention, float32."""
+def make(example: Example, folder: Path, shard_size: str = "1GB") -> Any:
+    """Saves a random checkpoint to ``folder`` and returns the model of transformers, in float32."""
+    if example.oracle is not None:
+        return example.oracle(example.config, folder, example.embed_std, example.seed)
     config = getattr(transformers, example.config_class)(**example.config)
-    config._attn_implementation = "eager"
+    config._attn_implementation = example.attention
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     generator = torch.Generator().manual_seed(example.seed)
     with torch.no_grad():
@@ -250,11 +252,11 @@ def make(example: Example, folder: Path, shard_size: str = "1GB") -> PreTrainedM
 
 def _scaled(name: str, parameter: torch.Tensor, noise: torch.Tensor, example: Example) -> torch.Tensor:
     """Weights that keep activations near 1, with large queries and keys: attention must be far from uniform."""
-    if parameter.dim() == 1:
-        is_norm = name.endswith("weight")
-        return 0.3 * noise + (1.0 if is_norm and "Gemma" not in example.config_class else 0.0)
+    if parameter.dim() == 1 or "_norm." in name:
+        offset = any(kind in example.config_class for kind in ("Gemma", "Nemotron"))
+        return 0.3 * noise + (1.0 if name.endswith("weight") and not offset else 0.0)
     if any(part in name for part in ("embed", "wte", "wpe", "lm_head")):
         return noise * example.embed_std
-    fan_in = parameter.shape[0] if example.config_class == "GPT2Config" else parameter.shape[-1]
+    fan_in = parameter.shape[0] if example.config_class in ("GPT2Config", "OpenAIGPTConfig") else parameter.shape[-1]
     gain = 4.0 if any(part in name for part in ("q_proj", "k_proj")) else 2.5 if "qkv" in name or "c_attn" in name else 1.5
     return noise * gain * (2.5 if "query_key_value" in name else 1.0) * fan_in**-0.5

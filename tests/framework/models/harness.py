@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from framework.config import ModelConfig, QuantConfig
@@ -13,6 +16,8 @@ from framework.models.parallel import Parallel
 from framework.models.protocol import Model
 from framework.plan import KernelPlan
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
+
+from .checkpoints import VOCAB, Example
 
 CPU = torch.device("cpu")
 BLOCK = 4
@@ -113,3 +118,21 @@ def teacher_forced(model: Model, sequences: list[list[int]], chunk: int | None, 
             out[i].append(logits)
             done[i] += len(tokens)
     return [torch.cat(parts) for parts in out]
+
+
+def model_config(folder: Path, example: Example, **architecture: object) -> ModelConfig:
+    return ModelConfig(str(folder), dtype="float32", max_model_len=example.max_model_len, architecture=architecture)
+
+
+def sequences(lengths: tuple[int, ...]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in lengths]
+
+
+@torch.no_grad()
+def reference(model: Any, tokens: list[int]) -> torch.Tensor:
+    return model(torch.tensor([tokens])).logits[0]
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())

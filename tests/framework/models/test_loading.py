@@ -26,8 +26,7 @@ from framework.models.rope import read_rope
 from framework.models.weights import Checkpoint
 
 from .checkpoints import EXAMPLES, SIZES, make
-from .harness import build, prompt_batch, teacher_forced
-from .test_families import error, model_config, reference, sequences
+from .harness import build, error, model_config, prompt_batch, reference, sequences, teacher_forced
 
 CONF = Path(__file__).parents[3] / "conf" / "model"
 DUMMY = {**SIZES, "model_type": "llama", "dtype": "bfloat16"}

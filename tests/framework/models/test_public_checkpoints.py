@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from framework.config import ModelConfig
 
-from .harness import build, teacher_forced
-from .test_families import error
+from .harness import build, error, teacher_forced
 
 FOLDER = Path(__file__).parents[2] / "checkpoints"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/model.safetensors"))

@@ -18,8 +18,7 @@ from framework.models.transformers_model import TransformersModel
 from framework.plan import KernelPlan
 
 from .checkpoints import EXAMPLES, LLAMA, SIZES, Example, make
-from .harness import BLOCK, CPU, build, teacher_forced
-from .test_families import error, reference, sequences
+from .harness import BLOCK, CPU, build, error, reference, sequences, teacher_forced
 from .test_loading import rename
 
 GRANITE = {"logits_scaling": 4.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}

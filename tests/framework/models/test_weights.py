@@ -25,8 +25,7 @@ from triton_kernels.ops.gemm import gemm_fp8_reference, gemm_int8_reference, pac
 from triton_kernels.ops.quantize import reference as quantize
 
 from .checkpoints import EXAMPLES, make
-from .harness import BLOCK, CPU, build, teacher_forced
-from .test_families import error, sequences
+from .harness import BLOCK, CPU, build, error, sequences, teacher_forced
 
 FLOATS = Unquantized()
 SCALE, ZERO = 2.0**-6, 8

@@ -29,8 +29,7 @@ from framework.plan import KernelPlan
 from framework.worker.weight_memory import tensor_bytes
 
 from ..checkpoints import EXAMPLES, make
-from ..harness import BLOCK, CPU, build, teacher_forced
-from ..test_families import error, sequences
+from ..harness import BLOCK, CPU, build, error, sequences, teacher_forced
 
 QUANT = {scheme: QuantConfig(scheme, group_size=16) for scheme in ROUNDED_SCHEMES}
 FP8 = torch.float8_e4m3fn

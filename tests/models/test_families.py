@@ -4,51 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from transformers import PreTrainedModel
 
-from framework.config import ModelConfig
 from framework.models import architecture
 from framework.models.families import FAMILIES
 
-from .checkpoints import EXAMPLES, VOCAB, Example, make
-from .harness import Session, build, teacher_forced
+from ..framework.models.checkpoints import Example, make
+from ..framework.models.harness import Session, build, error, model_config, reference, sequences, teacher_forced
+from .examples import EXAMPLES
 
 LENGTHS = (5, 23, 48)
-Checkpoints = Callable[[str], tuple[Path, PreTrainedModel]]
+Checkpoints = Callable[[str], tuple[Path, Any]]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
-    made: dict[str, tuple[Path, PreTrainedModel]] = {}
+    made: dict[str, tuple[Path, Any]] = {}
 
-    def get(name: str) -> tuple[Path, PreTrainedModel]:
+    def get(name: str) -> tuple[Path, Any]:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             made[name] = folder, make(EXAMPLES[name], folder)
         return made[name]
 
     return get
-
-
-def model_config(folder: Path, example: Example, **architecture: object) -> ModelConfig:
-    return ModelConfig(str(folder), dtype="float32", max_model_len=example.max_model_len, architecture=architecture)
-
-
-def sequences(lengths: tuple[int, ...]) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(3)
-    return [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in lengths]
-
-
-@torch.no_grad()
-def reference(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
-    return model(torch.tensor([tokens])).logits[0]
-
-
-def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def rope_kind(example: Example) -> str | None:

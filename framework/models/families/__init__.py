@@ -1,0 +1,17 @@
+"""The families of models that the native decoder covers: one table entry each, in a file for each kin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import cohere, falcon, gemma, glm, gpt, granite, internlm, llama, moe, olmo, phi
+from .family import Config, Family
+
+__all__ = ["FAMILIES", "Config", "Family"]
+
+FAMILIES: Mapping[str, Family] = {
+    model_type: family
+    for kin in (llama, gemma, gpt, falcon, glm, cohere, granite, internlm, olmo, phi, moe)
+    for model_type, family in kin.FAMILIES.items()
+}
+"""model_type -> its entry."""

@@ -1,0 +1,110 @@
+"""What a family of models says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Config = Mapping[str, Any]
+Names = Mapping[str, tuple[str, ...]]
+"""Part of a layer -> the modules on disk that are stacked to make it, in order. Of norms () stands for one without weights, and
+``{h}`` counts heads; of experts ``{e}`` counts them."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of one ``model_type`` differ from each other's; everything else is in their config.json.
+
+    Names on disk:
+    base         prefix of everything but the logits' projection; a checkpoint of the bare model lacks it
+    embed, final_norm, lm_head, layers   the module names; ``layers`` is the list
+    embed_norm   of the norm after the embedding; None: there is none. Of it and of ``final_norm`` "" has no weights
+    names        parts within a layer. Several names are stacked along the output dimension
+    renames      (prefix on disk, prefix here), for checkpoints that hold a text model inside a larger one
+    ignored      regular expressions of tensors that are no weights (buffers, towers of other modalities)
+    Config:
+    fields       our name of a field -> the config's name, where they differ
+    defaults     of fields that a config.json may leave out
+    derived      fields by our names that follow from others
+    biases       parts of a layer that have a bias, and lm_head
+    variant      what of this entry a config alters
+    Structure:
+    residual     pre: x + f(norm(x)); sandwich: x + norm(f(norm(x))); after: x + norm(f(x)); post: norm(x + f(x));
+                 parallel: x + attention(norm(x)) + mlp(norm'(x)), where one norm serves both unless there is an mlp_norm
+    norm         RMS norms, or layer norms, with a bias unless norm_bias is off; norm_offset is added to their weight
+    gated        the MLP is down(activation(gate(x)) * up(x)), else down(activation(up(x)))
+    qk_norm      norms of queries and keys: head: one weight for all heads; heads: one for each; width: over all heads at once.
+                 qk_norm_bias: they have biases; qk_norm_rotated: they come after the rotary embedding, not before
+    positions    rotary, a learned table with ``position_offset`` unused rows in front, or alibi: scores fall with the distance
+    alibi_scaled what alibi adds is scaled with the score; its slopes are those of bfloat16
+    rotary_style which elements of a head are rotated together: neox: i and i + half; gptj: 2i and 2i + 1
+    rotates      does layer i, which may see a window only, rotate? Consulted where positions are rotary
+    transposed   weights of linear layers lie as [in, out]
+    interleaved_qkv  the queries, key and value of a KV head are neighbours in the fused projection
+    windowed     does layer i of num_layers see a window only? Consulted if the config has no ``layer_types``
+    moe          has layer i a mixture of experts in place of its MLP?
+    refuse       reason why this config is beyond the native decoder, or None
+    """
+
+    names: Names
+    base: str = "model."
+    embed: str = "embed_tokens"
+    embed_norm: str | None = None
+    final_norm: str = "norm"
+    lm_head: str = "lm_head"
+    layers: str = "layers"
+    position_embed: str = ""
+    renames: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = (r"\.inv_freq$",)
+    fields: Mapping[str, str] = field(default_factory=dict)
+    defaults: Config = field(default_factory=dict)
+    derived: Callable[[Config], Config] = lambda config: {}
+    biases: Callable[[Config], frozenset[str]] = lambda config: frozenset()
+    variant: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    residual: Literal["pre", "sandwich", "after", "post", "parallel"] = "pre"
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = True
+    norm_offset: float = 0.0
+    gated: bool = True
+    qk_norm: Literal["", "head", "heads", "width"] = ""
+    qk_norm_bias: bool = False
+    qk_norm_rotated: bool = False
+    positions: Literal["rotary", "learned", "alibi"] = "rotary"
+    position_offset: int = 0
+    alibi_scaled: bool = False
+    rotary_style: Literal["neox", "gptj"] = "neox"
+    rotates: Callable[[Config, int, bool], bool] = lambda config, layer, windowed: True
+    transposed: bool = False
+    interleaved_qkv: bool = False
+    windowed: Callable[[Config, int], bool] = lambda config, layer: True
+    moe: Callable[[Config, int], bool] = lambda config, layer: False
+    refuse: Callable[[Config], str | None] = lambda config: None
+
+    @property
+    def norms_have_bias(self) -> bool:
+        """Those outside attention."""
+        return self.norm == "layer" and self.norm_bias
+
+    @property
+    def shares_norm(self) -> bool:
+        """Whether one norm serves attention and MLP."""
+        return self.residual == "parallel" and "mlp_norm" not in self.names
+
+
+def where(condition: bool, *parts: str) -> frozenset[str]:
+    """The parts, or none of them."""
+    return frozenset(parts if condition else ())
+
+
+def attention_biases(config: Config) -> frozenset[str]:
+    """By ``attention_bias`` and ``mlp_bias``."""
+    return where(config["attention_bias"], "qkv", "o") | where(config.get("mlp_bias", False), "gate_up", "up", "down")
+
+
+ATTENTION: Names = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "o": ("self_attn.o_proj",)}
+SWIGLU: Names = {"gate_up": ("mlp.gate_proj", "mlp.up_proj"), "down": ("mlp.down_proj",)}
+PLAIN_MLP: Names = {"up": ("mlp.up_proj",), "down": ("mlp.down_proj",)}
+PRE_NORMS: Names = {"attn_norm": ("input_layernorm",), "mlp_norm": ("post_attention_layernorm",)}
+QK_NORM: Names = {"q_norm": ("self_attn.q_norm",), "k_norm": ("self_attn.k_norm",)}
+LLAMA_NAMES: Names = {**ATTENTION, **SWIGLU, **PRE_NORMS}

@@ -1,0 +1,183 @@
+"""Llama and what differs from it by a bias, a window or a norm."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .family import ATTENTION, LLAMA_NAMES, PLAIN_MLP, PRE_NORMS, QK_NORM, Config, Family, attention_biases, where
+
+
+def _qwen_window(config: Config, layer: int) -> bool:
+    return bool(config["use_sliding_window"]) and layer >= config["max_window_layers"]
+
+
+def _smollm3_rotates(config: Config, layer: int) -> bool:
+    """no_rope_layers: 0 for layers that do not. Else every n-th does not."""
+    listed = config.get("no_rope_layers")
+    return bool(listed[layer]) if listed else (layer + 1) % config["no_rope_layer_interval"] != 0
+
+
+LLAMA = Family(
+    LLAMA_NAMES,
+    defaults={
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "sliding_window": None,
+    },
+    biases=attention_biases,
+)
+_MISTRAL = replace(
+    LLAMA, defaults={**LLAMA.defaults, "sliding_window": 4096, "max_position_embeddings": 131072, "num_key_value_heads": 8}
+)
+_QWEN2 = replace(
+    LLAMA,
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+    biases=lambda config: frozenset({"qkv"}),
+    windowed=_qwen_window,
+)
+QWEN3 = replace(
+    _QWEN2,
+    names={**LLAMA_NAMES, **QK_NORM},
+    defaults={**_QWEN2.defaults, "attention_bias": False, "head_dim": 128},
+    biases=attention_biases,
+    qk_norm="head",
+)
+_PHI3 = replace(
+    LLAMA,
+    names={**LLAMA_NAMES, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)},
+    defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+)
+_SMOLLM3 = replace(
+    LLAMA,
+    defaults={
+        **LLAMA.defaults,
+        "default_theta": 2e6,
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 4,
+        "no_rope_layer_interval": 4,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+    },
+    windowed=lambda config, layer: bool(config["use_sliding_window"]) and not _smollm3_rotates(config, layer),
+    rotates=lambda config, layer, windowed: _smollm3_rotates(config, layer),
+)
+_SEED_OSS = replace(
+    LLAMA,
+    defaults={
+        **LLAMA.defaults,
+        "attention_bias": True,
+        "attention_out_bias": False,
+        "head_dim": 128,
+        "max_position_embeddings": 524288,
+        "num_key_value_heads": 8,
+    },
+    biases=lambda config: (
+        where(config["attention_bias"], "qkv")
+        | where(config["attention_out_bias"], "o")
+        | where(config["mlp_bias"], "gate_up", "down")
+    ),
+)
+_ERNIE = replace(
+    LLAMA,
+    defaults={
+        **LLAMA.defaults,
+        "default_theta": 5e5,
+        "rms_norm_eps": 1e-5,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 2,
+        "use_bias": False,
+        "tie_word_embeddings": True,
+    },
+    biases=lambda config: where(config["use_bias"], "qkv", "o", "gate_up", "down"),
+    rotary_style="gptj",
+)
+_HELIUM = replace(
+    LLAMA,
+    defaults={
+        **LLAMA.defaults,
+        "default_theta": 1e5,
+        "rms_norm_eps": 1e-8,
+        "head_dim": 128,
+        "max_position_embeddings": 4096,
+        "num_key_value_heads": 20,
+    },
+    biases=lambda config: where(config["attention_bias"], "qkv") | where(config["mlp_bias"], "gate_up", "down"),
+    rotary_style="gptj",
+)
+_HUNYUAN = replace(
+    LLAMA,
+    names={**LLAMA_NAMES, "q_norm": ("self_attn.query_layernorm",), "k_norm": ("self_attn.key_layernorm",)},
+    defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5},
+    qk_norm="head",
+    qk_norm_rotated=True,
+)
+_CWM = replace(
+    LLAMA,
+    defaults={
+        **LLAMA.defaults,
+        "rms_norm_eps": 1e-5,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 8192,
+        "rope_parameters": {
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+    },
+    windowed=lambda config, layer: layer % 4 != 0,
+)
+_IQUEST = replace(
+    LLAMA,
+    defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5, "head_dim": 128, "max_position_embeddings": 131072, "num_key_value_heads": 8},
+)
+_ARCEE = replace(
+    LLAMA,
+    names={**ATTENTION, **PLAIN_MLP, **PRE_NORMS},
+    defaults={**LLAMA.defaults, "hidden_act": "relu2", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+    gated=False,
+)
+_NEMOTRON = replace(
+    _ARCEE, defaults={**_ARCEE.defaults, "norm_eps": 1e-5, "partial_rotary_factor": 0.5}, norm="layer", norm_offset=1.0
+)
+_JAIS2 = replace(
+    _ARCEE,
+    fields={"norm_eps": "layer_norm_eps"},
+    defaults={**_ARCEE.defaults, "attention_bias": True, "mlp_bias": True, "layer_norm_eps": 1e-5, "max_position_embeddings": 8192},
+    norm="layer",
+)
+
+FAMILIES = {
+    "llama": LLAMA,
+    "mistral": _MISTRAL,
+    "ministral": _MISTRAL,
+    "qwen2": _QWEN2,
+    "qwen3": QWEN3,
+    "phi3": _PHI3,
+    "smollm3": _SMOLLM3,
+    "seed_oss": _SEED_OSS,
+    "ernie4_5": _ERNIE,
+    "helium": _HELIUM,
+    "hunyuan_v1_dense": _HUNYUAN,
+    "cwm": _CWM,
+    "iquestcoder": _IQUEST,
+    "arcee": _ARCEE,
+    "nemotron": _NEMOTRON,
+    "jais2": _JAIS2,
+}

@@ -1,0 +1,8 @@
+"""A tiny model of every native family, with what can be taken away from it."""
+
+from __future__ import annotations
+
+from ...framework.models.checkpoints import EXAMPLES as FIRST
+from . import cohere, falcon, gpt, granite, llama, olmo, phi
+
+EXAMPLES = FIRST | {name: one for kin in (llama, gpt, falcon, cohere, granite, olmo, phi) for name, one in kin.EXAMPLES.items()}
