@@ -42,5 +42,6 @@ def kv_groups(architecture: Architecture, model: ModelInfo, config: EngineConfig
     """Of a model, or of the part of it that one device holds."""
     dtype = model.dtype if config.cache.dtype == "auto" else config.cache.dtype
     heads, dim = architecture.num_kv_heads, architecture.head_dim
-    specs: list[CacheSpec] = [PagedKV(heads, dim, dim, dtype, layer.window) for layer in architecture.layers]
+    windows = [layer.window if architecture.causal else None for layer in architecture.layers]
+    specs: list[CacheSpec] = [PagedKV(heads, dim, dim, dtype, window) for window in windows]
     return group_layers(specs)

@@ -71,6 +71,7 @@ class Architecture:
     max_position: int
     tied: bool
     layers: tuple[LayerShape, ...]
+    num_token_types: int = 0
     has_logits: bool = True
 
     @property
@@ -232,6 +233,7 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         logit_scale=_factor(config, "logit_scale"),
         max_position=config["max_position_embeddings"],
         tied=bool(config.get("tie_word_embeddings", False)),
+        num_token_types=config.get("type_vocab_size") or 0,
         layers=tuple(_layer(family, config, head_dim, i) for i in range(config["num_hidden_layers"])),
     )
 

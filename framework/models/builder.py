@@ -140,6 +140,7 @@ class Builder:
             embed_norm=self._norm(parts["embed_norm"]) if first and "embed_norm" in parts else None,
             project_in=self._optional(parts, "project_in") if first else None,
             position_embed=self._positions(parts) if first else None,
+            token_types=self._table(self.weights.weight(parts["token_types"])) if first and "token_types" in parts else None,
             final_norm=self._norm(parts["final_norm"]) if last and a.final_norm else None,
             project_out=self._optional(parts, "project_out") if last else None,
             lm_head=lm_head,
@@ -169,7 +170,8 @@ class Builder:
     def _attention(self, parts: dict[str, Part], layer: LayerShape, index: int, qkv: Linear) -> Attention:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
         a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
-        shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap, self._alibi(layer))
+        window, alibi = self._window(layer), self._alibi(layer)
+        shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, window, a.attn_softcap, alibi, a.causal)
         o = self._linear(parts["o"])
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self.weights) if self.attention.takes_scales else None
         fused = None

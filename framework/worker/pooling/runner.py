@@ -13,7 +13,7 @@ from ...plan import KernelPlan, LayerKV
 from ..batches import Batches
 from ..request_rows import RequestRows
 from ..step_rows import StepRows
-from ..transfer import HostCopy, device_losses
+from ..transfer import HostCopy, device_losses, to_device
 from .states import States
 
 
@@ -62,10 +62,20 @@ class PoolingRunner:
         seats = np.asarray(step.seats)
         rows = StepRows.of(seats, np.asarray(step.num_tokens), self.rows.num_computed[seats], np.asarray(step.num_logits))
         batch, _ = self._batches.build(rows)
+        batch.token_types = self._token_types(rows)
         self.model.begin_step(batch)
         self._states.take(rows, self.model.forward(batch))
         self.rows.advance(rows)
         return PooledHandle(step.step_id, self._pool(rows))
+
+    def _token_types(self, rows: StepRows) -> torch.Tensor | None:
+        """int64 [T]: 0, and 1 from the second text of a pair on; None without pairs."""
+        seconds = [self._states.params[seat].second_text for seat in rows.seats.tolist()]
+        if all(second is None for second in seconds):
+            return None
+        starts = np.array([np.iinfo(np.int64).max if second is None else second for second in seconds])
+        positions = np.arange(rows.bounds[-1]) + np.repeat(rows.first - rows.bounds[:-1], rows.counts)
+        return to_device((positions >= np.repeat(starts, rows.counts)).astype(np.int64), self.rows.device)
 
     def _pool(self, rows: StepRows) -> dict[int, torch.Tensor]:
         """Of the rows that end with this step."""
