@@ -27,6 +27,7 @@ from framework.study.machine_load import machine_load
 from framework.study.probed import probe
 from framework.study.report import format_metrics, format_plan
 from framework.study.served import Served, attempt, first_columns
+from framework.study.time_shares import TimeShares
 from framework.study.workload import Workload, WorkloadRequest, warmup_workload
 
 
@@ -50,7 +51,7 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
     for each in engines:
         run_workload([each], warmup)
-    probed = probe(engine, config)
+    probed, shares = probe(engine, config), TimeShares.of(engine)
     start = time.perf_counter()
     with _compilations(config) as compiled, machine_load() as load:
         record = run_workload(engines, workload, ROUTERS[config.router](config.seed), progress=True)
@@ -59,8 +60,8 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps), "wall_s": wall_s}
     for each in engines:
         each.shutdown()
-    start_costs["num_late_compilations"] = len(compiled)
-    return Served(record, report, {"version": __version__, **settled}, start_costs, load, probed)
+    further = {**start_costs, "num_late_compilations": len(compiled)} | (shares.metrics() if shares is not None else {})
+    return Served(record, report, {"version": __version__, **settled}, further, load, probed)
 
 
 def _serve_with_library(config: ServeConfig) -> Served:

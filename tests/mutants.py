@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _SCHEDULER = "framework/engine/scheduler.py"
+_SPECULATION = "framework/engine/speculation.py"
 _REQUEST = "framework/engine/request.py"
 _ENGINE = "framework/engine/engine.py"
 _INPUTS = "framework/engine/inputs.py"
@@ -58,7 +59,8 @@ _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
 _BATCHES = "framework/worker/batches.py"
 _HEAD = "framework/worker/drafting/head.py"
-_DRAFT_MODEL = "framework/worker/drafting/draft_model.py"
+_CHAIN = "framework/worker/drafting/chain.py"
+_CHAIN_GRAPHS = "framework/worker/drafting/chain_graphs.py"
 _REPEATING = "experiments/repeating.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
 
@@ -81,7 +83,11 @@ _TEXT_TESTS = [
     "tests/test_outputs_agree.py",
 ]
 _TOKEN_TESTS = ["tests/test_sampling_oracle.py", "tests/test_against_transformers.py"]
-_DRAFT_TESTS = ["tests/framework/worker/test_drafting.py", "tests/test_exactness.py"]
+_DRAFT_TESTS = [
+    "tests/framework/worker/test_drafting.py",
+    "tests/framework/worker/test_draft_histories.py",
+    "tests/test_exactness.py",
+]
 _RECORDING_TESTS = ["tests/triton_kernels/test_recording.py", "tests/framework/worker/test_decode_graphs.py"]
 _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/models/test_public_checkpoints.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
@@ -110,10 +116,11 @@ _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/tes
 
 TESTS: dict[str, list[str]] = {
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _SPECULATION: [*_ENGINE_TESTS, *_DRAFT_TESTS],
     _REQUEST: _ENGINE_TESTS,
     _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS],
     _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS],
-    _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS],
+    _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _RUNNER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
@@ -121,7 +128,7 @@ TESTS: dict[str, list[str]] = {
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
     _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
-    **dict.fromkeys((_ACCEPTANCE, _HEAD, _DRAFT_MODEL), _DRAFT_TESTS),
+    **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS), _DRAFT_TESTS),
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
     _ASYNC: _PROCESS_TESTS,
@@ -368,7 +375,7 @@ MUTANTS = [
     Mutant("the engine's process spins while all wait for grammars", _PROCESS, "WAIT_S if engine.is_waiting else 0", "0"),
     # What a grammar allows, and penalties.
     Mutant("a mask of the row before", _SAMPLE_C, "c->bitmask + r * words", "c->bitmask + (r ? r - 1 : r) * words"),
-    Mutant("the last tokens of a mask are not read", _SAMPLE_C, "rest < 32 ? rest : 32", "rest < 32 ? 0 : 32"),
+    Mutant("the last tokens of a mask are not read", _SAMPLE_C, "t < count % 32;", "t < 0;"),
     Mutant("presence without occurrence", _SAMPLE_C, "(counts[t] > 0 ? presence : 0)", "presence"),
     # Recordings on a CPU.
     Mutant(
@@ -417,8 +424,8 @@ MUTANTS = [
     Mutant(
         "tables of the step before",
         _GRAPHS,
-        "        self._tables[:, :count, :width].copy_(tables, non_blocking=True)\n",
-        "        self._tables[:, :1, :width].copy_(tables[:, :1], non_blocking=True)\n",
+        "        self.tables[:, :count, :width].copy_(tables, non_blocking=True)\n",
+        "        self.tables[:, :1, :width].copy_(tables[:, :1], non_blocking=True)\n",
     ),
     # What checkpoints hold.
     Mutant(
@@ -656,14 +663,11 @@ MUTANTS = [
     Mutant(
         "ends are held back one token longer",
         _MATCHERS,
-        "num_output_tokens < self._most_held",
-        "num_output_tokens <= self._most_held",
+        "self._most_held - num_output_tokens)",
+        "1 + self._most_held - num_output_tokens)",
     ),
     Mutant(
-        "a mask counts the tokens of another row",
-        _MATCHERS,
-        "request.num_output_tokens + nth)",
-        "rows[masked[0]].num_output_tokens + nth)",
+        "a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[masked[0]].num_output_tokens)"
     ),
     Mutant(
         "degrees of parallelism are swapped",
@@ -689,12 +693,7 @@ MUTANTS = [
     Mutant(
         "seconds are told as milliseconds", f"{_LOAD}table.py", '1e3 * metrics[f"{name}_{part}_s"]', 'metrics[f"{name}_{part}_s"]'
     ),
-    Mutant(
-        "the server's counts hold the warm-up",
-        f"{_LOAD}run.py",
-        "before = counters(await client.metrics())",
-        "before = dict.fromkeys(counters(await client.metrics()), 0.0)",
-    ),
+    Mutant("the server's counts hold the warm-up", f"{_LOAD}run.py", "before = await client.metrics()", 'before = ""'),
     Mutant("runs share their prefixes", f"{_LOAD}run.py", "if http.extensions:", "if False:"),
     Mutant(
         "what the client held back counts as slow",
@@ -708,45 +707,46 @@ MUTANTS = [
     Mutant("wrong drafts stay computed", _RUNNER, "if rows.drafts is not None and sampled.accepted is not None:", "if False:"),
     Mutant("a right draft behind a wrong one counts", _ACCEPTANCE, ".cumprod(1).sum(1)", ".sum(1)"),
     Mutant("what stands behind the drafts is one", _ACCEPTANCE, "right[drafts.grid] & drafts.is_draft", "right[drafts.grid]"),
-    Mutant("penalties do not see the last draft", _PENALTIES, "(before <= drafts.nth[:, None])", "(before < drafts.nth[:, None])"),
-    Mutant("penalties count wrong drafts", _SAMPLER, "counted = rows.drafts.accepted_only(tokens, accepted)", "counted = tokens"),
+    Mutant("penalties do not see the last draft", _PENALTIES, "before <= drafts.nth[:, None]", "before < drafts.nth[:, None]"),
+    Mutant("penalties count wrong drafts", _PENALTIES, "tokens = rows.drafts.accepted_only(tokens, accepted)", "pass"),
     Mutant("the host's bound passes as the position", _RUNNER, "if first is not None:", "if False:"),
     Mutant("lengths are the host's bound", _BATCHES, "lengths_all = (lengths_all + behind).int()", "pass"),
-    Mutant("recordings take the host's bound", _GRAPHS, "if self._rows.computed is not None:", "if False:"),
+    Mutant("recordings take the host's bound", _GRAPHS, "if requests.computed is not None:", "if False:"),
     Mutant("drafts of the host stand one further", _ROWS, "(seat, end + nth, token)", "(seat, end + nth + 1, token)"),
     Mutant(
         "drafts beyond the end",
-        _SCHEDULER,
-        "most = min(most, request.max_total - request.num_tokens - 1)",
-        "most = min(most, request.max_total - request.num_tokens)",
+        _SPECULATION,
+        "left = request.max_total - request.num_tokens - 1",
+        "left = request.max_total - request.num_tokens",
     ),
     Mutant(
         "who proposes on the host does not wait",
-        _SCHEDULER,
-        "if request.num_tokens > len(request.token_ids):\n            return None\n        return self.speculation",
-        "return self.speculation",
+        _SPECULATION,
+        "if request.num_tokens > len(request.token_ids):\n            return None\n        return self.propose",
+        "return self.propose",
     ),
     Mutant("drafts have no room", _SCHEDULER, "ahead = num_drafts if", "ahead = 0 if"),
     Mutant("the last block of a prefix counts", _MANAGER, "limit - self._reads_ahead", "limit"),
-    Mutant("heads read the token of their slot", _HEAD, "tokens[seats, batch.positions + 1]", "tokens[seats, batch.positions]"),
-    Mutant("a chain begins again and again", _HEAD, "step.newest + nth\n", "step.newest\n"),
+    Mutant("prompts have no room for drafts", _SCHEDULER, "min(start + count + ahead,", "min(start + count,"),
+    Mutant("heads read the token of their slot", _HEAD, "    ahead = 1\n", "    ahead = 0\n"),
+    Mutant("a recorded head reads the token of its slot", _GRAPHS, "positions + ahead if ahead else positions", "positions"),
+    Mutant("a chain begins again and again", _CHAIN, "        self._states = self._guesser.extend", "        self._guesser.extend"),
+    Mutant("a recorded chain begins again and again", _CHAIN_GRAPHS, "            kept.copy_(states)\n", ""),
+    Mutant("a recorded chain follows a wrong draft", _CHAIN_GRAPHS, "(ends - num_wrong)", "(ends + 0 * num_wrong)"),
+    Mutant("drafts of a recording lie in blocks of others", _GRAPHS, " + requests.num_drafts)", ")"),
     Mutant(
         "drafts have noise of their own",
         _SAMPLER,
         "return self._draw_draft(logits, row_to_seat, position)",
         "return self._draw_draft(logits, row_to_seat, position + 1)",
     ),
-    Mutant("a draft model does not read the newest token", _DRAFT_MODEL, "hidden = self._forward(own, position)", "pass"),
+    Mutant("a draft model does not read the newest token", _CHAIN, "* (wanted and not ahead)", "* 0"),
+    Mutant("a recorded draft model does not read the newest token", _CHAIN_GRAPHS, "lengths + lengths.clamp_max(1)", "lengths + 0"),
     Mutant(
         "log-probabilities of wrong drafts are told",
         _RUNNER,
         "for i, index in enumerate(kept) if index",
         "for i, index in zip(range(len(kept)), range(len(kept))) if index",
     ),
-    Mutant(
-        "a draft model is followed beyond its end",
-        _SCHEDULER,
-        "if (longest := self.speculation.max_model_len) is not None:",
-        "if (longest := None) is not None:",
-    ),
+    Mutant("a draft model is followed beyond its end", _SPECULATION, "if self.max_model_len is not None:", "if False:"),
 ]

@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "oracle": {"method": "tests.speculating:Oracle"},
     "ngram": {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3},
     "suffix": {"method": "suffix", "suffix_decoding_min_token_prob": 0.0},
+    "forced": {"method": "forced"},
     "draft_model": {"method": "draft_model", "model": "tiny-draft"},
     "mtp": {"method": "mtp", "model": "tiny-mtp"},
     "eagle3": {"method": "eagle3", "model": "tiny-eagle3"},

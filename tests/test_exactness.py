@@ -255,7 +255,7 @@ def test_speculation_changes_nothing(mix_seed: int) -> None:
 
 def test_speculation_was_put_to_the_test() -> None:
     """What the mixes are to meet happens in them."""
-    happened = [speculating.check_mix(seed, without_speculation()) for seed in (18, 20)]
+    happened = [speculating.check_mix(seed, without_speculation()) for seed in (6, 25)]
     totals = {key: sum(one[key] for one in happened) for key in happened[0] if key != "method"}
     assert all(totals.values()), totals
 

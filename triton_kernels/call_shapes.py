@@ -210,7 +210,9 @@ def _rows(args: Mapping[str, Any]) -> Described:
 
 def _penalties(args: Mapping[str, Any]) -> Described:
     dims, _, q_lens = _rows(args)
-    return dims, {"bitmask": args["bitmask"] is not None, "num_bias": args["bias_ids"].shape[1]}, q_lens
+    drafts = args.get("drafts")
+    options = {"bitmask": args["bitmask"] is not None, "num_bias": args["bias_ids"].shape[1]}
+    return dims, {**options, "num_drafts": 0 if drafts is None else drafts.shape[1]}, q_lens
 
 
 def _logprobs(args: Mapping[str, Any]) -> Described:
@@ -240,5 +242,6 @@ _DESCRIBED: dict[str, Callable[[Mapping[str, Any]], Described]] = {
     "moe_experts": _moe_experts,
     "apply_penalties": _penalties,
     "sample": _rows,
+    "filter_logits": _rows,
     "gather_logprobs": _logprobs,
 }

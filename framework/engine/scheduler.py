@@ -94,9 +94,10 @@ class Scheduler:
         scheduled = ScheduledStep(step, [], [])
         num_preemptions = self.counters.num_preemptions
         num_drafts = self.speculation.depth.of(max(self.num_running, 1)) if self.speculation is not None else 0
-        budget = self._schedule_running(scheduled, num_drafts)
+        ahead = num_drafts if self.speculation is not None and self.speculation.proposer is None else 0  # see Speculation.drafts
+        budget = self._schedule_running(scheduled, num_drafts, ahead)
         if num_preemptions == self.counters.num_preemptions:
-            self._schedule_waiting(scheduled, budget, now_s)
+            self._schedule_waiting(scheduled, budget, ahead, now_s)
         if not scheduled.decodes and not scheduled.chunks:
             return None
         scheduled.fill_rows()
@@ -148,10 +149,9 @@ class Scheduler:
         """Lets the next step release every seat, whoever had it."""
         self.released = list(range(self.config.max_num_seqs))
 
-    def _schedule_running(self, scheduled: ScheduledStep, num_drafts: int) -> int:
-        """Returns what is left of the budget."""
+    def _schedule_running(self, scheduled: ScheduledStep, num_drafts: int, ahead: int) -> int:
+        """Returns what is left of the budget. ahead: drafts that the executor makes behind a request, for which it needs room."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
-        ahead = num_drafts if self.speculation is not None and self.speculation.proposer is None else 0  # see Speculation.drafts
         # What a request that decodes is missing, if nothing is to be guessed behind it; -1 = none decodes.
         alone = -1 if self._pools else 0 if num_drafts else 1
         staged = self._num_stages > 1
@@ -190,7 +190,7 @@ class Scheduler:
                 budget -= count
         return budget
 
-    def _schedule_waiting(self, scheduled: ScheduledStep, budget: int, now_s: float) -> None:
+    def _schedule_waiting(self, scheduled: ScheduledStep, budget: int, ahead: int, now_s: float) -> None:
         """In order; who is not ready lets the others by and keeps its place, who does not fit holds up those behind it."""
         waiting = self.waiting
         if not budget or not self._free_seats:
@@ -201,7 +201,7 @@ class Scheduler:
                 request.order = later
                 waiting.add(request)
                 continue
-            count = self._admit(request, budget, scheduled.step_input)
+            count = self._admit(request, budget, ahead, scheduled.step_input)
             if not count:
                 return
             waiting.discard(request)
@@ -210,7 +210,7 @@ class Scheduler:
             if not budget or not self._free_seats:
                 return
 
-    def _admit(self, request: Request, budget: int, step: StepInput) -> int:
+    def _admit(self, request: Request, budget: int, ahead: int, step: StepInput) -> int:
         """Gives a waiting request blocks and a seat. Returns how many tokens it computes now; 0: it has to wait on."""
         manager, leader, num_known = self.manager, request.leader, request.num_tokens
         copies = None
@@ -229,6 +229,8 @@ class Scheduler:
             if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known)):
                 return 0
             self.counters.num_chunked_prefills += count < missing
+        if ahead:  # without the room drafts are worse, and nothing else
+            manager.grow(request, min(start + count + ahead, request.max_total - 1))
         request.leader = None
         request.status = Status.RUNNING
         request.num_computed, request.num_proposed = start, 0

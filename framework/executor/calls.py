@@ -19,8 +19,8 @@ Rows = Literal["tokens", "logits", "samples", "decode", "prefill"]
 class Call:
     """Of an op with fixed dims.
 
-    rows      what its lengths are: one row with all tokens or all logits of the step, a row per request that samples, the rows
-              that decode, or those of prompts
+    rows      what its lengths are: one row with all tokens or all logits of the step, a row per token that is sampled or draft that
+              is checked, the rows that decode, or those of prompts
     elements  of what goes between devices: numbers per token
     """
 
@@ -92,9 +92,9 @@ class CallList:
         self._sizes = {"weight_bytes": element, "act_bytes": element, "kv_bytes": kv, "logit_bytes": 4, "out_bytes": element}
         self._calls: Counter[Call] = Counter()
 
-    def stage(self, stage: Stage, drafts: bool = False) -> Counter[Call]:
-        """Of a step of every kind; what computes rows of a kind runs in steps that have such rows. drafts: tokens are chosen by
-        checking guesses."""
+    def stage(self, stage: Stage, acceptance_rule: str = "match") -> Counter[Call]:
+        """Of a step of every kind; what computes rows of a kind runs in steps that have such rows. acceptance_rule: of drafts, if
+        there are any."""
         a, rank, tp = self._a, self._rank, self._parallel.tp
         self._calls = Counter()
         self._add("slot_mapping", {}, len({layer.window for layer in a.layers}) if a.causal else 1)
@@ -123,8 +123,8 @@ class CallList:
         self._add("linear", {"in_features": a.embed_dim, "out_features": rank.vocab_size}, rows="logits")
         if tp > 1:
             self._add("all_gather", {"num_ranks": tp}, rows="logits", elements=rank.vocab_size * tp)
-        sample: tuple[str, Rows] = ("verify_draft", "logits") if drafts else ("sample", "samples")
-        self._add(sample[0], {"vocab_size": a.vocab_size}, rows=sample[1])
+        for op in ("filter_logits", "verify_draft") if acceptance_rule == "standard" else ("sample",):
+            self._add(op, {"vocab_size": a.vocab_size}, rows="samples")
         return self._calls
 
     def _layer(self, layer: LayerShape, count: int) -> None:

@@ -39,7 +39,7 @@ class StepWork:
     """What a step computes.
 
     num_tokens   of all rows, and of padding rows up to the size of the recording
-    num_logits   rows of logits; num_samples: requests that get tokens from them
+    num_logits   rows of logits, each of which a token is sampled from
     decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
@@ -47,7 +47,6 @@ class StepWork:
 
     num_tokens: int
     num_logits: int
-    num_samples: int
     decodes: Sequence[DecodeRows]
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
@@ -56,7 +55,7 @@ class StepWork:
     @property
     def numbers(self) -> tuple[tuple[Rows, int], ...]:
         """What calls have for lengths that need no contexts -> their number."""
-        return ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_samples)
+        return ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_logits)
 
 
 @dataclass(slots=True)

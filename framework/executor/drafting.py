@@ -66,9 +66,9 @@ class Drafting:
         if self.placed is None:
             return []
         count = len(contexts) if num_proposals else 0
-        found = [StepWork(work.num_tokens, count, count, work.decodes, work.chunk_lens, work.chunk_ctx_lens, work.recorded)]
+        found = [StepWork(work.num_tokens, count, work.decodes, work.chunk_lens, work.chunk_ctx_lens, work.recorded)]
         if count:
-            found += [StepWork(count, count, count, [DecodeRows(1, contexts)], recorded=self._recorded)] * (num_proposals - 1)
+            found += [StepWork(count, count, [DecodeRows(1, contexts)], recorded=self._recorded)] * (num_proposals - 1)
         return found
 
     def step(self, passes: Sequence[StepWork], counted: bool = True) -> tuple[float, int]:

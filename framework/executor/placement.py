@@ -22,7 +22,6 @@ class Placement:
     rank      the architecture of what one device of ``stages`` computes
     groups    KV groups of one device
     holdings  per stage
-    drafts    its tokens come from checking guesses
     """
 
     def __init__(
@@ -32,8 +31,9 @@ class Placement:
         config: EngineConfig,
         stages: Sequence[Stage],
         timers: Timers,
-        drafts: bool = False,
+        acceptance_rule: str = "match",
     ) -> None:
+        """acceptance_rule: of drafts, if there are any."""
         from ..plan import may_fuse
 
         self.stages, self.rank = stages, rank_architecture(architecture, config.parallel)
@@ -47,7 +47,7 @@ class Placement:
         equal: dict[frozenset, StageCost] = {}  # stages of the same calls share what was timed
         self._costs = []
         for stage in stages:
-            found = calls.stage(stage, drafts)
+            found = calls.stage(stage, acceptance_rule)
             key = frozenset(found.items())
             self._costs.append(equal.setdefault(key, equal.get(key) or StageCost(found, model.dtype, timers)))
         self._distinct = list(equal.values())

@@ -110,7 +110,8 @@ class SimulatedExecutor:
         architecture, speculation = native(model, config), config.speculative_config.num_speculative_tokens > 0
         self._drafting = Drafting(model, config, self._timers) if speculation else None
         cuts = stages(architecture, config.parallel.pp)
-        self._placement = Placement(model, architecture, config, cuts, self._timers, drafts=speculation)
+        rule = config.speculative_config.acceptance_rule
+        self._placement = Placement(model, architecture, config, cuts, self._timers, rule)
         self._timers.check_scaled()
         self._observer = Observer.of(model, config, [timer.op for timer in self._timers.bound])
         self._draft_observer = self._observer.beside(self._drafting.model) if self._observer and self._drafting else None
@@ -282,7 +283,7 @@ class SimulatedExecutor:
         if recorded and self._recordings:
             num_tokens = decodes[0].tokens * self._recordings[bisect_left(self._recordings, num_rows)]
         chunks = counts[first_chunk:], contexts[first_chunk:].tolist()
-        return StepWork(num_tokens, num_logits, num_samples, decodes, *chunks, recorded)
+        return StepWork(num_tokens, num_logits, decodes, *chunks, recorded)
 
     def _submit(self, times: Sequence[tuple[float, int]], tokens_at_s: float) -> float:
         """Returns when the step is done."""

@@ -178,7 +178,12 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     entry = FAMILIES[model_type]
     merged = _in_our_words(entry, config)
     family = replace(entry, **entry.variant(merged))
-    if reason := family.refuse(merged) or _unknown_activation(merged, family) or _biased_table(merged, family):
+    if (
+        reason := family.refuse(merged)
+        or _unknown_layers(merged)
+        or _unknown_activation(merged, family)
+        or _biased_table(merged, family)
+    ):
         return None, reason
     return read_architecture(family, merged), ""
 
@@ -211,7 +216,9 @@ def _in_our_words(family: Family, config: Mapping[str, Any]) -> Mapping[str, Any
 def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture:
     """config: in our words; family: as it alters it."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
+    head_dim, kv_heads = config.get("head_dim") or hidden // heads, config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise ValueError(f"the model's config.json (or model.architecture) has {heads} heads that share {kv_heads} KV heads")
     return Architecture(
         family=family,
         vocab_size=config["vocab_size"],
@@ -219,7 +226,7 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         embed_dim=config.get("word_embed_proj_dim") or hidden,
         intermediate_size=config.get("intermediate_size") or 4 * hidden,
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
+        num_kv_heads=kv_heads,
         head_dim=head_dim,
         norm_eps=float(config.get("norm_eps") or _required(config, "rms_norm_eps")),
         activation=_required(config, "hidden_act"),
@@ -254,6 +261,11 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
         size = config.get("moe_intermediate_size") or config["intermediate_size"]
         moe = Moe(config["num_experts"], config["num_experts_per_tok"], size, bool(config["norm_topk_prob"]))
     return LayerShape(window, rope, scale, moe)
+
+
+def _unknown_layers(config: Mapping[str, Any]) -> str | None:
+    kinds = sorted(set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"})
+    return f"it has layers of kind {', '.join(kinds)}" if kinds else None
 
 
 def _unknown_activation(config: Mapping[str, Any], family: Family) -> str | None:

@@ -171,7 +171,7 @@ class Builder:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
         a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
         window, alibi = self._window(layer), self._alibi(layer)
-        shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, window, a.attn_softcap, alibi, a.causal)
+        shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, window, a.attn_softcap, alibi=alibi, causal=a.causal)
         o = self._linear(parts["o"])
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self.weights) if self.attention.takes_scales else None
         fused = None

@@ -144,6 +144,8 @@ class _Recorder(torch.nn.Module):
         self._keywords = keywords
 
     def forward(self, hidden: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        if hidden.dim() != 3:  # the first of what a layer returns, where it returns more than hidden states
+            raise ValueError("the layers of this model cannot be run one by one: take a scheme that needs no calibration")
         self._keywords.append(keywords | ({} if self._keywords else {"hidden": hidden}))
         return hidden
 

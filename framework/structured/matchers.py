@@ -100,10 +100,11 @@ class Matchers:
         or fail now, may take all."""
         self._finish()
         rows, masked, fresh = step.rows, step.step_input.masked, list[_Move]()
-        for row in masked:
-            constraint, drafts = self._active.get(rows[row]), step.drafts(row)
+        constraints = [self._active.get(rows[row]) for row in masked]
+        for row, constraint in zip(masked, constraints):
             if constraint is None:
                 continue
+            drafts = step.drafts(row)
             if drafts and drafts[0] < 0:  # made by the executor, which told of them
                 drafts = constraint.proposed[: len(drafts)]
             if constraint.masks is None or constraint.drafts[: len(drafts)] != drafts:
@@ -111,24 +112,24 @@ class Matchers:
         if fresh:
             self._begin(fresh)
             self._finish()
-        counts = [step.step_input.num_logits[row] for row in masked]
-        masks = np.full((sum(counts), self._num_words), -1, dtype=np.int32)
         failures: Failures = []
-        ends = accumulate(counts)
-        for row, count, end in zip(masked, counts, ends):
-            request = rows[row]
-            if (constraint := self._active.get(request)) is None:
+        parts: list[np.ndarray] = []
+        num_logits = step.step_input.num_logits
+        for row, constraint in zip(masked, constraints):
+            if constraint is not None and constraint.matcher.error is None:
+                parts.append(constraint.wanted(num_logits[row], rows[row].num_output_tokens))
                 continue
-            if constraint.matcher.error is not None:
-                failures.append((request, constraint.matcher.error))
-                continue
-            own = masks[end - count : end]
-            for nth in range(count):
-                own[nth] = constraint.wanted(nth, request.num_output_tokens + nth)
-            if not own[0].any():  # behind a draft it matters only if the draft is right, and then the row has no token
-                own[:] = -1
-                reason = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
-                failures.append((request, ValueError(reason)))
+            parts.append(np.full((num_logits[row], self._num_words), -1, dtype=np.int32))
+            if constraint is not None and constraint.matcher.error is not None:
+                failures.append((rows[row], constraint.matcher.error))
+        masks = np.concatenate(parts)
+        if not masks.any(axis=1).all():
+            ends = accumulate(len(part) for part in parts)
+            for row, part, end in zip(masked, parts, ends):
+                if not part[0].any():  # behind a draft it matters only if the draft is right, and then the row has no token
+                    masks[end - len(part) : end] = -1
+                    reason = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
+                    failures.append((rows[row], ValueError(reason)))
         handle.sample(masks)
         return failures
 
@@ -205,7 +206,19 @@ class _Constraint:
     is_alone  its next call is not for several
     """
 
-    __slots__ = ("_held", "_most_held", "drafts", "fill_s", "forced", "grammar", "is_alone", "masks", "matcher", "proposed")
+    __slots__ = (
+        "_held",
+        "_held_bits",
+        "_most_held",
+        "drafts",
+        "fill_s",
+        "forced",
+        "grammar",
+        "is_alone",
+        "masks",
+        "matcher",
+        "proposed",
+    )
 
     def __init__(self, grammar: Grammar, request: Request) -> None:
         params = request.params
@@ -219,6 +232,7 @@ class _Constraint:
             ends = set(params.stop_token_ids or ())
             if self._held - ends:
                 self._held, self._most_held = self._held - ends, request.max_total
+        self._held_bits = [(token // 32, 1 << token % 32) for token in self._held]
 
     def fail(self, error: BaseException) -> None:
         """Its request is to end, and told of it."""
@@ -228,17 +242,21 @@ class _Constraint:
             error = RuntimeError(f"structured_outputs: {type(error).__name__}: {error}")
         self.matcher.error = self.matcher.error or error
 
-    def wanted(self, nth: int, num_output_tokens: int) -> np.ndarray:
-        """The mask behind ``nth`` drafts, without the stop tokens that the request does not want after so many tokens."""
+    def wanted(self, count: int, num_output_tokens: int) -> np.ndarray:
+        """The masks [count, words] of the next token, after so many, and of those behind drafts, without the stop tokens that the
+        request does not want yet."""
         assert self.masks is not None
-        mask = self.masks[nth]
-        if num_output_tokens < self._most_held:
-            for token in self._held:
-                if mask.item(token // 32) >> token % 32 & 1:
-                    others = mask.copy()
+        masks = self.masks if len(self.masks) == count else self.masks[:count]
+        for nth in range(min(count, self._most_held - num_output_tokens)):
+            for word, bit in self._held_bits:
+                if masks.item(nth, word) & bit:
+                    others = masks[nth].copy()
                     set_bits(others, self._held, False)
-                    return others if others.any() else mask
-        return mask
+                    if others.any():
+                        masks = masks.copy()
+                        masks[nth] = others
+                    break
+        return masks
 
 
 _Move = tuple[_Constraint, list[int], list[int]]

@@ -36,7 +36,10 @@ _METRICS = {
     "top1_agreement": Quantity("Agreement on the first token (%)", 100),
     "weight_bytes": Quantity("Weights (MB)", 1e-6),
 }
-_ENDINGS = ((" per s", "/s", 1.0), (" rate", " rate (%)", 100.0), (" s", " (s)", 1.0), (" bytes", " (MB)", 1e-6))
+_ENDINGS = (
+    *((" per s", "/s", 1.0), (" rate", " rate (%)", 100.0), (" share", " share (%)", 100.0)),
+    *((" s", " (s)", 1.0), (" bytes", " (MB)", 1e-6)),
+)
 _COLUMNS = {
     "workload.rate": "Offered load (requests/s)",
     "workload.num_users": "Users",

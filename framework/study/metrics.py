@@ -79,7 +79,7 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
     if run.prefix_query_tokens:
         metrics["prefix_hit_rate"] = run.prefix_hit_tokens / run.prefix_query_tokens
     if any(run.drafts.drafts):
-        metrics |= _acceptance(run.drafts)
+        metrics |= acceptance(run.drafts)
     if known := [request for request in run.requests if request.num_known_tokens is not None]:
         num_known = sum(request.num_known_tokens or 0 for request in known)
         metrics["prefix_hit_rate_bound"] = num_known / sum(request.num_prompt_tokens for request in known)
@@ -117,9 +117,9 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
     return metrics
 
 
-def _acceptance(drafts: DraftCounts) -> dict[str, float]:
-    """Of speculative decoding. The rate of a position is of the drafts that were there, which are not as many as rows: those may
-    have fewer."""
+def acceptance(drafts: DraftCounts) -> dict[str, float]:
+    """Metrics of at least one draft. The rate of a position is of the drafts that were there, which are not as many as rows: those
+    may have fewer."""
     rates = {f"acceptance_rate_pos{i}": a / n for i, (n, a) in enumerate(zip(drafts.drafts, drafts.accepted)) if n}
     length = 1 + sum(drafts.accepted) / drafts.drafts[0]
     return {"num_draft_tokens": sum(drafts.drafts), "mean_acceptance_length": length, **rates}

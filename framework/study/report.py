@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .results import format_table
+from .time_shares import PARTS
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
@@ -28,6 +29,9 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
         f"KV cache    {number('kv_usage_mean', 1, 100)} % used on average, {number('kv_usage_max', 1, 100)} % at most, "
         f"{number('prefix_hit_rate', 1, 100)} % prefix hits, {number('num_preemptions', 0)} preemptions",
     ]
+    if "mean_acceptance_length" in metrics:
+        shares = ", ".join(f"{part} {number(f'{part}_share', 1, 100)} %" for part in PARTS)
+        lines.append(f"drafts      {number('mean_acceptance_length', 2)} tokens per request and step; of the time: {shares}")
     return "\n".join([format_table(rows), "", *lines])
 
 

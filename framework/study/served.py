@@ -28,7 +28,7 @@ class Served:
     record   what came when
     plan     which kernel of ours ran per op; empty for another system
     system   what served: its version and what it settled by itself; for another system how it served
-    further  metrics beside those of the record: what the start cost, what a client saw
+    further  metrics beside those of the record: what the start cost, where the steps' time went, what a client saw
     load     what else the machine did while the workload ran
     probed   what else was asked for, to be written into the run's folder
     is_here  whether it ran on a device of this machine

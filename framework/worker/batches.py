@@ -19,10 +19,11 @@ class Batches:
     """Builds the batches of one model. What its attention kernels keep between steps is held here.
 
     groups  those of the KV groups that the model's layers are in
+    ahead   a slot's token is so many places behind it
     """
 
-    def __init__(self, rows: RequestRows, slot_mapping: BoundKernel, groups: slice, caches: list[LayerKV]) -> None:
-        self.rows, self._slot_mapping, self._groups, self.caches = rows, slot_mapping, groups, caches
+    def __init__(self, rows: RequestRows, slot_mapping: BoundKernel, groups: slice, caches: list[LayerKV], ahead: int = 0) -> None:
+        self.rows, self._slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
         self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in rows.tables[groups]]
 
     def build(
@@ -45,7 +46,7 @@ class Batches:
             lengths,
             cu_q[n:] - cu_q[n],
             lengths[n:],  # again: kernels may not be compiled for the address that a slice starts at
-            self.rows.tables[self._groups][:, rows.seats, :width],
+            self.rows.tables[self.groups][:, rows.seats, :width],
         )
         tensors = all_to_device((*arrays, *more), device)
         token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
@@ -62,7 +63,7 @@ class Batches:
             )
             for table, workspaces in zip(tables, self._workspaces)
         ]
-        token_ids = self.rows.tokens[token_seats, token_positions]
+        token_ids = self.rows.tokens[token_seats, token_positions + self.ahead if self.ahead else token_positions]
         num_decode_tokens = int(rows.bounds[n])
         return ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices), tensors[8:]
 

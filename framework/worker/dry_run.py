@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..config import EngineConfig
+from ..config import EngineConfig, ModelConfig, QuantConfig
 from ..engine.kv_cache.spec import group_layers
 from ..engine.step import NewRequest, StepInput
-from ..models.architecture import read_model
+from ..models.architecture import ModelInfo, read_model
 from ..models.builder import Builder
 from ..models.parallel import Parallel
+from ..models.protocol import Model
 from ..models.quantization.table import read_scheme
 from ..models.weights import EmptyWeights
-from ..plan import TargetPlan
+from ..plan import KernelPlan, TargetPlan
 from ..sampling_params import SamplingParams
 from .cache_memory import allocate_caches
 from .devices import Cuda, Replay, graph_sizes
+from .drafting.drafter import check_drafter, has_drafter, load_drafter
 from .runner import Runner
 
 CPU = torch.device("cpu")
@@ -50,22 +52,19 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     other sizes of the same kinds, which must not need other kernels. Raises ValueError for models that only the transformers
     library can run."""
     info = read_model(config.model)
-    if info.architecture is None:
-        raise ValueError(
-            f"model {config.model.name!r} runs through the transformers library ({info.reason}); kernels can be "
-            "packed for native models only"
-        )
-    dtype = getattr(torch, info.dtype)
-    plan = TargetPlan.of(config, target, dtype)
-    weights = EmptyWeights(CPU, dtype, read_scheme(info.quantization, config.quant))
-    cache = config.cache
-    model = Builder(
-        info, info.architecture, weights, plan, CPU, Parallel(), cache.block_size, cache.dtype, config.quant.fuse
-    ).build()
+    device, block_size, num_seats = Cuda(), config.cache.block_size, config.scheduler.max_num_seqs
+    plan = TargetPlan.of(config, target, getattr(torch, info.dtype))
+    model = _empty_model(config.model, info, plan, CPU, Parallel(), block_size, config.seed, config.cache.dtype, config.quant)
     groups = group_layers(model.cache_specs())
     model.set_groups(groups)
-    caches = allocate_caches(groups, 2, cache.block_size, CPU)
-    runner = Runner(model, plan, groups, caches, config.scheduler.max_num_seqs, cache.block_size, CPU)
+    caches = allocate_caches(groups, 2, block_size, CPU)
+    spec, in_flight_steps = config.speculative_config, config.scheduler.in_flight_steps or device.in_flight_steps
+    num_drafts = spec.num_speculative_tokens
+    runner = Runner(model, plan, groups, caches, num_seats, block_size, CPU, num_drafts, in_flight_steps, spec)
+    if has_drafter(spec):
+        check_drafter(config, info)
+        drafter = load_drafter(config, info, model, plan, CPU, _empty_model)
+        runner.draft(drafter.proposer(groups, 2, block_size, runner.rows, plan, runner.sampler.draw))
     plan.check_bound()
     num_steps = 0
     with _ZeroIntegers():
@@ -73,10 +72,32 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
             runner.step(step)
             num_steps += 1
         if config.graphs.enabled:  # last: from then on decodes replay, while mixed steps run as above
-            sizes = graph_sizes(config, Cuda)
-            runner.capture_graphs(sizes, _run_once)
-            num_steps += len(sizes)
+            sizes, query_lens = graph_sizes(config, Cuda), device.query_lens(num_drafts)
+            runner.capture_graphs(sizes, _run_once, query_lens)
+            num_steps += len(sizes) * len(query_lens)
     return num_steps
+
+
+def _empty_model(
+    config: ModelConfig,
+    info: ModelInfo,
+    plan: KernelPlan,
+    device: torch.device,
+    parallel: Parallel,
+    block_size: int,
+    seed: int = 0,
+    cache_dtype: str = "auto",
+    quant: QuantConfig | None = None,
+) -> Model:
+    """In place of ``load_model``."""
+    if info.architecture is None:
+        raise ValueError(
+            f"model {config.name!r} runs through the transformers library ({info.reason}); kernels can be packed for native models "
+            "only"
+        )
+    quant = quant or QuantConfig()
+    weights = EmptyWeights(device, getattr(torch, info.dtype), read_scheme(info.quantization, quant))
+    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse).build()
 
 
 def _run_once(run: Replay) -> Replay:
@@ -85,20 +106,28 @@ def _run_once(run: Replay) -> Replay:
 
 
 def _steps(config: EngineConfig, max_len: int, num_groups: int, probe: bool) -> Iterator[StepInput]:
-    """Prompts and batches of decodes of every power of two up to the limits, mixed steps, every way to sample."""
+    """Prompts and batches of decodes of every power of two up to the limits, mixed steps, every way to sample; with drafts to check
+    and to make, where the engine speculates."""
     limit = min(config.scheduler.max_num_batched_tokens, max_len - 1)
     size = config.cache.block_size
     shift = 3 if probe else 0
+    spec = config.speculative_config
+    num_drafts, on_device = spec.num_speculative_tokens, has_drafter(spec)
 
     def request(seat: int, length: int, computed: int, params: SamplingParams) -> NewRequest:
         blocks = [[1] * -(-length // size)] * num_groups
         return NewRequest(seat, str(seat), [0] * length, length - bool(computed), computed, blocks, params)
 
-    def step(*rows: tuple[int, int], params: SamplingParams = PLAIN) -> StepInput:
+    def step(*rows: tuple[int, int], params: SamplingParams = PLAIN, num_logits: int = 1) -> StepInput:
         """Rows of (tokens computed before, tokens in this step)."""
         new = [request(seat, before + now, before, params) for seat, (before, now) in enumerate(rows)]
         seats = list(range(len(rows)))
-        return StepInput(0, seats, [now for _, now in rows], [1] * len(rows), new, seats)
+        found = StepInput(0, seats, [now for _, now in rows], [num_logits] * len(rows), new, seats)
+        if num_drafts:
+            found.num_computed = [before for before, _ in rows]
+            found.drafts = None if on_device else [[0] * (num_logits - 1) for _ in rows]
+            found.num_proposals = num_drafts if on_device else 0
+        return found
 
     prompts = [*_powers(limit), limit]
     batches = [*_powers(config.scheduler.max_num_seqs), config.scheduler.max_num_seqs]
@@ -111,11 +140,15 @@ def _steps(config: EngineConfig, max_len: int, num_groups: int, probe: bool) -> 
         yield step((contexts[0], 1), (0, max(1, num_tokens - 1)))
     for batch in batches:
         yield step(*[(contexts[0], 1)] * max(1, batch - shift))
+        if num_drafts:
+            yield step(*[(contexts[0], 1 + num_drafts)] * max(1, batch - shift), num_logits=1 + num_drafts)
     for context in contexts:
         yield step((context, 1))
         yield step((context, 1), (context, 1), params=FULL)
     for params in (FULL, UNMASKED):
         yield step((0, min(limit, 2 * size)), params=params)
+        if num_drafts:
+            yield step((size, 1 + num_drafts), (size, 1 + num_drafts), params=params, num_logits=1 + num_drafts)
     copies = step((1, 1))
     copies.copies = [(group, 0, 1) for group in range(num_groups)]
     yield copies

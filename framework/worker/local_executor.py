@@ -27,7 +27,6 @@ from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme
 from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
-from .batches import MAX_DECODE_TOKENS
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, graph_sizes, open_device
 from .drafting.drafter import Drafter, check_drafter, has_drafter, load_drafter
@@ -143,6 +142,10 @@ class LocalExecutor:
         with device_losses():
             return self._step(step)
 
+    def watch(self, around: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """As ``Runner.watch``."""
+        self._runner.watch(around)
+
     def plan_report(self) -> dict[str, dict[str, Any]]:
         return self.plan.report()
 
@@ -173,8 +176,7 @@ class LocalExecutor:
             return
         with _phase("recordings") as said:
             sizes = graph_sizes(config, type(device))
-            query_lens = [n for n in device.query_lens(self.num_drafts) if n <= MAX_DECODE_TOKENS]
-            self._runner.capture_graphs(sizes, capture, query_lens)
+            self._runner.capture_graphs(sizes, capture, device.query_lens(self.num_drafts))
             said.append(f"{len(sizes)} decode steps of up to {sizes[-1]} rows")
         self.plan.recorded = frozenset(kernel.op for kernel in self.plan.bound if kernel.op not in OPS_OUTSIDE_GRAPHS)
 

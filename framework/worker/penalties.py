@@ -68,17 +68,18 @@ class Penalties:
         seats = rows.row_to_seat
         if not penalized.all():
             seats = torch.where(to_device(penalized, self._device), seats, -1)
-        if rows.drafts is None:
-            self._apply_penalties(logits, seats, mask, *self._rows.tensors())
-        else:
-            own = torch.arange(len(seats), dtype=torch.int32, device=self._device)
-            state = self._rows.with_drafts(rows, rows.drafts, token_ids)
-            self._apply_penalties(logits, torch.where(seats < 0, seats, own), mask, *state)
+        drafts = None
+        if rows.drafts is not None and self._counted[rows.seats].any():
+            drafts = _drafts_before(rows, rows.drafts, token_ids)
+        self._apply_penalties(logits, seats, mask, *self._rows.tensors(), drafts)
         return logits
 
-    def count(self, rows: SampleRows, tokens: torch.Tensor) -> None:
-        """Adds a step's tokens int32 [R] to the counts of their seats, if any of them has a penalty on what came before."""
+    def count(self, rows: SampleRows, tokens: torch.Tensor, accepted: torch.Tensor | None) -> None:
+        """Adds a step's tokens int32 [R'] to the counts of their seats, if any of them has a penalty on what came before. accepted
+        int64 [R]: of drafts, of which those behind the first wrong one do not count."""
         if self._rows is not None and self._counted[rows.seats].any():
+            if rows.drafts is not None and accepted is not None:
+                tokens = rows.drafts.accepted_only(tokens, accepted)
             self._rows.count(rows.row_to_seat, tokens)
 
     def _bitmask(self, rows: SampleRows, masked: list[int]) -> torch.Tensor:
@@ -130,6 +131,14 @@ class Penalties:
         logits.index_put_((rows_of, last), torch.where(applies, -torch.inf, 0.0), accumulate=True)  # a token may end two words
 
 
+def _drafts_before(rows: SampleRows, drafts: DraftRows, token_ids: torch.Tensor) -> torch.Tensor:
+    """int32 [R', n]: the drafts before each logit row, -1 where it has fewer."""
+    before = 1 + torch.arange(drafts.grid.shape[1] - 1, device=token_ids.device)
+    places = (rows.position[:, None] - before).clamp_(min=0)
+    tokens = token_ids[rows.row_to_seat.long()[:, None], places]
+    return torch.where(before <= drafts.nth[:, None], tokens, -1).int()
+
+
 class _PenaltyRows:
     """The tensors of ``apply_penalties``, one row per seat."""
 
@@ -154,15 +163,6 @@ class _PenaltyRows:
             self.bias_ids,
             self.bias_values,
         )
-
-    def with_drafts(self, rows: SampleRows, drafts: DraftRows, token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As ``tensors``, but a row per logit row, whose counts hold the drafts before it too."""
-        prompt_mask, counts, *others = (tensor[rows.row_to_seat.long()] for tensor in self.tensors())
-        before = 1 + torch.arange(drafts.grid.shape[1] - 1, device=self._device)
-        places = (rows.position[:, None] - before).clamp_(min=0)
-        tokens = token_ids[rows.row_to_seat.long()[:, None], places]
-        counts.scatter_add_(1, tokens, (before <= drafts.nth[:, None]).int())
-        return prompt_mask, counts, *others
 
     def add(self, request: NewRequest) -> None:
         seat, params = request.seat, request.sampling

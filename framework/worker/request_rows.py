@@ -38,7 +38,7 @@ class RequestRows:
         num_drafts: int = 0,
         counts_on_device: bool = False,
     ) -> None:
-        self.device, self.padding_seat = device, num_seats
+        self.device, self.padding_seat, self.num_drafts = device, num_seats, num_drafts
         self.tokens = torch.zeros(num_seats + 1, max_model_len + 1 + num_drafts, dtype=torch.int64, device=device)
         self.block_size = block_size
         self.tables = np.zeros((num_groups, num_seats + 1, self.table_width(max_model_len + 1 + num_drafts)), dtype=np.int32)

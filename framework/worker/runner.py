@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,16 @@ class StepHandle:
         self._copy = HostCopy(sampled.tokens, *(getattr(sampled, name) for name in self._parts))
 
 
+@dataclass(frozen=True)
+class _Computed:
+    """What a step gave: logits [R', V]; the others as Verified has them. All may be a recording's own: valid until the next."""
+
+    first: torch.Tensor | None
+    logits: torch.Tensor
+    hidden: torch.Tensor
+    recorded: torch.Tensor | None
+
+
 class Runner:
     """Executes step inputs on a model."""
 
@@ -97,10 +108,17 @@ class Runner:
         """From now on, steps end with the drafts that they are asked for."""
         self._proposer = proposer
 
+    def watch(self, around: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """From now on, the parts "sampling" and "drafting" of a step are ``around(part, call)``."""
+        setattr(self, "_sample", around("sampling", self._sample))  # noqa: B010
+        setattr(self, "_propose", around("drafting", self._propose))  # noqa: B010
+
     def capture_graphs(self, batch_sizes: list[int], capture: Capture, query_lens: Iterable[int] = (1,)) -> None:
         """From now on, steps of decodes only replay a recording of the model, also those that check drafts, of rows with so many
         tokens. ``capture`` turns a function into its replay."""
         self._graphs = DecodeGraphs(self.model, self.caches, self.rows, self._slot_mapping, batch_sizes, capture, query_lens)
+        if self._proposer is not None:
+            self._proposer.record(self._graphs.recorder, self._graphs.query_lens)
 
     @torch.inference_mode()
     def step(self, step: StepInput) -> StepHandle:
@@ -117,8 +135,9 @@ class Runner:
         targets = rows.seats[rows.logit_rows].astype(np.int32), rows.logit_positions
         first = None if self.rows.computed is None else self.rows.computed[to_device(rows.seats, self.device)]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
+        recorded = None
         if self._graphs is not None and self._graphs.fits(rows, self._ahead):
-            logits, hidden = self._graphs.run(rows)
+            logits, hidden, recorded = self._graphs.run(rows)
             row_to_seat, position = all_to_device(targets, self.device)
         else:
             batch, (row_to_seat, position) = self._batches.build(rows, first, targets)
@@ -130,40 +149,35 @@ class Runner:
             row_of = to_device(rows.logit_rows, self.device)
             position = position + first[row_of] - to_device(rows.first, self.device)[row_of]
         self.rows.advance(rows)
-        launch = partial(self._finish, rows, first, logits, hidden, row_to_seat, position, step)
+        launch = partial(self._finish, rows, _Computed(first, logits, hidden, recorded), row_to_seat, position, step)
         return StepHandle(step, launch, prompt_logprobs, failed)
 
     @torch.inference_mode()
     def _finish(
         self,
         rows: StepRows,
-        first: torch.Tensor | None,
-        logits: torch.Tensor,
-        hidden: torch.Tensor,
+        computed: _Computed,
         row_to_seat: torch.Tensor,
         position: torch.Tensor,
         step: StepInput,
         masks: np.ndarray | None,
     ) -> Sampled:
-        """Samples, and makes drafts. Logits [R', V] and hidden states [T, H] may be the recording's own: valid until the next step.
-        masks: of the logit rows of ``step.masked``."""
+        """Samples, and makes drafts. masks: of the logit rows of ``step.masked``."""
         sampled = Sampled(torch.empty(0, dtype=torch.int32))
         if len(rows.sampled):
             sample_rows = SampleRows(rows.seats[rows.logit_rows], rows.logit_positions, row_to_seat, position, ahead=self._ahead)
             if rows.has_drafts:
                 sample_rows.drafts, sample_rows.drafts_from_host = self._draft_rows(rows), step.drafts is not None
             if masks is not None:
-                sample_rows.masks = Masks(np.flatnonzero(np.isin(rows.logit_rows, step.masked)), masks)
-            sampled = self._sample(logits, sample_rows, rows.seats[rows.sampled])
+                sample_rows.masks = Masks(rows.logit_rows_of(step.masked), masks)
+            sampled = self._sample(computed.logits, sample_rows, rows.seats[rows.sampled])
         if self._proposer is not None:
-            drafts = self._propose(self._proposer, rows, first, hidden, step.num_proposals)
+            drafts = self._propose(self._proposer, rows, computed, step.num_proposals)
             if step.masked and step.num_proposals:  # who fills the masks of the next step has to know
                 sampled = replace(sampled, drafts=drafts)
         return sampled
 
-    def _propose(
-        self, proposer: DeviceProposer, rows: StepRows, first: torch.Tensor | None, hidden: torch.Tensor, count: int
-    ) -> torch.Tensor:
+    def _propose(self, proposer: DeviceProposer, rows: StepRows, computed: _Computed, count: int) -> torch.Tensor:
         """int64 [R', count]: the drafts, which stand in the tokens of the rows, too."""
         own = rows.seats[rows.sampled]
         seats = to_device(own, self.device)
@@ -172,7 +186,7 @@ class Runner:
             newest = to_device(bounds, self.device)
         else:
             bounds, newest = rows.lengths[rows.sampled], self.rows.computed[seats]
-        proposer.propose(Verified(rows, first, hidden, seats, newest, bounds), count)
+        proposer.propose(Verified(rows, computed.first, computed.hidden, computed.recorded, seats, newest, bounds), count)
         return self.rows.tokens[seats[:, None], newest[:, None] + 1 + torch.arange(count, device=self.device)]
 
     def _sample(self, logits: torch.Tensor, rows: SampleRows, seats: np.ndarray) -> Sampled:
@@ -200,7 +214,7 @@ class Runner:
         self.rows.apply(step)
         rows = self._step_rows(step)
         if self._graphs is not None and self._graphs.fits(rows, self._ahead):
-            logits, _ = self._graphs.run(rows)
+            logits, _, _ = self._graphs.run(rows)
         else:
             batch, _ = self._batches.build(rows)
             self.model.begin_step(batch)

@@ -97,11 +97,10 @@ class Sampler:
         final = logits if penalized is None else penalized
         accepted = None
         if rows.drafts is None:
-            counted = tokens = self._draw(final, rows.row_to_seat, rows.position)
+            tokens = self._draw(final, rows.row_to_seat, rows.position)
         else:
             tokens, accepted = self._accept(final, rows, rows.drafts, token_ids)
-            counted = rows.drafts.accepted_only(tokens, accepted)
-        self._penalties.count(rows, counted)
+        self._penalties.count(rows, tokens, accepted)
         if raw is None or chosen is None:
             return Sampled(tokens, accepted)
         counts = self._full_counts(wanted[wants])

@@ -43,6 +43,12 @@ class StepRows:
         """Of each logit row, the row of the step; logit rows R' in the order of the step's."""
         return np.repeat(self.sampled, self.num_logits[self.sampled]) if self.has_drafts else self.sampled
 
+    def logit_rows_of(self, rows: list[int]) -> np.ndarray:
+        """The logit rows of some rows of the step."""
+        chosen = np.zeros(len(self.num_logits), dtype=bool)
+        chosen[rows] = True
+        return np.flatnonzero(chosen[self.logit_rows])
+
     @cached_property
     def nth_logit(self) -> np.ndarray:
         """Of each logit row, which it is among its row's: as many drafts stand before it."""

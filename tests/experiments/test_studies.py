@@ -18,6 +18,8 @@ from experiments import serve as command
 from experiments.serve_job import serve
 from framework.study.compose import compose
 from framework.study.metrics import compute_metrics
+from framework.study.report import format_metrics
+from framework.study.time_shares import PARTS
 
 ROOT = Path(__file__).parents[2]
 STUDIES = {path.stem: path for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))}
@@ -51,6 +53,16 @@ def test_a_study_serves_requests(name: str, which: str) -> None:
     config = compose([f"experiment={name}", *values, *SMALL, *model], ROOT / "conf")
     metrics = compute_metrics(serve(replace(config, device="cpu")).record, config.slo)
     assert metrics["num_completed"] == 3 and metrics["ttft_p50_s"] > 0
+
+
+def test_a_row_of_speculation_has_acceptance_and_the_shares_of_time() -> None:
+    values = [f"{key}={found[-1]}" for key, found in swept("speculation").items()]
+    small = ("workload.num_requests=3", "workload.output_tokens=12", "workload.max_prompt_tokens=100", "num_warmup_requests=1")
+    config = replace(compose(["experiment=speculation", *values, *small], ROOT / "conf"), device="cpu")
+    metrics = serve(config).metrics(config)
+    assert metrics["mean_acceptance_length"] >= 1 and 0 <= metrics["acceptance_rate_pos0"] <= 1
+    assert 0 < sum(metrics[f"{part}_share"] for part in PARTS) < 1
+    assert "tokens per request and step; of the time: drafting" in format_metrics(metrics)
 
 
 def test_the_command_runs_a_study(tmp_path: Path) -> None:

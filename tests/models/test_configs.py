@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+import yaml
 from transformers import AutoConfig
 
 from framework.config import EngineConfig, ModelConfig
@@ -19,13 +22,16 @@ from framework.models.architecture import read_model, read_native
 from framework.models.builder import load_model
 from framework.models.families import FAMILIES
 from framework.models.parallel import Parallel
+from framework.models.parts import all_parts
 from framework.plan import KernelPlan
 
 from ..framework.models.checkpoints import VOCAB
 from ..framework.models.harness import BLOCK, CPU, Session
 from .examples import EXAMPLES
 
-SMALL = {"hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": VOCAB}
+CONF = Path(__file__).parents[2] / "conf" / "model"
+SMALL = {"hidden_size": 2560, "num_hidden_layers": 8, "num_attention_heads": 160, "vocab_size": VOCAB}
+"""Heads that every family's usual number of KV heads can serve."""
 WITHOUT_CLASS = ("internlm2", "minicpm")
 OF_A_LARGER_MODEL = ("gemma3",)
 
@@ -55,6 +61,31 @@ def test_what_a_config_leaves_out_is_what_the_library_takes_it_for(model_type: s
     assert native({"model_type": model_type, "intermediate_size": filled.get("intermediate_size"), **given}) == native(filled)
 
 
+PUBLISHED = {
+    "bloom-560m": 559_214_592,
+    "command-r": 34_980_831_232,
+    "falcon-7b": 6_921_720_704,
+    "glm-4-9b": 9_399_951_360,
+    "gpt-j-6b": 6_050_882_784,
+    "granite-3.1-8b": 8_170_848_256,
+    "internlm2-7b": 7_737_708_544,
+    "olmo-2-7b": 7_298_617_344,
+    "phi-2": 2_779_683_840,
+    "smollm3-3b": 3_075_098_624,
+    "stablelm-2-1.6b": 1_644_515_328,
+    "starcoder2-3b": 3_030_371_328,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
+    fields = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    found = read_model(ModelConfig(**{**fields, "load_format": "dummy"})).architecture
+    assert found is not None
+    numbers = (math.prod(part.shape) + (sum(part.rows) if part.bias else 0) for part in all_parts(found))
+    assert sum(numbers) == PUBLISHED[name]
+
+
 REFUSED = {
     "its attention is not causal": {"model_type": "gemma", "use_bidirectional_attention": True},
     "part of an encoder-decoder": {"model_type": "gpt_bigcode", "add_cross_attention": True},
@@ -63,6 +94,7 @@ REFUSED = {
     "a mixture of experts": {"model_type": "minicpm", "num_experts": 8},
     "attention is sparse": {"model_type": "minicpm", "sparse_config": {"block_size": 64}},
     "logits have a bias": {"model_type": "phi", "tie_word_embeddings": True},
+    "layers of kind linear_attention": {"model_type": "qwen3", "layer_types": ["linear_attention", "full_attention"] * 4},
     "activation 'xielu' is none of": {"model_type": "arcee", "hidden_act": "xielu"},
     "is none of the native families": {"model_type": "rwkv"},
 }
@@ -74,6 +106,11 @@ def test_what_cannot_be_served_is_refused_by_name(reason: str) -> None:
     config = {**SMALL, **REFUSED[reason]}
     with pytest.raises(ValueError, match=f"cannot run natively: .*{reason}"):
         read_model(ModelConfig("none", load_format="dummy", backend="native", architecture=config))
+
+
+def test_heads_that_share_unevenly_are_refused() -> None:
+    with pytest.raises(ValueError, match="has 160 heads that share 3 KV heads"):
+        read_native({**SMALL, "model_type": "llama", "num_key_value_heads": 3})
 
 
 COUNTED = ("linear", "rms_norm", "layer_norm", "rotary", "kv_cache_write", "embedding", "paged_attention_prefill")

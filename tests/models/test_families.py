@@ -51,6 +51,17 @@ def test_logits(name: str, chunk: int | None, checkpoints: Checkpoints) -> None:
         assert error(ours, reference(theirs, row)) <= 1e-4
 
 
+@pytest.mark.parametrize("choice", ["reference", "torch"])
+@pytest.mark.parametrize("name", ["bloom", "falcon-rw", "cohere-norms", "glm", "hunyuan", "nemotron", "olmo", "olmo2", "phi"])
+def test_other_kernels(name: str, choice: str, checkpoints: Checkpoints) -> None:
+    """The first tests take those of highest priority."""
+    folder, theirs = checkpoints(name)
+    model = build(model_config(folder, EXAMPLES[name]), {"default": choice})
+    tokens = sequences(LENGTHS[:2])
+    for ours, row in zip(teacher_forced(model, tokens, 9, num_decodes=4), tokens):
+        assert error(ours, reference(theirs, row)) <= 1e-4
+
+
 @pytest.mark.parametrize(("name", "feature"), [(n, f) for n, e in EXAMPLES.items() for f in e.without])
 def test_every_feature_matters(name: str, feature: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, theirs = checkpoints(name)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from triton_kernels.impls.apply_penalties.native import ApplyPenaltiesNative as native_penalties
 from triton_kernels.impls.apply_penalties.torch import apply_penalties
 from triton_kernels.impls.gather_logprobs.torch import gather_logprobs
 from triton_kernels.impls.sample import torch as sample_torch
 from triton_kernels.lab import calls
+from triton_kernels.ops.penalties import apply_penalties as penalties_op
 from triton_kernels.ops.penalties import pack_bits, unpack_bits
 from triton_kernels.ops.penalties import reference as penalties_reference
 from triton_kernels.ops.sampling import gather_logprobs_reference, near_ties, sample_reference
@@ -21,7 +23,12 @@ from triton_kernels.spec import Spec
 
 SAMPLERS = [sample_reference, sample_torch.sample.target]
 LOGPROBS = [gather_logprobs_reference, gather_logprobs.target]
-PENALTIES = [penalties_reference, apply_penalties.target]
+PENALTIES = [
+    penalties_reference,
+    apply_penalties.target,
+    pytest.param(lambda *args: native_penalties.bind(Spec("cpu", "cpu", torch.float32))(*args), id="native"),
+]
+SEAT_ARGS = ("prompt_mask", "output_counts", "repetition", "frequency", "presence", "bias_ids", "bias_values")
 INF, NAN = float("inf"), float("nan")
 
 
@@ -223,7 +230,8 @@ def test_no_rows_give_no_tokens() -> None:
 
 @pytest.mark.parametrize("penalties", PENALTIES)
 @pytest.mark.parametrize("masked", [False, True])
-def test_penalties_follow_their_formulas(penalties: Any, masked: bool) -> None:
+@pytest.mark.parametrize("num_drafts", [0, 1, 40])
+def test_penalties_follow_their_formulas(penalties: Any, masked: bool, num_drafts: int) -> None:
     random = np.random.default_rng(8)
     rows, seats, tokens = [2, -1, 0, 2, 1], 3, 70
     logits = random.standard_normal((5, tokens)).astype(np.float32)
@@ -231,15 +239,16 @@ def test_penalties_follow_their_formulas(penalties: Any, masked: bool) -> None:
     counts = random.integers(-2, 4, (seats, tokens)).clip(0)
     repetition, frequency, presence = [1.0, 1.3, 0.6], [0.0, 0.4, -1.0], [0.0, 0.2, 1.5]
     bias = [{}, {3: 5.0, 69: -INF}, {0: 1.0}]
-    expected = logits.copy()
+    expected, drafts = logits.copy(), random.integers(-1, tokens, (5, num_drafts))
     for row, seat in enumerate(rows):
         for token in range(tokens) if seat >= 0 else ():
             value = float(logits[row, token]) if allowed[row, token] or not masked else -INF
             value += bias[seat].get(token, 0.0)
-            if prompt[seat, token] or counts[seat, token]:
+            count = counts[seat, token] + drafts[row].tolist().count(token)
+            if prompt[seat, token] or count:
                 value = value / repetition[seat] if value > 0 else value * repetition[seat]
-            value -= frequency[seat] * counts[seat, token]
-            value -= presence[seat] if counts[seat, token] else 0.0
+            value -= frequency[seat] * count
+            value -= presence[seat] if count else 0.0
             expected[row, token] = value
     got = torch.from_numpy(logits.copy())
     penalties(
@@ -253,8 +262,27 @@ def test_penalties_follow_their_formulas(penalties: Any, masked: bool) -> None:
         torch.tensor(presence),
         torch.tensor([[*entries, -1, -1][:2] for entries in bias], dtype=torch.int32),
         torch.tensor([[*entries.values(), 7.0, 7.0][:2] for entries in bias]),
+        torch.from_numpy(drafts).int() if num_drafts else None,
     )
     torch.testing.assert_close(got, torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("penalties", PENALTIES)
+def test_a_draft_changes_the_bits_that_a_counted_token_changes(penalties: Any) -> None:
+    """Or tokens would depend on whether they were guessed."""
+    case = next(case for case in penalties_op.cases if case.name == "drafts")
+    args = case.make(torch.Generator().manual_seed(4), torch.float32, torch.device("cpu"))
+    drafts, seats = args["drafts"], args["row_to_seat"]
+    own = {name: args[name][seats.clamp_min(0).long()] for name in SEAT_ARGS}
+    for row, before in enumerate(drafts.tolist()):
+        for token in before:
+            own["output_counts"][row, token] += token >= 0
+    counted = torch.where(seats < 0, seats, torch.arange(len(seats), dtype=torch.int32))
+    found, expected = args["logits"].clone(), args["logits"].clone()
+    penalties(*(args | {"logits": found}).values())
+    penalties(*(args | own | {"logits": expected, "row_to_seat": counted, "drafts": None}).values())
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, args["logits"])
 
 
 def test_bits_survive_packing() -> None:

@@ -23,7 +23,7 @@ from .moe import _experts_case, _route_case
 from .norm import _case as norm_case
 from .rotary import _case as rotary_case
 from .sampling import _case as row_case
-from .sampling import _logprobs, _penalties, _sample
+from .sampling import _filter, _logprobs, _penalties, _sample
 from .slot_mapping import _case as slot_case
 
 FORMAT = "kernelswap cases 1"
@@ -243,7 +243,12 @@ def _sampling(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
 
 
 def _apply_penalties(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
-    return row_case(name, _penalties, "bench", len(q), d["vocab_size"], bitmask=bool(o["bitmask"]), num_bias=o["num_bias"])
+    more = {"bitmask": bool(o["bitmask"]), "num_bias": o["num_bias"], "num_drafts": o.get("num_drafts", 0)}
+    return row_case(name, _penalties, "bench", len(q), d["vocab_size"], **more)
+
+
+def _filter_logits(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
+    return row_case(name, _filter, "bench", len(q), d["vocab_size"], filters=((1.0, 50, 0.9, 0.0),))
 
 
 def _gather_logprobs(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
@@ -272,5 +277,6 @@ _BUILDERS: dict[str, Builder] = {
     "moe_experts": _moe_experts,
     "apply_penalties": _apply_penalties,
     "sample": _sampling,
+    "filter_logits": _filter_logits,
     "gather_logprobs": _gather_logprobs,
 }

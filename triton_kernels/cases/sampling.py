@@ -80,6 +80,7 @@ def _penalties(
     bitmask: bool,
     num_bias: int = 5,
     num_seats: int = 6,
+    num_drafts: int = 0,
 ) -> dict[str, Any]:
     del dtype  # logits are always f32
     words, bits = -(-vocab_size // 32), partial(torch.randint, -(2**31), 2**31, dtype=torch.int32, generator=generator)
@@ -89,6 +90,8 @@ def _penalties(
     ids = torch.randint(-1, vocab_size, (num_seats, num_bias), generator=generator, dtype=torch.int32)
     ids[1] = -1
     ids[2:, -1] = ids[2:, 0]  # an id twice counts twice
+    drafts = torch.randint(-1, min(vocab_size, 40), (num_rows, num_drafts), generator=generator, dtype=torch.int32)
+    drafts[:, 1:2] = drafts[:, :1]  # a draft too
     args = {
         "logits": 3 * torch.randn(num_rows, vocab_size, generator=generator),
         "row_to_seat": _seats(num_rows, num_seats),
@@ -100,6 +103,7 @@ def _penalties(
         "presence": presence,
         "bias_ids": ids,
         "bias_values": 4 * torch.randn(num_seats, num_bias, generator=generator),
+        "drafts": drafts if num_drafts else None,
     }
     return {name: None if value is None else value.to(device) for name, value in args.items()}
 
@@ -131,7 +135,9 @@ APPLY_PENALTIES_CASES = (
     _case("mask", _penalties, "odd", 9, 203, bitmask=True),
     _case("no_mask", _penalties, "odd", 8, 97, bitmask=False),
     _case("one_bias", _penalties, "", 4, 64, bitmask=False, num_bias=1),
-    _case("tiled", _penalties, "tiled", 3, 10007, bitmask=True),
+    _case("drafts", _penalties, "odd", 9, 203, bitmask=False, num_drafts=7),
+    _case("one_draft", _penalties, "", 6, 128, bitmask=True, num_drafts=1),
+    _case("tiled", _penalties, "tiled", 3, 10007, bitmask=True, num_drafts=3),
     _case("vocab_128k", _penalties, "bench", 64, 128256, bitmask=False),
 )
 SAMPLE_CASES = (

@@ -203,13 +203,18 @@ def _apply_penalties(dtype: torch.dtype) -> dict[str, Any]:
     args = {"logits": torch.empty(64, VOCAB), "row_to_seat": _seats(64), "bitmask": mask, "prompt_mask": mask.clone()}
     args |= {"output_counts": torch.empty(64, VOCAB, dtype=torch.int32)}
     args |= {"repetition": ones, "frequency": ones.clone(), "presence": ones.clone()}
-    return args | {"bias_ids": torch.full((64, 16), -1, dtype=torch.int32), "bias_values": torch.zeros(64, 16)}
+    args |= {"bias_ids": torch.full((64, 16), -1, dtype=torch.int32), "bias_values": torch.zeros(64, 16)}
+    return args | {"drafts": torch.full((64, 3), -1, dtype=torch.int32)}
 
 
 def _sample(dtype: torch.dtype) -> dict[str, Any]:
     args = {"logits": torch.empty(64, VOCAB, dtype=dtype), "row_to_seat": _seats(64), "temperature": torch.ones(64)}
     args |= {"top_k": torch.full((64,), 50, dtype=torch.int32), "top_p": torch.full((64,), 0.9), "min_p": torch.zeros(64)}
     return args | {"seed": torch.arange(64), "position": torch.arange(64), "stream": 0}
+
+
+def _filter_logits(dtype: torch.dtype) -> dict[str, Any]:
+    return {name: value for name, value in _sample(dtype).items() if name not in ("seed", "position", "stream")}
 
 
 def _gather_logprobs(dtype: torch.dtype) -> dict[str, Any]:
@@ -284,6 +289,7 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
     ),
     "apply_penalties": (ServingCase("64 rows", decode(64), _LOGITS, _apply_penalties),),
     "sample": (ServingCase("64 rows", decode(64), _LOGITS, _sample),),
+    "filter_logits": (ServingCase("64 rows", decode(64), _LOGITS, _filter_logits),),
     "gather_logprobs": (ServingCase("64 rows", decode(64), _LOGITS, _gather_logprobs),),
     **{op: _benches(cases) for op, cases in gemm.SERVING_CASES.items()},
 }

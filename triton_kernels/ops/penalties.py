@@ -21,6 +21,7 @@ def reference(
     presence: torch.Tensor,
     bias_ids: torch.Tensor,
     bias_values: torch.Tensor,
+    drafts: torch.Tensor | None,
 ) -> None:
     """Changes logits f32 [R, V] in place; row r belongs to the request in seat row_to_seat[r] (int32 [R]; -1: leave the row).
 
@@ -31,6 +32,7 @@ def reference(
     repetition     f32 [S]: logits of tokens seen in prompt or output are divided by it if positive, else multiplied
     frequency, presence  f32 [S]: subtracted times the count, and once if the count is not 0
     bias_ids       int32 [S, B], bias_values f32 [S, B]: added; id -1 marks an unused entry
+    drafts         int32 [R, D] or None: tokens before a row that output_counts has not counted; -1 marks an unused entry
     """
     num_tokens = logits.shape[1]
     rows = (row_to_seat >= 0).nonzero()[:, 0]
@@ -41,6 +43,9 @@ def reference(
     ids = bias_ids[seats].long()
     values.scatter_add_(1, ids.clamp_min(0), torch.where(ids >= 0, bias_values[seats].double(), 0.0))
     counts = output_counts[seats]
+    if drafts is not None:
+        before = drafts[rows].long()
+        counts.scatter_add_(1, before.clamp_min(0), (before >= 0).int())
     seen = unpack_bits(prompt_mask[seats], num_tokens) | (counts > 0)
     factor = repetition[seats].double()[:, None]
     values = torch.where(seen, torch.where(values > 0, values / factor, values * factor), values)
@@ -60,7 +65,7 @@ def pack_bits(flags: torch.Tensor) -> torch.Tensor:
     return (padded << torch.arange(32, device=flags.device)).sum(-1).to(torch.int32)
 
 
-def fake(logits, row_to_seat, bitmask, prompt_mask, output_counts, repetition, frequency, presence, bias_ids, bias_values):  # type: ignore[no-untyped-def]
+def fake(logits, row_to_seat, bitmask, prompt_mask, output_counts, repetition, frequency, presence, bias_ids, bias_values, drafts):  # type: ignore[no-untyped-def]
     return None
 
 
@@ -77,5 +82,5 @@ apply_penalties = Op(
     cost,
     cases=APPLY_PENALTIES_CASES,
     mutates=("logits",),
-    row_args=("logits", "row_to_seat", "bitmask"),
+    row_args=("logits", "row_to_seat", "bitmask", "drafts"),
 )

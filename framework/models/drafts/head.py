@@ -63,7 +63,7 @@ class DraftHead(PagedModel):
         self.aux_layers, self.most = info.aux_layers, info.most
         self.dtype: torch.dtype = getattr(torch, info.model.dtype)
         self.max_model_len, self.vocab_size = info.model.max_model_len, vocab_size
-        self.target_ids = info.target_ids
+        self.target_ids, self.hidden_size = info.target_ids, shape_of(info.model).hidden_size
 
     def set_groups(self, groups: tuple[CacheGroup, ...]) -> None:
         """Tells which KV group, of those over the target's layers and the head's, serves which of the head's."""

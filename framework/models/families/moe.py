@@ -58,6 +58,7 @@ _QWEN3_MOE = replace(
         "norm_topk_prob": False,
         "num_experts": 128,
         "num_experts_per_tok": 8,
+        "num_key_value_heads": 4,
         "moe_intermediate_size": 768,
     },
     windowed=lambda config, layer: bool(config["use_sliding_window"]),

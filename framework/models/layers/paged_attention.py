@@ -28,9 +28,9 @@ class AttentionShape:
     scale: float
     window: int | None
     softcap: float | None
+    sinks: torch.Tensor | None = field(default=None, compare=False)
     alibi: tuple[float, ...] | None = None
     causal: bool = True
-    sinks: torch.Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)

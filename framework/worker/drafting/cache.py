@@ -25,12 +25,14 @@ class DraftCache:
         block_size: int,
         rows: RequestRows,
         plan: KernelPlan,
+        ahead: int,
     ) -> None:
+        """ahead: as Guesser has it."""
         windows = [group.spec.window for group in groups if isinstance(group.spec, PagedKV)]
         self._group = windows.index(None) if None in windows else windows.index(max(filter(None, windows)))
         caches = [allocate_caches((CacheGroup(spec, (0,)),), num_blocks, block_size, rows.device)[0] for spec in specs]
         slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
-        self.batches = Batches(rows, slot_mapping, slice(self._group, self._group + 1), caches)
+        self.batches = Batches(rows, slot_mapping, slice(self._group, self._group + 1), caches, ahead)
         self._copy = plan.bind("copy_blocks", facts={"page_size": block_size})
 
     def copy_blocks(self, group: int, source: torch.Tensor, destination: torch.Tensor) -> None:

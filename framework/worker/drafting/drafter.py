@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,9 +23,10 @@ from ...speculation.config import SpeculativeConfig
 from ...speculation.table import proposer_kind
 from ..request_rows import RequestRows
 from .cache import DraftCache
+from .chain import Chain
 from .draft_model import DraftModel
 from .head import ChainedHead, MedusaHeads
-from .proposer import DeviceProposer, Draw
+from .proposer import DeviceProposer, Draw, Guesser
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,26 @@ class Drafter:
         model, vocab_size = self.model, self.target.vocab_size
         if isinstance(model, Medusa):
             return MedusaHeads(model, vocab_size, rows.tokens, draw)
-        cache = DraftCache(self.specs, groups, num_blocks, block_size, rows, plan)
+        guesser: Guesser
         if isinstance(model, DraftHead):
             assert isinstance(self.target, Decoder)
-            return ChainedHead(model, self.target.hidden_size, vocab_size, cache, draw)
-        return DraftModel(model, cache, draw)
+            guesser = ChainedHead(model, self.target, rows.device)
+        else:
+            guesser = DraftModel(model)
+        return Chain(guesser, DraftCache(self.specs, groups, num_blocks, block_size, rows, plan, guesser.ahead), draw)
 
 
-def load_drafter(config: EngineConfig, info: ModelInfo, target: Model, plan: KernelPlan, device: torch.device) -> Drafter:
+def load_drafter(
+    config: EngineConfig,
+    info: ModelInfo,
+    target: Model,
+    plan: KernelPlan,
+    device: torch.device,
+    load: Callable[..., Model] = load_model,
+) -> Drafter:
     """The drafter of ``config.speculative_config``, whose method is one of the device's. ``target`` is told what it wants of
-    its states. Raises ValueError for one that does not fit; ``check_drafter`` finds most of it before any weight is read."""
+    its states. ``load``: what loads a draft model, as ``load_model`` does. Raises ValueError for one that does not fit;
+    ``check_drafter`` finds most of it before any weight is read."""
     spec, block_size = config.speculative_config, config.cache.block_size
     assert spec.method is not None
     model: Model | DraftHead
@@ -74,7 +85,7 @@ def load_drafter(config: EngineConfig, info: ModelInfo, target: Model, plan: Ker
         target.aux_layers = head.aux_layers
     else:
         asked = draft_config(config)
-        model = load_model(asked, read_model(asked), plan, device, Parallel(), block_size, config.seed)
+        model = load(asked, read_model(asked), plan, device, Parallel(), block_size, config.seed)
     specs = model.cache_specs()
     if specs:
         model.set_groups((CacheGroup(specs[0], tuple(range(len(specs)))),))

@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
+from ...models.batch import ForwardBatch
+from ...models.decoder import Decoder
 from ...models.drafts.head import DraftHead
 from ...models.drafts.medusa import Medusa
-from ..step_rows import StepRows
-from .cache import DraftCache
+from ..decode_graphs import Recorder
 from .proposer import Draw, Verified
 
 
 class ChainedHead:
-    """Reads what the model read, one token ahead: at each slot the state that the model had there and the token after it, which is
-    known by then. One pass more per further draft, from the head's own state.
+    """As Guesser has it. At each slot it reads the state that the model had there and the token after it, which is known by then,
+    and goes on from its own states. The last slot of a block depends on the first token of the next one: see
+    ``Drafter.reads_ahead``."""
 
-    The last slot of a block depends on the first token of the next one: see ``Drafter.reads_ahead``.
+    ahead = 1
 
-    width  of the model's final state, which stands first in the hidden states; those before ``aux_layers`` follow
-    """
+    def __init__(self, head: DraftHead, target: Decoder, device: torch.device) -> None:
+        self._head, self._vocab_size, self._width = head, target.vocab_size, target.hidden_size
+        self.input_width, self.width = target.hidden_size * (1 + len(head.aux_layers)), head.hidden_size
+        self.dtype, self.max_model_len, self.begin_step = head.dtype, head.max_model_len, head.begin_step
+        self._target_ids = None if head.target_ids is None else head.target_ids.to(device)
 
-    def __init__(self, head: DraftHead, width: int, vocab_size: int, cache: DraftCache, draw: Draw) -> None:
-        self._head, self._width, self._vocab_size, self._draw = head, width, vocab_size, draw
-        self._batches, self.copy_blocks = cache.batches, cache.copy_blocks
-        self._target_ids = None if head.target_ids is None else head.target_ids.to(cache.batches.rows.device)
+    def follow(self, batch: ForwardBatch, hidden: torch.Tensor) -> torch.Tensor:
+        """As Guesser has it. The model's final state stands first in ``hidden``; those before ``aux_layers`` follow."""
+        aux = hidden[:, self._width :].contiguous() if self._head.aux_layers else None
+        return self._forward(batch, hidden[:, : self._width].contiguous(), aux)
 
-    def propose(self, step: Verified, count: int) -> None:
-        """As DeviceProposer has it."""
-        rows, tokens = step.rows, self._batches.rows.tokens
-        batch, (seats,) = self._batches.build(rows, step.first, (np.repeat(rows.seats, rows.counts),))
-        self._head.begin_step(batch)
-        hidden, following = step.hidden[:, : self._width].contiguous(), tokens[seats, batch.positions + 1]
-        aux = step.hidden[:, self._width :].contiguous() if self._head.aux_layers else None
-        positions = batch.positions.clamp_max(self._head.max_model_len - 1)
-        states = self._head.forward(following, positions, hidden, aux, batch)
-        if not count or not len(rows.sampled):
-            return
-        state, own_seats = states[step.flat_index(rows, step.newest - 1)], step.seats.int()
-        for nth in range(count):
-            position = step.newest + nth + 1
-            logits = over_all_tokens(self._head.logits(state), self._target_ids, self._vocab_size)
-            tokens[step.seats, position] = drafts = self._draw(logits, own_seats, position)
-            if nth + 1 < count:
-                ones = np.ones_like(step.bounds)
-                batch, _ = self._batches.build(
-                    StepRows.of(rows.seats[rows.sampled], ones, step.bounds + nth, ones), step.newest + nth
-                )
-                self._head.begin_step(batch)
-                positions = batch.positions.clamp_max(self._head.max_model_len - 1)
-                state = self._head.forward(drafts, positions, state, None, batch)
+    def extend(self, batch: ForwardBatch, states: torch.Tensor) -> torch.Tensor:
+        """As Guesser has it."""
+        return self._forward(batch, states, None)
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """As Guesser has it."""
+        return over_all_tokens(self._head.logits(states), self._target_ids, self._vocab_size)
+
+    def _forward(self, batch: ForwardBatch, hidden: torch.Tensor, aux: torch.Tensor | None) -> torch.Tensor:
+        return self._head.forward(batch.token_ids, batch.positions.clamp_max(self.max_model_len - 1), hidden, aux, batch)
 
 
 class MedusaHeads:
@@ -72,6 +62,9 @@ class MedusaHeads:
 
     def copy_blocks(self, group: int, source: torch.Tensor, destination: torch.Tensor) -> None:
         """There is nothing to copy."""
+
+    def record(self, recorder: Recorder, query_lens: list[int]) -> None:
+        """One pass over all heads is not worth a recording."""
 
 
 def over_all_tokens(logits: torch.Tensor, target_ids: torch.Tensor | None, vocab_size: int) -> torch.Tensor:

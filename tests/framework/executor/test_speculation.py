@@ -11,7 +11,10 @@ import pytest
 from framework.build import build_engine, build_replicas
 from framework.config import CacheConfig, SchedulerConfig
 from framework.engine.executor import PredictsSteps
+from framework.executor.calls import CallList
 from framework.executor.pseudo import num_right_drafts
+from framework.executor.ranks import stages
+from framework.models.architecture import read_model
 from framework.outputs import RequestOutput
 from framework.sampling_params import SamplingParams
 from framework.speculation.config import SpeculativeConfig
@@ -148,9 +151,21 @@ def test_checking_computes_all_guesses_at_once() -> None:
     checking.submit(decode_step(0, list(range(4)), 1000, num_drafts=3))
     one, all_at_once = plain.op_times(), checking.op_times()
     assert all_at_once["linear"].seconds == pytest.approx(one["linear"].seconds)
-    assert all_at_once["verify_draft"].seconds == pytest.approx(one["sample"].seconds)
+    assert all_at_once["sample"].seconds == pytest.approx(one["sample"].seconds), "a token is drawn in the place of each guess"
     assert all_at_once["paged_attention_decode"].seconds == pytest.approx(one["paged_attention_decode"].seconds / 4, rel=0.02)
-    assert "sample" not in all_at_once
+    assert "verify_draft" not in all_at_once
+
+
+@pytest.mark.parametrize(
+    ("rule", "ops"), [("match", {"sample"}), ("synthetic", {"sample"}), ("standard", {"filter_logits", "verify_draft"})]
+)
+def test_only_rejection_sampling_pays_for_its_op(rule: str, ops: set[str]) -> None:
+    config = simulated_config(LLAMA_8B)
+    model = read_model(config.model)
+    assert model.architecture is not None
+    (stage,) = stages(model.architecture, 1)
+    calls = CallList(model, model.architecture, config, fused=True).stage(stage, rule)
+    assert {call.op for call in calls if call.rows == "samples"} == ops
 
 
 def test_drafting_takes_a_pass_of_the_draft_model_per_guess() -> None:

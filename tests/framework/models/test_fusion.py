@@ -11,7 +11,8 @@ from framework.config import ModelConfig
 from framework.models.decoder import Decoder
 from framework.models.layers.attention import Fused
 
-from .checkpoints import EXAMPLES, VOCAB, make
+from ...models.examples import EXAMPLES
+from .checkpoints import VOCAB, make
 from .harness import Session, build
 
 FUSED = "qk_norm_rotary_kv_write"
@@ -32,7 +33,7 @@ def decode(model: Decoder) -> tuple[torch.Tensor, list[list[int]]]:
     return last, rows
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt-neox", "phi3"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt-neox", "phi3", "glm", "ernie4_5"])
 def test_fused_and_separate_kernels_give_the_same_tokens(name: str, tmp_path: Path) -> None:
     make(EXAMPLES[name], tmp_path)
     found = {}
@@ -48,3 +49,11 @@ def test_fused_and_separate_kernels_give_the_same_tokens(name: str, tmp_path: Pa
         assert other_tokens == tokens
         torch.testing.assert_close(other_logits, logits, rtol=0, atol=1e-4 * float(logits.abs().max()))
     assert len({token for row in tokens for token in row}) >= 8
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "olmo", "olmo2", "phi", "stablelm-12b", "bloom"])
+def test_what_the_fused_kernel_cannot_do_runs_op_by_op(name: str, tmp_path: Path) -> None:
+    make(EXAMPLES[name], tmp_path)
+    model = build(ModelConfig(str(tmp_path), dtype="float32"), {FUSED: "auto"})
+    assert isinstance(model, Decoder)
+    assert not any(isinstance(layer.attention.prepare, Fused) for layer in model.layers)

@@ -15,11 +15,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from framework.config import CALIBRATED_SCHEMES, QuantConfig
 
-from ..models.checkpoints import EXAMPLES, make
+from ...models.examples import EXAMPLES
+from ..models.checkpoints import make
 from .formats_by_hand import read_tensors
 
 TINY = Path(__file__).parents[3] / "framework" / "assets" / "tiny"
-DENSE = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt-neox", "opt", "opt-post-norm", "mistral")
+DENSE = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt-neox", "opt", "opt-post-norm", "mistral", "nemotron")
+UNSCALED_NORMS = ("opt-post-norm", "cohere", "olmo", "olmo2")
+"""More than one layer reads what their norms give, these have no weights, or stand behind the layers."""
 MOE = ("mixtral", "qwen3-moe")
 TEXT = Path(sysconfig.get_path("stdlib")) / "argparse.py"
 

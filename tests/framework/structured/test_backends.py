@@ -187,6 +187,25 @@ def drafted(name: str) -> list[Grammar]:
     return [one.compile(StructuredOutputsParams(**given).spec()) for given in DRAFTED]  # type: ignore[arg-type]
 
 
+@BOTH
+@pytest.mark.parametrize("characters", ["[a-z]", "[a-z ]", "[b-z ]", "[a-z0-9 ,.]", "[^a]"])
+def test_masks_of_counted_characters_are_the_tokens_of_such_characters(name: str, characters: str) -> None:
+    """Among them words, which are looked at all at once where all of them fit."""
+    matcher, left = grammar(name, regex=characters + "{24}").matcher([EOS]), 24
+    texts = {
+        token: piece.decode("utf-8", "replace")
+        for token, piece in enumerate(PIECES)
+        if piece and token not in TOKENIZER.all_special_ids
+    }
+    whole = {token: text for token, text in texts.items() if "\ufffd" not in text}
+    while left:
+        fits = {token for token, text in whole.items() if re.fullmatch(f"{characters}{{1,{left}}}", text, re.DOTALL)}
+        assert allowed(matcher) & whole.keys() == fits
+        longest = max(fits, key=lambda token: (len(whole[token]), token))
+        accept(matcher, longest)
+        left -= len(whole[longest])
+
+
 def walk(data: st.DataObject, matcher: Matcher, most: int, stops: list[int]) -> tuple[list[int], list[set[int]]]:
     """Tokens of which any may be one that does not fit, and the masks before, between and after them as far as they do: they are
     taken one by one, but for one that ends the output."""

@@ -207,7 +207,7 @@ def test_drafts_are_made_and_checked_without_waiting(method: str, in_flight: int
     assert sum(llm.engine.stats().drafts.drafts)
 
 
-@pytest.mark.parametrize("method", ["ngram", "mtp"])
+@pytest.mark.parametrize("method", ["ngram", "draft_model", "mtp", "eagle3"])
 def test_no_step_with_drafts_on_triton_kernels_waits(cuda: ClaimedCuda, method: str) -> None:
     completions(strict_llm(cuda, {}, speculative={**METHODS[method], "num_speculative_tokens": 3}))
 

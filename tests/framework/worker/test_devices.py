@@ -105,7 +105,7 @@ def test_a_model_of_the_library_larger_than_memory_is_refused(monkeypatch: pytes
     monkeypatch.setattr(Cpu, "memory", lambda self: Memory(4 * GIB, 24 * GIB))
     monkeypatch.setattr(local_executor, "load_model", lambda *_: pytest.fail("weights were allocated"))
     architecture = {**SIZES, "model_type": "granite", "vocab_size": 1 << 26, "tie_word_embeddings": True}
-    model = ModelConfig("none", load_format="dummy", architecture=architecture, dtype="bfloat16")
+    model = ModelConfig("none", load_format="dummy", backend="transformers", architecture=architecture, dtype="bfloat16")
     with pytest.raises(ValueError, match=r"has 8\.0 GiB of weights in bfloat16, but cpu has 4\.0 GiB available, of 24\.0"):
         build_engine(EngineConfig(model, device="cpu"))
 

@@ -13,7 +13,7 @@ from framework.corpus import load_corpus
 from framework.engine.engine import Engine
 from framework.models.hub import read_json, resolve_model
 from framework.speculation.config import SpeculativeConfig
-from tests.speculating import Job, check_equal, make_engine, serve
+from tests.speculating import METHODS, Job, Oracle, check_equal, comes, make_engine, serve
 
 TINY_DRAFT = read_json(resolve_model("tiny-draft"), "config.json")
 
@@ -45,6 +45,17 @@ def test_heads_draft_as_well_when_served_as_when_they_were_measured() -> None:
     for way in ways:
         assert mean_length(draft, jobs, **way) == pytest.approx(by_draft, abs=0.1)
         assert mean_length(mtp, jobs, **way) == pytest.approx(by_mtp, abs=0.1)
+
+
+def test_rows_behind_wrong_drafts_have_log_probabilities_of_their_own() -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=1)
+    jobs = [([*range(300 + i, 310 + i)], params) for i in range(3)]
+    expected = serve(make_engine(kernels="auto"), jobs)
+    Oracle.comes = comes(jobs, expected)
+    engine = make_engine({**METHODS["oracle"], "num_speculative_tokens": 3}, kernels="auto")
+    check_equal(serve(engine, jobs), expected)
+    drafts = engine.stats().drafts
+    assert 0 < sum(drafts.accepted) < sum(drafts.drafts)
 
 
 def dummy(**speculative: Any) -> Engine:

@@ -21,6 +21,7 @@ def apply_penalties(
     presence: torch.Tensor,
     bias_ids: torch.Tensor,
     bias_values: torch.Tensor,
+    drafts: torch.Tensor | None,
 ) -> None:
     used = row_to_seat >= 0
     seats = row_to_seat.clamp_min(0).long()
@@ -40,18 +41,26 @@ def apply_penalties(
     rows = _rows(used & (repetition[seats] != 1))
     row_seats = seats[rows]
     scores, factor = logits[rows], repetition[row_seats][:, None]
-    seen = (_bits(prompt_mask[row_seats], width) | (output_counts[row_seats] > 0)) & used[rows, None]
+    seen = (_bits(prompt_mask[row_seats], width) | (_counts(output_counts, row_seats, drafts, rows) > 0)) & used[rows, None]
     logits[rows] = torch.where(seen, torch.where(scores > 0, scores / factor, scores * factor), scores)
 
     rows = _rows(used & ((frequency[seats] != 0) | (presence[seats] != 0)))
     row_seats = seats[rows]
-    counts = output_counts[row_seats]
+    counts = _counts(output_counts, row_seats, drafts, rows)
     penalty = frequency[row_seats][:, None] * counts + presence[row_seats][:, None] * (counts > 0)
     logits[rows] -= penalty.masked_fill_(~used[rows, None], 0.0)
 
 
 def _rows(needed: torch.Tensor) -> torch.Tensor:
     return needed.nonzero()[:, 0] if needed.device.type == "cpu" else torch.arange(len(needed), device=needed.device)
+
+
+def _counts(output_counts: torch.Tensor, row_seats: torch.Tensor, drafts: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+    counts = output_counts[row_seats]
+    if drafts is not None:
+        before = drafts[rows].long()
+        counts.scatter_add_(1, before.clamp_min(0), (before >= 0).int())
+    return counts
 
 
 def _bits(words: torch.Tensor, num_bits: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Everything that changes logits before the random choice, in one pass. Grid (rows, blocks of the vocabulary): a program
 owns ``block`` logits of one row, keeps them in registers, and reads the bits and counts of its tokens once. The few bias
-entries of a row are scanned by every program; only those that fall into its block cost more than a compare. Programs
+entries of a row are scanned by every program; only those that fall into its block cost more than a compare. The drafts before a
+row, few too, are compared with all tokens of a block. Programs
 whose row uses nothing return before they touch a logit, so that a batch without penalties costs a launch.
 """
 
@@ -20,7 +21,7 @@ def _bits(words_ptr, tokens, mask):
     return (words >> (tokens % 32)) & 1
 
 
-@triton.jit(do_not_specialize=["num_bias", "bias_stride"])
+@triton.jit(do_not_specialize=["num_bias", "bias_stride", "num_drafts", "drafts_stride"])
 def _penalties_kernel(
     logits_ptr,
     row_to_seat_ptr,
@@ -32,13 +33,16 @@ def _penalties_kernel(
     presence_ptr,
     bias_ids_ptr,
     bias_values_ptr,
+    drafts_ptr,
     num_tokens,
     num_bias,
+    num_drafts,
     logits_stride,
     bitmask_stride,
     prompt_stride,
     counts_stride,
     bias_stride,
+    drafts_stride,
     HAS_BITMASK: tl.constexpr,
     BIAS_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -74,6 +78,8 @@ def _penalties_kernel(
                 values += tl.where(tokens == token, tl.load(bias_values_ptr + entry), 0.0)
     if penalized:
         counts = tl.load(output_counts_ptr + seat * counts_stride + tokens, mask=mask, other=0)
+        for entry in range(num_drafts):
+            counts += (tokens == tl.load(drafts_ptr + row * drafts_stride + entry)).to(tl.int32)
         seen = (_bits(prompt_mask_ptr + seat * prompt_stride, tokens, mask) != 0) | (counts > 0)
         values = tl.where(seen, tl.where(values > 0, values / repetition, values * repetition), values)
         values -= frequency * counts + tl.where(counts > 0, presence, 0.0)
@@ -95,6 +101,7 @@ def apply_penalties(
     presence: torch.Tensor,
     bias_ids: torch.Tensor,
     bias_values: torch.Tensor,
+    drafts: torch.Tensor | None,
     *,
     block: int,
 ) -> None:
@@ -115,13 +122,16 @@ def apply_penalties(
         presence,
         bias_ids,
         bias_values,
+        bias_ids if drafts is None else drafts,
         num_tokens,
         num_bias,
+        0 if drafts is None else drafts.shape[1],
         logits.stride(0),
         0 if bitmask is None else bitmask.stride(0),
         prompt_mask.stride(0),
         output_counts.stride(0),
         bias_ids.stride(0),
+        0 if drafts is None else drafts.stride(0),
         HAS_BITMASK=bitmask is not None,
         BIAS_BLOCK=next_power_of_2(max(1, num_bias)),
         BLOCK=block,

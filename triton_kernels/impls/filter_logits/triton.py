@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
-from .._shared.launch import Launch, cdiv, next_power_of_2
+from .._shared.launch import Launch
 from ..sample._filters import find_border
 from ..sample._keys import LEAST_KEY, at_least, load_groups, row_mass
+from ..sample._rows import SEARCH_OPTIONS, cut_rows, load_filters
 from ..sample._scan import is_filtered, scan_groups
 from ..sample._scores import load_logits, scores_of
 
@@ -36,8 +37,7 @@ def _scan_kernel(
     seat = tl.load(row_to_seat_ptr + row)
     if seat < 0:
         return
-    temperature = tl.load(temperature_ptr + seat)
-    top_k, top_p, min_p = tl.load(top_k_ptr + seat), tl.load(top_p_ptr + seat), tl.load(min_p_ptr + seat)
+    temperature, top_k, top_p, min_p = load_filters(seat, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr)
     if is_filtered(temperature, top_k, top_p, min_p, num_tokens):
         tokens = block * BLOCK + tl.arange(0, BLOCK)
         logits = load_logits(logits_ptr + row * logits_stride, tokens, tokens < num_tokens)
@@ -69,8 +69,7 @@ def _search_kernel(
     seat = tl.load(row_to_seat_ptr + row)
     border = tl.zeros([], tl.int64) + LEAST_KEY
     if seat >= 0:
-        temperature, top_k = tl.load(temperature_ptr + seat), tl.load(top_k_ptr + seat)
-        top_p, min_p = tl.load(top_p_ptr + seat), tl.load(min_p_ptr + seat)
+        temperature, top_k, top_p, min_p = load_filters(seat, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr)
         if is_filtered(temperature, top_k, top_p, min_p, num_tokens):
             groups = (groups_ptr + row * groups_stride, num_groups)
             group_best, group_mass, _first = load_groups(groups, GROUPS, GROUP)
@@ -104,14 +103,7 @@ _SEARCH = Launch(_search_kernel, num_warps=8, num_stages=1, enable_fp_fusion=Tru
 _MASK = Launch(_mask_kernel, num_warps=4, enable_fp_fusion=True)
 
 
-@impl(
-    "filter_logits",
-    "triton",
-    priority=20,
-    requires=("triton",),
-    flags=Flags(batch_invariant=True),
-    options={"block": 2048, "group": 32, "sets": 256, "tile": 8192, "survivors": 16384},
-)
+@impl("filter_logits", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options=SEARCH_OPTIONS)
 def filter_logits(
     logits: torch.Tensor,
     row_to_seat: torch.Tensor,
@@ -119,50 +111,19 @@ def filter_logits(
     top_k: torch.Tensor,
     top_p: torch.Tensor,
     min_p: torch.Tensor,
-    *,
-    block: int,
-    group: int,
-    sets: int,
-    tile: int,
-    survivors: int,
+    **options: int,
 ) -> torch.Tensor:
     num_rows, num_tokens = logits.shape
     out = logits.new_empty(num_rows, num_tokens)
     if num_rows == 0:
         return out
-    assert logits.stride(1) == 1, "the logits of a row must be contiguous"
-    block = max(group, min(block, next_power_of_2(num_tokens)))
-    num_blocks = cdiv(num_tokens, block)
-    num_groups = num_blocks * (block // group)
-    survivors = min(survivors, max(sets, next_power_of_2(num_tokens) // 2))
-    # As in ``sample``: per group the best score, its mass, and a place in a list of groups; then two lists of tokens.
-    groups = logits.new_empty(num_rows, 3 * num_groups + 4 * survivors, dtype=torch.int32)
+    cut = cut_rows(logits, **options)
     border = logits.new_empty(num_rows, dtype=torch.int64)
-    inputs = (logits, row_to_seat, temperature, top_k, top_p, min_p, groups)
-    strides = (num_tokens, logits.stride(0), groups.stride(0))
-    _SCAN((num_rows, num_blocks), *inputs, *strides, GROUP=group, BLOCK=block)
-    _SEARCH(
-        (num_rows,),
-        *inputs,
-        border,
-        *strides,
-        num_groups,
-        GROUPS=max(sets, next_power_of_2(num_groups)),
-        GROUP=group,
-        SETS=sets,
-        TILE=tile,
-        SURVIVORS=survivors,
-    )
-    _MASK(
-        (num_rows, num_blocks),
-        logits,
-        row_to_seat,
-        temperature,
-        border,
-        out,
-        num_tokens,
-        logits.stride(0),
-        out.stride(0),
-        BLOCK=block,
-    )
+    blocks = (num_rows, cut.num_blocks)
+    inputs = (logits, row_to_seat, temperature, top_k, top_p, min_p, cut.groups)
+    sizes = (num_tokens, logits.stride(0), cut.groups.stride(0))
+    _SCAN(blocks, *inputs, *sizes, GROUP=cut.search["GROUP"], BLOCK=cut.block)
+    _SEARCH((num_rows,), *inputs, border, *sizes, cut.num_groups, **cut.search)
+    strides = (logits.stride(0), out.stride(0))
+    _MASK(blocks, logits, row_to_seat, temperature, border, out, num_tokens, *strides, BLOCK=cut.block)
     return out

@@ -34,7 +34,7 @@ class SampleNative:
         wide = logits.float()
         wide = wide if wide.stride(1) == 1 else wide.contiguous()
         tokens = torch.empty(len(logits), dtype=torch.int32)
-        self.run(wide.numel(), wide, row_to_seat, temperature, tokens, *wide.shape, wide.stride(0))
+        self.run(wide.numel() // 4, wide, row_to_seat, temperature, tokens, *wide.shape, wide.stride(0))
         if len(tokens) and int(tokens.min()) == _RANDOM:
             return self.random(wide, row_to_seat, temperature, *filters)
         return tokens

@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
-from .._shared.launch import Launch, cdiv, next_power_of_2
+from .._shared.launch import Launch, next_power_of_2
 from .._shared.philox import block_words, token_noise
 from ._filters import find_border, list_groups, load_part
 from ._keys import at_least, load_groups, load_list, row_mass
+from ._rows import SEARCH_OPTIONS, cut_rows, load_filters
 from ._scan import is_filtered, scan_kernel
 from ._scores import load_logits, noisy_winner, scores_of
 
@@ -85,8 +86,7 @@ def _choose_kernel(
         tl.store(out_ptr + row, -1)
         return
     logits_ptr += row * logits_stride
-    temperature, top_k = tl.load(temperature_ptr + seat), tl.load(top_k_ptr + seat)
-    top_p, min_p = tl.load(top_p_ptr + seat), tl.load(min_p_ptr + seat)
+    temperature, top_k, top_p, min_p = load_filters(seat, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr)
     token = -1
     if is_filtered(temperature, top_k, top_p, min_p, num_tokens):
         groups = (groups_ptr + row * groups_stride, num_groups)
@@ -124,14 +124,7 @@ _SCAN = Launch(scan_kernel, num_warps=4, enable_fp_fusion=True)
 _CHOOSE = Launch(_choose_kernel, num_warps=8, num_stages=1, enable_fp_fusion=True)
 
 
-@impl(
-    "sample",
-    "triton",
-    priority=20,
-    requires=("triton",),
-    flags=Flags(batch_invariant=True),
-    options={"block": 2048, "group": 32, "sets": 256, "tile": 8192, "survivors": 16384},
-)
+@impl("sample", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options=SEARCH_OPTIONS)
 def sample(
     logits: torch.Tensor,
     row_to_seat: torch.Tensor,
@@ -142,55 +135,28 @@ def sample(
     seed: torch.Tensor,
     position: torch.Tensor,
     stream: int = 0,
-    *,
-    block: int,
-    group: int,
-    sets: int,
-    tile: int,
-    survivors: int,
+    **options: int,
 ) -> torch.Tensor:
     num_rows, num_tokens = logits.shape
     out = logits.new_empty(num_rows, dtype=torch.int32)
     if num_rows == 0:
         return out
-    assert logits.stride(1) == 1, "the logits of a row must be contiguous"
-    block = max(group, min(block, next_power_of_2(num_tokens)))
-    num_blocks = cdiv(num_tokens, block)
-    num_groups = num_blocks * (block // group)
-    survivors = min(survivors, max(sets, next_power_of_2(num_tokens) // 2))
-    block_token = logits.new_empty(num_rows, num_blocks, dtype=torch.int32)
-    # Per row: of every group the best score, its mass, and a place in a list of groups; then two lists of tokens.
-    groups = logits.new_empty(num_rows, 3 * num_groups + 4 * survivors, dtype=torch.int32)
+    cut = cut_rows(logits, **options)
+    block_token = logits.new_empty(num_rows, cut.num_blocks, dtype=torch.int32)
     inputs = (logits, row_to_seat, temperature, top_k, top_p, min_p, seed, position)
-    _SCAN(
-        (num_rows, num_blocks),
-        *inputs,
-        block_token,
-        groups,
-        num_tokens,
-        logits.stride(0),
-        groups.stride(0),
-        stream,
-        GROUP=group,
-        BLOCK=block,
-    )
+    sizes = (num_tokens, logits.stride(0), cut.groups.stride(0))
+    _SCAN((num_rows, cut.num_blocks), *inputs, block_token, cut.groups, *sizes, stream, GROUP=cut.search["GROUP"], BLOCK=cut.block)
     _CHOOSE(
         (num_rows,),
         *inputs,
         block_token,
-        groups,
+        cut.groups,
         out,
-        num_tokens,
-        logits.stride(0),
-        groups.stride(0),
-        num_blocks,
-        num_groups,
+        *sizes,
+        cut.num_blocks,
+        cut.num_groups,
         stream,
-        BLOCKS=next_power_of_2(num_blocks),
-        GROUPS=max(sets, next_power_of_2(num_groups)),
-        GROUP=group,
-        SETS=sets,
-        TILE=tile,
-        SURVIVORS=survivors,
+        BLOCKS=next_power_of_2(cut.num_blocks),
+        **cut.search,
     )
     return out

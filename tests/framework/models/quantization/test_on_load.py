@@ -189,14 +189,15 @@ def test_norms_and_activations_quantize_what_a_gemm_takes(scheme: str, tmp_path:
     assert "note" not in named.report()["rms_norm"], "a kernel that was named is the one that runs"
 
 
-def test_rows_that_lie_head_by_head_follow_those_of_floats(tmp_path: Path) -> None:
-    """GPT-NeoX stores q, k and v of a head beside each other; every number of a row goes with it."""
+@pytest.mark.parametrize("group", [1, 2])
+def test_rows_that_lie_head_by_head_follow_those_of_floats(group: int, tmp_path: Path) -> None:
+    """GPT-NeoX stores q, k and v of a head beside each other, Falcon the queries of a KV head; every number of a row goes along."""
     heads, head_dim, num_in = 2, 4, 32
-    rows, generator = 3 * heads * head_dim, torch.Generator().manual_seed(5)
+    rows, generator = (group + 2) * heads * head_dim, torch.Generator().manual_seed(5)
     words = torch.randint(-(2**31), 2**31, (num_in // 8, rows), generator=generator, dtype=torch.int64).int()
     zeros = torch.randint(-(2**31), 2**31, (2, rows // 8), generator=generator, dtype=torch.int64).int()
     scales = torch.rand(2, rows, generator=generator) + 0.5
-    part = Part(("qkv",), (rows,), num_in, bias=True, layout="interleaved", head_dim=head_dim)
+    part = Part(("qkv",), (rows,), num_in, bias=True, layout="interleaved", head_dim=head_dim, group=group)
     bias = torch.arange(float(rows))
     quantized = source(tmp_path, {"qkv.qweight": words, "qkv.qzeros": zeros, "qkv.scales": scales, "qkv.bias": bias})
     scheme = Gptq(GptqFormat(4, 16, False, 0))

@@ -1,0 +1,45 @@
+"""The steps that a kernel pack is compiled from, on kernels that are not compiled: all that an engine calls is called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from framework import EngineConfig
+from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
+from framework.plan import TargetPlan
+from framework.speculation.config import SpeculativeConfig
+from framework.worker.dry_run import dry_run
+from tests.speculating import METHODS
+
+
+def calls(monkeypatch: pytest.MonkeyPatch, speculative: dict[str, Any], probe: bool = False) -> dict[str, int]:
+    """Op -> how often a dry run calls it."""
+    config = EngineConfig(
+        ModelConfig("tiny", max_model_len=64),
+        CacheConfig(block_size=16),
+        SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=32),
+        graphs=GraphConfig(batch_sizes=[1, 4]),
+        kernels={"default": "torch"},
+        speculative_config=SpeculativeConfig.of(speculative),
+    )
+    plan = TargetPlan.of(config, "sm_90", torch.bfloat16)
+    with monkeypatch.context() as patch:
+        patch.setattr(TargetPlan, "of", lambda *args: plan)
+        assert dry_run(config, "sm_90", probe) > 20
+    return {op: entry["calls"] for op, entry in plan.report().items()}
+
+
+@pytest.mark.parametrize("probe", [False, True])
+@pytest.mark.parametrize("method", ["ngram", "draft_model", "mtp", "eagle3", "medusa"])
+def test_drafts_are_made_and_checked(method: str, probe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {**METHODS[method], "num_speculative_tokens": 3, "rejection_sample_method": "standard"}
+    found, plain = calls(monkeypatch, given, probe), calls(monkeypatch, {}, probe)
+    assert all(found.values()) and {"verify_draft", "filter_logits"} <= set(found)
+    assert found["apply_penalties"] > plain["apply_penalties"], "penalties see drafts"
+    if method != "ngram":
+        of_drafter = "linear" if method == "medusa" else "embedding"
+        num_more = found["apply_penalties"] - plain["apply_penalties"]  # steps
+        assert found[of_drafter] > plain[of_drafter] + 2 * num_more
