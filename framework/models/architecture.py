@@ -118,6 +118,13 @@ class ModelInfo:
     quantization: Settings | None = None
     pooling: Pooling | None = None
 
+    def check_generates(self, what: str) -> None:
+        """Raises ValueError for a model that pools. what: for which it would have to generate."""
+        if self.pooling is not None:
+            raise ValueError(
+                f"{what} is for models that generate, and {self.name!r} pools ({self.pooling.task}): choose another model"
+            )
+
 
 def read_model(config: ModelConfig) -> ModelInfo:
     """Finds a model and reads what it is. Raises ValueError for what cannot be found, read or served."""

@@ -40,8 +40,10 @@ _ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "silu", "sigmoid")
 _OVERRIDES = ("pooling_type", "use_activation", "step_tag_id", "returned_token_ids")
 _STEP_TAG = 151651
 """The token that ends a step for Qwen's process reward models, whose config.json does not say so."""
-UNAVAILABLE = ("clip", "siglip", "siglip2", "gritlm")
+UNAVAILABLE = ("clip", "siglip", "siglip2")
 """Model types whose embeddings exist elsewhere and not in this version."""
+UNAVAILABLE_ARCHITECTURES = ("GritLM",)
+"""Likewise, of model types that are served otherwise."""
 
 
 def read_pooling(
@@ -54,6 +56,11 @@ def read_pooling(
         raise ValueError(f"model_type {found['model_type']!r} is not available in this version: its towers are not served")
     modules = _modules(folder)
     names = found.get("architectures") or [""]
+    if names[0] in UNAVAILABLE_ARCHITECTURES and config.runner != "generate":
+        raise ValueError(
+            f"{names[0]} is not available in this version as a model that pools: its mask depends on the instruction; set "
+            "model.runner=generate to let it generate"
+        )
     task = _task(config, str(names[0]), bool(modules), causal, "classifier_from_token" in found)
     if task is None:
         return None

@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
 
 from framework import LLM, AsyncEngine, EngineConfig, PoolingParams, SamplingParams
 from framework.server.config import ServerConfig
 
 from .conftest import idle
 from .servers import HTTPServer, engine_config, serving
+from .test_openapi import check
 
 TEXTS = ["import os\n", "def read(path):\n    return open(path).read()\n", "import sys\n"]
 EMBEDS: dict[str, Any] = {"runner": "pooling", "architecture": {"matryoshka_dimensions": [16, 32]}}
@@ -137,6 +141,23 @@ def test_a_reranker(scores: Pooling) -> None:
         assert [item["document"]["text"] for item in found["results"]] == [TEXTS[i] for i in order[:2]]
     assert scores.server.post("/rerank", query="a", documents=[])[0] == 400
     assert scores.server.post("/v1/embeddings", input="a")[0] == 400
+
+
+PATHS = ("/v1/embeddings", "/pooling", "/classify", "/score", "/rerank")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_every_answer_is_one_that_is_described(embeds: Pooling, path: str, mode: GenerationMode) -> None:
+    operation = schemathesis.openapi.from_url(f"{embeds.server.url}/openapi.json")[path]["POST"]
+
+    @settings(max_examples=15, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def run(case: schemathesis.Case) -> None:
+        check(case)
+
+    run()
+    assert embeds.server.post("/v1/embeddings", input="a")[0] == 200
 
 
 def test_classes_have_names() -> None:

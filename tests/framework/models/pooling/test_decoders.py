@@ -12,8 +12,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from framework import LLM, PoolingParams, SamplingParams
-from framework.config import CacheConfig
+from framework import LLM, EngineConfig, PoolingParams, SamplingParams
+from framework.config import CacheConfig, ModelConfig
+from framework.models.architecture import read_model
+from framework.worker.teacher_forcing import TeacherForcing
 
 from .checkpoints import DECODER, PROMPTS, REFERENCE, VOCAB, assert_same_direction, build, embeddings, encoded, save, states, tokens
 
@@ -205,8 +207,18 @@ def test_what_cannot_be_built_is_refused(qwen: tuple[Path, transformers.PreTrain
         ({"runner": "pooling", "pooler": {"pooling_type": "STEP"}}, "give model.pooler.step_tag_id"),
         ({"runner": "draft"}, "model.runner='draft' cannot work"),
         ({"convert": "classify"}, "no tensor score.weight"),
+        ({"architecture": {"model_type": "clip"}}, "'clip' is not available in this version"),
+        ({"architecture": {"architectures": ["GritLM"]}}, "GritLM is not available in this version"),
+        ({"runner": "pooling", "backend": "transformers"}, "only native models can"),
         ({"runner": "pooling", "architecture": {"matryoshka_dimensions": [128]}}, "but embeddings have 64"),
         ({"runner": "pooling", "architecture": {"classifier_from_token": [1, 2, 3], "method": "from_2_way_softmax"}}, "two tokens"),
     ):
         with pytest.raises(ValueError, match=said):
             build(folder, **given)
+
+
+def test_what_is_for_models_that_generate_refuses_others(qwen: tuple[Path, transformers.PreTrainedModel]) -> None:
+    folder, _ = qwen
+    info = read_model(ModelConfig(str(folder), runner="pooling"))
+    with pytest.raises(ValueError, match=r"teacher forcing is for models that generate, and .* pools \(embed\)"):
+        TeacherForcing(EngineConfig(ModelConfig(str(folder), runner="pooling")), info, 8, 8)
