@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import hypothesis
 import numpy as np
 import openai
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
 
 from framework import LLM, AsyncEngine, EngineConfig, PoolingParams, SamplingParams
@@ -152,7 +153,7 @@ def test_every_answer_is_one_that_is_described(embeds: Pooling, path: str, mode:
     operation = schemathesis.openapi.from_url(f"{embeds.server.url}/openapi.json")[path]["POST"]
 
     @settings(max_examples=15, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(case=operation.as_strategy(generation_mode=mode))
+    @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
     def run(case: schemathesis.Case) -> None:
         check(case)
 
