@@ -30,6 +30,7 @@ BEHIND = {**SIZES, "max_position_embeddings": 98, "pad_token_id": 1, "type_vocab
 MODERN = {**SIZES, "local_attention": 16, "norm_bias": True, "attention_bias": True, "mlp_bias": True}
 SPECIAL = {"bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
 DISTIL = {"vocab_size": VOCAB, "dim": 64, "n_layers": 3, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 96}
+GEMMA = {**SIZES, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16, "use_bidirectional_attention": True}
 FAMILIES: dict[str, Callable[..., Any]] = {
     "Bert": lambda **more: transformers.BertConfig(**SIZES, **more),
     "Roberta": lambda **more: transformers.RobertaConfig(**BEHIND, **more),
@@ -62,6 +63,16 @@ def test_what_a_modernbert_has_not_is_not_asked_for(tmp_path: Path) -> None:
     for vector, by_older_names, wanted in zip(found, embeddings(engine(tmp_path, **overridden)), expected):
         assert_same_direction(vector, wanted)
         assert np.array_equal(vector, by_older_names)
+
+
+def test_a_gemma_that_sees_what_comes_after(tmp_path: Path) -> None:
+    """EmbeddingGemma: a window of both sides, which the library halves once more whenever it reads a config."""
+    config = transformers.Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
+    model = save(tmp_path, "Gemma3TextModel", config)
+    assert config.sliding_window == 9
+    llm = engine(tmp_path, pooler={"pooling_type": "MEAN"}, architecture={"sliding_window": 16})
+    for vector, expected in zip(embeddings(llm), states(model)):
+        assert_same_direction(vector, expected.mean(0))
 
 
 @pytest.mark.parametrize("classes", [1, 3])
