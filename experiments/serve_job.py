@@ -18,6 +18,7 @@ from experiments.jobs import job_main
 from framework import __version__
 from framework.build import build_replicas, freeze_garbage, input_processor, settle_block_size
 from framework.engine.inputs import InputProcessor
+from framework.engine.kv_cache.spec import token_bytes
 from framework.engine.router import ROUTERS
 from framework.executor.kinds import EXECUTORS
 from framework.models.architecture import read_model
@@ -42,8 +43,8 @@ def _serve_with_engine(config: ServeConfig) -> Served:
     start = time.perf_counter()
     engines = build_replicas(config.engine())
     freeze_garbage()
-    start_costs = {"load_s": time.perf_counter() - start}
     engine = engines[0]
+    start_costs = {"load_s": time.perf_counter() - start, "kv_bytes_per_token_layer": token_bytes(engine.executor.groups)}
     if held := engine.executor.weight_bytes:
         nominal = engine.executor.nominal_weight_bytes
         start_costs |= {"weight_bytes": held, "nominal_weight_bytes": nominal}

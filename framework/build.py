@@ -76,8 +76,7 @@ def _matchers(config: EngineConfig, inputs: InputProcessor, vocab_size: int) -> 
         return None
     vocabulary = Vocabulary(inputs.tokenizer, vocab_size, tuple(sorted(inputs.eos_token_ids)))
     spec = config.speculative_config
-    drafts_on_host = spec.method is not None and proposer_kind(spec.method).place == "host"
-    num_forced = spec.num_speculative_tokens if drafts_on_host else 0
+    num_forced = spec.num_speculative_tokens if spec.place == "host" else 0
     return Matchers(GrammarCompiler(config.structured_outputs, vocabulary), vocab_size, num_forced)
 
 

@@ -20,6 +20,7 @@ LOAD_FORMATS = ("auto", "dummy")
 RUNNERS = ("auto", "generate", "pooling")
 CONVERSIONS = ("auto", "none", "embed", "classify")
 BACKENDS = ("auto", "native", "transformers")
+LATENT_PREFILLS = ("absorbed", "expanded")
 GENERATION_CONFIGS = ("auto", "none")
 MAX_RANKS, MAX_NOISE = 4096, 2.0
 ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
@@ -41,6 +42,8 @@ class ModelConfig:
     max_model_len   longest prompt + output; None = what the model allows
     generation_config  auto: default sampling parameters come from the model's generation_config.json; none: from vLLM's defaults
     backend         auto, native, or transformers (the library's own modules with our attention and linear layers)
+    latent_prefill  how latent attention (MLA) computes prompts: absorbed, over the cached latents, so that a token's bits do not
+                    depend on how its prompt is cut; or expanded, with fewer operations
     skip_tokenizer  load no tokenizer: prompts come as token ids, and outputs have no text
     max_logprobs    most log-probabilities per token that a request may ask for; -1 = no limit
     runner          auto: what the checkpoint was made for, generate, or pooling (embeddings, classes, scores)
@@ -58,6 +61,7 @@ class ModelConfig:
     max_model_len: int | None = None
     generation_config: str = "auto"
     backend: str = "auto"
+    latent_prefill: str = "absorbed"
     skip_tokenizer: bool = False
     max_logprobs: int = MAX_LOGPROBS
     runner: str = "auto"
@@ -287,6 +291,7 @@ class EngineConfig:
             ("model.backend", self.model.backend, BACKENDS),
             ("model.runner", self.model.runner, RUNNERS),
             ("model.convert", self.model.convert, CONVERSIONS),
+            ("model.latent_prefill", self.model.latent_prefill, LATENT_PREFILLS),
             ("model.generation_config", self.model.generation_config, GENERATION_CONFIGS),
         ):
             require(value in table, key, value, "one of " + ", ".join(table))

@@ -145,12 +145,13 @@ class KernelPlan:
         params: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
         note: str = "",
+        dtype: torch.dtype | None = None,
     ) -> BoundKernel:
         """Binds ``op`` for one layer. ``weights`` and ``params`` are the op's bound arguments; ``facts`` adds what the spec must
-        know beyond them (head_dim, page_size, ...); ``note`` goes into the report. Raises NoKernelError if the choice cannot
-        serve."""
+        know beyond them (head_dim, page_size, ...); ``note`` goes into the report; ``dtype``: of the activations, if not the
+        plan's. Raises NoKernelError if the choice cannot serve."""
         weights, params = dict(weights or {}), dict(params or {})
-        impl, choice, chosen, spec = self._resolve(op, {**weights, **params}, facts)
+        impl, choice, chosen, spec = self._resolve(op, {**weights, **params}, facts, dtype)
         tuned = self.tables.lookup(op, impl.name, impl.options, spec).content_hash
         version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
         run = self._bind(impl, spec, weights, params, choice.options)
@@ -233,9 +234,13 @@ class KernelPlan:
                 instead = f"kernels.{op}=auto, or leave it out"
             raise NoKernelError(f"kernels.{op}={choice} would never run: {why}. Set {instead}.")
 
-    def _resolve(self, op: str, bound: Mapping[str, Any], facts: Mapping[str, Any] | None) -> tuple[Any, Any, str, Any]:
+    def _resolve(
+        self, op: str, bound: Mapping[str, Any], facts: Mapping[str, Any] | None, dtype: torch.dtype | None = None
+    ) -> tuple[Any, Any, str, Any]:
         """(impl, choice, what chose it, spec)."""
-        spec = self.spec.with_facts(**{**self.registry.ops[op].static_facts(bound), **(facts or {})})
+        spec = replace(self.spec, dtype=dtype or self.spec.dtype).with_facts(
+            **{**self.registry.ops[op].static_facts(bound), **(facts or {})}
+        )
         return *self.choices.resolve(op, spec), spec
 
     def _bind(self, impl: Any, spec: Any, weights: dict[str, Any], params: dict[str, Any], options: Mapping[str, Any]) -> Any:

@@ -67,12 +67,18 @@ class Prophet(Oracle):
 
 
 class Broken(Oracle):
-    """Fails, or proposes what is no token, or too many."""
+    """Fails whatever it is asked, or proposes what is no token, or too many."""
+
+    def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+        raise RuntimeError("no beginning")
 
     def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
-        if len(token_ids) % 4 == 0:
+        if len(token_ids) % 5 == 0:
             raise RuntimeError("no idea")
-        return ([99999], [-1], [5] * (most + 1))[len(token_ids) % 4 - 1]
+        return ([99999], [-1], [5] * (most + 1), [5.5])[len(token_ids) % 5 - 1]  # type: ignore[return-value]
+
+    def stop(self, request_id: str, token_ids: Sequence[int] = ()) -> None:
+        raise RuntimeError("no end")
 
 
 def make_engine(
@@ -80,18 +86,19 @@ def make_engine(
     cache: CacheConfig | None = None,
     scheduler: SchedulerConfig | None = None,
     kernels: str = "reference",
+    model: ModelConfig | None = None,
 ) -> Engine:
     cache = cache or CacheConfig(num_blocks=200, prefix_caching=False)
     cache.check_invariants = True
-    model = ModelConfig("tiny", dtype="float32", max_model_len=160)
+    model = model or ModelConfig("tiny", dtype="float32", max_model_len=160)
     config = EngineConfig(model, cache, scheduler or SchedulerConfig(max_num_seqs=4), num_threads=1)
     config.kernels = {"default": kernels}
     config.speculative_config = SpeculativeConfig.of(speculative or {})
     return build_engine(config)
 
 
-def some_jobs(rng: random.Random, count: int = 5) -> list[Job]:
-    """Prompts that share a prefix and repeat themselves, with parameters of all kinds."""
+def some_jobs(rng: random.Random, count: int = 5, has_text: bool = True) -> list[Job]:
+    """Prompts that share a prefix and repeat themselves, with parameters of all kinds. has_text: of a model with a tokenizer."""
     jobs = []
     for _ in range(count):
         own = rng.choices(range(300, 2000), k=rng.randrange(1, 12))
@@ -119,7 +126,8 @@ def some_jobs(rng: random.Random, count: int = 5) -> list[Job]:
             prompt_logprobs=rng.choice([None, None, None, 1]),
             structured_outputs=rng.choice([None, None, None, *FORMS]),
         )
-        jobs.append((prompt, params))
+        text = {} if has_text else {"bad_words": None, "stop": None, "structured_outputs": None}
+        jobs.append((prompt, replace(params, **text)))
     return jobs
 
 
@@ -174,20 +182,21 @@ def comes(jobs: list[Job], outputs: list[RequestOutput]) -> dict[str, list[int]]
     return found
 
 
-def check_mix(seed: int, plain: Engine) -> dict[str, Any]:
-    """Requests of one seed, served in one of all ways; ``plain`` serves each by itself, without drafts. Returns what happened."""
+def check_mix(seed: int, plain: Engine, model: ModelConfig | None = None) -> dict[str, Any]:
+    """Requests of one seed, served in one of all ways; ``plain`` serves each by itself, without drafts. Returns what happened.
+    model: one that describes itself, and has neither tokenizer nor drafting heads; None: the tiny one."""
     rng = random.Random(seed)
-    jobs = some_jobs(rng)
+    jobs = some_jobs(rng, has_text=model is None)
     expected = serve(plain, jobs, together=False)
     Oracle.comes = comes(jobs, expected)
-    method, k = rng.choice(list(METHODS)), rng.choice([1, 3, 7])
+    method, k = rng.choice(list(METHODS) if model is None else ["oracle", "ngram", "suffix"]), rng.choice([1, 3, 7])
     k = min(k, 4) if method == "medusa" else k  # so many heads
     size = rng.choice([2, 5, 16])
     longest = max(len(prompt) + (params.max_tokens or 0) for prompt, params in jobs)  # at the latest: so much must fit
     cache = CacheConfig(size, num_blocks=-(-longest // size) + 2 + rng.randrange(40), prefix_caching=rng.random() < 0.5)
     budget, in_flight = rng.choice([5, 17, 64]), rng.choice([1, 2])
     scheduler = SchedulerConfig(max_num_seqs=rng.randrange(1, 9), max_num_batched_tokens=budget, in_flight_steps=in_flight)
-    engine = make_engine({**METHODS[method], "num_speculative_tokens": k}, cache, scheduler)
+    engine = make_engine({**METHODS[method], "num_speculative_tokens": k}, cache, scheduler, model=model)
     check_equal(serve(engine, jobs), expected)
     assert engine.manager.pool.num_free == engine.manager.pool.num_blocks - 1
     stats = engine.stats()

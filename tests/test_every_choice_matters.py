@@ -61,9 +61,19 @@ MOE = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
 }
+LATENT = {
+    **SMALL,
+    "model_type": "minicpm3",
+    "architectures": ["MiniCPM3ForCausalLM"],
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
 RIGHT = {"qk_norm_rotary_kv_write": "torch"}
 """Choices of ops that ``auto`` may leave to others."""
-MODELS = {"layer_norm": LAYER_NORM, "gelu_and_mul": GELU, "moe_route": MOE, "moe_experts": MOE}
+MODELS = {"layer_norm": LAYER_NORM, "gelu_and_mul": GELU, "moe_route": MOE, "moe_experts": MOE, "head_linear": LATENT}
 PROMPTS: list[Any] = [{"prompt_token_ids": list(range(10, 10 + n))} for n in (3, 9, 21)]
 
 

@@ -18,6 +18,7 @@ from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, QuantConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
+from framework.speculation.config import SpeculativeConfig
 
 from . import speculating
 
@@ -260,6 +261,55 @@ def test_speculation_was_put_to_the_test() -> None:
     assert all(totals.values()), totals
 
 
+LATENT = {
+    "model_type": "minicpm3",
+    "vocab_size": 2048,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 10,
+    "dim_model_base": 16,
+    "max_position_embeddings": 160,
+}
+GROUPS = {
+    **LATENT,
+    "model_type": "deepseek_v3",
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 12,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
+OTHER_KINDS = {
+    name: ModelConfig(name, dtype="float32", load_format="dummy", max_model_len=160, architecture=architecture)
+    for name, architecture in (("latent attention", LATENT), ("groups of experts", GROUPS))
+}
+
+
+@functools.cache
+def served_alone(kind: str) -> Engine:
+    return speculating.make_engine(model=OTHER_KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_no_mixture_changes_what_models_of_other_kinds_say(kind: str, mix_seed: int) -> None:
+    """Drafts, preemptions, chunks, shared prefixes, forks and steps in flight; see ``--mixes``."""
+    speculating.check_mix(mix_seed, served_alone(kind), OTHER_KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_models_of_other_kinds_were_put_to_the_test(kind: str) -> None:
+    happened = [speculating.check_mix(seed, served_alone(kind), OTHER_KINDS[kind]) for seed in (1, 2, 5)]
+    totals = {key: sum(one[key] for one in happened) for key in happened[0] if key != "method"}
+    assert all(totals.values()), totals
+
+
 @pytest.mark.parametrize("in_flight_steps", [1, 2])
 def test_speculation_on_the_host_knows_all_tokens_and_is_heard(in_flight_steps: int) -> None:
     """Who is always right is never rejected: drafts follow the newest token, stand where it is looked for them, and end with the
@@ -303,3 +353,37 @@ def _logprobs(running: Engine, prefix: tuple[int, ...]) -> dict[int, float]:
     output = run(running, [(prefix, SamplingParams(temperature=0, max_tokens=1, logprobs=-1))])[0]
     assert output.outputs[0].logprobs is not None
     return {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
+
+
+def test_speculation_by_a_draft_model_needs_no_room_that_windows_leave_none_of() -> None:
+    architecture = {
+        "model_type": "mistral",
+        "vocab_size": 2048,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "sliding_window": 8,
+        "max_position_embeddings": 128,
+    }
+    speculative = {"method": "draft_model", "model": "draft", "architecture": architecture, "num_speculative_tokens": 3}
+    rng, jobs = random.Random(0), []
+    for i in range(3):
+        params = SamplingParams(temperature=0.7, seed=i, max_tokens=20, ignore_eos=True)
+        jobs.append((rng.choices(range(300, 2000), k=20), params))
+    found = []
+    for spec in ({}, speculative):
+        cache = CacheConfig(1, num_blocks=12, prefix_caching=False, check_invariants=True)
+        scheduler = SchedulerConfig(max_num_seqs=3, max_num_batched_tokens=1, in_flight_steps=2)
+        model = ModelConfig("windowed", dtype="float32", load_format="dummy", architecture=architecture)
+        config = EngineConfig(model, cache, scheduler, num_threads=1, speculative_config=SpeculativeConfig.of(spec))
+        config.kernels = {"default": "reference"}
+        running = build_engine(config)
+        for index, (prompt, params) in enumerate(jobs):
+            running.add_request(str(index), prompt, params)
+        outputs = {}
+        for _ in range(1000):
+            outputs.update({output.request_id: output for output in running.step() if output.finished})
+        found.append([outputs[str(index)] for index in range(len(jobs))])
+    speculating.check_equal(*found)

@@ -17,7 +17,8 @@ class LayerKV(NamedTuple):
     """The KV cache of one layer.
 
     k, v               [num_pages, page_size, num_kv_heads, head_dim]; last dimension contiguous, other strides free. Page 0
-                       belongs to the null block: never read for a real token. v may alias k and have another head_dim.
+                       belongs to the null block: never read for a real token. v may have another head_dim, and may be the first
+                       elements of k (``is_aliased``).
     k_scale, v_scale   f32 [num_pages, page_size, num_kv_heads] for quantized caches, else None.
     """
 
@@ -29,6 +30,15 @@ class LayerKV(NamedTuple):
     @property
     def page_size(self) -> int:
         return self.k.shape[1]
+
+    def stored(self) -> list[torch.Tensor]:
+        """The tensors that have memory of their own."""
+        return [cache for cache in (self.k, None if self.is_aliased else self.v, self.k_scale, self.v_scale) if cache is not None]
+
+    @property
+    def is_aliased(self) -> bool:
+        """Whether the values are the first elements of the keys, stored once."""
+        return self.v.data_ptr() == self.k.data_ptr() and self.v.stride() == self.k.stride()
 
 
 @dataclass

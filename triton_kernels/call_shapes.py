@@ -71,6 +71,12 @@ def _cache(kv: Any, dtype: torch.dtype) -> tuple[dict[str, float], dict[str, Any
     return dims, {"page_size": kv.k.shape[1], "kv_dtype": _name(kv.k.dtype) if differs else None}
 
 
+def _values(kv: Any) -> dict[str, float]:
+    """dims of values that are not as wide as keys, or lie in them."""
+    widths = {} if kv.v.shape[3] == kv.k.shape[3] else {"value_dim": kv.v.shape[3]}
+    return {**widths, "aliased": 1} if kv.is_aliased else widths
+
+
 def _quantized(args: Mapping[str, Any], width: int) -> tuple[dict[str, float], dict[str, Any]]:
     """dims and options of an op that may quantize its output."""
     kind, granularity = args.get("out_dtype"), args.get("granularity", "token")
@@ -136,7 +142,7 @@ def _kv_cache_write(args: Mapping[str, Any]) -> Described:
     k = args["k"]
     more, options = _cache(args["kv"], k.dtype)
     options["static"] = args.get("k_scale") is not None
-    return {"num_kv_heads": k.shape[1], "head_dim": k.shape[2], **more}, options, (k.shape[0],)
+    return {"num_kv_heads": k.shape[1], "head_dim": k.shape[2], **_values(args["kv"]), **more}, options, (k.shape[0],)
 
 
 def _slot_mapping(args: Mapping[str, Any]) -> Described:
@@ -148,12 +154,14 @@ def _attention(args: Mapping[str, Any]) -> Described:
     more, options = _cache(kv, q.dtype)
     options |= {name: args.get(name) is not None for name in ("sinks", "alibi")}
     options |= {"softcap": args.get("softcap"), "causal": args.get("causal", True)}
-    return {**_heads(q, kv.k), "window": args.get("window") or 0, **more}, options, ()
+    return {**_heads(q, kv.k), **_values(kv), "window": args.get("window") or 0, **more}, options, ()
 
 
 def _moe_route(args: Mapping[str, Any]) -> Described:
     tokens, num_experts = args["logits"].shape
     options = {"renormalize": args["renormalize"], "scoring": args["scoring"], "bias": args.get("bias") is not None}
+    if args.get("num_groups", 1) > 1:
+        options |= {name: args[name] for name in ("num_groups", "top_groups", "group_score")}
     return {"num_experts": num_experts, "top_k": args["top_k"]}, options, (tokens,)
 
 

@@ -65,8 +65,8 @@ class Scheduler:
         request.order = self._policy.order(request, self._num_added)
         self._num_added += 1
         self.requests.add(request)
-        if self.speculation is not None and self.speculation.proposer is not None:
-            self.speculation.proposer.start(request.request_id, request.token_ids)
+        if self.speculation is not None:
+            self.speculation.start(request)
         if request.leader is None:
             self.waiting.add(request)
         else:
@@ -81,8 +81,8 @@ class Scheduler:
         request.status = Status.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
         self.requests.discard(request)
-        if self.speculation is not None and self.speculation.proposer is not None:
-            self.speculation.proposer.stop(request.request_id, request.token_ids)
+        if self.speculation is not None:
+            self.speculation.stop(request)
         self._release_followers(request)
 
     def schedule(self, now_s: float = 0.0) -> ScheduledStep | None:
@@ -150,7 +150,7 @@ class Scheduler:
         self.released = list(range(self.config.max_num_seqs))
 
     def _schedule_running(self, scheduled: ScheduledStep, num_drafts: int, ahead: int) -> int:
-        """Returns what is left of the budget. ahead: drafts that the executor makes behind a request, for which it needs room."""
+        """Returns what is left of the budget. ahead: drafts that the executor makes behind a request, if there is room."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
         # What a request that decodes is missing, if nothing is to be guessed behind it; -1 = none decodes.
         alone = -1 if self._pools else 0 if num_drafts else 1
@@ -184,8 +184,10 @@ class Scheduler:
                 if drafts is None:
                     continue  # until what is in flight is back
                 count = min(missing, most) + len(drafts)
-                if not self._grow(request, min(computed + count + ahead, request.max_total - 1), step):
+                if not self._grow(request, computed + count, step):
                     break
+                if ahead:
+                    self._grow_ahead(request, computed + count + ahead, step)
                 self._append_chunk(scheduled, request, count, drafts, room)
                 budget -= count
         return budget
@@ -229,8 +231,6 @@ class Scheduler:
             if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known)):
                 return 0
             self.counters.num_chunked_prefills += count < missing
-        if ahead:  # without the room drafts are worse, and nothing else
-            manager.grow(request, min(start + count + ahead, request.max_total - 1))
         request.leader = None
         request.status = Status.RUNNING
         request.num_computed, request.num_proposed = start, 0
@@ -242,6 +242,8 @@ class Scheduler:
         insort(self.running, request)
         self.num_running += 1
         step.new.append(new_request(request))
+        if ahead:
+            self._grow_ahead(request, start + count + ahead, step)
         return count
 
     def _count_admission(self, request: Request, num_cached_tokens: int, looked_up: bool) -> None:
@@ -270,6 +272,11 @@ class Scheduler:
                 return False
         step.new_blocks += [(request.seat, group, blocks) for group, blocks in grown]
         return True
+
+    def _grow_ahead(self, request: Request, num_tokens: int, step: StepInput) -> None:
+        """Room for drafts, at nobody's cost: without it they are worse, and nothing else."""
+        grown = self.manager.grow(request, min(num_tokens, request.max_total - 1)) or ()
+        step.new_blocks += [(request.seat, group, blocks) for group, blocks in grown]
 
     def _preempt(self, request: Request) -> None:
         self._release(request)

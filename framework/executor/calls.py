@@ -9,7 +9,8 @@ from typing import Literal
 
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES
-from ..models.architecture import Architecture, LayerShape, ModelInfo, Moe
+from ..models.architecture import Architecture, Latent, LayerShape, ModelInfo, Moe
+from ..models.parts import INNER_NORMS
 from .ranks import Stage, rank_architecture
 
 Rows = Literal["tokens", "logits", "samples", "decode", "prefill"]
@@ -85,6 +86,11 @@ class CallList:
     def __init__(self, model: ModelInfo, architecture: Architecture, config: EngineConfig, fused: bool) -> None:
         self._a, self._parallel = architecture, config.parallel
         self._rank = rank_architecture(architecture, config.parallel)
+        if config.model.latent_prefill != "absorbed":
+            raise ValueError(
+                f"executor.kind={config.executor.kind} knows prompts of latent attention in the absorbed form only: set "
+                "model.latent_prefill=absorbed"
+            )
         self._weights, self._fused = weight_format(model, config), fused
         self._fuse_quantization = config.quant.fuse
         element = ELEMENT_BYTES[model.dtype]
@@ -130,13 +136,26 @@ class CallList:
     def _layer(self, layer: LayerShape, count: int) -> None:
         a, rank, family = self._a, self._rank, self._a.family
         hidden, inner = a.hidden_size, rank.intermediate_size
-        heads = {"num_heads": rank.num_heads, "num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim}
-        q_size, kv_size = rank.num_heads * a.head_dim, rank.num_kv_heads * a.head_dim
-        num_norms = sum(name.endswith("norm") and name not in ("q_norm", "k_norm") for name in family.names)
+        num_norms = sum(name.endswith("norm") and name not in INNER_NORMS for name in family.names)
         before_linear = ("attn_norm" in family.names) + ("mlp_norm" in family.names and layer.moe is None)
         self._norm(count * before_linear, quantizes=True)
         self._norm(count * (num_norms - before_linear))
-        self._linear(count, hidden, q_size + 2 * kv_size, input_quantized=True)
+        if a.latent is None:
+            self._attention(layer, count)
+        else:
+            self._latent_attention(a.latent, layer, count)
+        self._all_reduce(hidden, count)
+        if layer.moe is not None:
+            self._experts(layer.moe, count)
+        else:
+            self._mlp(inner, count)
+        self._all_reduce(hidden, count)
+
+    def _attention(self, layer: LayerShape, count: int) -> None:
+        a, rank, family = self._a, self._rank, self._a.family
+        heads = {"num_heads": rank.num_heads, "num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim}
+        q_size, kv_size = rank.num_heads * a.head_dim, rank.num_kv_heads * a.head_dim
+        self._linear(count, a.hidden_size, q_size + 2 * kv_size, input_quantized=True)
         if self._fused and layer.rope is not None and a.fuses_rotary:
             self._add("qk_norm_rotary_kv_write", heads, count)
         else:
@@ -148,21 +167,39 @@ class CallList:
         attention = {**heads, "window": layer.window or 0} | ({} if a.causal else {"causal": 0})
         self._add("paged_attention_decode", attention, count, rows="decode")
         self._add("paged_attention_prefill", attention, count, rows="prefill")
-        self._linear(count, q_size, hidden)
-        self._all_reduce(hidden, count)
-        if layer.moe is not None:
-            self._experts(layer.moe, count)
-        else:
-            self._linear(count, hidden, inner * (1 + family.gated), input_quantized=True)
-            gelu = family.gated and a.activation not in ("silu", "swish")
-            width = {"intermediate_size": inner, **self._quantized_output()}
-            self._add("gelu_and_mul" if gelu else "silu_and_mul", width, count)
-            self._linear(count, inner, hidden, input_quantized=True)
-        self._all_reduce(hidden, count)
+        self._linear(count, q_size, a.hidden_size)
+
+    def _latent_attention(self, x: Latent, layer: LayerShape, count: int) -> None:
+        """In its absorbed form. Every rank has the whole latents."""
+        hidden, num_heads = self._a.hidden_size, self._rank.num_heads
+        queries = num_heads * x.query_dim
+        cached = {"num_kv_heads": 1, "head_dim": x.head_dim, "value_dim": x.kv_rank, "aliased": 1}
+        self._linear(count, hidden, (x.q_rank or queries) + x.head_dim, input_quantized=True)
+        if x.q_rank:
+            self._add("rms_norm", {"hidden_size": x.q_rank, "residual": 0, **self._quantized_output()}, count)
+            self._linear(count, x.q_rank, queries, input_quantized=True)
+        self._add("rms_norm", {"hidden_size": x.kv_rank, "residual": 0}, count)
+        self._add("rotary", {"num_heads": num_heads, "num_kv_heads": 1, "head_dim": x.rope_dim}, count)
+        self._add("kv_cache_write", cached, count)
+        attention = {"num_heads": num_heads, **cached, "window": layer.window or 0}
+        self._add("head_linear", {"num_heads": num_heads, "in_features": x.nope_dim, "out_features": x.kv_rank}, count)
+        self._add("paged_attention_decode", attention, count, rows="decode")
+        self._add("paged_attention_prefill", attention, count, rows="prefill")
+        self._add("head_linear", {"num_heads": num_heads, "in_features": x.kv_rank, "out_features": x.value_dim}, count)
+        self._linear(count, num_heads * x.value_dim, hidden)
+
+    def _mlp(self, inner: int, count: int, input_quantized: bool = True) -> None:
+        hidden, gated = self._a.hidden_size, self._a.family.gated
+        self._linear(count, hidden, inner * (1 + gated), input_quantized=input_quantized)
+        gelu = gated and self._a.activation not in ("silu", "swish")
+        width = {"intermediate_size": inner, **self._quantized_output()}
+        self._add("gelu_and_mul" if gelu else "silu_and_mul", width, count)
+        self._linear(count, inner, hidden, input_quantized=True)
 
     def _experts(self, moe: Moe, count: int) -> None:
         whole = {"num_experts": moe.num_experts, "top_k": moe.top_k}
-        self._add("linear", {"in_features": self._a.hidden_size, "out_features": moe.num_experts}, count)
+        wide = {"weight_bytes": 4, "act_bytes": 4} if moe.float32_router else {}
+        self._add("linear", {"in_features": self._a.hidden_size, "out_features": moe.num_experts, **wide}, count)
         self._add("moe_route", whole, count)
         weights = {name: value for name, value in self._weights.dims.items() if name != "act_bytes" and self._weights.experts}
         if "group_rows" in weights:  # which the cost of experts knows
@@ -170,6 +207,10 @@ class CallList:
         ranks = {"ep": self._parallel.ep, "tp": self._parallel.tp // self._parallel.ep}
         sizes = {"hidden_size": self._a.hidden_size, "intermediate_size": moe.intermediate_size}
         self._add("moe_experts", {**whole, **sizes, **ranks, **weights}, count)
+        if moe.shared_size:
+            self._mlp(moe.shared_size, count, input_quantized=False)
+        if moe.shared_gate:
+            self._linear(count, self._a.hidden_size, 1)
 
     def _linear(self, count: int, in_features: int, out_features: int, input_quantized: bool = False) -> None:
         """input_quantized: what comes before it can quantize its own output."""

@@ -65,7 +65,8 @@ class Observer:
         assert architecture is not None, "executors without a device refuse such models"
         off = dict.fromkeys(("sinks", "alibi", "bias", "zeros", "act_order", "static"), False)
         family = architecture.family
-        rotary = {"rot_dim": architecture.head_dim, "style": family.rotary_style, "norms": "qk" if family.qk_norm else ""}
+        rot_dim = architecture.head_dim if architecture.latent is None else architecture.latent.rope_dim
+        rotary = {"rot_dim": rot_dim, "style": family.rotary_style, "norms": "qk" if family.qk_norm else ""}
         paged = {"page_size": cache.block_size, "kv_dtype": cache.dtype if "kv_bytes" in dims else None}
         experts = {"renormalize": True, "scoring": "softmax", "scheme": "float", "group": 0}
         sizes = {"vocab_size": architecture.vocab_size, "softcap": None, "causal": True, "recipe": "channel"}
@@ -85,7 +86,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "gemm_w4a16": ("zeros", "act_order", "bias"),
     "gemm_fp8": ("recipe", "kind", "static", "bias"),
     "layer_norm": ("bias",),
-    "moe_route": ("renormalize", "scoring", "bias"),
+    "moe_route": ("renormalize", "scoring", "bias", "num_groups", "top_groups", "group_score"),
     "moe_experts": ("scheme", "group", "zeros"),
 }
 """What a case of the op needs beside its dims; see ``triton_kernels.call_shapes``."""

@@ -59,11 +59,13 @@ def rank_architecture(a: Architecture, parallel: ParallelConfig) -> Architecture
 def _rank_layer(layer: LayerShape, parallel: ParallelConfig) -> LayerShape:
     if layer.moe is None:
         return layer
+    shared = _share(layer.moe.shared_size, parallel.tp, "inner columns of the shared experts")
+    moe = replace(layer.moe, shared_size=shared)
     if parallel.ep > 1:
-        _share(layer.moe.num_experts, parallel.ep, "experts", "ep")
-        return layer
-    inner = _share(layer.moe.intermediate_size, parallel.tp, "inner columns of an expert")
-    return replace(layer, moe=replace(layer.moe, intermediate_size=inner))
+        _share(moe.num_experts, parallel.ep, "experts", "ep")
+        return replace(layer, moe=moe)
+    inner = _share(moe.intermediate_size, parallel.tp, "inner columns of an expert")
+    return replace(layer, moe=replace(moe, intermediate_size=inner))
 
 
 def _share(total: int, size: int, what: str, key: str = "tp") -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..config import EngineConfig
 from ..engine.kv_cache.memory import cache_blocks, useful_blocks
-from ..engine.kv_cache.spec import CacheGroup, CacheSpec, PagedKV, block_bytes, group_layers
+from ..engine.kv_cache.spec import CacheGroup, block_bytes, group_layers
 from ..models.architecture import Architecture, ModelInfo
 
 
@@ -41,7 +41,4 @@ def native(model: ModelInfo, config: EngineConfig) -> Architecture:
 def kv_groups(architecture: Architecture, model: ModelInfo, config: EngineConfig) -> tuple[CacheGroup, ...]:
     """Of a model, or of the part of it that one device holds."""
     dtype = model.dtype if config.cache.dtype == "auto" else config.cache.dtype
-    heads, dim = architecture.num_kv_heads, architecture.head_dim
-    windows = [layer.window if architecture.causal else None for layer in architecture.layers]
-    specs: list[CacheSpec] = [PagedKV(heads, dim, dim, dtype, window) for window in windows]
-    return group_layers(specs)
+    return group_layers(architecture.cache_specs(dtype))

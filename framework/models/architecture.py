@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig
+from ..engine.kv_cache.spec import PagedKV
 from .families import FAMILIES, Family
 from .hub import read_json, resolve_model
 from .pooling.read import read_pooling
@@ -21,12 +22,55 @@ PLAIN_ACTIVATIONS = ("relu", "relu2", "silu", "swish", "gelu", "gelu_new", "gelu
 
 @dataclass(frozen=True)
 class Moe:
-    """A mixture of experts: ``top_k`` of ``num_experts`` serve each token."""
+    """A mixture of experts: ``top_k`` of ``num_experts`` serve each token.
+
+    renormalize .. scaling   the rule of ``moe_route``; bias: of the choice
+    float32_router           logits of experts are those of float32, whatever the model's dtype
+    shared_size              inner columns of the experts that serve every token, as one MLP; 0: there are none
+    shared_gate              what they add is weighted by a sigmoid of its own
+    """
 
     num_experts: int
     top_k: int
     intermediate_size: int
     renormalize: bool
+    scoring: str = "softmax"
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: str = "max"
+    scaling: float = 1.0
+    bias: bool = False
+    float32_router: bool = False
+    shared_size: int = 0
+    shared_gate: bool = False
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """Bound arguments of ``moe_route``, without the bias."""
+        names = ("top_k", "renormalize", "scoring", "num_groups", "top_groups", "group_score", "scaling")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Latent attention. q_rank, kv_rank: sizes of the latents that queries (None: they have none) and keys with values come from;
+    nope_dim and rope_dim: of a head's queries and keys, without and with positions; value_dim: of its values."""
+
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+
+    @property
+    def query_dim(self) -> int:
+        """Of a head's queries."""
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def head_dim(self) -> int:
+        """Of what the cache keeps of a token: its latent and the rotated part of its keys."""
+        return self.kv_rank + self.rope_dim
 
 
 @dataclass(frozen=True)
@@ -45,6 +89,7 @@ class Architecture:
     """The shapes and choices of one model.
 
     family         its entry, as its config alters it
+    num_kv_heads, head_dim   what attention over the cache sees: of latent attention one head, as wide as what is cached
     qkv_clip       queries, keys and values are kept within -qkv_clip and qkv_clip
     has_logits     it ends with a projection to the vocabulary, and not with its hidden states
     embed_scale, residual_scale, logit_scale   factors of embeddings, of what layers add, and of logits; None: 1
@@ -73,6 +118,14 @@ class Architecture:
     layers: tuple[LayerShape, ...]
     num_token_types: int = 0
     has_logits: bool = True
+    latent: Latent | None = None
+
+    def cache_specs(self, dtype: str) -> list[PagedKV]:
+        """What each layer keeps in a cache of ``dtype``. Raises ValueError for one that the model cannot have."""
+        value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
+        heads = (self.num_kv_heads, self.head_dim, value_dim)
+        windows = [layer.window if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
+        return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
 
     @property
     def residual(self) -> str:
@@ -88,7 +141,11 @@ class Architecture:
     def fuses_rotary(self) -> bool:
         """Whether ``qk_norm_rotary_kv_write`` can do all that layers that rotate do between projection and attention."""
         f = self.family
-        return self.qkv_clip is None and (not f.qk_norm or (f.qk_norm == "head" and f.norm == "rms" and not f.qk_norm_rotated))
+        return (
+            self.qkv_clip is None
+            and self.latent is None
+            and (not f.qk_norm or (f.qk_norm == "head" and f.norm == "rms" and not f.qk_norm_rotated))
+        )
 
 
 @dataclass(frozen=True)
@@ -203,6 +260,11 @@ _SIZES = (
     "intermediate_size",
     "head_dim",
     "vocab_size",
+    "kv_lora_rank",
+    "q_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
 )
 
 
@@ -224,7 +286,10 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
     """config: in our words; family: as it alters it."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head_dim, kv_heads = config.get("head_dim") or hidden // heads, config.get("num_key_value_heads") or heads
-    if heads % kv_heads:
+    latent = _latent(config) if family.latent else None
+    if latent is not None:
+        kv_heads = 1
+    elif heads % kv_heads:
         raise ValueError(f"the model's config.json (or model.architecture) has {heads} heads that share {kv_heads} KV heads")
     return Architecture(
         family=family,
@@ -234,7 +299,7 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         intermediate_size=config.get("intermediate_size") or 4 * hidden,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        head_dim=head_dim if latent is None else latent.head_dim,
         norm_eps=float(config.get("norm_eps") or _required(config, "rms_norm_eps")),
         activation=_required(config, "hidden_act"),
         biases=family.biases(config),
@@ -249,7 +314,13 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         tied=bool(config.get("tie_word_embeddings", False)),
         num_token_types=config.get("type_vocab_size") or 0,
         layers=tuple(_layer(family, config, head_dim, i) for i in range(config["num_hidden_layers"])),
+        latent=latent,
     )
+
+
+def _latent(config: Mapping[str, Any]) -> Latent:
+    ranks = config["q_lora_rank"], _required(config, "kv_lora_rank")
+    return Latent(*ranks, *(_required(config, name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")))
 
 
 def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int) -> LayerShape:
@@ -266,8 +337,19 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
     moe = None
     if family.moe(config, index):
         size = config.get("moe_intermediate_size") or config["intermediate_size"]
-        moe = Moe(config["num_experts"], config["num_experts_per_tok"], size, bool(config["norm_topk_prob"]))
+        found = {"renormalize": bool(config["norm_topk_prob"]), **family.routing(config)}
+        moe = Moe(config["num_experts"], _required(config, "num_experts_per_tok"), size, **found)
+        _check_groups(moe)
     return LayerShape(window, rope, scale, moe)
+
+
+def _check_groups(moe: Moe) -> None:
+    size = moe.num_experts // moe.num_groups
+    if moe.num_experts % moe.num_groups or not 0 < moe.top_groups <= moe.num_groups or moe.top_k > size * moe.top_groups:
+        raise ValueError(
+            f"the model's config.json asks for {moe.top_k} of {moe.num_experts} experts, out of the best {moe.top_groups} of "
+            f"{moe.num_groups} groups: groups must be equal, and large enough together"
+        )
 
 
 def _unknown_layers(config: Mapping[str, Any]) -> str | None:

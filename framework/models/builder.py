@@ -13,18 +13,21 @@ from tqdm import tqdm
 from ..config import ModelConfig, QuantConfig
 from ..plan import BoundKernel, KernelPlan
 from .alibi import alibi_slopes
-from .architecture import Architecture, LayerShape, ModelInfo
+from .architecture import Architecture, Latent, LayerShape, ModelInfo, Moe
 from .decoder import Decoder
 from .layers.attention import Attention, Fused, Separate
 from .layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, PreNormBlock
-from .layers.linear import Linear, bind_linear
-from .layers.mlp import PLAIN, Mlp, MoeMlp
+from .layers.expanded_prefill import ExpandedPrefill
+from .layers.linear import Float32Linear, Linear, bind_linear
+from .layers.mla import LatentAttention
+from .layers.mlp import PLAIN, Mlp, MoeMlp, SharedExperts
 from .layers.paged_attention import AttentionKernels, AttentionShape
 from .layers.qk_norm import HeadNorm, HeadsNorm, QkNorm, WidthNorm
 from .parallel import Parallel
 from .parts import Part, all_parts, layer_parts, model_parts
 from .pooling.classifiers import HEADS
 from .protocol import Model
+from .quantization.canonical import dequantized
 from .quantization.kv_scales import TENSORS as KV_SCALES
 from .quantization.kv_scales import kv_scales
 from .quantization.scheme import LoadedPart, Scheme, one_input
@@ -35,6 +38,8 @@ from .weights import Checkpoint, DummyWeights, Weights
 
 _logger = logging.getLogger(__name__)
 POST_NORMS = ("attn_post_norm", "mlp_post_norm")
+LATENT_EPS = 1e-6
+"""Of the norms of latents, whatever the config says of the others."""
 
 
 @torch.inference_mode()
@@ -67,8 +72,14 @@ def load_model(
         from .transformers_model import load_transformers_model  # slow to import, and needed for few models
 
         return load_transformers_model(config, info, plan, device, block_size, _cache_dtype(info, cache_dtype), seed)
+    if config.latent_prefill != "absorbed" and info.architecture.latent is None:
+        raise ValueError(
+            f"model.latent_prefill={config.latent_prefill} would change nothing: model {config.name!r} has no latent attention"
+        )
+    info.architecture.cache_specs(_cache_dtype(info, cache_dtype))  # refuses a cache before weights are read
     weights = _open(config, info, info.architecture, device, seed, scheme)
-    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse).build()
+    expand = config.latent_prefill == "expanded"
+    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand).build()
 
 
 def _cache_dtype(info: ModelInfo, wish: str) -> str:
@@ -110,11 +121,13 @@ class Builder:
         block_size: int,
         cache_dtype: str,
         fuse_quantization: bool = True,
+        expand_prompts: bool = False,
     ) -> None:
         assert parallel.tp.size == parallel.ep.size == 1, "layers are whole: only the list of layers can be cut"
         self.info, self.a, self.weights, self.plan, self.device, self.parallel = info, architecture, weights, plan, device, parallel
         self.attention = AttentionKernels(plan, block_size, _cache_dtype(info, cache_dtype), device)
-        self._fuse_quantization = fuse_quantization
+        self._fuse_quantization, self._expands_prompts = fuse_quantization, expand_prompts
+        self._expanded: list[BoundKernel] = []
         self._shared: dict[Hashable, BoundKernel] = {}
         self._cos_sin: dict[Rope, torch.Tensor] = {}
 
@@ -152,7 +165,10 @@ class Builder:
         """layer: counted over the model; index: over the layers of this process."""
         parts, shape = layer_parts(self.a, layer), self.a.layers[layer]
         qkv, attn_norm = self._linear_after_norm(parts, "attn_norm", "qkv")
-        attention = self._attention(parts, shape, index, qkv)
+        if self.a.latent is None:
+            attention: Attention | LatentAttention = self._attention(parts, shape, index, qkv)
+        else:
+            attention = self._latent_attention(parts, shape, self.a.latent, index, qkv)
         mlp_norm: BoundKernel | None
         if shape.moe:
             mlp: Mlp | MoeMlp = self._moe(parts, shape)
@@ -187,6 +203,39 @@ class Builder:
         separate = Separate(q_norm, k_norm, rotary, paged, split, a.head_dim, a.qkv_clip, a.family.qk_norm_rotated)
         return Attention(qkv, o, separate, paged)
 
+    def _latent_attention(
+        self, parts: dict[str, Part], layer: LayerShape, latent: Latent, index: int, qkv: Linear
+    ) -> LatentAttention:
+        """Keys' and values' up-projections become linear layers of the heads, on queries and on what attention returns."""
+        a, q_norm, q_b = self.a, None, None
+        assert layer.rope is not None, "a part of latent keys is rotated"
+        shape = AttentionShape(
+            a.num_heads, 1, latent.head_dim, latent.kv_rank, layer.scale, self._window(layer), a.attn_softcap, aliased=True
+        )
+        if "q_b" in parts:
+            q_b, q_norm = self._linear_after_norm(parts, "q_a_norm", "q_b", LATENT_EPS)
+        loaded = self.weights.load(parts["kv_b"])
+        weight = torch.cat([dequantized(part).to(getattr(torch, self.info.dtype)) for part in loaded])
+        keys, values = weight.unflatten(0, (a.num_heads, -1)).split([latent.nope_dim, latent.value_dim], 1)
+        absorb, from_latents = (self.plan.bind("head_linear", {"weight": w.contiguous()}) for w in (keys.mT, values))
+        kv_norm = self.plan.bind(*self._norm_call(*self._norm_tensors(parts["kv_a_norm"]), LATENT_EPS))
+        paged, o = self.attention.layer(index, shape), self._linear(parts["o"])
+        rotary, expanded = self._rotary(layer.rope), None
+        if self._expands_prompts:
+            expand = bind_linear(self.plan, loaded)
+            paged.prefill = expanded = ExpandedPrefill(
+                latent, a.num_heads, self.attention.block_size, expand, absorb, from_latents, *self._expanded_kernels(shape, latent)
+            )
+        return LatentAttention(latent, qkv, q_norm, q_b, kv_norm, rotary, absorb, from_latents, o, paged, expanded)
+
+    def _expanded_kernels(self, shape: AttentionShape, latent: Latent) -> list[BoundKernel]:
+        """Shared by all layers: the write of expanded keys and values, attention among them and over latents, what joins both."""
+        if not self._expanded:
+            heads = AttentionShape(shape.num_heads, shape.num_heads, latent.query_dim, latent.value_dim, shape.scale, None, None)
+            attention = self.attention.of_prompts(heads, causal=True), self.attention.of_prompts(shape, causal=False)
+            self._expanded = [self.attention.workspace_write(heads), *attention, self.plan.bind("merge_attention")]
+        return self._expanded
+
     def _alibi(self, layer: LayerShape) -> tuple[float, ...] | None:
         if self.a.family.positions != "alibi":
             return None
@@ -216,39 +265,58 @@ class Builder:
             replaced["rms_norm"] = {"weight": q_weight, **kind}
         return self.plan.bind_fused("qk_norm_rotary_kv_write", replaced, weights, params, self.attention.facts(shape))
 
-    def _mlp(self, parts: dict[str, Part], up: Linear) -> Mlp:
+    def _mlp(self, parts: dict[str, Part], up: Linear, name: str = "down") -> Mlp:
         if not self.a.family.gated:
-            return Mlp(up, PLAIN[self.a.activation], self._linear(parts["down"]))
+            return Mlp(up, PLAIN[self.a.activation], self._linear(parts[name]))
         op, params = "silu_and_mul", {}
         if self.a.activation not in ("silu", "swish"):
             op, params = "gelu_and_mul", {"approximate": "none" if self.a.activation == "gelu" else "tanh"}
-        down = self.weights.load(parts["down"])
+        down = self.weights.load(parts[name])
         quantizing = self._quantizing(op, {}, params, down)
         linear = bind_linear(self.plan, down, quantized_input=quantizing is not None)
         return Mlp(up, quantizing or self._share(op, params), linear)
 
     def _moe(self, parts: dict[str, Part], shape: LayerShape) -> MoeMlp:
-        assert shape.moe is not None
-        params = {"bias": None, "top_k": shape.moe.top_k, "renormalize": shape.moe.renormalize, "scoring": "softmax"}
+        moe = shape.moe
+        assert moe is not None
         experts = self.weights.load_experts(parts["w13"], parts["w2"])
         return MoeMlp(
-            self._linear(parts["router"]),
-            self._share("moe_route", params=params, facts={"num_experts": shape.moe.num_experts}),
+            self._router(parts["router"]),
+            self._route(parts, moe),
             self.plan.bind(
-                experts.op, experts.tensors, {**experts.params, "expert_start": 0}, {"top_k": shape.moe.top_k}, note=experts.note
+                experts.op, experts.tensors, {**experts.params, "expert_start": 0}, {"top_k": moe.top_k}, note=experts.note
             ),
+            self._shared_experts(parts) if moe.shared_size else None,
         )
+
+    def _router(self, part: Part) -> Linear:
+        if not part.float32:
+            return self._linear(part)
+        weights = {"weight": self.weights.weight(part), "bias": None}
+        return Float32Linear(self.plan.bind("linear", weights, dtype=torch.float32))
+
+    def _route(self, parts: dict[str, Part], moe: Moe) -> BoundKernel:
+        facts = {"num_experts": moe.num_experts}
+        if not moe.bias:
+            return self._share("moe_route", {"bias": None, **moe.rule}, facts)
+        return self.plan.bind("moe_route", {"bias": self.weights.weight(parts["route_bias"])}, moe.rule, facts)
+
+    def _shared_experts(self, parts: dict[str, Part]) -> SharedExperts:
+        mlp = self._mlp(parts, self._linear(parts["shared_gate_up"]), "shared_down")
+        return SharedExperts(mlp, self._optional(parts, "shared_gate"))
 
     def _linear(self, part: Part) -> Linear:
         return bind_linear(self.plan, self.weights.load(part))
 
-    def _linear_after_norm(self, parts: dict[str, Part], norm: str, linear: str) -> tuple[Linear, BoundKernel | None]:
+    def _linear_after_norm(
+        self, parts: dict[str, Part], norm: str, linear: str, eps: float | None = None
+    ) -> tuple[Linear, BoundKernel | None]:
         """A linear layer and the norm before it, if there is one. Nothing else reads its output unless norms are post norms, or
-        shared."""
+        shared. eps: of the norm, if not the model's."""
         loaded = self.weights.load(parts[linear])
         if norm not in parts:
             return bind_linear(self.plan, loaded), None
-        call = self._norm_call(*self._norm_tensors(parts[norm]))
+        call = self._norm_call(*self._norm_tensors(parts[norm]), eps)
         read_once = self.a.residual != "post" and not self.a.family.shares_norm
         quantizing = self._quantizing(*call, loaded) if read_once else None
         return bind_linear(self.plan, loaded, quantized_input=quantizing is not None), quantizing or self.plan.bind(*call)
@@ -278,12 +346,13 @@ class Builder:
         return self.plan.bind(*self._norm_call(weight, bias))
 
     def _norm_call(
-        self, weight: torch.Tensor, bias: torch.Tensor | None
+        self, weight: torch.Tensor, bias: torch.Tensor | None, eps: float | None = None
     ) -> tuple[str, dict[str, torch.Tensor | None], dict[str, Any]]:
         """op, weights and params of a norm."""
+        eps = self.a.norm_eps if eps is None else eps
         if self.a.family.norm == "layer":
-            return "layer_norm", {"weight": weight + self.a.family.norm_offset, "bias": bias}, {"eps": self.a.norm_eps}
-        return "rms_norm", {"weight": weight}, {"eps": self.a.norm_eps, "offset": self.a.family.norm_offset}
+            return "layer_norm", {"weight": weight + self.a.family.norm_offset, "bias": bias}, {"eps": eps}
+        return "rms_norm", {"weight": weight}, {"eps": eps, "offset": self.a.family.norm_offset}
 
     def _embedding(self, table: torch.Tensor, lm_head: Linear | None) -> BoundKernel:
         if self.a.tied and isinstance(lm_head, BoundKernel):

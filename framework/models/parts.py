@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .architecture import Architecture
+from .architecture import Architecture, Moe
 
 
 @dataclass(frozen=True)
@@ -14,11 +14,13 @@ class Part:
     """One tensor of the model (and its bias), stacked from shards.
 
     sources    module names on disk; for experts with ``{e}`` in place of the expert's number
+    tensor     name of the tensor in a module
     rows       rows (outputs) of each source
     columns    inputs; None for a norm, which is a vector; one without sources has no weights
     layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go by KV heads, each
                with its ``group`` queries, its key and its value, and rows here q of all heads, k, v
     always_float   norms and embeddings, which no checkpoint stores otherwise
+    float32        kept in float32 whatever the model's dtype
     quantizable    a linear layer or experts inside a layer of the model, as which routers do not count: what is quantized where
                    a checkpoint of floats is to be
     """
@@ -32,6 +34,8 @@ class Part:
     head_dim: int = 0
     group: int = 1
     always_float: bool = False
+    float32: bool = False
+    tensor: str = "weight"
     quantizable: bool = False
 
     @property
@@ -53,7 +57,12 @@ class Part:
         for expert in range(self.num_experts or 1):
             for shard, (source, rows) in enumerate(zip(self.sources, self.rows)):
                 shape: tuple[int, ...] = (rows,) if self.columns is None else (rows, self.columns)
-                yield source.format(e=expert) + ".weight", expert, shard, shape[::-1] if self.layout == "transposed" else shape
+                yield (
+                    f"{source.format(e=expert)}.{self.tensor}",
+                    expert,
+                    shard,
+                    shape[::-1] if self.layout == "transposed" else shape,
+                )
 
     def float_names(self) -> Iterator[str]:
         """Names on disk of the weights and biases, where they are floats."""
@@ -106,37 +115,76 @@ def _qk_norm(a: Architecture, sources: tuple[str, ...], num_heads: int) -> Part:
 def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
     """Parts of layer ``index``, by the names of the family table."""
     f, moe = a.family, a.layers[index].moe
-    q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    hidden, inner = a.hidden_size, a.intermediate_size
-    outputs = {"qkv": (q, k, k), "o": (hidden,), "gate_up": (inner, inner), "up": (inner,), "down": (hidden,)}
-    inputs = {"qkv": hidden, "o": q, "gate_up": hidden, "up": hidden, "down": inner}
-    skipped = ("gate_up", "up", "down") if moe else ("router", "w13", "w2")
+    linears, skipped = _linears(a, moe), _skipped(moe)
     parts = {}
     for name, modules in f.names.items():
         if name in skipped or (name == "attn_norm" and index == 0 and f.starts_normed):
             continue
         sources = tuple(f"{f.base}{f.layers}.{index}.{module}" for module in modules)
-        if name in outputs:
-            rows = outputs[name] if len(sources) == len(outputs[name]) else (sum(outputs[name]),)
+        if name in linears:
+            rows, columns = linears[name]
+            rows = rows if len(sources) == len(rows) else (sum(rows),)
             layout: Literal["linear", "transposed", "interleaved"] = "transposed" if f.transposed else "linear"
             if name == "qkv" and f.interleaved_qkv:
                 layout = "interleaved"
             bias = name in a.biases
             group = a.num_heads // a.num_kv_heads
-            parts[name] = Part(sources, rows, inputs[name], bias, layout, head_dim=a.head_dim, group=group, quantizable=True)
+            quantizable = name != "kv_b"  # which is split into the weights of ``head_linear``
+            parts[name] = Part(sources, rows, columns, bias, layout, head_dim=a.head_dim, group=group, quantizable=quantizable)
         elif name in ("q_norm", "k_norm"):
             parts[name] = _qk_norm(a, sources, a.num_heads if name == "q_norm" else a.num_kv_heads)
+        elif name in LATENT_NORMS:
+            assert a.latent is not None
+            size = a.latent.q_rank if name == "q_a_norm" else a.latent.kv_rank
+            parts[name] = Part(sources, (size or 0,), always_float=True)
         elif name.endswith("norm"):
             parts[name] = _norm(a, sources)
         else:
             assert moe is not None
-            size = moe.intermediate_size
+            size, wide, hidden = moe.intermediate_size, moe.float32_router, a.hidden_size
             parts[name] = {
-                "router": Part(sources, (moe.num_experts,), hidden),
+                "router": Part(sources, (moe.num_experts,), hidden, always_float=wide, float32=wide),
+                "route_bias": Part(sources, (moe.num_experts,), always_float=True, float32=True, tensor="e_score_correction_bias"),
                 "w13": Part(sources, (size, size), hidden, num_experts=moe.num_experts, quantizable=True),
                 "w2": Part(sources, (hidden,), size, num_experts=moe.num_experts, quantizable=True),
             }[name]
     return parts
+
+
+LATENT_NORMS = ("q_a_norm", "kv_a_norm")
+INNER_NORMS = ("q_norm", "k_norm", *LATENT_NORMS)
+"""Those inside attention."""
+
+
+def _linears(a: Architecture, moe: Moe | None) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Linear layers of a layer, but for its experts: rows of each source, and columns."""
+    hidden, inner, x = a.hidden_size, a.intermediate_size, a.latent
+    found: dict[str, tuple[tuple[int, ...], int]] = {
+        "gate_up": ((inner, inner), hidden),
+        "up": ((inner,), hidden),
+        "down": ((hidden,), inner),
+    }
+    if moe is not None:
+        shared = moe.shared_size
+        found |= {"shared_gate_up": ((shared, shared), hidden), "shared_down": ((hidden,), shared), "shared_gate": ((1,), hidden)}
+    if x is None:
+        q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+        return found | {"qkv": ((q, k, k), hidden), "o": ((hidden,), q)}
+    queries, values = a.num_heads * x.query_dim, a.num_heads * x.value_dim
+    return found | {
+        "qkv": ((x.q_rank or queries, x.head_dim), hidden),
+        "q_b": ((queries,), x.q_rank or 0),
+        "kv_b": ((a.num_heads * (x.nope_dim + x.value_dim),), x.kv_rank),
+        "o": ((hidden,), values),
+    }
+
+
+def _skipped(moe: Moe | None) -> tuple[str, ...]:
+    """Names of the family table that a layer does not have."""
+    shared = ("shared_gate_up", "shared_down", "shared_gate")
+    if moe is None:
+        return ("router", "route_bias", "w13", "w2", *shared)
+    return ("gate_up", "up", "down", *(() if moe.shared_size else shared))
 
 
 def all_parts(a: Architecture) -> Iterator[Part]:

@@ -33,6 +33,10 @@ class Weights(ABC):
         """The experts of a layer."""
         return self.scheme.experts(w13, w2, self)
 
+    def empty(self, part: Part) -> torch.Tensor:
+        """A tensor for the weight."""
+        return torch.empty(part.shape, dtype=torch.float32 if part.float32 else self.dtype, device=self.device)
+
     @abstractmethod
     def weight(self, part: Part) -> torch.Tensor:
         """As ``TensorSource.weight``."""
@@ -61,7 +65,8 @@ def parts_bytes(parts: Iterable[Part], scheme: Scheme, dtype: torch.dtype) -> fl
     """What some of the parts take."""
     total = 0.0
     for part in parts:
-        total += math.prod(part.shape) * dtype.itemsize if part.always_float else scheme.num_bytes(part, dtype)
+        element = torch.float32.itemsize if part.float32 else dtype.itemsize
+        total += math.prod(part.shape) * element if part.always_float else scheme.num_bytes(part, dtype)
         total += sum(part.rows) * dtype.itemsize if part.bias else 0
     return total
 
@@ -70,7 +75,7 @@ class EmptyWeights(Weights):
     """Tensors whose memory nobody touches, so that models larger than this machine fit."""
 
     def weight(self, part: Part) -> torch.Tensor:
-        return torch.empty(part.shape, dtype=self.dtype, device=self.device)
+        return self.empty(part)
 
     def bias(self, part: Part) -> torch.Tensor | None:
         return torch.empty(sum(part.rows), dtype=self.dtype, device=self.device) if part.bias else None
@@ -88,9 +93,8 @@ class DummyWeights(Weights):
 
     def weight(self, part: Part) -> torch.Tensor:
         if part.columns is None:
-            return torch.full(part.shape, 1.0 - self._norm_offset, dtype=self.dtype, device=self.device)
-        weight = torch.empty(part.shape, dtype=self.dtype, device=self.device)
-        return weight.normal_(std=part.columns**-0.5, generator=self._generator(part.sources[0]))
+            return self.empty(part).fill_(1.0 - self._norm_offset)
+        return self.empty(part).normal_(std=part.columns**-0.5, generator=self._generator(part.sources[0]))
 
     def bias(self, part: Part) -> torch.Tensor | None:
         return torch.zeros(sum(part.rows), dtype=self.dtype, device=self.device) if part.bias else None
@@ -130,7 +134,7 @@ class Checkpoint(Weights):
             )
 
     def weight(self, part: Part) -> torch.Tensor:
-        weight = torch.empty(part.shape, dtype=self.dtype, device=self.device)
+        weight = self.empty(part)
         for name, expert, shard, shape in part.tensors():
             stacked = weight[expert] if part.num_experts else weight
             _place(stacked[_rows(part, shard)], self._read_float(name, shape), part)

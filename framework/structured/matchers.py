@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from itertools import accumulate
 from time import perf_counter, thread_time
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class Matchers:
             else:
                 new = request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]
                 constraint.proposed = committed.proposed.get(request, [])
-                moves.append((constraint, new, constraint.proposed))
+                moves.append(_Move(constraint, new, constraint.proposed))
         if moves:
             self._finish()
             self._begin(moves)
@@ -108,7 +108,7 @@ class Matchers:
             if drafts and drafts[0] < 0:  # made by the executor, which told of them
                 drafts = constraint.proposed[: len(drafts)]
             if constraint.masks is None or constraint.drafts[: len(drafts)] != drafts:
-                fresh.append((constraint, [], drafts))
+                fresh.append(_Move(constraint, [], drafts))
         if fresh:
             self._begin(fresh)
             self._finish()
@@ -136,7 +136,7 @@ class Matchers:
     def _begin(self, moves: list[_Move]) -> None:
         calls: dict[object, list[_Move]] = {}
         for move in moves:
-            constraint, backend = move[0], move[0].matcher.backend
+            constraint, backend = move.constraint, move.constraint.matcher.backend
             calls.setdefault(constraint if constraint.is_alone or not backend.is_bounded else backend, []).append(move)
         self._filling = list(calls.values())
         self._thread.begin([partial(self._fill, call) for call in self._filling])
@@ -144,33 +144,33 @@ class Matchers:
     def _finish(self) -> None:
         calls, self._filling = self._filling, []
         for index, error in self._thread.finish().items():
-            for constraint, *_ in calls[index]:
-                constraint.fail(error)
-        total_s = sum(call[0][0].fill_s for call in calls)
+            for move in calls[index]:
+                move.constraint.fail(error)
+        total_s = sum(call[0].constraint.fill_s for call in calls)
         for call in calls:
-            for constraint, *_ in call:
-                constraint.is_alone = total_s > MAX_FILL_S / 2
-        alone = sorted((call[0][0] for call in calls if len(call) == 1), key=lambda constraint: constraint.fill_s)
+            for move in call:
+                move.constraint.is_alone = total_s > MAX_FILL_S / 2
+        alone = sorted((call[0].constraint for call in calls if len(call) == 1), key=lambda constraint: constraint.fill_s)
         while total_s > MAX_FILL_S and alone and alone[-1].fill_s > MAX_FILL_S / 20:  # many that are cheap are nobody's fault
             total_s -= alone[-1].fill_s
             alone.pop().fail(TimeoutError())
 
     def _fill(self, moves: list[_Move]) -> None:
         """Runs in the thread."""
-        for constraint, *_ in moves:
+        for constraint, _, _ in moves:
             constraint.fill_s = 0.0
             if constraint.grammar in self._computing:  # in a thread that was left behind
                 constraint.fail(TimeoutError())
-        moves = [move for move in moves if move[0].matcher.error is None]
+        moves = [move for move in moves if move.constraint.matcher.error is None]
         if not moves:
             return
         clock = thread_time if len(moves) == 1 else perf_counter  # of several, the library's own threads compute
-        began_s, grammars = clock(), {constraint.grammar for constraint, *_ in moves}
+        began_s, grammars = clock(), {move.constraint.grammar for move in moves}
         self._computing |= grammars
         try:
-            matchers, drafts = [constraint.matcher for constraint, *_ in moves], [drafts for *_, drafts in moves]
+            matchers, drafts = [move.constraint.matcher for move in moves], [move.drafts for move in moves]
             backend, forced = matchers[0].backend, [list[int]() for _ in moves]
-            backend.accept(matchers, [token_ids for _, token_ids, _ in moves])
+            backend.accept(matchers, [move.token_ids for move in moves])
             if self._num_forced:
                 forced = [tokens[: self._num_forced] for tokens in backend.forced(matchers)]
                 drafts = [own or expected for own, expected in zip(drafts, forced)]
@@ -179,10 +179,10 @@ class Matchers:
             backend.fill(matchers, drafts, masks)
         finally:
             self._computing -= grammars
-        for (constraint, *_), own, expected, end in zip(moves, drafts, forced, ends):
+        for (constraint, _, _), own, expected, end in zip(moves, drafts, forced, ends):
             constraint.masks, constraint.drafts = masks[end - 1 - len(own) : end, : self._num_words], own
             constraint.forced = expected
-        moves[0][0].fill_s = clock() - began_s
+        moves[0].constraint.fill_s = clock() - began_s
 
     def _is_ready(self, request: Request) -> bool:
         job = self._jobs[request]
@@ -259,5 +259,9 @@ class _Constraint:
         return masks
 
 
-_Move = tuple[_Constraint, list[int], list[int]]
-"""A constraint, the tokens that it is to take before its next mask, and the drafts behind each of which it is to have one, too."""
+class _Move(NamedTuple):
+    """The tokens that a constraint is to take before its next mask, and the drafts behind each of which it is to have one, too."""
+
+    constraint: _Constraint
+    token_ids: list[int]
+    drafts: list[int]

@@ -34,7 +34,10 @@ def allocate_caches(groups: tuple[CacheGroup, ...], num_blocks: int, block_size:
 
 def _layer(parts: list[torch.Tensor], spec: PagedKV, block_size: int) -> LayerKV:
     dtype, heads = getattr(torch, spec.dtype), (block_size, spec.num_kv_heads)
-    k, v = _view(parts[0], dtype, (*heads, spec.head_dim)), _view(parts[1], dtype, (*heads, spec.v_head_dim))
+    k = _view(parts[0], dtype, (*heads, spec.head_dim))
+    if spec.aliased:
+        return LayerKV(k, k[..., : spec.v_head_dim])
+    v = _view(parts[1], dtype, (*heads, spec.v_head_dim))
     if not spec.is_quantized:
         return LayerKV(k, v)
     return LayerKV(k, v, *(_view(part, torch.float32, heads) for part in parts[2:]))

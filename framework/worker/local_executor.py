@@ -29,7 +29,7 @@ from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, graph_sizes, open_device
-from .drafting.drafter import Drafter, check_drafter, has_drafter, load_drafter
+from .drafting.drafter import Drafter, check_drafter, load_drafter
 from .drafting.draws import draft_probs_shape
 from .pooling.runner import PoolingRunner
 from .probes import Probes
@@ -70,7 +70,7 @@ class LocalExecutor:
             torch.set_num_threads(config.num_threads)
         self.nominal_weight_bytes = round(_weight_bytes(config, model))
         check_weights_fit(self.nominal_weight_bytes, model, device)
-        if has_drafter(config.speculative_config):
+        if config.speculative_config.place == "device":
             check_drafter(config, model)
         self._pools = model.pooling is not None
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
@@ -118,12 +118,11 @@ class LocalExecutor:
             config.scheduler.max_num_seqs,
             config.cache.block_size,
             device.torch,
-            self.num_drafts,
             config.scheduler.in_flight_steps or self.in_flight_steps,
             config.speculative_config,
         )
         if self._drafter is not None:
-            rows, draw = self._runner.rows, self._runner.sampler.draw
+            rows, draw = self._runner.rows, self._runner.sampler.draw_drafts
             self._runner.draft(self._drafter.proposer(self.groups, self.num_blocks, config.cache.block_size, rows, self.plan, draw))
         self._start(config, device, self._runner.step)
 
@@ -154,7 +153,7 @@ class LocalExecutor:
 
     def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
         """None where the host makes drafts, or nobody does."""
-        if not has_drafter(config.speculative_config):
+        if config.speculative_config.place != "device":
             return None
         with _phase("drafts") as said:
             drafter = load_drafter(config, model, self._model, self.plan, device)

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,12 +17,14 @@ from framework.study.compose import CONFIG_FILE, ServeConfig, save_config
 from framework.study.metrics import SLOConfig, compute_metrics
 from framework.study.workload import WorkloadConfig
 
-SHAPE = yaml.safe_load((Path(__file__).parents[2] / "conf" / "model" / "llama-3-8b.yaml").read_text())["architecture"]
+
+def shape(name: str) -> dict[str, Any]:
+    return yaml.safe_load((Path(__file__).parents[2] / "conf" / "model" / f"{name}.yaml").read_text())["architecture"]
 
 
-def simulated(workload: WorkloadConfig, max_num_batched_tokens: int = 2048) -> ServeConfig:
+def simulated(workload: WorkloadConfig, max_num_batched_tokens: int = 2048, model: str = "llama-3-8b") -> ServeConfig:
     return ServeConfig(
-        model=ModelConfig("llama-3-8b", load_format="dummy", architecture=SHAPE),
+        model=ModelConfig(model, load_format="dummy", architecture=shape(model)),
         executor=ExecutorConfig(kind="simulated"),
         scheduler=SchedulerConfig(max_num_batched_tokens=max_num_batched_tokens),
         workload=workload,
@@ -92,3 +95,14 @@ def test_streams_of_a_pipeline_take_no_longer_than_one_while_its_stages_have_roo
         return metrics(replace(simulated(workload), parallel=ParallelConfig(tp=2, pp=2)))["itl_p50_s"]
 
     assert gap_s(6) < 1.1 * gap_s(1)
+
+
+@pytest.mark.parametrize(("model", "tp", "layers"), [("deepseek-v3", 16, 61), ("deepseek-v2-lite", 1, 27)])
+def test_a_run_tells_what_a_token_takes_in_the_cache_of_a_layer(model: str, tp: int, layers: int, tmp_path: Path) -> None:
+    workload = WorkloadConfig(num_requests=4, prompt_tokens=200, output_tokens=8, rate=10)
+    config = replace(simulated(workload, model=model), parallel=ParallelConfig(tp=tp))
+    save_config(config, tmp_path / CONFIG_FILE)
+    assert run(tmp_path)
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert found["metric.kv_bytes_per_token_layer"] == 1152 and found["metric.num_failed"] == 0
+    assert found["model.architecture.num_hidden_layers"] == layers

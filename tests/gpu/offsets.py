@@ -23,10 +23,20 @@ LAST = FAR // PAGE_ELEMENTS + 3
 ENDS = (1, LAST, 2, LAST - 1)
 """Pages at both ends of a cache whose keys and values lie side by side."""
 
-ROW_TILES = ("linear", "gemm_w4a16", "gemm_w8a16", "gemm_int8", "gemm_fp8", "lora_shrink", "lora_expand", "paged_attention_prefill")
+ROW_TILES = (
+    "linear",
+    "gemm_w4a16",
+    "gemm_w8a16",
+    "gemm_int8",
+    "gemm_fp8",
+    "lora_shrink",
+    "lora_expand",
+    "paged_attention_prefill",
+    "head_linear",
+)
 """Ops whose kernels address tiles of rows in 64 bits, and rows within a tile in 32."""
 KERNEL_OPTIONS = {
-    **{(op, "triton"): {"block_m": 16} for op in ("linear", "gemm_w4a16", "gemm_w8a16", "gemm_int8", "gemm_fp8")},
+    **{(op, "triton"): {"block_m": 16} for op in ("linear", "gemm_w4a16", "gemm_w8a16", "gemm_int8", "gemm_fp8", "head_linear")},
     ("paged_attention_prefill", "pointer"): {"block_m": 16, "block_n": 16},
     ("paged_attention_prefill", "tma"): {"block_m": 16, "block_n": 16},
     ("paged_attention_decode", "splitkv"): {"block_n": 16, "chunk": 64},

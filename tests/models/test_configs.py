@@ -49,6 +49,8 @@ def sizes(model_type: str) -> dict[str, Any]:
     """By the names of the family's configs."""
     fields = FAMILIES[model_type].fields
     own = {fields.get(name, name): value for name, value in SMALL.items()}
+    if model_type == "deepseek_v2":
+        own["num_experts_per_tok"] = 6  # which the library's config leaves open
     if model_type == "bloom":
         own["hidden_size"] = own.pop("n_embed")
     return own | ({"attention_types": [[["global", "local"], 4]]} if model_type == "gpt_neo" else {})
@@ -64,6 +66,8 @@ def test_what_a_config_leaves_out_is_what_the_library_takes_it_for(model_type: s
 PUBLISHED = {
     "bloom-560m": 559_214_592,
     "command-r": 34_980_831_232,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_419_200,
     "falcon-7b": 6_921_720_704,
     "glm-4-9b": 9_399_951_360,
     "gpt-j-6b": 6_050_882_784,
@@ -96,6 +100,10 @@ REFUSED = {
     "logits have a bias": {"model_type": "phi", "tie_word_embeddings": True},
     "layers of kind linear_attention": {"model_type": "qwen3", "layer_types": ["linear_attention", "full_attention"] * 4},
     "activation 'xielu' is none of": {"model_type": "arcee", "hidden_act": "xielu"},
+    "biases but no latent of queries": {"model_type": "deepseek_v2", "q_lora_rank": None, "attention_bias": True},
+    "topk_method 'random' is none of": {"model_type": "deepseek_v2", "topk_method": "random"},
+    "scoring_func 'softmax' is not sigmoid": {"model_type": "deepseek_v3", "scoring_func": "softmax"},
+    "a mixture of experts in every 2. layer": {"model_type": "deepseek_v3", "moe_layer_freq": 2},
     "is none of the native families": {"model_type": "rwkv"},
 }
 
@@ -113,7 +121,17 @@ def test_heads_that_share_unevenly_are_refused() -> None:
         read_native({**SMALL, "model_type": "llama", "num_key_value_heads": 3})
 
 
-COUNTED = ("linear", "rms_norm", "layer_norm", "rotary", "kv_cache_write", "embedding", "paged_attention_prefill")
+def test_groups_that_cannot_hold_the_experts_are_refused() -> None:
+    with pytest.raises(ValueError, match="asks for 8 of 256 experts, out of the best 4 of 7 groups"):
+        read_native({**SMALL, "model_type": "deepseek_v3", "n_group": 7})
+    with pytest.raises(ValueError, match="has no 'kv_lora_rank'"):
+        read_native({**SMALL, "model_type": "deepseek_v3", "kv_lora_rank": None})
+
+
+COUNTED = (
+    *("linear", "rms_norm", "layer_norm", "rotary", "kv_cache_write", "embedding", "paged_attention_prefill"),
+    *("head_linear", "moe_route"),
+)
 
 
 @pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if example.oracle is None])

@@ -29,12 +29,12 @@ from .test_sampling_ops import arguments, kept_tokens
 REGISTRY = Registry.load()
 PREFILL, DECODE = "paged_attention_prefill", "paged_attention_decode"
 HOPPER = Spec("cuda", "sm_90", torch.bfloat16, facts={"head_dim": 128, "value_dim": 128, "page_size": 256, "num_kv_heads": 8})
-FEATURES = {"sinks", "all_features"}
+FEATURES = {"sinks", "all_features", "value_dim", "aliased", "latent"}
 # The cases that an adapter refuses (by how their names start), besides quantized ones; all others it must compute.
 REFUSED: dict[tuple[str, str], set[str]] = {
-    **{(op, "flash_attn"): {*FEATURES, "value_dim_aliased"} for op in (PREFILL, DECODE)},
-    **{(op, "flash_attn_3"): {*FEATURES, "alibi", "value_dim_aliased"} for op in (PREFILL, DECODE)},
-    **{(op, "flashinfer"): {*FEATURES, "alibi", "value_dim_aliased", "heads_80", "heads_96"} for op in (PREFILL, DECODE)},
+    **{(op, "flash_attn"): FEATURES for op in (PREFILL, DECODE)},
+    **{(op, "flash_attn_3"): {*FEATURES, "alibi"} for op in (PREFILL, DECODE)},
+    **{(op, "flashinfer"): {*FEATURES, "alibi", "heads_80", "heads_96"} for op in (PREFILL, DECODE)},
     ("rms_norm", "flashinfer"): set(),
     ("silu_and_mul", "flashinfer"): set(),
     ("gelu_and_mul", "flashinfer"): set(),

@@ -83,7 +83,7 @@ def _case(
     """``heads``: query heads, KV heads, head size."""
     num_heads, num_kv_heads, head_dim = heads
     dims = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim, "window": more.get("window") or 0}
-    dims |= cache_dims(more.get("kv_dtype"))
+    dims |= cache_dims(more.get("kv_dtype"), more.get("value_dim"), more.get("layout") == "aliased")
     make = partial(
         _make, q_lens=q_lens, seq_lens=seq_lens, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, **more
     )
@@ -91,6 +91,8 @@ def _case(
 
 
 LLAMA_8B, QWEN3_30B, GPT_OSS, GEMMA_2_9B = (32, 8, 128), (32, 4, 128), (64, 8, 64), (16, 8, 256)
+DEEPSEEK_V3, DEEPSEEK_V2_LITE = (128, 1, 576), (16, 1, 576)
+_LATENT: dict[str, Any] = {"value_dim": 512, "layout": "aliased"}
 
 _QUANTIZED_HEADS = ((80, torch.int8), (96, torch.float8_e4m3fn), (128, torch.float8_e5m2), (256, torch.int8))
 _EVERY_FEATURE: dict[str, Any] = {"window": 11, "softcap": 3.0, "sinks": True, "alibi": True, "return_lse": True}
@@ -126,7 +128,12 @@ PREFILL_CASES = (
     _case("not_causal", SMALL, (7, 19), (25, 19), (4, 2, 64), causal=False),
     _case("not_causal_window", SMALL, (37, 5), (37, 44), (4, 2, 64), window=9, causal=False),
     _case("not_causal_window_tiled", TILED, (101, 50), (101, 70), (3, 1, 64), window=21, causal=False),
-    _case("value_dim_aliased", SMALL, (7, 9), (25, 9), (4, 1, 96), value_dim=64, layout="aliased"),
+    _case("value_dim", SMALL, (7, 9), (25, 9), (4, 1, 96), value_dim=64),
+    _case("aliased_uneven_width", SMALL, (7, 9), (25, 9), (4, 1, 96), value_dim=56, layout="aliased"),
+    _case("latent", SMALL, (7, 0, 9), (25, 0, 9), (4, 1, 80), value_dim=64, layout="aliased"),
+    _case("latent_tiled", TILED, (39, 50), (101, 50), (3, 1, 72), value_dim=64, layout="aliased", slack=9),
+    _case("latent_all_features", SMALL, (7, 11), (40, 11), (6, 2, 80), value_dim=64, layout="aliased", **_EVERY_FEATURE),
+    _case("latent_576", SMALL, (6, 3), (40, 19), (16, 1, 576), **_LATENT),
     _case("e4m3", SMALL, (7, 19), (25, 19), (4, 2, 64), kv_dtype=torch.float8_e4m3fn),
     _case("e5m2_page64", SMALL, (18, 3), (23, 70), (3, 3, 80), page_size=64, kv_dtype=torch.float8_e5m2),
     _case(
@@ -169,6 +176,8 @@ PREFILL_CASES = (
     _case("llama-8b_2048_of_2048_e4m3", BENCH, (2048,) * 4, (2048,) * 4, LLAMA_8B, page_size=64, kv_dtype=torch.float8_e4m3fn),
     _case("llama-8b_2048_of_2048_page16", BENCH, (2048,) * 4, (2048,) * 4, LLAMA_8B),
     _case("qwen3-30b-a3b_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, QWEN3_30B, page_size=64),
+    _case("deepseek-v3_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, DEEPSEEK_V3, page_size=64, **_LATENT),
+    _case("deepseek-v2-lite_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, DEEPSEEK_V2_LITE, page_size=64, **_LATENT),
     _case("gpt-oss_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, GPT_OSS, page_size=64, window=128, sinks=True),
     _case("gemma-2-9b_2048_of_2048", BENCH, (2048,) * 4, (2048,) * 4, GEMMA_2_9B, page_size=64, softcap=50.0),
 )
@@ -203,7 +212,12 @@ DECODE_CASES = (
         return_lse=True,
         sharp=2.0,
     ),
-    _case("value_dim_aliased", SMALL, (1, 1), (25, 9), (4, 1, 96), value_dim=64, layout="aliased"),
+    _case("value_dim", SMALL, (1, 1), (25, 9), (4, 1, 96), value_dim=64),
+    _case("aliased_uneven_width", SMALL, (1, 1), (25, 9), (4, 1, 96), value_dim=56, layout="aliased"),
+    _case("latent", SMALL, (1, 1, 3), (25, 0, 9), (4, 1, 80), value_dim=64, layout="aliased"),
+    _case("latent_tiled", TILED, (1, 1), (101, 148), (3, 1, 72), value_dim=64, layout="aliased", slack=9),
+    _case("latent_all_features", SMALL, (1, 8), (40, 19), (6, 2, 80), value_dim=64, layout="aliased", **_EVERY_FEATURE),
+    _case("latent_576", SMALL, (1, 2), (40, 19), (20, 1, 576), **_LATENT),
     _case("e4m3", SMALL, (1, 3), (25, 19), (4, 2, 64), kv_dtype=torch.float8_e4m3fn),
     _case("e5m2_page64", SMALL, (1, 1), (23, 130), (3, 3, 80), page_size=64, kv_dtype=torch.float8_e5m2),
     _case(
@@ -233,6 +247,8 @@ DECODE_CASES = (
     _case("llama-8b_64x2048_page16", BENCH, (1,) * 64, (2048,) * 64, LLAMA_8B),
     _case("llama-8b_8x32768", BENCH, (1,) * 8, (32768,) * 8, LLAMA_8B, page_size=64),
     _case("qwen3-30b-a3b_64x4096", BENCH, (1,) * 64, (4096,) * 64, QWEN3_30B, page_size=64),
+    _case("deepseek-v3_64x4096", BENCH, (1,) * 64, (4096,) * 64, DEEPSEEK_V3, page_size=64, **_LATENT),
+    _case("deepseek-v2-lite_64x4096", BENCH, (1,) * 64, (4096,) * 64, DEEPSEEK_V2_LITE, page_size=64, **_LATENT),
     _case("gpt-oss_64x4096", BENCH, (1,) * 64, (4096,) * 64, GPT_OSS, page_size=64, window=128, sinks=True),
     _case("gemma-2-9b_32x4096", BENCH, (1,) * 32, (4096,) * 32, GEMMA_2_9B, page_size=64, softcap=50.0),
 )

@@ -211,7 +211,8 @@ def _fused(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
 
 def _kv_cache_write(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
     static = (0.01, 0.03) if o.get("static") else None
-    more = {"page_size": o["page_size"], "kv_dtype": _kind(o, "kv_dtype"), "static": static}
+    more = {"page_size": o["page_size"], "kv_dtype": _kind(o, "kv_dtype"), "static": static, "aliased": bool(d.get("aliased"))}
+    more["value_dim"] = d.get("value_dim")
     return _write_case(name, BENCH, sum(q), d["num_kv_heads"], d["head_dim"], **more)
 
 
@@ -223,12 +224,14 @@ def _attention(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
     if len(ctx) != len(q) or not q:
         raise ValueError("attention needs the length of every request in ctx_lens")
     more = {"page_size": o["page_size"], "window": d["window"] or None, "kv_dtype": _kind(o, "kv_dtype")}
+    more |= {"value_dim": d.get("value_dim"), "layout": "aliased" if d.get("aliased") else "separate"}
     more |= {key: o.get(key) for key in ("softcap",)} | {key: bool(o.get(key)) for key in ("sinks", "alibi")}
     return attention_case(name, BENCH, q, ctx, _heads(d), causal=bool(o.get("causal", True)), **more)
 
 
 def _moe_route(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
     more = {"renormalize": bool(o["renormalize"]), "scoring": o["scoring"], "bias": bool(o["bias"])}
+    more |= {name: o[name] for name in ("num_groups", "top_groups", "group_score") if name in o}
     return _route_case(name, BENCH, sum(q), d["num_experts"], d["top_k"], **more)
 
 

@@ -67,12 +67,13 @@ def _write(
     value_dim: int | None = None,
     interleaved: bool = False,
     skipped: int = 0,
+    aliased: bool = False,
     kv_dtype: torch.dtype | None = None,
     static: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """``kv_dtype``: of the cache, if not that of k and v; ``static``: scales of all keys and of all values."""
     num_pages = -(-tokens // page_size) + 3
-    kv = empty_cache(num_pages, page_size, num_kv_heads, head_dim, kv_dtype or dtype, device, value_dim, interleaved)
+    kv = empty_cache(num_pages, page_size, num_kv_heads, head_dim, kv_dtype or dtype, device, value_dim, interleaved, aliased)
     if value_dim is None:  # as the slices of a fused projection
         both = randn(generator, dtype, device, tokens, 2 * num_kv_heads, head_dim)
         k, v = both[:, :num_kv_heads], both[:, num_kv_heads:]
@@ -84,7 +85,14 @@ def _write(
     slots = torch.randperm((num_pages - 1) * page_size, generator=generator)[:tokens] + page_size
     slots[torch.randperm(tokens, generator=generator)[:skipped]] = -1
     scales = [None, None] if static is None else [torch.full((1, 1), scale, device=device) for scale in static]
-    return {"k": k, "v": v, "kv": kv, "slot_mapping": slots.to(device), "k_scale": scales[0], "v_scale": scales[1]}
+    return {
+        "k": k,
+        "v": None if aliased else v,
+        "kv": kv,
+        "slot_mapping": slots.to(device),
+        "k_scale": scales[0],
+        "v_scale": scales[1],
+    }
 
 
 def _write_case(name: str, tags: frozenset[str], tokens: int, num_kv_heads: int, head_dim: int, **more: Any) -> Case:
@@ -93,9 +101,13 @@ def _write_case(name: str, tags: frozenset[str], tokens: int, num_kv_heads: int,
     return Case(name, make, tags, dims, (tokens,))
 
 
-def cache_dims(kv_dtype: torch.dtype | None = None, **_: Any) -> dict[str, float]:
-    """Size of a cache's elements, where it is not that of the activations."""
-    return {} if kv_dtype is None else {"kv_bytes": kv_dtype.itemsize}
+def cache_dims(
+    kv_dtype: torch.dtype | None = None, value_dim: int | None = None, aliased: bool = False, **_: Any
+) -> dict[str, float]:
+    """Size of a cache's elements where it is not that of the activations, and of its values where it is not that of the keys."""
+    dims: dict[str, float] = {} if kv_dtype is None else {"kv_bytes": kv_dtype.itemsize}
+    dims |= {} if value_dim is None else {"value_dim": value_dim}
+    return {**dims, "aliased": 1} if aliased else dims
 
 
 def _copy(
@@ -108,13 +120,15 @@ def _copy(
     head_dim: int,
     interleaved: bool = False,
     kv_dtype: torch.dtype | None = None,
+    value_dim: int | None = None,
+    aliased: bool = False,
 ) -> dict[str, Any]:
     num_pages = 2 * num_blocks + 3
-    kv = empty_cache(num_pages, page_size, num_kv_heads, head_dim, kv_dtype or dtype, device, interleaved=interleaved)
+    kv = empty_cache(num_pages, page_size, num_kv_heads, head_dim, kv_dtype or dtype, device, value_dim, interleaved, aliased)
     pages = torch.randperm(num_pages - 1, generator=generator) + 1
     src, dst = pages[:num_blocks].to(device), pages[num_blocks : 2 * num_blocks].to(device)
     for cache in (kv.k, kv.v):
-        cache[src] = randn(generator, dtype, device, num_blocks, page_size, num_kv_heads, head_dim, scale=30).to(cache.dtype)
+        cache[src] = randn(generator, dtype, device, num_blocks, *cache.shape[1:], scale=30).to(cache.dtype)
     for scales in (kv.k_scale, kv.v_scale):
         if scales is not None:
             scales[src] = randn(generator, torch.float32, device, num_blocks, page_size, num_kv_heads)
@@ -133,6 +147,7 @@ KV_CACHE_WRITE_CASES = (
     _write_case("interleaved", SMALL, 19, 3, 40, interleaved=True, skipped=2),
     _write_case("page64", SMALL, 9, 2, 64, page_size=64),
     _write_case("value_dim", SMALL, 7, 1, 96, value_dim=64, skipped=1),
+    _write_case("aliased", SMALL, 7, 1, 80, value_dim=64, aliased=True, skipped=1),
     _write_case("all_skipped", SMALL, 3, 1, 16, skipped=3),
     _write_case("empty", SMALL, 0, 2, 16),
     _write_case("e4m3_tiled", TILED, 53, 5, 80, kv_dtype=torch.float8_e4m3fn, skipped=5),
@@ -143,6 +158,7 @@ KV_CACHE_WRITE_CASES = (
     _write_case("int8_interleaved_page64", SMALL, 9, 2, 24, page_size=64, interleaved=True, kv_dtype=torch.int8),
     _write_case("int8_all_skipped", SMALL, 3, 1, 16, kv_dtype=torch.int8, skipped=3),
     _write_case("e4m3_empty", SMALL, 0, 2, 16, kv_dtype=torch.float8_e4m3fn),
+    _write_case("deepseek-v3_8192", BENCH, 8192, 1, 576, value_dim=512, aliased=True),
     *(_write_case(f"llama-8b_{tokens}", BENCH, tokens, 8, 128) for tokens in (64, 8192)),
     _write_case("llama-8b_8192_e4m3", BENCH, 8192, 8, 128, kv_dtype=torch.float8_e4m3fn),
     _write_case("llama-8b_8192_int8", BENCH, 8192, 8, 128, kv_dtype=torch.int8),
@@ -153,6 +169,7 @@ COPY_BLOCKS_CASES = (
     _copy_case("tiled", TILED, 5, 16, 3, 80),
     _copy_case("interleaved", SMALL, 3, 16, 3, 40, interleaved=True),
     _copy_case("page64", SMALL, 2, 64, 1, 24),
+    _copy_case("aliased", SMALL, 3, 16, 1, 80, value_dim=64, aliased=True),
     _copy_case("empty", SMALL, 0, 16, 1, 16),
     _copy_case("e4m3", SMALL, 3, 16, 3, 40, kv_dtype=torch.float8_e4m3fn),
     _copy_case("e5m2_interleaved", SMALL, 2, 16, 3, 40, interleaved=True, kv_dtype=torch.float8_e5m2),

@@ -35,6 +35,10 @@ def _route(
         "top_k": top_k,
         "renormalize": True,
         "scoring": "softmax",
+        "num_groups": 1,
+        "top_groups": 1,
+        "group_score": "max",
+        "scaling": 1.0,
         **static,
     }
 
@@ -133,15 +137,22 @@ def quantized_dims(scheme: str, group: int = 0, zeros: bool = False) -> dict[str
     return {"weight_bits": 8, "scale_bytes": 4, "fp8_gemms": 1, **blocks}
 
 
+_DEEPSEEK_V3_GROUPS: dict[str, Any] = {"num_groups": 8, "top_groups": 4, "group_score": "top2", "scaling": 2.5}
+
 MOE_ROUTE_CASES = (
     _route_case("one_row", SMALL, 1, 8, 2),
     _route_case("tiled", TILED, 99, 60, 4, renormalize=False),
     _route_case("ties", SMALL, 23, 16, 5, ties=True),
     _route_case("sigmoid_bias", SMALL, 11, 32, 6, scoring="sigmoid", bias=True),
     _route_case("strided", SMALL, 7, 24, 3, strided=True),
+    _route_case("groups", SMALL, 13, 60, 4, num_groups=5, top_groups=2, renormalize=False, scaling=16.0),
+    _route_case("groups_of_two", SMALL, 9, 32, 6, num_groups=4, top_groups=2, group_score="top2"),
+    _route_case("groups_bias", SMALL, 11, 64, 8, scoring="sigmoid", bias=True, **_DEEPSEEK_V3_GROUPS),
+    _route_case("group_ties", SMALL, 23, 24, 5, ties=True, num_groups=6, top_groups=3, renormalize=False),
     _route_case("all_experts", SMALL, 3, 5, 5),
     _route_case("empty", SMALL, 0, 8, 2),
     *(_route_case(f"qwen3-30b-a3b_{tokens}", BENCH, tokens, 128, 8) for tokens in (64, 8192)),
+    _route_case("deepseek-v3_64", BENCH, 64, 256, 8, scoring="sigmoid", bias=True, **_DEEPSEEK_V3_GROUPS),
 )
 
 MOE_EXPERTS_CASES = (

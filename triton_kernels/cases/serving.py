@@ -22,6 +22,7 @@ from .kv_cache import cache_dims
 
 HIDDEN, INTERMEDIATE, VOCAB = 4096, 14336, 128256
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+LATENT, LATENT_ROPE, LATENT_NOPE, LATENT_HEADS = 512, 64, 128, 128
 EXPERTS, EXPERT_HIDDEN, EXPERT_INTERMEDIATE, TOP_K = 128, 2048, 768, 8
 
 
@@ -114,6 +115,11 @@ def _gate(name: str, quantized_values: str = "", **more: Any) -> ServingCase:
     return ServingCase(name, prefill(2048), dims, make)
 
 
+def _latent_cache(num_pages: int, page_size: int, dtype: torch.dtype) -> LayerKV:
+    k = torch.empty(num_pages, page_size, 1, LATENT + LATENT_ROPE, dtype=dtype)
+    return LayerKV(k, k[..., :LATENT])
+
+
 def _cache(num_pages: int, page_size: int, dtype: torch.dtype, head_dim: int = HEAD_DIM) -> LayerKV:
     k, v = torch.empty(2, num_pages, page_size, KV_HEADS, head_dim, dtype=dtype)
     return LayerKV(k, v, *(torch.empty(2, num_pages, page_size, KV_HEADS) if dtype.itemsize == 1 else ()))
@@ -138,8 +144,17 @@ def _copy_blocks(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _attention(
-    name: str, batch: Batch, page_size: int, head_dim: int = HEAD_DIM, kv_dtype: torch.dtype | None = None, **features: Any
+    name: str,
+    batch: Batch,
+    page_size: int,
+    head_dim: int = HEAD_DIM,
+    kv_dtype: torch.dtype | None = None,
+    latent_heads: int = 0,
+    **features: Any,
 ) -> ServingCase:
+    """``latent_heads``: query heads that share one latent key, whose first elements are the value; 0: the usual heads."""
+    heads, head_dim = (latent_heads, LATENT + LATENT_ROPE) if latent_heads else (HEADS, head_dim)
+
     def make(dtype: torch.dtype) -> dict[str, Any]:
         blocks = [-(-length // page_size) for length in batch.ctx_lens]
         table = torch.arange(1, 1 + len(blocks) * max(blocks), dtype=torch.int32).view(len(blocks), -1)
@@ -150,17 +165,35 @@ def _attention(
             max_q=max(batch.q_lens),
             max_seq_len=max(batch.ctx_lens),
         )
-        args = {"q": torch.empty(batch.num_tokens, HEADS, head_dim, dtype=dtype), "meta": meta, "scale": head_dim**-0.5}
-        args |= {"kv": _cache(1 + table.numel(), page_size, kv_dtype or dtype, head_dim), "causal": True, "return_lse": False}
+        args = {"q": torch.empty(batch.num_tokens, heads, head_dim, dtype=dtype), "meta": meta, "scale": head_dim**-0.5}
+        num_pages, cached = 1 + table.numel(), kv_dtype or dtype
+        kv = _latent_cache(num_pages, page_size, cached) if latent_heads else _cache(num_pages, page_size, cached, head_dim)
+        args |= {"kv": kv, "causal": True, "return_lse": False}
         return args | dict.fromkeys(("window", "softcap", "sinks", "alibi")) | features
 
-    dims = {"num_heads": HEADS, **_kv_dims(kv_dtype, head_dim), "window": features.get("window", 0)}
+    dims = {"num_heads": heads, **_kv_dims(kv_dtype, head_dim), "window": features.get("window", 0)}
+    if latent_heads:
+        dims |= {"num_kv_heads": 1, "value_dim": LATENT, "aliased": 1}
     return ServingCase(name, batch, dims, make)
+
+
+def _head_linear(name: str, batch: Batch, in_features: int, out_features: int, pad: int = 0) -> ServingCase:
+    def make(dtype: torch.dtype) -> dict[str, Any]:
+        x = torch.empty(batch.num_tokens, LATENT_HEADS, in_features + pad, dtype=dtype)[..., :in_features]
+        return {"x": x, "weight": torch.empty(LATENT_HEADS, out_features, in_features, dtype=dtype)}
+
+    return ServingCase(name, batch, {"num_heads": LATENT_HEADS, "in_features": in_features, "out_features": out_features}, make)
 
 
 def _moe_route(dtype: torch.dtype) -> dict[str, Any]:
     logits = torch.empty(64, EXPERTS, dtype=dtype)
-    return {"logits": logits, "bias": None, "top_k": TOP_K, "renormalize": True, "scoring": "softmax"}
+    rule = {"renormalize": True, "scoring": "softmax", "num_groups": 1, "top_groups": 1, "group_score": "max", "scaling": 1.0}
+    return {"logits": logits, "bias": None, "top_k": TOP_K, **rule}
+
+
+def _moe_route_groups(dtype: torch.dtype) -> dict[str, Any]:
+    rule = {"scoring": "sigmoid", "num_groups": 8, "top_groups": 4, "group_score": "top2", "scaling": 2.5}
+    return _moe_route(dtype) | {"logits": torch.empty(64, 256), "bias": torch.empty(256)} | rule
 
 
 def _moe_experts(name: str, batch: Batch, scheme: str = "float") -> ServingCase:
@@ -257,11 +290,18 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
         _kv_cache_write("64 tokens, e4m3, static", torch.float8_e4m3fn, static=True),
     ),
     "copy_blocks": (ServingCase("8 pages", decode(1), _kv_dims(None) | {"num_blocks": 8, "page_size": 16}, _copy_blocks),),
+    "head_linear": (
+        _head_linear("64 tokens, absorb", decode(64), LATENT_NOPE, LATENT, pad=LATENT_ROPE),
+        _head_linear("64 tokens, values", decode(64), LATENT, LATENT_NOPE),
+        _head_linear("2048 tokens, absorb", prefill(2048), LATENT_NOPE, LATENT, pad=LATENT_ROPE),
+    ),
     "paged_attention_prefill": (
         _attention("2048 tokens, page 16", prefill(2048), 16),
         _attention("2048 tokens, page 64", prefill(2048), 64),
         _attention("head 256, window, softcap", prefill(2048), 64, 256, window=1024, softcap=50.0),
         _attention("2048 tokens, int8", prefill(2048), 64, kv_dtype=torch.int8),
+        _attention("latent, 128 heads", prefill(2048), 64, latent_heads=128),
+        _attention("latent, 16 heads", prefill(2048), 64, latent_heads=16),
     ),
     "paged_attention_decode": (
         _attention("64 requests, page 16", decode(64), 16),
@@ -272,8 +312,13 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
         _attention("64 requests, e4m3", decode(64), 16, kv_dtype=torch.float8_e4m3fn),
         _attention("64 requests, e4m3, page 64", decode(64), 64, kv_dtype=torch.float8_e4m3fn),
         _attention("64 requests, head 256", decode(64), 64, 256),
+        _attention("latent, 128 heads", decode(64), 64, latent_heads=128),
+        _attention("latent, 16 heads", decode(64), 64, latent_heads=16),
     ),
-    "moe_route": (ServingCase("64 tokens", decode(64), {"num_experts": EXPERTS, "top_k": TOP_K}, _moe_route),),
+    "moe_route": (
+        ServingCase("64 tokens", decode(64), {"num_experts": EXPERTS, "top_k": TOP_K}, _moe_route),
+        ServingCase("64 tokens, groups", decode(64), {"num_experts": 256, "top_k": TOP_K}, _moe_route_groups),
+    ),
     "moe_experts": (
         _moe_experts("64 tokens", decode(64)),
         _moe_experts("1 token", decode(1)),

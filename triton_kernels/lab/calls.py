@@ -31,7 +31,7 @@ def make_spec(op: Op, args: Mapping[str, Any], dtype: torch.dtype, device: torch
     kv = args.get("kv")
     if kv is not None:
         facts |= {"page_size": kv.page_size, "num_kv_heads": kv.k.shape[2], "head_dim": kv.k.shape[3]}
-        facts |= {"value_dim": kv.v.shape[3], "kv_dtype": kv.k.dtype}
+        facts |= {"value_dim": kv.v.shape[3], "kv_dtype": kv.k.dtype, "aliased": kv.is_aliased}
         if "q" in args:
             facts["num_heads"] = args["q"].shape[1]
     return Spec(device.type, device_arch(device), dtype, interpret, facts)

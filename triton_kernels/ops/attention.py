@@ -15,7 +15,7 @@ import torch
 from ..attention_meta import AttentionMeta, LayerKV
 from ..cases.attention import DECODE_CASES, PREFILL_CASES
 from ..op import Cost, Op
-from .kv_cache import cached_head_bytes
+from .kv_cache import cached_head_bytes, value_dim
 
 _QUERIES = 1024
 """Queries that the reference looks at together: bounds the memory of its scores."""
@@ -89,8 +89,10 @@ def fake(q, kv, meta, scale, causal=True, window=None, softcap=None, sinks=None,
 
 
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
-    """dims: num_heads, num_kv_heads, head_dim, kv_bytes, act_bytes, window (0 = none), causal (1 = yes)."""
-    heads, kv_heads, dim, causal = dims["num_heads"], dims["num_kv_heads"], dims["head_dim"], dims.get("causal", 1)
+    """dims: num_heads, num_kv_heads, head_dim, value_dim (head_dim), aliased (1: values lie in the keys), kv_bytes, act_bytes,
+    window (0 = none), causal (1 = yes)."""
+    heads, kv_heads, widths = dims["num_heads"], dims["num_kv_heads"], dims["head_dim"] + value_dim(dims)
+    causal = dims.get("causal", 1)
     window = dims.get("window", 0)
     pairs = keys = 0.0
     for queries, context in zip(q_lens, ctx_lens):
@@ -100,8 +102,8 @@ def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[in
         else:
             pairs += queries * (context - (queries - 1) / 2 if causal else context)
             keys += context
-    moved = 2 * keys * kv_heads * cached_head_bytes(dims) + 2 * sum(q_lens) * heads * dim * dims.get("act_bytes", 2)
-    return Cost(4 * heads * dim * pairs, moved)
+    moved = keys * kv_heads * cached_head_bytes(dims) + sum(q_lens) * heads * widths * dims.get("act_bytes", 2)
+    return Cost(2 * heads * widths * pairs, moved)
 
 
 def facts(bound: Mapping[str, Any]) -> dict[str, Any]:

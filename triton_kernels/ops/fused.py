@@ -68,7 +68,7 @@ def fake(
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
     """dims: num_heads, num_kv_heads, head_dim, act_bytes, kv_bytes."""
     tokens, heads, kv_heads = sum(q_lens), dims["num_heads"], dims["num_kv_heads"]
-    moved = (2 * heads + 2 * kv_heads) * dims["head_dim"] * dims.get("act_bytes", 2) + 2 * kv_heads * cached_head_bytes(dims)
+    moved = (2 * heads + 2 * kv_heads) * dims["head_dim"] * dims.get("act_bytes", 2) + kv_heads * cached_head_bytes(dims)
     return Cost(8 * tokens * (heads + kv_heads) * dims["head_dim"], tokens * moved)
 
 

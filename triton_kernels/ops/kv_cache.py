@@ -18,7 +18,7 @@ from .quantize import reference as quantize_reference
 
 def kv_cache_write_reference(
     k: torch.Tensor,
-    v: torch.Tensor,
+    v: torch.Tensor | None,
     kv: LayerKV,
     slot_mapping: torch.Tensor,
     k_scale: torch.Tensor | None = None,
@@ -28,24 +28,26 @@ def kv_cache_write_reference(
 
     Numbers are rounded to the cache's dtype. Where kv has scales, a token's head becomes quantized values and a scale as a row does
     in ``quantize_activation``: scale = max|x| / largest quantized value, at least 1e-10; q = x / scale in f32, to nearest even.
+    v                 None where the cache's values are the first elements of its keys
     k_scale, v_scale  f32 [1, 1] or None: the scale of all keys and of all values, in place of their own (both or neither)
     """
     keep = slot_mapping >= 0
     slots = slot_mapping[keep]
     page, offset = slots // kv.page_size, slots % kv.page_size
-    for new, cache, scales, static in ((k[keep], kv.k, kv.k_scale, k_scale), (v[keep], kv.v, kv.v_scale, v_scale)):
+    for new, cache, scales, static in ((k, kv.k, kv.k_scale, k_scale), (v, kv.v, kv.v_scale, v_scale)):
+        if new is None:
+            continue
         if scales is None:
-            cache[page, offset] = new.to(cache.dtype)
+            cache[page, offset] = new[keep].to(cache.dtype)
         else:
-            quantized, scale = quantize_reference(new, cache.dtype, static_scale=static)
+            quantized, scale = quantize_reference(new[keep], cache.dtype, static_scale=static)
             cache[page, offset], scales[page, offset] = quantized, scale[..., 0]
 
 
 def copy_blocks_reference(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor) -> None:
     """Copies pages src int64 [n] to pages dst int64 [n] of one layer. No page is both a source and a destination."""
-    for cache in kv:
-        if cache is not None:
-            cache[dst] = cache[src]
+    for cache in kv.stored():
+        cache[dst] = cache[src]
 
 
 def kv_cache_write_fake(k, v, kv, slot_mapping, k_scale=None, v_scale=None):  # type: ignore[no-untyped-def]
@@ -57,22 +59,29 @@ def copy_blocks_fake(kv, src, dst):  # type: ignore[no-untyped-def]
 
 
 def cached_head_bytes(dims: Mapping[str, float]) -> float:
-    """What a head of a token takes in the cache, its key or its value: quantized values of one byte have an f32 scale. dims:
-    head_dim, kv_bytes."""
+    """What a head of a token takes in the cache, key and value: quantized values of one byte have an f32 scale. dims: head_dim,
+    value_dim (head_dim), aliased (1: the value lies in the key), kv_bytes."""
     kv_bytes = dims.get("kv_bytes", 2)
-    return dims["head_dim"] * kv_bytes + 4 * (kv_bytes == 1)
+    own = (dims["head_dim"], *(() if dims.get("aliased") else (value_dim(dims),)))
+    return sum(width * kv_bytes + 4 * (kv_bytes == 1) for width in own)
+
+
+def value_dim(dims: Mapping[str, float]) -> float:
+    """As given, or that of the keys."""
+    return dims.get("value_dim", dims["head_dim"])
 
 
 def kv_cache_write_cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
-    """dims: num_kv_heads, head_dim, act_bytes, kv_bytes."""
-    heads = 2 * sum(q_lens) * dims["num_kv_heads"]
-    flops = 3 * heads * dims["head_dim"] * (dims.get("kv_bytes", 2) == 1)
-    return Cost(flops, heads * (dims["head_dim"] * dims.get("act_bytes", 2) + cached_head_bytes(dims)))
+    """dims: num_kv_heads, head_dim, act_bytes, and as ``cached_head_bytes``."""
+    heads = sum(q_lens) * dims["num_kv_heads"]
+    numbers = dims["head_dim"] + (0 if dims.get("aliased") else value_dim(dims))
+    flops = 3 * heads * numbers * (dims.get("kv_bytes", 2) == 1)
+    return Cost(flops, heads * (numbers * dims.get("act_bytes", 2) + cached_head_bytes(dims)))
 
 
 def copy_blocks_cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
-    """dims: num_blocks, page_size, num_kv_heads, head_dim, kv_bytes."""
-    heads = 2 * dims["num_blocks"] * dims["page_size"] * dims["num_kv_heads"]
+    """dims: num_blocks, page_size, num_kv_heads, and as ``cached_head_bytes``."""
+    heads = dims["num_blocks"] * dims["page_size"] * dims["num_kv_heads"]
     return Cost(0, 2 * heads * cached_head_bytes(dims))
 
 

@@ -13,6 +13,9 @@ from .gemm import FP8_BLOCK, dequantize, spread, unpack_int4
 from .quantize import Granularity
 from .quantize import reference as quantize
 
+NO_WEIGHT = 1e-20
+"""Added to the sum of a token's weights, which it changes only where that is 0."""
+
 
 def moe_route_reference(
     logits: torch.Tensor,
@@ -20,19 +23,33 @@ def moe_route_reference(
     top_k: int = 2,
     renormalize: bool = True,
     scoring: Literal["softmax", "sigmoid"] = "softmax",
+    num_groups: int = 1,
+    top_groups: int = 1,
+    group_score: Literal["max", "top2"] = "max",
+    scaling: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Router logits [T, E] -> weights f32 [T, top_k], expert ids int32 [T, top_k], best first, ties to the lower id.
 
     The scores are softmax (or sigmoid) of the logits; ``bias`` [E] changes which experts are chosen, not their weights.
+    num_groups    groups of E / num_groups neighbours; only experts of a token's top_groups best groups can be chosen
+    group_score   what a group is worth, bias included: its best expert, or the sum of its best two (DeepSeek-V3)
+    renormalize   weights are divided by their sum; scaling: and then multiplied. Where all scores are 0, so are they
+    Source: DeepSeek-V2, arXiv 2405.04434; DeepSeek-V3, arXiv 2412.19437.
     """
     wide = logits.double()
     scores = torch.softmax(wide, dim=-1) if scoring == "softmax" else torch.sigmoid(wide)
-    ranked = torch.sort(scores if bias is None else scores + bias.double(), dim=-1, descending=True, stable=True).indices
-    ids = ranked[:, :top_k]
+    worth = scores if bias is None else scores + bias.double()
+    if num_groups > 1:
+        groups = worth.unflatten(1, (num_groups, -1))
+        best = groups.amax(-1) if group_score == "max" else groups.topk(2).values.sum(-1)
+        chosen = torch.sort(best, dim=-1, descending=True, stable=True).indices[:, :top_groups]
+        hidden = torch.ones_like(best, dtype=torch.bool).scatter_(1, chosen, False)
+        worth = groups.masked_fill(hidden[..., None], -torch.inf).flatten(1)
+    ids = torch.sort(worth, dim=-1, descending=True, stable=True).indices[:, :top_k]
     weights = scores.gather(1, ids)
     if renormalize:
-        weights = weights / weights.sum(-1, keepdim=True)
-    return weights.float(), ids.int()
+        weights = weights / (weights.sum(-1, keepdim=True) + NO_WEIGHT)
+    return (weights * scaling).float(), ids.int()
 
 
 def moe_experts_reference(
@@ -102,7 +119,7 @@ def _expert_weight(
     return torch.cat([spread(part, of_part, row_block) for part, of_part in pairs])
 
 
-def moe_route_fake(logits, bias=None, top_k=2, renormalize=True, scoring="softmax"):  # type: ignore[no-untyped-def]
+def moe_route_fake(logits, bias=None, top_k=2, **rule):  # type: ignore[no-untyped-def]
     shape = (logits.shape[0], top_k)
     return logits.new_empty(shape, dtype=torch.float32), logits.new_empty(shape, dtype=torch.int32)
 
@@ -155,7 +172,8 @@ moe_route = Op(
     moe_route_fake,
     moe_route_cost,
     cases=MOE_ROUTE_CASES,
-    bind_args=("bias", "top_k", "renormalize", "scoring"),
+    bind_args=("bias", "top_k", "renormalize", "scoring", "num_groups", "top_groups", "group_score", "scaling"),
+    optional=("num_groups", "top_groups", "group_score", "scaling"),
     row_args=("logits",),
 )
 moe_experts = Op(

@@ -15,6 +15,8 @@ class PagedKV:
 
     dtype: a name in ELEMENT_BYTES
     window: number of tokens a query can see, itself included (None = all); blocks that fell out of it are freed.
+    aliased: the values are the first v_head_dim elements of the keys, stored once (latent attention)
+    Raises ValueError for a quantized cache whose values are aliased, which no kernel reads.
     """
 
     num_kv_heads: int
@@ -22,6 +24,15 @@ class PagedKV:
     v_head_dim: int
     dtype: str
     window: int | None = None
+    aliased: bool = False
+
+    def __post_init__(self) -> None:
+        assert not self.aliased or self.v_head_dim <= self.head_dim, "values cannot be wider than the keys they lie in"
+        if self.aliased and self.is_quantized:
+            raise ValueError(
+                f"cache.dtype={self.dtype} cannot work: the model keeps keys and values as one latent, of which no kernel reads "
+                "quantized values; set cache.dtype=auto, float16, bfloat16 or float32"
+            )
 
     @property
     def is_quantized(self) -> bool:
@@ -30,7 +41,8 @@ class PagedKV:
     def part_bytes(self) -> tuple[int, ...]:
         """Bytes that a token takes in one layer: its keys, its values, their scales."""
         element, scale = ELEMENT_BYTES[self.dtype], 4 if self.is_quantized else 0
-        return tuple(self.num_kv_heads * n for n in (self.head_dim * element, self.v_head_dim * element, scale, scale))
+        values = 0 if self.aliased else self.v_head_dim * element
+        return tuple(self.num_kv_heads * n for n in (self.head_dim * element, values, scale, scale))
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,12 @@ def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
 
 def block_bytes(groups: tuple[CacheGroup, ...], block_size: int) -> int:
     """Bytes of one block of the pool that the groups share."""
-    return max(len(g.layers) for g in groups) * block_size * sum(shared_part_bytes(groups))
+    return max(len(g.layers) for g in groups) * block_size * token_bytes(groups)
+
+
+def token_bytes(groups: tuple[CacheGroup, ...]) -> int:
+    """Bytes of a token in one layer."""
+    return sum(shared_part_bytes(groups))
 
 
 def shared_part_bytes(groups: tuple[CacheGroup, ...]) -> tuple[int, ...]:

@@ -106,10 +106,14 @@ def read_eagle3(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> E
 def _aux_layers(config: Mapping[str, Any], eagle: Mapping[str, Any], target: ModelInfo, folder: Path) -> tuple[int, ...]:
     count = len(shape_of(target).layers)
     given = eagle.get("eagle_aux_hidden_state_layer_ids") or config.get("eagle_aux_hidden_state_layer_ids")
-    layers = tuple(given) if given else tuple(sorted({2, count // 2, count - 3}))
+    layers = given or sorted({2, count // 2, count - 3})
+    if not isinstance(layers, list) or len({*map(str, layers)}) < len(layers):
+        raise ValueError(
+            f"the drafting head in {folder}: eagle_aux_hidden_state_layer_ids={layers!r} must be a list of layers, each once"
+        )
     if not all(type(layer) is int and 0 <= layer < count for layer in layers):
-        raise ValueError(f"the drafting head in {folder} reads states before layers {list(layers)} of a target of {count} layers")
-    return layers
+        raise ValueError(f"the drafting head in {folder} reads states before layers {layers} of a target of {count} layers")
+    return tuple(layers)
 
 
 def target_ids(files: HeadFiles, draft_vocab_size: int, vocab_size: int) -> torch.Tensor | None:

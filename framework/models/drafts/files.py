@@ -23,8 +23,8 @@ class TorchFile:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except Exception as error:  # torch raises many kinds, and one of them names every object it refuses
             raise ValueError(f"{path} cannot be read as tensors alone ({str(error).splitlines()[0]}): download it again") from error
-        if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-            raise ValueError(f"{path} holds {type(found).__name__}, but a file of tensors by name is expected")
+        if not isinstance(found, dict) or not all(isinstance(name, str) and _is_plain(of) for name, of in found.items()):
+            raise ValueError(f"{path} holds {type(found).__name__}, but dense tensors by name are expected")
         self._tensors: dict[str, torch.Tensor] = found
 
     def names(self) -> Iterable[str]:
@@ -38,6 +38,10 @@ class TorchFile:
     def get_slice(self, name: str) -> TorchFile:
         """As safetensors has it: what tells the shape of a tensor."""
         return _Shaped(self._tensors[name])  # type: ignore[return-value]
+
+
+def _is_plain(found: object) -> bool:
+    return isinstance(found, torch.Tensor) and found.layout == torch.strided and found.device.type == "cpu"
 
 
 class _Shaped:

@@ -46,7 +46,9 @@ class Family:
     interleaved_qkv  the queries, key and value of a KV head are neighbours in the fused projection
     causal       a token sees only what is before it; else a window bounds what it sees on both sides
     windowed     does layer i of num_layers see a window only? Consulted if the config has no ``layer_types``
+    latent       keys and values of all heads come from one latent vector per token, and queries may have one of their own
     moe          has layer i a mixture of experts in place of its MLP?
+    routing      of a mixture of experts: fields of ``Moe`` beyond those that all configs name alike
     refuse       reason why this config is beyond the native decoder, or None
     """
 
@@ -84,7 +86,9 @@ class Family:
     interleaved_qkv: bool = False
     causal: bool = True
     windowed: Callable[[Config, int], bool] = lambda config, layer: True
+    latent: bool = False
     moe: Callable[[Config, int], bool] = lambda config, layer: False
+    routing: Callable[[Config], Mapping[str, Any]] = lambda config: {}
     refuse: Callable[[Config], str | None] = lambda config: None
 
     @property

@@ -37,11 +37,11 @@ _HYPERCLOVAX = replace(
     derived=lambda config: {"logit_scale": config["logits_scaling"]},  # which Granite divides by
     variant=lambda config: {"names": {**LLAMA_NAMES, **_POST_NORMS}, "residual": "sandwich"} if config["use_post_norm"] else {},
 )
-_MINICPM = replace(
+MINICPM = replace(
     LLAMA,
     defaults={**LLAMA.defaults, "scale_emb": 1.0, "scale_depth": 1.0, "dim_model_base": None, "tie_word_embeddings": True},
     derived=_minicpm_scales,
     refuse=_minicpm_refusal,
 )
 
-FAMILIES = {"granite": _GRANITE, "hyperclovax": _HYPERCLOVAX, "minicpm": _MINICPM}
+FAMILIES = {"granite": _GRANITE, "hyperclovax": _HYPERCLOVAX, "minicpm": MINICPM}

@@ -14,7 +14,9 @@ import torch
 from ...plan import BoundKernel
 from ..batch import ForwardBatch
 from .attention import Attention
+from .mla import LatentAttention
 
+AnyAttention = Attention | LatentAttention
 Mlp = Callable[[torch.Tensor], torch.Tensor]
 HiddenAndResidual = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -24,7 +26,7 @@ class PreNormBlock:
     """x + attention(norm(x)), then x + mlp(norm(x)); with post norms, what is added is normalized too, and with ``scale``
     multiplied. attn_norm: None for a first layer whose input is normalized."""
 
-    attention: Attention
+    attention: AnyAttention
     mlp: Mlp
     mlp_norm: BoundKernel
     attn_norm: BoundKernel | None = None
@@ -56,7 +58,7 @@ class PreNormBlock:
 class ParallelBlock:
     """x + attention(norm(x)) + mlp(norm'(x)); without a second norm the first serves both."""
 
-    attention: Attention
+    attention: AnyAttention
     mlp: Mlp
     attn_norm: BoundKernel
     mlp_norm: BoundKernel | None = None
@@ -76,7 +78,7 @@ class ParallelBlock:
 class AfterNormBlock:
     """x + norm(attention(x)), then x + norm(mlp(x))."""
 
-    attention: Attention
+    attention: AnyAttention
     mlp: Mlp
     attn_post_norm: BoundKernel
     mlp_post_norm: BoundKernel
@@ -91,7 +93,7 @@ class AfterNormBlock:
 class PostNormBlock:
     """norm(x + attention(x)), then norm(x + mlp(x))."""
 
-    attention: Attention
+    attention: AnyAttention
     mlp: Mlp
     attn_norm: BoundKernel
     mlp_norm: BoundKernel

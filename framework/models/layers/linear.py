@@ -35,6 +35,17 @@ class QuantizedInput:
 
 
 @dataclass(slots=True)
+class Float32Linear:
+    """In float32, whatever its input."""
+
+    linear: Linear
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, in] -> float32 [T, out]."""
+        return self.linear(x.float())
+
+
+@dataclass(slots=True)
 class SplitLinear:
     """Linears of one input, whose outputs stand side by side: shards of a projection that no single GEMM can compute."""
 

@@ -38,14 +38,29 @@ class Mlp:
 
 
 @dataclass(slots=True)
+class SharedExperts:
+    """Experts that serve every token, side by side as one MLP; with ``gate`` [T, H] -> [T, 1], weighted by its sigmoid."""
+
+    mlp: Mlp
+    gate: Linear | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, H] -> [T, H]."""
+        out = self.mlp(x)
+        return out if self.gate is None else out.mul_(torch.sigmoid(self.gate(x)))
+
+
+@dataclass(slots=True)
 class MoeMlp:
-    """A router sends each token to a few experts and adds up what they return, weighted."""
+    """A router sends each token to a few experts and adds up what they return, weighted; ``shared`` serve all."""
 
     router: Linear
     route: BoundKernel
     experts: BoundKernel
+    shared: SharedExperts | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, H] -> [T, H]."""
         weights, ids = self.route(self.router(x))
-        return self.experts(x, weights, ids)
+        out = self.experts(x, weights, ids)
+        return out if self.shared is None else out.add_(self.shared(x))

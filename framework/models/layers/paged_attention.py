@@ -15,11 +15,14 @@ from ..batch import ForwardBatch
 if TYPE_CHECKING:
     from triton_kernels.attention_meta import LayerKV
 
+    from .expanded_prefill import ExpandedPrefill
+
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all), before it if causal, else on
-    either side; sinks: f32 [num_heads] or None; alibi: by how much the scores of each head fall with each token of distance."""
+    """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all); causal: only before it, else
+    on either side; aliased: values are the first v_head_dim elements of the keys; sinks: f32 [num_heads] or None; alibi: by how
+    much the scores of each head fall with each token of distance."""
 
     num_heads: int
     num_kv_heads: int
@@ -31,6 +34,7 @@ class AttentionShape:
     sinks: torch.Tensor | None = field(default=None, compare=False)
     alibi: tuple[float, ...] | None = None
     causal: bool = True
+    aliased: bool = False
 
 
 @dataclass(slots=True)
@@ -40,13 +44,14 @@ class PagedAttention:
     layer     its place among the layers of this process; group: the KV group that serves it, see ``PagedModel.set_groups``
     spec      what it keeps in the cache
     kv_write  None where a fused kernel writes
+    prefill   a kernel, or what prepares what the layer itself does with prompts
     """
 
     layer: int
     spec: PagedKV
     kv_write: BoundKernel | None
     decode: BoundKernel
-    prefill: BoundKernel
+    prefill: BoundKernel | ExpandedPrefill
     group: int = 0
 
     def begin_step(self, batch: ForwardBatch) -> None:
@@ -61,8 +66,8 @@ class PagedAttention:
         """The layer's cache, and the slots int64 [T] in it of the batch's tokens."""
         return batch.caches[self.layer], batch.groups[self.group].slot_mapping
 
-    def write(self, k: torch.Tensor, v: torch.Tensor, batch: ForwardBatch) -> None:
-        """k [T, Hk, Dk] and v [T, Hk, Dv] go to the cache."""
+    def write(self, k: torch.Tensor, v: torch.Tensor | None, batch: ForwardBatch) -> None:
+        """k [T, Hk, Dk] and v [T, Hk, Dv] go to the cache; v is None where values are aliased."""
         assert self.kv_write is not None, "a fused kernel writes the cache of this layer"
         self.kv_write(k, v, batch.caches[self.layer], batch.groups[self.group].slot_mapping)
 
@@ -71,6 +76,7 @@ class PagedAttention:
         group, kv = batch.groups[self.group], batch.caches[self.layer]
         if group.prefill is None:
             return self.decode(q, kv, group.decode)
+        assert isinstance(self.prefill, BoundKernel), "the layer attends to prompts itself"
         if group.decode is None:
             return self.prefill(q, kv, group.prefill)
         n = batch.num_decode_tokens
@@ -82,7 +88,7 @@ class AttentionKernels:
     what ALiBi adds."""
 
     def __init__(self, plan: KernelPlan, block_size: int, cache_dtype: str, device: torch.device | None = None) -> None:
-        self._plan, self._block_size, self._cache_dtype, self._device = plan, block_size, cache_dtype, device
+        self._plan, self.block_size, self._cache_dtype, self._device = plan, block_size, cache_dtype, device
         self._bound: dict[tuple[str, AttentionShape], BoundKernel] = {}
 
     def facts(self, shape: AttentionShape) -> dict[str, Any]:
@@ -92,8 +98,9 @@ class AttentionKernels:
             "num_heads": shape.num_heads,
             "num_kv_heads": shape.num_kv_heads,
             "value_dim": shape.v_head_dim,
-            "page_size": self._block_size,
+            "page_size": self.block_size,
             "kv_dtype": getattr(torch, self._cache_dtype),
+            "aliased": shape.aliased,
         }
 
     @property
@@ -107,7 +114,7 @@ class AttentionKernels:
         """The attention of layer ``index`` of this process. writes: it does so itself, no fused kernel does. scales: f32 [1, 1] of
         all its keys and of all its values; None: each has its own."""
         kept = shape.window if shape.causal else None  # of a prompt that is computed whole, all is kept until then
-        spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, kept)
+        spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, kept, shape.aliased)
         static = {} if scales is None else {"k_scale": scales[0], "v_scale": scales[1]}
         note = "" if scales is None else "scales of the checkpoint"
         write = self._bind("kv_cache_write", shape, static, note=note, shared=not static) if writes else None
@@ -120,6 +127,15 @@ class AttentionKernels:
             self._bind(f"paged_attention_{kind}", shape, weights, params, shared=shared) for kind in ("decode", "prefill")
         )
         return PagedAttention(index, spec, write, decode, prefill)
+
+    def of_prompts(self, shape: AttentionShape, *, causal: bool) -> BoundKernel:
+        """``paged_attention_prefill`` that returns the LSE, too."""
+        params = {"scale": shape.scale, "causal": causal, "window": None, "softcap": None, "return_lse": True}
+        return self._plan.bind("paged_attention_prefill", None, params, self.facts(shape))
+
+    def workspace_write(self, shape: AttentionShape) -> BoundKernel:
+        """``kv_cache_write`` to pages that are no layer's cache."""
+        return self._bind("kv_cache_write", shape, shared=True)
 
     def _bind(
         self,

@@ -185,6 +185,46 @@ def test_guesses_change_no_token_and_save_steps(model: str, depth: int) -> None:
     assert num_steps[1] < 0.7 * num_steps[0]
 
 
+def test_a_proposer_of_the_host_hears_how_each_request_ended() -> None:
+    started: dict[str, list[int]] = {}
+    ended: list[tuple[str, list[int]]] = []
+
+    class Hearing(Guesses):
+        def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+            started[request_id] = list(prompt_token_ids)
+
+        def stop(self, request_id: str, token_ids: Sequence[int] = ()) -> None:
+            ended.append((request_id, list(token_ids)))
+
+    engine = make_engine(vocab_size=20, speculation=Speculation(ScheduledDepth([[1, 1, 3]]), 20, Hearing()))  # type: ignore[arg-type]
+    prompts = {"whole": [1, 2, 3], "short": [4, 5], "gone": [6]}
+    for name, prompt in prompts.items():
+        engine.add_request(name, EngineInput(prompt), token_params(max_tokens=12 if name == "whole" else 1, seed=len(prompt)))
+    engine.abort(["gone"])
+    outputs = finish(engine)
+    texts = {name: prompts[name] + (tokens_of(outputs[name])[0] if name in outputs else []) for name in prompts}
+    assert started == prompts and sorted(ended) == sorted(texts.items())
+
+
+@pytest.mark.parametrize("from_host", [False, True])
+def test_drafts_count_against_the_budget_and_stand_before_prompts(from_host: bool) -> None:
+    by = Speculation(ScheduledDepth([[1, 1, 3]]), 20, Guesses() if from_host else None)  # type: ignore[arg-type]
+    engine = make_engine(make_config(max_num_batched_tokens=7), vocab_size=20, num_drafts=3, speculation=by)
+    steps: list[StepInput] = []
+    submit = engine.executor.submit
+    engine.executor.submit = lambda step: steps.append(step) or submit(step)  # type: ignore[method-assign,assignment,func-returns-value]
+    for i in range(4):
+        engine.add_request(str(i), EngineInput([i] * (1 + 5 * i)), token_params(max_tokens=20, seed=i))
+    assert all(len(tokens_of(output)[0]) == 20 for output in finish(engine).values())
+    assert max(sum(step.num_tokens) for step in steps) == 7
+    single, drafts, prompt = range(3)
+    kinds = [
+        [single if n == 1 else drafts if wanted > 1 else prompt for n, wanted in zip(step.num_tokens, step.num_logits)]
+        for step in steps
+    ]
+    assert all(kind == sorted(kind) for kind in kinds) and any({drafts, prompt} <= set(kind) for kind in kinds)
+
+
 @pytest.mark.parametrize("from_host", [False, True])
 def test_a_step_without_drafts_does_not_wait_for_the_one_before(from_host: bool) -> None:
     """Whatever the depth may be: a second step is always under way. With drafts of the host there cannot be one."""

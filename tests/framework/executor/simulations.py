@@ -39,6 +39,16 @@ QWEN_MOE = {
     "moe_intermediate_size": 768,
 }
 
+DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3",
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "dtype": "bfloat16",
+}
+
 
 def simulated_config(architecture: dict[str, Any], **given: Any) -> EngineConfig:
     """Times are those of the device table, of which all is reached; the host takes none. Keys of ``ExecutorConfig`` and

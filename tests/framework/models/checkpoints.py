@@ -244,6 +244,9 @@ def make(example: Example, folder: Path, shard_size: str = "1GB") -> Any:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(_scaled(name, parameter, noise, example))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):  # of the choice of experts: as large as their scores differ
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
     if model.config.tie_word_embeddings:
         model.tie_weights()
     model.save_pretrained(folder, max_shard_size=shard_size)
@@ -258,5 +261,6 @@ def _scaled(name: str, parameter: torch.Tensor, noise: torch.Tensor, example: Ex
     if any(part in name for part in ("embed", "wte", "wpe", "lm_head")):
         return noise * example.embed_std
     fan_in = parameter.shape[0] if example.config_class in ("GPT2Config", "OpenAIGPTConfig") else parameter.shape[-1]
-    gain = 4.0 if any(part in name for part in ("q_proj", "k_proj")) else 2.5 if "qkv" in name or "c_attn" in name else 1.5
+    gain = 4.0 if any(part in name for part in ("q_proj", "k_proj", "q_b_proj")) else 1.5
+    gain = 2.5 if any(part in name for part in ("qkv", "c_attn", "kv_b_proj", "kv_a_proj")) else gain
     return noise * gain * (2.5 if "query_key_value" in name else 1.0) * fan_in**-0.5

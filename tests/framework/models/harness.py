@@ -53,6 +53,10 @@ class Session:
         for spec in model.cache_specs():
             shape = (pages, block_size, spec.num_kv_heads, spec.head_dim)
             dtype = getattr(torch, spec.dtype)
+            if spec.aliased:
+                k = torch.full(shape, torch.nan, dtype=dtype)
+                self.caches.append(LayerKV(k, k[..., : spec.v_head_dim]))
+                continue
             if dtype.itemsize > 1:
                 tensors = [torch.full(shape, torch.nan, dtype=dtype) for _ in range(2)]
             else:

@@ -82,3 +82,17 @@ def test_a_draft_that_leads_a_grammar_nowhere_ends_no_request_that_would_not_tak
     drafting = make_engine({"method": f"{__name__}:Misled", "num_speculative_tokens": 1})
     check_equal(serve(drafting, jobs), expected)
     assert num_dead > 3
+
+
+def test_the_end_is_held_back_behind_drafts_as_long_as_without() -> None:
+    """Nearly all that the model would say is the end, from which on it may: in the middle of what a step checks, too."""
+    jobs: list[Job] = []
+    for i in range(4):
+        given: Any = {"structured_outputs": {"regex": "[ab]*"}, "logit_bias": {0: 60.0}, "stop_token_ids": [0]}
+        jobs.append(([400 + i], SamplingParams(seed=i, max_tokens=20, min_tokens=3 + i, **given)))
+    expected = serve(make_engine(), jobs)
+    assert [len(output.outputs[0].token_ids) for output in expected] == [4, 5, 6, 7]
+    Oracle.comes = {name: tokens[:-1] + [300] * 4 for name, tokens in comes(jobs, expected).items()}
+    drafting = make_engine({"method": "tests.speculating:Prophet", "num_speculative_tokens": 4})
+    check_equal(serve(drafting, jobs), expected)
+    assert sum(drafting.stats().drafts.accepted) > 8

@@ -64,6 +64,21 @@ def test_what_is_allocated_is_what_is_accounted(dtype: str) -> None:
             assert kv.k_scale is kv.v_scale is None
 
 
+def test_values_that_lie_in_keys_take_no_memory() -> None:
+    latent, plain = PagedKV(1, 40, 32, "float16", aliased=True), PagedKV(1, 16, 8, "float16", window=7)
+    groups = group_layers([latent, latent, plain, plain])
+    assert latent.part_bytes() == (80, 0, 0, 0) and block_bytes(groups, 4) == 2 * 4 * (80 + 16)
+    caches = allocate_caches(groups, 5, 4, torch.device("cpu"))
+    kv = caches[0]
+    assert kv.is_aliased and kv.v.shape == (5, 4, 1, 32) and not caches[2].is_aliased
+    kv.k[3] = torch.arange(160.0).view(4, 1, 40)
+    assert torch.equal(kv.v[3], kv.k[3][..., :32]) and [tensor.shape for tensor in kv.stored()] == [kv.k.shape]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for kv in caches for t in kv if t is not None}
+    assert sum(storages.values()) == 5 * block_bytes(groups, 4)
+    with pytest.raises(ValueError, match=r"cache\.dtype=int8 cannot work"):
+        PagedKV(1, 40, 32, "int8", aliased=True)
+
+
 def test_a_head_of_128_takes_132_bytes() -> None:
     assert block_bytes(group_layers([PagedKV(8, 128, 128, "int8")] * 32), 16) == 32 * 16 * 2 * 8 * (128 + 4)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ...framework.models.checkpoints import EXAMPLES as FIRST
-from . import cohere, falcon, gpt, granite, llama, olmo, phi
+from . import cohere, deepseek, falcon, gpt, granite, llama, olmo, phi
 
-EXAMPLES = FIRST | {name: one for kin in (llama, gpt, falcon, cohere, granite, olmo, phi) for name, one in kin.EXAMPLES.items()}
+EXAMPLES = FIRST | {
+    name: one for kin in (llama, gpt, falcon, cohere, granite, olmo, phi, deepseek) for name, one in kin.EXAMPLES.items()
+}

@@ -28,7 +28,7 @@ TILES: Mapping[str, dict[str, int]] = {
     "balanced": {"chunk": 32, "block_n": 16, "num_programs": 5},
 }
 CASES = {(op, case.name): case for op in (PREFILL, DECODE) for case in OPS[op].cases if "bench" not in case.tags}
-HALF = ("tiled", "chunked_tiled", "all_features", "e4m3", "e5m2_page64", "int8_all_features")
+HALF = ("tiled", "chunked_tiled", "latent", "all_features", "e4m3", "e5m2_page64", "int8_all_features")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_page_sizes(registry: Registry, op: str, name: str, page_size: int) -> N
     check(registry, op, name, replace(case, make=partial(case.make, page_size=page_size)), torch.float32)
 
 
-@pytest.mark.parametrize("case", ["chunked_tiled", "padding_rows", "all_features", "value_dim_aliased", "heads_256", "e4m3"])
+@pytest.mark.parametrize("case", ["chunked_tiled", "padding_rows", "all_features", "value_dim", "heads_256", "e4m3"])
 def test_tma_conforms(registry: Registry, case: str) -> None:
     chosen = CASES[PREFILL, case]
     page_size = 128 if case == "chunked_tiled" else 64

@@ -23,6 +23,22 @@ ARCHITECTURE = {
     "eos_token_id": 1,
 }
 QWEN3 = {**ARCHITECTURE, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+DEEPSEEK = {
+    **ARCHITECTURE,
+    "model_type": "deepseek_v3",
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+}
 FUSED = "qk_norm_rotary_kv_write"
 TRITON = {"default": "triton", "paged_attention_decode": "splitkv"}
 SEPARATE = TRITON | {FUSED: "none"}
@@ -62,6 +78,12 @@ def test_fused_and_separate_kernels_with_norms_of_heads() -> None:
     assert fused == separate == generate(REFERENCE, architecture=QWEN3)[0]
     assert fused_calls[FUSED] == separate_calls["rotary"] == separate_calls["kv_cache_write"] > 0
     assert FUSED not in separate_calls and not {"rotary", "kv_cache_write"} & set(fused_calls)
+
+
+def test_latent_attention_and_groups_of_experts() -> None:
+    tokens, calls = generate(TRITON, architecture=DEEPSEEK)
+    assert tokens == generate(REFERENCE, architecture=DEEPSEEK)[0]
+    assert calls["head_linear"] == 2 * calls["kv_cache_write"] > 0 and calls["moe_route"] > 0
 
 
 def test_in_the_interpreter_the_fused_kernel_is_the_best() -> None:

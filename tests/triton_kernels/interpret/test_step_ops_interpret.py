@@ -14,6 +14,7 @@ from triton_kernels.spec import Spec
 
 SMALL_BLOCKS = (
     ("merge_attention", {"rows": 8}),
+    ("head_linear", {"block_m": 16, "block_n": 16, "block_k": 16}),
     ("qk_norm_rotary_kv_write", {"block_heads": 1}),
     ("slot_mapping", {"block": 16}),
     ("verify_draft", {"block": 256}),

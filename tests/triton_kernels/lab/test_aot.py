@@ -54,6 +54,11 @@ WIDE = (
 WIDE_CASES = ("2048 tokens", "2048 tokens, e4m3", "head 256, window, softcap", "64 requests, e4m3, page 64")
 
 
+LATENT = ("paged_attention_prefill:pointer", "paged_attention_decode:balanced")
+LATENT_CASES = ("latent, 128 heads", "latent, 16 heads")
+"""Keys of 576 whose first 512 elements are the values."""
+
+
 @cache
 def kernels() -> tuple[str, ...]:
     return tuple(f"{impl.op}:{impl.name}" for impl in Registry.load() if impl.is_triton)
@@ -61,12 +66,13 @@ def kernels() -> tuple[str, ...]:
 
 @cache
 def compiled(target: str) -> list[Compilation]:
+    latent = compile_for(target, LATENT, cases=LATENT_CASES)
     if target == "sm_90":
-        return compile_for(target, kernels(), max_cases=1) + compile_for(target, WIDE, cases=WIDE_CASES)
+        return latent + compile_for(target, kernels(), max_cases=1) + compile_for(target, WIDE, cases=WIDE_CASES)
     gemms = compile_for(target, GEMMS, cases=GEMM_CASES)
     if target != "gfx942":
-        return gemms
-    return gemms + compile_for(target, [name for name in kernels() if name not in GEMMS], max_cases=1)
+        return latent + gemms
+    return latent + gemms + compile_for(target, [name for name in kernels() if name not in GEMMS], max_cases=1)
 
 
 def artifacts(target: str) -> list[Artifact]:

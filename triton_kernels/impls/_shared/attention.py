@@ -21,6 +21,8 @@ class Constants(NamedTuple):
     PTX         convert quantized values by instructions of NVIDIA's, before they pass through shared memory
     GROUP       query heads that share a KV head
     DK, DV      head sizes of keys and values; BLOCK_DK and BLOCK_DV are the powers of two above them
+    REST        elements of a key behind DK, multiplied on their own: 512 and 64 are not padded to 1024. 0: DK are all
+    SHARED      the values are the first DV = DK elements of the keys: a tile is read once for both products
     BLOCK_M     rows of a matrix product; a program has ROW_BLOCKS times as many
     BLOCK_N     keys per tile
     STRIDES     of the cache, in elements: page, slot and head of k, then of v, k_scale and v_scale (0 where there is none)
@@ -36,8 +38,11 @@ class Constants(NamedTuple):
     GROUP: int
     DK: int
     DV: int
+    REST: int
     BLOCK_DK: int
     BLOCK_DV: int
+    BLOCK_REST: int
+    SHARED: bool
     BLOCK_M: int
     ROW_BLOCKS: int
     BLOCK_N: int
@@ -57,7 +62,8 @@ class AttentionParams:
     sinks: torch.Tensor | None
     alibi: torch.Tensor | None
     return_lse: bool
-    widen: bool  # see Constants
+    shared: bool  # see Constants
+    widen: bool
     nvidia_16_bits: bool
 
     @classmethod
@@ -73,6 +79,7 @@ class AttentionParams:
             given.get("sinks"),
             given.get("alibi"),
             given.get("return_lse", False),
+            shares_tiles(spec),
             spec.interpret and spec.dtype == torch.bfloat16,
             spec.arch.startswith("sm_") and not spec.interpret and spec.dtype != torch.float32,
         )
@@ -101,6 +108,9 @@ class AttentionParams:
     ) -> Constants:
         """For q [T, Hq, Dk] over a cache."""
         dk, (num_kv_heads, dv) = q.shape[2], kv.v.shape[2:]
+        assert not self.shared or kv.is_aliased, "the layer was bound for values that lie in its keys"
+        rest = dk - dv if self.shared else 0
+        dk -= rest
         return Constants(
             CAUSAL=self.causal,
             HAS_WINDOW=self.window is not None,
@@ -111,8 +121,11 @@ class AttentionParams:
             GROUP=q.shape[1] // num_kv_heads,
             DK=dk,
             DV=dv,
+            REST=rest,
             BLOCK_DK=max(16, triton.next_power_of_2(dk)),
             BLOCK_DV=max(16, triton.next_power_of_2(dv)),
+            BLOCK_REST=max(16, triton.next_power_of_2(rest)) if rest else 0,
+            SHARED=self.shared,
             BLOCK_M=block_m,
             ROW_BLOCKS=row_blocks,
             BLOCK_N=block_n,
@@ -122,12 +135,22 @@ class AttentionParams:
         )
 
 
+def shares_tiles(spec: Spec) -> bool:
+    """Whether a tile of keys serves as the tile of values: those lie in the keys, and fill a power of two."""
+    value_dim = spec.fact("value_dim", 0)
+    return spec.fact("aliased", False) and value_dim >= 16 and value_dim & (value_dim - 1) == 0
+
+
 def unsupported_attention(spec: Spec) -> list[str]:
     """Reasons that hold for every Triton attention kernel."""
     reasons = []
-    for name in ("head_dim", "value_dim"):
-        if spec.fact(name, 0) > 256:
-            reasons.append(f"{name} {spec.fact(name)} is above 256")
+    shared = shares_tiles(spec)
+    widths = {"head_dim": 256, "value_dim": 512 if shared else 256}
+    if shared:
+        widths["head_dim"] = spec.fact("value_dim") + 128
+    for name, widest in widths.items():
+        if spec.fact(name, 0) > widest:
+            reasons.append(f"{name} {spec.fact(name)} is above {widest}")
     page_size = spec.fact("page_size", 16)
     if page_size & (page_size - 1):
         reasons.append(f"page_size {page_size} is not a power of two")
@@ -137,4 +160,6 @@ def unsupported_attention(spec: Spec) -> list[str]:
     ampere = spec.arch.startswith("sm_") and int(spec.arch[3:]) < 89
     if kv_dtype == torch.float8_e4m3fn and (ampere or spec.arch == "gfx942"):
         reasons.append(f"Triton cannot convert float8_e4m3fn on {spec.arch}")
+    if spec.fact("aliased", False) and kv_dtype in LIMITS:
+        reasons.append(f"reads values that lie in the keys of a cache of the activations' dtype, not of {kv_dtype}")
     return reasons

@@ -187,11 +187,14 @@ def _step(
 ):
     """One tile of keys, read once, into the (accumulator, maximum, sum) of every block of rows."""
     k_cache, v_cache, k_scales, v_scales = kv
-    dtype: tl.constexpr = rows[0][0].dtype
-    MASK_K: tl.constexpr = MASKED and not C.TMA  # of a box, the scores of unused keys are masked, which is enough
+    dtype: tl.constexpr = rows[0][0][0].dtype
+    # Of a box the scores of unused keys are masked, which is enough unless it is their values' too.
+    MASK_K: tl.constexpr = MASKED and (not C.TMA or C.SHARED)
     keys = start + tl.arange(0, C.BLOCK_N)
     inside = (keys >= low) & (keys < high)
     k = _load_tile(k_cache, pages, start, kv_head, inside, C.DK, C.BLOCK_DK, 0, MASK_K, C)
+    if C.REST > 0:
+        k_rest = _load_tile(k_cache + C.DK, pages, start, kv_head, inside, C.REST, C.BLOCK_REST, 0, MASK_K, C)
     if k_scales is not None:
         k_scale = _load_scales(k_scales, pages, start, kv_head, inside, 2, MASKED, C)
     v_scale = None
@@ -200,7 +203,9 @@ def _step(
     BLOCKS: tl.constexpr = C.ROW_BLOCKS
     weighted: tl.tuple = ()
     for b in tl.static_range(BLOCKS):
-        scores = tl.dot(rows[b][0], tl.trans(_to(k, dtype, False, C)), input_precision="ieee")
+        scores = tl.dot(rows[b][0][0], tl.trans(_to(k, dtype, False, C)), input_precision="ieee")
+        if C.REST > 0:
+            scores = tl.dot(rows[b][0][1], tl.trans(_to(k_rest, dtype, False, C)), scores, input_precision="ieee")
         if k_scales is not None:
             scores *= k_scale[None, :]
         weighted += (
@@ -221,7 +226,10 @@ def _step(
                 C,
             ),
         )
-    v = _to(_load_tile(v_cache, pages, start, kv_head, inside, C.DV, C.BLOCK_DV, 1, MASKED, C), dtype, C.BLOCK_M < FEW_ROWS, C)
+    if C.SHARED:
+        v = _to(k, dtype, False, C)
+    else:
+        v = _to(_load_tile(v_cache, pages, start, kv_head, inside, C.DV, C.BLOCK_DV, 1, MASKED, C), dtype, C.BLOCK_M < FEW_ROWS, C)
     new: tl.tuple = ()
     for b in tl.static_range(BLOCKS):
         weights, shrink, peak, total = weighted[b]

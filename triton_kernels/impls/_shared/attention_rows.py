@@ -78,9 +78,9 @@ def load_rows(
     QUANTIZED: tl.constexpr,
     C: tl.constexpr,
 ):
-    """The block from row ``first_row`` of a request with ``num_rows``: ((q [BLOCK_M, BLOCK_DK], factor of its scores, position,
-    ALiBi slope), sink), all but q per row. ``before``: position of the request's first query; ``has_sink``: 1 if its sinks count
-    here, else 0.
+    """The block from row ``first_row`` of a request with ``num_rows``: ((q, factor of its scores, position, ALiBi slope), sink). q
+    is ([BLOCK_M, BLOCK_DK],), and [BLOCK_M, BLOCK_REST] behind it where keys have a rest; all else is per row. ``before``: position
+    of the request's first query; ``has_sink``: 1 if its sinks count here, else 0.
 
     Few queries are multiplied with quantized keys in float16, not in bfloat16: one instruction converts two values. A power of two
     per row, which is divided out of q and joins the factor, keeps bfloat16's range.
@@ -101,6 +101,14 @@ def load_rows(
         exponent = tl.max(tl.abs(wide), 1).to(tl.int32, bitcast=True) & 0x7F800000
         block = (wide * (0x7F000000 - exponent).to(tl.float32, bitcast=True)[:, None]).to(tl.float16)
         factor *= exponent.to(tl.float32, bitcast=True)
+    block = (block,)
+    if C.REST > 0:
+        dims = tl.arange(0, C.BLOCK_REST)
+        pointers = q + (token * stride_qt + head * stride_qh)[:, None] + C.DK + dims[None, :]
+        rest = tl.load(pointers, mask=inside[:, None] & (dims < C.REST)[None, :], other=0.0)
+        if C.WIDEN:
+            rest = rest.to(tl.float32)
+        block += (rest,)
     slope = head.to(tl.float32)
     if alibi is not None:
         slope = tl.load(alibi + base_head + head, mask=inside, other=0.0).to(tl.float32)

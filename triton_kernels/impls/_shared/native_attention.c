@@ -1,12 +1,12 @@
 /* Attention over a paged KV cache for a CPU: small matrix products of few query rows, for which a BLAS is mostly overhead.
 
-   Compiled for one head size: -DDIM=... -DVALUE_DIM=... A work item is a block of queries of one request and KV head: all query
+   Compiled for one head size: -DDIM=... -DVALUE_DIM=... A work item is a block of QUERIES queries of one request and KV head: all query
    heads of the group. Keys are taken CHUNK at a time, always from the first; of a chunk, ROWS rows at a time keep what they sum in
    registers. Scores, weights and sums are float32, of every row in the same order whatever rows are beside it: a row's bits depend
    on its own query and keys only. */
 #include "native.h"
 
-enum { CHUNK = 128, QUERIES = 8, ROWS = 4, AHEAD = 8, LANES = 16 };
+enum { CHUNK = 128, ROWS = 4, AHEAD = 8, LANES = 16 };
 enum { VECTORS = (DIM + LANES - 1) / LANES, VALUE_VECTORS = (VALUE_DIM + LANES - 1) / LANES };
 
 typedef float lanes __attribute__((vector_size(64), aligned(4)));

@@ -15,7 +15,6 @@ from ...spec import Spec
 from .native_call import NativeKernel
 from .native_code import library_reasons
 
-_QUERIES_PER_BLOCK = 8
 _WORK = 1 << 30
 """Always worth all threads."""
 
@@ -51,11 +50,16 @@ class NativeAttention:
             _WORK,
             *(q, k, v, out, meta.cu_q, meta.seq_lens, table, self.sinks, self.alibi, lse),
             *(q.stride(0), q.stride(1), *k.stride()[:3], *v.stride()[:3], table.stride(0)),
-            *(q.shape[0], meta.num_reqs, q.shape[1], k.shape[2], kv.page_size, -(-meta.max_q // _QUERIES_PER_BLOCK)),
+            *(q.shape[0], meta.num_reqs, q.shape[1], k.shape[2], kv.page_size, -(-meta.max_q // _queries_per_block(dims[0]))),
             *(self.causal, self.window, self.scale, self.softcap),
         )
         return out if lse is None else (out, lse)
 
 
-def _defines(head_dim: int, value_dim: int) -> tuple[str, str]:
-    return f"-DDIM={head_dim}", f"-DVALUE_DIM={value_dim}"
+def _defines(head_dim: int, value_dim: int) -> tuple[str, ...]:
+    return f"-DDIM={head_dim}", f"-DVALUE_DIM={value_dim}", f"-DQUERIES={_queries_per_block(head_dim)}"
+
+
+def _queries_per_block(head_dim: int) -> int:
+    """Latent keys are wide and shared by all heads, whose rows lie on a thread's stack."""
+    return 8 if head_dim <= 256 else 1

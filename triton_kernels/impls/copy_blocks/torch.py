@@ -10,7 +10,6 @@ from ...impl import impl
 
 @impl("copy_blocks", "torch", priority=10)
 def copy_blocks_torch(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor) -> None:
-    for cache in kv:
-        if cache is not None:
-            pages = cache.view(torch.uint8) if cache.element_size() == 1 else cache  # torch cannot copy rows of float8
-            pages.index_copy_(0, dst, pages.index_select(0, src))
+    for cache in kv.stored():
+        pages = cache.view(torch.uint8) if cache.element_size() == 1 else cache  # torch cannot copy rows of float8
+        pages.index_copy_(0, dst, pages.index_select(0, src))

@@ -47,9 +47,7 @@ _LAUNCH = Launch(_copy_blocks_kernel, num_warps=4, enable_fp_fusion=True)
 def copy_blocks(kv: LayerKV, src: torch.Tensor, dst: torch.Tensor, *, block_rows: int) -> None:
     if src.shape[0] == 0:
         return
-    for cache in kv:
-        if cache is None:
-            continue
+    for cache in kv.stored():
         pages = cache if cache.dim() == 4 else cache.unsqueeze(2)  # scales [pages, page_size, heads]: one row per token
         pages = pages.view(torch.uint8) if pages.element_size() == 1 else pages
         _, page_size, num_heads, dim = pages.shape

@@ -25,7 +25,8 @@ class KvCacheWriteNative:
             return [f"writes a cache of {spec.dtype}, not of {spec.fact('kv_dtype')}"]
         return library_reasons("native_step.c", spec.dtype)
 
-    def __call__(self, k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
+    def __call__(self, k: torch.Tensor, v: torch.Tensor | None, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
+        v = k[..., :0] if v is None else v
         self.run(
             k.numel(),
             *(k, v, kv.k, kv.v, slot_mapping),

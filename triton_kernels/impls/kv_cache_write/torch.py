@@ -17,7 +17,7 @@ from ..quantize_activation.torch import quantize
 @impl("kv_cache_write", "torch", priority=10)
 def kv_cache_write_torch(
     k: torch.Tensor,
-    v: torch.Tensor,
+    v: torch.Tensor | None,
     kv: LayerKV,
     slot_mapping: torch.Tensor,
     k_scale: torch.Tensor | None = None,
@@ -29,6 +29,8 @@ def kv_cache_write_torch(
     skipped = None if none_skipped else slot_mapping < 0
     slots = slot_mapping if none_skipped else slot_mapping.clamp_min(0)
     for new, cache, scales, static in ((k, kv.k, kv.k_scale, k_scale), (v, kv.v, kv.v_scale, v_scale)):
+        if new is None:
+            continue
         if scales is None:
             _write(new.to(cache.dtype), cache, slots, skipped)
         else:

@@ -95,6 +95,8 @@ def _kv_cache_write_kernel(
         KIND,
         LIMIT,
     )
+    if v_ptr is None:
+        return
     element = tl.arange(0, BLOCK_V)[None, :]
     values = tl.load(v_ptr + token * v_token + head * v_head + element, mask=heads & (element < v_dim), other=0.0)
     store_heads(
@@ -120,13 +122,13 @@ class TritonKVCacheWrite:
     def unsupported(spec: Spec) -> list[str]:
         return cache_reasons(spec.fact("kv_dtype", spec.dtype))
 
-    def __call__(self, k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
-        (num_tokens, num_heads, k_dim), v_dim = k.shape, v.shape[2]
+    def __call__(self, k: torch.Tensor, v: torch.Tensor | None, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
+        (num_tokens, num_heads, k_dim), v_dim = k.shape, kv.v.shape[3]
         if num_tokens == 0:
             return
         k_cache, v_cache, k_scale, v_scale = cache_bits(kv)
         k_token, k_head, k_element = k.stride()
-        v_token, v_head, v_element = v.stride()
+        v_token, v_head, v_element = (0, 0, 1) if v is None else v.stride()
         *k_strides, k_cache_element = k_cache.stride()
         *v_strides, v_cache_element = v_cache.stride()
         assert k_element == v_element == k_cache_element == v_cache_element == 1, "head elements must be contiguous"

@@ -11,7 +11,7 @@ import torch
 from ...attention_meta import AttentionMeta, LayerKV
 from ...devices import by_arch
 from ...spec import Spec
-from .._shared.attention import AttentionParams, unsupported_attention
+from .._shared.attention import AttentionParams, shares_tiles, unsupported_attention
 from .._shared.launch import Launch, cdiv, next_power_of_2
 from ._kernels import combine_kernel
 
@@ -54,24 +54,34 @@ class DecodeTiles:
         """Options of 0 follow the arch and the head size: tiles of heads above 128 have half the keys, or registers spill. On AMD
         those of quantized caches have too, and half the warps, because each warp converts the whole tile. A block has the query
         heads of a KV head, at least the 16 rows of a matrix instruction. Few KV heads get more splits, so that one long request
-        fills the device; many would only write more partial results."""
+        fills the device; many would only write more partial results. Of latent keys, whose values are as wide as they, a block has
+        as many heads as have room for what they sum; the partial results of many heads are as large as the keys, so that they get
+        fewer and longer splits."""
         num_kv_heads, head_dim = spec.fact("num_kv_heads", 1), spec.fact("head_dim", 128)
         group = spec.fact("num_heads", 1) // num_kv_heads
         kv_dtype = spec.fact("kv_dtype", spec.dtype)
         device, amd, wide, quantized = by_arch(spec.arch), spec.arch.startswith("gfx"), head_dim > 128, kv_dtype != spec.dtype
-        block_n = block_n or (16 if amd and quantized else 32 if amd or wide else 64)
+        latent = head_dim > 256
+        heads_in_blocks = cdiv(group, 16) if latent else 1
+        few_keys = latent and (amd or device.arch == "sm_100")
+        block_n = block_n or (16 if few_keys or (amd and quantized) else 32 if amd or wide else 64)
+        block_m = max(16, next_power_of_2(group))
+        if latent:
+            block_m = min(block_m, 32 if amd or device.arch.startswith("sm_8") else 64)
+        chunk = chunk or max(256, 128 * heads_in_blocks if latent else 0)
         if chunk % block_n or block_n & (block_n - 1):
             raise ValueError(f"chunk must be a multiple of block_n, which is a power of two; got {chunk} and {block_n}")
         num_stages = num_stages or (2 if amd else 3)
-        width = next_power_of_2(head_dim) + next_power_of_2(spec.fact("value_dim", head_dim))
+        value_dim = spec.fact("value_dim", head_dim)
+        width = head_dim if shares_tiles(spec) else next_power_of_2(head_dim) + next_power_of_2(value_dim)
         tile_bytes = block_n * width * kv_dtype.itemsize
         return cls(
             chunk,
-            max_splits=max(64, min(256, 512 // next_power_of_2(num_kv_heads))),
+            max_splits=max(64, min(256, 512 // next_power_of_2(num_kv_heads * heads_in_blocks))),
             group=group,
-            block_m=max(16, next_power_of_2(group)),
+            block_m=block_m,
             block_n=block_n,
-            num_warps=num_warps or (2 if amd and quantized and not wide else 4),
+            num_warps=num_warps or (2 if amd and quantized and not wide else 8 if block_m > 16 and latent and not amd else 4),
             num_stages=num_stages,
             max_row_blocks=1 if wide else 2,
             num_sms=device.num_sms,
@@ -187,7 +197,7 @@ class DecodeLayer:
             CUTS=cuts,
             DV=dv,
             BLOCK_DV=next_power_of_2(dv),
-            TILE=cuts.MAX_SPLITS // 4,
+            TILE=cuts.MAX_SPLITS // (4 if dv <= 256 else 32),
             num_warps=cuts.MAX_SPLITS // 32,
             enable_fp_fusion=True,
         )

@@ -100,7 +100,7 @@ def balanced_kernel(
     priority=65,
     requires=("triton",),
     flags=Flags(batch_invariant=True),
-    options={"chunk": 256, "block_n": 0, "num_warps": 0, "num_stages": 0, "num_programs": 0},
+    options={"chunk": 0, "block_n": 0, "num_warps": 0, "num_stages": 0, "num_programs": 0},
     tune_space={"chunk": (128, 256, 512, 1024), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4, 5)},
 )
 class BalancedDecode(DecodeLayer):

@@ -61,7 +61,7 @@ def splitkv_kernel(
     priority=60,
     requires=("triton",),
     flags=Flags(batch_invariant=True),
-    options={"chunk": 256, "block_n": 0, "num_warps": 0, "num_stages": 0},
+    options={"chunk": 0, "block_n": 0, "num_warps": 0, "num_stages": 0},
     tune_space={"chunk": (128, 256, 512, 1024), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4, 5)},
 )
 class SplitKVDecode(DecodeLayer):

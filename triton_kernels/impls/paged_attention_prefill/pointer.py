@@ -110,10 +110,18 @@ def tile_config(spec: Spec) -> dict[str, int]:
     """Tiles by head size and arch whose accumulator and scores stay in registers, and of which one is multiplied while others load
     (checked ahead of time)."""
     head_dim = max(spec.fact("head_dim", 128), spec.fact("value_dim", 0))
-    wide, converts = head_dim > 128, spec.fact("kv_dtype", spec.dtype) != spec.dtype
+    wide, latent, converts = head_dim > 128, head_dim > 256, spec.fact("kv_dtype", spec.dtype) != spec.dtype
     block_m, block_n, num_warps, num_stages = 128, 32 if wide else 64, 8, 3
     if spec.dtype == torch.float32:
         block_m, block_n, num_warps, num_stages = 16, 16, 4, 1 if wide else 2
+    elif latent:  # values as wide as keys: what a row sums takes twice the registers
+        block_m, block_n, num_warps, num_stages = 64, 32, 8, 3
+        if spec.arch.startswith("gfx"):
+            block_m, block_n, num_warps, num_stages = 32, 16, 4, 2
+        elif spec.arch.startswith("sm_8"):
+            block_m = 32
+        elif spec.arch == "sm_100":
+            block_n = 16
     elif spec.arch.startswith("gfx"):
         few_keys = wide or converts
         block_m, block_n, num_warps, num_stages = 64 if few_keys else 128, 16 if few_keys else 32, 4, 2

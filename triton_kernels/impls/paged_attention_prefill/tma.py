@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ...attention_meta import LayerKV
 from ...impl import Flags, impl
 from ...spec import Spec
-from .._shared.attention import unsupported_attention
+from .._shared.attention import shares_tiles, unsupported_attention
 from .._shared.launch import next_power_of_2
 from .pointer import PrefillLayer
 
@@ -59,6 +59,8 @@ class TmaPrefill(PrefillLayer):
             reasons.append(f"needs TMA (sm_90 or later), not {spec.arch}")
         if spec.dtype == torch.float32 and not spec.interpret:
             reasons.append("needs activations of 16 bits, whose GEMMs run on warp groups")
+        if shares_tiles(spec):
+            reasons.append("reads values apart from keys, not where they lie in them")
         itemsize = spec.fact("kv_dtype", spec.dtype).itemsize
         for name in ("head_dim", "value_dim"):
             if spec.fact(name, 128) * itemsize % TMA_ALIGNMENT_BYTES:

@@ -68,6 +68,20 @@ REFUSED: dict[str, tuple[str, Callable[[Tensors], Any], dict[str, Any], str]] = 
         {"eagle_config": {**AUX, "eagle_aux_hidden_state_layer_ids": [1, 3, 6]}},
         "of a target of 6 layers",
     ),
+    "layers twice": (
+        "eagle3",
+        lambda t: None,
+        {"eagle_config": {**AUX, "eagle_aux_hidden_state_layer_ids": [1, 1, 1]}},
+        "must be a list of layers, each once",
+    ),
+    "one layer, no list": (
+        "eagle3",
+        lambda t: None,
+        {"eagle_config": {**AUX, "eagle_aux_hidden_state_layer_ids": 5}},
+        "must be a list of layers, each once",
+    ),
+    "layers without number": ("eagle3", lambda t: None, {"num_hidden_layers": 10**7}, "10000000 layers: expected 1 to 1000"),
+    "layers of text": ("eagle3", lambda t: None, {"num_hidden_layers": "1"}, "asks for '1' layers: expected 1 to 1000"),
     "quantized": ("eagle3", lambda t: None, {"quantization_config": {"quant_method": "fp8"}}, "is quantized"),
     "family": ("eagle3", lambda t: None, {"model_type": "opt", "ffn_dim": 8}, "layers like Llama's"),
     "latent attention": (
@@ -120,6 +134,15 @@ def test_code_in_a_file_of_torch_is_not_run(tmp_path: Path) -> None:
     made = make("eagle1", tmp_path)
     torch.save({"fc.weight": Path("x")}, made.folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot be read as tensors alone"):
+        read_head("eagle", made.folder, made.info)
+
+
+@pytest.mark.parametrize("found", [{5: torch.ones(2)}, {"a": torch.eye(2).to_sparse()}, {"a": torch.ones(2, device="meta")}])
+def test_what_is_no_dense_tensor_by_name_is_refused(found: dict[Any, Tensor], tmp_path: Path) -> None:
+    made = make("eagle1", tmp_path)
+    (made.folder / "model.safetensors").unlink(missing_ok=True)
+    torch.save(found, made.folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="dense tensors by name are expected"):
         read_head("eagle", made.folder, made.info)
 
 
