@@ -132,6 +132,12 @@ class KernelPlan:
         """arch: None = as torch says; probes: None = nothing is wrapped."""
         return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned, arch, probes)
 
+    def for_dtype(self, dtype: torch.dtype) -> KernelPlan:
+        """The same plan for layers of another dtype; what it binds is reported with the rest."""
+        other = copy.copy(self)
+        other.spec = replace(self.spec, dtype=dtype)
+        return other
+
     def bind(
         self,
         op: str,

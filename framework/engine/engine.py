@@ -12,6 +12,7 @@ from typing import Any, cast
 from ..clock import Clock
 from ..config import EngineConfig
 from ..outputs import RequestOutput
+from ..pooling_params import PoolingParams
 from ..sampling_params import RequestOutputKind, SamplingParams
 from ..speculation.depth import ScheduledDepth
 from ..structured.matchers import Matchers
@@ -23,6 +24,7 @@ from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
 from .metrics import EngineInfo, EngineMetrics, EngineStats, Recorder, cache_settings
 from .output_processor import OutputProcessor, RequestGroup
+from .pooling import PoolingRules, generates
 from .request import FinishReason, Request, Status
 from .scheduled import ScheduledStep
 from .scheduler import Scheduler
@@ -52,15 +54,16 @@ class Engine:
         clock: Clock,
         matchers: Matchers | None = None,
         speculation: Speculation | None = None,
+        pooling: PoolingRules | None = None,
     ) -> None:
         """matchers: where the executor takes masks; without, structured output is refused. speculation: unless it is as many drafts
-        as the executor makes, in every step."""
+        as the executor makes, in every step. pooling: of an engine whose requests end with their prompt; None: they generate."""
         config.validate()
         self.config, self.executor, self.inputs, self.clock = config, executor, inputs, clock
         self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
         if speculation is None and executor.num_drafts:
             speculation = Speculation(ScheduledDepth([[1, 1, executor.num_drafts]]), executor.vocab_size)
-        self._speculation = speculation
+        self._speculation, self.pooling = speculation, pooling
         self.manager, self.scheduler = self._new_books()
         self._recorder = Recorder(executor.max_model_len)
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer), self._recorder)
@@ -77,7 +80,7 @@ class Engine:
         self,
         request_id: str,
         prompt: EngineInput | Prompt,
-        params: SamplingParams | None = None,
+        params: SamplingParams | PoolingParams | None = None,
         *,
         arrival_s: float | None = None,
         priority: int = 0,
@@ -89,7 +92,7 @@ class Engine:
         if request_id in self.processor.groups:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
-        complete = self.inputs.params(params, output_kind)
+        complete, pooling = self._complete(params, output_kind)
         if complete.seed is None:
             complete.seed = self._next_seed()
         check_tokens(given.token_ids, complete, self.executor.vocab_size)
@@ -99,6 +102,8 @@ class Engine:
             raise ValueError(
                 f"structured_outputs needs a tokenizer, and an executor with logits: executor.kind={kind} makes tokens up"
             )
+        if self.pooling is not None:
+            self.pooling.check_prompt(len(given.token_ids), self.executor.max_model_len)
         max_total = self.scheduler.limits.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
         _logger.debug("request %s: %d prompt tokens, n=%d", request_id, len(given.token_ids), complete.n)
@@ -107,7 +112,7 @@ class Engine:
         for i in range(complete.n):
             own = complete if i == 0 else follower_params(complete, i)
             name = request_id if complete.n == 1 else f"{i}_{request_id}"
-            request = Request(name, given.token_ids, own, max_total, arrival_s, priority, extra_keys(given.cache_salt))
+            request = Request(name, given.token_ids, own, max_total, arrival_s, priority, extra_keys(given.cache_salt), pooling)
             request.leader = leader
             group.add(request, self.processor.texts)
             leader = leader or request
@@ -289,6 +294,8 @@ class Engine:
         if self._matchers is not None and self._matchers.num_active:
             self._matchers.accept(committed)
         stopped, failed = self.processor.process(committed, now_s, self._outputs)
+        if committed.pooled:
+            self.processor.pooled(committed, now_s, self._outputs)
         self._recorder.step(scheduled, committed)
         if self._speculation is not None:
             self._recorder.observe(*self._speculation.observe(scheduled, output, now_s))
@@ -371,7 +378,20 @@ class Engine:
             executor.drafts_read_ahead,
         )
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
-        return manager, Scheduler(scheduling, manager, executor.max_model_len, self._speculation, executor.num_stages)
+        pools = self.pooling is not None  # so that a prompt may be as long as the model, if no token is to come after it
+        longest = executor.max_model_len + pools
+        return manager, Scheduler(scheduling, manager, longest, self._speculation, executor.num_stages, pools)
+
+    def _complete(
+        self, params: SamplingParams | PoolingParams | None, output_kind: RequestOutputKind | None
+    ) -> tuple[SamplingParams, PoolingParams | None]:
+        """A request's own parameters. Raises ValueError for what this engine cannot do."""
+        if self.pooling is not None:
+            pooling = self.pooling.complete(params)
+            return pooling.sampling(), pooling
+        if isinstance(params, PoolingParams):
+            raise ValueError(generates(self.config.model.name))
+        return self.inputs.params(params, output_kind), None
 
     def _check_alive(self) -> None:
         if self.errored is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Final, Literal
 
+from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -46,6 +47,7 @@ class Request:
     num_stale_steps steps in flight from before a preemption; the request may not resume before they have delivered
     leader          completion 0 of the same prompt, whose prompt blocks this one will share
     followers       requests that wait for this one's prompt
+    pooling         what is to be made of its prompt, which it then ends with; None: it generates
     sample          where the engine collects the request's output
     """
 
@@ -72,6 +74,7 @@ class Request:
         "num_tokens",
         "order",
         "params",
+        "pooling",
         "priority",
         "request_id",
         "sample",
@@ -91,8 +94,10 @@ class Request:
         arrival_s: float = 0.0,
         priority: int = 0,
         extra_keys: tuple[tuple[int, bytes], ...] = (),
+        pooling: PoolingParams | None = None,
     ) -> None:
         self.request_id, self.params, self.arrival_s, self.priority = request_id, params, arrival_s, priority
+        self.pooling = pooling
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total

@@ -11,6 +11,8 @@ from ..config import ModelConfig
 from ..engine.kv_cache.spec import PagedKV
 from .families import FAMILIES, Family
 from .hub import read_json, resolve_model
+from .pooling.read import read_pooling
+from .pooling.settings import Pooling
 from .quantization.settings import Settings, checkpoint_settings
 from .rope import Rope, read_rope
 
@@ -89,6 +91,7 @@ class Architecture:
     family         its entry, as its config alters it
     num_kv_heads, head_dim   what attention over the cache sees: of latent attention one head, as wide as what is cached
     qkv_clip       queries, keys and values are kept within -qkv_clip and qkv_clip
+    has_logits     it ends with a projection to the vocabulary, and not with its hidden states
     embed_scale, residual_scale, logit_scale   factors of embeddings, of what layers add, and of logits; None: 1
     """
 
@@ -113,18 +116,26 @@ class Architecture:
     max_position: int
     tied: bool
     layers: tuple[LayerShape, ...]
+    num_token_types: int = 0
+    has_logits: bool = True
     latent: Latent | None = None
 
     def cache_specs(self, dtype: str) -> list[PagedKV]:
         """What each layer keeps in a cache of ``dtype``. Raises ValueError for one that the model cannot have."""
         value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
         heads = (self.num_kv_heads, self.head_dim, value_dim)
-        return [PagedKV(*heads, dtype, layer.window, aliased=self.latent is not None) for layer in self.layers]
+        windows = [layer.window if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
+        return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
 
     @property
     def residual(self) -> str:
         """See ``Family``."""
         return self.family.residual
+
+    @property
+    def causal(self) -> bool:
+        """See ``Family``."""
+        return self.family.causal
 
     @property
     def fuses_rotary(self) -> bool:
@@ -149,6 +160,7 @@ class ModelInfo:
     eos_token_ids  tokens that end a sequence
     architecture   None if the native decoder does not cover it; ``reason`` says why
     quantization   what a quantized checkpoint says of itself; None: its weights are floats
+    pooling        what is made of hidden states; None: it generates
     """
 
     name: str
@@ -161,6 +173,14 @@ class ModelInfo:
     architecture: Architecture | None
     reason: str = ""
     quantization: Settings | None = None
+    pooling: Pooling | None = None
+
+    def check_generates(self, what: str) -> None:
+        """Raises ValueError for a model that pools. what: for which it would have to generate."""
+        if self.pooling is not None:
+            raise ValueError(
+                f"{what} is for models that generate, and {self.name!r} pools ({self.pooling.task}): choose another model"
+            )
 
 
 def read_model(config: ModelConfig) -> ModelInfo:
@@ -182,18 +202,30 @@ def read_model(config: ModelConfig) -> ModelInfo:
     eos = generation.get("eos_token_id")
     if eos is None or "eos_token_id" in config.architecture:
         eos = found.get("eos_token_id")
-    max_model_len = _max_model_len(config, found, architecture)
+    size, causal = (found.get("hidden_size", 0), True) if architecture is None else (architecture.hidden_size, architecture.causal)
+    pooling = read_pooling(config, found, folder, size, causal)
+    if pooling is not None:
+        if architecture is None:
+            raise ValueError(
+                f"model {config.name!r} cannot pool: only native models can, and {reason or 'model.backend=transformers'}"
+            )
+        architecture = replace(architecture, has_logits=False)
+    max_model_len = _max_model_len(config, found, architecture, pooling)
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
-    return ModelInfo(config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization)
+    return ModelInfo(
+        config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization, pooling
+    )
 
 
-def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None) -> int:
+def _max_model_len(
+    config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None, pooling: Pooling | None
+) -> int:
     if architecture is None:
         limit = int(found.get("max_position_embeddings") or found.get("n_positions") or found.get("seq_length") or 2048)
     else:
         limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
     if config.max_model_len is None:
-        return limit
+        return limit if pooling is None or pooling.max_len is None else min(limit, pooling.max_len)
     if config.max_model_len > limit:
         raise ValueError(
             f"model.max_model_len={config.max_model_len} is more than the {limit} positions of {config.name!r}: "
@@ -280,6 +312,7 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         logit_scale=_factor(config, "logit_scale"),
         max_position=config["max_position_embeddings"],
         tied=bool(config.get("tie_word_embeddings", False)),
+        num_token_types=config.get("type_vocab_size") or 0,
         layers=tuple(_layer(family, config, head_dim, i) for i in range(config["num_hidden_layers"])),
         latent=latent,
     )

@@ -239,7 +239,8 @@ def our_name(name: str, family: Family) -> str:
     for theirs, ours in family.renames:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
-    modules = (family.embed, family.embed_norm, family.layers, family.final_norm, family.position_embed)
+    name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # as the first checkpoints of BERT have them
+    modules = (family.embed, family.embed_norm, family.layers, family.final_norm, family.position_embed, family.token_types)
     bare_model = name.startswith(tuple(f"{module}." for module in modules if module))
     return family.base + name if bare_model else name
 

@@ -52,6 +52,7 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     other sizes of the same kinds, which must not need other kernels. Raises ValueError for models that only the transformers
     library can run."""
     info = read_model(config.model)
+    info.check_generates("a kernel pack")
     device, block_size, num_seats = Cuda(), config.cache.block_size, config.scheduler.max_num_seqs
     plan = TargetPlan.of(config, target, getattr(torch, info.dtype))
     model = _empty_model(config.model, info, plan, CPU, Parallel(), block_size, config.seed, config.cache.dtype, config.quant)
