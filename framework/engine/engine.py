@@ -15,7 +15,7 @@ from ..outputs import RequestOutput
 from ..pooling_params import PoolingParams
 from ..sampling_params import RequestOutputKind, SamplingParams
 from ..speculation.depth import ScheduledDepth
-from ..structured.matchers import Matchers
+from ..structured.matchers import Failures, Matchers
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
 from .executor import Executor, Handle, MaskedHandle
@@ -291,8 +291,11 @@ class Engine:
         for row, text in output.failed.items():
             self._end_rows([scheduled.rows[row]], text)
         committed, now_s = self.scheduler.commit(output), self.clock.now()
+        misled: Failures = []
         if self._matchers is not None and self._matchers.num_active:
-            self._matchers.accept(committed)
+            misled = self._matchers.accept(committed)
+        for request, _ in misled:  # its last tokens are as good as others
+            request.finish_reason = None
         stopped, failed = self.processor.process(committed, now_s, self._outputs)
         if committed.pooled:
             self.processor.pooled(committed, now_s, self._outputs)
@@ -305,6 +308,7 @@ class Engine:
             self._matchers.discard(stopped)
         for group, cause in failed:
             self._end(group, "error", cause)
+        self._end_failed((request, error) for request, error in misled if request.finish_reason is None)
         return None
 
     def _fail(self, scheduled: ScheduledStep, error: BaseException, submitted: bool) -> BaseException:

@@ -80,9 +80,9 @@ class Scheduler:
             self.waiting.discard(request)
         request.status = Status.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
-        self.requests.discard(request)
-        if self.speculation is not None:
+        if self.speculation is not None and request in self.requests:
             self.speculation.stop(request)
+        self.requests.discard(request)
         self._release_followers(request)
 
     def schedule(self, now_s: float = 0.0) -> ScheduledStep | None:

@@ -23,6 +23,8 @@ MAX_FILL_S: Final = 0.2
 """CPU time of one mask, after which its request ends, and of the masks of a step, after which the dearest do: all others wait
 meanwhile. Of the masks of a step that took half of it, the next ones are filled one by one, to see which are dear."""
 
+LEADS_NOWHERE: Final = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
+
 Failures = list[tuple[Request, Exception]]
 
 
@@ -72,14 +74,18 @@ class Matchers:
         rows += [row for row, c in enumerate(step.chunks, first_chunk) if c.num_logits and c.request in active]
         step.step_input.masked = rows
 
-    def accept(self, committed: Committed) -> None:
-        """Has the tokens of a step taken, and the masks after them filled; forgets the requests that ended with it."""
+    def accept(self, committed: Committed) -> Failures:
+        """Has the tokens of a step taken, and the masks after them filled; forgets the requests that ended with it. Returns those
+        that could not go on behind drafts that were right."""
         moves: list[_Move] = []
+        failures: Failures = []
         for request in committed.requests:
             if (constraint := self._active.get(request)) is None:
                 continue
             if request.status == Status.FINISHED:
                 del self._active[request]
+                if request.finish_reason == "error" and constraint.leads_nowhere(committed.num_new.get(request, 1), request):
+                    failures.append((request, ValueError(LEADS_NOWHERE)))
             else:
                 new = request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]
                 constraint.proposed = committed.proposed.get(request, [])
@@ -87,6 +93,7 @@ class Matchers:
         if moves:
             self._finish()
             self._begin(moves)
+        return failures
 
     def forced(self, request: Request, most: int) -> list[int]:
         """Tokens that must come next, if all tokens so far are accepted; what comes may be cut into other tokens."""
@@ -126,10 +133,9 @@ class Matchers:
         if not masks.any(axis=1).all():
             ends = accumulate(len(part) for part in parts)
             for row, part, end in zip(masked, parts, ends):
-                if not part[0].any():  # behind a draft it matters only if the draft is right, and then the row has no token
+                if not part[0].any():  # behind a draft it matters only if the draft is right: see accept
                     masks[end - len(part) : end] = -1
-                    reason = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
-                    failures.append((rows[row], ValueError(reason)))
+                    failures.append((rows[row], ValueError(LEADS_NOWHERE)))
         handle.sample(masks)
         return failures
 
@@ -241,6 +247,12 @@ class _Constraint:
         elif not isinstance(error, Exception):
             error = RuntimeError(f"structured_outputs: {type(error).__name__}: {error}")
         self.matcher.error = self.matcher.error or error
+
+    def leads_nowhere(self, num_new: int, request: Request) -> bool:
+        """Whether nothing may follow the tokens that its request got of the last step."""
+        assert self.masks is not None
+        masks = self.wanted(len(self.masks), request.num_output_tokens - num_new)
+        return num_new < len(masks) and not masks[num_new].any()
 
     def wanted(self, count: int, num_output_tokens: int) -> np.ndarray:
         """The masks [count, words] of the next token, after so many, and of those behind drafts, without the stop tokens that the
