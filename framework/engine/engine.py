@@ -106,8 +106,9 @@ class Engine:
         leader: Request | None = None
         for i in range(complete.n):
             own = complete if i == 0 else follower_params(complete, i)
-            name = request_id if complete.n == 1 else f"{i}_{request_id}"
-            request = Request(name, given.token_ids, own, max_total, arrival_s, priority, extra_keys(given.cache_salt))
+            request = Request(
+                f"{i}_{request_id}", given.token_ids, own, max_total, arrival_s, priority, extra_keys(given.cache_salt)
+            )
             request.leader = leader
             group.add(request, self.processor.texts)
             leader = leader or request
