@@ -20,7 +20,7 @@ from framework.engine.step import NewRequest, StepInput
 from framework.executor.mirror import Mirror
 from framework.executor.null import NullExecutor
 from framework.sampling_params import RequestOutputKind, SamplingParams
-from framework.speculation.depth import ScheduledDepth
+from framework.speculation.depth import AdaptiveDepth, ScheduledDepth
 
 from ..engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
 
@@ -183,6 +183,14 @@ def test_guesses_change_no_token_and_save_steps(model: str, depth: int) -> None:
         serve(long_mix(), model, num_blocks=300, in_flight_steps=depth, num_drafts=num_drafts).num_steps for num_drafts in (0, 3)
     ]
     assert num_steps[1] < 0.7 * num_steps[0]
+
+
+@pytest.mark.parametrize("from_host", [False, True])
+def test_a_depth_that_adapts_changes_no_token(from_host: bool) -> None:
+    """Also where steps compute parts of prompts only, and no row gets a token, and by a clock that stands still."""
+    by = Speculation(AdaptiveDepth(4), 20, Guesses() if from_host else None)  # type: ignore[arg-type]
+    stats = serve(long_mix(), "full", num_blocks=300, num_drafts=4, by=by, max_num_batched_tokens=7)
+    assert stats.num_chunked_prefills
 
 
 @pytest.mark.parametrize("from_host", [False, True])
