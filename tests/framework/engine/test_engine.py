@@ -389,7 +389,7 @@ def test_a_readiness_that_fails_ends_its_request_alone() -> None:
     def broken() -> bool:
         raise ValueError("the grammar does not compile")
 
-    engine.processor.groups["a"].samples[0].request.is_ready = broken  # type: ignore[method-assign]
+    engine.processor.groups["a"].samples[0].request.is_ready = broken
     outputs = finish(engine)
     assert outputs["a"].error == "the grammar does not compile" and outputs["a"].refused and len(tokens_of(outputs["b"])[0]) == 3
     assert_idle(engine)
