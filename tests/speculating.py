@@ -176,9 +176,9 @@ def _check_logprobs(found: Any, expected: Any) -> None:
 def comes(jobs: list[Job], outputs: list[RequestOutput]) -> dict[str, list[int]]:
     """Prompt and output of each completion, by the id that its request has in the engine."""
     found = {}
-    for index, ((prompt, params), output) in enumerate(zip(jobs, outputs)):
+    for index, ((prompt, _), output) in enumerate(zip(jobs, outputs)):
         for i, completion in enumerate(output.outputs):
-            found[str(index) if params.n == 1 else f"{i}_{index}"] = [*prompt, *completion.token_ids]
+            found[f"{i}_{index}"] = [*prompt, *completion.token_ids]
     return found
 
 

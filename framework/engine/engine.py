@@ -111,8 +111,8 @@ class Engine:
         leader: Request | None = None
         for i in range(complete.n):
             own = complete if i == 0 else follower_params(complete, i)
-            name = request_id if complete.n == 1 else f"{i}_{request_id}"
-            request = Request(name, given.token_ids, own, max_total, arrival_s, priority, extra_keys(given.cache_salt), pooling)
+            name, keys = f"{i}_{request_id}", extra_keys(given.cache_salt)
+            request = Request(name, given.token_ids, own, max_total, arrival_s, priority, keys, pooling)
             request.leader = leader
             group.add(request, self.processor.texts)
             leader = leader or request

@@ -27,6 +27,7 @@ class Status(IntEnum):
 class Request:
     """A prompt and what was generated from it. Completions of one user's request with n > 1 are a Request each.
 
+    request_id      {number of the completion}_{the user's id}: so that no two that run have the same
     token_ids       prompt and output, as far as the host knows them
     num_tokens      the same count, plus the tokens that steps in flight will sample (placeholders)
     num_computed    tokens whose keys and values the cache holds once all submitted steps are done

@@ -104,11 +104,11 @@ class Speculation:
         num_drafts = [wanted - 1 for wanted in step.num_logits if wanted]
         accepted = output.num_accepted or [0] * len(num_drafts)
         step_s, self._last_end_s = end_s - max(scheduled.submitted_s, self._last_end_s), end_s
-        only_decodes = step.num_logits == step.num_tokens
+        is_known = step_s > 0 and step.num_logits == step.num_tokens  # clocks may stand still
         rooms = [0] * len(scheduled.decodes) + [chunk.room for chunk in scheduled.chunks if chunk.num_logits]
         pairs = list(zip(rooms, accepted, strict=True))
         positions = range(max(rooms, default=0))
         checked = [sum(room > nth and count >= nth for room, count in pairs) for nth in positions]
         right = [sum(count > nth for count in accepted) for nth in positions]
-        self.depth.observe(len(rooms), scheduled.num_drafts, checked, right, step_s if only_decodes else None)
+        self.depth.observe(len(rooms), scheduled.num_drafts, checked, right, step_s if is_known else None)
         return num_drafts, accepted

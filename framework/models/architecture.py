@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
     found = {**read_json(folder, "config.json"), **config.architecture}
     if "text_config" in found and found.get("model_type") in FAMILIES:
         found = {**found, **found["text_config"], **config.architecture}
-    if "model_type" not in found:
+    if not isinstance(found.get("model_type"), str):
         raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
     generation = read_json(folder, "generation_config.json")
     architecture, reason = None, ""
@@ -252,33 +252,48 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     return read_architecture(family, merged), ""
 
 
-_SIZES = (
-    "hidden_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_hidden_layers",
-    "intermediate_size",
-    "head_dim",
-    "vocab_size",
-    "kv_lora_rank",
-    "q_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
+_FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "a positive whole number",
+        lambda found: type(found) is int and found > 0,
+        (
+            "hidden_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "num_hidden_layers",
+            "intermediate_size",
+            "head_dim",
+            "vocab_size",
+            "kv_lora_rank",
+            "q_lora_rank",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "v_head_dim",
+            "max_position_embeddings",
+        ),
+    ),
+    (
+        "a positive number",
+        lambda found: type(found) in (int, float) and 0 < found < float("inf"),
+        ("rms_norm_eps", "norm_eps", "query_pre_attn_scalar", "attention_multiplier"),
+    ),
+    ("an object", lambda found: isinstance(found, Mapping), ("rope_parameters", "rope_scaling")),
+    ("a list of names", lambda found: isinstance(found, list) and all(type(name) is str for name in found), ("layer_types",)),
+    ("a name", lambda found: type(found) is str, ("hidden_act",)),
 )
+"""What fields must be if they are given: in words, the test, the names."""
 
 
 def _in_our_words(family: Family, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """config.json over the family's defaults, with our names of its fields. Raises ValueError for sizes that are none."""
+    """config.json over the family's defaults, with our names of its fields. Raises ValueError for values of a wrong kind."""
     config = {**family.defaults, **config}
     config |= {ours: config[theirs] for ours, theirs in family.fields.items() if theirs in config}
     for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
         _required(config, name)
-    for name in _SIZES:
-        if (size := config.get(name)) is not None and (type(size) is not int or size < 1):
-            raise ValueError(
-                f"the model's config.json (or model.architecture) has {name}={size!r}, expected a positive whole number"
-            )
+    for expected, fits, names in _FIELDS:
+        for name in names:
+            if (found := config.get(name)) is not None and not fits(found):
+                raise ValueError(f"the model's config.json (or model.architecture) has {name}={found!r}, expected {expected}")
     return {**config, **family.derived(config)}
 
 
@@ -353,7 +368,10 @@ def _check_groups(moe: Moe) -> None:
 
 
 def _unknown_layers(config: Mapping[str, Any]) -> str | None:
-    kinds = sorted(set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"})
+    types, count = config.get("layer_types") or (), config["num_hidden_layers"]
+    if types and len(types) < count:
+        return f"its layer_types name {len(types)} of {count} layers"
+    kinds = sorted(set(types) - {"full_attention", "sliding_attention"})
     return f"it has layers of kind {', '.join(kinds)}" if kinds else None
 
 

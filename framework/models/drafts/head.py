@@ -130,11 +130,11 @@ def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_l
 
     Raises ValueError for layers that the native decoder does not cover, and another hidden size of the vocabulary.
     """
-    if not given.get("model_type"):
+    if not given.get("model_type") or not isinstance(given["model_type"], str):
         raise ValueError(f"the config.json of the drafting head in {folder} names no model_type, so that its layers are not known")
     config = {**given, "num_hidden_layers": checked_count(num_layers, "layers", folder)}
-    if config.get("layer_types"):
-        config["layer_types"] = list(config["layer_types"])[-num_layers:]
+    if isinstance(types := config.get("layer_types"), list):
+        config["layer_types"] = types[-num_layers:]
     architecture, reason = read_native(config)
     if architecture is not None and (
         not architecture.family.gated
@@ -156,6 +156,14 @@ def checked_count(found: Any, what: str, folder: Path) -> int:
     """Of ``what`` in a config.json. Raises ValueError for what cannot be one."""
     if type(found) is not int or not 1 <= found <= MAX_COUNT:
         raise ValueError(f"the config.json of the drafting head in {folder} asks for {found!r} {what}: expected 1 to {MAX_COUNT}")
+    return found
+
+
+def checked_object(config: Mapping[str, Any], name: str, folder: Path) -> Mapping[str, Any]:
+    """A field of a config.json that holds fields itself; empty if it is not given. Raises ValueError for what has none."""
+    found = config.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"the config.json of the drafting head in {folder} has {name}={found!r}: expected an object")
     return found
 
 

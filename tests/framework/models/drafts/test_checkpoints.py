@@ -94,6 +94,23 @@ REFUSED: dict[str, tuple[str, Callable[[Tensors], Any], dict[str, Any], str]] = 
     "gated attention": ("mtp", lambda t: None, {"model_type": "qwen3_next"}, "gated attention, which is not served yet"),
     "no layer described": ("speculators", lambda t: None, {"transformer_layer_config": {}}, "names no model_type"),
     "nothing described": ("mtp", lambda t: None, {"model_type": None}, "names no model_type"),
+    "type of no name": ("mtp", lambda t: None, {"model_type": [1]}, "names no model_type"),
+    "settings in a list": ("eagle3", lambda t: None, {"eagle_config": [1]}, r"eagle_config=\[1\]: expected an object"),
+    "layer in a list": ("speculators", lambda t: None, {"transformer_layer_config": [1]}, r"transformer_layer_config=\[1\]"),
+    "length of text": ("eagle3", lambda t: None, {"max_position_embeddings": "8"}, "max_position_embeddings='8', expected a pos"),
+    "no length": ("mtp", lambda t: None, {"max_position_embeddings": 0}, "max_position_embeddings=0, expected a positive"),
+    "negative base": ("eagle3", lambda t: None, {"rope_theta": -1}, "rope_theta=-1, expected a positive number"),
+    "base of text": (
+        "eagle3",
+        lambda t: None,
+        {"rope_theta": None, "rope_parameters": {"rope_theta": "x"}},
+        "rope_theta='x', expected a positive number",
+    ),
+    "scaling by text": ("mtp", lambda t: None, {"rope_scaling": {"rope_type": "linear", "factor": "8"}}, "factor='8', expected"),
+    "scaling in a list": ("eagle3", lambda t: None, {"rope_scaling": [1]}, r"rope_scaling=\[1\], expected an object"),
+    "eps of text": ("eagle3", lambda t: None, {"rms_norm_eps": "x"}, "rms_norm_eps='x', expected a positive number"),
+    "kinds of layers in numbers": ("eagle3", lambda t: None, {"layer_types": [[1]]}, "layer_types=.*expected a list of names"),
+    "activation in a list": ("eagle3", lambda t: None, {"hidden_act": [1]}, r"hidden_act=\[1\], expected a name"),
     "another kind": ("speculators", lambda t: None, {"speculators_model_type": "eagle"}, "kind 'eagle', not eagle3"),
 }
 
