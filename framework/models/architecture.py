@@ -9,8 +9,9 @@ from typing import Any
 
 from ..config import ModelConfig
 from ..engine.kv_cache.spec import PagedKV
-from .families import FAMILIES, Family
+from .families import Family
 from .hub import read_json, resolve_model
+from .plugins import family_names, find_family
 from .quantization.settings import Settings, checkpoint_settings
 from .rope import Rope, read_rope
 
@@ -168,9 +169,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
     dummy = config.load_format == "dummy"
     describes_itself = dummy and "model_type" in config.architecture
     folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
-    found = {**read_json(folder, "config.json"), **config.architecture}
-    if "text_config" in found and found.get("model_type") in FAMILIES:
-        found = {**found, **found["text_config"], **config.architecture}
+    found = {**text_part({**read_json(folder, "config.json"), **config.architecture}), **config.architecture}
     if "model_type" not in found:
         raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
     generation = read_json(folder, "generation_config.json")
@@ -185,6 +184,12 @@ def read_model(config: ModelConfig) -> ModelInfo:
     max_model_len = _max_model_len(config, found, architecture)
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
     return ModelInfo(config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization)
+
+
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the fields of its text model on top, where a family covers that model alone."""
+    is_larger = "text_config" in config and find_family(config.get("model_type", "")) is not None
+    return {**config, **config["text_config"]} if is_larger else dict(config)
 
 
 def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None) -> int:
@@ -205,9 +210,9 @@ def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: 
 def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     """What a config.json asks of the native decoder; None and the reason where that does not cover it."""
     model_type = config["model_type"]
-    if model_type not in FAMILIES:
-        return None, f"model_type {model_type!r} is none of the native families ({', '.join(FAMILIES)})"
-    entry = FAMILIES[model_type]
+    entry = find_family(model_type)
+    if entry is None:
+        return None, f"model_type {model_type!r} is none of the native families ({', '.join(family_names())})"
     merged = _in_our_words(entry, config)
     family = replace(entry, **entry.variant(merged))
     if (

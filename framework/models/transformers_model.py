@@ -84,7 +84,7 @@ def num_library_weights(found: Any) -> int:
 def servable_config(config: ModelConfig, info: ModelInfo) -> Any:
     """The library's configuration object of a model. Raises ValueError with the reason if it cannot be served."""
     found = library_config(config, info)
-    if reason := _refusal(found):
+    if reason := refusal(found):
         raise ValueError(f"model {config.name!r} cannot run: {reason}")
     return found
 
@@ -117,8 +117,8 @@ def library_model(config: ModelConfig, info: ModelInfo, found: Any, device: torc
     return model.eval()
 
 
-def _refusal(config: Any) -> str | None:
-    """Why a model cannot be served, as far as its config tells."""
+def refusal(config: Any) -> str | None:
+    """Why a model cannot be served, as far as the library's configuration object tells."""
     if config.is_encoder_decoder:
         return "it is an encoder-decoder; only decoders can be served"
     if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
@@ -126,6 +126,8 @@ def _refusal(config: Any) -> str | None:
     model_class: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]
     if not getattr(model_class, "_supports_attention_backend", False):
         return f"{model_class.__name__} does not use the attention interface of transformers, so our attention cannot be put in"
+    if getattr(config, "is_decoder", True) is False:
+        return "its attention is not causal (is_decoder is off)"
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"it has layers of kind {', '.join(sorted(kinds))}; only full and sliding-window attention can be served"
