@@ -178,6 +178,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
         architecture, reason = read_native(found)
         if architecture is None and config.backend == "native":
             raise ValueError(f"model {config.name!r} cannot run natively: {reason}; use model.backend=auto or transformers")
+    if architecture is None and (unknown := _unknown_type(found)):
+        raise ValueError(f"model {config.name!r} cannot run: {unknown}")
     eos = generation.get("eos_token_id")
     if eos is None or "eos_token_id" in config.architecture:
         eos = found.get("eos_token_id")
@@ -215,14 +217,24 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
         return None, f"model_type {model_type!r} is none of the native families ({', '.join(family_names())})"
     merged = _in_our_words(entry, config)
     family = replace(entry, **entry.variant(merged))
-    if (
-        reason := family.refuse(merged)
-        or _unknown_layers(merged)
-        or _unknown_activation(merged, family)
-        or _biased_table(merged, family)
-    ):
+    if reason := family.refuse(merged) or _unknown_layers(merged) or _unknown_activation(merged, family):
         return None, reason
     return read_architecture(family, merged), ""
+
+
+def _unknown_type(config: Mapping[str, Any]) -> str | None:
+    """Why a model without a native family cannot run: the library does not know it either."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config["model_type"] in CONFIG_MAPPING_NAMES:
+        return None
+    reason = f"model_type {config['model_type']!r} is none of the native families, and transformers {transformers.__version__} "
+    reason += "does not know it"
+    if code := config.get("auto_map"):
+        files = sorted({str(value).rpartition(".")[0].rpartition("--")[2] for value in code.values()})
+        reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
+    return reason + ". kernelswap models --all lists the known types"
 
 
 _SIZES = (
@@ -333,11 +345,6 @@ def _unknown_activation(config: Mapping[str, Any], family: Family) -> str | None
     name = config.get("hidden_act")
     known = GATED_ACTIVATIONS if family.gated else PLAIN_ACTIVATIONS
     return None if name in known else f"activation {name!r} is none of {', '.join(known)}"
-
-
-def _biased_table(config: Mapping[str, Any], family: Family) -> str | None:
-    tied = config.get("tie_word_embeddings") and "lm_head" in family.biases(config)
-    return "its logits have a bias, though the embedding projects to them (tie_word_embeddings)" if tied else None
 
 
 def _factor(config: Mapping[str, Any], name: str) -> float | None:

@@ -94,7 +94,7 @@ class DummyWeights(Weights):
 
     def weight(self, part: Part) -> torch.Tensor:
         if part.columns is None:
-            return self.empty(part).fill_(1.0 - self._norm_offset)
+            return self.empty(part).fill_(0.0 if part.tensor == "bias" else 1.0 - self._norm_offset)
         return self.empty(part).normal_(std=part.columns**-0.5, generator=self._generator(part.sources[0]))
 
     def bias(self, part: Part) -> torch.Tensor | None:
