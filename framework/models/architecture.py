@@ -9,8 +9,9 @@ from typing import Any
 
 from ..config import ModelConfig
 from ..engine.kv_cache.spec import PagedKV
-from .families import FAMILIES, Family
+from .families import Family
 from .hub import read_json, resolve_model
+from .plugins import family_names, find_family
 from .pooling.read import read_pooling
 from .pooling.settings import Pooling
 from .quantization.settings import Settings, checkpoint_settings
@@ -188,9 +189,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
     dummy = config.load_format == "dummy"
     describes_itself = dummy and "model_type" in config.architecture
     folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
-    found = {**read_json(folder, "config.json"), **config.architecture}
-    if "text_config" in found and found.get("model_type") in FAMILIES:
-        found = {**found, **found["text_config"], **config.architecture}
+    found = {**text_part({**read_json(folder, "config.json"), **config.architecture}), **config.architecture}
     if not isinstance(found.get("model_type"), str):
         raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
     generation = read_json(folder, "generation_config.json")
@@ -199,6 +198,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
         architecture, reason = read_native(found)
         if architecture is None and config.backend == "native":
             raise ValueError(f"model {config.name!r} cannot run natively: {reason}; use model.backend=auto or transformers")
+    if architecture is None and (unknown := _unknown_type(found)):
+        raise ValueError(f"model {config.name!r} cannot run: {unknown}")
     eos = generation.get("eos_token_id")
     if eos is None or "eos_token_id" in config.architecture:
         eos = found.get("eos_token_id")
@@ -215,6 +216,12 @@ def read_model(config: ModelConfig) -> ModelInfo:
     return ModelInfo(
         config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization, pooling
     )
+
+
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the fields of its text model on top, where a family covers that model alone."""
+    is_larger = "text_config" in config and find_family(config.get("model_type", "")) is not None
+    return {**config, **config["text_config"]} if is_larger else dict(config)
 
 
 def _max_model_len(
@@ -237,19 +244,29 @@ def _max_model_len(
 def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     """What a config.json asks of the native decoder; None and the reason where that does not cover it."""
     model_type = config["model_type"]
-    if model_type not in FAMILIES:
-        return None, f"model_type {model_type!r} is none of the native families ({', '.join(FAMILIES)})"
-    entry = FAMILIES[model_type]
+    entry = find_family(model_type)
+    if entry is None:
+        return None, f"model_type {model_type!r} is none of the native families ({', '.join(family_names())})"
     merged = _in_our_words(entry, config)
     family = replace(entry, **entry.variant(merged))
-    if (
-        reason := family.refuse(merged)
-        or _unknown_layers(merged)
-        or _unknown_activation(merged, family)
-        or _biased_table(merged, family)
-    ):
+    if reason := family.refuse(merged) or _unknown_layers(merged) or _unknown_activation(merged, family):
         return None, reason
     return read_architecture(family, merged), ""
+
+
+def _unknown_type(config: Mapping[str, Any]) -> str | None:
+    """Why a model without a native family cannot run: the library does not know it either."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config["model_type"] in CONFIG_MAPPING_NAMES:
+        return None
+    reason = f"model_type {config['model_type']!r} is none of the native families, and transformers {transformers.__version__} "
+    reason += "does not know it"
+    if code := config.get("auto_map"):
+        files = sorted({str(value).rpartition(".")[0].rpartition("--")[2] for value in code.values()})
+        reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
+    return reason + ". kernelswap models --all lists the known types"
 
 
 _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -379,11 +396,6 @@ def _unknown_activation(config: Mapping[str, Any], family: Family) -> str | None
     name = config.get("hidden_act")
     known = GATED_ACTIVATIONS if family.gated else PLAIN_ACTIVATIONS
     return None if name in known else f"activation {name!r} is none of {', '.join(known)}"
-
-
-def _biased_table(config: Mapping[str, Any], family: Family) -> str | None:
-    tied = config.get("tie_word_embeddings") and "lm_head" in family.biases(config)
-    return "its logits have a bias, though the embedding projects to them (tie_word_embeddings)" if tied else None
 
 
 def _factor(config: Mapping[str, Any], name: str) -> float | None:

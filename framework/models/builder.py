@@ -371,7 +371,8 @@ class Builder:
         if not self.a.tied:
             return self._linear(parts["lm_head"])
         assert table is not None
-        return bind_linear(self.plan, [float_linear(table, None)])
+        bias = self.weights.weight(parts["lm_head_bias"]) if "lm_head_bias" in parts else None
+        return bind_linear(self.plan, [float_linear(table, bias)])
 
     def _rotary(self, rope: Rope) -> BoundKernel:
         if ("rotary", rope) not in self._shared:

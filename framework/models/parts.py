@@ -94,6 +94,8 @@ def model_parts(a: Architecture) -> dict[str, Part]:
             parts[name] = _norm(a, (f.base + module,) if module else ())
     if a.has_logits and not a.tied:
         parts["lm_head"] = Part((f.lm_head,), (a.vocab_size,), a.embed_dim, bias="lm_head" in a.biases)
+    elif "lm_head" in a.biases:
+        parts["lm_head_bias"] = Part((f.lm_head,), (a.vocab_size,), always_float=True, tensor="bias")
     return parts
 
 
