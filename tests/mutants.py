@@ -766,7 +766,7 @@ MUTANTS = [
     Mutant(
         "a step lasts from its submission on", _SPECULATION, "max(scheduled.submitted_s, self._last_end_s)", "scheduled.submitted_s"
     ),
-    Mutant("steps with prompts tell how long drafts take", _SPECULATION, "step_s if only_decodes else None", "step_s"),
+    Mutant("steps with prompts tell how long drafts take", _SPECULATION, "step_s if is_known else None", "step_s"),
     Mutant("drafts exceed the budget", _SCHEDULER, "min(num_drafts, most - 1)", "min(num_drafts, most)"),
     Mutant(
         "rows with drafts stand behind prompts", _SCHEDULED, "1 if self.num_logits > 1 else 2", "2 if self.num_logits > 1 else 1"

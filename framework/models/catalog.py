@@ -37,9 +37,17 @@ def served_types(every: bool = False) -> Iterator[ServedType]:
     try:
         for model_type in sorted({*theirs, *families}):
             path, reason = _path(model_type, model_type in families)
-            yield ServedType(model_type, path, reason, () if path == "refused" else ("generate",))
+            yield ServedType(model_type, path, reason, _tasks(model_type, path))
     finally:
         transformers.logging.set_verbosity(verbosity)
+
+
+def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
+    if path != "native":
+        return () if path == "refused" else ("generate",)
+    family = find_family(model_type)
+    pooled = ("embed", "classify", "score")
+    return ("generate", *pooled) if family is None or family.causal else pooled
 
 
 def _path(model_type: str, has_family: bool) -> tuple[Path, str]:

@@ -41,7 +41,8 @@ def test_every_type_has_a_path_or_a_reason(served: dict[str, dict[str, Any]]) ->
         ("gemma3", "native", ""),
         ("minicpm", "native", ""),
         ("ministral3", "transformers", "no native family"),
-        ("bert", "refused", "not causal"),
+        ("bert", "native", ""),
+        ("electra", "refused", "not causal"),
         ("mamba", "refused", "does not use the attention interface"),
         ("t5", "refused", "encoder-decoder"),
         ("vit", "refused", "no causal language model"),
@@ -60,5 +61,5 @@ def test_the_readme_lists_the_native_types(served: dict[str, dict[str, Any]]) ->
 def test_the_causal_types_are_listed_with_their_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.split() == ["llama", "native", "generate"] for line in lines)
+    assert any(line.split() == ["llama", "native", "generate,", "embed,", "classify,", "score"] for line in lines)
     assert f"{len(lines) - 2} types" in lines[-1] and "native" in lines[-1]
