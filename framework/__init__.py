@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .engine.inputs import TextPrompt, TokensPrompt
     from .llm import LLM
     from .outputs import CompletionOutput, Logprob, RequestOutput
+    from .pooling_outputs import ClassificationRequestOutput, EmbeddingRequestOutput, PoolingRequestOutput, ScoringRequestOutput
+    from .pooling_params import PoolingParams
     from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
     from .structured.spec import StructuredOutputsParams
 
@@ -29,6 +31,11 @@ _EXPORTS = {
     "RequestOutput": "outputs",
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
+    "PoolingParams": "pooling_params",
+    "PoolingRequestOutput": "pooling_outputs",
+    "EmbeddingRequestOutput": "pooling_outputs",
+    "ClassificationRequestOutput": "pooling_outputs",
+    "ScoringRequestOutput": "pooling_outputs",
     "TextPrompt": "engine.inputs",
     "TokensPrompt": "engine.inputs",
 }
@@ -36,13 +43,18 @@ __all__ = [
     "LLM",
     "AsyncEngine",
     "BeamSearchParams",
+    "ClassificationRequestOutput",
     "CompletionOutput",
+    "EmbeddingRequestOutput",
     "Engine",
     "EngineConfig",
     "Logprob",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringRequestOutput",
     "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",

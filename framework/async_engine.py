@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 from .config import EngineConfig, ModelConfig
 from .engine.errors import EngineDeadError
 from .engine.inputs import EngineInput, Prompt, check_priority
+from .engine.pooling import PoolingInputs, generates
 from .engine_client import EngineClient
 from .engine_process import Add, Call
 from .metrics import Metric, engine_metrics
+from .pooling_outputs import PoolingOutput, PoolingRequestOutput, pooling_output
+from .pooling_params import PoolingParams
 from .sampling_params import SamplingParams
 from .streams import Reply, Stream
 
@@ -25,21 +29,25 @@ class AsyncEngine:
     ``shutdown``.
 
     config: or the name of a model. The engine process is started with ``spawn``, so a script that builds one needs the guard
-    ``if __name__ == "__main__"``. ``info`` is what the engine was built as. Once that process is gone, or after
+    ``if __name__ == "__main__"``. ``info`` is what the engine was built as, and ``pooling``
+    what its model takes if that pools (else None). Once that process is gone, or after
     ``shutdown``, methods raise EngineDeadError, which says why.
     """
 
     def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
-        from .build import input_processor
+        from .build import input_processor, pooling_rules
         from .models.architecture import read_model
         from .plan import fold_choices
 
         given = EngineConfig(ModelConfig(config)) if isinstance(config, str) else config or EngineConfig()
         given.validate()
         self.config = fold_choices(given)
-        self.inputs = input_processor(self.config.model, read_model(self.config.model))
+        model = read_model(self.config.model)
+        self.inputs = input_processor(self.config.model, model)
         self._client = EngineClient(self.config, start_timeout_s)
         self.info = self._client.info
+        rules = pooling_rules(self.config, model)
+        self.pooling = None if rules is None else PoolingInputs(self.inputs, rules, self.info.max_model_len)
         weakref.finalize(self, self._client.stop)  # an engine that is dropped gives its device back
         # By the user's ids. Weak: what a closed event loop leaves behind is not running.
         self._streams: weakref.WeakValueDictionary[str, Stream] = weakref.WeakValueDictionary()
@@ -68,22 +76,40 @@ class AsyncEngine:
         """The Hugging Face tokenizer of the model; None if it has none."""
         return self.inputs.tokenizer
 
-    async def generate(
+    def generate(
         self,
         prompt: EngineInput | Prompt,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Streams the outputs of one request; leaving the loop early aborts it. An id may be used again once its stream has ended.
 
         Each item is what the parameters' ``output_kind`` asks for: cumulative text, deltas, or only the end. A consumer that falls
         behind finds all cumulative outputs that it missed in one.
 
         Raises ValueError for what can never be served, RuntimeError if the engine failed at this request, EngineDeadError."""
+        return self._outputs(prompt, sampling_params, request_id, priority)
+
+    async def encode(
+        self,
+        prompt: EngineInput | Prompt,
+        pooling_params: PoolingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+    ) -> AsyncGenerator[PoolingRequestOutput[PoolingOutput], None]:
+        """The one output of a prompt to a model that pools; otherwise as ``generate``."""
+        async with aclosing(self._outputs(prompt, pooling_params or PoolingParams(), request_id, priority)) as outputs:
+            async for output in outputs:
+                yield pooling_output(output)
+
+    async def _outputs(
+        self, prompt: EngineInput | Prompt, given: SamplingParams | PoolingParams | None, request_id: str | None, priority: int
+    ) -> AsyncGenerator[RequestOutput, None]:
         priority = check_priority(priority)
-        params = self.inputs.checked(sampling_params)
+        params = self._checked(given)
         if request_id is None:
             request_id = self._unused_id()
         inputs, stream, asked_s = self.inputs, Stream(request_id, params), time.time()
@@ -91,6 +117,10 @@ class AsyncEngine:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
 
         def add() -> Add:
+            if isinstance(params, PoolingParams):
+                assert self.pooling is not None
+                stream.prompt = self.pooling.prompt(prompt)
+                return Add(stream.prompt, params, priority, asked_s)
             stream.prompt = prompt if isinstance(prompt, EngineInput) else inputs.prompt(prompt)
             return Add(stream.prompt, inputs.params(params), priority, asked_s)  # bad words are tokenized too, maybe thousands
 
@@ -123,6 +153,14 @@ class AsyncEngine:
     def shutdown(self) -> None:
         """Ends the engine's process and waits for it; running requests get EngineDeadError."""
         self._client.shutdown()
+
+    def _checked(self, params: SamplingParams | PoolingParams | None) -> SamplingParams | PoolingParams:
+        """A private copy. Raises ValueError for parameters of the other kind of model."""
+        if self.pooling is not None:
+            return self.pooling.rules.complete(params)
+        if isinstance(params, PoolingParams):
+            raise ValueError(generates(self.config.model.name))
+        return self.inputs.checked(params)
 
     async def _call(self, method: Literal["report", "metrics", "reset_prefix_cache"]) -> Any:
         reply = Reply()

@@ -12,12 +12,14 @@ from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
 from .engine.executor import PredictsSteps
 from .engine.inputs import InputProcessor
+from .engine.pooling import PoolingRules
 from .engine.speculation import Speculation
 from .engine.tokenizer import load_tokenizer
 from .executor.kinds import EXECUTORS
 from .interpreter import enable_interpreter
 from .models.architecture import ModelInfo, read_model
 from .models.hub import resolve_model
+from .models.pooling.settings import Pooling
 from .speculation.depth import depth_of
 from .speculation.table import proposer_kind
 from .structured.backends.protocol import Vocabulary
@@ -56,10 +58,13 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     else:
         refuse_named_kernels(config)
     model = read_model(config.model)
+    if model.pooling is not None:
+        config = settle_pooling(config, model.pooling)
     inputs = input_processor(config.model, model)
     executor = kind.load().open(config, model, clock)
-    matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device else None
-    engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor, matchers))
+    pooling = pooling_rules(config, model)
+    matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device and pooling is None else None
+    engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling)
     if (probes := getattr(engine.executor, "probes", None)) is not None:
         engine.watch(probes.around_step)
     return engine
@@ -71,8 +76,7 @@ def _matchers(config: EngineConfig, inputs: InputProcessor, vocab_size: int) -> 
         return None
     vocabulary = Vocabulary(inputs.tokenizer, vocab_size, tuple(sorted(inputs.eos_token_ids)))
     spec = config.speculative_config
-    drafts_on_host = spec.method is not None and proposer_kind(spec.method).place == "host"
-    num_forced = spec.num_speculative_tokens if drafts_on_host else 0
+    num_forced = spec.num_speculative_tokens if spec.place == "host" else 0
     return Matchers(GrammarCompiler(config.structured_outputs, vocabulary), vocab_size, num_forced)
 
 
@@ -98,8 +102,8 @@ def build_replicas(config: EngineConfig) -> list[Engine]:
     clocks = [VirtualClock() for _ in range(1, config.parallel.dp)]
     executor: Any = first.executor  # of a kind that has replicas, or the config would have been refused
     others = [executor.replica(clock, i) for i, clock in enumerate(clocks, 1)]
-    config, inputs = first.config, first.inputs
-    return [first, *(Engine(config, each, inputs, each.clock, None, _speculation(config, each)) for each in others)]
+    config, inputs, pooling = first.config, first.inputs, first.pooling
+    return [first, *(Engine(config, each, inputs, each.clock, None, _speculation(config, each), pooling) for each in others)]
 
 
 def settle_block_size(config: Config, arch: str | None = None) -> Config:
@@ -111,6 +115,28 @@ def settle_block_size(config: Config, arch: str | None = None) -> Config:
     if arch is None:
         _, arch = EXECUTORS[config.executor.kind].load().runs_on(config)
     return replace(config, cache=replace(config.cache, block_size=preferred_block_size(arch)))
+
+
+def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
+    """The config with what a model that pools settles: where tokens see those after them, prompts are computed whole; and a cached
+    prefix is of use only where nothing but the last token counts. Raises ValueError for what has no meaning there."""
+    if config.speculative_config.method is not None:
+        raise ValueError(
+            f"speculative_config.method={config.speculative_config.method} cannot work: {config.model.name!r} pools, and "
+            "there are no tokens to guess; leave it out"
+        )
+    scheduler = replace(config.scheduler, chunked_prefill=config.scheduler.chunked_prefill and pooling.causal)
+    shares = config.cache.prefix_caching and pooling.causal and pooling.kind == "LAST"
+    return replace(config, scheduler=scheduler, cache=replace(config.cache, prefix_caching=shares))
+
+
+def pooling_rules(config: EngineConfig, model: ModelInfo) -> PoolingRules | None:
+    """What may be asked of a model that pools; None for one that generates."""
+    if model.pooling is None or model.architecture is None:
+        return None
+    scheduler = config.scheduler
+    most = min(scheduler.max_num_batched_tokens, scheduler.max_chunk_tokens or scheduler.max_num_batched_tokens)
+    return model.pooling.rules(model.architecture.hidden_size, most)
 
 
 def settle_quantization(config: EngineConfig) -> EngineConfig:

@@ -17,6 +17,8 @@ from .structured.config import StructuredOutputsConfig
 
 CACHE_DTYPES = ("auto", *ELEMENT_BYTES)
 LOAD_FORMATS = ("auto", "dummy")
+RUNNERS = ("auto", "generate", "pooling")
+CONVERSIONS = ("auto", "none", "embed", "classify")
 BACKENDS = ("auto", "native", "transformers")
 LATENT_PREFILLS = ("absorbed", "expanded")
 GENERATION_CONFIGS = ("auto", "none")
@@ -44,6 +46,10 @@ class ModelConfig:
                     depend on how its prompt is cut; or expanded, with fewer operations
     skip_tokenizer  load no tokenizer: prompts come as token ids, and outputs have no text
     max_logprobs    most log-probabilities per token that a request may ask for; -1 = no limit
+    runner          auto: what the checkpoint was made for, generate, or pooling (embeddings, classes, scores)
+    convert         of a model that pools: auto, none (only what it is), embed, classify
+    pooler          of a model that pools: pooling_type (CLS, LAST, MEAN, ALL, STEP), use_activation, step_tag_id,
+                    returned_token_ids, over what its files say
     """
 
     name: str = "tiny"
@@ -58,6 +64,9 @@ class ModelConfig:
     latent_prefill: str = "absorbed"
     skip_tokenizer: bool = False
     max_logprobs: int = MAX_LOGPROBS
+    runner: str = "auto"
+    convert: str = "auto"
+    pooler: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -280,6 +289,8 @@ class EngineConfig:
             ("router", self.router, ROUTERS),
             ("model.load_format", self.model.load_format, LOAD_FORMATS),
             ("model.backend", self.model.backend, BACKENDS),
+            ("model.runner", self.model.runner, RUNNERS),
+            ("model.convert", self.model.convert, CONVERSIONS),
             ("model.latent_prefill", self.model.latent_prefill, LATENT_PREFILLS),
             ("model.generation_config", self.model.generation_config, GENERATION_CONFIGS),
         ):

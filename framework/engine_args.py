@@ -49,6 +49,9 @@ def engine_config(
     skip_tokenizer_init: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    runner: str = "auto",
+    convert: str = "auto",
+    pooler_config: Mapping[str, Any] | None = None,
     quantization: str | None = None,
     dtype: str = "auto",
     load_format: str = "auto",
@@ -91,6 +94,10 @@ def engine_config(
     skip_tokenizer_init  load no tokenizer: prompts come as token ids, and outputs have no text
     trust_remote_code    accepted as off: code that comes with a model is never run
     revision        of a Hugging Face id
+    runner          auto (what the checkpoint was made for), generate or pooling
+    convert         of a model that pools: auto, none, embed or classify
+    pooler_config   of a model that pools, over what its files say: pooling_type (CLS, LAST, MEAN, ALL, STEP), use_activation,
+                    step_tag_id, returned_token_ids
     quantization    how to quantize floats (fp8, int8, int8-weight, rtn-int4, gptq-int4, ...), or the format that the checkpoint has
                     anyway; not given: the weights are served as they are stored
     dtype           auto (the checkpoint's), float32, float16 or bfloat16
@@ -146,6 +153,9 @@ def engine_config(
             "none" if generation_config == "vllm" else generation_config,
             skip_tokenizer=skip_tokenizer_init,
             max_logprobs=max_logprobs,
+            runner=runner,
+            convert=convert,
+            pooler=dict(pooler_config or {}),
         ),
         cache=CacheConfig(
             num_blocks=num_gpu_blocks_override,

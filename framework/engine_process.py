@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .clock import WallClock
 from .config import EngineConfig
 from .engine.inputs import EngineInput
+from .pooling_params import PoolingParams
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Add:
     alone two processes have in common."""
 
     prompt: EngineInput
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     priority: int
     asked_s: float
 

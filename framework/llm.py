@@ -7,7 +7,6 @@ import itertools
 import reprlib
 import time
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -19,16 +18,18 @@ from .engine.engine import Engine
 from .engine.inputs import EngineInput, Prompt, check_priority
 from .engine_args import engine_config
 from .engine_process import WAIT_S
+from .llm_pooling import PoolingMethods, listed
 from .metrics import Metric, engine_metrics
 from .outputs import RequestOutput
+from .pooling_params import PoolingParams
 from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 Messages = list[dict[str, Any]]
 
 
-class LLM:
-    """A model ready to generate. The arguments are those of ``engine_config``, which explains them; ``kernels`` come before
-    ``override`` and an EngineConfig's. Raises ValueError for arguments that do not exist here, saying which do."""
+class LLM(PoolingMethods):
+    """A model ready to generate, or to pool. The arguments are those of ``engine_config``, which explains them; ``kernels`` come
+    before ``override`` and an EngineConfig's. Raises ValueError for arguments that do not exist here, saying which do."""
 
     __signature__ = inspect.signature(engine_config)
 
@@ -66,7 +67,7 @@ class LLM:
 
         Raises ValueError, before anything runs, if one of the prompts can never fit, and RuntimeError with the cause if one of them
         failed while it ran; the others are aborted then, and the engine serves on (unless its device is lost: EngineDeadError)."""
-        inputs = [self.engine.inputs.prompt(prompt) for prompt in _listed(prompts)]
+        inputs = [self.engine.inputs.prompt(prompt) for prompt in listed(prompts)]
         return self._run(inputs, sampling_params, use_tqdm, priority)
 
     def chat(
@@ -104,7 +105,7 @@ class LLM:
         """The best sequences of each prompt. The beams of all prompts take their steps together, and share the blocks of what they
         have in common. Raises as ``generate`` does."""
         inputs, length = self.engine.inputs, self.engine.info().max_model_len
-        searches = [BeamSearch(inputs.prompt(prompt), params, inputs.eos_token_ids, length) for prompt in _listed(prompts)]
+        searches = [BeamSearch(inputs.prompt(prompt), params, inputs.eos_token_ids, length) for prompt in listed(prompts)]
         with tqdm(total=params.max_tokens, desc="Tokens per beam", disable=not use_tqdm) as bar:
             while any(search.beams for search in searches):
                 outputs = iter(self._run([beam for search in searches for beam in search.inputs], params.step_params, False, None))
@@ -132,16 +133,15 @@ class LLM:
     def _run(
         self,
         inputs: list[EngineInput],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        given: SamplingParams | Sequence[SamplingParams | PoolingParams] | None,
         use_tqdm: bool,
         priority: Sequence[int] | None,
     ) -> list[RequestOutput]:
-        each = isinstance(sampling_params, list | tuple)
-        params: Sequence[Any] = sampling_params if each else [sampling_params] * len(inputs)  # type: ignore[assignment]
+        params: Sequence[Any] = given if isinstance(given, list | tuple) else [given] * len(inputs)
         priorities = [0] * len(inputs) if priority is None else priority
-        for name, given in (("sampling_params", params), ("priority", priorities)):
-            if not isinstance(given, Sequence) or len(given) != len(inputs):
-                raise ValueError(f"{len(inputs)} prompts were given with {name}={reprlib.repr(given)}; give one each")
+        for name, values in (("parameters", params), ("priority", priorities)):
+            if not isinstance(values, Sequence) or len(values) != len(inputs):
+                raise ValueError(f"{len(inputs)} prompts were given with {name}={reprlib.repr(values)}; give one each")
         priorities = [check_priority(value) for value in priorities]
         ids = [str(next(self._ids)) for _ in inputs]
         try:
@@ -171,14 +171,3 @@ class LLM:
                 if self.engine.is_waiting:
                     time.sleep(WAIT_S)
         return done
-
-
-def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt, or several, as a list of them."""
-    if isinstance(prompts, str | bytes | bytearray | Mapping):
-        return [prompts]
-    try:
-        listed: list[Any] = list(prompts)
-    except TypeError:
-        raise ValueError(f"prompts must be text, token ids, a dict, or a list of such; found {prompts!r}") from None
-    return [listed] if listed and isinstance(listed[0], Integral) else listed

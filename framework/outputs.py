@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .engine.request import FinishReason
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Logprob(NamedTuple):
@@ -79,6 +82,7 @@ class RequestOutput:
     error             what failed, if an exception ended the request: it is finished, and its completions that were not have the
                       finish reason "error"
     refused           the error is the request's own: it asked for what cannot be, and nothing of it was computed
+    pooled            of a pooling model, once the request is finished: float32 [D], or [T, D] of each token of the prompt
     """
 
     request_id: str
@@ -91,3 +95,4 @@ class RequestOutput:
     metrics: RequestMetrics | None = None
     error: str | None = None
     refused: bool = False
+    pooled: np.ndarray | None = None

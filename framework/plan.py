@@ -112,6 +112,7 @@ class KernelPlan:
         self.bound: list[BoundKernel] = []
         self._probes = probes
         self.recorded: frozenset[str] = frozenset()
+        self.library: list[str] = []  # classes of the modules that another library runs
         self._replaced: dict[str, str] = {}  # op -> the fused op that does its work
         for op, choice in self.choices.named.items():  # before anything is loaded
             if not set(choice.names) <= {"auto", *self.registry.impls(op)}:
@@ -131,6 +132,12 @@ class KernelPlan:
     ) -> KernelPlan:
         """arch: None = as torch says; probes: None = nothing is wrapped."""
         return cls(config.kernels, config.plugins, device, dtype, config.interpret, config.tuned, arch, probes)
+
+    def for_dtype(self, dtype: torch.dtype) -> KernelPlan:
+        """The same plan for layers of another dtype; what it binds is reported with the rest."""
+        other = copy.copy(self)
+        other.spec = replace(self.spec, dtype=dtype)
+        return other
 
     def bind(
         self,
@@ -247,7 +254,8 @@ class KernelPlan:
 
     def report(self) -> dict[str, dict[str, Any]]:
         """op -> what was bound for it, what chose it (name, default, auto), how often it was called (replays are no calls), and
-        whether its calls in decode steps are recorded. An op served by several impls lists them all."""
+        whether its calls in decode steps are recorded. An op served by several impls lists them all.
+        ``library``: the modules that another library runs, which are no op of ours."""
         report: dict[str, dict[str, Any]] = {}
         for kernel in self.bound:
             entry = report.setdefault(kernel.op, {"impl": [], "chosen": [], "origin": [], "version": [], "calls": 0})
@@ -259,6 +267,9 @@ class KernelPlan:
             if kernel.note and kernel.note not in entry.setdefault("note", []):
                 entry["note"].append(kernel.note)
             entry["calls"] += kernel.calls
+        if self.library:
+            kind = {"impl": ["transformers"], "chosen": ["library"], "origin": ["transformers"], "version": [""]}
+            report["library"] = {**kind, "calls": 0, "recorded": False, "note": self.library}
         return {op: {k: "+".join(v) if isinstance(v, list) else v for k, v in entry.items()} for op, entry in report.items()}
 
 

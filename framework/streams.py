@@ -8,6 +8,7 @@ from typing import Any
 
 from .engine.inputs import EngineInput
 from .outputs import CompletionOutput, RequestOutput
+from .pooling_params import PoolingParams
 from .sampling_params import RequestOutputKind, SamplingParams
 
 
@@ -39,14 +40,14 @@ class Stream:
 
     key = ""
 
-    def __init__(self, request_id: str, params: SamplingParams) -> None:
+    def __init__(self, request_id: str, params: SamplingParams | PoolingParams) -> None:
         self.loop = asyncio.get_running_loop()
         self.request_id = request_id
         self.prompt: EngineInput | None = None
         self.finished = False
         self._items: asyncio.Queue[RequestOutput | Exception] = asyncio.Queue()
         self._total: RequestOutput | None = None
-        if params.output_kind is RequestOutputKind.CUMULATIVE:
+        if isinstance(params, SamplingParams) and params.output_kind is RequestOutputKind.CUMULATIVE:
             params.output_kind = RequestOutputKind.DELTA
             self._total = _nothing_yet(params)
 

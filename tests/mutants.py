@@ -61,6 +61,12 @@ _BATCHES = "framework/worker/batches.py"
 _HEAD = "framework/worker/drafting/head.py"
 _CHAIN = "framework/worker/drafting/chain.py"
 _CHAIN_GRAPHS = "framework/worker/drafting/chain_graphs.py"
+_DRAFT_CACHE = "framework/worker/drafting/cache.py"
+_STEP_ROWS = "framework/worker/step_rows.py"
+_SCHEDULED = "framework/engine/scheduled.py"
+_SUFFIX = "framework/speculation/suffix.py"
+_DECODER = "framework/models/decoder.py"
+_VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
 _REPEATING = "experiments/repeating.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
 
@@ -84,6 +90,7 @@ _TEXT_TESTS = [
 ]
 _TOKEN_TESTS = ["tests/test_sampling_oracle.py", "tests/test_against_transformers.py"]
 _DRAFT_TESTS = [
+    "tests/framework/worker/test_acceptance.py",
     "tests/framework/worker/test_drafting.py",
     "tests/framework/worker/test_draft_histories.py",
     "tests/test_exactness.py",
@@ -116,7 +123,8 @@ _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/tes
 
 TESTS: dict[str, list[str]] = {
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
-    _SPECULATION: [*_ENGINE_TESTS, *_DRAFT_TESTS],
+    _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
+    _SCHEDULED: _ENGINE_TESTS,
     _REQUEST: _ENGINE_TESTS,
     _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS],
     _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS],
@@ -128,7 +136,10 @@ TESTS: dict[str, list[str]] = {
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
     _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
-    **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS), _DRAFT_TESTS),
+    **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
+    _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
+    _DECODER: ["tests/framework/models/drafts/test_shipped.py"],
+    _VERIFY_DRAFT: ["tests/triton_kernels/test_step_ops.py"],
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
     _ASYNC: _PROCESS_TESTS,
@@ -161,7 +172,7 @@ TESTS: dict[str, list[str]] = {
     },
     **{f"{_PARSING}{name}.py": ["tests/framework/server/parsing"] for name in ("message_parser", "source", "qwen3_coder")},
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
-    _MATCHERS: ["tests/framework/structured/test_structured_output.py"],
+    _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
 }
@@ -727,7 +738,7 @@ MUTANTS = [
     ),
     Mutant("drafts have no room", _SCHEDULER, "ahead = num_drafts if", "ahead = 0 if"),
     Mutant("the last block of a prefix counts", _MANAGER, "limit - self._reads_ahead", "limit"),
-    Mutant("prompts have no room for drafts", _SCHEDULER, "min(start + count + ahead,", "min(start + count,"),
+    Mutant("prompts have no room for drafts", _SCHEDULER, "request, start + count + ahead, step", "request, start + count, step"),
     Mutant("heads read the token of their slot", _HEAD, "    ahead = 1\n", "    ahead = 0\n"),
     Mutant("a recorded head reads the token of its slot", _GRAPHS, "positions + ahead if ahead else positions", "positions"),
     Mutant("a chain begins again and again", _CHAIN, "        self._states = self._guesser.extend", "        self._guesser.extend"),
@@ -749,4 +760,66 @@ MUTANTS = [
         "for i, index in zip(range(len(kept)), range(len(kept))) if index",
     ),
     Mutant("a draft model is followed beyond its end", _SPECULATION, "if self.max_model_len is not None:", "if False:"),
+    Mutant("drafts are checked that nobody made", _SPECULATION, "most = min(most, request.num_proposed)", "pass"),
+    Mutant("right drafts alone were checked", _SPECULATION, "room > nth and count >= nth", "room > nth and count > nth"),
+    Mutant("drafts behind wrong ones were checked", _SPECULATION, "room > nth and count >= nth", "room > nth"),
+    Mutant(
+        "a step lasts from its submission on", _SPECULATION, "max(scheduled.submitted_s, self._last_end_s)", "scheduled.submitted_s"
+    ),
+    Mutant("steps with prompts tell how long drafts take", _SPECULATION, "step_s if is_known else None", "step_s"),
+    Mutant("drafts exceed the budget", _SCHEDULER, "min(num_drafts, most - 1)", "min(num_drafts, most)"),
+    Mutant(
+        "rows with drafts stand behind prompts", _SCHEDULED, "1 if self.num_logits > 1 else 2", "2 if self.num_logits > 1 else 1"
+    ),
+    Mutant(
+        "who proposes does not hear the last tokens",
+        _SPECULATION,
+        "self._ask(self.proposer.stop, request.request_id, request.token_ids)",
+        "self._ask(self.proposer.stop, request.request_id)",
+    ),
+    Mutant(
+        "drafts from suffixes of any length are as many", _SUFFIX, "min(n * factor, self._depth - n)", "min(n, self._depth - n)"
+    ),
+    Mutant("unlikely suffixes are followed", _SUFFIX, "config.suffix_decoding_min_token_prob", "0.0"),
+    Mutant("the luck of drafts is the same everywhere", _ACCEPTANCE, ", rows.position[first]\n", ", 0 * rows.position[first]\n"),
+    Mutant("rates count for drafts that are not there", _ACCEPTANCE, ".sum(1), drafts.num_drafts)", ".sum(1), 99)"),
+    Mutant(
+        "penalties see the draft that is checked",
+        _PENALTIES,
+        "rows.position[:, None] - before)",
+        "rows.position[:, None] - before + 1)",
+    ),
+    Mutant("the token behind right drafts is not counted", _STEP_ROWS, "self.nth <= accepted", "self.nth < accepted"),
+    Mutant("min_tokens end by the host's bound", _PENALTIES, "if position - rows.ahead < (free", "if position < (free"),
+    Mutant(
+        "bad words stand where the host believes",
+        _PENALTIES,
+        "positions = rows.position[rows_of]",
+        "positions = torch.from_numpy(rows.positions)[rows_of]",
+    ),
+    Mutant(
+        "ends are held back in a step's first row alone",
+        _MATCHERS,
+        "min(count, self._most_held - num_output_tokens)",
+        "min(1, self._most_held - num_output_tokens)",
+    ),
+    Mutant("tokens that a head never drafts are drafted", _HEAD, "-torch.inf)\n    whole", "0.0)\n    whole"),
+    Mutant("a head's tokens pass as the model's", _HEAD, "whole[:, target_ids] =", "whole[:, : len(target_ids)] ="),
+    Mutant("every draft is the first head's", _HEAD, "of_heads[:, nth]", "of_heads[:, 0]"),
+    Mutant("copies have no part of the drafter's", _DRAFT_CACHE, "if group == self._group:", "if group != self._group:"),
+    Mutant(
+        "heads read states without what is added to them", _DECODER, "x.clone() if residual is None else x + residual", "x.clone()"
+    ),
+    Mutant(
+        "greedy rows take drafts by chance",
+        _VERIFY_DRAFT,
+        "torch.where(greedy, best == draft[:, 0], u * q_draft < p_draft)",
+        "u * q_draft < p_draft",
+    ),
+    Mutant(
+        "nothing is drawn where nothing is left",
+        _VERIFY_DRAFT,
+        "torch.where((left == -torch.inf).all(dim=-1, keepdim=True), scores, left)",
+        "left",
+    ),
 ]

@@ -67,12 +67,18 @@ class Prophet(Oracle):
 
 
 class Broken(Oracle):
-    """Fails, or proposes what is no token, or too many."""
+    """Fails whatever it is asked, or proposes what is no token, or too many."""
+
+    def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+        raise RuntimeError("no beginning")
 
     def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
-        if len(token_ids) % 4 == 0:
+        if len(token_ids) % 5 == 0:
             raise RuntimeError("no idea")
-        return ([99999], [-1], [5] * (most + 1))[len(token_ids) % 4 - 1]
+        return ([99999], [-1], [5] * (most + 1), [5.5])[len(token_ids) % 5 - 1]  # type: ignore[return-value]
+
+    def stop(self, request_id: str, token_ids: Sequence[int] = ()) -> None:
+        raise RuntimeError("no end")
 
 
 def make_engine(
@@ -170,9 +176,9 @@ def _check_logprobs(found: Any, expected: Any) -> None:
 def comes(jobs: list[Job], outputs: list[RequestOutput]) -> dict[str, list[int]]:
     """Prompt and output of each completion, by the id that its request has in the engine."""
     found = {}
-    for index, ((prompt, params), output) in enumerate(zip(jobs, outputs)):
+    for index, ((prompt, _), output) in enumerate(zip(jobs, outputs)):
         for i, completion in enumerate(output.outputs):
-            found[str(index) if params.n == 1 else f"{i}_{index}"] = [*prompt, *completion.token_ids]
+            found[f"{i}_{index}"] = [*prompt, *completion.token_ids]
     return found
 
 

@@ -18,6 +18,7 @@ from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, QuantConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
+from framework.speculation.config import SpeculativeConfig
 
 from . import speculating
 
@@ -352,3 +353,37 @@ def _logprobs(running: Engine, prefix: tuple[int, ...]) -> dict[int, float]:
     output = run(running, [(prefix, SamplingParams(temperature=0, max_tokens=1, logprobs=-1))])[0]
     assert output.outputs[0].logprobs is not None
     return {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
+
+
+def test_speculation_by_a_draft_model_needs_no_room_that_windows_leave_none_of() -> None:
+    architecture = {
+        "model_type": "mistral",
+        "vocab_size": 2048,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "sliding_window": 8,
+        "max_position_embeddings": 128,
+    }
+    speculative = {"method": "draft_model", "model": "draft", "architecture": architecture, "num_speculative_tokens": 3}
+    rng, jobs = random.Random(0), []
+    for i in range(3):
+        params = SamplingParams(temperature=0.7, seed=i, max_tokens=20, ignore_eos=True)
+        jobs.append((rng.choices(range(300, 2000), k=20), params))
+    found = []
+    for spec in ({}, speculative):
+        cache = CacheConfig(1, num_blocks=12, prefix_caching=False, check_invariants=True)
+        scheduler = SchedulerConfig(max_num_seqs=3, max_num_batched_tokens=1, in_flight_steps=2)
+        model = ModelConfig("windowed", dtype="float32", load_format="dummy", architecture=architecture)
+        config = EngineConfig(model, cache, scheduler, num_threads=1, speculative_config=SpeculativeConfig.of(spec))
+        config.kernels = {"default": "reference"}
+        running = build_engine(config)
+        for index, (prompt, params) in enumerate(jobs):
+            running.add_request(str(index), prompt, params)
+        outputs = {}
+        for _ in range(1000):
+            outputs.update({output.request_id: output for output in running.step() if output.finished})
+        found.append([outputs[str(index)] for index in range(len(jobs))])
+    speculating.check_equal(*found)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .flags import Parser
 
-SUBCOMMANDS = ("serve", "bench_serve", "kernels", "collect", "plot", "report", "quantize", "calibrate")
+SUBCOMMANDS = ("serve", "bench_serve", "kernels", "models", "collect", "plot", "report", "quantize", "calibrate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,4 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    from ..models.weights import tensor_files
+
+    return sum((folder / file).stat().st_size for file in set(tensor_files(folder).values()))

@@ -12,9 +12,10 @@ from typing import Any, cast
 from ..clock import Clock
 from ..config import EngineConfig
 from ..outputs import RequestOutput
+from ..pooling_params import PoolingParams
 from ..sampling_params import RequestOutputKind, SamplingParams
 from ..speculation.depth import ScheduledDepth
-from ..structured.matchers import Matchers
+from ..structured.matchers import Failures, Matchers
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
 from .executor import Executor, Handle, MaskedHandle
@@ -23,6 +24,7 @@ from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
 from .metrics import EngineInfo, EngineMetrics, EngineStats, Recorder, cache_settings
 from .output_processor import OutputProcessor, RequestGroup
+from .pooling import PoolingRules, generates
 from .request import FinishReason, Request, Status
 from .scheduled import ScheduledStep
 from .scheduler import Scheduler
@@ -52,15 +54,16 @@ class Engine:
         clock: Clock,
         matchers: Matchers | None = None,
         speculation: Speculation | None = None,
+        pooling: PoolingRules | None = None,
     ) -> None:
         """matchers: where the executor takes masks; without, structured output is refused. speculation: unless it is as many drafts
-        as the executor makes, in every step."""
+        as the executor makes, in every step. pooling: of an engine whose requests end with their prompt; None: they generate."""
         config.validate()
         self.config, self.executor, self.inputs, self.clock = config, executor, inputs, clock
         self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
         if speculation is None and executor.num_drafts:
             speculation = Speculation(ScheduledDepth([[1, 1, executor.num_drafts]]), executor.vocab_size)
-        self._speculation = speculation
+        self._speculation, self.pooling = speculation, pooling
         self.manager, self.scheduler = self._new_books()
         self._recorder = Recorder(executor.max_model_len)
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer), self._recorder)
@@ -77,7 +80,7 @@ class Engine:
         self,
         request_id: str,
         prompt: EngineInput | Prompt,
-        params: SamplingParams | None = None,
+        params: SamplingParams | PoolingParams | None = None,
         *,
         arrival_s: float | None = None,
         priority: int = 0,
@@ -89,7 +92,7 @@ class Engine:
         if request_id in self.processor.groups:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
-        complete = self.inputs.params(params, output_kind)
+        complete, pooling = self._complete(params, output_kind)
         if complete.seed is None:
             complete.seed = self._next_seed()
         check_tokens(given.token_ids, complete, self.executor.vocab_size)
@@ -99,6 +102,8 @@ class Engine:
             raise ValueError(
                 f"structured_outputs needs a tokenizer, and an executor with logits: executor.kind={kind} makes tokens up"
             )
+        if self.pooling is not None:
+            self.pooling.check_prompt(len(given.token_ids), self.executor.max_model_len)
         max_total = self.scheduler.limits.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
         _logger.debug("request %s: %d prompt tokens, n=%d", request_id, len(given.token_ids), complete.n)
@@ -106,8 +111,8 @@ class Engine:
         leader: Request | None = None
         for i in range(complete.n):
             own = complete if i == 0 else follower_params(complete, i)
-            name = request_id if complete.n == 1 else f"{i}_{request_id}"
-            request = Request(name, given.token_ids, own, max_total, arrival_s, priority, extra_keys(given.cache_salt))
+            name, keys = f"{i}_{request_id}", extra_keys(given.cache_salt)
+            request = Request(name, given.token_ids, own, max_total, arrival_s, priority, keys, pooling)
             request.leader = leader
             group.add(request, self.processor.texts)
             leader = leader or request
@@ -286,9 +291,14 @@ class Engine:
         for row, text in output.failed.items():
             self._end_rows([scheduled.rows[row]], text)
         committed, now_s = self.scheduler.commit(output), self.clock.now()
+        misled: Failures = []
         if self._matchers is not None and self._matchers.num_active:
-            self._matchers.accept(committed)
+            misled = self._matchers.accept(committed)
+        for request, _ in misled:  # its last tokens are as good as others
+            request.finish_reason = None
         stopped, failed = self.processor.process(committed, now_s, self._outputs)
+        if committed.pooled:
+            self.processor.pooled(committed, now_s, self._outputs)
         self._recorder.step(scheduled, committed)
         if self._speculation is not None:
             self._recorder.observe(*self._speculation.observe(scheduled, output, now_s))
@@ -298,6 +308,7 @@ class Engine:
             self._matchers.discard(stopped)
         for group, cause in failed:
             self._end(group, "error", cause)
+        self._end_failed((request, error) for request, error in misled if request.finish_reason is None)
         return None
 
     def _fail(self, scheduled: ScheduledStep, error: BaseException, submitted: bool) -> BaseException:
@@ -371,7 +382,20 @@ class Engine:
             executor.drafts_read_ahead,
         )
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
-        return manager, Scheduler(scheduling, manager, executor.max_model_len, self._speculation, executor.num_stages)
+        pools = self.pooling is not None  # so that a prompt may be as long as the model, if no token is to come after it
+        longest = executor.max_model_len + pools
+        return manager, Scheduler(scheduling, manager, longest, self._speculation, executor.num_stages, pools)
+
+    def _complete(
+        self, params: SamplingParams | PoolingParams | None, output_kind: RequestOutputKind | None
+    ) -> tuple[SamplingParams, PoolingParams | None]:
+        """A request's own parameters. Raises ValueError for what this engine cannot do."""
+        if self.pooling is not None:
+            pooling = self.pooling.complete(params)
+            return pooling.sampling(), pooling
+        if isinstance(params, PoolingParams):
+            raise ValueError(generates(self.config.model.name))
+        return self.inputs.params(params, output_kind), None
 
     def _check_alive(self) -> None:
         if self.errored is not None:

@@ -162,12 +162,16 @@ class InputProcessor:
             raise ValueError(f"the chat template cannot render these messages: {str(error)[:500]}") from error
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. Raises ValueError without a tokenizer, and for a text that UTF-8 cannot hold."""
+        """Token ids of a text. Raises ValueError as ``check_text``."""
+        self.check_text(text)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def check_text(self, text: str) -> None:
+        """Raises ValueError without a tokenizer, and for a text that UTF-8 cannot hold."""
         if self.tokenizer is None:
             raise ValueError('this engine has no tokenizer: pass {"prompt_token_ids": [...]} instead of text')
         if not is_unicode(text):
             raise ValueError(f"a prompt must be text that UTF-8 can hold, without lone surrogates; found {reprlib.repr(text)}")
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of tokens, special ones included. Raises ValueError without a tokenizer."""

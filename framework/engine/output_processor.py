@@ -272,6 +272,15 @@ class OutputProcessor:
                 emit(group.everything())
         return stopped, failed
 
+    def pooled(self, committed: Committed, now_s: float, outputs: list[RequestOutput]) -> None:
+        """Appends the outputs of the pooling requests that ended in a step."""
+        for request, found in committed.pooled:
+            group = request.sample.group
+            self._finished(request.sample, now_s)
+            output = group.everything()
+            output.pooled = found
+            outputs.append(output)
+
     def ended(self, group: RequestGroup, now_s: float, error: str | None = None, refused: bool = False) -> RequestOutput:
         """The last output of a request that was cut short by an abort or an ``error``; ``refused``: that is its own."""
         cut = [sample for sample in group.samples if not sample.done]

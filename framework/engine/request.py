@@ -6,6 +6,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Final, Literal
 
+from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -26,6 +27,7 @@ class Status(IntEnum):
 class Request:
     """A prompt and what was generated from it. Completions of one user's request with n > 1 are a Request each.
 
+    request_id      {number of the completion}_{the user's id}: so that no two that run have the same
     token_ids       prompt and output, as far as the host knows them
     num_tokens      the same count, plus the tokens that steps in flight will sample (placeholders)
     num_computed    tokens whose keys and values the cache holds once all submitted steps are done
@@ -46,6 +48,7 @@ class Request:
     num_stale_steps steps in flight from before a preemption; the request may not resume before they have delivered
     leader          completion 0 of the same prompt, whose prompt blocks this one will share
     followers       requests that wait for this one's prompt
+    pooling         what is to be made of its prompt, which it then ends with; None: it generates
     sample          where the engine collects the request's output
     """
 
@@ -72,6 +75,7 @@ class Request:
         "num_tokens",
         "order",
         "params",
+        "pooling",
         "priority",
         "request_id",
         "sample",
@@ -91,8 +95,10 @@ class Request:
         arrival_s: float = 0.0,
         priority: int = 0,
         extra_keys: tuple[tuple[int, bytes], ...] = (),
+        pooling: PoolingParams | None = None,
     ) -> None:
         self.request_id, self.params, self.arrival_s, self.priority = request_id, params, arrival_s, priority
+        self.pooling = pooling
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .request import Request
 from .step import NewRequest, StepInput, StepOutput, TokenLogprobs
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def new_request(request: Request) -> NewRequest:
@@ -20,6 +24,7 @@ def new_request(request: Request) -> NewRequest:
         request.num_computed,
         [list(table) for table in request.blocks],
         request.params,
+        request.pooling,
     )
 
 
@@ -106,6 +111,7 @@ class Committed:
     logprobs         for requests that asked, of these tokens; more may follow that were dropped, and other requests may be there
     prompt_logprobs  (request, first computed token, entries from the token after it on)
     proposed         drafts that the executor told of: what it proposes to follow
+    pooled           pooling requests that ended, with what the executor made of them; None: it has no model
     """
 
     requests: list[Request]
@@ -113,6 +119,7 @@ class Committed:
     logprobs: dict[Request, list[TokenLogprobs]] = field(default_factory=dict)
     prompt_logprobs: list[tuple[Request, int, list[TokenLogprobs]]] = field(default_factory=list)
     proposed: dict[Request, list[int]] = field(default_factory=dict)
+    pooled: list[tuple[Request, np.ndarray | None]] = field(default_factory=list)
 
     def add(self, request: Request, num_new: int) -> None:
         """A request that got so many tokens, or ended with an error."""

@@ -26,6 +26,7 @@ class Scheduler:
 
     released    seats that the next step releases
     speculation  None: a request that decodes computes one token per step
+    pools       requests end with their prompt, and sample nothing
     num_stages  of a pipeline: with several, a request waits for its last token before it computes the next, and each step takes its
                 share of those that decode, so that every stage has a step to work on
     """
@@ -37,10 +38,11 @@ class Scheduler:
         max_model_len: int,
         speculation: Speculation | None = None,
         num_stages: int = 1,
+        pools: bool = False,
     ) -> None:
         self.config, self.manager, self.speculation = config, manager, speculation
         self.limits = Limits(config, manager, max_model_len)
-        self._num_stages = num_stages
+        self._num_stages, self._pools = num_stages, pools
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
         self.running: list[Request] = []
@@ -63,8 +65,8 @@ class Scheduler:
         request.order = self._policy.order(request, self._num_added)
         self._num_added += 1
         self.requests.add(request)
-        if self.speculation is not None and self.speculation.proposer is not None:
-            self.speculation.proposer.start(request.request_id, request.token_ids)
+        if self.speculation is not None:
+            self.speculation.start(request)
         if request.leader is None:
             self.waiting.add(request)
         else:
@@ -78,9 +80,9 @@ class Scheduler:
             self.waiting.discard(request)
         request.status = Status.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
+        if self.speculation is not None and request in self.requests:
+            self.speculation.stop(request)
         self.requests.discard(request)
-        if self.speculation is not None and self.speculation.proposer is not None:
-            self.speculation.proposer.stop(request.request_id, request.token_ids)
         self._release_followers(request)
 
     def schedule(self, now_s: float = 0.0) -> ScheduledStep | None:
@@ -148,9 +150,10 @@ class Scheduler:
         self.released = list(range(self.config.max_num_seqs))
 
     def _schedule_running(self, scheduled: ScheduledStep, num_drafts: int, ahead: int) -> int:
-        """Returns what is left of the budget. ahead: drafts that the executor makes behind a request, for which it needs room."""
+        """Returns what is left of the budget. ahead: drafts that the executor makes behind a request, if there is room."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
-        alone = 0 if num_drafts else 1  # what a request that decodes is missing, if nothing is to be guessed behind it
+        # What a request that decodes is missing, if nothing is to be guessed behind it; -1 = none decodes.
+        alone = -1 if self._pools else 0 if num_drafts else 1
         staged = self._num_stages > 1
         share = -(-self.num_running // self._num_stages)
         for request in self.running:  # preemption takes from its end
@@ -171,18 +174,20 @@ class Scheduler:
                 request.num_tokens += 1
                 decodes.append(request)
                 budget -= 1
-            else:
+            elif missing:  # a pooling request may miss nothing: its end is in flight
                 most, room = min(budget, self._max_chunk), 0
                 drafts: Sequence[int] | None = ()
-                if missing == 1:
+                if missing == 1 and not self._pools:
                     assert self.speculation is not None
                     room = self.speculation.room(request, min(num_drafts, most - 1))
                     drafts = self.speculation.drafts(request, room) if room >= 0 else None
                 if drafts is None:
                     continue  # until what is in flight is back
                 count = min(missing, most) + len(drafts)
-                if not self._grow(request, min(computed + count + ahead, request.max_total - 1), step):
+                if not self._grow(request, computed + count, step):
                     break
+                if ahead:
+                    self._grow_ahead(request, computed + count + ahead, step)
                 self._append_chunk(scheduled, request, count, drafts, room)
                 budget -= count
         return budget
@@ -226,8 +231,6 @@ class Scheduler:
             if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known)):
                 return 0
             self.counters.num_chunked_prefills += count < missing
-        if ahead:  # without the room drafts are worse, and nothing else
-            manager.grow(request, min(start + count + ahead, request.max_total - 1))
         request.leader = None
         request.status = Status.RUNNING
         request.num_computed, request.num_proposed = start, 0
@@ -239,6 +242,8 @@ class Scheduler:
         insort(self.running, request)
         self.num_running += 1
         step.new.append(new_request(request))
+        if ahead:
+            self._grow_ahead(request, start + count + ahead, step)
         return count
 
     def _count_admission(self, request: Request, num_cached_tokens: int, looked_up: bool) -> None:
@@ -253,7 +258,8 @@ class Scheduler:
         self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = (), room: int = 0
     ) -> None:
         request.num_computed += count
-        num_logits = 1 + len(drafts) if request.num_computed == request.num_tokens + len(drafts) else 0
+        ends = request.num_computed == request.num_tokens + len(drafts) and not self._pools
+        num_logits = 1 + len(drafts) if ends else 0
         request.num_tokens += num_logits
         scheduled.chunks.append(Chunk(request, count, request.num_computed, num_logits, drafts, room))
 
@@ -266,6 +272,11 @@ class Scheduler:
                 return False
         step.new_blocks += [(request.seat, group, blocks) for group, blocks in grown]
         return True
+
+    def _grow_ahead(self, request: Request, num_tokens: int, step: StepInput) -> None:
+        """Room for drafts, at nobody's cost: without it they are worse, and nothing else."""
+        grown = self.manager.grow(request, min(num_tokens, request.max_total - 1)) or ()
+        step.new_blocks += [(request.seat, group, blocks) for group, blocks in grown]
 
     def _preempt(self, request: Request) -> None:
         self._release(request)
@@ -326,6 +337,9 @@ class Scheduler:
                 self._event(request, end)
             if chunk.num_logits:
                 self._check_end(request)
+            elif self._pools and chunk.end == request.num_prompt_tokens:
+                committed.pooled.append((request, output.pooled.get(row)))
+                self.finish(request, "stop")
 
     def _event(self, request: Request, num_computed: int) -> None:
         self.manager.advance(request, num_computed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import reprlib
 from collections.abc import Callable, Sequence
+from operator import index
+from typing import Any
 
 from ..speculation.depth import Depth
 from ..speculation.forced import Forced
@@ -61,22 +63,39 @@ class Speculation:
             return None
         return self.propose(request, room)
 
+    def start(self, request: Request) -> None:
+        """A request is there."""
+        if self.proposer is not None:
+            self._ask(self.proposer.start, request.request_id, request.token_ids)
+
     def propose(self, request: Request, most: int) -> list[int]:
-        """Drafts of a request, all of whose tokens are known: those that are forced, else what the proposer says. One that fails,
-        or says what is no token, has nothing to say: what comes out does not depend on it. The first time is logged."""
+        """Drafts of a request, all of whose tokens are known: those that are forced, else what the proposer says."""
+        return self._ask(self._propose, request, most) or []
+
+    def stop(self, request: Request) -> None:
+        """A request ended."""
+        if self.proposer is not None:
+            self._ask(self.proposer.stop, request.request_id, request.token_ids)
+
+    def _propose(self, request: Request, most: int) -> list[int]:
         assert self.proposer is not None
+        forced = self._forced(request, most) if self._forced is not None else []
+        drafts = forced or [index(token) for token in self.proposer.propose(request.request_id, request.token_ids, most)]
+        if len(drafts) > most or not all(0 <= token < self._vocab_size for token in drafts):
+            asked = f"{most} tokens from 0 to {self._vocab_size - 1} were asked for"
+            raise ValueError(f"it proposed {reprlib.repr(drafts)}, where {asked}")
+        return drafts
+
+    def _ask(self, question: Callable[..., Any], *of: Any) -> Any:
+        """A proposer that fails, or says what is no token, has nothing to say: what comes out does not depend on it. The first time
+        is logged."""
         try:
-            drafts = self._forced(request, most) if self._forced is not None else []
-            drafts = drafts or self.proposer.propose(request.request_id, request.token_ids, most)
-            if len(drafts) > most or not all(0 <= token < self._vocab_size for token in drafts):
-                asked = f"{most} tokens from 0 to {self._vocab_size - 1} were asked for"
-                raise ValueError(f"it proposed {reprlib.repr(drafts)}, where {asked}")
+            return question(*of)
         except Exception:
             if not self._has_failed:
                 _logger.exception("%s proposes nothing for a request", type(self.proposer).__name__)
             self._has_failed = True
-            return []
-        return drafts
+            return None
 
     def observe(self, scheduled: ScheduledStep, output: StepOutput, end_s: float) -> tuple[list[int], list[int]]:
         """Takes in a step that came back at ``end_s``. Returns, of its rows that sampled, how many
@@ -85,11 +104,11 @@ class Speculation:
         num_drafts = [wanted - 1 for wanted in step.num_logits if wanted]
         accepted = output.num_accepted or [0] * len(num_drafts)
         step_s, self._last_end_s = end_s - max(scheduled.submitted_s, self._last_end_s), end_s
-        only_decodes = step.num_logits == step.num_tokens
+        is_known = step_s > 0 and step.num_logits == step.num_tokens  # clocks may stand still
         rooms = [0] * len(scheduled.decodes) + [chunk.room for chunk in scheduled.chunks if chunk.num_logits]
         pairs = list(zip(rooms, accepted, strict=True))
         positions = range(max(rooms, default=0))
         checked = [sum(room > nth and count >= nth for room, count in pairs) for nth in positions]
         right = [sum(count > nth for count in accepted) for nth in positions]
-        self.depth.observe(len(rooms), scheduled.num_drafts, checked, right, step_s if only_decodes else None)
+        self.depth.observe(len(rooms), scheduled.num_drafts, checked, right, step_s if is_known else None)
         return num_drafts, accepted

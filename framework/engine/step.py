@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from ..pooling_params import PoolingParams
     from ..sampling_params import SamplingParams
 
 
@@ -22,6 +25,7 @@ class NewRequest:
     num_computed_tokens  how many of them the cache already holds (prefix hit)
     block_ids    per KV group, the blocks it holds at this moment
     sampling     its parameters; ``seed`` is always set
+    pooling      what is to be made of its prompt, whose rows yield no logits; None: it samples
     """
 
     seat: int
@@ -31,6 +35,7 @@ class NewRequest:
     num_computed_tokens: int
     block_ids: list[list[int]]
     sampling: SamplingParams
+    pooling: PoolingParams | None = None
 
 
 @dataclass(slots=True)
@@ -93,6 +98,7 @@ class StepOutput:
     failed           by index into ``StepInput.seats``: why the executor could not take in this row's request, which ends with
                      that text; it has its place in token_ids all the same
     drafts           per row with logits, what the executor proposes to follow; None: the step asked for no proposals
+    pooled           by index into ``StepInput.seats``, for pooling requests whose prompt ended: float32 [D], or [T, D] of tokens
     """
 
     step_id: int
@@ -102,3 +108,4 @@ class StepOutput:
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     drafts: list[list[int]] | None = None
+    pooled: dict[int, np.ndarray] = field(default_factory=dict)

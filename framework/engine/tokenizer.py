@@ -7,11 +7,12 @@ from typing import Any
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The Hugging Face tokenizer saved in ``folder``, fast if there is one."""
+    """The Hugging Face tokenizer saved in ``folder``, fast if there is one. Code that a checkpoint brings is neither run nor asked
+    about: its tokenizer.json says the same."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no tokenizer could be loaded from {folder}: {error}. Give one with model.tokenizer, or do without: "

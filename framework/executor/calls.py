@@ -103,13 +103,15 @@ class CallList:
         there are any."""
         a, rank, tp = self._a, self._rank, self._parallel.tp
         self._calls = Counter()
-        self._add("slot_mapping", {}, len({layer.window for layer in a.layers}))
+        self._add("slot_mapping", {}, len({layer.window for layer in a.layers}) if a.causal else 1)
         if stage.first:
             self._add("embedding", {"hidden_size": a.embed_dim})
             self._all_reduce(a.embed_dim)
             if a.family.embed_norm is not None:
                 self._norm(1)
             if a.family.positions == "learned":
+                self._add("embedding", {"hidden_size": a.hidden_size})
+            if a.family.token_types:
                 self._add("embedding", {"hidden_size": a.hidden_size})
             if a.embed_dim != a.hidden_size:
                 self._add("linear", {"in_features": a.embed_dim, "out_features": a.hidden_size})
@@ -120,6 +122,8 @@ class CallList:
             return self._calls
         if a.final_norm:
             self._norm(1)
+        if not a.has_logits:
+            return self._calls
         if a.embed_dim != a.hidden_size:
             self._add("linear", {"in_features": a.hidden_size, "out_features": a.embed_dim}, rows="logits")
         self._add("linear", {"in_features": a.embed_dim, "out_features": rank.vocab_size}, rows="logits")
@@ -160,7 +164,7 @@ class CallList:
             if layer.rope is not None:
                 self._add("rotary", heads, count)
             self._add("kv_cache_write", {name: heads[name] for name in ("num_kv_heads", "head_dim")}, count)
-        attention = {**heads, "window": layer.window or 0}
+        attention = {**heads, "window": layer.window or 0} | ({} if a.causal else {"causal": 0})
         self._add("paged_attention_decode", attention, count, rows="decode")
         self._add("paged_attention_prefill", attention, count, rows="prefill")
         self._linear(count, q_size, a.hidden_size)

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..config import EngineConfig, ModelConfig, QuantConfig
 from ..models.architecture import ModelInfo, read_model
-from ..speculation.table import proposer_kind
 from .cost_model import DecodeRows, StageCost, StepWork
 from .placement import Placement
 from .ranks import Stage
@@ -31,8 +30,7 @@ class Drafting:
     def __init__(self, model: ModelInfo, config: EngineConfig, timers: Timers) -> None:
         spec, self._recorded = config.speculative_config, config.graphs.enabled
         self.rates, self.model, self.placed = spec.acceptance_rates(), model, None
-        assert spec.method is not None
-        if proposer_kind(spec.method).place == "host":
+        if spec.place == "host":
             return
         if spec.method == "draft_model":
             asked = ModelConfig(spec.model or "draft", load_format="dummy", dtype=model.dtype, architecture=spec.architecture)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig
 from ..engine.kv_cache.spec import PagedKV
-from .families import FAMILIES, Family
+from .families import Family
 from .hub import read_json, resolve_model
+from .plugins import family_names, find_family
+from .pooling.read import read_pooling
+from .pooling.settings import Pooling
 from .quantization.settings import Settings, checkpoint_settings
 from .rope import Rope, read_rope
 
@@ -106,6 +109,7 @@ class Architecture:
     family         its entry, as its config alters it
     num_kv_heads, head_dim   what attention over the cache sees: of latent attention one head, as wide as what is cached
     qkv_clip       queries, keys and values are kept within -qkv_clip and qkv_clip
+    has_logits     it ends with a projection to the vocabulary, and not with its hidden states
     embed_scale, residual_scale, logit_scale   factors of embeddings, of what layers add, and of logits; None: 1
     """
 
@@ -130,18 +134,26 @@ class Architecture:
     max_position: int
     tied: bool
     layers: tuple[LayerShape, ...]
+    num_token_types: int = 0
+    has_logits: bool = True
     latent: Latent | None = None
 
     def cache_specs(self, dtype: str) -> list[PagedKV]:
         """What each layer keeps in a cache of ``dtype``. Raises ValueError for one that the model cannot have."""
         value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
         heads = (self.num_kv_heads, self.head_dim, value_dim)
-        return [PagedKV(*heads, dtype, layer.window, aliased=self.latent is not None) for layer in self.layers]
+        windows = [layer.window if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
+        return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
 
     @property
     def residual(self) -> str:
         """See ``Family``."""
         return self.family.residual
+
+    @property
+    def causal(self) -> bool:
+        """See ``Family``."""
+        return self.family.causal
 
     @property
     def fuses_rotary(self) -> bool:
@@ -166,6 +178,7 @@ class ModelInfo:
     eos_token_ids  tokens that end a sequence
     architecture   None if the native decoder does not cover it; ``reason`` says why
     quantization   what a quantized checkpoint says of itself; None: its weights are floats
+    pooling        what is made of hidden states; None: it generates
     """
 
     name: str
@@ -178,6 +191,14 @@ class ModelInfo:
     architecture: Architecture | None
     reason: str = ""
     quantization: Settings | None = None
+    pooling: Pooling | None = None
+
+    def check_generates(self, what: str) -> None:
+        """Raises ValueError for a model that pools. what: for which it would have to generate."""
+        if self.pooling is not None:
+            raise ValueError(
+                f"{what} is for models that generate, and {self.name!r} pools ({self.pooling.task}): choose another model"
+            )
 
 
 def read_model(config: ModelConfig) -> ModelInfo:
@@ -185,10 +206,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
     dummy = config.load_format == "dummy"
     describes_itself = dummy and "model_type" in config.architecture
     folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
-    found = {**read_json(folder, "config.json"), **config.architecture}
-    if "text_config" in found and found.get("model_type") in FAMILIES:
-        found = {**found, **found["text_config"], **config.architecture}
-    if "model_type" not in found:
+    found = {**text_part({**read_json(folder, "config.json"), **config.architecture}), **config.architecture}
+    if not isinstance(found.get("model_type"), str):
         raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
     generation = read_json(folder, "generation_config.json")
     architecture, reason = None, ""
@@ -196,10 +215,20 @@ def read_model(config: ModelConfig) -> ModelInfo:
         architecture, reason = read_native(found)
         if architecture is None and config.backend == "native":
             raise ValueError(f"model {config.name!r} cannot run natively: {reason}; use model.backend=auto or transformers")
+    if architecture is None and (unknown := _unknown_type(found)):
+        raise ValueError(f"model {config.name!r} cannot run: {unknown}")
     eos = generation.get("eos_token_id")
     if eos is None or "eos_token_id" in config.architecture:
         eos = found.get("eos_token_id")
-    max_model_len = _max_model_len(config, found, architecture)
+    size, causal = (found.get("hidden_size", 0), True) if architecture is None else (architecture.hidden_size, architecture.causal)
+    pooling = read_pooling(config, found, folder, size, causal)
+    if pooling is not None:
+        if architecture is None:
+            raise ValueError(
+                f"model {config.name!r} cannot pool: only native models can, and {reason or 'model.backend=transformers'}"
+            )
+        architecture = replace(architecture, has_logits=False)
+    max_model_len = _max_model_len(config, found, architecture, pooling)
     chunks = {layer.chunk for layer in architecture.layers if layer.chunk} if architecture else set()
     if chunks and min(chunks) < max_model_len:
         raise ValueError(
@@ -207,16 +236,26 @@ def read_model(config: ModelConfig) -> ModelInfo:
             f"model.max_model_len={min(chunks)} or less, where there is one chunk"
         )
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
-    return ModelInfo(config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization)
+    return ModelInfo(
+        config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization, pooling
+    )
 
 
-def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None) -> int:
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the fields of its text model on top, where a family covers that model alone."""
+    is_larger = "text_config" in config and find_family(config.get("model_type", "")) is not None
+    return {**config, **config["text_config"]} if is_larger else dict(config)
+
+
+def _max_model_len(
+    config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None, pooling: Pooling | None
+) -> int:
     if architecture is None:
         limit = int(found.get("max_position_embeddings") or found.get("n_positions") or found.get("seq_length") or 2048)
     else:
         limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
     if config.max_model_len is None:
-        return limit
+        return limit if pooling is None or pooling.max_len is None else min(limit, pooling.max_len)
     if config.max_model_len > limit:
         raise ValueError(
             f"model.max_model_len={config.max_model_len} is more than the {limit} positions of {config.name!r}: "
@@ -228,17 +267,12 @@ def _max_model_len(config: ModelConfig, found: Mapping[str, Any], architecture: 
 def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     """What a config.json asks of the native decoder; None and the reason where that does not cover it."""
     model_type = config["model_type"]
-    if model_type not in FAMILIES:
-        return None, f"model_type {model_type!r} is none of the native families ({', '.join(FAMILIES)})"
-    entry = FAMILIES[model_type]
+    entry = find_family(model_type)
+    if entry is None:
+        return None, f"model_type {model_type!r} is none of the native families ({', '.join(family_names())})"
     merged = _in_our_words(entry, config)
     family = replace(entry, **entry.variant(merged))
-    if (
-        reason := family.refuse(merged)
-        or _unknown_layers(merged)
-        or _unknown_activation(merged, family)
-        or _biased_table(merged, family)
-    ):
+    if reason := family.refuse(merged) or _unknown_layers(merged) or _unknown_activation(merged, family):
         return None, reason
     found = read_architecture(family, merged)
     if found.activation not in ("silu", "swish") and any(layer.moe for layer in found.layers):
@@ -246,33 +280,63 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     return found, ""
 
 
-_SIZES = (
-    "hidden_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_hidden_layers",
-    "intermediate_size",
-    "head_dim",
-    "vocab_size",
-    "kv_lora_rank",
-    "q_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
+def _unknown_type(config: Mapping[str, Any]) -> str | None:
+    """Why a model without a native family cannot run: the library does not know it either."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config["model_type"] in CONFIG_MAPPING_NAMES:
+        return None
+    reason = f"model_type {config['model_type']!r} is none of the native families, and transformers {transformers.__version__} "
+    reason += "does not know it"
+    if code := config.get("auto_map"):
+        files = sorted({str(value).rpartition(".")[0].rpartition("--")[2] for value in code.values()})
+        reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
+    return reason + ". kernelswap models --all lists the known types"
+
+
+_FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "a positive whole number",
+        lambda found: type(found) is int and found > 0,
+        (
+            "hidden_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "num_hidden_layers",
+            "intermediate_size",
+            "head_dim",
+            "vocab_size",
+            "kv_lora_rank",
+            "q_lora_rank",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "v_head_dim",
+            "max_position_embeddings",
+        ),
+    ),
+    (
+        "a positive number",
+        lambda found: type(found) in (int, float) and 0 < found < float("inf"),
+        ("rms_norm_eps", "norm_eps", "query_pre_attn_scalar", "attention_multiplier"),
+    ),
+    ("an object", lambda found: isinstance(found, Mapping), ("rope_parameters", "rope_scaling")),
+    ("a list of names", lambda found: isinstance(found, list) and all(type(name) is str for name in found), ("layer_types",)),
+    ("a name", lambda found: type(found) is str, ("hidden_act",)),
 )
+"""What fields must be if they are given: in words, the test, the names."""
 
 
 def _in_our_words(family: Family, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """config.json over the family's defaults, with our names of its fields. Raises ValueError for sizes that are none."""
+    """config.json over the family's defaults, with our names of its fields. Raises ValueError for values of a wrong kind."""
     config = {**family.defaults, **config}
     config |= {ours: config[theirs] for ours, theirs in family.fields.items() if theirs in config}
     for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
         _required(config, name)
-    for name in _SIZES:
-        if (size := config.get(name)) is not None and (type(size) is not int or size < 1):
-            raise ValueError(
-                f"the model's config.json (or model.architecture) has {name}={size!r}, expected a positive whole number"
-            )
+    for expected, fits, names in _FIELDS:
+        for name in names:
+            if (found := config.get(name)) is not None and not fits(found):
+                raise ValueError(f"the model's config.json (or model.architecture) has {name}={found!r}, expected {expected}")
     return {**config, **family.derived(config)}
 
 
@@ -306,6 +370,7 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         logit_scale=_factor(config, "logit_scale"),
         max_position=config["max_position_embeddings"],
         tied=bool(config.get("tie_word_embeddings", False)),
+        num_token_types=config.get("type_vocab_size") or 0,
         layers=tuple(_layer(family, config, head_dim, i) for i in range(config["num_hidden_layers"])),
         latent=latent,
     )
@@ -348,7 +413,10 @@ def _check_groups(moe: Moe) -> None:
 
 
 def _unknown_layers(config: Mapping[str, Any]) -> str | None:
-    kinds = sorted(set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention", "chunked_attention"})
+    types, count = config.get("layer_types") or (), config["num_hidden_layers"]
+    if types and len(types) < count:
+        return f"its layer_types name {len(types)} of {count} layers"
+    kinds = sorted(set(types) - {"full_attention", "sliding_attention", "chunked_attention"})
     return f"it has layers of kind {', '.join(kinds)}" if kinds else None
 
 
@@ -356,11 +424,6 @@ def _unknown_activation(config: Mapping[str, Any], family: Family) -> str | None
     name = config.get("hidden_act")
     known = GATED_ACTIVATIONS if family.gated else PLAIN_ACTIVATIONS
     return None if name in known else f"activation {name!r} is none of {', '.join(known)}"
-
-
-def _biased_table(config: Mapping[str, Any], family: Family) -> str | None:
-    tied = config.get("tie_word_embeddings") and "lm_head" in family.biases(config)
-    return "its logits have a bias, though the embedding projects to them (tie_word_embeddings)" if tied else None
 
 
 def _factor(config: Mapping[str, Any], name: str) -> float | None:

@@ -35,6 +35,7 @@ class ForwardBatch:
     groups             one per KV group
     caches             one per layer
     logits_indices     int64 [R']: tokens whose logits are wanted
+    token_types        int64 [T]: which text of a pair each token is of; None: all are of the first
     lora_index         int32 [T] adapter of each token, -1 = none; None if no adapter is loaded
     """
 
@@ -45,6 +46,7 @@ class ForwardBatch:
     caches: list[LayerKV]
     logits_indices: torch.Tensor
     lora_index: torch.Tensor | None = None
+    token_types: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -25,6 +25,7 @@ from .layers.paged_attention import AttentionKernels, AttentionShape
 from .layers.qk_norm import HeadNorm, HeadsNorm, QkNorm, WidthNorm
 from .parallel import Parallel
 from .parts import Part, all_parts, layer_parts, model_parts
+from .pooling.classifiers import HEADS
 from .protocol import Model
 from .quantization.canonical import dequantized
 from .quantization.kv_scales import TENSORS as KV_SCALES
@@ -92,8 +93,10 @@ def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.d
         return DummyWeights(device, dtype, scheme, seed, a.family.norm_offset)
     assert info.folder is not None
     checkpoint = Checkpoint(info.folder, a.family, device, dtype, scheme)
-    tied = [rf"^{a.family.lm_head}\.weight$"] if a.tied else []
-    checkpoint.check(all_parts(a), (*a.family.ignored, *KV_SCALES, *tied, *prediction_modules(info)))
+    unread = [rf"^{a.family.lm_head}\.weight$"] if a.tied else []
+    if info.pooling is not None:
+        unread += HEADS  # which are read one by one
+    checkpoint.check(all_parts(a), (*a.family.ignored, *KV_SCALES, *unread, *prediction_modules(info)))
     return checkpoint
 
 
@@ -132,12 +135,12 @@ class Builder:
         a, parts, pp = self.a, model_parts(self.a), self.parallel.pp
         mine = pp.part(len(a.layers))
         first, last = mine.start == 0, mine.stop == len(a.layers)
-        table = self.weights.weight(parts["embed"]) if first or (last and a.tied) else None
+        table = self.weights.weight(parts["embed"]) if first or (last and a.tied and a.has_logits) else None
         # Only where a person looks: on a terminal, and if lines about the start are wanted.
         shown = None if _logger.isEnabledFor(logging.INFO) else True
         bar = tqdm(mine, desc="Loading weights", unit="layer", leave=False, disable=shown)
         layers = [self._block(layer, index) for index, layer in enumerate(bar)]
-        lm_head = self._lm_head(parts, table) if last else None
+        lm_head = self._lm_head(parts, table) if last and a.has_logits else None
         dtype = getattr(torch, self.info.dtype)
         return Decoder(
             layers,
@@ -150,6 +153,7 @@ class Builder:
             embed_norm=self._norm(parts["embed_norm"]) if first and "embed_norm" in parts else None,
             project_in=self._optional(parts, "project_in") if first else None,
             position_embed=self._positions(parts) if first else None,
+            token_types=self._table(self.weights.weight(parts["token_types"])) if first and "token_types" in parts else None,
             final_norm=self._norm(parts["final_norm"]) if last and a.final_norm else None,
             project_out=self._optional(parts, "project_out") if last else None,
             lm_head=lm_head,
@@ -182,10 +186,9 @@ class Builder:
     def _attention(self, parts: dict[str, Part], layer: LayerShape, index: int, qkv: Linear) -> Attention:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
         a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
+        window, alibi = self._window(layer), self._alibi(layer)
         sinks = self.weights.weight(parts["sinks"]) if "sinks" in parts else None
-        shape = AttentionShape(
-            *heads, a.head_dim, a.head_dim, layer.scale, self._window(layer), a.attn_softcap, sinks, self._alibi(layer)
-        )
+        shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, window, a.attn_softcap, sinks, alibi, causal=a.causal)
         o = self._linear(parts["o"])
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self.weights) if self.attention.takes_scales else None
         fused = None
@@ -370,7 +373,8 @@ class Builder:
         if not self.a.tied:
             return self._linear(parts["lm_head"])
         assert table is not None
-        return bind_linear(self.plan, [float_linear(table, None)])
+        bias = self.weights.weight(parts["lm_head_bias"]) if "lm_head_bias" in parts else None
+        return bind_linear(self.plan, [float_linear(table, bias)])
 
     def _rotary(self, rope: Rope) -> BoundKernel:
         if ("rotary", rope) not in self._shared:

@@ -33,6 +33,7 @@ class Decoder(PagedModel):
         embed_norm: BoundKernel | None,
         project_in: Linear | None,
         position_embed: BoundKernel | None,
+        token_types: BoundKernel | None,
         final_norm: BoundKernel | None,
         project_out: Linear | None,
         lm_head: Linear | None,
@@ -43,28 +44,30 @@ class Decoder(PagedModel):
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
         self.hidden_size, self.aux_layers = hidden_size, tuple[int, ...]()
         self._embed, self._embed_scale, self._embed_norm = embed, embed_scale, embed_norm
-        self._project_in, self._position_embed = project_in, position_embed
+        self._project_in, self._position_embed, self._token_types = project_in, position_embed, token_types
         self._final_norm, self._project_out, self._lm_head = final_norm, project_out, lm_head
         self._logit_scale, self._logit_softcap = logit_scale, logit_softcap
 
-    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """token_ids, positions int64 [T] -> [T, H]."""
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor, token_types: torch.Tensor | None = None) -> torch.Tensor:
+        """token_ids, positions, token_types (None: all 0) int64 [T] -> [T, H]."""
         assert self._embed is not None, "this process holds no embedding"
         x = self._embed(token_ids)
         if self._embed_scale is not None:
             x = x.mul_(self._embed_scale)
-        if self._embed_norm is not None:
-            x = self._embed_norm(x, None)
         if self._project_in is not None:
             x = self._project_in(x)
+        if self._token_types is not None:
+            x = x.add_(self._token_types(torch.zeros_like(token_ids) if token_types is None else token_types))
         if self._position_embed is not None:
             x = x.add_(self._position_embed(positions))
+        if self._embed_norm is not None:
+            x = self._embed_norm(x, None)
         return x
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Final hidden states [T, H] of a step; writes the cache. With ``aux_layers``, the states before these layers, residual
         added, stand beside it: [T, (1 + n) H]."""
-        x, aux = self.embed(batch.token_ids, batch.positions), list[torch.Tensor]()
+        x, aux = self.embed(batch.token_ids, batch.positions, batch.token_types), list[torch.Tensor]()
         if not self.aux_layers:
             return self.finish(*self.run_layers(x, None, batch))
         residual = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ EMBEDDED = ("tiny", "tiny-draft", "tiny-medusa", "tiny-eagle3", "tiny-mtp")
 """Models that ship inside the package; the last three are drafting heads of ``tiny``."""
 _PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "*.txt"]
 METADATA_PATTERNS = _PATTERNS[1:]
+_TORCH_PATTERNS = ["pytorch_model*.bin"]
+"""Taken only where there are no safetensors."""
 HEAD_PATTERNS = ["*.safetensors", "*.bin", "*.pt", "*.json"]
 _IGNORED_PATTERNS = ["consolidated*", "original/*", "onnx/*"]
 
 
 def resolve_model(name: str, revision: str | None = None, weights: bool = True) -> Path:
-    """The folder of a model: a local folder, an embedded model, or a Hugging Face id (downloaded, or from the cache).
+    """The folder of a model: a local folder, an embedded model, or a Hugging Face id (downloaded, or from the cache); with
+    ``VLLM_USE_MODELSCOPE=True`` in the environment, an id of ModelScope.
 
     weights=False fetches configuration and tokenizer only. Raises ValueError saying what was tried.
     """
@@ -59,22 +64,21 @@ def read_json(folder: Path | None, file: str) -> dict[str, Any]:
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
+    library, snapshot_download = _library()
     tried = [f"embedded models ({', '.join(EMBEDDED)})", f"the local folder {Path(name).expanduser().absolute()}"]
-    for cached_only, where in ((True, "the Hugging Face cache"), (False, "the Hugging Face hub")):
+
+    def fetch(wanted: list[str], cached_only: bool) -> Path:
+        options: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": _IGNORED_PATTERNS}
+        return Path(snapshot_download(name, revision=revision, local_files_only=cached_only, **options))
+
+    for cached_only, where in ((True, f"the {library} cache"), (False, f"the {library} hub")):
         try:
-            folder = Path(
-                snapshot_download(
-                    name,
-                    revision=revision,
-                    allow_patterns=patterns,
-                    ignore_patterns=_IGNORED_PATTERNS,
-                    local_files_only=cached_only,
-                )
-            )
+            folder = fetch(patterns, cached_only)
+            if not cached_only and patterns == _PATTERNS and not any(folder.glob("*.safetensors")):
+                folder = fetch([*METADATA_PATTERNS, *_TORCH_PATTERNS], cached_only)
         except Exception as error:  # the hub raises many kinds: bad id, no network, no such repository, gated
-            tried.append(f"{where}: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            lines = str(error).strip().splitlines() or [""]
+            tried.append(f"{where}: {type(error).__name__}: {lines[0]}")
             continue
         if not cached_only or _complete(folder, patterns):
             return folder
@@ -83,17 +87,36 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     raise ValueError(
         f"model {name!r}{at} was not found. Tried:\n  "
         + "\n  ".join(tried)
-        + "\nGive a folder with config.json and *.safetensors, a Hugging Face id, or one of the embedded models; "
+        + f"\nGive a folder with config.json and *.safetensors, a {library} id, or one of the embedded models; "
         "with model.load_format=dummy and model.architecture no checkpoint is needed."
     )
+
+
+def _library() -> tuple[str, Callable[..., str]]:
+    """Name of the hub, and what downloads from it."""
+    if os.environ.get("VLLM_USE_MODELSCOPE", "").lower() not in ("true", "1"):
+        import huggingface_hub
+
+        return "Hugging Face", huggingface_hub.snapshot_download
+    try:
+        from modelscope.hub.snapshot_download import snapshot_download
+    except ImportError as error:
+        raise ValueError(
+            f"VLLM_USE_MODELSCOPE is set, but the modelscope library cannot be imported ({error}): pip install "
+            "'kernelswap[modelscope]', or unset it"
+        ) from error
+    return "ModelScope", snapshot_download
 
 
 def _complete(folder: Path, patterns: list[str]) -> bool:
     if not (folder / "config.json").is_file():
         return False
-    index = read_json(folder, "model.safetensors.index.json")
-    shards = set(index.get("weight_map", {}).values())
     kinds = [pattern for pattern in patterns if pattern not in METADATA_PATTERNS]
-    if not kinds:
-        return True
-    return all((folder / s).is_file() for s in shards) if shards else any(any(folder.glob(kind)) for kind in kinds)
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if shards := set(read_json(folder, index).get("weight_map", {}).values()):
+            if all((folder / shard).is_file() for shard in shards):
+                return True
+            kinds = []
+    if patterns == _PATTERNS and kinds:
+        kinds += _TORCH_PATTERNS
+    return patterns == METADATA_PATTERNS or any(any(folder.glob(kind)) for kind in kinds)

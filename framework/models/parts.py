@@ -100,14 +100,18 @@ def model_parts(a: Architecture) -> dict[str, Part]:
     if f.positions == "learned":
         rows = (a.max_position + f.position_offset,)
         parts["position_embed"] = Part((f.base + f.position_embed,), rows, a.hidden_size, always_float=True)
+    if f.token_types:
+        parts["token_types"] = Part((f.base + f.token_types,), (a.num_token_types,), a.hidden_size, always_float=True)
     if a.embed_dim != a.hidden_size:
         parts["project_in"] = Part((f.base + "project_in",), (a.hidden_size,), a.embed_dim)
         parts["project_out"] = Part((f.base + "project_out",), (a.embed_dim,), a.hidden_size)
     for name, module in (("embed_norm", f.embed_norm), ("final_norm", f.final_norm if a.final_norm else None)):
         if module is not None:
             parts[name] = _norm(a, (f.base + module,) if module else ())
-    if not a.tied:
+    if a.has_logits and not a.tied:
         parts["lm_head"] = Part((f.lm_head,), (a.vocab_size,), a.embed_dim, bias="lm_head" in a.biases)
+    elif "lm_head" in a.biases:
+        parts["lm_head_bias"] = Part((f.lm_head,), (a.vocab_size,), always_float=True, tensor="bias")
     return parts
 
 
@@ -132,7 +136,7 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
     linears, skipped = _linears(a, moe), _skipped(moe)
     parts = {}
     for name, modules in f.names.items():
-        if name in skipped:
+        if name in skipped or (name == "attn_norm" and index == 0 and f.starts_normed):
             continue
         sources = tuple(f"{f.base}{f.layers}.{index}.{module}" for module in modules)
         if name in linears:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+SCALING = ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
 
 
 @dataclass(frozen=True)
@@ -127,5 +128,10 @@ def read_rope(config: Mapping[str, Any], head_dim: int, layer_type: str) -> Rope
     if "original_max_position_embeddings" not in p and config.get("original_max_position_embeddings"):
         p["original_max_position_embeddings"] = config["original_max_position_embeddings"]
     partial = p.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    theta = theta or 10000.0
+    numbers = {"rope_theta": theta, "partial_rotary_factor": partial, **{name: p[name] for name in SCALING if p.get(name)}}
+    for name, found in numbers.items():
+        if type(found) not in (int, float) or not 0 < found < math.inf:
+            raise ValueError(f"the config has {name}={found!r}, expected a positive number")
     rotary_dim = config.get("rotary_dim") or int(head_dim * partial)
-    return Rope(kind, float(theta or 10000.0), rotary_dim, int(config["max_position_embeddings"]), p)
+    return Rope(kind, float(theta), rotary_dim, int(config["max_position_embeddings"]), p)

@@ -1,4 +1,5 @@
-"""Models that the native decoder does not cover: the transformers library's own modules, with our attention and linear layers.
+"""Models that the native decoder does not cover: the transformers library's own modules, with our attention,
+linear layers and experts.
 
 The library's attention interface calls :func:`_attention` in place of its own; keywords given to a model's forward arrive
 there, which is how a step gets in. A probe run at load time tells which layers attend, with which shapes and parameters.
@@ -11,15 +12,16 @@ from typing import Any
 
 import torch
 import transformers
+import transformers.integrations.moe
 
 from ..config import ModelConfig
-from ..plan import KernelPlan
+from ..plan import BoundKernel, KernelPlan
 from .architecture import ModelInfo
 from .batch import ForwardBatch
 from .layers.linear import Linear, bind_linear
 from .layers.paged_attention import AttentionKernels, AttentionShape, PagedAttention
 from .paged_model import PagedModel
-from .quantization.unquantized import float_linear
+from .quantization.unquantized import float_experts, float_linear
 
 INTERFACE = "kernelswap"
 KEYWORD = "kernelswap_step"
@@ -32,7 +34,7 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]
 class TransformersModel(PagedModel):
     """The interface of ``Decoder`` around a model of the transformers library.
 
-    model      a causal language model, whose linear layers are swapped for ours
+    model      a causal language model, whose linear layers and experts are swapped for ours
     attention  of its layers
     """
 
@@ -42,6 +44,8 @@ class TransformersModel(PagedModel):
         super().__init__(attention)
         self.dtype, self.vocab_size, self.max_model_len = model.dtype, model.config.vocab_size, info.max_model_len
         _swap_linears(model, plan)
+        _swap_experts(model, plan)
+        plan.library = sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith("transformers.")})
         self._base, self._head = _split_head(model)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
@@ -71,6 +75,7 @@ def load_transformers_model(
     model = library_model(config, info, found, device, seed)
     kernels = AttentionKernels(plan, block_size, cache_dtype)
     attention = [kernels.layer(index, shape) for index, shape in enumerate(_probe(config.name, model, device))]
+    _check_boundaries(config.name, model, device)
     return TransformersModel(model, info, plan, attention)
 
 
@@ -84,7 +89,7 @@ def num_library_weights(found: Any) -> int:
 def servable_config(config: ModelConfig, info: ModelInfo) -> Any:
     """The library's configuration object of a model. Raises ValueError with the reason if it cannot be served."""
     found = library_config(config, info)
-    if reason := _refusal(found):
+    if reason := refusal(found):
         raise ValueError(f"model {config.name!r} cannot run: {reason}")
     return found
 
@@ -117,8 +122,8 @@ def library_model(config: ModelConfig, info: ModelInfo, found: Any, device: torc
     return model.eval()
 
 
-def _refusal(config: Any) -> str | None:
-    """Why a model cannot be served, as far as its config tells."""
+def refusal(config: Any) -> str | None:
+    """Why a model cannot be served, as far as the library's configuration object tells."""
     if config.is_encoder_decoder:
         return "it is an encoder-decoder; only decoders can be served"
     if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
@@ -126,6 +131,8 @@ def _refusal(config: Any) -> str | None:
     model_class: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]
     if not getattr(model_class, "_supports_attention_backend", False):
         return f"{model_class.__name__} does not use the attention interface of transformers, so our attention cannot be put in"
+    if getattr(config, "is_decoder", True) is False:
+        return "its attention is not causal (is_decoder is off)"
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"it has layers of kind {', '.join(sorted(kinds))}; only full and sliding-window attention can be served"
@@ -172,6 +179,38 @@ def _probe(name: str, model: Any, device: torch.device) -> list[AttentionShape]:
     return [seen[layer] for layer in range(len(seen))]
 
 
+_APART = (5, 7)
+"""Lengths of the two sequences of the check."""
+
+
+@torch.inference_mode()
+def _check_boundaries(name: str, model: Any, device: torch.device) -> None:
+    """Two sequences in one row must give what they give alone, where attention keeps them apart: nothing else may look across.
+    Raises ValueError with the numbers for a model in which something does."""
+
+    def attend_in(lengths: tuple[int, ...]) -> Attend:
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
+            parts = zip(*(heads.split(lengths, dim=2) for heads in (q, k, v)))
+            attention = torch.nn.functional.scaled_dot_product_attention
+            out = [attention(query, keys, values, is_causal=True, enable_gqa=True) for query, keys, values in parts]
+            return torch.cat(out, dim=2).transpose(1, 2)
+
+        return attend
+
+    base, vocab = model.get_decoder(), model.config.get_text_config().vocab_size
+    tokens = torch.tensor([(7 + 31 * i) % vocab for i in range(sum(_APART))], device=device).split(_APART)
+    positions = [torch.arange(length, device=device) for length in _APART]
+    alone = torch.cat([_run(base, ids, at, attend_in((len(ids),))) for ids, at in zip(tokens, positions)]).float()
+    together = _run(base, torch.cat(tokens), torch.cat(positions), attend_in(_APART)).float()
+    error, limit = float((together - alone).norm() / alone.norm()), 1e-3 if model.dtype == torch.float32 else 0.1
+    if not error <= limit:
+        raise ValueError(
+            f"model {name!r} cannot run: two sequences side by side differ from each alone by {error:.2g} of the hidden states "
+            f"(at most {limit:.2g} is rounding): something in {type(base).__name__} of transformers, beside its attention, mixes "
+            "the tokens of a row"
+        )
+
+
 def _run(base: Any, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
     keywords: dict[str, Any] = {KEYWORD: attend}
     out = base(input_ids=token_ids[None], position_ids=positions[None], use_cache=False, **keywords)
@@ -207,6 +246,18 @@ class _KernelLinear(torch.nn.Module):
         return self.linear(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
 
+class _KernelExperts(torch.nn.Module):
+    """Experts of ours in the place of some of the library's."""
+
+    def __init__(self, experts: BoundKernel) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """x [T, H]; ids and weights [T, k], as the library's experts take them."""
+        return self.experts(x, weights.float(), ids.int())
+
+
 class _Hidden:
     """The output of an inner model: hidden states, and nothing of what else it may return."""
 
@@ -234,6 +285,24 @@ def _swap_linears(model: torch.nn.Module, plan: KernelPlan) -> None:
             if type(child) is torch.nn.Linear:
                 bias = child.bias.detach() if child.bias is not None else None
                 setattr(parent, name, _KernelLinear(bind_linear(plan, [float_linear(child.weight.detach(), bias)])))
+
+
+def _swap_experts(model: torch.nn.Module, plan: KernelPlan) -> None:
+    """Those that the library's ``use_experts_implementation`` marks, and that compute what ``moe_experts`` does."""
+    for parent in list(model.modules()):
+        children: list[tuple[str, Any]] = list(parent.named_children())
+        for name, child in children:
+            if _are_swiglu(child):
+                experts = float_experts(child.gate_up_proj.detach(), child.down_proj.detach())
+                setattr(parent, name, _KernelExperts(plan.bind(experts.op, experts.tensors, {"expert_start": 0})))
+
+
+def _are_swiglu(module: Any) -> bool:
+    kind = [getattr(module, name, None) for name in ("has_gate", "is_concatenated", "has_bias", "is_transposed")]
+    if kind != [True, True, False, False] or getattr(module, "has_post_expert_norm", False):
+        return False
+    silu = isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | transformers.activations.SiLUActivation)
+    return silu and type(module)._apply_gate is transformers.integrations.moe._default_apply_gate
 
 
 def _split_head(model: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Where weights come from: a safetensors checkpoint, read tensor by tensor, a seeded generator, or nowhere."""
+"""Where weights come from: a checkpoint, read tensor by tensor, a seeded generator, or nowhere."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .hub import read_json
 from .parts import Part, all_parts, bias_name
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
 from .quantization.unquantized import gate_first
+from .torch_file import TorchFile
 
 
 class Weights(ABC):
@@ -97,7 +98,7 @@ class DummyWeights(Weights):
 
     def weight(self, part: Part) -> torch.Tensor:
         if part.columns is None:
-            return self.empty(part).fill_(1.0 - self._norm_offset)
+            return self.empty(part).fill_(0.0 if part.tensor == "bias" else 1.0 - self._norm_offset)
         return self.empty(part).normal_(std=part.columns**-0.5, generator=self._generator(part.sources[0]))
 
     def bias(self, part: Part) -> torch.Tensor | None:
@@ -118,7 +119,8 @@ class DummyWeights(Weights):
 
 
 class Checkpoint(Weights):
-    """A folder of safetensors files, one or sharded with an index. Names are those of the family table, see ``Family``."""
+    """A folder of safetensors files, or of torch.save's where it has none, one or sharded with an index. Names are those of
+    the family table, see ``Family``."""
 
     def __init__(self, folder: Path, family: Family, device: torch.device, dtype: torch.dtype, scheme: Scheme) -> None:
         super().__init__(device, dtype, scheme)
@@ -228,9 +230,11 @@ def _place_packed(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> Non
 
 
 def open_shard(path: Path) -> Any:
-    """A safetensors file, opened on the CPU. Raises ValueError for one that is missing or cut off."""
+    """A safetensors file, or a ``TorchFile``, opened on the CPU. Raises ValueError for one that is missing, cut off or hostile."""
     from safetensors import SafetensorError, safe_open
 
+    if path.suffix == ".bin":
+        return TorchFile(path)
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
@@ -239,31 +243,41 @@ def open_shard(path: Path) -> Any:
 
 def tensor_files(folder: Path) -> dict[str, str]:
     """Tensor name -> file."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = read_json(folder, index.name).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise ValueError(f"{index} has no weight_map from tensors to files: download the checkpoint again")
-        return files
-    single = folder / "model.safetensors"  # beside it there may be the same weights in another layout
-    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
+    paths: list[Path] = []
+    for single, pattern in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
+        if (folder / f"{single}.index.json").is_file():
+            return _indexed(folder, f"{single}.index.json")
+        if (folder / single).is_file():  # beside it there may be the same weights in another layout
+            paths = [folder / single]
+        else:
+            paths = sorted(folder.glob(pattern))
+        if paths:
+            break
+    if not paths:
         raise ValueError(
-            f"{folder} has no *.safetensors files (other formats are not read); convert the checkpoint with "
-            "save_pretrained of transformers, or use model.load_format=dummy"
+            f"{folder} has no *.safetensors and no pytorch_model*.bin files (other formats are not read); convert the checkpoint "
+            "with save_pretrained of transformers, or use model.load_format=dummy"
         )
-    found = {}
-    for path in files:
+    found: dict[str, str] = {}
+    for path in paths:
         with open_shard(path) as opened:
             found.update(dict.fromkeys(opened.keys(), path.name))
     return found
+
+
+def _indexed(folder: Path, index: str) -> dict[str, str]:
+    files = read_json(folder, index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"{folder / index} has no weight_map from tensors to files: download the checkpoint again")
+    return files
 
 
 def our_name(name: str, family: Family) -> str:
     for theirs, ours in family.renames:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
-    modules = (family.embed, family.embed_norm, family.layers, family.final_norm, family.position_embed)
+    name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # as the first checkpoints of BERT have them
+    modules = (family.embed, family.embed_norm, family.layers, family.final_norm, family.position_embed, family.token_types)
     bare_model = name.startswith(tuple(f"{module}." for module in modules if module))
     return family.base + name if bare_model else name
 

@@ -122,7 +122,7 @@ def _clipped(weight: torch.Tensor, gram: torch.Tensor, grid: Grid) -> torch.Tens
 
 def _producer(layer: Layer, a: Architecture, parts: dict[str, Part], name: str, dtype: torch.dtype) -> Producer | None:
     """None where the inputs cannot be scaled: behind an activation, or where something else reads them too."""
-    if name == "o" and parts["qkv"].layout == "linear" and a.qkv_clip is None:
+    if name == "o" and parts["qkv"].layout == "linear" and a.qkv_clip is None and a.latent is None:
         v = layer.submodule(parts["qkv"].sources[-1])
         return LastRows(v, a.num_kv_heads * a.head_dim, a.head_dim, a.num_heads // a.num_kv_heads, dtype)
     if name == "down" and a.family.gated:

@@ -24,6 +24,7 @@ class Source:
 
     def __init__(self, model: str) -> None:
         info = read_model(ModelConfig(model))
+        info.check_generates("quantization of checkpoints")
         if info.quantization is not None:
             method = info.quantization.method
             raise ValueError(f"model {model!r} is quantized already ({method}): quantize the float checkpoint it was made from")

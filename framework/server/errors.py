@@ -31,7 +31,7 @@ _TYPES = {
     501: "NotImplementedError",
     503: "ServiceUnavailableError",
 }
-_PARAM = re.compile(r"SamplingParams: (\w+)")
+_PARAM = re.compile(r"(?:Sampling|Pooling)Params: (\w+)")
 
 
 class APIError(Exception):

@@ -44,12 +44,13 @@ class Generation:
         kind: str,
     ) -> None:
         """``kind``: of the answer, or of a chunk. Raises ValueError or APIError for what cannot be."""
+        serving.check_generates()
         self.serving, self.body, self.params, self.max_tokens = serving, body, params, max_tokens
         self.as_token_ids = bool(body.return_tokens_as_token_ids or serving.config.return_tokens_as_token_ids)
         self._beams = beam_params(serving.engine, body, params)
-        self._priority = _priority(body, request)
+        self._priority = priority_of(body, request)
         self.common: dict[str, Any] = {
-            "id": f"{id_prefix}-{_request_id(body, request)}",
+            "id": f"{id_prefix}-{request_id_of(body, request)}",
             "object": kind,
             "created": int(time.time()),
             "model": serving.model_name(body.model),
@@ -82,7 +83,7 @@ class Generation:
         return include, include and options is not None and options.continuous_usage_stats
 
 
-def _priority(body: GenerationBody, request: Request) -> int:
+def priority_of(body: Any, request: Request) -> int:
     """Of the body, else of the header X-Vllm-Priority, else 0."""
     if body.priority is not None:
         return body.priority
@@ -93,7 +94,7 @@ def _priority(body: GenerationBody, request: Request) -> int:
         raise APIError(400, f"the header X-Vllm-Priority must be an integer; found {header[:80]!r}", "priority") from None
 
 
-def _request_id(body: GenerationBody, request: Request) -> str:
+def request_id_of(body: Any, request: Request) -> str:
     """As the client names the request: by the body, or by the header X-Request-Id."""
     given = body.request_id or request.headers.get("x-request-id")
     if given is None:

@@ -10,19 +10,8 @@ from .protocol.common import ERRORS, ErrorResponse
 from .serving import Serving
 
 router = APIRouter()
-_NOT_HERE = {
-    "/v1/embeddings": "embeddings",
-    "/v2/embed": "embeddings",
-    "/pooling": "pooling",
-    "/classify": "classification",
-    "/score": "scores",
-    "/v1/score": "scores",
-    "/rerank": "reranking",
-    "/v1/rerank": "reranking",
-    "/v1/audio/transcriptions": "audio",
-    "/v1/audio/translations": "audio",
-}
-"""Path -> what no model that is served here can do: all of them generate text."""
+_NOT_HERE = {"/v2/embed": "Cohere's form of embeddings", "/v1/audio/transcriptions": "audio", "/v1/audio/translations": "audio"}
+"""Path -> what no model that is served here can do."""
 
 
 @router.get("/health", response_class=Response, responses={503: {"model": ErrorResponse}})
@@ -48,7 +37,7 @@ async def load(request: Request) -> dict[str, int]:
 
 async def _refuse(request: Request) -> Response:
     what = _NOT_HERE[request.scope["route"].path]
-    raise APIError(501, f"The model does not support {what}: it generates text")
+    raise APIError(501, f"The model does not support {what}")
 
 
 for _path in _NOT_HERE:

@@ -12,10 +12,15 @@ from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any, TypeVar
 
+import numpy as np
+
 from .. import __version__
 from ..async_engine import AsyncEngine
 from ..engine.inputs import EngineInput, check_prompt_tokens
+from ..engine.pooling import PoolingInputs
 from ..outputs import RequestOutput
+from ..pooling_outputs import PoolingOutput, PoolingRequestOutput
+from ..pooling_params import PoolingParams
 from ..sampling_params import BeamSearchParams, SamplingParams
 from .beams import beam_outputs
 from .config import ServerConfig
@@ -120,6 +125,33 @@ class Serving:
             f"This model's maximum context length is {most} tokens. However, your prompt {what}. Please shorten either.",
             "prompt",
         )
+
+    def check_generates(self) -> None:
+        """Raises APIError where the model pools."""
+        if self.engine.pooling is not None:
+            raise APIError(501, f"The model does not support generation: it pools ({self.engine.pooling.rules.task})")
+
+    def pooling(self, what: str) -> PoolingInputs:
+        """What the model takes. Raises APIError where it generates."""
+        if self.engine.pooling is None:
+            raise APIError(501, f"The model does not support {what}: it generates text")
+        return self.engine.pooling
+
+    async def pooled(
+        self, prompts: Sequence[tuple[EngineInput, PoolingParams]], priority: int
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """What the model makes of each prompt."""
+
+        async def one(prompt: EngineInput, params: PoolingParams) -> PoolingRequestOutput[PoolingOutput]:
+            async with aclosing(self.engine.encode(prompt, params, priority=priority)) as outputs:
+                found = [output async for output in outputs][-1]
+            if not np.isfinite(found.outputs.data).all():
+                raise APIError(500, "the model computed no numbers for this request")
+            return found
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(*prompt)) for prompt in prompts]
+        return [task.result() for task in tasks]
 
     async def outputs(
         self, prompts: Sequence[EngineInput], params: SamplingParams, priority: int, beams: BeamSearchParams | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from ..config_checks import check_types, require
 from .table import PROPOSERS, proposer_kind
@@ -12,6 +12,8 @@ from .table import PROPOSERS, proposer_kind
 RULES = ("match", "standard", "synthetic")
 DRAFT_SAMPLING = ("coupled", "greedy", "probabilistic")
 MAX_DRAFTS = 128
+MAX_LOOKUP = 1024
+"""Tokens that are looked up, at most: a proposer keeps something for each length."""
 
 
 @dataclass
@@ -81,6 +83,11 @@ class SpeculativeConfig:
         return config
 
     @property
+    def place(self) -> Literal["host", "device"] | None:
+        """Where drafts are made; None: nowhere."""
+        return None if self.method is None else proposer_kind(self.method).place
+
+    @property
     def acceptance_rule(self) -> str:
         """``rejection_sample_method``, or what it is if nothing was said."""
         is_synthetic = self.synthetic_acceptance_rates is not None or self.synthetic_acceptance_length is not None
@@ -115,9 +122,9 @@ class SpeculativeConfig:
             expected = f"given with {', '.join(unused)}: one of {', '.join(PROPOSERS)}, or module:Class of your own"
             self._require(not unused, "method", expected)
             return
-        kind = proposer_kind(method)
+        weights = proposer_kind(method).weights
         self._require(1 <= k <= MAX_DRAFTS, "num_speculative_tokens", f"from 1 to {MAX_DRAFTS}, and given with method={method}")
-        given, weights = self.model is not None or bool(self.architecture), kind.weights
+        given = self.model is not None or bool(self.architecture)
         if weights == "none":
             self._require(not given, "model", f"left out: method={method} has no weights")
         elif weights == "needed" and (has_model or method == "draft_model"):
@@ -170,10 +177,12 @@ class SpeculativeConfig:
     def _check_lookup(self) -> None:
         low, high = self.prompt_lookup_lengths
         self._require(low >= 1, "prompt_lookup_min", "a positive number, as prompt_lookup_max if left out")
-        self._require(low <= high, "prompt_lookup_max", f"at least {low}, which is prompt_lookup_min")
+        expected = f"from {low}, which is prompt_lookup_min, to {MAX_LOOKUP}"
+        self._require(low <= high <= MAX_LOOKUP, "prompt_lookup_max", expected)
         self._require(self.prompt_lookup_match in ("leftmost", "rightmost"), "prompt_lookup_match", "leftmost or rightmost")
         depth = self.suffix_decoding_max_tree_depth
-        self._require(depth >= 2, "suffix_decoding_max_tree_depth", "at least 2: a token that is looked up, and one behind it")
+        expected = f"from 2, a token that is looked up and one behind it, to {MAX_LOOKUP}"
+        self._require(2 <= depth <= MAX_LOOKUP, "suffix_decoding_max_tree_depth", expected)
         self._require(self.suffix_decoding_max_cached_requests >= 0, "suffix_decoding_max_cached_requests", "0 (none) or more")
         factor, probability = self.suffix_decoding_max_spec_factor, self.suffix_decoding_min_token_prob
         self._require(0 < factor < float("inf"), "suffix_decoding_max_spec_factor", "more than 0")

@@ -26,7 +26,8 @@ class Depth(Protocol):
         checked   by position, as far as any row might have drafts: rows that might have one there, and had all before it right. A
                   row near its end might have fewer than k, and all where the step before made fewer
         accepted  by position: of these, rows that had it right; one without a draft there did not
-        step_s    from the end of the step before to its own, or from its start if it began later; None: it computed prompts, too
+        step_s    from the end of the step before to its own, or from its start if it began later; None: it computed prompts, too,
+                  or the clock does not say
         """
 
 
@@ -95,6 +96,8 @@ class AdaptiveDepth:
         return self._trial
 
     def observe(self, num_rows: int, k: int, checked: Sequence[int], accepted: Sequence[int], step_s: float | None) -> None:
+        if not num_rows:  # parts of prompts only
+            return
         fade = math.exp(-1 / self.STEPS)
         self._checked = [fade * count for count in self._checked]
         self._accepted = [fade * count for count in self._accepted]

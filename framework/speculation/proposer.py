@@ -9,7 +9,8 @@ from .config import SpeculativeConfig
 
 
 class HostProposer(Protocol):
-    """Guesses a request's next tokens from the known ones. Of one engine, and called by one thread."""
+    """Guesses a request's next tokens from the known ones. Of one engine, and called by one thread. What it is given is the
+    engine's, and not to be changed."""
 
     def __init__(self, config: SpeculativeConfig) -> None: ...
 

@@ -19,7 +19,7 @@ class Suffix:
         self._max_cached = config.suffix_decoding_max_cached_requests
         self._min_probability = config.suffix_decoding_min_token_prob
         factor = config.suffix_decoding_max_spec_factor
-        limits = [(min(int(n * factor), self._depth - n), n) for n in range(1, self._depth)]
+        limits = [(int(min(n * factor, self._depth - n)), n) for n in range(1, self._depth)]
         self._limits = [(n, limit) for limit, n in sorted(limits, reverse=True)]
         self._requests: dict[str, _Text] = {}
         self._outputs = SuffixTree(self._depth)

@@ -9,40 +9,42 @@ from typing import Any, Final, Literal
 
 ENTRY_POINT_GROUP: Final = "kernelswap.proposers"
 
-Place = Literal["host", "device"]
-
 
 @dataclass(frozen=True)
 class ProposerKind:
-    """A class of proposers, so that nobody has to import it (and torch) to know its name.
+    """What is known of a method before anything of it is imported.
 
-    place   host: a HostProposer; device: a DeviceProposer, whose drafts stay where the model runs
-    target  module:Class
     weights  whether ``speculative_config.model`` names them: needed, optional, or none (it is refused)
+    target   module:Class of a HostProposer; None: drafts are made where the model runs, see ``framework.worker.drafting.drafter``
     """
 
-    place: Place
-    target: str
-    weights: Literal["needed", "optional", "none"] = "optional"
+    weights: Literal["needed", "optional", "none"]
+    target: str | None = None
+
+    @property
+    def place(self) -> Literal["host", "device"]:
+        """Where drafts are made."""
+        return "device" if self.target is None else "host"
 
     def load(self) -> Any:
-        """The class."""
+        """The class, of a method on the host."""
+        assert self.target is not None
         module, _, name = self.target.partition(":")
         return getattr(import_module(module), name)
 
 
 PROPOSERS: Final = {
-    "ngram": ProposerKind("host", "framework.speculation.ngram:Ngram", "none"),
-    "suffix": ProposerKind("host", "framework.speculation.suffix:Suffix", "none"),
-    "forced": ProposerKind("host", "framework.speculation.forced:Forced", "none"),
-    "draft_model": ProposerKind("device", "framework.worker.drafting.draft_model:DraftModel", "needed"),
-    "medusa": ProposerKind("device", "framework.worker.drafting.medusa:Medusa", "needed"),
-    "eagle": ProposerKind("device", "framework.worker.drafting.eagle:Eagle", "needed"),
-    "eagle3": ProposerKind("device", "framework.worker.drafting.eagle:Eagle3", "needed"),
-    "mtp": ProposerKind("device", "framework.worker.drafting.mtp:Mtp"),
+    "ngram": ProposerKind("none", "framework.speculation.ngram:Ngram"),
+    "suffix": ProposerKind("none", "framework.speculation.suffix:Suffix"),
+    "forced": ProposerKind("none", "framework.speculation.forced:Forced"),
+    "draft_model": ProposerKind("needed"),
+    "medusa": ProposerKind("needed"),
+    "eagle": ProposerKind("needed"),
+    "eagle3": ProposerKind("needed"),
+    "mtp": ProposerKind("optional"),
 }
-"""The methods of this package; adding one is a file and an entry. Others come as ``module:Class``, or by the name of an entry point
-of an installed package."""
+"""The methods of this package. On the host, one more is a file and an entry; others come as ``module:Class``, or by the name of an
+entry point of an installed package."""
 
 
 def proposer_kind(method: str) -> ProposerKind:
@@ -56,26 +58,16 @@ def proposer_kind(method: str) -> ProposerKind:
         raise ValueError(
             f"speculative_config.method={method!r} cannot work: it must be one of {names}, or module:Class of your own"
         )
+    kind = ProposerKind("optional", target)
     try:
-        found = ProposerKind("host", target).load()
+        found = kind.load()
     except Exception as error:
         raise ValueError(
             f"speculative_config.method={method!r} comes from {target}, which could not be loaded: {type(error).__name__}: {error}"
         ) from error
-    place = _place(found)
-    if place is None:
+    if not all(callable(getattr(found, name, None)) for name in ("start", "propose", "stop")):
         raise ValueError(
-            f"speculative_config.method={method!r} is no proposer: {target} must have start, propose and stop (a HostProposer), or "
-            "cache_specs and propose (a DeviceProposer)"
+            f"speculative_config.method={method!r} is no proposer: {target} must have start, propose and stop "
+            "(framework.speculation.proposer.HostProposer)"
         )
-    return ProposerKind(place, target)
-
-
-def _place(found: Any) -> Place | None:
-    for place, methods in _METHODS.items():
-        if all(callable(getattr(found, name, None)) for name in methods):
-            return place
-    return None
-
-
-_METHODS: Final[dict[Place, tuple[str, ...]]] = {"host": ("start", "propose", "stop"), "device": ("cache_specs", "propose")}
+    return kind

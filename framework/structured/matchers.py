@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from itertools import accumulate
 from time import perf_counter, thread_time
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from .watched import MAX_STUCK, WatchedThread
 MAX_FILL_S: Final = 0.2
 """CPU time of one mask, after which its request ends, and of the masks of a step, after which the dearest do: all others wait
 meanwhile. Of the masks of a step that took half of it, the next ones are filled one by one, to see which are dear."""
+
+LEADS_NOWHERE: Final = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
 
 Failures = list[tuple[Request, Exception]]
 
@@ -72,21 +74,26 @@ class Matchers:
         rows += [row for row, c in enumerate(step.chunks, first_chunk) if c.num_logits and c.request in active]
         step.step_input.masked = rows
 
-    def accept(self, committed: Committed) -> None:
-        """Has the tokens of a step taken, and the masks after them filled; forgets the requests that ended with it."""
+    def accept(self, committed: Committed) -> Failures:
+        """Has the tokens of a step taken, and the masks after them filled; forgets the requests that ended with it. Returns those
+        that could not go on behind drafts that were right."""
         moves: list[_Move] = []
+        failures: Failures = []
         for request in committed.requests:
             if (constraint := self._active.get(request)) is None:
                 continue
             if request.status == Status.FINISHED:
                 del self._active[request]
+                if request.finish_reason == "error" and constraint.leads_nowhere(committed.num_new.get(request, 1), request):
+                    failures.append((request, ValueError(LEADS_NOWHERE)))
             else:
                 new = request.token_ids[len(request.token_ids) - committed.num_new.get(request, 1) :]
                 constraint.proposed = committed.proposed.get(request, [])
-                moves.append((constraint, new, constraint.proposed))
+                moves.append(_Move(constraint, new, constraint.proposed))
         if moves:
             self._finish()
             self._begin(moves)
+        return failures
 
     def forced(self, request: Request, most: int) -> list[int]:
         """Tokens that must come next, if all tokens so far are accepted; what comes may be cut into other tokens."""
@@ -108,7 +115,7 @@ class Matchers:
             if drafts and drafts[0] < 0:  # made by the executor, which told of them
                 drafts = constraint.proposed[: len(drafts)]
             if constraint.masks is None or constraint.drafts[: len(drafts)] != drafts:
-                fresh.append((constraint, [], drafts))
+                fresh.append(_Move(constraint, [], drafts))
         if fresh:
             self._begin(fresh)
             self._finish()
@@ -126,17 +133,16 @@ class Matchers:
         if not masks.any(axis=1).all():
             ends = accumulate(len(part) for part in parts)
             for row, part, end in zip(masked, parts, ends):
-                if not part[0].any():  # behind a draft it matters only if the draft is right, and then the row has no token
+                if not part[0].any():  # behind a draft it matters only if the draft is right: see accept
                     masks[end - len(part) : end] = -1
-                    reason = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
-                    failures.append((rows[row], ValueError(reason)))
+                    failures.append((rows[row], ValueError(LEADS_NOWHERE)))
         handle.sample(masks)
         return failures
 
     def _begin(self, moves: list[_Move]) -> None:
         calls: dict[object, list[_Move]] = {}
         for move in moves:
-            constraint, backend = move[0], move[0].matcher.backend
+            constraint, backend = move.constraint, move.constraint.matcher.backend
             calls.setdefault(constraint if constraint.is_alone or not backend.is_bounded else backend, []).append(move)
         self._filling = list(calls.values())
         self._thread.begin([partial(self._fill, call) for call in self._filling])
@@ -144,33 +150,33 @@ class Matchers:
     def _finish(self) -> None:
         calls, self._filling = self._filling, []
         for index, error in self._thread.finish().items():
-            for constraint, *_ in calls[index]:
-                constraint.fail(error)
-        total_s = sum(call[0][0].fill_s for call in calls)
+            for move in calls[index]:
+                move.constraint.fail(error)
+        total_s = sum(call[0].constraint.fill_s for call in calls)
         for call in calls:
-            for constraint, *_ in call:
-                constraint.is_alone = total_s > MAX_FILL_S / 2
-        alone = sorted((call[0][0] for call in calls if len(call) == 1), key=lambda constraint: constraint.fill_s)
+            for move in call:
+                move.constraint.is_alone = total_s > MAX_FILL_S / 2
+        alone = sorted((call[0].constraint for call in calls if len(call) == 1), key=lambda constraint: constraint.fill_s)
         while total_s > MAX_FILL_S and alone and alone[-1].fill_s > MAX_FILL_S / 20:  # many that are cheap are nobody's fault
             total_s -= alone[-1].fill_s
             alone.pop().fail(TimeoutError())
 
     def _fill(self, moves: list[_Move]) -> None:
         """Runs in the thread."""
-        for constraint, *_ in moves:
+        for constraint, _, _ in moves:
             constraint.fill_s = 0.0
             if constraint.grammar in self._computing:  # in a thread that was left behind
                 constraint.fail(TimeoutError())
-        moves = [move for move in moves if move[0].matcher.error is None]
+        moves = [move for move in moves if move.constraint.matcher.error is None]
         if not moves:
             return
         clock = thread_time if len(moves) == 1 else perf_counter  # of several, the library's own threads compute
-        began_s, grammars = clock(), {constraint.grammar for constraint, *_ in moves}
+        began_s, grammars = clock(), {move.constraint.grammar for move in moves}
         self._computing |= grammars
         try:
-            matchers, drafts = [constraint.matcher for constraint, *_ in moves], [drafts for *_, drafts in moves]
+            matchers, drafts = [move.constraint.matcher for move in moves], [move.drafts for move in moves]
             backend, forced = matchers[0].backend, [list[int]() for _ in moves]
-            backend.accept(matchers, [token_ids for _, token_ids, _ in moves])
+            backend.accept(matchers, [move.token_ids for move in moves])
             if self._num_forced:
                 forced = [tokens[: self._num_forced] for tokens in backend.forced(matchers)]
                 drafts = [own or expected for own, expected in zip(drafts, forced)]
@@ -179,10 +185,10 @@ class Matchers:
             backend.fill(matchers, drafts, masks)
         finally:
             self._computing -= grammars
-        for (constraint, *_), own, expected, end in zip(moves, drafts, forced, ends):
+        for (constraint, _, _), own, expected, end in zip(moves, drafts, forced, ends):
             constraint.masks, constraint.drafts = masks[end - 1 - len(own) : end, : self._num_words], own
             constraint.forced = expected
-        moves[0][0].fill_s = clock() - began_s
+        moves[0].constraint.fill_s = clock() - began_s
 
     def _is_ready(self, request: Request) -> bool:
         job = self._jobs[request]
@@ -242,6 +248,12 @@ class _Constraint:
             error = RuntimeError(f"structured_outputs: {type(error).__name__}: {error}")
         self.matcher.error = self.matcher.error or error
 
+    def leads_nowhere(self, num_new: int, request: Request) -> bool:
+        """Whether nothing may follow the tokens that its request got of the last step."""
+        assert self.masks is not None
+        masks = self.wanted(len(self.masks), request.num_output_tokens - num_new)
+        return num_new < len(masks) and not masks[num_new].any()
+
     def wanted(self, count: int, num_output_tokens: int) -> np.ndarray:
         """The masks [count, words] of the next token, after so many, and of those behind drafts, without the stop tokens that the
         request does not want yet."""
@@ -259,5 +271,9 @@ class _Constraint:
         return masks
 
 
-_Move = tuple[_Constraint, list[int], list[int]]
-"""A constraint, the tokens that it is to take before its next mask, and the drafts behind each of which it is to have one, too."""
+class _Move(NamedTuple):
+    """The tokens that a constraint is to take before its next mask, and the drafts behind each of which it is to have one, too."""
+
+    constraint: _Constraint
+    token_ids: list[int]
+    drafts: list[int]

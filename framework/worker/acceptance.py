@@ -16,6 +16,8 @@ from .step_rows import DraftRows, SampleRows
 
 
 class AcceptanceRule(Protocol):
+    """One of ``RULES``, of an engine."""
+
     def __call__(
         self, logits: torch.Tensor, rows: SampleRows, drafts: DraftRows, token_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,12 +18,14 @@ MAX_DECODE_TOKENS = 8
 class Batches:
     """Builds the batches of one model. What its attention kernels keep between steps is held here.
 
-    groups  those of the KV groups that the model's layers are in
-    ahead   a slot's token is so many places behind it
+    slot_mapping  the bound op
+    groups        those of the KV groups that the model's layers are in
+    caches        of its layers
+    ahead         a slot's token is so many places behind it
     """
 
     def __init__(self, rows: RequestRows, slot_mapping: BoundKernel, groups: slice, caches: list[LayerKV], ahead: int = 0) -> None:
-        self.rows, self._slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
+        self.rows, self.slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
         self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in rows.tables[groups]]
 
     def build(
@@ -57,7 +59,7 @@ class Batches:
             lengths_prefill = lengths_all[n:].clone()
         groups = [
             GroupBatch(
-                self._slot_mapping(token_positions, cu_q_all, lengths_all, table),
+                self.slot_mapping(token_positions, cu_q_all, lengths_all, table),
                 _attention_meta(rows, slice(0, n), cu_q_all[: n + 1], lengths_all[:n], table, workspaces[0]),
                 _attention_meta(rows, slice(n, None), cu_q_prefill, lengths_prefill, table, workspaces[1]),
             )

@@ -11,8 +11,8 @@ import torch
 
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.protocol import Model
-from ..plan import AttentionMeta, BoundKernel, LayerKV
-from .batches import MAX_DECODE_TOKENS
+from ..plan import AttentionMeta
+from .batches import MAX_DECODE_TOKENS, Batches
 from .devices import Capture, Replay
 from .request_rows import RequestRows
 from .step_rows import StepRows
@@ -27,8 +27,8 @@ class DecodeRows:
     StepRows but exact, and tables int32 [groups, size, blocks]. Rows beyond the step's are padding: they belong to the padding
     seat, have length 0 and write nowhere, so they touch nothing."""
 
-    def __init__(self, requests: RequestRows, slot_mapping: BoundKernel, size: int) -> None:
-        self.requests, self._slot_mapping, device = requests, slot_mapping, requests.device
+    def __init__(self, requests: RequestRows, size: int) -> None:
+        self.requests, device = requests, requests.device
         self._like = [torch.empty(size, dtype=dtype, device="meta") for dtype in (torch.int64, torch.int64, torch.int32)]
         self._inputs = torch.zeros(packed_bytes(self._like), dtype=torch.uint8, device=device)
         self.seats, self.first, self.lengths = packed_views(self._inputs, self._like)
@@ -53,22 +53,15 @@ class DecodeRows:
         tables = to_device(requests.tables[:, rows.seats, :width], self.tables.device)
         self.tables[:, :count, :width].copy_(tables, non_blocking=True)
 
-    def batches(
-        self,
-        size: int,
-        query_len: int,
-        groups: slice,
-        caches: list[LayerKV],
-        workspaces: Workspaces,
-        max_seq_len: int,
-        ahead: int = 0,
+    def build(
+        self, batches: Batches, size: int, query_len: int, workspaces: Workspaces, max_seq_len: int
     ) -> Callable[[torch.Tensor, torch.Tensor], ForwardBatch]:
-        """What builds a batch in a recording of ``size`` rows, from first int64 and lengths int32 [size]: it has the last
-        ``query_len`` tokens of each, and writes those from ``first`` on. ahead: a slot's token is so many places behind it."""
-        device, tokens, slot_mapping = self.seats.device, self.requests.tokens, self._slot_mapping
+        """What ``batches.build`` is in a recording of ``size`` rows, from first int64 and lengths int32 [size]: the batch has the
+        last ``query_len`` tokens of each, and writes those from ``first`` on."""
+        device, tokens, ahead, caches = self.seats.device, self.requests.tokens, batches.ahead, batches.caches
         cu_q = torch.arange(0, size * query_len + 1, query_len, dtype=torch.int32, device=device)
         back = torch.arange(-query_len, 0, device=device)
-        row_seats, tables = self.seats[:size], list(self.tables[groups, :size])
+        row_seats, tables = self.seats[:size], list(self.tables[batches.groups, :size])
 
         def build(first: torch.Tensor, lengths: torch.Tensor) -> ForwardBatch:
             metas = [
@@ -80,7 +73,7 @@ class DecodeRows:
             else:
                 positions = (lengths[:, None] + back).clamp_min_(0).flatten()
                 seats = row_seats[:, None].expand(size, query_len).reshape(-1)
-            slots = [slot_mapping(positions, cu_q, lengths, table) for table in tables]
+            slots = [batches.slot_mapping(positions, cu_q, lengths, table) for table in tables]
             if query_len > 1:
                 computed = (positions.view(size, query_len) < first[:, None]).flatten()
                 for slot in slots:
@@ -127,20 +120,13 @@ class DecodeGraphs:
     before them again, and writes only its own."""
 
     def __init__(
-        self,
-        model: Model,
-        caches: list[LayerKV],
-        rows: RequestRows,
-        slot_mapping: BoundKernel,
-        batch_sizes: list[int],
-        capture: Capture,
-        query_lens: Iterable[int] = (1,),
+        self, model: Model, batches: Batches, batch_sizes: list[int], capture: Capture, query_lens: Iterable[int] = (1,)
     ) -> None:
         self.query_lens = sorted(n for n in set(query_lens) if n <= MAX_DECODE_TOKENS)
-        self.recorder = Recorder(DecodeRows(rows, slot_mapping, max(batch_sizes)), batch_sizes, capture)
+        self.recorder = Recorder(DecodeRows(batches.rows, max(batch_sizes)), batch_sizes, capture)
         self._rows = self.recorder.rows
-        workspaces: Workspaces = [{} for _ in rows.tables]
-        function_of = _model_step(model, caches, self._rows, workspaces)
+        workspaces: Workspaces = [{} for _ in batches.rows.tables]
+        function_of = _model_step(model, batches, self._rows, workspaces)
         self._replays = self.recorder.record(function_of, self.query_lens, workspaces)
 
     def fits(self, rows: StepRows, ahead: int = 0) -> bool:
@@ -170,13 +156,13 @@ class DecodeGraphs:
         return self.query_lens[bisect_left(self.query_lens, longest)]
 
 
-def _model_step(model: Model, caches: list[LayerKV], rows: DecodeRows, workspaces: Workspaces) -> Callable[[int, int], Replay]:
+def _model_step(model: Model, batches: Batches, rows: DecodeRows, workspaces: Workspaces) -> Callable[[int, int], Replay]:
     """(size, query_len) -> the function to record: logits [size * query_len, V] and hidden states of ``rows``. It does not hold
     DecodeGraphs, which holds its replay: a cycle would keep the model and its cache on the device until the garbage collector comes
     by."""
 
     def function_of(size: int, query_len: int) -> Replay:
-        build = rows.batches(size, query_len, slice(None), caches, workspaces, model.max_model_len)
+        build = rows.build(batches, size, query_len, workspaces, model.max_model_len)
         first, lengths = rows.first[:size], rows.lengths[:size]
 
         def step() -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,7 +25,7 @@ from ..plan import KernelPlan, TargetPlan
 from ..sampling_params import SamplingParams
 from .cache_memory import allocate_caches
 from .devices import Cuda, Replay, graph_sizes
-from .drafting.drafter import check_drafter, has_drafter, load_drafter
+from .drafting.drafter import check_drafter, load_drafter
 from .runner import Runner
 
 CPU = torch.device("cpu")
@@ -52,6 +52,7 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     other sizes of the same kinds, which must not need other kernels. Raises ValueError for models that only the transformers
     library can run."""
     info = read_model(config.model)
+    info.check_generates("a kernel pack")
     device, block_size, num_seats = Cuda(), config.cache.block_size, config.scheduler.max_num_seqs
     plan = TargetPlan.of(config, target, getattr(torch, info.dtype))
     model = _empty_model(config.model, info, plan, CPU, Parallel(), block_size, config.seed, config.cache.dtype, config.quant)
@@ -59,12 +60,11 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     model.set_groups(groups)
     caches = allocate_caches(groups, 2, block_size, CPU)
     spec, in_flight_steps = config.speculative_config, config.scheduler.in_flight_steps or device.in_flight_steps
-    num_drafts = spec.num_speculative_tokens
-    runner = Runner(model, plan, groups, caches, num_seats, block_size, CPU, num_drafts, in_flight_steps, spec)
-    if has_drafter(spec):
+    runner = Runner(model, plan, groups, caches, num_seats, block_size, CPU, in_flight_steps, spec)
+    if spec.place == "device":
         check_drafter(config, info)
         drafter = load_drafter(config, info, model, plan, CPU, _empty_model)
-        runner.draft(drafter.proposer(groups, 2, block_size, runner.rows, plan, runner.sampler.draw))
+        runner.draft(drafter.proposer(groups, 2, block_size, runner.rows, plan, runner.sampler.draw_drafts))
     plan.check_bound()
     num_steps = 0
     with _ZeroIntegers():
@@ -72,7 +72,7 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
             runner.step(step)
             num_steps += 1
         if config.graphs.enabled:  # last: from then on decodes replay, while mixed steps run as above
-            sizes, query_lens = graph_sizes(config, Cuda), device.query_lens(num_drafts)
+            sizes, query_lens = graph_sizes(config, Cuda), device.query_lens(spec.num_speculative_tokens)
             runner.capture_graphs(sizes, _run_once, query_lens)
             num_steps += len(sizes) * len(query_lens)
     return num_steps
@@ -112,7 +112,7 @@ def _steps(config: EngineConfig, max_len: int, num_groups: int, probe: bool) -> 
     size = config.cache.block_size
     shift = 3 if probe else 0
     spec = config.speculative_config
-    num_drafts, on_device = spec.num_speculative_tokens, has_drafter(spec)
+    num_drafts, on_device = spec.num_speculative_tokens, spec.place == "device"
 
     def request(seat: int, length: int, computed: int, params: SamplingParams) -> NewRequest:
         blocks = [[1] * -(-length // size)] * num_groups

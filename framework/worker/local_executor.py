@@ -14,6 +14,7 @@ import torch
 
 from ..clock import Clock
 from ..config import EngineConfig
+from ..engine.executor import Handle
 from ..engine.kv_cache.memory import cache_blocks
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers
 from ..engine.step import StepInput
@@ -22,15 +23,17 @@ from ..models.architecture import ModelInfo
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.builder import load_model
 from ..models.parallel import Parallel
+from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme
 from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, graph_sizes, open_device
-from .drafting.drafter import Drafter, check_drafter, has_drafter, load_drafter
+from .drafting.drafter import Drafter, check_drafter, load_drafter
 from .drafting.draws import draft_probs_shape
+from .pooling.runner import PoolingRunner
 from .probes import Probes
-from .runner import Runner, StepHandle
+from .runner import Runner
 from .transfer import device_losses
 from .weight_memory import tensor_bytes
 
@@ -67,8 +70,9 @@ class LocalExecutor:
             torch.set_num_threads(config.num_threads)
         self.nominal_weight_bytes = round(_weight_bytes(config, model))
         check_weights_fit(self.nominal_weight_bytes, model, device)
-        if has_drafter(config.speculative_config):
+        if config.speculative_config.place == "device":
             check_drafter(config, model)
+        self._pools = model.pooling is not None
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, probes)
@@ -100,6 +104,12 @@ class LocalExecutor:
             said.append(f"{self.num_blocks} blocks of {config.cache.block_size} tokens, {memory_size(cache_bytes)}")
         self.in_flight_steps = device.in_flight_steps
         self.num_drafts = config.speculative_config.num_speculative_tokens
+        if self._pools:
+            heads = load_heads(config.model, model, self.plan, device.torch, config.seed)
+            seats, size = config.scheduler.max_num_seqs, config.cache.block_size
+            runner = PoolingRunner(self._model, heads, self.plan, self.groups, caches, seats, size, device.torch)
+            self._start(config, device, runner.step)
+            return
         self._runner = Runner(
             self._model,
             self.plan,
@@ -108,23 +118,26 @@ class LocalExecutor:
             config.scheduler.max_num_seqs,
             config.cache.block_size,
             device.torch,
-            self.num_drafts,
             config.scheduler.in_flight_steps or self.in_flight_steps,
             config.speculative_config,
         )
         if self._drafter is not None:
-            rows, draw = self._runner.rows, self._runner.sampler.draw
+            rows, draw = self._runner.rows, self._runner.sampler.draw_drafts
             self._runner.draft(self._drafter.proposer(self.groups, self.num_blocks, config.cache.block_size, rows, self.plan, draw))
+        self._start(config, device, self._runner.step)
+
+    def _start(self, config: EngineConfig, device: Device, step: Callable[[StepInput], Handle]) -> None:
+        """Once all is bound: checks the plan, and records what can be recorded."""
         self.plan.check_bound()
-        self._step: Callable[[StepInput], StepHandle] = self._runner.step
+        self._step, probes = step, self.probes
         if probes is not None:
             probes.check({kernel.op for kernel in self.plan.bound})
             self._step = probes.around_submit(self._step)
-        if config.graphs.enabled and (capture := device.capture()) is not None:
+        if not self._pools and config.graphs.enabled and (capture := device.capture()) is not None:
             self._capture_graphs(config, device, capture if probes is None else probes.around_capture(capture))
         _logger.info("kernel plan: %s", ", ".join(f"{op}={found['impl']}" for op, found in self.plan_report().items()))
 
-    def submit(self, step: StepInput) -> StepHandle:
+    def submit(self, step: StepInput) -> Handle:
         with device_losses():
             return self._step(step)
 
@@ -140,7 +153,7 @@ class LocalExecutor:
 
     def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
         """None where the host makes drafts, or nobody does."""
-        if not has_drafter(config.speculative_config):
+        if config.speculative_config.place != "device":
             return None
         with _phase("drafts") as said:
             drafter = load_drafter(config, model, self._model, self.plan, device)
@@ -196,7 +209,9 @@ class LocalExecutor:
         positions = torch.arange(num_tokens, device=device) % longest
         batch = ForwardBatch(ids, positions, 0, groups, caches, rows)
         self._model.begin_step(batch)
-        self._model.logits(self._model.forward(batch)[rows]).float()
+        hidden = self._model.forward(batch)
+        if not self._pools:
+            self._model.logits(hidden[rows]).float()
 
 
 @contextmanager

@@ -85,21 +85,20 @@ class Runner:
         num_seats: int,
         block_size: int,
         device: torch.device,
-        num_drafts: int = 0,
-        in_flight_steps: int = 1,
-        speculative: SpeculativeConfig | None = None,
+        in_flight_steps: int,
+        speculative: SpeculativeConfig,
     ) -> None:
-        """num_drafts: most that a row has checked in a step, of which ``in_flight_steps`` run at a time. speculative: how drafts
-        are drawn and checked; None = as its defaults."""
+        """in_flight_steps: how many run at a time, at most."""
         self.model, self.caches, self.device = model, caches, device
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative)
+        num_drafts = speculative.num_speculative_tokens
         on_device = num_drafts > 0 and (in_flight_steps > 1 or device.type != "cpu")
         self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device, num_drafts, on_device)
         self._ahead = num_drafts * (in_flight_steps - 1)
-        self._slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
+        slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups = groups
-        self._batches = Batches(self.rows, self._slot_mapping, slice(None), caches)
+        self._batches = Batches(self.rows, slot_mapping, slice(None), caches)
         self._graphs: DecodeGraphs | None = None
         self._proposer: DeviceProposer | None = None
         self._drafts: tuple[np.ndarray, DraftRows] | None = None
@@ -116,7 +115,7 @@ class Runner:
     def capture_graphs(self, batch_sizes: list[int], capture: Capture, query_lens: Iterable[int] = (1,)) -> None:
         """From now on, steps of decodes only replay a recording of the model, also those that check drafts, of rows with so many
         tokens. ``capture`` turns a function into its replay."""
-        self._graphs = DecodeGraphs(self.model, self.caches, self.rows, self._slot_mapping, batch_sizes, capture, query_lens)
+        self._graphs = DecodeGraphs(self.model, self._batches, batch_sizes, capture, query_lens)
         if self._proposer is not None:
             self._proposer.record(self._graphs.recorder, self._graphs.query_lens)
 
@@ -201,10 +200,7 @@ class Runner:
         """Those of the step before where rows have as many drafts as there."""
         num_drafts = rows.num_logits[rows.sampled] - 1
         if self._drafts is None or not np.array_equal(num_drafts, self._drafts[0]):
-            row_of, grid = np.repeat(np.arange(len(num_drafts)), num_drafts + 1), rows.logit_grid
-            is_draft = np.arange(grid.shape[1]) < num_drafts[:, None]
-            on_device = all_to_device((rows.nth_logit, row_of, grid, is_draft, num_drafts), self.device)
-            self._drafts = num_drafts, DraftRows(rows.nth_logit, *on_device)
+            self._drafts = num_drafts, DraftRows.of(rows, self.device)
         return self._drafts[1]
 
     @torch.inference_mode()

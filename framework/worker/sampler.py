@@ -106,7 +106,7 @@ class Sampler:
         counts = self._full_counts(wanted[wants])
         return Sampled(tokens, accepted, PendingLogprobs(wants, counts, [self._gather(raw, tokens[chosen], counts)]))
 
-    def draw(self, logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    def draw_drafts(self, logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Drafts of the requests in these seats at ``position`` int64 [R], from what a proposer says, ``logits`` [R, V]. The way is
         ``draft_sample_method``: with the noise of the model's own tokens, so that who is close to the model draws what it does, or
         another. Without penalties. int64 [R]; 0 for a row that has none."""

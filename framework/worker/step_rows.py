@@ -8,6 +8,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from .transfer import all_to_device
+
 
 @dataclass
 class StepRows:
@@ -36,6 +38,7 @@ class StepRows:
 
     @cached_property
     def has_drafts(self) -> bool:
+        """Whether any row has drafts checked."""
         return bool(self.num_logits.max(initial=0) > 1)
 
     @cached_property
@@ -85,16 +88,23 @@ class Masks:
 
 @dataclass
 class DraftRows:
-    """Which logit rows check drafts, of R rows that yield tokens. nth_on_host: as ``StepRows.nth_logit``; on the device, int64: nth
-    [R'] the same; row_of [R'] which of the R a logit row belongs to; grid [R, 1 + n] the logit rows of each, the last repeated;
-    is_draft, bool of that shape: which of these check a draft; num_drafts [R]."""
+    """Which logit rows check drafts, of R rows that yield tokens, int64 on the device: nth [R'] as ``StepRows.nth_logit``; row_of
+    [R'] which of the R a logit row belongs to; grid [R, 1 + n] the logit rows of each, the last repeated; is_draft, bool of that
+    shape: which of these check a draft; num_drafts [R]."""
 
-    nth_on_host: np.ndarray
     nth: torch.Tensor
     row_of: torch.Tensor
     grid: torch.Tensor
     is_draft: torch.Tensor
     num_drafts: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: StepRows, device: torch.device) -> DraftRows:
+        """Of a step."""
+        num_drafts, grid = rows.num_logits[rows.sampled] - 1, rows.logit_grid
+        row_of = np.repeat(np.arange(len(num_drafts)), num_drafts + 1)
+        is_draft = np.arange(grid.shape[1]) < num_drafts[:, None]
+        return cls(*all_to_device((rows.nth_logit, row_of, grid, is_draft, num_drafts), device))
 
     def accepted_only(self, tokens: torch.Tensor, accepted: torch.Tensor) -> torch.Tensor:
         """tokens int32 [R'] with -1 for those behind the first wrong draft; accepted int64 [R]."""

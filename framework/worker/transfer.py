@@ -61,9 +61,13 @@ class HostCopy:
 
     def lists(self) -> list[Any]:
         """Waits for the copy; one (nested) list per tensor."""
+        return [array.tolist() for array in self.arrays()]
+
+    def arrays(self) -> list[np.ndarray]:
+        """Waits for the copy; one array per tensor."""
         if self._event is not None:
             self._event.synchronize()
-        return [t.tolist() for t in self._tensors]
+        return [t.numpy() for t in self._tensors]
 
 
 def is_device_loss(error: BaseException) -> bool:

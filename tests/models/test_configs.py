@@ -100,7 +100,6 @@ REFUSED = {
     "of the new architecture, but not parallel": {"model_type": "falcon", "new_decoder_architecture": True, "parallel_attn": False},
     "a mixture of experts": {"model_type": "minicpm", "num_experts": 8},
     "attention is sparse": {"model_type": "minicpm", "sparse_config": {"block_size": 64}},
-    "logits have a bias": {"model_type": "phi", "tie_word_embeddings": True},
     "layers of kind linear_attention": {"model_type": "qwen3", "layer_types": ["linear_attention", "full_attention"] * 4},
     "activation 'xielu' is none of": {"model_type": "arcee", "hidden_act": "xielu"},
     "biases but no latent of queries": {"model_type": "deepseek_v2", "q_lora_rank": None, "attention_bias": True},

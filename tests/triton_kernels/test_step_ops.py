@@ -209,6 +209,15 @@ def test_the_bonus_token_is_what_sampling_gives(name: str) -> None:
     assert not bool(accepted.any()) and len(tokens.unique()) > 5
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_where_rounding_leaves_nothing_of_the_residual_the_target_is_drawn_from(name: str) -> None:
+    logits = torch.tensor([[-torch.inf, 1.0, 0.5, 1.5], [0.0, 0.0, 0.0, 0.0]])
+    probs = 1.001 * torch.softmax(logits / 0.8, -1)
+    args = verify_args(40, logits, torch.zeros(40, 1, dtype=torch.int64), probs)  # token 0 cannot stand
+    tokens, accepted = bind("verify_draft", name)(*args)
+    assert not bool(accepted.any()) and set(tokens.view(40, 2)[:, 0].tolist()) == {1, 2, 3}
+
+
 def request_alone(args: dict[str, Any], request: int) -> dict[str, Any]:
     rows = slice(*args["cu_rows"][request : request + 2].tolist())
     part = {name: args[name][rows] for name in ("logits", "draft_ids", "draft_probs", "position")}

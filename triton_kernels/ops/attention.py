@@ -36,7 +36,7 @@ def reference(
     """Attention of q [T, Hq, Dk] over the paged cache -> [T, Hq, Dv] in q's dtype (and LSE f32 [T, Hq], natural log).
 
     Query i of a request with n queries and sequence length L stands at position p = L - n + i and sees the keys j with
-    j <= p (causal) and p - j < window. Score = scale * q.k, then softcap * tanh(score / softcap), then + alibi[h] * (j - p).
+    j <= p (causal) and |p - j| < window. Score = scale * q.k, then softcap * tanh(score / softcap), then + alibi[h] * (j - p).
     sinks f32 [Hq]: one more logit per head in the softmax's denominator, with no value. Head h reads KV head h // (Hq / Hk).
     Rows of requests with seq_len 0 are 0, their LSE is -inf.
     """
@@ -65,7 +65,7 @@ def reference(
             if causal:
                 hidden |= distance < 0
             if window is not None:
-                hidden |= distance >= window
+                hidden |= distance.abs() >= window
             scores = scores.masked_fill(hidden, -torch.inf)
             total = torch.logsumexp(scores, dim=-1)
             if sinks is not None:
@@ -90,16 +90,17 @@ def fake(q, kv, meta, scale, causal=True, window=None, softcap=None, sinks=None,
 
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
     """dims: num_heads, num_kv_heads, head_dim, value_dim (head_dim), aliased (1: values lie in the keys), kv_bytes, act_bytes,
-    window (0 = none)."""
+    window (0 = none), causal (1 = yes)."""
     heads, kv_heads, widths = dims["num_heads"], dims["num_kv_heads"], dims["head_dim"] + value_dim(dims)
+    causal = dims.get("causal", 1)
     window = dims.get("window", 0)
     pairs = keys = 0.0
     for queries, context in zip(q_lens, ctx_lens):
         if window and context > window:
-            pairs += queries * window
+            pairs += queries * min(context, window if causal else 2 * window - 1)
             keys += min(context, window + queries - 1)
         else:
-            pairs += queries * (context - (queries - 1) / 2)
+            pairs += queries * (context - (queries - 1) / 2 if causal else context)
             keys += context
     moved = keys * kv_heads * cached_head_bytes(dims) + sum(q_lens) * heads * widths * dims.get("act_bytes", 2)
     return Cost(2 * heads * widths * pairs, moved)

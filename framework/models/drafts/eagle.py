@@ -22,7 +22,7 @@ from ..layers.block import Block, HiddenAndResidual, Mlp
 from ..layers.linear import Linear
 from ..parts import Part, layer_parts
 from .files import HeadFiles
-from .head import DraftHead, Embed, HeadBuilder, HeadInfo, layers_info, refuse_quantized, refuse_width, shape_of
+from .head import DraftHead, Embed, HeadBuilder, HeadInfo, checked_object, layers_info, refuse_quantized, refuse_width, shape_of
 
 IGNORED = (r"^t2d$", r"^d2t$", r"\.inv_freq$", r"^verifier_")
 EMBED, LM_HEAD = "model.embed_tokens", "lm_head"
@@ -71,7 +71,8 @@ def read_eagle3(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> E
     speculators = "speculators_model_type" in config
     if speculators and config["speculators_model_type"] != "eagle3":
         raise ValueError(f"{folder} holds a head of speculators' kind {config['speculators_model_type']!r}, not eagle3")
-    of_layer, eagle = config.get("transformer_layer_config", {}) if speculators else config, config.get("eagle_config") or {}
+    of_layer = checked_object(config, "transformer_layer_config", folder) if speculators else config
+    eagle = checked_object(config, "eagle_config", folder)
     model = layers_info(of_layer, target, folder, of_layer.get("num_hidden_layers", 1))
     size, vocab_size = shape_of(model).hidden_size, shape_of(model).vocab_size
     width = config.get("target_hidden_size") or size
@@ -106,10 +107,14 @@ def read_eagle3(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> E
 def _aux_layers(config: Mapping[str, Any], eagle: Mapping[str, Any], target: ModelInfo, folder: Path) -> tuple[int, ...]:
     count = len(shape_of(target).layers)
     given = eagle.get("eagle_aux_hidden_state_layer_ids") or config.get("eagle_aux_hidden_state_layer_ids")
-    layers = tuple(given) if given else tuple(sorted({2, count // 2, count - 3}))
+    layers = given or sorted({2, count // 2, count - 3})
+    if not isinstance(layers, list) or len({*map(str, layers)}) < len(layers):
+        raise ValueError(
+            f"the drafting head in {folder}: eagle_aux_hidden_state_layer_ids={layers!r} must be a list of layers, each once"
+        )
     if not all(type(layer) is int and 0 <= layer < count for layer in layers):
-        raise ValueError(f"the drafting head in {folder} reads states before layers {list(layers)} of a target of {count} layers")
-    return layers
+        raise ValueError(f"the drafting head in {folder} reads states before layers {layers} of a target of {count} layers")
+    return tuple(layers)
 
 
 def target_ids(files: HeadFiles, draft_vocab_size: int, vocab_size: int) -> torch.Tensor | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,40 +11,8 @@ import torch
 
 from ..parts import Part, bias_name
 from ..quantization.unquantized import Unquantized
+from ..torch_file import TorchFile
 from ..weights import Checkpoint, Weights, open_shard, tensor_files
-
-
-class TorchFile:
-    """A file of torch.save that holds tensors by name and nothing that could run code; mapped, not read, where torch can."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except Exception as error:  # torch raises many kinds, and one of them names every object it refuses
-            raise ValueError(f"{path} cannot be read as tensors alone ({str(error).splitlines()[0]}): download it again") from error
-        if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-            raise ValueError(f"{path} holds {type(found).__name__}, but a file of tensors by name is expected")
-        self._tensors: dict[str, torch.Tensor] = found
-
-    def names(self) -> Iterable[str]:
-        """Of the tensors."""
-        return self._tensors
-
-    def get_tensor(self, name: str) -> torch.Tensor:
-        """A tensor of the file."""
-        return self._tensors[name]
-
-    def get_slice(self, name: str) -> TorchFile:
-        """As safetensors has it: what tells the shape of a tensor."""
-        return _Shaped(self._tensors[name])  # type: ignore[return-value]
-
-
-class _Shaped:
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor
-
-    def get_shape(self) -> list[int]:
-        return list(self._tensor.shape)
 
 
 class HeadFiles:
@@ -101,7 +68,10 @@ class HeadFiles:
             raise ValueError(f"{self.folder} holds no weights of a drafting head: *.safetensors, *.bin or *.pt files are expected")
         opened = {path.name: TorchFile(path) for path in paths}
         self.opened = {**opened}
-        return {name: file for file, tensors in opened.items() for name in tensors.names()}
+        found: dict[str, str] = {}
+        for file, tensors in opened.items():
+            found.update(dict.fromkeys(tensors.keys(), file))
+        return found
 
     def _shape(self, file: str, stored: str) -> tuple[int, ...]:
         try:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ...engine.kv_cache.spec import CacheGroup
 from ...plan import BoundKernel, KernelPlan
 from ..architecture import Architecture, ModelInfo, read_native
 from ..batch import ForwardBatch
@@ -26,6 +25,9 @@ from .files import HeadFiles, HeadWeights
 
 Embed = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """token_ids, positions int64 [T] -> [T, H]."""
+
+MAX_COUNT = 1000
+"""Layers or heads in a checkpoint of a drafting head, at most."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +57,15 @@ class DraftHead(PagedModel):
     """A head that the proposer can step. Everything runs under ``torch.inference_mode``.
 
     Slot t of its cache belongs to the target's position t: there the head reads the token *after* t and the target's state *at*
-    t, and guesses the token at t + 2. ``first_layer``: how many layers of the target come before its own in the cache.
+    t, and guesses the token at t + 2.
     """
 
     def __init__(self, info: HeadInfo, attention: list[PagedAttention], vocab_size: int) -> None:
         super().__init__(attention)
-        self.aux_layers, self.most = info.aux_layers, info.most
         self.dtype: torch.dtype = getattr(torch, info.model.dtype)
         self.max_model_len, self.vocab_size = info.model.max_model_len, vocab_size
-        self.target_ids, self.hidden_size = info.target_ids, shape_of(info.model).hidden_size
-
-    def set_groups(self, groups: tuple[CacheGroup, ...]) -> None:
-        """Tells which KV group, of those over the target's layers and the head's, serves which of the head's."""
-        own = {attention.layer: attention for attention in self._attention}
-        self._first_of_groups = []
-        for index, group in enumerate(groups):
-            mine = [own[layer] for layer in group.layers if layer in own]
-            for attention in mine:
-                attention.group = index
-            self._first_of_groups += mine[:1]
+        self.aux_layers, self.target_ids = info.aux_layers, info.target_ids
+        self.hidden_size = shape_of(info.model).hidden_size
 
     def forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor, aux: torch.Tensor | None, batch: ForwardBatch
@@ -96,26 +88,19 @@ class DraftHead(PagedModel):
 
 
 class HeadBuilder(Builder):
-    """Binds the layers of a head. first_layer: number of the target's layers, which come first in the cache."""
+    """Binds the layers of a head, whose cache is its own."""
 
     def __init__(
-        self,
-        info: HeadInfo,
-        target: Decoder,
-        plan: KernelPlan,
-        device: torch.device,
-        block_size: int,
-        cache_dtype: str,
-        first_layer: int,
+        self, info: HeadInfo, target: Decoder, plan: KernelPlan, device: torch.device, block_size: int, cache_dtype: str
     ) -> None:
         weights = HeadWeights(info.files, device, getattr(torch, info.model.dtype))
         super().__init__(info.model, info.architecture, weights, plan, device, Parallel(), block_size, cache_dtype)
-        self.head, self.target, self.first_layer = info, target, first_layer
+        self.target = target
 
     def layer(self, parts: Mapping[str, Part], index: int) -> tuple[Attention, Mlp, BoundKernel]:
         """Attention, MLP and the norm between them of the head's layer ``index``."""
         shape = self.a.layers[index]
-        attention = self._attention(dict(parts), shape, self.first_layer + index, self._linear(parts["qkv"]))
+        attention = self._attention(dict(parts), shape, index, self._linear(parts["qkv"]))
         mlp = self._moe(dict(parts), shape) if shape.moe else self._mlp(dict(parts), self._linear(parts["gate_up"]))
         return attention, mlp, self._norm(parts["mlp_norm"])
 
@@ -140,19 +125,22 @@ class HeadBuilder(Builder):
         return lambda token_ids, positions: table(token_ids)
 
 
-def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_layers: int = 1) -> ModelInfo:
+def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_layers: Any = 1) -> ModelInfo:
     """The architecture that a head's layers have, in the target's dtype, no longer than the target.
 
     Raises ValueError for layers that the native decoder does not cover, and another hidden size of the vocabulary.
     """
-    if not given.get("model_type"):
+    if not given.get("model_type") or not isinstance(given["model_type"], str):
         raise ValueError(f"the config.json of the drafting head in {folder} names no model_type, so that its layers are not known")
-    config = {**given, "num_hidden_layers": num_layers}
-    if config.get("layer_types"):
-        config["layer_types"] = list(config["layer_types"])[-num_layers:]
+    config = {**given, "num_hidden_layers": checked_count(num_layers, "layers", folder)}
+    if isinstance(types := config.get("layer_types"), list):
+        config["layer_types"] = types[-num_layers:]
     architecture, reason = read_native(config)
     if architecture is not None and (
-        not architecture.family.gated or architecture.residual != "pre" or architecture.residual_scale is not None
+        not architecture.family.gated
+        or architecture.residual != "pre"
+        or architecture.residual_scale is not None
+        or architecture.latent is not None
     ):
         architecture, reason = None, f"its layers are those of {config['model_type']!r}; heads have layers like Llama's"
     if architecture is None:
@@ -162,6 +150,21 @@ def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_l
     return replace(
         target, config=config, architecture=architecture, max_model_len=min(limit, target.max_model_len), quantization=None
     )
+
+
+def checked_count(found: Any, what: str, folder: Path) -> int:
+    """Of ``what`` in a config.json. Raises ValueError for what cannot be one."""
+    if type(found) is not int or not 1 <= found <= MAX_COUNT:
+        raise ValueError(f"the config.json of the drafting head in {folder} asks for {found!r} {what}: expected 1 to {MAX_COUNT}")
+    return found
+
+
+def checked_object(config: Mapping[str, Any], name: str, folder: Path) -> Mapping[str, Any]:
+    """A field of a config.json that holds fields itself; empty if it is not given. Raises ValueError for what has none."""
+    found = config.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"the config.json of the drafting head in {folder} has {name}={found!r}: expected an object")
+    return found
 
 
 def shape_of(model: ModelInfo) -> Architecture:

@@ -44,20 +44,12 @@ def read_head(method: str, folder: Path, target: ModelInfo) -> HeadInfo:
 
 @torch.inference_mode()
 def load_head(
-    method: str,
-    info: HeadInfo,
-    target: Model,
-    plan: KernelPlan,
-    device: torch.device,
-    block_size: int,
-    cache_dtype: str = "auto",
-    first_layer: int = 0,
+    method: str, info: HeadInfo, target: Model, plan: KernelPlan, device: torch.device, block_size: int, cache_dtype: str = "auto"
 ) -> DraftHead:
     """Builds a head whose every hot operation is bound through ``plan``.
 
     target                   whose embedding and projection to the vocabulary it shares where it has none of its own
-    block_size, cache_dtype  of the KV cache ("auto": the target's dtype)
-    first_layer              place of its first layer among all that the cache serves: the number of the target's
+    block_size, cache_dtype  of the head's KV cache ("auto": the target's dtype)
     """
     assert isinstance(target, Decoder), "read_head refuses others"
-    return METHODS[method][1](info, HeadBuilder(info, target, plan, device, block_size, cache_dtype, first_layer))
+    return METHODS[method][1](info, HeadBuilder(info, target, plan, device, block_size, cache_dtype))

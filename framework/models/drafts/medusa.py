@@ -18,7 +18,7 @@ from ..architecture import ModelInfo
 from ..layers.linear import Linear
 from ..parts import Part
 from .files import HeadFiles
-from .head import DraftHead, HeadBuilder, HeadInfo, refuse_quantized, refuse_vocabulary, refuse_width, shape_of
+from .head import DraftHead, HeadBuilder, HeadInfo, checked_count, refuse_quantized, refuse_vocabulary, refuse_width, shape_of
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def read_medusa(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> M
     refuse_width(config.get("hidden_size", shape_of(target).hidden_size), target, folder)
     files = HeadFiles(folder, our_name)
     numbers = {int(match[1]) for name in files.shapes if (match := re.match(r"blocks\.(\d+)\.", name))}
-    most = config.get("num_heads") or config.get("medusa_num_heads") or len(numbers)
-    num_blocks = config.get("medusa_num_layers") or config.get("num_hidden_layers") or 1
+    most = checked_count(config.get("num_heads") or config.get("medusa_num_heads") or len(numbers), "heads", folder)
+    num_blocks = checked_count(config.get("medusa_num_layers") or config.get("num_hidden_layers") or 1, "layers", folder)
     draft_vocab_size = config.get("truncated_vocab_size") or vocab_size
     info = MedusaInfo(target, files, target_ids=_token_map(files, draft_vocab_size, vocab_size), most=most, num_blocks=num_blocks)
     files.check(medusa_parts(info).values(), (r"^token_map$",))

@@ -90,7 +90,7 @@ def read_mtp(folder: Path, config: Mapping[str, Any], target: ModelInfo) -> MtpI
         raise ValueError(f"the multi-token prediction module in {folder} has gated attention, which is not served yet")
     refuse_quantized(config, folder)
     model_type = config.get("model_type")
-    model = layers_info({**config, "model_type": LAYER_FAMILIES.get(model_type or "", model_type)}, target, folder)
+    model = layers_info({**config, "model_type": LAYER_FAMILIES.get(str(model_type), model_type)}, target, folder)
     refuse_width(shape_of(model).hidden_size, target, folder)
     info = MtpInfo(model, HeadFiles(folder, our_name(names, num_layers)), names=names)
     info.files.check(mtp_parts(info).values(), (r"\.inv_freq$",))

@@ -20,6 +20,7 @@ class Family:
     base         prefix of everything but the logits' projection; a checkpoint of the bare model lacks it
     embed, final_norm, lm_head, layers   the module names; ``layers`` is the list
     embed_norm   of the norm after the embedding; None: there is none. Of it and of ``final_norm`` "" has no weights
+    token_types  of the table that tells the texts of a pair apart, "" = none
     names        parts within a layer. Several names are stacked along the output dimension
     renames      (prefix on disk, prefix here), for checkpoints that hold a text model inside a larger one
     ignored      regular expressions of tensors that are no weights (buffers, towers of other modalities)
@@ -32,6 +33,7 @@ class Family:
     Structure:
     residual     pre: x + f(norm(x)); sandwich: x + norm(f(norm(x))); after: x + norm(f(x)); post: norm(x + f(x));
                  parallel: x + attention(norm(x)) + mlp(norm'(x)), where one norm serves both unless there is an mlp_norm
+    starts_normed  the first layer has no attn_norm, as the norm after the embedding does its work
     norm         RMS norms, or layer norms, with a bias unless norm_bias is off; norm_offset is added to their weight
     gated        the MLP is down(activation(gate(x)) * up(x)), else down(activation(up(x)))
     qk_norm      norms of queries and keys: head: one weight for all heads; heads: one for each; width: over all heads at once.
@@ -43,6 +45,7 @@ class Family:
     rotates      does layer i, which may see a window only, rotate? Consulted where positions are rotary
     transposed   weights of linear layers lie as [in, out]
     interleaved_qkv  the queries, key and value of a KV head are neighbours in the fused projection
+    causal       a token sees only what is before it; else a window bounds what it sees on both sides
     windowed     does layer i of num_layers see a window only? Consulted if the config has no ``layer_types``
     chunked      does it attend within chunks of ``attention_chunk_size`` positions? Likewise
     temperature  of layer i, (positions, factor): queries are multiplied by 1 + factor * log(1 + floor((position + 1) / positions))
@@ -59,6 +62,7 @@ class Family:
     base: str = "model."
     embed: str = "embed_tokens"
     embed_norm: str | None = None
+    token_types: str = ""
     final_norm: str = "norm"
     lm_head: str = "lm_head"
     layers: str = "layers"
@@ -71,6 +75,7 @@ class Family:
     biases: Callable[[Config], frozenset[str]] = lambda config: frozenset()
     variant: Callable[[Config], Mapping[str, Any]] = lambda config: {}
     residual: Literal["pre", "sandwich", "after", "post", "parallel"] = "pre"
+    starts_normed: bool = False
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True
     norm_offset: float = 0.0
@@ -85,6 +90,7 @@ class Family:
     rotates: Callable[[Config, int, bool], bool] = lambda config, layer, windowed: True
     transposed: bool = False
     interleaved_qkv: bool = False
+    causal: bool = True
     windowed: Callable[[Config, int], bool] = lambda config, layer: True
     chunked: Callable[[Config, int], bool] = lambda config, layer: False
     temperature: Callable[[Config, int], tuple[float, float] | None] = lambda config, layer: None

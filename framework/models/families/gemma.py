@@ -25,6 +25,13 @@ def _embed_scale(config: Config) -> Config:
     return {"embedding_multiplier": math.sqrt(config["hidden_size"])}
 
 
+def _embedding_gemma(config: Config) -> Config:
+    """Where tokens see those after them, the window counts both sides."""
+    window = config["sliding_window"]
+    both_sides = {"sliding_window": window // 2 + 1} if config["use_bidirectional_attention"] and window else {}
+    return {**_embed_scale(config), **both_sides}
+
+
 def _legacy_gelu(config: Config) -> Config:
     """Released configs say "gelu" and mean the approximation by tanh."""
     activation = config["hidden_act"]
@@ -85,8 +92,11 @@ _GEMMA3 = replace(
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
     },
+    derived=_embedding_gemma,
+    variant=lambda config: {"causal": not config["use_bidirectional_attention"]},
     qk_norm="head",
     windowed=lambda config, layer: (layer + 1) % config["sliding_window_pattern"] != 0,
+    refuse=lambda config: None,
 )
 
 FAMILIES = {"gemma": _GEMMA, "gemma2": _GEMMA2, "gemma3_text": _GEMMA3, "gemma3": _GEMMA3, "vaultgemma": _VAULTGEMMA}

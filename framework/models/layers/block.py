@@ -24,18 +24,21 @@ HiddenAndResidual = tuple[torch.Tensor, torch.Tensor | None]
 @dataclass(slots=True)
 class PreNormBlock:
     """x + attention(norm(x)), then x + mlp(norm(x)); with post norms, what is added is normalized too, and with ``scale``
-    multiplied."""
+    multiplied. attn_norm: None for a first layer whose input is normalized."""
 
     attention: AnyAttention
     mlp: Mlp
-    attn_norm: BoundKernel
     mlp_norm: BoundKernel
+    attn_norm: BoundKernel | None = None
     attn_post_norm: BoundKernel | None = None
     mlp_post_norm: BoundKernel | None = None
     scale: float | None = None
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
-        if residual is None:
+        if self.attn_norm is None:
+            assert residual is None, "only a first layer comes without a norm"
+            residual = x
+        elif residual is None:
             residual, x = x, self.attn_norm(x, None)
         else:
             x = self.attn_norm(x, residual)

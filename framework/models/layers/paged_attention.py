@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all); aliased: values are the first
-    v_head_dim elements of the keys; sinks: f32 [num_heads] or None; alibi: by how much the scores of each head fall with each token
-    of distance."""
+    """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all); causal: only before it, else
+    on either side; aliased: values are the first v_head_dim elements of the keys; sinks: f32 [num_heads] or None; alibi: by how
+    much the scores of each head fall with each token of distance."""
 
     num_heads: int
     num_kv_heads: int
@@ -33,6 +33,7 @@ class AttentionShape:
     softcap: float | None
     sinks: torch.Tensor | None = field(default=None, compare=False)
     alibi: tuple[float, ...] | None = None
+    causal: bool = True
     aliased: bool = False
 
 
@@ -112,14 +113,15 @@ class AttentionKernels:
     ) -> PagedAttention:
         """The attention of layer ``index`` of this process. writes: it does so itself, no fused kernel does. scales: f32 [1, 1] of
         all its keys and of all its values; None: each has its own."""
-        spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, shape.window, shape.aliased)
+        kept = shape.window if shape.causal else None  # of a prompt that is computed whole, all is kept until then
+        spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, kept, shape.aliased)
         static = {} if scales is None else {"k_scale": scales[0], "v_scale": scales[1]}
         note = "" if scales is None else "scales of the checkpoint"
         write = self._bind("kv_cache_write", shape, static, note=note, shared=not static) if writes else None
         weights = {} if shape.sinks is None else {"sinks": shape.sinks}
         if shape.alibi is not None:
             weights["alibi"] = torch.tensor(shape.alibi, dtype=torch.float32, device=self._device)
-        params = {"scale": shape.scale, "causal": True, "window": shape.window, "softcap": shape.softcap}
+        params = {"scale": shape.scale, "causal": shape.causal, "window": shape.window, "softcap": shape.softcap}
         shared = shape.sinks is None
         decode, prefill = (
             self._bind(f"paged_attention_{kind}", shape, weights, params, shared=shared) for kind in ("decode", "prefill")

@@ -12,7 +12,7 @@ from ..decode_graphs import Recorder
 from ..step_rows import StepRows
 from .cache import DraftCache
 from .chain_graphs import ChainGraphs
-from .proposer import Draw, Guesser, Verified
+from .proposer import DrawDrafts, Guesser, Verified
 
 
 class Passes(Protocol):
@@ -31,7 +31,7 @@ class Chain:
     """The first pass reads every token that the model read in the step, wrong drafts too, and the one that it sampled: so there is
     no account of what was read. Where all drafts were right, the last of them is in the model's cache, but not in the guesser's."""
 
-    def __init__(self, guesser: Guesser, cache: DraftCache, draw: Draw) -> None:
+    def __init__(self, guesser: Guesser, cache: DraftCache, draw: DrawDrafts) -> None:
         self._guesser, self._batches, self._draw, self.copy_blocks = guesser, cache.batches, draw, cache.copy_blocks
         self._graphs: ChainGraphs | None = None
 

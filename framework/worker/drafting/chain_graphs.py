@@ -144,6 +144,5 @@ class _Functions:
         return extend
 
     def _build(self, size: int, query_len: int) -> Callable[[torch.Tensor, torch.Tensor], ForwardBatch]:
-        batches, rows = self.batches, self.buffers.rows
-        longest = rows.requests.tokens.shape[1]
-        return rows.batches(size, query_len, batches.groups, batches.caches, self.workspaces, longest, self.guesser.ahead)
+        rows = self.buffers.rows
+        return rows.build(self.batches, size, query_len, self.workspaces, max_seq_len=rows.requests.tokens.shape[1])

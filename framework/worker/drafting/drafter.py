@@ -19,14 +19,12 @@ from ...models.hub import resolve_head
 from ...models.parallel import Parallel
 from ...models.protocol import Model
 from ...plan import KernelPlan
-from ...speculation.config import SpeculativeConfig
-from ...speculation.table import proposer_kind
 from ..request_rows import RequestRows
 from .cache import DraftCache
 from .chain import Chain
 from .draft_model import DraftModel
 from .head import ChainedHead, MedusaHeads
-from .proposer import DeviceProposer, Draw, Guesser
+from .proposer import DeviceProposer, DrawDrafts, Guesser
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Drafter:
         return sum(sum(spec.part_bytes()) for spec in self.specs)
 
     def proposer(
-        self, groups: Sequence[CacheGroup], num_blocks: int, block_size: int, rows: RequestRows, plan: KernelPlan, draw: Draw
+        self, groups: Sequence[CacheGroup], num_blocks: int, block_size: int, rows: RequestRows, plan: KernelPlan, draw: DrawDrafts
     ) -> DeviceProposer:
         """Beside the cache of the model, of so many blocks."""
         model, vocab_size = self.model, self.target.vocab_size
@@ -90,11 +88,6 @@ def load_drafter(
     if specs:
         model.set_groups((CacheGroup(specs[0], tuple(range(len(specs)))),))
     return Drafter(model, target, specs, model.max_model_len, spec.method in METHODS and bool(specs))
-
-
-def has_drafter(spec: SpeculativeConfig) -> bool:
-    """Whether drafts are made on the device."""
-    return spec.method is not None and proposer_kind(spec.method).place == "device"
 
 
 def check_drafter(config: EngineConfig, info: ModelInfo) -> None:

@@ -9,7 +9,6 @@ import torch
 from ...plan import STREAM_DRAFT, KernelPlan
 from ...speculation.config import SpeculativeConfig
 from ..seat_params import SeatParams
-from .drafter import has_drafter
 
 DrawTokens = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits [R, V], seats int32 [R], positions int64 [R]) -> tokens int32 [R]; -1 where a row has none."""
@@ -74,7 +73,7 @@ def draft_draw(
 
 
 def _is_probabilistic(config: SpeculativeConfig) -> bool:
-    return has_drafter(config) and config.draft_sampling == "probabilistic"
+    return config.place == "device" and config.draft_sampling == "probabilistic"
 
 
 def _most_probable(logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from ...models.decoder import Decoder
 from ...models.drafts.head import DraftHead
 from ...models.drafts.medusa import Medusa
 from ..decode_graphs import Recorder
-from .proposer import Draw, Verified
+from .proposer import DrawDrafts, Verified
 
 
 class ChainedHead:
@@ -45,7 +45,7 @@ class ChainedHead:
 class MedusaHeads:
     """Draft all tokens at once, from the state at the last right one; keep nothing."""
 
-    def __init__(self, heads: Medusa, vocab_size: int, tokens: torch.Tensor, draw: Draw) -> None:
+    def __init__(self, heads: Medusa, vocab_size: int, tokens: torch.Tensor, draw: DrawDrafts) -> None:
         """tokens: those of ``RequestRows``."""
         self._heads, self._vocab_size, self._tokens, self._draw = heads, vocab_size, tokens, draw
         self._target_ids = None if heads.target_ids is None else heads.target_ids.to(tokens.device)

@@ -14,8 +14,8 @@ from ..decode_graphs import Recorder
 from ..step_rows import StepRows
 from ..transfer import to_device
 
-Draw = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits [R, V], seats int32 [R], positions int64 [R]) -> tokens int64 [R]; see ``Sampler.draw``."""
+DrawDrafts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits [R, V], seats int32 [R], positions int64 [R]) -> tokens int64 [R]; see ``Sampler.draw_drafts``."""
 
 
 @dataclass
@@ -66,17 +66,15 @@ class DeviceProposer(Protocol):
 class Guesser(Protocol):
     """A model that guesses the next token, and then the next from its own guess.
 
-    ahead          0: at a slot it reads the token there; 1: the token after it, and the model's state there
-    input_width    of the model's states, as far as it reads them
-    width          of its own, in its ``dtype``; 0: unknown, so that its passes cannot be recorded
-    max_model_len  longest sequence that it can follow
+    ahead        0: at a slot it reads the token there; 1: the token after it, and the model's state there
+    input_width  of the model's states, as far as it reads them
+    width        of its own, in its ``dtype``; 0: unknown, so that its passes cannot be recorded
     """
 
     ahead: int
     input_width: int
     width: int
     dtype: torch.dtype
-    max_model_len: int
 
     def begin_step(self, batch: ForwardBatch) -> None:
         """Once per pass, before it reads."""

@@ -20,7 +20,7 @@ from framework.engine.step import NewRequest, StepInput
 from framework.executor.mirror import Mirror
 from framework.executor.null import NullExecutor
 from framework.sampling_params import RequestOutputKind, SamplingParams
-from framework.speculation.depth import ScheduledDepth
+from framework.speculation.depth import AdaptiveDepth, ScheduledDepth
 
 from ..engines import MODELS, assert_idle, finish, make_config, make_engine, token_params, tokens_of
 
@@ -185,6 +185,54 @@ def test_guesses_change_no_token_and_save_steps(model: str, depth: int) -> None:
     assert num_steps[1] < 0.7 * num_steps[0]
 
 
+def test_a_proposer_of_the_host_hears_how_each_request_ended() -> None:
+    started: dict[str, list[int]] = {}
+    ended: list[tuple[str, list[int]]] = []
+
+    class Hearing(Guesses):
+        def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+            started[request_id] = list(prompt_token_ids)
+
+        def stop(self, request_id: str, token_ids: Sequence[int] = ()) -> None:
+            ended.append((request_id, list(token_ids)))
+
+    engine = make_engine(vocab_size=20, speculation=Speculation(ScheduledDepth([[1, 1, 3]]), 20, Hearing()))  # type: ignore[arg-type]
+    prompts = {"whole": [1, 2, 3], "short": [4, 5], "gone": [6]}
+    for name, prompt in prompts.items():
+        engine.add_request(name, EngineInput(prompt), token_params(max_tokens=12 if name == "whole" else 1, seed=len(prompt)))
+    engine.abort(["gone"])
+    outputs = finish(engine)
+    texts = {name: prompts[name] + (tokens_of(outputs[name])[0] if name in outputs else []) for name in prompts}
+    assert started == prompts and sorted(ended) == sorted(texts.items())
+
+
+@pytest.mark.parametrize("from_host", [False, True])
+def test_drafts_count_against_the_budget_and_stand_before_prompts(from_host: bool) -> None:
+    by = Speculation(ScheduledDepth([[1, 1, 3]]), 20, Guesses() if from_host else None)  # type: ignore[arg-type]
+    engine = make_engine(make_config(max_num_batched_tokens=7), vocab_size=20, num_drafts=3, speculation=by)
+    steps: list[StepInput] = []
+    submit = engine.executor.submit
+    engine.executor.submit = lambda step: steps.append(step) or submit(step)  # type: ignore[method-assign,assignment,func-returns-value]
+    for i in range(4):
+        engine.add_request(str(i), EngineInput([i] * (1 + 5 * i)), token_params(max_tokens=20, seed=i))
+    assert all(len(tokens_of(output)[0]) == 20 for output in finish(engine).values())
+    assert max(sum(step.num_tokens) for step in steps) == 7
+    single, drafts, prompt = range(3)
+    kinds = [
+        [single if n == 1 else drafts if wanted > 1 else prompt for n, wanted in zip(step.num_tokens, step.num_logits)]
+        for step in steps
+    ]
+    assert all(kind == sorted(kind) for kind in kinds) and any({drafts, prompt} <= set(kind) for kind in kinds)
+
+
+@pytest.mark.parametrize("from_host", [False, True])
+def test_a_depth_that_adapts_changes_no_token(from_host: bool) -> None:
+    """Also where steps compute parts of prompts only, and no row gets a token, and by a clock that stands still."""
+    by = Speculation(AdaptiveDepth(4), 20, Guesses() if from_host else None)  # type: ignore[arg-type]
+    stats = serve(long_mix(), "full", num_blocks=300, num_drafts=4, by=by, max_num_batched_tokens=7)
+    assert stats.num_chunked_prefills
+
+
 @pytest.mark.parametrize("from_host", [False, True])
 def test_a_step_without_drafts_does_not_wait_for_the_one_before(from_host: bool) -> None:
     """Whatever the depth may be: a second step is always under way. With drafts of the host there cannot be one."""
@@ -327,11 +375,20 @@ def test_the_callers_parameters_stay_as_they_were() -> None:
     assert given == before
 
 
+def test_no_two_completions_have_the_same_name() -> None:
+    engine = make_engine()
+    for name, n in (("a", 3), ("0_a", 1), ("1_a", 2), ("1_0_a", 1)):
+        engine.add_request(name, EngineInput([1] * 4), token_params(max_tokens=3, n=n, temperature=1.0))
+    requests = engine.scheduler.requests
+    assert len({request.request_id for request in requests}) == len(requests) == 7
+    finish(engine)
+
+
 def test_a_request_that_is_not_ready_lets_others_by_and_keeps_its_place() -> None:
     engine = make_engine(make_config(max_num_seqs=2, prefix_caching=False))
     for name in "abcde":
         engine.add_request(name, EngineInput([1] * 4), token_params(max_tokens=3))
-    requests = {request.request_id: request for request in engine.scheduler.requests}
+    requests = {group.request_id: group.samples[0].request for group in engine.processor.groups.values()}
     ready: set[str] = set("cde")
     for name in "ab":
         requests[name].is_ready = lambda name=name: name in ready
@@ -339,11 +396,11 @@ def test_a_request_that_is_not_ready_lets_others_by_and_keeps_its_place() -> Non
     submit = engine.executor.submit
     engine.executor.submit = lambda step: order.extend(new.request_id for new in step.new) or submit(step)  # type: ignore[method-assign,assignment]
     engine.step()
-    assert order == ["c", "d"] and engine.stats().num_waiting == 3
+    assert order == ["0_c", "0_d"] and engine.stats().num_waiting == 3
     ready.add("b")
     while len(order) < 4:
         engine.step()
-    assert order == ["c", "d", "b", "e"], "ready ones in the order in which they came"
+    assert order == ["0_c", "0_d", "0_b", "0_e"], "ready ones in the order in which they came"
     while engine.stats().num_running:
         engine.step()
     assert engine.step() == [] and engine.has_unfinished(), "nothing to do but to wait"
@@ -356,7 +413,7 @@ def test_a_request_that_does_not_fit_holds_up_those_behind_it() -> None:
     engine = make_engine(make_config(num_blocks=9, prefix_caching=False))
     for name, length in (("small", 8), ("big", 28), ("behind", 4)):
         engine.add_request(name, EngineInput([1] * length), token_params(max_tokens=3))
-    requests = {request.request_id: request for request in engine.scheduler.requests}
+    requests = {group.request_id: group.samples[0].request for group in engine.processor.groups.values()}
     engine.step()
     assert {name for name, request in requests.items() if request.seat >= 0} == {"small"}
     requests["big"].is_ready = lambda: False
@@ -372,7 +429,7 @@ def test_a_readiness_that_fails_ends_its_request_alone() -> None:
     def broken() -> bool:
         raise ValueError("the grammar does not compile")
 
-    next(request for request in engine.scheduler.requests if request.request_id == "a").is_ready = broken
+    engine.processor.groups["a"].samples[0].request.is_ready = broken
     outputs = finish(engine)
     assert outputs["a"].error == "the grammar does not compile" and outputs["a"].refused and len(tokens_of(outputs["b"])[0]) == 3
     assert_idle(engine)

@@ -121,7 +121,7 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(error: BaseException,
         add(engine, str(i), [1, 2] * 6, seed=i)
     outputs = run(engine)
     assert_idle(engine)
-    assert executor.failed == {"0", "1"}
+    assert executor.failed == {"0_0", "0_1"}
     for i in range(4):
         assert_as_undisturbed(outputs[str(i)], [1, 2] * 6, token_params(max_tokens=8, seed=i), failed=i < 2)
     expected = f"{type(error).__name__}: {error}"
@@ -283,7 +283,7 @@ def test_prompt_logprobs_that_cannot_be_told_end_their_request_with_the_cause(
 
     def with_prompt_logprobs(output: StepOutput) -> Any:
         committed = commit(output)
-        committed.prompt_logprobs = [(request, 0, []) for request in committed.requests if request.request_id == "asks"]
+        committed.prompt_logprobs = [(request, 0, []) for request in committed.requests if request.request_id == "0_asks"]
         return committed
 
     monkeypatch.setattr(engine.scheduler, "commit", with_prompt_logprobs)

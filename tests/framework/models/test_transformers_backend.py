@@ -19,7 +19,7 @@ from framework.plan import KernelPlan
 
 from .checkpoints import EXAMPLES, LLAMA, SIZES, Example, make
 from .harness import BLOCK, CPU, build, error, reference, sequences, teacher_forced
-from .test_loading import rename
+from .test_loading import edit, rename
 
 GRANITE = {"logits_scaling": 4.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}
 GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "head_dim": 16}
@@ -57,6 +57,38 @@ def test_linear_layers_and_attention_are_ours(tmp_path: Path) -> None:
     assert report["kv_cache_write"]["calls"] == num_layers * num_steps
     assert report["paged_attention_prefill"]["calls"] == num_layers
     assert report["paged_attention_decode"]["calls"] == num_layers * (num_steps - 1)
+    assert "Olmo2RMSNorm" in report["library"]["note"] and "Linear" not in report["library"]["note"]
+
+
+def test_experts_are_ours_where_they_compute_the_same(tmp_path: Path) -> None:
+    for name, example, ours in (("qwen3-moe", EXAMPLES["qwen3-moe"], True), ("gpt-oss", OTHERS["gpt-oss"], False)):
+        make(example, tmp_path / name)
+        config = ModelConfig(str(tmp_path / name), dtype="float32", backend="transformers")
+        info = read_model(config)
+        plan = KernelPlan({}, [], CPU, torch.float32)
+        teacher_forced(load_model(config, info, plan, CPU, Parallel(), BLOCK), sequences((9,)), None, num_decodes=2)
+        assert (plan.report().get("moe_experts", {}).get("calls", 0) > 0) == ours
+        assert any(kind.endswith("Experts") for kind in plan.report()["library"]["note"].split("+")) != ours
+
+
+def test_a_model_that_looks_across_sequences_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(OTHERS["olmo2"], tmp_path)
+    norm = transformers.models.olmo2.modeling_olmo2.Olmo2RMSNorm
+    plain = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda self, x: plain(self, x + x.roll(1, 1)) if x.dim() == 3 else plain(self, x))
+    with pytest.raises(ValueError, match=r"two sequences side by side differ from each alone by [0-9.]+ .*Olmo2Model"):
+        build(ModelConfig(str(tmp_path), dtype="float32", backend="transformers"))
+
+
+def test_code_of_a_checkpoint_is_refused_unless_a_family_knows_the_type(tmp_path: Path) -> None:
+    make(EXAMPLES["llama"], tmp_path)
+    code = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "author/repo--modeling_own.OwnModel"}
+    edit(tmp_path, auto_map=code)
+    build(ModelConfig(str(tmp_path)))
+    edit(tmp_path, model_type="own")
+    for backend in ("auto", "transformers"):
+        with pytest.raises(ValueError, match=r"model_type 'own' .*code of its own \(configuration_own, modeling_own\)"):
+            read_model(ModelConfig(str(tmp_path), backend=backend))
 
 
 def test_decode_steps_on_a_cpu_are_not_recorded() -> None:

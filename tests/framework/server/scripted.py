@@ -36,7 +36,7 @@ class ScriptedEngine:
         self.params: list[SamplingParams] = []
         self.priorities: list[int] = []
         self.salts: list[str | None] = []
-        self.errored, self.dead_error = False, None
+        self.errored, self.dead_error, self.pooling = False, None, None
 
     async def generate(
         self, prompt: EngineInput, params: SamplingParams, request_id: str | None = None, *, priority: int = 0

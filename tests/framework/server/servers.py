@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from framework import AsyncEngine, EngineConfig
-from framework.config import CacheConfig
+from framework.config import CacheConfig, ModelConfig
 from framework.server.app import bind, build_server
 from framework.server.config import ServerConfig
 
 
-def engine_config() -> EngineConfig:
-    return EngineConfig(cache=CacheConfig(num_blocks=512), device="cpu", num_threads=1)
+def engine_config(**model: Any) -> EngineConfig:
+    """model: fields of ModelConfig."""
+    return EngineConfig(ModelConfig(**model), cache=CacheConfig(num_blocks=512), device="cpu", num_threads=1)
 
 
 @dataclass

@@ -27,13 +27,6 @@ class Echo:
     def stop(self, request_id: str, token_ids: tuple[int, ...] = ()) -> None: ...
 
 
-class OnDevice:
-    def cache_specs(self) -> list[Any]:
-        return []
-
-    def propose(self, step: Any, k: int) -> Any: ...
-
-
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
@@ -68,9 +61,11 @@ def test_a_method_has_what_it_needs(given: dict[str, Any], complaint: str) -> No
     [
         ({"prompt_lookup_min": 0}, "prompt_lookup_min=0 .* a positive number"),
         ({"prompt_lookup_max": 0}, "prompt_lookup_min=None .* a positive number, as prompt_lookup_max"),
-        ({"prompt_lookup_min": 4, "prompt_lookup_max": 3}, "prompt_lookup_max=3 .* at least 4, which is prompt_lookup_min"),
+        ({"prompt_lookup_min": 4, "prompt_lookup_max": 3}, "prompt_lookup_max=3 .* from 4, which is prompt_lookup_min"),
+        ({"prompt_lookup_min": 1, "prompt_lookup_max": 10**9}, "prompt_lookup_max=1000000000 .* to 1024"),
         ({"prompt_lookup_match": "middle"}, "prompt_lookup_match='middle' .* leftmost or rightmost"),
-        ({"suffix_decoding_max_tree_depth": 1}, "max_tree_depth=1 .* at least 2"),
+        ({"suffix_decoding_max_tree_depth": 1}, "max_tree_depth=1 .* from 2"),
+        ({"suffix_decoding_max_tree_depth": 10**9}, "max_tree_depth=1000000000 .* to 1024"),
         ({"suffix_decoding_max_cached_requests": -1}, "max_cached_requests=-1 .* or more"),
         ({"suffix_decoding_max_spec_factor": 0.0}, "max_spec_factor=0.0 .* more than 0"),
         ({"suffix_decoding_min_token_prob": 1.5}, "min_token_prob=1.5 .* from 0 to 1"),
@@ -134,7 +129,6 @@ def test_an_llm_takes_it() -> None:
 def test_a_method_can_be_a_class_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = proposer_kind(f"{__name__}:Echo")
     assert kind.place == "host" and kind.load()(SpeculativeConfig()).propose("a", [1, 2], 2) == [2, 2]
-    assert proposer_kind(f"{__name__}:OnDevice").place == "device"
     found = [EntryPoint("echo", f"{__name__}:Echo", table.ENTRY_POINT_GROUP)]
     monkeypatch.setattr(table, "entry_points", lambda group: found if group == "kernelswap.proposers" else [])
     assert proposer_kind("echo").load().__name__ == "Echo"

@@ -127,6 +127,20 @@ def test_prompts_of_others_are_not_searched_and_old_outputs_give_way() -> None:
     assert none.propose("b", [1], 8) == []
 
 
+def test_drafts_are_as_many_and_as_likely_as_was_asked_for() -> None:
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4]
+
+    def drafts(**given: float) -> list[int]:
+        proposer = suffix(**given)
+        proposer.start("a", text[:1])
+        return proposer.propose("a", text, 8)
+
+    assert drafts() == [5, 6, 7, 8] and drafts(max_spec_factor=0.5) == [5, 6] and drafts(max_spec_factor=2.0)[4:] == [9, 1, 2, 3]
+    assert drafts(max_tree_depth=6) == [5, 6, 7] and drafts(max_tree_depth=5) == [5, 6]
+    text = [1, 2, 7, 1, 2, 8, 1, 2, 9, 1, 2]
+    assert drafts(min_token_prob=0.4) == [] and drafts(min_token_prob=0.3)[:1] == [7]
+
+
 def served(proposer: Suffix, name: str, prompt: list[int], output: list[int], most: int) -> tuple[int, int]:
     """(drafts, accepted) of a request whose output is known, as an engine asks for it."""
     proposer.start(name, prompt)
@@ -159,3 +173,11 @@ def test_by_the_tenth_pass_over_the_same_prompts_drafts_are_right() -> None:
         num_drafts, num_accepted = np.sum(counts, axis=0)
         rates.append(num_accepted / num_drafts)
     assert rates[0] < 0.6 and rates[-1] > 0.8, rates
+
+
+def test_a_factor_beyond_all_floats_is_but_no_limit() -> None:
+    config = SpeculativeConfig("suffix", 3, suffix_decoding_max_spec_factor=1e308)
+    config.validate()
+    proposer = Suffix(config)
+    proposer.start("a", [1, 2, 3])
+    assert proposer.propose("a", [1, 2, 3, 1, 2], 3) == [3, 1, 2]

@@ -10,7 +10,10 @@ import pytest
 
 from framework import SamplingParams
 from framework.config import SchedulerConfig
+from framework.engine.engine import Engine
+from framework.sampling_params import RequestOutputKind
 from framework.structured.backends.llguidance import LlguidanceBackend, LlguidanceMatcher
+from framework.structured.matchers import LEADS_NOWHERE
 
 from ...speculating import Job, Oracle, check_equal, comes, make_engine, serve
 from .vocabularies import TOKENIZER
@@ -82,3 +85,43 @@ def test_a_draft_that_leads_a_grammar_nowhere_ends_no_request_that_would_not_tak
     drafting = make_engine({"method": f"{__name__}:Misled", "num_speculative_tokens": 1})
     check_equal(serve(drafting, jobs), expected)
     assert num_dead > 3
+
+
+def test_the_end_is_held_back_behind_drafts_as_long_as_without() -> None:
+    """Nearly all that the model would say is the end, from which on it may: in the middle of what a step checks, too."""
+    jobs: list[Job] = []
+    for i in range(4):
+        given: Any = {"structured_outputs": {"regex": "[ab]*"}, "logit_bias": {0: 60.0}, "stop_token_ids": [0]}
+        jobs.append(([400 + i], SamplingParams(seed=i, max_tokens=20, min_tokens=3 + i, **given)))
+    expected = serve(make_engine(), jobs)
+    assert [len(output.outputs[0].token_ids) for output in expected] == [4, 5, 6, 7]
+    Oracle.comes = {name: tokens[:-1] + [300] * 4 for name, tokens in comes(jobs, expected).items()}
+    drafting = make_engine({"method": "tests.speculating:Prophet", "num_speculative_tokens": 4})
+    check_equal(serve(drafting, jobs), expected)
+    assert sum(drafting.stats().drafts.accepted) > 8
+
+
+@pytest.mark.parametrize("kind", list(RequestOutputKind))
+def test_who_is_led_nowhere_behind_right_drafts_is_told_so_and_keeps_their_tokens(kind: RequestOutputKind) -> None:
+    """A quote must follow, which is a stop token: no grammar allows one in its middle."""
+    quote: Any = {"structured_outputs": {"regex": '[a-z]{9}"'}, "stop_token_ids": [4], "output_kind": kind}
+    jobs: list[Job] = [([400 + i], SamplingParams(seed=i, max_tokens=20, logprobs=1, **quote)) for i in range(3)]
+    engine, drafting = make_engine(), make_engine({"method": "tests.speculating:Prophet", "num_speculative_tokens": 4})
+    expected = told(engine, jobs)
+    Oracle.comes = {name: [*jobs[int(name)][0], *tokens, *[300] * 4] for name, (tokens, *_) in expected.items()}
+    assert told(drafting, jobs) == expected and sum(drafting.stats().drafts.accepted) > 3
+    assert {error for *_, error in expected.values()} == {LEADS_NOWHERE} and all(tokens for tokens, *_ in expected.values())
+    assert drafting.manager.pool.num_free == drafting.manager.pool.num_blocks - 1
+
+
+def told(engine: Engine, jobs: list[Job]) -> dict[str, tuple[list[int], str, str | None, str | None]]:
+    """What a client puts together of each request's outputs: tokens, text, why it ended, and the error."""
+    found: dict[str, tuple[list[int], str, str | None, str | None]] = {}
+    for index, (prompt, params) in enumerate(jobs):
+        engine.add_request(str(index), list(prompt), params)
+    while engine.has_unfinished():
+        for output in engine.step():
+            (one,) = output.outputs
+            tokens, text, *_ = found.get(output.request_id, ([], "")) if params.output_kind == RequestOutputKind.DELTA else ([], "")
+            found[output.request_id] = [*tokens, *one.token_ids], text + one.text, one.finish_reason, output.error
+    return found

@@ -37,11 +37,8 @@ def sample_rows(num_seats: int, num_drafts: list[int], positions: list[int], fro
     seats, num_logits = np.arange(num_seats), np.array(num_drafts) + 1
     rows = StepRows.of(seats, num_logits, np.array(positions) - 1, num_logits)
     on_host = rows.seats[rows.logit_rows], rows.logit_positions
-    row_of, grid = np.repeat(np.arange(num_seats), num_logits), rows.logit_grid
-    is_draft = np.arange(grid.shape[1]) < np.array(num_drafts)[:, None]
-    tensors = (torch.from_numpy(array) for array in (rows.nth_logit, row_of, grid, is_draft, np.array(num_drafts)))
     found = SampleRows(*on_host, torch.from_numpy(on_host[0]).int(), torch.from_numpy(on_host[1]))
-    found.drafts, found.drafts_from_host = DraftRows(rows.nth_logit, *tensors), from_host
+    found.drafts, found.drafts_from_host = DraftRows.of(rows, CPU), from_host
     return found
 
 
@@ -83,7 +80,7 @@ def drawn_drafts(sampler: Sampler, draft_logits: torch.Tensor, start: int) -> to
     """Drafts int64 [R, K] of every request, from logits [K, V]."""
     seats = torch.arange(NUM_DRAWS, dtype=torch.int32)
     positions = (torch.full((NUM_DRAWS,), start + nth) for nth in range(K))
-    drawn = [sampler.draw(row.expand(NUM_DRAWS, -1), seats, position) for row, position in zip(draft_logits, positions)]
+    drawn = [sampler.draw_drafts(row.expand(NUM_DRAWS, -1), seats, position) for row, position in zip(draft_logits, positions)]
     return torch.stack(drawn, 1)
 
 
@@ -131,7 +128,7 @@ def test_distributions_of_drafts_belong_to_seats_and_positions() -> None:
             logits.append(torch.randn(VOCAB, generator=torch.Generator().manual_seed(10 * seat + nth)))
             if nth < count:
                 where = torch.tensor([seat]).int(), torch.tensor([position + nth])
-                token_ids[seat, position + nth] = sampler.draw(logits[-1][None], *where)
+                token_ids[seat, position + nth] = sampler.draw_drafts(logits[-1][None], *where)
     rows = sample_rows(3, num_drafts, positions, from_host=False)
     found = sampler.sample(torch.stack(logits), rows, token_ids)
     assert found.accepted is not None and found.accepted.tolist() == num_drafts
@@ -142,7 +139,7 @@ def test_a_proposer_that_says_nothing_harms_nobody() -> None:
     sampler = make_sampler(4000, SamplingParams(temperature=1.0), rejection_sample_method="standard", **ON_DEVICE)
     logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(3))
     broken = torch.full((4000, VOCAB), torch.nan)
-    drafts = sampler.draw(broken, torch.arange(4000, dtype=torch.int32), torch.full((4000,), 6))[:, None]
+    drafts = sampler.draw_drafts(broken, torch.arange(4000, dtype=torch.int32), torch.full((4000,), 6))[:, None]
     assert not bool(drafts.any())
     found = verified(sampler, logits, drafts, 6)
     value, limit = chi_square(found.tokens.view(4000, 2)[:, 0], torch.softmax(logits[0].double(), 0))
@@ -161,6 +158,24 @@ def test_synthetic_rates_are_met(rates: list[float]) -> None:
     tokens = found.tokens.view(NUM_DRAWS, K + 1)
     for count, expected in enumerate(([3], [8, 4], [8, 9, 5])):  # drafts as accepted, then what the model says
         assert all(row == expected for row in tokens[found.accepted == count, : count + 1].unique(dim=0).tolist())
+
+
+def test_penalties_count_the_drafts_before_a_row_and_afterwards_what_stands() -> None:
+    sampler = make_sampler(2, SamplingParams(temperature=0.0, frequency_penalty=1.0), **ON_HOST)
+    token_ids = torch.zeros(2, 8, dtype=torch.int64)
+    token_ids[0, 2:4] = torch.tensor([3, 8])  # drafts, of which the first is right
+
+    def scores(**given: float) -> torch.Tensor:
+        return torch.tensor([given.get(f"t{token}", 0.0) for token in range(VOCAB)])
+
+    rows = sample_rows(2, [2, 0], [2, 2], from_host=True)
+    logits = [scores(t3=5.0), scores(t3=5.0, t6=4.5), scores(t3=9.0), scores(t5=1.0)]
+    found = sampler.sample(torch.stack(logits), rows, token_ids)
+    assert found.accepted is not None and found.accepted.tolist() == [1, 0]
+    assert found.tokens[[0, 1, 3]].tolist() == [3, 6, 5], "behind a 3, another 3 is less likely than a 6"
+    logits = [scores(t3=5.0, t6=4.6, t7=3.8), scores(t5=1.5, t2=0.7)]
+    found = sampler.sample(torch.stack(logits), sample_rows(2, [0, 0], [4, 3], from_host=True), token_ids)
+    assert found.tokens.tolist() == [3, 2], "one 3, one 6 and one 5 stand"
 
 
 PROMPTS = ["def add(a, b):\n    return a", "import os\nimport sys\nimport", "for i in range(3):\n    print(i)\nfor i in range"]

@@ -45,6 +45,22 @@ def test_only_what_was_generated_counts(num_prompt_tokens: int, expected: int) -
     assert found.tolist() == [7, expected]
 
 
+def test_where_a_row_stands_is_what_the_device_says() -> None:
+    """With steps in flight, the host knows no more than how far a row may be."""
+    sampler = Sampler(KernelPlan({}, [], CPU, torch.float32), 2, 10, CPU)
+    early, late = (SamplingParams(temperature=0.0, seed=0, min_tokens=least) for least in (3, 2))
+    early.all_stop_token_ids = late.all_stop_token_ids = [7]
+    early.bad_words_token_ids = [[4, 5]]
+    for seat, params in enumerate((early, late)):
+        sampler.add(NewRequest(seat, str(seat), [1, 2], 2, 1, [[1]], params))
+    tokens = torch.zeros(3, 12, dtype=torch.int64)
+    tokens[0, :7] = torch.tensor([1, 2, 3, 4, 8, 8, 8])
+    seats, bound, positions = np.array([0, 1]), np.array([7, 7]), torch.tensor([4, 4])
+    rows = SampleRows(seats, bound, torch.from_numpy(seats).int(), positions, ahead=3)
+    scores = torch.tensor([0.0, 1.0, 3.0, 2.0, 1.0, 5.0, 4.0, 6.0, 0.0, 0.0])
+    assert sampler.sample(scores.repeat(2, 1), rows, tokens).tokens.tolist() == [6, 7]
+
+
 def test_words_that_the_model_cannot_write_ban_nothing() -> None:
     """The tokenizer knows tokens that the model has not."""
     architecture = {

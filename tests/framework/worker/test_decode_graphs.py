@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
 from framework.models.batch import ForwardBatch
+from framework.worker.batches import Batches
 from framework.worker.decode_graphs import DecodeGraphs
 from framework.worker.devices import Cpu, Replay
 from framework.worker.local_executor import LocalExecutor
@@ -195,7 +196,8 @@ def test_scratch_that_a_smaller_batch_outgrows_stays() -> None:
 
     model = SimpleNamespace(max_model_len=8, begin_step=begin_step, forward=lambda batch: batch.positions, logits=same)
     rows = RequestRows(4, 8, 1, 4, torch.device("cpu"))
-    graphs = DecodeGraphs(model, [], rows, lambda *args: args[0], [1, 2, 4], capture)  # type: ignore[arg-type]
+    batches = Batches(rows, lambda *args: args[0], slice(None), [])  # type: ignore[arg-type]
+    graphs = DecodeGraphs(model, batches, [1, 2, 4], capture)  # type: ignore[arg-type]
     gc.collect()
     assert len({storage.cdata for storage in asked}) == 3 and not any(storage.expired() for storage in asked)
     del graphs

@@ -91,6 +91,19 @@ def test_drafts_do_not_depend_on_how_their_tokens_came(method: str, history: str
     assert len(first) >= 3 and {text: found[text] for text in texts} == {text: expected[text][: len(found[text])] for text in texts}
 
 
+def test_drafts_do_not_depend_on_whose_blocks_were_copied() -> None:
+    """Of parallel samples, which share a prompt that ends within a block."""
+    prompt = SHARED_PREFIX[:21]
+
+    def sampled(seed: int, n: int = 1) -> Job:
+        return prompt, SamplingParams(n=n, seed=seed, temperature=1.0, max_tokens=12, ignore_eos=True)
+
+    running = engine("mtp", {"block_size": 8})
+    found = watched(running, [sampled(7, n=2)])
+    assert running.stats().num_forks == 1
+    assert found == watched(fresh("mtp"), [sampled(7), sampled(8)])
+
+
 @pytest.mark.parametrize("in_flight_steps", [1, 2])
 @pytest.mark.parametrize("method", CHAINS)
 def test_recorded_passes_make_the_same_drafts(method: str, in_flight_steps: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from framework import EngineConfig, SamplingParams
 from framework.build import build_engine
@@ -13,6 +15,9 @@ from framework.corpus import load_corpus
 from framework.engine.engine import Engine
 from framework.models.hub import read_json, resolve_model
 from framework.speculation.config import SpeculativeConfig
+from framework.worker.drafting.head import MedusaHeads, over_all_tokens
+from framework.worker.drafting.proposer import Verified
+from framework.worker.step_rows import StepRows
 from tests.speculating import METHODS, Job, Oracle, check_equal, comes, make_engine, serve
 
 TINY_DRAFT = read_json(resolve_model("tiny-draft"), "config.json")
@@ -88,3 +93,36 @@ def test_drafters_that_do_not_fit_are_refused(speculative: dict[str, Any], reaso
     monkeypatch.setattr("framework.worker.local_executor.load_model", read_weights)
     with pytest.raises(ValueError, match=reason):
         dummy(**speculative)
+
+
+def test_a_head_of_fewer_tokens_drafts_no_other() -> None:
+    logits = torch.tensor([[-3.0, -1.0], [-2.0, -4.0]])
+    found = over_all_tokens(logits, torch.tensor([4, 2]), 6)
+    none = -torch.inf
+    assert found.tolist() == [[none, none, -1, none, -3, none], [none, none, -4, none, -2, none]]
+    assert over_all_tokens(logits, None, 2) is logits
+
+
+class CountingHeads:
+    """Head i of the state s drafts token 10 s + i."""
+
+    target_ids = None
+
+    def draft_logits(self, hidden: torch.Tensor, num_drafts: int) -> torch.Tensor:
+        tokens = 10 * hidden[:, :1].long() + torch.arange(num_drafts)
+        return torch.nn.functional.one_hot(tokens, 100).float()
+
+
+def test_medusa_drafts_from_the_state_at_the_last_right_token() -> None:
+    """A head per draft; of a prompt's end, of a prompt's middle, and of rows with a right and with wrong drafts."""
+    rows = StepRows.of(np.array([2, 0, 1, 3]), np.array([3, 2, 3, 3]), np.array([0, 0, 4, 6]), np.array([1, 0, 3, 3]))
+    tokens = torch.zeros(4, 20, dtype=torch.int64)
+    hidden = torch.tensor([0, 0, 1, 0, 0, 0, 2, 0, 3, 0, 0]).float()[:, None]  # position 2 of seat 2, 5 of seat 1, 6 of seat 3
+    newest = torch.tensor([3, 6, 7])
+    step = Verified(rows, None, hidden, None, torch.tensor([2, 1, 3]), newest, newest.numpy())
+    heads = MedusaHeads(CountingHeads(), 100, tokens, lambda logits, seats, positions: logits.argmax(-1))  # type: ignore[arg-type]
+    heads.propose(step, 3)
+    assert tokens[2, 4:8].tolist() == [10, 11, 12, 0]
+    assert tokens[1, 7:11].tolist() == [20, 21, 22, 0]
+    assert tokens[3, 8:12].tolist() == [30, 31, 32, 0]
+    assert int((tokens > 0).sum()) == 9

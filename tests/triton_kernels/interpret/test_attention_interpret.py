@@ -206,5 +206,12 @@ def test_refusals_say_why(registry: Registry) -> None:
     assert "TMA" in tma.unsupported(replace(hopper, arch="sm_80"))[0]
     pointer = registry.impls(PREFILL)["pointer"]
     assert "float8_e4m3fn" in pointer.unsupported(replace(hopper, arch="sm_80").with_facts(kv_dtype=torch.float8_e4m3fn))[0]
+    latent = hopper.with_facts(head_dim=576, value_dim=512, aliased=True)
+    assert not pointer.unsupported(latent) and "where they lie in them" in tma.unsupported(latent)[0]
+    assert (
+        "activations of 16 bits" in pointer.unsupported(replace(latent, dtype=torch.float32).with_facts(kv_dtype=torch.float32))[0]
+    )
+    assert "head_dim 576 is above 256" in pointer.unsupported(latent.with_facts(aliased=False))[0]
+    assert "the activations' dtype" in pointer.unsupported(latent.with_facts(kv_dtype=torch.int8))[0]
     with pytest.raises(ValueError, match="multiple of block_n"):
         registry.impls(DECODE)["splitkv"].bind(spec, {}, {"scale": 1.0}, {"chunk": 24, "block_n": 16})

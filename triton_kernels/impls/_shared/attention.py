@@ -151,6 +151,8 @@ def unsupported_attention(spec: Spec) -> list[str]:
     for name, widest in widths.items():
         if spec.fact(name, 0) > widest:
             reasons.append(f"{name} {spec.fact(name)} is above {widest}")
+    if spec.fact("head_dim", 0) > 256 and spec.dtype == torch.float32 and not spec.interpret:
+        reasons.append("keys above 256 need activations of 16 bits, whose products take matrix instructions")
     page_size = spec.fact("page_size", 16)
     if page_size & (page_size - 1):
         reasons.append(f"page_size {page_size} is not a power of two")

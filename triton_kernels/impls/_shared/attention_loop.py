@@ -162,6 +162,8 @@ def _weights(
             visible = visible & (keys[None, :] <= position[:, None])
         if C.HAS_WINDOW:
             visible = visible & (position[:, None] - keys[None, :] < window)
+            if not C.CAUSAL:
+                visible = visible & (keys[None, :] - position[:, None] < window)
         scores = tl.where(visible, scores, float("-inf"))
     new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
     base = new_peak

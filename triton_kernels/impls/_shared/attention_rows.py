@@ -55,6 +55,9 @@ def visible_keys(first, last, seq_len, window, C: tl.constexpr):
     if C.CAUSAL:
         end = tl.maximum(last + 1, 0)
         full_end = tl.maximum(first + 1, 0)
+    elif C.HAS_WINDOW:
+        end = tl.minimum(end, tl.maximum(last + window, 0))
+        full_end = tl.minimum(end, tl.maximum(first + window, 0))
     return begin, end, full_begin, full_end // C.BLOCK_N * C.BLOCK_N
 
 

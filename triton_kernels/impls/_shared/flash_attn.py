@@ -43,7 +43,7 @@ class _FlashAttention:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         self.return_lse: bool = params.get("return_lse", False)
         causal, window = params.get("causal", True), params.get("window")
-        limits = (-1, -1) if window is None else (window - 1, 0 if causal else -1)
+        limits = (-1, -1) if window is None else (window - 1, 0 if causal else window - 1)
         self.keywords: dict[str, Any] = {
             "softmax_scale": params["scale"],
             "causal": causal,

@@ -88,7 +88,7 @@ class FlexAttention(PaddedAttention):
             seen = j < length[req, 0]
             if causal:
                 seen = seen & (distance >= 0)
-            return seen if window is None else seen & (distance < window)
+            return seen if window is None else seen & (distance.abs() < window)
 
         starts = torch.arange(0, num_queries, _BLOCK, device=position.device)
         first = position[:, starts]
@@ -98,8 +98,9 @@ class FlexAttention(PaddedAttention):
         if window is not None:
             begin, all_begin = (first - window + 1).clamp_min(0), (last - window + 1).clamp_min(0)
         end, all_end = length.expand_as(first), length.expand_as(first)
-        if causal:
-            end, all_end = torch.minimum(end, last + 1), torch.minimum(end, first + 1)
+        ahead = 1 if causal else window  # how far a query sees, itself included
+        if ahead is not None:
+            end, all_end = torch.minimum(end, last + ahead), torch.minimum(end, first + ahead)
         low, high = begin // _BLOCK, -(-end.clamp_min(0) // _BLOCK)
         full_low, full_high = -(-all_begin // _BLOCK), all_end.clamp_min(0) // _BLOCK
         full_low = torch.minimum(torch.maximum(full_low, low), high)

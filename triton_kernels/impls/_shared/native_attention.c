@@ -91,7 +91,7 @@ static inline __attribute__((always_inline)) void add_values(int rows, float (*w
 static int weigh(const struct rows *w, int64_t r, float *score, int64_t start, int64_t count) {
     const struct attention *c = w->call;
     const int64_t here = w->position + r / w->group, padded = (count + LANES - 1) / LANES * LANES;
-    int64_t first = here - c->window + 1 - start, last = (c->causal ? here + 1 : w->length) - start;
+    int64_t first = here - c->window + 1 - start, last = (c->causal ? here + 1 : here + c->window) - start;
     if (first < 0) first = 0;
     if (last > count) last = count;
     if (c->softcap > 0)
@@ -132,7 +132,8 @@ static void attend(const struct attention *c, int64_t req, int64_t kv_head, int6
     if (num_queries <= 0) return;
     const int64_t group = c->num_heads / c->num_kv_heads, rows = group * num_queries, length = c->seq_lens[req];
     const int64_t position = length - (end - begin); /* of the block's first query */
-    const int64_t stop = c->causal && position + num_queries < length ? position + num_queries : length;
+    const int64_t sees = position + num_queries - 1 + (c->causal ? 1 : c->window); /* of the last query, up to there */
+    const int64_t stop = sees < length ? sees : length;
     const int64_t unseen = length && position >= c->window ? position - c->window + 1 : 0;
     const int32_t *pages = c->block_table + req * c->table_row;
     float query[rows][VECTORS * LANES], sum[rows][VALUE_VECTORS * LANES], top[rows], total[rows];

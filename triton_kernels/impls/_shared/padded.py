@@ -76,7 +76,7 @@ class Bucket:
             if causal:
                 hidden = hidden | (distance < 0)
             if window is not None:
-                hidden = hidden | (distance >= window)
+                hidden = hidden | (distance.abs() >= window)
             mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
             self.masks[causal, window] = mask.masked_fill_(hidden, -torch.inf)
         found: torch.Tensor = self.masks[causal, window]

@@ -146,12 +146,12 @@ class Made:
         """The target's."""
         return read_model(ModelConfig(str(self.target)))
 
-    def load(self, first_layer: int = 0) -> DraftHead:
+    def load(self) -> DraftHead:
         """Our head, in float32."""
         info = self.info
         plan = KernelPlan({}, [], CPU, torch.float32)
         target = load_model(ModelConfig(str(self.target)), info, plan, CPU, Parallel(), BLOCK)
-        return load_head(self.method, read_head(self.method, self.folder, info), target, plan, CPU, BLOCK, first_layer=first_layer)
+        return load_head(self.method, read_head(self.method, self.folder, info), target, plan, CPU, BLOCK)
 
 
 def make_target(folder: Path) -> dict[str, Tensor]:

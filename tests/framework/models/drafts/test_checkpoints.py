@@ -68,8 +68,23 @@ REFUSED: dict[str, tuple[str, Callable[[Tensors], Any], dict[str, Any], str]] = 
         {"eagle_config": {**AUX, "eagle_aux_hidden_state_layer_ids": [1, 3, 6]}},
         "of a target of 6 layers",
     ),
+    "layers twice": (
+        "eagle3",
+        lambda t: None,
+        {"eagle_config": {**AUX, "eagle_aux_hidden_state_layer_ids": [1, 1, 1]}},
+        "must be a list of layers, each once",
+    ),
+    "one layer, no list": (
+        "eagle3",
+        lambda t: None,
+        {"eagle_config": {**AUX, "eagle_aux_hidden_state_layer_ids": 5}},
+        "must be a list of layers, each once",
+    ),
+    "layers without number": ("eagle3", lambda t: None, {"num_hidden_layers": 10**7}, "10000000 layers: expected 1 to 1000"),
+    "layers of text": ("eagle3", lambda t: None, {"num_hidden_layers": "1"}, "asks for '1' layers: expected 1 to 1000"),
     "quantized": ("eagle3", lambda t: None, {"quantization_config": {"quant_method": "fp8"}}, "is quantized"),
     "family": ("eagle3", lambda t: None, {"model_type": "opt", "ffn_dim": 8}, "layers like Llama's"),
+    "latents": ("eagle3", lambda t: None, {"model_type": "minicpm3"}, "layers like Llama's"),
     "latent attention": (
         "mtp",
         lambda t: t.update({"mtp.layers.0.self_attn.kv_a_proj_with_mqa.weight": torch.ones(2, 2)}),
@@ -79,6 +94,23 @@ REFUSED: dict[str, tuple[str, Callable[[Tensors], Any], dict[str, Any], str]] = 
     "gated attention": ("mtp", lambda t: None, {"model_type": "qwen3_next"}, "gated attention, which is not served yet"),
     "no layer described": ("speculators", lambda t: None, {"transformer_layer_config": {}}, "names no model_type"),
     "nothing described": ("mtp", lambda t: None, {"model_type": None}, "names no model_type"),
+    "type of no name": ("mtp", lambda t: None, {"model_type": [1]}, "names no model_type"),
+    "settings in a list": ("eagle3", lambda t: None, {"eagle_config": [1]}, r"eagle_config=\[1\]: expected an object"),
+    "layer in a list": ("speculators", lambda t: None, {"transformer_layer_config": [1]}, r"transformer_layer_config=\[1\]"),
+    "length of text": ("eagle3", lambda t: None, {"max_position_embeddings": "8"}, "max_position_embeddings='8', expected a pos"),
+    "no length": ("mtp", lambda t: None, {"max_position_embeddings": 0}, "max_position_embeddings=0, expected a positive"),
+    "negative base": ("eagle3", lambda t: None, {"rope_theta": -1}, "rope_theta=-1, expected a positive number"),
+    "base of text": (
+        "eagle3",
+        lambda t: None,
+        {"rope_theta": None, "rope_parameters": {"rope_theta": "x"}},
+        "rope_theta='x', expected a positive number",
+    ),
+    "scaling by text": ("mtp", lambda t: None, {"rope_scaling": {"rope_type": "linear", "factor": "8"}}, "factor='8', expected"),
+    "scaling in a list": ("eagle3", lambda t: None, {"rope_scaling": [1]}, r"rope_scaling=\[1\], expected an object"),
+    "eps of text": ("eagle3", lambda t: None, {"rms_norm_eps": "x"}, "rms_norm_eps='x', expected a positive number"),
+    "kinds of layers in numbers": ("eagle3", lambda t: None, {"layer_types": [[1]]}, "layer_types=.*expected a list of names"),
+    "activation in a list": ("eagle3", lambda t: None, {"hidden_act": [1]}, r"hidden_act=\[1\], expected a name"),
     "another kind": ("speculators", lambda t: None, {"speculators_model_type": "eagle"}, "kind 'eagle', not eagle3"),
 }
 
@@ -120,6 +152,15 @@ def test_code_in_a_file_of_torch_is_not_run(tmp_path: Path) -> None:
     made = make("eagle1", tmp_path)
     torch.save({"fc.weight": Path("x")}, made.folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot be read as tensors alone"):
+        read_head("eagle", made.folder, made.info)
+
+
+@pytest.mark.parametrize("found", [{5: torch.ones(2)}, {"a": torch.eye(2).to_sparse()}, {"a": torch.ones(2, device="meta")}])
+def test_what_is_no_dense_tensor_by_name_is_refused(found: dict[Any, Tensor], tmp_path: Path) -> None:
+    made = make("eagle1", tmp_path)
+    (made.folder / "model.safetensors").unlink(missing_ok=True)
+    torch.save(found, made.folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="dense tensors by name are expected"):
         read_head("eagle", made.folder, made.info)
 
 

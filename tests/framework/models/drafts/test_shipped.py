@@ -12,6 +12,7 @@ from experiments.tiny.train_heads import load_head as load_trained
 from framework.config import ModelConfig
 from framework.models.architecture import read_model
 from framework.models.builder import load_model
+from framework.models.decoder import Decoder
 from framework.models.drafts.head import DraftHead
 from framework.models.drafts.load import load_head, read_head
 from framework.models.drafts.medusa import Medusa
@@ -19,7 +20,7 @@ from framework.models.hub import resolve_head
 from framework.models.parallel import Parallel
 from framework.plan import KernelPlan
 
-from ..harness import BLOCK, CPU
+from ..harness import BLOCK, CPU, Session, build
 from .test_numbers import ERROR, LENGTH, NUM_DRAFTS, Inputs, Rows, error
 
 
@@ -56,3 +57,22 @@ def test_chains_of_drafts(method: str) -> None:
             assert error(logits, wanted[draft][0, start + draft].double()) < ERROR
     if head.target_ids is not None:
         assert torch.equal(head.target_ids, plain.target_ids)
+
+
+def test_the_target_gives_the_states_before_the_layers_that_a_head_asks_for() -> None:
+    """The final state first, whose logits are the target's; and the same when it is decoded."""
+    model, layers = build(ModelConfig("tiny", dtype="float32")), (0, 2, 3, 5)
+    assert isinstance(model, Decoder)
+    model.aux_layers = layers
+    tokens, session = torch.randint(3, 2048, (1, 12), generator=torch.Generator().manual_seed(1)), Session(model, 1)
+    with torch.inference_mode():
+        wanted = load_exported(resolve_head("tiny").parent / "tiny")(tokens, output_hidden_states=True)
+        states = []
+        for part in tokens[0].split(11):
+            batch = session.batch([(0, part.tolist())])
+            model.begin_step(batch)
+            states.append(model.forward(batch))
+        found = torch.cat(states)
+        assert error(model.logits(found), wanted.logits[0].double()) < ERROR
+    for own, index in zip(found.chunk(1 + len(layers), dim=-1), (-1, *layers), strict=True):
+        assert error(own, wanted.hidden_states[index][0].double()) < ERROR

@@ -1,0 +1,173 @@
+"""What a pooling engine takes, by the model that it serves. Pure Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..pooling_params import TASKS, TOKEN_TASKS, PoolingParams, PoolingTask
+from ..sampling_params import SamplingParams, is_integer
+from .inputs import EngineInput, InputProcessor, Prompt
+
+
+def generates(name: str) -> str:
+    """What whoever asks a model to pool is told that was not built for it."""
+    return f"{name!r} generates here: to embed, classify, score or encode with it, build it with runner='pooling' (model.runner)"
+
+
+@dataclass(frozen=True)
+class PoolingRules:
+    """What may be asked of a pooling model.
+
+    task         that it is for
+    tasks        those that it can do
+    size         of its embeddings
+    matryoshka   sizes to which embeddings may be cut; empty: any up to ``size``; None: they may not be cut
+    shares_prefix   ``task`` may find a prompt's prefix in the cache: nothing but its last token is looked at, which sees what is
+                 before it only
+    max_whole    longest prompt, where tokens see those after them, so that it is computed whole in one step; None: it need not
+    step_tag_id, returned_token_ids   defaults of PoolingParams
+    num_labels   of a classifier; labels: names of its classes
+    lower_case   text is brought into lower case
+    prompts      name -> text to put before a prompt; default_prompt: the name that is taken where none is given
+    """
+
+    task: PoolingTask
+    tasks: tuple[PoolingTask, ...]
+    size: int
+    matryoshka: tuple[int, ...] | None = None
+    shares_prefix: bool = False
+    max_whole: int | None = None
+    step_tag_id: int | None = None
+    returned_token_ids: tuple[int, ...] | None = None
+    num_labels: int = 0
+    labels: Mapping[int, str] = field(default_factory=dict)
+    lower_case: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+
+    def complete(self, params: PoolingParams | SamplingParams | None) -> PoolingParams:
+        """A private copy with nothing left open. Raises ValueError for what this model cannot do."""
+        if not isinstance(params, PoolingParams):
+            raise ValueError(
+                f"this model pools and generates nothing: use embed, classify, score or encode ({self.task} is what it is for), or "
+                "build the engine with runner='generate' (model.runner), where the checkpoint is of a model that can"
+            )
+        params.validate()
+        task = params.task or self.task
+        if task not in self.tasks:
+            raise ValueError(
+                f"PoolingParams: task={task!r} cannot work: this model does {', '.join(self.tasks)}; of {', '.join(TASKS)} the "
+                "others need a head that it has not (convert= may make one)"
+            )
+        if params.dimensions is not None:
+            self._check_dimensions(params.dimensions, task)
+        ids = params.returned_token_ids or self.returned_token_ids
+        if ids is not None and max(ids) >= max(self.num_labels, 1):
+            raise ValueError(f"PoolingParams: returned_token_ids={list(ids)} cannot work: the model has {self.num_labels} classes")
+        own = replace(
+            params,
+            task=task,
+            use_activation=params.use_activation is not False,
+            step_tag_id=self.step_tag_id if params.step_tag_id is None else params.step_tag_id,
+            returned_token_ids=None if ids is None else list(ids),
+            skip_reading_prefix_cache=bool(params.skip_reading_prefix_cache) or not self.shares_prefix or task in TOKEN_TASKS,
+        )
+        own.second_text = params.second_text
+        return own
+
+    def check_prompt(self, num_tokens: int, max_model_len: int) -> None:
+        """Raises ValueError for a prompt that is too long."""
+        if num_tokens > max_model_len:
+            raise ValueError(
+                f"the prompt has {num_tokens} tokens, but the model takes at most {max_model_len} (model.max_model_len): shorten "
+                "it, or have it cut (truncate_prompt_tokens)"
+            )
+        if self.max_whole is not None and num_tokens > self.max_whole:
+            raise ValueError(
+                f"the prompt has {num_tokens} tokens, but this model sees all of a prompt at once, and a step takes "
+                f"{self.max_whole} of one: raise scheduler.max_num_batched_tokens (and max_chunk_tokens), or shorten it"
+            )
+
+    def prompt_prefix(self, name: str | None) -> str:
+        """The text to put before a prompt. Raises ValueError for a name that the model has no text for."""
+        name = self.default_prompt if name is None else name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(self.prompts) or "none"
+            raise ValueError(f"prompt_name={name!r} cannot work: the model's prompts are {known}")
+        return self.prompts[name]
+
+    def _check_dimensions(self, dimensions: int, task: PoolingTask) -> None:
+        if task not in ("embed", "token_embed"):
+            raise ValueError(f"PoolingParams: dimensions={dimensions} cannot work: only embeddings can be cut, and this is {task}")
+        if self.matryoshka is None:
+            raise ValueError(
+                f"PoolingParams: dimensions={dimensions} cannot work: this model's embeddings were not made to be cut; "
+                "leave it out (its config.json would say is_matryoshka or matryoshka_dimensions)"
+            )
+        if self.matryoshka and dimensions not in self.matryoshka:
+            raise ValueError(
+                f"PoolingParams: dimensions={dimensions} cannot work: it must be one of {', '.join(map(str, self.matryoshka))}"
+            )
+        if dimensions > self.size:
+            raise ValueError(f"PoolingParams: dimensions={dimensions} cannot work: the model's embeddings have {self.size}")
+
+
+class PoolingInputs:
+    """From texts to what a pooling engine takes.
+
+    truncate, everywhere: most tokens that are left of a text, special ones included, its first; -1 = as many as the model takes,
+    None = all, however many that are. Raises ValueError."""
+
+    def __init__(self, inputs: InputProcessor, rules: PoolingRules, max_model_len: int) -> None:
+        self._inputs, self.rules, self._max_model_len = inputs, rules, max_model_len
+
+    def prompt(
+        self, prompt: EngineInput | Prompt, truncate: int | None = None, prompt_name: str | None = None, special_tokens: bool = True
+    ) -> EngineInput:
+        """Text (behind that of ``prompt_name``, see ``PoolingRules.prompts``), token ids, or a dict of either."""
+        if isinstance(prompt, EngineInput):
+            return prompt
+        most = self._most(truncate)
+        text = prompt if isinstance(prompt, str) else None
+        if isinstance(prompt, Mapping) and prompt.get("prompt_token_ids") is None:
+            text = prompt.get("prompt")
+        if isinstance(text, str):
+            ids, _ = self._encode(self.rules.prompt_prefix(prompt_name) + text, None, most, special_tokens)
+            salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
+            return EngineInput(ids, text, salt)
+        found = self._inputs.prompt(prompt)
+        return replace(found, token_ids=found.token_ids[:most])
+
+    def pair(
+        self, first: str, second: str, params: PoolingParams, truncate: int | None = None
+    ) -> tuple[EngineInput, PoolingParams]:
+        """Two texts as one prompt, as a cross-encoder takes them, and its parameters."""
+        ids, types = self._encode(first, second, self._most(truncate), True)
+        own = params.clone()
+        own.second_text = types.index(1) if 1 in types else None
+        return EngineInput(ids, first + second), own
+
+    def _most(self, truncate: int | None) -> int | None:
+        if truncate is None:
+            return None
+        if not is_integer(truncate) or truncate == 0 or truncate < -1:
+            raise ValueError(
+                f"truncate_prompt_tokens={truncate!r} cannot work: it must be a positive number, -1 (as many as fit) or None"
+            )
+        longest = min(self._max_model_len, self.rules.max_whole or self._max_model_len)
+        return longest if truncate == -1 else int(truncate)
+
+    def _encode(self, text: str, second: str | None, most: int | None, special_tokens: bool) -> tuple[list[int], Sequence[int]]:
+        """Token ids, and their types where the tokenizer tells texts apart."""
+        texts = [text] if second is None else [text, second]
+        for each in texts:
+            self._inputs.check_text(each)
+        if self.rules.lower_case:
+            texts = [each.lower() for each in texts]
+        cut: dict[str, Any] = {} if most is None else {"truncation": True, "max_length": most}
+        found = self._inputs.tokenizer(*texts, add_special_tokens=special_tokens, return_token_type_ids=second is not None, **cut)
+        return found["input_ids"], found.get("token_type_ids") or ()

@@ -1,0 +1,78 @@
+"""Which types of models can be served, and how: from the families and the library's default configurations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from .architecture import read_native, text_part
+from .plugins import ENTRY_POINT_GROUP, family_names, find_family
+from .transformers_model import refusal
+
+Path = Literal["native", "transformers", "refused"]
+
+
+@dataclass(frozen=True)
+class ServedType:
+    """One model_type. path: what runs it; reason: why that is not the native decoder; tasks: what it can be asked for."""
+
+    model_type: str
+    path: Path
+    reason: str
+    tasks: tuple[str, ...]
+
+
+def served_types(every: bool = False) -> Iterator[ServedType]:
+    """The types of the families and of the library's causal language models, or of all its models, by name. What a checkpoint's own
+    config asks for may still be refused, and a model on the library's path is probed when it is loaded."""
+    theirs = CONFIG_MAPPING_NAMES if every else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    families = family_names()
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # some defaults contradict each other, which is of no interest here
+    try:
+        for model_type in sorted({*theirs, *families}):
+            path, reason = _path(model_type, model_type in families)
+            yield ServedType(model_type, path, reason, _tasks(model_type, path))
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
+    if path != "native":
+        return () if path == "refused" else ("generate",)
+    family = find_family(model_type)
+    pooled = ("embed", "classify", "score")
+    return ("generate", *pooled) if family is None or family.causal else pooled
+
+
+def _path(model_type: str, has_family: bool) -> tuple[Path, str]:
+    reason = "no native family"
+    if has_family:
+        try:
+            find_family(model_type)
+        except ValueError as error:
+            return "refused", f"{error} (entry point in the group {ENTRY_POINT_GROUP})"
+    if model_type not in CONFIG_MAPPING_NAMES:
+        return "native", ""
+    try:
+        config = transformers.AutoConfig.for_model(model_type)
+    except Exception as error:  # configurations check themselves, each in its way
+        if has_family:
+            return "native", ""
+        last = str(error).strip().splitlines()[-1].strip()
+        return "refused", f"its default configuration is refused by transformers: {last}"
+    if has_family:
+        try:
+            architecture, reason = read_native(text_part(config.to_dict()))
+        except ValueError:  # the library's defaults leave out what every checkpoint says
+            return "native", ""
+        if architecture is not None:
+            return "native", ""
+    if why := refusal(config):
+        return "refused", why
+    return "transformers", reason

@@ -1,0 +1,1 @@
+"""What becomes of a model's hidden states where it pools: read from its files, then bound."""

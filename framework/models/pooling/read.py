@@ -1,0 +1,284 @@
+"""From a model's files to how it pools: config.json, and those that sentence-transformers writes beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ...config import ModelConfig
+from ...pooling_params import PoolingTask
+from ..hub import read_json
+from .classifiers import REWARDS, classifier_layers, num_labels
+from .settings import POOLING_TYPES, HeadLayer, Pooling, PoolingType, ScoreActivation
+
+_KINDS: tuple[tuple[str, PoolingTask | None], ...] = (
+    ("ForCausalLM", None),
+    ("ForConditionalGeneration", None),
+    ("LMHeadModel", None),
+    ("ForTextEncoding", "embed"),
+    ("EmbeddingModel", "embed"),
+    ("ForSequenceClassification", "classify"),
+    ("ForTokenClassification", "token_classify"),
+    ("ClassificationModel", "classify"),
+    ("RewardModel", "token_classify"),
+    ("Model", "embed"),
+)
+"""How the name of an architecture ends -> what it is for; None = it generates. The first that fits counts."""
+_MODES: Mapping[str, PoolingType] = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
+_OLD_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+_ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "silu", "sigmoid")
+_OVERRIDES = ("pooling_type", "use_activation", "step_tag_id", "returned_token_ids")
+_STEP_TAG = 151651
+"""The token that ends a step for Qwen's process reward models, whose config.json does not say so."""
+UNAVAILABLE = ("clip", "siglip", "siglip2")
+"""Model types whose embeddings exist elsewhere and not in this version."""
+UNAVAILABLE_ARCHITECTURES = ("GritLM",)
+"""Likewise, of model types that are served otherwise."""
+
+
+def read_pooling(
+    config: ModelConfig, found: Mapping[str, Any], folder: Path | None, hidden_size: int, causal: bool
+) -> Pooling | None:
+    """found: config.json; hidden_size, causal: of the model without its heads. None for a model that generates.
+
+    Raises ValueError for what cannot be served."""
+    if found.get("model_type") in UNAVAILABLE:
+        raise ValueError(f"model_type {found['model_type']!r} is not available in this version: its towers are not served")
+    modules = _modules(folder)
+    names = found.get("architectures") or [""]
+    if names[0] in UNAVAILABLE_ARCHITECTURES and config.runner != "generate":
+        raise ValueError(
+            f"{names[0]} is not available in this version as a model that pools: its mask depends on the instruction; set "
+            "model.runner=generate to let it generate"
+        )
+    task = _task(config, str(names[0]), bool(modules), causal, "classifier_from_token" in found)
+    if task is None:
+        return None
+    kind: PoolingType = "LAST" if causal else "CLS"
+    labels = {int(number): str(label) for number, label in (found.get("id2label") or {}).items()}
+    pooling = Pooling(task, kind, causal, activation=_score_activation(found), labels=labels, matryoshka=_matryoshka(found))
+    if task in ("classify", "token_classify"):
+        pooling = _with_classifier(pooling, found, str(names[0]), folder, hidden_size)
+    if modules:
+        pooling = _with_modules(pooling, modules, folder, hidden_size)
+    pooling = _by_tokens(_with_overrides(pooling, config.pooler))
+    size = pooling.embedding_size(hidden_size)
+    if max(pooling.matryoshka or (0,)) > size:
+        raise ValueError(f"config.json: matryoshka_dimensions={list(pooling.matryoshka or ())}, but embeddings have {size}")
+    return pooling
+
+
+def _by_tokens(pooling: Pooling) -> Pooling:
+    """Where every token counts, there is no task but those of tokens."""
+    if pooling.kind not in ("ALL", "STEP") or pooling.task not in ("embed", "classify"):
+        return pooling
+    return replace(pooling, task="token_embed" if pooling.task == "embed" else "token_classify")
+
+
+def _task(config: ModelConfig, name: str, has_modules: bool, causal: bool, has_answers: bool) -> PoolingTask | None:
+    by_name = next((task for suffix, task in _KINDS if name.endswith(suffix)), None)
+    converts = config.convert in ("embed", "classify")
+    pools = by_name is not None or has_modules or has_answers or converts or not causal
+    if config.runner == "generate" or (config.runner == "auto" and not pools):
+        if not causal:
+            raise ValueError(
+                f"model.runner=generate cannot work: in {config.name!r} tokens see those after them, so that it can only pool; "
+                "leave it out, or set pooling"
+            )
+        if converts:
+            raise ValueError(
+                f"model.convert={config.convert} cannot work for {config.name!r}, which generates: set model.runner=pooling with it"
+            )
+        return None
+    if converts:
+        return "embed" if config.convert == "embed" else "classify"
+    if config.convert == "none" and by_name is None:
+        raise ValueError(
+            f"model.convert=none cannot work: {config.name!r} ({name or 'which names no architecture'}) pools only if it is "
+            "converted: set embed, classify, or auto"
+        )
+    return by_name or ("classify" if has_answers else "embed")
+
+
+def _with_classifier(pooling: Pooling, found: Mapping[str, Any], name: str, folder: Path | None, hidden_size: int) -> Pooling:
+    if tokens := found.get("classifier_from_token"):
+        method = found.get("method", "from_2_way_softmax" if found.get("is_original_qwen3_reranker") else "no_post_processing")
+        two_way = method == "from_2_way_softmax"
+        if method not in ("from_2_way_softmax", "no_post_processing") or (two_way and len(tokens) != 2):
+            raise ValueError(
+                f"config.json: classifier_from_token={tokens!r} with method={method!r} cannot work: method is from_2_way_softmax, "
+                "of two tokens, or no_post_processing"
+            )
+        ids = _token_ids(tokens, folder)
+        activation = _by_classes(pooling, found, 1 if two_way else len(ids))
+        return replace(pooling, answer_tokens=ids, two_way=two_way, activation=activation)
+    if name in REWARDS:
+        kind, layers = REWARDS[name](found, hidden_size)
+        pooling = replace(pooling, task="token_classify", kind=kind, classifier=layers, activation="identity")
+        if kind == "STEP":
+            pooling = replace(pooling, step_tag_id=found.get("step_tag_id", _STEP_TAG), activation="softmax")
+        return pooling
+    layers = classifier_layers(found, hidden_size, per_token=pooling.task == "token_classify")
+    kind = pooling.kind
+    if pooling.task == "token_classify":
+        kind = "ALL"
+    elif found.get("classifier_pooling") == "mean":
+        kind = "MEAN"
+    return replace(pooling, kind=kind, classifier=layers, activation=_by_classes(pooling, found, num_labels(found)))
+
+
+def _by_classes(pooling: Pooling, found: Mapping[str, Any], classes: int) -> ScoreActivation:
+    """What the files say, else what is usual for so many classes."""
+    if _named_activation(found) or found.get("problem_type"):
+        return pooling.activation
+    return "sigmoid" if classes == 1 else "softmax"
+
+
+def _score_activation(found: Mapping[str, Any]) -> ScoreActivation:
+    if name := _named_activation(found):
+        known: dict[str, ScoreActivation] = {"identity": "identity", "sigmoid": "sigmoid", "softmax": "softmax"}
+        last = name.rpartition(".")[2].lower()
+        if last not in known:
+            raise ValueError(f"config.json: the activation {name!r} of its scores is none of {', '.join(known)}")
+        return known[last]
+    problems: dict[Any, ScoreActivation] = {"regression": "identity", "multi_label_classification": "sigmoid"}
+    return problems.get(found.get("problem_type"), "softmax")
+
+
+def _named_activation(found: Mapping[str, Any]) -> str | None:
+    """As sentence-transformers writes it into the config.json of a cross-encoder."""
+    own = found.get("sentence_transformers") or {}
+    return own.get("activation_fn") or found.get("sbert_ce_default_activation_function")
+
+
+def _token_ids(tokens: Sequence[Any], folder: Path | None) -> tuple[int, ...]:
+    if all(type(token) is int for token in tokens):
+        return tuple(tokens)
+    if folder is None:
+        raise ValueError(
+            f"config.json: classifier_from_token={tokens!r} needs a tokenizer, and this model has no files: give token ids"
+        )
+    from ...engine.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.convert_tokens_to_ids(list(tokens))
+    for token, number in zip(tokens, ids):
+        if number is None or number == tokenizer.unk_token_id:
+            raise ValueError(f"config.json: classifier_from_token holds {token!r}, which the tokenizer does not have as one token")
+    return tuple(ids)
+
+
+def _matryoshka(found: Mapping[str, Any]) -> tuple[int, ...] | None:
+    sizes = found.get("matryoshka_dimensions")
+    if sizes:
+        return tuple(int(size) for size in sizes)
+    return () if found.get("is_matryoshka") else None
+
+
+def _modules(folder: Path | None) -> list[Mapping[str, Any]]:
+    """Of modules.json; empty where there is no pooling in it."""
+    path = None if folder is None else folder / "modules.json"
+    if path is None or not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if any(_type(module) == "Pooling" for module in found) else []
+
+
+def _type(module: Mapping[str, Any]) -> str:
+    return str(module.get("type", "")).rpartition(".")[2]
+
+
+def _with_modules(pooling: Pooling, modules: list[Mapping[str, Any]], folder: Path | None, hidden_size: int) -> Pooling:
+    """What sentence-transformers does, in its order: the model, pooling, dense layers, normalization."""
+    assert folder is not None
+    projection: list[HeadLayer] = []
+    normalize = False
+    for module in modules:
+        kind, path = _type(module), str(module.get("path", ""))
+        found = read_json(folder / path, "config.json") if path else {}
+        if kind == "Pooling":
+            pooling = replace(pooling, kind=_pooling_kind(found, folder / path))
+        elif kind == "Dense":
+            projection.append(_dense(found, path, folder))
+        elif kind == "LayerNorm":
+            projection.append(_layer_norm(found, path))
+        elif kind == "Normalize":
+            normalize = True
+            continue
+        elif kind not in ("Transformer", "Dropout"):
+            raise ValueError(f"{folder / 'modules.json'}: modules of type {kind} are not available in this version")
+        if normalize and kind in ("Dense", "LayerNorm"):
+            raise ValueError(f"{folder / 'modules.json'}: a layer after the normalization is not available in this version")
+    for layer, columns in zip(projection, [hidden_size, *(layer.rows for layer in projection)]):
+        if layer.columns != columns:
+            raise ValueError(f"{folder / layer.folder}: takes {layer.columns} numbers, but what comes before gives {columns}")
+    own, text = read_json(folder, "config_sentence_transformers.json"), read_json(folder, "sentence_bert_config.json")
+    return replace(
+        pooling,
+        normalize=normalize,
+        projection=tuple(projection),
+        prompts=own.get("prompts") or {},
+        default_prompt=own.get("default_prompt_name"),
+        max_len=text.get("max_seq_length"),
+        lower_case=bool(text.get("do_lower_case")),
+    )
+
+
+def _pooling_kind(found: Mapping[str, Any], folder: Path) -> PoolingType:
+    mode = found.get("pooling_mode") or [mode for key, mode in _OLD_MODES.items() if found.get(key)]
+    modes = [mode] if isinstance(mode, str) else list(mode)
+    if len(modes) != 1 or modes[0] not in _MODES:
+        raise ValueError(
+            f"{folder / 'config.json'}: pooling by {' and '.join(modes) or 'nothing'} is not available in this version, which has "
+            f"{', '.join(_MODES)}, one at a time"
+        )
+    if found.get("include_prompt") is False:
+        raise ValueError(f"{folder / 'config.json'}: include_prompt=false is not available in this version")
+    return _MODES[modes[0]]
+
+
+def _dense(found: Mapping[str, Any], path: str, folder: Path) -> HeadLayer:
+    named = str(found.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    activation = named.rpartition(".")[2].lower()
+    source = found.get("module_input_name", "sentence_embedding")
+    if activation not in _ACTIVATIONS or found.get("use_residual") or source != "sentence_embedding":
+        raise ValueError(
+            f"{folder / path / 'config.json'}: a dense layer with activation_function={named!r}, use_residual or an input other "
+            "than sentence_embedding is not available in this version"
+        )
+    return HeadLayer("linear", found["out_features"], found["in_features"], bool(found.get("bias", True)), activation, path)
+
+
+def _layer_norm(found: Mapping[str, Any], path: str) -> HeadLayer:
+    size = found["dimension"]
+    return HeadLayer("", size, size, False, folder=path, norm="norm")
+
+
+def _with_overrides(pooling: Pooling, given: Mapping[str, Any]) -> Pooling:
+    """``ModelConfig.pooler`` over what the files say."""
+    for key in given.keys() - set(_OVERRIDES):
+        raise ValueError(f"model.pooler.{key} does not exist in this version; it has {', '.join(_OVERRIDES)}")
+    if (kind := given.get("pooling_type")) is not None:
+        if kind not in POOLING_TYPES:
+            raise ValueError(f"model.pooler.pooling_type={kind!r} cannot work: it must be one of {', '.join(POOLING_TYPES)}")
+        pooling = replace(pooling, kind=kind)
+    if (active := given.get("use_activation")) is not None:
+        activation: Literal["identity"] | ScoreActivation = pooling.activation if active else "identity"
+        pooling = replace(pooling, normalize=bool(active), activation=activation)
+    if (tag := given.get("step_tag_id")) is not None:
+        pooling = replace(pooling, step_tag_id=int(tag))
+    if (ids := given.get("returned_token_ids")) is not None:
+        pooling = replace(pooling, returned_token_ids=tuple(int(token) for token in ids))
+    if pooling.kind == "STEP" and pooling.step_tag_id is None:
+        raise ValueError("pooling_type=STEP needs the token that ends a step: give model.pooler.step_tag_id")
+    return pooling

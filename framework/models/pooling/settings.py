@@ -1,0 +1,113 @@
+"""How a model pools, and with which heads. No tensors here: a simulator needs to know, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from ...engine.pooling import PoolingRules
+from ...pooling_params import PoolingTask
+
+PoolingType = Literal["CLS", "LAST", "MEAN", "ALL", "STEP"]
+POOLING_TYPES: tuple[PoolingType, ...] = get_args(PoolingType)
+ScoreActivation = Literal["sigmoid", "softmax", "identity"]
+
+
+@dataclass(frozen=True)
+class HeadLayer:
+    """One step of a head: activation(linear(x)), then a norm.
+
+    module      its name on disk; "" = a norm alone
+    folder      below the model's, where a file of weights of its own lies; "" = the model's files
+    rows, columns   outputs and inputs
+    activation  a name in heads.ACTIVATIONS
+    norm        name on disk of a layer norm; "" = none
+    norm_eps, norm_bias   of that
+    """
+
+    module: str
+    rows: int
+    columns: int
+    bias: bool
+    activation: str = "identity"
+    folder: str = ""
+    norm: str = ""
+    norm_eps: float = 1e-5
+    norm_bias: bool = True
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What is made of a prompt's hidden states.
+
+    task        what the model is for
+    kind        which tokens' states count: the first, the last, the mean of all, all one by one, or those that end a step
+    causal      a token sees only what is before it
+    normalize   embeddings have length 1
+    projection  what embeddings go through before that
+    classifier  what scores come out of; empty: none. Its last layer has a row per class
+    activation  what makes probabilities of scores
+    labels      names of the classes
+    answer_tokens   in place of a classifier: tokens whose rows of the logits' projection it is made of
+    two_way     of two answer tokens: the score of the second against the first
+    step_tag_id, returned_token_ids   of STEP, where a request says nothing else
+    matryoshka  see PoolingRules
+    prompts, default_prompt   see PoolingRules
+    max_len     longest text that the model was made for, where its files say so
+    lower_case  text is brought into lower case
+    """
+
+    task: PoolingTask
+    kind: PoolingType
+    causal: bool
+    normalize: bool = True
+    projection: tuple[HeadLayer, ...] = ()
+    classifier: tuple[HeadLayer, ...] = ()
+    activation: ScoreActivation = "softmax"
+    labels: Mapping[int, str] = field(default_factory=dict)
+    answer_tokens: tuple[int, ...] = ()
+    two_way: bool = False
+    step_tag_id: int | None = None
+    returned_token_ids: tuple[int, ...] | None = None
+    matryoshka: tuple[int, ...] | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    max_len: int | None = None
+    lower_case: bool = False
+
+    @property
+    def num_labels(self) -> int:
+        """Classes; 0 without a classifier."""
+        if self.answer_tokens:
+            return 1 if self.two_way else len(self.answer_tokens)
+        return self.classifier[-1].rows if self.classifier else 0
+
+    def embedding_size(self, hidden_size: int) -> int:
+        """Of a model of this hidden size."""
+        return self.projection[-1].rows if self.projection else hidden_size
+
+    @property
+    def tasks(self) -> tuple[PoolingTask, ...]:
+        """What can be asked for."""
+        if self.task in ("embed", "token_embed"):
+            return ("embed", "token_embed") if self.kind not in ("ALL", "STEP") else ("token_embed",)
+        return ("classify", "token_classify") if self.kind not in ("ALL", "STEP") else ("token_classify",)
+
+    def rules(self, hidden_size: int, max_chunk: int) -> PoolingRules:
+        """What an engine may be asked for. max_chunk: tokens of a prompt that a step takes at most."""
+        return PoolingRules(
+            task=self.task,
+            tasks=self.tasks,
+            size=self.embedding_size(hidden_size),
+            matryoshka=self.matryoshka,
+            shares_prefix=self.causal and self.kind == "LAST",
+            max_whole=None if self.causal else max_chunk,
+            step_tag_id=self.step_tag_id,
+            returned_token_ids=self.returned_token_ids,
+            num_labels=self.num_labels,
+            labels=self.labels,
+            lower_case=self.lower_case,
+            prompts=self.prompts,
+            default_prompt=self.default_prompt,
+        )

@@ -1,0 +1,75 @@
+"""What the scheduler asks about drafts, and what it tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from framework.engine.scheduled import Chunk, ScheduledStep
+from framework.engine.speculation import Speculation
+from framework.engine.step import StepInput, StepOutput
+
+
+class Noting:
+    """A policy of depth that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def of(self, num_running: int) -> int:
+        return 3
+
+    def observe(self, num_rows: int, k: int, checked: Sequence[int], accepted: Sequence[int], step_s: float | None) -> None:
+        self.told.append((num_rows, k, list(checked), list(accepted), step_s))
+
+
+@pytest.mark.parametrize(
+    ("length", "num_proposed", "expected"),
+    [
+        (10, 3, 3),
+        (10, 1, 1),  # the step before made fewer
+        (27, 3, 3),
+        (28, 3, 2),  # longer than the drafter can follow
+        (30, 3, 0),
+        (31, 3, 0),
+    ],
+)
+def test_rows_have_no_more_drafts_than_were_made_and_than_the_drafter_can_follow(
+    length: int, num_proposed: int, expected: int
+) -> None:
+    by_device = Speculation(Noting(), 20, max_model_len=30)
+    request: Any = SimpleNamespace(max_total=100, num_tokens=length, num_proposed=num_proposed)
+    assert by_device.room(request, 5) == expected
+
+
+@pytest.mark.parametrize(("length", "expected"), [(10, 5), (14, 5), (15, 4), (18, 1), (19, 0), (20, -1)])
+def test_the_last_token_of_a_request_needs_no_draft(length: int, expected: int) -> None:
+    request: Any = SimpleNamespace(max_total=20, num_tokens=length, num_proposed=9)
+    assert Speculation(Noting(), 20).room(request, 5) == expected
+
+
+def test_what_a_step_tells_about_depth() -> None:
+    """Of four rows that decode, one may have no draft, and one has none though it might; a prompt beside them."""
+    policy, nobody = Noting(), SimpleNamespace()
+    speculation = Speculation(policy, 20)
+    chunks = [
+        Chunk(nobody, 1, 9, 1, (), room=3),  # type: ignore[arg-type]
+        Chunk(nobody, 4, 9, 4, [1, 2, 3], room=3),  # type: ignore[arg-type]
+        Chunk(nobody, 3, 9, 3, [1, 2], room=2),  # type: ignore[arg-type]
+    ]
+    prompt = Chunk(nobody, 5, 5, 0)  # type: ignore[arg-type]
+
+    def told(num_tokens: list[int], num_logits: list[int], more: list[Chunk], submitted_s: float, end_s: float) -> tuple[Any, ...]:
+        step = StepInput(0, list(range(len(num_tokens))), num_tokens, num_logits)
+        scheduled = ScheduledStep(step, [nobody], [*chunks, *more], num_drafts=3, submitted_s=submitted_s)  # type: ignore[list-item]
+        output = StepOutput(0, [], num_accepted=[0, 0, 3, 1])
+        assert speculation.observe(scheduled, output, end_s) == ([0, 0, 3, 2], [0, 0, 3, 1])
+        return policy.told[-1]
+
+    decodes = [1, 1, 4, 3]
+    assert told(decodes, decodes, [], 1.0, 1.5) == (4, 3, [3, 2, 1], [2, 1, 1], 0.5)
+    assert told(decodes, decodes, [], 1.25, 2.0) == (4, 3, [3, 2, 1], [2, 1, 1], 0.5), "it began before the one before had ended"
+    assert told([*decodes, 5], [*decodes, 0], [prompt], 2.0, 3.0) == (4, 3, [3, 2, 1], [2, 1, 1], None)
