@@ -34,7 +34,7 @@ FEATURES = {"sinks", "all_features", "value_dim", "aliased", "latent"}
 REFUSED: dict[tuple[str, str], set[str]] = {
     **{(op, "flash_attn"): FEATURES for op in (PREFILL, DECODE)},
     **{(op, "flash_attn_3"): {*FEATURES, "alibi"} for op in (PREFILL, DECODE)},
-    **{(op, "flashinfer"): {*FEATURES, "alibi", "heads_80", "heads_96"} for op in (PREFILL, DECODE)},
+    **{(op, "flashinfer"): {*FEATURES, "alibi", "not_causal_window", "heads_80", "heads_96"} for op in (PREFILL, DECODE)},
     ("rms_norm", "flashinfer"): set(),
     ("silu_and_mul", "flashinfer"): set(),
     ("gelu_and_mul", "flashinfer"): set(),
