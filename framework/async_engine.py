@@ -112,14 +112,15 @@ class AsyncEngine:
         params = self._checked(given)
         if request_id is None:
             request_id = self._unused_id()
-        inputs, stream, asked_s = self.inputs, Stream(request_id, params), time.time()
+        inputs, pooling = self.inputs, self.pooling  # what ``add`` holds may outlive this engine: never the engine itself
+        stream, asked_s = Stream(request_id, params), time.time()
         if self._streams.setdefault(request_id, stream) is not stream:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
 
         def add() -> Add:
             if isinstance(params, PoolingParams):
-                assert self.pooling is not None
-                stream.prompt = self.pooling.prompt(prompt)
+                assert pooling is not None
+                stream.prompt = pooling.prompt(prompt)
                 return Add(stream.prompt, params, priority, asked_s)
             stream.prompt = prompt if isinstance(prompt, EngineInput) else inputs.prompt(prompt)
             return Add(stream.prompt, inputs.params(params), priority, asked_s)  # bad words are tokenized too, maybe thousands

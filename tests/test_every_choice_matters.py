@@ -73,13 +73,21 @@ LATENT = {
 }
 RIGHT = {"qk_norm_rotary_kv_write": "torch"}
 """Choices of ops that ``auto`` may leave to others."""
-MODELS = {"layer_norm": LAYER_NORM, "gelu_and_mul": GELU, "moe_route": MOE, "moe_experts": MOE, "head_linear": LATENT}
+MODELS = {
+    "layer_norm": LAYER_NORM,
+    "gelu_and_mul": GELU,
+    "moe_route": MOE,
+    "moe_experts": MOE,
+    "head_linear": LATENT,
+    "merge_attention": LATENT,
+}
 PROMPTS: list[Any] = [{"prompt_token_ids": list(range(10, 10 + n))} for n in (3, 9, 21)]
 
 
 def generate(op: str, choice: str) -> list[Any]:
     architecture = MODELS.get(op)
     model = ModelConfig(load_format="dummy", architecture=architecture, dtype="float32") if architecture else ModelConfig("tiny")
+    model.latent_prefill = "expanded" if op == "merge_attention" else "absorbed"
     config = EngineConfig(model, CacheConfig(block_size=4, num_blocks=128), kernels={op: choice}, plugins=[PLUGIN], num_threads=1)
     if op in ("filter_logits", "verify_draft"):
         config.speculative_config = SpeculativeConfig("draft_model", 2, "tiny-draft", rejection_sample_method="standard")

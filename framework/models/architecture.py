@@ -243,7 +243,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
 
 def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with the fields of its text model on top, where a family covers that model alone."""
-    is_larger = "text_config" in config and find_family(config.get("model_type", "")) is not None
+    name = config.get("model_type")
+    is_larger = "text_config" in config and isinstance(name, str) and find_family(name) is not None
     return {**config, **config["text_config"]} if is_larger else dict(config)
 
 

@@ -30,7 +30,7 @@ def test_a_sweep_over_servers_is_one_table(tmp_path: Path, capsys: pytest.Captur
     first, second, third = rows(tmp_path / "outputs" / "load")
     assert (first["status"], second["status"], third["status"]) == ("ok", "ok", "failed"), done.stderr
     assert (first["http.url"], second["http.url"]) == (quick.url, slow.url)
-    assert first["metric.tpot_p50_s"] < 0.1 < 0.2 <= second["metric.tpot_p50_s"]
+    assert first["metric.tpot_p50_s"] < 0.1 < 0.19 < second["metric.tpot_p50_s"]  # a client may see two answers late, not early
     assert "no server answers at http://127.0.0.1:9" in third["error"]
     given = WorkloadConfig(num_requests=4, seed=5, prompt_tokens=512, output_tokens=128)
     prompts = sorted(request.prompt_token_ids for request in build_workload(given, 2048, None))

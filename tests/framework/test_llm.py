@@ -376,7 +376,7 @@ def test_a_request_that_the_sampler_cannot_take_in_ends_alone(llm: LLM) -> None:
     whole, engine = sampler.add, llm.engine
 
     def fail_at_bad(request: NewRequest) -> None:
-        if request.request_id == "bad" and not request.sampling.greedy:
+        if request.request_id == "0_bad" and not request.sampling.greedy:
             raise OverflowError("too large for int32")
         whole(request)
 

@@ -42,7 +42,8 @@ def native(config: dict[str, Any]) -> dict[str, Any]:
     assert found is not None, reason
     layers = [replace(layer, rope=None) for layer in found.layers]
     turns = [layer.rope and layer.rope.inverse_frequencies(found.max_position) for layer in found.layers]
-    return {**vars(found), "layers": layers, "turns": turns}
+    tied = found.tied and found.family.causal  # encoders have no logits
+    return {**vars(found), "layers": layers, "turns": turns, "tied": tied}
 
 
 def sizes(model_type: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from framework.models import architecture
+from framework.models import plugins
 from framework.models.families import FAMILIES
 
 from ..framework.models.checkpoints import Example, make
@@ -68,7 +68,7 @@ def test_every_feature_matters(name: str, feature: str, checkpoints: Checkpoints
     without = EXAMPLES[name].without[feature]
     if without.family is not None:
         model_type = theirs.config.model_type
-        monkeypatch.setattr(architecture, "FAMILIES", {**FAMILIES, model_type: without.family(FAMILIES[model_type])})
+        monkeypatch.setattr(plugins, "FAMILIES", {**FAMILIES, model_type: without.family(FAMILIES[model_type])})
     model = build(model_config(folder, EXAMPLES[name], **without.config))
     tokens = sequences(LENGTHS[-1:])
     assert error(teacher_forced(model, tokens, None, num_decodes=1)[0], reference(theirs, tokens[0])) > 1e-2

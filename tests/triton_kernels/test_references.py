@@ -43,6 +43,7 @@ def test_attention_is_dense_attention_on_the_gathered_cache(case: Case) -> None:
             visible = visible.tril(length - num_queries)
         if args["window"]:
             visible = visible.triu(length - num_queries - args["window"] + 1)
+            visible = visible.tril(length - num_queries + args["window"] - 1)
         if args["alibi"] is not None:
             keys_behind = torch.arange(length)[None] - torch.arange(length - num_queries, length)[:, None]
             scores = scores + args["alibi"][:, None, None] * keys_behind

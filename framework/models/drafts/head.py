@@ -107,7 +107,7 @@ class HeadBuilder(Builder):
     def block(self, parts: Mapping[str, Part], index: int) -> PreNormBlock:
         """The head's layer ``index``, if it is as those of Llama."""
         attention, mlp, mlp_norm = self.layer(parts, index)
-        return PreNormBlock(attention, mlp, self._norm(parts["attn_norm"]), mlp_norm)
+        return PreNormBlock(attention, mlp, mlp_norm, attn_norm=self._norm(parts["attn_norm"]))
 
     def linear(self, part: Part) -> Linear:
         """A linear layer."""

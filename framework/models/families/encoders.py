@@ -67,7 +67,7 @@ _ROBERTA = replace(
     _BERT,
     base="roberta.",
     ignored=(*_BERT.ignored, r"^lm_head\."),
-    defaults={**_BERT.defaults, "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1},
+    defaults={**_BERT.defaults, "vocab_size": 50265, "pad_token_id": 1},
     derived=_behind_padding,
     variant=lambda config: {"position_offset": _first_position(config)},
 )

@@ -203,7 +203,8 @@ def test_a_proposer_of_the_host_hears_how_each_request_ended() -> None:
     engine.abort(["gone"])
     outputs = finish(engine)
     texts = {name: prompts[name] + (tokens_of(outputs[name])[0] if name in outputs else []) for name in prompts}
-    assert started == prompts and sorted(ended) == sorted(texts.items())
+    assert started == {f"0_{name}": prompt for name, prompt in prompts.items()}
+    assert sorted(ended) == sorted((f"0_{name}", text) for name, text in texts.items())
 
 
 @pytest.mark.parametrize("from_host", [False, True])

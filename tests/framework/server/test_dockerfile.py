@@ -1,5 +1,5 @@
 """The Dockerfile's steps, run as they stand in a fresh environment and a folder that takes the place of /, and the server that
-they install. Slow, and it installs torch: ``python -m pytest tests/framework/server/test_dockerfile.py --run-installs``."""
+they install. Slow, and it installs torch: ``pytest -m slow tests/framework/server/test_dockerfile.py --run-installs``."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_who_is_led_nowhere_behind_right_drafts_is_told_so_and_keeps_their_token
     jobs: list[Job] = [([400 + i], SamplingParams(seed=i, max_tokens=20, logprobs=1, **quote)) for i in range(3)]
     engine, drafting = make_engine(), make_engine({"method": "tests.speculating:Prophet", "num_speculative_tokens": 4})
     expected = told(engine, jobs)
-    Oracle.comes = {name: [*jobs[int(name)][0], *tokens, *[300] * 4] for name, (tokens, *_) in expected.items()}
+    Oracle.comes = {f"0_{name}": [*jobs[int(name)][0], *tokens, *[300] * 4] for name, (tokens, *_) in expected.items()}
     assert told(drafting, jobs) == expected and sum(drafting.stats().drafts.accepted) > 3
     assert {error for *_, error in expected.values()} == {LEADS_NOWHERE} and all(tokens for tokens, *_ in expected.values())
     assert drafting.manager.pool.num_free == drafting.manager.pool.num_blocks - 1
