@@ -97,6 +97,11 @@ class LayerShape:
     chunk: int | None = None
     temperature: tuple[float, float] | None = None
 
+    @property
+    def reach(self) -> int | None:
+        """Tokens that a query sees at most, itself included; None: all before it."""
+        return self.window or self.chunk
+
     def normalizes(self, family: Family) -> bool:
         """Whether it has norms of queries and keys."""
         return bool(family.qk_norm) and (self.rope is not None or not family.qk_norm_rotated)
@@ -142,7 +147,7 @@ class Architecture:
         """What each layer keeps in a cache of ``dtype``. Raises ValueError for one that the model cannot have."""
         value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
         heads = (self.num_kv_heads, self.head_dim, value_dim)
-        windows = [layer.window if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
+        windows = [layer.reach if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
         return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
 
     @property
@@ -229,12 +234,6 @@ def read_model(config: ModelConfig) -> ModelInfo:
             )
         architecture = replace(architecture, has_logits=False)
     max_model_len = _max_model_len(config, found, architecture, pooling)
-    chunks = {layer.chunk for layer in architecture.layers if layer.chunk} if architecture else set()
-    if chunks and min(chunks) < max_model_len:
-        raise ValueError(
-            f"model {config.name!r} attends within chunks of {min(chunks)} positions, and no kernel here ends at a chunk: set "
-            f"model.max_model_len={min(chunks)} or less, where there is one chunk"
-        )
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
     return ModelInfo(
         config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization, pooling

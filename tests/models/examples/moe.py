@@ -54,6 +54,20 @@ V3: dict[str, Any] = {
     "routed_scaling_factor": 2.5,
     "norm_topk_prob": True,
 }
+LLAMA4: dict[str, Any] = {
+    **SIZES,
+    **FEW,
+    **rope("default"),
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "intermediate_size_mlp": 80,
+    "num_local_experts": 4,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layer_interval": 2,
+    "attention_chunk_size": 96,
+    "floor_scale": 8,
+    "attn_scale": 0.5,
+}
 V3_FEATURES = {"groups": Without({"n_group": 1, "topk_group": 1}), "scaling": Without({"routed_scaling_factor": 1.0}), **SUM}
 
 
@@ -167,20 +181,7 @@ EXAMPLES = {
     ),
     "llama4": Example(
         "Llama4TextConfig",
-        {
-            **SIZES,
-            **rope("default"),
-            "num_hidden_layers": 4,
-            "head_dim": 16,
-            "intermediate_size_mlp": 80,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "interleave_moe_layer_step": 2,
-            "no_rope_layer_interval": 2,
-            "attention_chunk_size": 96,
-            "floor_scale": 8,
-            "attn_scale": 0.5,
-        },
+        LLAMA4,
         {
             "style": family(rotary_style="neox"),
             "no rotation": Without({"no_rope_layers": [1, 1, 1, 1]}),
@@ -191,6 +192,9 @@ EXAMPLES = {
             "weights on the input": routing("llama4_text", weighs_input=False),
             "sigmoid": routing("llama4_text", scoring="softmax"),
         },
+    ),
+    "llama4-chunks": Example(
+        "Llama4TextConfig", {**LLAMA4, "attention_chunk_size": 12}, {"chunks": Without({"attention_chunk_size": 96})}
     ),
     "ernie-moe": Example(
         "Ernie4_5_MoeConfig",
