@@ -11,7 +11,7 @@ from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..models.architecture import Architecture, Latent, LayerShape, ModelInfo, Moe
 from ..models.parts import INNER_NORMS
-from .ranks import Stage, rank_architecture
+from ..models.ranks import Stage, rank_architecture
 
 Rows = Literal["tokens", "logits", "samples", "decode", "prefill"]
 

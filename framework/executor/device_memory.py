@@ -11,7 +11,7 @@ from ..config import EngineConfig
 from ..engine.kv_cache.memory import cache_blocks, cache_budget
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, shared_part_bytes
 from ..models.architecture import Architecture
-from .ranks import Stage
+from ..models.ranks import Stage
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..config import EngineConfig, ModelConfig, QuantConfig
 from ..models.architecture import ModelInfo, read_model
+from ..models.ranks import Stage
 from .cost_model import DecodeRows, StageCost, StepWork
 from .placement import Placement
-from .ranks import Stage
 from .shape import native
 from .timers import Timers
 

@@ -13,13 +13,13 @@ from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
 from ..engine.step import StepInput, StepOutput
 from ..models.architecture import ModelInfo
+from ..models.ranks import stages
 from .cost_model import CONTEXT_GRID, DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting
 from .observed import Observer
 from .placement import Placement
 from .pseudo import PseudoTokens
-from .ranks import stages
 from .shape import native
 from .simulated_device import simulated_device
 from .timers import Timers

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One kind of parallelism: this process is number ``rank`` of ``size``."""
+    """One kind of parallelism: this process is number ``rank`` of ``size``. group: through which they talk
+    (``triton_kernels.group.Group``); None of one, and where nobody computes."""
 
     rank: int = 0
     size: int = 1
+    group: Any = field(default=None, compare=False)
 
     def part(self, total: int) -> range:
         """This rank's share of ``total`` things in order; the first ranks take one more where it does not divide."""

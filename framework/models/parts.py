@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .architecture import Architecture, Moe
+from .parallel import Ranks
 
 Layout = Literal["linear", "transposed", "interleaved", "flat", "flat_transposed"]
 
@@ -28,6 +29,8 @@ class Part:
     float32        kept in float32 whatever the model's dtype
     quantizable    a linear layer or experts inside a layer of the model, as which routers do not count: what is quantized where
                    a checkpoint of floats is to be
+    pieces     rows of what stands side by side, however many sources that has: ranks cut each by itself
+    share      of a rank's share: the whole part, and the rank
     """
 
     sources: tuple[str, ...]
@@ -43,6 +46,8 @@ class Part:
     float32: bool = False
     tensor: str = "weight"
     quantizable: bool = False
+    pieces: tuple[int, ...] = ()
+    share: tuple[Part, Ranks] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,6 +58,20 @@ class Part:
     def bias_shape(self) -> tuple[int, ...]:
         rows = sum(self.rows)
         return (self.num_experts, rows) if self.num_experts else (rows,)
+
+    @property
+    def own(self) -> tuple[list[range], range, range]:
+        """Of a rank's share, within the whole: rows of each piece, columns and experts. Where rows were added, so that there are as
+        many for every rank, it may be fewer than ``pieces`` says."""
+        assert self.share is not None
+        whole, rank = self.share
+        rows, start = [], 0
+        for count, total in zip(self.pieces or self.rows, whole.pieces or whole.rows, strict=True):
+            copies = max(rank.size * count // total, 1)
+            first = rank.rank // copies * count
+            rows.append(range(start + min(first, total), start + min(first + count, total)))
+            start += total
+        return rows, _share(self.columns or 0, whole.columns or 0, rank), _share(self.num_experts, whole.num_experts, rank)
 
     @property
     def is_packed(self) -> bool:
@@ -86,6 +105,16 @@ class Part:
             yield name
             if self.bias:
                 yield bias_name(name)
+
+
+def _share(count: int, total: int, rank: Ranks) -> range:
+    start = rank.rank * count if count < total else 0
+    return range(start, start + count)
+
+
+def shares(own: dict[str, Part], whole: dict[str, Part], rank: Ranks) -> dict[str, Part]:
+    """Parts as a rank has them, which know the whole ones where they are less. own: of the rank's architecture."""
+    return {name: part if part == whole[name] else replace(part, share=(whole[name], rank)) for name, part in own.items()}
 
 
 def bias_name(weight_name: str) -> str:
@@ -124,7 +153,8 @@ def _qk_norm(a: Architecture, sources: tuple[str, ...], num_heads: int) -> Part:
     bias, kind = a.family.qk_norm_bias and bool(sources), a.family.qk_norm
     if kind == "heads" and "{h}" in "".join(sources):
         sources = tuple(source.replace("{h}", str(head)) for source in sources for head in range(num_heads))
-        return Part(sources, (a.head_dim,) * num_heads, bias=bias, always_float=True)
+        rows = (a.head_dim,) * num_heads
+        return Part(sources, rows, bias=bias, always_float=True, pieces=(sum(rows),))
     if kind == "heads":
         return Part(sources, (num_heads,), a.head_dim, bias=bias, always_float=True)
     return Part(sources, (a.head_dim * (num_heads if kind == "width" else 1),), bias=bias, always_float=True)
@@ -140,15 +170,17 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
             continue
         sources = tuple(f"{f.base}{f.layers}.{index}.{module}" for module in modules)
         if name in linears:
-            rows, columns = linears[name]
-            rows = rows if len(sources) == len(rows) else (sum(rows),)
+            pieces, columns = linears[name]
+            rows = pieces if len(sources) == len(pieces) else (sum(pieces),)
             layout: Layout = "transposed" if f.transposed else "linear"
             if name == "qkv" and f.interleaved_qkv:
                 layout = "interleaved"
             bias = name in a.biases
             group = a.num_heads // a.num_kv_heads
             quantizable = name != "kv_b"  # which is split into the weights of ``head_linear``
-            parts[name] = Part(sources, rows, columns, bias, layout, head_dim=a.head_dim, group=group, quantizable=quantizable)
+            parts[name] = Part(
+                sources, rows, columns, bias, layout, head_dim=a.head_dim, group=group, quantizable=quantizable, pieces=pieces
+            )
         elif name == "sinks":
             parts[name] = Part(sources, (a.num_heads,), always_float=True, float32=True, tensor="sinks")
         elif name in ("q_norm", "k_norm"):
@@ -172,8 +204,8 @@ def _expert_part(a: Architecture, moe: Moe, name: str, sources: tuple[str, ...])
         return Part(sources, (moe.num_experts,), hidden, "router" in a.biases, always_float=wide, float32=wide)
     if name == "route_bias":
         return Part(sources, (moe.num_experts,), always_float=True, float32=True, tensor="e_score_correction_bias")
-    rows, columns = ((size, size), hidden) if name == "w13" else ((hidden,), size)
-    rows = rows if len(sources) == len(rows) else (sum(rows),)
+    pieces, columns = ((size, size), hidden) if name == "w13" else ((hidden,), size)
+    rows = pieces if len(sources) == len(pieces) else (sum(pieces),)
     return Part(
         sources,
         rows,
@@ -184,6 +216,7 @@ def _expert_part(a: Architecture, moe: Moe, name: str, sources: tuple[str, ...])
         num_experts=moe.num_experts,
         tensor=f.expert_tensor,
         quantizable=True,
+        pieces=pieces,
     )
 
 

@@ -36,18 +36,21 @@ class TorchFile:
         """A tensor of the file."""
         return self._tensors[name]
 
-    def get_slice(self, name: str) -> _Shaped:
-        """What tells the shape of a tensor."""
-        return _Shaped(self._tensors[name])
+    def get_slice(self, name: str) -> _Slice:
+        """What tells the shape of a tensor, and gives parts of it."""
+        return _Slice(self._tensors[name])
 
 
 def _is_plain(found: object) -> bool:
     return isinstance(found, torch.Tensor) and found.layout == torch.strided and found.device.type == "cpu"
 
 
-class _Shaped:
+class _Slice:
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor
 
     def get_shape(self) -> list[int]:
         return list(self._tensor.shape)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> torch.Tensor:
+        return self._tensor[index]

@@ -18,22 +18,31 @@ from .families import Family
 from .hub import read_json
 from .parts import Part, all_parts, bias_name
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
-from .quantization.unquantized import gate_first
+from .quantization.unquantized import Unquantized, gate_first
+from .shares import own_bias, own_linear, own_weight
 from .torch_file import TorchFile
 
 
 class Weights(ABC):
-    """A source of a model's tensors, fresh ones that belong to the caller, and the scheme that stored them."""
+    """A source of a model's tensors, fresh ones that belong to the caller, and the scheme that stored them.
+
+    num_bytes_read  of files, so far
+    """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, scheme: Scheme) -> None:
         self.device, self.dtype, self.scheme = device, dtype, scheme
+        self.num_bytes_read = 0
 
     def load(self, part: Part) -> tuple[LoadedPart, ...]:
         """A linear layer, in one part or several for some rows each."""
-        return self.scheme.linear(part, self)
+        if part.share is None or type(self.scheme) is Unquantized:
+            return self.scheme.linear(part, self)
+        return own_linear(self.scheme.linear(part.share[0], self), part)  # what shares a scale may be in no rank's share alone
 
     def load_experts(self, w13: Part, w2: Part) -> LoadedPart:
         """The experts of a layer, biases included."""
+        if w13.share is not None and type(self.scheme) is not Unquantized:
+            raise ValueError(f"{w13.sources[0]}: quantized experts cannot be cut among ranks yet; set parallel.tp=1")
         loaded = self.scheme.experts(w13, w2, self)
         biases = {f"{name}_bias": self.bias(part) for name, part in (("w13", w13), ("w2", w2)) if part.bias}
         return replace(loaded, tensors={**loaded.tensors, **biases})
@@ -42,13 +51,29 @@ class Weights(ABC):
         """A tensor for the weight."""
         return torch.empty(part.shape, dtype=torch.float32 if part.float32 else self.dtype, device=self.device)
 
-    @abstractmethod
     def weight(self, part: Part) -> torch.Tensor:
-        """As ``TensorSource.weight``."""
+        """As ``TensorSource.weight``; of a rank's share, that."""
+        return self._whole_weight(part) if part.share is None else self._own_weight(part)
+
+    def bias(self, part: Part) -> torch.Tensor | None:
+        """As ``TensorSource.bias``; of a rank's share, that."""
+        if part.share is None:
+            return self._whole_bias(part)
+        whole = self._whole_bias(part.share[0])
+        return None if whole is None else own_bias(whole, part)
 
     @abstractmethod
-    def bias(self, part: Part) -> torch.Tensor | None:
-        """As ``TensorSource.bias``."""
+    def _whole_weight(self, part: Part) -> torch.Tensor:
+        """Of a part that is no share."""
+
+    @abstractmethod
+    def _whole_bias(self, part: Part) -> torch.Tensor | None:
+        """Of a part that is no share."""
+
+    def _own_weight(self, part: Part) -> torch.Tensor:
+        """A rank's share."""
+        assert part.share is not None
+        return own_weight(self._whole_weight(part.share[0]), part)
 
     def holds(self, name: str) -> bool:
         """As ``TensorSource.holds``. Without a checkpoint: nothing that a format may, but need not have."""
@@ -79,10 +104,10 @@ def parts_bytes(parts: Iterable[Part], scheme: Scheme, dtype: torch.dtype) -> fl
 class EmptyWeights(Weights):
     """Tensors whose memory nobody touches, so that models larger than this machine fit."""
 
-    def weight(self, part: Part) -> torch.Tensor:
+    def _whole_weight(self, part: Part) -> torch.Tensor:
         return self.empty(part)
 
-    def bias(self, part: Part) -> torch.Tensor | None:
+    def _whole_bias(self, part: Part) -> torch.Tensor | None:
         return torch.empty(part.bias_shape, dtype=self.dtype, device=self.device) if part.bias else None
 
     def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
@@ -96,12 +121,12 @@ class DummyWeights(Weights):
         super().__init__(device, dtype, scheme)
         self._seed, self._norm_offset = seed, norm_offset
 
-    def weight(self, part: Part) -> torch.Tensor:
+    def _whole_weight(self, part: Part) -> torch.Tensor:
         if part.columns is None:
             return self.empty(part).fill_(0.0 if part.tensor == "bias" else 1.0 - self._norm_offset)
         return self.empty(part).normal_(std=part.columns**-0.5, generator=self._generator(part.sources[0]))
 
-    def bias(self, part: Part) -> torch.Tensor | None:
+    def _whole_bias(self, part: Part) -> torch.Tensor | None:
         return torch.zeros(part.bias_shape, dtype=self.dtype, device=self.device) if part.bias else None
 
     def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
@@ -139,7 +164,7 @@ class Checkpoint(Weights):
                 f"tensors without a place in the model: {_some(unknown)}"
             )
 
-    def weight(self, part: Part) -> torch.Tensor:
+    def _whole_weight(self, part: Part) -> torch.Tensor:
         weight = self.empty(part)
         for name, expert, shard, shape in part.tensors():
             if part.is_packed:
@@ -149,7 +174,7 @@ class Checkpoint(Weights):
             _place(stacked[_rows(part, shard)], self._read_float(name, shape), part)
         return weight
 
-    def bias(self, part: Part) -> torch.Tensor | None:
+    def _whole_bias(self, part: Part) -> torch.Tensor | None:
         if not part.bias:
             return None
         bias = torch.empty(part.bias_shape, dtype=self.dtype, device=self.device)
@@ -162,6 +187,31 @@ class Checkpoint(Weights):
             stacked = bias[expert] if part.num_experts else bias
             _place(stacked[_rows(part, shard)], self._read_float(bias_name(name), (rows,)), part)
         return bias
+
+    def _own_weight(self, part: Part) -> torch.Tensor:
+        """Reads no more of the files than that, where a share is a few ranges of what lies there."""
+        assert part.share is not None
+        whole, _ = part.share
+        if whole.is_packed or whole.layout == "interleaved":
+            return super()._own_weight(part)
+        (ranges, columns, experts), weight = part.own, self.empty(part)
+        if sum(map(len, ranges)) < sum(part.rows):
+            weight.zero_()
+        for name, expert, shard, shape in whole.tensors():
+            if whole.num_experts and expert not in experts:
+                continue
+            source, row = _rows(whole, shard), 0
+            for own, count in zip(ranges, part.pieces or part.rows):
+                first, stop = max(own.start, source.start), min(own.stop, source.stop)
+                if first < stop:
+                    wanted = slice(first - source.start, stop - source.start)
+                    index = (wanted,) if whole.columns is None else (wanted, slice(columns.start, columns.stop))
+                    stacked = weight[expert - experts.start] if whole.num_experts else weight
+                    begin = row + first - own.start
+                    target = stacked[begin : begin + stop - first]
+                    _place(target, self._read_float(name, shape, index[::-1] if whole.layout == "transposed" else index), whole)
+                row += count
+        return weight
 
     def holds(self, name: str) -> bool:
         return name in self._where
@@ -181,21 +231,23 @@ class Checkpoint(Weights):
         """Closes the files."""
         self._files.clear()
 
-    def _read(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
+    def _read(self, name: str, shape: tuple[int, ...] | None, index: tuple[slice, ...] | None = None) -> torch.Tensor:
+        """index: what is wanted of it; None: all."""
         if name not in self._where:
             raise ValueError(f"the checkpoint in {self._folder} has no tensor {name}, which its config.json asks for")
         file, stored_name = self._where[name]
         if file not in self._files:
             self._files[file] = open_shard(self._folder / file)
-        tensor = self._files[file].get_tensor(stored_name)
-        if shape is not None and tuple(tensor.shape) == (1, *shape):  # as Ernie keeps the bias of the choice of experts
-            tensor = tensor[0]
-        if shape is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{file}: tensor {stored_name} has shape {tuple(tensor.shape)}, but config.json asks for {shape}")
-        return tensor
+        stored = self._files[file].get_slice(stored_name)
+        found = tuple(stored.get_shape())
+        if shape is not None and found not in (shape, (1, *shape)):  # the latter as Ernie keeps the bias of the choice of experts
+            raise ValueError(f"{file}: tensor {stored_name} has shape {found}, but config.json asks for {shape}")
+        tensor = self._files[file].get_tensor(stored_name) if index is None else stored[index]
+        self.num_bytes_read += tensor.nbytes
+        return tensor[0] if shape is not None and found == (1, *shape) else tensor
 
-    def _read_float(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        tensor = self._read(name, shape)
+    def _read_float(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...] | None = None) -> torch.Tensor:
+        tensor = self._read(name, shape, index)
         if tensor.dtype not in WIDE_FLOATS:
             file, stored_name = self._where[name]
             raise ValueError(

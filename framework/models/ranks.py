@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..config import CALIBRATED_SCHEMES, ParallelConfig, QuantConfig
-from ..models.architecture import Architecture, LayerShape, ModelInfo
-from ..models.parallel import Ranks
-from ..models.parts import Part, layer_parts, model_parts
+from .architecture import Architecture, LayerShape, ModelInfo
+from .parallel import Ranks
+from .parts import Part, layer_parts, model_parts
 
 if TYPE_CHECKING:
-    from ..models.quantization.scheme import Scheme
+    from .quantization.scheme import Scheme
 
 VOCAB_PADDING = 64
 """Rows of the embedding and of the head are padded to a multiple of it before they are cut."""
@@ -86,7 +86,7 @@ def stage_parts(rank: Architecture, stage: Stage, ep: int) -> Iterator[Part]:
 
 def read_weight_scheme(model: ModelInfo, quant: QuantConfig) -> Scheme:
     """The scheme that says what weights take; of those that need calibration, one of the same format."""
-    from ..models.quantization.table import read_scheme
+    from .quantization.table import read_scheme
 
     if quant.scheme in CALIBRATED_SCHEMES:
         quant = replace(quant, scheme="rtn-int4", symmetric=quant.is_symmetric)
@@ -97,6 +97,6 @@ def stage_weight_bytes(rank: Architecture, stage: Stage, ep: int, scheme: Scheme
     """Of each device of the stage."""
     import torch
 
-    from ..models.weights import parts_bytes
+    from .weights import parts_bytes
 
     return parts_bytes(stage_parts(rank, stage, ep), scheme, getattr(torch, dtype))
