@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..config import ModelConfig, QuantConfig
+from ..config import ModelConfig, ParallelConfig, QuantConfig
 from ..plan import BoundKernel, KernelPlan
 from .alibi import alibi_slopes
 from .architecture import Architecture, Latent, LayerShape, ModelInfo, Moe
@@ -18,13 +18,13 @@ from .decoder import Decoder
 from .layers.attention import Attention, Fused, Separate
 from .layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, PreNormBlock
 from .layers.expanded_prefill import ExpandedPrefill
-from .layers.linear import Float32Linear, Linear, bind_linear
+from .layers.linear import Float32Linear, GatheredLinear, Linear, ReducedEmbedding, bind_linear, bind_reduce, bind_reduced
 from .layers.mla import LatentAttention
 from .layers.mlp import PLAIN, Mlp, MoeMlp, SharedExperts
 from .layers.paged_attention import AttentionKernels, AttentionShape
 from .layers.qk_norm import HeadNorm, HeadsNorm, QkNorm, WidthNorm
 from .parallel import Parallel
-from .parts import Part, all_parts, layer_parts, model_parts
+from .parts import Part, all_parts, model_parts, shares
 from .pooling.classifiers import HEADS
 from .protocol import Model
 from .quantization.canonical import dequantized
@@ -33,6 +33,7 @@ from .quantization.kv_scales import kv_scales
 from .quantization.scheme import LoadedPart, Scheme, one_input
 from .quantization.table import read_scheme
 from .quantization.unquantized import float_linear
+from .ranks import layer_shares, rank_architecture
 from .rope import Rope
 from .weights import Checkpoint, DummyWeights, Weights
 
@@ -133,8 +134,9 @@ class Builder:
         fuse_quantization: bool = True,
         expand_prompts: bool = False,
     ) -> None:
-        assert parallel.tp.size == parallel.ep.size == 1, "layers are whole: only the list of layers can be cut"
-        self.info, self.a, self.weights, self.plan, self.device, self.parallel = info, architecture, weights, plan, device, parallel
+        self.info, self.weights, self.plan, self.device, self.parallel = info, weights, plan, device, parallel
+        self.whole, self.a = architecture, rank_architecture(architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
+        self.dtype = getattr(torch, info.dtype)
         self.attention = AttentionKernels(plan, block_size, _cache_dtype(info, cache_dtype), device)
         self._fuse_quantization, self._expands_prompts = fuse_quantization, expand_prompts
         self._expanded: list[BoundKernel] = []
@@ -142,7 +144,8 @@ class Builder:
         self._cos_sin: dict[Rope, torch.Tensor] = {}
 
     def build(self) -> Decoder:
-        a, parts, pp = self.a, model_parts(self.a), self.parallel.pp
+        a, pp = self.a, self.parallel.pp
+        parts = shares(model_parts(a), model_parts(self.whole), self.parallel.tp)
         mine = pp.part(len(a.layers))
         first, last = mine.start == 0, mine.stop == len(a.layers)
         table = self.weights.weight(parts["embed"]) if first or (last and a.tied and a.has_logits) else None
@@ -151,15 +154,14 @@ class Builder:
         bar = tqdm(mine, desc="Loading weights", unit="layer", leave=False, disable=shown)
         layers = [self._block(layer, index) for index, layer in enumerate(bar)]
         lm_head = self._lm_head(parts, table) if last and a.has_logits else None
-        dtype = getattr(torch, self.info.dtype)
         return Decoder(
             layers,
-            dtype,
-            a.vocab_size,
+            self.dtype,
+            self.whole.vocab_size,
             self.info.max_model_len,
             hidden_size=a.hidden_size,
             embed=self._embedding(table, lm_head) if first and table is not None else None,
-            embed_scale=None if a.embed_scale is None else float(torch.tensor(a.embed_scale, dtype=dtype)),
+            embed_scale=None if a.embed_scale is None else float(torch.tensor(a.embed_scale, dtype=self.dtype)),
             embed_norm=self._norm(parts["embed_norm"]) if first and "embed_norm" in parts else None,
             project_in=self._optional(parts, "project_in") if first else None,
             position_embed=self._positions(parts) if first else None,
@@ -173,7 +175,7 @@ class Builder:
 
     def _block(self, layer: int, index: int) -> Block:
         """layer: counted over the model; index: over the layers of this process."""
-        parts, shape = layer_parts(self.a, layer), self.a.layers[layer]
+        parts, shape = layer_shares(self.a, self.whole, layer, self.parallel), self.a.layers[layer]
         qkv, attn_norm = self._linear_after_norm(parts, "attn_norm", "qkv")
         if self.a.latent is None:
             attention: Attention | LatentAttention = self._attention(parts, shape, index, qkv)
@@ -231,7 +233,7 @@ class Builder:
         if "q_b" in parts:
             q_b, q_norm = self._linear_after_norm(parts, "q_a_norm", "q_b", LATENT_EPS)
         loaded = self.weights.load(parts["kv_b"])
-        weight = torch.cat([dequantized(part).to(getattr(torch, self.info.dtype)) for part in loaded])
+        weight = torch.cat([dequantized(part).to(self.dtype) for part in loaded])
         keys, values = weight.unflatten(0, (a.num_heads, -1)).split([latent.nope_dim, latent.value_dim], 1)
         absorb, from_latents = (self.plan.bind("head_linear", {"weight": w.contiguous()}) for w in (keys.mT, values))
         kv_norm = self.plan.bind(*self._norm_call(*self._norm_tensors(parts["kv_a_norm"]), LATENT_EPS))
@@ -255,10 +257,10 @@ class Builder:
     def _alibi(self, layer: LayerShape) -> tuple[float, ...] | None:
         if self.a.family.positions != "alibi":
             return None
-        slopes = torch.tensor(alibi_slopes(self.a.num_heads))
+        slopes = torch.tensor(alibi_slopes(self.whole.num_heads))
         if self.a.family.alibi_scaled:
             slopes = slopes.bfloat16().float() * layer.scale
-        return tuple(slopes.tolist())
+        return tuple(slopes.chunk(self.parallel.tp.size)[self.parallel.tp.rank].tolist())
 
     def _qk_norm(self, part: Part) -> QkNorm:
         weight, bias = self._norm_tensors(part)
@@ -289,19 +291,24 @@ class Builder:
             op, params = "gelu_and_mul", {"approximate": "none" if self.a.activation == "gelu" else "tanh"}
         down = self.weights.load(parts[name])
         quantizing = self._quantizing(op, {}, params, down)
-        linear = bind_linear(self.plan, down, quantized_input=quantizing is not None)
+        linear = self._bind_linear(parts[name], down, quantized_input=quantizing is not None)
         return Mlp(up, quantizing or self._share(op, params), linear)
 
     def _moe(self, parts: dict[str, Part], shape: LayerShape) -> MoeMlp:
         moe = shape.moe
         assert moe is not None
         experts = self.weights.load_experts(parts["w13"], parts["w2"])
-        params = {**experts.params, "expert_start": 0, **moe.variant}
+        share, reduce = parts["w13"].share, None
+        params = {**experts.params, "expert_start": 0 if share is None else parts["w13"].own[2].start, **moe.variant}
+        if share is not None:
+            reduce = bind_reduce(self.plan, share[1].group, self.dtype)
+            params["partial"] = True
         return MoeMlp(
             self._router(parts["router"]),
             self._route(parts, moe),
             self.plan.bind(experts.op, experts.tensors, params, {"top_k": moe.top_k}, note=experts.note),
             self._shared_experts(parts) if moe.shared_size else None,
+            reduce,
         )
 
     def _router(self, part: Part) -> Linear:
@@ -321,7 +328,13 @@ class Builder:
         return SharedExperts(mlp, self._optional(parts, "shared_gate"))
 
     def _linear(self, part: Part) -> Linear:
-        return bind_linear(self.plan, self.weights.load(part))
+        return self._bind_linear(part, self.weights.load(part))
+
+    def _bind_linear(self, part: Part, loaded: Sequence[LoadedPart], **given: bool) -> Linear:
+        """given: as of ``bind_linear``."""
+        if part.share is None or part.columns == part.share[0].columns:
+            return bind_linear(self.plan, loaded, **given)
+        return bind_reduced(self.plan, loaded, part.share[1].group, self.dtype, **given)
 
     def _linear_after_norm(
         self, parts: dict[str, Part], norm: str, linear: str, eps: float | None = None
@@ -369,7 +382,11 @@ class Builder:
             return "layer_norm", {"weight": weight + self.a.family.norm_offset, "bias": bias}, {"eps": eps}
         return "rms_norm", {"weight": weight}, {"eps": eps, "offset": self.a.family.norm_offset}
 
-    def _embedding(self, table: torch.Tensor, lm_head: Linear | None) -> BoundKernel:
+    def _embedding(self, table: torch.Tensor, lm_head: Linear | None) -> BoundKernel | ReducedEmbedding:
+        tp = self.parallel.tp
+        if tp.size > 1:
+            own = self.plan.bind("embedding", {"weight": table}, {"vocab_start": tp.rank * len(table)})
+            return ReducedEmbedding(own, bind_reduce(self.plan, tp.group, self.dtype))
         if self.a.tied and isinstance(lm_head, BoundKernel):
             return self.plan.bind_tied(lm_head, table, {"vocab_start": 0})
         return self._table(table)
@@ -384,10 +401,16 @@ class Builder:
 
     def _lm_head(self, parts: dict[str, Part], table: torch.Tensor | None) -> Linear:
         if not self.a.tied:
-            return self._linear(parts["lm_head"])
-        assert table is not None
-        bias = self.weights.weight(parts["lm_head_bias"]) if "lm_head_bias" in parts else None
-        return bind_linear(self.plan, [float_linear(table, bias)])
+            own = self._linear(parts["lm_head"])
+        else:
+            assert table is not None
+            bias = self.weights.weight(parts["lm_head_bias"]) if "lm_head_bias" in parts else None
+            own = bind_linear(self.plan, [float_linear(table, bias)])
+        if self.parallel.tp.size == 1:
+            return own
+        return GatheredLinear(
+            own, self.plan.bind("all_gather", params={"group": self.parallel.tp.group, "dim": 1}), self.whole.vocab_size
+        )
 
     def _rotary(self, rope: Rope) -> BoundKernel:
         if ("rotary", rope) not in self._shared:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..config import CALIBRATED_SCHEMES, ParallelConfig, QuantConfig
 from .architecture import Architecture, LayerShape, ModelInfo
-from .parallel import Ranks
-from .parts import Part, layer_parts, model_parts
+from .parallel import Parallel, Ranks
+from .parts import Part, layer_parts, model_parts, shares
 
 if TYPE_CHECKING:
     from .quantization.scheme import Scheme
@@ -80,8 +80,23 @@ def stage_parts(rank: Architecture, stage: Stage, ep: int) -> Iterator[Part]:
     wanted = {"embed": stage.first or (stage.last and rank.tied), "position_embed": stage.first, "project_in": stage.first}
     yield from (part for name, part in parts.items() if wanted.get(name, stage.last))
     for index in stage.layers:
-        for part in layer_parts(rank, index).values():
-            yield replace(part, num_experts=part.num_experts // ep) if part.num_experts else part
+        yield from _spread(layer_parts(rank, index), ep).values()
+
+
+def layer_shares(rank: Architecture, whole: Architecture, index: int, parallel: Parallel) -> dict[str, Part]:
+    """Parts of a layer as a rank has them. rank: ``rank_architecture`` of the whole."""
+    found, ep = layer_parts(whole, index), parallel.ep
+    own = _spread(layer_parts(rank, index), ep.size)
+    return {
+        name: part
+        for of_experts, ranks in ((False, parallel.tp), (True, ep if ep.size > 1 else parallel.tp))
+        for name, part in shares({n: p for n, p in own.items() if bool(p.num_experts) == of_experts}, found, ranks).items()
+    }
+
+
+def _spread(parts: dict[str, Part], ep: int) -> dict[str, Part]:
+    """With the experts of one of ``ep`` ranks."""
+    return {name: replace(part, num_experts=part.num_experts // ep) for name, part in parts.items()}
 
 
 def read_weight_scheme(model: ModelInfo, quant: QuantConfig) -> Scheme:

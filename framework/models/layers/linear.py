@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,43 @@ class SplitLinear:
         return torch.cat([linear(x) for linear in self.linears], dim=-1)
 
 
+@dataclass(slots=True)
+class ReducedLinear:
+    """Of ranks that share its inputs: what each computes of its own is not rounded before all is summed. reduce: with the bias."""
+
+    linear: Linear
+    reduce: BoundKernel
+
+    def __call__(self, x: Any) -> torch.Tensor:
+        """x as of ``linear``, [T, in of this rank] -> [T, out]."""
+        return self.reduce(self.linear(x))
+
+
+@dataclass(slots=True)
+class GatheredLinear:
+    """Of ranks that share its outputs, all of which are wanted: ``num_rows``; ranks may have more, so that each has as many."""
+
+    linear: Linear
+    gather: BoundKernel
+    num_rows: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, in] -> [T, out]."""
+        return self.gather(self.linear(x))[:, : self.num_rows].contiguous()
+
+
+@dataclass(slots=True)
+class ReducedEmbedding:
+    """Of ranks that share the vocabulary: zeros for the tokens of others."""
+
+    table: BoundKernel
+    reduce: BoundKernel
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """token_ids [T] -> [T, H]."""
+        return self.reduce(self.table(token_ids))
+
+
 def bind_linear(plan: KernelPlan, parts: Sequence[LoadedPart], *, quantized_input: bool = False) -> Linear:
     """Binds the op of each part, and, unless what comes before does its work, the one that the input goes through."""
     first = parts[0].input
@@ -63,6 +100,19 @@ def bind_linear(plan: KernelPlan, parts: Sequence[LoadedPart], *, quantized_inpu
         linears: list[Linear] = [_bind_part(plan, [part]) if part.input else _bind_gemm(plan, part) for part in parts]
         return linears[0] if len(linears) == 1 else SplitLinear(linears)
     return _bind_part(plan, parts, quantized_input)
+
+
+def bind_reduced(plan: KernelPlan, parts: Sequence[LoadedPart], group: Any, dtype: torch.dtype, **given: bool) -> ReducedLinear:
+    """Of parts with the inputs of this rank, of ``group``. dtype: of the result. given: as ``bind_linear``."""
+    biases = [part.tensors["bias"] for part in parts]
+    bias = None if biases[0] is None else torch.cat([found for found in biases if found is not None])
+    partial = [replace(part, tensors={**part.tensors, "bias": None}, params={**part.params, "partial": True}) for part in parts]
+    return ReducedLinear(bind_linear(plan, partial, **given), bind_reduce(plan, group, dtype, bias))
+
+
+def bind_reduce(plan: KernelPlan, group: Any, dtype: torch.dtype, bias: torch.Tensor | None = None) -> BoundKernel:
+    """The sum over the ranks of ``group``."""
+    return plan.bind("all_reduce", {"bias": bias}, {"group": group, "out_dtype": dtype})
 
 
 def _bind_part(plan: KernelPlan, parts: Sequence[LoadedPart], quantized_input: bool = False) -> QuantizedInput:
