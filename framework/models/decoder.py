@@ -7,7 +7,7 @@ import torch
 from ..plan import BoundKernel
 from .batch import ForwardBatch
 from .layers.block import Block, HiddenAndResidual
-from .layers.linear import Linear
+from .layers.linear import Linear, ReducedEmbedding
 from .paged_model import PagedModel
 
 
@@ -28,7 +28,7 @@ class Decoder(PagedModel):
         max_model_len: int,
         *,
         hidden_size: int,
-        embed: BoundKernel | None,
+        embed: BoundKernel | ReducedEmbedding | None,
         embed_scale: float | None,
         embed_norm: BoundKernel | None,
         project_in: Linear | None,

@@ -45,6 +45,8 @@ class Weights(ABC):
             raise ValueError(f"{w13.sources[0]}: quantized experts cannot be cut among ranks yet; set parallel.tp=1")
         loaded = self.scheme.experts(w13, w2, self)
         biases = {f"{name}_bias": self.bias(part) for name, part in (("w13", w13), ("w2", w2)) if part.bias}
+        if w2.share is not None and w2.share[1].rank and w2.columns != w2.share[0].columns and w2.bias:
+            biases["w2_bias"] = None  # ranks that share an expert's inputs add it once
         return replace(loaded, tensors={**loaded.tensors, **biases})
 
     def empty(self, part: Part) -> torch.Tensor:
