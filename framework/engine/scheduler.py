@@ -48,7 +48,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.num_running = 0
         self._policy = POLICIES[config.policy](config)
-        self._max_chunk = self.limits.max_chunk
+        self._max_chunk = config.max_chunk
         self.waiting = WaitingQueue()
         self._free_seats = list(range(config.max_num_seqs - 1, -1, -1))
         self.released: list[int] = []
