@@ -175,14 +175,15 @@ class Scheduler:
                 decodes.append(request)
                 budget -= 1
             elif missing:  # a pooling request may miss nothing: its end is in flight
-                most, room = min(budget, self._max_chunk), 0
-                drafts: Sequence[int] | None = ()
+                most = min(budget, self._max_chunk)
+                drafts: Sequence[int] = ()
+                room = 0
                 if missing == 1 and not self._pools:
                     assert self.speculation is not None
-                    room = self.speculation.room(request, min(num_drafts, most - 1))
-                    drafts = self.speculation.drafts(request, room) if room >= 0 else None
-                if drafts is None:
-                    continue  # until what is in flight is back
+                    found = self.speculation.drafts(request, min(num_drafts, most - 1))
+                    if found is None:
+                        continue  # until what is in flight is back
+                    drafts, room = found
                 count = min(missing, most) + len(drafts)
                 if not self._grow(request, computed + count, step):
                     break
