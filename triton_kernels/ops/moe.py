@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ..cases.moe import MOE_EXPERTS_CASES, MOE_ROUTE_CASES
-from ..op import Cost, Op, Tolerance
+from ..op import PARTIAL, Cost, Op, Tolerance, rounded_once
 from .gemm import FP8_BLOCK, dequantize, spread, unpack_int4
 from .quantize import Granularity
 from .quantize import reference as quantize
@@ -63,6 +63,7 @@ def moe_experts_reference(
     w2_scale: torch.Tensor | None = None,
     w13_zeros: torch.Tensor | None = None,
     w2_zeros: torch.Tensor | None = None,
+    partial: bool = False,
 ) -> torch.Tensor:
     """Sum over a token's experts of weight * w2 (silu(gate) * up), where gate, up = w13 x.
 
@@ -76,6 +77,8 @@ def moe_experts_reference(
            gate and of up are counted apart: w13_scale [E, 2 ceil(I/128), ceil(H/128)]. Then x and silu(gate) * up are
            quantized to float8_e4m3fn by the rule of ``quantize_activation``: per token, or with blocks per token and group
            of 128 columns.
+
+    ``partial``: as ``op.PARTIAL`` says, where ranks share the experts, or the I columns of each.
     """
     granularity = fp8_granularity(w13, w13_scale)
     rows = x.double() if granularity is None else _rounded_to_quantized(x, granularity)
@@ -91,7 +94,7 @@ def moe_experts_reference(
             hidden = _rounded_to_quantized(hidden, granularity)
         result = hidden @ _expert_weight(w2, w2_scale, w2_zeros, expert, parts=1).T
         out.index_add_(0, token, result * weights[token, choice, None].double())
-    return out.to(x.dtype)
+    return rounded_once(out, None, x.dtype, partial)
 
 
 def fp8_granularity(w13: torch.Tensor, w13_scale: torch.Tensor | None) -> Granularity | None:
@@ -124,8 +127,8 @@ def moe_route_fake(logits, bias=None, top_k=2, **rule):  # type: ignore[no-untyp
     return logits.new_empty(shape, dtype=torch.float32), logits.new_empty(shape, dtype=torch.int32)
 
 
-def moe_experts_fake(x, weights, ids, w13, w2, expert_start=0, **quantized):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x)
+def moe_experts_fake(x, weights, ids, w13, w2, expert_start=0, partial=False, **quantized):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x, dtype=torch.float32 if partial else x.dtype)
 
 
 def moe_route_cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
@@ -182,7 +185,8 @@ moe_experts = Op(
     moe_experts_fake,
     moe_experts_cost,
     cases=MOE_EXPERTS_CASES,
-    bind_args=("w13", "w2", "expert_start", "w13_scale", "w2_scale", "w13_zeros", "w2_zeros"),
+    bind_args=("w13", "w2", "expert_start", "w13_scale", "w2_scale", "w13_zeros", "w2_zeros", PARTIAL),
+    optional=(PARTIAL,),
     row_args=("x", "weights", "ids"),
     facts=moe_experts_facts,
     tolerance=_TWO_PRODUCTS,

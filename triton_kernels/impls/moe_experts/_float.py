@@ -73,18 +73,19 @@ def grouped_kernel(
 
 
 class FloatGemm:
-    """w13 (``gated``): x [T, H] -> silu(gate) * up [pairs, I], by expert; or w2: that -> router weight * result [pairs, H]."""
+    """w13 (``gated``): x [T, H] -> silu(gate) * up [pairs, I], by expert; or w2: that -> router weight * result [pairs, H], in f32 if
+    ``partial``."""
 
     def __init__(
-        self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, gated: bool
+        self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, gated: bool, partial: bool
     ) -> None:
         self.weight = weight if weight.stride(2) == 1 else weight.contiguous()
-        self.gated, self.interpret = gated, spec.interpret
+        self.gated, self.partial, self.interpret = gated, partial, spec.interpret
         self.kernel = Launch(grouped_kernel)
 
     def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
         columns, num_in = self.weight.shape[1] // (1 + self.gated), x.shape[1]
-        out = x.new_empty(routing.num_pairs, columns)
+        out = x.new_empty(routing.num_pairs, columns, dtype=torch.float32 if self.partial else x.dtype)
         self.kernel(
             tile.grid(routing.groups, columns, self.gated),
             x,

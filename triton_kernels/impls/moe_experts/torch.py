@@ -14,6 +14,7 @@ from ...ops.moe import fp8_granularity
 from ...ops.quantize import Granularity
 from ..gemm_fp8.torch import dequantized as dequantized_fp8
 from ..gemm_w4a16.torch import dequantized as dequantized_int4
+from ..linear.torch import unrounded
 from ..quantize_activation.torch import quantize
 
 
@@ -29,6 +30,7 @@ def moe_experts_torch(
     w2_scale: torch.Tensor | None = None,
     w13_zeros: torch.Tensor | None = None,
     w2_zeros: torch.Tensor | None = None,
+    partial: bool = False,
 ) -> torch.Tensor:
     num_experts, top_k = w13.shape[0], ids.shape[1]
     granularity = fp8_granularity(w13, w13_scale)
@@ -46,11 +48,12 @@ def moe_experts_torch(
             hidden = torch.nn.functional.silu(gate).mul_(up)
             if granularity is not None:
                 hidden = _rounded_to_quantized(hidden, granularity)
-            weight = _expert_weight(w2, w2_scale, w2_zeros, expert, 1, x.dtype)
-            results[part] = torch.nn.functional.linear(hidden, weight)
+            weight = _expert_weight(w2, w2_scale, w2_zeros, expert, 1, torch.float32 if partial and w2_scale is not None else x.dtype)
+            results[part] = unrounded(hidden, weight) if partial else torch.nn.functional.linear(hidden, weight)
             start += count
     results[start:] = 0  # choices whose experts are elsewhere
-    return combine(results, order, weights).to(x.dtype)
+    out = combine(results, order, weights)
+    return out if partial else out.to(x.dtype)
 
 
 def local_experts(ids: torch.Tensor, expert_start: int, num_experts: int) -> torch.Tensor:

@@ -47,11 +47,13 @@ def combine_kernel(
 
 
 class _Experts:
+    takes = ("partial",)
+
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-        gemm = _gemm(spec)
+        gemm, self.partial = _gemm(spec), params.get("partial", False)
         self.gate_up, self.down = (
-            gemm(spec, weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_zeros"), name == "w13")
-            for name in ("w13", "w2")
+            gemm(spec, weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_zeros"), name == "w13", unrounded)
+            for name, unrounded in (("w13", False), ("w2", self.partial))
         )
         self.spec, self.num_experts, self.columns = spec, weights["w13"].shape[0], weights["w13"].shape[1] // 2
         self.expert_start = params.get("expert_start", 0)
@@ -69,7 +71,7 @@ class _Experts:
 
     def multiply(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, tile: Tile) -> torch.Tensor:
         num_tokens, hidden_size = x.shape
-        out = torch.empty(num_tokens, hidden_size, dtype=x.dtype, device=x.device)
+        out = torch.empty(num_tokens, hidden_size, dtype=torch.float32 if self.partial else x.dtype, device=x.device)
         if not num_tokens:
             return out
         x, weights, ids = x if x.stride(1) == 1 else x.contiguous(), weights.contiguous(), ids.contiguous()
