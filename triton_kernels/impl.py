@@ -15,6 +15,8 @@ from .tuning import NOT_TUNED, TunedTables
 
 NEVER_MET_ITS_LIBRARY = "never met its library"
 """``Impl.unproven`` of an adapter that ran against a stand-in for its library only."""
+NEVER_RAN_ACROSS_DEVICES = "never ran across devices"
+"""``Impl.unproven`` of a collective for several GPUs."""
 
 
 class Bound(Protocol):
@@ -33,6 +35,8 @@ class Flags:
     cpu_graph        the same on a CPU: all that a call does are native kernels and torch operations
     deterministic    equal bits on repeated runs
     batch_invariant  a row's bits do not depend on the other rows
+    rank_invariant   of products and of sums over ranks: neighbours are added in pairs, then pairs, within a rank and across ranks,
+                     so that bits do not depend on how many ranks (1, 2, 4, 8, ...) share K if all who add promise this
     rng              "contract": the project's Philox stream, returns the reference's token; "own": any other generator
     """
 
@@ -40,6 +44,7 @@ class Flags:
     cpu_graph: bool = False
     deterministic: bool = True
     batch_invariant: bool = False
+    rank_invariant: bool = False
     rng: Literal["contract", "own"] = "contract"
 
 
@@ -75,14 +80,18 @@ class Impl:
         if unknown:
             known = ", ".join(f"{k}:{v}" for k, v in self.options.items()) or "none"
             reasons.append(f"has no option {', '.join(unknown)} (options and defaults: {known})")
-        if not inspect.isclass(self.target):
-            taken = inspect.signature(self.target).parameters.values()
-            names = {p.name for p in taken}
-            lacking = [name for name in str(spec.fact("given", "")).split() if name not in names]
-            if lacking and not any(p.kind is p.VAR_KEYWORD for p in taken):
-                reasons.append(f"does not take {', '.join(lacking)}")
+        lacking = [name for name in str(spec.fact("given", "")).split() if not self._takes(name)]
+        if lacking:
+            reasons.append(f"does not take {', '.join(lacking)}")
         check = getattr(self.target, "unsupported", None)
         return reasons + (list(check(spec)) if check and not reasons else [])
+
+    def _takes(self, name: str) -> bool:
+        """Whether it serves a call with this optional argument of its op."""
+        if inspect.isclass(self.target):
+            return name in getattr(self.target, "takes", ())
+        parameters = inspect.signature(self.target).parameters
+        return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     def bind(
         self,

@@ -11,6 +11,19 @@ from typing import Any
 import torch
 
 
+PARTIAL = "partial"
+"""Optional argument of products whose K is shared by ranks: the result is this rank's part of a sum that ``all_reduce`` rounds. It
+comes unrounded, in float32 (from references in float64), and without bias, which is added once to the whole sum."""
+
+
+def rounded_once(out: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, partial: bool) -> torch.Tensor:
+    """How a reference ends that has summed in float64."""
+    if partial:
+        assert bias is None, "a partial result takes no bias: the sum over the ranks does"
+        return out
+    return (out if bias is None else out + bias.double()).to(dtype)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Work of one call: floating-point operations and bytes that must move between memory and chip at least once."""
@@ -50,7 +63,7 @@ class Tolerance:
 class Case:
     """Concrete inputs of an op.
 
-    ``make(generator, dtype, device)`` returns every argument of the reference by name. ``dims``, ``q_lens`` and
+    ``make(generator, dtype, device)`` returns every argument of the reference by name (optional ones if they are not defaults). ``dims``, ``q_lens`` and
     ``ctx_lens`` are what the op's cost function takes. ``tags``: ``"tiled"`` has three or more blocks on every tiled axis,
     ``"odd"`` has sizes that divide nothing, ``"bench"`` is too large for the interpreter and used for benchmarks and
     rooflines only. ``relative`` stands in for that of the op's tolerance where a case needs limits of its own (quantized values
@@ -77,8 +90,8 @@ class Op:
     fake        takes the reference's arguments, returns empty outputs of the right shape and dtype.
     bind_args   names of the reference's arguments that are fixed when a layer is built (weights and static scalars); the
                 others are passed, by position, on each call.
-    optional    those of ``bind_args`` that an impl made from a plain function need not take: where one is given a value
-                other than its default, a function without it is refused.
+    optional    those of ``bind_args`` that an impl need not take: where one is given a value other than its default, a function
+                without it in its signature is refused, and a class without it in its attribute ``takes``.
     mutates     names of the arguments written in place.
     row_args    names of the arguments whose first dimension counts rows that must not influence each other (with ``meta``:
                 its requests); what batch invariance is tested on. Outputs, and mutated row arguments, have the same rows.
@@ -111,6 +124,11 @@ class Op:
         return tuple(inspect.signature(self.reference).parameters)
 
     @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Of the optional arguments, by name."""
+        return {name: inspect.signature(self.reference).parameters[name].default for name in self.optional}
+
+    @cached_property
     def call_args(self) -> tuple[str, ...]:
         """Argument names of a bound call, in order."""
         return tuple(p for p in self.parameters if p not in self.bind_args)
@@ -127,6 +145,6 @@ class Op:
 
     def is_given(self, name: str, bound_args: Mapping[str, Any]) -> bool:
         """Whether an argument has a value other than its default."""
-        default = inspect.signature(self.reference).parameters[name].default
+        default = self.defaults.get(name)
         value = bound_args.get(name, default)
         return value is not default and (isinstance(value, torch.Tensor) or bool(value != default))

@@ -68,7 +68,7 @@ def _promises(impl: Impl) -> list[str]:
     """``graphs``: it can be recorded on all its devices."""
     recorded = [f"{device}_graph" for device in impl.devices if getattr(impl.flags, f"{device}_graph")]
     graphs = ["graphs"] if len(recorded) == len(impl.devices) else recorded
-    kept = [flag for flag in ("deterministic", "batch_invariant") if getattr(impl.flags, flag)]
+    kept = [flag for flag in ("deterministic", "batch_invariant", "rank_invariant") if getattr(impl.flags, flag)]
     return [*graphs, *kept, *(["own_rng"] if impl.flags.rng == "own" else [])]
 
 

@@ -43,7 +43,7 @@ REFUSED: dict[tuple[str, str], set[str]] = {
     ("gemm_fp8", "flashinfer"): {"odd", "tiled", "static", "long_k", "blocks", "long_blocks", "e5m2", "empty"},
 }
 # Quantized caches and outputs: none of these libraries has the op's rules for them.
-QUANTIZED = ("does not quantize its output", "a scale per token")
+QUANTIZED = ("does not take out_dtype", "a scale per token")
 ADAPTERS = pytest.mark.parametrize(("op", "name"), REFUSED, ids=[f"{op}-{name}" for op, name in REFUSED])
 
 
@@ -171,7 +171,7 @@ def test_flex_may_be_compiled_for_many_kinds_of_batches(monkeypatch: pytest.Monk
         ("gemm_fp8", "flashinfer", {"recipe": "block"}, "sm_90", "not by block"),
         ("gemm_fp8", "flashinfer", {}, "sm_80", "sm_89 or later"),
         ("rotary", "flashinfer", {"rot_dim": 48}, "sm_90", "multiple of 32"),
-        ("rms_norm", "flashinfer", {"out_dtype": torch.float8_e4m3fn}, "sm_90", "does not quantize"),
+        ("rms_norm", "flashinfer", {"given": "out_dtype"}, "sm_90", "does not take out_dtype"),
     ],
 )
 def test_what_a_library_lacks_is_a_reason(

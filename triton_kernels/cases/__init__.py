@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+
+from ..op import PARTIAL, Case
 
 SMALL, TILED, BENCH = frozenset({"odd"}), frozenset({"odd", "tiled"}), frozenset({"bench"})
 _LARGE = 1 << 22  # elements
@@ -24,6 +28,15 @@ QUANTIZED_LIMITS = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16),
 """Limits where an op quantizes its own output. Numbers between the sum and the quantized values are f32 whatever the input's dtype;
 one that lies within its last bit of a border may get the next quantized value (1/8 away in float8_e4m3fn). Rounding to bfloat16
 before the quantized values is an error of 1e-2 and more in float8 (5e-3 in int8), and truncating them one of 4e-2."""
+
+
+PARTIAL_LIMITS = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 1e-5)
+"""Limits of unrounded results: rounding to float16 would be an error of 2e-4, to bfloat16 one of 2e-3."""
+
+
+def unrounded(case: Case, relative: Mapping[torch.dtype, float] | None = PARTIAL_LIMITS) -> Case:
+    """The same call for a rank's part of the result. ``relative`` None: the op's limits, where something is rounded on the way."""
+    return replace(case, name=f"{case.name}_partial", make=lambda *given: {**case.make(*given), PARTIAL: True}, relative=relative)
 
 
 def quantized_args(device: torch.device, quantized: torch.dtype | None, granularity: str, static_scale: float) -> dict[str, Any]:

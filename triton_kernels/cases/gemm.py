@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..op import Case
-from . import BENCH, SMALL, TILED, randn
+from . import BENCH, SMALL, TILED, randn, unrounded
 
 _BLOCK = 128
 
@@ -175,6 +175,8 @@ W4A16_CASES = (
     _w4("act_order", SMALL, 6, 256, 64, group=128, zeros=True, act_order=True),
     _w4("long_k", SMALL, 2, 1152, 66, group=64),
     _w4("empty", SMALL, 0, 64, 16, group=32),
+    unrounded(_w4("tiled", TILED, 35, 392, 139, zeros=True)),
+    unrounded(_w4("long_k", SMALL, 2, 1152, 66, group=64)),
     *(_w4(*bench, group=128) for bench in _BENCH),
 )
 W8A16_CASES = (
@@ -188,6 +190,8 @@ W8A16_CASES = (
     _w8("eight_bits", SMALL, 3, 640, 20, kind=torch.uint8, group=64, zeros=True),
     _w8("act_order", SMALL, 6, 256, 40, group=64, act_order=True),
     _w8("empty", SMALL, 0, 32, 16),
+    unrounded(_w8("tiled", TILED, 35, 200, 139)),
+    unrounded(_w8("act_order", SMALL, 6, 256, 40, group=64, act_order=True)),
     *(_w8(*bench) for bench in _BENCH),
 )
 INT8_CASES = (
@@ -198,6 +202,7 @@ INT8_CASES = (
     _i8("static_zero", SMALL, 4, 130, 70, static=True, zero=True),
     _i8("long_k", SMALL, 3, 1100, 20, zero=True),
     _i8("empty", SMALL, 0, 32, 16),
+    unrounded(_i8("long_k", SMALL, 3, 1100, 20, zero=True)),
     *(_i8(*bench) for bench in _BENCH),
 )
 FP8_CASES = (
@@ -210,6 +215,8 @@ FP8_CASES = (
     _f8("long_blocks", SMALL, 3, 1100, 20, recipe="block"),
     _f8("e5m2", SMALL, 4, 160, 33, recipe="tensor", kind=torch.float8_e5m2, bias=True),
     _f8("empty", SMALL, 0, 32, 16),
+    unrounded(_f8("long_k", SMALL, 3, 1100, 20)),
+    unrounded(_f8("long_blocks", SMALL, 3, 1100, 20, recipe="block")),
     *(
         _f8(*bench, recipe=recipe) if recipe == "channel" else _f8(f"{bench[0]}_blocks", *bench[1:], recipe=recipe)
         for recipe in ("channel", "block")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..op import Case
-from . import BENCH, SMALL, TILED, randn
+from . import BENCH, SMALL, TILED, randn, unrounded
 
 
 def _make(
@@ -41,6 +41,8 @@ CASES = (
     _case("strided", SMALL, 6, 40, 33, bias=True, strided=True),
     _case("long_k", SMALL, 3, 300, 20),
     _case("empty", SMALL, 0, 32, 16),
+    unrounded(_case("tiled", TILED, 67, 98, 101)),
+    unrounded(_case("empty", SMALL, 0, 32, 16)),
     *(
         _case(f"llama-8b_{layer}_{tokens}", BENCH, tokens, *shape)
         for layer, shape in _LLAMA_8B.items()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..op import Case
-from . import BENCH, SMALL, TILED, randn
+from . import BENCH, SMALL, TILED, randn, unrounded
 
 FP8_LIMITS = {torch.float32: 4e-3, torch.float16: 4e-3, torch.bfloat16: 8e-3}
 """The hidden state becomes quantized values with three bits of mantissa: rounding all of it errs by about 2.6e-2, and one number in
@@ -176,6 +176,9 @@ MOE_EXPERTS_CASES = (
     *(_experts_case(f"gpt-oss-20b_{tokens}", BENCH, tokens, 32, 4, 2880, 2880, biases=True, limit=7.0) for tokens in (1, 64)),
     *(_experts_case(f"qwen3-30b-a3b_{tokens}", BENCH, tokens, 128, 8, 2048, 768) for tokens in (1, 64, 4096)),
     *(_experts_case(f"mixtral-8x7b_{tokens}", BENCH, tokens, 8, 2, 4096, 14336) for tokens in (1, 64)),
+    unrounded(_experts_case("shard", SMALL, 21, 4, 3, 32, 32, expert_start=4), None),
+    unrounded(_experts_case("w4a16_shard", SMALL, 13, 3, 1, 384, 128, expert_start=3, scheme="w4a16", group=128), None),
+    unrounded(_experts_case("fp8_shard", SMALL, 13, 3, 1, 100, 150, expert_start=3, scheme="fp8_block"), FP8_LIMITS),
     _experts_case("w4a16_one_row", SMALL, 1, 4, 2, 128, 64, scheme="w4a16", group=64),
     _experts_case("w4a16_tiled", TILED, 19, 3, 2, 392, 264, skewed=True, scheme="w4a16", zeros=True),
     _experts_case("w4a16_group_32", SMALL, 9, 4, 3, 224, 96, strided=True, scheme="w4a16", group=32, zeros=True),

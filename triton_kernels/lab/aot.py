@@ -147,7 +147,7 @@ def compile_impl(
 
 def _spec_and_args(op: Op, case: ServingCase, target: str, dtype: torch.dtype) -> tuple[Spec, dict[str, Any]]:
     """The arguments lie on the CPU: nothing reads them, and the launcher only looks at shapes, strides and dtypes."""
-    args = case.make(dtype)
+    args = {**op.defaults, **case.make(dtype)}
     assert set(args) == set(op.parameters), f"serving case {case.name!r} of {op.name} gives {sorted(args)}"
     spec = calls.make_spec(op, args, dtype, torch.device("cpu"))
     return replace(spec, device="cuda", arch=target), args

@@ -20,7 +20,7 @@ Args = dict[str, Any]
 def make_args(op: Op, case: Case, dtype: torch.dtype, device: torch.device) -> Args:
     """The case's arguments, always the same: the generator is seeded by the names of op and case."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{op.name}/{case.name}".encode()))
-    args = case.make(generator, dtype, device)
+    args = {**op.defaults, **case.make(generator, dtype, device)}
     assert tuple(sorted(args)) == tuple(sorted(op.parameters)), f"{op.name}/{case.name} gives {sorted(args)}"
     return args
 

@@ -1,6 +1,7 @@
 """``gemm_w4a16``, ``gemm_w8a16``, ``gemm_int8``, ``gemm_fp8``: GEMMs with quantized weights (and activations).
 
-Every checkpoint format is brought into the canonical layouts described here; each impl packs its own layout from them.
+Every checkpoint format is brought into the canonical layouts described here; each impl packs its own layout from them. All take
+``partial``, as ``op.PARTIAL`` says.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from ..cases.gemm import FP8_CASES, INT8_CASES, W4A16_CASES, W8A16_CASES
-from ..op import Cost, Op
+from ..op import PARTIAL, Cost, Op, rounded_once
 
 FP8_BLOCK = 128
 
@@ -23,6 +24,7 @@ def gemm_w4a16_reference(
     zeros: torch.Tensor | None = None,
     perm: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    partial: bool = False,
 ) -> torch.Tensor:
     """x [M, K] times 4-bit weights (q - zero) * scale -> [M, N] in x's dtype.
 
@@ -35,7 +37,7 @@ def gemm_w4a16_reference(
     weight = dequantize(unpack_int4(qweight), scales, 8 if zeros is None else zeros)
     wide = x.double() if perm is None else x.double()[:, perm.long()]
     out = wide @ weight.T
-    return (out if bias is None else out + bias.double()).to(x.dtype)
+    return rounded_once(out, bias, x.dtype, partial)
 
 
 def gemm_w8a16_reference(
@@ -45,6 +47,7 @@ def gemm_w8a16_reference(
     zeros: torch.Tensor | None = None,
     perm: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    partial: bool = False,
 ) -> torch.Tensor:
     """x [M, K] times 8-bit weights (q - zero) * scale -> [M, N] in x's dtype. Quantized values are finite numbers.
 
@@ -55,7 +58,7 @@ def gemm_w8a16_reference(
     """
     wide = x.double() if perm is None else x.double()[:, perm.long()]
     out = wide @ dequantize(weight, scales, 0 if zeros is None else zeros).T
-    return (out if bias is None else out + bias.double()).to(x.dtype)
+    return rounded_once(out, bias, x.dtype, partial)
 
 
 def gemm_int8_reference(
@@ -66,6 +69,7 @@ def gemm_int8_reference(
     scales: torch.Tensor,
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
+    partial: bool = False,
 ) -> torch.Tensor:
     """int8 x [M, K] times int8 weight [N, K] -> (x - x_zero) * x_scale @ (weight * scales)^T in out_dtype; the integer sum
     is exact.
@@ -77,7 +81,7 @@ def gemm_int8_reference(
     """
     wide = x.double() if x_zero is None else x.double() - x_zero.double()
     out = (wide @ weight.double().T) * x_scale.double() * scales.double().T
-    return (out if bias is None else out + bias.double()).to(out_dtype)
+    return rounded_once(out, bias, out_dtype, partial)
 
 
 def gemm_fp8_reference(
@@ -87,6 +91,7 @@ def gemm_fp8_reference(
     scales: torch.Tensor,
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
+    partial: bool = False,
 ) -> torch.Tensor:
     """float8 x [M, K] times float8 weight [N, K] -> [M, N] in out_dtype.
 
@@ -96,7 +101,7 @@ def gemm_fp8_reference(
     blocks of 128         x_scale [M, ceil(K/128)], scales [ceil(N/128), ceil(K/128)], where K > 128
     """
     out = spread(x, x_scale, 1) @ spread(weight, scales, FP8_BLOCK if scales.shape[1] > 1 else 1).T
-    return (out if bias is None else out + bias.double()).to(out_dtype)
+    return rounded_once(out, bias, out_dtype, partial)
 
 
 def unpack_int4(words: torch.Tensor) -> torch.Tensor:
@@ -128,20 +133,20 @@ def spread(values: torch.Tensor, scales: torch.Tensor, row_block: int) -> torch.
     return values.double() * wide
 
 
-def gemm_w4a16_fake(x, qweight, scales, zeros=None, perm=None, bias=None):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape[0], qweight.shape[0])
+def gemm_w4a16_fake(x, qweight, scales, zeros=None, perm=None, bias=None, partial=False):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], qweight.shape[0], dtype=torch.float32 if partial else x.dtype)
 
 
-def gemm_w8a16_fake(x, weight, scales, zeros=None, perm=None, bias=None):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape[0], weight.shape[0])
+def gemm_w8a16_fake(x, weight, scales, zeros=None, perm=None, bias=None, partial=False):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32 if partial else x.dtype)
 
 
-def gemm_int8_fake(x, x_scale, x_zero, weight, scales, bias=None, out_dtype=torch.bfloat16):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape[0], weight.shape[0], dtype=out_dtype)
+def gemm_int8_fake(x, x_scale, x_zero, weight, scales, bias=None, out_dtype=torch.bfloat16, partial=False):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32 if partial else out_dtype)
 
 
-def gemm_fp8_fake(x, x_scale, weight, scales, bias=None, out_dtype=torch.bfloat16):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape[0], weight.shape[0], dtype=out_dtype)
+def gemm_fp8_fake(x, x_scale, weight, scales, bias=None, out_dtype=torch.bfloat16, partial=False):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32 if partial else out_dtype)
 
 
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
@@ -187,7 +192,8 @@ gemm_w4a16 = Op(
     gemm_w4a16_fake,
     cost,
     cases=W4A16_CASES,
-    bind_args=("qweight", "scales", "zeros", "perm", "bias"),
+    bind_args=("qweight", "scales", "zeros", "perm", "bias", PARTIAL),
+    optional=(PARTIAL,),
     row_args=("x",),
     facts=gemm_w4a16_facts,
 )
@@ -197,7 +203,8 @@ gemm_w8a16 = Op(
     gemm_w8a16_fake,
     cost,
     cases=W8A16_CASES,
-    bind_args=("weight", "scales", "zeros", "perm", "bias"),
+    bind_args=("weight", "scales", "zeros", "perm", "bias", PARTIAL),
+    optional=(PARTIAL,),
     row_args=("x",),
     facts=gemm_w8a16_facts,
 )
@@ -207,7 +214,8 @@ gemm_int8 = Op(
     gemm_int8_fake,
     cost,
     cases=INT8_CASES,
-    bind_args=("weight", "scales", "bias", "out_dtype"),
+    bind_args=("weight", "scales", "bias", "out_dtype", PARTIAL),
+    optional=(PARTIAL,),
     row_args=("x", "x_scale", "x_zero"),
     facts=scaled_facts,
 )
@@ -217,7 +225,8 @@ gemm_fp8 = Op(
     gemm_fp8_fake,
     cost,
     cases=FP8_CASES,
-    bind_args=("weight", "scales", "bias", "out_dtype"),
+    bind_args=("weight", "scales", "bias", "out_dtype", PARTIAL),
+    optional=(PARTIAL,),
     row_args=("x", "x_scale"),
     facts=scaled_facts,
 )

@@ -8,17 +8,16 @@ from typing import Any
 import torch
 
 from ..cases.linear import CASES
-from ..op import Cost, Op
+from ..op import PARTIAL, Cost, Op, rounded_once
 
 
-def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [T, K] @ weight [N, K]^T (+ bias [N]) -> [T, N] in x's dtype."""
-    out = x.double() @ weight.double().T
-    return (out if bias is None else out + bias.double()).to(x.dtype)
+def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, partial: bool = False) -> torch.Tensor:
+    """x [T, K] @ weight [N, K]^T (+ bias [N]) -> [T, N] in x's dtype; ``partial``: as ``op.PARTIAL`` says."""
+    return rounded_once(x.double() @ weight.double().T, bias, x.dtype, partial)
 
 
-def fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+def fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, partial: bool = False) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32 if partial else x.dtype)
 
 
 def cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
@@ -32,4 +31,14 @@ def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
     return {"in_features": k, "out_features": n, "weight_dtype": bound["weight"].dtype}
 
 
-linear = Op("linear", reference, fake, cost, cases=CASES, bind_args=("weight", "bias"), row_args=("x",), facts=facts)
+linear = Op(
+    "linear",
+    reference,
+    fake,
+    cost,
+    cases=CASES,
+    bind_args=("weight", "bias", PARTIAL),
+    optional=(PARTIAL,),
+    row_args=("x",),
+    facts=facts,
+)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ..cases.moe import MOE_EXPERTS_CASES, MOE_ROUTE_CASES
-from ..op import Cost, Op, Tolerance
+from ..op import PARTIAL, Cost, Op, Tolerance, rounded_once
 from .gemm import FP8_BLOCK, dequantize, spread, unpack_int4
 from .quantize import Granularity
 from .quantize import reference as quantize
@@ -68,6 +68,7 @@ def moe_experts_reference(
     limit: float | None = None,
     alpha: float = 1.702,
     weighs_input: bool = False,
+    partial: bool = False,
 ) -> torch.Tensor:
     """Sum over a token's experts of weight * (w2 (silu(gate) * up) + w2_bias), where gate, up = w13 x + w13_bias.
 
@@ -88,6 +89,8 @@ def moe_experts_reference(
            gate and of up are counted apart: w13_scale [E, 2 ceil(I/128), ceil(H/128)]. Then x and silu(gate) * up are
            quantized to float8_e4m3fn by the rule of ``quantize_activation``: per token, or with blocks per token and group
            of 128 columns.
+
+    ``partial``: as ``op.PARTIAL`` says, where ranks share the experts, or the I columns of each.
     """
     granularity = fp8_granularity(w13, w13_scale)
     rows = x.double() if granularity is None else _rounded_to_quantized(x, granularity)
@@ -107,7 +110,7 @@ def moe_experts_reference(
         if w2_bias is not None:
             result = result + w2_bias[expert].double()
         out.index_add_(0, token, result if weighs_input else result * weight)
-    return out.to(x.dtype)
+    return rounded_once(out, None, x.dtype, partial)
 
 
 def gated(joined: torch.Tensor, limit: float | None, alpha: float) -> torch.Tensor:
@@ -149,8 +152,8 @@ def moe_route_fake(logits, bias=None, top_k=2, **rule):  # type: ignore[no-untyp
     return logits.new_empty(shape, dtype=torch.float32), logits.new_empty(shape, dtype=torch.int32)
 
 
-def moe_experts_fake(x, weights, ids, w13, w2, expert_start=0, **quantized):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x)
+def moe_experts_fake(x, weights, ids, w13, w2, expert_start=0, partial=False, **quantized):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x, dtype=torch.float32 if partial else x.dtype)
 
 
 def moe_route_cost(dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> Cost:
@@ -208,8 +211,8 @@ moe_experts = Op(
     moe_experts_fake,
     moe_experts_cost,
     cases=MOE_EXPERTS_CASES,
-    bind_args=("w13", "w2", "expert_start", "w13_scale", "w2_scale", "w13_zeros", "w2_zeros", *_VARIANTS),
-    optional=_VARIANTS,
+    bind_args=("w13", "w2", "expert_start", "w13_scale", "w2_scale", "w13_zeros", "w2_zeros", *_VARIANTS, PARTIAL),
+    optional=(*_VARIANTS, PARTIAL),
     row_args=("x", "weights", "ids"),
     facts=moe_experts_facts,
     tolerance=_TWO_PRODUCTS,

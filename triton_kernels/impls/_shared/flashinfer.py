@@ -33,8 +33,6 @@ def unsupported_flashinfer(spec: Spec) -> list[str]:
     reasons = unsupported_arch(spec)
     if spec.dtype not in HALVES:
         reasons.append(f"takes float16 and bfloat16, not {spec.dtype}")
-    if spec.fact("out_dtype") is not None:
-        reasons.append("does not quantize its output")
     return reasons
 
 

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ...ops.quantize import OUTPUT_ARGS
 from ...spec import Spec
 from .launch import Launch, cdiv
 from .output import Output, store_rows
@@ -79,6 +80,8 @@ def gated_kernel(
 
 class Gated:
     """``block``: columns that a program holds at once; 0: 1024, and a row up to 16384 where a scale per token needs all of it."""
+
+    takes = OUTPUT_ARGS
 
     def __init__(
         self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], block: int, activation: str

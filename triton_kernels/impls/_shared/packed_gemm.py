@@ -142,7 +142,10 @@ class PackedGemm(Gemm):
              scales all may be missing
     quantized  uint8 [N, K]; ``kind`` "int4", "uint8", "e4m3" or "e5m2" says what they mean
     zero     the zero point of all quantized values where there are no zeros
+    partial  the result is not rounded: f32
     """
+
+    takes = ("partial",)
 
     def __init__(
         self,
@@ -153,11 +156,12 @@ class PackedGemm(Gemm):
         zero: int,
         tuned: Tuned,
         options: Mapping[str, int],
+        partial: bool,
     ) -> None:
         super().__init__(tuned, options)
         scales, zeros, perm = weights["scales"], weights.get("zeros"), weights.get("perm")
         assert scales is not None
-        self.spec, self.bias = spec, weights.get("bias")
+        self.spec, self.bias, self.partial = spec, weights.get("bias"), partial
         self.num_out, self.num_in = quantized.shape
         bits = 4 if kind == "int4" else 8
         self.words = pack_words(quantized, bits)
@@ -189,7 +193,7 @@ class PackedGemm(Gemm):
 
     def multiply(self, x: torch.Tensor, config: Config) -> torch.Tensor:
         num_tokens, num_out, split = x.shape[0], self.num_out, config.split_k
-        out = x.new_empty(num_tokens, num_out)
+        out = x.new_empty(num_tokens, num_out, dtype=torch.float32 if self.partial else x.dtype)
         if out.numel() == 0:
             return out
         if self.perm is not None:

@@ -212,6 +212,8 @@ def launch_config(num_tokens: int, num_out: int, num_in: int, arch: str) -> Conf
 class ScaledGemm(Gemm):
     """x [M, K] times weight [N, K]; scales [N | 1, 1], or [ceil(N/128), ceil(K/128)] with x_scale [M, ceil(K/128)]."""
 
+    takes = ("partial",)
+
     def __init__(
         self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], tuned: Tuned = NOT_TUNED, **options: int
     ) -> None:
@@ -220,7 +222,7 @@ class ScaledGemm(Gemm):
         self.spec = spec
         self.weight = weight if weight.stride(1) == 1 else weight.contiguous()
         self.scales, self.bias = weights["scales"].float().contiguous(), weights.get("bias")
-        self.out_dtype = params.get("out_dtype", torch.bfloat16)
+        self.out_dtype = torch.float32 if params.get("partial") else params.get("out_dtype", torch.bfloat16)
         self.integer = weight.dtype == torch.int8
         self.blocks = self.scales.shape[1] > 1
         if self.blocks and self.fixed.get("block_n", 0) > 128:

@@ -24,9 +24,11 @@ def dequantized(quantized: torch.Tensor, scales: torch.Tensor, row_block: int) -
 
 @impl("gemm_fp8", "torch", priority=10, options={"dequantize": False})
 class TorchFP8:
+    takes = ("partial",)
+
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], dequantize: bool) -> None:
         self.weight, self.scales, self.bias = weights["weight"], weights["scales"], weights.get("bias")
-        self.out_dtype = params.get("out_dtype", torch.bfloat16)
+        self.out_dtype = torch.float32 if params.get("partial") else params.get("out_dtype", torch.bfloat16)
         if dequantize:
             self.weight = dequantized(self.weight, self.scales, FP8_BLOCK)
         self.is_dequantized = dequantize

@@ -16,7 +16,8 @@ def gemm_int8_torch(
     scales: torch.Tensor,
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
+    partial: bool = False,
 ) -> torch.Tensor:
     quantized = x.float() if x_zero is None else x.float() - x_zero
     out = torch.nn.functional.linear(quantized, weight.float()) * x_scale * scales.T
-    return (out if bias is None else out + bias).to(out_dtype)
+    return (out if bias is None else out + bias).to(torch.float32 if partial else out_dtype)

@@ -26,7 +26,7 @@ class _W4A16(PackedGemm):
     ) -> None:
         packed = weights["qweight"].contiguous().view(torch.uint8)  # two quantized values per byte, the first in the low half
         quantized = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
-        super().__init__(spec, weights, quantized, "int4", 8, tuned, options)
+        super().__init__(spec, weights, quantized, "int4", 8, tuned, options, params.get("partial", False))
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:

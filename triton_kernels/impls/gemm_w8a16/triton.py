@@ -29,7 +29,7 @@ class _W8A16(PackedGemm):
         weight = weights["weight"]
         quantized, signed = weight.contiguous().view(torch.uint8), weight.dtype == torch.int8
         quantized, zero = (quantized ^ 128, 128) if signed else (quantized, 0)
-        super().__init__(spec, weights, quantized, _KINDS[weight.dtype], zero, tuned, options)
+        super().__init__(spec, weights, quantized, _KINDS[weight.dtype], zero, tuned, options, params.get("partial", False))
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:

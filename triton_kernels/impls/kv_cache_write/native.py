@@ -16,6 +16,8 @@ from .._shared.native_code import library_reasons
 
 @impl("kv_cache_write", "native", priority=20, flags=Flags(batch_invariant=True, cpu_graph=True), devices=("cpu",))
 class KvCacheWriteNative:
+    takes = ("k_scale", "v_scale")
+
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         self.run = NativeKernel("native_step.c", spec.dtype, "kv_cache_write", "pp pp p iiiiiiiii iiiiii")
 

@@ -113,6 +113,8 @@ def _kv_cache_write_kernel(
 
 @impl("kv_cache_write", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block_heads": 8})
 class TritonKVCacheWrite:
+    takes = ("k_scale", "v_scale")
+
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor | None], params: object, *, block_heads: int) -> None:
         self.block_heads = block_heads
         self.static = weights.get("k_scale"), weights.get("v_scale")

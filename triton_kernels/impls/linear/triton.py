@@ -155,11 +155,13 @@ def launch_config(num_tokens: int, num_out: int, num_in: int, dtype: torch.dtype
 
 
 class _Linear:
+    takes = ("partial",)
+
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         weight = weights["weight"]
         self.weight = weight if weight.stride(1) == 1 else weight.contiguous()
         self.bias = weights.get("bias")
-        self.spec = spec
+        self.spec, self.partial = spec, params.get("partial", False)
         self.kernel = Launch(_matmul_kernel, GROUP_M=GROUP_M, INTERPRET=spec.interpret, enable_fp_fusion=True)
         self.sum_splits = Launch(_sum_splits_kernel, HAS_BIAS=self.bias is not None, num_warps=4, enable_fp_fusion=True)
         self.aligned = weight.shape[1] % 16 == 0 and self.weight.stride(0) % 16 == 0
@@ -181,7 +183,7 @@ class _Linear:
         weight, bias = self.weight, self.bias
         (num_tokens, num_in), num_out = x.shape, weight.shape[0]
         x = x if x.stride(1) == 1 else x.contiguous()
-        out = x.new_empty(num_tokens, num_out)
+        out = x.new_empty(num_tokens, num_out, dtype=torch.float32 if self.partial else x.dtype)
         if out.numel() == 0:
             return out
         split = config.split_k

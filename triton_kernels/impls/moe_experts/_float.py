@@ -95,7 +95,8 @@ def grouped_kernel(
 
 
 class FloatGemm:
-    """w13 (``gated``): x [T, H] -> silu(gate) * up [pairs, I], by expert; or w2: that -> router weight * result [pairs, H]."""
+    """w13 (``gated``): x [T, H] -> silu(gate) * up [pairs, I], by expert; or w2: that -> router weight * result [pairs, H], in f32 if
+    ``partial``."""
 
     def __init__(
         self,
@@ -104,17 +105,18 @@ class FloatGemm:
         scales: torch.Tensor | None,
         zeros: torch.Tensor | None,
         gated: bool,
+        partial: bool,
         bias: torch.Tensor | None = None,
         variant: Variant = PLAIN,
     ) -> None:
         self.weight = weight if weight.stride(2) == 1 else weight.contiguous()
         self.bias = None if bias is None else bias.contiguous()
-        self.gated, self.interpret = gated, spec.interpret
+        self.gated, self.partial, self.interpret = gated, partial, spec.interpret
         self.kernel = Launch(grouped_kernel, LIMIT=variant.limit, ALPHA=variant.alpha, WEIGHS_INPUT=variant.weighs_input)
 
     def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
         columns, num_in = self.weight.shape[1] // (1 + self.gated), x.shape[1]
-        out = x.new_empty(routing.num_pairs, columns)
+        out = x.new_empty(routing.num_pairs, columns, dtype=torch.float32 if self.partial else x.dtype)
         self.kernel(
             tile.grid(routing.groups, columns, self.gated),
             x,

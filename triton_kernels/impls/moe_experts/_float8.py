@@ -90,8 +90,10 @@ def scaled_grouped_kernel(
 class Float8Gemm:
     """As ``FloatGemm``, of float8_e4m3fn [E, R, K] with scales of channels or blocks."""
 
-    def __init__(self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool) -> None:
-        self.spec, self.gated = spec, gated
+    def __init__(
+        self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool, partial: bool
+    ) -> None:
+        self.spec, self.gated, self.out_dtype = spec, gated, torch.float32 if gated or partial else spec.dtype
         self.quantized, self.scales = weight.contiguous(), scales.float().contiguous()
         self.blocks = spec.fact("scheme") == "fp8_block"
         params = {"out_dtype": torch.float8_e4m3fn, "granularity": "group" if self.blocks else "token"}
@@ -110,7 +112,7 @@ class Float8Gemm:
 
     def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
         columns, num_in = self.quantized.shape[1] // (1 + self.gated), x.shape[1]
-        out = x.new_empty(routing.num_pairs, columns, dtype=torch.float32 if self.gated else self.spec.dtype)
+        out = x.new_empty(routing.num_pairs, columns, dtype=self.out_dtype)
         quantized, x_scale = self.quantize(x)
         self.kernel(
             tile.grid(routing.groups, columns, self.gated),

@@ -92,8 +92,10 @@ def packed_grouped_kernel(
 class Int4Gemm:
     """As ``FloatGemm``, of int32 words [E, R, K/8] with scales (and zeros) [E, R, K/G]."""
 
-    def __init__(self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool) -> None:
-        self.spec, self.gated = spec, gated
+    def __init__(
+        self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, gated: bool, partial: bool
+    ) -> None:
+        self.spec, self.gated, self.partial = spec, gated, partial
         num_experts, rows, _ = weight.shape
         self.columns, self.num_in = rows // (1 + gated), 8 * weight.shape[2]
         # One matrix at a time, because unpacked quantized values take twice the memory of the words.
@@ -119,7 +121,7 @@ class Int4Gemm:
         return list(dict.fromkeys(reasons))
 
     def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
-        out = x.new_empty(routing.num_pairs, self.columns)
+        out = x.new_empty(routing.num_pairs, self.columns, dtype=torch.float32 if self.partial else x.dtype)
         self.kernel(
             tile.grid(routing.groups, self.columns, self.gated),
             x,

@@ -14,6 +14,7 @@ from ...ops.moe import fp8_granularity, gated
 from ...ops.quantize import Granularity
 from ..gemm_fp8.torch import dequantized as dequantized_fp8
 from ..gemm_w4a16.torch import dequantized as dequantized_int4
+from ..linear.torch import unrounded
 from ..quantize_activation.torch import quantize
 
 
@@ -34,6 +35,7 @@ def moe_experts_torch(
     limit: float | None = None,
     alpha: float = 1.702,
     weighs_input: bool = False,
+    partial: bool = False,
 ) -> torch.Tensor:
     num_experts, top_k = w13.shape[0], ids.shape[1]
     granularity = fp8_granularity(w13, w13_scale)
@@ -54,12 +56,17 @@ def moe_experts_torch(
             hidden = gated(torch.nn.functional.linear(taken, weight, bias), limit, alpha)
             if granularity is not None:
                 hidden = _rounded_to_quantized(hidden, granularity)
-            weight = _expert_weight(w2, w2_scale, w2_zeros, expert, 1, x.dtype)
+            wide = torch.float32 if partial and w2_scale is not None else x.dtype
+            weight = _expert_weight(w2, w2_scale, w2_zeros, expert, 1, wide)
             bias = None if w2_bias is None else w2_bias[expert].to(weight.dtype)
-            results[part] = torch.nn.functional.linear(hidden, weight, bias)
+            if partial:
+                results[part] = unrounded(hidden, weight) if bias is None else unrounded(hidden, weight) + bias.float()
+            else:
+                results[part] = torch.nn.functional.linear(hidden, weight, bias)
             start += count
     results[start:] = 0  # choices whose experts are elsewhere
-    return combine(results, order, torch.ones_like(weights) if weighs_input else weights).to(x.dtype)
+    out = combine(results, order, torch.ones_like(weights) if weighs_input else weights)
+    return out if partial else out.to(x.dtype)
 
 
 def local_experts(ids: torch.Tensor, expert_start: int, num_experts: int) -> torch.Tensor:

@@ -47,13 +47,16 @@ def combine_kernel(
 
 
 class _Experts:
+    takes = ("partial", "w13_bias", "w2_bias", *Variant._fields)
+
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-        gemm, biases = _gemm(spec), [weights.get("w13_bias"), weights.get("w2_bias")]
+        gemm, self.partial = _gemm(spec), params.get("partial", False)
         variant = Variant(**{name: params[name] for name in Variant._fields if name in params})
+        biases = [weights.get("w13_bias"), weights.get("w2_bias")]
         more = [{"bias": bias, "variant": variant} if gemm is FloatGemm else {} for bias in biases]
         self.gate_up, self.down = (
-            gemm(spec, weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_zeros"), name == "w13", **own)
-            for name, own in zip(("w13", "w2"), more)
+            gemm(spec, weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_zeros"), name == "w13", unrounded, **own)
+            for name, unrounded, own in zip(("w13", "w2"), (False, self.partial), more)
         )
         self.spec, self.num_experts, self.columns = spec, weights["w13"].shape[0], weights["w13"].shape[1] // 2
         self.expert_start = params.get("expert_start", 0)
@@ -64,15 +67,15 @@ class _Experts:
         gemm, dtype = _gemm(spec), spec.fact("weight_dtype", spec.dtype)
         if gemm is FloatGemm:
             return [] if dtype == spec.dtype else [f"needs weights of the activations' dtype, not {dtype}"]
-        given = spec.fact("given", "")
-        return [*gemm.unsupported(spec), *([f"takes {given} with float weights only"] if given else [])]
+        given = [name for name in spec.fact("given", "").split() if name != "partial"]
+        return [*gemm.unsupported(spec), *([f"takes {', '.join(given)} with float weights only"] if given else [])]
 
     def config(self, num_pairs: int) -> Tile:
         return tile_config(self.spec, num_pairs, self.num_experts, self.columns)
 
     def multiply(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, tile: Tile) -> torch.Tensor:
         num_tokens, hidden_size = x.shape
-        out = torch.empty(num_tokens, hidden_size, dtype=x.dtype, device=x.device)
+        out = torch.empty(num_tokens, hidden_size, dtype=torch.float32 if self.partial else x.dtype, device=x.device)
         if not num_tokens:
             return out
         x, weights, ids = x if x.stride(1) == 1 else x.contiguous(), weights.contiguous(), ids.contiguous()

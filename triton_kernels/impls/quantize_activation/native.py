@@ -19,6 +19,8 @@ _FRACTION_BITS = {torch.int8: 0, torch.float8_e4m3fn: 3, torch.float8_e5m2: 2}
 
 @impl("quantize_activation", "native", priority=20, flags=Flags(batch_invariant=True, cpu_graph=True), devices=("cpu",))
 class QuantizeNative:
+    takes = ("static_zero",)
+
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         self.out_dtype = params.get("out_dtype", torch.float8_e4m3fn)
         static, zero = weights.get("static_scale"), weights.get("static_zero")

@@ -88,6 +88,8 @@ def quantize_groups_kernel(
 class TritonQuantize:
     """``block``: columns of a row held at once (0: a whole row up to 8192); for groups, groups of one program."""
 
+    takes = ("static_zero",)
+
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], block: int) -> None:
         self.out_dtype = params.get("out_dtype", torch.float8_e4m3fn)
         self.static_scale, self.static_zero = weights.get("static_scale"), weights.get("static_zero")

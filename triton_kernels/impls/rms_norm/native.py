@@ -23,8 +23,7 @@ class RmsNormNative:
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
-        quantized = ["does not quantize its output"] if spec.fact("out_dtype") is not None else []
-        return quantized + library_reasons("native_step.c", spec.dtype)
+        return library_reasons("native_step.c", spec.dtype)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         source, num_rows, inner, *strides = rows(x)

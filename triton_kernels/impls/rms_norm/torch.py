@@ -13,12 +13,15 @@ from typing import Any
 import torch
 
 from ...impl import Flags, impl
+from ...ops.quantize import OUTPUT_ARGS
 from ...spec import Spec
 from ..quantize_activation.torch import quantize
 
 
 @impl("rms_norm", "torch", priority=10, flags=Flags(batch_invariant=True, cpu_graph=True))
 class RmsNormTorch:
+    takes = OUTPUT_ARGS
+
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         self.factor = weights["weight"].float() + params.get("offset", 0.0)
         self.eps = params["eps"]

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from ...ops.quantize import OUTPUT_ARGS
 from ...spec import Spec
 from .._shared.norm_rows import NormLaunch, load_rows, row_pointers
 from .._shared.output import Output, store_rows
@@ -96,6 +97,8 @@ def _rms_norm_kernel(
 @impl("rms_norm", "triton", priority=20, requires=("triton",), flags=Flags(batch_invariant=True), options={"block": 8192})
 class RmsNormTriton:
     """``block``: columns that a program holds at once."""
+
+    takes = OUTPUT_ARGS
 
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], block: int) -> None:
         weight, self.output = weights["weight"], Output(weights, params)

@@ -23,8 +23,7 @@ class SiluAndMulNative:
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
-        quantized = ["does not quantize its output"] if spec.fact("out_dtype") is not None else []
-        return quantized + library_reasons("native_step.c", spec.dtype)
+        return library_reasons("native_step.c", spec.dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         source = x if x.stride(1) == 1 else x.contiguous()

@@ -1,0 +1,11 @@
+"""``all_to_all`` by NCCL (on AMD: RCCL): one GPU per process."""
+
+from __future__ import annotations
+
+from ...impl import NEVER_RAN_ACROSS_DEVICES, impl
+from .._shared.process_groups import AllToAll
+
+
+@impl("all_to_all", "nccl", priority=30, devices=("cuda",), unproven=NEVER_RAN_ACROSS_DEVICES)
+class NcclAllToAll(AllToAll):
+    backend = "nccl"
