@@ -22,7 +22,7 @@ from .layers.linear import Float32Linear, GatheredLinear, Linear, ReducedEmbeddi
 from .layers.mla import LatentAttention
 from .layers.mlp import PLAIN, Mlp, MoeMlp, SharedExperts
 from .layers.paged_attention import AttentionKernels, AttentionShape
-from .layers.qk_norm import HeadNorm, HeadsNorm, QkNorm, WidthNorm
+from .layers.qk_norm import GatheredWidthNorm, HeadNorm, HeadsNorm, QkNorm, WidthNorm
 from .parallel import Parallel
 from .parts import Part, all_parts, model_parts, shares
 from .pooling.classifiers import HEADS
@@ -263,6 +263,11 @@ class Builder:
         return tuple(slopes.chunk(self.parallel.tp.size)[self.parallel.tp.rank].tolist())
 
     def _qk_norm(self, part: Part) -> QkNorm:
+        if self.a.family.qk_norm == "width" and part.share is not None:
+            whole, ranks = part.share
+            gather = self.plan.bind("all_gather", params={"group": ranks.group, "dim": 1})
+            copies = ranks.size * part.rows[0] // whole.rows[0]
+            return GatheredWidthNorm(self._norm(whole), gather, copies, part.own[0][0])
         weight, bias = self._norm_tensors(part)
         if self.a.family.qk_norm != "heads":
             kind = WidthNorm if self.a.family.qk_norm == "width" else HeadNorm

@@ -63,7 +63,9 @@ class LocalExecutor:
         device = open_device(config.device)
         return device.name, device.arch
 
-    def __init__(self, config: EngineConfig, model: ModelInfo) -> None:
+    def __init__(self, config: EngineConfig, model: ModelInfo, parallel: Parallel | None = None) -> None:
+        """parallel: which rank of several this is; None: there is one."""
+        parallel = parallel or Parallel()
         device = open_device(config.device)
         device.activate()
         if config.num_threads:
@@ -82,7 +84,7 @@ class LocalExecutor:
                 model,
                 self.plan,
                 device.torch,
-                Parallel(),
+                parallel,
                 config.cache.block_size,
                 config.seed,
                 config.cache.dtype,

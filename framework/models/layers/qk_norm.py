@@ -42,3 +42,18 @@ class WidthNorm:
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
         return self.kernel(heads.flatten(1), None).view(heads.shape)
+
+
+@dataclass(slots=True)
+class GatheredWidthNorm:
+    """The same where ranks share the heads; ``copies`` ranks after another have the same ones. own: this rank's elements of all."""
+
+    kernel: BoundKernel
+    gather: BoundKernel
+    copies: int
+    own: range
+
+    def __call__(self, heads: torch.Tensor) -> torch.Tensor:
+        mine = heads.flatten(1)
+        everything = self.gather(mine).unflatten(1, (-1, self.copies, mine.shape[1]))[:, :, 0].flatten(1)
+        return self.kernel(everything, None)[:, self.own.start : self.own.stop].reshape(heads.shape)
