@@ -29,7 +29,8 @@ class Part:
     float32        kept in float32 whatever the model's dtype
     quantizable    a linear layer or experts inside a layer of the model, as which routers do not count: what is quantized where
                    a checkpoint of floats is to be
-    pieces     rows of what stands side by side, however many sources that has: ranks cut each by itself
+    pieces     rows of what stands side by side, however many sources that has: ranks cut each by itself, and where there are more
+               ranks than heads, several have the same; () = ranks cut all rows, and may have some that were added
     share      of a rank's share: the whole part, and the rank
     """
 
@@ -67,7 +68,7 @@ class Part:
         whole, rank = self.share
         rows, start = [], 0
         for count, total in zip(self.pieces or self.rows, whole.pieces or whole.rows, strict=True):
-            copies = max(rank.size * count // total, 1)
+            copies = rank.size * count // total if self.pieces else 1
             first = rank.rank // copies * count
             rows.append(range(start + min(first, total), start + min(first + count, total)))
             start += total
@@ -156,8 +157,9 @@ def _qk_norm(a: Architecture, sources: tuple[str, ...], num_heads: int) -> Part:
         rows = (a.head_dim,) * num_heads
         return Part(sources, rows, bias=bias, always_float=True, pieces=(sum(rows),))
     if kind == "heads":
-        return Part(sources, (num_heads,), a.head_dim, bias=bias, always_float=True)
-    return Part(sources, (a.head_dim * (num_heads if kind == "width" else 1),), bias=bias, always_float=True)
+        return Part(sources, (num_heads,), a.head_dim, bias=bias, always_float=True, pieces=(num_heads,))
+    rows = (a.head_dim * (num_heads if kind == "width" else 1),)
+    return Part(sources, rows, bias=bias, always_float=True, pieces=rows)
 
 
 def layer_parts(a: Architecture, index: int) -> dict[str, Part]:

@@ -44,38 +44,53 @@ def own_linear(whole: Sequence[LoadedPart], part: Part) -> tuple[LoadedPart, ...
     return tuple(found)
 
 
+def own_experts(whole: LoadedPart, w13: Part, w2: Part) -> LoadedPart:
+    """The same of the experts of a layer."""
+    tensors: dict[str, torch.Tensor | None] = {}
+    for key, tensor in whole.tensors.items():
+        part = w13 if key.startswith("w13") else w2
+        if tensor is not None and part.share is not None:
+            rows, columns, experts = part.own
+            tensor = _cut(tensor[experts.start : experts.stop], part, rows, columns, dim=1)
+        tensors[key] = tensor
+    return replace(whole, tensors=tensors)
+
+
 def _own_part(loaded: LoadedPart, rows: Sequence[range], columns: range, part: Part) -> LoadedPart:
     assert part.share is not None
     name = part.sources[0]
-    total, is_cut = part.share[0].columns or 0, len(columns) != part.share[0].columns
-    perm = loaded.tensors.get("perm")
-    if is_cut and perm is not None:
+    if loaded.tensors.get("perm") is not None and part.columns != part.share[0].columns:
         raise ValueError(
             f"{name} cannot be cut among ranks: its columns are ordered by activation (desc_act), so that a rank's inputs belong "
             "to weights of all; set parallel.tp=1, or quantize the model without desc_act"
         )
-    tensors: dict[str, torch.Tensor | None] = {}
-    for key, tensor in loaded.tensors.items():
-        if tensor is None or key == "perm":
-            tensors[key] = tensor
-            continue
-        if tensor.shape[0] == loaded.num_rows:
-            tensor = torch.cat([tensor[r.start : r.stop] for r in rows])
-        elif tensor.shape[0] > 1:  # scales of blocks
-            tensor = torch.cat([tensor[slice(*_whole_units(name, r, FP8_BLOCK))] for r in rows])
-        if is_cut and tensor.dim() == 2 and tensor.shape[1] > 1:
-            tensor = tensor[:, slice(*_whole_units(name, columns, total // tensor.shape[1]))]
-        tensors[key] = tensor.contiguous()
+    tensors = {
+        key: tensor if tensor is None or key == "perm" else _cut(tensor, part, rows, columns, dim=0)
+        for key, tensor in loaded.tensors.items()
+    }
     return replace(loaded, tensors=tensors)
 
 
-def _whole_units(name: str, own: range, size: int) -> tuple[int, int]:
+def _cut(tensor: torch.Tensor, part: Part, rows: Sequence[range], columns: range, dim: int) -> torch.Tensor:
+    """rows: of those that the tensor has, or has scales of, along ``dim``; columns come after it, where there are any."""
+    assert part.share is not None
+    name, total = part.sources[0], part.share[0].columns or 0
+    if tensor.shape[dim] > 1:
+        unit = FP8_BLOCK if tensor.shape[dim] < rows[-1].stop else 1
+        tensor = torch.cat([tensor.narrow(dim, *_units(name, own, unit)) for own in rows], dim)
+    if len(columns) < total and tensor.dim() > dim + 1 and tensor.shape[dim + 1] > 1:
+        tensor = tensor.narrow(dim + 1, *_units(name, columns, total // tensor.shape[dim + 1]))
+    return tensor.contiguous()
+
+
+def _units(name: str, own: range, size: int) -> tuple[int, int]:
+    """(first, number) of the groups of ``size``."""
     if own.start % size or own.stop % size:
         raise ValueError(
             f"{name} cannot be cut among ranks: numbers {own.start} to {own.stop - 1} are no whole groups of {size} weights with "
             "one scale; choose a smaller parallel.tp"
         )
-    return own.start // size, own.stop // size
+    return own.start // size, len(own) // size
 
 
 def _own_rows(whole: torch.Tensor, part: Part, rows: Sequence[range], dim: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from .hub import read_json
 from .parts import Part, all_parts, bias_name
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
 from .quantization.unquantized import Unquantized, gate_first
-from .shares import own_bias, own_linear, own_weight
+from .shares import own_bias, own_experts, own_linear, own_weight
 from .torch_file import TorchFile
 
 
@@ -41,9 +41,10 @@ class Weights(ABC):
 
     def load_experts(self, w13: Part, w2: Part) -> LoadedPart:
         """The experts of a layer, biases included."""
-        if w13.share is not None and type(self.scheme) is not Unquantized:
-            raise ValueError(f"{w13.sources[0]}: quantized experts cannot be cut among ranks yet; set parallel.tp=1")
-        loaded = self.scheme.experts(w13, w2, self)
+        if w13.share is None or w2.share is None or type(self.scheme) is Unquantized:
+            loaded = self.scheme.experts(w13, w2, self)
+        else:
+            loaded = own_experts(self.scheme.experts(w13.share[0], w2.share[0], self), w13, w2)
         biases = {f"{name}_bias": self.bias(part) for name, part in (("w13", w13), ("w2", w2)) if part.bias}
         if w2.share is not None and w2.share[1].rank and w2.columns != w2.share[0].columns and w2.bias:
             biases["w2_bias"] = None  # ranks that share an expert's inputs add it once
