@@ -104,6 +104,8 @@ class Scheduler:
         if self.speculation is not None:
             scheduled.num_drafts = num_drafts
             scheduled.fill_drafts(num_drafts, self.speculation.proposer is not None)
+        if self._num_stages > 1:
+            step.decoded = [request.token_ids[request.num_computed - 1] for request in scheduled.decodes]
         step.released, self.released = self.released, []
         self.counters.num_steps += 1
         self._in_flight.append(scheduled)

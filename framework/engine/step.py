@@ -56,6 +56,8 @@ class StepInput:
                    the executor alone. None: no step has drafts, and the executor counts
     drafts         per row, its drafts; None: they are those that the executor made after the row's step before
     num_proposals  how many drafts the executor is to make for each row that samples, for the next step
+    decoded        of a pipeline, where not every stage samples: the tokens that the rows with one token compute, as far as those
+                   were sampled. None: the executor has them
     masked      rows, ascending, whose next token a grammar has a say in: no row is sampled before ``Handle.sample`` brings what
                 they may take
     """
@@ -72,6 +74,7 @@ class StepInput:
     num_computed: list[int] | None = None
     drafts: list[list[int]] | None = None
     num_proposals: int = 0
+    decoded: list[int] | None = None
 
 
 @dataclass(slots=True)

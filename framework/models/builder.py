@@ -171,6 +171,7 @@ class Builder:
             lm_head=lm_head,
             logit_scale=a.logit_scale,
             logit_softcap=a.logit_softcap,
+            pp=pp,
         )
 
     def _block(self, layer: int, index: int) -> Block:

@@ -9,13 +9,14 @@ from .batch import ForwardBatch
 from .layers.block import Block, HiddenAndResidual
 from .layers.linear import Linear, ReducedEmbedding
 from .paged_model import PagedModel
+from .parallel import Ranks
 
 
 class Decoder(PagedModel):
-    """A model that the runner can step.
+    """A model that the runner can step, or one stage of a pipeline.
 
     ``layers`` are those of this process; ``embed`` is None where an earlier stage embeds, ``lm_head`` where a later one
-    projects.
+    projects. Stages pass (hidden, residual) on through the group of ``pp``.
 
     aux_layers  numbers of layers whose inputs a drafting head wants
     """
@@ -39,10 +40,12 @@ class Decoder(PagedModel):
         lm_head: Linear | None,
         logit_scale: float | None,
         logit_softcap: float | None,
+        pp: Ranks = Ranks(),  # noqa: B008
     ) -> None:
         super().__init__([layer.attention.paged for layer in layers])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
-        self.hidden_size, self.aux_layers = hidden_size, tuple[int, ...]()
+        self.hidden_size, self.aux_layers, self._pp = hidden_size, tuple[int, ...](), pp
+        self.is_last = pp.rank == pp.size - 1
         self._embed, self._embed_scale, self._embed_norm = embed, embed_scale, embed_norm
         self._project_in, self._position_embed, self._token_types = project_in, position_embed, token_types
         self._final_norm, self._project_out, self._lm_head = final_norm, project_out, lm_head
@@ -67,6 +70,8 @@ class Decoder(PagedModel):
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Final hidden states [T, H] of a step; writes the cache. With ``aux_layers``, the states before these layers, residual
         added, stand beside it: [T, (1 + n) H]."""
+        if self._pp.size > 1:
+            return self._forward_stage(batch)
         x, aux = self.embed(batch.token_ids, batch.positions, batch.token_types), list[torch.Tensor]()
         if not self.aux_layers:
             return self.finish(*self.run_layers(x, None, batch))
@@ -76,6 +81,23 @@ class Decoder(PagedModel):
                 aux.append(x.clone() if residual is None else x + residual)
             x, residual = layer(x, residual, batch)
         return torch.cat((self.finish(x, residual), *aux), dim=-1)
+
+    def _forward_stage(self, batch: ForwardBatch) -> torch.Tensor:
+        """Of all stages but the last: what goes on to the next, without the residual."""
+        pp, residual = self._pp, None
+        if pp.rank == 0:
+            x = self.embed(batch.token_ids, batch.positions, batch.token_types)
+        else:
+            shape = (len(batch.positions), self.hidden_size)
+            x, residual = (
+                pp.group.recv(torch.empty(shape, dtype=self.dtype, device=batch.positions.device), pp.rank - 1) for _ in range(2)
+            )
+        x, residual = self.run_layers(x, residual, batch)
+        if self.is_last:
+            return self.finish(x, residual)
+        pp.group.send(x.contiguous(), pp.rank + 1)
+        pp.group.send(torch.zeros_like(x) if residual is None else residual.contiguous(), pp.rank + 1)  # post norms leave none
+        return x
 
     def run_layers(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
         """The layers of this process, from and to (hidden, residual)."""

@@ -11,6 +11,7 @@ class PagedModel:
     """The part of ``Model`` that is about the cache. attention: of each layer, in order."""
 
     decides_on_host = False
+    is_last = True
 
     def __init__(self, attention: list[PagedAttention]) -> None:
         self._attention, self._first_of_groups = attention, attention[:1]
@@ -24,7 +25,7 @@ class PagedModel:
         for index, group in enumerate(groups):
             for layer in group.layers:
                 self._attention[layer].group = index
-        self._first_of_groups = [self._attention[group.layers[0]] for group in groups]
+        self._first_of_groups = [self._attention[group.layers[0]] for group in groups if group.layers]
 
     def begin_step(self, batch: ForwardBatch) -> None:
         """Once per step, before ``forward``: lets attention prepare what the layers of a group share."""

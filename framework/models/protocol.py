@@ -19,6 +19,9 @@ class Model(Protocol):
     decides_on_host: bool
     """Whether Python looks at a step's numbers. A recording on a CPU, where reading them is no event, would not look again."""
 
+    is_last: bool
+    """Whether its hidden states are the final ones: of a pipeline only those of the last stage are."""
+
     def cache_specs(self) -> list[PagedKV]:
         """What each layer keeps in the cache."""
 

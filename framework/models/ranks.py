@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..config import CALIBRATED_SCHEMES, ParallelConfig, QuantConfig
+from ..engine.kv_cache.spec import PagedKV
 from .architecture import Architecture, LayerShape, ModelInfo
 from .parallel import Parallel, Ranks
 from .parts import Part, layer_parts, model_parts, shares
@@ -92,6 +93,15 @@ def layer_shares(rank: Architecture, whole: Architecture, index: int, parallel: 
         for of_experts, ranks in ((False, parallel.tp), (True, ep if ep.size > 1 else parallel.tp))
         for name, part in shares({n: p for n, p in own.items() if bool(p.num_experts) == of_experts}, found, ranks).items()
     }
+
+
+def rank_cache_specs(model: ModelInfo, parallel: Parallel, cache_dtype: str) -> list[PagedKV]:
+    """What every layer of a model keeps on a rank, whichever stage has it. cache_dtype: as in ``CacheConfig``."""
+    assert model.architecture is not None
+    rank = rank_architecture(model.architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
+    specs = rank.cache_specs(model.dtype if cache_dtype == "auto" else cache_dtype)
+    within = (spec.window is None or spec.window < model.max_model_len for spec in specs)
+    return [spec if outgrown else replace(spec, window=None) for spec, outgrown in zip(specs, within)]
 
 
 def _spread(parts: dict[str, Part], ep: int) -> dict[str, Part]:

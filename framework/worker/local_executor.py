@@ -16,7 +16,7 @@ from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.executor import Handle
 from ..engine.kv_cache.memory import cache_blocks
-from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers
+from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers, own_groups
 from ..engine.step import StepInput
 from ..logs import memory_size
 from ..models.architecture import ModelInfo
@@ -25,6 +25,7 @@ from ..models.builder import load_model
 from ..models.parallel import Parallel
 from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme
+from ..models.ranks import rank_cache_specs
 from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
@@ -75,6 +76,7 @@ class LocalExecutor:
         if config.speculative_config.place == "device":
             check_drafter(config, model)
         self._pools = model.pooling is not None
+        self._records = parallel.pp.size == 1  # what passes between stages is no call of a kernel
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, probes)
@@ -92,17 +94,17 @@ class LocalExecutor:
             )
             self.weight_bytes = tensor_bytes(self._model)
             said.append(f"{memory_size(self.weight_bytes)} of {model.name} in {model.dtype} on {device.name}")
-        self.groups = group_layers(self._model.cache_specs())
-        self._model.set_groups(self.groups)
+        self.groups, self._own_groups = self._groups(config, model, parallel)
+        self._model.set_groups(self._own_groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
         self._drafter = self._load_drafter(config, model, device.torch)
         self.draft_max_model_len = None if self._drafter is None else self._drafter.max_model_len
         self.drafts_read_ahead = self._drafter is not None and self._drafter.reads_ahead
         with _phase("KV cache") as said:
             self.num_blocks = self._fit_blocks(config, device)
-            cache_bytes = self.num_blocks * _block_bytes(self.groups, self._drafter, config.cache.block_size)
+            cache_bytes = self.num_blocks * _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
             _check_cache_fits(self.num_blocks, cache_bytes, device)
-            caches = allocate_caches(self.groups, self.num_blocks, config.cache.block_size, device.torch)
+            caches = allocate_caches(self._own_groups, self.num_blocks, config.cache.block_size, device.torch)
             said.append(f"{self.num_blocks} blocks of {config.cache.block_size} tokens, {memory_size(cache_bytes)}")
         self.in_flight_steps = device.in_flight_steps
         self.num_drafts = config.speculative_config.num_speculative_tokens
@@ -115,7 +117,7 @@ class LocalExecutor:
         self._runner = Runner(
             self._model,
             self.plan,
-            self.groups,
+            self._own_groups,
             caches,
             config.scheduler.max_num_seqs,
             config.cache.block_size,
@@ -135,7 +137,7 @@ class LocalExecutor:
         if probes is not None:
             probes.check({kernel.op for kernel in self.plan.bound})
             self._step = probes.around_submit(self._step)
-        if not self._pools and config.graphs.enabled and (capture := device.capture()) is not None:
+        if not self._pools and self._records and config.graphs.enabled and (capture := device.capture()) is not None:
             self._capture_graphs(config, device, capture if probes is None else probes.around_capture(capture))
         _logger.info("kernel plan: %s", ", ".join(f"{op}={found['impl']}" for op, found in self.plan_report().items()))
 
@@ -181,6 +183,17 @@ class LocalExecutor:
             said.append(f"{len(sizes)} decode steps of up to {sizes[-1]} rows")
         self.plan.recorded = frozenset(kernel.op for kernel in self.plan.bound if kernel.op not in OPS_OUTSIDE_GRAPHS)
 
+    def _groups(
+        self, config: EngineConfig, model: ModelInfo, parallel: Parallel
+    ) -> tuple[tuple[CacheGroup, ...], tuple[CacheGroup, ...]]:
+        """KV groups of the model, and what of them this stage has: which layers share blocks depends on all."""
+        if parallel.pp.size == 1:
+            groups = group_layers(self._model.cache_specs())
+            return groups, groups
+        groups = group_layers(rank_cache_specs(model, parallel, config.cache.dtype))
+        assert model.architecture is not None
+        return groups, own_groups(groups, parallel.pp.part(len(model.architecture.layers)))
+
     def _fit_blocks(self, config: EngineConfig, device: Device) -> int:
         """As configured, or those that fit the memory budget, the configured one or the device's."""
 
@@ -188,7 +201,7 @@ class LocalExecutor:
             found = device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
             return found - self._draft_probs_bytes(config)
 
-        each = _block_bytes(self.groups, self._drafter, config.cache.block_size)
+        each = _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
         return cache_blocks(config, len(self.groups), self.max_model_len, each, budget)
 
     def _draft_probs_bytes(self, config: EngineConfig) -> int:
@@ -200,7 +213,7 @@ class LocalExecutor:
         size, num_tokens = config.cache.block_size, config.scheduler.max_num_batched_tokens
         longest = min(num_tokens, self.max_model_len)
         starts = [*range(0, num_tokens, longest), num_tokens]
-        caches = allocate_caches(self.groups, 2, size, device)
+        caches = allocate_caches(self._own_groups, 2, size, device)
         cu_q = torch.tensor(starts, dtype=torch.int32, device=device)
         table = torch.zeros(len(starts) - 1, -(-longest // size), dtype=torch.int32, device=device)
         skip = torch.full((num_tokens,), -1, dtype=torch.int64, device=device)
@@ -212,7 +225,7 @@ class LocalExecutor:
         batch = ForwardBatch(ids, positions, 0, groups, caches, rows)
         self._model.begin_step(batch)
         hidden = self._model.forward(batch)
-        if not self._pools:
+        if not self._pools and self._model.is_last:
             self._model.logits(hidden[rows]).float()
 
 

@@ -70,6 +70,14 @@ class RequestRows:
         for seat, group, blocks in step.new_blocks:
             self._append(seat, group, blocks)
 
+    def write_decoded(self, step: StepInput) -> None:
+        """Puts tokens that another process sampled where the step's rows read them."""
+        if step.decoded:
+            seats = np.array(step.seats[: len(step.decoded)])
+            places = np.stack([seats, self.num_computed[seats], np.array(step.decoded)])
+            seat, position, token = to_device(places, self.device).unbind(0)
+            self.tokens[seat, position] = token
+
     def write_drafts(self, step: StepInput) -> None:
         """Puts drafts that came from the host where the step's rows read their tokens: behind the last known one."""
         assert step.drafts is not None and step.num_computed is not None

@@ -129,6 +129,7 @@ class Runner:
         if not step.seats:
             return StepHandle(step, _nothing, {}, failed)
         rows = self._step_rows(step)
+        self.rows.write_decoded(step)
         if step.drafts is not None:
             self.rows.write_drafts(step)
         targets = rows.seats[rows.logit_rows].astype(np.int32), rows.logit_positions
@@ -142,6 +143,9 @@ class Runner:
             batch, (row_to_seat, position) = self._batches.build(rows, first, targets)
             self.model.begin_step(batch)
             hidden = self.model.forward(batch)
+            if not self.model.is_last:
+                self.rows.advance(rows)
+                return StepHandle(step, _nothing, {}, failed)
             prompt_logprobs = self._prompt_logprobs(rows, hidden)
             logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
         if first is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1}
 """Of a cache, by the names that torch has for its dtypes. Those of one byte are quantized: a float32 scale per token and head."""
@@ -78,6 +78,11 @@ def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
     return tuple(
         CacheGroup(spec, tuple(layers[i : i + size])) for spec, layers in layers_of.items() for i in range(0, len(layers), size)
     )
+
+
+def own_groups(groups: Sequence[CacheGroup], layers: range) -> tuple[CacheGroup, ...]:
+    """The groups with those of their layers that a stage has, counted from its first; some may be without any."""
+    return tuple(replace(g, layers=tuple(layer - layers.start for layer in g.layers if layer in layers)) for g in groups)
 
 
 def block_bytes(groups: tuple[CacheGroup, ...], block_size: int) -> int:
