@@ -41,6 +41,10 @@ def own_linear(whole: Sequence[LoadedPart], part: Part) -> tuple[LoadedPart, ...
         start += loaded.num_rows
         if own:
             found.append(_own_part(loaded, own, columns, part))
+    if not found:
+        found = [_own_part(whole[0], [range(0, 0)], columns, part)]
+    if added := sum(part.rows) - sum(loaded.num_rows for loaded in found):
+        found[-1] = _with_zeros(found[-1], added)
     return tuple(found)
 
 
@@ -66,6 +70,18 @@ def _own_part(loaded: LoadedPart, rows: Sequence[range], columns: range, part: P
         )
     tensors = {
         key: tensor if tensor is None or key == "perm" else _cut(tensor, part, rows, columns, dim=0)
+        for key, tensor in loaded.tensors.items()
+    }
+    return replace(loaded, tensors=tensors)
+
+
+def _with_zeros(loaded: LoadedPart, added: int) -> LoadedPart:
+    """With so many more rows, whose results are 0."""
+    count = loaded.num_rows
+    tensors = {
+        key: tensor
+        if tensor is None or key == "perm" or tensor.shape[0] != count
+        else torch.cat((tensor, tensor.new_zeros(added, *tensor.shape[1:])))
         for key, tensor in loaded.tensors.items()
     }
     return replace(loaded, tensors=tensors)

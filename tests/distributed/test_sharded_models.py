@@ -1,0 +1,149 @@
+"""Models cut among ranks, against the same models whole: logits of the reference kernels are equal bit by bit, ranks being threads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from framework.config import ModelConfig, ParallelConfig
+from framework.models.architecture import read_model
+from framework.models.parallel import Parallel, Ranks
+from framework.models.parts import Part, all_parts
+from framework.models.quantization.unquantized import float_linear
+from framework.models.ranks import rank_architecture
+from framework.models.shares import own_linear, own_weight
+from framework.models.weights import Weights
+
+from ..framework.models.checkpoints import make
+from ..framework.models.harness import Session, build, sequences
+from ..models.examples import EXAMPLES
+from .thread_ranks import on_ranks, tensor_parallel
+
+REFERENCE = {"default": "reference"}
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+FAMILIES = (
+    *(
+        "llama",
+        "gpt-neox",
+        "gpt2",
+        "gemma2",
+        "phi3",
+        "mixtral",
+        "qwen3-moe",
+        "bloom",
+        "falcon-40b",
+        "cohere2",
+        "olmo2",
+        "deepseek-v3",
+    ),
+    *("gpt-oss", "minimax_m2", "llama4", "exaone4", "stablelm-12b", "gpt_bigcode", "qwen2-moe", "dbrx"),
+)
+MIXTURES = ("mixtral", "qwen3-moe", "deepseek-v3", "gpt-oss", "llama4", "granitemoeshared")
+VECTORIZED = {"phi", "starcoder2"}
+"""Families whose activation torch computes with other last bits where a row is shorter."""
+
+
+def logits(config: ModelConfig, parallel: Parallel | None = None, seed: int = 0) -> torch.Tensor:
+    """Of two prompts, one in two chunks, and a token after the other."""
+    session, prompts = (
+        Session(build(config, REFERENCE, parallel=parallel), 2),
+        [[t % 29 + 2 for t in s] for s in sequences((19, 7))],
+    )
+    steps = [[(0, prompts[0][:9]), (1, prompts[1][:6])], [(1, prompts[1][6:]), (0, prompts[0][9:])]]
+    return torch.cat([found for rows in steps for found in session.step(rows)])
+
+
+def check(config: ModelConfig, size: int, *, spread_experts: bool = False) -> None:
+    expected = logits(config)
+    for found in on_ranks(size, lambda group: logits(config, tensor_parallel(group, spread_experts=spread_experts))):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", (2, 4))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tensors_are_cut(name: str, size: int, tmp_path: Path) -> None:
+    make(EXAMPLES[name], tmp_path)
+    check(ModelConfig(str(tmp_path), dtype="float32" if size == 2 else "bfloat16"), size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", (2, 4))
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - set(FAMILIES) - {"falcon-rw-six"}))
+def test_tensors_of_every_family_are_cut(name: str, size: int, tmp_path: Path) -> None:
+    make(EXAMPLES[name], tmp_path)
+    config = ModelConfig(str(tmp_path), dtype="float32")
+    if read_model(config).config["model_type"] not in VECTORIZED:
+        check(config, size)
+        return
+    expected = logits(config)
+    for found in on_ranks(size, lambda group: logits(config, tensor_parallel(group))):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("size", (2, 4))
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_are_spread(name: str, size: int, tmp_path: Path) -> None:
+    make(EXAMPLES[name], tmp_path)
+    check(ModelConfig(str(tmp_path), dtype="float32"), size, spread_experts=True)
+
+
+@pytest.mark.parametrize("name", ("ct_w4a16_asym", "gptq_asym", "awq", "ct_w8a8_static_asym", "fp8_static", "bnb_nf4", "ar_mixed"))
+def test_quantized_weights_are_cut_by_whole_groups(name: str) -> None:
+    check(ModelConfig(str(CHECKPOINTS / {"fp8_static": "ct_fp8_static"}.get(name, name)), dtype="float32", max_model_len=64), 2)
+
+
+@pytest.mark.parametrize(("name", "spread"), (("ct_mixtral_w4a16", False), ("ct_moe_w4a16_asym", False), ("gptq_moe", True)))
+def test_quantized_experts_are_cut_or_spread(name: str, spread: bool) -> None:
+    check(ModelConfig(str(CHECKPOINTS / name), dtype="float32", max_model_len=64), 2, spread_experts=spread)
+
+
+def test_what_cannot_be_cut_is_refused_by_name() -> None:
+    config = ModelConfig(str(CHECKPOINTS / "gptq_act_order"), dtype="float32", max_model_len=64)
+    with pytest.raises(ValueError, match=r"o_proj cannot be cut among ranks: its columns are ordered by activation \(desc_act\)"):
+        on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+    config = ModelConfig(str(CHECKPOINTS / "ar_fp8_block_moe"), dtype="float32", max_model_len=64)
+    with pytest.raises(ValueError, match="numbers 0 to 63 are no whole groups of 128 weights with one scale"):
+        on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+
+
+@pytest.mark.parametrize("name", ("llama", "gpt2", "mixtral", "gemma2", "qwen2-moe"))
+def test_a_rank_reads_its_share_only(name: str, tmp_path: Path) -> None:
+    make(EXAMPLES[name], tmp_path)
+    config, read = ModelConfig(str(tmp_path), dtype="float32"), []
+    keep = Weights.__init__
+
+    def noting(weights: Weights, *given: object) -> None:
+        keep(weights, *given)  # type: ignore[arg-type]
+        read.append(weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Weights, "__init__", noting)
+        on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+    architecture = read_model(config).architecture
+    assert architecture is not None
+    own = sum(bytes_of(part) for part in all_parts(rank_architecture(architecture, ParallelConfig(tp=2))))
+    assert len(read) == 2
+    for weights in read:
+        assert 0.9 * own < weights.num_bytes_read <= 1.02 * own
+
+
+def bytes_of(part: Part) -> int:
+    elements = 1
+    for size in part.shape:
+        elements *= size
+    return 4 * (elements + (sum(part.rows) * max(part.num_experts, 1) if part.bias else 0)) if part.sources else 0
+
+
+def test_a_share_of_padded_rows_is_zero_beyond_the_whole() -> None:
+    whole, own = Part(("m",), (5,), 4), Part(("m",), (3,), 4)
+    last = replace(own, share=(whole, Ranks(1, 2)))
+    assert last.own == ([range(3, 5)], range(0, 4), range(0, 0))
+    weight = torch.arange(20.0).view(5, 4)
+    padded = torch.cat((weight[3:], torch.zeros(1, 4)))
+    for found in (own_weight(weight, last), own_linear([float_linear(weight, None)], last)[0].tensors["weight"]):
+        assert torch.equal(found, padded)
+    (nothing,) = own_linear([float_linear(weight, torch.ones(5))], replace(own, share=(whole, Ranks(3, 4))))
+    assert not nothing.tensors["weight"].any() and not nothing.tensors["bias"].any() and nothing.num_rows == 3
