@@ -1,4 +1,4 @@
-"""Models cut among ranks, against the same models whole: logits of the reference kernels are equal bit by bit, ranks being threads."""
+"""Models cut among ranks (threads) against the same models whole: logits of the reference kernels are equal bit by bit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ VECTORIZED = {"phi", "starcoder2"}
 """Families whose activation torch computes with other last bits where a row is shorter."""
 
 
-def logits(config: ModelConfig, parallel: Parallel | None = None, seed: int = 0) -> torch.Tensor:
+def logits(config: ModelConfig, parallel: Parallel | None = None) -> torch.Tensor:
     """Of two prompts, one in two chunks, and a token after the other."""
     session, prompts = (
         Session(build(config, REFERENCE, parallel=parallel), 2),
