@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .config_checks import check_types, require
+from .distributed.kinds import LAUNCHERS
 from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
 from .engine.router import ROUTERS
@@ -157,7 +158,8 @@ class SchedulerConfig:
 class ExecutorConfig:
     """What a step runs on.
 
-    kind             local (this process), simulated (a cost model under a virtual clock), null (tokens out of thin air, no time)
+    kind             local (this process), distributed (workers, see ParallelConfig), simulated (a cost model under a virtual
+                     clock), null (tokens out of thin air, no time)
 
     Of the simulated kind:
     device           a name in the device table
@@ -202,17 +204,25 @@ class GraphConfig:
 
 @dataclass
 class ParallelConfig:
-    """Ranks per kind of parallelism, ``MAX_RANKS`` at most; more than one for the simulated kind only.
+    """Ranks per kind of parallelism, ``MAX_RANKS`` at most.
 
     tp, pp  a tensor is cut among tp devices, the layers among pp stages; an engine takes tp * pp devices
     dp      engines beside each other, each on devices of its own
     ep      1, or as many as tp: experts are spread over these devices, whole, instead of being cut
+
+    Of executor.kind=distributed:
+    backend         what its workers are: processes (of this machine), threads (of this process, for tests), ray
+    port            of this machine, where they find each other; 0 = any that is free
+    step_timeout_s  a step that takes longer has a rank that hangs, and the engine is ended
     """
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
     ep: int = 1
+    backend: str = "processes"
+    port: int = 0
+    step_timeout_s: float = 300.0
 
 
 @dataclass
@@ -309,14 +319,30 @@ class EngineConfig:
             self.graphs.batch_sizes,
             "positive numbers, at least one, or null (or graphs.enabled=false)",
         )
-        parallel = self.parallel
-        for name, size in vars(parallel).items():
-            require(1 <= size <= MAX_RANKS, f"parallel.{name}", size, f"from 1 to {MAX_RANKS}")
-        require(parallel.ep in (1, parallel.tp), "parallel.ep", parallel.ep, f"1, or {parallel.tp} as parallel.tp")
+        self._check_parallel()
         self.speculative_config.validate(has_model=EXECUTORS[e.kind].has_device)
         self.structured_outputs.validate()
         self._check_sections()
         self._check_probes()
+
+    def _check_parallel(self) -> None:
+        p, kind = self.parallel, EXECUTORS[self.executor.kind]
+        for name in ("tp", "pp", "dp", "ep"):
+            require(1 <= getattr(p, name) <= MAX_RANKS, f"parallel.{name}", getattr(p, name), f"from 1 to {MAX_RANKS}")
+        require(p.ep in (1, p.tp), "parallel.ep", p.ep, f"1, or {p.tp} as parallel.tp")
+        require(p.backend in LAUNCHERS, "parallel.backend", p.backend, "one of " + ", ".join(LAUNCHERS))
+        require(0 <= p.port < 2**16, "parallel.port", p.port, "0 (any) or a port's number")
+        require(0 < p.step_timeout_s < math.inf, "parallel.step_timeout_s", p.step_timeout_s, "more than 0")
+        if not kind.has_workers:
+            able = ", ".join(name for name, other in EXECUTORS.items() if other.has_workers)
+            for name in ("backend", "port", "step_timeout_s"):
+                default = getattr(ParallelConfig, name)
+                expected = f"{default} (executor.kind={self.executor.kind} does not read it; {able} does)"
+                require(getattr(p, name) == default, f"parallel.{name}", getattr(p, name), expected)
+            return
+        if (reason := LAUNCHERS[p.backend].reason) is not None:
+            raise ValueError(f"parallel.backend={p.backend} cannot work: {reason}")
+        require(p.dp == 1, "parallel.dp", p.dp, "1 (executor.kind=distributed is one engine; simulated has several)")
 
     def _check_sections(self) -> None:
         """Refuses what only other kinds of executors, or another calibration, would read."""
@@ -339,10 +365,13 @@ class EngineConfig:
 
     def _check_probes(self) -> None:
         e = self.executor
-        kind = f"executor.kind={e.kind}"
+        kind, workers = f"executor.kind={e.kind}", EXECUTORS[e.kind].has_workers
+        for key in ("op_scale", "op_delay_s") if workers else ():
+            require(not getattr(e, key), f"executor.{key}", getattr(e, key), f"left out: {kind} calls its kernels elsewhere")
         for key in ("profile", "capture"):
             asked = getattr(self, key)
             require(e.kind != "null" or not asked, key, asked, f"left out: {kind} calls no kernels")
+            require(not workers or not asked, key, asked, f"left out: {kind} calls its kernels elsewhere")
             require(
                 self.parallel.dp == 1 or not asked, key, asked, f"left out with parallel.dp={self.parallel.dp}: it is of one engine"
             )

@@ -9,7 +9,18 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from .config import QUANT_SCHEMES, CacheConfig, EngineConfig, GraphConfig, ModelConfig, ParallelConfig, QuantConfig, SchedulerConfig
+from .config import (
+    QUANT_SCHEMES,
+    CacheConfig,
+    EngineConfig,
+    ExecutorConfig,
+    GraphConfig,
+    ModelConfig,
+    ParallelConfig,
+    QuantConfig,
+    SchedulerConfig,
+)
+from .distributed.kinds import LAUNCHERS
 from .models.hub import read_json, resolve_model
 from .models.quantization.settings import checkpoint_settings
 from .sampling_params import MAX_LOGPROBS
@@ -37,6 +48,8 @@ _CACHE_DTYPES = {
     "int8_per_token_head": "int8",
 }
 """vLLM's names of what config.py calls by torch's names. All are scaled per token and head here."""
+_LAUNCHERS = {"mp": "processes"}
+"""vLLM's names of what starts workers -> ours."""
 _DTYPES = {"half": "float16", "float": "float32"}
 _LOAD_FORMATS = {"safetensors": "auto"}
 
@@ -78,6 +91,9 @@ def engine_config(
     structured_outputs_config: Mapping[str, Any] | None = None,
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
+    data_parallel_size: int = 1,
+    enable_expert_parallel: bool = False,
+    distributed_executor_backend: str | None = None,
     attention_backend: str | None = None,
     kernels: Mapping[str, str] | None = None,
     plugins: Sequence[str] = (),
@@ -127,6 +143,10 @@ def engine_config(
                     disable_any_whitespace, disable_additional_properties, compile_timeout_s, ...
     tensor_parallel_size     devices that share each layer
     pipeline_parallel_size   devices that share the layers among them
+    data_parallel_size       engines beside each other, each on devices of its own
+    enable_expert_parallel   experts are spread whole over the devices that share each layer, instead of being cut
+    distributed_executor_backend  what starts the workers of several devices: mp (processes of this machine) or ray; not given: mp,
+                    unless there is one device, which needs no worker
     attention_backend        FLASH_ATTN, FLASHINFER, TRITON_ATTN or FLEX_ATTENTION, for prompts and decodes; not given: that of the
                     environment's VLLM_ATTENTION_BACKEND, else the best that is here. What kernels names goes before it
     kernels         op -> implementation, e.g. paged_attention_decode -> torch, and default -> what the other ops take
@@ -167,7 +187,9 @@ def engine_config(
         speculative_config=SpeculativeConfig.of(speculative_config or {}),
         structured_outputs=StructuredOutputsConfig.of(structured_outputs_config or {}),
         graphs=GraphConfig(enabled=not enforce_eager),
-        parallel=ParallelConfig(tp=tensor_parallel_size, pp=pipeline_parallel_size),
+        parallel=ParallelConfig(
+            tensor_parallel_size, pipeline_parallel_size, data_parallel_size, tensor_parallel_size if enable_expert_parallel else 1
+        ),
         kernels=_attention(attention_backend) | own,
         plugins=[plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins],
         device=device,
@@ -181,6 +203,9 @@ def engine_config(
         max_num_batched_tokens=max_num_batched_tokens,
         max_chunk_tokens=chunked_prefill_size,
     )
+    if distributed_executor_backend is not None or config.parallel != ParallelConfig():
+        config.executor = ExecutorConfig(kind="distributed")
+        config.parallel.backend = _launcher(distributed_executor_backend)
     config.quant = _quant(quantization, config.model)
     return config
 
@@ -219,6 +244,14 @@ def _attention(asked: str | None) -> dict[str, str]:
         raise ValueError(f"{source}={name!r} cannot work: {why}it must be one of {', '.join(ATTENTION_BACKENDS)}, or left out")
     prefill, decode = ATTENTION_BACKENDS[name]
     return {"paged_attention_prefill": prefill, "paged_attention_decode": decode}
+
+
+def _launcher(asked: str | None) -> str:
+    found = _LAUNCHERS.get(asked or "mp", asked)
+    if found not in LAUNCHERS:
+        known = ", ".join(dict.fromkeys([*_LAUNCHERS, *LAUNCHERS]))
+        raise ValueError(f"distributed_executor_backend={asked!r} cannot work: it must be one of {known}, or left out")
+    return found
 
 
 def _quant(asked: str | None, model: ModelConfig) -> QuantConfig:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import itertools
 import logging
 import multiprocessing
 import pickle
 import queue
-import signal
 import threading
 import time
 from collections import defaultdict
@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .engine.errors import EngineDeadError
-from .engine_process import Abort, Add, Answer, Call, Failure, Ready, run_engine
+from .engine_process import Abort, Add, Answer, Call, Ready, run_engine
+from .failures import Failure, exit_text
 from .logs import LOGGER, set_up_logging
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ class EngineClient:
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
         arguments = (run_engine, LOGGER.getEffectiveLevel(), config, child)
-        self._process = context.Process(target=_run, args=arguments, daemon=True, name="kernelswap-engine")
+        # Not daemonic: those may start no processes, as an executor does that has ranks. It ends with this one all the same.
+        self._process = context.Process(target=_run, args=arguments, daemon=False, name="kernelswap-engine")
         self._process.start()
+        atexit.register(self._process.terminate)
         child.close()
         start_s = time.perf_counter()
         try:
@@ -129,13 +132,8 @@ class EngineClient:
         self._process.join(timeout_s)
         self._process.kill()
         self._process.join()
-        code = self._process.exitcode
-        if code is None:  # where SIGCHLD is ignored, nobody is told
-            return "an exit code that is not known"
-        if code >= 0:
-            return f"exit code {code}; its output says why"
-        hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
-        return f"exit code {code} (killed by {signal.Signals(-code).name}{hint})"
+        atexit.unregister(self._process.terminate)
+        return exit_text(self._process.exitcode)
 
     def _write(self) -> None:
         """Runs in a thread."""
@@ -175,7 +173,7 @@ class EngineClient:
 
     def _dispatch(self, message: Any) -> None:
         if isinstance(message, Failure):
-            assert message.key is not None
+            assert isinstance(message.key, str)
             self._hand_on([(message.key, message.error())])
         elif isinstance(message, Answer):
             self._hand_on([(message.key, message.value)])

@@ -8,7 +8,6 @@ import pickle
 import signal
 import threading
 import time
-import traceback
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .clock import WallClock
 from .config import EngineConfig
 from .engine.inputs import EngineInput
+from .failures import Failure
 from .pooling_params import PoolingParams
 from .sampling_params import SamplingParams
 
@@ -72,33 +72,6 @@ class Answer:
 
     key: str
     value: Any
-
-
-@dataclass
-class Failure:
-    """What went wrong with one request or call, or with the engine as a whole (key None). Not every exception survives pickling,
-    and a plugin's class may be unknown to the other side: then the text stands for it."""
-
-    key: str | None
-    text: str
-    pickled: bytes
-
-    @classmethod
-    def of(cls, error: Exception, key: str | None = None) -> Failure:
-        if not isinstance(error, ValueError):  # those say all; of others the place matters
-            error.add_note("In the engine's process:\n" + "".join(traceback.format_exception(error)))
-        try:
-            pickled = pickle.dumps(error)
-        except Exception:
-            pickled = b""
-        return cls(key, traceback.format_exception_only(error)[0].strip(), pickled)
-
-    def error(self) -> Exception:
-        """The exception, or one with its text."""
-        try:
-            return pickle.loads(self.pickled)
-        except Exception:
-            return RuntimeError(self.text)
 
 
 def run_engine(config: EngineConfig, pipe: Connection) -> None:

@@ -55,6 +55,8 @@ RULES = (
     ),
     Rule("framework/executor/", ("torch",), deferred=True),
     Rule("framework/executor/", ("framework.worker", "framework.study", "framework.server")),
+    Rule("framework/distributed/", ("torch", "framework.worker"), deferred=True),
+    Rule("framework/distributed/", ("framework.study", "framework.server", "framework.executor")),
     Rule("framework/study/", ("torch",), deferred=True),
     Rule("framework/study/", ("framework.worker", "framework.models", "framework.server")),
     Rule("framework/worker/", ("framework.study", "framework.server", "framework.executor")),
@@ -64,7 +66,7 @@ RULES = (
     # What puts the planes together is known to none of them.
     *(
         Rule(f"framework/{plane}/", ("framework.build", "framework.llm", "framework.async_engine", "framework.cli"))
-        for plane in ("engine", "executor", "worker", "models", "study", "quantize")
+        for plane in ("engine", "executor", "worker", "distributed", "models", "study", "quantize")
     ),
     *(Rule(f"framework/{plane}/", ("framework.quantize",)) for plane in ("engine", "executor", "worker", "models", "study")),
     # Of the files at the top only the plan has tensors.
@@ -135,7 +137,7 @@ def test_every_rule_is_about_something() -> None:
     assert all(any(name_of(path).startswith(rule.place) for path in FILES) for rule in RULES)
 
 
-LIGHT = tuple(f"framework/{plane}/" for plane in ("engine", "executor", "speculation", "study"))
+LIGHT = tuple(f"framework/{plane}/" for plane in ("engine", "executor", "distributed", "speculation", "study"))
 
 
 def test_light_modules_import_without_torch() -> None:

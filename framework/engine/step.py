@@ -1,11 +1,16 @@
-"""What crosses the border between scheduler and executor. Picklable, made of deltas, columnar: no object per token."""
+"""What crosses the border between scheduler and executor. Made of deltas, columnar: no object per token. Pickles are small: some
+bytes a row."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .packing import Packed, pack, pack_columns, pack_lists, unpack, unpack_columns, unpack_lists
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from ..pooling_params import PoolingParams
@@ -36,6 +41,11 @@ class NewRequest:
     block_ids: list[list[int]]
     sampling: SamplingParams
     pooling: PoolingParams | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        counts = (self.seat, self.num_prompt_tokens, self.num_computed_tokens)
+        parts = (self.request_id, pack(self.token_ids), pack_lists(self.block_ids), self.sampling, self.pooling)
+        return _new_request, (*counts, *parts)
 
 
 @dataclass(slots=True)
@@ -76,6 +86,19 @@ class StepInput:
     num_proposals: int = 0
     decoded: list[int] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        rows = (pack(self.seats), pack(self.num_tokens), pack(self.num_logits))
+        if not (self.new or self.new_blocks or self.copies or self.masked) and self.num_computed is self.drafts is None:
+            return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals)
+        blocks = None
+        if self.new_blocks:
+            seats, groups, added = zip(*self.new_blocks)
+            blocks = (pack(seats), pack(groups), *pack_lists(added))
+        computed = None if self.num_computed is None else pack(self.num_computed)
+        drafts = None if self.drafts is None else pack_lists(self.drafts)
+        rest = (self.new, blocks, pack_columns(self.copies), pack(self.masked), computed, drafts)
+        return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, *rest)
+
 
 @dataclass(slots=True)
 class TokenLogprobs:
@@ -112,3 +135,60 @@ class StepOutput:
     failed: dict[int, str] = field(default_factory=dict)
     drafts: list[list[int]] | None = None
     pooled: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        accepted = None if self.num_accepted is None else pack(self.num_accepted)
+        drafts = None if self.drafts is None else pack_lists(self.drafts)
+        rest = (self.logprobs, self.prompt_logprobs, self.failed, drafts, self.pooled)
+        return _step_output, (self.step_id, pack(self.token_ids), accepted, *rest)
+
+
+def _new_request(
+    seat: int, num_prompt: int, num_computed: int, request_id: str, tokens: Packed, blocks: tuple[Packed, Packed], *params: Any
+) -> NewRequest:
+    return NewRequest(seat, request_id, unpack(tokens), num_prompt, num_computed, unpack_lists(blocks), *params)
+
+
+def _step_input(
+    step_id: int,
+    seats: Packed,
+    num_tokens: Packed,
+    num_logits: Packed,
+    released: Packed,
+    num_proposals: int,
+    new: Sequence[NewRequest] = (),
+    blocks: tuple[Packed, Packed, Packed, Packed] | None = None,
+    copies: tuple[Packed, ...] = (),
+    masked: Packed = b"",
+    num_computed: Packed | None = None,
+    drafts: tuple[Packed, Packed] | None = None,
+) -> StepInput:
+    return StepInput(
+        step_id,
+        unpack(seats),
+        unpack(num_tokens),
+        unpack(num_logits),
+        list(new),
+        unpack(released),
+        [] if blocks is None else list(zip(unpack(blocks[0]), unpack(blocks[1]), unpack_lists(blocks[2:]))),
+        [(group, source, target) for group, source, target in unpack_columns(copies)],
+        unpack(masked),
+        None if num_computed is None else unpack(num_computed),
+        None if drafts is None else unpack_lists(drafts),
+        num_proposals,
+    )
+
+
+def _step_output(
+    step_id: int,
+    tokens: Packed,
+    accepted: Packed | None,
+    logprobs: dict[int, TokenLogprobs],
+    prompt_logprobs: dict[int, list[TokenLogprobs]],
+    failed: dict[int, str],
+    drafts: tuple[Packed, Packed] | None,
+    pooled: dict[int, np.ndarray],
+) -> StepOutput:
+    num_accepted = None if accepted is None else unpack(accepted)
+    proposed = None if drafts is None else unpack_lists(drafts)
+    return StepOutput(step_id, unpack(tokens), num_accepted, logprobs, prompt_logprobs, failed, proposed, pooled)

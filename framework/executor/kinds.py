@@ -15,6 +15,7 @@ class ExecutorKind:
                         ``runs_on(config) -> (name, architecture)`` of what its steps run on
     has_device          it runs kernels on ``config.device``
     virtual_clock       it advances time itself
+    has_workers         its steps run in workers that it starts (distributed/kinds.py)
     sections            of the configuration that not every kind reads
     """
 
@@ -22,6 +23,7 @@ class ExecutorKind:
     class_name: str
     has_device: bool = False
     virtual_clock: bool = False
+    has_workers: bool = False
     sections: tuple[str, ...] = ()
 
     def load(self) -> Any:
@@ -31,6 +33,13 @@ class ExecutorKind:
 
 EXECUTORS = {
     "local": ExecutorKind("framework.worker.local_executor", "LocalExecutor", has_device=True, sections=("speculative_config",)),
+    "distributed": ExecutorKind(
+        "framework.distributed.executor",
+        "DistributedExecutor",
+        has_device=True,
+        has_workers=True,
+        sections=("parallel", "speculative_config"),
+    ),
     "simulated": ExecutorKind(
         "framework.executor.simulated",
         "SimulatedExecutor",

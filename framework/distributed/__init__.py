@@ -1,0 +1,1 @@
+"""An executor whose steps run on several workers, one per rank."""

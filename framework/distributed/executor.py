@@ -1,0 +1,248 @@
+"""The driver's side: one executor whose steps run on several workers. No tensors."""
+
+from __future__ import annotations
+
+import pickle
+import time
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..clock import Clock
+from ..config import EngineConfig
+from ..engine.errors import DeviceLostError, StateLostError
+from ..engine.step import StepInput, StepOutput
+from ..failures import Failure
+from ..models.architecture import ModelInfo
+from .handshake import refuse_differences, refuse_versions, versions
+from .kinds import LAUNCHERS
+from .messages import AskPlan, Built, Factory, Hello, Masks, Place, PlanReport, Start
+from .workers import Silence, Workers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .rendezvous import Rendezvous
+
+DEATH_NOTICE_S = 0.05
+"""A rank may fail because another is gone: how long after a failure to look for that."""
+
+
+class StepHandle:
+    """A step that was sent to all ranks."""
+
+    __slots__ = ("_executor", "_step_id")
+
+    def __init__(self, executor: DistributedExecutor, step_id: int) -> None:
+        self._executor, self._step_id = executor, step_id
+
+    def sample(self, masks: np.ndarray) -> None:
+        """As MaskedHandle has it."""
+        self._executor.send(Masks(self._step_id, masks))
+
+    def result(self) -> StepOutput:
+        """Raises RuntimeError for what went wrong on a rank, and as ``DistributedExecutor.submit``."""
+        return self._executor.result(self._step_id)
+
+
+class DistributedExecutor:
+    """Workers as many as ``parallel.tp`` and ``parallel.pp`` say, each with an executor that ``factory`` makes, see messages.py.
+
+    A step is pickled once, and the same bytes go to every worker; only the output rank answers, others when something went wrong.
+    The end of a worker is seen at once, and its silence after ``parallel.step_timeout_s``: then the others are ended, too.
+    """
+
+    call_times = None
+
+    @classmethod
+    def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> DistributedExecutor:
+        """Of local executors. Raises ValueError where there can be none, before weights are read."""
+        from ..worker.rank import open_rank
+        from .rendezvous import Rendezvous
+
+        parallel = config.parallel
+        if parallel.tp * parallel.pp > 1:
+            raise ValueError(
+                f"parallel.tp={parallel.tp}, parallel.pp={parallel.pp} cannot work: models cannot be cut yet; leave both at 1, or "
+                "take executor.kind=simulated"
+            )
+        return cls(config, open_rank, Rendezvous(parallel.port))
+
+    @staticmethod
+    def runs_on(config: EngineConfig) -> tuple[str, str]:
+        from ..worker.devices import open_device
+
+        device, size = open_device(config.device), config.parallel.tp * config.parallel.pp
+        return f"{size} x {device.name}" if size > 1 else device.name, device.arch
+
+    def __init__(self, config: EngineConfig, factory: Factory, rendezvous: Rendezvous | None = None) -> None:
+        """rendezvous: for ranks that need one. Raises ValueError for ranks that differ in what must be equal, DeviceLostError if
+        one ends, and whatever goes wrong in making their executors."""
+        parallel = config.parallel
+        self.num_stages, self._timeout_s = parallel.pp, parallel.step_timeout_s
+        config = _of_rank(config)
+        address = "" if rendezvous is None else rendezvous.address
+        places = [Place(rank, parallel.tp * parallel.pp, parallel.tp, address) for rank in range(parallel.tp * parallel.pp)]
+        self._rendezvous = rendezvous
+        self._lost: str | None = None
+        self._outputs: dict[int, StepOutput] = {}
+        self._failures: dict[int, Exception] = {}
+        self._failed: set[int] = set()  # steps whose result was a failure
+        self._diverged: Exception | None = None
+        self._last_submitted = self._last_result = self._given_up = -1  # steps
+        self._plans: dict[int, dict[str, Any]] = {}  # by rank
+        self._workers = Workers(LAUNCHERS[parallel.backend].load()(), parallel.step_timeout_s)
+        weakref.finalize(self, self._workers.kill)
+        try:
+            self._workers.start([Start(place, config, factory) for place in places])
+            built = self._shake_hands()
+            refuse_differences(config, built)
+        except BaseException:
+            self._workers.kill()
+            raise
+        facts = [found.facts for found in built]
+        self.groups, self.vocab_size, self.max_model_len = (facts[0][name] for name in ("groups", "vocab_size", "max_model_len"))
+        self.num_drafts, self.draft_max_model_len = facts[0]["num_drafts"], facts[0]["draft_max_model_len"]
+        self.drafts_read_ahead = facts[0]["drafts_read_ahead"]
+        self.in_flight_steps = max(facts[0]["in_flight_steps"], self.num_stages)
+        self.num_blocks = min(found["num_blocks"] for found in facts)
+        self.weight_bytes = sum(found["weight_bytes"] for found in facts)
+        self.nominal_weight_bytes = sum(found["nominal_weight_bytes"] for found in facts)
+
+    def submit(self, step: StepInput) -> StepHandle:
+        """Returns at once. Raises DeviceLostError if a rank is gone, or silent for too long, and StateLostError if one failed at a
+        step that was taken as done."""
+        self._refuse_divergence()
+        self.send(step)
+        self._last_submitted = step.step_id
+        return StepHandle(self, step.step_id)
+
+    def send(self, message: Any) -> None:
+        """To all ranks."""
+        self._refuse_lost()
+        try:
+            self._workers.send(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+            self._workers.ping()
+        except Silence as silence:
+            self._lose(str(silence))
+        except OSError:
+            while True:  # until the end that broke the pipe is found
+                self._receive(self._timeout_s)
+
+    def result(self, step_id: int) -> StepOutput:
+        """Of a step, in the order of submission; see StepHandle."""
+        self._refuse_lost()
+        deadline_s = time.monotonic() + self._timeout_s
+        while step_id not in self._outputs and step_id not in self._failures:
+            self._receive_until(deadline_s, f"step {step_id} was not done")
+            self._refuse_divergence()
+        if step_id in self._failures:
+            self._receive(DEATH_NOTICE_S)
+            self._failed.add(step_id)
+        self._last_result = step_id
+        output, failure = self._outputs.get(step_id), self._failures.get(step_id)
+        for taken in (self._outputs, self._failures):  # with those that the engine gave up
+            for old in [old for old in taken if old <= step_id]:
+                del taken[old]
+        if failure is not None:
+            raise failure
+        assert output is not None
+        return output
+
+    def plan_report(self) -> dict[str, dict[str, Any]]:
+        """As the ranks have it; calls are those of the first rank that runs an op."""
+        self._plans.clear()
+        self.send(AskPlan())
+        deadline_s = time.monotonic() + self._timeout_s
+        while len(self._plans) < len(self._workers):
+            self._receive_until(deadline_s, "the kernel plan was not told")
+        return {op: report for rank in sorted(self._plans, reverse=True) for op, report in self._plans[rank].items()}
+
+    def shutdown(self) -> None:
+        """Ends the workers, and waits until they are gone."""
+        self._lost = self._lost or "the executor was shut down"
+        self._workers.end()
+        self._rendezvous = None
+
+    def _shake_hands(self) -> list[Built]:
+        """What the ranks built, in their order. What one cannot do is raised at once, whatever the others still do."""
+        own = versions()
+        built: dict[int, Built] = {}
+        while len(built) < len(self._workers):
+            for rank, message in self._messages(None):
+                if isinstance(message, Hello):
+                    refuse_versions(own, rank, message.versions)
+                elif isinstance(message, Failure):
+                    error = message.error()
+                    error.add_note(f"This was on rank {rank} of {len(self._workers)}.")
+                    raise error
+                else:
+                    assert isinstance(message, Built), message
+                    built[rank] = message
+        return [built[rank] for rank in range(len(built))]
+
+    def _receive_until(self, deadline_s: float, overdue: str) -> None:
+        """Waits for anything; overdue: what there is to say if nothing came."""
+        remaining_s = deadline_s - time.monotonic()
+        if remaining_s <= 0:
+            limit = f"within {self._timeout_s:g} s (parallel.step_timeout_s)"
+            self._lose(f"{overdue} {limit}: {self._workers.who_hangs()}")
+        self._receive(remaining_s)
+
+    def _receive(self, timeout_s: float) -> None:
+        for rank, message in self._messages(timeout_s):
+            if isinstance(message, StepOutput):
+                self._outputs[message.step_id] = message
+            elif isinstance(message, Failure):
+                self._take_failure(rank, message)
+            else:
+                assert isinstance(message, PlanReport), message
+                self._plans[rank] = message.plan
+
+    def _messages(self, timeout_s: float | None) -> list[tuple[int, Any]]:
+        """(rank, message). Raises DeviceLostError if a worker has ended."""
+        try:
+            messages, ended = self._workers.receive(timeout_s)
+        except Silence as silence:
+            self._lose(str(silence))
+        if ended:
+            self._lose(self._workers.endings(ended))
+        return messages
+
+    def _take_failure(self, rank: int, failure: Failure) -> None:
+        cause, step_id, text = failure.error(), failure.key, f"rank {rank}: {failure.text}"
+        assert isinstance(step_id, int)
+        if isinstance(cause, DeviceLostError):
+            self._lose(text)
+        if step_id <= self._given_up:
+            return
+        error = RuntimeError(text)
+        error.__cause__ = cause
+        if step_id > self._last_result:
+            self._failures.setdefault(step_id, error)
+        elif step_id not in self._failed:
+            self._diverged = error
+
+    def _refuse_divergence(self) -> None:
+        """Once a rank has failed at a step whose output was taken, what it lacks may be in any request, and in cached prefixes."""
+        if self._diverged is not None:
+            error, self._diverged, self._given_up = self._diverged, None, self._last_submitted
+            raise StateLostError(f"{error}, in a step that was taken as done") from error
+
+    def _refuse_lost(self) -> None:
+        if self._lost is not None:
+            raise DeviceLostError(self._lost)
+
+    def _lose(self, reason: str) -> NoReturn:
+        """Peers of a rank that is gone would wait for it, some forever."""
+        self._lost = reason
+        self._workers.kill()
+        raise DeviceLostError(reason)
+
+
+def _of_rank(config: EngineConfig) -> EngineConfig:
+    """What the ranks are told: processors are shared, and as many steps are in flight as there are stages."""
+    scheduler = config.scheduler
+    if config.parallel.pp > 1 and not scheduler.in_flight_steps:
+        scheduler = replace(scheduler, in_flight_steps=config.parallel.pp)
+    return replace(config, num_threads=config.num_threads or 1, scheduler=scheduler)

@@ -1,0 +1,216 @@
+"""Steps on several workers give what one process gives; failures end what they must; what differs is refused. Ranks are threads,
+most of them without a model."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import framework.distributed.worker
+from framework import LLM, EngineConfig, SamplingParams
+from framework.build import build_engine
+from framework.clock import WallClock
+from framework.config import ExecutorConfig, ParallelConfig
+from framework.distributed.executor import DistributedExecutor
+from framework.distributed.messages import Place
+from framework.engine.engine import Engine
+from framework.engine.errors import EngineDeadError
+from framework.engine.inputs import InputProcessor
+from framework.executor.null import NullExecutor
+
+from ..framework.engines import assert_idle, finish, token_params, tokens_of
+from .ranks import (
+    ENDED,
+    FAULTY,
+    LATE,
+    LOST,
+    SHAPE,
+    failing_start,
+    make_config,
+    make_engine,
+    null_rank,
+    odd_vocabulary,
+    planned_rank,
+    small_last_rank,
+    tiny_on_output_rank,
+)
+
+
+def served(engine: Engine, num_requests: int = 20) -> dict[str, list[list[int]]]:
+    for i in range(num_requests):
+        params = token_params(max_tokens=3 + i % 7, ignore_eos=True, seed=i, n=1 + i % 2, temperature=1.0)
+        engine.add_request(str(i), [i % 5] * (1 + 6 * i % 50), params)
+    found = {name: tokens_of(output) for name, output in finish(engine).items()}
+    assert_idle(engine)
+    return found
+
+
+@pytest.mark.parametrize(("size", "pp", "in_flight"), [(3, 1, 0), (1, 3, 0), (2, 2, 1), (2, 1, 4)])
+def test_outputs_are_those_of_one_process(size: int, pp: int, in_flight: int) -> None:
+    config = make_config(size, "threads", pp=pp, in_flight_steps=in_flight)
+    alone = Engine(config, NullExecutor(config, SHAPE), InputProcessor(None, {}, ()), WallClock())
+    engine = make_engine(config, null_rank)
+    assert engine.in_flight_steps == (in_flight or pp)
+    assert served(engine) == served(alone)
+    engine.shutdown()
+    with pytest.raises(EngineDeadError, match="shut down"):
+        engine.add_request("late", [1], token_params())
+        engine.step()
+        engine.step()
+
+
+def test_places_count_stage_by_stage() -> None:
+    places = [Place(rank, 6, 2) for rank in range(6)]
+    assert [(place.stage, place.tp_rank) for place in places] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [place.rank for place in places if place.is_output] == [4] and places[0].num_stages == 3
+
+
+# Failures
+
+
+def failed(engine: Engine, fault: int, rank: int) -> str:
+    engine.add_request("fault", [fault, rank, 0], token_params(max_tokens=5000, ignore_eos=True))
+    error = finish(engine)["fault"].error
+    assert error is not None
+    return error
+
+
+def test_an_error_on_a_rank_ends_the_requests_of_its_step_alone() -> None:
+    engine = make_engine(make_config(2, "threads", max_num_seqs=1))
+    for rank in (0, 1):
+        engine.add_request("first", [1, 9, 9], token_params(max_tokens=6))
+        engine.add_request("fault", [FAULTY, rank, 0], token_params(max_tokens=6))
+        engine.add_request("after", [2, 9, 9], token_params(max_tokens=6))
+        found = finish(engine)
+        if rank == 0:  # else rank 0 may have told its output first
+            assert found["fault"].error in [f"RuntimeError: rank {r}: FloatingPointError: the kernel failed" for r in (0, 1)]
+            assert [len(found[name].outputs[0].token_ids) for name in ("first", "after")] == [6, 6]
+        assert_idle(engine)
+    assert engine.errored is None
+    engine.shutdown()
+
+
+def test_a_failure_at_a_step_that_was_taken_as_done_ends_all_requests_and_the_engine_serves_on() -> None:
+    config = make_config(3, "threads")
+    engine = make_engine(config)
+    engine.add_request("other", [1, 2, 3], token_params(max_tokens=5000, ignore_eos=True))
+    engine.step()
+    error = failed(engine, LATE, 1)
+    assert error == "StateLostError: rank 1: FloatingPointError: the kernel failed, in a step that was taken as done"
+    assert engine.errored is None
+    alone = Engine(config, NullExecutor(config, SHAPE), InputProcessor(None, {}, ()), WallClock())
+    assert served(engine) == served(alone)
+    engine.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("fault", "text"), [(LOST, "rank 1: .*fell off the bus"), (ENDED, "rank 1 .thread .* ended with an exc")])
+def test_a_rank_that_is_lost_ends_the_engine(fault: int, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework.distributed.workers.KILL_S", 0.1)  # the others sleep
+    engine = make_engine(make_config(2, "threads"))
+    error = failed(engine, fault, 1)
+    assert error.startswith("DeviceLostError: rank 1") and engine.errored is not None
+    assert re.search(text, error)
+    with pytest.raises(EngineDeadError, match="rank 1"):
+        engine.add_request("next", [1], token_params())
+
+
+# The handshake
+
+
+def test_the_cache_is_as_large_as_the_smallest_of_a_rank_and_plans_are_put_together() -> None:
+    executor = DistributedExecutor(make_config(3, "threads"), small_last_rank)
+    assert executor.num_blocks == 77
+    executor.shutdown()
+    executor = DistributedExecutor(make_config(2, "threads"), planned_rank)
+    report = executor.plan_report()
+    assert set(report) == {"sample", "op_0", "op_1"} and report["sample"]["calls"] == 0
+    executor.shutdown()
+
+
+def test_ranks_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match="vocab_size differs: 50 on rank 0, 51 on rank 1"):
+        make_engine(make_config(2, "threads"), odd_vocabulary)
+    message = "kernel of sample differs: torch@tiles:1 1 on rank 0, torch@tiles:2 1 on rank 2; choose it by name .kernels.sample."
+    with pytest.raises(ValueError, match=message):
+        make_engine(make_config(3, "threads"), planned_rank)
+
+
+def test_other_versions_and_configurations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, flat = framework.distributed.worker.versions, framework.distributed.worker.flat
+    monkeypatch.setattr(framework.distributed.worker, "versions", lambda: real() | {"torch": "1.0"})
+    with pytest.raises(ValueError, match=r"torch differs: 1.0 in the worker of rank 0, 2.* in the engine's process; install"):
+        make_engine(make_config(2, "threads"), null_rank)
+    monkeypatch.setattr(framework.distributed.worker, "versions", real)
+    monkeypatch.setattr(framework.distributed.worker, "flat", lambda config: flat(config) | {"cache.prefix_caching": "False"})
+    with pytest.raises(ValueError, match=r"cache.prefix_caching differs: False in the worker of rank 0, True in the engine's proc"):
+        make_engine(make_config(2, "threads"), null_rank)
+
+
+def test_what_a_rank_cannot_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework.distributed.workers.KILL_S", 0.1)  # the others sleep
+    with pytest.raises(ValueError, match=r"kernels.sample='nonsense'") as caught:
+        make_engine(make_config(2, "threads"), failing_start)
+    assert caught.value.__notes__ == ["This was on rank 1 of 2."]
+
+
+# The surface
+
+
+def test_a_model_gives_the_same_from_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt log-probabilities, masks of structured output, and several steps in flight cross the border."""
+    params = [
+        SamplingParams(temperature=0, max_tokens=8, prompt_logprobs=2, logprobs=3),
+        SamplingParams(temperature=1, seed=3, max_tokens=8, structured_outputs={"regex": "[0-9]{3} [a-z]{2}"}),
+        SamplingParams(temperature=1, seed=4, max_tokens=8, frequency_penalty=1),
+    ]
+    prompts = ["def add(a, b):", "The number is ", "import "]
+    alone = LLM("tiny", num_gpu_blocks_override=64)
+    expected = alone.generate(prompts, params, use_tqdm=False)
+    monkeypatch.setattr(DistributedExecutor, "open", classmethod(lambda cls, config, *_: cls(config, tiny_on_output_rank)))
+    parallel = ParallelConfig(tp=2, backend="threads")
+    config = replace(alone.engine.config, executor=ExecutorConfig("distributed"), parallel=parallel)
+    llm = LLM(config)
+    found = llm.generate(prompts, params, use_tqdm=False)
+    assert [output.outputs for output in found] == [output.outputs for output in expected]
+    assert found[0].prompt_logprobs == expected[0].prompt_logprobs
+    assert llm.plan()["sample"]["calls"] == alone.plan()["sample"]["calls"] > 0
+    llm.shutdown()
+
+
+def test_models_are_not_cut_yet() -> None:
+    with pytest.raises(ValueError, match=r"parallel.tp=2, parallel.pp=1 cannot work: models cannot be cut yet"):
+        build_engine(EngineConfig(executor=ExecutorConfig("distributed"), parallel=ParallelConfig(tp=2)))
+
+
+def test_a_port_in_use_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = EngineConfig(executor=ExecutorConfig("distributed"), parallel=ParallelConfig(port=port))
+        with pytest.raises(ValueError, match=f"parallel.port={port} cannot work: Address already in use"):
+            build_engine(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"parallel": ParallelConfig(backend="mpi")}, "parallel.backend='mpi' .* one of processes, threads, ray"),
+        ({"parallel": ParallelConfig(backend="ray")}, r"parallel.backend=ray cannot work: .* pip install 'kernelswap\[ray\]'"),
+        ({"parallel": ParallelConfig(step_timeout_s=0.0)}, "parallel.step_timeout_s=0.0 .* more than 0"),
+        ({"parallel": ParallelConfig(port=-1)}, "parallel.port=-1"),
+        ({"parallel": ParallelConfig(dp=2)}, "parallel.dp=2 .* is one engine; simulated has several"),
+        ({"profile": True}, "profile=True .* calls its kernels elsewhere"),
+        ({"executor": ExecutorConfig("distributed", op_scale={"linear": 2.0})}, "executor.op_scale=.* calls its kernels elsewhere"),
+        ({"executor": ExecutorConfig(), "parallel": ParallelConfig(backend="threads")}, "backend.*local does not read it; distrib"),
+    ],
+)
+def test_what_cannot_work_is_refused(given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework.distributed.kinds.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(**{"executor": ExecutorConfig("distributed"), **given}).validate()
