@@ -342,6 +342,8 @@ class EngineConfig:
             return
         if (reason := LAUNCHERS[p.backend].reason) is not None:
             raise ValueError(f"parallel.backend={p.backend} cannot work: {reason}")
+        if p.pp > 1 and (method := self.speculative_config.method) is not None:
+            raise ValueError(f"speculative_config.method={method} cannot work with parallel.pp={p.pp}: stages check no drafts yet")
         require(p.dp == 1, "parallel.dp", p.dp, "1 (executor.kind=distributed is one engine; simulated has several)")
 
     def _check_sections(self) -> None:

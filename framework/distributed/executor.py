@@ -14,6 +14,7 @@ from ..engine.errors import DeviceLostError, StateLostError
 from ..engine.step import StepInput, StepOutput
 from ..failures import Failure
 from ..models.architecture import ModelInfo
+from ..models.ranks import check_ranks
 from .handshake import refuse_differences, refuse_versions, versions
 from .kinds import LAUNCHERS
 from .messages import AskPlan, Built, Factory, Hello, Masks, Place, PlanReport, Start
@@ -57,15 +58,13 @@ class DistributedExecutor:
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> DistributedExecutor:
         """Of local executors. Raises ValueError where there can be none, before weights are read."""
-        from ..worker.rank import open_rank
+        from ..worker.rank import ThreadRanks, open_rank
         from .rendezvous import Rendezvous
 
         parallel = config.parallel
-        if parallel.tp * parallel.pp > 1:
-            raise ValueError(
-                f"parallel.tp={parallel.tp}, parallel.pp={parallel.pp} cannot work: models cannot be cut yet; leave both at 1, or "
-                "take executor.kind=simulated"
-            )
+        check_ranks(model, parallel)
+        if parallel.backend == "threads":
+            return cls(config, ThreadRanks(parallel.tp, parallel.pp))
         return cls(config, open_rank, Rendezvous(parallel.port))
 
     @staticmethod

@@ -88,8 +88,9 @@ class StepInput:
 
     def __reduce__(self) -> tuple[Any, ...]:
         rows = (pack(self.seats), pack(self.num_tokens), pack(self.num_logits))
+        decoded = None if self.decoded is None else pack(self.decoded)
         if not (self.new or self.new_blocks or self.copies or self.masked) and self.num_computed is self.drafts is None:
-            return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals)
+            return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded)
         blocks = None
         if self.new_blocks:
             seats, groups, added = zip(*self.new_blocks)
@@ -97,7 +98,7 @@ class StepInput:
         computed = None if self.num_computed is None else pack(self.num_computed)
         drafts = None if self.drafts is None else pack_lists(self.drafts)
         rest = (self.new, blocks, pack_columns(self.copies), pack(self.masked), computed, drafts)
-        return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, *rest)
+        return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, *rest)
 
 
 @dataclass(slots=True)
@@ -156,6 +157,7 @@ def _step_input(
     num_logits: Packed,
     released: Packed,
     num_proposals: int,
+    decoded: Packed | None,
     new: Sequence[NewRequest] = (),
     blocks: tuple[Packed, Packed, Packed, Packed] | None = None,
     copies: tuple[Packed, ...] = (),
@@ -176,6 +178,7 @@ def _step_input(
         None if num_computed is None else unpack(num_computed),
         None if drafts is None else unpack_lists(drafts),
         num_proposals,
+        None if decoded is None else unpack(decoded),
     )
 
 

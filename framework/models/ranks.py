@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..config import CALIBRATED_SCHEMES, ParallelConfig, QuantConfig
+from ..config import CALIBRATED_SCHEMES, MAX_RANKS, ParallelConfig, QuantConfig
 from ..engine.kv_cache.spec import PagedKV
 from .architecture import Architecture, LayerShape, ModelInfo
 from .parallel import Parallel, Ranks
@@ -37,6 +37,21 @@ def stages(architecture: Architecture, pp: int) -> list[Stage]:
     return [Stage(cut, cut.start == 0, cut.stop == total) for cut in cuts]
 
 
+def check_ranks(model: ModelInfo, parallel: ParallelConfig) -> None:
+    """Raises ValueError for a model that cannot be cut like that, from its config alone."""
+    if parallel.tp * parallel.pp == 1:
+        return
+    if model.architecture is None:
+        raise ValueError(
+            f"parallel.tp={parallel.tp}, parallel.pp={parallel.pp} cannot work: model {model.name!r} runs through the transformers "
+            f"library ({model.reason}), whose layers are whole; leave both at 1"
+        )
+    if model.pooling is not None:
+        raise ValueError(f"parallel.tp={parallel.tp}, parallel.pp={parallel.pp} cannot work: {model.name!r} pools; leave both at 1")
+    stages(model.architecture, parallel.pp)
+    rank_architecture(model.architecture, parallel)
+
+
 def rank_architecture(a: Architecture, parallel: ParallelConfig) -> Architecture:
     """The model as each device of a stage has it: its share of heads, of the MLPs' inner columns and of the vocabulary; of KV heads
     at least one. Experts are cut the same way unless they are spread (``ep``). Raises ValueError for what cannot be cut evenly."""
@@ -44,7 +59,11 @@ def rank_architecture(a: Architecture, parallel: ParallelConfig) -> Architecture
     if tp == 1:
         return a
     if max(a.num_kv_heads, tp) % min(a.num_kv_heads, tp):
-        raise ValueError(f"parallel.tp={tp} cannot work: it must divide the model's {a.num_kv_heads} KV heads, or be a multiple")
+        able = [n for n in range(1, a.num_heads + 1) if not a.num_heads % n and not max(a.num_kv_heads, n) % min(a.num_kv_heads, n)]
+        works = ", ".join(map(str, able))
+        raise ValueError(
+            f"parallel.tp={tp} cannot work: it must divide the model's {a.num_kv_heads} KV heads, or be a multiple; {works} work"
+        )
     padded = -(-a.vocab_size // VOCAB_PADDING) * VOCAB_PADDING
     dense = any(layer.moe is None for layer in a.layers)
     return replace(
@@ -71,7 +90,8 @@ def _rank_layer(layer: LayerShape, parallel: ParallelConfig) -> LayerShape:
 
 def _share(total: int, size: int, what: str, key: str = "tp") -> int:
     if total % size:
-        raise ValueError(f"parallel.{key}={size} cannot work: it must divide the model's {total} {what}")
+        works = ", ".join(str(n) for n in range(1, min(total, MAX_RANKS) + 1) if total % n == 0)
+        raise ValueError(f"parallel.{key}={size} cannot work: it must divide the model's {total} {what}; {works} do")
     return total // size
 
 
