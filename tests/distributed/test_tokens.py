@@ -1,0 +1,168 @@
+"""Engines over several ranks give what one process gives: tokens, log-probabilities, ends; with the reference kernels, exactly.
+
+Ranks are threads of this process; processes stand in a few tests.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from framework import LLM, EngineConfig, SamplingParams
+from framework.build import build_engine
+from framework.config import CacheConfig, ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from framework.engine.engine import Engine
+from framework.outputs import RequestOutput
+from framework.speculation.config import SpeculativeConfig
+
+from ..framework.models.checkpoints import make
+from ..models.examples import EXAMPLES
+from ..test_exactness import Job, run, some_jobs
+
+SIZES = {"tp2": (2, 1), "tp4": (4, 1), "pp2": (1, 2), "pp3": (1, 3), "tp2 pp2": (2, 2)}
+TIGHT = CacheConfig(block_size=4, num_blocks=26, prefix_caching=True, check_invariants=True)
+CHUNKS = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=13)
+
+
+def build(
+    size: tuple[int, int] | None,
+    model: ModelConfig | None = None,
+    cache: CacheConfig | None = None,
+    scheduler: SchedulerConfig | None = None,
+    *,
+    backend: str = "threads",
+    ep: int = 1,
+    spec: SpeculativeConfig | None = None,
+) -> Engine:
+    """size: tp and pp; None: one process."""
+    config = EngineConfig(
+        model or ModelConfig("tiny", dtype="float32", max_model_len=160, max_logprobs=-1),
+        cache or CacheConfig(block_size=4, num_blocks=300),
+        scheduler or SchedulerConfig(max_num_seqs=8),
+        speculative_config=spec or SpeculativeConfig(),
+        kernels={"default": "reference"},
+        num_threads=1,
+        device="cpu",
+    )
+    if size is not None:
+        config.executor = ExecutorConfig("distributed")
+        config.parallel = ParallelConfig(*size, ep=ep, backend=backend)
+    return build_engine(config)
+
+
+def told(outputs: list[RequestOutput]) -> list[Any]:
+    return [
+        (output.error, output.prompt_logprobs, [(c.token_ids, c.text, c.finish_reason, c.logprobs) for c in output.outputs])
+        for output in outputs
+    ]
+
+
+def served(size: tuple[int, int] | None, jobs: Sequence[Job], **given: Any) -> list[Any]:
+    engine = build(size, **given)
+    try:
+        return told(run(engine, list(jobs)))
+    finally:
+        engine.shutdown()
+
+
+def varied() -> list[Job]:
+    """Greedy and sampled, penalties, log-probabilities, several completions."""
+    jobs = some_jobs(8, seed=3, max_tokens=16)
+    for i, (_, params) in enumerate(jobs):
+        params.logprobs, params.prompt_logprobs = (3 if i % 2 else None), (2 if i % 4 == 1 else None)
+        params.repetition_penalty, params.n = (1.2 if i % 3 == 0 else 1.0), (2 if i == 4 else 1)
+    return jobs
+
+
+JOBS = varied()
+
+
+@functools.cache
+def expected(tight: bool = False) -> list[Any]:
+    return served(None, JOBS, **({"cache": TIGHT, "scheduler": CHUNKS} if tight else {}))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_ranks_give_what_one_process_gives(name: str) -> None:
+    assert served(SIZES[name], JOBS) == expected()
+
+
+@pytest.mark.parametrize("name", ["tp2", "pp2", "pp3"])
+def test_so_they_do_with_chunks_preemptions_and_cached_prefixes(name: str) -> None:
+    engine = build(SIZES[name], cache=TIGHT, scheduler=CHUNKS)
+    assert [output[2] for output in told(run(engine, list(JOBS)))] == [output[2] for output in expected(True)]
+    stats = engine.stats()
+    assert stats.num_preemptions > 0 and stats.num_chunked_prefills > 0 and stats.prefix_hit_tokens > 0
+    assert engine.manager.pool.num_free == engine.manager.pool.num_blocks - 1
+    engine.shutdown()
+
+
+@pytest.mark.parametrize("name", ["gemma2", "qwen3-moe", "gpt2", "gpt-oss", "deepseek-v3"])
+def test_stages_of_models_with_windows_experts_and_latents(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("model")
+    make(EXAMPLES[name], folder)
+    model = ModelConfig(str(folder), tokenizer="tiny", dtype="float32", max_model_len=90)
+    jobs = [([token % 200 + 3 for token in prompt], params) for prompt, params in some_jobs(5, seed=1, max_tokens=12)]
+    for _, params in jobs:
+        params.detokenize = False
+    given = {"model": model, "cache": CacheConfig(block_size=4, num_blocks=120), "scheduler": CHUNKS}
+    whole = served(None, jobs, **given)  # type: ignore[arg-type]
+    for size, ep in (((1, 3), 1), ((2, 2), 2 if "moe" in name or name in ("gpt-oss", "deepseek-v3") else 1)):
+        assert served(size, jobs, ep=ep, **given) == whole  # type: ignore[arg-type]
+
+
+def test_a_stage_is_busy_while_another_is() -> None:
+    """Steps in flight are as many as stages, and no request is in two of them."""
+    engine = build((1, 2))
+    seen = []
+    whole = engine.executor.submit
+
+    def submit(step: Any) -> Any:
+        seen.append(
+            (len(engine.in_flight), set(step.seats), {s for scheduled, _ in engine.in_flight for s in scheduled.step_input.seats})
+        )
+        return whole(step)
+
+    engine.executor.submit = submit  # type: ignore[method-assign]
+    run(engine, list(JOBS))
+    assert any(in_flight for in_flight, _, _ in seen) and not any(own & others for _, own, others in seen if others)
+    engine.shutdown()
+
+
+def test_drafts_of_the_host_and_of_heads_are_checked_on_ranks() -> None:
+    for spec in (
+        SpeculativeConfig("suffix", num_speculative_tokens=3),
+        SpeculativeConfig("mtp", model="tiny-mtp", num_speculative_tokens=2),
+    ):
+        assert [output[2] for output in served((2, 1), JOBS, spec=spec)] == [output[2] for output in expected()]
+
+
+@pytest.mark.parametrize("name", ["tp2", "tp2 pp2"])
+def test_processes_give_what_one_process_gives(name: str) -> None:
+    assert served(SIZES[name], JOBS, backend="processes") == expected()
+
+
+def test_the_surface_takes_the_names_of_vllm() -> None:
+    params = SamplingParams(temperature=0, max_tokens=8)
+    given: dict[str, Any] = {"device": "cpu", "dtype": "float32", "kernels": {"default": "reference"}}
+    plain = LLM("tiny", **given).generate(["def f("], params, use_tqdm=False)
+    ranks = LLM("tiny", tensor_parallel_size=2, distributed_executor_backend="mp", **given)
+    assert ranks.generate(["def f("], params, use_tqdm=False)[0].outputs[0].token_ids == plain[0].outputs[0].token_ids
+    ranks.engine.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("size", "ep", "words"),
+    [
+        ((3, 1), 1, "parallel.tp=3 cannot work: it must divide the model's 2 KV heads, or be a multiple; 1, 2, 4, 8 work"),
+        ((1, 9), 1, "parallel.pp=9 cannot work: the model has"),
+        ((2, 1), 4, "parallel.ep=4 cannot work"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_before_weights_are_read(size: tuple[int, int], ep: int, words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        build(size, ep=ep)
+    assert words in str(caught.value)
