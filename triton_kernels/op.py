@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-
 PARTIAL = "partial"
 """Optional argument of products whose K is shared by ranks: the result is this rank's part of a sum that ``all_reduce`` rounds. It
 comes unrounded, in float32 (from references in float64), and without bias, which is added once to the whole sum."""

@@ -35,5 +35,3 @@ def backend_reasons(spec: Spec, *backends: str) -> list[str]:
     """A reason where the group's tensors pass by something else."""
     backend = spec.fact("backend", backends[0])
     return [] if backend in backends else [f"serves groups of {' and '.join(backends)}, this one is of {backend}"]
-
-

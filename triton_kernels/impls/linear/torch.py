@@ -8,9 +8,7 @@ from ...impl import Flags, impl
 
 
 @impl("linear", "torch", priority=10, flags=Flags(cpu_graph=True))
-def linear_torch(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, partial: bool = False
-) -> torch.Tensor:
+def linear_torch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, partial: bool = False) -> torch.Tensor:
     return unrounded(x, weight) if partial else torch.nn.functional.linear(x, weight, bias)
 
 
