@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
 from itertools import product
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,7 +163,7 @@ def test_a_rank_that_skips_a_collective_is_given_up() -> None:
         if group.rank:
             group.barrier()
 
-    with pytest.raises(RuntimeError, match="rank [12] waited for the others of 3: one of them skipped"):
+    with pytest.raises(RuntimeError, match=r"rank [12] waited for the others of 3: one of them skipped"):
         run_ranks(WORLD, work, timeout_s=0.05)
 
 
@@ -208,13 +208,13 @@ def test_bits_do_not_depend_on_the_number_of_ranks(linear: Any, reduce: Any, num
 def test_the_tree_refuses_fewer_columns_than_its_segments() -> None:
     args = {"weight": torch.ones(3, 6), "bias": None, "partial": True}
     spec = make_spec(OPS["linear"], args, torch.float32, torch.device("cpu"))
-    with pytest.raises(ValueError, match="tree@width:8 needs 8 columns on each rank, this one has 6"):
+    with pytest.raises(ValueError, match="tree@width:8 needs 8 columns on each rank, here are 6"):
         bind(OPS["linear"], IMPLS["linear"]["tree"], spec, args, {"width": 8})
 
 
 @pytest.mark.parametrize("op", [name for name, op in OPS.items() if "partial" in op.optional])
 def test_a_partial_result_is_not_rounded(op: str) -> None:
-    """Nor does an impl pretend that cannot do it; the whole with a bias comes from the reduce."""
+    """And an impl that cannot do it is passed over."""
     [case] = [case for case in OPS[op].cases if case.name.endswith("_partial")][:1]
     args = make_args(OPS[op], case, torch.bfloat16, torch.device("cpu"))
     assert OPS[op].reference(**args).dtype == torch.float64
@@ -222,13 +222,6 @@ def test_a_partial_result_is_not_rounded(op: str) -> None:
     result = bind(OPS[op], IMPLS[op]["torch"], spec, args)(*(args[name] for name in OPS[op].call_args))
     assert result.dtype == torch.float32 and not torch.equal(result, result.bfloat16().float())
     assert all("does not take partial" in str(found.unsupported(spec)) for name, found in IMPLS[op].items() if name == "native")
-    if op == "linear":
-        assert not torch.equal(result, make_dense(args))
-
-
-def make_dense(args: dict[str, Any]) -> torch.Tensor:
-    dense: torch.Tensor = OPS["linear"].reference(args["x"], args["weight"])
-    return dense.float()
 
 
 # Processes.
@@ -325,8 +318,6 @@ def test_more_ranks_than_a_kernel_adds_are_refused() -> None:
     assert IMPLS["all_reduce"]["triton"].unsupported(spec) == ["adds up to 8 ranks, not 16"]
 
 
-def test_a_copied_layer_keeps_its_group(tmp_path: Path) -> None:
-    import copy
-
+def test_a_copied_layer_keeps_its_group() -> None:
     group = SoloGroup()
     assert copy.deepcopy({"group": group})["group"] is group

@@ -1,16 +1,16 @@
-"""Kernels over the memory of several ranks: addresses of all, a barrier between programs of the same number, a sum in a fixed order.
+"""Kernels over the memory of several ranks: addresses, a barrier between programs of the same number, a sum in a fixed order.
 
 Symmetric memory begins with signals, int32 [MAX_PROGRAMS, ranks], and then holds data. Program p of every rank meets program p of
 the others: it adds 1 to its signal with each of them (release) and waits until all of its own have come as far (acquire). Signals
 only grow, so that nothing is reset between launches. All programs of a launch must be on the device at once.
 
-In the interpreter, where ranks are threads and kernels run one at a time, every phase between two barriers is a launch (PHASE 1, 2,
-...) and the group's barrier stands between them; on a device all phases are one launch (PHASE 0).
+In the interpreter, where ranks are threads and kernels run one at a time, every phase between two barriers is a launch and the
+group's barrier stands between them; on a device all phases are one launch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -21,6 +21,8 @@ from ...spec import Spec
 from .rank_sums import backend_reasons
 
 MAX_RANKS, MAX_PROGRAMS = 8, 64
+ALL, COPY, REDUCE, COLLECT = tl.constexpr(7), tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
+"""PHASE of a launch: what it does."""
 SIGNAL_BYTES = tl.constexpr(MAX_RANKS * MAX_PROGRAMS * 4)
 
 
@@ -92,12 +94,12 @@ class RankMemory:
         """int64 [ranks]: of memory for as many bytes of data."""
         return self.group.symmetric(SIGNAL_BYTES.value + num_bytes, device).addresses
 
-    def run(self, launch: Callable[[int], None], num_phases: int) -> None:
-        """``launch(phase)`` for the whole, or in the interpreter for each phase in turn."""
+    def run(self, launch: Callable[[int], None], phases: Sequence[tl.constexpr]) -> None:
+        """``launch(PHASE)`` for the whole, or in the interpreter for each phase in turn."""
         if not self.interpret:
-            launch(0)
+            launch(ALL.value)
             return
-        for phase in range(1, num_phases + 1):
+        for phase in phases:
             with self.group.alone():
-                launch(phase)
+                launch(phase.value)
             self.group.barrier()

@@ -21,9 +21,19 @@ from ...group import Group
 from ...impl import NEVER_RAN_ACROSS_DEVICES, Flags, impl
 from ...spec import Spec
 from .._shared.launch import Launch, cdiv
-from .._shared.rank_memory import MAX_PROGRAMS, MAX_RANKS, RankMemory, rank_barrier, rank_data, rank_reasons, rank_sum
-
-ALL, COPY, REDUCE, COLLECT = (tl.constexpr(phase) for phase in range(4))
+from .._shared.rank_memory import (
+    ALL,
+    COLLECT,
+    COPY,
+    MAX_PROGRAMS,
+    MAX_RANKS,
+    REDUCE,
+    RankMemory,
+    rank_barrier,
+    rank_data,
+    rank_reasons,
+    rank_sum,
+)
 
 
 @triton.jit
@@ -49,14 +59,14 @@ def one_shot_kernel(
     PHASE: tl.constexpr,
 ):
     num_tiles, lane = tl.cdiv(num_elements, BLOCK), tl.arange(0, BLOCK)
-    if PHASE == ALL or PHASE == COPY:
+    if PHASE & COPY:
         own = rank_data(addresses_ptr, rank, x_ptr)
         for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
             at = tile * BLOCK + lane
             tl.store(own + at, tl.load(x_ptr + at, mask=at < num_elements), mask=at < num_elements)
     if PHASE == ALL:
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
-    if PHASE == ALL or PHASE == REDUCE:
+    if PHASE & REDUCE:
         for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
             at = tile * BLOCK + lane
             inside = at < num_elements
@@ -86,14 +96,14 @@ def two_shot_kernel(
     is no wider: nobody but the owner reads that tile before it is finished."""
     num_turns, lane = tl.cdiv(num_elements, RANKS * BLOCK), tl.arange(0, BLOCK)
     own = rank_data(addresses_ptr, rank, x_ptr)
-    if PHASE == ALL or PHASE == COPY:
+    if PHASE & COPY:
         for turn in range(tl.program_id(0), num_turns, tl.num_programs(0)):
             for owner in tl.static_range(RANKS):
                 at = (turn * RANKS + owner) * BLOCK + lane
                 tl.store(own + at, tl.load(x_ptr + at, mask=at < num_elements), mask=at < num_elements)
     if PHASE == ALL:
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
-    if PHASE == ALL or PHASE == REDUCE:
+    if PHASE & REDUCE:
         for turn in range(tl.program_id(0), num_turns, tl.num_programs(0)):
             first = (turn * RANKS + rank) * BLOCK
             inside = first + lane < num_elements
@@ -102,7 +112,7 @@ def two_shot_kernel(
             tl.store((own + first).to(out_ptr.dtype) + lane, total.to(out_ptr.dtype.element_ty), mask=inside)
     if PHASE == ALL:
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
-    if PHASE == ALL or PHASE == COLLECT:
+    if PHASE & COLLECT:
         for turn in range(tl.program_id(0), num_turns, tl.num_programs(0)):
             for owner in tl.static_range(RANKS):
                 first = (turn * RANKS + owner) * BLOCK
@@ -166,7 +176,6 @@ class TritonAllReduce:
         is_small = x.nbytes <= self.one_shot_bytes or out.itemsize > x.itemsize
         kernel, tiles_of_turn = (self.one_shot, 1) if is_small else (self.two_shot, self.ranks)
         grid = (min(self.programs, cdiv(x.numel(), tiles_of_turn * self.block)),)
-        self.memory.run(
-            lambda phase: kernel(grid, x, out, addresses, x.numel(), x.shape[1], PHASE=phase), num_phases=2 if is_small else 3
-        )
+        phases = (COPY, REDUCE) if is_small else (COPY, REDUCE, COLLECT)
+        self.memory.run(lambda phase: kernel(grid, x, out, addresses, x.numel(), x.shape[1], PHASE=phase), phases)
         return out

@@ -15,10 +15,20 @@ from ...group import Group
 from ...impl import NEVER_RAN_ACROSS_DEVICES, Flags, impl
 from ...spec import Spec
 from .._shared.launch import Launch, next_power_of_2
-from .._shared.rank_memory import MAX_PROGRAMS, MAX_RANKS, RankMemory, rank_barrier, rank_data, rank_reasons, rank_sum
+from .._shared.rank_memory import (
+    ALL,
+    COPY,
+    MAX_PROGRAMS,
+    MAX_RANKS,
+    REDUCE,
+    RankMemory,
+    rank_barrier,
+    rank_data,
+    rank_reasons,
+    rank_sum,
+)
 
 MAX_WIDTH = 16384
-ALL, COPY, REDUCE = (tl.constexpr(phase) for phase in range(3))
 
 
 @triton.jit(do_not_specialize=["num_rows", "rank"])
@@ -44,13 +54,13 @@ def reduce_norm_kernel(
 ):
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    if PHASE == ALL or PHASE == COPY:
+    if PHASE & COPY:
         own = rank_data(addresses_ptr, rank, x_ptr)
         for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
             tl.store(own + row * width + columns, tl.load(x_ptr + row * stride_x + columns, mask=inside), mask=inside)
     if PHASE == ALL:
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
-    if PHASE == ALL or PHASE == REDUCE:
+    if PHASE & REDUCE:
         for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
             total = rank_sum(addresses_ptr, x_ptr, row * width + columns, inside, RANKS)
             if HAS_BIAS:
@@ -110,6 +120,6 @@ class TritonAllReduceAddRmsNorm:
         addresses = self.memory.addresses(x.numel() * x.itemsize, x.device)
         grid, strides = (min(MAX_PROGRAMS, x.shape[0]),), (x.stride(0), residual.stride(0))
         self.memory.run(
-            lambda phase: self.launch(grid, x, residual, out, addresses, x.shape[0], *strides, PHASE=phase), num_phases=2
+            lambda phase: self.launch(grid, x, residual, out, addresses, x.shape[0], *strides, PHASE=phase), (COPY, REDUCE)
         )
         return out

@@ -48,9 +48,7 @@ def moe_experts_torch(
             hidden = torch.nn.functional.silu(gate).mul_(up)
             if granularity is not None:
                 hidden = _rounded_to_quantized(hidden, granularity)
-            weight = _expert_weight(
-                w2, w2_scale, w2_zeros, expert, 1, torch.float32 if partial and w2_scale is not None else x.dtype
-            )
+            weight = _expert_weight(w2, w2_scale, w2_zeros, expert, 1, torch.float32 if partial else x.dtype)
             results[part] = unrounded(hidden, weight) if partial else torch.nn.functional.linear(hidden, weight)
             start += count
     results[start:] = 0  # choices whose experts are elsewhere
