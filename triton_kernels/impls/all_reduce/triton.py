@@ -59,14 +59,14 @@ def one_shot_kernel(
     PHASE: tl.constexpr,
 ):
     num_tiles, lane = tl.cdiv(num_elements, BLOCK), tl.arange(0, BLOCK)
-    if PHASE & COPY:
+    if COPY & PHASE:
         own = rank_data(addresses_ptr, rank, x_ptr)
         for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
             at = tile * BLOCK + lane
             tl.store(own + at, tl.load(x_ptr + at, mask=at < num_elements), mask=at < num_elements)
     if PHASE == ALL:
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
-    if PHASE & REDUCE:
+    if REDUCE & PHASE:
         for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
             at = tile * BLOCK + lane
             inside = at < num_elements
@@ -96,14 +96,14 @@ def two_shot_kernel(
     is no wider: nobody but the owner reads that tile before it is finished."""
     num_turns, lane = tl.cdiv(num_elements, RANKS * BLOCK), tl.arange(0, BLOCK)
     own = rank_data(addresses_ptr, rank, x_ptr)
-    if PHASE & COPY:
+    if COPY & PHASE:
         for turn in range(tl.program_id(0), num_turns, tl.num_programs(0)):
             for owner in tl.static_range(RANKS):
                 at = (turn * RANKS + owner) * BLOCK + lane
                 tl.store(own + at, tl.load(x_ptr + at, mask=at < num_elements), mask=at < num_elements)
     if PHASE == ALL:
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
-    if PHASE & REDUCE:
+    if REDUCE & PHASE:
         for turn in range(tl.program_id(0), num_turns, tl.num_programs(0)):
             first = (turn * RANKS + rank) * BLOCK
             inside = first + lane < num_elements
@@ -112,7 +112,7 @@ def two_shot_kernel(
             tl.store((own + first).to(out_ptr.dtype) + lane, total.to(out_ptr.dtype.element_ty), mask=inside)
     if PHASE == ALL:
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
-    if PHASE & COLLECT:
+    if COLLECT & PHASE:
         for turn in range(tl.program_id(0), num_turns, tl.num_programs(0)):
             for owner in tl.static_range(RANKS):
                 first = (turn * RANKS + owner) * BLOCK

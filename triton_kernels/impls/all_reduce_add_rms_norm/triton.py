@@ -54,13 +54,13 @@ def reduce_norm_kernel(
 ):
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    if PHASE & COPY:
+    if COPY & PHASE:
         own = rank_data(addresses_ptr, rank, x_ptr)
         for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
             tl.store(own + row * width + columns, tl.load(x_ptr + row * stride_x + columns, mask=inside), mask=inside)
     if PHASE == ALL:
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
-    if PHASE & REDUCE:
+    if REDUCE & PHASE:
         for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
             total = rank_sum(addresses_ptr, x_ptr, row * width + columns, inside, RANKS)
             if HAS_BIAS:
