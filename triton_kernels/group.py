@@ -10,6 +10,7 @@ import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
@@ -66,6 +67,10 @@ class Group(ABC):
     def barrier(self) -> None:
         """Returns once every rank has called it."""
 
+    def alone(self) -> AbstractContextManager[Any]:
+        """Inside, of ranks that share a process only this one runs: for libraries that are not made for threads."""
+        return contextlib.nullcontext()
+
     def symmetric(self, num_bytes: int, device: torch.device) -> SymmetricMemory:
         """At least ``num_bytes``, the same for all who ask this group: layers run one after another. A larger piece is made by all
         ranks together; earlier ones stay where they are, because recorded graphs hold their addresses."""
@@ -112,6 +117,7 @@ class _Room:
         self.barrier = threading.Barrier(size, timeout=timeout_s)
         self.slots: list[Any] = [None] * size
         self.mail: list[list[SimpleQueue[torch.Tensor | None]]] = [[SimpleQueue() for _ in range(size)] for _ in range(size)]
+        self.lock = threading.Lock()
         self.failure = ""
 
 
@@ -145,6 +151,9 @@ class ThreadGroup(Group):
         room.barrier.abort()
         for mailbox in (box for boxes in room.mail for box in boxes):
             mailbox.put(None)
+
+    def alone(self) -> AbstractContextManager[Any]:
+        return self._room.lock
 
     def barrier(self) -> None:
         try:

@@ -62,12 +62,12 @@ class Tolerance:
 class Case:
     """Concrete inputs of an op.
 
-    ``make(generator, dtype, device)`` returns every argument of the reference by name (optional ones if they are not defaults). ``dims``, ``q_lens`` and
-    ``ctx_lens`` are what the op's cost function takes. ``tags``: ``"tiled"`` has three or more blocks on every tiled axis,
-    ``"odd"`` has sizes that divide nothing, ``"bench"`` is too large for the interpreter and used for benchmarks and
-    rooflines only. ``relative`` stands in for that of the op's tolerance where a case needs limits of its own (quantized values
-    made inside the op, which one last bit moves to the next). ``count``: how often a served workload made such a call; 0 for those
-    that were made up.
+    ``make(generator, dtype, device)`` returns every argument of the reference by name; optional ones may be left at their
+    default. ``dims``, ``q_lens`` and ``ctx_lens`` are what the op's cost function takes. ``tags``: ``"tiled"`` has three or more
+    blocks on every tiled axis, ``"odd"`` has sizes that divide nothing, ``"bench"`` is too large for the interpreter and used for
+    benchmarks and rooflines only. ``relative`` stands in for that of the op's tolerance where a case needs limits of its own
+    (quantized values made inside the op, which one last bit moves to the next). ``count``: how often a served workload made such a
+    call; 0 for those that were made up.
     """
 
     name: str

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from triton_kernels.attention_meta import AttentionMeta
-from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, Impl
+from triton_kernels.impl import NEVER_MET_ITS_LIBRARY, NEVER_RAN_ACROSS_DEVICES, Impl
 from triton_kernels.impls._shared.flex import FlexAttention, _compiled
 from triton_kernels.impls._shared.padded import Bucket
 from triton_kernels.lab.calls import bind, call, make_args, make_spec
@@ -54,12 +54,17 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_ins.install(monkeypatch, stand_ins.flash_attn(), stand_ins.flash_attn_interface(), flashinfer)
 
 
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "all_reduce_add_rms_norm")
+
+
 def test_adapters_say_that_they_never_met_their_library() -> None:
     """Whoever runs one against its library takes that out, and names it here."""
     adapters = [impl for impl in REGISTRY if set(impl.requires) - {"triton"}]
     assert {f"{impl.op}-{impl.name}" for impl in adapters} >= {f"{op}-{name}" for op, name in REFUSED}
     assert {impl.unproven for impl in adapters} == {NEVER_MET_ITS_LIBRARY}
-    assert not [impl.name for impl in REGISTRY if impl.unproven and impl not in adapters]
+    across = {impl.unproven for impl in REGISTRY if impl.unproven and impl not in adapters and "cuda" in impl.devices}
+    assert across == {NEVER_RAN_ACROSS_DEVICES}
+    assert all(impl.op in COLLECTIVES for impl in REGISTRY if impl.unproven and impl not in adapters)
 
 
 def on_cpu(op: str, name: str) -> Impl:

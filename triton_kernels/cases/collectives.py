@@ -73,3 +73,9 @@ ALL_REDUCE_ADD_RMS_NORM_CASES = (
     _case("bias", SMALL, 7, 53, norm=True, bias=True),
     _case("rounded", SMALL, 7, 53, norm=True, bias=False, rounded=True),
 )
+
+
+class AlikeRanks(SoloGroup):
+    """Eight ranks of GPUs, each with what this one has: for shapes, and to compile."""
+
+    size, backend = 8, "nccl"

@@ -18,6 +18,7 @@ from ..attention_meta import AttentionMeta, LayerKV
 from ..op import Case
 from ..ops import OPS
 from . import gemm, moe, quantized_args, quantized_dims
+from .collectives import AlikeRanks
 from .kv_cache import cache_dims
 
 HIDDEN, INTERMEDIATE, VOCAB = 4096, 14336, 128256
@@ -68,6 +69,17 @@ def _linear(name: str, batch: Batch, num_out: int = 6144, num_in: int = HIDDEN) 
         return {"x": x, "weight": weight, "bias": None}
 
     return ServingCase(name, batch, {"in_features": num_in, "out_features": num_out}, make)
+
+
+def _all_reduce(name: str, batch: Batch, norm: bool = False) -> ServingCase:
+    def make(dtype: torch.dtype) -> dict[str, Any]:
+        args: dict[str, Any] = {"x": torch.empty(batch.num_tokens, HIDDEN), "group": AlikeRanks(), "bias": None}
+        if not norm:
+            return args | {"out_dtype": dtype}
+        residual, weight = torch.empty(batch.num_tokens, HIDDEN, dtype=dtype), torch.empty(HIDDEN, dtype=dtype)
+        return args | {"residual": residual, "weight": weight, "eps": 1e-5, "offset": 0.0}
+
+    return ServingCase(name, batch, {"hidden_size": HIDDEN, "ranks": 8, "partial_bytes": 4}, make)
 
 
 def _embedding(dtype: torch.dtype) -> dict[str, Any]:
@@ -273,6 +285,8 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
         _linear("2048 tokens", prefill(2048)),
         _linear("odd sizes, 2048 tokens", prefill(2048), 971, 2113),
     ),
+    "all_reduce": (_all_reduce("1 token", decode(1)), _all_reduce("64 tokens", decode(64))),
+    "all_reduce_add_rms_norm": (_all_reduce("64 tokens", decode(64), norm=True),),
     "embedding": (ServingCase("64 tokens", decode(64), {"hidden_size": HIDDEN}, _embedding),),
     "rms_norm": (
         _norm("hidden state", (64, HIDDEN), "rms_norm"),

@@ -1,6 +1,6 @@
-"""``all_reduce`` as an all-gather and a sum in float32 whose order is fixed: neighbouring ranks in pairs, then pairs. Each rank adds
-everything itself, so n ranks move n times what an all-reduce has to. For results that depend neither on the size of a message nor,
-beside ``linear:tree``, on the number of ranks."""
+"""``all_reduce`` as an all-gather and a sum in float32 whose order is fixed: neighbouring ranks in pairs, then pairs. Each rank
+adds everything itself, so n ranks move n times what an all-reduce has to. For results that depend neither on the size of a message
+nor, beside ``linear:tree``, on the number of ranks."""
 
 from __future__ import annotations
 

@@ -19,9 +19,8 @@ class AllReduceAddRmsNormTorch:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         self.group: Group = params["group"]
         self.bias = weights.get("bias")
-        self.norm = RmsNormTorch.bind(
-            spec, {"weight": weights["weight"]}, {"eps": params["eps"], "offset": params.get("offset", 0.0)}
-        )
+        of_norm = {"eps": params["eps"], "offset": params.get("offset", 0.0)}
+        self.norm = RmsNormTorch.bind(spec, {"weight": weights["weight"]}, of_norm)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         residual.add_(rounded(tree_sum(self.group.all_gather(x)), self.bias, torch.float32))

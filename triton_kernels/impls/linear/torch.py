@@ -14,6 +14,6 @@ def linear_torch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 def unrounded(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x @ weight^T in float32. On a CPU both are widened in each call, a GPU's library keeps its sums."""
-    if x.device.type == "cpu" or x.dtype == torch.float32:
+    if x.device.type == "cpu" or weight.dtype == torch.float32:
         return torch.nn.functional.linear(x.float(), weight.float())
     return torch.mm(x, weight.T, out_dtype=torch.float32)

@@ -33,9 +33,7 @@ class TreeLinear:
         weight, self.bias, self.partial = weights["weight"], weights.get("bias"), params.get("partial", False)
         self.num_out, num_in = weight.shape
         if self.partial and num_in < width:
-            raise ValueError(
-                f"linear=tree@width:{width} needs {width} columns on each rank, this one has {num_in}: lower the width"
-            )
+            raise ValueError(f"linear=tree@width:{width} needs {width} columns on each rank, here are {num_in}: lower the width")
         self.num_segments, self.num_in = 1, num_in
         while num_in % (2 * self.num_segments) == 0 and num_in // (2 * self.num_segments) >= width:
             self.num_segments *= 2

@@ -95,8 +95,8 @@ def grouped_kernel(
 
 
 class FloatGemm:
-    """w13 (``gated``): x [T, H] -> silu(gate) * up [pairs, I], by expert; or w2: that -> router weight * result [pairs, H], in f32 if
-    ``partial``."""
+    """w13 (``gated``): x [T, H] -> silu(gate) * up [pairs, I], by expert; or w2: that -> router weight * result [pairs, H]
+    (``partial``: in f32)."""
 
     def __init__(
         self,

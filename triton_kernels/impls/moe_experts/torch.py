@@ -56,7 +56,7 @@ def moe_experts_torch(
             hidden = gated(torch.nn.functional.linear(taken, weight, bias), limit, alpha)
             if granularity is not None:
                 hidden = _rounded_to_quantized(hidden, granularity)
-            wide = torch.float32 if partial and w2_scale is not None else x.dtype
+            wide = torch.float32 if partial else x.dtype
             weight = _expert_weight(w2, w2_scale, w2_zeros, expert, 1, wide)
             bias = None if w2_bias is None else w2_bias[expert].to(weight.dtype)
             if partial:
