@@ -143,7 +143,10 @@ def test_a_name_that_is_in_no_table_is_refused_with_those_that_are(config: Engin
         ),
         ({"executor": ExecutorConfig("simulated", efficiency=0.5)}, "executor.efficiency=0.5 .*only executor.calibration=roofline"),
         ({"parallel": ParallelConfig(tp=0)}, "parallel.tp=0 .* from 1 to 4096"),
-        ({"parallel": ParallelConfig(pp=2)}, "parallel.pp=2 .* 1 .executor.kind=local does not read it; simulated does"),
+        (
+            {"parallel": ParallelConfig(pp=2)},
+            "parallel.pp=2 .* 1 .executor.kind=local does not read it; distributed, simulated does",
+        ),
         ({"router": "nearest"}, "router='nearest' .* round_robin"),
         ({"router": "least_loaded"}, "router='least_loaded' .* round_robin .executor.kind=local is one engine"),
         ({"parallel": ParallelConfig(tp=4, ep=2)}, "parallel.ep=2 .* 1, or 4 as parallel.tp"),
