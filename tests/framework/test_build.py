@@ -111,7 +111,7 @@ def test_every_kind_of_executor_is_covered_here() -> None:
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        (EngineConfig(executor=ExecutorConfig("local ")), r"executor.kind='local ' .* must be one of local, simulated, null"),
+        (EngineConfig(executor=ExecutorConfig("local ")), r"executor.kind='local ' .* must be one of local, distributed, simulated, null"),
         (EngineConfig(scheduler=SchedulerConfig("random")), r"scheduler.policy='random' .* must be one of fcfs, priority"),
         (EngineConfig(ModelConfig(backend="jax")), r"model.backend='jax' .* must be one of auto, native, transformers"),
         (EngineConfig(ModelConfig(load_format="gguf")), r"model.load_format='gguf' .* must be one of auto, dummy"),
