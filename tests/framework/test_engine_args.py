@@ -117,10 +117,7 @@ def test_kernels_go_before_a_backend_and_before_override() -> None:
     [
         ({"attention_backend": "XFORMERS"}, "attention_backend='XFORMERS' cannot work: no kernel here calls xFormers"),
         ({"attention_backend": "CUSTOM"}, "must be one of FLASH_ATTN, FLASHINFER, TRITON_ATTN, FLEX_ATTENTION"),
-        (
-            {"distributed_executor_backend": "mpi"},
-            "backend='mpi' cannot work: it must be one of mp, processes",
-        ),
+        ({"distributed_executor_backend": "mpi"}, "backend='mpi' cannot work: it must be one of mp, processes"),
         ({"kernels": ["sample"]}, "kernels=.* must map ops to choices"),
         ({"model": EngineConfig(), "attention_backend": "FLASHINFER"}, "attention_backend cannot be given beside an EngineConfig"),
     ],
