@@ -13,6 +13,7 @@ from ..study.metrics import PERCENTILES, SLOConfig
 from ..study.workload import SamplingConfig, WorkloadConfig
 from ..study.workload.prompts import SOURCES
 from ..study.workload.traces import FORMATS
+from . import bench_executor
 from .flags import JSON
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ OBJECTIVES = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s"}
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
-    commands = subparsers.add_parser("bench", help="measure a server").add_subparsers(required=True, metavar="COMMAND")
+    text = "measure a server, or what it costs to hand steps to workers"
+    commands = subparsers.add_parser("bench", help=text).add_subparsers(required=True, metavar="COMMAND")
+    bench_executor.add_parser(commands)
     text = "ask a server for a workload over HTTP, at the times of the workload whatever the server does, and print what came when"
     parser = commands.add_parser("serve", help=text, description=text)
     add = parser.add_argument

@@ -15,6 +15,7 @@ from ..engine.step import StepInput, StepOutput
 from ..failures import Failure
 from ..models.architecture import ModelInfo
 from ..models.ranks import check_ranks
+from ..op_times import OpTimes
 from .handshake import refuse_differences, refuse_versions, versions
 from .kinds import LAUNCHERS
 from .messages import AskPlan, Built, Factory, Hello, Masks, Place, PlanReport, Start
@@ -53,7 +54,7 @@ class DistributedExecutor:
     The end of a worker is seen at once, and its silence after ``parallel.step_timeout_s``: then the others are ended, too.
     """
 
-    call_times = None
+    call_times: OpTimes | None = None
 
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> DistributedExecutor:

@@ -8,6 +8,7 @@ from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.step import StepInput, StepOutput
 from ..models.architecture import ModelInfo
+from ..op_times import OpTimes
 from .mirror import Mirror
 from .pseudo import PseudoTokens
 from .shape import ModelShape
@@ -36,7 +37,8 @@ class NullExecutor:
 
     in_flight_steps = num_stages = 1
     weight_bytes = nominal_weight_bytes = 0
-    call_times = draft_max_model_len = None
+    call_times: OpTimes | None = None
+    draft_max_model_len: int | None = None
     drafts_read_ahead = False
 
     def __init__(self, config: EngineConfig, shape: ModelShape, num_drafts: int = 0) -> None:

@@ -13,6 +13,7 @@ import pytest
 import framework.distributed.worker
 from framework import LLM, EngineConfig, SamplingParams
 from framework.build import build_engine
+from framework.cli import main
 from framework.clock import WallClock
 from framework.config import ExecutorConfig, ParallelConfig
 from framework.distributed.executor import DistributedExecutor
@@ -61,6 +62,14 @@ def test_outputs_are_those_of_one_process(size: int, pp: int, in_flight: int) ->
         engine.add_request("late", [1], token_params())
         engine.step()
         engine.step()
+
+
+def test_the_benchmark_goes_round(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "executor", "--backend", "threads", "--workers", "2", "--steps", "3", "--rows", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()[:1].isdigit()}
+    assert all(int(size) <= 8 * int(num_rows) + 200 for num_rows, (size, *_) in rows.items() if num_rows != "2")
+    assert {"1", "64", "256", "1024", "2"} <= set(rows)
 
 
 def test_places_count_stage_by_stage() -> None:

@@ -52,7 +52,14 @@ def test_nothing_given_is_the_default_configuration() -> None:
         ({"scheduling_policy": "priority"}, "scheduler.policy", "priority"),
         ({"structured_outputs_config": {"backend": "guidance"}}, "structured_outputs.backend", "llguidance"),
         ({"tensor_parallel_size": 2}, "parallel.tp", 2),
+        ({"tensor_parallel_size": 2}, "executor.kind", "distributed"),
         ({"pipeline_parallel_size": 2}, "parallel.pp", 2),
+        ({"data_parallel_size": 2}, "parallel.dp", 2),
+        ({"tensor_parallel_size": 4, "enable_expert_parallel": True}, "parallel.ep", 4),
+        ({"enable_expert_parallel": True}, "executor.kind", "local"),
+        ({"distributed_executor_backend": "mp"}, "executor.kind", "distributed"),
+        ({"distributed_executor_backend": "mp"}, "parallel.backend", "processes"),
+        ({"distributed_executor_backend": "ray"}, "parallel.backend", "ray"),
         ({"seed": 3}, "seed", 3),
     ],
 )
@@ -110,6 +117,7 @@ def test_kernels_go_before_a_backend_and_before_override() -> None:
     [
         ({"attention_backend": "XFORMERS"}, "attention_backend='XFORMERS' cannot work: no kernel here calls xFormers"),
         ({"attention_backend": "CUSTOM"}, "must be one of FLASH_ATTN, FLASHINFER, TRITON_ATTN, FLEX_ATTENTION"),
+        ({"distributed_executor_backend": "mpi"}, "backend='mpi' cannot work: it must be one of mp, processes"),
         ({"kernels": ["sample"]}, "kernels=.* must map ops to choices"),
         ({"model": EngineConfig(), "attention_backend": "FLASHINFER"}, "attention_backend cannot be given beside an EngineConfig"),
     ],
