@@ -136,7 +136,7 @@ def pooling_rules(config: EngineConfig, model: ModelInfo) -> PoolingRules | None
         return None
     scheduler = config.scheduler
     most = min(scheduler.max_num_batched_tokens, scheduler.max_chunk_tokens or scheduler.max_num_batched_tokens)
-    return model.pooling.rules(model.architecture.hidden_size, most)
+    return model.pooling.rules(model.architecture.hidden_size, model.architecture.num_token_types, most)
 
 
 def settle_quantization(config: EngineConfig) -> EngineConfig:
