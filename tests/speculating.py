@@ -150,12 +150,12 @@ def check_equal(found: list[RequestOutput], expected: list[RequestOutput]) -> No
     """Everything that a request tells, but for times and what was cached; log-probabilities to the error of float32 sums."""
     for index, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.error == b.error, f"request {index}"
+        _check_logprobs(a.prompt_logprobs, b.prompt_logprobs)
         if a.error is not None and len(a.outputs) > 1:  # one of them ended all, however far the others were
             for one, other in zip(a.outputs, b.outputs, strict=True):
                 assert all(map(operator.eq, one.token_ids, other.token_ids)), f"request {index}"
             continue
         assert [_told(one) for one in a.outputs] == [_told(one) for one in b.outputs], f"request {index}"
-        _check_logprobs(a.prompt_logprobs, b.prompt_logprobs)
         for one, other in zip(a.outputs, b.outputs):
             _check_logprobs(one.logprobs, other.logprobs)
 
