@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -184,6 +185,23 @@ def test_guesses_change_no_token_and_save_steps(model: str, depth: int) -> None:
         serve(long_mix(), model, num_blocks=300, in_flight_steps=depth, num_drafts=num_drafts).num_steps for num_drafts in (0, 3)
     ]
     assert num_steps[1] < 0.7 * num_steps[0]
+
+
+@pytest.mark.parametrize("num_drafts", [0, 3])
+@pytest.mark.parametrize("in_flight_steps", [1, 2, 3])
+@pytest.mark.parametrize("model", ["windowed", "hybrid"])
+def test_who_has_all_blocks_that_it_was_said_to_need_is_never_preempted(model: str, in_flight_steps: int, num_drafts: int) -> None:
+    """A request that is alone would preempt itself, again and again."""
+    for block_size, budget, num_prompt in itertools.product((2, 16), (1, 2, 5), (1, 54)):
+        scheduler = {"max_num_batched_tokens": budget, "max_num_seqs": 1, "in_flight_steps": in_flight_steps}
+        config = make_config(block_size=block_size, **scheduler)
+        config.cache.num_blocks = 1 + make_engine(config, model).scheduler.limits.most_blocks(56)
+        engine = make_engine(config, model, num_drafts=num_drafts)
+        engine.add_request("r", EngineInput([1] * num_prompt), token_params(max_tokens=57 - num_prompt, ignore_eos=True))
+        for _ in range(150):
+            engine.step()
+        assert_idle(engine)
+        assert not engine.stats().num_preemptions
 
 
 def test_a_proposer_of_the_host_hears_how_each_request_ended() -> None:
