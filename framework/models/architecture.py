@@ -29,6 +29,7 @@ class Moe:
     float32_router           logits of experts are those of float32, whatever the model's dtype
     shared_size              inner columns of the experts that serve every token, as one MLP; 0: there are none
     shared_gate              what they add is weighted by a sigmoid of its own
+    limit .. weighs_input    as ``moe_experts``
     """
 
     num_experts: int
@@ -44,12 +45,21 @@ class Moe:
     float32_router: bool = False
     shared_size: int = 0
     shared_gate: bool = False
+    limit: float | None = None
+    alpha: float = 1.702
+    weighs_input: bool = False
 
     @property
     def rule(self) -> dict[str, Any]:
         """Bound arguments of ``moe_route``, without the bias."""
         names = ("top_k", "renormalize", "scoring", "num_groups", "top_groups", "group_score", "scaling")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """Bound arguments of ``moe_experts`` where it is not as usual."""
+        clamped = {} if self.limit is None else {"limit": self.limit, "alpha": self.alpha}
+        return clamped | ({"weighs_input": True} if self.weighs_input else {})
 
 
 @dataclass(frozen=True)
@@ -77,12 +87,24 @@ class Latent:
 @dataclass(frozen=True)
 class LayerShape:
     """What may differ from layer to layer. window: tokens a query sees, itself included (None = all); scale: of q.k;
-    moe: None for a dense MLP."""
+    moe: None for a dense MLP; chunk: positions of a chunk, within which a query sees (None: one chunk); temperature: of queries, as
+    ``Family.temperature``."""
 
     window: int | None
     rope: Rope | None
     scale: float
     moe: Moe | None
+    chunk: int | None = None
+    temperature: tuple[float, float] | None = None
+
+    @property
+    def reach(self) -> int | None:
+        """Tokens that a query sees at most, itself included; None: all before it."""
+        return self.window or self.chunk
+
+    def normalizes(self, family: Family) -> bool:
+        """Whether it has norms of queries and keys."""
+        return bool(family.qk_norm) and (self.rope is not None or not family.qk_norm_rotated)
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,7 @@ class Architecture:
         """What each layer keeps in a cache of ``dtype``. Raises ValueError for one that the model cannot have."""
         value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
         heads = (self.num_kv_heads, self.head_dim, value_dim)
-        windows = [layer.window if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
+        windows = [layer.reach if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
         return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
 
     @property
@@ -252,7 +274,10 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     family = replace(entry, **entry.variant(merged))
     if reason := family.refuse(merged) or _unknown_layers(merged) or _unknown_activation(merged, family):
         return None, reason
-    return read_architecture(family, merged), ""
+    found = read_architecture(family, merged)
+    if found.activation not in ("silu", "swish") and any(layer.moe for layer in found.layers):
+        return None, f"its experts' activation is {found.activation!r}, not silu"
+    return found, ""
 
 
 def _unknown_type(config: Mapping[str, Any]) -> str | None:
@@ -373,7 +398,9 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
         found = {"renormalize": bool(config["norm_topk_prob"]), **family.routing(config)}
         moe = Moe(config["num_experts"], _required(config, "num_experts_per_tok"), size, **found)
         _check_groups(moe)
-    return LayerShape(window, rope, scale, moe)
+    chunked = layer_types[index] == "chunked_attention" if layer_types else family.chunked(config, index)
+    chunk = config.get("attention_chunk_size") if chunked else None
+    return LayerShape(window, rope, scale, moe, chunk, family.temperature(config, index))
 
 
 def _check_groups(moe: Moe) -> None:
@@ -389,7 +416,7 @@ def _unknown_layers(config: Mapping[str, Any]) -> str | None:
     types, count = config.get("layer_types") or (), config["num_hidden_layers"]
     if types and len(types) < count:
         return f"its layer_types name {len(types)} of {count} layers"
-    kinds = sorted(set(types) - {"full_attention", "sliding_attention"})
+    kinds = sorted(set(types) - {"full_attention", "sliding_attention", "chunked_attention"})
     return f"it has layers of kind {', '.join(kinds)}" if kinds else None
 
 
