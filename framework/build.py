@@ -134,7 +134,8 @@ def pooling_rules(config: EngineConfig, model: ModelInfo) -> PoolingRules | None
     """What may be asked of a model that pools; None for one that generates."""
     if model.pooling is None or model.architecture is None:
         return None
-    return model.pooling.rules(model.architecture.hidden_size, config.scheduler.max_chunk)
+    architecture = model.architecture
+    return model.pooling.rules(architecture.hidden_size, architecture.num_token_types, config.scheduler.max_chunk)
 
 
 def settle_quantization(config: EngineConfig) -> EngineConfig:

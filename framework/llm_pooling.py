@@ -98,7 +98,8 @@ class PoolingMethods:
         pairs = text_pairs(data_1, data_2)
         if inputs.rules.num_labels:
             check_scores(inputs.rules.num_labels)
-            both = [inputs.pair(first, second, replace(params, task="classify"), truncate_prompt_tokens) for first, second in pairs]
+            params = _of_task(params, "classify")
+            both = [inputs.pair(first, second, params, truncate_prompt_tokens) for first, second in pairs]
             found = self._run([prompt for prompt, _ in both], [own for _, own in both], use_tqdm, None)
             scores = [float(vector(output)[0]) for output in found]
             return [ScoringRequestOutput.of(output, ScoringOutput(score)) for output, score in zip(found, scores)]
@@ -140,12 +141,12 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def text_pairs(first: str | Sequence[str], second: str | Sequence[str]) -> list[tuple[str, str]]:
     """One with each, or those in the same places. Raises ValueError for lists of other lengths, and for what is no text."""
-    sides = [[side] if isinstance(side, str) else list(side) for side in (first, second)]
+    sides = [[side] if isinstance(side, str) else side for side in (first, second)]
     for side in sides:
-        if not side or not all(isinstance(text, str) for text in side):
+        if not isinstance(side, list | tuple) or not side or not all(isinstance(text, str) for text in side):
             raise ValueError(f"texts to score must be a text or a list of texts that is not empty; found {side!r:.200}")
     if len(sides[0]) == 1:
-        sides[0] *= len(sides[1])
+        sides[0] = [*sides[0]] * len(sides[1])
     if len(sides[0]) != len(sides[1]):
         raise ValueError(
             f"{len(sides[0])} texts cannot be scored against {len(sides[1])}: give as many of both, or one against any number"
@@ -178,7 +179,9 @@ def _cosine_output(first: RequestOutput, second: RequestOutput) -> ScoringReques
 
 
 def _of_task(params: PoolingParams, task: PoolingTask | None) -> PoolingParams:
-    """Raises ValueError for parameters of another task."""
+    """Raises ValueError for parameters of another task, and for what is no PoolingParams."""
+    if not isinstance(params, PoolingParams):
+        raise ValueError(f"pooling parameters must be PoolingParams, as PoolingParams(dimensions=64); found {params!r}")
     if task is None or params.task == task:
         return params
     if params.task is not None:

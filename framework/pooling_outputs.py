@@ -95,7 +95,10 @@ def pooling_output(output: RequestOutput) -> PoolingRequestOutput[PoolingOutput]
 
 
 def vector(output: RequestOutput) -> np.ndarray:
-    """What a finished request brought, float32 [D] or [T, D]. Raises ValueError where nothing was computed."""
+    """What a finished request brought, float32 [D] or [T, D]. Raises RuntimeError if it was aborted, and ValueError where
+    nothing is computed."""
+    if output.pooled is None and any(completion.finish_reason == "abort" for completion in output.outputs):
+        raise RuntimeError(f"the request {output.request_id!r} was aborted before its end, and has no numbers")
     if output.pooled is None:
         raise ValueError("there are no numbers in this output: an executor without a model computes none")
     return output.pooled

@@ -13,6 +13,13 @@ _MANAGER = "framework/engine/kv_cache/manager.py"
 _POOL = "framework/engine/kv_cache/pool.py"
 _PREFIX = "framework/engine/kv_cache/prefix.py"
 _RUNNER = "framework/worker/runner.py"
+_POOLING_RULES = "framework/engine/pooling.py"
+_POOLED_STATES = "framework/worker/pooling/states.py"
+_POOLING_RUNNER = "framework/worker/pooling/runner.py"
+_POOLING_HEADS = "framework/models/pooling/heads.py"
+_POOLING_LOAD = "framework/models/pooling/load.py"
+_POOLING_READ = "framework/models/pooling/read.py"
+_ENCODERS = "framework/models/families/encoders.py"
 _ROWS = "framework/worker/request_rows.py"
 _SAMPLER = "framework/worker/sampler.py"
 _SEAT_PARAMS = "framework/worker/seat_params.py"
@@ -120,8 +127,16 @@ _SERVER_TESTS = {
 }
 _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_serve.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
+_POOLING_TESTS = ["tests/framework/models/pooling"]
 
 TESTS: dict[str, list[str]] = {
+    _POOLING_RULES: _POOLING_TESTS,
+    _POOLED_STATES: _POOLING_TESTS,
+    _POOLING_RUNNER: _POOLING_TESTS,
+    _POOLING_HEADS: _POOLING_TESTS,
+    _POOLING_LOAD: _POOLING_TESTS,
+    _POOLING_READ: _POOLING_TESTS,
+    _ENCODERS: _POOLING_TESTS,
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
@@ -822,4 +837,33 @@ MUTANTS = [
         "torch.where((left == -torch.inf).all(dim=-1, keepdim=True), scores, left)",
         "left",
     ),
+    # Pooling.
+    Mutant(
+        "the first state of a prompt is that of its last part",
+        _POOLED_STATES,
+        "states[0].clone() if kept is None else kept",
+        "states[0].clone()",
+    ),
+    Mutant("a mean forgets the parts before", _POOLED_STATES, "total if kept is None else kept + total", "total"),
+    Mutant("all states are those of the last part", _POOLED_STATES, "else torch.cat((kept, states))", "else states.clone()"),
+    Mutant(
+        "a seat keeps what was pooled in it",
+        _POOLED_STATES,
+        "            self._kept[request.seat] = None\n",
+        "            self._kept.setdefault(request.seat, None)\n",
+    ),
+    Mutant("vectors of tokens come from the prefix cache", _POOLING_RULES, " or task in TOKEN_TASKS", ""),
+    Mutant("what a request asks for does not count", _POOLING_RULES, "self.use_activation if params", "True if params"),
+    Mutant("types that the model has not", _POOLING_RULES, " if self.num_token_types > 1 else None", ""),
+    Mutant("the second text begins a token late", _POOLING_RUNNER, "positions >= np.repeat", "positions > np.repeat"),
+    Mutant("the score of no", _POOLING_LOAD, "rows[1:] - rows[:1]", "rows[:1] - rows[1:]"),
+    Mutant("one class of one", _POOLING_READ, '"sigmoid" if classes == 1 else "softmax"', '"softmax"'),
+    Mutant(
+        "cut after the normalization",
+        _POOLING_HEADS,
+        "self._finish(part[:, :dimensions], active)",
+        "self._finish(part, active)[:, :dimensions]",
+    ),
+    Mutant("RoBERTa begins at the padding", _ENCODERS, 'int(config["pad_token_id"]) + 1', 'int(config["pad_token_id"])'),
+    Mutant("a two-sided window of a token less", _ENCODERS, "// 2 + 1,", "// 2,"),
 ]

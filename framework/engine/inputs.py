@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
@@ -97,10 +97,13 @@ class InputProcessor:
             complete.bad_words_token_ids = token_ids_of_words(self.tokenizer, complete.bad_words)
         return complete
 
-    def prompt(self, prompt: Prompt) -> EngineInput:
-        """Raises ValueError for a prompt of another form, or with parts that this version does not take."""
+    def prompt(self, prompt: Prompt, encode: Callable[[str], list[int]] | None = None) -> EngineInput:
+        """encode: what makes tokens of text, if not ``encode``.
+
+        Raises ValueError for a prompt of another form, or with parts that this version does not take."""
+        encode = encode or self.encode
         if isinstance(prompt, str):
-            return EngineInput(self.encode(prompt), prompt)
+            return EngineInput(encode(prompt), prompt)
         if not isinstance(prompt, Mapping):
             return EngineInput(_token_ids(prompt))
         given: dict[str, Any] = {key: value for key, value in prompt.items() if value is not None}
@@ -117,7 +120,7 @@ class InputProcessor:
         if ids is not None:
             return EngineInput(_token_ids(ids), text, salt)
         if text is not None:
-            return EngineInput(self.encode(text), text, salt)
+            return EngineInput(encode(text), text, salt)
         raise ValueError(
             f"a prompt given as a dict needs 'prompt' (text) or 'prompt_token_ids'; found the keys {sorted(map(str, prompt))}"
         )

@@ -276,6 +276,7 @@ class OutputProcessor:
         """Appends the outputs of the pooling requests that ended in a step."""
         for request, found in committed.pooled:
             group = request.sample.group
+            request.sample.times.append(now_s)  # there is no token, but this is when it would have come
             self._finished(request.sample, now_s)
             output = group.everything()
             output.pooled = found

@@ -27,6 +27,8 @@ class PoolingRules:
     shares_prefix   ``task`` may find a prompt's prefix in the cache: nothing but its last token is looked at, which sees what is
                  before it only
     max_whole    longest prompt, where tokens see those after them, so that it is computed whole in one step; None: it need not
+    use_activation   default of PoolingParams
+    num_token_types   tokens of a pair's second text are of another type where there are two
     step_tag_id, returned_token_ids   defaults of PoolingParams
     num_labels   of a classifier; labels: names of its classes
     lower_case   text is brought into lower case
@@ -39,6 +41,8 @@ class PoolingRules:
     matryoshka: tuple[int, ...] | None = None
     shares_prefix: bool = False
     max_whole: int | None = None
+    use_activation: bool = True
+    num_token_types: int = 0
     step_tag_id: int | None = None
     returned_token_ids: tuple[int, ...] | None = None
     num_labels: int = 0
@@ -63,18 +67,26 @@ class PoolingRules:
             )
         if params.dimensions is not None:
             self._check_dimensions(params.dimensions, task)
-        ids = params.returned_token_ids or self.returned_token_ids
-        if ids is not None and max(ids) >= max(self.num_labels, 1):
-            raise ValueError(f"PoolingParams: returned_token_ids={list(ids)} cannot work: the model has {self.num_labels} classes")
+        asked = params.returned_token_ids
+        if asked is not None and (task != "token_classify" or max(asked) >= self.num_labels):
+            raise ValueError(
+                f"PoolingParams: returned_token_ids={asked} cannot work: they are of the classes of each token, and this is "
+                f"{task}, with {self.num_labels} classes"
+            )
+        ids = asked or self.returned_token_ids
+        if params.step_tag_id is not None and self.step_tag_id is None:
+            raise ValueError(
+                f"PoolingParams: step_tag_id={params.step_tag_id} cannot work: this model judges no steps (pooling_type STEP)"
+            )
         own = replace(
             params,
             task=task,
-            use_activation=params.use_activation is not False,
+            use_activation=self.use_activation if params.use_activation is None else params.use_activation,
             step_tag_id=self.step_tag_id if params.step_tag_id is None else params.step_tag_id,
             returned_token_ids=None if ids is None else list(ids),
             skip_reading_prefix_cache=bool(params.skip_reading_prefix_cache) or not self.shares_prefix or task in TOKEN_TASKS,
         )
-        own.second_text = params.second_text
+        own.second_text = params.second_text if self.num_token_types > 1 else None
         return own
 
     def check_prompt(self, num_tokens: int, max_model_len: int) -> None:
@@ -95,7 +107,7 @@ class PoolingRules:
         name = self.default_prompt if name is None else name
         if name is None:
             return ""
-        if name not in self.prompts:
+        if not isinstance(name, str) or name not in self.prompts:
             known = ", ".join(self.prompts) or "none"
             raise ValueError(f"prompt_name={name!r} cannot work: the model's prompts are {known}")
         return self.prompts[name]
@@ -120,7 +132,7 @@ class PoolingInputs:
     """From texts to what a pooling engine takes.
 
     truncate, everywhere: most tokens that are left of a text, special ones included, its first; -1 = as many as the model takes,
-    None = all, however many that are. Raises ValueError."""
+    None = all, however many that are. Raises ValueError, also where the special ones alone are more."""
 
     def __init__(self, inputs: InputProcessor, rules: PoolingRules, max_model_len: int) -> None:
         self._inputs, self.rules, self._max_model_len = inputs, rules, max_model_len
@@ -132,14 +144,11 @@ class PoolingInputs:
         if isinstance(prompt, EngineInput):
             return prompt
         most = self._most(truncate)
-        text = prompt if isinstance(prompt, str) else None
-        if isinstance(prompt, Mapping) and prompt.get("prompt_token_ids") is None:
-            text = prompt.get("prompt")
-        if isinstance(text, str):
-            ids, _ = self._encode(self.rules.prompt_prefix(prompt_name) + text, None, most, special_tokens)
-            salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
-            return EngineInput(ids, text, salt)
-        found = self._inputs.prompt(prompt)
+
+        def encode(text: str) -> list[int]:
+            return self._encode(self.rules.prompt_prefix(prompt_name) + text, None, most, special_tokens)[0]
+
+        found = self._inputs.prompt(prompt, encode)
         return replace(found, token_ids=found.token_ids[:most])
 
     def pair(
@@ -158,6 +167,10 @@ class PoolingInputs:
             raise ValueError(
                 f"truncate_prompt_tokens={truncate!r} cannot work: it must be a positive number, -1 (as many as fit) or None"
             )
+        if truncate > self._max_model_len:
+            raise ValueError(
+                f"truncate_prompt_tokens={truncate} cannot work: the model takes {self._max_model_len} tokens (-1 = as many as fit)"
+            )
         longest = min(self._max_model_len, self.rules.max_whole or self._max_model_len)
         return longest if truncate == -1 else int(truncate)
 
@@ -169,5 +182,8 @@ class PoolingInputs:
         if self.rules.lower_case:
             texts = [each.lower() for each in texts]
         cut: dict[str, Any] = {} if most is None else {"truncation": True, "max_length": most}
-        found = self._inputs.tokenizer(*texts, add_special_tokens=special_tokens, return_token_type_ids=second is not None, **cut)
-        return found["input_ids"], found.get("token_type_ids") or ()
+        found = self._inputs.tokenizer(*texts, add_special_tokens=special_tokens, **cut)
+        ids: list[int] = found["input_ids"]
+        if most is not None and len(ids) > most:  # which the tokenizer leaves as it is
+            raise ValueError(f"truncate_prompt_tokens={most} cannot work: it leaves no room beside the special tokens")
+        return ids, found.get("token_type_ids") or ()

@@ -62,7 +62,7 @@ class Speculation:
     def start(self, request: Request) -> None:
         """A request is there."""
         if self.proposer is not None:
-            self._ask(self.proposer.start, request.request_id, request.token_ids)
+            self._ask(self.proposer.start, request.request_id, request.token_ids, request.extra_keys)
 
     def propose(self, request: Request, most: int) -> list[int]:
         """Drafts of a request, all of whose tokens are known: those that are forced, else what the proposer says."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...sampling_params import is_integer
 from .settings import HeadLayer, PoolingType
 
 Config = Mapping[str, Any]
@@ -12,9 +13,13 @@ Layers = tuple[HeadLayer, ...]
 
 
 def num_labels(config: Config) -> int:
-    """Classes that a config.json names; transformers' default is 2."""
+    """Classes that a config.json names; transformers' default is 2. Raises ValueError for what is no number of classes."""
     labels = config.get("num_labels")
-    return int(labels) if labels is not None else len(config.get("id2label") or (0, 1))
+    if labels is None:
+        return len(config.get("id2label") or (0, 1))
+    if not is_integer(labels) or labels < 1:
+        raise ValueError(f"config.json: num_labels={labels!r} must be a positive integer")
+    return int(labels)
 
 
 def classifier_layers(config: Config, hidden: int, per_token: bool) -> Layers:

@@ -82,6 +82,6 @@ class Heads:
         if active and self.pooling.num_labels:
             kind = self.pooling.activation
             x = x.softmax(-1) if kind == "softmax" else x.sigmoid() if kind == "sigmoid" else x
-        elif active and self.pooling.normalize:
+        elif active:
             x = x / x.norm(dim=-1, keepdim=True).clamp_min(_LEAST_LENGTH)
         return x.float()

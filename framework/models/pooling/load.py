@@ -47,6 +47,8 @@ class _Loader:
         architecture, pooling = self._info.architecture, self._info.pooling
         assert architecture is not None and pooling is not None
         parts = model_parts(architecture)
+        if wrong := [token for token in pooling.answer_tokens if not 0 <= token < architecture.vocab_size]:
+            raise ValueError(f"config.json: classifier_from_token holds {wrong[0]}, but ids are 0 to {architecture.vocab_size - 1}")
         name = parts["embed"].sources[0] if architecture.tied else architecture.family.lm_head
         table = self._weights("").weight(Part((name,), (architecture.vocab_size,), architecture.embed_dim, always_float=True))
         rows = table[list(pooling.answer_tokens)]

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...config import ModelConfig
 from ...pooling_params import PoolingTask
+from ...sampling_params import is_integer
 from ..hub import read_json
 from .classifiers import REWARDS, classifier_layers, num_labels
 from .settings import POOLING_TYPES, HeadLayer, Pooling, PoolingType, ScoreActivation
@@ -40,6 +41,8 @@ _ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "silu", "sigmoid")
 _OVERRIDES = ("pooling_type", "use_activation", "step_tag_id", "returned_token_ids")
 _STEP_TAG = 151651
 """The token that ends a step for Qwen's process reward models, whose config.json does not say so."""
+_PROBLEMS: Mapping[str, ScoreActivation] = {"regression": "identity", "multi_label_classification": "sigmoid"}
+"""problem_type -> activation, where the number of classes does not say it."""
 UNAVAILABLE = ("clip", "siglip", "siglip2")
 """Model types whose embeddings exist elsewhere and not in this version."""
 UNAVAILABLE_ARCHITECTURES = ("GritLM",)
@@ -65,7 +68,7 @@ def read_pooling(
     if task is None:
         return None
     kind: PoolingType = "LAST" if causal else "CLS"
-    labels = {int(number): str(label) for number, label in (found.get("id2label") or {}).items()}
+    labels = _labels(found)
     pooling = Pooling(task, kind, causal, activation=_score_activation(found), labels=labels, matryoshka=_matryoshka(found))
     if task in ("classify", "token_classify"):
         pooling = _with_classifier(pooling, found, str(names[0]), folder, hidden_size)
@@ -76,6 +79,14 @@ def read_pooling(
     if max(pooling.matryoshka or (0,)) > size:
         raise ValueError(f"config.json: matryoshka_dimensions={list(pooling.matryoshka or ())}, but embeddings have {size}")
     return pooling
+
+
+def _labels(found: Mapping[str, Any]) -> dict[int, str]:
+    given = found.get("id2label") or {}
+    try:
+        return {int(number): str(label) for number, label in given.items()}
+    except (AttributeError, ValueError):
+        raise ValueError(f"config.json: id2label={given!r:.200} must be names of classes by their numbers") from None
 
 
 def _by_tokens(pooling: Pooling) -> Pooling:
@@ -112,6 +123,9 @@ def _task(config: ModelConfig, name: str, has_modules: bool, causal: bool, has_a
 
 def _with_classifier(pooling: Pooling, found: Mapping[str, Any], name: str, folder: Path | None, hidden_size: int) -> Pooling:
     if tokens := found.get("classifier_from_token"):
+        kinds = set(map(type, tokens)) if isinstance(tokens, list | tuple) else set()
+        if kinds not in ({int}, {str}):
+            raise ValueError(f"config.json: classifier_from_token={tokens!r} must be a list of tokens or of their ids")
         method = found.get("method", "from_2_way_softmax" if found.get("is_original_qwen3_reranker") else "no_post_processing")
         two_way = method == "from_2_way_softmax"
         if method not in ("from_2_way_softmax", "no_post_processing") or (two_way and len(tokens) != 2):
@@ -139,7 +153,7 @@ def _with_classifier(pooling: Pooling, found: Mapping[str, Any], name: str, fold
 
 def _by_classes(pooling: Pooling, found: Mapping[str, Any], classes: int) -> ScoreActivation:
     """What the files say, else what is usual for so many classes."""
-    if _named_activation(found) or found.get("problem_type"):
+    if _named_activation(found) or found.get("problem_type") in _PROBLEMS:
         return pooling.activation
     return "sigmoid" if classes == 1 else "softmax"
 
@@ -151,18 +165,19 @@ def _score_activation(found: Mapping[str, Any]) -> ScoreActivation:
         if last not in known:
             raise ValueError(f"config.json: the activation {name!r} of its scores is none of {', '.join(known)}")
         return known[last]
-    problems: dict[Any, ScoreActivation] = {"regression": "identity", "multi_label_classification": "sigmoid"}
-    return problems.get(found.get("problem_type"), "softmax")
+    return _PROBLEMS.get(str(found.get("problem_type")), "softmax")
 
 
 def _named_activation(found: Mapping[str, Any]) -> str | None:
     """As sentence-transformers writes it into the config.json of a cross-encoder."""
-    own = found.get("sentence_transformers") or {}
-    return own.get("activation_fn") or found.get("sbert_ce_default_activation_function")
+    own = found.get("sentence_transformers")
+    name = own.get("activation_fn") if isinstance(own, dict) else None
+    name = name or found.get("sbert_ce_default_activation_function")
+    return str(name) if name else None
 
 
 def _token_ids(tokens: Sequence[Any], folder: Path | None) -> tuple[int, ...]:
-    if all(type(token) is int for token in tokens):
+    if type(tokens[0]) is int:
         return tuple(tokens)
     if folder is None:
         raise ValueError(
@@ -181,7 +196,9 @@ def _token_ids(tokens: Sequence[Any], folder: Path | None) -> tuple[int, ...]:
 def _matryoshka(found: Mapping[str, Any]) -> tuple[int, ...] | None:
     sizes = found.get("matryoshka_dimensions")
     if sizes:
-        return tuple(int(size) for size in sizes)
+        if not isinstance(sizes, list | tuple) or not all(_is_count(size) for size in sizes):
+            raise ValueError(f"config.json: matryoshka_dimensions={sizes!r} must be a list of positive integers")
+        return tuple(sizes)
     return () if found.get("is_matryoshka") else None
 
 
@@ -190,7 +207,12 @@ def _modules(folder: Path | None) -> list[Mapping[str, Any]]:
     path = None if folder is None else folder / "modules.json"
     if path is None or not path.is_file():
         return []
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, list) or not all(isinstance(module, dict) for module in found):
+        raise ValueError(f"{path} holds {str(found)[:80]!r}; expected a list of objects")
     return found if any(_type(module) == "Pooling" for module in found) else []
 
 
@@ -211,7 +233,7 @@ def _with_modules(pooling: Pooling, modules: list[Mapping[str, Any]], folder: Pa
         elif kind == "Dense":
             projection.append(_dense(found, path, folder))
         elif kind == "LayerNorm":
-            projection.append(_layer_norm(found, path))
+            projection.append(_layer_norm(found, path, folder))
         elif kind == "Normalize":
             normalize = True
             continue
@@ -223,20 +245,25 @@ def _with_modules(pooling: Pooling, modules: list[Mapping[str, Any]], folder: Pa
         if layer.columns != columns:
             raise ValueError(f"{folder / layer.folder}: takes {layer.columns} numbers, but what comes before gives {columns}")
     own, text = read_json(folder, "config_sentence_transformers.json"), read_json(folder, "sentence_bert_config.json")
+    prompts, longest = own.get("prompts") or {}, text.get("max_seq_length")
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise ValueError(f"{folder / 'config_sentence_transformers.json'}: prompts={prompts!r} must be texts by their names")
+    if longest is not None and not _is_count(longest):
+        raise ValueError(f"{folder / 'sentence_bert_config.json'}: max_seq_length={longest!r} must be a positive integer")
     return replace(
         pooling,
-        normalize=normalize,
+        use_activation=normalize or bool(pooling.num_labels),
         projection=tuple(projection),
-        prompts=own.get("prompts") or {},
+        prompts=prompts,
         default_prompt=own.get("default_prompt_name"),
-        max_len=text.get("max_seq_length"),
+        max_len=longest,
         lower_case=bool(text.get("do_lower_case")),
     )
 
 
 def _pooling_kind(found: Mapping[str, Any], folder: Path) -> PoolingType:
     mode = found.get("pooling_mode") or [mode for key, mode in _OLD_MODES.items() if found.get(key)]
-    modes = [mode] if isinstance(mode, str) else list(mode)
+    modes = [str(each) for each in mode] if isinstance(mode, list) else [str(mode)]
     if len(modes) != 1 or modes[0] not in _MODES:
         raise ValueError(
             f"{folder / 'config.json'}: pooling by {' and '.join(modes) or 'nothing'} is not available in this version, which has "
@@ -256,12 +283,24 @@ def _dense(found: Mapping[str, Any], path: str, folder: Path) -> HeadLayer:
             f"{folder / path / 'config.json'}: a dense layer with activation_function={named!r}, use_residual or an input other "
             "than sentence_embedding is not available in this version"
         )
-    return HeadLayer("linear", found["out_features"], found["in_features"], bool(found.get("bias", True)), activation, path)
+    rows, columns = (_size(found, key, folder / path) for key in ("out_features", "in_features"))
+    return HeadLayer("linear", rows, columns, bool(found.get("bias", True)), activation, path)
 
 
-def _layer_norm(found: Mapping[str, Any], path: str) -> HeadLayer:
-    size = found["dimension"]
+def _layer_norm(found: Mapping[str, Any], path: str, folder: Path) -> HeadLayer:
+    size = _size(found, "dimension", folder / path)
     return HeadLayer("", size, size, False, folder=path, norm="norm")
+
+
+def _size(found: Mapping[str, Any], key: str, folder: Path) -> int:
+    size: Any = found.get(key)
+    if not _is_count(size):
+        raise ValueError(f"{folder / 'config.json'}: {key}={size!r} must be a positive integer")
+    return int(size)
+
+
+def _is_count(value: Any) -> bool:
+    return is_integer(value) and value > 0
 
 
 def _with_overrides(pooling: Pooling, given: Mapping[str, Any]) -> Pooling:
@@ -273,12 +312,13 @@ def _with_overrides(pooling: Pooling, given: Mapping[str, Any]) -> Pooling:
             raise ValueError(f"model.pooler.pooling_type={kind!r} cannot work: it must be one of {', '.join(POOLING_TYPES)}")
         pooling = replace(pooling, kind=kind)
     if (active := given.get("use_activation")) is not None:
-        activation: Literal["identity"] | ScoreActivation = pooling.activation if active else "identity"
-        pooling = replace(pooling, normalize=bool(active), activation=activation)
+        pooling = replace(pooling, use_activation=bool(active))
     if (tag := given.get("step_tag_id")) is not None:
         pooling = replace(pooling, step_tag_id=int(tag))
     if (ids := given.get("returned_token_ids")) is not None:
         pooling = replace(pooling, returned_token_ids=tuple(int(token) for token in ids))
+    if max(pooling.returned_token_ids or (-1,)) >= pooling.num_labels:
+        raise ValueError(f"model.pooler.returned_token_ids={ids} cannot work: the model has {pooling.num_labels} classes")
     if pooling.kind == "STEP" and pooling.step_tag_id is None:
         raise ValueError("pooling_type=STEP needs the token that ends a step: give model.pooler.step_tag_id")
     return pooling

@@ -44,7 +44,7 @@ class Pooling:
     task        what the model is for
     kind        which tokens' states count: the first, the last, the mean of all, all one by one, or those that end a step
     causal      a token sees only what is before it
-    normalize   embeddings have length 1
+    use_activation   embeddings have length 1, and scores are probabilities, where a request says nothing else
     projection  what embeddings go through before that
     classifier  what scores come out of; empty: none. Its last layer has a row per class
     activation  what makes probabilities of scores
@@ -61,7 +61,7 @@ class Pooling:
     task: PoolingTask
     kind: PoolingType
     causal: bool
-    normalize: bool = True
+    use_activation: bool = True
     projection: tuple[HeadLayer, ...] = ()
     classifier: tuple[HeadLayer, ...] = ()
     activation: ScoreActivation = "softmax"
@@ -94,7 +94,7 @@ class Pooling:
             return ("embed", "token_embed") if self.kind not in ("ALL", "STEP") else ("token_embed",)
         return ("classify", "token_classify") if self.kind not in ("ALL", "STEP") else ("token_classify",)
 
-    def rules(self, hidden_size: int, max_chunk: int) -> PoolingRules:
+    def rules(self, hidden_size: int, num_token_types: int, max_chunk: int) -> PoolingRules:
         """What an engine may be asked for. max_chunk: tokens of a prompt that a step takes at most."""
         return PoolingRules(
             task=self.task,
@@ -103,6 +103,8 @@ class Pooling:
             matryoshka=self.matryoshka,
             shares_prefix=self.causal and self.kind == "LAST",
             max_whole=None if self.causal else max_chunk,
+            use_activation=self.use_activation,
+            num_token_types=num_token_types,
             step_tag_id=self.step_tag_id,
             returned_token_ids=self.returned_token_ids,
             num_labels=self.num_labels,

@@ -18,5 +18,6 @@ def gelu_and_mul_torch(
     static_scale: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     gate, up = (x if out_dtype is None else x.float()).chunk(2, dim=-1)
+    gate = gate.contiguous()  # or a single row, which is, would take another path with another last bit
     out = torch.nn.functional.gelu(gate, approximate=approximate).mul_(up)
     return out if out_dtype is None else quantize(out, out_dtype, granularity, static_scale)

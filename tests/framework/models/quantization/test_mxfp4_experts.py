@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from framework.config import ModelConfig
 from framework.models.parts import Part
-from framework.models.quantization.mxfp4 import Mxfp4Experts
+from framework.models.quantization.mxfp4 import Mxfp4Experts, mxfp4_values
 from framework.models.quantization.unquantized import Unquantized
 from framework.models.weights import EmptyWeights
 
@@ -45,6 +46,16 @@ def test_logits_are_those_of_the_unpacked_weights(tmp_path: Path) -> None:
     (row,) = sequences((23,))
     model = build(ModelConfig(str(tmp_path), dtype="float32"))
     assert error(teacher_forced(model, [row], 9, num_decodes=4)[0], reference(theirs, row)) <= 1e-4
+
+
+def test_values_are_those_of_the_library_bit_for_bit() -> None:
+    """Every byte under every scale that gives no infinity in bfloat16, save that of NaN. It returns inputs first."""
+    blocks = torch.arange(256, dtype=torch.uint8).view(1, 16, 1, 16).expand(1, 16, 250, 16).contiguous()
+    scales = torch.arange(250, dtype=torch.uint8).expand(1, 16, 250).contiguous()
+    for dtype in (torch.bfloat16, torch.float32):
+        theirs = convert_moe_packed_tensors(blocks, scales, dtype=dtype).mT
+        ours = mxfp4_values(blocks.flatten(-2), scales).to(dtype)
+        assert torch.equal(ours.view(torch.uint8), theirs.contiguous().view(torch.uint8))
 
 
 def test_experts_one_by_one_are_refused() -> None:
