@@ -191,11 +191,6 @@ def test_a_model_gives_the_same_from_a_worker(monkeypatch: pytest.MonkeyPatch) -
     llm.shutdown()
 
 
-def test_models_are_not_cut_yet() -> None:
-    with pytest.raises(ValueError, match=r"parallel.tp=2, parallel.pp=1 cannot work: models cannot be cut yet"):
-        build_engine(EngineConfig(executor=ExecutorConfig("distributed"), parallel=ParallelConfig(tp=2)))
-
-
 def test_a_port_in_use_is_refused() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
