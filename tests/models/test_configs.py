@@ -66,6 +66,13 @@ def test_what_a_config_leaves_out_is_what_the_library_takes_it_for(model_type: s
     assert native({"model_type": model_type, "intermediate_size": filled.get("intermediate_size"), **given}) == native(filled)
 
 
+def test_falcon_40b_has_two_norms_side_by_side() -> None:
+    """Its config does not say so; the library's model writes it there."""
+    found, reason = read_native({**sizes("falcon"), "model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 8})
+    assert found is not None, reason
+    assert (found.family.names["attn_norm"], found.family.names["mlp_norm"]) == (("ln_attn",), ("ln_mlp",))
+
+
 PUBLISHED = {
     "bloom-560m": 559_214_592,
     "command-r": 34_980_831_232,
