@@ -1,8 +1,7 @@
-"""Time per output token with drafts and without: python experiments/speculation_speed.py methods|depth|grid [FILE.csv]
+"""Time per output token with drafts and without: python experiments/speculation_speed.py methods|depth [FILE.csv]
 
 methods  what drafts, and how many, for one request at a time, greedy
 depth    how many drafts of a method that costs next to nothing, fixed or adaptive, by how many requests run at a time, greedy
-grid     methods of both acceptance rules, by how many requests run at a time and temperature
 
 All settings serve the same held-out prompts in one process, round by round in turn, so that what the machine does in the meantime
 meets all alike; a prompt is served once, so that suffix decoding knows none of them. Time is that of the one thread that works:
@@ -39,7 +38,6 @@ from framework.study.workload import WorkloadConfig, WorkloadRequest, build_work
 
 Settings = dict[str, dict[str, Any]]
 HELDOUT = WorkloadConfig("heldout", prompt_tokens=256, prompt_spread=0, output_tokens=128, output_spread=0)
-SHORT = replace(HELDOUT, prompt_tokens=128, output_tokens=48)
 
 
 class Mode(NamedTuple):
@@ -48,8 +46,7 @@ class Mode(NamedTuple):
     settings: Settings
     rounds: dict[int, int]
     workload: WorkloadConfig = HELDOUT
-    temperatures: tuple[float, ...] = (0.0,)
-    num_warmups: int = 4
+    num_warmups: int = 8
 
 
 NGRAM = {"method": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 5, "prompt_lookup_match": "rightmost"}
@@ -65,15 +62,7 @@ DEPTHS: Settings = {
     **{f"ngram, {k}": {**NGRAM, "num_speculative_tokens": k} for k in (1, 3, 7)},
     "adaptive": {**NGRAM, "num_speculative_tokens": 7, "adaptive_depth": True},
 }
-STANDARD: Settings = {
-    f"{name}, standard": {**METHODS[name], "rejection_sample_method": "standard"}
-    for name in ("ngram, 7", "suffix, 7", "draft_model, 3", "eagle3, 3", "mtp, 3")
-}
-MODES = {
-    "methods": Mode({"none": {}, **METHODS}, {1: 20}),
-    "depth": Mode({"none": {}, **DEPTHS}, {1: 20, 4: 12, 16: 8, 64: 6}),
-    "grid": Mode({"none": {}, **METHODS, **STANDARD}, {1: 12, 4: 6, 16: 4, 64: 3}, SHORT, (0.0, 0.8)),
-}
+MODES = {"methods": Mode({"none": {}, **METHODS}, {1: 20}), "depth": Mode({"none": {}, **DEPTHS}, {1: 20, 4: 12, 16: 12, 64: 8})}
 
 
 class CpuClock(WallClock):
@@ -96,23 +85,19 @@ def tpot_s(outputs: list[RequestOutput]) -> float:
 
 
 def measure(mode: Mode, batch: int) -> list[dict[str, Any]]:
-    """A row per temperature and setting."""
+    """A row per setting."""
     torch.set_num_threads(1)  # as many as one row can use
     fixed: dict[str, Any] = {"device": "cpu", "max_num_seqs": batch, "max_num_batched_tokens": batch * mode.workload.prompt_tokens}
     llms = {name: LLM("tiny", speculative_config=spec or None, **fixed) for name, spec in mode.settings.items()}
     for llm in llms.values():
         llm.engine.clock = CpuClock()
-    shares, rows = {name: TimeShares(llm.engine) for name, llm in llms.items()}, []
-    for seed, temperature in enumerate(mode.temperatures):
-        sampling = replace(mode.workload.sampling, temperature=temperature)
-        config = replace(mode.workload, num_requests=batch * mode.rounds[batch], seed=seed, sampling=sampling)
-        warmup = replace(config, source="python", num_requests=batch * mode.num_warmups)
-        for requests in rounds_of(warmup, batch, llms["none"]):
-            for llm in llms.values():
-                serve(llm, requests)
-        rounds = rounds_of(config, batch, llms["none"])
-        rows += [{"batch": batch, "temperature": temperature, **row} for row in compare(llms, shares, rounds)]
-    return rows
+    shares = {name: TimeShares(llm.engine) for name, llm in llms.items()}
+    warmup = replace(mode.workload, source="python", num_requests=batch * mode.num_warmups)
+    for requests in rounds_of(warmup, batch, llms["none"]):
+        for llm in llms.values():
+            serve(llm, requests)
+    rounds = rounds_of(replace(mode.workload, num_requests=batch * mode.rounds[batch]), batch, llms["none"])
+    return [{"batch": batch, **row} for row in compare(llms, shares, rounds)]
 
 
 def rounds_of(config: WorkloadConfig, batch: int, llm: LLM) -> list[list[WorkloadRequest]]:
@@ -166,7 +151,7 @@ def ratio(name: str, ratios: np.ndarray) -> dict[str, float]:
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """How many times faster than no drafts, by setting and batch."""
-    runs = pd.DataFrame([{key: row[key] for key in ("batch", "temperature", "setting")} for row in rows])
+    runs = pd.DataFrame([{key: row[key] for key in ("batch", "setting")} for row in rows])
     runs = runs.assign(status="ok", **{"metric.times_faster": [row.get("times_faster", 1.0) for row in rows]})
     return heatmap(runs, "batch", "setting", "times_faster")
 

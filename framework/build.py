@@ -134,9 +134,7 @@ def pooling_rules(config: EngineConfig, model: ModelInfo) -> PoolingRules | None
     """What may be asked of a model that pools; None for one that generates."""
     if model.pooling is None or model.architecture is None:
         return None
-    scheduler = config.scheduler
-    most = min(scheduler.max_num_batched_tokens, scheduler.max_chunk_tokens or scheduler.max_num_batched_tokens)
-    return model.pooling.rules(model.architecture.hidden_size, most)
+    return model.pooling.rules(model.architecture.hidden_size, config.scheduler.max_chunk)
 
 
 def settle_quantization(config: EngineConfig) -> EngineConfig:

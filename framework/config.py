@@ -147,6 +147,11 @@ class SchedulerConfig:
     ageing: float = 10.0
     ttft_slo_s: float | None = None
 
+    @property
+    def max_chunk(self) -> int:
+        """Tokens of one request that a step takes, at most."""
+        return min(self.max_chunk_tokens or self.max_num_batched_tokens, self.max_num_batched_tokens)
+
 
 @dataclass
 class ExecutorConfig:

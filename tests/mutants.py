@@ -855,8 +855,8 @@ MUTANTS = [
     Mutant(
         "windows where none are used",
         f"{_FAMILIES}llama.py",
-        'bool(config["use_sliding_window"]) and not _smollm3_rotates',
-        "not _smollm3_rotates",
+        'bool(config["use_sliding_window"]) and not rotates_most',
+        "not rotates_most",
     ),
     Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
 ]

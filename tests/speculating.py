@@ -12,6 +12,7 @@ from framework import EngineConfig, SamplingParams
 from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from framework.engine.engine import Engine
+from framework.engine.kv_cache.prefix import ExtraKeys
 from framework.outputs import CompletionOutput, RequestOutput
 from framework.speculation.config import SpeculativeConfig
 
@@ -46,7 +47,7 @@ class Oracle:
     def __init__(self, config: SpeculativeConfig) -> None:
         self._random = random.Random(0)
 
-    def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None: ...
+    def start(self, request_id: str, prompt_token_ids: Sequence[int], extra_keys: ExtraKeys) -> None: ...
 
     def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
         count = self._random.randrange(most + 1)
@@ -69,7 +70,7 @@ class Prophet(Oracle):
 class Broken(Oracle):
     """Fails whatever it is asked, or proposes what is no token, or too many."""
 
-    def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+    def start(self, request_id: str, prompt_token_ids: Sequence[int], extra_keys: ExtraKeys) -> None:
         raise RuntimeError("no beginning")
 
     def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
@@ -150,12 +151,12 @@ def check_equal(found: list[RequestOutput], expected: list[RequestOutput]) -> No
     """Everything that a request tells, but for times and what was cached; log-probabilities to the error of float32 sums."""
     for index, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.error == b.error, f"request {index}"
+        _check_logprobs(a.prompt_logprobs, b.prompt_logprobs)
         if a.error is not None and len(a.outputs) > 1:  # one of them ended all, however far the others were
             for one, other in zip(a.outputs, b.outputs, strict=True):
                 assert all(map(operator.eq, one.token_ids, other.token_ids)), f"request {index}"
             continue
         assert [_told(one) for one in a.outputs] == [_told(one) for one in b.outputs], f"request {index}"
-        _check_logprobs(a.prompt_logprobs, b.prompt_logprobs)
         for one, other in zip(a.outputs, b.outputs):
             _check_logprobs(one.logprobs, other.logprobs)
 

@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
+from framework.speculation.config import SpeculativeConfig
 
 from .framework.engines import finish
 from .framework.models.checkpoints import EXAMPLES, make
+from .speculating import METHODS
 from .transformers_oracle import ERROR, TINY, Library, assert_logprobs
 
 NUM_PROMPT, NUM_OUTPUT = 300, 150
@@ -63,13 +66,14 @@ def _sharing_a_start(texts: Sequence[list[int]]) -> list[list[int]]:
     return [texts[0][:NUM_PROMPT], texts[0][:200] + texts[1][500:600], *(text[: NUM_PROMPT + 7] for text in texts[1:])]
 
 
-def build(subject: Subject, num_blocks: int, in_flight_steps: int) -> Engine:
+def build(subject: Subject, num_blocks: int, in_flight_steps: int, speculative: dict[str, Any] | None = None) -> Engine:
     return build_engine(
         EngineConfig(
             ModelConfig(str(subject.folder), tokenizer="tiny", dtype="float32"),
             CacheConfig(BLOCK, num_blocks, check_invariants=True),
             SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64, in_flight_steps=in_flight_steps),
             num_threads=1,
+            speculative_config=SpeculativeConfig.of(speculative or {}),
         )
     )
 
@@ -104,6 +108,25 @@ def test_long_requests_are_those_of_transformers(
         assert completion.logprobs is not None
         assert_logprobs(completion.logprobs, logits, completion.token_ids, 2)
     assert num_ties <= 0.02 * NUM_OUTPUT * len(outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("tiny", "suffix"), ("tiny", "mtp"), ("tiny", "eagle3"), ("tiny", "medusa"), ("windowed", "itself")]
+)
+def test_speculation_gives_the_tokens_of_transformers(name: str, method: str, request: pytest.FixtureRequest) -> None:
+    subject: Subject = request.getfixturevalue(name)
+    itself = {"method": "draft_model", "model": str(subject.folder)}
+    num_output = 60
+    engine = build(subject, 1 + int(0.5 * subject.num_blocks), 2, {**METHODS.get(method, itself), "num_speculative_tokens": 3})
+    params = SamplingParams(temperature=0, max_tokens=num_output, ignore_eos=True, detokenize=False)
+    outputs = run(engine, subject.prompts, params)
+    whole = subject.library.logits([p + output.outputs[0].token_ids for p, output in zip(subject.prompts, outputs)])
+    stats, num_ties = engine.stats(), 0
+    for prompt, output, rows in zip(subject.prompts, outputs, whole):
+        assert len(output.outputs[0].token_ids) == num_output
+        num_ties += _near_ties(output.outputs[0].token_ids, rows[len(prompt) - 1 : -1])
+    assert num_ties <= 0.02 * num_output * len(outputs)
+    assert stats.num_chunked_prefills > 0 and sum(stats.drafts.accepted) > 0
 
 
 @pytest.mark.parametrize("name", ["tiny", "windowed"])

@@ -176,6 +176,8 @@ def _moe_experts(args: Mapping[str, Any]) -> Described:
     elif scales is not None:
         scheme = "fp8_channel" if scales.shape[1:] == (2 * inner, 1) else "fp8_block"
     options = {"scheme": scheme, "group": group, "zeros": zeros}
+    variant = {"biases": args.get("w13_bias") is not None, "limit": args.get("limit"), "weighs_input": args.get("weighs_input")}
+    options |= {name: value for name, value in variant.items() if value}
     return {**dims, **quantized_expert_dims(scheme, group, zeros)}, options, (tokens,)
 
 

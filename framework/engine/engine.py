@@ -330,6 +330,9 @@ class Engine:
         if isinstance(error, DeviceLostError):
             self.errored = error
         counters, groups = self.scheduler.counters, list(self.processor.groups.values())
+        if self._speculation is not None:
+            for request in self.scheduler.requests:
+                self._speculation.stop(request)
         self.in_flight.clear()
         self._is_sampled = True
         self.manager, self.scheduler = self._new_books()

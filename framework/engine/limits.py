@@ -9,11 +9,10 @@ from .kv_cache.manager import KVCacheManager
 
 
 class Limits:
-    """Of one scheduler. max_chunk: tokens of one request that a step takes, at most."""
+    """Of one scheduler."""
 
     def __init__(self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int) -> None:
         self._config, self._manager, self._max_model_len = config, manager, max_model_len
-        self.max_chunk = min(config.max_chunk_tokens or config.max_num_batched_tokens, config.max_num_batched_tokens)
 
     def longest_total(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
         """Length at which a request ends at the latest. Raises ValueError if it could never be served."""
@@ -24,10 +23,10 @@ class Limits:
             )
         total = self._max_model_len if max_tokens is None else min(num_prompt_tokens + max_tokens, self._max_model_len)
         least = num_prompt_tokens + 1 if max_tokens is None else total
-        if not self._config.chunked_prefill and least - 1 > self.max_chunk:
+        if not self._config.chunked_prefill and least - 1 > self._config.max_chunk:
             raise ValueError(
                 f"without chunked prefill a request must fit in one step, even when it resumes: this one has "
-                f"up to {least - 1} tokens, but a step takes {self.max_chunk} of one request: raise "
+                f"up to {least - 1} tokens, but a step takes {self._config.max_chunk} of one request: raise "
                 "scheduler.max_num_batched_tokens (and max_chunk_tokens), or set chunked_prefill"
             )
         usable = self._manager.pool.num_blocks - 1
@@ -39,10 +38,11 @@ class Limits:
             )
 
         def too_long(length: int) -> bool:
-            return self.most_blocks(length - 1) > usable or not (self._config.chunked_prefill or length - 1 <= self.max_chunk)
+            is_whole = self._config.chunked_prefill or length - 1 <= self._config.max_chunk
+            return self.most_blocks(length - 1) > usable or not is_whole
 
         return least + bisect_left(range(least + 1, total + 1), True, key=too_long)
 
     def most_blocks(self, num_tokens: int) -> int:
         """That a request of so many computed tokens holds at a time, at most."""
-        return self._manager.blocks_for(num_tokens, min(num_tokens, self.max_chunk * self._config.in_flight_steps))
+        return self._manager.blocks_for(num_tokens, min(num_tokens, self._config.max_chunk * self._config.in_flight_steps))

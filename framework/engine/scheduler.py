@@ -48,7 +48,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.num_running = 0
         self._policy = POLICIES[config.policy](config)
-        self._max_chunk = self.limits.max_chunk
+        self._max_chunk = config.max_chunk
         self.waiting = WaitingQueue()
         self._free_seats = list(range(config.max_num_seqs - 1, -1, -1))
         self.released: list[int] = []
@@ -175,14 +175,15 @@ class Scheduler:
                 decodes.append(request)
                 budget -= 1
             elif missing:  # a pooling request may miss nothing: its end is in flight
-                most, room = min(budget, self._max_chunk), 0
-                drafts: Sequence[int] | None = ()
+                most = min(budget, self._max_chunk)
+                drafts: Sequence[int] = ()
+                room = 0
                 if missing == 1 and not self._pools:
                     assert self.speculation is not None
-                    room = self.speculation.room(request, min(num_drafts, most - 1))
-                    drafts = self.speculation.drafts(request, room) if room >= 0 else None
-                if drafts is None:
-                    continue  # until what is in flight is back
+                    found = self.speculation.drafts(request, min(num_drafts, most - 1))
+                    if found is None:
+                        continue  # until what is in flight is back
+                    drafts, room = found
                 count = min(missing, most) + len(drafts)
                 if not self._grow(request, computed + count, step):
                     break

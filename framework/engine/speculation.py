@@ -39,34 +39,30 @@ class Speculation:
         self._vocab_size, self._has_failed = vocab_size, False
         self._last_end_s = 0.0
 
-    def room(self, request: Request, most: int) -> int:
-        """How many drafts of a request that decodes may be checked, ``most`` at most; -1: its last token may be in flight."""
+    def drafts(self, request: Request, most: int) -> tuple[Sequence[int], int] | None:
+        """(drafts of a request that decodes, how many there was room for: ``most`` at most), with -1 for what only the executor
+        knows, which makes it behind the request's tokens, in blocks that the request has already. None: what its step is to be
+        depends on tokens in flight."""
         left = request.max_total - request.num_tokens - 1
-        if left < 0:
-            return -1
+        if left < 0:  # its last token may be one of them
+            return None
         if self.proposer is None:
             most = min(most, request.num_proposed)
         if self.max_model_len is not None:
             most = min(most, self.max_model_len - request.num_tokens)
-        return max(min(most, left), 0)
-
-    def drafts(self, request: Request, room: int) -> Sequence[int] | None:
-        """Up to ``room`` drafts, with -1 for what only the executor knows, which makes it behind the request's tokens, in blocks
-        that the request has already. None: they come from tokens that are in flight."""
-        if not room:
-            return ()
+        room = max(min(most, left), 0)
         if self.proposer is None:
-            return [-1] * room
-        if isinstance(self.proposer, Forced) and request.params.structured_outputs is None:
-            return ()
+            return [-1] * room, room
+        if not room or (isinstance(self.proposer, Forced) and request.params.structured_outputs is None):
+            return (), room
         if request.num_tokens > len(request.token_ids):
             return None
-        return self.propose(request, room)
+        return self.propose(request, room), room
 
     def start(self, request: Request) -> None:
         """A request is there."""
         if self.proposer is not None:
-            self._ask(self.proposer.start, request.request_id, request.token_ids)
+            self._ask(self.proposer.start, request.request_id, request.token_ids, request.extra_keys)
 
     def propose(self, request: Request, most: int) -> list[int]:
         """Drafts of a request, all of whose tokens are known: those that are forced, else what the proposer says."""

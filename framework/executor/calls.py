@@ -103,7 +103,7 @@ class CallList:
         there are any."""
         a, rank, tp = self._a, self._rank, self._parallel.tp
         self._calls = Counter()
-        self._add("slot_mapping", {}, len({layer.window for layer in a.layers}) if a.causal else 1)
+        self._add("slot_mapping", {}, len({layer.reach for layer in a.layers}) if a.causal else 1)
         if stage.first:
             self._add("embedding", {"hidden_size": a.embed_dim})
             self._all_reduce(a.embed_dim)
@@ -159,12 +159,12 @@ class CallList:
         if self._fused and layer.rope is not None and a.fuses_rotary:
             self._add("qk_norm_rotary_kv_write", heads, count)
         else:
-            for num_heads in (rank.num_heads, rank.num_kv_heads) if family.qk_norm else ():
+            for num_heads in (rank.num_heads, rank.num_kv_heads) if layer.normalizes(family) else ():
                 self._add(f"{family.norm}_norm", {"hidden_size": num_heads * a.head_dim, "residual": 0}, count)
             if layer.rope is not None:
                 self._add("rotary", heads, count)
             self._add("kv_cache_write", {name: heads[name] for name in ("num_kv_heads", "head_dim")}, count)
-        attention = {**heads, "window": layer.window or 0} | ({} if a.causal else {"causal": 0})
+        attention = {**heads, "window": layer.reach or 0} | ({} if a.causal else {"causal": 0})
         self._add("paged_attention_decode", attention, count, rows="decode")
         self._add("paged_attention_prefill", attention, count, rows="prefill")
         self._linear(count, q_size, a.hidden_size)

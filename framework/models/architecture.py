@@ -29,6 +29,7 @@ class Moe:
     float32_router           logits of experts are those of float32, whatever the model's dtype
     shared_size              inner columns of the experts that serve every token, as one MLP; 0: there are none
     shared_gate              what they add is weighted by a sigmoid of its own
+    limit .. weighs_input    as ``moe_experts``
     """
 
     num_experts: int
@@ -44,12 +45,21 @@ class Moe:
     float32_router: bool = False
     shared_size: int = 0
     shared_gate: bool = False
+    limit: float | None = None
+    alpha: float = 1.702
+    weighs_input: bool = False
 
     @property
     def rule(self) -> dict[str, Any]:
         """Bound arguments of ``moe_route``, without the bias."""
         names = ("top_k", "renormalize", "scoring", "num_groups", "top_groups", "group_score", "scaling")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """Bound arguments of ``moe_experts`` where it is not as usual."""
+        clamped = {} if self.limit is None else {"limit": self.limit, "alpha": self.alpha}
+        return clamped | ({"weighs_input": True} if self.weighs_input else {})
 
 
 @dataclass(frozen=True)
@@ -77,12 +87,24 @@ class Latent:
 @dataclass(frozen=True)
 class LayerShape:
     """What may differ from layer to layer. window: tokens a query sees, itself included (None = all); scale: of q.k;
-    moe: None for a dense MLP."""
+    moe: None for a dense MLP; chunk: positions of a chunk, within which a query sees (None: one chunk); temperature: of queries, as
+    ``Family.temperature``."""
 
     window: int | None
     rope: Rope | None
     scale: float
     moe: Moe | None
+    chunk: int | None = None
+    temperature: tuple[float, float] | None = None
+
+    @property
+    def reach(self) -> int | None:
+        """Tokens that a query sees at most, itself included; None: all before it."""
+        return self.window or self.chunk
+
+    def normalizes(self, family: Family) -> bool:
+        """Whether it has norms of queries and keys."""
+        return bool(family.qk_norm) and (self.rope is not None or not family.qk_norm_rotated)
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,7 @@ class Architecture:
         """What each layer keeps in a cache of ``dtype``. Raises ValueError for one that the model cannot have."""
         value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
         heads = (self.num_kv_heads, self.head_dim, value_dim)
-        windows = [layer.window if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
+        windows = [layer.reach if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
         return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
 
     @property
@@ -255,7 +277,10 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     family = replace(entry, **entry.variant(merged))
     if reason := family.refuse(merged) or _unknown_layers(merged) or _unknown_activation(merged, family):
         return None, reason
-    return read_architecture(family, merged), ""
+    found = read_architecture(family, merged)
+    if found.activation not in ("silu", "swish") and any(layer.moe for layer in found.layers):
+        return None, f"its experts' activation is {found.activation!r}, not silu"
+    return found, ""
 
 
 def _unknown_type(config: Mapping[str, Any]) -> str | None:
@@ -302,7 +327,6 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "v_head_dim",
             "max_position_embeddings",
             "model_max_length",
-            "sliding_window",
             "rotary_dim",
             "word_embed_proj_dim",
             "num_kv_heads",
@@ -317,7 +341,14 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "a whole number",
         lambda found: type(found) is int and found >= 0,
-        ("num_experts", "n_shared_experts", "first_k_dense_replace", "max_window_layers", "num_nextn_predict_layers"),
+        (
+            "num_experts",
+            "n_shared_experts",
+            "first_k_dense_replace",
+            "sliding_window",
+            "max_window_layers",
+            "num_nextn_predict_layers",
+        ),
     ),
     (
         "a positive number",
@@ -413,7 +444,7 @@ def _latent(config: Mapping[str, Any]) -> Latent:
 def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int) -> LayerShape:
     layer_types = config.get("layer_types")
     windowed = layer_types[index] == "sliding_attention" if layer_types else family.windowed(config, index)
-    window = config.get("sliding_window") if windowed else None
+    window = (config.get("sliding_window") or None) if windowed else None  # 0, too, is none
     layer_type = "sliding_attention" if windowed else "full_attention"
     scale = (config.get("query_pre_attn_scalar") or head_dim) ** -0.5 if config.get("scale_attn_weights", True) else 1.0
     scale = config.get("attention_multiplier") or scale
@@ -427,7 +458,9 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
         found = {"renormalize": bool(config["norm_topk_prob"]), **family.routing(config)}
         moe = Moe(config["num_experts"], _required(config, "num_experts_per_tok"), size, **found)
         _check_groups(moe)
-    return LayerShape(window, rope, scale, moe)
+    chunked = layer_types[index] == "chunked_attention" if layer_types else family.chunked(config, index)
+    chunk = config.get("attention_chunk_size") if chunked else None
+    return LayerShape(window, rope, scale, moe, chunk, family.temperature(config, index))
 
 
 def _check_groups(moe: Moe) -> None:
@@ -445,7 +478,7 @@ def _unknown_layers(config: Mapping[str, Any]) -> str | None:
     for name in ("layer_types", "no_rope_layers"):
         if (listed := config.get(name)) and len(listed) < count:
             return f"its {name} name {len(listed)} of {count} layers"
-    kinds = sorted(set(types) - {"full_attention", "sliding_attention"})
+    kinds = sorted(set(types) - {"full_attention", "sliding_attention", "chunked_attention"})
     return f"it has layers of kind {', '.join(kinds)}" if kinds else None
 
 

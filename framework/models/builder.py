@@ -77,9 +77,19 @@ def load_model(
             f"model.latent_prefill={config.latent_prefill} would change nothing: model {config.name!r} has no latent attention"
         )
     info.architecture.cache_specs(_cache_dtype(info, cache_dtype))  # refuses a cache before weights are read
+    _check_chunks(info, info.architecture, block_size)
     weights = _open(config, info, info.architecture, device, seed, scheme)
     expand = config.latent_prefill == "expanded"
     return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand).build()
+
+
+def _check_chunks(info: ModelInfo, a: Architecture, block_size: int) -> None:
+    for chunk in {layer.chunk for layer in a.layers if layer.chunk is not None and layer.chunk < info.max_model_len}:
+        if chunk % block_size:
+            raise ValueError(
+                f"model {info.name!r} attends within chunks of {chunk} positions, which are no whole blocks of {block_size}: set "
+                f"cache.block_size to a divisor of {chunk}, or model.max_model_len={chunk} or less"
+            )
 
 
 def _cache_dtype(info: ModelInfo, wish: str) -> str:
@@ -172,7 +182,7 @@ class Builder:
         mlp_norm: BoundKernel | None
         if shape.moe:
             mlp: Mlp | MoeMlp = self._moe(parts, shape)
-            mlp_norm = self._norm(parts["mlp_norm"])
+            mlp_norm = self._norm(parts["mlp_norm"]) if "mlp_norm" in parts else None
         else:
             up, mlp_norm = self._linear_after_norm(parts, "mlp_norm", "gate_up" if self.a.family.gated else "up")
             mlp = self._mlp(parts, up)
@@ -186,8 +196,12 @@ class Builder:
     def _attention(self, parts: dict[str, Part], layer: LayerShape, index: int, qkv: Linear) -> Attention:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
         a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
-        window, alibi = self._window(layer), self._alibi(layer)
-        shape = AttentionShape(*heads, a.head_dim, a.head_dim, layer.scale, window, a.attn_softcap, alibi=alibi, causal=a.causal)
+        window, alibi = self._outgrown(layer.window), self._alibi(layer)
+        sinks = self.weights.weight(parts["sinks"]) if "sinks" in parts else None
+        dims = (*heads, a.head_dim, a.head_dim)
+        shape = AttentionShape(
+            *dims, layer.scale, window, a.attn_softcap, sinks, alibi, causal=a.causal, chunk=self._outgrown(layer.chunk)
+        )
         o = self._linear(parts["o"])
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self.weights) if self.attention.takes_scales else None
         fused = None
@@ -196,11 +210,13 @@ class Builder:
         if fused is not None:
             paged = self.attention.layer(index, shape, writes=False)
             return Attention(qkv, o, Fused(fused, paged), paged)
-        q_norm, k_norm = (self._qk_norm(parts[name]) if a.family.qk_norm else None for name in ("q_norm", "k_norm"))
+        normed = layer.normalizes(a.family)
+        q_norm, k_norm = (self._qk_norm(parts[name]) if normed else None for name in ("q_norm", "k_norm"))
         rotary = self._rotary(layer.rope) if layer.rope is not None else None
         paged = self.attention.layer(index, shape, scales=scales)
         split = [*heads, a.num_kv_heads]
-        separate = Separate(q_norm, k_norm, rotary, paged, split, a.head_dim, a.qkv_clip, a.family.qk_norm_rotated)
+        after = a.family.qk_norm_rotated
+        separate = Separate(q_norm, k_norm, rotary, paged, split, a.head_dim, a.qkv_clip, after, layer.temperature)
         return Attention(qkv, o, separate, paged)
 
     def _latent_attention(
@@ -210,7 +226,7 @@ class Builder:
         a, q_norm, q_b = self.a, None, None
         assert layer.rope is not None, "a part of latent keys is rotated"
         shape = AttentionShape(
-            a.num_heads, 1, latent.head_dim, latent.kv_rank, layer.scale, self._window(layer), a.attn_softcap, aliased=True
+            a.num_heads, 1, latent.head_dim, latent.kv_rank, layer.scale, self._outgrown(layer.window), a.attn_softcap, aliased=True
         )
         if "q_b" in parts:
             q_b, q_norm = self._linear_after_norm(parts, "q_a_norm", "q_b", LATENT_EPS)
@@ -280,19 +296,18 @@ class Builder:
         moe = shape.moe
         assert moe is not None
         experts = self.weights.load_experts(parts["w13"], parts["w2"])
+        params = {**experts.params, "expert_start": 0, **moe.variant}
         return MoeMlp(
             self._router(parts["router"]),
             self._route(parts, moe),
-            self.plan.bind(
-                experts.op, experts.tensors, {**experts.params, "expert_start": 0}, {"top_k": moe.top_k}, note=experts.note
-            ),
+            self.plan.bind(experts.op, experts.tensors, params, {"top_k": moe.top_k}, note=experts.note),
             self._shared_experts(parts) if moe.shared_size else None,
         )
 
     def _router(self, part: Part) -> Linear:
         if not part.float32:
             return self._linear(part)
-        weights = {"weight": self.weights.weight(part), "bias": None}
+        weights = {"weight": self.weights.weight(part), "bias": self.weights.bias(part)}
         return Float32Linear(self.plan.bind("linear", weights, dtype=torch.float32))
 
     def _route(self, parts: dict[str, Part], moe: Moe) -> BoundKernel:
@@ -391,9 +406,9 @@ class Builder:
             self._shared[key] = self.plan.bind(op, params=params, facts=facts)
         return self._shared[key]
 
-    def _window(self, shape: LayerShape) -> int | None:
-        """A window that no sequence outgrows is none."""
-        return shape.window if shape.window is not None and shape.window < self.info.max_model_len else None
+    def _outgrown(self, limit: int | None) -> int | None:
+        """A window, or a chunk, that no sequence outgrows is none."""
+        return limit if limit is not None and limit < self.info.max_model_len else None
 
 
 def cos_sin_table(rope: Rope, max_len: int, device: torch.device) -> torch.Tensor:

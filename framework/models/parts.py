@@ -8,17 +8,22 @@ from typing import Literal
 
 from .architecture import Architecture, Moe
 
+Layout = Literal["linear", "transposed", "interleaved", "flat", "flat_transposed"]
+
 
 @dataclass(frozen=True)
 class Part:
     """One tensor of the model (and its bias), stacked from shards.
 
-    sources    module names on disk; for experts with ``{e}`` in place of the expert's number
-    tensor     name of the tensor in a module
+    sources    module names on disk; for experts with ``{e}`` in place of the expert's number, or without where one tensor holds
+               the matrices of all of them: see ``layout``
+    tensor     name of the tensor in a module; "" where the module's name is the tensor's
     rows       rows (outputs) of each source
     columns    inputs; None for a norm, which is a vector; one without sources has no weights
     layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go by KV heads, each
-               with its ``group`` queries, its key and its value, and rows here q of all heads, k, v
+               with its ``group`` queries, its key and its value, and rows here q of all heads, k, v. Of experts in one tensor
+               [E, ..., ...]; flat and flat_transposed: [E * ..., ...]
+    alternating   rows of gate and of up take turns on disk; here gate comes first
     always_float   norms and embeddings, which no checkpoint stores otherwise
     float32        kept in float32 whatever the model's dtype
     quantizable    a linear layer or experts inside a layer of the model, as which routers do not count: what is quantized where
@@ -29,7 +34,8 @@ class Part:
     rows: tuple[int, ...]
     columns: int | None = None
     bias: bool = False
-    layout: Literal["linear", "transposed", "interleaved"] = "linear"
+    layout: Layout = "linear"
+    alternating: bool = False
     num_experts: int = 0
     head_dim: int = 0
     group: int = 1
@@ -44,6 +50,16 @@ class Part:
         return (self.num_experts, *matrix) if self.num_experts else matrix
 
     @property
+    def bias_shape(self) -> tuple[int, ...]:
+        rows = sum(self.rows)
+        return (self.num_experts, rows) if self.num_experts else (rows,)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether one tensor on disk holds all experts."""
+        return bool(self.num_experts) and "{e}" not in self.sources[0]
+
+    @property
     def rows_on_disk(self) -> list[int]:
         """Of an interleaved part: where each row lies."""
         d, stride = self.head_dim, (self.group + 2) * self.head_dim
@@ -53,16 +69,16 @@ class Part:
         return [row for head in heads for row in range(head, head + d)]
 
     def tensors(self) -> Iterator[tuple[str, int, int, tuple[int, ...]]]:
-        """(name on disk, expert, shard, shape on disk) of each weight, without the biases."""
-        for expert in range(self.num_experts or 1):
+        """(name on disk, expert, shard, shape on disk) of each weight, without the biases. Of packed experts the expert is 0."""
+        for expert in range(1 if self.is_packed else self.num_experts or 1):
             for shard, (source, rows) in enumerate(zip(self.sources, self.rows)):
                 shape: tuple[int, ...] = (rows,) if self.columns is None else (rows, self.columns)
-                yield (
-                    f"{source.format(e=expert)}.{self.tensor}",
-                    expert,
-                    shard,
-                    shape[::-1] if self.layout == "transposed" else shape,
-                )
+                shape = shape[::-1] if self.layout.endswith("transposed") else shape
+                if self.is_packed:
+                    e = self.num_experts
+                    shape = (e * shape[0], *shape[1:]) if self.layout.startswith("flat") else (e, *shape)
+                name = source.format(e=expert)
+                yield f"{name}.{self.tensor}" if self.tensor else name, expert, shard, shape
 
     def float_names(self) -> Iterator[str]:
         """Names on disk of the weights and biases, where they are floats."""
@@ -74,7 +90,7 @@ class Part:
 
 def bias_name(weight_name: str) -> str:
     """Of the bias on disk that belongs to a weight."""
-    return weight_name.removesuffix("weight") + "bias"
+    return weight_name.removesuffix("weight") + "bias" if weight_name.endswith("weight") else f"{weight_name}_bias"
 
 
 def model_parts(a: Architecture) -> dict[str, Part]:
@@ -126,13 +142,15 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
         if name in linears:
             rows, columns = linears[name]
             rows = rows if len(sources) == len(rows) else (sum(rows),)
-            layout: Literal["linear", "transposed", "interleaved"] = "transposed" if f.transposed else "linear"
+            layout: Layout = "transposed" if f.transposed else "linear"
             if name == "qkv" and f.interleaved_qkv:
                 layout = "interleaved"
             bias = name in a.biases
             group = a.num_heads // a.num_kv_heads
             quantizable = name != "kv_b"  # which is split into the weights of ``head_linear``
             parts[name] = Part(sources, rows, columns, bias, layout, head_dim=a.head_dim, group=group, quantizable=quantizable)
+        elif name == "sinks":
+            parts[name] = Part(sources, (a.num_heads,), always_float=True, float32=True, tensor="sinks")
         elif name in ("q_norm", "k_norm"):
             parts[name] = _qk_norm(a, sources, a.num_heads if name == "q_norm" else a.num_kv_heads)
         elif name in LATENT_NORMS:
@@ -143,14 +161,30 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
             parts[name] = _norm(a, sources)
         else:
             assert moe is not None
-            size, wide, hidden = moe.intermediate_size, moe.float32_router, a.hidden_size
-            parts[name] = {
-                "router": Part(sources, (moe.num_experts,), hidden, always_float=wide, float32=wide),
-                "route_bias": Part(sources, (moe.num_experts,), always_float=True, float32=True, tensor="e_score_correction_bias"),
-                "w13": Part(sources, (size, size), hidden, num_experts=moe.num_experts, quantizable=True),
-                "w2": Part(sources, (hidden,), size, num_experts=moe.num_experts, quantizable=True),
-            }[name]
+            parts[name] = _expert_part(a, moe, name, sources)
     return parts
+
+
+def _expert_part(a: Architecture, moe: Moe, name: str, sources: tuple[str, ...]) -> Part:
+    """Of a mixture of experts what is no linear layer."""
+    f, size, hidden, wide = a.family, moe.intermediate_size, a.hidden_size, moe.float32_router
+    if name == "router":
+        return Part(sources, (moe.num_experts,), hidden, "router" in a.biases, always_float=wide, float32=wide)
+    if name == "route_bias":
+        return Part(sources, (moe.num_experts,), always_float=True, float32=True, tensor="e_score_correction_bias")
+    rows, columns = ((size, size), hidden) if name == "w13" else ((hidden,), size)
+    rows = rows if len(sources) == len(rows) else (sum(rows),)
+    return Part(
+        sources,
+        rows,
+        columns,
+        name in a.biases,
+        f.expert_layouts.get(name, "linear"),
+        alternating=f.alternating_experts and name == "w13",
+        num_experts=moe.num_experts,
+        tensor=f.expert_tensor,
+        quantizable=True,
+    )
 
 
 LATENT_NORMS = ("q_a_norm", "kv_a_norm")
@@ -186,7 +220,7 @@ def _skipped(moe: Moe | None) -> tuple[str, ...]:
     shared = ("shared_gate_up", "shared_down", "shared_gate")
     if moe is None:
         return ("router", "route_bias", "w13", "w2", *shared)
-    return ("gate_up", "up", "down", *(() if moe.shared_size else shared))
+    return ("gate_up", "up", "down", *(shared if not moe.shared_size else () if moe.shared_gate else ("shared_gate",)))
 
 
 def all_parts(a: Architecture) -> Iterator[Part]:

@@ -7,6 +7,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .families import Family
 from .hub import read_json
 from .parts import Part, all_parts, bias_name
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
+from .quantization.unquantized import gate_first
 from .torch_file import TorchFile
 
 
@@ -32,8 +34,10 @@ class Weights(ABC):
         return self.scheme.linear(part, self)
 
     def load_experts(self, w13: Part, w2: Part) -> LoadedPart:
-        """The experts of a layer."""
-        return self.scheme.experts(w13, w2, self)
+        """The experts of a layer, biases included."""
+        loaded = self.scheme.experts(w13, w2, self)
+        biases = {f"{name}_bias": self.bias(part) for name, part in (("w13", w13), ("w2", w2)) if part.bias}
+        return replace(loaded, tensors={**loaded.tensors, **biases})
 
     def empty(self, part: Part) -> torch.Tensor:
         """A tensor for the weight."""
@@ -69,7 +73,7 @@ def parts_bytes(parts: Iterable[Part], scheme: Scheme, dtype: torch.dtype) -> fl
     for part in parts:
         element = torch.float32.itemsize if part.float32 else dtype.itemsize
         total += math.prod(part.shape) * element if part.always_float else scheme.num_bytes(part, dtype)
-        total += sum(part.rows) * dtype.itemsize if part.bias else 0
+        total += math.prod(part.bias_shape) * dtype.itemsize if part.bias else 0
     return total
 
 
@@ -80,7 +84,7 @@ class EmptyWeights(Weights):
         return self.empty(part)
 
     def bias(self, part: Part) -> torch.Tensor | None:
-        return torch.empty(sum(part.rows), dtype=self.dtype, device=self.device) if part.bias else None
+        return torch.empty(part.bias_shape, dtype=self.dtype, device=self.device) if part.bias else None
 
     def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape or (1,), dtype=dtypes[0], device=self.device)
@@ -99,7 +103,7 @@ class DummyWeights(Weights):
         return self.empty(part).normal_(std=part.columns**-0.5, generator=self._generator(part.sources[0]))
 
     def bias(self, part: Part) -> torch.Tensor | None:
-        return torch.zeros(sum(part.rows), dtype=self.dtype, device=self.device) if part.bias else None
+        return torch.zeros(part.bias_shape, dtype=self.dtype, device=self.device) if part.bias else None
 
     def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
         """Floats as those of ``weight``, integers over the whole range of their dtype."""
@@ -144,6 +148,9 @@ class Checkpoint(Weights):
     def weight(self, part: Part) -> torch.Tensor:
         weight = self.empty(part)
         for name, expert, shard, shape in part.tensors():
+            if part.is_packed:
+                _place_packed(weight[:, _rows(part, shard)], self._read_float(name, shape), part)
+                continue
             stacked = weight[expert] if part.num_experts else weight
             _place(stacked[_rows(part, shard)], self._read_float(name, shape), part)
         return weight
@@ -151,9 +158,15 @@ class Checkpoint(Weights):
     def bias(self, part: Part) -> torch.Tensor | None:
         if not part.bias:
             return None
-        bias = torch.empty(sum(part.rows), dtype=self.dtype, device=self.device)
-        for name, _, shard, _ in part.tensors():
-            _place(bias[_rows(part, shard)], self._read_float(bias_name(name), (part.rows[shard],)), part)
+        bias = torch.empty(part.bias_shape, dtype=self.dtype, device=self.device)
+        for name, expert, shard, _ in part.tensors():
+            rows = part.rows[shard]
+            if part.is_packed:
+                tensor = self._read_float(bias_name(name), (part.num_experts, rows))
+                bias[:, _rows(part, shard)] = gate_first(tensor) if part.alternating else tensor
+                continue
+            stacked = bias[expert] if part.num_experts else bias
+            _place(stacked[_rows(part, shard)], self._read_float(bias_name(name), (rows,)), part)
         return bias
 
     def holds(self, name: str) -> bool:
@@ -184,6 +197,8 @@ class Checkpoint(Weights):
             tensor = self._files[file].get_tensor(stored_name)
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{self._folder / file} has no tensor {stored_name}, though the index says so") from error
+        if shape is not None and tuple(tensor.shape) == (1, *shape):  # as Ernie keeps the bias of the choice of experts
+            tensor = tensor[0]
         if shape is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{file}: tensor {stored_name} has shape {tuple(tensor.shape)}, but config.json asks for {shape}")
         return tensor
@@ -212,6 +227,15 @@ def _place(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> None:
     elif part.layout == "interleaved":
         tensor = tensor[part.rows_on_disk]
     target.copy_(tensor)
+
+
+def _place_packed(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> None:
+    """The same for matrices of all experts, target [E, rows, columns]."""
+    if part.layout.startswith("flat"):
+        tensor = tensor.unflatten(0, (part.num_experts, -1))
+    if part.layout.endswith("transposed"):
+        tensor = tensor.mT
+    target.copy_(gate_first(tensor) if part.alternating else tensor)
 
 
 def open_shard(path: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..engine.kv_cache.prefix import ExtraKeys
 from .config import SpeculativeConfig
 
 
@@ -13,7 +14,7 @@ class Forced:
 
     def __init__(self, config: SpeculativeConfig) -> None: ...
 
-    def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None: ...
+    def start(self, request_id: str, prompt_token_ids: Sequence[int], extra_keys: ExtraKeys = ()) -> None: ...
 
     def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
         """As HostProposer has it."""

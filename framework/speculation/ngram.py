@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..engine.kv_cache.prefix import ExtraKeys
 from .config import SpeculativeConfig
 
 
@@ -17,7 +18,7 @@ class Ngram:
         self._rightmost = config.prompt_lookup_match == "rightmost"
         self._indexes: dict[str, _Index] = {}
 
-    def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+    def start(self, request_id: str, prompt_token_ids: Sequence[int], extra_keys: ExtraKeys = ()) -> None:
         self._indexes[request_id] = _Index(self._lengths, self._rightmost)
 
     def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from ..engine.kv_cache.prefix import ExtraKeys
 from .config import SpeculativeConfig
 
 
@@ -14,8 +15,9 @@ class HostProposer(Protocol):
 
     def __init__(self, config: SpeculativeConfig) -> None: ...
 
-    def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
-        """A request is there, under an id that no other one has now."""
+    def start(self, request_id: str, prompt_token_ids: Sequence[int], extra_keys: ExtraKeys) -> None:
+        """A request is there, under an id that no other one has now. extra_keys: as Request has it; nothing of a request may be
+        told to one with others (salts keep users apart)."""
 
     def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
         """Up to ``most`` drafts of what follows ``token_ids``; [] where nothing is to be guessed. token_ids: all known tokens,

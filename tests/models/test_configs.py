@@ -33,7 +33,7 @@ CONF = Path(__file__).parents[2] / "conf" / "model"
 SMALL = {"hidden_size": 2560, "num_hidden_layers": 8, "num_attention_heads": 160, "vocab_size": VOCAB}
 """Heads that every family's usual number of KV heads can serve."""
 WITHOUT_CLASS = ("internlm2", "minicpm")
-OF_A_LARGER_MODEL = ("gemma3",)
+OF_A_LARGER_MODEL = ("gemma3", "llama4")
 
 
 def native(config: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +54,8 @@ def sizes(model_type: str) -> dict[str, Any]:
         own["num_experts_per_tok"] = 6  # which the library's config leaves open
     if model_type == "gptj":
         own["n_head"] = 40  # so that a head holds the 64 elements that usually rotate
+    if model_type == "dots1":  # likewise
+        own |= {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2}
     if model_type == "bloom":
         own["hidden_size"] = own.pop("n_embed")
     return own | ({"attention_types": [[["global", "local"], 4]]} if model_type == "gpt_neo" else {})
@@ -81,6 +83,7 @@ PUBLISHED = {
     "falcon-7b": 6_921_720_704,
     "glm-4-9b": 9_399_951_360,
     "gpt-j-6b": 6_050_882_784,
+    "gpt-oss-20b": 20_914_757_184,
     "granite-3.1-8b": 8_170_848_256,
     "internlm2-7b": 7_737_708_544,
     "olmo-2-7b": 7_298_617_344,
@@ -96,7 +99,7 @@ def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
     fields = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     found = read_model(ModelConfig(**{**fields, "load_format": "dummy"})).architecture
     assert found is not None
-    numbers = (math.prod(part.shape) + (sum(part.rows) if part.bias else 0) for part in all_parts(found))
+    numbers = (math.prod(part.shape) + (math.prod(part.bias_shape) if part.bias else 0) for part in all_parts(found))
     assert sum(numbers) == PUBLISHED[name]
 
 
@@ -114,6 +117,9 @@ REFUSED = {
     "scoring_func 'softmax' is not sigmoid": {"model_type": "deepseek_v3", "scoring_func": "softmax"},
     "a mixture of experts in every 2. layer": {"model_type": "deepseek_v3", "moe_layer_freq": 2},
     "its no_rope_layers name 2 of 8 layers": {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+    "divided by their 2-norm": {"model_type": "dbrx", "d_model": 64, "ffn_config": {"moe_normalize_expert_weights": 2}},
+    "clips queries and keys after their norms": {"model_type": "olmoe", "clip_qkv": 8.0, "num_key_value_heads": 160},
+    "experts' activation is 'gelu'": {"model_type": "mixtral", "hidden_act": "gelu", "intermediate_size": 96},
     "is none of the native families": {"model_type": "rwkv"},
 }
 
@@ -161,6 +167,13 @@ def test_smollm3_has_windows_where_it_uses_them(used: bool) -> None:
     assert [layer.window for layer in found.layers] == [None, None, None, 8 if used else None] * 2
 
 
+def test_a_window_of_no_tokens_is_none() -> None:
+    """Some configs of the library say so."""
+    found, reason = read_native({**SMALL, "model_type": "mistral", "num_key_value_heads": 8, "sliding_window": 0})
+    assert found is not None, reason
+    assert {layer.window for layer in found.layers} == {None}
+
+
 def test_command_r_reads_as_far_as_it_was_trained() -> None:
     config = {**sizes("cohere"), "model_type": "cohere", "max_position_embeddings": 8192, "model_max_length": 131072}
     assert read_model(ModelConfig("none", load_format="dummy", architecture=config)).max_model_len == 131072
@@ -171,7 +184,7 @@ OF_A_WRONG_KIND: tuple[tuple[str, str, Any, str], ...] = (
     ("falcon", "num_kv_heads", "8", "a positive whole number"),
     ("llama", "tie_word_embeddings", "false", "true or false"),
     ("llama", "head_dim", True, "a positive whole number"),
-    ("mistral", "sliding_window", -1, "a positive whole number"),
+    ("mistral", "sliding_window", -1, "a whole number"),
     ("gemma3", "text_config", "none", "an object"),
     ("llama", "architectures", 3, "a list of names"),
     ("stablelm", "layer_norm_eps", math.nan, "a positive number"),

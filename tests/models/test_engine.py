@@ -17,7 +17,7 @@ from .examples import EXAMPLES
 NUM_TOKENS = 24
 SUBJECTS = (
     *("bloom", "cohere-norms", "cohere2", "exaone4", "glm4", "gptj", "hyperclovax", "nemotron", "olmo", "olmo3"),
-    *("deepseek-v2", "deepseek-v3", "minicpm3"),
+    *("deepseek-v2", "deepseek-v3", "minicpm3", "gpt-oss", "llama4-chunks"),
 )
 
 

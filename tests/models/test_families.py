@@ -52,7 +52,9 @@ def test_logits(name: str, chunk: int | None, checkpoints: Checkpoints) -> None:
 
 
 @pytest.mark.parametrize("choice", ["reference", "torch"])
-@pytest.mark.parametrize("name", ["bloom", "falcon-rw", "cohere-norms", "glm", "hunyuan", "nemotron", "olmo", "olmo2", "phi"])
+@pytest.mark.parametrize(
+    "name", ["bloom", "falcon-rw", "cohere-norms", "glm", "gpt-oss", "hunyuan", "llama4-chunks", "nemotron", "olmo", "olmo2", "phi"]
+)
 def test_other_kernels(name: str, choice: str, checkpoints: Checkpoints) -> None:
     """The first tests take those of highest priority."""
     folder, theirs = checkpoints(name)

@@ -193,6 +193,7 @@ DECODE_CASES = (
     _case("heads_128", SMALL, (1, 1), (35, 18), (8, 1, 128)),
     _case("heads_256", SMALL, (1,), (19,), (2, 1, 256)),
     _case("padding_rows", SMALL, (1, 1, 1, 1), (20, 0, 7, 0), (3, 1, 64)),
+    _case("rows_without_queries", SMALL, (0, 2, 0, 1, 0), (0, 20, 0, 7, 0), (3, 1, 64)),
     _case("window", SMALL, (1, 5, 1), (37, 44, 3), (4, 2, 64), window=9),
     _case("not_causal_window", SMALL, (1, 5, 3), (37, 44, 3), (4, 2, 64), window=3, causal=False),
     _case("softcap", SMALL, (1, 2), (25, 19), (4, 2, 64), softcap=2.0, sharp=3.0),

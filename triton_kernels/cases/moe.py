@@ -63,6 +63,9 @@ def _experts(
     scheme: str = "float",
     group: int = 0,
     zeros: bool = False,
+    biases: bool = False,
+    limit: float | None = None,
+    weighs_input: bool = False,
 ) -> dict[str, Any]:
     """``expert_start`` > 0: these are the experts in the middle of three times as many; ``skewed``: low ids are frequent.
     ``scheme``, ``group`` (0: whole rows) and ``zeros`` say how the weights are quantized."""
@@ -86,6 +89,11 @@ def _experts(
         "w2_scale": w2_scale,
         "w13_zeros": w13_zeros,
         "w2_zeros": w2_zeros,
+        "w13_bias": randn(generator, dtype, device, num_experts, 2 * inner_size) if biases else None,
+        "w2_bias": randn(generator, dtype, device, num_experts, hidden_size) if biases else None,
+        "limit": limit,
+        "alpha": 1.702,
+        "weighs_input": weighs_input,
     }
 
 
@@ -162,6 +170,10 @@ MOE_EXPERTS_CASES = (
     _experts_case("shard", SMALL, 21, 4, 3, 32, 32, expert_start=4),
     _experts_case("strided", SMALL, 9, 5, 2, 48, 37, strided=True),
     _experts_case("empty", SMALL, 0, 4, 2, 16, 16),
+    _experts_case("biases", SMALL, 11, 4, 2, 48, 40, biases=True),
+    _experts_case("clamped", TILED, 67, 3, 2, 67, 53, biases=True, limit=1.5, expert_start=3),
+    _experts_case("weighs_input", SMALL, 13, 4, 2, 40, 24, weighs_input=True, biases=True),
+    *(_experts_case(f"gpt-oss-20b_{tokens}", BENCH, tokens, 32, 4, 2880, 2880, biases=True, limit=7.0) for tokens in (1, 64)),
     *(_experts_case(f"qwen3-30b-a3b_{tokens}", BENCH, tokens, 128, 8, 2048, 768) for tokens in (1, 64, 4096)),
     *(_experts_case(f"mixtral-8x7b_{tokens}", BENCH, tokens, 8, 2, 4096, 14336) for tokens in (1, 64)),
     _experts_case("w4a16_one_row", SMALL, 1, 4, 2, 128, 64, scheme="w4a16", group=64),

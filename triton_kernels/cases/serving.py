@@ -196,7 +196,8 @@ def _moe_route_groups(dtype: torch.dtype) -> dict[str, Any]:
     return _moe_route(dtype) | {"logits": torch.empty(64, 256), "bias": torch.empty(256)} | rule
 
 
-def _moe_experts(name: str, batch: Batch, scheme: str = "float") -> ServingCase:
+def _moe_experts(name: str, batch: Batch, scheme: str = "float", limit: float | None = None) -> ServingCase:
+    """With a limit there are biases, too."""
     quantized_as = {
         "float": None,
         "w4a16": (torch.int32, 8, (1, 128)),
@@ -219,6 +220,8 @@ def _moe_experts(name: str, batch: Batch, scheme: str = "float") -> ServingCase:
         (w13, w13_scale), (w2, w2_scale) = (weight(dtype, *shape) for shape in shapes)
         x, weights = torch.empty(tokens, EXPERT_HIDDEN, dtype=dtype), torch.full((tokens, TOP_K), 1 / TOP_K)
         args = {"x": x, "weights": weights, "ids": ids, "w13": w13, "w2": w2, "expert_start": 0}
+        biases = [torch.empty(EXPERTS, rows, dtype=dtype) if limit else None for rows, _ in shapes]
+        args |= {"w13_bias": biases[0], "w2_bias": biases[1], "limit": limit, "alpha": 1.702, "weighs_input": False}
         return args | {"w13_scale": w13_scale, "w2_scale": w2_scale, "w13_zeros": None, "w2_zeros": None}
 
     shapes = (2 * EXPERT_INTERMEDIATE, EXPERT_HIDDEN), (EXPERT_HIDDEN, EXPERT_INTERMEDIATE)
@@ -325,6 +328,8 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
         _moe_experts("256 tokens", decode(256)),
         _moe_experts("512 tokens", prefill(512)),
         _moe_experts("2048 tokens", prefill(2048)),
+        _moe_experts("64 tokens, biases and limit", decode(64), limit=7.0),
+        _moe_experts("2048 tokens, biases and limit", prefill(2048), limit=7.0),
         _moe_experts("w4a16", decode(64), "w4a16"),
         _moe_experts("2048 tokens, w4a16", prefill(2048), "w4a16"),
         _moe_experts("2048 tokens, fp8 channels", prefill(2048), "fp8_channel"),

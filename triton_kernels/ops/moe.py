@@ -63,11 +63,23 @@ def moe_experts_reference(
     w2_scale: torch.Tensor | None = None,
     w13_zeros: torch.Tensor | None = None,
     w2_zeros: torch.Tensor | None = None,
+    w13_bias: torch.Tensor | None = None,
+    w2_bias: torch.Tensor | None = None,
+    limit: float | None = None,
+    alpha: float = 1.702,
+    weighs_input: bool = False,
 ) -> torch.Tensor:
-    """Sum over a token's experts of weight * w2 (silu(gate) * up), where gate, up = w13 x.
+    """Sum over a token's experts of weight * (w2 (silu(gate) * up) + w2_bias), where gate, up = w13 x + w13_bias.
 
     x [T, H]; weights f32 [T, k]; ids int32 [T, k], global; w13 [E, 2I, H] (gate rows first), w2 [E, H, I] hold the experts
-    expert_start .. expert_start + E - 1, others contribute nothing. Returns [T, H]. Rows and columns of the weights of one
+    expert_start .. expert_start + E - 1, others contribute nothing. Returns [T, H].
+
+    w13_bias, w2_bias   [E, 2I] and [E, H] in the dtype of x, or None
+    limit, alpha   with a limit the hidden state is gate * sigmoid(alpha * gate) * (up + 1), of a gate of at most, and an up within
+                   -limit and limit (gpt-oss)
+    weighs_input   weights multiply x, before w13, and not the results (Llama 4)
+
+    Rows and columns of the weights of one
     expert, R x K, may be quantized (both of them in the same way):
 
     w4a16  int32 [E, R, K/8], scales [E, R, K/G] in a float dtype, zeros uint8 [E, R, K/G] or None: for each expert the layout
@@ -85,13 +97,26 @@ def moe_experts_reference(
         if not 0 <= expert < w13.shape[0]:
             continue
         token, choice = (local == expert).nonzero(as_tuple=True)
-        gate, up = (rows[token] @ _expert_weight(w13, w13_scale, w13_zeros, expert, parts=2).T).chunk(2, dim=-1)
-        hidden = torch.nn.functional.silu(gate) * up
+        weight = weights[token, choice, None].double()
+        taken = rows[token] * weight if weighs_input else rows[token]
+        joined = taken @ _expert_weight(w13, w13_scale, w13_zeros, expert, parts=2).T
+        hidden = gated(joined if w13_bias is None else joined + w13_bias[expert].double(), limit, alpha)
         if granularity is not None:
             hidden = _rounded_to_quantized(hidden, granularity)
         result = hidden @ _expert_weight(w2, w2_scale, w2_zeros, expert, parts=1).T
-        out.index_add_(0, token, result * weights[token, choice, None].double())
+        if w2_bias is not None:
+            result = result + w2_bias[expert].double()
+        out.index_add_(0, token, result if weighs_input else result * weight)
     return out.to(x.dtype)
+
+
+def gated(joined: torch.Tensor, limit: float | None, alpha: float) -> torch.Tensor:
+    """[T, 2I], gate beside up, -> [T, I]: see :func:`moe_experts_reference`."""
+    gate, up = joined.chunk(2, dim=-1)
+    if limit is None:
+        return torch.nn.functional.silu(gate) * up
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(alpha * gate) * (up + 1)
 
 
 def fp8_granularity(w13: torch.Tensor, w13_scale: torch.Tensor | None) -> Granularity | None:
@@ -176,13 +201,15 @@ moe_route = Op(
     optional=("num_groups", "top_groups", "group_score", "scaling"),
     row_args=("logits",),
 )
+_VARIANTS = ("w13_bias", "w2_bias", "limit", "alpha", "weighs_input")
 moe_experts = Op(
     "moe_experts",
     moe_experts_reference,
     moe_experts_fake,
     moe_experts_cost,
     cases=MOE_EXPERTS_CASES,
-    bind_args=("w13", "w2", "expert_start", "w13_scale", "w2_scale", "w13_zeros", "w2_zeros"),
+    bind_args=("w13", "w2", "expert_start", "w13_scale", "w2_scale", "w13_zeros", "w2_zeros", *_VARIANTS),
+    optional=_VARIANTS,
     row_args=("x", "weights", "ids"),
     facts=moe_experts_facts,
     tolerance=_TWO_PRODUCTS,

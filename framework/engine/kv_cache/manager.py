@@ -55,9 +55,10 @@ class KVCacheManager:
 
     def blocks_for(self, num_tokens: int, num_uncommitted: int) -> int:
         """Most blocks that a request alone can hold while its first ``num_tokens`` tokens are computed, when at most
-        ``num_uncommitted`` of them are in steps that were not committed, so that windows could not move past them."""
-        total = self._ceil(num_tokens)
-        windowed = sum(min(total, self._ceil(window - 1 + num_uncommitted) + 1) for window in self._windows.values())
+        ``num_uncommitted`` of them are in steps that were not committed, so that windows could not move past them; nor do they
+        within a block, see ``_next_event``."""
+        total, ahead = self._ceil(num_tokens), self._ceil(num_uncommitted - 1)
+        windowed = sum(min(total, self._ceil(window - 1) + 1 + ahead) for window in self._windows.values())
         return len(self._unlimited) * total + windowed + len(self._states)
 
     def reads_prefix(self, request: Request) -> bool:

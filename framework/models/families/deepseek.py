@@ -18,7 +18,7 @@ _LATENT_QUERIES = {
     "q_a_norm": ("self_attn.q_a_layernorm",),
     "q_b": ("self_attn.q_b_proj",),
 }
-_EXPERTS = {
+EXPERTS = {
     "router": ("mlp.gate",),
     "w13": ("mlp.experts.{e}.gate_proj", "mlp.experts.{e}.up_proj"),
     "w2": ("mlp.experts.{e}.down_proj",),
@@ -77,7 +77,7 @@ def _v2_routing(config: Config) -> Mapping[str, Any]:
     return {**groups, **_shared(config), "renormalize": False}
 
 
-def _v3_routing(config: Config) -> Mapping[str, Any]:
+def v3_routing(config: Config) -> Mapping[str, Any]:
     groups = {"num_groups": config["n_group"], "top_groups": config["topk_group"], "group_score": "top2"}
     return {**groups, **_shared(config), "scoring": "sigmoid", "bias": True}
 
@@ -91,7 +91,7 @@ def _names(config: Config, names: Mapping[str, tuple[str, ...]]) -> Mapping[str,
     return {"names": {**names, **_queries(config)}}
 
 
-_V2_NAMES = {**LLAMA_NAMES, **_LATENT, **_EXPERTS}
+_V2_NAMES = {**LLAMA_NAMES, **_LATENT, **EXPERTS}
 _V3_NAMES = {**_V2_NAMES, "route_bias": ("mlp.gate",)}
 _DEFAULTS = {
     "attention_bias": False,
@@ -150,7 +150,7 @@ _V3 = replace(
     },
     biases=lambda config: where(config["attention_bias"], "qkv", "o"),
     variant=lambda config: {**_names(config, _V3_NAMES), "rotary_style": "gptj" if config["rope_interleave"] else "neox"},
-    routing=_v3_routing,
+    routing=v3_routing,
     refuse=_v3_refusal,
 )
 _MINICPM3 = replace(

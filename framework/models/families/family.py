@@ -37,7 +37,8 @@ class Family:
     norm         RMS norms, or layer norms, with a bias unless norm_bias is off; norm_offset is added to their weight
     gated        the MLP is down(activation(gate(x)) * up(x)), else down(activation(up(x)))
     qk_norm      norms of queries and keys: head: one weight for all heads; heads: one for each; width: over all heads at once.
-                 qk_norm_bias: they have biases; qk_norm_rotated: they come after the rotary embedding, not before
+                 qk_norm_bias: they have biases; qk_norm_rotated: they come after the rotary embedding, in layers
+                 that have one, not before
     positions    rotary, a learned table with ``position_offset`` unused rows in front, or alibi: scores fall with the distance
     alibi_scaled what alibi adds is scaled with the score; its slopes are those of bfloat16
     rotary_style which elements of a head are rotated together: neox: i and i + half; gptj: 2i and 2i + 1
@@ -46,9 +47,14 @@ class Family:
     interleaved_qkv  the queries, key and value of a KV head are neighbours in the fused projection
     causal       a token sees only what is before it; else a window bounds what it sees on both sides
     windowed     does layer i of num_layers see a window only? Consulted if the config has no ``layer_types``
+    chunked      does it attend within chunks of ``attention_chunk_size`` positions? Likewise
+    temperature  of layer i, (positions, factor): queries are multiplied by 1 + factor * log(1 + floor((position + 1) / positions))
     latent       keys and values of all heads come from one latent vector per token, and queries may have one of their own
     moe          has layer i a mixture of experts in place of its MLP?
     routing      of a mixture of experts: fields of ``Moe`` beyond those that all configs name alike
+    expert_tensor   name of the weights of experts in their modules; "" where a module's name is the tensor's
+    expert_layouts  of w13 and w2 how experts lie on disk, where not as [out, in]: see ``Part.layout``
+    alternating_experts   rows of their gate and up take turns
     refuse       reason why this config is beyond the native decoder, or None
     """
 
@@ -86,9 +92,14 @@ class Family:
     interleaved_qkv: bool = False
     causal: bool = True
     windowed: Callable[[Config, int], bool] = lambda config, layer: True
+    chunked: Callable[[Config, int], bool] = lambda config, layer: False
+    temperature: Callable[[Config, int], tuple[float, float] | None] = lambda config, layer: None
     latent: bool = False
     moe: Callable[[Config, int], bool] = lambda config, layer: False
     routing: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    expert_tensor: str = "weight"
+    expert_layouts: Mapping[str, Literal["linear", "transposed", "flat", "flat_transposed"]] = field(default_factory=dict)
+    alternating_experts: bool = False
     refuse: Callable[[Config], str | None] = lambda config: None
 
     @property

@@ -11,7 +11,7 @@ def _qwen_window(config: Config, layer: int) -> bool:
     return bool(config["use_sliding_window"]) and layer >= config["max_window_layers"]
 
 
-def _smollm3_rotates(config: Config, layer: int) -> bool:
+def rotates_most(config: Config, layer: int) -> bool:
     """no_rope_layers: 0 for layers that do not. Else every n-th does not."""
     listed = config.get("no_rope_layers")
     return bool(listed[layer]) if listed else (layer + 1) % config["no_rope_layer_interval"] != 0
@@ -69,8 +69,8 @@ _SMOLLM3 = replace(
         "use_sliding_window": False,
         "tie_word_embeddings": True,
     },
-    windowed=lambda config, layer: bool(config["use_sliding_window"]) and not _smollm3_rotates(config, layer),
-    rotates=lambda config, layer, windowed: _smollm3_rotates(config, layer),
+    windowed=lambda config, layer: bool(config["use_sliding_window"]) and not rotates_most(config, layer),
+    rotates=lambda config, layer, windowed: rotates_most(config, layer),
 )
 _SEED_OSS = replace(
     LLAMA,
@@ -88,7 +88,7 @@ _SEED_OSS = replace(
         | where(config["mlp_bias"], "gate_up", "down")
     ),
 )
-_ERNIE = replace(
+ERNIE = replace(
     LLAMA,
     defaults={
         **LLAMA.defaults,
@@ -116,7 +116,7 @@ _HELIUM = replace(
     biases=lambda config: where(config["attention_bias"], "qkv") | where(config["mlp_bias"], "gate_up", "down"),
     rotary_style="gptj",
 )
-_HUNYUAN = replace(
+HUNYUAN = replace(
     LLAMA,
     names={**LLAMA_NAMES, "q_norm": ("self_attn.query_layernorm",), "k_norm": ("self_attn.key_layernorm",)},
     defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5},
@@ -172,9 +172,9 @@ FAMILIES = {
     "phi3": _PHI3,
     "smollm3": _SMOLLM3,
     "seed_oss": _SEED_OSS,
-    "ernie4_5": _ERNIE,
+    "ernie4_5": ERNIE,
     "helium": _HELIUM,
-    "hunyuan_v1_dense": _HUNYUAN,
+    "hunyuan_v1_dense": HUNYUAN,
     "cwm": _CWM,
     "iquestcoder": _IQUEST,
     "arcee": _ARCEE,

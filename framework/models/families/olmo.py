@@ -32,19 +32,19 @@ _OLMO = replace(
     norm="layer",
     norm_bias=False,
 )
-_OLMO2 = replace(LLAMA, names=_AFTER_NAMES, defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5}, residual="after", qk_norm="width")
+OLMO2 = replace(LLAMA, names=_AFTER_NAMES, defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5}, residual="after", qk_norm="width")
 _OLMO3 = replace(
-    _OLMO2,
-    defaults={**_OLMO2.defaults, "default_theta": 5e5, "default_local_theta": 5e5, "sliding_window": 4096},
+    OLMO2,
+    defaults={**OLMO2.defaults, "default_theta": 5e5, "default_local_theta": 5e5, "sliding_window": 4096},
     windowed=lambda config, layer: (layer + 1) % 4 != 0,
 )
 _EXAONE4 = replace(
-    _OLMO2,
-    defaults={**_OLMO2.defaults, "num_key_value_heads": 32, "sliding_window": 4096, "sliding_window_pattern": 4},
+    OLMO2,
+    defaults={**OLMO2.defaults, "num_key_value_heads": 32, "sliding_window": 4096, "sliding_window_pattern": 4},
     biases=attention_biases,
     qk_norm="head",
     windowed=_exaone_window,
     rotates=lambda config, layer, windowed: windowed or config["sliding_window"] is None,
 )
 
-FAMILIES = {"olmo": _OLMO, "olmo2": _OLMO2, "olmo3": _OLMO3, "exaone4": _EXAONE4}
+FAMILIES = {"olmo": _OLMO, "olmo2": OLMO2, "olmo3": _OLMO3, "exaone4": _EXAONE4}

@@ -20,6 +20,7 @@ class Separate:
     q_norm, k_norm  or None; norm_rotated: after the rotation, not before it
     rotary          or None, if the layer does not rotate
     heads           query heads, KV heads, KV heads: how the rows of qkv split
+    temperature     (positions, factor): queries are multiplied by 1 + factor * log(1 + floor((position + 1) / positions)); or None
     clip            all of qkv is kept within -clip and clip; None: as it is
     """
 
@@ -31,6 +32,7 @@ class Separate:
     head_dim: int
     clip: float | None = None
     norm_rotated: bool = False
+    temperature: tuple[float, float] | None = None
 
     def __call__(self, qkv: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """qkv [T, (Hq + 2 Hk) * D] -> q [T, Hq, D], normalized and rotated; k and v go to the cache. q, k and v are views of qkv,
@@ -44,6 +46,10 @@ class Separate:
             self.rotary(q, k, batch.positions)
         if self.norm_rotated:
             q, k = self._normed(q, k)
+        if self.temperature is not None:
+            every, factor = self.temperature
+            steps = torch.floor((batch.positions.float() + 1) / every)
+            q = (q * (1 + factor * torch.log1p(steps))[:, None, None]).to(q.dtype)
         self.paged.write(k, v, batch)
         return q
 

@@ -10,7 +10,8 @@ import torch
 
 from ...engine.kv_cache.spec import PagedKV
 from ...plan import BoundKernel, KernelPlan
-from ..batch import ForwardBatch
+from ..batch import ForwardBatch, GroupBatch
+from .chunks import in_chunks
 
 if TYPE_CHECKING:
     from triton_kernels.attention_meta import LayerKV
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class AttentionShape:
     """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all); causal: only before it, else
     on either side; aliased: values are the first v_head_dim elements of the keys; sinks: f32 [num_heads] or None; alibi: by how
-    much the scores of each head fall with each token of distance."""
+    much the scores of each head fall with each token of distance; chunk: of positions, within which a query sees (None = one)."""
 
     num_heads: int
     num_kv_heads: int
@@ -35,6 +36,7 @@ class AttentionShape:
     alibi: tuple[float, ...] | None = None
     causal: bool = True
     aliased: bool = False
+    chunk: int | None = None
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ class PagedAttention:
     spec      what it keeps in the cache
     kv_write  None where a fused kernel writes
     prefill   a kernel, or what prepares what the layer itself does with prompts
+    chunk     of positions, within which a query sees; None: there is one
     """
 
     layer: int
@@ -52,11 +55,17 @@ class PagedAttention:
     kv_write: BoundKernel | None
     decode: BoundKernel
     prefill: BoundKernel | ExpandedPrefill
+    chunk: int | None = None
     group: int = 0
 
     def begin_step(self, batch: ForwardBatch) -> None:
-        """Once per step, by one layer of a group for all: lets the kernels prepare what they share."""
+        """Once per step, by one layer of a group for all: lets the kernels prepare what they share. Where the layers attend within
+        chunks, the group's rows are cut at them from here on."""
         group = batch.groups[self.group]
+        if self.chunk is not None:
+            page_size = batch.caches[self.layer].page_size
+            parts = (meta and in_chunks(meta, self.chunk, page_size) for meta in (group.decode, group.prefill))
+            group = batch.groups[self.group] = GroupBatch(group.slot_mapping, *parts)
         if group.decode is not None:
             self.decode.begin_step(group.decode)
         if group.prefill is not None:
@@ -113,7 +122,7 @@ class AttentionKernels:
     ) -> PagedAttention:
         """The attention of layer ``index`` of this process. writes: it does so itself, no fused kernel does. scales: f32 [1, 1] of
         all its keys and of all its values; None: each has its own."""
-        kept = shape.window if shape.causal else None  # of a prompt that is computed whole, all is kept until then
+        kept = shape.window or shape.chunk if shape.causal else None  # of a prompt that is computed whole, all is kept until then
         spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, kept, shape.aliased)
         static = {} if scales is None else {"k_scale": scales[0], "v_scale": scales[1]}
         note = "" if scales is None else "scales of the checkpoint"
@@ -126,7 +135,7 @@ class AttentionKernels:
         decode, prefill = (
             self._bind(f"paged_attention_{kind}", shape, weights, params, shared=shared) for kind in ("decode", "prefill")
         )
-        return PagedAttention(index, spec, write, decode, prefill)
+        return PagedAttention(index, spec, write, decode, prefill, shape.chunk)
 
     def of_prompts(self, shape: AttentionShape, *, causal: bool) -> BoundKernel:
         """``paged_attention_prefill`` that returns the LSE, too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,8 @@ class ModuleScheme(ABC):
             found = self._format(module, source)
             if found is None:
                 yield name
+            elif part.is_packed:
+                raise ValueError(f"{name} holds all experts of a layer, which this kind of quantization keeps one by one")
             else:
                 yield from found.names(module, source)
             if part.bias or (found is not None and source.holds(bias_name(name))):
@@ -66,6 +69,8 @@ class ModuleScheme(ABC):
 
     def num_bytes(self, part: Part, dtype: torch.dtype) -> float:
         assert part.columns is not None
+        if part.is_packed:  # floats: see ``names``
+            return math.prod(part.shape) * dtype.itemsize
         total = 0.0
         for name, _, shard, _ in part.tensors():
             module = Module(name.removesuffix(".weight"), part.rows[shard], part.columns)

@@ -12,6 +12,7 @@ from .bitsandbytes import BitsAndBytes
 from .compressed_tensors import CompressedTensors
 from .fp8 import Fp8
 from .gptq import Gptq
+from .mxfp4 import Mxfp4Experts
 from .scheme import Scheme
 from .settings import Settings
 from .unquantized import Unquantized
@@ -24,6 +25,7 @@ METHODS: Mapping[str, Callable[[Settings], Scheme]] = {
     "compressed-tensors": CompressedTensors.read,
     "fp8": Fp8.read,
     "bitsandbytes": BitsAndBytes.read,
+    "mxfp4": Mxfp4Experts.read,
 }
 """quant_method of a config -> what reads the rest of it."""
 

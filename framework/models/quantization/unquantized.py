@@ -35,3 +35,8 @@ def float_linear(weight: torch.Tensor, bias: torch.Tensor | None, note: str = ""
 def float_experts(w13: torch.Tensor, w2: torch.Tensor, note: str = "") -> LoadedPart:
     """w13 [E, 2I, H] and w2 [E, H, I] of one dtype."""
     return LoadedPart("moe_experts", {"w13": w13, "w2": w2}, note=note)
+
+
+def gate_first(rows: torch.Tensor) -> torch.Tensor:
+    """[E, 2I, ...], of which gate and up have every second row, -> gate, then up."""
+    return torch.cat((rows[:, ::2], rows[:, 1::2]), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from framework.engine.engine import EngineStats
 from framework.engine.inputs import EngineInput
+from framework.engine.kv_cache.prefix import ExtraKeys
 from framework.engine.policies import POLICIES
 from framework.engine.speculation import Speculation
 from framework.engine.step import NewRequest, StepInput
@@ -69,7 +71,7 @@ class Guesses:
     def __init__(self) -> None:
         self._random = random.Random(0)
 
-    def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None: ...
+    def start(self, request_id: str, prompt_token_ids: Sequence[int], extra_keys: ExtraKeys) -> None: ...
 
     def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
         return [0] * self._random.randrange(most + 1)
@@ -185,13 +187,30 @@ def test_guesses_change_no_token_and_save_steps(model: str, depth: int) -> None:
     assert num_steps[1] < 0.7 * num_steps[0]
 
 
+@pytest.mark.parametrize("num_drafts", [0, 3])
+@pytest.mark.parametrize("in_flight_steps", [1, 2, 3])
+@pytest.mark.parametrize("model", ["windowed", "hybrid"])
+def test_who_has_all_blocks_that_it_was_said_to_need_is_never_preempted(model: str, in_flight_steps: int, num_drafts: int) -> None:
+    """A request that is alone would preempt itself, again and again."""
+    for block_size, budget, num_prompt in itertools.product((2, 16), (1, 2, 5), (1, 54)):
+        scheduler = {"max_num_batched_tokens": budget, "max_num_seqs": 1, "in_flight_steps": in_flight_steps}
+        config = make_config(block_size=block_size, **scheduler)
+        config.cache.num_blocks = 1 + make_engine(config, model).scheduler.limits.most_blocks(56)
+        engine = make_engine(config, model, num_drafts=num_drafts)
+        engine.add_request("r", EngineInput([1] * num_prompt), token_params(max_tokens=57 - num_prompt, ignore_eos=True))
+        for _ in range(150):
+            engine.step()
+        assert_idle(engine)
+        assert not engine.stats().num_preemptions
+
+
 def test_a_proposer_of_the_host_hears_how_each_request_ended() -> None:
-    started: dict[str, list[int]] = {}
+    started: dict[str, tuple[list[int], ExtraKeys]] = {}
     ended: list[tuple[str, list[int]]] = []
 
     class Hearing(Guesses):
-        def start(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
-            started[request_id] = list(prompt_token_ids)
+        def start(self, request_id: str, prompt_token_ids: Sequence[int], extra_keys: ExtraKeys) -> None:
+            started[request_id] = list(prompt_token_ids), extra_keys
 
         def stop(self, request_id: str, token_ids: Sequence[int] = ()) -> None:
             ended.append((request_id, list(token_ids)))
@@ -199,12 +218,30 @@ def test_a_proposer_of_the_host_hears_how_each_request_ended() -> None:
     engine = make_engine(vocab_size=20, speculation=Speculation(ScheduledDepth([[1, 1, 3]]), 20, Hearing()))  # type: ignore[arg-type]
     prompts = {"whole": [1, 2, 3], "short": [4, 5], "gone": [6]}
     for name, prompt in prompts.items():
-        engine.add_request(name, EngineInput(prompt), token_params(max_tokens=12 if name == "whole" else 1, seed=len(prompt)))
+        params = token_params(max_tokens=12 if name == "whole" else 1, seed=len(prompt))
+        engine.add_request(name, EngineInput(prompt, cache_salt=name), params)
     engine.abort(["gone"])
     outputs = finish(engine)
     texts = {name: prompts[name] + (tokens_of(outputs[name])[0] if name in outputs else []) for name in prompts}
-    assert started == {f"0_{name}": prompt for name, prompt in prompts.items()}
+    assert started == {f"0_{name}": (prompt, ((0, f"salt:{name}".encode()),)) for name, prompt in prompts.items()}
     assert sorted(ended) == sorted((f"0_{name}", text) for name, text in texts.items())
+
+
+def test_a_proposer_of_the_host_hears_of_requests_that_ended_because_the_engine_started_over() -> None:
+    ended: list[str] = []
+
+    class Hearing(Guesses):
+        def stop(self, request_id: str, token_ids: Sequence[int] = ()) -> None:
+            ended.append(request_id)
+
+    engine = make_engine(vocab_size=20, speculation=Speculation(ScheduledDepth([[1, 1, 3]]), 20, Hearing()))  # type: ignore[arg-type]
+    for name in ("one", "other"):
+        engine.add_request(name, EngineInput([1, 2, 3]), token_params(max_tokens=9, n=2))
+    engine.step()
+    engine.scheduler.commit = lambda output: 1 / 0  # type: ignore[assignment, method-assign]
+    outputs = finish(engine)
+    assert all(output.error is not None for output in outputs.values())
+    assert sorted(ended) == ["0_one", "0_other", "1_one", "1_other"]
 
 
 @pytest.mark.parametrize("from_host", [False, True])

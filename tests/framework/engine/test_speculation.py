@@ -42,13 +42,14 @@ def test_rows_have_no_more_drafts_than_were_made_and_than_the_drafter_can_follow
 ) -> None:
     by_device = Speculation(Noting(), 20, max_model_len=30)
     request: Any = SimpleNamespace(max_total=100, num_tokens=length, num_proposed=num_proposed)
-    assert by_device.room(request, 5) == expected
+    assert by_device.drafts(request, 5) == ([-1] * expected, expected)
 
 
-@pytest.mark.parametrize(("length", "expected"), [(10, 5), (14, 5), (15, 4), (18, 1), (19, 0), (20, -1)])
-def test_the_last_token_of_a_request_needs_no_draft(length: int, expected: int) -> None:
+@pytest.mark.parametrize(("length", "expected"), [(10, 5), (14, 5), (15, 4), (18, 1), (19, 0), (20, None)])
+def test_the_last_token_of_a_request_needs_no_draft(length: int, expected: int | None) -> None:
     request: Any = SimpleNamespace(max_total=20, num_tokens=length, num_proposed=9)
-    assert Speculation(Noting(), 20).room(request, 5) == expected
+    found = Speculation(Noting(), 20).drafts(request, 5)
+    assert found == (None if expected is None else ([-1] * expected, expected))
 
 
 def test_what_a_step_tells_about_depth() -> None:

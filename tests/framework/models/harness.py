@@ -84,8 +84,8 @@ class Session:
             positions += span
             seats += [int(self.table[request, p // self.block_size]) * self.block_size + p % self.block_size for p in span]
             self.lengths[request] = span.stop
-        metas = [self._meta(rows[:num_decodes]), self._meta(rows[num_decodes:])]
-        groups = [GroupBatch(torch.tensor(seats), *metas) for _ in group_layers(self.model.cache_specs())]
+        parts = rows[:num_decodes], rows[num_decodes:]
+        groups = [GroupBatch(torch.tensor(seats), *map(self._meta, parts)) for _ in group_layers(self.model.cache_specs())]
         ids = torch.tensor([token for _, tokens in rows for token in tokens])
         num_decode_tokens = sum(len(tokens) for _, tokens in rows[:num_decodes])
         return ForwardBatch(ids, torch.tensor(positions), num_decode_tokens, groups, self.caches, torch.arange(len(ids)))

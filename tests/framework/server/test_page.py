@@ -36,7 +36,10 @@ def test_what_the_page_shows_is_what_the_engine_did(server: HTTPServer) -> None:
 
 def test_what_the_page_shows_of_requests_that_run(server: HTTPServer) -> None:
     with server.open("/v1/completions", prompt=[50] * 33, n=3, max_tokens=1000, ignore_eos=True, stream=True) as connection:
-        connection.recv(1)
+        received = b""
+        while any(b'"index":%d' % i not in received for i in range(3)):  # each of the three has begun
+            received += (more := connection.recv(4096))
+            assert more
         state = server.request("GET", "/live")[1]
     assert (state["num_running"], state["num_waiting"]) == (3, 0) and state["num_blocks_used"] >= 3
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from framework import LLM
+from framework.engine.kv_cache.prefix import ExtraKeys
 from framework.engine_args import engine_config
 from framework.speculation import table
 from framework.speculation.config import SpeculativeConfig
@@ -19,7 +20,7 @@ class Echo:
 
     def __init__(self, config: SpeculativeConfig) -> None: ...
 
-    def start(self, request_id: str, prompt_token_ids: list[int]) -> None: ...
+    def start(self, request_id: str, prompt_token_ids: list[int], extra_keys: ExtraKeys) -> None: ...
 
     def propose(self, request_id: str, token_ids: list[int], most: int) -> list[int]:
         return [token_ids[-1]] * most
@@ -140,6 +141,6 @@ def test_a_method_can_be_a_class_of_the_users(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("method", [name for name, kind in PROPOSERS.items() if kind.place == "host"])
 def test_the_table_names_classes_that_exist(method: str) -> None:
     proposer = proposer_kind(method).load()(SpeculativeConfig(method, 3))
-    proposer.start("a", [1, 2, 3])
+    proposer.start("a", [1, 2, 3], ())
     assert proposer.propose("a", [1, 2, 3], 3) == []
     proposer.stop("a")

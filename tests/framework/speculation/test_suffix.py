@@ -127,6 +127,27 @@ def test_prompts_of_others_are_not_searched_and_old_outputs_give_way() -> None:
     assert none.propose("b", [1], 8) == []
 
 
+def test_outputs_are_searched_for_those_of_the_same_salt_only() -> None:
+    proposer, salted = suffix(max_cached_requests=3), (((0, b"salt:a"),), ((0, b"salt:b"),), ())
+
+    def follows(last: int) -> list[list[int]]:
+        found = []
+        for keys in salted:
+            proposer.start("d", [last], keys)
+            found.append(proposer.propose("d", [last], 8))
+            proposer.stop("d", [last])
+        return found
+
+    for number, keys in enumerate(salted):
+        proposer.start("a", [9], keys)
+        proposer.stop("a", [9, 1, 2 + number])
+    assert follows(1) == [[2], [3], [4]]
+    proposer.start("a", [9], salted[1])
+    proposer.stop("a", [9, 5, 6])
+    assert follows(1) == [[], [3], [4]], "the oldest of all gives way"
+    assert follows(5) == [[], [6], []] and set(proposer._outputs) == set(salted[1:])
+
+
 def test_drafts_are_as_many_and_as_likely_as_was_asked_for() -> None:
     text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4]
 

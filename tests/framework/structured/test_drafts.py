@@ -122,6 +122,7 @@ def told(engine: Engine, jobs: list[Job]) -> dict[str, tuple[list[int], str, str
     while engine.has_unfinished():
         for output in engine.step():
             (one,) = output.outputs
+            _, params = jobs[int(output.request_id)]
             tokens, text, *_ = found.get(output.request_id, ([], "")) if params.output_kind == RequestOutputKind.DELTA else ([], "")
             found[output.request_id] = [*tokens, *one.token_ids], text + one.text, one.finish_reason, output.error
     return found

@@ -8,6 +8,7 @@ import gc
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -18,10 +19,11 @@ from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
 from framework.models.batch import ForwardBatch
 from framework.worker.batches import Batches
-from framework.worker.decode_graphs import DecodeGraphs
+from framework.worker.decode_graphs import DecodeGraphs, DecodeRows
 from framework.worker.devices import Cpu, Replay
 from framework.worker.local_executor import LocalExecutor
 from framework.worker.request_rows import RequestRows
+from framework.worker.step_rows import StepRows
 from triton_kernels.impls._shared.native_code import library_reasons
 
 HOW = ("called", "recorded")
@@ -147,6 +149,16 @@ def test_every_group_has_tables_of_its_own(how: str) -> None:
     replayed = record(recorded, [4], how)
     found = [[o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)] for llm in (plain, recorded)]
     assert found[0] == found[1] and replayed
+
+
+def test_blocks_of_drafts_come_with_those_of_the_tokens_before_them() -> None:
+    """Of blocks that begin a further part of the table: another row's would stand there."""
+    requests = RequestRows(2, 40, 1, 1, torch.device("cpu"), num_drafts=3)
+    requests.tables[0, 0, :24], requests.tables[0, 1, :19] = np.arange(100, 124), np.arange(1, 20)
+    rows, one = DecodeRows(requests, 1), np.ones(1, dtype=np.int64)
+    for seat, length in ((0, 20), (1, 16)):
+        rows.fill(StepRows.of(seat * one, one, (length - 1) * one, one))
+    assert rows.tables[0, 0, :19].tolist() == list(range(1, 20))
 
 
 def test_a_cpu_records_at_the_first_replay_and_only_then() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ...framework.models.checkpoints import EXAMPLES as FIRST
-from . import cohere, deepseek, falcon, gpt, granite, llama, olmo, phi
+from . import cohere, deepseek, falcon, gpt, granite, llama, moe, olmo, phi
 
 EXAMPLES = FIRST | {
-    name: one for kin in (llama, gpt, falcon, cohere, granite, olmo, phi, deepseek) for name, one in kin.EXAMPLES.items()
+    name: one for kin in (llama, gpt, falcon, cohere, granite, olmo, phi, deepseek, moe) for name, one in kin.EXAMPLES.items()
 }

@@ -14,13 +14,14 @@ import triton.language as tl
 
 from ...spec import Spec
 from .._shared.launch import Launch
-from ._tiles import Routing, Tile, gathered_rows, place, store_sums, weight_rows
+from ._tiles import PLAIN, Routing, Tile, Variant, gathered_rows, place, store_sums, weight_rows
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def grouped_kernel(
     x,
     w,
+    bias,
     out,
     weights,
     pairs,
@@ -34,6 +35,9 @@ def grouped_kernel(
     TOP_K: tl.constexpr,
     COLUMNS: tl.constexpr,
     GATED: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    WEIGHS_INPUT: tl.constexpr,
     SWAP: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -69,18 +73,44 @@ def grouped_kernel(
         w_ptrs += BLOCK_K
         x_ptrs += BLOCK_K
     acc = acc.to(tl.float32)
-    store_sums(acc if SWAP else tl.trans(acc), out, weights, pairs, rows, inside, column_block, COLUMNS, GATED, BLOCK_M, BLOCK_N)
+    if bias is not None:
+        bias += expert.to(tl.int64) * (2 * COLUMNS if GATED else COLUMNS)
+    store_sums(
+        acc if SWAP else tl.trans(acc),
+        out,
+        weights,
+        pairs,
+        rows,
+        inside,
+        column_block,
+        COLUMNS,
+        GATED,
+        BLOCK_M,
+        BLOCK_N,
+        bias,
+        LIMIT,
+        ALPHA,
+        WEIGHS_INPUT,
+    )
 
 
 class FloatGemm:
     """w13 (``gated``): x [T, H] -> silu(gate) * up [pairs, I], by expert; or w2: that -> router weight * result [pairs, H]."""
 
     def __init__(
-        self, spec: Spec, weight: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, gated: bool
+        self,
+        spec: Spec,
+        weight: torch.Tensor,
+        scales: torch.Tensor | None,
+        zeros: torch.Tensor | None,
+        gated: bool,
+        bias: torch.Tensor | None = None,
+        variant: Variant = PLAIN,
     ) -> None:
         self.weight = weight if weight.stride(2) == 1 else weight.contiguous()
+        self.bias = None if bias is None else bias.contiguous()
         self.gated, self.interpret = gated, spec.interpret
-        self.kernel = Launch(grouped_kernel)
+        self.kernel = Launch(grouped_kernel, LIMIT=variant.limit, ALPHA=variant.alpha, WEIGHS_INPUT=variant.weighs_input)
 
     def __call__(self, x: torch.Tensor, routing: Routing, tile: Tile) -> torch.Tensor:
         columns, num_in = self.weight.shape[1] // (1 + self.gated), x.shape[1]
@@ -89,6 +119,7 @@ class FloatGemm:
             tile.grid(routing.groups, columns, self.gated),
             x,
             self.weight,
+            self.bias,
             out,
             routing.weights,
             *routing.groups,

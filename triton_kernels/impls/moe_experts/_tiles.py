@@ -27,6 +27,17 @@ class Routing(NamedTuple):
         return self.weights.numel()
 
 
+class Variant(NamedTuple):
+    """What of the contract is not as usual."""
+
+    limit: float | None = None
+    alpha: float = 1.702
+    weighs_input: bool = False
+
+
+PLAIN = Variant()
+
+
 class Tile(NamedTuple):
     """block_n counts columns of the output: a gated GEMM multiplies as many rows of gate, and of up."""
 
@@ -100,30 +111,74 @@ def store_sums(
     GATED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    bias=None,
+    LIMIT: tl.constexpr = None,
+    ALPHA: tl.constexpr = 1.0,
+    WEIGHS_INPUT: tl.constexpr = False,
 ):
-    """Of ``sums`` [rows of the tile's weights, BLOCK_M], f32: see :func:`store_hidden` and :func:`store_result`."""
+    """Of ``sums`` [rows of the tile's weights, BLOCK_M], f32: see :func:`store_hidden` and :func:`store_result`. bias: of the
+    tile's expert, or None."""
     if GATED:
         # Both halves of a column lie in the same thread, where a warp group has all 64 rows of gate and of up.
         gate, up = tl.split(tl.permute(tl.reshape(sums, (2, BLOCK_N, BLOCK_M)), (1, 2, 0)))
-        store_hidden(tl.trans(gate), tl.trans(up), out, rows, inside, column_block, COLUMNS, BLOCK_N)
+        gate, up = tl.trans(gate), tl.trans(up)
+        if WEIGHS_INPUT:  # which is the same as weights on the products with it
+            pair = tl.load(pairs + rows, mask=inside, other=0)
+            weight = tl.load(weights + pair, mask=inside, other=0.0)[:, None]
+            gate, up = gate * weight, up * weight
+        store_hidden(gate, up, out, rows, inside, column_block, bias, LIMIT, ALPHA, COLUMNS, BLOCK_N)
     else:
-        store_result(tl.trans(sums), out, weights, pairs, rows, inside, column_block, COLUMNS, BLOCK_N)
+        store_result(tl.trans(sums), out, weights, pairs, rows, inside, column_block, bias, WEIGHS_INPUT, COLUMNS, BLOCK_N)
 
 
 @triton.jit
-def store_hidden(gate, up, hidden, rows, inside, column_block, COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """hidden[sorted row, n] = silu(gate) * up."""
+def store_hidden(
+    gate,
+    up,
+    hidden,
+    rows,
+    inside,
+    column_block,
+    bias,
+    LIMIT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """hidden[sorted row, n] = silu(gate) * up, biases added; with a limit gate * sigmoid(ALPHA * gate) * (up + 1), both clamped."""
     columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    result = gate / (1.0 + tl.exp(-gate)) * up
+    if bias is not None:
+        gate += tl.load(bias + columns, mask=columns < COLUMNS, other=0.0).to(tl.float32)[None, :]
+        up += tl.load(bias + COLUMNS + columns, mask=columns < COLUMNS, other=0.0).to(tl.float32)[None, :]
+    if LIMIT is None:
+        result = gate / (1.0 + tl.exp(-gate)) * up
+    else:
+        gate, up = tl.minimum(gate, LIMIT), tl.minimum(tl.maximum(up, -LIMIT), LIMIT)
+        result = gate / (1.0 + tl.exp(-ALPHA * gate)) * (up + 1.0)
     pointers = hidden + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
     tl.store(pointers, result.to(hidden.dtype.element_ty), mask=inside[:, None] & (columns < COLUMNS)[None, :])
 
 
 @triton.jit
-def store_result(acc, results, weights, pairs, rows, inside, column_block, COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """results[pair, n] = router weight of the pair * acc."""
+def store_result(
+    acc,
+    results,
+    weights,
+    pairs,
+    rows,
+    inside,
+    column_block,
+    bias,
+    WEIGHS_INPUT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """results[pair, n] = router weight of the pair, unless it weighed the input, * (acc + bias)."""
     columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
     pair = tl.load(pairs + rows, mask=inside, other=0)
-    acc *= tl.load(weights + pair, mask=inside, other=0.0)[:, None]
+    if bias is not None:
+        acc += tl.load(bias + columns, mask=columns < COLUMNS, other=0.0).to(tl.float32)[None, :]
+    if not WEIGHS_INPUT:
+        acc *= tl.load(weights + pair, mask=inside, other=0.0)[:, None]
     pointers = results + pair.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
     tl.store(pointers, acc.to(results.dtype.element_ty), mask=inside[:, None] & (columns < COLUMNS)[None, :])

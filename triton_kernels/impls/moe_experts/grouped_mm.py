@@ -30,6 +30,8 @@ class GroupedMM:
             reasons.append(f"torch {torch.__version__} has no grouped_mm")
         if spec.fact("scheme", "float") != "float":
             reasons.append(f"multiplies weights of the activations' dtype, not {spec.fact('scheme')}")
+        if given := spec.fact("given", ""):
+            reasons.append(f"does not take {given}")
         for name in ("hidden_size", "intermediate_size"):
             if spec.fact(name, _ALIGNMENT_BYTES) * spec.dtype.itemsize % _ALIGNMENT_BYTES:
                 reasons.append(f"needs rows of a multiple of {_ALIGNMENT_BYTES} bytes, {name} is {spec.fact(name)}")

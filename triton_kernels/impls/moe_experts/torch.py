@@ -10,7 +10,7 @@ import torch
 
 from ...impl import Flags, impl
 from ...ops.gemm import FP8_BLOCK
-from ...ops.moe import fp8_granularity
+from ...ops.moe import fp8_granularity, gated
 from ...ops.quantize import Granularity
 from ..gemm_fp8.torch import dequantized as dequantized_fp8
 from ..gemm_w4a16.torch import dequantized as dequantized_int4
@@ -29,6 +29,11 @@ def moe_experts_torch(
     w2_scale: torch.Tensor | None = None,
     w13_zeros: torch.Tensor | None = None,
     w2_zeros: torch.Tensor | None = None,
+    w13_bias: torch.Tensor | None = None,
+    w2_bias: torch.Tensor | None = None,
+    limit: float | None = None,
+    alpha: float = 1.702,
+    weighs_input: bool = False,
 ) -> torch.Tensor:
     num_experts, top_k = w13.shape[0], ids.shape[1]
     granularity = fp8_granularity(w13, w13_scale)
@@ -42,15 +47,19 @@ def moe_experts_torch(
         if count:
             part = slice(start, start + count)
             weight = _expert_weight(w13, w13_scale, w13_zeros, expert, 2, x.dtype)
-            gate, up = torch.nn.functional.linear(rows[part], weight).chunk(2, dim=-1)
-            hidden = torch.nn.functional.silu(gate).mul_(up)
+            taken = rows[part]
+            if weighs_input:
+                taken = (taken * weights.flatten()[order[part], None]).to(taken.dtype)
+            bias = None if w13_bias is None else w13_bias[expert].to(weight.dtype)
+            hidden = gated(torch.nn.functional.linear(taken, weight, bias), limit, alpha)
             if granularity is not None:
                 hidden = _rounded_to_quantized(hidden, granularity)
             weight = _expert_weight(w2, w2_scale, w2_zeros, expert, 1, x.dtype)
-            results[part] = torch.nn.functional.linear(hidden, weight)
+            bias = None if w2_bias is None else w2_bias[expert].to(weight.dtype)
+            results[part] = torch.nn.functional.linear(hidden, weight, bias)
             start += count
     results[start:] = 0  # choices whose experts are elsewhere
-    return combine(results, order, weights).to(x.dtype)
+    return combine(results, order, torch.ones_like(weights) if weighs_input else weights).to(x.dtype)
 
 
 def local_experts(ids: torch.Tensor, expert_start: int, num_experts: int) -> torch.Tensor:

@@ -26,7 +26,7 @@ from ._float import FloatGemm
 from ._float8 import Float8Gemm
 from ._int4 import Int4Gemm
 from ._tile_config import tile_config
-from ._tiles import Routing, Tile
+from ._tiles import Routing, Tile, Variant
 
 
 @triton.jit
@@ -48,10 +48,12 @@ def combine_kernel(
 
 class _Experts:
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-        gemm = _gemm(spec)
+        gemm, biases = _gemm(spec), [weights.get("w13_bias"), weights.get("w2_bias")]
+        variant = Variant(**{name: params[name] for name in Variant._fields if name in params})
+        more = [{"bias": bias, "variant": variant} if gemm is FloatGemm else {} for bias in biases]
         self.gate_up, self.down = (
-            gemm(spec, weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_zeros"), name == "w13")
-            for name in ("w13", "w2")
+            gemm(spec, weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_zeros"), name == "w13", **own)
+            for name, own in zip(("w13", "w2"), more)
         )
         self.spec, self.num_experts, self.columns = spec, weights["w13"].shape[0], weights["w13"].shape[1] // 2
         self.expert_start = params.get("expert_start", 0)
@@ -62,7 +64,8 @@ class _Experts:
         gemm, dtype = _gemm(spec), spec.fact("weight_dtype", spec.dtype)
         if gemm is FloatGemm:
             return [] if dtype == spec.dtype else [f"needs weights of the activations' dtype, not {dtype}"]
-        return gemm.unsupported(spec)
+        given = spec.fact("given", "")
+        return [*gemm.unsupported(spec), *([f"takes {given} with float weights only"] if given else [])]
 
     def config(self, num_pairs: int) -> Tile:
         return tile_config(self.spec, num_pairs, self.num_experts, self.columns)
