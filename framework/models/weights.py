@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from .architecture import Architecture
 from .families import Family
@@ -126,7 +127,12 @@ class Checkpoint(Weights):
         super().__init__(device, dtype, scheme)
         self._folder = folder
         self._files: dict[str, Any] = {}
-        self._where = {our_name(name, family): (file, name) for name, file in tensor_files(folder).items()}
+        self._where: dict[str, tuple[str, str]] = {}
+        for name, file in tensor_files(folder).items():
+            ours = our_name(name, family)
+            if ours in self._where:
+                raise ValueError(f"the checkpoint in {folder} has the tensor {ours} twice: as {self._where[ours][1]} and as {name}")
+            self._where[ours] = file, name
 
     def check(self, parts: Iterable[Part], ignored: Iterable[str]) -> None:
         """Every tensor of ``parts`` is there, and nothing else. Raises ValueError listing what is not so."""
@@ -187,7 +193,10 @@ class Checkpoint(Weights):
         file, stored_name = self._where[name]
         if file not in self._files:
             self._files[file] = open_shard(self._folder / file)
-        tensor = self._files[file].get_tensor(stored_name)
+        try:
+            tensor = self._files[file].get_tensor(stored_name)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{self._folder / file} has no tensor {stored_name}, though the index says so") from error
         if shape is not None and tuple(tensor.shape) == (1, *shape):  # as Ernie keeps the bias of the choice of experts
             tensor = tensor[0]
         if shape is not None and tuple(tensor.shape) != shape:
@@ -231,8 +240,6 @@ def _place_packed(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> Non
 
 def open_shard(path: Path) -> Any:
     """A safetensors file, or a ``TorchFile``, opened on the CPU. Raises ValueError for one that is missing, cut off or hostile."""
-    from safetensors import SafetensorError, safe_open
-
     if path.suffix == ".bin":
         return TorchFile(path)
     try:
@@ -242,7 +249,7 @@ def open_shard(path: Path) -> Any:
 
 
 def tensor_files(folder: Path) -> dict[str, str]:
-    """Tensor name -> file."""
+    """Tensor name -> file of the folder. Raises ValueError for files that are not there, or lie elsewhere."""
     paths: list[Path] = []
     for single, pattern in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
         if (folder / f"{single}.index.json").is_file():
@@ -269,6 +276,11 @@ def _indexed(folder: Path, index: str) -> dict[str, str]:
     files = read_json(folder, index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise ValueError(f"{folder / index} has no weight_map from tensors to files: download the checkpoint again")
+    for file in sorted(set(files.values())):
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise ValueError(f"{folder / index} names the file {file!r}, which lies outside the folder: such files are not read")
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder / file} is missing, which {index} names: download the checkpoint again")
     return files
 
 
