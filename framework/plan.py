@@ -16,6 +16,7 @@ import torch
 import triton_kernels
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.call_shapes import described_ops, shape_reader
+from triton_kernels.group import Group, ProcessGroup, ThreadGroup
 from triton_kernels.impls._shared.recording import Arena, Recording, is_recording, record, run_between
 from triton_kernels.rng import STREAM_ACCEPT, STREAM_DRAFT, STREAM_TARGET, row_uniform
 from triton_kernels.spec import device_arch
@@ -30,10 +31,13 @@ __all__ = [
     "Arena",
     "AttentionMeta",
     "BoundKernel",
+    "Group",
     "KernelPlan",
     "LayerKV",
+    "ProcessGroup",
     "Recording",
     "TargetPlan",
+    "ThreadGroup",
     "count_compilations",
     "described_ops",
     "device_arch",

@@ -73,6 +73,10 @@ _STEP_ROWS = "framework/worker/step_rows.py"
 _SCHEDULED = "framework/engine/scheduled.py"
 _SUFFIX = "framework/speculation/suffix.py"
 _DECODER = "framework/models/decoder.py"
+_ARCHITECTURE = "framework/models/architecture.py"
+_WEIGHTS = "framework/models/weights.py"
+_ROPE = "framework/models/rope.py"
+_FAMILIES = "framework/models/families/"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
 _REPEATING = "experiments/repeating.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
@@ -104,6 +108,7 @@ _DRAFT_TESTS = [
 ]
 _RECORDING_TESTS = ["tests/triton_kernels/test_recording.py", "tests/framework/worker/test_decode_graphs.py"]
 _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/models/test_public_checkpoints.py"]
+_CONFIG_TESTS = ["tests/models/test_configs.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
 _SIMULATED_TESTS = [
     *(f"tests/framework/executor/test_{name}.py" for name in ("parallel", "device_memory", "simulated", "speculation")),
@@ -154,6 +159,9 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py"],
+    **dict.fromkeys((_ARCHITECTURE, _ROPE), _CONFIG_TESTS),
+    **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm", "llama")},
+    _WEIGHTS: ["tests/framework/models/test_loading.py"],
     _VERIFY_DRAFT: ["tests/triton_kernels/test_step_ops.py"],
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
@@ -698,8 +706,8 @@ MUTANTS = [
     Mutant(
         "degrees of parallelism are swapped",
         _ENGINE_ARGS,
-        "tp=tensor_parallel_size, pp=pipeline",
-        "pp=tensor_parallel_size, tp=pipeline",
+        "            tensor_parallel_size, pipeline_parallel_size,",
+        "            pipeline_parallel_size, tensor_parallel_size,",
     ),
     # What the server and its clients count.
     Mutant(
@@ -866,4 +874,33 @@ MUTANTS = [
     ),
     Mutant("RoBERTa begins at the padding", _ENCODERS, 'int(config["pad_token_id"]) + 1', 'int(config["pad_token_id"])'),
     Mutant("a two-sided window of a token less", _ENCODERS, "// 2 + 1,", "// 2,"),
+    Mutant("flags may be words", _ARCHITECTURE, '("true or false", _is_flag, flags)', '("a flag", lambda found: True, flags)'),
+    Mutant("layers without a word rotate", _ARCHITECTURE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
+    Mutant("the best two of one expert", _ARCHITECTURE, " and size < 2)", " and size < 1)"),
+    Mutant("halves of pairs rotate", _ROPE, "if rotary_dim % 2 or not", "if not"),
+    Mutant("an index leads anywhere", _WEIGHTS, ' or ".." in Path(file).parts', ""),
+    Mutant("shards are missed when they are read", _WEIGHTS, "if not (folder / file).is_file():", "if False:"),
+    Mutant("the last of two tensors wins", _WEIGHTS, "if ours in self._where:", "if False:"),
+    Mutant("command-r stops early", f"{_FAMILIES}cohere.py", 'config.get("model_max_length") or ', ""),
+    Mutant(
+        "one dense layer too many",
+        f"{_FAMILIES}deepseek.py",
+        'layer >= config["first_k_dense_replace"]',
+        'layer > config["first_k_dense_replace"]',
+    ),
+    Mutant("any topk_method passes", f"{_FAMILIES}deepseek.py", "if method not in _V2_METHODS:", "if False:"),
+    Mutant("falcon has many KV heads", f"{_FAMILIES}falcon.py", '1 if config["multi_query"] else listed', "listed"),
+    Mutant(
+        "released names of biases are not read",
+        f"{_FAMILIES}internlm.py",
+        'config.get("qkv_bias", config["attention_bias"])',
+        'config["attention_bias"]',
+    ),
+    Mutant(
+        "windows where none are used",
+        f"{_FAMILIES}llama.py",
+        'bool(config["use_sliding_window"]) and not rotates_most',
+        "not rotates_most",
+    ),
+    Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
 ]

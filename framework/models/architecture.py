@@ -243,8 +243,11 @@ def read_model(config: ModelConfig) -> ModelInfo:
 def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with the fields of its text model on top, where a family covers that model alone."""
     name = config.get("model_type")
-    is_larger = "text_config" in config and isinstance(name, str) and find_family(name) is not None
-    return {**config, **config["text_config"]} if is_larger else dict(config)
+    if "text_config" not in config or not isinstance(name, str) or find_family(name) is None:
+        return dict(config)
+    if not isinstance(found := config["text_config"], Mapping):
+        raise ValueError(f"the model's config.json (or model.architecture) has text_config={found!r}, expected an object")
+    return {**config, **found}
 
 
 def _max_model_len(
@@ -290,9 +293,19 @@ def _unknown_type(config: Mapping[str, Any]) -> str | None:
     reason = f"model_type {config['model_type']!r} is none of the native families, and transformers {transformers.__version__} "
     reason += "does not know it"
     if code := config.get("auto_map"):
-        files = sorted({str(value).rpartition(".")[0].rpartition("--")[2] for value in code.values()})
+        files = sorted({name.rpartition(".")[0].rpartition("--")[2] for name in _names_in(code)})
         reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
     return reason + ". kernelswap models --all lists the known types"
+
+
+def _is_flag(found: Any) -> bool:
+    return type(found) is bool
+
+
+def _names_in(found: Any) -> list[str]:
+    """Of an auto_map: objects and lists of names, of which some may be null."""
+    parts = found.values() if isinstance(found, Mapping) else found if isinstance(found, list) else ()
+    return [found] if isinstance(found, str) else [name for part in parts for name in _names_in(part)]
 
 
 _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -313,15 +326,58 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "qk_rope_head_dim",
             "v_head_dim",
             "max_position_embeddings",
+            "model_max_length",
+            "rotary_dim",
+            "word_embed_proj_dim",
+            "num_kv_heads",
+            "no_rope_layer_interval",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+            "moe_layer_freq",
+            "n_group",
+            "topk_group",
+        ),
+    ),
+    (
+        "a whole number",
+        lambda found: type(found) is int and found >= 0,
+        (
+            "num_experts",
+            "n_shared_experts",
+            "first_k_dense_replace",
+            "sliding_window",
+            "max_window_layers",
+            "num_nextn_predict_layers",
         ),
     ),
     (
         "a positive number",
         lambda found: type(found) in (int, float) and 0 < found < float("inf"),
-        ("rms_norm_eps", "norm_eps", "query_pre_attn_scalar", "attention_multiplier"),
+        (
+            "rms_norm_eps",
+            "norm_eps",
+            "query_pre_attn_scalar",
+            "attention_multiplier",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "logits_scaling",
+            "logit_scale",
+            "scale_emb",
+            "scale_depth",
+            "dim_model_base",
+            "clip_qkv",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "routed_scaling_factor",
+        ),
     ),
     ("an object", lambda found: isinstance(found, Mapping), ("rope_parameters", "rope_scaling")),
-    ("a list of names", lambda found: isinstance(found, list) and all(type(name) is str for name in found), ("layer_types",)),
+    (
+        "a list of names",
+        lambda found: isinstance(found, list) and all(type(name) is str for name in found),
+        ("layer_types", "architectures"),
+    ),
+    ("a list of 0 and 1", lambda found: isinstance(found, list) and all(flag in (0, 1) for flag in found), ("no_rope_layers",)),
     ("a name", lambda found: type(found) is str, ("hidden_act",)),
 )
 """What fields must be if they are given: in words, the test, the names."""
@@ -333,10 +389,12 @@ def _in_our_words(family: Family, config: Mapping[str, Any]) -> Mapping[str, Any
     config |= {ours: config[theirs] for ours, theirs in family.fields.items() if theirs in config}
     for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
         _required(config, name)
-    for expected, fits, names in _FIELDS:
+    flags = ("tie_word_embeddings", *(name for name, default in family.defaults.items() if type(default) is bool))
+    for expected, fits, names in (*_FIELDS, ("true or false", _is_flag, flags)):
         for name in names:
             if (found := config.get(name)) is not None and not fits(found):
-                raise ValueError(f"the model's config.json (or model.architecture) has {name}={found!r}, expected {expected}")
+                theirs = family.fields.get(name, name)
+                raise ValueError(f"the model's config.json (or model.architecture) has {theirs}={found!r}, expected {expected}")
     return {**config, **family.derived(config)}
 
 
@@ -344,6 +402,8 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
     """config: in our words; family: as it alters it."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head_dim, kv_heads = config.get("head_dim") or hidden // heads, config.get("num_key_value_heads") or heads
+    if not head_dim:
+        raise ValueError(f"the model's config.json (or model.architecture) has {heads} heads in a hidden_size of {hidden}")
     latent = _latent(config) if family.latent else None
     if latent is not None:
         kv_heads = 1
@@ -384,7 +444,7 @@ def _latent(config: Mapping[str, Any]) -> Latent:
 def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int) -> LayerShape:
     layer_types = config.get("layer_types")
     windowed = layer_types[index] == "sliding_attention" if layer_types else family.windowed(config, index)
-    window = config.get("sliding_window") if windowed else None
+    window = (config.get("sliding_window") or None) if windowed else None  # 0, too, is none
     layer_type = "sliding_attention" if windowed else "full_attention"
     scale = (config.get("query_pre_attn_scalar") or head_dim) ** -0.5 if config.get("scale_attn_weights", True) else 1.0
     scale = config.get("attention_multiplier") or scale
@@ -405,7 +465,8 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
 
 def _check_groups(moe: Moe) -> None:
     size = moe.num_experts // moe.num_groups
-    if moe.num_experts % moe.num_groups or not 0 < moe.top_groups <= moe.num_groups or moe.top_k > size * moe.top_groups:
+    too_small = moe.top_k > size * moe.top_groups or (moe.num_groups > 1 and moe.group_score == "top2" and size < 2)
+    if moe.num_experts % moe.num_groups or not 0 < moe.top_groups <= moe.num_groups or too_small:
         raise ValueError(
             f"the model's config.json asks for {moe.top_k} of {moe.num_experts} experts, out of the best {moe.top_groups} of "
             f"{moe.num_groups} groups: groups must be equal, and large enough together"
@@ -414,8 +475,9 @@ def _check_groups(moe: Moe) -> None:
 
 def _unknown_layers(config: Mapping[str, Any]) -> str | None:
     types, count = config.get("layer_types") or (), config["num_hidden_layers"]
-    if types and len(types) < count:
-        return f"its layer_types name {len(types)} of {count} layers"
+    for name in ("layer_types", "no_rope_layers"):
+        if (listed := config.get(name)) and len(listed) < count:
+            return f"its {name} name {len(listed)} of {count} layers"
     kinds = sorted(set(types) - {"full_attention", "sliding_attention", "chunked_attention"})
     return f"it has layers of kind {', '.join(kinds)}" if kinds else None
 

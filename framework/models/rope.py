@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
-SCALING = ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+SCALING = (
+    *("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"),
+    *("attention_factor", "mscale", "mscale_all_dim", "alpha"),
+)
+NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("long_factor", "short_factor"),
+}
+"""Parameters of a kind that have no default."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,18 @@ def read_rope(config: Mapping[str, Any], head_dim: int, layer_type: str) -> Rope
     theta = theta or 10000.0
     numbers = {"rope_theta": theta, "partial_rotary_factor": partial, **{name: p[name] for name in SCALING if p.get(name)}}
     for name, found in numbers.items():
-        if type(found) not in (int, float) or not 0 < found < math.inf:
+        if not _is_positive(found):
             raise ValueError(f"the config has {name}={found!r}, expected a positive number")
     rotary_dim = config.get("rotary_dim") or int(head_dim * partial)
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+        raise ValueError(f"the config rotates {rotary_dim} of a head's {head_dim} elements, expected an even number of them")
+    if missing := [name for name in NEEDED.get(kind, ()) if not p.get(name)]:
+        raise ValueError(f"the config asks for rope_type={kind!r} without {', '.join(missing)}")
+    for name in ("long_factor", "short_factor") if kind == "longrope" else ():
+        if not isinstance(p[name], list | tuple) or len(p[name]) != rotary_dim // 2 or not all(map(_is_positive, p[name])):
+            raise ValueError(f"the config has {name}={str(p[name])[:80]}, expected {rotary_dim // 2} positive numbers")
     return Rope(kind, float(theta), rotary_dim, int(config["max_position_embeddings"]), p)
+
+
+def _is_positive(found: object) -> bool:
+    return isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < math.inf

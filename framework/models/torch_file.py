@@ -17,7 +17,8 @@ class TorchFile:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except Exception as error:  # torch raises many kinds, and one of them names every object it refuses
-            raise ValueError(f"{path} cannot be read as tensors alone ({str(error).splitlines()[0]}): download it again") from error
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{path} cannot be read as tensors alone ({why}): download it again") from error
         if not isinstance(found, dict) or not all(isinstance(name, str) and _is_plain(of) for name, of in found.items()):
             raise ValueError(f"{path} holds {type(found).__name__}, but dense tensors by name are expected")
         self._tensors: dict[str, torch.Tensor] = found

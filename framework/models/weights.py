@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from .architecture import Architecture
 from .families import Family
 from .hub import read_json
 from .parts import Part, all_parts, bias_name
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
+from .quantization.shares import own_bias, own_experts, own_linear, own_weight
 from .quantization.unquantized import Unquantized, gate_first
-from .shares import own_bias, own_experts, own_linear, own_weight
 from .torch_file import TorchFile
 
 
@@ -154,7 +155,12 @@ class Checkpoint(Weights):
         super().__init__(device, dtype, scheme)
         self._folder = folder
         self._files: dict[str, Any] = {}
-        self._where = {our_name(name, family): (file, name) for name, file in tensor_files(folder).items()}
+        self._where: dict[str, tuple[str, str]] = {}
+        for name, file in tensor_files(folder).items():
+            ours = our_name(name, family)
+            if ours in self._where:
+                raise ValueError(f"the checkpoint in {folder} has the tensor {ours} twice: as {self._where[ours][1]} and as {name}")
+            self._where[ours] = file, name
 
     def check(self, parts: Iterable[Part], ignored: Iterable[str]) -> None:
         """Every tensor of ``parts`` is there, and nothing else. Raises ValueError listing what is not so."""
@@ -241,7 +247,10 @@ class Checkpoint(Weights):
         file, stored_name = self._where[name]
         if file not in self._files:
             self._files[file] = open_shard(self._folder / file)
-        stored = self._files[file].get_slice(stored_name)
+        try:
+            stored = self._files[file].get_slice(stored_name)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{self._folder / file} has no tensor {stored_name}, though the index says so") from error
         found = tuple(stored.get_shape())
         if shape is not None and found not in (shape, (1, *shape)):  # the latter as Ernie keeps the bias of the choice of experts
             raise ValueError(f"{file}: tensor {stored_name} has shape {found}, but config.json asks for {shape}")
@@ -286,8 +295,6 @@ def _place_packed(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> Non
 
 def open_shard(path: Path) -> Any:
     """A safetensors file, or a ``TorchFile``, opened on the CPU. Raises ValueError for one that is missing, cut off or hostile."""
-    from safetensors import SafetensorError, safe_open
-
     if path.suffix == ".bin":
         return TorchFile(path)
     try:
@@ -297,7 +304,7 @@ def open_shard(path: Path) -> Any:
 
 
 def tensor_files(folder: Path) -> dict[str, str]:
-    """Tensor name -> file."""
+    """Tensor name -> file of the folder. Raises ValueError for files that are not there, or lie elsewhere."""
     paths: list[Path] = []
     for single, pattern in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
         if (folder / f"{single}.index.json").is_file():
@@ -324,6 +331,11 @@ def _indexed(folder: Path, index: str) -> dict[str, str]:
     files = read_json(folder, index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise ValueError(f"{folder / index} has no weight_map from tensors to files: download the checkpoint again")
+    for file in sorted(set(files.values())):
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise ValueError(f"{folder / index} names the file {file!r}, which lies outside the folder: such files are not read")
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder / file} is missing, which {index} names: download the checkpoint again")
     return files
 
 

@@ -8,13 +8,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from triton_kernels.group import Group, ProcessGroup, ThreadGroup
-
 from ..config import EngineConfig
 from ..distributed.messages import Place
 from ..interpreter import enable_interpreter
 from ..models.architecture import read_model
 from ..models.parallel import Parallel, Ranks
+from ..plan import Group, ProcessGroup, ThreadGroup
 from .local_executor import LocalExecutor
 
 

@@ -52,6 +52,8 @@ def sizes(model_type: str) -> dict[str, Any]:
     own = {fields.get(name, name): value for name, value in SMALL.items()}
     if model_type == "deepseek_v2":
         own["num_experts_per_tok"] = 6  # which the library's config leaves open
+    if model_type == "gptj":
+        own["n_head"] = 40  # so that a head holds the 64 elements that usually rotate
     if model_type == "dots1":  # likewise
         own |= {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2}
     if model_type == "bloom":
@@ -64,6 +66,13 @@ def test_what_a_config_leaves_out_is_what_the_library_takes_it_for(model_type: s
     given = sizes(model_type)
     filled = AutoConfig.for_model(model_type, **given).to_dict()
     assert native({"model_type": model_type, "intermediate_size": filled.get("intermediate_size"), **given}) == native(filled)
+
+
+def test_falcon_40b_has_two_norms_side_by_side() -> None:
+    """Its config does not say so; the library's model writes it there."""
+    found, reason = read_native({**sizes("falcon"), "model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 8})
+    assert found is not None, reason
+    assert (found.family.names["attn_norm"], found.family.names["mlp_norm"]) == (("ln_attn",), ("ln_mlp",))
 
 
 PUBLISHED = {
@@ -107,6 +116,7 @@ REFUSED = {
     "topk_method 'random' is none of": {"model_type": "deepseek_v2", "topk_method": "random"},
     "scoring_func 'softmax' is not sigmoid": {"model_type": "deepseek_v3", "scoring_func": "softmax"},
     "a mixture of experts in every 2. layer": {"model_type": "deepseek_v3", "moe_layer_freq": 2},
+    "its no_rope_layers name 2 of 8 layers": {"model_type": "smollm3", "no_rope_layers": [1, 0]},
     "divided by their 2-norm": {"model_type": "dbrx", "d_model": 64, "ffn_config": {"moe_normalize_expert_weights": 2}},
     "clips queries and keys after their norms": {"model_type": "olmoe", "clip_qkv": 8.0, "num_key_value_heads": 160},
     "experts' activation is 'gelu'": {"model_type": "mixtral", "hidden_act": "gelu", "intermediate_size": 96},
@@ -132,6 +142,90 @@ def test_groups_that_cannot_hold_the_experts_are_refused() -> None:
         read_native({**SMALL, "model_type": "deepseek_v3", "n_group": 7})
     with pytest.raises(ValueError, match="has no 'kv_lora_rank'"):
         read_native({**SMALL, "model_type": "deepseek_v3", "kv_lora_rank": None})
+
+    with pytest.raises(ValueError, match="asks for 8 of 256 experts, out of the best 100 of 256 groups"):
+        read_native({**SMALL, "model_type": "deepseek_v3", "n_group": 256, "topk_group": 100})  # best two of one
+
+
+@pytest.mark.parametrize(
+    ("given", "biased"),
+    [
+        ({"qkv_bias": True, "bias": False}, {"qkv"}),
+        ({"qkv_bias": False, "bias": True}, {"o", "gate_up", "down"}),
+        ({"attention_bias": True, "mlp_bias": False}, {"qkv"}),
+    ],
+)
+def test_internlm3_names_its_biases_in_two_ways(given: dict[str, bool], biased: set[str]) -> None:
+    found, reason = read_native({**SMALL, "model_type": "internlm3", **given})
+    assert found is not None and found.biases == biased, reason
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_smollm3_has_windows_where_it_uses_them(used: bool) -> None:
+    found, reason = read_native({**SMALL, "model_type": "smollm3", "sliding_window": 8, "use_sliding_window": used})
+    assert found is not None, reason
+    assert [layer.window for layer in found.layers] == [None, None, None, 8 if used else None] * 2
+
+
+def test_a_window_of_no_tokens_is_none() -> None:
+    """Some configs of the library say so."""
+    found, reason = read_native({**SMALL, "model_type": "mistral", "num_key_value_heads": 8, "sliding_window": 0})
+    assert found is not None, reason
+    assert {layer.window for layer in found.layers} == {None}
+
+
+def test_command_r_reads_as_far_as_it_was_trained() -> None:
+    config = {**sizes("cohere"), "model_type": "cohere", "max_position_embeddings": 8192, "model_max_length": 131072}
+    assert read_model(ModelConfig("none", load_format="dummy", architecture=config)).max_model_len == 131072
+
+
+OF_A_WRONG_KIND: tuple[tuple[str, str, Any, str], ...] = (
+    ("falcon", "alibi", "false", "true or false"),
+    ("falcon", "num_kv_heads", "8", "a positive whole number"),
+    ("llama", "tie_word_embeddings", "false", "true or false"),
+    ("llama", "head_dim", True, "a positive whole number"),
+    ("mistral", "sliding_window", -1, "a whole number"),
+    ("gemma3", "text_config", "none", "an object"),
+    ("llama", "architectures", 3, "a list of names"),
+    ("stablelm", "layer_norm_eps", math.nan, "a positive number"),
+    ("granite", "logits_scaling", 0, "a positive number"),
+    ("minicpm", "scale_depth", "1.4", "a positive number"),
+    ("cohere", "logit_scale", math.nan, "a positive number"),
+    ("olmo", "clip_qkv", [8], "a positive number"),
+    ("smollm3", "no_rope_layers", {"0": 1}, "a list of 0 and 1"),
+    ("deepseek_v3", "n_routed_experts", "256", "a whole number"),
+    ("deepseek_v3", "first_k_dense_replace", -1, "a whole number"),
+    ("deepseek_v3", "n_group", 0, "a positive whole number"),
+)
+
+
+@pytest.mark.parametrize(("model_type", "name", "value", "expected"), OF_A_WRONG_KIND)
+def test_fields_of_a_wrong_kind_are_named(model_type: str, name: str, value: Any, expected: str) -> None:
+    config = {**sizes(model_type), "model_type": model_type, name: value}
+    with pytest.raises(ValueError, match=rf"has {name}=.*, expected {expected}$"):
+        read_model(ModelConfig("none", load_format="dummy", backend="native", architecture=config))
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "rope_type='llama3' without low_freq_factor, high_freq_factor": {"rope_type": "llama3", "factor": 8.0},
+    "rope_type='linear' without factor": {"type": "linear"},
+    r"rotates 24 of a head's 16 elements": {"rope_type": "default", "partial_rotary_factor": 1.5},
+    r"rotates 3 of a head's 16 elements": {"rope_type": "default", "partial_rotary_factor": 0.2},
+    r"short_factor=\[1.0\], expected 8 positive numbers": {"long_factor": [2.0] * 8, "short_factor": [1.0]},
+    "mscale='1', expected a positive number": {"rope_type": "yarn", "factor": 4.0, "mscale": "1"},
+}
+
+
+@pytest.mark.parametrize("reason", ROPES)
+def test_rotations_that_nobody_can_compute_are_refused(reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read_native({**SMALL, "model_type": "llama", "rope_scaling": ROPES[reason]})
+
+
+def test_code_of_unknown_types_is_named_however_it_is_listed() -> None:
+    config = {**SMALL, "model_type": "unheard-of", "auto_map": {"AutoTokenizer": [None, "theirs--hostile.Tokenizer"]}}
+    with pytest.raises(ValueError, match=r"code of its own \(hostile\)"):
+        read_model(ModelConfig("none", load_format="dummy", architecture=config))
 
 
 COUNTED = (

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .family import ATTENTION, QK_NORM, SWIGLU, Family, where
+from .family import ATTENTION, QK_NORM, SWIGLU, Config, Family, where
 
 _NAMES = {**ATTENTION, **SWIGLU, "attn_norm": ("input_layernorm",)}
+
+
+def _positions(config: Config) -> Config:
+    """Command-R was trained for more than its ``max_position_embeddings``, and says so elsewhere."""
+    return {"max_position_embeddings": config.get("model_max_length") or config["max_position_embeddings"]}
 
 
 _COHERE = Family(
@@ -22,6 +27,7 @@ _COHERE = Family(
         "use_qk_norm": False,
         "tie_word_embeddings": True,
     },
+    derived=_positions,
     biases=lambda config: where(config["attention_bias"], "qkv", "o"),
     variant=lambda config: {"names": {**_NAMES, **QK_NORM}, "qk_norm": "heads"} if config["use_qk_norm"] else {},
     residual="parallel",

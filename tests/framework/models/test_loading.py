@@ -137,6 +137,35 @@ def test_wrong_shapes_are_named(tmp_path: Path) -> None:
         build(ModelConfig(str(tmp_path), architecture={"intermediate_size": 80}))
 
 
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("../elsewhere.safetensors", "lies outside the folder"),
+        ("/elsewhere.safetensors", "lies outside the folder"),
+        ("absent.safetensors", r"absent\.safetensors is missing, which model\.safetensors\.index\.json names"),
+        ("none.safetensors", r"none\.safetensors has no tensor .*, though the index says so"),
+    ],
+)
+def test_an_index_leads_to_files_of_its_folder(file: str, reason: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make(EXAMPLES["llama"], folder)
+    where = dict.fromkeys(load_file(folder / "model.safetensors"), file)
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    save_file({"other": torch.zeros(1)}, folder / "none.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    with pytest.raises(ValueError, match=reason):
+        build(model_config(folder, EXAMPLES["llama"]))
+
+
+def test_tensors_that_are_there_twice_are_named(tmp_path: Path) -> None:
+    """Names with and without the prefix of the larger model are the same tensor."""
+    make(EXAMPLES["llama"], tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"norm.weight": torch.ones(64)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.norm\.weight twice: as (model\.)?norm\.weight and as (model\.)?norm\.weight"):
+        build(model_config(tmp_path, EXAMPLES["llama"]))
+
+
 def test_dummy_weights_depend_on_the_seed_only() -> None:
     config = ModelConfig("none", load_format="dummy", architecture=DUMMY)
     first, again, other = (first_logits(config, seed=seed) for seed in (1, 1, 2))

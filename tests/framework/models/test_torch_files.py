@@ -45,6 +45,14 @@ def test_logits(name: str, num_shards: int, zipped: bool, tmp_path: Path) -> Non
     assert error(ours, reference(theirs, sequences((12,))[0])) <= 1e-4
 
 
+def test_empty_files_are_named(tmp_path: Path) -> None:
+    make(EXAMPLES["llama"], tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ValueError, match=r"pytorch_model.bin cannot be read as tensors alone \(EOFError\)"):
+        build(model_config(tmp_path, EXAMPLES["llama"]))
+
+
 class Hostile:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("pwned",)

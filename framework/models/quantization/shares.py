@@ -9,8 +9,8 @@ import torch
 
 from triton_kernels.ops.gemm import FP8_BLOCK
 
-from .parts import Part
-from .quantization.scheme import LoadedPart
+from ..parts import Part
+from .scheme import LoadedPart
 
 
 def own_weight(whole: torch.Tensor, part: Part) -> torch.Tensor:
