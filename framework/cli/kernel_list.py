@@ -65,11 +65,12 @@ def _spec(op: Op) -> Spec:
 
 
 def _promises(impl: Impl) -> list[str]:
-    """``graphs``: it can be recorded on all its devices."""
+    """``graphs``: it can be recorded on all its devices. Invariances share a word, so that lines stay short."""
     recorded = [f"{device}_graph" for device in impl.devices if getattr(impl.flags, f"{device}_graph")]
     graphs = ["graphs"] if len(recorded) == len(impl.devices) else recorded
-    kept = [flag for flag in ("deterministic", "batch_invariant", "rank_invariant") if getattr(impl.flags, flag)]
-    return [*graphs, *kept, *(["own_rng"] if impl.flags.rng == "own" else [])]
+    kept = ["deterministic"] if impl.flags.deterministic else []
+    invariant = "+".join(of for of in ("batch", "rank") if getattr(impl.flags, f"{of}_invariant"))
+    return [*graphs, *kept, *([f"{invariant}_invariant"] if invariant else []), *(["own_rng"] if impl.flags.rng == "own" else [])]
 
 
 def _details(impl: Impl, reasons: Sequence[str]) -> list[str]:
