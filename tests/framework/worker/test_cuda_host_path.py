@@ -247,13 +247,14 @@ def test_the_cache_takes_what_a_forward_pass_leaves(max_num_batched_tokens: int)
 
 REGISTRY = Registry.load()
 COMPILED_BY_TORCH = ("flex",)  # for a device that has to be there
+ACROSS_RANKS = ("nccl", "threads", "symm_mem")  # that serve several only
 ON_CUDA = [
     i
     for i in REGISTRY
     if "cuda" in i.devices
     and i.origin.startswith("triton_kernels.impls")
     and i.requires in ((), ("triton",))
-    and i.name not in COMPILED_BY_TORCH
+    and i.name not in (*COMPILED_BY_TORCH, *ACROSS_RANKS)
 ]
 
 
@@ -276,8 +277,12 @@ def test_an_impl_on_a_gpu_waits_for_nothing(cuda: ClaimedCuda, found: Impl) -> N
             except (NotImplementedError, RuntimeError) as error:  # torch has this for GPUs only
                 pytest.skip(str(error).splitlines()[0])
             if found.flags.cuda_graph:
-                with cuda.strict():
-                    calls.call(op, bound, args)
+                try:
+                    with cuda.strict():
+                        calls.call(op, bound, args)
+                except NotImplementedError:  # a product of 16-bit numbers in float32
+                    assert args.get("partial")
+                    continue
             if not found.is_triton and dtype != torch.float16:
                 result = conformance.check(op, found, case, dtype, CUDA)
                 assert result.ok, f"{case.name}: {result.message}"
