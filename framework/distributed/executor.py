@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..clock import Clock
 from ..config import EngineConfig
-from ..engine.errors import DeviceLostError, StateLostError
+from ..engine.errors import DeviceLostError
 from ..engine.step import StepInput, StepOutput
 from ..failures import Failure
 from ..models.architecture import ModelInfo
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from .rendezvous import Rendezvous
 
-DEATH_NOTICE_S = 0.05
-"""A rank may fail because another is gone: how long after a failure to look for that."""
+FAILURE_S = 2.0
+"""How long ranks have for failing at the same step. One may also fail because another is gone, which is found meanwhile."""
 
 
 class StepHandle:
@@ -51,7 +51,9 @@ class DistributedExecutor:
     """Workers as many as ``parallel.tp`` and ``parallel.pp`` say, each with an executor that ``factory`` makes, see messages.py.
 
     A step is pickled once, and the same bytes go to every worker; only the output rank answers, others when something went wrong.
-    The end of a worker is seen at once, and its silence after ``parallel.step_timeout_s``: then the others are ended, too.
+    The end of a worker is seen at once, and its silence after ``parallel.step_timeout_s``: then the others are ended, too. So they
+    are after a failure that not all ranks have in common: the others wait for the rank in the middle of the step, and would take
+    what it sends in the next one for that of this one.
     """
 
     call_times: OpTimes | None = None
@@ -86,10 +88,7 @@ class DistributedExecutor:
         self._rendezvous = rendezvous
         self._lost: str | None = None
         self._outputs: dict[int, StepOutput] = {}
-        self._failures: dict[int, Exception] = {}
-        self._failed: set[int] = set()  # steps whose result was a failure
-        self._diverged: Exception | None = None
-        self._last_submitted = self._last_result = self._given_up = -1  # steps
+        self._failures: dict[int, dict[int, Failure]] = {}  # by step and rank
         self._plans: dict[int, dict[str, Any]] = {}  # by rank
         self._workers = Workers(LAUNCHERS[parallel.backend].load()(), parallel.step_timeout_s)
         weakref.finalize(self, self._workers.kill)
@@ -110,11 +109,8 @@ class DistributedExecutor:
         self.nominal_weight_bytes = sum(found["nominal_weight_bytes"] for found in facts)
 
     def submit(self, step: StepInput) -> StepHandle:
-        """Returns at once. Raises DeviceLostError if a rank is gone, or silent for too long, and StateLostError if one failed at a
-        step that was taken as done."""
-        self._refuse_divergence()
+        """Returns at once. Raises DeviceLostError if a rank is gone, or silent for too long."""
         self.send(step)
-        self._last_submitted = step.step_id
         return StepHandle(self, step.step_id)
 
     def send(self, message: Any) -> None:
@@ -135,17 +131,15 @@ class DistributedExecutor:
         deadline_s = time.monotonic() + self._timeout_s
         while step_id not in self._outputs and step_id not in self._failures:
             self._receive_until(deadline_s, f"step {step_id} was not done")
-            self._refuse_divergence()
-        if step_id in self._failures:
-            self._receive(DEATH_NOTICE_S)
-            self._failed.add(step_id)
-        self._last_result = step_id
-        output, failure = self._outputs.get(step_id), self._failures.get(step_id)
-        for taken in (self._outputs, self._failures):  # with those that the engine gave up
+        for failed in sorted(failed for failed in self._failures if failed <= step_id):  # with those that the engine gave up
+            self._require_all_failed(failed)
+        output, failures = self._outputs.get(step_id), self._failures.get(step_id)
+        for taken in (self._outputs, self._failures):
             for old in [old for old in taken if old <= step_id]:
                 del taken[old]
-        if failure is not None:
-            raise failure
+        if failures is not None:
+            rank, failure = next(iter(failures.items()))
+            raise RuntimeError(f"rank {rank}: {failure.text}") from failure.error()
         assert output is not None
         return output
 
@@ -210,24 +204,19 @@ class DistributedExecutor:
         return messages
 
     def _take_failure(self, rank: int, failure: Failure) -> None:
-        cause, step_id, text = failure.error(), failure.key, f"rank {rank}: {failure.text}"
-        assert isinstance(step_id, int)
-        if isinstance(cause, DeviceLostError):
-            self._lose(text)
-        if step_id <= self._given_up:
-            return
-        error = RuntimeError(text)
-        error.__cause__ = cause
-        if step_id > self._last_result:
-            self._failures.setdefault(step_id, error)
-        elif step_id not in self._failed:
-            self._diverged = error
+        if isinstance(failure.error(), DeviceLostError):
+            self._lose(f"rank {rank}: {failure.text}")
+        assert isinstance(failure.key, int)
+        self._failures.setdefault(failure.key, {})[rank] = failure
 
-    def _refuse_divergence(self) -> None:
-        """Once a rank has failed at a step whose output was taken, what it lacks may be in any request, and in cached prefixes."""
-        if self._diverged is not None:
-            error, self._diverged, self._given_up = self._diverged, None, self._last_submitted
-            raise StateLostError(f"{error}, in a step that was taken as done") from error
+    def _require_all_failed(self, step_id: int) -> None:
+        """In the same way: then they have come equally far."""
+        failures, deadline_s = self._failures[step_id], time.monotonic() + FAILURE_S
+        while len(failures) < len(self._workers) and (remaining_s := deadline_s - time.monotonic()) > 0:
+            self._receive(remaining_s)
+        if len(failures) < len(self._workers) or len({failure.text for failure in failures.values()}) > 1:
+            told = "; ".join(f"rank {rank}: {failure.text}" for rank, failure in failures.items())
+            self._lose(f"{told}; not all ranks failed like that, so they are no longer at the same point of their work")
 
     def _refuse_lost(self) -> None:
         if self._lost is not None:

@@ -17,7 +17,7 @@ from ..sampling_params import RequestOutputKind, SamplingParams
 from ..speculation.depth import ScheduledDepth
 from ..structured.matchers import Failures, Matchers
 from .detokenizer import TokenTexts
-from .errors import DeviceLostError, EngineDeadError, StateLostError
+from .errors import DeviceLostError, EngineDeadError
 from .executor import Executor, Handle, MaskedHandle
 from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params
 from .kv_cache.manager import KVCacheManager
@@ -314,7 +314,7 @@ class Engine:
     def _fail(self, scheduled: ScheduledStep, error: BaseException, submitted: bool) -> BaseException:
         """Ends the requests of a step. Nothing of what it computed can be found in the prefix cache, where blocks get when their
         step is committed; what it wrote lies in blocks of its own requests."""
-        if isinstance(error, DeviceLostError | StateLostError):
+        if isinstance(error, DeviceLostError):
             return self._start_over(error)
         if isinstance(error, Exception):
             _logger.error("a step of %d requests failed", len(scheduled.rows), exc_info=error)

@@ -10,8 +10,3 @@ class EngineDeadError(RuntimeError):
 class DeviceLostError(RuntimeError):
     """Raised by an executor, or by the result of a step: nothing will ever run on the device again. Any other exception fails one
     step only."""
-
-
-class StateLostError(RuntimeError):
-    """Raised by an executor, or by the result of a step: what it holds of earlier steps cannot be relied on. Ends all requests, and
-    the engine serves on with an empty cache."""

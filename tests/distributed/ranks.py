@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from framework.clock import WallClock
-from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ParallelConfig, SchedulerConfig
+from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.distributed.executor import DistributedExecutor
 from framework.distributed.messages import Factory, Place
 from framework.engine.engine import Engine
@@ -134,6 +135,45 @@ def tiny_on_output_rank(config: EngineConfig, place: Place) -> Any:
 
         return LocalExecutor(config, model)
     return IdleRank(config, ModelShape.of(model, config))
+
+
+def tiny_config(tp: int) -> EngineConfig:
+    """Of a model whose ranks are threads."""
+    return EngineConfig(
+        ModelConfig("tiny", dtype="float32", max_model_len=160),
+        CacheConfig(block_size=4, num_blocks=100),
+        SchedulerConfig(max_num_seqs=8),
+        executor=ExecutorConfig("distributed"),
+        parallel=ParallelConfig(tp=tp, backend="threads"),
+        kernels={"default": "reference"},
+        num_threads=1,
+        device="cpu",
+    )
+
+
+class FailingLayer:
+    """Makes ranks of the model of ``tiny_config``; the second layer of some fails where it sees ``token``."""
+
+    token = 42
+
+    def __init__(self, tp: int, ranks: Sequence[int]) -> None:
+        from framework.worker.rank import ThreadRanks
+
+        self._open, self._ranks = ThreadRanks(tp, 1), ranks
+
+    def __call__(self, config: EngineConfig, place: Place) -> Any:
+        executor = self._open(config, place)
+        layers = cast("Any", executor)._model.layers
+        whole = layers[1]
+
+        def layer(x: Any, residual: Any, batch: Any) -> Any:
+            if self.token in batch.token_ids.tolist():
+                raise FloatingPointError("the kernel failed")
+            return whole(x, residual, batch)
+
+        if place.rank in self._ranks:
+            layers[1] = layer
+        return executor
 
 
 def make_config(size: int = 2, backend: str = "processes", timeout_s: float = 60.0, pp: int = 1, **scheduler: Any) -> EngineConfig:

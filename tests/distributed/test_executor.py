@@ -19,7 +19,7 @@ from framework.config import ExecutorConfig, ParallelConfig
 from framework.distributed.executor import DistributedExecutor
 from framework.distributed.messages import Place
 from framework.engine.engine import Engine
-from framework.engine.errors import EngineDeadError
+from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
 from framework.executor.null import NullExecutor
 
@@ -30,6 +30,7 @@ from .ranks import (
     LATE,
     LOST,
     SHAPE,
+    FailingLayer,
     failing_start,
     make_config,
     make_engine,
@@ -37,6 +38,7 @@ from .ranks import (
     odd_vocabulary,
     planned_rank,
     small_last_rank,
+    tiny_config,
     tiny_on_output_rank,
 )
 
@@ -88,31 +90,50 @@ def failed(engine: Engine, fault: int, rank: int) -> str:
     return error
 
 
-def test_an_error_on_a_rank_ends_the_requests_of_its_step_alone() -> None:
+def test_an_error_of_all_ranks_ends_the_requests_of_its_step_alone() -> None:
     engine = make_engine(make_config(2, "threads", max_num_seqs=1))
-    for rank in (0, 1):
-        engine.add_request("first", [1, 9, 9], token_params(max_tokens=6))
-        engine.add_request("fault", [FAULTY, rank, 0], token_params(max_tokens=6))
-        engine.add_request("after", [2, 9, 9], token_params(max_tokens=6))
-        found = finish(engine)
-        if rank == 0:  # else rank 0 may have told its output first
-            assert found["fault"].error in [f"RuntimeError: rank {r}: FloatingPointError: the kernel failed" for r in (0, 1)]
-            assert [len(found[name].outputs[0].token_ids) for name in ("first", "after")] == [6, 6]
-        assert_idle(engine)
+    engine.add_request("first", [1, 9, 9], token_params(max_tokens=6))
+    engine.add_request("fault", [FAULTY, 0, 0], token_params(max_tokens=6))
+    engine.add_request("after", [2, 9, 9], token_params(max_tokens=6))
+    found = finish(engine)
+    assert found["fault"].error in [f"RuntimeError: rank {r}: FloatingPointError: the kernel failed" for r in (0, 1)]
+    assert [len(found[name].outputs[0].token_ids) for name in ("first", "after")] == [6, 6]
+    assert_idle(engine)
     assert engine.errored is None
     engine.shutdown()
 
 
-def test_a_failure_at_a_step_that_was_taken_as_done_ends_all_requests_and_the_engine_serves_on() -> None:
-    config = make_config(3, "threads")
-    engine = make_engine(config)
+@pytest.mark.parametrize("fault", [FAULTY, LATE])
+def test_an_error_of_one_rank_ends_the_engine(fault: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the output rank had told of the step."""
+    monkeypatch.setattr("framework.distributed.executor.FAILURE_S", 0.2)
+    engine = make_engine(make_config(3, "threads"))
     engine.add_request("other", [1, 2, 3], token_params(max_tokens=5000, ignore_eos=True))
     engine.step()
-    error = failed(engine, LATE, 1)
-    assert error == "StateLostError: rank 1: FloatingPointError: the kernel failed, in a step that was taken as done"
-    assert engine.errored is None
-    alone = Engine(config, NullExecutor(config, SHAPE), InputProcessor(None, {}, ()), WallClock())
-    assert served(engine) == served(alone)
+    error = failed(engine, fault, 1)
+    assert error.startswith("DeviceLostError: rank 1: FloatingPointError: the kernel failed; not all ranks failed like that")
+    assert isinstance(engine.errored, DeviceLostError)
+    engine.shutdown()
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1,), (0,)])
+def test_what_a_rank_sends_is_never_taken_for_that_of_another_step(ranks: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer fails after others have passed their collectives."""
+    monkeypatch.setattr("framework.distributed.executor.FAILURE_S", 0.5)
+    monkeypatch.setattr("framework.distributed.workers.KILL_S", 0.1)  # the other rank waits for the one that failed
+    config = tiny_config(2)
+    engine = Engine(config, DistributedExecutor(config, FailingLayer(2, ranks)), InputProcessor(None, {}, ()), WallClock())
+    params = token_params(max_tokens=6, ignore_eos=True)
+    engine.add_request("before", [5, 6, 7], params)
+    tokens = tokens_of(finish(engine)["before"])
+    engine.add_request("fault", [FailingLayer.token, 6, 7], params)
+    error = str(finish(engine)["fault"].error)
+    assert ("not all ranks failed" in error) == (len(ranks) == 1)
+    if len(ranks) == 1:
+        assert isinstance(engine.errored, DeviceLostError)
+        return
+    engine.add_request("after", [5, 6, 7], params)
+    assert tokens_of(finish(engine)["after"]) == tokens
     engine.shutdown()
 
 
