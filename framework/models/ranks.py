@@ -98,7 +98,8 @@ def _share(total: int, size: int, what: str, key: str = "tp") -> int:
 def stage_parts(rank: Architecture, stage: Stage, ep: int) -> Iterator[Part]:
     """The weights of a device of the stage. rank: ``rank_architecture`` of the model."""
     parts = model_parts(rank)
-    wanted = {"embed": stage.first or (stage.last and rank.tied), "position_embed": stage.first, "project_in": stage.first}
+    wanted = {"embed": stage.first or (stage.last and rank.tied)}
+    wanted |= dict.fromkeys(("position_embed", "token_types", "embed_norm", "project_in"), stage.first)
     yield from (part for name, part in parts.items() if wanted.get(name, stage.last))
     for index in stage.layers:
         yield from _spread(layer_parts(rank, index), ep).values()

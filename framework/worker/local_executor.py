@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..clock import Clock
-from ..config import EngineConfig
+from ..config import EngineConfig, ParallelConfig
 from ..engine.executor import Handle
 from ..engine.kv_cache.memory import cache_blocks
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers, own_groups
@@ -25,7 +25,7 @@ from ..models.builder import load_model
 from ..models.parallel import Parallel
 from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme
-from ..models.ranks import rank_cache_specs
+from ..models.ranks import rank_architecture, rank_cache_specs, stage_weight_bytes, stages
 from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
@@ -71,7 +71,7 @@ class LocalExecutor:
         device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self.nominal_weight_bytes = round(_weight_bytes(config, model))
+        self.nominal_weight_bytes = round(_weight_bytes(config, model, parallel))
         check_weights_fit(self.nominal_weight_bytes, model, device)
         if config.speculative_config.place == "device":
             check_drafter(config, model)
@@ -238,10 +238,14 @@ def _phase(name: str) -> Iterator[list[str]]:
     _logger.info("%s: %s, in %.1f s", name, ", ".join(said), time.perf_counter() - start_s)
 
 
-def _weight_bytes(config: EngineConfig, model: ModelInfo) -> float:
-    """What the weights will take."""
+def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) -> float:
+    """What the weights of this rank will take."""
     if model.architecture is not None:
         scheme = read_scheme(model.quantization, config.quant)
+        if parallel.tp.size * parallel.pp.size > 1:
+            rank = rank_architecture(model.architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
+            stage = stages(model.architecture, parallel.pp.size)[parallel.pp.rank]
+            return stage_weight_bytes(rank, stage, parallel.ep.size, scheme, model.dtype)
         return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype), model.max_model_len)
     from ..models.transformers_model import num_library_weights, servable_config  # slow to import, and needed for few models
 

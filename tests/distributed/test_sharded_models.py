@@ -12,6 +12,7 @@ from framework.config import ModelConfig, ParallelConfig
 from framework.models.architecture import read_model
 from framework.models.parallel import Parallel, Ranks
 from framework.models.parts import Part, all_parts
+from framework.models.quantization.canonical import scaled_weights
 from framework.models.quantization.shares import own_linear, own_weight
 from framework.models.quantization.unquantized import float_linear
 from framework.models.ranks import rank_architecture
@@ -135,6 +136,15 @@ def bytes_of(part: Part) -> int:
     for size in part.shape:
         elements *= size
     return 4 * (elements + (sum(part.rows) * max(part.num_experts, 1) if part.bias else 0)) if part.sources else 0
+
+
+def test_blocks_of_scales_are_not_cut_where_the_last_is_shorter() -> None:
+    """96 of 192 columns are half of two scales, but not one block of 128."""
+    whole, own = Part(("m",), (128,), 192, pieces=(128,)), Part(("m",), (128,), 96, pieces=(128,))
+    weight = torch.zeros(128, 192, dtype=torch.float8_e4m3fn)
+    loaded = scaled_weights("gemm_fp8", weight, torch.tensor([[1.0, 2.0]]), torch.float32, blocks=True)
+    with pytest.raises(ValueError, match="m cannot be cut among ranks: numbers 0 to 95 are no whole groups of 128"):
+        own_linear([loaded], replace(own, share=(whole, Ranks(0, 2))))
 
 
 def test_a_share_of_padded_rows_is_zero_beyond_the_whole() -> None:

@@ -166,3 +166,13 @@ def test_what_cannot_be_cut_is_refused_before_weights_are_read(size: tuple[int, 
     with pytest.raises(ValueError) as caught:
         build(size, ep=ep)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tp2", "pp2"])
+def test_the_weights_of_all_ranks_are_about_those_of_the_model(name: str) -> None:
+    """Each rank asks its device for room for its own."""
+    whole, ranks = build(None), build(SIZES[name])
+    weights = ranks.executor.nominal_weight_bytes
+    assert weights == pytest.approx(ranks.executor.weight_bytes, rel=0.1)
+    assert 0.9 < weights / whole.executor.nominal_weight_bytes < 1.4  # both stages have the tied embedding
+    ranks.shutdown()

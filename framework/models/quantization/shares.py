@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from triton_kernels.ops.gemm import FP8_BLOCK
+from triton_kernels.ops.moe import fp8_granularity
 
 from ..parts import Part
 from .scheme import LoadedPart
@@ -50,12 +51,15 @@ def own_linear(whole: Sequence[LoadedPart], part: Part) -> tuple[LoadedPart, ...
 
 def own_experts(whole: LoadedPart, w13: Part, w2: Part) -> LoadedPart:
     """The same of the experts of a layer."""
+    w13_weight = whole.tensors["w13"]
+    assert w13_weight is not None
+    blocks = fp8_granularity(w13_weight, whole.tensors.get("w13_scale")) == "group"
     tensors: dict[str, torch.Tensor | None] = {}
     for key, tensor in whole.tensors.items():
         part = w13 if key.startswith("w13") else w2
         if tensor is not None and part.share is not None:
             rows, columns, experts = part.own
-            tensor = _cut(tensor[experts.start : experts.stop], part, rows, columns, dim=1)
+            tensor = _cut(tensor[experts.start : experts.stop], part, rows, columns, dim=1, blocks=blocks)
         tensors[key] = tensor
     return replace(whole, tensors=tensors)
 
@@ -68,8 +72,9 @@ def _own_part(loaded: LoadedPart, rows: Sequence[range], columns: range, part: P
             f"{name} cannot be cut among ranks: its columns are ordered by activation (desc_act), so that a rank's inputs belong "
             "to weights of all; set parallel.tp=1, or quantize the model without desc_act"
         )
+    blocks = loaded.input is not None and loaded.input.params["granularity"] == "group"
     tensors = {
-        key: tensor if tensor is None or key == "perm" else _cut(tensor, part, rows, columns, dim=0)
+        key: tensor if tensor is None or key == "perm" else _cut(tensor, part, rows, columns, dim=0, blocks=blocks)
         for key, tensor in loaded.tensors.items()
     }
     return replace(loaded, tensors=tensors)
@@ -87,15 +92,17 @@ def _with_zeros(loaded: LoadedPart, added: int) -> LoadedPart:
     return replace(loaded, tensors=tensors)
 
 
-def _cut(tensor: torch.Tensor, part: Part, rows: Sequence[range], columns: range, dim: int) -> torch.Tensor:
-    """rows: of those that the tensor has, or has scales of, along ``dim``; columns come after it, where there are any."""
+def _cut(tensor: torch.Tensor, part: Part, rows: Sequence[range], columns: range, dim: int, blocks: bool) -> torch.Tensor:
+    """rows: of those that the tensor has, or has scales of, along ``dim``; columns come after it, where there are any. blocks:
+    whether what has fewer of them than the weight has one for ``FP8_BLOCK``."""
     assert part.share is not None
     name, total = part.sources[0], part.share[0].columns or 0
     if tensor.shape[dim] > 1:
         unit = FP8_BLOCK if tensor.shape[dim] < rows[-1].stop else 1
         tensor = torch.cat([tensor.narrow(dim, *_units(name, own, unit)) for own in rows], dim)
     if len(columns) < total and tensor.dim() > dim + 1 and tensor.shape[dim + 1] > 1:
-        tensor = tensor.narrow(dim + 1, *_units(name, columns, total // tensor.shape[dim + 1]))
+        unit = FP8_BLOCK if blocks and tensor.shape[dim + 1] < total else total // tensor.shape[dim + 1]
+        tensor = tensor.narrow(dim + 1, *_units(name, columns, unit))
     return tensor.contiguous()
 
 
