@@ -68,7 +68,7 @@ class LLM(PoolingMethods):
         Raises ValueError, before anything runs, if one of the prompts can never fit, and RuntimeError with the cause if one of them
         failed while it ran; the others are aborted then, and the engine serves on (unless its device is lost: EngineDeadError)."""
         inputs = [self.engine.inputs.prompt(prompt) for prompt in listed(prompts)]
-        return self._run(inputs, sampling_params, use_tqdm, priority)
+        return self._generate(inputs, sampling_params, use_tqdm, priority)
 
     def chat(
         self,
@@ -89,7 +89,7 @@ class LLM(PoolingMethods):
             )
             for conversation in conversations
         ]
-        return self._run(inputs, sampling_params, use_tqdm, None)
+        return self._generate(inputs, sampling_params, use_tqdm, None)
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
@@ -129,6 +129,13 @@ class LLM(PoolingMethods):
         if self._engine is not None:
             self._engine.shutdown()
             self._engine = None
+
+    def _generate(
+        self, inputs: list[EngineInput], given: SamplingParams | Sequence[SamplingParams] | None, use_tqdm: bool, priority: Any
+    ) -> list[RequestOutput]:
+        if self.engine.pooling is not None:
+            raise ValueError(self.engine.pooling.generates_nothing)
+        return self._run(inputs, given, use_tqdm, priority)
 
     def _run(
         self,

@@ -51,13 +51,18 @@ class PoolingRules:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
 
+    @property
+    def generates_nothing(self) -> str:
+        """What whoever asks it to generate is told."""
+        return (
+            f"this model pools and generates nothing: use embed, classify, score or encode ({self.task} is what it is for), or "
+            "build the engine with runner='generate' (model.runner), where the checkpoint is of a model that can"
+        )
+
     def complete(self, params: PoolingParams | SamplingParams | None) -> PoolingParams:
         """A private copy with nothing left open. Raises ValueError for what this model cannot do."""
         if not isinstance(params, PoolingParams):
-            raise ValueError(
-                f"this model pools and generates nothing: use embed, classify, score or encode ({self.task} is what it is for), or "
-                "build the engine with runner='generate' (model.runner), where the checkpoint is of a model that can"
-            )
+            raise ValueError(self.generates_nothing)
         params.validate()
         task = params.task or self.task
         if task not in self.tasks:

@@ -120,8 +120,16 @@ class DecodeGraphs:
     before them again, and writes only its own."""
 
     def __init__(
-        self, model: Model, batches: Batches, batch_sizes: list[int], capture: Capture, query_lens: Iterable[int] = (1,)
+        self,
+        model: Model,
+        batches: Batches,
+        batch_sizes: list[int],
+        capture: Capture,
+        query_lens: Iterable[int] = (1,),
+        most_padding: float | None = None,
     ) -> None:
+        """most_padding: as ``Device.most_padding``."""
+        self._most_padding = most_padding
         self.query_lens = sorted(n for n in set(query_lens) if n <= MAX_DECODE_TOKENS)
         self.recorder = Recorder(DecodeRows(batches.rows, max(batch_sizes)), batch_sizes, capture)
         self._rows = self.recorder.rows
@@ -136,6 +144,10 @@ class DecodeGraphs:
         num_rows, longest = len(rows.seats), int(rows.counts.max())
         if num_rows > self.recorder.sizes[-1] or longest > self.query_lens[-1]:
             return False
+        if self._most_padding is not None and longest > 1:
+            num_tokens = int(rows.bounds[-1])
+            if self.recorder.size(num_rows) * self._query_len(longest) > (1 + self._most_padding) * num_tokens:
+                return False
         return bool((rows.counts == rows.num_logits).all()) and int(rows.first.min()) - ahead >= self._query_len(longest)
 
     def run(self, rows: StepRows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -77,6 +77,10 @@ class Device:
         the largest size; weights, activations and cache together may take ``fraction`` of the device."""
         return DEFAULT_CACHE_BYTES
 
+    most_padding: float | None = None
+    """Tokens that a replay computes for nothing, per token of the step, above which running every kernel is faster. None: no number
+    is, because tokens more cost next to nothing."""
+
     def query_lens(self, num_drafts: int) -> list[int]:
         """Tokens per row of the decode steps to record, where up to ``num_drafts`` drafts of a row are checked; a row with fewer
         computes some before them again."""
@@ -91,6 +95,7 @@ class Cpu(Device):
     """The processor."""
 
     graph_sizes = (*range(1, 65), *range(72, 257, 8))  # recorded when they come; and a row of padding costs what any row does
+    most_padding = 1.0
 
     def __init__(self, index: int | None = None) -> None:
         self.torch = torch.device("cpu")

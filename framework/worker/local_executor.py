@@ -179,7 +179,7 @@ class LocalExecutor:
             return
         with _phase("recordings") as said:
             sizes = graph_sizes(config, type(device))
-            self._runner.capture_graphs(sizes, capture, device.query_lens(self.num_drafts))
+            self._runner.capture_graphs(sizes, capture, device.query_lens(self.num_drafts), device.most_padding)
             said.append(f"{len(sizes)} decode steps of up to {sizes[-1]} rows")
         self.plan.recorded = frozenset(kernel.op for kernel in self.plan.bound if kernel.op not in OPS_OUTSIDE_GRAPHS)
 

@@ -112,10 +112,12 @@ class Runner:
         setattr(self, "_sample", around("sampling", self._sample))  # noqa: B010
         setattr(self, "_propose", around("drafting", self._propose))  # noqa: B010
 
-    def capture_graphs(self, batch_sizes: list[int], capture: Capture, query_lens: Iterable[int] = (1,)) -> None:
+    def capture_graphs(
+        self, batch_sizes: list[int], capture: Capture, query_lens: Iterable[int] = (1,), most_padding: float | None = None
+    ) -> None:
         """From now on, steps of decodes only replay a recording of the model, also those that check drafts, of rows with so many
         tokens. ``capture`` turns a function into its replay."""
-        self._graphs = DecodeGraphs(self.model, self._batches, batch_sizes, capture, query_lens)
+        self._graphs = DecodeGraphs(self.model, self._batches, batch_sizes, capture, query_lens, most_padding)
         if self._proposer is not None:
             self._proposer.record(self._graphs.recorder, self._graphs.query_lens)
 

@@ -80,7 +80,7 @@ def test_a_typo_starts_nothing(tmp_path: Path) -> None:
 def test_an_op_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     done = serve(tmp_path, "kernels.smaple=torch", "kernels.default=torch")
     (row,) = rows(tmp_path).values()
-    assert done.returncode != 0 and "kernels.smaple: there is no such op; the ops are apply_penalties, " in row["error"]
+    assert done.returncode != 0 and "kernels.smaple: there is no such op; the ops are all_gather, " in row["error"]
     assert (row["choice.smaple"], row["choice.default"]) == ("torch", "torch")
 
 

@@ -24,8 +24,8 @@ from framework.study.time_shares import PARTS
 ROOT = Path(__file__).parents[2]
 STUDIES = {path.stem: path for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))}
 RESULTS = ROOT / "experiments" / "study_results"
-OURS = sorted(set(STUDIES) - {"beside_transformers", "speculation"})
-"""The first of the others has tests of its own, the second was not run in full yet."""
+OURS = sorted(set(STUDIES) - {"beside_transformers"})
+"""The other has tests of its own."""
 SMALL = ("workload.num_requests=3", "workload.max_output_tokens=4", "workload.max_prompt_tokens=300")
 
 

@@ -44,6 +44,7 @@ def test_as_many_blocks_as_the_real_rule_gives(fraction: float, dtype: str, sche
         monkeypatch.setattr(torch.cuda, name, lambda *device: None)
     real = SimpleNamespace(
         groups=simulated.groups,
+        _own_groups=simulated.groups,
         max_model_len=simulated.max_model_len,
         _drafter=None,
         _draft_probs_bytes=lambda config: 0,

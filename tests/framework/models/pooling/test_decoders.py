@@ -177,9 +177,9 @@ def test_dimensions(qwen: tuple[Path, transformers.PreTrainedModel]) -> None:
 def test_a_model_does_what_it_was_built_for_and_goes_on(qwen: tuple[Path, transformers.PreTrainedModel]) -> None:
     folder, _ = qwen
     pooling, generating = build(folder, runner="pooling"), build(folder)
-    for params in (None, SamplingParams(max_tokens=3)):
+    for params in (None, SamplingParams(max_tokens=3), PoolingParams()):
         with pytest.raises(ValueError, match="pools and generates nothing: use embed"):
-            pooling.generate(tokens(), params, use_tqdm=False)
+            pooling.generate(tokens(), params, use_tqdm=False)  # type: ignore[arg-type]
     for method in (generating.embed, generating.classify, generating.encode):
         with pytest.raises(ValueError, match="build it with runner='pooling'"):
             method(tokens())
