@@ -238,8 +238,8 @@ def _moe_route(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
 def _moe_experts(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
     sizes = (d["num_experts"], d["top_k"], d["hidden_size"], d["intermediate_size"])
     quantized = {"group": o["group"], "zeros": bool(o["zeros"])} if o["scheme"] == "w4a16" else {}
-    variant = {key: o[key] for key in ("biases", "limit", "weighs_input") if key in o}
-    return _experts_case(name, BENCH, sum(q), *sizes, scheme=o["scheme"], **quantized, **variant)
+    more = quantized | {key: o[key] for key in ("biases", "limit", "weighs_input") if key in o}
+    return _experts_case(name, BENCH, sum(q), *sizes, scheme=o["scheme"], **more)
 
 
 def _sampling(name, q, ctx, d, o):  # type: ignore[no-untyped-def]

@@ -43,12 +43,12 @@ def _add_bias(total, bias_ptr, offsets, inside, num_columns, HAS_BIAS: tl.conste
     return total
 
 
-@triton.jit(do_not_specialize=["rank"])
+@triton.jit(do_not_specialize=["num_rows", "rank"])
 def one_shot_kernel(
     x_ptr,
     out_ptr,
     addresses_ptr,
-    num_elements,
+    num_rows,
     num_columns,
     bias_ptr,
     rank,
@@ -58,6 +58,7 @@ def one_shot_kernel(
     BLOCK: tl.constexpr,
     PHASE: tl.constexpr,
 ):
+    num_elements = num_rows * num_columns
     num_tiles, lane = tl.cdiv(num_elements, BLOCK), tl.arange(0, BLOCK)
     if COPY & PHASE:
         own = rank_data(addresses_ptr, rank, x_ptr)
@@ -77,12 +78,12 @@ def one_shot_kernel(
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
 
 
-@triton.jit(do_not_specialize=["rank"])
+@triton.jit(do_not_specialize=["num_rows", "rank"])
 def two_shot_kernel(
     x_ptr,
     out_ptr,
     addresses_ptr,
-    num_elements,
+    num_rows,
     num_columns,
     bias_ptr,
     rank,
@@ -94,6 +95,7 @@ def two_shot_kernel(
 ):
     """Tiles in turns of RANKS, of which rank r adds up tile r. The result takes the tile's own place, with the output's type, which
     is no wider: nobody but the owner reads that tile before it is finished."""
+    num_elements = num_rows * num_columns
     num_turns, lane = tl.cdiv(num_elements, RANKS * BLOCK), tl.arange(0, BLOCK)
     own = rank_data(addresses_ptr, rank, x_ptr)
     if COPY & PHASE:
@@ -177,5 +179,5 @@ class TritonAllReduce:
         kernel, tiles_of_turn = (self.one_shot, 1) if is_small else (self.two_shot, self.ranks)
         grid = (min(self.programs, cdiv(x.numel(), tiles_of_turn * self.block)),)
         phases = (COPY, REDUCE) if is_small else (COPY, REDUCE, COLLECT)
-        self.memory.run(lambda phase: kernel(grid, x, out, addresses, x.numel(), x.shape[1], PHASE=phase), phases)
+        self.memory.run(lambda phase: kernel(grid, x, out, addresses, *x.shape, PHASE=phase), phases)
         return out

@@ -54,24 +54,27 @@ def reduce_norm_kernel(
 ):
     columns = tl.arange(0, BLOCK)
     inside = columns < width
+    wide = tl.full((), 0, tl.int64)  # rows may lie far apart
     if COPY & PHASE:
         own = rank_data(addresses_ptr, rank, x_ptr)
         for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
-            tl.store(own + row * width + columns, tl.load(x_ptr + row * stride_x + columns, mask=inside), mask=inside)
+            at = wide + row
+            tl.store(own + at * width + columns, tl.load(x_ptr + at * stride_x + columns, mask=inside), mask=inside)
     if PHASE == ALL:
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
     if REDUCE & PHASE:
         for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
-            total = rank_sum(addresses_ptr, x_ptr, row * width + columns, inside, RANKS)
+            at = wide + row
+            total = rank_sum(addresses_ptr, x_ptr, at * width + columns, inside, RANKS)
             if HAS_BIAS:
                 total += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-            residual_ptrs = residual_ptr + row * stride_residual + columns
+            residual_ptrs = residual_ptr + at * stride_residual + columns
             summed = (tl.load(residual_ptrs, mask=inside, other=0.0).to(tl.float32) + total).to(residual_ptr.dtype.element_ty)
             tl.store(residual_ptrs, summed, mask=inside)
             summed = summed.to(tl.float32)
             inverse = tl.rsqrt(tl.sum(summed * summed, axis=0) / width + eps)
             weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32) + offset
-            tl.store(out_ptr + row * width + columns, (summed * inverse * weight).to(out_ptr.dtype.element_ty), mask=inside)
+            tl.store(out_ptr + at * width + columns, (summed * inverse * weight).to(out_ptr.dtype.element_ty), mask=inside)
     if PHASE == ALL:
         rank_barrier(addresses_ptr, rank, RANKS, MAX_RANKS)
 
