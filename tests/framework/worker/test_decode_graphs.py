@@ -161,6 +161,16 @@ def test_blocks_of_drafts_come_with_those_of_the_tokens_before_them() -> None:
     assert rows.tables[0, 0, :19].tolist() == list(range(1, 20))
 
 
+@pytest.mark.parametrize(("counts", "worth"), [((8, 8, 8), True), ((8, 8, 1), True), ((8, 1, 1), False), ((1, 1, 1), True)])
+def test_a_cpu_replays_nothing_that_is_mostly_padding(counts: tuple[int, ...], worth: bool) -> None:
+    """A recording of four rows with eight tokens each is worth sixteen that count, and more."""
+    runner = llm().engine.executor._runner  # type: ignore[attr-defined]
+    rows = StepRows.of(np.arange(3), np.array(counts), np.full(3, 20), np.array(counts))
+    for most_padding, expected in ((1.0, worth), (None, True)):
+        runner.capture_graphs([1, 2, 4], lambda run: run, range(1, 9), most_padding)
+        assert runner._graphs.fits(rows) == expected
+
+
 def test_a_cpu_records_at_the_first_replay_and_only_then() -> None:
     calls, x = [], torch.zeros(1)
 
