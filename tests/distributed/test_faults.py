@@ -102,7 +102,9 @@ def test_a_rank_that_hangs_while_others_go_on_is_found_too() -> None:
 
 def test_a_rank_that_dies_while_no_step_runs_ends_the_next_one() -> None:
     engine = make_engine(make_config(2), null_rank)
-    os.kill(pids(engine)[1], signal.SIGKILL)
+    doomed = pids(engine)[1]
+    os.kill(doomed, signal.SIGKILL)
+    wait_until(lambda: not runs(doomed))
     engine.add_request("r", [1, 2, 3], token_params())
     assert "killed by SIGKILL" in str(finish(engine)["r"].error)
 
