@@ -43,7 +43,7 @@ class Executor(Protocol):
     call_times  what kernel calls take, where the config asks for it (profile, capture); None = it does not, or there are no calls
 
     An exception from ``submit`` or ``result`` ends the requests of that step, and the engine serves on, whatever part of the step
-    was done; DeviceLostError (errors.py) ends more than that. What concerns one new request alone is told in
+    was done; DeviceLostError (errors.py) ends the engine. What concerns one new request alone is told in
     ``StepOutput.failed``.
     """
 

@@ -40,7 +40,7 @@ class Decoder(PagedModel):
         lm_head: Linear | None,
         logit_scale: float | None,
         logit_softcap: float | None,
-        pp: Ranks = Ranks(),  # noqa: B008
+        pp: Ranks,
     ) -> None:
         super().__init__([layer.attention.paged for layer in layers])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
@@ -83,7 +83,8 @@ class Decoder(PagedModel):
         return torch.cat((self.finish(x, residual), *aux), dim=-1)
 
     def _forward_stage(self, batch: ForwardBatch) -> torch.Tensor:
-        """Of all stages but the last: what goes on to the next, without the residual."""
+        """Takes over from the stage before. Of the last stage the final hidden states; of others what they passed on to the next,
+        without the residual, which nobody needs."""
         pp, residual = self._pp, None
         if pp.rank == 0:
             x = self.embed(batch.token_ids, batch.positions, batch.token_types)
