@@ -97,7 +97,8 @@ def _empty_model(
         )
     quant = quant or QuantConfig()
     weights = EmptyWeights(device, getattr(torch, info.dtype), read_scheme(info.quantization, quant))
-    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse).build()
+    expand = config.latent_prefill == "expanded"
+    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand).build()
 
 
 def _run_once(run: Replay) -> Replay:
