@@ -46,7 +46,7 @@ class AsyncEngine:
         self.inputs = input_processor(self.config.model, model)
         self._client = EngineClient(self.config, start_timeout_s)
         self.info = self._client.info
-        rules = pooling_rules(self.config, model)
+        rules = pooling_rules(self.config, model, self.inputs.tokenizer)
         self.pooling = None if rules is None else PoolingInputs(self.inputs, rules, self.info.max_model_len)
         weakref.finalize(self, self._client.stop)  # an engine that is dropped gives its device back
         # By the user's ids. Weak: what a closed event loop leaves behind is not running.

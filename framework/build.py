@@ -62,7 +62,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
         config = settle_pooling(config, model.pooling)
     inputs = input_processor(config.model, model)
     executor = kind.load().open(config, model, clock)
-    pooling = pooling_rules(config, model)
+    pooling = pooling_rules(config, model, inputs.tokenizer)
     matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device and pooling is None else None
     engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling)
     if (probes := getattr(engine.executor, "probes", None)) is not None:
@@ -130,12 +130,12 @@ def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
     return replace(config, scheduler=scheduler, cache=replace(config.cache, prefix_caching=shares))
 
 
-def pooling_rules(config: EngineConfig, model: ModelInfo) -> PoolingRules | None:
+def pooling_rules(config: EngineConfig, model: ModelInfo, tokenizer: Any) -> PoolingRules | None:
     """What may be asked of a model that pools; None for one that generates."""
     if model.pooling is None or model.architecture is None:
         return None
     architecture = model.architecture
-    return model.pooling.rules(architecture.hidden_size, architecture.num_token_types, config.scheduler.max_chunk)
+    return model.pooling.rules(architecture.hidden_size, architecture.num_token_types, config.scheduler.max_chunk, tokenizer)
 
 
 def settle_quantization(config: EngineConfig) -> EngineConfig:

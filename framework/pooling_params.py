@@ -25,7 +25,8 @@ class PoolingParams:
                     model's
     skip_reading_prefix_cache  compute the whole prompt
 
-    ``second_text`` is filled in for pairs of texts: the first token of the second, from which on tokens have another type.
+    ``second_text`` is filled in for pairs of texts: the first token of the second, from which on tokens have another type; and
+    ``num_unpooled`` by the engine: tokens of an instruction at the prompt's start, which a mean leaves out.
     Raises ValueError naming field, value and range; ``validate`` does so again after changes.
     """
 
@@ -37,6 +38,7 @@ class PoolingParams:
     skip_reading_prefix_cache: bool | None = None
 
     second_text: int | None = field(default=None, init=False)
+    num_unpooled: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.validate()

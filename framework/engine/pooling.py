@@ -17,6 +17,40 @@ def generates(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Instruction:
+    """How GritLM's prompts begin, ``<|user|>\\n{instruction}\\n<|embed|>\\n`` or ``<|embed|>\\n`` alone, in tokens: its start, the
+    end of one that began so, and the end alone. bos: the token before all that; None: there is none."""
+
+    user: list[int]
+    end: list[int]
+    end_alone: list[int]
+    bos: int | None
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Instruction:
+        """Raises ValueError without a tokenizer."""
+        if tokenizer is None:
+            raise ValueError(
+                "GritLM cannot embed without its tokenizer, which tells where the instruction of a prompt ends: leave out "
+                "model.skip_tokenizer, or give one with model.tokenizer"
+            )
+
+        def ids(text: str) -> list[int]:
+            found: list[int] = tokenizer.encode(text, add_special_tokens=False)
+            return found
+
+        # After other text a word's first token is another one than at the start.
+        return cls(ids("<|user|>\n"), ids("x\n<|embed|>\n")[len(ids("x")) :], ids("<|embed|>\n"), tokenizer.bos_token_id)
+
+    def length(self, prompt: Sequence[int]) -> int:
+        """Tokens of a prompt to the end of its instruction; without one, those before the text."""
+        start = int(bool(prompt) and prompt[0] == self.bos)
+        end = self.end if list(prompt[start : start + len(self.user)]) == self.user else self.end_alone
+        ends = (i + len(end) for i in range(start, len(prompt) - len(end) + 1) if list(prompt[i : i + len(end)]) == end)
+        return next(ends, start)
+
+
+@dataclass(frozen=True)
 class PoolingRules:
     """What may be asked of a pooling model.
 
@@ -33,6 +67,7 @@ class PoolingRules:
     num_labels   of a classifier; labels: names of its classes
     lower_case   text is brought into lower case
     prompts      name -> text to put before a prompt; default_prompt: the name that is taken where none is given
+    instruction  what the mean of a prompt leaves out; None: nothing
     """
 
     task: PoolingTask
@@ -50,6 +85,7 @@ class PoolingRules:
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    instruction: Instruction | None = None
 
     @property
     def generates_nothing(self) -> str:
@@ -106,6 +142,13 @@ class PoolingRules:
                 f"the prompt has {num_tokens} tokens, but this model sees all of a prompt at once, and a step takes "
                 f"{self.max_whole} of one: raise scheduler.max_num_batched_tokens (and max_chunk_tokens), or shorten it"
             )
+
+    def num_unpooled(self, prompt: Sequence[int]) -> int:
+        """Tokens at a prompt's start that its mean leaves out. Raises ValueError for a prompt that has no others."""
+        count = 0 if self.instruction is None else self.instruction.length(prompt)
+        if count and count == len(prompt):
+            raise ValueError(f"the prompt's {count} tokens are an instruction without a text behind it: there is nothing to embed")
+        return count
 
     def prompt_prefix(self, name: str | None) -> str:
         """The text to put before a prompt. Raises ValueError for a name that the model has no text for."""

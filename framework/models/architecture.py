@@ -214,6 +214,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
     found = {**text_part({**read_json(folder, "config.json"), **config.architecture}), **config.architecture}
     if not isinstance(found.get("model_type"), str):
         raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
+    if config.runner == "generate" and found.get("architectures") == ["GritLM"]:
+        found["architectures"] = ["MistralForCausalLM"]
     generation = read_json(folder, "generation_config.json")
     architecture, reason = None, ""
     if config.backend != "transformers":

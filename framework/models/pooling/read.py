@@ -26,6 +26,7 @@ _KINDS: tuple[tuple[str, PoolingTask | None], ...] = (
     ("ClassificationModel", "classify"),
     ("RewardModel", "token_classify"),
     ("Model", "embed"),
+    ("GritLM", "embed"),
 )
 """How the name of an architecture ends -> what it is for; None = it generates. The first that fits counts."""
 _MODES: Mapping[str, PoolingType] = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
@@ -45,8 +46,6 @@ _PROBLEMS: Mapping[str, ScoreActivation] = {"regression": "identity", "multi_lab
 """problem_type -> activation, where the number of classes does not say it."""
 UNAVAILABLE = ("clip", "siglip", "siglip2")
 """Model types whose embeddings exist elsewhere and not in this version."""
-UNAVAILABLE_ARCHITECTURES = ("GritLM",)
-"""Likewise, of model types that are served otherwise."""
 
 
 def read_pooling(
@@ -59,17 +58,19 @@ def read_pooling(
         raise ValueError(f"model_type {found['model_type']!r} is not available in this version: its towers are not served")
     modules = _modules(folder)
     names = found.get("architectures") or [""]
-    if names[0] in UNAVAILABLE_ARCHITECTURES and config.runner != "generate":
-        raise ValueError(
-            f"{names[0]} is not available in this version as a model that pools: its mask depends on the instruction; set "
-            "model.runner=generate to let it generate"
-        )
     task = _task(config, str(names[0]), bool(modules), causal, "classifier_from_token" in found)
     if task is None:
         return None
     kind: PoolingType = "LAST" if causal else "CLS"
     labels = _labels(found)
     pooling = Pooling(task, kind, causal, activation=_score_activation(found), labels=labels, matryoshka=_matryoshka(found))
+    if names[0] == "GritLM":
+        if causal:
+            raise ValueError(
+                f"architectures=['GritLM'] of model_type {found.get('model_type')!r} cannot embed in this version, which looks both "
+                "ways in native models of type 'mistral' only; set model.runner=generate to let it generate"
+            )
+        pooling = replace(pooling, kind="MEAN", instructed=True)
     if task in ("classify", "token_classify"):
         pooling = _with_classifier(pooling, found, str(names[0]), folder, hidden_size)
     if modules:

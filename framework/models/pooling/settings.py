@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from ...engine.pooling import PoolingRules
+from ...engine.pooling import Instruction, PoolingRules
 from ...pooling_params import PoolingTask
 
 PoolingType = Literal["CLS", "LAST", "MEAN", "ALL", "STEP"]
@@ -56,6 +56,7 @@ class Pooling:
     prompts, default_prompt   see PoolingRules
     max_len     longest text that the model was made for, where its files say so
     lower_case  text is brought into lower case
+    instructed  an instruction may stand before a text, which the mean leaves out, as ``Instruction`` finds it
     """
 
     task: PoolingTask
@@ -75,6 +76,7 @@ class Pooling:
     default_prompt: str | None = None
     max_len: int | None = None
     lower_case: bool = False
+    instructed: bool = False
 
     @property
     def num_labels(self) -> int:
@@ -94,8 +96,9 @@ class Pooling:
             return ("embed", "token_embed") if self.kind not in ("ALL", "STEP") else ("token_embed",)
         return ("classify", "token_classify") if self.kind not in ("ALL", "STEP") else ("token_classify",)
 
-    def rules(self, hidden_size: int, num_token_types: int, max_chunk: int) -> PoolingRules:
-        """What an engine may be asked for. max_chunk: tokens of a prompt that a step takes at most."""
+    def rules(self, hidden_size: int, num_token_types: int, max_chunk: int, tokenizer: Any) -> PoolingRules:
+        """What an engine may be asked for. max_chunk: tokens of a prompt that a step takes at most. Raises ValueError for a model
+        that cannot do without a tokenizer, and has none."""
         return PoolingRules(
             task=self.task,
             tasks=self.tasks,
@@ -112,4 +115,5 @@ class Pooling:
             lower_case=self.lower_case,
             prompts=self.prompts,
             default_prompt=self.default_prompt,
+            instruction=Instruction.of(tokenizer) if self.instructed else None,
         )
