@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
 from .engine.executor import PredictsSteps
+from .engine.images import ImageProcessor
 from .engine.inputs import InputProcessor
 from .engine.pooling import PoolingRules
 from .engine.speculation import Speculation
@@ -132,10 +133,12 @@ def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
 
 def pooling_rules(config: EngineConfig, model: ModelInfo, tokenizer: Any) -> PoolingRules | None:
     """What may be asked of a model that pools; None for one that generates."""
-    if model.pooling is None or model.architecture is None:
+    if model.pooling is None:
         return None
-    architecture = model.architecture
-    return model.pooling.rules(architecture.hidden_size, architecture.num_token_types, config.scheduler.max_chunk, tokenizer)
+    architecture, most = model.architecture, config.scheduler.max_chunk
+    if architecture is None:
+        return model.pooling.rules(0, 0, most, tokenizer)
+    return model.pooling.rules(architecture.hidden_size, architecture.num_token_types, most, tokenizer)
 
 
 def settle_quantization(config: EngineConfig) -> EngineConfig:
@@ -173,4 +176,6 @@ def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
         eos = (found,)
     eos = tuple(token for token in eos if 0 <= token < model.config.get("vocab_size", token + 1))  # others are never sampled
     generation = model.generation if config.generation_config == "auto" else {}
-    return InputProcessor(tokenizer, generation, eos, config.max_logprobs)
+    has_towers = model.pooling is not None and model.pooling.towers is not None
+    images = ImageProcessor(model.folder) if has_towers and model.folder is not None else None
+    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images)

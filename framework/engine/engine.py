@@ -103,8 +103,7 @@ class Engine:
                 f"structured_outputs needs a tokenizer, and an executor with logits: executor.kind={kind} makes tokens up"
             )
         if self.pooling is not None and pooling is not None:
-            self.pooling.check_prompt(len(given.token_ids), self.executor.max_model_len)
-            pooling.num_unpooled = self.pooling.num_unpooled(given.token_ids)
+            given = self.pooling.admit(given, pooling, self.executor.max_model_len)
         max_total = self.scheduler.limits.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
         _logger.debug("request %s: %d prompt tokens, n=%d", request_id, len(given.token_ids), complete.n)

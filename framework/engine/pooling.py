@@ -68,6 +68,8 @@ class PoolingRules:
     lower_case   text is brought into lower case
     prompts      name -> text to put before a prompt; default_prompt: the name that is taken where none is given
     instruction  what the mean of a prompt leaves out; None: nothing
+    padding      (tokens, token): every text is brought to that many with that token; None: it stays as it is
+    has_towers   images are embedded as texts are, and no two texts are compared
     """
 
     task: PoolingTask
@@ -86,6 +88,8 @@ class PoolingRules:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     instruction: Instruction | None = None
+    padding: tuple[int, int] | None = None
+    has_towers: bool = False
 
     @property
     def generates_nothing(self) -> str:
@@ -129,6 +133,24 @@ class PoolingRules:
         )
         own.second_text = params.second_text if self.num_token_types > 1 else None
         return own
+
+    def admit(self, prompt: EngineInput, params: PoolingParams, max_model_len: int) -> EngineInput:
+        """What the model is given of a prompt; ``params``, complete and private, learn what of it is theirs. Raises ValueError for
+        one that it cannot take."""
+        ids = prompt.token_ids
+        self.check_prompt(len(ids), max_model_len)
+        params.num_unpooled, params.pixels = self.num_unpooled(ids), prompt.pixels
+        if self.padding is None or prompt.pixels is not None:
+            return prompt
+        length, token = self.padding
+        return replace(prompt, token_ids=[*ids, *[token] * (length - len(ids))])
+
+    def check_scores(self) -> None:
+        """Raises ValueError for a model that gives no single score of two texts."""
+        if self.has_towers:
+            raise ValueError("this model compares texts with images, and no texts with each other: embed both, and take the cosine")
+        if self.num_labels > 1:
+            raise ValueError(f"this model tells {self.num_labels} classes apart, and a score is of one: use classify")
 
     def check_prompt(self, num_tokens: int, max_model_len: int) -> None:
         """Raises ValueError for a prompt that is too long."""

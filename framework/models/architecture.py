@@ -12,7 +12,7 @@ from ..engine.kv_cache.spec import PagedKV
 from .families import Family
 from .hub import read_json, resolve_model
 from .plugins import family_names, find_family
-from .pooling.read import read_pooling
+from .pooling.read import TOWERS, read_pooling, towers_config
 from .pooling.settings import Pooling
 from .quantization.settings import Settings, checkpoint_settings
 from .rope import Rope, read_rope
@@ -216,6 +216,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
         raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
     if config.runner == "generate" and found.get("architectures") == ["GritLM"]:
         found["architectures"] = ["MistralForCausalLM"]
+    if found["model_type"] in TOWERS:
+        found = towers_config(config, found, folder)
     generation = read_json(folder, "generation_config.json")
     architecture, reason = None, ""
     if config.backend != "transformers":
@@ -229,7 +231,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
         eos = found.get("eos_token_id")
     size, causal = (found.get("hidden_size", 0), True) if architecture is None else (architecture.hidden_size, architecture.causal)
     pooling = read_pooling(config, found, folder, size, causal)
-    if pooling is not None:
+    if pooling is not None and pooling.towers is None:
         if architecture is None:
             raise ValueError(
                 f"model {config.name!r} cannot pool: only native models can, and {reason or 'model.backend=transformers'}"
