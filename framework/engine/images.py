@@ -22,8 +22,8 @@ def image_from_url(url: object) -> Any:
     something would have to be fetched from."""
     if not isinstance(url, str) or not url.startswith(_SCHEME):
         raise ValueError(
-            f"an image must be a URL of the form {_SCHEME}png;base64,...; found {str(url)[:60]!r}. Other URLs are not fetched: this "
-            "server does not let its clients choose what it asks others for"
+            f"an image must be a URL of the form {_SCHEME}png;base64,...; found {str(url)[:60]!r}. Other URLs are not fetched: "
+            "a server does not let its clients choose what it asks others for"
         )
     head, comma, body = url.partition(",")
     if not comma or not head.endswith(";base64"):
@@ -53,7 +53,7 @@ class ImageProcessor:
             raise ValueError(f"a prompt's 'multi_modal_data' must be {{'image': a PIL image}}; found {str(found)[:80]}")
         if others := {key: value for key, value in prompt.items() if key != "multi_modal_data" and value != ""}:
             raise ValueError(
-                f"a prompt is a text or an image, which are embedded apart: leave out {', '.join(map(str, others))}, or ask for both"
+                f"a prompt is a text or an image, which are embedded apart: leave out {', '.join(map(str, others))}, or give two"
             )
         return self._prepared(_checked(found["image"]))
 

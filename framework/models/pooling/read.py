@@ -58,8 +58,8 @@ def read_pooling(
     Raises ValueError for what cannot be served."""
     if found.get("model_type") in _OF_OTHER_SHAPES:
         raise ValueError(
-            f"model_type {found['model_type']!r} is not available in this version, whose images have one size: take a checkpoint of "
-            f"type {' or '.join(TOWERS)} (those of SigLIP 2 with a fixed resolution are siglip)"
+            f"model_type {found['model_type']!r} is not available in this version, whose images have one size: take a checkpoint "
+            f"of type {' or '.join(TOWERS)} (those of SigLIP 2 with a fixed resolution are siglip)"
         )
     if found.get("model_type") in TOWERS:
         return _towers(config, found)

@@ -21,7 +21,7 @@ from framework.engine.images import image_from_url
 
 from .checkpoints import assert_same_direction, save
 
-WORDS = ["<pad>", "<unk>", "<s>", *"a photo of cat dog two small and many".split(), "<eos>"]
+WORDS = ["<pad>", "<unk>", "<s>", "a", "photo", "of", "cat", "dog", "two", "small", "<eos>"]
 TEXTS = ["a photo of a cat", "two small dog", "dog", "a " * 60]
 TEXT = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {
@@ -199,7 +199,7 @@ def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_model_with_towers_cannot_do(made: Made) -> None:
-    folder, model, llm = made
+    folder, _, llm = made
     with pytest.raises(ValueError, match="pools and generates nothing: use embed"):
         llm.generate(TEXTS, SamplingParams(max_tokens=1))
     with pytest.raises(ValueError, match="task='classify' cannot work: this model does embed"):
