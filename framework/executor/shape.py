@@ -41,4 +41,4 @@ def native(model: ModelInfo, config: EngineConfig) -> Architecture:
 def kv_groups(architecture: Architecture, model: ModelInfo, config: EngineConfig) -> tuple[CacheGroup, ...]:
     """Of a model, or of the part of it that one device holds."""
     dtype = model.dtype if config.cache.dtype == "auto" else config.cache.dtype
-    return group_layers(architecture.cache_specs(dtype))
+    return group_layers(architecture.cache_specs(dtype, model.max_model_len))

@@ -143,11 +143,13 @@ class Architecture:
     has_logits: bool = True
     latent: Latent | None = None
 
-    def cache_specs(self, dtype: str) -> list[PagedKV]:
-        """What each layer keeps in a cache of ``dtype``. Raises ValueError for one that the model cannot have."""
+    def cache_specs(self, dtype: str, max_model_len: int) -> list[PagedKV]:
+        """What each layer keeps in a cache of ``dtype``, where a window that no sequence outgrows is none. Raises ValueError for a
+        cache that the model cannot have."""
         value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
         heads = (self.num_kv_heads, self.head_dim, value_dim)
-        windows = [layer.reach if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
+        reaches = [layer.reach if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
+        windows = [reach if reach is not None and reach < max_model_len else None for reach in reaches]
         return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
 
     @property

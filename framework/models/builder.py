@@ -77,7 +77,7 @@ def load_model(
         raise ValueError(
             f"model.latent_prefill={config.latent_prefill} would change nothing: model {config.name!r} has no latent attention"
         )
-    info.architecture.cache_specs(_cache_dtype(info, cache_dtype))  # refuses a cache before weights are read
+    info.architecture.cache_specs(_cache_dtype(info, cache_dtype), info.max_model_len)  # refuses a cache before weights are read
     _check_chunks(info, info.architecture, block_size)
     weights = _open(config, info, info.architecture, device, seed, scheme)
     expand = config.latent_prefill == "expanded"

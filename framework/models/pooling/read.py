@@ -118,6 +118,11 @@ def towers_config(config: ModelConfig, found: Mapping[str, Any], folder: Path | 
             theirs = transformers.AutoConfig.from_pretrained(folder, **given)
     except (TypeError, ValueError, AttributeError) as error:  # configurations check themselves, each in its way
         raise ValueError(f"model {config.name!r}: transformers refuses its config.json: {error}") from error
+    if theirs.model_type != found["model_type"]:
+        raise ValueError(
+            f"model {config.name!r} cannot be of model_type {found['model_type']!r} (model.architecture): its config.json is of "
+            f"another type, {theirs.model_type!r}"
+        )
     text = theirs.text_config
     size = theirs.projection_dim if found["model_type"] == "clip" else text.projection_size
     names = ("max_position_embeddings", "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")

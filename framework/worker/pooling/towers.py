@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class TowerExecutor:
 
     groups: tuple[CacheGroup, ...] = ()
     num_blocks, num_stages, in_flight_steps, num_drafts = 2, 1, 1, 0
-    draft_max_model_len, drafts_read_ahead = None, False
+    draft_max_model_len: int | None = None
+    drafts_read_ahead = False
 
     def __init__(self, config: EngineConfig, model: ModelInfo) -> None:
         assert model.pooling is not None
@@ -51,7 +53,7 @@ class TowerExecutor:
         self._heads = Heads(model.pooling, [])
         self.vocab_size, self.max_model_len = model.config["vocab_size"], model.max_model_len
         self.plan.check_bound()
-        self._step = self._run
+        self._step: Callable[[StepInput], Handle] = self._run
         if self.probes is not None:
             self.probes.check({kernel.op for kernel in self.plan.bound})
             self._step = self.probes.around_submit(self._run)
