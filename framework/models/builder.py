@@ -199,11 +199,13 @@ class Builder:
     def _attention(self, parts: dict[str, Part], layer: LayerShape, index: int, qkv: Linear) -> Attention:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
         a, heads = self.a, (self.a.num_heads, self.a.num_kv_heads)
-        window, alibi = self._outgrown(layer.window), self._alibi(layer)
+        window, alibi = self._outgrown(layer.window), self._alibi()
         sinks = self.weights.weight(parts["sinks"]) if "sinks" in parts else None
         dims = (*heads, a.head_dim, a.head_dim)
+        rounded = layer.scale if alibi is not None and a.family.alibi_scaled else None
+        chunk = self._outgrown(layer.chunk)
         shape = AttentionShape(
-            *dims, layer.scale, window, a.attn_softcap, sinks, alibi, causal=a.causal, chunk=self._outgrown(layer.chunk)
+            *dims, layer.scale, window, a.attn_softcap, sinks, alibi, causal=a.causal, chunk=chunk, alibi_scale=rounded
         )
         o = self._linear(parts["o"])
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self.weights) if self.attention.takes_scales else None
@@ -255,12 +257,12 @@ class Builder:
             self._expanded = [self.attention.workspace_write(heads), *attention, self.plan.bind("merge_attention")]
         return self._expanded
 
-    def _alibi(self, layer: LayerShape) -> tuple[float, ...] | None:
+    def _alibi(self) -> tuple[float, ...] | None:
         if self.a.family.positions != "alibi":
             return None
         slopes = torch.tensor(alibi_slopes(self.whole.num_heads))
         if self.a.family.alibi_scaled:
-            slopes = slopes.bfloat16().float() * layer.scale
+            slopes = slopes.bfloat16().float()
         return tuple(slopes.chunk(self.parallel.tp.size)[self.parallel.tp.rank].tolist())
 
     def _qk_norm(self, part: Part) -> QkNorm:
