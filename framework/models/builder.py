@@ -13,7 +13,6 @@ from tqdm import tqdm
 from ..config import ModelConfig, ParallelConfig, QuantConfig
 from ..plan import BoundKernel, KernelPlan
 from .alibi import alibi_slopes
-from .architecture import Architecture, Latent, LayerShape, ModelInfo, Moe
 from .decoder import Decoder
 from .layers.attention import Attention, Fused, Separate
 from .layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, PreNormBlock
@@ -23,6 +22,7 @@ from .layers.mla import LatentAttention
 from .layers.mlp import PLAIN, Mlp, MoeMlp, SharedExperts
 from .layers.paged_attention import AttentionKernels, AttentionShape
 from .layers.qk_norm import GatheredWidthNorm, HeadNorm, HeadsNorm, QkNorm, WidthNorm
+from .native import Architecture, Latent, LayerShape, Moe
 from .parallel import Parallel
 from .parts import Part, all_parts, model_parts, shares
 from .pooling.classifiers import HEADS
@@ -34,6 +34,7 @@ from .quantization.scheme import LoadedPart, Scheme, one_input
 from .quantization.table import read_scheme
 from .quantization.unquantized import float_linear
 from .ranks import layer_shares, rank_architecture
+from .read import ModelInfo
 from .rope import Rope
 from .weights import Checkpoint, DummyWeights, Weights
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .architecture import Architecture
 from .families import Family
 from .hub import read_json
+from .native import Architecture
 from .parts import Part, all_parts, bias_name
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
 from .quantization.shares import own_bias, own_experts, own_linear, own_weight

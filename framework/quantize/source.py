@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from ..config import ModelConfig
-from ..models.architecture import read_model
 from ..models.parts import Part, all_parts, layer_parts
 from ..models.quantization.unquantized import Unquantized
+from ..models.read import read_model
 from ..models.weights import Checkpoint, open_shard, our_name, tensor_files
 
 

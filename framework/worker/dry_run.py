@@ -15,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 from ..config import EngineConfig, ModelConfig, QuantConfig
 from ..engine.kv_cache.spec import group_layers
 from ..engine.step import NewRequest, StepInput
-from ..models.architecture import ModelInfo, read_model
 from ..models.builder import Builder
 from ..models.parallel import Parallel
 from ..models.protocol import Model
 from ..models.quantization.table import read_scheme
+from ..models.read import ModelInfo, read_model
 from ..models.weights import EmptyWeights
 from ..plan import KernelPlan, TargetPlan
 from ..sampling_params import SamplingParams

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from framework.config import ModelConfig, ParallelConfig
-from framework.models.architecture import read_model
 from framework.models.parallel import Parallel, Ranks
 from framework.models.parts import Part, all_parts
 from framework.models.quantization.canonical import scaled_weights
 from framework.models.quantization.shares import own_linear, own_weight
 from framework.models.quantization.unquantized import float_linear
 from framework.models.ranks import rank_architecture
+from framework.models.read import read_model
 from framework.models.weights import Weights
 
 from ..framework.models.checkpoints import make

@@ -11,10 +11,10 @@ from framework import LLM, EngineConfig, SamplingParams
 from framework.build import build_engine
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from framework.executor.simulated import SimulatedExecutor
-from framework.models.architecture import read_model
 from framework.models.builder import Builder
 from framework.models.parallel import Parallel
 from framework.models.quantization.unquantized import Unquantized
+from framework.models.read import read_model
 from framework.models.weights import DummyWeights
 from framework.plan import KernelPlan, TargetPlan
 from triton_kernels.resolve import NoKernelError

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from ...plan import BoundKernel
-from ..architecture import ModelInfo
 from ..batch import ForwardBatch
 from ..layers.attention import Attention
 from ..layers.block import Block, HiddenAndResidual, Mlp
 from ..layers.linear import Linear
 from ..parts import Part, layer_parts
+from ..read import ModelInfo
 from .files import HeadFiles
 from .head import DraftHead, Embed, HeadBuilder, HeadInfo, checked_object, layers_info, refuse_quantized, refuse_width, shape_of
 

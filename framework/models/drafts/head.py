@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ...plan import BoundKernel, KernelPlan
-from ..architecture import Architecture, ModelInfo, read_native
 from ..batch import ForwardBatch
 from ..builder import Builder
 from ..decoder import Decoder
@@ -18,9 +17,11 @@ from ..layers.attention import Attention
 from ..layers.block import Mlp, PreNormBlock
 from ..layers.linear import Linear
 from ..layers.paged_attention import PagedAttention
+from ..native import Architecture, read_native
 from ..paged_model import PagedModel
 from ..parallel import Parallel
 from ..parts import Part
+from ..read import ModelInfo
 from .files import HeadFiles, HeadWeights
 
 Embed = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

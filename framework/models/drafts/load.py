@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from ...plan import KernelPlan
-from ..architecture import ModelInfo
 from ..decoder import Decoder
 from ..hub import read_json
 from ..protocol import Model
+from ..read import ModelInfo
 from .eagle import build_eagle, read_eagle, read_eagle3
 from .head import DraftHead, HeadBuilder, HeadInfo
 from .medusa import build_medusa, read_medusa

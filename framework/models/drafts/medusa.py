@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ..architecture import ModelInfo
 from ..layers.linear import Linear
 from ..parts import Part
+from ..read import ModelInfo
 from .files import HeadFiles
 from .head import DraftHead, HeadBuilder, HeadInfo, checked_count, refuse_quantized, refuse_vocabulary, refuse_width, shape_of
 

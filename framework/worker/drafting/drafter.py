@@ -9,7 +9,6 @@ import torch
 
 from ...config import EngineConfig, ModelConfig
 from ...engine.kv_cache.spec import CacheGroup, PagedKV
-from ...models.architecture import ModelInfo, read_model
 from ...models.builder import load_model
 from ...models.decoder import Decoder
 from ...models.drafts.head import DraftHead
@@ -18,6 +17,7 @@ from ...models.drafts.medusa import Medusa
 from ...models.hub import resolve_head
 from ...models.parallel import Parallel
 from ...models.protocol import Model
+from ...models.read import ModelInfo, read_model
 from ...plan import KernelPlan
 from ..request_rows import RequestRows
 from .cache import DraftCache

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from framework.config import ModelConfig
 from framework.engine.kv_cache.spec import group_layers
-from framework.models.architecture import ModelInfo, read_model
 from framework.models.builder import Builder
 from framework.models.layers.linear import bind_linear
 from framework.models.parallel import Parallel
@@ -19,6 +18,7 @@ from framework.models.parts import Part, all_parts
 from framework.models.protocol import Model
 from framework.models.quantization.scheme import LoadedPart, Scheme, TensorSource
 from framework.models.quantization.unquantized import Unquantized
+from framework.models.read import ModelInfo, read_model
 from framework.models.weights import Checkpoint, DummyWeights, EmptyWeights, Weights
 from framework.plan import KernelPlan
 from triton_kernels.ops.gemm import gemm_fp8_reference, gemm_int8_reference, pack_int4
