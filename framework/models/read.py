@@ -43,6 +43,10 @@ class ModelInfo:
     quantization: Settings | None = None
     pooling: Pooling | None = None
 
+    def cache_dtype(self, wish: str) -> str:
+        """Name of a cache's dtype. wish: as in ``CacheConfig``."""
+        return self.dtype if wish == "auto" else wish
+
     def check_generates(self, what: str) -> None:
         """Raises ValueError for a model that pools. what: for which it would have to generate."""
         if self.pooling is not None:

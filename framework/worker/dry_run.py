@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..config import EngineConfig, ModelConfig, QuantConfig
 from ..engine.kv_cache.spec import group_layers
 from ..engine.step import NewRequest, StepInput
-from ..models.builder import Builder
+from ..models.binding.binder import Binder
 from ..models.parallel import Parallel
 from ..models.protocol import Model
 from ..models.quantization.table import read_scheme
@@ -97,7 +97,7 @@ def _empty_model(
         )
     quant = quant or QuantConfig()
     weights = EmptyWeights(device, getattr(torch, info.dtype), read_scheme(info.quantization, quant))
-    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse).build()
+    return Binder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse).build()
 
 
 def _run_once(run: Replay) -> Replay:

@@ -20,7 +20,7 @@ from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group
 from ..engine.step import StepInput
 from ..logs import memory_size
 from ..models.batch import ForwardBatch, GroupBatch
-from ..models.builder import load_model
+from ..models.load import load_model
 from ..models.parallel import Parallel
 from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme

@@ -17,8 +17,8 @@ from transformers import AutoConfig
 from framework.config import EngineConfig, ModelConfig
 from framework.engine.kv_cache.spec import group_layers
 from framework.executor.calls import CallList
-from framework.models.builder import load_model
 from framework.models.families import FAMILIES
+from framework.models.load import load_model
 from framework.models.native import read_native
 from framework.models.parallel import Parallel
 from framework.models.parts import all_parts

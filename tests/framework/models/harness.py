@@ -10,7 +10,7 @@ import torch
 from framework.config import ModelConfig, QuantConfig
 from framework.engine.kv_cache.spec import group_layers
 from framework.models.batch import ForwardBatch, GroupBatch
-from framework.models.builder import load_model
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
 from framework.models.protocol import Model
 from framework.models.read import read_model

@@ -11,7 +11,7 @@ import transformers
 
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, ModelConfig
-from framework.models.builder import load_model
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
 from framework.models.read import read_model
 from framework.models.transformers_model import TransformersModel

@@ -16,7 +16,7 @@ import torch
 from framework import EngineConfig
 from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
-from framework.models.builder import load_model
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
 from framework.models.quantization.unquantized import Unquantized
 from framework.models.read import read_model

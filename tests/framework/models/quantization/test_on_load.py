@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from framework.config import ROUNDED_SCHEMES, ModelConfig, QuantConfig
 from framework.engine.kv_cache.spec import group_layers
-from framework.models.builder import load_model
 from framework.models.families import FAMILIES
 from framework.models.layers.linear import bind_linear
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
 from framework.models.parts import Part, all_parts
 from framework.models.quantization import on_load
