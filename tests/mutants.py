@@ -75,6 +75,7 @@ _SUFFIX = "framework/speculation/suffix.py"
 _DECODER = "framework/models/decoder.py"
 _NATIVE = "framework/models/native.py"
 _WEIGHTS = "framework/models/weights.py"
+_TENSOR_FILES = "framework/models/tensor_files.py"
 _ROPE = "framework/models/rope.py"
 _FAMILIES = "framework/models/families/"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
@@ -161,7 +162,7 @@ TESTS: dict[str, list[str]] = {
     _DECODER: ["tests/framework/models/drafts/test_shipped.py"],
     **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm", "llama")},
-    _WEIGHTS: ["tests/framework/models/test_loading.py"],
+    **{file: ["tests/framework/models/test_loading.py"] for file in (_WEIGHTS, _TENSOR_FILES)},
     _VERIFY_DRAFT: ["tests/triton_kernels/test_step_ops.py"],
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
@@ -878,9 +879,9 @@ MUTANTS = [
     Mutant("layers without a word rotate", _NATIVE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
     Mutant("the best two of one expert", _NATIVE, " and size < 2)", " and size < 1)"),
     Mutant("halves of pairs rotate", _ROPE, "if rotary_dim % 2 or not", "if not"),
-    Mutant("an index leads anywhere", _WEIGHTS, ' or ".." in Path(file).parts', ""),
-    Mutant("shards are missed when they are read", _WEIGHTS, "if not (folder / file).is_file():", "if False:"),
-    Mutant("the last of two tensors wins", _WEIGHTS, "if ours in self._where:", "if False:"),
+    Mutant("an index leads anywhere", _TENSOR_FILES, ' or ".." in Path(file).parts', ""),
+    Mutant("shards are missed when they are read", _TENSOR_FILES, "if not (folder / file).is_file():", "if False:"),
+    Mutant("the last of two tensors wins", _WEIGHTS, "if ours in where:", "if False:"),
     Mutant("command-r stops early", f"{_FAMILIES}cohere.py", 'config.get("model_max_length") or ', ""),
     Mutant(
         "one dense layer too many",

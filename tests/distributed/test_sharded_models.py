@@ -16,7 +16,7 @@ from framework.models.quantization.shares import own_linear, own_weight
 from framework.models.quantization.unquantized import float_linear
 from framework.models.ranks import rank_architecture
 from framework.models.read import read_model
-from framework.models.weights import Weights
+from framework.models.weights import Checkpoint
 
 from ..framework.models.checkpoints import make
 from ..framework.models.harness import Session, build, sequences
@@ -114,21 +114,21 @@ def test_what_cannot_be_cut_is_refused_by_name() -> None:
 def test_a_rank_reads_its_share_only(name: str, tmp_path: Path) -> None:
     make(EXAMPLES[name], tmp_path)
     config, read = ModelConfig(str(tmp_path), dtype="float32"), []
-    keep = Weights.__init__
+    keep = Checkpoint.__init__
 
-    def noting(weights: Weights, *given: object) -> None:
+    def noting(weights: Checkpoint, *given: object) -> None:
         keep(weights, *given)  # type: ignore[arg-type]
         read.append(weights)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Weights, "__init__", noting)
+        patch.setattr(Checkpoint, "__init__", noting)
         on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
     architecture = read_model(config).architecture
     assert architecture is not None
     own = sum(bytes_of(part) for part in all_parts(rank_architecture(architecture, ParallelConfig(tp=2))))
     assert len(read) == 2
     for weights in read:
-        assert 0.9 * own < weights.num_bytes_read <= 1.02 * own
+        assert 0.9 * own < weights.files.num_bytes_read <= 1.02 * own
 
 
 def bytes_of(part: Part) -> int:
