@@ -21,12 +21,13 @@ from ..models.protocol import Model
 from ..models.quantization.table import read_scheme
 from ..models.read import ModelInfo, read_model
 from ..models.weights import EmptyWeights
-from ..plan import KernelPlan, TargetPlan
+from ..plan import KernelPlan
 from ..sampling_params import SamplingParams
 from .cache_memory import allocate_caches
 from .devices import Cuda, Replay, graph_sizes
 from .drafting.drafter import check_drafter, load_drafter
 from .runner import Runner
+from .target_plan import TargetPlan
 
 CPU = torch.device("cpu")
 PLAIN = SamplingParams(temperature=0.0, seed=0)

@@ -16,7 +16,8 @@ from framework.models.parallel import Parallel
 from framework.models.quantization.unquantized import Unquantized
 from framework.models.read import read_model
 from framework.models.weights import DummyWeights
-from framework.plan import KernelPlan, TargetPlan
+from framework.plan import KernelPlan
+from framework.worker.target_plan import TargetPlan
 from triton_kernels.resolve import NoKernelError
 
 FUSED = "qk_norm_rotary_kv_write"

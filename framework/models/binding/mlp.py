@@ -48,7 +48,7 @@ def _router(binder: LayerBinder, part: Part) -> Linear:
     if not part.float32:
         return binder.linear(part)
     weights = {"weight": binder.weights.weight(part), "bias": binder.weights.bias(part)}
-    return Float32Linear(binder.plan.bind("linear", weights, dtype=torch.float32))
+    return Float32Linear(binder.plan.for_dtype(torch.float32).bind("linear", weights))
 
 
 def _route(binder: LayerBinder, parts: dict[str, Part], moe: Moe) -> BoundKernel:
