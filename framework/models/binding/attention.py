@@ -26,12 +26,11 @@ LATENT_EPS = 1e-6
 
 
 class AttentionBinder:
-    """Binds the attention of every layer over one cache. block_size, cache_dtype: its; expand_prompts: keys and values of whole
-    prompts are computed from their latents."""
+    """Binds the attention of every layer; the tables of angles, and what rotates by them, are shared."""
 
-    def __init__(self, binder: LayerBinder, block_size: int, cache_dtype: str, expand_prompts: bool = False) -> None:
-        self._binder, self._expands_prompts = binder, expand_prompts
-        self._kernels = AttentionKernels(binder.plan, block_size, cache_dtype, binder.device)
+    def __init__(self, binder: LayerBinder) -> None:
+        self._binder = binder
+        self._kernels = AttentionKernels(binder.plan, binder.block_size, binder.cache_dtype, binder.device)
         self._expanded: list[BoundKernel] = []
         self._rotaries: dict[Rope, BoundKernel] = {}
         self._cos_sin: dict[Rope, torch.Tensor] = {}
@@ -77,10 +76,10 @@ class AttentionBinder:
         kv_norm = self._binder.plan.bind(*self._binder.norm_call(*self._binder.norm_tensors(parts["kv_a_norm"]), LATENT_EPS))
         paged, o = self._kernels.layer(index, shape), self._binder.linear(parts["o"])
         rotary, expanded = self._rotary(layer.rope), None
-        if self._expands_prompts:
+        if self._binder.expands_prompts:
             expand = bind_linear(self._binder.plan, loaded)
             paged.prefill = expanded = ExpandedPrefill(
-                latent, a.num_heads, self._kernels.block_size, expand, absorb, from_latents, *self._expanded_kernels(shape, latent)
+                latent, a.num_heads, self._binder.block_size, expand, absorb, from_latents, *self._expanded_kernels(shape, latent)
             )
         return LatentAttention(latent, qkv, q_norm, q_b, kv_norm, rotary, absorb, from_latents, o, paged, expanded)
 

@@ -9,20 +9,16 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
-from ...plan import BoundKernel, KernelPlan
+from ...plan import BoundKernel
 from ..decoder import Decoder
 from ..layers.attention import Attention
 from ..layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, PreNormBlock
 from ..layers.linear import GatheredLinear, Linear, ReducedEmbedding, bind_linear, bind_reduce
 from ..layers.mla import LatentAttention
 from ..layers.mlp import Mlp, MoeMlp
-from ..native import Architecture
-from ..parallel import Parallel
 from ..parts import Part, model_parts, shares
 from ..quantization.unquantized import float_linear
 from ..ranks import layer_shares
-from ..read import ModelInfo
-from ..weights import Weights
 from .attention import AttentionBinder
 from .layer import LayerBinder
 from .mlp import bind_mlp, bind_moe
@@ -32,23 +28,12 @@ POST_NORMS = ("attn_post_norm", "mlp_post_norm")
 
 
 class Binder(LayerBinder):
-    """Binds the layers of one model, whose cache has blocks of ``block_size`` and is of ``cache_dtype`` ("auto": the model's)."""
+    """Binds all of a model that a rank has."""
 
-    def __init__(
-        self,
-        info: ModelInfo,
-        architecture: Architecture,
-        weights: Weights,
-        plan: KernelPlan,
-        device: torch.device,
-        parallel: Parallel,
-        block_size: int,
-        cache_dtype: str,
-        fuse_quantization: bool = True,
-        expand_prompts: bool = False,
-    ) -> None:
-        super().__init__(info, architecture, weights, plan, device, parallel, fuse_quantization)
-        self.attention = AttentionBinder(self, block_size, info.cache_dtype(cache_dtype), expand_prompts)
+    @functools.cached_property
+    def attention(self) -> AttentionBinder:
+        """Over the cache of all layers."""
+        return AttentionBinder(self)
 
     def build(self) -> Decoder:
         """The decoder of this rank."""

@@ -23,7 +23,9 @@ class LayerBinder:
     """Reads the weights of a model part by part and hands each to its kernel. Kernels without weights of their own are bound once
     and shared by all layers.
 
-    whole, a  the model, and this rank's share of it
+    whole, a                 the model, and this rank's share of it
+    block_size, cache_dtype  of its cache ("auto" as it is given: the model's dtype)
+    expands_prompts          keys and values of whole prompts are computed from their latents
     """
 
     def __init__(
@@ -34,12 +36,16 @@ class LayerBinder:
         plan: KernelPlan,
         device: torch.device,
         parallel: Parallel,
+        block_size: int,
+        cache_dtype: str,
         fuse_quantization: bool = True,
+        expand_prompts: bool = False,
     ) -> None:
         self.info, self.weights, self.plan, self.device, self.parallel = info, weights, plan, device, parallel
         self.whole, self.a = architecture, rank_architecture(architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
         self.dtype = getattr(torch, info.dtype)
-        self._fuse_quantization = fuse_quantization
+        self.block_size, self.cache_dtype = block_size, info.cache_dtype(cache_dtype)
+        self._fuse_quantization, self.expands_prompts = fuse_quantization, expand_prompts
         self._shared: dict[Hashable, BoundKernel] = {}
 
     def linear(self, part: Part) -> Linear:
