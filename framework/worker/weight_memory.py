@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..logs import memory_size
-from ..models.architecture import ModelInfo
+from ..models.read import ModelInfo
 from .devices import Device
 
 _OPAQUE = ("triton", "ctypes", "_ctypes", "weakref")

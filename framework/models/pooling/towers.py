@@ -9,7 +9,7 @@ import transformers
 
 from ...config import ModelConfig
 from ...plan import KernelPlan
-from ..architecture import ModelInfo
+from ..read import ModelInfo
 from ..transformers_model import library_config, library_model, swap_linears
 
 

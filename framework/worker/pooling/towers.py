@@ -12,9 +12,9 @@ from ...config import EngineConfig
 from ...engine.executor import Handle
 from ...engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup
 from ...engine.step import NewRequest, StepInput
-from ...models.architecture import ModelInfo
 from ...models.pooling.heads import Heads
 from ...models.pooling.towers import load_towers
+from ...models.read import ModelInfo
 from ...models.transformers_model import library_config, num_library_weights
 from ...plan import KernelPlan
 from ..devices import open_device

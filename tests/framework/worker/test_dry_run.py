@@ -9,12 +9,12 @@ import torch
 
 from framework import EngineConfig
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
-from framework.models.architecture import read_model
-from framework.plan import TargetPlan
+from framework.models.read import read_model
 from framework.speculation.config import SpeculativeConfig
 from framework.worker import dry_run as module
 from framework.worker.dry_run import dry_run
 from framework.worker.local_executor import LocalExecutor
+from framework.worker.target_plan import TargetPlan
 from tests.framework.executor.test_latent_attention import TINY as LATENT
 from tests.speculating import METHODS
 
