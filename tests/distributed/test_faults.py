@@ -152,6 +152,41 @@ def test_a_script_that_forgets_its_engine_ends_and_its_workers_with_it() -> None
     assert not has_torch, "an executor of workers without a model needs none"
 
 
+def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    """Workers import it, and would start workers of their own."""
+    script = tmp_path / "script.py"
+    script.write_text(HEAD + "engine = make_engine(make_config(2), null_rank)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(
+        "A script builds its engine below `if __name__ =="
+    )
+    assert done.stderr.count("before the current process has finished its bootstrapping phase") in (1, 2)
+
+
+def test_a_forked_copy_of_the_engine_has_no_workers_and_ends_none() -> None:
+    code = """
+engine = make_engine(make_config(2), null_rank)
+child = os.fork()
+engine.add_request("r", [1, 2, 3], token_params())
+if not child:
+    try:
+        engine.step()
+        print(engine.errored, flush=True)
+        engine.shutdown()
+    finally:
+        sys.exit(0)
+os.waitpid(child, 0)
+while engine.has_unfinished():
+    error = [output.error for output in engine.step()]
+print(error, flush=True)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", HEAD + code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    refused, served = done.stdout.splitlines()
+    assert "belong to the process that built the engine" in refused and served == "[None]"
+
+
 # Behind the engine's process
 
 
