@@ -32,6 +32,7 @@ from .ranks import (
     LOST,
     SHAPE,
     FailingLayer,
+    MeetingRanks,
     failing_start,
     make_config,
     make_engine,
