@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from framework.config import ModelConfig, ParallelConfig
 from framework.models.architecture import read_model
@@ -110,18 +113,26 @@ def test_what_cannot_be_cut_is_refused_by_name() -> None:
         on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
 
 
-@pytest.mark.parametrize("name", ("llama", "gpt2", "mixtral", "gemma2", "qwen2-moe"))
-def test_a_rank_reads_its_share_only(name: str, tmp_path: Path) -> None:
-    make(EXAMPLES[name], tmp_path)
-    config, read = ModelConfig(str(tmp_path), dtype="float32"), []
+@contextmanager
+def sources_of() -> Iterator[list[Weights]]:
+    """Those that are opened inside."""
+    found: list[Weights] = []
     keep = Weights.__init__
 
     def noting(weights: Weights, *given: object) -> None:
         keep(weights, *given)  # type: ignore[arg-type]
-        read.append(weights)
+        found.append(weights)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Weights, "__init__", noting)
+        yield found
+
+
+@pytest.mark.parametrize("name", ("llama", "gpt2", "mixtral", "gemma2", "qwen2-moe"))
+def test_a_rank_reads_its_share_only(name: str, tmp_path: Path) -> None:
+    make(EXAMPLES[name], tmp_path)
+    config = ModelConfig(str(tmp_path), dtype="float32")
+    with sources_of() as read:
         on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
     architecture = read_model(config).architecture
     assert architecture is not None
@@ -129,6 +140,21 @@ def test_a_rank_reads_its_share_only(name: str, tmp_path: Path) -> None:
     assert len(read) == 2
     for weights in read:
         assert 0.9 * own < weights.num_bytes_read <= 1.02 * own
+
+
+@pytest.mark.parametrize("name", ("gptq_asym", "awq", "ct_w4a16_asym", "ct_w8a8_static_asym", "ct_fp8_static", "ct_mixtral_w4a16"))
+def test_a_rank_reads_its_share_of_what_is_quantized(name: str) -> None:
+    """Of matrices half, of vectors (norms, scales of rows, biases) and routers all; the short vocabulary is that of rank 0."""
+    config = ModelConfig(str(CHECKPOINTS / name), dtype="float32", max_model_len=64)
+    with sources_of() as read:
+        on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+    tensors = {key: t for file in (CHECKPOINTS / name).glob("*.safetensors") for key, t in load_file(file).items()}
+    vocabulary = sum(tensors.pop(key).nbytes for key in ("model.embed_tokens.weight", "lm_head.weight"))
+    cut = [not key.endswith("gate.weight") and t.dim() > 1 and min(t.shape) > 1 for key, t in tensors.items()]
+    own = sum(t.nbytes // (1 + is_cut) for t, is_cut in zip(tensors.values(), cut, strict=True))
+    assert len(read) == 2
+    for found, most in zip(sorted(weights.num_bytes_read for weights in read), (own, own + vocabulary), strict=True):
+        assert 0.9 * most < found <= 1.02 * most
 
 
 def bytes_of(part: Part) -> int:
