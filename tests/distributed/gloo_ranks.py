@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from framework.clock import WallClock
-from framework.config import EngineConfig, ParallelConfig
+from framework.config import EngineConfig, ModelConfig, ParallelConfig
 from framework.distributed.executor import DistributedExecutor
 from framework.distributed.launchers import processes
 from framework.distributed.messages import Place
@@ -53,7 +53,9 @@ def harmed_rank(config: EngineConfig, place: Place, folder: str = "") -> Any:
 
 
 def gloo_engine(tp: int, pp: int, timeout_s: float = 60.0, port: int = 0, folder: str = "") -> Engine:
-    config = replace(tiny_config(tp), parallel=ParallelConfig(tp, pp, step_timeout_s=timeout_s))
+    model = ModelConfig("tiny", dtype="float32", max_model_len=1024)
+    config = replace(tiny_config(tp), model=model, parallel=ParallelConfig(tp, pp, step_timeout_s=timeout_s))
+    config.cache.num_blocks = 600
     executor = DistributedExecutor(config, partial(harmed_rank, folder=folder), Rendezvous(port))
     return Engine(config, executor, InputProcessor(None, {}, ()), WallClock())
 

@@ -18,7 +18,7 @@ from ..framework.server.servers import HTTPServer
 from ..framework.server.test_lifecycle import PATH, engine_pid, read_all
 from .test_faults import LIMIT_S, ROOT, runs, shared_memory, wait_until
 
-OPTIONS = ("--device", "cpu", "--dtype", "float32", "--kernels", "default=reference", "--num-gpu-blocks-override", "64")
+OPTIONS = ("--device", "cpu", "--dtype", "float32", "--kernels", "default=reference", "--num-gpu-blocks-override", "256")
 
 
 @contextmanager
