@@ -26,9 +26,10 @@ from framework.models.architecture import read_model
 from ..framework.engines import MODELS
 
 VOCAB_SIZE = 50
-FAULTY, KILLED, STOPPED, LOST, ENDED, LATE = range(VOCAB_SIZE - 6, VOCAB_SIZE)
+FAULTY, KILLED, STOPPED, LOST, ENDED, LATE, APART = range(VOCAB_SIZE - 7, VOCAB_SIZE)
 """First token of a prompt -> what its step does to the rank that the second token names: it fails (of rank 0: all do), is killed,
-is stopped, loses its device, ends, fails a while after the others are done. Of one that is gone the others wait for ever."""
+is stopped, loses its device, ends, fails a while after the others are done; or all fail, each in its own way. Of one that is gone
+the others wait for ever."""
 
 
 SHAPE = ModelShape(MODELS["full"], VOCAB_SIZE, 8192)
@@ -44,6 +45,8 @@ class FaultyRank(NullExecutor):
     def submit(self, step: StepInput) -> DoneStep:
         for new in step.new:
             fault, rank = [*new.token_ids, 0][:2]
+            if fault == APART:
+                raise FloatingPointError(f"the kernel failed, called {self._place.rank} times")
             if rank == self._place.rank or (fault == FAULTY and rank == 0):
                 harm(fault)
             elif fault in (KILLED, STOPPED, LOST, ENDED):

@@ -26,6 +26,7 @@ from framework.executor.null import NullExecutor
 
 from ..framework.engines import assert_idle, finish, token_params, tokens_of
 from .ranks import (
+    APART,
     ENDED,
     FAULTY,
     LATE,
@@ -120,6 +121,14 @@ def test_an_error_of_one_rank_ends_the_engine(fault: int, monkeypatch: pytest.Mo
     assert error.startswith("DeviceLostError: rank 1: FloatingPointError: the kernel failed; not all ranks failed like that")
     assert isinstance(engine.errored, DeviceLostError)
     engine.shutdown()
+
+
+def test_ranks_that_fail_in_different_ways_end_the_engine() -> None:
+    """They may have come differently far."""
+    engine = make_engine(make_config(2, "threads"))
+    error = failed(engine, APART, 0)
+    assert re.search("rank [01]: .*; rank [01]: .*; not all ranks failed like that", error)
+    assert isinstance(engine.errored, DeviceLostError)
 
 
 @pytest.mark.parametrize("ranks", [(0, 1), (1,), (0,)])

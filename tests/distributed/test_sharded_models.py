@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from framework.config import ModelConfig, ParallelConfig
+from framework.config import ModelConfig, ParallelConfig, QuantConfig
 from framework.models.architecture import read_model
 from framework.models.parallel import Parallel, Ranks
-from framework.models.parts import Part, all_parts
-from framework.models.quantization.canonical import scaled_weights
+from framework.models.parts import Part, all_parts, layer_parts
+from framework.models.quantization.canonical import dequantized, scaled_weights
 from framework.models.quantization.shares import own_linear, own_weight
+from framework.models.quantization.table import read_scheme
 from framework.models.quantization.unquantized import float_linear
 from framework.models.ranks import rank_architecture
-from framework.models.weights import Weights
+from framework.models.weights import Checkpoint, Weights
 
 from ..framework.models.checkpoints import make
 from ..framework.models.harness import Session, build, sequences
@@ -154,6 +157,40 @@ def test_a_rank_reads_its_share_of_what_is_quantized(name: str) -> None:
     assert len(read) == 2
     for weights in read:
         assert 0.9 * own < weights.num_bytes_read <= 1.02 * own
+
+
+STORED = (
+    *("gptq_asym", "gptq_act_order", "gptq_w2_asym", "gptq_w3", "gptq_w8", "ar_w3", "awq", "ct_w4a16_asym", "ct_w8a16_asym"),
+    *("ct_g_idx_asym", "ct_w8a8_static_asym", "ct_w8a8_dynamic", "ct_fp8_block", "fp8_block", "fp8_tensor", "bnb_nf4"),
+)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_shares_of_what_is_stored(name: str) -> None:
+    """A share is what is cut from the whole; so are rows of a module that are several pieces, and those that are no whole words."""
+    info = read_model(ModelConfig(str(CHECKPOINTS / name), dtype="float32"))
+    scheme = read_scheme(info.quantization, QuantConfig())
+    assert info.architecture is not None and info.folder is not None
+    source = Checkpoint(info.folder, info.architecture.family, torch.device("cpu"), torch.float32, scheme)
+    parts = [part for part in layer_parts(info.architecture, 0).values() if part.quantizable and not part.num_experts]
+    up = next(part for part in parts if len(part.sources) == 2)
+    rows = up.rows[0]
+    for pieces in ((rows // 2, rows // 4, rows // 4), (rows // 2 - 4, rows // 2 + 4)):
+        parts.append(replace(up, sources=up.sources[:1], rows=(rows,), pieces=pieces))
+    for whole in parts:
+        by_rows = replace(whole, rows=tuple(n // 2 for n in whole.rows), pieces=tuple(n // 2 for n in whole.pieces))
+        by_columns = replace(whole, columns=(whole.columns or 0) // 2)
+        for own, rank in product((by_rows, by_columns), range(2)):
+            share = replace(own, share=(whole, Ranks(rank, 2)))
+            try:
+                expected = own_linear(scheme.linear(whole, source), share)
+            except ValueError as error:
+                with pytest.raises(ValueError, match=re.escape(str(error))):
+                    source.load(share)
+                continue
+            found = source.load(share)
+            assert torch.equal(*(torch.cat([dequantized(part) for part in parts]) for parts in (found, expected)))
+            assert [part.input is None for part in found] == [part.input is None for part in expected]
 
 
 WHOLE = ("gate.weight", "embed_tokens.weight", "lm_head.weight")

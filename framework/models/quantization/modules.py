@@ -161,10 +161,11 @@ def stack(parts: Sequence[LoadedPart], bias: torch.Tensor | None) -> tuple[Loade
 def _as_channels(part: LoadedPart) -> LoadedPart:
     """Blocks of 128 rows and all columns, which ``gemm_fp8`` knows as rows with scales of their own."""
     scales = part.tensors.get("scales")
-    if part.op != "gemm_fp8" or scales is None or scales.shape[1] > 1 or len(scales) in (1, part.num_rows):
+    if part.op != "gemm_fp8" or part.input is None or part.input.params["granularity"] != "group":
+        return part
+    if scales is None or scales.shape[1] > 1:
         return part
     by_row = scales.repeat_interleave(FP8_BLOCK, 0)[: part.num_rows]
-    assert part.input is not None
     params = {**part.input.params, "granularity": "token"}
     return replace(part, tensors={**part.tensors, "scales": by_row}, input=replace(part.input, params=params))
 
