@@ -48,7 +48,7 @@ _PHYSICS = "framework/executor/physics.py"
 _KRIGING = "framework/executor/kriging.py"
 _RANKS = "framework/models/ranks.py"
 _PARTS = "framework/models/parts.py"
-_BUILDER = "framework/models/builder.py"
+_BINDING = "framework/models/binding/"
 _DISTRIBUTED = "framework/distributed/"
 _RANK = "framework/worker/rank.py"
 _GROUP = "triton_kernels/group.py"
@@ -78,8 +78,9 @@ _STEP_ROWS = "framework/worker/step_rows.py"
 _SCHEDULED = "framework/engine/scheduled.py"
 _SUFFIX = "framework/speculation/suffix.py"
 _DECODER = "framework/models/decoder.py"
-_ARCHITECTURE = "framework/models/architecture.py"
+_NATIVE = "framework/models/native.py"
 _WEIGHTS = "framework/models/weights.py"
+_TENSOR_FILES = "framework/models/tensor_files.py"
 _ROPE = "framework/models/rope.py"
 _FAMILIES = "framework/models/families/"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
@@ -166,10 +167,17 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
-    **dict.fromkeys((_ARCHITECTURE, _ROPE), _CONFIG_TESTS),
+    **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm", "llama")},
-    _WEIGHTS: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS],
-    **dict.fromkeys((_PARTS, _BUILDER, f"{_QUANTIZATION}shares.py", f"{_QUANTIZATION}scheme.py"), _SHARDED_TESTS),
+    **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
+    **dict.fromkeys(
+        (
+            _PARTS,
+            *(f"{_BINDING}{name}.py" for name in ("binder", "attention")),
+            *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme")),
+        ),
+        _SHARDED_TESTS,
+    ),
     **dict.fromkeys(
         (_RANK, *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "workers", "launchers/threads"))),
         _DISTRIBUTED_TESTS,
@@ -887,13 +895,13 @@ MUTANTS = [
     ),
     Mutant("RoBERTa begins at the padding", _ENCODERS, 'int(config["pad_token_id"]) + 1', 'int(config["pad_token_id"])'),
     Mutant("a two-sided window of a token less", _ENCODERS, "// 2 + 1,", "// 2,"),
-    Mutant("flags may be words", _ARCHITECTURE, '("true or false", _is_flag, flags)', '("a flag", lambda found: True, flags)'),
-    Mutant("layers without a word rotate", _ARCHITECTURE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
-    Mutant("the best two of one expert", _ARCHITECTURE, " and size < 2)", " and size < 1)"),
+    Mutant("flags may be words", _NATIVE, '("true or false", _is_flag, flags)', '("a flag", lambda found: True, flags)'),
+    Mutant("layers without a word rotate", _NATIVE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
+    Mutant("the best two of one expert", _NATIVE, " and size < 2)", " and size < 1)"),
     Mutant("halves of pairs rotate", _ROPE, "if rotary_dim % 2 or not", "if not"),
-    Mutant("an index leads anywhere", _WEIGHTS, ' or ".." in Path(file).parts', ""),
-    Mutant("shards are missed when they are read", _WEIGHTS, "if not (folder / file).is_file():", "if False:"),
-    Mutant("the last of two tensors wins", _WEIGHTS, "if ours in self._where:", "if False:"),
+    Mutant("an index leads anywhere", _TENSOR_FILES, ' or ".." in Path(file).parts', ""),
+    Mutant("shards are missed when they are read", _TENSOR_FILES, "if not (folder / file).is_file():", "if False:"),
+    Mutant("the last of two tensors wins", _WEIGHTS, "if ours in where:", "if False:"),
     Mutant("command-r stops early", f"{_FAMILIES}cohere.py", 'config.get("model_max_length") or ', ""),
     Mutant(
         "one dense layer too many",
@@ -920,12 +928,14 @@ MUTANTS = [
     Mutant("KV heads go round the ranks", _PARTS, "rank.rank // copies * count", "rank.rank % (rank.size // copies) * count"),
     Mutant("all ranks have the first experts", _PARTS, "start = rank.rank * count if count < total else 0", "start = 0"),
     Mutant("every rank adds the bias", _LINEAR, '{**part.tensors, "bias": None}, params=', "part.tensors, params="),
-    Mutant("every rank embeds the first words", _BUILDER, '{"vocab_start": tp.rank * len(table)}', '{"vocab_start": 0}'),
+    Mutant(
+        "every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": tp.rank * len(table)}', '{"vocab_start": 0}'
+    ),
     Mutant(
         "every rank has the slopes of the first",
-        _BUILDER,
-        "chunk(self.parallel.tp.size)[self.parallel.tp.rank]",
-        "chunk(self.parallel.tp.size)[0]",
+        f"{_BINDING}attention.py",
+        "parallel.tp.size)[self._binder.parallel.tp.rank]",
+        "parallel.tp.size)[0]",
     ),
     Mutant("every rank adds the bias of experts", _WEIGHTS, "if w2.share is not None and w2.share[1].rank and", "if False and"),
     Mutant(
