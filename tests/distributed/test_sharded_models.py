@@ -54,10 +54,10 @@ VECTORIZED = {"phi", "starcoder2"}
 """Families whose activation torch computes with other last bits where a row is shorter."""
 
 
-def logits(config: ModelConfig, parallel: Parallel | None = None) -> torch.Tensor:
+def logits(config: ModelConfig, parallel: Parallel | None = None, kernels: dict[str, str] = REFERENCE) -> torch.Tensor:
     """Of two prompts, one in two chunks, and a token after the other."""
     session, prompts = (
-        Session(build(config, REFERENCE, parallel=parallel), 2),
+        Session(build(config, kernels, parallel=parallel), 2),
         [[t % 29 + 2 for t in s] for s in sequences((19, 7))],
     )
     steps = [[(0, prompts[0][:9]), (1, prompts[1][:6])], [(1, prompts[1][6:]), (0, prompts[0][9:])]]
@@ -94,6 +94,18 @@ def test_tensors_of_every_family_are_cut(name: str, size: int, tmp_path: Path) -
     expected = logits(config)
     for found in run_ranks(size, lambda group: logits(config, tensor_parallel(group))):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("linear", "equal"), (("tree", True), ("torch", False)))
+def test_sums_in_the_order_of_a_tree_have_the_same_bits_on_1_2_4_and_8_ranks(linear: str, equal: bool, tmp_path: Path) -> None:
+    """Others depend on where they are cut."""
+    example = EXAMPLES["llama"]
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "intermediate_size": 128}
+    make(replace(example, config={**example.config, **heads}), tmp_path)
+    config, kernels = ModelConfig(str(tmp_path), dtype="float32"), {**REFERENCE, "linear": linear, "all_reduce": "ordered"}
+    expected = logits(config, kernels=kernels)
+    found = [x for size in (2, 4, 8) for x in run_ranks(size, lambda group: logits(config, tensor_parallel(group), kernels))]
+    assert all(torch.equal(x, expected) for x in found) == equal
 
 
 @pytest.mark.parametrize("size", (2, 4))
