@@ -170,17 +170,17 @@ class DistributedExecutor:
         """What the ranks built, in their order. What one cannot do is raised at once, whatever the others still do."""
         own = versions()
         built: dict[int, Built] = {}
-        greeted: set[int] = set()
+        greeted = False
         while len(built) < len(self._workers):
             try:
                 messages = self._messages(self._workers.wait(None))
-            except DeviceLostError as error:
+            except DeviceLostError as lost:
                 if not greeted:  # workers import the script that started them
-                    error.add_note('A script builds its engine below `if __name__ == "__main__":`, or its workers would build one.')
+                    lost.add_note('A script builds its engine below `if __name__ == "__main__":`, or its workers would build one.')
                 raise
             for rank, message in messages:
                 if isinstance(message, Hello):
-                    greeted.add(rank)
+                    greeted = True
                     refuse_versions(own, rank, message.versions)
                 elif isinstance(message, Failure):
                     error = message.error()
