@@ -47,6 +47,11 @@ _OPERATOR_MODEL = "framework/executor/operator_model.py"
 _PHYSICS = "framework/executor/physics.py"
 _KRIGING = "framework/executor/kriging.py"
 _RANKS = "framework/models/ranks.py"
+_PARTS = "framework/models/parts.py"
+_BINDING = "framework/models/binding/"
+_DISTRIBUTED = "framework/distributed/"
+_RANK = "framework/worker/rank.py"
+_GROUP = "triton_kernels/group.py"
 _FITTING = "framework/study/calibration/fitting.py"
 _METRICS = "framework/study/metrics.py"
 _STATISTICS = "framework/study/statistics.py"
@@ -94,6 +99,8 @@ class Mutant:
 
 
 _BLOCK_TESTS = ["tests/framework/engine/test_kv_cache.py", "tests/framework/engine/test_kv_cache_properties.py"]
+_SHARDED_TESTS = ["tests/distributed/test_sharded_models.py"]
+_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("executor", "faults", "gloo_ranks", "llm")]
 _ENGINE_TESTS = ["tests/framework/engine/test_scheduler.py", "tests/framework/engine/test_engine.py"]
 _TEXT_TESTS = [
     "tests/framework/engine/test_detokenizer.py",
@@ -153,16 +160,29 @@ TESTS: dict[str, list[str]] = {
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _RUNNER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
-    _ROWS: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    _ROWS: [*_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
     _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
-    _DECODER: ["tests/framework/models/drafts/test_shipped.py"],
+    _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
     **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm", "llama")},
-    **{file: ["tests/framework/models/test_loading.py"] for file in (_WEIGHTS, _TENSOR_FILES)},
+    **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
+    **dict.fromkeys(
+        (
+            _PARTS,
+            *(f"{_BINDING}{name}.py" for name in ("binder", "attention")),
+            *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme")),
+        ),
+        _SHARDED_TESTS,
+    ),
+    **dict.fromkeys(
+        (_RANK, *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "workers", "launchers/threads"))),
+        _DISTRIBUTED_TESTS,
+    ),
+    _GROUP: ["tests/triton_kernels/test_collectives.py"],
     _VERIFY_DRAFT: ["tests/triton_kernels/test_step_ops.py"],
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
@@ -174,10 +194,10 @@ TESTS: dict[str, list[str]] = {
     _GRAPHS: [*_RECORDING_TESTS, *_DRAFT_TESTS],
     _DEVICES: _RECORDING_TESTS,
     **{
-        f"{_QUANTIZATION}{name}.py": _QUANTIZATION_TESTS
+        f"{_QUANTIZATION}{name}.py": [*_QUANTIZATION_TESTS, *_SHARDED_TESTS]
         for name in ("packing", "canonical", "modules", "experts", "gptq", "compressed_tensors", "on_load", "kv_scales")
     },
-    _LINEAR: _QUANTIZATION_TESTS,
+    _LINEAR: [*_QUANTIZATION_TESTS, *_SHARDED_TESTS],
     _PLAN: ["tests/framework/models/quantization/test_on_load.py"],
     _GPTQ_SEARCH: ["tests/framework/quantize/test_gptq.py"],
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
@@ -903,5 +923,72 @@ MUTANTS = [
         'bool(config["use_sliding_window"]) and not rotates_most',
         "not rotates_most",
     ),
+    # Several ranks.
+    Mutant("each rank has KV heads of its own", _PARTS, "rank.rank // copies * count", "rank.rank * count"),
+    Mutant("KV heads go round the ranks", _PARTS, "rank.rank // copies * count", "rank.rank % (rank.size // copies) * count"),
+    Mutant("all ranks have the first experts", _PARTS, "start = rank.rank * count if count < total else 0", "start = 0"),
+    Mutant("every rank adds the bias", _LINEAR, '{**part.tensors, "bias": None}, params=', "part.tensors, params="),
+    Mutant(
+        "every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": tp.rank * len(table)}', '{"vocab_start": 0}'
+    ),
+    Mutant(
+        "every rank has the slopes of the first",
+        f"{_BINDING}attention.py",
+        "parallel.tp.size)[self._binder.parallel.tp.rank]",
+        "parallel.tp.size)[0]",
+    ),
+    Mutant("every rank adds the bias of experts", _WEIGHTS, "if w2.share is not None and w2.share[1].rank and", "if False and"),
+    Mutant(
+        "what another stage sampled is not read", _ROWS, "unbind(0)\n            self.tokens[seat, position] = token", "unbind(0)"
+    ),
+    Mutant(
+        "a stage passes no residual on",
+        _DECODER,
+        "torch.zeros_like(x) if residual is None else residual.contiguous()",
+        "torch.zeros_like(x)",
+    ),
+    Mutant(
+        "blocks of scales are cut like groups",
+        f"{_QUANTIZATION}shares.py",
+        "FP8_BLOCK if blocks and tensor",
+        "0 if blocks and 0 > tensor",
+    ),
+    Mutant("shares begin amid words", f"{_QUANTIZATION}scheme.py", "if own.start % values or (", "if own.start < 0 or ("),
+    Mutant(
+        "several ranges of rows stand side by side",
+        f"{_QUANTIZATION}scheme.py",
+        "concatenated(pieces, by_rows)",
+        "concatenated(pieces, 1 - by_rows)",
+    ),
+    Mutant("act-order is cut as it lies", f"{_QUANTIZATION}gptq.py", "raise WholeNeeded  #", "pass  #"),
+    Mutant(
+        "groups of a share are counted from 0",
+        f"{_QUANTIZATION}gptq.py",
+        "torch.arange(module.share[1].start, module.share[1].stop",
+        "torch.arange(0, module.columns",
+    ),
+    Mutant(
+        "any failures of all ranks are one",
+        f"{_DISTRIBUTED}executor.py",
+        " or len({failure.text for failure in failures.values()}) > 1",
+        "",
+    ),
+    Mutant(
+        "an interrupt amid messages is nothing",
+        f"{_DISTRIBUTED}executor.py",
+        "except BaseException as interrupt:",
+        "except GeneratorExit as interrupt:",
+    ),
+    Mutant("the port stays taken", f"{_DISTRIBUTED}rendezvous.py", "        self._store = None", "        pass"),
+    Mutant(
+        "a forked copy ends the workers",
+        f"{_DISTRIBUTED}workers.py",
+        'are not its own."""\n        if self._process_id != os.getpid():',
+        'are not its own."""\n        if False:',
+    ),
+    Mutant("threads that wait are left", f"{_DISTRIBUTED}launchers/threads.py", "            self._abort(", "            str("),
+    Mutant("ranks stay in their groups", _RANK, "        dist.destroy_process_group()", "        pass"),
+    Mutant("one rank may have no device", _RANK, "torch.cuda.device_count()) < size", "torch.cuda.device_count()) < 1"),
+    Mutant("only one of those that wait is woken", _GROUP, "            mailbox.put(None)  # for", "            pass  # for"),
     Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 import time
 import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -61,13 +64,14 @@ class DistributedExecutor:
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> DistributedExecutor:
         """Of local executors. Raises ValueError where there can be none, before weights are read."""
-        from ..worker.rank import ThreadRanks, open_rank
+        from ..worker.rank import ThreadRanks, check_devices, open_rank
         from .rendezvous import Rendezvous
 
         parallel = config.parallel
         check_ranks(model, parallel)
         if parallel.backend == "threads":
             return cls(config, ThreadRanks(parallel.tp, parallel.pp))
+        check_devices(config)
         return cls(config, open_rank, Rendezvous(parallel.port))
 
     @staticmethod
@@ -86,6 +90,7 @@ class DistributedExecutor:
         address = "" if rendezvous is None else rendezvous.address
         places = [Place(rank, parallel.tp * parallel.pp, parallel.tp, address) for rank in range(parallel.tp * parallel.pp)]
         self._rendezvous = rendezvous
+        self._process_id = os.getpid()
         self._lost: str | None = None
         self._outputs: dict[int, StepOutput] = {}
         self._failures: dict[int, dict[int, Failure]] = {}  # by step and rank
@@ -97,7 +102,7 @@ class DistributedExecutor:
             built = self._shake_hands()
             refuse_differences(config, built)
         except BaseException:
-            self._workers.kill()
+            self._kill()
             raise
         facts = [found.facts for found in built]
         self.groups, self.vocab_size, self.max_model_len = (facts[0][name] for name in ("groups", "vocab_size", "max_model_len"))
@@ -109,16 +114,19 @@ class DistributedExecutor:
         self.nominal_weight_bytes = sum(found["nominal_weight_bytes"] for found in facts)
 
     def submit(self, step: StepInput) -> StepHandle:
-        """Returns at once. Raises DeviceLostError if a rank is gone, or silent for too long."""
+        """Returns at once. Raises DeviceLostError if a rank is gone, or silent for too long, and where there never was any: in a
+        process forked from the engine's."""
         self.send(step)
         return StepHandle(self, step.step_id)
 
     def send(self, message: Any) -> None:
         """To all ranks."""
         self._refuse_lost()
+        pickled = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         try:
-            self._workers.send(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-            self._workers.ping()
+            with self._unbroken():
+                self._workers.send(pickled)
+                self._workers.ping()
         except Silence as silence:
             self._lose(str(silence))
         except OSError:
@@ -156,15 +164,23 @@ class DistributedExecutor:
         """Ends the workers, and waits until they are gone."""
         self._lost = self._lost or "the executor was shut down"
         self._workers.end()
-        self._rendezvous = None
+        self._close_rendezvous()
 
     def _shake_hands(self) -> list[Built]:
         """What the ranks built, in their order. What one cannot do is raised at once, whatever the others still do."""
         own = versions()
         built: dict[int, Built] = {}
+        greeted = False
         while len(built) < len(self._workers):
-            for rank, message in self._messages(None):
+            try:
+                messages = self._messages(self._workers.wait(None))
+            except DeviceLostError as lost:
+                if not greeted:  # workers import the script that started them
+                    lost.add_note('A script builds its engine below `if __name__ == "__main__":`, or its workers would build one.')
+                raise
+            for rank, message in messages:
                 if isinstance(message, Hello):
+                    greeted = True
                     refuse_versions(own, rank, message.versions)
                 elif isinstance(message, Failure):
                     error = message.error()
@@ -184,19 +200,21 @@ class DistributedExecutor:
         self._receive(remaining_s)
 
     def _receive(self, timeout_s: float) -> None:
-        for rank, message in self._messages(timeout_s):
-            if isinstance(message, StepOutput):
-                self._outputs[message.step_id] = message
-            elif isinstance(message, Failure):
-                self._take_failure(rank, message)
-            else:
-                assert isinstance(message, PlanReport), message
-                self._plans[rank] = message.plan
+        ready = self._workers.wait(timeout_s)
+        with self._unbroken():
+            for rank, message in self._messages(ready):
+                if isinstance(message, StepOutput):
+                    self._outputs[message.step_id] = message
+                elif isinstance(message, Failure):
+                    self._take_failure(rank, message)
+                else:
+                    assert isinstance(message, PlanReport), message
+                    self._plans[rank] = message.plan
 
-    def _messages(self, timeout_s: float | None) -> list[tuple[int, Any]]:
-        """(rank, message). Raises DeviceLostError if a worker has ended."""
+    def _messages(self, ready: Sequence[Any]) -> list[tuple[int, Any]]:
+        """(rank, message) of those that are ready. Raises DeviceLostError if a worker has ended."""
         try:
-            messages, ended = self._workers.receive(timeout_s)
+            messages, ended = self._workers.receive(ready)
         except Silence as silence:
             self._lose(str(silence))
         if ended:
@@ -218,15 +236,39 @@ class DistributedExecutor:
             told = "; ".join(f"rank {rank}: {failure.text}" for rank, failure in failures.items())
             self._lose(f"{told}; not all ranks failed like that, so they are no longer at the same point of their work")
 
+    @contextlib.contextmanager
+    def _unbroken(self) -> Iterator[None]:
+        """An interrupt inside (Ctrl-C) leaves ranks with different messages, or one half read: nobody could go on from there."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException as interrupt:
+            self._lost = f"{type(interrupt).__name__} came between the messages to the ranks, or from them"
+            self._kill()
+            raise
+
     def _refuse_lost(self) -> None:
+        if self._process_id != os.getpid():
+            raise DeviceLostError(
+                f"the ranks belong to the process that built the engine ({self._process_id}), and this one was forked from it"
+            )
         if self._lost is not None:
             raise DeviceLostError(self._lost)
 
     def _lose(self, reason: str) -> NoReturn:
         """Peers of a rank that is gone would wait for it, some forever."""
         self._lost = reason
-        self._workers.kill()
+        self._kill()
         raise DeviceLostError(reason)
+
+    def _kill(self) -> None:
+        self._workers.kill()
+        self._close_rendezvous()
+
+    def _close_rendezvous(self) -> None:
+        if self._rendezvous is not None and self._process_id == os.getpid():
+            self._rendezvous.close()
 
 
 def _of_rank(config: EngineConfig) -> EngineConfig:

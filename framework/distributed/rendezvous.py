@@ -15,6 +15,7 @@ class Rendezvous:
         from torch.distributed import TCPStore
 
         listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # that of an engine which ended a moment ago is free
         try:
             listener.bind((host, port))
         except OSError as error:
@@ -22,5 +23,11 @@ class Rendezvous:
             raise ValueError(f"parallel.port={port} cannot work: {reason}") from None
         listener.listen()
         number = listener.getsockname()[1]
-        self._store = TCPStore(host, number, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+        self._store: TCPStore | None = TCPStore(
+            host, number, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
         self.address = f"{host}:{number}"
+
+    def close(self) -> None:
+        """Frees the port."""
+        self._store = None

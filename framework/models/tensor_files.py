@@ -30,21 +30,29 @@ class TensorFiles:
     def read(self, name: str, shape: tuple[int, ...] | None, index: tuple[slice, ...] | None = None) -> torch.Tensor:
         """A tensor as it lies on disk. shape: that it must have; None: any; index: what is wanted of it; None: all. Raises
         ValueError for one that is not there, or has another shape."""
-        if name not in self.where:
-            raise ValueError(f"the checkpoint in {self.folder} has no tensor {name}, which its config.json asks for")
-        file, stored_name = self.where[name]
-        if file not in self._opened:
-            self._opened[file] = open_shard(self.folder / file)
-        try:
-            stored = self._opened[file].get_slice(stored_name)
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{self.folder / file} has no tensor {stored_name}, though the index says so") from error
+        stored, (file, stored_name) = self._slice(name), self.where[name]
         found = tuple(stored.get_shape())
         if shape is not None and found not in (shape, (1, *shape)):  # the latter as Ernie keeps the bias of the choice of experts
             raise ValueError(f"{file}: tensor {stored_name} has shape {found}, but config.json asks for {shape}")
         tensor = self._opened[file].get_tensor(stored_name) if index is None else stored[index]
         self.num_bytes_read += tensor.nbytes
         return tensor[0] if shape is not None and found == (1, *shape) else tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, as ``read`` finds it."""
+        return tuple(self._slice(name).get_shape())
+
+    def _slice(self, name: str) -> Any:
+        """What a tensor is read through."""
+        if name not in self.where:
+            raise ValueError(f"the checkpoint in {self.folder} has no tensor {name}, which its config.json asks for")
+        file, stored_name = self.where[name]
+        if file not in self._opened:
+            self._opened[file] = open_shard(self.folder / file)
+        try:
+            return self._opened[file].get_slice(stored_name)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{self.folder / file} has no tensor {stored_name}, though the index says so") from error
 
     def read_float(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...] | None = None) -> torch.Tensor:
         """As ``read``, of floats of 16 bits or more. Raises ValueError for others."""

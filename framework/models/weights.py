@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
@@ -15,7 +16,8 @@ import torch
 from .families import Family
 from .native import Architecture
 from .parts import Part, all_parts, bias_name
-from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
+from .quantization.modules import ModuleScheme
+from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme, WholeNeeded
 from .quantization.shares import own_bias, own_experts, own_linear, own_weight
 from .quantization.unquantized import Unquantized, gate_first
 from .tensor_files import TensorFiles, tensor_files
@@ -31,18 +33,26 @@ class Weights(ABC):
         """A linear layer, in one part or several for some rows each."""
         if part.share is None or type(self.scheme) is Unquantized:
             return self.scheme.linear(part, self)
+        with contextlib.suppress(WholeNeeded):
+            if isinstance(self.scheme, ModuleScheme):
+                return self.scheme.linear(part, self)
         return own_linear(self.scheme.linear(part.share[0], self), part)  # what shares a scale may be in no rank's share alone
 
     def load_experts(self, w13: Part, w2: Part) -> LoadedPart:
         """The experts of a layer, biases included."""
-        if w13.share is None or w2.share is None or type(self.scheme) is Unquantized:
-            loaded = self.scheme.experts(w13, w2, self)
-        else:
-            loaded = own_experts(self.scheme.experts(w13.share[0], w2.share[0], self), w13, w2)
+        loaded = self._own_experts(w13, w2)
         biases = {f"{name}_bias": self.bias(part) for name, part in (("w13", w13), ("w2", w2)) if part.bias}
         if w2.share is not None and w2.share[1].rank and w2.columns != w2.share[0].columns and w2.bias:
             biases["w2_bias"] = None  # ranks that share an expert's inputs add it once
         return replace(loaded, tensors={**loaded.tensors, **biases})
+
+    def _own_experts(self, w13: Part, w2: Part) -> LoadedPart:
+        if w13.share is None or w2.share is None or type(self.scheme) is Unquantized:
+            return self.scheme.experts(w13, w2, self)
+        with contextlib.suppress(WholeNeeded):
+            if isinstance(self.scheme, ModuleScheme):
+                return self.scheme.experts(w13, w2, self)
+        return own_experts(self.scheme.experts(w13.share[0], w2.share[0], self), w13, w2)
 
     def empty(self, part: Part) -> torch.Tensor:
         """A tensor for the weight."""
@@ -76,8 +86,14 @@ class Weights(ABC):
         """As ``TensorSource.holds``. Without a checkpoint: nothing that a format may, but need not have."""
         return False
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As ``TensorSource.shape``. Without a checkpoint: a single number, where nobody asks for more."""
+        return (1,)
+
     @abstractmethod
-    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
+    def stored(
+        self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype, index: tuple[slice, ...] | None = None
+    ) -> torch.Tensor:
         """As ``TensorSource.stored``."""
 
 
@@ -107,8 +123,10 @@ class EmptyWeights(Weights):
     def _whole_bias(self, part: Part) -> torch.Tensor | None:
         return torch.empty(part.bias_shape, dtype=self.dtype, device=self.device) if part.bias else None
 
-    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
-        return torch.zeros(shape or (1,), dtype=dtypes[0], device=self.device)
+    def stored(
+        self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype, index: tuple[slice, ...] | None = None
+    ) -> torch.Tensor:
+        return torch.zeros(shape or (1,), dtype=dtypes[0], device=self.device)[index or ()]
 
 
 class DummyWeights(Weights):
@@ -126,14 +144,16 @@ class DummyWeights(Weights):
     def _whole_bias(self, part: Part) -> torch.Tensor | None:
         return torch.zeros(part.bias_shape, dtype=self.dtype, device=self.device) if part.bias else None
 
-    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
+    def stored(
+        self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype, index: tuple[slice, ...] | None = None
+    ) -> torch.Tensor:
         """Floats as those of ``weight``, integers over the whole range of their dtype."""
         shape, dtype, generator = shape or (1,), dtypes[0], self._generator(name)
         if dtype.is_floating_point:
             values = torch.empty(shape, device=self.device).normal_(std=shape[-1] ** -0.5, generator=generator)
-            return values.to(dtype)
+            return values.to(dtype)[index or ()]
         kind = torch.iinfo(dtype)
-        return torch.randint(kind.min, kind.max + 1, shape, generator=generator, dtype=dtype, device=self.device)
+        return torch.randint(kind.min, kind.max + 1, shape, generator=generator, dtype=dtype, device=self.device)[index or ()]
 
     def _generator(self, name: str) -> torch.Generator:
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
@@ -219,8 +239,13 @@ class Checkpoint(Weights):
     def holds(self, name: str) -> bool:
         return name in self.files.where
 
-    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
-        tensor = self.files.read(name, shape)
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.files.shape(name)
+
+    def stored(
+        self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype, index: tuple[slice, ...] | None = None
+    ) -> torch.Tensor:
+        tensor = self.files.read(name, shape, index)
         file, stored_name = self.files.where[name]
         if tensor.dtype in WIDE_FLOATS and not torch.isfinite(tensor).all():
             raise ValueError(f"{file}: tensor {stored_name} has values that are NaN or infinite: quantize the model again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,11 +15,39 @@ from ..interpreter import enable_interpreter
 from ..models.parallel import Parallel, Ranks
 from ..models.read import read_model
 from ..plan import Group, ProcessGroup, ThreadGroup
+from .devices import open_device
 from .local_executor import LocalExecutor
+
+START_S = 600.0
+"""How much longer one rank may take for its start than another. Whether a step takes too long is for the driver to say."""
+
+
+def check_devices(config: EngineConfig) -> None:
+    """Raises ValueError unless each rank has a device of its own. Of several machines each sees its own only, and is not asked."""
+    size, device = config.parallel.tp * config.parallel.pp, open_device(config.device).torch
+    if size == 1 or device.type != "cuda":
+        return
+    if device.index is not None:
+        raise ValueError(f"device={config.device} cannot work with {size} ranks: give device=cuda, and CUDA_VISIBLE_DEVICES which")
+    if config.parallel.backend == "processes" and (count := torch.cuda.device_count()) < size:
+        raise ValueError(
+            f"parallel.tp={config.parallel.tp}, parallel.pp={config.parallel.pp} cannot work: {size} GPUs are needed, {count} are "
+            f"seen (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
+        )
+
+
+class ProcessRank(LocalExecutor):
+    """Of a rank that is a process."""
+
+    def shutdown(self) -> None:
+        """Also leaves the groups, in which nobody waits any more: all ranks have made the same steps."""
+        super().shutdown()
+        dist.destroy_process_group()
 
 
 def open_rank(config: EngineConfig, place: Place) -> LocalExecutor:
-    """Runs in the process of the rank, which meets the others at the rendezvous."""
+    """Runs in the process of the rank, which meets the others at the rendezvous. One that fails stays in their groups until the
+    driver knows, so that nobody fails because of it before."""
     if place.size == 1:
         return _open(config, Parallel())
     is_cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
@@ -26,14 +55,15 @@ def open_rank(config: EngineConfig, place: Place) -> LocalExecutor:
         config = replace(config, device=f"cuda:{place.rank % torch.cuda.device_count()}")
         torch.cuda.set_device(config.device)
     host, port = place.rendezvous.rsplit(":", 1)
-    wait = timedelta(seconds=config.parallel.step_timeout_s)
+    wait = timedelta(seconds=max(config.parallel.step_timeout_s, START_S))
     store = dist.TCPStore(host, int(port), is_master=False, timeout=wait)
     dist.init_process_group("nccl" if is_cuda else "gloo", store=store, rank=place.rank, world_size=place.size, timeout=wait)
     tp, pp = place.tp, place.num_stages
     # Every rank takes part in making every group.
     stages = [dist.new_group(range(stage * tp, (stage + 1) * tp)) for stage in range(pp)]
     columns = [dist.new_group(range(column, place.size, tp)) for column in range(tp)]
-    return _open(config, _parallel(config, place, ProcessGroup(stages[place.stage]), ProcessGroup(columns[place.tp_rank])))
+    parallel = _parallel(config, place, ProcessGroup(stages[place.stage]), ProcessGroup(columns[place.tp_rank]))
+    return _open(config, parallel, ProcessRank)
 
 
 class ThreadRanks:
@@ -48,6 +78,11 @@ class ThreadRanks:
         stage, column = self._stages[place.stage][place.tp_rank], self._columns[place.tp_rank][place.stage]
         return _open(config, _parallel(config, place, stage, column))
 
+    def abort(self, reason: str) -> None:
+        """Ends what ranks wait for each other."""
+        for first, *_ in (*self._stages, *self._columns):
+            first.abort(reason)
+
 
 def _parallel(config: EngineConfig, place: Place, stage: Group, column: Group) -> Parallel:
     """stage: the ranks that share its tensors; column: those at this one's place in all stages."""
@@ -55,7 +90,7 @@ def _parallel(config: EngineConfig, place: Place, stage: Group, column: Group) -
     return Parallel(tp, pp, tp if config.parallel.ep > 1 else Ranks())
 
 
-def _open(config: EngineConfig, parallel: Parallel) -> LocalExecutor:
+def _open(config: EngineConfig, parallel: Parallel, kind: type[LocalExecutor] = LocalExecutor) -> LocalExecutor:
     if config.interpret:
         enable_interpreter()
-    return LocalExecutor(config, read_model(config.model), parallel)
+    return kind(config, read_model(config.model), parallel)

@@ -168,6 +168,27 @@ def test_what_cannot_be_cut_is_refused_before_weights_are_read(size: tuple[int, 
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "spec", "size", "words"),
+    [
+        ({"runner": "pooling"}, {}, (2, 1), r"parallel.tp=2, parallel.pp=1 cannot work: 'tiny' pools; leave both at 1"),
+        ({"backend": "transformers"}, {}, (1, 2), r"parallel.tp=1, parallel.pp=2 cannot work: model 'tiny' runs through"),
+        (
+            {},
+            {"method": "ngram", "num_speculative_tokens": 2},
+            (1, 2),
+            "speculative_config.method=ngram cannot work with parallel.pp=2",
+        ),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused_before_they_start(
+    model: dict[str, Any], spec: dict[str, Any], size: tuple[int, int], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framework.distributed.executor.DistributedExecutor.__init__", None)
+    with pytest.raises(ValueError, match=words):
+        build(size, ModelConfig("tiny", dtype="float32", **model), spec=SpeculativeConfig(**spec))
+
+
 @pytest.mark.parametrize("name", ["tp2", "pp2"])
 def test_the_weights_of_all_ranks_are_about_those_of_the_model(name: str) -> None:
     """Each rank asks its device for room for its own."""
