@@ -23,6 +23,10 @@ MAX_FILL_S: Final = 0.2
 """CPU time of one mask, after which its request ends, and of the masks of a step, after which the dearest do: all others wait
 meanwhile. Of the masks of a step that took half of it, the next ones are filled one by one, to see which are dear."""
 
+SHORT_FILL_S: Final = 1e-3
+"""Time of the masks of a step, of libraries that are bounded, below which the engine's own thread fills them: to wake another and hand
+it the interpreter costs a third of that, and what it computes it takes from the kernels of a step on a CPU."""
+
 LEADS_NOWHERE: Final = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
 
 Failures = list[tuple[Request, Exception]]
@@ -30,7 +34,8 @@ Failures = list[tuple[Request, Exception]]
 
 class Matchers:
     """Knows requests only; where they compute, and whether they were preempted, is nothing to it. Requests without a constraint do
-    not come here. What a request may take next is computed as soon as its tokens are known, in a thread beside the caller.
+    not come here. What a request may take next is computed as soon as its tokens are known, in a thread beside the caller unless it is
+    little.
 
     num_active  requests that have a matcher: while it is 0, steps need not ask
     num_served  name of a backend -> requests that it had a grammar for
@@ -107,11 +112,11 @@ class Matchers:
         or fail now, may take all."""
         self._finish()
         rows, masked, fresh = step.rows, step.step_input.masked, list[_Move]()
-        constraints = [self._active.get(rows[row]) for row in masked]
+        constraints, num_logits = [self._active.get(rows[row]) for row in masked], step.step_input.num_logits
         for row, constraint in zip(masked, constraints):
             if constraint is None:
                 continue
-            drafts = step.drafts(row)
+            drafts = step.drafts(row) if num_logits[row] > 1 else []
             if drafts and drafts[0] < 0:  # made by the executor, which told of them
                 drafts = constraint.proposed[: len(drafts)]
             if constraint.masks is None or constraint.drafts[: len(drafts)] != drafts:
@@ -121,7 +126,6 @@ class Matchers:
             self._finish()
         failures: Failures = []
         parts: list[np.ndarray] = []
-        num_logits = step.step_input.num_logits
         for row, constraint in zip(masked, constraints):
             if constraint is not None and constraint.matcher.error is None:
                 parts.append(constraint.wanted(num_logits[row], rows[row].num_output_tokens))
@@ -145,14 +149,16 @@ class Matchers:
             constraint, backend = move.constraint, move.constraint.matcher.backend
             calls.setdefault(constraint if constraint.is_alone or not backend.is_bounded else backend, []).append(move)
         self._filling = list(calls.values())
-        self._thread.begin([partial(self._fill, call) for call in self._filling])
+        is_short = all(move.constraint.matcher.backend.is_bounded for move in moves)
+        is_short = is_short and sum(move.constraint.fill_s for move in moves) < SHORT_FILL_S
+        self._thread.begin([partial(self._fill, call, is_short) for call in self._filling], is_short)
 
     def _finish(self) -> None:
         calls, self._filling = self._filling, []
         for index, error in self._thread.finish().items():
             for move in calls[index]:
                 move.constraint.fail(error)
-        total_s = sum(call[0].constraint.fill_s for call in calls)
+        total_s = sum(move.constraint.fill_s for call in calls for move in call)
         for call in calls:
             for move in call:
                 move.constraint.is_alone = total_s > MAX_FILL_S / 2
@@ -161,8 +167,8 @@ class Matchers:
             total_s -= alone[-1].fill_s
             alone.pop().fail(TimeoutError())
 
-    def _fill(self, moves: list[_Move]) -> None:
-        """Runs in the thread."""
+    def _fill(self, moves: list[_Move], is_short: bool) -> None:
+        """Runs in the thread, or in the caller's if it is short."""
         for constraint, _, _ in moves:
             constraint.fill_s = 0.0
             if constraint.grammar in self._computing:  # in a thread that was left behind
@@ -170,7 +176,7 @@ class Matchers:
         moves = [move for move in moves if move.constraint.matcher.error is None]
         if not moves:
             return
-        clock = thread_time if len(moves) == 1 else perf_counter  # of several, the library's own threads compute
+        clock = thread_time if is_short or len(moves) == 1 else perf_counter  # of several, the library's own threads compute
         began_s, grammars = clock(), {move.constraint.grammar for move in moves}
         self._computing |= grammars
         try:
@@ -182,13 +188,15 @@ class Matchers:
                 drafts = [own or expected for own, expected in zip(drafts, forced)]
             ends = list(accumulate(1 + len(own) for own in drafts))
             masks = np.full((ends[-1], self.compiler.vocabulary.num_words), -1, dtype=np.int32)
-            backend.fill(matchers, drafts, masks)
+            backend.fill(matchers, drafts, masks, is_short)
         finally:
             self._computing -= grammars
         for (constraint, _, _), own, expected, end in zip(moves, drafts, forced, ends):
             constraint.masks, constraint.drafts = masks[end - 1 - len(own) : end, : self._num_words], own
             constraint.forced = expected
-        moves[0].constraint.fill_s = clock() - began_s
+        share_s = (clock() - began_s) / len(moves)
+        for move in moves:
+            move.constraint.fill_s = share_s
 
     def _is_ready(self, request: Request) -> bool:
         job = self._jobs[request]
@@ -208,7 +216,7 @@ class _Constraint:
     masks     of the next token, and of those behind each of ``drafts``; None before its first
     proposed  what the executor has made of drafts since
     forced    the first tokens that must come next, as far as they were asked for
-    fill_s    that the last call took in which it was the first: CPU time of its own, or time of a call for several
+    fill_s    its share of what the last call took: CPU time of its own, or time of a call for several
     is_alone  its next call is not for several
     """
 
@@ -232,7 +240,7 @@ class _Constraint:
         self.matcher: Matcher = grammar.matcher(params.all_stop_token_ids)
         self.masks: np.ndarray | None = None
         self.drafts, self.proposed, self.forced = list[int](), list[int](), list[int]()
-        self.fill_s, self.is_alone = 0.0, False
+        self.fill_s, self.is_alone = float("inf"), False
         self._held, self._most_held = set(params.all_stop_token_ids), params.min_tokens
         if params.ignore_eos:
             ends = set(params.stop_token_ids or ())

@@ -66,7 +66,9 @@ class LlguidanceBackend:
     def forced(self, matchers: Sequence[LlguidanceMatcher]) -> list[list[int]]:
         return [list(takewhile(matcher.goes_on, matcher.state.compute_ff_tokens())) for matcher in matchers]
 
-    def fill(self, matchers: Sequence[LlguidanceMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray) -> None:
+    def fill(
+        self, matchers: Sequence[LlguidanceMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray, is_short: bool
+    ) -> None:
         where = masks.ctypes.data, masks.strides[0], len(masks)
         alone, drafted, row = [], [], 0
         for matcher, draft in zip(matchers, drafts):
@@ -75,7 +77,11 @@ class LlguidanceBackend:
             else:
                 alone.append((matcher.state, row))
             row += 1 + len(draft)
-        if alone:
+        if alone and is_short:
+            start, row_bytes, _ = where
+            for state, row in alone:
+                state.unsafe_compute_mask_ptr(start + row * row_bytes, row_bytes)
+        elif alone:
             self._executor.unsafe_compute_mask_ptr(alone, *where)
         if drafted:
             self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, *where)
