@@ -51,6 +51,9 @@ class Matchers:
         self._thread = WatchedThread(MAX_FILL_S)
         self._filling: list[list[_Move]] = []  # what each call of the thread moves
         self._computing: set[Grammar] = set()
+        self._filled: tuple[list[_Constraint], np.ndarray] = [], np.empty((0, self._num_words), np.int32)  # last, if without drafts
+        self._held_words = np.zeros(0, dtype=np.int64)
+        self._held = np.zeros(self._num_words, dtype=np.int32)  # stop tokens that requests may not want yet
 
     @property
     def num_active(self) -> int:
@@ -124,21 +127,28 @@ class Matchers:
         if fresh:
             self._begin(fresh)
             self._finish()
-        failures: Failures = []
-        parts: list[np.ndarray] = []
-        for row, constraint in zip(masked, constraints):
-            if constraint is not None and constraint.matcher.error is None:
-                parts.append(constraint.wanted(num_logits[row], rows[row].num_output_tokens))
-                continue
-            parts.append(np.full((num_logits[row], self._num_words), -1, dtype=np.int32))
-            if constraint is not None and constraint.matcher.error is not None:
-                failures.append((rows[row], constraint.matcher.error))
-        masks = np.concatenate(parts)
-        if not masks.any(axis=1).all():
-            ends = accumulate(len(part) for part in parts)
-            for row, part, end in zip(masked, parts, ends):
+        failures = [(rows[row], c.matcher.error) for row, c in zip(masked, constraints) if c is not None and c.matcher.error]
+        together, masks = self._filled
+        if constraints != together or failures or max(num_logits) > 1:
+            none = np.full((max(num_logits), self._num_words), -1, dtype=np.int32)
+            masks = np.concatenate(
+                [
+                    (none if c is None or c.matcher.error is not None else c.masks)[: num_logits[row]]
+                    for row, c in zip(masked, constraints)
+                ]
+            )
+        ends = list(accumulate(num_logits[row] for row in masked))
+        if (masks[:, self._held_words] & self._held[self._held_words]).any():
+            masks = masks.copy()
+            for row, constraint, end in zip(masked, constraints, ends):
+                if constraint is not None and constraint.matcher.error is None:
+                    constraint.hold(masks[end - num_logits[row] : end], rows[row].num_output_tokens)
+        if not np.bitwise_or.reduce(masks, axis=1).all():
+            masks = masks.copy()
+            for row, end in zip(masked, ends):
+                part = masks[end - num_logits[row] : end]
                 if not part[0].any():  # behind a draft it matters only if the draft is right: see accept
-                    masks[end - len(part) : end] = -1
+                    part[:] = -1
                     failures.append((rows[row], ValueError(LEADS_NOWHERE)))
         handle.sample(masks)
         return failures
@@ -154,6 +164,8 @@ class Matchers:
         self._thread.begin([partial(self._fill, call, is_short) for call in self._filling], is_short)
 
     def _finish(self) -> None:
+        if not self._filling:
+            return
         calls, self._filling = self._filling, []
         for index, error in self._thread.finish().items():
             for move in calls[index]:
@@ -191,18 +203,20 @@ class Matchers:
             backend.fill(matchers, drafts, masks, is_short)
         finally:
             self._computing -= grammars
+        masks, share_s = masks[:, : self._num_words], (clock() - began_s) / len(moves)
         for (constraint, _, _), own, expected, end in zip(moves, drafts, forced, ends):
-            constraint.masks, constraint.drafts = masks[end - 1 - len(own) : end, : self._num_words], own
-            constraint.forced = expected
-        share_s = (clock() - began_s) / len(moves)
-        for move in moves:
-            move.constraint.fill_s = share_s
+            constraint.masks, constraint.drafts, constraint.forced = masks[end - 1 - len(own) : end], own, expected
+            constraint.fill_s = share_s
+        self._filled = [move.constraint for move in moves] if len(masks) == len(moves) else [], masks
 
     def _is_ready(self, request: Request) -> bool:
         job = self._jobs[request]
         if (grammar := self.compiler.result(job)) is None:
             return False
-        self._active[request] = _Constraint(grammar, request)
+        constraint = self._active[request] = _Constraint(grammar, request)
+        if constraint.most_held:
+            set_bits(self._held, constraint.held, True)
+            self._held_words = np.flatnonzero(self._held)
         self.num_served[job.backend] += 1
         self.compiler.release(self._jobs.pop(request))
         request.is_ready = None  # and stays so when it is preempted
@@ -214,6 +228,7 @@ class _Constraint:
     nothing else may.
 
     masks     of the next token, and of those behind each of ``drafts``; None before its first
+    held, most_held  stop tokens, and before how many tokens the request does not want them
     proposed  what the executor has made of drafts since
     forced    the first tokens that must come next, as far as they were asked for
     fill_s    its share of what the last call took: CPU time of its own, or time of a call for several
@@ -221,16 +236,15 @@ class _Constraint:
     """
 
     __slots__ = (
-        "_held",
-        "_held_bits",
-        "_most_held",
         "drafts",
         "fill_s",
         "forced",
         "grammar",
+        "held",
         "is_alone",
         "masks",
         "matcher",
+        "most_held",
         "proposed",
     )
 
@@ -241,12 +255,11 @@ class _Constraint:
         self.masks: np.ndarray | None = None
         self.drafts, self.proposed, self.forced = list[int](), list[int](), list[int]()
         self.fill_s, self.is_alone = float("inf"), False
-        self._held, self._most_held = set(params.all_stop_token_ids), params.min_tokens
+        self.held, self.most_held = set(params.all_stop_token_ids), params.min_tokens
         if params.ignore_eos:
             ends = set(params.stop_token_ids or ())
-            if self._held - ends:
-                self._held, self._most_held = self._held - ends, request.max_total
-        self._held_bits = [(token // 32, 1 << token % 32) for token in self._held]
+            if self.held - ends:
+                self.held, self.most_held = self.held - ends, request.max_total
 
     def fail(self, error: BaseException) -> None:
         """Its request is to end, and told of it."""
@@ -259,24 +272,18 @@ class _Constraint:
     def leads_nowhere(self, num_new: int, request: Request) -> bool:
         """Whether nothing may follow the tokens that its request got of the last step."""
         assert self.masks is not None
-        masks = self.wanted(len(self.masks), request.num_output_tokens - num_new)
+        masks = self.masks.copy()
+        self.hold(masks, request.num_output_tokens - num_new)
         return num_new < len(masks) and not masks[num_new].any()
 
-    def wanted(self, count: int, num_output_tokens: int) -> np.ndarray:
-        """The masks [count, words] of the next token, after so many, and of those behind drafts, without the stop tokens that the
+    def hold(self, masks: np.ndarray, num_output_tokens: int) -> None:
+        """Takes out of masks [any, words] of the next token, after so many, and of those behind drafts, the stop tokens that the
         request does not want yet."""
-        assert self.masks is not None
-        masks = self.masks if len(self.masks) == count else self.masks[:count]
-        for nth in range(min(count, self._most_held - num_output_tokens)):
-            for word, bit in self._held_bits:
-                if masks.item(nth, word) & bit:
-                    others = masks[nth].copy()
-                    set_bits(others, self._held, False)
-                    if others.any():
-                        masks = masks.copy()
-                        masks[nth] = others
-                    break
-        return masks
+        for mask in masks[: max(0, self.most_held - num_output_tokens)]:
+            others = mask.copy()
+            set_bits(others, self.held, False)
+            if others.any():
+                mask[:] = others
 
 
 class _Move(NamedTuple):
