@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -52,8 +53,8 @@ class Matchers:
         self._filling: list[list[_Move]] = []  # what each call of the thread moves
         self._computing: set[Grammar] = set()
         self._filled: tuple[list[_Constraint], np.ndarray] = [], np.empty((0, self._num_words), np.int32)  # last, if without drafts
-        self._held_words = np.zeros(0, dtype=np.int64)
-        self._held = np.zeros(self._num_words, dtype=np.int32)  # stop tokens that requests may not want yet
+        self._held = np.zeros(self._num_words, dtype=np.int32)  # stop tokens that some request did not want at once
+        self._held_words: list[int] = []  # which of these are not 0
 
     @property
     def num_active(self) -> int:
@@ -138,7 +139,7 @@ class Matchers:
                 ]
             )
         ends = list(accumulate(num_logits[row] for row in masked))
-        if (masks[:, self._held_words] & self._held[self._held_words]).any():
+        if any((masks[:, word] & self._held[word]).any() for word in self._held_words):
             masks = masks.copy()
             for row, constraint, end in zip(masked, constraints, ends):
                 if constraint is not None and constraint.matcher.error is None:
@@ -155,12 +156,12 @@ class Matchers:
 
     def _begin(self, moves: list[_Move]) -> None:
         calls: dict[object, list[_Move]] = {}
+        expected_s = 0.0
         for move in moves:
             constraint, backend = move.constraint, move.constraint.matcher.backend
             calls.setdefault(constraint if constraint.is_alone or not backend.is_bounded else backend, []).append(move)
-        self._filling = list(calls.values())
-        is_short = all(move.constraint.matcher.backend.is_bounded for move in moves)
-        is_short = is_short and sum(move.constraint.fill_s for move in moves) < SHORT_FILL_S
+            expected_s += constraint.fill_s if backend.is_bounded else math.inf
+        self._filling, is_short = list(calls.values()), expected_s < SHORT_FILL_S
         self._thread.begin([partial(self._fill, call, is_short) for call in self._filling], is_short)
 
     def _finish(self) -> None:
@@ -170,10 +171,11 @@ class Matchers:
         for index, error in self._thread.finish().items():
             for move in calls[index]:
                 move.constraint.fail(error)
-        total_s = sum(move.constraint.fill_s for call in calls for move in call)
-        for call in calls:
-            for move in call:
-                move.constraint.is_alone = total_s > MAX_FILL_S / 2
+        constraints = [move.constraint for call in calls for move in call]
+        total_s = sum(constraint.fill_s for constraint in constraints)
+        is_dear = total_s > MAX_FILL_S / 2
+        for constraint in constraints:
+            constraint.is_alone = is_dear
         alone = sorted((call[0].constraint for call in calls if len(call) == 1), key=lambda constraint: constraint.fill_s)
         while total_s > MAX_FILL_S and alone and alone[-1].fill_s > MAX_FILL_S / 20:  # many that are cheap are nobody's fault
             total_s -= alone[-1].fill_s
@@ -216,7 +218,7 @@ class Matchers:
         constraint = self._active[request] = _Constraint(grammar, request)
         if constraint.most_held:
             set_bits(self._held, constraint.held, True)
-            self._held_words = np.flatnonzero(self._held)
+            self._held_words = np.flatnonzero(self._held).tolist()
         self.num_served[job.backend] += 1
         self.compiler.release(self._jobs.pop(request))
         request.is_ready = None  # and stays so when it is preempted
@@ -254,7 +256,7 @@ class _Constraint:
         self.matcher: Matcher = grammar.matcher(params.all_stop_token_ids)
         self.masks: np.ndarray | None = None
         self.drafts, self.proposed, self.forced = list[int](), list[int](), list[int]()
-        self.fill_s, self.is_alone = float("inf"), False
+        self.fill_s, self.is_alone = math.inf, False
         self.held, self.most_held = set(params.all_stop_token_ids), params.min_tokens
         if params.ignore_eos:
             ends = set(params.stop_token_ids or ())
