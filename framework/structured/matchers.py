@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 from itertools import accumulate
 from time import perf_counter, thread_time
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 
@@ -115,29 +115,17 @@ class Matchers:
         """The second phase of a step that is computed, once all tokens before are accepted. Rows of requests that ended meanwhile,
         or fail now, may take all."""
         self._finish()
-        rows, masked, fresh = step.rows, step.step_input.masked, list[_Move]()
-        constraints, num_logits = [self._active.get(rows[row]) for row in masked], step.step_input.num_logits
-        for row, constraint in zip(masked, constraints):
-            if constraint is None:
-                continue
-            drafts = step.drafts(row) if num_logits[row] > 1 else []
-            if drafts and drafts[0] < 0:  # made by the executor, which told of them
-                drafts = constraint.proposed[: len(drafts)]
-            if constraint.masks is None or constraint.drafts[: len(drafts)] != drafts:
-                fresh.append(_Move(constraint, [], drafts))
-        if fresh:
-            self._begin(fresh)
-            self._finish()
+        rows, masked, num_logits = step.rows, step.step_input.masked, step.step_input.num_logits
+        constraints = [self._active.get(rows[row]) for row in masked]
+        has_drafts = max(num_logits) > 1
+        if has_drafts or constraints != self._filled[0]:
+            self._fill_missing(step, constraints)
         failures = [(rows[row], c.matcher.error) for row, c in zip(masked, constraints) if c is not None and c.matcher.error]
         together, masks = self._filled
-        if constraints != together or failures or max(num_logits) > 1:
-            none = np.full((max(num_logits), self._num_words), -1, dtype=np.int32)
-            masks = np.concatenate(
-                [
-                    (none if c is None or c.matcher.error is not None else c.masks)[: num_logits[row]]
-                    for row, c in zip(masked, constraints)
-                ]
-            )
+        if has_drafts or failures or constraints != together:
+            free = np.full((max(num_logits), self._num_words), -1, dtype=np.int32)
+            own = [free if c is None or c.masks is None or c.matcher.error is not None else c.masks for c in constraints]
+            masks = np.concatenate([each[: num_logits[row]] for row, each in zip(masked, own)])
         ends = list(accumulate(num_logits[row] for row in masked))
         if any((masks[:, word] & self._held[word]).any() for word in self._held_words):
             masks = masks.copy()
@@ -153,6 +141,21 @@ class Matchers:
                     failures.append((rows[row], ValueError(LEADS_NOWHERE)))
         handle.sample(masks)
         return failures
+
+    def _fill_missing(self, step: ScheduledStep, constraints: list[_Constraint | None]) -> None:
+        """Masks of masked rows that have none for their drafts, or none yet."""
+        moves: list[_Move] = []
+        for row, constraint in zip(step.step_input.masked, constraints):
+            if constraint is None:
+                continue
+            drafts = step.drafts(row)
+            if drafts and drafts[0] < 0:  # made by the executor, which told of them
+                drafts = constraint.proposed[: len(drafts)]
+            if constraint.masks is None or constraint.drafts[: len(drafts)] != drafts:
+                moves.append(_Move(constraint, [], drafts))
+        if moves:
+            self._begin(moves)
+            self._finish()
 
     def _begin(self, moves: list[_Move]) -> None:
         calls: dict[object, list[_Move]] = {}
@@ -195,7 +198,7 @@ class Matchers:
         self._computing |= grammars
         try:
             matchers, drafts = [move.constraint.matcher for move in moves], [move.drafts for move in moves]
-            backend, forced = matchers[0].backend, [list[int]() for _ in moves]
+            backend, forced = matchers[0].backend, cast(list[list[int]], [[]]) * len(moves)
             backend.accept(matchers, [move.token_ids for move in moves])
             if self._num_forced:
                 forced = [tokens[: self._num_forced] for tokens in backend.forced(matchers)]
