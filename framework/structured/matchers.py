@@ -124,7 +124,7 @@ class Matchers:
         together, masks = self._filled
         if has_drafts or failures or constraints != together:
             free = np.full((max(num_logits), self._num_words), -1, dtype=np.int32)
-            own = [free if c is None or c.masks is None or c.matcher.error is not None else c.masks for c in constraints]
+            own = [free if c is None or c.matcher.error is not None else cast(np.ndarray, c.masks) for c in constraints]
             masks = np.concatenate([each[: num_logits[row]] for row, each in zip(masked, own)])
         ends = list(accumulate(num_logits[row] for row in masked))
         if any((masks[:, word] & self._held[word]).any() for word in self._held_words):
