@@ -154,9 +154,9 @@ def test_tokens_do_not_depend_on_which_thread_fills_masks(
     here: Counter[tuple[str, bool]] = Counter()
     for library in (LlguidanceBackend, XgrammarBackend):
 
-        def fill(backend: Any, *given: Any, inner: Any = library.fill) -> None:
+        def fill(backend: Any, matchers: Any, drafts: Any, masks: Any, is_short: bool, inner: Any = library.fill) -> None:
             here[type(backend).__name__, threading.current_thread() is threading.main_thread()] += 1
-            inner(backend, *given)
+            inner(backend, matchers, drafts, masks, is_short)
 
         monkeypatch.setattr(library, "fill", fill)
     running = engine(
