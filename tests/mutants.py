@@ -67,6 +67,7 @@ _SERVER = "framework/server/"
 _PARSING = "framework/server/parsing/"
 _COMPILER = "framework/structured/compiler.py"
 _MATCHERS = "framework/structured/matchers.py"
+_WATCHED = "framework/structured/watched.py"
 _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
 _BATCHES = "framework/worker/batches.py"
@@ -216,6 +217,7 @@ TESTS: dict[str, list[str]] = {
     },
     **{f"{_PARSING}{name}.py": ["tests/framework/server/parsing"] for name in ("message_parser", "source", "qwen3_coder")},
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
+    _WATCHED: ["tests/framework/structured/test_watched.py"],
     _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
@@ -718,9 +720,14 @@ MUTANTS = [
     Mutant(
         "ends are held back one token longer",
         _MATCHERS,
-        "self._most_held - num_output_tokens)",
-        "1 + self._most_held - num_output_tokens)",
+        "self.most_held - num_output_tokens)",
+        "1 + self.most_held - num_output_tokens)",
     ),
+    Mutant("masks of a step before do for rows in another order", _MATCHERS, "or failures or constraints != together", "or failures"),
+    Mutant("nobody fills the masks of rows that were not in the last step", _MATCHERS, "if has_drafts or constraints != self._filled[0]:", "if has_drafts:"),
+    Mutant("what may take minutes is filled by the engine's thread", _MATCHERS, "if backend.is_bounded else math.inf", ""),
+    Mutant("masks are never filled by the engine's thread", _MATCHERS, "expected_s < SHORT_FILL_S", "False"),
+    Mutant("a library's panic in the engine's thread ends all", _WATCHED, "        except BaseException as error:  # a library's panic is no", "        except ZeroDivisionError as error:  # no"),
     Mutant(
         "a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[masked[0]].num_output_tokens)"
     ),
@@ -844,8 +851,8 @@ MUTANTS = [
     Mutant(
         "ends are held back in a step's first row alone",
         _MATCHERS,
-        "min(count, self._most_held - num_output_tokens)",
-        "min(1, self._most_held - num_output_tokens)",
+        "max(0, self.most_held - num_output_tokens)",
+        "max(0, min(1, self.most_held - num_output_tokens))",
     ),
     Mutant("tokens that a head never drafts are drafted", _HEAD, "-torch.inf)\n    whole", "0.0)\n    whole"),
     Mutant("a head's tokens pass as the model's", _HEAD, "whole[:, target_ids] =", "whole[:, : len(target_ids)] ="),
