@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import reduce
 from itertools import zip_longest
+from operator import add
 from typing import Any, get_args
 
 import numpy as np
@@ -93,6 +95,12 @@ class EngineStats(SchedulerCounters):
     num_not_ready: int = 0
     kv_usage: float = 0.0
     drafts: DraftCounts = field(default_factory=DraftCounts)
+
+
+def total_stats(found: Sequence[EngineStats]) -> EngineStats:
+    """Of several engines together; ``kv_usage`` is their mean."""
+    totals = {each.name: reduce(add, (getattr(stats, each.name) for stats in found)) for each in fields(EngineStats)}
+    return EngineStats(**{**totals, "kv_usage": totals["kv_usage"] / len(found)})
 
 
 @dataclass(frozen=True)
