@@ -9,19 +9,19 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from .build import replica_configs
 from .engine.errors import EngineDeadError
-from .engine.metrics import EngineInfo
 from .engine.router import ROUTERS, Router
 from .engine_client import EngineClient, Receiver, as_exception
 from .engine_process import Add
 
 if TYPE_CHECKING:
     from .config import EngineConfig
+    from .engine.metrics import EngineInfo
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Replicas:
     to each replica and has not ended there, exactly. A replica that dies ends its own requests with EngineDeadError; the others
     serve on, behind a router that begins anew, until none is left.
 
-    info    of one replica; where they differ, the least of each
+    info    of one replica: the one with the least room
     living  number of a replica -> who talks to it
     """
 
@@ -59,7 +59,7 @@ class Replicas:
         try:
             for index, own in enumerate(replica_configs(config)):
                 self._clients.append(EngineClient(own, f"replica {index}", config.parallel.step_timeout_s))
-            self.info = _least(self._wait_until_ready(start_timeout_s))
+            self.info = min(self._wait_until_ready(start_timeout_s), key=lambda info: info.num_blocks)
         except BaseException:
             for client in self._clients:
                 client.shutdown()
@@ -105,6 +105,11 @@ class Replicas:
             request = self._requests.pop(key, None)
             if request is not None and request.client is not None:
                 request.client.close(key, abort)
+
+    def place(self, key: str) -> int | None:
+        """Number of the replica that serves an open request; None until that is decided."""
+        request = self._requests.get(key)
+        return None if request is None or request.client is None else self._clients.index(request.client)
 
     def stop(self) -> None:
         """Makes the processes end, and everybody who waits hear of it. Does not wait for that."""
@@ -188,7 +193,3 @@ def of_the_living(answers: Mapping[int, Any], dead: EngineDeadError | None) -> d
 def _tell(receiver: Receiver, error: Exception | None) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody will ever ask
         receiver.loop.call_soon_threadsafe(receiver.put, error)
-
-
-def _least(infos: list[EngineInfo]) -> EngineInfo:
-    return EngineInfo(*(min(values) for values in zip(*map(astuple, infos))))

@@ -6,14 +6,16 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from .build import input_processor, pooling_rules
+from .build import input_processor, pooling_rules, settle_pooling
 from .clock import WallClock
 from .config import EngineConfig
 from .engine.errors import EngineDeadError
 from .engine.inputs import EngineInput, Prompt, check_tokens, request_seed
+from .engine.kv_cache.manager import KVCacheManager
+from .engine.limits import Limits
 from .engine.metrics import EngineInfo, EngineMetrics, EngineStats, total_stats
 from .engine.pooling import generates
 from .engine_process import Add, Call, Report
@@ -70,6 +72,8 @@ class ReplicatedEngine:
     aborted brings no last output. One thread drives it, as an Engine.
 
     What a request brings does not depend on the replica that serves it, nor on how many there are.
+
+    places  request id -> number of the replica, of what the last step handed out
     """
 
     is_waiting = False
@@ -81,11 +85,18 @@ class ReplicatedEngine:
         config.validate()
         self.config = config = fold_choices(config, kernels)
         model = read_model(config.model)
+        if model.pooling is not None:
+            config = settle_pooling(config, model.pooling)
         self.inputs, self.pooling, self.clock = input_processor(config.model, model), pooling_rules(config, model), WallClock()
-        self.replicas = Replicas(config, start_timeout_s=None)
+        self.replicas = Replicas(self.config, start_timeout_s=None)
+        info, pools = self.replicas.info, self.pooling is not None
+        scheduling = replace(config.scheduler, in_flight_steps=info.in_flight_steps)
+        manager = KVCacheManager(info.groups, info.num_blocks, info.block_size)
+        self._limits = Limits(scheduling, manager, info.max_model_len + pools)
         self._inbox = Inbox()
         self._arrived: deque[tuple[_Waiting, RequestOutput | Exception]] = deque()
         self._running: dict[str, _Waiting] = {}
+        self.places: dict[str, int] = {}
         self._num_added = 0
 
     def add_request(
@@ -98,8 +109,7 @@ class ReplicatedEngine:
         priority: int = 0,
         output_kind: RequestOutputKind | None = None,
     ) -> None:
-        """As of an Engine. Raises ValueError for what the model cannot do; what has no room in a replica's cache is refused there,
-        and raised by ``step``."""
+        """As of an Engine. Raises EngineDeadError once no replica is left."""
         if request_id in self._running:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
@@ -112,14 +122,17 @@ class ReplicatedEngine:
         self._running[request_id] = waiting
 
     def step(self) -> list[RequestOutput]:
-        """What came of the requests, waiting for it no longer than STEP_S. Raises ValueError for a request that a replica refuses,
-        and EngineDeadError if one of the requests ran on a replica that died."""
+        """What came of the requests, waiting for it no longer than STEP_S. Raises EngineDeadError if one of them ran on a replica that
+        died; that one has ended."""
         self._inbox.run(STEP_S)
         outputs = []
+        self.places.clear()
         while self._arrived:
             waiting, item = self._arrived.popleft()
             if self._running.get(waiting.request_id) is not waiting:
                 continue  # it was aborted
+            if (place := self.replicas.place(waiting.key)) is not None:
+                self.places[waiting.request_id] = place
             if isinstance(item, Exception) or item.finished:
                 del self._running[waiting.request_id]
                 self.replicas.close(waiting.key)
@@ -168,17 +181,19 @@ class ReplicatedEngine:
     def _complete(
         self, prompt: EngineInput, params: SamplingParams | PoolingParams | None, output_kind: RequestOutputKind | None
     ) -> SamplingParams | PoolingParams:
-        """A request's own parameters. Raises ValueError for what the model cannot do."""
-        info = self.replicas.info
+        """A request's own parameters. Raises ValueError for what an engine would refuse."""
+        info, num_tokens = self.replicas.info, len(prompt.token_ids)
         if self.pooling is not None:
             pooling = self.pooling.complete(params)
             check_tokens(prompt.token_ids, pooling.sampling(), info.vocab_size)
-            self.pooling.check_prompt(len(prompt.token_ids), info.max_model_len)
+            self.pooling.check_prompt(num_tokens, info.max_model_len)
+            self._limits.longest_total(num_tokens, pooling.sampling().max_tokens)
             return pooling
         if isinstance(params, PoolingParams):
             raise ValueError(generates(self.config.model.name))
         complete = self.inputs.params(params, output_kind)
         check_tokens(prompt.token_ids, complete, info.vocab_size)
+        self._limits.longest_total(num_tokens, complete.max_tokens)
         if complete.seed is None:
             complete.seed = request_seed(self.config.seed, self._num_added)
         return complete

@@ -193,7 +193,13 @@ class Engine:
     def info(self) -> EngineInfo:
         executor = self.executor
         return EngineInfo(
-            executor.max_model_len, executor.vocab_size, self.config.cache.block_size, executor.num_blocks, executor.weight_bytes
+            executor.max_model_len,
+            executor.vocab_size,
+            self.config.cache.block_size,
+            executor.num_blocks,
+            executor.weight_bytes,
+            executor.groups,
+            self.in_flight_steps,
         )
 
     def stats(self) -> EngineStats:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from ..config import CacheConfig
+from .kv_cache.spec import CacheGroup
 from .request import FinishReason, Request
 from .scheduled import Committed, ScheduledStep, SchedulerCounters
 
@@ -76,13 +77,15 @@ class DraftCounts:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine was built as; it does not change. Sizes as ``Executor`` has them."""
+    """What an engine was built as; it does not change. Sizes and groups as ``Executor`` has them; in_flight_steps: as ``Engine``."""
 
     max_model_len: int
     vocab_size: int
     block_size: int
     num_blocks: int
     weight_bytes: int
+    groups: tuple[CacheGroup, ...]
+    in_flight_steps: int
 
 
 @dataclass
