@@ -69,7 +69,7 @@ def _serve_with_engine(config: ServeConfig) -> Served:
 
 
 def _serve_with_processes(config: ServeConfig) -> Served:
-    """Of several engines, each of which takes its steps in a process of its own: of those nothing is seen but what comes of them."""
+    """Of several engines, each in a process of its own: of their steps nothing is seen but what comes of them."""
     start = time.perf_counter()
     engine: Any = ReplicatedEngine(config.engine())
     try:

@@ -55,6 +55,7 @@ class EngineClient:
     The process is started with ``spawn``, and is of use after ``wait_until_ready``.
 
     in_flight  of those whose requests are counted there (see replicas.py): what was sent and has not ended
+    pipe       to the process; nobody else reads it, but that it can be read tells when the engine is ready
     """
 
     def __init__(self, config: EngineConfig, name: str = "the engine", silence_s: float | None = None) -> None:
@@ -63,7 +64,7 @@ class EngineClient:
         self._name, self._silence_s = name, silence_s
         self.in_flight = InFlight()
         context = multiprocessing.get_context("spawn")
-        self._pipe, child = context.Pipe()
+        self.pipe, child = context.Pipe()
         arguments = (run_engine, LOGGER.getEffectiveLevel(), config, child)
         # Not daemonic: those may start no processes, as an executor does that has ranks. It ends with this one all the same.
         self._process = context.Process(target=_run, args=arguments, daemon=False, name="kernelswap-engine")
@@ -77,10 +78,6 @@ class EngineClient:
         self._keys = itertools.count()
         self._outbox: queue.SimpleQueue[tuple[str, Callable[[], Any]] | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True, name="kernelswap-engine-reader")
-
-    def fileno(self) -> int:
-        """Of what ``multiprocessing.connection.wait`` takes: before the engine is ready, it can be read once it is."""
-        return self._pipe.fileno()
 
     def wait_until_ready(self, timeout_s: float) -> EngineInfo:
         """What the engine was built as. Raises what went wrong there, or EngineDeadError if it ended without a word or is not ready
@@ -154,9 +151,9 @@ class EngineClient:
 
     def _ready(self, timeout_s: float) -> EngineInfo:
         try:
-            if not self._pipe.poll(timeout_s):
+            if not self.pipe.poll(timeout_s):
                 raise EngineDeadError(f"{self._name}'s process was not ready after {timeout_s:g} s")
-            message = self._pipe.recv()
+            message = self.pipe.recv()
         except (EOFError, OSError):
             raise EngineDeadError(f"while it started, {self._name}'s process ended with {self._end_process()}") from None
         if isinstance(message, Failure):
@@ -185,11 +182,11 @@ class EngineClient:
                 self._hand_on([(key, as_exception(error))])
                 continue
             try:
-                self._pipe.send((key, pickled))
+                self.pipe.send((key, pickled))
             except OSError:
                 return  # the reader finds out why the process is gone
         with contextlib.suppress(OSError):  # it may be gone already
-            self._pipe.send(None)
+            self.pipe.send(None)
 
     def _read(self) -> None:
         """Runs in a thread."""
@@ -200,7 +197,7 @@ class EngineClient:
                     reason = f"{self._name} hangs: it said nothing for {self._silence_s:g} s (parallel.step_timeout_s)"
                     self._process.kill()
                     break
-                message = self._pipe.recv()
+                message = self.pipe.recv()
                 if isinstance(message, Failure) and message.key is None:
                     cause = message.error()
                     reason = f"{self._name} failed: {message.text}"
@@ -217,7 +214,7 @@ class EngineClient:
         """Waits for a message. True if none comes for so long although there was work when that time began: of whoever is aborted,
         too, something comes."""
         was_busy = False
-        while not self._pipe.poll(timeout_s):
+        while not self.pipe.poll(timeout_s):
             if was_busy:
                 return True
             was_busy = self.in_flight.num_running > 0

@@ -40,7 +40,7 @@ class LLM(PoolingMethods):
     def __init__(self, model: str | EngineConfig = "tiny", *, kernels: Mapping[str, str] | None = None, **arguments: Any) -> None:
         config = engine_config(model, kernels=kernels, **arguments)
         self._engine: Engine | ReplicatedEngine | None
-        self._engine = ReplicatedEngine(config, kernels) if config.parallel.dp > 1 else build_engine(config, kernels=kernels)
+        self._engine = build_engine(config, kernels=kernels) if config.parallel.dp == 1 else ReplicatedEngine(config, kernels)
         self._ids = itertools.count()
 
     @property

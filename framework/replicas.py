@@ -87,7 +87,7 @@ class Replicas:
 
     def open(self, receiver: Receiver, message: Callable[[], Add]) -> str:
         """As of an EngineClient. ``message`` is called in the router's thread."""
-        key = str(next(self._keys))
+        key = f"replicated-{next(self._keys)}"  # unlike those that a client makes up
         with self._lock:
             if (error := self.dead_error) is not None:
                 raise error
@@ -130,14 +130,13 @@ class Replicas:
     def _wait_until_ready(self, timeout_s: float | None) -> list[EngineInfo]:
         """Of each, whichever is ready first."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        missing, infos = list(self._clients), []
+        missing, infos = {client.pipe: client for client in self._clients}, []
         while missing:
             ready = wait(missing, None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
             if not ready:
-                late = ", ".join(f"{self._clients.index(client)}" for client in missing)
+                late = ", ".join(f"{self._clients.index(client)}" for client in missing.values())
                 raise EngineDeadError(f"of {len(self._clients)} replicas, {late} were not ready after {timeout_s:g} s")
-            infos += [client.wait_until_ready(0.0) for client in missing if client in ready]
-            missing = [client for client in missing if client not in ready]
+            infos += [missing.pop(pipe).wait_until_ready(0.0) for pipe in list(missing) if pipe in ready]
         return infos
 
     def _route(self) -> None:

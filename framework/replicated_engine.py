@@ -122,8 +122,8 @@ class ReplicatedEngine:
         self._running[request_id] = waiting
 
     def step(self) -> list[RequestOutput]:
-        """What came of the requests, waiting for it no longer than STEP_S. Raises EngineDeadError if one of them ran on a replica that
-        died; that one has ended."""
+        """What came of the requests, waiting for it no longer than STEP_S. Raises EngineDeadError if one of them ran on a replica
+        that died; that one has ended."""
         self._inbox.run(STEP_S)
         outputs = []
         self.places.clear()

@@ -77,7 +77,7 @@ class DraftCounts:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine was built as; it does not change. Sizes and groups as ``Executor`` has them; in_flight_steps: as ``Engine``."""
+    """What an engine was built as; it does not change. Sizes and groups as ``Executor`` has them, steps in flight as ``Engine``."""
 
     max_model_len: int
     vocab_size: int
