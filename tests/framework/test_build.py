@@ -152,7 +152,7 @@ def test_a_name_that_is_in_no_table_is_refused_with_those_that_are(config: Engin
         ({"router": "nearest"}, "router='nearest' .* round_robin"),
         ({"parallel": ParallelConfig(dp=2)}, "parallel.dp=2 is several engines: LLM and AsyncEngine start them"),
         ({"parallel": ParallelConfig(first_device=-1)}, "parallel.first_device=-1 .* 0 or more"),
-        ({"parallel": ParallelConfig(step_timeout_s=5)}, "parallel.step_timeout_s=5 .* kind=local does not read it"),
+        ({"parallel": ParallelConfig(step_timeout_s=5)}, r"parallel.step_timeout_s=5 .*\(executor.kind=local does not read it"),
         ({"parallel": ParallelConfig(tp=4, ep=2)}, "parallel.ep=2 .* 1, or 4 as parallel.tp"),
         (
             {"executor": ExecutorConfig("simulated"), "speculative_config": SpeculativeConfig("ngram", 2)},
