@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .clock import Clock, VirtualClock, WallClock
-from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
+from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, ParallelConfig, QuantConfig
 from .engine.executor import PredictsSteps
 from .engine.images import ImageProcessor
 from .engine.inputs import InputProcessor
@@ -41,6 +42,8 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     kernels  op -> choice: explicit ones, which come before ``override`` and the config's
     """
     config.validate()
+    if config.parallel.dp > 1:
+        raise ValueError(f"parallel.dp={config.parallel.dp} is several engines: LLM and AsyncEngine start them, this builds one")
     kind = EXECUTORS[config.executor.kind]
     if clock is None:
         clock = VirtualClock() if kind.virtual_clock else WallClock()
@@ -94,17 +97,41 @@ def _speculation(config: EngineConfig, executor: Executor, matchers: Matchers | 
 
 
 def build_replicas(config: EngineConfig) -> list[Engine]:
-    """As many engines as ``parallel.dp`` says; each of several has a clock of its own."""
-    first = build_engine(config)
+    """As many engines as ``parallel.dp`` says, in this process; each of several has a virtual clock of its own, and so must be of a
+    kind that has one."""
+    one = replace(config, parallel=replace(config.parallel, dp=1))
+    first = build_engine(one)
     if config.parallel.dp == 1:
         return [first]
     from .engine.engine import Engine
 
     clocks = [VirtualClock() for _ in range(1, config.parallel.dp)]
-    executor: Any = first.executor  # of a kind that has replicas, or the config would have been refused
+    executor: Any = first.executor
+    assert EXECUTORS[config.executor.kind].virtual_clock, "others are replicas.Replicas"
     others = [executor.replica(clock, i) for i, clock in enumerate(clocks, 1)]
     config, inputs, pooling = first.config, first.inputs, first.pooling
     return [first, *(Engine(config, each, inputs, each.clock, None, _speculation(config, each), pooling) for each in others)]
+
+
+def replica_configs(config: EngineConfig) -> list[EngineConfig]:
+    """Of each engine that ``parallel.dp`` says, as they are beside each other on one machine: with GPUs, and a port, after those of
+    the one before, with their part of the processors, and a simulated one with noise of its own."""
+    parallel, kind = config.parallel, EXECUTORS[config.executor.kind]
+    if kind.has_device:
+        config = settle_quantization(config)  # once, not by each
+    num_threads = config.num_threads
+    if kind.has_device and not kind.has_workers:
+        num_threads = num_threads or max(1, (os.cpu_count() or 1) // parallel.dp)
+
+    def of(index: int) -> EngineConfig:
+        first = parallel.first_device + index * parallel.tp * parallel.pp if kind.has_device else 0
+        step_timeout_s = parallel.step_timeout_s if kind.has_workers else ParallelConfig.step_timeout_s
+        port = parallel.port + index if parallel.port else 0
+        own = replace(parallel, dp=1, first_device=first, step_timeout_s=step_timeout_s, port=port)
+        seed = config.seed + index * kind.virtual_clock
+        return replace(config, parallel=own, router=EngineConfig.router, num_threads=num_threads, seed=seed)
+
+    return [of(index) for index in range(parallel.dp)]
 
 
 def settle_block_size(config: Config, arch: str | None = None) -> Config:

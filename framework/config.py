@@ -207,22 +207,27 @@ class ParallelConfig:
     """Ranks per kind of parallelism, ``MAX_RANKS`` at most.
 
     tp, pp  a tensor is cut among tp devices, the layers among pp stages; an engine takes tp * pp devices
-    dp      engines beside each other, each on devices of its own
+    dp      engines beside each other, each on devices of its own; ``router`` says which of them serves a request
     ep      1, or as many as tp: experts are spread over these devices, whole, instead of being cut
+
+    first_device    number of the GPU that the first rank takes; the others, and the engines beside it, take those after it, counted
+                    around
+    step_timeout_s  a step that takes longer has a rank that hangs, and the engine is ended; so is one of several engines that is
+                    silent for so long while it has work
 
     Of executor.kind=distributed:
     backend         what its workers are: processes (of this machine), threads (of this process, for tests), ray
-    port            of this machine, where they find each other; 0 = any that is free
-    step_timeout_s  a step that takes longer has a rank that hangs, and the engine is ended
+    port            of this machine, where they find each other; 0 = any that is free. Of several engines each takes the next one
     """
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
     ep: int = 1
+    first_device: int = 0
+    step_timeout_s: float = 300.0
     backend: str = "processes"
     port: int = 0
-    step_timeout_s: float = 300.0
 
 
 @dataclass
@@ -331,11 +336,15 @@ class EngineConfig:
             require(1 <= getattr(p, name) <= MAX_RANKS, f"parallel.{name}", getattr(p, name), f"from 1 to {MAX_RANKS}")
         require(p.ep in (1, p.tp), "parallel.ep", p.ep, f"1, or {p.tp} as parallel.tp")
         require(p.backend in LAUNCHERS, "parallel.backend", p.backend, "one of " + ", ".join(LAUNCHERS))
-        require(0 <= p.port < 2**16, "parallel.port", p.port, "0 (any) or a port's number")
+        require(
+            p.port == 0 or 0 < p.port <= 2**16 - p.dp, "parallel.port", p.port, "0 (any) or a port's number, one for each engine"
+        )
+        require(p.first_device >= 0, "parallel.first_device", p.first_device, "0 or more")
         require(0 < p.step_timeout_s < math.inf, "parallel.step_timeout_s", p.step_timeout_s, "more than 0")
+        readers = {"first_device": kind.has_device, "step_timeout_s": p.dp > 1, "backend": False, "port": False}
         if not kind.has_workers:
             able = ", ".join(name for name, other in EXECUTORS.items() if other.has_workers)
-            for name in ("backend", "port", "step_timeout_s"):
+            for name in [name for name, is_read in readers.items() if not is_read]:
                 default = getattr(ParallelConfig, name)
                 expected = f"{default} (executor.kind={self.executor.kind} does not read it; {able} does)"
                 require(getattr(p, name) == default, f"parallel.{name}", getattr(p, name), expected)
@@ -344,7 +353,6 @@ class EngineConfig:
             raise ValueError(f"parallel.backend={p.backend} cannot work: {reason}")
         if p.pp > 1 and (method := self.speculative_config.method) is not None:
             raise ValueError(f"speculative_config.method={method} cannot work with parallel.pp={p.pp}: stages check no drafts yet")
-        require(p.dp == 1, "parallel.dp", p.dp, "1 (executor.kind=distributed is one engine; simulated has several)")
 
     def _check_sections(self) -> None:
         """Refuses what only other kinds of executors, or another calibration, would read."""
@@ -355,11 +363,11 @@ class EngineConfig:
                 found = getattr(self, section)
                 for name, default in vars(type(found)()).items():
                     expected = f"{default} (executor.kind={kind} does not read it; {able} does)"
-                    read = name in ("kind", "op_scale", "op_delay_s")  # see _check_probes
-                    require(read or getattr(found, name) == default, f"{section}.{name}", getattr(found, name), expected)
-        default = EngineConfig.router
-        expected = f"{default} (executor.kind={kind} is one engine)"
-        require(self.router == default or "parallel" in EXECUTORS[kind].sections, "router", self.router, expected)
+                    # See _check_probes, and _check_parallel for what all kinds may have.
+                    elsewhere = name in ("kind", "op_scale", "op_delay_s") or (
+                        section == "parallel" and name not in ("tp", "pp", "ep")
+                    )
+                    require(elsewhere or getattr(found, name) == default, f"{section}.{name}", getattr(found, name), expected)
         for name in ("efficiency", "kernel_overhead_s") if e.calibration != "roofline" else ():
             default = getattr(ExecutorConfig, name)
             expected = f"{default} (only executor.calibration=roofline reads it)"

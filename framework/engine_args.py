@@ -92,6 +92,7 @@ def engine_config(
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
     data_parallel_size: int = 1,
+    router: str = "round_robin",
     enable_expert_parallel: bool = False,
     distributed_executor_backend: str | None = None,
     attention_backend: str | None = None,
@@ -144,6 +145,7 @@ def engine_config(
     tensor_parallel_size     devices that share each layer
     pipeline_parallel_size   devices that share the layers among them
     data_parallel_size       engines beside each other, each on devices of its own
+    router          which of them serves a request: round_robin, random, least_loaded, least_tokens, power_of_two or prefix_aware
     enable_expert_parallel   experts are spread whole over the devices that share each layer, instead of being cut
     distributed_executor_backend  what starts the workers of several devices: mp (processes of this machine) or ray; not given: mp,
                     unless there is one device, which needs no worker
@@ -190,6 +192,7 @@ def engine_config(
         parallel=ParallelConfig(
             tensor_parallel_size, pipeline_parallel_size, data_parallel_size, tensor_parallel_size if enable_expert_parallel else 1
         ),
+        router=router,
         kernels=_attention(attention_backend) | own,
         plugins=[plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins],
         device=device,
@@ -203,7 +206,7 @@ def engine_config(
         max_num_batched_tokens=max_num_batched_tokens,
         max_chunk_tokens=chunked_prefill_size,
     )
-    if distributed_executor_backend is not None or config.parallel != ParallelConfig():
+    if distributed_executor_backend is not None or config.parallel != ParallelConfig(dp=data_parallel_size):
         config.executor = ExecutorConfig(kind="distributed")
         config.parallel.backend = _launcher(distributed_executor_backend)
     config.quant = _quant(quantization, config.model)

@@ -28,6 +28,7 @@ from .pooling_params import PoolingParams, PoolingTask
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
+    from .replicated_engine import ReplicatedEngine
 
 
 class PoolingMethods:
@@ -39,7 +40,7 @@ class PoolingMethods:
     if TYPE_CHECKING:
 
         @property
-        def engine(self) -> Engine: ...
+        def _front(self) -> Engine | ReplicatedEngine: ...
 
         def _run(self, inputs: list[EngineInput], params: Any, use_tqdm: bool, priority: Any) -> list[RequestOutput]: ...
 
@@ -122,7 +123,7 @@ class PoolingMethods:
         return self._run(prepared, [_of_task(one, task) for one in each], use_tqdm, None)
 
     def _pooling_inputs(self) -> PoolingInputs:
-        engine = self.engine
+        engine = self._front
         if engine.pooling is None:
             raise ValueError(generates(engine.config.model.name))
         return PoolingInputs(engine.inputs, engine.pooling, engine.info().max_model_len)

@@ -27,6 +27,9 @@ _PENALTIES = "framework/worker/penalties.py"
 _OUTPUT = "framework/engine/output_processor.py"
 _DETOKENIZER = "framework/engine/detokenizer.py"
 _ASYNC = "framework/async_engine.py"
+_REPLICAS = "framework/replicas.py"
+_FRONT = "framework/replicated_engine.py"
+_BUILD = "framework/build.py"
 _CLIENT = "framework/engine_client.py"
 _PROCESS = "framework/engine_process.py"
 _SAMPLE_C = "triton_kernels/impls/_shared/native_sample.c"
@@ -140,7 +143,8 @@ _SERVER_TESTS = {
     "message": ["tool_calls", "chat"],
 }
 _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_serve.py"]
-_PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
+_REPLICA_TESTS = ["tests/framework/test_replicas.py"]
+_PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py", *_REPLICA_TESTS]
 _POOLING_TESTS = ["tests/framework/models/pooling"]
 
 TESTS: dict[str, list[str]] = {
@@ -208,6 +212,8 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_METRICS, _RECORDS), _METRICS_TESTS),
     **dict.fromkeys((_STATISTICS, _COMPARISON), _COMPARISON_TESTS),
     _ROUTER: ["tests/framework/engine/test_router.py"],
+    **dict.fromkeys((_REPLICAS, _BUILD), _REPLICA_TESTS),
+    _FRONT: [*_REPLICA_TESTS, "tests/framework/test_data_parallel.py"],
     _POLICIES: ["tests/framework/engine/test_policies.py"],
     **dict.fromkeys((_ENGINE_METRICS, _PROMETHEUS), _RECORDER_TESTS),
     _BEAM_SEARCH: ["tests/framework/test_beam_search.py"],
@@ -422,7 +428,46 @@ MUTANTS = [
         "streams are not told that the engine is dead", _CLIENT, "        self._hand_on((key, self.dead_error) for key in keys)", ""
     ),
     Mutant("a closed loop ends the reader", _CLIENT, "except RuntimeError:  # the loop is closed", "except KeyError:  #"),
-    Mutant("the engine's process passes over aborts", _PROCESS, "_send(pipe, engine.abort([key]))", "pass"),
+    Mutant("the engine's process passes over aborts", _PROCESS, "if outputs := engine.abort([key]):", "if outputs := []:"),
+    # Replicas.
+    Mutant("a dead replica is chosen", _REPLICAS, "if not client.is_dead}", "}"),
+    Mutant("the router knows of nobody in flight", _REPLICAS, "client.in_flight.add(key, num_completions, num_tokens)", "pass"),
+    Mutant("of several completions one is in flight", _REPLICAS, 'getattr(add.params, "n", 1)', "1"),
+    Mutant("keys of calls and of requests meet", _REPLICAS, 'f"replicated-{next(self._keys)}"', 'f"{next(self._keys)}"'),
+    Mutant(
+        "a replica that cannot start leaves the others",
+        _REPLICAS,
+        "                client.shutdown()\n            raise",
+        "                pass\n            raise",
+    ),
+    Mutant("who ended is still in flight", _CLIENT, "self.in_flight.take(output.request_id, output.finished)", "pass"),
+    Mutant(
+        "who was left is still in flight",
+        _CLIENT,
+        "            self.abort(key)\n            self.in_flight.take(key, finished=True)",
+        "            self.abort(key)",
+    ),
+    Mutant("who was refused is still in flight", _CLIENT, "            self.in_flight.take(message.key, finished=True)\n", ""),
+    Mutant("a replica may hang", _CLIENT, "            if was_busy:\n                return True\n", ""),
+    Mutant("a replica without work hangs", _CLIENT, "was_busy = self.in_flight.num_running > 0", "was_busy = True"),
+    Mutant(
+        "prompts wait until their request ends",
+        _ROUTER,
+        "self.num_queued_tokens -= num_queued",
+        "self.num_queued_tokens -= num_queued * finished",
+    ),
+    Mutant("a seed by the replica", _FRONT, "request_seed(self.config.seed, self._num_added)", "None"),
+    Mutant("what was aborted is handed out", _FRONT, "self.replicas.close(waiting.key, abort=True)", "pass"),
+    Mutant("a prompt that never fits is sent", _FRONT, "        self._limits.longest_total(num_tokens, complete.max_tokens)\n", ""),
+    Mutant(
+        "replicas share a GPU", _BUILD, "parallel.first_device + index * parallel.tp * parallel.pp if", "parallel.first_device if"
+    ),
+    Mutant(
+        "the cache of a replica that works is forgotten",
+        _ASYNC,
+        "if any(client.in_flight.num_running for",
+        "if False and any(client for",
+    ),
     Mutant(
         "the engine's process reads no message while it works",
         _PROCESS,

@@ -6,6 +6,7 @@ import copy
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ..sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams, is_integer, is_unicode
@@ -222,6 +223,12 @@ class InputProcessor:
             if getattr(params, name):
                 raise ValueError(f"SamplingParams: {name} needs a tokenizer, and this engine has none; use token ids instead")
         params.detokenize = False
+
+
+def request_seed(seed: int, index: int) -> int:
+    """Of the request number ``index`` that brings none. seed: of the configuration."""
+    digest = blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def check_priority(priority: object) -> int:

@@ -71,7 +71,7 @@ class LocalExecutor:
     def __init__(self, config: EngineConfig, model: ModelInfo, parallel: Parallel | None = None) -> None:
         """parallel: which rank of several this is; None: there is one."""
         parallel = parallel or Parallel()
-        device = open_device(config.device)
+        device = open_device(config.device, config.parallel.first_device)
         device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)

@@ -52,7 +52,7 @@ def open_rank(config: EngineConfig, place: Place) -> LocalExecutor:
         return _open(config, Parallel())
     is_cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
     if is_cuda:
-        config = replace(config, device=f"cuda:{place.rank % torch.cuda.device_count()}")
+        config = replace(config, device=f"cuda:{(config.parallel.first_device + place.rank) % torch.cuda.device_count()}")
         torch.cuda.set_device(config.device)
     host, port = place.rendezvous.rsplit(":", 1)
     wait = timedelta(seconds=max(config.parallel.step_timeout_s, START_S))

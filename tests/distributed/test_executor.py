@@ -294,7 +294,7 @@ def test_a_port_in_use_is_refused() -> None:
         ({"parallel": ParallelConfig(backend="ray")}, r"parallel.backend=ray cannot work: .* pip install 'kernelswap\[ray\]'"),
         ({"parallel": ParallelConfig(step_timeout_s=0.0)}, "parallel.step_timeout_s=0.0 .* more than 0"),
         ({"parallel": ParallelConfig(port=-1)}, "parallel.port=-1"),
-        ({"parallel": ParallelConfig(dp=2)}, "parallel.dp=2 .* is one engine; simulated has several"),
+        ({"parallel": ParallelConfig(dp=2, port=65535)}, "parallel.port=65535 .* one for each engine"),
         ({"profile": True}, "profile=True .* calls its kernels elsewhere"),
         ({"executor": ExecutorConfig("distributed", op_scale={"linear": 2.0})}, "executor.op_scale=.* calls its kernels elsewhere"),
         ({"executor": ExecutorConfig(), "parallel": ParallelConfig(backend="threads")}, "backend.*local does not read it; distrib"),

@@ -22,7 +22,7 @@ from framework.distributed.executor import DistributedExecutor
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
-from framework.engine_client import EngineClient
+from framework.engine_client import EngineClient, connect
 from framework.engine_process import run_engine
 
 from ..framework.engines import finish, token_params
@@ -205,7 +205,7 @@ def start_client(ids: Path) -> EngineClient:
     """Needs no torch, which is slow to import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(framework.engine_client, "run_engine", partial(serve_ranks, ids=ids))
-        return EngineClient(make_config(2), 600.0)
+        return connect(make_config(2), 600.0)
 
 
 def start_async(ids: Path) -> AsyncEngine:
