@@ -23,6 +23,7 @@ CONVERSIONS = ("auto", "none", "embed", "classify")
 BACKENDS = ("auto", "native", "transformers")
 LATENT_PREFILLS = ("absorbed", "expanded")
 GENERATION_CONFIGS = ("auto", "none")
+PLACEMENTS = ("pack", "spread")
 MAX_RANKS, MAX_NOISE = 4096, 2.0
 ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
 CALIBRATED_SCHEMES = ("gptq-int4", "awq-int4", "autoround-int4")
@@ -211,9 +212,10 @@ class ParallelConfig:
     ep      1, or as many as tp: experts are spread over these devices, whole, instead of being cut
 
     Of executor.kind=distributed:
-    backend         what its workers are: processes (of this machine), threads (of this process, for tests), ray
+    backend         what its workers are: processes (of this machine), threads (of this process, for tests), ray (its actors)
     port            of this machine, where they find each other; 0 = any that is free
     step_timeout_s  a step that takes longer has a rank that hangs, and the engine is ended
+    placement       of backend=ray: pack (as few nodes as hold the ranks) or spread (over as many as there are)
     """
 
     tp: int = 1
@@ -223,6 +225,7 @@ class ParallelConfig:
     backend: str = "processes"
     port: int = 0
     step_timeout_s: float = 300.0
+    placement: str = "pack"
 
 
 @dataclass
@@ -335,11 +338,14 @@ class EngineConfig:
         require(0 < p.step_timeout_s < math.inf, "parallel.step_timeout_s", p.step_timeout_s, "more than 0")
         if not kind.has_workers:
             able = ", ".join(name for name, other in EXECUTORS.items() if other.has_workers)
-            for name in ("backend", "port", "step_timeout_s"):
+            for name in ("backend", "port", "step_timeout_s", "placement"):
                 default = getattr(ParallelConfig, name)
                 expected = f"{default} (executor.kind={self.executor.kind} does not read it; {able} does)"
                 require(getattr(p, name) == default, f"parallel.{name}", getattr(p, name), expected)
             return
+        require(p.placement in PLACEMENTS, "parallel.placement", p.placement, "one of " + ", ".join(PLACEMENTS))
+        expected = f"pack (parallel.backend={p.backend} does not read it; ray does)"
+        require(p.placement == "pack" or p.backend == "ray", "parallel.placement", p.placement, expected)
         if (reason := LAUNCHERS[p.backend].reason) is not None:
             raise ValueError(f"parallel.backend={p.backend} cannot work: {reason}")
         if p.pp > 1 and (method := self.speculative_config.method) is not None:
