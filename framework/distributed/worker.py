@@ -141,7 +141,7 @@ class Worker:
 
 
 def run_worker(start: bytes, pipe: Connection, log_level: int) -> None:
-    """Main function of a worker's process. start: pickled; it is read only when the driver has been told this process's versions."""
+    """Main function of a worker's process. start: pickled; it is read only once the driver has been told its versions."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to end
     os.environ.setdefault(THREAD_VARIABLE, "1")  # ranks share the processor
     set_up_logging(log_level)

@@ -12,13 +12,14 @@ from ..sampling_params import SamplingParams
 class GenerateBatch:
     """Completes the prompts of batches; for ``Dataset.map_batches``, which builds one in each of its actors::
 
-        prompts.map_batches(GenerateBatch, fn_constructor_args=("tiny", SamplingParams(max_tokens=64)), concurrency=2, batch_size=64)
+        params = SamplingParams(temperature=0, max_tokens=64)
+        prompts.map_batches(GenerateBatch, fn_constructor_args=("tiny", params), concurrency=2, batch_size=64)
 
     Rows bring a prompt in the column ``prompt`` (text) or ``prompt_token_ids`` (int [length]), and keep all columns that they have.
     They get ``text`` and ``token_ids`` (int [length]). What comes out does not depend on how rows are cut into batches if it is
     greedy, or if params bring a seed.
 
-    Raises as ``LLM`` and ``LLM.generate`` do, and ValueError for parameters that ask for several completions, or rows without a prompt.
+    Raises as ``LLM`` and ``LLM.generate`` do, and ValueError for several completions per prompt, and for rows without one.
     """
 
     def __init__(self, config: EngineConfig | str, params: SamplingParams | None = None) -> None:

@@ -163,8 +163,8 @@ def _placement_group(start: Start) -> Any:
     ray.util.remove_placement_group(group)
     total, free = (found.get(kind, 0) for found in (ray.cluster_resources(), ray.available_resources()))
     raise ValueError(
-        f"parallel.backend=ray cannot place {size} ranks (parallel.tp={parallel.tp}, pp={parallel.pp}) that take 1 {kind} each: the "
-        f"cluster has {total:g}, of which {free:g} are free; ask for fewer ranks, end what takes them, or add nodes"
+        f"parallel.backend=ray cannot place {size} ranks (parallel.tp={parallel.tp}, pp={parallel.pp}) that take 1 {kind} each: "
+        f"the cluster has {total:g}, of which {free:g} are free; ask for fewer ranks, end what takes them, or add nodes"
     )
 
 
