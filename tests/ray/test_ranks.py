@@ -75,13 +75,17 @@ engine.step()
     wait_until(lambda: nothing_is_left() and not any(map(runs, workers)))
 
 
-def test_an_engine_alone_starts_a_cluster_and_ends_it() -> None:
-    ray = pytest.importorskip("ray")
-    engine = make_engine(make_config(1, "ray"), null_rank)
-    engine.add_request("r", [1, 2, 3], token_params(max_tokens=5))
-    assert len(finish(engine)["r"].outputs[0].token_ids) == 5 and ray.is_initialized()
-    engine.shutdown()
-    assert not ray.is_initialized()
+def test_an_engine_that_finds_no_cluster_starts_one_and_ends_it(cluster: Any) -> None:
+    """In a process of its own: this one has joined a cluster."""
+    code = """
+import ray
+engine = make_engine(make_config(1, "ray"), null_rank)
+print("joined:", ray.is_initialized())
+engine.shutdown()
+print("joined:", ray.is_initialized())
+"""
+    done = subprocess.run([sys.executable, "-c", HEAD + code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line.startswith("joined:")] == ["joined: True", "joined: False"]
 
 
 def test_what_cannot_be_placed_is_refused_before_weights_are_read(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +107,7 @@ def test_what_cannot_be_placed_is_refused_before_weights_are_read(cluster: Any, 
     ("given", "words"),
     [
         ({"placement": "strict_pack", "backend": "ray"}, "parallel.placement='strict_pack' .* one of pack, spread"),
-        ({"placement": "spread"}, "parallel.placement='spread' .* backend=processes does not read it; ray does"),
+        ({"placement": "spread"}, "parallel.placement='spread' .*backend=processes does not read it; ray does"),
     ],
 )
 def test_placements_that_nobody_reads_are_refused(given: dict[str, Any], words: str) -> None:
