@@ -12,6 +12,6 @@ import pytest
 def cluster() -> Iterator[Any]:
     """The module ``ray``, which has joined it."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kernelswap[ray]'")
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
+    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
     yield ray
     ray.shutdown()

@@ -16,6 +16,7 @@ from ..distributed.test_tokens import config_of
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'kernelswap[ray]'")
 from framework.ray.data import GenerateBatch
 
+pytestmark = pytest.mark.ray
 NUM_ROWS, DOOMED = 200, 77
 
 

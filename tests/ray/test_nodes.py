@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -17,20 +16,24 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'kernelswap
 import ray
 from ray.cluster_utils import Cluster
 
+pytestmark = pytest.mark.ray
+
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    node = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    cluster.add_node(**node)
-    ray.init(address=cluster.address)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+def nodes() -> Iterator[None]:
+    cluster, node = Cluster(), {"num_cpus": 2, "object_store_memory": 100 * 2**20}
+    try:
+        cluster.add_node(**node, include_dashboard=False)
+        cluster.add_node(**node)
+        ray.init(address=cluster.address)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.mark.parametrize(("placement", "size", "num_nodes"), [("pack", 2, 1), ("spread", 2, 2), ("spread", 4, 2)])
-def test_ranks_are_placed_as_asked_and_stages_are_not_torn(nodes: Any, placement: str, size: int, num_nodes: int) -> None:
+def test_ranks_are_placed_as_asked_and_stages_are_not_torn(nodes: None, placement: str, size: int, num_nodes: int) -> None:
     config = make_config(2, "ray", pp=size // 2)
     config.parallel = replace(config.parallel, placement=placement)
     wait_until(lambda: ray.available_resources().get("CPU") == 4, 60)  # Ray places on what it knows to be free

@@ -21,6 +21,8 @@ from ..distributed.test_tokens import JOBS, expected, served
 from ..framework.engines import finish, token_params
 from .clusters import actors, groups, nothing_is_left
 
+pytestmark = pytest.mark.ray
+
 
 def test_actors_give_what_one_process_gives(cluster: Any) -> None:
     """Tokens, log-probabilities, ends."""
@@ -101,15 +103,3 @@ def test_what_cannot_be_placed_is_refused_before_weights_are_read(cluster: Any, 
     with pytest.raises(ValueError, match=r"1 ranks .* take 1 GPU each: the cluster has 0, of which 0 are free"):
         make_engine(config, null_rank)
     assert nothing_is_left()
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"placement": "strict_pack", "backend": "ray"}, "parallel.placement='strict_pack' .* one of pack, spread"),
-        ({"placement": "spread"}, "parallel.placement='spread' .*backend=processes does not read it; ray does"),
-    ],
-)
-def test_placements_that_nobody_reads_are_refused(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        EngineConfig(executor=ExecutorConfig("distributed"), parallel=ParallelConfig(**given)).validate()

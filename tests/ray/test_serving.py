@@ -25,6 +25,7 @@ from ray import serve
 
 from framework.ray.serving import app, application
 
+pytestmark = pytest.mark.ray
 START_S = 300.0
 """How long replicas may take to start, on a machine with other work."""
 PROMPT = "def add(a, b):"
