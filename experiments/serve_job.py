@@ -21,7 +21,7 @@ from framework.engine.inputs import InputProcessor
 from framework.engine.kv_cache.spec import token_bytes
 from framework.engine.router import ROUTERS
 from framework.executor.kinds import EXECUTORS
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import run_workload
 from framework.study.machine_load import machine_load

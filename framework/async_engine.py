@@ -36,7 +36,7 @@ class AsyncEngine:
 
     def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
         from .build import input_processor, pooling_rules
-        from .models.architecture import read_model
+        from .models.read import read_model
         from .plan import fold_choices
 
         given = EngineConfig(ModelConfig(config)) if isinstance(config, str) else config or EngineConfig()

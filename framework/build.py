@@ -17,9 +17,9 @@ from .engine.speculation import Speculation
 from .engine.tokenizer import load_tokenizer
 from .executor.kinds import EXECUTORS
 from .interpreter import enable_interpreter
-from .models.architecture import ModelInfo, read_model
 from .models.hub import resolve_model
 from .models.pooling.settings import Pooling
+from .models.read import ModelInfo, read_model
 from .speculation.depth import depth_of
 from .speculation.table import proposer_kind
 from .structured.backends.protocol import Vocabulary

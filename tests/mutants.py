@@ -73,8 +73,9 @@ _STEP_ROWS = "framework/worker/step_rows.py"
 _SCHEDULED = "framework/engine/scheduled.py"
 _SUFFIX = "framework/speculation/suffix.py"
 _DECODER = "framework/models/decoder.py"
-_ARCHITECTURE = "framework/models/architecture.py"
+_NATIVE = "framework/models/native.py"
 _WEIGHTS = "framework/models/weights.py"
+_TENSOR_FILES = "framework/models/tensor_files.py"
 _ROPE = "framework/models/rope.py"
 _FAMILIES = "framework/models/families/"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
@@ -159,9 +160,9 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py"],
-    **dict.fromkeys((_ARCHITECTURE, _ROPE), _CONFIG_TESTS),
+    **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm", "llama")},
-    _WEIGHTS: ["tests/framework/models/test_loading.py"],
+    **{file: ["tests/framework/models/test_loading.py"] for file in (_WEIGHTS, _TENSOR_FILES)},
     _VERIFY_DRAFT: ["tests/triton_kernels/test_step_ops.py"],
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
@@ -874,13 +875,13 @@ MUTANTS = [
     ),
     Mutant("RoBERTa begins at the padding", _ENCODERS, 'int(config["pad_token_id"]) + 1', 'int(config["pad_token_id"])'),
     Mutant("a two-sided window of a token less", _ENCODERS, "// 2 + 1,", "// 2,"),
-    Mutant("flags may be words", _ARCHITECTURE, '("true or false", _is_flag, flags)', '("a flag", lambda found: True, flags)'),
-    Mutant("layers without a word rotate", _ARCHITECTURE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
-    Mutant("the best two of one expert", _ARCHITECTURE, " and size < 2)", " and size < 1)"),
+    Mutant("flags may be words", _NATIVE, '("true or false", _is_flag, flags)', '("a flag", lambda found: True, flags)'),
+    Mutant("layers without a word rotate", _NATIVE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
+    Mutant("the best two of one expert", _NATIVE, " and size < 2)", " and size < 1)"),
     Mutant("halves of pairs rotate", _ROPE, "if rotary_dim % 2 or not", "if not"),
-    Mutant("an index leads anywhere", _WEIGHTS, ' or ".." in Path(file).parts', ""),
-    Mutant("shards are missed when they are read", _WEIGHTS, "if not (folder / file).is_file():", "if False:"),
-    Mutant("the last of two tensors wins", _WEIGHTS, "if ours in self._where:", "if False:"),
+    Mutant("an index leads anywhere", _TENSOR_FILES, ' or ".." in Path(file).parts', ""),
+    Mutant("shards are missed when they are read", _TENSOR_FILES, "if not (folder / file).is_file():", "if False:"),
+    Mutant("the last of two tensors wins", _WEIGHTS, "if ours in where:", "if False:"),
     Mutant("command-r stops early", f"{_FAMILIES}cohere.py", 'config.get("model_max_length") or ', ""),
     Mutant(
         "one dense layer too many",

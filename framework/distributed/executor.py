@@ -13,8 +13,8 @@ from ..config import EngineConfig
 from ..engine.errors import DeviceLostError
 from ..engine.step import StepInput, StepOutput
 from ..failures import Failure
-from ..models.architecture import ModelInfo
 from ..models.ranks import check_ranks
+from ..models.read import ModelInfo
 from ..op_times import OpTimes
 from .handshake import refuse_differences, refuse_versions, versions
 from .kinds import LAUNCHERS

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ..config import EngineConfig
 from ..engine.kv_cache.memory import cache_blocks, useful_blocks
 from ..engine.kv_cache.spec import CacheGroup, block_bytes, group_layers
-from ..models.architecture import Architecture, ModelInfo
+from ..models.native import Architecture
+from ..models.read import ModelInfo
 
 
 @dataclass(frozen=True)

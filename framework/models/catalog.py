@@ -10,8 +10,9 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .architecture import read_native, text_part
+from .native import read_native
 from .plugins import ENTRY_POINT_GROUP, family_names, find_family
+from .read import text_part
 from .transformers_model import refusal
 
 Path = Literal["native", "transformers", "refused"]

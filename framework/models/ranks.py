@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from ..config import CALIBRATED_SCHEMES, MAX_RANKS, ParallelConfig, QuantConfig
 from ..engine.kv_cache.spec import PagedKV
-from .architecture import Architecture, LayerShape, ModelInfo
+from .native import Architecture, LayerShape
 from .parallel import Parallel, Ranks
 from .parts import Part, layer_parts, model_parts, shares
+from .read import ModelInfo
 
 if TYPE_CHECKING:
     from .quantization.scheme import Scheme
@@ -120,7 +121,7 @@ def rank_cache_specs(model: ModelInfo, parallel: Parallel, cache_dtype: str) -> 
     """What every layer of a model keeps on a rank, whichever stage has it. cache_dtype: as in ``CacheConfig``."""
     assert model.architecture is not None
     rank = rank_architecture(model.architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
-    specs = rank.cache_specs(model.dtype if cache_dtype == "auto" else cache_dtype)
+    specs = rank.cache_specs(model.cache_dtype(cache_dtype))
     within = (spec.window is None or spec.window < model.max_model_len for spec in specs)
     return [spec if outgrown else replace(spec, window=None) for spec, outgrown in zip(specs, within)]
 

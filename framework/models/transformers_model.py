@@ -16,12 +16,12 @@ import transformers.integrations.moe
 
 from ..config import ModelConfig
 from ..plan import BoundKernel, KernelPlan
-from .architecture import ModelInfo
 from .batch import ForwardBatch
 from .layers.linear import Linear, bind_linear
 from .layers.paged_attention import AttentionKernels, AttentionShape, PagedAttention
 from .paged_model import PagedModel
 from .quantization.unquantized import float_experts, float_linear
+from .read import ModelInfo
 
 INTERFACE = "kernelswap"
 KEYWORD = "kernelswap_step"

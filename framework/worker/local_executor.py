@@ -19,13 +19,13 @@ from ..engine.kv_cache.memory import cache_blocks
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers, own_groups
 from ..engine.step import StepInput
 from ..logs import memory_size
-from ..models.architecture import ModelInfo
 from ..models.batch import ForwardBatch, GroupBatch
-from ..models.builder import load_model
+from ..models.load import load_model
 from ..models.parallel import Parallel
 from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme
 from ..models.ranks import rank_architecture, rank_cache_specs, stage_weight_bytes, stages
+from ..models.read import ModelInfo
 from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from ..config import EngineConfig
 from ..distributed.messages import Place
 from ..interpreter import enable_interpreter
-from ..models.architecture import read_model
 from ..models.parallel import Parallel, Ranks
+from ..models.read import read_model
 from ..plan import Group, ProcessGroup, ThreadGroup
 from .local_executor import LocalExecutor
 

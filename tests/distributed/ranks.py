@@ -21,7 +21,7 @@ from framework.engine.inputs import InputProcessor
 from framework.engine.step import StepInput
 from framework.executor.null import DoneStep, NullExecutor
 from framework.executor.shape import ModelShape
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 
 from ..framework.engines import MODELS
 

@@ -9,19 +9,20 @@ import pytest
 import torch
 
 from framework.config import ModelConfig, ParallelConfig
-from framework.models.architecture import read_model
 from framework.models.parallel import Parallel, Ranks
 from framework.models.parts import Part, all_parts
 from framework.models.quantization.canonical import scaled_weights
 from framework.models.quantization.shares import own_linear, own_weight
 from framework.models.quantization.unquantized import float_linear
 from framework.models.ranks import rank_architecture
-from framework.models.weights import Weights
+from framework.models.read import read_model
+from framework.models.weights import Checkpoint
+from triton_kernels.group import ThreadGroup
 
 from ..framework.models.checkpoints import make
 from ..framework.models.harness import Session, build, sequences
 from ..models.examples import EXAMPLES
-from .thread_ranks import on_ranks, tensor_parallel
+from ..thread_ranks import run_ranks
 
 REFERENCE = {"default": "reference"}
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -57,9 +58,14 @@ def logits(config: ModelConfig, parallel: Parallel | None = None) -> torch.Tenso
     return torch.cat([found for rows in steps for found in session.step(rows)])
 
 
+def tensor_parallel(group: ThreadGroup, *, spread_experts: bool = False) -> Parallel:
+    ranks = Ranks(group.rank, group.size, group)
+    return Parallel(tp=ranks, **({"ep": ranks} if spread_experts else {}))
+
+
 def check(config: ModelConfig, size: int, *, spread_experts: bool = False) -> None:
     expected = logits(config)
-    for found in on_ranks(size, lambda group: logits(config, tensor_parallel(group, spread_experts=spread_experts))):
+    for found in run_ranks(size, lambda group: logits(config, tensor_parallel(group, spread_experts=spread_experts))):
         assert torch.equal(found, expected)
 
 
@@ -80,7 +86,7 @@ def test_tensors_of_every_family_are_cut(name: str, size: int, tmp_path: Path) -
         check(config, size)
         return
     expected = logits(config)
-    for found in on_ranks(size, lambda group: logits(config, tensor_parallel(group))):
+    for found in run_ranks(size, lambda group: logits(config, tensor_parallel(group))):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
@@ -104,31 +110,31 @@ def test_quantized_experts_are_cut_or_spread(name: str, spread: bool) -> None:
 def test_what_cannot_be_cut_is_refused_by_name() -> None:
     config = ModelConfig(str(CHECKPOINTS / "gptq_act_order"), dtype="float32", max_model_len=64)
     with pytest.raises(ValueError, match=r"o_proj cannot be cut among ranks: its columns are ordered by activation \(desc_act\)"):
-        on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+        run_ranks(2, lambda group: logits(config, tensor_parallel(group)))
     config = ModelConfig(str(CHECKPOINTS / "ar_fp8_block_moe"), dtype="float32", max_model_len=64)
     with pytest.raises(ValueError, match="numbers 0 to 63 are no whole groups of 128 weights with one scale"):
-        on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+        run_ranks(2, lambda group: logits(config, tensor_parallel(group)))
 
 
 @pytest.mark.parametrize("name", ("llama", "gpt2", "mixtral", "gemma2", "qwen2-moe"))
 def test_a_rank_reads_its_share_only(name: str, tmp_path: Path) -> None:
     make(EXAMPLES[name], tmp_path)
     config, read = ModelConfig(str(tmp_path), dtype="float32"), []
-    keep = Weights.__init__
+    keep = Checkpoint.__init__
 
-    def noting(weights: Weights, *given: object) -> None:
+    def noting(weights: Checkpoint, *given: object) -> None:
         keep(weights, *given)  # type: ignore[arg-type]
         read.append(weights)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Weights, "__init__", noting)
-        on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+        patch.setattr(Checkpoint, "__init__", noting)
+        run_ranks(2, lambda group: logits(config, tensor_parallel(group)))
     architecture = read_model(config).architecture
     assert architecture is not None
     own = sum(bytes_of(part) for part in all_parts(rank_architecture(architecture, ParallelConfig(tp=2))))
     assert len(read) == 2
     for weights in read:
-        assert 0.9 * own < weights.num_bytes_read <= 1.02 * own
+        assert 0.9 * own < weights.files.num_bytes_read <= 1.02 * own
 
 
 def bytes_of(part: Part) -> int:

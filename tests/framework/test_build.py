@@ -12,8 +12,8 @@ from framework.build import build_engine, input_processor
 from framework.clock import VirtualClock, WallClock
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.executor.kinds import EXECUTORS
-from framework.models.architecture import read_model
 from framework.models.hub import resolve_model
+from framework.models.read import read_model
 from framework.sampling_params import SamplingParams
 from framework.speculation.config import SpeculativeConfig
 from framework.study.environment import environment

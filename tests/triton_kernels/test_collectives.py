@@ -23,7 +23,8 @@ from triton_kernels.lab.gates import check_gates
 from triton_kernels.ops import OPS
 from triton_kernels.spec import Spec
 
-from .ranks import IMPLS, call_as, partials, run_ranks
+from ..thread_ranks import run_ranks
+from .ranks import IMPLS, call_as, partials
 
 ROWS = 7
 WORLD = 3

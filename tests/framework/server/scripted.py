@@ -8,7 +8,7 @@ from framework import EngineConfig, RequestOutputKind, SamplingParams
 from framework.build import input_processor
 from framework.engine.inputs import EngineInput
 from framework.engine.metrics import EngineInfo
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.outputs import CompletionOutput, Logprob, RequestOutput
 
 

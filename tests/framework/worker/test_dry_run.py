@@ -9,9 +9,9 @@ import torch
 
 from framework import EngineConfig
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
-from framework.plan import TargetPlan
 from framework.speculation.config import SpeculativeConfig
 from framework.worker.dry_run import dry_run
+from framework.worker.target_plan import TargetPlan
 from tests.speculating import METHODS
 
 

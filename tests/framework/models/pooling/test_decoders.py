@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from framework import LLM, EngineConfig, PoolingParams, SamplingParams
 from framework.config import CacheConfig, ModelConfig
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.worker.teacher_forcing import TeacherForcing
 
 from .checkpoints import DECODER, PROMPTS, REFERENCE, VOCAB, assert_same_direction, build, embeddings, encoded, save, states, tokens
