@@ -23,6 +23,7 @@ CONVERSIONS = ("auto", "none", "embed", "classify")
 BACKENDS = ("auto", "native", "transformers")
 LATENT_PREFILLS = ("absorbed", "expanded")
 GENERATION_CONFIGS = ("auto", "none")
+PLACEMENTS = ("pack", "spread")
 MAX_RANKS, MAX_NOISE = 4096, 2.0
 ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
 CALIBRATED_SCHEMES = ("gptq-int4", "awq-int4", "autoround-int4")
@@ -216,8 +217,9 @@ class ParallelConfig:
                     silent for so long while it has work
 
     Of executor.kind=distributed:
-    backend         what its workers are: processes (of this machine), threads (of this process, for tests), ray
+    backend         what its workers are: processes (of this machine), threads (of this process, for tests), ray (its actors)
     port            of this machine, where they find each other; 0 = any that is free. Of several engines each takes the next one
+    placement       of backend=ray: pack (as few nodes as hold the ranks) or spread (over as many as there are)
     """
 
     tp: int = 1
@@ -228,6 +230,7 @@ class ParallelConfig:
     step_timeout_s: float = 300.0
     backend: str = "processes"
     port: int = 0
+    placement: str = "pack"
 
 
 @dataclass
@@ -341,7 +344,7 @@ class EngineConfig:
         )
         require(p.first_device >= 0, "parallel.first_device", p.first_device, "0 or more")
         require(0 < p.step_timeout_s < math.inf, "parallel.step_timeout_s", p.step_timeout_s, "more than 0")
-        readers = {"first_device": kind.has_device, "step_timeout_s": p.dp > 1, "backend": False, "port": False}
+        readers = {"first_device": kind.has_device, "step_timeout_s": p.dp > 1, "backend": False, "port": False, "placement": False}
         if not kind.has_workers:
             able = ", ".join(name for name, other in EXECUTORS.items() if other.has_workers)
             for name in [name for name, is_read in readers.items() if not is_read]:
@@ -349,6 +352,9 @@ class EngineConfig:
                 expected = f"{default} (executor.kind={self.executor.kind} does not read it; {able} does)"
                 require(getattr(p, name) == default, f"parallel.{name}", getattr(p, name), expected)
             return
+        require(p.placement in PLACEMENTS, "parallel.placement", p.placement, "one of " + ", ".join(PLACEMENTS))
+        expected = f"pack (parallel.backend={p.backend} does not read it; ray does)"
+        require(p.placement == "pack" or p.backend == "ray", "parallel.placement", p.placement, expected)
         if (reason := LAUNCHERS[p.backend].reason) is not None:
             raise ValueError(f"parallel.backend={p.backend} cannot work: {reason}")
         if p.pp > 1 and (method := self.speculative_config.method) is not None:

@@ -27,6 +27,7 @@ from .workers import Silence, Workers
 if TYPE_CHECKING:
     import numpy as np
 
+    from .launchers.protocol import Launcher
     from .rendezvous import Rendezvous
 
 FAILURE_S = 2.0
@@ -72,7 +73,7 @@ class DistributedExecutor:
         if parallel.backend == "threads":
             return cls(config, ThreadRanks(parallel.tp, parallel.pp))
         check_devices(config)
-        return cls(config, open_rank, Rendezvous(parallel.port))
+        return cls(config, open_rank, Rendezvous)
 
     @staticmethod
     def runs_on(config: EngineConfig) -> tuple[str, str]:
@@ -81,24 +82,28 @@ class DistributedExecutor:
         device, size = open_device(config.device), config.parallel.tp * config.parallel.pp
         return f"{size} x {device.name}" if size > 1 else device.name, device.arch
 
-    def __init__(self, config: EngineConfig, factory: Factory, rendezvous: Rendezvous | None = None) -> None:
-        """rendezvous: for ranks that need one. Raises ValueError for ranks that differ in what must be equal, DeviceLostError if
+    def __init__(self, config: EngineConfig, factory: Factory, rendezvous: type[Rendezvous] | None = None) -> None:
+        """rendezvous: of ranks that need one. Raises ValueError for ranks that differ in what must be equal, DeviceLostError if
         one ends, and whatever goes wrong in making their executors."""
         parallel = config.parallel
         self.num_stages, self._timeout_s = parallel.pp, parallel.step_timeout_s
         config = _of_rank(config)
-        address = "" if rendezvous is None else rendezvous.address
-        places = [Place(rank, parallel.tp * parallel.pp, parallel.tp, address) for rank in range(parallel.tp * parallel.pp)]
-        self._rendezvous = rendezvous
         self._process_id = os.getpid()
+        self._rendezvous: Rendezvous | None = None
         self._lost: str | None = None
         self._outputs: dict[int, StepOutput] = {}
         self._failures: dict[int, dict[int, Failure]] = {}  # by step and rank
         self._plans: dict[int, dict[str, Any]] = {}  # by rank
-        self._workers = Workers(LAUNCHERS[parallel.backend].load()(), parallel.step_timeout_s)
+        launcher: Launcher = LAUNCHERS[parallel.backend].load()()
+        self._workers = Workers(launcher, parallel.step_timeout_s)
         weakref.finalize(self, self._workers.kill)
         try:
-            self._workers.start([Start(place, config, factory) for place in places])
+            address = ""
+            if rendezvous is not None:
+                self._rendezvous = rendezvous(parallel.port, launcher.host)
+                address = self._rendezvous.address
+            size = parallel.tp * parallel.pp
+            self._workers.start([Start(Place(rank, size, parallel.tp, address), config, factory) for rank in range(size)])
             built = self._shake_hands()
             refuse_differences(config, built)
         except BaseException:

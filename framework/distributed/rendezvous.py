@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 
+LOCAL = "127.0.0.1"
+"""Reached from this machine alone."""
+
 
 class Rendezvous:
     """A key-value store of torch.distributed that the driver keeps, so that no rank has to be there first and no port is taken
     between its choice and its use. Ranks open ``TCPStore(host, port, is_master=False)``. address: host:port.
 
-    port: 0 = a free one. Raises ValueError for one that is in use."""
+    port: 0 = a free one. host: of this machine, as ranks reach it. Raises ValueError for a port that is in use."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, host: str) -> None:
         from torch.distributed import TCPStore
 
         listener = socket.socket()

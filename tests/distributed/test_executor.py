@@ -292,6 +292,8 @@ def test_a_port_in_use_is_refused() -> None:
     [
         ({"parallel": ParallelConfig(backend="mpi")}, "parallel.backend='mpi' .* one of processes, threads, ray"),
         ({"parallel": ParallelConfig(backend="ray")}, r"parallel.backend=ray cannot work: .* pip install 'kernelswap\[ray\]'"),
+        ({"parallel": ParallelConfig(placement="far")}, "parallel.placement='far' .* one of pack, spread"),
+        ({"parallel": ParallelConfig(placement="spread")}, "placement='spread' .*backend=processes does not read it; ray does"),
         ({"parallel": ParallelConfig(step_timeout_s=0.0)}, "parallel.step_timeout_s=0.0 .* more than 0"),
         ({"parallel": ParallelConfig(port=-1)}, "parallel.port=-1"),
         ({"parallel": ParallelConfig(dp=2, port=65535)}, "parallel.port=65535 .* one for each engine"),

@@ -27,7 +27,7 @@ TIGHT = CacheConfig(block_size=4, num_blocks=26, prefix_caching=True, check_inva
 CHUNKS = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=13)
 
 
-def build(
+def config_of(
     size: tuple[int, int] | None,
     model: ModelConfig | None = None,
     cache: CacheConfig | None = None,
@@ -36,7 +36,7 @@ def build(
     backend: str = "threads",
     ep: int = 1,
     spec: SpeculativeConfig | None = None,
-) -> Engine:
+) -> EngineConfig:
     """size: tp and pp; None: one process."""
     config = EngineConfig(
         model or ModelConfig("tiny", dtype="float32", max_model_len=160, max_logprobs=-1),
@@ -50,7 +50,12 @@ def build(
     if size is not None:
         config.executor = ExecutorConfig("distributed")
         config.parallel = ParallelConfig(*size, ep=ep, backend=backend)
-    return build_engine(config)
+    return config
+
+
+def build(*given: Any, **named: Any) -> Engine:
+    """Of ``config_of``."""
+    return build_engine(config_of(*given, **named))
 
 
 def told(outputs: list[RequestOutput]) -> list[Any]:

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from ..messages import Start
+from ..rendezvous import LOCAL
 from ..worker import Worker
 
 
 class ThreadLauncher:
     """Starts them."""
+
+    host = LOCAL
 
     def launch(self, start: Start) -> LaunchedThread:
         pipe, theirs = multiprocessing.Pipe()
