@@ -19,7 +19,7 @@ from .engine.limits import Limits
 from .engine.metrics import EngineInfo, EngineMetrics, EngineStats, total_stats
 from .engine.pooling import generates
 from .engine_process import Add, Call, Report
-from .models.architecture import read_model
+from .models.read import read_model
 from .outputs import RequestOutput
 from .pooling_params import PoolingParams
 from .replicas import Replicas, of_the_living
@@ -87,7 +87,8 @@ class ReplicatedEngine:
         model = read_model(config.model)
         if model.pooling is not None:
             config = settle_pooling(config, model.pooling)
-        self.inputs, self.pooling, self.clock = input_processor(config.model, model), pooling_rules(config, model), WallClock()
+        self.inputs, self.clock = input_processor(config.model, model), WallClock()
+        self.pooling = pooling_rules(config, model, self.inputs.tokenizer)
         self.replicas = Replicas(self.config, start_timeout_s=None)
         info, pools = self.replicas.info, self.pooling is not None
         scheduling = replace(config.scheduler, in_flight_steps=info.in_flight_steps)
