@@ -1,4 +1,4 @@
-"""Which adapter a request is served with, and what an engine holds of adapters (low-rank adaptation, Hu et al., arXiv 2106.09685)."""
+"""Which low-rank adapter (Hu et al., arXiv 2106.09685) a request is served with, and what an engine holds of adapters."""
 
 from __future__ import annotations
 
