@@ -12,6 +12,7 @@ from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
 from .engine.router import ROUTERS
 from .executor.kinds import EXECUTORS
+from .lora_request import LoraConfig
 from .sampling_params import MAX_LOGPROBS
 from .speculation.config import SpeculativeConfig
 from .structured.config import StructuredOutputsConfig
@@ -264,6 +265,7 @@ class EngineConfig:
     speculative_config: SpeculativeConfig = field(default_factory=SpeculativeConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     structured_outputs: StructuredOutputsConfig = field(default_factory=StructuredOutputsConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     tuned: str = "auto"
@@ -330,6 +332,7 @@ class EngineConfig:
         self._check_parallel()
         self.speculative_config.validate(has_model=EXECUTORS[e.kind].has_device)
         self.structured_outputs.validate()
+        self.lora.validate()
         self._check_sections()
         self._check_probes()
 
