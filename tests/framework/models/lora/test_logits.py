@@ -1,0 +1,117 @@
+"""Logits of models with adapters in their slots: those of the models that peft merges, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from framework.config import LoraConfig, ModelConfig, QuantConfig
+from framework.models.lora.adapter import adaptable_parts
+from framework.models.lora.peft import read_adapter
+from framework.models.parallel import Parallel, Ranks
+from framework.models.protocol import Model
+from framework.models.read import read_model
+from triton_kernels.group import ThreadGroup
+
+from ....models.examples import EXAMPLES
+from ....thread_ranks import run_ranks
+from ..checkpoints import make
+from ..harness import build, error, model_config, reference, sequences, teacher_forced
+
+pytest.importorskip("peft")
+from .adapters import linear_modules, write_adapter
+
+FAMILIES = [name for name, one in EXAMPLES.items() if one.oracle is None]
+RANKS = (1, 8, 16, 64)
+LENGTHS = (21, 17, 30, 19)
+SLOTS = [2, -1, 0, 2]
+LIMIT = 1e-5
+"""Of the largest difference over the largest logit."""
+
+
+def with_adapters(config: ModelConfig, folders: dict[int, Path], **more: Any) -> Model:
+    """folders: by slot."""
+    lora, info = LoraConfig(enabled=True, max_loras=3, max_rank=64), read_model(config)
+    model = build(config, lora=lora, **more)
+    assert info.architecture is not None and model.lora is not None
+    for slot, folder in folders.items():
+        parts = adaptable_parts(info.architecture)
+        adapter = read_adapter(folder, parts, info.architecture.family, 64, torch.float32, Path(config.name))
+        model.lora.add(adapter)
+        model.lora.load(slot, adapter.key)
+        model.lora.drop(adapter.key)
+    return model
+
+
+def calm(name: str, folder: Path) -> Any:
+    """An example whose activations do not amplify float32's rounding: with the weights of ``make`` a merged model and the same in
+    float64 lie up to 4e-5 apart."""
+    model = make(EXAMPLES[name], folder)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if parameter.dim() > 1 and not any(part in path for part in ("embed", "wte", "wpe", "lm_head")):
+                parameter.mul_(0.5)
+    model.save_pretrained(folder)
+    return model
+
+
+def write(model: Any, folder: Path, rank: int, targets: list[str], **more: Any) -> Any:
+    """The merged model, in float64."""
+    return write_adapter(model, folder, rank, targets, lora_alpha=rank, **more).double()
+
+
+def check_against(merged: dict[int, Any], found: list[torch.Tensor], sent: list[list[int]]) -> None:
+    for slot, logits, tokens in zip(SLOTS, found, sent, strict=True):
+        expected = reference(merged[slot], tokens)
+        assert error(logits, expected) <= LIMIT
+        assert slot < 0 or error(logits, reference(merged[-1], tokens)) > 100 * LIMIT, "the adapter changes nothing"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_what_peft_merges(name: str, tmp_path: Path) -> None:
+    base = calm(name, tmp_path / "base")
+    rank, targets = RANKS[FAMILIES.index(name) % 4], linear_modules(base)
+    folders = {slot: tmp_path / f"adapter {slot}" for slot in (0, 2)}
+    merged = {-1: copy.deepcopy(base).double(), 0: write(base, folders[0], rank, targets, seed=1)}
+    merged[2] = write(base, folders[2], 5, targets[::2], seed=2, use_rslora=True)
+    lengths = {"dynamic": (80,) * 4, "longrope": (48,) * 4}.get(EXAMPLES[name].config.get("rope_parameters", {}).get("rope_type"), LENGTHS)
+    config, sent = model_config(tmp_path / "base", EXAMPLES[name]), sequences(lengths)
+    found = teacher_forced(with_adapters(config, folders), sent, 8, 3, SLOTS)
+    check_against(merged, found, sent)
+    plain = teacher_forced(build(config), sent, 8, 3)
+    assert torch.equal(found[1], plain[1]), "a row without an adapter has other bits"
+
+
+def test_embedding_and_logits(tmp_path: Path) -> None:
+    base = calm("llama", tmp_path / "base")
+    folders = {slot: tmp_path / f"adapter {slot}" for slot in (0, 2)}
+    merged = {-1: copy.deepcopy(base).double(), 0: write(base, folders[0], 8, ["embed_tokens", "lm_head", "v_proj"], seed=1)}
+    merged[2] = write(base, folders[2], 3, ["embed_tokens"], seed=2)
+    config, sent = model_config(tmp_path / "base", EXAMPLES["llama"]), sequences(LENGTHS)
+    check_against(merged, teacher_forced(with_adapters(config, folders), sent, 8, 3, SLOTS), sent)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt_neox"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_have_their_share_of_adapters(name: str, size: int, tmp_path: Path) -> None:
+    base = calm(name, tmp_path / "base")
+    targets = linear_modules(base) + (["embed_tokens", "lm_head"] if name == "llama" else [])
+    folders = {slot: tmp_path / f"adapter {slot}" for slot in (0, 2)}
+    merged = {-1: copy.deepcopy(base).double()} | {slot: write(base, folders[slot], 8 + slot, targets, seed=slot) for slot in folders}
+    config, sent = model_config(tmp_path / "base", EXAMPLES[name]), sequences(LENGTHS)
+
+    def on_rank(group: ThreadGroup) -> list[torch.Tensor]:
+        parallel = Parallel(tp=Ranks(group.rank, size, group))
+        return teacher_forced(with_adapters(config, folders, parallel=parallel), sent, 8, 3, SLOTS)
+
+    for found in run_ranks(size, on_rank):
+        check_against(merged, found, sent)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "int8", "w4a16"])
+def test_quantized_weights_below_adapters(scheme: str, tmp_path: Path) -> None:
+    """What an adapter adds to the layers of a quantized model, it adds to those of the model of floats that they stand for."""
