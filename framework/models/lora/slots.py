@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -111,6 +113,8 @@ class LoraSlots:
         self._names = {part.sources: name for name, part in adaptable_parts(architecture, config.target_modules).items()}
         self._parts: dict[str, PartSlots] = {}
         self._waiting: dict[str, dict[str, _Staged]] = {}
+        self._holds: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self._kernels: dict[tuple[str, str], BoundKernel] = {}
 
     def adapted(self, part: Part, linear: Linear) -> Linear:
@@ -135,15 +139,20 @@ class LoraSlots:
             kernel.begin_step(meta)
 
     def add(self, adapter: Adapter) -> int:
-        """Keeps this rank's share of an adapter on the host, ready to be loaded, and returns its bytes. Takes time: no step waits
-        for it, in a thread of its own."""
+        """Keeps this rank's share of an adapter on the host, ready to be loaded, until it is dropped as often as it was added, and
+        returns its bytes. Takes time: no step waits for it, in a thread of its own."""
         staged = {name: slots.stage(adapter.parts[name]) for name, slots in self._parts.items() if name in adapter.parts}
-        self._waiting[adapter.key] = staged
+        with self._lock:
+            self._waiting[adapter.key] = staged
+            self._holds[adapter.key] += 1
         return sum(one.num_bytes for one in staged.values())
 
     def drop(self, key: str) -> None:
-        """Forgets what ``add`` kept. Slots keep what they hold."""
-        del self._waiting[key]
+        """Takes back one ``add``. Slots keep what they hold."""
+        with self._lock:
+            self._holds[key] -= 1
+            if not self._holds[key]:
+                del self._waiting[key], self._holds[key]
 
     @torch.inference_mode()
     def load(self, slot: int, key: str) -> None:
