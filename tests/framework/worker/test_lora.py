@@ -69,12 +69,19 @@ class Steps:
         self.executor, self._count = found, 0
         self.lengths: dict[int, int] = {}
 
-    def run(
-        self, rows: dict[int, int], new: dict[int, int] | None = None, **more: Any
-    ) -> dict[int, tuple[int, TokenLogprobs]]:
+    def run(self, rows: dict[int, int], new: dict[int, int] | None = None, **more: Any) -> dict[int, tuple[int, TokenLogprobs]]:
         """rows: seat -> tokens; new: seat -> slot. -> seat -> the token and its log-probabilities."""
         requests = [
-            NewRequest(seat, str(seat), PROMPTS[seat], len(PROMPTS[seat]), 0, [[1 + 8 * seat + i for i in range(8)]], PARAMS, lora_slot=slot)
+            NewRequest(
+                seat,
+                str(seat),
+                PROMPTS[seat],
+                len(PROMPTS[seat]),
+                0,
+                [[1 + 8 * seat + i for i in range(8)]],
+                PARAMS,
+                lora_slot=slot,
+            )
             for seat, slot in (new or {}).items()
         ]
         self.lengths |= {request.seat: 0 for request in requests}

@@ -15,13 +15,16 @@ from framework.models.lora.peft import read_adapter
 from framework.models.native import Architecture
 from framework.models.parallel import Parallel, Ranks
 from framework.models.protocol import Model
+from framework.models.quantization.canonical import dequantized
+from framework.models.quantization.table import read_scheme
 from framework.models.read import read_model
+from framework.models.weights import Checkpoint
 from triton_kernels.group import ThreadGroup
 
 from ....models.examples import EXAMPLES
 from ....thread_ranks import run_ranks
 from ..checkpoints import make
-from ..harness import build, error, model_config, reference, sequences, teacher_forced
+from ..harness import CPU, build, error, model_config, reference, sequences, teacher_forced
 
 pytest.importorskip("peft")
 from .adapters import linear_modules, write_adapter
@@ -119,7 +122,9 @@ def test_ranks_have_their_share_of_adapters(name: str, size: int, tmp_path: Path
     base = calm(name, tmp_path / "base")
     targets = linear_modules(base) + (["embed_tokens", "lm_head"] if name == "llama" else [])
     folders = {slot: tmp_path / f"adapter {slot}" for slot in (0, 2)}
-    merged = {-1: double(copy.deepcopy(base))} | {slot: write(base, folders[slot], 8 + slot, targets, seed=slot) for slot in folders}
+    merged = {-1: double(copy.deepcopy(base))} | {
+        slot: write(base, folders[slot], 8 + slot, targets, seed=slot) for slot in folders
+    }
     config, sent = model_config(tmp_path / "base", EXAMPLES[name]), sequences(lengths_of(name))
 
     def on_rank(group: ThreadGroup) -> list[torch.Tensor]:
@@ -130,6 +135,38 @@ def test_ranks_have_their_share_of_adapters(name: str, size: int, tmp_path: Path
         check_against(merged, found, sent)
 
 
-@pytest.mark.parametrize("scheme", ["fp8", "int8", "w4a16"])
-def test_quantized_weights_below_adapters(scheme: str, tmp_path: Path) -> None:
-    """What an adapter adds to the layers of a quantized model, it adds to those of the model of floats that they stand for."""
+@pytest.mark.parametrize("scheme", ["rtn-int4", "int8-weight"])
+def test_adapters_of_quantized_weights(scheme: str, tmp_path: Path) -> None:
+    """They add to the numbers that the weights stand for."""
+    base, quant = calm("llama", tmp_path / "base"), QuantConfig(scheme, group_size=16)
+    config, sent = model_config(tmp_path / "base", EXAMPLES["llama"]), sequences(LENGTHS)
+    a, weights = architecture(config), base.state_dict()
+    checkpoint = Checkpoint(tmp_path / "base", a.family, CPU, torch.float32, read_scheme(None, quant))
+    for name, part in adaptable_parts(a).items():
+        if name.startswith("layers."):
+            rows = torch.cat([dequantized(loaded) for loaded in checkpoint.load(part)])
+            for source, values in zip(part.sources, rows.split(part.rows), strict=True):
+                weights[f"{source}.weight"].copy_(values)
+    folders = {slot: tmp_path / f"adapter {slot}" for slot in (0, 2)}
+    merged = {-1: double(copy.deepcopy(base))}
+    merged |= {slot: write(base, folders[slot], 8 + slot, linear_modules(base), seed=slot) for slot in folders}
+    model = with_adapters(config, folders, quant=quant)
+    found, plain = teacher_forced(model, sent, 8, 3, SLOTS), teacher_forced(build(config, quant=quant), sent, 8, 3)
+    check_against(merged, found, sent)
+    assert torch.equal(found[1], plain[1])
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_quantized_activations_below_adapters(scheme: str, tmp_path: Path) -> None:
+    """Adapters read what norms give, which therefore do not quantize it themselves."""
+    base, folders = calm("llama", tmp_path / "base"), {0: tmp_path / "first", 2: tmp_path / "second"}
+    config, sent = model_config(tmp_path / "base", EXAMPLES["llama"]), sequences(LENGTHS)
+    merged = {-1: base} | {
+        slot: write_adapter(base, folders[slot], 8, linear_modules(base), slot, lora_alpha=8) for slot in folders
+    }
+    model = with_adapters(config, folders, quant=QuantConfig(scheme))
+    found = teacher_forced(model, sent, 8, 3, SLOTS)
+    plain = teacher_forced(build(config, quant=QuantConfig(scheme, fuse=False)), sent, 8, 3)
+    assert torch.equal(found[1], plain[1])
+    for slot, logits, tokens in zip(SLOTS, found, sent, strict=True):
+        assert slot < 0 or 3 * error(logits, reference(merged[slot], tokens)) < error(logits, reference(base, tokens))
