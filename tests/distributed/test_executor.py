@@ -3,10 +3,12 @@ most of them without a model."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from framework.cli import main
 from framework.clock import WallClock
 from framework.config import ExecutorConfig, ParallelConfig
 from framework.distributed.executor import DistributedExecutor
+from framework.distributed.kinds import LauncherKind
 from framework.distributed.messages import Place
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
@@ -285,6 +288,16 @@ def test_a_port_in_use_is_refused() -> None:
         config = EngineConfig(executor=ExecutorConfig("distributed"), parallel=ParallelConfig(port=port))
         with pytest.raises(ValueError, match=f"parallel.port={port} cannot work: Address already in use"):
             build_engine(config)
+
+
+def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_launcher").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = LauncherKind("a_launcher", "Launcher", package="a_launcher", extra="launching")
+    assert kind.reason == "the package a_launcher is not installed: pip install 'kernelswap[launching]'"
+    (tmp_path / "a_launcher" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert kind.reason is None
 
 
 @pytest.mark.parametrize(

@@ -68,4 +68,5 @@ def test_a_rank_that_is_killed_ends_the_streams_and_the_health() -> None:
         assert status == 503 and "rank 1" in answer["error"]["message"]
         wait_until(lambda: not any(map(runs, processes)), LIMIT_S)
         running.send_signal(signal.SIGTERM)
-        assert running.wait(60) == 0
+        assert running.wait(60) == 0 and running.stderr is not None
+        assert "leaked" not in running.stderr.read(), "semaphores of processes that were killed, in /dev/shm"
