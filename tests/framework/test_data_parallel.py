@@ -127,7 +127,7 @@ def test_models_that_pool() -> None:
 
 
 def test_a_server_of_two_engines() -> None:
-    """Started by its flags; counts by the label engine add up to what clients were told; when one is killed the other serves on; and
+    """Started by its flags; counts by the label engine add up to what clients were told; when one is killed the other serves on;
     nothing is left at the end."""
     words = ["serve", "tiny", "--host", "127.0.0.1", "--port", "0", "--num-gpu-blocks-override", "256", "--device", "cpu"]
     words += ["--data-parallel-size", "2", "--router", "least_loaded"]
