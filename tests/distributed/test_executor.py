@@ -172,7 +172,7 @@ def test_a_rank_that_is_lost_ends_the_engine(fault: int, text: str, monkeypatch:
 
 def test_the_cache_is_as_large_as_the_smallest_of_a_rank_and_plans_are_put_together() -> None:
     executor = DistributedExecutor(make_config(3, "threads"), small_last_rank)
-    assert executor.num_blocks == 77
+    assert (executor.num_blocks, executor.weight_bytes, executor.nominal_weight_bytes) == (77, 3, 3)
     executor.shutdown()
     executor = DistributedExecutor(make_config(2, "threads"), planned_rank)
     report = executor.plan_report()

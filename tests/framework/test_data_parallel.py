@@ -176,7 +176,7 @@ def test_a_server_of_two_engines() -> None:
 
 def assert_one_can_be_killed(server: HTTPServer, engines: list[int]) -> None:
     """Clients that leave free their blocks; of those that stay, half lose their engine, and the server serves on."""
-    path, long = "/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 1000, "ignore_eos": True}
+    path, long = "/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 600, "ignore_eos": True}
     for _ in range(4):
         with server.open(path, stream=True, **long) as stream:
             assert stream.recv(1000)
@@ -188,7 +188,7 @@ def assert_one_can_be_killed(server: HTTPServer, engines: list[int]) -> None:
     for stream, text in zip(streams, found, strict=True):
         with stream:
             read_all(stream, text)
-    assert sorted(text.count(b"data: {") >= 1000 for text in found) == [False, False, True, True]
+    assert sorted(text.count(b"data: {") >= 600 for text in found) == [False, False, True, True]
     lost = [text for text in found if b"killed by SIGKILL" in text]
     assert len(lost) == 2 and all(re.search(rb"replica [01]'s process ended with exit code -9", text) for text in lost)
     assert server.request("GET", "/health")[0] == 200
