@@ -65,6 +65,7 @@ def test_outputs_are_those_of_one_process(size: int, pp: int, in_flight: int) ->
     engine = make_engine(config, null_rank)
     assert engine.in_flight_steps == (in_flight or pp)
     assert served(engine) == served(alone)
+    assert not engine.executor._outputs and not engine.executor._failures, "nothing is kept of steps that are done"  # type: ignore[attr-defined]
     engine.shutdown()
     with pytest.raises(EngineDeadError, match="shut down"):
         engine.add_request("late", [1], token_params())
