@@ -768,11 +768,23 @@ MUTANTS = [
         "self.most_held - num_output_tokens)",
         "1 + self.most_held - num_output_tokens)",
     ),
-    Mutant("masks of a step before do for rows in another order", _MATCHERS, "or failures or constraints != together", "or failures"),
-    Mutant("nobody fills the masks of rows that were not in the last step", _MATCHERS, "if has_drafts or constraints != self._filled[0]:", "if has_drafts:"),
+    Mutant(
+        "masks of a step before do for rows in another order", _MATCHERS, "or failures or constraints != together", "or failures"
+    ),
+    Mutant(
+        "nobody fills the masks of rows that were not in the last step",
+        _MATCHERS,
+        "if has_drafts or constraints != self._filled[0]:",
+        "if has_drafts:",
+    ),
     Mutant("what may take minutes is filled by the engine's thread", _MATCHERS, "if backend.is_bounded else math.inf", ""),
     Mutant("masks are never filled by the engine's thread", _MATCHERS, "expected_s < SHORT_FILL_S", "False"),
-    Mutant("a library's panic in the engine's thread ends all", _WATCHED, "        except BaseException as error:  # a library's panic is no", "        except ZeroDivisionError as error:  # no"),
+    Mutant(
+        "a library's panic in the engine's thread ends all",
+        _WATCHED,
+        "except BaseException as error:  # or a panic",
+        "except ZeroDivisionError as error:",
+    ),
     Mutant(
         "a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[masked[0]].num_output_tokens)"
     ),

@@ -25,8 +25,8 @@ MAX_FILL_S: Final = 0.2
 meanwhile. Of the masks of a step that took half of it, the next ones are filled one by one, to see which are dear."""
 
 SHORT_FILL_S: Final = 1e-3
-"""Time of the masks of a step, of libraries that are bounded, below which the engine's own thread fills them: to wake another and hand
-it the interpreter costs a third of that, and what it computes it takes from the kernels of a step on a CPU."""
+"""Time of the masks of a step, of libraries that are bounded, below which the engine's own thread fills them: to wake another and
+hand it the interpreter costs a third of that, and what it computes it takes from the kernels of a step on a CPU."""
 
 LEADS_NOWHERE: Final = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
 
@@ -35,8 +35,8 @@ Failures = list[tuple[Request, Exception]]
 
 class Matchers:
     """Knows requests only; where they compute, and whether they were preempted, is nothing to it. Requests without a constraint do
-    not come here. What a request may take next is computed as soon as its tokens are known, in a thread beside the caller unless it is
-    little.
+    not come here. What a request may take next is computed as soon as its tokens are known, in a thread beside the caller unless
+    it is little.
 
     num_active  requests that have a matcher: while it is 0, steps need not ask
     num_served  name of a backend -> requests that it had a grammar for
@@ -240,18 +240,7 @@ class _Constraint:
     is_alone  its next call is not for several
     """
 
-    __slots__ = (
-        "drafts",
-        "fill_s",
-        "forced",
-        "grammar",
-        "held",
-        "is_alone",
-        "masks",
-        "matcher",
-        "most_held",
-        "proposed",
-    )
+    __slots__ = ("drafts", "fill_s", "forced", "grammar", "held", "is_alone", "masks", "matcher", "most_held", "proposed")
 
     def __init__(self, grammar: Grammar, request: Request) -> None:
         params = request.params
