@@ -193,12 +193,12 @@ class Matchers:
         moves = [move for move in moves if move.constraint.matcher.error is None]
         if not moves:
             return
-        clock = thread_time if is_short or len(moves) == 1 else perf_counter  # of several, the library's own threads compute
+        clock = thread_time if len(moves) == 1 else perf_counter  # of several, the library's own threads compute
         began_s, grammars = clock(), {move.constraint.grammar for move in moves}
         self._computing |= grammars
         try:
             matchers, drafts = [move.constraint.matcher for move in moves], [move.drafts for move in moves]
-            backend, forced = matchers[0].backend, cast(list[list[int]], [[]]) * len(moves)
+            backend, forced = matchers[0].backend, [list[int]() for _ in moves]
             backend.accept(matchers, [move.token_ids for move in moves])
             if self._num_forced:
                 forced = [tokens[: self._num_forced] for tokens in backend.forced(matchers)]
