@@ -70,6 +70,7 @@ _SERVER = "framework/server/"
 _PARSING = "framework/server/parsing/"
 _COMPILER = "framework/structured/compiler.py"
 _MATCHERS = "framework/structured/matchers.py"
+_LLGUIDANCE = "framework/structured/backends/llguidance.py"
 _WATCHED = "framework/structured/watched.py"
 _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
@@ -228,6 +229,7 @@ TESTS: dict[str, list[str]] = {
     **{f"{_PARSING}{name}.py": ["tests/framework/server/parsing"] for name in ("message_parser", "source", "qwen3_coder")},
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
     _WATCHED: ["tests/framework/structured/test_watched.py"],
+    _LLGUIDANCE: ["tests/framework/structured/test_backends.py"],
     _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
@@ -459,12 +461,6 @@ MUTANTS = [
         "                pass",
     ),
     Mutant(
-        "a router outlives the replicas that it knows",
-        _REPLICAS,
-        "if living != self._routed_to:",
-        "if len(living) > len(self._routed_to):",
-    ),
-    Mutant(
         "a request is lost with the replica that it was sent to",
         _REPLICAS,
         "                    continue  # it died just now",
@@ -478,7 +474,6 @@ MUTANTS = [
     ),
     Mutant("requests are counted from their sending on", _FRONT, "time.time() - late_s", "time.time()"),
     Mutant("steps tell old places", _FRONT, "        self.places.clear()\n", ""),
-    Mutant("one replica's cache is forgotten", _FRONT, "all(self._ask(", "any(self._ask("),
     Mutant(
         "statistics are of one replica",
         _FRONT,
@@ -823,12 +818,14 @@ MUTANTS = [
         "if has_drafts:",
     ),
     Mutant("what may take minutes is filled by the engine's thread", _MATCHERS, "if backend.is_bounded else math.inf", ""),
+    Mutant("masks that the engine's thread fills lie upon each other", _LLGUIDANCE, "start + row * row_bytes", "start"),
+    Mutant("an error of the library is nobody's", _LLGUIDANCE, "if matcher.state.is_error():", "if False:"),
     Mutant("masks are never filled by the engine's thread", _MATCHERS, "expected_s < SHORT_FILL_S", "False"),
     Mutant(
         "a library's panic in the engine's thread ends all",
         _WATCHED,
-        "        except BaseException as error:  # a library's panic is no",
-        "        except ZeroDivisionError as error:  # no",
+        "except BaseException as error:  # or a panic",
+        "except ZeroDivisionError as error:",
     ),
     Mutant(
         "a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[masked[0]].num_output_tokens)"
@@ -1169,12 +1166,6 @@ MUTANTS = [
     Mutant("a worker outlives its driver", f"{_DISTRIBUTED}worker.py", "                self._gone()", "                pass"),
     Mutant("Ctrl-C reaches the ranks", f"{_DISTRIBUTED}worker.py", "    signal.signal(signal.SIGINT, signal.SIG_IGN)", "    pass"),
     Mutant("every rank answers", f"{_DISTRIBUTED}worker.py", "        if self._place.is_output:\n", "        if True:\n"),
-    Mutant(
-        "one driver's steps wait for each other",
-        f"{_DISTRIBUTED}worker.py",
-        "if can_finish and self._inbox.empty():",
-        "if can_finish:",
-    ),
     Mutant("threads that wait are left", f"{_DISTRIBUTED}launchers/threads.py", "            self._abort(", "            str("),
     Mutant("ranks stay in their groups", _RANK, "        dist.destroy_process_group()", "        pass"),
     Mutant("one rank may have no device", _RANK, "torch.cuda.device_count()) < size", "torch.cuda.device_count()) < 1"),
