@@ -229,7 +229,7 @@ def busy_router(replicas: Replicas) -> Iterator[Heard]:
 
     def prepare() -> Add:
         began.set()
-        go.wait(60)
+        go.wait()
         return long_add()
 
     key = replicas.open(heard, prepare)
