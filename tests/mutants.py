@@ -1115,18 +1115,6 @@ MUTANTS = [
         "if failed == step_id)",
     ),
     Mutant(
-        "workers outlive an executor that is forgotten",
-        f"{_DISTRIBUTED}executor.py",
-        "        weakref.finalize(self, self._workers.kill)\n",
-        "",
-    ),
-    Mutant(
-        "nobody is asked for a sign of life",
-        f"{_DISTRIBUTED}executor.py",
-        "                self._workers.ping()\n",
-        "                pass\n",
-    ),
-    Mutant(
         "a folder is a package", f"{_DISTRIBUTED}kinds.py", "found is not None and found.origin is not None:", "found is not None:"
     ),
     Mutant("bars leave semaphores", "framework/logs.py", "    tqdm.set_lock(threading.RLock())", "    tqdm.get_lock()"),
