@@ -70,6 +70,7 @@ _SERVER = "framework/server/"
 _PARSING = "framework/server/parsing/"
 _COMPILER = "framework/structured/compiler.py"
 _MATCHERS = "framework/structured/matchers.py"
+_LLGUIDANCE = "framework/structured/backends/llguidance.py"
 _WATCHED = "framework/structured/watched.py"
 _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
@@ -184,9 +185,13 @@ TESTS: dict[str, list[str]] = {
         _SHARDED_TESTS,
     ),
     **dict.fromkeys(
-        (_RANK, *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "workers", "launchers/threads"))),
+        (
+            _RANK,
+            *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "worker", "workers", "kinds", "launchers/threads")),
+        ),
         _DISTRIBUTED_TESTS,
     ),
+    "framework/logs.py": ["tests/distributed/test_serving.py"],
     _GROUP: ["tests/triton_kernels/test_collectives.py"],
     _VERIFY_DRAFT: ["tests/triton_kernels/test_step_ops.py"],
     _OUTPUT: _TEXT_TESTS,
@@ -224,6 +229,7 @@ TESTS: dict[str, list[str]] = {
     **{f"{_PARSING}{name}.py": ["tests/framework/server/parsing"] for name in ("message_parser", "source", "qwen3_coder")},
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
     _WATCHED: ["tests/framework/structured/test_watched.py"],
+    _LLGUIDANCE: ["tests/framework/structured/test_backends.py"],
     _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
@@ -439,6 +445,40 @@ MUTANTS = [
         _REPLICAS,
         "                client.shutdown()\n            raise",
         "                pass\n            raise",
+    ),
+    Mutant("the roomiest replica speaks for all", _REPLICAS, "self.info = min(", "self.info = max("),
+    Mutant("the router knows no prompt's length", _REPLICAS, "len(add.prompt.token_ids)", "0"),
+    Mutant(
+        "who waits for the router is not told of the end",
+        _REPLICAS,
+        "            _tell(request.receiver, self.dead_error)",
+        "            pass",
+    ),
+    Mutant(
+        "what cannot be prepared is told nobody",
+        _REPLICAS,
+        "                _tell(request.receiver, as_exception(error))",
+        "                pass",
+    ),
+    Mutant(
+        "a request is lost with the replica that it was sent to",
+        _REPLICAS,
+        "                    continue  # it died just now",
+        "                    return",
+    ),
+    Mutant(
+        "an abort overtakes its request",
+        _REPLICAS,
+        "        self._inbox.put((key, None))  # behind",
+        "        self._requests[key].client and self._requests[key].client.abort(key)  # before",
+    ),
+    Mutant("requests are counted from their sending on", _FRONT, "time.time() - late_s", "time.time()"),
+    Mutant("steps tell old places", _FRONT, "        self.places.clear()\n", ""),
+    Mutant(
+        "statistics are of one replica",
+        _FRONT,
+        "total_stats([report.stats for report in self._reports()])",
+        "self._reports()[0].stats",
     ),
     Mutant("who ended is still in flight", _CLIENT, "self.in_flight.take(output.request_id, output.finished)", "pass"),
     Mutant(
@@ -768,11 +808,25 @@ MUTANTS = [
         "self.most_held - num_output_tokens)",
         "1 + self.most_held - num_output_tokens)",
     ),
-    Mutant("masks of a step before do for rows in another order", _MATCHERS, "or failures or constraints != together", "or failures"),
-    Mutant("nobody fills the masks of rows that were not in the last step", _MATCHERS, "if has_drafts or constraints != self._filled[0]:", "if has_drafts:"),
+    Mutant(
+        "masks of a step before do for rows in another order", _MATCHERS, "or failures or constraints != together", "or failures"
+    ),
+    Mutant(
+        "nobody fills the masks of rows that were not in the last step",
+        _MATCHERS,
+        "if has_drafts or constraints != self._filled[0]:",
+        "if has_drafts:",
+    ),
     Mutant("what may take minutes is filled by the engine's thread", _MATCHERS, "if backend.is_bounded else math.inf", ""),
+    Mutant("masks that the engine's thread fills lie upon each other", _LLGUIDANCE, "start + row * row_bytes", "start"),
+    Mutant("an error of the library is nobody's", _LLGUIDANCE, "if matcher.state.is_error():", "if False:"),
     Mutant("masks are never filled by the engine's thread", _MATCHERS, "expected_s < SHORT_FILL_S", "False"),
-    Mutant("a library's panic in the engine's thread ends all", _WATCHED, "        except BaseException as error:  # a library's panic is no", "        except ZeroDivisionError as error:  # no"),
+    Mutant(
+        "a library's panic in the engine's thread ends all",
+        _WATCHED,
+        "except BaseException as error:  # or a panic",
+        "except ZeroDivisionError as error:",
+    ),
     Mutant(
         "a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[masked[0]].num_output_tokens)"
     ),
@@ -1038,6 +1092,32 @@ MUTANTS = [
         'are not its own."""\n        if self._process_id != os.getpid():',
         'are not its own."""\n        if False:',
     ),
+    Mutant(
+        "the cache is as large as the largest of a rank",
+        f"{_DISTRIBUTED}executor.py",
+        "self.num_blocks = min(",
+        "self.num_blocks = max(",
+    ),
+    Mutant("weights are those of one rank", f"{_DISTRIBUTED}executor.py", "self.weight_bytes = sum(", "self.weight_bytes = max("),
+    Mutant(
+        "one step in flight for all stages",
+        f"{_DISTRIBUTED}executor.py",
+        'max(facts[0]["in_flight_steps"], self.num_stages)',
+        'facts[0]["in_flight_steps"]',
+    ),
+    Mutant("other versions may serve", f"{_DISTRIBUTED}executor.py", "refuse_versions(own, rank, message.versions)", "pass"),
+    Mutant("other configurations may serve", f"{_DISTRIBUTED}executor.py", "            refuse_differences(config, built)\n", ""),
+    Mutant("old outputs are kept", f"{_DISTRIBUTED}executor.py", "                del taken[old]", "                pass"),
+    Mutant(
+        "failures of steps that were given up are passed over",
+        f"{_DISTRIBUTED}executor.py",
+        "if failed <= step_id)",
+        "if failed == step_id)",
+    ),
+    Mutant(
+        "a folder is a package", f"{_DISTRIBUTED}kinds.py", "found is not None and found.origin is not None:", "found is not None:"
+    ),
+    Mutant("bars leave semaphores", "framework/logs.py", "    tqdm.set_lock(threading.RLock())", "    tqdm.get_lock()"),
     Mutant("threads that wait are left", f"{_DISTRIBUTED}launchers/threads.py", "            self._abort(", "            str("),
     Mutant("ranks stay in their groups", _RANK, "        dist.destroy_process_group()", "        pass"),
     Mutant("one rank may have no device", _RANK, "torch.cuda.device_count()) < size", "torch.cuda.device_count()) < 1"),
