@@ -52,6 +52,8 @@ _KRIGING = "framework/executor/kriging.py"
 _RANKS = "framework/models/ranks.py"
 _PARTS = "framework/models/parts.py"
 _BINDING = "framework/models/binding/"
+_LORA_SLOTS = "framework/models/lora/slots.py"
+_LORA_LAYERS = "framework/models/lora/layers.py"
 _DISTRIBUTED = "framework/distributed/"
 _RANK = "framework/worker/rank.py"
 _GROUP = "triton_kernels/group.py"
@@ -147,6 +149,7 @@ _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_ser
 _REPLICA_TESTS = ["tests/framework/test_replicas.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py", *_REPLICA_TESTS]
 _POOLING_TESTS = ["tests/framework/models/pooling"]
+_LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 
 TESTS: dict[str, list[str]] = {
     _POOLING_RULES: _POOLING_TESTS,
@@ -165,11 +168,11 @@ TESTS: dict[str, list[str]] = {
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
-    _RUNNER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
-    _ROWS: [*_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
+    _RUNNER: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
-    _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    _BATCHES: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
@@ -201,7 +204,8 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_RECORDING_TESTS, *_DRAFT_TESTS],
+    _GRAPHS: [*_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
+    **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
     _DEVICES: _RECORDING_TESTS,
     **{
         f"{_QUANTIZATION}{name}.py": [*_QUANTIZATION_TESTS, *_SHARDED_TESTS]
@@ -313,8 +317,8 @@ MUTANTS = [
     Mutant(
         "positions frozen past token 64",
         _BATCHES,
-        "return ForwardBatch(token_ids, token_positions,",
-        "return ForwardBatch(token_ids, token_positions.clamp(max=64),",
+        "ForwardBatch(token_ids, token_positions,",
+        "ForwardBatch(token_ids, token_positions.clamp(max=64),",
     ),
     Mutant("prompt logprobs are those of the first row", _RUNNER, "hidden[start : start + count]", "hidden[:count]"),
     Mutant(
@@ -1034,9 +1038,7 @@ MUTANTS = [
     Mutant("KV heads go round the ranks", _PARTS, "rank.rank // copies * count", "rank.rank % (rank.size // copies) * count"),
     Mutant("all ranks have the first experts", _PARTS, "start = rank.rank * count if count < total else 0", "start = 0"),
     Mutant("every rank adds the bias", _LINEAR, '{**part.tensors, "bias": None}, params=', "part.tensors, params="),
-    Mutant(
-        "every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": tp.rank * len(table)}', '{"vocab_start": 0}'
-    ),
+    Mutant("every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": start}', '{"vocab_start": 0}'),
     Mutant(
         "every rank has the slopes of the first",
         f"{_BINDING}attention.py",
@@ -1122,5 +1124,34 @@ MUTANTS = [
     Mutant("ranks stay in their groups", _RANK, "        dist.destroy_process_group()", "        pass"),
     Mutant("one rank may have no device", _RANK, "torch.cuda.device_count()) < size", "torch.cuda.device_count()) < 1"),
     Mutant("only one of those that wait is woken", _GROUP, "            mailbox.put(None)  # for", "            pass  # for"),
+    # Adapters.
+    Mutant(
+        "an adapter keeps what was in its slot beyond its rank",
+        _LORA_SLOTS,
+        "target.narrow(dim, rank, target.shape[dim] - rank).zero_()",
+        "pass",
+    ),
+    Mutant("parts that an adapter lacks keep what was in its slot", _LORA_SLOTS, "tensor[slot].zero_()", "pass"),
+    Mutant("ranks have the first columns of A", _LORA_SLOTS, "a[..., columns.start : columns.stop]", "a[..., : len(columns)]"),
+    Mutant("an adapter is gone when one of two is dropped", _LORA_SLOTS, "if not self._holds[key]:", "if True:"),
+    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, ".float() * self.scale[slots]", ".float()"),
+    Mutant("every rank adapts every word", _LORA_LAYERS, "shrunk * held[:, None]", "shrunk"),
+    Mutant(
+        "logits have the adapters of the first tokens",
+        _BATCHES,
+        "of_tokens[rows.logit_tokens]",
+        "of_tokens[: len(rows.logit_tokens)]",
+    ),
+    Mutant(
+        "a request without adapter has that of the one before",
+        _ROWS,
+        "self.lora_slots[request.seat] = request.lora_slot",
+        "self.lora_slots[request.seat] = max(request.lora_slot, self.lora_slots[request.seat])",
+    ),
+    Mutant("recordings know no adapters", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[False]"),
+    Mutant(
+        "recordings have the adapters of the first seats", _GRAPHS, "requests.lora_slots[rows.seats]", "requests.lora_slots[:count]"
+    ),
+    Mutant("prompt logprobs know no adapters", _RUNNER, "None if index is None else LoraMeta(index, [slot])", "None"),
     Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
 ]
