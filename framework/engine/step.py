@@ -31,6 +31,7 @@ class NewRequest:
     block_ids    per KV group, the blocks it holds at this moment
     sampling     its parameters; ``seed`` is always set
     pooling      what is to be made of its prompt, whose rows yield no logits; None: it samples
+    lora_slot    of its adapter; -1: it has none
     """
 
     seat: int
@@ -41,16 +42,17 @@ class NewRequest:
     block_ids: list[list[int]]
     sampling: SamplingParams
     pooling: PoolingParams | None = None
+    lora_slot: int = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
         counts = (self.seat, self.num_prompt_tokens, self.num_computed_tokens)
-        parts = (self.request_id, pack(self.token_ids), pack_lists(self.block_ids), self.sampling, self.pooling)
+        parts = (self.request_id, pack(self.token_ids), pack_lists(self.block_ids), self.sampling, self.pooling, self.lora_slot)
         return _new_request, (*counts, *parts)
 
 
 @dataclass(slots=True)
 class StepInput:
-    """One step. Applied in this order: released, new, new_blocks, copies, compute.
+    """One step. Applied in this order: released, lora_loads, new, new_blocks, copies, compute.
 
     After a submission that failed, whatever of it was applied, its rows and what it released are released by the next step.
 
@@ -70,6 +72,7 @@ class StepInput:
                    were sampled. None: the executor has them
     masked      rows, ascending, whose next token a grammar has a say in: no row is sampled before ``Handle.sample`` brings what
                 they may take
+    lora_loads  (slot, key) of adapters on the host that are to be in these slots from this step on
     """
 
     step_id: int
@@ -85,6 +88,7 @@ class StepInput:
     drafts: list[list[int]] | None = None
     num_proposals: int = 0
     decoded: list[int] | None = None
+    lora_loads: list[tuple[int, str]] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
         rows = (pack(self.seats), pack(self.num_tokens), pack(self.num_logits))
@@ -97,7 +101,7 @@ class StepInput:
             blocks = (pack(seats), pack(groups), *pack_lists(added))
         computed = None if self.num_computed is None else pack(self.num_computed)
         drafts = None if self.drafts is None else pack_lists(self.drafts)
-        rest = (self.new, blocks, pack_columns(self.copies), pack(self.masked), computed, drafts)
+        rest = (self.new, blocks, pack_columns(self.copies), pack(self.masked), computed, drafts, self.lora_loads)
         return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, *rest)
 
 
@@ -164,6 +168,7 @@ def _step_input(
     masked: Packed = b"",
     num_computed: Packed | None = None,
     drafts: tuple[Packed, Packed] | None = None,
+    lora_loads: Sequence[tuple[int, str]] = (),
 ) -> StepInput:
     return StepInput(
         step_id,
@@ -179,6 +184,7 @@ def _step_input(
         None if drafts is None else unpack_lists(drafts),
         num_proposals,
         None if decoded is None else unpack(decoded),
+        list(lora_loads),
     )
 
 
