@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..lora_request import LoraConfig, LoRARequest, check_lora_request
-from .executor import AdapterLoad, Executor, LoadedAdapter
+from .executor import AdapterLoad, HoldsAdapters, LoadedAdapter
 from .kv_cache.prefix import extra_keys
 from .request import Request
 
@@ -64,7 +64,7 @@ class Adapters:
     time is emptied that way: the others serve on.
     """
 
-    def __init__(self, config: LoraConfig, executor: Executor) -> None:
+    def __init__(self, config: LoraConfig, executor: HoldsAdapters) -> None:
         self._executor, self._num_host = executor, config.num_host_loras
         self._known: dict[int, Adapter] = {}  # by id
         self._by_name: dict[str, Adapter] = {}  # the same

@@ -19,7 +19,7 @@ from ..structured.matchers import Failures, Matchers
 from .adapters import AdapterMethods, Adapters
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
-from .executor import Executor, Handle, MaskedHandle
+from .executor import Executor, Handle, HoldsAdapters, MaskedHandle
 from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params, request_seed
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
@@ -65,7 +65,7 @@ class Engine(AdapterMethods):
         if speculation is None and executor.num_drafts:
             speculation = Speculation(ScheduledDepth([[1, 1, executor.num_drafts]]), executor.vocab_size)
         self._speculation, self.pooling = speculation, pooling
-        self._adapters = Adapters(config.lora, executor) if config.lora.enabled else None
+        self._adapters = Adapters(config.lora, cast(HoldsAdapters, executor)) if config.lora.enabled else None
         self.manager, self.scheduler = self._new_books()
         self._recorder = Recorder(executor.max_model_len)
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer), self._recorder)

@@ -85,18 +85,22 @@ class Executor(Protocol):
     def submit(self, step: StepInput) -> Handle:
         """Starts a step; returns at once where the device allows it."""
 
+    def plan_report(self) -> dict[str, dict[str, Any]]:
+        """op -> impl, choice, origin, version, calls: read back from what was bound and called."""
+
+    def shutdown(self) -> None:
+        """Frees the device memory; the executor is of no use afterwards."""
+
+
+class HoldsAdapters(Protocol):
+    """An executor whose requests may have adapters."""
+
     def load_adapter(self, request: LoRARequest) -> AdapterLoad:
         """Begins to read an adapter into the host's memory, and returns at once. Steps name it by its key
         (``StepInput.lora_loads``) until it is dropped, as often as it was loaded."""
 
     def drop_adapter(self, key: str) -> None:
         """Frees the host's memory of an adapter that no later step loads; in a slot it stays as it is."""
-
-    def plan_report(self) -> dict[str, dict[str, Any]]:
-        """op -> impl, choice, origin, version, calls: read back from what was bound and called."""
-
-    def shutdown(self) -> None:
-        """Frees the device memory; the executor is of no use afterwards."""
 
 
 @runtime_checkable

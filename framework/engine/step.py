@@ -52,7 +52,7 @@ class NewRequest:
 
 @dataclass(slots=True)
 class StepInput:
-    """One step. Applied in this order: released, lora_loads, new, new_blocks, copies, compute.
+    """One step. Applied in this order: lora_loads, released, new, new_blocks, copies, compute.
 
     After a submission that failed, whatever of it was applied, its rows and what it released are released by the next step.
 
@@ -93,7 +93,8 @@ class StepInput:
     def __reduce__(self) -> tuple[Any, ...]:
         rows = (pack(self.seats), pack(self.num_tokens), pack(self.num_logits))
         decoded = None if self.decoded is None else pack(self.decoded)
-        if not (self.new or self.new_blocks or self.copies or self.masked) and self.num_computed is self.drafts is None:
+        rare = self.new or self.new_blocks or self.copies or self.masked or self.lora_loads
+        if not rare and self.num_computed is self.drafts is None:
             return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded)
         blocks = None
         if self.new_blocks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..engine.kv_cache.spec import CacheGroup, PagedKV
 from .batch import ForwardBatch
 from .layers.paged_attention import PagedAttention
+from .lora.slots import LoraSlots
 
 
 class PagedModel:
@@ -12,6 +13,7 @@ class PagedModel:
 
     decides_on_host = False
     is_last = True
+    lora: LoraSlots | None = None
 
     def __init__(self, attention: list[PagedAttention]) -> None:
         self._attention, self._first_of_groups = attention, attention[:1]

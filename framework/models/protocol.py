@@ -7,7 +7,9 @@ from typing import Protocol
 import torch
 
 from ..engine.kv_cache.spec import CacheGroup, PagedKV
+from ..plan import LoraMeta
 from .batch import ForwardBatch
+from .lora.slots import LoraSlots
 
 
 class Model(Protocol):
@@ -22,6 +24,9 @@ class Model(Protocol):
     is_last: bool
     """Whether its hidden states are the final ones: of a pipeline only those of the last stage are."""
 
+    lora: LoraSlots | None
+    """Its adapters; None: it has none."""
+
     def cache_specs(self) -> list[PagedKV]:
         """What each layer keeps in the cache."""
 
@@ -34,5 +39,5 @@ class Model(Protocol):
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Final hidden states [T, H] of a step; writes the cache."""
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [R, H] -> [R, V] in the model's dtype."""
+    def logits(self, hidden: torch.Tensor, lora: LoraMeta | None = None) -> torch.Tensor:
+        """hidden [R, H] -> [R, V] in the model's dtype. lora: adapters of the rows; None: none has one."""
