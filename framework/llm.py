@@ -184,7 +184,7 @@ class LLM(PoolingMethods):
 
     def _adapters(self, given: Adapters, count: int) -> list[LoRARequest | None]:
         """One for each of so many prompts; what is to be read again is read now, once."""
-        adapters = list(given) if isinstance(given, list | tuple) else [given] * count
+        adapters: list[Any] = list(given) if isinstance(given, list | tuple) else [given] * count
         if len(adapters) != count:
             raise ValueError(f"{count} prompts were given with lora_request={reprlib.repr(given)}; give one, or one each")
         for adapter in dict.fromkeys(adapters):
