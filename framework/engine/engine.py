@@ -233,6 +233,7 @@ class Engine(AdapterMethods):
             self.plan_report(),
             cache_settings(self.config.cache, executor.num_blocks, executor.max_model_len),
             {} if self._matchers is None else dict(self._matchers.num_served),
+            None if self._adapters is None else (self.config.lora.max_loras, *self._adapters.names()),
         )
 
     def reset_prefix_cache(self) -> bool:
