@@ -153,6 +153,8 @@ def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
             f"speculative_config.method={config.speculative_config.method} cannot work: {config.model.name!r} pools, and "
             "there are no tokens to guess; leave it out"
         )
+    if config.lora.enabled:
+        raise ValueError(f"lora.enabled=true cannot work: {config.model.name!r} pools, and adapters are of models that generate")
     scheduler = replace(config.scheduler, chunked_prefill=config.scheduler.chunked_prefill and pooling.causal)
     shares = config.cache.prefix_caching and pooling.causal and pooling.kind == "LAST"
     return replace(config, scheduler=scheduler, cache=replace(config.cache, prefix_caching=shares))

@@ -366,7 +366,7 @@ class EngineConfig:
     def _check_sections(self) -> None:
         """Refuses what only other kinds of executors, or another calibration, would read."""
         kind, e = self.executor.kind, self.executor
-        for section in ("executor", "parallel", "speculative_config"):
+        for section in ("executor", "parallel", "speculative_config", "lora"):
             if section not in EXECUTORS[kind].sections:
                 able = ", ".join(name for name, other in EXECUTORS.items() if section in other.sections)
                 found = getattr(self, section)

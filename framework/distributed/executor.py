@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.errors import DeviceLostError
+from ..engine.executor import LoadedAdapter
 from ..engine.step import StepInput, StepOutput
 from ..failures import Failure
+from ..lora_request import LoRARequest
 from ..models.ranks import check_ranks
 from ..models.read import ModelInfo
 from ..op_times import OpTimes
 from .handshake import refuse_differences, refuse_versions, versions
 from .kinds import LAUNCHERS
-from .messages import AskPlan, Built, Factory, Hello, Masks, Place, PlanReport, Start
+from .messages import AdapterRead, AskPlan, Built, DropAdapter, Factory, Hello, LoadAdapter, Masks, Place, PlanReport, Start
 from .workers import Silence, Workers
 
 if TYPE_CHECKING:
@@ -49,6 +51,40 @@ class StepHandle:
     def result(self) -> StepOutput:
         """Raises RuntimeError for what went wrong on a rank, and as ``DistributedExecutor.submit``."""
         return self._executor.result(self._step_id)
+
+
+class RanksLoad:
+    """An adapter that all ranks read. found: by rank, what each has, or failed with."""
+
+    def __init__(self, executor: DistributedExecutor, path: str, size: int) -> None:
+        self._executor, self._path, self._size = executor, path, size
+        self.found: dict[int, LoadedAdapter | Failure] = {}
+
+    def done(self) -> bool:
+        if len(self.found) < self._size:
+            self._executor.receive(0.0)
+        return len(self.found) == self._size
+
+    def result(self) -> LoadedAdapter:
+        """Raises what the first rank failed with, and ValueError if ranks read different adapters; no rank holds it then."""
+        while not self.done():
+            self._executor.receive(None)
+        failures = {rank: one for rank, one in sorted(self.found.items()) if isinstance(one, Failure)}
+        loaded = {rank: one for rank, one in sorted(self.found.items()) if isinstance(one, LoadedAdapter)}
+        keys = {one.key for one in loaded.values()}
+        if not failures and len(keys) == 1:
+            first = loaded[0]
+            return LoadedAdapter(first.key, first.rank, sum(one.num_bytes for one in loaded.values()))
+        for rank, one in loaded.items():
+            self._executor.send(DropAdapter(one.key, [rank]))
+        for rank, failure in failures.items():
+            error = failure.error()
+            error.add_note(f"This was on rank {rank} of {self._size}.")
+            raise error
+        raise ValueError(
+            f"the ranks read {len(keys)} different adapters from {self._path}: it changed meanwhile, or is another folder on "
+            "other machines; try again, or give one that is the same"
+        )
 
 
 class DistributedExecutor:
@@ -94,6 +130,8 @@ class DistributedExecutor:
         self._outputs: dict[int, StepOutput] = {}
         self._failures: dict[int, dict[int, Failure]] = {}  # by step and rank
         self._plans: dict[int, dict[str, Any]] = {}  # by rank
+        self._loads: dict[str, RanksLoad] = {}
+        self._num_loads = 0
         launcher: Launcher = LAUNCHERS[parallel.backend].load()()
         self._workers = Workers(launcher, parallel.step_timeout_s)
         weakref.finalize(self, self._workers.kill)
@@ -156,6 +194,16 @@ class DistributedExecutor:
         assert output is not None
         return output
 
+    def load_adapter(self, request: LoRARequest) -> RanksLoad:
+        """All ranks read it. Raises as ``submit``."""
+        key, self._num_loads = f"adapter-{self._num_loads}", self._num_loads + 1
+        load = self._loads[key] = RanksLoad(self, request.lora_path, len(self._workers))
+        self.send(LoadAdapter(key, request))
+        return load
+
+    def drop_adapter(self, key: str) -> None:
+        self.send(DropAdapter(key, list(range(len(self._workers)))))
+
     def plan_report(self) -> dict[str, dict[str, Any]]:
         """As the ranks have it; calls are those of the first rank that runs an op."""
         self._plans.clear()
@@ -204,7 +252,12 @@ class DistributedExecutor:
             self._lose(f"{overdue} {limit}: {self._workers.who_hangs()}")
         self._receive(remaining_s)
 
-    def _receive(self, timeout_s: float) -> None:
+    def receive(self, timeout_s: float | None) -> None:
+        """Takes in what has come, or what comes first; None: however long that takes. Raises DeviceLostError if a rank is gone."""
+        self._refuse_lost()
+        self._receive(timeout_s)
+
+    def _receive(self, timeout_s: float | None) -> None:
         ready = self._workers.wait(timeout_s)
         with self._unbroken():
             for rank, message in self._messages(ready):
@@ -212,6 +265,8 @@ class DistributedExecutor:
                     self._outputs[message.step_id] = message
                 elif isinstance(message, Failure):
                     self._take_failure(rank, message)
+                elif isinstance(message, AdapterRead):
+                    self._take_read(rank, message.key, message.loaded)
                 else:
                     assert isinstance(message, PlanReport), message
                     self._plans[rank] = message.plan
@@ -229,8 +284,17 @@ class DistributedExecutor:
     def _take_failure(self, rank: int, failure: Failure) -> None:
         if isinstance(failure.error(), DeviceLostError):
             self._lose(f"rank {rank}: {failure.text}")
+        if isinstance(failure.key, str):
+            self._take_read(rank, failure.key, failure)
+            return
         assert isinstance(failure.key, int)
         self._failures.setdefault(failure.key, {})[rank] = failure
+
+    def _take_read(self, rank: int, key: str, found: LoadedAdapter | Failure) -> None:
+        load = self._loads[key]
+        load.found[rank] = found
+        if len(load.found) == len(self._workers):
+            del self._loads[key]
 
     def _require_all_failed(self, step_id: int) -> None:
         """In the same way: then they have come equally far."""

@@ -12,7 +12,8 @@ from ..config import EngineConfig
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..engine.executor import Executor
+    from ..engine.executor import Executor, LoadedAdapter
+    from ..lora_request import LoRARequest
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,28 @@ class Masks:
 
     step_id: int
     masks: np.ndarray
+
+
+@dataclass
+class LoadAdapter:
+    """Asks for an AdapterRead, or a Failure, under the key of the load; steps go on meanwhile."""
+
+    key: str
+    request: LoRARequest
+
+
+@dataclass
+class AdapterRead:
+    key: str
+    loaded: LoadedAdapter
+
+
+@dataclass
+class DropAdapter:
+    """As ``HoldsAdapters.drop_adapter``, in turn with the steps. ranks: of which."""
+
+    key: str
+    ranks: list[int]
 
 
 @dataclass

@@ -31,7 +31,7 @@ class NewRequest:
     block_ids    per KV group, the blocks it holds at this moment
     sampling     its parameters; ``seed`` is always set
     pooling      what is to be made of its prompt, whose rows yield no logits; None: it samples
-    lora_slot    the slot of its adapter; -1: it has none
+    lora_slot    of its adapter; -1: it has none
     """
 
     seat: int
@@ -72,7 +72,7 @@ class StepInput:
                    were sampled. None: the executor has them
     masked      rows, ascending, whose next token a grammar has a say in: no row is sampled before ``Handle.sample`` brings what
                 they may take
-    lora_loads  (slot, key): adapters that the executor has on the host and puts into slots
+    lora_loads  (slot, key) of adapters on the host that are to be in these slots from this step on
     """
 
     step_id: int

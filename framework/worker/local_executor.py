@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,11 +16,12 @@ import torch
 
 from ..clock import Clock
 from ..config import EngineConfig, LoraConfig, ParallelConfig
-from ..engine.executor import Executor, Handle
+from ..engine.executor import Executor, Handle, LoadedAdapter
 from ..engine.kv_cache.memory import cache_blocks
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers, own_groups
 from ..engine.step import StepInput
 from ..logs import memory_size
+from ..lora_request import LoRARequest
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.load import load_model
 from ..models.lora.slots import lora_bytes, rank_parts
@@ -30,6 +32,7 @@ from ..models.ranks import rank_architecture, rank_cache_specs, stage_weight_byt
 from ..models.read import ModelInfo
 from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan, LoraMeta
+from .adapter_host import AdapterHost
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, graph_sizes, open_device
 from .drafting.drafter import Drafter, check_drafter, load_drafter
@@ -101,6 +104,7 @@ class LocalExecutor:
             )
             self.weight_bytes = tensor_bytes(self._model)
             said.append(f"{memory_size(self.weight_bytes)} of {model.name} in {model.dtype} on {device.name}")
+        self._adapters = None if self._model.lora is None else AdapterHost(config, model, self._model.lora)
         self.groups, self._own_groups = self._groups(config, model, parallel)
         self._model.set_groups(self._own_groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
@@ -159,8 +163,21 @@ class LocalExecutor:
     def plan_report(self) -> dict[str, dict[str, Any]]:
         return self.plan.report()
 
+    def load_adapter(self, request: LoRARequest) -> Future[LoadedAdapter]:
+        return self._adapter_host.load(request)
+
+    def drop_adapter(self, key: str) -> None:
+        self._adapter_host.drop(key)
+
     def shutdown(self) -> None:
+        if self._adapters is not None:
+            self._adapters.shutdown()
         self.__dict__.clear()
+
+    @property
+    def _adapter_host(self) -> AdapterHost:
+        assert self._adapters is not None, "engines without adapters ask for none"
+        return self._adapters
 
     def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
         """None where the host makes drafts, or nobody does."""
