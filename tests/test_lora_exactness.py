@@ -51,6 +51,7 @@ def run(running: Engine, jobs: list[Adapted]) -> list[list[int]]:
     for index, ((prompt, params), adapter) in enumerate(jobs):
         running.add_request(str(index), list(prompt), params, lora_request=adapter)
     done = finish(running)
+    assert not any(output.error for output in done.values())
     return [done[str(index)].outputs[0].token_ids for index in range(len(jobs))]
 
 

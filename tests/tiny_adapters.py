@@ -22,14 +22,17 @@ def write_tiny_adapter(folder: Path, number: int, rank: int = 4, targets: Sequen
     architecture, generator = read_model(ModelConfig("tiny")).architecture, torch.Generator().manual_seed(number)
     assert architecture is not None
     tensors = {}
-    for part in adaptable_parts(architecture).values():
+    for name, part in adaptable_parts(architecture).items():
+        pattern = "lora_embedding_{}" if name == "embed" else "lora_{}.weight"
         for source, rows in zip(part.sources, part.rows, strict=True):
             if source.endswith(tuple(targets)):
-                for matrix, shape in (("A", (rank, part.columns or 0)), ("B", (rows, rank))):
-                    values = torch.randn(shape, generator=generator) * shape[1] ** -0.5
-                    tensors[f"base_model.model.{source}.lora_{matrix}.weight"] = values
+                columns = part.columns or 0
+                sizes = (rows, columns) if name == "embed" else (columns, rows)
+                for matrix, shape in (("A", (rank, sizes[0])), ("B", (sizes[1], rank))):
+                    values = torch.randn(shape, generator=generator) * columns**-0.5
+                    tensors[f"base_model.model.{source}.{pattern.format(matrix)}"] = values
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": list(targets)}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8 * rank, "target_modules": list(targets)}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return LoRARequest(f"adapter-{number}", number, str(folder))

@@ -81,7 +81,7 @@ def double(model: Any) -> Any:
 
 def write(model: Any, folder: Path, rank: int, targets: list[str], **more: Any) -> Any:
     """The merged model, in float64."""
-    return double(write_adapter(model, folder, rank, targets, lora_alpha=rank, **more))
+    return double(write_adapter(model, folder, rank, targets, lora_alpha=1.25 * rank, **more))
 
 
 def check_against(merged: dict[int, Any], found: list[torch.Tensor], sent: list[list[int]]) -> None:
