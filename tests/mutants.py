@@ -52,6 +52,8 @@ _KRIGING = "framework/executor/kriging.py"
 _RANKS = "framework/models/ranks.py"
 _PARTS = "framework/models/parts.py"
 _BINDING = "framework/models/binding/"
+_LORA_SLOTS = "framework/models/lora/slots.py"
+_LORA_LAYERS = "framework/models/lora/layers.py"
 _DISTRIBUTED = "framework/distributed/"
 _RANK = "framework/worker/rank.py"
 _GROUP = "triton_kernels/group.py"
@@ -70,6 +72,7 @@ _SERVER = "framework/server/"
 _PARSING = "framework/server/parsing/"
 _COMPILER = "framework/structured/compiler.py"
 _MATCHERS = "framework/structured/matchers.py"
+_LLGUIDANCE = "framework/structured/backends/llguidance.py"
 _WATCHED = "framework/structured/watched.py"
 _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
@@ -146,6 +149,7 @@ _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_ser
 _REPLICA_TESTS = ["tests/framework/test_replicas.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py", *_REPLICA_TESTS]
 _POOLING_TESTS = ["tests/framework/models/pooling"]
+_LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 
 TESTS: dict[str, list[str]] = {
     _POOLING_RULES: _POOLING_TESTS,
@@ -164,11 +168,11 @@ TESTS: dict[str, list[str]] = {
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
-    _RUNNER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
-    _ROWS: [*_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
+    _RUNNER: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
-    _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    _BATCHES: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
@@ -184,9 +188,13 @@ TESTS: dict[str, list[str]] = {
         _SHARDED_TESTS,
     ),
     **dict.fromkeys(
-        (_RANK, *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "workers", "launchers/threads"))),
+        (
+            _RANK,
+            *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "worker", "workers", "kinds", "launchers/threads")),
+        ),
         _DISTRIBUTED_TESTS,
     ),
+    "framework/logs.py": ["tests/distributed/test_serving.py"],
     _GROUP: ["tests/triton_kernels/test_collectives.py"],
     _VERIFY_DRAFT: ["tests/triton_kernels/test_step_ops.py"],
     _OUTPUT: _TEXT_TESTS,
@@ -196,7 +204,8 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_RECORDING_TESTS, *_DRAFT_TESTS],
+    _GRAPHS: [*_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
+    **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
     _DEVICES: _RECORDING_TESTS,
     **{
         f"{_QUANTIZATION}{name}.py": [*_QUANTIZATION_TESTS, *_SHARDED_TESTS]
@@ -224,6 +233,7 @@ TESTS: dict[str, list[str]] = {
     **{f"{_PARSING}{name}.py": ["tests/framework/server/parsing"] for name in ("message_parser", "source", "qwen3_coder")},
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
     _WATCHED: ["tests/framework/structured/test_watched.py"],
+    _LLGUIDANCE: ["tests/framework/structured/test_backends.py"],
     _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
@@ -307,8 +317,8 @@ MUTANTS = [
     Mutant(
         "positions frozen past token 64",
         _BATCHES,
-        "return ForwardBatch(token_ids, token_positions,",
-        "return ForwardBatch(token_ids, token_positions.clamp(max=64),",
+        "ForwardBatch(token_ids, token_positions,",
+        "ForwardBatch(token_ids, token_positions.clamp(max=64),",
     ),
     Mutant("prompt logprobs are those of the first row", _RUNNER, "hidden[start : start + count]", "hidden[:count]"),
     Mutant(
@@ -439,6 +449,40 @@ MUTANTS = [
         _REPLICAS,
         "                client.shutdown()\n            raise",
         "                pass\n            raise",
+    ),
+    Mutant("the roomiest replica speaks for all", _REPLICAS, "self.info = min(", "self.info = max("),
+    Mutant("the router knows no prompt's length", _REPLICAS, "len(add.prompt.token_ids)", "0"),
+    Mutant(
+        "who waits for the router is not told of the end",
+        _REPLICAS,
+        "            _tell(request.receiver, self.dead_error)",
+        "            pass",
+    ),
+    Mutant(
+        "what cannot be prepared is told nobody",
+        _REPLICAS,
+        "                _tell(request.receiver, as_exception(error))",
+        "                pass",
+    ),
+    Mutant(
+        "a request is lost with the replica that it was sent to",
+        _REPLICAS,
+        "                    continue  # it died just now",
+        "                    return",
+    ),
+    Mutant(
+        "an abort overtakes its request",
+        _REPLICAS,
+        "        self._inbox.put((key, None))  # behind",
+        "        self._requests[key].client and self._requests[key].client.abort(key)  # before",
+    ),
+    Mutant("requests are counted from their sending on", _FRONT, "time.time() - late_s", "time.time()"),
+    Mutant("steps tell old places", _FRONT, "        self.places.clear()\n", ""),
+    Mutant(
+        "statistics are of one replica",
+        _FRONT,
+        "total_stats([report.stats for report in self._reports()])",
+        "self._reports()[0].stats",
     ),
     Mutant("who ended is still in flight", _CLIENT, "self.in_flight.take(output.request_id, output.finished)", "pass"),
     Mutant(
@@ -768,11 +812,25 @@ MUTANTS = [
         "self.most_held - num_output_tokens)",
         "1 + self.most_held - num_output_tokens)",
     ),
-    Mutant("masks of a step before do for rows in another order", _MATCHERS, "or failures or constraints != together", "or failures"),
-    Mutant("nobody fills the masks of rows that were not in the last step", _MATCHERS, "if has_drafts or constraints != self._filled[0]:", "if has_drafts:"),
+    Mutant(
+        "masks of a step before do for rows in another order", _MATCHERS, "or failures or constraints != together", "or failures"
+    ),
+    Mutant(
+        "nobody fills the masks of rows that were not in the last step",
+        _MATCHERS,
+        "if has_drafts or constraints != self._filled[0]:",
+        "if has_drafts:",
+    ),
     Mutant("what may take minutes is filled by the engine's thread", _MATCHERS, "if backend.is_bounded else math.inf", ""),
+    Mutant("masks that the engine's thread fills lie upon each other", _LLGUIDANCE, "start + row * row_bytes", "start"),
+    Mutant("an error of the library is nobody's", _LLGUIDANCE, "if matcher.state.is_error():", "if False:"),
     Mutant("masks are never filled by the engine's thread", _MATCHERS, "expected_s < SHORT_FILL_S", "False"),
-    Mutant("a library's panic in the engine's thread ends all", _WATCHED, "        except BaseException as error:  # a library's panic is no", "        except ZeroDivisionError as error:  # no"),
+    Mutant(
+        "a library's panic in the engine's thread ends all",
+        _WATCHED,
+        "except BaseException as error:  # or a panic",
+        "except ZeroDivisionError as error:",
+    ),
     Mutant(
         "a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[masked[0]].num_output_tokens)"
     ),
@@ -980,9 +1038,7 @@ MUTANTS = [
     Mutant("KV heads go round the ranks", _PARTS, "rank.rank // copies * count", "rank.rank % (rank.size // copies) * count"),
     Mutant("all ranks have the first experts", _PARTS, "start = rank.rank * count if count < total else 0", "start = 0"),
     Mutant("every rank adds the bias", _LINEAR, '{**part.tensors, "bias": None}, params=', "part.tensors, params="),
-    Mutant(
-        "every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": tp.rank * len(table)}', '{"vocab_start": 0}'
-    ),
+    Mutant("every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": start}', '{"vocab_start": 0}'),
     Mutant(
         "every rank has the slopes of the first",
         f"{_BINDING}attention.py",
@@ -1038,9 +1094,64 @@ MUTANTS = [
         'are not its own."""\n        if self._process_id != os.getpid():',
         'are not its own."""\n        if False:',
     ),
+    Mutant(
+        "the cache is as large as the largest of a rank",
+        f"{_DISTRIBUTED}executor.py",
+        "self.num_blocks = min(",
+        "self.num_blocks = max(",
+    ),
+    Mutant("weights are those of one rank", f"{_DISTRIBUTED}executor.py", "self.weight_bytes = sum(", "self.weight_bytes = max("),
+    Mutant(
+        "one step in flight for all stages",
+        f"{_DISTRIBUTED}executor.py",
+        'max(facts[0]["in_flight_steps"], self.num_stages)',
+        'facts[0]["in_flight_steps"]',
+    ),
+    Mutant("other versions may serve", f"{_DISTRIBUTED}executor.py", "refuse_versions(own, rank, message.versions)", "pass"),
+    Mutant("other configurations may serve", f"{_DISTRIBUTED}executor.py", "            refuse_differences(config, built)\n", ""),
+    Mutant("old outputs are kept", f"{_DISTRIBUTED}executor.py", "                del taken[old]", "                pass"),
+    Mutant(
+        "failures of steps that were given up are passed over",
+        f"{_DISTRIBUTED}executor.py",
+        "if failed <= step_id)",
+        "if failed == step_id)",
+    ),
+    Mutant(
+        "a folder is a package", f"{_DISTRIBUTED}kinds.py", "found is not None and found.origin is not None:", "found is not None:"
+    ),
+    Mutant("bars leave semaphores", "framework/logs.py", "    tqdm.set_lock(threading.RLock())", "    tqdm.get_lock()"),
     Mutant("threads that wait are left", f"{_DISTRIBUTED}launchers/threads.py", "            self._abort(", "            str("),
     Mutant("ranks stay in their groups", _RANK, "        dist.destroy_process_group()", "        pass"),
     Mutant("one rank may have no device", _RANK, "torch.cuda.device_count()) < size", "torch.cuda.device_count()) < 1"),
     Mutant("only one of those that wait is woken", _GROUP, "            mailbox.put(None)  # for", "            pass  # for"),
+    # Adapters.
+    Mutant(
+        "an adapter keeps what was in its slot beyond its rank",
+        _LORA_SLOTS,
+        "target.narrow(dim, rank, target.shape[dim] - rank).zero_()",
+        "pass",
+    ),
+    Mutant("parts that an adapter lacks keep what was in its slot", _LORA_SLOTS, "tensor[slot].zero_()", "pass"),
+    Mutant("ranks have the first columns of A", _LORA_SLOTS, "a[..., columns.start : columns.stop]", "a[..., : len(columns)]"),
+    Mutant("an adapter is gone when one of two is dropped", _LORA_SLOTS, "if not self._holds[key]:", "if True:"),
+    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, ".float() * self.scale[slots]", ".float()"),
+    Mutant("every rank adapts every word", _LORA_LAYERS, "shrunk * held[:, None]", "shrunk"),
+    Mutant(
+        "logits have the adapters of the first tokens",
+        _BATCHES,
+        "of_tokens[rows.logit_tokens]",
+        "of_tokens[: len(rows.logit_tokens)]",
+    ),
+    Mutant(
+        "a request without adapter has that of the one before",
+        _ROWS,
+        "self.lora_slots[request.seat] = request.lora_slot",
+        "self.lora_slots[request.seat] = max(request.lora_slot, self.lora_slots[request.seat])",
+    ),
+    Mutant("recordings know no adapters", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[False]"),
+    Mutant(
+        "recordings have the adapters of the first seats", _GRAPHS, "requests.lora_slots[rows.seats]", "requests.lora_slots[:count]"
+    ),
+    Mutant("prompt logprobs know no adapters", _RUNNER, "None if index is None else LoraMeta(index, [slot])", "None"),
     Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
 ]

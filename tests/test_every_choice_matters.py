@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import framework
-from framework import LLM, EngineConfig, SamplingParams
+from framework import LLM, EngineConfig, LoRARequest, SamplingParams
 from framework.config import CacheConfig, ModelConfig
+from framework.models.read import read_model
 from framework.speculation.config import SpeculativeConfig
 from triton_kernels.ops import OPS
 
@@ -84,6 +89,21 @@ MODELS = {
 PROMPTS: list[Any] = [{"prompt_token_ids": list(range(10, 10 + n))} for n in (3, 9, 21)]
 
 
+@functools.cache
+def adapter() -> LoRARequest:
+    """Of the embedded model, on the second layer."""
+    folder, generator = Path(tempfile.mkdtemp()), torch.Generator().manual_seed(0)
+    given = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["layers.1.self_attn.o_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(given))
+    module, info = "base_model.model.model.layers.1.self_attn.o_proj", read_model(ModelConfig("tiny")).architecture
+    assert info is not None
+    rows, columns = info.hidden_size, info.num_heads * info.head_dim
+    shapes = {"A": (4, columns), "B": (rows, 4)}
+    tensors = {f"{module}.lora_{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return LoRARequest("adapter", 1, str(folder))
+
+
 def generate(op: str, choice: str) -> list[Any]:
     architecture = MODELS.get(op)
     model = ModelConfig(load_format="dummy", architecture=architecture, dtype="float32") if architecture else ModelConfig("tiny")
@@ -91,6 +111,7 @@ def generate(op: str, choice: str) -> list[Any]:
     config = EngineConfig(model, CacheConfig(block_size=4, num_blocks=128), kernels={op: choice}, plugins=[PLUGIN], num_threads=1)
     if op in ("filter_logits", "verify_draft"):
         config.speculative_config = SpeculativeConfig("draft_model", 2, "tiny-draft", rejection_sample_method="standard")
+    config.lora.enabled = op.startswith("lora_")
     llm = LLM(config)
     greedy = op not in ("copy_blocks", "sample", "filter_logits", "verify_draft")
     params = SamplingParams(
@@ -104,7 +125,7 @@ def generate(op: str, choice: str) -> list[Any]:
         logprobs=1 if op == "gather_logprobs" else None,
         frequency_penalty=1.5 if op == "apply_penalties" else 0,
     )
-    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    outputs = llm.generate(PROMPTS, params, use_tqdm=False, lora_request=adapter() if config.lora.enabled else None)
     report = llm.plan()[op]
     assert report["calls"] > 0
     assert choice == "auto" or report["impl"] == choice

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -26,8 +24,6 @@ class AdapterHost:
         self._parts = adaptable_parts(model.architecture, config.lora.target_modules)
         self._family, self._dtype = model.architecture.family, lora_dtype(config.lora, getattr(torch, model.dtype))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-adapters")
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
 
     def load(self, request: LoRARequest) -> Future[LoadedAdapter]:
         """As ``HoldsAdapters.load_adapter``."""
@@ -35,11 +31,7 @@ class AdapterHost:
 
     def drop(self, key: str) -> None:
         """As ``HoldsAdapters.drop_adapter``."""
-        with self._lock:
-            self._counts[key] -= 1
-            if not self._counts[key]:
-                del self._counts[key]
-                self._slots.drop(key)
+        self._slots.drop(key)
 
     def shutdown(self) -> None:
         """Begins to read no more."""
@@ -49,7 +41,4 @@ class AdapterHost:
         base = None if self._config.model.load_format == "dummy" else self._model.folder
         max_rank = self._config.lora.max_rank
         adapter = read_adapter(request.lora_path, self._parts, self._family, max_rank, self._dtype, base)
-        with self._lock:
-            num_bytes = self._slots.add(adapter)
-            self._counts[adapter.key] += 1
-        return LoadedAdapter(adapter.key, adapter.rank, num_bytes)
+        return LoadedAdapter(adapter.key, adapter.rank, self._slots.add(adapter))

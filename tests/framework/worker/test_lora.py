@@ -150,6 +150,27 @@ def test_recorded_steps_give_what_others_do(mixed: dict[int, list[tuple[int, Tok
         assert all(close(recorded[seat], called[seat]) for seat in slots)
 
 
+def test_prompt_logprobs_are_those_of_the_adapter(mixed: dict[int, list[tuple[int, TokenLogprobs]]]) -> None:
+    found = executor()
+    for seat in (2, 1):
+        prompt, params = PROMPTS[seat] + tokens(mixed)[seat], SamplingParams(temperature=0, prompt_logprobs=0, seed=0)
+        new = NewRequest(0, "", prompt, len(prompt), 0, [list(range(1, 9))], params, lora_slot=MIXED[seat])
+        output = found.submit(StepInput(0, [0], [len(prompt)], [1], [new], lora_loads=[(1, ADAPTERS[1].key)])).result()
+        for got, (_, sampled) in zip(output.prompt_logprobs[0][len(PROMPTS[seat]) - 1 :], mixed[seat], strict=True):
+            assert got.token_id == sampled.token_id and abs(got.logprob - sampled.logprob) < 1e-4
+
+
+def test_an_adapter_waits_until_it_is_dropped_as_often_as_it_was_added() -> None:
+    found = executor()
+    assert found._model.lora is not None
+    found._model.lora.add(ADAPTERS[0])
+    found._model.lora.drop(ADAPTERS[0].key)
+    found._model.lora.load(0, ADAPTERS[0].key)
+    found._model.lora.drop(ADAPTERS[0].key)
+    with pytest.raises(KeyError):
+        found._model.lora.load(0, ADAPTERS[0].key)
+
+
 def test_a_slot_has_what_was_loaded_last(mixed: dict[int, list[tuple[int, TokenLogprobs]]]) -> None:
     """Nothing is left of an adapter that had a higher rank and more parts."""
     found = executor()

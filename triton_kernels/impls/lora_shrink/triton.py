@@ -21,8 +21,8 @@ from ...impl import Flags, impl
 from ...lora_meta import LoraMeta
 from ...spec import Spec
 from .._shared.launch import Launch, cdiv, next_power_of_2
-from .._shared.lora import dtypes_differ, group_by_adapter
-from ..moe_align.triton import tile_rows
+from .._shared.lora import dtypes_differ
+from ..moe_align.triton import group_by_adapter, tile_rows
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
