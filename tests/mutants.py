@@ -49,6 +49,10 @@ _OPERATORS = "framework/executor/operators.py"
 _OPERATOR_MODEL = "framework/executor/operator_model.py"
 _PHYSICS = "framework/executor/physics.py"
 _KRIGING = "framework/executor/kriging.py"
+_ADAPTERS = "framework/engine/adapters.py"
+_PEFT = "framework/models/lora/peft.py"
+_PEFT_CONFIG = "framework/models/lora/peft_config.py"
+_SERVED_ADAPTERS = "framework/server/adapters.py"
 _RANKS = "framework/models/ranks.py"
 _PARTS = "framework/models/parts.py"
 _BINDING = "framework/models/binding/"
@@ -234,6 +238,9 @@ TESTS: dict[str, list[str]] = {
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
     _WATCHED: ["tests/framework/structured/test_watched.py"],
     _LLGUIDANCE: ["tests/framework/structured/test_backends.py"],
+    _ADAPTERS: ["tests/framework/engine/test_adapters.py"],
+    **dict.fromkeys((_PEFT, _PEFT_CONFIG), ["tests/framework/models/lora/test_peft.py"]),
+    _SERVED_ADAPTERS: ["tests/framework/server/test_adapters.py"],
     _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
@@ -1154,4 +1161,61 @@ MUTANTS = [
     ),
     Mutant("prompt logprobs know no adapters", _RUNNER, "None if index is None else LoraMeta(index, [slot])", "None"),
     Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
+    Mutant(
+        "a slot is given away under its requests", _ADAPTERS, "(found := self._slots[slot]) is not None and found.users", "False"
+    ),
+    Mutant(
+        "requests join those of a slot that others wait for", _ADAPTERS, "if weights.slot in self._claims.values():", "if False:"
+    ),
+    Mutant("all slots are emptied at once", _ADAPTERS, "(empties and weights.users)", "False"),
+    Mutant("the slot with most left is emptied", _ADAPTERS, "cost = (2, left)", "cost = (2, -left)"),
+    Mutant("adapters share cached prefixes", _ADAPTERS, "            request.extra_keys = keys\n", "            pass\n"),
+    Mutant(
+        "what was looked up for other weights is kept",
+        _ADAPTERS,
+        "            request.block_hashes.clear()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "preempted requests lose their slot",
+        _ADAPTERS,
+        "if adapter.weights is not None and request in adapter.weights.users:",
+        "if False:",
+    ),
+    Mutant("the host holds more than it may", _ADAPTERS, "len(self._weights) + len(self._reading) < self._num_host", "True"),
+    Mutant("what was used last leaves the host first", _ADAPTERS, "self._drop(min(idle", "self._drop(max(idle"),
+    Mutant(
+        "slots that a failed step was to fill pass for filled",
+        _ADAPTERS,
+        "                self._empty(slot)\n        return users",
+        "                pass\n        return users",
+    ),
+    Mutant(
+        "an adapter in use is removed",
+        _ADAPTERS,
+        "        if adapter.requests:\n            raise",
+        "        if False:\n            raise",
+    ),
+    Mutant(
+        "of equal adapters the host keeps two", _ADAPTERS, "self._executor.drop_adapter(loaded.key)  # it holds", "pass  # it holds"
+    ),
+    Mutant("new weights in place are the old ones", _ADAPTERS, "known is None or request.load_inplace or", "known is None or"),
+    Mutant("rsLoRA scales as LoRA", _PEFT_CONFIG, "rank**0.5 if self.rslora else rank", "rank"),
+    Mutant("patterns of ranks are of whole names", _PEFT_CONFIG, 'rf"(.*\\.)?({pattern})$"', 'rf"({pattern})$"'),
+    Mutant("rows of B keep the order of the disk", _PEFT, "            b = b[part.rows_on_disk]\n", "            pass\n"),
+    Mutant("the key is of A alone", _PEFT, "(one.a, one.b, one.scale):", "(one.a,):"),
+    Mutant("any weights beside an adapter pass", _PEFT, "        if not same:\n", "        if False:\n"),
+    Mutant("an adapter may lack modules", _PEFT_CONFIG, "        if missing:\n", "        if False:\n"),
+    Mutant(
+        "links lead out of the folder",
+        _SERVED_ADAPTERS,
+        "if not all(file.is_relative_to(self._folder) for file in files):",
+        "if False:",
+    ),
+    Mutant(
+        "adapters are left on ranks that could read them",
+        f"{_DISTRIBUTED}executor.py",
+        "            self._executor.send(DropAdapter(one.key, [rank]))",
+        "            pass",
+    ),
 ]
