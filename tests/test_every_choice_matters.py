@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import framework
 from framework import LLM, EngineConfig, LoRARequest, SamplingParams
 from framework.config import CacheConfig, ModelConfig
-from framework.models.read import read_model
 from framework.speculation.config import SpeculativeConfig
 from triton_kernels.ops import OPS
+
+from .tiny_adapters import write_tiny_adapter
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "wrong.py")
 SMALL = {
@@ -91,17 +89,7 @@ PROMPTS: list[Any] = [{"prompt_token_ids": list(range(10, 10 + n))} for n in (3,
 
 @functools.cache
 def adapter() -> LoRARequest:
-    """Of the embedded model, on the second layer."""
-    folder, generator = Path(tempfile.mkdtemp()), torch.Generator().manual_seed(0)
-    given = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["layers.1.self_attn.o_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(given))
-    module, info = "base_model.model.model.layers.1.self_attn.o_proj", read_model(ModelConfig("tiny")).architecture
-    assert info is not None
-    rows, columns = info.hidden_size, info.num_heads * info.head_dim
-    shapes = {"A": (4, columns), "B": (rows, 4)}
-    tensors = {f"{module}.lora_{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return LoRARequest("adapter", 1, str(folder))
+    return write_tiny_adapter(Path(tempfile.mkdtemp()) / "adapter", 1, targets=["layers.1.self_attn.o_proj"])
 
 
 def generate(op: str, choice: str) -> list[Any]:
