@@ -6,13 +6,14 @@ import atexit
 import gc
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
 from .engine.executor import PredictsSteps
 from .engine.inputs import InputProcessor
 from .engine.pooling import PoolingRules
+from .engine.router import ROUTERS
 from .engine.speculation import Speculation
 from .engine.tokenizer import load_tokenizer
 from .executor.kinds import EXECUTORS
@@ -27,8 +28,10 @@ from .structured.compiler import GrammarCompiler
 from .structured.matchers import Matchers
 
 if TYPE_CHECKING:
+    from .distributed.executor import DistributedExecutor
     from .engine.engine import Engine
     from .engine.executor import Executor
+    from .engine.lockstep import LockstepEngine
 
 Config = TypeVar("Config", bound=EngineConfig)
 
@@ -63,11 +66,26 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     inputs = input_processor(config.model, model)
     executor = kind.load().open(config, model, clock)
     pooling = pooling_rules(config, model)
+    if config.parallel.num_schedulers > 1 and kind.has_workers:
+        return cast("Engine", _lockstep_engine(config, executor, inputs, clock))
     matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device and pooling is None else None
     engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling)
     if (probes := getattr(engine.executor, "probes", None)) is not None:
         engine.watch(probes.around_step)
     return engine
+
+
+def _lockstep_engine(config: EngineConfig, executor: DistributedExecutor, inputs: InputProcessor, clock: Clock) -> LockstepEngine:
+    from .distributed.lockstep import LockstepExecutor
+    from .engine.engine import Engine
+    from .engine.lockstep import LockstepEngine
+
+    lockstep = LockstepExecutor(executor)
+    engines = [
+        Engine(config, cast("Executor", member), inputs, clock, _matchers(config, inputs, executor.vocab_size))
+        for member in lockstep.members
+    ]
+    return LockstepEngine(engines, lockstep.flush, ROUTERS[config.router](config.seed))
 
 
 def _matchers(config: EngineConfig, inputs: InputProcessor, vocab_size: int) -> Matchers | None:

@@ -208,9 +208,14 @@ class ParallelConfig:
 
     tp, pp  a tensor is cut among tp devices, the layers among pp stages; an engine takes tp * pp devices
     dp      engines beside each other, each on devices of its own
-    ep      1, or as many as tp: experts are spread over these devices, whole, instead of being cut
+    ep      1, or as many as tp: experts are spread over these devices, whole, instead of being cut; or as many as tp * dp: over
+            all of them, so that the dp schedulers of one engine take their steps together
 
     Of executor.kind=distributed:
+    redundant_experts   of each layer, beside one of each expert: replicas that share their load
+    expert_loads    a file of how often experts were chosen (``write_loads``), by which they are replicated and packed at the start
+    eplb            count how often experts are chosen, so that ``Engine.rebalance_experts`` can move them
+    eplb_steps      steps after which it is done by itself; 0 = never
     backend         what its workers are: processes (of this machine), threads (of this process, for tests), ray
     port            of this machine, where they find each other; 0 = any that is free
     step_timeout_s  a step that takes longer has a rank that hangs, and the engine is ended
@@ -220,9 +225,23 @@ class ParallelConfig:
     pp: int = 1
     dp: int = 1
     ep: int = 1
+    redundant_experts: int = 0
+    expert_loads: str | None = None
+    eplb: bool = False
+    eplb_steps: int = 0
     backend: str = "processes"
     port: int = 0
     step_timeout_s: float = 300.0
+
+    @property
+    def num_schedulers(self) -> int:
+        """Of one engine: ``dp`` where their ranks share the experts, and so take every step together."""
+        return self.dp if self.ep > self.tp else 1
+
+    @property
+    def num_ranks(self) -> int:
+        """Of one engine."""
+        return self.tp * self.pp * self.num_schedulers
 
 
 @dataclass
@@ -329,13 +348,21 @@ class EngineConfig:
         p, kind = self.parallel, EXECUTORS[self.executor.kind]
         for name in ("tp", "pp", "dp", "ep"):
             require(1 <= getattr(p, name) <= MAX_RANKS, f"parallel.{name}", getattr(p, name), f"from 1 to {MAX_RANKS}")
-        require(p.ep in (1, p.tp), "parallel.ep", p.ep, f"1, or {p.tp} as parallel.tp")
+        expected = f"1, {p.tp} as parallel.tp, or {p.tp * p.dp} as parallel.tp * parallel.dp"
+        require(p.ep in (1, p.tp, p.tp * p.dp), "parallel.ep", p.ep, expected)
+        require(p.redundant_experts >= 0, "parallel.redundant_experts", p.redundant_experts, "0 (none) or more")
+        require(p.eplb_steps >= 0, "parallel.eplb_steps", p.eplb_steps, "0 (never) or more")
+        require(p.eplb or not p.eplb_steps, "parallel.eplb_steps", p.eplb_steps, "0 without parallel.eplb=true")
+        for name in ("redundant_experts", "expert_loads", "eplb"):
+            expected = f"{getattr(ParallelConfig, name)} without parallel.ep"
+            require(p.ep > 1 or not getattr(p, name), f"parallel.{name}", getattr(p, name), expected)
         require(p.backend in LAUNCHERS, "parallel.backend", p.backend, "one of " + ", ".join(LAUNCHERS))
         require(0 <= p.port < 2**16, "parallel.port", p.port, "0 (any) or a port's number")
         require(0 < p.step_timeout_s < math.inf, "parallel.step_timeout_s", p.step_timeout_s, "more than 0")
         if not kind.has_workers:
             able = ", ".join(name for name, other in EXECUTORS.items() if other.has_workers)
-            for name in ("backend", "port", "step_timeout_s"):
+            require(p.ep in (1, p.tp), "parallel.ep", p.ep, f"1, or {p.tp} as parallel.tp (executor.kind={self.executor.kind})")
+            for name in ("redundant_experts", "expert_loads", "eplb", "backend", "port", "step_timeout_s"):
                 default = getattr(ParallelConfig, name)
                 expected = f"{default} (executor.kind={self.executor.kind} does not read it; {able} does)"
                 require(getattr(p, name) == default, f"parallel.{name}", getattr(p, name), expected)
@@ -344,7 +371,13 @@ class EngineConfig:
             raise ValueError(f"parallel.backend={p.backend} cannot work: {reason}")
         if p.pp > 1 and (method := self.speculative_config.method) is not None:
             raise ValueError(f"speculative_config.method={method} cannot work with parallel.pp={p.pp}: stages check no drafts yet")
-        require(p.dp == 1, "parallel.dp", p.dp, "1 (executor.kind=distributed is one engine; simulated has several)")
+        if p.num_schedulers > 1 and (method := self.speculative_config.method) is not None:
+            raise ValueError(
+                f"speculative_config.method={method} cannot work with parallel.ep={p.ep} over parallel.dp={p.dp}: schedulers that "
+                "take their steps together check no drafts yet"
+            )
+        one = "1 (executor.kind=distributed is one engine, unless parallel.ep=parallel.tp*parallel.dp; simulated has several)"
+        require(p.dp in (1, p.num_schedulers), "parallel.dp", p.dp, one)
 
     def _check_sections(self) -> None:
         """Refuses what only other kinds of executors, or another calibration, would read."""

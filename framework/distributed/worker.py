@@ -9,17 +9,23 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
+from ..engine.errors import DeviceLostError
 from ..engine.step import StepInput
 from ..failures import Failure
 from .handshake import flat, versions
-from .messages import FACTS, AskPlan, Built, Hello, Masks, Ping, PlanReport, Pong, Start
+from .messages import FACTS, AskLoads, AskPlan, Built, Hello, LoadsReport, Masks, MoveExperts, Ping, PlanReport, Pong, Start, Steps
 
 if TYPE_CHECKING:
     from ..engine.executor import Executor, Handle, MaskedHandle
+    from ..worker.local_executor import LocalExecutor
+
+NO_STEP = -1
+"""Key of a failure that is of no step."""
 
 
 class Worker:
@@ -78,11 +84,14 @@ class Worker:
                 return
             if isinstance(message, StepInput):
                 self._submit(executor, message)
+            elif isinstance(message, Steps):
+                self._submit(executor, replace(message.inputs[self._place.dp_rank], step_id=message.step_id))
             elif isinstance(message, Masks):
                 self._sample(message)
-            else:
-                assert isinstance(message, AskPlan), message
+            elif isinstance(message, AskPlan):
                 self._send(PlanReport(executor.plan_report()))
+            else:
+                self._balance(cast("LocalExecutor", executor), message)
 
     def _submit(self, executor: Executor, step: StepInput) -> None:
         try:
@@ -93,7 +102,7 @@ class Worker:
 
     def _sample(self, message: Masks) -> None:
         """Of a step whose submission failed, or that the driver gave up, there is nothing to sample."""
-        if not self._steps or self._steps[-1][0] != message.step_id:
+        if not self._steps or self._steps[-1][0] != message.step_id or message.scheduler != self._place.dp_rank:
             return
         self._unsampled = False
         try:
@@ -101,6 +110,17 @@ class Worker:
         except Exception as error:
             self._steps.pop()
             self._fail(message.step_id, error)
+
+    def _balance(self, executor: LocalExecutor, message: AskLoads | MoveExperts) -> None:
+        """A rank that has not the experts that others think it has is of no use."""
+        try:
+            if isinstance(message, AskLoads):
+                self._send(LoadsReport(executor.expert_loads()))
+            else:
+                executor.move_experts(message.wanted)
+        except Exception as error:
+            lost = DeviceLostError(f"experts could not be moved: {type(error).__name__}: {error}")
+            self._fail(NO_STEP, lost)
 
     def _finish(self) -> None:
         """Of the oldest step."""

@@ -5,19 +5,23 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..config import ModelConfig, ParallelConfig, QuantConfig
+from ..config import ModelConfig, QuantConfig
 from ..plan import BoundKernel, KernelPlan
 from .alibi import alibi_slopes
 from .architecture import Architecture, Latent, LayerShape, ModelInfo, Moe
 from .decoder import Decoder
+from .expert_balancer import ExpertBalancer
+from .expert_map import ExpertMap
 from .layers.attention import Attention, Fused, Separate
 from .layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, PreNormBlock
 from .layers.expanded_prefill import ExpandedPrefill
+from .layers.experts import Exchange, Lockstep, Placement, SpreadExperts
 from .layers.linear import Float32Linear, GatheredLinear, Linear, ReducedEmbedding, bind_linear, bind_reduce, bind_reduced
 from .layers.mla import LatentAttention
 from .layers.mlp import PLAIN, Mlp, MoeMlp, SharedExperts
@@ -135,13 +139,15 @@ class Builder:
         expand_prompts: bool = False,
     ) -> None:
         self.info, self.weights, self.plan, self.device, self.parallel = info, weights, plan, device, parallel
-        self.whole, self.a = architecture, rank_architecture(architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
+        self.whole, self.a = architecture, rank_architecture(architecture, parallel.sizes)
         self.dtype = getattr(torch, info.dtype)
         self.attention = AttentionKernels(plan, block_size, _cache_dtype(info, cache_dtype), device)
         self._fuse_quantization, self._expands_prompts = fuse_quantization, expand_prompts
         self._expanded: list[BoundKernel] = []
         self._shared: dict[Hashable, BoundKernel] = {}
         self._cos_sin: dict[Rope, torch.Tensor] = {}
+        self._spread: dict[int, SpreadExperts] = {}
+        self.lockstep = Lockstep() if parallel.ep.size > parallel.tp.size else None
 
     def build(self) -> Decoder:
         a, pp = self.a, self.parallel.pp
@@ -172,7 +178,13 @@ class Builder:
             logit_scale=a.logit_scale,
             logit_softcap=a.logit_softcap,
             pp=pp,
+            lockstep=self.lockstep,
+            balancer=self._balancer(),
         )
+
+    def _balancer(self) -> ExpertBalancer | None:
+        placed, ep = self.parallel.experts, self.parallel.ep
+        return None if placed is None else ExpertBalancer(ep.rank, placed, self._spread, self.plan, self._moved_experts)
 
     def _block(self, layer: int, index: int) -> Block:
         """layer: counted over the model; index: over the layers of this process."""
@@ -184,7 +196,7 @@ class Builder:
             attention = self._latent_attention(parts, shape, self.a.latent, index, qkv)
         mlp_norm: BoundKernel | None
         if shape.moe:
-            mlp: Mlp | MoeMlp = self._moe(parts, shape)
+            mlp: Mlp | MoeMlp = self._moe(parts, shape.moe, layer)
             mlp_norm = self._norm(parts["mlp_norm"]) if "mlp_norm" in parts else None
         else:
             up, mlp_norm = self._linear_after_norm(parts, "mlp_norm", "gate_up" if self.a.family.gated else "up")
@@ -300,22 +312,46 @@ class Builder:
         linear = self._bind_linear(parts[name], down, quantized_input=quantizing is not None)
         return Mlp(up, quantizing or self._share(op, params), linear)
 
-    def _moe(self, parts: dict[str, Part], shape: LayerShape) -> MoeMlp:
-        moe = shape.moe
-        assert moe is not None
-        experts = self.weights.load_experts(parts["w13"], parts["w2"])
-        share, reduce = parts["w13"].share, None
-        params = {**experts.params, "expert_start": 0 if share is None else parts["w13"].own[2].start, **moe.variant}
-        if share is not None:
-            reduce = bind_reduce(self.plan, share[1].group, self.dtype)
-            params["partial"] = True
+    def _moe(self, parts: dict[str, Part], moe: Moe, layer: int) -> MoeMlp:
+        experts: BoundKernel | SpreadExperts = self._experts(parts, moe)
+        if parts["w13"].share is not None:
+            assert isinstance(experts, BoundKernel)
+            experts = self._spread[layer] = self._spread_experts(experts, moe, layer)
         return MoeMlp(
             self._router(parts["router"]),
             self._route(parts, moe),
-            self.plan.bind(experts.op, experts.tensors, params, {"top_k": moe.top_k}, note=experts.note),
+            experts,
             self._shared_experts(parts) if moe.shared_size else None,
-            reduce,
         )
+
+    def _experts(self, parts: dict[str, Part], moe: Moe) -> BoundKernel:
+        part, ep = parts["w13"], self.parallel.ep
+        experts = self.weights.load_experts(part, parts["w2"])
+        params = {**experts.params, "expert_start": ep.rank * part.num_experts if ep.size > 1 else 0, **moe.variant}
+        if part.share is not None:
+            params["partial"] = True
+        return self.plan.bind(experts.op, experts.tensors, params, {"top_k": moe.top_k}, note=experts.note)
+
+    def _spread_experts(self, experts: BoundKernel, moe: Moe, layer: int) -> SpreadExperts:
+        """Also where all ranks have a part of every expert."""
+        tp, dp, ep, placed = self.parallel.tp, self.parallel.dp, self.parallel.ep, self.parallel.experts
+        found = SpreadExperts(experts, moe.top_k)
+        if placed is not None:
+            found.placement = Placement(placed.slots[layer], moe.num_experts, ep.size, dp.rank, self.device)
+        if self.lockstep is not None:
+            dispatch = self.plan.bind("all_gather", params={"group": dp.group, "dim": 0})
+            rounded = {"out_dtype": self.dtype if tp.size == 1 else None}
+            combine = self.plan.bind("reduce_scatter", params={"group": dp.group, **rounded})
+            found.exchange = Exchange(dispatch, combine, self.lockstep)
+        if tp.size > 1:
+            found.reduce = bind_reduce(self.plan, tp.group, self.dtype)
+        return found
+
+    def _moved_experts(self, layer: int, wanted: ExpertMap) -> BoundKernel:
+        """Of another map."""
+        moe = self.a.layers[layer].moe
+        assert moe is not None
+        return self._experts(layer_shares(self.a, self.whole, layer, replace(self.parallel, experts=wanted)), moe)
 
     def _router(self, part: Part) -> Linear:
         if not part.float32:
