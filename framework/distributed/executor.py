@@ -45,8 +45,7 @@ class StepHandle:
 
     def result(self) -> StepOutput:
         """Raises RuntimeError for what went wrong on a rank, and as ``DistributedExecutor.submit``."""
-        (output,) = self._executor.outputs(self._step_id)
-        return output
+        return self._executor.output(self._step_id)
 
 
 class DistributedExecutor:
@@ -94,7 +93,8 @@ class DistributedExecutor:
         places = [Place(rank, size, parallel.tp, address, self.num_schedulers) for rank in range(size)]
         self._rendezvous = rendezvous
         self._lost: str | None = None
-        self._outputs: dict[int, dict[int, StepOutput]] = {}  # by step and rank
+        self._outputs: dict[tuple[int, int], StepOutput] = {}  # by scheduler and step
+        self._taken = [-1] * self.num_schedulers  # the latest step that each asked for
         self._failures: dict[int, dict[int, Failure]] = {}  # by step and rank
         self._plans: dict[int, dict[str, Any]] = {}  # by rank
         self._loads: dict[int, dict[int, list[int]]] = {}  # by rank
@@ -141,22 +141,25 @@ class DistributedExecutor:
             while True:  # until the end that broke the pipe is found
                 self._receive(self._timeout_s)
 
-    def outputs(self, step_id: int) -> list[StepOutput]:
-        """Of a step, one for each scheduler; in the order of submission, see StepHandle."""
+    def output(self, step_id: int, scheduler: int = 0) -> StepOutput:
+        """Of a scheduler's part of a step, in the order of its submissions; see StepHandle."""
         self._refuse_lost()
-        deadline_s, none = time.monotonic() + self._timeout_s, dict[int, StepOutput]()
-        while len(self._outputs.get(step_id, none)) < self.num_schedulers and step_id not in self._failures:
+        deadline_s, key = time.monotonic() + self._timeout_s, (scheduler, step_id)
+        while key not in self._outputs and step_id not in self._failures:
             self._receive_until(deadline_s, f"step {step_id} was not done")
         for failed in sorted(failed for failed in self._failures if failed <= step_id):  # with those that the engine gave up
             self._require_all_failed(failed)
-        outputs, failures = self._outputs.get(step_id, none), self._failures.get(step_id)
-        for taken in (self._outputs, self._failures):
-            for old in [old for old in taken if old <= step_id]:
-                del taken[old]
+        output, failures = self._outputs.get(key), self._failures.get(step_id)
+        self._taken[scheduler] = step_id
+        for old in [old for old in self._outputs if old[0] == scheduler and old[1] <= step_id]:
+            del self._outputs[old]
+        for failed in [failed for failed in self._failures if failed <= min(self._taken)]:
+            del self._failures[failed]
         if failures is not None:
             rank, failure = next(iter(failures.items()))
             raise RuntimeError(f"rank {rank}: {failure.text}") from failure.error()
-        return [outputs[rank] for rank in sorted(outputs)]
+        assert output is not None
+        return output
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         """As the ranks have it; calls are those of the first rank that runs an op."""
@@ -225,7 +228,7 @@ class DistributedExecutor:
     def _receive(self, timeout_s: float) -> None:
         for rank, message in self._messages(timeout_s):
             if isinstance(message, StepOutput):
-                self._outputs.setdefault(message.step_id, {})[rank] = message
+                self._outputs[self._places[rank].dp_rank, message.step_id] = message
             elif isinstance(message, Failure):
                 self._take_failure(rank, message)
             elif isinstance(message, LoadsReport):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class LockstepExecutor:
             handles = [queue.popleft() if queue else None for queue in self._queues]
             inputs = [StepInput(0, [], [], []) if handle is None else handle.step for handle in handles]
             most = max(sum(step.num_tokens) for step in inputs)
-            sent = SentSteps(self.executor, self._num_sent)
+            sent = SentSteps(self._num_sent)
             self._num_sent += 1
             for handle in filter(None, handles):
                 handle.sent = sent
@@ -60,25 +60,12 @@ class LockstepExecutor:
             self.sample(handle, np.full((rows, words), -1, dtype=np.int32))
 
 
+@dataclass
 class SentSteps:
-    """Steps that were sent together. error: what they ended with, before or after they were done."""
+    """Steps that were sent together. error: why they could not be."""
 
-    def __init__(self, executor: DistributedExecutor, step_id: int) -> None:
-        self.step_id = step_id
-        self.error: Exception | None = None
-        self._executor = executor
-        self._outputs: list[StepOutput] | None = None
-
-    def output(self, scheduler: int) -> StepOutput:
-        if self._outputs is None and self.error is None:
-            try:
-                self._outputs = self._executor.outputs(self.step_id)
-            except Exception as error:
-                self.error = error
-        if self.error is not None:
-            raise self.error
-        assert self._outputs is not None
-        return self._outputs[scheduler]
+    step_id: int
+    error: Exception | None = None
 
 
 class MemberHandle:
@@ -100,7 +87,10 @@ class MemberHandle:
             self._lockstep.give_up()
             self._lockstep.flush()
         assert self.sent is not None
-        return replace(self.sent.output(self.scheduler), step_id=self.step.step_id)
+        if self.sent.error is not None:
+            raise self.sent.error
+        output = self._lockstep.executor.output(self.sent.step_id, self.scheduler)
+        return replace(output, step_id=self.step.step_id)
 
 
 class Member:

@@ -39,7 +39,7 @@ class Worker:
         self._pipe, self._gone = pipe, gone
         self._sending = threading.Lock()
         self._inbox: SimpleQueue[Any] = SimpleQueue()
-        self._steps: deque[tuple[int, Handle]] = deque()  # not told of yet
+        self._steps: deque[tuple[int, Handle, bool]] = deque()  # not told of yet, and whether they are to be
         self._unsampled = False  # the youngest of them
         threading.Thread(target=self._listen, daemon=True, name="kernelswap-rank-listener").start()
 
@@ -85,7 +85,8 @@ class Worker:
             if isinstance(message, StepInput):
                 self._submit(executor, message)
             elif isinstance(message, Steps):
-                self._submit(executor, replace(message.inputs[self._place.dp_rank], step_id=message.step_id))
+                step = replace(message.inputs[self._place.dp_rank], step_id=message.step_id)
+                self._submit(executor, step, asked=bool(step.seats))
             elif isinstance(message, Masks):
                 self._sample(message)
             elif isinstance(message, AskPlan):
@@ -93,9 +94,10 @@ class Worker:
             else:
                 self._balance(cast("LocalExecutor", executor), message)
 
-    def _submit(self, executor: Executor, step: StepInput) -> None:
+    def _submit(self, executor: Executor, step: StepInput, asked: bool = True) -> None:
+        """asked: whether the driver waits for its output."""
         try:
-            self._steps.append((step.step_id, executor.submit(step)))
+            self._steps.append((step.step_id, executor.submit(step), asked and self._place.is_output))
             self._unsampled = bool(step.masked)
         except Exception as error:
             self._fail(step.step_id, error)
@@ -124,13 +126,13 @@ class Worker:
 
     def _finish(self) -> None:
         """Of the oldest step."""
-        step_id, handle = self._steps.popleft()
+        step_id, handle, asked = self._steps.popleft()
         try:
             output = handle.result()
         except Exception as error:
             self._fail(step_id, error)
             return
-        if self._place.is_output:
+        if asked:
             self._send(output)
 
     def _fail(self, step_id: int, error: Exception) -> None:

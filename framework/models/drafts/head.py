@@ -101,7 +101,7 @@ class HeadBuilder(Builder):
         """Attention, MLP and the norm between them of the head's layer ``index``."""
         shape = self.a.layers[index]
         attention = self._attention(dict(parts), shape, index, self._linear(parts["qkv"]))
-        mlp = self._moe(dict(parts), shape) if shape.moe else self._mlp(dict(parts), self._linear(parts["gate_up"]))
+        mlp = self._moe(dict(parts), shape.moe, index) if shape.moe else self._mlp(dict(parts), self._linear(parts["gate_up"]))
         return attention, mlp, self._norm(parts["mlp_norm"])
 
     def block(self, parts: Mapping[str, Part], index: int) -> PreNormBlock:
