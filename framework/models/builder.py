@@ -21,7 +21,7 @@ from .expert_map import ExpertMap
 from .layers.attention import Attention, Fused, Separate
 from .layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, PreNormBlock
 from .layers.expanded_prefill import ExpandedPrefill
-from .layers.experts import Exchange, Lockstep, Placement, SpreadExperts
+from .layers.experts import Exchange, GatheredExperts, Lockstep, Placement, SpreadExperts
 from .layers.linear import Float32Linear, GatheredLinear, Linear, ReducedEmbedding, bind_linear, bind_reduce, bind_reduced
 from .layers.mla import LatentAttention
 from .layers.mlp import PLAIN, Mlp, MoeMlp, SharedExperts
@@ -339,13 +339,24 @@ class Builder:
         if placed is not None:
             found.placement = Placement(placed.slots[layer], moe.num_experts, ep.size, dp.rank, self.device)
         if self.lockstep is not None:
-            dispatch = self.plan.bind("all_gather", params={"group": dp.group, "dim": 0})
-            rounded = {"out_dtype": self.dtype if tp.size == 1 else None}
-            combine = self.plan.bind("reduce_scatter", params={"group": dp.group, **rounded})
-            found.exchange = Exchange(dispatch, combine, self.lockstep)
+            num_slots = moe.num_experts if placed is None else len(placed.slots[layer])
+            found.exchange = Exchange(self._exchange(experts, num_slots), self.lockstep)
         if tp.size > 1:
             found.reduce = bind_reduce(self.plan, tp.group, self.dtype)
         return found
+
+    def _exchange(self, experts: BoundKernel, num_slots: int) -> GatheredExperts | BoundKernel:
+        tp, dp = self.parallel.tp, self.parallel.dp
+        gather = {"group": dp.group, "dim": 0}
+        scatter = {"group": dp.group, "out_dtype": self.dtype if tp.size == 1 else None}
+        if tp.size == 1:  # else ranks of a group have but a part of the slots
+            replaced = {"all_gather": gather, "reduce_scatter": scatter}
+            params = {"experts": experts, "num_slots": num_slots, **scatter}
+            if (fused := self.plan.bind_fused("moe_exchange", replaced, {}, params, {})) is not None:
+                return fused
+        return GatheredExperts(
+            self.plan.bind("all_gather", params=gather), experts, self.plan.bind("reduce_scatter", params=scatter)
+        )
 
     def _moved_experts(self, layer: int, wanted: ExpertMap) -> BoundKernel:
         """Of another map."""

@@ -61,13 +61,18 @@ def jobs(count: int = 9) -> list[Job]:
 
 
 def build(
-    name: str, parallel: ParallelConfig | None, dtype: str = "float32", cache: CacheConfig | None = None, **given: Any
+    name: str,
+    parallel: ParallelConfig | None,
+    dtype: str = "float32",
+    cache: CacheConfig | None = None,
+    kernels: dict[str, str] | None = None,
+    **given: Any,
 ) -> Engine:
     config = EngineConfig(
         ModelConfig(folder(name), tokenizer="tiny", dtype=dtype, max_model_len=90, max_logprobs=-1),
         cache or CacheConfig(block_size=4, num_blocks=120),
         CHUNKS,
-        kernels={"default": "reference"},
+        kernels={"default": "reference", **(kernels or {})},
         num_threads=1,
         device="cpu",
         **given,
@@ -117,6 +122,16 @@ def test_so_they_do_with_preemptions_and_cached_prefixes() -> None:
     assert metrics.histograms["time_to_first_token_seconds"].counts.sum() == 10
     assert engine.reset_prefix_cache() and engine.kv_usage == 0
     engine.shutdown()
+
+
+def test_dispatch_and_combine_can_be_one_kernel() -> None:
+    engine = build("mixtral", threads(1, 2, redundant_experts=2), kernels={"moe_exchange": "torch"})
+    assert [output[2] for output in told(run(engine, jobs(4)))] == [output[2] for output in expected("mixtral")[:4]]
+    report = engine.plan_report()
+    assert report["moe_exchange"]["calls"] and "all_gather" not in report and "reduce_scatter" not in report
+    engine.shutdown()
+    with pytest.raises(ValueError, match="needs the package deep_ep"):
+        build("mixtral", threads(1, 2), kernels={"moe_exchange": "deep_ep"})
 
 
 def test_experts_move_while_schedulers_decode() -> None:
@@ -206,6 +221,9 @@ def test_every_rank_gets_every_step(dp: int, in_flight: int) -> None:
             each.add_request(str(i), [i % 5] * (1 + 6 * i), params)
         found.append({name: tokens_of(output) for name, output in finish(cast(Engine, each)).items()})
     assert found[0] == found[1]  # seeds, which nobody gave, included
+    for each in engine.engines:
+        assert_idle(each)
+    engine.shutdown()  # who has no tokens is not waited for before
     steps: dict[int, list[tuple[int, int, int]]] = {}
     for step_id, *rest in Noting.seen:
         steps.setdefault(step_id, []).append((rest[0], rest[1], rest[2]))
@@ -214,9 +232,6 @@ def test_every_rank_gets_every_step(dp: int, in_flight: int) -> None:
         assert sorted(rank for rank, _, _ in of_ranks) == list(range(dp))
         assert {most for _, _, most in of_ranks} == {max(count for _, count, _ in of_ranks)}
     assert any(0 in [count for _, count, _ in of_ranks] for of_ranks in steps.values())
-    for each in engine.engines:
-        assert_idle(each)
-    engine.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -55,23 +55,34 @@ class Lockstep:
 
 
 @dataclass(slots=True)
-class Exchange:
-    """Every rank's rows to all that stand at its place beside other schedulers' ranks (dispatch), the sum of what they make of them
-    back (combine). Ranks bring as many rows as the fullest; those that are added choose no expert."""
+class GatheredExperts:
+    """The rows of all ranks to every one (dispatch), the sum of what their experts make of them back (combine)."""
 
     dispatch: BoundKernel
+    experts: BoundKernel
     combine: BoundKernel
+
+    def __call__(self, x: torch.Tensor, weights: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """As ``moe_exchange``."""
+        return self.combine(self.experts(*(self.dispatch(rows) for rows in (x, weights, slots))))
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Rows to experts of the ranks that stand at this one's place beside other schedulers. Each brings as many as the fullest;
+    those that are added choose no expert. run: as ``moe_exchange``."""
+
+    run: GatheredExperts | BoundKernel
     lockstep: Lockstep
 
-    def __call__(self, experts: BoundKernel, x: torch.Tensor, weights: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, weights: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """x [T, H], weights f32 [T, k], slots int32 [T, k] -> [T, H]."""
         count, added = x.shape[0], self.lockstep.num_tokens - x.shape[0]
         assert added >= 0, "a rank has more rows than the fullest"
         if added:
             x, weights = (torch.nn.functional.pad(rows, (0, 0, 0, added)) for rows in (x, weights))
             slots = torch.nn.functional.pad(slots, (0, 0, 0, added), value=NOWHERE)
-        out = experts(*(self.dispatch(rows) for rows in (x, weights, slots)))
-        return self.combine(out)[:count]
+        return self.run(x, weights, slots)[:count]
 
 
 @dataclass(slots=True)
@@ -89,11 +100,11 @@ class SpreadExperts:
         """As ``moe_experts`` of all experts."""
         if self.placement is not None:
             ids = self.placement(ids)
-        out = self.experts(x, weights, ids) if self.exchange is None else self.exchange(self.experts, x, weights, ids)
+        out = (self.experts if self.exchange is None else self.exchange)(x, weights, ids)
         return out if self.reduce is None else self.reduce(out)
 
     def join(self, x: torch.Tensor) -> None:
         """Takes part in a step without rows of its own. x: [0, H]."""
-        if self.exchange is not None:
+        if self.exchange is not None:  # else nobody waits
             none = x.new_empty(0, self.top_k, dtype=torch.float32)
             self(x, none, none.int())
