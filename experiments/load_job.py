@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.jobs import job_main
 from experiments.serve_job import run
 from framework.build import freeze_garbage, input_processor
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.study.compose import LoadConfig
 from framework.study.load.run import load
 from framework.study.served import Served

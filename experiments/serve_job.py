@@ -21,7 +21,8 @@ from framework.engine.inputs import InputProcessor
 from framework.engine.kv_cache.spec import token_bytes
 from framework.engine.router import ROUTERS
 from framework.executor.kinds import EXECUTORS
-from framework.models.architecture import read_model
+from framework.models.read import read_model
+from framework.replicated_engine import ReplicatedEngine
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import run_workload
 from framework.study.machine_load import machine_load
@@ -40,6 +41,8 @@ def serve(config: ServeConfig) -> Served:
 
 
 def _serve_with_engine(config: ServeConfig) -> Served:
+    if config.parallel.num_engines > 1 and not EXECUTORS[config.executor.kind].virtual_clock:
+        return _serve_with_processes(config)
     start = time.perf_counter()
     engines = build_replicas(config.engine())
     freeze_garbage()
@@ -63,6 +66,30 @@ def _serve_with_engine(config: ServeConfig) -> Served:
         each.shutdown()
     further = {**start_costs, "num_late_compilations": len(compiled)} | (shares.metrics() if shares is not None else {})
     return Served(record, report, {"version": __version__, **settled}, further, load, probed)
+
+
+def _serve_with_processes(config: ServeConfig) -> Served:
+    """Of several engines, each in a process of its own: of their steps nothing is seen but what comes of them."""
+    start = time.perf_counter()
+    engine: Any = ReplicatedEngine(config.engine())
+    try:
+        freeze_garbage()
+        info = engine.info()
+        start_costs = {"load_s": time.perf_counter() - start, "kv_bytes_per_token_layer": token_bytes(info.groups)}
+        if info.weight_bytes:
+            start_costs["weight_bytes"] = info.weight_bytes * config.parallel.dp
+        workload, warmup = _workloads(config, info.vocab_size, engine.inputs, config.parallel.dp)
+        run_workload([engine], warmup)
+        start = time.perf_counter()
+        with machine_load() as load:
+            record = run_workload([engine], workload, progress=True)
+        record.num_engines = config.parallel.dp
+        report = engine.plan_report()
+        settled = {"block_size": str(info.block_size), "in_flight_steps": str(info.in_flight_steps)}
+        settled["wall_s"] = f"{time.perf_counter() - start:.1f}"
+    finally:
+        engine.shutdown()
+    return Served(record, report, {"version": __version__, **settled}, start_costs, load)
 
 
 def _serve_with_library(config: ServeConfig) -> Served:
@@ -93,14 +120,14 @@ def _serve_with_library(config: ServeConfig) -> Served:
 
 
 def _workloads(
-    config: ServeConfig, vocab_size: int, inputs: InputProcessor
+    config: ServeConfig, vocab_size: int, inputs: InputProcessor, num_engines: int = 1
 ) -> tuple[Sequence[WorkloadRequest], list[WorkloadRequest]]:
-    """The requests to measure, and those before them that are not."""
+    """The requests to measure, and those before them that are not: as many for each of engines that share them."""
     encode = inputs.tokenizer.encode if inputs.tokenizer else None
     workload: Sequence[WorkloadRequest] = Workload(config.workload, vocab_size, encode)
     if not EXECUTORS[config.executor.kind].virtual_clock:
         workload = list(workload)  # while time is measured, none is to be made
-    return workload, warmup_workload(config.num_warmup_requests, config.seed, vocab_size, encode)
+    return workload, warmup_workload(config.num_warmup_requests * num_engines, config.seed, vocab_size, encode)
 
 
 def _compilations(config: ServeConfig) -> AbstractContextManager[list[str]]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import time
 import weakref
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from .config import EngineConfig, ModelConfig
 from .engine.errors import EngineDeadError
-from .engine.inputs import EngineInput, Prompt, check_priority
+from .engine.inputs import EngineInput, Prompt, check_priority, request_seed
+from .engine.metrics import total_stats
 from .engine.pooling import PoolingInputs, generates
-from .engine_client import EngineClient
-from .engine_process import Add, Call
+from .engine_client import EngineClient, connect
+from .engine_process import Add, Call, Report
 from .metrics import Metric, engine_metrics
 from .pooling_outputs import PoolingOutput, PoolingRequestOutput, pooling_output
 from .pooling_params import PoolingParams
+from .replicas import Replicas, of_the_living
 from .sampling_params import SamplingParams
 from .streams import Reply, Stream
 
@@ -32,11 +37,14 @@ class AsyncEngine:
     ``if __name__ == "__main__"``. ``info`` is what the engine was built as, and ``pooling``
     what its model takes if that pools (else None). Once that process is gone, or after
     ``shutdown``, methods raise EngineDeadError, which says why.
+
+    Several engines (``parallel.num_engines``) serve each in a process of its own, behind ``router``: see Replicas. A request's
+    tokens do not depend on which of them it gets.
     """
 
     def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
         from .build import input_processor, pooling_rules
-        from .models.architecture import read_model
+        from .models.read import read_model
         from .plan import fold_choices
 
         given = EngineConfig(ModelConfig(config)) if isinstance(config, str) else config or EngineConfig()
@@ -44,14 +52,16 @@ class AsyncEngine:
         self.config = fold_choices(given)
         model = read_model(self.config.model)
         self.inputs = input_processor(self.config.model, model)
-        self._client = EngineClient(self.config, start_timeout_s)
+        several = self.config.parallel.num_engines > 1
+        self._client: EngineClient | Replicas = (Replicas if several else connect)(self.config, start_timeout_s)
         self.info = self._client.info
-        rules = pooling_rules(self.config, model)
+        rules = pooling_rules(self.config, model, self.inputs.tokenizer)
         self.pooling = None if rules is None else PoolingInputs(self.inputs, rules, self.info.max_model_len)
         weakref.finalize(self, self._client.stop)  # an engine that is dropped gives its device back
         # By the user's ids. Weak: what a closed event loop leaves behind is not running.
         self._streams: weakref.WeakValueDictionary[str, Stream] = weakref.WeakValueDictionary()
         self._num_requests = 0
+        self._num_asked = itertools.count()
 
     @property
     def errored(self) -> bool:
@@ -112,7 +122,8 @@ class AsyncEngine:
         params = self._checked(given)
         if request_id is None:
             request_id = self._unused_id()
-        inputs, pooling = self.inputs, self.pooling  # what ``add`` holds may outlive this engine: never the engine itself
+        inputs, pooling, seed = self.inputs, self.pooling, request_seed(self.config.seed, next(self._num_asked))
+        # What ``add`` holds may outlive this engine: never the engine itself.
         stream, asked_s = Stream(request_id, params), time.time()
         if self._streams.setdefault(request_id, stream) is not stream:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
@@ -123,7 +134,9 @@ class AsyncEngine:
                 stream.prompt = pooling.prompt(prompt)
                 return Add(stream.prompt, params, priority, asked_s)
             stream.prompt = prompt if isinstance(prompt, EngineInput) else inputs.prompt(prompt)
-            return Add(stream.prompt, inputs.params(params), priority, asked_s)  # bad words are tokenized too, maybe thousands
+            complete = inputs.params(params)  # bad words are tokenized too, maybe thousands
+            complete.seed = seed if complete.seed is None else complete.seed
+            return Add(stream.prompt, complete, priority, asked_s)
 
         try:
             stream.key = self._client.open(stream, add)
@@ -140,19 +153,24 @@ class AsyncEngine:
                 self._client.abort(stream.key)
 
     async def report(self) -> dict[str, Any]:
-        """The kernel plan as it ran, and the engine's statistics: {"plan": ..., "stats": ...}."""
-        return await self._call("report")
+        """The kernel plan as it ran, and the engine's statistics: {"plan": ..., "stats": ...}; of several engines the plan of the
+        first and the statistics of all together."""
+        reports: list[Report] = list((await self._call("report")).values())
+        return {"plan": reports[0].plan, "stats": asdict(total_stats([report.stats for report in reports]))}
 
     async def metrics(self, model_name: str | None = None) -> list[Metric]:
-        """The engine's counters, gauges and histograms, under vLLM's names. model_name: to tell them by, if not the model's own."""
+        """The engine's counters, gauges and histograms, under vLLM's names; of several engines each has its own, told apart by the
+        label ``engine``. model_name: to tell them by, if not the model's own."""
         return engine_metrics(await self._call("metrics"), model_name or self.config.model.name)
 
     async def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
-        return await self._call("reset_prefix_cache")
+        if any(client.in_flight.num_running for client in self._client.living.values()):
+            return False  # of one of several engines, which the others would not know of
+        return all((await self._call("reset_prefix_cache")).values())
 
     def shutdown(self) -> None:
-        """Ends the engine's process and waits for it; running requests get EngineDeadError."""
+        """Ends the engine's process (or those of all engines) and waits for it; running requests get EngineDeadError."""
         self._client.shutdown()
 
     def _checked(self, params: SamplingParams | PoolingParams | None) -> SamplingParams | PoolingParams:
@@ -163,13 +181,19 @@ class AsyncEngine:
             raise ValueError(generates(self.config.model.name))
         return self.inputs.checked(params)
 
-    async def _call(self, method: Literal["report", "metrics", "reset_prefix_cache"]) -> Any:
+    async def _call(self, method: Literal["report", "metrics", "reset_prefix_cache"]) -> dict[int, Any]:
+        """The answers, by the number of the engine. Raises EngineDeadError if none answers."""
+        living = self._client.living
+        answers = await asyncio.gather(*(self._ask(client, method) for client in living.values()), return_exceptions=True)
+        return of_the_living(dict(zip(living, answers)), self.dead_error)
+
+    async def _ask(self, client: EngineClient, method: Literal["report", "metrics", "reset_prefix_cache"]) -> Any:
         reply = Reply()
-        key = self._client.open(reply, lambda: Call(method))
+        key = client.open(reply, lambda: Call(method))
         try:
             return await reply.future
         finally:
-            self._client.close(key)
+            client.close(key)
 
     def _unused_id(self) -> str:
         while (name := f"request-{self._num_requests}") in self._streams:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .clock import Clock, VirtualClock, WallClock
-from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, QuantConfig
+from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, ParallelConfig, QuantConfig
 from .engine.executor import PredictsSteps
+from .engine.images import ImageProcessor
 from .engine.inputs import InputProcessor
 from .engine.pooling import PoolingRules
 from .engine.router import ROUTERS
@@ -18,9 +20,9 @@ from .engine.speculation import Speculation
 from .engine.tokenizer import load_tokenizer
 from .executor.kinds import EXECUTORS
 from .interpreter import enable_interpreter
-from .models.architecture import ModelInfo, read_model
 from .models.hub import resolve_model
 from .models.pooling.settings import Pooling
+from .models.read import ModelInfo, read_model
 from .speculation.depth import depth_of
 from .speculation.table import proposer_kind
 from .structured.backends.protocol import Vocabulary
@@ -43,6 +45,8 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     kernels  op -> choice: explicit ones, which come before ``override`` and the config's
     """
     config.validate()
+    if config.parallel.num_engines > 1:
+        raise ValueError(f"parallel.dp={config.parallel.dp} is several engines: LLM and AsyncEngine start them, this builds one")
     kind = EXECUTORS[config.executor.kind]
     if clock is None:
         clock = VirtualClock() if kind.virtual_clock else WallClock()
@@ -65,8 +69,8 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
         config = settle_pooling(config, model.pooling)
     inputs = input_processor(config.model, model)
     executor = kind.load().open(config, model, clock)
-    pooling = pooling_rules(config, model)
-    if config.parallel.num_schedulers > 1 and kind.has_workers:
+    pooling = pooling_rules(config, model, inputs.tokenizer)
+    if config.parallel.num_schedulers > 1:
         return cast("Engine", _lockstep_engine(config, executor, inputs, clock))
     matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device and pooling is None else None
     engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling)
@@ -111,17 +115,40 @@ def _speculation(config: EngineConfig, executor: Executor, matchers: Matchers | 
 
 
 def build_replicas(config: EngineConfig) -> list[Engine]:
-    """As many engines as ``parallel.dp`` says; each of several has a clock of its own."""
-    first = build_engine(config)
-    if config.parallel.dp == 1:
-        return [first]
+    """As many engines as ``parallel.num_engines``, in this process; each of several has a virtual clock of its own, and so must be
+    of a kind that has one."""
+    if config.parallel.num_engines == 1:
+        return [build_engine(config)]
     from .engine.engine import Engine
 
+    first = build_engine(replace(config, parallel=replace(config.parallel, dp=1)))
     clocks = [VirtualClock() for _ in range(1, config.parallel.dp)]
-    executor: Any = first.executor  # of a kind that has replicas, or the config would have been refused
+    executor: Any = first.executor
+    assert EXECUTORS[config.executor.kind].virtual_clock, "others are replicas.Replicas"
     others = [executor.replica(clock, i) for i, clock in enumerate(clocks, 1)]
     config, inputs, pooling = first.config, first.inputs, first.pooling
     return [first, *(Engine(config, each, inputs, each.clock, None, _speculation(config, each), pooling) for each in others)]
+
+
+def replica_configs(config: EngineConfig) -> list[EngineConfig]:
+    """Of each of ``parallel.num_engines``, as they are beside each other on one machine: with GPUs, and a port, after those of
+    the one before, with their part of the processors, and a simulated one with noise of its own."""
+    parallel, kind = config.parallel, EXECUTORS[config.executor.kind]
+    if kind.has_device:
+        config = settle_quantization(config)  # once, not by each
+    num_threads = config.num_threads
+    if kind.has_device and not kind.has_workers:
+        num_threads = num_threads or max(1, (os.cpu_count() or 1) // parallel.dp)
+
+    def of(index: int) -> EngineConfig:
+        first = parallel.first_device + index * parallel.tp * parallel.pp if kind.has_device else 0
+        step_timeout_s = parallel.step_timeout_s if kind.has_workers else ParallelConfig.step_timeout_s
+        port = parallel.port + index if parallel.port else 0
+        own = replace(parallel, dp=1, first_device=first, step_timeout_s=step_timeout_s, port=port)
+        seed = config.seed + index * kind.virtual_clock
+        return replace(config, parallel=own, router=EngineConfig.router, num_threads=num_threads, seed=seed)
+
+    return [of(index) for index in range(parallel.dp)]
 
 
 def settle_block_size(config: Config, arch: str | None = None) -> Config:
@@ -148,12 +175,14 @@ def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
     return replace(config, scheduler=scheduler, cache=replace(config.cache, prefix_caching=shares))
 
 
-def pooling_rules(config: EngineConfig, model: ModelInfo) -> PoolingRules | None:
+def pooling_rules(config: EngineConfig, model: ModelInfo, tokenizer: Any) -> PoolingRules | None:
     """What may be asked of a model that pools; None for one that generates."""
-    if model.pooling is None or model.architecture is None:
+    if model.pooling is None:
         return None
-    architecture = model.architecture
-    return model.pooling.rules(architecture.hidden_size, architecture.num_token_types, config.scheduler.max_chunk)
+    architecture, most = model.architecture, config.scheduler.max_chunk
+    if architecture is None:
+        return model.pooling.rules(0, 0, most, tokenizer)
+    return model.pooling.rules(architecture.hidden_size, architecture.num_token_types, most, tokenizer)
 
 
 def settle_quantization(config: EngineConfig) -> EngineConfig:
@@ -191,4 +220,6 @@ def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
         eos = (found,)
     eos = tuple(token for token in eos if 0 <= token < model.config.get("vocab_size", token + 1))  # others are never sampled
     generation = model.generation if config.generation_config == "auto" else {}
-    return InputProcessor(tokenizer, generation, eos, config.max_logprobs)
+    has_towers = model.pooling is not None and model.pooling.towers is not None
+    images = ImageProcessor(model.folder) if has_towers and model.folder is not None else None
+    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images)

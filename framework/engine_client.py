@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import itertools
@@ -18,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .engine.errors import EngineDeadError
+from .engine.router import InFlight
 from .engine_process import Abort, Add, Answer, Call, Ready, run_engine
 from .failures import Failure, exit_text
 from .logs import LOGGER, set_up_logging
@@ -31,10 +31,18 @@ SHUTDOWN_TIMEOUT_S = 10.0
 """How long the process may take to end by itself."""
 
 
-class Receiver(Protocol):
-    """Who waits for what comes under one key, in an event loop."""
+class Loop(Protocol):
+    """Where a receiver lives: an event loop, or what calls it back in another way."""
 
-    loop: asyncio.AbstractEventLoop
+    def call_soon_threadsafe(self, callback: Callable[[Any], None], argument: Any) -> Any:
+        """Calls it in the loop's thread, soon. Raises RuntimeError once nobody will."""
+
+
+class Receiver(Protocol):
+    """Who waits for what comes under one key."""
+
+    @property
+    def loop(self) -> Loop: ...
 
     def put(self, item: Any) -> None:
         """Takes an output, an answer, or the exception that ends it all. Called in the loop's thread."""
@@ -44,33 +52,55 @@ class EngineClient:
     """Two threads stand between the event loops and the pipe, so that no loop ever waits: the writer prepares messages and sends
     them in order; the reader hands on what comes, many outputs at a time. Any thread may call any method.
 
-    The process is started with ``spawn``. Raises what went wrong there, or EngineDeadError if it ended without a word.
+    The process is started with ``spawn``, and is of use after ``wait_until_ready``.
+
+    in_flight  of those whose requests are counted there (see replicas.py): what was sent and has not ended
+    pipe       to the process; nobody else reads it, but that it can be read tells when the engine is ready
     """
 
-    def __init__(self, config: EngineConfig, start_timeout_s: float) -> None:
+    def __init__(self, config: EngineConfig, name: str = "the engine", silence_s: float | None = None) -> None:
+        """name: in texts of errors. silence_s: an engine with something in flight that sends nothing for so long, or at most twice
+        as long, hangs, and is ended; None: it may take its time."""
+        self._name, self._silence_s = name, silence_s
+        self.in_flight = InFlight()
         context = multiprocessing.get_context("spawn")
-        self._pipe, child = context.Pipe()
+        self.pipe, child = context.Pipe()
         arguments = (run_engine, LOGGER.getEffectiveLevel(), config, child)
         # Not daemonic: those may start no processes, as an executor does that has ranks. It ends with this one all the same.
         self._process = context.Process(target=_run, args=arguments, daemon=False, name="kernelswap-engine")
         self._process.start()
         atexit.register(self._process.terminate)
         child.close()
-        start_s = time.perf_counter()
-        try:
-            self.info = self._wait_until_ready(start_timeout_s)
-        except BaseException:
-            self._end_process(0)
-            raise
-        _logger.info("engine: up to %d tokens per request, in %.1f s", self.info.max_model_len, time.perf_counter() - start_s)
+        self._start_s = time.perf_counter()
         self._lock = threading.RLock()  # of the two that follow
         self._receivers: dict[str, Receiver] = {}
         self._death: tuple[str, Exception | None] | None = None
         self._keys = itertools.count()
         self._outbox: queue.SimpleQueue[tuple[str, Callable[[], Any]] | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True, name="kernelswap-engine-reader")
+
+    def wait_until_ready(self, timeout_s: float) -> EngineInfo:
+        """What the engine was built as. Raises what went wrong there, or EngineDeadError if it ended without a word or is not ready
+        in time; the process is gone then."""
+        try:
+            self.info = self._ready(timeout_s)
+        except BaseException:
+            self._end_process(0)
+            raise
+        start_s = time.perf_counter() - self._start_s
+        _logger.info("%s: up to %d tokens per request, in %.1f s", self._name, self.info.max_model_len, start_s)
         self._reader.start()
         threading.Thread(target=self._write, daemon=True, name="kernelswap-engine-writer").start()
+        return self.info
+
+    @property
+    def living(self) -> dict[int, EngineClient]:
+        """As Replicas has it."""
+        return {0: self}
+
+    @property
+    def is_dead(self) -> bool:
+        return self._death is not None
 
     @property
     def dead_error(self) -> EngineDeadError | None:
@@ -82,10 +112,10 @@ class EngineClient:
         error.__cause__ = cause
         return error
 
-    def open(self, receiver: Receiver, message: Callable[[], Add | Call]) -> str:
-        """Sends what ``message`` returns, and from now on hands what comes back to ``receiver``; returns the key of both.
-        ``message`` is called in the writer's thread; what it raises goes to the receiver."""
-        key = str(next(self._keys))
+    def open(self, receiver: Receiver, message: Callable[[], Add | Call], key: str | None = None) -> str:
+        """Sends what ``message`` returns, and from now on hands what comes back to ``receiver``; returns the key of both, which is
+        made up if it is not given. ``message`` is called in the writer's thread; what it raises goes to the receiver."""
+        key = str(next(self._keys)) if key is None else key
         with self._lock:
             if (error := self.dead_error) is not None:
                 raise error
@@ -103,25 +133,29 @@ class EngineClient:
             waited = self._receivers.pop(key, None) is not None
         if waited and abort:
             self.abort(key)
+            self.in_flight.take(key, finished=True)
 
     def stop(self) -> None:
         """Makes the process end, and everybody who waits hear of it. Does not wait for that."""
-        self._die("the engine was shut down")
+        self._die(f"{self._name} was shut down")
 
     def shutdown(self) -> None:
         """Stops, and waits until the process is gone."""
+        if self._reader.ident is None:  # it was never ready
+            self._end_process(0)
+            return
         self.stop()
         self._reader.join(SHUTDOWN_TIMEOUT_S)
         self._process.kill()
         self._reader.join()
 
-    def _wait_until_ready(self, timeout_s: float) -> EngineInfo:
+    def _ready(self, timeout_s: float) -> EngineInfo:
         try:
-            if not self._pipe.poll(timeout_s):
-                raise EngineDeadError(f"the engine's process was not ready after {timeout_s:g} s")
-            message = self._pipe.recv()
+            if not self.pipe.poll(timeout_s):
+                raise EngineDeadError(f"{self._name}'s process was not ready after {timeout_s:g} s")
+            message = self.pipe.recv()
         except (EOFError, OSError):
-            raise EngineDeadError(f"while it started, the engine's process ended with {self._end_process()}") from None
+            raise EngineDeadError(f"while it started, {self._name}'s process ended with {self._end_process()}") from None
         if isinstance(message, Failure):
             raise message.error()
         assert isinstance(message, Ready)
@@ -144,45 +178,63 @@ class EngineClient:
             try:
                 pickled = pickle.dumps(message())
             except BaseException as error:  # a tokenizer's panic is no Exception; nobody else would tell of it
-                self._hand_on([(key, error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}"))])
+                self.in_flight.take(key, finished=True)
+                self._hand_on([(key, as_exception(error))])
                 continue
             try:
-                self._pipe.send((key, pickled))
+                self.pipe.send((key, pickled))
             except OSError:
                 return  # the reader finds out why the process is gone
         with contextlib.suppress(OSError):  # it may be gone already
-            self._pipe.send(None)
+            self.pipe.send(None)
 
     def _read(self) -> None:
         """Runs in a thread."""
         cause: Exception | None = None
         try:
             while True:
-                message = self._pipe.recv()
+                if self._silence_s is not None and self._is_silent(self._silence_s):
+                    reason = f"{self._name} hangs: it said nothing for {self._silence_s:g} s (parallel.step_timeout_s)"
+                    self._process.kill()
+                    break
+                message = self.pipe.recv()
                 if isinstance(message, Failure) and message.key is None:
                     cause = message.error()
-                    reason = f"the engine failed: {message.text}"
+                    reason = f"{self._name} failed: {message.text}"
                     break
                 self._dispatch(message)
         except (EOFError, OSError):
-            reason = f"the engine's process ended with {self._end_process()}"
+            reason = f"{self._name}'s process ended with {self._end_process()}"
         except Exception as error:
-            cause, reason = error, f"a message of the engine's process could not be read: {error}"
+            cause, reason = error, f"a message of {self._name}'s process could not be read: {error}"
         self._die(reason, cause)
         self._end_process()
+
+    def _is_silent(self, timeout_s: float) -> bool:
+        """Waits for a message. True if none comes for so long although there was work when that time began: of whoever is aborted,
+        too, something comes."""
+        was_busy = False
+        while not self.pipe.poll(timeout_s):
+            if was_busy:
+                return True
+            was_busy = self.in_flight.num_running > 0
+        return False
 
     def _dispatch(self, message: Any) -> None:
         if isinstance(message, Failure):
             assert isinstance(message.key, str)
+            self.in_flight.take(message.key, finished=True)
             self._hand_on([(message.key, message.error())])
         elif isinstance(message, Answer):
             self._hand_on([(message.key, message.value)])
         else:
+            for output in message:
+                self.in_flight.take(output.request_id, output.finished)
             self._hand_on((output.request_id, output) for output in message)
 
     def _hand_on(self, items: Iterable[tuple[str, Any]]) -> None:
         """Wakes each loop once, however many of its receivers get something."""
-        batches: defaultdict[asyncio.AbstractEventLoop, list[tuple[Receiver, Any]]] = defaultdict(list)
+        batches: defaultdict[Loop, list[tuple[Receiver, Any]]] = defaultdict(list)
         for key, item in items:
             if (receiver := self._receivers.get(key)) is not None:
                 batches[receiver.loop].append((receiver, item))
@@ -192,7 +244,7 @@ class EngineClient:
             except RuntimeError:  # the loop is closed: nobody will ever ask
                 self._abandon(loop)
 
-    def _abandon(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _abandon(self, loop: Loop) -> None:
         with self._lock:
             keys = [key for key, receiver in self._receivers.items() if receiver.loop is loop]
         for key in keys:
@@ -214,6 +266,18 @@ def _run(main: Callable[[EngineConfig, Connection], None], log_level: int, confi
     """In the engine's process, which logs what its parent would."""
     set_up_logging(log_level)
     main(config, pipe)
+
+
+def as_exception(error: BaseException) -> Exception:
+    """Itself, or one with its text: what is no Exception is not for other threads."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def connect(config: EngineConfig, start_timeout_s: float) -> EngineClient:
+    """An engine in a process of its own, ready. Raises as ``EngineClient.wait_until_ready``."""
+    client = EngineClient(config)
+    client.wait_until_ready(start_timeout_s)
+    return client
 
 
 def _put_all(batch: list[tuple[Receiver, Any]]) -> None:

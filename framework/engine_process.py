@@ -8,7 +8,7 @@ import pickle
 import signal
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,12 +21,15 @@ from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
-    from .engine.metrics import EngineInfo
+    from .engine.metrics import EngineInfo, EngineStats
     from .outputs import RequestOutput
 
 SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}
 """Environment of a process that computes beside others: threads of a CPU kernel that wait for one another go to sleep after a short
 spin. OpenMP's default is a long one, with which one busy neighbour on the machine makes steps many times as long."""
+
+ALIVE_S = 1.0
+"""A process that steps sends something at least as often, if nothing else then no outputs: a sign of life."""
 
 WAIT_S = 0.002
 """Between two looks whether the grammar is compiled that all requests wait for."""
@@ -57,6 +60,14 @@ class Call:
     """Asks for an Answer."""
 
     method: Literal["report", "metrics", "reset_prefix_cache"]
+
+
+@dataclass
+class Report:
+    """Answer to ``report``: the kernel plan as it ran, and the engine's statistics."""
+
+    plan: dict[str, dict[str, Any]]
+    stats: EngineStats
 
 
 @dataclass
@@ -106,6 +117,7 @@ def _end_with_parent() -> None:
 
 
 def _serve(engine: Engine, pipe: Connection) -> None:
+    sent_s = time.monotonic()
     while True:
         while not engine.has_unfinished() or pipe.poll(WAIT_S if engine.is_waiting else 0):
             envelope: Envelope | None = pipe.recv()
@@ -115,7 +127,9 @@ def _serve(engine: Engine, pipe: Connection) -> None:
         outputs = engine.step()
         if engine.errored is not None:
             raise engine.errored
-        _send(pipe, outputs)
+        if outputs or time.monotonic() - sent_s > ALIVE_S:
+            _send(pipe, outputs)
+            sent_s = time.monotonic()
 
 
 def _handle(engine: Engine, pipe: Connection, key: str, pickled: bytes) -> None:
@@ -127,7 +141,8 @@ def _handle(engine: Engine, pipe: Connection, key: str, pickled: bytes) -> None:
             arrival_s = engine.clock.now() - under_way_s
             engine.add_request(key, message.prompt, message.params, arrival_s=arrival_s, priority=message.priority)
         elif isinstance(message, Abort):
-            _send(pipe, engine.abort([key]))
+            if outputs := engine.abort([key]):
+                _send(pipe, outputs)
         elif isinstance(message, Call):
             pipe.send(Answer(key, _CALLS[message.method](engine)))
         else:
@@ -142,12 +157,11 @@ def _send(pipe: Connection, outputs: list[RequestOutput]) -> None:
     """Without the prompts, which the other side knows: a step would carry all of them."""
     for output in outputs:
         output.prompt, output.prompt_token_ids = None, []
-    if outputs:
-        pipe.send(outputs)
+    pipe.send(outputs)
 
 
 _CALLS = {
-    "report": lambda engine: {"plan": engine.plan_report(), "stats": asdict(engine.stats())},
+    "report": lambda engine: Report(engine.plan_report(), engine.stats()),
     "metrics": lambda engine: engine.metrics(),
     "reset_prefix_cache": lambda engine: engine.reset_prefix_cache(),
 }

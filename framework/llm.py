@@ -22,6 +22,7 @@ from .llm_pooling import PoolingMethods, listed
 from .metrics import Metric, engine_metrics
 from .outputs import RequestOutput
 from .pooling_params import PoolingParams
+from .replicated_engine import ReplicatedEngine
 from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 Messages = list[dict[str, Any]]
@@ -29,17 +30,32 @@ Messages = list[dict[str, Any]]
 
 class LLM(PoolingMethods):
     """A model ready to generate, or to pool. The arguments are those of ``engine_config``, which explains them; ``kernels`` come
-    before ``override`` and an EngineConfig's. Raises ValueError for arguments that do not exist here, saying which do."""
+    before ``override`` and an EngineConfig's. Raises ValueError for arguments that do not exist here, saying which do.
+
+    With ``data_parallel_size`` there are several engines, in processes that are started with ``spawn``: a script then needs the
+    guard ``if __name__ == "__main__"``. When one dies, what ran on it fails with EngineDeadError, and the others serve on. With
+    ``enable_expert_parallel``, too, it is one engine, whose ranks share the experts, with as many schedulers."""
 
     __signature__ = inspect.signature(engine_config)
 
     def __init__(self, model: str | EngineConfig = "tiny", *, kernels: Mapping[str, str] | None = None, **arguments: Any) -> None:
         config = engine_config(model, kernels=kernels, **arguments)
-        self._engine: Engine | None = build_engine(config, kernels=kernels)
+        self._engine: Engine | ReplicatedEngine | None
+        config.validate()
+        several = config.parallel.num_engines > 1
+        self._engine = ReplicatedEngine(config, kernels) if several else build_engine(config, kernels=kernels)
         self._ids = itertools.count()
 
     @property
     def engine(self) -> Engine:
+        """In this process. Raises RuntimeError with data_parallel_size, where each of several is elsewhere, and after
+        ``shutdown``."""
+        if isinstance(engine := self._front, ReplicatedEngine):
+            raise RuntimeError(f"this LLM has {engine.config.parallel.dp} engines, each in a process of its own")
+        return engine
+
+    @property
+    def _front(self) -> Engine | ReplicatedEngine:
         """Raises RuntimeError after ``shutdown``."""
         if self._engine is None:
             raise RuntimeError("this LLM was shut down, and its model is gone: build a new one")
@@ -47,13 +63,13 @@ class LLM(PoolingMethods):
 
     def get_tokenizer(self) -> Any:
         """The Hugging Face tokenizer of the model. Raises ValueError if it has none."""
-        if self.engine.inputs.tokenizer is None:
+        if self._front.inputs.tokenizer is None:
             raise ValueError("this LLM has no tokenizer: it was built without one (skip_tokenizer_init), or its model brings none")
-        return self.engine.inputs.tokenizer
+        return self._front.inputs.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json recommends."""
-        return self.engine.inputs.default_params()
+        return self._front.inputs.default_params()
 
     def generate(
         self,
@@ -67,7 +83,7 @@ class LLM(PoolingMethods):
 
         Raises ValueError, before anything runs, if one of the prompts can never fit, and RuntimeError with the cause if one of them
         failed while it ran; the others are aborted then, and the engine serves on (unless its device is lost: EngineDeadError)."""
-        inputs = [self.engine.inputs.prompt(prompt) for prompt in listed(prompts)]
+        inputs = [self._front.inputs.prompt(prompt) for prompt in listed(prompts)]
         return self._generate(inputs, sampling_params, use_tqdm, priority)
 
     def chat(
@@ -84,7 +100,7 @@ class LLM(PoolingMethods):
         """Completes one conversation or several, each a list of ``{"role": ..., "content": ...}``."""
         conversations: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
         inputs = [
-            self.engine.inputs.chat(
+            self._front.inputs.chat(
                 conversation, chat_template, add_generation_prompt, continue_final_message, **(chat_template_kwargs or {})
             )
             for conversation in conversations
@@ -93,18 +109,20 @@ class LLM(PoolingMethods):
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
-        return self.engine.reset_prefix_cache()
+        return self._front.reset_prefix_cache()
 
     def get_metrics(self) -> list[Metric]:
-        """The engine's counters, gauges and histograms, under vLLM's names."""
-        return engine_metrics(self.engine.metrics(), self.engine.config.model.name)
+        """The counters, gauges and histograms of the engine, or of each engine, under vLLM's names."""
+        engine = self._front
+        found = engine.metrics() if isinstance(engine, ReplicatedEngine) else {0: engine.metrics()}
+        return engine_metrics(found, engine.config.model.name)
 
     def beam_search(
         self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool = False
     ) -> list[BeamSearchOutput]:
         """The best sequences of each prompt. The beams of all prompts take their steps together, and share the blocks of what they
         have in common. Raises as ``generate`` does."""
-        inputs, length = self.engine.inputs, self.engine.info().max_model_len
+        inputs, length = self._front.inputs, self._front.info().max_model_len
         searches = [BeamSearch(inputs.prompt(prompt), params, inputs.eos_token_ids, length) for prompt in listed(prompts)]
         with tqdm(total=params.max_tokens, desc="Tokens per beam", disable=not use_tqdm) as bar:
             while any(search.beams for search in searches):
@@ -122,7 +140,7 @@ class LLM(PoolingMethods):
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """op -> which impl served it and how often it was called."""
-        return self.engine.plan_report()
+        return self._front.plan_report()
 
     def shutdown(self) -> None:
         """Frees the model and the cache; whatever is asked of this LLM afterwards is refused."""
@@ -133,8 +151,8 @@ class LLM(PoolingMethods):
     def _generate(
         self, inputs: list[EngineInput], given: SamplingParams | Sequence[SamplingParams] | None, use_tqdm: bool, priority: Any
     ) -> list[RequestOutput]:
-        if self.engine.pooling is not None:
-            raise ValueError(self.engine.pooling.generates_nothing)
+        if self._front.pooling is not None:
+            raise ValueError(self._front.pooling.generates_nothing)
         return self._run(inputs, given, use_tqdm, priority)
 
     def _run(
@@ -153,12 +171,12 @@ class LLM(PoolingMethods):
         ids = [str(next(self._ids)) for _ in inputs]
         try:
             for i, request_id in enumerate(ids):
-                self.engine.add_request(
+                self._front.add_request(
                     request_id, inputs[i], params[i], priority=priorities[i], output_kind=RequestOutputKind.FINAL_ONLY
                 )
             done = self._finish(ids, use_tqdm)
         except BaseException:
-            self.engine.abort(ids)
+            self._front.abort(ids)
             raise
         return [done[request_id] for request_id in ids]
 
@@ -167,14 +185,14 @@ class LLM(PoolingMethods):
         done: dict[str, RequestOutput] = {}
         places = {request_id: place for place, request_id in enumerate(ids)}
         with tqdm(total=len(ids), desc="Processed prompts", disable=not use_tqdm) as bar:
-            while self.engine.has_unfinished():
-                for output in self.engine.step():
+            while self._front.has_unfinished():
+                for output in self._front.step():
                     if output.error is not None and output.request_id in places:
                         kind = ValueError if output.refused else RuntimeError
                         raise kind(f"prompt {places[output.request_id]} of {len(ids)} failed: {output.error}")
                     if output.finished:
                         done[output.request_id] = output
                         bar.update()
-                if self.engine.is_waiting:
+                if self._front.is_waiting:
                     time.sleep(WAIT_S)
         return done

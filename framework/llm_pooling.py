@@ -28,6 +28,7 @@ from .pooling_params import PoolingParams, PoolingTask
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
+    from .replicated_engine import ReplicatedEngine
 
 
 class PoolingMethods:
@@ -39,7 +40,7 @@ class PoolingMethods:
     if TYPE_CHECKING:
 
         @property
-        def engine(self) -> Engine: ...
+        def _front(self) -> Engine | ReplicatedEngine: ...
 
         def _run(self, inputs: list[EngineInput], params: Any, use_tqdm: bool, priority: Any) -> list[RequestOutput]: ...
 
@@ -96,8 +97,8 @@ class PoolingMethods:
         of one class (a cross-encoder, a reranker) sees both texts at once; of embeddings it is the cosine."""
         inputs, params = self._pooling_inputs(), pooling_params or PoolingParams()
         pairs = text_pairs(data_1, data_2)
+        inputs.rules.check_scores()
         if inputs.rules.num_labels:
-            check_scores(inputs.rules.num_labels)
             params = _of_task(params, "classify")
             both = [inputs.pair(first, second, params, truncate_prompt_tokens) for first, second in pairs]
             found = self._run([prompt for prompt, _ in both], [own for _, own in both], use_tqdm, None)
@@ -122,7 +123,7 @@ class PoolingMethods:
         return self._run(prepared, [_of_task(one, task) for one in each], use_tqdm, None)
 
     def _pooling_inputs(self) -> PoolingInputs:
-        engine = self.engine
+        engine = self._front
         if engine.pooling is None:
             raise ValueError(generates(engine.config.model.name))
         return PoolingInputs(engine.inputs, engine.pooling, engine.info().max_model_len)
@@ -152,12 +153,6 @@ def text_pairs(first: str | Sequence[str], second: str | Sequence[str]) -> list[
             f"{len(sides[0])} texts cannot be scored against {len(sides[1])}: give as many of both, or one against any number"
         )
     return list(zip(*sides))
-
-
-def check_scores(num_labels: int) -> None:
-    """Raises ValueError for a classifier that gives no single score."""
-    if num_labels > 1:
-        raise ValueError(f"this model tells {num_labels} classes apart, and a score is of one: use classify")
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:

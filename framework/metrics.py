@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
@@ -87,11 +87,12 @@ class Histogram(Metric):
     buckets: dict[str, int]
 
 
-def engine_metrics(found: EngineMetrics, model_name: str) -> list[Metric]:
-    """All metrics of one engine. Prefix cache queries and hits are in tokens; ``kv_cache_usage_perc`` is a fraction. Of a request
-    with several completions each counts as one, with the prompt, but for ``request_params_n`` and
-    ``request_max_num_generation_tokens``."""
-    return list(_metrics(found, {"model_name": model_name, "engine": "0"}))
+def engine_metrics(found: Mapping[int, EngineMetrics], model_name: str) -> list[Metric]:
+    """All metrics of engines, told apart by the label ``engine``. found: by the number of the engine. Prefix cache queries and hits
+    are in tokens; ``kv_cache_usage_perc`` is a fraction. Of a request with several completions each counts as one, with the prompt,
+    but for ``request_params_n`` and ``request_max_num_generation_tokens``."""
+    labels = {"model_name": model_name}
+    return [metric for index, each in found.items() for metric in _metrics(each, {**labels, "engine": f"{index}"})]
 
 
 def _metrics(found: EngineMetrics, labels: dict[str, str]) -> Iterator[Metric]:

@@ -36,7 +36,6 @@ __all__ = [
     "LayerKV",
     "ProcessGroup",
     "Recording",
-    "TargetPlan",
     "ThreadGroup",
     "count_compilations",
     "described_ops",
@@ -150,13 +149,12 @@ class KernelPlan:
         params: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
         note: str = "",
-        dtype: torch.dtype | None = None,
     ) -> BoundKernel:
         """Binds ``op`` for one layer. ``weights`` and ``params`` are the op's bound arguments; ``facts`` adds what the spec must
-        know beyond them (head_dim, page_size, ...); ``note`` goes into the report; ``dtype``: of the activations, if not the
-        plan's. Raises NoKernelError if the choice cannot serve."""
+        know beyond them (head_dim, page_size, ...); ``note`` goes into the report. Raises NoKernelError if the choice
+        cannot serve."""
         weights, params = dict(weights or {}), dict(params or {})
-        impl, choice, chosen, spec = self._resolve(op, {**weights, **params}, facts, dtype)
+        impl, choice, chosen, spec = self._resolve(op, {**weights, **params}, facts)
         tuned = self.tables.lookup(op, impl.name, impl.options, spec).content_hash
         version = f"{impl.version}+tuned.{tuned}" if tuned else impl.version
         run = self._bind(impl, spec, weights, params, choice.options)
@@ -246,13 +244,9 @@ class KernelPlan:
                 instead = f"kernels.{op}=auto, or leave it out"
             raise NoKernelError(f"kernels.{op}={choice} would never run: {why}. Set {instead}.")
 
-    def _resolve(
-        self, op: str, bound: Mapping[str, Any], facts: Mapping[str, Any] | None, dtype: torch.dtype | None = None
-    ) -> tuple[Any, Any, str, Any]:
+    def _resolve(self, op: str, bound: Mapping[str, Any], facts: Mapping[str, Any] | None) -> tuple[Any, Any, str, Any]:
         """(impl, choice, what chose it, spec)."""
-        spec = replace(self.spec, dtype=dtype or self.spec.dtype).with_facts(
-            **{**self.registry.ops[op].static_facts(bound), **(facts or {})}
-        )
+        spec = self.spec.with_facts(**{**self.registry.ops[op].static_facts(bound), **(facts or {})})
         return *self.choices.resolve(op, spec), spec
 
     def _bind(self, impl: Any, spec: Any, weights: dict[str, Any], params: dict[str, Any], options: Mapping[str, Any]) -> Any:
@@ -282,23 +276,6 @@ class KernelPlan:
             kind = {"impl": ["transformers"], "chosen": ["library"], "origin": ["transformers"], "version": [""]}
             report["library"] = {**kind, "calls": 0, "recorded": False, "note": self.library}
         return {op: {k: "+".join(v) if isinstance(v, list) else v for k, v in entry.items()} for op, entry in report.items()}
-
-
-class TargetPlan(KernelPlan):
-    """The plan of an engine on a device that need not be here. Triton kernels are bound as they would be there, for a context of
-    ``compile_only``; in place of all others the op's shapes are computed."""
-
-    @classmethod
-    def of(cls, config: EngineConfig, target: str, dtype: torch.dtype) -> TargetPlan:
-        plan = cls(config.kernels, config.plugins, torch.device("cpu"), dtype, tuned=config.tuned)
-        plan.spec = replace(plan.spec, device="cuda", arch=target)
-        return plan
-
-    def _bind(self, impl: Any, spec: Any, weights: dict[str, Any], params: dict[str, Any], options: Mapping[str, Any]) -> Any:
-        if impl.is_triton:
-            return super()._bind(impl, spec, weights, params, options)
-        op = self.registry.ops[impl.op]
-        return lambda *args: op.fake(**weights, **params, **dict(zip(op.call_args, args)))
 
 
 def _arguments(names: Sequence[str], bound: Mapping[str, Any]) -> Callable[[tuple[Any, ...]], dict[str, Any]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .sampling_params import RequestOutputKind, SamplingParams, is_integer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
 TASKS: tuple[PoolingTask, ...] = get_args(PoolingTask)
@@ -25,7 +28,9 @@ class PoolingParams:
                     model's
     skip_reading_prefix_cache  compute the whole prompt
 
-    ``second_text`` is filled in for pairs of texts: the first token of the second, from which on tokens have another type.
+    ``second_text`` is filled in for pairs of texts: the first token of the second, from which on tokens have another type; and
+    by the engine ``num_unpooled``, tokens of an instruction at the prompt's start, which a mean leaves out, and ``pixels``, the
+    prompt where that is an image, float32 [3, height, width].
     Raises ValueError naming field, value and range; ``validate`` does so again after changes.
     """
 
@@ -37,6 +42,8 @@ class PoolingParams:
     skip_reading_prefix_cache: bool | None = None
 
     second_text: int | None = field(default=None, init=False)
+    num_unpooled: int = field(default=0, init=False)
+    pixels: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.validate()

@@ -27,6 +27,9 @@ _PENALTIES = "framework/worker/penalties.py"
 _OUTPUT = "framework/engine/output_processor.py"
 _DETOKENIZER = "framework/engine/detokenizer.py"
 _ASYNC = "framework/async_engine.py"
+_REPLICAS = "framework/replicas.py"
+_FRONT = "framework/replicated_engine.py"
+_BUILD = "framework/build.py"
 _CLIENT = "framework/engine_client.py"
 _PROCESS = "framework/engine_process.py"
 _SAMPLE_C = "triton_kernels/impls/_shared/native_sample.c"
@@ -47,6 +50,11 @@ _OPERATOR_MODEL = "framework/executor/operator_model.py"
 _PHYSICS = "framework/executor/physics.py"
 _KRIGING = "framework/executor/kriging.py"
 _RANKS = "framework/models/ranks.py"
+_PARTS = "framework/models/parts.py"
+_BINDING = "framework/models/binding/"
+_DISTRIBUTED = "framework/distributed/"
+_RANK = "framework/worker/rank.py"
+_GROUP = "triton_kernels/group.py"
 _FITTING = "framework/study/calibration/fitting.py"
 _METRICS = "framework/study/metrics.py"
 _STATISTICS = "framework/study/statistics.py"
@@ -62,6 +70,7 @@ _SERVER = "framework/server/"
 _PARSING = "framework/server/parsing/"
 _COMPILER = "framework/structured/compiler.py"
 _MATCHERS = "framework/structured/matchers.py"
+_WATCHED = "framework/structured/watched.py"
 _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
 _BATCHES = "framework/worker/batches.py"
@@ -73,8 +82,9 @@ _STEP_ROWS = "framework/worker/step_rows.py"
 _SCHEDULED = "framework/engine/scheduled.py"
 _SUFFIX = "framework/speculation/suffix.py"
 _DECODER = "framework/models/decoder.py"
-_ARCHITECTURE = "framework/models/architecture.py"
+_NATIVE = "framework/models/native.py"
 _WEIGHTS = "framework/models/weights.py"
+_TENSOR_FILES = "framework/models/tensor_files.py"
 _ROPE = "framework/models/rope.py"
 _FAMILIES = "framework/models/families/"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
@@ -93,6 +103,8 @@ class Mutant:
 
 
 _BLOCK_TESTS = ["tests/framework/engine/test_kv_cache.py", "tests/framework/engine/test_kv_cache_properties.py"]
+_SHARDED_TESTS = ["tests/distributed/test_sharded_models.py"]
+_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("executor", "faults", "gloo_ranks", "llm")]
 _ENGINE_TESTS = ["tests/framework/engine/test_scheduler.py", "tests/framework/engine/test_engine.py"]
 _TEXT_TESTS = [
     "tests/framework/engine/test_detokenizer.py",
@@ -131,7 +143,8 @@ _SERVER_TESTS = {
     "message": ["tool_calls", "chat"],
 }
 _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_serve.py"]
-_PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py"]
+_REPLICA_TESTS = ["tests/framework/test_replicas.py"]
+_PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py", *_REPLICA_TESTS]
 _POOLING_TESTS = ["tests/framework/models/pooling"]
 
 TESTS: dict[str, list[str]] = {
@@ -152,16 +165,29 @@ TESTS: dict[str, list[str]] = {
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _RUNNER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
-    _ROWS: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    _ROWS: [*_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
     _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
-    _DECODER: ["tests/framework/models/drafts/test_shipped.py"],
-    **dict.fromkeys((_ARCHITECTURE, _ROPE), _CONFIG_TESTS),
+    _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
+    **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm", "llama")},
-    _WEIGHTS: ["tests/framework/models/test_loading.py"],
+    **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
+    **dict.fromkeys(
+        (
+            _PARTS,
+            *(f"{_BINDING}{name}.py" for name in ("binder", "attention")),
+            *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme")),
+        ),
+        _SHARDED_TESTS,
+    ),
+    **dict.fromkeys(
+        (_RANK, *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "workers", "launchers/threads"))),
+        _DISTRIBUTED_TESTS,
+    ),
+    _GROUP: ["tests/triton_kernels/test_collectives.py"],
     _VERIFY_DRAFT: ["tests/triton_kernels/test_step_ops.py"],
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
@@ -173,10 +199,10 @@ TESTS: dict[str, list[str]] = {
     _GRAPHS: [*_RECORDING_TESTS, *_DRAFT_TESTS],
     _DEVICES: _RECORDING_TESTS,
     **{
-        f"{_QUANTIZATION}{name}.py": _QUANTIZATION_TESTS
+        f"{_QUANTIZATION}{name}.py": [*_QUANTIZATION_TESTS, *_SHARDED_TESTS]
         for name in ("packing", "canonical", "modules", "experts", "gptq", "compressed_tensors", "on_load", "kv_scales")
     },
-    _LINEAR: _QUANTIZATION_TESTS,
+    _LINEAR: [*_QUANTIZATION_TESTS, *_SHARDED_TESTS],
     _PLAN: ["tests/framework/models/quantization/test_on_load.py"],
     _GPTQ_SEARCH: ["tests/framework/quantize/test_gptq.py"],
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
@@ -186,6 +212,8 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_METRICS, _RECORDS), _METRICS_TESTS),
     **dict.fromkeys((_STATISTICS, _COMPARISON), _COMPARISON_TESTS),
     _ROUTER: ["tests/framework/engine/test_router.py"],
+    **dict.fromkeys((_REPLICAS, _BUILD), _REPLICA_TESTS),
+    _FRONT: [*_REPLICA_TESTS, "tests/framework/test_data_parallel.py"],
     _POLICIES: ["tests/framework/engine/test_policies.py"],
     **dict.fromkeys((_ENGINE_METRICS, _PROMETHEUS), _RECORDER_TESTS),
     _BEAM_SEARCH: ["tests/framework/test_beam_search.py"],
@@ -195,6 +223,7 @@ TESTS: dict[str, list[str]] = {
     },
     **{f"{_PARSING}{name}.py": ["tests/framework/server/parsing"] for name in ("message_parser", "source", "qwen3_coder")},
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
+    _WATCHED: ["tests/framework/structured/test_watched.py"],
     _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
@@ -399,7 +428,46 @@ MUTANTS = [
         "streams are not told that the engine is dead", _CLIENT, "        self._hand_on((key, self.dead_error) for key in keys)", ""
     ),
     Mutant("a closed loop ends the reader", _CLIENT, "except RuntimeError:  # the loop is closed", "except KeyError:  #"),
-    Mutant("the engine's process passes over aborts", _PROCESS, "_send(pipe, engine.abort([key]))", "pass"),
+    Mutant("the engine's process passes over aborts", _PROCESS, "if outputs := engine.abort([key]):", "if outputs := []:"),
+    # Replicas.
+    Mutant("a dead replica is chosen", _REPLICAS, "if not client.is_dead}", "}"),
+    Mutant("the router knows of nobody in flight", _REPLICAS, "client.in_flight.add(key, num_completions, num_tokens)", "pass"),
+    Mutant("of several completions one is in flight", _REPLICAS, 'getattr(add.params, "n", 1)', "1"),
+    Mutant("keys of calls and of requests meet", _REPLICAS, 'f"replicated-{next(self._keys)}"', 'f"{next(self._keys)}"'),
+    Mutant(
+        "a replica that cannot start leaves the others",
+        _REPLICAS,
+        "                client.shutdown()\n            raise",
+        "                pass\n            raise",
+    ),
+    Mutant("who ended is still in flight", _CLIENT, "self.in_flight.take(output.request_id, output.finished)", "pass"),
+    Mutant(
+        "who was left is still in flight",
+        _CLIENT,
+        "            self.abort(key)\n            self.in_flight.take(key, finished=True)",
+        "            self.abort(key)",
+    ),
+    Mutant("who was refused is still in flight", _CLIENT, "            self.in_flight.take(message.key, finished=True)\n", ""),
+    Mutant("a replica may hang", _CLIENT, "            if was_busy:\n                return True\n", ""),
+    Mutant("a replica without work hangs", _CLIENT, "was_busy = self.in_flight.num_running > 0", "was_busy = True"),
+    Mutant(
+        "prompts wait until their request ends",
+        _ROUTER,
+        "self.num_queued_tokens -= num_queued",
+        "self.num_queued_tokens -= num_queued * finished",
+    ),
+    Mutant("a seed by the replica", _FRONT, "request_seed(self.config.seed, self._num_added)", "None"),
+    Mutant("what was aborted is handed out", _FRONT, "self.replicas.close(waiting.key, abort=True)", "pass"),
+    Mutant("a prompt that never fits is sent", _FRONT, "        self._limits.longest_total(num_tokens, complete.max_tokens)\n", ""),
+    Mutant(
+        "replicas share a GPU", _BUILD, "parallel.first_device + index * parallel.tp * parallel.pp if", "parallel.first_device if"
+    ),
+    Mutant(
+        "the cache of a replica that works is forgotten",
+        _ASYNC,
+        "if any(client.in_flight.num_running for",
+        "if False and any(client for",
+    ),
     Mutant(
         "the engine's process reads no message while it works",
         _PROCESS,
@@ -697,9 +765,14 @@ MUTANTS = [
     Mutant(
         "ends are held back one token longer",
         _MATCHERS,
-        "self._most_held - num_output_tokens)",
-        "1 + self._most_held - num_output_tokens)",
+        "self.most_held - num_output_tokens)",
+        "1 + self.most_held - num_output_tokens)",
     ),
+    Mutant("masks of a step before do for rows in another order", _MATCHERS, "or failures or constraints != together", "or failures"),
+    Mutant("nobody fills the masks of rows that were not in the last step", _MATCHERS, "if has_drafts or constraints != self._filled[0]:", "if has_drafts:"),
+    Mutant("what may take minutes is filled by the engine's thread", _MATCHERS, "if backend.is_bounded else math.inf", ""),
+    Mutant("masks are never filled by the engine's thread", _MATCHERS, "expected_s < SHORT_FILL_S", "False"),
+    Mutant("a library's panic in the engine's thread ends all", _WATCHED, "        except BaseException as error:  # a library's panic is no", "        except ZeroDivisionError as error:  # no"),
     Mutant(
         "a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[masked[0]].num_output_tokens)"
     ),
@@ -823,8 +896,8 @@ MUTANTS = [
     Mutant(
         "ends are held back in a step's first row alone",
         _MATCHERS,
-        "min(count, self._most_held - num_output_tokens)",
-        "min(1, self._most_held - num_output_tokens)",
+        "max(0, self.most_held - num_output_tokens)",
+        "max(0, min(1, self.most_held - num_output_tokens))",
     ),
     Mutant("tokens that a head never drafts are drafted", _HEAD, "-torch.inf)\n    whole", "0.0)\n    whole"),
     Mutant("a head's tokens pass as the model's", _HEAD, "whole[:, target_ids] =", "whole[:, : len(target_ids)] ="),
@@ -874,13 +947,13 @@ MUTANTS = [
     ),
     Mutant("RoBERTa begins at the padding", _ENCODERS, 'int(config["pad_token_id"]) + 1', 'int(config["pad_token_id"])'),
     Mutant("a two-sided window of a token less", _ENCODERS, "// 2 + 1,", "// 2,"),
-    Mutant("flags may be words", _ARCHITECTURE, '("true or false", _is_flag, flags)', '("a flag", lambda found: True, flags)'),
-    Mutant("layers without a word rotate", _ARCHITECTURE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
-    Mutant("the best two of one expert", _ARCHITECTURE, " and size < 2)", " and size < 1)"),
+    Mutant("flags may be words", _NATIVE, '("true or false", _is_flag, flags)', '("a flag", lambda found: True, flags)'),
+    Mutant("layers without a word rotate", _NATIVE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
+    Mutant("the best two of one expert", _NATIVE, " and size < 2)", " and size < 1)"),
     Mutant("halves of pairs rotate", _ROPE, "if rotary_dim % 2 or not", "if not"),
-    Mutant("an index leads anywhere", _WEIGHTS, ' or ".." in Path(file).parts', ""),
-    Mutant("shards are missed when they are read", _WEIGHTS, "if not (folder / file).is_file():", "if False:"),
-    Mutant("the last of two tensors wins", _WEIGHTS, "if ours in self._where:", "if False:"),
+    Mutant("an index leads anywhere", _TENSOR_FILES, ' or ".." in Path(file).parts', ""),
+    Mutant("shards are missed when they are read", _TENSOR_FILES, "if not (folder / file).is_file():", "if False:"),
+    Mutant("the last of two tensors wins", _WEIGHTS, "if ours in where:", "if False:"),
     Mutant("command-r stops early", f"{_FAMILIES}cohere.py", 'config.get("model_max_length") or ', ""),
     Mutant(
         "one dense layer too many",
@@ -902,5 +975,72 @@ MUTANTS = [
         'bool(config["use_sliding_window"]) and not rotates_most',
         "not rotates_most",
     ),
+    # Several ranks.
+    Mutant("each rank has KV heads of its own", _PARTS, "rank.rank // copies * count", "rank.rank * count"),
+    Mutant("KV heads go round the ranks", _PARTS, "rank.rank // copies * count", "rank.rank % (rank.size // copies) * count"),
+    Mutant("all ranks have the first experts", _PARTS, "start = rank.rank * count if count < total else 0", "start = 0"),
+    Mutant("every rank adds the bias", _LINEAR, '{**part.tensors, "bias": None}, params=', "part.tensors, params="),
+    Mutant(
+        "every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": tp.rank * len(table)}', '{"vocab_start": 0}'
+    ),
+    Mutant(
+        "every rank has the slopes of the first",
+        f"{_BINDING}attention.py",
+        "parallel.tp.size)[self._binder.parallel.tp.rank]",
+        "parallel.tp.size)[0]",
+    ),
+    Mutant("every rank adds the bias of experts", _WEIGHTS, "if w2.share is not None and w2.share[1].rank and", "if False and"),
+    Mutant(
+        "what another stage sampled is not read", _ROWS, "unbind(0)\n            self.tokens[seat, position] = token", "unbind(0)"
+    ),
+    Mutant(
+        "a stage passes no residual on",
+        _DECODER,
+        "torch.zeros_like(x) if residual is None else residual.contiguous()",
+        "torch.zeros_like(x)",
+    ),
+    Mutant(
+        "blocks of scales are cut like groups",
+        f"{_QUANTIZATION}shares.py",
+        "FP8_BLOCK if blocks and tensor",
+        "0 if blocks and 0 > tensor",
+    ),
+    Mutant("shares begin amid words", f"{_QUANTIZATION}scheme.py", "if own.start % values or (", "if own.start < 0 or ("),
+    Mutant(
+        "several ranges of rows stand side by side",
+        f"{_QUANTIZATION}scheme.py",
+        "concatenated(pieces, by_rows)",
+        "concatenated(pieces, 1 - by_rows)",
+    ),
+    Mutant("act-order is cut as it lies", f"{_QUANTIZATION}gptq.py", "raise WholeNeeded  #", "pass  #"),
+    Mutant(
+        "groups of a share are counted from 0",
+        f"{_QUANTIZATION}gptq.py",
+        "torch.arange(module.share[1].start, module.share[1].stop",
+        "torch.arange(0, module.columns",
+    ),
+    Mutant(
+        "any failures of all ranks are one",
+        f"{_DISTRIBUTED}executor.py",
+        " or len({failure.text for failure in failures.values()}) > 1",
+        "",
+    ),
+    Mutant(
+        "an interrupt amid messages is nothing",
+        f"{_DISTRIBUTED}executor.py",
+        "except BaseException as interrupt:",
+        "except GeneratorExit as interrupt:",
+    ),
+    Mutant("the port stays taken", f"{_DISTRIBUTED}rendezvous.py", "        self._store = None", "        pass"),
+    Mutant(
+        "a forked copy ends the workers",
+        f"{_DISTRIBUTED}workers.py",
+        'are not its own."""\n        if self._process_id != os.getpid():',
+        'are not its own."""\n        if False:',
+    ),
+    Mutant("threads that wait are left", f"{_DISTRIBUTED}launchers/threads.py", "            self._abort(", "            str("),
+    Mutant("ranks stay in their groups", _RANK, "        dist.destroy_process_group()", "        pass"),
+    Mutant("one rank may have no device", _RANK, "torch.cuda.device_count()) < size", "torch.cuda.device_count()) < 1"),
+    Mutant("only one of those that wait is woken", _GROUP, "            mailbox.put(None)  # for", "            pass  # for"),
     Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
 ]

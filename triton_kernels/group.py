@@ -142,12 +142,12 @@ class ThreadGroup(Group):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
-            self.abort(error)
+            self.abort(f"rank {self.rank} of {self.size} failed: {type(error).__name__}: {error}")
 
-    def abort(self, error: BaseException) -> None:
-        """Lets the other ranks know that this one will not come."""
+    def abort(self, reason: str) -> None:
+        """Ends what ranks wait for, now and from now on, with RuntimeError: the reason, of several the first."""
         room = self._room
-        room.failure = room.failure or f"rank {self.rank} of {self.size} failed: {type(error).__name__}: {error}"
+        room.failure = room.failure or reason
         room.barrier.abort()
         for mailbox in (box for boxes in room.mail for box in boxes):
             mailbox.put(None)
@@ -183,8 +183,10 @@ class ThreadGroup(Group):
         self._room.mail[self.rank][dst].put(x.clone())
 
     def recv(self, x: torch.Tensor, src: int) -> torch.Tensor:
-        sent = self._room.mail[src][self.rank].get()
+        mailbox = self._room.mail[src][self.rank]
+        sent = mailbox.get()
         if sent is None:
+            mailbox.put(None)  # for the next that waits
             raise RuntimeError(self._room.failure)
         return x.copy_(sent)
 

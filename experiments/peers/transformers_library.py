@@ -11,7 +11,7 @@ import transformers
 from framework.config import EngineConfig
 from framework.engine.kv_cache.spec import ELEMENT_BYTES
 from framework.executor.kinds import EXECUTORS
-from framework.models.architecture import ModelInfo
+from framework.models.read import ModelInfo
 from framework.models.transformers_model import library_config, library_model, num_library_weights
 from framework.study.workload.config import SamplingConfig
 from framework.worker.devices import open_device

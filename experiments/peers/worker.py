@@ -53,7 +53,7 @@ def transformers(model: str, dtype: str, threads: int, kernels: dict[str, str], 
     from experiments.peers.static import StaticBatches
     from experiments.peers.transformers_library import Completion, Library
     from framework.config import EngineConfig, ModelConfig
-    from framework.models.architecture import read_model
+    from framework.models.read import read_model
     from framework.study.workload import SamplingConfig
 
     config = EngineConfig(model=ModelConfig(model, dtype=dtype), device="cpu", num_threads=threads)

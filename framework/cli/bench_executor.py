@@ -66,7 +66,7 @@ def null_rank(config: EngineConfig, place: Place) -> Executor:
     """A rank without a model."""
     from ..executor.null import NullExecutor
     from ..executor.shape import ModelShape
-    from ..models.architecture import read_model
+    from ..models.read import read_model
 
     return NullExecutor(config, ModelShape.of(read_model(config.model), config))
 

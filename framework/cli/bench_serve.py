@@ -75,7 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measures and prints; 2 if the server served nothing: the row, where one is written, then has the reason."""
     from ..build import freeze_garbage, input_processor
-    from ..models.architecture import read_model
+    from ..models.read import read_model
     from ..study.load.run import load, served_model
     from ..study.load.table import format_failures, format_load
     from ..study.served import Served, attempt, first_columns

@@ -55,6 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _weight_bytes(folder: Path) -> int:
-    from ..models.weights import tensor_files
+    from ..models.tensor_files import tensor_files
 
     return sum((folder / file).stat().st_size for file in set(tensor_files(folder).values()))

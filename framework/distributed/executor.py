@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 import time
 import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,9 +16,9 @@ from ..config import EngineConfig
 from ..engine.errors import DeviceLostError
 from ..engine.step import StepInput, StepOutput
 from ..failures import Failure
-from ..models.architecture import ModelInfo
 from ..models.expert_map import ExpertMap, first_map
 from ..models.ranks import check_ranks
+from ..models.read import ModelInfo
 from ..op_times import OpTimes
 from .handshake import refuse_differences, refuse_versions, versions
 from .kinds import LAUNCHERS
@@ -25,6 +28,7 @@ from .workers import Silence, Workers
 if TYPE_CHECKING:
     import numpy as np
 
+    from .launchers.protocol import Launcher
     from .rendezvous import Rendezvous
 
 FAILURE_S = 2.0
@@ -63,15 +67,17 @@ class DistributedExecutor:
     @classmethod
     def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> DistributedExecutor:
         """Of local executors. Raises ValueError where there can be none, before weights are read."""
-        from ..worker.rank import ThreadRanks, open_rank
+        from ..worker.rank import ThreadRanks, check_devices, open_rank
         from .rendezvous import Rendezvous
 
         parallel = config.parallel
         check_ranks(model, parallel)
         experts = None if model.architecture is None else first_map(model.architecture, parallel)
         if parallel.backend == "threads":
-            return cls(config, ThreadRanks(parallel.tp, parallel.pp, parallel.num_schedulers), experts=experts)
-        return cls(config, open_rank, Rendezvous(parallel.port), experts)
+            ranks = ThreadRanks(parallel.tp, parallel.pp, parallel.num_schedulers)
+            return cls(config, ranks, experts=experts)
+        check_devices(config)
+        return cls(config, open_rank, Rendezvous, experts)
 
     @staticmethod
     def runs_on(config: EngineConfig) -> tuple[str, str]:
@@ -81,32 +87,38 @@ class DistributedExecutor:
         return f"{size} x {device.name}" if size > 1 else device.name, device.arch
 
     def __init__(
-        self, config: EngineConfig, factory: Factory, rendezvous: Rendezvous | None = None, experts: ExpertMap | None = None
+        self, config: EngineConfig, factory: Factory, rendezvous: type[Rendezvous] | None = None, experts: ExpertMap | None = None
     ) -> None:
-        """rendezvous: for ranks that need one. experts: where they lie at first, if they can lie elsewhere. Raises ValueError for
+        """rendezvous: of ranks that need one. experts: where they lie at first, if they can lie elsewhere. Raises ValueError for
         ranks that differ in what must be equal, DeviceLostError if one ends, and whatever goes wrong in making their executors."""
         parallel = config.parallel
         self.num_stages, self._timeout_s = parallel.pp, parallel.step_timeout_s
+        self.num_schedulers = parallel.num_schedulers
         config = _of_rank(config)
-        address = "" if rendezvous is None else rendezvous.address
-        self.num_schedulers, size = parallel.num_schedulers, parallel.num_ranks
-        places = [Place(rank, size, parallel.tp, address, self.num_schedulers) for rank in range(size)]
-        self._rendezvous = rendezvous
+        self._process_id = os.getpid()
+        self._rendezvous: Rendezvous | None = None
         self._lost: str | None = None
         self._outputs: dict[tuple[int, int], StepOutput] = {}  # by scheduler and step
         self._taken = [-1] * self.num_schedulers  # the latest step that each asked for
         self._failures: dict[int, dict[int, Failure]] = {}  # by step and rank
         self._plans: dict[int, dict[str, Any]] = {}  # by rank
         self._loads: dict[int, dict[int, list[int]]] = {}  # by rank
-        self._experts, self._places, self._eplb_steps, self._num_steps = experts, places, parallel.eplb_steps, 0
-        self._workers = Workers(LAUNCHERS[parallel.backend].load()(), parallel.step_timeout_s)
+        self._experts, self._eplb_steps, self._num_steps = experts, parallel.eplb_steps, 0
+        launcher: Launcher = LAUNCHERS[parallel.backend].load()()
+        self._workers = Workers(launcher, parallel.step_timeout_s)
         weakref.finalize(self, self._workers.kill)
         try:
-            self._workers.start([Start(place, config, factory) for place in places])
+            address = ""
+            if rendezvous is not None:
+                self._rendezvous = rendezvous(parallel.port, launcher.host)
+                address = self._rendezvous.address
+            size = parallel.num_ranks
+            self._places = [Place(rank, size, parallel.tp, address, self.num_schedulers) for rank in range(size)]
+            self._workers.start([Start(place, config, factory) for place in self._places])
             built = self._shake_hands()
             refuse_differences(config, built)
         except BaseException:
-            self._workers.kill()
+            self._kill()
             raise
         facts = [found.facts for found in built]
         self.groups, self.vocab_size, self.max_model_len = (facts[0][name] for name in ("groups", "vocab_size", "max_model_len"))
@@ -118,7 +130,8 @@ class DistributedExecutor:
         self.nominal_weight_bytes = sum(found["nominal_weight_bytes"] for found in facts)
 
     def submit(self, step: StepInput) -> StepHandle:
-        """Returns at once. Raises DeviceLostError if a rank is gone, or silent for too long."""
+        """Returns at once. Raises DeviceLostError if a rank is gone, or silent for too long, and where there never was any: in a
+        process forked from the engine's."""
         self.send_step(step)
         return StepHandle(self, step.step_id)
 
@@ -132,9 +145,11 @@ class DistributedExecutor:
     def send(self, message: Any) -> None:
         """To all ranks."""
         self._refuse_lost()
+        pickled = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         try:
-            self._workers.send(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-            self._workers.ping()
+            with self._unbroken():
+                self._workers.send(pickled)
+                self._workers.ping()
         except Silence as silence:
             self._lose(str(silence))
         except OSError:
@@ -198,15 +213,23 @@ class DistributedExecutor:
         """Ends the workers, and waits until they are gone."""
         self._lost = self._lost or "the executor was shut down"
         self._workers.end()
-        self._rendezvous = None
+        self._close_rendezvous()
 
     def _shake_hands(self) -> list[Built]:
         """What the ranks built, in their order. What one cannot do is raised at once, whatever the others still do."""
         own = versions()
         built: dict[int, Built] = {}
+        greeted = False
         while len(built) < len(self._workers):
-            for rank, message in self._messages(None):
+            try:
+                messages = self._messages(self._workers.wait(None))
+            except DeviceLostError as lost:
+                if not greeted:  # workers import the script that started them
+                    lost.add_note('A script builds its engine below `if __name__ == "__main__":`, or its workers would build one.')
+                raise
+            for rank, message in messages:
                 if isinstance(message, Hello):
+                    greeted = True
                     refuse_versions(own, rank, message.versions)
                 elif isinstance(message, Failure):
                     error = message.error()
@@ -226,21 +249,23 @@ class DistributedExecutor:
         self._receive(remaining_s)
 
     def _receive(self, timeout_s: float) -> None:
-        for rank, message in self._messages(timeout_s):
-            if isinstance(message, StepOutput):
-                self._outputs[self._places[rank].dp_rank, message.step_id] = message
-            elif isinstance(message, Failure):
-                self._take_failure(rank, message)
-            elif isinstance(message, LoadsReport):
-                self._loads[rank] = message.loads
-            else:
-                assert isinstance(message, PlanReport), message
-                self._plans[rank] = message.plan
+        ready = self._workers.wait(timeout_s)
+        with self._unbroken():
+            for rank, message in self._messages(ready):
+                if isinstance(message, StepOutput):
+                    self._outputs[self._places[rank].dp_rank, message.step_id] = message
+                elif isinstance(message, Failure):
+                    self._take_failure(rank, message)
+                elif isinstance(message, LoadsReport):
+                    self._loads[rank] = message.loads
+                else:
+                    assert isinstance(message, PlanReport), message
+                    self._plans[rank] = message.plan
 
-    def _messages(self, timeout_s: float | None) -> list[tuple[int, Any]]:
-        """(rank, message). Raises DeviceLostError if a worker has ended."""
+    def _messages(self, ready: Sequence[Any]) -> list[tuple[int, Any]]:
+        """(rank, message) of those that are ready. Raises DeviceLostError if a worker has ended."""
         try:
-            messages, ended = self._workers.receive(timeout_s)
+            messages, ended = self._workers.receive(ready)
         except Silence as silence:
             self._lose(str(silence))
         if ended:
@@ -262,15 +287,39 @@ class DistributedExecutor:
             told = "; ".join(f"rank {rank}: {failure.text}" for rank, failure in failures.items())
             self._lose(f"{told}; not all ranks failed like that, so they are no longer at the same point of their work")
 
+    @contextlib.contextmanager
+    def _unbroken(self) -> Iterator[None]:
+        """An interrupt inside (Ctrl-C) leaves ranks with different messages, or one half read: nobody could go on from there."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException as interrupt:
+            self._lost = f"{type(interrupt).__name__} came between the messages to the ranks, or from them"
+            self._kill()
+            raise
+
     def _refuse_lost(self) -> None:
+        if self._process_id != os.getpid():
+            raise DeviceLostError(
+                f"the ranks belong to the process that built the engine ({self._process_id}), and this one was forked from it"
+            )
         if self._lost is not None:
             raise DeviceLostError(self._lost)
 
     def _lose(self, reason: str) -> NoReturn:
         """Peers of a rank that is gone would wait for it, some forever."""
         self._lost = reason
-        self._workers.kill()
+        self._kill()
         raise DeviceLostError(reason)
+
+    def _kill(self) -> None:
+        self._workers.kill()
+        self._close_rendezvous()
+
+    def _close_rendezvous(self) -> None:
+        if self._rendezvous is not None and self._process_id == os.getpid():
+            self._rendezvous.close()
 
 
 def _of_rank(config: EngineConfig) -> EngineConfig:

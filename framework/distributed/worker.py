@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..engine.errors import DeviceLostError
 from ..engine.step import StepInput
 from ..failures import Failure
+from ..logs import set_up_logging
 from .handshake import flat, versions
 from .messages import FACTS, AskLoads, AskPlan, Built, Hello, LoadsReport, Masks, MoveExperts, Ping, PlanReport, Pong, Start, Steps
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 NO_STEP = -1
 """Key of a failure that is of no step."""
+
+THREAD_VARIABLE = "OMP_NUM_THREADS"
 
 
 class Worker:
@@ -155,6 +160,14 @@ class Worker:
             if self._gone is not None:
                 self._gone()
         self._inbox.put(None)
+
+
+def run_worker(start: bytes, pipe: Connection, log_level: int) -> None:
+    """Main function of a worker's process. start: pickled; it is read only once the driver has been told its versions."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to end
+    os.environ.setdefault(THREAD_VARIABLE, "1")  # ranks share the processor
+    set_up_logging(log_level)
+    Worker(pipe, end_process).run(partial(pickle.loads, start))
 
 
 def hang_up(pipe: Connection) -> None:

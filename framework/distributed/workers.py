@@ -31,6 +31,7 @@ class Workers:
         self._workers: list[Launched] = []
         self._silent: set[int] = set()  # ranks that have not answered the last ping
         self._pinged_s = time.monotonic()
+        self._process_id = os.getpid()
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -51,9 +52,12 @@ class Workers:
             except BlockingIOError:
                 raise Silence(f"{self._named([rank])} took no message {self._within}") from None
 
-    def receive(self, timeout_s: float | None) -> tuple[list[tuple[int, Any]], list[int]]:
-        """Waits until something comes. (rank, message), at most one per rank; ranks whose worker has ended. Raises Silence."""
-        ready = wait(self._waitables, timeout_s)
+    def wait(self, timeout_s: float | None) -> Sequence[Any]:
+        """Until there is something to ``receive``. An interrupt here changes nothing."""
+        return wait(self._waitables, timeout_s)
+
+    def receive(self, ready: Sequence[Any]) -> tuple[list[tuple[int, Any]], list[int]]:
+        """(rank, message) of what ``wait`` found, at most one per rank; ranks whose worker has ended. Raises Silence."""
         messages: list[tuple[int, Any]] = []
         ended: list[int] = []
         for rank, worker in enumerate(self._workers):
@@ -78,7 +82,7 @@ class Workers:
         now_s = time.monotonic()
         if now_s - self._pinged_s >= self._timeout_s:
             if self._silent:
-                self.receive(0)
+                self.receive(self.wait(0))
             if self._silent:
                 raise Silence(f"{self._named(sorted(self._silent))} gave no sign of life {self._within}")
             self._ping()
@@ -89,7 +93,7 @@ class Workers:
             self._ping()
         deadline_s = time.monotonic() + PONG_S
         while self._silent and (remaining_s := deadline_s - time.monotonic()) > 0:
-            _, ended = self.receive(remaining_s)
+            _, ended = self.receive(self.wait(remaining_s))
             if ended:
                 return self.endings(ended)
         if self._silent:
@@ -107,6 +111,8 @@ class Workers:
 
     def end(self) -> None:
         """Lets them end by themselves, and kills those that do not."""
+        if self._process_id != os.getpid():
+            return
         for worker in self._workers:
             with contextlib.suppress(OSError):
                 _limit_waits(worker.pipe, PONG_S)
@@ -117,7 +123,9 @@ class Workers:
         self.kill()
 
     def kill(self) -> None:
-        """Ends them all; nothing is left of them."""
+        """Ends them all; nothing is left of them. Not so in a process that was forked: they are not its own."""
+        if self._process_id != os.getpid():
+            return
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.kill()

@@ -6,7 +6,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any, cast
 
 from ..clock import Clock
@@ -19,7 +18,7 @@ from ..structured.matchers import Failures, Matchers
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
 from .executor import BalancesExperts, Executor, Handle, MaskedHandle
-from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params
+from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params, request_seed
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
 from .metrics import EngineInfo, EngineMetrics, EngineStats, Recorder, cache_settings
@@ -96,7 +95,7 @@ class Engine:
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
         complete, pooling = self._complete(params, output_kind)
         if complete.seed is None:
-            complete.seed = self._next_seed()
+            complete.seed = request_seed(self.config.seed, self.num_added)
         check_tokens(given.token_ids, complete, self.executor.vocab_size)
         structured = complete.structured_outputs is not None
         if structured and self._matchers is None:
@@ -104,8 +103,8 @@ class Engine:
             raise ValueError(
                 f"structured_outputs needs a tokenizer, and an executor with logits: executor.kind={kind} makes tokens up"
             )
-        if self.pooling is not None:
-            self.pooling.check_prompt(len(given.token_ids), self.executor.max_model_len)
+        if self.pooling is not None and pooling is not None:
+            given = self.pooling.admit(given, pooling, self.executor.max_model_len)
         max_total = self.scheduler.limits.longest_total(len(given.token_ids), complete.max_tokens)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
         _logger.debug("request %s: %d prompt tokens, n=%d", request_id, len(given.token_ids), complete.n)
@@ -214,7 +213,13 @@ class Engine:
     def info(self) -> EngineInfo:
         executor = self.executor
         return EngineInfo(
-            executor.max_model_len, executor.vocab_size, self.config.cache.block_size, executor.num_blocks, executor.weight_bytes
+            executor.max_model_len,
+            executor.vocab_size,
+            self.config.cache.block_size,
+            executor.num_blocks,
+            executor.weight_bytes,
+            executor.groups,
+            self.in_flight_steps,
         )
 
     def stats(self) -> EngineStats:
@@ -439,8 +444,3 @@ class Engine:
     def _check_alive(self) -> None:
         if self.errored is not None:
             raise EngineDeadError(f"the engine's device is lost ({self.errored}): build a new engine") from self.errored
-
-    def _next_seed(self) -> int:
-        """Of the request that is added now."""
-        digest = blake2b(f"{self.config.seed}:{self.num_added}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") >> 1

@@ -6,10 +6,15 @@ import copy
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ..sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams, is_integer, is_unicode
+from .images import ImageProcessor
 from .tokenizer import token_ids_of_words
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class TextPrompt(TypedDict):
@@ -31,16 +36,19 @@ Prompt = str | TextPrompt | TokensPrompt | Mapping[str, Any] | Sequence[int]
 """Text, a dict of one of the two kinds, or a list of token ids."""
 
 _PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
+_IMAGE_TOKEN = 0
+"""Stands for an image, which is no text, where tokens are counted."""
 _GENERATION_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 
 
 @dataclass(frozen=True)
 class EngineInput:
-    """A prompt as the engine takes it; text is None if it came as token ids."""
+    """A prompt as the engine takes it; text is None if it came as token ids; pixels: of an image, see PoolingParams."""
 
     token_ids: list[int]
     text: str | None = None
     cache_salt: str | None = None
+    pixels: np.ndarray | None = None
 
 
 class InputProcessor:
@@ -50,12 +58,18 @@ class InputProcessor:
     generation     as in generation_config.json: what default parameters are made of
     eos_token_ids  tokens that end a sequence
     max_logprobs   most log-probabilities per token that a request may ask for; -1 = no limit
+    images         of a model that takes images; None: it does not
     """
 
     def __init__(
-        self, tokenizer: Any, generation: Mapping[str, Any], eos_token_ids: Iterable[int], max_logprobs: int = MAX_LOGPROBS
+        self,
+        tokenizer: Any,
+        generation: Mapping[str, Any],
+        eos_token_ids: Iterable[int],
+        max_logprobs: int = MAX_LOGPROBS,
+        images: ImageProcessor | None = None,
     ) -> None:
-        self.tokenizer, self._generation, self.max_logprobs = tokenizer, generation, max_logprobs
+        self.tokenizer, self._generation, self.max_logprobs, self.images = tokenizer, generation, max_logprobs, images
         self.eos_token_ids = frozenset(eos_token_ids)
 
     def default_params(self) -> SamplingParams:
@@ -107,6 +121,8 @@ class InputProcessor:
         if not isinstance(prompt, Mapping):
             return EngineInput(_token_ids(prompt))
         given: dict[str, Any] = {key: value for key, value in prompt.items() if value is not None}
+        if self.images is not None and "multi_modal_data" in given:
+            return EngineInput([_IMAGE_TOKEN], "", pixels=self.images.pixels(given))
         for key in given.keys() - set(_PROMPT_KEYS):
             raise ValueError(
                 f"a prompt's {key!r} is not available in this version: a prompt is text or token ids, under the keys "
@@ -207,6 +223,12 @@ class InputProcessor:
             if getattr(params, name):
                 raise ValueError(f"SamplingParams: {name} needs a tokenizer, and this engine has none; use token ids instead")
         params.detokenize = False
+
+
+def request_seed(seed: int, index: int) -> int:
+    """Of the request number ``index`` that brings none. seed: of the configuration."""
+    digest = blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def check_priority(priority: object) -> int:

@@ -121,9 +121,8 @@ class LockstepEngine:
         return sum(engine.kv_usage for engine in self.engines) / len(self.engines)
 
     def info(self) -> EngineInfo:
-        """As ``Engine.info``; the blocks are those of all schedulers."""
-        info = self.engines[0].info()
-        return replace(info, num_blocks=info.num_blocks * len(self.engines))
+        """As ``Engine.info``; each scheduler has so many blocks."""
+        return self.engines[0].info()
 
     def stats(self) -> EngineStats:
         """Sums, and the mean of ``kv_usage``."""

@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import reduce
 from itertools import zip_longest
+from operator import add
 from typing import Any, get_args
 
 import numpy as np
 
 from ..config import CacheConfig
+from .kv_cache.spec import CacheGroup
 from .request import FinishReason, Request
 from .scheduled import Committed, ScheduledStep, SchedulerCounters
 
@@ -74,13 +77,15 @@ class DraftCounts:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine was built as; it does not change. Sizes as ``Executor`` has them."""
+    """What an engine was built as; it does not change. Sizes and groups as ``Executor`` has them, steps in flight as ``Engine``."""
 
     max_model_len: int
     vocab_size: int
     block_size: int
     num_blocks: int
     weight_bytes: int
+    groups: tuple[CacheGroup, ...]
+    in_flight_steps: int
 
 
 @dataclass
@@ -93,6 +98,12 @@ class EngineStats(SchedulerCounters):
     num_not_ready: int = 0
     kv_usage: float = 0.0
     drafts: DraftCounts = field(default_factory=DraftCounts)
+
+
+def total_stats(found: Sequence[EngineStats]) -> EngineStats:
+    """Of several engines together; ``kv_usage`` is their mean."""
+    totals = {each.name: reduce(add, (getattr(stats, each.name) for stats in found)) for each in fields(EngineStats)}
+    return EngineStats(**{**totals, "kv_usage": totals["kv_usage"] / len(found)})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,40 @@ def generates(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Instruction:
+    """How GritLM's prompts begin, ``<|user|>\\n{instruction}\\n<|embed|>\\n`` or ``<|embed|>\\n`` alone, in tokens: its start, the
+    end of one that began so, and the end alone. bos: the token before all that; None: there is none."""
+
+    user: list[int]
+    end: list[int]
+    end_alone: list[int]
+    bos: int | None
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Instruction:
+        """Raises ValueError without a tokenizer."""
+        if tokenizer is None:
+            raise ValueError(
+                "GritLM cannot embed without its tokenizer, which tells where the instruction of a prompt ends: leave out "
+                "model.skip_tokenizer, or give one with model.tokenizer"
+            )
+
+        def ids(text: str) -> list[int]:
+            found: list[int] = tokenizer.encode(text, add_special_tokens=False)
+            return found
+
+        # After other text a word's first token is another one than at the start.
+        return cls(ids("<|user|>\n"), ids("x\n<|embed|>\n")[len(ids("x")) :], ids("<|embed|>\n"), tokenizer.bos_token_id)
+
+    def length(self, prompt: Sequence[int]) -> int:
+        """Tokens of a prompt to the end of its instruction; without one, those before the text."""
+        start = int(bool(prompt) and prompt[0] == self.bos)
+        end = self.end if list(prompt[start : start + len(self.user)]) == self.user else self.end_alone
+        ends = (i + len(end) for i in range(start, len(prompt) - len(end) + 1) if list(prompt[i : i + len(end)]) == end)
+        return next(ends, start)
+
+
+@dataclass(frozen=True)
 class PoolingRules:
     """What may be asked of a pooling model.
 
@@ -33,6 +67,9 @@ class PoolingRules:
     num_labels   of a classifier; labels: names of its classes
     lower_case   text is brought into lower case
     prompts      name -> text to put before a prompt; default_prompt: the name that is taken where none is given
+    instruction  what the mean of a prompt leaves out; None: nothing
+    padding      (tokens, token): every text is brought to that many with that token; None: it stays as it is
+    has_towers   images are embedded as texts are, and no two texts are compared
     """
 
     task: PoolingTask
@@ -50,6 +87,9 @@ class PoolingRules:
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    instruction: Instruction | None = None
+    padding: tuple[int, int] | None = None
+    has_towers: bool = False
 
     @property
     def generates_nothing(self) -> str:
@@ -94,6 +134,24 @@ class PoolingRules:
         own.second_text = params.second_text if self.num_token_types > 1 else None
         return own
 
+    def admit(self, prompt: EngineInput, params: PoolingParams, max_model_len: int) -> EngineInput:
+        """What the model is given of a prompt; ``params``, complete and private, learn what of it is theirs. Raises ValueError for
+        one that it cannot take."""
+        ids = prompt.token_ids
+        self.check_prompt(len(ids), max_model_len)
+        params.num_unpooled, params.pixels = self.num_unpooled(ids), prompt.pixels
+        if self.padding is None or prompt.pixels is not None:
+            return prompt
+        length, token = self.padding
+        return replace(prompt, token_ids=[*ids, *[token] * (length - len(ids))])
+
+    def check_scores(self) -> None:
+        """Raises ValueError for a model that gives no single score of two texts."""
+        if self.has_towers:
+            raise ValueError("this model compares texts with images, and no texts with each other: embed both, and take the cosine")
+        if self.num_labels > 1:
+            raise ValueError(f"this model tells {self.num_labels} classes apart, and a score is of one: use classify")
+
     def check_prompt(self, num_tokens: int, max_model_len: int) -> None:
         """Raises ValueError for a prompt that is too long."""
         if num_tokens > max_model_len:
@@ -106,6 +164,13 @@ class PoolingRules:
                 f"the prompt has {num_tokens} tokens, but this model sees all of a prompt at once, and a step takes "
                 f"{self.max_whole} of one: raise scheduler.max_num_batched_tokens (and max_chunk_tokens), or shorten it"
             )
+
+    def num_unpooled(self, prompt: Sequence[int]) -> int:
+        """Tokens at a prompt's start that its mean leaves out. Raises ValueError for a prompt that has no others."""
+        count = 0 if self.instruction is None else self.instruction.length(prompt)
+        if count and count == len(prompt):
+            raise ValueError(f"the prompt's {count} tokens are an instruction without a text behind it: there is nothing to embed")
+        return count
 
     def prompt_prefix(self, name: str | None) -> str:
         """The text to put before a prompt. Raises ValueError for a name that the model has no text for."""

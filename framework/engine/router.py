@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
@@ -14,11 +15,10 @@ if TYPE_CHECKING:
 
 
 class Replica(Protocol):
-    """What a router may know of an engine. As old as the last message from it, where engines are processes.
+    """What a router may know of an engine: its own books, or those that are kept of what was sent to it (``InFlight``).
 
     num_waiting, num_running  requests without a seat, and with one
     num_queued_tokens         tokens that are known and not yet computed, of all of them
-    kv_usage                  fraction of the KV blocks that requests hold
     """
 
     @property
@@ -27,8 +27,41 @@ class Replica(Protocol):
     def num_running(self) -> int: ...
     @property
     def num_queued_tokens(self) -> int: ...
-    @property
-    def kv_usage(self) -> float: ...
+
+
+class InFlight:
+    """A replica by what was sent to it and has not ended: exact at every moment, where a count that the engine sends is as old as
+    its last step. Who waits there is not known, and counts as running. Any thread may call any method.
+
+    num_running        completions
+    num_queued_tokens  prompt tokens of the requests of which nothing came back yet
+    """
+
+    num_waiting = 0
+
+    def __init__(self) -> None:
+        self.num_running = self.num_queued_tokens = 0
+        self._lock = threading.Lock()
+        self._requests: dict[str, tuple[int, int]] = {}
+
+    def add(self, key: str, num_completions: int, num_prompt_tokens: int) -> None:
+        """A request is sent."""
+        with self._lock:
+            self._requests[key] = num_completions, num_prompt_tokens
+            self.num_running += num_completions
+            self.num_queued_tokens += num_prompt_tokens
+
+    def take(self, key: str, finished: bool) -> None:
+        """Something came of a request, or its end. Keys that are not in flight are passed over."""
+        with self._lock:
+            if (found := self._requests.pop(key, None)) is None:
+                return
+            num_completions, num_queued = found
+            self.num_queued_tokens -= num_queued
+            if finished:
+                self.num_running -= num_completions
+            else:
+                self._requests[key] = num_completions, 0
 
 
 class Router(Protocol):

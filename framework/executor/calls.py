@@ -9,9 +9,10 @@ from typing import Literal
 
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES
-from ..models.architecture import Architecture, Latent, LayerShape, ModelInfo, Moe
+from ..models.native import Architecture, Latent, LayerShape, Moe
 from ..models.parts import INNER_NORMS
 from ..models.ranks import Stage, rank_architecture
+from ..models.read import ModelInfo
 
 Rows = Literal["tokens", "logits", "samples", "decode", "prefill"]
 

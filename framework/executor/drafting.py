@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..config import EngineConfig, ModelConfig, QuantConfig
-from ..models.architecture import ModelInfo, read_model
 from ..models.ranks import Stage
+from ..models.read import ModelInfo, read_model
 from .cost_model import DecodeRows, StageCost, StepWork
 from .placement import Placement
 from .shape import native

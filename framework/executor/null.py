@@ -7,7 +7,7 @@ from typing import Any
 from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.step import StepInput, StepOutput
-from ..models.architecture import ModelInfo
+from ..models.read import ModelInfo
 from ..op_times import OpTimes
 from .mirror import Mirror
 from .pseudo import PseudoTokens

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES
-from ..models.architecture import ModelInfo
+from ..models.read import ModelInfo
 from ..op_times import OpCall, OpTimes
 from .calls import Call
 from .cost_model import StageCost, StepWork

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import CacheGroup
-from ..models.architecture import Architecture, ModelInfo
+from ..models.native import Architecture
 from ..models.ranks import Stage, rank_architecture, read_weight_scheme, stage_weight_bytes
+from ..models.read import ModelInfo
 from .calls import CallList
 from .cost_model import DecodesAhead, OpTime, StageCost, StepWork
 from .device_memory import Holding, token_bytes

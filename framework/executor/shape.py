@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ..config import EngineConfig
 from ..engine.kv_cache.memory import cache_blocks, useful_blocks
 from ..engine.kv_cache.spec import CacheGroup, block_bytes, group_layers
-from ..models.architecture import Architecture, ModelInfo
+from ..models.native import Architecture
+from ..models.read import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -41,4 +42,4 @@ def native(model: ModelInfo, config: EngineConfig) -> Architecture:
 def kv_groups(architecture: Architecture, model: ModelInfo, config: EngineConfig) -> tuple[CacheGroup, ...]:
     """Of a model, or of the part of it that one device holds."""
     dtype = model.dtype if config.cache.dtype == "auto" else config.cache.dtype
-    return group_layers(architecture.cache_specs(dtype))
+    return group_layers(architecture.cache_specs(dtype, model.max_model_len))

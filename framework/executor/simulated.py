@@ -12,8 +12,8 @@ import numpy as np
 from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
 from ..engine.step import StepInput, StepOutput
-from ..models.architecture import ModelInfo
 from ..models.ranks import stages
+from ..models.read import ModelInfo
 from .cost_model import CONTEXT_GRID, DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting

@@ -10,8 +10,10 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .architecture import read_native, text_part
+from .native import read_native
 from .plugins import ENTRY_POINT_GROUP, family_names, find_family
+from .pooling.read import TOWERS
+from .read import text_part
 from .transformers_model import refusal
 
 Path = Literal["native", "transformers", "refused"]
@@ -43,6 +45,8 @@ def served_types(every: bool = False) -> Iterator[ServedType]:
 
 
 def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
+    if model_type in TOWERS:
+        return ("embed",)
     if path != "native":
         return () if path == "refused" else ("generate",)
     family = find_family(model_type)
@@ -73,6 +77,8 @@ def _path(model_type: str, has_family: bool) -> tuple[Path, str]:
             return "native", ""
         if architecture is not None:
             return "native", ""
+    if model_type in TOWERS:
+        return "transformers", reason
     if why := refusal(config):
         return "refused", why
     return "transformers", reason

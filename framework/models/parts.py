@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .architecture import Architecture, Moe
+from .native import Architecture, Moe
 from .parallel import Ranks
 
 Layout = Literal["linear", "transposed", "interleaved", "flat", "flat_transposed"]

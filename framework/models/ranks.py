@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..config import CALIBRATED_SCHEMES, MAX_RANKS, ParallelConfig, QuantConfig
 from ..engine.kv_cache.spec import PagedKV
-from .architecture import Architecture, LayerShape, ModelInfo
 from .expert_map import first_map
+from .native import Architecture, LayerShape
 from .parallel import Parallel, Ranks
 from .parts import Part, layer_parts, model_parts, shares
+from .read import ModelInfo
 
 if TYPE_CHECKING:
     from .quantization.scheme import Scheme
@@ -146,9 +147,7 @@ def rank_cache_specs(model: ModelInfo, parallel: Parallel, cache_dtype: str) -> 
     """What every layer of a model keeps on a rank, whichever stage has it. cache_dtype: as in ``CacheConfig``."""
     assert model.architecture is not None
     rank = rank_architecture(model.architecture, parallel.sizes)
-    specs = rank.cache_specs(model.dtype if cache_dtype == "auto" else cache_dtype)
-    within = (spec.window is None or spec.window < model.max_model_len for spec in specs)
-    return [spec if outgrown else replace(spec, window=None) for spec, outgrown in zip(specs, within)]
+    return rank.cache_specs(model.cache_dtype(cache_dtype), model.max_model_len)
 
 
 def _spread(parts: dict[str, Part], ep: int, redundant: int = 0) -> dict[str, Part]:

@@ -16,12 +16,12 @@ import transformers.integrations.moe
 
 from ..config import ModelConfig
 from ..plan import BoundKernel, KernelPlan
-from .architecture import ModelInfo
 from .batch import ForwardBatch
 from .layers.linear import Linear, bind_linear
 from .layers.paged_attention import AttentionKernels, AttentionShape, PagedAttention
 from .paged_model import PagedModel
 from .quantization.unquantized import float_experts, float_linear
+from .read import ModelInfo
 
 INTERFACE = "kernelswap"
 KEYWORD = "kernelswap_step"
@@ -43,7 +43,7 @@ class TransformersModel(PagedModel):
     def __init__(self, model: Any, info: ModelInfo, plan: KernelPlan, attention: list[PagedAttention]) -> None:
         super().__init__(attention)
         self.dtype, self.vocab_size, self.max_model_len = model.dtype, model.config.vocab_size, info.max_model_len
-        _swap_linears(model, plan)
+        swap_linears(model, plan)
         _swap_experts(model, plan)
         plan.library = sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith("transformers.")})
         self._base, self._head = _split_head(model)
@@ -79,10 +79,10 @@ def load_transformers_model(
     return TransformersModel(model, info, plan, attention)
 
 
-def num_library_weights(found: Any) -> int:
-    """Elements of the library's model for its configuration ``found``; none is allocated."""
+def num_library_weights(found: Any, kind: Any = transformers.AutoModelForCausalLM) -> int:
+    """Elements of the library's model for its configuration ``found``, made by ``kind``; none is allocated."""
     with torch.device("meta"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(found)
+        model: Any = kind.from_config(found)
     return sum(weight.numel() for weight in model.parameters())
 
 
@@ -102,19 +102,19 @@ def library_config(config: ModelConfig, info: ModelInfo) -> Any:
     return transformers.AutoConfig.from_pretrained(info.folder, **overrides)
 
 
-def library_model(config: ModelConfig, info: ModelInfo, found: Any, device: torch.device, seed: int) -> Any:
-    """The library's model for its configuration ``found``, on the device: random weights with load_format=dummy, else those of the
-    checkpoint. Raises ValueError for a checkpoint that does not fit."""
+def library_model(
+    config: ModelConfig, info: ModelInfo, found: Any, device: torch.device, seed: int, kind: Any = transformers.AutoModelForCausalLM
+) -> Any:
+    """The library's model for its configuration ``found``, made by ``kind``, on the device: random weights with load_format=dummy,
+    else those of the checkpoint. Raises ValueError for a checkpoint that does not fit."""
     dtype = getattr(torch, info.dtype)
     if config.load_format == "dummy":
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
-            model: Any = transformers.AutoModelForCausalLM.from_config(found, dtype=dtype)
+            model: Any = kind.from_config(found, dtype=dtype)
     else:
         assert info.folder is not None
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            info.folder, config=found, dtype=dtype, output_loading_info=True
-        )
+        loaded: Any = kind.from_pretrained(info.folder, config=found, dtype=dtype, output_loading_info=True)
         model, report = loaded
         if wrong := {key: sorted(map(str, names))[:20] for key, names in report.items() if names}:
             raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {wrong}")
@@ -279,7 +279,8 @@ class _Given(torch.nn.Module):
         return _Hidden(inputs_embeds)
 
 
-def _swap_linears(model: torch.nn.Module, plan: KernelPlan) -> None:
+def swap_linears(model: torch.nn.Module, plan: KernelPlan) -> None:
+    """Puts ours in the place of the library's linear layers."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:

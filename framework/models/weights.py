@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
@@ -9,47 +10,49 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from .architecture import Architecture
 from .families import Family
-from .hub import read_json
+from .native import Architecture
 from .parts import Part, all_parts, bias_name
-from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme
+from .quantization.modules import ModuleScheme
+from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme, WholeNeeded
 from .quantization.shares import own_bias, own_experts, own_linear, own_weight
 from .quantization.unquantized import Unquantized, gate_first
-from .torch_file import TorchFile
+from .tensor_files import TensorFiles, tensor_files
 
 
 class Weights(ABC):
-    """A source of a model's tensors, fresh ones that belong to the caller, and the scheme that stored them.
-
-    num_bytes_read  of files, so far
-    """
+    """A source of a model's tensors, fresh ones that belong to the caller, and the scheme that stored them."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, scheme: Scheme) -> None:
         self.device, self.dtype, self.scheme = device, dtype, scheme
-        self.num_bytes_read = 0
 
     def load(self, part: Part) -> tuple[LoadedPart, ...]:
         """A linear layer, in one part or several for some rows each."""
         if part.share is None or type(self.scheme) is Unquantized:
             return self.scheme.linear(part, self)
+        with contextlib.suppress(WholeNeeded):
+            if isinstance(self.scheme, ModuleScheme):
+                return self.scheme.linear(part, self)
         return own_linear(self.scheme.linear(part.share[0], self), part)  # what shares a scale may be in no rank's share alone
 
     def load_experts(self, w13: Part, w2: Part) -> LoadedPart:
         """The experts of a layer, biases included."""
-        if w13.share is None or w2.share is None or type(self.scheme) is Unquantized:
-            loaded = self.scheme.experts(w13, w2, self)
-        else:
-            loaded = own_experts(self.scheme.experts(w13.share[0], w2.share[0], self), w13, w2)
+        loaded = self._own_experts(w13, w2)
         biases = {f"{name}_bias": self.bias(part) for name, part in (("w13", w13), ("w2", w2)) if part.bias}
         if w2.share is not None and w2.share[1].rank and w2.columns != w2.share[0].columns and w2.bias:
             biases["w2_bias"] = None  # ranks that share an expert's inputs add it once
         return replace(loaded, tensors={**loaded.tensors, **biases})
+
+    def _own_experts(self, w13: Part, w2: Part) -> LoadedPart:
+        if w13.share is None or w2.share is None or type(self.scheme) is Unquantized:
+            return self.scheme.experts(w13, w2, self)
+        with contextlib.suppress(WholeNeeded):
+            if isinstance(self.scheme, ModuleScheme):
+                return self.scheme.experts(w13, w2, self)
+        return own_experts(self.scheme.experts(w13.share[0], w2.share[0], self), w13, w2)
 
     def empty(self, part: Part) -> torch.Tensor:
         """A tensor for the weight."""
@@ -83,8 +86,14 @@ class Weights(ABC):
         """As ``TensorSource.holds``. Without a checkpoint: nothing that a format may, but need not have."""
         return False
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As ``TensorSource.shape``. Without a checkpoint: a single number, where nobody asks for more."""
+        return (1,)
+
     @abstractmethod
-    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
+    def stored(
+        self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype, index: tuple[slice, ...] | None = None
+    ) -> torch.Tensor:
         """As ``TensorSource.stored``."""
 
 
@@ -114,8 +123,10 @@ class EmptyWeights(Weights):
     def _whole_bias(self, part: Part) -> torch.Tensor | None:
         return torch.empty(part.bias_shape, dtype=self.dtype, device=self.device) if part.bias else None
 
-    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
-        return torch.zeros(shape or (1,), dtype=dtypes[0], device=self.device)
+    def stored(
+        self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype, index: tuple[slice, ...] | None = None
+    ) -> torch.Tensor:
+        return torch.zeros(shape or (1,), dtype=dtypes[0], device=self.device)[index or ()]
 
 
 class DummyWeights(Weights):
@@ -133,14 +144,16 @@ class DummyWeights(Weights):
     def _whole_bias(self, part: Part) -> torch.Tensor | None:
         return torch.zeros(part.bias_shape, dtype=self.dtype, device=self.device) if part.bias else None
 
-    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
+    def stored(
+        self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype, index: tuple[slice, ...] | None = None
+    ) -> torch.Tensor:
         """Floats as those of ``weight``, integers over the whole range of their dtype."""
         shape, dtype, generator = shape or (1,), dtypes[0], self._generator(name)
         if dtype.is_floating_point:
             values = torch.empty(shape, device=self.device).normal_(std=shape[-1] ** -0.5, generator=generator)
-            return values.to(dtype)
+            return values.to(dtype)[index or ()]
         kind = torch.iinfo(dtype)
-        return torch.randint(kind.min, kind.max + 1, shape, generator=generator, dtype=dtype, device=self.device)
+        return torch.randint(kind.min, kind.max + 1, shape, generator=generator, dtype=dtype, device=self.device)[index or ()]
 
     def _generator(self, name: str) -> torch.Generator:
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
@@ -153,23 +166,22 @@ class Checkpoint(Weights):
 
     def __init__(self, folder: Path, family: Family, device: torch.device, dtype: torch.dtype, scheme: Scheme) -> None:
         super().__init__(device, dtype, scheme)
-        self._folder = folder
-        self._files: dict[str, Any] = {}
-        self._where: dict[str, tuple[str, str]] = {}
+        where: dict[str, tuple[str, str]] = {}
         for name, file in tensor_files(folder).items():
             ours = our_name(name, family)
-            if ours in self._where:
-                raise ValueError(f"the checkpoint in {folder} has the tensor {ours} twice: as {self._where[ours][1]} and as {name}")
-            self._where[ours] = file, name
+            if ours in where:
+                raise ValueError(f"the checkpoint in {folder} has the tensor {ours} twice: as {where[ours][1]} and as {name}")
+            where[ours] = file, name
+        self.files = TensorFiles(folder, where)
 
     def check(self, parts: Iterable[Part], ignored: Iterable[str]) -> None:
         """Every tensor of ``parts`` is there, and nothing else. Raises ValueError listing what is not so."""
         wanted = {name for part in parts for name in (part.float_names() if part.always_float else self.scheme.names(part, self))}
-        missing = sorted(wanted - set(self._where))
-        unknown = sorted(n for n in set(self._where) - wanted if not any(re.search(p, n) for p in ignored))
+        missing = sorted(wanted - set(self.files.where))
+        unknown = sorted(n for n in set(self.files.where) - wanted if not any(re.search(p, n) for p in ignored))
         if missing or unknown:
             raise ValueError(
-                f"the checkpoint in {self._folder} does not fit its config.json: missing tensors: {_some(missing)}; "
+                f"the checkpoint in {self.files.folder} does not fit its config.json: missing tensors: {_some(missing)}; "
                 f"tensors without a place in the model: {_some(unknown)}"
             )
 
@@ -177,10 +189,10 @@ class Checkpoint(Weights):
         weight = self.empty(part)
         for name, expert, shard, shape in part.tensors():
             if part.is_packed:
-                _place_packed(weight[:, _rows(part, shard)], self._read_float(name, shape), part)
+                _place_packed(weight[:, _rows(part, shard)], self.files.read_float(name, shape), part)
                 continue
             stacked = weight[expert] if part.num_experts else weight
-            _place(stacked[_rows(part, shard)], self._read_float(name, shape), part)
+            _place(stacked[_rows(part, shard)], self.files.read_float(name, shape), part)
         return weight
 
     def _whole_bias(self, part: Part) -> torch.Tensor | None:
@@ -190,11 +202,11 @@ class Checkpoint(Weights):
         for name, expert, shard, _ in part.tensors():
             rows = part.rows[shard]
             if part.is_packed:
-                tensor = self._read_float(bias_name(name), (part.num_experts, rows))
+                tensor = self.files.read_float(bias_name(name), (part.num_experts, rows))
                 bias[:, _rows(part, shard)] = gate_first(tensor) if part.alternating else tensor
                 continue
             stacked = bias[expert] if part.num_experts else bias
-            _place(stacked[_rows(part, shard)], self._read_float(bias_name(name), (rows,)), part)
+            _place(stacked[_rows(part, shard)], self.files.read_float(bias_name(name), (rows,)), part)
         return bias
 
     def _own_weight(self, part: Part) -> torch.Tensor:
@@ -217,18 +229,23 @@ class Checkpoint(Weights):
                     wanted = slice(first - source.start, stop - source.start)
                     index = (wanted,) if whole.columns is None else (wanted, slice(columns.start, columns.stop))
                     begin = row + first - own.start
-                    found = self._read_float(name, shape, index[::-1] if whole.layout == "transposed" else index)
+                    found = self.files.read_float(name, shape, index[::-1] if whole.layout == "transposed" else index)
                     for stacked in slots:
                         _place(stacked[begin : begin + stop - first], found, whole)
                 row += count
         return weight
 
     def holds(self, name: str) -> bool:
-        return name in self._where
+        return name in self.files.where
 
-    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
-        tensor = self._read(name, shape)
-        file, stored_name = self._where[name]
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.files.shape(name)
+
+    def stored(
+        self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype, index: tuple[slice, ...] | None = None
+    ) -> torch.Tensor:
+        tensor = self.files.read(name, shape, index)
+        file, stored_name = self.files.where[name]
         if tensor.dtype in WIDE_FLOATS and not torch.isfinite(tensor).all():
             raise ValueError(f"{file}: tensor {stored_name} has values that are NaN or infinite: quantize the model again")
         if tensor.dtype in dtypes:
@@ -239,35 +256,7 @@ class Checkpoint(Weights):
 
     def close(self) -> None:
         """Closes the files."""
-        self._files.clear()
-
-    def _read(self, name: str, shape: tuple[int, ...] | None, index: tuple[slice, ...] | None = None) -> torch.Tensor:
-        """index: what is wanted of it; None: all."""
-        if name not in self._where:
-            raise ValueError(f"the checkpoint in {self._folder} has no tensor {name}, which its config.json asks for")
-        file, stored_name = self._where[name]
-        if file not in self._files:
-            self._files[file] = open_shard(self._folder / file)
-        try:
-            stored = self._files[file].get_slice(stored_name)
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{self._folder / file} has no tensor {stored_name}, though the index says so") from error
-        found = tuple(stored.get_shape())
-        if shape is not None and found not in (shape, (1, *shape)):  # the latter as Ernie keeps the bias of the choice of experts
-            raise ValueError(f"{file}: tensor {stored_name} has shape {found}, but config.json asks for {shape}")
-        tensor = self._files[file].get_tensor(stored_name) if index is None else stored[index]
-        self.num_bytes_read += tensor.nbytes
-        return tensor[0] if shape is not None and found == (1, *shape) else tensor
-
-    def _read_float(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...] | None = None) -> torch.Tensor:
-        tensor = self._read(name, shape, index)
-        if tensor.dtype not in WIDE_FLOATS:
-            file, stored_name = self._where[name]
-            raise ValueError(
-                f"{file}: tensor {stored_name} is {tensor.dtype}, but nothing beside it says how it is quantized: floats of "
-                "16 bits or more are expected"
-            )
-        return tensor
+        self.files.close()
 
 
 def _rows(part: Part, shard: int) -> slice:
@@ -292,52 +281,6 @@ def _place_packed(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> Non
     if part.layout.endswith("transposed"):
         tensor = tensor.mT
     target.copy_(gate_first(tensor) if part.alternating else tensor)
-
-
-def open_shard(path: Path) -> Any:
-    """A safetensors file, or a ``TorchFile``, opened on the CPU. Raises ValueError for one that is missing, cut off or hostile."""
-    if path.suffix == ".bin":
-        return TorchFile(path)
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is missing or not whole ({error}): download the checkpoint again") from error
-
-
-def tensor_files(folder: Path) -> dict[str, str]:
-    """Tensor name -> file of the folder. Raises ValueError for files that are not there, or lie elsewhere."""
-    paths: list[Path] = []
-    for single, pattern in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
-        if (folder / f"{single}.index.json").is_file():
-            return _indexed(folder, f"{single}.index.json")
-        if (folder / single).is_file():  # beside it there may be the same weights in another layout
-            paths = [folder / single]
-        else:
-            paths = sorted(folder.glob(pattern))
-        if paths:
-            break
-    if not paths:
-        raise ValueError(
-            f"{folder} has no *.safetensors and no pytorch_model*.bin files (other formats are not read); convert the checkpoint "
-            "with save_pretrained of transformers, or use model.load_format=dummy"
-        )
-    found: dict[str, str] = {}
-    for path in paths:
-        with open_shard(path) as opened:
-            found.update(dict.fromkeys(opened.keys(), path.name))
-    return found
-
-
-def _indexed(folder: Path, index: str) -> dict[str, str]:
-    files = read_json(folder, index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise ValueError(f"{folder / index} has no weight_map from tensors to files: download the checkpoint again")
-    for file in sorted(set(files.values())):
-        if Path(file).is_absolute() or ".." in Path(file).parts:
-            raise ValueError(f"{folder / index} names the file {file!r}, which lies outside the folder: such files are not read")
-        if not (folder / file).is_file():
-            raise ValueError(f"{folder / file} is missing, which {index} names: download the checkpoint again")
-    return files
 
 
 def our_name(name: str, family: Family) -> str:

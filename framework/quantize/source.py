@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from ..config import ModelConfig
-from ..models.architecture import read_model
 from ..models.parts import Part, all_parts, layer_parts
 from ..models.quantization.unquantized import Unquantized
-from ..models.weights import Checkpoint, open_shard, our_name, tensor_files
+from ..models.read import read_model
+from ..models.tensor_files import open_shard, tensor_files
+from ..models.weights import Checkpoint, our_name
 
 
 class Source:

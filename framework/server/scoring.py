@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ..llm_pooling import check_scores, cosine, text_pairs
+from ..llm_pooling import cosine, text_pairs
 from .errors import APIError
 from .pooling import Output, PoolingCall, Prompts
 from .protocol.common import ERRORS
@@ -67,8 +67,8 @@ async def _scores(call: PoolingCall, pairs: Sequence[tuple[str, str]]) -> tuple[
     if len(pairs) > (most := call.serving.config.max_num_prompts):
         raise APIError(400, f"{len(pairs)} pairs are more than the {most} that this server takes at once")
     call.check_texts(text for pair in pairs for text in pair)
+    rules.check_scores()
     if rules.num_labels:
-        check_scores(rules.num_labels)
         params: Any = call.params("classify")
 
         def both() -> Prompts:

@@ -50,7 +50,7 @@ class Serving:
         self.chat_template = config.load_chat_template()
         self.num_in_work = self.num_rejected = 0
         self.started_s = time.monotonic()
-        self._most_in_work = engine.config.scheduler.max_num_seqs + config.max_num_queued_reqs
+        self._most_in_work = engine.config.scheduler.max_num_seqs * engine.config.parallel.dp + config.max_num_queued_reqs
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-tokenizer")
         tokenizer = engine.inputs.tokenizer
         added = tokenizer.added_tokens_decoder.values() if tokenizer is not None else ()

@@ -140,7 +140,7 @@ class GrammarCompiler:
             grammar = self._backend(job.backend).compile(job.spec)
             matcher = grammar.matcher(self.vocabulary.eos_token_ids)
             masks = np.full((1, self.vocabulary.num_words), -1, dtype=np.int32)
-            matcher.backend.fill([matcher], [()], masks)
+            matcher.backend.fill([matcher], [()], masks, is_short=False)
             works = matcher.error is None and masks.any()
             return (grammar, None) if works else (None, ValueError(f"{job.spec.kind} cannot work: no output fits it"))
         except ValueError as error:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Final
 
@@ -24,6 +24,7 @@ class WatchedThread:
     def __init__(self, max_s: float) -> None:
         self.max_s = max_s
         self._calls: Sequence[Callable[[], None]] = ()
+        self._errors: dict[int, BaseException] = {}  # of calls that were made here
         self._worker: _Worker | None = None
         self._stuck: list[_Worker] = []
 
@@ -33,16 +34,19 @@ class WatchedThread:
         self._stuck = [worker for worker in self._stuck if worker.thread.is_alive()]
         return len(self._stuck)
 
-    def begin(self, calls: Sequence[Callable[[], None]]) -> None:
-        """Has calls made in order; those before are finished."""
-        assert not self._calls
+    def begin(self, calls: Sequence[Callable[[], None]], here: bool = False) -> None:
+        """Has calls made in order; those before are finished. here: in the caller's thread, where nothing watches them."""
+        assert not self._calls and not self._errors
+        if here:
+            self._errors = dict(_errors(calls))
+            return
         self._calls = calls
         self._begin(calls)
 
     def finish(self) -> dict[int, BaseException]:
         """Waits for the calls. Returns what some of them raised, by index: TimeoutError for those that were left behind."""
         calls, self._calls = self._calls, ()
-        errors: dict[int, BaseException] = {}
+        errors, self._errors = self._errors, {}
         begin = 0
         while begin < len(calls):
             worker = self._worker
@@ -125,3 +129,14 @@ class _Worker:
                     return
                 self.num_done += 1
             self.done.release()
+
+
+def _errors(calls: Sequence[Callable[[], None]]) -> Iterator[tuple[int, BaseException]]:
+    """Makes calls; what some of them raised, by index."""
+    for index, call in enumerate(calls):
+        try:
+            call()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a library's panic is no Exception
+            yield index, error

@@ -7,7 +7,7 @@ import math
 from array import array
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -60,14 +60,16 @@ class Arrivals:
 class ServingEngine:
     """An engine in a run, which began for it at ``start_s`` of its own clock. Of others it learns nothing.
 
-    ahead  steps that will come if nothing else does; whoever adds a request calls ``catch_up`` before
+    places  where requests went, of one that stands for several (ReplicatedEngine), whose steps are not seen; None: it is one
+    ahead   steps that will come if nothing else does; whoever adds a request calls ``catch_up`` before
     """
 
     def __init__(self, engine: Engine, index: int) -> None:
         self.engine, self.index, self.start_s = engine, index, engine.clock.now()
         self.steps = StepStatistics()
         self.ahead: RunAhead | None = None
-        self._knows_ahead = isinstance(engine.executor, RunsAhead)
+        self.places: Mapping[str, int] | None = getattr(engine, "places", None)
+        self._knows_ahead = self.places is None and isinstance(engine.executor, RunsAhead)
         self._before = engine.stats()
         self._served: dict[str, tuple[int, RequestRecord]] = {}
 
@@ -139,6 +141,8 @@ class ServingEngine:
         for output in self.engine.step():
             if output.finished:
                 index, record = self._served.pop(output.request_id)
+                if self.places is not None:
+                    record.replica = self.places[output.request_id]
                 _finish(record, output, self.start_s)
                 ended.append(index)
         self._add_steps(1)
@@ -151,6 +155,8 @@ class ServingEngine:
 
     def _add_steps(self, count: int) -> None:
         engine = self.engine
+        if self.places is not None:
+            return
         self.steps.add(self.now_s(), engine.kv_usage, engine.num_running, engine.num_waiting, count)
 
     def add_counters(self, record: RunRecord) -> None:
@@ -167,13 +173,15 @@ def run_workload(
 ) -> RunRecord:
     """Serves ``workload`` to the end. A request that its engine refuses is recorded with its error.
 
+    engines  of this process, or one ReplicatedEngine
     router  chooses among several engines, each on a virtual clock of its own, when a request arrives: after all that are busy have
             been stepped up to that time. None: there is only one engine, on any clock
 
     TTFT counts from the intended arrival, so a request that arrives during a step has waited for that step."""
     assert router is not None or len(engines) == 1, "several engines need a router"
     replicas = [ServingEngine(engine, index) for index, engine in enumerate(engines)]
-    record, arrivals = RunRecord(steps=[replica.steps for replica in replicas]), Arrivals(workload)
+    steps = [replica.steps for replica in replicas if replica.places is None]
+    record, arrivals = RunRecord(steps=steps, num_engines=len(replicas)), Arrivals(workload)
     known_to_s = [math.inf] * len(replicas)  # of the busy ones: the one that is furthest behind goes on
     with tqdm(total=len(workload), unit="req", disable=None if progress else True) as bar:
         while (earliest_s := min(known_to_s)) < math.inf or arrivals.next_s is not None:

@@ -110,9 +110,9 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
     if metrics.get("tpot_mean_s"):
         metrics["tokens_per_s_per_user"] = 1.0 / metrics["tpot_mean_s"]
     metrics.update(_state(run.steps))
-    if len(run.steps) > 1:
+    if run.num_engines > 1:
         of_each = Counter(request.replica for request in run.requests)
-        counts = [of_each[replica] for replica in range(len(run.steps))]
+        counts = [of_each[replica] for replica in range(run.num_engines)]
         metrics |= {"replica_requests_min": min(counts), "replica_requests_max": max(counts)}
     return metrics
 

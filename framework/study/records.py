@@ -77,6 +77,7 @@ class RunRecord:
 
     requests: list[RequestRecord] = field(default_factory=list)
     steps: list[StepStatistics] = field(default_factory=list)
+    num_engines: int = 1
     num_preemptions: int = 0
     num_chunked_prefills: int = 0
     prefix_query_tokens: int = 0

@@ -205,13 +205,14 @@ DEVICES: dict[str, type[Device]] = {"cpu": Cpu, "cuda": Cuda}
 """The kinds in the tree."""
 
 
-def open_device(name: str) -> Device:
-    """The device of that name: a kind, ``kind:index``, or ``auto``, the best kind that is here. Raises ValueError for one that is
-    not here."""
+def open_device(name: str, first: int = 0) -> Device:
+    """The device of that name: a kind, ``kind:index``, or ``auto``, the best kind that is here. first: where the name has no index,
+    that of the device to take, counted around. Raises ValueError for one that is not here."""
     plugins = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
     if name == "auto":
         kinds = [*DEVICES.values(), *(kind for entry in plugins.values() if (kind := _load_or_warn(entry)) is not None)]
-        return max((kind for kind in kinds if kind.count()), key=lambda kind: kind.priority)()
+        kind = max((kind for kind in kinds if kind.count()), key=lambda kind: kind.priority)
+        return kind(first % kind.count() or None)
     kind_name, _, index = name.partition(":")
     if kind_name in DEVICES:
         kind = DEVICES[kind_name]
@@ -227,7 +228,7 @@ def open_device(name: str) -> Device:
         raise ValueError(f"device={name} was asked for, but torch {torch.__version__} finds none here; use device=cpu or auto")
     if index and not (index.isdecimal() and int(index) < count):
         raise ValueError(f"device={name} was asked for, but of {kind_name} there are {count} here, counted from 0")
-    return kind(int(index) if index else None)
+    return kind(int(index) if index else first % count or None)
 
 
 def _load(entry: EntryPoint) -> type[Device]:

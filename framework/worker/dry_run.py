@@ -15,18 +15,19 @@ from torch.overrides import TorchFunctionMode
 from ..config import EngineConfig, ModelConfig, QuantConfig
 from ..engine.kv_cache.spec import group_layers
 from ..engine.step import NewRequest, StepInput
-from ..models.architecture import ModelInfo, read_model
-from ..models.builder import Builder
+from ..models.binding.binder import Binder
 from ..models.parallel import Parallel
 from ..models.protocol import Model
 from ..models.quantization.table import read_scheme
+from ..models.read import ModelInfo, read_model
 from ..models.weights import EmptyWeights
-from ..plan import KernelPlan, TargetPlan
+from ..plan import KernelPlan
 from ..sampling_params import SamplingParams
 from .cache_memory import allocate_caches
 from .devices import Cuda, Replay, graph_sizes
 from .drafting.drafter import check_drafter, load_drafter
 from .runner import Runner
+from .target_plan import TargetPlan
 
 CPU = torch.device("cpu")
 PLAIN = SamplingParams(temperature=0.0, seed=0)
@@ -97,7 +98,8 @@ def _empty_model(
         )
     quant = quant or QuantConfig()
     weights = EmptyWeights(device, getattr(torch, info.dtype), read_scheme(info.quantization, quant))
-    return Builder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse).build()
+    expand = config.latent_prefill == "expanded"
+    return Binder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand).build()
 
 
 def _run_once(run: Replay) -> Replay:

@@ -15,20 +15,20 @@ import torch
 
 from ..clock import Clock
 from ..config import EngineConfig
-from ..engine.executor import Handle
+from ..engine.executor import Executor, Handle
 from ..engine.kv_cache.memory import cache_blocks
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers, own_groups
 from ..engine.step import StepInput
 from ..logs import memory_size
-from ..models.architecture import ModelInfo
 from ..models.batch import ForwardBatch, GroupBatch
-from ..models.builder import load_model
 from ..models.expert_balancer import ExpertBalancer
 from ..models.expert_map import ExpertMap
+from ..models.load import load_model
 from ..models.parallel import Parallel
 from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme
 from ..models.ranks import rank_architecture, rank_cache_specs, stage_weight_bytes, stages
+from ..models.read import ModelInfo
 from ..models.weights import weight_bytes
 from ..plan import AttentionMeta, KernelPlan
 from .cache_memory import allocate_caches
@@ -39,7 +39,7 @@ from .pooling.runner import PoolingRunner
 from .probes import Probes
 from .runner import Runner
 from .transfer import device_losses
-from .weight_memory import tensor_bytes
+from .weight_memory import check_weights_fit, tensor_bytes
 
 _logger = logging.getLogger(__name__)
 OPS_OUTSIDE_GRAPHS = (
@@ -59,7 +59,11 @@ class LocalExecutor:
     num_stages = 1
 
     @classmethod
-    def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> LocalExecutor:
+    def open(cls, config: EngineConfig, model: ModelInfo, clock: Clock) -> Executor:
+        if model.pooling is not None and model.pooling.towers is not None:
+            from .pooling.towers import TowerExecutor  # slow to import, and needed for few models
+
+            return TowerExecutor(config, model)
         return cls(config, model)
 
     @staticmethod
@@ -70,7 +74,7 @@ class LocalExecutor:
     def __init__(self, config: EngineConfig, model: ModelInfo, parallel: Parallel | None = None) -> None:
         """parallel: which rank of several this is; None: there is one."""
         parallel = parallel or Parallel()
-        device = open_device(config.device)
+        device = open_device(config.device, config.parallel.first_device)
         device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
@@ -281,17 +285,6 @@ def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) ->
 def _block_bytes(groups: tuple[CacheGroup, ...], drafter: Drafter | None, block_size: int) -> int:
     """Of all that is kept of a block's tokens."""
     return block_bytes(groups, block_size) + block_size * (0 if drafter is None else drafter.token_bytes())
-
-
-def check_weights_fit(num_bytes: float, model: ModelInfo, device: Device) -> None:
-    """Raises ValueError for weights that the device has no memory for, before any is allocated."""
-    memory = device.memory()
-    if memory is not None and num_bytes > memory.available:
-        raise ValueError(
-            f"model {model.name!r} has {memory_size(num_bytes)} of weights in {model.dtype}, but {device.name} has "
-            f"{memory_size(memory.available)} available, of {memory_size(memory.total)}: free some, choose a smaller model, "
-            "model.dtype or quant.scheme, or another device; executor.kind=simulated needs no memory for weights"
-        )
 
 
 def _check_cache_fits(num_blocks: int, needed: int, device: Device) -> None:

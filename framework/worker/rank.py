@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -12,28 +13,59 @@ import torch.distributed as dist
 from ..config import EngineConfig
 from ..distributed.messages import Place
 from ..interpreter import enable_interpreter
-from ..models.architecture import read_model
 from ..models.expert_map import first_map
 from ..models.parallel import Parallel, Ranks
+from ..models.read import read_model
 from ..plan import Group, ProcessGroup, ThreadGroup
+from .devices import open_device
 from .local_executor import LocalExecutor
+
+START_S = 600.0
+"""How much longer one rank may take for its start than another. Whether a step takes too long is for the driver to say."""
+
+
+def check_devices(config: EngineConfig) -> None:
+    """Raises ValueError unless each rank has a device of its own. Of several machines each sees its own only, and is not asked."""
+    parallel = config.parallel
+    size, device = parallel.num_ranks, open_device(config.device).torch
+    if size == 1 or device.type != "cuda":
+        return
+    if device.index is not None:
+        raise ValueError(f"device={config.device} cannot work with {size} ranks: give device=cuda, and CUDA_VISIBLE_DEVICES which")
+    if parallel.backend == "processes" and (count := torch.cuda.device_count()) < size:
+        asked = f"parallel.tp={parallel.tp}, parallel.pp={parallel.pp}"
+        asked += f", parallel.dp={parallel.dp}" if parallel.num_schedulers > 1 else ""
+        raise ValueError(
+            f"{asked} cannot work: {size} GPUs are needed, {count} are "
+            f"seen (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
+        )
+
+
+class ProcessRank(LocalExecutor):
+    """Of a rank that is a process."""
+
+    def shutdown(self) -> None:
+        """Also leaves the groups, in which nobody waits any more: all ranks have made the same steps."""
+        super().shutdown()
+        dist.destroy_process_group()
 
 
 def open_rank(config: EngineConfig, place: Place) -> LocalExecutor:
-    """Runs in the process of the rank, which meets the others at the rendezvous."""
+    """Runs in the process of the rank, which meets the others at the rendezvous. One that fails stays in their groups until the
+    driver knows, so that nobody fails because of it before."""
     if place.size == 1:
         return _open(config, place, [None] * len(place.peers))
     is_cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
     if is_cuda:
-        config = replace(config, device=f"cuda:{place.rank % torch.cuda.device_count()}")
+        config = replace(config, device=f"cuda:{(config.parallel.first_device + place.rank) % torch.cuda.device_count()}")
         torch.cuda.set_device(config.device)
     host, port = place.rendezvous.rsplit(":", 1)
-    wait = timedelta(seconds=config.parallel.step_timeout_s)
+    wait = timedelta(seconds=max(config.parallel.step_timeout_s, START_S))
     store = dist.TCPStore(host, int(port), is_master=False, timeout=wait)
     dist.init_process_group("nccl" if is_cuda else "gloo", store=store, rank=place.rank, world_size=place.size, timeout=wait)
     # Every rank takes part in making every group.
     made = {ranks: dist.new_group(ranks) for ranks in _groups(place)}
-    return _open(config, place, [ProcessGroup(made[ranks]) if ranks in made else None for ranks in place.peers])
+    return _open(config, place, [ProcessGroup(made[ranks]) if ranks in made else None for ranks in place.peers], ProcessRank)
 
 
 class ThreadRanks:
@@ -47,6 +79,11 @@ class ThreadRanks:
         own = [self._made[ranks][ranks.index(place.rank)] if ranks in self._made else None for ranks in place.peers]
         return _open(config, place, own)
 
+    def abort(self, reason: str) -> None:
+        """Ends what ranks wait for each other."""
+        for first, *_ in self._made.values():
+            first.abort(reason)
+
 
 def _groups(place: Place) -> list[range]:
     """The ranks of each group that there is among those of ``place``, in an order that all of them agree on."""
@@ -54,13 +91,15 @@ def _groups(place: Place) -> list[range]:
     return sorted(found, key=lambda ranks: (ranks.start, ranks.step, ranks.stop))
 
 
-def _open(config: EngineConfig, place: Place, groups: Sequence[Group | None]) -> LocalExecutor:
+def _open(
+    config: EngineConfig, place: Place, groups: Sequence[Group | None], kind: type[LocalExecutor] = LocalExecutor
+) -> LocalExecutor:
     """groups: of ``place.peers``; None of one rank."""
     if config.interpret:
         enable_interpreter()
     model = read_model(config.model)
     tp, pp, dp = (Ranks(ranks.index(place.rank), len(ranks), group) for ranks, group in zip(place.peers, groups))
     if config.parallel.ep == 1 or model.architecture is None:
-        return LocalExecutor(config, model, Parallel(tp, pp, dp=dp))
+        return kind(config, model, Parallel(tp, pp, dp=dp))
     ep = Ranks(dp.rank * tp.size + tp.rank, dp.size * tp.size)
-    return LocalExecutor(config, model, Parallel(tp, pp, ep, dp, first_map(model.architecture, config.parallel)))
+    return kind(config, model, Parallel(tp, pp, ep, dp, first_map(model.architecture, config.parallel)))

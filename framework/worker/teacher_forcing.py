@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..config import EngineConfig
 from ..engine.step import NewRequest, StepInput
-from ..models.architecture import ModelInfo
+from ..models.read import ModelInfo
 from ..sampling_params import SamplingParams
 from .devices import Device
 from .local_executor import LocalExecutor

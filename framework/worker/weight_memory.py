@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 
+from ..logs import memory_size
+from ..models.read import ModelInfo
+from .devices import Device
+
 _OPAQUE = ("triton", "ctypes", "_ctypes", "weakref")
 """Packages whose objects hold compiled code, not weights."""
 
@@ -48,3 +52,14 @@ def _parts(found: Any) -> Iterator[Any]:
         yield from getattr(found, "__dict__", {}).values()
         slots = (name for kind in type(found).__mro__ for name in getattr(kind, "__slots__", ()))
         yield from (getattr(found, name) for name in slots if hasattr(found, name))
+
+
+def check_weights_fit(num_bytes: float, model: ModelInfo, device: Device) -> None:
+    """Raises ValueError for weights that the device has no memory for, before any is allocated."""
+    memory = device.memory()
+    if memory is not None and num_bytes > memory.available:
+        raise ValueError(
+            f"model {model.name!r} has {memory_size(num_bytes)} of weights in {model.dtype}, but {device.name} has "
+            f"{memory_size(memory.available)} available, of {memory_size(memory.total)}: free some, choose a smaller model, "
+            "model.dtype or quant.scheme, or another device; executor.kind=simulated needs no memory for weights"
+        )

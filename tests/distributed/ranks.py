@@ -21,14 +21,15 @@ from framework.engine.inputs import InputProcessor
 from framework.engine.step import StepInput
 from framework.executor.null import DoneStep, NullExecutor
 from framework.executor.shape import ModelShape
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 
 from ..framework.engines import MODELS
 
 VOCAB_SIZE = 50
-FAULTY, KILLED, STOPPED, LOST, ENDED, LATE = range(VOCAB_SIZE - 6, VOCAB_SIZE)
+FAULTY, KILLED, STOPPED, LOST, ENDED, LATE, APART = range(VOCAB_SIZE - 7, VOCAB_SIZE)
 """First token of a prompt -> what its step does to the rank that the second token names: it fails (of rank 0: all do), is killed,
-is stopped, loses its device, ends, fails a while after the others are done. Of one that is gone the others wait for ever."""
+is stopped, loses its device, ends, fails a while after the others are done; or all fail, each in its own way. Of one that is gone
+the others wait for ever."""
 
 
 SHAPE = ModelShape(MODELS["full"], VOCAB_SIZE, 8192)
@@ -44,26 +45,30 @@ class FaultyRank(NullExecutor):
     def submit(self, step: StepInput) -> DoneStep:
         for new in step.new:
             fault, rank = [*new.token_ids, 0][:2]
+            if fault == APART:
+                raise FloatingPointError(f"the kernel failed, called {self._place.rank} times")
             if rank == self._place.rank or (fault == FAULTY and rank == 0):
-                self._fail(fault)
+                harm(fault)
             elif fault in (KILLED, STOPPED, LOST, ENDED):
                 time.sleep(3600)  # as in a collective operation with a rank that is gone
         return super().submit(step)
 
-    def _fail(self, fault: int) -> None:
-        if fault == FAULTY:
-            raise FloatingPointError("the kernel failed")
-        if fault == KILLED:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if fault == STOPPED:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if fault == LOST:
-            raise DeviceLostError("the device fell off the bus")
-        if fault == ENDED:
-            raise SystemExit(3)
-        if fault == LATE:
-            time.sleep(0.3)
-            raise FloatingPointError("the kernel failed")
+
+def harm(fault: int) -> None:
+    """What is to happen to this rank; nothing where it is no fault."""
+    if fault == FAULTY:
+        raise FloatingPointError("the kernel failed")
+    if fault == KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == STOPPED:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if fault == LOST:
+        raise DeviceLostError("the device fell off the bus")
+    if fault == ENDED:
+        raise SystemExit(3)
+    if fault == LATE:
+        time.sleep(0.3)
+        raise FloatingPointError("the kernel failed")
 
 
 class PlannedRank(NullExecutor):
@@ -120,6 +125,24 @@ def failing_start(config: EngineConfig, place: Place) -> NullExecutor:
     raise ValueError("kernels.sample='nonsense' cannot work")
 
 
+class MeetingRanks:
+    """Threads of which the last fails while the others wait for it."""
+
+    def __init__(self) -> None:
+        from triton_kernels.group import ThreadGroup
+
+        self._groups = ThreadGroup.make(2)
+
+    def __call__(self, config: EngineConfig, place: Place) -> NullExecutor:
+        if place.rank:
+            raise ValueError("kernels.sample='nonsense' cannot work")
+        self._groups[0].barrier()
+        raise AssertionError
+
+    def abort(self, reason: str) -> None:
+        self._groups[0].abort(reason)
+
+
 def dying_start(config: EngineConfig, place: Place) -> NullExecutor:
     if place.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -160,6 +183,7 @@ class FailingLayer:
         from framework.worker.rank import ThreadRanks
 
         self._open, self._ranks = ThreadRanks(tp, 1), ranks
+        self.abort = self._open.abort
 
     def __call__(self, config: EngineConfig, place: Place) -> Any:
         executor = self._open(config, place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +26,14 @@ from framework.executor.null import NullExecutor
 
 from ..framework.engines import assert_idle, finish, token_params, tokens_of
 from .ranks import (
+    APART,
     ENDED,
     FAULTY,
     LATE,
     LOST,
     SHAPE,
     FailingLayer,
+    MeetingRanks,
     failing_start,
     make_config,
     make_engine,
@@ -83,6 +86,10 @@ def test_places_count_stage_by_stage() -> None:
 # Failures
 
 
+def rank_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if re.fullmatch(r"kernelswap-rank-\d+", thread.name)}
+
+
 def failed(engine: Engine, fault: int, rank: int) -> str:
     engine.add_request("fault", [fault, rank, 0], token_params(max_tokens=5000, ignore_eos=True))
     error = finish(engine)["fault"].error
@@ -116,12 +123,19 @@ def test_an_error_of_one_rank_ends_the_engine(fault: int, monkeypatch: pytest.Mo
     engine.shutdown()
 
 
+def test_ranks_that_fail_in_different_ways_end_the_engine() -> None:
+    """They may have come differently far."""
+    engine = make_engine(make_config(2, "threads"))
+    error = failed(engine, APART, 0)
+    assert re.search("rank [01]: .*; rank [01]: .*; not all ranks failed like that", error)
+    assert isinstance(engine.errored, DeviceLostError)
+
+
 @pytest.mark.parametrize("ranks", [(0, 1), (1,), (0,)])
 def test_what_a_rank_sends_is_never_taken_for_that_of_another_step(ranks: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer fails after others have passed their collectives."""
     monkeypatch.setattr("framework.distributed.executor.FAILURE_S", 0.5)
-    monkeypatch.setattr("framework.distributed.workers.KILL_S", 0.1)  # the other rank waits for the one that failed
-    config = tiny_config(2)
+    before, config = rank_threads(), tiny_config(2)
     engine = Engine(config, DistributedExecutor(config, FailingLayer(2, ranks)), InputProcessor(None, {}, ()), WallClock())
     params = token_params(max_tokens=6, ignore_eos=True)
     engine.add_request("before", [5, 6, 7], params)
@@ -131,6 +145,7 @@ def test_what_a_rank_sends_is_never_taken_for_that_of_another_step(ranks: tuple[
     assert ("not all ranks failed" in error) == (len(ranks) == 1)
     if len(ranks) == 1:
         assert isinstance(engine.errored, DeviceLostError)
+        assert rank_threads() <= before, "a rank waits for one that failed"
         return
     engine.add_request("after", [5, 6, 7], params)
     assert tokens_of(finish(engine)["after"]) == tokens
@@ -188,6 +203,56 @@ def test_what_a_rank_cannot_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.__notes__ == ["This was on rank 1 of 2."]
 
 
+def test_a_rank_that_cannot_start_leaves_nobody_waiting() -> None:
+    before = rank_threads()
+    with pytest.raises(ValueError, match=r"kernels.sample='nonsense'"):
+        make_engine(make_config(2, "threads"), MeetingRanks())
+    assert rank_threads() <= before
+
+
+# Interrupts, as by Ctrl-C
+
+
+def interrupt_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """The next call of a method."""
+
+    def interrupted(*given: Any) -> Any:
+        monkeypatch.setattr(owner, name, whole)
+        raise KeyboardInterrupt
+
+    whole = getattr(owner, name)
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+def test_an_interrupt_while_a_step_runs_gives_up_that_step_alone(pp: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(make_config(2, "threads", pp=pp), null_rank)
+    expected = served(engine)
+    for _ in range(3):
+        engine.add_request("given up", [1, 2, 3], token_params(max_tokens=50, ignore_eos=True))
+        engine.step()
+        interrupt_once(monkeypatch, engine.executor._workers, "wait")  # type: ignore[attr-defined]
+        with pytest.raises(KeyboardInterrupt):
+            finish(engine)
+        engine.abort(["given up"])
+        assert served(engine) == expected and engine.errored is None
+    engine.shutdown()
+
+
+@pytest.mark.parametrize(("place", "name"), [(1, "send_bytes"), (0, "recv_bytes")])
+def test_an_interrupt_amid_messages_ends_the_engine(place: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank would have a step that the other has not, or the rest of a message would be taken for the next."""
+    engine = make_engine(make_config(2, "threads"), null_rank)
+    pipe = engine.executor._workers._workers[place].pipe  # type: ignore[attr-defined]
+    engine.add_request("r", [1, 2, 3], token_params())
+    interrupt_once(monkeypatch, pipe, name)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine.add_request("next", [1, 2, 3], token_params())
+    assert "KeyboardInterrupt came between the messages" in str(finish(engine)["next"].error)
+    assert isinstance(engine.errored, DeviceLostError)
+
+
 # The surface
 
 
@@ -227,9 +292,11 @@ def test_a_port_in_use_is_refused() -> None:
     [
         ({"parallel": ParallelConfig(backend="mpi")}, "parallel.backend='mpi' .* one of processes, threads, ray"),
         ({"parallel": ParallelConfig(backend="ray")}, r"parallel.backend=ray cannot work: .* pip install 'kernelswap\[ray\]'"),
+        ({"parallel": ParallelConfig(placement="far")}, "parallel.placement='far' .* one of pack, spread"),
+        ({"parallel": ParallelConfig(placement="spread")}, "placement='spread' .*backend=processes does not read it; ray does"),
         ({"parallel": ParallelConfig(step_timeout_s=0.0)}, "parallel.step_timeout_s=0.0 .* more than 0"),
         ({"parallel": ParallelConfig(port=-1)}, "parallel.port=-1"),
-        ({"parallel": ParallelConfig(dp=2)}, "parallel.dp=2 .* is one engine; simulated has several"),
+        ({"parallel": ParallelConfig(dp=2, port=65535)}, "parallel.port=65535 .* one for each engine"),
         ({"profile": True}, "profile=True .* calls its kernels elsewhere"),
         ({"executor": ExecutorConfig("distributed", op_scale={"linear": 2.0})}, "executor.op_scale=.* calls its kernels elsewhere"),
         ({"executor": ExecutorConfig(), "parallel": ParallelConfig(backend="threads")}, "backend.*local does not read it; distrib"),

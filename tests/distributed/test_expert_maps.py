@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from framework.config import ModelConfig
-from framework.models.architecture import read_model
 from framework.models.decoder import Decoder
 from framework.models.expert_map import ExpertMap
 from framework.models.parallel import Parallel, Ranks
+from framework.models.read import read_model
 from triton_kernels.group import ThreadGroup
 
 from ..framework.models.checkpoints import make
 from ..framework.models.harness import Session, build, sequences
 from ..models.examples import EXAMPLES
-from .thread_ranks import on_ranks, same_on_all
+from ..thread_ranks import run_ranks
 
 REFERENCE = {"default": "reference"}
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -65,7 +65,7 @@ def test_logits_are_those_of_the_whole_model_wherever_experts_lie(
     redundant += -(next(iter(counts.values())) + redundant) % size
     placed = shuffled(counts, size, redundant, seed=1)
     expected = logits(config)
-    for found in on_ranks(size, lambda group: logits(config, parallel(group, placed))):
+    for found in run_ranks(size, lambda group: logits(config, parallel(group, placed))):
         assert torch.equal(found, expected)
 
 
@@ -74,7 +74,7 @@ def test_quantized_experts_lie_anywhere_too(name: str) -> None:
     config = ModelConfig(str(CHECKPOINTS / name), dtype="float32", max_model_len=64)
     placed = shuffled(experts_of(config), 2, 2, seed=2)
     expected = logits(config)
-    for found in on_ranks(2, lambda group: logits(config, parallel(group, placed))):
+    for found in run_ranks(2, lambda group: logits(config, parallel(group, placed))):
         assert torch.equal(found, expected)
 
 
@@ -98,12 +98,14 @@ def test_experts_move_between_steps(name: str, tmp_path: Path) -> None:
         assert len(model.balancer.plan.bound) == kernels and model.balancer.map == maps[-1]
         return torch.cat(found), loads, model.balancer.move(maps[-1])
 
-    results = on_ranks(2, moved)
+    results = run_ranks(2, moved)
     assert all(torch.equal(found, expected) for found, *_ in results)
     assert [again for *_, again in results] == [0, 0]
     architecture = read_model(config).architecture
     assert architecture is not None
-    for rows, loads in zip(STEPS, same_on_all([loads for _, loads, _ in results])):
+    of_ranks = [loads for _, loads, _ in results]
+    assert of_ranks[0] == of_ranks[1]
+    for rows, loads in zip(STEPS, of_ranks[0]):
         num_tokens = sum(len(tokens) for _, tokens in rows)
         for layer, of_layer in loads.items():
             moe = architecture.layers[layer].moe

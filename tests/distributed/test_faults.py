@@ -22,7 +22,7 @@ from framework.distributed.executor import DistributedExecutor
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
-from framework.engine_client import EngineClient
+from framework.engine_client import EngineClient, connect
 from framework.engine_process import run_engine
 
 from ..framework.engines import finish, token_params
@@ -53,7 +53,8 @@ def wait_until(done: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
 
 
 def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))
+    """Without the semaphores of processes beside this one, which exist for a moment."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.mp-")}
 
 
 def assert_ends(engine: Engine, fault: int, rank: int, limit_s: float) -> list[str]:
@@ -152,6 +153,39 @@ def test_a_script_that_forgets_its_engine_ends_and_its_workers_with_it() -> None
     assert not has_torch, "an executor of workers without a model needs none"
 
 
+def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    """Workers import it, and would start workers of their own."""
+    script = tmp_path / "script.py"
+    script.write_text(HEAD + "engine = make_engine(make_config(2), null_rank)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith('A script builds its engine below `if __name__ == "__main__":`')
+
+
+def test_a_forked_copy_of_the_engine_has_no_workers_and_ends_none() -> None:
+    code = """
+engine = make_engine(make_config(2), null_rank)
+child = os.fork()
+engine.add_request("r", [1, 2, 3], token_params())
+if not child:
+    try:
+        engine.step()
+        print(engine.errored, flush=True)
+        engine.shutdown()
+    finally:
+        os._exit(0)
+os.waitpid(child, 0)
+while engine.has_unfinished():
+    error = [output.error for output in engine.step()]
+print(error, flush=True)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", HEAD + code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    refused, served = done.stdout.splitlines()
+    assert "belong to the process that built the engine" in refused and served == "[None]"
+
+
 # Behind the engine's process
 
 
@@ -171,7 +205,7 @@ def start_client(ids: Path) -> EngineClient:
     """Needs no torch, which is slow to import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(framework.engine_client, "run_engine", partial(serve_ranks, ids=ids))
-        return EngineClient(make_config(2), 600.0)
+        return connect(make_config(2), 600.0)
 
 
 def start_async(ids: Path) -> AsyncEngine:

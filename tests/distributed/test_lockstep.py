@@ -266,7 +266,7 @@ def test_a_step_is_as_many_bytes_as_its_parts() -> None:
     (threads(2, 1, redundant_experts=1), "divide the model's 4 experts together with parallel.redundant_experts=1; 0, 2, 4 of"),
     (threads(2, 1, redundant_experts=6), "parallel.redundant_experts=6 cannot work: 2 ranks hold an expert at most 2 times"),
     (threads(2, 1, expert_loads="/nowhere/loads.json"), "parallel.expert_loads='/nowhere/loads.json' cannot be read"),
-    (ParallelConfig(tp=2, dp=2, ep=3), "parallel.ep=3 cannot work: it must be 1, 2 as parallel.tp, or 4 as parallel.tp"),
+    (ParallelConfig(tp=2, dp=2, ep=3), "parallel.ep=3 cannot work: it must be 1, or 2 as parallel.tp, or 4 as parallel.tp"),
     (ParallelConfig(tp=2, redundant_experts=2), "parallel.redundant_experts=2 cannot work: it must be 0 without parallel.ep"),
     (ParallelConfig(tp=2, eplb=True), "parallel.eplb=True cannot work: it must be False without parallel.ep"),
     (ParallelConfig(tp=2, ep=2, eplb_steps=5), "parallel.eplb_steps=5 cannot work: it must be 0 without parallel.eplb=true"),

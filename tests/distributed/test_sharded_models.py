@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from framework.config import ModelConfig, ParallelConfig
-from framework.models.architecture import read_model
+from framework.config import ModelConfig, ParallelConfig, QuantConfig
 from framework.models.parallel import Parallel, Ranks
-from framework.models.parts import Part, all_parts
-from framework.models.quantization.canonical import scaled_weights
+from framework.models.parts import Part, all_parts, layer_parts
+from framework.models.quantization.canonical import dequantized, scaled_weights
 from framework.models.quantization.shares import own_linear, own_weight
+from framework.models.quantization.table import read_scheme
 from framework.models.quantization.unquantized import float_linear
 from framework.models.ranks import rank_architecture
-from framework.models.weights import Weights
+from framework.models.read import read_model
+from framework.models.weights import Checkpoint
+from triton_kernels.group import ThreadGroup
 
 from ..framework.models.checkpoints import make
 from ..framework.models.harness import Session, build, sequences
 from ..models.examples import EXAMPLES
-from .thread_ranks import on_ranks, tensor_parallel
+from ..thread_ranks import run_ranks
 
 REFERENCE = {"default": "reference"}
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -47,19 +54,24 @@ VECTORIZED = {"phi", "starcoder2"}
 """Families whose activation torch computes with other last bits where a row is shorter."""
 
 
-def logits(config: ModelConfig, parallel: Parallel | None = None) -> torch.Tensor:
+def logits(config: ModelConfig, parallel: Parallel | None = None, kernels: dict[str, str] = REFERENCE) -> torch.Tensor:
     """Of two prompts, one in two chunks, and a token after the other."""
     session, prompts = (
-        Session(build(config, REFERENCE, parallel=parallel), 2),
+        Session(build(config, kernels, parallel=parallel), 2),
         [[t % 29 + 2 for t in s] for s in sequences((19, 7))],
     )
     steps = [[(0, prompts[0][:9]), (1, prompts[1][:6])], [(1, prompts[1][6:]), (0, prompts[0][9:])]]
     return torch.cat([found for rows in steps for found in session.step(rows)])
 
 
+def tensor_parallel(group: ThreadGroup, *, spread_experts: bool = False) -> Parallel:
+    ranks = Ranks(group.rank, group.size, group)
+    return Parallel(tp=ranks, **({"ep": ranks} if spread_experts else {}))
+
+
 def check(config: ModelConfig, size: int, *, spread_experts: bool = False) -> None:
     expected = logits(config)
-    for found in on_ranks(size, lambda group: logits(config, tensor_parallel(group, spread_experts=spread_experts))):
+    for found in run_ranks(size, lambda group: logits(config, tensor_parallel(group, spread_experts=spread_experts))):
         assert torch.equal(found, expected)
 
 
@@ -80,8 +92,20 @@ def test_tensors_of_every_family_are_cut(name: str, size: int, tmp_path: Path) -
         check(config, size)
         return
     expected = logits(config)
-    for found in on_ranks(size, lambda group: logits(config, tensor_parallel(group))):
+    for found in run_ranks(size, lambda group: logits(config, tensor_parallel(group))):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("linear", "equal"), (("tree", True), ("torch", False)))
+def test_sums_in_the_order_of_a_tree_have_the_same_bits_on_1_2_4_and_8_ranks(linear: str, equal: bool, tmp_path: Path) -> None:
+    """Others depend on where they are cut."""
+    example = EXAMPLES["llama"]
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "intermediate_size": 128}
+    make(replace(example, config={**example.config, **heads}), tmp_path)
+    config, kernels = ModelConfig(str(tmp_path), dtype="float32"), {**REFERENCE, "linear": linear, "all_reduce": "ordered"}
+    expected = logits(config, kernels=kernels)
+    found = [x for size in (2, 4, 8) for x in run_ranks(size, lambda group: logits(config, tensor_parallel(group), kernels))]
+    assert all(torch.equal(x, expected) for x in found) == equal
 
 
 @pytest.mark.parametrize("size", (2, 4))
@@ -104,31 +128,90 @@ def test_quantized_experts_are_cut_or_spread(name: str, spread: bool) -> None:
 def test_what_cannot_be_cut_is_refused_by_name() -> None:
     config = ModelConfig(str(CHECKPOINTS / "gptq_act_order"), dtype="float32", max_model_len=64)
     with pytest.raises(ValueError, match=r"o_proj cannot be cut among ranks: its columns are ordered by activation \(desc_act\)"):
-        on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+        run_ranks(2, lambda group: logits(config, tensor_parallel(group)))
     config = ModelConfig(str(CHECKPOINTS / "ar_fp8_block_moe"), dtype="float32", max_model_len=64)
     with pytest.raises(ValueError, match="numbers 0 to 63 are no whole groups of 128 weights with one scale"):
-        on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+        run_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+
+
+@contextmanager
+def sources_of() -> Iterator[list[Checkpoint]]:
+    """Those that are opened inside."""
+    found: list[Checkpoint] = []
+    keep = Checkpoint.__init__
+
+    def noting(weights: Checkpoint, *given: object) -> None:
+        keep(weights, *given)  # type: ignore[arg-type]
+        found.append(weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "__init__", noting)
+        yield found
 
 
 @pytest.mark.parametrize("name", ("llama", "gpt2", "mixtral", "gemma2", "qwen2-moe"))
 def test_a_rank_reads_its_share_only(name: str, tmp_path: Path) -> None:
     make(EXAMPLES[name], tmp_path)
-    config, read = ModelConfig(str(tmp_path), dtype="float32"), []
-    keep = Weights.__init__
-
-    def noting(weights: Weights, *given: object) -> None:
-        keep(weights, *given)  # type: ignore[arg-type]
-        read.append(weights)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Weights, "__init__", noting)
-        on_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+    config = ModelConfig(str(tmp_path), dtype="float32")
+    with sources_of() as read:
+        run_ranks(2, lambda group: logits(config, tensor_parallel(group)))
     architecture = read_model(config).architecture
     assert architecture is not None
     own = sum(bytes_of(part) for part in all_parts(rank_architecture(architecture, ParallelConfig(tp=2))))
     assert len(read) == 2
     for weights in read:
-        assert 0.9 * own < weights.num_bytes_read <= 1.02 * own
+        assert 0.9 * own < weights.files.num_bytes_read <= 1.02 * own
+
+
+@pytest.mark.parametrize("name", ("gptq_asym", "awq", "ct_w4a16_asym", "ct_w8a8_static_asym", "ct_fp8_static", "ct_mixtral_w4a16"))
+def test_a_rank_reads_its_share_of_what_is_quantized(name: str) -> None:
+    """Of matrices half, of vectors (norms, scales of rows, biases), routers and a short vocabulary at most all."""
+    config = ModelConfig(str(CHECKPOINTS / name), dtype="float32", max_model_len=64)
+    with sources_of() as read:
+        run_ranks(2, lambda group: logits(config, tensor_parallel(group)))
+    tensors = {key: t for file in (CHECKPOINTS / name).glob("*.safetensors") for key, t in load_file(file).items()}
+    whole = {key for key, t in tensors.items() if t.dim() == 1 or min(t.shape) == 1 or key.endswith(WHOLE)}
+    own = sum(t.nbytes if key in whole else t.nbytes // 2 for key, t in tensors.items())
+    assert len(read) == 2
+    for weights in read:
+        assert 0.9 * own < weights.files.num_bytes_read <= 1.02 * own
+
+
+STORED = (
+    *("gptq_asym", "gptq_act_order", "gptq_w2_asym", "gptq_w3", "gptq_w8", "ar_w3", "awq", "ct_w4a16_asym", "ct_w8a16_asym"),
+    *("ct_g_idx_asym", "ct_w8a8_static_asym", "ct_w8a8_dynamic", "ct_fp8_block", "fp8_block", "fp8_tensor", "bnb_nf4"),
+)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_shares_of_what_is_stored(name: str) -> None:
+    """A share is what is cut from the whole; so are rows of a module that are several pieces, and those that are no whole words."""
+    info = read_model(ModelConfig(str(CHECKPOINTS / name), dtype="float32"))
+    scheme = read_scheme(info.quantization, QuantConfig())
+    assert info.architecture is not None and info.folder is not None
+    source = Checkpoint(info.folder, info.architecture.family, torch.device("cpu"), torch.float32, scheme)
+    parts = [part for part in layer_parts(info.architecture, 0).values() if part.quantizable and not part.num_experts]
+    up = next(part for part in parts if len(part.sources) == 2)
+    rows = up.rows[0]
+    for pieces in ((rows // 2, rows // 4, rows // 4), (rows // 2 - 4, rows // 2 + 4)):
+        parts.append(replace(up, sources=up.sources[:1], rows=(rows,), pieces=pieces))
+    for whole in parts:
+        by_rows = replace(whole, rows=tuple(n // 2 for n in whole.rows), pieces=tuple(n // 2 for n in whole.pieces))
+        by_columns = replace(whole, columns=(whole.columns or 0) // 2)
+        for own, rank in product((by_rows, by_columns), range(2)):
+            share = replace(own, share=(whole, Ranks(rank, 2)))
+            try:
+                expected = own_linear(scheme.linear(whole, source), share)
+            except ValueError as error:
+                with pytest.raises(ValueError, match=re.escape(str(error))):
+                    source.load(share)
+                continue
+            found = source.load(share)
+            assert torch.equal(*(torch.cat([dequantized(part) for part in parts]) for parts in (found, expected)))
+            assert [part.input is None for part in found] == [part.input is None for part in expected]
+
+
+WHOLE = ("gate.weight", "embed_tokens.weight", "lm_head.weight")
 
 
 def bytes_of(part: Part) -> int:

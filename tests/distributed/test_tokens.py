@@ -27,7 +27,7 @@ TIGHT = CacheConfig(block_size=4, num_blocks=26, prefix_caching=True, check_inva
 CHUNKS = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=13)
 
 
-def build(
+def config_of(
     size: tuple[int, int] | None,
     model: ModelConfig | None = None,
     cache: CacheConfig | None = None,
@@ -36,7 +36,7 @@ def build(
     backend: str = "threads",
     ep: int = 1,
     spec: SpeculativeConfig | None = None,
-) -> Engine:
+) -> EngineConfig:
     """size: tp and pp; None: one process."""
     config = EngineConfig(
         model or ModelConfig("tiny", dtype="float32", max_model_len=160, max_logprobs=-1),
@@ -50,7 +50,12 @@ def build(
     if size is not None:
         config.executor = ExecutorConfig("distributed")
         config.parallel = ParallelConfig(*size, ep=ep, backend=backend)
-    return build_engine(config)
+    return config
+
+
+def build(*given: Any, **named: Any) -> Engine:
+    """Of ``config_of``."""
+    return build_engine(config_of(*given, **named))
 
 
 def told(outputs: list[RequestOutput]) -> list[Any]:
@@ -166,6 +171,27 @@ def test_what_cannot_be_cut_is_refused_before_weights_are_read(size: tuple[int, 
     with pytest.raises(ValueError) as caught:
         build(size, ep=ep)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "size", "words"),
+    [
+        ({"runner": "pooling"}, {}, (2, 1), r"parallel.tp=2, parallel.pp=1 cannot work: 'tiny' pools; leave both at 1"),
+        ({"backend": "transformers"}, {}, (1, 2), r"parallel.tp=1, parallel.pp=2 cannot work: model 'tiny' runs through"),
+        (
+            {},
+            {"method": "ngram", "num_speculative_tokens": 2},
+            (1, 2),
+            "speculative_config.method=ngram cannot work with parallel.pp=2",
+        ),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused_before_they_start(
+    model: dict[str, Any], spec: dict[str, Any], size: tuple[int, int], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framework.distributed.executor.DistributedExecutor.__init__", None)
+    with pytest.raises(ValueError, match=words):
+        build(size, ModelConfig("tiny", dtype="float32", **model), spec=SpeculativeConfig(**spec))
 
 
 @pytest.mark.parametrize("name", ["tp2", "pp2"])

@@ -14,7 +14,7 @@ from experiments.serve_job import run
 from framework import LLM, SamplingParams
 from framework.cli import main
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig, QuantConfig, SchedulerConfig
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.study.compose import CONFIG_FILE, ServeConfig, save_config
 from framework.study.metrics import compute_metrics
 from framework.study.workload import SamplingConfig, WorkloadConfig, WorkloadRequest

@@ -101,3 +101,13 @@ def test_every_row_says_when_its_run_started(sweep: tuple) -> None:
 def test_a_workload_that_cannot_work_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
     done = serve(tmp_path, "workload=sharegpt", "model.name=there/is-none")
     assert done.returncode != 0 and "workload.path=None" in done.stderr
+
+
+def test_several_engines_leave_a_row_like_one(tmp_path: Path) -> None:
+    """Each in a process of its own: what they cannot show of their steps is no column."""
+    done = serve(tmp_path, "executor=no_device", "parallel=dp2")
+    (row,) = rows(tmp_path).values()
+    assert (row["status"], row["parallel.dp"]) == ("ok", 2), done.stderr
+    assert row["metric.num_completed"] == 4 and 0 < row["metric.ttft_p50_s"] <= row["metric.e2e_p99_s"]
+    assert row["metric.replica_requests_min"] == row["metric.replica_requests_max"] == 2
+    assert "metric.num_steps" not in row and row["metric.num_output_tokens"] > 0

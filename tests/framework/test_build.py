@@ -12,8 +12,8 @@ from framework.build import build_engine, input_processor
 from framework.clock import VirtualClock, WallClock
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.executor.kinds import EXECUTORS
-from framework.models.architecture import read_model
 from framework.models.hub import resolve_model
+from framework.models.read import read_model
 from framework.sampling_params import SamplingParams
 from framework.speculation.config import SpeculativeConfig
 from framework.study.environment import environment
@@ -150,7 +150,9 @@ def test_a_name_that_is_in_no_table_is_refused_with_those_that_are(config: Engin
         ({"parallel": ParallelConfig(tp=0)}, "parallel.tp=0 .* from 1 to 4096"),
         ({"parallel": ParallelConfig(pp=2)}, "parallel.pp=2 .* 1 .executor.kind=local does not read it; .*simulated does"),
         ({"router": "nearest"}, "router='nearest' .* round_robin"),
-        ({"router": "least_loaded"}, "router='least_loaded' .* round_robin .executor.kind=local is one engine"),
+        ({"parallel": ParallelConfig(dp=2)}, "parallel.dp=2 is several engines: LLM and AsyncEngine start them"),
+        ({"parallel": ParallelConfig(first_device=-1)}, "parallel.first_device=-1 .* 0 or more"),
+        ({"parallel": ParallelConfig(step_timeout_s=5)}, r"parallel.step_timeout_s=5 .*\(executor.kind=local does not read it"),
         ({"parallel": ParallelConfig(tp=4, ep=2)}, "parallel.ep=2 .* 1, or 4 as parallel.tp"),
         (
             {"executor": ExecutorConfig("simulated"), "speculative_config": SpeculativeConfig("ngram", 2)},

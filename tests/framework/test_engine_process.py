@@ -496,7 +496,7 @@ def test_a_start_that_fails_says_how(main: Callable[..., None], given: dict, err
 def test_the_process_ends_with_its_parent_even_while_it_loads() -> None:
     code = (
         "from framework import EngineConfig, engine_client\nfrom tests.framework import engine_processes\n"
-        "engine_client.run_engine = engine_processes.load_forever\nengine_client.EngineClient(EngineConfig(), 1000)\n"
+        "engine_client.run_engine = engine_processes.load_forever\nengine_client.connect(EngineConfig(), 1000)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

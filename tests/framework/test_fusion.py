@@ -11,12 +11,13 @@ from framework import LLM, EngineConfig, SamplingParams
 from framework.build import build_engine
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from framework.executor.simulated import SimulatedExecutor
-from framework.models.architecture import read_model
-from framework.models.builder import Builder
+from framework.models.binding.binder import Binder
 from framework.models.parallel import Parallel
 from framework.models.quantization.unquantized import Unquantized
+from framework.models.read import read_model
 from framework.models.weights import DummyWeights
-from framework.plan import KernelPlan, TargetPlan
+from framework.plan import KernelPlan
+from framework.worker.target_plan import TargetPlan
 from triton_kernels.resolve import NoKernelError
 
 FUSED = "qk_norm_rotary_kv_write"
@@ -63,7 +64,7 @@ def bound(architecture: str, kernels: dict[str, str], target: str | None = None,
     assert info.architecture is not None
     plan = TargetPlan.of(engine, target, kind) if target else KernelPlan.from_config(engine, device, kind)
     weights = DummyWeights(device, kind, Unquantized(), 0, 0.0)
-    Builder(info, info.architecture, weights, plan, device, Parallel(), 16, "auto").build()
+    Binder(info, info.architecture, weights, plan, device, Parallel(), 16, "auto").build()
     plan.check_bound()
     return {op: entry["impl"] for op, entry in plan.report().items()}
 

@@ -15,7 +15,7 @@ from tests.framework.engines import finish, make_config, make_engine, token_para
 def metrics_of(engine: Engine) -> dict[str, Any]:
     """name, or name with the labels beyond the usual two -> value, or histogram."""
     found: dict[str, Any] = {}
-    for metric in engine_metrics(engine.metrics(), "m"):
+    for metric in engine_metrics({0: engine.metrics()}, "m"):
         labels = {key: value for key, value in metric.labels.items() if key not in ("model_name", "engine")}
         name = metric.name.removeprefix("vllm:") + "".join(f",{value}" for value in labels.values())
         found[name] = metric if isinstance(metric, Histogram) else metric.value  # type: ignore[attr-defined]
@@ -176,7 +176,7 @@ def test_of_an_llm_they_agree_with_its_outputs() -> None:
 def test_every_metric_has_a_text() -> None:
     engine = make_engine()
     engine._recorder.observe([2, 1], [1, 0])
-    names = {metric.name for metric in engine_metrics(engine.metrics(), "m")}
+    names = {metric.name for metric in engine_metrics({0: engine.metrics()}, "m")}
     assert names | {"kernelswap:kernel_info", "kernelswap:structured_requests", "vllm:admission_rejections"} == set(TEXTS)
 
 

@@ -138,6 +138,7 @@ def check_attention(op: str, impl: Impl, dtype: torch.dtype, device: torch.devic
         "sinks": None,
         "alibi": None,
         "return_lse": False,
+        "alibi_scale": None,
     }
     expected = OPS[op].reference(**args)
     got = run(op, impl, args | {"meta": replace(meta, workspace={})}, interpret)

@@ -17,12 +17,13 @@ from transformers import AutoConfig
 from framework.config import EngineConfig, ModelConfig
 from framework.engine.kv_cache.spec import group_layers
 from framework.executor.calls import CallList
-from framework.models.architecture import read_model, read_native
-from framework.models.builder import load_model
 from framework.models.families import FAMILIES
+from framework.models.load import load_model
+from framework.models.native import read_native
 from framework.models.parallel import Parallel
 from framework.models.parts import all_parts
 from framework.models.ranks import stages
+from framework.models.read import read_model
 from framework.plan import KernelPlan
 
 from ..framework.models.checkpoints import VOCAB

@@ -12,7 +12,7 @@ from framework import LLM, EngineConfig, SamplingParams
 from framework.clock import VirtualClock
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from framework.executor.simulated import SimulatedExecutor
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 
 from ..framework.executor.simulations import DEEPSEEK_V3, simulated_config
 from ..framework.models.checkpoints import make

@@ -1,32 +1,19 @@
-"""Ranks as threads of the test: what each computes, by a layer that is bound with its group."""
+"""What each of several ranks computes, by a layer that is bound with its group."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from triton_kernels.group import Group, ThreadGroup
+from triton_kernels.group import Group
 from triton_kernels.lab.calls import bind, make_spec
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 
-Result = TypeVar("Result")
 REGISTRY = Registry.load()
 IMPLS = {op: REGISTRY.impls(op) for op in OPS}  # loaded before there are threads
-
-
-def run_ranks(size: int, work: Callable[[ThreadGroup], Result], timeout_s: float = 60.0) -> list[Result]:
-    """What ``work`` returns on each rank, in rank order. Raises what the first rank raised, by number."""
-
-    def run(group: ThreadGroup) -> Result:
-        with group:
-            return work(group)
-
-    with ThreadPoolExecutor(size) as pool:
-        return [future.result() for future in [pool.submit(run, group) for group in ThreadGroup.make(size, timeout_s)]]
 
 
 def call_as(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import multiprocessing
 import threading
-import time
 from collections.abc import Iterator
 from itertools import product
 from multiprocessing.connection import Connection
@@ -23,7 +23,8 @@ from triton_kernels.lab.gates import check_gates
 from triton_kernels.ops import OPS
 from triton_kernels.spec import Spec
 
-from .ranks import IMPLS, call_as, partials, run_ranks
+from ..thread_ranks import run_ranks
+from .ranks import IMPLS, call_as, partials
 
 ROWS = 7
 WORLD = 3
@@ -134,6 +135,7 @@ def test_primitives_of_threads() -> None:
 
 @pytest.mark.parametrize("waits", ["all_gather", "recv"])
 def test_a_rank_that_dies_is_named_by_the_others(waits: str) -> None:
+    """Whenever they wait for it: its next steps were submitted, too."""
     errors: dict[int, str] = {}
 
     def work(group: ThreadGroup) -> None:
@@ -143,17 +145,18 @@ def test_a_rank_that_dies_is_named_by_the_others(waits: str) -> None:
                 group.all_gather(x)
                 if group.rank == 1:
                     raise ZeroDivisionError("its own fault")
+                with contextlib.suppress(RuntimeError):
+                    group.all_gather(x) if waits == "all_gather" else group.recv(x, 1)
                 group.all_gather(x) if waits == "all_gather" else group.recv(x, 1)
         except (RuntimeError, ZeroDivisionError) as error:
             errors[group.rank] = str(error)
 
     threads = [threading.Thread(target=work, args=(group,)) for group in ThreadGroup.make(WORLD)]
-    start = time.perf_counter()
     for thread in threads:
+        thread.daemon = True
         thread.start()
     for thread in threads:
         thread.join(timeout=10)
-    assert time.perf_counter() - start < 1
     dead = "rank 1 of 3 failed: ZeroDivisionError: its own fault"
     assert errors == {0: dead, 1: "its own fault", 2: dead}
 

@@ -15,8 +15,9 @@ from triton_kernels.ops import OPS
 from triton_kernels.resolve import Choices, NoKernelError, resolve
 from triton_kernels.spec import Spec
 
+from ..thread_ranks import run_ranks
 from . import stand_ins
-from .ranks import IMPLS, REGISTRY, run_ranks
+from .ranks import IMPLS, REGISTRY
 
 OP, H100 = OPS["moe_exchange"], Spec("cuda", "sm_90", torch.bfloat16, facts={"backend": "nccl", "ranks": 8})
 SIZE, ROWS, WIDTH, SLOTS, TOP_K = 3, 5, 16, 6, 2

@@ -157,7 +157,9 @@ def test_tensors_that_are_not_plain_memory_are_left_as_they_are() -> None:
     assert [out.tolist() for out in recording.replay()[-2:]] == [[2, 5], [0, 1]]
 
 
-@pytest.mark.parametrize("flags", [(), ("-mno-avx512f",)], ids=["this_machine", "without_avx512"])
+@pytest.mark.parametrize(
+    "flags", [(), ("-mno-amx-bf16",), ("-mno-avx512f",)], ids=["this_machine", "without_amx", "without_avx512"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_native_gemm_at_every_number_of_rows(
     dtype: torch.dtype, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -171,13 +173,14 @@ def test_the_native_gemm_at_every_number_of_rows(
     for module in (native, native_call):
         library = module.library
         monkeypatch.setattr(module, "library", lambda source, dtype, *d, library=library: library(source, dtype, *flags, *d))
-    monkeypatch.setattr(native, "_has_amx", lambda: False)
     generator = torch.Generator().manual_seed(1)
+    depth = native._constant(dtype, "linear_depth")
     for num_outputs, num_inputs in ((70, 34), (64, 2050), (1, 2), (193, 640)):
+        num_inputs += -num_inputs % depth
         weight = (torch.randn(num_outputs, num_inputs, generator=generator) / num_inputs**0.5).to(dtype)
         bias = torch.randn(num_outputs, generator=generator).to(dtype)
         layer = LinearNative.bind(Spec("cpu", "cpu", dtype), {"weight": weight, "bias": bias})
-        for num_rows in (0, 1, 2, 5, 6, 7, 13, 47, 48, 49, 100):
+        for num_rows in (0, 1, 2, 5, 6, 7, 13, 17, 47, 48, 49, 63, 64, 100, 530):
             x = torch.randn(num_rows, num_inputs, generator=generator).to(dtype)
             out = layer(x)
             exact = x.double() @ weight.double().T + bias.double()

@@ -46,7 +46,13 @@ def test_attention_is_dense_attention_on_the_gathered_cache(case: Case) -> None:
             visible = visible.tril(length - num_queries + args["window"] - 1)
         if args["alibi"] is not None:
             keys_behind = torch.arange(length)[None] - torch.arange(length - num_queries, length)[:, None]
-            scores = scores + args["alibi"][:, None, None] * keys_behind
+            if args.get("alibi_scale") is None:
+                scores = scores + args["alibi"][:, None, None] * keys_behind
+            else:
+                numbers = torch.arange(length).bfloat16()
+                of_keys = (args["alibi"][:, None] * numbers.float()).bfloat16().double()
+                of_queries = of_keys[:, length - num_queries :]
+                scores = scores + args["alibi_scale"] * (of_keys[:, None] - of_queries[:, :, None])
         scores = scores.masked_fill(~visible, -math.inf)
         if args["sinks"] is not None:
             scores = torch.cat([scores, args["sinks"].double()[:, None, None].expand(-1, num_queries, 1)], dim=-1)

@@ -12,7 +12,7 @@ from ..op import Case
 from . import BENCH, SMALL, TILED, randn
 from .kv_cache import cache_dims, empty_cache, quantize_cache
 
-_STATIC: dict[str, Any] = {"causal": True, "window": None, "softcap": None, "return_lse": False}
+_STATIC: dict[str, Any] = {"causal": True, "window": None, "softcap": None, "return_lse": False, "alibi_scale": None}
 
 
 def _make(
@@ -111,6 +111,7 @@ PREFILL_CASES = (
     _case("softcap", SMALL, (7, 19), (25, 19), (4, 2, 64), softcap=2.0, sharp=3.0),
     _case("sinks", SMALL, (7, 19), (25, 19), (6, 2, 64), sinks=True, window=12),
     _case("alibi", SMALL, (7, 19), (25, 19), (4, 4, 64), alibi=True),
+    _case("rounded_alibi", SMALL, (7, 19, 5), (25, 19, 300), (4, 2, 64), alibi=True, alibi_scale=0.3, return_lse=True),
     _case("lse", SMALL, (7, 3, 19), (25, 0, 19), (4, 1, 64), return_lse=True),
     _case(
         "all_features",
@@ -199,6 +200,7 @@ DECODE_CASES = (
     _case("softcap", SMALL, (1, 2), (25, 19), (4, 2, 64), softcap=2.0, sharp=3.0),
     _case("sinks", SMALL, (1, 3), (25, 19), (6, 2, 64), sinks=True, window=12),
     _case("alibi", SMALL, (1, 3), (25, 19), (4, 4, 64), alibi=True),
+    _case("rounded_alibi", SMALL, (1, 3, 2), (25, 19, 300), (4, 2, 64), alibi=True, alibi_scale=0.3, return_lse=True),
     _case("lse", SMALL, (1, 1, 2), (25, 0, 19), (4, 1, 64), return_lse=True),
     _case(
         "all_features",

@@ -32,11 +32,14 @@ def reference(
     sinks: torch.Tensor | None = None,
     alibi: torch.Tensor | None = None,
     return_lse: bool = False,
+    alibi_scale: float | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attention of q [T, Hq, Dk] over the paged cache -> [T, Hq, Dv] in q's dtype (and LSE f32 [T, Hq], natural log).
 
     Query i of a request with n queries and sequence length L stands at position p = L - n + i and sees the keys j with
     j <= p (causal) and |p - j| < window. Score = scale * q.k, then softcap * tanh(score / softcap), then + alibi[h] * (j - p).
+    alibi_scale: in place of that, + alibi_scale * (r(alibi[h] * r(j)) - r(alibi[h] * r(p))), where r rounds to bfloat16, as some
+    models were trained (Falcon).
     sinks f32 [Hq]: one more logit per head in the softmax's denominator, with no value. Head h reads KV head h // (Hq / Hk).
     Rows of requests with seq_len 0 are 0, their LSE is -inf.
     """
@@ -60,7 +63,7 @@ def reference(
             position = torch.arange(rows.start, rows.stop, device=q.device) + (length - starts[r + 1])
             distance = position[:, None] - torch.arange(length, device=q.device)
             if alibi is not None:
-                scores = scores - alibi.double()[:, None, None] * distance
+                scores = scores + _alibi(alibi, position, torch.arange(length, device=q.device), alibi_scale)
             hidden = torch.zeros_like(distance, dtype=torch.bool)
             if causal:
                 hidden |= distance < 0
@@ -76,6 +79,14 @@ def reference(
     return (out, lse) if return_lse else out
 
 
+def _alibi(slopes: torch.Tensor, position: torch.Tensor, key: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """f64 [Hq, Q, L]: what is added to the scores."""
+    if scale is None:
+        return slopes.double()[:, None, None] * (key - position[:, None])
+    of_key, of_query = ((slopes[:, None] * at.bfloat16()).bfloat16().double() for at in (key, position))
+    return scale * (of_key[:, None, :] - of_query[:, :, None])
+
+
 def _gather(cache: torch.Tensor, scale: torch.Tensor | None, blocks: torch.Tensor, length: int) -> torch.Tensor:
     """The first ``length`` tokens of a request, dequantized to float64: [length, Hk, D]."""
     pages = blocks[: -(-length // cache.shape[1])].long()
@@ -83,7 +94,7 @@ def _gather(cache: torch.Tensor, scale: torch.Tensor | None, blocks: torch.Tenso
     return values if scale is None else values * scale[pages].flatten(0, 1)[:length].double()[..., None]
 
 
-def fake(q, kv, meta, scale, causal=True, window=None, softcap=None, sinks=None, alibi=None, return_lse=False):  # type: ignore[no-untyped-def]
+def fake(q, kv, meta, scale, causal=True, window=None, softcap=None, sinks=None, alibi=None, return_lse=False, alibi_scale=None):  # type: ignore[no-untyped-def]
     out = q.new_empty(*q.shape[:-1], kv.v.shape[-1])
     return (out, q.new_empty(q.shape[:-1], dtype=torch.float32)) if return_lse else out
 
@@ -112,12 +123,13 @@ def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
         **given,
         "sinks": bound.get("sinks") is not None,
         "alibi": bound.get("alibi") is not None,
+        "rounded_alibi": bound.get("alibi_scale") is not None,
         "causal": bound.get("causal", True),
         "return_lse": bound.get("return_lse", False),
     }
 
 
-_STATIC = ("scale", "causal", "window", "softcap", "sinks", "alibi", "return_lse")
+_STATIC = ("scale", "causal", "window", "softcap", "sinks", "alibi", "return_lse", "alibi_scale")
 paged_attention_prefill = Op(
     "paged_attention_prefill", reference, fake, cost, cases=PREFILL_CASES, bind_args=_STATIC, row_args=("q", "meta"), facts=facts
 )

@@ -13,8 +13,8 @@ from ..op import Cost, Op
 from .collectives import all_gather_cost, all_gather_reference, reduce_scatter_cost, reduce_scatter_reference
 
 Experts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""x [R, H], weights f32 [R, k], ids int32 [R, k] -> [R, H], unrounded: what this rank's experts add to each row: of ids that are in no
-slot of this rank, nothing. R is any number."""
+"""x [R, H], weights f32 [R, k], ids int32 [R, k] -> [R, H], unrounded: what this rank's experts add to each row; of ids that are in
+no slot of this rank, nothing. R is any number."""
 
 
 def reference(

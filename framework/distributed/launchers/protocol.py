@@ -31,10 +31,16 @@ class Launched(Protocol):
 
 
 class Launcher(Protocol):
-    """Places workers and starts them. They run ``Worker.run``."""
+    """Places workers and starts them. They run ``Worker.run``.
+
+    host  of this machine, as they reach it
+    """
+
+    host: str
 
     def launch(self, start: Start) -> Launched:
-        """Starts one; does not wait until it is ready. Called for each rank in order. Raises ValueError where there is no place."""
+        """Starts one; does not wait until it is ready. Called for each rank in order. Raises ValueError where there is no place,
+        DeviceLostError for one that ends before it can be spoken with."""
 
     def close(self) -> None:
-        """Once all workers have ended: gives back what placed them."""
+        """Once all workers have ended: gives back what placed them. May be called again."""

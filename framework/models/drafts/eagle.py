@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from ...plan import BoundKernel
-from ..architecture import ModelInfo
 from ..batch import ForwardBatch
 from ..layers.attention import Attention
 from ..layers.block import Block, HiddenAndResidual, Mlp
 from ..layers.linear import Linear
 from ..parts import Part, layer_parts
+from ..read import ModelInfo
 from .files import HeadFiles
-from .head import DraftHead, Embed, HeadBuilder, HeadInfo, checked_object, layers_info, refuse_quantized, refuse_width, shape_of
+from .head import DraftHead, Embed, HeadBinder, HeadInfo, checked_object, layers_info, refuse_quantized, refuse_width, shape_of
 
 IGNORED = (r"^t2d$", r"^d2t$", r"\.inv_freq$", r"^verifier_")
 EMBED, LM_HEAD = "model.embed_tokens", "lm_head"
@@ -237,7 +237,7 @@ class Eagle(DraftHead):
         return aux
 
 
-def build_eagle(info: EagleInfo, builder: HeadBuilder) -> Eagle:
+def build_eagle(info: EagleInfo, binder: HeadBinder) -> Eagle:
     """Reads the weights and binds the layers."""
     parts = eagle_parts(info)
     norms = [[name for name in parts if name.startswith(kind)] for kind in ("input_norm", "fc_norm.")]
@@ -245,22 +245,22 @@ def build_eagle(info: EagleInfo, builder: HeadBuilder) -> Eagle:
         {name.split(".", 1)[1]: part for name, part in parts.items() if name.startswith(f"{index}.")}
         for index in range(len(info.architecture.layers))
     ]
-    attention, mlp, mlp_norm = builder.layer(layers[0], 0)
+    attention, mlp, mlp_norm = binder.layer(layers[0], 0)
     first = FirstLayer(
         attention,
         mlp,
         mlp_norm,
-        builder.norm(layers[0]["attn_norm"]) if info.is_eagle3 else None,
-        builder.norm(layers[0]["hidden_norm"]) if info.is_eagle3 else None,
+        binder.norm(layers[0]["attn_norm"]) if info.is_eagle3 else None,
+        binder.norm(layers[0]["hidden_norm"]) if info.is_eagle3 else None,
         info.norm_before_residual,
     )
     return Eagle(
         info,
-        (first, [builder.block(layer, index) for index, layer in enumerate(layers[1:], start=1)]),
-        builder.embed(parts.get("embed")),
-        builder.linear(parts["fc"]) if "fc" in parts else None,
-        [[builder.norm(parts[name]) for name in names] for names in norms if names],
-        builder.norm(parts["norm"]) if "norm" in parts else None,
-        builder.linear(parts["lm_head"]) if "lm_head" in parts else builder.target.logits,
+        (first, [binder.block(layer, index) for index, layer in enumerate(layers[1:], start=1)]),
+        binder.embed(parts.get("embed")),
+        binder.linear(parts["fc"]) if "fc" in parts else None,
+        [[binder.norm(parts[name]) for name in names] for names in norms if names],
+        binder.norm(parts["norm"]) if "norm" in parts else None,
+        binder.linear(parts["lm_head"]) if "lm_head" in parts else binder.target.logits,
         info.architecture.vocab_size if info.target_ids is None else len(info.target_ids),
     )

@@ -11,8 +11,9 @@ import torch
 
 from ..parts import Part, bias_name
 from ..quantization.unquantized import Unquantized
+from ..tensor_files import TensorFiles, open_shard, tensor_files
 from ..torch_file import TorchFile
-from ..weights import Checkpoint, Weights, open_shard, tensor_files
+from ..weights import Checkpoint, Weights
 
 
 class HeadFiles:
@@ -90,4 +91,4 @@ class HeadWeights(Checkpoint):
 
     def __init__(self, files: HeadFiles, device: torch.device, dtype: torch.dtype) -> None:
         Weights.__init__(self, device, dtype, Unquantized())
-        self._folder, self._files, self._where = files.folder, dict(files.opened), files.where
+        self.files = TensorFiles(files.folder, files.where, files.opened)

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 
 from ...plan import BoundKernel, KernelPlan
-from ..architecture import Architecture, ModelInfo, read_native
 from ..batch import ForwardBatch
-from ..builder import Builder
+from ..binding.binder import Binder
+from ..binding.mlp import bind_mlp, bind_moe
 from ..decoder import Decoder
 from ..layers.attention import Attention
 from ..layers.block import Mlp, PreNormBlock
-from ..layers.linear import Linear
 from ..layers.paged_attention import PagedAttention
+from ..native import Architecture, read_native
 from ..paged_model import PagedModel
 from ..parallel import Parallel
 from ..parts import Part
+from ..read import ModelInfo
 from .files import HeadFiles, HeadWeights
 
 Embed = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -87,7 +88,7 @@ class DraftHead(PagedModel):
         raise NotImplementedError
 
 
-class HeadBuilder(Builder):
+class HeadBinder(Binder):
     """Binds the layers of a head, whose cache is its own."""
 
     def __init__(
@@ -100,28 +101,24 @@ class HeadBuilder(Builder):
     def layer(self, parts: Mapping[str, Part], index: int) -> tuple[Attention, Mlp, BoundKernel]:
         """Attention, MLP and the norm between them of the head's layer ``index``."""
         shape = self.a.layers[index]
-        attention = self._attention(dict(parts), shape, index, self._linear(parts["qkv"]))
-        mlp = self._moe(dict(parts), shape.moe, index) if shape.moe else self._mlp(dict(parts), self._linear(parts["gate_up"]))
-        return attention, mlp, self._norm(parts["mlp_norm"])
+        attention = self.attention.over_heads(dict(parts), shape, index, self.linear(parts["qkv"]))
+        mlp = (
+            bind_moe(self, dict(parts), shape.moe, index)
+            if shape.moe
+            else bind_mlp(self, dict(parts), self.linear(parts["gate_up"]))
+        )
+        return attention, mlp, self.norm(parts["mlp_norm"])
 
     def block(self, parts: Mapping[str, Part], index: int) -> PreNormBlock:
         """The head's layer ``index``, if it is as those of Llama."""
         attention, mlp, mlp_norm = self.layer(parts, index)
-        return PreNormBlock(attention, mlp, mlp_norm, attn_norm=self._norm(parts["attn_norm"]))
-
-    def linear(self, part: Part) -> Linear:
-        """A linear layer."""
-        return self._linear(part)
-
-    def norm(self, part: Part) -> BoundKernel:
-        """A norm."""
-        return self._norm(part)
+        return PreNormBlock(attention, mlp, mlp_norm, attn_norm=self.norm(parts["attn_norm"]))
 
     def embed(self, part: Part | None) -> Embed:
         """The head's own embedding, or the target's."""
         if part is None:
             return self.target.embed
-        table = self._table(self.weights.weight(part))
+        table = self.table(self.weights.weight(part))
         return lambda token_ids, positions: table(token_ids)
 
 

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from ...plan import KernelPlan
-from ..architecture import ModelInfo
 from ..decoder import Decoder
 from ..hub import read_json
 from ..protocol import Model
+from ..read import ModelInfo
 from .eagle import build_eagle, read_eagle, read_eagle3
-from .head import DraftHead, HeadBuilder, HeadInfo
+from .head import DraftHead, HeadBinder, HeadInfo
 from .medusa import build_medusa, read_medusa
 from .mtp import build_mtp, read_mtp
 
 Read = Callable[[Path, Mapping[str, Any], ModelInfo], Any]
-Build = Callable[[Any, HeadBuilder], DraftHead]
+Build = Callable[[Any, HeadBinder], DraftHead]
 METHODS: Mapping[str, tuple[Read, Build]] = {
     "medusa": (read_medusa, build_medusa),
     "eagle": (read_eagle, build_eagle),
@@ -52,4 +52,4 @@ def load_head(
     block_size, cache_dtype  of the head's KV cache ("auto": the target's dtype)
     """
     assert isinstance(target, Decoder), "read_head refuses others"
-    return METHODS[method][1](info, HeadBuilder(info, target, plan, device, block_size, cache_dtype))
+    return METHODS[method][1](info, HeadBinder(info, target, plan, device, block_size, cache_dtype))

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from ..architecture import ModelInfo
 from ..layers.linear import Linear
 from ..parts import Part
+from ..read import ModelInfo
 from .files import HeadFiles
-from .head import DraftHead, HeadBuilder, HeadInfo, checked_count, refuse_quantized, refuse_vocabulary, refuse_width, shape_of
+from .head import DraftHead, HeadBinder, HeadInfo, checked_count, refuse_quantized, refuse_vocabulary, refuse_width, shape_of
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ class Medusa(DraftHead):
         return torch.stack(rows, dim=1)
 
 
-def build_medusa(info: MedusaInfo, builder: HeadBuilder) -> Medusa:
+def build_medusa(info: MedusaInfo, binder: HeadBinder) -> Medusa:
     """Reads the weights and binds the layers."""
-    linears = {name: builder.linear(part) for name, part in medusa_parts(info).items()}
+    linears = {name: binder.linear(part) for name, part in medusa_parts(info).items()}
     heads = range(info.most or 0)
     return Medusa(
         info,
         [[linears[f"blocks.{head}.layers.{block}"] for block in range(info.num_blocks)] for head in heads],
-        [linears.get(f"lm_heads.{head}", builder.target.logits) for head in heads],
+        [linears.get(f"lm_heads.{head}", binder.target.logits) for head in heads],
         shape_of(info.model).vocab_size if info.target_ids is None else len(info.target_ids),
     )

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from ...plan import BoundKernel
-from ..architecture import ModelInfo
 from ..batch import ForwardBatch
 from ..layers.block import PreNormBlock
 from ..layers.linear import Linear
 from ..parts import Part, layer_parts
+from ..read import ModelInfo
 from .files import HeadFiles
-from .head import DraftHead, Embed, HeadBuilder, HeadInfo, layers_info, refuse_quantized, refuse_width, shape_of
+from .head import DraftHead, Embed, HeadBinder, HeadInfo, layers_info, refuse_quantized, refuse_width, shape_of
 
 LAYER_FAMILIES = {"mimo": "qwen2"}
 """model_type of a target -> the family whose layers its module has, where that is another."""
@@ -143,14 +143,14 @@ class Mtp(DraftHead):
         return self._lm_head(hidden)
 
 
-def build_mtp(info: MtpInfo, builder: HeadBuilder) -> Mtp:
+def build_mtp(info: MtpInfo, binder: HeadBinder) -> Mtp:
     """Reads the weights and binds the layers."""
     parts = mtp_parts(info)
     return Mtp(
         info,
-        builder.block(parts, 0),
-        builder.embed(parts.get("embed")),
-        (builder.norm(parts["embed_norm"]), builder.norm(parts["hidden_norm"]), builder.norm(parts["norm"])),
-        builder.linear(parts["fc"]),
-        builder.linear(parts["lm_head"]) if "lm_head" in parts else builder.target.logits,
+        binder.block(parts, 0),
+        binder.embed(parts.get("embed")),
+        (binder.norm(parts["embed_norm"]), binder.norm(parts["hidden_norm"]), binder.norm(parts["norm"])),
+        binder.linear(parts["fc"]),
+        binder.linear(parts["lm_head"]) if "lm_head" in parts else binder.target.logits,
     )

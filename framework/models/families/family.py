@@ -40,7 +40,7 @@ class Family:
                  qk_norm_bias: they have biases; qk_norm_rotated: they come after the rotary embedding, in layers
                  that have one, not before
     positions    rotary, a learned table with ``position_offset`` unused rows in front, or alibi: scores fall with the distance
-    alibi_scaled what alibi adds is scaled with the score; its slopes are those of bfloat16
+    alibi_scaled what alibi adds is scaled with the score, and computed in bfloat16
     rotary_style which elements of a head are rotated together: neox: i and i + half; gptj: 2i and 2i + 1
     rotates      does layer i, which may see a window only, rotate? Consulted where positions are rotary
     transposed   weights of linear layers lie as [in, out]

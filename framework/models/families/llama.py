@@ -29,8 +29,18 @@ LLAMA = Family(
     },
     biases=attention_biases,
 )
+
+
+def _is_grit(config: Config) -> bool:
+    """Embeddings of GritLM (arXiv 2402.09906) are made as an encoder does; generating, it is a Mistral."""
+    return "GritLM" in (config.get("architectures") or ())
+
+
 _MISTRAL = replace(
-    LLAMA, defaults={**LLAMA.defaults, "sliding_window": 4096, "max_position_embeddings": 131072, "num_key_value_heads": 8}
+    LLAMA,
+    defaults={**LLAMA.defaults, "sliding_window": 4096, "max_position_embeddings": 131072, "num_key_value_heads": 8},
+    derived=lambda config: {"sliding_window": None} if _is_grit(config) else {},
+    variant=lambda config: {"causal": not _is_grit(config)},
 )
 _QWEN2 = replace(
     LLAMA,

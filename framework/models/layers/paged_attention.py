@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class AttentionShape:
     """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all); causal: only before it, else
     on either side; aliased: values are the first v_head_dim elements of the keys; sinks: f32 [num_heads] or None; alibi: by how
-    much the scores of each head fall with each token of distance; chunk: of positions, within which a query sees (None = one)."""
+    much the scores of each head fall with each token of distance; alibi_scale: its factor where it is rounded to bfloat16 (None: it
+    is not); chunk: of positions, within which a query sees (None = one)."""
 
     num_heads: int
     num_kv_heads: int
@@ -37,6 +38,7 @@ class AttentionShape:
     causal: bool = True
     aliased: bool = False
     chunk: int | None = None
+    alibi_scale: float | None = None
 
 
 @dataclass(slots=True)
@@ -131,6 +133,8 @@ class AttentionKernels:
         if shape.alibi is not None:
             weights["alibi"] = torch.tensor(shape.alibi, dtype=torch.float32, device=self._device)
         params = {"scale": shape.scale, "causal": shape.causal, "window": shape.window, "softcap": shape.softcap}
+        if shape.alibi_scale is not None:
+            params["alibi_scale"] = shape.alibi_scale
         shared = shape.sinks is None
         decode, prefill = (
             self._bind(f"paged_attention_{kind}", shape, weights, params, shared=shared) for kind in ("decode", "prefill")

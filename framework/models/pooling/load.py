@@ -6,9 +6,9 @@ import torch
 
 from ...config import ModelConfig, QuantConfig
 from ...plan import KernelPlan
-from ..architecture import ModelInfo
 from ..parts import Part, model_parts
 from ..quantization.table import read_scheme
+from ..read import ModelInfo
 from ..weights import Checkpoint, DummyWeights, Weights
 from .heads import ACTIVATIONS, Heads, Layer
 from .settings import HeadLayer

@@ -13,7 +13,7 @@ from ...pooling_params import PoolingTask
 from ...sampling_params import is_integer
 from ..hub import read_json
 from .classifiers import REWARDS, classifier_layers, num_labels
-from .settings import POOLING_TYPES, HeadLayer, Pooling, PoolingType, ScoreActivation
+from .settings import POOLING_TYPES, HeadLayer, Pooling, PoolingType, ScoreActivation, Towers
 
 _KINDS: tuple[tuple[str, PoolingTask | None], ...] = (
     ("ForCausalLM", None),
@@ -26,6 +26,7 @@ _KINDS: tuple[tuple[str, PoolingTask | None], ...] = (
     ("ClassificationModel", "classify"),
     ("RewardModel", "token_classify"),
     ("Model", "embed"),
+    ("GritLM", "embed"),
 )
 """How the name of an architecture ends -> what it is for; None = it generates. The first that fits counts."""
 _MODES: Mapping[str, PoolingType] = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
@@ -43,10 +44,10 @@ _STEP_TAG = 151651
 """The token that ends a step for Qwen's process reward models, whose config.json does not say so."""
 _PROBLEMS: Mapping[str, ScoreActivation] = {"regression": "identity", "multi_label_classification": "sigmoid"}
 """problem_type -> activation, where the number of classes does not say it."""
-UNAVAILABLE = ("clip", "siglip", "siglip2")
-"""Model types whose embeddings exist elsewhere and not in this version."""
-UNAVAILABLE_ARCHITECTURES = ("GritLM",)
-"""Likewise, of model types that are served otherwise."""
+TOWERS = ("clip", "siglip")
+"""Model types with a tower for texts and one for images, which the library computes."""
+_OF_OTHER_SHAPES = ("siglip2",)
+"""Likewise, but images keep their shape, which takes inputs that this version does not make."""
 
 
 def read_pooling(
@@ -55,21 +56,28 @@ def read_pooling(
     """found: config.json; hidden_size, causal: of the model without its heads. None for a model that generates.
 
     Raises ValueError for what cannot be served."""
-    if found.get("model_type") in UNAVAILABLE:
-        raise ValueError(f"model_type {found['model_type']!r} is not available in this version: its towers are not served")
+    if found.get("model_type") in _OF_OTHER_SHAPES:
+        raise ValueError(
+            f"model_type {found['model_type']!r} is not available in this version, whose images have one size: take a checkpoint "
+            f"of type {' or '.join(TOWERS)} (those of SigLIP 2 with a fixed resolution are siglip)"
+        )
+    if found.get("model_type") in TOWERS:
+        return _towers(config, found)
     modules = _modules(folder)
     names = found.get("architectures") or [""]
-    if names[0] in UNAVAILABLE_ARCHITECTURES and config.runner != "generate":
-        raise ValueError(
-            f"{names[0]} is not available in this version as a model that pools: its mask depends on the instruction; set "
-            "model.runner=generate to let it generate"
-        )
     task = _task(config, str(names[0]), bool(modules), causal, "classifier_from_token" in found)
     if task is None:
         return None
     kind: PoolingType = "LAST" if causal else "CLS"
     labels = _labels(found)
     pooling = Pooling(task, kind, causal, activation=_score_activation(found), labels=labels, matryoshka=_matryoshka(found))
+    if names[0] == "GritLM":
+        if causal:
+            raise ValueError(
+                f"architectures=['GritLM'] of model_type {found.get('model_type')!r} cannot embed in this version, which looks "
+                "both ways in native models of type 'mistral' only; set model.runner=generate to let it generate"
+            )
+        pooling = replace(pooling, kind="MEAN", instructed=True)
     if task in ("classify", "token_classify"):
         pooling = _with_classifier(pooling, found, str(names[0]), folder, hidden_size)
     if modules:
@@ -79,6 +87,46 @@ def read_pooling(
     if max(pooling.matryoshka or (0,)) > size:
         raise ValueError(f"config.json: matryoshka_dimensions={list(pooling.matryoshka or ())}, but embeddings have {size}")
     return pooling
+
+
+def _towers(config: ModelConfig, found: Mapping[str, Any]) -> Pooling:
+    """found: as ``towers_config`` completes it."""
+    model_type, names = found["model_type"], found.get("architectures") or [""]
+    if config.runner == "generate" or config.convert == "classify" or names[0].endswith("Classification"):
+        raise ValueError(
+            f"model {config.name!r} cannot generate or classify: of model_type {model_type!r} there are the embeddings of texts "
+            "and of images; leave out model.runner and model.convert"
+        )
+    if others := config.pooler.keys() - {"use_activation"}:
+        raise ValueError(f"model.pooler.{min(others)} cannot work: towers of {model_type!r} pool by themselves")
+    length = found["max_position_embeddings"]
+    padding = (length, found["pad_token_id"]) if model_type == "siglip" else None
+    pooling = Pooling("embed", "CLS", False, matryoshka=_matryoshka(found), towers=Towers(found["projection_dim"], padding))
+    return _with_overrides(pooling, config.pooler)
+
+
+def towers_config(config: ModelConfig, found: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """config.json of a model with towers, and what the library says of the texts and of the embeddings of both, as of a model
+    without towers."""
+    import transformers
+
+    given = {name: value for name, value in config.architecture.items() if name != "model_type"}
+    try:
+        if folder is None:
+            theirs: Any = transformers.AutoConfig.for_model(found["model_type"], **given)
+        else:
+            theirs = transformers.AutoConfig.from_pretrained(folder, **given)
+    except (TypeError, ValueError, AttributeError) as error:  # configurations check themselves, each in its way
+        raise ValueError(f"model {config.name!r}: transformers refuses its config.json: {error}") from error
+    if theirs.model_type != found["model_type"]:
+        raise ValueError(
+            f"model {config.name!r} cannot be of model_type {found['model_type']!r} (model.architecture): its config.json is of "
+            f"another type, {theirs.model_type!r}"
+        )
+    text = theirs.text_config
+    size = theirs.projection_dim if found["model_type"] == "clip" else text.projection_size
+    names = ("max_position_embeddings", "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+    return {**found, **{name: getattr(text, name) for name in names}, "projection_dim": size}
 
 
 def _labels(found: Mapping[str, Any]) -> dict[int, str]:

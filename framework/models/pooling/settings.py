@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from ...engine.pooling import PoolingRules
+from ...engine.pooling import Instruction, PoolingRules
 from ...pooling_params import PoolingTask
 
 PoolingType = Literal["CLS", "LAST", "MEAN", "ALL", "STEP"]
@@ -38,6 +38,15 @@ class HeadLayer:
 
 
 @dataclass(frozen=True)
+class Towers:
+    """Of a model that embeds texts and images, each by a tower of its own. size: of embeddings of both; padding: (tokens of every
+    text, the token that fills those that are shorter); None: texts stay as they are."""
+
+    size: int
+    padding: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
 class Pooling:
     """What is made of a prompt's hidden states.
 
@@ -56,6 +65,8 @@ class Pooling:
     prompts, default_prompt   see PoolingRules
     max_len     longest text that the model was made for, where its files say so
     lower_case  text is brought into lower case
+    instructed  an instruction may stand before a text, which the mean leaves out, as ``Instruction`` finds it
+    towers      of a model that has them, which pool by themselves; None: it has hidden states
     """
 
     task: PoolingTask
@@ -75,6 +86,8 @@ class Pooling:
     default_prompt: str | None = None
     max_len: int | None = None
     lower_case: bool = False
+    instructed: bool = False
+    towers: Towers | None = None
 
     @property
     def num_labels(self) -> int:
@@ -85,17 +98,22 @@ class Pooling:
 
     def embedding_size(self, hidden_size: int) -> int:
         """Of a model of this hidden size."""
+        if self.towers is not None:
+            return self.towers.size
         return self.projection[-1].rows if self.projection else hidden_size
 
     @property
     def tasks(self) -> tuple[PoolingTask, ...]:
         """What can be asked for."""
+        if self.towers is not None:
+            return ("embed",)
         if self.task in ("embed", "token_embed"):
             return ("embed", "token_embed") if self.kind not in ("ALL", "STEP") else ("token_embed",)
         return ("classify", "token_classify") if self.kind not in ("ALL", "STEP") else ("token_classify",)
 
-    def rules(self, hidden_size: int, num_token_types: int, max_chunk: int) -> PoolingRules:
-        """What an engine may be asked for. max_chunk: tokens of a prompt that a step takes at most."""
+    def rules(self, hidden_size: int, num_token_types: int, max_chunk: int, tokenizer: Any) -> PoolingRules:
+        """What an engine may be asked for. max_chunk: tokens of a prompt that a step takes at most. Raises ValueError for a model
+        that cannot do without a tokenizer, and has none."""
         return PoolingRules(
             task=self.task,
             tasks=self.tasks,
@@ -112,4 +130,15 @@ class Pooling:
             lower_case=self.lower_case,
             prompts=self.prompts,
             default_prompt=self.default_prompt,
+            instruction=Instruction.of(tokenizer) if self.instructed else None,
+            padding=self._padding(tokenizer),
+            has_towers=self.towers is not None,
         )
+
+    def _padding(self, tokenizer: Any) -> tuple[int, int] | None:
+        """The tokenizer's padding goes before that of the config, which often is another family's."""
+        if self.towers is None or self.towers.padding is None:
+            return None
+        length, token = self.towers.padding
+        own = getattr(tokenizer, "pad_token_id", None)
+        return length, token if own is None else own

@@ -9,7 +9,7 @@ import torch
 from .canonical import integer_bytes, integer_weights
 from .modules import ModuleScheme
 from .packing import WORD_BITS, unpack_awq
-from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
+from .scheme import COLUMNS, ROWS, WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
 from .settings import Settings
 
 BITS = 4
@@ -25,6 +25,7 @@ class AwqFormat(Format):
 
     group_size: int
     zero_point: bool = True
+    sliced = True
 
     def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
         names, qzeros = (f"{module}.qweight", f"{module}.scales"), f"{module}.qzeros"
@@ -34,14 +35,14 @@ class AwqFormat(Format):
         return integer_bytes(module, self.group_size, not self.zero_point, BITS)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
-        num_groups = module.num_groups(self.group_size)
-        if module.rows % PER_WORD:
-            raise ValueError(f"{module.name}: {module.rows} outputs of {BITS} bits do not fill words of {WORD_BITS} bits")
-        words = source.stored(f"{module.name}.qweight", (module.columns, module.rows // PER_WORD), torch.int32)
-        scales = source.stored(f"{module.name}.scales", (num_groups, module.rows), *WIDE_FLOATS)
+        groups, rows = module.groups(self.group_size), module.whole[0]
+        if rows % PER_WORD:
+            raise ValueError(f"{module.name}: {rows} outputs of {BITS} bits do not fill words of {WORD_BITS} bits")
+        words = module.stored(source, f"{module.name}.qweight", ((COLUMNS, 1, 1), (ROWS, PER_WORD, 1)), torch.int32)
+        scales = module.stored(source, f"{module.name}.scales", (groups, (ROWS, 1, 1)), *WIDE_FLOATS)
         zeros = None
         if self.zero_point:
-            zeros = unpack_awq(source.stored(f"{module.name}.qzeros", (num_groups, module.rows // PER_WORD), torch.int32)).T
+            zeros = unpack_awq(module.stored(source, f"{module.name}.qzeros", (groups, (ROWS, PER_WORD, 1)), torch.int32)).T
         return integer_weights(unpack_awq(words).T.contiguous(), scales.T, zeros, BITS)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -88,14 +87,6 @@ def scaled_bytes(module: Module, blocks: bool) -> float:
 
 def float_bytes(module: Module, dtype: torch.dtype) -> float:
     return module.rows * module.columns * dtype.itemsize
-
-
-def concatenated(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Along the first dimension, without arithmetic: not every device concatenates float8."""
-    dtype = tensors[0].dtype
-    if dtype.is_floating_point and dtype.itemsize == 1:
-        return torch.cat([tensor.view(torch.uint8) for tensor in tensors]).view(dtype)
-    return torch.cat(list(tensors))
 
 
 def dequantized(part: LoadedPart) -> torch.Tensor:

@@ -10,12 +10,12 @@ from triton_kernels.ops.gemm import FP8_BLOCK
 
 from .canonical import channel_weights, float_bytes, integer_bytes, integer_weights, scaled_bytes, scaled_weights
 from .fp8 import one_number, single, weight_scales
-from .gptq import sorted_by_group
+from .gptq import order_of_groups
 from .modules import ModuleScheme
 from .mxfp4 import MXFP4_GROUP, MXFP4_NAN, mxfp4_values
 from .packing import WORD_BITS, unpack_words
 from .rounding import FP8
-from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
+from .scheme import COLUMNS, ROWS, WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
 from .settings import Settings, matches_any
 from .unquantized import float_linear
 
@@ -33,6 +33,7 @@ class PackedFormat(Format):
     group_size: int
     symmetric: bool
     act_order: bool = False
+    sliced = True
 
     def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
         names = [f"{module}.weight_packed", f"{module}.weight_scale"]
@@ -47,23 +48,23 @@ class PackedFormat(Format):
         return integer_bytes(module, self.group_size, self.symmetric, self.bits)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
-        num_groups, per_word = module.num_groups(self.group_size), WORD_BITS // self.bits
+        groups, per_word = module.groups(self.group_size), WORD_BITS // self.bits
         packed, scale, *_ = self.names(module.name, source)
         if source.holds(name := f"{module.name}.weight_shape"):
             shape = source.stored(name, (2,), torch.int64, torch.int32).tolist()
-            if shape != list(module.shape):
-                raise ValueError(f"{name} is {shape}, but config.json asks for {list(module.shape)}")
-        words = source.stored(packed, (module.rows, -(-module.columns // per_word)), torch.int32)
+            if shape != (expected := list(module.whole)):
+                raise ValueError(f"{name} is {shape}, but config.json asks for {expected}")
+        words = module.stored(source, packed, ((ROWS, 1, 1), (COLUMNS, per_word, 1)), torch.int32)
         quantized = unpack_words(words, self.bits)[:, : module.columns]
-        scales = source.stored(scale, (module.rows, num_groups), *WIDE_FLOATS)
+        scales = module.stored(source, scale, ((ROWS, 1, 1), groups), *WIDE_FLOATS)
         zeros = None
         if not self.symmetric:
-            zero_words = source.stored(f"{module.name}.weight_zero_point", (-(-module.rows // per_word), num_groups), torch.int32)
+            zero_words = module.stored(source, f"{module.name}.weight_zero_point", ((ROWS, per_word, 1), groups), torch.int32)
             zeros = unpack_words(zero_words.T.contiguous(), self.bits).T[: module.rows]
         perm = None
-        if source.holds(f"{module.name}.weight_g_idx"):
-            g_idx = source.stored(f"{module.name}.weight_g_idx", (module.columns,), torch.int32, torch.int64)
-            perm = sorted_by_group(g_idx, num_groups, module.name) if bool((g_idx >= 0).any()) else None
+        if source.holds(name := f"{module.name}.weight_g_idx"):
+            g_idx = module.stored(source, name, ((COLUMNS, 1, 1),), torch.int32, torch.int64)
+            perm = order_of_groups(g_idx, module, self.group_size) if bool((g_idx >= 0).any()) else None
         return integer_weights(quantized if perm is None else quantized[:, perm.long()], scales, zeros, self.bits, perm)
 
 
@@ -79,6 +80,7 @@ class ScaledFormat(Format):
     dtype: torch.dtype
     activations: str
     blocks: bool = False
+    sliced = True
 
     def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
         names = f"{module}.weight", f"{module}.weight_scale"
@@ -92,7 +94,7 @@ class ScaledFormat(Format):
         return scaled_bytes(module, self.blocks)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
-        weight = source.stored(f"{module.name}.weight", module.shape, self.dtype)
+        weight = module.stored(source, f"{module.name}.weight", ((ROWS, 1, 1), (COLUMNS, 1, 1)), self.dtype)
         scales = weight_scales(module, f"{module.name}.weight_scale", self.blocks, source)
         if self.activations == "none":
             return channel_weights(weight, scales)

@@ -8,7 +8,8 @@ import torch
 
 from triton_kernels.ops.gemm import FP8_BLOCK
 
-from .canonical import SYMMETRIC_ZERO, concatenated, dequantized
+from .canonical import SYMMETRIC_ZERO, dequantized
+from .packing import concatenated
 from .scheme import LoadedPart
 from .unquantized import float_experts
 

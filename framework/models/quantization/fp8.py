@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from triton_kernels.ops.gemm import FP8_BLOCK
 from .canonical import scaled_bytes, scaled_weights
 from .modules import ModuleScheme
 from .rounding import FP8
-from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
+from .scheme import ALL, COLUMNS, ROWS, WIDE_FLOATS, Format, LoadedPart, Module, TensorSource, WholeNeeded
 from .settings import Settings
 
 
@@ -23,6 +24,7 @@ class Fp8Format(Format):
 
     blocks: bool
     static: bool
+    sliced = True
 
     def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
         inverse, input_scale = f"{module}.weight_scale_inv", f"{module}.input_scale"
@@ -35,7 +37,7 @@ class Fp8Format(Format):
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         weight_name, scale_name, *_ = self.names(module.name, source)
-        weight = source.stored(weight_name, module.shape, FP8)
+        weight = module.stored(source, weight_name, ((ROWS, 1, 1), (COLUMNS, 1, 1)), FP8)
         scales = weight_scales(module, scale_name, self.blocks, source)
         input_scale = single(f"{module.name}.input_scale", source) if self.static else None
         return scaled_weights("gemm_fp8", weight, scales, source.dtype, input_scale, self.blocks)
@@ -44,11 +46,16 @@ class Fp8Format(Format):
 def weight_scales(module: Module, name: str, blocks: bool, source: TensorSource) -> torch.Tensor:
     """f32 [ceil(N/128), ceil(K/128)] with blocks; else [N, 1] or [1, 1], however many dimensions there are on disk."""
     if blocks:
-        return source.stored(name, module.num_blocks, torch.float32)
-    scales = source.stored(name, None, *WIDE_FLOATS).float()
-    if scales.numel() not in (1, module.rows):
-        raise ValueError(f"{name} has the shape {tuple(scales.shape)}; expected one scale, or one for each of {module.rows} rows")
-    return scales.reshape(-1, 1)
+        return module.stored(source, name, ((ROWS, FP8_BLOCK, 1), (COLUMNS, FP8_BLOCK, 1)), torch.float32)
+    shape, rows = source.shape(name), module.whole[0]
+    if math.prod(shape) not in (1, rows):
+        raise ValueError(f"{name} has the shape {shape}; expected one scale, or one for each of {rows} rows")
+    if module.share is None or math.prod(shape) == 1:
+        return source.stored(name, None, *WIDE_FLOATS).float().reshape(-1, 1)
+    if shape[0] != rows:
+        raise WholeNeeded
+    axes = ((ROWS, 1, 1), *((ALL, 1, 1) for _ in shape[1:]))
+    return module.stored(source, name, axes, *WIDE_FLOATS).float().reshape(-1, 1)
 
 
 def single(name: str, source: TensorSource) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import torch
 from .canonical import float_bytes, integer_bytes, integer_weights
 from .modules import ModuleScheme
 from .packing import WORD_BITS, unpack_stream
-from .scheme import WIDE_FLOATS, Format, LoadedPart, Module, TensorSource
+from .scheme import COLUMNS, ROWS, WIDE_FLOATS, Format, LoadedPart, Module, TensorSource, WholeNeeded
 from .settings import Settings
 
 
@@ -29,6 +30,7 @@ class GptqFormat(Format):
     symmetric: bool
     zero_offset: int
     act_order: bool = False
+    sliced = True
 
     def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
         names = f"{module}.qweight", f"{module}.qzeros", f"{module}.scales"
@@ -41,25 +43,30 @@ class GptqFormat(Format):
         return integer_bytes(module, self.group_size, self.symmetric, self.bits)
 
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
-        num_groups = module.num_groups(self.group_size)
-        for what, count in (("inputs", module.columns), ("outputs", module.rows)):
+        groups = module.groups(self.group_size)
+        for what, count in zip(("outputs", "inputs"), module.whole):
             if count * self.bits % WORD_BITS:
                 raise ValueError(f"{module.name}: {count} {what} of {self.bits} bits do not fill words of 32 bits")
         qweight, qzeros, scales, *g_idx_name = self.names(module.name, source)
-        words = source.stored(qweight, (module.columns * self.bits // WORD_BITS, module.rows), torch.int32)
-        zero_words = source.stored(qzeros, (num_groups, module.rows * self.bits // WORD_BITS), torch.int32)
+        packed = self._packed()
+        words = module.stored(source, qweight, ((COLUMNS, *packed), (ROWS, 1, 1)), torch.int32)
+        zero_words = module.stored(source, qzeros, (groups, (ROWS, *packed)), torch.int32)
         quantized = unpack_stream(words.T.contiguous(), self.bits)
         zeros = None
         if not self.symmetric:
             zeros = self._zeros(zero_words).T
         perm = None
         for name in g_idx_name:
-            g_idx = source.stored(name, (module.columns,), torch.int32, torch.int64)
-            perm = sorted_by_group(g_idx, num_groups, module.name)
+            g_idx = module.stored(source, name, ((COLUMNS, 1, 1),), torch.int32, torch.int64)
+            perm = order_of_groups(g_idx, module, self.group_size)
         if perm is not None:
             quantized = quantized[:, perm.long()]
-        by_group = source.stored(scales, (num_groups, module.rows), *WIDE_FLOATS)
+        by_group = module.stored(source, scales, (groups, (ROWS, 1, 1)), *WIDE_FLOATS)
         return integer_weights(quantized, by_group.T, zeros, self.bits, perm)
+
+    def _packed(self) -> tuple[int, int]:
+        """(values, words) of the fewest whole words that hold whole values."""
+        return WORD_BITS // math.gcd(self.bits, WORD_BITS), self.bits // math.gcd(self.bits, WORD_BITS)
 
     def _zeros(self, words: torch.Tensor) -> torch.Tensor:
         """uint8 [K/G, N]. The one that is missing was taken off whole words, where they hold whole values: a zero point of 0
@@ -69,6 +76,16 @@ class GptqFormat(Format):
             words = (words.long() + sum(1 << shift for shift in range(0, WORD_BITS, self.bits))).to(torch.int32)
         zeros = unpack_stream(words, self.bits)
         return zeros if whole else (zeros + self.zero_offset) & ((1 << self.bits) - 1)
+
+
+def order_of_groups(g_idx: torch.Tensor, module: Module, group_size: int) -> torch.Tensor | None:
+    """``sorted_by_group`` of a module, which may be a share. g_idx [K]: of its columns."""
+    if module.share is not None and module.columns != module.whole[1]:
+        columns = torch.arange(module.share[1].start, module.share[1].stop, device=g_idx.device)
+        if not torch.equal(g_idx.long(), columns // (module.whole[1] if group_size == -1 else group_size)):
+            raise WholeNeeded  # inputs of a group belong to several ranks
+        return None
+    return sorted_by_group(g_idx, module.num_groups(group_size), module.name)
 
 
 def sorted_by_group(g_idx: torch.Tensor, num_groups: int, module: str) -> torch.Tensor | None:

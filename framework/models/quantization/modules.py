@@ -12,9 +12,10 @@ import torch
 from triton_kernels.ops.gemm import FP8_BLOCK
 
 from ..parts import Part, bias_name
-from .canonical import SYMMETRIC_ZERO, concatenated, dequantized, float_bytes
+from .canonical import SYMMETRIC_ZERO, dequantized, float_bytes
 from .experts import stack_experts
-from .scheme import Format, LoadedPart, Module, TensorSource, one_input, same
+from .packing import concatenated
+from .scheme import Format, LoadedPart, Module, TensorSource, WholeNeeded, one_input, same
 from .unquantized import float_experts, float_linear
 
 Tensors = Mapping[str, torch.Tensor | None]
@@ -47,11 +48,11 @@ class ModuleScheme(ABC):
         if not any(formats):
             return (float_linear(source.weight(part), source.bias(part)),)
         if any(found is not None and source.holds(f"{module}.bias") for module, found in zip(part.sources, formats)):
-            part = replace(part, bias=True)  # tools write one, of zeros, for layers that have none
+            part = _with_bias(part)  # tools write one, of zeros, for layers that have none
         bias = source.bias(part)
         if part.layout == "interleaved":
             assert len(formats) == 1, "a fused projection is one module"
-        loaded = [self._load(module, rows, part, source) for module, rows in zip(part.sources, part.rows)]
+        loaded = [self._load(module, part, source) for module in _modules(part)]
         return stack([_in_order(one, part) for one in loaded], bias)
 
     def experts(self, w13: Part, w2: Part, source: TensorSource) -> LoadedPart:
@@ -60,8 +61,8 @@ class ModuleScheme(ABC):
             return float_experts(source.weight(w13), source.weight(w2))
         gate_up, down = (
             [
-                [self._load(module.format(e=expert), rows, part, source) for module, rows in zip(part.sources, part.rows)]
-                for expert in range(part.num_experts)
+                [self._load(replace(module, name=module.name.format(e=expert)), part, source) for module in _modules(part)]
+                for expert in (range(part.num_experts) if part.share is None else part.own[2])
             ]
             for part in (w13, w2)
         )
@@ -78,13 +79,15 @@ class ModuleScheme(ABC):
             total += float_bytes(module, dtype) if found is None else found.num_bytes(module, dtype, expert=part.num_experts > 0)
         return total
 
-    def _load(self, module: str, rows: int, part: Part, source: TensorSource) -> LoadedPart:
+    def _load(self, module: Module, part: Part, source: TensorSource) -> LoadedPart:
         """One module of a part, without its bias."""
-        assert part.columns is not None
-        found = self._format(module, source)
+        found = self._format(module.name, source)
+        if module.share is not None and (found is None or not found.sliced):
+            raise WholeNeeded
         if found is None:
-            return float_linear(source.weight(replace(part, sources=(module,), rows=(rows,), num_experts=0)), None)
-        return found.load(Module(module, rows, part.columns), source)
+            alone = replace(part, sources=(module.name,), rows=(module.rows,), num_experts=0, share=None)
+            return float_linear(source.weight(alone), None)
+        return found.load(module, source)
 
     def _format(self, module: str, source: TensorSource) -> Format | None:
         """What the config says, unless the checkpoint has the module's weight as floats in place of what it says."""
@@ -92,6 +95,34 @@ class ModuleScheme(ABC):
         if found is None or not source.holds(f"{module}.weight"):
             return found
         return found if all(map(source.holds, found.names(module, source))) else None
+
+
+def _with_bias(part: Part) -> Part:
+    if part.share is None:
+        return replace(part, bias=True)
+    whole, rank = part.share
+    return replace(part, bias=True, share=(replace(whole, bias=True), rank))
+
+
+def _modules(part: Part) -> list[Module]:
+    """Of a part, or of one of its experts. Raises WholeNeeded for a share that is not a few ranges of rows of each."""
+    assert part.columns is not None
+    if part.share is None:
+        return [Module(name, rows, part.columns) for name, rows in zip(part.sources, part.rows)]
+    (ranges, columns, _), whole = part.own, part.share[0]
+    if part.layout == "interleaved" or sum(map(len, ranges)) < sum(part.rows):
+        raise WholeNeeded
+    modules, start = [], 0
+    for name, rows in zip(whole.sources, whole.rows):
+        own = (range(max(each.start - start, 0), min(each.stop - start, rows)) for each in ranges)
+        within = tuple(each for each in own if each)
+        start += rows
+        shape = (rows, whole.columns or 0)
+        if not within:
+            raise WholeNeeded
+        module = Module(name, sum(map(len, within)), len(columns), (within, columns, shape))
+        modules.append(replace(module, share=None) if module.shape == shape else module)
+    return modules
 
 
 def _in_order(loaded: LoadedPart, part: Part) -> LoadedPart:
@@ -130,10 +161,11 @@ def stack(parts: Sequence[LoadedPart], bias: torch.Tensor | None) -> tuple[Loade
 def _as_channels(part: LoadedPart) -> LoadedPart:
     """Blocks of 128 rows and all columns, which ``gemm_fp8`` knows as rows with scales of their own."""
     scales = part.tensors.get("scales")
-    if part.op != "gemm_fp8" or scales is None or scales.shape[1] > 1 or len(scales) in (1, part.num_rows):
+    if part.op != "gemm_fp8" or part.input is None or part.input.params["granularity"] != "group":
+        return part
+    if scales is None or scales.shape[1] > 1:
         return part
     by_row = scales.repeat_interleave(FP8_BLOCK, 0)[: part.num_rows]
-    assert part.input is not None
     params = {**part.input.params, "granularity": "token"}
     return replace(part, tensors={**part.tensors, "scales": by_row}, input=replace(part.input, params=params))
 

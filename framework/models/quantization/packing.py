@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 WORD_BITS = 32
@@ -45,3 +47,11 @@ def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
 def pack_awq(values: torch.Tensor) -> torch.Tensor:
     """uint8 [R, N] -> int32 [R, N/8], the inverse of ``unpack_awq``."""
     return pack_words(values.unflatten(-1, (-1, WORD_BITS // 4))[..., list(AWQ_COLUMN_OF_NIBBLE)].flatten(-2), 4)
+
+
+def concatenated(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """Along a dimension, without arithmetic: not every device concatenates float8."""
+    dtype = tensors[0].dtype
+    if dtype.is_floating_point and dtype.itemsize == 1:
+        return torch.cat([tensor.view(torch.uint8) for tensor in tensors], dim).view(dtype)
+    return torch.cat(list(tensors), dim)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from triton_kernels.ops.gemm import FP8_BLOCK
 
 from ..parts import Part
+from .packing import concatenated
 
 WIDE_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Which dtypes scales and unquantized weights may have on disk."""
@@ -72,10 +74,15 @@ class TensorSource(Protocol):
     def holds(self, name: str) -> bool:
         """Whether there is a tensor of that name."""
 
-    def stored(self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype) -> torch.Tensor:
-        """A tensor of the checkpoint, named as in ``Part.tensors``, as it lies there. shape None: any. Floats of 16 and more bits
-        in none of ``dtypes`` are converted to the first. Raises ValueError for another shape or dtype, and for such floats (scales)
-        that are NaN or infinite."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor of the checkpoint."""
+
+    def stored(
+        self, name: str, shape: tuple[int, ...] | None, *dtypes: torch.dtype, index: tuple[slice, ...] | None = None
+    ) -> torch.Tensor:
+        """A tensor of the checkpoint, named as in ``Part.tensors``, as it lies there; of its shape what ``index`` says. shape None:
+        any. Floats of 16 and more bits in none of ``dtypes`` are converted to the first. Raises ValueError for another shape or
+        dtype, and for such floats (scales) that are NaN or infinite."""
 
 
 class Scheme(Protocol):
@@ -96,17 +103,57 @@ class Scheme(Protocol):
         scales of 2 bytes for float activations, of 4 for quantized ones, and no padding."""
 
 
+class WholeNeeded(Exception):
+    """A rank's share is not to be had from its share of what lies in the checkpoint."""
+
+
+ROWS, COLUMNS, ALL = range(3)
+Axis = tuple[int, int, int]
+"""What a dimension of a stored tensor counts: (ROWS or COLUMNS, values, elements), so many values in so many elements; of ALL,
+which ranks do not cut, the values are the size."""
+
+
 @dataclass(frozen=True)
 class Module:
-    """A linear layer as checkpoints know it: its name there, and how many outputs (rows) and inputs (columns) it has."""
+    """A linear layer as checkpoints know it: its name there, and how many outputs (rows) and inputs (columns) it has.
+
+    share  what a rank has of it, and these count: ranges of rows in order, columns, and the shape of all; None: that is all
+    """
 
     name: str
     rows: int
     columns: int
+    share: tuple[tuple[range, ...], range, tuple[int, int]] | None = None
+
+    def stored(self, source: TensorSource, name: str, axes: Sequence[Axis], *dtypes: torch.dtype) -> torch.Tensor:
+        """As ``TensorSource.stored``: of the module, which may be a share. Raises WholeNeeded where that begins or ends amid what
+        one element holds."""
+        totals = (*self.whole, 0)
+        shape = tuple(values if axis == ALL else -(-totals[axis] * size // values) for axis, values, size in axes)
+        if self.share is None:
+            return source.stored(name, shape, *dtypes)
+        own = (self.share[0], (self.share[1],))
+        slices = [
+            [slice(0, values)] if axis == ALL else [_elements(part, totals[axis], values, size) for part in own[axis]]
+            for axis, values, size in axes
+        ]
+        pieces = [source.stored(name, shape, *dtypes, index=index) for index in itertools.product(*slices)]
+        by_rows = [axis for axis, *_ in axes].index(ROWS) if len(pieces) > 1 else 0
+        return pieces[0] if len(pieces) == 1 else concatenated(pieces, by_rows)
+
+    def groups(self, group_size: int) -> Axis:
+        """Of a tensor with an element for each group of a row. Raises as ``num_groups``."""
+        self.num_groups(group_size)
+        return (ALL, 1, 1) if group_size in (-1, self.whole[1]) else (COLUMNS, group_size, 1)
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows, self.columns
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """The shape on disk."""
+        return self.shape if self.share is None else self.share[2]
 
     @property
     def num_blocks(self) -> tuple[int, int]:
@@ -115,15 +162,29 @@ class Module:
 
     def num_groups(self, group_size: int) -> int:
         """Groups of a row; group_size -1: one. Raises ValueError if the group size does not divide the inputs."""
-        if group_size == -1:
+        if group_size in (-1, self.whole[1]):
             return 1
         if self.columns % group_size:
+            if self.share is not None:
+                raise WholeNeeded
             raise ValueError(f"{self.name}: the group size {group_size} does not divide its {self.columns} inputs")
         return self.columns // group_size
 
 
+def _elements(own: range, total: int, values: int, size: int) -> slice:
+    """Those that hold some of ``total`` values."""
+    if own.start % values or (own.stop % values and own.stop != total):
+        raise WholeNeeded
+    return slice(own.start * size // values, -(-own.stop * size // values))
+
+
 class Format(ABC):
-    """How one module lies in a checkpoint."""
+    """How one module lies in a checkpoint.
+
+    sliced  whether ``load`` takes a module that is a share
+    """
+
+    sliced: ClassVar[bool] = False
 
     @abstractmethod
     def names(self, module: str, source: TensorSource) -> tuple[str, ...]:
@@ -135,4 +196,4 @@ class Format(ABC):
 
     @abstractmethod
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
-        """Without its bias. Raises ValueError for tensors that do not fit together."""
+        """Without its bias. Raises ValueError for tensors that do not fit together, and of a share WholeNeeded."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from .chat import Message
 from .common import Body, List, TokenId
 
 Input = str | List[TokenId] | List[List[TokenId]] | List[str]
@@ -27,7 +28,10 @@ class PoolingBody(Body):
 
 
 class EmbeddingBody(PoolingBody):
-    input: Input
+    """One of ``input`` and ``messages``, which hold an image, or a text, of a model that embeds both."""
+
+    input: Input | None = None
+    messages: List[Message] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     add_special_tokens: bool = True

@@ -61,12 +61,14 @@ class LlguidanceBackend:
         for matcher, tokens in zip(matchers, token_ids):  # a microsecond each: the library's threads would take longer to wake
             for token in tokens:
                 if not matcher.state.consume_token(token):
-                    matcher.check()
+                    matcher.fail()
 
     def forced(self, matchers: Sequence[LlguidanceMatcher]) -> list[list[int]]:
         return [list(takewhile(matcher.goes_on, matcher.state.compute_ff_tokens())) for matcher in matchers]
 
-    def fill(self, matchers: Sequence[LlguidanceMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray) -> None:
+    def fill(
+        self, matchers: Sequence[LlguidanceMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray, is_short: bool
+    ) -> None:
         where = masks.ctypes.data, masks.strides[0], len(masks)
         alone, drafted, row = [], [], 0
         for matcher, draft in zip(matchers, drafts):
@@ -75,14 +77,20 @@ class LlguidanceBackend:
             else:
                 alone.append((matcher.state, row))
             row += 1 + len(draft)
-        if alone:
+        if alone and is_short:
+            start, row_bytes, _ = where
+            for state, row in alone:
+                state.unsafe_compute_mask_ptr(start + row * row_bytes, row_bytes)
+        elif alone:
             self._executor.unsafe_compute_mask_ptr(alone, *where)
         if drafted:
             self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, *where)
         row = 0
         for matcher, draft in zip(matchers, drafts):
-            matcher.check()
-            matcher.set_stops(masks[row : row + 1 + len(draft)])
+            if matcher.state.is_error():
+                matcher.fail()
+            if not matcher.is_usual:
+                matcher.set_stops(masks[row : row + 1 + len(draft)])
             row += 1 + len(draft)
 
 
@@ -105,23 +113,21 @@ class LlguidanceMatcher:
         self.backend, self.state = backend, state
         self.error: Exception | None = None
         self._eos_token_id, self._stops = eos_token_id, {*stop_token_ids, eos_token_id}
-        self._is_usual = set(stop_token_ids) == {eos_token_id}
+        self.is_usual = set(stop_token_ids) == {eos_token_id}
 
     def goes_on(self, token_id: int) -> bool:
         """Whether a token is a part of the output."""
         return token_id not in self._stops
 
     def set_stops(self, masks: np.ndarray) -> None:
-        """Turns the library's end into the request's in masks int32 [any, words]."""
-        if self._is_usual:
-            return
+        """Turns the library's end into the request's, where it is not the usual one, in masks int32 [any, words]."""
         word, bit = divmod(self._eos_token_id, 32)
         for mask in masks:
             set_bits(mask, self._stops, bool(mask[word] >> bit & 1))
 
-    def check(self) -> None:
-        """Keeps the library's error, if there is one."""
-        if self.error is None and self.state.is_error():
+    def fail(self) -> None:
+        """Keeps the library's error."""
+        if self.error is None:
             reason = _first_lines(self.state.get_error())
             kind = RuntimeError if "doesn't satisfy" in reason else ValueError  # else a limit of the library
             self.error = kind(f"the grammar failed: {reason}")

@@ -73,10 +73,11 @@ class Backend(Protocol[M]):
     def forced(self, matchers: Sequence[M]) -> list[list[int]]:
         """Of each, tokens of the text that must come next, where there is but one; [] also where it is not known."""
 
-    def fill(self, matchers: Sequence[M], drafts: Sequence[Sequence[int]], masks: np.ndarray) -> None:
+    def fill(self, matchers: Sequence[M], drafts: Sequence[Sequence[int]], masks: np.ndarray, is_short: bool) -> None:
         """What may come next, and after each draft, if the tokens that a matcher takes next are those; it takes none of them.
 
         masks  int32 [matchers and drafts, ``Vocabulary.num_words``], all bits set: a matcher's own row, then those after its
                drafts, then the next matcher's. Left are the bits (t%32 of word t//32) of tokens t that may come next: never of
                special tokens or beyond the vocabulary; of the stop tokens where the output may end. Rows after a draft that may
-               not come, or that ends the output, stay as they are."""
+               not come, or that ends the output, stay as they are.
+        is_short  it will take less than to wake other threads for it"""

@@ -9,15 +9,15 @@ import torch
 
 from ...config import EngineConfig, ModelConfig
 from ...engine.kv_cache.spec import CacheGroup, PagedKV
-from ...models.architecture import ModelInfo, read_model
-from ...models.builder import load_model
 from ...models.decoder import Decoder
 from ...models.drafts.head import DraftHead
 from ...models.drafts.load import METHODS, load_head, read_head
 from ...models.drafts.medusa import Medusa
 from ...models.hub import resolve_head
+from ...models.load import load_model
 from ...models.parallel import Parallel
 from ...models.protocol import Model
+from ...models.read import ModelInfo, read_model
 from ...plan import KernelPlan
 from ..request_rows import RequestRows
 from .cache import DraftCache

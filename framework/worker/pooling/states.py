@@ -31,17 +31,20 @@ class States:
 
     def take(self, rows: StepRows, hidden: torch.Tensor) -> None:
         """Takes the states [T, H] of a step's rows."""
-        bounds = rows.bounds.tolist()
+        bounds, firsts = rows.bounds.tolist(), rows.first.tolist()
         for row, seat in enumerate(rows.seats.tolist()):
-            kind = "ALL" if self.params[seat].task in TOKEN_TASKS else self._kind
-            self._kept[seat] = _TAKE[kind](self._kept[seat], hidden[bounds[row] : bounds[row + 1]])
+            params, start = self.params[seat], bounds[row]
+            kind = "ALL" if params.task in TOKEN_TASKS else self._kind
+            if kind == "MEAN":
+                start += max(params.num_unpooled - firsts[row], 0)
+            self._kept[seat] = _TAKE[kind](self._kept[seat], hidden[start : max(start, bounds[row + 1])])
 
     def pop(self, seat: int, num_tokens: int) -> torch.Tensor:
         """Of a prompt of so many tokens that is computed: f32 [H], or [T, H] of all its tokens."""
         kept = self._kept.pop(seat)
         assert kept is not None
         if self._kind == "MEAN" and kept.dim() == 1:
-            kept = kept / num_tokens
+            kept = kept / (num_tokens - self.params[seat].num_unpooled)
         return kept.float()
 
 

@@ -10,7 +10,7 @@ import pytest
 from framework.build import input_processor
 from framework.config import ModelConfig
 from framework.engine.inputs import InputProcessor, check_priority
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.sampling_params import RequestOutputKind, SamplingParams
 
 from ..engines import assert_idle, make_engine

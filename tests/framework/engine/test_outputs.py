@@ -18,7 +18,7 @@ from framework.engine.engine import Engine
 from framework.engine.inputs import InputProcessor
 from framework.engine.step import StepInput, StepOutput, TokenLogprobs
 from framework.executor.null import DoneStep
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.outputs import Logprob, RequestOutput
 from framework.sampling_params import RequestOutputKind, SamplingParams
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.engine.inputs import EngineInput
-from framework.engine.router import ROUTERS, LeastLoaded, LeastTokens, PowerOfTwo, PrefixAware, Router
+from framework.engine.router import ROUTERS, InFlight, LeastLoaded, LeastTokens, PowerOfTwo, PrefixAware, Router
 
 
 @dataclass
@@ -18,10 +18,9 @@ class Counts:
     num_waiting: int = 0
     num_running: int = 0
     num_queued_tokens: int = 0
-    kv_usage: float = 0.0
 
 
-counts = st.builds(Counts, st.integers(0, 40), st.integers(0, 40), st.integers(0, 500), st.floats(0, 1))
+counts = st.builds(Counts, st.integers(0, 40), st.integers(0, 40), st.integers(0, 500))
 prompts = st.lists(st.integers(0, 3), min_size=1, max_size=300)
 calls = st.integers(1, 9).flatmap(lambda n: st.lists(st.tuples(prompts, st.lists(counts, min_size=n, max_size=n)), max_size=20))
 
@@ -111,3 +110,24 @@ def test_prefixes_are_forgotten_in_the_order_of_their_use(monkeypatch: pytest.Mo
     # Three blocks each, of which the last six stay: those of 1 and 3. So 2 goes to whose turn it is.
     assert route(router, [1] * 192, replicas) == 0
     assert route(router, [2] * 192, replicas) == 0
+
+
+@given(
+    events=st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["add", "came", "ended"]), st.integers(1, 3), st.integers(1, 99)))
+)
+def test_in_flight_is_what_was_sent_and_has_not_ended(events: list[tuple[int, str, int, int]]) -> None:
+    found, books = InFlight(), dict[int, list[int]]()
+    for key, event, num_completions, num_tokens in events:
+        if event == "add":
+            if key in books:  # an id is used again once its request has ended
+                continue
+            found.add(f"{key}", num_completions, num_tokens)
+            books[key] = [num_completions, num_tokens]
+        else:
+            found.take(f"{key}", finished=event == "ended")
+            if event == "ended":
+                books.pop(key, None)
+            elif key in books:
+                books[key][1] = 0
+        assert [found.num_running, found.num_queued_tokens] == [sum(book[i] for book in books.values()) for i in (0, 1)]
+        assert found.num_waiting == 0

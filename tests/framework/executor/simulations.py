@@ -9,7 +9,7 @@ from framework.clock import VirtualClock
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, ParallelConfig
 from framework.engine.step import NewRequest, StepInput
 from framework.executor.simulated import SimulatedExecutor
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.sampling_params import SamplingParams
 
 LLAMA_8B = {

@@ -10,8 +10,8 @@ import torch
 
 from framework.config import CacheConfig, QuantConfig, SchedulerConfig
 from framework.executor.device_memory import activation_bytes
-from framework.models.architecture import read_model
 from framework.models.ranks import rank_architecture, read_weight_scheme, stage_weight_bytes, stages
+from framework.models.read import read_model
 from framework.models.weights import weight_bytes
 from framework.plan import device_model
 from framework.worker.devices import Cuda

@@ -11,10 +11,10 @@ import torch
 from framework.config import CacheConfig, EngineConfig, ModelConfig
 from framework.engine.kv_cache.spec import group_layers, token_bytes
 from framework.executor.calls import CallList
-from framework.models.architecture import read_model
-from framework.models.builder import load_model
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
 from framework.models.ranks import stages
+from framework.models.read import read_model
 from framework.plan import KernelPlan, op_costs
 
 from ..models.harness import Session

@@ -10,8 +10,8 @@ import pytest
 from framework.build import build_engine
 from framework.config import ParallelConfig, QuantConfig, SchedulerConfig
 from framework.executor.calls import CallList
-from framework.models.architecture import read_model
 from framework.models.ranks import rank_architecture, stages
+from framework.models.read import read_model
 from framework.sampling_params import SamplingParams
 
 from .simulations import EAGER, LLAMA_8B, LLAMA_70B, QWEN_MOE, decode_step, make_executor, prompt_step, simulated_config

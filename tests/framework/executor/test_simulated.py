@@ -18,7 +18,7 @@ from framework.engine.inputs import EngineInput
 from framework.engine.step import StepInput
 from framework.executor.calibration import Calibration
 from framework.executor.simulated import SimulatedExecutor
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.outputs import RequestMetrics
 from framework.plan import op_costs
 from framework.sampling_params import RequestOutputKind, SamplingParams

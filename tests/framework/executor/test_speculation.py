@@ -13,8 +13,8 @@ from framework.config import CacheConfig, SchedulerConfig
 from framework.engine.executor import PredictsSteps
 from framework.executor.calls import CallList
 from framework.executor.pseudo import num_right_drafts
-from framework.models.architecture import read_model
 from framework.models.ranks import stages
+from framework.models.read import read_model
 from framework.outputs import RequestOutput
 from framework.sampling_params import SamplingParams
 from framework.speculation.config import SpeculativeConfig

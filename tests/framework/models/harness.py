@@ -9,11 +9,11 @@ import torch
 
 from framework.config import ModelConfig, QuantConfig
 from framework.engine.kv_cache.spec import group_layers
-from framework.models.architecture import read_model
 from framework.models.batch import ForwardBatch, GroupBatch
-from framework.models.builder import load_model
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
 from framework.models.protocol import Model
+from framework.models.read import read_model
 from framework.plan import KernelPlan
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from framework.config import ModelConfig
-from framework.models.architecture import read_model
 from framework.models.decoder import Decoder
 from framework.models.hub import resolve_model
 from framework.models.parallel import Parallel, Ranks
 from framework.models.parts import Part, all_parts
+from framework.models.read import read_model
 from framework.models.rope import read_rope
 from framework.models.weights import Checkpoint
 

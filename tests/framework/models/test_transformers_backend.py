@@ -11,9 +11,9 @@ import transformers
 
 from framework import LLM, EngineConfig, SamplingParams
 from framework.config import CacheConfig, ModelConfig
-from framework.models.architecture import read_model
-from framework.models.builder import load_model
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
+from framework.models.read import read_model
 from framework.models.transformers_model import TransformersModel
 from framework.plan import KernelPlan
 

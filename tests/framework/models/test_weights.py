@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from framework.config import ModelConfig
 from framework.engine.kv_cache.spec import group_layers
-from framework.models.architecture import ModelInfo, read_model
-from framework.models.builder import Builder
+from framework.models.binding.binder import Binder
 from framework.models.layers.linear import bind_linear
 from framework.models.parallel import Parallel
 from framework.models.parts import Part, all_parts
 from framework.models.protocol import Model
 from framework.models.quantization.scheme import LoadedPart, Scheme, TensorSource
 from framework.models.quantization.unquantized import Unquantized
+from framework.models.read import ModelInfo, read_model
 from framework.models.weights import Checkpoint, DummyWeights, EmptyWeights, Weights
 from framework.plan import KernelPlan
 from triton_kernels.ops.gemm import gemm_fp8_reference, gemm_int8_reference, pack_int4
@@ -77,7 +77,7 @@ class Toy:
 
 def assemble(info: ModelInfo, weights: Weights, plan: KernelPlan) -> Model:
     assert info.architecture is not None
-    model = Builder(info, info.architecture, weights, plan, CPU, Parallel(), BLOCK, "auto").build()
+    model = Binder(info, info.architecture, weights, plan, CPU, Parallel(), BLOCK, "auto").build()
     model.set_groups(group_layers(model.cache_specs()))
     return model
 

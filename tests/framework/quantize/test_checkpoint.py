@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from transformers import CompressedTensorsConfig
 
 from framework.config import ModelConfig, QuantConfig
-from framework.models.architecture import read_model
 from framework.models.parts import layer_parts
 from framework.models.quantization.table import read_scheme
+from framework.models.read import read_model
 from framework.models.weights import Checkpoint
 from framework.quantize import cache, cached_checkpoint, output, quantize_checkpoint
 

@@ -8,7 +8,7 @@ from framework import EngineConfig, RequestOutputKind, SamplingParams
 from framework.build import input_processor
 from framework.engine.inputs import EngineInput
 from framework.engine.metrics import EngineInfo
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.outputs import CompletionOutput, Logprob, RequestOutput
 
 
@@ -29,7 +29,13 @@ class ScriptedEngine:
         self.config = EngineConfig()
         self.inputs = input_processor(self.config.model, read_model(self.config.model))
         self.info = EngineInfo(
-            max_model_len=2048, vocab_size=len(self.inputs.tokenizer), block_size=16, num_blocks=64, weight_bytes=0
+            max_model_len=2048,
+            vocab_size=len(self.inputs.tokenizer),
+            block_size=16,
+            num_blocks=64,
+            weight_bytes=0,
+            groups=(),
+            in_flight_steps=1,
         )
         self.scripts = scripts
         self.prompts: list[str] = []

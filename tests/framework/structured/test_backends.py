@@ -238,9 +238,10 @@ def test_masks_after_drafts_are_those_of_tokens_taken_one_by_one(name: str, data
         drafts.append(draft)
         expected.append(sets)
     unknown = [[set(range(SIZE))] * (1 + len(draft) - len(sets)) for draft, sets in zip(drafts, expected)]
-    rows = np.full((sum(1 + len(draft) for draft in drafts), SIZE // 32), -1, dtype=np.int32)
-    matchers[0].backend.fill(matchers, drafts, rows)
-    assert token_sets(rows) == [each for sets, rest in zip(expected, unknown) for each in sets + rest]
+    for is_short in (False, True):
+        rows = np.full((sum(1 + len(draft) for draft in drafts), SIZE // 32), -1, dtype=np.int32)
+        matchers[0].backend.fill(matchers, drafts, rows, is_short)
+        assert token_sets(rows) == [each for sets, rest in zip(expected, unknown) for each in sets + rest]
     # None of them was taken: those that are accepted are.
     counts = [data.draw(st.integers(0, len(sets) - 1)) for sets in expected]
     matchers[0].backend.accept(matchers, [draft[:count] for draft, count in zip(drafts, counts)])

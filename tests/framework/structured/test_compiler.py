@@ -50,7 +50,7 @@ class Anything:
     def backend(self) -> Any:
         return self
 
-    def fill(self, matchers: Sequence[Any], drafts: Sequence[Any], masks: np.ndarray) -> None:
+    def fill(self, matchers: Sequence[Any], drafts: Sequence[Any], masks: np.ndarray, is_short: bool) -> None:
         masks[:] = self.mask
 
 

@@ -74,9 +74,11 @@ def test_a_draft_that_leads_a_grammar_nowhere_ends_no_request_that_would_not_tak
     expected = serve(make_engine(), jobs)
     Oracle.comes, fill, num_dead = comes(jobs, expected), LlguidanceBackend.fill, 0
 
-    def lead_nowhere(backend: Any, matchers: list[LlguidanceMatcher], drafts: list[list[int]], masks: np.ndarray) -> None:
+    def lead_nowhere(
+        backend: Any, matchers: list[LlguidanceMatcher], drafts: list[list[int]], masks: np.ndarray, is_short: bool
+    ) -> None:
         nonlocal num_dead
-        fill(backend, matchers, drafts, masks)
+        fill(backend, matchers, drafts, masks, is_short)
         if drafts[0]:
             masks[1:] = 0
             num_dead += 1

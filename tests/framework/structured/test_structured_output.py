@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import random
 import re
+import threading
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +24,8 @@ from framework.build import build_engine
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
+from framework.structured.backends.llguidance import LlguidanceBackend
+from framework.structured.backends.xgrammar import XgrammarBackend
 from framework.structured.config import StructuredOutputsConfig
 from framework.structured.watched import MAX_STUCK, WatchedThread
 
@@ -136,6 +141,30 @@ def test_tokens_do_not_depend_on_what_happens_around(cache: dict[str, Any], sche
     )
     assert tokens(run(running, some_jobs(18))) == expected(18)
     assert running.stats().num_preemptions > 0 or "num_blocks" not in cache
+    assert_idle(running)
+
+
+@pytest.mark.parametrize("in_flight_steps", [1, 2])
+@pytest.mark.parametrize("short_s", [0.0, math.inf])
+def test_tokens_do_not_depend_on_which_thread_fills_masks(
+    monkeypatch: pytest.MonkeyPatch, in_flight_steps: int, short_s: float
+) -> None:
+    """A library that is not bounded has a thread of its own whatever its masks took."""
+    monkeypatch.setattr("framework.structured.matchers.SHORT_FILL_S", short_s)
+    here: Counter[tuple[str, bool]] = Counter()
+    for library in (LlguidanceBackend, XgrammarBackend):
+
+        def fill(backend: Any, matchers: Any, drafts: Any, masks: Any, is_short: bool, inner: Any = library.fill) -> None:
+            here[type(backend).__name__, threading.current_thread() is threading.main_thread()] += 1
+            inner(backend, matchers, drafts, masks, is_short)
+
+        monkeypatch.setattr(library, "fill", fill)
+    running = engine(
+        cache=CacheConfig(num_blocks=200, prefix_caching=False, block_size=16),
+        scheduler=SchedulerConfig(max_num_seqs=16, in_flight_steps=in_flight_steps),
+    )
+    assert tokens(run(running, some_jobs(18))) == expected(18)
+    assert bool(here["LlguidanceBackend", True]) == (short_s > 0) and not here["XgrammarBackend", True]
     assert_idle(running)
 
 

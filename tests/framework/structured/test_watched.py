@@ -42,6 +42,24 @@ def test_errors_are_told_by_index_and_others_go_on() -> None:
     assert made == [0, 2] * 3 and not thread.num_stuck and not run(thread, [])
 
 
+def test_calls_made_here_are_done_at_once_and_their_errors_told_later() -> None:
+    thread, made = WatchedThread(1.0), []
+
+    def bad() -> None:
+        raise BaseException("a panic")
+
+    thread.begin([lambda: made.append(threading.current_thread()), bad, lambda: made.append(threading.current_thread())], here=True)
+    assert made == [threading.current_thread()] * 2
+    assert list(thread.finish()) == [1] and not thread.finish()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        thread.begin([stop], here=True)
+    assert not run(thread, [lambda: made.append(threading.current_thread())]) and made[-1] is not threading.current_thread()
+
+
 def test_what_computes_too_long_is_left_behind_and_the_rest_is_done(may_end: threading.Event) -> None:
     thread, made = WatchedThread(0.02), []
 

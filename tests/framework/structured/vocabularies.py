@@ -29,10 +29,10 @@ def grammar(name: str, size: int = SIZE, **constraint: Any) -> Grammar:
     return backend(name, size).compile(StructuredOutputsParams(**constraint).spec())
 
 
-def masks(matcher: Matcher, draft: Sequence[int] = (), num_words: int = SIZE // 32) -> np.ndarray:
+def masks(matcher: Matcher, draft: Sequence[int] = (), num_words: int = SIZE // 32, is_short: bool = False) -> np.ndarray:
     """What may come next and after each draft, int32 [1 + drafts, words]. Raises the matcher's error."""
     found = np.full((1 + len(draft), num_words), -1, dtype=np.int32)
-    matcher.backend.fill([matcher], [draft], found)
+    matcher.backend.fill([matcher], [draft], found, is_short)
     if matcher.error is not None:
         raise matcher.error
     return found

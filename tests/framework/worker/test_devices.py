@@ -16,10 +16,10 @@ import torch
 from framework import EngineConfig
 from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
-from framework.models.architecture import read_model
-from framework.models.builder import load_model
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
 from framework.models.quantization.unquantized import Unquantized
+from framework.models.read import read_model
 from framework.models.transformers_model import library_config, num_library_weights
 from framework.models.weights import weight_bytes
 from framework.plan import KernelPlan

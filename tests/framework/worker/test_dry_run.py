@@ -9,9 +9,13 @@ import torch
 
 from framework import EngineConfig
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
-from framework.plan import TargetPlan
+from framework.models.read import read_model
 from framework.speculation.config import SpeculativeConfig
+from framework.worker import dry_run as module
 from framework.worker.dry_run import dry_run
+from framework.worker.local_executor import LocalExecutor
+from framework.worker.target_plan import TargetPlan
+from tests.framework.executor.test_latent_attention import TINY as LATENT
 from tests.speculating import METHODS
 
 
@@ -43,3 +47,23 @@ def test_drafts_are_made_and_checked(method: str, probe: bool, monkeypatch: pyte
         of_drafter = "linear" if method == "medusa" else "embedding"
         num_more = found["apply_penalties"] - plain["apply_penalties"]  # steps
         assert found[of_drafter] > plain[of_drafter] + 2 * num_more
+
+
+@pytest.mark.parametrize("latent_prefill", ["absorbed", "expanded"])
+def test_the_calls_are_those_of_an_executor_with_weights(latent_prefill: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(
+        ModelConfig("model", load_format="dummy", architecture=LATENT, latent_prefill=latent_prefill),
+        CacheConfig(block_size=16, num_blocks=9),
+        SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=32),
+        graphs=GraphConfig(enabled=False),
+        kernels={"default": "torch"},
+    )
+    plan = TargetPlan.of(config, "sm_90", torch.float32)
+    monkeypatch.setattr(TargetPlan, "of", lambda *args: plan)
+    dry_run(config, "sm_90")
+    executor = LocalExecutor(config, read_model(config.model))
+    for step in module._steps(config, executor.max_model_len, len(executor.groups), False):
+        executor.submit(step).result()
+    expected = {op: entry["calls"] for op, entry in executor.plan_report().items()}
+    assert {op: entry["calls"] for op, entry in plan.report().items()} == expected
+    assert ("merge_attention" in expected) == (latent_prefill == "expanded")

@@ -14,7 +14,7 @@ from framework.engine.kv_cache.spec import ELEMENT_BYTES, PagedKV, block_bytes, 
 from framework.engine.step import NewRequest, StepInput
 from framework.executor.shape import ModelShape
 from framework.executor.simulated import SimulatedExecutor
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.worker.cache_memory import allocate_caches
 from triton_kernels.resolve import NoKernelError
 

@@ -40,7 +40,7 @@ EXAMPLES = {
         {**FALCON, **rope("default"), "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
         {"shared norm": family(residual="pre", names=SHARED | {"mlp_norm": ("input_layernorm",)})},
     ),
-    # Eager attention of the library adds ALiBi twice. Slopes of 4 and 6 heads are exact in bfloat16.
+    # Eager attention of the library adds ALiBi twice. What 4 heads add is exact in bfloat16.
     "falcon-rw": Example(
         "FalconConfig",
         RW,
@@ -54,6 +54,12 @@ EXAMPLES = {
         attention="sdpa",
     ),
     "falcon-rw-six": Example("FalconConfig", {**RW, **SIX_HEADS}, {"alibi": NO_ALIBI}, attention="sdpa"),
+    "falcon-rw-twelve": Example(
+        "FalconConfig",
+        {**RW, "hidden_size": 96, "num_attention_heads": 12},
+        {"before the scale": family(alibi_scaled=False)},
+        attention="sdpa",
+    ),
     "bloom": Example(
         "BloomConfig",
         BLOOM,

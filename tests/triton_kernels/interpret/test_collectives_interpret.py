@@ -12,7 +12,8 @@ from triton_kernels.impls._shared.rank_sums import rounded, tree_sum
 from triton_kernels.lab.conformance import relative_error
 from triton_kernels.ops import OPS
 
-from ..ranks import call_as, partials, run_ranks
+from ...thread_ranks import run_ranks
+from ..ranks import call_as, partials
 
 RANKS = (2, 3, 7, 8)
 ONE_SHOT, TWO_SHOT = {"block": 32, "programs": 2}, {"block": 32, "programs": 2, "one_shot_kib": 0}

@@ -27,6 +27,7 @@ class Constants(NamedTuple):
     BLOCK_N     keys per tile
     STRIDES     of the cache, in elements: page, slot and head of k, then of v, k_scale and v_scale (0 where there is none)
     TMA         k and v of the cache are tensor descriptors
+    ALIBI_SCALE of ALiBi that is rounded to bfloat16; 0: it is not
     """
 
     CAUSAL: bool
@@ -49,6 +50,7 @@ class Constants(NamedTuple):
     PAGE_SIZE: int
     STRIDES: tuple[int, ...]
     TMA: bool
+    ALIBI_SCALE: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class AttentionParams:
     shared: bool  # see Constants
     widen: bool
     nvidia_16_bits: bool
+    alibi_scale: float
 
     @classmethod
     def of(cls, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any]) -> AttentionParams:
@@ -82,6 +85,7 @@ class AttentionParams:
             shares_tiles(spec),
             spec.interpret and spec.dtype == torch.bfloat16,
             spec.arch.startswith("sm_") and not spec.interpret and spec.dtype != torch.float32,
+            given.get("alibi_scale") or 0.0,
         )
 
     def kernel_args(self) -> dict[str, Any]:
@@ -132,6 +136,7 @@ class AttentionParams:
             PAGE_SIZE=kv.page_size,
             STRIDES=tuple(0 if tensor is None else tensor.stride(i) for tensor in kv for i in range(3)),
             TMA=tma,
+            ALIBI_SCALE=self.alibi_scale,
         )
 
 

@@ -121,6 +121,13 @@ def _split_scales(scales):
 
 
 @triton.jit
+def _to_bfloat16(x):
+    """Rounded to nearest, as float32 (Triton's interpreter cuts bits off); x is not negative."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _weights(
     scores,
     row,
@@ -150,7 +157,12 @@ def _weights(
         scores = bent * (softcap * LOG2E)
         factor = tl.full(factor.shape, 1.0, tl.float32)
     if ALIBI:
-        scores = scores * factor[:, None] + (slope * LOG2E)[:, None] * (keys[None, :] - position[:, None]).to(tl.float32)
+        if C.ALIBI_SCALE > 0:
+            of_keys = _to_bfloat16(slope[:, None] * _to_bfloat16(keys.to(tl.float32))[None, :])
+            of_row = _to_bfloat16(slope * _to_bfloat16(position.to(tl.float32)))
+            scores = scores * factor[:, None] + (of_keys - of_row[:, None]) * (C.ALIBI_SCALE * LOG2E)
+        else:
+            scores = scores * factor[:, None] + (slope * LOG2E)[:, None] * (keys[None, :] - position[:, None]).to(tl.float32)
         factor = tl.full(factor.shape, 1.0, tl.float32)
     if v_scale is not None and FLOAT16:
         log2, inverse, rest = _split_scales(v_scale)

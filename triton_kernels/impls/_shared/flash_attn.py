@@ -83,6 +83,8 @@ class FlashAttention2(_FlashAttention):
             reasons.append(f"needs value_dim to be head_dim, not {spec.fact('value_dim')} beside {spec.fact('head_dim')}")
         if spec.fact("alibi") and not spec.fact("causal", True):
             reasons.append("its ALiBi takes the distance's absolute value, which is not the op's where keys lie ahead")
+        if spec.fact("rounded_alibi"):
+            reasons.append("its ALiBi is not rounded to bfloat16")
         if spec.fact("alibi") and spec.fact("return_lse"):
             reasons.append("its causal ALiBi leaves out the query's position, which shifts the LSE")
         return reasons

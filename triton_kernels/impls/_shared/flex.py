@@ -38,6 +38,11 @@ class FlexAttention(PaddedAttention):
         self.block_mask = BlockMask
         self.extra = AuxRequest(lse=True) if self.return_lse or self.sinks is not None else None
 
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        rounded = ["its ALiBi is not rounded to bfloat16"] if spec.fact("rounded_alibi") else []
+        return [*PaddedAttention.unsupported(spec), *rounded]
+
     def _attend(self, q: torch.Tensor, kv: LayerKV, bucket: Bucket) -> tuple[torch.Tensor, torch.Tensor]:
         num_reqs, num_queries, _ = bucket.shape
         keys, values = bucket.gather(kv.k, kv.k_scale, q.dtype), bucket.gather(kv.v, kv.v_scale, q.dtype)

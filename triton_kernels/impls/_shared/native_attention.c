@@ -35,7 +35,8 @@ static inline float sum_of(lanes x) {
     return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
-/* Strides are in elements; sinks, alibi and lse may be null; no window: a huge one; no soft cap: 0. */
+/* Strides are in elements; sinks, alibi and lse may be null; no window: a huge one; no soft cap: 0; ALiBi that is not rounded: an
+   alibi_scale of 0. */
 struct attention {
     const element *q, *k, *v;
     element *out;
@@ -44,7 +45,7 @@ struct attention {
     float *lse;
     int64_t q_row, q_head, k_page, k_slot, k_head, v_page, v_slot, v_head, table_row;
     int64_t num_tokens, num_reqs, num_heads, num_kv_heads, page_size, num_blocks, causal, window;
-    float scale, softcap;
+    float scale, softcap, alibi_scale;
 };
 
 struct rows { /* of one work item; position: of the first query */
@@ -86,6 +87,13 @@ static inline __attribute__((always_inline)) void add_values(int rows, float (*w
     }
 }
 
+/* To bfloat16, of a number that is not negative. */
+static inline float to_bfloat16(float x) {
+    union { float value; uint32_t bits; } u = {x};
+    u.bits = (u.bits + 0x7fff + ((u.bits >> 16) & 1)) & 0xffff0000u;
+    return u.value;
+}
+
 /* Scores of `count` keys from `start` on -> weights, and their sum and the largest score into the running ones of row r. Returns
    whether the row sees any. */
 static int weigh(const struct rows *w, int64_t r, float *score, int64_t start, int64_t count) {
@@ -99,9 +107,14 @@ static int weigh(const struct rows *w, int64_t r, float *score, int64_t start, i
             const float x = score[j] / c->softcap, e = exponential(-2 * fabsf(x));
             score[j] = copysignf(c->softcap * (1 - e) / (1 + e), x);
         }
-    if (c->alibi)
+    if (c->alibi) {
+        const float slope = c->alibi[w->kv_head * w->group + r % w->group];
+        const float of_row = to_bfloat16(slope * to_bfloat16((float)here));
         for (int64_t j = 0; j < count; j++)
-            score[j] += c->alibi[w->kv_head * w->group + r % w->group] * (float)(start + j - here);
+            score[j] += c->alibi_scale > 0
+                            ? c->alibi_scale * (to_bfloat16(slope * to_bfloat16((float)(start + j))) - of_row)
+                            : slope * (float)(start + j - here);
+    }
     for (int64_t j = 0; j < padded; j++) score[j] = j >= first && j < last ? score[j] : -INFINITY;
 
     float best = w->top[r];

@@ -3,27 +3,37 @@
    W is packed once: panels of PANEL outputs, each [K / STEP][PANEL][STEP], where STEP inputs stand together because one instruction
    multiplies them (pairs in bfloat16). A tile of ROWS x PANEL sums stays in registers; every load of weights serves ROWS rows. Each
    thread has panels of its own, which it reads in order, and while one is multiplied the lines of the next are on their way: at few
-   rows a stream from memory, at many a few bytes per tile. Sums run over K in order, whatever M is. */
+   rows a stream from memory, at many a few bytes per tile. Sums run over K in order, whatever M is.
+
+   bfloat16 on a CPU with AMX goes through its tiles of 16 x 32 inputs instead, at every M: they add in another order. */
 #include "native.h"
+#if BF16 && defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 enum { VECTORS = 4 };
 #else
 enum { VECTORS = 1 }; /* of 16 floats: two registers of AVX2, four of NEON */
 #endif
-enum { LANES = 16, PANEL = LANES * VECTORS, ROWS = 6, BLOCK_K = 2048, BLOCK_M = 48, STEP = BF16 ? 2 : 1 };
-const int64_t linear_panel = PANEL;
+#if BF16 && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#define AMX 1
+#else
+#define AMX 0
+#endif
+enum { LANES = 16, PANEL = LANES * VECTORS, STEP = BF16 ? 2 : 1, DEPTH = AMX ? 32 : STEP };
+const int64_t linear_panel = PANEL, linear_depth = DEPTH;
+int64_t linear_ready = 1; /* 0: this process may not use the instructions */
 
 struct linear {
     const element *x, *weight; /* weight: packed */
     const float *bias;         /* or null */
     element *out;              /* [M, N], contiguous */
-    int64_t num_rows, num_outputs, num_inputs, x_row; /* num_inputs: a multiple of STEP */
+    int64_t num_rows, num_outputs, num_inputs, x_row; /* num_inputs: a multiple of DEPTH */
 };
 
 typedef float lanes __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(64), aligned(4)));
-
 #if BF16
 typedef uint32_t step;
 #else
@@ -31,7 +41,135 @@ typedef float step;
 #endif
 
 #if BF16 && defined(__AVX512BF16__)
-#include <immintrin.h>
+static inline void narrow_lanes(lanes x, element *out) { _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh((__m512)x)); }
+#elif BF16
+static inline void narrow_lanes(lanes x, element *out) { /* as `narrow` */
+    typedef uint16_t halves __attribute__((vector_size(32), aligned(2)));
+    const words bits = (words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, number = (words)(x == x);
+    *(halves *)out = __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), halves);
+}
+#else
+static inline void narrow_lanes(lanes x, element *out) { *(lanes *)out = x; }
+#endif
+
+/* The biases of a panel whose first output is `first`, zeros where there are none. */
+static inline void load_bias(const struct linear *c, int64_t first, float *bias) {
+    const int64_t width = c->num_outputs - first < PANEL ? c->num_outputs - first : PANEL;
+    memset(bias, 0, PANEL * sizeof(float));
+    if (c->bias) memcpy(bias, c->bias + first, (size_t)width * sizeof(float));
+}
+
+/* out[m to m + rows][first to first + PANEL] = sums */
+static inline void store(const struct linear *c, int64_t m, int64_t rows, int64_t first, float (*sums)[PANEL]) {
+    const int64_t width = c->num_outputs - first < PANEL ? c->num_outputs - first : PANEL;
+    for (int64_t r = 0; r < rows; r++) {
+        element line[PANEL], *out = c->out + (m + r) * c->num_outputs + first;
+        for (int v = 0; v < VECTORS; v++) narrow_lanes(*(lanes *)(sums[r] + v * LANES), (width == PANEL ? out : line) + v * LANES);
+        if (width < PANEL) memcpy(out, line, (size_t)width * sizeof(element));
+    }
+}
+
+#if AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { TALL = 16, HIGH = 2 * TALL, X_BYTES = DEPTH * sizeof(element), W_BYTES = PANEL * STEP * sizeof(element),
+       SUM_BYTES = PANEL * sizeof(float), BLOCK = TALL * W_BYTES, AHEAD = 2 * BLOCK };
+enum { CACHED = 1 << 19, MAX_ROWS = 512 }; /* bytes of x that stay in a core's second cache, and rows at most */
+
+/* Linux wants to be asked whether this process may use the tiles. 18: their state's number. */
+static __attribute__((constructor)) void ask(void) { linear_ready = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0; }
+
+/* Tiles 0 to 3 are sums of so many rows, 4 and 5 rows of x, 6 and 7 weights. */
+static void configure(int64_t rows) {
+    struct { uint8_t palette, start, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } tiles = {.palette = 1};
+    for (int t = 0; t < 8; t++) tiles.bytes[t] = 64, tiles.rows[t] = t < 6 ? (uint8_t)rows : TALL;
+    __asm__ volatile("" ::: "memory");
+    _tile_loadconfig(&tiles);
+}
+
+/* sums[rows <= 16][PANEL] = bias + x w, while the lines from w + AHEAD on are fetched. */
+static void low(const char *x, int64_t x_row, const char *w, int64_t blocks, const float *bias, float *sums) {
+    _tile_loadd(0, bias, 0);
+    _tile_loadd(1, bias + LANES, 0);
+    _tile_loadd(2, bias + 2 * LANES, 0);
+    _tile_loadd(3, bias + 3 * LANES, 0);
+    for (int64_t k = 0; k < blocks; k++, x += X_BYTES, w += BLOCK) {
+        for (int i = 0; i < BLOCK; i += 64) __builtin_prefetch(w + AHEAD + i, 0, 2);
+        _tile_loadd(4, x, x_row);
+        _tile_loadd(6, w, W_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, w + 64, W_BYTES);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(6, w + 128, W_BYTES);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(7, w + 192, W_BYTES);
+        _tile_dpbf16ps(3, 4, 7);
+    }
+    _tile_stored(0, sums, SUM_BYTES);
+    _tile_stored(1, sums + LANES, SUM_BYTES);
+    _tile_stored(2, sums + 2 * LANES, SUM_BYTES);
+    _tile_stored(3, sums + 3 * LANES, SUM_BYTES);
+}
+
+/* sums[32][PANEL / 2] = bias + x w, where w, bias and sums stand on that half of the panel. */
+static void high(const char *x, int64_t x_row, const char *w, int64_t blocks, const float *bias, float *sums) {
+    float *below = sums + TALL * PANEL;
+    _tile_loadd(0, bias, 0);
+    _tile_loadd(1, bias + LANES, 0);
+    _tile_loadd(2, bias, 0);
+    _tile_loadd(3, bias + LANES, 0);
+    for (int64_t k = 0; k < blocks; k++, x += X_BYTES, w += BLOCK) {
+        for (int i = 0; i < BLOCK; i += W_BYTES) {
+            __builtin_prefetch(w + AHEAD + i, 0, 3);
+            __builtin_prefetch(w + AHEAD + i + 64, 0, 3);
+        }
+        _tile_loadd(4, x, x_row);
+        _tile_loadd(6, w, W_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, w + 64, W_BYTES);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, x + TALL * x_row, x_row);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, SUM_BYTES);
+    _tile_stored(1, sums + LANES, SUM_BYTES);
+    _tile_stored(2, below, SUM_BYTES);
+    _tile_stored(3, below + LANES, SUM_BYTES);
+}
+
+/* Rows m to m + rows of the outputs of one panel; rows <= MAX_ROWS. */
+static void multiply(const struct linear *c, int64_t index, int64_t m, int64_t rows) {
+    const int64_t first = index * PANEL, blocks = c->num_inputs / DEPTH, x_row = c->x_row * (int64_t)sizeof(element);
+    const int64_t whole = rows < 2 * HIGH ? 0 : rows / HIGH * HIGH; /* few rows wait for weights: those come in order */
+    const char *x = (const char *)(c->x + m * c->x_row), *w = (const char *)c->weight + index * blocks * BLOCK;
+    float sums[MAX_ROWS][PANEL] __attribute__((aligned(64)));
+    float bias[PANEL] __attribute__((aligned(64)));
+    load_bias(c, first, bias);
+    if (whole) configure(TALL);
+    for (int half = 0; half < 2; half++)
+        for (int64_t r = 0, h = half * (PANEL / 2); r < whole; r += HIGH)
+            high(x + r * x_row, x_row, w + h * (int64_t)sizeof(step), blocks, bias + h, sums[r] + h);
+    for (int64_t r = whole; r < rows; r += TALL) {
+        const int64_t count = rows - r < TALL ? rows - r : TALL;
+        if (count < TALL || r == whole) configure(count);
+        low(x + r * x_row, x_row, w, blocks, bias, sums[r]);
+    }
+    store(c, m, rows, first, sums);
+}
+
+/* Rows whose inputs stay in a core's second cache while its panels pass by. */
+static inline int64_t block_rows(const struct linear *c) {
+    const int64_t rows = CACHED / (c->num_inputs * (int64_t)sizeof(element)) / HIGH * HIGH;
+    return rows < HIGH ? HIGH : rows < MAX_ROWS ? rows : MAX_ROWS;
+}
+static inline void finish(void) { _tile_release(); }
+
+#else
+enum { ROWS = 6, BLOCK_K = 2048, BLOCK_M = 48 };
+
+#if BF16 && defined(__AVX512BF16__)
 static inline lanes multiply_add(lanes sum, step x, words w) {
     return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)x), (__m512bh)w);
 }
@@ -50,16 +188,6 @@ static inline lanes multiply_add(lanes sum, step x, words w) { return sum + x * 
 #define IN_REGISTER(x) __asm__("" : "+v"(x))
 #else
 #define IN_REGISTER(x) (void)(x)
-#endif
-
-#if BF16
-static inline void narrow_lanes(lanes x, element *out) { /* as `narrow` */
-    typedef uint16_t halves __attribute__((vector_size(32), aligned(2)));
-    const words bits = (words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, number = (words)(x == x);
-    *(halves *)out = __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), halves);
-}
-#else
-static inline void narrow_lanes(lanes x, element *out) { *(lanes *)out = x; }
 #endif
 
 /* sums[rows][PANEL] += x[rows, count steps] w, while the lines from `next` on are prefetched, `lines` per step. */
@@ -99,13 +227,13 @@ static const int LINES[4] = {4, 2, 2, 1};
 /* Rows m to m + rows of the outputs of one panel. */
 static void multiply(const struct linear *c, int64_t index, int64_t m, int64_t rows) {
     const int64_t steps = c->num_inputs / STEP, block = BLOCK_K / STEP, x_row = c->x_row / STEP;
-    const int64_t first = index * PANEL, width = c->num_outputs - first < PANEL ? c->num_outputs - first : PANEL;
+    const int64_t first = index * PANEL;
     const int64_t tiles = (rows + ROWS - 1) / ROWS, height = (rows + tiles - 1) / tiles;
     const int64_t share = VECTORS == 1 || tiles > 4 ? 3 : tiles - 1;
     const step *w = (const step *)c->weight + index * steps * PANEL;
     float sums[BLOCK_M][PANEL] __attribute__((aligned(64)));
-    float bias[PANEL] = {0};
-    if (c->bias) memcpy(bias, c->bias + first, (size_t)width * sizeof(float));
+    float bias[PANEL];
+    load_bias(c, first, bias);
     for (int64_t r = 0; r < rows; r++) memcpy(sums[r], bias, sizeof bias);
     for (int64_t k = 0; k < steps; k += block) {
         const int64_t count = steps - k < block ? steps - k : block;
@@ -115,19 +243,20 @@ static void multiply(const struct linear *c, int64_t index, int64_t m, int64_t r
             FUNCTIONS[left - 1][share]((const step *)c->x + (m + r) * x_row + k, x_row, w + k * PANEL, count, sums + r, next);
         }
     }
-    for (int64_t r = 0; r < rows; r++) {
-        element line[PANEL];
-        for (int v = 0; v < VECTORS; v++) narrow_lanes(*(lanes *)(sums[r] + v * LANES), line + v * LANES);
-        memcpy(c->out + (m + r) * c->num_outputs + first, line, (size_t)width * sizeof(element));
-    }
+    store(c, m, rows, first, sums);
 }
 
+static inline int64_t block_rows(const struct linear *c) { (void)c; return BLOCK_M; }
+static inline void finish(void) {}
+#endif
+
 void linear(const struct linear *c) {
-    const int64_t panels = (c->num_outputs + PANEL - 1) / PANEL;
-    for (int64_t m = 0; m < c->num_rows; m += BLOCK_M) {
-        const int64_t rows = c->num_rows - m < BLOCK_M ? c->num_rows - m : BLOCK_M;
+    const int64_t panels = (c->num_outputs + PANEL - 1) / PANEL, block = block_rows(c);
+    for (int64_t m = 0; m < c->num_rows; m += block) {
+        const int64_t rows = c->num_rows - m < block ? c->num_rows - m : block;
 #pragma omp for schedule(static) nowait
         for (int64_t p = 0; p < panels; p++) multiply(c, p, m, rows);
     }
+    finish();
 #pragma omp barrier
 }

@@ -86,6 +86,13 @@ class Bucket:
         """How far a key lies behind the query, int64 [B, Q, L]."""
         return self.position[:, :, None] - self._key
 
+    def rounded_alibi(self, slopes: torch.Tensor) -> torch.Tensor:
+        """slopes [1, Hk, group, 1, 1] -> what ALiBi adds where it is rounded to bfloat16, without its scale: f32
+        [B, Hk, group, Q, L]."""
+        positions = (self._key, self.position[:, None, None, :, None])
+        of_key, of_query = ((slopes * at.bfloat16()).bfloat16().float() for at in positions)
+        return of_key - of_query
+
 
 class PaddedBatch:
     """The buckets of a step, and the way back from their padded rows, laid end to end, to the rows of q.
@@ -142,7 +149,7 @@ class PaddedAttention:
         self.window = given.get("window")
         self.softcap = given.get("softcap")
         self.sinks = given.get("sinks")
-        self.alibi = given.get("alibi")
+        self.alibi, self.alibi_scale = given.get("alibi"), given.get("alibi_scale")
         self.return_lse = given.get("return_lse", False)
         self.fused = self.softcap is None and self.sinks is None and not self.return_lse
 
@@ -191,7 +198,11 @@ class PaddedAttention:
         queries = queries.reshape(num_reqs, num_kv_heads, group * num_queries, -1)
         bias = bucket.mask(self.causal, self.window, q.dtype)[:, None, None]
         if self.alibi is not None:
-            bias = bias.float() - self.alibi.view(1, num_kv_heads, group, 1, 1) * bucket.distance()[:, None, None]
+            slopes = self.alibi.view(1, num_kv_heads, group, 1, 1)
+            if self.alibi_scale is None:
+                bias = bias.float() - slopes * bucket.distance()[:, None, None]
+            else:
+                bias = bias.float() + self.alibi_scale * bucket.rounded_alibi(slopes)
         elif num_queries > 1:
             bias = bias.expand(-1, -1, group, -1, -1)
         bias = bias.flatten(2, 3)

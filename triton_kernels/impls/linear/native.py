@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ class LinearNative:
         weight, bias = weights["weight"].detach(), weights.get("bias")
         self.num_outputs, self.num_inputs = weight.shape
         self.step = 2 if spec.dtype == torch.bfloat16 else 1
-        self.packed = pack(weight, _panel(spec.dtype), self.step)
+        self.packed = pack(weight, _constant(spec.dtype, "linear_panel"), self.step)
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.run = NativeKernel("native_linear.c", spec.dtype, "linear", "pppp iiii")
 
@@ -39,11 +38,13 @@ class LinearNative:
         reasons = library_reasons("native_linear.c", spec.dtype)
         if spec.fact("weight_dtype", spec.dtype) != spec.dtype:
             reasons.append(f"needs weights of the activations' dtype {spec.dtype}, not {spec.fact('weight_dtype')}")
-        if spec.dtype == torch.bfloat16:
-            if spec.fact("in_features", 2) % 2:
-                reasons.append(f"multiplies pairs of bfloat16, and {spec.fact('in_features')} inputs are no pairs")
-            if _has_amx():
-                reasons.append("has no code for this CPU's AMX tiles, with which oneDNN multiplies bfloat16")
+        if reasons:
+            return reasons
+        depth = _constant(spec.dtype, "linear_depth")
+        if spec.fact("in_features", depth) % depth:
+            reasons.append(f"multiplies {depth} inputs at a time here, and {spec.fact('in_features')} are no multiple of it")
+        if not _constant(spec.dtype, "linear_ready"):
+            reasons.append("was compiled for this CPU's AMX tiles, and the operating system does not allow their use")
         return reasons
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,10 +62,5 @@ def pack(weight: torch.Tensor, panel: int, step: int) -> torch.Tensor:
     return panels.view(-1, panel, num_inputs // step, step).transpose(1, 2).contiguous()
 
 
-def _panel(dtype: torch.dtype) -> int:
-    return ctypes.c_int64.in_dll(library("native_linear.c", dtype), "linear_panel").value
-
-
-def _has_amx() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "amx_bf16" in cpuinfo.read_text()
+def _constant(dtype: torch.dtype, name: str) -> int:
+    return ctypes.c_int64.in_dll(library("native_linear.c", dtype), name).value

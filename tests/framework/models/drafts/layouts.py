@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from framework.config import ModelConfig
-from framework.models.architecture import ModelInfo, read_model
-from framework.models.builder import load_model
 from framework.models.drafts.head import DraftHead
 from framework.models.drafts.load import load_head, read_head
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
+from framework.models.read import ModelInfo, read_model
 from framework.plan import KernelPlan
 
 from ..harness import BLOCK, CPU

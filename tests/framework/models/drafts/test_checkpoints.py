@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from framework.config import ModelConfig
-from framework.models.architecture import read_model
-from framework.models.builder import load_model
 from framework.models.drafts.load import read_head
 from framework.models.hub import resolve_head
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
+from framework.models.read import read_model
 from framework.models.weights import Checkpoint
 from framework.plan import KernelPlan
 

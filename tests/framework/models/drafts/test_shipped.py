@@ -10,14 +10,14 @@ from experiments.tiny.heads import Head, trunk_features
 from experiments.tiny.model import load_exported
 from experiments.tiny.train_heads import load_head as load_trained
 from framework.config import ModelConfig
-from framework.models.architecture import read_model
-from framework.models.builder import load_model
 from framework.models.decoder import Decoder
 from framework.models.drafts.head import DraftHead
 from framework.models.drafts.load import load_head, read_head
 from framework.models.drafts.medusa import Medusa
 from framework.models.hub import resolve_head
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
+from framework.models.read import read_model
 from framework.plan import KernelPlan
 
 from ..harness import BLOCK, CPU, Session, build

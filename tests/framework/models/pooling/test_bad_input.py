@@ -16,7 +16,7 @@ from framework import PoolingParams, SamplingParams
 from framework.config import ModelConfig
 from framework.engine.inputs import InputProcessor
 from framework.engine.pooling import PoolingInputs, PoolingRules
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.outputs import RequestOutput
 from framework.pooling_outputs import vector
 

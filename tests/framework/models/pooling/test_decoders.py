@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from framework import LLM, EngineConfig, PoolingParams, SamplingParams
 from framework.config import CacheConfig, ModelConfig
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from framework.worker.teacher_forcing import TeacherForcing
 
 from .checkpoints import DECODER, PROMPTS, REFERENCE, VOCAB, assert_same_direction, build, embeddings, encoded, save, states, tokens
@@ -207,8 +207,9 @@ def test_what_cannot_be_built_is_refused(qwen: tuple[Path, transformers.PreTrain
         ({"runner": "pooling", "pooler": {"pooling_type": "STEP"}}, "give model.pooler.step_tag_id"),
         ({"runner": "draft"}, "model.runner='draft' cannot work"),
         ({"convert": "classify"}, "no tensor score.weight"),
-        ({"architecture": {"model_type": "clip"}}, "'clip' is not available in this version"),
-        ({"architecture": {"architectures": ["GritLM"]}}, "GritLM is not available in this version"),
+        ({"architecture": {"model_type": "clip"}}, r"its config\.json is of another type"),
+        ({"architecture": {"model_type": "siglip2"}}, "whose images have one size"),
+        ({"architecture": {"architectures": ["GritLM"]}}, "cannot embed in this version, which looks both ways"),
         ({"runner": "pooling", "backend": "transformers"}, "only native models can"),
         ({"runner": "pooling", "architecture": {"matryoshka_dimensions": [128]}}, "but embeddings have 64"),
         ({"runner": "pooling", "architecture": {"classifier_from_token": [1, 2, 3], "method": "from_2_way_softmax"}}, "two tokens"),

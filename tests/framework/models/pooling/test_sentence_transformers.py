@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from framework import LLM
 from framework.config import ModelConfig
-from framework.models.architecture import read_model
+from framework.models.read import read_model
 from tests.transformers_oracle import TINY
 
 from .checkpoints import assert_same_direction

@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from framework.config import ROUNDED_SCHEMES, ModelConfig, QuantConfig
 from framework.engine.kv_cache.spec import group_layers
-from framework.models.architecture import read_model
-from framework.models.builder import load_model
 from framework.models.families import FAMILIES
 from framework.models.layers.linear import bind_linear
+from framework.models.load import load_model
 from framework.models.parallel import Parallel
 from framework.models.parts import Part, all_parts
 from framework.models.quantization import on_load
@@ -24,6 +23,7 @@ from framework.models.quantization.modules import stack
 from framework.models.quantization.scheme import LoadedPart, Module
 from framework.models.quantization.table import read_scheme
 from framework.models.quantization.unquantized import Unquantized, float_linear
+from framework.models.read import read_model
 from framework.models.weights import Checkpoint, weight_bytes
 from framework.plan import KernelPlan
 from framework.worker.weight_memory import tensor_bytes

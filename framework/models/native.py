@@ -1,20 +1,14 @@
-"""What a config.json describes, in our words. No tensors here: a simulator needs the shapes too."""
+"""The shapes and choices of a native model, read from its config.json, in our words. No tensors: a simulator needs them too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig
 from ..engine.kv_cache.spec import PagedKV
 from .families import Family
-from .hub import read_json, resolve_model
 from .plugins import family_names, find_family
-from .pooling.read import read_pooling
-from .pooling.settings import Pooling
-from .quantization.settings import Settings, checkpoint_settings
 from .rope import Rope, read_rope
 
 GATED_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh")
@@ -143,11 +137,13 @@ class Architecture:
     has_logits: bool = True
     latent: Latent | None = None
 
-    def cache_specs(self, dtype: str) -> list[PagedKV]:
-        """What each layer keeps in a cache of ``dtype``. Raises ValueError for one that the model cannot have."""
+    def cache_specs(self, dtype: str, max_model_len: int) -> list[PagedKV]:
+        """What each layer keeps in a cache of ``dtype``, where a window that no sequence outgrows is none. Raises ValueError for a
+        cache that the model cannot have."""
         value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
         heads = (self.num_kv_heads, self.head_dim, value_dim)
-        windows = [layer.reach if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
+        reaches = [layer.reach if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
+        windows = [reach if reach is not None and reach < max_model_len else None for reach in reaches]
         return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
 
     @property
@@ -171,102 +167,6 @@ class Architecture:
         )
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """A model before anything of it is loaded.
-
-    folder         None when it is described by ``architecture`` alone
-    config         config.json (its text part) with the overrides of ``ModelConfig.architecture``
-    generation     generation_config.json; empty if there is none
-    dtype          float32, float16 or bfloat16
-    max_model_len  longest sequence
-    eos_token_ids  tokens that end a sequence
-    architecture   None if the native decoder does not cover it; ``reason`` says why
-    quantization   what a quantized checkpoint says of itself; None: its weights are floats
-    pooling        what is made of hidden states; None: it generates
-    """
-
-    name: str
-    folder: Path | None
-    config: Mapping[str, Any]
-    generation: Mapping[str, Any]
-    dtype: str
-    max_model_len: int
-    eos_token_ids: tuple[int, ...]
-    architecture: Architecture | None
-    reason: str = ""
-    quantization: Settings | None = None
-    pooling: Pooling | None = None
-
-    def check_generates(self, what: str) -> None:
-        """Raises ValueError for a model that pools. what: for which it would have to generate."""
-        if self.pooling is not None:
-            raise ValueError(
-                f"{what} is for models that generate, and {self.name!r} pools ({self.pooling.task}): choose another model"
-            )
-
-
-def read_model(config: ModelConfig) -> ModelInfo:
-    """Finds a model and reads what it is. Raises ValueError for what cannot be found, read or served."""
-    dummy = config.load_format == "dummy"
-    describes_itself = dummy and "model_type" in config.architecture
-    folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
-    found = {**text_part({**read_json(folder, "config.json"), **config.architecture}), **config.architecture}
-    if not isinstance(found.get("model_type"), str):
-        raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
-    generation = read_json(folder, "generation_config.json")
-    architecture, reason = None, ""
-    if config.backend != "transformers":
-        architecture, reason = read_native(found)
-        if architecture is None and config.backend == "native":
-            raise ValueError(f"model {config.name!r} cannot run natively: {reason}; use model.backend=auto or transformers")
-    if architecture is None and (unknown := _unknown_type(found)):
-        raise ValueError(f"model {config.name!r} cannot run: {unknown}")
-    eos = generation.get("eos_token_id")
-    if eos is None or "eos_token_id" in config.architecture:
-        eos = found.get("eos_token_id")
-    size, causal = (found.get("hidden_size", 0), True) if architecture is None else (architecture.hidden_size, architecture.causal)
-    pooling = read_pooling(config, found, folder, size, causal)
-    if pooling is not None:
-        if architecture is None:
-            raise ValueError(
-                f"model {config.name!r} cannot pool: only native models can, and {reason or 'model.backend=transformers'}"
-            )
-        architecture = replace(architecture, has_logits=False)
-    max_model_len = _max_model_len(config, found, architecture, pooling)
-    dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
-    return ModelInfo(
-        config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization, pooling
-    )
-
-
-def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with the fields of its text model on top, where a family covers that model alone."""
-    name = config.get("model_type")
-    if "text_config" not in config or not isinstance(name, str) or find_family(name) is None:
-        return dict(config)
-    if not isinstance(found := config["text_config"], Mapping):
-        raise ValueError(f"the model's config.json (or model.architecture) has text_config={found!r}, expected an object")
-    return {**config, **found}
-
-
-def _max_model_len(
-    config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None, pooling: Pooling | None
-) -> int:
-    if architecture is None:
-        limit = int(found.get("max_position_embeddings") or found.get("n_positions") or found.get("seq_length") or 2048)
-    else:
-        limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
-    if config.max_model_len is None:
-        return limit if pooling is None or pooling.max_len is None else min(limit, pooling.max_len)
-    if config.max_model_len > limit:
-        raise ValueError(
-            f"model.max_model_len={config.max_model_len} is more than the {limit} positions of {config.name!r}: "
-            "ask for fewer, or change them in model.architecture (max_position_embeddings, rope scaling)"
-        )
-    return config.max_model_len
-
-
 def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     """What a config.json asks of the native decoder; None and the reason where that does not cover it."""
     model_type = config["model_type"]
@@ -283,29 +183,8 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
     return found, ""
 
 
-def _unknown_type(config: Mapping[str, Any]) -> str | None:
-    """Why a model without a native family cannot run: the library does not know it either."""
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    if config["model_type"] in CONFIG_MAPPING_NAMES:
-        return None
-    reason = f"model_type {config['model_type']!r} is none of the native families, and transformers {transformers.__version__} "
-    reason += "does not know it"
-    if code := config.get("auto_map"):
-        files = sorted({name.rpartition(".")[0].rpartition("--")[2] for name in _names_in(code)})
-        reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
-    return reason + ". kernelswap models --all lists the known types"
-
-
 def _is_flag(found: Any) -> bool:
     return type(found) is bool
-
-
-def _names_in(found: Any) -> list[str]:
-    """Of an auto_map: objects and lists of names, of which some may be null."""
-    parts = found.values() if isinstance(found, Mapping) else found if isinstance(found, list) else ()
-    return [found] if isinstance(found, str) else [name for part in parts for name in _names_in(part)]
 
 
 _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -500,17 +379,3 @@ def _required(config: Mapping[str, Any], name: str) -> Any:
             f"{config.get('model_type')!r} needs"
         )
     return config[name]
-
-
-def _dtype(config: ModelConfig, found: Mapping[str, Any]) -> str:
-    wish = config.dtype if config.dtype != "auto" else found.get("dtype") or found.get("torch_dtype") or "float32"
-    if wish not in ("float32", "float16", "bfloat16"):
-        raise ValueError(f"model.dtype={wish!r} cannot work: it must be auto, float32, float16 or bfloat16")
-    return wish
-
-
-def _eos(value: Any) -> tuple[int, ...]:
-    ids = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not all(type(token) is int for token in ids):
-        raise ValueError(f"the model's eos_token_id={value!r} cannot work: it must be a token id or a list of them")
-    return ids

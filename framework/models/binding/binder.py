@@ -1,0 +1,120 @@
+"""The decoder of a model, bound: walks its layers, and binds what comes before and after them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+from ...plan import BoundKernel
+from ..decoder import Decoder
+from ..layers.attention import Attention
+from ..layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, PreNormBlock
+from ..layers.linear import GatheredLinear, Linear, ReducedEmbedding, bind_linear, bind_reduce
+from ..layers.mla import LatentAttention
+from ..layers.mlp import Mlp, MoeMlp
+from ..parts import Part, model_parts, shares
+from ..quantization.unquantized import float_linear
+from ..ranks import layer_shares
+from .attention import AttentionBinder
+from .experts import expert_balancer
+from .layer import LayerBinder
+from .mlp import bind_mlp, bind_moe
+
+_logger = logging.getLogger(__name__)
+POST_NORMS = ("attn_post_norm", "mlp_post_norm")
+
+
+class Binder(LayerBinder):
+    """Binds all of a model that a rank has."""
+
+    @functools.cached_property
+    def attention(self) -> AttentionBinder:
+        """Over the cache of all layers."""
+        return AttentionBinder(self)
+
+    def build(self) -> Decoder:
+        """The decoder of this rank."""
+        a, pp = self.a, self.parallel.pp
+        parts = shares(model_parts(a), model_parts(self.whole), self.parallel.tp)
+        mine = pp.part(len(a.layers))
+        first, last = mine.start == 0, mine.stop == len(a.layers)
+        table = self.weights.weight(parts["embed"]) if first or (last and a.tied and a.has_logits) else None
+        # Only where a person looks: on a terminal, and if lines about the start are wanted.
+        shown = None if _logger.isEnabledFor(logging.INFO) else True
+        bar = tqdm(mine, desc="Loading weights", unit="layer", leave=False, disable=shown)
+        layers = [self._block(layer, index) for index, layer in enumerate(bar)]
+        lm_head = self._lm_head(parts, table) if last and a.has_logits else None
+        return Decoder(
+            layers,
+            self.dtype,
+            self.whole.vocab_size,
+            self.info.max_model_len,
+            hidden_size=a.hidden_size,
+            embed=self._embedding(table, lm_head) if first and table is not None else None,
+            embed_scale=None if a.embed_scale is None else float(torch.tensor(a.embed_scale, dtype=self.dtype)),
+            embed_norm=self.norm(parts["embed_norm"]) if first and "embed_norm" in parts else None,
+            project_in=self.optional(parts, "project_in") if first else None,
+            position_embed=self._positions(parts) if first else None,
+            token_types=self.table(self.weights.weight(parts["token_types"])) if first and "token_types" in parts else None,
+            final_norm=self.norm(parts["final_norm"]) if last and a.final_norm else None,
+            project_out=self.optional(parts, "project_out") if last else None,
+            lm_head=lm_head,
+            logit_scale=a.logit_scale,
+            logit_softcap=a.logit_softcap,
+            pp=pp,
+            lockstep=self.lockstep,
+            balancer=expert_balancer(self),
+        )
+
+    def _block(self, layer: int, index: int) -> Block:
+        """layer: counted over the model; index: over the layers of this process."""
+        parts, shape = layer_shares(self.a, self.whole, layer, self.parallel), self.a.layers[layer]
+        qkv, attn_norm = self.linear_after_norm(parts, "attn_norm", "qkv")
+        if self.a.latent is None:
+            attention: Attention | LatentAttention = self.attention.over_heads(parts, shape, index, qkv)
+        else:
+            attention = self.attention.over_latents(parts, shape, self.a.latent, index, qkv)
+        mlp_norm: BoundKernel | None
+        if shape.moe:
+            mlp: Mlp | MoeMlp = bind_moe(self, parts, shape.moe, layer)
+            mlp_norm = self.norm(parts["mlp_norm"]) if "mlp_norm" in parts else None
+        else:
+            up, mlp_norm = self.linear_after_norm(parts, "mlp_norm", "gate_up" if self.a.family.gated else "up")
+            mlp = bind_mlp(self, parts, up)
+        norms = {"attn_norm": attn_norm, "mlp_norm": mlp_norm}
+        norms |= {name: self.norm(parts[name]) for name in POST_NORMS if name in parts}
+        norms = {name: norm for name, norm in norms.items() if norm is not None}
+        kinds: dict[str, Callable[..., Block]] = {"parallel": ParallelBlock, "after": AfterNormBlock, "post": PostNormBlock}
+        pre_norm = functools.partial(PreNormBlock, scale=self.a.residual_scale)
+        return kinds.get(self.a.residual, pre_norm)(attention, mlp, **norms)
+
+    def _embedding(self, table: torch.Tensor, lm_head: Linear | None) -> BoundKernel | ReducedEmbedding:
+        tp = self.parallel.tp
+        if tp.size > 1:
+            own = self.plan.bind("embedding", {"weight": table}, {"vocab_start": tp.rank * len(table)})
+            return ReducedEmbedding(own, bind_reduce(self.plan, tp.group, self.dtype))
+        if self.a.tied and isinstance(lm_head, BoundKernel):
+            return self.plan.bind_tied(lm_head, table, {"vocab_start": 0})
+        return self.table(table)
+
+    def _positions(self, parts: dict[str, Part]) -> BoundKernel | None:
+        if "position_embed" not in parts:
+            return None
+        return self.table(self.weights.weight(parts["position_embed"])[self.a.family.position_offset :])
+
+    def _lm_head(self, parts: dict[str, Part], table: torch.Tensor | None) -> Linear:
+        if not self.a.tied:
+            own = self.linear(parts["lm_head"])
+        else:
+            assert table is not None
+            bias = self.weights.weight(parts["lm_head_bias"]) if "lm_head_bias" in parts else None
+            own = bind_linear(self.plan, [float_linear(table, bias)])
+        if self.parallel.tp.size == 1:
+            return own
+        return GatheredLinear(
+            own, self.plan.bind("all_gather", params={"group": self.parallel.tp.group, "dim": 1}), self.whole.vocab_size
+        )

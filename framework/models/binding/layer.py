@@ -1,0 +1,129 @@
+"""What every layer is bound with: linear layers, norms and tables, and the kernels that all layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+
+from ...plan import BoundKernel, KernelPlan
+from ..layers.experts import Lockstep, SpreadExperts
+from ..layers.linear import Linear, bind_linear, bind_reduced
+from ..native import Architecture
+from ..parallel import Parallel
+from ..parts import Part
+from ..quantization.scheme import LoadedPart, one_input
+from ..ranks import rank_architecture
+from ..read import ModelInfo
+from ..weights import Weights
+
+
+class LayerBinder:
+    """Reads the weights of a model part by part and hands each to its kernel. Kernels without weights of their own are bound once
+    and shared by all layers.
+
+    whole, a                 the model, and this rank's share of it
+    block_size, cache_dtype  of its cache ("auto" as it is given: the model's dtype)
+    expands_prompts          keys and values of whole prompts are computed from their latents
+    spread                   experts that ranks share, by the number of their layer in the model
+    lockstep                 of steps that several schedulers' ranks take together; None: there is one scheduler
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        architecture: Architecture,
+        weights: Weights,
+        plan: KernelPlan,
+        device: torch.device,
+        parallel: Parallel,
+        block_size: int,
+        cache_dtype: str,
+        fuse_quantization: bool = True,
+        expand_prompts: bool = False,
+    ) -> None:
+        self.info, self.weights, self.plan, self.device, self.parallel = info, weights, plan, device, parallel
+        self.whole, self.a = architecture, rank_architecture(architecture, parallel.sizes)
+        self.dtype = getattr(torch, info.dtype)
+        self.block_size, self.cache_dtype = block_size, info.cache_dtype(cache_dtype)
+        self._fuse_quantization, self.expands_prompts = fuse_quantization, expand_prompts
+        self._shared: dict[Hashable, BoundKernel] = {}
+        self.spread: dict[int, SpreadExperts] = {}
+        self.lockstep = Lockstep() if parallel.ep.size > parallel.tp.size else None
+
+    def linear(self, part: Part) -> Linear:
+        """A linear layer."""
+        return self.bind_linear(part, self.weights.load(part))
+
+    def bind_linear(self, part: Part, loaded: Sequence[LoadedPart], **given: bool) -> Linear:
+        """A linear layer whose weights are loaded; of a rank's share of its inputs, with the sum over ranks. given: as of
+        ``layers.linear.bind_linear``."""
+        if part.share is None or part.columns == part.share[0].columns:
+            return bind_linear(self.plan, loaded, **given)
+        return bind_reduced(self.plan, loaded, part.share[1].group, self.dtype, **given)
+
+    def linear_after_norm(
+        self, parts: dict[str, Part], norm: str, linear: str, eps: float | None = None
+    ) -> tuple[Linear, BoundKernel | None]:
+        """A linear layer and the norm before it, if there is one. Nothing else reads its output unless norms are post norms, or
+        shared. eps: of the norm, if not the model's."""
+        loaded = self.weights.load(parts[linear])
+        if norm not in parts:
+            return bind_linear(self.plan, loaded), None
+        call = self.norm_call(*self.norm_tensors(parts[norm]), eps)
+        read_once = self.a.residual != "post" and not self.a.family.shares_norm
+        quantizing = self.quantizing(*call, loaded) if read_once else None
+        return bind_linear(self.plan, loaded, quantized_input=quantizing is not None), quantizing or self.plan.bind(*call)
+
+    def quantizing(
+        self, op: str, weights: dict[str, torch.Tensor | None], params: dict[str, Any], loaded: tuple[LoadedPart, ...]
+    ) -> BoundKernel | None:
+        """The op bound so that it quantizes its output for the linear layer that follows; None if that layer does it itself."""
+        first = loaded[0].input
+        if not self._fuse_quantization or first is None or not one_input(loaded) or first.tensors.get("static_zero") is not None:
+            return None
+        return self.plan.bind_quantizing(op, weights, params, first.tensors["static_scale"], first.params)
+
+    def optional(self, parts: dict[str, Part], name: str) -> Linear | None:
+        """A linear layer that not every model has."""
+        return self.linear(parts[name]) if name in parts else None
+
+    def norm(self, part: Part) -> BoundKernel:
+        """A norm."""
+        return self.bind_norm(*self.norm_tensors(part))
+
+    def norm_tensors(self, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias of a norm; of one without tensors, a weight that changes nothing."""
+        if not part.sources:
+            weight = torch.full(part.shape, 1 - self.a.family.norm_offset, dtype=self.weights.dtype, device=self.device)
+            return weight, None
+        return self.weights.weight(part), self.weights.bias(part)
+
+    def bind_norm(self, weight: torch.Tensor, bias: torch.Tensor | None) -> BoundKernel:
+        """A norm whose tensors are loaded."""
+        return self.plan.bind(*self.norm_call(weight, bias))
+
+    def norm_call(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, eps: float | None = None
+    ) -> tuple[str, dict[str, torch.Tensor | None], dict[str, Any]]:
+        """op, weights and params of a norm."""
+        eps = self.a.norm_eps if eps is None else eps
+        if self.a.family.norm == "layer":
+            return "layer_norm", {"weight": weight + self.a.family.norm_offset, "bias": bias}, {"eps": eps}
+        return "rms_norm", {"weight": weight}, {"eps": eps, "offset": self.a.family.norm_offset}
+
+    def table(self, weight: torch.Tensor) -> BoundKernel:
+        """An embedding of the whole table."""
+        return self.plan.bind("embedding", {"weight": weight}, {"vocab_start": 0})
+
+    def share(self, op: str, params: dict[str, Any] | None = None, facts: dict[str, Any] | None = None) -> BoundKernel:
+        """A kernel without weights, one for all layers that call it alike."""
+        key = op, *sorted({**(params or {}), **(facts or {})}.items())
+        if key not in self._shared:
+            self._shared[key] = self.plan.bind(op, params=params, facts=facts)
+        return self._shared[key]
+
+    def outgrown(self, limit: int | None) -> int | None:
+        """A window, or a chunk, that no sequence outgrows is none."""
+        return limit if limit is not None and limit < self.info.max_model_len else None

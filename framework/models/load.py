@@ -1,0 +1,89 @@
+"""From a model's name to bound layers."""
+
+from __future__ import annotations
+
+import torch
+
+from ..config import ModelConfig, QuantConfig
+from ..plan import KernelPlan
+from .binding.binder import Binder
+from .native import Architecture
+from .parallel import Parallel
+from .parts import all_parts
+from .pooling.classifiers import HEADS
+from .protocol import Model
+from .quantization.kv_scales import TENSORS as KV_SCALES
+from .quantization.scheme import Scheme
+from .quantization.table import read_scheme
+from .read import ModelInfo
+from .weights import Checkpoint, DummyWeights, Weights
+
+
+@torch.inference_mode()
+def load_model(
+    config: ModelConfig,
+    info: ModelInfo,
+    plan: KernelPlan,
+    device: torch.device,
+    parallel: Parallel,
+    block_size: int,
+    seed: int = 0,
+    cache_dtype: str = "auto",
+    quant: QuantConfig | None = None,
+) -> Model:
+    """Builds a model whose every hot operation is bound through ``plan``.
+
+    block_size, cache_dtype  of the KV cache ("auto": the model's dtype)
+    seed                     of dummy weights
+    quant                    how to quantize floats; None: not at all
+    Raises ValueError for weights that cannot be found or do not fit.
+    """
+    quant = quant or QuantConfig()
+    scheme = read_scheme(info.quantization, quant)
+    if info.architecture is None:
+        if info.quantization is not None or quant.scheme != "none":
+            raise ValueError(
+                f"model {config.name!r} cannot have quantized weights: it runs through the transformers library ({info.reason}), "
+                "whose layers are loaded as floats; take a checkpoint of floats, with quant.scheme=none"
+            )
+        from .transformers_model import load_transformers_model  # slow to import, and needed for few models
+
+        return load_transformers_model(config, info, plan, device, block_size, info.cache_dtype(cache_dtype), seed)
+    if config.latent_prefill != "absorbed" and info.architecture.latent is None:
+        raise ValueError(
+            f"model.latent_prefill={config.latent_prefill} would change nothing: model {config.name!r} has no latent attention"
+        )
+    info.architecture.cache_specs(info.cache_dtype(cache_dtype), info.max_model_len)  # refuses a cache before weights are read
+    _check_chunks(info, info.architecture, block_size)
+    weights = _open(config, info, info.architecture, device, seed, scheme)
+    expand = config.latent_prefill == "expanded"
+    return Binder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand).build()
+
+
+def _check_chunks(info: ModelInfo, a: Architecture, block_size: int) -> None:
+    for chunk in {layer.chunk for layer in a.layers if layer.chunk is not None and layer.chunk < info.max_model_len}:
+        if chunk % block_size:
+            raise ValueError(
+                f"model {info.name!r} attends within chunks of {chunk} positions, which are no whole blocks of {block_size}: set "
+                f"cache.block_size to a divisor of {chunk}, or model.max_model_len={chunk} or less"
+            )
+
+
+def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int, scheme: Scheme) -> Weights:
+    dtype = getattr(torch, info.dtype)
+    if config.load_format == "dummy":
+        return DummyWeights(device, dtype, scheme, seed, a.family.norm_offset)
+    assert info.folder is not None
+    checkpoint = Checkpoint(info.folder, a.family, device, dtype, scheme)
+    unread = [rf"^{a.family.lm_head}\.weight$"] if a.tied else []
+    if info.pooling is not None:
+        unread += HEADS  # which are read one by one
+    checkpoint.check(all_parts(a), (*a.family.ignored, *KV_SCALES, *unread, *prediction_modules(info)))
+    return checkpoint
+
+
+def prediction_modules(info: ModelInfo) -> list[str]:
+    """Regular expressions of the tensors of multi-token prediction modules, which draft for the model but are no part of it."""
+    assert info.architecture is not None
+    count, extra = len(info.architecture.layers), info.config.get("num_nextn_predict_layers") or 0
+    return [r"^mtp\.", r"^model\.mtp_layers\.", *(rf"^model\.layers\.{count + i}\." for i in range(extra))]

@@ -1,0 +1,155 @@
+"""From a model's name to what it is and what runs it: the native decoder, the transformers library, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import ModelConfig
+from .hub import read_json, resolve_model
+from .native import Architecture, read_native
+from .plugins import find_family
+from .pooling.read import TOWERS, read_pooling, towers_config
+from .pooling.settings import Pooling
+from .quantization.settings import Settings, checkpoint_settings
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model before anything of it is loaded.
+
+    folder         None when it is described by ``architecture`` alone
+    config         config.json (its text part) with the overrides of ``ModelConfig.architecture``
+    generation     generation_config.json; empty if there is none
+    dtype          float32, float16 or bfloat16
+    max_model_len  longest sequence
+    eos_token_ids  tokens that end a sequence
+    architecture   None if the native decoder does not cover it; ``reason`` says why
+    quantization   what a quantized checkpoint says of itself; None: its weights are floats
+    pooling        what is made of hidden states; None: it generates
+    """
+
+    name: str
+    folder: Path | None
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    dtype: str
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    architecture: Architecture | None
+    reason: str = ""
+    quantization: Settings | None = None
+    pooling: Pooling | None = None
+
+    def cache_dtype(self, wish: str) -> str:
+        """Name of a cache's dtype. wish: as in ``CacheConfig``."""
+        return self.dtype if wish == "auto" else wish
+
+    def check_generates(self, what: str) -> None:
+        """Raises ValueError for a model that pools. what: for which it would have to generate."""
+        if self.pooling is not None:
+            raise ValueError(
+                f"{what} is for models that generate, and {self.name!r} pools ({self.pooling.task}): choose another model"
+            )
+
+
+def read_model(config: ModelConfig) -> ModelInfo:
+    """Finds a model and reads what it is. Raises ValueError for what cannot be found, read or served."""
+    dummy = config.load_format == "dummy"
+    describes_itself = dummy and "model_type" in config.architecture
+    folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
+    found = {**text_part({**read_json(folder, "config.json"), **config.architecture}), **config.architecture}
+    if not isinstance(found.get("model_type"), str):
+        raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
+    if config.runner == "generate" and found.get("architectures") == ["GritLM"]:
+        found["architectures"] = ["MistralForCausalLM"]
+    if found["model_type"] in TOWERS:
+        found = towers_config(config, found, folder)
+    generation = read_json(folder, "generation_config.json")
+    architecture, reason = None, ""
+    if config.backend != "transformers":
+        architecture, reason = read_native(found)
+        if architecture is None and config.backend == "native":
+            raise ValueError(f"model {config.name!r} cannot run natively: {reason}; use model.backend=auto or transformers")
+    if architecture is None and (unknown := _unknown_type(found)):
+        raise ValueError(f"model {config.name!r} cannot run: {unknown}")
+    eos = generation.get("eos_token_id")
+    if eos is None or "eos_token_id" in config.architecture:
+        eos = found.get("eos_token_id")
+    size, causal = (found.get("hidden_size", 0), True) if architecture is None else (architecture.hidden_size, architecture.causal)
+    pooling = read_pooling(config, found, folder, size, causal)
+    if pooling is not None and pooling.towers is None:
+        if architecture is None:
+            raise ValueError(
+                f"model {config.name!r} cannot pool: only native models can, and {reason or 'model.backend=transformers'}"
+            )
+        architecture = replace(architecture, has_logits=False)
+    max_model_len = _max_model_len(config, found, architecture, pooling)
+    dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
+    return ModelInfo(
+        config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization, pooling
+    )
+
+
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the fields of its text model on top, where a family covers that model alone."""
+    name = config.get("model_type")
+    if "text_config" not in config or not isinstance(name, str) or find_family(name) is None:
+        return dict(config)
+    if not isinstance(found := config["text_config"], Mapping):
+        raise ValueError(f"the model's config.json (or model.architecture) has text_config={found!r}, expected an object")
+    return {**config, **found}
+
+
+def _max_model_len(
+    config: ModelConfig, found: Mapping[str, Any], architecture: Architecture | None, pooling: Pooling | None
+) -> int:
+    if architecture is None:
+        limit = int(found.get("max_position_embeddings") or found.get("n_positions") or found.get("seq_length") or 2048)
+    else:
+        limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
+    if config.max_model_len is None:
+        return limit if pooling is None or pooling.max_len is None else min(limit, pooling.max_len)
+    if config.max_model_len > limit:
+        raise ValueError(
+            f"model.max_model_len={config.max_model_len} is more than the {limit} positions of {config.name!r}: "
+            "ask for fewer, or change them in model.architecture (max_position_embeddings, rope scaling)"
+        )
+    return config.max_model_len
+
+
+def _unknown_type(config: Mapping[str, Any]) -> str | None:
+    """Why a model without a native family cannot run: the library does not know it either."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config["model_type"] in CONFIG_MAPPING_NAMES:
+        return None
+    reason = f"model_type {config['model_type']!r} is none of the native families, and transformers {transformers.__version__} "
+    reason += "does not know it"
+    if code := config.get("auto_map"):
+        files = sorted({name.rpartition(".")[0].rpartition("--")[2] for name in _names_in(code)})
+        reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
+    return reason + ". kernelswap models --all lists the known types"
+
+
+def _names_in(found: Any) -> list[str]:
+    """Of an auto_map: objects and lists of names, of which some may be null."""
+    parts = found.values() if isinstance(found, Mapping) else found if isinstance(found, list) else ()
+    return [found] if isinstance(found, str) else [name for part in parts for name in _names_in(part)]
+
+
+def _dtype(config: ModelConfig, found: Mapping[str, Any]) -> str:
+    wish = config.dtype if config.dtype != "auto" else found.get("dtype") or found.get("torch_dtype") or "float32"
+    if wish not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"model.dtype={wish!r} cannot work: it must be auto, float32, float16 or bfloat16")
+    return wish
+
+
+def _eos(value: Any) -> tuple[int, ...]:
+    ids = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(type(token) is int for token in ids):
+        raise ValueError(f"the model's eos_token_id={value!r} cannot work: it must be a token id or a list of them")
+    return ids

@@ -1,0 +1,393 @@
+"""Several engines in processes of their own behind a router: where requests go, what they cost whom, and how replicas end. Around
+null executors, which start fast; with the tiny model, in test_data_parallel.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import framework.build
+import framework.engine_client
+import framework.replicated_engine
+from framework import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingParams
+from framework.build import replica_configs
+from framework.config import CacheConfig, ExecutorConfig, ParallelConfig, SchedulerConfig
+from framework.engine.errors import EngineDeadError
+from framework.engine.router import ROUTERS
+from framework.metrics import Counter, Gauge
+from framework.replicas import Replicas
+
+from . import engine_processes
+from .engines import token_params
+
+ROOT = Path(__file__).parents[2]
+LONG = 5000
+STEP_S = 0.002
+
+
+def null_config(dp: int = 2, router: str = "least_loaded", **parallel: Any) -> EngineConfig:
+    scheduler = SchedulerConfig(policy="priority", max_num_seqs=64, max_num_batched_tokens=512)
+    cache = CacheConfig(block_size=16, num_blocks=20_000)
+    return EngineConfig(cache=cache, scheduler=scheduler, parallel=ParallelConfig(dp=dp, **parallel), router=router)
+
+
+@contextmanager
+def null_processes(main: Callable[..., None] | None = None) -> Iterator[None]:
+    """What is built inside has such engines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(framework.engine_client, "run_engine", main or partial(engine_processes.serve_null, step_s=STEP_S))
+        for module in (framework.build, framework.replicated_engine):
+            patch.setattr(module, "input_processor", lambda *_: engine_processes.inputs())
+        yield
+
+
+def start(config: EngineConfig) -> AsyncEngine:
+    with null_processes():
+        return AsyncEngine(config)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[AsyncEngine]:
+    engine = start(null_config(dp=3))
+    yield engine
+    engine.shutdown()
+
+
+def run(main: Any, timeout_s: float = 60) -> Any:
+    """In a loop of its own; a hang is a failure."""
+    return asyncio.run(asyncio.wait_for(main, timeout_s))
+
+
+def replicas_of(engine: AsyncEngine) -> Replicas:
+    assert isinstance(engine._client, Replicas)
+    return engine._client
+
+
+def pids_of(replicas: Replicas) -> list[int]:
+    return [client._process.pid for client in replicas._clients]  # type: ignore[misc]
+
+
+def long_stream(engine: AsyncEngine, max_tokens: int = LONG, **given: Any) -> Any:
+    return engine.generate([1, 2, 3], token_params(max_tokens=max_tokens, ignore_eos=True), **given)
+
+
+async def last(stream: Any) -> RequestOutput:
+    return [output async for output in stream][-1]
+
+
+async def by_replica(engine: AsyncEngine, name: str) -> dict[str, float]:
+    return {m.labels["engine"]: m.value for m in await engine.metrics() if m.name == name and isinstance(m, Counter | Gauge)}
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not await condition():
+        await asyncio.sleep(0.02)
+
+
+async def is_idle(engine: AsyncEngine) -> bool:
+    """Nobody holds a block, and the router knows of nobody."""
+    stats = (await engine.report())["stats"]
+    counts = [(client.in_flight.num_running, client.in_flight.num_queued_tokens) for client in replicas_of(engine)._clients]
+    return not (stats["num_running"] + stats["num_waiting"] + stats["kv_usage"]) and set(counts) == {(0, 0)}
+
+
+# Where requests go
+
+
+@pytest.mark.parametrize("router", ["round_robin", "least_loaded", "least_tokens"])
+def test_equal_requests_on_idle_replicas_are_spread_evenly(engine: AsyncEngine, router: str) -> None:
+    async def main() -> None:
+        replicas_of(engine)._router = ROUTERS[router](0)
+        await until(lambda: is_idle(engine))
+        streams = [long_stream(engine, request_id=f"{i}") for i in range(64)]
+        firsts = await asyncio.gather(*(anext(stream) for stream in streams))
+        assert not any(first.finished for first in firsts)
+        running = await by_replica(engine, "vllm:num_requests_running")
+        assert sum(running.values()) == 64 and max(running.values()) - min(running.values()) <= 1
+        assert [client.in_flight.num_running for client in replicas_of(engine)._clients] == list(running.values())
+        await engine.abort(f"{i}" for i in range(64))
+        outputs = await asyncio.gather(*map(last, streams))
+        assert {output.outputs[0].finish_reason for output in outputs} == {"abort"}
+        assert {output.request_id for output in outputs} == {f"{i}" for i in range(64)}
+        await until(lambda: is_idle(engine))
+
+    run(main())
+
+
+def test_short_requests_go_where_a_long_one_is_not(engine: AsyncEngine) -> None:
+    async def main() -> None:
+        replicas_of(engine)._router = ROUTERS["least_loaded"](0)
+        await until(lambda: is_idle(engine))
+        stream = long_stream(engine, request_id="long")
+        await anext(stream)
+        long_on = next(i for i, running in (await by_replica(engine, "vllm:num_requests_running")).items() if running)
+        before = await by_replica(engine, "vllm:prompt_tokens")
+        for _ in range(6):
+            await last(engine.generate([4, 5], token_params(max_tokens=2)))
+        grown = {i: total - before[i] for i, total in (await by_replica(engine, "vllm:prompt_tokens")).items()}
+        assert grown.pop(long_on) == 0 and sorted(grown.values()) == [6, 6]
+        await stream.aclose()
+
+    run(main())
+
+
+def test_an_abort_frees_the_blocks_of_its_replica_alone(engine: AsyncEngine) -> None:
+    async def main() -> None:
+        await until(lambda: is_idle(engine))
+        streams = {name: long_stream(engine, request_id=name) for name in ("a", "b")}
+        for stream in streams.values():
+            await anext(stream)
+        used = await by_replica(engine, "vllm:kv_cache_usage_perc")
+        assert sorted(usage > 0 for usage in used.values()) == [False, True, True]
+        assert not await engine.reset_prefix_cache()
+        await streams["a"].aclose()
+
+        async def one_is_left() -> bool:
+            return sum(usage > 0 for usage in (await by_replica(engine, "vllm:kv_cache_usage_perc")).values()) == 1
+
+        await until(one_is_left)
+        assert not (await anext(streams["b"])).finished
+        await streams["b"].aclose()
+        await until(lambda: is_idle(engine))
+        assert await engine.reset_prefix_cache()
+
+    run(main())
+
+
+def test_what_is_refused_or_fails_is_in_flight_no_more(engine: AsyncEngine) -> None:
+    async def main() -> None:
+        wrong = [
+            last(engine.generate([99_999], token_params())),
+            last(engine.generate([1] * 9000, token_params())),
+            last(engine.generate([engine_processes.FAULTY], token_params())),
+            last(engine.generate({"prompt": "no tokenizer"}, token_params())),
+        ]
+        found = await asyncio.gather(*wrong, return_exceptions=True)
+        assert [type(error) for error in found] == [ValueError, ValueError, RuntimeError, ValueError]
+        with pytest.raises(ValueError, match="'twice' is running"):
+            stream = long_stream(engine, request_id="twice")
+            await anext(stream)
+            await last(long_stream(engine, request_id="twice"))
+        await stream.aclose()
+        await until(lambda: is_idle(engine))
+
+    run(main())
+
+
+def test_metrics_of_all_replicas_add_up(engine: AsyncEngine) -> None:
+    async def main() -> None:
+        before = await by_replica(engine, "vllm:generation_tokens")
+        stats = (await engine.report())["stats"]
+        assert sum(before.values()) == stats["num_output_tokens"]
+        outputs = await asyncio.gather(*(last(engine.generate([1, 2], token_params(max_tokens=1 + i, n=2))) for i in range(12)))
+        after = await by_replica(engine, "vllm:generation_tokens")
+        told = sum(len(completion.token_ids) for output in outputs for completion in output.outputs)
+        assert sum(after.values()) - sum(before.values()) == told
+        assert set(after) == {"0", "1", "2"} and all(after[i] > before[i] for i in after)
+
+    run(main())
+
+
+# How replicas end
+
+
+def test_a_replica_that_is_killed_ends_its_own_requests_and_the_others_serve_on() -> None:
+    engine = start(null_config())
+    pids = pids_of(replicas_of(engine))
+
+    async def main() -> None:
+        streams = [long_stream(engine, 600) for _ in range(4)]
+        for stream in streams:
+            await anext(stream)
+        os.kill(pids[1], signal.SIGKILL)
+        found = await asyncio.gather(*map(last, streams), return_exceptions=True)
+        dead = [error for error in found if isinstance(error, EngineDeadError)]
+        assert len(dead) == 2 and all(
+            "replica 1's process ended with exit code -9 (killed by SIGKILL" in str(error) for error in dead
+        )
+        assert sum(isinstance(output, RequestOutput) and len(output.outputs[0].token_ids) == 600 for output in found) == 2
+        await engine.check_health()
+        for _ in range(4):
+            assert (await last(engine.generate([1], token_params(max_tokens=3)))).finished
+        assert set(await by_replica(engine, "vllm:generation_tokens")) == {"0"}
+        assert await engine.reset_prefix_cache()
+        os.kill(pids[0], signal.SIGKILL)
+        with pytest.raises(EngineDeadError, match="replica 0's process"):
+            await last(long_stream(engine))
+        with pytest.raises(EngineDeadError, match=r"replica 0's process .*; replica 1's process"):
+            await engine.check_health()
+        with pytest.raises(EngineDeadError):
+            await engine.report()
+
+    try:
+        run(main(), 120)
+    finally:
+        engine.shutdown()
+
+
+def test_a_replica_that_hangs_is_ended() -> None:
+    engine = start(null_config(step_timeout_s=1.0))
+    pids = pids_of(replicas_of(engine))
+
+    async def main() -> None:
+        streams = [long_stream(engine) for _ in range(2)]
+        for stream in streams:
+            await anext(stream)
+        os.kill(pids[0], signal.SIGSTOP)
+        with pytest.raises(EngineDeadError, match=r"replica 0 hangs: it said nothing for 1 s \(parallel.step_timeout_s\)"):
+            await last(streams[0])
+        await streams[1].aclose()
+
+    try:
+        run(main())
+    finally:
+        engine.shutdown()
+    assert_gone(pids)
+
+
+def test_a_replica_without_work_may_be_silent() -> None:
+    engine = start(null_config(step_timeout_s=0.2))
+    try:
+        time.sleep(1.0)
+        assert run(last(engine.generate([1], token_params(max_tokens=3)))).finished
+    finally:
+        engine.shutdown()
+
+
+def exit_as_replica_one(config: EngineConfig, pipe: Any) -> None:
+    if config.parallel.first_device == 1:
+        engine_processes.exit_at_start(config, pipe)
+    engine_processes.load_forever(config, pipe)
+
+
+def test_a_replica_that_cannot_start_ends_the_others() -> None:
+    clients: list[Any] = []
+    init = framework.engine_client.EngineClient.__init__
+
+    def remember(self: Any, *given: Any, **named: Any) -> None:
+        clients.append(self)
+        init(self, *given, **named)
+
+    with null_processes(exit_as_replica_one), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(framework.engine_client.EngineClient, "__init__", remember)
+        with pytest.raises(EngineDeadError, match="while it started, replica 1's process ended with exit code 3"):
+            AsyncEngine(null_config())
+    assert len(clients) == 2 and not any(client._process.is_alive() for client in clients)
+
+
+def test_replicas_that_are_late_are_named() -> None:
+    with null_processes(engine_processes.load_forever), pytest.raises(EngineDeadError, match="of 2 replicas, 0, 1 were not ready"):
+        AsyncEngine(null_config(), start_timeout_s=0.1)
+
+
+def assert_gone(pids: list[int]) -> None:
+    """Soon."""
+    for pid in pids:
+        for _ in range(400):
+            stat = Path(f"/proc/{pid}/stat")
+            if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError(f"process {pid} is left")
+
+
+def test_nothing_is_left_after_a_shutdown_or_when_the_driver_is_killed() -> None:
+    code = (
+        "import sys\nfrom tests.framework.test_replicas import *\n"
+        "engine = start(null_config())\nprint(*pids_of(replicas_of(engine)), flush=True)\n"
+        "if sys.argv[1] == 'shutdown':\n    engine.shutdown()\nelse:\n    time.sleep(1000)\n"
+    )
+    for ending in ("shutdown", "kill"):
+        driver = subprocess.Popen([sys.executable, "-c", code, ending], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert driver.stdout is not None
+        pids = [int(pid) for pid in driver.stdout.readline().split()]
+        assert len(pids) == 2
+        if ending == "kill":
+            driver.kill()
+        driver.wait(60)
+        assert_gone(pids)
+
+
+# LLM
+
+
+def test_llm_goes_on_after_what_goes_wrong() -> None:
+    with null_processes():
+        llm = LLM(null_config(router="round_robin"))
+    try:
+        front = llm._front
+        assert isinstance(front, framework.replicated_engine.ReplicatedEngine)
+        short = SamplingParams(max_tokens=4, detokenize=False, ignore_eos=True)
+        too_long = {"prompt_token_ids": [1] * 9000}
+        with pytest.raises(ValueError, match="the prompt has 9000 tokens"):
+            llm.generate([[1], too_long, [2]], short, use_tqdm=False)  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="token id 50"):
+            llm.generate([[50]], short, use_tqdm=False)
+        with pytest.raises(RuntimeError, match=r"prompt 1 of 2 failed: .*the kernel failed"):
+            llm.generate([[1], [engine_processes.FAULTY]], short, use_tqdm=False)
+        assert not front.has_unfinished()
+        with pytest.raises(RuntimeError, match="2 engines, each in a process of its own"):
+            _ = llm.engine
+        outputs = llm.generate([[i] for i in range(8)], short, use_tqdm=False)
+        assert [output.prompt_token_ids for output in outputs] == [[i] for i in range(8)]
+        assert all(len(output.outputs[0].token_ids) == 4 for output in outputs)
+        assert llm.reset_prefix_cache()
+        with pytest.raises(EngineDeadError, match=r"replica 0 failed: .*the device fell off the bus"):
+            for _ in range(2):  # one of two goes to replica 0
+                llm.generate([[engine_processes.LOST], [1]], short, use_tqdm=False)
+        assert len(llm.generate([[i] for i in range(4)], short, use_tqdm=False)) == 4, "the other replica serves on"
+    finally:
+        llm.shutdown()
+    with pytest.raises(RuntimeError, match="was shut down"):
+        llm.generate([[1]])
+
+
+# What each replica is told
+
+
+def test_replicas_lie_side_by_side() -> None:
+    parallel = ParallelConfig(tp=2, pp=2, dp=3, port=5000, first_device=4)
+    config = EngineConfig(executor=ExecutorConfig("distributed"), parallel=parallel, router="prefix_aware")
+    found = replica_configs(config)
+    assert [(own.parallel.first_device, own.parallel.port, own.parallel.dp) for own in found] == [
+        (4, 5000, 1),
+        (8, 5001, 1),
+        (12, 5002, 1),
+    ]
+    assert all((own.parallel.tp, own.parallel.pp, own.seed) == (2, 2, config.seed) for own in found)
+    for own in found:
+        own.validate()
+    simulated = EngineConfig(executor=ExecutorConfig("simulated", noise=0.1), parallel=ParallelConfig(dp=2))
+    assert len({own.seed for own in replica_configs(simulated)}) == 2, "noise of their own"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data_parallel_size": 0}, "parallel.dp=0 .* from 1 to 4096"),
+        ({"data_parallel_size": -2}, "parallel.dp=-2"),
+        ({"data_parallel_size": 2, "router": "nearest"}, "router='nearest' .* round_robin"),
+        ({"data_parallel_size": "2"}, "parallel.dp='2' .* of type int"),
+        ({"data_parallel_size": "2", "enable_expert_parallel": True}, "parallel.dp='2' .* of type int"),
+        ({"data_parallel_size": 2, "enable_expert_parallel": True}, "parallel.ep=2 cannot work: the model has no experts"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_process_is_started(given: dict[str, Any], message: str) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("a process was started")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=message):
+        patch.setattr(framework.engine_client.EngineClient, "__init__", never)
+        LLM("tiny", **given)
