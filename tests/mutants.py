@@ -55,6 +55,11 @@ _BINDING = "framework/models/binding/"
 _DISTRIBUTED = "framework/distributed/"
 _RANK = "framework/worker/rank.py"
 _GROUP = "triton_kernels/group.py"
+_EXPERT_MAP = "framework/models/expert_map.py"
+_EXPERT_BALANCER = "framework/models/expert_balancer.py"
+_EXPERTS = "framework/models/layers/experts.py"
+_LOCKSTEP = "framework/engine/lockstep.py"
+_EXCHANGE = "triton_kernels/impls/moe_exchange/"
 _FITTING = "framework/study/calibration/fitting.py"
 _METRICS = "framework/study/metrics.py"
 _STATISTICS = "framework/study/statistics.py"
@@ -104,6 +109,8 @@ class Mutant:
 
 _BLOCK_TESTS = ["tests/framework/engine/test_kv_cache.py", "tests/framework/engine/test_kv_cache_properties.py"]
 _SHARDED_TESTS = ["tests/distributed/test_sharded_models.py"]
+_LOCKSTEP_TESTS = ["tests/distributed/test_lockstep.py"]
+_EXPERT_TESTS = ["tests/models/test_expert_map.py", "tests/distributed/test_expert_maps.py", *_LOCKSTEP_TESTS]
 _DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("executor", "faults", "gloo_ranks", "llm")]
 _ENGINE_TESTS = ["tests/framework/engine/test_scheduler.py", "tests/framework/engine/test_engine.py"]
 _TEXT_TESTS = [
@@ -187,6 +194,9 @@ TESTS: dict[str, list[str]] = {
         (_RANK, *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "workers", "launchers/threads"))),
         _DISTRIBUTED_TESTS,
     ),
+    **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
+    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "messages", "worker"))), _LOCKSTEP_TESTS),
+    **{f"{_EXCHANGE}{name}.py": ["tests/triton_kernels/test_moe_exchange.py"] for name in ("torch", "deep_ep")},
     _GROUP: ["tests/triton_kernels/test_collectives.py"],
     _VERIFY_DRAFT: ["tests/triton_kernels/test_step_ops.py"],
     _OUTPUT: _TEXT_TESTS,
@@ -623,7 +633,9 @@ MUTANTS = [
     Mutant("noise counts twice", _SIMULATED, "max(start_s + noise * device_s,", "max(start_s + noise * noise * device_s,"),
     Mutant("replicas have the same noise", _SIMULATED, "(2**64 - 1), index))", "(2**64 - 1), 0))"),
     Mutant("the weights of one device are the model's", _SIMULATED, "round(config.parallel.tp * sum(", "round(sum("),
-    Mutant("spread experts lie on every device", _RANKS, "num_experts=part.num_experts // ep)", "num_experts=part.num_experts)"),
+    Mutant(
+        "spread experts lie on every device", _RANKS, "(part.num_experts + redundant) // ep)", "(part.num_experts + redundant))"
+    ),
     Mutant("the device least alike is transferred", _SIMULATED_DEVICE, "return min(found", "return max(found"),
     # What was measured.
     Mutant(
@@ -768,19 +780,31 @@ MUTANTS = [
         "self.most_held - num_output_tokens)",
         "1 + self.most_held - num_output_tokens)",
     ),
-    Mutant("masks of a step before do for rows in another order", _MATCHERS, "or failures or constraints != together", "or failures"),
-    Mutant("nobody fills the masks of rows that were not in the last step", _MATCHERS, "if has_drafts or constraints != self._filled[0]:", "if has_drafts:"),
+    Mutant(
+        "masks of a step before do for rows in another order", _MATCHERS, "or failures or constraints != together", "or failures"
+    ),
+    Mutant(
+        "nobody fills the masks of rows that were not in the last step",
+        _MATCHERS,
+        "if has_drafts or constraints != self._filled[0]:",
+        "if has_drafts:",
+    ),
     Mutant("what may take minutes is filled by the engine's thread", _MATCHERS, "if backend.is_bounded else math.inf", ""),
     Mutant("masks are never filled by the engine's thread", _MATCHERS, "expected_s < SHORT_FILL_S", "False"),
-    Mutant("a library's panic in the engine's thread ends all", _WATCHED, "        except BaseException as error:  # a library's panic is no", "        except ZeroDivisionError as error:  # no"),
+    Mutant(
+        "a library's panic in the engine's thread ends all",
+        _WATCHED,
+        "\n        except BaseException as error:  # a library's panic is no",
+        "\n        except ZeroDivisionError as error:  # no",
+    ),
     Mutant(
         "a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[masked[0]].num_output_tokens)"
     ),
     Mutant(
         "degrees of parallelism are swapped",
         _ENGINE_ARGS,
-        "            tensor_parallel_size, pipeline_parallel_size,",
-        "            pipeline_parallel_size, tensor_parallel_size,",
+        "ParallelConfig(tensor_parallel_size, pipeline_parallel_size,",
+        "ParallelConfig(pipeline_parallel_size, tensor_parallel_size,",
     ),
     # What the server and its clients count.
     Mutant(
@@ -1042,5 +1066,96 @@ MUTANTS = [
     Mutant("ranks stay in their groups", _RANK, "        dist.destroy_process_group()", "        pass"),
     Mutant("one rank may have no device", _RANK, "torch.cuda.device_count()) < size", "torch.cuda.device_count()) < 1"),
     Mutant("only one of those that wait is woken", _GROUP, "            mailbox.put(None)  # for", "            pass  # for"),
+    # Experts that lie anywhere, and schedulers that take their steps together.
+    Mutant("replicas share no load", _EXPERT_MAP, "sum(loads[e] / counts[e] for e", "sum(loads[e] for e"),
+    Mutant("a rank may have an expert more often than ranks there are", _EXPERT_MAP, "if counts[expert] < ranks:", "if True:"),
+    Mutant("a map that is as good moves experts", _EXPERT_MAP, "min([current, *found] if", "min([*found, current] if"),
+    Mutant("loads of another model are taken", _EXPERT_MAP, "if sizes != dict(counts) or any(", "if any("),
+    Mutant(
+        "experts stay where they were",
+        _EXPERT_BALANCER,
+        "            self.plan.rebind(self.layers[number].experts, partial(self.load, number, wanted))",
+        "            pass",
+    ),
+    Mutant(
+        "where experts went is not known", _EXPERT_BALANCER, "            placement.place(wanted.slots[number])", "            pass"
+    ),
+    Mutant("loads are never forgotten", _EXPERT_BALANCER, "            placement.loads.zero_()", "            pass"),
+    Mutant("the first replica serves all", _EXPERTS, "rows % self.counts[chosen]", "0 * rows"),
+    Mutant("rows that are added choose an expert", _EXPERTS, "NOWHERE = -1", "NOWHERE = 0"),
+    Mutant(
+        "a rank without tokens stays away", _EXPERTS, "        if self.exchange is not None:  # else", "        if False:  # else"
+    ),
+    Mutant("schedulers number the ranks' experts alike", f"{_BINDING}experts.py", "ep.rank * part.num_experts if", "0 if"),
+    Mutant(
+        "ranks of a stage add nothing up where schedulers share experts",
+        f"{_BINDING}experts.py",
+        "    if tp.size > 1:\n        found.reduce",
+        "    if tp.size > 1 and binder.lockstep is None:\n        found.reduce",
+    ),
+    Mutant(
+        "a step is sent before the one before is sampled",
+        f"{_DISTRIBUTED}lockstep.py",
+        "while any(self._queues) and not self._unsampled:",
+        "while any(self._queues):",
+    ),
+    Mutant(
+        "the fullest is the first",
+        f"{_DISTRIBUTED}lockstep.py",
+        "max(sum(step.num_tokens) for step in inputs)",
+        "sum(inputs[0].num_tokens)",
+    ),
+    Mutant(
+        "steps have the number of all",
+        f"{_DISTRIBUTED}lockstep.py",
+        "return replace(output, step_id=self.step.step_id)",
+        "return output",
+    ),
+    Mutant("masks go to whoever comes first", f"{_DISTRIBUTED}worker.py", " or message.scheduler != self._place.dp_rank:", ":"),
+    Mutant(
+        "every rank takes the first scheduler's step",
+        f"{_DISTRIBUTED}worker.py",
+        "message.inputs[self._place.dp_rank]",
+        "message.inputs[0]",
+    ),
+    Mutant(
+        "outputs come of one scheduler",
+        f"{_DISTRIBUTED}messages.py",
+        "self.rank % self.num_own == self.num_own - self.tp",
+        "self.rank == self.size - self.tp",
+    ),
+    Mutant(
+        "loads are those of the first scheduler",
+        f"{_DISTRIBUTED}executor.py",
+        "if place.tp_rank == 0 else ():",
+        "if place.rank == 0 else ():",
+    ),
+    Mutant(
+        "loads count once for each rank of a stage",
+        f"{_DISTRIBUTED}executor.py",
+        "if place.tp_rank == 0 else ():",
+        "if True else ():",
+    ),
+    Mutant("experts never move by themselves", f"{_DISTRIBUTED}executor.py", "self._num_steps % self._eplb_steps == 0:", "False:"),
+    Mutant("seeds by the scheduler", _LOCKSTEP, "        engine.num_added = self._num_added  # a", "        pass  # a"),
+    Mutant(
+        "an id may run twice", _LOCKSTEP, "if any(request_id in engine.processor.groups for engine in self.engines):", "if False:"
+    ),
+    Mutant(
+        "requests of other schedulers outlive the device",
+        _LOCKSTEP,
+        "if (lost := self.errored) is not None:\n            outputs",
+        "if False:\n            outputs",
+    ),
+    Mutant(
+        "one scheduler waits for all grammars",
+        _LOCKSTEP,
+        "all(engine.is_waiting for engine in unfinished)",
+        "any(engine.is_waiting for engine in unfinished)",
+    ),
+    Mutant(
+        "ranks have the first one's rows back", f"{_EXCHANGE}torch.py", ".chunk(group.size)[group.rank]", ".chunk(group.size)[0]"
+    ),
+    Mutant("slots of other ranks are this one's", f"{_EXCHANGE}deep_ep.py", "own_ids + first", "own_ids"),
     Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
 ]
