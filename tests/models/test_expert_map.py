@@ -9,7 +9,7 @@ from itertools import combinations_with_replacement, permutations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.config import ModelConfig, ParallelConfig
@@ -39,6 +39,7 @@ def busiest(slots: Slots, loads: Sequence[float], ranks: int) -> float:
     return max(totals)
 
 
+@settings(deadline=None)
 @given(cases())
 def test_every_expert_has_a_slot_and_replicas_make_nothing_worse(case: tuple[list[int], int, int]) -> None:
     loads, ranks, num_slots = case
@@ -55,6 +56,7 @@ def test_every_expert_has_a_slot_and_replicas_make_nothing_worse(case: tuple[lis
     assert sum(copies) == num_slots and all(1 <= count <= ranks for count in copies)
 
 
+@settings(deadline=None)
 @given(cases(), st.randoms())
 def test_a_map_that_serves_stays(case: tuple[list[int], int, int], random: object) -> None:
     """Another is taken only where it is better."""
