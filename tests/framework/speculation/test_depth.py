@@ -74,6 +74,25 @@ def test_adaptive_follows_what_changes(rows: int, is_known: bool) -> None:
     assert found < 1.03 * fixed[0] and found < 1.05 * min(fixed)
 
 
+@pytest.mark.parametrize("right", RIGHT)
+@pytest.mark.parametrize("times", STEP_S)
+def test_adaptive_bears_noise_and_learns_from_batches_of_other_sizes(times: str, right: str) -> None:
+    """Batches that empty from 64 requests to one, again and again. Steps take a quarter more or less, one of 20 thrice as long.
+    Against the best depth of each step."""
+    step_s, rates, rng = STEP_S[times], np.array(RIGHT[right]), np.random.default_rng(0)
+    expected = 1 + np.cumsum([0, *np.cumprod(rates)])
+    policy, excess = AdaptiveDepth(MOST), list[float]()
+    for step in range(2500):
+        rows = max(1, 64 - step % 96)
+        k = policy.of(rows)
+        accepted = np.cumprod(rng.random((rows, MOST)) < rates, axis=1)[:, :k].sum(0)
+        taken_s = step_s(rows, k) * rng.lognormal(sigma=0.25) * (3 if rng.random() < 0.05 else 1)
+        policy.observe(rows, k, [rows, *accepted.tolist()][:k], accepted.tolist(), taken_s)
+        fixed = [step_s(rows, most) / tokens for most, tokens in enumerate(expected)]
+        excess.append(fixed[k] / min(fixed))
+    assert np.mean(excess[500:]) < 1.3
+
+
 def test_adaptive_bears_a_step_that_compiles() -> None:
     policy = AdaptiveDepth(3)
     for step in range(200):

@@ -5,9 +5,19 @@
    registers. Scores, weights and sums are float32, of every row in the same order whatever rows are beside it: a row's bits depend
    on its own query and keys only. */
 #include "native.h"
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
-enum { CHUNK = 128, ROWS = 4, AHEAD = 8, LANES = 16 };
-enum { VECTORS = (DIM + LANES - 1) / LANES, VALUE_VECTORS = (VALUE_DIM + LANES - 1) / LANES };
+#if BF16 && defined(__AVX512BF16__)
+#define PAIRS 1 /* an instruction multiplies pairs of bfloat16; the scale comes after */
+typedef element query_element;
+#else
+#define PAIRS 0
+typedef float query_element; /* scaled */
+#endif
+enum { CHUNK = 128, ROWS = 4, AHEAD = 16, LANES = 16, STEP = PAIRS ? 2 * LANES : LANES };
+enum { VECTORS = (DIM + STEP - 1) / STEP, VALUE_VECTORS = (VALUE_DIM + LANES - 1) / LANES };
 
 typedef float lanes __attribute__((vector_size(64), aligned(4)));
 
@@ -51,21 +61,76 @@ struct attention {
 struct rows { /* of one work item; position: of the first query */
     const struct attention *call;
     int64_t kv_head, group, length, position;
-    float (*query)[VECTORS * LANES], (*sum)[VALUE_VECTORS * LANES], *top, *total;
+    query_element (*query)[VECTORS * STEP];
+    float (*sum)[VALUE_VECTORS * LANES], *top, *total;
 };
 
-/* score[rows][j] = query . key, for `count` keys. */
-static inline __attribute__((always_inline)) void multiply_keys(int rows, float (*query)[VECTORS * LANES],
+/* Sums of the lanes of part[0 .. rows * block), to score[row][j .. j + block). part[place_of(i)]: of row i / block. */
+#if defined(__AVX512F__)
+#define BLOCK(rows) ((rows) == 1 ? LANES : (rows) == 2 ? LANES / 2 : LANES / 4)
+#define ADD(shuffle, a, b, low, high) \
+    ((lanes)shuffle((__m512)(a), (__m512)(b), low) + (lanes)shuffle((__m512)(a), (__m512)(b), high))
+static inline __attribute__((always_inline)) int place_of(int i) { return 4 * (i % 4) + i / 4; }
+static inline __attribute__((always_inline)) void store_sums(int rows, const lanes *part, float scale, float (*score)[CHUNK],
+                                                             int64_t j) {
+    lanes eight[8], four[4], two[2];
+    for (int i = 0; i < 8; i++) eight[i] = ADD(_mm512_shuffle_f32x4, part[2 * i], part[2 * i + 1], 0x44, 0xee);
+    for (int i = 0; i < 4; i++) four[i] = ADD(_mm512_shuffle_f32x4, eight[2 * i], eight[2 * i + 1], 0x88, 0xdd);
+    for (int i = 0; i < 2; i++) two[i] = ADD(_mm512_shuffle_ps, four[2 * i], four[2 * i + 1], 0x44, 0xee);
+    const lanes sums = ADD(_mm512_shuffle_ps, two[0], two[1], 0x88, 0xdd) * scale;
+    for (int r = 0; r < rows; r++) memcpy(score[r] + j, (const float *)&sums + r * BLOCK(rows), BLOCK(rows) * sizeof(float));
+}
+#else
+#define BLOCK(rows) 1 /* more sums than there are registers for */
+static inline __attribute__((always_inline)) int place_of(int i) { return i; }
+static inline __attribute__((always_inline)) void store_sums(int rows, const lanes *part, float scale, float (*score)[CHUNK],
+                                                             int64_t j) {
+    for (int r = 0; r < rows; r++) score[r][j] = sum_of(part[r]) * scale;
+}
+#endif
+
+#if PAIRS
+/* Elements STEP * v and on of a vector, 0 behind its end. */
+static inline __attribute__((always_inline)) __m512i load_key(const element *x, int v) {
+    const int count = DIM - v * STEP;
+    __m512i part = _mm512_setzero_si512();
+    memcpy(&part, x + v * STEP, sizeof(element) * (size_t)(count < STEP ? count : STEP));
+    return part;
+}
+static inline __attribute__((always_inline)) lanes multiply_add(lanes sum, const query_element *query, __m512i key) {
+    return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(query), (__m512bh)key);
+}
+typedef __m512i key_lanes;
+#else
+static inline __attribute__((always_inline)) lanes load_key(const element *x, int v) { return load(x, v, DIM); }
+static inline __attribute__((always_inline)) lanes multiply_add(lanes sum, const query_element *query, lanes key) {
+    return sum + *(const lanes *)query * key;
+}
+typedef lanes key_lanes;
+#endif
+
+/* score[rows][j] = query . key, for `count` keys and those that make whole blocks of them. A block is so many keys that the sums of
+   all rows are added up at once. */
+static inline __attribute__((always_inline)) void multiply_keys(int rows, query_element (*query)[VECTORS * STEP], float scale,
                                                                 const element *const *keys, int64_t count,
                                                                 float (*score)[CHUNK]) {
-    for (int64_t j = 0; j < count; j++) {
-        lanes sums[ROWS] = {0};
-        for (int d = 0; d < DIM; d += 64 / (int)sizeof(element)) __builtin_prefetch(keys[j + AHEAD] + d);
-        for (int v = 0; v < VECTORS; v++) {
-            const lanes key = load(keys[j], v, DIM);
-            for (int r = 0; r < rows; r++) sums[r] += *(lanes *)(query[r] + v * LANES) * key;
+    enum { MOST = BLOCK(1) > ROWS ? BLOCK(1) : ROWS };
+    const int block = BLOCK(rows);
+    for (int64_t j = 0; j < count; j += block) {
+        lanes parts[MOST] = {0};
+#pragma GCC unroll 16
+        for (int b = 0; b < block; b++) {
+            for (int d = 0; d < DIM; d += 64 / (int)sizeof(element)) __builtin_prefetch(keys[j + b + AHEAD] + d);
+            for (int v = 0; v < VECTORS; v++) {
+                const key_lanes key = load_key(keys[j + b], v);
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++) {
+                    const int place = place_of(r * block + b);
+                    parts[place] = multiply_add(parts[place], query[r] + v * STEP, key);
+                }
+            }
         }
-        for (int r = 0; r < rows; r++) score[r][j] = sum_of(sums[r]);
+        store_sums(rows, parts, PAIRS ? scale : 1.0f, score, j);
     }
 }
 
@@ -133,7 +198,7 @@ static int weigh(const struct rows *w, int64_t r, float *score, int64_t start, i
 static inline __attribute__((always_inline)) void some_rows(int rows, const struct rows *w, int64_t r, const element *const *keys,
                                                             const element *const *values, int64_t start, int64_t count) {
     float score[ROWS][CHUNK];
-    multiply_keys(rows, w->query + r, keys, count, score);
+    multiply_keys(rows, w->query + r, w->call->scale, keys, count, score);
     for (int i = 0; i < rows; i++)
         if (!weigh(w, r + i, score[i], start, count)) memset(score[i], 0, sizeof score[i]);
     add_values(rows, score, values, count, w->sum + r);
@@ -149,19 +214,20 @@ static void attend(const struct attention *c, int64_t req, int64_t kv_head, int6
     const int64_t stop = sees < length ? sees : length;
     const int64_t unseen = length && position >= c->window ? position - c->window + 1 : 0;
     const int32_t *pages = c->block_table + req * c->table_row;
-    float query[rows][VECTORS * LANES], sum[rows][VALUE_VECTORS * LANES], top[rows], total[rows];
+    query_element query[rows][VECTORS * STEP];
+    float sum[rows][VALUE_VECTORS * LANES], top[rows], total[rows];
     const struct rows w = {c, kv_head, group, length, position, query, sum, top, total};
     memset(query, 0, sizeof query);
     memset(sum, 0, sizeof sum);
     for (int64_t r = 0; r < rows; r++) {
         const element *q = c->q + (begin + r / group) * c->q_row + (kv_head * group + r % group) * c->q_head;
-        for (int d = 0; d < DIM; d++) query[r][d] = widen(q[d]) * c->scale;
+        for (int d = 0; d < DIM; d++) query[r][d] = PAIRS ? q[d] : widen(q[d]) * c->scale;
         top[r] = -INFINITY;
         total[r] = 0;
     }
     for (int64_t start = unseen / CHUNK * CHUNK; start < stop; start += CHUNK) {
         const int64_t count = stop - start < CHUNK ? stop - start : CHUNK;
-        const element *keys[CHUNK + AHEAD], *values[CHUNK];
+        const element *keys[CHUNK + LANES + AHEAD], *values[CHUNK];
         int64_t page = start / c->page_size, slot = start % c->page_size;
         for (int64_t j = 0; j < count; j++, slot++) {
             if (slot == c->page_size) page++, slot = 0;
@@ -169,7 +235,7 @@ static void attend(const struct attention *c, int64_t req, int64_t kv_head, int6
             values[j] = c->v + pages[page] * c->v_page + slot * c->v_slot + kv_head * c->v_head;
             for (int d = 0; d < VALUE_DIM; d += 64 / (int)sizeof(element)) __builtin_prefetch(values[j] + d);
         }
-        for (int64_t j = count; j < count + AHEAD; j++) keys[j] = keys[count - 1];
+        for (int64_t j = count; j < count + LANES + AHEAD; j++) keys[j] = keys[count - 1];
         for (int64_t j = unseen - start - 1; j >= 0; j--) { /* gone from the window: their pages are another's */
             keys[j] = keys[j + 1];
             values[j] = values[j + 1];
