@@ -134,18 +134,24 @@ def test_dispatch_and_combine_can_be_one_kernel() -> None:
         build("mixtral", threads(1, 2), kernels={"moe_exchange": "deep_ep"})
 
 
-def test_experts_move_while_schedulers_decode() -> None:
-    """Every few steps, and when asked; what was counted is what all schedulers' tokens chose."""
-    engine = build("qwen3-moe", threads(1, 2, redundant_experts=2, eplb=True, eplb_steps=4))
-    assert told(run(engine, jobs())) == expected("qwen3-moe")
-    before, after = engine.rebalance_experts()
-    assert after <= before and not any(sum(loads) for loads in engine.expert_loads().values())
+def assert_counts(engine: Engine) -> None:
+    """What is counted, from the last move on, is what all tokens choose."""
     prompt = list(range(20, 29))
     engine.add_request("one", prompt, SamplingParams(temperature=0, max_tokens=1, detokenize=False))
-    while engine.has_unfinished():
-        engine.step()
+    finish(engine)
     loads = engine.expert_loads()
     assert loads and all(sum(of_layer) == len(prompt) * 2 for of_layer in loads.values())
+
+
+def test_experts_move_while_schedulers_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every few steps, and when asked."""
+    moves, rebalance = [], DistributedExecutor.rebalance_experts
+    monkeypatch.setattr(DistributedExecutor, "rebalance_experts", lambda self: moves.append(rebalance(self)) or moves[-1])
+    engine = build("qwen3-moe", threads(1, 2, redundant_experts=2, eplb=True, eplb_steps=4))
+    assert told(run(engine, jobs())) == expected("qwen3-moe") and moves
+    before, after = engine.rebalance_experts()
+    assert after <= before and not any(sum(loads) for loads in engine.expert_loads().values())
+    assert_counts(engine)
     engine.shutdown()
 
 
@@ -161,6 +167,7 @@ def test_recorded_loads_place_the_experts(tmp_path: Path) -> None:
     assert told(run(placed, jobs())) == expected("mixtral") and after <= before
     assert placed.expert_loads() == loads
     assert placed.rebalance_experts()[0] == pytest.approx(after)
+    assert_counts(placed)
     placed.shutdown()
 
 
@@ -168,6 +175,20 @@ def test_processes_give_what_one_process_gives() -> None:
     engine = build("mixtral", ParallelConfig(dp=2, ep=2, redundant_experts=2, eplb=True, eplb_steps=5))
     assert told(run(engine, jobs())) == expected("mixtral")
     engine.shutdown()
+
+
+def test_requests_are_numbered_and_named_across_schedulers() -> None:
+    params = SamplingParams(temperature=1.0, max_tokens=6, ignore_eos=True, detokenize=False)
+    found = []
+    for parallel in (None, threads(1, 2)):
+        engine = build("mixtral", parallel)
+        for i in range(4):
+            engine.add_request(str(i), [30 + i, 31, 32], params)  # seeds are of its number
+        with pytest.raises(ValueError, match="ids must be unique"):
+            engine.add_request("1", [30], params)
+        found.append({name: tokens_of(output) for name, output in finish(engine).items()})
+        engine.shutdown()
+    assert found[0] == found[1]
 
 
 def test_grammars_and_aborts_concern_one_scheduler() -> None:
