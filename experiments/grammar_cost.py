@@ -2,9 +2,9 @@
 
     python experiments/grammar_cost.py experiments/serving_results/grammar_tiny.csv --model tiny --temperature 1
 
-A batch is requests that decode together; of each the lower quartile of its steps' times is taken, and of those the median over the
-rounds. A ratio is the mean over the rounds, with its 95 % interval, of what the batch took over what the one without a constraint took
-in the same round. The engine runs in this process, on all processors; the machine should do nothing else.
+A batch is requests that decode together; of each the lower quartile of its steps' times is taken, and of those the median over
+the rounds. A ratio is the mean over the rounds, with its 95 % interval, of what the batch took over what the one without a
+constraint took in the same round. The engine runs in this process, on all processors; the machine should do nothing else.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     for name, value in SHORT_WAITS.items():  # OpenMP is not loaded yet
         os.environ.setdefault(name, value)
-    engine = build_engine(engine_config(arguments.model, device="cpu", max_num_seqs=arguments.requests, num_gpu_blocks_override=2000))
+    config = engine_config(arguments.model, device="cpu", max_num_seqs=arguments.requests, num_gpu_blocks_override=2000)
+    engine = build_engine(config)
     rows: list[dict[str, Any]] = []
     for number in range(-1, arguments.rounds):  # the first warms up
         for name, constraint in CONSTRAINTS.items():

@@ -75,6 +75,7 @@ _SERVER = "framework/server/"
 _PARSING = "framework/server/parsing/"
 _COMPILER = "framework/structured/compiler.py"
 _MATCHERS = "framework/structured/matchers.py"
+_LLGUIDANCE = "framework/structured/backends/llguidance.py"
 _WATCHED = "framework/structured/watched.py"
 _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
@@ -234,6 +235,7 @@ TESTS: dict[str, list[str]] = {
     **{f"{_PARSING}{name}.py": ["tests/framework/server/parsing"] for name in ("message_parser", "source", "qwen3_coder")},
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
     _WATCHED: ["tests/framework/structured/test_watched.py"],
+    _LLGUIDANCE: ["tests/framework/structured/test_backends.py"],
     _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
@@ -790,12 +792,14 @@ MUTANTS = [
         "if has_drafts:",
     ),
     Mutant("what may take minutes is filled by the engine's thread", _MATCHERS, "if backend.is_bounded else math.inf", ""),
+    Mutant("masks that the engine's thread fills lie upon each other", _LLGUIDANCE, "start + row * row_bytes", "start"),
+    Mutant("an error of the library is nobody's", _LLGUIDANCE, "if matcher.state.is_error():", "if False:"),
     Mutant("masks are never filled by the engine's thread", _MATCHERS, "expected_s < SHORT_FILL_S", "False"),
     Mutant(
         "a library's panic in the engine's thread ends all",
         _WATCHED,
-        "\n        except BaseException as error:  # a library's panic is no",
-        "\n        except ZeroDivisionError as error:  # no",
+        "except BaseException as error:  # or a panic",
+        "except ZeroDivisionError as error:",
     ),
     Mutant(
         "a mask counts the tokens of another row", _MATCHERS, "rows[row].num_output_tokens)", "rows[masked[0]].num_output_tokens)"

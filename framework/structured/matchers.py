@@ -25,8 +25,8 @@ MAX_FILL_S: Final = 0.2
 meanwhile. Of the masks of a step that took half of it, the next ones are filled one by one, to see which are dear."""
 
 SHORT_FILL_S: Final = 1e-3
-"""Time of the masks of a step, of libraries that are bounded, below which the engine's own thread fills them: to wake another and hand
-it the interpreter costs a third of that, and what it computes it takes from the kernels of a step on a CPU."""
+"""Time of the masks of a step, of libraries that are bounded, below which the engine's own thread fills them: to wake another and
+hand it the interpreter costs a third of that, and what it computes it takes from the kernels of a step on a CPU."""
 
 LEADS_NOWHERE: Final = "structured_outputs: the grammar leads nowhere: no token fits what was generated"
 
@@ -35,8 +35,8 @@ Failures = list[tuple[Request, Exception]]
 
 class Matchers:
     """Knows requests only; where they compute, and whether they were preempted, is nothing to it. Requests without a constraint do
-    not come here. What a request may take next is computed as soon as its tokens are known, in a thread beside the caller unless it is
-    little.
+    not come here. What a request may take next is computed as soon as its tokens are known, in a thread beside the caller unless
+    it is little.
 
     num_active  requests that have a matcher: while it is 0, steps need not ask
     num_served  name of a backend -> requests that it had a grammar for
@@ -193,12 +193,12 @@ class Matchers:
         moves = [move for move in moves if move.constraint.matcher.error is None]
         if not moves:
             return
-        clock = thread_time if is_short or len(moves) == 1 else perf_counter  # of several, the library's own threads compute
+        clock = thread_time if len(moves) == 1 else perf_counter  # of several, the library's own threads compute
         began_s, grammars = clock(), {move.constraint.grammar for move in moves}
         self._computing |= grammars
         try:
             matchers, drafts = [move.constraint.matcher for move in moves], [move.drafts for move in moves]
-            backend, forced = matchers[0].backend, cast(list[list[int]], [[]]) * len(moves)
+            backend, forced = matchers[0].backend, [list[int]() for _ in moves]
             backend.accept(matchers, [move.token_ids for move in moves])
             if self._num_forced:
                 forced = [tokens[: self._num_forced] for tokens in backend.forced(matchers)]
@@ -240,18 +240,7 @@ class _Constraint:
     is_alone  its next call is not for several
     """
 
-    __slots__ = (
-        "drafts",
-        "fill_s",
-        "forced",
-        "grammar",
-        "held",
-        "is_alone",
-        "masks",
-        "matcher",
-        "most_held",
-        "proposed",
-    )
+    __slots__ = ("drafts", "fill_s", "forced", "grammar", "held", "is_alone", "masks", "matcher", "most_held", "proposed")
 
     def __init__(self, grammar: Grammar, request: Request) -> None:
         params = request.params

@@ -138,5 +138,5 @@ def _errors(calls: Sequence[Callable[[], None]]) -> Iterator[tuple[int, BaseExce
             call()
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a library's panic is no Exception
+        except BaseException as error:  # or a panic
             yield index, error

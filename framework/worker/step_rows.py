@@ -47,9 +47,7 @@ class StepRows:
         return np.repeat(self.sampled, self.num_logits[self.sampled]) if self.has_drafts else self.sampled
 
     def logit_rows_of(self, rows: list[int]) -> np.ndarray:
-        """The logit rows of some rows of the step that yield tokens."""
-        if len(rows) == len(self.sampled):
-            return np.arange(len(self.logit_rows))
+        """The logit rows of some rows of the step."""
         chosen = np.zeros(len(self.num_logits), dtype=bool)
         chosen[rows] = True
         return np.flatnonzero(chosen[self.logit_rows])

@@ -55,9 +55,7 @@ class XgrammarBackend:
     def forced(self, matchers: Sequence[XgrammarMatcher]) -> list[list[int]]:
         return [[] for _ in matchers]  # the library knows the text, not its tokens
 
-    def fill(
-        self, matchers: Sequence[XgrammarMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray, is_short: bool
-    ) -> None:
+    def fill(self, matchers: Sequence[XgrammarMatcher], drafts: Sequence[Sequence[int]], masks: np.ndarray, is_short: bool) -> None:
         row = 0
         for matcher, draft in zip(matchers, drafts):
             matcher.fill(masks[row : row + 1 + len(draft)], draft)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import regex
 import torch
+import xgrammar
 from transformers import AutoModelForCausalLM
 
 from framework import LLM, SamplingParams
@@ -204,6 +205,31 @@ def test_greedy_outputs_are_those_of_a_search_by_hand(backend: str) -> None:
     assert output.token_ids == found and output.text == text and output.finish_reason == "stop" and output.stop_reason is None
     told = [entry[token].logprob for entry, token in zip(output.logprobs or [], found, strict=True)]
     assert np.allclose(told, logprobs, atol=1e-3), "log-probabilities are the model's own"
+
+
+@pytest.mark.parametrize("short_s", [0.0, math.inf])
+def test_tokens_of_a_batch_are_the_likeliest_that_the_library_itself_allows(
+    monkeypatch: pytest.MonkeyPatch, short_s: float
+) -> None:
+    """Rows with and without constraints, which come and go; masks of xgrammar alone, laid over the model's log-probabilities."""
+    monkeypatch.setattr("framework.structured.matchers.SHORT_FILL_S", short_s)
+    compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(TOKENIZER, vocab_size=2048, stop_token_ids=[EOS]))
+    patterns = ["[a-z]{2,8}-[0-9]{4,6}", None, "(ab|[0-9]){3}", "[a-z ,.]{30}", "[A-Z]"]
+    jobs: list[Job] = [
+        ((300 + i,), params(pattern and {"regex": pattern}, temperature=0, logprobs=-1, max_tokens=3 + i))
+        for i, pattern in enumerate(patterns * 2)
+    ]
+    for (_, given), output in zip(jobs, run(engine(scheduler=SchedulerConfig(max_num_seqs=4)), jobs)):
+        completion, mask = output.outputs[0], xgrammar.allocate_token_bitmask(1, 2048)
+        asked = given.structured_outputs
+        matcher = xgrammar.GrammarMatcher(compiler.compile_regex(asked.regex)) if asked is not None and asked.regex else None
+        for token, entry in zip(completion.token_ids, completion.logprobs or [], strict=True):
+            logprobs = np.array([entry[i].logprob for i in range(2048)])
+            if matcher is not None:
+                matcher.fill_next_token_bitmask(mask)
+                logprobs[np.unpackbits(mask.numpy().view(np.uint8), bitorder="little") == 0] = -np.inf
+            assert logprobs[token] == logprobs.max()
+            assert matcher is None or matcher.accept_token(token)
 
 
 def test_the_end_of_the_grammar_comes_whatever_else_was_asked_for() -> None:
