@@ -1086,7 +1086,6 @@ MUTANTS = [
     ),
     Mutant("loads are never forgotten", _EXPERT_BALANCER, "            placement.loads.zero_()", "            pass"),
     Mutant("the first replica serves all", _EXPERTS, "rows % self.counts[chosen]", "0 * rows"),
-    Mutant("rows that are added choose an expert", _EXPERTS, "NOWHERE = -1", "NOWHERE = 0"),
     Mutant(
         "a rank without tokens stays away", _EXPERTS, "        if self.exchange is not None:  # else", "        if False:  # else"
     ),
