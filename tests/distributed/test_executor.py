@@ -3,10 +3,12 @@ most of them without a model."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from framework.cli import main
 from framework.clock import WallClock
 from framework.config import ExecutorConfig, ParallelConfig
 from framework.distributed.executor import DistributedExecutor
+from framework.distributed.kinds import LauncherKind
 from framework.distributed.messages import Place
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
@@ -62,6 +65,7 @@ def test_outputs_are_those_of_one_process(size: int, pp: int, in_flight: int) ->
     engine = make_engine(config, null_rank)
     assert engine.in_flight_steps == (in_flight or pp)
     assert served(engine) == served(alone)
+    assert not engine.executor._outputs and not engine.executor._failures, "nothing is kept of steps that are done"  # type: ignore[attr-defined]
     engine.shutdown()
     with pytest.raises(EngineDeadError, match="shut down"):
         engine.add_request("late", [1], token_params())
@@ -169,7 +173,7 @@ def test_a_rank_that_is_lost_ends_the_engine(fault: int, text: str, monkeypatch:
 
 def test_the_cache_is_as_large_as_the_smallest_of_a_rank_and_plans_are_put_together() -> None:
     executor = DistributedExecutor(make_config(3, "threads"), small_last_rank)
-    assert executor.num_blocks == 77
+    assert (executor.num_blocks, executor.weight_bytes, executor.nominal_weight_bytes) == (77, 3, 3)
     executor.shutdown()
     executor = DistributedExecutor(make_config(2, "threads"), planned_rank)
     report = executor.plan_report()
@@ -285,6 +289,16 @@ def test_a_port_in_use_is_refused() -> None:
         config = EngineConfig(executor=ExecutorConfig("distributed"), parallel=ParallelConfig(port=port))
         with pytest.raises(ValueError, match=f"parallel.port={port} cannot work: Address already in use"):
             build_engine(config)
+
+
+def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_launcher").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = LauncherKind("a_launcher", "Launcher", package="a_launcher", extra="launching")
+    assert kind.reason == "the package a_launcher is not installed: pip install 'kernelswap[launching]'"
+    (tmp_path / "a_launcher" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert kind.reason is None
 
 
 @pytest.mark.parametrize(
