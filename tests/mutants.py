@@ -1119,7 +1119,7 @@ MUTANTS = [
     ),
     Mutant("other versions may serve", f"{_DISTRIBUTED}executor.py", "refuse_versions(own, rank, message.versions)", "pass"),
     Mutant("other configurations may serve", f"{_DISTRIBUTED}executor.py", "            refuse_differences(config, built)\n", ""),
-    Mutant("old outputs are kept", f"{_DISTRIBUTED}executor.py", "                del taken[old]", "                pass"),
+    Mutant("old outputs are kept", f"{_DISTRIBUTED}executor.py", "            del self._outputs[old]", "            pass"),
     Mutant(
         "failures of steps that were given up are passed over",
         f"{_DISTRIBUTED}executor.py",
