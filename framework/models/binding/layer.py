@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ...config import ParallelConfig
 from ...plan import BoundKernel, KernelPlan
+from ..layers.experts import Lockstep, SpreadExperts
 from ..layers.linear import Linear, bind_linear, bind_reduced
 from ..native import Architecture
 from ..parallel import Parallel
@@ -26,6 +26,8 @@ class LayerBinder:
     whole, a                 the model, and this rank's share of it
     block_size, cache_dtype  of its cache ("auto" as it is given: the model's dtype)
     expands_prompts          keys and values of whole prompts are computed from their latents
+    spread                   experts that ranks share, by the number of their layer in the model
+    lockstep                 of steps that several schedulers' ranks take together; None: there is one scheduler
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class LayerBinder:
         expand_prompts: bool = False,
     ) -> None:
         self.info, self.weights, self.plan, self.device, self.parallel = info, weights, plan, device, parallel
-        self.whole, self.a = architecture, rank_architecture(architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
+        self.whole, self.a = architecture, rank_architecture(architecture, parallel.sizes)
         self.dtype = getattr(torch, info.dtype)
         self.block_size, self.cache_dtype = block_size, info.cache_dtype(cache_dtype)
         self._fuse_quantization, self.expands_prompts = fuse_quantization, expand_prompts
         self._shared: dict[Hashable, BoundKernel] = {}
+        self.spread: dict[int, SpreadExperts] = {}
+        self.lockstep = Lockstep() if parallel.ep.size > parallel.tp.size else None
 
     def linear(self, part: Part) -> Linear:
         """A linear layer."""
