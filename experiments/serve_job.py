@@ -43,7 +43,7 @@ def serve(config: ServeConfig) -> Served:
 
 
 def _serve_with_engine(config: ServeConfig) -> Served:
-    if config.parallel.dp > 1 and not EXECUTORS[config.executor.kind].virtual_clock:
+    if config.parallel.num_engines > 1 and not EXECUTORS[config.executor.kind].virtual_clock:
         return _serve_with_processes(config)
     start = time.perf_counter()
     engines = build_replicas(config.engine())
