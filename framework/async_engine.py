@@ -39,8 +39,8 @@ class AsyncEngine:
     what its model takes if that pools (else None). Once that process is gone, or after
     ``shutdown``, methods raise EngineDeadError, which says why.
 
-    With ``parallel.dp`` several engines serve, each in a process of its own, behind ``router``: see Replicas. A request's tokens do
-    not depend on which of them it gets.
+    Several engines (``parallel.num_engines``) serve each in a process of its own, behind ``router``: see Replicas. A request's
+    tokens do not depend on which of them it gets.
     """
 
     def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
@@ -53,7 +53,7 @@ class AsyncEngine:
         self.config = fold_choices(given)
         model = read_model(self.config.model)
         self.inputs = input_processor(self.config.model, model)
-        several = self.config.parallel.dp > 1
+        several = self.config.parallel.num_engines > 1
         self._client: EngineClient | Replicas = (Replicas if several else connect)(self.config, start_timeout_s)
         self.info = self._client.info
         rules = pooling_rules(self.config, model, self.inputs.tokenizer)

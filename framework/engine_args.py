@@ -20,6 +20,7 @@ from .config import (
     QuantConfig,
     SchedulerConfig,
 )
+from .config_checks import check_types
 from .distributed.kinds import LAUNCHERS
 from .lora_request import LoraConfig
 from .models.hub import read_json, resolve_model
@@ -157,9 +158,10 @@ def engine_config(
     lora_target_modules      ends of module names (q_proj) that adapters may adapt; not given: all that can be
     tensor_parallel_size     devices that share each layer
     pipeline_parallel_size   devices that share the layers among them
-    data_parallel_size       engines beside each other, each on devices of its own
+    data_parallel_size       engines beside each other, each on devices of its own; with enable_expert_parallel, one engine with so
+                    many schedulers
     router          which of them serves a request: round_robin, random, least_loaded, least_tokens, power_of_two or prefix_aware
-    enable_expert_parallel   experts are spread whole over the devices that share each layer, instead of being cut
+    enable_expert_parallel   experts are spread whole over all devices, instead of being cut among those that share each layer
     distributed_executor_backend  what starts the workers of several devices: mp (processes of this machine) or ray; not given: mp,
                     unless there is one device, which needs no worker
     attention_backend        FLASH_ATTN, FLASHINFER, TRITON_ATTN or FLEX_ATTENTION, for prompts and decodes; not given: that of the
@@ -210,9 +212,7 @@ def engine_config(
             _dtype_name(lora_dtype),
             None if lora_target_modules is None else [str(name) for name in lora_target_modules],
         ),
-        parallel=ParallelConfig(
-            tensor_parallel_size, pipeline_parallel_size, data_parallel_size, tensor_parallel_size if enable_expert_parallel else 1
-        ),
+        parallel=ParallelConfig(tensor_parallel_size, pipeline_parallel_size, data_parallel_size),
         router=router,
         kernels=_attention(attention_backend) | own,
         plugins=[plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins],
@@ -227,6 +227,9 @@ def engine_config(
         max_num_batched_tokens=max_num_batched_tokens,
         max_chunk_tokens=chunked_prefill_size,
     )
+    check_types(config.parallel, "parallel.")
+    if enable_expert_parallel:
+        config.parallel.ep = tensor_parallel_size * data_parallel_size
     if distributed_executor_backend is not None or config.parallel != ParallelConfig(dp=data_parallel_size):
         config.executor = ExecutorConfig(kind="distributed")
         config.parallel.backend = _launcher(distributed_executor_backend)

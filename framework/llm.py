@@ -37,21 +37,24 @@ class LLM(PoolingMethods):
     before ``override`` and an EngineConfig's. Raises ValueError for arguments that do not exist here, saying which do.
 
     With ``data_parallel_size`` there are several engines, in processes that are started with ``spawn``: a script then needs the
-    guard ``if __name__ == "__main__"``. When one dies, what ran on it fails with EngineDeadError, and the others serve on."""
+    guard ``if __name__ == "__main__"``. When one dies, what ran on it fails with EngineDeadError, and the others serve on. With
+    ``enable_expert_parallel``, too, it is one engine, whose ranks share the experts, with as many schedulers."""
 
     __signature__ = inspect.signature(engine_config)
 
     def __init__(self, model: str | EngineConfig = "tiny", *, kernels: Mapping[str, str] | None = None, **arguments: Any) -> None:
         config = engine_config(model, kernels=kernels, **arguments)
         self._engine: Engine | ReplicatedEngine | None
-        self._engine = build_engine(config, kernels=kernels) if config.parallel.dp == 1 else ReplicatedEngine(config, kernels)
+        config.validate()
+        several = config.parallel.num_engines > 1
+        self._engine = ReplicatedEngine(config, kernels) if several else build_engine(config, kernels=kernels)
         self._ids = itertools.count()
 
     @property
     def engine(self) -> Engine:
         """In this process. Raises RuntimeError with data_parallel_size, where each of several is elsewhere, and after
         ``shutdown``."""
-        if not isinstance(engine := self._front, Engine):
+        if isinstance(engine := self._front, ReplicatedEngine):
             raise RuntimeError(f"this LLM has {engine.config.parallel.dp} engines, each in a process of its own")
         return engine
 
@@ -117,7 +120,7 @@ class LLM(PoolingMethods):
     def get_metrics(self) -> list[Metric]:
         """The counters, gauges and histograms of the engine, or of each engine, under vLLM's names."""
         engine = self._front
-        found = {0: engine.metrics()} if isinstance(engine, Engine) else engine.metrics()
+        found = engine.metrics() if isinstance(engine, ReplicatedEngine) else {0: engine.metrics()}
         return engine_metrics(found, engine.config.model.name)
 
     def beam_search(

@@ -127,8 +127,8 @@ def _metrics(found: EngineMetrics, labels: dict[str, str]) -> Iterator[Metric]:
         yield Histogram(f"vllm:{name}", labels, buckets["+Inf"], values.total, buckets)
     yield Gauge("vllm:cache_config_info", {"engine": labels["engine"], **{k: str(v) for k, v in found.cache.items()}}, 1)
     if found.adapters is not None:
-        most, waiting, running = found.adapters
-        named = {"waiting_lora_adapters": ",".join(waiting), "running_lora_adapters": ",".join(running)}
+        most, of_waiting, of_running = found.adapters
+        named = {"waiting_lora_adapters": ",".join(of_waiting), "running_lora_adapters": ",".join(of_running)}
         yield Gauge("vllm:lora_requests_info", {**labels, "max_lora": str(most), **named}, 1)
     for backend, total in found.structured.items():
         yield Counter("kernelswap:structured_requests", {**labels, "backend": backend}, total)

@@ -167,6 +167,13 @@ class KernelPlan:
         self.bound.append(kernel)
         return kernel
 
+    def rebind(self, kernel: BoundKernel, bind: Callable[[], BoundKernel]) -> None:
+        """Drops what ``kernel`` runs, with its tensors, and has it run what ``bind`` binds."""
+        kernel.run = None
+        found = bind()
+        self.bound.remove(found)
+        kernel.run = found.run
+
     def bind_fused(
         self,
         op: str,

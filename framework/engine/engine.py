@@ -19,7 +19,7 @@ from ..structured.matchers import Failures, Matchers
 from .adapters import AdapterMethods, Adapters
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
-from .executor import Executor, Handle, HoldsAdapters, MaskedHandle
+from .executor import BalancesExperts, Executor, Handle, HoldsAdapters, MaskedHandle
 from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params, request_seed
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
@@ -43,6 +43,7 @@ class Engine(AdapterMethods):
     inputs           of the model: tokenizes prompts, completes parameters, knows the end-of-sequence ids
     in_flight_steps  how many steps may be submitted and not yet committed
     in_flight        those, oldest first; the youngest may not be sampled yet (see ``_sample``)
+    num_added        requests so far, of whose number seeds are made
     is_waiting       the last step had nothing to do, because grammars are still compiled
     errored          why the engine is dead: its device is lost; None while it serves
     """
@@ -76,7 +77,8 @@ class Engine(AdapterMethods):
         self._matchers = matchers
         self._is_sampled = True  # the youngest step in flight
         self._outputs: list[RequestOutput] = []  # not handed out yet
-        self._num_added = 0
+        self._failed: BaseException | None = None  # what the first half of this step failed with
+        self.num_added = 0
 
     def add_request(
         self,
@@ -99,7 +101,7 @@ class Engine(AdapterMethods):
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
         complete, pooling = self._complete(params, output_kind)
         if complete.seed is None:
-            complete.seed = request_seed(self.config.seed, self._num_added)
+            complete.seed = request_seed(self.config.seed, self.num_added)
         check_tokens(given.token_ids, complete, self.executor.vocab_size)
         structured = complete.structured_outputs is not None
         if structured and self._matchers is None:
@@ -121,7 +123,7 @@ class Engine(AdapterMethods):
             request.leader, request.adapter = leader, adapter
             group.add(request, self.processor.texts)
             leader = leader or request
-        self._num_added += 1
+        self.num_added += 1
         self.processor.groups[request_id] = group
         try:
             for sample in group.samples:
@@ -148,17 +150,35 @@ class Engine(AdapterMethods):
         self._watched_step = around(self._watched_step or self._step)
 
     def _step(self) -> list[RequestOutput]:
+        self.begin_step()
+        return self.end_step()
+
+    def begin_step(self) -> None:
+        """The first half of ``step``: submits."""
         self._check_alive()
-        try:
-            error = self._submit()
-            if error is None:
-                error = self._take()
-        except BaseException as caught:
-            error = self._start_over(caught)
+        self._failed = self._guarded(self._submit)
+
+    def end_step(self) -> list[RequestOutput]:
+        """The second half of ``step``: takes in what the oldest step in flight brings."""
+        error, self._failed = self._failed, None
+        if error is None:
+            error = self._guarded(self._take)
         if error is not None and not isinstance(error, Exception):
             raise error
         outputs, self._outputs = self._outputs, []
         return outputs
+
+    def end_all(self, error: Exception) -> list[RequestOutput]:
+        """Ends every request with an error that came from elsewhere."""
+        self._start_over(error)
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def _guarded(self, half: Callable[[], BaseException | None]) -> BaseException | None:
+        try:
+            return half()
+        except BaseException as caught:
+            return self._start_over(caught)
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """Ends requests now, and returns their last outputs. Ids that are not running are passed over."""
@@ -239,6 +259,22 @@ class Engine(AdapterMethods):
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
         return self.manager.reset_prefix_cache()
+
+    def expert_loads(self) -> dict[int, list[int]]:
+        """Layer -> how often each of its experts was chosen since they moved, as ``parallel.expert_loads`` takes it; waits for the
+        steps in flight. Raises ValueError unless ``parallel.eplb``."""
+        return self._balancing().expert_loads()
+
+    def rebalance_experts(self) -> tuple[float, float]:
+        """Moves experts to where the loads since the last time are even, between two steps; no token depends on it. Returns how
+        many times as much as the average rank the busiest has to do, before and after. Raises ValueError unless
+        ``parallel.eplb``."""
+        return self._balancing().rebalance_experts()
+
+    def _balancing(self) -> BalancesExperts:
+        if not self.config.parallel.eplb:
+            raise ValueError("experts neither are counted nor move with parallel.eplb=false: set it, with parallel.ep")
+        return cast(BalancesExperts, self.executor)
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         """op -> what ran for it."""

@@ -110,3 +110,13 @@ class PredictsSteps(Protocol):
     def step_time(self, num_running: int, num_drafts: int) -> float:
         """Seconds from a step's end to the next, of steps that only decode, while so many requests run, with so many drafts checked
         and made for each."""
+
+
+class BalancesExperts(Protocol):
+    """An executor whose ranks have some experts each, of ``parallel.eplb``."""
+
+    def expert_loads(self) -> dict[int, list[int]]:
+        """As ``Engine.expert_loads``."""
+
+    def rebalance_experts(self) -> tuple[float, float]:
+        """As ``Engine.rebalance_experts``."""

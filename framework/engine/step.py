@@ -70,6 +70,7 @@ class StepInput:
     num_proposals  how many drafts the executor is to make for each row that samples, for the next step
     decoded        of a pipeline, where not every stage samples: the tokens that the rows with one token compute, as far as those
                    were sampled. None: the executor has them
+    most_tokens    of steps that several schedulers take together: what the fullest of them has
     masked      rows, ascending, whose next token a grammar has a say in: no row is sampled before ``Handle.sample`` brings what
                 they may take
     lora_loads  (slot, key) of adapters on the host that are to be in these slots from this step on
@@ -88,6 +89,7 @@ class StepInput:
     drafts: list[list[int]] | None = None
     num_proposals: int = 0
     decoded: list[int] | None = None
+    most_tokens: int = 0
     lora_loads: list[tuple[int, str]] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -95,7 +97,7 @@ class StepInput:
         decoded = None if self.decoded is None else pack(self.decoded)
         rare = self.new or self.new_blocks or self.copies or self.masked or self.lora_loads
         if not rare and self.num_computed is self.drafts is None:
-            return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded)
+            return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, self.most_tokens)
         blocks = None
         if self.new_blocks:
             seats, groups, added = zip(*self.new_blocks)
@@ -103,7 +105,7 @@ class StepInput:
         computed = None if self.num_computed is None else pack(self.num_computed)
         drafts = None if self.drafts is None else pack_lists(self.drafts)
         rest = (self.new, blocks, pack_columns(self.copies), pack(self.masked), computed, drafts, self.lora_loads)
-        return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, *rest)
+        return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, self.most_tokens, *rest)
 
 
 @dataclass(slots=True)
@@ -163,6 +165,7 @@ def _step_input(
     released: Packed,
     num_proposals: int,
     decoded: Packed | None,
+    most_tokens: int,
     new: Sequence[NewRequest] = (),
     blocks: tuple[Packed, Packed, Packed, Packed] | None = None,
     copies: tuple[Packed, ...] = (),
@@ -185,6 +188,7 @@ def _step_input(
         None if drafts is None else unpack_lists(drafts),
         num_proposals,
         None if decoded is None else unpack(decoded),
+        most_tokens,
         list(lora_loads),
     )
 

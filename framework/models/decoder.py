@@ -6,8 +6,11 @@ import torch
 
 from ..plan import BoundKernel, LoraMeta
 from .batch import ForwardBatch
+from .expert_balancer import ExpertBalancer
 from .layers.block import Block, HiddenAndResidual
+from .layers.experts import Lockstep, SpreadExperts
 from .layers.linear import Linear, ReducedEmbedding
+from .layers.mlp import MoeMlp
 from .lora.layers import AdaptedEmbedding
 from .lora.slots import LoraSlots
 from .paged_model import PagedModel
@@ -21,6 +24,8 @@ class Decoder(PagedModel):
     projects. Stages pass (hidden, residual) on through the group of ``pp``.
 
     aux_layers  numbers of layers whose inputs a drafting head wants
+    lockstep    of a step that several schedulers' ranks take together; None: this one's ranks are by themselves
+    balancer    moves experts; None: they stay where they are
     """
 
     def __init__(
@@ -44,11 +49,14 @@ class Decoder(PagedModel):
         logit_softcap: float | None,
         pp: Ranks,
         lora: LoraSlots | None = None,
+        lockstep: Lockstep | None = None,
+        balancer: ExpertBalancer | None = None,
     ) -> None:
         super().__init__([layer.attention.paged for layer in layers])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
         self.hidden_size, self.aux_layers, self._pp, self.lora = hidden_size, tuple[int, ...](), pp, lora
         self.is_last = pp.rank == pp.size - 1
+        self.lockstep, self.balancer = lockstep, balancer
         self._embed, self._embed_scale, self._embed_norm = embed, embed_scale, embed_norm
         self._project_in, self._position_embed, self._token_types = project_in, position_embed, token_types
         self._final_norm, self._project_out, self._lm_head = final_norm, project_out, lm_head
@@ -81,6 +89,15 @@ class Decoder(PagedModel):
         if self._embed_norm is not None:
             x = self._embed_norm(x, None)
         return x
+
+    def join(self, num_tokens: int, device: torch.device) -> None:
+        """As ``Model.join``."""
+        assert self.lockstep is not None
+        self.lockstep.num_tokens = num_tokens
+        none = torch.empty(0, self.hidden_size, dtype=self.dtype, device=device)
+        for layer in self.layers:
+            if isinstance(layer.mlp, MoeMlp) and isinstance(layer.mlp.experts, SpreadExperts):
+                layer.mlp.experts.join(none)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Final hidden states [T, H] of a step; writes the cache. With ``aux_layers``, the states before these layers, residual

@@ -9,6 +9,8 @@ import torch
 from ..engine.kv_cache.spec import CacheGroup, PagedKV
 from ..plan import LoraMeta
 from .batch import ForwardBatch
+from .expert_balancer import ExpertBalancer
+from .layers.experts import Lockstep
 from .lora.slots import LoraSlots
 
 
@@ -26,6 +28,11 @@ class Model(Protocol):
 
     lora: LoraSlots | None
     """Its adapters; None: it has none."""
+    lockstep: Lockstep | None
+    """Of steps that several schedulers' ranks take together, because they share the experts; None: there is one scheduler."""
+
+    balancer: ExpertBalancer | None
+    """Moves experts among ranks; None: they stay where they are."""
 
     def cache_specs(self) -> list[PagedKV]:
         """What each layer keeps in the cache."""
@@ -38,6 +45,9 @@ class Model(Protocol):
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Final hidden states [T, H] of a step; writes the cache."""
+
+    def join(self, num_tokens: int, device: torch.device) -> None:
+        """Takes part in a step of ``lockstep`` that has nothing for this scheduler's ranks. num_tokens: what the fullest has."""
 
     def logits(self, hidden: torch.Tensor, lora: LoraMeta | None = None) -> torch.Tensor:
         """hidden [R, H] -> [R, V] in the model's dtype. lora: adapters of the rows; None: none has one."""

@@ -132,7 +132,11 @@ class Runner:
         failed = self._add_to_sampler(step)
         self._copy(step.copies)
         if not step.seats:
+            if step.most_tokens:
+                self.model.join(step.most_tokens, self.device)
             return StepHandle(step, _nothing, {}, failed)
+        if self.model.lockstep is not None:
+            self.model.lockstep.num_tokens = step.most_tokens
         rows = self._step_rows(step)
         self.rows.write_decoded(step)
         if step.drafts is not None:

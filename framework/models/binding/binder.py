@@ -22,6 +22,7 @@ from ..parts import Part, model_parts, shares
 from ..quantization.unquantized import float_linear
 from ..ranks import layer_shares
 from .attention import AttentionBinder
+from .experts import expert_balancer
 from .layer import LayerBinder
 from .mlp import bind_mlp, bind_moe
 
@@ -68,6 +69,8 @@ class Binder(LayerBinder):
             logit_softcap=a.logit_softcap,
             pp=pp,
             lora=self.lora,
+            lockstep=self.lockstep,
+            balancer=expert_balancer(self),
         )
 
     def _block(self, layer: int, index: int) -> Block:
@@ -80,7 +83,7 @@ class Binder(LayerBinder):
             attention = self.attention.over_latents(parts, shape, self.a.latent, index, qkv)
         mlp_norm: BoundKernel | None
         if shape.moe:
-            mlp: Mlp | MoeMlp = bind_moe(self, parts, shape)
+            mlp: Mlp | MoeMlp = bind_moe(self, parts, shape.moe, layer)
             mlp_norm = self.norm(parts["mlp_norm"]) if "mlp_norm" in parts else None
         else:
             up, mlp_norm = self.linear_after_norm(parts, "mlp_norm", "gate_up" if self.a.family.gated else "up")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ...config import ParallelConfig
 from ...plan import BoundKernel, KernelPlan
+from ..layers.experts import Lockstep, SpreadExperts
 from ..layers.linear import Linear, bind_linear, bind_reduced
 from ..lora.slots import LoraSlots
 from ..native import Architecture
@@ -29,6 +29,8 @@ class LayerBinder:
     expands_prompts          keys and values of whole prompts are computed from their latents
     lora                     what adapters linear layers have slots for; a norm before them quantizes nothing, since adapters read
                              its output, too. None: no adapters
+    spread                   experts that ranks share, by the number of their layer in the model
+    lockstep                 of steps that several schedulers' ranks take together; None: there is one scheduler
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class LayerBinder:
         lora: LoraSlots | None = None,
     ) -> None:
         self.info, self.weights, self.plan, self.device, self.parallel = info, weights, plan, device, parallel
-        self.whole, self.a = architecture, rank_architecture(architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
+        self.whole, self.a = architecture, rank_architecture(architecture, parallel.sizes)
         self.dtype = getattr(torch, info.dtype)
         self.block_size, self.cache_dtype = block_size, info.cache_dtype(cache_dtype)
         self._fuse_quantization, self.expands_prompts, self.lora = fuse_quantization and lora is None, expand_prompts, lora
         self._shared: dict[Hashable, BoundKernel] = {}
+        self.spread: dict[int, SpreadExperts] = {}
+        self.lockstep = Lockstep() if parallel.ep.size > parallel.tp.size else None
 
     def linear(self, part: Part) -> Linear:
         """A linear layer."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...config import LoraConfig, ParallelConfig
+from ...config import LoraConfig
 from ...plan import BoundKernel, KernelPlan, LoraMeta
 from ..layers.linear import Linear
 from ..native import Architecture
@@ -190,7 +190,7 @@ def lora_dtype(config: LoraConfig, model_dtype: torch.dtype) -> torch.dtype:
 
 def rank_parts(architecture: Architecture, parallel: Parallel, config: LoraConfig) -> Iterator[tuple[str, Part]]:
     """Name and part of what a rank has slots for. architecture: the whole model's."""
-    own = rank_architecture(architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
+    own = rank_architecture(architecture, parallel.sizes)
     layers, wanted = parallel.pp.part(len(architecture.layers)), adaptable_parts(architecture, config.target_modules)
     for name, part in adaptable_parts(own).items():
         outside = name in ("embed", "project_in") if layers.start == 0 else False

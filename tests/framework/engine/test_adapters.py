@@ -331,6 +331,21 @@ def test_methods() -> None:
     assert host.held.total() == 2
 
 
+def test_equal_adapters_are_held_once() -> None:
+    engine = engine_with(1, 2)
+    host = watched(engine)
+    twin = LoRARequest("twin", 8, lora(1).lora_path)
+    engine.add_lora(lora(1))
+    engine.add_lora(twin)
+    add(engine, "a", [1, 2], lora(1))
+    add(engine, "b", [1, 2], twin)
+    found = finish(engine)
+    assert tokens_of(found["a"]) == tokens_of(found["b"]) == alone([1, 2], lora(1))
+    assert host.held.total() == 1 and engine.list_loras() == {1, 8}
+    assert engine.remove_lora(1) and engine.list_loras() == {8} and host.held.total() == 1
+    assert engine.remove_lora(8) and host.held.total() == 0
+
+
 def test_the_last_slot_is_not_pinned_under_those_that_wait() -> None:
     engine = engine_with(1, 2)
     engine.add_lora(lora(1))
