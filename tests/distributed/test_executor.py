@@ -334,7 +334,7 @@ def test_all_ranks_read_adapters_or_none_keeps_them() -> None:
         return LoRARequest(f"adapter-{number}", number, path)
 
     engine.add_lora(lora(1, "/good"))
-    with pytest.raises(ValueError, match="/bad/1 has no adapter_config.json") as failed:
+    with pytest.raises(ValueError, match=r"/bad/1 has no adapter_config.json") as failed:
         engine.add_lora(lora(2, "/bad/1"))
     assert failed.value.__notes__ == ["This was on rank 1 of 3."]
     with pytest.raises(ValueError, match="the ranks read 3 different adapters from /different"):

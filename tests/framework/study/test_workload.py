@@ -393,5 +393,5 @@ def test_popularity_of_adapters() -> None:
     assert all(request.lora_request is None for request in Workload(WorkloadConfig(num_requests=3), VOCAB, None))
     with pytest.raises(ValueError, match=r"workload.lora_popularity='zipf' cannot work.*identical, distinct, uniform, skewed"):
         WorkloadConfig(lora_popularity="zipf").validate()
-    with pytest.raises(ValueError, match="needs workload.lora_folder"):
+    with pytest.raises(ValueError, match=r"needs workload.lora_folder"):
         Workload(WorkloadConfig(num_loras=2), VOCAB, None)
