@@ -222,6 +222,6 @@ def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
         eos = (found,)
     eos = tuple(token for token in eos if 0 <= token < model.config.get("vocab_size", token + 1))  # others are never sampled
     generation = model.generation if config.generation_config == "auto" else {}
-    has_towers = model.pooling is not None and model.pooling.towers is not None
-    images = ImageProcessor(model.folder) if has_towers and model.folder is not None else None
+    towers = None if model.pooling is None else model.pooling.towers
+    images = None if towers is None or model.folder is None else ImageProcessor(model.folder, towers.image_size)
     return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images)

@@ -62,7 +62,7 @@ def load_model(
             f"model.latent_prefill={config.latent_prefill} would change nothing: model {config.name!r} has no latent attention"
         )
     info.architecture.cache_specs(info.cache_dtype(cache_dtype), info.max_model_len)  # refuses a cache before weights are read
-    _check_chunks(info, info.architecture, block_size)
+    info.architecture.check_chunks(block_size, info.max_model_len)
     weights = _open(config, info, info.architecture, device, seed, scheme)
     expand = config.latent_prefill == "expanded"
     slots = open_slots(info, plan, device, lora)
@@ -77,15 +77,6 @@ def open_slots(info: ModelInfo, plan: KernelPlan, device: torch.device, lora: Lo
         return None
     assert info.architecture is not None
     return LoraSlots(info.architecture, lora, plan, getattr(torch, info.dtype), device)
-
-
-def _check_chunks(info: ModelInfo, a: Architecture, block_size: int) -> None:
-    for chunk in {layer.chunk for layer in a.layers if layer.chunk is not None and layer.chunk < info.max_model_len}:
-        if chunk % block_size:
-            raise ValueError(
-                f"model {info.name!r} attends within chunks of {chunk} positions, which are no whole blocks of {block_size}: set "
-                f"cache.block_size to a divisor of {chunk}, or model.max_model_len={chunk} or less"
-            )
 
 
 def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int, scheme: Scheme) -> Weights:

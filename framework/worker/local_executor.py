@@ -304,9 +304,10 @@ def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) ->
             stage = stages(model.architecture, sizes.pp)[parallel.pp.rank]
             return stage_weight_bytes(rank, stage, sizes.ep, scheme, model.dtype, sizes.redundant_experts)
         return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype), model.max_model_len)
-    from ..models.transformers_model import num_library_weights, servable_config  # slow to import, and needed for few models
+    from ..models.library import num_library_weights  # slow to import, and needed for few models
+    from ..models.transformers_model import servable_config
 
-    return num_library_weights(servable_config(config.model, model)) * ELEMENT_BYTES[model.dtype]
+    return num_library_weights(config.model, servable_config(config.model, model)) * ELEMENT_BYTES[model.dtype]
 
 
 def _block_bytes(groups: tuple[CacheGroup, ...], drafter: Drafter | None, block_size: int) -> int:
