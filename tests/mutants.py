@@ -249,7 +249,7 @@ TESTS: dict[str, list[str]] = {
     _WATCHED: ["tests/framework/structured/test_watched.py"],
     _LLGUIDANCE: ["tests/framework/structured/test_backends.py"],
     _ADAPTERS: ["tests/framework/engine/test_adapters.py"],
-    **dict.fromkeys((_PEFT, _PEFT_CONFIG), ["tests/framework/models/lora/test_peft.py"]),
+    **{key: ["tests/framework/models/lora/test_peft.py"] for key in (_PEFT, _PEFT_CONFIG)},
     _SERVED_ADAPTERS: ["tests/framework/server/test_adapters.py"],
     _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},

@@ -64,7 +64,7 @@ class Library:
             )
         if config.quant.scheme != "none":
             raise ValueError(f"quant.scheme={config.quant.scheme}: the library serves weights as they are stored; use quant=none")
-        found = library_config(config.model, info)
+        found = library_config(config.model, info.folder, info.model_type)
         if found.is_encoder_decoder:
             raise ValueError(f"model {config.model.name!r} is an encoder-decoder; only decoders can be served")
         check_weights_fit(num_library_weights(found) * ELEMENT_BYTES[info.dtype], info, device)
