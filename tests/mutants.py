@@ -1028,7 +1028,7 @@ MUTANTS = [
     Mutant("layers without a word rotate", _NATIVE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
     Mutant("the best two of one expert", _NATIVE, " and size < 2)", " and size < 1)"),
     Mutant("halves of pairs rotate", _ROPE, "if rotary_dim % 2 or not", "if not"),
-    Mutant("an index leads anywhere", _TENSOR_FILES, ' or ".." in Path(file).parts', ""),
+    Mutant("an index leads anywhere", "framework/models/hub.py", ' or ".." in Path(file).parts', ""),
     Mutant("shards are missed when they are read", _TENSOR_FILES, "if not (folder / file).is_file():", "if False:"),
     Mutant("the last of two tensors wins", _WEIGHTS, "if ours in where:", "if False:"),
     Mutant("command-r stops early", f"{_FAMILIES}cohere.py", 'config.get("model_max_length") or ', ""),
