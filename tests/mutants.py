@@ -189,7 +189,10 @@ TESTS: dict[str, list[str]] = {
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
     **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm", "llama")},
-    **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
+    **{
+        file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS]
+        for file in (_WEIGHTS, _TENSOR_FILES, "framework/models/hub.py")
+    },
     **dict.fromkeys(
         (
             _PARTS,
