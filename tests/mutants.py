@@ -21,7 +21,6 @@ _POOLING_LOAD = "framework/models/pooling/load.py"
 _POOLING_READ = "framework/models/pooling/read.py"
 _POOLING_SETTINGS = "framework/models/pooling/settings.py"
 _POOLING_FILES = "framework/models/pooling/sentence_transformers.py"
-_TOWERS = "framework/models/pooling/towers.py"
 _TOWER_EXECUTOR = "framework/worker/pooling/towers.py"
 _IMAGES = "framework/engine/images.py"
 _CATALOG = "framework/models/catalog.py"
@@ -166,7 +165,7 @@ TESTS: dict[str, list[str]] = {
     _POOLING_HEADS: _POOLING_TESTS,
     _POOLING_LOAD: _POOLING_TESTS,
     _POOLING_READ: _POOLING_TESTS,
-    **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWERS, _TOWER_EXECUTOR, _IMAGES), _POOLING_TESTS),
+    **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR, _IMAGES), _POOLING_TESTS),
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
     _TORCH_FILE: ["tests/framework/models/test_torch_files.py"],
@@ -994,7 +993,6 @@ MUTANTS = [
     Mutant("pooling twice", _POOLING_FILES, " or places.count(1) > 1", ""),
     Mutant("modules in any order", _POOLING_FILES, "places != sorted(places) or ", ""),
     Mutant("modules lie anywhere", _POOLING_FILES, '        check_inside(folder, path, "modules.json")\n', ""),
-    Mutant("images in float32", _TOWERS, "dtype=self.model.dtype", "dtype=torch.float32"),
     Mutant("rows in the order of arrival", _TOWER_EXECUTOR, "[new[seat] for seat in step.seats]", "list(new.values())"),
     Mutant("images run programs", _IMAGES, ", formats=_FORMATS)", ")"),
     Mutant("images lie on their side", _IMAGES, "return ImageOps.exif_transpose(checked)", "return checked"),
