@@ -88,7 +88,8 @@ class EngineClient:
             self._end_process(0)
             raise
         start_s = time.perf_counter() - self._start_s
-        _logger.info("%s: up to %d tokens per request, in %.1f s", self._name, self.info.max_model_len, start_s)
+        phase = self._name.removeprefix("the ")
+        _logger.info("%s: up to %d tokens per request, in %.1f s", phase, self.info.max_model_len, start_s)
         self._reader.start()
         threading.Thread(target=self._write, daemon=True, name="kernelswap-engine-writer").start()
         return self.info

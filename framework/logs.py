@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+
+from tqdm import tqdm
 
 LOGGER = logging.getLogger("framework")
 """The parent of all loggers here."""
@@ -10,7 +13,8 @@ LOGGER = logging.getLogger("framework")
 
 def set_up_logging(level: int | str) -> None:
     """Lines of this level and above go to stderr, with time and process. level: of ``logging``, or its name in any case; trace,
-    which only HTTP has, is debug here."""
+    which only HTTP has, is debug here. Bars of progress stay among the threads of this process."""
+    tqdm.set_lock(threading.RLock())  # its own is a file in /dev/shm, which a process that is killed leaves there
     name = level.upper() if isinstance(level, str) else level
     LOGGER.setLevel("DEBUG" if name == "TRACE" else name)
     if not LOGGER.handlers:

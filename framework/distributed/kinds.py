@@ -24,7 +24,10 @@ class LauncherKind:
     @property
     def reason(self) -> str | None:
         """Why it cannot be used here; None: it can."""
-        if self.package is None or find_spec(self.package) is not None:
+        if self.package is None:
+            return None
+        found = find_spec(self.package)
+        if found is not None and found.origin is not None:  # not a mere folder, as Ray's own /tmp/ray is to a script in /tmp
             return None
         return f"the package {self.package} is not installed: pip install 'kernelswap[{self.extra}]'"
 

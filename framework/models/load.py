@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..config import ModelConfig, QuantConfig
+from ..config import LoraConfig, ModelConfig, QuantConfig
 from ..plan import KernelPlan
 from .binding.binder import Binder
+from .lora.slots import LoraSlots
 from .native import Architecture
 from .parallel import Parallel
 from .parts import all_parts
@@ -30,12 +31,14 @@ def load_model(
     seed: int = 0,
     cache_dtype: str = "auto",
     quant: QuantConfig | None = None,
+    lora: LoraConfig | None = None,
 ) -> Model:
     """Builds a model whose every hot operation is bound through ``plan``.
 
     block_size, cache_dtype  of the KV cache ("auto": the model's dtype)
     seed                     of dummy weights
     quant                    how to quantize floats; None: not at all
+    lora                     what adapters there may be; None: none
     Raises ValueError for weights that cannot be found or do not fit.
     """
     quant = quant or QuantConfig()
@@ -45,6 +48,11 @@ def load_model(
             raise ValueError(
                 f"model {config.name!r} cannot have quantized weights: it runs through the transformers library ({info.reason}), "
                 "whose layers are loaded as floats; take a checkpoint of floats, with quant.scheme=none"
+            )
+        if lora is not None and lora.enabled:
+            raise ValueError(
+                f"model {config.name!r} cannot have adapters: it runs through the transformers library ({info.reason}), whose "
+                "layers have no slots for them; set lora.enabled=false, or merge the adapter into the checkpoint"
             )
         from .transformers_model import load_transformers_model  # slow to import, and needed for few models
 
@@ -57,7 +65,18 @@ def load_model(
     info.architecture.check_chunks(block_size, info.max_model_len)
     weights = _open(config, info, info.architecture, device, seed, scheme)
     expand = config.latent_prefill == "expanded"
-    return Binder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand).build()
+    slots = open_slots(info, plan, device, lora)
+    return Binder(
+        info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand, slots
+    ).build()
+
+
+def open_slots(info: ModelInfo, plan: KernelPlan, device: torch.device, lora: LoraConfig | None) -> LoraSlots | None:
+    """Of a native model, before its layers take theirs."""
+    if lora is None or not lora.enabled:
+        return None
+    assert info.architecture is not None
+    return LoraSlots(info.architecture, lora, plan, getattr(torch, info.dtype), device)
 
 
 def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int, scheme: Scheme) -> Weights:

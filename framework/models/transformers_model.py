@@ -15,7 +15,7 @@ import transformers
 import transformers.integrations.moe
 
 from ..config import ModelConfig
-from ..plan import BoundKernel, KernelPlan
+from ..plan import BoundKernel, KernelPlan, LoraMeta
 from .batch import ForwardBatch
 from .layers.linear import Linear, bind_linear
 from .layers.paged_attention import AttentionKernels, AttentionShape, PagedAttention
@@ -59,8 +59,9 @@ class TransformersModel(PagedModel):
 
         return _run(self._base, batch.token_ids, batch.positions, attend)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, lora: LoraMeta | None = None) -> torch.Tensor:
         """The library's own head, which may scale or cap: its inner model is one that returns what it is given."""
+        assert lora is None, "its layers have no slots for adapters"
         return self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
 
 

@@ -21,6 +21,7 @@ from framework.distributed.executor import DistributedExecutor
 from framework.distributed.launchers import processes
 from framework.distributed.messages import Place
 from framework.distributed.rendezvous import Rendezvous
+from framework.distributed.worker import THREAD_VARIABLE
 from framework.engine.engine import Engine
 from framework.engine.inputs import InputProcessor
 from framework.worker.rank import open_rank
@@ -43,7 +44,7 @@ def harmed_rank(config: EngineConfig, place: Place, folder: str = "") -> Any:
 
     def leave() -> None:
         shutdown()
-        was = dist.is_initialized(), torch.get_num_threads(), os.environ.get(processes.THREAD_VARIABLE)
+        was = dist.is_initialized(), torch.get_num_threads(), os.environ.get(THREAD_VARIABLE)
         Path(folder, f"rank {place.rank}").write_text(repr(was))
 
     layers[-1] = layer
@@ -52,11 +53,11 @@ def harmed_rank(config: EngineConfig, place: Place, folder: str = "") -> Any:
     return executor
 
 
-def gloo_engine(tp: int, pp: int, timeout_s: float = 60.0, port: int = 0, folder: str = "") -> Engine:
+def gloo_engine(tp: int, pp: int, timeout_s: float = 60.0, folder: str = "") -> Engine:
     model = ModelConfig("tiny", dtype="float32", max_model_len=1024)
     config = replace(tiny_config(tp), model=model, parallel=ParallelConfig(tp, pp, step_timeout_s=timeout_s))
     config.cache.num_blocks = 600
-    executor = DistributedExecutor(config, partial(harmed_rank, folder=folder), Rendezvous(port))
+    executor = DistributedExecutor(config, partial(harmed_rank, folder=folder), Rendezvous)
     return Engine(config, executor, InputProcessor(None, {}, ()), WallClock())
 
 

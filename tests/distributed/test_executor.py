@@ -3,10 +3,12 @@ most of them without a model."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,22 +20,26 @@ from framework.cli import main
 from framework.clock import WallClock
 from framework.config import ExecutorConfig, ParallelConfig
 from framework.distributed.executor import DistributedExecutor
+from framework.distributed.kinds import LauncherKind
 from framework.distributed.messages import Place
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
 from framework.executor.null import NullExecutor
+from framework.lora_request import LoraConfig, LoRARequest
 
 from ..framework.engines import assert_idle, finish, token_params, tokens_of
 from .ranks import (
     APART,
     ENDED,
     FAULTY,
+    HOSTS,
     LATE,
     LOST,
     SHAPE,
     FailingLayer,
     MeetingRanks,
+    adapter_rank,
     failing_start,
     make_config,
     make_engine,
@@ -62,6 +68,7 @@ def test_outputs_are_those_of_one_process(size: int, pp: int, in_flight: int) ->
     engine = make_engine(config, null_rank)
     assert engine.in_flight_steps == (in_flight or pp)
     assert served(engine) == served(alone)
+    assert not engine.executor._outputs and not engine.executor._failures, "nothing is kept of steps that are done"  # type: ignore[attr-defined]
     engine.shutdown()
     with pytest.raises(EngineDeadError, match="shut down"):
         engine.add_request("late", [1], token_params())
@@ -169,7 +176,7 @@ def test_a_rank_that_is_lost_ends_the_engine(fault: int, text: str, monkeypatch:
 
 def test_the_cache_is_as_large_as_the_smallest_of_a_rank_and_plans_are_put_together() -> None:
     executor = DistributedExecutor(make_config(3, "threads"), small_last_rank)
-    assert executor.num_blocks == 77
+    assert (executor.num_blocks, executor.weight_bytes, executor.nominal_weight_bytes) == (77, 3, 3)
     executor.shutdown()
     executor = DistributedExecutor(make_config(2, "threads"), planned_rank)
     report = executor.plan_report()
@@ -287,6 +294,16 @@ def test_a_port_in_use_is_refused() -> None:
             build_engine(config)
 
 
+def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_launcher").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = LauncherKind("a_launcher", "Launcher", package="a_launcher", extra="launching")
+    assert kind.reason == "the package a_launcher is not installed: pip install 'kernelswap[launching]'"
+    (tmp_path / "a_launcher" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert kind.reason is None
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -306,3 +323,27 @@ def test_what_cannot_work_is_refused(given: dict[str, Any], message: str, monkey
     monkeypatch.setattr("framework.distributed.kinds.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         EngineConfig(**{"executor": ExecutorConfig("distributed"), **given}).validate()
+
+
+def test_all_ranks_read_adapters_or_none_keeps_them() -> None:
+    HOSTS.clear()
+    config = replace(make_config(3, "threads"), lora=LoraConfig(True, 2, 16, 2))
+    engine = make_engine(config, adapter_rank)
+
+    def lora(number: int, path: str) -> LoRARequest:
+        return LoRARequest(f"adapter-{number}", number, path)
+
+    engine.add_lora(lora(1, "/good"))
+    with pytest.raises(ValueError, match=r"/bad/1 has no adapter_config.json") as failed:
+        engine.add_lora(lora(2, "/bad/1"))
+    assert failed.value.__notes__ == ["This was on rank 1 of 3."]
+    with pytest.raises(ValueError, match="the ranks read 3 different adapters from /different"):
+        engine.add_lora(lora(3, "/different"))
+    for i, adapter in enumerate([lora(1, "/good"), lora(2, "/bad/2"), lora(4, "/other"), lora(5, "/third")]):
+        engine.add_request(str(i), [1, 2], token_params(max_tokens=4, seed=i), lora_request=adapter)
+    found = finish(engine)
+    assert [found[str(i)].error for i in range(4)] == [None, "/bad/2 has no adapter_config.json", None, None]
+    engine.plan_report()  # the ranks have done all that they were told
+    assert len(engine.list_loras()) == 2
+    assert [held.total() for held in HOSTS] == [2, 2, 2]
+    engine.shutdown()

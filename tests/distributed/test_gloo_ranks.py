@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.distributed.rendezvous import Rendezvous
+from framework.distributed.rendezvous import LOCAL, Rendezvous
 from framework.engine.engine import Engine
 
 from ..framework.engines import finish, token_params, tokens_of
@@ -61,7 +61,7 @@ def test_ranks_leave_their_groups_and_free_their_port(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank 0", "rank 1"]
     for path in tmp_path.iterdir():
         assert path.read_text() == repr((False, 1, os.environ.get("OMP_NUM_THREADS", "1")))
-    Rendezvous(int(rendezvous.address.rpartition(":")[2])).close()
+    Rendezvous(int(rendezvous.address.rpartition(":")[2]), LOCAL).close()
 
 
 def test_ranks_end_with_their_driver_in_the_middle_of_a_step() -> None:

@@ -37,6 +37,11 @@ def serving() -> Iterator[tuple[subprocess.Popen[str], HTTPServer, list[int]]]:
             running.kill()
 
 
+def is_idle(server: HTTPServer) -> bool:
+    live = server.request("GET", "/live")[1]
+    return not (live["num_running"] + live["num_waiting"] + live["num_blocks_used"])
+
+
 def test_streams_are_those_of_one_process_and_sigterm_lets_them_end() -> None:
     params = SamplingParams(temperature=0, max_tokens=20)
     alone = LLM("tiny", device="cpu", dtype="float32", kernels={"default": "reference"}, num_gpu_blocks_override=64)
@@ -55,8 +60,13 @@ def test_streams_are_those_of_one_process_and_sigterm_lets_them_end() -> None:
     assert shared_memory() <= before
 
 
-def test_a_rank_that_is_killed_ends_the_streams_and_the_health() -> None:
+def test_clients_that_leave_free_their_blocks_and_a_killed_rank_ends_the_streams_and_the_health() -> None:
     with serving() as (running, server, processes):
+        for _ in range(4):
+            with server.open(PATH, stream=True, prompt="a", max_tokens=2000, ignore_eos=True) as stream:
+                assert stream.recv(1000)
+            server.open(PATH, prompt="a", max_tokens=2000, ignore_eos=True).close()
+        wait_until(lambda: is_idle(server), 60)
         with server.open(PATH, stream=True, prompt="a", max_tokens=2000, ignore_eos=True) as stream:
             found = bytearray(stream.recv(1000))
             os.kill(processes[2], signal.SIGKILL)
@@ -68,4 +78,5 @@ def test_a_rank_that_is_killed_ends_the_streams_and_the_health() -> None:
         assert status == 503 and "rank 1" in answer["error"]["message"]
         wait_until(lambda: not any(map(runs, processes)), LIMIT_S)
         running.send_signal(signal.SIGTERM)
-        assert running.wait(60) == 0
+        assert running.wait(60) == 0 and running.stderr is not None
+        assert "leaked" not in running.stderr.read(), "semaphores of processes that were killed, in /dev/shm"

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from framework.config import CacheConfig, ModelConfig, ParallelConfig
 from framework.metrics import Counter
 
 from .server.servers import HTTPServer
+from .server.test_lifecycle import read_all
 from .test_replicas import assert_gone
 
 PROMPTS = ["def main():\n", "import sys\nimport os\n", "class A:\n", "# a comment\nx = 1\n", "for i in range(10):\n    "]
@@ -125,7 +127,8 @@ def test_models_that_pool() -> None:
 
 
 def test_a_server_of_two_engines() -> None:
-    """Started by its flags; counts by the label engine add up to what clients were told, and nothing is left at the end."""
+    """Started by its flags; counts by the label engine add up to what clients were told; when one is killed the other serves on;
+    nothing is left at the end."""
     words = ["serve", "tiny", "--host", "127.0.0.1", "--port", "0", "--num-gpu-blocks-override", "256", "--device", "cpu"]
     words += ["--data-parallel-size", "2", "--router", "least_loaded"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
@@ -162,12 +165,35 @@ def test_a_server_of_two_engines() -> None:
             assert live["generation_tokens"] == told_tokens and live["num_blocks"] == 2 * 255 and live["num_blocks_used"] == 0
             assert server.request("GET", "/health")[0] == 200
             engines = children(run.pid)
+            assert_one_can_be_killed(server, engines)
             run.send_signal(signal.SIGTERM)
             assert run.wait(60) == 0
         finally:
             run.kill()
     assert len(engines) >= 2
     assert_gone(engines)
+
+
+def assert_one_can_be_killed(server: HTTPServer, engines: list[int]) -> None:
+    """Clients that leave free their blocks; of those that stay, half lose their engine, and the server serves on."""
+    path, long = "/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 600, "ignore_eos": True}
+    for _ in range(4):
+        with server.open(path, stream=True, **long) as stream:
+            assert stream.recv(1000)
+    while (live := server.request("GET", "/live")[1])["num_running"] + live["num_blocks_used"]:
+        time.sleep(0.05)
+    streams = [server.open(path, stream=True, **long) for _ in range(4)]
+    found = [bytearray(stream.recv(1000)) for stream in streams]
+    os.kill(next(pid for pid in engines if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()), signal.SIGKILL)
+    for stream, text in zip(streams, found, strict=True):
+        with stream:
+            read_all(stream, text)
+    assert sorted(text.count(b"data: {") >= 600 for text in found) == [False, False, True, True]
+    lost = [text for text in found if b"killed by SIGKILL" in text]
+    assert len(lost) == 2 and all(re.search(rb"replica [01]'s process ended with exit code -9", text) for text in lost)
+    assert server.request("GET", "/health")[0] == 200
+    assert server.post(path, model="tiny", prompt="a", max_tokens=3)[0] == 200
+    assert len(set(re.findall(r'vllm:num_requests_running{engine="(\d)"', server.request("GET", "/metrics")[1]))) == 1
 
 
 def children(pid: int) -> list[int]:

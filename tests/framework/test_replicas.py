@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ from framework.build import replica_configs
 from framework.config import CacheConfig, ExecutorConfig, ParallelConfig, SchedulerConfig
 from framework.engine.errors import EngineDeadError
 from framework.engine.router import ROUTERS
-from framework.metrics import Counter, Gauge
+from framework.engine_process import Add
+from framework.metrics import Counter, Gauge, Histogram
 from framework.replicas import Replicas
 
 from . import engine_processes
@@ -199,7 +202,95 @@ def test_metrics_of_all_replicas_add_up(engine: AsyncEngine) -> None:
     run(main())
 
 
+class Heard:
+    """Who waits under a key, and has no loop."""
+
+    def __init__(self) -> None:
+        self.loop, self.items, self.ended = self, list[Any](), threading.Event()
+
+    def call_soon_threadsafe(self, callback: Callable[[Any], None], argument: Any) -> None:
+        callback(argument)
+
+    def put(self, item: Any) -> None:
+        self.items.append(item)
+        if isinstance(item, Exception) or item.finished:
+            self.ended.set()
+
+
+def long_add() -> Add:
+    params = token_params(max_tokens=LONG, ignore_eos=True, seed=0)
+    return Add(engine_processes.inputs().prompt([1, 2, 3]), params, 0, time.time())
+
+
+@contextmanager
+def busy_router(replicas: Replicas) -> Iterator[Heard]:
+    """It prepares a request of this receiver until the end of the block."""
+    heard, began, go = Heard(), threading.Event(), threading.Event()
+
+    def prepare() -> Add:
+        began.set()
+        go.wait()
+        return long_add()
+
+    key = replicas.open(heard, prepare)
+    assert began.wait(60)
+    try:
+        yield heard
+    finally:
+        replicas.close(key)
+        go.set()
+
+
+def test_an_abort_that_comes_before_the_router_has_sent_a_request_ends_it(engine: AsyncEngine) -> None:
+    replicas, heard = replicas_of(engine), Heard()
+    with busy_router(replicas):
+        key = replicas.open(heard, long_add)
+        assert replicas.place(key) is None
+        replicas.abort(key)
+    assert heard.ended.wait(60) and heard.items[-1].outputs[0].finish_reason == "abort"
+    replicas.close(key)
+    run(until(lambda: is_idle(engine)))
+
+
+def test_the_router_is_told_of_completions_and_tokens(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    for client in replicas_of(engine)._clients:
+        monkeypatch.setattr(client.in_flight, "add", lambda *given: told.append(given[1:]))
+    run(last(engine.generate([1, 2, 3, 4, 5], token_params(max_tokens=2, n=2))))
+    assert told == [(2, 5)]
+
+
 # How replicas end
+
+
+def serve_as_replica_one_has_room(config: EngineConfig, pipe: Any) -> None:
+    """The other has room for half as many blocks."""
+    if config.parallel.first_device != 1:
+        config = replace(config, cache=replace(config.cache, num_blocks=config.cache.num_blocks // 2))  # type: ignore[operator]
+    engine_processes.serve_null(config, pipe, step_s=STEP_S)
+
+
+def test_one_that_dies_amid_sending_loses_no_request_and_those_that_nobody_got_are_told_of_the_end() -> None:
+    with null_processes(serve_as_replica_one_has_room):
+        engine = AsyncEngine(null_config(router="round_robin"))
+    replicas, waiting = replicas_of(engine), Heard()
+    try:
+        assert replicas.info.num_blocks == 10_000, "no request may be longer than what any replica holds"
+        first, whole = replicas._clients[0], replicas._clients[0].open
+
+        def dies(*_: Any) -> str:
+            first.open = whole  # type: ignore[method-assign]
+            raise EngineDeadError("just now")
+
+        first.open = dies  # type: ignore[method-assign]
+        assert run(last(engine.generate([1], token_params(max_tokens=3)))).finished
+        with busy_router(replicas) as prepared:
+            replicas.open(waiting, long_add)
+            engine.shutdown()
+            for heard in (prepared, waiting):
+                assert heard.ended.wait(60) and isinstance(heard.items[-1], EngineDeadError)
+    finally:
+        engine.shutdown()
 
 
 def test_a_replica_that_is_killed_ends_its_own_requests_and_the_others_serve_on() -> None:
@@ -344,9 +435,17 @@ def test_llm_goes_on_after_what_goes_wrong() -> None:
         assert [output.prompt_token_ids for output in outputs] == [[i] for i in range(8)]
         assert all(len(output.outputs[0].token_ids) == 4 for output in outputs)
         assert llm.reset_prefix_cache()
-        with pytest.raises(EngineDeadError, match=r"replica 0 failed: .*the device fell off the bus"):
-            for _ in range(2):  # one of two goes to replica 0
-                llm.generate([[engine_processes.LOST], [1]], short, use_tqdm=False)
+        counted = [m for m in llm.get_metrics() if isinstance(m, Counter) and m.name == "vllm:generation_tokens"]
+        assert len(counted) == 2 and front.stats().num_output_tokens == sum(m.value for m in counted)
+        front.add_request("late", [1], token_params(max_tokens=2), arrival_s=front.clock.now() - 100)
+        while not (found := front.step()) or not found[-1].finished:
+            assert front.places.keys() == {output.request_id for output in found}
+        assert found[-1].metrics is not None and front.places.keys() == {"late"} and not front.has_unfinished()
+        histograms = [m for m in llm.get_metrics() if isinstance(m, Histogram) and m.name == "vllm:e2e_request_latency_seconds"]
+        assert sum(m.sum for m in histograms) > 100
+        assert not front.step() and not front.places
+        with pytest.raises(EngineDeadError, match=r"replica [01] failed: .*the device fell off the bus"):
+            llm.generate([[engine_processes.LOST], [1]], short, use_tqdm=False)
         assert len(llm.generate([[i] for i in range(4)], short, use_tqdm=False)) == 4, "the other replica serves on"
     finally:
         llm.shutdown()
@@ -380,6 +479,8 @@ def test_replicas_lie_side_by_side() -> None:
         ({"data_parallel_size": -2}, "parallel.dp=-2"),
         ({"data_parallel_size": 2, "router": "nearest"}, "router='nearest' .* round_robin"),
         ({"data_parallel_size": "2"}, "parallel.dp='2' .* of type int"),
+        ({"data_parallel_size": "2", "enable_expert_parallel": True}, "parallel.dp='2' .* of type int"),
+        ({"data_parallel_size": 2, "enable_expert_parallel": True}, "parallel.ep=2 cannot work: the model has no experts"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_process_is_started(given: dict[str, Any], message: str) -> None:

@@ -60,6 +60,30 @@ def test_calls_of_all_sizes_share_memory() -> None:
         assert all(map(torch.equal, results, expected))
 
 
+def test_a_row_has_the_same_bits_in_messages_of_any_size() -> None:
+    """Small messages take one shot, large ones two."""
+    whole = partials(3, 2048, 72)
+
+    def work(group: Any) -> list[torch.Tensor]:
+        mine = whole[group.rank]
+        return [call_as("all_reduce", "triton", group, [mine[:rows].clone()], {}, None, True) for rows in (1, 7, 1664, 2048)]
+
+    expected = tree_sum(whole)
+    for results in run_ranks(3, work):
+        assert all(torch.equal(result, expected[: len(result)]) for result in results)
+
+
+def test_a_row_of_the_fused_norm_has_the_same_bits_in_messages_of_any_size() -> None:
+    whole, residual, bound = partials(2, 130, 20), torch.randn(130, 20), {"weight": torch.randn(20), "eps": 1e-5}
+
+    def work(group: Any) -> list[torch.Tensor]:
+        calls = [[x[:rows].clone() for x in (whole[group.rank], residual)] for rows in (1, 7, 130)]
+        return [call_as(FUSED, "triton", group, tensors, bound, None, True) for tensors in calls]
+
+    for *few, all_rows in run_ranks(2, work):
+        assert all(torch.equal(result, all_rows[: len(result)]) for result in few)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_fused_norm_is_a_sum_and_a_norm(size: int) -> None:
     parts, bias = partials(size, 66, 20), torch.randn(20)
