@@ -10,17 +10,19 @@ import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .clock import WallClock
 from .config import EngineConfig
 from .engine.inputs import EngineInput
+from .executor.kinds import EXECUTORS
 from .failures import Failure
 from .pooling_params import PoolingParams
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
+    from .engine.executor import HasRanks
     from .engine.metrics import EngineInfo, EngineStats
     from .outputs import RequestOutput
 
@@ -118,8 +120,11 @@ def _end_with_parent() -> None:
 
 def _serve(engine: Engine, pipe: Connection) -> None:
     sent_s = time.monotonic()
+    has_ranks = EXECUTORS[engine.config.executor.kind].has_workers
     while True:
         while not engine.has_unfinished() or pipe.poll(WAIT_S if engine.is_waiting else 0):
+            if has_ranks and not engine.has_unfinished():
+                cast("HasRanks", engine.executor).wait_idle(pipe)
             envelope: Envelope | None = pipe.recv()
             if envelope is None:
                 return

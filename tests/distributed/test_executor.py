@@ -25,6 +25,7 @@ from framework.distributed.messages import Place
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
+from framework.engine.step import StepInput
 from framework.executor.null import NullExecutor
 
 from ..framework.engines import assert_idle, finish, token_params, tokens_of
@@ -169,6 +170,18 @@ def test_a_rank_that_is_lost_ends_the_engine(fault: int, text: str, monkeypatch:
 
 
 # The handshake
+
+
+def test_what_lies_before_a_sign_of_life_is_not_lost() -> None:
+    executor = DistributedExecutor(make_config(2, "threads", in_flight_steps=3), null_rank)
+    workers = executor._workers
+    handles = [executor.submit(StepInput(0, [], [], []))]
+    assert workers._workers[0].pipe.poll(60)
+    for step_id in (1, 2):
+        workers._pinged_s = -3600.0
+        handles.append(executor.submit(StepInput(step_id, [], [], [])))
+    assert [handle.result().step_id for handle in handles] == [0, 1, 2]
+    executor.shutdown()
 
 
 def test_the_cache_is_as_large_as_the_smallest_of_a_rank_and_plans_are_put_together() -> None:
