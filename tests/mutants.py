@@ -499,7 +499,14 @@ MUTANTS = [
     ),
     Mutant("who was refused is still in flight", _CLIENT, "            self.in_flight.take(message.key, finished=True)\n", ""),
     Mutant("a replica may hang", _CLIENT, "            if was_busy:\n                return True\n", ""),
-    Mutant("a replica without work hangs", _CLIENT, "was_busy = self.in_flight.num_running > 0", "was_busy = True"),
+    Mutant("a replica without work hangs", _CLIENT, "was_busy = self.in_flight.num_running > 0 or", "was_busy = True or"),
+    Mutant("a call may hang", _CLIENT, " or bool(self._unanswered)", ""),
+    Mutant(
+        "a call never ends",
+        _CLIENT,
+        "            self._unanswered.discard(message.key)\n            self._hand",
+        "            self._hand",
+    ),
     Mutant(
         "prompts wait until their request ends",
         _ROUTER,
