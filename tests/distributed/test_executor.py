@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import framework.distributed.worker
@@ -26,7 +27,7 @@ from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
 from framework.engine.step import StepInput
-from framework.executor.null import NullExecutor
+from framework.executor.null import DoneStep, NullExecutor
 
 from ..framework.engines import assert_idle, finish, token_params, tokens_of
 from .ranks import (
@@ -181,6 +182,29 @@ def test_what_lies_before_a_sign_of_life_is_not_lost() -> None:
         workers._pinged_s = -3600.0
         handles.append(executor.submit(StepInput(step_id, [], [], [])))
     assert [handle.result().step_id for handle in handles] == [0, 1, 2]
+    executor.shutdown()
+
+
+class FailingSubmission(NullExecutor):
+    """Of step 1; waits before it takes any."""
+
+    go = threading.Event()
+
+    def submit(self, step: StepInput) -> DoneStep:
+        self.go.wait()
+        if step.step_id == 1:
+            raise FloatingPointError("the kernel failed")
+        return super().submit(step)
+
+
+def test_what_a_step_that_failed_may_sample_is_not_for_the_one_before() -> None:
+    executor = DistributedExecutor(make_config(2, "threads", in_flight_steps=2), lambda config, _: FailingSubmission(config, SHAPE))
+    before, failed = (executor.submit(StepInput(step_id, [], [], [])) for step_id in (0, 1))
+    failed.sample(np.zeros((1, 2), dtype=np.int32))
+    FailingSubmission.go.set()
+    assert before.result().step_id == 0
+    with pytest.raises(RuntimeError, match=r"rank .: FloatingPointError: the kernel failed"):
+        failed.result()
     executor.shutdown()
 
 
