@@ -158,6 +158,20 @@ def test_experts_move_while_schedulers_decode(monkeypatch: pytest.MonkeyPatch) -
     engine.shutdown()
 
 
+def test_experts_that_cannot_move_end_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that all fail alike have failed nothing in common: each may have moved some."""
+
+    def move(*_: Any) -> None:
+        raise FloatingPointError("the file is gone")
+
+    monkeypatch.setattr("framework.worker.local_executor.LocalExecutor.move_experts", move)
+    engine = build("mixtral", threads(1, 2, eplb=True))
+    engine.rebalance_experts()
+    engine.add_request("r", [30, 31], SamplingParams(max_tokens=3, detokenize=False))
+    assert "experts could not be moved: FloatingPointError: the file is gone" in str(finish(engine)["r"].error)
+    assert isinstance(engine.errored, DeviceLostError)
+
+
 def test_recorded_loads_place_the_experts(tmp_path: Path) -> None:
     counting = build("mixtral", ParallelConfig(tp=2, ep=2, eplb=True, backend="threads"))
     assert told(run(counting, jobs())) == expected("mixtral")
