@@ -170,6 +170,8 @@ def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
             f"speculative_config.method={config.speculative_config.method} cannot work: {config.model.name!r} pools, and "
             "there are no tokens to guess; leave it out"
         )
+    if config.lora.enabled:
+        raise ValueError(f"lora.enabled=true cannot work: {config.model.name!r} pools, and adapters are of models that generate")
     scheduler = replace(config.scheduler, chunked_prefill=config.scheduler.chunked_prefill and pooling.causal)
     shares = config.cache.prefix_caching and pooling.causal and pooling.kind == "LAST"
     return replace(config, scheduler=scheduler, cache=replace(config.cache, prefix_caching=shares))
@@ -220,6 +222,6 @@ def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
         eos = (found,)
     eos = tuple(token for token in eos if 0 <= token < model.config.get("vocab_size", token + 1))  # others are never sampled
     generation = model.generation if config.generation_config == "auto" else {}
-    has_towers = model.pooling is not None and model.pooling.towers is not None
-    images = ImageProcessor(model.folder) if has_towers and model.folder is not None else None
+    towers = None if model.pooling is None else model.pooling.towers
+    images = None if towers is None or model.folder is None else ImageProcessor(model.folder, towers.image_size)
     return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images)

@@ -12,6 +12,7 @@ from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
 from .engine.router import ROUTERS
 from .executor.kinds import EXECUTORS
+from .lora_request import LoraConfig
 from .sampling_params import MAX_LOGPROBS
 from .speculation.config import SpeculativeConfig
 from .structured.config import StructuredOutputsConfig
@@ -289,6 +290,7 @@ class EngineConfig:
     speculative_config: SpeculativeConfig = field(default_factory=SpeculativeConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     structured_outputs: StructuredOutputsConfig = field(default_factory=StructuredOutputsConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     tuned: str = "auto"
@@ -355,6 +357,7 @@ class EngineConfig:
         self._check_parallel()
         self.speculative_config.validate(has_model=EXECUTORS[e.kind].has_device)
         self.structured_outputs.validate()
+        self.lora.validate()
         self._check_sections()
         self._check_probes()
 
@@ -401,11 +404,16 @@ class EngineConfig:
                 f"speculative_config.method={method} cannot work with parallel.ep={p.ep} over parallel.dp={p.dp}: schedulers that "
                 "take their steps together check no drafts yet"
             )
+        if p.num_schedulers > 1 and self.lora.enabled:
+            raise ValueError(
+                f"lora.enabled=true cannot work with parallel.ep={p.ep} over parallel.dp={p.dp}: schedulers that take their steps "
+                "together share no adapters yet"
+            )
 
     def _check_sections(self) -> None:
         """Refuses what only other kinds of executors, or another calibration, would read."""
         kind, e = self.executor.kind, self.executor
-        for section in ("executor", "parallel", "speculative_config"):
+        for section in ("executor", "parallel", "speculative_config", "lora"):
             if section not in EXECUTORS[kind].sections:
                 able = ", ".join(name for name, other in EXECUTORS.items() if section in other.sections)
                 found = getattr(self, section)

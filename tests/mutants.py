@@ -49,9 +49,15 @@ _OPERATORS = "framework/executor/operators.py"
 _OPERATOR_MODEL = "framework/executor/operator_model.py"
 _PHYSICS = "framework/executor/physics.py"
 _KRIGING = "framework/executor/kriging.py"
+_ADAPTERS = "framework/engine/adapters.py"
+_PEFT = "framework/models/lora/peft.py"
+_PEFT_CONFIG = "framework/models/lora/peft_config.py"
+_SERVED_ADAPTERS = "framework/server/adapters.py"
 _RANKS = "framework/models/ranks.py"
 _PARTS = "framework/models/parts.py"
 _BINDING = "framework/models/binding/"
+_LORA_SLOTS = "framework/models/lora/slots.py"
+_LORA_LAYERS = "framework/models/lora/layers.py"
 _DISTRIBUTED = "framework/distributed/"
 _RANK = "framework/worker/rank.py"
 _GROUP = "triton_kernels/group.py"
@@ -154,6 +160,7 @@ _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_ser
 _REPLICA_TESTS = ["tests/framework/test_replicas.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py", *_REPLICA_TESTS]
 _POOLING_TESTS = ["tests/framework/models/pooling"]
+_LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 
 TESTS: dict[str, list[str]] = {
     _POOLING_RULES: _POOLING_TESTS,
@@ -172,17 +179,20 @@ TESTS: dict[str, list[str]] = {
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
-    _RUNNER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
-    _ROWS: [*_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
+    _RUNNER: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
-    _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    _BATCHES: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
     **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm", "llama")},
-    **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
+    **{
+        file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS]
+        for file in (_WEIGHTS, _TENSOR_FILES, "framework/models/hub.py")
+    },
     **dict.fromkeys(
         (
             _PARTS,
@@ -211,7 +221,8 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_RECORDING_TESTS, *_DRAFT_TESTS],
+    _GRAPHS: [*_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
+    **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
     _DEVICES: _RECORDING_TESTS,
     **{
         f"{_QUANTIZATION}{name}.py": [*_QUANTIZATION_TESTS, *_SHARDED_TESTS]
@@ -240,6 +251,9 @@ TESTS: dict[str, list[str]] = {
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
     _WATCHED: ["tests/framework/structured/test_watched.py"],
     _LLGUIDANCE: ["tests/framework/structured/test_backends.py"],
+    _ADAPTERS: ["tests/framework/engine/test_adapters.py"],
+    **{key: ["tests/framework/models/lora/test_peft.py"] for key in (_PEFT, _PEFT_CONFIG)},
+    _SERVED_ADAPTERS: ["tests/framework/server/test_adapters.py"],
     _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
@@ -323,8 +337,8 @@ MUTANTS = [
     Mutant(
         "positions frozen past token 64",
         _BATCHES,
-        "return ForwardBatch(token_ids, token_positions,",
-        "return ForwardBatch(token_ids, token_positions.clamp(max=64),",
+        "ForwardBatch(token_ids, token_positions,",
+        "ForwardBatch(token_ids, token_positions.clamp(max=64),",
     ),
     Mutant("prompt logprobs are those of the first row", _RUNNER, "hidden[start : start + count]", "hidden[:count]"),
     Mutant(
@@ -1024,7 +1038,7 @@ MUTANTS = [
     Mutant("layers without a word rotate", _NATIVE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
     Mutant("the best two of one expert", _NATIVE, " and size < 2)", " and size < 1)"),
     Mutant("halves of pairs rotate", _ROPE, "if rotary_dim % 2 or not", "if not"),
-    Mutant("an index leads anywhere", _TENSOR_FILES, ' or ".." in Path(file).parts', ""),
+    Mutant("an index leads anywhere", "framework/models/hub.py", ' or ".." in Path(file).parts', ""),
     Mutant("shards are missed when they are read", _TENSOR_FILES, "if not (folder / file).is_file():", "if False:"),
     Mutant("the last of two tensors wins", _WEIGHTS, "if ours in where:", "if False:"),
     Mutant("command-r stops early", f"{_FAMILIES}cohere.py", 'config.get("model_max_length") or ', ""),
@@ -1053,9 +1067,7 @@ MUTANTS = [
     Mutant("KV heads go round the ranks", _PARTS, "rank.rank // copies * count", "rank.rank % (rank.size // copies) * count"),
     Mutant("all ranks have the first experts", _PARTS, "start = rank.rank * count if count < total else 0", "start = 0"),
     Mutant("every rank adds the bias", _LINEAR, '{**part.tensors, "bias": None}, params=', "part.tensors, params="),
-    Mutant(
-        "every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": tp.rank * len(table)}', '{"vocab_start": 0}'
-    ),
+    Mutant("every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": start}', '{"vocab_start": 0}'),
     Mutant(
         "every rank has the slopes of the first",
         f"{_BINDING}attention.py",
@@ -1186,6 +1198,35 @@ MUTANTS = [
     Mutant("ranks stay in their groups", _RANK, "        dist.destroy_process_group()", "        pass"),
     Mutant("one rank may have no device", _RANK, "torch.cuda.device_count()) < size", "torch.cuda.device_count()) < 1"),
     Mutant("only one of those that wait is woken", _GROUP, "            mailbox.put(None)  # for", "            pass  # for"),
+    # Adapters.
+    Mutant(
+        "an adapter keeps what was in its slot beyond its rank",
+        _LORA_SLOTS,
+        "target.narrow(dim, rank, target.shape[dim] - rank).zero_()",
+        "pass",
+    ),
+    Mutant("parts that an adapter lacks keep what was in its slot", _LORA_SLOTS, "tensor[slot].zero_()", "pass"),
+    Mutant("ranks have the first columns of A", _LORA_SLOTS, "a[..., columns.start : columns.stop]", "a[..., : len(columns)]"),
+    Mutant("an adapter is gone when one of two is dropped", _LORA_SLOTS, "if not self._holds[key]:", "if True:"),
+    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, ".float() * self.scale[slots]", ".float()"),
+    Mutant("every rank adapts every word", _LORA_LAYERS, "shrunk * held[:, None]", "shrunk"),
+    Mutant(
+        "logits have the adapters of the first tokens",
+        _BATCHES,
+        "of_tokens[rows.logit_tokens]",
+        "of_tokens[: len(rows.logit_tokens)]",
+    ),
+    Mutant(
+        "a request without adapter has that of the one before",
+        _ROWS,
+        "self.lora_slots[request.seat] = request.lora_slot",
+        "self.lora_slots[request.seat] = max(request.lora_slot, self.lora_slots[request.seat])",
+    ),
+    Mutant("recordings know no adapters", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[False]"),
+    Mutant(
+        "recordings have the adapters of the first seats", _GRAPHS, "requests.lora_slots[rows.seats]", "requests.lora_slots[:count]"
+    ),
+    Mutant("prompt logprobs know no adapters", _RUNNER, "None if index is None else LoraMeta(index, [slot])", "None"),
     # Experts that lie anywhere, and schedulers that take their steps together.
     Mutant("replicas share no load", _EXPERT_MAP, "sum(loads[e] / counts[e] for e", "sum(loads[e] for e"),
     Mutant("a rank may have an expert more often than ranks there are", _EXPERT_MAP, "if counts[expert] < ranks:", "if True:"),
@@ -1264,4 +1305,61 @@ MUTANTS = [
         "ranks have the first one's rows back", f"{_EXCHANGE}torch.py", ".chunk(group.size)[group.rank]", ".chunk(group.size)[0]"
     ),
     Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
+    Mutant(
+        "a slot is given away under its requests", _ADAPTERS, "(found := self._slots[slot]) is not None and found.users", "False"
+    ),
+    Mutant(
+        "requests join those of a slot that others wait for", _ADAPTERS, "if weights.slot in self._claims.values():", "if False:"
+    ),
+    Mutant("all slots are emptied at once", _ADAPTERS, "(empties and weights.users)", "False"),
+    Mutant("the slot with most left is emptied", _ADAPTERS, "cost = (2, left)", "cost = (2, -left)"),
+    Mutant("adapters share cached prefixes", _ADAPTERS, "            request.extra_keys = keys\n", "            pass\n"),
+    Mutant(
+        "what was looked up for other weights is kept",
+        _ADAPTERS,
+        "            request.block_hashes.clear()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "preempted requests lose their slot",
+        _ADAPTERS,
+        "if adapter.weights is not None and request in adapter.weights.users:",
+        "if False:",
+    ),
+    Mutant("the host holds more than it may", _ADAPTERS, "len(self._weights) + len(self._reading) < self._num_host", "True"),
+    Mutant("what was used last leaves the host first", _ADAPTERS, "self._drop(min(idle", "self._drop(max(idle"),
+    Mutant(
+        "slots that a failed step was to fill pass for filled",
+        _ADAPTERS,
+        "                self._empty(slot)\n        return users",
+        "                pass\n        return users",
+    ),
+    Mutant(
+        "an adapter in use is removed",
+        _ADAPTERS,
+        "        if adapter.requests:\n            raise",
+        "        if False:\n            raise",
+    ),
+    Mutant(
+        "of equal adapters the host keeps two", _ADAPTERS, "self._executor.drop_adapter(loaded.key)  # it holds", "pass  # it holds"
+    ),
+    Mutant("new weights in place are the old ones", _ADAPTERS, "known is None or request.load_inplace or", "known is None or"),
+    Mutant("rsLoRA scales as LoRA", _PEFT_CONFIG, "rank**0.5 if self.rslora else rank", "rank"),
+    Mutant("patterns of ranks are of whole names", _PEFT_CONFIG, 'rf"(.*\\.)?({pattern})$"', 'rf"({pattern})$"'),
+    Mutant("rows of B keep the order of the disk", _PEFT, "            b = b[part.rows_on_disk]\n", "            pass\n"),
+    Mutant("the key is of A alone", _PEFT, "(one.a, one.b, one.scale):", "(one.a,):"),
+    Mutant("any weights beside an adapter pass", _PEFT, "        if not same:\n", "        if False:\n"),
+    Mutant("an adapter may lack modules", _PEFT_CONFIG, "        if missing:\n", "        if False:\n"),
+    Mutant(
+        "links lead out of the folder",
+        _SERVED_ADAPTERS,
+        "if not all(file.is_relative_to(self._folder) for file in files):",
+        "if False:",
+    ),
+    Mutant(
+        "adapters are left on ranks that could read them",
+        f"{_DISTRIBUTED}executor.py",
+        "            self._executor.send(DropAdapter(one.key, [rank]))",
+        "            pass",
+    ),
 ]

@@ -14,15 +14,33 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.errors import DeviceLostError
+from ..engine.executor import LoadedAdapter
 from ..engine.step import StepInput, StepOutput
 from ..failures import Failure
+from ..lora_request import LoRARequest
 from ..models.expert_map import ExpertMap, first_map
 from ..models.ranks import check_ranks
 from ..models.read import ModelInfo
 from ..op_times import OpTimes
 from .handshake import refuse_differences, refuse_versions, versions
 from .kinds import LAUNCHERS
-from .messages import AskLoads, AskPlan, Built, Factory, Hello, LoadsReport, Masks, MoveExperts, Place, PlanReport, Start, Steps
+from .messages import (
+    AdapterRead,
+    AskLoads,
+    AskPlan,
+    Built,
+    DropAdapter,
+    Factory,
+    Hello,
+    LoadAdapter,
+    LoadsReport,
+    Masks,
+    MoveExperts,
+    Place,
+    PlanReport,
+    Start,
+    Steps,
+)
 from .workers import PONG_S, Silence, Workers
 
 if TYPE_CHECKING:
@@ -52,6 +70,40 @@ class StepHandle:
     def result(self) -> StepOutput:
         """Raises RuntimeError for what went wrong on a rank, and as ``DistributedExecutor.submit``."""
         return self._executor.output(self._step_id)
+
+
+class RanksLoad:
+    """An adapter that all ranks read. found: by rank, what each has, or failed with."""
+
+    def __init__(self, executor: DistributedExecutor, path: str, size: int) -> None:
+        self._executor, self._path, self._size = executor, path, size
+        self.found: dict[int, LoadedAdapter | Failure] = {}
+
+    def done(self) -> bool:
+        if len(self.found) < self._size:
+            self._executor.receive(0.0)
+        return len(self.found) == self._size
+
+    def result(self) -> LoadedAdapter:
+        """Raises what the first rank failed with, and ValueError if ranks read different adapters; no rank holds it then."""
+        while not self.done():
+            self._executor.receive(None)
+        failures = {rank: one for rank, one in sorted(self.found.items()) if isinstance(one, Failure)}
+        loaded = {rank: one for rank, one in sorted(self.found.items()) if isinstance(one, LoadedAdapter)}
+        keys = {one.key for one in loaded.values()}
+        if not failures and len(keys) == 1:
+            first = loaded[0]
+            return LoadedAdapter(first.key, first.rank, sum(one.num_bytes for one in loaded.values()))
+        for rank, one in loaded.items():
+            self._executor.send(DropAdapter(one.key, [rank]))
+        for rank, failure in failures.items():
+            error = failure.error()
+            error.add_note(f"This was on rank {rank} of {self._size}.")
+            raise error
+        raise ValueError(
+            f"the ranks read {len(keys)} different adapters from {self._path}: it changed meanwhile, or is another folder on "
+            "other machines; try again, or give one that is the same"
+        )
 
 
 class DistributedExecutor:
@@ -104,6 +156,8 @@ class DistributedExecutor:
         self._taken = [-1] * self.num_schedulers  # the latest step that each asked for
         self._failures: dict[int, dict[int, Failure]] = {}  # by step and rank
         self._plans: dict[int, dict[str, Any]] = {}  # by rank
+        self._reads: dict[str, RanksLoad] = {}
+        self._num_reads = 0
         self._loads: dict[int, dict[int, list[int]]] = {}  # by rank
         self._experts, self._eplb_steps, self._num_steps = experts, parallel.eplb_steps, 0
         launcher: Launcher = LAUNCHERS[parallel.backend].load()()
@@ -177,6 +231,16 @@ class DistributedExecutor:
         assert output is not None
         return output
 
+    def load_adapter(self, request: LoRARequest) -> RanksLoad:
+        """All ranks read it. Raises as ``submit``."""
+        key, self._num_reads = f"adapter-{self._num_reads}", self._num_reads + 1
+        load = self._reads[key] = RanksLoad(self, request.lora_path, len(self._workers))
+        self.send(LoadAdapter(key, request))
+        return load
+
+    def drop_adapter(self, key: str) -> None:
+        self.send(DropAdapter(key, list(range(len(self._workers)))))
+
     def plan_report(self) -> dict[str, dict[str, Any]]:
         """As the ranks have it; calls are those of the first rank that runs an op."""
         self._plans.clear()
@@ -249,6 +313,11 @@ class DistributedExecutor:
             self._lose(f"{overdue} {limit}: {self._workers.who_hangs()}")
         self._receive(remaining_s)
 
+    def receive(self, timeout_s: float | None) -> None:
+        """Takes in what has come, or what comes first; None: however long that takes. Raises DeviceLostError if a rank is gone."""
+        self._refuse_lost()
+        self._receive(timeout_s)
+
     def _tell(self, send: Callable[[], None]) -> None:
         try:
             with self._unbroken():
@@ -268,7 +337,7 @@ class DistributedExecutor:
             self._receive(remaining_s)
         self._tell(self._workers.ping)
 
-    def _receive(self, timeout_s: float, *beside: Connection) -> Sequence[Any]:
+    def _receive(self, timeout_s: float | None, *beside: Connection) -> Sequence[Any]:
         """Takes in what comes first, if anything does; returns what was ready."""
         ready = self._workers.wait(timeout_s, *beside)
         with self._unbroken():
@@ -277,6 +346,8 @@ class DistributedExecutor:
                     self._outputs[self._places[rank].dp_rank, message.step_id] = message
                 elif isinstance(message, Failure):
                     self._take_failure(rank, message)
+                elif isinstance(message, AdapterRead):
+                    self._take_read(rank, message.key, message.loaded)
                 elif isinstance(message, LoadsReport):
                     self._loads[rank] = message.loads
                 else:
@@ -297,8 +368,17 @@ class DistributedExecutor:
     def _take_failure(self, rank: int, failure: Failure) -> None:
         if isinstance(failure.error(), DeviceLostError):
             self._lose(f"rank {rank}: {failure.text}")
+        if isinstance(failure.key, str):
+            self._take_read(rank, failure.key, failure)
+            return
         assert isinstance(failure.key, int)
         self._failures.setdefault(failure.key, {})[rank] = failure
+
+    def _take_read(self, rank: int, key: str, found: LoadedAdapter | Failure) -> None:
+        load = self._reads[key]
+        load.found[rank] = found
+        if len(load.found) == len(self._workers):
+            del self._reads[key]
 
     def _require_all_failed(self, step_id: int) -> None:
         """In the same way: then they have come equally far."""

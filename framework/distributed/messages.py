@@ -12,8 +12,9 @@ from ..config import EngineConfig
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..engine.executor import Executor
+    from ..engine.executor import Executor, LoadedAdapter
     from ..engine.step import StepInput
+    from ..lora_request import LoRARequest
     from ..models.expert_map import ExpertMap
 
 
@@ -127,6 +128,28 @@ class Masks:
     step_id: int
     masks: np.ndarray
     scheduler: int = 0
+
+
+@dataclass
+class LoadAdapter:
+    """Asks for an AdapterRead, or a Failure, under the key of the load; steps go on meanwhile."""
+
+    key: str
+    request: LoRARequest
+
+
+@dataclass
+class AdapterRead:
+    key: str
+    loaded: LoadedAdapter
+
+
+@dataclass
+class DropAdapter:
+    """As ``HoldsAdapters.drop_adapter``, in turn with the steps. ranks: of which."""
+
+    key: str
+    ranks: list[int]
 
 
 @dataclass

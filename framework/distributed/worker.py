@@ -21,10 +21,29 @@ from ..engine.step import StepInput
 from ..failures import Failure
 from ..logs import set_up_logging
 from .handshake import flat, versions
-from .messages import FACTS, AskLoads, AskPlan, Built, Hello, LoadsReport, Masks, MoveExperts, Ping, PlanReport, Pong, Start, Steps
+from .messages import (
+    FACTS,
+    AdapterRead,
+    AskLoads,
+    AskPlan,
+    Built,
+    DropAdapter,
+    Hello,
+    LoadAdapter,
+    LoadsReport,
+    Masks,
+    MoveExperts,
+    Ping,
+    PlanReport,
+    Pong,
+    Start,
+    Steps,
+)
 
 if TYPE_CHECKING:
-    from ..engine.executor import Executor, Handle, MaskedHandle
+    from concurrent.futures import Future
+
+    from ..engine.executor import Executor, Handle, HoldsAdapters, LoadedAdapter, MaskedHandle
     from ..worker.local_executor import LocalExecutor
 
 NO_STEP = -1
@@ -94,6 +113,11 @@ class Worker:
                 self._submit(executor, step, asked=bool(step.seats))
             elif isinstance(message, Masks):
                 self._sample(message)
+            elif isinstance(message, LoadAdapter):
+                self._load(executor, message)
+            elif isinstance(message, DropAdapter):
+                if self._place.rank in message.ranks:
+                    cast("HoldsAdapters", executor).drop_adapter(message.key)
             elif isinstance(message, AskPlan):
                 self._send(PlanReport(executor.plan_report()))
             else:
@@ -117,6 +141,20 @@ class Worker:
         except Exception as error:
             self._steps.pop()
             self._fail(message.step_id, error)
+
+    def _load(self, executor: Executor, message: LoadAdapter) -> None:
+        """The driver is told by the thread that reads."""
+
+        def tell(load: Future[LoadedAdapter]) -> None:
+            with contextlib.suppress(OSError):  # the driver is gone
+                if load.cancelled():
+                    return
+                if (error := load.exception()) is not None:
+                    self._send(Failure.of(error, message.key, f"the worker of rank {self._place.rank}"))
+                else:
+                    self._send(AdapterRead(message.key, load.result()))
+
+        cast("Future[LoadedAdapter]", cast("HoldsAdapters", executor).load_adapter(message.request)).add_done_callback(tell)
 
     def _balance(self, executor: LocalExecutor, message: AskLoads | MoveExperts) -> None:
         """A rank that has not the experts that others think it has is of no use."""

@@ -10,14 +10,16 @@ from typing import Any, cast
 
 from ..clock import Clock
 from ..config import EngineConfig
+from ..lora_request import LoRARequest
 from ..outputs import RequestOutput
 from ..pooling_params import PoolingParams
 from ..sampling_params import RequestOutputKind, SamplingParams
 from ..speculation.depth import ScheduledDepth
 from ..structured.matchers import Failures, Matchers
+from .adapters import AdapterMethods, Adapters
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
-from .executor import BalancesExperts, Executor, Handle, MaskedHandle
+from .executor import BalancesExperts, Executor, Handle, HoldsAdapters, MaskedHandle
 from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params, request_seed
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
@@ -35,7 +37,7 @@ Step = Callable[[], list[RequestOutput]]
 """``Engine.step``."""
 
 
-class Engine:
+class Engine(AdapterMethods):
     """Schedules requests, runs steps on an executor, and turns tokens into outputs. Single-threaded; never sleeps.
 
     inputs           of the model: tokenizes prompts, completes parameters, knows the end-of-sequence ids
@@ -64,6 +66,7 @@ class Engine:
         if speculation is None and executor.num_drafts:
             speculation = Speculation(ScheduledDepth([[1, 1, executor.num_drafts]]), executor.vocab_size)
         self._speculation, self.pooling = speculation, pooling
+        self._adapters = Adapters(config.lora, cast(HoldsAdapters, executor)) if config.lora.enabled else None
         self.manager, self.scheduler = self._new_books()
         self._recorder = Recorder(executor.max_model_len)
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer), self._recorder)
@@ -86,12 +89,15 @@ class Engine:
         arrival_s: float | None = None,
         priority: int = 0,
         output_kind: RequestOutputKind | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> None:
         """Queues a request. Smaller ``priority`` goes first under the priority policy; ``output_kind`` replaces the parameters'.
+        The adapter of ``lora_request`` is read when the request's turn comes; one that cannot be served ends it.
         Raises ValueError, and changes nothing, for one that could never be served, and EngineDeadError if the device was lost."""
         self._check_alive()
         if request_id in self.processor.groups:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
+        adapter = self._find_adapter(lora_request)
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
         complete, pooling = self._complete(params, output_kind)
         if complete.seed is None:
@@ -114,7 +120,7 @@ class Engine:
             own = complete if i == 0 else follower_params(complete, i)
             name, keys = f"{i}_{request_id}", extra_keys(given.cache_salt)
             request = Request(name, given.token_ids, own, max_total, arrival_s, priority, keys, pooling)
-            request.leader = leader
+            request.leader, request.adapter = leader, adapter
             group.add(request, self.processor.texts)
             leader = leader or request
         self.num_added += 1
@@ -123,6 +129,8 @@ class Engine:
             for sample in group.samples:
                 if structured and self._matchers is not None:
                     self._matchers.add(sample.request)
+                if self._adapters is not None and adapter is not None:
+                    self._adapters.hold_back(sample.request)
                 self.scheduler.add(sample.request)
         except BaseException:
             self.abort([request_id])
@@ -245,6 +253,7 @@ class Engine:
             self.plan_report(),
             cache_settings(self.config.cache, executor.num_blocks, executor.max_model_len),
             {} if self._matchers is None else dict(self._matchers.num_served),
+            None if self._adapters is None else (self.config.lora.max_loras, *self._adapters.names()),
         )
 
     def reset_prefix_cache(self) -> bool:
@@ -360,7 +369,10 @@ class Engine:
         if isinstance(error, Exception):
             _logger.error("a step of %d requests failed", len(scheduled.rows), exc_info=error)
         self.scheduler.drop(scheduled, submitted)
-        self._end_rows(scheduled.rows, error)
+        rows = scheduled.rows
+        if self._adapters is not None:
+            rows += self._adapters.lose(scheduled.step_input.lora_loads)
+        self._end_rows(rows, error)
         return error
 
     def _start_over(self, error: BaseException) -> BaseException:
@@ -376,6 +388,8 @@ class Engine:
                 self._speculation.stop(request)
         self.in_flight.clear()
         self._is_sampled = True
+        if self._adapters is not None:
+            self._adapters.reset()
         self.manager, self.scheduler = self._new_books()
         self.scheduler.counters = counters
         self.scheduler.release_all_seats()
@@ -428,7 +442,7 @@ class Engine:
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
         pools = self.pooling is not None  # so that a prompt may be as long as the model, if no token is to come after it
         longest = executor.max_model_len + pools
-        return manager, Scheduler(scheduling, manager, longest, self._speculation, executor.num_stages, pools)
+        return manager, Scheduler(scheduling, manager, longest, self._speculation, executor.num_stages, pools, self._adapters)
 
     def _complete(
         self, params: SamplingParams | PoolingParams | None, output_kind: RequestOutputKind | None

@@ -8,9 +8,11 @@ from typing import Any
 
 from ..clock import Clock
 from ..config import EngineConfig
+from ..lora_request import LoRARequest
 from ..outputs import RequestOutput
 from ..pooling_params import PoolingParams
 from ..sampling_params import RequestOutputKind, SamplingParams
+from .adapters import AdapterMethods
 from .engine import Engine, Step
 from .errors import EngineDeadError
 from .inputs import EngineInput, InputProcessor, Prompt
@@ -18,7 +20,7 @@ from .metrics import Buckets, EngineInfo, EngineMetrics, EngineStats, total_stat
 from .router import Router
 
 
-class LockstepEngine:
+class LockstepEngine(AdapterMethods):
     """What ``Engine`` is to its callers. A request is served by one of the engines inside, which the router chooses; a step is
     one of all of them.
 
@@ -34,6 +36,7 @@ class LockstepEngine:
         self.executor, self.pooling, self.in_flight_steps = first.executor, first.pooling, first.in_flight_steps
         self._watched_step: Step | None = None
         self._num_added = 0
+        self._adapters = None
 
     def add_request(
         self,
@@ -44,15 +47,18 @@ class LockstepEngine:
         arrival_s: float | None = None,
         priority: int = 0,
         output_kind: RequestOutputKind | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> None:
-        """As ``Engine.add_request``."""
+        """As ``Engine.add_request``; there are no adapters."""
         self._check_alive()
         if any(request_id in engine.processor.groups for engine in self.engines):
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
         engine = self.engines[self._router.route(given, self.engines)]
         engine.num_added = self._num_added  # a seed is of the request's number among all
-        engine.add_request(request_id, given, params, arrival_s=arrival_s, priority=priority, output_kind=output_kind)
+        engine.add_request(
+            request_id, given, params, arrival_s=arrival_s, priority=priority, output_kind=output_kind, lora_request=lora_request
+        )
         self._num_added = engine.num_added
 
     def step(self) -> list[RequestOutput]:

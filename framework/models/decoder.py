@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ..plan import BoundKernel
+from ..plan import BoundKernel, LoraMeta
 from .batch import ForwardBatch
 from .expert_balancer import ExpertBalancer
 from .layers.block import Block, HiddenAndResidual
 from .layers.experts import Lockstep, SpreadExperts
 from .layers.linear import Linear, ReducedEmbedding
 from .layers.mlp import MoeMlp
+from .lora.layers import AdaptedEmbedding
+from .lora.slots import LoraSlots
 from .paged_model import PagedModel
 from .parallel import Ranks
 
@@ -34,7 +36,7 @@ class Decoder(PagedModel):
         max_model_len: int,
         *,
         hidden_size: int,
-        embed: BoundKernel | ReducedEmbedding | None,
+        embed: BoundKernel | AdaptedEmbedding | ReducedEmbedding | None,
         embed_scale: float | None,
         embed_norm: BoundKernel | None,
         project_in: Linear | None,
@@ -46,12 +48,13 @@ class Decoder(PagedModel):
         logit_scale: float | None,
         logit_softcap: float | None,
         pp: Ranks,
+        lora: LoraSlots | None = None,
         lockstep: Lockstep | None = None,
         balancer: ExpertBalancer | None = None,
     ) -> None:
         super().__init__([layer.attention.paged for layer in layers])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
-        self.hidden_size, self.aux_layers, self._pp = hidden_size, tuple[int, ...](), pp
+        self.hidden_size, self.aux_layers, self._pp, self.lora = hidden_size, tuple[int, ...](), pp, lora
         self.is_last = pp.rank == pp.size - 1
         self.lockstep, self.balancer = lockstep, balancer
         self._embed, self._embed_scale, self._embed_norm = embed, embed_scale, embed_norm
@@ -59,9 +62,21 @@ class Decoder(PagedModel):
         self._final_norm, self._project_out, self._lm_head = final_norm, project_out, lm_head
         self._logit_scale, self._logit_softcap = logit_scale, logit_softcap
 
-    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor, token_types: torch.Tensor | None = None) -> torch.Tensor:
-        """token_ids, positions, token_types (None: all 0) int64 [T] -> [T, H]."""
+    def begin_step(self, batch: ForwardBatch) -> None:
+        super().begin_step(batch)
+        if self.lora is not None and batch.lora is not None:
+            self.lora.begin_step(batch.lora)
+
+    def embed(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        token_types: torch.Tensor | None = None,
+        lora: LoraMeta | None = None,
+    ) -> torch.Tensor:
+        """token_ids, positions, token_types (None: all 0) int64 [T] -> [T, H]. lora: adapters of the tokens."""
         assert self._embed is not None, "this process holds no embedding"
+        self._adapt(lora)
         x = self._embed(token_ids)
         if self._embed_scale is not None:
             x = x.mul_(self._embed_scale)
@@ -89,7 +104,7 @@ class Decoder(PagedModel):
         added, stand beside it: [T, (1 + n) H]."""
         if self._pp.size > 1:
             return self._forward_stage(batch)
-        x, aux = self.embed(batch.token_ids, batch.positions, batch.token_types), list[torch.Tensor]()
+        x, aux = self.embed(batch.token_ids, batch.positions, batch.token_types, batch.lora), list[torch.Tensor]()
         if not self.aux_layers:
             return self.finish(*self.run_layers(x, None, batch))
         residual = None
@@ -104,8 +119,9 @@ class Decoder(PagedModel):
         without the residual, which nobody needs."""
         pp, residual = self._pp, None
         if pp.rank == 0:
-            x = self.embed(batch.token_ids, batch.positions, batch.token_types)
+            x = self.embed(batch.token_ids, batch.positions, batch.token_types, batch.lora)
         else:
+            self._adapt(batch.lora)
             shape = (len(batch.positions), self.hidden_size)
             x, residual = (
                 pp.group.recv(torch.empty(shape, dtype=self.dtype, device=batch.positions.device), pp.rank - 1) for _ in range(2)
@@ -129,9 +145,10 @@ class Decoder(PagedModel):
             return self._final_norm(x, residual)
         return x if residual is None else x.add_(residual)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [R, H], or what ``forward`` returned, -> [R, V] in the model's dtype."""
+    def logits(self, hidden: torch.Tensor, lora: LoraMeta | None = None) -> torch.Tensor:
+        """hidden [R, H], or what ``forward`` returned, -> [R, V] in the model's dtype. lora: adapters of the rows."""
         assert self._lm_head is not None, "this process holds no logits projection"
+        self._adapt(lora)
         if self.aux_layers:
             hidden = hidden[:, : self.hidden_size].contiguous()
         if self._project_out is not None:
@@ -142,3 +159,8 @@ class Decoder(PagedModel):
         if self._logit_softcap is not None:
             logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
         return logits
+
+    def _adapt(self, lora: LoraMeta | None) -> None:
+        """What layers compute from now on are rows with these adapters."""
+        if self.lora is not None:
+            self.lora.step.meta = lora

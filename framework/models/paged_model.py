@@ -9,6 +9,7 @@ from .batch import ForwardBatch
 from .expert_balancer import ExpertBalancer
 from .layers.experts import Lockstep
 from .layers.paged_attention import PagedAttention
+from .lora.slots import LoraSlots
 
 
 class PagedModel:
@@ -16,6 +17,7 @@ class PagedModel:
 
     decides_on_host = False
     is_last = True
+    lora: LoraSlots | None = None
     lockstep: Lockstep | None = None
     balancer: ExpertBalancer | None = None
 

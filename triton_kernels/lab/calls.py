@@ -10,6 +10,7 @@ import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
 from ..impl import Bound, Impl
+from ..lora_meta import LoraMeta
 from ..op import Case, Op
 from ..spec import Spec, device_arch
 from ..tuning import TunedTables
@@ -49,7 +50,7 @@ def bind(
 
 def call(op: Op, bound: Bound, args: Args) -> list[torch.Tensor]:
     """One step: ``begin_step`` where there is one, then the call. Returns the outputs."""
-    begin_step: Callable[[AttentionMeta], None] | None = getattr(bound, "begin_step", None)
+    begin_step: Callable[[AttentionMeta | LoraMeta], None] | None = getattr(bound, "begin_step", None)
     if begin_step is not None and "meta" in args:
         begin_step(args["meta"])
     return outputs(bound(*(args[name] for name in op.call_args)))
@@ -71,6 +72,8 @@ def tensors(value: Any) -> list[torch.Tensor]:
     """Those of an argument."""
     if isinstance(value, AttentionMeta):
         return [value.cu_q, value.seq_lens, value.block_table]
+    if isinstance(value, LoraMeta):
+        return [value.index]
     if isinstance(value, LayerKV):
         return [t for t in value if t is not None]
     return [value] if isinstance(value, torch.Tensor) else []
@@ -86,8 +89,10 @@ def take_rows(op: Op, args: Args, first: int, last: int) -> tuple[Args, slice]:
     outputs lie in those of the whole batch."""
     tokens = slice(first, last)
     part = dict(args)
-    if "meta" in args:
-        meta: AttentionMeta = args["meta"]
+    meta: AttentionMeta | LoraMeta | None = args.get("meta")
+    if isinstance(meta, LoraMeta):
+        part["meta"] = LoraMeta(meta.index[tokens], meta.slots)
+    elif meta is not None:
         cu_q, seq_lens = meta.cu_q[first : last + 1], meta.seq_lens[first:last]
         tokens = slice(int(cu_q[0]), int(cu_q[-1]))
         part["meta"] = AttentionMeta(
