@@ -1358,6 +1358,7 @@ MUTANTS = [
     Mutant(
         "requests join those of a slot that others wait for", _ADAPTERS, "if weights.slot in self._claims.values():", "if False:"
     ),
+    Mutant("who waits is asked in every step", _ADAPTERS, "num_waiting if num_waiting == self._num_refused else None", "None"),
     Mutant("all slots are emptied at once", _ADAPTERS, "(empties and weights.users)", "False"),
     Mutant("the slot with most left is emptied", _ADAPTERS, "cost = (2, left)", "cost = (2, -left)"),
     Mutant("adapters share cached prefixes", _ADAPTERS, "            request.extra_keys = keys\n", "            pass\n"),
