@@ -29,6 +29,7 @@ SMALL_BLOCKS = (
     ("embedding", {"block": 32}),
     ("rms_norm", {"block": 32}),
     ("layer_norm", {"block": 32}),
+    ("gated_rms_norm", {"block": 32}),
     ("rotary", {"block_heads": 1}),
     ("silu_and_mul", {"block": 32}),
     ("gelu_and_mul", {"block": 32}),
