@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
-from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated, causal_conv1d_fn, causal_conv1d_update
 
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
+from triton_kernels.state_meta import StateMeta
 
 REGISTRY = Registry.load()
 NAMES = ("reference", "torch")
@@ -29,3 +30,21 @@ def test_gated_norms_are_those_of_qwen3_next_and_of_mamba2(name: str) -> None:
         module.weight.data = weight
         norm = bind("gated_rms_norm", name, weight=weight, eps=1e-5, group_size=group_size, norm_first=norm_first)
         torch.testing.assert_close(norm(x, gate), module(x, gate).detach())
+
+
+def batch(num_reqs: int, num_tokens: int, is_first: bool) -> StateMeta:
+    """Requests of equal length, in slots 0, 1, ..."""
+    cu_q = torch.arange(0, num_reqs * num_tokens + 1, num_tokens, dtype=torch.int32)
+    return StateMeta(cu_q, torch.arange(num_reqs, dtype=torch.int32), torch.full((num_reqs,), is_first), num_tokens)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_convolutions_are_those_of_qwen3_next(name: str) -> None:
+    weight, bias, x, token = torch.randn(12, 4), torch.randn(12), torch.randn(2, 9, 12), torch.randn(2, 1, 12)
+    expected = causal_conv1d_fn(x.mT, weight, bias, activation="silu").mT
+    expected_state = x[:, -3:].mT.contiguous()
+    expected_token = causal_conv1d_update(token.mT, expected_state, weight, bias, "silu").mT
+    conv, state = bind("causal_conv1d", name, weight=weight, bias=bias, activation="silu"), torch.full((3, 3, 12), torch.nan)
+    torch.testing.assert_close(conv(x.flatten(0, 1), state, batch(2, 9, True)), expected.flatten(0, 1))
+    torch.testing.assert_close(conv(token.flatten(0, 1), state, batch(2, 1, False)), expected_token.flatten(0, 1))
+    torch.testing.assert_close(state[:2], expected_state.mT)

@@ -10,6 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..attention_meta import AttentionMeta, LayerKV
+from ..state_meta import StateMeta
 
 GUARD_BYTES = 4096
 """Before and after each block of memory. A multiple of every alignment that kernels are compiled for."""
@@ -24,6 +25,8 @@ def surround(args: Mapping[str, Any]) -> dict[str, Any]:
     def move(value: Any) -> Any:
         if isinstance(value, AttentionMeta):
             return replace(value, cu_q=move(value.cu_q), seq_lens=move(value.seq_lens), block_table=move(value.block_table))
+        if isinstance(value, StateMeta):
+            return replace(value, cu_q=move(value.cu_q), slots=move(value.slots), is_first=move(value.is_first))
         if isinstance(value, LayerKV):
             return LayerKV(*map(move, value))
         if not isinstance(value, torch.Tensor):

@@ -30,6 +30,7 @@ SMALL_BLOCKS = (
     ("rms_norm", {"block": 32}),
     ("layer_norm", {"block": 32}),
     ("gated_rms_norm", {"block": 32}),
+    ("causal_conv1d", {"block_t": 16, "block_c": 32}),
     ("rotary", {"block_heads": 1}),
     ("silu_and_mul", {"block": 32}),
     ("gelu_and_mul", {"block": 32}),

@@ -1,0 +1,26 @@
+"""The Triton kernels of the ops with states, run by Triton's interpreter: chunks, and what they may not touch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from triton_kernels.lab.calls import bind, make_args, make_spec
+from triton_kernels.ops import OPS
+from triton_kernels.registry import Registry
+
+from ..chunked_states import whole_and_in_chunks
+
+REGISTRY = Registry.load()
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("op_name", "options"), [("causal_conv1d", {"block_t": 16, "block_c": 64})])
+def test_chunks_have_the_bits_of_the_whole(op_name: str, options: dict[str, int]) -> None:
+    """Of kernels that go from token to token."""
+    op = OPS[op_name]
+    [case] = [case for case in op.cases if case.name == "chunks"]
+    args = make_args(op, case, torch.float32, CPU)
+    bound = bind(op, REGISTRY.impls(op_name)["triton"], make_spec(op, args, torch.float32, CPU, interpret=True), args, options)
+    for whole, pieces in zip(*whole_and_in_chunks(op, bound, "chunks", seed=0), strict=True):
+        assert torch.equal(whole.nan_to_num(7.0), pieces.nan_to_num(7.0))
