@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
-from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated, causal_conv1d_fn, causal_conv1d_update
+from transformers.models.qwen3_next.modeling_qwen3_next import (
+    Qwen3NextRMSNormGated,
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    torch_chunk_gated_delta_rule,
+    torch_recurrent_gated_delta_rule,
+)
 
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
@@ -48,3 +54,19 @@ def test_convolutions_are_those_of_qwen3_next(name: str) -> None:
     torch.testing.assert_close(conv(x.flatten(0, 1), state, batch(2, 9, True)), expected.flatten(0, 1))
     torch.testing.assert_close(conv(token.flatten(0, 1), state, batch(2, 1, False)), expected_token.flatten(0, 1))
     torch.testing.assert_close(state[:2], expected_state.mT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gated_delta_rule_is_that_of_qwen3_next(name: str) -> None:
+    a_log, dt_bias, prompt, token = torch.randn(4), torch.randn(4), 70, 1
+    rule = bind("gated_delta_rule", name, a_log=a_log, dt_bias=dt_bias, scale=16**-0.5)
+    state, expected_state = torch.full((3, 4, 16, 24), torch.nan), None
+    for length, theirs in ((prompt, torch_chunk_gated_delta_rule), (token, torch_recurrent_gated_delta_rule)):
+        (q, k), v, (a, b) = torch.randn(2, 2, length, 2, 16), torch.randn(2, length, 4, 24), torch.randn(2, 2, length, 4)
+        decay = -a_log.exp() * torch.nn.functional.softplus(a + dt_bias)
+        expected, expected_state = theirs(
+            q, k, v, decay, b.sigmoid(), initial_state=expected_state, output_final_state=True, use_qk_l2norm_in_kernel=True
+        )
+        out = rule(*(x.flatten(0, 1) for x in (q, k, v, a, b)), state, batch(2, length, is_first=length == prompt))
+        torch.testing.assert_close(out, expected.flatten(0, 1), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(state[:2], expected_state, atol=1e-5, rtol=1e-4)

@@ -16,6 +16,7 @@ CHECKED_BESIDE = {
     *(f"{op}:triton" for op in ("apply_penalties", "sample", "filter_logits", "gather_logprobs", "moe_route", "moe_experts")),
     *(f"{op}:triton" for op in ("gemm_w4a16", "gemm_w8a16", "gemm_int8", "gemm_fp8", "quantize_activation")),
     *(f"{op}:triton_invariant" for op in ("gemm_w4a16", "gemm_w8a16", "gemm_fp8", "moe_experts")),
+    *(f"{op}:triton" for op in ("gated_delta_rule", "ssd_scan", "selective_scan")),
     *(f"paged_attention_{name}" for name in ("prefill:pointer", "prefill:tma", "decode:splitkv", "decode:balanced")),
 }
 """In the files beside this one, on fewer cases or in smaller tiles, because they are slow here."""

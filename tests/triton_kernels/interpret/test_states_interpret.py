@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from triton_kernels.lab import conformance
 from triton_kernels.lab.calls import bind, make_args, make_spec
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
@@ -13,6 +14,20 @@ from ..chunked_states import whole_and_in_chunks
 
 REGISTRY = Registry.load()
 CPU = torch.device("cpu")
+
+
+SMALL_CHUNKS = {"gated_delta_rule": {"chunk": 16, "block_v": 16}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("op_name", SMALL_CHUNKS)
+def test_every_case_conforms_in_small_chunks(op_name: str, dtype: torch.dtype) -> None:
+    op, impl = OPS[op_name], REGISTRY.impls(op_name)["triton"]
+    for case in op.cases:
+        if "bench" in case.tags or (dtype == torch.float16 and "tiled" in case.tags):
+            continue
+        result = conformance.check(op, impl, case, dtype, interpret=True, options=SMALL_CHUNKS[op_name])
+        assert result.ok and not result.skipped, f"{case.name}: {result.message}"
 
 
 @pytest.mark.parametrize(("op_name", "options"), [("causal_conv1d", {"block_t": 16, "block_c": 64})])
