@@ -16,7 +16,7 @@ REGISTRY = Registry.load()
 CPU = torch.device("cpu")
 
 
-SMALL_CHUNKS = {"gated_delta_rule": {"chunk": 16, "block_v": 16}}
+SMALL_CHUNKS = {"gated_delta_rule": {"chunk": 16, "block_v": 16}, "ssd_scan": {"chunk": 16, "block_p": 16}}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
