@@ -12,7 +12,7 @@ from triton_kernels.lab.calls import call, make_args
 from triton_kernels.op import Op
 from triton_kernels.state_meta import StateMeta
 
-OPS_WITH_STATES = ("causal_conv1d", "gated_delta_rule", "ssd_scan")
+OPS_WITH_STATES = ("causal_conv1d", "gated_delta_rule", "ssd_scan", "selective_scan")
 
 
 def whole_and_in_chunks(op: Op, bound: Callable[..., Any], case_name: str, seed: int) -> tuple[list[torch.Tensor], ...]:

@@ -16,7 +16,11 @@ REGISTRY = Registry.load()
 CPU = torch.device("cpu")
 
 
-SMALL_CHUNKS = {"gated_delta_rule": {"chunk": 16, "block_v": 16}, "ssd_scan": {"chunk": 16, "block_p": 16}}
+SMALL_CHUNKS = {
+    "gated_delta_rule": {"chunk": 16, "block_v": 16},
+    "ssd_scan": {"chunk": 16, "block_p": 16},
+    "selective_scan": {"block_c": 16},
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -30,7 +34,9 @@ def test_every_case_conforms_in_small_chunks(op_name: str, dtype: torch.dtype) -
         assert result.ok and not result.skipped, f"{case.name}: {result.message}"
 
 
-@pytest.mark.parametrize(("op_name", "options"), [("causal_conv1d", {"block_t": 16, "block_c": 64})])
+@pytest.mark.parametrize(
+    ("op_name", "options"), [("causal_conv1d", {"block_t": 16, "block_c": 64}), ("selective_scan", {"block_c": 16})]
+)
 def test_chunks_have_the_bits_of_the_whole(op_name: str, options: dict[str, int]) -> None:
     """Of kernels that go from token to token."""
     op = OPS[op_name]
