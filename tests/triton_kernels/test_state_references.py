@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
+from transformers.models.jamba.modeling_jamba import mamba_selective_scan, mamba_selective_state_update
+from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated, mamba2_chunk_scan, mamba2_selective_state_update
 from transformers.models.qwen3_next.modeling_qwen3_next import (
     Qwen3NextRMSNormGated,
     causal_conv1d_fn,
@@ -70,3 +71,43 @@ def test_the_gated_delta_rule_is_that_of_qwen3_next(name: str) -> None:
         out = rule(*(x.flatten(0, 1) for x in (q, k, v, a, b)), state, batch(2, length, is_first=length == prompt))
         torch.testing.assert_close(out, expected.flatten(0, 1), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(state[:2], expected_state, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scan_is_that_of_mamba2(name: str) -> None:
+    a_log, dt_bias, d = torch.randn(3, 4)
+    x, dt, b, c = torch.randn(2, 71, 4, 8), torch.randn(2, 71, 4), torch.randn(2, 71, 2, 16), torch.randn(2, 71, 2, 16)
+    whole = {"chunk_size": 16, "D": d, "dt_bias": dt_bias, "dt_softplus": True, "return_final_states": True}
+    expected, expected_state = mamba2_chunk_scan(x[:, :70], dt[:, :70], -a_log.exp(), b[:, :70], c[:, :70], **whole)
+    rates, bias, skip = -a_log.exp()[:, None, None].expand(4, 8, 16), dt_bias[:, None].expand(4, 8), d[:, None].expand(4, 8)
+    step = dt[:, 70, :, None].expand(2, 4, 8)
+    token = mamba2_selective_state_update(
+        expected_state, x[:, 70], step, rates, b[:, 70], c[:, 70], skip, dt_bias=bias, dt_softplus=True
+    )
+    scan, state = (
+        bind("ssd_scan", name, a_log=a_log, dt_bias=dt_bias, d=d, dt_min=0.0, dt_max=float("inf")),
+        torch.full((3, 4, 8, 16), torch.nan),
+    )
+    for rows, theirs in ((slice(0, 70), expected), (slice(70, 71), token[:, None])):
+        length = rows.stop - rows.start
+        out = scan(*(t[:, rows].flatten(0, 1) for t in (x, dt, b, c)), state, batch(2, length, rows.start == 0))
+        torch.testing.assert_close(out, theirs.flatten(0, 1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(state[:2], expected_state, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scan_is_that_of_jamba(name: str) -> None:
+    a_log, (dt_bias, d) = torch.randn(12, 16), torch.randn(2, 12)
+    x, dt, z, b, c = *torch.randn(3, 2, 31, 12), *torch.randn(2, 2, 31, 16)
+    inputs = (x[:, :30].mT, dt[:, :30].mT, -a_log.exp(), b[:, :30].mT, c[:, :30].mT)
+    expected, expected_state = mamba_selective_scan(
+        *inputs, D=d, z=z[:, :30].mT, delta_bias=dt_bias, delta_softplus=True, return_last_state=True
+    )
+    last = (x[:, 30], dt[:, 30], -a_log.exp(), b[:, 30], c[:, 30], d)
+    token = mamba_selective_state_update(expected_state, *last, z=z[:, 30], dt_bias=dt_bias, dt_softplus=True)
+    scan, state = bind("selective_scan", name, a_log=a_log, dt_bias=dt_bias, d=d), torch.full((3, 12, 16), torch.nan)
+    for rows, theirs in ((slice(0, 30), expected.mT), (slice(30, 31), token[:, None])):
+        length = rows.stop - rows.start
+        out = scan(*(t[:, rows].flatten(0, 1) for t in (x, dt, b, c, z)), state, batch(2, length, rows.start == 0))
+        torch.testing.assert_close(out, theirs.flatten(0, 1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(state[:2], expected_state, atol=1e-4, rtol=1e-4)

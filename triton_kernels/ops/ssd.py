@@ -26,8 +26,8 @@ def reference(
 ) -> torch.Tensor:
     """The recurrence over each request's tokens, one after the other -> [T, H, P] in x's dtype.
 
-    x [T, H, P], b, c [T, G, N] (last dimensions contiguous, heads side by side); head h reads group h // (H / G). dt [T, H]: raw step
-    sizes, with dt_bias f32 [H]; a_log, d f32 [H]. state [num_slots, H, P, N], float32 best, in place. Per head and token, with
+    x [T, H, P], b, c [T, G, N] (last dimensions contiguous, heads side by side); head h reads group h // (H / G). dt [T, H]: raw
+    step sizes, with dt_bias f32 [H]; a_log, d f32 [H]. state [num_slots, H, P, N], float32 best, in place. Per head and token, with
     step = clamp(softplus(dt + dt_bias), dt_min, dt_max):
 
         S = exp(-exp(a_log) * step) * S + step * x b^T;  out = S c + d * x

@@ -74,7 +74,7 @@ def selective_scan_kernel(
         for t in tl.static_range(UNROLL):
             left = length - start - t
             in_i, in_n = i < tl.where(left > 0, num_channels, 0), n < tl.where(left > 0, STATE_SIZE, 0)
-            loaded = loaded + (
+            loaded += (
                 (
                     tl.load(x + t * stride_x, mask=in_i, other=0.0),
                     tl.load(dt + t * stride_dt, mask=in_i, other=0.0),

@@ -1,13 +1,13 @@
-"""The recurrence of Mamba 2 in Triton: prompts by chunks, short runs token by token; which of them a request takes depends on its own
-number of tokens alone, so that its bits do not depend on the batch.
+"""The recurrence of Mamba 2 in Triton: prompts by chunks, short runs token by token; which of them a request takes depends on
+its own number of tokens alone, so that its bits do not depend on the batch.
 
 ``scan_kernel`` (arXiv 2405.21060, section 6): a program per request, head and BLOCK_P elements of the head goes from chunk to chunk
 with its columns of the state in f32 registers; within a chunk, and between it and the state, all is products of CHUNK rows, while
 tiles of the next chunk are under way. One launch, and nothing between passes through memory; its programs are as many as requests
 and heads, which is few where a single prompt runs on a large device.
 
-``recurrent_kernel`` goes from token to token: it reads the state once, writes it once, and is bound by that. Drafts to verify go that
-way, too.
+``recurrent_kernel`` goes from token to token: it reads the state once, writes it once, and is bound by that. Drafts to verify go
+that way, too.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ class Constants(NamedTuple):
     tune_space={"chunk": (32, 64, 128), "block_p": (16, 32, 64), "num_warps": (4, 8), "num_stages": (1, 2, 3)},
 )
 class SsdScanTriton:
-    """``chunk``, ``block_p``, ``num_warps``, ``num_stages``: of ``scan_kernel``, 0 follows dtype and arch. ``max_recurrent``: of the
-    longest run that goes from token to token."""
+    """``chunk``, ``block_p``, ``num_warps``, ``num_stages``: of ``scan_kernel``, 0 follows dtype and arch. ``max_recurrent``: of
+    the longest run that goes from token to token."""
 
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], **options: int) -> None:
         self.layer = {f"{name}_ptr": weights[name].float().contiguous() for name in ("a_log", "dt_bias", "d")}
