@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.jobs import job_main
+from experiments.made_up_adapters import load_adapters, made_up_adapters
 from framework import __version__
 from framework.build import build_replicas, freeze_garbage, input_processor, settle_block_size
 from framework.engine.inputs import InputProcessor
@@ -37,11 +38,12 @@ def serve(config: ServeConfig) -> Served:
     """Builds the system of the config and serves the workload."""
     config.validate()
     config.workload.validate()  # before a model is loaded for it
-    return (_serve_with_engine(config) if config.system == "kernelswap" else _serve_with_library(config)).checked(config.system)
+    with made_up_adapters(config) as config:
+        return (_serve_with_engine(config) if config.system == "kernelswap" else _serve_with_library(config)).checked(config.system)
 
 
 def _serve_with_engine(config: ServeConfig) -> Served:
-    if config.parallel.dp > 1 and not EXECUTORS[config.executor.kind].virtual_clock:
+    if config.parallel.num_engines > 1 and not EXECUTORS[config.executor.kind].virtual_clock:
         return _serve_with_processes(config)
     start = time.perf_counter()
     engines = build_replicas(config.engine())
@@ -54,6 +56,7 @@ def _serve_with_engine(config: ServeConfig) -> Served:
         print(f"weights: {held / 1e6:.2f} MB, {nominal / 1e6:.2f} MB as their format says", flush=True)
     workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
     for each in engines:
+        load_adapters(each, config)
         run_workload([each], warmup)
     probed, shares = probe(engine, config), TimeShares.of(engine)
     start = time.perf_counter()
@@ -79,6 +82,7 @@ def _serve_with_processes(config: ServeConfig) -> Served:
         if info.weight_bytes:
             start_costs["weight_bytes"] = info.weight_bytes * config.parallel.dp
         workload, warmup = _workloads(config, info.vocab_size, engine.inputs, config.parallel.dp)
+        load_adapters(engine, config)
         run_workload([engine], warmup)
         start = time.perf_counter()
         with machine_load() as load:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .engine.engine import Engine
     from .engine.inputs import TextPrompt, TokensPrompt
     from .llm import LLM
+    from .lora_request import LoRARequest
     from .outputs import CompletionOutput, Logprob, RequestOutput
     from .pooling_outputs import ClassificationRequestOutput, EmbeddingRequestOutput, PoolingRequestOutput, ScoringRequestOutput
     from .pooling_params import PoolingParams
@@ -24,6 +25,7 @@ _EXPORTS = {
     "AsyncEngine": "async_engine",
     "Engine": "engine.engine",
     "EngineConfig": "config",
+    "LoRARequest": "lora_request",
     "SamplingParams": "sampling_params",
     "BeamSearchParams": "sampling_params",
     "RequestOutputKind": "sampling_params",
@@ -48,6 +50,7 @@ __all__ = [
     "EmbeddingRequestOutput",
     "Engine",
     "EngineConfig",
+    "LoRARequest",
     "Logprob",
     "PoolingParams",
     "PoolingRequestOutput",

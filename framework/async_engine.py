@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .config import EngineConfig, ModelConfig
 from .engine.errors import EngineDeadError
@@ -17,7 +17,8 @@ from .engine.inputs import EngineInput, Prompt, check_priority, request_seed
 from .engine.metrics import total_stats
 from .engine.pooling import PoolingInputs, generates
 from .engine_client import EngineClient, connect
-from .engine_process import Add, Call, Report
+from .engine_process import Add, Call, Method, Report
+from .lora_request import LoRARequest, check_lora_request
 from .metrics import Metric, engine_metrics
 from .pooling_outputs import PoolingOutput, PoolingRequestOutput, pooling_output
 from .pooling_params import PoolingParams
@@ -38,8 +39,8 @@ class AsyncEngine:
     what its model takes if that pools (else None). Once that process is gone, or after
     ``shutdown``, methods raise EngineDeadError, which says why.
 
-    With ``parallel.dp`` several engines serve, each in a process of its own, behind ``router``: see Replicas. A request's tokens do
-    not depend on which of them it gets.
+    Several engines (``parallel.num_engines``) serve each in a process of its own, behind ``router``: see Replicas. A request's
+    tokens do not depend on which of them it gets.
     """
 
     def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
@@ -52,7 +53,7 @@ class AsyncEngine:
         self.config = fold_choices(given)
         model = read_model(self.config.model)
         self.inputs = input_processor(self.config.model, model)
-        several = self.config.parallel.dp > 1
+        several = self.config.parallel.num_engines > 1
         self._client: EngineClient | Replicas = (Replicas if several else connect)(self.config, start_timeout_s)
         self.info = self._client.info
         rules = pooling_rules(self.config, model, self.inputs.tokenizer)
@@ -92,6 +93,7 @@ class AsyncEngine:
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
+        lora_request: LoRARequest | None = None,
         priority: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Streams the outputs of one request; leaving the loop early aborts it. An id may be used again once its stream has ended.
@@ -100,7 +102,7 @@ class AsyncEngine:
         behind finds all cumulative outputs that it missed in one.
 
         Raises ValueError for what can never be served, RuntimeError if the engine failed at this request, EngineDeadError."""
-        return self._outputs(prompt, sampling_params, request_id, priority)
+        return self._outputs(prompt, sampling_params, request_id, priority, lora_request)
 
     async def encode(
         self,
@@ -116,8 +118,14 @@ class AsyncEngine:
                 yield pooling_output(output)
 
     async def _outputs(
-        self, prompt: EngineInput | Prompt, given: SamplingParams | PoolingParams | None, request_id: str | None, priority: int
+        self,
+        prompt: EngineInput | Prompt,
+        given: SamplingParams | PoolingParams | None,
+        request_id: str | None,
+        priority: int,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
+        check_lora_request(lora_request, self.config.lora.enabled)
         priority = check_priority(priority)
         params = self._checked(given)
         if request_id is None:
@@ -136,7 +144,7 @@ class AsyncEngine:
             stream.prompt = prompt if isinstance(prompt, EngineInput) else inputs.prompt(prompt)
             complete = inputs.params(params)  # bad words are tokenized too, maybe thousands
             complete.seed = seed if complete.seed is None else complete.seed
-            return Add(stream.prompt, complete, priority, asked_s)
+            return Add(stream.prompt, complete, priority, asked_s, lora_request)
 
         try:
             stream.key = self._client.open(stream, add)
@@ -169,6 +177,23 @@ class AsyncEngine:
             return False  # of one of several engines, which the others would not know of
         return all((await self._call("reset_prefix_cache")).values())
 
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Reads an adapter, in every engine, before a request asks for it. Raises ValueError for one that cannot be served."""
+        check_lora_request(lora_request, self.config.lora.enabled)
+        return all((await self._call("add_lora", lora_request)).values())
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        """Forgets an adapter; False if it is not known. Raises ValueError while requests use it."""
+        return any((await self._call("remove_lora", lora_id)).values())
+
+    async def pin_lora(self, lora_id: int) -> bool:
+        """Keeps an adapter that is loaded where it is, whatever others need. Raises ValueError if it cannot be."""
+        return all((await self._call("pin_lora", lora_id)).values())
+
+    async def list_loras(self) -> set[int]:
+        """Ids of the adapters that an engine holds."""
+        return set().union(*(await self._call("list_loras")).values())
+
     def shutdown(self) -> None:
         """Ends the engine's process (or those of all engines) and waits for it; running requests get EngineDeadError."""
         self._client.shutdown()
@@ -181,15 +206,17 @@ class AsyncEngine:
             raise ValueError(generates(self.config.model.name))
         return self.inputs.checked(params)
 
-    async def _call(self, method: Literal["report", "metrics", "reset_prefix_cache"]) -> dict[int, Any]:
+    async def _call(self, method: Method, *arguments: Any) -> dict[int, Any]:
         """The answers, by the number of the engine. Raises EngineDeadError if none answers."""
         living = self._client.living
-        answers = await asyncio.gather(*(self._ask(client, method) for client in living.values()), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(self._ask(client, Call(method, arguments)) for client in living.values()), return_exceptions=True
+        )
         return of_the_living(dict(zip(living, answers)), self.dead_error)
 
-    async def _ask(self, client: EngineClient, method: Literal["report", "metrics", "reset_prefix_cache"]) -> Any:
+    async def _ask(self, client: EngineClient, call: Call) -> Any:
         reply = Reply()
-        key = client.open(reply, lambda: Call(method))
+        key = client.open(reply, lambda: call)
         try:
             return await reply.future
         finally:

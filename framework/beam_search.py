@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .engine.inputs import EngineInput
+from .lora_request import LoRARequest
 from .outputs import LogprobsOnePosition, RequestOutput
 from .sampling_params import BeamSearchParams
 
@@ -93,12 +94,14 @@ class BeamSearch:
         return longer - math.log(-sequence.cum_logprob) if sequence.cum_logprob < 0 else math.inf
 
 
-async def search_beams(engine: AsyncEngine, prompt: EngineInput, params: BeamSearchParams, priority: int = 0) -> BeamSearchOutput:
+async def search_beams(
+    engine: AsyncEngine, prompt: EngineInput, params: BeamSearchParams, priority: int = 0, lora_request: LoRARequest | None = None
+) -> BeamSearchOutput:
     """The best sequences of one prompt. Being cancelled aborts what runs. Raises as ``AsyncEngine.generate`` does."""
     search = BeamSearch(prompt, params, engine.inputs.eos_token_ids, engine.info.max_model_len)
 
     async def step(beam: EngineInput) -> LogprobsOnePosition:
-        async for output in engine.generate(beam, params.step_params, priority=priority):
+        async for output in engine.generate(beam, params.step_params, lora_request=lora_request, priority=priority):
             last = output
         return next_tokens(last)
 

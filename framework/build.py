@@ -7,7 +7,7 @@ import gc
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, ParallelConfig, QuantConfig
@@ -15,6 +15,7 @@ from .engine.executor import PredictsSteps
 from .engine.images import ImageProcessor
 from .engine.inputs import InputProcessor
 from .engine.pooling import PoolingRules
+from .engine.router import ROUTERS
 from .engine.speculation import Speculation
 from .engine.tokenizer import load_tokenizer
 from .executor.kinds import EXECUTORS
@@ -29,8 +30,10 @@ from .structured.compiler import GrammarCompiler
 from .structured.matchers import Matchers
 
 if TYPE_CHECKING:
+    from .distributed.executor import DistributedExecutor
     from .engine.engine import Engine
     from .engine.executor import Executor
+    from .engine.lockstep import LockstepEngine
 
 Config = TypeVar("Config", bound=EngineConfig)
 
@@ -42,7 +45,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     kernels  op -> choice: explicit ones, which come before ``override`` and the config's
     """
     config.validate()
-    if config.parallel.dp > 1:
+    if config.parallel.num_engines > 1:
         raise ValueError(f"parallel.dp={config.parallel.dp} is several engines: LLM and AsyncEngine start them, this builds one")
     kind = EXECUTORS[config.executor.kind]
     if clock is None:
@@ -67,11 +70,26 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     inputs = input_processor(config.model, model)
     executor = kind.load().open(config, model, clock)
     pooling = pooling_rules(config, model, inputs.tokenizer)
+    if config.parallel.num_schedulers > 1:
+        return cast("Engine", _lockstep_engine(config, executor, inputs, clock))
     matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device and pooling is None else None
     engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling)
     if (probes := getattr(engine.executor, "probes", None)) is not None:
         engine.watch(probes.around_step)
     return engine
+
+
+def _lockstep_engine(config: EngineConfig, executor: DistributedExecutor, inputs: InputProcessor, clock: Clock) -> LockstepEngine:
+    from .distributed.lockstep import LockstepExecutor
+    from .engine.engine import Engine
+    from .engine.lockstep import LockstepEngine
+
+    lockstep = LockstepExecutor(executor)
+    engines = [
+        Engine(config, cast("Executor", member), inputs, clock, _matchers(config, inputs, executor.vocab_size))
+        for member in lockstep.members
+    ]
+    return LockstepEngine(engines, lockstep.flush, ROUTERS[config.router](config.seed))
 
 
 def _matchers(config: EngineConfig, inputs: InputProcessor, vocab_size: int) -> Matchers | None:
@@ -97,14 +115,13 @@ def _speculation(config: EngineConfig, executor: Executor, matchers: Matchers | 
 
 
 def build_replicas(config: EngineConfig) -> list[Engine]:
-    """As many engines as ``parallel.dp`` says, in this process; each of several has a virtual clock of its own, and so must be of a
-    kind that has one."""
-    one = replace(config, parallel=replace(config.parallel, dp=1))
-    first = build_engine(one)
-    if config.parallel.dp == 1:
-        return [first]
+    """As many engines as ``parallel.num_engines``, in this process; each of several has a virtual clock of its own, and so must be
+    of a kind that has one."""
+    if config.parallel.num_engines == 1:
+        return [build_engine(config)]
     from .engine.engine import Engine
 
+    first = build_engine(replace(config, parallel=replace(config.parallel, dp=1)))
     clocks = [VirtualClock() for _ in range(1, config.parallel.dp)]
     executor: Any = first.executor
     assert EXECUTORS[config.executor.kind].virtual_clock, "others are replicas.Replicas"
@@ -114,7 +131,7 @@ def build_replicas(config: EngineConfig) -> list[Engine]:
 
 
 def replica_configs(config: EngineConfig) -> list[EngineConfig]:
-    """Of each engine that ``parallel.dp`` says, as they are beside each other on one machine: with GPUs, and a port, after those of
+    """Of each of ``parallel.num_engines``, as they are beside each other on one machine: with GPUs, and a port, after those of
     the one before, with their part of the processors, and a simulated one with noise of its own."""
     parallel, kind = config.parallel, EXECUTORS[config.executor.kind]
     if kind.has_device:
@@ -153,6 +170,8 @@ def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
             f"speculative_config.method={config.speculative_config.method} cannot work: {config.model.name!r} pools, and "
             "there are no tokens to guess; leave it out"
         )
+    if config.lora.enabled:
+        raise ValueError(f"lora.enabled=true cannot work: {config.model.name!r} pools, and adapters are of models that generate")
     scheduler = replace(config.scheduler, chunked_prefill=config.scheduler.chunked_prefill and pooling.causal)
     shares = config.cache.prefix_caching and pooling.causal and pooling.kind == "LAST"
     return replace(config, scheduler=scheduler, cache=replace(config.cache, prefix_caching=shares))
@@ -203,6 +222,6 @@ def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
         eos = (found,)
     eos = tuple(token for token in eos if 0 <= token < model.config.get("vocab_size", token + 1))  # others are never sampled
     generation = model.generation if config.generation_config == "auto" else {}
-    has_towers = model.pooling is not None and model.pooling.towers is not None
-    images = ImageProcessor(model.folder) if has_towers and model.folder is not None else None
+    towers = None if model.pooling is None else model.pooling.towers
+    images = None if towers is None or model.folder is None else ImageProcessor(model.folder, towers.image_size)
     return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images)

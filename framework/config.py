@@ -12,6 +12,7 @@ from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
 from .engine.router import ROUTERS
 from .executor.kinds import EXECUTORS
+from .lora_request import LoraConfig
 from .sampling_params import MAX_LOGPROBS
 from .speculation.config import SpeculativeConfig
 from .structured.config import StructuredOutputsConfig
@@ -209,7 +210,8 @@ class ParallelConfig:
 
     tp, pp  a tensor is cut among tp devices, the layers among pp stages; an engine takes tp * pp devices
     dp      engines beside each other, each on devices of its own; ``router`` says which of them serves a request
-    ep      1, or as many as tp: experts are spread over these devices, whole, instead of being cut
+    ep      1, or as many as tp: experts are spread over these devices, whole, instead of being cut. Or as many as tp * dp: over all
+            of them, which are one engine then, whose dp schedulers take their steps together
 
     first_device    number of the GPU that the first rank takes; the others, and the engines beside it, take those after it, counted
                     around
@@ -217,9 +219,14 @@ class ParallelConfig:
                     silent for so long while it has work
 
     Of executor.kind=distributed:
-    backend         what its workers are: processes (of this machine), threads (of this process, for tests), ray (its actors)
-    port            of this machine, where they find each other; 0 = any that is free. Of several engines each takes the next one
-    placement       of backend=ray: pack (as few nodes as hold the ranks) or spread (over as many as there are)
+    redundant_experts  of each layer, beside one of each expert: replicas that share their load
+    expert_loads       a file of how often experts were chosen (``write_loads``), by which they are replicated and packed at the
+                       start
+    eplb               count how often experts are chosen, so that ``Engine.rebalance_experts`` can move them
+    eplb_steps         steps after which it is done by itself; 0 = never
+    backend            what its workers are: processes (of this machine), threads (of this process, for tests), ray (its actors)
+    port               of this machine, where they find each other; 0 = any that is free. Of several engines each takes the next one
+    placement          of backend=ray: pack (as few nodes as hold the ranks) or spread (over as many as there are)
     """
 
     tp: int = 1
@@ -228,9 +235,28 @@ class ParallelConfig:
     ep: int = 1
     first_device: int = 0
     step_timeout_s: float = 300.0
+    redundant_experts: int = 0
+    expert_loads: str | None = None
+    eplb: bool = False
+    eplb_steps: int = 0
     backend: str = "processes"
     port: int = 0
     placement: str = "pack"
+
+    @property
+    def num_schedulers(self) -> int:
+        """Of one engine: ``dp`` where their ranks share the experts, and so take every step together."""
+        return self.dp if self.ep > self.tp else 1
+
+    @property
+    def num_engines(self) -> int:
+        """Beside each other, in processes of their own if they have a device: ``dp``, unless that is the schedulers of one."""
+        return self.dp // self.num_schedulers
+
+    @property
+    def num_ranks(self) -> int:
+        """Of one engine."""
+        return self.tp * self.pp * self.num_schedulers
 
 
 @dataclass
@@ -264,6 +290,7 @@ class EngineConfig:
     speculative_config: SpeculativeConfig = field(default_factory=SpeculativeConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     structured_outputs: StructuredOutputsConfig = field(default_factory=StructuredOutputsConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     tuned: str = "auto"
@@ -330,6 +357,7 @@ class EngineConfig:
         self._check_parallel()
         self.speculative_config.validate(has_model=EXECUTORS[e.kind].has_device)
         self.structured_outputs.validate()
+        self.lora.validate()
         self._check_sections()
         self._check_probes()
 
@@ -337,16 +365,28 @@ class EngineConfig:
         p, kind = self.parallel, EXECUTORS[self.executor.kind]
         for name in ("tp", "pp", "dp", "ep"):
             require(1 <= getattr(p, name) <= MAX_RANKS, f"parallel.{name}", getattr(p, name), f"from 1 to {MAX_RANKS}")
-        require(p.ep in (1, p.tp), "parallel.ep", p.ep, f"1, or {p.tp} as parallel.tp")
+        expected = f"1, or {p.tp} as parallel.tp" + (f", or {p.tp * p.dp} as parallel.tp * parallel.dp" if p.dp > 1 else "")
+        require(p.ep in (1, p.tp, p.tp * p.dp), "parallel.ep", p.ep, expected)
+        require(p.redundant_experts >= 0, "parallel.redundant_experts", p.redundant_experts, "0 (none) or more")
+        require(p.eplb_steps >= 0, "parallel.eplb_steps", p.eplb_steps, "0 (never) or more")
+        require(p.eplb or not p.eplb_steps, "parallel.eplb_steps", p.eplb_steps, "0 without parallel.eplb=true")
+        for name in ("redundant_experts", "expert_loads", "eplb"):
+            expected = f"{getattr(ParallelConfig, name)} without parallel.ep"
+            require(p.ep > 1 or not getattr(p, name), f"parallel.{name}", getattr(p, name), expected)
         require(p.backend in LAUNCHERS, "parallel.backend", p.backend, "one of " + ", ".join(LAUNCHERS))
         require(
-            p.port == 0 or 0 < p.port <= 2**16 - p.dp, "parallel.port", p.port, "0 (any) or a port's number, one for each engine"
+            p.port == 0 or 0 < p.port <= 2**16 - p.num_engines,
+            "parallel.port",
+            p.port,
+            "0 (any) or a port's number, one for each engine",
         )
         require(p.first_device >= 0, "parallel.first_device", p.first_device, "0 or more")
         require(0 < p.step_timeout_s < math.inf, "parallel.step_timeout_s", p.step_timeout_s, "more than 0")
-        readers = {"first_device": kind.has_device, "step_timeout_s": p.dp > 1, "backend": False, "port": False, "placement": False}
+        readers = {"first_device": kind.has_device, "step_timeout_s": p.dp > 1}
+        readers |= dict.fromkeys(("redundant_experts", "expert_loads", "eplb", "backend", "port", "placement"), False)
         if not kind.has_workers:
             able = ", ".join(name for name, other in EXECUTORS.items() if other.has_workers)
+            require(p.ep in (1, p.tp), "parallel.ep", p.ep, f"1, or {p.tp} as parallel.tp (executor.kind={self.executor.kind})")
             for name in [name for name, is_read in readers.items() if not is_read]:
                 default = getattr(ParallelConfig, name)
                 expected = f"{default} (executor.kind={self.executor.kind} does not read it; {able} does)"
@@ -359,11 +399,21 @@ class EngineConfig:
             raise ValueError(f"parallel.backend={p.backend} cannot work: {reason}")
         if p.pp > 1 and (method := self.speculative_config.method) is not None:
             raise ValueError(f"speculative_config.method={method} cannot work with parallel.pp={p.pp}: stages check no drafts yet")
+        if p.num_schedulers > 1 and (method := self.speculative_config.method) is not None:
+            raise ValueError(
+                f"speculative_config.method={method} cannot work with parallel.ep={p.ep} over parallel.dp={p.dp}: schedulers that "
+                "take their steps together check no drafts yet"
+            )
+        if p.num_schedulers > 1 and self.lora.enabled:
+            raise ValueError(
+                f"lora.enabled=true cannot work with parallel.ep={p.ep} over parallel.dp={p.dp}: schedulers that take their steps "
+                "together share no adapters yet"
+            )
 
     def _check_sections(self) -> None:
         """Refuses what only other kinds of executors, or another calibration, would read."""
         kind, e = self.executor.kind, self.executor
-        for section in ("executor", "parallel", "speculative_config"):
+        for section in ("executor", "parallel", "speculative_config", "lora"):
             if section not in EXECUTORS[kind].sections:
                 able = ", ".join(name for name, other in EXECUTORS.items() if section in other.sections)
                 found = getattr(self, section)
@@ -389,7 +439,10 @@ class EngineConfig:
             require(e.kind != "null" or not asked, key, asked, f"left out: {kind} calls no kernels")
             require(not workers or not asked, key, asked, f"left out: {kind} calls its kernels elsewhere")
             require(
-                self.parallel.dp == 1 or not asked, key, asked, f"left out with parallel.dp={self.parallel.dp}: it is of one engine"
+                self.parallel.num_engines == 1 or not asked,
+                key,
+                asked,
+                f"left out with parallel.dp={self.parallel.dp}: it is of one engine",
             )
         require(e.kind != "null" or not e.op_scale, "executor.op_scale", e.op_scale, f"left out: {kind} takes no time")
         least = 1.0 if EXECUTORS[e.kind].has_device else 0.0

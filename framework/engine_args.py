@@ -20,7 +20,9 @@ from .config import (
     QuantConfig,
     SchedulerConfig,
 )
+from .config_checks import check_types
 from .distributed.kinds import LAUNCHERS
+from .lora_request import LoraConfig
 from .models.hub import read_json, resolve_model
 from .models.quantization.settings import checkpoint_settings
 from .sampling_params import MAX_LOGPROBS
@@ -89,6 +91,12 @@ def engine_config(
     scheduling_policy: str = "fcfs",
     speculative_config: Mapping[str, Any] | None = None,
     structured_outputs_config: Mapping[str, Any] | None = None,
+    enable_lora: bool = False,
+    max_loras: int = 1,
+    max_lora_rank: int = 16,
+    max_cpu_loras: int | None = None,
+    lora_dtype: str = "auto",
+    lora_target_modules: Sequence[str] | None = None,
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
     data_parallel_size: int = 1,
@@ -142,11 +150,18 @@ def engine_config(
                     eagle3, mtp or module:Class), num_speculative_tokens, model, ...
     structured_outputs_config  fields of the section structured_outputs: backend (auto, llguidance or guidance, xgrammar),
                     disable_any_whitespace, disable_additional_properties, compile_timeout_s, ...
+    enable_lora     requests may bring adapters (LoRARequest)
+    max_loras       most adapters in one step
+    max_lora_rank   largest rank of an adapter
+    max_cpu_loras   most adapters in the host's memory; not given: max_loras
+    lora_dtype      of adapters on the device: auto (the model's), float32, float16 or bfloat16
+    lora_target_modules      ends of module names (q_proj) that adapters may adapt; not given: all that can be
     tensor_parallel_size     devices that share each layer
     pipeline_parallel_size   devices that share the layers among them
-    data_parallel_size       engines beside each other, each on devices of its own
+    data_parallel_size       engines beside each other, each on devices of its own; with enable_expert_parallel, one engine with so
+                    many schedulers
     router          which of them serves a request: round_robin, random, least_loaded, least_tokens, power_of_two or prefix_aware
-    enable_expert_parallel   experts are spread whole over the devices that share each layer, instead of being cut
+    enable_expert_parallel   experts are spread whole over all devices, instead of being cut among those that share each layer
     distributed_executor_backend  what starts the workers of several devices: mp (processes of this machine) or ray; not given: mp,
                     unless there is one device, which needs no worker
     attention_backend        FLASH_ATTN, FLASHINFER, TRITON_ATTN or FLEX_ATTENTION, for prompts and decodes; not given: that of the
@@ -168,7 +183,7 @@ def engine_config(
             model,
             tokenizer,
             revision,
-            _DTYPES.get(str(dtype), str(dtype).removeprefix("torch.")),  # a torch.dtype, too
+            _dtype_name(dtype),
             _LOAD_FORMATS.get(load_format, load_format),
             dict(hf_overrides or {}),
             max_model_len,
@@ -189,9 +204,15 @@ def engine_config(
         speculative_config=SpeculativeConfig.of(speculative_config or {}),
         structured_outputs=StructuredOutputsConfig.of(structured_outputs_config or {}),
         graphs=GraphConfig(enabled=not enforce_eager),
-        parallel=ParallelConfig(
-            tensor_parallel_size, pipeline_parallel_size, data_parallel_size, tensor_parallel_size if enable_expert_parallel else 1
+        lora=LoraConfig(
+            enable_lora,
+            max_loras,
+            max_lora_rank,
+            max_cpu_loras,
+            _dtype_name(lora_dtype),
+            None if lora_target_modules is None else [str(name) for name in lora_target_modules],
         ),
+        parallel=ParallelConfig(tensor_parallel_size, pipeline_parallel_size, data_parallel_size),
         router=router,
         kernels=_attention(attention_backend) | own,
         plugins=[plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins],
@@ -206,6 +227,9 @@ def engine_config(
         max_num_batched_tokens=max_num_batched_tokens,
         max_chunk_tokens=chunked_prefill_size,
     )
+    check_types(config.parallel, "parallel.")
+    if enable_expert_parallel:
+        config.parallel.ep = tensor_parallel_size * data_parallel_size
     if distributed_executor_backend is not None or config.parallel != ParallelConfig(dp=data_parallel_size):
         config.executor = ExecutorConfig(kind="distributed")
         config.parallel.backend = _launcher(distributed_executor_backend)
@@ -247,6 +271,11 @@ def _attention(asked: str | None) -> dict[str, str]:
         raise ValueError(f"{source}={name!r} cannot work: {why}it must be one of {', '.join(ATTENTION_BACKENDS)}, or left out")
     prefill, decode = ATTENTION_BACKENDS[name]
     return {"paged_attention_prefill": prefill, "paged_attention_decode": decode}
+
+
+def _dtype_name(given: object) -> str:
+    """Of a name as vLLM has it, or a torch.dtype."""
+    return _DTYPES.get(str(given), str(given).removeprefix("torch."))
 
 
 def _launcher(asked: str | None) -> str:

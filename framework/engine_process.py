@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from .clock import WallClock
 from .config import EngineConfig
 from .engine.inputs import EngineInput
 from .failures import Failure
+from .lora_request import LoRARequest
 from .pooling_params import PoolingParams
 from .sampling_params import SamplingParams
 
@@ -34,6 +36,12 @@ ALIVE_S = 1.0
 WAIT_S = 0.002
 """Between two looks whether the grammar is compiled that all requests wait for."""
 
+Method = Literal["report", "metrics", "reset_prefix_cache", "add_lora", "remove_lora", "pin_lora", "list_loras"]
+"""What may be asked of an engine elsewhere."""
+
+Loads = dict[str, Callable[[], bool]]
+"""Key of a call of ``add_lora`` -> what tells whether it is done."""
+
 Envelope = tuple[str, bytes]
 """What goes to the engine: key of the request or call, and a pickled Add, Abort or Call. The key stands outside, so that somebody
 is told even of a message that cannot be read. Instead of an envelope, None ends the process."""
@@ -48,6 +56,7 @@ class Add:
     params: SamplingParams | PoolingParams
     priority: int
     asked_s: float
+    lora_request: LoRARequest | None = None
 
 
 @dataclass
@@ -59,7 +68,8 @@ class Abort:
 class Call:
     """Asks for an Answer."""
 
-    method: Literal["report", "metrics", "reset_prefix_cache"]
+    method: Method
+    arguments: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -118,12 +128,17 @@ def _end_with_parent() -> None:
 
 def _serve(engine: Engine, pipe: Connection) -> None:
     sent_s = time.monotonic()
+    loads: Loads = {}
     while True:
         while not engine.has_unfinished() or pipe.poll(WAIT_S if engine.is_waiting else 0):
+            if loads and not pipe.poll(WAIT_S):
+                _answer(pipe, loads)
+                continue
             envelope: Envelope | None = pipe.recv()
             if envelope is None:
                 return
-            _handle(engine, pipe, *envelope)
+            _handle(engine, pipe, loads, *envelope)
+        _answer(pipe, loads)
         outputs = engine.step()
         if engine.errored is not None:
             raise engine.errored
@@ -132,19 +147,43 @@ def _serve(engine: Engine, pipe: Connection) -> None:
             sent_s = time.monotonic()
 
 
-def _handle(engine: Engine, pipe: Connection, key: str, pickled: bytes) -> None:
+def _answer(pipe: Connection, loads: Loads) -> None:
+    """Tells of adapters that have been read."""
+    for key, is_done in list(loads.items()):
+        try:
+            if not is_done():
+                continue
+            pipe.send(Answer(key, True))
+        except ConnectionError:
+            raise
+        except Exception as error:
+            pipe.send(Failure.of(error, key))
+        del loads[key]
+
+
+def _handle(engine: Engine, pipe: Connection, loads: Loads, key: str, pickled: bytes) -> None:
     """Whatever one message brings concerns nobody but its sender."""
     try:
         message = pickle.loads(pickled)
         if isinstance(message, Add):
             under_way_s = max(0.0, time.time() - message.asked_s) if isinstance(engine.clock, WallClock) else 0.0
             arrival_s = engine.clock.now() - under_way_s
-            engine.add_request(key, message.prompt, message.params, arrival_s=arrival_s, priority=message.priority)
+            engine.add_request(
+                key,
+                message.prompt,
+                message.params,
+                arrival_s=arrival_s,
+                priority=message.priority,
+                lora_request=message.lora_request,
+            )
         elif isinstance(message, Abort):
             if outputs := engine.abort([key]):
                 _send(pipe, outputs)
         elif isinstance(message, Call):
-            pipe.send(Answer(key, _CALLS[message.method](engine)))
+            if message.method == "add_lora":
+                loads[key] = engine.start_lora(*message.arguments)
+            else:
+                pipe.send(Answer(key, _CALLS[message.method](engine, *message.arguments)))
         else:
             raise TypeError(f"the engine's process takes Add, Abort and Call, not {type(message).__name__}")
     except ConnectionError:
@@ -160,8 +199,11 @@ def _send(pipe: Connection, outputs: list[RequestOutput]) -> None:
     pipe.send(outputs)
 
 
-_CALLS = {
+_CALLS: dict[str, Callable[..., Any]] = {
     "report": lambda engine: Report(engine.plan_report(), engine.stats()),
     "metrics": lambda engine: engine.metrics(),
     "reset_prefix_cache": lambda engine: engine.reset_prefix_cache(),
+    "remove_lora": lambda engine, lora_id: engine.remove_lora(lora_id),
+    "pin_lora": lambda engine, lora_id: engine.pin_lora(lora_id),
+    "list_loras": lambda engine: engine.list_loras(),
 }

@@ -49,6 +49,7 @@ TEXTS = MappingProxyType(
         "vllm:request_params_max_tokens": "Most tokens that a completion may have.",
         "vllm:request_num_preemptions": "How often a completion was preempted.",
         "vllm:request_prefill_kv_computed_tokens": "Prompt tokens per completion that the cache did not have.",
+        "vllm:lora_requests_info": "Adapters that completions wait for, and that run; max_lora: most in one step.",
         "kernelswap:kernel_info": "Which implementation serves an op.",
         "kernelswap:structured_requests": "Completions held to a grammar, by the library that compiled it.",
     }
@@ -125,6 +126,10 @@ def _metrics(found: EngineMetrics, labels: dict[str, str]) -> Iterator[Metric]:
         buckets = dict(zip(ends, accumulate(values.counts.tolist())))
         yield Histogram(f"vllm:{name}", labels, buckets["+Inf"], values.total, buckets)
     yield Gauge("vllm:cache_config_info", {"engine": labels["engine"], **{k: str(v) for k, v in found.cache.items()}}, 1)
+    if found.adapters is not None:
+        most, of_waiting, of_running = found.adapters
+        named = {"waiting_lora_adapters": ",".join(of_waiting), "running_lora_adapters": ",".join(of_running)}
+        yield Gauge("vllm:lora_requests_info", {**labels, "max_lora": str(most), **named}, 1)
     for backend, total in found.structured.items():
         yield Counter("kernelswap:structured_requests", {**labels, "backend": backend}, total)
     for op, kernel in found.kernels.items():

@@ -18,6 +18,7 @@ from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.call_shapes import described_ops, shape_reader
 from triton_kernels.group import Group, ProcessGroup, ThreadGroup
 from triton_kernels.impls._shared.recording import Arena, Recording, is_recording, record, run_between
+from triton_kernels.lora_meta import LoraMeta
 from triton_kernels.rng import STREAM_ACCEPT, STREAM_DRAFT, STREAM_TARGET, row_uniform
 from triton_kernels.spec import device_arch
 
@@ -34,6 +35,7 @@ __all__ = [
     "Group",
     "KernelPlan",
     "LayerKV",
+    "LoraMeta",
     "ProcessGroup",
     "Recording",
     "ThreadGroup",
@@ -164,6 +166,13 @@ class KernelPlan:
         kernel = BoundKernel(op, impl, str(choice), chosen, run, version, note)
         self.bound.append(kernel)
         return kernel
+
+    def rebind(self, kernel: BoundKernel, bind: Callable[[], BoundKernel]) -> None:
+        """Drops what ``kernel`` runs, with its tensors, and has it run what ``bind`` binds."""
+        kernel.run = None
+        found = bind()
+        self.bound.remove(found)
+        kernel.run = found.run
 
     def bind_fused(
         self,

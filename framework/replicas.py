@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +174,10 @@ class Replicas:
         if living != self._routed_to:
             _logger.error("%d of %d replicas are left", len(living), len(self._clients))
             self._routed_to, self._router = living, ROUTERS[self._config.router](self._config.seed)
-        return living[self._router.route(add.prompt, [client.in_flight for client in living])]
+        prompt = add.prompt
+        if add.lora_request is not None:  # whose blocks are of no use to others
+            prompt = replace(prompt, cache_salt=f"{add.lora_request.lora_name}/{prompt.cache_salt or ''}")
+        return living[self._router.route(prompt, [client.in_flight for client in living])]
 
 
 def of_the_living(answers: Mapping[int, Any], dead: EngineDeadError | None) -> dict[int, Any]:

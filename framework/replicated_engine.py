@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from .build import input_processor, pooling_rules, settle_pooling
 from .clock import WallClock
@@ -18,7 +18,8 @@ from .engine.kv_cache.manager import KVCacheManager
 from .engine.limits import Limits
 from .engine.metrics import EngineInfo, EngineMetrics, EngineStats, total_stats
 from .engine.pooling import generates
-from .engine_process import Add, Call, Report
+from .engine_process import Add, Call, Method, Report
+from .lora_request import LoRARequest, check_lora_request
 from .models.read import read_model
 from .outputs import RequestOutput
 from .pooling_params import PoolingParams
@@ -109,14 +110,16 @@ class ReplicatedEngine:
         arrival_s: float | None = None,
         priority: int = 0,
         output_kind: RequestOutputKind | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> None:
         """As of an Engine. Raises EngineDeadError once no replica is left."""
         if request_id in self._running:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
+        check_lora_request(lora_request, self.config.lora.enabled)
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
         complete = self._complete(given, params, output_kind)
         late_s = 0.0 if arrival_s is None else self.clock.now() - arrival_s
-        add = Add(given, complete, priority, time.time() - late_s)
+        add = Add(given, complete, priority, time.time() - late_s, lora_request)
         waiting = _Waiting(self._inbox, self._arrived, request_id, given)
         waiting.key = self.replicas.open(waiting, lambda: add)
         self._num_added += 1
@@ -172,6 +175,23 @@ class ReplicatedEngine:
         """As of an Engine, on all replicas."""
         return not self._running and all(self._ask("reset_prefix_cache").values())
 
+    def add_lora(self, request: LoRARequest) -> bool:
+        """As of an Engine, on all replicas."""
+        check_lora_request(request, self.config.lora.enabled)
+        return all(self._ask("add_lora", request).values())
+
+    def remove_lora(self, lora_id: int) -> bool:
+        """As of an Engine, on all replicas."""
+        return any(self._ask("remove_lora", lora_id).values())
+
+    def pin_lora(self, lora_id: int) -> bool:
+        """As of an Engine, on all replicas."""
+        return all(self._ask("pin_lora", lora_id).values())
+
+    def list_loras(self) -> set[int]:
+        """Ids of the adapters that a replica holds."""
+        return set().union(*self._ask("list_loras").values())
+
     def shutdown(self) -> None:
         """Ends the processes; the engine is of no use afterwards."""
         self.replicas.shutdown()
@@ -199,14 +219,14 @@ class ReplicatedEngine:
             complete.seed = request_seed(self.config.seed, self._num_added)
         return complete
 
-    def _ask(self, method: Literal["report", "metrics", "reset_prefix_cache"]) -> dict[int, Any]:
+    def _ask(self, method: Method, *arguments: Any) -> dict[int, Any]:
         """The answers of the replicas that live, by their number."""
         answers: dict[int, deque[Any]] = {}
         asked = []
         for index, client in self.replicas.living.items():
             answers[index] = deque()
             try:
-                asked.append((client, client.open(_Waiting(self._inbox, answers[index]), lambda: Call(method))))
+                asked.append((client, client.open(_Waiting(self._inbox, answers[index]), lambda: Call(method, arguments))))
             except EngineDeadError as error:  # just now
                 answers[index].append(error)
         while not all(answers.values()):

@@ -49,12 +49,23 @@ _OPERATORS = "framework/executor/operators.py"
 _OPERATOR_MODEL = "framework/executor/operator_model.py"
 _PHYSICS = "framework/executor/physics.py"
 _KRIGING = "framework/executor/kriging.py"
+_ADAPTERS = "framework/engine/adapters.py"
+_PEFT = "framework/models/lora/peft.py"
+_PEFT_CONFIG = "framework/models/lora/peft_config.py"
+_SERVED_ADAPTERS = "framework/server/adapters.py"
 _RANKS = "framework/models/ranks.py"
 _PARTS = "framework/models/parts.py"
 _BINDING = "framework/models/binding/"
+_LORA_SLOTS = "framework/models/lora/slots.py"
+_LORA_LAYERS = "framework/models/lora/layers.py"
 _DISTRIBUTED = "framework/distributed/"
 _RANK = "framework/worker/rank.py"
 _GROUP = "triton_kernels/group.py"
+_EXPERT_MAP = "framework/models/expert_map.py"
+_EXPERT_BALANCER = "framework/models/expert_balancer.py"
+_EXPERTS = "framework/models/layers/experts.py"
+_LOCKSTEP = "framework/engine/lockstep.py"
+_EXCHANGE = "triton_kernels/impls/moe_exchange/"
 _FITTING = "framework/study/calibration/fitting.py"
 _METRICS = "framework/study/metrics.py"
 _STATISTICS = "framework/study/statistics.py"
@@ -105,7 +116,9 @@ class Mutant:
 
 _BLOCK_TESTS = ["tests/framework/engine/test_kv_cache.py", "tests/framework/engine/test_kv_cache_properties.py"]
 _SHARDED_TESTS = ["tests/distributed/test_sharded_models.py"]
-_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("executor", "faults", "gloo_ranks", "llm")]
+_LOCKSTEP_TESTS = ["tests/distributed/test_lockstep.py"]
+_EXPERT_TESTS = ["tests/models/test_expert_map.py", "tests/distributed/test_expert_maps.py", *_LOCKSTEP_TESTS]
+_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("lockstep", "executor", "faults", "gloo_ranks", "llm")]
 _ENGINE_TESTS = ["tests/framework/engine/test_scheduler.py", "tests/framework/engine/test_engine.py"]
 _TEXT_TESTS = [
     "tests/framework/engine/test_detokenizer.py",
@@ -147,6 +160,7 @@ _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_ser
 _REPLICA_TESTS = ["tests/framework/test_replicas.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py", *_REPLICA_TESTS]
 _POOLING_TESTS = ["tests/framework/models/pooling"]
+_LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 
 TESTS: dict[str, list[str]] = {
     _POOLING_RULES: _POOLING_TESTS,
@@ -165,17 +179,20 @@ TESTS: dict[str, list[str]] = {
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
-    _RUNNER: [*_TOKEN_TESTS, *_DRAFT_TESTS],
-    _ROWS: [*_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
+    _RUNNER: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
-    _BATCHES: [*_TOKEN_TESTS, *_DRAFT_TESTS],
+    _BATCHES: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
     **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm", "llama")},
-    **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
+    **{
+        file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS]
+        for file in (_WEIGHTS, _TENSOR_FILES, "framework/models/hub.py")
+    },
     **dict.fromkeys(
         (
             _PARTS,
@@ -191,6 +208,9 @@ TESTS: dict[str, list[str]] = {
         ),
         _DISTRIBUTED_TESTS,
     ),
+    **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
+    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "messages"))), _LOCKSTEP_TESTS),
+    **{f"{_EXCHANGE}{name}.py": ["tests/triton_kernels/test_moe_exchange.py"] for name in ("torch", "deep_ep")},
     "framework/logs.py": ["tests/distributed/test_serving.py"],
     _GROUP: ["tests/triton_kernels/test_collectives.py"],
     _VERIFY_DRAFT: ["tests/triton_kernels/test_step_ops.py"],
@@ -201,7 +221,8 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_RECORDING_TESTS, *_DRAFT_TESTS],
+    _GRAPHS: [*_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
+    **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
     _DEVICES: _RECORDING_TESTS,
     **{
         f"{_QUANTIZATION}{name}.py": [*_QUANTIZATION_TESTS, *_SHARDED_TESTS]
@@ -230,6 +251,9 @@ TESTS: dict[str, list[str]] = {
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
     _WATCHED: ["tests/framework/structured/test_watched.py"],
     _LLGUIDANCE: ["tests/framework/structured/test_backends.py"],
+    _ADAPTERS: ["tests/framework/engine/test_adapters.py"],
+    **{key: ["tests/framework/models/lora/test_peft.py"] for key in (_PEFT, _PEFT_CONFIG)},
+    _SERVED_ADAPTERS: ["tests/framework/server/test_adapters.py"],
     _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
@@ -313,8 +337,8 @@ MUTANTS = [
     Mutant(
         "positions frozen past token 64",
         _BATCHES,
-        "return ForwardBatch(token_ids, token_positions,",
-        "return ForwardBatch(token_ids, token_positions.clamp(max=64),",
+        "ForwardBatch(token_ids, token_positions,",
+        "ForwardBatch(token_ids, token_positions.clamp(max=64),",
     ),
     Mutant("prompt logprobs are those of the first row", _RUNNER, "hidden[start : start + count]", "hidden[:count]"),
     Mutant(
@@ -663,7 +687,9 @@ MUTANTS = [
     Mutant("noise counts twice", _SIMULATED, "max(start_s + noise * device_s,", "max(start_s + noise * noise * device_s,"),
     Mutant("replicas have the same noise", _SIMULATED, "(2**64 - 1), index))", "(2**64 - 1), 0))"),
     Mutant("the weights of one device are the model's", _SIMULATED, "round(config.parallel.tp * sum(", "round(sum("),
-    Mutant("spread experts lie on every device", _RANKS, "num_experts=part.num_experts // ep)", "num_experts=part.num_experts)"),
+    Mutant(
+        "spread experts lie on every device", _RANKS, "(part.num_experts + redundant) // ep)", "(part.num_experts + redundant))"
+    ),
     Mutant("the device least alike is transferred", _SIMULATED_DEVICE, "return min(found", "return max(found"),
     # What was measured.
     Mutant(
@@ -833,8 +859,8 @@ MUTANTS = [
     Mutant(
         "degrees of parallelism are swapped",
         _ENGINE_ARGS,
-        "            tensor_parallel_size, pipeline_parallel_size,",
-        "            pipeline_parallel_size, tensor_parallel_size,",
+        "ParallelConfig(tensor_parallel_size, pipeline_parallel_size,",
+        "ParallelConfig(pipeline_parallel_size, tensor_parallel_size,",
     ),
     # What the server and its clients count.
     Mutant(
@@ -1005,7 +1031,7 @@ MUTANTS = [
     Mutant("layers without a word rotate", _NATIVE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
     Mutant("the best two of one expert", _NATIVE, " and size < 2)", " and size < 1)"),
     Mutant("halves of pairs rotate", _ROPE, "if rotary_dim % 2 or not", "if not"),
-    Mutant("an index leads anywhere", _TENSOR_FILES, ' or ".." in Path(file).parts', ""),
+    Mutant("an index leads anywhere", "framework/models/hub.py", ' or ".." in Path(file).parts', ""),
     Mutant("shards are missed when they are read", _TENSOR_FILES, "if not (folder / file).is_file():", "if False:"),
     Mutant("the last of two tensors wins", _WEIGHTS, "if ours in where:", "if False:"),
     Mutant("command-r stops early", f"{_FAMILIES}cohere.py", 'config.get("model_max_length") or ', ""),
@@ -1034,9 +1060,7 @@ MUTANTS = [
     Mutant("KV heads go round the ranks", _PARTS, "rank.rank // copies * count", "rank.rank % (rank.size // copies) * count"),
     Mutant("all ranks have the first experts", _PARTS, "start = rank.rank * count if count < total else 0", "start = 0"),
     Mutant("every rank adds the bias", _LINEAR, '{**part.tensors, "bias": None}, params=', "part.tensors, params="),
-    Mutant(
-        "every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": tp.rank * len(table)}', '{"vocab_start": 0}'
-    ),
+    Mutant("every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": start}', '{"vocab_start": 0}'),
     Mutant(
         "every rank has the slopes of the first",
         f"{_BINDING}attention.py",
@@ -1107,7 +1131,7 @@ MUTANTS = [
     ),
     Mutant("other versions may serve", f"{_DISTRIBUTED}executor.py", "refuse_versions(own, rank, message.versions)", "pass"),
     Mutant("other configurations may serve", f"{_DISTRIBUTED}executor.py", "            refuse_differences(config, built)\n", ""),
-    Mutant("old outputs are kept", f"{_DISTRIBUTED}executor.py", "                del taken[old]", "                pass"),
+    Mutant("old outputs are kept", f"{_DISTRIBUTED}executor.py", "            del self._outputs[old]", "            pass"),
     Mutant(
         "failures of steps that were given up are passed over",
         f"{_DISTRIBUTED}executor.py",
@@ -1122,5 +1146,168 @@ MUTANTS = [
     Mutant("ranks stay in their groups", _RANK, "        dist.destroy_process_group()", "        pass"),
     Mutant("one rank may have no device", _RANK, "torch.cuda.device_count()) < size", "torch.cuda.device_count()) < 1"),
     Mutant("only one of those that wait is woken", _GROUP, "            mailbox.put(None)  # for", "            pass  # for"),
+    # Adapters.
+    Mutant(
+        "an adapter keeps what was in its slot beyond its rank",
+        _LORA_SLOTS,
+        "target.narrow(dim, rank, target.shape[dim] - rank).zero_()",
+        "pass",
+    ),
+    Mutant("parts that an adapter lacks keep what was in its slot", _LORA_SLOTS, "tensor[slot].zero_()", "pass"),
+    Mutant("ranks have the first columns of A", _LORA_SLOTS, "a[..., columns.start : columns.stop]", "a[..., : len(columns)]"),
+    Mutant("an adapter is gone when one of two is dropped", _LORA_SLOTS, "if not self._holds[key]:", "if True:"),
+    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, ".float() * self.scale[slots]", ".float()"),
+    Mutant("every rank adapts every word", _LORA_LAYERS, "shrunk * held[:, None]", "shrunk"),
+    Mutant(
+        "logits have the adapters of the first tokens",
+        _BATCHES,
+        "of_tokens[rows.logit_tokens]",
+        "of_tokens[: len(rows.logit_tokens)]",
+    ),
+    Mutant(
+        "a request without adapter has that of the one before",
+        _ROWS,
+        "self.lora_slots[request.seat] = request.lora_slot",
+        "self.lora_slots[request.seat] = max(request.lora_slot, self.lora_slots[request.seat])",
+    ),
+    Mutant("recordings know no adapters", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[False]"),
+    Mutant(
+        "recordings have the adapters of the first seats", _GRAPHS, "requests.lora_slots[rows.seats]", "requests.lora_slots[:count]"
+    ),
+    Mutant("prompt logprobs know no adapters", _RUNNER, "None if index is None else LoraMeta(index, [slot])", "None"),
+    # Experts that lie anywhere, and schedulers that take their steps together.
+    Mutant("replicas share no load", _EXPERT_MAP, "sum(loads[e] / counts[e] for e", "sum(loads[e] for e"),
+    Mutant("a rank may have an expert more often than ranks there are", _EXPERT_MAP, "if counts[expert] < ranks:", "if True:"),
+    Mutant("a map that is as good moves experts", _EXPERT_MAP, "min([current, *found] if", "min([*found, current] if"),
+    Mutant("loads of another model are taken", _EXPERT_MAP, "if sizes != dict(counts) or any(", "if any("),
+    Mutant(
+        "experts stay where they were",
+        _EXPERT_BALANCER,
+        "            self.plan.rebind(self.layers[number].experts, partial(self.load, number, wanted))",
+        "            pass",
+    ),
+    Mutant(
+        "where experts went is not known", _EXPERT_BALANCER, "            placement.place(wanted.slots[number])", "            pass"
+    ),
+    Mutant("loads are never forgotten", _EXPERT_BALANCER, "            placement.loads.zero_()", "            pass"),
+    Mutant("the first replica serves all", _EXPERTS, "rows % self.counts[chosen]", "0 * rows"),
+    Mutant(
+        "a rank without tokens stays away", _EXPERTS, "        if self.exchange is not None:  # else", "        if False:  # else"
+    ),
+    Mutant("schedulers number the ranks' experts alike", f"{_BINDING}experts.py", "ep.rank * part.num_experts if", "0 if"),
+    Mutant(
+        "ranks of a stage add nothing up where schedulers share experts",
+        f"{_BINDING}experts.py",
+        "    if tp.size > 1:\n        found.reduce",
+        "    if tp.size > 1 and binder.lockstep is None:\n        found.reduce",
+    ),
+    Mutant(
+        "the fullest is the first",
+        f"{_DISTRIBUTED}lockstep.py",
+        "max(sum(step.num_tokens) for step in inputs)",
+        "sum(inputs[0].num_tokens)",
+    ),
+    Mutant(
+        "steps have the number of all",
+        f"{_DISTRIBUTED}lockstep.py",
+        "return replace(output, step_id=self.step.step_id)",
+        "return output",
+    ),
+    Mutant("masks go to whoever comes first", f"{_DISTRIBUTED}worker.py", " or message.scheduler != self._place.dp_rank:", ":"),
+    Mutant(
+        "every rank takes the first scheduler's step",
+        f"{_DISTRIBUTED}worker.py",
+        "message.inputs[self._place.dp_rank]",
+        "message.inputs[0]",
+    ),
+    Mutant(
+        "outputs come of one scheduler",
+        f"{_DISTRIBUTED}messages.py",
+        "self.rank % self.num_own == self.num_own - self.tp",
+        "self.rank == self.size - self.tp",
+    ),
+    Mutant(
+        "loads are those of the first scheduler",
+        f"{_DISTRIBUTED}executor.py",
+        "if place.tp_rank == 0 else ():",
+        "if place.rank == 0 else ():",
+    ),
+    Mutant(
+        "loads count once for each rank of a stage",
+        f"{_DISTRIBUTED}executor.py",
+        "if place.tp_rank == 0 else ():",
+        "if True else ():",
+    ),
+    Mutant("experts never move by themselves", f"{_DISTRIBUTED}executor.py", "self._num_steps % self._eplb_steps == 0:", "False:"),
+    Mutant("seeds by the scheduler", _LOCKSTEP, "        engine.num_added = self._num_added  # a", "        pass  # a"),
+    Mutant(
+        "an id may run twice", _LOCKSTEP, "if any(request_id in engine.processor.groups for engine in self.engines):", "if False:"
+    ),
+    Mutant(
+        "requests of other schedulers outlive the device",
+        _LOCKSTEP,
+        "if (lost := self.errored) is not None:\n            outputs",
+        "if False:\n            outputs",
+    ),
+    Mutant(
+        "ranks have the first one's rows back", f"{_EXCHANGE}torch.py", ".chunk(group.size)[group.rank]", ".chunk(group.size)[0]"
+    ),
     Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
+    Mutant(
+        "a slot is given away under its requests", _ADAPTERS, "(found := self._slots[slot]) is not None and found.users", "False"
+    ),
+    Mutant(
+        "requests join those of a slot that others wait for", _ADAPTERS, "if weights.slot in self._claims.values():", "if False:"
+    ),
+    Mutant("all slots are emptied at once", _ADAPTERS, "(empties and weights.users)", "False"),
+    Mutant("the slot with most left is emptied", _ADAPTERS, "cost = (2, left)", "cost = (2, -left)"),
+    Mutant("adapters share cached prefixes", _ADAPTERS, "            request.extra_keys = keys\n", "            pass\n"),
+    Mutant(
+        "what was looked up for other weights is kept",
+        _ADAPTERS,
+        "            request.block_hashes.clear()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "preempted requests lose their slot",
+        _ADAPTERS,
+        "if adapter.weights is not None and request in adapter.weights.users:",
+        "if False:",
+    ),
+    Mutant("the host holds more than it may", _ADAPTERS, "len(self._weights) + len(self._reading) < self._num_host", "True"),
+    Mutant("what was used last leaves the host first", _ADAPTERS, "self._drop(min(idle", "self._drop(max(idle"),
+    Mutant(
+        "slots that a failed step was to fill pass for filled",
+        _ADAPTERS,
+        "                self._empty(slot)\n        return users",
+        "                pass\n        return users",
+    ),
+    Mutant(
+        "an adapter in use is removed",
+        _ADAPTERS,
+        "        if adapter.requests:\n            raise",
+        "        if False:\n            raise",
+    ),
+    Mutant(
+        "of equal adapters the host keeps two", _ADAPTERS, "self._executor.drop_adapter(loaded.key)  # it holds", "pass  # it holds"
+    ),
+    Mutant("new weights in place are the old ones", _ADAPTERS, "known is None or request.load_inplace or", "known is None or"),
+    Mutant("rsLoRA scales as LoRA", _PEFT_CONFIG, "rank**0.5 if self.rslora else rank", "rank"),
+    Mutant("patterns of ranks are of whole names", _PEFT_CONFIG, 'rf"(.*\\.)?({pattern})$"', 'rf"({pattern})$"'),
+    Mutant("rows of B keep the order of the disk", _PEFT, "            b = b[part.rows_on_disk]\n", "            pass\n"),
+    Mutant("the key is of A alone", _PEFT, "(one.a, one.b, one.scale):", "(one.a,):"),
+    Mutant("any weights beside an adapter pass", _PEFT, "        if not same:\n", "        if False:\n"),
+    Mutant("an adapter may lack modules", _PEFT_CONFIG, "        if missing:\n", "        if False:\n"),
+    Mutant(
+        "links lead out of the folder",
+        _SERVED_ADAPTERS,
+        "if not all(file.is_relative_to(self._folder) for file in files):",
+        "if False:",
+    ),
+    Mutant(
+        "adapters are left on ranks that could read them",
+        f"{_DISTRIBUTED}executor.py",
+        "            self._executor.send(DropAdapter(one.key, [rank]))",
+        "            pass",
+    ),
 ]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import framework
-from framework import LLM, EngineConfig, SamplingParams
+from framework import LLM, EngineConfig, LoRARequest, SamplingParams
 from framework.config import CacheConfig, ModelConfig
 from framework.speculation.config import SpeculativeConfig
 from triton_kernels.ops import OPS
+
+from .tiny_adapters import write_tiny_adapter
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "wrong.py")
 SMALL = {
@@ -84,6 +87,11 @@ MODELS = {
 PROMPTS: list[Any] = [{"prompt_token_ids": list(range(10, 10 + n))} for n in (3, 9, 21)]
 
 
+@functools.cache
+def adapter() -> LoRARequest:
+    return write_tiny_adapter(Path(tempfile.mkdtemp()) / "adapter", 1, targets=["layers.1.self_attn.o_proj"])
+
+
 def generate(op: str, choice: str) -> list[Any]:
     architecture = MODELS.get(op)
     model = ModelConfig(load_format="dummy", architecture=architecture, dtype="float32") if architecture else ModelConfig("tiny")
@@ -91,6 +99,7 @@ def generate(op: str, choice: str) -> list[Any]:
     config = EngineConfig(model, CacheConfig(block_size=4, num_blocks=128), kernels={op: choice}, plugins=[PLUGIN], num_threads=1)
     if op in ("filter_logits", "verify_draft"):
         config.speculative_config = SpeculativeConfig("draft_model", 2, "tiny-draft", rejection_sample_method="standard")
+    config.lora.enabled = op.startswith("lora_")
     llm = LLM(config)
     greedy = op not in ("copy_blocks", "sample", "filter_logits", "verify_draft")
     params = SamplingParams(
@@ -104,7 +113,7 @@ def generate(op: str, choice: str) -> list[Any]:
         logprobs=1 if op == "gather_logprobs" else None,
         frequency_penalty=1.5 if op == "apply_penalties" else 0,
     )
-    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    outputs = llm.generate(PROMPTS, params, use_tqdm=False, lora_request=adapter() if config.lora.enabled else None)
     report = llm.plan()[op]
     assert report["calls"] > 0
     assert choice == "auto" or report["impl"] == choice

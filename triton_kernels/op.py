@@ -81,6 +81,15 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Yardstick:
+    """What benchmarks measure impls beside, though it does not do their work. ``make``: from the arguments of a case to what is
+    timed; ``dims``: of its cost, where they are not the case's."""
+
+    make: Callable[[Mapping[str, Any]], Callable[[], Any]]
+    dims: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Op:
     """A named contract. ``reference`` is its plain torch function: the oracle of the tests and the impl that works everywhere.
 
@@ -95,6 +104,7 @@ class Op:
     row_args    names of the arguments whose first dimension counts rows that must not influence each other (with ``meta``:
                 its requests); what batch invariance is tested on. Outputs, and mutated row arguments, have the same rows.
     fuses       names of the ops whose work it does in one pass; where it is not chosen, those run.
+    yardsticks  by name, beside which its impls are measured.
     facts       from the bound arguments to the static facts that an impl's ``unsupported`` can look at.
     cost        ``cost(dims, q_lens, ctx_lens)``: pure Python; q_lens are new tokens per request, ctx_lens tokens in the
                 cache per request including the new ones. dims carry ``weight_bytes``/``act_bytes``/``kv_bytes`` per element.
@@ -112,6 +122,7 @@ class Op:
     fuses: tuple[str, ...] = ()
     tolerance: Tolerance = Tolerance()
     facts: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    yardsticks: Mapping[str, Yardstick] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = [a for a in (*self.bind_args, *self.optional, *self.mutates, *self.row_args) if a not in self.parameters]

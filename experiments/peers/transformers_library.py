@@ -11,8 +11,9 @@ import transformers
 from framework.config import EngineConfig
 from framework.engine.kv_cache.spec import ELEMENT_BYTES
 from framework.executor.kinds import EXECUTORS
+from framework.models.library import library_config, num_library_weights
 from framework.models.read import ModelInfo
-from framework.models.transformers_model import library_config, library_model, num_library_weights
+from framework.models.transformers_model import library_model
 from framework.study.workload.config import SamplingConfig
 from framework.worker.devices import open_device
 from framework.worker.local_executor import check_weights_fit
@@ -64,10 +65,10 @@ class Library:
             )
         if config.quant.scheme != "none":
             raise ValueError(f"quant.scheme={config.quant.scheme}: the library serves weights as they are stored; use quant=none")
-        found = library_config(config.model, info)
+        found = library_config(config.model, info.folder, info.config["model_type"])
         if found.is_encoder_decoder:
             raise ValueError(f"model {config.model.name!r} is an encoder-decoder; only decoders can be served")
-        check_weights_fit(num_library_weights(found) * ELEMENT_BYTES[info.dtype], info, device)
+        check_weights_fit(num_library_weights(config.model, found) * ELEMENT_BYTES[info.dtype], info, device)
         return cls(config, library_model(config.model, info, found, device.torch, config.seed), info.max_model_len)
 
     @property

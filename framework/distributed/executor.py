@@ -14,14 +14,33 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.errors import DeviceLostError
+from ..engine.executor import LoadedAdapter
 from ..engine.step import StepInput, StepOutput
 from ..failures import Failure
+from ..lora_request import LoRARequest
+from ..models.expert_map import ExpertMap, first_map
 from ..models.ranks import check_ranks
 from ..models.read import ModelInfo
 from ..op_times import OpTimes
 from .handshake import refuse_differences, refuse_versions, versions
 from .kinds import LAUNCHERS
-from .messages import AskPlan, Built, Factory, Hello, Masks, Place, PlanReport, Start
+from .messages import (
+    AdapterRead,
+    AskLoads,
+    AskPlan,
+    Built,
+    DropAdapter,
+    Factory,
+    Hello,
+    LoadAdapter,
+    LoadsReport,
+    Masks,
+    MoveExperts,
+    Place,
+    PlanReport,
+    Start,
+    Steps,
+)
 from .workers import Silence, Workers
 
 if TYPE_CHECKING:
@@ -48,13 +67,48 @@ class StepHandle:
 
     def result(self) -> StepOutput:
         """Raises RuntimeError for what went wrong on a rank, and as ``DistributedExecutor.submit``."""
-        return self._executor.result(self._step_id)
+        return self._executor.output(self._step_id)
+
+
+class RanksLoad:
+    """An adapter that all ranks read. found: by rank, what each has, or failed with."""
+
+    def __init__(self, executor: DistributedExecutor, path: str, size: int) -> None:
+        self._executor, self._path, self._size = executor, path, size
+        self.found: dict[int, LoadedAdapter | Failure] = {}
+
+    def done(self) -> bool:
+        if len(self.found) < self._size:
+            self._executor.receive(0.0)
+        return len(self.found) == self._size
+
+    def result(self) -> LoadedAdapter:
+        """Raises what the first rank failed with, and ValueError if ranks read different adapters; no rank holds it then."""
+        while not self.done():
+            self._executor.receive(None)
+        failures = {rank: one for rank, one in sorted(self.found.items()) if isinstance(one, Failure)}
+        loaded = {rank: one for rank, one in sorted(self.found.items()) if isinstance(one, LoadedAdapter)}
+        keys = {one.key for one in loaded.values()}
+        if not failures and len(keys) == 1:
+            first = loaded[0]
+            return LoadedAdapter(first.key, first.rank, sum(one.num_bytes for one in loaded.values()))
+        for rank, one in loaded.items():
+            self._executor.send(DropAdapter(one.key, [rank]))
+        for rank, failure in failures.items():
+            error = failure.error()
+            error.add_note(f"This was on rank {rank} of {self._size}.")
+            raise error
+        raise ValueError(
+            f"the ranks read {len(keys)} different adapters from {self._path}: it changed meanwhile, or is another folder on "
+            "other machines; try again, or give one that is the same"
+        )
 
 
 class DistributedExecutor:
-    """Workers as many as ``parallel.tp`` and ``parallel.pp`` say, each with an executor that ``factory`` makes, see messages.py.
+    """Workers as many as ``parallel.num_ranks``, each with an executor that ``factory`` makes, see messages.py.
 
-    A step is pickled once, and the same bytes go to every worker; only the output rank answers, others when something went wrong.
+    A step is pickled once, and the same bytes go to every worker; only output ranks answer, others when something went wrong.
+    Several schedulers share it through ``LockstepExecutor``.
     The end of a worker is seen at once, and its silence after ``parallel.step_timeout_s``: then the others are ended, too. So they
     are after a failure that not all ranks have in common: the others wait for the rank in the middle of the step, and would take
     what it sends in the next one for that of this one.
@@ -70,30 +124,40 @@ class DistributedExecutor:
 
         parallel = config.parallel
         check_ranks(model, parallel)
+        experts = None if model.architecture is None else first_map(model.architecture, parallel)
         if parallel.backend == "threads":
-            return cls(config, ThreadRanks(parallel.tp, parallel.pp))
+            ranks = ThreadRanks(parallel.tp, parallel.pp, parallel.num_schedulers)
+            return cls(config, ranks, experts=experts)
         check_devices(config)
-        return cls(config, open_rank, Rendezvous)
+        return cls(config, open_rank, Rendezvous, experts)
 
     @staticmethod
     def runs_on(config: EngineConfig) -> tuple[str, str]:
         from ..worker.devices import open_device
 
-        device, size = open_device(config.device), config.parallel.tp * config.parallel.pp
+        device, size = open_device(config.device), config.parallel.num_ranks
         return f"{size} x {device.name}" if size > 1 else device.name, device.arch
 
-    def __init__(self, config: EngineConfig, factory: Factory, rendezvous: type[Rendezvous] | None = None) -> None:
-        """rendezvous: of ranks that need one. Raises ValueError for ranks that differ in what must be equal, DeviceLostError if
-        one ends, and whatever goes wrong in making their executors."""
+    def __init__(
+        self, config: EngineConfig, factory: Factory, rendezvous: type[Rendezvous] | None = None, experts: ExpertMap | None = None
+    ) -> None:
+        """rendezvous: of ranks that need one. experts: where they lie at first, if they can lie elsewhere. Raises ValueError for
+        ranks that differ in what must be equal, DeviceLostError if one ends, and whatever goes wrong in making their executors."""
         parallel = config.parallel
         self.num_stages, self._timeout_s = parallel.pp, parallel.step_timeout_s
+        self.num_schedulers = parallel.num_schedulers
         config = _of_rank(config)
         self._process_id = os.getpid()
         self._rendezvous: Rendezvous | None = None
         self._lost: str | None = None
-        self._outputs: dict[int, StepOutput] = {}
+        self._outputs: dict[tuple[int, int], StepOutput] = {}  # by scheduler and step
+        self._taken = [-1] * self.num_schedulers  # the latest step that each asked for
         self._failures: dict[int, dict[int, Failure]] = {}  # by step and rank
         self._plans: dict[int, dict[str, Any]] = {}  # by rank
+        self._reads: dict[str, RanksLoad] = {}
+        self._num_reads = 0
+        self._loads: dict[int, dict[int, list[int]]] = {}  # by rank
+        self._experts, self._eplb_steps, self._num_steps = experts, parallel.eplb_steps, 0
         launcher: Launcher = LAUNCHERS[parallel.backend].load()()
         self._workers = Workers(launcher, parallel.step_timeout_s)
         weakref.finalize(self, self._workers.kill)
@@ -102,8 +166,9 @@ class DistributedExecutor:
             if rendezvous is not None:
                 self._rendezvous = rendezvous(parallel.port, launcher.host)
                 address = self._rendezvous.address
-            size = parallel.tp * parallel.pp
-            self._workers.start([Start(Place(rank, size, parallel.tp, address), config, factory) for rank in range(size)])
+            size = parallel.num_ranks
+            self._places = [Place(rank, size, parallel.tp, address, self.num_schedulers) for rank in range(size)]
+            self._workers.start([Start(place, config, factory) for place in self._places])
             built = self._shake_hands()
             refuse_differences(config, built)
         except BaseException:
@@ -121,8 +186,15 @@ class DistributedExecutor:
     def submit(self, step: StepInput) -> StepHandle:
         """Returns at once. Raises DeviceLostError if a rank is gone, or silent for too long, and where there never was any: in a
         process forked from the engine's."""
-        self.send(step)
+        self.send_step(step)
         return StepHandle(self, step.step_id)
+
+    def send_step(self, step: StepInput | Steps) -> None:
+        """To all ranks, whose experts move before if it is time to."""
+        self._num_steps += 1
+        if self._eplb_steps and self._num_steps % self._eplb_steps == 0:
+            self.rebalance_experts()
+        self.send(step)
 
     def send(self, message: Any) -> None:
         """To all ranks."""
@@ -138,23 +210,35 @@ class DistributedExecutor:
             while True:  # until the end that broke the pipe is found
                 self._receive(self._timeout_s)
 
-    def result(self, step_id: int) -> StepOutput:
-        """Of a step, in the order of submission; see StepHandle."""
+    def output(self, step_id: int, scheduler: int = 0) -> StepOutput:
+        """Of a scheduler's part of a step, in the order of its submissions; see StepHandle."""
         self._refuse_lost()
-        deadline_s = time.monotonic() + self._timeout_s
-        while step_id not in self._outputs and step_id not in self._failures:
+        deadline_s, key = time.monotonic() + self._timeout_s, (scheduler, step_id)
+        while key not in self._outputs and step_id not in self._failures:
             self._receive_until(deadline_s, f"step {step_id} was not done")
         for failed in sorted(failed for failed in self._failures if failed <= step_id):  # with those that the engine gave up
             self._require_all_failed(failed)
-        output, failures = self._outputs.get(step_id), self._failures.get(step_id)
-        for taken in (self._outputs, self._failures):
-            for old in [old for old in taken if old <= step_id]:
-                del taken[old]
+        output, failures = self._outputs.get(key), self._failures.get(step_id)
+        self._taken[scheduler] = step_id
+        for old in [old for old in self._outputs if old[0] == scheduler and old[1] <= step_id]:
+            del self._outputs[old]
+        for failed in [failed for failed in self._failures if failed <= min(self._taken)]:
+            del self._failures[failed]
         if failures is not None:
             rank, failure = next(iter(failures.items()))
             raise RuntimeError(f"rank {rank}: {failure.text}") from failure.error()
         assert output is not None
         return output
+
+    def load_adapter(self, request: LoRARequest) -> RanksLoad:
+        """All ranks read it. Raises as ``submit``."""
+        key, self._num_reads = f"adapter-{self._num_reads}", self._num_reads + 1
+        load = self._reads[key] = RanksLoad(self, request.lora_path, len(self._workers))
+        self.send(LoadAdapter(key, request))
+        return load
+
+    def drop_adapter(self, key: str) -> None:
+        self.send(DropAdapter(key, list(range(len(self._workers)))))
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         """As the ranks have it; calls are those of the first rank that runs an op."""
@@ -164,6 +248,30 @@ class DistributedExecutor:
         while len(self._plans) < len(self._workers):
             self._receive_until(deadline_s, "the kernel plan was not told")
         return {op: report for rank in sorted(self._plans, reverse=True) for op, report in self._plans[rank].items()}
+
+    def expert_loads(self) -> dict[int, list[int]]:
+        """Layer -> how often each of its experts was chosen since they moved, by all steps so far, which it waits for."""
+        self._loads.clear()
+        self.send(AskLoads())
+        deadline_s = time.monotonic() + self._timeout_s
+        while len(self._loads) < len(self._workers):
+            self._receive_until(deadline_s, "the loads of experts were not told")
+        total: dict[int, list[int]] = {}
+        for place in self._places:
+            for layer, loads in self._loads[place.rank].items() if place.tp_rank == 0 else ():
+                total[layer] = [a + b for a, b in zip(total.get(layer, [0] * len(loads)), loads)]
+        return total
+
+    def rebalance_experts(self) -> tuple[float, float]:
+        """Experts move to where the loads since the last time are even. Returns their imbalance before and after, as
+        ``ExpertMap.imbalance`` has it."""
+        assert self._experts is not None, "the configuration asks for it"
+        loads = self.expert_loads()
+        wanted = self._experts.balanced(loads)
+        found = self._experts.imbalance(loads), wanted.imbalance(loads)
+        self.send(MoveExperts(wanted))
+        self._experts = wanted
+        return found
 
     def shutdown(self) -> None:
         """Ends the workers, and waits until they are gone."""
@@ -204,14 +312,23 @@ class DistributedExecutor:
             self._lose(f"{overdue} {limit}: {self._workers.who_hangs()}")
         self._receive(remaining_s)
 
-    def _receive(self, timeout_s: float) -> None:
+    def receive(self, timeout_s: float | None) -> None:
+        """Takes in what has come, or what comes first; None: however long that takes. Raises DeviceLostError if a rank is gone."""
+        self._refuse_lost()
+        self._receive(timeout_s)
+
+    def _receive(self, timeout_s: float | None) -> None:
         ready = self._workers.wait(timeout_s)
         with self._unbroken():
             for rank, message in self._messages(ready):
                 if isinstance(message, StepOutput):
-                    self._outputs[message.step_id] = message
+                    self._outputs[self._places[rank].dp_rank, message.step_id] = message
                 elif isinstance(message, Failure):
                     self._take_failure(rank, message)
+                elif isinstance(message, AdapterRead):
+                    self._take_read(rank, message.key, message.loaded)
+                elif isinstance(message, LoadsReport):
+                    self._loads[rank] = message.loads
                 else:
                     assert isinstance(message, PlanReport), message
                     self._plans[rank] = message.plan
@@ -229,8 +346,17 @@ class DistributedExecutor:
     def _take_failure(self, rank: int, failure: Failure) -> None:
         if isinstance(failure.error(), DeviceLostError):
             self._lose(f"rank {rank}: {failure.text}")
+        if isinstance(failure.key, str):
+            self._take_read(rank, failure.key, failure)
+            return
         assert isinstance(failure.key, int)
         self._failures.setdefault(failure.key, {})[rank] = failure
+
+    def _take_read(self, rank: int, key: str, found: LoadedAdapter | Failure) -> None:
+        load = self._reads[key]
+        load.found[rank] = found
+        if len(load.found) == len(self._workers):
+            del self._reads[key]
 
     def _require_all_failed(self, step_id: int) -> None:
         """In the same way: then they have come equally far."""

@@ -12,15 +12,19 @@ from ..config import EngineConfig
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..engine.executor import Executor
+    from ..engine.executor import Executor, LoadedAdapter
+    from ..engine.step import StepInput
+    from ..lora_request import LoRARequest
+    from ..models.expert_map import ExpertMap
 
 
 @dataclass(frozen=True)
 class Place:
-    """A worker's place among the ranks of one engine. Ranks of a stage follow each other.
+    """A worker's place among the ranks of one engine. Those of a scheduler follow each other, and of these those of a stage.
 
     rank, size  of all
     tp          ranks per stage
+    dp          schedulers, each with as many ranks
     rendezvous  host:port of the ``torch.distributed.TCPStore`` that the driver keeps for them; empty: they need none
     """
 
@@ -28,23 +32,41 @@ class Place:
     size: int
     tp: int = 1
     rendezvous: str = ""
+    dp: int = 1
+
+    @property
+    def num_own(self) -> int:
+        """Ranks of a scheduler."""
+        return self.size // self.dp
+
+    @property
+    def dp_rank(self) -> int:
+        """Its scheduler."""
+        return self.rank // self.num_own
 
     @property
     def stage(self) -> int:
-        return self.rank // self.tp
+        return self.rank % self.num_own // self.tp
 
     @property
     def num_stages(self) -> int:
-        return self.size // self.tp
+        return self.num_own // self.tp
 
     @property
     def tp_rank(self) -> int:
         return self.rank % self.tp
 
     @property
+    def peers(self) -> tuple[range, range, range]:
+        """Ranks that share its tensors, those at its place in all stages, and those at its place of all schedulers."""
+        first, own = self.rank - self.tp_rank, self.dp_rank * self.num_own
+        stage, stages = range(first, first + self.tp), range(own + self.tp_rank, own + self.num_own, self.tp)
+        return stage, stages, range(self.rank % self.num_own, self.size, self.num_own)
+
+    @property
     def is_output(self) -> bool:
-        """Whether the driver takes the steps' outputs from it: the first rank of the last stage."""
-        return self.rank == self.size - self.tp
+        """Whether the driver takes its scheduler's outputs from it: the first rank of the last stage."""
+        return self.rank % self.num_own == self.num_own - self.tp
 
 
 Factory = Callable[[EngineConfig, Place], "Executor"]
@@ -92,11 +114,42 @@ FACTS = (
 
 
 @dataclass
+class Steps:
+    """One step of every scheduler, which their ranks take together."""
+
+    step_id: int
+    inputs: list[StepInput]
+
+
+@dataclass
 class Masks:
-    """The second phase of a step, see ``MaskedHandle.sample``."""
+    """The second phase of a scheduler's step, see ``MaskedHandle.sample``."""
 
     step_id: int
     masks: np.ndarray
+    scheduler: int = 0
+
+
+@dataclass
+class LoadAdapter:
+    """Asks for an AdapterRead, or a Failure, under the key of the load; steps go on meanwhile."""
+
+    key: str
+    request: LoRARequest
+
+
+@dataclass
+class AdapterRead:
+    key: str
+    loaded: LoadedAdapter
+
+
+@dataclass
+class DropAdapter:
+    """As ``HoldsAdapters.drop_adapter``, in turn with the steps. ranks: of which."""
+
+    key: str
+    ranks: list[int]
 
 
 @dataclass
@@ -107,6 +160,25 @@ class AskPlan:
 @dataclass
 class PlanReport:
     plan: dict[str, dict[str, Any]]
+
+
+@dataclass
+class AskLoads:
+    """Asks for a LoadsReport, in turn with the steps."""
+
+
+@dataclass
+class LoadsReport:
+    """Layer -> how often each of its experts was chosen, by what the rank computed since they moved."""
+
+    loads: dict[int, list[int]]
+
+
+@dataclass
+class MoveExperts:
+    """In turn with the steps, the experts move to where the map says."""
+
+    wanted: ExpertMap
 
 
 @dataclass

@@ -10,19 +10,44 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
+from ..engine.errors import DeviceLostError
 from ..engine.step import StepInput
 from ..failures import Failure
 from ..logs import set_up_logging
 from .handshake import flat, versions
-from .messages import FACTS, AskPlan, Built, Hello, Masks, Ping, PlanReport, Pong, Start
+from .messages import (
+    FACTS,
+    AdapterRead,
+    AskLoads,
+    AskPlan,
+    Built,
+    DropAdapter,
+    Hello,
+    LoadAdapter,
+    LoadsReport,
+    Masks,
+    MoveExperts,
+    Ping,
+    PlanReport,
+    Pong,
+    Start,
+    Steps,
+)
 
 if TYPE_CHECKING:
-    from ..engine.executor import Executor, Handle, MaskedHandle
+    from concurrent.futures import Future
+
+    from ..engine.executor import Executor, Handle, HoldsAdapters, LoadedAdapter, MaskedHandle
+    from ..worker.local_executor import LocalExecutor
+
+NO_STEP = -1
+"""Key of a failure that is of no step."""
 
 THREAD_VARIABLE = "OMP_NUM_THREADS"
 
@@ -38,7 +63,7 @@ class Worker:
         self._pipe, self._gone = pipe, gone
         self._sending = threading.Lock()
         self._inbox: SimpleQueue[Any] = SimpleQueue()
-        self._steps: deque[tuple[int, Handle]] = deque()  # not told of yet
+        self._steps: deque[tuple[int, Handle, bool]] = deque()  # not told of yet, and whether they are to be
         self._unsampled = False  # the youngest of them
         threading.Thread(target=self._listen, daemon=True, name="kernelswap-rank-listener").start()
 
@@ -83,22 +108,32 @@ class Worker:
                 return
             if isinstance(message, StepInput):
                 self._submit(executor, message)
+            elif isinstance(message, Steps):
+                step = replace(message.inputs[self._place.dp_rank], step_id=message.step_id)
+                self._submit(executor, step, asked=bool(step.seats))
             elif isinstance(message, Masks):
                 self._sample(message)
-            else:
-                assert isinstance(message, AskPlan), message
+            elif isinstance(message, LoadAdapter):
+                self._load(executor, message)
+            elif isinstance(message, DropAdapter):
+                if self._place.rank in message.ranks:
+                    cast("HoldsAdapters", executor).drop_adapter(message.key)
+            elif isinstance(message, AskPlan):
                 self._send(PlanReport(executor.plan_report()))
+            else:
+                self._balance(cast("LocalExecutor", executor), message)
 
-    def _submit(self, executor: Executor, step: StepInput) -> None:
+    def _submit(self, executor: Executor, step: StepInput, asked: bool = True) -> None:
+        """asked: whether the driver waits for its output."""
         try:
-            self._steps.append((step.step_id, executor.submit(step)))
+            self._steps.append((step.step_id, executor.submit(step), asked and self._place.is_output))
             self._unsampled = bool(step.masked)
         except Exception as error:
             self._fail(step.step_id, error)
 
     def _sample(self, message: Masks) -> None:
         """Of a step whose submission failed, or that the driver gave up, there is nothing to sample."""
-        if not self._steps or self._steps[-1][0] != message.step_id:
+        if not self._steps or self._steps[-1][0] != message.step_id or message.scheduler != self._place.dp_rank:
             return
         self._unsampled = False
         try:
@@ -107,15 +142,40 @@ class Worker:
             self._steps.pop()
             self._fail(message.step_id, error)
 
+    def _load(self, executor: Executor, message: LoadAdapter) -> None:
+        """The driver is told by the thread that reads."""
+
+        def tell(load: Future[LoadedAdapter]) -> None:
+            with contextlib.suppress(OSError):  # the driver is gone
+                if load.cancelled():
+                    return
+                if (error := load.exception()) is not None:
+                    self._send(Failure.of(error, message.key, f"the worker of rank {self._place.rank}"))
+                else:
+                    self._send(AdapterRead(message.key, load.result()))
+
+        cast("Future[LoadedAdapter]", cast("HoldsAdapters", executor).load_adapter(message.request)).add_done_callback(tell)
+
+    def _balance(self, executor: LocalExecutor, message: AskLoads | MoveExperts) -> None:
+        """A rank that has not the experts that others think it has is of no use."""
+        try:
+            if isinstance(message, AskLoads):
+                self._send(LoadsReport(executor.expert_loads()))
+            else:
+                executor.move_experts(message.wanted)
+        except Exception as error:
+            lost = DeviceLostError(f"experts could not be moved: {type(error).__name__}: {error}")
+            self._fail(NO_STEP, lost)
+
     def _finish(self) -> None:
         """Of the oldest step."""
-        step_id, handle = self._steps.popleft()
+        step_id, handle, asked = self._steps.popleft()
         try:
             output = handle.result()
         except Exception as error:
             self._fail(step_id, error)
             return
-        if self._place.is_output:
+        if asked:
             self._send(output)
 
     def _fail(self, step_id: int, error: Exception) -> None:

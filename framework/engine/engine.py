@@ -10,14 +10,16 @@ from typing import Any, cast
 
 from ..clock import Clock
 from ..config import EngineConfig
+from ..lora_request import LoRARequest
 from ..outputs import RequestOutput
 from ..pooling_params import PoolingParams
 from ..sampling_params import RequestOutputKind, SamplingParams
 from ..speculation.depth import ScheduledDepth
 from ..structured.matchers import Failures, Matchers
+from .adapters import AdapterMethods, Adapters
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
-from .executor import Executor, Handle, MaskedHandle
+from .executor import BalancesExperts, Executor, Handle, HoldsAdapters, MaskedHandle
 from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params, request_seed
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
@@ -35,12 +37,13 @@ Step = Callable[[], list[RequestOutput]]
 """``Engine.step``."""
 
 
-class Engine:
+class Engine(AdapterMethods):
     """Schedules requests, runs steps on an executor, and turns tokens into outputs. Single-threaded; never sleeps.
 
     inputs           of the model: tokenizes prompts, completes parameters, knows the end-of-sequence ids
     in_flight_steps  how many steps may be submitted and not yet committed
     in_flight        those, oldest first; the youngest may not be sampled yet (see ``_sample``)
+    num_added        requests so far, of whose number seeds are made
     is_waiting       the last step had nothing to do, because grammars are still compiled
     errored          why the engine is dead: its device is lost; None while it serves
     """
@@ -63,6 +66,7 @@ class Engine:
         if speculation is None and executor.num_drafts:
             speculation = Speculation(ScheduledDepth([[1, 1, executor.num_drafts]]), executor.vocab_size)
         self._speculation, self.pooling = speculation, pooling
+        self._adapters = Adapters(config.lora, cast(HoldsAdapters, executor)) if config.lora.enabled else None
         self.manager, self.scheduler = self._new_books()
         self._recorder = Recorder(executor.max_model_len)
         self.processor = OutputProcessor(None if inputs.tokenizer is None else TokenTexts(inputs.tokenizer), self._recorder)
@@ -73,7 +77,8 @@ class Engine:
         self._matchers = matchers
         self._is_sampled = True  # the youngest step in flight
         self._outputs: list[RequestOutput] = []  # not handed out yet
-        self._num_added = 0
+        self._failed: BaseException | None = None  # what the first half of this step failed with
+        self.num_added = 0
 
     def add_request(
         self,
@@ -84,16 +89,19 @@ class Engine:
         arrival_s: float | None = None,
         priority: int = 0,
         output_kind: RequestOutputKind | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> None:
         """Queues a request. Smaller ``priority`` goes first under the priority policy; ``output_kind`` replaces the parameters'.
+        The adapter of ``lora_request`` is read when the request's turn comes; one that cannot be served ends it.
         Raises ValueError, and changes nothing, for one that could never be served, and EngineDeadError if the device was lost."""
         self._check_alive()
         if request_id in self.processor.groups:
             raise ValueError(f"a request with the id {request_id!r} is running; ids must be unique")
+        adapter = self._find_adapter(lora_request)
         given = prompt if isinstance(prompt, EngineInput) else self.inputs.prompt(prompt)
         complete, pooling = self._complete(params, output_kind)
         if complete.seed is None:
-            complete.seed = request_seed(self.config.seed, self._num_added)
+            complete.seed = request_seed(self.config.seed, self.num_added)
         check_tokens(given.token_ids, complete, self.executor.vocab_size)
         structured = complete.structured_outputs is not None
         if structured and self._matchers is None:
@@ -112,15 +120,17 @@ class Engine:
             own = complete if i == 0 else follower_params(complete, i)
             name, keys = f"{i}_{request_id}", extra_keys(given.cache_salt)
             request = Request(name, given.token_ids, own, max_total, arrival_s, priority, keys, pooling)
-            request.leader = leader
+            request.leader, request.adapter = leader, adapter
             group.add(request, self.processor.texts)
             leader = leader or request
-        self._num_added += 1
+        self.num_added += 1
         self.processor.groups[request_id] = group
         try:
             for sample in group.samples:
                 if structured and self._matchers is not None:
                     self._matchers.add(sample.request)
+                if self._adapters is not None and adapter is not None:
+                    self._adapters.hold_back(sample.request)
                 self.scheduler.add(sample.request)
         except BaseException:
             self.abort([request_id])
@@ -140,17 +150,35 @@ class Engine:
         self._watched_step = around(self._watched_step or self._step)
 
     def _step(self) -> list[RequestOutput]:
+        self.begin_step()
+        return self.end_step()
+
+    def begin_step(self) -> None:
+        """The first half of ``step``: submits."""
         self._check_alive()
-        try:
-            error = self._submit()
-            if error is None:
-                error = self._take()
-        except BaseException as caught:
-            error = self._start_over(caught)
+        self._failed = self._guarded(self._submit)
+
+    def end_step(self) -> list[RequestOutput]:
+        """The second half of ``step``: takes in what the oldest step in flight brings."""
+        error, self._failed = self._failed, None
+        if error is None:
+            error = self._guarded(self._take)
         if error is not None and not isinstance(error, Exception):
             raise error
         outputs, self._outputs = self._outputs, []
         return outputs
+
+    def end_all(self, error: Exception) -> list[RequestOutput]:
+        """Ends every request with an error that came from elsewhere."""
+        self._start_over(error)
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def _guarded(self, half: Callable[[], BaseException | None]) -> BaseException | None:
+        try:
+            return half()
+        except BaseException as caught:
+            return self._start_over(caught)
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """Ends requests now, and returns their last outputs. Ids that are not running are passed over."""
@@ -225,11 +253,28 @@ class Engine:
             self.plan_report(),
             cache_settings(self.config.cache, executor.num_blocks, executor.max_model_len),
             {} if self._matchers is None else dict(self._matchers.num_served),
+            None if self._adapters is None else (self.config.lora.max_loras, *self._adapters.names()),
         )
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
         return self.manager.reset_prefix_cache()
+
+    def expert_loads(self) -> dict[int, list[int]]:
+        """Layer -> how often each of its experts was chosen since they moved, as ``parallel.expert_loads`` takes it; waits for the
+        steps in flight. Raises ValueError unless ``parallel.eplb``."""
+        return self._balancing().expert_loads()
+
+    def rebalance_experts(self) -> tuple[float, float]:
+        """Moves experts to where the loads since the last time are even, between two steps; no token depends on it. Returns how
+        many times as much as the average rank the busiest has to do, before and after. Raises ValueError unless
+        ``parallel.eplb``."""
+        return self._balancing().rebalance_experts()
+
+    def _balancing(self) -> BalancesExperts:
+        if not self.config.parallel.eplb:
+            raise ValueError("experts neither are counted nor move with parallel.eplb=false: set it, with parallel.ep")
+        return cast(BalancesExperts, self.executor)
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         """op -> what ran for it."""
@@ -324,7 +369,10 @@ class Engine:
         if isinstance(error, Exception):
             _logger.error("a step of %d requests failed", len(scheduled.rows), exc_info=error)
         self.scheduler.drop(scheduled, submitted)
-        self._end_rows(scheduled.rows, error)
+        rows = scheduled.rows
+        if self._adapters is not None:
+            rows += self._adapters.lose(scheduled.step_input.lora_loads)
+        self._end_rows(rows, error)
         return error
 
     def _start_over(self, error: BaseException) -> BaseException:
@@ -340,6 +388,8 @@ class Engine:
                 self._speculation.stop(request)
         self.in_flight.clear()
         self._is_sampled = True
+        if self._adapters is not None:
+            self._adapters.reset()
         self.manager, self.scheduler = self._new_books()
         self.scheduler.counters = counters
         self.scheduler.release_all_seats()
@@ -392,7 +442,7 @@ class Engine:
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
         pools = self.pooling is not None  # so that a prompt may be as long as the model, if no token is to come after it
         longest = executor.max_model_len + pools
-        return manager, Scheduler(scheduling, manager, longest, self._speculation, executor.num_stages, pools)
+        return manager, Scheduler(scheduling, manager, longest, self._speculation, executor.num_stages, pools, self._adapters)
 
     def _complete(
         self, params: SamplingParams | PoolingParams | None, output_kind: RequestOutputKind | None

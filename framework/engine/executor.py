@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ..lora_request import LoRARequest
 from ..op_times import OpTimes
 from .kv_cache.spec import CacheGroup
 from .step import StepInput, StepOutput
@@ -25,6 +27,26 @@ class MaskedHandle(Handle, Protocol):
     def sample(self, masks: np.ndarray) -> None:
         """The second phase, before the next step is submitted; returns at once where the device allows it. masks int32 [masked
         rows, ceil(V/32)]: bit t%32 of word t//32 set = the row may take token t."""
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """What an executor says of an adapter that it has read. key: digest of all that its outputs depend on; rank: the largest of its
+    parts; num_bytes: on the host."""
+
+    key: str
+    rank: int
+    num_bytes: int
+
+
+class AdapterLoad(Protocol):
+    """An adapter that is being read."""
+
+    def done(self) -> bool:
+        """Whether ``result`` returns at once."""
+
+    def result(self) -> LoadedAdapter:
+        """Waits for the end. Raises ValueError for an adapter that cannot be served, saying what was found and what would work."""
 
 
 class Executor(Protocol):
@@ -70,6 +92,17 @@ class Executor(Protocol):
         """Frees the device memory; the executor is of no use afterwards."""
 
 
+class HoldsAdapters(Protocol):
+    """An executor whose requests may have adapters."""
+
+    def load_adapter(self, request: LoRARequest) -> AdapterLoad:
+        """Begins to read an adapter into the host's memory, and returns at once. Steps name it by its key
+        (``StepInput.lora_loads``) until it is dropped, as often as it was loaded."""
+
+    def drop_adapter(self, key: str) -> None:
+        """Frees the host's memory of an adapter that no later step loads; in a slot it stays as it is."""
+
+
 @runtime_checkable
 class PredictsSteps(Protocol):
     """An executor that knows how long steps take before it runs them."""
@@ -77,3 +110,13 @@ class PredictsSteps(Protocol):
     def step_time(self, num_running: int, num_drafts: int) -> float:
         """Seconds from a step's end to the next, of steps that only decode, while so many requests run, with so many drafts checked
         and made for each."""
+
+
+class BalancesExperts(Protocol):
+    """An executor whose ranks have some experts each, of ``parallel.eplb``."""
+
+    def expert_loads(self) -> dict[int, list[int]]:
+        """As ``Engine.expert_loads``."""
+
+    def rebalance_experts(self) -> tuple[float, float]:
+        """As ``Engine.rebalance_experts``."""

@@ -15,11 +15,13 @@ import numpy as np
 _LONGEST_SIDES = 200
 """Times that one side may be longer than the other: towers bring the shorter one to their size, and the other along."""
 _SCHEME = "data:image/"
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Of data URLs. Others that Pillow knows are rare, and one of them (EPS) is a program that it would have Ghostscript run."""
 
 
 def image_from_url(url: object) -> Any:
-    """A PIL image of a ``data:`` URL; of one that moves, the first picture. Raises ValueError for what is none, and for URLs that
-    something would have to be fetched from."""
+    """A PIL image of a ``data:`` URL, upright, as its EXIF data say (so the library's ``load_image``); of one that moves, the first
+    picture. Raises ValueError for what is none, and for URLs that something would have to be fetched from."""
     if not isinstance(url, str) or not url.startswith(_SCHEME):
         raise ValueError(
             f"an image must be a URL of the form {_SCHEME}png;base64,...; found {str(url)[:60]!r}. Other URLs are not fetched: "
@@ -34,43 +36,64 @@ def image_from_url(url: object) -> Any:
         raise ValueError(f"an image's data URL holds no base64: {error}") from None
     Image = _pillow()
     try:
-        return Image.open(io.BytesIO(data))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"an image's data URL holds no image that Pillow can open: {str(error)[:200]}") from None
+        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception as error:  # Pillow's readers raise anything
+        said = f"{str(error)[:200]} (formats: {', '.join(_FORMATS)})"
+        raise ValueError(f"an image's data URL holds no image that Pillow can open: {said}") from None
+    from PIL import ImageOps
+
+    checked = _checked(opened)
+    try:
+        return ImageOps.exif_transpose(checked)
+    except Exception as error:  # likewise
+        raise _unreadable(error) from error
 
 
 class ImageProcessor:
-    """What the library makes of images for the model in ``folder``, whose preprocessor_config.json says how."""
+    """What the library makes of images for the model in ``folder``, whose preprocessor_config.json says how. size: pixels of each
+    side that the model takes."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder, self._shape = folder, (3, size, size)
 
     def pixels(self, prompt: Mapping[str, Any]) -> np.ndarray:
-        """float32 [3, height, width] of ``{"prompt": "", "multi_modal_data": {"image": a PIL image}}``. Raises ValueError for a
-        prompt of another form, and for an image that cannot be taken."""
+        """float32 [3, size, size] of ``{"prompt": "", "multi_modal_data": {"image": a PIL image}}``. Raises ValueError for a prompt
+        of another form, and for an image that cannot be taken."""
         found = prompt["multi_modal_data"]
         if not isinstance(found, Mapping) or set(found) != {"image"}:
             raise ValueError(f"a prompt's 'multi_modal_data' must be {{'image': a PIL image}}; found {str(found)[:80]}")
-        if others := {key: value for key, value in prompt.items() if key != "multi_modal_data" and value != ""}:
+        if others := [key for key, value in prompt.items() if key != "multi_modal_data" and not (key == "prompt" and value == "")]:
             raise ValueError(
                 f"a prompt is a text or an image, which are embedded apart: leave out {', '.join(map(str, others))}, or give two"
             )
         return self._prepared(_checked(found["image"]))
 
     def _prepared(self, image: Any) -> np.ndarray:
+        processor = self._processor
         try:
             # Of an image with a side of 1 or 3 the library would take that for its colors.
-            found = self._processor(np.asarray(image.convert("RGB")), input_data_format="channels_last", return_tensors="np")
+            found = processor(np.asarray(image.convert("RGB")), input_data_format="channels_last", return_tensors="np")
         except Exception as error:  # Pillow reads pixels only now, and its decoders raise anything
-            raise ValueError(f"the image cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
-        pixels: np.ndarray = found["pixel_values"][0]
-        return np.ascontiguousarray(pixels, dtype=np.float32)
+            raise _unreadable(error) from error
+        pixels: np.ndarray = np.ascontiguousarray(found["pixel_values"][0], dtype=np.float32)
+        if pixels.shape != self._shape or not np.isfinite(pixels).all():
+            raise ValueError(
+                f"the model cannot take images: it wants {self._shape} finite numbers of each, and the preprocessor_config.json in "
+                f"{self._folder} makes {pixels.shape}, from {pixels.min()} to {pixels.max()}"
+            )
+        return pixels
 
     @functools.cached_property
     def _processor(self) -> Any:
         from transformers import AutoImageProcessor
 
-        return AutoImageProcessor.from_pretrained(self._folder, trust_remote_code=False)
+        try:
+            return AutoImageProcessor.from_pretrained(self._folder, trust_remote_code=False)
+        except Exception as error:  # it is missing, no JSON, of another model, ...
+            raise ValueError(
+                f"the model cannot take images: of the preprocessor_config.json in {self._folder} transformers says "
+                f"{type(error).__name__}: {str(error)[:200]}"
+            ) from error
 
 
 def _checked(image: Any) -> Any:
@@ -87,6 +110,10 @@ def _checked(image: Any) -> Any:
             f"an image of {width} x {height} cannot work: one side may be {_LONGEST_SIDES} times as long as the other at most"
         )
     return image
+
+
+def _unreadable(error: Exception) -> ValueError:
+    return ValueError(f"the image cannot be read: {type(error).__name__}: {str(error)[:200]}")
 
 
 def _pillow() -> Any:

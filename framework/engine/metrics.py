@@ -116,6 +116,7 @@ class EngineMetrics:
     kernels     op -> what serves it, as ``plan_report`` has it
     cache       see ``cache_settings``
     structured  name of a library of grammars -> completions that it had a grammar for
+    adapters    most in one step, names of those that completions wait for, and of those that run; None: there are none
     """
 
     stats: EngineStats
@@ -125,6 +126,7 @@ class EngineMetrics:
     kernels: dict[str, dict[str, Any]]
     cache: dict[str, Any]
     structured: dict[str, int]
+    adapters: tuple[int, list[str], list[str]] | None = None
 
 
 def cache_settings(cache: CacheConfig, num_blocks: int, max_model_len: int) -> dict[str, Any]:

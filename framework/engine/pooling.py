@@ -45,9 +45,13 @@ class Instruction:
     def length(self, prompt: Sequence[int]) -> int:
         """Tokens of a prompt to the end of its instruction; without one, those before the text."""
         start = int(bool(prompt) and prompt[0] == self.bos)
-        end = self.end if list(prompt[start : start + len(self.user)]) == self.user else self.end_alone
-        ends = (i + len(end) for i in range(start, len(prompt) - len(end) + 1) if list(prompt[i : i + len(end)]) == end)
-        return next(ends, start)
+
+        def has(tokens: list[int], at: int) -> bool:
+            return list(prompt[at : at + len(tokens)]) == tokens
+
+        if not has(self.user, start):
+            return start + len(self.end_alone) * has(self.end_alone, start)
+        return next((at + len(self.end) for at in range(start, len(prompt)) if has(self.end, at)), start)
 
 
 @dataclass(frozen=True)
@@ -213,12 +217,15 @@ class PoolingInputs:
         """Text (behind that of ``prompt_name``, see ``PoolingRules.prompts``), token ids, or a dict of either."""
         if isinstance(prompt, EngineInput):
             return prompt
-        most = self._most(truncate)
+        most, texts = self._most(truncate), list[str]()
 
         def encode(text: str) -> list[int]:
-            return self._encode(self.rules.prompt_prefix(prompt_name) + text, None, most, special_tokens)[0]
+            texts.append(self.rules.prompt_prefix(prompt_name) + text)
+            return self._encode(texts[0], None, most, special_tokens)[0]
 
         found = self._inputs.prompt(prompt, encode)
+        if prompt_name is not None and not texts:
+            raise ValueError(f"prompt_name={prompt_name!r} cannot work: it is for texts, and this prompt is tokens or an image")
         return replace(found, token_ids=found.token_ids[:most])
 
     def pair(

@@ -49,10 +49,12 @@ class Request:
     leader          completion 0 of the same prompt, whose prompt blocks this one will share
     followers       requests that wait for this one's prompt
     pooling         what is to be made of its prompt, which it then ends with; None: it generates
+    adapter         an ``adapters.Adapter`` that it is served with; None: the model as it is
     sample          where the engine collects the request's output
     """
 
     __slots__ = (
+        "adapter",
         "arrival_s",
         "block_hashes",
         "blocks",
@@ -99,6 +101,7 @@ class Request:
     ) -> None:
         self.request_id, self.params, self.arrival_s, self.priority = request_id, params, arrival_s, priority
         self.pooling = pooling
+        self.adapter: Any = None
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total

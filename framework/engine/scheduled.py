@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def new_request(request: Request) -> NewRequest:
+def new_request(request: Request, lora_slot: int) -> NewRequest:
     """What an executor is told of a request that has just got its seat and blocks."""
     return NewRequest(
         request.seat,
@@ -25,6 +25,7 @@ def new_request(request: Request) -> NewRequest:
         [list(table) for table in request.blocks],
         request.params,
         request.pooling,
+        lora_slot,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import repeat
 
 from ..config import SchedulerConfig
+from .adapters import Adapters
 from .kv_cache.manager import KVCacheManager
 from .limits import Limits
 from .policies import POLICIES
@@ -27,6 +28,7 @@ class Scheduler:
     released    seats that the next step releases
     speculation  None: a request that decodes computes one token per step
     pools       requests end with their prompt, and sample nothing
+    adapters    whose requests wait until they have a slot; None: requests have none
     num_stages  of a pipeline: with several, a request waits for its last token before it computes the next, and each step takes its
                 share of those that decode, so that every stage has a step to work on
     """
@@ -39,10 +41,11 @@ class Scheduler:
         speculation: Speculation | None = None,
         num_stages: int = 1,
         pools: bool = False,
+        adapters: Adapters | None = None,
     ) -> None:
         self.config, self.manager, self.speculation = config, manager, speculation
         self.limits = Limits(config, manager, max_model_len)
-        self._num_stages, self._pools = num_stages, pools
+        self._num_stages, self._pools, self._adapters = num_stages, pools, adapters
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
         self.running: list[Request] = []
@@ -65,6 +68,8 @@ class Scheduler:
         request.order = self._policy.order(request, self._num_added)
         self._num_added += 1
         self.requests.add(request)
+        if self._adapters is not None and request.adapter is not None:
+            self._adapters.add(request)
         if self.speculation is not None:
             self.speculation.start(request)
         if request.leader is None:
@@ -82,6 +87,8 @@ class Scheduler:
         request.finish_reason, request.stop_reason = reason, stop_reason
         if self.speculation is not None and request in self.requests:
             self.speculation.stop(request)
+        if self._adapters is not None and request.adapter is not None and request in self.requests:
+            self._adapters.finish(request)
         self.requests.discard(request)
         self._release_followers(request)
 
@@ -93,6 +100,8 @@ class Scheduler:
         step = StepInput(self.counters.num_steps, [], [], [])
         scheduled = ScheduledStep(step, [], [])
         num_preemptions = self.counters.num_preemptions
+        if self._adapters is not None:
+            self._adapters.start_turn()
         num_drafts = self.speculation.depth.of(max(self.num_running, 1)) if self.speculation is not None else 0
         ahead = num_drafts if self.speculation is not None and self.speculation.proposer is None else 0  # see Speculation.drafts
         budget = self._schedule_running(scheduled, num_drafts, ahead)
@@ -101,6 +110,8 @@ class Scheduler:
         if not scheduled.decodes and not scheduled.chunks:
             return None
         scheduled.fill_rows()
+        if self._adapters is not None:
+            step.lora_loads = self._adapters.loads()
         if self.speculation is not None:
             scheduled.num_drafts = num_drafts
             scheduled.fill_drafts(num_drafts, self.speculation.proposer is not None)
@@ -244,7 +255,8 @@ class Scheduler:
             request.next_event = min(request.next_event, request.num_prompt_tokens)
         insort(self.running, request)
         self.num_running += 1
-        step.new.append(new_request(request))
+        slot = -1 if self._adapters is None or request.adapter is None else self._adapters.take(request)
+        step.new.append(new_request(request, slot))
         if ahead:
             self._grow_ahead(request, start + count + ahead, step)
         return count

@@ -31,6 +31,7 @@ class NewRequest:
     block_ids    per KV group, the blocks it holds at this moment
     sampling     its parameters; ``seed`` is always set
     pooling      what is to be made of its prompt, whose rows yield no logits; None: it samples
+    lora_slot    of its adapter; -1: it has none
     """
 
     seat: int
@@ -41,16 +42,17 @@ class NewRequest:
     block_ids: list[list[int]]
     sampling: SamplingParams
     pooling: PoolingParams | None = None
+    lora_slot: int = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
         counts = (self.seat, self.num_prompt_tokens, self.num_computed_tokens)
-        parts = (self.request_id, pack(self.token_ids), pack_lists(self.block_ids), self.sampling, self.pooling)
+        parts = (self.request_id, pack(self.token_ids), pack_lists(self.block_ids), self.sampling, self.pooling, self.lora_slot)
         return _new_request, (*counts, *parts)
 
 
 @dataclass(slots=True)
 class StepInput:
-    """One step. Applied in this order: released, new, new_blocks, copies, compute.
+    """One step. Applied in this order: lora_loads, released, new, new_blocks, copies, compute.
 
     After a submission that failed, whatever of it was applied, its rows and what it released are released by the next step.
 
@@ -68,8 +70,10 @@ class StepInput:
     num_proposals  how many drafts the executor is to make for each row that samples, for the next step
     decoded        of a pipeline, where not every stage samples: the tokens that the rows with one token compute, as far as those
                    were sampled. None: the executor has them
+    most_tokens    of steps that several schedulers take together: what the fullest of them has
     masked      rows, ascending, whose next token a grammar has a say in: no row is sampled before ``Handle.sample`` brings what
                 they may take
+    lora_loads  (slot, key) of adapters on the host that are to be in these slots from this step on
     """
 
     step_id: int
@@ -85,20 +89,23 @@ class StepInput:
     drafts: list[list[int]] | None = None
     num_proposals: int = 0
     decoded: list[int] | None = None
+    most_tokens: int = 0
+    lora_loads: list[tuple[int, str]] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
         rows = (pack(self.seats), pack(self.num_tokens), pack(self.num_logits))
         decoded = None if self.decoded is None else pack(self.decoded)
-        if not (self.new or self.new_blocks or self.copies or self.masked) and self.num_computed is self.drafts is None:
-            return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded)
+        rare = self.new or self.new_blocks or self.copies or self.masked or self.lora_loads
+        if not rare and self.num_computed is self.drafts is None:
+            return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, self.most_tokens)
         blocks = None
         if self.new_blocks:
             seats, groups, added = zip(*self.new_blocks)
             blocks = (pack(seats), pack(groups), *pack_lists(added))
         computed = None if self.num_computed is None else pack(self.num_computed)
         drafts = None if self.drafts is None else pack_lists(self.drafts)
-        rest = (self.new, blocks, pack_columns(self.copies), pack(self.masked), computed, drafts)
-        return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, *rest)
+        rest = (self.new, blocks, pack_columns(self.copies), pack(self.masked), computed, drafts, self.lora_loads)
+        return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, self.most_tokens, *rest)
 
 
 @dataclass(slots=True)
@@ -158,12 +165,14 @@ def _step_input(
     released: Packed,
     num_proposals: int,
     decoded: Packed | None,
+    most_tokens: int,
     new: Sequence[NewRequest] = (),
     blocks: tuple[Packed, Packed, Packed, Packed] | None = None,
     copies: tuple[Packed, ...] = (),
     masked: Packed = b"",
     num_computed: Packed | None = None,
     drafts: tuple[Packed, Packed] | None = None,
+    lora_loads: Sequence[tuple[int, str]] = (),
 ) -> StepInput:
     return StepInput(
         step_id,
@@ -179,6 +188,8 @@ def _step_input(
         None if drafts is None else unpack_lists(drafts),
         num_proposals,
         None if decoded is None else unpack(decoded),
+        most_tokens,
+        list(lora_loads),
     )
 
 

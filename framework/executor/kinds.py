@@ -32,13 +32,15 @@ class ExecutorKind:
 
 
 EXECUTORS = {
-    "local": ExecutorKind("framework.worker.local_executor", "LocalExecutor", has_device=True, sections=("speculative_config",)),
+    "local": ExecutorKind(
+        "framework.worker.local_executor", "LocalExecutor", has_device=True, sections=("speculative_config", "lora")
+    ),
     "distributed": ExecutorKind(
         "framework.distributed.executor",
         "DistributedExecutor",
         has_device=True,
         has_workers=True,
-        sections=("parallel", "speculative_config"),
+        sections=("parallel", "speculative_config", "lora"),
     ),
     "simulated": ExecutorKind(
         "framework.executor.simulated",
@@ -46,5 +48,5 @@ EXECUTORS = {
         virtual_clock=True,
         sections=("executor", "parallel", "speculative_config"),
     ),
-    "null": ExecutorKind("framework.executor.null", "NullExecutor"),
+    "null": ExecutorKind("framework.executor.null", "NullExecutor", sections=("lora",)),
 }

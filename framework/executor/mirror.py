@@ -10,11 +10,12 @@ from .pseudo import num_right_drafts, pseudo_tokens
 
 
 class _Row:
-    """A seat in use. ``chain[i]`` stands for keys and values of token i: a hash of the tokens up to it."""
+    """A seat in use. ``chain[i]`` stands for keys and values of token i: a hash of the adapter and the tokens up to it."""
 
-    __slots__ = ("chain", "num_computed", "num_proposed", "seed", "tables", "tokens")
+    __slots__ = ("adapter", "chain", "lora_slot", "num_computed", "num_proposed", "seed", "tables", "tokens")
 
-    def __init__(self, request: NewRequest) -> None:
+    def __init__(self, request: NewRequest, adapter: str | None) -> None:
+        self.adapter, self.lora_slot = adapter, request.lora_slot
         assert request.sampling.seed is not None
         self.seed = request.sampling.seed
         self.tokens = list(request.token_ids)
@@ -24,13 +25,17 @@ class _Row:
 
     def extend_chain(self) -> None:
         for token in self.tokens[len(self.chain) :]:
-            self.chain.append(hash((self.chain[-1] if self.chain else 0, token)))
+            self.chain.append(hash((self.chain[-1] if self.chain else hash(self.adapter or 0), token)))
 
 
 class Mirror:
     """Slots, block tables and cache contents as the step inputs say. A violation is an AssertionError."""
 
-    def __init__(self, num_seats: int, num_blocks: int, block_size: int, vocab_size: int, groups: tuple[CacheGroup, ...]) -> None:
+    def __init__(
+        self, num_seats: int, num_blocks: int, block_size: int, vocab_size: int, groups: tuple[CacheGroup, ...], num_loras: int = 0
+    ) -> None:
+        """num_loras: slots of adapters."""
+        self._adapters: list[str | None] = [None] * num_loras
         self._block_size, self._vocab_size, self._groups = block_size, vocab_size, groups
         self._rows: list[_Row | None] = [None] * num_seats
         self._contents: list[list[tuple[int, int] | None]] = [[None] * block_size for _ in range(num_blocks)]
@@ -69,11 +74,17 @@ class Mirror:
     def _apply_deltas(self, step: StepInput) -> None:
         for seat in step.released:
             self._rows[seat] = None
+        for slot, key in step.lora_loads:
+            assert 0 <= slot < len(self._adapters), f"there is no slot {slot}"
+            assert all(row is None or row.lora_slot != slot for row in self._rows), f"slot {slot} is in use"
+            self._adapters[slot] = key
         for request in step.new:
             assert self._rows[request.seat] is None, f"seat {request.seat} is in use"
             assert 0 <= request.num_computed_tokens < len(request.token_ids), "at least one token is left to compute"
             assert len(request.block_ids) == len(self._groups)
-            self._rows[request.seat] = _Row(request)
+            adapter = None if request.lora_slot < 0 else self._adapters[request.lora_slot]
+            assert request.lora_slot < 0 or adapter is not None, f"slot {request.lora_slot} is empty"
+            self._rows[request.seat] = _Row(request, adapter)
         for seat, group, blocks in step.new_blocks:
             self._row(seat).tables[group] += blocks
         for _, source, destination in step.copies:

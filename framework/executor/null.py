@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 from ..clock import Clock
 from ..config import EngineConfig
+from ..engine.executor import LoadedAdapter
 from ..engine.step import StepInput, StepOutput
+from ..lora_request import LoRARequest
 from ..models.read import ModelInfo
 from ..op_times import OpTimes
 from .mirror import Mirror
@@ -24,6 +27,19 @@ class DoneStep:
 
     def result(self) -> StepOutput:
         return self._output
+
+
+class NamedAdapter:
+    """An adapter of which there is nothing to read: its folder's name stands for its weights."""
+
+    def __init__(self, path: str) -> None:
+        self._key = blake2b(path.encode(), digest_size=16).hexdigest()
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> LoadedAdapter:
+        return LoadedAdapter(self._key, 1, 0)
 
 
 class NullExecutor:
@@ -48,7 +64,8 @@ class NullExecutor:
         num_seats = config.scheduler.max_num_seqs
         self._step: Mirror | PseudoTokens
         if config.cache.check_invariants:
-            self._step = Mirror(num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups)
+            slots = config.lora.max_loras if config.lora.enabled else 0
+            self._step = Mirror(num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups, slots)
         else:
             self._step = PseudoTokens(num_seats, shape.vocab_size)
 
@@ -62,6 +79,12 @@ class NullExecutor:
 
     def submit(self, step: StepInput) -> DoneStep:
         return DoneStep(self._step.apply(step))
+
+    def load_adapter(self, request: LoRARequest) -> NamedAdapter:
+        return NamedAdapter(request.lora_path)
+
+    def drop_adapter(self, key: str) -> None:
+        """There is nothing to free."""
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         """Nothing ran."""

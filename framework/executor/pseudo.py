@@ -24,6 +24,8 @@ class PseudoTokens:
     def apply(self, step: StepInput) -> StepOutput:
         """Samples for every row that wants a token."""
         self.admit(step.new)
+        if not step.seats:  # of a scheduler that takes part in others' steps
+            return StepOutput(step.step_id, [])
         seats = np.array(step.seats)
         return self.sample(step, seats, self.lengths[seats] + step.num_tokens)
 

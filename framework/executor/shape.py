@@ -40,6 +40,7 @@ def native(model: ModelInfo, config: EngineConfig) -> Architecture:
 
 
 def kv_groups(architecture: Architecture, model: ModelInfo, config: EngineConfig) -> tuple[CacheGroup, ...]:
-    """Of a model, or of the part of it that one device holds."""
+    """Of a model, or of the part of it that one device holds. Raises ValueError for a cache that it cannot have."""
+    architecture.check_chunks(config.cache.block_size, model.max_model_len)
     dtype = model.dtype if config.cache.dtype == "auto" else config.cache.dtype
     return group_layers(architecture.cache_specs(dtype, model.max_model_len))

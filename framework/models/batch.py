@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from ..plan import AttentionMeta, LayerKV
+    from ..plan import AttentionMeta, LayerKV, LoraMeta
 
 
 @dataclass
@@ -36,7 +36,7 @@ class ForwardBatch:
     caches             one per layer
     logits_indices     int64 [R']: tokens whose logits are wanted
     token_types        int64 [T]: which text of a pair each token is of; None: all are of the first
-    lora_index         int32 [T] adapter of each token, -1 = none; None if no adapter is loaded
+    lora               adapters of the tokens, and lora_of_logits of those whose logits are wanted; None: none has one
     """
 
     token_ids: torch.Tensor
@@ -45,8 +45,9 @@ class ForwardBatch:
     groups: list[GroupBatch]
     caches: list[LayerKV]
     logits_indices: torch.Tensor
-    lora_index: torch.Tensor | None = None
     token_types: torch.Tensor | None = None
+    lora: LoraMeta | None = None
+    lora_of_logits: LoraMeta | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ..plan import BoundKernel
+from ..plan import BoundKernel, LoraMeta
 from .batch import ForwardBatch
+from .expert_balancer import ExpertBalancer
 from .layers.block import Block, HiddenAndResidual
+from .layers.experts import Lockstep, SpreadExperts
 from .layers.linear import Linear, ReducedEmbedding
+from .layers.mlp import MoeMlp
+from .lora.layers import AdaptedEmbedding
+from .lora.slots import LoraSlots
 from .paged_model import PagedModel
 from .parallel import Ranks
 
@@ -19,6 +24,8 @@ class Decoder(PagedModel):
     projects. Stages pass (hidden, residual) on through the group of ``pp``.
 
     aux_layers  numbers of layers whose inputs a drafting head wants
+    lockstep    of a step that several schedulers' ranks take together; None: this one's ranks are by themselves
+    balancer    moves experts; None: they stay where they are
     """
 
     def __init__(
@@ -29,7 +36,7 @@ class Decoder(PagedModel):
         max_model_len: int,
         *,
         hidden_size: int,
-        embed: BoundKernel | ReducedEmbedding | None,
+        embed: BoundKernel | AdaptedEmbedding | ReducedEmbedding | None,
         embed_scale: float | None,
         embed_norm: BoundKernel | None,
         project_in: Linear | None,
@@ -41,19 +48,35 @@ class Decoder(PagedModel):
         logit_scale: float | None,
         logit_softcap: float | None,
         pp: Ranks,
+        lora: LoraSlots | None = None,
+        lockstep: Lockstep | None = None,
+        balancer: ExpertBalancer | None = None,
     ) -> None:
         super().__init__([layer.attention.paged for layer in layers])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
-        self.hidden_size, self.aux_layers, self._pp = hidden_size, tuple[int, ...](), pp
+        self.hidden_size, self.aux_layers, self._pp, self.lora = hidden_size, tuple[int, ...](), pp, lora
         self.is_last = pp.rank == pp.size - 1
+        self.lockstep, self.balancer = lockstep, balancer
         self._embed, self._embed_scale, self._embed_norm = embed, embed_scale, embed_norm
         self._project_in, self._position_embed, self._token_types = project_in, position_embed, token_types
         self._final_norm, self._project_out, self._lm_head = final_norm, project_out, lm_head
         self._logit_scale, self._logit_softcap = logit_scale, logit_softcap
 
-    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor, token_types: torch.Tensor | None = None) -> torch.Tensor:
-        """token_ids, positions, token_types (None: all 0) int64 [T] -> [T, H]."""
+    def begin_step(self, batch: ForwardBatch) -> None:
+        super().begin_step(batch)
+        if self.lora is not None and batch.lora is not None:
+            self.lora.begin_step(batch.lora)
+
+    def embed(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        token_types: torch.Tensor | None = None,
+        lora: LoraMeta | None = None,
+    ) -> torch.Tensor:
+        """token_ids, positions, token_types (None: all 0) int64 [T] -> [T, H]. lora: adapters of the tokens."""
         assert self._embed is not None, "this process holds no embedding"
+        self._adapt(lora)
         x = self._embed(token_ids)
         if self._embed_scale is not None:
             x = x.mul_(self._embed_scale)
@@ -67,12 +90,21 @@ class Decoder(PagedModel):
             x = self._embed_norm(x, None)
         return x
 
+    def join(self, num_tokens: int, device: torch.device) -> None:
+        """As ``Model.join``."""
+        assert self.lockstep is not None
+        self.lockstep.num_tokens = num_tokens
+        none = torch.empty(0, self.hidden_size, dtype=self.dtype, device=device)
+        for layer in self.layers:
+            if isinstance(layer.mlp, MoeMlp) and isinstance(layer.mlp.experts, SpreadExperts):
+                layer.mlp.experts.join(none)
+
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Final hidden states [T, H] of a step; writes the cache. With ``aux_layers``, the states before these layers, residual
         added, stand beside it: [T, (1 + n) H]."""
         if self._pp.size > 1:
             return self._forward_stage(batch)
-        x, aux = self.embed(batch.token_ids, batch.positions, batch.token_types), list[torch.Tensor]()
+        x, aux = self.embed(batch.token_ids, batch.positions, batch.token_types, batch.lora), list[torch.Tensor]()
         if not self.aux_layers:
             return self.finish(*self.run_layers(x, None, batch))
         residual = None
@@ -87,8 +119,9 @@ class Decoder(PagedModel):
         without the residual, which nobody needs."""
         pp, residual = self._pp, None
         if pp.rank == 0:
-            x = self.embed(batch.token_ids, batch.positions, batch.token_types)
+            x = self.embed(batch.token_ids, batch.positions, batch.token_types, batch.lora)
         else:
+            self._adapt(batch.lora)
             shape = (len(batch.positions), self.hidden_size)
             x, residual = (
                 pp.group.recv(torch.empty(shape, dtype=self.dtype, device=batch.positions.device), pp.rank - 1) for _ in range(2)
@@ -112,9 +145,10 @@ class Decoder(PagedModel):
             return self._final_norm(x, residual)
         return x if residual is None else x.add_(residual)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [R, H], or what ``forward`` returned, -> [R, V] in the model's dtype."""
+    def logits(self, hidden: torch.Tensor, lora: LoraMeta | None = None) -> torch.Tensor:
+        """hidden [R, H], or what ``forward`` returned, -> [R, V] in the model's dtype. lora: adapters of the rows."""
         assert self._lm_head is not None, "this process holds no logits projection"
+        self._adapt(lora)
         if self.aux_layers:
             hidden = hidden[:, : self.hidden_size].contiguous()
         if self._project_out is not None:
@@ -125,3 +159,8 @@ class Decoder(PagedModel):
         if self._logit_softcap is not None:
             logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
         return logits
+
+    def _adapt(self, lora: LoraMeta | None) -> None:
+        """What layers compute from now on are rows with these adapters."""
+        if self.lora is not None:
+            self.lora.step.meta = lora

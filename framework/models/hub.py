@@ -54,13 +54,24 @@ def read_json(folder: Path | None, file: str) -> dict[str, Any]:
     path = folder / file if folder is not None else None
     if path is None or not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    found = parse_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds {str(found)[:80]!r}; expected an object")
     return found
+
+
+def parse_json(path: Path) -> Any:
+    """What a JSON file holds. Raises ValueError for one that is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+
+
+def check_inside(folder: Path, file: str, source: str) -> None:
+    """Raises ValueError for what lies outside a model's folder, though its file ``source`` names it."""
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        raise ValueError(f"{folder / source} names {file!r}, which lies outside the folder: such files are not read")
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..config import ModelConfig, QuantConfig
+from ..config import LoraConfig, ModelConfig, QuantConfig
 from ..plan import KernelPlan
 from .binding.binder import Binder
+from .lora.slots import LoraSlots
 from .native import Architecture
 from .parallel import Parallel
 from .parts import all_parts
@@ -30,12 +31,14 @@ def load_model(
     seed: int = 0,
     cache_dtype: str = "auto",
     quant: QuantConfig | None = None,
+    lora: LoraConfig | None = None,
 ) -> Model:
     """Builds a model whose every hot operation is bound through ``plan``.
 
     block_size, cache_dtype  of the KV cache ("auto": the model's dtype)
     seed                     of dummy weights
     quant                    how to quantize floats; None: not at all
+    lora                     what adapters there may be; None: none
     Raises ValueError for weights that cannot be found or do not fit.
     """
     quant = quant or QuantConfig()
@@ -46,6 +49,11 @@ def load_model(
                 f"model {config.name!r} cannot have quantized weights: it runs through the transformers library ({info.reason}), "
                 "whose layers are loaded as floats; take a checkpoint of floats, with quant.scheme=none"
             )
+        if lora is not None and lora.enabled:
+            raise ValueError(
+                f"model {config.name!r} cannot have adapters: it runs through the transformers library ({info.reason}), whose "
+                "layers have no slots for them; set lora.enabled=false, or merge the adapter into the checkpoint"
+            )
         from .transformers_model import load_transformers_model  # slow to import, and needed for few models
 
         return load_transformers_model(config, info, plan, device, block_size, info.cache_dtype(cache_dtype), seed)
@@ -54,19 +62,21 @@ def load_model(
             f"model.latent_prefill={config.latent_prefill} would change nothing: model {config.name!r} has no latent attention"
         )
     info.architecture.cache_specs(info.cache_dtype(cache_dtype), info.max_model_len)  # refuses a cache before weights are read
-    _check_chunks(info, info.architecture, block_size)
+    info.architecture.check_chunks(block_size, info.max_model_len)
     weights = _open(config, info, info.architecture, device, seed, scheme)
     expand = config.latent_prefill == "expanded"
-    return Binder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand).build()
+    slots = open_slots(info, plan, device, lora)
+    return Binder(
+        info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand, slots
+    ).build()
 
 
-def _check_chunks(info: ModelInfo, a: Architecture, block_size: int) -> None:
-    for chunk in {layer.chunk for layer in a.layers if layer.chunk is not None and layer.chunk < info.max_model_len}:
-        if chunk % block_size:
-            raise ValueError(
-                f"model {info.name!r} attends within chunks of {chunk} positions, which are no whole blocks of {block_size}: set "
-                f"cache.block_size to a divisor of {chunk}, or model.max_model_len={chunk} or less"
-            )
+def open_slots(info: ModelInfo, plan: KernelPlan, device: torch.device, lora: LoraConfig | None) -> LoraSlots | None:
+    """Of a native model, before its layers take theirs."""
+    if lora is None or not lora.enabled:
+        return None
+    assert info.architecture is not None
+    return LoraSlots(info.architecture, lora, plan, getattr(torch, info.dtype), device)
 
 
 def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int, scheme: Scheme) -> Weights:

@@ -146,6 +146,15 @@ class Architecture:
         windows = [reach if reach is not None and reach < max_model_len else None for reach in reaches]
         return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
 
+    def check_chunks(self, block_size: int, max_model_len: int) -> None:
+        """Raises ValueError where a cache's blocks do not fill chunks that sequences outgrow."""
+        for chunk in {layer.chunk for layer in self.layers if layer.chunk is not None and layer.chunk < max_model_len}:
+            if chunk % block_size:
+                raise ValueError(
+                    f"the model attends within chunks of {chunk} positions, which are no whole blocks of {block_size}: set "
+                    f"cache.block_size to a divisor of {chunk}, or model.max_model_len={chunk} or less"
+                )
+
     @property
     def residual(self) -> str:
         """See ``Family``."""
@@ -227,6 +236,7 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "sliding_window",
             "max_window_layers",
             "num_nextn_predict_layers",
+            "step_tag_id",
         ),
     ),
     (
@@ -251,11 +261,7 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ),
     ),
     ("an object", lambda found: isinstance(found, Mapping), ("rope_parameters", "rope_scaling")),
-    (
-        "a list of names",
-        lambda found: isinstance(found, list) and all(type(name) is str for name in found),
-        ("layer_types", "architectures"),
-    ),
+    ("a list of names", lambda found: isinstance(found, list) and all(type(name) is str for name in found), ("layer_types",)),
     ("a list of 0 and 1", lambda found: isinstance(found, list) and all(flag in (0, 1) for flag in found), ("no_rope_layers",)),
     ("a name", lambda found: type(found) is str, ("hidden_act",)),
 )

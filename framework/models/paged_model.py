@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..engine.kv_cache.spec import CacheGroup, PagedKV
 from .batch import ForwardBatch
+from .expert_balancer import ExpertBalancer
+from .layers.experts import Lockstep
 from .layers.paged_attention import PagedAttention
+from .lora.slots import LoraSlots
 
 
 class PagedModel:
@@ -12,6 +17,9 @@ class PagedModel:
 
     decides_on_host = False
     is_last = True
+    lora: LoraSlots | None = None
+    lockstep: Lockstep | None = None
+    balancer: ExpertBalancer | None = None
 
     def __init__(self, attention: list[PagedAttention]) -> None:
         self._attention, self._first_of_groups = attention, attention[:1]
@@ -31,3 +39,7 @@ class PagedModel:
         """Once per step, before ``forward``: lets attention prepare what the layers of a group share."""
         for attention in self._first_of_groups:
             attention.begin_step(batch)
+
+    def join(self, num_tokens: int, device: torch.device) -> None:
+        """There is no other scheduler."""
+        raise AssertionError("a model without lockstep has nobody to join")

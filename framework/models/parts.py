@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +32,8 @@ class Part:
     pieces     rows of what stands side by side, however many sources that has: ranks cut each by itself, and where there are more
                ranks than heads, several have the same; () = ranks cut all rows, and may have some that were added
     share      of a rank's share: the whole part, and the rank
+    experts    of a rank's share: which of the whole's experts it has, one may be there twice; () = as many as ``num_experts``, in
+               their order
     """
 
     sources: tuple[str, ...]
@@ -49,6 +51,7 @@ class Part:
     quantizable: bool = False
     pieces: tuple[int, ...] = ()
     share: tuple[Part, Ranks] | None = None
+    experts: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,7 +64,7 @@ class Part:
         return (self.num_experts, rows) if self.num_experts else (rows,)
 
     @property
-    def own(self) -> tuple[list[range], range, range]:
+    def own(self) -> tuple[list[range], range, Sequence[int]]:
         """Of a rank's share, within the whole: rows of each piece, columns and experts. Where rows were added, so that there are as
         many for every rank, it may be fewer than ``pieces`` says."""
         assert self.share is not None
@@ -72,7 +75,8 @@ class Part:
             first = rank.rank // copies * count
             rows.append(range(start + min(first, total), start + min(first + count, total)))
             start += total
-        return rows, _share(self.columns or 0, whole.columns or 0, rank), _share(self.num_experts, whole.num_experts, rank)
+        experts = self.experts or _share(self.num_experts, whole.num_experts, rank)
+        return rows, _share(self.columns or 0, whole.columns or 0, rank), experts
 
     @property
     def is_packed(self) -> bool:

@@ -7,7 +7,11 @@ from typing import Protocol
 import torch
 
 from ..engine.kv_cache.spec import CacheGroup, PagedKV
+from ..plan import LoraMeta
 from .batch import ForwardBatch
+from .expert_balancer import ExpertBalancer
+from .layers.experts import Lockstep
+from .lora.slots import LoraSlots
 
 
 class Model(Protocol):
@@ -22,6 +26,14 @@ class Model(Protocol):
     is_last: bool
     """Whether its hidden states are the final ones: of a pipeline only those of the last stage are."""
 
+    lora: LoraSlots | None
+    """Its adapters; None: it has none."""
+    lockstep: Lockstep | None
+    """Of steps that several schedulers' ranks take together, because they share the experts; None: there is one scheduler."""
+
+    balancer: ExpertBalancer | None
+    """Moves experts among ranks; None: they stay where they are."""
+
     def cache_specs(self) -> list[PagedKV]:
         """What each layer keeps in the cache."""
 
@@ -34,5 +46,8 @@ class Model(Protocol):
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Final hidden states [T, H] of a step; writes the cache."""
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [R, H] -> [R, V] in the model's dtype."""
+    def join(self, num_tokens: int, device: torch.device) -> None:
+        """Takes part in a step of ``lockstep`` that has nothing for this scheduler's ranks. num_tokens: what the fullest has."""
+
+    def logits(self, hidden: torch.Tensor, lora: LoraMeta | None = None) -> torch.Tensor:
+        """hidden [R, H] -> [R, V] in the model's dtype. lora: adapters of the rows; None: none has one."""

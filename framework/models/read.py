@@ -63,7 +63,10 @@ def read_model(config: ModelConfig) -> ModelInfo:
     found = {**text_part({**read_json(folder, "config.json"), **config.architecture}), **config.architecture}
     if not isinstance(found.get("model_type"), str):
         raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
-    if config.runner == "generate" and found.get("architectures") == ["GritLM"]:
+    names = found.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"the model's config.json (or model.architecture) has architectures={names!r}, expected a list of names")
+    if config.runner == "generate" and names == ["GritLM"]:
         found["architectures"] = ["MistralForCausalLM"]
     if found["model_type"] in TOWERS:
         found = towers_config(config, found, folder)

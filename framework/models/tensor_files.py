@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .hub import read_json
+from .hub import check_inside, read_json
 from .quantization.scheme import WIDE_FLOATS
 from .torch_file import TorchFile
 
@@ -109,8 +109,7 @@ def _indexed(folder: Path, index: str) -> dict[str, str]:
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise ValueError(f"{folder / index} has no weight_map from tensors to files: download the checkpoint again")
     for file in sorted(set(files.values())):
-        if Path(file).is_absolute() or ".." in Path(file).parts:
-            raise ValueError(f"{folder / index} names the file {file!r}, which lies outside the folder: such files are not read")
+        check_inside(folder, file, index)
         if not (folder / file).is_file():
             raise ValueError(f"{folder / file} is missing, which {index} names: download the checkpoint again")
     return files

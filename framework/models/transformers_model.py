@@ -15,10 +15,11 @@ import transformers
 import transformers.integrations.moe
 
 from ..config import ModelConfig
-from ..plan import BoundKernel, KernelPlan
+from ..plan import BoundKernel, KernelPlan, LoraMeta
 from .batch import ForwardBatch
 from .layers.linear import Linear, bind_linear
 from .layers.paged_attention import AttentionKernels, AttentionShape, PagedAttention
+from .library import library_config
 from .paged_model import PagedModel
 from .quantization.unquantized import float_experts, float_linear
 from .read import ModelInfo
@@ -58,8 +59,9 @@ class TransformersModel(PagedModel):
 
         return _run(self._base, batch.token_ids, batch.positions, attend)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, lora: LoraMeta | None = None) -> torch.Tensor:
         """The library's own head, which may scale or cap: its inner model is one that returns what it is given."""
+        assert lora is None, "its layers have no slots for adapters"
         return self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
 
 
@@ -79,27 +81,12 @@ def load_transformers_model(
     return TransformersModel(model, info, plan, attention)
 
 
-def num_library_weights(found: Any, kind: Any = transformers.AutoModelForCausalLM) -> int:
-    """Elements of the library's model for its configuration ``found``, made by ``kind``; none is allocated."""
-    with torch.device("meta"):
-        model: Any = kind.from_config(found)
-    return sum(weight.numel() for weight in model.parameters())
-
-
 def servable_config(config: ModelConfig, info: ModelInfo) -> Any:
     """The library's configuration object of a model. Raises ValueError with the reason if it cannot be served."""
-    found = library_config(config, info)
+    found = library_config(config, info.folder, info.config["model_type"])
     if reason := refusal(found):
         raise ValueError(f"model {config.name!r} cannot run: {reason}")
     return found
-
-
-def library_config(config: ModelConfig, info: ModelInfo) -> Any:
-    """The library's configuration object of a model."""
-    overrides = {k: v for k, v in config.architecture.items() if k != "model_type"}
-    if info.folder is None:
-        return transformers.AutoConfig.for_model(info.config["model_type"], **overrides)
-    return transformers.AutoConfig.from_pretrained(info.folder, **overrides)
 
 
 def library_model(
@@ -114,7 +101,8 @@ def library_model(
             model: Any = kind.from_config(found, dtype=dtype)
     else:
         assert info.folder is not None
-        loaded: Any = kind.from_pretrained(info.folder, config=found, dtype=dtype, output_loading_info=True)
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # the latter, too, are in the report
+        loaded: Any = kind.from_pretrained(info.folder, config=found, dtype=dtype, **told)
         model, report = loaded
         if wrong := {key: sorted(map(str, names))[:20] for key, names in report.items() if names}:
             raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {wrong}")

@@ -219,7 +219,8 @@ class Checkpoint(Weights):
         if sum(map(len, ranges)) < sum(part.rows):
             weight.zero_()
         for name, expert, shard, shape in whole.tensors():
-            if whole.num_experts and expert not in experts:
+            slots = [weight[slot] for slot, held in enumerate(experts) if held == expert] if whole.num_experts else [weight]
+            if not slots:
                 continue
             source, row = _rows(whole, shard), 0
             for own, count in zip(ranges, part.pieces or part.rows):
@@ -227,12 +228,10 @@ class Checkpoint(Weights):
                 if first < stop:
                     wanted = slice(first - source.start, stop - source.start)
                     index = (wanted,) if whole.columns is None else (wanted, slice(columns.start, columns.stop))
-                    stacked = weight[expert - experts.start] if whole.num_experts else weight
                     begin = row + first - own.start
-                    target = stacked[begin : begin + stop - first]
-                    _place(
-                        target, self.files.read_float(name, shape, index[::-1] if whole.layout == "transposed" else index), whole
-                    )
+                    found = self.files.read_float(name, shape, index[::-1] if whole.layout == "transposed" else index)
+                    for stacked in slots:
+                        _place(stacked[begin : begin + stop - first], found, whole)
                 row += count
         return weight
 

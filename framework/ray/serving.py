@@ -100,5 +100,5 @@ def _resources(config: EngineConfig) -> dict[str, int]:
     parallel = config.parallel
     if parallel.backend == "ray":
         return {"num_cpus": 1}
-    size = parallel.tp * parallel.pp
+    size = parallel.num_ranks
     return {"num_cpus": 1, "num_gpus": size} if resource(config) == "GPU" else {"num_cpus": size}

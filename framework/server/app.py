@@ -16,14 +16,41 @@ from .. import __version__
 from ..async_engine import AsyncEngine
 from ..config import EngineConfig
 from ..engine_process import SHORT_WAITS
-from . import chat, completions, embeddings, errors, live, metrics, models, operations, responses, sagemaker, scoring, tokenization
+from . import (
+    adapters,
+    chat,
+    completions,
+    embeddings,
+    errors,
+    live,
+    metrics,
+    models,
+    operations,
+    responses,
+    sagemaker,
+    scoring,
+    tokenization,
+)
 from .auth import Authentication
 from .config import ServerConfig
 from .connection import Connection
 from .limits import BodyLimits
 from .serving import Serving
 
-ENDPOINTS = (completions, chat, responses, embeddings, scoring, models, tokenization, operations, metrics, sagemaker, live)
+ENDPOINTS = (
+    completions,
+    chat,
+    responses,
+    embeddings,
+    scoring,
+    models,
+    adapters,
+    tokenization,
+    operations,
+    metrics,
+    sagemaker,
+    live,
+)
 logger = logging.getLogger(__name__)
 BACKLOG = 2048
 """Connections that wait to be accepted."""

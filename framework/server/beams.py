@@ -8,6 +8,7 @@ from dataclasses import fields
 from ..async_engine import AsyncEngine
 from ..beam_search import BeamSearchSequence, search_beams
 from ..engine.inputs import EngineInput
+from ..lora_request import LoRARequest
 from ..outputs import CompletionOutput, RequestOutput
 from ..sampling_params import BeamSearchParams, SamplingParams
 from .errors import APIError
@@ -47,10 +48,15 @@ def beam_params(engine: AsyncEngine, body: GenerationBody, params: SamplingParam
 
 
 async def beam_outputs(
-    engine: AsyncEngine, prompt: EngineInput, params: SamplingParams, priority: int, beams: BeamSearchParams
+    engine: AsyncEngine,
+    prompt: EngineInput,
+    params: SamplingParams,
+    priority: int,
+    beams: BeamSearchParams,
+    lora_request: LoRARequest | None = None,
 ) -> AsyncGenerator[RequestOutput, None]:
     """One output, with the best beams as its completions."""
-    found = await search_beams(engine, prompt, beams, priority)
+    found = await search_beams(engine, prompt, beams, priority, lora_request)
     completions = [_completion(engine, prompt, params, i, beam) for i, beam in enumerate(found.sequences)]
     yield RequestOutput("", prompt.text, prompt.token_ids, None, completions, finished=True)
 

@@ -28,6 +28,9 @@ class ServerConfig:
     enable_prompt_tokens_details  usage tells how many prompt tokens came from the cache
     enable_force_include_usage    streams end with the usage, asked for or not
     return_tokens_as_token_ids    log-probabilities name tokens as token_id:N
+    lora_modules         adapters that requests may name as models, NAME=FOLDER
+    enable_runtime_lora  clients may load and unload adapters; whoever may send requests may
+    lora_dir             folder below which the adapters of clients must lie
     max_num_queued_reqs  completions that may wait beyond the engine's max_num_seqs; more are refused with 503
     max_body_bytes       longest request body
     head_timeout_s       longest time that the head of a request may take to arrive
@@ -56,6 +59,9 @@ class ServerConfig:
     enable_prompt_tokens_details: bool = False
     enable_force_include_usage: bool = False
     return_tokens_as_token_ids: bool = False
+    lora_modules: dict[str, str] = field(default_factory=dict)
+    enable_runtime_lora: bool = False
+    lora_dir: str | None = None
     max_num_queued_reqs: int = 2048
     max_body_bytes: int = 8 * 2**20
     head_timeout_s: float = 10.0
@@ -86,6 +92,13 @@ class ServerConfig:
             require(getattr(self, name) in (None, *formats), name, getattr(self, name), "one of " + ", ".join(formats))
         if self.enable_auto_tool_choice and self.tool_call_parser is None:
             raise ValueError("enable_auto_tool_choice=True cannot work without a tool_call_parser, which finds the calls")
+        if self.enable_runtime_lora != (self.lora_dir is not None):
+            raise ValueError(
+                "enable_runtime_lora and lora_dir go together: clients may load adapters from below a folder; "
+                f"found enable_runtime_lora={self.enable_runtime_lora}, lora_dir={self.lora_dir!r}"
+            )
+        expected = "the name of a folder that exists"
+        require(self.lora_dir is None or Path(self.lora_dir).is_dir(), "lora_dir", self.lora_dir, expected)
         require(self.log_level in LOG_LEVELS, "log_level", self.log_level, "one of " + ", ".join(LOG_LEVELS))
 
     def api_keys(self) -> list[str]:

@@ -49,6 +49,7 @@ class Generation:
         self.as_token_ids = bool(body.return_tokens_as_token_ids or serving.config.return_tokens_as_token_ids)
         self._beams = beam_params(serving.engine, body, params)
         self._priority = priority_of(body, request)
+        self._lora_request = serving.lora_request(body.model)
         self.common: dict[str, Any] = {
             "id": f"{id_prefix}-{request_id_of(body, request)}",
             "object": kind,
@@ -58,7 +59,7 @@ class Generation:
 
     def outputs(self, prompts: Sequence[EngineInput]) -> aclosing[AsyncGenerator[tuple[int, RequestOutput], None]]:
         """Of all prompts, as ``Serving.outputs``."""
-        return aclosing(self.serving.outputs(prompts, self.params, self._priority, self._beams))
+        return aclosing(self.serving.outputs(prompts, self.params, self._priority, self._beams, self._lora_request))
 
     async def tokenized(self, tokenize: Callable[[], list[EngineInput]]) -> list[EngineInput]:
         """The prompts that ``tokenize`` returns. Raises APIError for those that cannot be served."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from .adapters import card_fields
 from .errors import APIError
 from .protocol.common import ErrorResponse, Unauthorized
 from .serving import Serving
@@ -16,7 +17,7 @@ router = APIRouter(responses={401: {"model": Unauthorized}})
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """The names that the model is served by."""
+    """The names that the model is served by, and its adapters."""
     return {"object": "list", "data": _cards(request.app.state.serving)}
 
 
@@ -30,16 +31,15 @@ async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
 
 
 def _cards(serving: Serving) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": name,
-            "object": "model",
-            "created": int(time.time()),
-            "owned_by": "kernelswap",
-            "root": serving.engine.config.model.name,
-            "parent": None,
-            "max_model_len": serving.engine.info.max_model_len,
-            "permission": [],
-        }
-        for name in serving.model_names
-    ]
+    card = {
+        "id": "",
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "kernelswap",
+        "root": serving.engine.config.model.name,
+        "parent": None,
+        "max_model_len": serving.engine.info.max_model_len,
+        "permission": [],
+    }
+    own = [{**card, "id": name} for name in serving.model_names]
+    return own + [{**card, **card_fields(one, serving.model_names[0])} for one in serving.adapters.known.values()]

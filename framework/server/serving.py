@@ -18,10 +18,12 @@ from .. import __version__
 from ..async_engine import AsyncEngine
 from ..engine.inputs import EngineInput, check_prompt_tokens
 from ..engine.pooling import PoolingInputs
+from ..lora_request import LoRARequest
 from ..outputs import RequestOutput
 from ..pooling_outputs import PoolingOutput, PoolingRequestOutput
 from ..pooling_params import PoolingParams
 from ..sampling_params import BeamSearchParams, SamplingParams
+from .adapters import ServedAdapters
 from .beams import beam_outputs
 from .config import ServerConfig
 from .errors import APIError, no_numbers
@@ -35,6 +37,7 @@ class Serving:
     """The engine as the endpoints see it.
 
     model_names  by which requests may call the model
+    adapters     that requests may call as if each was a model
     fingerprint  changes when answers may: with the version, or the engine's configuration
     special_tokens  that are no text unless a request wants them
     num_in_work  completions that were admitted and have not ended
@@ -47,6 +50,7 @@ class Serving:
         self.model_names = config.served_model_name or [engine.config.model.name]
         digest = blake2b(json.dumps(asdict(engine.config), default=str, sort_keys=True).encode(), digest_size=4).hexdigest()
         self.fingerprint = f"kernelswap-{__version__}-{digest}"
+        self.adapters = ServedAdapters(engine, config, self.model_names)
         self.chat_template = config.load_chat_template()
         self.num_in_work = self.num_rejected = 0
         self.started_s = time.monotonic()
@@ -60,9 +64,13 @@ class Serving:
 
     def model_name(self, asked: str | None) -> str:
         """Under which a request is answered. Raises APIError for a model that is not served."""
-        if asked is not None and asked not in self.model_names:
+        if asked is not None and asked not in self.model_names and asked not in self.adapters.known:
             raise APIError(404, f"The model `{asked}` does not exist.", "model")
         return asked or self.model_names[0]
+
+    def lora_request(self, asked: str | None) -> LoRARequest | None:
+        """The adapter that a request's model is; None: the model itself."""
+        return None if asked is None else self.adapters.known.get(asked)
 
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
@@ -154,12 +162,17 @@ class Serving:
         return [task.result() for task in tasks]
 
     async def outputs(
-        self, prompts: Sequence[EngineInput], params: SamplingParams, priority: int, beams: BeamSearchParams | None = None
+        self,
+        prompts: Sequence[EngineInput],
+        params: SamplingParams,
+        priority: int,
+        beams: BeamSearchParams | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Outputs of all prompts as they come, with the index of the prompt; of ``beams`` one, at their end. Closing it aborts what
         is left of them."""
         if len(prompts) == 1:
-            async with aclosing(self._generate(prompts[0], params, priority, beams)) as outputs:
+            async with aclosing(self._generate(prompts[0], params, priority, beams, lora_request)) as outputs:
                 async for output in outputs:
                     yield 0, output
             return
@@ -167,7 +180,7 @@ class Serving:
 
         async def run(index: int) -> None:
             try:
-                async for output in self._generate(prompts[index], params, priority, beams):
+                async for output in self._generate(prompts[index], params, priority, beams, lora_request):
                     found.put_nowait((index, output))
             except Exception as error:
                 found.put_nowait(error)
@@ -187,12 +200,17 @@ class Serving:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _generate(
-        self, prompt: EngineInput, params: SamplingParams, priority: int, beams: BeamSearchParams | None
+        self,
+        prompt: EngineInput,
+        params: SamplingParams,
+        priority: int,
+        beams: BeamSearchParams | None,
+        lora_request: LoRARequest | None,
     ) -> AsyncGenerator[RequestOutput, None]:
         if beams is None:
-            found: Any = self.engine.generate(prompt, params, priority=priority)
+            found: Any = self.engine.generate(prompt, params, lora_request=lora_request, priority=priority)
         else:
-            found = beam_outputs(self.engine, prompt, params, priority, beams)
+            found = beam_outputs(self.engine, prompt, params, priority, beams, lora_request)
         async with aclosing(found) as outputs:
             async for output in outputs:
                 if any(completion.finish_reason == "error" for completion in output.outputs):

@@ -155,13 +155,19 @@ class _StepTimes:
     def __init__(self) -> None:
         self._lines: dict[int, _Line] = {}
         self._means: dict[tuple[int, int], _Mean] = {}  # by number of rows, about, and drafts
+        self._seen: set[tuple[int, int]] = set()
         self._num_steps = 0
 
     def add(self, rows: int, k: int, step_s: float) -> bool:
-        """Takes in a step; not the first of its kind, in which kernels may have been compiled or recorded."""
+        """Takes in a step; not the first of its kind, in which kernels may have been compiled. The first with just so many rows may
+        have been recorded: it counts only if it was not long."""
         self._num_steps += 1
+        is_new = (rows, k) not in self._seen
+        self._seen.add((rows, k))
         if (kind := (_bucket(rows), k)) not in self._means:
             self._means[kind] = _Mean()
+            return False
+        if is_new and self._lines and step_s > (1.5 * self._at(rows, k) if k in self._lines else self.at_most(rows, k)):
             return False
         mean, before_s = self._means[kind], self._at(rows, k) if k in self._lines else step_s
         is_usual = mean.count * self.WEIGHT >= 1 and self._num_steps - mean.last < 10

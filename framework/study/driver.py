@@ -121,6 +121,7 @@ class ServingEngine:
                 arrival_s=self.start_s + arrival_s,
                 priority=request.priority,
                 output_kind=kind,
+                lora_request=request.lora_request,
             )
         except ValueError as error:
             record.error = str(error)

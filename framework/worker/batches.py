@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..models.batch import ForwardBatch, GroupBatch
-from ..plan import AttentionMeta, BoundKernel, LayerKV
+from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta
 from .request_rows import RequestRows
 from .step_rows import StepRows
 from .transfer import all_to_device, to_device
@@ -22,10 +22,20 @@ class Batches:
     groups        those of the KV groups that the model's layers are in
     caches        of its layers
     ahead         a slot's token is so many places behind it
+    has_lora      the model computes the requests' adapters
     """
 
-    def __init__(self, rows: RequestRows, slot_mapping: BoundKernel, groups: slice, caches: list[LayerKV], ahead: int = 0) -> None:
+    def __init__(
+        self,
+        rows: RequestRows,
+        slot_mapping: BoundKernel,
+        groups: slice,
+        caches: list[LayerKV],
+        ahead: int = 0,
+        has_lora: bool = False,
+    ) -> None:
         self.rows, self.slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
+        self.has_lora = has_lora
         self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in rows.tables[groups]]
 
     def build(
@@ -50,6 +60,10 @@ class Batches:
             lengths[n:],  # again: kernels may not be compiled for the address that a slice starts at
             self.rows.tables[self.groups][:, rows.seats, :width],
         )
+        slots = self.lora_slots(rows)
+        if slots is not None:
+            of_tokens = slots[row_of_token]
+            more = (*more, of_tokens, of_tokens[rows.logit_tokens])
         tensors = all_to_device((*arrays, *more), device)
         token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
         if first is not None:
@@ -67,7 +81,19 @@ class Batches:
         ]
         token_ids = self.rows.tokens[token_seats, token_positions + self.ahead if self.ahead else token_positions]
         num_decode_tokens = int(rows.bounds[n])
-        return ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices), tensors[8:]
+        batch = ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices)
+        if slots is None:
+            return batch, tensors[8:]
+        occurring = [slot for slot in np.unique(slots).tolist() if slot >= 0]
+        batch.lora, batch.lora_of_logits = (LoraMeta(index, occurring) for index in tensors[-2:])
+        return batch, tensors[8:-2]
+
+    def lora_slots(self, rows: StepRows) -> np.ndarray | None:
+        """int32 [R]: slots of the rows' adapters, -1 = none; None: no row has one."""
+        if not self.has_lora:
+            return None
+        slots = self.rows.lora_slots[rows.seats]
+        return slots if slots.max(initial=-1) >= 0 else None
 
 
 def _attention_meta(

@@ -11,7 +11,7 @@ import torch
 
 from ..models.batch import ForwardBatch, GroupBatch
 from ..models.protocol import Model
-from ..plan import AttentionMeta
+from ..plan import AttentionMeta, LoraMeta
 from .batches import MAX_DECODE_TOKENS, Batches
 from .devices import Capture, Replay
 from .request_rows import RequestRows
@@ -24,15 +24,17 @@ Workspaces = list[dict[str, Any]]
 
 class DecodeRows:
     """The rows of a step, in buffers that recordings read: of up to ``size`` of them seats and first int64, lengths int32, as in
-    StepRows but exact, and tables int32 [groups, size, blocks]. Rows beyond the step's are padding: they belong to the padding
-    seat, have length 0 and write nowhere, so they touch nothing."""
+    StepRows but exact, lora_slots int32, and tables int32 [groups, size, blocks]. Rows beyond the step's are padding: they belong
+    to the padding seat, have length 0, no adapter, and write nowhere, so they touch nothing."""
 
     def __init__(self, requests: RequestRows, size: int) -> None:
         self.requests, device = requests, requests.device
-        self._like = [torch.empty(size, dtype=dtype, device="meta") for dtype in (torch.int64, torch.int64, torch.int32)]
+        dtypes = torch.int64, torch.int64, torch.int32, torch.int32
+        self._like = [torch.empty(size, dtype=dtype, device="meta") for dtype in dtypes]
         self._inputs = torch.zeros(packed_bytes(self._like), dtype=torch.uint8, device=device)
-        self.seats, self.first, self.lengths = packed_views(self._inputs, self._like)
+        self.seats, self.first, self.lengths, self.lora_slots = packed_views(self._inputs, self._like)
         self.seats.fill_(requests.padding_seat)
+        self.lora_slots.fill_(-1)
         num_groups, _, width = requests.tables.shape
         self.tables = torch.zeros(num_groups, size, width, dtype=torch.int32, device=device)
 
@@ -40,10 +42,11 @@ class DecodeRows:
         """Takes in the rows of a step. The blocks of the drafts that are made behind them are there, too."""
         requests, count = self.requests, len(rows.seats)
         host = torch.zeros(self._inputs.shape, dtype=torch.uint8, pin_memory=not self._inputs.is_cpu)
-        seats, first, lengths = packed_views(host, self._like)
+        seats, first, lengths, lora_slots = packed_views(host, self._like)
         seats[:count], seats[count:] = torch.from_numpy(rows.seats), requests.padding_seat
         first[:count] = torch.from_numpy(rows.first)
         lengths[:count] = torch.from_numpy(rows.lengths)
+        lora_slots[:count], lora_slots[count:] = torch.from_numpy(requests.lora_slots[rows.seats]), -1
         self._inputs.copy_(host, non_blocking=True)
         if requests.computed is not None:
             exact = requests.computed[self.seats[:count]]
@@ -54,14 +57,15 @@ class DecodeRows:
         self.tables[:, :count, :width].copy_(tables, non_blocking=True)
 
     def build(
-        self, batches: Batches, size: int, query_len: int, workspaces: Workspaces, max_seq_len: int
+        self, batches: Batches, size: int, query_len: int, workspaces: Workspaces, max_seq_len: int, has_lora: bool = False
     ) -> Callable[[torch.Tensor, torch.Tensor], ForwardBatch]:
         """What ``batches.build`` is in a recording of ``size`` rows, from first int64 and lengths int32 [size]: the batch has the
-        last ``query_len`` tokens of each, and writes those from ``first`` on."""
+        last ``query_len`` tokens of each, and writes those from ``first`` on. has_lora: whether rows may have adapters."""
         device, tokens, ahead, caches = self.seats.device, self.requests.tokens, batches.ahead, batches.caches
         cu_q = torch.arange(0, size * query_len + 1, query_len, dtype=torch.int32, device=device)
         back = torch.arange(-query_len, 0, device=device)
         row_seats, tables = self.seats[:size], list(self.tables[batches.groups, :size])
+        row_slots = self.lora_slots[:size]
 
         def build(first: torch.Tensor, lengths: torch.Tensor) -> ForwardBatch:
             metas = [
@@ -80,7 +84,8 @@ class DecodeRows:
                     slot.masked_fill_(computed, -1)
             token_ids = tokens[seats, positions + ahead if ahead else positions]
             parts = [GroupBatch(slot, meta, None) for slot, meta in zip(slots, metas)]
-            return ForwardBatch(token_ids, positions, size * query_len, parts, caches, row_seats[:0])
+            lora = LoraMeta(row_slots[:, None].expand(size, query_len).reshape(-1)) if has_lora else None
+            return ForwardBatch(token_ids, positions, size * query_len, parts, caches, row_seats[:0], lora=lora)
 
         return build
 
@@ -116,8 +121,8 @@ class Recorder:
 
 class DecodeGraphs:
     """Recordings of the model, from slots in the cache to logits: per batch size and number of tokens of a row (1, more where
-    drafts are checked). A step takes the smallest that holds its rows. A row with fewer tokens than the recording computes those
-    before them again, and writes only its own."""
+    drafts are checked); of a model with adapters for steps that have none and for steps that have some. A step takes the smallest
+    that holds its rows. A row with fewer tokens than the recording computes those before them again, and writes only its own."""
 
     def __init__(
         self,
@@ -129,13 +134,17 @@ class DecodeGraphs:
         most_padding: float | None = None,
     ) -> None:
         """most_padding: as ``Device.most_padding``."""
-        self._most_padding = most_padding
+        self._most_padding, self._lora_slots = most_padding, batches.lora_slots
         self.query_lens = sorted(n for n in set(query_lens) if n <= MAX_DECODE_TOKENS)
         self.recorder = Recorder(DecodeRows(batches.rows, max(batch_sizes)), batch_sizes, capture)
         self._rows = self.recorder.rows
         workspaces: Workspaces = [{} for _ in batches.rows.tables]
-        function_of = _model_step(model, batches, self._rows, workspaces)
-        self._replays = self.recorder.record(function_of, self.query_lens, workspaces)
+        self._replays = {
+            has_lora: self.recorder.record(
+                _model_step(model, batches, self._rows, workspaces, has_lora), self.query_lens, workspaces
+            )
+            for has_lora in ((True, False) if batches.has_lora else (False,))
+        }
 
     def fits(self, rows: StepRows, ahead: int = 0) -> bool:
         """Whether every row decodes one token, or has drafts checked, and there are no more than the largest recording holds. A row
@@ -156,7 +165,7 @@ class DecodeGraphs:
         count, query_len = len(rows.seats), self._query_len(int(rows.counts.max()))
         size = self.recorder.size(count)
         self._rows.fill(rows)
-        logits, hidden = self._replays[size, query_len]()
+        logits, hidden = self._replays[self._lora_slots(rows) is not None][size, query_len]()
         num_tokens, recorded = int(rows.bounds[-1]), hidden.unflatten(0, (size, query_len))
         if num_tokens == count * query_len:
             return logits[:num_tokens], hidden[:num_tokens], recorded
@@ -168,20 +177,22 @@ class DecodeGraphs:
         return self.query_lens[bisect_left(self.query_lens, longest)]
 
 
-def _model_step(model: Model, batches: Batches, rows: DecodeRows, workspaces: Workspaces) -> Callable[[int, int], Replay]:
+def _model_step(
+    model: Model, batches: Batches, rows: DecodeRows, workspaces: Workspaces, has_lora: bool
+) -> Callable[[int, int], Replay]:
     """(size, query_len) -> the function to record: logits [size * query_len, V] and hidden states of ``rows``. It does not hold
     DecodeGraphs, which holds its replay: a cycle would keep the model and its cache on the device until the garbage collector comes
     by."""
 
     def function_of(size: int, query_len: int) -> Replay:
-        build = rows.build(batches, size, query_len, workspaces, model.max_model_len)
+        build = rows.build(batches, size, query_len, workspaces, model.max_model_len, has_lora)
         first, lengths = rows.first[:size], rows.lengths[:size]
 
         def step() -> tuple[torch.Tensor, torch.Tensor]:
             batch = build(first, lengths)
             model.begin_step(batch)
             hidden = model.forward(batch)
-            return model.logits(hidden), hidden
+            return model.logits(hidden, batch.lora), hidden
 
         return step
 

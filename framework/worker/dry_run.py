@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..config import EngineConfig, ModelConfig, QuantConfig
+from ..config import EngineConfig, LoraConfig, ModelConfig, QuantConfig
 from ..engine.kv_cache.spec import group_layers
 from ..engine.step import NewRequest, StepInput
 from ..models.binding.binder import Binder
+from ..models.load import open_slots
 from ..models.parallel import Parallel
 from ..models.protocol import Model
 from ..models.quantization.table import read_scheme
@@ -56,7 +57,9 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     info.check_generates("a kernel pack")
     device, block_size, num_seats = Cuda(), config.cache.block_size, config.scheduler.max_num_seqs
     plan = TargetPlan.of(config, target, getattr(torch, info.dtype))
-    model = _empty_model(config.model, info, plan, CPU, Parallel(), block_size, config.seed, config.cache.dtype, config.quant)
+    model = _empty_model(
+        config.model, info, plan, CPU, Parallel(), block_size, config.seed, config.cache.dtype, config.quant, config.lora
+    )
     groups = group_layers(model.cache_specs())
     model.set_groups(groups)
     caches = allocate_caches(groups, 2, block_size, CPU)
@@ -72,10 +75,15 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
         for step in _steps(config, model.max_model_len, len(groups), probe):
             runner.step(step)
             num_steps += 1
+            if config.lora.enabled:
+                for request in step.new:
+                    request.lora_slot = 0
+                runner.step(step)
+                num_steps += 1
         if config.graphs.enabled:  # last: from then on decodes replay, while mixed steps run as above
             sizes, query_lens = graph_sizes(config, Cuda), device.query_lens(spec.num_speculative_tokens)
             runner.capture_graphs(sizes, _run_once, query_lens)
-            num_steps += len(sizes) * len(query_lens)
+            num_steps += len(sizes) * len(query_lens) * (1 + config.lora.enabled)
     return num_steps
 
 
@@ -89,6 +97,7 @@ def _empty_model(
     seed: int = 0,
     cache_dtype: str = "auto",
     quant: QuantConfig | None = None,
+    lora: LoraConfig | None = None,
 ) -> Model:
     """In place of ``load_model``."""
     if info.architecture is None:
@@ -99,7 +108,10 @@ def _empty_model(
     quant = quant or QuantConfig()
     weights = EmptyWeights(device, getattr(torch, info.dtype), read_scheme(info.quantization, quant))
     expand = config.latent_prefill == "expanded"
-    return Binder(info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand).build()
+    slots = open_slots(info, plan, device, lora)
+    return Binder(
+        info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand, slots
+    ).build()
 
 
 def _run_once(run: Replay) -> Replay:

@@ -7,27 +7,35 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..clock import Clock
-from ..config import EngineConfig, ParallelConfig
-from ..engine.executor import Executor, Handle
+from ..config import EngineConfig, LoraConfig
+from ..engine.executor import Executor, Handle, LoadedAdapter
 from ..engine.kv_cache.memory import cache_blocks
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers, own_groups
 from ..engine.step import StepInput
 from ..logs import memory_size
+from ..lora_request import LoRARequest
 from ..models.batch import ForwardBatch, GroupBatch
+from ..models.expert_balancer import ExpertBalancer
+from ..models.expert_map import ExpertMap
 from ..models.load import load_model
+from ..models.lora.slots import lora_bytes, rank_parts
 from ..models.parallel import Parallel
 from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme
 from ..models.ranks import rank_architecture, rank_cache_specs, stage_weight_bytes, stages
 from ..models.read import ModelInfo
 from ..models.weights import weight_bytes
-from ..plan import AttentionMeta, KernelPlan
+from ..plan import AttentionMeta, KernelPlan, LoraMeta
+from .adapter_host import AdapterHost
 from .cache_memory import allocate_caches
 from .devices import Capture, Device, graph_sizes, open_device
 from .drafting.drafter import Drafter, check_drafter, load_drafter
@@ -80,7 +88,9 @@ class LocalExecutor:
         if config.speculative_config.place == "device":
             check_drafter(config, model)
         self._pools = model.pooling is not None
-        self._records = parallel.pp.size == 1  # what passes between stages is no call of a kernel
+        # What passes between stages is no call of a kernel; steps that schedulers take together are recorded by none.
+        self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size
+        self._record: Callable[[], None] | None = None
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, probes)
@@ -95,9 +105,11 @@ class LocalExecutor:
                 config.seed,
                 config.cache.dtype,
                 config.quant,
+                config.lora,
             )
             self.weight_bytes = tensor_bytes(self._model)
             said.append(f"{memory_size(self.weight_bytes)} of {model.name} in {model.dtype} on {device.name}")
+        self._adapters = None if self._model.lora is None else AdapterHost(config, model, self._model.lora)
         self.groups, self._own_groups = self._groups(config, model, parallel)
         self._model.set_groups(self._own_groups)
         self.vocab_size, self.max_model_len = self._model.vocab_size, self._model.max_model_len
@@ -142,7 +154,9 @@ class LocalExecutor:
             probes.check({kernel.op for kernel in self.plan.bound})
             self._step = probes.around_submit(self._step)
         if not self._pools and self._records and config.graphs.enabled and (capture := device.capture()) is not None:
-            self._capture_graphs(config, device, capture if probes is None else probes.around_capture(capture))
+            probed = capture if probes is None else probes.around_capture(capture)
+            self._record = partial(self._capture_graphs, config, device, probed)
+            self._record()
         _logger.info("kernel plan: %s", ", ".join(f"{op}={found['impl']}" for op, found in self.plan_report().items()))
 
     def submit(self, step: StepInput) -> Handle:
@@ -153,11 +167,40 @@ class LocalExecutor:
         """As ``Runner.watch``."""
         self._runner.watch(around)
 
+    def expert_loads(self) -> dict[int, list[int]]:
+        """Layer -> how often each of its experts was chosen here since they moved. Waits for the device."""
+        return self._balancer.loads()
+
+    def move_experts(self, wanted: ExpertMap) -> None:
+        """Reads those that are to be here and are not. Recordings, which hold the addresses of weights, are made anew."""
+        moved = wanted != self._balancer.map
+        self._balancer.move(wanted)
+        if moved and self._record is not None:
+            self._record()
+
+    @property
+    def _balancer(self) -> ExpertBalancer:
+        assert self._model.balancer is not None, "the configuration asks for it"
+        return self._model.balancer
+
     def plan_report(self) -> dict[str, dict[str, Any]]:
         return self.plan.report()
 
+    def load_adapter(self, request: LoRARequest) -> Future[LoadedAdapter]:
+        return self._adapter_host.load(request)
+
+    def drop_adapter(self, key: str) -> None:
+        self._adapter_host.drop(key)
+
     def shutdown(self) -> None:
+        if self._adapters is not None:
+            self._adapters.shutdown()
         self.__dict__.clear()
+
+    @property
+    def _adapter_host(self) -> AdapterHost:
+        assert self._adapters is not None, "engines without adapters ask for none"
+        return self._adapters
 
     def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
         """None where the host makes drafts, or nobody does."""
@@ -227,10 +270,14 @@ class LocalExecutor:
         rows = torch.zeros(config.scheduler.max_num_seqs, dtype=torch.int64, device=device)
         positions = torch.arange(num_tokens, device=device) % longest
         batch = ForwardBatch(ids, positions, 0, groups, caches, rows)
+        if self._model.lora is not None:
+            batch.lora, batch.lora_of_logits = (LoraMeta(torch.zeros_like(some, dtype=torch.int32)) for some in (ids, rows))
         self._model.begin_step(batch)
+        if self._model.lockstep is not None:
+            self._model.lockstep.num_tokens = num_tokens
         hidden = self._model.forward(batch)
         if not self._pools and self._model.is_last:
-            self._model.logits(hidden[rows]).float()
+            self._model.logits(hidden[rows], batch.lora_of_logits).float()
 
 
 @contextmanager
@@ -243,17 +290,24 @@ def _phase(name: str) -> Iterator[list[str]]:
 
 
 def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) -> float:
-    """What the weights of this rank will take."""
+    """What the weights of this rank will take, with the slots for adapters."""
+    if model.architecture is not None and config.lora.enabled:
+        without = replace(config, lora=LoraConfig())
+        return _weight_bytes(without, model, parallel) + lora_bytes(
+            rank_parts(model.architecture, parallel, config.lora), config.lora, getattr(torch, model.dtype)
+        )
     if model.architecture is not None:
         scheme = read_scheme(model.quantization, config.quant)
-        if parallel.tp.size * parallel.pp.size > 1:
-            rank = rank_architecture(model.architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
-            stage = stages(model.architecture, parallel.pp.size)[parallel.pp.rank]
-            return stage_weight_bytes(rank, stage, parallel.ep.size, scheme, model.dtype)
+        if parallel.tp.size * parallel.pp.size * parallel.ep.size > 1:
+            sizes = parallel.sizes
+            rank = rank_architecture(model.architecture, sizes)
+            stage = stages(model.architecture, sizes.pp)[parallel.pp.rank]
+            return stage_weight_bytes(rank, stage, sizes.ep, scheme, model.dtype, sizes.redundant_experts)
         return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype), model.max_model_len)
-    from ..models.transformers_model import num_library_weights, servable_config  # slow to import, and needed for few models
+    from ..models.library import num_library_weights  # slow to import, and needed for few models
+    from ..models.transformers_model import servable_config
 
-    return num_library_weights(servable_config(config.model, model)) * ELEMENT_BYTES[model.dtype]
+    return num_library_weights(config.model, servable_config(config.model, model)) * ELEMENT_BYTES[model.dtype]
 
 
 def _block_bytes(groups: tuple[CacheGroup, ...], drafter: Drafter | None, block_size: int) -> int:

@@ -26,6 +26,7 @@ class RequestRows:
     computed           int64 [seats + 1] on the device: the same, exactly. None: the host knows, because steps are done when it
                        looks at their rows, or because no step has drafts
     num_prompt_tokens  int64 [seats + 1]
+    lora_slots         int32 [seats + 1]: of each request's adapter, -1 = none
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class RequestRows:
         self._num_blocks = [np.zeros(num_seats + 1, dtype=np.int64) for _ in range(num_groups)]
         self.num_computed = np.zeros(num_seats + 1, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(num_seats + 1, dtype=np.int64)
+        self.lora_slots = np.full(num_seats + 1, -1, dtype=np.int32)
         self.computed = torch.zeros(num_seats + 1, dtype=torch.int64, device=device) if counts_on_device else None
 
     def table_width(self, num_tokens: int) -> int:
@@ -63,6 +65,7 @@ class RequestRows:
             if self.computed is not None:
                 self.computed[request.seat] = request.num_computed_tokens
             self.num_prompt_tokens[request.seat] = request.num_prompt_tokens
+            self.lora_slots[request.seat] = request.lora_slot
             for group, blocks in enumerate(request.block_ids):
                 self._num_blocks[group][request.seat] = 0
                 self.tables[group, request.seat] = 0

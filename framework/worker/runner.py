@@ -13,7 +13,7 @@ import torch
 from ..engine.kv_cache.spec import CacheGroup
 from ..engine.step import StepInput, StepOutput
 from ..models.protocol import Model
-from ..plan import KernelPlan, LayerKV
+from ..plan import KernelPlan, LayerKV, LoraMeta
 from ..sampling_params import SamplingParams
 from ..speculation.config import SpeculativeConfig
 from .batches import Batches
@@ -98,7 +98,7 @@ class Runner:
         slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups = groups
-        self._batches = Batches(self.rows, slot_mapping, slice(None), caches)
+        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, has_lora=model.lora is not None)
         self._graphs: DecodeGraphs | None = None
         self._proposer: DeviceProposer | None = None
         self._drafts: tuple[np.ndarray, DraftRows] | None = None
@@ -125,11 +125,18 @@ class Runner:
     def step(self, step: StepInput) -> StepHandle:
         """Applies the deltas, computes the rows, samples unless masks are to come. After an exception, wherever it came from, other
         steps give what they would have given without this one, once its seats were released."""
+        for slot, key in step.lora_loads:
+            assert self.model.lora is not None, "adapters come to models with slots for them"
+            self.model.lora.load(slot, key)
         self.rows.apply(step)
         failed = self._add_to_sampler(step)
         self._copy(step.copies)
         if not step.seats:
+            if step.most_tokens:
+                self.model.join(step.most_tokens, self.device)
             return StepHandle(step, _nothing, {}, failed)
+        if self.model.lockstep is not None:
+            self.model.lockstep.num_tokens = step.most_tokens
         rows = self._step_rows(step)
         self.rows.write_decoded(step)
         if step.drafts is not None:
@@ -149,7 +156,9 @@ class Runner:
                 self.rows.advance(rows)
                 return StepHandle(step, _nothing, {}, failed)
             prompt_logprobs = self._prompt_logprobs(rows, hidden)
-            logits = self.model.logits(hidden[batch.logits_indices]) if len(rows.sampled) else hidden[:0]
+            logits = hidden[:0]
+            if len(rows.sampled):
+                logits = self.model.logits(hidden[batch.logits_indices], batch.lora_of_logits)
         if first is not None:
             row_of = to_device(rows.logit_rows, self.device)
             position = position + first[row_of] - to_device(rows.first, self.device)[row_of]
@@ -220,7 +229,7 @@ class Runner:
         else:
             batch, _ = self._batches.build(rows)
             self.model.begin_step(batch)
-            logits = self.model.logits(self.model.forward(batch))
+            logits = self.model.logits(self.model.forward(batch), batch.lora)
         self.rows.advance(rows)
         return logits
 
@@ -260,8 +269,15 @@ class Runner:
             count = min(int(rows.counts[row]), int(self.rows.num_prompt_tokens[seat]) - 1 - first)
             if count > 0 and self.sampler.wants_prompt_logprobs(seat):
                 targets = self.rows.tokens[seat, first + 1 : first + 1 + count]
-                found[row] = self.sampler.prompt_logprobs(seat, self.model.logits, hidden[start : start + count], targets)
+                project = partial(self._logits_of, seat)
+                found[row] = self.sampler.prompt_logprobs(seat, project, hidden[start : start + count], targets)
         return found
+
+    def _logits_of(self, seat: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Of hidden states of one request."""
+        slot = int(self.rows.lora_slots[seat])
+        index = torch.full((len(hidden),), slot, dtype=torch.int32, device=self.device) if slot >= 0 else None
+        return self.model.logits(hidden, None if index is None else LoraMeta(index, [slot]))
 
 
 def _nothing(masks: np.ndarray | None) -> Sampled:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,10 +19,12 @@ from framework.distributed.executor import DistributedExecutor
 from framework.distributed.messages import Factory, Place
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError
+from framework.engine.executor import LoadedAdapter
 from framework.engine.inputs import InputProcessor
 from framework.engine.step import StepInput
 from framework.executor.null import DoneStep, NullExecutor
 from framework.executor.shape import ModelShape
+from framework.lora_request import LoRARequest
 from framework.models.read import read_model
 
 from ..framework.engines import MODELS
@@ -93,6 +97,39 @@ class IdleStep(DoneStep):
 class IdleRank(NullExecutor):
     def submit(self, step: StepInput) -> IdleStep:
         return IdleStep(super().submit(step).result())
+
+
+class AdapterRank(NullExecutor):
+    """Reads adapters in a thread of its own. Of folders that end in its rank's number it reads nothing; of those that end in
+    different it finds another than the others."""
+
+    def __init__(self, config: EngineConfig, place: Place) -> None:
+        super().__init__(config, SHAPE)
+        self._rank, self._thread = place.rank, ThreadPoolExecutor(1)
+        self.held: Counter[str] = Counter()
+        HOSTS.append(self.held)
+
+    def load_adapter(self, request: LoRARequest) -> Any:
+        return self._thread.submit(self._read, request.lora_path)
+
+    def drop_adapter(self, key: str) -> None:
+        assert self.held[key] > 0, "it is not held"
+        self.held[key] -= 1
+
+    def _read(self, path: str) -> LoadedAdapter:
+        if path.endswith(str(self._rank)):
+            raise ValueError(f"{path} has no adapter_config.json")
+        key = f"{path}/{self._rank}" if path.endswith("different") else path
+        self.held[key] += 1
+        return LoadedAdapter(key, 1, 10)
+
+
+HOSTS: list[Counter[str]] = []
+"""Of ranks that are threads: what each has on its host."""
+
+
+def adapter_rank(config: EngineConfig, place: Place) -> NullExecutor:
+    return AdapterRank(config, place)
 
 
 def faulty_rank(config: EngineConfig, place: Place) -> NullExecutor:

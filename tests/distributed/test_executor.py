@@ -26,17 +26,20 @@ from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
 from framework.executor.null import NullExecutor
+from framework.lora_request import LoraConfig, LoRARequest
 
 from ..framework.engines import assert_idle, finish, token_params, tokens_of
 from .ranks import (
     APART,
     ENDED,
     FAULTY,
+    HOSTS,
     LATE,
     LOST,
     SHAPE,
     FailingLayer,
     MeetingRanks,
+    adapter_rank,
     failing_start,
     make_config,
     make_engine,
@@ -320,3 +323,27 @@ def test_what_cannot_work_is_refused(given: dict[str, Any], message: str, monkey
     monkeypatch.setattr("framework.distributed.kinds.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         EngineConfig(**{"executor": ExecutorConfig("distributed"), **given}).validate()
+
+
+def test_all_ranks_read_adapters_or_none_keeps_them() -> None:
+    HOSTS.clear()
+    config = replace(make_config(3, "threads"), lora=LoraConfig(True, 2, 16, 2))
+    engine = make_engine(config, adapter_rank)
+
+    def lora(number: int, path: str) -> LoRARequest:
+        return LoRARequest(f"adapter-{number}", number, path)
+
+    engine.add_lora(lora(1, "/good"))
+    with pytest.raises(ValueError, match=r"/bad/1 has no adapter_config.json") as failed:
+        engine.add_lora(lora(2, "/bad/1"))
+    assert failed.value.__notes__ == ["This was on rank 1 of 3."]
+    with pytest.raises(ValueError, match="the ranks read 3 different adapters from /different"):
+        engine.add_lora(lora(3, "/different"))
+    for i, adapter in enumerate([lora(1, "/good"), lora(2, "/bad/2"), lora(4, "/other"), lora(5, "/third")]):
+        engine.add_request(str(i), [1, 2], token_params(max_tokens=4, seed=i), lora_request=adapter)
+    found = finish(engine)
+    assert [found[str(i)].error for i in range(4)] == [None, "/bad/2 has no adapter_config.json", None, None]
+    engine.plan_report()  # the ranks have done all that they were told
+    assert len(engine.list_loras()) == 2
+    assert [held.total() for held in HOSTS] == [2, 2, 2]
+    engine.shutdown()

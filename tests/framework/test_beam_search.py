@@ -133,7 +133,9 @@ def test_every_step_has_the_priority_and_the_salt_of_its_request() -> None:
         inputs = SimpleNamespace(eos_token_ids=(), tokenizer=None)
         info = SimpleNamespace(max_model_len=100)
 
-        async def generate(self, prompt: EngineInput, params: SamplingParams, *, priority: int) -> AsyncIterator[RequestOutput]:
+        async def generate(
+            self, prompt: EngineInput, params: SamplingParams, *, lora_request: None, priority: int
+        ) -> AsyncIterator[RequestOutput]:
             asked.append((prompt.cache_salt, priority))
             logprobs = [{token: Logprob(-1.0, token) for token in range(1, 5)}]
             yield RequestOutput("", None, prompt.token_ids, None, [CompletionOutput(0, "", [1], -1.0, logprobs, "length")], True)

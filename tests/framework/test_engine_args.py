@@ -56,6 +56,8 @@ def test_nothing_given_is_the_default_configuration() -> None:
         ({"pipeline_parallel_size": 2}, "parallel.pp", 2),
         ({"data_parallel_size": 2}, "parallel.dp", 2),
         ({"tensor_parallel_size": 4, "enable_expert_parallel": True}, "parallel.ep", 4),
+        ({"data_parallel_size": 2, "enable_expert_parallel": True}, "parallel.ep", 2),
+        ({"data_parallel_size": 2, "enable_expert_parallel": True}, "executor.kind", "distributed"),
         ({"enable_expert_parallel": True}, "executor.kind", "local"),
         ({"distributed_executor_backend": "mp"}, "executor.kind", "distributed"),
         ({"distributed_executor_backend": "mp"}, "parallel.backend", "processes"),

@@ -518,6 +518,6 @@ def test_a_request_arrives_when_it_was_asked_for(clock: Clock, under_way_s: floa
     engine.clock = clock
     pipe, _ = multiprocessing.Pipe()
     before_s = clock.now()
-    _handle(engine, pipe, "a", pickle.dumps(Add(EngineInput([1, 2]), token_params(), 0, time.time() - 5)))
+    _handle(engine, pipe, {}, "a", pickle.dumps(Add(EngineInput([1, 2]), token_params(), 0, time.time() - 5)))
     arrival_s = engine.processor.groups["a"].metrics.arrival_s
     assert arrival_s == pytest.approx(before_s - under_way_s, abs=0.5)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from framework import LLM, SamplingParams
 from framework.engine.engine import Engine
+from framework.lora_request import LoraConfig, LoRARequest
 from framework.metrics import TEXTS, Histogram, Metric, engine_metrics
 from tests.framework.engines import finish, make_config, make_engine, token_params
 
@@ -174,10 +176,21 @@ def test_of_an_llm_they_agree_with_its_outputs() -> None:
 
 
 def test_every_metric_has_a_text() -> None:
-    engine = make_engine()
+    engine = make_engine(replace(make_config(), lora=LoraConfig(True)))
     engine._recorder.observe([2, 1], [1, 0])
     names = {metric.name for metric in engine_metrics({0: engine.metrics()}, "m")}
     assert names | {"kernelswap:kernel_info", "kernelswap:structured_requests", "vllm:admission_rejections"} == set(TEXTS)
+
+
+def test_adapters_of_requests_that_wait_and_run() -> None:
+    engine = make_engine(replace(make_config(), lora=LoraConfig(True, 1)))
+    for i in (1, 2, 2):
+        lora = LoRARequest(f"adapter-{i}", i, f"/{i}")
+        engine.add_request(f"{i}-{engine.num_waiting}", [1], token_params(max_tokens=5), lora_request=lora)
+    engine.step()
+    (found,) = (m for m in engine_metrics({0: engine.metrics()}, "m") if m.name == "vllm:lora_requests_info")
+    told = {"max_lora": "1", "waiting_lora_adapters": "adapter-2", "running_lora_adapters": "adapter-1"}
+    assert found.labels == {"model_name": "m", "engine": "0", **told}
 
 
 def test_of_drafts_that_were_checked() -> None:

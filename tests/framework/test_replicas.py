@@ -479,6 +479,8 @@ def test_replicas_lie_side_by_side() -> None:
         ({"data_parallel_size": -2}, "parallel.dp=-2"),
         ({"data_parallel_size": 2, "router": "nearest"}, "router='nearest' .* round_robin"),
         ({"data_parallel_size": "2"}, "parallel.dp='2' .* of type int"),
+        ({"data_parallel_size": "2", "enable_expert_parallel": True}, "parallel.dp='2' .* of type int"),
+        ({"data_parallel_size": 2, "enable_expert_parallel": True}, "parallel.ep=2 cannot work: the model has no experts"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_process_is_started(given: dict[str, Any], message: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from triton_kernels.cases.kv_cache import empty_cache
 from triton_kernels.impls.verify_draft.torch import _draw
 from triton_kernels.lab.conformance import relative_error
+from triton_kernels.lora_meta import LoraMeta
 from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 from triton_kernels.spec import Spec
@@ -65,18 +66,22 @@ def test_fused_qkv_is_what_transformers_computes(name: str) -> None:
     assert int(kv.k.isfinite().sum()) == int(written.sum()) * 2 * 16
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_lora_is_a_product_with_the_merged_weight(name: str) -> None:
-    generator = torch.Generator().manual_seed(2)
+@pytest.mark.parametrize("name", [*NAMES, "native"])
+@pytest.mark.parametrize("slices", [(24,), (12, 4, 8)], ids=str)
+def test_lora_is_a_product_with_the_merged_weight(name: str, slices: tuple[int, ...]) -> None:
+    if reasons := REGISTRY.impls("lora_shrink")[name].unsupported(SPEC):
+        pytest.skip(reasons[0])
+    generator, rank = torch.Generator().manual_seed(2), 4
     weight, x = torch.randn(24, 20, generator=generator), torch.randn(9, 20, generator=generator)
-    lora_a, lora_b = torch.randn(3, 4, 20, generator=generator), torch.randn(3, 24, 4, generator=generator)
-    scale, index = torch.tensor([0.5, 2.0, 1.5]), torch.tensor([2, -1, 0, 0, 1, -1, 2, 1, 0], dtype=torch.int32)
-    y = x @ weight.T
+    lora_a, lora_b = torch.randn(3, rank * len(slices), 20, generator=generator), torch.randn(3, 24, rank, generator=generator)
+    scale, index = torch.rand(3, rank * len(slices), generator=generator), torch.tensor([2, -1, 0, 0, 1, -1, 2, 1, 0]).int()
+    y, meta = x @ weight.T, LoraMeta(index)
     y[1, 3], y[5, 0] = torch.nan, -0.0
     before = y.clone()
-    shrunk = bind("lora_shrink", name, {"lora_a": lora_a, "scale": scale})(x, index)
-    bind("lora_expand", name, {"lora_b": lora_b})(y, shrunk, index)
-    merged = weight.double() + scale[:, None, None].double() * (lora_b.double() @ lora_a.double())
+    shrunk = bind("lora_shrink", name, {"lora_a": lora_a, "scale": scale})(x, meta)
+    bind("lora_expand", name, {"lora_b": lora_b}, slices=slices)(y, shrunk, meta)
+    scaled, parts = (scale[..., None].double() * lora_a.double()).split(rank, 1), lora_b.double().split(slices, 1)
+    merged = weight.double() + torch.cat([b @ a for a, b in zip(scaled, parts)], 1)
     for token, adapter in enumerate(index.tolist()):
         if adapter < 0:
             assert torch.equal(y[token].view(torch.int32), before[token].view(torch.int32))

@@ -1,4 +1,5 @@
-"""Cases of ``lora_shrink`` and ``lora_expand``: mixed adapters, adapters without a token, tokens without an adapter."""
+"""Cases of ``lora_shrink`` and ``lora_expand``: mixed adapters, adapters without a token, tokens without an adapter, layers of
+several slices."""
 
 from __future__ import annotations
 
@@ -8,15 +9,21 @@ from typing import Any
 
 import torch
 
+from ..lora_meta import LoraMeta
 from ..op import Case
 from . import BENCH, SMALL, TILED, randn
 
 
-def _index(generator: torch.Generator, tokens: int, num_adapters: int, none: float, runs: int) -> torch.Tensor:
-    """``none``: share of tokens without an adapter. ``runs`` > 1: so many neighbours, a prompt's tokens, have the same one."""
+def _meta(
+    generator: torch.Generator, device: torch.device, tokens: int, num_adapters: int, none: float, runs: int, known: bool
+) -> LoraMeta:
+    """``none``: share of tokens without an adapter. ``runs`` > 1: so many neighbours, a prompt's tokens, have the same one.
+    ``known``: the host knows which occur."""
     picked = torch.randint(0, num_adapters, (-(-tokens // runs),), generator=generator)
     picked[torch.rand(len(picked), generator=generator) < none] = -1
-    return picked.repeat_interleave(runs)[:tokens].int()
+    index = picked.repeat_interleave(runs)[:tokens].int()
+    slots = [slot for slot in index.unique().tolist() if slot >= 0] if known else None
+    return LoraMeta(index.to(device), slots)
 
 
 def _shrink(
@@ -30,13 +37,15 @@ def _shrink(
     none: float = 0.3,
     runs: int = 1,
     strided: bool = False,
+    known: bool = False,
+    slices: int = 1,
 ) -> dict[str, Any]:
-    pad = 16 * strided
+    pad, ranks = 16 * strided, rank * slices
     return {
         "x": randn(generator, dtype, device, tokens, features + pad)[:, pad:],
-        "lora_a": randn(generator, dtype, device, num_adapters, rank, features, scale=features**-0.5),
-        "lora_index": _index(generator, tokens, num_adapters, none, runs).to(device),
-        "scale": (0.5 + torch.rand(num_adapters, generator=generator)).to(device),
+        "lora_a": randn(generator, dtype, device, num_adapters, ranks, features, scale=features**-0.5),
+        "meta": _meta(generator, device, tokens, num_adapters, none, runs, known),
+        "scale": (0.5 + torch.rand(num_adapters, ranks, generator=generator)).to(device),
     }
 
 
@@ -51,17 +60,19 @@ def _expand(
     none: float = 0.3,
     runs: int = 1,
     strided: bool = False,
-    start: int = 0,
-    behind: int = 0,
+    known: bool = False,
+    slices: int = 1,
+    partial_sum: bool = False,
 ) -> dict[str, Any]:
-    """y has ``start`` columns before the slice that is added to, and ``behind`` after it."""
-    pad = 16 * strided
+    """The first of several slices is half of y, as q of q, k and v. ``partial_sum``: y is float32, whatever the dtype."""
+    pad, rest = 16 * strided, slices - 1
+    widths = [features // (2 * rest)] * rest if rest else []
     return {
-        "y": randn(generator, dtype, device, tokens, start + features + behind + pad)[:, pad:],
-        "shrunk": randn(generator, torch.float32, device, tokens, rank),
+        "y": randn(generator, torch.float32 if partial_sum else dtype, device, tokens, features + pad)[:, pad:],
+        "shrunk": randn(generator, torch.float32, device, tokens, rank * slices),
         "lora_b": randn(generator, dtype, device, num_adapters, features, rank, scale=rank**-0.5),
-        "lora_index": _index(generator, tokens, num_adapters, none, runs).to(device),
-        "start": start,
+        "meta": _meta(generator, device, tokens, num_adapters, none, runs, known),
+        "slices": (features - sum(widths), *widths),
     }
 
 
@@ -76,8 +87,10 @@ def _case(
     **more: Any,
 ) -> Case:
     filled = partial(make, tokens=tokens, features=features, rank=rank, num_adapters=adapters, **more)
-    in_batch = min(adapters, -(-tokens // more.get("runs", 1)))
-    dims = {"features": features, "rank": rank, "num_adapters": in_batch}
+    in_batch, slices = min(adapters, -(-tokens // more.get("runs", 1))), more.get("slices", 1)
+    dims = {"features": features, "rank": rank * slices if make is _shrink else rank, "num_adapters": in_batch}
+    if make is _expand:
+        dims["num_slices"] = slices
     return Case(name, filled, tags, dims, (1,) * tokens, (1,) * tokens)
 
 
@@ -85,16 +98,19 @@ def _cases(make: Callable[..., dict[str, Any]]) -> tuple[Case, ...]:
     return (
         _case(make, "one_row", SMALL, 1, 64, 8, 2, none=0.0),
         _case(make, "tiled", TILED, 53, 147, 37, 3),
-        _case(make, "many_adapters", SMALL, 7, 40, 16, 12),
-        _case(make, "runs", SMALL, 40, 48, 16, 2, runs=13),
+        _case(make, "many_adapters", SMALL, 7, 40, 16, 12, known=True),
+        _case(make, "runs", SMALL, 40, 48, 16, 2, runs=13, known=True),
         _case(make, "strided", SMALL, 11, 36, 5, 3, strided=True),
         _case(make, "no_adapter", SMALL, 4, 32, 8, 1, none=1.0),
         _case(make, "empty", SMALL, 0, 32, 8, 2),
+        _case(make, "slices", SMALL, 13, 56, 12, 3, slices=3),
+        _case(make, "slices_aligned", SMALL, 9, 128, 16, 2, slices=3),
         _case(make, "llama-8b_64", BENCH, 64, 4096, 16, 8, none=0.0),
         _case(make, "llama-8b_64_rank_64", BENCH, 64, 4096, 64, 8, none=0.0),
+        _case(make, "llama-8b_64_qkv", BENCH, 64, 4096 if make is _shrink else 6144, 16, 8, none=0.0, slices=3),
         _case(make, "llama-8b_2048", BENCH, 2048, 4096, 16, 8, none=0.0, runs=512),
     )
 
 
 SHRINK_CASES = _cases(_shrink)
-EXPAND_CASES = (*_cases(_expand), _case(_expand, "slice", SMALL, 13, 56, 12, 3, start=24, behind=17))
+EXPAND_CASES = (*_cases(_expand), _case(_expand, "partial_sum", SMALL, 13, 56, 12, 3, partial_sum=True))

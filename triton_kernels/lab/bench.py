@@ -78,6 +78,7 @@ class Row:
     ``measured_us``: what other projects' kernels took for the shape on the device of the table that stands for the architecture.
 
     dims     of the case, as text: ``hidden_size=4096``; q_lens, ctx_lens likewise: ``512 1*31``, one request of 512 and 31 of 1
+    impl     or the name of a yardstick of the op, which does other work: nothing is compared
     status   "ok", "wrong" (timed all the same), "refused", "error" or "left out"; ``message`` says why
     mode     "graph": replays of a captured graph; "eager": with the host's cost of launching
     cold     the copies of the inputs exceed the L2 cache, so that each call reads from memory
@@ -209,14 +210,14 @@ def measure(
     dims = {**width, **case.dims}
     cost, known = op.cost(dims, case.q_lens, case.ctx_lens), by_arch(device_arch(device)).name
     peers = same_shape(known, op.name, dims, case.q_lens, case.ctx_lens) if dtype.itemsize == 2 and device.type == "cuda" else {}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     rows = {
-        contender.label: Row(
+        label: Row(
             op.name,
-            contender.label,
+            label,
             case.name,
             str(dtype).removeprefix("torch."),
-            name,
+            device_name,
             device_arch(device),
             "ok",
             dims=" ".join(f"{name}={value:.12g}" for name, value in case.dims.items()),
@@ -227,7 +228,7 @@ def measure(
             count=case.count,
             measured_us=peers,
         )
-        for contender in task.contenders
+        for label in (*(contender.label for contender in task.contenders), *op.yardsticks)
     }
     if device.type == "cpu" and cost.flops > CPU_MAX_FLOPS:
         for row in rows.values():
@@ -243,8 +244,13 @@ def measure(
         row = rows[contender.label]
         if row.status in ("ok", "wrong"):
             subjects[contender.label] = _subject(op, contender, spec, args, copies, tables)
+    for name, yardstick in op.yardsticks.items():
+        own = op.cost({**dims, **yardstick.dims}, case.q_lens, case.ctx_lens)
+        rows[name].flops, rows[name].bytes = own.flops, own.bytes
+        subjects[name] = Subject([yardstick.make(copy.deepcopy(args)) for _ in range(copies)])
     _time(subjects, rows, device, limit_s)
-    baselines = {c.label for c in task.contenders if not (c.impl.is_triton and c.impl.origin.startswith("triton_kernels."))}
+    ours = {c.label for c in task.contenders if c.impl.is_triton and c.impl.origin.startswith("triton_kernels.")}
+    baselines = rows.keys() - ours
     for row in rows.values():
         row.num_copies, row.cold = copies, copies * cost.bytes >= cache_bytes > 0
         _rate(row, ceilings, ceilings.flops(compute_format(op.name, case.dims, dtype)))
@@ -259,7 +265,7 @@ def _check(task: Task, rows: Mapping[str, Row], spec: Spec, args: calls.Args, ta
     for contender in task.contenders:
         if reasons := contender.impl.unsupported(spec, contender.choice.options):
             rows[contender.label].status, rows[contender.label].message = "refused", "; ".join(reasons)
-    if all(row.status != "ok" for row in rows.values()):
+    if all(rows[contender.label].status != "ok" for contender in task.contenders):
         return
     expected_args = copy.deepcopy(args)
     expected = calls.outputs(op.reference(**expected_args))

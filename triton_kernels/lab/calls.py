@@ -10,6 +10,7 @@ import torch
 
 from ..attention_meta import AttentionMeta, LayerKV
 from ..impl import Bound, Impl
+from ..lora_meta import LoraMeta
 from ..op import Case, Op
 from ..spec import Spec, device_arch
 from ..state_meta import StateMeta
@@ -50,7 +51,7 @@ def bind(
 
 def call(op: Op, bound: Bound, args: Args) -> list[torch.Tensor]:
     """One step: ``begin_step`` where there is one, then the call. Returns the outputs."""
-    begin_step: Callable[[AttentionMeta], None] | None = getattr(bound, "begin_step", None)
+    begin_step: Callable[[AttentionMeta | LoraMeta], None] | None = getattr(bound, "begin_step", None)
     if begin_step is not None and "meta" in args:
         begin_step(args["meta"])
     return outputs(bound(*(args[name] for name in op.call_args)))
@@ -74,6 +75,8 @@ def tensors(value: Any) -> list[torch.Tensor]:
         return [value.cu_q, value.seq_lens, value.block_table]
     if isinstance(value, StateMeta):
         return [value.cu_q, value.slots, value.is_first]
+    if isinstance(value, LoraMeta):
+        return [value.index]
     if isinstance(value, LayerKV):
         return [t for t in value if t is not None]
     return [value] if isinstance(value, torch.Tensor) else []
@@ -89,8 +92,10 @@ def take_rows(op: Op, args: Args, first: int, last: int) -> tuple[Args, slice]:
     outputs lie in those of the whole batch."""
     tokens = slice(first, last)
     part = dict(args)
-    if "meta" in args:
-        meta: AttentionMeta | StateMeta = args["meta"]
+    meta: AttentionMeta | LoraMeta | StateMeta | None = args.get("meta")
+    if isinstance(meta, LoraMeta):
+        part["meta"] = LoraMeta(meta.index[tokens], meta.slots)
+    elif meta is not None:
         tokens = slice(int(meta.cu_q[first]), int(meta.cu_q[last]))
         part["meta"] = meta.take(first, last)
     for name in op.row_args:

@@ -10,6 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..attention_meta import AttentionMeta, LayerKV
+from ..lora_meta import LoraMeta
 from ..state_meta import StateMeta
 
 GUARD_BYTES = 4096
@@ -27,6 +28,8 @@ def surround(args: Mapping[str, Any]) -> dict[str, Any]:
             return replace(value, cu_q=move(value.cu_q), seq_lens=move(value.seq_lens), block_table=move(value.block_table))
         if isinstance(value, StateMeta):
             return replace(value, cu_q=move(value.cu_q), slots=move(value.slots), is_first=move(value.is_first))
+        if isinstance(value, LoraMeta):
+            return replace(value, index=move(value.index))
         if isinstance(value, LayerKV):
             return LayerKV(*map(move, value))
         if not isinstance(value, torch.Tensor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
@@ -16,10 +17,12 @@ from ..layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, 
 from ..layers.linear import GatheredLinear, Linear, ReducedEmbedding, bind_linear, bind_reduce
 from ..layers.mla import LatentAttention
 from ..layers.mlp import Mlp, MoeMlp
+from ..lora.layers import AdaptedEmbedding, AdaptedLinear
 from ..parts import Part, model_parts, shares
 from ..quantization.unquantized import float_linear
 from ..ranks import layer_shares
 from .attention import AttentionBinder
+from .experts import expert_balancer
 from .layer import LayerBinder
 from .mlp import bind_mlp, bind_moe
 
@@ -53,7 +56,7 @@ class Binder(LayerBinder):
             self.whole.vocab_size,
             self.info.max_model_len,
             hidden_size=a.hidden_size,
-            embed=self._embedding(table, lm_head) if first and table is not None else None,
+            embed=self._embedding(parts["embed"], table, lm_head) if first and table is not None else None,
             embed_scale=None if a.embed_scale is None else float(torch.tensor(a.embed_scale, dtype=self.dtype)),
             embed_norm=self.norm(parts["embed_norm"]) if first and "embed_norm" in parts else None,
             project_in=self.optional(parts, "project_in") if first else None,
@@ -65,6 +68,9 @@ class Binder(LayerBinder):
             logit_scale=a.logit_scale,
             logit_softcap=a.logit_softcap,
             pp=pp,
+            lora=self.lora,
+            lockstep=self.lockstep,
+            balancer=expert_balancer(self),
         )
 
     def _block(self, layer: int, index: int) -> Block:
@@ -77,7 +83,7 @@ class Binder(LayerBinder):
             attention = self.attention.over_latents(parts, shape, self.a.latent, index, qkv)
         mlp_norm: BoundKernel | None
         if shape.moe:
-            mlp: Mlp | MoeMlp = bind_moe(self, parts, shape)
+            mlp: Mlp | MoeMlp = bind_moe(self, parts, shape.moe, layer)
             mlp_norm = self.norm(parts["mlp_norm"]) if "mlp_norm" in parts else None
         else:
             up, mlp_norm = self.linear_after_norm(parts, "mlp_norm", "gate_up" if self.a.family.gated else "up")
@@ -89,14 +95,17 @@ class Binder(LayerBinder):
         pre_norm = functools.partial(PreNormBlock, scale=self.a.residual_scale)
         return kinds.get(self.a.residual, pre_norm)(attention, mlp, **norms)
 
-    def _embedding(self, table: torch.Tensor, lm_head: Linear | None) -> BoundKernel | ReducedEmbedding:
-        tp = self.parallel.tp
-        if tp.size > 1:
-            own = self.plan.bind("embedding", {"weight": table}, {"vocab_start": tp.rank * len(table)})
-            return ReducedEmbedding(own, bind_reduce(self.plan, tp.group, self.dtype))
-        if self.a.tied and isinstance(lm_head, BoundKernel):
-            return self.plan.bind_tied(lm_head, table, {"vocab_start": 0})
-        return self.table(table)
+    def _embedding(
+        self, part: Part, table: torch.Tensor, lm_head: Linear | None
+    ) -> BoundKernel | AdaptedEmbedding | ReducedEmbedding:
+        tp, start = self.parallel.tp, self.parallel.tp.rank * len(table)
+        logits = lm_head.linear if isinstance(lm_head, AdaptedLinear) else lm_head
+        if self.a.tied and isinstance(logits, BoundKernel):
+            own = self.plan.bind_tied(logits, table, {"vocab_start": 0})
+        else:
+            own = self.plan.bind("embedding", {"weight": table}, {"vocab_start": start})
+        embedding = own if self.lora is None else self.lora.adapted_embedding(part, own, start)
+        return embedding if tp.size == 1 else ReducedEmbedding(embedding, bind_reduce(self.plan, tp.group, self.dtype))
 
     def _positions(self, parts: dict[str, Part]) -> BoundKernel | None:
         if "position_embed" not in parts:
@@ -109,7 +118,8 @@ class Binder(LayerBinder):
         else:
             assert table is not None
             bias = self.weights.weight(parts["lm_head_bias"]) if "lm_head_bias" in parts else None
-            own = bind_linear(self.plan, [float_linear(table, bias)])
+            part = replace(parts["embed"], sources=(self.a.family.lm_head,))
+            own = self.adapted(part, bind_linear(self.plan, [float_linear(table, bias)]))
         if self.parallel.tp.size == 1:
             return own
         return GatheredLinear(

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from ...config import ParallelConfig
 from ...plan import BoundKernel, KernelPlan
+from ..layers.experts import Lockstep, SpreadExperts
 from ..layers.linear import Linear, bind_linear, bind_reduced
+from ..lora.slots import LoraSlots
 from ..native import Architecture
 from ..parallel import Parallel
 from ..parts import Part
@@ -26,6 +27,10 @@ class LayerBinder:
     whole, a                 the model, and this rank's share of it
     block_size, cache_dtype  of its cache ("auto" as it is given: the model's dtype)
     expands_prompts          keys and values of whole prompts are computed from their latents
+    lora                     what adapters linear layers have slots for; a norm before them quantizes nothing, since adapters read
+                             its output, too. None: no adapters
+    spread                   experts that ranks share, by the number of their layer in the model
+    lockstep                 of steps that several schedulers' ranks take together; None: there is one scheduler
     """
 
     def __init__(
@@ -40,13 +45,16 @@ class LayerBinder:
         cache_dtype: str,
         fuse_quantization: bool = True,
         expand_prompts: bool = False,
+        lora: LoraSlots | None = None,
     ) -> None:
         self.info, self.weights, self.plan, self.device, self.parallel = info, weights, plan, device, parallel
-        self.whole, self.a = architecture, rank_architecture(architecture, ParallelConfig(parallel.tp.size, ep=parallel.ep.size))
+        self.whole, self.a = architecture, rank_architecture(architecture, parallel.sizes)
         self.dtype = getattr(torch, info.dtype)
         self.block_size, self.cache_dtype = block_size, info.cache_dtype(cache_dtype)
-        self._fuse_quantization, self.expands_prompts = fuse_quantization, expand_prompts
+        self._fuse_quantization, self.expands_prompts, self.lora = fuse_quantization and lora is None, expand_prompts, lora
         self._shared: dict[Hashable, BoundKernel] = {}
+        self.spread: dict[int, SpreadExperts] = {}
+        self.lockstep = Lockstep() if parallel.ep.size > parallel.tp.size else None
 
     def linear(self, part: Part) -> Linear:
         """A linear layer."""
@@ -56,8 +64,14 @@ class LayerBinder:
         """A linear layer whose weights are loaded; of a rank's share of its inputs, with the sum over ranks. given: as of
         ``layers.linear.bind_linear``."""
         if part.share is None or part.columns == part.share[0].columns:
-            return bind_linear(self.plan, loaded, **given)
-        return bind_reduced(self.plan, loaded, part.share[1].group, self.dtype, **given)
+            return self.adapted(part, bind_linear(self.plan, loaded, **given))
+        reduced = bind_reduced(self.plan, loaded, part.share[1].group, self.dtype, **given)
+        reduced.linear = self.adapted(part, reduced.linear)
+        return reduced
+
+    def adapted(self, part: Part, linear: Linear) -> Linear:
+        """With slots for adapters, where there are any."""
+        return linear if self.lora is None else self.lora.adapted(part, linear)
 
     def linear_after_norm(
         self, parts: dict[str, Part], norm: str, linear: str, eps: float | None = None
@@ -66,11 +80,12 @@ class LayerBinder:
         shared. eps: of the norm, if not the model's."""
         loaded = self.weights.load(parts[linear])
         if norm not in parts:
-            return bind_linear(self.plan, loaded), None
+            return self.bind_linear(parts[linear], loaded), None
         call = self.norm_call(*self.norm_tensors(parts[norm]), eps)
         read_once = self.a.residual != "post" and not self.a.family.shares_norm
         quantizing = self.quantizing(*call, loaded) if read_once else None
-        return bind_linear(self.plan, loaded, quantized_input=quantizing is not None), quantizing or self.plan.bind(*call)
+        bound = self.bind_linear(parts[linear], loaded, quantized_input=quantizing is not None)
+        return bound, quantizing or self.plan.bind(*call)
 
     def quantizing(
         self, op: str, weights: dict[str, torch.Tensor | None], params: dict[str, Any], loaded: tuple[LoadedPart, ...]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from ...plan import BoundKernel
-from ..layers.linear import Float32Linear, Linear, bind_reduce
+from ..layers.linear import Float32Linear, Linear
 from ..layers.mlp import PLAIN, Mlp, MoeMlp, SharedExperts
-from ..native import LayerShape, Moe
+from ..native import Moe
 from ..parts import Part
+from .experts import bind_experts, spread_experts
 from .layer import LayerBinder
 
 
@@ -25,22 +26,16 @@ def bind_mlp(binder: LayerBinder, parts: dict[str, Part], up: Linear, name: str 
     return Mlp(up, quantizing or binder.share(op, params), linear)
 
 
-def bind_moe(binder: LayerBinder, parts: dict[str, Part], shape: LayerShape) -> MoeMlp:
-    """Router and experts, and the experts that serve every token."""
-    moe = shape.moe
-    assert moe is not None
-    experts = binder.weights.load_experts(parts["w13"], parts["w2"])
-    share, reduce = parts["w13"].share, None
-    params = {**experts.params, "expert_start": 0 if share is None else parts["w13"].own[2].start, **moe.variant}
-    if share is not None:
-        reduce = bind_reduce(binder.plan, share[1].group, binder.dtype)
-        params["partial"] = True
+def bind_moe(binder: LayerBinder, parts: dict[str, Part], moe: Moe, layer: int) -> MoeMlp:
+    """Router and experts, and the experts that serve every token. layer: counted over the model."""
+    own = bind_experts(binder, parts, moe)
+    if parts["w13"].share is not None:
+        binder.spread[layer] = spread_experts(binder, own, moe, layer)
     return MoeMlp(
         _router(binder, parts["router"]),
         _route(binder, parts, moe),
-        binder.plan.bind(experts.op, experts.tensors, params, {"top_k": moe.top_k}, note=experts.note),
+        binder.spread.get(layer, own),
         _shared_experts(binder, parts) if moe.shared_size else None,
-        reduce,
     )
 
 

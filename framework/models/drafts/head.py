@@ -102,7 +102,11 @@ class HeadBinder(Binder):
         """Attention, MLP and the norm between them of the head's layer ``index``."""
         shape = self.a.layers[index]
         attention = self.attention.over_heads(dict(parts), shape, index, self.linear(parts["qkv"]))
-        mlp = bind_moe(self, dict(parts), shape) if shape.moe else bind_mlp(self, dict(parts), self.linear(parts["gate_up"]))
+        mlp = (
+            bind_moe(self, dict(parts), shape.moe, index)
+            if shape.moe
+            else bind_mlp(self, dict(parts), self.linear(parts["gate_up"]))
+        )
         return attention, mlp, self.norm(parts["mlp_norm"])
 
     def block(self, parts: Mapping[str, Part], index: int) -> PreNormBlock:

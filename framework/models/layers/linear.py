@@ -85,7 +85,7 @@ class GatheredLinear:
 class ReducedEmbedding:
     """Of ranks that share the vocabulary: zeros for the tokens of others."""
 
-    table: BoundKernel
+    table: Callable[[torch.Tensor], torch.Tensor]
     reduce: BoundKernel
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...plan import BoundKernel
+from .experts import SpreadExperts
 from .linear import Linear
 
 _GELU_TANH = functools.partial(torch.nn.functional.gelu, approximate="tanh")
@@ -52,19 +53,15 @@ class SharedExperts:
 
 @dataclass(slots=True)
 class MoeMlp:
-    """A router sends each token to a few experts and adds up what they return, weighted; ``shared`` serve all. reduce: where
-    ranks share the experts, or what is in them."""
+    """A router sends each token to a few experts and adds up what they return, weighted; ``shared`` serve all."""
 
     router: Linear
     route: BoundKernel
-    experts: BoundKernel
+    experts: BoundKernel | SpreadExperts
     shared: SharedExperts | None = None
-    reduce: BoundKernel | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, H] -> [T, H]."""
         weights, ids = self.route(self.router(x))
         out = self.experts(x, weights, ids)
-        if self.reduce is not None:
-            out = self.reduce(out)
         return out if self.shared is None else out.add_(self.shared(x))

@@ -1,19 +1,17 @@
-"""From a model's files to how it pools: config.json, and those that sentence-transformers writes beside it."""
+"""From a model's config.json, and what lies beside it, to how it pools."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...config import ModelConfig
-from ...pooling_params import PoolingTask
-from ...sampling_params import is_integer
-from ..hub import read_json
+from ...pooling_params import PoolingParams, PoolingTask
 from .classifiers import REWARDS, classifier_layers, num_labels
-from .settings import POOLING_TYPES, HeadLayer, Pooling, PoolingType, ScoreActivation, Towers
+from .sentence_transformers import is_count, pooling_modules, with_modules
+from .settings import POOLING_TYPES, Pooling, PoolingType, ScoreActivation, Towers
 
 _KINDS: tuple[tuple[str, PoolingTask | None], ...] = (
     ("ForCausalLM", None),
@@ -29,16 +27,6 @@ _KINDS: tuple[tuple[str, PoolingTask | None], ...] = (
     ("GritLM", "embed"),
 )
 """How the name of an architecture ends -> what it is for; None = it generates. The first that fits counts."""
-_MODES: Mapping[str, PoolingType] = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
-_OLD_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "lasttoken",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-}
-_ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "silu", "sigmoid")
 _OVERRIDES = ("pooling_type", "use_activation", "step_tag_id", "returned_token_ids")
 _STEP_TAG = 151651
 """The token that ends a step for Qwen's process reward models, whose config.json does not say so."""
@@ -63,7 +51,7 @@ def read_pooling(
         )
     if found.get("model_type") in TOWERS:
         return _towers(config, found)
-    modules = _modules(folder)
+    modules = [] if folder is None else pooling_modules(folder)
     names = found.get("architectures") or [""]
     task = _task(config, str(names[0]), bool(modules), causal, "classifier_from_token" in found)
     if task is None:
@@ -81,7 +69,13 @@ def read_pooling(
     if task in ("classify", "token_classify"):
         pooling = _with_classifier(pooling, found, str(names[0]), folder, hidden_size)
     if modules:
-        pooling = _with_modules(pooling, modules, folder, hidden_size)
+        assert folder is not None
+        pooling = with_modules(pooling, modules, folder, hidden_size)
+    return _complete(pooling, config, hidden_size)
+
+
+def _complete(pooling: Pooling, config: ModelConfig, hidden_size: int) -> Pooling:
+    """With what the configuration asks for."""
     pooling = _by_tokens(_with_overrides(pooling, config.pooler))
     size = pooling.embedding_size(hidden_size)
     if max(pooling.matryoshka or (0,)) > size:
@@ -90,7 +84,7 @@ def read_pooling(
 
 
 def _towers(config: ModelConfig, found: Mapping[str, Any]) -> Pooling:
-    """found: as ``towers_config`` completes it."""
+    """found: as ``towers_config`` completes it. Raises ValueError for what it cannot do."""
     model_type, names = found["model_type"], found.get("architectures") or [""]
     if config.runner == "generate" or config.convert == "classify" or names[0].endswith("Classification"):
         raise ValueError(
@@ -99,25 +93,22 @@ def _towers(config: ModelConfig, found: Mapping[str, Any]) -> Pooling:
         )
     if others := config.pooler.keys() - {"use_activation"}:
         raise ValueError(f"model.pooler.{min(others)} cannot work: towers of {model_type!r} pool by themselves")
-    length = found["max_position_embeddings"]
-    padding = (length, found["pad_token_id"]) if model_type == "siglip" else None
-    pooling = Pooling("embed", "CLS", False, matryoshka=_matryoshka(found), towers=Towers(found["projection_dim"], padding))
-    return _with_overrides(pooling, config.pooler)
+    if model_type == "clip" and type(found["eos_token_id"]) is not int:
+        raise ValueError(
+            f"model {config.name!r} cannot embed texts: CLIP takes them where they end, and its eos_token_id is "
+            f"{found['eos_token_id']!r}; a token id is expected in text_config"
+        )
+    padding = (found["max_position_embeddings"], found["pad_token_id"]) if model_type == "siglip" else None
+    towers = Towers(found["projection_dim"], found["vocab_size"], found["image_size"], padding)
+    return _complete(Pooling("embed", "CLS", False, matryoshka=_matryoshka(found), towers=towers), config, 0)
 
 
 def towers_config(config: ModelConfig, found: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """config.json of a model with towers, and what the library says of the texts and of the embeddings of both, as of a model
-    without towers."""
-    import transformers
+    """config.json of a model with towers, and what the library says of the texts, of the images' size and of the embeddings of
+    both, as of a model without towers."""
+    from ..library import library_config  # slow to import, and needed for few models
 
-    given = {name: value for name, value in config.architecture.items() if name != "model_type"}
-    try:
-        if folder is None:
-            theirs: Any = transformers.AutoConfig.for_model(found["model_type"], **given)
-        else:
-            theirs = transformers.AutoConfig.from_pretrained(folder, **given)
-    except (TypeError, ValueError, AttributeError) as error:  # configurations check themselves, each in its way
-        raise ValueError(f"model {config.name!r}: transformers refuses its config.json: {error}") from error
+    theirs = library_config(config, folder, found["model_type"])
     if theirs.model_type != found["model_type"]:
         raise ValueError(
             f"model {config.name!r} cannot be of model_type {found['model_type']!r} (model.architecture): its config.json is of "
@@ -126,7 +117,8 @@ def towers_config(config: ModelConfig, found: Mapping[str, Any], folder: Path | 
     text = theirs.text_config
     size = theirs.projection_dim if found["model_type"] == "clip" else text.projection_size
     names = ("max_position_embeddings", "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
-    return {**found, **{name: getattr(text, name) for name in names}, "projection_dim": size}
+    common = {name: getattr(text, name) for name in names}
+    return {**found, **common, "projection_dim": size, "image_size": theirs.vision_config.image_size}
 
 
 def _labels(found: Mapping[str, Any]) -> dict[int, str]:
@@ -201,7 +193,7 @@ def _with_classifier(pooling: Pooling, found: Mapping[str, Any], name: str, fold
 
 def _by_classes(pooling: Pooling, found: Mapping[str, Any], classes: int) -> ScoreActivation:
     """What the files say, else what is usual for so many classes."""
-    if _named_activation(found) or found.get("problem_type") in _PROBLEMS:
+    if _named_activation(found) or str(found.get("problem_type")) in _PROBLEMS:
         return pooling.activation
     return "sigmoid" if classes == 1 else "softmax"
 
@@ -244,111 +236,10 @@ def _token_ids(tokens: Sequence[Any], folder: Path | None) -> tuple[int, ...]:
 def _matryoshka(found: Mapping[str, Any]) -> tuple[int, ...] | None:
     sizes = found.get("matryoshka_dimensions")
     if sizes:
-        if not isinstance(sizes, list | tuple) or not all(_is_count(size) for size in sizes):
+        if not isinstance(sizes, list | tuple) or not all(is_count(size) for size in sizes):
             raise ValueError(f"config.json: matryoshka_dimensions={sizes!r} must be a list of positive integers")
         return tuple(sizes)
     return () if found.get("is_matryoshka") else None
-
-
-def _modules(folder: Path | None) -> list[Mapping[str, Any]]:
-    """Of modules.json; empty where there is no pooling in it."""
-    path = None if folder is None else folder / "modules.json"
-    if path is None or not path.is_file():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(found, list) or not all(isinstance(module, dict) for module in found):
-        raise ValueError(f"{path} holds {str(found)[:80]!r}; expected a list of objects")
-    return found if any(_type(module) == "Pooling" for module in found) else []
-
-
-def _type(module: Mapping[str, Any]) -> str:
-    return str(module.get("type", "")).rpartition(".")[2]
-
-
-def _with_modules(pooling: Pooling, modules: list[Mapping[str, Any]], folder: Path | None, hidden_size: int) -> Pooling:
-    """What sentence-transformers does, in its order: the model, pooling, dense layers, normalization."""
-    assert folder is not None
-    projection: list[HeadLayer] = []
-    normalize = False
-    for module in modules:
-        kind, path = _type(module), str(module.get("path", ""))
-        found = read_json(folder / path, "config.json") if path else {}
-        if kind == "Pooling":
-            pooling = replace(pooling, kind=_pooling_kind(found, folder / path))
-        elif kind == "Dense":
-            projection.append(_dense(found, path, folder))
-        elif kind == "LayerNorm":
-            projection.append(_layer_norm(found, path, folder))
-        elif kind == "Normalize":
-            normalize = True
-            continue
-        elif kind not in ("Transformer", "Dropout"):
-            raise ValueError(f"{folder / 'modules.json'}: modules of type {kind} are not available in this version")
-        if normalize and kind in ("Dense", "LayerNorm"):
-            raise ValueError(f"{folder / 'modules.json'}: a layer after the normalization is not available in this version")
-    for layer, columns in zip(projection, [hidden_size, *(layer.rows for layer in projection)]):
-        if layer.columns != columns:
-            raise ValueError(f"{folder / layer.folder}: takes {layer.columns} numbers, but what comes before gives {columns}")
-    own, text = read_json(folder, "config_sentence_transformers.json"), read_json(folder, "sentence_bert_config.json")
-    prompts, longest = own.get("prompts") or {}, text.get("max_seq_length")
-    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
-        raise ValueError(f"{folder / 'config_sentence_transformers.json'}: prompts={prompts!r} must be texts by their names")
-    if longest is not None and not _is_count(longest):
-        raise ValueError(f"{folder / 'sentence_bert_config.json'}: max_seq_length={longest!r} must be a positive integer")
-    return replace(
-        pooling,
-        use_activation=normalize or bool(pooling.num_labels),
-        projection=tuple(projection),
-        prompts=prompts,
-        default_prompt=own.get("default_prompt_name"),
-        max_len=longest,
-        lower_case=bool(text.get("do_lower_case")),
-    )
-
-
-def _pooling_kind(found: Mapping[str, Any], folder: Path) -> PoolingType:
-    mode = found.get("pooling_mode") or [mode for key, mode in _OLD_MODES.items() if found.get(key)]
-    modes = [str(each) for each in mode] if isinstance(mode, list) else [str(mode)]
-    if len(modes) != 1 or modes[0] not in _MODES:
-        raise ValueError(
-            f"{folder / 'config.json'}: pooling by {' and '.join(modes) or 'nothing'} is not available in this version, which has "
-            f"{', '.join(_MODES)}, one at a time"
-        )
-    if found.get("include_prompt") is False:
-        raise ValueError(f"{folder / 'config.json'}: include_prompt=false is not available in this version")
-    return _MODES[modes[0]]
-
-
-def _dense(found: Mapping[str, Any], path: str, folder: Path) -> HeadLayer:
-    named = str(found.get("activation_function", "torch.nn.modules.activation.Tanh"))
-    activation = named.rpartition(".")[2].lower()
-    source = found.get("module_input_name", "sentence_embedding")
-    if activation not in _ACTIVATIONS or found.get("use_residual") or source != "sentence_embedding":
-        raise ValueError(
-            f"{folder / path / 'config.json'}: a dense layer with activation_function={named!r}, use_residual or an input other "
-            "than sentence_embedding is not available in this version"
-        )
-    rows, columns = (_size(found, key, folder / path) for key in ("out_features", "in_features"))
-    return HeadLayer("linear", rows, columns, bool(found.get("bias", True)), activation, path)
-
-
-def _layer_norm(found: Mapping[str, Any], path: str, folder: Path) -> HeadLayer:
-    size = _size(found, "dimension", folder / path)
-    return HeadLayer("", size, size, False, folder=path, norm="norm")
-
-
-def _size(found: Mapping[str, Any], key: str, folder: Path) -> int:
-    size: Any = found.get(key)
-    if not _is_count(size):
-        raise ValueError(f"{folder / 'config.json'}: {key}={size!r} must be a positive integer")
-    return int(size)
-
-
-def _is_count(value: Any) -> bool:
-    return is_integer(value) and value > 0
 
 
 def _with_overrides(pooling: Pooling, given: Mapping[str, Any]) -> Pooling:
@@ -359,14 +250,18 @@ def _with_overrides(pooling: Pooling, given: Mapping[str, Any]) -> Pooling:
         if kind not in POOLING_TYPES:
             raise ValueError(f"model.pooler.pooling_type={kind!r} cannot work: it must be one of {', '.join(POOLING_TYPES)}")
         pooling = replace(pooling, kind=kind)
-    if (active := given.get("use_activation")) is not None:
-        pooling = replace(pooling, use_activation=bool(active))
-    if (tag := given.get("step_tag_id")) is not None:
-        pooling = replace(pooling, step_tag_id=int(tag))
-    if (ids := given.get("returned_token_ids")) is not None:
-        pooling = replace(pooling, returned_token_ids=tuple(int(token) for token in ids))
-    if max(pooling.returned_token_ids or (-1,)) >= pooling.num_labels:
-        raise ValueError(f"model.pooler.returned_token_ids={ids} cannot work: the model has {pooling.num_labels} classes")
+    try:
+        asked = PoolingParams(**{key: value for key, value in given.items() if key != "pooling_type"})
+    except ValueError as error:
+        raise ValueError(str(error).replace("PoolingParams: ", "model.pooler.", 1)) from None
+    if asked.use_activation is not None:
+        pooling = replace(pooling, use_activation=asked.use_activation)
+    if asked.step_tag_id is not None:
+        pooling = replace(pooling, step_tag_id=asked.step_tag_id)
+    if asked.returned_token_ids is not None:
+        pooling = replace(pooling, returned_token_ids=tuple(asked.returned_token_ids))
+    if max(ids := pooling.returned_token_ids or (-1,)) >= pooling.num_labels:
+        raise ValueError(f"model.pooler.returned_token_ids={list(ids)} cannot work: the model has {pooling.num_labels} classes")
     if pooling.kind == "STEP" and pooling.step_tag_id is None:
         raise ValueError("pooling_type=STEP needs the token that ends a step: give model.pooler.step_tag_id")
     return pooling

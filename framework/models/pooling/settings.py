@@ -39,10 +39,13 @@ class HeadLayer:
 
 @dataclass(frozen=True)
 class Towers:
-    """Of a model that embeds texts and images, each by a tower of its own. size: of embeddings of both; padding: (tokens of every
-    text, the token that fills those that are shorter); None: texts stay as they are."""
+    """Of a model that embeds texts and images, each by a tower of its own. size: of embeddings of both; vocab_size: of texts;
+    image_size: pixels of an image's sides; padding: (tokens of every text, the token that fills those that are shorter); None:
+    texts stay as they are."""
 
     size: int
+    vocab_size: int
+    image_size: int
     padding: tuple[int, int] | None
 
 
@@ -113,7 +116,7 @@ class Pooling:
 
     def rules(self, hidden_size: int, num_token_types: int, max_chunk: int, tokenizer: Any) -> PoolingRules:
         """What an engine may be asked for. max_chunk: tokens of a prompt that a step takes at most. Raises ValueError for a model
-        that cannot do without a tokenizer, and has none."""
+        that cannot do with this tokenizer, or without."""
         return PoolingRules(
             task=self.task,
             tasks=self.tasks,
@@ -136,9 +139,16 @@ class Pooling:
         )
 
     def _padding(self, tokenizer: Any) -> tuple[int, int] | None:
-        """The tokenizer's padding goes before that of the config, which often is another family's."""
+        """The tokenizer's padding goes before that of the config, which often is another family's. Raises ValueError for a token
+        that the model has not."""
         if self.towers is None or self.towers.padding is None:
             return None
         length, token = self.towers.padding
         own = getattr(tokenizer, "pad_token_id", None)
-        return length, token if own is None else own
+        token = token if own is None else own
+        if token is None or not 0 <= token < self.towers.vocab_size:
+            raise ValueError(
+                f"texts are filled up with pad_token_id={token}, but the model has ids 0 to {self.towers.vocab_size - 1}: its "
+                "tokenizer, or its config.json, is another model's"
+            )
+        return length, token

@@ -10,7 +10,7 @@ import transformers
 from ...config import ModelConfig
 from ...plan import KernelPlan
 from ..read import ModelInfo
-from ..transformers_model import library_config, library_model, swap_linears
+from ..transformers_model import library_model, swap_linears
 
 
 class TowersModel:
@@ -36,7 +36,6 @@ class TowersModel:
         return features[0].float()
 
 
-def load_towers(config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: torch.device, seed: int) -> TowersModel:
-    """seed: of dummy weights. Raises ValueError for a checkpoint that does not fit."""
-    found = library_config(config, info)
+def load_towers(config: ModelConfig, info: ModelInfo, found: Any, plan: KernelPlan, device: torch.device, seed: int) -> TowersModel:
+    """found: the library's configuration; seed: of dummy weights. Raises ValueError for a checkpoint that does not fit."""
     return TowersModel(library_model(config, info, found, device, seed, transformers.AutoModel), plan)

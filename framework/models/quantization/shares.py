@@ -18,7 +18,7 @@ def own_weight(whole: torch.Tensor, part: Part) -> torch.Tensor:
     """whole [(E,) R(, K)] -> what of it ``part`` holds, with zeros for rows that were added; contiguous."""
     rows, columns, experts = part.own
     if part.num_experts:
-        whole = whole[experts.start : experts.stop]
+        whole = whole[list(experts)]
     found = _own_rows(whole, part, rows, 1 if part.num_experts else 0)
     return found if part.columns is None else found[..., columns.start : columns.stop].contiguous()
 
@@ -27,7 +27,7 @@ def own_bias(whole: torch.Tensor, part: Part) -> torch.Tensor:
     """whole [(E,) R] -> that of the rows that ``part`` holds: all of them where ranks share columns."""
     rows, _, experts = part.own
     if part.num_experts:
-        whole = whole[experts.start : experts.stop]
+        whole = whole[list(experts)]
     return _own_rows(whole, part, rows, 1 if part.num_experts else 0)
 
 
@@ -59,7 +59,7 @@ def own_experts(whole: LoadedPart, w13: Part, w2: Part) -> LoadedPart:
         part = w13 if key.startswith("w13") else w2
         if tensor is not None and part.share is not None:
             rows, columns, experts = part.own
-            tensor = _cut(tensor[experts.start : experts.stop], part, rows, columns, dim=1, blocks=blocks)
+            tensor = _cut(tensor[list(experts)], part, rows, columns, dim=1, blocks=blocks)
         tensors[key] = tensor
     return replace(whole, tensors=tensors)
 

@@ -7,10 +7,27 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+
+from ...lora_request import LoRARequest
 from ...sampling_params import SamplingParams
 from .arrivals import gamma_arrivals
 from .config import WorkloadConfig
-from .prompts import ARRIVALS, LENGTHS, PREFIX, PRIORITIES, PROMPTS, SEEDS, SOURCES, STAND_IN, THINK, Encode, block_tokens, stream
+from .prompts import (
+    ADAPTERS,
+    ARRIVALS,
+    LENGTHS,
+    PREFIX,
+    PRIORITIES,
+    PROMPTS,
+    SEEDS,
+    SOURCES,
+    STAND_IN,
+    THINK,
+    Encode,
+    block_tokens,
+    stream,
+)
 from .stand_ins import STAND_INS
 from .traces import MOONCAKE_BLOCK_TOKENS, TraceEntry, read_trace
 
@@ -32,6 +49,7 @@ class WorkloadRequest:
     think_time_s: float | None = None
     priority: int = 0
     num_known_tokens: int | None = None
+    lora_request: LoRARequest | None = None
 
 
 class Arrival(NamedTuple):
@@ -68,6 +86,7 @@ class Workload(Sequence[WorkloadRequest]):
         self._sizes = [] if recorded else _sizes(config, len(times))
         thinks = stream(config.seed, THINK).exponential(config.think_time_s, len(times)).tolist()
         self._priorities = stream(config.seed, PRIORITIES).integers(config.num_priorities, size=len(times)).tolist()
+        self._adapters = _adapters(config, len(times))
         self._num_known_blocks = _num_known_blocks(self._entries)
         closed = config.arrivals == "closed"
         self.arrivals = [
@@ -98,6 +117,7 @@ class Workload(Sequence[WorkloadRequest]):
             think_time_s,
             self._priorities[index],
             self._num_known_tokens(index, len(prompt)),
+            self._adapters[index],
         )
 
     def _prompt(self, index: int) -> list[int]:
@@ -179,6 +199,22 @@ def _sizes(config: WorkloadConfig, num_requests: int) -> list[tuple[int, int]]:
         (draw(config.prompt_tokens, config.prompt_spread), draw(config.output_tokens, config.output_spread))
         for _ in range(num_requests)
     ]
+
+
+def _adapters(config: WorkloadConfig, num_requests: int) -> list[LoRARequest | None]:
+    """Of each request. Raises ValueError where nobody made them."""
+    count = config.num_loras
+    if not count:
+        return [None] * num_requests
+    if config.lora_folder is None:
+        raise ValueError("workload.num_loras needs workload.lora_folder, with the adapters, where none are made up")
+    known = [LoRARequest(f"adapter-{i}", i, f"{config.lora_folder}/{i}") for i in range(1, count + 1)]
+    if config.lora_popularity in ("identical", "distinct"):
+        step = config.lora_popularity == "distinct"
+        return [known[step * i % count] for i in range(num_requests)]
+    weights = (1.0 if config.lora_popularity == "uniform" else 1.5) ** -np.arange(count, dtype=float)
+    drawn = stream(config.seed, ADAPTERS).choice(count, num_requests, p=weights / weights.sum())
+    return [known[i] for i in drawn]
 
 
 def _num_known_blocks(entries: Sequence[TraceEntry]) -> list[int | None]:

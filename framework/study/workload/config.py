@@ -12,6 +12,7 @@ from .stand_ins import STAND_INS
 from .traces import FORMATS
 
 ARRIVALS = ("open", "closed", "trace")
+POPULARITIES = ("identical", "distinct", "uniform", "skewed")
 
 
 @dataclass
@@ -45,6 +46,11 @@ class WorkloadConfig:
     max_prompt_tokens, max_output_tokens    lengths are cut to these; None = as they come
     num_priorities          each request has one of 0, 1, ... by chance; 0 goes first under scheduler.policy=priority
 
+    num_loras       each request has one of so many adapters; 0 = none has one
+    lora_popularity which, as in Punica (arXiv 2310.18547): identical: all the first; distinct: each the next one, around; uniform:
+                    by chance, all as often; skewed: by chance, each 1.5 times as often as the next
+    lora_folder     adapters of peft, in folders 1, 2, ... below it; None = they are made up at random, with lora_rank, on all
+                    linear layers that there can be adapters of
     arrivals        open (at ``rate``), closed (``num_users`` users who wait for their completion), trace (the file's timestamps)
     rate            requests per second; inf = all at once
     burstiness      shape of the Gamma distribution of the gaps: 1 = Poisson, less = burstier, inf = even
@@ -68,6 +74,10 @@ class WorkloadConfig:
     max_prompt_tokens: int | None = None
     max_output_tokens: int | None = None
     num_priorities: int = 1
+    num_loras: int = 0
+    lora_popularity: str = "uniform"
+    lora_rank: int = 16
+    lora_folder: str | None = None
     arrivals: str = "open"
     rate: float = math.inf
     burstiness: float = 1.0
@@ -93,16 +103,16 @@ class WorkloadConfig:
 
     def validate(self) -> None:
         """Raises ValueError for values that cannot work, naming the key, the value and what is possible."""
-        one_of = {"source": ("auto", *SOURCES), "arrivals": ARRIVALS, "format": ("auto", *FORMATS)}
+        one_of = {"source": ("auto", *SOURCES), "arrivals": ARRIVALS, "format": ("auto", *FORMATS), "lora_popularity": POPULARITIES}
         for key, names in one_of.items():
             _require(getattr(self, key) in names, key, getattr(self, key), "one of " + ", ".join(names))
-        for key in ("burstiness", "prompt_tokens", "output_tokens", "num_users", "repeat"):
+        for key in ("burstiness", "lora_rank", "prompt_tokens", "output_tokens", "num_users", "repeat"):
             _require(getattr(self, key) > 0, key, getattr(self, key), "more than 0")
         for key, most in (("time_scale", 1e6), ("length_scale", 1e3)):
             _require(0 < getattr(self, key) <= most, key, getattr(self, key), f"more than 0, and {most:g} at most")
         _require(self.rate >= 1e-6, "rate", self.rate, "1e-6 or more")
         _require(0 <= self.think_time_s < math.inf, "think_time_s", self.think_time_s, "0 or more, and finite")
-        for key in ("seed", "shared_prefix_tokens"):
+        for key in ("seed", "shared_prefix_tokens", "num_loras"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         _require(self.num_priorities <= 1 << 31, "num_priorities", self.num_priorities, "2^31 at most")
         for key in ("prompt_spread", "output_spread"):

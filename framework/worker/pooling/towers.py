@@ -12,10 +12,10 @@ from ...config import EngineConfig
 from ...engine.executor import Handle
 from ...engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup
 from ...engine.step import NewRequest, StepInput
+from ...models.library import library_config, num_library_weights
 from ...models.pooling.heads import Heads
 from ...models.pooling.towers import load_towers
 from ...models.read import ModelInfo
-from ...models.transformers_model import library_config, num_library_weights
 from ...plan import KernelPlan
 from ..devices import open_device
 from ..probes import Probes
@@ -42,13 +42,13 @@ class TowerExecutor:
             raise ValueError(
                 f"model {model.name!r} cannot have quantized weights: its towers are loaded as floats; set quant.scheme=none"
             )
-        found = library_config(config.model, model)
-        self.nominal_weight_bytes = num_library_weights(found, transformers.AutoModel) * ELEMENT_BYTES[model.dtype]
+        found = library_config(config.model, model.folder, model.config["model_type"])
+        self.nominal_weight_bytes = num_library_weights(config.model, found, transformers.AutoModel) * ELEMENT_BYTES[model.dtype]
         check_weights_fit(self.nominal_weight_bytes, model, device)
         self.probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if self.probes is None else self.probes.times
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, self.probes)
-        self._towers = load_towers(config.model, model, self.plan, device.torch, config.seed)
+        self._towers = load_towers(config.model, model, found, self.plan, device.torch, config.seed)
         self.weight_bytes = tensor_bytes(self._towers)
         self._heads = Heads(model.pooling, [])
         self.vocab_size, self.max_model_len = model.config["vocab_size"], model.max_model_len

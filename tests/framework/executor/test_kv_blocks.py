@@ -46,3 +46,12 @@ def test_blocks_are_those_of_an_engine_with_a_model(name: str, max_model_len: in
     assert engines[0].executor.num_blocks == engines[1].executor.num_blocks
     if max_model_len is None:
         assert held(engines[0]) == held(engines[1])
+
+
+@pytest.mark.parametrize("kind", ["local", "simulated", "null"])
+def test_chunks_that_are_no_whole_blocks_are_refused(kind: str, tmp_path: Path) -> None:
+    make(EXAMPLES["llama4-chunks"], tmp_path)
+    config = EngineConfig(ModelConfig(str(tmp_path), dtype="float32", skip_tokenizer=True), CacheConfig(8, num_blocks=9))
+    config.executor.kind = kind
+    with pytest.raises(ValueError, match=r"which are no whole blocks of 8: set cache.block_size"):
+        build_engine(config)

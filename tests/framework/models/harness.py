@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from framework.config import ModelConfig, QuantConfig
+from framework.config import LoraConfig, ModelConfig, QuantConfig
 from framework.engine.kv_cache.spec import group_layers
 from framework.models.batch import ForwardBatch, GroupBatch
 from framework.models.load import load_model
@@ -16,6 +16,7 @@ from framework.models.protocol import Model
 from framework.models.read import read_model
 from framework.plan import KernelPlan
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
+from triton_kernels.lora_meta import LoraMeta
 
 from .checkpoints import VOCAB, Example
 
@@ -31,23 +32,25 @@ def build(
     parallel: Parallel | None = None,
     cache_dtype: str = "auto",
     quant: QuantConfig | None = None,
+    lora: LoraConfig | None = None,
 ) -> Model:
     info = read_model(config)
     plan = KernelPlan(kernels or {}, [], CPU, getattr(torch, info.dtype))
-    model = load_model(config, info, plan, CPU, parallel or Parallel(), block_size, seed, cache_dtype, quant)
+    model = load_model(config, info, plan, CPU, parallel or Parallel(), block_size, seed, cache_dtype, quant, lora)
     model.set_groups(group_layers(model.cache_specs()))
     return model
 
 
 class Session:
-    """Sequences that grow step by step; their pages are handed out in an order that no request owns contiguously."""
+    """Sequences that grow step by step; their pages are handed out in an order that no request owns contiguously. slots: of the
+    requests' adapters, -1 = none."""
 
     def __init__(self, model: Model, num_requests: int, max_len: int = 128, block_size: int = BLOCK) -> None:
         self.model, self.block_size = model, block_size
         blocks = -(-max_len // block_size)
         order = torch.randperm(num_requests * blocks, generator=torch.Generator().manual_seed(7)).int() + 1
         self.table = order.view(num_requests, blocks)
-        self.lengths = [0] * num_requests
+        self.lengths, self.slots = [0] * num_requests, [-1] * num_requests
         pages = 1 + num_requests * blocks
         self.caches = []
         for spec in model.cache_specs():
@@ -69,7 +72,7 @@ class Session:
         """rows: (request, its next tokens), decodes first -> float32 logits [tokens, V] of every token, per row."""
         batch = self.batch(rows)
         self.model.begin_step(batch)
-        logits = self.model.logits(self.model.forward(batch)[batch.logits_indices])
+        logits = self.model.logits(self.model.forward(batch)[batch.logits_indices], batch.lora_of_logits)
         return list(logits.float().split([len(tokens) for _, tokens in rows]))
 
     def batch(self, rows: list[tuple[int, list[int]]]) -> ForwardBatch:
@@ -88,7 +91,11 @@ class Session:
         groups = [GroupBatch(torch.tensor(seats), *map(self._meta, parts)) for _ in group_layers(self.model.cache_specs())]
         ids = torch.tensor([token for _, tokens in rows for token in tokens])
         num_decode_tokens = sum(len(tokens) for _, tokens in rows[:num_decodes])
-        return ForwardBatch(ids, torch.tensor(positions), num_decode_tokens, groups, self.caches, torch.arange(len(ids)))
+        batch = ForwardBatch(ids, torch.tensor(positions), num_decode_tokens, groups, self.caches, torch.arange(len(ids)))
+        slots = [self.slots[request] for request, tokens in rows for _ in tokens]
+        if max(slots) >= 0:
+            batch.lora = batch.lora_of_logits = LoraMeta(torch.tensor(slots, dtype=torch.int32), sorted({*slots} - {-1}))
+        return batch
 
     def _meta(self, rows: list[tuple[int, list[int]]]) -> AttentionMeta | None:
         if not rows:
@@ -105,9 +112,13 @@ def prompt_batch(model: Model, num_tokens: int) -> ForwardBatch:
     return Session(model, 1).batch([(0, list(range(3, 3 + num_tokens)))])
 
 
-def teacher_forced(model: Model, sequences: list[list[int]], chunk: int | None, num_decodes: int) -> list[torch.Tensor]:
-    """Logits [len, V] of each sequence: prompts together, whole or in chunks, then the last ``num_decodes`` tokens one by one."""
+def teacher_forced(
+    model: Model, sequences: list[list[int]], chunk: int | None, num_decodes: int, slots: list[int] | None = None
+) -> list[torch.Tensor]:
+    """Logits [len, V] of each sequence: prompts together, whole or in chunks, then the last ``num_decodes`` tokens one by one.
+    slots: of their adapters; None: they have none."""
     session = Session(model, len(sequences))
+    session.slots = slots or session.slots
     out: list[list[torch.Tensor]] = [[] for _ in sequences]
     done = [0] * len(sequences)
     while any(d < len(s) for d, s in zip(done, sequences)):

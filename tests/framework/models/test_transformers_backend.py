@@ -109,6 +109,22 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         build(ModelConfig(str(tmp_path), backend="transformers"))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"intermediate_size": 24}, "does not fit its config.json: .*mismatched_keys"),
+        ({"hidden_act": "evil"}, "refuses its config.json .*KeyError: 'evil'"),
+        ({"num_hidden_layers": "two"}, "refuses its config.json .*num_hidden_layers"),
+    ],
+)
+def test_what_the_library_refuses_is_told(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    make(OTHERS["olmo2"], tmp_path)
+    edit(tmp_path, **given)
+    config = ModelConfig(str(tmp_path), backend="transformers", dtype="float32", skip_tokenizer=True)
+    with pytest.raises(ValueError, match=said):
+        LLM(EngineConfig(config, CacheConfig(num_blocks=9)))
+
+
 def test_dummy_weights() -> None:
     architecture = {**SIZES, "model_type": "olmo2", "dtype": "float32"}
     config = ModelConfig("none", load_format="dummy", backend="transformers", architecture=architecture)

@@ -14,7 +14,7 @@ import pytest
 from framework import LLM, AsyncEngine
 from framework.server.config import ServerConfig
 
-from ..models.pooling.test_towers import IMAGES, TEXTS, of_image, vectors, write
+from ..models.pooling.test_towers import IMAGES, POSTSCRIPT, TEXTS, of_image, url, vectors, write
 from .servers import HTTPServer, engine_config, serving
 
 
@@ -71,6 +71,7 @@ def test_what_is_refused(clip: tuple[HTTPServer, LLM]) -> None:
         ({"messages": message(part("http://127.0.0.1:1/a.png"))}, "Other URLs are not fetched"),
         ({"messages": message(part("data:image/png;base64,####"))}, "holds no base64"),
         ({"messages": message(part("data:image/png;base64,aGVsbG8="))}, "no image that Pillow can open"),
+        ({"messages": message(part(url(POSTSCRIPT)))}, "no image that Pillow can open"),
         ({"input": "a " * 100}, "at most 77"),
     ):
         status, body = server.post("/v1/embeddings", model="clip", **given)

@@ -78,15 +78,17 @@ def test_adaptive_follows_what_changes(rows: int, is_known: bool) -> None:
 @pytest.mark.parametrize("times", STEP_S)
 def test_adaptive_bears_noise_and_learns_from_batches_of_other_sizes(times: str, right: str) -> None:
     """Batches that empty from 64 requests to one, again and again. Steps take a quarter more or less, one of 20 thrice as long.
-    Against the best depth of each step."""
+    The first with so many rows and drafts is recorded. Against the best depth of each step."""
     step_s, rates, rng = STEP_S[times], np.array(RIGHT[right]), np.random.default_rng(0)
     expected = 1 + np.cumsum([0, *np.cumprod(rates)])
-    policy, excess = AdaptiveDepth(MOST), list[float]()
+    policy, excess, recorded = AdaptiveDepth(MOST), list[float](), set[tuple[int, int]]()
     for step in range(2500):
         rows = max(1, 64 - step % 96)
         k = policy.of(rows)
         accepted = np.cumprod(rng.random((rows, MOST)) < rates, axis=1)[:, :k].sum(0)
         taken_s = step_s(rows, k) * rng.lognormal(sigma=0.25) * (3 if rng.random() < 0.05 else 1)
+        taken_s += 0 if (rows, k) in recorded else 4 * step_s(rows, 0)
+        recorded.add((rows, k))
         policy.observe(rows, k, [rows, *accepted.tolist()][:k], accepted.tolist(), taken_s)
         fixed = [step_s(rows, most) / tokens for most, tokens in enumerate(expected)]
         excess.append(fixed[k] / min(fixed))

@@ -58,7 +58,8 @@ def test_the_default_is_the_tiny_model_under_a_poisson_workload() -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
     simulated = choice.startswith(("parallel", "speculative=simulated"))
-    composed(choice, *["executor=simulated"] * simulated).validate()
+    executor = "distributed" if choice == "parallel=dp2_ep2" else "simulated"
+    composed(choice, *[f"executor={executor}"] * simulated).validate()
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith(("workload", "model", "experiment"))])

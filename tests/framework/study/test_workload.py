@@ -374,3 +374,24 @@ def test_a_shared_prefix_stands_before_recorded_prompts_too(azure: str) -> None:
     requests = build_workload(WorkloadConfig(source="trace", path=azure, shared_prefix_tokens=7), VOCAB, None)
     assert [len(r.prompt_token_ids) for r in requests] == [381, 403, 886]
     assert len({tuple(r.prompt_token_ids[:7]) for r in requests}) == 1
+
+
+def test_popularity_of_adapters() -> None:
+    def numbers(popularity: str, count: int = 4000, num_loras: int = 6) -> list[int]:
+        config = WorkloadConfig(
+            num_requests=count, num_loras=num_loras, lora_popularity=popularity, lora_folder="/a", prompt_tokens=2
+        )
+        found = [request.lora_request for request in Workload(config, VOCAB, None)]
+        assert all(one is not None and one.lora_path == f"/a/{one.lora_int_id}" for one in found)
+        return [one.lora_int_id for one in found if one is not None]
+
+    assert numbers("identical", 20) == [1] * 20
+    assert numbers("distinct", 20, 8) == [1 + i % 8 for i in range(20)]
+    uniform, skewed = Counter(numbers("uniform")), Counter(numbers("skewed"))
+    assert all(uniform[i] == pytest.approx(4000 / 6, rel=0.15) for i in range(1, 7))
+    assert [skewed[i] / skewed[i + 1] for i in range(1, 5)] == pytest.approx([1.5] * 4, rel=0.25)
+    assert all(request.lora_request is None for request in Workload(WorkloadConfig(num_requests=3), VOCAB, None))
+    with pytest.raises(ValueError, match=r"workload.lora_popularity='zipf' cannot work.*identical, distinct, uniform, skewed"):
+        WorkloadConfig(lora_popularity="zipf").validate()
+    with pytest.raises(ValueError, match=r"needs workload.lora_folder"):
+        Workload(WorkloadConfig(num_loras=2), VOCAB, None)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from framework import LLM, EngineConfig, SamplingParams
+from framework import LLM, EngineConfig, LoRARequest, SamplingParams
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
+from framework.lora_request import LoraConfig
 from framework.speculation.config import SpeculativeConfig
+from framework.worker import adapter_host
 from framework.worker.local_executor import LocalExecutor
 from tests.speculating import METHODS
 from triton_kernels.impl import Impl
@@ -25,6 +29,7 @@ from triton_kernels.ops import OPS
 from triton_kernels.registry import Registry
 
 from ...claimed_cuda import CUDA, ClaimedCuda, DeviceMixError, WaitError, claimed_cuda, names
+from ...tiny_adapters import write_tiny_adapter
 
 pytest.importorskip("triton")
 SEPARATE = {"default": "torch"}
@@ -94,10 +99,12 @@ def strict_llm(
     cache: dict[str, Any] | None = None,
     model: ModelConfig | None = None,
     speculative: dict[str, Any] | None = None,
+    max_loras: int = 0,
     **scheduler: int,
 ) -> LLM:
     """An engine on the claimed device; a step that would wait raises."""
     settled = config("cuda", kernels, cache or {}, model, **scheduler)
+    settled.lora = LoraConfig(True, max_loras, 8) if max_loras else LoraConfig()
     settled.speculative_config = SpeculativeConfig.of(speculative or {})
     llm = LLM(settled)
     executor = llm.engine.executor
@@ -225,6 +232,60 @@ def test_steps_with_masks_wait_for_nothing_either(in_flight: int) -> None:
     expected = tokens(LLM(config("cpu", TORCH, {"num_blocks": 60})))
     with claimed_cuda() as cuda, pytest.warns(UserWarning, match="without CUDA graphs"):
         assert tokens(strict_llm(cuda, TORCH, {"num_blocks": 60}, in_flight_steps=in_flight)) == expected
+
+
+class SameThread(Executor):
+    """In others, nobody claims a device."""
+
+    def __init__(self, *settings: Any, **named: Any) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(function(*args, **named))
+        return done
+
+
+@pytest.fixture
+def reads_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_host, "ThreadPoolExecutor", SameThread)
+
+
+def adapters(folder: Path) -> list[LoRARequest | None]:
+    """Of the prompts."""
+    made = [write_tiny_adapter(folder / str(i), i, targets=("o_proj", "up_proj", "embed_tokens", "lm_head")) for i in (1, 2, 3)]
+    return [None, *made]
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.usefixtures("reads_here")
+def test_adapters_are_loaded_and_added_without_waiting(in_flight: int, tmp_path: Path) -> None:
+    params, requests = SamplingParams(temperature=0.0, max_tokens=9, prompt_logprobs=1, ignore_eos=True), adapters(tmp_path)
+
+    def tokens(llm: LLM) -> list[list[int]]:
+        outputs = llm.generate(PROMPTS, params, use_tqdm=False, lora_request=requests)
+        return [output.outputs[0].token_ids for output in outputs]
+
+    on_cpu = config("cpu", TORCH, {"num_blocks": 60})
+    on_cpu.lora = LoraConfig(True, 3, 8)
+    expected = tokens(LLM(on_cpu))
+    with claimed_cuda() as cuda, pytest.warns(UserWarning, match="without CUDA graphs"):
+        assert tokens(strict_llm(cuda, TORCH, {"num_blocks": 60}, max_loras=2, in_flight_steps=in_flight)) == expected
+
+
+@pytest.mark.usefixtures("reads_here")
+def test_rows_are_grouped_by_adapter_once_per_step(cuda: ClaimedCuda, tmp_path: Path) -> None:
+    llm = strict_llm(cuda, {}, max_loras=3, max_num_batched_tokens=256)
+    assert {"shrink_kernel", "expand_kernel", "group_kernel"} <= names(cuda.launches), "there are graphs with adapters"
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    cuda.launches.clear()
+    llm.generate(PROMPTS[0], params, use_tqdm=False, lora_request=adapters(tmp_path)[1])
+    eager = [name.strip("_") for name in cuda.launches]
+    layers = len(llm.engine.executor._runner.caches)
+    assert [eager.count(kind) for kind in ("group_kernel", "shrink_kernel")] == [2, 4 * layers + 1], "of tokens, and of logits"
+    cuda.launches.clear()
+    llm.generate(PROMPTS[0], params, use_tqdm=False)
+    assert not {"shrink_kernel", "expand_kernel", "group_kernel"} & names(cuda.launches), "nobody has an adapter"
 
 
 def test_preempted_requests_resume(cuda: ClaimedCuda) -> None:

@@ -209,7 +209,7 @@ def test_scratch_that_a_smaller_batch_outgrows_stays() -> None:
         assert meta is not None
         asked.append(StorageWeakRef(meta.scratch("partials", 64 // meta.num_reqs, torch.float32).untyped_storage()))
 
-    def same(x: torch.Tensor) -> torch.Tensor:
+    def same(x: torch.Tensor, lora: object) -> torch.Tensor:
         return x
 
     def capture(run: Replay) -> Replay:

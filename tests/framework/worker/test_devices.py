@@ -16,11 +16,11 @@ import torch
 from framework import EngineConfig
 from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
+from framework.models.library import library_config, num_library_weights
 from framework.models.load import load_model
 from framework.models.parallel import Parallel
 from framework.models.quantization.unquantized import Unquantized
 from framework.models.read import read_model
-from framework.models.transformers_model import library_config, num_library_weights
 from framework.models.weights import weight_bytes
 from framework.plan import KernelPlan
 from framework.study.compose import compose
@@ -126,7 +126,8 @@ def test_weights_are_counted_as_they_are_bound(more: dict[str, Any]) -> None:
     assert info.architecture is not None
     count = sum(weight.numel() for weight in bound.values())
     assert weight_bytes(info.architecture, Unquantized(), torch.float32, max_len=0) == 4 * count
-    assert num_library_weights(library_config(ModelConfig("none", architecture={**SIZES, **more}), info)) == count
+    given = ModelConfig("none", architecture={**SIZES, **more})
+    assert num_library_weights(given, library_config(given, None, more["model_type"])) == count
 
 
 REPORT = """

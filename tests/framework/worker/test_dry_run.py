@@ -9,6 +9,7 @@ import torch
 
 from framework import EngineConfig
 from framework.config import CacheConfig, GraphConfig, ModelConfig, SchedulerConfig
+from framework.lora_request import LoraConfig
 from framework.models.read import read_model
 from framework.speculation.config import SpeculativeConfig
 from framework.worker import dry_run as module
@@ -19,7 +20,9 @@ from tests.framework.executor.test_latent_attention import TINY as LATENT
 from tests.speculating import METHODS
 
 
-def calls(monkeypatch: pytest.MonkeyPatch, speculative: dict[str, Any], probe: bool = False) -> dict[str, int]:
+def calls(
+    monkeypatch: pytest.MonkeyPatch, speculative: dict[str, Any], probe: bool = False, lora: LoraConfig | None = None
+) -> dict[str, int]:
     """Op -> how often a dry run calls it."""
     config = EngineConfig(
         ModelConfig("tiny", max_model_len=64),
@@ -28,6 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, speculative: dict[str, Any], probe: b
         graphs=GraphConfig(batch_sizes=[1, 4]),
         kernels={"default": "torch"},
         speculative_config=SpeculativeConfig.of(speculative),
+        lora=lora or LoraConfig(),
     )
     plan = TargetPlan.of(config, "sm_90", torch.bfloat16)
     with monkeypatch.context() as patch:
@@ -47,6 +51,11 @@ def test_drafts_are_made_and_checked(method: str, probe: bool, monkeypatch: pyte
         of_drafter = "linear" if method == "medusa" else "embedding"
         num_more = found["apply_penalties"] - plain["apply_penalties"]  # steps
         assert found[of_drafter] > plain[of_drafter] + 2 * num_more
+
+
+def test_every_kind_of_step_has_rows_with_adapters_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, plain = calls(monkeypatch, {}, lora=LoraConfig(True, 2, 8)), calls(monkeypatch, {})
+    assert found["linear"] == 2 * plain["linear"] == 2 * found["lora_shrink"] and found["lora_expand"] > found["lora_shrink"]
 
 
 @pytest.mark.parametrize("latent_prefill", ["absorbed", "expanded"])

@@ -55,7 +55,7 @@ def test_one_broken_request_leaves_the_others_their_tokens(registry: Registry) -
 
 
 def test_a_shrink_split_that_is_no_multiple_of_its_block_is_refused(registry: Registry) -> None:
-    weights = {"lora_a": torch.zeros(1, 8, 16), "scale": torch.ones(1)}
+    weights = {"lora_a": torch.zeros(1, 8, 16), "scale": torch.ones(1, 8)}
     with pytest.raises(ValueError, match="split=100 is no multiple of block_k=64"):
         registry.impls("lora_shrink")["triton"].bind(
             Spec("cpu", "cpu", torch.float32, True), weights, {}, {"split": 100, "block_k": 64}

@@ -114,6 +114,24 @@ def test_rates_follow_from_time_and_cost(registry: Registry) -> None:
     assert row.flat()["ratio.reference"] == row.ratios["reference"] > 0 and "ratio.torch" not in row.flat()
 
 
+def test_a_yardstick_is_timed_beside_the_impls_and_compared_with_nothing(registry: Registry) -> None:
+    op = registry.ops["lora_expand"]
+    task = Task(
+        op, next(c for c in op.cases if c.name == "slices"), (Contender(registry.impls(op.name)["torch"], parse_choice("torch")),)
+    )
+    rows = {row.impl: row for row in measure(task, CPU, FP32, KNOWN, limit_s=0.05)}
+    beside = rows["one dense product"]
+    assert (
+        beside.error is None
+        and beside.median_us is not None
+        and rows["torch"].ratios
+        == {
+            "one dense product": beside.median_us / rows["torch"].median_us  # type: ignore[operator]
+        }
+    )
+    assert beside.bytes < rows["torch"].bytes, "it reads one adapter"
+
+
 def test_important_ops_come_first_and_every_op_before_second_cases(registry: Registry) -> None:
     tasks = select_tasks(registry)
     names = [task.op.name for task in tasks]

@@ -27,7 +27,7 @@ class Arena:
     same things in the same order, so that what shared memory while it was recorded can share it then."""
 
     def __init__(self) -> None:
-        self._blocks: list[np.ndarray] = []
+        self._blocks: dict[int, np.ndarray] = {}  # by address
         self._free: list[np.ndarray] = []
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -40,14 +40,14 @@ class Arena:
         else:
             whole = np.empty(size + _ALIGNMENT, dtype=np.uint8)
             block = whole[-whole.ctypes.data % _ALIGNMENT :][:size]
-            self._blocks.append(block)
+            self._blocks[block.ctypes.data] = block
         part = block[:size]
         weakref.finalize(part, lambda: self._free.append(block))
         return torch.from_numpy(part).view(dtype).view(shape)
 
     def owns(self, tensor: torch.Tensor) -> bool:
-        address = tensor.untyped_storage().data_ptr()
-        return any(block.ctypes.data <= address < block.ctypes.data + max(len(block), 1) for block in self._blocks)
+        """Whether it lies in a block, which is its storage."""
+        return tensor.untyped_storage().data_ptr() in self._blocks
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,20 @@
-"""``lora_expand`` as one GEMM per adapter with all tokens, added in float32 where the token has that adapter."""
+"""``lora_expand`` as one GEMM per adapter and slice with all tokens, added in float32 where the token has that adapter."""
 
 from __future__ import annotations
 
 import torch
 
-from ...impl import impl
-from ..lora_shrink.torch import adapters_to_try
+from ...impl import Flags, impl
+from ...lora_meta import LoraMeta
 
 
-@impl("lora_expand", "torch", priority=10)
-def lora_expand_torch(
-    y: torch.Tensor, shrunk: torch.Tensor, lora_index: torch.Tensor, lora_b: torch.Tensor, start: int = 0
-) -> None:
-    columns = y[:, start : start + lora_b.shape[1]]
-    narrow = shrunk.to(lora_b.dtype)
-    for adapter in adapters_to_try(lora_index, lora_b.shape[0]):
-        total = columns.float() + torch.nn.functional.linear(narrow, lora_b[adapter]).float()
-        columns.copy_(torch.where((lora_index == adapter)[:, None], total.to(y.dtype), columns))
+@impl("lora_expand", "torch", priority=10, flags=Flags(cpu_graph=True))
+def lora_expand_torch(y: torch.Tensor, shrunk: torch.Tensor, meta: LoraMeta, lora_b: torch.Tensor, slices: tuple[int, ...]) -> None:
+    narrow, rank = shrunk.to(lora_b.dtype), lora_b.shape[2]
+    for slot in meta.slots_of(lora_b.shape[0]):
+        has_it, start = (meta.index == slot)[:, None], 0
+        for nth, width in enumerate(slices):
+            columns, own = y[:, start : start + width], narrow[:, nth * rank : (nth + 1) * rank]
+            total = columns.float() + torch.nn.functional.linear(own, lora_b[slot, start : start + width]).float()
+            columns.copy_(torch.where(has_it, total.to(y.dtype), columns))
+            start += width

@@ -1,5 +1,5 @@
-"""The first thin GEMM of LoRA, each token with its own adapter. Tokens are grouped by adapter on the device
-(``moe_align`` with one choice per token; tokens without an adapter belong to none). Grid of the GEMM: row tiles x blocks
+"""The first thin GEMM of LoRA, each token with its own adapter. Tokens are grouped by adapter on the device, once per step for all
+layers (``moe_align`` with one choice per token; tokens without an adapter belong to none). Grid of the GEMM: row tiles x blocks
 of the rank x splits of the features; a program multiplies a tile of one adapter's tokens, read through their indices, with
 rows of its A over its share of the features, and leaves a float32 partial sum. A second kernel adds the partial sums in the
 order of the splits, scales, and writes 0 for tokens without an adapter. Registers hold the float32 accumulator, shared memory
@@ -18,9 +18,11 @@ import triton
 import triton.language as tl
 
 from ...impl import Flags, impl
+from ...lora_meta import LoraMeta
 from ...spec import Spec
 from .._shared.launch import Launch, cdiv, next_power_of_2
-from ..moe_align.triton import group_by_expert, tile_rows
+from .._shared.lora import dtypes_differ
+from ..moe_align.triton import group_by_adapter, tile_rows
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -77,7 +79,8 @@ def _sum_splits_kernel(
     acc = tl.zeros((BLOCK,), tl.float32)
     for split in tl.static_range(SPLITS):
         acc += tl.load(partial_ptr + split * num_tokens.to(tl.int64) * RANK + element, mask=adapter >= 0, other=0.0)
-    scale = tl.load(scale_ptr + adapter, mask=adapter >= 0, other=0.0)
+    row = element - token.to(tl.int64) * RANK
+    scale = tl.load(scale_ptr + adapter.to(tl.int64) * RANK + row, mask=adapter >= 0, other=0.0)
     tl.store(out_ptr + element, acc * scale, mask=valid)
 
 
@@ -134,17 +137,19 @@ class TritonShrink:
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
-        dtype = spec.fact("weight_dtype", spec.dtype)
-        return [] if dtype == spec.dtype else [f"needs adapters of the activations' dtype, not {dtype}"]
+        return dtypes_differ(spec)
 
-    def __call__(self, x: torch.Tensor, lora_index: torch.Tensor) -> torch.Tensor:
+    def begin_step(self, meta: LoraMeta) -> None:
+        group_by_adapter(meta, self.num_adapters, self.block_m)
+
+    def __call__(self, x: torch.Tensor, meta: LoraMeta) -> torch.Tensor:
         assert x.stride(1) == 1, "features must be contiguous"
         num_tokens = x.shape[0]
         out = x.new_empty(num_tokens, self.rank, dtype=torch.float32)
         if num_tokens == 0:
             return out
-        groups = group_by_expert(lora_index[:, None], self.num_adapters, 0, self.block_m)
+        groups = group_by_adapter(meta, self.num_adapters, self.block_m)
         partial = x.new_empty(self.num_splits, num_tokens, self.rank, dtype=torch.float32)
         self.shrink((groups.num_tiles, self.num_blocks, self.num_splits), x, partial, *groups, num_tokens, x.stride(0))
-        self.sum_splits((cdiv(out.numel(), _SUM_BLOCK),), partial, out, lora_index, num_tokens)
+        self.sum_splits((cdiv(out.numel(), _SUM_BLOCK),), partial, out, meta.index, num_tokens)
         return out

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ...impl import impl
+from ...lora_meta import LoraMeta
 from ...ops.moe_align import Groups, num_row_tiles
 from .._shared.launch import Launch
 
@@ -96,6 +97,14 @@ def group_by_expert(ids: torch.Tensor, num_experts: int, expert_start: int = 0, 
         BLOCK_P=block_p,
     )
     return groups
+
+
+def group_by_adapter(meta: LoraMeta, num_adapters: int, block_m: int) -> Groups:
+    """The same of rows by their adapters, for all layers of a step: made by the first who asks."""
+    key = "groups", num_adapters, block_m
+    if key not in meta.workspace:
+        meta.workspace[key] = group_by_expert(meta.index[:, None], num_adapters, 0, block_m)
+    return meta.workspace[key]
 
 
 moe_align_triton = impl("moe_align", "triton", priority=20, requires=("triton",), options={"block_p": 1024})(group_by_expert)

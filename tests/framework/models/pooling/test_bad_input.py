@@ -87,6 +87,9 @@ def test_texts_are_cut_or_refused() -> None:
         pooled.pair("a", "b", params, 2)
     with pytest.raises(ValueError, match="prompt_name="):
         pooled.prompt("a", prompt_name=["x"])  # type: ignore[arg-type]
+    for no_text in ([3, 4], {"prompt": "a", "prompt_token_ids": [3]}):
+        with pytest.raises(ValueError, match="prompt_name='x' cannot work: it is for texts"):
+            pooled.prompt(no_text, prompt_name="x")
 
 
 def test_parameters_that_would_change_nothing_are_refused() -> None:
@@ -141,6 +144,7 @@ def test_what_a_request_asks_for_goes_before_what_the_model_would_do(tmp_path: P
         ({"problem_type": "single_label_classification"}, 3, "softmax"),
         ({"problem_type": "multi_label_classification"}, 3, "sigmoid"),
         ({"problem_type": "regression"}, 1, "identity"),
+        ({"problem_type": ["regression"]}, 1, "sigmoid"),
         ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, 1, "identity"),
         ({"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}, 3, "sigmoid"),
     ],
@@ -156,6 +160,11 @@ FILES: list[tuple[str, str, str]] = [
     ("modules.json", "[{", "modules.json is no JSON"),
     ("modules.json", '{"a": 1}', "expected a list of objects"),
     ("modules.json", '["Pooling"]', "expected a list of objects"),
+    ("modules.json", "[" * 100_000, "modules.json is no JSON: maximum recursion depth"),
+    ("modules.json", '[{"type": "Pooling", "path": null}]', "path=None must be text"),
+    ("2_Dense/config.json", '{"in_features": 256, "out_features": 32, "bias": "false"}', "bias='false' must be true or false"),
+    ("sentence_bert_config.json", '{"do_lower_case": "false"}', "do_lower_case='false' must be true or false"),
+    ("config_sentence_transformers.json", '{"prompts": {"a": "b"}, "default_prompt_name": "c"}', "'c' is none of the prompts, a"),
     ("1_Pooling/config.json", '{"pooling_mode": 5}', "pooling by 5"),
     ("1_Pooling/config.json", '{"pooling_mode": [5, ["mean"]]}', "pooling by 5 and"),
     ("2_Dense/config.json", '{"in_features": 256}', "out_features=None must be a positive integer"),
@@ -188,11 +197,13 @@ def test_files_that_are_malformed_are_told(tmp_path: Path, name: str, text: str,
         {"classifier_from_token": 5},
         {"classifier_from_token": [1, "a"]},
         {"sentence_transformers": {"activation_fn": 5}},
+        {"step_tag_id": "x"},
+        {"architectures": "BertModel"},
     ],
 )
 def test_a_config_that_is_malformed_is_told(given: dict[str, Any]) -> None:
     config = {**BERT, "architectures": ["BertForSequenceClassification"], **given}
-    with pytest.raises(ValueError, match=r"config\.json: "):
+    with pytest.raises(ValueError, match=r"config\.json(: | \(or model\.architecture\) has )"):
         read_model(ModelConfig(load_format="dummy", architecture=config, skip_tokenizer=True))
 
 
@@ -201,8 +212,16 @@ def test_answers_and_classes_that_the_model_has_not(tmp_path: Path) -> None:
     for ids in ([1, VOCAB], [-1, 2]):
         with pytest.raises(ValueError, match=f"but ids are 0 to {VOCAB - 1}"):
             build(tmp_path, architecture={"classifier_from_token": ids})
-    with pytest.raises(ValueError, match="the model has 0 classes"):
-        build(tmp_path, runner="pooling", pooler={"returned_token_ids": [0]})
+    for pooler, said in (
+        ({"returned_token_ids": [0]}, "the model has 0 classes"),
+        ({"returned_token_ids": [-1]}, r"model\.pooler\.returned_token_ids=\[-1\] cannot work"),
+        ({"returned_token_ids": []}, r"model\.pooler\.returned_token_ids=\[\] cannot work"),
+        ({"pooling_type": "STEP", "step_tag_id": -5}, r"model\.pooler\.step_tag_id=-5 cannot work"),
+        ({"step_tag_id": "a"}, r"model\.pooler\.step_tag_id='a' cannot work"),
+        ({"use_activation": "false"}, r"model\.pooler\.use_activation='false' cannot work"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            build(tmp_path, runner="pooling", pooler=pooler)
 
 
 def test_a_single_token_is_embedded_alone_as_among_others(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def test_where_an_instruction_ends() -> None:
         prompt = of_words(before + text).input_ids
         assert instruction.length(prompt) == (len(of_words(before).input_ids) if before else 1)
         assert instruction.length(prompt[1:]) == instruction.length(prompt) - 1, "without the token that begins a prompt"
+    for text in ("a <|embed|>\nb", "<|user|>\nno end", "<|user|>\nq<|embed|>\na"):
+        assert instruction.length(of_words(text).input_ids) == 1, "what does not begin as an instruction is text, all of it"
     assert instruction.length([]) == 0
 
 

@@ -123,13 +123,27 @@ def test_texts_are_cut_where_the_files_say(tmp_path: Path) -> None:
         ([("Pooling", {"pooling_mode": "mean"}), ("LSTM", {})], "modules of type LSTM"),
         ([("Pooling", {"pooling_mode": "mean"}), dense(8, 5, "Tanh")], "takes 5 numbers"),
         ([("Pooling", {"pooling_mode": "mean"}), dense(8, 5, "Mish")], "activation_function='torch.nn.modules.activation.Mish'"),
-        ([("Pooling", {"pooling_mode": "mean"}), ("Normalize", {}), dense(8, 5, "Tanh")], "a layer after the normalization"),
+        ([("Pooling", {"pooling_mode": "mean"}), ("Normalize", {}), dense(8, 5, "Tanh")], "not available in this order"),
+        ([("Normalize", {}), ("Pooling", {"pooling_mode": "mean"})], "not available in this order"),
+        ([dense(8, 256, "Tanh"), ("Pooling", {"pooling_mode": "mean"})], "not available in this order"),
+        ([("Pooling", {"pooling_mode": "mean"}), ("Pooling", {"pooling_mode": "cls"})], "or as often"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_weights_are_read(tmp_path: Path, modules: Any, said: str) -> None:
     folder = write(tmp_path / "m", *modules)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=said):
+        read_model(ModelConfig(str(folder)))
+
+
+@pytest.mark.parametrize("outside", ["../outside", "2_Dense/../../outside", "/outside"])
+def test_nothing_is_read_from_outside_the_folder(tmp_path: Path, outside: str) -> None:
+    folder = write(tmp_path / "m", ("Pooling", {"pooling_mode": "mean"}), dense(32, 256, "Tanh"))
+    shutil.move(folder / "2_Dense", tmp_path / "outside")
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[2]["path"] = str(tmp_path / "outside") if outside == "/outside" else outside
+    (folder / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match=r"modules\.json names '.*outside', which lies outside the folder"):
         read_model(ModelConfig(str(folder)))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.image_utils import load_image
 
 from framework import LLM, EngineConfig, PoolingParams, SamplingParams
 from framework.config import ModelConfig
@@ -135,6 +138,8 @@ def test_a_text_that_is_too_long(made: Made) -> None:
     longest = 64 if model.config.model_type == "siglip" else 77
     with pytest.raises(ValueError, match=f"82 tokens, but the model takes at most {longest}"):
         vectors(llm, ["a " * 80])
+    with pytest.raises(ValueError, match="prompt_name='query' cannot work: it is for texts"):
+        vectors(llm, [of_image(IMAGES[0])], prompt_name="query")
     [cut] = vectors(llm, ["a " * 80], truncate_prompt_tokens=-1)
     assert np.array_equal(cut, vectors(llm, ["a " * (longest - 2)])[0])
 
@@ -165,6 +170,7 @@ def test_images_that_are_none(made: Made, monkeypatch: pytest.MonkeyPatch) -> No
         ({"prompt": "a cat", "multi_modal_data": {"image": IMAGES[0]}}, "embedded apart: leave out prompt"),
         ({"prompt": "", "multi_modal_data": {"video": IMAGES[0]}}, "'multi_modal_data' must be"),
         ({"prompt": "", "multi_modal_data": [IMAGES[0]]}, "'multi_modal_data' must be"),
+        ({"prompt_token_ids": np.array([1, 2]), "multi_modal_data": {"image": IMAGES[0]}}, "leave out prompt_token_ids"),
     ):
         with pytest.raises(ValueError, match=said):
             vectors(llm, [given])
@@ -174,8 +180,97 @@ def test_images_that_are_none(made: Made, monkeypatch: pytest.MonkeyPatch) -> No
     assert not llm.engine.has_unfinished()
 
 
+def varied(folder: Path, to: Path, file: str = "", **given: Any) -> Path:
+    """A copy of a checkpoint with other fields in one of its files; "text_config.x" is one of the text's."""
+    shutil.copytree(folder, to)
+    if not given:
+        return to
+    found = json.loads((to / file).read_text())
+    for key, value in given.items():
+        part, dot, name = key.partition(".")
+        (found[part] if dot else found)[name if dot else key] = value
+    (to / file).write_text(json.dumps(found))
+    return to
+
+
+def test_what_prepares_images_for_another_model_fails_their_requests_alone(made: Made, tmp_path: Path) -> None:
+    folder, _, llm = made
+    larger = {"size": {"height": 64, "width": 64}, "do_center_crop": False}
+    for number, given in enumerate((larger, {"do_resize": False, "do_center_crop": False}, {"image_mean": [float("nan")] * 3})):
+        own = build(varied(folder, tmp_path / str(number), "preprocessor_config.json", **given))
+        with pytest.raises(ValueError, match=r"it wants \(3, 32, 32\) finite numbers of each, and the preprocessor_config.json in"):
+            vectors(own, [TEXTS[0], of_image(IMAGES[1])])
+        assert np.array_equal(vectors(own, TEXTS[:1])[0], vectors(llm, TEXTS[:1])[0])
+    missing = varied(folder, tmp_path / "missing")
+    (missing / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"cannot take images: of the preprocessor_config.json in .* transformers says OSError"):
+        vectors(build(missing), [of_image(IMAGES[0])])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"text_config": "x"}, "refuses its config.json.*Field 'text_config'"),
+        ({"vision_config": [1]}, "refuses its config.json.*Field 'vision_config'"),
+        ({"text_config.max_position_embeddings": 1.5}, "refuses its config.json.*'max_position_embeddings'"),
+        ({"text_config.hidden_act": "evil"}, "refuses its config.json.*KeyError: 'evil'"),
+        ({"text_config.num_attention_heads": 0}, "refuses its config.json.*ZeroDivisionError"),
+        ({"dtype": [1]}, "refuses its config.json"),
+        ({"text_config.vocab_size": 5}, "does not fit its config.json: .*mismatched_keys.*token_embedding"),
+        ({"vision_config.patch_size": 16}, "does not fit its config.json: .*mismatched_keys.*patch_embedding"),
+        ({"architectures": [1]}, r"architectures=\[1\], expected a list of names"),
+        ({"matryoshka_dimensions": [1000]}, "but embeddings have"),
+    ],
+)
+def test_a_config_that_is_malformed_is_told(made: Made, tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        build(varied(made[0], tmp_path / "m", "config.json", **given))
+
+
+def test_tokens_that_the_model_needs_and_has_not(made: Made, tmp_path: Path) -> None:
+    folder, model, _ = made
+    if model.config.model_type == "clip":
+        for end in (None, [1, 2]):
+            own = varied(folder, tmp_path / str(end), "config.json", **{"text_config.eos_token_id": end})
+            with pytest.raises(ValueError, match="CLIP takes them where they end, and its eos_token_id is"):
+                build(own)
+        return
+    own, other = varied(folder, tmp_path / "m"), tokenizer()
+    other.add_special_tokens({"pad_token": "<fill>"})
+    other.save_pretrained(own)
+    with pytest.raises(ValueError, match=f"pad_token_id={len(WORDS)}, but the model has ids 0 to {len(WORDS) - 1}"):
+        build(own)
+
+
 def url(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def encoded(given: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    data = io.BytesIO()
+    given.save(data, kind, **options)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_of_urls_are_turned_as_their_exif_data_say(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    given = url(encoded(IMAGES[0], "PNG", exif=exif))
+    assert np.array_equal(np.asarray(image_from_url(given)), np.asarray(load_image(given)))
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+def test_of_images_of_urls_only_formats_without_programs_are_read() -> None:
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        assert image_from_url(url(encoded(IMAGES[0], kind))).size == IMAGES[0].size
+    for data in (POSTSCRIPT, encoded(IMAGES[0], "TIFF"), encoded(IMAGES[0], "PPM")):
+        with pytest.raises(ValueError, match=r"no image that Pillow can open: .* \(formats: PNG, "):
+            image_from_url(url(data))
+    with pytest.raises(ValueError, match="the image cannot be read: OSError"):
+        image_from_url(url(encoded(IMAGES[0])[:-200]))
 
 
 def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:

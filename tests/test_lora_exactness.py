@@ -1,0 +1,81 @@
+"""A request's tokens with its adapter do not depend on what happens around it: which adapters others have, which slots they take,
+chunks, preemption, prefix cache, steps in flight, speculation. Exactly so with the reference kernels."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from framework import EngineConfig, LoRARequest, SamplingParams
+from framework.build import build_engine
+from framework.config import CacheConfig, ModelConfig, SchedulerConfig
+from framework.engine.engine import Engine
+from framework.lora_request import LoraConfig
+from framework.speculation.config import SpeculativeConfig
+
+from .framework.engines import finish
+from .speculating import METHODS
+from .test_exactness import Job, some_jobs
+from .tiny_adapters import LINEARS, write_tiny_adapter
+
+NUM_ADAPTERS = 5
+Adapted = tuple[Job, LoRARequest | None]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[LoRARequest | None]:
+    folder = tmp_path_factory.mktemp("adapters")
+    targets = (LINEARS, ("q_proj", "v_proj"), ("embed_tokens", "down_proj"), LINEARS[:4], ("o_proj",))
+    made = [write_tiny_adapter(folder / str(i), 1 + i, 2 + 2 * i, targets[i]) for i in range(NUM_ADAPTERS)]
+    return [None, *made]
+
+
+def engine(cache: CacheConfig, scheduler: SchedulerConfig, max_loras: int, speculative: dict[str, Any] | None = None) -> Engine:
+    cache.check_invariants = True
+    return build_engine(
+        EngineConfig(
+            ModelConfig("tiny", dtype="float32", max_model_len=160),
+            cache,
+            scheduler,
+            speculative_config=SpeculativeConfig.of(speculative or {}),
+            lora=LoraConfig(True, max_loras, 16, NUM_ADAPTERS),
+            kernels={"default": "reference"},
+            num_threads=1,
+        )
+    )
+
+
+def run(running: Engine, jobs: list[Adapted]) -> list[list[int]]:
+    for index, ((prompt, params), adapter) in enumerate(jobs):
+        running.add_request(str(index), list(prompt), params, lora_request=adapter)
+    done = finish(running)
+    assert not any(output.error for output in done.values())
+    return [done[str(index)].outputs[0].token_ids for index in range(len(jobs))]
+
+
+@pytest.mark.parametrize(("method", "in_flight_steps"), [(None, 1), (None, 2), ("suffix", 1), ("eagle3", 2)])
+def test_nothing_around_a_request_changes_what_its_adapter_says(
+    method: str | None, in_flight_steps: int, adapters: list[LoRARequest | None]
+) -> None:
+    rng, speculative = random.Random(4), {**METHODS[method], "num_speculative_tokens": 3} if method else None
+    jobs: list[Adapted] = [(job, rng.choice(adapters)) for job in some_jobs(10, seed=5, max_tokens=16)]
+    jobs += [(job, rng.choice(adapters)) for job, _ in jobs[:4]]  # prompts that the cache holds of another adapter, or of the same
+    by_itself = engine(CacheConfig(num_blocks=200, prefix_caching=False), SchedulerConfig(max_num_seqs=1), 1)
+    expected = [run(by_itself, [job])[0] for job in jobs]
+    scheduler = SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=23, in_flight_steps=in_flight_steps)
+    running = engine(CacheConfig(block_size=4, num_blocks=36, prefix_caching=True), scheduler, 2, speculative)
+    assert run(running, jobs) == expected
+    assert run(running, jobs[::-1]) == expected[::-1]
+    stats = running.stats()
+    assert stats.num_preemptions > 0 and stats.num_chunked_prefills > 0 and stats.prefix_hit_tokens > 0
+    assert method is None or sum(stats.drafts.accepted) > 0
+    assert running.manager.pool.num_free == running.manager.pool.num_blocks - 1
+
+
+def test_adapters_were_put_to_the_test(adapters: list[LoRARequest | None]) -> None:
+    (prompt, _), params = some_jobs(1, seed=5)[0], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    running = engine(CacheConfig(num_blocks=100), SchedulerConfig(max_num_seqs=6), NUM_ADAPTERS)
+    found = run(running, [((prompt, params), adapter) for adapter in adapters])
+    assert len({tuple(tokens) for tokens in found}) == len(adapters)
