@@ -32,9 +32,9 @@ def decay_between(total):
 def chunk_step(state, scores, q, q_scale, k, k_scale, new, last, INTERPRET: tl.constexpr):
     """Output f32 [n, V] and the state f32 [K, V] after a chunk.
 
-    scores [n, n]: factors of new f32 [n, V] in the output; q, k [n, K], to be multiplied by q_scale and k_scale f32 [n], which hold
+    scores [n, n]: factors of new [n, V] in the output; q, k [n, K], to be multiplied by q_scale and k_scale f32 [n], which hold
     the decay since the chunk's start, and until its end; last: G of its last token. Rows past the end: scores and new are 0.
     """
     DTYPE: tl.constexpr = q.dtype
     out = q_scale[:, None] * product(q, state, DTYPE, INTERPRET) + product(scores, new, DTYPE, INTERPRET)
-    return out, tl.exp(last) * state + product(tl.trans(k), new * k_scale[:, None], DTYPE, INTERPRET)
+    return out, tl.exp(last) * state + product(tl.trans(k), new.to(tl.float32) * k_scale[:, None], DTYPE, INTERPRET)

@@ -109,7 +109,7 @@ def selective_scan_kernel(
     priority=20,
     requires=("triton",),
     flags=Flags(batch_invariant=True),
-    options={"block_c": 32, "unroll": 8},
+    options={"block_c": 32, "unroll": 4},
     tune_space={"block_c": (16, 32, 64), "unroll": (4, 8, 16)},
 )
 class SelectiveScanTriton:

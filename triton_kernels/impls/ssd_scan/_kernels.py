@@ -57,11 +57,10 @@ def prepare_kernel(
     scores = product(queries, tl.trans(keys), b_ptr.dtype.element_ty, C.INTERPRET) * decay_between(total) * step[None, :]
     at = scores_ptr + (first * C.NUM_HEADS + head) * C.CHUNK + n[:, None] * (C.NUM_HEADS * C.CHUNK) + n[None, :]
     tl.store(at, scores.to(scores_ptr.dtype.element_ty), mask=inside[:, None])
-    rows = rows_ptr + head.to(tl.int64) * num_tokens + first + n
-    plane = tl.cast(num_tokens, tl.int64) * C.NUM_HEADS
+    rows = rows_ptr + head.to(tl.int64) * 3 * num_tokens + first + n
     tl.store(rows, total, mask=inside)
-    tl.store(rows + plane, tl.exp(total), mask=inside)
-    tl.store(rows + 2 * plane, step * tl.exp(last - total), mask=inside)
+    tl.store(rows + num_tokens, tl.exp(total), mask=inside)
+    tl.store(rows + 2 * num_tokens, step * tl.exp(last - total), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -110,8 +109,7 @@ def scan_kernel(
     in_x, in_b, in_c = n[:, None] * stride_x + p[None, :], n[:, None] * stride_b + s[None, :], n[:, None] * stride_c + s[None, :]
     scores = scores_ptr + (first_token * C.NUM_HEADS + head) * C.CHUNK
     in_scores = n[:, None] * (C.NUM_HEADS * C.CHUNK) + n[None, :]
-    rows = rows_ptr + head.to(tl.int64) * num_tokens + first_token
-    plane = tl.cast(num_tokens, tl.int64) * C.NUM_HEADS
+    rows = rows_ptr + head.to(tl.int64) * 3 * num_tokens + first_token
     skip = tl.load(d_ptr + head)
     state_ptrs = state_ptr + slot * stride_slot + head * (C.HEAD_DIM * C.STATE_SIZE) + p[None, :] * C.STATE_SIZE + s[:, None]
     in_state = (s < C.STATE_SIZE)[:, None] & has_p
@@ -119,19 +117,20 @@ def scan_kernel(
     state = tl.load(state_ptrs, mask=known, other=0.0).to(tl.float32)
     for start in range(0, length, C.CHUNK):
         inside = n < length - start
-        source = tl.load(x + in_x, mask=inside[:, None] & has_p, other=0.0).to(tl.float32)
+        source = tl.load(x + in_x, mask=inside[:, None] & has_p, other=0.0)
         result, state = chunk_step(
             state,
             tl.load(scores + in_scores, mask=inside[:, None], other=0.0),
             tl.load(c + in_c, mask=inside[:, None] & has_s, other=0.0),
-            tl.load(rows + plane + start + n, mask=inside, other=0.0),
+            tl.load(rows + num_tokens + start + n, mask=inside, other=0.0),
             tl.load(b + in_b, mask=inside[:, None] & has_s, other=0.0),
-            tl.load(rows + 2 * plane + start + n, mask=inside, other=0.0),
+            tl.load(rows + 2 * num_tokens + start + n, mask=inside, other=0.0),
             source,
             tl.load(rows + tl.minimum(start + C.CHUNK, length) - 1),
             C.INTERPRET,
         )
-        tl.store(out + in_out, (result + skip * source).to(out_ptr.dtype.element_ty), mask=inside[:, None] & has_p)
+        result += skip * source.to(tl.float32)
+        tl.store(out + in_out, result.to(out_ptr.dtype.element_ty), mask=inside[:, None] & has_p)
         x += C.CHUNK * stride_x
         b += C.CHUNK * stride_b
         c += C.CHUNK * stride_c

@@ -99,7 +99,7 @@ class SsdScanTriton:
         recurrent(blocks, x, dt, b, c, state, out, *slots, meta.is_first, *strides, state.stride(0))
         if meta.max_q > self.max_recurrent:
             scores = x.new_empty(num_tokens, num_heads, chunk)
-            rows = x.new_empty(3, num_heads, num_tokens, dtype=torch.float32)
+            rows = x.new_empty(num_heads, 3, num_tokens, dtype=torch.float32)
             num_chunks = num_tokens // chunk + meta.num_reqs
             prepare((num_chunks, num_heads), dt, b, c, scores, rows, *slots, num_tokens, meta.num_reqs, *strides[1:])
             own_strides = x.stride(0), b.stride(0), c.stride(0), state.stride(0)
