@@ -23,15 +23,26 @@ SMALL_CHUNKS = {
 }
 
 
+QUICK = {"one_token", "prompts", "half_state", "float16_state", "bfloat16_state", "nobody", "no_tokens"}
+
+
+def check(op_name: str, dtype: torch.dtype, names: set[str]) -> None:
+    op, impl = OPS[op_name], REGISTRY.impls(op_name)["triton"]
+    for case in (case for case in op.cases if case.name in names):
+        result = conformance.check(op, impl, case, dtype, interpret=True, options=SMALL_CHUNKS[op_name])
+        assert result.ok and not result.skipped, f"{case.name}: {result.message}"
+
+
+@pytest.mark.parametrize("op_name", SMALL_CHUNKS)
+def test_prompts_and_slots_conform_in_small_chunks(op_name: str) -> None:
+    check(op_name, torch.float32, QUICK)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("op_name", SMALL_CHUNKS)
 def test_every_case_conforms_in_small_chunks(op_name: str, dtype: torch.dtype) -> None:
-    op, impl = OPS[op_name], REGISTRY.impls(op_name)["triton"]
-    for case in op.cases:
-        if "bench" in case.tags or (dtype == torch.float16 and "tiled" in case.tags):
-            continue
-        result = conformance.check(op, impl, case, dtype, interpret=True, options=SMALL_CHUNKS[op_name])
-        assert result.ok and not result.skipped, f"{case.name}: {result.message}"
+    check(op_name, dtype, {case.name for case in OPS[op_name].cases if "bench" not in case.tags})
 
 
 @pytest.mark.parametrize(

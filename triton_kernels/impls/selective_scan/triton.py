@@ -85,7 +85,8 @@ def selective_scan_kernel(
                 ),
             )
         for t in tl.static_range(UNROLL):
-            source, gate = loaded[t][0].to(tl.float32), loaded[t][2].to(tl.float32)
+            source = loaded[t][0].to(tl.float32)  # type: ignore[var-annotated]
+            gate = loaded[t][2].to(tl.float32)  # type: ignore[var-annotated]
             raw = loaded[t][1].to(tl.float32) + bias
             softplus = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
             step = tl.where(loaded[t][5], softplus, 0.0)  # past the end nothing happens

@@ -122,11 +122,11 @@ def scan_kernel(
             state,
             tl.load(scores + in_scores, mask=inside[:, None], other=0.0),
             tl.load(c + in_c, mask=inside[:, None] & has_s, other=0.0),
-            tl.load(rows + num_tokens + start + n, mask=inside, other=0.0),
+            tl.load(rows + num_tokens + n, mask=inside, other=0.0),
             tl.load(b + in_b, mask=inside[:, None] & has_s, other=0.0),
-            tl.load(rows + 2 * num_tokens + start + n, mask=inside, other=0.0),
+            tl.load(rows + 2 * num_tokens + n, mask=inside, other=0.0),
             source,
-            tl.load(rows + tl.minimum(start + C.CHUNK, length) - 1),
+            tl.load(rows + tl.minimum(C.CHUNK, length - start) - 1),
             C.INTERPRET,
         )
         result += skip * source.to(tl.float32)
@@ -135,6 +135,7 @@ def scan_kernel(
         b += C.CHUNK * stride_b
         c += C.CHUNK * stride_c
         scores += C.CHUNK * C.NUM_HEADS * C.CHUNK
+        rows += C.CHUNK
         out += C.CHUNK * C.NUM_HEADS * C.HEAD_DIM
     tl.store(state_ptrs, state.to(state_ptr.dtype.element_ty), mask=in_state)
 

@@ -58,8 +58,10 @@ class SsdScanTriton:
         usual = {"chunk": 64, "block_p": 32, "num_warps": 4, "num_stages": 3}
         if spec.dtype == torch.float32:  # no matrix instruction: needs registers
             usual = {"chunk": 16, "block_p": 16, "num_warps": 8, "num_stages": 2}
-        elif spec.arch.startswith(("sm_8", "gfx")):  # whose matrix instructions have fewer rows
+        elif spec.arch.startswith("sm_8"):  # whose matrix instructions have fewer rows
             usual |= {"chunk": 32}
+        elif spec.arch.startswith("gfx"):  # as there; and masks of rows take scalar registers
+            usual |= {"chunk": 32, "block_p": 16, "num_warps": 8}
         self.options = {name: options[name] or value for name, value in usual.items()}
         self.max_recurrent = options["max_recurrent"]
         self.launches: dict[tuple[torch.Size, torch.Size], tuple[Launch, ...]] = {}
