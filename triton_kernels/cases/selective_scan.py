@@ -56,7 +56,7 @@ def _case(
     return Case(name, make, tags, dims, q_lens, context_lens(q_lens, seen), relative)
 
 
-_FLOAT16 = {torch.float32: 1e-3}
+_FLOAT16 = {torch.float32: 1e-3, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 """Of states in float16: sums in f32 and in f64 round to neighbours."""
 _BFLOAT16 = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 4e-2)
 """Of states in bfloat16: the interpreter, unlike a device, truncates them after each token."""
