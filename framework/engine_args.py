@@ -20,7 +20,7 @@ from .config import (
     QuantConfig,
     SchedulerConfig,
 )
-from .config_checks import check_types
+from .config_checks import check_types, require
 from .distributed.kinds import LAUNCHERS
 from .lora_request import LoraConfig
 from .models.hub import read_json, resolve_model
@@ -228,6 +228,7 @@ def engine_config(
         max_chunk_tokens=chunked_prefill_size,
     )
     check_types(config.parallel, "parallel.")
+    require(isinstance(enable_expert_parallel, bool), "enable_expert_parallel", enable_expert_parallel, "of type bool")
     if enable_expert_parallel:
         config.parallel.ep = tensor_parallel_size * data_parallel_size
     if distributed_executor_backend is not None or config.parallel != ParallelConfig(dp=data_parallel_size):
@@ -279,7 +280,8 @@ def _dtype_name(given: object) -> str:
 
 
 def _launcher(asked: str | None) -> str:
-    found = _LAUNCHERS.get(asked or "mp", asked)
+    name = "mp" if asked is None else str(asked)
+    found = _LAUNCHERS.get(name, name)
     if found not in LAUNCHERS:
         known = ", ".join(dict.fromkeys([*_LAUNCHERS, *LAUNCHERS]))
         raise ValueError(f"distributed_executor_backend={asked!r} cannot work: it must be one of {known}, or left out")

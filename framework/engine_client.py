@@ -74,6 +74,7 @@ class EngineClient:
         self._start_s = time.perf_counter()
         self._lock = threading.RLock()  # of the two that follow
         self._receivers: dict[str, Receiver] = {}
+        self._unanswered: set[str] = set()  # keys of calls
         self._death: tuple[str, Exception | None] | None = None
         self._keys = itertools.count()
         self._outbox: queue.SimpleQueue[tuple[str, Callable[[], Any]] | None] = queue.SimpleQueue()
@@ -177,11 +178,14 @@ class EngineClient:
             if self._death is not None:
                 continue  # nobody waits for it
             try:
-                pickled = pickle.dumps(message())
+                made = message()
+                pickled = pickle.dumps(made)
             except BaseException as error:  # a tokenizer's panic is no Exception; nobody else would tell of it
                 self.in_flight.take(key, finished=True)
                 self._hand_on([(key, as_exception(error))])
                 continue
+            if isinstance(made, Call):
+                self._unanswered.add(key)
             try:
                 self.pipe.send((key, pickled))
             except OSError:
@@ -212,21 +216,23 @@ class EngineClient:
         self._end_process()
 
     def _is_silent(self, timeout_s: float) -> bool:
-        """Waits for a message. True if none comes for so long although there was work when that time began: of whoever is aborted,
-        too, something comes."""
+        """Waits for a message. True if none comes for so long although there was work, or a call, when that time began: of whoever
+        is aborted, too, something comes."""
         was_busy = False
         while not self.pipe.poll(timeout_s):
             if was_busy:
                 return True
-            was_busy = self.in_flight.num_running > 0
+            was_busy = self.in_flight.num_running > 0 or bool(self._unanswered)
         return False
 
     def _dispatch(self, message: Any) -> None:
         if isinstance(message, Failure):
             assert isinstance(message.key, str)
+            self._unanswered.discard(message.key)
             self.in_flight.take(message.key, finished=True)
             self._hand_on([(message.key, message.error())])
         elif isinstance(message, Answer):
+            self._unanswered.discard(message.key)
             self._hand_on([(message.key, message.value)])
         else:
             for output in message:

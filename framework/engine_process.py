@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .clock import WallClock
 from .config import EngineConfig
 from .engine.inputs import EngineInput
+from .executor.kinds import EXECUTORS
 from .failures import Failure
 from .lora_request import LoRARequest
 from .pooling_params import PoolingParams
@@ -23,6 +24,7 @@ from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
+    from .engine.executor import HasRanks
     from .engine.metrics import EngineInfo, EngineStats
     from .outputs import RequestOutput
 
@@ -31,7 +33,7 @@ SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}
 spin. OpenMP's default is a long one, with which one busy neighbour on the machine makes steps many times as long."""
 
 ALIVE_S = 1.0
-"""A process that steps sends something at least as often, if nothing else then no outputs: a sign of life."""
+"""A process that steps, or reads adapters, sends something at least as often, if nothing else then no outputs: a sign of life."""
 
 WAIT_S = 0.002
 """Between two looks whether the grammar is compiled that all requests wait for."""
@@ -128,12 +130,18 @@ def _end_with_parent() -> None:
 
 def _serve(engine: Engine, pipe: Connection) -> None:
     sent_s = time.monotonic()
+    has_ranks = EXECUTORS[engine.config.executor.kind].has_workers
     loads: Loads = {}
     while True:
         while not engine.has_unfinished() or pipe.poll(WAIT_S if engine.is_waiting else 0):
             if loads and not pipe.poll(WAIT_S):
                 _answer(pipe, loads)
+                if time.monotonic() - sent_s > ALIVE_S:
+                    _send(pipe, [])
+                    sent_s = time.monotonic()
                 continue
+            if has_ranks and not engine.has_unfinished():
+                cast("HasRanks", engine.executor).wait_idle(pipe)
             envelope: Envelope | None = pipe.recv()
             if envelope is None:
                 return

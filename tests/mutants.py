@@ -19,6 +19,15 @@ _POOLING_RUNNER = "framework/worker/pooling/runner.py"
 _POOLING_HEADS = "framework/models/pooling/heads.py"
 _POOLING_LOAD = "framework/models/pooling/load.py"
 _POOLING_READ = "framework/models/pooling/read.py"
+_POOLING_SETTINGS = "framework/models/pooling/settings.py"
+_POOLING_FILES = "framework/models/pooling/sentence_transformers.py"
+_TOWER_EXECUTOR = "framework/worker/pooling/towers.py"
+_IMAGES = "framework/engine/images.py"
+_CATALOG = "framework/models/catalog.py"
+_HUB = "framework/models/hub.py"
+_TORCH_FILE = "framework/models/torch_file.py"
+_SHAPE = "framework/executor/shape.py"
+_LIBRARY_MODEL = "framework/models/transformers_model.py"
 _ENCODERS = "framework/models/families/encoders.py"
 _ROWS = "framework/worker/request_rows.py"
 _SAMPLER = "framework/worker/sampler.py"
@@ -155,6 +164,7 @@ _SERVER_TESTS = {
     "completions": ["sampling", "completions"],
     "chat": ["sampling", "tool_calls", "chat"],
     "message": ["tool_calls", "chat"],
+    "embeddings": ["pooling"],
 }
 _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_serve.py"]
 _REPLICA_TESTS = ["tests/framework/test_replicas.py"]
@@ -169,6 +179,12 @@ TESTS: dict[str, list[str]] = {
     _POOLING_HEADS: _POOLING_TESTS,
     _POOLING_LOAD: _POOLING_TESTS,
     _POOLING_READ: _POOLING_TESTS,
+    **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR, _IMAGES), _POOLING_TESTS),
+    _CATALOG: ["tests/framework/cli/test_models.py"],
+    _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
+    _TORCH_FILE: ["tests/framework/models/test_torch_files.py"],
+    _SHAPE: ["tests/framework/executor/test_kv_blocks.py"],
+    _LIBRARY_MODEL: ["tests/framework/models/test_transformers_backend.py"],
     _ENCODERS: _POOLING_TESTS,
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
@@ -188,18 +204,11 @@ TESTS: dict[str, list[str]] = {
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
     **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
-    **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm", "llama")},
-    **{
-        file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS]
-        for file in (_WEIGHTS, _TENSOR_FILES, "framework/models/hub.py")
-    },
+    **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm")},
+    f"{_FAMILIES}llama.py": [*_CONFIG_TESTS, "tests/framework/models/pooling/test_gritlm.py"],
+    **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
     **dict.fromkeys(
-        (
-            _PARTS,
-            *(f"{_BINDING}{name}.py" for name in ("binder", "attention")),
-            *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme")),
-        ),
-        _SHARDED_TESTS,
+        (_PARTS, f"{_BINDING}binder.py", *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme"))), _SHARDED_TESTS
     ),
     **dict.fromkeys(
         (
@@ -208,6 +217,7 @@ TESTS: dict[str, list[str]] = {
         ),
         _DISTRIBUTED_TESTS,
     ),
+    f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
     **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "messages"))), _LOCKSTEP_TESTS),
     **{f"{_EXCHANGE}{name}.py": ["tests/triton_kernels/test_moe_exchange.py"] for name in ("torch", "deep_ep")},
@@ -218,7 +228,7 @@ TESTS: dict[str, list[str]] = {
     _DETOKENIZER: _TEXT_TESTS,
     _ASYNC: _PROCESS_TESTS,
     _CLIENT: _PROCESS_TESTS,
-    _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py"],
+    _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
     _GRAPHS: [*_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
@@ -513,7 +523,14 @@ MUTANTS = [
     ),
     Mutant("who was refused is still in flight", _CLIENT, "            self.in_flight.take(message.key, finished=True)\n", ""),
     Mutant("a replica may hang", _CLIENT, "            if was_busy:\n                return True\n", ""),
-    Mutant("a replica without work hangs", _CLIENT, "was_busy = self.in_flight.num_running > 0", "was_busy = True"),
+    Mutant("a replica without work hangs", _CLIENT, "was_busy = self.in_flight.num_running > 0 or", "was_busy = True or"),
+    Mutant("a call may hang", _CLIENT, " or bool(self._unanswered)", ""),
+    Mutant(
+        "a call never ends",
+        _CLIENT,
+        "            self._unanswered.discard(message.key)\n            self._hand",
+        "            self._hand",
+    ),
     Mutant(
         "prompts wait until their request ends",
         _ROUTER,
@@ -1025,13 +1042,50 @@ MUTANTS = [
         "self._finish(part[:, :dimensions], active)",
         "self._finish(part, active)[:, :dimensions]",
     ),
+    Mutant("the mean is over the instruction, too", _POOLED_STATES, "num_tokens - self.params[seat].num_unpooled", "num_tokens"),
+    Mutant(
+        "an instruction ends anywhere in a text",
+        _POOLING_RULES,
+        "has(self.end_alone, start)\n",
+        "any(has(self.end_alone, at) for at in range(len(prompt)))\n",
+    ),
+    Mutant("names of prompts are dropped", _POOLING_RULES, "if prompt_name is not None and not texts:", "if False:"),
+    Mutant(
+        "padding before the text",
+        _POOLING_RULES,
+        "[*ids, *[token] * (length - len(ids))]",
+        "[*[token] * (length - len(ids)), *ids]",
+    ),
+    Mutant("the config's padding", _POOLING_SETTINGS, "token = token if own is None else own", "token = token"),
+    Mutant("padding that the model has not", _POOLING_SETTINGS, "not 0 <= token < self.towers.vocab_size", "False"),
+    Mutant("pooling twice", _POOLING_FILES, " or places.count(1) > 1", ""),
+    Mutant("modules in any order", _POOLING_FILES, "places != sorted(places) or ", ""),
+    Mutant("modules lie anywhere", _POOLING_FILES, '        check_inside(folder, path, "modules.json")\n', ""),
+    Mutant("rows in the order of arrival", _TOWER_EXECUTOR, "[new[seat] for seat in step.seats]", "list(new.values())"),
+    Mutant("images run programs", _IMAGES, ", formats=_FORMATS)", ")"),
+    Mutant("images lie on their side", _IMAGES, "return ImageOps.exif_transpose(checked)", "return checked"),
+    Mutant("images of any size", _IMAGES, "pixels.shape != self._shape or ", ""),
+    Mutant("colors are guessed", _IMAGES, ', input_data_format="channels_last"', ""),
+    Mutant("messages of texts alone", f"{_SERVER}embeddings.py", "if not call.inputs.rules.has_towers:", "if False:"),
+    Mutant("towers generate", _CATALOG, '    if model_type in TOWERS:\n        return ("embed",)\n', ""),
+    Mutant("sparse tensors pass", _TORCH_FILE, " and found.layout == torch.strided", ""),
+    Mutant("tensors without numbers pass", _TORCH_FILE, ' and found.device.type == "cpu"', ""),
+    Mutant(
+        "a simulation of chunks that cannot be",
+        _SHAPE,
+        "    architecture.check_chunks(config.cache.block_size, model.max_model_len)\n",
+        "",
+    ),
+    Mutant("sizes that do not fit are no error of ours", _LIBRARY_MODEL, ', "ignore_mismatched_sizes": True}', "}"),
+    Mutant("slopes of float32", f"{_BINDING}attention.py", "slopes.bfloat16().float()", "slopes.float()"),
+    Mutant("GritLM embeds with its window", f"{_FAMILIES}llama.py", '{"sliding_window": None} if _is_grit(config) else {}', "{}"),
     Mutant("RoBERTa begins at the padding", _ENCODERS, 'int(config["pad_token_id"]) + 1', 'int(config["pad_token_id"])'),
     Mutant("a two-sided window of a token less", _ENCODERS, "// 2 + 1,", "// 2,"),
     Mutant("flags may be words", _NATIVE, '("true or false", _is_flag, flags)', '("a flag", lambda found: True, flags)'),
     Mutant("layers without a word rotate", _NATIVE, '("layer_types", "no_rope_layers"):', '("layer_types",):'),
     Mutant("the best two of one expert", _NATIVE, " and size < 2)", " and size < 1)"),
     Mutant("halves of pairs rotate", _ROPE, "if rotary_dim % 2 or not", "if not"),
-    Mutant("an index leads anywhere", "framework/models/hub.py", ' or ".." in Path(file).parts', ""),
+    Mutant("an index leads anywhere", _HUB, ' or ".." in Path(file).parts', ""),
     Mutant("shards are missed when they are read", _TENSOR_FILES, "if not (folder / file).is_file():", "if False:"),
     Mutant("the last of two tensors wins", _WEIGHTS, "if ours in where:", "if False:"),
     Mutant("command-r stops early", f"{_FAMILIES}cohere.py", 'config.get("model_max_length") or ', ""),
@@ -1143,6 +1197,51 @@ MUTANTS = [
     ),
     Mutant("bars leave semaphores", "framework/logs.py", "    tqdm.set_lock(threading.RLock())", "    tqdm.get_lock()"),
     Mutant("threads that wait are left", f"{_DISTRIBUTED}launchers/threads.py", "            self._abort(", "            str("),
+    Mutant(
+        "an engine that idles knows nothing of its ranks",
+        _PROCESS,
+        "            if has_ranks and not engine.has_unfinished():",
+        "            if False:",
+    ),
+    Mutant(
+        "what lies before a sign of life is lost",
+        f"{_DISTRIBUTED}executor.py",
+        "            self._receive(remaining_s)\n        self._tell",
+        "            self._workers.receive(self._workers.wait(remaining_s))\n        self._tell",
+    ),
+    Mutant(
+        "who gave no sign of life lives",
+        f"{_DISTRIBUTED}workers.py",
+        "        if self._silent:\n            raise",
+        "        if False:\n            raise",
+    ),
+    Mutant(
+        "masks are for the latest step",
+        f"{_DISTRIBUTED}worker.py",
+        "if not self._steps or self._steps[-1][0] != message.step_id or",
+        "if not self._steps or",
+    ),
+    Mutant(
+        "experts that did not move are no loss",
+        f"{_DISTRIBUTED}worker.py",
+        "self._fail(NO_STEP, lost)",
+        "self._fail(NO_STEP, error)",
+    ),
+    Mutant(
+        "steps are sent before what was sent is sampled",
+        f"{_DISTRIBUTED}lockstep.py",
+        "while any(self._queues) and not self._unsampled:",
+        "while any(self._queues):",
+    ),
+    Mutant(
+        "statistics are of one scheduler",
+        _LOCKSTEP,
+        "total_stats([engine.stats() for engine in self.engines])",
+        "self.engines[0].stats()",
+    ),
+    Mutant("sums of times are of one scheduler", _LOCKSTEP, "one.total + other.total", "one.total"),
+    Mutant("one scheduler's wait is that of all", _LOCKSTEP, "all(engine.is_waiting for", "any(engine.is_waiting for"),
+    Mutant("caches of some are forgotten", _LOCKSTEP, "        if self.kv_usage:\n            return False\n", ""),
     Mutant("ranks stay in their groups", _RANK, "        dist.destroy_process_group()", "        pass"),
     Mutant("one rank may have no device", _RANK, "torch.cuda.device_count()) < size", "torch.cuda.device_count()) < 1"),
     Mutant("only one of those that wait is woken", _GROUP, "            mailbox.put(None)  # for", "            pass  # for"),

@@ -7,7 +7,7 @@ import os
 import pickle
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -41,9 +41,11 @@ from .messages import (
     Start,
     Steps,
 )
-from .workers import Silence, Workers
+from .workers import PONG_S, Silence, Workers
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     import numpy as np
 
     from .launchers.protocol import Launcher
@@ -200,15 +202,14 @@ class DistributedExecutor:
         """To all ranks."""
         self._refuse_lost()
         pickled = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        try:
-            with self._unbroken():
-                self._workers.send(pickled)
-                self._workers.ping()
-        except Silence as silence:
-            self._lose(str(silence))
-        except OSError:
-            while True:  # until the end that broke the pipe is found
-                self._receive(self._timeout_s)
+        self._tell(lambda: self._workers.send(pickled))
+        self._ping_if_due()
+
+    def wait_idle(self, pipe: Connection) -> None:
+        """As HasRanks has it."""
+        self._refuse_lost()
+        while pipe not in self._receive(self._workers.ping_s, pipe):
+            self._ping_if_due()
 
     def output(self, step_id: int, scheduler: int = 0) -> StepOutput:
         """Of a scheduler's part of a step, in the order of its submissions; see StepHandle."""
@@ -317,8 +318,28 @@ class DistributedExecutor:
         self._refuse_lost()
         self._receive(timeout_s)
 
-    def _receive(self, timeout_s: float | None) -> None:
-        ready = self._workers.wait(timeout_s)
+    def _tell(self, send: Callable[[], None]) -> None:
+        try:
+            with self._unbroken():
+                send()
+        except Silence as silence:
+            self._lose(str(silence))
+        except OSError:
+            while True:  # until the end that broke the pipe is found
+                self._receive(self._timeout_s)
+
+    def _ping_if_due(self) -> None:
+        """Once what was answered before has been taken in, and what lies before the answers."""
+        if not self._workers.ping_is_due:
+            return
+        deadline_s = time.monotonic() + PONG_S
+        while not self._workers.all_answered and (remaining_s := deadline_s - time.monotonic()) > 0:
+            self._receive(remaining_s)
+        self._tell(self._workers.ping)
+
+    def _receive(self, timeout_s: float | None, *beside: Connection) -> Sequence[Any]:
+        """Takes in what comes first, if anything does; returns what was ready."""
+        ready = self._workers.wait(timeout_s, *beside)
         with self._unbroken():
             for rank, message in self._messages(ready):
                 if isinstance(message, StepOutput):
@@ -332,6 +353,7 @@ class DistributedExecutor:
                 else:
                     assert isinstance(message, PlanReport), message
                     self._plans[rank] = message.plan
+        return ready
 
     def _messages(self, ready: Sequence[Any]) -> list[tuple[int, Any]]:
         """(rank, message) of those that are ready. Raises DeviceLostError if a worker has ended."""

@@ -56,8 +56,7 @@ class LockstepExecutor:
         """Lets rows take any token whose scheduler no longer asks for them, so that the others go on."""
         words = -(-self.executor.vocab_size // 32)
         for handle in list(self._unsampled.values()):
-            rows = sum(handle.step.num_logits[row] for row in handle.step.masked)
-            self.sample(handle, np.full((rows, words), -1, dtype=np.int32))
+            self.sample(handle, np.full((len(handle.step.masked), words), -1, dtype=np.int32))
 
 
 @dataclass

@@ -24,10 +24,12 @@ class Silence(Exception):
 
 
 class Workers:
-    """One per rank, in order. timeout_s: how long a worker may leave a message half read or written, or a ping unanswered."""
+    """One per rank, in order. timeout_s: how long a worker may leave a message half read or written, or give no sign of life.
+    ping_s: between two pings; the second finds whether the first was answered."""
 
     def __init__(self, launcher: Launcher, timeout_s: float) -> None:
         self._launcher, self._timeout_s = launcher, timeout_s
+        self.ping_s = timeout_s / 2
         self._workers: list[Launched] = []
         self._silent: set[int] = set()  # ranks that have not answered the last ping
         self._pinged_s = time.monotonic()
@@ -52,9 +54,9 @@ class Workers:
             except BlockingIOError:
                 raise Silence(f"{self._named([rank])} took no message {self._within}") from None
 
-    def wait(self, timeout_s: float | None) -> Sequence[Any]:
-        """Until there is something to ``receive``. An interrupt here changes nothing."""
-        return wait(self._waitables, timeout_s)
+    def wait(self, timeout_s: float | None, *beside: Connection) -> Sequence[Any]:
+        """Until there is something to ``receive``, or to read from what is waited for beside. An interrupt here changes nothing."""
+        return wait([*self._waitables, *beside], timeout_s)
 
     def receive(self, ready: Sequence[Any]) -> tuple[list[tuple[int, Any]], list[int]]:
         """(rank, message) of what ``wait`` found, at most one per rank; ranks whose worker has ended. Raises Silence."""
@@ -77,15 +79,20 @@ class Workers:
                 ended.append(rank)
         return messages, ended
 
+    @property
+    def ping_is_due(self) -> bool:
+        return time.monotonic() - self._pinged_s >= self.ping_s
+
+    @property
+    def all_answered(self) -> bool:
+        """The last ping."""
+        return not self._silent
+
     def ping(self) -> None:
-        """Asks all of them for a sign of life if it is time to. Raises Silence if one has not answered the last time."""
-        now_s = time.monotonic()
-        if now_s - self._pinged_s >= self._timeout_s:
-            if self._silent:
-                self.receive(self.wait(0))
-            if self._silent:
-                raise Silence(f"{self._named(sorted(self._silent))} gave no sign of life {self._within}")
-            self._ping()
+        """Asks all of them for a sign of life. Raises Silence if one has not answered the last time."""
+        if self._silent:
+            raise Silence(f"{self._named(sorted(self._silent))} gave no sign of life {self._within}")
+        self._ping()
 
     def who_hangs(self) -> str:
         """Asked when an answer is overdue."""

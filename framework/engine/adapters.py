@@ -76,6 +76,9 @@ class Adapters:
         self._claims: dict[Adapter, int] = {}  # in this turn of the scheduler
         self._asked: set[Adapter] = set()  # likewise
         self._loads: list[tuple[int, str]] = []
+        self._all_claimed = False  # in this turn: nobody else can lay claim
+        self._num_refused = 0  # in this turn
+        self._settled: int | None = None  # so many were refused, and nothing has changed since
 
     def find(self, request: LoRARequest) -> Adapter:
         """The adapter of a request, known or not. Raises ValueError for an id or a name that another one has, and for one that
@@ -96,6 +99,7 @@ class Adapters:
 
     def add(self, request: Request) -> None:
         """A request that waits from now on."""
+        self._settled = None
         adapter = self._of(request)
         self._register(adapter)
         adapter.requests.add(request)
@@ -107,14 +111,29 @@ class Adapters:
 
     def start_turn(self) -> None:
         """The scheduler asks from the beginning."""
-        self._claims.clear()
-        self._asked.clear()
         for adapter, load in list(self._reading.items()):
             if load.done():
                 self._take_in(adapter, load)
+        if self._settled is None:
+            self._start_asking()
+
+    def is_settled(self, num_waiting: int) -> bool:
+        """Whether all who wait would be refused, as they were last time: then nobody needs to be asked."""
+        if self._settled is not None and self._settled != num_waiting:
+            self._start_asking()
+        return self._settled is not None
+
+    def end_turn(self, num_waiting: int) -> None:
+        """All who wait were asked."""
+        self._settled = num_waiting if num_waiting == self._num_refused else None
 
     def is_ready(self, request: Request) -> bool:
         """Whether it can be admitted now, as far as its adapter goes. Raises what reading that failed with."""
+        ready = self._is_ready(request)
+        self._num_refused += not ready
+        return ready
+
+    def _is_ready(self, request: Request) -> bool:
         adapter = self._of(request)
         if adapter.weights is not None and request in adapter.weights.users:
             return True  # it was preempted
@@ -141,6 +160,7 @@ class Adapters:
         assert weights is not None, "it was ready"
         if weights.slot < 0:
             slot = self._claims.pop(adapter)
+            self._all_claimed = False
             self._empty(slot)
             self._slots[slot], weights.slot = weights, slot
             self._loads.append((slot, weights.loaded.key))
@@ -154,6 +174,7 @@ class Adapters:
 
     def finish(self, request: Request) -> None:
         """A request that has ended, in whatever state."""
+        self._settled = None
         adapter = self._of(request)
         adapter.requests.discard(request)
         if adapter.weights is not None:
@@ -225,7 +246,7 @@ class Adapters:
                 f"{_shown(adapter.request)} cannot be pinned: of {len(self._slots)} slots {self._num_pinned()} are, and the rest "
                 "is needed. Build the engine with a larger max_loras"
             )
-        adapter.pinned = True
+        adapter.pinned, self._settled = True, None
         return True
 
     def ids(self) -> set[int]:
@@ -265,6 +286,7 @@ class Adapters:
 
     def _supersede(self, adapter: Adapter) -> None:
         """It is known no more, but to the requests that have it."""
+        self._settled = None
         adapter.pinned = False
         self._unlist(adapter)
         self._superseded.add(adapter)
@@ -284,6 +306,7 @@ class Adapters:
 
     def _take_in(self, adapter: Adapter, load: AdapterLoad) -> None:
         del self._reading[adapter]
+        self._settled = None
         try:
             loaded = load.result()
         except Exception as error:
@@ -336,10 +359,15 @@ class Adapters:
         elif adapter.weights is None and self._known.get(adapter.request.lora_int_id) is adapter:
             self._unlist(adapter)
 
+    def _start_asking(self) -> None:
+        self._claims.clear()
+        self._asked.clear()
+        self._num_refused, self._all_claimed, self._settled = 0, False, None
+
     def _claim(self, adapter: Adapter) -> int | None:
         """A slot for an adapter that has none, as soon as that is empty; None: others come first."""
-        if adapter in self._claims:
-            return self._claims[adapter]
+        if adapter in self._claims or self._all_claimed:
+            return self._claims.get(adapter)
         claimed = set(self._claims.values())
         empties = any((weights := self._slots[slot]) is not None and weights.users for slot in claimed)
         best: tuple[tuple[int, int], int] | None = None
@@ -353,11 +381,13 @@ class Adapters:
             if best is None or (cost, slot) < best:
                 best = cost, slot
         if best is None:
+            self._all_claimed = True
             return None
         self._claims[adapter] = best[1]
         return best[1]
 
     def _empty(self, slot: int) -> None:
+        self._settled, self._all_claimed = None, False
         if (weights := self._slots[slot]) is not None:
             weights.slot, self._slots[slot] = -1, None
 

@@ -11,6 +11,8 @@ from .kv_cache.spec import CacheGroup
 from .step import StepInput, StepOutput
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     import numpy as np
 
 
@@ -110,6 +112,14 @@ class PredictsSteps(Protocol):
     def step_time(self, num_running: int, num_drafts: int) -> float:
         """Seconds from a step's end to the next, of steps that only decode, while so many requests run, with so many drafts checked
         and made for each."""
+
+
+class HasRanks(Protocol):
+    """An executor whose steps run in workers, which may end at any time (``ExecutorKind.has_workers``)."""
+
+    def wait_idle(self, pipe: Connection) -> None:
+        """While there is nothing to do: until there is something to read from ``pipe``. Raises DeviceLostError if a rank ends
+        meanwhile, or gives no sign of life."""
 
 
 class BalancesExperts(Protocol):

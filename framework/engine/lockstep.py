@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from ..clock import Clock
@@ -16,7 +16,7 @@ from .adapters import AdapterMethods
 from .engine import Engine, Step
 from .errors import EngineDeadError
 from .inputs import EngineInput, InputProcessor, Prompt
-from .metrics import Buckets, EngineInfo, EngineMetrics, EngineStats
+from .metrics import Buckets, EngineInfo, EngineMetrics, EngineStats, total_stats
 from .router import Router
 
 
@@ -132,12 +132,7 @@ class LockstepEngine(AdapterMethods):
 
     def stats(self) -> EngineStats:
         """Sums, and the mean of ``kv_usage``."""
-        first, *others = (engine.stats() for engine in self.engines)
-        for other in others:
-            for field in fields(EngineStats):
-                setattr(first, field.name, getattr(first, field.name) + getattr(other, field.name))
-        first.kv_usage /= len(self.engines)
-        return first
+        return total_stats([engine.stats() for engine in self.engines])
 
     def metrics(self) -> EngineMetrics:
         """As ``Engine.metrics``, of all requests."""

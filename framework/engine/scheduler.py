@@ -211,6 +211,9 @@ class Scheduler:
         waiting = self.waiting
         if not budget or not self._free_seats:
             return
+        adapters = self._adapters
+        if adapters is not None and adapters.is_settled(len(waiting)):
+            return
         for request in waiting.ready():
             if (later := self._policy.postponed(request, now_s)) is not None:
                 waiting.discard(request)
@@ -225,6 +228,8 @@ class Scheduler:
             budget -= count
             if not budget or not self._free_seats:
                 return
+        if adapters is not None:
+            adapters.end_turn(len(waiting))
 
     def _admit(self, request: Request, budget: int, ahead: int, step: StepInput) -> int:
         """Gives a waiting request blocks and a seat. Returns how many tokens it computes now; 0: it has to wait on."""

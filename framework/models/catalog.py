@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from .native import read_native
 from .plugins import ENTRY_POINT_GROUP, family_names, find_family
-from .pooling.read import TOWERS
+from .pooling.read import REFUSED_TOWERS, TOWERS
 from .read import text_part
 from .transformers_model import refusal
 
@@ -79,6 +79,6 @@ def _path(model_type: str, has_family: bool) -> tuple[Path, str]:
             return "native", ""
     if model_type in TOWERS:
         return "transformers", reason
-    if why := refusal(config):
+    if why := REFUSED_TOWERS.get(model_type) or refusal(config):
         return "refused", why
     return "transformers", reason

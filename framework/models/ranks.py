@@ -43,13 +43,14 @@ def check_ranks(model: ModelInfo, parallel: ParallelConfig) -> None:
     """Raises ValueError for a model that cannot be cut like that, from its config alone."""
     if parallel.tp * parallel.pp * parallel.ep == 1:
         return
+    asked = ", ".join(f"parallel.{name}={size}" for name in ("tp", "pp", "ep") if (size := getattr(parallel, name)) > 1)
     if model.architecture is None:
         raise ValueError(
-            f"parallel.tp={parallel.tp}, parallel.pp={parallel.pp} cannot work: model {model.name!r} runs through the transformers "
-            f"library ({model.reason}), whose layers are whole; leave both at 1"
+            f"{asked} cannot work: model {model.name!r} runs through the transformers library ({model.reason}), whose layers are "
+            "whole; leave it at 1"
         )
     if model.pooling is not None:
-        raise ValueError(f"parallel.tp={parallel.tp}, parallel.pp={parallel.pp} cannot work: {model.name!r} pools; leave both at 1")
+        raise ValueError(f"{asked} cannot work: {model.name!r} pools; leave it at 1")
     stages(model.architecture, parallel.pp)
     rank_architecture(model.architecture, parallel)
     first_map(model.architecture, parallel)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -90,7 +89,7 @@ class LocalExecutor:
         self._pools = model.pooling is not None
         # What passes between stages is no call of a kernel; steps that schedulers take together are recorded by none.
         self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size
-        self._record: Callable[[], None] | None = None
+        self._recording: tuple[EngineConfig, Device, Capture] | None = None
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, probes)
@@ -155,8 +154,8 @@ class LocalExecutor:
             self._step = probes.around_submit(self._step)
         if not self._pools and self._records and config.graphs.enabled and (capture := device.capture()) is not None:
             probed = capture if probes is None else probes.around_capture(capture)
-            self._record = partial(self._capture_graphs, config, device, probed)
-            self._record()
+            self._recording = config, device, probed
+            self._capture_graphs(*self._recording)
         _logger.info("kernel plan: %s", ", ".join(f"{op}={found['impl']}" for op, found in self.plan_report().items()))
 
     def submit(self, step: StepInput) -> Handle:
@@ -175,8 +174,8 @@ class LocalExecutor:
         """Reads those that are to be here and are not. Recordings, which hold the addresses of weights, are made anew."""
         moved = wanted != self._balancer.map
         self._balancer.move(wanted)
-        if moved and self._record is not None:
-            self._record()
+        if moved and self._recording is not None:
+            self._capture_graphs(*self._recording)
 
     @property
     def _balancer(self) -> ExpertBalancer:

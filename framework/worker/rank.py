@@ -64,7 +64,7 @@ def open_rank(config: EngineConfig, place: Place) -> LocalExecutor:
     store = dist.TCPStore(host, int(port), is_master=False, timeout=wait)
     dist.init_process_group("nccl" if is_cuda else "gloo", store=store, rank=place.rank, world_size=place.size, timeout=wait)
     # Every rank takes part in making every group.
-    made = {ranks: dist.new_group(ranks) for ranks in _groups(place)}
+    made = {ranks: dist.new_group(ranks, timeout=wait) for ranks in _groups(place)}
     return _open(config, place, [ProcessGroup(made[ranks]) if ranks in made else None for ranks in place.peers], ProcessRank)
 
 

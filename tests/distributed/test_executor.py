@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import framework.distributed.worker
@@ -25,7 +26,8 @@ from framework.distributed.messages import Place
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
-from framework.executor.null import NullExecutor
+from framework.engine.step import StepInput
+from framework.executor.null import DoneStep, NullExecutor
 from framework.lora_request import LoraConfig, LoRARequest
 
 from ..framework.engines import assert_idle, finish, token_params, tokens_of
@@ -172,6 +174,41 @@ def test_a_rank_that_is_lost_ends_the_engine(fault: int, text: str, monkeypatch:
 
 
 # The handshake
+
+
+def test_what_lies_before_a_sign_of_life_is_not_lost() -> None:
+    executor = DistributedExecutor(make_config(2, "threads", in_flight_steps=3), null_rank)
+    workers = executor._workers
+    handles = [executor.submit(StepInput(0, [], [], []))]
+    assert workers._workers[0].pipe.poll(60)
+    for step_id in (1, 2):
+        workers._pinged_s = -3600.0
+        handles.append(executor.submit(StepInput(step_id, [], [], [])))
+    assert [handle.result().step_id for handle in handles] == [0, 1, 2]
+    executor.shutdown()
+
+
+class FailingSubmission(NullExecutor):
+    """Of step 1; waits before it takes any."""
+
+    go = threading.Event()
+
+    def submit(self, step: StepInput) -> DoneStep:
+        self.go.wait()
+        if step.step_id == 1:
+            raise FloatingPointError("the kernel failed")
+        return super().submit(step)
+
+
+def test_what_a_step_that_failed_may_sample_is_not_for_the_one_before() -> None:
+    executor = DistributedExecutor(make_config(2, "threads", in_flight_steps=2), lambda config, _: FailingSubmission(config, SHAPE))
+    before, failed = (executor.submit(StepInput(step_id, [], [], [])) for step_id in (0, 1))
+    failed.sample(np.zeros((1, 2), dtype=np.int32))
+    FailingSubmission.go.set()
+    assert before.result().step_id == 0
+    with pytest.raises(RuntimeError, match=r"rank .: FloatingPointError: the kernel failed"):
+        failed.result()
+    executor.shutdown()
 
 
 def test_the_cache_is_as_large_as_the_smallest_of_a_rank_and_plans_are_put_together() -> None:

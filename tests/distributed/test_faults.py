@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,11 +202,11 @@ def serve_ranks(config: EngineConfig, pipe: Connection, ids: Path) -> None:
     run_engine(config, pipe)
 
 
-def start_client(ids: Path) -> EngineClient:
+def start_client(ids: Path, timeout_s: float = 60.0) -> EngineClient:
     """Needs no torch, which is slow to import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(framework.engine_client, "run_engine", partial(serve_ranks, ids=ids))
-        return connect(make_config(2), 600.0)
+        return connect(make_config(2, timeout_s=timeout_s), 600.0)
 
 
 def start_async(ids: Path) -> AsyncEngine:
@@ -235,6 +236,20 @@ def test_streams_of_an_engine_process_end_with_the_rank_that_was_killed(tmp_path
     asyncio.run(main())
     wait_until(lambda: engine.errored and not any(map(runs, processes)))
     engine.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("harm", "timeout_s", "found"), [("SIGKILL", 3600.0, "killed by SIGKILL"), ("SIGSTOP", 1.0, "no sign of life within 1 s")]
+)
+def test_a_rank_that_ends_or_hangs_while_nobody_asks_anything_is_found(
+    harm: str, timeout_s: float, found: str, tmp_path: Path
+) -> None:
+    client = start_client(tmp_path / "ids", timeout_s)
+    processes = [int(word) for word in (tmp_path / "ids").read_text().split()]
+    os.kill(processes[-1], signal.Signals[harm])
+    wait_until(lambda: client.is_dead and not any(map(runs, processes)))
+    assert re.search(rf"rank 1 .process \d+. .*{found}", str(client.dead_error))
+    client.shutdown()
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.exit(0)"])

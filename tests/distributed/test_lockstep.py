@@ -11,8 +11,10 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from framework import EngineConfig, SamplingParams
@@ -21,12 +23,13 @@ from framework.clock import WallClock
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.distributed.executor import DistributedExecutor
 from framework.distributed.lockstep import LockstepExecutor
-from framework.distributed.messages import Place, Steps
+from framework.distributed.messages import Masks, Place, Steps
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
 from framework.engine.lockstep import LockstepEngine
 from framework.engine.router import LeastLoaded
+from framework.engine.step import StepInput, StepOutput
 from framework.executor.null import NullExecutor
 from framework.models.expert_map import write_loads
 from framework.outputs import RequestOutput
@@ -155,6 +158,20 @@ def test_experts_move_while_schedulers_decode(monkeypatch: pytest.MonkeyPatch) -
     engine.shutdown()
 
 
+def test_experts_that_cannot_move_end_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that all fail alike have failed nothing in common: each may have moved some."""
+
+    def move(*_: Any) -> None:
+        raise FloatingPointError("the file is gone")
+
+    monkeypatch.setattr("framework.worker.local_executor.LocalExecutor.move_experts", move)
+    engine = build("mixtral", threads(1, 2, eplb=True))
+    engine.rebalance_experts()
+    engine.add_request("r", [30, 31], SamplingParams(max_tokens=3, detokenize=False))
+    assert "experts could not be moved: FloatingPointError: the file is gone" in str(finish(engine)["r"].error)
+    assert isinstance(engine.errored, DeviceLostError)
+
+
 def test_recorded_loads_place_the_experts(tmp_path: Path) -> None:
     counting = build("mixtral", ParallelConfig(tp=2, ep=2, eplb=True, backend="threads"))
     assert told(run(counting, jobs())) == expected("mixtral")
@@ -258,6 +275,51 @@ def test_every_rank_gets_every_step(dp: int, in_flight: int) -> None:
     assert any(0 in [count for _, count, _ in of_ranks] for of_ranks in steps.values())
 
 
+def test_it_tells_of_all_its_schedulers_while_they_serve() -> None:
+    engine = lockstep(2)
+    shared = [7] * 40
+    engine.add_request("long", [1] * 90, token_params(max_tokens=50, ignore_eos=True))
+    engine.add_request("short", shared, token_params(max_tokens=2, ignore_eos=True))
+    while not any(output.finished for output in engine.step()):
+        pass
+    usages = [each.kv_usage for each in engine.engines]
+    assert usages[0] > usages[1] == 0 and engine.stats().kv_usage == engine.kv_usage == usages[0] / 2
+    for name, buckets in engine.metrics().histograms.items():
+        assert buckets.total == sum(each.metrics().histograms[name].total for each in engine.engines)
+    assert not engine.reset_prefix_cache()
+    engine.add_request("next", shared, token_params(max_tokens=2, ignore_eos=True))
+    engine.engines[0].is_waiting = True
+    assert not engine.is_waiting, "the other has something to do"
+    engine.engines[1].is_waiting = True
+    assert engine.is_waiting
+    finish(cast(Engine, engine))
+    assert engine.engines[1].stats().prefix_hit_tokens, "nothing was forgotten"
+    assert engine.reset_prefix_cache()
+    engine.shutdown()
+
+
+def test_nothing_is_sent_before_what_was_sent_is_sampled() -> None:
+    sent: list[Any] = []
+    executor = SimpleNamespace(num_schedulers=2, vocab_size=40, send_step=sent.append, send=sent.append)
+    whole = LockstepExecutor(cast(Any, executor))
+    first, second = whole.members
+    masked = first.submit(StepInput(1, [0], [1], [1], masked=[0]))
+    second.submit(StepInput(1, [], [], []))
+    whole.flush()
+    second.submit(StepInput(2, [], [], []))
+    whole.flush()
+    assert len(sent) == 1
+    masked.sample(np.zeros((1, 2), dtype=np.int32))
+    whole.flush()
+    assert [type(message) for message in sent] == [Steps, Masks, Steps] and sent[1].scheduler == 0
+    given_up = first.submit(StepInput(2, [0, 1], [1, 1], [1, 1], masked=[0, 1]))
+    whole.flush()
+    late = second.submit(StepInput(3, [], [], []))
+    executor.output = lambda *_: StepOutput(0, [])
+    late.result()
+    assert given_up.sent is not None and sent[-2].masks.shape == (2, 2) and (sent[-2].masks == -1).all()
+
+
 @pytest.mark.parametrize(
     ("fault", "text"), [(FAULTY, "rank 1: .*not all ranks failed like that"), (LOST, "rank 1: .*fell off the bus")]
 )
@@ -278,8 +340,6 @@ def test_what_ends_one_rank_ends_all_requests(fault: int, text: str, monkeypatch
 
 
 def test_a_step_is_as_many_bytes_as_its_parts() -> None:
-    from framework.engine.step import StepInput
-
     steps = Steps(7, [StepInput(1, [0, 1], [1, 5], [1, 1], most_tokens=6), StepInput(0, [], [], [], most_tokens=6)])
     assert pickle.loads(pickle.dumps(steps)) == steps
 

@@ -304,7 +304,7 @@ def test_rows_without_a_usable_score_end_with_an_error_and_harm_no_other(monkeyp
     model, num_calls = llm.engine.executor._model, 0  # type: ignore[attr-defined]
     logits_of = model.logits
 
-    def broken(hidden: torch.Tensor) -> torch.Tensor:
+    def broken(hidden: torch.Tensor, lora: None) -> torch.Tensor:
         nonlocal num_calls
         num_calls += 1
         logits = logits_of(hidden)

@@ -347,9 +347,24 @@ def test_a_replica_that_hangs_is_ended() -> None:
     assert_gone(pids)
 
 
+def test_metrics_do_not_wait_for_a_replica_that_hangs() -> None:
+    engine = start(null_config(step_timeout_s=1.0))
+
+    async def main() -> None:
+        os.kill(pids_of(replicas_of(engine))[0], signal.SIGSTOP)
+        assert set(await by_replica(engine, "vllm:num_requests_running")) == {"1"}
+        assert not engine.errored
+
+    try:
+        run(main())
+    finally:
+        engine.shutdown()
+
+
 def test_a_replica_without_work_may_be_silent() -> None:
     engine = start(null_config(step_timeout_s=0.2))
     try:
+        run(engine.metrics())
         time.sleep(1.0)
         assert run(last(engine.generate([1], token_params(max_tokens=3)))).finished
     finally:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from framework import EngineConfig
 from framework.build import build_engine
 from framework.config import ExecutorConfig, ParallelConfig
+from framework.distributed.executor import DistributedExecutor
 from framework.engine.errors import DeviceLostError
 
 from ..distributed.ranks import KILLED, dying_start, make_config, make_engine, null_rank
-from ..distributed.test_faults import HEAD, ROOT, pids, runs, wait_until
+from ..distributed.test_faults import HEAD, LIMIT_S, ROOT, pids, runs, wait_until
 from ..distributed.test_tokens import JOBS, expected, served
 from ..framework.engines import finish, token_params
 from .clusters import actors, groups, nothing_is_left
@@ -42,6 +44,21 @@ def test_a_killed_rank_is_named_and_the_next_engine_starts(cluster: Any, rank: i
         assert f"process {workers[rank]}) ended with ActorDiedError: " in str(output.error)
     assert isinstance(engine.errored, DeviceLostError)
     wait_until(lambda: nothing_is_left() and not any(map(runs, workers)))
+
+
+@pytest.mark.parametrize(
+    ("harm", "timeout_s", "found"), [("SIGKILL", 3600.0, "ended with ActorDiedError"), ("SIGSTOP", 1.0, "gave no sign of life")]
+)
+def test_a_rank_that_ends_or_hangs_while_nobody_asks_anything_is_found(
+    cluster: Any, harm: str, timeout_s: float, found: str
+) -> None:
+    engine = make_engine(make_config(2, "ray", timeout_s=timeout_s), null_rank)
+    workers = pids(engine)
+    asked, _asks = multiprocessing.Pipe()
+    os.kill(workers[1], signal.Signals[harm])
+    with pytest.raises(DeviceLostError, match=f"rank 1 .actor on .*{found}"):
+        cast("DistributedExecutor", engine.executor).wait_idle(asked)
+    wait_until(lambda: nothing_is_left() and not any(map(runs, workers)), 2 * LIMIT_S)
 
 
 def test_a_shutdown_leaves_nothing(cluster: Any) -> None:

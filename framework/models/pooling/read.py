@@ -34,8 +34,11 @@ _PROBLEMS: Mapping[str, ScoreActivation] = {"regression": "identity", "multi_lab
 """problem_type -> activation, where the number of classes does not say it."""
 TOWERS = ("clip", "siglip")
 """Model types with a tower for texts and one for images, which the library computes."""
-_OF_OTHER_SHAPES = ("siglip2",)
-"""Likewise, but images keep their shape, which takes inputs that this version does not make."""
+REFUSED_TOWERS = {
+    "siglip2": "its images keep their shapes, and those of this version have one size: take a checkpoint of type clip or siglip "
+    "(those of SigLIP 2 with a fixed resolution are siglip)"
+}
+"""Likewise, but refused: why."""
 
 
 def read_pooling(
@@ -44,12 +47,9 @@ def read_pooling(
     """found: config.json; hidden_size, causal: of the model without its heads. None for a model that generates.
 
     Raises ValueError for what cannot be served."""
-    if found.get("model_type") in _OF_OTHER_SHAPES:
-        raise ValueError(
-            f"model_type {found['model_type']!r} is not available in this version, whose images have one size: take a checkpoint "
-            f"of type {' or '.join(TOWERS)} (those of SigLIP 2 with a fixed resolution are siglip)"
-        )
-    if found.get("model_type") in TOWERS:
+    if why := REFUSED_TOWERS.get(found["model_type"]):
+        raise ValueError(f"model {config.name!r} of model_type {found['model_type']!r} cannot run: {why}")
+    if found["model_type"] in TOWERS:
         return _towers(config, found)
     modules = [] if folder is None else pooling_modules(folder)
     names = found.get("architectures") or [""]

@@ -28,8 +28,7 @@ class TowersModel:
 
     def image(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels f32 [3, height, width] -> f32 [D]."""
-        given = pixels.to(device=self._device, dtype=self.model.dtype)
-        return self._embedding(self.model.get_image_features(pixel_values=given[None], return_dict=True))
+        return self._embedding(self.model.get_image_features(pixel_values=pixels[None].to(self._device), return_dict=True))
 
     def _embedding(self, found: Any) -> torch.Tensor:
         features: torch.Tensor = found if isinstance(found, torch.Tensor) else found.pooler_output

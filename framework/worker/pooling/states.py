@@ -31,13 +31,13 @@ class States:
 
     def take(self, rows: StepRows, hidden: torch.Tensor) -> None:
         """Takes the states [T, H] of a step's rows."""
-        bounds, firsts = rows.bounds.tolist(), rows.first.tolist()
+        bounds = rows.bounds.tolist()
         for row, seat in enumerate(rows.seats.tolist()):
             params, start = self.params[seat], bounds[row]
             kind = "ALL" if params.task in TOKEN_TASKS else self._kind
             if kind == "MEAN":
-                start += max(params.num_unpooled - firsts[row], 0)
-            self._kept[seat] = _TAKE[kind](self._kept[seat], hidden[start : max(start, bounds[row + 1])])
+                start += params.num_unpooled  # of prompts that are computed whole
+            self._kept[seat] = _TAKE[kind](self._kept[seat], hidden[start : bounds[row + 1]])
 
     def pop(self, seat: int, num_tokens: int) -> torch.Tensor:
         """Of a prompt of so many tokens that is computed: f32 [H], or [T, H] of all its tokens."""

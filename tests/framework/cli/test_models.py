@@ -46,11 +46,18 @@ def test_every_type_has_a_path_or_a_reason(served: dict[str, dict[str, Any]]) ->
         ("mamba", "refused", "does not use the attention interface"),
         ("t5", "refused", "encoder-decoder"),
         ("vit", "refused", "no causal language model"),
+        ("siglip2", "refused", "its images keep their shapes"),
     ],
 )
 def test_paths(model_type: str, path: str, reason: str, served: dict[str, dict[str, Any]]) -> None:
     found = served[model_type]
     assert found["path"] == path and reason in found["reason"]
+
+
+def test_tasks(served: dict[str, dict[str, Any]]) -> None:
+    pooled = ["embed", "classify", "score"]
+    expected = {"llama": ["generate", *pooled], "bert": pooled, "clip": ["embed"], "siglip": ["embed"], "ministral3": ["generate"]}
+    assert {name: served[name]["tasks"] for name in expected} == expected
 
 
 def test_the_readme_lists_the_native_types(served: dict[str, dict[str, Any]]) -> None:

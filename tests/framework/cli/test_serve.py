@@ -30,8 +30,16 @@ VALUES = {
     "pooler_config": {"pooling_type": "MEAN", "use_activation": False},
     "speculative_config": {"method": "ngram", "num_speculative_tokens": 3},
     "structured_outputs_config": {"backend": "xgrammar", "compile_timeout_s": 3.0},
+    "lora_modules": {"sql": "some/adapter"},
+    "lora_dir": ".",
 }
 """Those that cannot be anything of their type."""
+NEEDED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "enable_auto_tool_choice": ({"tool_call_parser": "hermes"}, ["--tool-call-parser", "hermes"]),
+    "enable_runtime_lora": ({"lora_dir": "."}, ["--lora-dir", "."]),
+    "lora_dir": ({"enable_runtime_lora": True}, ["--enable-runtime-lora"]),
+}
+"""What must be given, too, and how."""
 REFUSED = {"tokenizer_mode", "trust_remote_code"}
 """Those that cannot be anything but their default."""
 
@@ -83,8 +91,8 @@ def test_every_field_of_the_server_is_a_flag(argument: Argument, served: Served)
     if not isinstance(argument.default, bool | int | float | str | None):
         argument = Argument(argument.name, argument.kind, [], argument.text)
     value, words = value_and_words(argument)
-    needed = {"tool_call_parser": "hermes"} if argument.name == "enable_auto_tool_choice" else {}
-    engine, server = served(*words, *(["--tool-call-parser", "hermes"] if needed else []))
+    needed, needed_words = NEEDED.get(argument.name, ({}, []))
+    engine, server = served(*words, *needed_words)
     assert engine == EngineConfig()
     assert server == ServerConfig(**{argument.name: value, **needed}) != ServerConfig(**needed)
 

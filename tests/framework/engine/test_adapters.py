@@ -11,10 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from framework.engine.adapters import Adapters
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError
 from framework.engine.executor import LoadedAdapter
 from framework.engine.inputs import EngineInput
+from framework.engine.request import Request
 from framework.engine.step import StepInput
 from framework.executor.null import NullExecutor
 from framework.lora_request import LoraConfig, LoRARequest
@@ -211,6 +213,32 @@ def test_reading_is_waited_for_without_holding_up_others() -> None:
     assert ends == ["base"] and engine.is_waiting and engine.stats().num_not_ready == 1
     host.reads[1].may_end = True
     assert tokens_of(finish(engine)["adapted"]) == alone([1, 2], lora(1))
+
+
+def test_who_waits_is_asked_again_only_when_something_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = engine_with(1, 40), list[str]()
+    is_ready = Adapters.is_ready
+
+    def counted(self: Adapters, request: Request) -> bool:
+        asked.append(request.request_id)
+        return is_ready(self, request)
+
+    monkeypatch.setattr(Adapters, "is_ready", counted)
+    for number in range(1, 31):
+        add(engine, f"{number}", [number % 5] * 3, lora(number), max_tokens=12)
+    for _ in range(3):
+        engine.step()
+    asked.clear()
+    for _ in range(6):
+        engine.step()
+    assert not asked
+    add(engine, "without", [1, 2], None, max_tokens=2)
+    engine.step()
+    assert engine.scheduler.num_running == 2  # it is let by at once
+    engine.abort(["1"])
+    outputs = finish(engine)
+    assert all(outputs[f"{number}"].finished for number in range(2, 31))
+    assert_idle(engine)
 
 
 def test_what_cannot_be_read_ends_its_requests_and_no_others() -> None:

@@ -53,6 +53,27 @@ def test_empty_files_are_named(tmp_path: Path) -> None:
         build(model_config(tmp_path, EXAMPLES["llama"]))
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_files_that_are_cut_off_are_named(share: float, zipped: bool, tmp_path: Path) -> None:
+    make(EXAMPLES["llama"], tmp_path)
+    to_torch_files(tmp_path, 1, zipped)
+    file = tmp_path / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    with pytest.raises(ValueError, match=r"pytorch_model.bin cannot be read as tensors alone"):
+        build(model_config(tmp_path, EXAMPLES["llama"]))
+
+
+@pytest.mark.parametrize("other", [torch.ones(64).to_sparse(), torch.ones(64, device="meta"), [torch.ones(64)], 3])
+def test_what_is_no_dense_tensor_is_refused(other: Any, tmp_path: Path) -> None:
+    make(EXAMPLES["llama"], tmp_path)
+    tensors: dict[str, Any] = {**load_file(tmp_path / "model.safetensors"), "model.norm.weight": other}
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin holds dict, but dense tensors by name are expected"):
+        build(model_config(tmp_path, EXAMPLES["llama"]))
+
+
 class Hostile:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("pwned",)

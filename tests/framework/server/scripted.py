@@ -45,7 +45,13 @@ class ScriptedEngine:
         self.errored, self.dead_error, self.pooling = False, None, None
 
     async def generate(
-        self, prompt: EngineInput, params: SamplingParams, request_id: str | None = None, *, priority: int = 0
+        self,
+        prompt: EngineInput,
+        params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        lora_request: None = None,
+        priority: int = 0,
     ) -> AsyncIterator[RequestOutput]:
         assert prompt.text is not None
         self.prompts.append(prompt.text)

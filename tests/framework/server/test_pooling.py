@@ -94,6 +94,11 @@ def test_embeddings_that_cannot_be(client: openai.OpenAI, embeds: Pooling) -> No
     with pytest.raises(openai.InternalServerError, match="does not support generation: it pools") as refused:
         client.completions.create(model="tiny", prompt="a")
     assert refused.value.status_code == 501
+    for path in ("/v1/embeddings", "/pooling"):
+        status, found = embeds.server.post(path, messages=[{"role": "user", "content": "a"}])
+        assert status == 400 and "for models that embed images, and this one takes texts" in found["error"]["message"]
+    status, found = embeds.server.post("/v1/embeddings", input=[1, 2], prompt_name="query")
+    assert status == 400 and "prompt_name='query' cannot work: it is for texts" in found["error"]["message"]
     status, found = embeds.server.post("/v1/embeddings", input="import os\n" * 3000, truncate_prompt_tokens=5)
     assert status == 200 and found["usage"]["prompt_tokens"] == 5
     asyncio.run(idle(embeds.engine))

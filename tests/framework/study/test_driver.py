@@ -18,10 +18,10 @@ from framework.study.workload import WorkloadRequest
 
 
 class OneSecondEngine:
-    """Serves ``places`` requests at once, in order of arrival; refuses prompts of more than 100 tokens."""
+    """Serves ``seats`` requests at once, in order of arrival; refuses prompts of more than 100 tokens."""
 
-    def __init__(self, clock: VirtualClock, places: int = 8) -> None:
-        self.clock, self.places = clock, places
+    def __init__(self, clock: VirtualClock, seats: int = 8) -> None:
+        self.clock, self.seats = clock, seats
         self.open: dict[str, int] = {}
         self.arrivals: dict[str, float] = {}
         self.priorities: dict[str, int] = {}
@@ -42,7 +42,7 @@ class OneSecondEngine:
         self.clock.advance_to(self.clock.now() + 1)
         self.steps += 1
         outputs = []
-        for name in list(self.open)[: self.places]:
+        for name in list(self.open)[: self.seats]:
             self.open[name] -= 1
             done = not self.open[name]
             self.times[name].append(self.clock.now())
@@ -115,7 +115,7 @@ def test_closed_loop_users_wait_for_their_completions() -> None:
 
 
 def test_queueing_counts() -> None:
-    record, _ = drive(request(0, 2), request(0, 1), places=1)
+    record, _ = drive(request(0, 2), request(0, 1), seats=1)
     assert times(record) == {"0": [1.0, 2.0], "1": [3.0]}
 
 

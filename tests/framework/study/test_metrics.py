@@ -140,7 +140,8 @@ def test_engines_weigh_as_long_as_they_were_seen() -> None:
     """The first for 4 s, the second for 1 s, the third took no step."""
     first = statistics((0.0, 0.5, 1, 0), (4.0, 0.0, 0, 0))
     second = statistics((2.0, 0.0, 4, 1), (3.0, 0.0, 0, 0))
-    metrics = compute_metrics(run(A, A, replace(B, replica=1), steps=[first, second, StepStatistics()]), SLOConfig())
+    record = run(A, A, replace(B, replica=1), steps=[first, second, StepStatistics()], num_engines=3)
+    metrics = compute_metrics(record, SLOConfig())
     assert (metrics["kv_usage_mean"], metrics["num_running_mean"]) == (pytest.approx(2 / 5), pytest.approx(8 / 5))
     assert (metrics["num_steps"], metrics["num_running_max"], metrics["num_waiting_max"]) == (4, 4, 1)
     assert (metrics["replica_requests_min"], metrics["replica_requests_max"]) == (0, 2)

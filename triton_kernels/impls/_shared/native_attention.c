@@ -4,10 +4,7 @@
    heads of the group. Keys are taken CHUNK at a time, always from the first; of a chunk, ROWS rows at a time keep what they sum in
    registers. Scores, weights and sums are float32, of every row in the same order whatever rows are beside it: a row's bits depend
    on its own query and keys only. */
-#include "native.h"
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "native_lanes.h"
 
 #if BF16 && defined(__AVX512BF16__)
 #define PAIRS 1 /* an instruction multiplies pairs of bfloat16; the scale comes after */
@@ -16,10 +13,8 @@ typedef element query_element;
 #define PAIRS 0
 typedef float query_element; /* scaled */
 #endif
-enum { CHUNK = 128, ROWS = 4, AHEAD = 16, LANES = 16, STEP = PAIRS ? 2 * LANES : LANES };
+enum { CHUNK = 128, ROWS = 4, AHEAD = 16, STEP = PAIRS ? 2 * LANES : LANES };
 enum { VECTORS = (DIM + STEP - 1) / STEP, VALUE_VECTORS = (VALUE_DIM + LANES - 1) / LANES };
-
-typedef float lanes __attribute__((vector_size(64), aligned(4)));
 
 /* Elements LANES * v and on of a vector of `dim`, 0 behind its end. */
 static inline __attribute__((always_inline)) lanes load(const element *x, int v, int dim) {
@@ -34,15 +29,6 @@ static inline __attribute__((always_inline)) lanes load(const element *x, int v,
 #else
     return part;
 #endif
-}
-
-static inline float sum_of(lanes x) {
-    typedef float half __attribute__((vector_size(32)));
-    typedef float quarter __attribute__((vector_size(16)));
-    union { lanes all; half parts[2]; } a = {x};
-    union { half all; quarter parts[2]; } b = {a.parts[0] + a.parts[1]};
-    const quarter c = b.parts[0] + b.parts[1];
-    return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
 /* Strides are in elements; sinks, alibi and lse may be null; no window: a huge one; no soft cap: 0; ALiBi that is not rounded: an
@@ -68,21 +54,13 @@ struct rows { /* of one work item; position: of the first query */
 /* Sums of the lanes of part[0 .. rows * block), to score[row][j .. j + block). part[place_of(i)]: of row i / block. */
 #if defined(__AVX512F__)
 #define BLOCK(rows) ((rows) == 1 ? LANES : (rows) == 2 ? LANES / 2 : LANES / 4)
-#define ADD(shuffle, a, b, low, high) \
-    ((lanes)shuffle((__m512)(a), (__m512)(b), low) + (lanes)shuffle((__m512)(a), (__m512)(b), high))
-static inline __attribute__((always_inline)) int place_of(int i) { return 4 * (i % 4) + i / 4; }
 static inline __attribute__((always_inline)) void store_sums(int rows, const lanes *part, float scale, float (*score)[CHUNK],
                                                              int64_t j) {
-    lanes eight[8], four[4], two[2];
-    for (int i = 0; i < 8; i++) eight[i] = ADD(_mm512_shuffle_f32x4, part[2 * i], part[2 * i + 1], 0x44, 0xee);
-    for (int i = 0; i < 4; i++) four[i] = ADD(_mm512_shuffle_f32x4, eight[2 * i], eight[2 * i + 1], 0x88, 0xdd);
-    for (int i = 0; i < 2; i++) two[i] = ADD(_mm512_shuffle_ps, four[2 * i], four[2 * i + 1], 0x44, 0xee);
-    const lanes sums = ADD(_mm512_shuffle_ps, two[0], two[1], 0x88, 0xdd) * scale;
+    const lanes sums = sums_of(part) * scale;
     for (int r = 0; r < rows; r++) memcpy(score[r] + j, (const float *)&sums + r * BLOCK(rows), BLOCK(rows) * sizeof(float));
 }
 #else
 #define BLOCK(rows) 1 /* more sums than there are registers for */
-static inline __attribute__((always_inline)) int place_of(int i) { return i; }
 static inline __attribute__((always_inline)) void store_sums(int rows, const lanes *part, float scale, float (*score)[CHUNK],
                                                              int64_t j) {
     for (int r = 0; r < rows; r++) score[r][j] = sum_of(part[r]) * scale;

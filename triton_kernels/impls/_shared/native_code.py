@@ -40,9 +40,9 @@ def library(source: str, dtype: torch.dtype, *defines: str) -> ctypes.CDLL:
     if compiler is None:
         raise RuntimeError("no C compiler (cc, gcc or clang) on the PATH")
     path = Path(__file__).with_name(source)
-    header = path.with_name("native.h")
+    sources = [path, *sorted(path.parent.glob("*.h"))]
     command = [compiler, *_FLAGS, *_MATH, *_WIDE, ELEMENTS[dtype], *defines, str(path), "-lm"]
-    key = hashlib.sha256(repr((command, path.read_bytes(), header.read_bytes(), _processor())).encode()).hexdigest()[:24]
+    key = hashlib.sha256(repr((command, [each.read_bytes() for each in sources], _processor())).encode()).hexdigest()[:24]
     cached = _cache_folder() / f"{path.stem}-{key}.so"
     if not cached.is_file():
         _compile(command, cached)

@@ -6,10 +6,7 @@
    rows a stream from memory, at many a few bytes per tile. Sums run over K in order, whatever M is.
 
    bfloat16 on a CPU with AMX goes through its tiles of 16 x 32 inputs instead, at every M: they add in another order. */
-#include "native.h"
-#if BF16 && defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
+#include "native_lanes.h"
 
 #if defined(__AVX512F__)
 enum { VECTORS = 4 };
@@ -21,7 +18,7 @@ enum { VECTORS = 1 }; /* of 16 floats: two registers of AVX2, four of NEON */
 #else
 #define AMX 0
 #endif
-enum { LANES = 16, PANEL = LANES * VECTORS, STEP = BF16 ? 2 : 1, DEPTH = AMX ? 32 : STEP };
+enum { PANEL = LANES * VECTORS, STEP = BF16 ? 2 : 1, DEPTH = AMX ? 32 : STEP };
 const int64_t linear_panel = PANEL, linear_depth = DEPTH;
 int64_t linear_ready = 1; /* 0: this process may not use the instructions */
 
@@ -32,24 +29,10 @@ struct linear {
     int64_t num_rows, num_outputs, num_inputs, x_row; /* num_inputs: a multiple of DEPTH */
 };
 
-typedef float lanes __attribute__((vector_size(64), aligned(4)));
-typedef uint32_t words __attribute__((vector_size(64), aligned(4)));
 #if BF16
 typedef uint32_t step;
 #else
 typedef float step;
-#endif
-
-#if BF16 && defined(__AVX512BF16__)
-static inline void narrow_lanes(lanes x, element *out) { _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh((__m512)x)); }
-#elif BF16
-static inline void narrow_lanes(lanes x, element *out) { /* as `narrow` */
-    typedef uint16_t halves __attribute__((vector_size(32), aligned(2)));
-    const words bits = (words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, number = (words)(x == x);
-    *(halves *)out = __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), halves);
-}
-#else
-static inline void narrow_lanes(lanes x, element *out) { *(lanes *)out = x; }
 #endif
 
 /* The biases of a panel whose first output is `first`, zeros where there are none. */

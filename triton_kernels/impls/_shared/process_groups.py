@@ -13,6 +13,10 @@ from ...group import ProcessGroup
 from ...spec import Spec
 from .rank_sums import backend_reasons, rounded, wide
 
+# Their names before torch 2.13, which warns of them.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 class _Collective:
     """``params``: the op's bound arguments."""
@@ -44,7 +48,7 @@ class ReduceScatter(_Collective):
         parts = wide(x).contiguous()
         own = parts.new_empty(x.shape[0] // self.size, x.shape[1])
         if own.numel():
-            dist.reduce_scatter_tensor(own, parts, group=self.handle)
+            _reduce_scatter(own, parts, group=self.handle)
         return own.to(self.out_dtype or x.dtype)
 
 
@@ -53,7 +57,7 @@ class AllGather(_Collective):
         rows, columns = x.shape
         out = x.new_empty(self.size, rows, columns)
         if out.numel():
-            dist.all_gather_into_tensor(out.view(-1), x.reshape(-1), group=self.handle)
+            _all_gather(out.view(-1), x.reshape(-1), group=self.handle)
         return out.view(-1, columns) if self.dim == 0 else out.transpose(0, 1).reshape(rows, self.size * columns)
 
 

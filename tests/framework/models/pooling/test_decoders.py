@@ -208,7 +208,7 @@ def test_what_cannot_be_built_is_refused(qwen: tuple[Path, transformers.PreTrain
         ({"runner": "draft"}, "model.runner='draft' cannot work"),
         ({"convert": "classify"}, "no tensor score.weight"),
         ({"architecture": {"model_type": "clip"}}, r"its config\.json is of another type"),
-        ({"architecture": {"model_type": "siglip2"}}, "whose images have one size"),
+        ({"architecture": {"model_type": "siglip2"}}, "its images keep their shapes"),
         ({"architecture": {"architectures": ["GritLM"]}}, "cannot embed in this version, which looks both ways"),
         ({"runner": "pooling", "backend": "transformers"}, "only native models can"),
         ({"runner": "pooling", "architecture": {"matryoshka_dimensions": [128]}}, "but embeddings have 64"),

@@ -74,6 +74,12 @@ def test_embeddings_are_those_of_transformers(gritlm: tuple[Path, PreTrainedMode
         assert_same_direction(vector, expected(model, instruction, text))
 
 
+def test_raw_embeddings_are_means(gritlm: tuple[Path, PreTrainedModel]) -> None:
+    folder, model = gritlm
+    for vector, (instruction, text) in zip(embed(folder, TEXTS, pooler={"use_activation": False}), PARTS, strict=True):
+        np.testing.assert_allclose(vector, expected(model, instruction, text), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernels", [None, REFERENCE])
 def test_alone_as_in_a_batch(gritlm: tuple[Path, PreTrainedModel], kernels: dict[str, str] | None) -> None:
     together = embed(gritlm[0], TEXTS, kernels=kernels)

@@ -103,7 +103,7 @@ def expected(folder: Path, model: PreTrainedModel, given: str | Image.Image) -> 
         processor = transformers.AutoImageProcessor.from_pretrained(folder)
         as_array = np.asarray(given.convert("RGB"))
         pixels = processor(as_array, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-        found = theirs.get_image_features(pixel_values=pixels)
+        found = theirs.get_image_features(pixel_values=pixels.to(model.dtype))
     features = found if isinstance(found, torch.Tensor) else found.pooler_output
     return features[0].double().numpy()
 
@@ -115,6 +115,15 @@ def test_texts_and_images_are_embedded_as_by_transformers(made: Made) -> None:
         assert_same_direction(found, expected(folder, model, given))
     plan = llm.plan()
     assert plan["linear"]["calls"] > 0 and "Attention" in plan["library"]["note"]
+
+
+def test_in_bfloat16(made: Made) -> None:
+    folder, _, _ = made
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    prompts = [*TEXTS, *map(of_image, IMAGES)]
+    for found, given in zip(vectors(build(folder, dtype="bfloat16"), prompts), [*TEXTS, *IMAGES], strict=True):
+        theirs = expected(folder, model, given)
+        assert 1 - found @ theirs / np.linalg.norm(theirs) < 1e-3
 
 
 def test_alone_as_in_a_batch(made: Made) -> None:
@@ -307,7 +316,7 @@ def test_what_a_model_with_towers_cannot_do(made: Made) -> None:
         ({"architecture": {"architectures": ["CLIPForImageClassification"]}}, "cannot generate or classify"),
         ({"pooler": {"pooling_type": "MEAN"}}, r"model\.pooler\.pooling_type cannot work"),
         ({"backend": "native"}, "cannot run natively"),
-        ({"architecture": {"model_type": "siglip2"}}, "whose images have one size"),
+        ({"architecture": {"model_type": "siglip2"}}, "its images keep their shapes"),
     ):
         with pytest.raises(ValueError, match=said):
             build(folder, **given)
