@@ -65,6 +65,17 @@ class AttentionMeta:
     def num_reqs(self) -> int:
         return self.seq_lens.shape[0]
 
+    def take(self, first: int, last: int) -> AttentionMeta:
+        """Requests first .. last - 1, as a batch of their own."""
+        cu_q, seq_lens = self.cu_q[first : last + 1], self.seq_lens[first:last]
+        return AttentionMeta(
+            cu_q=cu_q - cu_q[0],
+            seq_lens=seq_lens,
+            block_table=self.block_table[first:last],
+            max_q=int(cu_q.diff().max()),
+            max_seq_len=int(seq_lens.max()),
+        )
+
     def scratch(self, name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
         """At least ``size`` elements of ``workspace``, with anything in them: the same memory on every call, until one asks for
         more."""

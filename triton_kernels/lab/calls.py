@@ -13,6 +13,7 @@ from ..impl import Bound, Impl
 from ..lora_meta import LoraMeta
 from ..op import Case, Op
 from ..spec import Spec, device_arch
+from ..state_meta import StateMeta
 from ..tuning import TunedTables
 
 Args = dict[str, Any]
@@ -72,6 +73,8 @@ def tensors(value: Any) -> list[torch.Tensor]:
     """Those of an argument."""
     if isinstance(value, AttentionMeta):
         return [value.cu_q, value.seq_lens, value.block_table]
+    if isinstance(value, StateMeta):
+        return [value.cu_q, value.slots, value.is_first]
     if isinstance(value, LoraMeta):
         return [value.index]
     if isinstance(value, LayerKV):
@@ -89,19 +92,12 @@ def take_rows(op: Op, args: Args, first: int, last: int) -> tuple[Args, slice]:
     outputs lie in those of the whole batch."""
     tokens = slice(first, last)
     part = dict(args)
-    meta: AttentionMeta | LoraMeta | None = args.get("meta")
+    meta: AttentionMeta | LoraMeta | StateMeta | None = args.get("meta")
     if isinstance(meta, LoraMeta):
         part["meta"] = LoraMeta(meta.index[tokens], meta.slots)
     elif meta is not None:
-        cu_q, seq_lens = meta.cu_q[first : last + 1], meta.seq_lens[first:last]
-        tokens = slice(int(cu_q[0]), int(cu_q[-1]))
-        part["meta"] = AttentionMeta(
-            cu_q=cu_q - cu_q[0],
-            seq_lens=seq_lens,
-            block_table=meta.block_table[first:last],
-            max_q=int(cu_q.diff().max()),
-            max_seq_len=int(seq_lens.max()),
-        )
+        tokens = slice(int(meta.cu_q[first]), int(meta.cu_q[last]))
+        part["meta"] = meta.take(first, last)
     for name in op.row_args:
         if isinstance(args[name], torch.Tensor):
             part[name] = rows_of(args[name], tokens, args[op.row_args[0]].shape[0])

@@ -13,6 +13,7 @@ from ..attention_meta import LayerKV
 from ..impl import Bound, Impl
 from ..impls._shared.recording import Arena, record
 from ..op import Case, Op
+from ..state_meta import StateMeta
 from .calls import Args, bind, call, make_args, make_spec, mutated, outputs, rows_of, take_rows, tensors
 from .guards import GuardedEmpty, surround
 
@@ -241,6 +242,10 @@ def _batch_dependence(op: Op, bound: Bound, args: Args, got: list[torch.Tensor],
         alone = call(op, bound, part)
         here = [t for name in op.mutates if name in op.row_args for t in tensors(part[name])]
         there = [t[tokens] for name in op.mutates if name in op.row_args for t in tensors(got_args[name])]
+        if isinstance(part.get("meta"), StateMeta):
+            slots = [run.slot for run in part["meta"].runs()]
+            here += [state[slots] for state in mutated(op, part)]
+            there += [state[slots] for state in mutated(op, got_args)]
         whole = [rows_of(t, tokens, total) for t in got]
         pairs = zip((*alone, *here), (*whole, *there), strict=True)
         if not all(_same_bits(a.to(given_dtype(a.dtype)), b.to(given_dtype(b.dtype))) for a, b in pairs):

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..attention_meta import AttentionMeta, LayerKV
 from ..lora_meta import LoraMeta
+from ..state_meta import StateMeta
 
 GUARD_BYTES = 4096
 """Before and after each block of memory. A multiple of every alignment that kernels are compiled for."""
@@ -25,6 +26,8 @@ def surround(args: Mapping[str, Any]) -> dict[str, Any]:
     def move(value: Any) -> Any:
         if isinstance(value, AttentionMeta):
             return replace(value, cu_q=move(value.cu_q), seq_lens=move(value.seq_lens), block_table=move(value.block_table))
+        if isinstance(value, StateMeta):
+            return replace(value, cu_q=move(value.cu_q), slots=move(value.slots), is_first=move(value.is_first))
         if isinstance(value, LoraMeta):
             return replace(value, index=move(value.index))
         if isinstance(value, LayerKV):

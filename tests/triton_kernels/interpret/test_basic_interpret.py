@@ -16,6 +16,7 @@ CHECKED_BESIDE = {
     *(f"{op}:triton" for op in ("apply_penalties", "sample", "filter_logits", "gather_logprobs", "moe_route", "moe_experts")),
     *(f"{op}:triton" for op in ("gemm_w4a16", "gemm_w8a16", "gemm_int8", "gemm_fp8", "quantize_activation")),
     *(f"{op}:triton_invariant" for op in ("gemm_w4a16", "gemm_w8a16", "gemm_fp8", "moe_experts")),
+    *(f"{op}:triton" for op in ("gated_delta_rule", "ssd_scan", "selective_scan")),
     *(f"paged_attention_{name}" for name in ("prefill:pointer", "prefill:tma", "decode:splitkv", "decode:balanced")),
 }
 """In the files beside this one, on fewer cases or in smaller tiles, because they are slow here."""
@@ -29,6 +30,8 @@ SMALL_BLOCKS = (
     ("embedding", {"block": 32}),
     ("rms_norm", {"block": 32}),
     ("layer_norm", {"block": 32}),
+    ("gated_rms_norm", {"block": 32}),
+    ("causal_conv1d", {"block_t": 16, "block_c": 32}),
     ("rotary", {"block_heads": 1}),
     ("silu_and_mul", {"block": 32}),
     ("gelu_and_mul", {"block": 32}),

@@ -15,23 +15,6 @@ FEW_ROWS = tl.constexpr(64)
 
 
 @triton.jit
-def find_request(cu_q, num_reqs, block, C: tl.constexpr):
-    """The request of a block of rows, where request r's blocks start at cu_q[r] * GROUP // BLOCK_M + r.
-
-    That spacing leaves room for every request's blocks whatever the lengths, so the grid is known without reading them.
-    """
-    low = 0
-    high = num_reqs
-    while low < high:
-        middle = (low + high + 1) // 2
-        if tl.load(cu_q + middle) * C.GROUP // C.BLOCK_M + middle <= block:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-@triton.jit
 def _packed_rows(first_row, C: tl.constexpr):
     """(token, head) of BLOCK_M rows, counted from token first_row // GROUP and from the first head of the KV head. Known to the
     compiler where GROUP divides BLOCK_M."""

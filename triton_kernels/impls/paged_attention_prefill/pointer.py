@@ -22,8 +22,9 @@ from ...impl import Flags, impl
 from ...spec import Spec
 from .._shared.attention import AttentionParams, unsupported_attention
 from .._shared.attention_loop import LN2, attend
-from .._shared.attention_rows import find_request, load_rows, store_rows, visible_keys
+from .._shared.attention_rows import load_rows, store_rows, visible_keys
 from .._shared.launch import Launch
+from .._shared.request_blocks import find_request
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_reqs"])
@@ -55,7 +56,7 @@ def prefill_kernel(
     pid = tl.program_id(0)
     kv_head = pid % C.NUM_KV_HEADS
     block = (tl.num_programs(0) - 1 - pid) // C.NUM_KV_HEADS
-    request = find_request(cu_q, num_reqs, block, C)
+    request = find_request(cu_q, num_reqs, block, C.GROUP, C.BLOCK_M)
     first_token = tl.load(cu_q + request)
     end_token = tl.load(cu_q + request + 1, mask=request < num_reqs, other=num_tokens)
     seq_len = tl.load(seq_lens + request, mask=request < num_reqs, other=0)
