@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from .config import SpeculativeConfig
 
@@ -198,10 +199,11 @@ class _StepTimes:
         drafts, what these take is as much less, and of more it is the same."""
         seen = k if k in self._lines else self._below(k)
         assert seen is not None
-        line, none = self._lines[seen], self._lines[0]
-        drafts_s = (line.at(line.mean) - none.at(line.mean)) * min(1.0, rows / line.mean)
-        count = self._count(rows, seen)
-        hoped_s = self._at(rows, seen) if count > self.LINE else min(self._at(rows, seen), self._at(rows, 0) + drafts_s)
+        count, hoped_s = self._count(rows, seen), self._at(rows, seen)
+        if count <= self.LINE:
+            line, none = self._lines[seen], self._lines[0]
+            drafts_s = (line.at(line.mean) - none.at(line.mean)) * min(1.0, rows / line.mean)
+            hoped_s = min(hoped_s, self._at(rows, 0) + drafts_s)
         return hoped_s * (1 - self.HOPED / math.sqrt(max(count, 1.0)))
 
     def at_most(self, rows: int, k: int) -> float:
@@ -213,17 +215,18 @@ class _StepTimes:
         return self._at(rows, below) * (1 + k) / (1 + below)
 
     def _at(self, rows: int, k: int) -> float:
-        mean = self._means.get((_bucket(rows), k), _Mean())
+        mean = self._means.get((_bucket(rows), k), _NONE)
         return (self.LINE * self._lines[k].at(rows) + mean.count * mean.seconds) / (self.LINE + mean.count)
 
     def _count(self, rows: int, k: int) -> float:
-        mean = self._means.get((_bucket(rows), k), _Mean())
+        mean = self._means.get((_bucket(rows), k), _NONE)
         return mean.count * math.exp((mean.last - self._num_steps) / self.STEPS)
 
     def _below(self, k: int) -> int | None:
         return max((other for other in self._lines if other < k), default=None)
 
 
+@functools.cache
 def _bucket(rows: int) -> int:
     return round(2 * math.log2(rows))
 
@@ -240,6 +243,9 @@ class _Mean:
         self.seconds *= factor
 
 
+_NONE: Final = _Mean()
+
+
 class _Line:
     """Least squares of relative errors, of steps with one number of drafts; those of late count most."""
 
@@ -247,7 +253,7 @@ class _Line:
     """So many steps later one counts 1/e."""
 
     def __init__(self) -> None:
-        self._one = self._n = self._nn = self._t = self._nt = 0.0
+        self._one = self._n = self._nn = self._t = self._nt = self._start = self._slope = 0.0
 
     def add(self, rows: int, seconds: float, expected_s: float) -> None:
         fade, weight = math.exp(-1 / self.STEPS), 1 / max(expected_s, 1e-9) ** 2
@@ -256,9 +262,11 @@ class _Line:
         self._nn = fade * self._nn + weight * rows * rows
         self._t = fade * self._t + weight * seconds
         self._nt = fade * self._nt + weight * rows * seconds
+        self._fit()
 
     def scale(self, factor: float) -> None:
         self._t, self._nt = factor * self._t, factor * self._nt
+        self._fit()
 
     @property
     def mean(self) -> float:
@@ -267,10 +275,14 @@ class _Line:
 
     def at(self, rows: float) -> float:
         """Seconds."""
+        return self._start + self._slope * rows
+
+    def _fit(self) -> None:
         spread = self._one * self._nn - self._n * self._n + 1e-3 * self._one * self._nn  # a slope needs rows that differ
-        slope = max(0.0, (self._one * self._nt - self._n * self._t) / spread)
-        start = (self._t - slope * self._n) / self._one
-        return start + slope * rows if start > 0 else self._t / self._n * rows
+        self._slope = max(0.0, (self._one * self._nt - self._n * self._t) / spread)
+        self._start = (self._t - self._slope * self._n) / self._one
+        if self._start <= 0:
+            self._start, self._slope = 0.0, self._t / self._n
 
 
 class _KnownTimes(_StepTimes):
