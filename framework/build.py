@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, ParallelConfig, QuantConfig
+from .engine.encoding import EncoderPrompts
 from .engine.executor import PredictsSteps
 from .engine.images import ImageProcessor
 from .engine.inputs import InputProcessor
 from .engine.pooling import PoolingRules
 from .engine.router import ROUTERS
+from .engine.sound import SoundFeatures
 from .engine.speculation import Speculation
 from .engine.tokenizer import load_tokenizer
 from .executor.kinds import EXECUTORS
@@ -65,6 +67,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     else:
         refuse_named_kernels(config)
     model = read_model(config.model)
+    config = settle_encoding(config, model)
     if model.pooling is not None:
         config = settle_pooling(config, model.pooling)
     inputs = input_processor(config.model, model)
@@ -162,6 +165,43 @@ def settle_block_size(config: Config, arch: str | None = None) -> Config:
     return replace(config, cache=replace(config.cache, block_size=preferred_block_size(arch)))
 
 
+def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:
+    """The config with ``cache.prefix_caching`` settled: what a decoder computes of its tokens depends on what its encoder read.
+    Raises ValueError for what an encoder-decoder cannot have."""
+    asked = config.cache.prefix_caching
+    if model.encoding is None:
+        return replace(config, cache=replace(config.cache, prefix_caching=asked is not False))
+    parallel, method = config.parallel, config.speculative_config.method
+    refused = {
+        "cache.prefix_caching=true": asked,
+        f"speculative_config.method={method}": method is not None,
+        "lora.enabled=true": config.lora.enabled,
+        f"parallel.tp={parallel.tp}, pp={parallel.pp}, ep={parallel.ep}": parallel.num_ranks > 1,
+        f"executor.kind={config.executor.kind}": config.executor.kind != "local",
+        f"quant.scheme={config.quant.scheme}": config.quant.scheme != "none",
+    }
+    if wrong := [field for field, is_asked in refused.items() if is_asked]:
+        raise ValueError(
+            f"{wrong[0]} cannot work: {config.model.name!r} is an encoder-decoder, which is served on one device, as it is, by "
+            "executor.kind=local; leave it out"
+        )
+    return replace(config, cache=replace(config.cache, prefix_caching=False))
+
+
+def encoder_prompts(model: ModelInfo) -> EncoderPrompts | None:
+    """None for a model without an encoder."""
+    if (encoding := model.encoding) is None:
+        return None
+    sound = None
+    if encoding.listens:
+        if model.folder is None:
+            raise ValueError(
+                f"model {model.name!r} listens, and has no folder with a feature extractor: give one that has (model.name)"
+            )
+        sound = SoundFeatures(model.folder)
+    return EncoderPrompts(encoding.max_tokens, encoding.start, sound)
+
+
 def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
     """The config with what a model that pools settles: where tokens see those after them, prompts are computed whole; and a cached
     prefix is of use only where nothing but the last token counts. Raises ValueError for what has no meaning there."""
@@ -173,7 +213,7 @@ def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
     if config.lora.enabled:
         raise ValueError(f"lora.enabled=true cannot work: {config.model.name!r} pools, and adapters are of models that generate")
     scheduler = replace(config.scheduler, chunked_prefill=config.scheduler.chunked_prefill and pooling.causal)
-    shares = config.cache.prefix_caching and pooling.causal and pooling.kind == "LAST"
+    shares = config.cache.prefix_caching is not False and pooling.causal and pooling.kind == "LAST"
     return replace(config, scheduler=scheduler, cache=replace(config.cache, prefix_caching=shares))
 
 
@@ -224,4 +264,4 @@ def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
     generation = model.generation if config.generation_config == "auto" else {}
     towers = None if model.pooling is None else model.pooling.towers
     images = None if towers is None or model.folder is None else ImageProcessor(model.folder, towers.image_size)
-    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images)
+    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images, encoder_prompts(model))

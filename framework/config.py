@@ -113,7 +113,7 @@ class CacheConfig:
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
     dtype             auto (the model's), float32, float16, bfloat16; quantized, with a scale per token and head: float8_e4m3fn,
                       float8_e5m2, int8
-    prefix_caching    reuse the blocks of equal prefixes
+    prefix_caching    reuse the blocks of equal prefixes; None = yes, where the model allows it: layers that keep states do not
     check_invariants  verify the manager's books after every operation (slow)
     """
 
@@ -122,7 +122,7 @@ class CacheConfig:
     memory_bytes: int | None = None
     memory_fraction: float = 0.9
     dtype: str = "auto"
-    prefix_caching: bool = True
+    prefix_caching: bool | None = None
     check_invariants: bool = False
 
 
@@ -139,6 +139,8 @@ class SchedulerConfig:
                             that the next step is scheduled while one runs
     ageing                  of sjf: output tokens that a second of waiting outweighs; 0 = a long job may wait forever
     ttft_slo_s              of slo: seconds from arrival to first token that it aims at
+    encoder_budget          embeddings of images that a step makes, at most, unless they are those of one image; likewise what the
+                            encoder of an encoder-decoder gives
     """
 
     policy: str = "fcfs"
@@ -149,6 +151,7 @@ class SchedulerConfig:
     in_flight_steps: int = 0
     ageing: float = 10.0
     ttft_slo_s: float | None = None
+    encoder_budget: int = 4096
 
     @property
     def max_chunk(self) -> int:
@@ -325,6 +328,7 @@ class EngineConfig:
         require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")
         require(0 <= s.ageing < math.inf, "scheduler.ageing", s.ageing, "0 (none) or more")
         require(s.ttft_slo_s is None or s.ttft_slo_s > 0, "scheduler.ttft_slo_s", s.ttft_slo_s, "more than 0, or null")
+        require(s.encoder_budget > 0, "scheduler.encoder_budget", s.encoder_budget, "a positive number")
         require(0 < e.efficiency < math.inf, "executor.efficiency", e.efficiency, "more than 0")
         for key in ("kernel_overhead_s", "step_overhead_s", "launch_s"):
             require(0 <= getattr(e, key) < math.inf, f"executor.{key}", getattr(e, key), "0 or more")

@@ -153,6 +153,8 @@ def _attention(args: Mapping[str, Any]) -> Described:
     q, kv = args["q"], args["kv"]
     more, options = _cache(kv, q.dtype)
     options |= {name: args.get(name) is not None for name in ("sinks", "alibi")}
+    if (table := args.get("position_bias")) is not None:
+        options["num_distances"] = table.shape[1]
     options |= {"softcap": args.get("softcap"), "causal": args.get("causal", True)}
     return {**_heads(q, kv.k), **_values(kv), "window": args.get("window") or 0, **more}, options, ()
 

@@ -20,7 +20,7 @@ from .adapters import AdapterMethods, Adapters
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
 from .executor import BalancesExperts, Executor, Handle, HoldsAdapters, MaskedHandle
-from .inputs import EngineInput, InputProcessor, Prompt, check_tokens, follower_params, request_seed
+from .inputs import EngineInput, InputProcessor, Prompt, check_prompt_tokens, check_tokens, follower_params, request_seed
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
 from .metrics import EngineInfo, EngineMetrics, EngineStats, Recorder, cache_settings
@@ -111,7 +111,11 @@ class Engine(AdapterMethods):
             )
         if self.pooling is not None and pooling is not None:
             given = self.pooling.admit(given, pooling, self.executor.max_model_len)
-        max_total = self.scheduler.limits.longest_total(len(given.token_ids), complete.max_tokens)
+        encoder_input = given.encoder_input
+        if encoder_input is not None and encoder_input.token_ids is not None:
+            check_prompt_tokens(encoder_input.token_ids, self.executor.vocab_size)
+        num_encoded = 0 if encoder_input is None else encoder_input.num_tokens
+        max_total = self.scheduler.limits.longest_total(len(given.token_ids), complete.max_tokens, num_encoded)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
         _logger.debug("request %s: %d prompt tokens, n=%d", request_id, len(given.token_ids), complete.n)
         group = RequestGroup(request_id, given.text, given.token_ids, complete, arrival_s)
@@ -120,9 +124,9 @@ class Engine(AdapterMethods):
             own = complete if i == 0 else follower_params(complete, i)
             name, keys = f"{i}_{request_id}", extra_keys(given.cache_salt)
             request = Request(name, given.token_ids, own, max_total, arrival_s, priority, keys, pooling)
-            request.leader, request.adapter = leader, adapter
+            request.leader, request.adapter, request.encoder_input = leader, adapter, encoder_input
             group.add(request, self.processor.texts)
-            leader = leader or request
+            leader = leader or (request if encoder_input is None else None)  # each has keys and values of its own
         self.num_added += 1
         self.processor.groups[request_id] = group
         try:
@@ -435,7 +439,7 @@ class Engine(AdapterMethods):
             executor.groups,
             executor.num_blocks,
             cache.block_size,
-            cache.prefix_caching,
+            cache.prefix_caching is not False,
             cache.check_invariants,
             executor.drafts_read_ahead,
         )

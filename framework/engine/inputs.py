@@ -10,6 +10,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ..sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams, is_integer, is_unicode
+from .encoding import EncoderInput, EncoderPrompts
 from .images import ImageProcessor
 from .tokenizer import token_ids_of_words
 
@@ -32,8 +33,16 @@ class TokensPrompt(TypedDict):
     cache_salt: NotRequired[str]
 
 
-Prompt = str | TextPrompt | TokensPrompt | Mapping[str, Any] | Sequence[int]
-"""Text, a dict of one of the two kinds, or a list of token ids."""
+class EncoderDecoderPrompt(TypedDict):
+    """A prompt of an encoder-decoder. A prompt of another kind is what the encoder reads. Without ``decoder_prompt`` the decoder
+    begins as its config says, and its text has no special tokens but those that it names."""
+
+    encoder_prompt: str | TextPrompt | TokensPrompt | Mapping[str, Any]
+    decoder_prompt: NotRequired[str | TextPrompt | TokensPrompt]
+
+
+Prompt = str | TextPrompt | TokensPrompt | EncoderDecoderPrompt | Mapping[str, Any] | Sequence[int]
+"""Text, a dict of one of the kinds, or a list of token ids."""
 
 _PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
 _IMAGE_TOKEN = 0
@@ -43,12 +52,14 @@ _GENERATION_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "
 
 @dataclass(frozen=True)
 class EngineInput:
-    """A prompt as the engine takes it; text is None if it came as token ids; pixels: of an image, see PoolingParams."""
+    """A prompt as the engine takes it; text is None if it came as token ids; pixels: of an image, see PoolingParams.
+    encoder_input: of an encoder-decoder, whose decoder begins with the tokens, and whose encoder read the text."""
 
     token_ids: list[int]
     text: str | None = None
     cache_salt: str | None = None
     pixels: np.ndarray | None = None
+    encoder_input: EncoderInput | None = None
 
 
 class InputProcessor:
@@ -59,6 +70,7 @@ class InputProcessor:
     eos_token_ids  tokens that end a sequence
     max_logprobs   most log-probabilities per token that a request may ask for; -1 = no limit
     images         of a model that takes images; None: it does not
+    encoding       of an encoder-decoder; None: it is none
     """
 
     def __init__(
@@ -68,8 +80,10 @@ class InputProcessor:
         eos_token_ids: Iterable[int],
         max_logprobs: int = MAX_LOGPROBS,
         images: ImageProcessor | None = None,
+        encoding: EncoderPrompts | None = None,
     ) -> None:
         self.tokenizer, self._generation, self.max_logprobs, self.images = tokenizer, generation, max_logprobs, images
+        self.encoding = encoding
         self.eos_token_ids = frozenset(eos_token_ids)
 
     def default_params(self) -> SamplingParams:
@@ -116,6 +130,27 @@ class InputProcessor:
 
         Raises ValueError for a prompt of another form, or with parts that this version does not take."""
         encode = encode or self.encode
+        if self.encoding is None:
+            return self._plain(prompt, encode)
+        to_encode, begin = self.encoding.split(prompt)
+        if isinstance(to_encode, Mapping) and "multi_modal_data" in to_encode:
+            heard = {key: value for key, value in to_encode.items() if key != "multi_modal_data" and value not in (None, "")}
+            if heard:
+                raise ValueError(f"an encoder_prompt with sound has nothing else; found {', '.join(map(str, heard))}")
+            given, encoder_input = EngineInput([]), self.encoding.of_media(to_encode["multi_modal_data"])
+        else:
+            given = self._plain(to_encode, encode)
+            encoder_input = self.encoding.of_tokens(given.token_ids)
+        if begin is None:
+            token_ids = list(self.encoding.start)
+        else:
+            token_ids = self.encoding.started(
+                self._plain(begin, lambda text: self.encode(text, add_special_tokens=False)).token_ids
+            )
+        return EngineInput(token_ids, given.text, given.cache_salt, encoder_input=encoder_input)
+
+    def _plain(self, prompt: Prompt, encode: Callable[[str], list[int]]) -> EngineInput:
+        """One of tokens of one kind."""
         if isinstance(prompt, str):
             return EngineInput(encode(prompt), prompt)
         if not isinstance(prompt, Mapping):

@@ -14,8 +14,9 @@ class Limits:
     def __init__(self, config: SchedulerConfig, manager: KVCacheManager, max_model_len: int) -> None:
         self._config, self._manager, self._max_model_len = config, manager, max_model_len
 
-    def longest_total(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
-        """Length at which a request ends at the latest. Raises ValueError if it could never be served."""
+    def longest_total(self, num_prompt_tokens: int, max_tokens: int | None, num_encoded: int = 0) -> int:
+        """Length at which a request ends at the latest. num_encoded: as of ``Request``. Raises ValueError if it could never be
+        served."""
         if num_prompt_tokens >= self._max_model_len:
             raise ValueError(
                 f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have at most "
@@ -30,7 +31,7 @@ class Limits:
                 "scheduler.max_num_batched_tokens (and max_chunk_tokens), or set chunked_prefill"
             )
         usable = self._manager.pool.num_blocks - 1
-        if (needed := self.most_blocks(least - 1)) > usable:
+        if (needed := self.most_blocks(least - 1, num_encoded)) > usable:
             raise ValueError(
                 f"the request needs up to {needed} KV blocks of {self._manager.block_size} tokens, but the cache "
                 f"has {usable}: lower max_tokens, shorten the prompt, or enlarge cache.memory_bytes or "
@@ -39,10 +40,12 @@ class Limits:
 
         def too_long(length: int) -> bool:
             is_whole = self._config.chunked_prefill or length - 1 <= self._config.max_chunk
-            return self.most_blocks(length - 1) > usable or not is_whole
+            return self.most_blocks(length - 1, num_encoded) > usable or not is_whole
 
         return least + bisect_left(range(least + 1, total + 1), True, key=too_long)
 
-    def most_blocks(self, num_tokens: int) -> int:
+    def most_blocks(self, num_tokens: int, num_encoded: int = 0) -> int:
         """That a request of so many computed tokens holds at a time, at most."""
-        return self._manager.blocks_for(num_tokens, min(num_tokens, self._config.max_chunk * self._config.in_flight_steps))
+        return self._manager.blocks_for(
+            num_tokens, min(num_tokens, self._config.max_chunk * self._config.in_flight_steps), num_encoded
+        )

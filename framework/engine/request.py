@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams
+from .encoding import EncoderInput
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -50,6 +51,7 @@ class Request:
     followers       requests that wait for this one's prompt
     pooling         what is to be made of its prompt, which it then ends with; None: it generates
     adapter         an ``adapters.Adapter`` that it is served with; None: the model as it is
+    encoder_input   what an encoder reads of it; None: there is none
     sample          where the engine collects the request's output
     """
 
@@ -59,6 +61,7 @@ class Request:
         "block_hashes",
         "blocks",
         "capacity",
+        "encoder_input",
         "extra_keys",
         "finish_reason",
         "followers",
@@ -102,6 +105,7 @@ class Request:
         self.request_id, self.params, self.arrival_s, self.priority = request_id, params, arrival_s, priority
         self.pooling = pooling
         self.adapter: Any = None
+        self.encoder_input: EncoderInput | None = None
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total
@@ -124,6 +128,11 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.sample: Any = None
+
+    @property
+    def num_encoded(self) -> int:
+        """Vectors that the encoder gives for it."""
+        return 0 if self.encoder_input is None else self.encoder_input.num_tokens
 
     @property
     def num_output_tokens(self) -> int:

@@ -57,6 +57,7 @@ class Scheduler:
         self.released: list[int] = []
         self._in_flight: deque[ScheduledStep] = deque()
         self._num_added = 0
+        self._num_encoded = 0  # in this step
 
     @property
     def num_waiting(self) -> int:
@@ -100,6 +101,7 @@ class Scheduler:
         step = StepInput(self.counters.num_steps, [], [], [])
         scheduled = ScheduledStep(step, [], [])
         num_preemptions = self.counters.num_preemptions
+        self._num_encoded = 0
         if self._adapters is not None:
             self._adapters.start_turn()
         num_drafts = self.speculation.depth.of(max(self.num_running, 1)) if self.speculation is not None else 0
@@ -234,6 +236,8 @@ class Scheduler:
     def _admit(self, request: Request, budget: int, ahead: int, step: StepInput) -> int:
         """Gives a waiting request blocks and a seat. Returns how many tokens it computes now; 0: it has to wait on."""
         manager, leader, num_known = self.manager, request.leader, request.num_tokens
+        if self._num_encoded and self._num_encoded + request.num_encoded > self.config.encoder_budget:
+            return 0
         copies = None
         if leader is not None and leader.status == Status.RUNNING and not leader.num_preemptions:
             copies = manager.fork(leader, request)
@@ -247,9 +251,10 @@ class Scheduler:
             count = min(missing, budget, self._max_chunk)
             if count < missing and not self.config.chunked_prefill:
                 return 0
-            if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known)):
+            if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known, request.num_encoded)):
                 return 0
             self.counters.num_chunked_prefills += count < missing
+        self._num_encoded += request.num_encoded
         request.leader = None
         request.status = Status.RUNNING
         request.num_computed, request.num_proposed = start, 0

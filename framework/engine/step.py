@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ..pooling_params import PoolingParams
     from ..sampling_params import SamplingParams
+    from .encoding import EncoderInput
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class NewRequest:
     sampling     its parameters; ``seed`` is always set
     pooling      what is to be made of its prompt, whose rows yield no logits; None: it samples
     lora_slot    of its adapter; -1: it has none
+    encoder_input  what an encoder is to read before the first of its tokens is computed; None: there is no encoder
     """
 
     seat: int
@@ -43,11 +45,12 @@ class NewRequest:
     sampling: SamplingParams
     pooling: PoolingParams | None = None
     lora_slot: int = -1
+    encoder_input: EncoderInput | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         counts = (self.seat, self.num_prompt_tokens, self.num_computed_tokens)
-        parts = (self.request_id, pack(self.token_ids), pack_lists(self.block_ids), self.sampling, self.pooling, self.lora_slot)
-        return _new_request, (*counts, *parts)
+        tokens = pack(self.token_ids), pack_lists(self.block_ids)
+        return _new_request, (*counts, self.request_id, *tokens, self.sampling, self.pooling, self.lora_slot, self.encoder_input)
 
 
 @dataclass(slots=True)

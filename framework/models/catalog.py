@@ -51,6 +51,8 @@ def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
         return () if path == "refused" else ("generate",)
     family = find_family(model_type)
     pooled = ("embed", "classify", "score")
+    if family is not None and family.encoder:
+        return ("generate",)
     return ("generate", *pooled) if family is None or family.causal else pooled
 
 

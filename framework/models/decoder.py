@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 
-from ..plan import BoundKernel, LoraMeta
+from ..plan import BoundKernel, LayerKV, LoraMeta
 from .batch import ForwardBatch
 from .expert_balancer import ExpertBalancer
-from .layers.block import Block, HiddenAndResidual
+from .layers.block import Block, HiddenAndResidual, PostNormBlock, PreNormBlock
 from .layers.experts import Lockstep, SpreadExperts
 from .layers.linear import Linear, ReducedEmbedding
 from .layers.mlp import MoeMlp
@@ -45,6 +47,7 @@ class Decoder(PagedModel):
         final_norm: BoundKernel | None,
         project_out: Linear | None,
         lm_head: Linear | None,
+        logits_bias: torch.Tensor | None,
         logit_scale: float | None,
         logit_softcap: float | None,
         pp: Ranks,
@@ -52,7 +55,10 @@ class Decoder(PagedModel):
         lockstep: Lockstep | None = None,
         balancer: ExpertBalancer | None = None,
     ) -> None:
-        super().__init__([layer.attention.paged for layer in layers])
+        self._cross = [
+            layer.cross for layer in layers if isinstance(layer, PreNormBlock | PostNormBlock) and layer.cross is not None
+        ]
+        super().__init__([layer.attention.paged for layer in layers] + [cross.paged for cross in self._cross])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
         self.hidden_size, self.aux_layers, self._pp, self.lora = hidden_size, tuple[int, ...](), pp, lora
         self.is_last = pp.rank == pp.size - 1
@@ -60,7 +66,7 @@ class Decoder(PagedModel):
         self._embed, self._embed_scale, self._embed_norm = embed, embed_scale, embed_norm
         self._project_in, self._position_embed, self._token_types = project_in, position_embed, token_types
         self._final_norm, self._project_out, self._lm_head = final_norm, project_out, lm_head
-        self._logit_scale, self._logit_softcap = logit_scale, logit_softcap
+        self._logits_bias, self._logit_scale, self._logit_softcap = logits_bias, logit_scale, logit_softcap
 
     def begin_step(self, batch: ForwardBatch) -> None:
         super().begin_step(batch)
@@ -75,11 +81,8 @@ class Decoder(PagedModel):
         lora: LoraMeta | None = None,
     ) -> torch.Tensor:
         """token_ids, positions, token_types (None: all 0) int64 [T] -> [T, H]. lora: adapters of the tokens."""
-        assert self._embed is not None, "this process holds no embedding"
         self._adapt(lora)
-        x = self._embed(token_ids)
-        if self._embed_scale is not None:
-            x = x.mul_(self._embed_scale)
+        x = self.embed_tokens(token_ids)
         if self._project_in is not None:
             x = self._project_in(x)
         if self._token_types is not None:
@@ -89,6 +92,17 @@ class Decoder(PagedModel):
         if self._embed_norm is not None:
             x = self._embed_norm(x, None)
         return x
+
+    def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """token_ids int64 [T] -> [T, E], scaled."""
+        assert self._embed is not None, "this process holds no embedding"
+        x = self._embed(token_ids)
+        return x if self._embed_scale is None else x.mul_(self._embed_scale)
+
+    def store_encoded(self, encoded: torch.Tensor, caches: Sequence[LayerKV], slots: Mapping[int, torch.Tensor]) -> None:
+        """What an encoder gave for a request, [S, H], becomes keys and values of every layer. slots: int64 [S] of each KV group."""
+        for cross in self._cross:
+            cross.store(encoded, caches[cross.paged.layer], slots[cross.paged.group])
 
     def join(self, num_tokens: int, device: torch.device) -> None:
         """As ``Model.join``."""
@@ -154,6 +168,8 @@ class Decoder(PagedModel):
         if self._project_out is not None:
             hidden = self._project_out(hidden)
         logits = self._lm_head(hidden)
+        if self._logits_bias is not None:
+            logits = logits.add_(self._logits_bias)
         if self._logit_scale is not None:
             logits = logits.mul_(self._logit_scale)
         if self._logit_softcap is not None:

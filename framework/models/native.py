@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.kv_cache.spec import PagedKV
+from ..engine.kv_cache.spec import CrossKV, PagedKV
 from .families import Family
 from .plugins import family_names, find_family
 from .rope import Rope, read_rope
@@ -79,6 +79,15 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Buckets:
+    """Of distances, each with a learned bias per head (Raffel et al., T5, arXiv 1910.10683): those below half of ``number`` have
+    one each, those from ``max_distance`` on share the last, and what is between grows by a factor from one to the next."""
+
+    number: int
+    max_distance: int
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """What may differ from layer to layer. window: tokens a query sees, itself included (None = all); scale: of q.k;
     moe: None for a dense MLP; chunk: positions of a chunk, within which a query sees (None: one chunk); temperature: of queries, as
@@ -109,6 +118,7 @@ class Architecture:
     num_kv_heads, head_dim   what attention over the cache sees: of latent attention one head, as wide as what is cached
     qkv_clip       queries, keys and values are kept within -qkv_clip and qkv_clip
     has_logits     it ends with a projection to the vocabulary, and not with its hidden states
+    buckets        of distances, where positions are relative
     embed_scale, residual_scale, logit_scale   factors of embeddings, of what layers add, and of logits; None: 1
     """
 
@@ -136,15 +146,17 @@ class Architecture:
     num_token_types: int = 0
     has_logits: bool = True
     latent: Latent | None = None
+    buckets: Buckets | None = None
 
     def cache_specs(self, dtype: str, max_model_len: int) -> list[PagedKV]:
-        """What each layer keeps in a cache of ``dtype``, where a window that no sequence outgrows is none. Raises ValueError for a
-        cache that the model cannot have."""
+        """What each layer keeps in a cache of ``dtype``, then what each keeps of the encoder. A window that no sequence outgrows is
+        none. Raises ValueError for a cache that the model cannot have."""
         value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
         heads = (self.num_kv_heads, self.head_dim, value_dim)
         reaches = [layer.reach if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
         windows = [reach if reach is not None and reach < max_model_len else None for reach in reaches]
-        return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
+        specs = [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
+        return specs + [CrossKV(*heads, dtype) for _ in self.layers if self.family.encoder]
 
     def check_chunks(self, block_size: int, max_model_len: int) -> None:
         """Raises ValueError where a cache's blocks do not fill chunks that sequences outgrow."""
@@ -220,6 +232,10 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "num_kv_heads",
             "no_rope_layer_interval",
             "num_experts_per_tok",
+            "max_source_positions",
+            "num_mel_bins",
+            "relative_attention_num_buckets",
+            "relative_attention_max_distance",
             "moe_intermediate_size",
             "moe_layer_freq",
             "n_group",
@@ -318,7 +334,12 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         num_token_types=config.get("type_vocab_size") or 0,
         layers=tuple(_layer(family, config, head_dim, i) for i in range(config["num_hidden_layers"])),
         latent=latent,
+        buckets=_buckets(config) if family.positions == "relative" else None,
     )
+
+
+def _buckets(config: Mapping[str, Any]) -> Buckets:
+    return Buckets(config["relative_attention_num_buckets"], config["relative_attention_max_distance"])
 
 
 def _latent(config: Mapping[str, Any]) -> Latent:

@@ -32,6 +32,7 @@ class Part:
     pieces     rows of what stands side by side, however many sources that has: ranks cut each by itself, and where there are more
                ranks than heads, several have the same; () = ranks cut all rows, and may have some that were added
     share      of a rank's share: the whole part, and the rank
+    unbiased   of a part with a bias, numbers of the sources that have none
     experts    of a rank's share: which of the whole's experts it has, one may be there twice; () = as many as ``num_experts``, in
                their order
     """
@@ -51,6 +52,7 @@ class Part:
     quantizable: bool = False
     pieces: tuple[int, ...] = ()
     share: tuple[Part, Ranks] | None = None
+    unbiased: tuple[int, ...] = ()
     experts: tuple[int, ...] = ()
 
     @property
@@ -106,9 +108,9 @@ class Part:
 
     def float_names(self) -> Iterator[str]:
         """Names on disk of the weights and biases, where they are floats."""
-        for name, *_ in self.tensors():
+        for name, _, shard, _ in self.tensors():
             yield name
-            if self.bias:
+            if self.bias and shard not in self.unbiased:
                 yield bias_name(name)
 
 
@@ -134,6 +136,13 @@ def model_parts(a: Architecture) -> dict[str, Part]:
     if f.positions == "learned":
         rows = (a.max_position + f.position_offset,)
         parts["position_embed"] = Part((f.base + f.position_embed,), rows, a.hidden_size, always_float=True)
+    if f.positions == "relative":
+        assert a.buckets is not None
+        parts["position_bias"] = Part(
+            (f.base + f.position_embed,), (a.buckets.number,), a.num_heads, always_float=True, float32=True
+        )
+    if f.logits_bias:
+        parts["logits_bias"] = Part((f.logits_bias,), (1,), a.vocab_size, always_float=True, tensor="")
     if f.token_types:
         parts["token_types"] = Part((f.base + f.token_types,), (a.num_token_types,), a.hidden_size, always_float=True)
     if a.embed_dim != a.hidden_size:
@@ -184,9 +193,11 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
             bias = name in a.biases
             group = a.num_heads // a.num_kv_heads
             quantizable = name != "kv_b"  # which is split into the weights of ``head_linear``
-            parts[name] = Part(
+            unbiased = tuple(shard for shard, module in enumerate(modules) if module in f.unbiased)
+            own = Part(
                 sources, rows, columns, bias, layout, head_dim=a.head_dim, group=group, quantizable=quantizable, pieces=pieces
             )
+            parts[name] = replace(own, unbiased=unbiased)
         elif name == "sinks":
             parts[name] = Part(sources, (a.num_heads,), always_float=True, float32=True, tensor="sinks")
         elif name in ("q_norm", "k_norm"):
@@ -244,7 +255,8 @@ def _linears(a: Architecture, moe: Moe | None) -> dict[str, tuple[tuple[int, ...
         found |= {"shared_gate_up": ((shared, shared), hidden), "shared_down": ((hidden,), shared), "shared_gate": ((1,), hidden)}
     if x is None:
         q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-        return found | {"qkv": ((q, k, k), hidden), "o": ((hidden,), q)}
+        found |= {"qkv": ((q, k, k), hidden), "o": ((hidden,), q)}
+        return found | {"cross_q": ((q,), hidden), "cross_kv": ((k, k), hidden), "cross_o": ((hidden,), q)}
     queries, values = a.num_heads * x.query_dim, a.num_heads * x.value_dim
     return found | {
         "qkv": ((x.q_rank or queries, x.head_dim), hidden),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig
+from .encoding import Encoding, read_encoding
 from .hub import read_json, resolve_model
 from .native import Architecture, read_native
 from .plugins import find_family
@@ -29,6 +30,7 @@ class ModelInfo:
     architecture   None if the native decoder does not cover it; ``reason`` says why
     quantization   what a quantized checkpoint says of itself; None: its weights are floats
     pooling        what is made of hidden states; None: it generates
+    encoding       of an encoder-decoder; None: it is none
     """
 
     name: str
@@ -42,6 +44,7 @@ class ModelInfo:
     reason: str = ""
     quantization: Settings | None = None
     pooling: Pooling | None = None
+    encoding: Encoding | None = None
 
     def cache_dtype(self, wish: str) -> str:
         """Name of a cache's dtype. wish: as in ``CacheConfig``."""
@@ -83,6 +86,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
         eos = found.get("eos_token_id")
     size, causal = (found.get("hidden_size", 0), True) if architecture is None else (architecture.hidden_size, architecture.causal)
     pooling = read_pooling(config, found, folder, size, causal)
+    if pooling is not None and architecture is not None and architecture.family.encoder:
+        raise ValueError(f"model {config.name!r} cannot pool: it is an encoder-decoder, which generates; set model.runner=generate")
     if pooling is not None and pooling.towers is None:
         if architecture is None:
             raise ValueError(
@@ -91,9 +96,9 @@ def read_model(config: ModelConfig) -> ModelInfo:
         architecture = replace(architecture, has_logits=False)
     max_model_len = _max_model_len(config, found, architecture, pooling)
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
-    return ModelInfo(
-        config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization, pooling
-    )
+    encoding = None if architecture is None else read_encoding(config, found, generation, architecture, max_model_len)
+    settled = _eos(eos), architecture, reason, quantization, pooling, encoding
+    return ModelInfo(config.name, folder, found, generation, dtype, max_model_len, *settled)
 
 
 def text_part(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -201,6 +201,9 @@ class Checkpoint(Weights):
         bias = torch.empty(part.bias_shape, dtype=self.dtype, device=self.device)
         for name, expert, shard, _ in part.tensors():
             rows = part.rows[shard]
+            if shard in part.unbiased:
+                bias[_rows(part, shard)] = 0
+                continue
             if part.is_packed:
                 tensor = self.files.read_float(bias_name(name), (part.num_experts, rows))
                 bias[:, _rows(part, shard)] = gate_first(tensor) if part.alternating else tensor

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -23,6 +26,7 @@ class Batches:
     caches        of its layers
     ahead         a slot's token is so many places behind it
     has_lora      the model computes the requests' adapters
+    cross         of the groups, those of what layers keep of an encoder
     """
 
     def __init__(
@@ -33,9 +37,10 @@ class Batches:
         caches: list[LayerKV],
         ahead: int = 0,
         has_lora: bool = False,
+        cross: Collection[int] = (),
     ) -> None:
         self.rows, self.slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
-        self.has_lora = has_lora
+        self.has_lora, self._cross = has_lora, frozenset(cross)
         self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in rows.tables[groups]]
 
     def build(
@@ -49,7 +54,8 @@ class Batches:
         is_decode = (rows.counts <= MAX_DECODE_TOKENS) & (rows.first > 0)
         n = len(is_decode) if is_decode.all() else int(np.argmin(is_decode))
         lengths, cu_q = rows.lengths.astype(np.int32), rows.bounds.astype(np.int32)
-        width = self.rows.table_width(int(lengths.max()))
+        encoded = self.rows.num_encoded[rows.seats]
+        width = self.rows.table_width(int(max(lengths.max(), encoded.max())))
         arrays = (
             positions,
             rows.seats[row_of_token],
@@ -64,6 +70,8 @@ class Batches:
         if slots is not None:
             of_tokens = slots[row_of_token]
             more = (*more, of_tokens, of_tokens[rows.logit_tokens])
+        if self._cross:
+            more = (*more, encoded, encoded[n:])
         tensors = all_to_device((*arrays, *more), device)
         token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
         if first is not None:
@@ -71,14 +79,18 @@ class Batches:
             token_positions = token_positions + behind[to_device(row_of_token, device)]
             lengths_all = (lengths_all + behind).int()
             lengths_prefill = lengths_all[n:].clone()
+        metas = partial(_attention_metas, rows.counts, n, cu_q_all, cu_q_prefill)
         groups = [
             GroupBatch(
                 self.slot_mapping(token_positions, cu_q_all, lengths_all, table),
-                _attention_meta(rows, slice(0, n), cu_q_all[: n + 1], lengths_all[:n], table, workspaces[0]),
-                _attention_meta(rows, slice(n, None), cu_q_prefill, lengths_prefill, table, workspaces[1]),
+                *metas(rows.lengths, lengths_all, lengths_prefill, table, workspaces),
             )
-            for table, workspaces in zip(tables, self._workspaces)
+            if group not in self._cross
+            else GroupBatch(token_positions[:0], *metas(encoded, tensors[-2], tensors[-1], table, workspaces))
+            for group, (table, workspaces) in enumerate(zip(tables, self._workspaces))
         ]
+        if self._cross:
+            tensors = tensors[:-2]
         token_ids = self.rows.tokens[token_seats, token_positions + self.ahead if self.ahead else token_positions]
         num_decode_tokens = int(rows.bounds[n])
         batch = ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices)
@@ -96,12 +108,24 @@ class Batches:
         return slots if slots.max(initial=-1) >= 0 else None
 
 
-def _attention_meta(
-    rows: StepRows, part: slice, cu_q: torch.Tensor, seq_lens: torch.Tensor, block_table: torch.Tensor, workspace: dict
-) -> AttentionMeta | None:
-    """Of some of the rows, None if these are none; the table is that of all rows."""
-    counts = rows.counts[part]
-    if not len(counts):
-        return None
-    longest = int(rows.lengths[part].max())
-    return AttentionMeta(cu_q, seq_lens, block_table[part], int(counts.max()), longest, workspace)
+def _attention_metas(
+    counts: np.ndarray,
+    num_decodes: int,
+    cu_q: torch.Tensor,
+    cu_q_prefill: torch.Tensor,
+    lengths: np.ndarray,
+    seq_lens: torch.Tensor,
+    prefill_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    workspaces: tuple[dict, dict],
+) -> list[AttentionMeta | None]:
+    """Of the decodes and of the other rows, None if these are none. lengths: of what rows see, also on the device as those of all
+    rows and of the others."""
+    n, metas = num_decodes, list[AttentionMeta | None]()
+    for part, bounds, own, workspace in zip(
+        (slice(0, n), slice(n, None)), (cu_q[: n + 1], cu_q_prefill), (seq_lens[:n], prefill_lens), workspaces
+    ):
+        some = len(counts[part]) > 0
+        longest = (int(counts[part].max()), int(lengths[part].max())) if some else (0, 0)
+        metas.append(AttentionMeta(bounds, own, block_table[part], *longest, workspace) if some else None)
+    return metas

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -23,6 +23,7 @@ from ..engine.step import StepInput
 from ..logs import memory_size
 from ..lora_request import LoRARequest
 from ..models.batch import ForwardBatch, GroupBatch
+from ..models.decoder import Decoder
 from ..models.expert_balancer import ExpertBalancer
 from ..models.expert_map import ExpertMap
 from ..models.load import load_model
@@ -86,9 +87,10 @@ class LocalExecutor:
         check_weights_fit(self.nominal_weight_bytes, model, device)
         if config.speculative_config.place == "device":
             check_drafter(config, model)
-        self._pools = model.pooling is not None
+        self._pools, self._encoding = model.pooling is not None, model.encoding
         # What passes between stages is no call of a kernel; steps that schedulers take together are recorded by none.
-        self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size
+        # Nor does any follow how long what an encoder gave is.
+        self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size and model.encoding is None
         self._recording: tuple[EngineConfig, Device, Capture] | None = None
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
@@ -106,7 +108,12 @@ class LocalExecutor:
                 config.quant,
                 config.lora,
             )
-            self.weight_bytes = tensor_bytes(self._model)
+            self._encoder = None
+            if model.encoding is not None:
+                from ..models.encoder import load_encoder  # slow to import, and needed for few models
+
+                self._encoder = load_encoder(config.model, model, cast(Decoder, self._model), self.plan, device.torch, config.seed)
+            self.weight_bytes = tensor_bytes(self._model if self._encoder is None else (self._model, self._encoder.module))
             said.append(f"{memory_size(self.weight_bytes)} of {model.name} in {model.dtype} on {device.name}")
         self._adapters = None if self._model.lora is None else AdapterHost(config, model, self._model.lora)
         self.groups, self._own_groups = self._groups(config, model, parallel)
@@ -139,6 +146,8 @@ class LocalExecutor:
             device.torch,
             config.scheduler.in_flight_steps or self.in_flight_steps,
             config.speculative_config,
+            self._encoder,
+            0 if model.encoding is None else model.encoding.max_tokens,
         )
         if self._drafter is not None:
             rows, draw = self._runner.rows, self._runner.sampler.draw_drafts
@@ -248,7 +257,8 @@ class LocalExecutor:
             return found - self._draft_probs_bytes(config)
 
         each = _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
-        return cache_blocks(config, len(self.groups), self.max_model_len, each, budget)
+        longest = self.max_model_len if self._encoding is None else max(self.max_model_len, self._encoding.max_tokens)
+        return cache_blocks(config, len(self.groups), longest, each, budget)
 
     def _draft_probs_bytes(self, config: EngineConfig) -> int:
         shape = draft_probs_shape(config.speculative_config, config.scheduler.max_num_seqs, self.vocab_size)
@@ -290,6 +300,10 @@ def _phase(name: str) -> Iterator[list[str]]:
 
 def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) -> float:
     """What the weights of this rank will take, with the slots for adapters and the heads of a model that pools."""
+    if model.encoding is not None:
+        from ..models.encoder import encoder_bytes
+
+        return _weight_bytes(config, replace(model, encoding=None), parallel) + encoder_bytes(config.model, model)
     if model.pooling is not None and (layers := model.pooling.classifier + model.pooling.projection):
         heads = sum(layer.rows * layer.columns for layer in layers)  # always float32
         return _weight_bytes(config, replace(model, pooling=None), parallel) + torch.float32.itemsize * heads

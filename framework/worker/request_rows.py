@@ -27,6 +27,7 @@ class RequestRows:
                        looks at their rows, or because no step has drafts
     num_prompt_tokens  int64 [seats + 1]
     lora_slots         int32 [seats + 1]: of each request's adapter, -1 = none
+    num_encoded        int32 [seats + 1]: vectors that an encoder gave for each request
     """
 
     def __init__(
@@ -38,15 +39,19 @@ class RequestRows:
         device: torch.device,
         num_drafts: int = 0,
         counts_on_device: bool = False,
+        max_encoded: int = 0,
     ) -> None:
+        """max_encoded: most that an encoder gives for a request."""
         self.device, self.padding_seat, self.num_drafts = device, num_seats, num_drafts
         self.tokens = torch.zeros(num_seats + 1, max_model_len + 1 + num_drafts, dtype=torch.int64, device=device)
         self.block_size = block_size
-        self.tables = np.zeros((num_groups, num_seats + 1, self.table_width(max_model_len + 1 + num_drafts)), dtype=np.int32)
+        width = self.table_width(max(max_model_len + 1 + num_drafts, max_encoded))
+        self.tables = np.zeros((num_groups, num_seats + 1, width), dtype=np.int32)
         self._num_blocks = [np.zeros(num_seats + 1, dtype=np.int64) for _ in range(num_groups)]
         self.num_computed = np.zeros(num_seats + 1, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(num_seats + 1, dtype=np.int64)
         self.lora_slots = np.full(num_seats + 1, -1, dtype=np.int32)
+        self.num_encoded = np.zeros(num_seats + 1, dtype=np.int32)
         self.computed = torch.zeros(num_seats + 1, dtype=torch.int64, device=device) if counts_on_device else None
 
     def table_width(self, num_tokens: int) -> int:
@@ -66,6 +71,7 @@ class RequestRows:
                 self.computed[request.seat] = request.num_computed_tokens
             self.num_prompt_tokens[request.seat] = request.num_prompt_tokens
             self.lora_slots[request.seat] = request.lora_slot
+            self.num_encoded[request.seat] = 0 if request.encoder_input is None else request.encoder_input.num_tokens
             for group, blocks in enumerate(request.block_ids):
                 self._num_blocks[group][request.seat] = 0
                 self.tables[group, request.seat] = 0

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..engine.kv_cache.spec import CacheGroup
+from ..engine.kv_cache.spec import CacheGroup, CrossKV
 from ..engine.step import StepInput, StepOutput
+from ..models.decoder import Decoder
+from ..models.encoder import Encoder
 from ..models.protocol import Model
 from ..plan import KernelPlan, LayerKV, LoraMeta
 from ..sampling_params import SamplingParams
@@ -20,6 +22,7 @@ from .batches import Batches
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .drafting.proposer import DeviceProposer, Verified
+from .encoding import EncoderRunner
 from .request_rows import RequestRows
 from .sampler import PendingLogprobs, Sampled, Sampler
 from .step_rows import DraftRows, Masks, SampleRows, StepRows
@@ -87,18 +90,26 @@ class Runner:
         device: torch.device,
         in_flight_steps: int,
         speculative: SpeculativeConfig,
+        encoder: Encoder | None = None,
+        max_encoded: int = 0,
     ) -> None:
-        """in_flight_steps: how many run at a time, at most."""
+        """in_flight_steps: how many run at a time, at most. encoder: of an encoder-decoder; max_encoded: most that it gives for a
+        request."""
         self.model, self.caches, self.device = model, caches, device
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative)
         num_drafts = speculative.num_speculative_tokens
         on_device = num_drafts > 0 and (in_flight_steps > 1 or device.type != "cpu")
-        self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device, num_drafts, on_device)
+        self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device, num_drafts, on_device, max_encoded)
         self._ahead = num_drafts * (in_flight_steps - 1)
         slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups = groups
-        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, has_lora=model.lora is not None)
+        cross = [index for index, group in enumerate(groups) if isinstance(group.spec, CrossKV)]
+        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, has_lora=model.lora is not None, cross=cross)
+        self._encoder: EncoderRunner | None = None
+        if encoder is not None:
+            assert isinstance(model, Decoder), "encoders are of native models"
+            self._encoder = EncoderRunner(encoder, model, self.rows, caches, cross, slot_mapping)
         self._graphs: DecodeGraphs | None = None
         self._proposer: DeviceProposer | None = None
         self._drafts: tuple[np.ndarray, DraftRows] | None = None
@@ -129,6 +140,8 @@ class Runner:
             assert self.model.lora is not None, "adapters come to models with slots for them"
             self.model.lora.load(slot, key)
         self.rows.apply(step)
+        if self._encoder is not None:
+            self._encoder.apply(step)
         failed = self._add_to_sampler(step)
         self._copy(step.copies)
         if not step.seats:
@@ -223,6 +236,8 @@ class Runner:
         """Applies the deltas and computes the rows; samples nothing, so that the next tokens are those of the requests. Logits
         [T, V] of every token of the step, in the model's dtype, valid until the next step."""
         self.rows.apply(step)
+        if self._encoder is not None:
+            self._encoder.apply(step)
         rows = self._step_rows(step)
         if self._graphs is not None and self._graphs.fits(rows, self._ahead):
             logits, _, _ = self._graphs.run(rows)

@@ -31,6 +31,7 @@ def _make(
     slack: int = 0,
     sinks: bool = False,
     alibi: bool = False,
+    num_distances: int = 0,
     kv_dtype: torch.dtype | None = None,
     **static: Any,
 ) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def _make(
     sharp   factor of the queries: how far the scores spread
     slack   by how much the host's upper bounds of lengths exceed them
     kv_dtype   of a quantized cache
+    num_distances  of a table of position biases; 0: there is none
     """
     needed = [-(-length // page_size) for length in seq_lens]
     num_pages, max_seq_len = sum(needed) + 3, max(seq_lens) + slack
@@ -72,6 +74,7 @@ def _make(
         "scale": head_dim**-0.5,
         "sinks": randn(generator, torch.float32, device, num_heads) if sinks else None,
         "alibi": torch.logspace(0, -2, num_heads, base=2.0, device=device) if alibi else None,
+        "position_bias": randn(generator, torch.float32, device, num_heads, num_distances) if num_distances else None,
         **_STATIC,
         **static,
     }
@@ -112,6 +115,8 @@ PREFILL_CASES = (
     _case("sinks", SMALL, (7, 19), (25, 19), (6, 2, 64), sinks=True, window=12),
     _case("alibi", SMALL, (7, 19), (25, 19), (4, 4, 64), alibi=True),
     _case("rounded_alibi", SMALL, (7, 19, 5), (25, 19, 300), (4, 2, 64), alibi=True, alibi_scale=0.3, return_lse=True),
+    _case("position_bias", SMALL, (7, 19, 3), (60, 19, 0), (4, 2, 64), num_distances=33, return_lse=True),
+    _case("position_bias_tiled", TILED, (39, 50), (101, 50), (3, 3, 64), num_distances=80, slack=9),
     _case("lse", SMALL, (7, 3, 19), (25, 0, 19), (4, 1, 64), return_lse=True),
     _case(
         "all_features",
@@ -127,6 +132,7 @@ PREFILL_CASES = (
         sharp=2.0,
     ),
     _case("not_causal", SMALL, (7, 19), (25, 19), (4, 2, 64), causal=False),
+    _case("not_causal_few_keys", SMALL, (7, 19, 40), (25, 3, 9), (4, 2, 64), causal=False),
     _case("not_causal_window", SMALL, (37, 5), (37, 44), (4, 2, 64), window=9, causal=False),
     _case("not_causal_window_tiled", TILED, (101, 50), (101, 70), (3, 1, 64), window=21, causal=False),
     _case("value_dim", SMALL, (7, 9), (25, 9), (4, 1, 96), value_dim=64),
@@ -196,11 +202,15 @@ DECODE_CASES = (
     _case("padding_rows", SMALL, (1, 1, 1, 1), (20, 0, 7, 0), (3, 1, 64)),
     _case("rows_without_queries", SMALL, (0, 2, 0, 1, 0), (0, 20, 0, 7, 0), (3, 1, 64)),
     _case("window", SMALL, (1, 5, 1), (37, 44, 3), (4, 2, 64), window=9),
+    _case("not_causal", SMALL, (1, 5, 3), (37, 44, 3), (4, 2, 64), causal=False),
+    _case("not_causal_few_keys", SMALL, (1, 8, 3), (37, 4, 1), (4, 2, 64), causal=False),
     _case("not_causal_window", SMALL, (1, 5, 3), (37, 44, 3), (4, 2, 64), window=3, causal=False),
     _case("softcap", SMALL, (1, 2), (25, 19), (4, 2, 64), softcap=2.0, sharp=3.0),
     _case("sinks", SMALL, (1, 3), (25, 19), (6, 2, 64), sinks=True, window=12),
     _case("alibi", SMALL, (1, 3), (25, 19), (4, 4, 64), alibi=True),
     _case("rounded_alibi", SMALL, (1, 3, 2), (25, 19, 300), (4, 2, 64), alibi=True, alibi_scale=0.3, return_lse=True),
+    _case("position_bias", SMALL, (1, 3, 2), (25, 19, 300), (4, 2, 64), num_distances=33, return_lse=True),
+    _case("position_bias_one_query", SMALL, (1, 1), (130, 19), (3, 3, 64), num_distances=128),
     _case("lse", SMALL, (1, 1, 2), (25, 0, 19), (4, 1, 64), return_lse=True),
     _case(
         "all_features",

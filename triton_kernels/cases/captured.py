@@ -226,6 +226,7 @@ def _attention(name, q, ctx, d, o):  # type: ignore[no-untyped-def]
     more = {"page_size": o["page_size"], "window": d["window"] or None, "kv_dtype": _kind(o, "kv_dtype")}
     more |= {"value_dim": d.get("value_dim"), "layout": "aliased" if d.get("aliased") else "separate"}
     more |= {key: o.get(key) for key in ("softcap",)} | {key: bool(o.get(key)) for key in ("sinks", "alibi")}
+    more["num_distances"] = o.get("num_distances", 0)
     return attention_case(name, BENCH, q, ctx, _heads(d), causal=bool(o.get("causal", True)), **more)
 
 

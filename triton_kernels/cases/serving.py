@@ -181,7 +181,7 @@ def _attention(
         num_pages, cached = 1 + table.numel(), kv_dtype or dtype
         kv = _latent_cache(num_pages, page_size, cached) if latent_heads else _cache(num_pages, page_size, cached, head_dim)
         args |= {"kv": kv, "causal": True, "return_lse": False}
-        return args | dict.fromkeys(("window", "softcap", "sinks", "alibi", "alibi_scale")) | features
+        return args | dict.fromkeys(("window", "softcap", "sinks", "alibi", "alibi_scale", "position_bias")) | features
 
     dims = {"num_heads": heads, **_kv_dims(kv_dtype, head_dim), "window": features.get("window", 0)}
     if latent_heads:

@@ -33,6 +33,7 @@ def reference(
     alibi: torch.Tensor | None = None,
     return_lse: bool = False,
     alibi_scale: float | None = None,
+    position_bias: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attention of q [T, Hq, Dk] over the paged cache -> [T, Hq, Dv] in q's dtype (and LSE f32 [T, Hq], natural log).
 
@@ -40,6 +41,7 @@ def reference(
     j <= p (causal) and |p - j| < window. Score = scale * q.k, then softcap * tanh(score / softcap), then + alibi[h] * (j - p).
     alibi_scale: in place of that, + alibi_scale * (r(alibi[h] * r(j)) - r(alibi[h] * r(p))), where r rounds to bfloat16, as some
     models were trained (Falcon).
+    position_bias f32 [Hq, D], causal and without alibi: + position_bias[h, min(p - j, D - 1)] (T5, arXiv 1910.10683).
     sinks f32 [Hq]: one more logit per head in the softmax's denominator, with no value. Head h reads KV head h // (Hq / Hk).
     Rows of requests with seq_len 0 are 0, their LSE is -inf.
     """
@@ -64,6 +66,8 @@ def reference(
             distance = position[:, None] - torch.arange(length, device=q.device)
             if alibi is not None:
                 scores = scores + _alibi(alibi, position, torch.arange(length, device=q.device), alibi_scale)
+            if position_bias is not None:
+                scores = scores + position_bias.double()[:, distance.clamp(0, position_bias.shape[1] - 1)]
             hidden = torch.zeros_like(distance, dtype=torch.bool)
             if causal:
                 hidden |= distance < 0
@@ -94,7 +98,20 @@ def _gather(cache: torch.Tensor, scale: torch.Tensor | None, blocks: torch.Tenso
     return values if scale is None else values * scale[pages].flatten(0, 1)[:length].double()[..., None]
 
 
-def fake(q, kv, meta, scale, causal=True, window=None, softcap=None, sinks=None, alibi=None, return_lse=False, alibi_scale=None):  # type: ignore[no-untyped-def]
+def fake(
+    q,
+    kv,
+    meta,
+    scale,
+    causal=True,
+    window=None,
+    softcap=None,
+    sinks=None,
+    alibi=None,
+    return_lse=False,
+    alibi_scale=None,
+    position_bias=None,
+):  # type: ignore[no-untyped-def]
     out = q.new_empty(*q.shape[:-1], kv.v.shape[-1])
     return (out, q.new_empty(q.shape[:-1], dtype=torch.float32)) if return_lse else out
 
@@ -124,12 +141,13 @@ def facts(bound: Mapping[str, Any]) -> dict[str, Any]:
         "sinks": bound.get("sinks") is not None,
         "alibi": bound.get("alibi") is not None,
         "rounded_alibi": bound.get("alibi_scale") is not None,
+        "position_bias": bound.get("position_bias") is not None,
         "causal": bound.get("causal", True),
         "return_lse": bound.get("return_lse", False),
     }
 
 
-_STATIC = ("scale", "causal", "window", "softcap", "sinks", "alibi", "return_lse", "alibi_scale")
+_STATIC = ("scale", "causal", "window", "softcap", "sinks", "alibi", "return_lse", "alibi_scale", "position_bias")
 paged_attention_prefill = Op(
     "paged_attention_prefill", reference, fake, cost, cases=PREFILL_CASES, bind_args=_STATIC, row_args=("q", "meta"), facts=facts
 )

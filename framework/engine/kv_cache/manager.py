@@ -9,7 +9,7 @@ from typing import Final
 from ..request import Request
 from .pool import NULL_BLOCK, BlockPool
 from .prefix import extend_hashes
-from .spec import CacheGroup, PagedKV, State
+from .spec import CacheGroup, CrossKV, PagedKV, State
 
 NEVER: Final = sys.maxsize
 
@@ -26,7 +26,8 @@ class KVCacheManager:
     """The block tables of all requests over one pool.
 
     Every paged group has as many entries in a request's table; a window turns entries into null blocks. Recurrent state takes
-    one block per request, and can neither be shared nor found by prefix.
+    one block per request, and can neither be shared nor found by prefix; nor can groups of ``CrossKV``, whose tables are as long as
+    what an encoder gave for a request.
     """
 
     def __init__(
@@ -42,24 +43,25 @@ class KVCacheManager:
         count, behind which another token may have stood."""
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, len(groups))
-        self._paged = [i for i, g in enumerate(groups) if isinstance(g.spec, PagedKV)]
+        self._cross = [i for i, g in enumerate(groups) if isinstance(g.spec, CrossKV)]
+        self._paged = [i for i, g in enumerate(groups) if isinstance(g.spec, PagedKV) and i not in self._cross]
         self._states = [i for i, g in enumerate(groups) if isinstance(g.spec, State)]
         self._windows = {
             i: g.spec.window for i, g in enumerate(groups) if isinstance(g.spec, PagedKV) and g.spec.window is not None
         }
         self._unlimited = [i for i in self._paged if i not in self._windows]
         self._num_groups = len(groups)
-        self.prefix_caching = prefix_caching and not self._states
+        self.prefix_caching = prefix_caching and not self._states and not self._cross
         self._check_invariants, self._reads_ahead = check_invariants, reads_ahead
         self._holders: set[Request] = set()
 
-    def blocks_for(self, num_tokens: int, num_uncommitted: int) -> int:
+    def blocks_for(self, num_tokens: int, num_uncommitted: int, num_encoded: int = 0) -> int:
         """Most blocks that a request alone can hold while its first ``num_tokens`` tokens are computed, when at most
         ``num_uncommitted`` of them are in steps that were not committed, so that windows could not move past them; nor do they
-        within a block, see ``_next_event``."""
+        within a block, see ``_next_event``. num_encoded: as of ``Request``."""
         total, ahead = self._ceil(num_tokens), self._ceil(num_uncommitted - 1)
         windowed = sum(min(total, self._ceil(window - 1) + 1 + ahead) for window in self._windows.values())
-        return len(self._unlimited) * total + windowed + len(self._states)
+        return len(self._unlimited) * total + windowed + len(self._states) + len(self._cross) * self._ceil(num_encoded)
 
     def reads_prefix(self, request: Request) -> bool:
         """Whether the prefix cache is asked for this request. Never if it wants log-probabilities of its prompt, whatever else it
@@ -96,7 +98,9 @@ class KVCacheManager:
         num_hit = self._ceil(hit.num_tokens)
         num_new = self._ceil(num_tokens) - num_hit
         shared = [block for table in hit.blocks for block in table if block != NULL_BLOCK]
-        needed = max(num_reserved - len(shared), num_new * len(self._paged) + len(self._states))
+        num_cross = self._ceil(request.num_encoded)
+        needed = num_new * len(self._paged) + len(self._states) + num_cross * len(self._cross)
+        needed = max(num_reserved - len(shared), needed)
         if needed > self.pool.num_free - self.pool.num_evictable(shared):
             return False
         self.pool.share(shared)
@@ -105,6 +109,8 @@ class KVCacheManager:
             request.blocks[group] = hit.blocks[group] + self.pool.allocate(num_new)
         for group in self._states:
             request.blocks[group] = self.pool.allocate(1)
+        for group in self._cross:
+            request.blocks[group] = self.pool.allocate(num_cross)
         self._hold(request, hit.num_tokens)
         return True
 
@@ -130,7 +136,7 @@ class KVCacheManager:
         num_shared_tokens = child.num_prompt_tokens - 1
         num_full, partial = divmod(num_shared_tokens, self.block_size)
         num_own = self._ceil(child.num_prompt_tokens) - num_full
-        if self._states or num_own * len(self._paged) > self.pool.num_free:
+        if self._states or self._cross or num_own * len(self._paged) > self.pool.num_free:
             return None
         shared: list[list[int]] = [[] for _ in range(self._num_groups)]
         for group in self._paged:
@@ -189,6 +195,8 @@ class KVCacheManager:
         for request in self._holders:
             for group in self._paged:
                 assert len(request.blocks[group]) * self.block_size == request.capacity
+            for group in self._cross:
+                assert len(request.blocks[group]) == self._ceil(request.num_encoded)
             for group in self._unlimited:
                 assert NULL_BLOCK not in request.blocks[group]
 

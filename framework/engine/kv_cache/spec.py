@@ -53,6 +53,12 @@ class State:
     dtype: str
 
 
+@dataclass(frozen=True)
+class CrossKV(PagedKV):
+    """Keys and values that a layer makes of what an encoder gave: written once, when a request takes its seat, as long as that,
+    seen by all of its tokens, never grown and never shared."""
+
+
 CacheSpec = PagedKV | State
 
 

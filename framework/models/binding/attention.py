@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from ...plan import BoundKernel
 from ..alibi import alibi_slopes
-from ..layers.attention import Attention, Fused, Separate
+from ..layers.attention import Attention, CrossAttention, Fused, Separate
 from ..layers.expanded_prefill import ExpandedPrefill
 from ..layers.linear import Linear, bind_linear
 from ..layers.mla import LatentAttention
 from ..layers.paged_attention import AttentionKernels, AttentionShape
 from ..layers.qk_norm import GatheredWidthNorm, HeadNorm, HeadsNorm, QkNorm, WidthNorm
-from ..native import Latent, LayerShape
-from ..parts import Part
+from ..native import Buckets, Latent, LayerShape
+from ..parts import Part, model_parts
 from ..quantization.canonical import dequantized
 from ..quantization.kv_scales import kv_scales
 from ..rope import Rope
@@ -34,6 +35,7 @@ class AttentionBinder:
         self._expanded: list[BoundKernel] = []
         self._rotaries: dict[Rope, BoundKernel] = {}
         self._cos_sin: dict[Rope, torch.Tensor] = {}
+        self._position_bias = self._read_position_bias()
 
     def over_heads(self, parts: dict[str, Part], layer: LayerShape, index: int, qkv: Linear) -> Attention:
         """The fused kernel where the layer rotates and the plan wants it, else its ops one by one."""
@@ -44,7 +46,16 @@ class AttentionBinder:
         rounded = layer.scale if alibi is not None and a.family.alibi_scaled else None
         chunk = self._binder.outgrown(layer.chunk)
         shape = AttentionShape(
-            *dims, layer.scale, window, a.attn_softcap, sinks, alibi, causal=a.causal, chunk=chunk, alibi_scale=rounded
+            *dims,
+            layer.scale,
+            window,
+            a.attn_softcap,
+            sinks,
+            alibi,
+            causal=a.causal,
+            chunk=chunk,
+            alibi_scale=rounded,
+            position_bias=self._position_bias,
         )
         o = self._binder.linear(parts["o"])
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self._binder.weights) if self._kernels.takes_scales else None
@@ -62,6 +73,14 @@ class AttentionBinder:
         after = a.family.qk_norm_rotated
         separate = Separate(q_norm, k_norm, rotary, paged, split, a.head_dim, a.qkv_clip, after, layer.temperature)
         return Attention(qkv, o, separate, paged)
+
+    def over_encoded(self, parts: dict[str, Part], layer: LayerShape, index: int) -> CrossAttention:
+        """index: behind the layers' own."""
+        a = self._binder.a
+        dims = (a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim)
+        shape = AttentionShape(*dims, layer.scale, None, a.attn_softcap, causal=False, cross=True)
+        q, kv, o = (self._binder.linear(parts[name]) for name in ("cross_q", "cross_kv", "cross_o"))
+        return CrossAttention(q, kv, o, self._kernels.layer(index, shape))
 
     def over_latents(self, parts: dict[str, Part], layer: LayerShape, latent: Latent, index: int, qkv: Linear) -> LatentAttention:
         """Keys' and values' up-projections become linear layers of the heads, on queries and on what attention returns."""
@@ -92,6 +111,13 @@ class AttentionBinder:
             attention = self._kernels.of_prompts(heads, causal=True), self._kernels.of_prompts(shape, causal=False)
             self._expanded = [self._kernels.workspace_write(heads), *attention, self._binder.plan.bind("merge_attention")]
         return self._expanded
+
+    def _read_position_bias(self) -> torch.Tensor | None:
+        """f32 [heads, distances], shared by all layers."""
+        if (buckets := self._binder.a.buckets) is None:
+            return None
+        learned = self._binder.weights.weight(model_parts(self._binder.a)["position_bias"])
+        return learned[distance_buckets(buckets).to(learned.device)].T.contiguous()
 
     def _alibi(self) -> tuple[float, ...] | None:
         if self._binder.a.family.positions != "alibi":
@@ -137,6 +163,14 @@ class AttentionBinder:
         if rope not in self._cos_sin:
             self._cos_sin[rope] = cos_sin_table(rope, self._binder.info.max_model_len, self._binder.device)
         return self._cos_sin[rope]
+
+
+def distance_buckets(buckets: Buckets) -> torch.Tensor:
+    """int64 [max_distance + 1]: the bucket of each distance back; those beyond are in the last. In float32, as models were
+    trained."""
+    distances, exact = torch.arange(buckets.max_distance + 1), buckets.number // 2
+    growth = torch.log(distances.float() / exact) / math.log(buckets.max_distance / exact) * (buckets.number - exact)
+    return torch.where(distances < exact, distances, (exact + growth.long()).clamp_max(buckets.number - 1))
 
 
 def cos_sin_table(rope: Rope, max_len: int, device: torch.device) -> torch.Tensor:

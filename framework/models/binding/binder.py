@@ -27,7 +27,7 @@ from .layer import LayerBinder
 from .mlp import bind_mlp, bind_moe
 
 _logger = logging.getLogger(__name__)
-POST_NORMS = ("attn_post_norm", "mlp_post_norm")
+POST_NORMS = ("attn_post_norm", "cross_norm", "mlp_post_norm")
 
 
 class Binder(LayerBinder):
@@ -65,6 +65,7 @@ class Binder(LayerBinder):
             final_norm=self.norm(parts["final_norm"]) if last and a.final_norm else None,
             project_out=self.optional(parts, "project_out") if last else None,
             lm_head=lm_head,
+            logits_bias=self.weights.weight(parts["logits_bias"]).flatten() if last and "logits_bias" in parts else None,
             logit_scale=a.logit_scale,
             logit_softcap=a.logit_softcap,
             pp=pp,
@@ -90,10 +91,13 @@ class Binder(LayerBinder):
             mlp = bind_mlp(self, parts, up)
         norms = {"attn_norm": attn_norm, "mlp_norm": mlp_norm}
         norms |= {name: self.norm(parts[name]) for name in POST_NORMS if name in parts}
+        cross = {}
+        if "cross_q" in parts:
+            cross["cross"] = self.attention.over_encoded(parts, shape, len(self.a.layers) + index)
         norms = {name: norm for name, norm in norms.items() if norm is not None}
         kinds: dict[str, Callable[..., Block]] = {"parallel": ParallelBlock, "after": AfterNormBlock, "post": PostNormBlock}
         pre_norm = functools.partial(PreNormBlock, scale=self.a.residual_scale)
-        return kinds.get(self.a.residual, pre_norm)(attention, mlp, **norms)
+        return kinds.get(self.a.residual, pre_norm)(attention, mlp, **norms, **cross)
 
     def _embedding(
         self, part: Part, table: torch.Tensor, lm_head: Linear | None

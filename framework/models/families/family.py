@@ -39,12 +39,16 @@ class Family:
     qk_norm      norms of queries and keys: head: one weight for all heads; heads: one for each; width: over all heads at once.
                  qk_norm_bias: they have biases; qk_norm_rotated: they come after the rotary embedding, in layers
                  that have one, not before
-    positions    rotary, a learned table with ``position_offset`` unused rows in front, or alibi: scores fall with the distance
+    positions    rotary, a learned table with ``position_offset`` unused rows in front, alibi: scores fall with the distance, or
+                 relative: what is added to scores is learned by buckets of distances, in a table that all layers share
     alibi_scaled what alibi adds is scaled with the score, and computed in bfloat16
     rotary_style which elements of a head are rotated together: neox: i and i + half; gptj: 2i and 2i + 1
     rotates      does layer i, which may see a window only, rotate? Consulted where positions are rotary
     transposed   weights of linear layers lie as [in, out]
     interleaved_qkv  the queries, key and value of a KV head are neighbours in the fused projection
+    encoder      prefix of the encoder's modules on disk; "": there is none. listens: it reads sound, not text
+    unbiased     modules of parts with a bias that have none themselves
+    logits_bias  of the tensor [1, V] that is added to the logits; "" = none
     causal       a token sees only what is before it; else a window bounds what it sees on both sides
     windowed     does layer i of num_layers see a window only? Consulted if the config has no ``layer_types``
     chunked      does it attend within chunks of ``attention_chunk_size`` positions? Likewise
@@ -83,13 +87,17 @@ class Family:
     qk_norm: Literal["", "head", "heads", "width"] = ""
     qk_norm_bias: bool = False
     qk_norm_rotated: bool = False
-    positions: Literal["rotary", "learned", "alibi"] = "rotary"
+    positions: Literal["rotary", "learned", "alibi", "relative"] = "rotary"
     position_offset: int = 0
     alibi_scaled: bool = False
     rotary_style: Literal["neox", "gptj"] = "neox"
     rotates: Callable[[Config, int, bool], bool] = lambda config, layer, windowed: True
     transposed: bool = False
     interleaved_qkv: bool = False
+    encoder: str = ""
+    listens: bool = False
+    unbiased: tuple[str, ...] = ()
+    logits_bias: str = ""
     causal: bool = True
     windowed: Callable[[Config, int], bool] = lambda config, layer: True
     chunked: Callable[[Config, int], bool] = lambda config, layer: False

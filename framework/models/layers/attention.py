@@ -1,4 +1,4 @@
-"""Self-attention over the paged cache, between its projections."""
+"""Attention over the paged cache, between its projections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...plan import BoundKernel
+from ...plan import BoundKernel, LayerKV
 from ..batch import ForwardBatch
 from .linear import Linear
 from .paged_attention import PagedAttention
@@ -83,3 +83,24 @@ class Attention:
     def __call__(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """x [T, H] -> [T, H]."""
         return self.o(self.paged.attend(self.prepare(self.qkv(x), batch), batch).flatten(1))
+
+
+@dataclass(slots=True)
+class CrossAttention:
+    """Attention to what an encoder gave. kv: of keys and values, which ``store`` makes once per request."""
+
+    q: Linear
+    kv: Linear
+    o: Linear
+    paged: PagedAttention
+
+    def __call__(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """x [T, H] -> [T, H]."""
+        q = self.q(x).unflatten(1, (-1, self.paged.spec.head_dim))
+        return self.o(self.paged.attend(q, batch).flatten(1))
+
+    def store(self, encoded: torch.Tensor, cache: LayerKV, slots: torch.Tensor) -> None:
+        """Keys and values of encoded [S, H] go to the slots int64 [S] of the layer's cache."""
+        assert self.paged.kv_write is not None
+        k, v = self.kv(encoded).unflatten(1, (2, -1, self.paged.spec.head_dim)).unbind(1)
+        self.paged.kv_write(k, v, cache, slots)

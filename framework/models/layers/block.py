@@ -13,7 +13,7 @@ import torch
 
 from ...plan import BoundKernel
 from ..batch import ForwardBatch
-from .attention import Attention
+from .attention import Attention, CrossAttention
 from .mla import LatentAttention
 
 AnyAttention = Attention | LatentAttention
@@ -24,7 +24,7 @@ HiddenAndResidual = tuple[torch.Tensor, torch.Tensor | None]
 @dataclass(slots=True)
 class PreNormBlock:
     """x + attention(norm(x)), then x + mlp(norm(x)); with post norms, what is added is normalized too, and with ``scale``
-    multiplied. attn_norm: None for a first layer whose input is normalized."""
+    multiplied. attn_norm: None for a first layer whose input is normalized. cross: between the two, x + cross(norm(x))."""
 
     attention: AnyAttention
     mlp: Mlp
@@ -33,6 +33,8 @@ class PreNormBlock:
     attn_post_norm: BoundKernel | None = None
     mlp_post_norm: BoundKernel | None = None
     scale: float | None = None
+    cross: CrossAttention | None = None
+    cross_norm: BoundKernel | None = None
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
         if self.attn_norm is None:
@@ -45,6 +47,8 @@ class PreNormBlock:
         x = self.attention(x, batch)
         if self.attn_post_norm is not None:
             x = self.attn_post_norm(x, None)
+        if self.cross is not None and self.cross_norm is not None:
+            x = self.cross(self.cross_norm(x, residual), batch)
         x = self.mlp(self.mlp_norm(self._scaled(x), residual))
         if self.mlp_post_norm is not None:
             x = self.mlp_post_norm(x, None)
@@ -91,15 +95,19 @@ class AfterNormBlock:
 
 @dataclass(slots=True)
 class PostNormBlock:
-    """norm(x + attention(x)), then norm(x + mlp(x))."""
+    """norm(x + attention(x)), then norm(x + mlp(x)). cross: between the two, norm(x + cross(x))."""
 
     attention: AnyAttention
     mlp: Mlp
     attn_norm: BoundKernel
     mlp_norm: BoundKernel
+    cross: CrossAttention | None = None
+    cross_norm: BoundKernel | None = None
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
         x = self.attn_norm(self.attention(x, batch), x)
+        if self.cross is not None and self.cross_norm is not None:
+            x = self.cross_norm(self.cross(x, batch), x)
         return self.mlp_norm(self.mlp(x), x), None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...engine.kv_cache.spec import PagedKV
+from ...engine.kv_cache.spec import CrossKV, PagedKV
 from ...plan import BoundKernel, KernelPlan
 from ..batch import ForwardBatch, GroupBatch
 from .chunks import in_chunks
@@ -24,7 +24,8 @@ class AttentionShape:
     """How a layer attends. scale: of q.k; window: tokens a query sees, itself included (None = all); causal: only before it, else
     on either side; aliased: values are the first v_head_dim elements of the keys; sinks: f32 [num_heads] or None; alibi: by how
     much the scores of each head fall with each token of distance; alibi_scale: its factor where it is rounded to bfloat16 (None: it
-    is not); chunk: of positions, within which a query sees (None = one)."""
+    is not); chunk: of positions, within which a query sees (None = one); position_bias: f32 [num_heads, distances] or None; cross:
+    it sees what an encoder gave, and nothing else."""
 
     num_heads: int
     num_kv_heads: int
@@ -39,6 +40,8 @@ class AttentionShape:
     aliased: bool = False
     chunk: int | None = None
     alibi_scale: float | None = None
+    position_bias: torch.Tensor | None = field(default=None, compare=False)
+    cross: bool = False
 
 
 @dataclass(slots=True)
@@ -125,13 +128,16 @@ class AttentionKernels:
         """The attention of layer ``index`` of this process. writes: it does so itself, no fused kernel does. scales: f32 [1, 1] of
         all its keys and of all its values; None: each has its own."""
         kept = shape.window or shape.chunk if shape.causal else None  # of a prompt that is computed whole, all is kept until then
-        spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, kept, shape.aliased)
+        kind = CrossKV if shape.cross else PagedKV
+        spec = kind(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, kept, shape.aliased)
         static = {} if scales is None else {"k_scale": scales[0], "v_scale": scales[1]}
         note = "" if scales is None else "scales of the checkpoint"
         write = self._bind("kv_cache_write", shape, static, note=note, shared=not static) if writes else None
         weights = {} if shape.sinks is None else {"sinks": shape.sinks}
         if shape.alibi is not None:
             weights["alibi"] = torch.tensor(shape.alibi, dtype=torch.float32, device=self._device)
+        if shape.position_bias is not None:
+            weights["position_bias"] = shape.position_bias
         params = {"scale": shape.scale, "causal": shape.causal, "window": shape.window, "softcap": shape.softcap}
         if shape.alibi_scale is not None:
             params["alibi_scale"] = shape.alibi_scale

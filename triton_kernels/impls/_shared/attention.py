@@ -28,6 +28,7 @@ class Constants(NamedTuple):
     STRIDES     of the cache, in elements: page, slot and head of k, then of v, k_scale and v_scale (0 where there is none)
     TMA         k and v of the cache are tensor descriptors
     ALIBI_SCALE of ALiBi that is rounded to bfloat16; 0: it is not
+    DISTANCES   columns of the table of position biases, which kernels take in place of ALiBi's slopes; 0: there is none
     """
 
     CAUSAL: bool
@@ -51,6 +52,7 @@ class Constants(NamedTuple):
     STRIDES: tuple[int, ...]
     TMA: bool
     ALIBI_SCALE: float
+    DISTANCES: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class AttentionParams:
     softcap: float | None
     sinks: torch.Tensor | None
     alibi: torch.Tensor | None
+    position_bias: torch.Tensor | None
     return_lse: bool
     shared: bool  # see Constants
     widen: bool
@@ -81,6 +84,7 @@ class AttentionParams:
             given.get("softcap"),
             given.get("sinks"),
             given.get("alibi"),
+            None if given.get("position_bias") is None else given["position_bias"].contiguous(),
             given.get("return_lse", False),
             shares_tiles(spec),
             spec.interpret and spec.dtype == torch.bfloat16,
@@ -92,7 +96,7 @@ class AttentionParams:
         """What all attention kernels have in common of what their launches fix."""
         return {
             "sinks": self.sinks,
-            "alibi": self.alibi,
+            "bias": self.alibi if self.position_bias is None else self.position_bias,
             "scale": self.scale,
             "softcap": self.softcap or 0.0,
             "window": self.window or 0,
@@ -137,6 +141,7 @@ class AttentionParams:
             STRIDES=tuple(0 if tensor is None else tensor.stride(i) for tensor in kv for i in range(3)),
             TMA=tma,
             ALIBI_SCALE=self.alibi_scale,
+            DISTANCES=0 if self.position_bias is None else self.position_bias.shape[1],
         )
 
 

@@ -140,7 +140,7 @@ def _weights(
     window,
     v_scale,
     FLOAT16: tl.constexpr,
-    ALIBI: tl.constexpr,
+    BIASED: tl.constexpr,
     MASKED: tl.constexpr,
     C: tl.constexpr,
 ):
@@ -156,8 +156,11 @@ def _weights(
         bent = 1.0 - 2.0 / (1.0 + tl.exp2(scores * (factor * (2.0 / softcap))[:, None]))  # tanh
         scores = bent * (softcap * LOG2E)
         factor = tl.full(factor.shape, 1.0, tl.float32)
-    if ALIBI:
-        if C.ALIBI_SCALE > 0:
+    if BIASED:
+        if C.DISTANCES > 0:
+            distance = tl.minimum(tl.maximum(position[:, None] - keys[None, :], 0), C.DISTANCES - 1)
+            scores = scores * factor[:, None] + tl.load(slope[:, None] + distance) * LOG2E
+        elif C.ALIBI_SCALE > 0:
             of_keys = _to_bfloat16(slope[:, None] * _to_bfloat16(keys.to(tl.float32))[None, :])
             of_row = _to_bfloat16(slope * _to_bfloat16(position.to(tl.float32)))
             scores = scores * factor[:, None] + (of_keys - of_row[:, None]) * (C.ALIBI_SCALE * LOG2E)
@@ -195,7 +198,7 @@ def _weights(
 
 @triton.jit
 def _step(
-    state, rows, kv, pages, kv_head, start, low, high, softcap, window, ALIBI: tl.constexpr, MASKED: tl.constexpr, C: tl.constexpr
+    state, rows, kv, pages, kv_head, start, low, high, softcap, window, BIASED: tl.constexpr, MASKED: tl.constexpr, C: tl.constexpr
 ):
     """One tile of keys, read once, into the (accumulator, maximum, sum) of every block of rows."""
     k_cache, v_cache, k_scales, v_scales = kv
@@ -233,7 +236,7 @@ def _step(
                 window,
                 v_scale,
                 dtype == tl.float16,
-                ALIBI,
+                BIASED,
                 MASKED,
                 C,
             ),
@@ -264,7 +267,7 @@ def attend(
     high,
     softcap,
     window,
-    ALIBI: tl.constexpr,
+    BIASED: tl.constexpr,
     C: tl.constexpr,
 ):
     """Attention of ROW_BLOCKS blocks of rows (``load_rows``) over the keys [begin, end): per block (accumulator / sum, base-2
@@ -287,7 +290,7 @@ def attend(
     pages = _pages(table, full_begin, full_end, C)
     for start in tl.range(full_begin, full_end, C.BLOCK_N, disable_licm=True):
         next_pages = _pages(table, start + C.BLOCK_N, full_end, C)
-        state = _step(state, rows, kv, pages, kv_head, start, low, high, softcap, window, ALIBI, False, C)
+        state = _step(state, rows, kv, pages, kv_head, start, low, high, softcap, window, BIASED, False, C)
         pages = next_pages
     num_before = (full_begin - begin) // C.BLOCK_N
     num_tiles = num_before + tl.cdiv(end - full_end, C.BLOCK_N)
@@ -297,7 +300,7 @@ def attend(
         start = begin + i * C.BLOCK_N + tl.where(i < num_before, 0, skipped)
         next_start = begin + (i + 1) * C.BLOCK_N + tl.where(i + 1 < num_before, 0, skipped)
         next_pages = _pages(table, next_start, end, C)
-        state = _step(state, rows, kv, pages, kv_head, start, low, high, softcap, window, ALIBI, True, C)
+        state = _step(state, rows, kv, pages, kv_head, start, low, high, softcap, window, BIASED, True, C)
         pages = next_pages
     results: tl.tuple = ()
     for b in tl.static_range(BLOCKS):

@@ -48,7 +48,7 @@ def visible_keys(first, last, seq_len, window, C: tl.constexpr):
 def load_rows(
     q,
     sinks,
-    alibi,
+    bias,
     stride_qt,
     stride_qh,
     scale,
@@ -61,9 +61,10 @@ def load_rows(
     QUANTIZED: tl.constexpr,
     C: tl.constexpr,
 ):
-    """The block from row ``first_row`` of a request with ``num_rows``: ((q, factor of its scores, position, ALiBi slope), sink). q
-    is ([BLOCK_M, BLOCK_DK],), and [BLOCK_M, BLOCK_REST] behind it where keys have a rest; all else is per row. ``before``: position
-    of the request's first query; ``has_sink``: 1 if its sinks count here, else 0.
+    """The block from row ``first_row`` of a request with ``num_rows``: ((q, factor of its scores, position, slope), sink). q
+    is ([BLOCK_M, BLOCK_DK],), and [BLOCK_M, BLOCK_REST] behind it where keys have a rest; all else is per row. slope: ALiBi's, or,
+    with DISTANCES, where the biases of its head lie. ``before``: position of the request's first query; ``has_sink``: 1 if its
+    sinks count here, else 0.
 
     Few queries are multiplied with quantized keys in float16, not in bfloat16: one instruction converts two values. A power of two
     per row, which is divided out of q and joins the factor, keeps bfloat16's range.
@@ -93,8 +94,10 @@ def load_rows(
             rest = rest.to(tl.float32)
         block += (rest,)
     slope = head.to(tl.float32)
-    if alibi is not None:
-        slope = tl.load(alibi + base_head + head, mask=inside, other=0.0).to(tl.float32)
+    if C.DISTANCES > 0:
+        slope = bias + (base_head + head) * C.DISTANCES
+    elif bias is not None:
+        slope = tl.load(bias + base_head + head, mask=inside, other=0.0).to(tl.float32)
     sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     if sinks is not None:
         # A bound: Triton 3.9's interpreter refuses masks broadcast from a comparison of scalars.

@@ -34,6 +34,8 @@ def unsupported_by_both(spec: Spec) -> list[str]:
             reasons.append(f"needs {name} to be a multiple of 8 up to 256, not {size}")
     if spec.fact("sinks"):
         reasons.append("has no attention sinks")
+    if spec.fact("position_bias"):
+        reasons.append("takes no table of position biases")
     return reasons
 
 

@@ -126,6 +126,8 @@ class FlashInferAttention:
             reasons.append("its kernels of this arch have no attention sinks")
         if spec.fact("window") is not None and not spec.fact("causal", True):
             reasons.append("has windows behind a query only, and none ahead of it")
+        if spec.fact("position_bias"):
+            reasons.append("takes no table of position biases")
         if spec.fact("alibi"):
             reasons.append("computes ALiBi slopes itself and takes none")
         return reasons

@@ -66,13 +66,15 @@ class FlexAttention(PaddedAttention):
         return out, lse
 
     def _score_mod(self, bucket: Bucket) -> Callable[..., torch.Tensor] | None:
-        softcap, alibi, position = self.softcap, self.alibi, bucket.position
-        if softcap is None and alibi is None:
+        softcap, alibi, table, position = self.softcap, self.alibi, self.position_bias, bucket.position
+        if softcap is None and alibi is None and table is None:
             return None
 
         def change(score: torch.Tensor, req: torch.Tensor, head: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
             if softcap is not None:
                 score = softcap * torch.tanh(score / softcap)
+            if table is not None:
+                score = score + table[head, (position[req, i] - j).clamp(0, table.shape[1] - 1)]
             return score if alibi is None else score + alibi[head] * (j - position[req, i])
 
         return change

@@ -32,15 +32,15 @@ static inline __attribute__((always_inline)) lanes load(const element *x, int v,
 }
 
 /* Strides are in elements; sinks, alibi and lse may be null; no window: a huge one; no soft cap: 0; ALiBi that is not rounded: an
-   alibi_scale of 0. */
+   alibi_scale of 0. position_bias: [num_heads, num_distances], or null. */
 struct attention {
     const element *q, *k, *v;
     element *out;
     const int32_t *cu_q, *seq_lens, *block_table;
-    const float *sinks, *alibi;
+    const float *sinks, *alibi, *position_bias;
     float *lse;
     int64_t q_row, q_head, k_page, k_slot, k_head, v_page, v_slot, v_head, table_row;
-    int64_t num_tokens, num_reqs, num_heads, num_kv_heads, page_size, num_blocks, causal, window;
+    int64_t num_tokens, num_reqs, num_heads, num_kv_heads, page_size, num_blocks, causal, window, num_distances;
     float scale, softcap, alibi_scale;
 };
 
@@ -157,6 +157,14 @@ static int weigh(const struct rows *w, int64_t r, float *score, int64_t start, i
             score[j] += c->alibi_scale > 0
                             ? c->alibi_scale * (to_bfloat16(slope * to_bfloat16((float)(start + j))) - of_row)
                             : slope * (float)(start + j - here);
+    }
+    if (c->position_bias) {
+        const int64_t most = c->num_distances - 1;
+        const float *bias = c->position_bias + (w->kv_head * w->group + r % w->group) * c->num_distances;
+        for (int64_t j = 0; j < count; j++) {
+            const int64_t distance = here - (start + j);
+            score[j] += bias[distance < 0 ? 0 : distance < most ? distance : most];
+        }
     }
     for (int64_t j = 0; j < padded; j++) score[j] = j >= first && j < last ? score[j] : -INFINITY;
 

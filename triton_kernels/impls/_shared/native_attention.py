@@ -26,6 +26,9 @@ class NativeAttention:
         given = {**params, **weights}
         self.sinks = None if given.get("sinks") is None else given["sinks"].float().contiguous()
         self.alibi = None if given.get("alibi") is None else given["alibi"].float().contiguous()
+        table = given.get("position_bias")
+        self.position_bias = None if table is None else table.float().contiguous()
+        self.num_distances = 0 if table is None else table.shape[1]
         self.alibi_scale = given.get("alibi_scale") or 0.0
         self.return_lse = given.get("return_lse", False)
         self.window, self.causal = given.get("window") or 2**62, given.get("causal", True)
@@ -45,14 +48,14 @@ class NativeAttention:
         lse = torch.empty(q.shape[:2], dtype=torch.float32) if self.return_lse else None
         dims = k.shape[3], v.shape[3]
         if dims not in self.kernels:
-            fields = "pppp ppp pp p iiiiiiiii iiiiiiii fff"
+            fields = "pppp ppp ppp p iiiiiiiii iiiiiiiii fff"
             self.kernels[dims] = NativeKernel("native_attention.c", q.dtype, "attention", fields, *_defines(*dims))
         self.kernels[dims](
             _WORK,
-            *(q, k, v, out, meta.cu_q, meta.seq_lens, table, self.sinks, self.alibi, lse),
+            *(q, k, v, out, meta.cu_q, meta.seq_lens, table, self.sinks, self.alibi, self.position_bias, lse),
             *(q.stride(0), q.stride(1), *k.stride()[:3], *v.stride()[:3], table.stride(0)),
             *(q.shape[0], meta.num_reqs, q.shape[1], k.shape[2], kv.page_size, -(-meta.max_q // _queries_per_block(dims[0]))),
-            *(self.causal, self.window, self.scale, self.softcap, self.alibi_scale),
+            *(self.causal, self.window, self.num_distances, self.scale, self.softcap, self.alibi_scale),
         )
         return out if lse is None else (out, lse)
 

@@ -86,6 +86,10 @@ class Bucket:
         """How far a key lies behind the query, int64 [B, Q, L]."""
         return self.position[:, :, None] - self._key
 
+    def position_bias(self, table: torch.Tensor) -> torch.Tensor:
+        """table [Hq, D] -> what it adds: [B, Hq, Q, L]."""
+        return table[:, self.distance().clamp_(0, table.shape[1] - 1)].transpose(0, 1)
+
     def rounded_alibi(self, slopes: torch.Tensor) -> torch.Tensor:
         """slopes [1, Hk, group, 1, 1] -> what ALiBi adds where it is rounded to bfloat16, without its scale: f32
         [B, Hk, group, Q, L]."""
@@ -150,6 +154,7 @@ class PaddedAttention:
         self.softcap = given.get("softcap")
         self.sinks = given.get("sinks")
         self.alibi, self.alibi_scale = given.get("alibi"), given.get("alibi_scale")
+        self.position_bias = given.get("position_bias")
         self.return_lse = given.get("return_lse", False)
         self.fused = self.softcap is None and self.sinks is None and not self.return_lse
 
@@ -188,7 +193,7 @@ class PaddedAttention:
         num_heads, num_kv_heads = q.shape[1], keys.shape[1]
         group = num_heads // num_kv_heads
         queries = q.index_select(0, bucket.q_rows).view(num_reqs, num_queries, num_heads, -1).transpose(1, 2)
-        if self.fused and bucket.whole and self.causal and self.window is None and self.alibi is None:
+        if self.fused and bucket.whole and self.causal and self.window is None and self.alibi is self.position_bias is None:
             out = torch.nn.functional.scaled_dot_product_attention(
                 queries, keys, values, is_causal=True, scale=self.scale, enable_gqa=group > 1
             )
@@ -203,6 +208,8 @@ class PaddedAttention:
                 bias = bias.float() - slopes * bucket.distance()[:, None, None]
             else:
                 bias = bias.float() + self.alibi_scale * bucket.rounded_alibi(slopes)
+        elif self.position_bias is not None:
+            bias = bias.float() + bucket.position_bias(self.position_bias).unflatten(1, (num_kv_heads, group))
         elif num_queries > 1:
             bias = bias.expand(-1, -1, group, -1, -1)
         bias = bias.flatten(2, 3)

@@ -31,7 +31,7 @@ def decode_split(
 ):
     """ROW_BLOCKS blocks of a request's packed rows against one split of its keys; nothing if the request has no such rows or
     split."""
-    q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi = tensors
+    q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, bias = tensors
     stride_qt, stride_qh, stride_table = strides
     first_token = tl.load(cu_q + request)
     num_queries = tl.load(cu_q + request + 1) - first_token
@@ -49,7 +49,7 @@ def decode_split(
             row, sink = load_rows(
                 q,
                 sinks,
-                alibi,
+                bias,
                 stride_qt,
                 stride_qh,
                 scale,
@@ -84,7 +84,7 @@ def decode_split(
             high,
             softcap,
             window,
-            alibi is not None,
+            bias is not None,
             C,
         )
         target = first_token.to(tl.int64)

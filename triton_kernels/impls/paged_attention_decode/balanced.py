@@ -78,14 +78,14 @@ def balanced_kernel(
     stride_qh,
     stride_table,
     sinks,
-    alibi,
+    bias,
     scale,
     softcap,
     window,
     C: tl.constexpr,
     CUTS: tl.constexpr,
 ):
-    tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
+    tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, bias)
     strides = (stride_qt, stride_qh, stride_table)
     for index in tl.range(tl.program_id(0), tl.load(num_items) * C.NUM_KV_HEADS, tl.num_programs(0), disable_licm=True):
         item = items + index // C.NUM_KV_HEADS * 3

@@ -39,14 +39,14 @@ def splitkv_kernel(
     stride_qh,
     stride_table,
     sinks,
-    alibi,
+    bias,
     scale,
     softcap,
     window,
     C: tl.constexpr,
     CUTS: tl.constexpr,
 ):
-    tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, alibi)
+    tensors = (q, k_cache, v_cache, k_scale, v_scale, out, lse, partial, partial_lse, cu_q, seq_lens, block_table, sinks, bias)
     strides = (stride_qt, stride_qh, stride_table)
     kv_head = tl.program_id(0) % C.NUM_KV_HEADS
     row_block = tl.program_id(0) // C.NUM_KV_HEADS

@@ -45,7 +45,7 @@ def prefill_kernel(
     stride_qh,
     stride_table,
     sinks,
-    alibi,
+    bias,
     scale,
     softcap,
     window,
@@ -70,7 +70,7 @@ def prefill_kernel(
     rows, sink = load_rows(
         q,
         sinks,
-        alibi,
+        bias,
         stride_qt,
         stride_qh,
         scale,
@@ -100,7 +100,7 @@ def prefill_kernel(
         high,
         softcap,
         window,
-        alibi is not None,
+        bias is not None,
         C,
     )
     result, log_sum = results[0]

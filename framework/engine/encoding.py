@@ -1,0 +1,74 @@
+"""What the encoder of an encoder-decoder reads, and how prompts tell it."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInput:
+    """One request's: ``token_ids``, or ``features`` of sound, float32 [bins, frames]. num_tokens: as many vectors the encoder
+    gives, whose keys and values the cache holds as long as the request runs."""
+
+    num_tokens: int
+    token_ids: list[int] | None = None
+    features: np.ndarray | None = None
+
+
+class EncoderPrompts:
+    """Of one model.
+
+    max_tokens  that its encoder reads
+    start       tokens that a decoder begins with where the prompt has none of its own; the first of them it always begins with
+    sound       makes ``features`` of what a prompt has under "audio"; None: the model reads text
+    """
+
+    def __init__(self, max_tokens: int, start: tuple[int, ...], sound: Callable[[Any], np.ndarray] | None = None) -> None:
+        self.max_tokens, self.start, self._sound = max_tokens, start, sound
+
+    def split(self, prompt: Any) -> tuple[Any, Any]:
+        """(what the encoder reads, what the decoder begins with or None) of a prompt. Raises ValueError for one without the first."""
+        if not isinstance(prompt, Mapping) or not {"encoder_prompt", "decoder_prompt"} & set(prompt):
+            return prompt, None
+        if others := sorted(map(str, set(prompt) - {"encoder_prompt", "decoder_prompt"})):
+            raise ValueError(
+                f"a prompt has {', '.join(others)} beside 'encoder_prompt' and 'decoder_prompt': put them into one of the two"
+            )
+        if prompt.get("encoder_prompt") is None:
+            raise ValueError(
+                "a prompt for an encoder-decoder needs 'encoder_prompt' (text, or {\"prompt_token_ids\": [...]}); found "
+                f"{reprlib.repr(dict(prompt))}"
+            )
+        return prompt["encoder_prompt"], prompt.get("decoder_prompt")
+
+    def of_tokens(self, token_ids: list[int]) -> EncoderInput:
+        """Raises ValueError for too many, and for none."""
+        if self._sound is not None:
+            raise ValueError('the model listens: its encoder_prompt is {"multi_modal_data": {"audio": (waveform, sampling rate)}}')
+        if not token_ids:
+            raise ValueError("the encoder_prompt is empty: the encoder needs at least one token")
+        if len(token_ids) > self.max_tokens:
+            raise ValueError(
+                f"the encoder_prompt has {len(token_ids)} tokens, but the encoder reads at most {self.max_tokens} "
+                "(model.max_model_len): shorten it"
+            )
+        return EncoderInput(len(token_ids), token_ids)
+
+    def of_media(self, media: Any) -> EncoderInput:
+        """media: ``multi_modal_data``. Raises ValueError for what the model does not read."""
+        if self._sound is None:
+            raise ValueError("multi_modal_data is not available: the model reads text")
+        if not isinstance(media, Mapping) or set(media) != {"audio"}:
+            raise ValueError(f'multi_modal_data must be {{"audio": (waveform, sampling rate)}}; found {reprlib.repr(media)}')
+        return EncoderInput(self.max_tokens, features=self._sound(media["audio"]))
+
+    def started(self, token_ids: list[int]) -> list[int]:
+        """A decoder's prompt, with the token that all begin with in front."""
+        first = self.start[0]
+        return token_ids if token_ids[:1] == [first] else [first, *token_ids]
