@@ -75,6 +75,7 @@ def example(kind: str, folder: Path) -> Example:
             weight.data.normal_(std=2.0)
         else:
             inner = 1.0 if any(part in name for part in ("embed", "shared", "lm_head", "encoder_attn.out")) else 2.5
+            inner *= 24**-0.5 if name.endswith("Attention.q.weight") else 1.0  # of T5, which does not scale its scores
             weight.data.normal_(std=inner * weight[0].numel() ** -0.5)
     if kind == "bart":
         model.final_logits_bias.normal_(std=0.3)
