@@ -213,13 +213,13 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys(
         (
             _RANK,
-            *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "worker", "workers", "kinds", "launchers/threads")),
+            *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "questions", "rendezvous", "worker", "workers", "kinds", "launchers/threads")),
         ),
         _DISTRIBUTED_TESTS,
     ),
     f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
-    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "messages"))), _LOCKSTEP_TESTS),
+    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "messages", "experts"))), _LOCKSTEP_TESTS),
     **{f"{_EXCHANGE}{name}.py": ["tests/triton_kernels/test_moe_exchange.py"] for name in ("torch", "deep_ep")},
     "framework/logs.py": ["tests/distributed/test_serving.py"],
     _GROUP: ["tests/triton_kernels/test_collectives.py"],
@@ -1327,17 +1327,17 @@ MUTANTS = [
     ),
     Mutant(
         "loads are those of the first scheduler",
-        f"{_DISTRIBUTED}executor.py",
+        f"{_DISTRIBUTED}experts.py",
         "if place.tp_rank == 0 else ():",
         "if place.rank == 0 else ():",
     ),
     Mutant(
         "loads count once for each rank of a stage",
-        f"{_DISTRIBUTED}executor.py",
+        f"{_DISTRIBUTED}experts.py",
         "if place.tp_rank == 0 else ():",
         "if True else ():",
     ),
-    Mutant("experts never move by themselves", f"{_DISTRIBUTED}executor.py", "self._num_steps % self._eplb_steps == 0:", "False:"),
+    Mutant("experts never move by themselves", f"{_DISTRIBUTED}experts.py", "self._num_steps % self._every == 0", "False"),
     Mutant("seeds by the scheduler", _LOCKSTEP, "        engine.num_added = self._num_added  # a", "        pass  # a"),
     Mutant(
         "an id may run twice", _LOCKSTEP, "if any(request_id in engine.processor.groups for engine in self.engines):", "if False:"
@@ -1406,7 +1406,7 @@ MUTANTS = [
     ),
     Mutant(
         "adapters are left on ranks that could read them",
-        f"{_DISTRIBUTED}executor.py",
+        f"{_DISTRIBUTED}questions.py",
         "            self._executor.send(DropAdapter(one.key, [rank]))",
         "            pass",
     ),
