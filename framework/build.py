@@ -49,7 +49,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     config.validate()
     if config.parallel.num_engines > 1:
         raise ValueError(f"parallel.dp={config.parallel.dp} is several engines: LLM and AsyncEngine start them, this builds one")
-    _check_processes(config)
+    check_processes(config)
     kind = EXECUTORS[config.executor.kind]
     if clock is None:
         clock = VirtualClock() if kind.virtual_clock else WallClock()
@@ -136,7 +136,6 @@ def build_replicas(config: EngineConfig) -> list[Engine]:
 def replica_configs(config: EngineConfig) -> list[EngineConfig]:
     """Of each of ``parallel.num_engines``, as they are beside each other on one machine: with GPUs, and a port, after those of
     the one before, with their part of the processors, and a simulated one with noise of its own."""
-    _check_processes(config)
     parallel, kind = config.parallel, EXECUTORS[config.executor.kind]
     if kind.has_device:
         config = settle_quantization(config)  # once, not by each
@@ -155,7 +154,7 @@ def replica_configs(config: EngineConfig) -> list[EngineConfig]:
     return [of(index) for index in range(parallel.dp)]
 
 
-def _check_processes(config: EngineConfig) -> None:
+def check_processes(config: EngineConfig) -> None:
     """Raises ValueError for more of them than this machine could run beside each other."""
     parallel, num_cpus = config.parallel, os.cpu_count() or 1
     has_processes = EXECUTORS[config.executor.kind].has_workers and parallel.backend == "processes"

@@ -127,7 +127,7 @@ _BLOCK_TESTS = ["tests/framework/engine/test_kv_cache.py", "tests/framework/engi
 _SHARDED_TESTS = ["tests/distributed/test_sharded_models.py"]
 _LOCKSTEP_TESTS = ["tests/distributed/test_lockstep.py"]
 _EXPERT_TESTS = ["tests/models/test_expert_map.py", "tests/distributed/test_expert_maps.py", *_LOCKSTEP_TESTS]
-_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("lockstep", "executor", "faults", "gloo_ranks", "llm")]
+_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("executor", "faults", "lockstep", "gloo_ranks", "llm")]
 _ENGINE_TESTS = ["tests/framework/engine/test_scheduler.py", "tests/framework/engine/test_engine.py"]
 _TEXT_TESTS = [
     "tests/framework/engine/test_detokenizer.py",
@@ -213,13 +213,18 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys(
         (
             _RANK,
-            *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "questions", "rendezvous", "worker", "workers", "kinds", "launchers/threads")),
+            *(
+                f"{_DISTRIBUTED}{name}.py"
+                for name in ("executor", "questions", "rendezvous", "worker", "workers", "kinds", "launchers/threads", "handshake")
+            ),
         ),
         _DISTRIBUTED_TESTS,
     ),
+    f"{_BINDING}checks.py": ["tests/distributed/test_tokens.py", *_LOCKSTEP_TESTS],
     f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
-    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "messages", "experts"))), _LOCKSTEP_TESTS),
+    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "experts"))), _LOCKSTEP_TESTS),
+    f"{_DISTRIBUTED}messages.py": ["tests/distributed/test_executor.py", *_LOCKSTEP_TESTS],
     **{f"{_EXCHANGE}{name}.py": ["tests/triton_kernels/test_moe_exchange.py"] for name in ("torch", "deep_ep")},
     "framework/logs.py": ["tests/distributed/test_serving.py"],
     _GROUP: ["tests/triton_kernels/test_collectives.py"],
@@ -1409,5 +1414,76 @@ MUTANTS = [
         f"{_DISTRIBUTED}questions.py",
         "            self._executor.send(DropAdapter(one.key, [rank]))",
         "            pass",
+    ),
+    Mutant(
+        "the router outlives a replica",
+        _REPLICAS,
+        "self._routed_to, self._router = living, ROUTERS[",
+        "self._routed_to, _ = living, ROUTERS[",
+    ),
+    Mutant("priorities end at the front", _FRONT, "Add(given, complete, priority, ", "Add(given, complete, 0, "),
+    Mutant("replicas share a port", _BUILD, "parallel.port + index if", "parallel.port if"),
+    Mutant("any number of processes", _REPLICAS, "        check_processes(config)\n", ""),
+    Mutant(
+        "a pipe that broke is an error of the step",
+        f"{_DISTRIBUTED}executor.py",
+        "        except OSError:\n            while True:",
+        "        except OSError:\n            raise\n            while True:",
+    ),
+    Mutant(
+        "last words are lost",
+        f"{_DISTRIBUTED}workers.py",
+        "if worker.pipe in ready:  # first",
+        "if worker.pipe in ready and worker.sentinel not in ready:  # first",
+    ),
+    Mutant("every rank answers", f"{_DISTRIBUTED}worker.py", "asked and self._place.is_output", "asked"),
+    Mutant(
+        "no ping while it idles",
+        f"{_DISTRIBUTED}executor.py",
+        "while pipe not in self._receive(self._workers.ping_s, pipe):\n            self._ping_if_due()",
+        "while pipe not in self._receive(self._workers.ping_s, pipe):\n            pass",
+    ),
+    Mutant(
+        "ranks outlive an executor that was forgotten",
+        f"{_DISTRIBUTED}executor.py",
+        "        weakref.finalize(self, self._workers.kill)\n",
+        "",
+    ),
+    Mutant(
+        "half a message is waited for", f"{_DISTRIBUTED}workers.py", "            _limit_waits(worker.pipe, self._timeout_s)\n", ""
+    ),
+    Mutant(
+        "a start may take for ever",
+        f"{_DISTRIBUTED}executor.py",
+        "self._messages(self._workers.wait(remaining_s))",
+        "self._messages(self._workers.wait(None))",
+    ),
+    Mutant("sources may differ", f"{_DISTRIBUTED}handshake.py", "digest.update(path.read_bytes())", "pass"),
+    Mutant("Triton may differ", f"{_DISTRIBUTED}handshake.py", '("torch", "triton", "numpy")', '("torch", "numpy")'),
+    Mutant("Python may differ", f"{_DISTRIBUTED}handshake.py", '"python": platform.python_version(), ', ""),
+    Mutant("kernels of other versions may differ", f"{_DISTRIBUTED}handshake.py", '("choice", "version"))', '("choice",))'),
+    Mutant(
+        "the second rank alone is compared",
+        f"{_DISTRIBUTED}handshake.py",
+        "_differences(built[0].facts, found.facts)",
+        "_differences(built[0].facts, built[1].facts)",
+    ),
+    Mutant(
+        "schedulers have no peers",
+        f"{_DISTRIBUTED}messages.py",
+        "range(self.rank % self.num_own, self.size, self.num_own)",
+        "range(self.rank % self.num_own, self.size, self.tp)",
+    ),
+    Mutant("ranks of every engine begin with GPU 0", _RANK, "(config.parallel.first_device + place.rank) %", "place.rank %"),
+    Mutant(
+        "collectives are not checked", f"{_BINDING}checks.py", "    if tp.size > 1:\n        plan", "    if False:\n        plan"
+    ),
+    Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),
+    Mutant("the exchange of experts is not checked", f"{_BINDING}checks.py", "if parallel.ep.size > tp.size:", "if False:"),
+    Mutant(
+        "ordered inputs are cut",
+        f"{_QUANTIZATION}shares.py",
+        "if found is not None and found.orders_inputs(",
+        "if False and found.orders_inputs(",
     ),
 ]

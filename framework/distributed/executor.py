@@ -90,7 +90,7 @@ class DistributedExecutor:
         from .rendezvous import Rendezvous
 
         parallel = config.parallel
-        check_ranks(model, parallel)
+        check_ranks(model, parallel, config.quant)
         experts = None if model.architecture is None else first_map(model.architecture, parallel)
         if parallel.backend == "threads":
             ranks = ThreadRanks(parallel.tp, parallel.pp, parallel.num_schedulers)

@@ -54,7 +54,7 @@ def open_rank(config: EngineConfig, place: Place) -> LocalExecutor:
         return _open(config, place, [None] * len(place.peers))
     is_cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
     if is_cuda:
-        config = replace(config, device=f"cuda:{(config.parallel.first_device + place.rank) % torch.cuda.device_count()}")
+        config = replace(config, device=own_gpu(config, place))
         torch.cuda.set_device(config.device)
     host, port = place.rendezvous.rsplit(":", 1)
     # Whether a start or a step takes too long is for the driver to say, before anything here gives up.
@@ -64,6 +64,11 @@ def open_rank(config: EngineConfig, place: Place) -> LocalExecutor:
     # Every rank takes part in making every group.
     made = {ranks: dist.new_group(ranks, timeout=wait) for ranks in _groups(place)}
     return _open(config, place, [ProcessGroup(made[ranks]) if ranks in made else None for ranks in place.peers], ProcessRank)
+
+
+def own_gpu(config: EngineConfig, place: Place) -> str:
+    """That of a rank, among those of its machine."""
+    return f"cuda:{(config.parallel.first_device + place.rank) % torch.cuda.device_count()}"
 
 
 class ThreadRanks:
