@@ -1412,7 +1412,7 @@ MUTANTS = [
     Mutant(
         "adapters are left on ranks that could read them",
         f"{_DISTRIBUTED}questions.py",
-        "            self._executor.send(DropAdapter(one.key, [rank]))",
+        "            self._send(DropAdapter(one.key, [rank]))",
         "            pass",
     ),
     Mutant(

@@ -196,7 +196,7 @@ class DistributedExecutor:
     def load_adapter(self, request: LoRARequest) -> RanksLoad:
         """All ranks read it. Raises as ``submit``."""
         question = self._ask(lambda key: LoadAdapter(key, request))
-        return RanksLoad(self, request.lora_path, question)
+        return RanksLoad(request.lora_path, question, self.send)
 
     def drop_adapter(self, key: str) -> None:
         self.send(DropAdapter(key, list(range(len(self._workers)))))
@@ -226,7 +226,7 @@ class DistributedExecutor:
     def _ask(self, message: Callable[[str], Any]) -> Question:
         """Of all ranks what the message, with this key, asks."""
         key, self._num_asked = f"question-{self._num_asked}", self._num_asked + 1
-        question = self._questions[key] = Question(self, len(self._workers))
+        question = self._questions[key] = Question(len(self._workers), self.receive)
         self.send(message(key))
         return question
 

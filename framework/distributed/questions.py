@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from ..engine.executor import LoadedAdapter
 from ..failures import Failure
 from .messages import DropAdapter
 
-if TYPE_CHECKING:
-    from .executor import DistributedExecutor
-
 
 class Question:
     """found: by rank, what each answered, or failed with."""
 
-    def __init__(self, executor: DistributedExecutor, size: int) -> None:
-        self._executor, self.size = executor, size
+    def __init__(self, size: int, receive: Callable[[float | None], None]) -> None:
+        """size: how many ranks there are. receive: as ``DistributedExecutor.receive``."""
+        self.size, self.receive = size, receive
         self.found: dict[int, Any] = {}
 
     @property
@@ -27,21 +26,22 @@ class Question:
     def done(self) -> bool:
         """Whether all have answered, with what has come by now."""
         if not self.is_answered:
-            self._executor.receive(0.0)
+            self.receive(0.0)
         return self.is_answered
 
 
 class RanksLoad:
     """An adapter that all ranks read. As AdapterLoad has it."""
 
-    def __init__(self, executor: DistributedExecutor, path: str, question: Question) -> None:
-        self._executor, self._path, self._question = executor, path, question
+    def __init__(self, path: str, question: Question, send: Callable[[Any], None]) -> None:
+        """send: as ``DistributedExecutor.send``."""
+        self._path, self._question, self._send = path, question, send
         self.done = question.done
 
     def result(self) -> LoadedAdapter:
         """Raises what the first rank failed with, and ValueError if ranks read different adapters; no rank holds it then."""
         while not self.done():
-            self._executor.receive(None)
+            self._question.receive(None)
         found = sorted(self._question.found.items())
         failures = {rank: one for rank, one in found if isinstance(one, Failure)}
         loaded = {rank: one for rank, one in found if isinstance(one, LoadedAdapter)}
@@ -50,7 +50,7 @@ class RanksLoad:
             first = loaded[0]
             return LoadedAdapter(first.key, first.rank, sum(one.num_bytes for one in loaded.values()))
         for rank, one in loaded.items():
-            self._executor.send(DropAdapter(one.key, [rank]))
+            self._send(DropAdapter(one.key, [rank]))
         for rank, failure in failures.items():
             error = failure.error()
             error.add_note(f"This was on rank {rank} of {self._question.size}.")
