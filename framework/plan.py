@@ -171,6 +171,18 @@ class KernelPlan:
         """Raises NoKernelError if ``bind`` would, of these weights (which may be on the meta device) and params together."""
         self._resolve(op, bound, None)
 
+    def check_named(self, called: Collection[str], argument: str) -> None:
+        """Of the ops that bind an argument of that name: raises NoKernelError for one that was chosen by name and is not called."""
+        from triton_kernels.resolve import NoKernelError
+
+        for op, choice in self.choices.named.items():
+            if argument in self.registry.ops[op].bind_args and op not in called:
+                of_these = f"; of its kind it calls {', '.join(sorted(called))}" if called else ""
+                raise NoKernelError(
+                    f"kernels.{op}={choice} would never run: this engine never calls it{of_these}. Set kernels.{op}=auto, "
+                    "or leave it out."
+                )
+
     def rebind(self, kernel: BoundKernel, bind: Callable[[], BoundKernel]) -> None:
         """Drops what ``kernel`` runs, with its tensors, and has it run what ``bind`` binds."""
         kernel.run = None

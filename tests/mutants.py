@@ -1476,8 +1476,12 @@ MUTANTS = [
     ),
     Mutant("ranks of every engine begin with GPU 0", _RANK, "(config.parallel.first_device + place.rank) %", "place.rank %"),
     Mutant(
-        "collectives are not checked", f"{_BINDING}checks.py", "    if tp.size > 1:\n        plan", "    if False:\n        plan"
+        "collectives are not checked",
+        f"{_BINDING}checks.py",
+        "    if tp.size > 1:\n        called",
+        "    if False:\n        called",
     ),
+    Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "str(({op"),
     Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),
     Mutant("the exchange of experts is not checked", f"{_BINDING}checks.py", "if parallel.ep.size > tp.size:", "if False:"),
     Mutant(

@@ -178,7 +178,12 @@ def test_what_cannot_be_cut_is_refused_before_weights_are_read(size: tuple[int, 
     ("model", "spec", "size", "words"),
     [
         ({"runner": "pooling"}, {}, (2, 1), r"parallel.tp=2 cannot work: 'tiny' pools; leave it at 1"),
-        ({"backend": "transformers"}, {}, (1, 2), r"parallel.pp=2 cannot work: model 'tiny' runs through"),
+        (
+            {"backend": "transformers"},
+            {},
+            (1, 2),
+            r"parallel.pp=2 cannot work: model 'tiny' runs through the transformers library .model.backend=transformers.",
+        ),
         (
             {},
             {"method": "ngram", "num_speculative_tokens": 2},
@@ -202,6 +207,8 @@ def test_what_ranks_cannot_do_is_refused_before_they_start(
         ((4, 1), {"all_reduce": "gloo"}, "gloo: serves groups of gloo, this one is of threads"),
         ((2, 1), {"all_gather": "nccl"}, "nccl: runs on cuda, not on cpu"),
         ((2, 2), {"linear": "onednn"}, "onednn: does not take partial"),
+        ((1, 2), {"all_reduce": "threads"}, "kernels.all_reduce=threads would never run: this engine never calls it. Set"),
+        ((2, 1), {"all_to_all": "threads"}, "this engine never calls it; of its kind it calls all_gather, all_reduce. Set"),
         ((2, 1), {"linear": "tree@width:4096"}, "tree: needs 4096 columns on each rank, here are"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...plan import KernelPlan
@@ -18,16 +20,19 @@ def check_rank_kernels(plan: KernelPlan, whole: Architecture, parallel: Parallel
     """Raises NoKernelError where a collective operation, or a product of floats that ranks add up, cannot be computed as it is
     chosen. plan, parallel: of a rank; dtype: of the model."""
     tp = parallel.tp
+    called: list[tuple[str, dict[str, Any]]] = []
     if tp.size > 1:
-        plan.check("all_reduce", {"bias": None, "group": tp.group, "out_dtype": dtype})
-        plan.check("all_gather", {"group": tp.group, "dim": 1})
+        called.append(("all_reduce", {"bias": None, "group": tp.group, "out_dtype": dtype}))
+        called.append(("all_gather", {"group": tp.group, "dim": 1}))
     if parallel.ep.size > tp.size:
         fused, separate = exchange_calls(parallel, dtype)
         if fused is not None and plan.fuses("moe_exchange", separate, {}, fused, {}):
-            plan.check("moe_exchange", fused)
+            called.append(("moe_exchange", fused))
         else:
-            for op, params in separate.items():
-                plan.check(op, params)
+            called += separate.items()
+    for op, params in called:
+        plan.check(op, params)
+    plan.check_named({op for op, _ in called}, "group")
     if tp.size > 1 and type(scheme) is Unquantized:
         rank = rank_architecture(whole, parallel.sizes)
         layers = (layer_shares(rank, whole, index, parallel).values() for index in parallel.pp.part(len(whole.layers)))
