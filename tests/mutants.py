@@ -1450,7 +1450,10 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "half a message is waited for", f"{_DISTRIBUTED}workers.py", "            _limit_waits(worker.pipe, self._timeout_s)\n", ""
+        "who broke off a message has ended",
+        f"{_DISTRIBUTED}workers.py",
+        'except BlockingIOError:\n                    raise Silence(f"{self.named([rank])} broke off',
+        'except TimeoutError:\n                    raise Silence(f"{self.named([rank])} broke off',
     ),
     Mutant(
         "a start may take for ever",
