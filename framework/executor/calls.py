@@ -106,7 +106,7 @@ class CallList:
         there are any."""
         a, rank, tp = self._a, self._rank, self._parallel.tp
         self._calls = Counter()
-        self._add("slot_mapping", {}, len({layer.reach for layer in a.layers}) if a.causal else 1)
+        self._add("slot_mapping", {}, len({layer.reach for layer in a.layers if layer.mixer is None}) if a.causal else 1)
         if stage.first:
             self._add("embedding", {"hidden_size": a.embed_dim})
             self._all_reduce(a.embed_dim)
