@@ -13,18 +13,18 @@ from ..models.read import ModelInfo
 
 @dataclass(frozen=True)
 class ModelShape:
-    """KV groups, bytes of a request's states, vocabulary and longest sequence of a model."""
+    """KV groups, vocabulary and longest sequence of a model, and the bytes of a request's states."""
 
     groups: tuple[CacheGroup, ...]
-    state_bytes: int
     vocab_size: int
     max_model_len: int
+    state_bytes: int = 0
 
     @classmethod
     def of(cls, model: ModelInfo, config: EngineConfig) -> ModelShape:
         """Of a model under a configuration. Raises ValueError for a model that the native decoder does not cover."""
         found = native(model, config)
-        return cls(kv_groups(found, model, config), state_bytes(found, model), found.vocab_size, model.max_model_len)
+        return cls(kv_groups(found, model, config), found.vocab_size, model.max_model_len, state_bytes(found, model))
 
     def num_blocks(self, config: EngineConfig) -> int:
         """As configured, or as many as fit ``cache.memory_bytes``; without either, as many as all seats can fill."""
