@@ -301,7 +301,10 @@ def _phase(name: str) -> Iterator[list[str]]:
 
 
 def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) -> float:
-    """What the weights of this rank will take, with the slots for adapters."""
+    """What the weights of this rank will take, with the slots for adapters and the heads of a model that pools."""
+    if model.pooling is not None and (layers := model.pooling.classifier + model.pooling.projection):
+        heads = sum(layer.rows * layer.columns for layer in layers)  # always float32
+        return _weight_bytes(config, replace(model, pooling=None), parallel) + torch.float32.itemsize * heads
     if model.architecture is not None and config.lora.enabled:
         without = replace(config, lora=LoraConfig())
         return _weight_bytes(without, model, parallel) + lora_bytes(
