@@ -77,6 +77,9 @@ def test_falcon_40b_has_two_norms_side_by_side() -> None:
 
 
 PUBLISHED = {
+    "jamba-v0.1": 51_570_323_328,
+    "mamba-2.8b": 2_768_345_600,
+    "mamba-codestral-7b": 7_285_403_648,
     "bloom-560m": 559_214_592,
     "command-r": 34_980_831_232,
     "dbrx": 131_596_523_520,
