@@ -1487,7 +1487,7 @@ MUTANTS = [
         "    if tp.size > 1:\n        called",
         "    if False:\n        called",
     ),
-    Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "str(({op"),
+    Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "print({op"),
     Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),
     Mutant("the exchange of experts is not checked", f"{_BINDING}checks.py", "if parallel.ep.size > tp.size:", "if False:"),
     Mutant(

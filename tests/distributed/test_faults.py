@@ -136,7 +136,11 @@ def test_a_rank_that_is_stopped_does_not_outlive_an_engine_that_was_forgotten() 
     os.kill(doomed[1], signal.SIGSTOP)
     del engine
     gc.collect()
-    wait_until(lambda: not any(map(runs, doomed)))
+    try:
+        wait_until(lambda: not any(map(runs, doomed)))
+    finally:
+        for pid in filter(runs, doomed):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_what_a_rank_said_last_is_heard() -> None:
