@@ -67,6 +67,7 @@ _PARTS = "framework/models/parts.py"
 _BINDING = "framework/models/binding/"
 _LORA_SLOTS = "framework/models/lora/slots.py"
 _LORA_LAYERS = "framework/models/lora/layers.py"
+_ADAPTER_HOST = "framework/worker/adapter_host.py"
 _DISTRIBUTED = "framework/distributed/"
 _RANK = "framework/worker/rank.py"
 _GROUP = "triton_kernels/group.py"
@@ -233,6 +234,7 @@ TESTS: dict[str, list[str]] = {
     _RECORDING: _RECORDING_TESTS,
     _GRAPHS: [*_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
     **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
+    _ADAPTER_HOST: _LORA_TESTS,
     _DEVICES: _RECORDING_TESTS,
     **{
         f"{_QUANTIZATION}{name}.py": [*_QUANTIZATION_TESTS, *_SHARDED_TESTS]
@@ -1255,8 +1257,14 @@ MUTANTS = [
     Mutant("parts that an adapter lacks keep what was in its slot", _LORA_SLOTS, "tensor[slot].zero_()", "pass"),
     Mutant("ranks have the first columns of A", _LORA_SLOTS, "a[..., columns.start : columns.stop]", "a[..., : len(columns)]"),
     Mutant("an adapter is gone when one of two is dropped", _LORA_SLOTS, "if not self._holds[key]:", "if True:"),
-    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, ".float() * self.scale[slots]", ".float()"),
-    Mutant("every rank adapts every word", _LORA_LAYERS, "shrunk * held[:, None]", "shrunk"),
+    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, "scale = self.scale[meta.index]", "scale = 1"),
+    Mutant(
+        "reading adapters has threads of its own", _ADAPTER_HOST, "self._thread.submit(torch.set_num_threads, 1).result()", "pass"
+    ),
+    Mutant(
+        "steps without adapters compute them", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[True]"
+    ),
+    Mutant("every rank adapts every word", _LORA_LAYERS, " * scale * held[:, None]", " * scale"),
     Mutant(
         "logits have the adapters of the first tokens",
         _BATCHES,
