@@ -49,7 +49,8 @@ def adapters_of(setting: str, folder: Path, model: ModelConfig, num_requests: in
     numbers = range(first, first + (1 if setting.endswith("one adapter") else num_requests))
     for number in numbers:
         write_adapter(folder / str(number), model, rank, number)
-    return [LoRARequest(str(number), number, str(folder / str(number))) for number in numbers] * (num_requests // len(numbers))
+    found: list[LoRARequest | None] = [LoRARequest(str(number), number, str(folder / str(number))) for number in numbers]
+    return found * (num_requests // len(found))
 
 
 def start(engine: Engine, adapters: Sequence[LoRARequest | None], num_tokens: int) -> None:

@@ -84,7 +84,7 @@ class DecodeRows:
                     slot.masked_fill_(computed, -1)
             token_ids = tokens[seats, positions + ahead if ahead else positions]
             parts = [GroupBatch(slot, meta, None) for slot, meta in zip(slots, metas)]
-            lora = LoraMeta(row_slots[:, None].expand(size, query_len).reshape(-1)) if has_lora else None
+            lora = LoraMeta(row_slots[:, None].expand(size, query_len).contiguous().view(-1)) if has_lora else None
             return ForwardBatch(token_ids, positions, size * query_len, parts, caches, row_seats[:0], lora=lora)
 
         return build
