@@ -67,6 +67,7 @@ _PARTS = "framework/models/parts.py"
 _BINDING = "framework/models/binding/"
 _LORA_SLOTS = "framework/models/lora/slots.py"
 _LORA_LAYERS = "framework/models/lora/layers.py"
+_ADAPTER_HOST = "framework/worker/adapter_host.py"
 _DISTRIBUTED = "framework/distributed/"
 _RANK = "framework/worker/rank.py"
 _GROUP = "triton_kernels/group.py"
@@ -175,6 +176,7 @@ _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/tes
 _POOLING_TESTS = ["tests/framework/models/pooling"]
 _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
+_LORA_EXACTNESS = "tests/test_lora_exactness.py"
 
 TESTS: dict[str, list[str]] = {
     _POOLING_RULES: _POOLING_TESTS,
@@ -242,8 +244,9 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
+    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS],
     **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
+    _ADAPTER_HOST: _LORA_TESTS,
     _DEVICES: _RECORDING_TESTS,
     **{
         f"{_QUANTIZATION}{name}.py": [*_QUANTIZATION_TESTS, *_SHARDED_TESTS]
@@ -275,7 +278,7 @@ TESTS: dict[str, list[str]] = {
     _ADAPTERS: ["tests/framework/engine/test_adapters.py"],
     **{key: ["tests/framework/models/lora/test_peft.py"] for key in (_PEFT, _PEFT_CONFIG)},
     _SERVED_ADAPTERS: ["tests/framework/server/test_adapters.py"],
-    _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
+    _MATCHERS: [*(f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")), _LORA_EXACTNESS],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
 }
@@ -1266,8 +1269,21 @@ MUTANTS = [
     Mutant("parts that an adapter lacks keep what was in its slot", _LORA_SLOTS, "tensor[slot].zero_()", "pass"),
     Mutant("ranks have the first columns of A", _LORA_SLOTS, "a[..., columns.start : columns.stop]", "a[..., : len(columns)]"),
     Mutant("an adapter is gone when one of two is dropped", _LORA_SLOTS, "if not self._holds[key]:", "if True:"),
-    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, ".float() * self.scale[slots]", ".float()"),
-    Mutant("every rank adapts every word", _LORA_LAYERS, "shrunk * held[:, None]", "shrunk"),
+    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, "scale = self.scale[meta.index]", "scale = 1"),
+    Mutant(
+        "who has its grammar waits for nothing else",
+        _MATCHERS,
+        "        self.num_served[job.backend] += 1\n        self.compiler.release",
+        "        self.num_served[job.backend] += 1\n        request.is_ready = None\n        self.compiler.release",
+    ),
+    Mutant("the index of one row with drafts is not contiguous", _GRAPHS, ".contiguous().view(-1)", ".reshape(-1)"),
+    Mutant(
+        "reading adapters has threads of its own", _ADAPTER_HOST, "self._thread.submit(torch.set_num_threads, 1).result()", "pass"
+    ),
+    Mutant(
+        "steps without adapters compute them", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[True]"
+    ),
+    Mutant("every rank adapts every word", _LORA_LAYERS, " * scale * held[:, None]", " * scale"),
     Mutant(
         "logits have the adapters of the first tokens",
         _BATCHES,
