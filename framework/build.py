@@ -68,6 +68,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     else:
         refuse_named_kernels(config)
     model = read_model(config.model)
+    config = settle_sharing(config, model)
     if model.pooling is not None:
         config = settle_pooling(config, model.pooling)
     inputs = input_processor(config.model, model)
@@ -178,6 +179,22 @@ def settle_block_size(config: Config, arch: str | None = None) -> Config:
     return replace(config, cache=replace(config.cache, block_size=preferred_block_size(arch)))
 
 
+def settle_sharing(config: EngineConfig, model: ModelInfo) -> EngineConfig:
+    """The config with ``cache.prefix_caching`` settled: a state is of all tokens before it, so that of a model that keeps states no
+    prefix can be shared, and no draft taken back. Raises ValueError where one is asked for all the same."""
+    asked = config.cache.prefix_caching
+    if model.architecture is None or not model.architecture.has_states:
+        return replace(config, cache=replace(config.cache, prefix_caching=asked is not False))
+    why = f"layers of {config.model.name!r} keep states"
+    if asked:
+        raise ValueError(f"cache.prefix_caching=true cannot work: {why}, of which no prefix can be shared; leave it out")
+    if (method := config.speculative_config.method) is not None:
+        raise ValueError(
+            f"speculative_config.method={method} cannot work: {why}, from which no wrong draft can be taken back; leave it out"
+        )
+    return replace(config, cache=replace(config.cache, prefix_caching=False))
+
+
 def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
     """The config with what a model that pools settles: where tokens see those after them, prompts are computed whole; and a cached
     prefix is of use only where nothing but the last token counts. Raises ValueError for what has no meaning there."""
@@ -189,7 +206,7 @@ def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
     if config.lora.enabled:
         raise ValueError(f"lora.enabled=true cannot work: {config.model.name!r} pools, and adapters are of models that generate")
     scheduler = replace(config.scheduler, chunked_prefill=config.scheduler.chunked_prefill and pooling.causal)
-    shares = config.cache.prefix_caching and pooling.causal and pooling.kind == "LAST"
+    shares = config.cache.prefix_caching is not False and pooling.causal and pooling.kind == "LAST"
     return replace(config, scheduler=scheduler, cache=replace(config.cache, prefix_caching=shares))
 
 

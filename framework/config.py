@@ -113,7 +113,7 @@ class CacheConfig:
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
     dtype             auto (the model's), float32, float16, bfloat16; quantized, with a scale per token and head: float8_e4m3fn,
                       float8_e5m2, int8
-    prefix_caching    reuse the blocks of equal prefixes
+    prefix_caching    reuse the blocks of equal prefixes; None = yes, where the model allows it: layers that keep states do not
     check_invariants  verify the manager's books after every operation (slow)
     """
 
@@ -122,7 +122,7 @@ class CacheConfig:
     memory_bytes: int | None = None
     memory_fraction: float = 0.9
     dtype: str = "auto"
-    prefix_caching: bool = True
+    prefix_caching: bool | None = None
     check_invariants: bool = False
 
 

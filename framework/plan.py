@@ -21,6 +21,7 @@ from triton_kernels.impls._shared.recording import Arena, Recording, is_recordin
 from triton_kernels.lora_meta import LoraMeta
 from triton_kernels.rng import STREAM_ACCEPT, STREAM_DRAFT, STREAM_TARGET, row_uniform
 from triton_kernels.spec import device_arch
+from triton_kernels.state_meta import StateMeta
 
 from .config import EngineConfig
 from .interpreter import enable_interpreter
@@ -38,6 +39,7 @@ __all__ = [
     "LoraMeta",
     "ProcessGroup",
     "Recording",
+    "StateMeta",
     "ThreadGroup",
     "count_compilations",
     "described_ops",

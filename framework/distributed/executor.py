@@ -142,7 +142,7 @@ class DistributedExecutor:
         facts = [found.facts for found in built]
         self.groups, self.vocab_size, self.max_model_len = (facts[0][name] for name in ("groups", "vocab_size", "max_model_len"))
         self.num_drafts, self.draft_max_model_len = facts[0]["num_drafts"], facts[0]["draft_max_model_len"]
-        self.drafts_read_ahead = facts[0]["drafts_read_ahead"]
+        self.drafts_read_ahead, self.has_states = facts[0]["drafts_read_ahead"], facts[0]["has_states"]
         self.in_flight_steps = max(facts[0]["in_flight_steps"], self.num_stages)
         self.num_blocks = min(found["num_blocks"] for found in facts)
         self.weight_bytes = sum(found["weight_bytes"] for found in facts)

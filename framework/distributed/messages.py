@@ -107,6 +107,7 @@ FACTS = (
     "num_drafts",
     "draft_max_model_len",
     "drafts_read_ahead",
+    "has_states",
     "weight_bytes",
     "nominal_weight_bytes",
 )

@@ -33,10 +33,19 @@ class Stage:
 def stages(architecture: Architecture, pp: int) -> list[Stage]:
     """Raises ValueError for more stages than layers."""
     total = len(architecture.layers)
+    if pp > 1:
+        _refuse_states(architecture, "pp", pp)
     if pp > total:
         raise ValueError(f"parallel.pp={pp} cannot work: the model has {total} layers, and every stage needs one")
     cuts = [Ranks(rank, pp).part(total) for rank in range(pp)]
     return [Stage(cut, cut.start == 0, cut.stop == total) for cut in cuts]
+
+
+def _refuse_states(a: Architecture, name: str, size: int) -> None:
+    if a.has_states:
+        raise ValueError(
+            f"parallel.{name}={size} cannot work: layers of the model keep states, which ranks do not share yet; leave it at 1"
+        )
 
 
 def check_ranks(model: ModelInfo, parallel: ParallelConfig, quant: QuantConfig) -> None:
@@ -69,6 +78,7 @@ def rank_architecture(a: Architecture, parallel: ParallelConfig) -> Architecture
     tp = parallel.tp
     if tp * parallel.ep == 1:
         return a
+    _refuse_states(a, "tp" if tp > 1 else "ep", max(tp, parallel.ep))
     if parallel.ep > 1 and not any(layer.moe for layer in a.layers):
         raise ValueError(f"parallel.ep={parallel.ep} cannot work: the model has no experts; leave it at 1")
     if max(a.num_kv_heads, tp) % min(a.num_kv_heads, tp):
@@ -151,7 +161,7 @@ def layer_shares(rank: Architecture, whole: Architecture, index: int, parallel: 
     }
 
 
-def rank_cache_specs(model: ModelInfo, parallel: Parallel, cache_dtype: str) -> list[PagedKV]:
+def rank_cache_specs(model: ModelInfo, parallel: Parallel, cache_dtype: str) -> list[PagedKV | None]:
     """What every layer of a model keeps on a rank, whichever stage has it. cache_dtype: as in ``CacheConfig``."""
     assert model.architecture is not None
     rank = rank_architecture(model.architecture, parallel.sizes)
