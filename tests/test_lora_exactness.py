@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from framework import EngineConfig, LoRARequest, SamplingParams
+from framework import EngineConfig, LoRARequest, SamplingParams, StructuredOutputsParams
 from framework.build import build_engine
 from framework.config import CacheConfig, ModelConfig, SchedulerConfig
 from framework.engine.engine import Engine
@@ -32,7 +32,13 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[LoRARequest | Non
     return [None, *made]
 
 
-def engine(cache: CacheConfig, scheduler: SchedulerConfig, max_loras: int, speculative: dict[str, Any] | None = None) -> Engine:
+def engine(
+    cache: CacheConfig,
+    scheduler: SchedulerConfig,
+    max_loras: int,
+    speculative: dict[str, Any] | None = None,
+    kernels: str = "reference",
+) -> Engine:
     cache.check_invariants = True
     return build_engine(
         EngineConfig(
@@ -41,7 +47,7 @@ def engine(cache: CacheConfig, scheduler: SchedulerConfig, max_loras: int, specu
             scheduler,
             speculative_config=SpeculativeConfig.of(speculative or {}),
             lora=LoraConfig(True, max_loras, 16, NUM_ADAPTERS),
-            kernels={"default": "reference"},
+            kernels={"default": kernels},
             num_threads=1,
         )
     )
@@ -72,6 +78,28 @@ def test_nothing_around_a_request_changes_what_its_adapter_says(
     assert stats.num_preemptions > 0 and stats.num_chunked_prefills > 0 and stats.prefix_hit_tokens > 0
     assert method is None or sum(stats.drafts.accepted) > 0
     assert running.manager.pool.num_free == running.manager.pool.num_blocks - 1
+
+
+@pytest.mark.parametrize("num_requests", [1, 3])
+def test_recorded_steps_check_drafts_with_the_adapter(num_requests: int, adapters: list[LoRARequest | None]) -> None:
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    jobs: list[Adapted] = [((prompt, params), adapters[-1 - i]) for i, (prompt, _) in enumerate(some_jobs(num_requests, seed=5))]
+    found = []
+    for speculative in (None, {**METHODS["suffix"], "num_speculative_tokens": 3}):
+        running = engine(CacheConfig(num_blocks=100), SchedulerConfig(max_num_seqs=3), 3, speculative, kernels="auto")
+        found.append(run(running, jobs))
+        assert not speculative or sum(running.stats().drafts.drafts) > 0
+    assert found[0] == found[1]
+
+
+def test_who_waits_for_a_grammar_waits_for_its_adapter_too(adapters: list[LoRARequest | None]) -> None:
+    grammar = StructuredOutputsParams(regex="[a-h]{8}")
+    params = SamplingParams(temperature=0, max_tokens=12, structured_outputs=grammar, seed=0)
+    jobs: list[Adapted] = [((prompt, params), adapter) for (prompt, _), adapter in zip(some_jobs(6, seed=5), adapters)]
+    running = engine(CacheConfig(num_blocks=100), SchedulerConfig(max_num_seqs=6), 2, kernels="auto")
+    together = run(running, jobs)
+    assert [run(running, [job])[0] for job in jobs] == together
+    assert len({tuple(tokens) for tokens in together}) > 2
 
 
 def test_adapters_were_put_to_the_test(adapters: list[LoRARequest | None]) -> None:
