@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _SCHEDULER = "framework/engine/scheduler.py"
 _SPECULATION = "framework/engine/speculation.py"
+_DEPTH = "framework/speculation/depth.py"
 _REQUEST = "framework/engine/request.py"
 _ENGINE = "framework/engine/engine.py"
 _INPUTS = "framework/engine/inputs.py"
@@ -193,6 +194,7 @@ TESTS: dict[str, list[str]] = {
     _LIBRARY_MODEL: ["tests/framework/models/test_transformers_backend.py"],
     _ENCODERS: _POOLING_TESTS,
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _DEPTH: ["tests/framework/speculation/test_depth.py"],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
     _REQUEST: _ENGINE_TESTS,
@@ -968,8 +970,14 @@ MUTANTS = [
     ),
     Mutant("a draft model is followed beyond its end", _SPECULATION, "if self.max_model_len is not None:", "if False:"),
     Mutant("drafts are checked that nobody made", _SPECULATION, "most = min(most, request.num_proposed)", "pass"),
-    Mutant("right drafts alone were checked", _SPECULATION, "room > nth and count >= nth", "room > nth and count > nth"),
-    Mutant("drafts behind wrong ones were checked", _SPECULATION, "room > nth and count >= nth", "room > nth"),
+    Mutant("right drafts alone were checked", _SPECULATION, "zip([sum(ended), *right], all_right[:most])", "zip(right, all_right)"),
+    Mutant("a row with all drafts right had one more checked", _SPECULATION, "before - full for", "before for"),
+    Mutant("nobody knows whose drafts were all right", _SPECULATION, "request.was_right = count == room", "pass"),
+    Mutant("one right draft is as good as all", _SPECULATION, "request.was_right = count == room", "request.was_right = count > 0"),
+    Mutant("a step without drafts says that they were wrong", _SPECULATION, "            if room:\n", "            if True:\n"),
+    Mutant("few drafts leave as much to guess as many", _DEPTH, "stays * (seen[1] - seen[0])", "0.0 * (seen[1] - seen[0])"),
+    Mutant("trials cost nothing", _DEPTH, "- 1 / rate <= left_s", "- 1 / rate <= float('inf')"),
+    Mutant("what makes steps longer makes no others longer", _DEPTH, "if is_usual:  # and", "if False:  # and"),
     Mutant(
         "a step lasts from its submission on", _SPECULATION, "max(scheduled.submitted_s, self._last_end_s)", "scheduled.submitted_s"
     ),
