@@ -33,7 +33,8 @@ class EncoderPrompts:
         self.max_tokens, self.start, self._sound = max_tokens, start, sound
 
     def split(self, prompt: Any) -> tuple[Any, Any]:
-        """(what the encoder reads, what the decoder begins with or None) of a prompt. Raises ValueError for one without the first."""
+        """(what the encoder reads, what the decoder begins with or None) of a prompt. Raises ValueError for one without
+        the first."""
         if not isinstance(prompt, Mapping) or not {"encoder_prompt", "decoder_prompt"} & set(prompt):
             return prompt, None
         if others := sorted(map(str, set(prompt) - {"encoder_prompt", "decoder_prompt"})):

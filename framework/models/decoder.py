@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
 from ..plan import BoundKernel, LayerKV, LoraMeta
 from .batch import ForwardBatch
 from .expert_balancer import ExpertBalancer
-from .layers.block import Block, HiddenAndResidual, PostNormBlock, PreNormBlock
+from .layers.block import Block, HiddenAndResidual, PostNormBlock, PreNormBlock, kept_by
 from .layers.experts import Lockstep, SpreadExperts
 from .layers.linear import Linear, ReducedEmbedding
 from .layers.mlp import MoeMlp
@@ -58,7 +58,7 @@ class Decoder(PagedModel):
         self._cross = [
             layer.cross for layer in layers if isinstance(layer, PreNormBlock | PostNormBlock) and layer.cross is not None
         ]
-        super().__init__([layer.attention.paged for layer in layers] + [cross.paged for cross in self._cross])
+        super().__init__([kept_by(layer.attention) for layer in layers] + [cross.paged for cross in self._cross])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
         self.hidden_size, self.aux_layers, self._pp, self.lora = hidden_size, tuple[int, ...](), pp, lora
         self.is_last = pp.rank == pp.size - 1
@@ -99,7 +99,7 @@ class Decoder(PagedModel):
         x = self._embed(token_ids)
         return x if self._embed_scale is None else x.mul_(self._embed_scale)
 
-    def store_encoded(self, encoded: torch.Tensor, caches: Sequence[LayerKV], slots: Mapping[int, torch.Tensor]) -> None:
+    def store_encoded(self, encoded: torch.Tensor, caches: Mapping[int, LayerKV], slots: Mapping[int, torch.Tensor]) -> None:
         """What an encoder gave for a request, [S, H], becomes keys and values of every layer. slots: int64 [S] of each KV group."""
         for cross in self._cross:
             cross.store(encoded, caches[cross.paged.layer], slots[cross.paged.group])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import numpy as np
 import torch
 
-from ..models.batch import ForwardBatch, GroupBatch
-from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta
+from ..models.batch import ForwardBatch, GroupBatch, StateBatch
+from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta, StateMeta
 from .request_rows import RequestRows
 from .step_rows import StepRows
 from .transfer import all_to_device, to_device
@@ -26,6 +26,7 @@ class Batches:
     caches        of its layers
     ahead         a slot's token is so many places behind it
     has_lora      the model computes the requests' adapters
+    states        of its recurrent layers, as StateBatch has them: a request's row is that of its seat
     cross         of the groups, those of what layers keep of an encoder
     """
 
@@ -34,13 +35,14 @@ class Batches:
         rows: RequestRows,
         slot_mapping: BoundKernel,
         groups: slice,
-        caches: list[LayerKV],
+        caches: Mapping[int, LayerKV],
         ahead: int = 0,
         has_lora: bool = False,
+        states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
         cross: Collection[int] = (),
     ) -> None:
         self.rows, self.slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
-        self.has_lora, self._cross = has_lora, frozenset(cross)
+        self.has_lora, self.states, self._cross = has_lora, states or {}, frozenset(cross)
         self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in rows.tables[groups]]
 
     def build(
@@ -66,10 +68,12 @@ class Batches:
             lengths[n:],  # again: kernels may not be compiled for the address that a slice starts at
             self.rows.tables[self.groups][:, rows.seats, :width],
         )
-        slots = self.lora_slots(rows)
+        wanted, slots = len(more), self.lora_slots(rows)
         if slots is not None:
             of_tokens = slots[row_of_token]
             more = (*more, of_tokens, of_tokens[rows.logit_tokens])
+        if self.states:
+            more = (*more, rows.seats.astype(np.int32), rows.first == 0)
         if self._cross:
             more = (*more, encoded, encoded[n:])
         tensors = all_to_device((*arrays, *more), device)
@@ -94,11 +98,13 @@ class Batches:
         token_ids = self.rows.tokens[token_seats, token_positions + self.ahead if self.ahead else token_positions]
         num_decode_tokens = int(rows.bounds[n])
         batch = ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices)
-        if slots is None:
-            return batch, tensors[8:]
-        occurring = [slot for slot in np.unique(slots).tolist() if slot >= 0]
-        batch.lora, batch.lora_of_logits = (LoraMeta(index, occurring) for index in tensors[-2:])
-        return batch, tensors[8:-2]
+        own = iter(tensors[8 + wanted :])
+        if slots is not None:
+            occurring = [slot for slot in np.unique(slots).tolist() if slot >= 0]
+            batch.lora, batch.lora_of_logits = LoraMeta(next(own), occurring), LoraMeta(next(own), occurring)
+        if self.states:
+            batch.states = StateBatch(StateMeta(cu_q_all, next(own), next(own), int(rows.counts.max())), self.states)
+        return batch, tensors[8 : 8 + wanted]
 
     def lora_slots(self, rows: StepRows) -> np.ndarray | None:
         """int32 [R]: slots of the rows' adapters, -1 = none; None: no row has one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from ..engine.step import StepInput
@@ -24,7 +26,7 @@ class EncoderRunner:
         encoder: Encoder,
         decoder: Decoder,
         rows: RequestRows,
-        caches: list[LayerKV],
+        caches: Mapping[int, LayerKV],
         groups: list[int],
         slot_mapping: BoundKernel,
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -84,17 +84,18 @@ class Runner:
         model: Model,
         plan: KernelPlan,
         groups: tuple[CacheGroup, ...],
-        caches: list[LayerKV],
+        caches: Mapping[int, LayerKV],
         num_seats: int,
         block_size: int,
         device: torch.device,
         in_flight_steps: int,
         speculative: SpeculativeConfig,
+        states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
         encoder: Encoder | None = None,
         max_encoded: int = 0,
     ) -> None:
-        """in_flight_steps: how many run at a time, at most. encoder: of an encoder-decoder; max_encoded: most that it gives for a
-        request."""
+        """in_flight_steps: how many run at a time, at most; states: of recurrent layers, a row per seat; encoder: of an
+        encoder-decoder; max_encoded: most that it gives for a request."""
         self.model, self.caches, self.device = model, caches, device
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative)
         num_drafts = speculative.num_speculative_tokens
@@ -105,7 +106,7 @@ class Runner:
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups = groups
         cross = [index for index, group in enumerate(groups) if isinstance(group.spec, CrossKV)]
-        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, has_lora=model.lora is not None, cross=cross)
+        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, 0, model.lora is not None, states, cross)
         self._encoder: EncoderRunner | None = None
         if encoder is not None:
             assert isinstance(model, Decoder), "encoders are of native models"

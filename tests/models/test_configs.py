@@ -57,6 +57,8 @@ def sizes(model_type: str) -> dict[str, Any]:
         own["n_head"] = 40  # so that a head holds the 64 elements that usually rotate
     if model_type == "dots1":  # likewise
         own |= {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2}
+    if model_type == "mamba2":
+        own["num_heads"] = 80  # as many as are twice as wide as the model
     if model_type == "bloom":
         own["hidden_size"] = own.pop("n_embed")
     return own | ({"attention_types": [[["global", "local"], 4]]} if model_type == "gpt_neo" else {})
@@ -77,6 +79,9 @@ def test_falcon_40b_has_two_norms_side_by_side() -> None:
 
 
 PUBLISHED = {
+    "jamba-v0.1": 51_570_323_328,
+    "mamba-2.8b": 2_768_345_600,
+    "mamba-codestral-7b": 7_285_403_648,
     "bloom-560m": 559_214_592,
     "command-r": 34_980_831_232,
     "dbrx": 131_596_523_520,

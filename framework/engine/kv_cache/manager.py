@@ -9,7 +9,7 @@ from typing import Final
 from ..request import Request
 from .pool import NULL_BLOCK, BlockPool
 from .prefix import extend_hashes
-from .spec import CacheGroup, CrossKV, PagedKV, State
+from .spec import CacheGroup, CrossKV
 
 NEVER: Final = sys.maxsize
 
@@ -25,9 +25,9 @@ class PrefixHit:
 class KVCacheManager:
     """The block tables of all requests over one pool.
 
-    Every paged group has as many entries in a request's table; a window turns entries into null blocks. Recurrent state takes
-    one block per request, and can neither be shared nor found by prefix; nor can groups of ``CrossKV``, whose tables are as long as
-    what an encoder gave for a request.
+    Every group has as many entries in a request's table; a window turns entries into null blocks. A model of recurrent layers alone
+    has no group: its requests hold no blocks. Tables of ``CrossKV`` are as long as what an encoder gave for a request, from its
+    admission on.
     """
 
     def __init__(
@@ -38,20 +38,19 @@ class KVCacheManager:
         prefix_caching: bool = True,
         check_invariants: bool = False,
         reads_ahead: bool = False,
+        has_states: bool = False,
     ) -> None:
-        """reads_ahead: what is kept of a token depends on the token after it, too: the last block of a cached prefix does not
+        """has_states: some layers keep states, which can neither be shared nor found by prefix.
+        reads_ahead: what is kept of a token depends on the token after it, too: the last block of a cached prefix does not
         count, behind which another token may have stood."""
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, len(groups))
         self._cross = [i for i, g in enumerate(groups) if isinstance(g.spec, CrossKV)]
-        self._paged = [i for i, g in enumerate(groups) if isinstance(g.spec, PagedKV) and i not in self._cross]
-        self._states = [i for i, g in enumerate(groups) if isinstance(g.spec, State)]
-        self._windows = {
-            i: g.spec.window for i, g in enumerate(groups) if isinstance(g.spec, PagedKV) and g.spec.window is not None
-        }
-        self._unlimited = [i for i in self._paged if i not in self._windows]
-        self._num_groups = len(groups)
-        self.prefix_caching = prefix_caching and not self._states and not self._cross
+        self._growing = [i for i in range(len(groups)) if i not in self._cross]
+        self._windows = {i: g.spec.window for i, g in enumerate(groups) if g.spec.window is not None}
+        self._unlimited = [i for i in self._growing if i not in self._windows]
+        self._num_groups, self._has_states = len(groups), has_states
+        self.prefix_caching = prefix_caching and not has_states and not self._cross
         self._check_invariants, self._reads_ahead = check_invariants, reads_ahead
         self._holders: set[Request] = set()
 
@@ -61,7 +60,7 @@ class KVCacheManager:
         within a block, see ``_next_event``. num_encoded: as of ``Request``."""
         total, ahead = self._ceil(num_tokens), self._ceil(num_uncommitted - 1)
         windowed = sum(min(total, self._ceil(window - 1) + 1 + ahead) for window in self._windows.values())
-        return len(self._unlimited) * total + windowed + len(self._states) + len(self._cross) * self._ceil(num_encoded)
+        return len(self._unlimited) * total + windowed + len(self._cross) * self._ceil(num_encoded)
 
     def reads_prefix(self, request: Request) -> bool:
         """Whether the prefix cache is asked for this request. Never if it wants log-probabilities of its prompt, whatever else it
@@ -87,7 +86,7 @@ class KVCacheManager:
                 shorter = self._windowed_hit(group, window, hashes, limit)
                 settled, limit = settled and shorter == limit, shorter
         blocks: list[list[int]] = [[] for _ in range(self._num_groups)]
-        for group in self._paged:
+        for group in self._growing:
             first = self._first_live(group, limit * self.block_size)
             blocks[group] = [NULL_BLOCK if i < first else find(group, hashes[i]) or NULL_BLOCK for i in range(limit)]
         return PrefixHit(limit * self.block_size, blocks)
@@ -99,16 +98,13 @@ class KVCacheManager:
         num_new = self._ceil(num_tokens) - num_hit
         shared = [block for table in hit.blocks for block in table if block != NULL_BLOCK]
         num_cross = self._ceil(request.num_encoded)
-        needed = num_new * len(self._paged) + len(self._states) + num_cross * len(self._cross)
-        needed = max(num_reserved - len(shared), needed)
+        needed = max(num_reserved - len(shared), num_new * len(self._growing) + num_cross * len(self._cross))
         if needed > self.pool.num_free - self.pool.num_evictable(shared):
             return False
         self.pool.share(shared)
         request.blocks = hit.blocks
-        for group in self._paged:
+        for group in self._growing:
             request.blocks[group] = hit.blocks[group] + self.pool.allocate(num_new)
-        for group in self._states:
-            request.blocks[group] = self.pool.allocate(1)
         for group in self._cross:
             request.blocks[group] = self.pool.allocate(num_cross)
         self._hold(request, hit.num_tokens)
@@ -120,9 +116,9 @@ class KVCacheManager:
         num_new = self._ceil(num_tokens) - request.capacity // self.block_size
         if num_new <= 0:
             return []
-        if num_new * len(self._paged) > self.pool.num_free:
+        if num_new * len(self._growing) > self.pool.num_free:
             return None
-        grown = [(group, self.pool.allocate(num_new)) for group in self._paged]
+        grown = [(group, self.pool.allocate(num_new)) for group in self._growing]
         for group, blocks in grown:
             request.blocks[group] += blocks
         request.capacity += num_new * self.block_size
@@ -136,16 +132,16 @@ class KVCacheManager:
         num_shared_tokens = child.num_prompt_tokens - 1
         num_full, partial = divmod(num_shared_tokens, self.block_size)
         num_own = self._ceil(child.num_prompt_tokens) - num_full
-        if self._states or self._cross or num_own * len(self._paged) > self.pool.num_free:
+        if self._has_states or self._cross or num_own * len(self._growing) > self.pool.num_free:
             return None
         shared: list[list[int]] = [[] for _ in range(self._num_groups)]
-        for group in self._paged:
+        for group in self._growing:
             first = self._first_live(group, num_shared_tokens)
             shared[group] = [NULL_BLOCK if i < first else leader.blocks[group][i] for i in range(num_full + (partial > 0))]
             if NULL_BLOCK in shared[group][first:]:  # the leader's window has moved on
                 return None
         copies = []
-        for group in self._paged:
+        for group in self._growing:
             self.pool.share(shared[group][:num_full])
             own = self.pool.allocate(num_own)
             if partial and shared[group][num_full] != NULL_BLOCK:
@@ -161,7 +157,7 @@ class KVCacheManager:
         if self.prefix_caching:
             num_full = num_computed // self.block_size
             hashes = extend_hashes(request, num_full, self.block_size)
-            for group in self._paged:
+            for group in self._growing:
                 table = request.blocks[group]
                 for i in range(request.num_hashed, num_full):
                     self.pool.remember(group, hashes[i], table[i])
@@ -193,7 +189,7 @@ class KVCacheManager:
         """Asserts that pool and tables agree."""
         self.pool.check(table for request in self._holders for table in request.blocks)
         for request in self._holders:
-            for group in self._paged:
+            for group in self._growing:
                 assert len(request.blocks[group]) * self.block_size == request.capacity
             for group in self._cross:
                 assert len(request.blocks[group]) == self._ceil(request.num_encoded)
@@ -202,7 +198,7 @@ class KVCacheManager:
 
     def _hold(self, request: Request, num_computed: int) -> None:
         self._holders.add(request)
-        request.capacity = len(request.blocks[self._paged[0]]) * self.block_size if self._paged else NEVER
+        request.capacity = len(request.blocks[self._growing[0]]) * self.block_size if self._growing else NEVER
         request.num_hashed = num_computed // self.block_size
         request.next_event = self._next_event(num_computed)
         self._check()

@@ -57,14 +57,14 @@ class AttentionBinder:
             alibi_scale=rounded,
             position_bias=self._position_bias,
         )
-        o = self._binder.linear(parts["o"])
+        o, gated = self._binder.linear(parts["o"]), a.head_dim if a.family.gated_attention else None
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self._binder.weights) if self._kernels.takes_scales else None
         fused = None
         if layer.rope is not None and scales is None and a.fuses_rotary:
             fused = self._fused(shape, layer.rope, parts)
         if fused is not None:
             paged = self._kernels.layer(index, shape, writes=False)
-            return Attention(qkv, o, Fused(fused, paged), paged)
+            return Attention(qkv, o, Fused(fused, paged), paged, gated)
         normed = layer.normalizes(a.family)
         q_norm, k_norm = (self._qk_norm(parts[name]) if normed else None for name in ("q_norm", "k_norm"))
         rotary = self._rotary(layer.rope) if layer.rope is not None else None
@@ -72,7 +72,7 @@ class AttentionBinder:
         split = [*heads, a.num_kv_heads]
         after = a.family.qk_norm_rotated
         separate = Separate(q_norm, k_norm, rotary, paged, split, a.head_dim, a.qkv_clip, after, layer.temperature)
-        return Attention(qkv, o, separate, paged)
+        return Attention(qkv, o, separate, paged, gated)
 
     def over_encoded(self, parts: dict[str, Part], layer: LayerShape, index: int) -> CrossAttention:
         """index: behind the layers' own."""

@@ -20,6 +20,7 @@ from . import (
     moe,
     olmo,
     phi,
+    states,
 )
 from .family import Config, Family
 
@@ -43,6 +44,7 @@ FAMILIES: Mapping[str, Family] = {
         llama4,
         encoders,
         encoder_decoders,
+        states,
     )
     for model_type, family in kin.FAMILIES.items()
 }
