@@ -245,9 +245,9 @@ def check_mixes(kind: str, folder: Path, seeds: range) -> None:
     assert all(happened.values()), happened
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart", "whisper"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_mixes_change_nothing(kind: str, folder: Path) -> None:
-    check_mixes(kind, folder, range(6))
+    check_mixes(kind, folder, range(5))
 
 
 @pytest.mark.slow
@@ -317,7 +317,7 @@ REFUSED = [
     ("speculative_config.method", {"speculative_config": SpeculativeConfig("ngram", 2)}),
     ("lora.enabled", {"lora": LoraConfig(enabled=True)}),
     ("parallel.tp", {"parallel": ParallelConfig(tp=2)}),
-    ("parallel.tp=1, pp=2", {"parallel": ParallelConfig(pp=2)}),
+    ("parallel.pp", {"parallel": ParallelConfig(pp=2)}),
     ("quant.scheme", {"quant": QuantConfig("rtn-int4", group_size=32)}),
 ]
 
