@@ -1486,10 +1486,10 @@ MUTANTS = [
         'except TimeoutError:\n                    raise Silence(f"{self.named([rank])} broke off',
     ),
     Mutant(
-        "a start may take for ever",
+        "a start may take as long as a step",
         f"{_DISTRIBUTED}executor.py",
-        "self._messages(self._workers.wait(remaining_s))",
-        "self._messages(self._workers.wait(None))",
+        "self._shake_hands(parallel.start_timeout_s)",
+        "self._shake_hands(parallel.step_timeout_s)",
     ),
     Mutant("sources may differ", f"{_DISTRIBUTED}handshake.py", "digest.update(path.read_bytes())", "pass"),
     Mutant("Triton may differ", f"{_DISTRIBUTED}handshake.py", '("torch", "triton", "numpy")', '("torch", "numpy")'),
