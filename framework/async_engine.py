@@ -52,7 +52,7 @@ class AsyncEngine:
         given.validate()
         self.config = fold_choices(given)
         model = read_model(self.config.model)
-        self.inputs = input_processor(self.config.model, model)
+        self.inputs = input_processor(self.config.model, model, self.config)
         several = self.config.parallel.num_engines > 1
         self._client: EngineClient | Replicas = (Replicas if several else connect)(self.config, start_timeout_s)
         self.info = self._client.info

@@ -20,6 +20,7 @@ from .batches import Batches
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .drafting.proposer import DeviceProposer, Verified
+from .images import Images
 from .request_rows import RequestRows
 from .sampler import PendingLogprobs, Sampled, Sampler
 from .step_rows import DraftRows, Masks, SampleRows, StepRows
@@ -87,9 +88,10 @@ class Runner:
         device: torch.device,
         in_flight_steps: int,
         speculative: SpeculativeConfig,
+        images: Images | None = None,
     ) -> None:
-        """in_flight_steps: how many run at a time, at most."""
-        self.model, self.caches, self.device = model, caches, device
+        """in_flight_steps: how many run at a time, at most. images: None = the model reads none."""
+        self.images, self.model, self.caches, self.device = images, model, caches, device
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative)
         num_drafts = speculative.num_speculative_tokens
         on_device = num_drafts > 0 and (in_flight_steps > 1 or device.type != "cpu")
@@ -98,7 +100,8 @@ class Runner:
         slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups = groups
-        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, has_lora=model.lora is not None)
+        has_lora = model.lora is not None
+        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, has_lora=has_lora, images=images)
         self._graphs: DecodeGraphs | None = None
         self._proposer: DeviceProposer | None = None
         self._drafts: tuple[np.ndarray, DraftRows] | None = None
@@ -129,6 +132,8 @@ class Runner:
             assert self.model.lora is not None, "adapters come to models with slots for them"
             self.model.lora.load(slot, key)
         self.rows.apply(step)
+        if self.images is not None:
+            self.images.apply(step)
         failed = self._add_to_sampler(step)
         self._copy(step.copies)
         if not step.seats:
@@ -223,6 +228,8 @@ class Runner:
         """Applies the deltas and computes the rows; samples nothing, so that the next tokens are those of the requests. Logits
         [T, V] of every token of the step, in the model's dtype, valid until the next step."""
         self.rows.apply(step)
+        if self.images is not None:
+            self.images.apply(step)
         rows = self._step_rows(step)
         if self._graphs is not None and self._graphs.fits(rows, self._ahead):
             logits, _, _ = self._graphs.run(rows)
