@@ -106,7 +106,18 @@ def read_model(config: ModelConfig) -> ModelInfo:
     max_model_len = _max_model_len(config, found, architecture, pooling)
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
     return ModelInfo(
-        config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization, pooling, vision
+        config.name,
+        folder,
+        found,
+        generation,
+        dtype,
+        max_model_len,
+        _eos(eos),
+        architecture,
+        reason,
+        quantization,
+        pooling,
+        None if pooling is not None else vision,
     )
 
 

@@ -62,6 +62,11 @@ class Images:
                     self.deltas[new.seat] = delta
                 self._seats[new.seat] = _Seat(new.images, positions, delta)
 
+    def are_in(self, rows: StepRows) -> bool:
+        """Whether a step computes tokens of images."""
+        firsts = ((self._seats.get(seat), first) for seat, first in zip(rows.seats.tolist(), rows.first.tolist()))
+        return any(own is not None and first < own.images[-1].end for own, first in firsts) and bool(self._overlaps(rows))
+
     def tokens(self, rows: StepRows) -> ImageTokens | None:
         """Those of a step that are placeholders; None: there are none."""
         tokens, parts = [], []

@@ -150,7 +150,7 @@ class Runner:
         first = None if self.rows.computed is None else self.rows.computed[to_device(rows.seats, self.device)]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
         recorded = None
-        if self._graphs is not None and self._graphs.fits(rows, self._ahead):
+        if self._graphs is not None and self._graphs.fits(rows, self._ahead) and not self._has_images(rows):
             logits, hidden, recorded = self._graphs.run(rows)
             row_to_seat, position = all_to_device(targets, self.device)
         else:
@@ -231,7 +231,7 @@ class Runner:
         if self.images is not None:
             self.images.apply(step)
         rows = self._step_rows(step)
-        if self._graphs is not None and self._graphs.fits(rows, self._ahead):
+        if self._graphs is not None and self._graphs.fits(rows, self._ahead) and not self._has_images(rows):
             logits, _, _ = self._graphs.run(rows)
         else:
             batch, _ = self._batches.build(rows)
@@ -262,6 +262,10 @@ class Runner:
                     self._copy_blocks(self.caches[layer], src, dst)
                 if self._proposer is not None:
                     self._proposer.copy_blocks(index, src, dst)
+
+    def _has_images(self, rows: StepRows) -> bool:
+        """Whether any of the tokens is of an image: recordings know none. The last token of a prompt may be."""
+        return self.images is not None and self.images.are_in(rows)
 
     def _step_rows(self, step: StepInput) -> StepRows:
         seats, counts = np.asarray(step.seats), np.asarray(step.num_tokens)

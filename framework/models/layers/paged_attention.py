@@ -68,8 +68,8 @@ class PagedAttention:
         group = batch.groups[self.group]
         if self.chunk is not None:
             page_size = batch.caches[self.layer].page_size
-            parts = (meta and in_chunks(meta, self.chunk, page_size) for meta in (group.decode, group.prefill))
-            group = batch.groups[self.group] = GroupBatch(group.slot_mapping, *parts)
+            decode, prefill = (meta and in_chunks(meta, self.chunk, page_size) for meta in (group.decode, group.prefill))
+            group = batch.groups[self.group] = GroupBatch(group.slot_mapping, decode, prefill)
         if group.decode is not None:
             self.decode.begin_step(group.decode)
         if group.prefill is not None:
