@@ -49,7 +49,7 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
     text = theirs.get_text_config().to_dict()
     kept = {name: found[name] for name in ("dtype", "torch_dtype", "eos_token_id", "architectures") if found.get(name) is not None}
     tied = getattr(theirs, "tie_word_embeddings", None)
-    given = {name: value for name, value in config.architecture.items() if name in text}
+    given = {name: value for name, value in config.architecture.items() if name in text and name != "model_type"}
     merged = {**found, **text, **({} if tied is None else {"tie_word_embeddings": tied}), **kept, **given}
     window = merged.get("sliding_window")
     if model_type == "gemma3" and window is not None and theirs.mm_tokens_per_image > window:
