@@ -160,6 +160,8 @@ def _unknown_type(config: Mapping[str, Any]) -> str | None:
     if code := config.get("auto_map"):
         files = sorted({name.rpartition(".")[0].rpartition("--")[2] for name in _names_in(code)})
         reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
+    if config["model_type"] == "internvl_chat":
+        reason += "; take the checkpoint of the same model in the library's layout, whose name ends with -hf (internvl)"
     return reason + ". kernelswap models --all lists the known types"
 
 
