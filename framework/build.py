@@ -240,4 +240,7 @@ def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None
         return None, refusal
     if model.folder is None or tokenizer is None:
         return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
-    return ImagePrompts(model.folder, tokenizer, **asdict(model.vision)), ""
+    try:
+        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision)), ""
+    except ValueError as error:
+        return None, str(error)

@@ -24,12 +24,14 @@ class Vision:
 
     model_type   of its config.json
     token_id     of the placeholders that embeddings replace
+    placeholder_id  of the token that stands for an image in a prompt: the same, but of Gemma 3
     merge        side of the square of patches that make one embedding, where positions are three (Qwen2-VL); None: they are not
     whole        tokens of an image see each other (Gemma 3)
     """
 
     model_type: str
     token_id: int
+    placeholder_id: int
     merge: int | None = None
     whole: bool = False
 
@@ -58,7 +60,8 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
             f"its windows, in which they see each other, are of {window} (sliding_window)"
         )
     merge = theirs.vision_config.spatial_merge_size if model_type in ("qwen2_vl", "qwen2_5_vl") else None
-    return merged, Vision(model_type, theirs.image_token_id, merge, model_type == "gemma3")
+    is_whole, token_id = model_type == "gemma3", theirs.image_token_id
+    return merged, Vision(model_type, token_id, theirs.boi_token_index if is_whole else token_id, merge, is_whole)
 
 
 def of_larger_model(architecture: Architecture) -> Architecture:

@@ -36,22 +36,28 @@ class _Prepared:
 class ImagePrompts:
     """Prompts of the model in ``folder``, whose text has a placeholder for each image.
 
-    model_type  of its config.json
-    token_id    of the placeholders that embeddings replace
-    merge       side of the square of patches that make one embedding, where positions are three; None: they are not
-    whole       tokens of an image see each other, and are computed in one step
+    model_type .. whole  as ``Vision`` has them
+    placeholder          the text that stands for an image in a prompt
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Any, model_type: str, token_id: int, merge: int | None = None, whole: bool = False
+        self,
+        folder: Path,
+        tokenizer: Any,
+        model_type: str,
+        token_id: int,
+        placeholder_id: int,
+        merge: int | None = None,
+        whole: bool = False,
     ) -> None:
+        """Raises ValueError for a tokenizer without the tokens that images need."""
         self._folder, self._model_type, self._token_id, self._merge, self.whole = folder, model_type, token_id, merge, whole
-        self._tokenizer = tokenizer
-
-    @property
-    def placeholder(self) -> str:
-        """The text that stands for an image in a prompt."""
-        return self._processor.image_token
+        self._tokenizer, self._placeholder_id = tokenizer, placeholder_id
+        names = {number: tokenizer.convert_ids_to_tokens(number) for number in (token_id, placeholder_id)}
+        if missing := [number for number, name in names.items() if not name]:
+            raise ValueError(f"the tokenizer has no token {missing[0]}, which stands for images by the model's config.json")
+        self.placeholder: str = names[placeholder_id]
+        self._spelled = set(names.values())
 
     @property
     def chat_template(self) -> str | None:
@@ -71,7 +77,7 @@ class ImagePrompts:
 
     def of_tokens(self, token_ids: list[int], images: Sequence[Any]) -> tuple[list[int], tuple[ImageItem, ...]]:
         """The same of tokens, with one placeholder for each image. Raises ValueError."""
-        placeholder = self._tokenizer.convert_tokens_to_ids(self.placeholder)
+        placeholder = self._placeholder_id
         self._check_count(token_ids.count(placeholder), images)
         prepared = [self._prepared(image) for image in images]
         waiting, ids = iter(prepared), list[int]()
@@ -81,7 +87,7 @@ class ImagePrompts:
 
     def as_text(self, text: str) -> str:
         """A user's text, in which a placeholder that is spelled stands for no image."""
-        for token in {self.placeholder, self._tokenizer.convert_ids_to_tokens(self._token_id)}:
+        for token in self._spelled:
             text = text.replace(token, token[0] + BREAK + token[1:])
         return text
 
@@ -162,7 +168,10 @@ class ImagePrompts:
             parts = ("image_processor", "tokenizer")
             kind = type(name, (theirs,), {"get_attributes": classmethod(lambda cls: list(parts))})
             known = {key: value for key, value in options.items() if key not in (*parts, "video_processor", "processor_class")}
-            return kind(images, self._tokenizer, **known)
+            found = kind(images, self._tokenizer, **known)
+            if found.image_token != self.placeholder:
+                raise ValueError(f"it calls an image {found.image_token!r}, and the model's config.json {self.placeholder!r}")
+            return found
         except Exception as error:  # files are missing, no JSON, of another model, the tokenizer lacks a token, ...
             raise ValueError(
                 f"the model cannot take images: of the processor in {self._folder} transformers {transformers.__version__} says "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from framework import LLM, SamplingParams
 from framework.build import input_processor
 from framework.config import EngineConfig, ModelConfig
 from framework.models.read import read_model
-from framework.sampling_params import BeamSearchParams
+from framework.sampling_params import BeamSearchParams, StructuredOutputsParams
 
 from .checkpoints import make, picture
 
@@ -236,8 +237,44 @@ def test_a_folder_without_a_processor_is_refused_by_name(tmp_path: Path) -> None
     make("llava", tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
     llm = serve(tmp_path)
+    assert tokens(llm, "text alone")
     with pytest.raises(ValueError, match="the model cannot take images: of the processor in"):
         tokens(llm, prompt("<image>", picture(1)))
+
+
+def test_a_tokenizer_without_placeholders_is_refused_by_name(tmp_path: Path) -> None:
+    make("llava", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "image_token_index": 310}))
+    llm = serve(tmp_path)
+    assert tokens(llm, "text alone")
+    with pytest.raises(ValueError, match="the tokenizer has no token 310"):
+        tokens(llm, prompt("<image>", picture(1)))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"quantization": "int8"},
+        {"kv_cache_dtype": "int8"},
+        {"max_num_seqs": 1, "enable_chunked_prefill": False},
+        {"kernels": {"default": "reference"}},
+        {"enforce_eager": True},
+    ],
+)
+def test_images_go_with_other_features(given: dict[str, Any], folder: Path) -> None:
+    """What an image does does not depend on who else is there, whatever is set."""
+    llm = serve(folder, **given)
+    jobs = [prompt(f"{text}<image>", picture(number)) for number, text in enumerate(("a", "bcd", "ef"))]
+    together = tokens(llm, *jobs)
+    llm.reset_prefix_cache()
+    assert together == [tokens(llm, job)[0] for job in jobs] and len({tuple(found) for found in together}) == 3
+
+
+def test_grammars_hold_behind_images(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=9, temperature=0, structured_outputs=StructuredOutputsParams(choice=["yes", "no"]))
+    outputs = llm.generate([prompt("<image>?", picture(number)) for number in range(3)], params, use_tqdm=False)
+    assert all(output.outputs[0].text in ("yes", "no") for output in outputs)
 
 
 def test_models_that_read_images_through_the_library_alone_are_refused(folder: Path) -> None:
