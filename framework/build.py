@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .engine.lockstep import LockstepEngine
 
 Config = TypeVar("Config", bound=EngineConfig)
+PROCESSES_PER_CPU = 8
+"""More than so many would be a mistake: each imports torch and holds a model, or a part of one."""
 
 
 def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapping[str, str] | None = None) -> Engine:
@@ -49,6 +51,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     config.validate()
     if config.parallel.num_engines > 1:
         raise ValueError(f"parallel.dp={config.parallel.dp} is several engines: LLM and AsyncEngine start them, this builds one")
+    check_processes(config)
     kind = EXECUTORS[config.executor.kind]
     if clock is None:
         clock = VirtualClock() if kind.virtual_clock else WallClock()
@@ -67,6 +70,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     else:
         refuse_named_kernels(config)
     model = read_model(config.model)
+    config = settle_sharing(config, model)
     if model.pooling is not None:
         config = settle_pooling(config, model.pooling)
     inputs = input_processor(config.model, model, config)
@@ -153,6 +157,19 @@ def replica_configs(config: EngineConfig) -> list[EngineConfig]:
     return [of(index) for index in range(parallel.dp)]
 
 
+def check_processes(config: EngineConfig) -> None:
+    """Raises ValueError for more of them than this machine could run beside each other."""
+    parallel, num_cpus = config.parallel, os.cpu_count() or 1
+    has_processes = EXECUTORS[config.executor.kind].has_workers and parallel.backend == "processes"
+    count = parallel.num_engines * (parallel.num_ranks if has_processes else 1)
+    if count > PROCESSES_PER_CPU * num_cpus:
+        asked = ", ".join(f"parallel.{name}={size}" for name in ("tp", "pp", "dp") if (size := getattr(parallel, name)) > 1)
+        raise ValueError(
+            f"{asked} cannot work: this machine with {num_cpus} processors would have to run {count} processes beside each other; "
+            f"ask for {PROCESSES_PER_CPU * num_cpus} at most ({PROCESSES_PER_CPU} each)"
+        )
+
+
 def settle_block_size(config: Config, arch: str | None = None) -> Config:
     """The config with its automatic ``cache.block_size`` replaced by the one for ``arch``, or for what its steps run on."""
     if config.cache.block_size:
@@ -162,6 +179,22 @@ def settle_block_size(config: Config, arch: str | None = None) -> Config:
     if arch is None:
         _, arch = EXECUTORS[config.executor.kind].load().runs_on(config)
     return replace(config, cache=replace(config.cache, block_size=preferred_block_size(arch)))
+
+
+def settle_sharing(config: EngineConfig, model: ModelInfo) -> EngineConfig:
+    """The config with ``cache.prefix_caching`` settled: a state is of all tokens before it, so that of a model that keeps states no
+    prefix can be shared, and no draft taken back. Raises ValueError where one is asked for all the same."""
+    asked = config.cache.prefix_caching
+    if model.architecture is None or not model.architecture.has_states:
+        return replace(config, cache=replace(config.cache, prefix_caching=asked is not False))
+    why = f"layers of {config.model.name!r} keep states"
+    if asked:
+        raise ValueError(f"cache.prefix_caching=true cannot work: {why}, of which no prefix can be shared; leave it out")
+    if (method := config.speculative_config.method) is not None:
+        raise ValueError(
+            f"speculative_config.method={method} cannot work: {why}, from which no wrong draft can be taken back; leave it out"
+        )
+    return replace(config, cache=replace(config.cache, prefix_caching=False))
 
 
 def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
@@ -175,7 +208,7 @@ def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
     if config.lora.enabled:
         raise ValueError(f"lora.enabled=true cannot work: {config.model.name!r} pools, and adapters are of models that generate")
     scheduler = replace(config.scheduler, chunked_prefill=config.scheduler.chunked_prefill and pooling.causal)
-    shares = config.cache.prefix_caching and pooling.causal and pooling.kind == "LAST"
+    shares = config.cache.prefix_caching is not False and pooling.causal and pooling.kind == "LAST"
     return replace(config, scheduler=scheduler, cache=replace(config.cache, prefix_caching=shares))
 
 

@@ -113,6 +113,9 @@ _WEIGHTS = "framework/models/weights.py"
 _TENSOR_FILES = "framework/models/tensor_files.py"
 _ROPE = "framework/models/rope.py"
 _FAMILIES = "framework/models/families/"
+_CACHE_MEMORY = "framework/engine/kv_cache/memory.py"
+_MIXERS = "framework/models/layers/mixers.py"
+_ATTENTION = "framework/models/layers/attention.py"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
 _REPEATING = "experiments/repeating.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
@@ -132,7 +135,7 @@ _BLOCK_TESTS = ["tests/framework/engine/test_kv_cache.py", "tests/framework/engi
 _SHARDED_TESTS = ["tests/distributed/test_sharded_models.py"]
 _LOCKSTEP_TESTS = ["tests/distributed/test_lockstep.py"]
 _EXPERT_TESTS = ["tests/models/test_expert_map.py", "tests/distributed/test_expert_maps.py", *_LOCKSTEP_TESTS]
-_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("lockstep", "executor", "faults", "gloo_ranks", "llm")]
+_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("executor", "faults", "lockstep", "gloo_ranks", "llm")]
 _ENGINE_TESTS = ["tests/framework/engine/test_scheduler.py", "tests/framework/engine/test_engine.py"]
 _TEXT_TESTS = [
     "tests/framework/engine/test_detokenizer.py",
@@ -178,6 +181,7 @@ _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/tes
 _POOLING_TESTS = ["tests/framework/models/pooling"]
 _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
+_STATE_TESTS = ["tests/framework/worker/test_states.py"]
 
 TESTS: dict[str, list[str]] = {
     _POOLING_RULES: _POOLING_TESTS,
@@ -207,7 +211,9 @@ TESTS: dict[str, list[str]] = {
     _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
-    _BATCHES: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _CACHE_MEMORY: _STATE_TESTS,
+    **{file: ["tests/models/test_families.py::test_logits[None-qwen3-next]"] for file in (_MIXERS, _ATTENTION)},
+    _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
@@ -221,13 +227,18 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys(
         (
             _RANK,
-            *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "worker", "workers", "kinds", "launchers/threads")),
+            *(
+                f"{_DISTRIBUTED}{name}.py"
+                for name in ("executor", "questions", "rendezvous", "worker", "workers", "kinds", "launchers/threads", "handshake")
+            ),
         ),
         _DISTRIBUTED_TESTS,
     ),
+    f"{_BINDING}checks.py": ["tests/distributed/test_tokens.py", *_LOCKSTEP_TESTS],
     f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
-    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "messages"))), _LOCKSTEP_TESTS),
+    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "experts"))), _LOCKSTEP_TESTS),
+    f"{_DISTRIBUTED}messages.py": ["tests/distributed/test_executor.py", *_LOCKSTEP_TESTS],
     **{f"{_EXCHANGE}{name}.py": ["tests/triton_kernels/test_moe_exchange.py"] for name in ("torch", "deep_ep")},
     "framework/logs.py": ["tests/distributed/test_serving.py"],
     _GROUP: ["tests/triton_kernels/test_collectives.py"],
@@ -239,7 +250,7 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
+    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
     **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
     _DEVICES: _RECORDING_TESTS,
     **{
@@ -1346,17 +1357,17 @@ MUTANTS = [
     ),
     Mutant(
         "loads are those of the first scheduler",
-        f"{_DISTRIBUTED}executor.py",
+        f"{_DISTRIBUTED}experts.py",
         "if place.tp_rank == 0 else ():",
         "if place.rank == 0 else ():",
     ),
     Mutant(
         "loads count once for each rank of a stage",
-        f"{_DISTRIBUTED}executor.py",
+        f"{_DISTRIBUTED}experts.py",
         "if place.tp_rank == 0 else ():",
         "if True else ():",
     ),
-    Mutant("experts never move by themselves", f"{_DISTRIBUTED}executor.py", "self._num_steps % self._eplb_steps == 0:", "False:"),
+    Mutant("experts never move by themselves", f"{_DISTRIBUTED}experts.py", "self._num_steps % self._every == 0", "False"),
     Mutant("seeds by the scheduler", _LOCKSTEP, "        engine.num_added = self._num_added  # a", "        pass  # a"),
     Mutant(
         "an id may run twice", _LOCKSTEP, "if any(request_id in engine.processor.groups for engine in self.engines):", "if False:"
@@ -1425,8 +1436,89 @@ MUTANTS = [
     ),
     Mutant(
         "adapters are left on ranks that could read them",
-        f"{_DISTRIBUTED}executor.py",
-        "            self._executor.send(DropAdapter(one.key, [rank]))",
+        f"{_DISTRIBUTED}questions.py",
+        "            self._send(DropAdapter(one.key, [rank]))",
         "            pass",
     ),
+    Mutant(
+        "the router outlives a replica",
+        _REPLICAS,
+        "self._routed_to, self._router = living, ROUTERS[",
+        "self._routed_to, _ = living, ROUTERS[",
+    ),
+    Mutant("priorities end at the front", _FRONT, "Add(given, complete, priority, ", "Add(given, complete, 0, "),
+    Mutant("replicas share a port", _BUILD, "parallel.port + index if", "parallel.port if"),
+    Mutant("any number of processes", _REPLICAS, "        check_processes(config)\n", ""),
+    Mutant(
+        "a pipe that broke is an error of the step",
+        f"{_DISTRIBUTED}executor.py",
+        "        except OSError:\n            while True:",
+        "        except OSError:\n            raise\n            while True:",
+    ),
+    Mutant(
+        "last words are lost",
+        f"{_DISTRIBUTED}workers.py",
+        "if worker.pipe in ready:  # first",
+        "if worker.pipe in ready and worker.sentinel not in ready:  # first",
+    ),
+    Mutant("every rank answers", f"{_DISTRIBUTED}worker.py", "asked and self._place.is_output", "asked"),
+    Mutant(
+        "no ping while it idles",
+        f"{_DISTRIBUTED}executor.py",
+        "while pipe not in self._receive(self._workers.ping_s, pipe):\n            self._ping_if_due()",
+        "while pipe not in self._receive(self._workers.ping_s, pipe):\n            pass",
+    ),
+    Mutant(
+        "ranks outlive an executor that was forgotten",
+        f"{_DISTRIBUTED}executor.py",
+        "        weakref.finalize(self, self._workers.kill)\n",
+        "",
+    ),
+    Mutant(
+        "half a message is waited for", f"{_DISTRIBUTED}workers.py", "            _limit_waits(worker.pipe, self._timeout_s)\n", ""
+    ),
+    Mutant(
+        "a start may take for ever",
+        f"{_DISTRIBUTED}executor.py",
+        "self._messages(self._workers.wait(remaining_s))",
+        "self._messages(self._workers.wait(None))",
+    ),
+    Mutant("sources may differ", f"{_DISTRIBUTED}handshake.py", "digest.update(path.read_bytes())", "pass"),
+    Mutant("Triton may differ", f"{_DISTRIBUTED}handshake.py", '("torch", "triton", "numpy")', '("torch", "numpy")'),
+    Mutant("Python may differ", f"{_DISTRIBUTED}handshake.py", '"python": platform.python_version(), ', ""),
+    Mutant("kernels of other versions may differ", f"{_DISTRIBUTED}handshake.py", '("choice", "version"))', '("choice",))'),
+    Mutant(
+        "the second rank alone is compared",
+        f"{_DISTRIBUTED}handshake.py",
+        "_differences(built[0].facts, found.facts)",
+        "_differences(built[0].facts, built[1].facts)",
+    ),
+    Mutant(
+        "schedulers have no peers",
+        f"{_DISTRIBUTED}messages.py",
+        "range(self.rank % self.num_own, self.size, self.num_own)",
+        "range(self.rank % self.num_own, self.size, self.tp)",
+    ),
+    Mutant("ranks of every engine begin with GPU 0", _RANK, "(config.parallel.first_device + place.rank) %", "place.rank %"),
+    Mutant(
+        "collectives are not checked",
+        f"{_BINDING}checks.py",
+        "    if tp.size > 1:\n        called",
+        "    if False:\n        called",
+    ),
+    Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "print({op"),
+    Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),
+    Mutant("the exchange of experts is not checked", f"{_BINDING}checks.py", "if parallel.ep.size > tp.size:", "if False:"),
+    Mutant(
+        "ordered inputs are cut",
+        f"{_QUANTIZATION}shares.py",
+        "if found is not None and found.orders_inputs(",
+        "if False and found.orders_inputs(",
+    ),
+    Mutant("a request's first tokens find the states of who was there", _BATCHES, "rows.first == 0)", "rows.first < 0)"),
+    Mutant("states of padding are somebody's", _GRAPHS, ".masked_fill_(row_seats == padding_seat, -1)", ".clamp_max_(size - 1)"),
+    Mutant("states are beside what memory there is", _CACHE_MEMORY, "(available - states) // each", "available // each"),
+    Mutant("a fork shares states", _MANAGER, "if self._has_states or num_own", "if num_own"),
+    Mutant("rates and decays change places", _MIXERS, "rate, decay = ", "decay, rate = "),
+    Mutant("queries gate themselves", _ATTENTION, "heads[:, 1:-keys:2]", "heads[:, :-keys:2]"),
 ]

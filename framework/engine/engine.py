@@ -443,9 +443,10 @@ class Engine(AdapterMethods):
             executor.groups,
             executor.num_blocks,
             cache.block_size,
-            cache.prefix_caching,
+            cache.prefix_caching is not False,
             cache.check_invariants,
             executor.drafts_read_ahead,
+            executor.has_states,
         )
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
         pools = self.pooling is not None  # so that a prompt may be as long as the model, if no token is to come after it

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from ..plan import AttentionMeta, LayerKV, LoraMeta
+    from collections.abc import Mapping
+
+    from ..plan import AttentionMeta, LayerKV, LoraMeta, StateMeta
 
 
 @dataclass
@@ -45,6 +47,15 @@ class ImageTokens:
 
 
 @dataclass
+class StateBatch:
+    """What recurrent layers are handed. meta: whose tokens go through which row of the states; layers: the tensors [seats, ...] of
+    each such layer, by its number in this process, in the order of ``State.shapes``; written in place."""
+
+    meta: StateMeta
+    layers: Mapping[int, tuple[torch.Tensor, ...]]
+
+
+@dataclass
 class ForwardBatch:
     """Tokens of a step, flat; rows ordered decodes first.
 
@@ -53,25 +64,27 @@ class ForwardBatch:
                        ``mixed`` fills
     num_decode_tokens  tokens at the front that belong to decode rows
     groups             one per KV group
-    caches             one per layer
+    caches             by layer, of those that have one
     logits_indices     int64 [R']: tokens whose logits are wanted
     token_types        int64 [T]: which text of a pair each token is of; None: all are of the first
     images             embeddings that replace those of placeholders; None: there are none
     mixed              int64 [3, M]: time, row and column of such tokens, for the rows behind those of single positions
     lora               adapters of the tokens, and lora_of_logits of those whose logits are wanted; None: none has one
+    states             of a model with recurrent layers
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     num_decode_tokens: int
     groups: list[GroupBatch]
-    caches: list[LayerKV]
+    caches: Mapping[int, LayerKV]
     logits_indices: torch.Tensor
     token_types: torch.Tensor | None = None
     lora: LoraMeta | None = None
     lora_of_logits: LoraMeta | None = None
     images: ImageTokens | None = None
     mixed: torch.Tensor | None = None
+    states: StateBatch | None = None
 
     @property
     def num_tokens(self) -> int:

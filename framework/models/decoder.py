@@ -8,7 +8,7 @@ from ..plan import BoundKernel, LoraMeta
 from .batch import ForwardBatch
 from .expert_balancer import ExpertBalancer
 from .layers.angles import MixedAngles
-from .layers.block import Block, HiddenAndResidual
+from .layers.block import Block, HiddenAndResidual, kept_by
 from .layers.experts import Lockstep, SpreadExperts
 from .layers.linear import Linear, ReducedEmbedding
 from .layers.mlp import MoeMlp
@@ -55,7 +55,7 @@ class Decoder(PagedModel):
         balancer: ExpertBalancer | None = None,
         mixed_angles: tuple[MixedAngles, ...] = (),
     ) -> None:
-        super().__init__([layer.attention.paged for layer in layers])
+        super().__init__([kept_by(layer.attention) for layer in layers])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
         self.hidden_size, self.aux_layers, self._pp, self.lora = hidden_size, tuple[int, ...](), pp, lora
         self.is_last = pp.rank == pp.size - 1

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models.batch import ForwardBatch, GroupBatch
+from ..models.batch import ForwardBatch, GroupBatch, StateBatch
 from ..models.protocol import Model
-from ..plan import AttentionMeta, LoraMeta
+from ..plan import AttentionMeta, LoraMeta, StateMeta
 from .batches import MAX_DECODE_TOKENS, Batches
 from .devices import Capture, Replay
 from .request_rows import RequestRows
@@ -68,7 +68,8 @@ class DecodeRows:
         cu_q = torch.arange(0, size * query_len + 1, query_len, dtype=torch.int32, device=device)
         back = torch.arange(-query_len, 0, device=device)
         row_seats, tables = self.seats[:size], list(self.tables[batches.groups, :size])
-        row_slots = self.lora_slots[:size]
+        row_slots, padding_seat = self.lora_slots[:size], self.requests.padding_seat
+        is_first = torch.zeros(size, dtype=torch.bool, device=device)
         deltas = None if self._deltas is None else self.deltas[:size, None].expand(size, query_len)
 
         def build(first: torch.Tensor, lengths: torch.Tensor) -> ForwardBatch:
@@ -89,9 +90,13 @@ class DecodeRows:
             token_ids = tokens[seats, positions + ahead if ahead else positions]
             parts = [GroupBatch(slot, meta, None) for slot, meta in zip(slots, metas)]
             lora = LoraMeta(row_slots[:, None].expand(size, query_len).reshape(-1)) if has_lora else None
+            states = None
+            if batches.states:
+                rows = row_seats.int().masked_fill_(row_seats == padding_seat, -1)
+                states = StateBatch(StateMeta(cu_q, rows, is_first, query_len), batches.states)
             if deltas is not None:
                 positions = (positions.view(size, query_len) + deltas).flatten()
-            return ForwardBatch(token_ids, positions, size * query_len, parts, caches, row_seats[:0], lora=lora)
+            return ForwardBatch(token_ids, positions, size * query_len, parts, caches, row_seats[:0], lora=lora, states=states)
 
         return build
 

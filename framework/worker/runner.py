@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -82,15 +82,17 @@ class Runner:
         model: Model,
         plan: KernelPlan,
         groups: tuple[CacheGroup, ...],
-        caches: list[LayerKV],
+        caches: Mapping[int, LayerKV],
         num_seats: int,
         block_size: int,
         device: torch.device,
         in_flight_steps: int,
         speculative: SpeculativeConfig,
+        states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
         images: Images | None = None,
     ) -> None:
-        """in_flight_steps: how many run at a time, at most. images: None = the model reads none."""
+        """in_flight_steps: how many run at a time, at most; states: of recurrent layers, a row per seat; images: None = the model
+        reads none."""
         self.images, self.model, self.caches, self.device = images, model, caches, device
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative)
         num_drafts = speculative.num_speculative_tokens
@@ -101,7 +103,7 @@ class Runner:
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups = groups
         has_lora = model.lora is not None
-        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, has_lora=has_lora, images=images)
+        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, 0, has_lora, states, images)
         self._graphs: DecodeGraphs | None = None
         self._proposer: DeviceProposer | None = None
         self._drafts: tuple[np.ndarray, DraftRows] | None = None

@@ -47,14 +47,14 @@ class AttentionBinder:
         shape = AttentionShape(
             *dims, layer.scale, window, a.attn_softcap, sinks, alibi, causal=a.causal, chunk=chunk, alibi_scale=rounded
         )
-        o = self._binder.linear(parts["o"])
+        o, gated = self._binder.linear(parts["o"]), a.head_dim if a.family.gated_attention else None
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self._binder.weights) if self._kernels.takes_scales else None
         fused = None
         if layer.rope is not None and scales is None and a.fuses_rotary:
             fused = self._fused(shape, layer.rope, parts)
         if fused is not None:
             paged = self._kernels.layer(index, shape, writes=False, whole=self._whole)
-            return Attention(qkv, o, Fused(fused, paged), paged)
+            return Attention(qkv, o, Fused(fused, paged), paged, gated)
         normed = layer.normalizes(a.family)
         q_norm, k_norm = (self._qk_norm(parts[name]) if normed else None for name in ("q_norm", "k_norm"))
         rotary = self._rotary(layer.rope) if layer.rope is not None else None
@@ -62,7 +62,7 @@ class AttentionBinder:
         split = [*heads, a.num_kv_heads]
         after = a.family.qk_norm_rotated
         separate = Separate(q_norm, k_norm, rotary, paged, split, a.head_dim, a.qkv_clip, after, layer.temperature)
-        return Attention(qkv, o, separate, paged)
+        return Attention(qkv, o, separate, paged, gated)
 
     def over_latents(self, parts: dict[str, Part], layer: LayerShape, latent: Latent, index: int, qkv: Linear) -> LatentAttention:
         """Keys' and values' up-projections become linear layers of the heads, on queries and on what attention returns."""
