@@ -142,7 +142,7 @@ def engine_config(
     gpu_memory_utilization   part of a GPU's memory for weights, activations and KV cache together (0.9)
     kv_cache_memory_bytes    size of the KV cache; not given: what gpu_memory_utilization leaves, 1 GiB on a CPU
     kv_cache_dtype  auto (the model's), fp8, fp8_e5m2, int8_per_token_head, ...; the quantized ones have a scale per token and head
-    enable_prefix_caching    reuse the blocks of equal prefixes; None: yes, where the model allows it
+    enable_prefix_caching    reuse the blocks of equal prefixes; not given: where the model allows it
     enable_chunked_prefill   a prompt may be computed in parts
     chunked_prefill_size     longest part of a prompt in one step; not given: whatever the step has room for
     max_num_seqs    most requests running at once

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _SCHEDULER = "framework/engine/scheduler.py"
 _SPECULATION = "framework/engine/speculation.py"
+_DEPTH = "framework/speculation/depth.py"
 _REQUEST = "framework/engine/request.py"
 _ENGINE = "framework/engine/engine.py"
 _INPUTS = "framework/engine/inputs.py"
@@ -72,6 +73,7 @@ _PARTS = "framework/models/parts.py"
 _BINDING = "framework/models/binding/"
 _LORA_SLOTS = "framework/models/lora/slots.py"
 _LORA_LAYERS = "framework/models/lora/layers.py"
+_ADAPTER_HOST = "framework/worker/adapter_host.py"
 _DISTRIBUTED = "framework/distributed/"
 _RANK = "framework/worker/rank.py"
 _GROUP = "triton_kernels/group.py"
@@ -182,6 +184,7 @@ _POOLING_TESTS = ["tests/framework/models/pooling"]
 _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
+_LORA_EXACTNESS = "tests/test_lora_exactness.py"
 
 TESTS: dict[str, list[str]] = {
     _POOLING_RULES: _POOLING_TESTS,
@@ -199,6 +202,7 @@ TESTS: dict[str, list[str]] = {
     _LIBRARY_MODEL: ["tests/framework/models/test_transformers_backend.py"],
     _ENCODERS: _POOLING_TESTS,
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _DEPTH: ["tests/framework/speculation/test_depth.py"],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
     _REQUEST: _ENGINE_TESTS,
@@ -250,8 +254,9 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
+    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS],
     **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
+    _ADAPTER_HOST: _LORA_TESTS,
     _DEVICES: _RECORDING_TESTS,
     **{
         f"{_QUANTIZATION}{name}.py": [*_QUANTIZATION_TESTS, *_SHARDED_TESTS]
@@ -283,7 +288,7 @@ TESTS: dict[str, list[str]] = {
     _ADAPTERS: ["tests/framework/engine/test_adapters.py"],
     **{key: ["tests/framework/models/lora/test_peft.py"] for key in (_PEFT, _PEFT_CONFIG)},
     _SERVED_ADAPTERS: ["tests/framework/server/test_adapters.py"],
-    _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
+    _MATCHERS: [*(f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")), _LORA_EXACTNESS],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
 }
@@ -973,8 +978,14 @@ MUTANTS = [
     ),
     Mutant("a draft model is followed beyond its end", _SPECULATION, "if self.max_model_len is not None:", "if False:"),
     Mutant("drafts are checked that nobody made", _SPECULATION, "most = min(most, request.num_proposed)", "pass"),
-    Mutant("right drafts alone were checked", _SPECULATION, "room > nth and count >= nth", "room > nth and count > nth"),
-    Mutant("drafts behind wrong ones were checked", _SPECULATION, "room > nth and count >= nth", "room > nth"),
+    Mutant("right drafts alone were checked", _SPECULATION, "zip([sum(ended), *right], all_right[:most])", "zip(right, all_right)"),
+    Mutant("a row with all drafts right had one more checked", _SPECULATION, "before - full for", "before for"),
+    Mutant("nobody knows whose drafts were all right", _SPECULATION, "request.was_right = count == room", "pass"),
+    Mutant("one right draft is as good as all", _SPECULATION, "request.was_right = count == room", "request.was_right = count > 0"),
+    Mutant("a step without drafts says that they were wrong", _SPECULATION, "            if room:\n", "            if True:\n"),
+    Mutant("few drafts leave as much to guess as many", _DEPTH, "stays * (seen[1] - seen[0])", "0.0 * (seen[1] - seen[0])"),
+    Mutant("trials cost nothing", _DEPTH, "- 1 / rate <= left_s", "- 1 / rate <= float('inf')"),
+    Mutant("what makes steps longer makes no others longer", _DEPTH, "if is_usual:  # and", "if False:  # and"),
     Mutant(
         "a step lasts from its submission on", _SPECULATION, "max(scheduled.submitted_s, self._last_end_s)", "scheduled.submitted_s"
     ),
@@ -1285,8 +1296,21 @@ MUTANTS = [
     Mutant("parts that an adapter lacks keep what was in its slot", _LORA_SLOTS, "tensor[slot].zero_()", "pass"),
     Mutant("ranks have the first columns of A", _LORA_SLOTS, "a[..., columns.start : columns.stop]", "a[..., : len(columns)]"),
     Mutant("an adapter is gone when one of two is dropped", _LORA_SLOTS, "if not self._holds[key]:", "if True:"),
-    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, ".float() * self.scale[slots]", ".float()"),
-    Mutant("every rank adapts every word", _LORA_LAYERS, "shrunk * held[:, None]", "shrunk"),
+    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, "scale = self.scale[meta.index]", "scale = 1"),
+    Mutant(
+        "who has its grammar waits for nothing else",
+        _MATCHERS,
+        "        self.num_served[job.backend] += 1\n        self.compiler.release",
+        "        self.num_served[job.backend] += 1\n        request.is_ready = None\n        self.compiler.release",
+    ),
+    Mutant("the index of one row with drafts is not contiguous", _GRAPHS, ".contiguous().view(-1)", ".reshape(-1)"),
+    Mutant(
+        "reading adapters has threads of its own", _ADAPTER_HOST, "self._thread.submit(torch.set_num_threads, 1).result()", "pass"
+    ),
+    Mutant(
+        "steps without adapters compute them", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[True]"
+    ),
+    Mutant("every rank adapts every word", _LORA_LAYERS, " * scale * held[:, None]", " * scale"),
     Mutant(
         "logits have the adapters of the first tokens",
         _BATCHES,
@@ -1475,7 +1499,10 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "half a message is waited for", f"{_DISTRIBUTED}workers.py", "            _limit_waits(worker.pipe, self._timeout_s)\n", ""
+        "who broke off a message has ended",
+        f"{_DISTRIBUTED}workers.py",
+        'except BlockingIOError:\n                    raise Silence(f"{self.named([rank])} broke off',
+        'except TimeoutError:\n                    raise Silence(f"{self.named([rank])} broke off',
     ),
     Mutant(
         "a start may take for ever",

@@ -362,7 +362,7 @@ def test_other_versions_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) 
 def test_other_configurations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = framework.distributed.worker.flat
     monkeypatch.setattr(framework.distributed.worker, "flat", lambda config: flat(config) | {"cache.prefix_caching": "False"})
-    with pytest.raises(ValueError, match=r"cache.prefix_caching differs: False in the worker of rank 0, True in the engine's proc"):
+    with pytest.raises(ValueError, match=r"cache.prefix_caching differs: False in the worker of rank 0, None in the engine's proc"):
         make_engine(make_config(2, "threads"), null_rank)
 
 
