@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from framework.config import ModelConfig
 from framework.executor.kinds import EXECUTORS
 from framework.lora_request import LoRARequest
 from framework.models.read import read_model
@@ -28,7 +29,7 @@ def made_up_adapters(config: ServeConfig) -> Iterator[ServeConfig]:
     with tempfile.TemporaryDirectory() as folder:
         if EXECUTORS[config.executor.kind].has_device:
             for i in range(1, workload.num_loras + 1):
-                _write(config, Path(folder) / str(i), i)
+                write_adapter(Path(folder) / str(i), config.model, workload.lora_rank, i, config.lora.target_modules)
         yield replace(config, workload=replace(workload, lora_folder=folder))
 
 
@@ -38,20 +39,20 @@ def load_adapters(engine: Any, config: ServeConfig) -> None:
         engine.add_lora(LoRARequest(f"adapter-{i}", i, f"{config.workload.lora_folder}/{i}"))
 
 
-def _write(config: ServeConfig, folder: Path, seed: int) -> None:
-    """On all linear layers of the model's layers. What they add is small beside what the layer computes."""
+def write_adapter(folder: Path, model: ModelConfig, rank: int, seed: int, target_modules: list[str] | None = None) -> None:
+    """On all linear layers of the model's layers. What they add is small beside what the layer computes. target_modules: as of
+    LoraConfig. Raises ValueError for a model that takes no adapters."""
     import torch
     from safetensors.torch import save_file
 
     from framework.models.lora.adapter import adaptable_parts
 
-    info, rank = read_model(config.model), config.workload.lora_rank
+    info = read_model(model)
     if info.architecture is None:
-        given = f"workload.num_loras={config.workload.num_loras}"
-        raise ValueError(f"{given} cannot work: adapters are of native models; {info.reason}")
+        raise ValueError(f"{model.name} takes no adapters, which are of native models; {info.reason}")
     dtype, generator = getattr(torch, info.dtype), torch.Generator().manual_seed(seed)
     tensors, targets = {}, []
-    for name, part in adaptable_parts(info.architecture, config.lora.target_modules).items():
+    for name, part in adaptable_parts(info.architecture, target_modules).items():
         for source, rows in zip(part.sources, part.rows) if name.startswith("layers.") else ():
             targets.append(source)
             for matrix, shape in (("A", (rank, part.columns or 0)), ("B", (rows, rank))):

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .engine.lockstep import LockstepEngine
 
 Config = TypeVar("Config", bound=EngineConfig)
+PROCESSES_PER_CPU = 8
+"""More than so many would be a mistake: each imports torch and holds a model, or a part of one."""
 
 
 def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapping[str, str] | None = None) -> Engine:
@@ -47,6 +49,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     config.validate()
     if config.parallel.num_engines > 1:
         raise ValueError(f"parallel.dp={config.parallel.dp} is several engines: LLM and AsyncEngine start them, this builds one")
+    check_processes(config)
     kind = EXECUTORS[config.executor.kind]
     if clock is None:
         clock = VirtualClock() if kind.virtual_clock else WallClock()
@@ -150,6 +153,19 @@ def replica_configs(config: EngineConfig) -> list[EngineConfig]:
         return replace(config, parallel=own, router=EngineConfig.router, num_threads=num_threads, seed=seed)
 
     return [of(index) for index in range(parallel.dp)]
+
+
+def check_processes(config: EngineConfig) -> None:
+    """Raises ValueError for more of them than this machine could run beside each other."""
+    parallel, num_cpus = config.parallel, os.cpu_count() or 1
+    has_processes = EXECUTORS[config.executor.kind].has_workers and parallel.backend == "processes"
+    count = parallel.num_engines * (parallel.num_ranks if has_processes else 1)
+    if count > PROCESSES_PER_CPU * num_cpus:
+        asked = ", ".join(f"parallel.{name}={size}" for name in ("tp", "pp", "dp") if (size := getattr(parallel, name)) > 1)
+        raise ValueError(
+            f"{asked} cannot work: this machine with {num_cpus} processors would have to run {count} processes beside each other; "
+            f"ask for {PROCESSES_PER_CPU * num_cpus} at most ({PROCESSES_PER_CPU} each)"
+        )
 
 
 def settle_block_size(config: Config, arch: str | None = None) -> Config:

@@ -219,6 +219,7 @@ class ParallelConfig:
                     silent for so long while it has work
 
     Of executor.kind=distributed:
+    start_timeout_s    ranks that are not ready after so long are ended
     redundant_experts  of each layer, beside one of each expert: replicas that share their load
     expert_loads       a file of how often experts were chosen (``write_loads``), by which they are replicated and packed at the
                        start
@@ -235,6 +236,7 @@ class ParallelConfig:
     ep: int = 1
     first_device: int = 0
     step_timeout_s: float = 300.0
+    start_timeout_s: float = 600.0
     redundant_experts: int = 0
     expert_loads: str | None = None
     eplb: bool = False
@@ -381,9 +383,12 @@ class EngineConfig:
             "0 (any) or a port's number, one for each engine",
         )
         require(p.first_device >= 0, "parallel.first_device", p.first_device, "0 or more")
-        require(0 < p.step_timeout_s < math.inf, "parallel.step_timeout_s", p.step_timeout_s, "more than 0")
+        for name in ("step_timeout_s", "start_timeout_s"):
+            require(0 < getattr(p, name) < math.inf, f"parallel.{name}", getattr(p, name), "more than 0")
         readers = {"first_device": kind.has_device, "step_timeout_s": p.dp > 1}
-        readers |= dict.fromkeys(("redundant_experts", "expert_loads", "eplb", "backend", "port", "placement"), False)
+        readers |= dict.fromkeys(
+            ("start_timeout_s", "redundant_experts", "expert_loads", "eplb", "backend", "port", "placement"), False
+        )
         if not kind.has_workers:
             able = ", ".join(name for name, other in EXECUTORS.items() if other.has_workers)
             require(p.ep in (1, p.tp), "parallel.ep", p.ep, f"1, or {p.tp} as parallel.tp (executor.kind={self.executor.kind})")

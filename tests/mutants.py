@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _SCHEDULER = "framework/engine/scheduler.py"
 _SPECULATION = "framework/engine/speculation.py"
+_DEPTH = "framework/speculation/depth.py"
 _REQUEST = "framework/engine/request.py"
 _ENGINE = "framework/engine/engine.py"
 _INPUTS = "framework/engine/inputs.py"
@@ -67,6 +68,7 @@ _PARTS = "framework/models/parts.py"
 _BINDING = "framework/models/binding/"
 _LORA_SLOTS = "framework/models/lora/slots.py"
 _LORA_LAYERS = "framework/models/lora/layers.py"
+_ADAPTER_HOST = "framework/worker/adapter_host.py"
 _DISTRIBUTED = "framework/distributed/"
 _RANK = "framework/worker/rank.py"
 _GROUP = "triton_kernels/group.py"
@@ -130,7 +132,7 @@ _BLOCK_TESTS = ["tests/framework/engine/test_kv_cache.py", "tests/framework/engi
 _SHARDED_TESTS = ["tests/distributed/test_sharded_models.py"]
 _LOCKSTEP_TESTS = ["tests/distributed/test_lockstep.py"]
 _EXPERT_TESTS = ["tests/models/test_expert_map.py", "tests/distributed/test_expert_maps.py", *_LOCKSTEP_TESTS]
-_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("lockstep", "executor", "faults", "gloo_ranks", "llm")]
+_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("executor", "faults", "lockstep", "gloo_ranks", "llm")]
 _ENGINE_TESTS = ["tests/framework/engine/test_scheduler.py", "tests/framework/engine/test_engine.py"]
 _TEXT_TESTS = [
     "tests/framework/engine/test_detokenizer.py",
@@ -175,6 +177,7 @@ _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/tes
 _POOLING_TESTS = ["tests/framework/models/pooling"]
 _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
+_LORA_EXACTNESS = "tests/test_lora_exactness.py"
 
 TESTS: dict[str, list[str]] = {
     _POOLING_RULES: _POOLING_TESTS,
@@ -191,6 +194,7 @@ TESTS: dict[str, list[str]] = {
     _LIBRARY_MODEL: ["tests/framework/models/test_transformers_backend.py"],
     _ENCODERS: _POOLING_TESTS,
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _DEPTH: ["tests/framework/speculation/test_depth.py"],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
     _REQUEST: _ENGINE_TESTS,
@@ -219,13 +223,18 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys(
         (
             _RANK,
-            *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "worker", "workers", "kinds", "launchers/threads")),
+            *(
+                f"{_DISTRIBUTED}{name}.py"
+                for name in ("executor", "questions", "rendezvous", "worker", "workers", "kinds", "launchers/threads", "handshake")
+            ),
         ),
         _DISTRIBUTED_TESTS,
     ),
+    f"{_BINDING}checks.py": ["tests/distributed/test_tokens.py", *_LOCKSTEP_TESTS],
     f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
-    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "messages"))), _LOCKSTEP_TESTS),
+    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "experts"))), _LOCKSTEP_TESTS),
+    f"{_DISTRIBUTED}messages.py": ["tests/distributed/test_executor.py", *_LOCKSTEP_TESTS],
     **{f"{_EXCHANGE}{name}.py": ["tests/triton_kernels/test_moe_exchange.py"] for name in ("torch", "deep_ep")},
     "framework/logs.py": ["tests/distributed/test_serving.py"],
     _GROUP: ["tests/triton_kernels/test_collectives.py"],
@@ -237,8 +246,9 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS],
+    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS],
     **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
+    _ADAPTER_HOST: _LORA_TESTS,
     _DEVICES: _RECORDING_TESTS,
     **{
         f"{_QUANTIZATION}{name}.py": [*_QUANTIZATION_TESTS, *_SHARDED_TESTS]
@@ -270,7 +280,7 @@ TESTS: dict[str, list[str]] = {
     _ADAPTERS: ["tests/framework/engine/test_adapters.py"],
     **{key: ["tests/framework/models/lora/test_peft.py"] for key in (_PEFT, _PEFT_CONFIG)},
     _SERVED_ADAPTERS: ["tests/framework/server/test_adapters.py"],
-    _MATCHERS: [f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")],
+    _MATCHERS: [*(f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")), _LORA_EXACTNESS],
     **{f"{_LOAD}{name}.py": _LOAD_TESTS for name in ("driver", "metrics", "run", "table")},
     **dict.fromkeys((_REPEATING, _SWEEP_FOLDER), _SWEEP_TESTS),
 }
@@ -960,8 +970,14 @@ MUTANTS = [
     ),
     Mutant("a draft model is followed beyond its end", _SPECULATION, "if self.max_model_len is not None:", "if False:"),
     Mutant("drafts are checked that nobody made", _SPECULATION, "most = min(most, request.num_proposed)", "pass"),
-    Mutant("right drafts alone were checked", _SPECULATION, "room > nth and count >= nth", "room > nth and count > nth"),
-    Mutant("drafts behind wrong ones were checked", _SPECULATION, "room > nth and count >= nth", "room > nth"),
+    Mutant("right drafts alone were checked", _SPECULATION, "zip([sum(ended), *right], all_right[:most])", "zip(right, all_right)"),
+    Mutant("a row with all drafts right had one more checked", _SPECULATION, "before - full for", "before for"),
+    Mutant("nobody knows whose drafts were all right", _SPECULATION, "request.was_right = count == room", "pass"),
+    Mutant("one right draft is as good as all", _SPECULATION, "request.was_right = count == room", "request.was_right = count > 0"),
+    Mutant("a step without drafts says that they were wrong", _SPECULATION, "            if room:\n", "            if True:\n"),
+    Mutant("few drafts leave as much to guess as many", _DEPTH, "stays * (seen[1] - seen[0])", "0.0 * (seen[1] - seen[0])"),
+    Mutant("trials cost nothing", _DEPTH, "- 1 / rate <= left_s", "- 1 / rate <= float('inf')"),
+    Mutant("what makes steps longer makes no others longer", _DEPTH, "if is_usual:  # and", "if False:  # and"),
     Mutant(
         "a step lasts from its submission on", _SPECULATION, "max(scheduled.submitted_s, self._last_end_s)", "scheduled.submitted_s"
     ),
@@ -1261,8 +1277,21 @@ MUTANTS = [
     Mutant("parts that an adapter lacks keep what was in its slot", _LORA_SLOTS, "tensor[slot].zero_()", "pass"),
     Mutant("ranks have the first columns of A", _LORA_SLOTS, "a[..., columns.start : columns.stop]", "a[..., : len(columns)]"),
     Mutant("an adapter is gone when one of two is dropped", _LORA_SLOTS, "if not self._holds[key]:", "if True:"),
-    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, ".float() * self.scale[slots]", ".float()"),
-    Mutant("every rank adapts every word", _LORA_LAYERS, "shrunk * held[:, None]", "shrunk"),
+    Mutant("adapters of an embedding are not scaled", _LORA_LAYERS, "scale = self.scale[meta.index]", "scale = 1"),
+    Mutant(
+        "who has its grammar waits for nothing else",
+        _MATCHERS,
+        "        self.num_served[job.backend] += 1\n        self.compiler.release",
+        "        self.num_served[job.backend] += 1\n        request.is_ready = None\n        self.compiler.release",
+    ),
+    Mutant("the index of one row with drafts is not contiguous", _GRAPHS, ".contiguous().view(-1)", ".reshape(-1)"),
+    Mutant(
+        "reading adapters has threads of its own", _ADAPTER_HOST, "self._thread.submit(torch.set_num_threads, 1).result()", "pass"
+    ),
+    Mutant(
+        "steps without adapters compute them", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[True]"
+    ),
+    Mutant("every rank adapts every word", _LORA_LAYERS, " * scale * held[:, None]", " * scale"),
     Mutant(
         "logits have the adapters of the first tokens",
         _BATCHES,
@@ -1333,17 +1362,17 @@ MUTANTS = [
     ),
     Mutant(
         "loads are those of the first scheduler",
-        f"{_DISTRIBUTED}executor.py",
+        f"{_DISTRIBUTED}experts.py",
         "if place.tp_rank == 0 else ():",
         "if place.rank == 0 else ():",
     ),
     Mutant(
         "loads count once for each rank of a stage",
-        f"{_DISTRIBUTED}executor.py",
+        f"{_DISTRIBUTED}experts.py",
         "if place.tp_rank == 0 else ():",
         "if True else ():",
     ),
-    Mutant("experts never move by themselves", f"{_DISTRIBUTED}executor.py", "self._num_steps % self._eplb_steps == 0:", "False:"),
+    Mutant("experts never move by themselves", f"{_DISTRIBUTED}experts.py", "self._num_steps % self._every == 0", "False"),
     Mutant("seeds by the scheduler", _LOCKSTEP, "        engine.num_added = self._num_added  # a", "        pass  # a"),
     Mutant(
         "an id may run twice", _LOCKSTEP, "if any(request_id in engine.processor.groups for engine in self.engines):", "if False:"
@@ -1412,9 +1441,87 @@ MUTANTS = [
     ),
     Mutant(
         "adapters are left on ranks that could read them",
-        f"{_DISTRIBUTED}executor.py",
-        "            self._executor.send(DropAdapter(one.key, [rank]))",
+        f"{_DISTRIBUTED}questions.py",
+        "            self._send(DropAdapter(one.key, [rank]))",
         "            pass",
+    ),
+    Mutant(
+        "the router outlives a replica",
+        _REPLICAS,
+        "self._routed_to, self._router = living, ROUTERS[",
+        "self._routed_to, _ = living, ROUTERS[",
+    ),
+    Mutant("priorities end at the front", _FRONT, "Add(given, complete, priority, ", "Add(given, complete, 0, "),
+    Mutant("replicas share a port", _BUILD, "parallel.port + index if", "parallel.port if"),
+    Mutant("any number of processes", _REPLICAS, "        check_processes(config)\n", ""),
+    Mutant(
+        "a pipe that broke is an error of the step",
+        f"{_DISTRIBUTED}executor.py",
+        "        except OSError:\n            while True:",
+        "        except OSError:\n            raise\n            while True:",
+    ),
+    Mutant(
+        "last words are lost",
+        f"{_DISTRIBUTED}workers.py",
+        "if worker.pipe in ready:  # first",
+        "if worker.pipe in ready and worker.sentinel not in ready:  # first",
+    ),
+    Mutant("every rank answers", f"{_DISTRIBUTED}worker.py", "asked and self._place.is_output", "asked"),
+    Mutant(
+        "no ping while it idles",
+        f"{_DISTRIBUTED}executor.py",
+        "while pipe not in self._receive(self._workers.ping_s, pipe):\n            self._ping_if_due()",
+        "while pipe not in self._receive(self._workers.ping_s, pipe):\n            pass",
+    ),
+    Mutant(
+        "ranks outlive an executor that was forgotten",
+        f"{_DISTRIBUTED}executor.py",
+        "        weakref.finalize(self, self._workers.kill)\n",
+        "",
+    ),
+    Mutant(
+        "who broke off a message has ended",
+        f"{_DISTRIBUTED}workers.py",
+        'except BlockingIOError:\n                    raise Silence(f"{self.named([rank])} broke off',
+        'except TimeoutError:\n                    raise Silence(f"{self.named([rank])} broke off',
+    ),
+    Mutant(
+        "a start may take for ever",
+        f"{_DISTRIBUTED}executor.py",
+        "self._messages(self._workers.wait(remaining_s))",
+        "self._messages(self._workers.wait(None))",
+    ),
+    Mutant("sources may differ", f"{_DISTRIBUTED}handshake.py", "digest.update(path.read_bytes())", "pass"),
+    Mutant("Triton may differ", f"{_DISTRIBUTED}handshake.py", '("torch", "triton", "numpy")', '("torch", "numpy")'),
+    Mutant("Python may differ", f"{_DISTRIBUTED}handshake.py", '"python": platform.python_version(), ', ""),
+    Mutant("kernels of other versions may differ", f"{_DISTRIBUTED}handshake.py", '("choice", "version"))', '("choice",))'),
+    Mutant(
+        "the second rank alone is compared",
+        f"{_DISTRIBUTED}handshake.py",
+        "_differences(built[0].facts, found.facts)",
+        "_differences(built[0].facts, built[1].facts)",
+    ),
+    Mutant(
+        "schedulers have no peers",
+        f"{_DISTRIBUTED}messages.py",
+        "range(self.rank % self.num_own, self.size, self.num_own)",
+        "range(self.rank % self.num_own, self.size, self.tp)",
+    ),
+    Mutant("ranks of every engine begin with GPU 0", _RANK, "(config.parallel.first_device + place.rank) %", "place.rank %"),
+    Mutant(
+        "collectives are not checked",
+        f"{_BINDING}checks.py",
+        "    if tp.size > 1:\n        called",
+        "    if False:\n        called",
+    ),
+    Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "print({op"),
+    Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),
+    Mutant("the exchange of experts is not checked", f"{_BINDING}checks.py", "if parallel.ep.size > tp.size:", "if False:"),
+    Mutant(
+        "ordered inputs are cut",
+        f"{_QUANTIZATION}shares.py",
+        "if found is not None and found.orders_inputs(",
+        "if False and found.orders_inputs(",
     ),
     Mutant("a request's first tokens find the states of who was there", _BATCHES, "rows.first == 0)", "rows.first < 0)"),
     Mutant("states of padding are somebody's", _GRAPHS, ".masked_fill_(row_seats == padding_seat, -1)", ".clamp_max_(size - 1)"),

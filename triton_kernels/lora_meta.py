@@ -13,7 +13,7 @@ import torch
 class LoraMeta:
     """The adapters of a step's rows; shared by all adapted layers that compute these rows.
 
-    index      int32 [T]: slot of each row's adapter, -1 = none
+    index      int32 [T], contiguous: slot of each row's adapter, -1 = none
     slots      host: every slot that occurs in ``index``; others may be among them. None: any may occur, as in recordings, whose
                index changes from replay to replay
     workspace  scratch by impl name; ``begin_step`` fills it once per step for all layers
@@ -22,6 +22,9 @@ class LoraMeta:
     index: torch.Tensor
     slots: Sequence[int] | None = None
     workspace: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.index.is_contiguous(), "kernels read it by address"
 
     @property
     def num_reqs(self) -> int:

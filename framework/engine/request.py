@@ -45,6 +45,7 @@ class Request:
     num_hashed      leading blocks that were offered to the prefix cache
     next_event      number of computed tokens at which a step's commit has more to do than to append a token
     num_proposed    drafts that its last step in flight, or the last that came back, leaves in the executor
+    was_right       all its drafts were right in the last step that had room for any
     num_stale_steps steps in flight from before a preemption; the request may not resume before they have delivered
     leader          completion 0 of the same prompt, whose prompt blocks this one will share
     followers       requests that wait for this one's prompt
@@ -86,6 +87,7 @@ class Request:
         "stop_ids",
         "stop_reason",
         "token_ids",
+        "was_right",
     )
 
     def __init__(
@@ -118,6 +120,7 @@ class Request:
         self.blocks: list[list[int]] = []
         self.block_hashes: list[bytes] = []
         self.num_stale_steps = self.num_preemptions = 0
+        self.was_right = False
         self.num_cached_tokens: int | None = None
         self.leader: Request | None = None
         self.followers: list[Request] = []

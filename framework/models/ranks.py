@@ -48,8 +48,8 @@ def _refuse_states(a: Architecture, name: str, size: int) -> None:
         )
 
 
-def check_ranks(model: ModelInfo, parallel: ParallelConfig) -> None:
-    """Raises ValueError for a model that cannot be cut like that, from its config alone."""
+def check_ranks(model: ModelInfo, parallel: ParallelConfig, quant: QuantConfig) -> None:
+    """Raises ValueError for a model that cannot be cut like that, from its config alone. quant: of its weights."""
     if parallel.tp * parallel.pp * parallel.ep == 1:
         return
     asked = ", ".join(f"parallel.{name}={size}" for name in ("tp", "pp", "ep") if (size := getattr(parallel, name)) > 1)
@@ -61,8 +61,15 @@ def check_ranks(model: ModelInfo, parallel: ParallelConfig) -> None:
     if model.pooling is not None:
         raise ValueError(f"{asked} cannot work: {model.name!r} pools; leave it at 1")
     stages(model.architecture, parallel.pp)
-    rank_architecture(model.architecture, parallel)
+    rank = rank_architecture(model.architecture, parallel)
     first_map(model.architecture, parallel)
+    if parallel.tp > 1 and model.quantization is not None:
+        from .quantization.shares import check_shares
+
+        scheme = read_weight_scheme(model, quant)
+        whole, first = model.architecture, Parallel(Ranks(0, parallel.tp), ep=Ranks(0, parallel.ep))
+        for index in range(len(whole.layers)):
+            check_shares(layer_shares(rank, whole, index, first).values(), scheme)
 
 
 def rank_architecture(a: Architecture, parallel: ParallelConfig) -> Architecture:

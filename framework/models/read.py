@@ -71,7 +71,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
     if found["model_type"] in TOWERS:
         found = towers_config(config, found, folder)
     generation = read_json(folder, "generation_config.json")
-    architecture, reason = None, ""
+    architecture, reason = None, "model.backend=transformers"
     if config.backend != "transformers":
         architecture, reason = read_native(found)
         if architecture is None and config.backend == "native":
@@ -85,9 +85,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
     pooling = read_pooling(config, found, folder, size, causal)
     if pooling is not None and pooling.towers is None:
         if architecture is None:
-            raise ValueError(
-                f"model {config.name!r} cannot pool: only native models can, and {reason or 'model.backend=transformers'}"
-            )
+            raise ValueError(f"model {config.name!r} cannot pool: only native models can, and {reason}")
         architecture = replace(architecture, has_logits=False)
     max_model_len = _max_model_len(config, found, architecture, pooling)
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)

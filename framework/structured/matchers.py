@@ -215,6 +215,8 @@ class Matchers:
         self._filled = [move.constraint for move in moves] if len(masks) == len(moves) else [], masks
 
     def _is_ready(self, request: Request) -> bool:
+        if request in self._active:
+            return True  # it was preempted, or has waited for something else, too
         job = self._jobs[request]
         if (grammar := self.compiler.result(job)) is None:
             return False
@@ -224,7 +226,6 @@ class Matchers:
             self._held_words = np.flatnonzero(self._held).tolist()
         self.num_served[job.backend] += 1
         self.compiler.release(self._jobs.pop(request))
-        request.is_ready = None  # and stays so when it is preempted
         return True
 
 

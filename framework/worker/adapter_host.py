@@ -24,6 +24,11 @@ class AdapterHost:
         self._parts = adaptable_parts(model.architecture, config.lora.target_modules)
         self._family, self._dtype = model.architecture.family, lora_dtype(config.lora, getattr(torch, model.dtype))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-adapters")
+        # A thread that computes with several has a team of its own, for ever: OpenMP, with more threads than processors, would put
+        # those of every step to sleep between any two kernels.
+        num_threads = self._thread.submit(torch.get_num_threads).result()  # from then on the thread's own
+        self._thread.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(num_threads)  # of all others, which that call was for, too
 
     def load(self, request: LoRARequest) -> Future[LoadedAdapter]:
         """As ``HoldsAdapters.load_adapter``."""

@@ -85,7 +85,7 @@ class DecodeRows:
                     slot.masked_fill_(computed, -1)
             token_ids = tokens[seats, positions + ahead if ahead else positions]
             parts = [GroupBatch(slot, meta, None) for slot, meta in zip(slots, metas)]
-            lora = LoraMeta(row_slots[:, None].expand(size, query_len).reshape(-1)) if has_lora else None
+            lora = LoraMeta(row_slots[:, None].expand(size, query_len).contiguous().view(-1)) if has_lora else None
             states = None
             if batches.states:
                 rows = row_seats.int().masked_fill_(row_seats == padding_seat, -1)

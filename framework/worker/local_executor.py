@@ -23,6 +23,7 @@ from ..engine.step import StepInput
 from ..logs import memory_size
 from ..lora_request import LoRARequest
 from ..models.batch import ForwardBatch, GroupBatch, StateBatch
+from ..models.binding.checks import check_rank_kernels
 from ..models.expert_balancer import ExpertBalancer
 from ..models.expert_map import ExpertMap
 from ..models.load import load_model
@@ -93,6 +94,9 @@ class LocalExecutor:
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, probes)
+        if model.architecture is not None:
+            scheme = read_scheme(model.quantization, config.quant)
+            check_rank_kernels(self.plan, model.architecture, parallel, scheme, getattr(torch, model.dtype))
         with _phase("weights") as said:
             self._model = load_model(
                 config.model,

@@ -105,6 +105,20 @@ def test_requests_that_cannot_be_served_end_alone(folder: Path, expected: list[l
     llm.shutdown()
 
 
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gpt2", "phi3", "mixtral"])
+def test_families(name: str, tmp_path: Path) -> None:
+    """Biases, norms of q and k, weights that are fused on disk, adapters of the attention alone; the llama is above. The prompt is
+    as long as what transformers scales long ones' positions from."""
+    model, prompt = make(EXAMPLES[name], tmp_path / "base"), [(7 * i + i * i) % 200 for i in range(48)]
+    targets, wanted = linear_modules(model), [greedy(model, prompt)]
+    for number, rank in ((1, 8), (2, 3)):
+        wanted.append(greedy(write_adapter(model, tmp_path / str(number), rank, targets[::number], seed=number), prompt))
+    llm = LLM(config(tmp_path, max_loras=2))
+    assert tokens(llm, [prompt] * 3, [adapter(tmp_path, number) for number in range(3)]) == wanted
+    assert len({tuple(found) for found in wanted}) == 3
+    llm.shutdown()
+
+
 def test_new_weights_in_place(folder: Path, expected: list[list[int]], tmp_path: Path) -> None:
     """Under the same name, id and path."""
     (tmp_path / "a").symlink_to(folder / "1")

@@ -73,15 +73,15 @@ def test_lora_is_a_product_with_the_merged_weight(name: str, slices: tuple[int, 
         pytest.skip(reasons[0])
     generator, rank = torch.Generator().manual_seed(2), 4
     weight, x = torch.randn(24, 20, generator=generator), torch.randn(9, 20, generator=generator)
-    lora_a, lora_b = torch.randn(3, rank * len(slices), 20, generator=generator), torch.randn(3, 24, rank, generator=generator)
+    lora_a, lora_b = torch.randn(3, rank * len(slices), 20, generator=generator), torch.randn(3, rank, 24, generator=generator)
     scale, index = torch.rand(3, rank * len(slices), generator=generator), torch.tensor([2, -1, 0, 0, 1, -1, 2, 1, 0]).int()
     y, meta = x @ weight.T, LoraMeta(index)
     y[1, 3], y[5, 0] = torch.nan, -0.0
     before = y.clone()
     shrunk = bind("lora_shrink", name, {"lora_a": lora_a, "scale": scale})(x, meta)
     bind("lora_expand", name, {"lora_b": lora_b}, slices=slices)(y, shrunk, meta)
-    scaled, parts = (scale[..., None].double() * lora_a.double()).split(rank, 1), lora_b.double().split(slices, 1)
-    merged = weight.double() + torch.cat([b @ a for a, b in zip(scaled, parts)], 1)
+    scaled, parts = (scale[..., None].double() * lora_a.double()).split(rank, 1), lora_b.double().split(slices, 2)
+    merged = weight.double() + torch.cat([b.mT @ a for a, b in zip(scaled, parts)], 1)
     for token, adapter in enumerate(index.tolist()):
         if adapter < 0:
             assert torch.equal(y[token].view(torch.int32), before[token].view(torch.int32))

@@ -70,7 +70,7 @@ def _expand(
     return {
         "y": randn(generator, torch.float32 if partial_sum else dtype, device, tokens, features + pad)[:, pad:],
         "shrunk": randn(generator, torch.float32, device, tokens, rank * slices),
-        "lora_b": randn(generator, dtype, device, num_adapters, features, rank, scale=rank**-0.5),
+        "lora_b": randn(generator, dtype, device, num_adapters, rank, features, scale=rank**-0.5),
         "meta": _meta(generator, device, tokens, num_adapters, none, runs, known),
         "slices": (features - sum(widths), *widths),
     }

@@ -27,20 +27,20 @@ def lora_shrink_reference(x: torch.Tensor, meta: LoraMeta, lora_a: torch.Tensor,
 def lora_expand_reference(
     y: torch.Tensor, shrunk: torch.Tensor, meta: LoraMeta, lora_b: torch.Tensor, slices: tuple[int, ...]
 ) -> None:
-    """Adds B of each token's adapter times shrunk f32 [T, n * r] to y [T, N], in place; B [L, N, r].
+    """Adds B of each token's adapter times shrunk f32 [T, n * r] to y [T, N], in place; B [L, r, N]: a column for each output.
 
-    slices    columns of y, N in all, of each of the n slices: slice i of y gets its rows of B times columns i * r to (i + 1) * r
-              of ``shrunk``
+    slices    columns of y, N in all, of each of the n slices: slice i of y gets columns i * r to (i + 1) * r of ``shrunk``
+              times its columns of B
     Rows without adapter (-1) keep their bits. y may be float32 whatever the dtype of the activations (a rank's part of a sum).
     Impls may round ``shrunk`` to the dtype of B."""
-    rank = lora_b.shape[2]
+    rank = lora_b.shape[1]
     for slot in meta.index.unique().tolist():
         if slot < 0:
             continue
         rows, start = (meta.index == slot).nonzero()[:, 0], 0
         for nth, width in enumerate(slices):
             columns = slice(start, start + width)
-            delta = shrunk[rows, nth * rank : (nth + 1) * rank].double() @ lora_b[slot, columns].double().T
+            delta = shrunk[rows, nth * rank : (nth + 1) * rank].double() @ lora_b[slot][:, columns].double()
             y[rows, columns] = (y[rows, columns].double() + delta).to(y.dtype)
             start += width
 
@@ -67,7 +67,7 @@ def lora_shrink_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lora_expand_facts(bound: Mapping[str, Any]) -> dict[str, Any]:
-    return {"rank": bound["lora_b"].shape[2], "weight_dtype": bound["lora_b"].dtype}
+    return {"rank": bound["lora_b"].shape[1], "weight_dtype": bound["lora_b"].dtype}
 
 
 def _dense_shrink(args: Mapping[str, Any]) -> Callable[[], Any]:
@@ -77,8 +77,8 @@ def _dense_shrink(args: Mapping[str, Any]) -> Callable[[], Any]:
 
 def _dense_expand(args: Mapping[str, Any]) -> Callable[[], Any]:
     y, b = args["y"], args["lora_b"][0].to(args["y"].dtype)
-    shrunk = args["shrunk"][:, : b.shape[1]].to(y.dtype)
-    return lambda: y.addmm_(shrunk, b.T)
+    shrunk = args["shrunk"][:, : b.shape[0]].to(y.dtype)
+    return lambda: y.addmm_(shrunk, b)
 
 
 lora_shrink = Op(

@@ -29,18 +29,22 @@ class AdaptedLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, out]."""
-        y, meta = self.linear(x), self.step.meta
-        if meta is not None:
-            self.expand(y, self.shrink(x, meta), meta)
+        meta = self.step.meta
+        if meta is None:
+            return self.linear(x)
+        shrunk = self.shrink(x, meta)  # before the layer: kernels of a CPU wait for one another at the end of that
+        y = self.linear(x)
+        self.expand(y, shrunk, meta)
         return y
 
 
 @dataclass(slots=True)
 class AdaptedEmbedding:
-    """An embedding, of a rank's share of the vocabulary from ``vocab_start`` on, with the slots of its adapters.
+    """An embedding, or a rank's share of it, with the slots of its adapters.
 
     table  [slots, V, rank]: what A has for each token
     scale  float32 [slots, rank]
+    share  of the vocabulary; None: all of it
     """
 
     embedding: BoundKernel
@@ -48,14 +52,19 @@ class AdaptedEmbedding:
     scale: torch.Tensor
     expand: BoundKernel
     step: LoraStep
-    vocab_start: int = 0
+    share: range | None = None
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
         """token_ids [T] -> [T, H]."""
         y, meta = self.embedding(token_ids), self.step.meta
         if meta is not None:
-            slots, places = meta.index.clamp_min(0).long(), token_ids - self.vocab_start
-            held = (places >= 0) & (places < self.table.shape[1])
-            shrunk = self.table[slots, torch.where(held, places, 0)].float() * self.scale[slots]
-            self.expand(y, shrunk * held[:, None], meta)
+            # Rows without an adapter (-1) find that of the last slot, which expand passes over.
+            scale = self.scale[meta.index]
+            if self.share is None:
+                shrunk = self.table[meta.index, token_ids].float() * scale
+            else:
+                places = token_ids - self.share.start
+                held = (places >= 0) & (places < len(self.share))
+                shrunk = self.table[meta.index, torch.where(held, places, 0)].float() * scale * held[:, None]
+            self.expand(y, shrunk, meta)
         return y

@@ -27,7 +27,7 @@ class _Staged:
     """A rank's share of an adapter of one part, as ``PartSlots.write`` takes it: of slices of lower ranks the rest is zeros.
 
     a      [n, r, K], of an embedding [V, r]
-    b      [N, r]
+    b      [r, N]
     scale  float32 [n, r]
     """
 
@@ -44,7 +44,7 @@ class PartSlots:
     """The slots of one part, of n slices (``part.sources``), with zeros where there is no adapter.
 
     a      [slots, n * max_rank, K], of an embedding [slots, V, max_rank]
-    b      [slots, N, max_rank]
+    b      [slots, max_rank, N]
     scale  float32 [slots, n * max_rank]
     """
 
@@ -64,7 +64,7 @@ class PartSlots:
             [one] = slices
             assert one is not None
             table = one.a.T if self.part.share is None else own_bias(one.a.T.contiguous(), self.part)
-            return self._pinned(table.to(dtype), one.b.to(dtype), one.scale[None].float())
+            return self._pinned(table.to(dtype), one.b.T.to(dtype), one.scale[None].float())
         whole = self.part if self.part.share is None else self.part.share[0]
         a = torch.zeros(self.num_slices, rank, whole.columns or 0, dtype=dtype)
         b, scale = torch.zeros(sum(whole.rows), rank, dtype=dtype), torch.zeros(self.num_slices, rank)
@@ -75,7 +75,7 @@ class PartSlots:
         if self.part.share is not None:
             columns = self.part.own[1]
             a, b = a[..., columns.start : columns.stop], own_bias(b, self.part)
-        return self._pinned(a, b, scale)
+        return self._pinned(a, b.T, scale)
 
     def write(self, slot: int, staged: _Staged | None) -> None:
         """Puts an adapter into a slot, behind what is queued on the device; None: one that leaves this part as it is."""
@@ -86,12 +86,12 @@ class PartSlots:
             self._used[slot] = False
             return
         self._used[slot] = True
-        rank = staged.b.shape[1]
+        rank = staged.b.shape[0]
         if self.is_table:
             _fill(self.a[slot], staged.a, rank, dim=1)
         else:
             _fill(self.a[slot].unflatten(0, (self.num_slices, -1)), staged.a, rank, dim=1)
-        _fill(self.b[slot], staged.b, rank, dim=1)
+        _fill(self.b[slot], staged.b, rank, dim=0)
         _fill(self.scale[slot].unflatten(0, (self.num_slices, -1)), staged.scale, rank, dim=1)
 
     def _pinned(self, *tensors: torch.Tensor) -> _Staged:
@@ -131,7 +131,8 @@ class LoraSlots:
         if slots is None:
             return embedding
         expand = self._expand(slots, (part.columns or 0,))
-        return AdaptedEmbedding(embedding, slots.a, slots.scale, expand, self.step, vocab_start)
+        share = None if part.share is None else range(vocab_start, vocab_start + slots.a.shape[1])
+        return AdaptedEmbedding(embedding, slots.a, slots.scale, expand, self.step, share)
 
     def begin_step(self, meta: LoraMeta) -> None:
         """Once per step: lets kernels prepare what all layers share."""
@@ -211,7 +212,7 @@ def lora_bytes(parts: Iterable[tuple[str, Part]], config: LoraConfig, model_dtyp
 def _shapes(part: Part, is_table: bool, max_rank: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """a, b and scale of a slot."""
     rows, columns, ranks = sum(part.rows), part.columns or 0, len(part.sources) * max_rank
-    return ((rows, max_rank), (columns, max_rank), (ranks,)) if is_table else ((ranks, columns), (rows, max_rank), (ranks,))
+    return ((rows, max_rank), (max_rank, columns), (ranks,)) if is_table else ((ranks, columns), (max_rank, rows), (ranks,))
 
 
 def _fill(target: torch.Tensor, values: torch.Tensor, rank: int, dim: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,13 @@ from framework.config import CacheConfig, EngineConfig, GraphConfig, LoraConfig,
 from framework.engine.step import NewRequest, StepInput, TokenLogprobs
 from framework.models.lora.adapter import Adapter, Slice, adaptable_parts
 from framework.models.read import read_model
+from framework.plan import Recording, record
 from framework.sampling_params import SamplingParams
+from framework.worker import devices
+from framework.worker.adapter_host import AdapterHost
 from framework.worker.local_executor import LocalExecutor
+
+from ...tiny_adapters import write_tiny_adapter
 
 MODEL = ModelConfig("tiny", dtype="float32")
 BLOCK, SEATS, SLOTS = 16, 6, 3
@@ -148,6 +154,39 @@ def test_recorded_steps_give_what_others_do(mixed: dict[int, list[tuple[int, Tok
     for slots in (MIXED, {0: 2, 1: 2, 2: -1}, {3: -1, 4: -1, 5: -1}, {0: -1, 1: 0, 2: 1}, {0: -1, 1: -1, 2: -1}):
         recorded, called = serve(found, slots), serve(plain, slots)
         assert all(close(recorded[seat], called[seat]) for seat in slots)
+
+
+def test_steps_without_adapters_are_recorded_as_without_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings: list[Recording] = []
+
+    def recorded(*given: Any) -> Recording:
+        recordings.append(record(*given))
+        return recordings[-1]
+
+    monkeypatch.setattr(devices, "record", recorded)
+    kinds = []
+    for lora in (True, False):
+        recordings.clear()
+        if not executor(lora).plan.recorded:
+            pytest.skip("nothing is recorded here")
+        serve(executor(lora), {0: -1, 1: -1})
+        kinds.append([(len(one.parts), one.num_kernels) for one in recordings])
+    assert kinds[0] == kinds[1] != []
+
+
+def test_reading_takes_no_threads_that_steps_need(tmp_path: Path) -> None:
+    """OpenMP has threads wait for one another by sleeping as soon as it has more of them than there are processors."""
+    slots, before = executor()._model.lora, torch.get_num_threads()
+    assert slots is not None
+    torch.set_num_threads(2)
+    try:
+        host = AdapterHost(EngineConfig(MODEL, lora=LoraConfig(enabled=True, max_rank=64)), read_model(MODEL), slots)
+        host.load(write_tiny_adapter(tmp_path / "a", 1, 64)).result()
+        assert host._thread.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 2
+        host.shutdown()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_prompt_logprobs_are_those_of_the_adapter(mixed: dict[int, list[tuple[int, TokenLogprobs]]]) -> None:

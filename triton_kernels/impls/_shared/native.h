@@ -2,7 +2,7 @@
 
    A kernel is a function `void name(const struct name *call)`, and runs in all threads of a team at once: `replay` (native_replay.c)
    opens the team, for one call or for a recorded list of them. A kernel shares its work out with `#pragma omp for`, whose barrier
-   at the end is also what the next kernel of a list waits for. */
+   at the end is also what the next kernel of a list waits for, unless a kernel says otherwise. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,9 +1,12 @@
 /* lora_shrink and lora_expand for a CPU: each row with the adapter that its index names, and with bits that do not depend on other
    rows. Both read an adapter where its slot lies, since slots are written while the engine runs: nothing is packed. Ranks that an
-   adapter has not, and slots hold zeros for, are passed over: those with a scale of 0, and those that shrinking left at 0. */
+   adapter has not, and slots hold zeros for, are passed over: those with a scale of 0, and those that shrinking left at 0.
+
+   lora_shrink ends without a barrier, so that threads go on to the linear layer beside it, at whose end they wait for one another:
+   in a recording another kernel lies between it and what reads its output. */
 #include "native_lanes.h"
 
-enum { RANKS = 4, COLUMNS = 64, TOKENS = 256 }; /* of a thread's piece of work */
+enum { RANKS = 4, VECTORS = 4, COLUMNS = VECTORS * LANES, TOKENS = 256 }; /* of a thread's piece of work */
 #if defined(__AVX512F__)
 enum { ROWS = 4 }; /* that keep their sums in registers */
 #else
@@ -17,11 +20,6 @@ enum { STEP = 2 * LANES }; /* an instruction multiplies pairs */
 typedef __m512i part;
 INLINE uint32_t first(int64_t count) { return count < STEP ? (1u << count) - 1 : ~0u; }
 INLINE part load(const element *x, int64_t count) { return _mm512_maskz_loadu_epi16(first(count), x); }
-INLINE part load_floats(const float *x, int64_t count) {
-    const __m512 low = _mm512_maskz_loadu_ps((__mmask16)first(count), x);
-    const __m512 high = _mm512_maskz_loadu_ps((__mmask16)(first(count) >> LANES), x + LANES);
-    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
-}
 INLINE lanes multiply_add(lanes sum, part x, part y) { return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y); }
 #else
 enum { STEP = LANES };
@@ -31,18 +29,17 @@ INLINE part load(const element *x, int64_t count) {
     if (count < LANES) memcpy(found, x, (size_t)count * sizeof(element));
     return widen_lanes(count < LANES ? found : x);
 }
-INLINE part load_floats(const float *x, int64_t count) {
-    float found[LANES] = {0};
-    if (count < LANES) memcpy(found, x, (size_t)count * sizeof(float));
-    return *(const lanes *)(count < LANES ? found : x);
-}
 INLINE lanes multiply_add(lanes sum, part x, part y) { return sum + x * y; }
 #endif
 
 static inline int is_zero(const float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        if (x[i] != 0) return 0;
-    return 1;
+    uint32_t found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        found |= bits << 1; /* without the sign */
+    }
+    return !found;
 }
 
 struct lora_shrink {
@@ -96,7 +93,7 @@ static void shrink(const struct lora_shrink *c, int64_t first, int64_t end, int6
 
 void lora_shrink(const struct lora_shrink *c) {
     const int64_t pieces = (c->ranks + RANKS - 1) / RANKS, chunks = (c->num_rows + TOKENS - 1) / TOKENS;
-#pragma omp for collapse(2) schedule(static)
+#pragma omp for collapse(2) schedule(static) nowait
     for (int64_t m = 0; m < chunks; m++)
         for (int64_t p = 0; p < pieces; p++) {
             const int64_t rank = p * RANKS, left = c->ranks - rank < RANKS ? c->ranks - rank : RANKS;
@@ -119,27 +116,30 @@ struct lora_expand {
     int64_t num_rows, num_columns, rank, y_row, shrunk_row, wide;
 };
 
-/* Lane n: b[n] . x, of `count` rows of B, LANES at most. */
-INLINE lanes deltas(const struct lora_expand *c, const float *x, int64_t rank, const element *b, int count) {
-    lanes sums[LANES] = {0};
-    for (int64_t r = 0; r < rank; r += STEP) {
-        const int64_t left = c->rank - r;
-        const part values = load_floats(x + r, left);
-#pragma GCC unroll 16
-        for (int n = 0; n < count; n++) sums[place_of(n)] = multiply_add(sums[place_of(n)], values, load(b + n * c->rank + r, left));
+/* Adds x @ b to columns n to n + count * LANES of a row. */
+INLINE void add(const struct lora_expand *c, int64_t row, int64_t n, const float *x, int64_t rank, const element *b, int count) {
+    const int64_t at = row * c->y_row + n;
+    lanes sums[VECTORS] = {0};
+    for (int64_t r = 0; r < rank; r++) {
+        if (x[r] == 0) continue;
+        const element *values = b + r * c->num_columns + n;
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++) sums[i] += x[r] * widen_lanes(values + i * LANES);
     }
-    return sums_of(sums);
+#pragma GCC unroll 4
+    for (int i = 0; i < count; i++) {
+        if (c->wide) *(lanes *)((float *)c->y + at + i * LANES) += sums[i];
+        else narrow_lanes(widen_lanes((element *)c->y + at + i * LANES) + sums[i], (element *)c->y + at + i * LANES);
+    }
 }
 
-/* Adds to columns n to n + count of a row. */
-INLINE void add(const struct lora_expand *c, int64_t row, int64_t n, lanes delta, int count) {
+/* The same of one column. */
+static void add_one(const struct lora_expand *c, int64_t row, int64_t n, const float *x, int64_t rank, const element *b) {
     const int64_t at = row * c->y_row + n;
-    if (c->wide && count == LANES) *(lanes *)((float *)c->y + at) += delta;
-    else if (count == LANES) narrow_lanes(widen_lanes((element *)c->y + at) + delta, (element *)c->y + at);
-    else for (int i = 0; i < count; i++) {
-        if (c->wide) ((float *)c->y)[at + i] += delta[i];
-        else ((element *)c->y)[at + i] = narrow(widen(((element *)c->y)[at + i]) + delta[i]);
-    }
+    float sum = 0;
+    for (int64_t r = 0; r < rank; r++) sum += x[r] * widen(b[r * c->num_columns + n]);
+    if (c->wide) ((float *)c->y)[at] += sum;
+    else ((element *)c->y)[at] = narrow(widen(((element *)c->y)[at]) + sum);
 }
 
 void lora_expand(const struct lora_expand *c) {
@@ -154,10 +154,11 @@ void lora_expand(const struct lora_expand *c) {
             for (int64_t n = p * COLUMNS; n < end; slice++) {
                 const int64_t stop = c->ends[slice] < end ? c->ends[slice] : end;
                 const float *x = c->shrunk + t * c->shrunk_row + slice * c->rank;
-                int64_t rank = c->rank;
-                while (n < stop && rank && x[rank - 1] == 0) rank--;
-                for (; n + LANES <= stop; n += LANES) add(c, t, n, deltas(c, x, rank, b + n * c->rank, LANES), LANES);
-                for (; n < stop; n++) add(c, t, n, deltas(c, x, rank, b + n * c->rank, 1), 1);
+                int64_t rank = n < stop ? c->rank : 0;
+                while (rank > LANES && is_zero(x + rank - LANES, LANES)) rank -= LANES;
+                for (; n + COLUMNS <= stop; n += COLUMNS) add(c, t, n, x, rank, b, VECTORS);
+                for (; n + LANES <= stop; n += LANES) add(c, t, n, x, rank, b, 1);
+                for (; n < stop; n++) add_one(c, t, n, x, rank, b);
             }
         }
     }

@@ -28,6 +28,6 @@ class NativeExpand:
 
     def __call__(self, y: torch.Tensor, shrunk: torch.Tensor, meta: LoraMeta) -> None:
         assert y.stride(1) == shrunk.stride(1) == 1, "columns must be contiguous"
-        _, num_columns, rank = self.b.shape
+        _, rank, num_columns = self.b.shape
         sizes = y.shape[0], num_columns, rank, y.stride(0), shrunk.stride(0), y.dtype == torch.float32
         self.run(y.shape[0] * num_columns * rank, y, shrunk, self.b, meta.index, self.ends, *sizes)

@@ -1,6 +1,6 @@
 """The second thin GEMM of LoRA, added in place. Tokens are grouped by adapter on the device, once per step for all layers
 (``moe_align`` with one choice per token). The grid is row tiles x blocks of columns, of which none crosses from one slice (q, k,
-v) to the next; a program multiplies a tile of one adapter's tokens with rows of its B, the slice's whole rank in steps of
+v) to the next; a program multiplies a tile of one adapter's tokens with columns of its B, the slice's whole rank in steps of
 BLOCK_K, adds the rows of y in float32 and rounds once. The accumulator lives in registers, tiles of the shrunk activations,
 rounded to the dtype of B, and of B in shared memory. Each element of y belongs to one program, so nothing is atomic, a token's
 result keeps its bits in any batch, and rows without an adapter are not touched. Bound by the bytes of y and B.
@@ -35,7 +35,7 @@ def _expand_kernel(
     stride_shrunk,
     b_ptr,
     b_adapter,
-    b_row,
+    b_rank,
     blocks_ptr,
     ALIGNED: tl.constexpr,
     RANK: tl.constexpr,
@@ -53,18 +53,19 @@ def _expand_kernel(
     shrunk_ptr += tl.load(blocks_ptr + 3 * tl.program_id(1) + 2) * RANK
     columns = first + tl.arange(0, BLOCK_N)
     ks = tl.arange(0, BLOCK_K)
-    b_rows = b_ptr + adapter.to(tl.int64) * b_adapter + columns.to(tl.int64)[:, None] * b_row
+    b_ptr += adapter.to(tl.int64) * b_adapter
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if INTERPRET else tl.float32)
     for step in tl.range(0, RANK, BLOCK_K):
         k = step + ks
         shrunk = tl.load(
             shrunk_ptr + tokens[:, None] * stride_shrunk + k[None, :], mask=inside[:, None] & (k < RANK)[None, :], other=0.0
         ).to(b_ptr.dtype.element_ty)
-        b = tl.load(b_rows + k[None, :], mask=(columns < end)[:, None] & (k < RANK)[None, :], other=0.0)
+        b_rows = b_ptr + k.to(tl.int64)[:, None] * b_rank
+        b = tl.load(b_rows + columns[None, :], mask=(k < RANK)[:, None] & (columns < end)[None, :], other=0.0)
         if INTERPRET:  # its GEMMs round by their place in the tile, which float64 hides
-            acc = tl.dot(shrunk.to(tl.float64), tl.trans(b).to(tl.float64), acc, out_dtype=tl.float64)
+            acc = tl.dot(shrunk.to(tl.float64), b.to(tl.float64), acc, out_dtype=tl.float64)
         else:
-            acc = tl.dot(shrunk, tl.trans(b), acc, input_precision="ieee")
+            acc = tl.dot(shrunk, b, acc, input_precision="ieee")
     target = y_ptr + tokens[:, None] * stride_y + columns[None, :]
     mask = inside[:, None] & (columns < end)[None, :]
     total = tl.load(target, mask=mask, other=0.0).to(tl.float32) + acc.to(tl.float32)
@@ -88,17 +89,17 @@ class TritonExpand:
         default = (64, 16) if spec.dtype == torch.float32 else (128, 64)
         self.block_m = options["block_m"]
         block_n, block_k = options["block_n"] or default[0], options["block_k"] or default[1]
-        self.num_adapters, num_columns, rank = lora_b.shape
-        assert sum(slices) == num_columns, f"slices of {slices} columns, but B has {num_columns} rows"
-        b_adapter, b_row, b_element = lora_b.stride()
-        assert b_element == 1, "rows of B must be contiguous"
+        self.num_adapters, rank, num_columns = lora_b.shape
+        assert sum(slices) == num_columns, f"slices of {slices} columns, but B has {num_columns}"
+        b_adapter, b_rank, b_element = lora_b.stride()
+        assert b_element == 1, "columns of B must be contiguous"
         blocks = _blocks(slices, block_n)
         self.num_blocks = len(blocks)
         self.launch = Launch(
             _expand_kernel,
             b_ptr=lora_b,
             b_adapter=b_adapter,
-            b_row=b_row,
+            b_rank=b_rank,
             blocks_ptr=torch.tensor(blocks, dtype=torch.int32, device=lora_b.device),
             ALIGNED=math.gcd(16, *slices),
             RANK=rank,
