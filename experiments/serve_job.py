@@ -64,7 +64,9 @@ def _serve_with_engine(config: ServeConfig) -> Served:
         record = run_workload(engines, workload, ROUTERS[config.router](config.seed), progress=True)
     report = engine.plan_report()
     wall_s = f"{time.perf_counter() - start:.1f}"  # which under a virtual clock is no metric
-    settled = {"block_size": str(engine.config.cache.block_size), "in_flight_steps": str(engine.in_flight_steps), "wall_s": wall_s}
+    cache, steps = engine.config.cache, str(engine.in_flight_steps)
+    settled = {"block_size": str(cache.block_size), "in_flight_steps": steps, "wall_s": wall_s}
+    settled["prefix_caching"] = "on" if cache.prefix_caching else "off"
     for each in engines:
         each.shutdown()
     further = {**start_costs, "num_late_compilations": len(compiled)} | (shares.metrics() if shares is not None else {})

@@ -46,7 +46,7 @@ class Mode(NamedTuple):
     settings: Settings
     rounds: dict[int, int]
     workload: WorkloadConfig = HELDOUT
-    num_warmups: int = 8
+    num_warmups: int = 16
 
 
 NGRAM = {"method": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 5, "prompt_lookup_match": "rightmost"}

@@ -43,7 +43,8 @@ class AsyncEngine:
     tokens do not depend on which of them it gets.
     """
 
-    def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float = 600.0) -> None:
+    def __init__(self, config: EngineConfig | str | None = None, *, start_timeout_s: float | None = None) -> None:
+        """start_timeout_s: None = a minute more than ``parallel.start_timeout_s``, whose errors say more."""
         from .build import input_processor, pooling_rules
         from .models.read import read_model
         from .plan import fold_choices
@@ -52,8 +53,10 @@ class AsyncEngine:
         given.validate()
         self.config = fold_choices(given)
         model = read_model(self.config.model)
-        self.inputs = input_processor(self.config.model, model)
+        self.inputs = input_processor(self.config.model, model, self.config)
         several = self.config.parallel.num_engines > 1
+        if start_timeout_s is None:
+            start_timeout_s = self.config.parallel.start_timeout_s + 60.0
         self._client: EngineClient | Replicas = (Replicas if several else connect)(self.config, start_timeout_s)
         self.info = self._client.info
         rules = pooling_rules(self.config, model, self.inputs.tokenizer)

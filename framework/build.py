@@ -6,7 +6,7 @@ import atexit
 import gc
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .clock import Clock, VirtualClock, WallClock
@@ -23,6 +23,8 @@ from .interpreter import enable_interpreter
 from .models.hub import resolve_model
 from .models.pooling.settings import Pooling
 from .models.read import ModelInfo, read_model
+from .multimodal.processor import ImagePrompts
+from .multimodal.support import images_refusal
 from .speculation.depth import depth_of
 from .speculation.table import proposer_kind
 from .structured.backends.protocol import Vocabulary
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from .engine.lockstep import LockstepEngine
 
 Config = TypeVar("Config", bound=EngineConfig)
+PROCESSES_PER_CPU = 8
+"""More than so many would be a mistake: each imports torch and holds a model, or a part of one."""
 
 
 def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapping[str, str] | None = None) -> Engine:
@@ -47,6 +51,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     config.validate()
     if config.parallel.num_engines > 1:
         raise ValueError(f"parallel.dp={config.parallel.dp} is several engines: LLM and AsyncEngine start them, this builds one")
+    check_processes(config)
     kind = EXECUTORS[config.executor.kind]
     if clock is None:
         clock = VirtualClock() if kind.virtual_clock else WallClock()
@@ -65,9 +70,10 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     else:
         refuse_named_kernels(config)
     model = read_model(config.model)
+    config = settle_sharing(config, model)
     if model.pooling is not None:
         config = settle_pooling(config, model.pooling)
-    inputs = input_processor(config.model, model)
+    inputs = input_processor(config.model, model, config)
     executor = kind.load().open(config, model, clock)
     pooling = pooling_rules(config, model, inputs.tokenizer)
     if config.parallel.num_schedulers > 1:
@@ -151,6 +157,19 @@ def replica_configs(config: EngineConfig) -> list[EngineConfig]:
     return [of(index) for index in range(parallel.dp)]
 
 
+def check_processes(config: EngineConfig) -> None:
+    """Raises ValueError for more of them than this machine could run beside each other."""
+    parallel, num_cpus = config.parallel, os.cpu_count() or 1
+    has_processes = EXECUTORS[config.executor.kind].has_workers and parallel.backend == "processes"
+    count = parallel.num_engines * (parallel.num_ranks if has_processes else 1)
+    if count > PROCESSES_PER_CPU * num_cpus:
+        asked = ", ".join(f"parallel.{name}={size}" for name in ("tp", "pp", "dp") if (size := getattr(parallel, name)) > 1)
+        raise ValueError(
+            f"{asked} cannot work: this machine with {num_cpus} processors would have to run {count} processes beside each other; "
+            f"ask for {PROCESSES_PER_CPU * num_cpus} at most ({PROCESSES_PER_CPU} each)"
+        )
+
+
 def settle_block_size(config: Config, arch: str | None = None) -> Config:
     """The config with its automatic ``cache.block_size`` replaced by the one for ``arch``, or for what its steps run on."""
     if config.cache.block_size:
@@ -160,6 +179,22 @@ def settle_block_size(config: Config, arch: str | None = None) -> Config:
     if arch is None:
         _, arch = EXECUTORS[config.executor.kind].load().runs_on(config)
     return replace(config, cache=replace(config.cache, block_size=preferred_block_size(arch)))
+
+
+def settle_sharing(config: EngineConfig, model: ModelInfo) -> EngineConfig:
+    """The config with ``cache.prefix_caching`` settled: a state is of all tokens before it, so that of a model that keeps states no
+    prefix can be shared, and no draft taken back. Raises ValueError where one is asked for all the same."""
+    asked = config.cache.prefix_caching
+    if model.architecture is None or not model.architecture.has_states:
+        return replace(config, cache=replace(config.cache, prefix_caching=asked is not False))
+    why = f"layers of {config.model.name!r} keep states"
+    if asked:
+        raise ValueError(f"cache.prefix_caching=true cannot work: {why}, of which no prefix can be shared; leave it out")
+    if (method := config.speculative_config.method) is not None:
+        raise ValueError(
+            f"speculative_config.method={method} cannot work: {why}, from which no wrong draft can be taken back; leave it out"
+        )
+    return replace(config, cache=replace(config.cache, prefix_caching=False))
 
 
 def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
@@ -173,7 +208,7 @@ def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
     if config.lora.enabled:
         raise ValueError(f"lora.enabled=true cannot work: {config.model.name!r} pools, and adapters are of models that generate")
     scheduler = replace(config.scheduler, chunked_prefill=config.scheduler.chunked_prefill and pooling.causal)
-    shares = config.cache.prefix_caching and pooling.causal and pooling.kind == "LAST"
+    shares = config.cache.prefix_caching is not False and pooling.causal and pooling.kind == "LAST"
     return replace(config, scheduler=scheduler, cache=replace(config.cache, prefix_caching=shares))
 
 
@@ -212,9 +247,10 @@ def freeze_garbage() -> None:
     atexit.register(gc.unfreeze)  # the end of the process is to find it all
 
 
-def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
+def input_processor(config: ModelConfig, model: ModelInfo, engine: EngineConfig | None = None) -> InputProcessor:
     """Tokenizer, default parameters and end-of-sequence ids of a model. A model described by ``architecture`` alone has no
-    tokenizer, unless it borrows that of ``config.tokenizer``; where neither config names an end, the tokenizer's counts."""
+    tokenizer, unless it borrows that of ``config.tokenizer``; where neither config names an end, the tokenizer's counts. engine:
+    that the prompts are for; None: none, so that they have no images."""
     source = resolve_model(config.tokenizer, weights=False) if config.tokenizer else model.folder
     tokenizer = None if source is None or config.skip_tokenizer else load_tokenizer(source)
     eos = model.eos_token_ids
@@ -224,4 +260,20 @@ def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
     generation = model.generation if config.generation_config == "auto" else {}
     towers = None if model.pooling is None else model.pooling.towers
     images = None if towers is None or model.folder is None else ImageProcessor(model.folder, towers.image_size)
-    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images)
+    prompts, refusal = _image_prompts(model, tokenizer, engine)
+    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images, prompts, refusal)
+
+
+def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePrompts | None, str]:
+    """None, and why, where images are not taken."""
+    if model.vision is None:
+        return None, "the model reads text alone"
+    refusal = "nothing that runs takes them" if engine is None else images_refusal(engine)
+    if refusal is not None:
+        return None, refusal
+    if model.folder is None or tokenizer is None:
+        return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
+    try:
+        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision)), ""
+    except ValueError as error:
+        return None, str(error)

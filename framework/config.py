@@ -113,7 +113,7 @@ class CacheConfig:
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
     dtype             auto (the model's), float32, float16, bfloat16; quantized, with a scale per token and head: float8_e4m3fn,
                       float8_e5m2, int8
-    prefix_caching    reuse the blocks of equal prefixes
+    prefix_caching    reuse the blocks of equal prefixes; None = yes, where the model allows it: layers that keep states do not
     check_invariants  verify the manager's books after every operation (slow)
     """
 
@@ -122,7 +122,7 @@ class CacheConfig:
     memory_bytes: int | None = None
     memory_fraction: float = 0.9
     dtype: str = "auto"
-    prefix_caching: bool = True
+    prefix_caching: bool | None = None
     check_invariants: bool = False
 
 
@@ -139,6 +139,8 @@ class SchedulerConfig:
                             that the next step is scheduled while one runs
     ageing                  of sjf: output tokens that a second of waiting outweighs; 0 = a long job may wait forever
     ttft_slo_s              of slo: seconds from arrival to first token that it aims at
+    encoder_budget          embeddings of images that a step makes, at most, unless they are those of one image
+    encoder_cache           embeddings of images that are kept, for other requests with the same ones
     """
 
     policy: str = "fcfs"
@@ -149,6 +151,8 @@ class SchedulerConfig:
     in_flight_steps: int = 0
     ageing: float = 10.0
     ttft_slo_s: float | None = None
+    encoder_budget: int = 4096
+    encoder_cache: int = 16384
 
     @property
     def max_chunk(self) -> int:
@@ -219,6 +223,7 @@ class ParallelConfig:
                     silent for so long while it has work
 
     Of executor.kind=distributed:
+    start_timeout_s    ranks that are not ready after so long are ended
     redundant_experts  of each layer, beside one of each expert: replicas that share their load
     expert_loads       a file of how often experts were chosen (``write_loads``), by which they are replicated and packed at the
                        start
@@ -235,6 +240,7 @@ class ParallelConfig:
     ep: int = 1
     first_device: int = 0
     step_timeout_s: float = 300.0
+    start_timeout_s: float = 600.0
     redundant_experts: int = 0
     expert_loads: str | None = None
     eplb: bool = False
@@ -325,6 +331,8 @@ class EngineConfig:
         require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")
         require(0 <= s.ageing < math.inf, "scheduler.ageing", s.ageing, "0 (none) or more")
         require(s.ttft_slo_s is None or s.ttft_slo_s > 0, "scheduler.ttft_slo_s", s.ttft_slo_s, "more than 0, or null")
+        for key in ("encoder_budget", "encoder_cache"):
+            require(getattr(s, key) > 0, f"scheduler.{key}", getattr(s, key), "a positive number")
         require(0 < e.efficiency < math.inf, "executor.efficiency", e.efficiency, "more than 0")
         for key in ("kernel_overhead_s", "step_overhead_s", "launch_s"):
             require(0 <= getattr(e, key) < math.inf, f"executor.{key}", getattr(e, key), "0 or more")
@@ -381,9 +389,12 @@ class EngineConfig:
             "0 (any) or a port's number, one for each engine",
         )
         require(p.first_device >= 0, "parallel.first_device", p.first_device, "0 or more")
-        require(0 < p.step_timeout_s < math.inf, "parallel.step_timeout_s", p.step_timeout_s, "more than 0")
+        for name in ("step_timeout_s", "start_timeout_s"):
+            require(0 < getattr(p, name) < math.inf, f"parallel.{name}", getattr(p, name), "more than 0")
         readers = {"first_device": kind.has_device, "step_timeout_s": p.dp > 1}
-        readers |= dict.fromkeys(("redundant_experts", "expert_loads", "eplb", "backend", "port", "placement"), False)
+        readers |= dict.fromkeys(
+            ("start_timeout_s", "redundant_experts", "expert_loads", "eplb", "backend", "port", "placement"), False
+        )
         if not kind.has_workers:
             able = ", ".join(name for name, other in EXECUTORS.items() if other.has_workers)
             require(p.ep in (1, p.tp), "parallel.ep", p.ep, f"1, or {p.tp} as parallel.tp (executor.kind={self.executor.kind})")

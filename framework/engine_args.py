@@ -83,7 +83,7 @@ def engine_config(
     gpu_memory_utilization: float | None = None,
     kv_cache_memory_bytes: int | None = None,
     kv_cache_dtype: str = "auto",
-    enable_prefix_caching: bool = True,
+    enable_prefix_caching: bool | None = None,
     enable_chunked_prefill: bool = True,
     chunked_prefill_size: int | None = None,
     max_num_seqs: int | None = None,
@@ -103,6 +103,8 @@ def engine_config(
     router: str = "round_robin",
     enable_expert_parallel: bool = False,
     distributed_executor_backend: str | None = None,
+    step_timeout_s: float | None = None,
+    start_timeout_s: float | None = None,
     attention_backend: str | None = None,
     kernels: Mapping[str, str] | None = None,
     plugins: Sequence[str] = (),
@@ -140,7 +142,7 @@ def engine_config(
     gpu_memory_utilization   part of a GPU's memory for weights, activations and KV cache together (0.9)
     kv_cache_memory_bytes    size of the KV cache; not given: what gpu_memory_utilization leaves, 1 GiB on a CPU
     kv_cache_dtype  auto (the model's), fp8, fp8_e5m2, int8_per_token_head, ...; the quantized ones have a scale per token and head
-    enable_prefix_caching    reuse the blocks of equal prefixes
+    enable_prefix_caching    reuse the blocks of equal prefixes; not given: where the model allows it
     enable_chunked_prefill   a prompt may be computed in parts
     chunked_prefill_size     longest part of a prompt in one step; not given: whatever the step has room for
     max_num_seqs    most requests running at once
@@ -164,6 +166,9 @@ def engine_config(
     enable_expert_parallel   experts are spread whole over all devices, instead of being cut among those that share each layer
     distributed_executor_backend  what starts the workers of several devices: mp (processes of this machine) or ray; not given: mp,
                     unless there is one device, which needs no worker
+    step_timeout_s  after which a step has a device that hangs, and its engine is ended (300); so is one of several engines that is
+                    silent for so long while it has work
+    start_timeout_s  after which the workers of several devices are ended if they are not ready (600)
     attention_backend        FLASH_ATTN, FLASHINFER, TRITON_ATTN or FLEX_ATTENTION, for prompts and decodes; not given: that of the
                     environment's VLLM_ATTENTION_BACKEND, else the best that is here. What kernels names goes before it
     kernels         op -> implementation, e.g. paged_attention_decode -> torch, and default -> what the other ops take
@@ -234,6 +239,7 @@ def engine_config(
     if distributed_executor_backend is not None or config.parallel != ParallelConfig(dp=data_parallel_size):
         config.executor = ExecutorConfig(kind="distributed")
         config.parallel.backend = _launcher(distributed_executor_backend)
+    _set(config.parallel, step_timeout_s=step_timeout_s, start_timeout_s=start_timeout_s)
     config.quant = _quant(quantization, config.model)
     return config
 

@@ -21,6 +21,7 @@ from triton_kernels.impls._shared.recording import Arena, Recording, is_recordin
 from triton_kernels.lora_meta import LoraMeta
 from triton_kernels.rng import STREAM_ACCEPT, STREAM_DRAFT, STREAM_TARGET, row_uniform
 from triton_kernels.spec import device_arch
+from triton_kernels.state_meta import StateMeta
 
 from .config import EngineConfig
 from .interpreter import enable_interpreter
@@ -38,6 +39,7 @@ __all__ = [
     "LoraMeta",
     "ProcessGroup",
     "Recording",
+    "StateMeta",
     "ThreadGroup",
     "count_compilations",
     "described_ops",
@@ -167,6 +169,22 @@ class KernelPlan:
         self.bound.append(kernel)
         return kernel
 
+    def check(self, op: str, bound: Mapping[str, Any]) -> None:
+        """Raises NoKernelError if ``bind`` would, of these weights (which may be on the meta device) and params together."""
+        self._resolve(op, bound, None)
+
+    def check_named(self, called: Collection[str], argument: str) -> None:
+        """Of the ops that bind an argument of that name: raises NoKernelError for one that was chosen by name and is not called."""
+        from triton_kernels.resolve import NoKernelError
+
+        for op, choice in self.choices.named.items():
+            if argument in self.registry.ops[op].bind_args and op not in called:
+                of_these = f"; of its kind it calls {', '.join(sorted(called))}" if called else ""
+                raise NoKernelError(
+                    f"kernels.{op}={choice} would never run: this engine never calls it{of_these}. Set kernels.{op}=auto, "
+                    "or leave it out."
+                )
+
     def rebind(self, kernel: BoundKernel, bind: Callable[[], BoundKernel]) -> None:
         """Drops what ``kernel`` runs, with its tensors, and has it run what ``bind`` binds."""
         kernel.run = None
@@ -184,15 +202,26 @@ class KernelPlan:
     ) -> BoundKernel | None:
         """Binds ``op``, which does the work of the ops in ``replaced`` (with their bound arguments), or returns None if those are
         to run: as they are chosen, else if one of them has an impl of higher priority than ``op`` has."""
+        if not self.fuses(op, replaced, weights, params, facts):
+            return None
+        self._replaced |= dict.fromkeys(replaced, op)
+        return self.bind(op, weights, params, facts)
+
+    def fuses(
+        self,
+        op: str,
+        replaced: Mapping[str, Mapping[str, Any]],
+        weights: Mapping[str, torch.Tensor | None],
+        params: Mapping[str, Any],
+        facts: Mapping[str, Any],
+    ) -> bool:
+        """Whether ``bind_fused`` binds ``op``."""
         assert set(replaced) <= set(self.registry.ops[op].fuses), f"{op} does not do the work of all of {', '.join(replaced)}"
         wish = self.choices.fuse(op, replaced)
         if wish is None:
             priority = self._resolve(op, {**weights, **params}, facts)[0].priority
             wish = all(self._resolve(other, bound, facts)[0].priority <= priority for other, bound in replaced.items())
-        if not wish:
-            return None
-        self._replaced |= dict.fromkeys(replaced, op)
-        return self.bind(op, weights, params, facts)
+        return bool(wish)
 
     def bind_quantizing(
         self,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
-from .build import replica_configs
+from .build import check_processes, replica_configs
 from .engine.errors import EngineDeadError
 from .engine.router import ROUTERS, Router
 from .engine_client import EngineClient, Receiver, as_exception
@@ -46,8 +46,9 @@ class Replicas:
     """
 
     def __init__(self, config: EngineConfig, start_timeout_s: float | None) -> None:
-        """They start at the same time, and may take so long; None: as long as they live. Raises what goes wrong first, as
-        ``EngineClient.wait_until_ready`` does; none is left then."""
+        """They start at the same time, and may take so long; None: as long as they live. Raises ValueError for too many, and what
+        goes wrong first, as ``EngineClient.wait_until_ready`` does; none is left then."""
+        check_processes(config)
         self._config = config
         self._clients: list[EngineClient] = []
         self._lock = threading.RLock()  # of all that follow

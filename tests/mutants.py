@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _SCHEDULER = "framework/engine/scheduler.py"
 _SPECULATION = "framework/engine/speculation.py"
+_DEPTH = "framework/speculation/depth.py"
 _REQUEST = "framework/engine/request.py"
 _ENGINE = "framework/engine/engine.py"
 _INPUTS = "framework/engine/inputs.py"
@@ -23,6 +24,11 @@ _POOLING_SETTINGS = "framework/models/pooling/settings.py"
 _POOLING_FILES = "framework/models/pooling/sentence_transformers.py"
 _TOWER_EXECUTOR = "framework/worker/pooling/towers.py"
 _IMAGES = "framework/engine/images.py"
+_ENCODER_CACHE = "framework/multimodal/encoder_cache.py"
+_ITEMS = "framework/multimodal/items.py"
+_IMAGE_PROMPTS = "framework/multimodal/processor.py"
+_IMAGE_ROWS = "framework/worker/images.py"
+_ANGLES = "framework/models/layers/angles.py"
 _CATALOG = "framework/models/catalog.py"
 _HUB = "framework/models/hub.py"
 _TORCH_FILE = "framework/models/torch_file.py"
@@ -109,6 +115,9 @@ _WEIGHTS = "framework/models/weights.py"
 _TENSOR_FILES = "framework/models/tensor_files.py"
 _ROPE = "framework/models/rope.py"
 _FAMILIES = "framework/models/families/"
+_CACHE_MEMORY = "framework/engine/kv_cache/memory.py"
+_MIXERS = "framework/models/layers/mixers.py"
+_ATTENTION = "framework/models/layers/attention.py"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
 _REPEATING = "experiments/repeating.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
@@ -128,7 +137,7 @@ _BLOCK_TESTS = ["tests/framework/engine/test_kv_cache.py", "tests/framework/engi
 _SHARDED_TESTS = ["tests/distributed/test_sharded_models.py"]
 _LOCKSTEP_TESTS = ["tests/distributed/test_lockstep.py"]
 _EXPERT_TESTS = ["tests/models/test_expert_map.py", "tests/distributed/test_expert_maps.py", *_LOCKSTEP_TESTS]
-_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("lockstep", "executor", "faults", "gloo_ranks", "llm")]
+_DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("executor", "faults", "lockstep", "gloo_ranks", "llm")]
 _ENGINE_TESTS = ["tests/framework/engine/test_scheduler.py", "tests/framework/engine/test_engine.py"]
 _TEXT_TESTS = [
     "tests/framework/engine/test_detokenizer.py",
@@ -166,12 +175,15 @@ _SERVER_TESTS = {
     "chat": ["sampling", "tool_calls", "chat"],
     "message": ["tool_calls", "chat"],
     "embeddings": ["pooling"],
+    "image_urls": ["images"],
 }
 _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_serve.py"]
 _REPLICA_TESTS = ["tests/framework/test_replicas.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py", *_REPLICA_TESTS]
 _POOLING_TESTS = ["tests/framework/models/pooling"]
 _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
+_IMAGE_TESTS = ["tests/framework/multimodal"]
+_STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 
 TESTS: dict[str, list[str]] = {
@@ -182,6 +194,7 @@ TESTS: dict[str, list[str]] = {
     _POOLING_LOAD: _POOLING_TESTS,
     _POOLING_READ: _POOLING_TESTS,
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR, _IMAGES), _POOLING_TESTS),
+    **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _IMAGE_ROWS, _ANGLES), _IMAGE_TESTS),
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
     _TORCH_FILE: ["tests/framework/models/test_torch_files.py"],
@@ -189,6 +202,7 @@ TESTS: dict[str, list[str]] = {
     _LIBRARY_MODEL: ["tests/framework/models/test_transformers_backend.py"],
     _ENCODERS: _POOLING_TESTS,
     _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _DEPTH: ["tests/framework/speculation/test_depth.py"],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
     _REQUEST: _ENGINE_TESTS,
@@ -201,7 +215,9 @@ TESTS: dict[str, list[str]] = {
     _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
-    _BATCHES: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _CACHE_MEMORY: _STATE_TESTS,
+    **{file: ["tests/models/test_families.py::test_logits[None-qwen3-next]"] for file in (_MIXERS, _ATTENTION)},
+    _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
@@ -215,13 +231,18 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys(
         (
             _RANK,
-            *(f"{_DISTRIBUTED}{name}.py" for name in ("executor", "rendezvous", "worker", "workers", "kinds", "launchers/threads")),
+            *(
+                f"{_DISTRIBUTED}{name}.py"
+                for name in ("executor", "questions", "rendezvous", "worker", "workers", "kinds", "launchers/threads", "handshake")
+            ),
         ),
         _DISTRIBUTED_TESTS,
     ),
+    f"{_BINDING}checks.py": ["tests/distributed/test_tokens.py", *_LOCKSTEP_TESTS],
     f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
-    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "messages"))), _LOCKSTEP_TESTS),
+    **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "experts"))), _LOCKSTEP_TESTS),
+    f"{_DISTRIBUTED}messages.py": ["tests/distributed/test_executor.py", *_LOCKSTEP_TESTS],
     **{f"{_EXCHANGE}{name}.py": ["tests/triton_kernels/test_moe_exchange.py"] for name in ("torch", "deep_ep")},
     "framework/logs.py": ["tests/distributed/test_serving.py"],
     _GROUP: ["tests/triton_kernels/test_collectives.py"],
@@ -233,7 +254,7 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS],
+    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS],
     **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
     _ADAPTER_HOST: _LORA_TESTS,
     _DEVICES: _RECORDING_TESTS,
@@ -775,7 +796,7 @@ MUTANTS = [
         'if completion.finish_reason == "stop" and parser.num_calls',
         "if completion.finish_reason and parser.num_calls",
     ),
-    Mutant("salts of chats are lost", f"{_SERVER}chat.py", "text, self.body.cache_salt)", "text, None)"),
+    Mutant("salts of chats are lost", f"{_SERVER}chat.py", "cache_salt=self.body.cache_salt)", "cache_salt=None)"),
     Mutant(
         "chats forget what stopped them", f"{_SERVER}message.py", "new.finish_reason, new.stop_reason", "new.finish_reason, None"
     ),
@@ -957,8 +978,14 @@ MUTANTS = [
     ),
     Mutant("a draft model is followed beyond its end", _SPECULATION, "if self.max_model_len is not None:", "if False:"),
     Mutant("drafts are checked that nobody made", _SPECULATION, "most = min(most, request.num_proposed)", "pass"),
-    Mutant("right drafts alone were checked", _SPECULATION, "room > nth and count >= nth", "room > nth and count > nth"),
-    Mutant("drafts behind wrong ones were checked", _SPECULATION, "room > nth and count >= nth", "room > nth"),
+    Mutant("right drafts alone were checked", _SPECULATION, "zip([sum(ended), *right], all_right[:most])", "zip(right, all_right)"),
+    Mutant("a row with all drafts right had one more checked", _SPECULATION, "before - full for", "before for"),
+    Mutant("nobody knows whose drafts were all right", _SPECULATION, "request.was_right = count == room", "pass"),
+    Mutant("one right draft is as good as all", _SPECULATION, "request.was_right = count == room", "request.was_right = count > 0"),
+    Mutant("a step without drafts says that they were wrong", _SPECULATION, "            if room:\n", "            if True:\n"),
+    Mutant("few drafts leave as much to guess as many", _DEPTH, "stays * (seen[1] - seen[0])", "0.0 * (seen[1] - seen[0])"),
+    Mutant("trials cost nothing", _DEPTH, "- 1 / rate <= left_s", "- 1 / rate <= float('inf')"),
+    Mutant("what makes steps longer makes no others longer", _DEPTH, "if is_usual:  # and", "if False:  # and"),
     Mutant(
         "a step lasts from its submission on", _SPECULATION, "max(scheduled.submitted_s, self._last_end_s)", "scheduled.submitted_s"
     ),
@@ -1069,6 +1096,17 @@ MUTANTS = [
     Mutant("images lie on their side", _IMAGES, "return ImageOps.exif_transpose(checked)", "return checked"),
     Mutant("images of any size", _IMAGES, "pixels.shape != self._shape or ", ""),
     Mutant("colors are guessed", _IMAGES, ', input_data_format="channels_last"', ""),
+    Mutant("any embeddings go first", _ENCODER_CACHE, "self._kept.move_to_end(image.key)", "pass"),
+    Mutant("halves of images are forgotten", _ENCODER_CACHE, " and not self._holders.get(key)]", "]"),
+    Mutant("a step encodes whatever it meets", _ENCODER_CACHE, "image.count > self._left < self._budget or ", ""),
+    Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
+    Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
+    Mutant("users spell placeholders", _IMAGE_PROMPTS, "token[0] + BREAK + token[1:]", "token"),
+    Mutant("images of a size are one", _IMAGE_PROMPTS, " + np.ascontiguousarray(value).tobytes()", ""),
+    Mutant("a prompt ends with text", _IMAGE_ROWS, "first < own.images[-1].end for", "first < own.images[-1].start for"),
+    Mutant("pairs turn by time alone", _ANGLES, "positions[self.axes].T", "positions[self.axes * 0].T"),
+    Mutant("hosts lead to private addresses", f"{_SERVER}image_urls.py", "if not is_public(address)]:", "if False]:"),
+    Mutant("hosts lead elsewhere", f"{_SERVER}image_urls.py", "if response.status != 200:", "if response.status >= 400:"),
     Mutant("messages of texts alone", f"{_SERVER}embeddings.py", "if not call.inputs.rules.has_towers:", "if False:"),
     Mutant("towers generate", _CATALOG, '    if model_type in TOWERS:\n        return ("embed",)\n', ""),
     Mutant("sparse tensors pass", _TORCH_FILE, " and found.layout == torch.strided", ""),
@@ -1343,17 +1381,17 @@ MUTANTS = [
     ),
     Mutant(
         "loads are those of the first scheduler",
-        f"{_DISTRIBUTED}executor.py",
+        f"{_DISTRIBUTED}experts.py",
         "if place.tp_rank == 0 else ():",
         "if place.rank == 0 else ():",
     ),
     Mutant(
         "loads count once for each rank of a stage",
-        f"{_DISTRIBUTED}executor.py",
+        f"{_DISTRIBUTED}experts.py",
         "if place.tp_rank == 0 else ():",
         "if True else ():",
     ),
-    Mutant("experts never move by themselves", f"{_DISTRIBUTED}executor.py", "self._num_steps % self._eplb_steps == 0:", "False:"),
+    Mutant("experts never move by themselves", f"{_DISTRIBUTED}experts.py", "self._num_steps % self._every == 0", "False"),
     Mutant("seeds by the scheduler", _LOCKSTEP, "        engine.num_added = self._num_added  # a", "        pass  # a"),
     Mutant(
         "an id may run twice", _LOCKSTEP, "if any(request_id in engine.processor.groups for engine in self.engines):", "if False:"
@@ -1422,8 +1460,92 @@ MUTANTS = [
     ),
     Mutant(
         "adapters are left on ranks that could read them",
-        f"{_DISTRIBUTED}executor.py",
-        "            self._executor.send(DropAdapter(one.key, [rank]))",
+        f"{_DISTRIBUTED}questions.py",
+        "            self._send(DropAdapter(one.key, [rank]))",
         "            pass",
     ),
+    Mutant(
+        "the router outlives a replica",
+        _REPLICAS,
+        "self._routed_to, self._router = living, ROUTERS[",
+        "self._routed_to, _ = living, ROUTERS[",
+    ),
+    Mutant("priorities end at the front", _FRONT, "Add(given, complete, priority, ", "Add(given, complete, 0, "),
+    Mutant("replicas share a port", _BUILD, "parallel.port + index if", "parallel.port if"),
+    Mutant("any number of processes", _REPLICAS, "        check_processes(config)\n", ""),
+    Mutant(
+        "a pipe that broke is an error of the step",
+        f"{_DISTRIBUTED}executor.py",
+        "        except OSError:\n            while True:",
+        "        except OSError:\n            raise\n            while True:",
+    ),
+    Mutant(
+        "last words are lost",
+        f"{_DISTRIBUTED}workers.py",
+        "if worker.pipe in ready:  # first",
+        "if worker.pipe in ready and worker.sentinel not in ready:  # first",
+    ),
+    Mutant("every rank answers", f"{_DISTRIBUTED}worker.py", "asked and self._place.is_output", "asked"),
+    Mutant(
+        "no ping while it idles",
+        f"{_DISTRIBUTED}executor.py",
+        "while pipe not in self._receive(self._workers.ping_s, pipe):\n            self._ping_if_due()",
+        "while pipe not in self._receive(self._workers.ping_s, pipe):\n            pass",
+    ),
+    Mutant(
+        "ranks outlive an executor that was forgotten",
+        f"{_DISTRIBUTED}executor.py",
+        "        weakref.finalize(self, self._workers.kill)\n",
+        "",
+    ),
+    Mutant(
+        "who broke off a message has ended",
+        f"{_DISTRIBUTED}workers.py",
+        'except BlockingIOError:\n                    raise Silence(f"{self.named([rank])} broke off',
+        'except TimeoutError:\n                    raise Silence(f"{self.named([rank])} broke off',
+    ),
+    Mutant(
+        "a start may take as long as a step",
+        f"{_DISTRIBUTED}executor.py",
+        "self._shake_hands(parallel.start_timeout_s)",
+        "self._shake_hands(parallel.step_timeout_s)",
+    ),
+    Mutant("sources may differ", f"{_DISTRIBUTED}handshake.py", "digest.update(path.read_bytes())", "pass"),
+    Mutant("Triton may differ", f"{_DISTRIBUTED}handshake.py", '("torch", "triton", "numpy")', '("torch", "numpy")'),
+    Mutant("Python may differ", f"{_DISTRIBUTED}handshake.py", '"python": platform.python_version(), ', ""),
+    Mutant("kernels of other versions may differ", f"{_DISTRIBUTED}handshake.py", '("choice", "version"))', '("choice",))'),
+    Mutant(
+        "the second rank alone is compared",
+        f"{_DISTRIBUTED}handshake.py",
+        "_differences(built[0].facts, found.facts)",
+        "_differences(built[0].facts, built[1].facts)",
+    ),
+    Mutant(
+        "schedulers have no peers",
+        f"{_DISTRIBUTED}messages.py",
+        "range(self.rank % self.num_own, self.size, self.num_own)",
+        "range(self.rank % self.num_own, self.size, self.tp)",
+    ),
+    Mutant("ranks of every engine begin with GPU 0", _RANK, "(config.parallel.first_device + place.rank) %", "place.rank %"),
+    Mutant(
+        "collectives are not checked",
+        f"{_BINDING}checks.py",
+        "    if tp.size > 1:\n        called",
+        "    if False:\n        called",
+    ),
+    Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "print({op"),
+    Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),
+    Mutant("the exchange of experts is not checked", f"{_BINDING}checks.py", "if parallel.ep.size > tp.size:", "if False:"),
+    Mutant(
+        "ordered inputs are cut",
+        f"{_QUANTIZATION}shares.py",
+        "if found is not None and found.orders_inputs(",
+        "if False and found.orders_inputs(",
+    ),
+    Mutant("a request's first tokens find the states of who was there", _BATCHES, "rows.first == 0)", "rows.first < 0)"),
+    Mutant("states of padding are somebody's", _GRAPHS, ".masked_fill_(row_seats == padding_seat, -1)", ".clamp_max_(size - 1)"),
+    Mutant("states are beside what memory there is", _CACHE_MEMORY, "(available - states) // each", "available // each"),
+    Mutant("a fork shares states", _MANAGER, "if self._has_states or num_own", "if num_own"),
+    Mutant("rates and decays change places", _MIXERS, "rate, decay = ", "decay, rate = "),
+    Mutant("queries gate themselves", _ATTENTION, "heads[:, 1:-keys:2]", "heads[:, :-keys:2]"),
 ]

@@ -183,9 +183,10 @@ def comes(jobs: list[Job], outputs: list[RequestOutput]) -> dict[str, list[int]]
     return found
 
 
-def check_mix(seed: int, plain: Engine, model: ModelConfig | None = None) -> dict[str, Any]:
+def check_mix(seed: int, plain: Engine, model: ModelConfig | None = None, shares: bool = True) -> dict[str, Any]:
     """Requests of one seed, served in one of all ways; ``plain`` serves each by itself, without drafts. Returns what happened.
-    model: one that describes itself, and has neither tokenizer nor drafting heads; None: the tiny one."""
+    model: one that describes itself, and has neither tokenizer nor drafting heads; None: the tiny one. shares: whether prefixes can
+    be shared, and drafts taken back."""
     rng = random.Random(seed)
     jobs = some_jobs(rng, has_text=model is None)
     expected = serve(plain, jobs, together=False)
@@ -195,9 +196,11 @@ def check_mix(seed: int, plain: Engine, model: ModelConfig | None = None) -> dic
     size = rng.choice([2, 5, 16])
     longest = max(len(prompt) + (params.max_tokens or 0) for prompt, params in jobs)  # at the latest: so much must fit
     cache = CacheConfig(size, num_blocks=-(-longest // size) + 2 + rng.randrange(40), prefix_caching=rng.random() < 0.5)
+    cache.prefix_caching = cache.prefix_caching if shares else None
     budget, in_flight = rng.choice([5, 17, 64]), rng.choice([1, 2])
     scheduler = SchedulerConfig(max_num_seqs=rng.randrange(1, 9), max_num_batched_tokens=budget, in_flight_steps=in_flight)
-    engine = make_engine({**METHODS[method], "num_speculative_tokens": k}, cache, scheduler, model=model)
+    drafting = {**METHODS[method], "num_speculative_tokens": k} if shares else None
+    engine = make_engine(drafting, cache, scheduler, model=model)
     check_equal(serve(engine, jobs), expected)
     assert engine.manager.pool.num_free == engine.manager.pool.num_blocks - 1
     stats = engine.stats()

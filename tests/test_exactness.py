@@ -286,10 +286,69 @@ GROUPS = {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 24,
 }
+DELTA = {
+    "model_type": "qwen3_next",
+    "vocab_size": 2048,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "full_attention_interval": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "intermediate_size": 48,
+    "max_position_embeddings": 160,
+}
+JAMBA = {
+    "model_type": "jamba",
+    "vocab_size": 2048,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "num_experts": 4,
+    "mamba_d_state": 8,
+    "max_position_embeddings": 160,
+}
+GRANITE = {
+    "model_type": "granitemoehybrid",
+    "vocab_size": 2048,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "shared_intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "layer_types": ["mamba", "attention", "mamba"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 0,
+    "attention_multiplier": 0.3,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "max_position_embeddings": 160,
+}
 OTHER_KINDS = {
     name: ModelConfig(name, dtype="float32", load_format="dummy", max_model_len=160, architecture=architecture)
-    for name, architecture in (("latent attention", LATENT), ("groups of experts", GROUPS))
+    for name, architecture in (
+        ("latent attention", LATENT),
+        ("groups of experts", GROUPS),
+        ("gated delta nets", DELTA),
+        ("Mamba 1", JAMBA),
+        ("Mamba 2", GRANITE),
+    )
 }
+STATES = ("gated delta nets", "Mamba 1", "Mamba 2")
 
 
 @functools.cache
@@ -299,15 +358,16 @@ def served_alone(kind: str) -> Engine:
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_no_mixture_changes_what_models_of_other_kinds_say(kind: str, mix_seed: int) -> None:
-    """Drafts, preemptions, chunks, shared prefixes, forks and steps in flight; see ``--mixes``."""
-    speculating.check_mix(mix_seed, served_alone(kind), OTHER_KINDS[kind])
+    """Drafts, preemptions, chunks, shared prefixes, forks and steps in flight, as far as the kind has them; see ``--mixes``."""
+    speculating.check_mix(mix_seed, served_alone(kind), OTHER_KINDS[kind], shares=kind not in STATES)
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_models_of_other_kinds_were_put_to_the_test(kind: str) -> None:
-    happened = [speculating.check_mix(seed, served_alone(kind), OTHER_KINDS[kind]) for seed in (1, 2, 5)]
+    shares = kind not in STATES
+    happened = [speculating.check_mix(seed, served_alone(kind), OTHER_KINDS[kind], shares) for seed in (1, 2, 5)]
     totals = {key: sum(one[key] for one in happened) for key in happened[0] if key != "method"}
-    assert all(totals.values()), totals
+    assert all(totals[key] for key in (totals if shares else ("preemptions", "chunks"))), totals
 
 
 @pytest.mark.parametrize("in_flight_steps", [1, 2])

@@ -84,7 +84,8 @@ class Impl:
         if lacking:
             reasons.append(f"does not take {', '.join(lacking)}")
         check = getattr(self.target, "unsupported", None)
-        return reasons + (list(check(spec)) if check and not reasons else [])
+        informed = spec.with_facts(options={**self.options, **(options or {})})
+        return reasons + (list(check(informed)) if check and not reasons else [])
 
     def _takes(self, name: str) -> bool:
         """Whether it serves a call with this optional argument of its op."""

@@ -17,7 +17,8 @@ class Spec:
     arch       "cpu", "sm_90", "gfx942", ...
     dtype      dtype of activations
     interpret  Triton kernels run in Triton's interpreter (set before Triton is imported)
-    facts      op-specific: head_dim, page_size, num_kv_heads, in_features, ...; see each op's module
+    facts      op-specific: head_dim, page_size, num_kv_heads, in_features, ...; see each op's module. An impl that is asked what
+               it cannot do finds its options, too
     """
 
     device: str

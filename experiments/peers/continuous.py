@@ -50,7 +50,7 @@ class ContinuousBatching:
                 num_blocks=_num_blocks(library, num_tokens),
                 max_batch_tokens=config.scheduler.max_num_batched_tokens,
                 max_requests_per_batch=config.scheduler.max_num_seqs,
-                allow_block_sharing=config.cache.prefix_caching,
+                allow_block_sharing=config.cache.prefix_caching is not False,
                 seed=config.seed,
                 **switch,
             ),

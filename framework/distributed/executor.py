@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.errors import DeviceLostError
-from ..engine.executor import LoadedAdapter
 from ..engine.step import StepInput, StepOutput
 from ..failures import Failure
 from ..lora_request import LoRARequest
@@ -22,10 +21,11 @@ from ..models.expert_map import ExpertMap, first_map
 from ..models.ranks import check_ranks
 from ..models.read import ModelInfo
 from ..op_times import OpTimes
+from .experts import MovingExperts, total_loads
 from .handshake import refuse_differences, refuse_versions, versions
 from .kinds import LAUNCHERS
 from .messages import (
-    AdapterRead,
+    Answer,
     AskLoads,
     AskPlan,
     Built,
@@ -33,14 +33,13 @@ from .messages import (
     Factory,
     Hello,
     LoadAdapter,
-    LoadsReport,
     Masks,
     MoveExperts,
     Place,
-    PlanReport,
     Start,
     Steps,
 )
+from .questions import Question, RanksLoad
 from .workers import PONG_S, Silence, Workers
 
 if TYPE_CHECKING:
@@ -72,40 +71,6 @@ class StepHandle:
         return self._executor.output(self._step_id)
 
 
-class RanksLoad:
-    """An adapter that all ranks read. found: by rank, what each has, or failed with."""
-
-    def __init__(self, executor: DistributedExecutor, path: str, size: int) -> None:
-        self._executor, self._path, self._size = executor, path, size
-        self.found: dict[int, LoadedAdapter | Failure] = {}
-
-    def done(self) -> bool:
-        if len(self.found) < self._size:
-            self._executor.receive(0.0)
-        return len(self.found) == self._size
-
-    def result(self) -> LoadedAdapter:
-        """Raises what the first rank failed with, and ValueError if ranks read different adapters; no rank holds it then."""
-        while not self.done():
-            self._executor.receive(None)
-        failures = {rank: one for rank, one in sorted(self.found.items()) if isinstance(one, Failure)}
-        loaded = {rank: one for rank, one in sorted(self.found.items()) if isinstance(one, LoadedAdapter)}
-        keys = {one.key for one in loaded.values()}
-        if not failures and len(keys) == 1:
-            first = loaded[0]
-            return LoadedAdapter(first.key, first.rank, sum(one.num_bytes for one in loaded.values()))
-        for rank, one in loaded.items():
-            self._executor.send(DropAdapter(one.key, [rank]))
-        for rank, failure in failures.items():
-            error = failure.error()
-            error.add_note(f"This was on rank {rank} of {self._size}.")
-            raise error
-        raise ValueError(
-            f"the ranks read {len(keys)} different adapters from {self._path}: it changed meanwhile, or is another folder on "
-            "other machines; try again, or give one that is the same"
-        )
-
-
 class DistributedExecutor:
     """Workers as many as ``parallel.num_ranks``, each with an executor that ``factory`` makes, see messages.py.
 
@@ -125,7 +90,7 @@ class DistributedExecutor:
         from .rendezvous import Rendezvous
 
         parallel = config.parallel
-        check_ranks(model, parallel)
+        check_ranks(model, parallel, config.quant)
         experts = None if model.architecture is None else first_map(model.architecture, parallel)
         if parallel.backend == "threads":
             ranks = ThreadRanks(parallel.tp, parallel.pp, parallel.num_schedulers)
@@ -155,11 +120,9 @@ class DistributedExecutor:
         self._outputs: dict[tuple[int, int], StepOutput] = {}  # by scheduler and step
         self._taken = [-1] * self.num_schedulers  # the latest step that each asked for
         self._failures: dict[int, dict[int, Failure]] = {}  # by step and rank
-        self._plans: dict[int, dict[str, Any]] = {}  # by rank
-        self._reads: dict[str, RanksLoad] = {}
-        self._num_reads = 0
-        self._loads: dict[int, dict[int, list[int]]] = {}  # by rank
-        self._experts, self._eplb_steps, self._num_steps = experts, parallel.eplb_steps, 0
+        self._questions: dict[str, Question] = {}  # that are not answered by all
+        self._num_asked = 0
+        self._experts = None if experts is None else MovingExperts(experts, parallel.eplb_steps)
         launcher: Launcher = LAUNCHERS[parallel.backend].load()()
         self._workers = Workers(launcher, parallel.step_timeout_s)
         weakref.finalize(self, self._workers.kill)
@@ -171,7 +134,7 @@ class DistributedExecutor:
             size = parallel.num_ranks
             self._places = [Place(rank, size, parallel.tp, address, self.num_schedulers) for rank in range(size)]
             self._workers.start([Start(place, config, factory) for place in self._places])
-            built = self._shake_hands()
+            built = self._shake_hands(parallel.start_timeout_s)
             refuse_differences(config, built)
         except BaseException:
             self._kill()
@@ -179,7 +142,7 @@ class DistributedExecutor:
         facts = [found.facts for found in built]
         self.groups, self.vocab_size, self.max_model_len = (facts[0][name] for name in ("groups", "vocab_size", "max_model_len"))
         self.num_drafts, self.draft_max_model_len = facts[0]["num_drafts"], facts[0]["draft_max_model_len"]
-        self.drafts_read_ahead = facts[0]["drafts_read_ahead"]
+        self.drafts_read_ahead, self.has_states = facts[0]["drafts_read_ahead"], facts[0]["has_states"]
         self.in_flight_steps = max(facts[0]["in_flight_steps"], self.num_stages)
         self.num_blocks = min(found["num_blocks"] for found in facts)
         self.weight_bytes = sum(found["weight_bytes"] for found in facts)
@@ -193,8 +156,7 @@ class DistributedExecutor:
 
     def send_step(self, step: StepInput | Steps) -> None:
         """To all ranks, whose experts move before if it is time to."""
-        self._num_steps += 1
-        if self._eplb_steps and self._num_steps % self._eplb_steps == 0:
+        if self._experts is not None and self._experts.is_due():
             self.rebalance_experts()
         self.send(step)
 
@@ -233,45 +195,26 @@ class DistributedExecutor:
 
     def load_adapter(self, request: LoRARequest) -> RanksLoad:
         """All ranks read it. Raises as ``submit``."""
-        key, self._num_reads = f"adapter-{self._num_reads}", self._num_reads + 1
-        load = self._reads[key] = RanksLoad(self, request.lora_path, len(self._workers))
-        self.send(LoadAdapter(key, request))
-        return load
+        question = self._ask(lambda key: LoadAdapter(key, request))
+        return RanksLoad(request.lora_path, question, self.send)
 
     def drop_adapter(self, key: str) -> None:
         self.send(DropAdapter(key, list(range(len(self._workers)))))
 
     def plan_report(self) -> dict[str, dict[str, Any]]:
         """As the ranks have it; calls are those of the first rank that runs an op."""
-        self._plans.clear()
-        self.send(AskPlan())
-        deadline_s = time.monotonic() + self._timeout_s
-        while len(self._plans) < len(self._workers):
-            self._receive_until(deadline_s, "the kernel plan was not told")
-        return {op: report for rank in sorted(self._plans, reverse=True) for op, report in self._plans[rank].items()}
+        plans = self._answers(AskPlan, "the kernel plan was not told")
+        return {op: report for rank in sorted(plans, reverse=True) for op, report in plans[rank].items()}
 
     def expert_loads(self) -> dict[int, list[int]]:
-        """Layer -> how often each of its experts was chosen since they moved, by all steps so far, which it waits for."""
-        self._loads.clear()
-        self.send(AskLoads())
-        deadline_s = time.monotonic() + self._timeout_s
-        while len(self._loads) < len(self._workers):
-            self._receive_until(deadline_s, "the loads of experts were not told")
-        total: dict[int, list[int]] = {}
-        for place in self._places:
-            for layer, loads in self._loads[place.rank].items() if place.tp_rank == 0 else ():
-                total[layer] = [a + b for a, b in zip(total.get(layer, [0] * len(loads)), loads)]
-        return total
+        """As ``Engine.expert_loads``, by all steps so far, which it waits for."""
+        return total_loads(self._places, self._answers(AskLoads, "the loads of experts were not told"))
 
     def rebalance_experts(self) -> tuple[float, float]:
-        """Experts move to where the loads since the last time are even. Returns their imbalance before and after, as
-        ``ExpertMap.imbalance`` has it."""
+        """As ``Engine.rebalance_experts``."""
         assert self._experts is not None, "the configuration asks for it"
-        loads = self.expert_loads()
-        wanted = self._experts.balanced(loads)
-        found = self._experts.imbalance(loads), wanted.imbalance(loads)
-        self.send(MoveExperts(wanted))
-        self._experts = wanted
+        found = self._experts.balance(self.expert_loads())
+        self.send(MoveExperts(self._experts.map))
         return found
 
     def shutdown(self) -> None:
@@ -280,14 +223,32 @@ class DistributedExecutor:
         self._workers.end()
         self._close_rendezvous()
 
-    def _shake_hands(self) -> list[Built]:
+    def _ask(self, message: Callable[[str], Any]) -> Question:
+        """Of all ranks what the message, with this key, asks."""
+        key, self._num_asked = f"question-{self._num_asked}", self._num_asked + 1
+        question = self._questions[key] = Question(len(self._workers), self.receive)
+        self.send(message(key))
+        return question
+
+    def _answers(self, message: Callable[[str], AskPlan | AskLoads], overdue: str) -> dict[int, Any]:
+        """By rank, what each answers within the time of a step; overdue: what there is to say if one does not."""
+        question, deadline_s = self._ask(message), time.monotonic() + self._timeout_s
+        while not question.is_answered:
+            self._receive_until(deadline_s, overdue)
+        return question.found
+
+    def _shake_hands(self, timeout_s: float) -> list[Built]:
         """What the ranks built, in their order. What one cannot do is raised at once, whatever the others still do."""
-        own = versions()
+        own, deadline_s = versions(), time.monotonic() + timeout_s
         built: dict[int, Built] = {}
         greeted = False
         while len(built) < len(self._workers):
+            if (remaining_s := deadline_s - time.monotonic()) <= 0:
+                late = self._workers.named([rank for rank in range(len(self._workers)) if rank not in built])
+                limit = f"within {timeout_s:g} s (parallel.start_timeout_s)"
+                self._lose(f"ranks were not ready {limit}: {late}; {self._workers.who_hangs()}")
             try:
-                messages = self._messages(self._workers.wait(None))
+                messages = self._messages(self._workers.wait(remaining_s))
             except DeviceLostError as lost:
                 if not greeted:  # workers import the script that started them
                     lost.add_note('A script builds its engine below `if __name__ == "__main__":`, or its workers would build one.')
@@ -346,13 +307,9 @@ class DistributedExecutor:
                     self._outputs[self._places[rank].dp_rank, message.step_id] = message
                 elif isinstance(message, Failure):
                     self._take_failure(rank, message)
-                elif isinstance(message, AdapterRead):
-                    self._take_read(rank, message.key, message.loaded)
-                elif isinstance(message, LoadsReport):
-                    self._loads[rank] = message.loads
                 else:
-                    assert isinstance(message, PlanReport), message
-                    self._plans[rank] = message.plan
+                    assert isinstance(message, Answer), message
+                    self._take_answer(rank, message.key, message.value)
         return ready
 
     def _messages(self, ready: Sequence[Any]) -> list[tuple[int, Any]]:
@@ -369,16 +326,16 @@ class DistributedExecutor:
         if isinstance(failure.error(), DeviceLostError):
             self._lose(f"rank {rank}: {failure.text}")
         if isinstance(failure.key, str):
-            self._take_read(rank, failure.key, failure)
+            self._take_answer(rank, failure.key, failure)
             return
         assert isinstance(failure.key, int)
         self._failures.setdefault(failure.key, {})[rank] = failure
 
-    def _take_read(self, rank: int, key: str, found: LoadedAdapter | Failure) -> None:
-        load = self._reads[key]
-        load.found[rank] = found
-        if len(load.found) == len(self._workers):
-            del self._reads[key]
+    def _take_answer(self, rank: int, key: str, found: Any) -> None:
+        question = self._questions[key]
+        question.found[rank] = found
+        if question.is_answered:
+            del self._questions[key]
 
     def _require_all_failed(self, step_id: int) -> None:
         """In the same way: then they have come equally far."""

@@ -1,5 +1,5 @@
 """What the driver and the workers tell each other. A step goes to the workers as the StepInput that it is, and comes back as its
-StepOutput; ``Failure`` (failures.py) is of the step that is its key, or of the worker's start."""
+StepOutput; ``Failure`` (failures.py) is of the step or the question that is its key, or of the worker's start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..config import EngineConfig
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..engine.executor import Executor, LoadedAdapter
+    from ..engine.executor import Executor
     from ..engine.step import StepInput
     from ..lora_request import LoRARequest
     from ..models.expert_map import ExpertMap
@@ -107,6 +107,7 @@ FACTS = (
     "num_drafts",
     "draft_max_model_len",
     "drafts_read_ahead",
+    "has_states",
     "weight_bytes",
     "nominal_weight_bytes",
 )
@@ -132,16 +133,10 @@ class Masks:
 
 @dataclass
 class LoadAdapter:
-    """Asks for an AdapterRead, or a Failure, under the key of the load; steps go on meanwhile."""
+    """Asks for the LoadedAdapter; steps go on meanwhile."""
 
     key: str
     request: LoRARequest
-
-
-@dataclass
-class AdapterRead:
-    key: str
-    loaded: LoadedAdapter
 
 
 @dataclass
@@ -154,24 +149,25 @@ class DropAdapter:
 
 @dataclass
 class AskPlan:
-    """Asks for a PlanReport, in turn with the steps."""
+    """Asks for the executor's ``plan_report``, in turn with the steps."""
 
-
-@dataclass
-class PlanReport:
-    plan: dict[str, dict[str, Any]]
+    key: str
 
 
 @dataclass
 class AskLoads:
-    """Asks for a LoadsReport, in turn with the steps."""
+    """In turn with the steps, asks for: layer -> how often each of its experts was chosen, by what the rank computed since they
+    moved."""
+
+    key: str
 
 
 @dataclass
-class LoadsReport:
-    """Layer -> how often each of its experts was chosen, by what the rank computed since they moved."""
+class Answer:
+    """What was asked for under the key; a Failure under that key says why there is none."""
 
-    loads: dict[int, list[int]]
+    key: str
+    value: Any
 
 
 @dataclass

@@ -23,18 +23,16 @@ from ..logs import set_up_logging
 from .handshake import flat, versions
 from .messages import (
     FACTS,
-    AdapterRead,
+    Answer,
     AskLoads,
     AskPlan,
     Built,
     DropAdapter,
     Hello,
     LoadAdapter,
-    LoadsReport,
     Masks,
     MoveExperts,
     Ping,
-    PlanReport,
     Pong,
     Start,
     Steps,
@@ -119,7 +117,7 @@ class Worker:
                 if self._place.rank in message.ranks:
                     cast("HoldsAdapters", executor).drop_adapter(message.key)
             elif isinstance(message, AskPlan):
-                self._send(PlanReport(executor.plan_report()))
+                self._send(Answer(message.key, executor.plan_report()))
             else:
                 self._balance(cast("LocalExecutor", executor), message)
 
@@ -152,7 +150,7 @@ class Worker:
                 if (error := load.exception()) is not None:
                     self._send(Failure.of(error, message.key, f"the worker of rank {self._place.rank}"))
                 else:
-                    self._send(AdapterRead(message.key, load.result()))
+                    self._send(Answer(message.key, load.result()))
 
         cast("Future[LoadedAdapter]", cast("HoldsAdapters", executor).load_adapter(message.request)).add_done_callback(tell)
 
@@ -160,7 +158,7 @@ class Worker:
         """A rank that has not the experts that others think it has is of no use."""
         try:
             if isinstance(message, AskLoads):
-                self._send(LoadsReport(executor.expert_loads()))
+                self._send(Answer(message.key, executor.expert_loads()))
             else:
                 executor.move_experts(message.wanted)
         except Exception as error:

@@ -52,7 +52,7 @@ class Workers:
             try:
                 worker.pipe.send_bytes(message)
             except BlockingIOError:
-                raise Silence(f"{self._named([rank])} took no message {self._within}") from None
+                raise Silence(f"{self.named([rank])} took no message {self._within}") from None
 
     def wait(self, timeout_s: float | None, *beside: Connection) -> Sequence[Any]:
         """Until there is something to ``receive``, or to read from what is waited for beside. An interrupt here changes nothing."""
@@ -67,7 +67,7 @@ class Workers:
                 try:
                     message = pickle.loads(worker.pipe.recv_bytes())
                 except BlockingIOError:
-                    raise Silence(f"{self._named([rank])} broke off a message, and did not go on {self._within}") from None
+                    raise Silence(f"{self.named([rank])} broke off a message, and did not go on {self._within}") from None
                 except (EOFError, OSError):
                     ended.append(rank)
                     continue
@@ -91,7 +91,7 @@ class Workers:
     def ping(self) -> None:
         """Asks all of them for a sign of life. Raises Silence if one has not answered the last time."""
         if self._silent:
-            raise Silence(f"{self._named(sorted(self._silent))} gave no sign of life {self._within}")
+            raise Silence(f"{self.named(sorted(self._silent))} gave no sign of life {self._within}")
         self._ping()
 
     def who_hangs(self) -> str:
@@ -104,7 +104,7 @@ class Workers:
             if ended:
                 return self.endings(ended)
         if self._silent:
-            return f"{self._named(sorted(self._silent))} gives no sign of life"
+            return f"{self.named(sorted(self._silent))} gives no sign of life"
         return "every rank is alive; one computes, or waits for another, without end"
 
     def endings(self, ranks: Iterable[int]) -> str:
@@ -113,8 +113,12 @@ class Workers:
         for rank in ranks:
             worker = self._workers[rank]
             ending = worker.ended() if worker.join(KILL_S) else "a closed pipe"
-            texts.append(f"{self._named([rank])} ended with {ending}")
+            texts.append(f"{self.named([rank])} ended with {ending}")
         return "; ".join(texts)
+
+    def named(self, ranks: Sequence[int]) -> str:
+        """How errors call them."""
+        return ", ".join(f"rank {rank} ({self._workers[rank].name})" for rank in ranks)
 
     def end(self) -> None:
         """Lets them end by themselves, and kills those that do not."""
@@ -148,9 +152,6 @@ class Workers:
     def _ping(self) -> None:
         self._silent, self._pinged_s = set(range(len(self._workers))), time.monotonic()
         self.send(pickle.dumps(Ping()))
-
-    def _named(self, ranks: Sequence[int]) -> str:
-        return ", ".join(f"rank {rank} ({self._workers[rank].name})" for rank in ranks)
 
 
 def _limit_waits(pipe: Connection, timeout_s: float) -> None:

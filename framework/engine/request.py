@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from ..multimodal.items import ImageItem
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -45,11 +48,13 @@ class Request:
     num_hashed      leading blocks that were offered to the prefix cache
     next_event      number of computed tokens at which a step's commit has more to do than to append a token
     num_proposed    drafts that its last step in flight, or the last that came back, leaves in the executor
+    was_right       all its drafts were right in the last step that had room for any
     num_stale_steps steps in flight from before a preemption; the request may not resume before they have delivered
     leader          completion 0 of the same prompt, whose prompt blocks this one will share
     followers       requests that wait for this one's prompt
     pooling         what is to be made of its prompt, which it then ends with; None: it generates
     adapter         an ``adapters.Adapter`` that it is served with; None: the model as it is
+    images          in its prompt, in order
     sample          where the engine collects the request's output
     """
 
@@ -62,6 +67,7 @@ class Request:
         "extra_keys",
         "finish_reason",
         "followers",
+        "images",
         "is_ready",
         "leader",
         "max_total",
@@ -86,6 +92,7 @@ class Request:
         "stop_ids",
         "stop_reason",
         "token_ids",
+        "was_right",
     )
 
     def __init__(
@@ -102,6 +109,7 @@ class Request:
         self.request_id, self.params, self.arrival_s, self.priority = request_id, params, arrival_s, priority
         self.pooling = pooling
         self.adapter: Any = None
+        self.images: tuple[ImageItem, ...] = ()
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total
@@ -118,6 +126,7 @@ class Request:
         self.blocks: list[list[int]] = []
         self.block_hashes: list[bytes] = []
         self.num_stale_steps = self.num_preemptions = 0
+        self.was_right = False
         self.num_cached_tokens: int | None = None
         self.leader: Request | None = None
         self.followers: list[Request] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import reprlib
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from operator import index
 from typing import Any
 
@@ -102,9 +103,18 @@ class Speculation:
         step_s, self._last_end_s = end_s - max(scheduled.submitted_s, self._last_end_s), end_s
         is_known = step_s > 0 and step.num_logits == step.num_tokens  # clocks may stand still
         rooms = [0] * len(scheduled.decodes) + [chunk.room for chunk in scheduled.chunks if chunk.num_logits]
-        pairs = list(zip(rooms, accepted, strict=True))
-        positions = range(max(rooms, default=0))
-        checked = [sum(room > nth and count >= nth for room, count in pairs) for nth in positions]
-        right = [sum(count > nth for count in accepted) for nth in positions]
-        self.depth.observe(len(rooms), scheduled.num_drafts, checked, right, step_s if is_known else None)
+        most = max(rooms, default=0)
+        ended, all_right = [0] * (1 + most), [0] * (1 + most)  # rows by right drafts, and those of them that had no room for more
+        again = again_right = 0
+        for request, room, count in zip(scheduled.sampling, rooms, accepted, strict=True):
+            if room:
+                ended[count] += 1
+                all_right[count] += count == room
+                if request.was_right:
+                    again += 1
+                    again_right += count > 0
+                request.was_right = count == room
+        right = list(accumulate(ended[:0:-1]))[::-1]
+        checked = [before - full for before, full in zip([sum(ended), *right], all_right[:most])]
+        self.depth.observe(len(rooms), scheduled.num_drafts, checked, right, (again, again_right), step_s if is_known else None)
         return num_drafts, accepted

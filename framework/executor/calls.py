@@ -9,12 +9,14 @@ from typing import Literal
 
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES
+from ..models.mixers import GatedDelta, Mixer, calls
 from ..models.native import Architecture, Latent, LayerShape, Moe
-from ..models.parts import INNER_NORMS
+from ..models.parts import INNER_NORMS, KEPT_AS_FLOATS
 from ..models.ranks import Stage, rank_architecture
 from ..models.read import ModelInfo
 
 Rows = Literal["tokens", "logits", "samples", "decode", "prefill"]
+RECURRENT_ROWS: tuple[Rows, ...] = ("decode", "prefill")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class CallList:
         there are any."""
         a, rank, tp = self._a, self._rank, self._parallel.tp
         self._calls = Counter()
-        self._add("slot_mapping", {}, len({layer.reach for layer in a.layers}) if a.causal else 1)
+        self._add("slot_mapping", {}, len({layer.reach for layer in a.layers if layer.mixer is None}) if a.causal else 1)
         if stage.first:
             self._add("embedding", {"hidden_size": a.embed_dim})
             self._all_reduce(a.embed_dim)
@@ -141,11 +143,15 @@ class CallList:
         before_linear = ("attn_norm" in family.names) + ("mlp_norm" in family.names and layer.moe is None)
         self._norm(count * before_linear, quantizes=True)
         self._norm(count * (num_norms - before_linear))
-        if a.latent is None:
+        if layer.mixer is not None:
+            self._mixer(layer.mixer, count)
+        elif a.latent is None:
             self._attention(layer, count)
         else:
             self._latent_attention(a.latent, layer, count)
         self._all_reduce(hidden, count)
+        if a.residual == "single":
+            return
         if layer.moe is not None:
             self._experts(layer.moe, count)
         else:
@@ -156,7 +162,7 @@ class CallList:
         a, rank, family = self._a, self._rank, self._a.family
         heads = {"num_heads": rank.num_heads, "num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim}
         q_size, kv_size = rank.num_heads * a.head_dim, rank.num_kv_heads * a.head_dim
-        self._linear(count, a.hidden_size, q_size + 2 * kv_size, input_quantized=True)
+        self._linear(count, a.hidden_size, q_size * (1 + family.gated_attention) + 2 * kv_size, input_quantized=True)
         if self._fused and layer.rope is not None and a.fuses_rotary:
             self._add("qk_norm_rotary_kv_write", heads, count)
         else:
@@ -188,6 +194,20 @@ class CallList:
         self._add("paged_attention_prefill", attention, count, rows="prefill")
         self._add("head_linear", {"num_heads": num_heads, "in_features": x.kv_rank, "out_features": x.value_dim}, count)
         self._linear(count, num_heads * x.value_dim, hidden)
+
+    def _mixer(self, mixer: Mixer, count: int) -> None:
+        """Ops with states run once for all rows; what they cost is that of rows that decode and of prompts."""
+        for name, (rows, columns) in mixer.linears(self._a.hidden_size).items():
+            if name in KEPT_AS_FLOATS:
+                self._add("linear", {"in_features": columns, "out_features": sum(rows)}, count)
+            else:
+                self._linear(count, columns, sum(rows), input_quantized=name == "in_proj" and not isinstance(mixer, GatedDelta))
+        for op, dims in calls(mixer):
+            if op.endswith("norm"):
+                self._add(op, dims, count)
+                continue
+            for kind in RECURRENT_ROWS:
+                self._add(op, {**dims, "state_bytes": 4}, count, rows=kind)
 
     def _mlp(self, inner: int, count: int, input_quantized: bool = True) -> None:
         hidden, gated = self._a.hidden_size, self._a.family.gated

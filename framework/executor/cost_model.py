@@ -82,7 +82,7 @@ class _Attention:
     __slots__ = ("_timed", "call", "count", "op", "taken", "timer", "window")
 
     def __init__(self, call: Call, count: int, timer: Timer) -> None:
-        self.call, self.op, self.count, self.timer, self.window = call, call.op, count, timer, int(dict(call.dims)["window"])
+        self.call, self.op, self.count, self.timer, self.window = call, call.op, count, timer, int(dict(call.dims).get("window", 0))
         self.taken, self._timed = OpTime(), dict[tuple[int, int, int], float]()
 
     def decode(self, rows: DecodeRows, counted: bool = True) -> float:

@@ -16,15 +16,17 @@ from ..models.ranks import Stage
 
 @dataclass(frozen=True)
 class Holding:
-    """Bytes of one device of a stage: its weights, and those of a draft model; of a token in its layers' cache."""
+    """Bytes of one device of a stage: its weights, and those of a draft model; of a token in its layers' cache; of a request's
+    states."""
 
     weights: float
     token: int
+    states: int = 0
 
 
 def token_bytes(groups: tuple[CacheGroup, ...], stage: Stage) -> int:
     """Of a token's place in the pool of a device of the stage, which holds the stage's part of every group's layers."""
-    depth = max(sum(layer in stage.layers for layer in group.layers) for group in groups)
+    depth = max((sum(layer in stage.layers for layer in group.layers) for group in groups), default=0)
     return depth * sum(shared_part_bytes(groups))
 
 
@@ -61,9 +63,10 @@ def num_blocks(
             raise ValueError(_too_small(config, holdings, activations, memory_bytes))
         return left
 
-    size = config.cache.block_size
+    size, seats = config.cache.block_size, config.scheduler.max_num_seqs
     return min(
-        cache_blocks(config, num_groups, max_model_len, holding.token * size, partial(budget, holding)) for holding in holdings
+        cache_blocks(config, num_groups, max_model_len, holding.token * size, partial(budget, holding), seats * holding.states)
+        for holding in holdings
     )
 
 

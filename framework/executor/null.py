@@ -56,11 +56,12 @@ class NullExecutor:
     call_times: OpTimes | None = None
     draft_max_model_len: int | None = None
     drafts_read_ahead = False
+    has_states: bool
 
     def __init__(self, config: EngineConfig, shape: ModelShape, num_drafts: int = 0) -> None:
         self.groups, self.vocab_size, self.max_model_len = shape.groups, shape.vocab_size, shape.max_model_len
         self.num_blocks = shape.num_blocks(config)
-        self.num_drafts = num_drafts
+        self.num_drafts, self.has_states = num_drafts, shape.state_bytes > 0
         num_seats = config.scheduler.max_num_seqs
         self._step: Mirror | PseudoTokens
         if config.cache.check_invariants:

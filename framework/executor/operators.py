@@ -277,6 +277,11 @@ def _delta(cost: CostFunction, sizes: Callable[[Runs], tuple[float, ...]]) -> Op
     return Operator({"num_k_heads": None, "num_v_heads": None}, tiles=tiles, cost=cost, sizes=sizes)
 
 
+def _recurrence(*dims: str) -> Operator:
+    """An op of requests that have a state each."""
+    return Operator(dict.fromkeys(dims))
+
+
 def _mla(absorbed: int) -> Operator:
     def tiles(dims: Dims, runs: Runs) -> float:
         return sum(count for count, _, _ in runs) * dims["num_heads"] if absorbed else _prompt_tiles(dims, runs)
@@ -318,6 +323,10 @@ OPERATORS: dict[str, Operator] = {
     "all_gather": _message(),
     "reduce_scatter": _message(),
     "all_to_all": _message(),
+    "causal_conv1d": _recurrence("num_channels", "width"),
+    "selective_scan": _recurrence("num_channels", "state_size"),
+    "ssd_scan": _recurrence("num_heads", "head_dim", "num_groups", "state_size"),
+    "gated_delta_rule": _recurrence("num_k_heads", "num_v_heads", "k_dim", "v_dim"),
     "mla_prefill": _mla(0),
     "mla_decode": _mla(1),
     "gated_delta_prefill": _delta(_delta_cost, by_prompts),

@@ -13,23 +13,30 @@ from ..models.read import ModelInfo
 
 @dataclass(frozen=True)
 class ModelShape:
-    """KV groups, vocabulary and longest sequence of a model."""
+    """KV groups, vocabulary and longest sequence of a model, and the bytes of a request's states."""
 
     groups: tuple[CacheGroup, ...]
     vocab_size: int
     max_model_len: int
+    state_bytes: int = 0
 
     @classmethod
     def of(cls, model: ModelInfo, config: EngineConfig) -> ModelShape:
         """Of a model under a configuration. Raises ValueError for a model that the native decoder does not cover."""
         found = native(model, config)
-        return cls(kv_groups(found, model, config), found.vocab_size, model.max_model_len)
+        return cls(kv_groups(found, model, config), found.vocab_size, model.max_model_len, state_bytes(found, model))
 
     def num_blocks(self, config: EngineConfig) -> int:
         """As configured, or as many as fit ``cache.memory_bytes``; without either, as many as all seats can fill."""
         num_groups, each = len(self.groups), block_bytes(self.groups, config.cache.block_size)
-        enough = each * useful_blocks(config, num_groups, self.max_model_len)
-        return cache_blocks(config, num_groups, self.max_model_len, each, lambda: enough)
+        states = config.scheduler.max_num_seqs * self.state_bytes
+        enough = each * useful_blocks(config, num_groups, self.max_model_len) + states
+        return cache_blocks(config, num_groups, self.max_model_len, each, lambda: enough, states)
+
+
+def state_bytes(architecture: Architecture, model: ModelInfo) -> int:
+    """What recurrent layers keep of a request."""
+    return sum(spec.row_bytes() for spec in architecture.state_specs(model.dtype).values())
 
 
 def native(model: ModelInfo, config: EngineConfig) -> Architecture:

@@ -122,6 +122,7 @@ class SimulatedExecutor:
         self.in_flight_steps, self.num_stages = max(len(cuts), 2), len(cuts)
         self.draft_max_model_len, self.drafts_read_ahead = None, False
         self.num_drafts = config.speculative_config.num_speculative_tokens
+        self.has_states = architecture.has_states
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 
         self._device, self._graphs, self._noise = device.name, config.graphs, config.executor.noise

@@ -69,9 +69,15 @@ def parse_json(path: Path) -> Any:
 
 
 def check_inside(folder: Path, file: str, source: str) -> None:
-    """Raises ValueError for what lies outside a model's folder, though its file ``source`` names it."""
+    """Raises ValueError for what a model's file ``source`` names, if it lies outside the folder or cannot be a path."""
     if Path(file).is_absolute() or ".." in Path(file).parts:
         raise ValueError(f"{folder / source} names {file!r}, which lies outside the folder: such files are not read")
+    try:
+        (folder / file).lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / source} names {file[:80]!r}, which cannot be looked up: {error}"[:1000]) from None
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:

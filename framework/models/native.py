@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.kv_cache.spec import PagedKV
+from ..engine.kv_cache.spec import PagedKV, State
 from .families import Family
+from .mixers import Mixer
 from .plugins import family_names, find_family
 from .rope import Rope, read_rope
 
@@ -82,7 +83,7 @@ class Latent:
 class LayerShape:
     """What may differ from layer to layer. window: tokens a query sees, itself included (None = all); scale: of q.k;
     moe: None for a dense MLP; chunk: positions of a chunk, within which a query sees (None: one chunk); temperature: of queries, as
-    ``Family.temperature``."""
+    ``Family.temperature``; mixer: what keeps states in place of attention, for which all but moe is of no meaning."""
 
     window: int | None
     rope: Rope | None
@@ -90,6 +91,7 @@ class LayerShape:
     moe: Moe | None
     chunk: int | None = None
     temperature: tuple[float, float] | None = None
+    mixer: Mixer | None = None
 
     @property
     def reach(self) -> int | None:
@@ -137,14 +139,26 @@ class Architecture:
     has_logits: bool = True
     latent: Latent | None = None
 
-    def cache_specs(self, dtype: str, max_model_len: int) -> list[PagedKV]:
-        """What each layer keeps in a cache of ``dtype``, where a window that no sequence outgrows is none. Raises ValueError for a
-        cache that the model cannot have."""
+    def cache_specs(self, dtype: str, max_model_len: int) -> list[PagedKV | None]:
+        """What each layer keeps in a cache of ``dtype`` (None: nothing), where a window that no sequence outgrows is none. Raises
+        ValueError for a cache that the model cannot have."""
         value_dim = self.head_dim if self.latent is None else self.latent.kv_rank
         heads = (self.num_kv_heads, self.head_dim, value_dim)
         reaches = [layer.reach if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
         windows = [reach if reach is not None and reach < max_model_len else None for reach in reaches]
-        return [PagedKV(*heads, dtype, window, aliased=self.latent is not None) for window in windows]
+        return [
+            None if layer.mixer is not None else PagedKV(*heads, dtype, window, aliased=self.latent is not None)
+            for layer, window in zip(self.layers, windows)
+        ]
+
+    def state_specs(self, dtype: str) -> dict[int, State]:
+        """What layers keep of a request beside the cache, by their number. dtype: the model's."""
+        return {index: layer.mixer.state(dtype) for index, layer in enumerate(self.layers) if layer.mixer is not None}
+
+    @property
+    def has_states(self) -> bool:
+        """Whether there are such layers."""
+        return any(layer.mixer is not None for layer in self.layers)
 
     def check_chunks(self, block_size: int, max_model_len: int) -> None:
         """Raises ValueError where a cache's blocks do not fill chunks that sequences outgrow."""
@@ -184,7 +198,7 @@ def read_native(config: Mapping[str, Any]) -> tuple[Architecture | None, str]:
         return None, f"model_type {model_type!r} is none of the native families ({', '.join(family_names())})"
     merged = _in_our_words(entry, config)
     family = replace(entry, **entry.variant(merged))
-    if reason := family.refuse(merged) or _unknown_layers(merged) or _unknown_activation(merged, family):
+    if reason := family.refuse(merged) or _unknown_layers(merged, family) or _unknown_activation(merged, family):
         return None, reason
     found = read_architecture(family, merged)
     if found.activation not in ("silu", "swish") and any(layer.moe for layer in found.layers):
@@ -224,6 +238,17 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "moe_layer_freq",
             "n_group",
             "topk_group",
+            "state_size",
+            "conv_kernel",
+            "num_state_heads",
+            "num_state_groups",
+            "linear_num_key_heads",
+            "linear_num_value_heads",
+            "linear_key_head_dim",
+            "linear_value_head_dim",
+            "full_attention_interval",
+            "attn_layer_period",
+            "expert_layer_period",
         ),
     ),
     (
@@ -335,7 +360,8 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
     scale = config.get("attention_multiplier") or scale
     if config.get("scale_attn_by_inverse_layer_idx"):
         scale /= index + 1
-    rotates = family.positions == "rotary" and family.rotates(config, index, windowed)
+    mixer = family.mixers[layer_types[index]](config) if layer_types and layer_types[index] in family.mixers else None
+    rotates = family.positions == "rotary" and mixer is None and family.rotates(config, index, windowed)
     rope = read_rope(config, head_dim, layer_type) if rotates else None
     moe = None
     if family.moe(config, index):
@@ -345,7 +371,7 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
         _check_groups(moe)
     chunked = layer_types[index] == "chunked_attention" if layer_types else family.chunked(config, index)
     chunk = config.get("attention_chunk_size") if chunked else None
-    return LayerShape(window, rope, scale, moe, chunk, family.temperature(config, index))
+    return LayerShape(window, rope, scale, moe, chunk, family.temperature(config, index), mixer)
 
 
 def _check_groups(moe: Moe) -> None:
@@ -358,12 +384,12 @@ def _check_groups(moe: Moe) -> None:
         )
 
 
-def _unknown_layers(config: Mapping[str, Any]) -> str | None:
+def _unknown_layers(config: Mapping[str, Any], family: Family) -> str | None:
     types, count = config.get("layer_types") or (), config["num_hidden_layers"]
     for name in ("layer_types", "no_rope_layers"):
         if (listed := config.get(name)) and len(listed) < count:
             return f"its {name} name {len(listed)} of {count} layers"
-    kinds = sorted(set(types) - {"full_attention", "sliding_attention", "chunked_attention"})
+    kinds = sorted(set(types) - {"full_attention", "sliding_attention", "chunked_attention", *family.mixers})
     return f"it has layers of kind {', '.join(kinds)}" if kinds else None
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from ..engine.kv_cache.spec import CacheGroup, PagedKV
+from ..engine.kv_cache.spec import CacheGroup, PagedKV, State
 from .batch import ForwardBatch
 from .expert_balancer import ExpertBalancer
 from .layers.experts import Lockstep
+from .layers.mixers import LayerStates
 from .layers.paged_attention import PagedAttention
 from .lora.slots import LoraSlots
 
 
 class PagedModel:
-    """The part of ``Model`` that is about the cache. attention: of each layer, in order."""
+    """The part of ``Model`` that is about the cache. layers: what each attends with, or keeps states in, in order."""
 
     decides_on_host = False
     is_last = True
@@ -21,12 +24,19 @@ class PagedModel:
     lockstep: Lockstep | None = None
     balancer: ExpertBalancer | None = None
 
-    def __init__(self, attention: list[PagedAttention]) -> None:
-        self._attention, self._first_of_groups = attention, attention[:1]
+    def __init__(self, layers: Sequence[PagedAttention | LayerStates]) -> None:
+        self._attention = {index: layer for index, layer in enumerate(layers) if isinstance(layer, PagedAttention)}
+        self._states = {index: layer.spec for index, layer in enumerate(layers) if isinstance(layer, LayerStates)}
+        self._first_of_groups = list(self._attention.values())[:1]
 
-    def cache_specs(self) -> list[PagedKV]:
-        """What each layer keeps in the cache."""
-        return [layer.spec for layer in self._attention]
+    def cache_specs(self) -> list[PagedKV | None]:
+        """What each layer keeps in the cache; None: nothing."""
+        attends, count = self._attention, len(self._attention) + len(self._states)
+        return [attends[index].spec if index in attends else None for index in range(count)]
+
+    def state_specs(self) -> dict[int, State]:
+        """What layers keep of a request beside the cache."""
+        return self._states
 
     def set_groups(self, groups: tuple[CacheGroup, ...]) -> None:
         """Tells which KV group serves which layer."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .native import Architecture, Moe
+from .mixers import MIXER_NORMS, MIXER_PARTS, GatedDelta, Mixer
+from .native import Architecture, LayerShape, Moe
 from .parallel import Ranks
 
-Layout = Literal["linear", "transposed", "interleaved", "flat", "flat_transposed"]
+Layout = Literal["linear", "transposed", "interleaved", "filters", "flat", "flat_transposed"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,10 @@ class Part:
     tensor     name of the tensor in a module; "" where the module's name is the tensor's
     rows       rows (outputs) of each source
     columns    inputs; None for a norm, which is a vector; one without sources has no weights
-    layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go by KV heads, each
-               with its ``group`` queries, its key and its value, and rows here q of all heads, k, v. Of experts in one tensor
-               [E, ..., ...]; flat and flat_transposed: [E * ..., ...]
+    layout     linear [rows, columns]; transposed [columns, rows] on disk; interleaved: rows on disk go by KV heads,
+               ``num_groups``, each with its share of every piece (its queries, its key, its value), and rows here by pieces: q of
+               all heads, k, v; filters [rows, 1, columns]. Of experts in one tensor [E, ..., ...]; flat and flat_transposed:
+               [E * ..., ...]
     alternating   rows of gate and of up take turns on disk; here gate comes first
     always_float   norms and embeddings, which no checkpoint stores otherwise
     float32        kept in float32 whatever the model's dtype
@@ -43,8 +46,7 @@ class Part:
     layout: Layout = "linear"
     alternating: bool = False
     num_experts: int = 0
-    head_dim: int = 0
-    group: int = 1
+    num_groups: int = 1
     always_float: bool = False
     float32: bool = False
     tensor: str = "weight"
@@ -86,11 +88,10 @@ class Part:
     @property
     def rows_on_disk(self) -> list[int]:
         """Of an interleaved part: where each row lies."""
-        d, stride = self.head_dim, (self.group + 2) * self.head_dim
-        starts = range(0, sum(self.rows), stride)
-        heads = [start + head * d for start in starts for head in range(self.group)]
-        heads += [start + offset * d for offset in (self.group, self.group + 1) for start in starts]
-        return [row for head in heads for row in range(head, head + d)]
+        sizes = [piece // self.num_groups for piece in self.pieces]
+        starts = range(0, sum(self.rows), sum(sizes))
+        firsts = list(itertools.accumulate(sizes, initial=0))
+        return [start + first + row for first, size in zip(firsts, sizes) for start in starts for row in range(size)]
 
     def tensors(self) -> Iterator[tuple[str, int, int, tuple[int, ...]]]:
         """(name on disk, expert, shard, shape on disk) of each weight, without the biases. Of packed experts the expert is 0."""
@@ -98,6 +99,7 @@ class Part:
             for shard, (source, rows) in enumerate(zip(self.sources, self.rows)):
                 shape: tuple[int, ...] = (rows,) if self.columns is None else (rows, self.columns)
                 shape = shape[::-1] if self.layout.endswith("transposed") else shape
+                shape = (rows, 1, *shape[1:]) if self.layout == "filters" else shape
                 if self.is_packed:
                     e = self.num_experts
                     shape = (e * shape[0], *shape[1:]) if self.layout.startswith("flat") else (e, *shape)
@@ -168,8 +170,8 @@ def _qk_norm(a: Architecture, sources: tuple[str, ...], num_heads: int) -> Part:
 
 def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
     """Parts of layer ``index``, by the names of the family table."""
-    f, moe = a.family, a.layers[index].moe
-    linears, skipped = _linears(a, moe), _skipped(moe)
+    f, moe, mixer = a.family, a.layers[index].moe, a.layers[index].mixer
+    linears, skipped = _linears(a, moe, mixer), _skipped(a.layers[index])
     parts = {}
     for name, modules in f.names.items():
         if name in skipped or (name == "attn_norm" and index == 0 and f.starts_normed):
@@ -177,16 +179,19 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
         sources = tuple(f"{f.base}{f.layers}.{index}.{module}" for module in modules)
         if name in linears:
             pieces, columns = linears[name]
-            rows = pieces if len(sources) == len(pieces) else (sum(pieces),)
+            alone = len(pieces) - len(sources) + 1  # the first source holds what no other does
+            rows = (sum(pieces[:alone]), *pieces[alone:])
             layout: Layout = "transposed" if f.transposed else "linear"
+            groups = a.num_kv_heads
             if name == "qkv" and f.interleaved_qkv:
                 layout = "interleaved"
+            elif name in ("in_proj", "gates_proj") and isinstance(mixer, GatedDelta) and f.interleaved_mixer:
+                layout, groups = "interleaved", mixer.num_k_heads
             bias = name in a.biases
-            group = a.num_heads // a.num_kv_heads
-            quantizable = name != "kv_b"  # which is split into the weights of ``head_linear``
-            parts[name] = Part(
-                sources, rows, columns, bias, layout, head_dim=a.head_dim, group=group, quantizable=quantizable, pieces=pieces
-            )
+            quantizable = name not in KEPT_AS_FLOATS
+            parts[name] = Part(sources, rows, columns, bias, layout, num_groups=groups, quantizable=quantizable, pieces=pieces)
+        elif mixer is not None and name in MIXER_PARTS:
+            parts[name] = _mixer_part(a, mixer, name, sources)
         elif name == "sinks":
             parts[name] = Part(sources, (a.num_heads,), always_float=True, float32=True, tensor="sinks")
         elif name in ("q_norm", "k_norm"):
@@ -201,6 +206,17 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
             assert moe is not None
             parts[name] = _expert_part(a, moe, name, sources)
     return parts
+
+
+def _mixer_part(a: Architecture, mixer: Mixer, name: str, sources: tuple[str, ...]) -> Part:
+    """Of a layer with states what is no linear layer."""
+    if name == "conv":
+        rows = (mixer.conv_channels,)
+        return Part(sources, rows, mixer.width, "conv" in a.biases, "filters", always_float=True)
+    if name in MIXER_NORMS:
+        return Part(sources, (mixer.norm_sizes()[name],), always_float=True, float32=name == "gated_norm")
+    found = mixer.constants()[name]
+    return Part(sources, (found.rows,), found.columns, always_float=True, float32=True, tensor=found.tensor)
 
 
 def _expert_part(a: Architecture, moe: Moe, name: str, sources: tuple[str, ...]) -> Part:
@@ -227,11 +243,16 @@ def _expert_part(a: Architecture, moe: Moe, name: str, sources: tuple[str, ...])
 
 
 LATENT_NORMS = ("q_a_norm", "kv_a_norm")
-INNER_NORMS = ("q_norm", "k_norm", *LATENT_NORMS)
-"""Those inside attention."""
+INNER_NORMS = ("q_norm", "k_norm", *LATENT_NORMS, *MIXER_NORMS)
+"""Those inside attention, or what stands in its place."""
+RECURRENCE_LINEARS = ("x_proj", "dt_proj", "gates_proj")
+"""Small linear layers that recurrences hang on."""
+KEPT_AS_FLOATS = ("kv_b", *RECURRENCE_LINEARS)
+"""Linear layers that nobody quantizes: these, and what is split into the weights of ``head_linear``."""
+_ATTENTION_PARTS = ("qkv", "o", "q_b", "kv_b", "sinks", "q_norm", "k_norm", *LATENT_NORMS)
 
 
-def _linears(a: Architecture, moe: Moe | None) -> dict[str, tuple[tuple[int, ...], int]]:
+def _linears(a: Architecture, moe: Moe | None, mixer: Mixer | None) -> dict[str, tuple[tuple[int, ...], int]]:
     """Linear layers of a layer, but for its experts: rows of each source, and columns."""
     hidden, inner, x = a.hidden_size, a.intermediate_size, a.latent
     found: dict[str, tuple[tuple[int, ...], int]] = {
@@ -242,9 +263,11 @@ def _linears(a: Architecture, moe: Moe | None) -> dict[str, tuple[tuple[int, ...
     if moe is not None:
         shared = moe.shared_size
         found |= {"shared_gate_up": ((shared, shared), hidden), "shared_down": ((hidden,), shared), "shared_gate": ((1,), hidden)}
+    if mixer is not None:
+        return found | mixer.linears(hidden)
     if x is None:
         q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-        return found | {"qkv": ((q, k, k), hidden), "o": ((hidden,), q)}
+        return found | {"qkv": ((q * (1 + a.family.gated_attention), k, k), hidden), "o": ((hidden,), q)}
     queries, values = a.num_heads * x.query_dim, a.num_heads * x.value_dim
     return found | {
         "qkv": ((x.q_rank or queries, x.head_dim), hidden),
@@ -254,8 +277,12 @@ def _linears(a: Architecture, moe: Moe | None) -> dict[str, tuple[tuple[int, ...
     }
 
 
-def _skipped(moe: Moe | None) -> tuple[str, ...]:
+def _skipped(layer: LayerShape) -> tuple[str, ...]:
     """Names of the family table that a layer does not have."""
+    return (*(MIXER_PARTS if layer.mixer is None else _ATTENTION_PARTS), *_skipped_mlp(layer.moe))
+
+
+def _skipped_mlp(moe: Moe | None) -> tuple[str, ...]:
     shared = ("shared_gate_up", "shared_down", "shared_gate")
     if moe is None:
         return ("router", "route_bias", "w13", "w2", *shared)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from ..engine.kv_cache.spec import CacheGroup, PagedKV
+from ..engine.kv_cache.spec import CacheGroup, PagedKV, State
 from ..plan import LoraMeta
 from .batch import ForwardBatch
 from .expert_balancer import ExpertBalancer
@@ -34,8 +34,11 @@ class Model(Protocol):
     balancer: ExpertBalancer | None
     """Moves experts among ranks; None: they stay where they are."""
 
-    def cache_specs(self) -> list[PagedKV]:
-        """What each layer keeps in the cache."""
+    def cache_specs(self) -> list[PagedKV | None]:
+        """What each layer keeps in the cache; None: nothing."""
+
+    def state_specs(self) -> dict[int, State]:
+        """What layers keep of a request beside the cache, by their number in this process; empty: none keeps states."""
 
     def set_groups(self, groups: tuple[CacheGroup, ...]) -> None:
         """Tells which KV group serves which layer."""

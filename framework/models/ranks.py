@@ -33,14 +33,23 @@ class Stage:
 def stages(architecture: Architecture, pp: int) -> list[Stage]:
     """Raises ValueError for more stages than layers."""
     total = len(architecture.layers)
+    if pp > 1:
+        _refuse_states(architecture, "pp", pp)
     if pp > total:
         raise ValueError(f"parallel.pp={pp} cannot work: the model has {total} layers, and every stage needs one")
     cuts = [Ranks(rank, pp).part(total) for rank in range(pp)]
     return [Stage(cut, cut.start == 0, cut.stop == total) for cut in cuts]
 
 
-def check_ranks(model: ModelInfo, parallel: ParallelConfig) -> None:
-    """Raises ValueError for a model that cannot be cut like that, from its config alone."""
+def _refuse_states(a: Architecture, name: str, size: int) -> None:
+    if a.has_states:
+        raise ValueError(
+            f"parallel.{name}={size} cannot work: layers of the model keep states, which ranks do not share yet; leave it at 1"
+        )
+
+
+def check_ranks(model: ModelInfo, parallel: ParallelConfig, quant: QuantConfig) -> None:
+    """Raises ValueError for a model that cannot be cut like that, from its config alone. quant: of its weights."""
     if parallel.tp * parallel.pp * parallel.ep == 1:
         return
     asked = ", ".join(f"parallel.{name}={size}" for name in ("tp", "pp", "ep") if (size := getattr(parallel, name)) > 1)
@@ -52,8 +61,15 @@ def check_ranks(model: ModelInfo, parallel: ParallelConfig) -> None:
     if model.pooling is not None:
         raise ValueError(f"{asked} cannot work: {model.name!r} pools; leave it at 1")
     stages(model.architecture, parallel.pp)
-    rank_architecture(model.architecture, parallel)
+    rank = rank_architecture(model.architecture, parallel)
     first_map(model.architecture, parallel)
+    if parallel.tp > 1 and model.quantization is not None:
+        from .quantization.shares import check_shares
+
+        scheme = read_weight_scheme(model, quant)
+        whole, first = model.architecture, Parallel(Ranks(0, parallel.tp), ep=Ranks(0, parallel.ep))
+        for index in range(len(whole.layers)):
+            check_shares(layer_shares(rank, whole, index, first).values(), scheme)
 
 
 def rank_architecture(a: Architecture, parallel: ParallelConfig) -> Architecture:
@@ -62,6 +78,7 @@ def rank_architecture(a: Architecture, parallel: ParallelConfig) -> Architecture
     tp = parallel.tp
     if tp * parallel.ep == 1:
         return a
+    _refuse_states(a, "tp" if tp > 1 else "ep", max(tp, parallel.ep))
     if parallel.ep > 1 and not any(layer.moe for layer in a.layers):
         raise ValueError(f"parallel.ep={parallel.ep} cannot work: the model has no experts; leave it at 1")
     if max(a.num_kv_heads, tp) % min(a.num_kv_heads, tp):
@@ -144,7 +161,7 @@ def layer_shares(rank: Architecture, whole: Architecture, index: int, parallel: 
     }
 
 
-def rank_cache_specs(model: ModelInfo, parallel: Parallel, cache_dtype: str) -> list[PagedKV]:
+def rank_cache_specs(model: ModelInfo, parallel: Parallel, cache_dtype: str) -> list[PagedKV | None]:
     """What every layer of a model keeps on a rank, whichever stage has it. cache_dtype: as in ``CacheConfig``."""
     assert model.architecture is not None
     rank = rank_architecture(model.architecture, parallel.sizes)

@@ -138,7 +138,8 @@ class DummyWeights(Weights):
 
     def _whole_weight(self, part: Part) -> torch.Tensor:
         if part.columns is None:
-            return self.empty(part).fill_(0.0 if part.tensor == "bias" else 1.0 - self._norm_offset)
+            offset = 0.0 if part.float32 else self._norm_offset
+            return self.empty(part).fill_(0.0 if part.tensor == "bias" else 1.0 - offset)
         return self.empty(part).normal_(std=part.columns**-0.5, generator=self._generator(part.sources[0]))
 
     def _whole_bias(self, part: Part) -> torch.Tensor | None:
@@ -271,6 +272,8 @@ def _place(target: torch.Tensor, tensor: torch.Tensor, part: Part) -> None:
         tensor = tensor.T
     elif part.layout == "interleaved":
         tensor = tensor[part.rows_on_disk]
+    elif part.layout == "filters" and tensor.dim() == 3:
+        tensor = tensor.squeeze(1)
     target.copy_(tensor)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .config import SpeculativeConfig
 
@@ -20,16 +20,25 @@ class Depth(Protocol):
     def of(self, num_running: int) -> int:
         """Drafts of each of so many requests in the next step, at most."""
 
-    def observe(self, num_rows: int, k: int, checked: Sequence[int], accepted: Sequence[int], step_s: float | None) -> None:
+    def observe(
+        self,
+        num_rows: int,
+        k: int,
+        checked: Sequence[int],
+        accepted: Sequence[int],
+        after_right: tuple[int, int],
+        step_s: float | None,
+    ) -> None:
         """Takes in a step.
 
-        num_rows  that got tokens
-        k         drafts that were asked for each of them
-        checked   by position, as far as any row might have drafts: rows that might have one there, and had all before it right. A
-                  row near its end might have fewer than k, and all where the step before made fewer
-        accepted  by position: of these, rows that had it right; one without a draft there did not
-        step_s    from the end of the step before to its own, or from its start if it began later; None: it computed prompts, too,
-                  or the clock does not say
+        num_rows     that got tokens
+        k            drafts that were asked for each of them
+        checked      by position, as far as any row might have drafts: rows that might have one there, and had all before it right.
+                     A row near its end might have fewer than k, and all where the step before made fewer
+        accepted     by position: of these, rows that had it right; one without a draft there did not
+        after_right  of the first position, (checked, accepted): rows all of whose drafts were right when they last might have any
+        step_s       from the end of the step before to its own, or from its start if it began later; None: it computed prompts,
+                     too, or the clock does not say
         """
 
 
@@ -50,15 +59,34 @@ class ScheduledDepth:
     def of(self, num_running: int) -> int:
         return next((k for _, last, k in self._rows if num_running <= last), self._rows[-1][2])
 
-    def observe(self, num_rows: int, k: int, checked: Sequence[int], accepted: Sequence[int], step_s: float | None) -> None:
+    def observe(
+        self,
+        num_rows: int,
+        k: int,
+        checked: Sequence[int],
+        accepted: Sequence[int],
+        after_right: tuple[int, int],
+        step_s: float | None,
+    ) -> None:
         """Nothing follows from it."""
 
 
+class _Choice(NamedTuple):
+    """The best number of drafts, as far as is known, and tokens per second and row with them."""
+
+    k: int
+    rate: float
+
+
 class AdaptiveDepth:
-    """As many drafts as bring most tokens per second: 1 and the running products of the acceptance by position, through the time of
-    a step with so many rows and drafts, both from the steps so far. Steps with fewer or more drafts than that are only a trial:
-    where the best that may still be true of it is better. It lasts until as many were checked: drafts of a device are those of the
-    step before. What trials lose is ``TRIALS`` of the time at most."""
+    """As many drafts as bring most tokens per second: those that a row may expect, through the time of a step with so many rows and
+    drafts, both from the steps so far. Steps with fewer or more drafts than that are only a trial: where the best that may still be
+    true of it is better. It lasts until as many were checked: drafts of a device are those of the step before. What trials lose is
+    ``TRIALS`` of the time at most.
+
+    Some places of a text are easy to guess, others hard, and the more drafts a step checks, the fewer steps are in easy ones: first
+    drafts are right less often. So these are counted apart, by whether the drafts before them were all right: how many of each are
+    right hardly depends on the depth, and how often each comes follows from it."""
 
     TRIALS = 0.01
     HEAD_START = 400
@@ -66,82 +94,131 @@ class AdaptiveDepth:
     MARGIN = 0.01
     """By so much more tokens per second drafts must promise, to be better than none."""
     HOPED, SEEN = 4.0, 100.0
-    """So many drafts of each position that were right are what may still be true, besides those that were seen; of which so many
+    """So many drafts of each kind that were right are what may still be true, besides those that were seen; of which so many
     count, at most."""
-    ROWS, STEPS = 500, 250
+    LIKE = 4.0
+    """Of so many drafts of each kind, as many are taken to have been right as of the kind before it."""
+    ROWS, STEPS = 1000, 250
     """So many rows that were checked, or steps that passed, make an observation count 1/e."""
     PATIENCE = 10
     """Steps after which a trial ends, whatever was checked: rows near their ends have fewer drafts."""
+    EVERY = 8
+    """Steps that a choice lasts; fewer in the beginning. To make one takes as long as to take in several steps."""
 
     def __init__(self, most: int, step_time: StepTime | None = None) -> None:
         self._most, self._times_are_known = most, step_time is not None
-        self._checked, self._accepted = [0.0] * most, [0.0] * most
+        # To try one costs steps. Those left out bring a percent more at most.
+        some = range(1 + most) if step_time is not None else (0, 1, 2, 3, 5, 8, 12, 18, 27, 40)
+        self._depths = [*(k for k in some if k < most), most]
+        # Of first drafts after wrong ones, first drafts after right ones, second ones, third ones, ...
+        self._checked, self._accepted = [0.0] * (1 + most), [0.0] * (1 + most)
+        self._new_checked, self._new_accepted = [0] * (1 + most), [0] * (1 + most)
         self._times = _StepTimes() if step_time is None else _KnownTimes(step_time)
         self._elapsed_s = self._lost_s = 0.0
         self._trial, self._trial_steps = 0, 0  # drafts, and steps left
+        self._choices: dict[int, _Choice] = {}  # by number of rows, about
+        self._num_steps, self._lasts = 0, 1.0  # since choices were made anew, and after which they are
 
     def of(self, num_running: int) -> int:
-        if self._times.seconds(num_running, 0) is None:
-            return 0
-        best, rate = self._best(num_running)
         if self._trial_steps:
             return self._trial
-        left_s = self.TRIALS * (self._elapsed_s + self.HEAD_START * self._times.at_least(num_running, 0)) - self._lost_s
-        tokens = zip(self._tokens(), self._tokens(self.HOPED))  # fewer drafts than the best bring to light nothing but their time
-        hoped = [
-            (seen if k < best and self._times_are_known else may_be) / self._times.at_least(num_running, k)
-            for k, (seen, may_be) in enumerate(tokens)
-        ]
-        trials = [k for k in range(self._most + 1) if k != best and hoped[k] > rate * (1 + self.MARGIN)]
-        trials = [k for k in trials if self._times.at_most(num_running, k) - 1 / rate <= left_s]
-        if not trials:
-            return best
-        self._trial, self._trial_steps = max(trials, key=lambda k: (hoped[k], k)), self.PATIENCE
-        return self._trial
+        choice = self._choices.get(_bucket(num_running))
+        return self._choose(num_running) if choice is None else choice.k
 
-    def observe(self, num_rows: int, k: int, checked: Sequence[int], accepted: Sequence[int], step_s: float | None) -> None:
+    def observe(
+        self,
+        num_rows: int,
+        k: int,
+        checked: Sequence[int],
+        accepted: Sequence[int],
+        after_right: tuple[int, int],
+        step_s: float | None,
+    ) -> None:
         if not num_rows:  # parts of prompts only
             return
-        fade = math.exp(-1 / self.STEPS)
-        self._checked = [fade * count for count in self._checked]
-        self._accepted = [fade * count for count in self._accepted]
-        for i, (rows, right) in enumerate(zip(checked, accepted)):
-            fade = math.exp(-rows / self.ROWS)
-            self._checked[i] = fade * self._checked[i] + rows
-            self._accepted[i] = fade * self._accepted[i] + right
+        if checked:
+            for counts, found, again in zip((self._new_checked, self._new_accepted), (checked, accepted), after_right):
+                counts[0] += found[0] - again
+                counts[1] += again
+                for i in range(1, len(found)):
+                    counts[i + 1] += found[i]
         is_whole = len(checked) == k
-        counts = is_whole and (step_s is None or self._times.add(num_rows, k, step_s))
+        counted = is_whole and (step_s is None or self._times.add(num_rows, k, step_s))
         if self._trial_steps:
-            self._trial_steps = 0 if counts and k == self._trial else self._trial_steps - 1
-        if step_s is None or self._times.seconds(num_rows, 0) is None or (is_whole and not counts):
-            return
-        self._elapsed_s += step_s
-        best, rate = self._best(num_rows)
-        if k != best:
-            expected, seconds = list(self._tokens())[len(checked)], self._times.seconds(num_rows, k)  # what came is that and luck
-            self._lost_s = max(0.0, self._lost_s + (step_s if seconds is None else seconds) - expected / rate)
+            self._trial_steps = 0 if counted and k == self._trial else self._trial_steps - 1
+        choice = self._choices.get(_bucket(num_rows))
+        if step_s is not None and choice is not None and (counted or not is_whole):
+            self._elapsed_s += step_s
+            if k != choice.k:
+                seconds = self._times.seconds(num_rows, k)  # what came is that and luck
+                lost_s = (step_s if seconds is None else seconds) - self._tokens()[len(checked)] / choice.rate
+                self._lost_s = max(0.0, self._lost_s + lost_s)
+        self._num_steps += 1
+        if self._num_steps >= self._lasts:
+            self._settle()
 
-    def _best(self, rows: int) -> tuple[int, float]:
-        """(drafts, tokens per second and row)."""
-        found, most = 0, 0.0
-        for k, tokens in enumerate(self._tokens()):
-            if (seconds := self._times.seconds(rows, k)) is not None:
-                rate = tokens / seconds
-                if rate > most * (1 if found else 1 + self.MARGIN):
-                    found, most = k, rate
-        return found, most
+    def _settle(self) -> None:
+        """Takes in what was counted, and lets choices be made anew."""
+        fade = math.exp(-self._num_steps / self.STEPS)
+        for i, (rows, right) in enumerate(zip(self._new_checked, self._new_accepted)):
+            kept = fade * math.exp(-rows / self.ROWS)
+            self._checked[i] = kept * self._checked[i] + rows
+            self._accepted[i] = kept * self._accepted[i] + right
+        self._new_checked, self._new_accepted = [0] * (1 + self._most), [0] * (1 + self._most)
+        self._num_steps, self._lasts = 0, min(self._lasts + 1 / 32, self.EVERY)
+        self._choices.clear()
 
-    def _tokens(self, hoped: float = 0.0) -> Iterator[float]:
-        """Expected of a row, by number of drafts from 0 on. A position that was not seen is as good as that before it."""
-        tokens, survival, right = 1.0, 1.0, 0.0
-        yield tokens
+    def _choose(self, rows: int) -> int:
+        """Drafts of the next step. Keeps what is best, and starts a trial if one is due."""
+        times = self._times
+        if times.seconds(rows, 0) is None:
+            return 0
+        tokens, best, rate = self._tokens(), 0, 0.0
+        for k in self._depths:
+            if (seconds := times.seconds(rows, k)) is not None and tokens[k] > seconds * rate * (1 if best else 1 + self.MARGIN):
+                best, rate = k, tokens[k] / seconds
+        self._choices[_bucket(rows)] = _Choice(best, rate)
+        may_be = self._tokens(self.HOPED)
+        if self._times_are_known:  # fewer drafts than the best bring to light nothing but their time
+            may_be[:best] = tokens[:best]
+        left_s = self.TRIALS * (self._elapsed_s + self.HEAD_START * times.at_least(rows, 0)) - self._lost_s
+        hoped, trial = max(
+            (
+                (may_be[k] / times.at_least(rows, k), k)
+                for k in self._depths
+                if k != best and (times.at_most(rows, k) - 1 / rate <= left_s)
+            ),
+            default=(0.0, 0),
+        )
+        if hoped <= rate * (1 + self.MARGIN):
+            return best
+        self._trial, self._trial_steps = trial, self.PATIENCE
+        return trial
+
+    def _tokens(self, hoped: float = 0.0) -> list[float]:
+        """Expected of a row, by number of drafts from 0 on. Hopes are for drafts, not for how often a step is in an easy place."""
+        seen = self._rates()
+        rates = self._rates(hoped) if hoped else seen
+        tokens, stays, survival, behind = [1.0], 1.0, 1.0, 1.0
+        for k in range(1, 1 + self._most):
+            if k > 1:  # behind a first draft that is right, so many are right, too, and all of them so often
+                stays, survival = stays * seen[k], survival * rates[k]
+                behind += survival
+            # It is right in p = after_wrong + p * stays * (after_right - after_wrong): of p * stays all drafts were right.
+            first = min(1.0, rates[0] / (1.0 - stays * (seen[1] - seen[0])))
+            tokens.append(1.0 + first * behind)
+        return tokens
+
+    def _rates(self, hoped: float = 0.0) -> list[float]:
+        """How often each kind is right; as often as that before it, as far as it was not seen."""
+        right, weight, rates = 0.0, 1.0, []
         for checked, accepted in zip(self._checked, self._accepted):
             if hoped and checked > self.SEEN:
                 checked, accepted = self.SEEN, accepted * self.SEEN / checked
-            right = (accepted + (hoped or right)) / (checked + (hoped or 1.0))
-            survival *= right
-            tokens += survival
-            yield tokens
+            right = (accepted + (hoped or weight * right)) / (checked + (hoped or weight))
+            weight = self.LIKE
+            rates.append(right)
+        return rates
 
 
 class _StepTimes:
@@ -158,6 +235,7 @@ class _StepTimes:
         self._means: dict[tuple[int, int], _Mean] = {}  # by number of rows, about, and drafts
         self._seen: set[tuple[int, int]] = set()
         self._num_steps = 0
+        self._pace, self._paces = 1.0, dict[int, float]()  # factors of all lines, and of all means by number of rows, about
 
     def add(self, rows: int, k: int, step_s: float) -> bool:
         """Takes in a step; not the first of its kind, in which kernels may have been compiled. The first with just so many rows may
@@ -168,20 +246,20 @@ class _StepTimes:
         if (kind := (_bucket(rows), k)) not in self._means:
             self._means[kind] = _Mean()
             return False
-        if is_new and self._lines and step_s > (1.5 * self._at(rows, k) if k in self._lines else self.at_most(rows, k)):
+        if is_new and (not self._lines or step_s > (1.5 * self._at(rows, k) if k in self._lines else self.at_most(rows, k))):
             return False
         mean, before_s = self._means[kind], self._at(rows, k) if k in self._lines else step_s
         is_usual = mean.count * self.WEIGHT >= 1 and self._num_steps - mean.last < 10
-        step_s = min(step_s, 3 * before_s)
-        self._lines.setdefault(k, _Line()).add(rows, step_s, before_s)
+        step_s = min(step_s, 2 * before_s)
+        line, pace, beside = self._lines.setdefault(k, _Line()), self._pace, self._paces.get(kind[0], 1.0)
+        line.add(rows, step_s / pace, before_s / pace)
         mean.count, mean.last = self._count(rows, k) + 1, self._num_steps
-        mean.seconds += max(self.WEIGHT, 1 / mean.count) * (step_s - mean.seconds)
+        mean.seconds += max(self.WEIGHT, 1 / mean.count) * (step_s / beside - mean.seconds)
         if is_usual:  # and not for its mean being new: what makes these steps longer (texts do) makes the others longer, too
             factor = self._at(rows, k) / before_s
-            for other in self._lines.keys() - {k}:
-                self._lines[other].scale(factor)
-                if (beside := self._means.get((_bucket(rows), other))) is not None:
-                    beside.scale(factor)
+            self._pace, self._paces[kind[0]] = factor * pace, factor * beside
+            line.scale(1 / factor)
+            mean.seconds /= factor
         return True
 
     def seconds(self, rows: int, k: int) -> float | None:
@@ -202,7 +280,7 @@ class _StepTimes:
         count, hoped_s = self._count(rows, seen), self._at(rows, seen)
         if count <= self.LINE:
             line, none = self._lines[seen], self._lines[0]
-            drafts_s = (line.at(line.mean) - none.at(line.mean)) * min(1.0, rows / line.mean)
+            drafts_s = self._pace * (line.at(line.mean) - none.at(line.mean)) * min(1.0, rows / line.mean)
             hoped_s = min(hoped_s, self._at(rows, 0) + drafts_s)
         return hoped_s * (1 - self.HOPED / math.sqrt(max(count, 1.0)))
 
@@ -216,7 +294,8 @@ class _StepTimes:
 
     def _at(self, rows: int, k: int) -> float:
         mean = self._means.get((_bucket(rows), k), _NONE)
-        return (self.LINE * self._lines[k].at(rows) + mean.count * mean.seconds) / (self.LINE + mean.count)
+        beside = self._paces.get(_bucket(rows), 1.0)
+        return (self.LINE * self._pace * self._lines[k].at(rows) + mean.count * beside * mean.seconds) / (self.LINE + mean.count)
 
     def _count(self, rows: int, k: int) -> float:
         mean = self._means.get((_bucket(rows), k), _NONE)
@@ -238,9 +317,6 @@ class _Mean:
     count: float = 0.0
     last: int = 0
     seconds: float = 0.0
-
-    def scale(self, factor: float) -> None:
-        self.seconds *= factor
 
 
 _NONE: Final = _Mean()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
-from ..models.batch import ForwardBatch, GroupBatch
-from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta
+from ..models.batch import ForwardBatch, GroupBatch, StateBatch, WholeTokens
+from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta, StateMeta
+from .images import Images
 from .request_rows import RequestRows
 from .step_rows import StepRows
 from .transfer import all_to_device, to_device
@@ -23,6 +26,8 @@ class Batches:
     caches        of its layers
     ahead         a slot's token is so many places behind it
     has_lora      the model computes the requests' adapters
+    images        of the requests; None: the model reads none
+    states        of its recurrent layers, as StateBatch has them: a request's row is that of its seat
     """
 
     def __init__(
@@ -30,13 +35,15 @@ class Batches:
         rows: RequestRows,
         slot_mapping: BoundKernel,
         groups: slice,
-        caches: list[LayerKV],
+        caches: Mapping[int, LayerKV],
         ahead: int = 0,
         has_lora: bool = False,
+        states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
+        images: Images | None = None,
     ) -> None:
         self.rows, self.slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
-        self.has_lora = has_lora
-        self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in rows.tables[groups]]
+        self.has_lora, self.states, self.images = has_lora, states or {}, images
+        self._workspaces: list[tuple[dict, dict, dict]] = [({}, {}, {}) for _ in rows.tables[groups]]
 
     def build(
         self, rows: StepRows, first: torch.Tensor | None = None, more: tuple[np.ndarray, ...] = ()
@@ -60,10 +67,12 @@ class Batches:
             lengths[n:],  # again: kernels may not be compiled for the address that a slice starts at
             self.rows.tables[self.groups][:, rows.seats, :width],
         )
-        slots = self.lora_slots(rows)
+        wanted, slots = len(more), self.lora_slots(rows)
         if slots is not None:
             of_tokens = slots[row_of_token]
             more = (*more, of_tokens, of_tokens[rows.logit_tokens])
+        if self.states:
+            more = (*more, rows.seats.astype(np.int32), rows.first == 0)
         tensors = all_to_device((*arrays, *more), device)
         token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
         if first is not None:
@@ -82,11 +91,27 @@ class Batches:
         token_ids = self.rows.tokens[token_seats, token_positions + self.ahead if self.ahead else token_positions]
         num_decode_tokens = int(rows.bounds[n])
         batch = ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices)
-        if slots is None:
-            return batch, tensors[8:]
-        occurring = [slot for slot in np.unique(slots).tolist() if slot >= 0]
-        batch.lora, batch.lora_of_logits = (LoraMeta(index, occurring) for index in tensors[-2:])
-        return batch, tensors[8:-2]
+        own = iter(tensors[8 + wanted :])
+        if slots is not None:
+            occurring = [slot for slot in np.unique(slots).tolist() if slot >= 0]
+            batch.lora, batch.lora_of_logits = LoraMeta(next(own), occurring), LoraMeta(next(own), occurring)
+        if self.states:
+            batch.states = StateBatch(StateMeta(cu_q_all, next(own), next(own), int(rows.counts.max())), self.states)
+        if self.images is not None:
+            self._add_images(self.images, batch, rows, positions, tables)
+        return batch, tensors[8 : 8 + wanted]
+
+    def _add_images(self, images: Images, batch: ForwardBatch, rows: StepRows, places: np.ndarray, tables: torch.Tensor) -> None:
+        batch.images = images.tokens(rows)
+        if batch.images is not None and images.whole:
+            of_rows, counts, ends = images.spans(rows)
+            cu_q = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+            row, cu, lengths = all_to_device((of_rows, cu_q, ends.astype(np.int32)), self.rows.device)
+            for group, table, workspaces in zip(batch.groups, tables, self._workspaces):
+                meta = AttentionMeta(cu, lengths, table[row], int(counts.max()), int(ends.max()), workspaces[2])
+                group.whole = WholeTokens(batch.images.tokens, meta)
+        if (found := images.positions(rows, places)) is not None:
+            batch.positions, batch.mixed = all_to_device(found, self.rows.device)
 
     def lora_slots(self, rows: StepRows) -> np.ndarray | None:
         """int32 [R]: slots of the rows' adapters, -1 = none; None: no row has one."""

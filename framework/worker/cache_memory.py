@@ -1,35 +1,42 @@
-"""The bytes of the KV cache: one pool of blocks, which every layer sees as pages of its own shape."""
+"""The bytes of the KV cache: one pool of blocks, which every layer sees as pages of its own shape; and of states."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
-from ..engine.kv_cache.spec import CacheGroup, PagedKV, shared_part_bytes
+from ..engine.kv_cache.spec import CacheGroup, PagedKV, State, shared_part_bytes
 from ..plan import LayerKV
 
 
-def allocate_caches(groups: tuple[CacheGroup, ...], num_blocks: int, block_size: int, device: torch.device) -> list[LayerKV]:
-    """A LayerKV per layer, in layer order. Layer i of every group lies in the same memory: a block belongs to one group at a
+def allocate_caches(groups: tuple[CacheGroup, ...], num_blocks: int, block_size: int, device: torch.device) -> dict[int, LayerKV]:
+    """A LayerKV for each layer of the groups. Layer i of every group lies in the same memory: a block belongs to one group at a
     time. Keys, values and the scales of each are tensors of their own, so that each is contiguous where all groups have equal
     shapes."""
-    specs = [group.spec for group in groups]
-    if not all(isinstance(spec, PagedKV) for spec in specs):
-        raise ValueError(
-            "the model keeps recurrent state, for which this version has no cache; only attention layers can be served"
-        )
-    paged = [spec for spec in specs if isinstance(spec, PagedKV)]
-    depth = max(len(group.layers) for group in groups)
+    depth = max((len(group.layers) for group in groups), default=0)
     memory = [
         [torch.zeros(num_blocks, block_size * size, dtype=torch.uint8, device=device) for size in shared_part_bytes(groups)]
         for _ in range(depth)
     ]
     caches: dict[int, LayerKV] = {}
-    for group, spec in zip(groups, paged):
+    for group in groups:
         for parts, layer in zip(memory, group.layers):
-            caches[layer] = _layer(parts, spec, block_size)
-    return [caches[layer] for layer in range(len(caches))]
+            caches[layer] = _layer(parts, group.spec, block_size)
+    return caches
+
+
+def allocate_states(specs: Mapping[int, State], num_seats: int, device: torch.device) -> dict[int, tuple[torch.Tensor, ...]]:
+    """The states of each layer, [seats, ...] each. What is in them does not matter: nobody reads a row before its request's first
+    tokens have written it."""
+    return {
+        layer: tuple(
+            torch.zeros(num_seats, *shape, dtype=getattr(torch, dtype), device=device)
+            for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
+        )
+        for layer, spec in specs.items()
+    }
 
 
 def _layer(parts: list[torch.Tensor], spec: PagedKV, block_size: int) -> LayerKV:

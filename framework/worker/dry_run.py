@@ -24,7 +24,7 @@ from ..models.read import ModelInfo, read_model
 from ..models.weights import EmptyWeights
 from ..plan import KernelPlan
 from ..sampling_params import SamplingParams
-from .cache_memory import allocate_caches
+from .cache_memory import allocate_caches, allocate_states
 from .devices import Cuda, Replay, graph_sizes
 from .drafting.drafter import check_drafter, load_drafter
 from .runner import Runner
@@ -64,7 +64,8 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     model.set_groups(groups)
     caches = allocate_caches(groups, 2, block_size, CPU)
     spec, in_flight_steps = config.speculative_config, config.scheduler.in_flight_steps or device.in_flight_steps
-    runner = Runner(model, plan, groups, caches, num_seats, block_size, CPU, in_flight_steps, spec)
+    states = allocate_states(model.state_specs(), num_seats, CPU)
+    runner = Runner(model, plan, groups, caches, num_seats, block_size, CPU, in_flight_steps, spec, states)
     if spec.place == "device":
         check_drafter(config, info)
         drafter = load_drafter(config, info, model, plan, CPU, _empty_model)

@@ -22,7 +22,9 @@ from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group
 from ..engine.step import StepInput
 from ..logs import memory_size
 from ..lora_request import LoRARequest
-from ..models.batch import ForwardBatch, GroupBatch
+from ..models.batch import ForwardBatch, GroupBatch, StateBatch
+from ..models.binding.checks import check_rank_kernels
+from ..models.decoder import Decoder
 from ..models.expert_balancer import ExpertBalancer
 from ..models.expert_map import ExpertMap
 from ..models.load import load_model
@@ -33,12 +35,14 @@ from ..models.quantization.table import read_scheme
 from ..models.ranks import rank_architecture, rank_cache_specs, stage_weight_bytes, stages
 from ..models.read import ModelInfo
 from ..models.weights import weight_bytes
-from ..plan import AttentionMeta, KernelPlan, LoraMeta
+from ..multimodal.support import images_refusal
+from ..plan import AttentionMeta, KernelPlan, LoraMeta, StateMeta
 from .adapter_host import AdapterHost
-from .cache_memory import allocate_caches
+from .cache_memory import allocate_caches, allocate_states
 from .devices import Capture, Device, graph_sizes, open_device
 from .drafting.drafter import Drafter, check_drafter, load_drafter
 from .drafting.draws import draft_probs_shape
+from .images import Images
 from .pooling.runner import PoolingRunner
 from .probes import Probes
 from .runner import Runner
@@ -82,7 +86,13 @@ class LocalExecutor:
         device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self.nominal_weight_bytes = round(_weight_bytes(config, model, parallel))
+        reads_images = model.vision is not None and images_refusal(config) is None
+        tower_size = 0
+        if reads_images:
+            from ..models.tower import load_tower, tower_bytes  # slow to import, and needed for few models
+
+            tower_size = tower_bytes(config.model, model)
+        self.nominal_weight_bytes = round(_weight_bytes(config, model, parallel)) + tower_size
         check_weights_fit(self.nominal_weight_bytes, model, device)
         if config.speculative_config.place == "device":
             check_drafter(config, model)
@@ -93,6 +103,9 @@ class LocalExecutor:
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
         self.plan = KernelPlan.from_config(config, device.torch, getattr(torch, model.dtype), device.arch, probes)
+        if model.architecture is not None:
+            scheme = read_scheme(model.quantization, config.quant)
+            check_rank_kernels(self.plan, model.architecture, parallel, scheme, getattr(torch, model.dtype))
         with _phase("weights") as said:
             self._model = load_model(
                 config.model,
@@ -105,8 +118,10 @@ class LocalExecutor:
                 config.cache.dtype,
                 config.quant,
                 config.lora,
+                config.scheduler.max_num_batched_tokens if reads_images else 0,
             )
-            self.weight_bytes = tensor_bytes(self._model)
+            self._tower = load_tower(config.model, model, self.plan, device.torch, config.seed) if reads_images else None
+            self.weight_bytes = tensor_bytes((self._model, self._tower))
             said.append(f"{memory_size(self.weight_bytes)} of {model.name} in {model.dtype} on {device.name}")
         self._adapters = None if self._model.lora is None else AdapterHost(config, model, self._model.lora)
         self.groups, self._own_groups = self._groups(config, model, parallel)
@@ -115,18 +130,22 @@ class LocalExecutor:
         self._drafter = self._load_drafter(config, model, device.torch)
         self.draft_max_model_len = None if self._drafter is None else self._drafter.max_model_len
         self.drafts_read_ahead = self._drafter is not None and self._drafter.reads_ahead
+        self.has_states = bool(self._model.state_specs())
         with _phase("KV cache") as said:
             self.num_blocks = self._fit_blocks(config, device)
             cache_bytes = self.num_blocks * _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
-            _check_cache_fits(self.num_blocks, cache_bytes, device)
+            _check_cache_fits(self.num_blocks, cache_bytes, self._state_bytes(config), device)
             caches = allocate_caches(self._own_groups, self.num_blocks, config.cache.block_size, device.torch)
             said.append(f"{self.num_blocks} blocks of {config.cache.block_size} tokens, {memory_size(cache_bytes)}")
+            states = allocate_states(self._model.state_specs(), config.scheduler.max_num_seqs, device.torch)
+            if self.has_states:
+                said.append(f"states of {config.scheduler.max_num_seqs} requests, {memory_size(self._state_bytes(config))}")
         self.in_flight_steps = device.in_flight_steps
         self.num_drafts = config.speculative_config.num_speculative_tokens
         if self._pools:
             heads = load_heads(config.model, model, self.plan, device.torch, config.seed)
             seats, size = config.scheduler.max_num_seqs, config.cache.block_size
-            runner = PoolingRunner(self._model, heads, self.plan, self.groups, caches, seats, size, device.torch)
+            runner = PoolingRunner(self._model, heads, self.plan, self.groups, caches, states, seats, size, device.torch)
             self._start(config, device, runner.step)
             return
         self._runner = Runner(
@@ -139,6 +158,8 @@ class LocalExecutor:
             device.torch,
             config.scheduler.in_flight_steps or self.in_flight_steps,
             config.speculative_config,
+            states,
+            self._images(config, model, device.torch),
         )
         if self._drafter is not None:
             rows, draw = self._runner.rows, self._runner.sampler.draw_drafts
@@ -201,6 +222,15 @@ class LocalExecutor:
         assert self._adapters is not None, "engines without adapters ask for none"
         return self._adapters
 
+    def _images(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Images | None:
+        """None for a model that reads none."""
+        if self._tower is None:
+            return None
+        assert model.vision is not None
+        num_seats, has_positions = config.scheduler.max_num_seqs, model.vision.merge is not None
+        whole = model.vision.whole
+        return Images(self._tower, num_seats, self.max_model_len, device, has_positions=has_positions, whole=whole)
+
     def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
         """None where the host makes drafts, or nobody does."""
         if config.speculative_config.place != "device":
@@ -245,14 +275,24 @@ class LocalExecutor:
 
         def budget() -> int:
             found = device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
-            return found - self._draft_probs_bytes(config)
+            return found - self._draft_probs_bytes(config) - self._embeddings_bytes(config)
 
         each = _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
-        return cache_blocks(config, len(self.groups), self.max_model_len, each, budget)
+        return cache_blocks(config, len(self.groups), self.max_model_len, each, budget, self._state_bytes(config))
+
+    def _state_bytes(self, config: EngineConfig) -> int:
+        return config.scheduler.max_num_seqs * sum(spec.row_bytes() for spec in self._model.state_specs().values())
 
     def _draft_probs_bytes(self, config: EngineConfig) -> int:
         shape = draft_probs_shape(config.speculative_config, config.scheduler.max_num_seqs, self.vocab_size)
         return 0 if shape is None else ELEMENT_BYTES["float32"] * math.prod(shape)
+
+    def _embeddings_bytes(self, config: EngineConfig) -> int:
+        """Of images."""
+        if self._tower is None:
+            return 0
+        assert isinstance(self._model, Decoder), "images are read by native models"
+        return config.scheduler.encoder_cache * self._model.hidden_size * self._model.dtype.itemsize
 
     def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
         """Prefills as many tokens as a step can have, in the longest prompts; reads and writes nothing but the null block."""
@@ -269,6 +309,10 @@ class LocalExecutor:
         rows = torch.zeros(config.scheduler.max_num_seqs, dtype=torch.int64, device=device)
         positions = torch.arange(num_tokens, device=device) % longest
         batch = ForwardBatch(ids, positions, 0, groups, caches, rows)
+        if self.has_states:
+            nobody, starting = torch.full_like(lengths, -1), torch.ones_like(lengths, dtype=torch.bool)
+            meta = StateMeta(cu_q, nobody, starting, longest)
+            batch.states = StateBatch(meta, allocate_states(self._model.state_specs(), 1, device))
         if self._model.lora is not None:
             batch.lora, batch.lora_of_logits = (LoraMeta(torch.zeros_like(some, dtype=torch.int32)) for some in (ids, rows))
         self._model.begin_step(batch)
@@ -289,7 +333,10 @@ def _phase(name: str) -> Iterator[list[str]]:
 
 
 def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) -> float:
-    """What the weights of this rank will take, with the slots for adapters."""
+    """What the weights of this rank will take, with the slots for adapters and the heads of a model that pools."""
+    if model.pooling is not None and (layers := model.pooling.classifier + model.pooling.projection):
+        heads = sum(layer.rows * layer.columns for layer in layers)  # always float32
+        return _weight_bytes(config, replace(model, pooling=None), parallel) + torch.float32.itemsize * heads
     if model.architecture is not None and config.lora.enabled:
         without = replace(config, lora=LoraConfig())
         return _weight_bytes(without, model, parallel) + lora_bytes(
@@ -314,12 +361,14 @@ def _block_bytes(groups: tuple[CacheGroup, ...], drafter: Drafter | None, block_
     return block_bytes(groups, block_size) + block_size * (0 if drafter is None else drafter.token_bytes())
 
 
-def _check_cache_fits(num_blocks: int, needed: int, device: Device) -> None:
-    """Raises ValueError for a cache of ``needed`` bytes that the device has no memory for, before it is allocated."""
+def _check_cache_fits(num_blocks: int, needed: int, states: int, device: Device) -> None:
+    """Raises ValueError for a cache of ``needed`` bytes, and ``states`` beside it, that the device has no memory for, before they
+    are allocated."""
     memory = device.memory()
-    if memory is not None and needed > memory.available:
+    if memory is not None and needed + states > memory.available:
+        beside = f" and states {memory_size(states)}" if states else ""
         raise ValueError(
-            f"a KV cache of {num_blocks} blocks takes {memory_size(needed)}, but {device.name} has "
+            f"a KV cache of {num_blocks} blocks takes {memory_size(needed)}{beside}, but {device.name} has "
             f"{memory_size(memory.available)} available beside the weights, of {memory_size(memory.total)}: lower cache.num_blocks "
-            "(or cache.memory_bytes), or free some"
+            f"(or cache.memory_bytes){', or scheduler.max_num_seqs' if states else ''}, or free some"
         )

@@ -20,9 +20,6 @@ from ..plan import Group, ProcessGroup, ThreadGroup
 from .devices import open_device
 from .local_executor import LocalExecutor
 
-START_S = 600.0
-"""How much longer one rank may take for its start than another. Whether a step takes too long is for the driver to say."""
-
 
 def check_devices(config: EngineConfig) -> None:
     """Raises ValueError unless each rank has a device of its own. Of several machines each sees its own only, and is not asked."""
@@ -57,15 +54,21 @@ def open_rank(config: EngineConfig, place: Place) -> LocalExecutor:
         return _open(config, place, [None] * len(place.peers))
     is_cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
     if is_cuda:
-        config = replace(config, device=f"cuda:{(config.parallel.first_device + place.rank) % torch.cuda.device_count()}")
+        config = replace(config, device=own_gpu(config, place))
         torch.cuda.set_device(config.device)
     host, port = place.rendezvous.rsplit(":", 1)
-    wait = timedelta(seconds=max(config.parallel.step_timeout_s, START_S))
+    # Whether a start or a step takes too long is for the driver to say, before anything here gives up.
+    wait = 2 * timedelta(seconds=max(config.parallel.step_timeout_s, config.parallel.start_timeout_s))
     store = dist.TCPStore(host, int(port), is_master=False, timeout=wait)
     dist.init_process_group("nccl" if is_cuda else "gloo", store=store, rank=place.rank, world_size=place.size, timeout=wait)
     # Every rank takes part in making every group.
     made = {ranks: dist.new_group(ranks, timeout=wait) for ranks in _groups(place)}
     return _open(config, place, [ProcessGroup(made[ranks]) if ranks in made else None for ranks in place.peers], ProcessRank)
+
+
+def own_gpu(config: EngineConfig, place: Place) -> str:
+    """That of a rank, among those of its machine."""
+    return f"cuda:{(config.parallel.first_device + place.rank) % torch.cuda.device_count()}"
 
 
 class ThreadRanks:

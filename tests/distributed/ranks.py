@@ -189,6 +189,18 @@ def dying_start(config: EngineConfig, place: Place) -> NullExecutor:
     raise AssertionError
 
 
+def stopped_start(config: EngineConfig, place: Place) -> NullExecutor:
+    if place.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return NullExecutor(config, SHAPE)
+
+
+def endless_start(config: EngineConfig, place: Place) -> NullExecutor:
+    if place.rank == 1:
+        time.sleep(3600)
+    return NullExecutor(config, SHAPE)
+
+
 def tiny_on_output_rank(config: EngineConfig, place: Place) -> Any:
     """The whole model on one rank; another idles along, checking the protocol."""
     model = read_model(config.model)

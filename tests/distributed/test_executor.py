@@ -3,16 +3,22 @@ most of them without a model."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
+import multiprocessing
+import os
+import platform
 import re
 import socket
+import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import framework.distributed.worker
 from framework import LLM, EngineConfig, SamplingParams
@@ -20,15 +26,19 @@ from framework.build import build_engine
 from framework.cli import main
 from framework.clock import WallClock
 from framework.config import ExecutorConfig, ParallelConfig
+from framework.distributed import handshake
 from framework.distributed.executor import DistributedExecutor
+from framework.distributed.handshake import OWN_FACTS, versions
 from framework.distributed.kinds import LauncherKind
-from framework.distributed.messages import Place
+from framework.distributed.messages import FACTS, Place, Start
+from framework.distributed.workers import Silence, Workers
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
 from framework.engine.step import StepInput
 from framework.executor.null import DoneStep, NullExecutor
 from framework.lora_request import LoraConfig, LoRARequest
+from framework.worker.rank import own_gpu
 
 from ..framework.engines import assert_idle, finish, token_params, tokens_of
 from .ranks import (
@@ -86,10 +96,42 @@ def test_the_benchmark_goes_round(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"1", "64", "256", "1024", "2"} <= set(rows)
 
 
-def test_places_count_stage_by_stage() -> None:
-    places = [Place(rank, 6, 2) for rank in range(6)]
-    assert [(place.stage, place.tp_rank) for place in places] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
-    assert [place.rank for place in places if place.is_output] == [4] and places[0].num_stages == 3
+@pytest.mark.parametrize(("dp", "pp", "tp"), [(1, 3, 2), (3, 1, 2), (2, 3, 1), (2, 3, 4), (1, 1, 1)])
+def test_places_count_by_scheduler_and_stage(dp: int, pp: int, tp: int) -> None:
+    grid = np.arange(dp * pp * tp).reshape(dp, pp, tp)
+    places = [Place(rank, grid.size, tp, dp=dp) for rank in range(grid.size)]
+    for place, (scheduler, stage, tp_rank) in zip(places, np.ndindex(dp, pp, tp), strict=True):
+        assert (place.dp_rank, place.stage, place.tp_rank, place.num_stages) == (scheduler, stage, tp_rank, pp)
+        assert [list(peers) for peers in place.peers] == [
+            grid[scheduler, stage].tolist(),
+            grid[scheduler, :, tp_rank].tolist(),
+            grid[:, stage, tp_rank].tolist(),
+        ]
+    assert [place.rank for place in places if place.is_output] == grid[:, -1, 0].tolist()
+
+
+def test_ranks_take_gpus_after_the_first_counted_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    config = make_config(3)
+    config.parallel.first_device = 2
+    assert [own_gpu(config, Place(rank, 3, 3)) for rank in range(3)] == ["cuda:2", "cuda:3", "cuda:0"]
+
+
+def test_only_output_ranks_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(make_config(2, "threads", pp=2), null_rank)
+    workers, told = engine.executor._workers, []  # type: ignore[attr-defined]
+    receive = workers.receive
+
+    def spy(ready: Any) -> Any:
+        messages, ended = receive(ready)
+        told.extend(rank for rank, _ in messages)
+        return messages, ended
+
+    monkeypatch.setattr(workers, "receive", spy)
+    served(engine)
+    engine.plan_report()  # all that was said is heard
+    assert set(told[:-4]) == {2} and sorted(told[-4:]) == [0, 1, 2, 3]
+    engine.shutdown()
 
 
 # Failures
@@ -200,6 +242,46 @@ class FailingSubmission(NullExecutor):
         return super().submit(step)
 
 
+class SilentLauncher:
+    """Of workers of which only the ends of their pipes are there."""
+
+    host = ""
+
+    def __init__(self) -> None:
+        self.theirs: list[Any] = []
+
+    def launch(self, start: Start) -> Any:
+        pipe, theirs = multiprocessing.Pipe()
+        self.theirs.append(theirs)
+        return SimpleNamespace(pipe=pipe, sentinel=None, name=f"stub {start.place.rank}", join=lambda _: True, kill=lambda: None)
+
+    def close(self) -> None:
+        pass
+
+
+def silent_workers(size: int) -> tuple[Workers, list[Any]]:
+    launcher = SilentLauncher()
+    workers = Workers(launcher, 0.2)
+    workers.start([Start(Place(rank, size), EngineConfig(), null_rank) for rank in range(size)])
+    return workers, launcher.theirs
+
+
+def test_a_message_that_is_broken_off_is_waited_for_no_longer_than_a_step() -> None:
+    workers, theirs = silent_workers(2)
+    os.write(theirs[1].fileno(), struct.pack("!i", 100) + b"half of it")
+    with pytest.raises(Silence, match=r"^rank 1 .stub 1. broke off a message, and did not go on within 0.2 s"):
+        workers.receive(workers.wait(60))
+    workers.kill()
+
+
+def test_who_takes_no_message_is_waited_for_no_longer_than_a_step() -> None:
+    workers, _ = silent_workers(1)
+    with pytest.raises(Silence, match=r"^rank 0 .stub 0. took no message within 0.2 s"):
+        for _ in range(1000):
+            workers.send(bytes(1 << 16))
+    workers.kill()
+
+
 def test_what_a_step_that_failed_may_sample_is_not_for_the_one_before() -> None:
     executor = DistributedExecutor(make_config(2, "threads", in_flight_steps=2), lambda config, _: FailingSubmission(config, SHAPE))
     before, failed = (executor.submit(StepInput(step_id, [], [], [])) for step_id in (0, 1))
@@ -229,14 +311,58 @@ def test_ranks_that_differ_are_refused() -> None:
         make_engine(make_config(3, "threads"), planned_rank)
 
 
-def test_other_versions_and_configurations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, flat = framework.distributed.worker.versions, framework.distributed.worker.flat
-    monkeypatch.setattr(framework.distributed.worker, "versions", lambda: real() | {"torch": "1.0"})
-    with pytest.raises(ValueError, match=r"torch differs: 1.0 in the worker of rank 0, 2.* in the engine's process; install"):
+@pytest.mark.parametrize("fact", sorted(set(FACTS) - set(OWN_FACTS)))
+def test_ranks_that_differ_in_a_fact_are_refused(fact: str) -> None:
+    class Different(NullExecutor):
+        def __init__(self, config: EngineConfig, place: Place) -> None:
+            super().__init__(config, SHAPE)
+            if place.rank == 2:
+                setattr(self, fact, 12345)
+
+    with pytest.raises(ValueError, match=f"{fact} differs: .* on rank 0, 12345 on rank 2; are the model's files the same"):
+        make_engine(make_config(3, "threads"), Different)
+
+
+def test_ranks_with_other_versions_of_a_kernel_are_refused() -> None:
+    class Different(NullExecutor):
+        def __init__(self, config: EngineConfig, place: Place) -> None:
+            super().__init__(config, SHAPE)
+            self._rank = place.rank
+
+        def plan_report(self) -> dict[str, dict[str, Any]]:
+            return {"sample": {"impl": "torch", "choice": "torch", "version": f"1+tuned.{self._rank // 2}", "calls": 0}}
+
+    with pytest.raises(ValueError, match=r"the kernel of sample differs: torch 1\+tuned.0 on rank 0, torch 1\+tuned.1 on rank 2"):
+        make_engine(make_config(3, "threads"), Different)
+
+
+def test_versions_are_those_of_all_that_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = versions()
+    assert found["python"] == platform.python_version()
+    assert {name: found[name] for name in ("torch", "triton", "numpy")} == {
+        name: importlib.metadata.version(name) for name in ("torch", "triton", "numpy")
+    }
+    monkeypatch.setattr(handshake, "__file__", str(tmp_path / "framework" / "distributed" / "handshake.py"))
+    seen = {found["kernelswap"]}
+    for source in ("framework/worker/runner.py", "triton_kernels/impls/sample.py"):
+        (tmp_path / source).parent.mkdir(parents=True)
+        for text in ("x = 1", "x = 2"):
+            (tmp_path / source).write_text(text)
+            seen.add(versions()["kernelswap"])
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("name", ["python", "kernelswap", "torch", "triton", "numpy"])
+def test_other_versions_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framework.distributed.worker, "versions", lambda: versions() | {name: "0.9"})
+    with pytest.raises(ValueError, match=rf"{name} differs: 0.9 in the worker of rank ., .* in the engine's process; install"):
         make_engine(make_config(2, "threads"), null_rank)
-    monkeypatch.setattr(framework.distributed.worker, "versions", real)
+
+
+def test_other_configurations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = framework.distributed.worker.flat
     monkeypatch.setattr(framework.distributed.worker, "flat", lambda config: flat(config) | {"cache.prefix_caching": "False"})
-    with pytest.raises(ValueError, match=r"cache.prefix_caching differs: False in the worker of rank 0, True in the engine's proc"):
+    with pytest.raises(ValueError, match=r"cache.prefix_caching differs: False in the worker of rank 0, None in the engine's proc"):
         make_engine(make_config(2, "threads"), null_rank)
 
 
@@ -349,6 +475,7 @@ def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest
         ({"parallel": ParallelConfig(placement="far")}, "parallel.placement='far' .* one of pack, spread"),
         ({"parallel": ParallelConfig(placement="spread")}, "placement='spread' .*backend=processes does not read it; ray does"),
         ({"parallel": ParallelConfig(step_timeout_s=0.0)}, "parallel.step_timeout_s=0.0 .* more than 0"),
+        ({"parallel": ParallelConfig(start_timeout_s=-1.0)}, "parallel.start_timeout_s=-1.0 .* more than 0"),
         ({"parallel": ParallelConfig(port=-1)}, "parallel.port=-1"),
         ({"parallel": ParallelConfig(dp=2, port=65535)}, "parallel.port=65535 .* one for each engine"),
         ({"profile": True}, "profile=True .* calls its kernels elsewhere"),

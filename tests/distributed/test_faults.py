@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import signal
@@ -20,14 +21,16 @@ import framework.build
 import framework.engine_client
 from framework import AsyncEngine, EngineConfig
 from framework.distributed.executor import DistributedExecutor
+from framework.distributed.messages import Factory
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
 from framework.engine.inputs import InputProcessor
+from framework.engine.step import StepInput
 from framework.engine_client import EngineClient, connect
 from framework.engine_process import run_engine
 
 from ..framework.engines import finish, token_params
-from .ranks import KILLED, STOPPED, dying_start, make_config, make_engine, null_rank
+from .ranks import KILLED, STOPPED, dying_start, endless_start, make_config, make_engine, null_rank, stopped_start
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 5.0
@@ -114,6 +117,41 @@ def test_a_rank_that_dies_while_no_step_runs_ends_the_next_one() -> None:
 def test_a_rank_that_dies_while_it_starts_is_told_of() -> None:
     with pytest.raises(DeviceLostError, match=r"rank 1 .process \d+. ended with exit code -9 .killed by SIGKILL"):
         make_engine(make_config(2), dying_start)
+
+
+@pytest.mark.parametrize(("factory", "why"), [(stopped_start, "gives no sign of life"), (endless_start, ".*")])
+def test_a_rank_that_hangs_while_it_starts_is_found_by_the_timeout(factory: Factory, why: str) -> None:
+    config = make_config(2)
+    config.parallel.start_timeout_s = 3.0
+    text = r"ranks were not ready within 3 s .parallel.start_timeout_s.: .*rank 1 .process (\d+).; .*" + why
+    with pytest.raises(DeviceLostError, match=text) as found:
+        make_engine(config, factory)
+    match = re.search(text, str(found.value))
+    assert match is not None and not runs(int(match[1]))
+
+
+def test_a_rank_that_is_stopped_does_not_outlive_an_engine_that_was_forgotten() -> None:
+    engine = make_engine(make_config(2), null_rank)
+    doomed = pids(engine)
+    os.kill(doomed[1], signal.SIGSTOP)
+    del engine
+    gc.collect()
+    try:
+        wait_until(lambda: not any(map(runs, doomed)))
+    finally:
+        for pid in filter(runs, doomed):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_what_a_rank_said_last_is_heard() -> None:
+    executor = DistributedExecutor(make_config(1), null_rank)
+    handle, [worker] = executor.submit(StepInput(3, [], [], [])), executor._workers._workers
+    assert worker.pipe.poll(60)
+    os.kill(worker.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    assert worker.join(LIMIT_S)
+    assert handle.result().step_id == 3
+    with pytest.raises(DeviceLostError, match=r"rank 0 .*killed by SIGKILL"):
+        executor.submit(StepInput(4, [], [], []))
 
 
 HEAD = """

@@ -35,6 +35,7 @@ from framework.models.expert_map import write_loads
 from framework.outputs import RequestOutput
 from framework.sampling_params import StructuredOutputsParams
 from framework.speculation.config import SpeculativeConfig
+from triton_kernels.resolve import NoKernelError
 
 from ..framework.engines import assert_idle, finish, token_params, tokens_of
 from ..framework.models.checkpoints import make
@@ -133,8 +134,22 @@ def test_dispatch_and_combine_can_be_one_kernel() -> None:
     report = engine.plan_report()
     assert report["moe_exchange"]["calls"] and "all_gather" not in report and "reduce_scatter" not in report
     engine.shutdown()
-    with pytest.raises(ValueError, match="needs the package deep_ep"):
-        build("mixtral", threads(1, 2), kernels={"moe_exchange": "deep_ep"})
+
+
+@pytest.mark.parametrize(
+    ("tp", "kernels", "text"),
+    [
+        (1, {"moe_exchange": "deep_ep"}, "needs the package deep_ep"),
+        (1, {"reduce_scatter": "nccl"}, "nccl: runs on cuda, not on cpu"),
+        (2, {"all_gather": "gloo"}, "gloo: serves groups of gloo, this one is of threads"),
+    ],
+)
+def test_kernels_that_schedulers_cannot_share_experts_by_are_refused_before_weights_are_read(
+    tp: int, kernels: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framework.worker.local_executor.load_model", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(NoKernelError, match=text):
+        build("mixtral", threads(tp, 2), kernels=kernels)
 
 
 def assert_counts(engine: Engine) -> None:

@@ -17,6 +17,7 @@ from framework.config import CacheConfig, ExecutorConfig, ModelConfig, ParallelC
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
 from framework.speculation.config import SpeculativeConfig
+from triton_kernels.resolve import NoKernelError
 
 from ..framework.models.checkpoints import make
 from ..models.examples import EXAMPLES
@@ -177,7 +178,12 @@ def test_what_cannot_be_cut_is_refused_before_weights_are_read(size: tuple[int, 
     ("model", "spec", "size", "words"),
     [
         ({"runner": "pooling"}, {}, (2, 1), r"parallel.tp=2 cannot work: 'tiny' pools; leave it at 1"),
-        ({"backend": "transformers"}, {}, (1, 2), r"parallel.pp=2 cannot work: model 'tiny' runs through"),
+        (
+            {"backend": "transformers"},
+            {},
+            (1, 2),
+            r"parallel.pp=2 cannot work: model 'tiny' runs through the transformers library .model.backend=transformers.",
+        ),
         (
             {},
             {"method": "ngram", "num_speculative_tokens": 2},
@@ -192,6 +198,29 @@ def test_what_ranks_cannot_do_is_refused_before_they_start(
     monkeypatch.setattr("framework.distributed.executor.DistributedExecutor.__init__", None)
     with pytest.raises(ValueError, match=words):
         build(size, ModelConfig("tiny", dtype="float32", **model), spec=SpeculativeConfig(**spec))
+
+
+@pytest.mark.parametrize(
+    ("size", "kernels", "words"),
+    [
+        ((2, 1), {"all_reduce": "nccl"}, "nccl: runs on cuda, not on cpu"),
+        ((4, 1), {"all_reduce": "gloo"}, "gloo: serves groups of gloo, this one is of threads"),
+        ((2, 1), {"all_gather": "nccl"}, "nccl: runs on cuda, not on cpu"),
+        ((2, 2), {"linear": "onednn"}, "onednn: does not take partial"),
+        ((1, 2), {"all_reduce": "threads"}, "kernels.all_reduce=threads would never run: this engine never calls it. Set"),
+        ((2, 1), {"all_to_all": "threads"}, "this engine never calls it; of its kind it calls all_gather, all_reduce. Set"),
+        ((2, 1), {"linear": "tree@width:4096"}, "tree: needs 4096 columns on each rank, here are"),
+    ],
+)
+def test_kernels_that_ranks_cannot_run_are_refused_before_weights_are_read(
+    size: tuple[int, int], kernels: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framework.worker.local_executor.load_model", lambda *_: pytest.fail("weights were read"))
+    config = config_of(size)
+    config.kernels |= kernels
+    with pytest.raises(NoKernelError) as caught:
+        build_engine(config)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["tp2", "pp2"])

@@ -62,6 +62,9 @@ def test_nothing_given_is_the_default_configuration() -> None:
         ({"distributed_executor_backend": "mp"}, "executor.kind", "distributed"),
         ({"distributed_executor_backend": "mp"}, "parallel.backend", "processes"),
         ({"distributed_executor_backend": "ray"}, "parallel.backend", "ray"),
+        ({"tensor_parallel_size": 2, "step_timeout_s": 7.5}, "parallel.step_timeout_s", 7.5),
+        ({"tensor_parallel_size": 2, "start_timeout_s": 7.5}, "parallel.start_timeout_s", 7.5),
+        ({"step_timeout_s": 7.5}, "executor.kind", "local"),
         ({"seed": 3}, "seed", 3),
     ],
 )

@@ -98,6 +98,11 @@ async def until(condition: Callable[[], Any]) -> None:
         await asyncio.sleep(0.02)
 
 
+async def until_true(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.02)
+
+
 async def is_idle(engine: AsyncEngine) -> bool:
     """Nobody holds a block, and the router knows of nobody."""
     stats = (await engine.report())["stats"]
@@ -327,6 +332,31 @@ def test_a_replica_that_is_killed_ends_its_own_requests_and_the_others_serve_on(
         engine.shutdown()
 
 
+def test_the_router_forgets_the_places_of_replicas_that_are_no_more() -> None:
+    engine = start(null_config(dp=3, router="prefix_aware"))
+    replicas = replicas_of(engine)
+    prompts = [[i] * 128 for i in range(3)]
+
+    async def place(prompt: list[int]) -> int:
+        stream = engine.generate(prompt, token_params(max_tokens=20, ignore_eos=True))
+        await anext(stream)
+        [(index, _)] = [(i, c) for i, c in enumerate(replicas._clients) if c.in_flight.num_running]
+        await last(stream)
+        return index
+
+    async def main() -> None:
+        assert [await place(prompt) for prompt in prompts] == [0, 1, 2] == [await place(prompt) for prompt in prompts]
+        os.kill(pids_of(replicas)[0], signal.SIGKILL)
+        await until_true(lambda: replicas._clients[0].is_dead)
+        found = [await place(prompt) for prompt in prompts[1:]]
+        assert found == [1, 2] == [await place(prompt) for prompt in prompts[1:]]
+
+    try:
+        run(main(), 120)
+    finally:
+        engine.shutdown()
+
+
 def test_a_replica_that_hangs_is_ended() -> None:
     engine = start(null_config(step_timeout_s=1.0))
     pids = pids_of(replicas_of(engine))
@@ -468,6 +498,25 @@ def test_llm_goes_on_after_what_goes_wrong() -> None:
         llm.generate([[1]])
 
 
+def test_priorities_pass_the_front() -> None:
+    config = null_config(router="round_robin")
+    config.scheduler.max_num_seqs = 1
+    with null_processes():
+        front = framework.replicated_engine.ReplicatedEngine(config)
+    try:
+        ended: list[str] = []
+        for name, priority, length in (("first", 0, 300), ("late", 9, 40), ("soon", 5, 40)):
+            for replica in range(2):
+                params = token_params(max_tokens=length, ignore_eos=True)
+                front.add_request(f"{name} {replica}", [1, 2], params, priority=priority)
+        while front.has_unfinished():
+            ended += [output.request_id for output in front.step() if output.finished]
+        for replica in range(2):
+            assert [name for name in ended if name.endswith(str(replica))] == [f"{n} {replica}" for n in ("first", "soon", "late")]
+    finally:
+        front.shutdown()
+
+
 # What each replica is told
 
 
@@ -496,6 +545,11 @@ def test_replicas_lie_side_by_side() -> None:
         ({"data_parallel_size": "2"}, "parallel.dp='2' .* of type int"),
         ({"data_parallel_size": "2", "enable_expert_parallel": True}, "parallel.dp='2' .* of type int"),
         ({"data_parallel_size": 2, "enable_expert_parallel": True}, "parallel.ep=2 cannot work: the model has no experts"),
+        ({"data_parallel_size": 4096}, r"parallel.dp=4096 cannot work: this machine .* run 4096 processes .* at most .8 each."),
+        (
+            {"data_parallel_size": 2048, "tensor_parallel_size": 2, "device": "cpu"},
+            "parallel.tp=2, parallel.dp=2048 cannot work: this machine with .* 4096 processes",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_process_is_started(given: dict[str, Any], message: str) -> None:

@@ -57,6 +57,8 @@ def sizes(model_type: str) -> dict[str, Any]:
         own["n_head"] = 40  # so that a head holds the 64 elements that usually rotate
     if model_type == "dots1":  # likewise
         own |= {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2}
+    if model_type == "mamba2":
+        own["num_heads"] = 80  # as many as are twice as wide as the model
     if model_type == "bloom":
         own["hidden_size"] = own.pop("n_embed")
     return own | ({"attention_types": [[["global", "local"], 4]]} if model_type == "gpt_neo" else {})
@@ -77,8 +79,12 @@ def test_falcon_40b_has_two_norms_side_by_side() -> None:
 
 
 PUBLISHED = {
+    "jamba-v0.1": 51_570_323_328,
+    "mamba-2.8b": 2_768_345_600,
+    "mamba-codestral-7b": 7_285_403_648,
     "bloom-560m": 559_214_592,
     "command-r": 34_980_831_232,
+    "dbrx": 131_596_523_520,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_419_200,
     "falcon-7b": 6_921_720_704,
@@ -89,6 +95,7 @@ PUBLISHED = {
     "internlm2-7b": 7_737_708_544,
     "olmo-2-7b": 7_298_617_344,
     "phi-2": 2_779_683_840,
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
     "smollm3-3b": 3_075_098_624,
     "stablelm-2-1.6b": 1_644_515_328,
     "starcoder2-3b": 3_030_371_328,
@@ -102,6 +109,14 @@ def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
     assert found is not None
     numbers = (math.prod(part.shape) + (math.prod(part.bias_shape) if part.bias else 0) for part in all_parts(found))
     assert sum(numbers) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_shape_can_be_read_without_files(name: str) -> None:
+    fields = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    if "architecture" in fields:
+        found = read_model(ModelConfig(**{**fields, "load_format": "dummy"}))
+        assert found.max_model_len > 0 and (found.architecture or found.pooling), found.reason
 
 
 REFUSED = {

@@ -211,8 +211,9 @@ def test_bits_do_not_depend_on_the_number_of_ranks(linear: Any, reduce: Any, num
 def test_the_tree_refuses_fewer_columns_than_its_segments() -> None:
     args = {"weight": torch.ones(3, 6), "bias": None, "partial": True}
     spec = make_spec(OPS["linear"], args, torch.float32, torch.device("cpu"))
-    with pytest.raises(ValueError, match="tree@width:8 needs 8 columns on each rank, here are 6"):
-        bind(OPS["linear"], IMPLS["linear"]["tree"], spec, args, {"width": 8})
+    tree = IMPLS["linear"]["tree"]
+    assert tree.unsupported(spec, {"width": 8}) == ["needs 8 columns on each rank, here are 6: lower the width"]
+    assert not tree.unsupported(spec, {"width": 6}) and not tree.unsupported(spec)
 
 
 @pytest.mark.parametrize("op", [name for name, op in OPS.items() if "partial" in op.optional])

@@ -9,7 +9,7 @@ from typing import Final
 from ..request import Request
 from .pool import NULL_BLOCK, BlockPool
 from .prefix import extend_hashes
-from .spec import CacheGroup, PagedKV, State
+from .spec import CacheGroup
 
 NEVER: Final = sys.maxsize
 
@@ -25,8 +25,8 @@ class PrefixHit:
 class KVCacheManager:
     """The block tables of all requests over one pool.
 
-    Every paged group has as many entries in a request's table; a window turns entries into null blocks. Recurrent state takes
-    one block per request, and can neither be shared nor found by prefix.
+    Every group has as many entries in a request's table; a window turns entries into null blocks. A model of recurrent layers alone
+    has no group: its requests hold no blocks.
     """
 
     def __init__(
@@ -37,19 +37,17 @@ class KVCacheManager:
         prefix_caching: bool = True,
         check_invariants: bool = False,
         reads_ahead: bool = False,
+        has_states: bool = False,
     ) -> None:
-        """reads_ahead: what is kept of a token depends on the token after it, too: the last block of a cached prefix does not
+        """has_states: some layers keep states, which can neither be shared nor found by prefix.
+        reads_ahead: what is kept of a token depends on the token after it, too: the last block of a cached prefix does not
         count, behind which another token may have stood."""
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, len(groups))
-        self._paged = [i for i, g in enumerate(groups) if isinstance(g.spec, PagedKV)]
-        self._states = [i for i, g in enumerate(groups) if isinstance(g.spec, State)]
-        self._windows = {
-            i: g.spec.window for i, g in enumerate(groups) if isinstance(g.spec, PagedKV) and g.spec.window is not None
-        }
-        self._unlimited = [i for i in self._paged if i not in self._windows]
-        self._num_groups = len(groups)
-        self.prefix_caching = prefix_caching and not self._states
+        self._windows = {i: g.spec.window for i, g in enumerate(groups) if g.spec.window is not None}
+        self._unlimited = [i for i in range(len(groups)) if i not in self._windows]
+        self._num_groups, self._has_states = len(groups), has_states
+        self.prefix_caching = prefix_caching and not has_states
         self._check_invariants, self._reads_ahead = check_invariants, reads_ahead
         self._holders: set[Request] = set()
 
@@ -59,7 +57,7 @@ class KVCacheManager:
         within a block, see ``_next_event``."""
         total, ahead = self._ceil(num_tokens), self._ceil(num_uncommitted - 1)
         windowed = sum(min(total, self._ceil(window - 1) + 1 + ahead) for window in self._windows.values())
-        return len(self._unlimited) * total + windowed + len(self._states)
+        return len(self._unlimited) * total + windowed
 
     def reads_prefix(self, request: Request) -> bool:
         """Whether the prefix cache is asked for this request. Never if it wants log-probabilities of its prompt, whatever else it
@@ -85,7 +83,7 @@ class KVCacheManager:
                 shorter = self._windowed_hit(group, window, hashes, limit)
                 settled, limit = settled and shorter == limit, shorter
         blocks: list[list[int]] = [[] for _ in range(self._num_groups)]
-        for group in self._paged:
+        for group in range(self._num_groups):
             first = self._first_live(group, limit * self.block_size)
             blocks[group] = [NULL_BLOCK if i < first else find(group, hashes[i]) or NULL_BLOCK for i in range(limit)]
         return PrefixHit(limit * self.block_size, blocks)
@@ -96,15 +94,13 @@ class KVCacheManager:
         num_hit = self._ceil(hit.num_tokens)
         num_new = self._ceil(num_tokens) - num_hit
         shared = [block for table in hit.blocks for block in table if block != NULL_BLOCK]
-        needed = max(num_reserved - len(shared), num_new * len(self._paged) + len(self._states))
+        needed = max(num_reserved - len(shared), num_new * self._num_groups)
         if needed > self.pool.num_free - self.pool.num_evictable(shared):
             return False
         self.pool.share(shared)
         request.blocks = hit.blocks
-        for group in self._paged:
+        for group in range(self._num_groups):
             request.blocks[group] = hit.blocks[group] + self.pool.allocate(num_new)
-        for group in self._states:
-            request.blocks[group] = self.pool.allocate(1)
         self._hold(request, hit.num_tokens)
         return True
 
@@ -114,9 +110,9 @@ class KVCacheManager:
         num_new = self._ceil(num_tokens) - request.capacity // self.block_size
         if num_new <= 0:
             return []
-        if num_new * len(self._paged) > self.pool.num_free:
+        if num_new * self._num_groups > self.pool.num_free:
             return None
-        grown = [(group, self.pool.allocate(num_new)) for group in self._paged]
+        grown = [(group, self.pool.allocate(num_new)) for group in range(self._num_groups)]
         for group, blocks in grown:
             request.blocks[group] += blocks
         request.capacity += num_new * self.block_size
@@ -130,16 +126,16 @@ class KVCacheManager:
         num_shared_tokens = child.num_prompt_tokens - 1
         num_full, partial = divmod(num_shared_tokens, self.block_size)
         num_own = self._ceil(child.num_prompt_tokens) - num_full
-        if self._states or num_own * len(self._paged) > self.pool.num_free:
+        if self._has_states or num_own * self._num_groups > self.pool.num_free:
             return None
         shared: list[list[int]] = [[] for _ in range(self._num_groups)]
-        for group in self._paged:
+        for group in range(self._num_groups):
             first = self._first_live(group, num_shared_tokens)
             shared[group] = [NULL_BLOCK if i < first else leader.blocks[group][i] for i in range(num_full + (partial > 0))]
             if NULL_BLOCK in shared[group][first:]:  # the leader's window has moved on
                 return None
         copies = []
-        for group in self._paged:
+        for group in range(self._num_groups):
             self.pool.share(shared[group][:num_full])
             own = self.pool.allocate(num_own)
             if partial and shared[group][num_full] != NULL_BLOCK:
@@ -155,7 +151,7 @@ class KVCacheManager:
         if self.prefix_caching:
             num_full = num_computed // self.block_size
             hashes = extend_hashes(request, num_full, self.block_size)
-            for group in self._paged:
+            for group in range(self._num_groups):
                 table = request.blocks[group]
                 for i in range(request.num_hashed, num_full):
                     self.pool.remember(group, hashes[i], table[i])
@@ -187,14 +183,14 @@ class KVCacheManager:
         """Asserts that pool and tables agree."""
         self.pool.check(table for request in self._holders for table in request.blocks)
         for request in self._holders:
-            for group in self._paged:
+            for group in range(self._num_groups):
                 assert len(request.blocks[group]) * self.block_size == request.capacity
             for group in self._unlimited:
                 assert NULL_BLOCK not in request.blocks[group]
 
     def _hold(self, request: Request, num_computed: int) -> None:
         self._holders.add(request)
-        request.capacity = len(request.blocks[self._paged[0]]) * self.block_size if self._paged else NEVER
+        request.capacity = len(request.blocks[0]) * self.block_size if self._num_groups else NEVER
         request.num_hashed = num_computed // self.block_size
         request.next_event = self._next_event(num_computed)
         self._check()

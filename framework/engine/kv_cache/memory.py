@@ -18,17 +18,31 @@ def useful_blocks(config: EngineConfig, num_groups: int, max_model_len: int) -> 
     return num_groups * config.scheduler.max_num_seqs * -(-max_model_len // config.cache.block_size) + 1
 
 
-def cache_blocks(config: EngineConfig, num_groups: int, max_model_len: int, each: int, budget: Callable[[], int]) -> int:
-    """As configured, else as many blocks of ``each`` bytes as fit ``cache.memory_bytes`` or, without it, ``budget()``; never more
-    than are useful. Raises ValueError if fewer than 2 fit."""
+def cache_blocks(
+    config: EngineConfig, num_groups: int, max_model_len: int, each: int, budget: Callable[[], int], states: int = 0
+) -> int:
+    """As configured, else as many blocks of ``each`` bytes as fit ``cache.memory_bytes`` or, without it, ``budget()``, beside
+    ``states`` bytes for what recurrent layers keep of all seats; never more than are useful, and of a model that has no cache the
+    null block alone. Raises ValueError if fewer than 2 fit, or not even the states."""
     cache = config.cache
-    if cache.num_blocks is not None:
+    if num_groups and cache.num_blocks is not None:
         return cache.num_blocks
+    if not states and not num_groups:
+        return 1
     available = budget() if cache.memory_bytes is None else cache.memory_bytes
-    fitting = available // each
-    if fitting < 2:
+    if states > available:
         raise ValueError(
-            f"the KV cache's memory budget of {available} bytes holds {max(fitting, 0)} blocks of {each} bytes, but 2 are needed: "
-            "raise cache.memory_bytes (or cache.memory_fraction), or lower cache.block_size"
+            f"the cache's memory budget of {available} bytes does not hold the states of "
+            f"scheduler.max_num_seqs={config.scheduler.max_num_seqs} requests, which take {states} bytes: lower that, or raise "
+            "cache.memory_bytes (or cache.memory_fraction)"
+        )
+    if not num_groups:
+        return 1
+    fitting = (available - states) // each
+    if fitting < 2:
+        beside = f" beside {states} bytes of states" if states else ""
+        raise ValueError(
+            f"the KV cache's memory budget of {available} bytes holds {max(fitting, 0)} blocks of {each} bytes{beside}, but 2 are "
+            "needed: raise cache.memory_bytes (or cache.memory_fraction), or lower cache.block_size"
         )
     return min(fitting, useful_blocks(config, num_groups, max_model_len))

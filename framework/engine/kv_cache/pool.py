@@ -30,7 +30,8 @@ class BlockPool:
     @property
     def usage(self) -> float:
         """Fraction of the blocks that requests hold."""
-        return 1.0 - self.num_free / max(self.num_blocks - 1, 1)
+        usable = self.num_blocks - 1
+        return 1.0 - self.num_free / usable if usable else 0.0
 
     def allocate(self, count: int) -> list[int]:
         """``count`` blocks with one reference each; the caller has checked ``num_free``."""

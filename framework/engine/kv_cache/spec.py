@@ -1,7 +1,8 @@
-"""What a layer keeps between steps. Layers of equal spec form a group with one block table."""
+"""What a layer keeps between steps: a cache, where layers of equal spec form a group with one block table, or states."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -47,34 +48,37 @@ class PagedKV:
 
 @dataclass(frozen=True)
 class State:
-    """Fixed-size state of a recurrent layer: one block per request, whatever its length."""
+    """What a recurrent layer keeps of a request, whatever its length: a tensor of each of ``shapes``, in the dtype beside it (names
+    in ELEMENT_BYTES). States lie in tensors of their own, a row per seat, outside of the pool of blocks."""
 
     shapes: tuple[tuple[int, ...], ...]
-    dtype: str
+    dtypes: tuple[str, ...]
 
-
-CacheSpec = PagedKV | State
+    def row_bytes(self) -> int:
+        """Of a request."""
+        return sum(math.prod(shape) * ELEMENT_BYTES[dtype] for shape, dtype in zip(self.shapes, self.dtypes, strict=True))
 
 
 @dataclass(frozen=True)
 class CacheGroup:
     """Layers (by index) that share a spec and therefore a block table."""
 
-    spec: CacheSpec
+    spec: PagedKV
     layers: tuple[int, ...]
 
 
-def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
-    """Groups of layers with equal specs, in order of first appearance.
+def group_layers(specs: Sequence[PagedKV | None]) -> tuple[CacheGroup, ...]:
+    """Groups of layers with equal specs, in order of first appearance; None: a layer without a cache, which is in no group.
 
     All groups draw blocks from one pool, so a block must mean the same number of bytes in each: specs with many layers are
     split into groups of as many layers as the rarest spec has (Gemma 3: 5 windowed layers for each full one), and layer i of
     every group lives in the same tensor.
     """
-    layers_of: dict[CacheSpec, list[int]] = {}
+    layers_of: dict[PagedKV, list[int]] = {}
     for layer, spec in enumerate(specs):
-        layers_of.setdefault(spec, []).append(layer)
-    size = min(map(len, layers_of.values()))
+        if spec is not None:
+            layers_of.setdefault(spec, []).append(layer)
+    size = min(map(len, layers_of.values()), default=1)
     return tuple(
         CacheGroup(spec, tuple(layers[i : i + size])) for spec, layers in layers_of.items() for i in range(0, len(layers), size)
     )
@@ -87,7 +91,7 @@ def own_groups(groups: Sequence[CacheGroup], layers: range) -> tuple[CacheGroup,
 
 def block_bytes(groups: tuple[CacheGroup, ...], block_size: int) -> int:
     """Bytes of one block of the pool that the groups share."""
-    return max(len(g.layers) for g in groups) * block_size * token_bytes(groups)
+    return max((len(g.layers) for g in groups), default=0) * block_size * token_bytes(groups)
 
 
 def token_bytes(groups: tuple[CacheGroup, ...]) -> int:
@@ -97,4 +101,4 @@ def token_bytes(groups: tuple[CacheGroup, ...]) -> int:
 
 def shared_part_bytes(groups: tuple[CacheGroup, ...]) -> tuple[int, ...]:
     """Bytes of a token in one layer, part by part, where the layers of all groups have room."""
-    return tuple(map(max, zip(*(g.spec.part_bytes() for g in groups if isinstance(g.spec, PagedKV)))))
+    return tuple(map(max, zip(*(g.spec.part_bytes() for g in groups))))

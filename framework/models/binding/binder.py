@@ -12,10 +12,8 @@ from tqdm import tqdm
 
 from ...plan import BoundKernel
 from ..decoder import Decoder
-from ..layers.attention import Attention
-from ..layers.block import AfterNormBlock, Block, ParallelBlock, PostNormBlock, PreNormBlock
+from ..layers.block import AfterNormBlock, AnyAttention, Block, MixerBlock, ParallelBlock, PostNormBlock, PreNormBlock
 from ..layers.linear import GatheredLinear, Linear, ReducedEmbedding, bind_linear, bind_reduce
-from ..layers.mla import LatentAttention
 from ..layers.mlp import Mlp, MoeMlp
 from ..lora.layers import AdaptedEmbedding, AdaptedLinear
 from ..parts import Part, model_parts, shares
@@ -24,6 +22,7 @@ from ..ranks import layer_shares
 from .attention import AttentionBinder
 from .experts import expert_balancer
 from .layer import LayerBinder
+from .mixers import bind_mixer
 from .mlp import bind_mlp, bind_moe
 
 _logger = logging.getLogger(__name__)
@@ -71,17 +70,25 @@ class Binder(LayerBinder):
             lora=self.lora,
             lockstep=self.lockstep,
             balancer=expert_balancer(self),
+            mixed_angles=self.attention.mixed_angles,
         )
 
     def _block(self, layer: int, index: int) -> Block:
         """layer: counted over the model; index: over the layers of this process."""
         parts, shape = layer_shares(self.a, self.whole, layer, self.parallel), self.a.layers[layer]
-        qkv, attn_norm = self.linear_after_norm(parts, "attn_norm", "qkv")
-        if self.a.latent is None:
-            attention: Attention | LatentAttention = self.attention.over_heads(parts, shape, index, qkv)
+        attention: AnyAttention
+        if shape.mixer is not None:
+            attention, attn_norm = bind_mixer(self, parts, shape.mixer, index)
         else:
-            attention = self.attention.over_latents(parts, shape, self.a.latent, index, qkv)
+            qkv, attn_norm = self.linear_after_norm(parts, "attn_norm", "qkv")
+            if self.a.latent is None:
+                attention = self.attention.over_heads(parts, shape, index, qkv)
+            else:
+                attention = self.attention.over_latents(parts, shape, self.a.latent, index, qkv)
         mlp_norm: BoundKernel | None
+        if self.a.residual == "single":
+            assert attn_norm is not None
+            return MixerBlock(attention, attn_norm)
         if shape.moe:
             mlp: Mlp | MoeMlp = bind_moe(self, parts, shape.moe, layer)
             mlp_norm = self.norm(parts["mlp_norm"]) if "mlp_norm" in parts else None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
+
+import torch
 
 from ...plan import BoundKernel
 from ..expert_balancer import ExpertBalancer
@@ -11,6 +14,7 @@ from ..expert_map import ExpertMap
 from ..layers.experts import Exchange, GatheredExperts, Placement, SpreadExperts
 from ..layers.linear import bind_reduce
 from ..native import Moe
+from ..parallel import Parallel
 from ..parts import Part
 from ..ranks import layer_shares
 from .layer import LayerBinder
@@ -48,16 +52,24 @@ def expert_balancer(binder: LayerBinder) -> ExpertBalancer | None:
     return ExpertBalancer(binder.parallel.ep.rank, placed, binder.spread, binder.plan, partial(_moved, binder))
 
 
+def exchange_calls(parallel: Parallel, dtype: torch.dtype) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
+    """How schedulers' ranks share experts: what ``moe_exchange`` binds beside those, None where it cannot be; and what the ops bind
+    whose work it does."""
+    tp, group = parallel.tp, parallel.dp.group
+    scatter = {"group": group, "out_dtype": dtype if tp.size == 1 else None}
+    separate = {"all_gather": {"group": group, "dim": 0}, "reduce_scatter": scatter}
+    return scatter if tp.size == 1 else None, separate  # else ranks of a group have but a part of the slots
+
+
 def _exchange(binder: LayerBinder, experts: BoundKernel, num_slots: int) -> GatheredExperts | BoundKernel:
-    tp, dp, plan = binder.parallel.tp, binder.parallel.dp, binder.plan
-    gather = {"group": dp.group, "dim": 0}
-    scatter = {"group": dp.group, "out_dtype": binder.dtype if tp.size == 1 else None}
-    if tp.size == 1:  # else ranks of a group have but a part of the slots
-        replaced = {"all_gather": gather, "reduce_scatter": scatter}
-        params = {"experts": experts, "num_slots": num_slots, **scatter}
-        if (fused := plan.bind_fused("moe_exchange", replaced, {}, params, {})) is not None:
+    plan = binder.plan
+    params, separate = exchange_calls(binder.parallel, binder.dtype)
+    if params is not None:
+        params = {"experts": experts, "num_slots": num_slots, **params}
+        if (fused := plan.bind_fused("moe_exchange", separate, {}, params, {})) is not None:
             return fused
-    return GatheredExperts(plan.bind("all_gather", params=gather), experts, plan.bind("reduce_scatter", params=scatter))
+    gather, scatter = (plan.bind(op, params=params) for op, params in separate.items())
+    return GatheredExperts(gather, experts, scatter)
 
 
 def _moved(binder: LayerBinder, layer: int, wanted: ExpertMap) -> BoundKernel:

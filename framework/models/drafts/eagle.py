@@ -17,7 +17,7 @@ import torch
 from ...plan import BoundKernel
 from ..batch import ForwardBatch
 from ..layers.attention import Attention
-from ..layers.block import Block, HiddenAndResidual, Mlp
+from ..layers.block import Block, HiddenAndResidual, Mlp, kept_by
 from ..layers.linear import Linear
 from ..parts import Part, layer_parts
 from ..read import ModelInfo
@@ -200,7 +200,7 @@ class Eagle(DraftHead):
     ) -> None:
         """input_norms: of what ``fc`` reads, one after the other, each of as many equal parts as it has kernels."""
         first, rest = layers
-        super().__init__(info, [layer.attention.paged for layer in (first, *rest)], vocab_size)
+        super().__init__(info, [kept_by(layer.attention) for layer in (first, *rest)], vocab_size)
         self._first, self._rest, self._embed, self._fc, self._input_norms = first, rest, embed, fc, input_norms
         self._norm, self._lm_head, self._is_eagle3, self._norm_output = norm, lm_head, info.is_eagle3, info.norm_output
 

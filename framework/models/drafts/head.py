@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..binding.mlp import bind_mlp, bind_moe
 from ..decoder import Decoder
 from ..layers.attention import Attention
 from ..layers.block import Mlp, PreNormBlock
+from ..layers.mixers import LayerStates
 from ..layers.paged_attention import PagedAttention
 from ..native import Architecture, read_native
 from ..paged_model import PagedModel
@@ -61,7 +62,7 @@ class DraftHead(PagedModel):
     t, and guesses the token at t + 2.
     """
 
-    def __init__(self, info: HeadInfo, attention: list[PagedAttention], vocab_size: int) -> None:
+    def __init__(self, info: HeadInfo, attention: Sequence[PagedAttention | LayerStates], vocab_size: int) -> None:
         super().__init__(attention)
         self.dtype: torch.dtype = getattr(torch, info.model.dtype)
         self.max_model_len, self.vocab_size = info.model.max_model_len, vocab_size
@@ -138,6 +139,8 @@ def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_l
         or architecture.residual != "pre"
         or architecture.residual_scale is not None
         or architecture.latent is not None
+        or architecture.has_states
+        or architecture.family.gated_attention
     ):
         architecture, reason = None, f"its layers are those of {config['model_type']!r}; heads have layers like Llama's"
     if architecture is None:

@@ -17,7 +17,7 @@ import torch
 
 from ...plan import BoundKernel
 from ..batch import ForwardBatch
-from ..layers.block import PreNormBlock
+from ..layers.block import PreNormBlock, kept_by
 from ..layers.linear import Linear
 from ..parts import Part, layer_parts
 from ..read import ModelInfo
@@ -122,7 +122,7 @@ class Mtp(DraftHead):
         lm_head: Linear,
     ) -> None:
         """norms: of the embedding, of the state, of what the layer returns."""
-        super().__init__(info, [block.attention.paged], info.architecture.vocab_size)
+        super().__init__(info, [kept_by(block.attention)], info.architecture.vocab_size)
         self._block, self._embed, self._fc, self._lm_head = block, embed, fc, lm_head
         self._embed_norm, self._hidden_norm, self._norm = norms
         self._hidden_first, self._skips_start = info.names == "mimo", info.names != "qwen3_next"

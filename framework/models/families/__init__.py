@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import cohere, deepseek, encoders, falcon, gemma, glm, gpt, granite, internlm, llama, llama4, moe, olmo, phi
+from . import cohere, deepseek, encoders, falcon, gemma, glm, gpt, granite, internlm, llama, llama4, moe, olmo, phi, states
 from .family import Config, Family
 
 __all__ = ["FAMILIES", "Config", "Family"]
 
 FAMILIES: Mapping[str, Family] = {
     model_type: family
-    for kin in (llama, gemma, gpt, falcon, glm, cohere, granite, internlm, olmo, phi, moe, deepseek, llama4, encoders)
+    for kin in (llama, gemma, gpt, falcon, glm, cohere, granite, internlm, olmo, phi, moe, deepseek, llama4, encoders, states)
     for model_type, family in kin.FAMILIES.items()
 }
 """model_type -> its entry."""

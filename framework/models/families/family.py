@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ..mixers import Mixer
 
 Config = Mapping[str, Any]
 Names = Mapping[str, tuple[str, ...]]
@@ -32,7 +35,8 @@ class Family:
     variant      what of this entry a config alters
     Structure:
     residual     pre: x + f(norm(x)); sandwich: x + norm(f(norm(x))); after: x + norm(f(x)); post: norm(x + f(x));
-                 parallel: x + attention(norm(x)) + mlp(norm'(x)), where one norm serves both unless there is an mlp_norm
+                 parallel: x + attention(norm(x)) + mlp(norm'(x)), where one norm serves both unless there is an mlp_norm;
+                 single: x + f(norm(x)) where a layer has no MLP
     starts_normed  the first layer has no attn_norm, as the norm after the embedding does its work
     norm         RMS norms, or layer norms, with a bias unless norm_bias is off; norm_offset is added to their weight
     gated        the MLP is down(activation(gate(x)) * up(x)), else down(activation(up(x)))
@@ -45,6 +49,9 @@ class Family:
     rotates      does layer i, which may see a window only, rotate? Consulted where positions are rotary
     transposed   weights of linear layers lie as [in, out]
     interleaved_qkv  the queries, key and value of a KV head are neighbours in the fused projection
+    mixers       of a config, the layers that keep states in place of a cache, by their names in ``layer_types``
+    interleaved_mixer  in a gated delta net's fused projections, the rows of a key head and of its value heads are neighbours
+    gated_attention    the projection of queries holds, head by head, a query and a gate of what attention returns
     causal       a token sees only what is before it; else a window bounds what it sees on both sides
     windowed     does layer i of num_layers see a window only? Consulted if the config has no ``layer_types``
     chunked      does it attend within chunks of ``attention_chunk_size`` positions? Likewise
@@ -74,7 +81,7 @@ class Family:
     derived: Callable[[Config], Config] = lambda config: {}
     biases: Callable[[Config], frozenset[str]] = lambda config: frozenset()
     variant: Callable[[Config], Mapping[str, Any]] = lambda config: {}
-    residual: Literal["pre", "sandwich", "after", "post", "parallel"] = "pre"
+    residual: Literal["pre", "sandwich", "after", "post", "parallel", "single"] = "pre"
     starts_normed: bool = False
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True
@@ -90,6 +97,9 @@ class Family:
     rotates: Callable[[Config, int, bool], bool] = lambda config, layer, windowed: True
     transposed: bool = False
     interleaved_qkv: bool = False
+    mixers: Mapping[str, Callable[[Config], Mixer]] = field(default_factory=dict)
+    interleaved_mixer: bool = False
+    gated_attention: bool = False
     causal: bool = True
     windowed: Callable[[Config, int], bool] = lambda config, layer: True
     chunked: Callable[[Config, int], bool] = lambda config, layer: False

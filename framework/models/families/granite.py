@@ -44,7 +44,7 @@ _GRANITE_MOE = replace(
     defaults={**_GRANITE.defaults, "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True},
     moe=lambda config, layer: True,
 )
-_GRANITE_MOE_SHARED = replace(
+GRANITE_MOE_SHARED = replace(
     _GRANITE_MOE,
     names={**_GRANITE_MOE.names, "shared_gate_up": ("shared_mlp.input_linear",), "shared_down": ("shared_mlp.output_linear",)},
     defaults={**_GRANITE_MOE.defaults, "shared_intermediate_size": 0},
@@ -66,7 +66,7 @@ MINICPM = replace(
 FAMILIES = {
     "granite": _GRANITE,
     "granitemoe": _GRANITE_MOE,
-    "granitemoeshared": _GRANITE_MOE_SHARED,
+    "granitemoeshared": GRANITE_MOE_SHARED,
     "hyperclovax": _HYPERCLOVAX,
     "minicpm": MINICPM,
 }

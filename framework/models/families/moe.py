@@ -24,7 +24,7 @@ _MIXTRAL_EXPERTS = {
 }
 
 
-def _qwen_moe_layer(config: Config, layer: int) -> bool:
+def qwen_moe_layer(config: Config, layer: int) -> bool:
     dense = layer in (config["mlp_only_layers"] or ()) or (layer + 1) % config["decoder_sparse_step"] != 0
     return not dense and config["num_experts"] > 0
 
@@ -67,10 +67,10 @@ _QWEN3_MOE = replace(
         "moe_intermediate_size": 768,
     },
     windowed=lambda config, layer: bool(config["use_sliding_window"]),
-    moe=_qwen_moe_layer,
+    moe=qwen_moe_layer,
 )
 
-_QWEN2_MOE = replace(
+QWEN2_MOE = replace(
     _QWEN3_MOE,
     names={
         **LLAMA_NAMES,
@@ -355,7 +355,7 @@ _DBRX = replace(
 
 FAMILIES = {
     "mixtral": _MIXTRAL,
-    "qwen2_moe": _QWEN2_MOE,
+    "qwen2_moe": QWEN2_MOE,
     "qwen3_moe": _QWEN3_MOE,
     "olmoe": _OLMOE,
     "flex_olmo": _FLEX_OLMO,

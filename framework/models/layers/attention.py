@@ -73,13 +73,20 @@ class Fused:
 
 @dataclass(slots=True)
 class Attention:
-    """Projects, prepares (norms, rotation, write of the cache), attends, projects."""
+    """Projects, prepares (norms, rotation, write of the cache), attends, projects. gated_dim: of the heads, each of which has its
+    query and then a gate of its output in the first projection; None: there are no gates."""
 
     qkv: Linear
     o: Linear
     prepare: Separate | Fused
     paged: PagedAttention
+    gated_dim: int | None = None
 
     def __call__(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """x [T, H] -> [T, H]."""
-        return self.o(self.paged.attend(self.prepare(self.qkv(x), batch), batch).flatten(1))
+        if self.gated_dim is None:
+            return self.o(self.paged.attend(self.prepare(self.qkv(x), batch), batch).flatten(1))
+        heads, keys = self.qkv(x).unflatten(-1, (-1, self.gated_dim)), 2 * self.paged.spec.num_kv_heads
+        gates = torch.sigmoid(heads[:, 1:-keys:2])
+        qkv = torch.cat((heads[:, :-keys:2], heads[:, -keys:]), 1).flatten(1)
+        return self.o(self.paged.attend(self.prepare(qkv, batch), batch).mul_(gates).flatten(1))

@@ -14,9 +14,18 @@ import torch
 from ...plan import BoundKernel
 from ..batch import ForwardBatch
 from .attention import Attention
+from .mixers import AnyMixer, LayerStates
 from .mla import LatentAttention
+from .paged_attention import PagedAttention
 
-AnyAttention = Attention | LatentAttention
+AnyAttention = Attention | LatentAttention | AnyMixer
+
+
+def kept_by(attention: AnyAttention) -> PagedAttention | LayerStates:
+    """Where a layer has what it keeps between steps."""
+    return attention.states if isinstance(attention, AnyMixer) else attention.paged
+
+
 Mlp = Callable[[torch.Tensor], torch.Tensor]
 HiddenAndResidual = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -103,4 +112,20 @@ class PostNormBlock:
         return self.mlp_norm(self.mlp(x), x), None
 
 
-Block = PreNormBlock | ParallelBlock | AfterNormBlock | PostNormBlock
+@dataclass(slots=True)
+class MixerBlock:
+    """x + mixer(norm(x)): there is no MLP."""
+
+    attention: AnyAttention
+    attn_norm: BoundKernel
+    mlp: None = None
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
+        if residual is None:
+            residual, x = x, self.attn_norm(x, None)
+        else:
+            x = self.attn_norm(x, residual)
+        return self.attention(x, batch), residual
+
+
+Block = PreNormBlock | ParallelBlock | AfterNormBlock | PostNormBlock | MixerBlock

@@ -47,6 +47,9 @@ class PackedFormat(Format):
             return float_bytes(module, dtype)
         return integer_bytes(module, self.group_size, self.symmetric, self.bits)
 
+    def orders_inputs(self, num_inputs: int) -> bool:
+        return self.act_order and self.group_size not in (-1, num_inputs)
+
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         groups, per_word = module.groups(self.group_size), WORD_BITS // self.bits
         packed, scale, *_ = self.names(module.name, source)

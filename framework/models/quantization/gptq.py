@@ -42,6 +42,9 @@ class GptqFormat(Format):
             return float_bytes(module, dtype)
         return integer_bytes(module, self.group_size, self.symmetric, self.bits)
 
+    def orders_inputs(self, num_inputs: int) -> bool:
+        return self.act_order and self.group_size not in (-1, num_inputs)
+
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         groups = module.groups(self.group_size)
         for what, count in zip(("outputs", "inputs"), module.whole):

@@ -194,6 +194,10 @@ class Format(ABC):
     def num_bytes(self, module: Module, dtype: torch.dtype, *, expert: bool) -> float:
         """As ``Scheme.num_bytes``. expert: of a mixture of experts, of which ``moe_experts`` knows fewer kinds."""
 
+    def orders_inputs(self, num_inputs: int) -> bool:
+        """Whether weights with one scale are not those of adjacent inputs."""
+        return False
+
     @abstractmethod
     def load(self, module: Module, source: TensorSource) -> LoadedPart:
         """Without its bias. Raises ValueError for tensors that do not fit together, and of a share WholeNeeded."""

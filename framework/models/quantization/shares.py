@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,8 @@ from triton_kernels.ops.gemm import FP8_BLOCK
 from triton_kernels.ops.moe import fp8_granularity
 
 from ..parts import Part
-from .scheme import LoadedPart
+from .modules import ModuleScheme
+from .scheme import LoadedPart, Scheme
 
 
 def own_weight(whole: torch.Tensor, part: Part) -> torch.Tensor:
@@ -64,14 +65,31 @@ def own_experts(whole: LoadedPart, w13: Part, w2: Part) -> LoadedPart:
     return replace(whole, tensors=tensors)
 
 
+def check_shares(parts: Iterable[Part], scheme: Scheme) -> None:
+    """Raises ValueError for what of a rank's shares cannot be had of weights that are stored like that, from the config alone."""
+    if not isinstance(scheme, ModuleScheme):
+        return
+    for part in parts:
+        if part.share is None or part.columns == part.share[0].columns or part.is_packed:
+            continue
+        for name in (name.removesuffix(".weight") for name, *_ in part.tensors()):
+            found = scheme.format_of(name)
+            if found is not None and found.orders_inputs(part.share[0].columns or 0):
+                raise _ordered(name)
+
+
+def _ordered(name: str) -> ValueError:
+    return ValueError(
+        f"{name} cannot be cut among ranks: its columns are ordered by activation (desc_act), so that a rank's inputs belong "
+        "to weights of all; set parallel.tp=1, or quantize the model without desc_act"
+    )
+
+
 def _own_part(loaded: LoadedPart, rows: Sequence[range], columns: range, part: Part) -> LoadedPart:
     assert part.share is not None
     name = part.sources[0]
     if loaded.tensors.get("perm") is not None and part.columns != part.share[0].columns:
-        raise ValueError(
-            f"{name} cannot be cut among ranks: its columns are ordered by activation (desc_act), so that a rank's inputs belong "
-            "to weights of all; set parallel.tp=1, or quantize the model without desc_act"
-        )
+        raise _ordered(name)
     blocks = loaded.input is not None and loaded.input.params["granularity"] == "group"
     tensors = {
         key: tensor if tensor is None or key == "perm" else _cut(tensor, part, rows, columns, dim=0, blocks=blocks)

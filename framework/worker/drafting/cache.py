@@ -28,9 +28,10 @@ class DraftCache:
         ahead: int,
     ) -> None:
         """ahead: as Guesser has it."""
-        windows = [group.spec.window for group in groups if isinstance(group.spec, PagedKV)]
+        windows = [group.spec.window for group in groups]
         self._group = windows.index(None) if None in windows else windows.index(max(filter(None, windows)))
-        caches = [allocate_caches((CacheGroup(spec, (0,)),), num_blocks, block_size, rows.device)[0] for spec in specs]
+        alone = (allocate_caches((CacheGroup(spec, (0,)),), num_blocks, block_size, rows.device)[0] for spec in specs)
+        caches = dict(enumerate(alone))
         slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self.batches = Batches(rows, slot_mapping, slice(self._group, self._group + 1), caches, ahead)
         self._copy = plan.bind("copy_blocks", facts={"page_size": block_size})
@@ -38,5 +39,5 @@ class DraftCache:
     def copy_blocks(self, group: int, source: torch.Tensor, destination: torch.Tensor) -> None:
         """As DeviceProposer has it."""
         if group == self._group:
-            for kv in self.batches.caches:
+            for kv in self.batches.caches.values():
                 self._copy(kv, source, destination)

@@ -84,7 +84,7 @@ def load_drafter(
     else:
         asked = draft_config(config)
         model = load(asked, read_model(asked), plan, device, Parallel(), block_size, config.seed)
-    specs = model.cache_specs()
+    specs = [spec for spec in model.cache_specs() if spec is not None]
     if specs:
         model.set_groups((CacheGroup(specs[0], tuple(range(len(specs)))),))
     return Drafter(model, target, specs, model.max_model_len, spec.method in METHODS and bool(specs))
@@ -102,7 +102,13 @@ def check_drafter(config: EngineConfig, info: ModelInfo) -> None:
                 f"{head.most} heads, a draft each; ask for so many at most"
             )
         return
-    found = read_model(draft_config(config)).config.get("vocab_size")
+    draft = read_model(draft_config(config))
+    if draft.architecture is not None and draft.architecture.has_states:
+        raise ValueError(
+            f"speculative_config.model={spec.model!r} cannot guess: its layers keep states, from which no wrong draft can be taken "
+            "back; expected a draft model that attends"
+        )
+    found = draft.config.get("vocab_size")
     if found != info.config.get("vocab_size"):
         raise ValueError(
             f"speculative_config.model={spec.model!r} cannot guess: its vocabulary has {found} tokens, the model's "

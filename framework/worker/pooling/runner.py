@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -39,7 +41,8 @@ class PoolingRunner:
         heads: Heads,
         plan: KernelPlan,
         groups: tuple[CacheGroup, ...],
-        caches: list[LayerKV],
+        caches: Mapping[int, LayerKV],
+        states: Mapping[int, tuple[torch.Tensor, ...]],
         num_seats: int,
         block_size: int,
         device: torch.device,
@@ -48,7 +51,7 @@ class PoolingRunner:
         self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device)
         self._states = States(heads.pooling.kind)
         slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
-        self._batches = Batches(self.rows, slot_mapping, slice(None), caches)
+        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, states=states)
 
     @torch.inference_mode()
     def step(self, step: StepInput) -> PooledHandle:

@@ -30,7 +30,7 @@ class TowerExecutor:
     groups: tuple[CacheGroup, ...] = ()
     num_blocks, num_stages, in_flight_steps, num_drafts = 2, 1, 1, 0
     draft_max_model_len: int | None = None
-    drafts_read_ahead = False
+    drafts_read_ahead = has_states = False
 
     def __init__(self, config: EngineConfig, model: ModelInfo) -> None:
         assert model.pooling is not None

@@ -40,10 +40,11 @@ def test_every_type_has_a_path_or_a_reason(served: dict[str, dict[str, Any]]) ->
         ("llama", "native", ""),
         ("gemma3", "native", ""),
         ("minicpm", "native", ""),
+        ("jamba", "native", ""),
         ("ministral3", "transformers", "no native family"),
         ("bert", "native", ""),
         ("electra", "refused", "not causal"),
-        ("mamba", "refused", "does not use the attention interface"),
+        ("zamba2", "refused", "does not use the attention interface"),
         ("t5", "refused", "encoder-decoder"),
         ("vit", "refused", "no causal language model"),
         ("siglip2", "refused", "its images keep their shapes"),
@@ -56,7 +57,16 @@ def test_paths(model_type: str, path: str, reason: str, served: dict[str, dict[s
 
 def test_tasks(served: dict[str, dict[str, Any]]) -> None:
     pooled = ["embed", "classify", "score"]
-    expected = {"llama": ["generate", *pooled], "bert": pooled, "clip": ["embed"], "siglip": ["embed"], "ministral3": ["generate"]}
+    images = ["generate", "images", *pooled]
+    expected = {
+        "llama": ["generate", *pooled],
+        "llava": images,
+        "gemma3": images,
+        "bert": pooled,
+        "clip": ["embed"],
+        "siglip": ["embed"],
+        "ministral3": ["generate"],
+    }
     assert {name: served[name]["tasks"] for name in expected} == expected
 
 

@@ -7,7 +7,7 @@ import pytest
 from framework.engine.kv_cache.manager import NEVER, KVCacheManager, PrefixHit
 from framework.engine.kv_cache.pool import NULL_BLOCK, BlockPool
 from framework.engine.kv_cache.prefix import ROOT, chain_hash, extend_hashes, extra_keys
-from framework.engine.kv_cache.spec import CacheGroup, State, block_bytes, group_layers
+from framework.engine.kv_cache.spec import State, block_bytes, group_layers
 from framework.engine.request import Request
 
 from ..engines import FULL, MODELS, WINDOWED, make_request, token_params
@@ -196,13 +196,27 @@ def test_a_window_needs_only_its_last_blocks_and_all_groups_must_agree() -> None
     assert [manager.lookup(request).num_tokens // 4 for request in probe] == [0, 1, 2, 2, 2, 2, 2, 2, 8]
 
 
-def test_state_takes_one_block_whatever_the_length() -> None:
-    groups = (*MODELS["full"], CacheGroup(State(((4,),), "float32"), (1,)))
-    manager = KVCacheManager(groups, 20, 4, check_invariants=True)
+def test_nothing_of_a_model_with_states_is_shared() -> None:
+    manager = KVCacheManager(MODELS["full"], 20, 4, check_invariants=True, has_states=True)
     request = make_request(list(range(12)))
-    assert admit(manager, request) == 0 and [len(table) for table in request.blocks] == [3, 1]
+    assert admit(manager, request) == 0 and [len(table) for table in request.blocks] == [3]
     assert request.next_event == NEVER and manager.lookup(make_request(list(range(13)))).num_tokens == 0
-    assert manager.blocks_for(12, 12) == 4 and manager.fork(request, make_request(list(range(12)))) is None
+    assert manager.blocks_for(12, 12) == 3 and manager.fork(request, make_request(list(range(12)))) is None
+
+
+def test_requests_of_a_model_without_a_cache_hold_no_blocks() -> None:
+    assert group_layers([None, None]) == () and block_bytes((), 16) == 0
+    manager = KVCacheManager((), 1, 4, check_invariants=True, has_states=True)
+    request = make_request(list(range(12)))
+    assert admit(manager, request) == 0 and request.blocks == [] and manager.grow(request, 10**6) == []
+    assert manager.blocks_for(10**6, 10**6) == 0 and manager.pool.usage == 0
+    manager.free(request)
+
+
+def test_layers_without_a_cache_are_in_no_group() -> None:
+    groups = group_layers([None, FULL, None, WINDOWED, FULL])
+    assert [group.layers for group in groups] == [(1,), (4,), (3,)]
+    assert State(((3, 8), (2, 4, 4)), ("bfloat16", "float32")).row_bytes() == 48 + 128
 
 
 @pytest.mark.parametrize("length", [1, 4, 5, 7, 8, 9])
@@ -213,10 +227,10 @@ def test_a_fork_shares_full_blocks_and_copies_the_partial_one(model: str, length
     admit(manager, leader)
     copies = manager.fork(leader, child)
     full, partial = divmod(length - 1, 4)
-    assert copies is not None and len(copies) == (len(manager._paged) if partial else 0)
+    assert copies is not None and len(copies) == (manager._num_groups if partial else 0)
     for group, source, destination in copies:
         assert source == leader.blocks[group][full] and destination == child.blocks[group][full] != source
-    for group in manager._paged:
+    for group in range(manager._num_groups):
         assert leader.blocks[group][:full] == child.blocks[group][:full] and len(child.blocks[group]) == -(-length // 4)
     manager.free(leader)
     manager.free(child)

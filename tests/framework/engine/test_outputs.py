@@ -34,7 +34,7 @@ class Script:
 
     groups, num_blocks, vocab_size, max_model_len = MODELS["full"], 100, 2048, 300
     in_flight_steps, num_stages, num_drafts = 1, 1, 0
-    draft_max_model_len, drafts_read_ahead = None, False
+    draft_max_model_len, drafts_read_ahead, has_states = None, False, False
     weight_bytes = nominal_weight_bytes = 0
 
     def __init__(self, tokens: list[int]) -> None:

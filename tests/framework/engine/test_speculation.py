@@ -22,8 +22,16 @@ class Noting:
     def of(self, num_running: int) -> int:
         return 3
 
-    def observe(self, num_rows: int, k: int, checked: Sequence[int], accepted: Sequence[int], step_s: float | None) -> None:
-        self.told.append((num_rows, k, list(checked), list(accepted), step_s))
+    def observe(
+        self,
+        num_rows: int,
+        k: int,
+        checked: Sequence[int],
+        accepted: Sequence[int],
+        after_right: tuple[int, int],
+        step_s: float | None,
+    ) -> None:
+        self.told.append((num_rows, k, list(checked), list(accepted), after_right, step_s))
 
 
 @pytest.mark.parametrize(
@@ -54,23 +62,36 @@ def test_the_last_token_of_a_request_needs_no_draft(length: int, expected: int |
 
 def test_what_a_step_tells_about_depth() -> None:
     """Of four rows that decode, one may have no draft, and one has none though it might; a prompt beside them."""
-    policy, nobody = Noting(), SimpleNamespace()
+    policy: Noting = Noting()
+    requests: list[Any] = [SimpleNamespace(was_right=False) for _ in range(5)]
     speculation = Speculation(policy, 20)
     chunks = [
-        Chunk(nobody, 1, 9, 1, (), room=3),  # type: ignore[arg-type]
-        Chunk(nobody, 4, 9, 4, [1, 2, 3], room=3),  # type: ignore[arg-type]
-        Chunk(nobody, 3, 9, 3, [1, 2], room=2),  # type: ignore[arg-type]
+        Chunk(requests[1], 1, 9, 1, (), room=3),
+        Chunk(requests[2], 4, 9, 4, [1, 2, 3], room=3),
+        Chunk(requests[3], 3, 9, 3, [1, 2], room=2),
     ]
-    prompt = Chunk(nobody, 5, 5, 0)  # type: ignore[arg-type]
+    prompt = Chunk(requests[4], 5, 5, 0)
 
-    def told(num_tokens: list[int], num_logits: list[int], more: list[Chunk], submitted_s: float, end_s: float) -> tuple[Any, ...]:
-        step = StepInput(0, list(range(len(num_tokens))), num_tokens, num_logits)
-        scheduled = ScheduledStep(step, [nobody], [*chunks, *more], num_drafts=3, submitted_s=submitted_s)  # type: ignore[list-item]
-        output = StepOutput(0, [], num_accepted=[0, 0, 3, 1])
-        assert speculation.observe(scheduled, output, end_s) == ([0, 0, 3, 2], [0, 0, 3, 1])
+    def told(
+        accepted: list[int], more: list[Chunk], submitted_s: float, end_s: float, drafts: tuple[int, ...] = (0, 0, 3, 2)
+    ) -> tuple[Any, ...]:
+        wanted = [1 + n for n in drafts] + [0] * len(more)
+        num_tokens = [n or 5 for n in wanted]
+        step = StepInput(0, list(range(len(wanted))), num_tokens, wanted)
+        scheduled = ScheduledStep(step, requests[:1], [*chunks, *more], num_drafts=3, submitted_s=submitted_s)
+        assert speculation.observe(scheduled, StepOutput(0, [], num_accepted=accepted), end_s) == (list(drafts), accepted)
         return policy.told[-1]
 
-    decodes = [1, 1, 4, 3]
-    assert told(decodes, decodes, [], 1.0, 1.5) == (4, 3, [3, 2, 1], [2, 1, 1], 0.5)
-    assert told(decodes, decodes, [], 1.25, 2.0) == (4, 3, [3, 2, 1], [2, 1, 1], 0.5), "it began before the one before had ended"
-    assert told([*decodes, 5], [*decodes, 0], [prompt], 2.0, 3.0) == (4, 3, [3, 2, 1], [2, 1, 1], None)
+    assert told([0, 0, 3, 1], [], 1.0, 1.5) == (4, 3, [3, 2, 1], [2, 1, 1], (0, 0), 0.5)
+    assert told([0, 0, 0, 2], [], 1.25, 2.0) == (4, 3, [3, 1, 0], [1, 1, 0], (1, 0), 0.5), (
+        "it began before the one before had ended"
+    )
+    assert told([0, 0, 3, 1], [prompt], 2.0, 3.0) == (4, 3, [3, 2, 1], [2, 1, 1], (1, 1), None)
+    assert told([0, 0, 0, 0], [], 3.0, 3.0) == (4, 3, [3, 0, 0], [0, 0, 0], (1, 0), None), "a clock that stands still"
+
+
+def test_a_step_without_room_for_drafts_says_nothing_about_them() -> None:
+    policy, request = Noting(), SimpleNamespace(was_right=True)
+    scheduled = ScheduledStep(StepInput(0, [0], [1], [1]), [request], [], num_drafts=0)  # type: ignore[list-item]
+    Speculation(policy, 20).observe(scheduled, StepOutput(0, [], num_accepted=[0]), 1.0)
+    assert policy.told == [(1, 0, [], [], (0, 0), 1.0)] and request.was_right

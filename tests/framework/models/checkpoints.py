@@ -255,8 +255,11 @@ def make(example: Example, folder: Path, shard_size: str = "1GB") -> Any:
 
 def _scaled(name: str, parameter: torch.Tensor, noise: torch.Tensor, example: Example) -> torch.Tensor:
     """Weights that keep activations near 1, with large queries and keys: attention must be far from uniform."""
+    if name.endswith(("A_log", "dt_bias", "dt_proj.bias", ".D")):  # of recurrences that remember, each in its own way
+        return 0.7 * noise - 1.0
     if parameter.dim() == 1 or "_norm." in name:
-        offset = any(kind in example.config_class for kind in ("Gemma", "Nemotron"))
+        offset = any(kind in example.config_class for kind in ("Gemma", "Nemotron", "Qwen3Next", "Qwen3_5"))
+        offset = offset and not name.endswith("linear_attn.norm.weight")
         return 0.3 * noise + (1.0 if name.endswith("weight") and not offset else 0.0)
     if any(part in name for part in ("embed", "wte", "wpe", "lm_head")):
         return noise * example.embed_std

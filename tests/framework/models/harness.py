@@ -9,7 +9,7 @@ import torch
 
 from framework.config import LoraConfig, ModelConfig, QuantConfig
 from framework.engine.kv_cache.spec import group_layers
-from framework.models.batch import ForwardBatch, GroupBatch
+from framework.models.batch import ForwardBatch, GroupBatch, StateBatch
 from framework.models.load import load_model
 from framework.models.parallel import Parallel
 from framework.models.protocol import Model
@@ -17,6 +17,7 @@ from framework.models.read import read_model
 from framework.plan import KernelPlan
 from triton_kernels.attention_meta import AttentionMeta, LayerKV
 from triton_kernels.lora_meta import LoraMeta
+from triton_kernels.state_meta import StateMeta
 
 from .checkpoints import VOCAB, Example
 
@@ -52,20 +53,29 @@ class Session:
         self.table = order.view(num_requests, blocks)
         self.lengths, self.slots = [0] * num_requests, [-1] * num_requests
         pages = 1 + num_requests * blocks
-        self.caches = []
-        for spec in model.cache_specs():
+        self.caches: dict[int, LayerKV] = {}
+        self.states = {
+            layer: tuple(
+                torch.full((2 * num_requests + 1, *shape), torch.nan, dtype=getattr(torch, dtype))
+                for shape, dtype in zip(spec.shapes, spec.dtypes)
+            )
+            for layer, spec in model.state_specs().items()
+        }
+        for layer, spec in enumerate(model.cache_specs()):
+            if spec is None:
+                continue
             shape = (pages, block_size, spec.num_kv_heads, spec.head_dim)
             dtype = getattr(torch, spec.dtype)
             if spec.aliased:
                 k = torch.full(shape, torch.nan, dtype=dtype)
-                self.caches.append(LayerKV(k, k[..., : spec.v_head_dim]))
+                self.caches[layer] = LayerKV(k, k[..., : spec.v_head_dim])
                 continue
             if dtype.itemsize > 1:
                 tensors = [torch.full(shape, torch.nan, dtype=dtype) for _ in range(2)]
             else:
                 tensors = [torch.zeros(shape, dtype=dtype) for _ in range(2)]
                 tensors += [torch.full(shape[:3], torch.nan) for _ in range(2)]
-            self.caches.append(LayerKV(*tensors))
+            self.caches[layer] = LayerKV(*tensors)
 
     @torch.inference_mode()
     def step(self, rows: list[tuple[int, list[int]]]) -> list[torch.Tensor]:
@@ -87,11 +97,17 @@ class Session:
             positions += span
             seats += [int(self.table[request, p // self.block_size]) * self.block_size + p % self.block_size for p in span]
             self.lengths[request] = span.stop
+        counts = [len(tokens) for _, tokens in rows]
         parts = rows[:num_decodes], rows[num_decodes:]
         groups = [GroupBatch(torch.tensor(seats), *map(self._meta, parts)) for _ in group_layers(self.model.cache_specs())]
         ids = torch.tensor([token for _, tokens in rows for token in tokens])
         num_decode_tokens = sum(len(tokens) for _, tokens in rows[:num_decodes])
         batch = ForwardBatch(ids, torch.tensor(positions), num_decode_tokens, groups, self.caches, torch.arange(len(ids)))
+        if self.states:  # a request's row is not that of its number
+            own = torch.tensor([2 * request + 1 for request, _ in rows], dtype=torch.int32)
+            is_first = torch.tensor([self.lengths[request] == count for (request, _), count in zip(rows, counts)])
+            cu_q = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+            batch.states = StateBatch(StateMeta(cu_q, own, is_first, max(counts)), self.states)
         slots = [self.slots[request] for request, tokens in rows for _ in tokens]
         if max(slots) >= 0:
             batch.lora = batch.lora_of_logits = LoraMeta(torch.tensor(slots, dtype=torch.int32), sorted({*slots} - {-1}))

@@ -277,7 +277,7 @@ def test_layers_can_be_cut(tmp_path: Path) -> None:
     assert [len(stage.layers) for stage in stages] == [2, 1]
     batch = prompt_batch(whole, 9)
     expected = whole.logits(whole.forward(batch))
-    first, second = replace(batch, caches=batch.caches[:2]), replace(batch, caches=batch.caches[2:])
+    first, second = replace(batch, caches=batch.caches), replace(batch, caches={0: batch.caches[2]})
     state = stages[0].run_layers(stages[0].embed(batch.token_ids, batch.positions), None, first)
     state = stages[1].run_layers(*state, second)
     torch.testing.assert_close(stages[1].logits(stages[1].finish(*state)), expected)

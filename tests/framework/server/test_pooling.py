@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -14,8 +16,10 @@ import openai
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from safetensors.torch import load_file, save_file
 from schemathesis import GenerationMode
 
+import framework
 from framework import LLM, AsyncEngine, EngineConfig, PoolingParams, SamplingParams
 from framework.server.config import ServerConfig
 
@@ -176,6 +180,22 @@ def test_classes_have_names() -> None:
         assert pooling.server.post("/score", text_1="a", text_2="b")[0] == 400
         with pytest.raises(ValueError, match="tells 3 classes apart"):
             pooling.offline.score("a", "b")
+
+
+def test_a_model_that_computes_no_numbers_is_the_servers_error(tmp_path: Path) -> None:
+    """One request's, or one of several that run beside each other; the next one is served as if nothing had been."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(Path(framework.__file__).parent / "assets" / "tiny", folder)
+    weights = load_file(folder / "model.safetensors")
+    (name,) = (name for name, weight in weights.items() if name.endswith("embed_tokens.weight"))
+    weights[name][300] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    for pooling in serve(engine_config(name=str(folder), **EMBEDS)):
+        for inputs in ([[300, 5]], [[5, 6], [7, 300]], [5, 300]):
+            status, found = pooling.server.post("/v1/embeddings", model=str(folder), input=inputs)
+            assert (status, found["error"]["message"]) == (500, "the model computed no numbers for this request")
+        assert pooling.server.post("/v1/embeddings", model=str(folder), input=[5, 6])[0] == 200
+        assert not np.isfinite(pooling.offline.embed([{"prompt_token_ids": [5, 300]}])[0].outputs.embedding).any()
 
 
 def test_the_async_engine(embeds: Pooling) -> None:

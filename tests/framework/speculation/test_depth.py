@@ -20,6 +20,27 @@ RIGHT = {"nearly_all": [0.9] * MOST, "head": [0.73, 0.71, 0.68, 0.65, 0.6, 0.6, 
 """Of a draft whose predecessors are right."""
 
 
+class Text:
+    """Drafts of rows, right as often as ``rates`` say, those behind right ones; a first one behind drafts that were all right as
+    often as ``again`` says, if it does."""
+
+    def __init__(self, rows: int, again: float | None = None, seed: int = 0) -> None:
+        self._rng, self._again, self._was_right = np.random.default_rng(seed), again, np.zeros(rows, dtype=bool)
+
+    def check(self, k: int, rates: Sequence[float]) -> tuple[list[int], list[int], tuple[int, int]]:
+        """(checked, accepted, after_right) of a step with so many drafts of each row."""
+        was_right, rows = self._was_right, len(self._was_right)
+        if not k:
+            return [], [], (0, 0)
+        chances = np.tile(rates[:k], (rows, 1))
+        if self._again is not None:
+            chances[was_right, 0] = self._again
+        right = np.cumprod(self._rng.random((rows, k)) < chances, axis=1)
+        self._was_right = right[:, -1] == 1
+        accepted = right.sum(0).tolist()
+        return [rows, *accepted[:-1]], accepted, (int(was_right.sum()), int(right[was_right, 0].sum()))
+
+
 def served(
     policy: Depth,
     step_s: Callable[[int, int], float],
@@ -28,20 +49,21 @@ def served(
     steps: int,
     noise: float,
     made_before: bool = False,
+    again: float | None = None,
 ) -> float:
     """Seconds per token and row, from the 300th step on. made_before: drafts are those that the step before was asked for."""
-    rng = np.random.default_rng(0)
+    rng, text = np.random.default_rng(0), Text(rows, again)
     total_s = tokens = 0.0
     made = 0
     for step in range(steps):
         k = policy.of(rows)
         most, made = min(k, made) if made_before else k, k
-        accepted = np.cumprod(rng.random((rows, MOST)) < right(step), axis=1)[:, :most].sum(0)
+        checked, accepted, after_right = text.check(most, right(step))
         taken_s = step_s(rows, k) * rng.lognormal(sigma=noise)
-        policy.observe(rows, k, [rows, *accepted.tolist()][:most], accepted.tolist(), taken_s)
+        policy.observe(rows, k, checked, accepted, after_right, taken_s)
         if step >= 300:
             total_s += taken_s
-            tokens += 1 + accepted.sum() / rows
+            tokens += 1 + sum(accepted) / rows
     return total_s / tokens
 
 
@@ -58,6 +80,19 @@ def test_adaptive_is_as_good_as_the_best_fixed_depth(times: str, right: str, row
     found = served(policy, step_s, lambda step: rates, rows, 2000, 0.05, made_before)
     assert found < 1.03 * fixed[0], "no worse than without drafts"
     assert found < 1.05 * min(fixed)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("again", [0.6, 0.95])
+@pytest.mark.parametrize("rows", [8, 64])
+@pytest.mark.parametrize("times", ["reads_weights", "drafts_slowly"])
+def test_adaptive_knows_that_few_drafts_leave_more_to_guess(times: str, rows: int, again: float, is_known: bool) -> None:
+    """Where right drafts follow right ones, the first of a step is right the less often the more of them a step checks."""
+    step_s, rates = STEP_S[times], [0.25, *[0.9] * (MOST - 1)]
+    fixed = [served(ScheduledDepth([[1, 1, k]]), step_s, lambda step: rates, rows, 4000, 0.0, again=again) for k in range(MOST + 1)]
+    policy = AdaptiveDepth(MOST, step_s if is_known else None)
+    found = served(policy, step_s, lambda step: rates, rows, 4000, 0.05, again=again)
+    assert found < 1.03 * fixed[0] and found < 1.05 * min(fixed)
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -85,11 +120,11 @@ def test_adaptive_bears_noise_and_learns_from_batches_of_other_sizes(times: str,
     for step in range(2500):
         rows = max(1, 64 - step % 96)
         k = policy.of(rows)
-        accepted = np.cumprod(rng.random((rows, MOST)) < rates, axis=1)[:, :k].sum(0)
+        drafts = Text(rows, seed=step).check(k, rates)
         taken_s = step_s(rows, k) * rng.lognormal(sigma=0.25) * (3 if rng.random() < 0.05 else 1)
         taken_s += 0 if (rows, k) in recorded else 4 * step_s(rows, 0)
         recorded.add((rows, k))
-        policy.observe(rows, k, [rows, *accepted.tolist()][:k], accepted.tolist(), taken_s)
+        policy.observe(rows, k, *drafts, taken_s)
         fixed = [step_s(rows, most) / tokens for most, tokens in enumerate(expected)]
         excess.append(fixed[k] / min(fixed))
     assert np.mean(excess[500:]) < 1.3
@@ -99,7 +134,7 @@ def test_adaptive_bears_a_step_that_compiles() -> None:
     policy = AdaptiveDepth(3)
     for step in range(200):
         k = policy.of(4)
-        policy.observe(4, k, [4] * k, [4] * k, 100.0 if step in (0, 1, 50) else 1.0)
+        policy.observe(4, k, [4] * k, [4] * k, (4 if k else 0, 4 if k else 0), 100.0 if step in (0, 1, 50) else 1.0)
     assert policy.of(4) == 3
 
 
@@ -107,10 +142,10 @@ def test_adaptive_knows_a_row_that_may_have_no_draft_from_one_whose_draft_is_wro
     """Near its end a request has none; and while all steps compute prompts, too, only acceptance is to be learned."""
     policy = AdaptiveDepth(3, lambda rows, k: 1.0 + 0.2 * k)
     for _ in range(100):
-        policy.observe(2, 3, [1, 1, 1], [1, 1, 1], None)
+        policy.observe(2, 3, [1, 1, 1], [1, 1, 1], (1, 1), None)
     assert policy.of(2) == 3
     for _ in range(1000):
-        policy.observe(2, 3, [2, 0, 0], [0, 0, 0], None)
+        policy.observe(2, 3, [2, 0, 0], [0, 0, 0], (0, 0), None)
     assert policy.of(2) == 0
 
 

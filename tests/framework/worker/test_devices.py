@@ -92,6 +92,16 @@ def test_a_model_larger_than_memory_is_refused_before_anything_is_allocated(monk
         build_engine(config)
 
 
+def test_heads_larger_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cpu, "memory", lambda self: Memory(4 * GIB, 24 * GIB))
+    monkeypatch.setattr(local_executor, "load_model", lambda *_: pytest.fail("weights were allocated"))
+    bert = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "num_labels": 10**9}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+    model = ModelConfig("none", load_format="dummy", skip_tokenizer=True, architecture={**bert, **sizes})
+    with pytest.raises(ValueError, match=r"has 119\.2 GiB of weights in float32, but cpu has 4\.0 GiB available"):
+        build_engine(EngineConfig(model, device="cpu"))
+
+
 @pytest.mark.parametrize("cache", [{"num_blocks": 2_000_000}, {"memory_bytes": 1 << 36}])
 def test_a_cache_larger_than_memory_is_refused(cache: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cpu, "memory", lambda self: Memory(GIB // 4, GIB))

@@ -52,9 +52,9 @@ def test_what_is_allocated_is_what_is_accounted(dtype: str) -> None:
     groups = group_layers([PagedKV(heads, k, v, dtype, window) for heads, k, v, window in shapes for _ in range(2)])
     caches = allocate_caches(groups, 5, 4, torch.device("cpu"))
     assert len(caches) == 6
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for kv in caches for t in kv if t is not None}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for kv in caches.values() for t in kv if t is not None}
     assert sum(storages.values()) == 5 * block_bytes(groups, 4)
-    for kv, (heads, k, v, _) in zip(caches, (shape for shape in shapes for _ in range(2))):
+    for kv, (heads, k, v, _) in zip(caches.values(), (shape for shape in shapes for _ in range(2))):
         assert kv.k.shape == (5, 4, heads, k) and kv.v.shape == (5, 4, heads, v)
         assert kv.k.dtype == kv.v.dtype == getattr(torch, dtype)
         if dtype in QUANTIZED:
@@ -73,7 +73,7 @@ def test_values_that_lie_in_keys_take_no_memory() -> None:
     assert kv.is_aliased and kv.v.shape == (5, 4, 1, 32) and not caches[2].is_aliased
     kv.k[3] = torch.arange(160.0).view(4, 1, 40)
     assert torch.equal(kv.v[3], kv.k[3][..., :32]) and [tensor.shape for tensor in kv.stored()] == [kv.k.shape]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for kv in caches for t in kv if t is not None}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for kv in caches.values() for t in kv if t is not None}
     assert sum(storages.values()) == 5 * block_bytes(groups, 4)
     with pytest.raises(ValueError, match=r"cache\.dtype=int8 cannot work"):
         PagedKV(1, 40, 32, "int8", aliased=True)

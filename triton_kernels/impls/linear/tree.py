@@ -32,12 +32,17 @@ class TreeLinear:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any], width: int) -> None:
         weight, self.bias, self.partial = weights["weight"], weights.get("bias"), params.get("partial", False)
         self.num_out, num_in = weight.shape
-        if self.partial and num_in < width:
-            raise ValueError(f"linear=tree@width:{width} needs {width} columns on each rank, here are {num_in}: lower the width")
         self.num_segments, self.num_in = 1, num_in
         while num_in % (2 * self.num_segments) == 0 and num_in // (2 * self.num_segments) >= width:
             self.num_segments *= 2
         self.columns = self._columns(weight)
+
+    @staticmethod
+    def unsupported(spec: Spec) -> list[str]:
+        width, num_in = spec.fact("options", {"width": 1})["width"], spec.fact("in_features", 0)
+        if "partial" not in str(spec.fact("given", "")).split() or num_in >= width:
+            return []
+        return [f"needs {width} columns on each rank, here are {num_in}: lower the width"]
 
     def _columns(self, x: torch.Tensor) -> torch.Tensor:
         """[width of a segment, rows, num_segments] in float32."""

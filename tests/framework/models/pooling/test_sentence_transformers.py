@@ -147,6 +147,16 @@ def test_nothing_is_read_from_outside_the_folder(tmp_path: Path, outside: str) -
         read_model(ModelConfig(str(folder)))
 
 
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "model.safetensors/a"])
+def test_what_cannot_be_a_path_is_named(tmp_path: Path, path: str) -> None:
+    folder = write(tmp_path / "m", ("Pooling", {"pooling_mode": "mean"}), dense(32, 256, "Tanh"))
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[2]["path"] = path
+    (folder / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match=r"modules\.json names '.*', which cannot be looked up"):
+        read_model(ModelConfig(str(folder)))
+
+
 REAL = [
     *("This is an example sentence", "Each sentence is converted", "", "é ü 漢字 😀", "The weather is lovely today. " * 8),
     *("He drove to the stadium.", "It's so sunny outside!", "word " * 400),

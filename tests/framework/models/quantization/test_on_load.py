@@ -197,7 +197,8 @@ def test_rows_that_lie_head_by_head_follow_those_of_floats(group: int, tmp_path:
     words = torch.randint(-(2**31), 2**31, (num_in // 8, rows), generator=generator, dtype=torch.int64).int()
     zeros = torch.randint(-(2**31), 2**31, (2, rows // 8), generator=generator, dtype=torch.int64).int()
     scales = torch.rand(2, rows, generator=generator) + 0.5
-    part = Part(("qkv",), (rows,), num_in, bias=True, layout="interleaved", head_dim=head_dim, group=group)
+    pieces = (group * heads * head_dim, heads * head_dim, heads * head_dim)
+    part = Part(("qkv",), (rows,), num_in, bias=True, layout="interleaved", num_groups=heads, pieces=pieces)
     bias = torch.arange(float(rows))
     quantized = source(tmp_path, {"qkv.qweight": words, "qkv.qzeros": zeros, "qkv.scales": scales, "qkv.bias": bias})
     scheme = Gptq(GptqFormat(4, 16, False, 0))

@@ -1,0 +1,214 @@
+"""The rows of recurrent layers' states: whose they are, what they take, and what cannot be done with them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from framework import EngineConfig, SamplingParams
+from framework.build import build_engine
+from framework.config import CacheConfig, ExecutorConfig, GraphConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from framework.engine.engine import Engine
+from framework.engine.step import StepInput
+from framework.speculation.config import SpeculativeConfig
+from framework.worker.local_executor import LocalExecutor
+
+JAMBA: dict[str, Any] = {
+    "model_type": "jamba",
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "num_experts": 4,
+    "mamba_d_state": 8,
+    "max_position_embeddings": 96,
+}
+MAMBA2: dict[str, Any] = {
+    "model_type": "mamba2",
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_heads": 4,
+    "head_dim": 16,
+    "n_groups": 2,
+    "state_size": 8,
+    "max_position_embeddings": 96,
+}
+BYTES = {"jamba": 2 * 64 * (3 + 8) * 4, "mamba2": 2 * (3 * 96 + 4 * 16 * 8) * 4}
+"""Of a request's states."""
+
+
+def config(architecture: dict[str, Any], **sections: Any) -> EngineConfig:
+    model = ModelConfig("made up", dtype="float32", load_format="dummy", architecture=architecture)
+    cache = sections.pop("cache", CacheConfig(4, num_blocks=200))
+    cache.check_invariants = True
+    return EngineConfig(model, cache, num_threads=1, **sections)
+
+
+def executor_of(engine: Engine) -> LocalExecutor:
+    assert isinstance(engine.executor, LocalExecutor)
+    return engine.executor
+
+
+class Guard:
+    """Fills rows with NaN when they lose their request, and before a request gets them; sees that steps touch no others."""
+
+    def __init__(self, engine: Engine) -> None:
+        runner = executor_of(engine)._runner
+        self._tensors = [tensor for of_layer in runner._batches.states.values() for tensor in of_layer]
+        self._step, runner_step = runner.step, runner.step
+        self.num_admitted = 0
+        for tensor in self._tensors:
+            tensor.fill_(torch.nan)
+
+        def step(found: StepInput) -> Any:
+            self.num_admitted += len(found.new)
+            lost = [*found.released, *(request.seat for request in found.new)]
+            for tensor in self._tensors:
+                tensor[lost] = torch.nan
+            before = [tensor.clone() for tensor in self._tensors]
+            handle = runner_step(found)
+            idle = [seat for seat in range(len(before[0])) if seat not in found.seats]
+            for tensor, old in zip(self._tensors, before):
+                assert torch.equal(tensor[idle].view(torch.int32), old[idle].view(torch.int32)), "a row of nobody's was written"
+                assert not tensor[found.seats].isnan().any(), "a row was read before it was written"
+            return handle
+
+        executor_of(engine)._step = step
+
+
+def check_rows(architecture: dict[str, Any], num_requests: int, seed: int) -> tuple[int, int, int]:
+    """Requests that come, are preempted and aborted at random; the others say what they say alone. Returns how many admissions,
+    preemptions and aborts there were."""
+    rng = random.Random(seed)
+    kernels = {"default": "reference"}
+    few = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=7, in_flight_steps=2)
+    running = build_engine(config(architecture, cache=CacheConfig(2, num_blocks=14), scheduler=few, kernels=kernels))
+    guard, alone = Guard(running), build_engine(config(architecture, kernels=kernels))
+    jobs = [rng.choices(range(512), k=rng.randrange(1, 9)) for _ in range(12)]
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    expected = []
+    for index, prompt in enumerate(jobs):
+        alone.add_request(str(index), prompt, params)
+        while alone.has_unfinished():
+            found = alone.step()
+        expected.append(found[0].outputs[0].token_ids)
+    waiting, alive, aborted = list(range(num_requests)), set[str](), 0
+    while waiting or running.has_unfinished():
+        while waiting and len(alive) < 6:
+            number = waiting.pop()
+            running.add_request(str(number), jobs[number % len(jobs)], params)
+            alive.add(str(number))
+        if alive and rng.random() < 0.1:
+            doomed = rng.choice(sorted(alive))
+            running.abort([doomed])
+            alive.discard(doomed)
+            aborted += 1
+        for output in running.step():
+            if output.finished and output.request_id in alive:
+                alive.discard(output.request_id)
+                assert output.outputs[0].token_ids == expected[int(output.request_id) % len(jobs)]
+    return guard.num_admitted, running.stats().num_preemptions, aborted
+
+
+@pytest.mark.parametrize("architecture", [JAMBA, MAMBA2], ids=["jamba", "mamba2"])
+def test_no_row_leaks_or_is_read_before_it_is_written(architecture: dict[str, Any]) -> None:
+    admitted, preempted, aborted = check_rows(architecture, 25, seed=0)
+    assert admitted > 25 - aborted and aborted and (preempted or architecture is MAMBA2)
+
+
+@pytest.mark.slow
+def test_no_row_leaks_in_a_thousand_admissions() -> None:
+    admitted, preempted, aborted = check_rows(JAMBA, 1000, seed=1)
+    assert admitted + preempted + aborted >= 1000 and preempted > 50 and aborted > 50
+
+
+@pytest.mark.parametrize("architecture", [JAMBA, MAMBA2], ids=["jamba", "mamba2"])
+def test_recorded_decodes_leave_rows_of_padding_alone(architecture: dict[str, Any]) -> None:
+    """What a recording computes is called here, as a GPU would replay it: padding belongs to nobody."""
+
+    def serve(is_recorded: bool) -> list[list[int]]:
+        engine = build_engine(
+            config(architecture, scheduler=SchedulerConfig(max_num_seqs=8), graphs=GraphConfig(enabled=False), device="cpu")
+        )
+        sizes: list[int] = []
+
+        def capture(run: Any) -> Any:
+            def replay() -> Any:
+                logits, hidden = run()
+                sizes.append(len(logits))
+                return logits, hidden
+
+            return replay
+
+        if is_recorded:
+            executor_of(engine)._runner.capture_graphs([2, 8], capture)
+        guard = Guard(engine)
+        for index in range(5):
+            params = SamplingParams(temperature=0, max_tokens=3 + 4 * index, ignore_eos=True)
+            engine.add_request(str(index), list(range(3, 9 + index)), params)
+        done = {}
+        while engine.has_unfinished():
+            done.update({o.request_id: o.outputs[0].token_ids for o in engine.step() if o.finished})
+        assert guard.num_admitted == 5 and set(sizes) == ({2, 8} if is_recorded else set())
+        return [done[str(index)] for index in range(5)]
+
+    assert serve(True) == serve(False)
+
+
+@pytest.mark.parametrize("kind", ["local", "null", "simulated"])
+@pytest.mark.parametrize("architecture", [JAMBA, MAMBA2], ids=["jamba", "mamba2"])
+def test_blocks_are_what_states_leave_of_the_memory(architecture: dict[str, Any], kind: str) -> None:
+    """A token of Jamba's one attention layer takes 128 bytes."""
+    states, blocks = 3 * BYTES[architecture["model_type"]], 10
+    scheduler = SchedulerConfig(max_num_seqs=3)
+    budget = states + blocks * 4 * 2 * 2 * 8 * 4
+    asked = config(architecture, cache=CacheConfig(4, memory_bytes=budget), scheduler=scheduler, executor=ExecutorConfig(kind))
+    found = build_engine(asked).executor
+    assert found.num_blocks == (blocks if architecture is JAMBA else 1) and found.has_states
+    asked.cache.memory_bytes = states - 1
+    with pytest.raises(ValueError, match=rf"states of scheduler.max_num_seqs=3 requests, which take {states} bytes"):
+        build_engine(asked)
+
+
+def test_what_states_cannot_do_is_off_and_said_so_or_refused_by_name() -> None:
+    assert build_engine(config(JAMBA)).config.cache.prefix_caching is False
+    plain = {**JAMBA, "model_type": "llama"}
+    assert build_engine(config(plain)).config.cache.prefix_caching is True
+    with pytest.raises(ValueError, match=r"cache.prefix_caching=true cannot work: layers of 'made up' keep states"):
+        build_engine(config(JAMBA, cache=CacheConfig(prefix_caching=True)))
+    with pytest.raises(ValueError, match=r"speculative_config.method=ngram cannot work: layers of 'made up' keep states"):
+        build_engine(config(JAMBA, speculative_config=SpeculativeConfig.of({"method": "ngram", "num_speculative_tokens": 2})))
+    draft = SpeculativeConfig.of({"method": "draft_model", "num_speculative_tokens": 2, "architecture": JAMBA})
+    for size in ("tp", "pp"):
+        for kind in ("simulated", "distributed"):
+            asked = config(JAMBA, executor=ExecutorConfig(kind), parallel=ParallelConfig(**{size: 2}))
+            asked.parallel.backend = "threads" if kind == "distributed" else asked.parallel.backend
+            with pytest.raises(ValueError, match=f"parallel.{size}=2 cannot work: layers of the model keep states"):
+                build_engine(asked)
+    with pytest.raises(ValueError, match="its layers keep states, from which no wrong draft can be taken back"):
+        build_engine(config(plain, speculative_config=replace(draft, model=None)))
+
+
+def test_samples_of_one_prompt_are_single_requests_with_the_following_seeds() -> None:
+    """They share nothing, not even by a fork."""
+
+    def serve(params: SamplingParams) -> list[list[int]]:
+        engine.add_request("0", list(range(20)), params)
+        while engine.has_unfinished():
+            found = engine.step()
+        return [completion.token_ids for completion in found[-1].outputs]
+
+    engine = build_engine(config(JAMBA, kernels={"default": "reference"}))
+    params = SamplingParams(n=3, seed=7, max_tokens=8, temperature=1.0, ignore_eos=True)
+    forked = serve(params)
+    assert forked == [serve(replace(params, n=1, seed=7 + i))[0] for i in range(3)]
+    assert engine.stats().num_forks == 0
