@@ -139,6 +139,8 @@ class SchedulerConfig:
                             that the next step is scheduled while one runs
     ageing                  of sjf: output tokens that a second of waiting outweighs; 0 = a long job may wait forever
     ttft_slo_s              of slo: seconds from arrival to first token that it aims at
+    encoder_budget          embeddings of images that a step makes, at most, unless they are those of one image
+    encoder_cache           embeddings of images that are kept, for other requests with the same ones
     """
 
     policy: str = "fcfs"
@@ -149,6 +151,8 @@ class SchedulerConfig:
     in_flight_steps: int = 0
     ageing: float = 10.0
     ttft_slo_s: float | None = None
+    encoder_budget: int = 4096
+    encoder_cache: int = 16384
 
     @property
     def max_chunk(self) -> int:
@@ -327,6 +331,8 @@ class EngineConfig:
         require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")
         require(0 <= s.ageing < math.inf, "scheduler.ageing", s.ageing, "0 (none) or more")
         require(s.ttft_slo_s is None or s.ttft_slo_s > 0, "scheduler.ttft_slo_s", s.ttft_slo_s, "more than 0, or null")
+        for key in ("encoder_budget", "encoder_cache"):
+            require(getattr(s, key) > 0, f"scheduler.{key}", getattr(s, key), "a positive number")
         require(0 < e.efficiency < math.inf, "executor.efficiency", e.efficiency, "more than 0")
         for key in ("kernel_overhead_s", "step_overhead_s", "launch_s"):
             require(0 <= getattr(e, key) < math.inf, f"executor.{key}", getattr(e, key), "0 or more")

@@ -3,7 +3,9 @@ chunks, preemption, prefix cache, steps in flight, speculation. Exactly so with 
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +102,38 @@ def test_who_waits_for_a_grammar_waits_for_its_adapter_too(adapters: list[LoRARe
     together = run(running, jobs)
     assert [run(running, [job])[0] for job in jobs] == together
     assert len({tuple(tokens) for tokens in together}) > 2
+
+
+@pytest.mark.slow
+def test_a_thousand_adapters_through_four_slots(tmp_path: Path) -> None:
+    """Most of the load is of one of them. Each says what it says alone, none is overtaken for ever, and memory stays as it was."""
+    rng, targets = random.Random(1), ("q_proj", "down_proj")
+    adapters = [write_tiny_adapter(tmp_path / str(i), i, 1 + i % 8, targets) for i in range(1, 1001)]
+    order = [*range(1000), *[0] * 300]
+    rng.shuffle(order)
+    job = some_jobs(1, seed=5)[0][0], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    by_itself = engine(CacheConfig(num_blocks=100), SchedulerConfig(max_num_seqs=1), 1, kernels="auto")
+    expected = [run(by_itself, [(job, adapter)])[0] for adapter in adapters]
+    running = engine(CacheConfig(num_blocks=400), SchedulerConfig(max_num_seqs=16), 4, kernels="auto")
+    lora, waiting, ended, memory = running.executor._model.lora, list(enumerate(order)), list[int](), list[int]()  # type: ignore[attr-defined]
+    while waiting or running.has_unfinished():
+        while waiting and len(running.processor.groups) < 60:
+            index, number = waiting.pop(0)
+            running.add_request(str(index), list(job[0]), job[1], lora_request=adapters[number])
+        for output in running.step():
+            if output.finished:
+                ended.append(int(output.request_id))
+                assert output.outputs[0].token_ids == expected[order[ended[-1]]]
+                memory.append(resident_bytes())
+        assert len(lora._waiting) <= NUM_ADAPTERS
+    assert sorted(ended) == list(range(len(order)))
+    assert max(place - index for place, index in enumerate(ended)) < 3 * 60
+    assert max(memory[200:]) - memory[200] < 1 << 24, "together they take 150 MB"
+    assert running.manager.pool.num_free == running.manager.pool.num_blocks - 1
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def test_adapters_were_put_to_the_test(adapters: list[LoRARequest | None]) -> None:

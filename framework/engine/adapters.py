@@ -207,6 +207,8 @@ class Adapters:
         adapter = self.find(request)
         self._register(adapter)
         self._read(adapter)
+        if adapter.weights is not None:
+            adapter.weights.last_used = next(self._clock)
         if adapter.weights is None and adapter not in self._reading and adapter.failure is None:
             self._forget_unused(adapter)
             raise ValueError(

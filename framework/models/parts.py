@@ -245,8 +245,10 @@ def _expert_part(a: Architecture, moe: Moe, name: str, sources: tuple[str, ...])
 LATENT_NORMS = ("q_a_norm", "kv_a_norm")
 INNER_NORMS = ("q_norm", "k_norm", *LATENT_NORMS, *MIXER_NORMS)
 """Those inside attention, or what stands in its place."""
-KEPT_AS_FLOATS = ("kv_b", "x_proj", "dt_proj", "gates_proj")
-"""Linear layers that nobody quantizes: what is split into the weights of ``head_linear``, small ones that recurrences hang on."""
+RECURRENCE_LINEARS = ("x_proj", "dt_proj", "gates_proj")
+"""Small linear layers that recurrences hang on."""
+KEPT_AS_FLOATS = ("kv_b", *RECURRENCE_LINEARS)
+"""Linear layers that nobody quantizes: these, and what is split into the weights of ``head_linear``."""
 _ATTENTION_PARTS = ("qkv", "o", "q_b", "kv_b", "sinks", "q_norm", "k_norm", *LATENT_NORMS)
 
 

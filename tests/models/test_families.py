@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from framework.models import plugins
 from framework.models.families import FAMILIES
@@ -14,6 +15,7 @@ from framework.models.families import FAMILIES
 from ..framework.models.checkpoints import Example, make
 from ..framework.models.harness import Session, build, error, model_config, reference, sequences, teacher_forced
 from .examples import EXAMPLES
+from .examples.states import EXAMPLES as STATES
 
 LENGTHS = (5, 23, 48)
 Checkpoints = Callable[[str], tuple[Path, Any]]
@@ -62,6 +64,16 @@ def test_other_kernels(name: str, choice: str, checkpoints: Checkpoints) -> None
     tokens = sequences(LENGTHS[:2])
     for ours, row in zip(teacher_forced(model, tokens, 9, num_decodes=4), tokens):
         assert error(ours, reference(theirs, row)) <= 1e-4
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_where_a_prompt_is_cut_changes_no_bit_of_what_states_become(name: str, checkpoints: Checkpoints) -> None:
+    """With the reference kernels; and what they say is what the library says."""
+    folder, theirs = checkpoints(name)
+    model, tokens = build(model_config(folder, EXAMPLES[name]), {"default": "reference"}), sequences(LENGTHS[:2])
+    whole, cut = (teacher_forced(model, tokens, chunk, num_decodes=4) for chunk in (None, 9))
+    for ours, same, row in zip(whole, cut, tokens):
+        assert torch.equal(ours, same) and error(ours, reference(theirs, row)) <= 1e-4
 
 
 @pytest.mark.parametrize(("name", "feature"), [(n, f) for n, e in EXAMPLES.items() for f in e.without])

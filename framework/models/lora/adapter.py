@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..native import Architecture
-from ..parts import Part, layer_parts, model_parts
+from ..parts import RECURRENCE_LINEARS, Part, layer_parts, model_parts
 
 MATRICES_OUTSIDE = ("embed", "project_in", "project_out", "lm_head")
 """Parts outside the layers that can be adapted."""
@@ -61,7 +61,7 @@ def adaptable_parts(architecture: Architecture, target_modules: Iterable[str] | 
     found = {name: outside[name] for name in MATRICES_OUTSIDE if name in outside}
     for index in range(len(architecture.layers)):
         for name, part in layer_parts(architecture, index).items():
-            if part.quantizable and not part.num_experts:
+            if (part.quantizable or name in RECURRENCE_LINEARS) and not part.num_experts:
                 found[f"layers.{index}.{name}"] = part
     if target_modules is None:
         return found

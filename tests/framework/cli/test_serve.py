@@ -110,7 +110,7 @@ def test_help_tells_texts_and_defaults(capsys: pytest.CaptureFixture[str]) -> No
     for words in (
         "--chunked-prefill-size CHUNKED_PREFILL_SIZE longest part of a prompt in one step; not given: whatever",
         "--port PORT TCP port; 0 = any that is free (default: 8000)",
-        "--no-enable-prefix-caching reuse the blocks of equal prefixes; not given: where the model allows it",
+        "--enable-prefix-caching, --no-enable-prefix-caching reuse the blocks of equal prefixes; not given: where",
         "--kernels KEY=VALUE op -> implementation",
     ):
         assert words in printed

@@ -19,6 +19,7 @@ def linear_modules(model: Any) -> list[str]:
     MLPs either, by whose names peft adapts experts, too."""
     experts = any(".experts" in name for name, _ in model.named_modules())
     ends = ("lm_head", "embed_out", "output_projection", "router", "kv_b_proj", "mlp.gate", "block_sparse_moe.gate")
+    ends += ("mixer.out_proj",)  # of a Mamba, which peft refuses
     return [
         name
         for name, module in model.named_modules()
