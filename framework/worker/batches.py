@@ -141,14 +141,17 @@ def _attention_metas(
     prefill_lens: torch.Tensor,
     block_table: torch.Tensor,
     workspaces: tuple[dict, dict, dict],
-) -> list[AttentionMeta | None]:
+) -> tuple[AttentionMeta | None, AttentionMeta | None]:
     """Of the decodes and of the other rows, None if these are none. lengths: of what rows see, also on the device as those of all
     rows and of the others."""
-    n, metas = num_decodes, list[AttentionMeta | None]()
-    for part, bounds, own, workspace in zip(
-        (slice(0, n), slice(n, None)), (cu_q[: n + 1], cu_q_prefill), (seq_lens[:n], prefill_lens), workspaces
-    ):
-        some = len(counts[part]) > 0
-        longest = (int(counts[part].max()), int(lengths[part].max())) if some else (0, 0)
-        metas.append(AttentionMeta(bounds, own, block_table[part], *longest, workspace) if some else None)
-    return metas
+    n = num_decodes
+
+    def meta(part: slice, bounds: torch.Tensor, own: torch.Tensor, workspace: dict) -> AttentionMeta | None:
+        if not len(counts[part]):
+            return None
+        return AttentionMeta(bounds, own, block_table[part], int(counts[part].max()), int(lengths[part].max()), workspace)
+
+    return (
+        meta(slice(0, n), cu_q[: n + 1], seq_lens[:n], workspaces[0]),
+        meta(slice(n, None), cu_q_prefill, prefill_lens, workspaces[1]),
+    )
