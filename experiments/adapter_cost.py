@@ -1,7 +1,7 @@
 """What slots for adapters, and adapters in them, add to a step, on this machine.
 
     python experiments/adapter_cost.py experiments/serving_results/adapters_unused.csv --settings unused --engines 20 --rounds 6
-    python experiments/adapter_cost.py experiments/serving_results/adapters_ranks.csv
+    python experiments/adapter_cost.py experiments/serving_results/adapters_ranks.csv --engines 4 --rounds 2
 
 Of requests that decode together, which is what their time per output token consists of. An engine without slots and one with slots
 decode the same batch in one process, step by step in turn, so that what the machine does in the meantime meets both alike. Both are
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,30 @@ from framework.engine_args import engine_config
 from framework.engine_process import SHORT_WAITS
 from framework.study.results import format_table, write_csv
 from framework.study.statistics import mean_interval
+from framework.study.workload import POPULARITIES, WorkloadConfig, draw_adapters
 
 PROMPT_TOKENS = 16
 RANKS = 8, 64
-SETTINGS = ("unused", *(f"rank {rank}, {who}" for rank in RANKS for who in ("one adapter", "one each")))
-"""Of an engine with slots for adapters of the largest rank, one for each request of a batch."""
+SETTINGS = ("unused", *(f"rank {rank}, {popularity}" for rank in RANKS for popularity in POPULARITIES))
+"""Of an engine with slots for adapters of the largest rank, one for each request of a batch: which of as many adapters its requests
+have is as workloads say it."""
 
 
 def adapters_of(setting: str, folder: Path, model: ModelConfig, num_requests: int) -> list[LoRARequest | None]:
     """Of each request of a batch; they are written into the folder."""
     if setting == "unused":
         return [None] * num_requests
-    rank, first = int(setting.split()[1].rstrip(",")), SETTINGS.index(setting) * num_requests
-    numbers = range(first, first + (1 if setting.endswith("one adapter") else num_requests))
-    for number in numbers:
-        write_adapter(folder / str(number), model, rank, number)
-    found: list[LoRARequest | None] = [LoRARequest(str(number), number, str(folder / str(number))) for number in numbers]
-    return found * (num_requests // len(found))
+    rank, popularity = setting.removeprefix("rank ").split(", ")
+    own = folder / rank
+    if not own.exists():
+        own.mkdir()
+        for number in range(1, num_requests + 1):
+            write_adapter(own / str(number), model, int(rank), number)
+    workload = WorkloadConfig(num_loras=num_requests, lora_popularity=popularity, lora_folder=str(own))
+    found = draw_adapters(workload, num_requests)
+    return [
+        one and replace(one, lora_name=f"{rank}/{one.lora_name}", lora_int_id=1000 * int(rank) + one.lora_int_id) for one in found
+    ]
 
 
 def start(engine: Engine, adapters: Sequence[LoRARequest | None], num_tokens: int) -> None:

@@ -53,7 +53,7 @@ class AsyncEngine:
         given.validate()
         self.config = fold_choices(given)
         model = read_model(self.config.model)
-        self.inputs = input_processor(self.config.model, model)
+        self.inputs = input_processor(self.config.model, model, self.config)
         several = self.config.parallel.num_engines > 1
         if start_timeout_s is None:
             start_timeout_s = self.config.parallel.start_timeout_s + 60.0

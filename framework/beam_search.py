@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .engine.inputs import EngineInput
@@ -55,7 +55,7 @@ class BeamSearch:
     @property
     def inputs(self) -> list[EngineInput]:
         """What the engine is to continue by one token each."""
-        return [EngineInput(beam.tokens, cache_salt=self._prompt.cache_salt) for beam in self.beams]
+        return [replace(self._prompt, token_ids=beam.tokens, text=None) for beam in self.beams]
 
     def advance(self, found: list[LogprobsOnePosition]) -> None:
         """found: of each beam, in order, the log-probabilities of its next tokens."""

@@ -6,7 +6,7 @@ import atexit
 import gc
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .clock import Clock, VirtualClock, WallClock
@@ -23,6 +23,8 @@ from .interpreter import enable_interpreter
 from .models.hub import resolve_model
 from .models.pooling.settings import Pooling
 from .models.read import ModelInfo, read_model
+from .multimodal.processor import ImagePrompts
+from .multimodal.support import images_refusal
 from .speculation.depth import depth_of
 from .speculation.table import proposer_kind
 from .structured.backends.protocol import Vocabulary
@@ -71,7 +73,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     config = settle_sharing(config, model)
     if model.pooling is not None:
         config = settle_pooling(config, model.pooling)
-    inputs = input_processor(config.model, model)
+    inputs = input_processor(config.model, model, config)
     executor = kind.load().open(config, model, clock)
     pooling = pooling_rules(config, model, inputs.tokenizer)
     if config.parallel.num_schedulers > 1:
@@ -245,9 +247,10 @@ def freeze_garbage() -> None:
     atexit.register(gc.unfreeze)  # the end of the process is to find it all
 
 
-def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
+def input_processor(config: ModelConfig, model: ModelInfo, engine: EngineConfig | None = None) -> InputProcessor:
     """Tokenizer, default parameters and end-of-sequence ids of a model. A model described by ``architecture`` alone has no
-    tokenizer, unless it borrows that of ``config.tokenizer``; where neither config names an end, the tokenizer's counts."""
+    tokenizer, unless it borrows that of ``config.tokenizer``; where neither config names an end, the tokenizer's counts. engine:
+    that the prompts are for; None: none, so that they have no images."""
     source = resolve_model(config.tokenizer, weights=False) if config.tokenizer else model.folder
     tokenizer = None if source is None or config.skip_tokenizer else load_tokenizer(source)
     eos = model.eos_token_ids
@@ -257,4 +260,20 @@ def input_processor(config: ModelConfig, model: ModelInfo) -> InputProcessor:
     generation = model.generation if config.generation_config == "auto" else {}
     towers = None if model.pooling is None else model.pooling.towers
     images = None if towers is None or model.folder is None else ImageProcessor(model.folder, towers.image_size)
-    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images)
+    prompts, refusal = _image_prompts(model, tokenizer, engine)
+    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images, prompts, refusal)
+
+
+def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePrompts | None, str]:
+    """None, and why, where images are not taken."""
+    if model.vision is None:
+        return None, "the model reads text alone"
+    refusal = "nothing that runs takes them" if engine is None else images_refusal(engine)
+    if refusal is not None:
+        return None, refusal
+    if model.folder is None or tokenizer is None:
+        return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
+    try:
+        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision)), ""
+    except ValueError as error:
+        return None, str(error)

@@ -26,6 +26,8 @@ LATENT_PREFILLS = ("absorbed", "expanded")
 GENERATION_CONFIGS = ("auto", "none")
 PLACEMENTS = ("pack", "spread")
 MAX_RANKS, MAX_NOISE = 4096, 2.0
+MAX_TIMEOUT_S = 1e6
+"""Eleven days: the system's calls that wait count milliseconds in 31 bits."""
 ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
 CALIBRATED_SCHEMES = ("gptq-int4", "awq-int4", "autoround-int4")
 QUANT_SCHEMES = ("none", *ROUNDED_SCHEMES, *CALIBRATED_SCHEMES)
@@ -139,6 +141,8 @@ class SchedulerConfig:
                             that the next step is scheduled while one runs
     ageing                  of sjf: output tokens that a second of waiting outweighs; 0 = a long job may wait forever
     ttft_slo_s              of slo: seconds from arrival to first token that it aims at
+    encoder_budget          embeddings of images that a step makes, at most, unless they are those of one image
+    encoder_cache           embeddings of images that are kept, for other requests with the same ones
     """
 
     policy: str = "fcfs"
@@ -149,6 +153,8 @@ class SchedulerConfig:
     in_flight_steps: int = 0
     ageing: float = 10.0
     ttft_slo_s: float | None = None
+    encoder_budget: int = 4096
+    encoder_cache: int = 16384
 
     @property
     def max_chunk(self) -> int:
@@ -327,6 +333,8 @@ class EngineConfig:
         require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")
         require(0 <= s.ageing < math.inf, "scheduler.ageing", s.ageing, "0 (none) or more")
         require(s.ttft_slo_s is None or s.ttft_slo_s > 0, "scheduler.ttft_slo_s", s.ttft_slo_s, "more than 0, or null")
+        for key in ("encoder_budget", "encoder_cache"):
+            require(getattr(s, key) > 0, f"scheduler.{key}", getattr(s, key), "a positive number")
         require(0 < e.efficiency < math.inf, "executor.efficiency", e.efficiency, "more than 0")
         for key in ("kernel_overhead_s", "step_overhead_s", "launch_s"):
             require(0 <= getattr(e, key) < math.inf, f"executor.{key}", getattr(e, key), "0 or more")
@@ -384,7 +392,8 @@ class EngineConfig:
         )
         require(p.first_device >= 0, "parallel.first_device", p.first_device, "0 or more")
         for name in ("step_timeout_s", "start_timeout_s"):
-            require(0 < getattr(p, name) < math.inf, f"parallel.{name}", getattr(p, name), "more than 0")
+            expected = f"from 0.001 to {MAX_TIMEOUT_S:.0f}"
+            require(0.001 <= getattr(p, name) <= MAX_TIMEOUT_S, f"parallel.{name}", getattr(p, name), expected)
         readers = {"first_device": kind.has_device, "step_timeout_s": p.dp > 1}
         readers |= dict.fromkeys(
             ("start_timeout_s", "redundant_experts", "expert_loads", "eplb", "backend", "port", "placement"), False

@@ -88,7 +88,7 @@ class ReplicatedEngine:
         model = read_model(config.model)
         if model.pooling is not None:
             config = settle_pooling(config, model.pooling)
-        self.inputs, self.clock = input_processor(config.model, model), WallClock()
+        self.inputs, self.clock = input_processor(config.model, model, config), WallClock()
         self.pooling = pooling_rules(config, model, self.inputs.tokenizer)
         self.replicas = Replicas(self.config, start_timeout_s=None)
         info, pools = self.replicas.info, self.pooling is not None

@@ -24,6 +24,11 @@ _POOLING_SETTINGS = "framework/models/pooling/settings.py"
 _POOLING_FILES = "framework/models/pooling/sentence_transformers.py"
 _TOWER_EXECUTOR = "framework/worker/pooling/towers.py"
 _IMAGES = "framework/engine/images.py"
+_ENCODER_CACHE = "framework/multimodal/encoder_cache.py"
+_ITEMS = "framework/multimodal/items.py"
+_IMAGE_PROMPTS = "framework/multimodal/processor.py"
+_IMAGE_ROWS = "framework/worker/images.py"
+_ANGLES = "framework/models/layers/angles.py"
 _CATALOG = "framework/models/catalog.py"
 _HUB = "framework/models/hub.py"
 _TORCH_FILE = "framework/models/torch_file.py"
@@ -170,12 +175,14 @@ _SERVER_TESTS = {
     "chat": ["sampling", "tool_calls", "chat"],
     "message": ["tool_calls", "chat"],
     "embeddings": ["pooling"],
+    "image_urls": ["images"],
 }
 _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_serve.py"]
 _REPLICA_TESTS = ["tests/framework/test_replicas.py"]
 _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/test_async_engine.py", *_REPLICA_TESTS]
 _POOLING_TESTS = ["tests/framework/models/pooling"]
 _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
+_IMAGE_TESTS = ["tests/framework/multimodal"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 
@@ -187,6 +194,7 @@ TESTS: dict[str, list[str]] = {
     _POOLING_LOAD: _POOLING_TESTS,
     _POOLING_READ: _POOLING_TESTS,
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR, _IMAGES), _POOLING_TESTS),
+    **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _IMAGE_ROWS, _ANGLES), _IMAGE_TESTS),
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
     _TORCH_FILE: ["tests/framework/models/test_torch_files.py"],
@@ -788,7 +796,7 @@ MUTANTS = [
         'if completion.finish_reason == "stop" and parser.num_calls',
         "if completion.finish_reason and parser.num_calls",
     ),
-    Mutant("salts of chats are lost", f"{_SERVER}chat.py", "text, self.body.cache_salt)", "text, None)"),
+    Mutant("salts of chats are lost", f"{_SERVER}chat.py", "cache_salt=self.body.cache_salt)", "cache_salt=None)"),
     Mutant(
         "chats forget what stopped them", f"{_SERVER}message.py", "new.finish_reason, new.stop_reason", "new.finish_reason, None"
     ),
@@ -1088,6 +1096,17 @@ MUTANTS = [
     Mutant("images lie on their side", _IMAGES, "return ImageOps.exif_transpose(checked)", "return checked"),
     Mutant("images of any size", _IMAGES, "pixels.shape != self._shape or ", ""),
     Mutant("colors are guessed", _IMAGES, ', input_data_format="channels_last"', ""),
+    Mutant("any embeddings go first", _ENCODER_CACHE, "self._kept.move_to_end(image.key)", "pass"),
+    Mutant("halves of images are forgotten", _ENCODER_CACHE, " and not self._holders.get(key)]", "]"),
+    Mutant("a step encodes whatever it meets", _ENCODER_CACHE, "image.count > self._left < self._budget or ", ""),
+    Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
+    Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
+    Mutant("users spell placeholders", _IMAGE_PROMPTS, "token[0] + BREAK + token[1:]", "token"),
+    Mutant("images of a size are one", _IMAGE_PROMPTS, " + np.ascontiguousarray(value).tobytes()", ""),
+    Mutant("a prompt ends with text", _IMAGE_ROWS, "first < own.images[-1].end for", "first < own.images[-1].start for"),
+    Mutant("pairs turn by time alone", _ANGLES, "positions[self.axes].T", "positions[self.axes * 0].T"),
+    Mutant("hosts lead to private addresses", f"{_SERVER}image_urls.py", "if not is_public(address)]:", "if False]:"),
+    Mutant("hosts lead elsewhere", f"{_SERVER}image_urls.py", "if response.status != 200:", "if response.status >= 400:"),
     Mutant("messages of texts alone", f"{_SERVER}embeddings.py", "if not call.inputs.rules.has_towers:", "if False:"),
     Mutant("towers generate", _CATALOG, '    if model_type in TOWERS:\n        return ("embed",)\n', ""),
     Mutant("sparse tensors pass", _TORCH_FILE, " and found.layout == torch.strided", ""),
@@ -1486,10 +1505,10 @@ MUTANTS = [
         'except TimeoutError:\n                    raise Silence(f"{self.named([rank])} broke off',
     ),
     Mutant(
-        "a start may take for ever",
+        "a start may take as long as a step",
         f"{_DISTRIBUTED}executor.py",
-        "self._messages(self._workers.wait(remaining_s))",
-        "self._messages(self._workers.wait(None))",
+        "self._shake_hands(parallel.start_timeout_s)",
+        "self._shake_hands(parallel.step_timeout_s)",
     ),
     Mutant("sources may differ", f"{_DISTRIBUTED}handshake.py", "digest.update(path.read_bytes())", "pass"),
     Mutant("Triton may differ", f"{_DISTRIBUTED}handshake.py", '("torch", "triton", "numpy")', '("torch", "numpy")'),
@@ -1529,4 +1548,12 @@ MUTANTS = [
     Mutant("a fork shares states", _MANAGER, "if self._has_states or num_own", "if num_own"),
     Mutant("rates and decays change places", _MIXERS, "rate, decay = ", "decay, rate = "),
     Mutant("queries gate themselves", _ATTENTION, "heads[:, 1:-keys:2]", "heads[:, :-keys:2]"),
+    Mutant("a fork ends the ranks as it exits", f"{_DISTRIBUTED}launchers/processes.py", "        keep_from_forks(process)\n", ""),
+    Mutant("a fork ends the engine as it exits", _CLIENT, "if not self._is_forked:", "if True:"),
+    Mutant(
+        "a fork waits for an engine that hears nothing",
+        _CLIENT,
+        "        if self._is_forked:\n            reason",
+        "        if False:\n            reason",
+    ),
 ]

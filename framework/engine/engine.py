@@ -11,6 +11,7 @@ from typing import Any, cast
 from ..clock import Clock
 from ..config import EngineConfig
 from ..lora_request import LoRARequest
+from ..multimodal.encoder_cache import EncoderCache
 from ..outputs import RequestOutput
 from ..pooling_params import PoolingParams
 from ..sampling_params import RequestOutputKind, SamplingParams
@@ -112,15 +113,19 @@ class Engine(AdapterMethods):
         if self.pooling is not None and pooling is not None:
             given = self.pooling.admit(given, pooling, self.executor.max_model_len)
         max_total = self.scheduler.limits.longest_total(len(given.token_ids), complete.max_tokens)
+        if given.images:
+            assert self.scheduler.images is not None, "who reads no images made no such input"
+            self.scheduler.images.check(given.images)
         arrival_s = self.clock.now() if arrival_s is None else arrival_s
         _logger.debug("request %s: %d prompt tokens, n=%d", request_id, len(given.token_ids), complete.n)
         group = RequestGroup(request_id, given.text, given.token_ids, complete, arrival_s)
         leader: Request | None = None
         for i in range(complete.n):
             own = complete if i == 0 else follower_params(complete, i)
-            name, keys = f"{i}_{request_id}", extra_keys(given.cache_salt)
+            media = tuple((image.start, image.key) for image in given.images)
+            name, keys = f"{i}_{request_id}", extra_keys(given.cache_salt, media=media)
             request = Request(name, given.token_ids, own, max_total, arrival_s, priority, keys, pooling)
-            request.leader, request.adapter = leader, adapter
+            request.leader, request.adapter, request.images = leader, adapter, given.images
             group.add(request, self.processor.texts)
             leader = leader or request
         self.num_added += 1
@@ -390,7 +395,10 @@ class Engine(AdapterMethods):
         self._is_sampled = True
         if self._adapters is not None:
             self._adapters.reset()
+        images = self.scheduler.images
         self.manager, self.scheduler = self._new_books()
+        if images is not None and self.scheduler.images is not None:
+            self.scheduler.images.replace(images)
         self.scheduler.counters = counters
         self.scheduler.release_all_seats()
         for group in groups:
@@ -443,7 +451,10 @@ class Engine(AdapterMethods):
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
         pools = self.pooling is not None  # so that a prompt may be as long as the model, if no token is to come after it
         longest = executor.max_model_len + pools
-        return manager, Scheduler(scheduling, manager, longest, self._speculation, executor.num_stages, pools, self._adapters)
+        reads = self.inputs.image_prompts
+        images = None if reads is None else EncoderCache(scheduling, reads.whole)
+        stages = executor.num_stages
+        return manager, Scheduler(scheduling, manager, longest, self._speculation, stages, pools, self._adapters, images)
 
     def _complete(
         self, params: SamplingParams | PoolingParams | None, output_kind: RequestOutputKind | None

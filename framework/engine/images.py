@@ -19,9 +19,10 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Of data URLs. Others that Pillow knows are rare, and one of them (EPS) is a program that it would have Ghostscript run."""
 
 
-def image_from_url(url: object) -> Any:
+def image_from_url(url: object, still: bool = False) -> Any:
     """A PIL image of a ``data:`` URL, upright, as its EXIF data say (so the library's ``load_image``); of one that moves, the first
-    picture. Raises ValueError for what is none, and for URLs that something would have to be fetched from."""
+    picture, unless it is to be ``still``. Raises ValueError for what is none, and for URLs that something would have to be fetched
+    from."""
     if not isinstance(url, str) or not url.startswith(_SCHEME):
         raise ValueError(
             f"an image must be a URL of the form {_SCHEME}png;base64,...; found {str(url)[:60]!r}. Other URLs are not fetched: "
@@ -42,11 +43,11 @@ def image_from_url(url: object) -> Any:
         raise ValueError(f"an image's data URL holds no image that Pillow can open: {said}") from None
     from PIL import ImageOps
 
-    checked = _checked(opened)
+    checked = checked_image(opened, still)
     try:
         return ImageOps.exif_transpose(checked)
     except Exception as error:  # likewise
-        raise _unreadable(error) from error
+        raise unreadable(error) from error
 
 
 class ImageProcessor:
@@ -66,7 +67,7 @@ class ImageProcessor:
             raise ValueError(
                 f"a prompt is a text or an image, which are embedded apart: leave out {', '.join(map(str, others))}, or give two"
             )
-        return self._prepared(_checked(found["image"]))
+        return self._prepared(checked_image(found["image"]))
 
     def _prepared(self, image: Any) -> np.ndarray:
         processor = self._processor
@@ -74,7 +75,7 @@ class ImageProcessor:
             # Of an image with a side of 1 or 3 the library would take that for its colors.
             found = processor(np.asarray(image.convert("RGB")), input_data_format="channels_last", return_tensors="np")
         except Exception as error:  # Pillow reads pixels only now, and its decoders raise anything
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
         pixels: np.ndarray = np.ascontiguousarray(found["pixel_values"][0], dtype=np.float32)
         if pixels.shape != self._shape or not np.isfinite(pixels).all():
             raise ValueError(
@@ -96,8 +97,8 @@ class ImageProcessor:
             ) from error
 
 
-def _checked(image: Any) -> Any:
-    """The image, before its pixels are read. Raises ValueError."""
+def checked_image(image: Any, still: bool = False) -> Any:
+    """The image, before its pixels are read. still: one that moves is refused. Raises ValueError."""
     Image = _pillow()
     if not isinstance(image, Image.Image):
         raise ValueError(f"an image must be a PIL image; found {type(image).__name__}")
@@ -109,10 +110,12 @@ def _checked(image: Any) -> Any:
         raise ValueError(
             f"an image of {width} x {height} cannot work: one side may be {_LONGEST_SIDES} times as long as the other at most"
         )
+    if still and getattr(image, "is_animated", False):
+        raise ValueError(f"an image with {image.n_frames} pictures cannot work: this model reads one; give it alone")
     return image
 
 
-def _unreadable(error: Exception) -> ValueError:
+def unreadable(error: Exception) -> ValueError:
     return ValueError(f"the image cannot be read: {type(error).__name__}: {str(error)[:200]}")
 
 

@@ -5,23 +5,28 @@ from __future__ import annotations
 import copy
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+from ..multimodal.processor import BREAK, ImagePrompts
 from ..sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams, is_integer, is_unicode
-from .images import ImageProcessor
+from .images import ImageProcessor, image_from_url
 from .tokenizer import token_ids_of_words
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..multimodal.items import ImageItem
+
 
 class TextPrompt(TypedDict):
-    """A prompt as text; prompts of different ``cache_salt`` share no cache blocks."""
+    """A prompt as text; prompts of different ``cache_salt`` share no cache blocks. multi_modal_data: ``{"image": a PIL image, or a
+    list of them}``, one for each placeholder in the prompt."""
 
     prompt: str
     cache_salt: NotRequired[str]
+    multi_modal_data: NotRequired[Mapping[str, Any]]
 
 
 class TokensPrompt(TypedDict):
@@ -30,12 +35,13 @@ class TokensPrompt(TypedDict):
     prompt_token_ids: list[int]
     prompt: NotRequired[str]
     cache_salt: NotRequired[str]
+    multi_modal_data: NotRequired[Mapping[str, Any]]
 
 
 Prompt = str | TextPrompt | TokensPrompt | Mapping[str, Any] | Sequence[int]
 """Text, a dict of one of the two kinds, or a list of token ids."""
 
-_PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
+_PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt", "multi_modal_data")
 _IMAGE_TOKEN = 0
 """Stands for an image, which is no text, where tokens are counted."""
 _GENERATION_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
@@ -43,12 +49,14 @@ _GENERATION_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "
 
 @dataclass(frozen=True)
 class EngineInput:
-    """A prompt as the engine takes it; text is None if it came as token ids; pixels: of an image, see PoolingParams."""
+    """A prompt as the engine takes it; text is None if it came as token ids; pixels: of an image that is the prompt, see
+    PoolingParams; images: among the tokens."""
 
     token_ids: list[int]
     text: str | None = None
     cache_salt: str | None = None
     pixels: np.ndarray | None = None
+    images: tuple[ImageItem, ...] = ()
 
 
 class InputProcessor:
@@ -58,7 +66,8 @@ class InputProcessor:
     generation     as in generation_config.json: what default parameters are made of
     eos_token_ids  tokens that end a sequence
     max_logprobs   most log-probabilities per token that a request may ask for; -1 = no limit
-    images         of a model that takes images; None: it does not
+    images         of a model that embeds images; None: it does not
+    image_prompts  of a model that reads images among text; None: it does not, and no_images says why
     """
 
     def __init__(
@@ -68,8 +77,11 @@ class InputProcessor:
         eos_token_ids: Iterable[int],
         max_logprobs: int = MAX_LOGPROBS,
         images: ImageProcessor | None = None,
+        image_prompts: ImagePrompts | None = None,
+        no_images: str = "the model reads text alone",
     ) -> None:
         self.tokenizer, self._generation, self.max_logprobs, self.images = tokenizer, generation, max_logprobs, images
+        self.image_prompts, self.no_images = image_prompts, no_images
         self.eos_token_ids = frozenset(eos_token_ids)
 
     def default_params(self) -> SamplingParams:
@@ -117,9 +129,9 @@ class InputProcessor:
         Raises ValueError for a prompt of another form, or with parts that this version does not take."""
         encode = encode or self.encode
         if isinstance(prompt, str):
-            return EngineInput(encode(prompt), prompt)
+            return self.with_images(prompt, (), encode)
         if not isinstance(prompt, Mapping):
-            return EngineInput(_token_ids(prompt))
+            return self._tokens_with_images(_token_ids(prompt), ())
         given: dict[str, Any] = {key: value for key, value in prompt.items() if value is not None}
         if self.images is not None and "multi_modal_data" in given:
             return EngineInput([_IMAGE_TOKEN], "", pixels=self.images.pixels(given))
@@ -133,10 +145,11 @@ class InputProcessor:
             raise ValueError(f"a prompt's 'prompt' must be text; found {reprlib.repr(text)}. Token ids go under 'prompt_token_ids'")
         if salt is not None and not (isinstance(salt, str) and salt):
             raise ValueError(f"a prompt's 'cache_salt' must be text that is not empty; found {salt!r}")
+        images = self._images_of(given)
         if ids is not None:
-            return EngineInput(_token_ids(ids), text, salt)
+            return replace(self._tokens_with_images(_token_ids(ids), images), text=text, cache_salt=salt)
         if text is not None:
-            return EngineInput(encode(text), text, salt)
+            return replace(self.with_images(text, images, encode), cache_salt=salt)
         raise ValueError(
             f"a prompt given as a dict needs 'prompt' (text) or 'prompt_token_ids'; found the keys {sorted(map(str, prompt))}"
         )
@@ -149,9 +162,81 @@ class InputProcessor:
         continue_final_message: bool = False,
         **template_args: Any,
     ) -> EngineInput:
-        """A conversation as a prompt; see ``render``."""
+        """A conversation as a prompt; see ``render``. Images in it are parts of a message's content, ``{"type": "image_url",
+        "image_url": {"url": "data:..."}}`` or ``{"type": "image", "image": a PIL image}``."""
+        messages, images = self.take_images(messages)
         text = self.render(messages, chat_template, add_generation_prompt, continue_final_message, **template_args)
-        return EngineInput(self.encode(text, add_special_tokens=False), text)  # the template writes the special tokens itself
+        # The template writes the special tokens itself.
+        return self.with_images(text, images, lambda part: self.encode(part, add_special_tokens=False))
+
+    def with_images(self, text: str, images: Sequence[Any], encode: Callable[[str], list[int]]) -> EngineInput:
+        """A text in which placeholders stand for the images. Raises ValueError for what does not fit together."""
+        if self.image_prompts is None:
+            return EngineInput(encode(text), text)
+        self.check_text(text)
+        ids, items = self.image_prompts.of_text(text, images, encode)
+        return EngineInput(ids, text.replace(BREAK, ""), images=items)
+
+    def _tokens_with_images(self, token_ids: list[int], images: Sequence[Any]) -> EngineInput:
+        if self.image_prompts is None:
+            return EngineInput(token_ids)
+        ids, items = self.image_prompts.of_tokens(token_ids, images)
+        return EngineInput(ids, images=items)
+
+    def _images_of(self, prompt: Mapping[str, Any]) -> list[Any]:
+        found = prompt.get("multi_modal_data")
+        if found is None:
+            return []
+        if not isinstance(found, Mapping) or set(found) != {"image"}:
+            raise ValueError(
+                f"a prompt's 'multi_modal_data' must be {{'image': a PIL image, or a list of them}}; found {reprlib.repr(found)}"
+            )
+        self.check_reads_images("a prompt's 'multi_modal_data'")
+        images = found["image"]
+        return list(images) if isinstance(images, list | tuple) else [images]
+
+    def check_reads_images(self, what: str) -> None:
+        """Raises ValueError where images cannot be taken. what: has one."""
+        if self.image_prompts is None:
+            raise ValueError(f"{what} holds an image, and this engine takes none: {self.no_images}")
+
+    def take_images(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+        """Messages as chat templates take them, and the images in their content. Raises ValueError for what is no image."""
+        images: list[Any] = []
+        return [self._without_images(message, images) for message in messages], images
+
+    def _without_images(self, message: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
+        content = message.get("content")
+        if isinstance(content, str) and self.image_prompts is not None:
+            text = self.image_prompts.as_text(content)
+            return {**message, "content": [{"type": "text", "text": text}] if self._takes_parts else text}
+        if not isinstance(content, list | tuple):
+            return dict(message)
+        parts = []
+        for part in content:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind in ("image", "image_url"):
+                self.check_reads_images("a message")
+                given = part.get(kind)
+                url = given.get("url") if isinstance(given, Mapping) else given
+                images.append(image_from_url(url, still=True) if kind == "image_url" or isinstance(url, str) else url)
+                parts.append({"type": "image"})
+            elif kind == "text" and isinstance(part.get("text"), str) and self.image_prompts is not None:
+                parts.append({**part, "text": self.image_prompts.as_text(part["text"])})
+            else:
+                parts.append(part)
+        return {**message, "content": parts}
+
+    @property
+    def _takes_parts(self) -> bool:
+        """Whether the model's chat template goes through the parts of a message's content, also where it is text alone."""
+        return "'content']" in (template := self._chat_template or "") and "'type'" in template
+
+    @property
+    def _chat_template(self) -> str | None:
+        """Older checkpoints keep it with the processor."""
+        own = getattr(self.tokenizer, "chat_template", None)
+        return own if own or self.image_prompts is None else self.image_prompts.chat_template
 
     def render(
         self,
@@ -166,7 +251,8 @@ class InputProcessor:
         Raises ValueError without a tokenizer or a template, and for whatever goes wrong in the template."""
         if self.tokenizer is None:
             raise ValueError("chat needs a tokenizer, and this engine has none")
-        if chat_template is None and not getattr(self.tokenizer, "chat_template", None):
+        chat_template = chat_template or self._chat_template
+        if chat_template is None:
             raise ValueError("the model's tokenizer has no chat template: pass chat_template=..., or use generate with plain text")
         try:
             return self.tokenizer.apply_chat_template(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from ..multimodal.items import ImageItem
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -51,6 +54,7 @@ class Request:
     followers       requests that wait for this one's prompt
     pooling         what is to be made of its prompt, which it then ends with; None: it generates
     adapter         an ``adapters.Adapter`` that it is served with; None: the model as it is
+    images          in its prompt, in order
     sample          where the engine collects the request's output
     """
 
@@ -63,6 +67,7 @@ class Request:
         "extra_keys",
         "finish_reason",
         "followers",
+        "images",
         "is_ready",
         "leader",
         "max_total",
@@ -104,6 +109,7 @@ class Request:
         self.request_id, self.params, self.arrival_s, self.priority = request_id, params, arrival_s, priority
         self.pooling = pooling
         self.adapter: Any = None
+        self.images: tuple[ImageItem, ...] = ()
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total

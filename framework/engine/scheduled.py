@@ -26,6 +26,7 @@ def new_request(request: Request, lora_slot: int) -> NewRequest:
         request.params,
         request.pooling,
         lora_slot,
+        request.images,
     )
 
 

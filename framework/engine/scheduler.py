@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import repeat
 
 from ..config import SchedulerConfig
+from ..multimodal.encoder_cache import EncoderCache
 from .adapters import Adapters
 from .kv_cache.manager import KVCacheManager
 from .limits import Limits
@@ -29,6 +30,7 @@ class Scheduler:
     speculation  None: a request that decodes computes one token per step
     pools       requests end with their prompt, and sample nothing
     adapters    whose requests wait until they have a slot; None: requests have none
+    images      books of their embeddings; None: requests have none
     num_stages  of a pipeline: with several, a request waits for its last token before it computes the next, and each step takes its
                 share of those that decode, so that every stage has a step to work on
     """
@@ -42,8 +44,9 @@ class Scheduler:
         num_stages: int = 1,
         pools: bool = False,
         adapters: Adapters | None = None,
+        images: EncoderCache | None = None,
     ) -> None:
-        self.config, self.manager, self.speculation = config, manager, speculation
+        self.config, self.manager, self.speculation, self.images = config, manager, speculation, images
         self.limits = Limits(config, manager, max_model_len)
         self._num_stages, self._pools, self._adapters = num_stages, pools, adapters
         self.counters = SchedulerCounters()
@@ -102,6 +105,8 @@ class Scheduler:
         num_preemptions = self.counters.num_preemptions
         if self._adapters is not None:
             self._adapters.start_turn()
+        if self.images is not None:
+            self.images.start_step()
         num_drafts = self.speculation.depth.of(max(self.num_running, 1)) if self.speculation is not None else 0
         ahead = num_drafts if self.speculation is not None and self.speculation.proposer is None else 0  # see Speculation.drafts
         budget = self._schedule_running(scheduled, num_drafts, ahead)
@@ -112,6 +117,8 @@ class Scheduler:
         scheduled.fill_rows()
         if self._adapters is not None:
             step.lora_loads = self._adapters.loads()
+        if self.images is not None:
+            self.images.fill(step)
         if self.speculation is not None:
             scheduled.num_drafts = num_drafts
             scheduled.fill_drafts(num_drafts, self.speculation.proposer is not None)
@@ -157,6 +164,8 @@ class Scheduler:
         self._in_flight.remove(scheduled)
         if not submitted:
             self.released += scheduled.step_input.released
+        if self.images is not None:
+            self.images.lose(scheduled.step_input)
 
     def release_all_seats(self) -> None:
         """Lets the next step release every seat, whoever had it."""
@@ -198,6 +207,8 @@ class Scheduler:
                         continue  # until what is in flight is back
                     drafts, room = found
                 count = min(missing, most) + len(drafts)
+                if self.images is not None and request.images and not (count := self.images.fit(request, computed, count)):
+                    continue
                 if not self._grow(request, computed + count, step):
                     break
                 if ahead:
@@ -234,8 +245,11 @@ class Scheduler:
     def _admit(self, request: Request, budget: int, ahead: int, step: StepInput) -> int:
         """Gives a waiting request blocks and a seat. Returns how many tokens it computes now; 0: it has to wait on."""
         manager, leader, num_known = self.manager, request.leader, request.num_tokens
+        images = self.images if request.images else None
         copies = None
         if leader is not None and leader.status == Status.RUNNING and not leader.num_preemptions:
+            if images is not None and not images.fit(request, num_known - 1, 1):
+                return 0
             copies = manager.fork(leader, request)
         if copies is not None:
             step.copies += copies
@@ -245,9 +259,13 @@ class Scheduler:
             hit = manager.lookup(request)
             start, missing = hit.num_tokens, num_known - hit.num_tokens
             count = min(missing, budget, self._max_chunk)
-            if count < missing and not self.config.chunked_prefill:
+            if images is not None:
+                count = images.fit(request, start, count)
+            if not count or (count < missing and not self.config.chunked_prefill):
                 return 0
             if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known)):
+                if images is not None:
+                    images.release(request)
                 return 0
             self.counters.num_chunked_prefills += count < missing
         request.leader = None
@@ -312,6 +330,8 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self.manager.free(request)
+        if self.images is not None:
+            self.images.release(request)
         self.released.append(request.seat)
         self._free_seats.append(request.seat)
         request.seat = -1

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from ..multimodal.items import ImageItem
     from ..pooling_params import PoolingParams
     from ..sampling_params import SamplingParams
 
@@ -32,6 +33,7 @@ class NewRequest:
     sampling     its parameters; ``seed`` is always set
     pooling      what is to be made of its prompt, whose rows yield no logits; None: it samples
     lora_slot    of its adapter; -1: it has none
+    images       where they stand among its tokens
     """
 
     seat: int
@@ -43,16 +45,17 @@ class NewRequest:
     sampling: SamplingParams
     pooling: PoolingParams | None = None
     lora_slot: int = -1
+    images: tuple[ImageItem, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         counts = (self.seat, self.num_prompt_tokens, self.num_computed_tokens)
-        parts = (self.request_id, pack(self.token_ids), pack_lists(self.block_ids), self.sampling, self.pooling, self.lora_slot)
-        return _new_request, (*counts, *parts)
+        tokens = pack(self.token_ids), pack_lists(self.block_ids)
+        return _new_request, (*counts, self.request_id, *tokens, self.sampling, self.pooling, self.lora_slot, self.images)
 
 
 @dataclass(slots=True)
 class StepInput:
-    """One step. Applied in this order: lora_loads, released, new, new_blocks, copies, compute.
+    """One step. Applied in this order: lora_loads, released, forgotten, images, new, new_blocks, copies, compute.
 
     After a submission that failed, whatever of it was applied, its rows and what it released are released by the next step.
 
@@ -74,6 +77,8 @@ class StepInput:
     masked      rows, ascending, whose next token a grammar has a say in: no row is sampled before ``Handle.sample`` brings what
                 they may take
     lora_loads  (slot, key) of adapters on the host that are to be in these slots from this step on
+    images      those to encode, whose embeddings are kept from this step on
+    forgotten   keys of images whose embeddings are kept no longer; unknown ones are passed over
     """
 
     step_id: int
@@ -91,11 +96,13 @@ class StepInput:
     decoded: list[int] | None = None
     most_tokens: int = 0
     lora_loads: list[tuple[int, str]] = field(default_factory=list)
+    images: list[ImageItem] = field(default_factory=list)
+    forgotten: list[bytes] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
         rows = (pack(self.seats), pack(self.num_tokens), pack(self.num_logits))
         decoded = None if self.decoded is None else pack(self.decoded)
-        rare = self.new or self.new_blocks or self.copies or self.masked or self.lora_loads
+        rare = self.new or self.new_blocks or self.copies or self.masked or self.lora_loads or self.images or self.forgotten
         if not rare and self.num_computed is self.drafts is None:
             return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, self.most_tokens)
         blocks = None
@@ -104,7 +111,8 @@ class StepInput:
             blocks = (pack(seats), pack(groups), *pack_lists(added))
         computed = None if self.num_computed is None else pack(self.num_computed)
         drafts = None if self.drafts is None else pack_lists(self.drafts)
-        rest = (self.new, blocks, pack_columns(self.copies), pack(self.masked), computed, drafts, self.lora_loads)
+        media = self.images, self.forgotten
+        rest = (self.new, blocks, pack_columns(self.copies), pack(self.masked), computed, drafts, self.lora_loads, *media)
         return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, self.most_tokens, *rest)
 
 
@@ -173,6 +181,8 @@ def _step_input(
     num_computed: Packed | None = None,
     drafts: tuple[Packed, Packed] | None = None,
     lora_loads: Sequence[tuple[int, str]] = (),
+    images: Sequence[ImageItem] = (),
+    forgotten: Sequence[bytes] = (),
 ) -> StepInput:
     return StepInput(
         step_id,
@@ -190,6 +200,8 @@ def _step_input(
         None if decoded is None else unpack(decoded),
         most_tokens,
         list(lora_loads),
+        list(images),
+        list(forgotten),
     )
 
 

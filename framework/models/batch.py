@@ -20,11 +20,30 @@ class GroupBatch:
     slot_mapping  int64 [T]: slot of each token in the cache, -1 = do not write
     decode        the first rows (1 to 8 tokens each), ``num_decode_tokens`` tokens in all; None if there are none
     prefill       the other rows, with cu_q counted from the first of their tokens; None if there are none
+    whole         tokens that see those after them, too; None if there are none
     """
 
     slot_mapping: torch.Tensor
     decode: AttentionMeta | None
     prefill: AttentionMeta | None
+    whole: WholeTokens | None = None
+
+
+@dataclass
+class WholeTokens:
+    """Tokens of a step that see each other, whichever comes first, and what is before them: int64 [E], as rows of ``meta`` that end
+    with them."""
+
+    tokens: torch.Tensor
+    meta: AttentionMeta
+
+
+@dataclass
+class ImageTokens:
+    """Embeddings [E, H] of images, and which tokens of a step they replace: int64 [E]."""
+
+    tokens: torch.Tensor
+    embeddings: torch.Tensor
 
 
 @dataclass
@@ -41,12 +60,15 @@ class ForwardBatch:
     """Tokens of a step, flat; rows ordered decodes first.
 
     token_ids          int64 [T]
-    positions          int64 [T]
+    positions          int64 [T]: by which tokens rotate. Where a token has three that differ, the row of the tables of angles that
+                       ``mixed`` fills
     num_decode_tokens  tokens at the front that belong to decode rows
     groups             one per KV group
     caches             by layer, of those that have one
     logits_indices     int64 [R']: tokens whose logits are wanted
     token_types        int64 [T]: which text of a pair each token is of; None: all are of the first
+    images             embeddings that replace those of placeholders; None: there are none
+    mixed              int64 [3, M]: time, row and column of such tokens, for the rows behind those of single positions
     lora               adapters of the tokens, and lora_of_logits of those whose logits are wanted; None: none has one
     states             of a model with recurrent layers
     """
@@ -60,6 +82,8 @@ class ForwardBatch:
     token_types: torch.Tensor | None = None
     lora: LoraMeta | None = None
     lora_of_logits: LoraMeta | None = None
+    images: ImageTokens | None = None
+    mixed: torch.Tensor | None = None
     states: StateBatch | None = None
 
     @property

@@ -15,13 +15,15 @@ from .plugins import ENTRY_POINT_GROUP, family_names, find_family
 from .pooling.read import REFUSED_TOWERS, TOWERS
 from .read import text_part
 from .transformers_model import refusal
+from .vision import IMAGE_TYPES
 
 Path = Literal["native", "transformers", "refused"]
 
 
 @dataclass(frozen=True)
 class ServedType:
-    """One model_type. path: what runs it; reason: why that is not the native decoder; tasks: what it can be asked for."""
+    """One model_type. path: what runs it; reason: why that is not the native decoder; tasks: what it can be asked for, "images" if
+    it reads them among text."""
 
     model_type: str
     path: Path
@@ -33,7 +35,7 @@ def served_types(every: bool = False) -> Iterator[ServedType]:
     """The types of the families and of the library's causal language models, or of all its models, by name. What a checkpoint's own
     config asks for may still be refused, and a model on the library's path is probed when it is loaded."""
     theirs = CONFIG_MAPPING_NAMES if every else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    families = family_names()
+    families = [*family_names(), *IMAGE_TYPES]
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # some defaults contradict each other, which is of no interest here
     try:
@@ -49,12 +51,16 @@ def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
         return ("embed",)
     if path != "native":
         return () if path == "refused" else ("generate",)
-    family = find_family(model_type)
     pooled = ("embed", "classify", "score")
+    if model_type in IMAGE_TYPES:
+        return ("generate", "images", *pooled)
+    family = find_family(model_type)
     return ("generate", *pooled) if family is None or family.causal else pooled
 
 
 def _path(model_type: str, has_family: bool) -> tuple[Path, str]:
+    if model_type in IMAGE_TYPES:
+        return "native", ""
     reason = "no native family"
     if has_family:
         try:

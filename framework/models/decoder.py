@@ -7,6 +7,7 @@ import torch
 from ..plan import BoundKernel, LoraMeta
 from .batch import ForwardBatch
 from .expert_balancer import ExpertBalancer
+from .layers.angles import MixedAngles
 from .layers.block import Block, HiddenAndResidual, kept_by
 from .layers.experts import Lockstep, SpreadExperts
 from .layers.linear import Linear, ReducedEmbedding
@@ -26,6 +27,7 @@ class Decoder(PagedModel):
     aux_layers  numbers of layers whose inputs a drafting head wants
     lockstep    of a step that several schedulers' ranks take together; None: this one's ranks are by themselves
     balancer    moves experts; None: they stay where they are
+    mixed_angles  of its tables of angles, where tokens of images have three positions
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Decoder(PagedModel):
         lora: LoraSlots | None = None,
         lockstep: Lockstep | None = None,
         balancer: ExpertBalancer | None = None,
+        mixed_angles: tuple[MixedAngles, ...] = (),
     ) -> None:
         super().__init__([kept_by(layer.attention) for layer in layers])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
@@ -60,12 +63,15 @@ class Decoder(PagedModel):
         self._embed, self._embed_scale, self._embed_norm = embed, embed_scale, embed_norm
         self._project_in, self._position_embed, self._token_types = project_in, position_embed, token_types
         self._final_norm, self._project_out, self._lm_head = final_norm, project_out, lm_head
-        self._logit_scale, self._logit_softcap = logit_scale, logit_softcap
+        self._logit_scale, self._logit_softcap, self._mixed_angles = logit_scale, logit_softcap, mixed_angles
 
     def begin_step(self, batch: ForwardBatch) -> None:
         super().begin_step(batch)
         if self.lora is not None and batch.lora is not None:
             self.lora.begin_step(batch.lora)
+        if batch.mixed is not None:
+            for angles in self._mixed_angles:
+                angles.fill(batch.mixed)
 
     def embed(
         self,
@@ -105,6 +111,8 @@ class Decoder(PagedModel):
         if self._pp.size > 1:
             return self._forward_stage(batch)
         x, aux = self.embed(batch.token_ids, batch.positions, batch.token_types, batch.lora), list[torch.Tensor]()
+        if batch.images is not None:
+            x.index_copy_(0, batch.images.tokens, batch.images.embeddings)
         if not self.aux_layers:
             return self.finish(*self.run_layers(x, None, batch))
         residual = None

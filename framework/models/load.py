@@ -32,6 +32,7 @@ def load_model(
     cache_dtype: str = "auto",
     quant: QuantConfig | None = None,
     lora: LoraConfig | None = None,
+    image_tokens: int = 0,
 ) -> Model:
     """Builds a model whose every hot operation is bound through ``plan``.
 
@@ -39,6 +40,7 @@ def load_model(
     seed                     of dummy weights
     quant                    how to quantize floats; None: not at all
     lora                     what adapters there may be; None: none
+    image_tokens             that a step may have; 0: the model is to read text alone
     Raises ValueError for weights that cannot be found or do not fit.
     """
     quant = quant or QuantConfig()
@@ -67,7 +69,7 @@ def load_model(
     expand = config.latent_prefill == "expanded"
     slots = open_slots(info, plan, device, lora)
     return Binder(
-        info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand, slots
+        info, info.architecture, weights, plan, device, parallel, block_size, cache_dtype, quant.fuse, expand, slots, image_tokens
     ).build()
 
 

@@ -14,6 +14,7 @@ from .plugins import find_family
 from .pooling.read import TOWERS, read_pooling, towers_config
 from .pooling.settings import Pooling
 from .quantization.settings import Settings, checkpoint_settings
+from .vision import Vision, of_larger_model, read_vision, reads_images
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ModelInfo:
     architecture   None if the native decoder does not cover it; ``reason`` says why
     quantization   what a quantized checkpoint says of itself; None: its weights are floats
     pooling        what is made of hidden states; None: it generates
+    vision         how it reads images; None: it does not
     """
 
     name: str
@@ -42,6 +44,7 @@ class ModelInfo:
     reason: str = ""
     quantization: Settings | None = None
     pooling: Pooling | None = None
+    vision: Vision | None = None
 
     def cache_dtype(self, wish: str) -> str:
         """Name of a cache's dtype. wish: as in ``CacheConfig``."""
@@ -60,7 +63,11 @@ def read_model(config: ModelConfig) -> ModelInfo:
     dummy = config.load_format == "dummy"
     describes_itself = dummy and "model_type" in config.architecture
     folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
-    found = {**text_part({**read_json(folder, "config.json"), **config.architecture}), **config.architecture}
+    raw, vision = {**read_json(folder, "config.json"), **config.architecture}, None
+    if reads_images(raw):
+        found, vision = read_vision(config, raw, folder)
+    else:
+        found = {**text_part(raw), **config.architecture}
     if not isinstance(found.get("model_type"), str):
         raise ValueError(f"model {config.name!r}: its config.json (or model.architecture) names no model_type")
     names = found.get("architectures")
@@ -76,6 +83,13 @@ def read_model(config: ModelConfig) -> ModelInfo:
         architecture, reason = read_native(found)
         if architecture is None and config.backend == "native":
             raise ValueError(f"model {config.name!r} cannot run natively: {reason}; use model.backend=auto or transformers")
+    if vision is not None:
+        if architecture is None:
+            raise ValueError(
+                f"model {config.name!r} cannot run: its type, {vision.model_type!r}, is served by the native decoder alone, and "
+                f"{reason or 'model.backend=transformers'}"
+            )
+        architecture = of_larger_model(architecture)
     if architecture is None and (unknown := _unknown_type(found)):
         raise ValueError(f"model {config.name!r} cannot run: {unknown}")
     eos = generation.get("eos_token_id")
@@ -90,7 +104,18 @@ def read_model(config: ModelConfig) -> ModelInfo:
     max_model_len = _max_model_len(config, found, architecture, pooling)
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
     return ModelInfo(
-        config.name, folder, found, generation, dtype, max_model_len, _eos(eos), architecture, reason, quantization, pooling
+        config.name,
+        folder,
+        found,
+        generation,
+        dtype,
+        max_model_len,
+        _eos(eos),
+        architecture,
+        reason,
+        quantization,
+        pooling,
+        None if pooling is not None else vision,
     )
 
 
@@ -133,6 +158,8 @@ def _unknown_type(config: Mapping[str, Any]) -> str | None:
     if code := config.get("auto_map"):
         files = sorted({name.rpartition(".")[0].rpartition("--")[2] for name in _names_in(code)})
         reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
+    if config["model_type"] == "internvl_chat":
+        reason += "; take the checkpoint of the same model in the library's layout, whose name ends with -hf (internvl)"
     return reason + ". kernelswap models --all lists the known types"
 
 

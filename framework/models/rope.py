@@ -40,6 +40,11 @@ class Rope:
     max_position: int
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def axes(self) -> list[int]:
+        """Of each rotated pair, by which of a token's three positions (time, row, column) it turns; empty: a token has one."""
+        return [axis % 3 for axis, count in enumerate(self.parameters.get("mrope_section") or ()) for _ in range(count)]
+
     def max_len(self) -> int:
         """Longest sequence that this kind of scaling is meant for."""
         factor = self.parameters.get("factor") or 1.0
@@ -131,6 +136,8 @@ def read_rope(config: Mapping[str, Any], head_dim: int, layer_type: str) -> Rope
         p.update(config.get("rope_scaling") or {})
         theta = config.get("rope_theta") or p.get("rope_theta") or config.get("default_theta")
     kind = p.get("rope_type") or p.get("type") or "default"
+    if kind == "mrope":  # as older configs of Qwen2-VL call what ``mrope_section`` says
+        kind = "default"
     if "long_factor" in p:  # earlier names of it are "su" and "yarn"
         kind = "longrope"
     if kind not in KINDS:
@@ -144,6 +151,10 @@ def read_rope(config: Mapping[str, Any], head_dim: int, layer_type: str) -> Rope
         if not _is_positive(found):
             raise ValueError(f"the config has {name}={found!r}, expected a positive number")
     rotary_dim = config.get("rotary_dim") or int(head_dim * partial)
+    if (sections := p.get("mrope_section")) is not None and not _are_sections(sections, rotary_dim // 2):
+        raise ValueError(
+            f"the config has mrope_section={str(sections)[:80]}, expected counts that add up to {rotary_dim // 2} pairs"
+        )
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
         raise ValueError(f"the config rotates {rotary_dim} of a head's {head_dim} elements, expected an even number of them")
     if missing := [name for name in NEEDED.get(kind, ()) if not p.get(name)]:
@@ -152,6 +163,10 @@ def read_rope(config: Mapping[str, Any], head_dim: int, layer_type: str) -> Rope
         if not isinstance(p[name], list | tuple) or len(p[name]) != rotary_dim // 2 or not all(map(_is_positive, p[name])):
             raise ValueError(f"the config has {name}={str(p[name])[:80]}, expected {rotary_dim // 2} positive numbers")
     return Rope(kind, float(theta), rotary_dim, int(config["max_position_embeddings"]), p)
+
+
+def _are_sections(found: object, num_pairs: int) -> bool:
+    return isinstance(found, list | tuple) and all(type(count) is int and count > 0 for count in found) and sum(found) == num_pairs
 
 
 def _is_positive(found: object) -> bool:

@@ -88,6 +88,8 @@ class ServedAdapters:
     def _check_name(self, name: str) -> None:
         if name in self._reserved:
             raise ValueError(f"an adapter cannot be called {name!r}: that is the model's own name; choose another")
+        if not name.isprintable():
+            raise ValueError(f"an adapter cannot be called {name!r}: choose a name of characters that can be printed")
 
     def _confined(self, given: str) -> Path:
         """Where a path leads, which must be below the folder for adapters, whatever links there are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from ..engine.inputs import EngineInput
 from ..outputs import CompletionOutput
 from ..sampling_params import RequestOutputKind
-from .chat_template import render
+from .chat_template import fetch_images, tokenize
 from .config import ServerConfig
 from .errors import APIError
 from .generation import Generation
@@ -164,12 +165,15 @@ class Chat(Generation):
     async def prompt(self) -> EngineInput:
         """The conversation as the engine takes it. Raises APIError if it cannot."""
 
-        def tokenize() -> list[EngineInput]:
-            text = self.serving.check_text(render(self.serving, self.body))
-            token_ids = self.serving.engine.inputs.encode(text, self.body.add_special_tokens)
-            return [EngineInput(token_ids[self.kept()], text, self.body.cache_salt)]
+        fetched = await fetch_images(self.serving, self.body)
 
-        (prompt,) = await self.tokenized(tokenize)
+        def prepare() -> list[EngineInput]:
+            found = tokenize(self.serving, self.body, fetched)
+            if found.images and self.body.truncate_prompt_tokens is not None:
+                raise APIError(400, "a conversation with images cannot be cut", "truncate_prompt_tokens")
+            return [replace(found, token_ids=found.token_ids[self.kept()], cache_salt=self.body.cache_salt)]
+
+        (prompt,) = await self.tokenized(prepare)
         return prompt
 
     def _usage(self, prompt: EngineInput, num_completion: int, num_cached: int, parsers: Iterable[MessageParser]) -> dict[str, Any]:

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from ..engine.inputs import EngineInput
 from .errors import APIError
+from .image_urls import is_fetched
 from .protocol.chat import ChatBody, Message
 from .serving import Serving
 
+Images = Mapping[str, Any]
+"""Those that were fetched, by their URLs."""
 
-def render(serving: Serving, body: ChatBody) -> str:
-    """The conversation as the model reads it. Raises APIError for what the template or this server cannot take."""
+
+async def fetch_images(serving: Serving, body: ChatBody) -> Images:
+    """Those of a conversation that are elsewhere. Raises APIError for what cannot be had, or is too much."""
+    parts = [part for message in body.messages for part in message.content or () if isinstance(part, dict) and _is_image(part)]
+    if not parts:
+        return {}
+    most = serving.config.max_num_images
+    if len(parts) > most:
+        raise APIError(400, f"{len(parts)} images are more than the {most} that this server takes in a request", "messages")
+    try:
+        serving.engine.inputs.check_reads_images("a message")
+        return await serving.fetching([url for url in dict.fromkeys(map(_url, parts)) if is_fetched(url)])
+    except ValueError as error:
+        raise APIError(400, str(error), "messages") from error
+
+
+def render(serving: Serving, body: ChatBody, fetched: Images) -> tuple[str, list[Any]]:
+    """The conversation as the model reads it, and the images that stand in it. Raises APIError for what the template or this server
+    cannot take."""
     if body.chat_template is not None and not serving.config.trust_request_chat_template:
         raise APIError(
             400,
@@ -21,9 +43,11 @@ def render(serving: Serving, body: ChatBody) -> str:
         )
     if not body.messages:
         raise APIError(400, "`messages` must hold at least one message", "messages")
-    messages, arguments = [_message(message) for message in body.messages], _arguments(serving, body)
+    inputs, arguments = serving.engine.inputs, _arguments(serving, body)
+    messages = [_message(message, fetched) for message in body.messages]
     try:
-        return serving.engine.inputs.render(
+        messages, images = inputs.take_images(messages)
+        text = inputs.render(
             messages,
             body.chat_template or serving.chat_template,
             body.add_generation_prompt,
@@ -32,6 +56,17 @@ def render(serving: Serving, body: ChatBody) -> str:
             documents=body.documents,
             **arguments,
         )
+    except ValueError as error:
+        raise APIError(400, str(error), "messages") from error
+    return serving.check_text(text), images
+
+
+def tokenize(serving: Serving, body: ChatBody, fetched: Images) -> EngineInput:
+    """The same in tokens. Raises APIError."""
+    text, images = render(serving, body, fetched)
+    inputs = serving.engine.inputs
+    try:
+        return inputs.with_images(text, images, lambda part: inputs.encode(part, body.add_special_tokens))
     except ValueError as error:
         raise APIError(400, str(error), "messages") from error
 
@@ -47,10 +82,12 @@ def _arguments(serving: Serving, body: ChatBody) -> dict[str, Any]:
     return given
 
 
-def _message(message: Message) -> dict[str, Any]:
-    """With its text in one piece."""
+def _message(message: Message, fetched: Images) -> dict[str, Any]:
+    """With its text in one piece, or in parts with images between them."""
     found = message.model_dump(exclude_unset=True)
-    if isinstance(message.content, list):
+    if isinstance(message.content, list) and any(_is_image(part) for part in message.content):
+        found["content"] = [_image(part, fetched) if _is_image(part) else _text_part(part) for part in message.content]
+    elif isinstance(message.content, list):
         found["content"] = "\n".join(_text(part) for part in message.content)
     elif message.content is None:
         found["content"] = ""
@@ -71,10 +108,33 @@ def _call(call: Any) -> Any:
     return call
 
 
+def _is_image(part: dict[str, Any]) -> bool:
+    return part.get("type") in ("image_url", "input_image")
+
+
+def _url(part: dict[str, Any]) -> Any:
+    """As chat completions write it, and /v1/responses."""
+    found = part.get("image_url")
+    url = found.get("url") if isinstance(found, dict) else found
+    return url if isinstance(url, str) else str(url)
+
+
+def _image(part: dict[str, Any], fetched: Images) -> dict[str, Any]:
+    url = _url(part)
+    return {"type": "image", "image": fetched[url]} if url in fetched else {"type": "image_url", "image_url": url}
+
+
+def _text_part(part: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "text", "text": _text(part)}
+
+
 def _text(part: dict[str, Any]) -> str:
     text = part.get("text", part.get("refusal"))
     if part.get("type") not in ("text", "input_text", "output_text", "refusal") or not isinstance(text, str):
         raise APIError(
-            400, f"content of type {str(part.get('type'))[:80]!r} is not supported: this model reads text only", "messages"
+            400,
+            f"content of type {str(part.get('type'))[:80]!r} is not supported: a message holds text, and images (image_url) where "
+            "the model reads them",
+            "messages",
         )
     return text

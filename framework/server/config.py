@@ -32,6 +32,10 @@ class ServerConfig:
     enable_runtime_lora  clients may load and unload adapters; whoever may send requests may
     lora_dir             folder below which the adapters of clients must lie
     max_num_queued_reqs  completions that may wait beyond the engine's max_num_seqs; more are refused with 503
+    allowed_image_hosts  hosts from which images that clients name by http(s) URL are fetched; none = from nowhere
+    max_num_images       most images per request
+    max_image_bytes      longest image that is fetched
+    image_timeout_s      longest time that it may take
     max_body_bytes       longest request body
     head_timeout_s       longest time that the head of a request may take to arrive
     body_timeout_s       longest time that a body may take to arrive
@@ -63,6 +67,10 @@ class ServerConfig:
     enable_runtime_lora: bool = False
     lora_dir: str | None = None
     max_num_queued_reqs: int = 2048
+    allowed_image_hosts: list[str] = field(default_factory=list)
+    max_num_images: int = 32
+    max_image_bytes: int = 20 * 2**20
+    image_timeout_s: float = 10.0
     max_body_bytes: int = 8 * 2**20
     head_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
@@ -82,7 +90,7 @@ class ServerConfig:
         check_types(self)
         require(0 <= self.port < 2**16, "port", self.port, "from 0 to 65535")
         require(self.max_num_queued_reqs >= 0, "max_num_queued_reqs", self.max_num_queued_reqs, "0 or more")
-        timeouts = ("head_timeout_s", "body_timeout_s", "send_timeout_s")
+        timeouts = ("head_timeout_s", "body_timeout_s", "send_timeout_s", "image_timeout_s")
         for name in (*timeouts, *(name for name in vars(self) if name.startswith("max_") and name != "max_num_queued_reqs")):
             require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("drain_timeout_s", "keep_alive_s"):

@@ -27,6 +27,7 @@ from .adapters import ServedAdapters
 from .beams import beam_outputs
 from .config import ServerConfig
 from .errors import APIError, no_numbers
+from .image_urls import ImageURLs
 
 T = TypeVar("T")
 RETRY_AFTER_S = 1
@@ -56,6 +57,8 @@ class Serving:
         self.started_s = time.monotonic()
         self._most_in_work = engine.config.scheduler.max_num_seqs * engine.config.parallel.dp + config.max_num_queued_reqs
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="kernelswap-tokenizer")
+        self.images = ImageURLs(config.allowed_image_hosts, config.max_image_bytes, config.image_timeout_s)
+        self._fetching = ThreadPoolExecutor(8, thread_name_prefix="kernelswap-images")
         tokenizer = engine.inputs.tokenizer
         added = tokenizer.added_tokens_decoder.values() if tokenizer is not None else ()
         self.special_tokens = frozenset(token.content for token in added if token.special)
@@ -106,6 +109,12 @@ class Serving:
     async def tokenizing(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which uses the tokenizer, and so may take long: it runs in the tokenizer's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+
+    async def fetching(self, urls: Sequence[str]) -> dict[str, Any]:
+        """The images that URLs lead to. Raises ValueError for one that cannot be had."""
+        loop = asyncio.get_running_loop()
+        found = await asyncio.gather(*(loop.run_in_executor(self._fetching, self.images.load, url) for url in urls))
+        return dict(zip(urls, found))
 
     def check_text(self, text: str) -> str:
         """The text. Raises APIError if it is too long for any number of tokens that the model takes; tokenizing would be slow."""

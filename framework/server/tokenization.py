@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from .chat_template import render
+from . import chat_template
 from .errors import APIError
 from .protocol.common import ERRORS
 from .protocol.tokenization import DetokenizeBody, Detokenized, TokenizeBody, TokenizeChatBody, Tokenized
@@ -22,10 +22,13 @@ async def tokenize(body: TokenizeChatBody | TokenizeBody, request: Request) -> R
     serving: Serving = request.app.state.serving
     serving.model_name(body.model)
     inputs = serving.engine.inputs
+    fetched = {} if isinstance(body, TokenizeBody) else await chat_template.fetch_images(serving, body)
 
     def work() -> dict[str, Any]:
-        text = serving.check_text(body.prompt if isinstance(body, TokenizeBody) else render(serving, body))
-        tokens = inputs.encode(text, body.add_special_tokens)
+        if isinstance(body, TokenizeBody):
+            tokens = inputs.encode(serving.check_text(body.prompt), body.add_special_tokens)
+        else:
+            tokens = chat_template.tokenize(serving, body, fetched).token_ids
         texts = inputs.tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None
         return {"count": len(tokens), "max_model_len": serving.engine.info.max_model_len, "tokens": tokens, "token_strs": texts}
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ..models.batch import ForwardBatch, GroupBatch, StateBatch
+from ..models.batch import ForwardBatch, GroupBatch, StateBatch, WholeTokens
 from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta, StateMeta
+from .images import Images
 from .request_rows import RequestRows
 from .step_rows import StepRows
 from .transfer import all_to_device, to_device
@@ -25,6 +26,7 @@ class Batches:
     caches        of its layers
     ahead         a slot's token is so many places behind it
     has_lora      the model computes the requests' adapters
+    images        of the requests; None: the model reads none
     states        of its recurrent layers, as StateBatch has them: a request's row is that of its seat
     """
 
@@ -37,10 +39,11 @@ class Batches:
         ahead: int = 0,
         has_lora: bool = False,
         states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
+        images: Images | None = None,
     ) -> None:
         self.rows, self.slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
-        self.has_lora, self.states = has_lora, states or {}
-        self._workspaces: list[tuple[dict, dict]] = [({}, {}) for _ in rows.tables[groups]]
+        self.has_lora, self.states, self.images = has_lora, states or {}, images
+        self._workspaces: list[tuple[dict, dict, dict]] = [({}, {}, {}) for _ in rows.tables[groups]]
 
     def build(
         self, rows: StepRows, first: torch.Tensor | None = None, more: tuple[np.ndarray, ...] = ()
@@ -94,7 +97,21 @@ class Batches:
             batch.lora, batch.lora_of_logits = LoraMeta(next(own), occurring), LoraMeta(next(own), occurring)
         if self.states:
             batch.states = StateBatch(StateMeta(cu_q_all, next(own), next(own), int(rows.counts.max())), self.states)
+        if self.images is not None:
+            self._add_images(self.images, batch, rows, positions, tables)
         return batch, tensors[8 : 8 + wanted]
+
+    def _add_images(self, images: Images, batch: ForwardBatch, rows: StepRows, places: np.ndarray, tables: torch.Tensor) -> None:
+        batch.images = images.tokens(rows)
+        if batch.images is not None and images.whole:
+            of_rows, counts, ends = images.spans(rows)
+            cu_q = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+            row, cu, lengths = all_to_device((of_rows, cu_q, ends.astype(np.int32)), self.rows.device)
+            for group, table, workspaces in zip(batch.groups, tables, self._workspaces):
+                meta = AttentionMeta(cu, lengths, table[row], int(counts.max()), int(ends.max()), workspaces[2])
+                group.whole = WholeTokens(batch.images.tokens, meta)
+        if (found := images.positions(rows, places)) is not None:
+            batch.positions, batch.mixed = all_to_device(found, self.rows.device)
 
     def lora_slots(self, rows: StepRows) -> np.ndarray | None:
         """int32 [R]: slots of the rows' adapters, -1 = none; None: no row has one."""

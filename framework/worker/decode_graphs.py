@@ -24,15 +24,16 @@ Workspaces = list[dict[str, Any]]
 
 class DecodeRows:
     """The rows of a step, in buffers that recordings read: of up to ``size`` of them seats and first int64, lengths int32, as in
-    StepRows but exact, lora_slots int32, and tables int32 [groups, size, blocks]. Rows beyond the step's are padding: they belong
-    to the padding seat, have length 0, no adapter, and write nowhere, so they touch nothing."""
+    StepRows but exact, lora_slots int32, deltas int64 as ``Images.deltas``, and tables int32 [groups, size, blocks]. Rows beyond
+    the step's are padding: they belong to the padding seat, have length 0, no adapter, and write nowhere, so they touch
+    nothing."""
 
-    def __init__(self, requests: RequestRows, size: int) -> None:
-        self.requests, device = requests, requests.device
-        dtypes = torch.int64, torch.int64, torch.int32, torch.int32
+    def __init__(self, requests: RequestRows, size: int, deltas: np.ndarray | None = None) -> None:
+        self.requests, self._deltas, device = requests, deltas, requests.device
+        dtypes = torch.int64, torch.int64, torch.int64, torch.int32, torch.int32
         self._like = [torch.empty(size, dtype=dtype, device="meta") for dtype in dtypes]
         self._inputs = torch.zeros(packed_bytes(self._like), dtype=torch.uint8, device=device)
-        self.seats, self.first, self.lengths, self.lora_slots = packed_views(self._inputs, self._like)
+        self.seats, self.first, self.deltas, self.lengths, self.lora_slots = packed_views(self._inputs, self._like)
         self.seats.fill_(requests.padding_seat)
         self.lora_slots.fill_(-1)
         num_groups, _, width = requests.tables.shape
@@ -42,9 +43,11 @@ class DecodeRows:
         """Takes in the rows of a step. The blocks of the drafts that are made behind them are there, too."""
         requests, count = self.requests, len(rows.seats)
         host = torch.zeros(self._inputs.shape, dtype=torch.uint8, pin_memory=not self._inputs.is_cpu)
-        seats, first, lengths, lora_slots = packed_views(host, self._like)
+        seats, first, deltas, lengths, lora_slots = packed_views(host, self._like)
         seats[:count], seats[count:] = torch.from_numpy(rows.seats), requests.padding_seat
         first[:count] = torch.from_numpy(rows.first)
+        if self._deltas is not None:
+            deltas[:count] = torch.from_numpy(self._deltas[rows.seats])
         lengths[:count] = torch.from_numpy(rows.lengths)
         lora_slots[:count], lora_slots[count:] = torch.from_numpy(requests.lora_slots[rows.seats]), -1
         self._inputs.copy_(host, non_blocking=True)
@@ -67,6 +70,7 @@ class DecodeRows:
         row_seats, tables = self.seats[:size], list(self.tables[batches.groups, :size])
         row_slots, padding_seat = self.lora_slots[:size], self.requests.padding_seat
         is_first = torch.zeros(size, dtype=torch.bool, device=device)
+        deltas = None if self._deltas is None else self.deltas[:size, None].expand(size, query_len)
 
         def build(first: torch.Tensor, lengths: torch.Tensor) -> ForwardBatch:
             metas = [
@@ -90,6 +94,8 @@ class DecodeRows:
             if batches.states:
                 rows = row_seats.int().masked_fill_(row_seats == padding_seat, -1)
                 states = StateBatch(StateMeta(cu_q, rows, is_first, query_len), batches.states)
+            if deltas is not None:
+                positions = (positions.view(size, query_len) + deltas).flatten()
             return ForwardBatch(token_ids, positions, size * query_len, parts, caches, row_seats[:0], lora=lora, states=states)
 
         return build
@@ -141,7 +147,8 @@ class DecodeGraphs:
         """most_padding: as ``Device.most_padding``."""
         self._most_padding, self._lora_slots = most_padding, batches.lora_slots
         self.query_lens = sorted(n for n in set(query_lens) if n <= MAX_DECODE_TOKENS)
-        self.recorder = Recorder(DecodeRows(batches.rows, max(batch_sizes)), batch_sizes, capture)
+        deltas = None if batches.images is None else batches.images.deltas
+        self.recorder = Recorder(DecodeRows(batches.rows, max(batch_sizes), deltas), batch_sizes, capture)
         self._rows = self.recorder.rows
         workspaces: Workspaces = [{} for _ in batches.rows.tables]
         self._replays = {

@@ -24,6 +24,7 @@ from ..logs import memory_size
 from ..lora_request import LoRARequest
 from ..models.batch import ForwardBatch, GroupBatch, StateBatch
 from ..models.binding.checks import check_rank_kernels
+from ..models.decoder import Decoder
 from ..models.expert_balancer import ExpertBalancer
 from ..models.expert_map import ExpertMap
 from ..models.load import load_model
@@ -34,12 +35,14 @@ from ..models.quantization.table import read_scheme
 from ..models.ranks import rank_architecture, rank_cache_specs, stage_weight_bytes, stages
 from ..models.read import ModelInfo
 from ..models.weights import weight_bytes
+from ..multimodal.support import images_refusal
 from ..plan import AttentionMeta, KernelPlan, LoraMeta, StateMeta
 from .adapter_host import AdapterHost
 from .cache_memory import allocate_caches, allocate_states
 from .devices import Capture, Device, graph_sizes, open_device
 from .drafting.drafter import Drafter, check_drafter, load_drafter
 from .drafting.draws import draft_probs_shape
+from .images import Images
 from .pooling.runner import PoolingRunner
 from .probes import Probes
 from .runner import Runner
@@ -83,7 +86,13 @@ class LocalExecutor:
         device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self.nominal_weight_bytes = round(_weight_bytes(config, model, parallel))
+        reads_images = model.vision is not None and images_refusal(config) is None
+        tower_size = 0
+        if reads_images:
+            from ..models.tower import load_tower, tower_bytes  # slow to import, and needed for few models
+
+            tower_size = tower_bytes(config.model, model)
+        self.nominal_weight_bytes = round(_weight_bytes(config, model, parallel)) + tower_size
         check_weights_fit(self.nominal_weight_bytes, model, device)
         if config.speculative_config.place == "device":
             check_drafter(config, model)
@@ -109,8 +118,10 @@ class LocalExecutor:
                 config.cache.dtype,
                 config.quant,
                 config.lora,
+                config.scheduler.max_num_batched_tokens if reads_images else 0,
             )
-            self.weight_bytes = tensor_bytes(self._model)
+            self._tower = load_tower(config.model, model, self.plan, device.torch, config.seed) if reads_images else None
+            self.weight_bytes = tensor_bytes((self._model, self._tower))
             said.append(f"{memory_size(self.weight_bytes)} of {model.name} in {model.dtype} on {device.name}")
         self._adapters = None if self._model.lora is None else AdapterHost(config, model, self._model.lora)
         self.groups, self._own_groups = self._groups(config, model, parallel)
@@ -148,6 +159,7 @@ class LocalExecutor:
             config.scheduler.in_flight_steps or self.in_flight_steps,
             config.speculative_config,
             states,
+            self._images(config, model, device.torch),
         )
         if self._drafter is not None:
             rows, draw = self._runner.rows, self._runner.sampler.draw_drafts
@@ -210,6 +222,15 @@ class LocalExecutor:
         assert self._adapters is not None, "engines without adapters ask for none"
         return self._adapters
 
+    def _images(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Images | None:
+        """None for a model that reads none."""
+        if self._tower is None:
+            return None
+        assert model.vision is not None
+        num_seats, has_positions = config.scheduler.max_num_seqs, model.vision.merge is not None
+        whole = model.vision.whole
+        return Images(self._tower, num_seats, self.max_model_len, device, has_positions=has_positions, whole=whole)
+
     def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
         """None where the host makes drafts, or nobody does."""
         if config.speculative_config.place != "device":
@@ -254,7 +275,7 @@ class LocalExecutor:
 
         def budget() -> int:
             found = device.cache_bytes(lambda: self._forward_null_batch(config, device.torch), config.cache.memory_fraction)
-            return found - self._draft_probs_bytes(config)
+            return found - self._draft_probs_bytes(config) - self._embeddings_bytes(config)
 
         each = _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
         return cache_blocks(config, len(self.groups), self.max_model_len, each, budget, self._state_bytes(config))
@@ -265,6 +286,13 @@ class LocalExecutor:
     def _draft_probs_bytes(self, config: EngineConfig) -> int:
         shape = draft_probs_shape(config.speculative_config, config.scheduler.max_num_seqs, self.vocab_size)
         return 0 if shape is None else ELEMENT_BYTES["float32"] * math.prod(shape)
+
+    def _embeddings_bytes(self, config: EngineConfig) -> int:
+        """Of images."""
+        if self._tower is None:
+            return 0
+        assert isinstance(self._model, Decoder), "images are read by native models"
+        return config.scheduler.encoder_cache * self._model.hidden_size * self._model.dtype.itemsize
 
     def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
         """Prefills as many tokens as a step can have, in the longest prompts; reads and writes nothing but the null block."""

@@ -20,6 +20,7 @@ from .batches import Batches
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .drafting.proposer import DeviceProposer, Verified
+from .images import Images
 from .request_rows import RequestRows
 from .sampler import PendingLogprobs, Sampled, Sampler
 from .step_rows import DraftRows, Masks, SampleRows, StepRows
@@ -88,9 +89,11 @@ class Runner:
         in_flight_steps: int,
         speculative: SpeculativeConfig,
         states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
+        images: Images | None = None,
     ) -> None:
-        """in_flight_steps: how many run at a time, at most; states: of recurrent layers, a row per seat."""
-        self.model, self.caches, self.device = model, caches, device
+        """in_flight_steps: how many run at a time, at most; states: of recurrent layers, a row per seat; images: None = the model
+        reads none."""
+        self.images, self.model, self.caches, self.device = images, model, caches, device
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative)
         num_drafts = speculative.num_speculative_tokens
         on_device = num_drafts > 0 and (in_flight_steps > 1 or device.type != "cpu")
@@ -99,7 +102,8 @@ class Runner:
         slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups = groups
-        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, 0, model.lora is not None, states)
+        has_lora = model.lora is not None
+        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, 0, has_lora, states, images)
         self._graphs: DecodeGraphs | None = None
         self._proposer: DeviceProposer | None = None
         self._drafts: tuple[np.ndarray, DraftRows] | None = None
@@ -130,6 +134,8 @@ class Runner:
             assert self.model.lora is not None, "adapters come to models with slots for them"
             self.model.lora.load(slot, key)
         self.rows.apply(step)
+        if self.images is not None:
+            self.images.apply(step)
         failed = self._add_to_sampler(step)
         self._copy(step.copies)
         if not step.seats:
@@ -146,7 +152,7 @@ class Runner:
         first = None if self.rows.computed is None else self.rows.computed[to_device(rows.seats, self.device)]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
         recorded = None
-        if self._graphs is not None and self._graphs.fits(rows, self._ahead):
+        if self._graphs is not None and self._graphs.fits(rows, self._ahead) and not self._has_images(rows):
             logits, hidden, recorded = self._graphs.run(rows)
             row_to_seat, position = all_to_device(targets, self.device)
         else:
@@ -224,8 +230,10 @@ class Runner:
         """Applies the deltas and computes the rows; samples nothing, so that the next tokens are those of the requests. Logits
         [T, V] of every token of the step, in the model's dtype, valid until the next step."""
         self.rows.apply(step)
+        if self.images is not None:
+            self.images.apply(step)
         rows = self._step_rows(step)
-        if self._graphs is not None and self._graphs.fits(rows, self._ahead):
+        if self._graphs is not None and self._graphs.fits(rows, self._ahead) and not self._has_images(rows):
             logits, _, _ = self._graphs.run(rows)
         else:
             batch, _ = self._batches.build(rows)
@@ -256,6 +264,10 @@ class Runner:
                     self._copy_blocks(self.caches[layer], src, dst)
                 if self._proposer is not None:
                     self._proposer.copy_blocks(index, src, dst)
+
+    def _has_images(self, rows: StepRows) -> bool:
+        """Whether any of the tokens is of an image: recordings know none. The last token of a prompt may be."""
+        return self.images is not None and self.images.are_in(rows)
 
     def _step_rows(self, step: StepInput) -> StepRows:
         seats, counts = np.asarray(step.seats), np.asarray(step.num_tokens)

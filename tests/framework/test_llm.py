@@ -178,7 +178,7 @@ def test_parameters_changed_to_what_no_executor_holds_are_refused_and_the_engine
         ([True, False], {}, "found True"),
         (5, {}, "found 5"),
         (None, {}, "found None"),
-        ([{"prompt": "x", "multi_modal_data": {"image": 1}}], {}, "'multi_modal_data' is not available"),
+        ([{"prompt": "x", "multi_modal_data": {"image": 1}}], {}, "takes none: the model reads text alone"),
     ],
 )
 def test_misread_input_is_refused(llm: LLM, prompts: Any, given: dict[str, Any], message: str) -> None:

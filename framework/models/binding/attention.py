@@ -8,6 +8,7 @@ import torch
 
 from ...plan import BoundKernel
 from ..alibi import alibi_slopes
+from ..layers.angles import MixedAngles
 from ..layers.attention import Attention, Fused, Separate
 from ..layers.expanded_prefill import ExpandedPrefill
 from ..layers.linear import Linear, bind_linear
@@ -52,12 +53,12 @@ class AttentionBinder:
         if layer.rope is not None and scales is None and a.fuses_rotary:
             fused = self._fused(shape, layer.rope, parts)
         if fused is not None:
-            paged = self._kernels.layer(index, shape, writes=False)
+            paged = self._kernels.layer(index, shape, writes=False, whole=self._whole)
             return Attention(qkv, o, Fused(fused, paged), paged, gated)
         normed = layer.normalizes(a.family)
         q_norm, k_norm = (self._qk_norm(parts[name]) if normed else None for name in ("q_norm", "k_norm"))
         rotary = self._rotary(layer.rope) if layer.rope is not None else None
-        paged = self._kernels.layer(index, shape, scales=scales)
+        paged = self._kernels.layer(index, shape, scales=scales, whole=self._whole)
         split = [*heads, a.num_kv_heads]
         after = a.family.qk_norm_rotated
         separate = Separate(q_norm, k_norm, rotary, paged, split, a.head_dim, a.qkv_clip, after, layer.temperature)
@@ -92,6 +93,12 @@ class AttentionBinder:
             attention = self._kernels.of_prompts(heads, causal=True), self._kernels.of_prompts(shape, causal=False)
             self._expanded = [self._kernels.workspace_write(heads), *attention, self._binder.plan.bind("merge_attention")]
         return self._expanded
+
+    @property
+    def _whole(self) -> bool:
+        """Whether tokens of images see each other."""
+        vision = self._binder.info.vision
+        return vision is not None and vision.whole and self._binder.image_tokens > 0
 
     def _alibi(self) -> tuple[float, ...] | None:
         if self._binder.a.family.positions != "alibi":
@@ -133,9 +140,19 @@ class AttentionBinder:
             self._rotaries[rope] = self._binder.plan.bind("rotary", {"cos_sin": self._table_of(rope)}, params)
         return self._rotaries[rope]
 
+    @property
+    def mixed_angles(self) -> tuple[MixedAngles, ...]:
+        """Of the tables that have rows for tokens with three positions."""
+        first, device = self._binder.info.max_model_len, self._binder.device
+        tables = ((rope, table) for rope, table in self._cos_sin.items() if len(table) > first)
+        return tuple(MixedAngles(table, first, torch.tensor(rope.axes, device=device)) for rope, table in tables)
+
     def _table_of(self, rope: Rope) -> torch.Tensor:
         if rope not in self._cos_sin:
-            self._cos_sin[rope] = cos_sin_table(rope, self._binder.info.max_model_len, self._binder.device)
+            table = cos_sin_table(rope, self._binder.info.max_model_len, self._binder.device)
+            if self._binder.image_tokens and rope.axes:
+                table = torch.cat((table, table.new_zeros(self._binder.image_tokens, rope.rotary_dim)))
+            self._cos_sin[rope] = table
         return self._cos_sin[rope]
 
 

@@ -70,6 +70,7 @@ class Binder(LayerBinder):
             lora=self.lora,
             lockstep=self.lockstep,
             balancer=expert_balancer(self),
+            mixed_angles=self.attention.mixed_angles,
         )
 
     def _block(self, layer: int, index: int) -> Block:

@@ -29,6 +29,7 @@ class LayerBinder:
     expands_prompts          keys and values of whole prompts are computed from their latents
     lora                     what adapters linear layers have slots for; a norm before them quantizes nothing, since adapters read
                              its output, too. None: no adapters
+    image_tokens             that a step may have; 0: it reads text alone
     spread                   experts that ranks share, by the number of their layer in the model
     lockstep                 of steps that several schedulers' ranks take together; None: there is one scheduler
     """
@@ -46,12 +47,14 @@ class LayerBinder:
         fuse_quantization: bool = True,
         expand_prompts: bool = False,
         lora: LoraSlots | None = None,
+        image_tokens: int = 0,
     ) -> None:
         self.info, self.weights, self.plan, self.device, self.parallel = info, weights, plan, device, parallel
         self.whole, self.a = architecture, rank_architecture(architecture, parallel.sizes)
         self.dtype = getattr(torch, info.dtype)
         self.block_size, self.cache_dtype = block_size, info.cache_dtype(cache_dtype)
         self._fuse_quantization, self.expands_prompts, self.lora = fuse_quantization and lora is None, expand_prompts, lora
+        self.image_tokens = image_tokens
         self._shared: dict[Hashable, BoundKernel] = {}
         self.spread: dict[int, SpreadExperts] = {}
         self.lockstep = Lockstep() if parallel.ep.size > parallel.tp.size else None

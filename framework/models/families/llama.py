@@ -56,6 +56,10 @@ _QWEN2 = replace(
     biases=lambda config: frozenset({"qkv"}),
     windowed=_qwen_window,
 )
+_QWEN2_VL = replace(
+    _QWEN2,
+    defaults={**_QWEN2.defaults, "default_theta": 1e6, "rms_norm_eps": 1e-5, "num_key_value_heads": 8, "max_window_layers": 80},
+)
 QWEN3 = replace(
     _QWEN2,
     names={**LLAMA_NAMES, **QK_NORM},
@@ -178,6 +182,8 @@ FAMILIES = {
     "mistral": _MISTRAL,
     "ministral": _MISTRAL,
     "qwen2": _QWEN2,
+    "qwen2_vl_text": _QWEN2_VL,
+    "qwen2_5_vl_text": _QWEN2_VL,
     "qwen3": QWEN3,
     "phi3": _PHI3,
     "smollm3": _SMOLLM3,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +50,7 @@ class PagedAttention:
     kv_write  None where a fused kernel writes
     prefill   a kernel, or what prepares what the layer itself does with prompts
     chunk     of positions, within which a query sees; None: there is one
+    whole     of tokens that see those after them, too; None: there are none
     """
 
     layer: int
@@ -59,6 +60,7 @@ class PagedAttention:
     prefill: BoundKernel | ExpandedPrefill
     chunk: int | None = None
     group: int = 0
+    whole: BoundKernel | None = None
 
     def begin_step(self, batch: ForwardBatch) -> None:
         """Once per step, by one layer of a group for all: lets the kernels prepare what they share. Where the layers attend within
@@ -66,12 +68,14 @@ class PagedAttention:
         group = batch.groups[self.group]
         if self.chunk is not None:
             page_size = batch.caches[self.layer].page_size
-            parts = (meta and in_chunks(meta, self.chunk, page_size) for meta in (group.decode, group.prefill))
-            group = batch.groups[self.group] = GroupBatch(group.slot_mapping, *parts)
+            decode, prefill = (meta and in_chunks(meta, self.chunk, page_size) for meta in (group.decode, group.prefill))
+            group = batch.groups[self.group] = GroupBatch(group.slot_mapping, decode, prefill)
         if group.decode is not None:
             self.decode.begin_step(group.decode)
         if group.prefill is not None:
             self.prefill.begin_step(group.prefill)
+        if self.whole is not None and group.whole is not None:
+            self.whole.begin_step(group.whole.meta)
 
     def place(self, batch: ForwardBatch) -> tuple[LayerKV, torch.Tensor]:
         """The layer's cache, and the slots int64 [T] in it of the batch's tokens."""
@@ -85,12 +89,17 @@ class PagedAttention:
     def attend(self, q: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """q [T, Hq, Dk] -> [T, Hq, Dv], once keys and values of all tokens are written."""
         group, kv = batch.groups[self.group], batch.caches[self.layer]
+        out = self._attend(q, kv, group, batch.num_decode_tokens)
+        if self.whole is not None and group.whole is not None:
+            out.index_copy_(0, group.whole.tokens, self.whole(q[group.whole.tokens], kv, group.whole.meta))
+        return out
+
+    def _attend(self, q: torch.Tensor, kv: LayerKV, group: GroupBatch, n: int) -> torch.Tensor:
         if group.prefill is None:
             return self.decode(q, kv, group.decode)
         assert isinstance(self.prefill, BoundKernel), "the layer attends to prompts itself"
         if group.decode is None:
             return self.prefill(q, kv, group.prefill)
-        n = batch.num_decode_tokens
         return torch.cat((self.decode(q[:n], kv, group.decode), self.prefill(q[n:], kv, group.prefill)))
 
 
@@ -120,10 +129,16 @@ class AttentionKernels:
         return self._cache_dtype == "float8_e4m3fn"
 
     def layer(
-        self, index: int, shape: AttentionShape, *, writes: bool = True, scales: tuple[torch.Tensor, torch.Tensor] | None = None
+        self,
+        index: int,
+        shape: AttentionShape,
+        *,
+        writes: bool = True,
+        scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+        whole: bool = False,
     ) -> PagedAttention:
         """The attention of layer ``index`` of this process. writes: it does so itself, no fused kernel does. scales: f32 [1, 1] of
-        all its keys and of all its values; None: each has its own."""
+        all its keys and of all its values; None: each has its own. whole: some tokens see those after them, too."""
         kept = shape.window or shape.chunk if shape.causal else None  # of a prompt that is computed whole, all is kept until then
         spec = PagedKV(shape.num_kv_heads, shape.head_dim, shape.v_head_dim, self._cache_dtype, kept, shape.aliased)
         static = {} if scales is None else {"k_scale": scales[0], "v_scale": scales[1]}
@@ -139,7 +154,11 @@ class AttentionKernels:
         decode, prefill = (
             self._bind(f"paged_attention_{kind}", shape, weights, params, shared=shared) for kind in ("decode", "prefill")
         )
-        return PagedAttention(index, spec, write, decode, prefill, shape.chunk)
+        found = PagedAttention(index, spec, write, decode, prefill, shape.chunk)
+        if whole:
+            both = replace(shape, causal=False)
+            found.whole = self._bind("paged_attention_prefill", both, weights, {**params, "causal": False}, shared=shared)
+        return found
 
     def of_prompts(self, shape: AttentionShape, *, causal: bool) -> BoundKernel:
         """``paged_attention_prefill`` that returns the LSE, too."""

@@ -1,6 +1,16 @@
 """Workloads: what arrives when, deterministic by seed."""
 
-from .build import Arrival, Workload, WorkloadRequest, build_workload, warmup_workload
-from .config import SamplingConfig, WorkloadConfig
+from .build import Arrival, Workload, WorkloadRequest, build_workload, draw_adapters, warmup_workload
+from .config import POPULARITIES, SamplingConfig, WorkloadConfig
 
-__all__ = ["Arrival", "SamplingConfig", "Workload", "WorkloadConfig", "WorkloadRequest", "build_workload", "warmup_workload"]
+__all__ = [
+    "POPULARITIES",
+    "Arrival",
+    "SamplingConfig",
+    "Workload",
+    "WorkloadConfig",
+    "WorkloadRequest",
+    "build_workload",
+    "draw_adapters",
+    "warmup_workload",
+]

@@ -86,7 +86,7 @@ class Workload(Sequence[WorkloadRequest]):
         self._sizes = [] if recorded else _sizes(config, len(times))
         thinks = stream(config.seed, THINK).exponential(config.think_time_s, len(times)).tolist()
         self._priorities = stream(config.seed, PRIORITIES).integers(config.num_priorities, size=len(times)).tolist()
-        self._adapters = _adapters(config, len(times))
+        self._adapters = draw_adapters(config, len(times))
         self._num_known_blocks = _num_known_blocks(self._entries)
         closed = config.arrivals == "closed"
         self.arrivals = [
@@ -201,7 +201,7 @@ def _sizes(config: WorkloadConfig, num_requests: int) -> list[tuple[int, int]]:
     ]
 
 
-def _adapters(config: WorkloadConfig, num_requests: int) -> list[LoRARequest | None]:
+def draw_adapters(config: WorkloadConfig, num_requests: int) -> list[LoRARequest | None]:
     """Of each request. Raises ValueError where nobody made them."""
     count = config.num_loras
     if not count:

@@ -57,7 +57,16 @@ def test_paths(model_type: str, path: str, reason: str, served: dict[str, dict[s
 
 def test_tasks(served: dict[str, dict[str, Any]]) -> None:
     pooled = ["embed", "classify", "score"]
-    expected = {"llama": ["generate", *pooled], "bert": pooled, "clip": ["embed"], "siglip": ["embed"], "ministral3": ["generate"]}
+    images = ["generate", "images", *pooled]
+    expected = {
+        "llama": ["generate", *pooled],
+        "llava": images,
+        "gemma3": images,
+        "bert": pooled,
+        "clip": ["embed"],
+        "siglip": ["embed"],
+        "ministral3": ["generate"],
+    }
     assert {name: served[name]["tasks"] for name in expected} == expected
 
 

@@ -60,7 +60,7 @@ def test_prompts_as_dicts(inputs: InputProcessor) -> None:
     assert (given.text, given.cache_salt) == ("def f", "me")
 
 
-@pytest.mark.parametrize("key", ["multi_modal_data", "prompt_embeds", "mm_processor_kwargs", "promt", 5])
+@pytest.mark.parametrize("key", ["prompt_embeds", "mm_processor_kwargs", "promt", 5])
 def test_parts_of_a_prompt_that_would_be_dropped_are_refused_by_name(inputs: InputProcessor, key: Any) -> None:
     with pytest.raises(ValueError, match=f"{key!r} is not available in this version"):
         inputs.prompt({"prompt": "def f", key: [1.0]})

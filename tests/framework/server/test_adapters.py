@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_adapters_are_models(server: HTTPServer, config: EngineConfig, folder: P
     assert server.post("/v1/completions", model="second", **ASK)[0] == 404
 
 
-def test_new_weights_under_an_old_name(server: HTTPServer) -> None:
+def test_new_weights_under_an_old_name(server: HTTPServer, folder: Path) -> None:
     assert server.post("/v1/load_lora_adapter", lora_name="a", lora_path="1")[0] == 200
     before = answer(server, "a")
     status, error = server.post("/v1/load_lora_adapter", lora_name="a", lora_path="2")
@@ -102,7 +103,21 @@ def test_new_weights_under_an_old_name(server: HTTPServer) -> None:
     assert after != before
     assert server.post("/v1/load_lora_adapter", lora_name="a", lora_path="1", load_inplace=True)[0] == 200
     assert answer(server, "a") == before
+    (folder / "served" / "empty").mkdir()
+    status, error = server.post("/v1/load_lora_adapter", lora_name="a", lora_path="empty", load_inplace=True)
+    assert status == 400 and "no adapter_config.json" in error["error"]["message"]
+    assert answer(server, "a") == before, "the old weights stay"
     assert server.post("/v1/unload_lora_adapter", lora_name="a")[0] == 200
+
+
+def test_of_loads_at_once_under_one_name_one_succeeds(server: HTTPServer) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        loads = [
+            pool.submit(server.post, "/v1/load_lora_adapter", lora_name="org/twice", lora_path=str(1 + i % 2)) for i in range(4)
+        ]
+    assert sorted(load.result()[0] for load in loads) == [200, 400, 400, 400]
+    assert answer(server, "org/twice") and server.request("GET", "/v1/models/org/twice")[0] == 200
+    assert server.post("/v1/unload_lora_adapter", lora_name="org/twice")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -130,6 +145,8 @@ def test_refusals(server: HTTPServer) -> None:
     assert status == 400 and "no adapter_config.json" in error["error"]["message"], error
     status, error = server.post("/v1/load_lora_adapter", lora_name="base", lora_path="1")
     assert status == 400 and "the model's own name" in error["error"]["message"]
+    status, error = server.post("/v1/load_lora_adapter", lora_name="a\nb", lora_path="1")
+    assert status == 400 and "can be printed" in error["error"]["message"]
     assert server.post("/v1/unload_lora_adapter", lora_name="unknown")[0] == 404
     assert server.post("/v1/load_lora_adapter", lora_name="", lora_path="1")[0] == 400
     assert answer(server, "first"), "the server goes on"

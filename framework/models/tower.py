@@ -1,0 +1,95 @@
+"""Towers for images, with their projectors to the decoder's width: the transformers library's modules, with our linear layers."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from ..config import ModelConfig
+from ..plan import KernelPlan
+from .library import library_config
+from .read import ModelInfo
+from .transformers_model import swap_linears
+
+_TEXT = re.compile(r"(^|\.)(language_model|lm_head)(\.|$)")
+"""Modules of the text model."""
+
+
+class Tower:
+    """model: the library's, without its text model. dtype: of embeddings."""
+
+    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self._model, self._dtype, self._device = model, dtype, device
+
+    @torch.inference_mode()
+    def encode(self, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
+        """inputs of one image, as ``get_image_features`` takes them -> its embeddings [E, H]."""
+        tensors = {name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()}
+        cast = {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        found = self._model.get_image_features(**cast, return_dict=True).pooler_output
+        features = found if isinstance(found, torch.Tensor) else torch.cat(tuple(found))
+        return features.flatten(0, -2).to(self._dtype)
+
+
+def load_tower(config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: torch.device, seed: int) -> Tower:
+    """seed: of dummy weights. Raises ValueError for a checkpoint that does not fit."""
+    assert info.vision is not None
+    found, dtype = tower_config(config, info.folder, info.vision.model_type), getattr(torch, info.dtype)
+    kind: Any = transformers.AutoModelForImageTextToText
+    if config.load_format == "dummy":
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed)
+            whole: Any = kind.from_config(found, dtype=dtype)
+    else:
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # the text model does not fit, as it must
+        try:
+            told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            whole, report = kind.from_pretrained(info.folder, config=found, dtype=dtype, **told)
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+        wrong = {key: [str(name) for name in names if not _TEXT.search(_name(name))] for key, names in report.items()}
+        if wrong := {key: sorted(names)[:20] for key, names in wrong.items() if names}:
+            raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {wrong}")
+    model = whole.model.eval()
+    model.language_model = None
+    model.to(device=device)
+    swap_linears(model, plan)
+    names = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("transformers.")}
+    plan.library = sorted({*plan.library, *names})
+    return Tower(model, dtype, device)
+
+
+def tower_bytes(config: ModelConfig, info: ModelInfo) -> int:
+    """What the weights of a tower take."""
+    assert info.vision is not None
+    with torch.device("meta"):
+        model: Any = transformers.AutoModelForImageTextToText.from_config(tower_config(config, info.folder, info.vision.model_type))
+    text = {id(weight) for weight in model.model.language_model.parameters()} | {id(model.lm_head.weight)}
+    size = sum(weight.numel() for weight in model.parameters() if id(weight) not in text)
+    return size * getattr(torch, info.dtype).itemsize
+
+
+def _name(reported: Any) -> str:
+    """Of a weight; of those with another shape the report has tuples."""
+    return str(reported[0] if isinstance(reported, tuple) else reported)
+
+
+def tower_config(config: ModelConfig, folder: Path | None, model_type: str) -> Any:
+    """The library's configuration of the model with next to nothing of its text model, which is ours."""
+    theirs = library_config(config, folder, model_type)
+    found = copy.deepcopy(theirs)
+    if hasattr(found, "quantization_config"):
+        del found.quantization_config  # of the text model
+    text = found.get_text_config()
+    small = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 8}
+    own = type(text)(**small, hidden_size=text.hidden_size, vocab_size=8, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    found.text_config = own
+    return found

@@ -1,0 +1,71 @@
+"""Models that read images: a tower of the transformers library before the native decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from ..config import ModelConfig
+from .native import Architecture
+
+IMAGE_TYPES: Final = ("gemma3", "internvl", "llava", "llava_next", "qwen2_5_vl", "qwen2_vl")
+"""Types of models whose images can be served."""
+RENAMES: Final = (("language_model.model.", "model."), ("model.language_model.", "model."), ("language_model.lm_head.", "lm_head."))
+"""Prefixes of the text model in checkpoints of such models, and ours."""
+TOWER: Final = r"^(model\.)?(vision_tower|visual|multi_modal_projector|image_newline)(\.|$)"
+"""Tensors that are the library's business."""
+
+
+@dataclass(frozen=True)
+class Vision:
+    """Of a model that reads images.
+
+    model_type   of its config.json
+    token_id     of the placeholders that embeddings replace
+    placeholder_id  of the token that stands for an image in a prompt: the same, but of Gemma 3
+    merge        side of the square of patches that make one embedding, where positions are three (Qwen2-VL); None: they are not
+    whole        tokens of an image see each other (Gemma 3)
+    """
+
+    model_type: str
+    token_id: int
+    placeholder_id: int
+    merge: int | None = None
+    whole: bool = False
+
+
+def reads_images(found: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model with a tower for images. Of Gemma 3 there are some without."""
+    return found.get("model_type") in IMAGE_TYPES and (found["model_type"] != "gemma3" or "vision_config" in found)
+
+
+def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], Vision]:
+    """config.json of such a model with the fields of its text model on top, as the library completes both, and what there is to
+    know of its images. Raises ValueError for what cannot be served."""
+    from .library import library_config  # slow to import, and needed for few models
+
+    model_type = found["model_type"]
+    theirs = library_config(config, folder, model_type)
+    text = theirs.get_text_config().to_dict()
+    kept = {name: found[name] for name in ("dtype", "torch_dtype", "eos_token_id", "architectures") if found.get(name) is not None}
+    tied = getattr(theirs, "tie_word_embeddings", None)
+    given = {name: value for name, value in config.architecture.items() if name in text and name != "model_type"}
+    merged = {**found, **text, **({} if tied is None else {"tie_word_embeddings": tied}), **kept, **given}
+    window = merged.get("sliding_window")
+    if model_type == "gemma3" and window is not None and theirs.mm_tokens_per_image > window:
+        raise ValueError(
+            f"model {config.name!r} cannot run: an image of it has {theirs.mm_tokens_per_image} tokens (mm_tokens_per_image), but "
+            f"its windows, in which they see each other, are of {window} (sliding_window)"
+        )
+    merge = theirs.vision_config.spatial_merge_size if model_type in ("qwen2_vl", "qwen2_5_vl") else None
+    is_whole, token_id = model_type == "gemma3", theirs.image_token_id
+    return merged, Vision(model_type, token_id, theirs.boi_token_index if is_whole else token_id, merge, is_whole)
+
+
+def of_larger_model(architecture: Architecture) -> Architecture:
+    """Of a text model in the checkpoint of one with a tower."""
+    family = architecture.family
+    renames = (*RENAMES, *(pair for pair in family.renames if pair not in RENAMES))
+    return replace(architecture, family=replace(family, renames=renames, ignored=(*family.ignored, TOWER)))

@@ -1,0 +1,130 @@
+"""The books of the embeddings that the executor keeps of images. Pure bookkeeping; no tensors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ..config import SchedulerConfig
+from .items import ImageItem
+
+if TYPE_CHECKING:
+    from ..engine.request import Request
+    from ..engine.step import StepInput
+
+
+class EncoderCache:
+    """Which images are encoded in which step, and which embeddings are kept until when.
+
+    An image is encoded by the first step that computes one of its placeholders, once for all requests that hold it. Its embeddings
+    stay as long as a request has computed a part of its placeholders, and then until room is needed; the least recently used go
+    first.
+
+    whole        a chunk never ends within an image, whose tokens see each other
+    num_encoded  images so far
+    """
+
+    def __init__(self, config: SchedulerConfig, whole: bool = False) -> None:
+        self._budget, self._capacity, self._max_chunk = config.encoder_budget, config.encoder_cache, config.max_chunk
+        self._whole = whole
+        self._kept: OrderedDict[bytes, int] = OrderedDict()  # least recently used first
+        self._num_kept = 0
+        self._holders: dict[bytes, set[Request]] = {}
+        self._encode: dict[bytes, ImageItem] = {}
+        self._forgotten: list[bytes] = []
+        self._left = self._budget
+        self._used: set[bytes] = set()
+        self.num_encoded = 0
+
+    def check(self, images: Iterable[ImageItem]) -> None:
+        """Raises ValueError for an image that could never be computed."""
+        for image in images:
+            if image.count > self._capacity:
+                raise ValueError(
+                    f"an image of the prompt has {image.count} embeddings, but {self._capacity} are kept "
+                    "(scheduler.encoder_cache): give a smaller image, or raise it"
+                )
+            if self._whole and image.count > self._max_chunk:
+                raise ValueError(
+                    f"an image of the prompt has {image.count} tokens, which see each other and so are computed in one step, but a "
+                    f"step takes {self._max_chunk} of a request: raise scheduler.max_num_batched_tokens (and max_chunk_tokens)"
+                )
+
+    def start_step(self) -> None:
+        """What is scheduled from here on is another step."""
+        self._left = self._budget
+        self._used.clear()
+
+    def fit(self, request: Request, start: int, count: int) -> int:
+        """How many of the ``count`` tokens from ``start`` on can be computed in this step, which encodes what it needs for them."""
+        end = start + count
+        for image in request.images:
+            if image.end <= start or image.start >= end:
+                continue
+            if (self._whole and end < image.end) or not self._take(image):
+                end = max(image.start, start)
+                break
+        for image in request.images:
+            if image.start < end < image.end:
+                self._holders.setdefault(image.key, set()).add(request)
+            elif image.end <= end and start < image.end:
+                self._drop(request, image.key)
+        return end - start
+
+    def release(self, request: Request) -> None:
+        """It is not running any more."""
+        for image in request.images:
+            self._drop(request, image.key)
+
+    def fill(self, step: StepInput) -> None:
+        """Tells a step what it encodes and what it forgets."""
+        step.images, self._encode = list(self._encode.values()), {}
+        step.forgotten, self._forgotten = self._forgotten, []
+        self.num_encoded += len(step.images)
+
+    def lose(self, step: StepInput) -> None:
+        """A step failed: nobody knows what it encoded and forgot."""
+        for image in step.images:
+            if image.key in self._kept:
+                self._remove(image.key)
+        self._forgotten += [*step.forgotten, *(image.key for image in step.images)]
+
+    def replace(self, old: EncoderCache) -> None:
+        """The next step forgets whatever ``old`` kept."""
+        self._forgotten += [*old._forgotten, *old._kept]
+        self.num_encoded = old.num_encoded
+
+    def _take(self, image: ImageItem) -> bool:
+        """Whether its embeddings are there in this step."""
+        if image.key not in self._kept:
+            if image.count > self._left < self._budget or not self._make_room(image.count):
+                return False
+            self._left -= min(image.count, self._left)
+            self._kept[image.key] = image.count
+            self._num_kept += image.count
+            self._encode[image.key] = image
+        self._kept.move_to_end(image.key)
+        self._used.add(image.key)
+        return True
+
+    def _make_room(self, count: int) -> bool:
+        free = [key for key in self._kept if key not in self._used and not self._holders.get(key)]
+        if self._num_kept - sum(self._kept[key] for key in free) + count > self._capacity:
+            return False
+        for key in free:
+            if self._num_kept + count <= self._capacity:
+                break
+            self._remove(key)
+            if self._encode.pop(key, None) is None:
+                self._forgotten.append(key)
+        return True
+
+    def _remove(self, key: bytes) -> None:
+        self._num_kept -= self._kept.pop(key)
+
+    def _drop(self, request: Request, key: bytes) -> None:
+        if (holders := self._holders.get(key)) is not None:
+            holders.discard(request)
+            if not holders:
+                del self._holders[key]

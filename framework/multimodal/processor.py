@@ -1,0 +1,179 @@
+"""From prompts with images to tokens and what the model's tower takes, by the library's processor."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ..engine.images import checked_image, unreadable
+from .items import ImageItem
+
+NOT_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets", "num_crops")
+"""What a processor returns beside that which the tower takes."""
+BREAK: Final = "\ufdd0"
+"""Stands in a placeholder that a user spelled, so that it is none; a noncharacter, which no text has."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """text: what takes the place of the image in a prompt; token_ids: the same; the others as in ImageItem."""
+
+    text: str
+    token_ids: list[int]
+    count: int
+    key: bytes
+    inputs: dict[str, np.ndarray]
+    grid: tuple[int, int] | None
+
+
+class ImagePrompts:
+    """Prompts of the model in ``folder``, whose text has a placeholder for each image.
+
+    model_type .. whole  as ``Vision`` has them
+    placeholder          the text that stands for an image in a prompt
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        model_type: str,
+        token_id: int,
+        placeholder_id: int,
+        merge: int | None = None,
+        whole: bool = False,
+    ) -> None:
+        """Raises ValueError for a tokenizer without the tokens that images need."""
+        self._folder, self._model_type, self._token_id, self._merge, self.whole = folder, model_type, token_id, merge, whole
+        self._tokenizer, self._placeholder_id = tokenizer, placeholder_id
+        names = {number: tokenizer.convert_ids_to_tokens(number) for number in (token_id, placeholder_id)}
+        if missing := [number for number, name in names.items() if not name]:
+            raise ValueError(f"the tokenizer has no token {missing[0]}, which stands for images by the model's config.json")
+        self.placeholder: str = names[placeholder_id]
+        self._spelled = set(names.values())
+
+    @property
+    def chat_template(self) -> str | None:
+        """The processor's own; None: it has none."""
+        return self._processor.chat_template
+
+    def of_text(
+        self, text: str, images: Sequence[Any], encode: Callable[[str], list[int]]
+    ) -> tuple[list[int], tuple[ImageItem, ...]]:
+        """Token ids of a text, with as many placeholders for each image as it has embeddings. Raises ValueError."""
+        pieces = text.split(self.placeholder)
+        self._check_count(len(pieces) - 1, images)
+        prepared = [self._prepared(image) for image in images]
+        whole = "".join(part for piece, found in zip(pieces, prepared) for part in (piece, found.text)) + pieces[-1]
+        ids = [token for nth, part in enumerate(whole.split(BREAK)) for token in (encode(part) if not nth else self._encode(part))]
+        return ids, self._placed(ids, prepared)
+
+    def of_tokens(self, token_ids: list[int], images: Sequence[Any]) -> tuple[list[int], tuple[ImageItem, ...]]:
+        """The same of tokens, with one placeholder for each image. Raises ValueError."""
+        placeholder = self._placeholder_id
+        self._check_count(token_ids.count(placeholder), images)
+        prepared = [self._prepared(image) for image in images]
+        waiting, ids = iter(prepared), list[int]()
+        for token in token_ids:
+            ids += next(waiting).token_ids if token == placeholder else (token,)
+        return ids, self._placed(ids, prepared)
+
+    def as_text(self, text: str) -> str:
+        """A user's text, in which a placeholder that is spelled stands for no image."""
+        for token in self._spelled:
+            text = text.replace(token, token[0] + BREAK + token[1:])
+        return text
+
+    def _check_count(self, count: int, images: Sequence[Any]) -> None:
+        if count != len(images):
+            raise ValueError(
+                f"the prompt has {count} times {self.placeholder!r}, the placeholder of an image, and multi_modal_data has "
+                f"{len(images)} images: give one for each"
+            )
+
+    def _placed(self, ids: list[int], prepared: Sequence[_Prepared]) -> tuple[ImageItem, ...]:
+        places = np.flatnonzero(np.array(ids) == self._token_id)
+        if len(places) != (wanted := sum(found.count for found in prepared)):
+            raise ValueError(
+                f"the prompt has {len(places)} placeholders of embeddings, and its images have {wanted}: leave "
+                f"{self._tokenizer.convert_ids_to_tokens(self._token_id)!r} out of it"
+            )
+        items, first = [], 0
+        for found in prepared:
+            own = places[first : first + found.count]
+            if own[-1] - own[0] != found.count - 1:
+                raise ValueError(
+                    "the processor cuts images into several parts (pan and scan), which this version does not serve: set "
+                    f"do_pan_and_scan=false in the preprocessor_config.json in {self._folder}"
+                )
+            items.append(ImageItem(int(own[0]), found.count, found.key, found.inputs, found.grid))
+            first += found.count
+        return tuple(items)
+
+    def _prepared(self, image: Any) -> _Prepared:
+        """Of each image alone: several may be padded to the size of the largest."""
+        image, processor = checked_image(image, still=True), self._processor
+        try:
+            # Of an image with a side of 1 or 3 the library would take that for its colors.
+            pixels = np.asarray(image.convert("RGB"))
+        except Exception as error:  # Pillow reads pixels only now, and its decoders raise anything
+            raise unreadable(error) from error
+        try:
+            found = processor(
+                images=[pixels],
+                text=[self.placeholder],
+                input_data_format="channels_last",
+                return_text_replacement_offsets=True,
+                return_tensors="np",
+            )
+            text = found["text_replacement_offsets"][0][0]["replacement"]
+        except Exception as error:  # processors check what they are given each in its way
+            raise ValueError(
+                f"an image of {image.size[0]} x {image.size[1]} cannot work: {type(processor).__name__} of transformers says "
+                f"{type(error).__name__}: {str(error)[:300]}"
+            ) from error
+        inputs = {name: np.asarray(value) for name, value in found.items() if name not in NOT_INPUTS}
+        digest = blake2b(digest_size=16)
+        for name, value in sorted(inputs.items()):
+            digest.update(f"{name} {value.dtype} {value.shape} ".encode() + np.ascontiguousarray(value).tobytes())
+        ids, grid = self._encode(text), None
+        if self._merge is not None:
+            _, rows, columns = inputs["image_grid_thw"][0].tolist()
+            grid = rows // self._merge, columns // self._merge
+        return _Prepared(text, ids, ids.count(self._token_id), digest.digest(), inputs, grid)
+
+    def _encode(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return found
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        """The library's, of its image processor and our tokenizer: without the part for videos, which would import torchvision."""
+        import transformers
+        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+        name = PROCESSOR_MAPPING_NAMES[self._model_type]
+        try:
+            module = importlib.import_module(f"transformers.models.{self._model_type}.processing_{self._model_type}")
+            theirs: Any = getattr(module, name)
+            images = transformers.AutoImageProcessor.from_pretrained(self._folder, trust_remote_code=False, backend="pil")
+            options = theirs.get_processor_dict(self._folder)[0]
+            parts = ("image_processor", "tokenizer")
+            kind = type(name, (theirs,), {"get_attributes": classmethod(lambda cls: list(parts))})
+            known = {key: value for key, value in options.items() if key not in (*parts, "video_processor", "processor_class")}
+            found = kind(images, self._tokenizer, **known)
+            if found.image_token != self.placeholder:
+                raise ValueError(f"it calls an image {found.image_token!r}, and the model's config.json {self.placeholder!r}")
+            return found
+        except Exception as error:  # files are missing, no JSON, of another model, the tokenizer lacks a token, ...
+            raise ValueError(
+                f"the model cannot take images: of the processor in {self._folder} transformers {transformers.__version__} says "
+                f"{type(error).__name__}: {str(error)[:300]}"
+            ) from error

@@ -1,0 +1,121 @@
+"""Images on the device: what was encoded, and where it stands among the tokens of running requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..engine.step import StepInput
+from ..models.batch import ImageTokens
+from ..multimodal.items import ImageItem, rotary_positions
+from .step_rows import StepRows
+from .transfer import to_device
+
+if TYPE_CHECKING:
+    from ..models.tower import Tower
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """A request with images. positions: int64 [3, prompt] where tokens have three; None: they have one. delta: what those of later
+    tokens are more than their place."""
+
+    images: tuple[ImageItem, ...]
+    positions: np.ndarray | None
+    delta: int
+
+
+class Images:
+    """Embeddings of the images that the scheduler's books say are kept, and the images of the requests that hold a seat.
+
+    whole          tokens of an image see each other
+    max_model_len  rows of the tables of angles for single ones
+    deltas         int64 [seats + 1]: of each request; None: tokens have one position
+    """
+
+    def __init__(
+        self, tower: Tower, num_seats: int, max_model_len: int, device: torch.device, *, has_positions: bool, whole: bool
+    ) -> None:
+        """has_positions: tokens have three positions."""
+        self.whole, self._tower, self._max_model_len, self._device = whole, tower, max_model_len, device
+        self._embeddings: dict[bytes, torch.Tensor] = {}
+        self._seats: dict[int, _Seat] = {}
+        self.deltas = np.zeros(num_seats + 1, dtype=np.int64) if has_positions else None
+
+    def apply(self, step: StepInput) -> None:
+        """Takes in the deltas of a step: what is forgotten, what is encoded, new requests."""
+        for key in step.forgotten:
+            self._embeddings.pop(key, None)
+        for image in step.images:
+            self._embeddings[image.key] = self._tower.encode(image.inputs)
+        for seat in step.released:
+            self._leave(seat)
+        for new in step.new:
+            self._leave(new.seat)
+            if new.images:
+                positions, delta = None, 0
+                if self.deltas is not None:
+                    positions, delta = rotary_positions(new.num_prompt_tokens, new.images)
+                    self.deltas[new.seat] = delta
+                self._seats[new.seat] = _Seat(new.images, positions, delta)
+
+    def are_in(self, rows: StepRows) -> bool:
+        """Whether a step computes tokens of images."""
+        firsts = ((self._seats.get(seat), first) for seat, first in zip(rows.seats.tolist(), rows.first.tolist()))
+        return any(own is not None and first < own.images[-1].end for own, first in firsts) and bool(self._overlaps(rows))
+
+    def tokens(self, rows: StepRows) -> ImageTokens | None:
+        """Those of a step that are placeholders; None: there are none."""
+        tokens, parts = [], []
+        for row, image, start, end in self._overlaps(rows):
+            if image.key not in self._embeddings:
+                raise ValueError("the embeddings of an image are gone, because the step that was to encode it failed: ask again")
+            place = int(rows.bounds[row] - rows.first[row])
+            tokens.append(np.arange(place + start, place + end))
+            parts.append(self._embeddings[image.key][start - image.start : end - image.start])
+        if not parts:
+            return None
+        return ImageTokens(to_device(np.concatenate(tokens), self._device), torch.cat(parts))
+
+    def spans(self, rows: StepRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64 of each image that a step computes a part of: its row, how many tokens, and the place behind them."""
+        row, count, end = zip(*((row, end - start, end) for row, _, start, end in self._overlaps(rows)))
+        return np.array(row), np.array(count), np.array(end)
+
+    def positions(self, rows: StepRows, places: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """places: int64 [T], of a step's tokens in their sequences -> by which row of the tables of angles each rotates [T], and
+        the three positions of those that have a row of their own [3, M]. None: places are positions."""
+        if self.deltas is None or not any(seat in self._seats for seat in rows.seats.tolist()):
+            return None
+        found, mixed, count = places.copy(), [], 0
+        for row, seat in enumerate(rows.seats.tolist()):
+            if (own := self._seats.get(seat)) is None or own.positions is None:
+                continue
+            first, end, begin = int(rows.first[row]), int(rows.lengths[row]), int(rows.bounds[row])
+            found[begin : begin + end - first] += own.delta
+            three = own.positions[:, first:end]
+            known = found[begin : begin + three.shape[1]]
+            known[:] = three[0]
+            apart = np.flatnonzero((three != three[0]).any(axis=0))
+            known[apart] = self._max_model_len + count + np.arange(len(apart))
+            mixed.append(three[:, apart])
+            count += len(apart)
+        return found, np.concatenate(mixed, axis=1)
+
+    def _overlaps(self, rows: StepRows) -> list[tuple[int, ImageItem, int, int]]:
+        """(row, image, start, end): the tokens of an image, by their place in the sequence, that a step computes."""
+        found = []
+        for row, seat in enumerate(rows.seats.tolist()):
+            if (own := self._seats.get(seat)) is not None:
+                first, last = int(rows.first[row]), int(rows.lengths[row])
+                spans = ((image, max(image.start, first), min(image.end, last)) for image in own.images)
+                found += [(row, image, start, end) for image, start, end in spans if start < end]
+        return found
+
+    def _leave(self, seat: int) -> None:
+        self._seats.pop(seat, None)
+        if self.deltas is not None:
+            self.deltas[seat] = 0
