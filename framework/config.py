@@ -26,6 +26,8 @@ LATENT_PREFILLS = ("absorbed", "expanded")
 GENERATION_CONFIGS = ("auto", "none")
 PLACEMENTS = ("pack", "spread")
 MAX_RANKS, MAX_NOISE = 4096, 2.0
+MAX_TIMEOUT_S = 1e6
+"""Eleven days: the system's calls that wait count milliseconds in 31 bits."""
 ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
 CALIBRATED_SCHEMES = ("gptq-int4", "awq-int4", "autoround-int4")
 QUANT_SCHEMES = ("none", *ROUNDED_SCHEMES, *CALIBRATED_SCHEMES)
@@ -390,7 +392,8 @@ class EngineConfig:
         )
         require(p.first_device >= 0, "parallel.first_device", p.first_device, "0 or more")
         for name in ("step_timeout_s", "start_timeout_s"):
-            require(0 < getattr(p, name) < math.inf, f"parallel.{name}", getattr(p, name), "more than 0")
+            expected = f"from 0.001 to {MAX_TIMEOUT_S:.0f}"
+            require(0.001 <= getattr(p, name) <= MAX_TIMEOUT_S, f"parallel.{name}", getattr(p, name), expected)
         readers = {"first_device": kind.has_device, "step_timeout_s": p.dp > 1}
         readers |= dict.fromkeys(
             ("start_timeout_s", "redundant_experts", "expert_loads", "eplb", "backend", "port", "placement"), False

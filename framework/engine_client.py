@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import multiprocessing
+import os
 import pickle
 import queue
 import threading
@@ -20,6 +21,7 @@ from .engine.errors import EngineDeadError
 from .engine.router import InFlight
 from .engine_process import Abort, Add, Answer, Call, Ready, run_engine
 from .failures import Failure, exit_text
+from .forks import keep_from_forks
 from .logs import LOGGER, set_up_logging
 
 if TYPE_CHECKING:
@@ -69,7 +71,9 @@ class EngineClient:
         # Not daemonic: those may start no processes, as an executor does that has ranks. It ends with this one all the same.
         self._process = context.Process(target=_run, args=arguments, daemon=False, name="kernelswap-engine")
         self._process.start()
-        atexit.register(self._process.terminate)
+        self._process_id = os.getpid()
+        keep_from_forks(self._process)
+        atexit.register(self._terminate)
         child.close()
         self._start_s = time.perf_counter()
         self._lock = threading.RLock()  # of the two that follow
@@ -102,14 +106,14 @@ class EngineClient:
 
     @property
     def is_dead(self) -> bool:
-        return self._death is not None
+        return self._ending is not None
 
     @property
     def dead_error(self) -> EngineDeadError | None:
         """Why no message can be sent any more; None while the engine lives. A new one each time: tracebacks would add up."""
-        if self._death is None:
+        if (ending := self._ending) is None:
             return None
-        reason, cause = self._death
+        reason, cause = ending
         error = EngineDeadError(reason)
         error.__cause__ = cause
         return error
@@ -142,7 +146,9 @@ class EngineClient:
         self._die(f"{self._name} was shut down")
 
     def shutdown(self) -> None:
-        """Stops, and waits until the process is gone."""
+        """Stops, and waits until the process is gone. Not so in a process that was forked: it is not its own."""
+        if self._is_forked:
+            return
         if self._reader.ident is None:  # it was never ready
             self._end_process(0)
             return
@@ -150,6 +156,21 @@ class EngineClient:
         self._reader.join(SHUTDOWN_TIMEOUT_S)
         self._process.kill()
         self._reader.join()
+
+    @property
+    def _is_forked(self) -> bool:
+        return self._process_id != os.getpid()
+
+    @property
+    def _ending(self) -> tuple[str, Exception | None] | None:
+        if self._is_forked:
+            reason = f"{self._name} belongs to the process that started it ({self._process_id}), and this one was forked from it"
+            return reason, None
+        return self._death
+
+    def _terminate(self) -> None:
+        if not self._is_forked:
+            self._process.terminate()
 
     def _ready(self, timeout_s: float) -> EngineInfo:
         try:
@@ -168,7 +189,7 @@ class EngineClient:
         self._process.join(timeout_s)
         self._process.kill()
         self._process.join()
-        atexit.unregister(self._process.terminate)
+        atexit.unregister(self._terminate)
         return exit_text(self._process.exitcode)
 
     def _write(self) -> None:
@@ -259,7 +280,7 @@ class EngineClient:
 
     def _die(self, reason: str, cause: Exception | None = None) -> None:
         with self._lock:
-            if self._death is not None:
+            if self._ending is not None:
                 return
             self._death = (reason, cause)
             keys = list(self._receivers)

@@ -1548,4 +1548,12 @@ MUTANTS = [
     Mutant("a fork shares states", _MANAGER, "if self._has_states or num_own", "if num_own"),
     Mutant("rates and decays change places", _MIXERS, "rate, decay = ", "decay, rate = "),
     Mutant("queries gate themselves", _ATTENTION, "heads[:, 1:-keys:2]", "heads[:, :-keys:2]"),
+    Mutant("a fork ends the ranks as it exits", f"{_DISTRIBUTED}launchers/processes.py", "        keep_from_forks(process)\n", ""),
+    Mutant("a fork ends the engine as it exits", _CLIENT, "if not self._is_forked:", "if True:"),
+    Mutant(
+        "a fork waits for an engine that hears nothing",
+        _CLIENT,
+        "        if self._is_forked:\n            reason",
+        "        if False:\n            reason",
+    ),
 ]

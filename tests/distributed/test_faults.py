@@ -208,12 +208,10 @@ engine = make_engine(make_config(2), null_rank)
 child = os.fork()
 engine.add_request("r", [1, 2, 3], token_params())
 if not child:
-    try:
-        engine.step()
-        print(engine.errored, flush=True)
-        engine.shutdown()
-    finally:
-        os._exit(0)
+    engine.step()
+    print(engine.errored, flush=True)
+    engine.shutdown()
+    sys.exit()
 os.waitpid(child, 0)
 while engine.has_unfinished():
     error = [output.error for output in engine.step()]
@@ -288,6 +286,33 @@ def test_a_rank_that_ends_or_hangs_while_nobody_asks_anything_is_found(
     wait_until(lambda: client.is_dead and not any(map(runs, processes)))
     assert re.search(rf"rank 1 .process \d+. .*{found}", str(client.dead_error))
     client.shutdown()
+
+
+def test_a_forked_copy_of_a_client_has_no_engine_and_ends_none(tmp_path: Path) -> None:
+    code = f"""
+from collections import deque
+from pathlib import Path
+from framework.engine_process import Call
+from framework.replicated_engine import Inbox, _Waiting
+from tests.distributed.test_faults import start_client
+client = start_client(Path({str(tmp_path / "ids")!r}))
+child = os.fork()
+if not child:
+    print(client.dead_error, flush=True)
+    client.shutdown()
+    sys.exit()
+os.waitpid(child, 0)
+inbox, answers = Inbox(), deque()
+client.open(_Waiting(inbox, answers), lambda: Call("reset_prefix_cache"))
+while not answers:
+    inbox.run(None)
+print(answers.pop(), flush=True)
+client.shutdown()
+"""
+    command = [sys.executable, "-W", "ignore", "-c", HEAD + code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    refused, served = done.stdout.splitlines()
+    assert "belongs to the process that started it" in refused and served == "True" and not done.stderr
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.exit(0)"])

@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ...failures import exit_text
+from ...forks import keep_from_forks
 from ...logs import LOGGER
 from ..messages import Start
 from ..rendezvous import LOCAL
@@ -25,6 +26,7 @@ class ProcessLauncher:
         arguments = (pickle.dumps(start), theirs, LOGGER.getEffectiveLevel())
         process = context.Process(target=run_worker, args=arguments, daemon=True, name=f"kernelswap-rank-{start.place.rank}")
         process.start()
+        keep_from_forks(process)
         theirs.close()
         return LaunchedProcess(process, pipe)
 
