@@ -233,7 +233,17 @@ TESTS: dict[str, list[str]] = {
             _RANK,
             *(
                 f"{_DISTRIBUTED}{name}.py"
-                for name in ("executor", "questions", "rendezvous", "worker", "workers", "kinds", "launchers/threads", "handshake")
+                for name in (
+                    "executor",
+                    "questions",
+                    "rendezvous",
+                    "worker",
+                    "workers",
+                    "kinds",
+                    "launchers/threads",
+                    "launchers/processes",
+                    "handshake",
+                )
             ),
         ),
         _DISTRIBUTED_TESTS,
@@ -250,7 +260,7 @@ TESTS: dict[str, list[str]] = {
     _OUTPUT: _TEXT_TESTS,
     _DETOKENIZER: _TEXT_TESTS,
     _ASYNC: _PROCESS_TESTS,
-    _CLIENT: _PROCESS_TESTS,
+    _CLIENT: [*_PROCESS_TESTS, "tests/distributed/test_faults.py"],
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
@@ -1555,5 +1565,12 @@ MUTANTS = [
         _CLIENT,
         "        if self._is_forked:\n            reason",
         "        if False:\n            reason",
+    ),
+    Mutant("replicas share blocks of adapters", _REPLICAS, "if add.lora_request is not None:", "if False:"),
+    Mutant(
+        "an adapter takes the bytes of one rank",
+        f"{_DISTRIBUTED}questions.py",
+        "sum(one.num_bytes for one in loaded.values())",
+        "first.num_bytes",
     ),
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import ModelConfig
+from ..config import ROUNDED_SCHEMES, ModelConfig
 from ..models.parts import Part, all_parts, layer_parts
 from ..models.quantization.unquantized import Unquantized
 from ..models.read import read_model
@@ -20,7 +20,7 @@ class Source:
 
     stored  of every tensor, by its name here, the name in its file
     Raises ValueError for a model that is not there, does not fit its config.json, is of no native family, is quantized already,
-    or whose linear layers lie transposed.
+    whose linear layers lie transposed, or whose layers keep states.
     """
 
     def __init__(self, model: str) -> None:
@@ -35,6 +35,11 @@ class Source:
             raise ValueError(
                 f"model {model!r} cannot be quantized: {info.config['model_type']} stores its linear layers transposed (Conv1D), "
                 "which the formats have no place for"
+            )
+        if info.architecture.has_states:
+            raise ValueError(
+                f"model {model!r} cannot be quantized before it is served: its layers keep states, which nothing here follows; "
+                f"serve it with one of the schemes that round weights as they are loaded ({', '.join(ROUNDED_SCHEMES)})"
             )
         assert info.folder is not None
         self.folder: Path = info.folder

@@ -31,9 +31,11 @@ from framework.distributed.executor import DistributedExecutor
 from framework.distributed.handshake import OWN_FACTS, versions
 from framework.distributed.kinds import LauncherKind
 from framework.distributed.messages import FACTS, Place, Start
+from framework.distributed.questions import Question, RanksLoad
 from framework.distributed.workers import Silence, Workers
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
+from framework.engine.executor import LoadedAdapter
 from framework.engine.inputs import InputProcessor
 from framework.engine.step import StepInput
 from framework.executor.null import DoneStep, NullExecutor
@@ -512,3 +514,9 @@ def test_all_ranks_read_adapters_or_none_keeps_them() -> None:
     assert len(engine.list_loras()) == 2
     assert [held.total() for held in HOSTS] == [2, 2, 2]
     engine.shutdown()
+
+
+def test_an_adapter_takes_the_bytes_of_all_ranks() -> None:
+    question = Question(2, lambda _: None)
+    question.found = {1: LoadedAdapter("key", 8, 12), 0: LoadedAdapter("key", 8, 10)}
+    assert RanksLoad("/good", question, print).result() == LoadedAdapter("key", 8, 22)

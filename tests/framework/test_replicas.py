@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,8 +27,10 @@ from framework import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingPar
 from framework.build import replica_configs
 from framework.config import CacheConfig, ExecutorConfig, ParallelConfig, SchedulerConfig
 from framework.engine.errors import EngineDeadError
+from framework.engine.inputs import EngineInput
 from framework.engine.router import ROUTERS
 from framework.engine_process import Add
+from framework.lora_request import LoRARequest
 from framework.metrics import Counter, Gauge, Histogram
 from framework.replicas import Replicas
 
@@ -263,6 +266,21 @@ def test_the_router_is_told_of_completions_and_tokens(engine: AsyncEngine, monke
         monkeypatch.setattr(client.in_flight, "add", lambda *given: told.append(given[1:]))
     run(last(engine.generate([1, 2, 3, 4, 5], token_params(max_tokens=2, n=2))))
     assert told == [(2, 5)]
+
+
+def test_the_router_tells_adapters_apart() -> None:
+    salts: list[str | None] = []
+    client = SimpleNamespace(is_dead=False, in_flight=None)
+
+    def route(prompt: EngineInput, _: Any) -> int:
+        salts.append(prompt.cache_salt)
+        return 0
+
+    replicas: Any = SimpleNamespace(living={0: client}, _routed_to=[client], _router=SimpleNamespace(route=route))
+    for adapter in (None, LoRARequest("a", 1, "/a"), LoRARequest("b", 2, "/b")):
+        add = Add(EngineInput([1]), token_params(), 0, 0.0, adapter)
+        assert Replicas._choose(replicas, add) is client
+    assert len(set(salts)) == 3
 
 
 # How replicas end

@@ -43,13 +43,14 @@ def test_settings_are_checked_before_weights_are_read(model: Path, monkeypatch: 
     refused(model, "gptq-int4", "does not divide", group_size=64)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mixtral", "falcon-7b"])
+@pytest.mark.parametrize("name", ["gpt2", "mixtral", "falcon-7b", "mamba2"])
 def test_families(name: str, tmp_path: Path) -> None:
     make_model(name, tmp_path / "model")
     message = {
         "gpt2": "transposed",
         "mixtral": "mixtures of experts.*use one of rtn-int4",
         "falcon-7b": "cannot be run one by one",
+        "mamba2": "layers keep states.*schemes that round",
     }[name]
     refused(tmp_path / "model", "gptq-int4", message)
 
