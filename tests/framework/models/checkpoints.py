@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,6 +51,10 @@ class Example:
     seed: int = 11
     attention: str = "eager"
     oracle: Callable[[dict[str, Any], Path, float, int], Any] | None = None
+
+    def library_config(self) -> Any:
+        """Of its own: some of the library's classes write into the dicts that they are given, which examples share."""
+        return getattr(transformers, self.config_class)(**copy.deepcopy(self.config))
 
 
 def rope(kind: str, **parameters: Any) -> dict[str, Any]:
@@ -236,7 +241,7 @@ def make(example: Example, folder: Path, shard_size: str = "1GB") -> Any:
     """Saves a random checkpoint to ``folder`` and returns the model of transformers, in float32."""
     if example.oracle is not None:
         return example.oracle(example.config, folder, example.embed_std, example.seed)
-    config = getattr(transformers, example.config_class)(**example.config)
+    config = example.library_config()
     config._attn_implementation = example.attention
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     generator = torch.Generator().manual_seed(example.seed)

@@ -175,7 +175,7 @@ def test_dummy_weights_depend_on_the_seed_only() -> None:
 
 def test_dummy_models_of_every_family_run() -> None:
     for name, example in EXAMPLES.items():
-        hf = getattr(transformers, example.config_class)(**example.config)
+        hf = example.library_config()
         config = ModelConfig("none", load_format="dummy", architecture={**hf.to_dict(), "dtype": "float32"})
         assert torch.isfinite(first_logits(config)).all(), name
 
