@@ -402,8 +402,8 @@ MUTANTS = [
     Mutant(
         "decodes of the second row on see the first one's table",
         _BATCHES,
-        "seq_lens, block_table[part], int(",
-        "seq_lens, block_table[part][:1].expand(len(counts), -1), int(",
+        "own, block_table[part], int(",
+        "own, block_table[part][:1].expand(len(counts[part]), -1), int(",
     ),
     Mutant(
         "a prefix hit is computed as if it were not",
@@ -1555,7 +1555,7 @@ MUTANTS = [
     Mutant("a request's first tokens find the states of who was there", _BATCHES, "rows.first == 0)", "rows.first < 0)"),
     Mutant("states of padding are somebody's", _GRAPHS, ".masked_fill_(row_seats == padding_seat, -1)", ".clamp_max_(size - 1)"),
     Mutant("states are beside what memory there is", _CACHE_MEMORY, "(available - states) // each", "available // each"),
-    Mutant("a fork shares states", _MANAGER, "if self._has_states or num_own", "if num_own"),
+    Mutant("a fork shares states", _MANAGER, "if self._has_states or self._cross or", "if self._cross or"),
     Mutant("rates and decays change places", _MIXERS, "rate, decay = ", "decay, rate = "),
     Mutant("queries gate themselves", _ATTENTION, "heads[:, 1:-keys:2]", "heads[:, :-keys:2]"),
     Mutant("a fork ends the ranks as it exits", f"{_DISTRIBUTED}launchers/processes.py", "        keep_from_forks(process)\n", ""),
