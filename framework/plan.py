@@ -192,6 +192,10 @@ class KernelPlan:
         self.bound.remove(found)
         kernel.run = found.run
 
+    def drop(self, kernel: BoundKernel) -> None:
+        """Forgets a kernel that nothing will call."""
+        self.bound.remove(kernel)
+
     def bind_fused(
         self,
         op: str,

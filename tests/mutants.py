@@ -1545,6 +1545,8 @@ MUTANTS = [
     ),
     Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "print({op"),
     Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),
+    Mutant("ranks sum up twice", f"{_BINDING}layer.py", "                summed.reduce = None\n", ""),
+    Mutant("a sum that is left to a norm is not checked", f"{_BINDING}checks.py", "if whole.norms_sums:", "if False:"),
     Mutant("the exchange of experts is not checked", f"{_BINDING}checks.py", "if parallel.ep.size > tp.size:", "if False:"),
     Mutant(
         "ordered inputs are cut",

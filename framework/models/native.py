@@ -192,6 +192,11 @@ class Architecture:
         return self.family.causal
 
     @property
+    def norms_sums(self) -> bool:
+        """Whether what attention gives is added to the residual and normalized, with nothing between."""
+        return self.residual == "pre" and self.residual_scale is None and self.family.norm == "rms"
+
+    @property
     def fuses_rotary(self) -> bool:
         """Whether ``qk_norm_rotary_kv_write`` can do all that layers that rotate do between projection and attention."""
         f = self.family

@@ -96,6 +96,22 @@ def test_ranks_give_what_one_process_gives(name: str) -> None:
     assert served(SIZES[name], JOBS) == expected()
 
 
+@pytest.mark.parametrize("kernel", ["none", "reference", "torch"])
+def test_the_norm_after_attention_may_sum_over_the_ranks(kernel: str) -> None:
+    """With the bits of the sum and the norm one after the other; torch's adds up in float32."""
+    config = config_of((2, 1))
+    config.kernels |= {"all_reduce_add_rms_norm": kernel}
+    engine = build_engine(config)
+    try:
+        found, report = told(run(engine, JOBS)), engine.plan_report()
+    finally:
+        engine.shutdown()
+    assert kernel == "torch" or found == expected()
+    called = ("rms_norm", "all_reduce", "all_reduce_add_rms_norm")
+    norms, sums, both = (report.get(op, {"calls": 0})["calls"] for op in called)
+    assert norms == sums and both * 7 == (0 if kernel == "none" else norms * 6), "six layers, and the embedding or the last norm"
+
+
 @pytest.mark.parametrize("name", ["tp2", "pp2", "pp3"])
 def test_so_they_do_with_chunks_preemptions_and_cached_prefixes(name: str) -> None:
     engine = build(SIZES[name], cache=TIGHT, scheduler=CHUNKS)
@@ -209,6 +225,8 @@ def test_what_ranks_cannot_do_is_refused_before_they_start(
         ((2, 2), {"linear": "onednn"}, "onednn: does not take partial"),
         ((1, 2), {"all_reduce": "threads"}, "kernels.all_reduce=threads would never run: this engine never calls it. Set"),
         ((2, 1), {"all_to_all": "threads"}, "this engine never calls it; of its kind it calls all_gather, all_reduce. Set"),
+        ((2, 1), {"all_reduce_add_rms_norm": "triton"}, "no kernel for all_reduce_add_rms_norm=triton on cpu"),
+        ((1, 2), {"all_reduce_add_rms_norm": "torch"}, "kernels.all_reduce_add_rms_norm=torch would never run: this engine never"),
         ((2, 1), {"linear": "tree@width:4096"}, "tree: needs 4096 columns on each rank, here are"),
     ],
 )

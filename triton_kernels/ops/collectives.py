@@ -58,9 +58,9 @@ def all_reduce_add_rms_norm_reference(
     offset: float = 0.0,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``all_reduce`` of x [T, N] + bias [N], then ``rms_norm`` with the residual [T, N] (changed in place) -> [T, N] in the
-    residual's dtype. The sum over the ranks is not rounded before the residual is added."""
-    normed = rms_norm_reference(all_reduce_reference(x, group, bias, torch.float64), residual, weight, eps, offset)
+    """``all_reduce`` of x [T, N] + bias [N] to the residual's dtype, then ``rms_norm`` with the residual [T, N] (changed in place)
+    -> [T, N] in that dtype: what the two give one after the other, so that a model's numbers do not depend on which runs."""
+    normed = rms_norm_reference(all_reduce_reference(x, group, bias, residual.dtype), residual, weight, eps, offset)
     assert isinstance(normed, torch.Tensor)
     return normed.to(residual.dtype)
 

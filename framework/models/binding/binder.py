@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from ...plan import BoundKernel
 from ..decoder import Decoder
+from ..layers.attention import Attention
 from ..layers.block import AfterNormBlock, AnyAttention, Block, MixerBlock, ParallelBlock, PostNormBlock, PreNormBlock
 from ..layers.linear import GatheredLinear, Linear, ReducedEmbedding, bind_linear, bind_reduce
+from ..layers.mla import LatentAttention
 from ..layers.mlp import Mlp, MoeMlp
 from ..lora.layers import AdaptedEmbedding, AdaptedLinear
 from ..parts import Part, model_parts, shares
@@ -90,11 +92,13 @@ class Binder(LayerBinder):
         if self.a.residual == "single":
             assert attn_norm is not None
             return MixerBlock(attention, attn_norm)
+        summed = attention.o if self.a.norms_sums and isinstance(attention, Attention | LatentAttention) else None
         if shape.moe:
             mlp: Mlp | MoeMlp = bind_moe(self, parts, shape.moe, layer)
-            mlp_norm = self.norm(parts["mlp_norm"]) if "mlp_norm" in parts else None
+            found = self.norm_call(*self.norm_tensors(parts["mlp_norm"])) if "mlp_norm" in parts else None
+            mlp_norm = None if found is None else self.norm_of_sum(summed, *found)
         else:
-            up, mlp_norm = self.linear_after_norm(parts, "mlp_norm", "gate_up" if self.a.family.gated else "up")
+            up, mlp_norm = self.linear_after_norm(parts, "mlp_norm", "gate_up" if self.a.family.gated else "up", summed=summed)
             mlp = bind_mlp(self, parts, up)
         norms = {"attn_norm": attn_norm, "mlp_norm": mlp_norm}
         norms |= {name: self.norm(parts[name]) for name in POST_NORMS if name in parts}

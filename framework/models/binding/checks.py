@@ -14,6 +14,7 @@ from ..quantization.scheme import Scheme
 from ..quantization.unquantized import Unquantized
 from ..ranks import layer_shares, rank_architecture
 from .experts import exchange_calls
+from .layer import REDUCE_NORM
 
 
 def check_rank_kernels(plan: KernelPlan, whole: Architecture, parallel: Parallel, scheme: Scheme, dtype: torch.dtype) -> None:
@@ -22,8 +23,15 @@ def check_rank_kernels(plan: KernelPlan, whole: Architecture, parallel: Parallel
     tp = parallel.tp
     called: list[tuple[str, dict[str, Any]]] = []
     if tp.size > 1:
-        called.append(("all_reduce", {"bias": None, "group": tp.group, "out_dtype": dtype}))
+        summed = {"bias": None, "group": tp.group, "out_dtype": dtype}
+        called.append(("all_reduce", summed))
         called.append(("all_gather", {"group": tp.group, "dim": 1}))
+        if whole.norms_sums:
+            norm = {"weight": torch.empty(whole.hidden_size, dtype=dtype, device="meta")}
+            params = {"eps": whole.norm_eps, "offset": whole.family.norm_offset}
+            of_both = {**norm, **params, "bias": None, "group": tp.group}
+            if plan.fuses(REDUCE_NORM, {"all_reduce": summed, "rms_norm": {**norm, **params}}, {}, of_both, {}):
+                called.append((REDUCE_NORM, of_both))
     if parallel.ep.size > tp.size:
         fused, separate = exchange_calls(parallel, dtype)
         if fused is not None and plan.fuses("moe_exchange", separate, {}, fused, {}):

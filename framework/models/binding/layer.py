@@ -9,7 +9,7 @@ import torch
 
 from ...plan import BoundKernel, KernelPlan
 from ..layers.experts import Lockstep, SpreadExperts
-from ..layers.linear import Linear, bind_linear, bind_reduced
+from ..layers.linear import Linear, ReducedLinear, bind_linear, bind_reduced
 from ..lora.slots import LoraSlots
 from ..native import Architecture
 from ..parallel import Parallel
@@ -18,6 +18,8 @@ from ..quantization.scheme import LoadedPart, one_input
 from ..ranks import rank_architecture
 from ..read import ModelInfo
 from ..weights import Weights
+
+REDUCE_NORM = "all_reduce_add_rms_norm"
 
 
 class LayerBinder:
@@ -77,10 +79,10 @@ class LayerBinder:
         return linear if self.lora is None else self.lora.adapted(part, linear)
 
     def linear_after_norm(
-        self, parts: dict[str, Part], norm: str, linear: str, eps: float | None = None
+        self, parts: dict[str, Part], norm: str, linear: str, eps: float | None = None, summed: Linear | None = None
     ) -> tuple[Linear, BoundKernel | None]:
         """A linear layer and the norm before it, if there is one. Nothing else reads its output unless norms are post norms, or
-        shared. eps: of the norm, if not the model's."""
+        shared. eps: of the norm, if not the model's; summed: as of ``norm_of_sum``."""
         loaded = self.weights.load(parts[linear])
         if norm not in parts:
             return self.bind_linear(parts[linear], loaded), None
@@ -88,7 +90,7 @@ class LayerBinder:
         read_once = self.a.residual != "post" and not self.a.family.shares_norm
         quantizing = self.quantizing(*call, loaded) if read_once else None
         bound = self.bind_linear(parts[linear], loaded, quantized_input=quantizing is not None)
-        return bound, quantizing or self.plan.bind(*call)
+        return bound, quantizing or self.norm_of_sum(summed, *call)
 
     def quantizing(
         self, op: str, weights: dict[str, torch.Tensor | None], params: dict[str, Any], loaded: tuple[LoadedPart, ...]
@@ -98,6 +100,21 @@ class LayerBinder:
         if not self._fuse_quantization or first is None or not one_input(loaded) or first.tensors.get("static_zero") is not None:
             return None
         return self.plan.bind_quantizing(op, weights, params, first.tensors["static_scale"], first.params)
+
+    def norm_of_sum(
+        self, summed: Linear | None, op: str, weights: dict[str, torch.Tensor | None], params: dict[str, Any]
+    ) -> BoundKernel:
+        """A norm that adds its input to the residual. summed: the layer whose output it adds, if nothing comes between the two:
+        where ranks add that up, one kernel may do both."""
+        if isinstance(summed, ReducedLinear) and summed.reduce is not None:
+            group, bias = self.parallel.tp.group, {"bias": summed.bias}
+            replaced = {"all_reduce": {**bias, "group": group, "out_dtype": self.dtype}, op: {**weights, **params}}
+            fused = self.plan.bind_fused(REDUCE_NORM, replaced, {**weights, **bias}, {**params, "group": group}, {})
+            if fused is not None:
+                self.plan.drop(summed.reduce)
+                summed.reduce = None
+                return fused
+        return self.plan.bind(op, weights, params)
 
     def optional(self, parts: dict[str, Part], name: str) -> Linear | None:
         """A linear layer that not every model has."""

@@ -58,14 +58,17 @@ class SplitLinear:
 
 @dataclass(slots=True)
 class ReducedLinear:
-    """Of ranks that share its inputs: what each computes of its own is not rounded before all is summed. reduce: with the bias."""
+    """Of ranks that share its inputs: what each computes of its own is not rounded before all is summed. reduce: with the bias;
+    None: left to the norm that follows."""
 
     linear: Linear
-    reduce: BoundKernel
+    bias: torch.Tensor | None
+    reduce: BoundKernel | None
 
     def __call__(self, x: Any) -> torch.Tensor:
-        """x as of ``linear``, [T, in of this rank] -> [T, out]."""
-        return self.reduce(self.linear(x))
+        """x as of ``linear``, [T, in of this rank] -> [T, out], without ``reduce`` the part of this rank."""
+        part = self.linear(x)
+        return part if self.reduce is None else self.reduce(part)
 
 
 @dataclass(slots=True)
@@ -107,7 +110,7 @@ def bind_reduced(plan: KernelPlan, parts: Sequence[LoadedPart], group: Any, dtyp
     biases = [part.tensors["bias"] for part in parts]
     bias = None if biases[0] is None else torch.cat([found for found in biases if found is not None])
     partial = [replace(part, tensors={**part.tensors, "bias": None}, params={**part.params, "partial": True}) for part in parts]
-    return ReducedLinear(bind_linear(plan, partial, **given), bind_reduce(plan, group, dtype, bias))
+    return ReducedLinear(bind_linear(plan, partial, **given), bias, bind_reduce(plan, group, dtype, bias))
 
 
 def bind_reduce(plan: KernelPlan, group: Any, dtype: torch.dtype, bias: torch.Tensor | None = None) -> BoundKernel:

@@ -23,5 +23,5 @@ class AllReduceAddRmsNormTorch:
         self.norm = RmsNormTorch.bind(spec, {"weight": weights["weight"]}, of_norm)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        residual.add_(rounded(tree_sum(self.group.all_gather(x)), self.bias, torch.float32))
+        residual.add_(rounded(tree_sum(self.group.all_gather(x)), self.bias, residual.dtype))
         return self.norm(residual, None)

@@ -68,6 +68,7 @@ def reduce_norm_kernel(
             total = rank_sum(addresses_ptr, x_ptr, at * width + columns, inside, RANKS)
             if HAS_BIAS:
                 total += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+            total = total.to(residual_ptr.dtype.element_ty).to(tl.float32)  # as all_reduce gives it
             residual_ptrs = residual_ptr + at * stride_residual + columns
             summed = (tl.load(residual_ptrs, mask=inside, other=0.0).to(tl.float32) + total).to(residual_ptr.dtype.element_ty)
             tl.store(residual_ptrs, summed, mask=inside)
