@@ -249,6 +249,7 @@ TESTS: dict[str, list[str]] = {
         _DISTRIBUTED_TESTS,
     ),
     f"{_BINDING}checks.py": ["tests/distributed/test_tokens.py", *_LOCKSTEP_TESTS],
+    f"{_BINDING}layer.py": ["tests/distributed/test_tokens.py"],
     f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
     **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "experts"))), _LOCKSTEP_TESTS),
@@ -1540,8 +1541,8 @@ MUTANTS = [
     Mutant(
         "collectives are not checked",
         f"{_BINDING}checks.py",
-        "    if tp.size > 1:\n        called",
-        "    if False:\n        called",
+        "    if tp.size > 1:\n        summed",
+        "    if False:\n        summed",
     ),
     Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "print({op"),
     Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),

