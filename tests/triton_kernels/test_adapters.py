@@ -29,7 +29,7 @@ from .test_sampling_ops import arguments, kept_tokens
 REGISTRY = Registry.load()
 PREFILL, DECODE = "paged_attention_prefill", "paged_attention_decode"
 HOPPER = Spec("cuda", "sm_90", torch.bfloat16, facts={"head_dim": 128, "value_dim": 128, "page_size": 256, "num_kv_heads": 8})
-FEATURES = {"sinks", "rounded_alibi", "all_features", "value_dim", "aliased", "latent"}
+FEATURES = {"sinks", "rounded_alibi", "position_bias", "all_features", "value_dim", "aliased", "latent"}
 # The cases that an adapter refuses (by how their names start), besides quantized ones; all others it must compute.
 REFUSED: dict[tuple[str, str], set[str]] = {
     **{(op, "flash_attn"): FEATURES for op in (PREFILL, DECODE)},
