@@ -139,6 +139,7 @@ def check_attention(op: str, impl: Impl, dtype: torch.dtype, device: torch.devic
         "alibi": None,
         "return_lse": False,
         "alibi_scale": None,
+        "position_bias": None,
     }
     expected = OPS[op].reference(**args)
     got = run(op, impl, args | {"meta": replace(meta, workspace={})}, interpret)

@@ -53,6 +53,9 @@ def test_attention_is_dense_attention_on_the_gathered_cache(case: Case) -> None:
                 of_keys = (args["alibi"][:, None] * numbers.float()).bfloat16().double()
                 of_queries = of_keys[:, length - num_queries :]
                 scores = scores + args["alibi_scale"] * (of_keys[:, None] - of_queries[:, :, None])
+        if (bias := args.get("position_bias")) is not None:  # by how far behind a key is; the last column is for all beyond
+            behind = torch.arange(length - num_queries, length)[:, None] - torch.arange(length)[None]
+            scores = scores + bias.double()[:, behind.clamp(0, bias.shape[1] - 1)]
         scores = scores.masked_fill(~visible, -math.inf)
         if args["sinks"] is not None:
             scores = torch.cat([scores, args["sinks"].double()[:, None, None].expand(-1, num_queries, 1)], dim=-1)
