@@ -126,22 +126,21 @@ def test_so_they_do_with_chunks_preemptions_and_cached_prefixes(name: str) -> No
     engine.shutdown()
 
 
-@pytest.mark.parametrize("name", ["tp2", "tp4", "tp2 pp2"])
-def test_so_they_do_with_adapters_in_half_precision(name: str, tmp_path: Path) -> None:
+def test_so_they_do_with_adapters_in_half_precision(tmp_path: Path) -> None:
     """What an adapter adds is rounded where one process rounds it: behind the sum of the layer."""
     targets = [LINEARS, ("embed_tokens", "o_proj"), ("down_proj", "lm_head")]
     adapters = [None, *(write_tiny_adapter(tmp_path / str(i), i, 4 * i, targets[i - 1]) for i in (1, 2, 3))]
     found = []
-    for size in (None, SIZES[name]):
-        config = config_of(size, ModelConfig("tiny", dtype="bfloat16", max_model_len=160, max_logprobs=-1), scheduler=CHUNKS)
+    for size in (None, (2, 1), (2, 2)):
+        config = config_of(size, ModelConfig("tiny", dtype="bfloat16", max_model_len=160), scheduler=CHUNKS)
         config.lora = LoraConfig(True, 2, 16, 3)
         engine = build_engine(config)
-        for index, (prompt, params) in enumerate(JOBS):
+        for index, (prompt, params) in enumerate(JOBS[:6]):
             engine.add_request(str(index), list(prompt), params, lora_request=adapters[index % 4])
         outputs = finish(engine)
-        found.append(told([outputs[str(index)] for index in range(len(JOBS))]))
+        found.append(told([outputs[name] for name in sorted(outputs)]))
         engine.shutdown()
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("name", ["gemma2", "qwen3-moe", "gpt2", "gpt-oss", "deepseek-v3"])
