@@ -1431,12 +1431,7 @@ MUTANTS = [
     Mutant("all slots are emptied at once", _ADAPTER_SLOTS, "(empties and weights.users)", "False"),
     Mutant("the slot with most left is emptied", _ADAPTER_SLOTS, "cost = (2, left)", "cost = (2, -left)"),
     Mutant("adapters share cached prefixes", _ADAPTERS, "        request.extra_keys = keys\n", "        pass\n"),
-    Mutant(
-        "what was looked up for other weights is kept",
-        _ADAPTERS,
-        "        request.block_hashes.clear()\n",
-        "        pass\n",
-    ),
+    Mutant("what was looked up for other weights is kept", _ADAPTERS, "        request.block_hashes.clear()\n", "        pass\n"),
     Mutant(
         "preempted requests lose their slot",
         _ADAPTERS,

@@ -120,8 +120,8 @@ class LoraSlots:
         self._reduce: BoundKernel | None = None  # of all layers that sum over ranks
 
     def adapted(self, part: Part, linear: Linear, group: Any = None) -> Linear:
-        """The linear layer with slots for adapters, if they may have this part. group: of ranks that share its inputs, whose outputs
-        it sums; None: this rank has all."""
+        """The linear layer with slots for adapters, if they may have this part. group: of ranks that share its inputs, whose
+        outputs it sums; None: this rank has all."""
         slots = self._slots(part, is_table=False)
         if slots is None:
             return linear
