@@ -125,12 +125,11 @@ class LoraSlots:
         slots = self._slots(part, is_table=False)
         if slots is None:
             return linear
-        expand, bound = self._expand(slots, part.rows), {"lora_a": slots.a, "scale": slots.scale}
-        if group is None:
-            return AdaptedLinear(linear, self._bind("lora_shrink", bound), expand, self.step)
-        shrink = self._bind("lora_shrink", bound, {"partial": True})
-        self._reduce = self._reduce or bind_reduce(self._plan, group, torch.float32)
-        return AdaptedLinear(linear, shrink, expand, self.step, self._reduce)
+        shrink = self._bind("lora_shrink", {"lora_a": slots.a, "scale": slots.scale}, {"partial": group is not None})
+        if group is not None and self._reduce is None:
+            self._reduce = bind_reduce(self._plan, group, torch.float32)
+        expand = self._expand(slots, part.rows)
+        return AdaptedLinear(linear, shrink, expand, self.step, None if group is None else self._reduce)
 
     def adapted_embedding(self, part: Part, embedding: BoundKernel, vocab_start: int) -> BoundKernel | AdaptedEmbedding:
         """The same of a table, or a rank's share of it."""
