@@ -229,13 +229,13 @@ def encoder_prompts(model: ModelInfo) -> EncoderPrompts | None:
     if (encoding := model.encoding) is None:
         return None
     sound = None
-    if encoding.listens:
+    if encoding.speech is not None:
         if model.folder is None:
             raise ValueError(
                 f"model {model.name!r} listens, and has no folder with a feature extractor: give one that has (model.name)"
             )
         sound = SoundFeatures(model.folder)
-    return EncoderPrompts(encoding.max_tokens, encoding.start, sound)
+    return EncoderPrompts(encoding.max_tokens, encoding.start, sound, encoding.speech)
 
 
 def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:

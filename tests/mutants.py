@@ -103,6 +103,10 @@ _WATCHED = "framework/structured/watched.py"
 _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
 _BATCHES = "framework/worker/batches.py"
+_ENCODING = "framework/engine/encoding.py"
+_SPEECH = "framework/engine/speech.py"
+_SOUND = "framework/engine/sound.py"
+_LOCAL_EXECUTOR = "framework/worker/local_executor.py"
 _HEAD = "framework/worker/drafting/head.py"
 _CHAIN = "framework/worker/drafting/chain.py"
 _CHAIN_GRAPHS = "framework/worker/drafting/chain_graphs.py"
@@ -177,6 +181,7 @@ _SERVER_TESTS = {
     "message": ["tool_calls", "chat"],
     "embeddings": ["pooling"],
     "image_urls": ["images"],
+    "transcriptions": ["transcriptions"],
 }
 _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_serve.py"]
 _REPLICA_TESTS = ["tests/framework/test_replicas.py"]
@@ -186,6 +191,8 @@ _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
+_ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
+_SOUND_TESTS = "tests/framework/server/test_transcriptions.py"
 
 TESTS: dict[str, list[str]] = {
     _POOLING_RULES: _POOLING_TESTS,
@@ -207,18 +214,20 @@ TESTS: dict[str, list[str]] = {
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
     _REQUEST: _ENGINE_TESTS,
-    _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS],
-    _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS],
+    _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS, _ENCODING_TESTS],
+    _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS, _ENCODING_TESTS],
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _RUNNER: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
-    _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS],
     _CACHE_MEMORY: _STATE_TESTS,
+    **{key: [_SOUND_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
+    _LOCAL_EXECUTOR: [_ENCODING_TESTS],
     **{file: ["tests/models/test_families.py::test_logits[None-qwen3-next]"] for file in (_MIXERS, _ATTENTION)},
-    _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
@@ -266,7 +275,7 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS],
+    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS, _ENCODING_TESTS],
     **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
     _ADAPTER_HOST: _LORA_TESTS,
     _DEVICES: _RECORDING_TESTS,
@@ -973,7 +982,7 @@ MUTANTS = [
     Mutant("a chain begins again and again", _CHAIN, "        self._states = self._guesser.extend", "        self._guesser.extend"),
     Mutant("a recorded chain begins again and again", _CHAIN_GRAPHS, "            kept.copy_(states)\n", ""),
     Mutant("a recorded chain follows a wrong draft", _CHAIN_GRAPHS, "(ends - num_wrong)", "(ends + 0 * num_wrong)"),
-    Mutant("drafts of a recording lie in blocks of others", _GRAPHS, " + requests.num_drafts)", ")"),
+    Mutant("drafts of a recording lie in blocks of others", _GRAPHS, " + requests.num_drafts,", ","),
     Mutant(
         "drafts have noise of their own",
         _SAMPLER,
@@ -1574,5 +1583,32 @@ MUTANTS = [
         f"{_DISTRIBUTED}questions.py",
         "sum(one.num_bytes for one in loaded.values())",
         "first.num_bytes",
+    ),
+    # What encoders read.
+    Mutant("recordings see nothing of what an encoder gave", _GRAPHS, "= torch.from_numpy(num_encoded)", "= 0"),
+    Mutant("recordings have too few of its blocks", _GRAPHS, ", int(num_encoded.max()))", ", 0)"),
+    Mutant("what must not come first may", _PENALTIES, "if position - rows.ahead <= start:", "if False:"),
+    Mutant("suppressed tokens are sampled", _INPUTS, "[*words, *([token] for token in self._never)]", "words"),
+    Mutant("decoders of encoders need none", _ENGINE, "encoder_input is None and self.inputs.encoding is not None", "False"),
+    Mutant("an encoder takes no memory", _LOCAL_EXECUTOR, "self._encoder is not None and self._encoding is not None", "False"),
+    Mutant(
+        "as much is seen of an encoder as of the prompt",
+        _BATCHES,
+        "metas(encoded, tensors[-2], tensors[-1],",
+        "metas(rows.lengths, lengths_all, lengths_prefill,",
+    ),
+    Mutant("what was said before follows the start", _ENCODING, "{first, self.speech.previous}", "{first}"),
+    Mutant("a language is never heard", _SPEECH, "begin[1:2] = [None]", "pass"),
+    Mutant("a language stands beside what is forced", _SPEECH, "if known is action is None else ()", ""),
+    Mutant("times are kept out twice", _SPEECH, "and begin[-1] != self.no_timestamps", ""),
+    Mutant("a file has one channel", _SOUND, "block.mean(axis=1)", "block[:, 0]"),
+    Mutant("every file has the model's rate", _SOUND, "soxr.resample(waveform, rate, self.rate)", "waveform"),
+    Mutant("long files are cut", _SOUND, "if len(waveform) > most:", "if False:"),
+    Mutant("what was said before is not told", f"{_SERVER}transcriptions.py", "[*before, *begin]", "begin"),
+    Mutant(
+        "translations are transcriptions",
+        f"{_SERVER}transcriptions.py",
+        "begin(body.language or None, task)",
+        "begin(body.language)",
     ),
 ]

@@ -114,6 +114,8 @@ class Engine(AdapterMethods):
         if self.pooling is not None and pooling is not None:
             given = self.pooling.admit(given, pooling, self.executor.max_model_len)
         encoder_input = given.encoder_input
+        if encoder_input is None and self.inputs.encoding is not None:
+            raise ValueError("the model is an encoder-decoder, and the prompt has nothing that its encoder reads (encoder_prompt)")
         if encoder_input is not None and encoder_input.token_ids is not None:
             check_prompt_tokens(encoder_input.token_ids, self.executor.vocab_size)
         num_encoded = 0 if encoder_input is None else encoder_input.num_tokens

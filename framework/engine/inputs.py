@@ -96,6 +96,7 @@ class InputProcessor:
         self.tokenizer, self._generation, self.max_logprobs, self.images = tokenizer, generation, max_logprobs, images
         self.image_prompts, self.no_images, self.encoding = image_prompts, no_images, encoding
         self.eos_token_ids = frozenset(eos_token_ids)
+        self._never, self._never_first = (_suppressed(generation, name) for name in ("suppress_tokens", "begin_suppress_tokens"))
 
     def default_params(self) -> SamplingParams:
         """What the generation config recommends, over the defaults of SamplingParams."""
@@ -120,7 +121,8 @@ class InputProcessor:
         return own
 
     def params(self, params: SamplingParams | None, output_kind: RequestOutputKind | None = None) -> SamplingParams:
-        """A private copy, checked, and completed with what needs the model: tokens that end it, bad words as tokens.
+        """A private copy, checked, and completed with what needs the model: tokens that end it, bad words as tokens, and
+        tokens that it never samples, or not as the first, as the generation config says.
 
         output_kind  instead of the parameters' own
         Raises ValueError for what cannot be served, and for what is no SamplingParams."""
@@ -132,8 +134,10 @@ class InputProcessor:
             raise ValueError("structured_outputs needs a token that ends the output, and this model has none: give stop_token_ids")
         if self.tokenizer is None:
             self._without_text(complete)
-        elif complete.bad_words and complete.bad_words_token_ids is None:  # done already where they come from another process
-            complete.bad_words_token_ids = token_ids_of_words(self.tokenizer, complete.bad_words)
+        if complete.bad_words_token_ids is None:  # done already where they come from another process
+            words = token_ids_of_words(self.tokenizer, complete.bad_words) if complete.bad_words else []
+            complete.bad_words_token_ids = [*words, *([token] for token in self._never)] or None
+        complete.first_banned_token_ids = self._never_first
         return complete
 
     def prompt(self, prompt: Prompt, encode: Callable[[str], list[int]] | None = None) -> EngineInput:
@@ -153,7 +157,7 @@ class InputProcessor:
             given = self._plain(to_encode, encode)
             encoder_input = self.encoding.of_tokens(given.token_ids)
         if begin is None:
-            token_ids = list(self.encoding.start)
+            token_ids = self.encoding.begin()
         else:
             token_ids = self.encoding.started(
                 self._plain(begin, lambda text: self.encode(text, add_special_tokens=False)).token_ids
@@ -370,6 +374,7 @@ def check_tokens(prompt: list[int], params: SamplingParams, vocab_size: int) -> 
             raise ValueError(f"SamplingParams: {name}={asked}, but the model has {vocab_size} tokens; -1 asks for all of them")
     if params.bad_words_token_ids:
         params.bad_words_token_ids = [word for word in params.bad_words_token_ids if max(word) < vocab_size]
+    params.first_banned_token_ids = [token for token in params.first_banned_token_ids if token < vocab_size]
 
 
 def check_prompt_tokens(prompt: list[int], vocab_size: int) -> None:
@@ -389,6 +394,14 @@ def follower_params(params: SamplingParams, index: int) -> SamplingParams:
     if params.prompt_logprobs is not None:
         own.prompt_logprobs, own.skip_reading_prefix_cache = None, False
     return own
+
+
+def _suppressed(generation: Mapping[str, Any], name: str) -> list[int]:
+    """Tokens that a generation config lists. Numbers below 0 stand for none."""
+    found = generation.get(name) or []
+    if not isinstance(found, list) or not all(type(token) is int for token in found):
+        raise ValueError(f"the model's generation_config.json has {name}={reprlib.repr(found)}, expected a list of token ids")
+    return [token for token in found if token >= 0]
 
 
 def _token_ids(ids: Any) -> list[int]:

@@ -114,6 +114,8 @@ def refusal(config: Any) -> str | None:
     """Why a model cannot be served, as far as the library's configuration object tells."""
     if config.is_encoder_decoder:
         return "it is an encoder-decoder; only decoders can be served"
+    if getattr(config.get_text_config(), "cross_attention_layers", None):
+        return "its decoder attends to tiles of images in layers of their own (cross_attention_layers), which is not built"
     if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         return f"transformers has no causal language model for model_type {config.model_type!r}"
     model_class: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]

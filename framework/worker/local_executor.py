@@ -98,8 +98,7 @@ class LocalExecutor:
             check_drafter(config, model)
         self._pools, self._encoding = model.pooling is not None, model.encoding
         # What passes between stages is no call of a kernel; steps that schedulers take together are recorded by none.
-        # Nor does any follow how long what an encoder gave is.
-        self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size and model.encoding is None
+        self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size
         self._recording: tuple[EngineConfig, Device, Capture] | None = None
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
@@ -305,7 +304,10 @@ class LocalExecutor:
         return config.scheduler.encoder_cache * self._model.hidden_size * self._model.dtype.itemsize
 
     def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
-        """Prefills as many tokens as a step can have, in the longest prompts; reads and writes nothing but the null block."""
+        """Has an encoder read the longest input, then prefills as many tokens as a step can have, in the longest prompts; reads and
+        writes nothing but the null block."""
+        if self._encoder is not None and self._encoding is not None:
+            self._encoder.encode(self._encoder.longest(self._encoding.max_tokens))
         size, num_tokens = config.cache.block_size, config.scheduler.max_num_batched_tokens
         longest = min(num_tokens, self.max_model_len)
         starts = [*range(0, num_tokens, longest), num_tokens]

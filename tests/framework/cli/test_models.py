@@ -47,6 +47,7 @@ def test_every_type_has_a_path_or_a_reason(served: dict[str, dict[str, Any]]) ->
         ("zamba2", "refused", "does not use the attention interface"),
         ("t5", "native", ""),
         ("mt5", "refused", "encoder-decoder"),
+        ("mllama", "refused", "cross_attention_layers"),
         ("vit", "refused", "no causal language model"),
         ("siglip2", "refused", "its images keep their shapes"),
     ],
