@@ -33,6 +33,8 @@ _CATALOG = "framework/models/catalog.py"
 _HUB = "framework/models/hub.py"
 _TORCH_FILE = "framework/models/torch_file.py"
 _SHAPE = "framework/executor/shape.py"
+_IMAGE_PIPELINE = "framework/image_pipeline.py"
+_IMAGE_GENERATION = "framework/models/image_generation/"
 _LIBRARY_MODEL = "framework/models/transformers_model.py"
 _ENCODERS = "framework/models/families/encoders.py"
 _ROWS = "framework/worker/request_rows.py"
@@ -189,6 +191,7 @@ _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/tes
 _POOLING_TESTS = ["tests/framework/models/pooling"]
 _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
+_PIPELINE_TESTS = ["tests/framework/models/image_generation", "tests/framework/test_image_pipeline.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 _ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
@@ -203,6 +206,9 @@ TESTS: dict[str, list[str]] = {
     _POOLING_READ: _POOLING_TESTS,
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR, _IMAGES), _POOLING_TESTS),
     **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _IMAGE_ROWS, _ANGLES), _IMAGE_TESTS),
+    **dict.fromkeys(
+        (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
+    ),
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
     _TORCH_FILE: ["tests/framework/models/test_torch_files.py"],
@@ -1610,5 +1616,39 @@ MUTANTS = [
         f"{_SERVER}transcriptions.py",
         "begin(body.language or None, task)",
         "begin(body.language)",
+    ),
+    Mutant(
+        "pixels see themselves where they should see the text",
+        f"{_IMAGE_GENERATION}attention.py",
+        "attn.to_k(seen)",
+        "attn.to_k(hidden_states)",
+    ),
+    Mutant(
+        "a page that is not full begins the next row",
+        f"{_IMAGE_GENERATION}attention.py",
+        "if missing := -x.shape[1] %",
+        "if missing := -x.shape[1] % x.shape[1] %",
+    ),
+    Mutant(
+        "an image keeps what is known of the sizes of another", f"{_IMAGE_GENERATION}attention.py", "self._metas.clear()", "pass"
+    ),
+    Mutant("masks of keys are passed over", f"{_IMAGE_GENERATION}attention.py", "if attention_mask is not None:", "if False:"),
+    Mutant("parts run code of their own", f"{_IMAGE_GENERATION}index.py", "if value[0] not in _LIBRARIES:", "if False:"),
+    Mutant(
+        "parts that are named need not be there", f"{_IMAGE_GENERATION}index.py", "if not (folder / part).is_dir()]:", "if False]:"
+    ),
+    Mutant("norms within attention are passed over", f"{_IMAGE_GENERATION}load.py", "        if unknown:\n", "        if False:\n"),
+    Mutant("heads see each other's scale", f"{_IMAGE_GENERATION}load.py", "layer.scale, None", "1.0, None"),
+    Mutant("calls are counted of all images", _IMAGE_PIPELINE, "            kernel.calls = 0\n", "            pass\n"),
+    Mutant("all images have one noise", _IMAGE_PIPELINE, "manual_seed(seed + i)", "manual_seed(seed)"),
+    Mutant(
+        "height and width change places",
+        _IMAGE_PIPELINE,
+        '{"height": self._side("height", height), "width"',
+        '{"width": self._side("height", height), "height"',
+    ),
+    Mutant("prompts are cut", _IMAGE_PIPELINE, "if count > most:", "if False:"),
+    Mutant(
+        "keys that nothing reads are passed over", _IMAGE_PIPELINE, "    _refuse_unread(config, EngineConfig())\n", "    pass\n"
     ),
 ]
