@@ -309,12 +309,14 @@ def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None
     """None, and why, where images are not taken."""
     if model.vision is None:
         return None, "the model reads text alone"
-    refusal = "nothing that runs takes them" if engine is None else images_refusal(engine)
-    if refusal is not None:
+    if engine is None:
+        return None, "nothing that runs takes them"
+    if (refusal := images_refusal(engine)) is not None:
         return None, refusal
     if model.folder is None or tokenizer is None:
         return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
     try:
-        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision)), ""
+        most = engine.model.limit_mm_per_prompt.get("image")
+        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision), most=most), ""
     except ValueError as error:
         return None, str(error)

@@ -259,7 +259,17 @@ class InputProcessor:
                 parts.append({**part, "text": self.image_prompts.as_text(part["text"])})
             else:
                 parts.append(part)
+        if self.image_prompts is not None and self.image_prompts.is_spelled:
+            return {**message, "content": "\n".join(map(self._spelled, parts))}
         return {**message, "content": parts}
+
+    def _spelled(self, part: Any) -> str:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "image" and self.image_prompts is not None:
+            return self.image_prompts.placeholder
+        if kind != "text" or not isinstance(text := part.get("text"), str):
+            raise ValueError(f"a message's part must be text or an image; found {reprlib.repr(part)}")
+        return text
 
     @property
     def _takes_parts(self) -> bool:

@@ -14,10 +14,14 @@ import transformers
 
 from ..config import ModelConfig
 from ..plan import KernelPlan
+from . import internvl_chat
+from .hub import read_json
 from .library import library_config
 from .read import ModelInfo
+from .tensor_files import TensorFiles, tensor_files
 from .transformers_model import swap_linears
 
+_KIND: Any = transformers.AutoModelForImageTextToText
 _TEXT = re.compile(r"(^|\.)(language_model|lm_head)(\.|$)")
 """Modules of the text model."""
 
@@ -42,23 +46,15 @@ def load_tower(config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: t
     """seed: of dummy weights. Raises ValueError for a checkpoint that does not fit."""
     assert info.vision is not None
     found, dtype = tower_config(config, info.folder, info.vision.model_type), getattr(torch, info.dtype)
-    kind: Any = transformers.AutoModelForImageTextToText
     if config.load_format == "dummy":
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
-            whole: Any = kind.from_config(found, dtype=dtype)
+            model = _KIND.from_config(found, dtype=dtype).model
+    elif info.vision.model_type == internvl_chat.TYPE:
+        model = _renamed(info, found, dtype)
     else:
-        verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()  # the text model does not fit, as it must
-        try:
-            told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-            whole, report = kind.from_pretrained(info.folder, config=found, dtype=dtype, **told)
-        finally:
-            transformers.logging.set_verbosity(verbosity)
-        wrong = {key: [str(name) for name in names if not _TEXT.search(_name(name))] for key, names in report.items()}
-        if wrong := {key: sorted(names)[:20] for key, names in wrong.items() if names}:
-            raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {wrong}")
-    model = whole.model.eval()
+        model = _from_library(info, found, dtype)
+    model.eval()
     model.language_model = None
     model.to(device=device)
     swap_linears(model, plan)
@@ -67,11 +63,51 @@ def load_tower(config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: t
     return Tower(model, dtype, device)
 
 
+def _from_library(info: ModelInfo, found: Any, dtype: torch.dtype) -> Any:
+    """The checkpoint as the library reads it."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # the text model does not fit, as it must
+    try:
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        whole, report = _KIND.from_pretrained(info.folder, config=found, dtype=dtype, **told)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    wrong = {key: [str(name) for name in names if not _TEXT.search(_name(name))] for key, names in report.items()}
+    if wrong := {key: sorted(names)[:20] for key, names in wrong.items() if names}:
+        raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {wrong}")
+    return whole.model
+
+
+def _renamed(info: ModelInfo, found: Any, dtype: torch.dtype) -> Any:
+    """A checkpoint of InternVL in its original layout."""
+    assert info.folder is not None
+    with torch.device("meta"):
+        model = _KIND.from_config(found, dtype=dtype).model
+    model.language_model = None
+    files = TensorFiles(info.folder, {name: (file, name) for name, file in tensor_files(info.folder).items()})
+    weights = {}
+    for name in files.where:
+        if name.startswith("language_model."):
+            continue
+        ours, tensor = internvl_chat.library_name(name), files.read(name, None).to(dtype)
+        if ".qkv." in ours:
+            weights |= {ours.replace(".qkv.", f".{q}_proj."): rows for q, rows in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            weights[ours] = tensor
+    files.close()
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:1000]
+        raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {said}") from error
+    return model
+
+
 def tower_bytes(config: ModelConfig, info: ModelInfo) -> int:
     """What the weights of a tower take."""
     assert info.vision is not None
     with torch.device("meta"):
-        model: Any = transformers.AutoModelForImageTextToText.from_config(tower_config(config, info.folder, info.vision.model_type))
+        model = _KIND.from_config(tower_config(config, info.folder, info.vision.model_type))
     text = {id(weight) for weight in model.model.language_model.parameters()} | {id(model.lm_head.weight)}
     size = sum(weight.numel() for weight in model.parameters() if id(weight) not in text)
     return size * getattr(torch, info.dtype).itemsize
@@ -84,8 +120,10 @@ def _name(reported: Any) -> str:
 
 def tower_config(config: ModelConfig, folder: Path | None, model_type: str) -> Any:
     """The library's configuration of the model with next to nothing of its text model, which is ours."""
-    theirs = library_config(config, folder, model_type)
-    found = copy.deepcopy(theirs)
+    if model_type == internvl_chat.TYPE:
+        found = internvl_chat.library_config({**read_json(folder, "config.json"), **config.architecture})
+    else:
+        found = copy.deepcopy(library_config(config, folder, model_type))
     if hasattr(found, "quantization_config"):
         del found.quantization_config  # of the text model
     text = found.get_text_config()

@@ -13,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 
 from ..engine.images import checked_image, unreadable
+from ..models.hub import read_json
+from ..models.internvl_chat import TYPE as INTERNVL_CHAT
 from .items import ImageItem
 
 NOT_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets", "num_crops")
@@ -37,7 +39,9 @@ class ImagePrompts:
     """Prompts of the model in ``folder``, whose text has a placeholder for each image.
 
     model_type .. whole  as ``Vision`` has them
+    most                 images in a prompt; None: no limit
     placeholder          the text that stands for an image in a prompt
+    is_spelled           it is no token, but text, also in messages, which chat templates take as they are
     """
 
     def __init__(
@@ -45,19 +49,28 @@ class ImagePrompts:
         folder: Path,
         tokenizer: Any,
         model_type: str,
-        token_id: int,
-        placeholder_id: int,
+        token_id: int | str,
+        placeholder_id: int | str,
+        placeholder: str | None = None,
         merge: int | None = None,
         whole: bool = False,
+        most: int | None = None,
     ) -> None:
         """Raises ValueError for a tokenizer without the tokens that images need."""
-        self._folder, self._model_type, self._token_id, self._merge, self.whole = folder, model_type, token_id, merge, whole
-        self._tokenizer, self._placeholder_id = tokenizer, placeholder_id
-        names = {number: tokenizer.convert_ids_to_tokens(number) for number in (token_id, placeholder_id)}
-        if missing := [number for number, name in names.items() if not name]:
-            raise ValueError(f"the tokenizer has no token {missing[0]}, which stands for images by the model's config.json")
-        self.placeholder: str = names[placeholder_id]
-        self._spelled = set(names.values())
+        self._folder, self._model_type, self._merge, self.whole = folder, model_type, merge, whole
+        self._tokenizer, self._most = tokenizer, most
+        self._token_id, name = self._token(token_id)
+        self._placeholder_id, stands = self._token(placeholder_id)
+        self.placeholder, self.is_spelled = placeholder or stands, placeholder is not None
+        self._spelled = {name, stands, self.placeholder}
+
+    def _token(self, given: int | str) -> tuple[int, str]:
+        """Its number and its name."""
+        number: int = self._tokenizer.convert_tokens_to_ids(given) if isinstance(given, str) else given
+        name: str | None = None if number is None else self._tokenizer.convert_ids_to_tokens(number)
+        if not name or (isinstance(given, str) and name != given):
+            raise ValueError(f"the tokenizer has no token {given}, which stands for images by the model's config.json")
+        return number, name
 
     @property
     def chat_template(self) -> str | None:
@@ -96,6 +109,11 @@ class ImagePrompts:
             raise ValueError(
                 f"the prompt has {count} times {self.placeholder!r}, the placeholder of an image, and multi_modal_data has "
                 f"{len(images)} images: give one for each"
+            )
+        if self._most is not None and count > self._most:
+            raise ValueError(
+                f"the prompt has {count} images, but this engine takes {self._most} of one prompt: give fewer, or raise "
+                "limit_mm_per_prompt (model.limit_mm_per_prompt.image)"
             )
 
     def _placed(self, ids: list[int], prepared: Sequence[_Prepared]) -> tuple[ImageItem, ...]:
@@ -156,6 +174,10 @@ class ImagePrompts:
     @functools.cached_property
     def _processor(self) -> Any:
         """The library's, of its image processor and our tokenizer: without the part for videos, which would import torchvision."""
+        if self._model_type == INTERNVL_CHAT:
+            from .tiles import TiledImages
+
+            return TiledImages(read_json(self._folder, "config.json"))
         import transformers
         from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 

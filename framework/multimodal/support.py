@@ -8,6 +8,8 @@ from ..config import EngineConfig
 def images_refusal(config: EngineConfig) -> str | None:
     """Why images are refused, where the model could read them; None: they are not. The engine serves text all the same."""
     parallel, speculative = config.parallel, config.speculative_config
+    if config.model.limit_mm_per_prompt.get("image") == 0:
+        return "model.limit_mm_per_prompt.image=0 allows none; raise it, or leave it out"
     if config.executor.kind != "local":
         return f"executor.kind={config.executor.kind} has no tower for them; set local"
     if parallel.num_ranks > 1:
