@@ -302,7 +302,9 @@ def input_processor(config: ModelConfig, model: ModelInfo, engine: EngineConfig 
     towers = None if model.pooling is None else model.pooling.towers
     images = None if towers is None or model.folder is None else ImageProcessor(model.folder, towers.image_size)
     prompts, refusal = _image_prompts(model, tokenizer, engine)
-    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images, prompts, refusal, encoder_prompts(model))
+    has_logits = engine is None or EXECUTORS[engine.executor.kind].has_device
+    most = config.max_logprobs if has_logits else None
+    return InputProcessor(tokenizer, generation, eos, most, images, prompts, refusal, encoder_prompts(model))
 
 
 def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePrompts | None, str]:

@@ -323,9 +323,7 @@ class EngineConfig:
         require(self.model.max_logprobs >= -1, "model.max_logprobs", self.model.max_logprobs, "-1 (no limit) or more")
         for kind, most in self.model.limit_mm_per_prompt.items():
             is_possible = most >= 0 if kind == "image" else most == 0
-            expected = (
-                "0 or more" if kind == "image" else "0, or left out: of the kinds that prompts may hold several of there are images"
-            )
+            expected = "0 or more" if kind == "image" else "0, or left out: image is the only kind"
             require(is_possible, f"model.limit_mm_per_prompt.{kind}", most, expected)
         require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
         require(

@@ -1,6 +1,7 @@
-"""InternVL in its original layout, of model_type internvl_chat: its config.json and the names of its tower's tensors in the library's words.
+"""InternVL in its original layout, of model_type internvl_chat: its config.json, and the names of its tower's tensors, in the
+library's words.
 
-Source: configuration_internvl_chat.py and modeling_internvl_chat.py beside the weights of OpenGVLab's InternVL2 (arXiv 2404.16821)."""
+Source: configuration_internvl_chat.py and modeling_internvl_chat.py beside the weights of InternVL2 (arXiv 2404.16821)."""
 
 from __future__ import annotations
 
@@ -99,8 +100,11 @@ def library_config(found: Mapping[str, Any]) -> Any:
     return InternVLConfig(vision_config={**same, **own}, text_config=text, downsample_ratio=ratio)
 
 
-def library_name(name: str) -> str:
-    """Of a tensor of the tower or the projector; of one whose rows are queries, keys and values it has ``qkv``."""
+def library_name(name: str) -> str | None:
+    """Of a tensor of the tower or the projector; of one whose rows are queries, keys and values it has ``qkv``. None: it is of the
+    text model."""
+    if name.startswith("language_model."):
+        return None
     for theirs, ours in _NAMES:
         name = name.replace(theirs, ours)
     return name

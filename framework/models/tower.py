@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ import transformers
 
 from ..config import ModelConfig
 from ..plan import KernelPlan
-from . import internvl_chat
+from . import internvl_chat, phi3_v
 from .hub import read_json
 from .library import library_config
+from .phi3_tower import Phi3VisionTower
 from .read import ModelInfo
 from .tensor_files import TensorFiles, tensor_files
 from .transformers_model import swap_linears
 
 _KIND: Any = transformers.AutoModelForImageTextToText
+_LOADING = threading.Lock()
+"""Ranks may be threads, and what loads the library's models sets what all threads share: dtypes, seeds, devices."""
 _TEXT = re.compile(r"(^|\.)(language_model|lm_head)(\.|$)")
 """Modules of the text model."""
 
@@ -45,26 +49,44 @@ class Tower:
 def load_tower(config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: torch.device, seed: int) -> Tower:
     """seed: of dummy weights. Raises ValueError for a checkpoint that does not fit."""
     assert info.vision is not None
-    found, dtype = tower_config(config, info.folder, info.vision.model_type), getattr(torch, info.dtype)
-    if config.load_format == "dummy":
-        with torch.random.fork_rng(), torch.device(device):
-            torch.manual_seed(seed)
-            model = _KIND.from_config(found, dtype=dtype).model
-    elif info.vision.model_type == internvl_chat.TYPE:
-        model = _renamed(info, found, dtype)
-    else:
-        model = _from_library(info, found, dtype)
-    model.eval()
-    model.language_model = None
-    model.to(device=device)
+    dtype = getattr(torch, info.dtype)
+    with _LOADING:
+        if config.load_format == "dummy":
+            with torch.random.fork_rng(), torch.device(device):
+                torch.manual_seed(seed)
+                model = _modules(config, info)
+        elif info.vision.model_type in (internvl_chat.TYPE, phi3_v.TYPE):
+            model = _renamed(config, info, dtype)
+        else:
+            model = _from_library(config, info, dtype)
+    model.eval().to(device=device, dtype=dtype)
     swap_linears(model, plan)
     names = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("transformers.")}
     plan.library = sorted({*plan.library, *names})
     return Tower(model, dtype, device)
 
 
-def _from_library(info: ModelInfo, found: Any, dtype: torch.dtype) -> Any:
-    """The checkpoint as the library reads it."""
+def tower_bytes(config: ModelConfig, info: ModelInfo) -> int:
+    """What the weights of a tower take."""
+    with _LOADING, torch.device("meta"):
+        model = _modules(config, info)
+    return sum(weight.numel() for weight in model.parameters()) * getattr(torch, info.dtype).itemsize
+
+
+def _modules(config: ModelConfig, info: ModelInfo) -> Any:
+    """With random weights, on the current device."""
+    assert info.vision is not None
+    if info.vision.model_type == phi3_v.TYPE:
+        return Phi3VisionTower(*phi3_v.tower_sizes(info.config))
+    model = _KIND.from_config(tower_config(config, info.folder, info.vision.model_type), dtype=getattr(torch, info.dtype)).model
+    model.language_model = None
+    return model
+
+
+def _from_library(config: ModelConfig, info: ModelInfo, dtype: torch.dtype) -> Any:
+    """With the weights of a checkpoint as the library reads it."""
+    assert info.vision is not None
+    found = tower_config(config, info.folder, info.vision.model_type)
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # the text model does not fit, as it must
     try:
@@ -75,21 +97,22 @@ def _from_library(info: ModelInfo, found: Any, dtype: torch.dtype) -> Any:
     wrong = {key: [str(name) for name in names if not _TEXT.search(_name(name))] for key, names in report.items()}
     if wrong := {key: sorted(names)[:20] for key, names in wrong.items() if names}:
         raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {wrong}")
+    whole.model.language_model = None
     return whole.model
 
 
-def _renamed(info: ModelInfo, found: Any, dtype: torch.dtype) -> Any:
-    """A checkpoint of InternVL in its original layout."""
-    assert info.folder is not None
-    with torch.device("meta"):
-        model = _KIND.from_config(found, dtype=dtype).model
-    model.language_model = None
+def _renamed(config: ModelConfig, info: ModelInfo, dtype: torch.dtype) -> Any:
+    """With the weights of a checkpoint that the library does not read."""
+    assert info.folder is not None and info.vision is not None
+    is_phi3 = info.vision.model_type == phi3_v.TYPE
+    with torch.device("cpu" if is_phi3 else "meta"):  # CLIP has buffers, which no checkpoint holds
+        model = _modules(config, info)
     files = TensorFiles(info.folder, {name: (file, name) for name, file in tensor_files(info.folder).items()})
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for name in files.where:
-        if name.startswith("language_model."):
+        if (ours := phi3_v.library_name(name) if is_phi3 else internvl_chat.library_name(name)) is None:
             continue
-        ours, tensor = internvl_chat.library_name(name), files.read(name, None).to(dtype)
+        tensor = files.read(name, None).to(dtype)
         if ".qkv." in ours:
             weights |= {ours.replace(".qkv.", f".{q}_proj."): rows for q, rows in zip("qkv", tensor.chunk(3), strict=True)}
         else:
@@ -101,16 +124,6 @@ def _renamed(info: ModelInfo, found: Any, dtype: torch.dtype) -> Any:
         said = " ".join(str(error).split())[:1000]
         raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {said}") from error
     return model
-
-
-def tower_bytes(config: ModelConfig, info: ModelInfo) -> int:
-    """What the weights of a tower take."""
-    assert info.vision is not None
-    with torch.device("meta"):
-        model = _KIND.from_config(tower_config(config, info.folder, info.vision.model_type))
-    text = {id(weight) for weight in model.model.language_model.parameters()} | {id(model.lm_head.weight)}
-    size = sum(weight.numel() for weight in model.parameters() if id(weight) not in text)
-    return size * getattr(torch, info.dtype).itemsize
 
 
 def _name(reported: Any) -> str:

@@ -8,22 +8,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..config import ModelConfig
-from . import internvl_chat
+from . import internvl_chat, phi3_v
 from .native import Architecture
 
-IMAGE_TYPES: Final = ("gemma3", "internvl", internvl_chat.TYPE, "llava", "llava_next", "qwen2_5_vl", "qwen2_vl")
+IMAGE_TYPES: Final = ("gemma3", "internvl", internvl_chat.TYPE, "llava", "llava_next", phi3_v.TYPE, "qwen2_5_vl", "qwen2_vl")
 """Types of models whose images can be served."""
 REFUSED: Final = {
     "cogvlm": (
         "CogVLMForCausalLM",
         "tokens of images have attention and MLP weights of their own in each of its layers (visual experts), and layers here have "
         "one set for all tokens",
-    ),
-    "phi3_v": (
-        "Phi3VForCausalLM",
-        "its images are cut by a transform (HD) and joined by learned separators, for which there is neither a processor nor a "
-        "tower here",
-    ),
+    )
 }
 """Types of models whose images cannot be served -> the architecture, which some name in place of a type, and why."""
 RENAMES: Final = (
@@ -31,9 +26,13 @@ RENAMES: Final = (
     ("model.language_model.", "model."),
     ("language_model.lm_head.", "lm_head."),
     ("language_model.output.", "output."),
+    (f"{phi3_v.PREFIX}wte.", "model.embed_tokens."),
 )
 """Prefixes of the text model in checkpoints of such models, and ours."""
-TOWER: Final = r"^(model\.)?(vision_tower|visual|multi_modal_projector|image_newline)(\.|$)|^(vision_model|mlp1)\."
+TOWER: Final = (
+    r"^(model\.)?(vision_tower|visual|multi_modal_projector|image_newline)(\.|$)"
+    r"|^(vision_model|mlp1|model\.vision_embed_tokens)\."
+)
 """Tensors that are the library's business."""
 
 
@@ -44,7 +43,7 @@ class Vision:
     model_type   of its config.json
     token_id     of the placeholders that embeddings replace; its name where config.json does not number it
     placeholder_id  of the token that stands for an image in a prompt: the same, but of Gemma 3
-    placeholder  the text that does, where that is not the token's
+    placeholder  the text that does, where that is not the token's; {} in it is the number of the image, from 1 on
     merge        side of the square of patches that make one embedding, where positions are three (Qwen2-VL); None: they are not
     whole        tokens of an image see each other (Gemma 3)
     """
@@ -84,6 +83,9 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
         own = {"architectures": text.get("architectures")}  # InternVLChatModel, by whose end it would pool
         merged = {**found, **text, **kept, **own, **_given(config, text)}
         return merged, Vision(model_type, token, token, internvl_chat.PLACEHOLDER)
+    if model_type == phi3_v.TYPE:
+        phi3_v.tower_sizes(found)
+        return {**found, "model_type": "phi3"}, Vision(model_type, phi3_v.EMBEDDING, phi3_v.EMBEDDING, phi3_v.PLACEHOLDER)
     theirs = library_config(config, folder, model_type)
     text = theirs.get_text_config().to_dict()
     tied = getattr(theirs, "tie_word_embeddings", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -15,6 +16,7 @@ import numpy as np
 from ..engine.images import checked_image, unreadable
 from ..models.hub import read_json
 from ..models.internvl_chat import TYPE as INTERNVL_CHAT
+from ..models.phi3_v import TYPE as PHI3_V
 from .items import ImageItem
 
 NOT_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets", "num_crops")
@@ -62,7 +64,8 @@ class ImagePrompts:
         self._token_id, name = self._token(token_id)
         self._placeholder_id, stands = self._token(placeholder_id)
         self.placeholder, self.is_spelled = placeholder or stands, placeholder is not None
-        self._spelled = {name, stands, self.placeholder}
+        self._pattern = re.compile(re.escape(self.placeholder).replace(r"\{\}", r"\d+"))
+        self._spelled = re.compile("|".join((re.escape(name), re.escape(stands), self._pattern.pattern)))
 
     def _token(self, given: int | str) -> tuple[int, str]:
         """Its number and its name."""
@@ -81,9 +84,15 @@ class ImagePrompts:
         self, text: str, images: Sequence[Any], encode: Callable[[str], list[int]]
     ) -> tuple[list[int], tuple[ImageItem, ...]]:
         """Token ids of a text, with as many placeholders for each image as it has embeddings. Raises ValueError."""
-        pieces = text.split(self.placeholder)
-        self._check_count(len(pieces) - 1, images)
+        pieces, found = self._pattern.split(text), self._pattern.findall(text)
+        self._check_count(len(found), images)
+        if found != (expected := [self.nth_placeholder(nth) for nth in range(1, len(found) + 1)]):
+            raise ValueError(f"the prompt has the placeholders {', '.join(found)}; expected {', '.join(expected)}")
         prepared = [self._prepared(image) for image in images]
+        if self._model_type == PHI3_V:  # its pieces are texts of their own
+            ids = [token for piece, image in zip(pieces, prepared) for token in (*encode(piece), *image.token_ids)]
+            ids += encode(pieces[-1]) if pieces[-1] else []
+            return ids, self._placed(ids, prepared)
         whole = "".join(part for piece, found in zip(pieces, prepared) for part in (piece, found.text)) + pieces[-1]
         ids = [token for nth, part in enumerate(whole.split(BREAK)) for token in (encode(part) if not nth else self._encode(part))]
         return ids, self._placed(ids, prepared)
@@ -100,9 +109,11 @@ class ImagePrompts:
 
     def as_text(self, text: str) -> str:
         """A user's text, in which a placeholder that is spelled stands for no image."""
-        for token in self._spelled:
-            text = text.replace(token, token[0] + BREAK + token[1:])
-        return text
+        return self._spelled.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
+
+    def nth_placeholder(self, nth: int) -> str:
+        """That of the image number ``nth``, from 1 on."""
+        return self.placeholder.replace("{}", str(nth))
 
     def _check_count(self, count: int, images: Sequence[Any]) -> None:
         if count != len(images):
@@ -178,6 +189,10 @@ class ImagePrompts:
             from .tiles import TiledImages
 
             return TiledImages(read_json(self._folder, "config.json"))
+        if self._model_type == PHI3_V:
+            from .crops import CroppedImages
+
+            return CroppedImages(self._folder)
         import transformers
         from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 

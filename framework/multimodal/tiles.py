@@ -33,8 +33,8 @@ class TiledImages:
         )
 
     def __call__(self, images: Sequence[np.ndarray], input_data_format: str, **_: Any) -> dict[str, Any]:
-        """images: one, uint8 [height, width, 3]. Returns what the tower takes, f32 [tiles, 3, size, size], and the text in the place
-        of the image."""
+        """images: one, uint8 [height, width, 3]. Returns what the tower takes, f32 [tiles, 3, size, size], and the text in the
+        place of the image."""
         pixels = self._processor(list(images), input_data_format=input_data_format, return_tensors="np")["pixel_values"]
         text = f"<img>{self._text * len(pixels)}</img>"
         return {"pixel_values": pixels, "text_replacement_offsets": [[{"replacement": text}]]}

@@ -190,7 +190,7 @@ def test_messages_are_texts(llm: LLM) -> None:
 
 
 def test_images_without_a_placeholder_are_refused(llm: LLM) -> None:
-    with pytest.raises(ValueError, match="0 times '<image>'.*1 images"):
+    with pytest.raises(ValueError, match=r"0 times '<image>'.*1 images"):
         llm.generate({"prompt": "what?", "multi_modal_data": {"image": picture(1)}}, GREEDY, use_tqdm=False)
 
 
