@@ -302,19 +302,23 @@ def input_processor(config: ModelConfig, model: ModelInfo, engine: EngineConfig 
     towers = None if model.pooling is None else model.pooling.towers
     images = None if towers is None or model.folder is None else ImageProcessor(model.folder, towers.image_size)
     prompts, refusal = _image_prompts(model, tokenizer, engine)
-    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images, prompts, refusal, encoder_prompts(model))
+    has_logits = engine is None or EXECUTORS[engine.executor.kind].has_device
+    most = config.max_logprobs if has_logits else None
+    return InputProcessor(tokenizer, generation, eos, most, images, prompts, refusal, encoder_prompts(model))
 
 
 def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePrompts | None, str]:
     """None, and why, where images are not taken."""
     if model.vision is None:
         return None, "the model reads text alone"
-    refusal = "nothing that runs takes them" if engine is None else images_refusal(engine)
-    if refusal is not None:
+    if engine is None:
+        return None, "nothing that runs takes them"
+    if (refusal := images_refusal(engine)) is not None:
         return None, refusal
     if model.folder is None or tokenizer is None:
         return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
     try:
-        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision)), ""
+        most = engine.model.limit_mm_per_prompt.get("image")
+        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision), most=most), ""
     except ValueError as error:
         return None, str(error)

@@ -51,6 +51,7 @@ class ModelConfig:
                     depend on how its prompt is cut; or expanded, with fewer operations
     skip_tokenizer  load no tokenizer: prompts come as token ids, and outputs have no text
     max_logprobs    most log-probabilities per token that a request may ask for; -1 = no limit
+    limit_mm_per_prompt  image: most images in a prompt, 0 = none, and the tower is not loaded; left out = no limit
     runner          auto: what the checkpoint was made for, generate, or pooling (embeddings, classes, scores)
     convert         of a model that pools: auto, none (only what it is), embed, classify
     pooler          of a model that pools: pooling_type (CLS, LAST, MEAN, ALL, STEP), use_activation, step_tag_id,
@@ -69,6 +70,7 @@ class ModelConfig:
     latent_prefill: str = "absorbed"
     skip_tokenizer: bool = False
     max_logprobs: int = MAX_LOGPROBS
+    limit_mm_per_prompt: dict[str, int] = field(default_factory=dict)
     runner: str = "auto"
     convert: str = "auto"
     pooler: dict[str, Any] = field(default_factory=dict)
@@ -319,6 +321,10 @@ class EngineConfig:
             max_len is None or max_len >= 1, "model.max_model_len", max_len, "a positive number, or null (what the model allows)"
         )
         require(self.model.max_logprobs >= -1, "model.max_logprobs", self.model.max_logprobs, "-1 (no limit) or more")
+        for kind, most in self.model.limit_mm_per_prompt.items():
+            is_possible = most >= 0 if kind == "image" else most == 0
+            expected = "0 or more" if kind == "image" else "0, or left out: image is the only kind"
+            require(is_possible, f"model.limit_mm_per_prompt.{kind}", most, expected)
         require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
         require(
             c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"

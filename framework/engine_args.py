@@ -74,6 +74,7 @@ def engine_config(
     max_model_len: int | None = None,
     generation_config: str = "auto",
     max_logprobs: int = MAX_LOGPROBS,
+    limit_mm_per_prompt: Mapping[str, Any] | None = None,
     enforce_eager: bool = False,
     disable_log_stats: bool = True,
     seed: int = 0,
@@ -133,6 +134,7 @@ def engine_config(
     max_model_len   longest prompt and output together; not given: what the model allows
     generation_config  auto: default sampling parameters are those of the model's generation_config.json; vllm: those of vLLM
     max_logprobs    most log-probabilities per token that a request may ask for; -1 = no limit
+    limit_mm_per_prompt  most images in a prompt, as {"image": 2}; 0: none, and the tower is not loaded; not given: no limit
     enforce_eager   every kernel is launched by the host: no CUDA graphs, no recordings on a CPU
     disable_log_stats    accepted as it is: statistics are not logged, they are metrics
     seed            of dummy weights, and of requests that bring none
@@ -195,6 +197,7 @@ def engine_config(
             "none" if generation_config == "vllm" else generation_config,
             skip_tokenizer=skip_tokenizer_init,
             max_logprobs=max_logprobs,
+            limit_mm_per_prompt=dict(limit_mm_per_prompt or {}),
             runner=runner,
             convert=convert,
             pooler=dict(pooler_config or {}),

@@ -28,6 +28,10 @@ _ENCODER_CACHE = "framework/multimodal/encoder_cache.py"
 _ITEMS = "framework/multimodal/items.py"
 _IMAGE_PROMPTS = "framework/multimodal/processor.py"
 _IMAGE_ROWS = "framework/worker/images.py"
+_TOWER = "framework/models/tower.py"
+_PHI3_TOWER = "framework/models/phi3_tower.py"
+_TILES = "framework/multimodal/tiles.py"
+_CROPS = "framework/multimodal/crops.py"
 _ANGLES = "framework/models/layers/angles.py"
 _CATALOG = "framework/models/catalog.py"
 _HUB = "framework/models/hub.py"
@@ -192,6 +196,8 @@ _POOLING_TESTS = ["tests/framework/models/pooling"]
 _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
 _PIPELINE_TESTS = ["tests/framework/models/image_generation", "tests/framework/test_image_pipeline.py"]
+_INTERNVL_TESTS = ["tests/framework/multimodal/test_internvl_chat.py"]
+_PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 _ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
@@ -209,6 +215,8 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
     ),
+    **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
+    **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
     _TORCH_FILE: ["tests/framework/models/test_torch_files.py"],
@@ -1128,7 +1136,14 @@ MUTANTS = [
     Mutant("a step encodes whatever it meets", _ENCODER_CACHE, "image.count > self._left < self._budget or ", ""),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
-    Mutant("users spell placeholders", _IMAGE_PROMPTS, "token[0] + BREAK + token[1:]", "token"),
+    Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
+    Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
+    Mutant("one image more than the limit", _IMAGE_PROMPTS, "count > self._most:", "count > self._most + 1:"),
+    Mutant("images go by any number", _IMAGE_PROMPTS, "if found != (expected", "if not found and found != (expected"),
+    Mutant("keys ask queries", _TOWER, 'zip("qkv", tensor', 'zip("kqv", tensor'),
+    Mutant("tiles with the colors of another tower", _TILES, "image_mean=_MEAN, image_std=_STD, ", ""),
+    Mutant("crops one after the other", _PHI3_TOWER, ".transpose(1, 2).flatten(2, 3)", ".flatten(2, 3)"),
+    Mutant("white is below the image", _CROPS, "(0, (rows * SIDE - height) // 2)", "(0, 0)"),
     Mutant("images of a size are one", _IMAGE_PROMPTS, " + np.ascontiguousarray(value).tobytes()", ""),
     Mutant("a prompt ends with text", _IMAGE_ROWS, "first < own.images[-1].end for", "first < own.images[-1].start for"),
     Mutant("pairs turn by time alone", _ANGLES, "positions[self.axes].T", "positions[self.axes * 0].T"),

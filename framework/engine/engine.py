@@ -244,9 +244,10 @@ class Engine(AdapterMethods):
         )
 
     def stats(self) -> EngineStats:
-        counters = vars(self.scheduler.counters)
+        counters, images = vars(self.scheduler.counters), self.scheduler.images
         return EngineStats(
             **counters,
+            **({} if images is None else images.totals()),
             num_running=self.num_running,
             num_waiting=self.num_waiting,
             num_not_ready=self.scheduler.waiting.num_not_ready,

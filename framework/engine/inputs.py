@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -76,7 +76,7 @@ class InputProcessor:
     tokenizer      None: prompts come as token ids, and outputs have no text
     generation     as in generation_config.json: what default parameters are made of
     eos_token_ids  tokens that end a sequence
-    max_logprobs   most log-probabilities per token that a request may ask for; -1 = no limit
+    max_logprobs   most log-probabilities per token that a request may ask for; -1 = no limit; None: the executor makes tokens up
     images         of a model that embeds images; None: it does not
     image_prompts  of a model that reads images among text; None: it does not, and no_images says why
     encoding       of an encoder-decoder; None: it is none
@@ -87,7 +87,7 @@ class InputProcessor:
         tokenizer: Any,
         generation: Mapping[str, Any],
         eos_token_ids: Iterable[int],
-        max_logprobs: int = MAX_LOGPROBS,
+        max_logprobs: int | None = MAX_LOGPROBS,
         images: ImageProcessor | None = None,
         image_prompts: ImagePrompts | None = None,
         no_images: str = "the model reads text alone",
@@ -263,7 +263,18 @@ class InputProcessor:
                 parts.append({**part, "text": self.image_prompts.as_text(part["text"])})
             else:
                 parts.append(part)
+        if self.image_prompts is not None and self.image_prompts.is_spelled:
+            numbers = iter(range(len(images) - sum(part == {"type": "image"} for part in parts) + 1, len(images) + 1))
+            return {**message, "content": "\n".join(self._spelled(part, numbers) for part in parts)}
         return {**message, "content": parts}
+
+    def _spelled(self, part: Any, numbers: Iterator[int]) -> str:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "image" and self.image_prompts is not None:
+            return self.image_prompts.nth_placeholder(next(numbers))
+        if kind != "text" or not isinstance(text := part.get("text"), str):
+            raise ValueError(f"a message's part must be text or an image; found {reprlib.repr(part)}")
+        return text
 
     @property
     def _takes_parts(self) -> bool:
@@ -324,8 +335,14 @@ class InputProcessor:
 
     def _check_logprobs(self, params: SamplingParams) -> None:
         for name in ("logprobs", "prompt_logprobs"):
-            asked = getattr(params, name)
-            if asked is not None and self.max_logprobs != -1 and not 0 <= asked <= self.max_logprobs:
+            if (asked := getattr(params, name)) is None:
+                continue
+            if self.max_logprobs is None:
+                raise ValueError(
+                    f"SamplingParams: {name} needs an executor with logits, and that of this engine makes tokens up: leave it out, "
+                    "or set executor.kind=local"
+                )
+            if self.max_logprobs != -1 and not 0 <= asked <= self.max_logprobs:
                 what = f"{name}={asked}" + (" (the whole vocabulary)" if asked == -1 else "")
                 raise ValueError(
                     f"SamplingParams: {what} is more than the {self.max_logprobs} per token that this engine gives: ask for fewer, "

@@ -41,6 +41,7 @@ def test_nothing_given_is_the_default_configuration() -> None:
         ({"hf_overrides": {"num_hidden_layers": 1}}, "model.architecture", {"num_hidden_layers": 1}),
         ({"max_model_len": 96}, "model.max_model_len", 96),
         ({"max_logprobs": 3}, "model.max_logprobs", 3),
+        ({"limit_mm_per_prompt": {"image": 2}}, "model.limit_mm_per_prompt", {"image": 2}),
         ({"kv_cache_dtype": "fp8_e5m2"}, "cache.dtype", "float8_e5m2"),
         ({"kv_cache_memory_bytes": 2**20}, "cache.memory_bytes", 2**20),
         ({"num_gpu_blocks_override": 96}, "cache.num_blocks", 96),
