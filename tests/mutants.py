@@ -102,6 +102,8 @@ _WATCHED = "framework/structured/watched.py"
 _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
 _BATCHES = "framework/worker/batches.py"
+_DENOISING = "framework/engine/diffusion.py"
+_DIFFUSION = "framework/models/families/diffusion.py"
 _HEAD = "framework/worker/drafting/head.py"
 _CHAIN = "framework/worker/drafting/chain.py"
 _CHAIN_GRAPHS = "framework/worker/drafting/chain_graphs.py"
@@ -184,6 +186,7 @@ _POOLING_TESTS = ["tests/framework/models/pooling"]
 _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
+_DIFFUSION_TESTS = ["tests/models/test_block_diffusion.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 
 TESTS: dict[str, list[str]] = {
@@ -216,6 +219,7 @@ TESTS: dict[str, list[str]] = {
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
     _CACHE_MEMORY: _STATE_TESTS,
+    **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
     **{file: ["tests/models/test_families.py::test_logits[None-qwen3-next]"] for file in (_MIXERS, _ATTENTION)},
     _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
@@ -1558,6 +1562,22 @@ MUTANTS = [
     Mutant("a request's first tokens find the states of who was there", _BATCHES, "rows.first == 0)", "rows.first < 0)"),
     Mutant("states of padding are somebody's", _GRAPHS, ".masked_fill_(row_seats == padding_seat, -1)", ".clamp_max_(size - 1)"),
     Mutant("states are beside what memory there is", _CACHE_MEMORY, "(available - states) // each", "available // each"),
+    Mutant("the least sure tokens are settled", _DENOISING, "-logprobs[index].logprob)", "logprobs[index].logprob)"),
+    Mutant("a threshold is no more than a wish", _DENOISING, " or logprobs[index].logprob > self._threshold", ""),
+    Mutant(
+        "a pass settles one token at least, whatever is asked",
+        _DENOISING,
+        "-(-canvas_size // (config.max_passes or canvas_size))",
+        "1",
+    ),
+    Mutant("settled tokens are masks again", _DENOISING, "if place in settled else self._mask", "if False else self._mask"),
+    Mutant("what is settled settles again", _DENOISING, "if start + index not in settled]", "]"),
+    Mutant("tokens of no number are output", _DENOISING, "found[index] == FAILED_ROW", "found[index] == -7"),
+    Mutant("canvases may be cut", _DENOISING, "return count // self.canvas_size * self.canvas_size", "return count"),
+    Mutant(
+        "LLaDA2 chooses experts without their bias", _DIFFUSION, '"bias": config["moe_router_enable_expert_bias"]', '"bias": False'
+    ),
+    Mutant("queries and keys of LLaDA2 have no norms", _DIFFUSION, '    qk_norm="head",\n', ""),
     Mutant("a fork shares states", _MANAGER, "if self._has_states or self._cross or", "if self._cross or"),
     Mutant("rates and decays change places", _MIXERS, "rate, decay = ", "decay, rate = "),
     Mutant("queries gate themselves", _ATTENTION, "heads[:, 1:-keys:2]", "heads[:, :-keys:2]"),

@@ -49,6 +49,8 @@ def test_every_type_has_a_path_or_a_reason(served: dict[str, dict[str, Any]]) ->
         ("mt5", "refused", "encoder-decoder"),
         ("vit", "refused", "no causal language model"),
         ("siglip2", "refused", "its images keep their shapes"),
+        ("llada2_moe", "native", ""),
+        ("diffusion_gemma", "refused", "reads the logits of the pass before"),
     ],
 )
 def test_paths(model_type: str, path: str, reason: str, served: dict[str, dict[str, Any]]) -> None:
@@ -67,6 +69,7 @@ def test_tasks(served: dict[str, dict[str, Any]]) -> None:
         "clip": ["embed"],
         "siglip": ["embed"],
         "ministral3": ["generate"],
+        "sdar": ["generate"],
     }
     assert {name: served[name]["tasks"] for name in expected} == expected
 
