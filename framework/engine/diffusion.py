@@ -81,7 +81,7 @@ class Denoising:
         for rank, index in enumerate(ranked):
             if rank < self._least or logprobs[index].logprob > self._threshold:
                 settled[start + index] = logprobs[index]
-        new = []
+        new: list[TokenLogprobs] = []
         while start + len(new) in settled:
             new.append(settled.pop(start + len(new)))
         return new
