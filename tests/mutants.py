@@ -1326,12 +1326,7 @@ MUTANTS = [
         "steps without adapters compute them", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[True]"
     ),
     Mutant("every rank adapts every word", _LORA_LAYERS, " * scale * held[:, None]", " * scale"),
-    Mutant(
-        "logits have the adapters of the first tokens",
-        _BATCHES,
-        "of_tokens[rows.logit_tokens]",
-        "of_tokens[: len(rows.logit_tokens)]",
-    ),
+    Mutant("logits have the adapters of the first tokens", _BATCHES, "of_tokens[logit_tokens]", "of_tokens[: len(logit_tokens)]"),
     Mutant(
         "a request without adapter has that of the one before",
         _ROWS,
