@@ -413,7 +413,7 @@ def test_mixes_change_nothing(folder: Path) -> None:
 
 
 def test_mixes_of_large_canvases_change_nothing(folder: Path) -> None:
-    check_mixes("llada2", folder, (6, 7, 9))
+    check_mixes("llada2", folder, (6, 7, 9, 14))
 
 
 @pytest.mark.slow
