@@ -8,6 +8,7 @@ from typing import Any
 
 from .config_checks import check_types, require
 from .distributed.kinds import LAUNCHERS
+from .engine.diffusion import DiffusionConfig
 from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
 from .engine.router import ROUTERS
@@ -117,7 +118,8 @@ class CacheConfig:
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
     dtype             auto (the model's), float32, float16, bfloat16; quantized, with a scale per token and head: float8_e4m3fn,
                       float8_e5m2, int8
-    prefix_caching    reuse the blocks of equal prefixes; None = yes, where the model allows it: layers that keep states do not
+    prefix_caching    reuse the blocks of equal prefixes; None = yes, where the model allows it: layers that keep states do not, nor
+                      do blocks that hold no whole canvases of a model of block diffusion
     check_invariants  verify the manager's books after every operation (slow)
     """
 
@@ -301,6 +303,7 @@ class EngineConfig:
     speculative_config: SpeculativeConfig = field(default_factory=SpeculativeConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     structured_outputs: StructuredOutputsConfig = field(default_factory=StructuredOutputsConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
@@ -374,6 +377,7 @@ class EngineConfig:
         self._check_parallel()
         self.speculative_config.validate(has_model=EXECUTORS[e.kind].has_device)
         self.structured_outputs.validate()
+        self.diffusion.validate()
         self.lora.validate()
         self._check_sections()
         self._check_probes()

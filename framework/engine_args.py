@@ -22,6 +22,7 @@ from .config import (
 )
 from .config_checks import check_types, require
 from .distributed.kinds import LAUNCHERS
+from .engine.diffusion import DiffusionConfig
 from .lora_request import LoraConfig
 from .models.hub import read_json, resolve_model
 from .models.quantization.settings import checkpoint_settings
@@ -92,6 +93,7 @@ def engine_config(
     scheduling_policy: str = "fcfs",
     speculative_config: Mapping[str, Any] | None = None,
     structured_outputs_config: Mapping[str, Any] | None = None,
+    diffusion_config: Mapping[str, Any] | None = None,
     enable_lora: bool = False,
     max_loras: int = 1,
     max_lora_rank: int = 16,
@@ -154,6 +156,7 @@ def engine_config(
                     eagle3, mtp or module:Class), num_speculative_tokens, model, ...
     structured_outputs_config  fields of the section structured_outputs: backend (auto, llguidance or guidance, xgrammar),
                     disable_any_whitespace, disable_additional_properties, compile_timeout_s, ...
+    diffusion_config  fields of the section diffusion: threshold, max_passes, of models that generate by block diffusion
     enable_lora     requests may bring adapters (LoRARequest)
     max_loras       most adapters in one step
     max_lora_rank   largest rank of an adapter
@@ -211,6 +214,7 @@ def engine_config(
         scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
         speculative_config=SpeculativeConfig.of(speculative_config or {}),
         structured_outputs=StructuredOutputsConfig.of(structured_outputs_config or {}),
+        diffusion=DiffusionConfig.of(diffusion_config or {}),
         graphs=GraphConfig(enabled=not enforce_eager),
         lora=LoraConfig(
             enable_lora,

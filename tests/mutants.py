@@ -113,6 +113,8 @@ _ENCODING = "framework/engine/encoding.py"
 _SPEECH = "framework/engine/speech.py"
 _SOUND = "framework/engine/sound.py"
 _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
+_DENOISING = "framework/engine/diffusion.py"
+_DIFFUSION = "framework/models/families/diffusion.py"
 _HEAD = "framework/worker/drafting/head.py"
 _CHAIN = "framework/worker/drafting/chain.py"
 _CHAIN_GRAPHS = "framework/worker/drafting/chain_graphs.py"
@@ -199,6 +201,7 @@ _PIPELINE_TESTS = ["tests/framework/models/image_generation", "tests/framework/t
 _INTERNVL_TESTS = ["tests/framework/multimodal/test_internvl_chat.py"]
 _PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
+_DIFFUSION_TESTS = ["tests/models/test_block_diffusion.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 _ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
 _SOUND_TESTS = "tests/framework/server/test_transcriptions.py"
@@ -240,6 +243,7 @@ TESTS: dict[str, list[str]] = {
     _CACHE_MEMORY: _STATE_TESTS,
     **{key: [_SOUND_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
     _LOCAL_EXECUTOR: [_ENCODING_TESTS],
+    **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
     **{file: ["tests/models/test_families.py::test_logits[None-qwen3-next]"] for file in (_MIXERS, _ATTENTION)},
     _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
@@ -1353,12 +1357,7 @@ MUTANTS = [
         "steps without adapters compute them", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[True]"
     ),
     Mutant("every rank adapts every word", _LORA_LAYERS, " * scale * held[:, None]", " * scale"),
-    Mutant(
-        "logits have the adapters of the first tokens",
-        _BATCHES,
-        "of_tokens[rows.logit_tokens]",
-        "of_tokens[: len(rows.logit_tokens)]",
-    ),
+    Mutant("logits have the adapters of the first tokens", _BATCHES, "of_tokens[logit_tokens]", "of_tokens[: len(logit_tokens)]"),
     Mutant(
         "a request without adapter has that of the one before",
         _ROWS,
@@ -1587,6 +1586,22 @@ MUTANTS = [
     Mutant("a request's first tokens find the states of who was there", _BATCHES, "rows.first == 0)", "rows.first < 0)"),
     Mutant("states of padding are somebody's", _GRAPHS, ".masked_fill_(row_seats == padding_seat, -1)", ".clamp_max_(size - 1)"),
     Mutant("states are beside what memory there is", _CACHE_MEMORY, "(available - states) // each", "available // each"),
+    Mutant("the least sure tokens are settled", _DENOISING, "-logprobs[index].logprob)", "logprobs[index].logprob)"),
+    Mutant("a threshold is no more than a wish", _DENOISING, " or logprobs[index].logprob > self._threshold", ""),
+    Mutant(
+        "a pass settles one token at least, whatever is asked",
+        _DENOISING,
+        "-(-canvas_size // (config.max_passes or canvas_size))",
+        "1",
+    ),
+    Mutant("settled tokens are masks again", _DENOISING, "if place in settled else self._mask", "if False else self._mask"),
+    Mutant("what is settled settles again", _DENOISING, "if start + index not in settled]", "]"),
+    Mutant("tokens of no number are output", _DENOISING, "found[index] == FAILED_ROW", "found[index] == -7"),
+    Mutant("canvases may be cut", _DENOISING, "return count // self.canvas_size * self.canvas_size", "return count"),
+    Mutant(
+        "LLaDA2 chooses experts without their bias", _DIFFUSION, '"bias": config["moe_router_enable_expert_bias"]', '"bias": False'
+    ),
+    Mutant("queries and keys of LLaDA2 have no norms", _DIFFUSION, '    qk_norm="head",\n', ""),
     Mutant("a fork shares states", _MANAGER, "if self._has_states or self._cross or", "if self._cross or"),
     Mutant("rates and decays change places", _MIXERS, "rate, decay = ", "decay, rate = "),
     Mutant("queries gate themselves", _ATTENTION, "heads[:, 1:-keys:2]", "heads[:, :-keys:2]"),

@@ -12,6 +12,7 @@ from .encoding import EncoderInput
 
 if TYPE_CHECKING:
     from ..multimodal.items import ImageItem
+    from .step import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -57,6 +58,7 @@ class Request:
     adapter         an ``adapter_slots.Adapter`` that it is served with; None: the model as it is
     images          in its prompt, in order
     encoder_input   what an encoder reads of it; None: there is none
+    settled         of a model of block diffusion: what stands behind token_ids, with masks between, by its place
     sample          where the engine collects the request's output
     """
 
@@ -91,6 +93,7 @@ class Request:
         "request_id",
         "sample",
         "seat",
+        "settled",
         "status",
         "stop_ids",
         "stop_reason",
@@ -114,6 +117,7 @@ class Request:
         self.adapter: Any = None
         self.images: tuple[ImageItem, ...] = ()
         self.encoder_input: EncoderInput | None = None
+        self.settled: dict[int, TokenLogprobs] = {}
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total

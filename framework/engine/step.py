@@ -67,13 +67,15 @@ class StepInput:
     seats       rows that compute in this step: those with one token first, then those with drafts, then prompts and chunks
     num_tokens  tokens that each of them computes, from its number of computed tokens on
     num_logits  per row, how many of its tokens, the last ones, yield a logit row: 0 = a chunk before the prompt's end, 1 = the row
-                samples a token, 1 + n = its last n tokens are drafts, guesses that the step checks
+                samples a token, 1 + n = its last n tokens are drafts, guesses that the step checks. Where a model denoises, n: its
+                last n tokens are drawn, each by its own row, and it is for the next step to say what became of them
     released    seats whose request finished, failed, was aborted or preempted since the last step; free ones are passed over
     new_blocks  (seat, group, blocks) appended to rows' block tables; block 0 (null) stands for one that left the window
     copies      (group, source block, destination block) to copy before computing
     num_computed   per row, tokens in its cache before this step, at most: how many drafts of steps in flight were right is known to
                    the executor alone. None: no step has drafts, and the executor counts
-    drafts         per row, its drafts; None: they are those that the executor made after the row's step before
+    drafts         per row, its drafts, or of a model that denoises the tokens at its end that may have changed; None: they are the
+                   drafts that the executor made after the row's step before
     num_proposals  how many drafts the executor is to make for each row that samples, for the next step
     decoded        of a pipeline, where not every stage samples: the tokens that the rows with one token compute, as far as those
                    were sampled. None: the executor has them

@@ -10,6 +10,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from .families.diffusion import REFUSED as REFUSED_DENOISERS
 from .image_generation.index import PIPELINES
 from .native import read_native
 from .plugins import ENTRY_POINT_GROUP, family_names, find_family
@@ -59,7 +60,7 @@ def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
     if model_type in IMAGE_TYPES:
         return ("generate", "images", *pooled)
     family = find_family(model_type)
-    if family is not None and family.encoder:
+    if family is not None and (family.encoder or family.denoises):
         return ("generate",)
     return ("generate", *pooled) if family is None or family.causal else pooled
 
@@ -91,6 +92,6 @@ def _path(model_type: str, has_family: bool) -> tuple[Path, str]:
             return "native", ""
     if model_type in TOWERS:
         return "transformers", reason
-    if why := REFUSED_TOWERS.get(model_type) or refusal(config):
+    if why := REFUSED_TOWERS.get(model_type) or REFUSED_DENOISERS.get(model_type) or refusal(config):
         return "refused", why
     return "transformers", reason

@@ -236,7 +236,7 @@ def _expert_part(a: Architecture, moe: Moe, name: str, sources: tuple[str, ...])
     if name == "router":
         return Part(sources, (moe.num_experts,), hidden, "router" in a.biases, always_float=wide, float32=wide)
     if name == "route_bias":
-        return Part(sources, (moe.num_experts,), always_float=True, float32=True, tensor="e_score_correction_bias")
+        return Part(sources, (moe.num_experts,), always_float=True, float32=True, tensor=f.route_bias)
     pieces, columns = ((size, size), hidden) if name == "w13" else ((hidden,), size)
     rows = pieces if len(sources) == len(pieces) else (sum(pieces),)
     return Part(

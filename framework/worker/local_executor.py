@@ -98,7 +98,9 @@ class LocalExecutor:
             check_drafter(config, model)
         self._pools, self._encoding = model.pooling is not None, model.encoding
         # What passes between stages is no call of a kernel; steps that schedulers take together are recorded by none.
-        self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size
+        # Nor does any follow where canvases end.
+        self._diffusion = None if model.architecture is None else model.architecture.diffusion
+        self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size and self._diffusion is None
         self._recording: tuple[EngineConfig, Device, Capture] | None = None
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
@@ -168,6 +170,7 @@ class LocalExecutor:
             self._images(config, model, device.torch),
             self._encoder,
             0 if model.encoding is None else model.encoding.max_tokens,
+            self._diffusion,
         )
         if self._drafter is not None:
             rows, draw = self._runner.rows, self._runner.sampler.draw_drafts

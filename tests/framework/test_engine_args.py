@@ -52,6 +52,7 @@ def test_nothing_given_is_the_default_configuration() -> None:
         ({"max_num_batched_tokens": 96}, "scheduler.max_num_batched_tokens", 96),
         ({"scheduling_policy": "priority"}, "scheduler.policy", "priority"),
         ({"structured_outputs_config": {"backend": "guidance"}}, "structured_outputs.backend", "llguidance"),
+        ({"diffusion_config": {"threshold": 0.5}}, "diffusion.threshold", 0.5),
         ({"tensor_parallel_size": 2}, "parallel.tp", 2),
         ({"tensor_parallel_size": 2}, "executor.kind", "distributed"),
         ({"pipeline_parallel_size": 2}, "parallel.pp", 2),

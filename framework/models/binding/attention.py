@@ -53,7 +53,7 @@ class AttentionBinder:
             a.attn_softcap,
             sinks,
             alibi,
-            causal=a.causal,
+            causal=a.causal and a.diffusion is None,  # its rows are cut at canvases
             chunk=chunk,
             alibi_scale=rounded,
             position_bias=self._position_bias,

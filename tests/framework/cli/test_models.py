@@ -50,6 +50,8 @@ def test_every_type_has_a_path_or_a_reason(served: dict[str, dict[str, Any]]) ->
         ("mllama", "refused", "cross_attention_layers"),
         ("vit", "refused", "no causal language model"),
         ("siglip2", "refused", "its images keep their shapes"),
+        ("llada2_moe", "native", ""),
+        ("diffusion_gemma", "refused", "reads the logits of the pass before"),
         ("StableDiffusionXLPipeline", "diffusers", "model_index.json"),
     ],
 )
@@ -69,6 +71,7 @@ def test_tasks(served: dict[str, dict[str, Any]]) -> None:
         "clip": ["embed"],
         "siglip": ["embed"],
         "ministral3": ["generate"],
+        "sdar": ["generate"],
         "StableDiffusionPipeline": ["text-to-image"],
     }
     assert {name: served[name]["tasks"] for name in expected} == expected
