@@ -336,8 +336,8 @@ MUTANTS = [
     Mutant(
         "chunks of any size",
         _SCHEDULER,
-        "count = min(missing, budget, self._max_chunk)\n            if",
-        "count = min(missing, budget)\n            if",
+        "start, min(missing, budget, self._max_chunk))\n",
+        "start, min(missing, budget))\n",
     ),
     Mutant(
         "prompt logprobs of a chunk start at its end",
