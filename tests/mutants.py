@@ -66,6 +66,7 @@ _OPERATOR_MODEL = "framework/executor/operator_model.py"
 _PHYSICS = "framework/executor/physics.py"
 _KRIGING = "framework/executor/kriging.py"
 _ADAPTERS = "framework/engine/adapters.py"
+_ADAPTER_SLOTS = "framework/engine/adapter_slots.py"
 _PEFT = "framework/models/lora/peft.py"
 _PEFT_CONFIG = "framework/models/lora/peft_config.py"
 _SERVED_ADAPTERS = "framework/server/adapters.py"
@@ -298,7 +299,7 @@ TESTS: dict[str, list[str]] = {
     _COMPILER: ["tests/framework/structured/test_compiler.py"],
     _WATCHED: ["tests/framework/structured/test_watched.py"],
     _LLGUIDANCE: ["tests/framework/structured/test_backends.py"],
-    _ADAPTERS: ["tests/framework/engine/test_adapters.py"],
+    **{key: ["tests/framework/engine/test_adapters.py"] for key in (_ADAPTERS, _ADAPTER_SLOTS)},
     **{key: ["tests/framework/models/lora/test_peft.py"] for key in (_PEFT, _PEFT_CONFIG)},
     _SERVED_ADAPTERS: ["tests/framework/server/test_adapters.py"],
     _MATCHERS: [*(f"tests/framework/structured/test_{name}.py" for name in ("structured_output", "drafts")), _LORA_EXACTNESS],
@@ -333,12 +334,7 @@ MUTANTS = [
     Mutant("a seat is given twice", _SCHEDULER, "request.seat = self._free_seats.pop()", "request.seat = self._free_seats[-1]"),
     Mutant("a request resumes before its steps in flight are done", _SCHEDULER, "request.num_stale_steps = sum(", "_ = sum("),
     Mutant("a fork from a leader that was preempted", _SCHEDULER, " and not leader.num_preemptions:", ":"),
-    Mutant(
-        "chunks of any size",
-        _SCHEDULER,
-        "start, min(missing, budget, self._max_chunk))\n",
-        "start, min(missing, budget))\n",
-    ),
+    Mutant("chunks of any size", _SCHEDULER, "start, min(missing, budget, self._max_chunk))\n", "start, min(missing, budget))\n"),
     Mutant(
         "prompt logprobs of a chunk start at its end",
         _SCHEDULER,
@@ -1420,21 +1416,19 @@ MUTANTS = [
     ),
     Mutant("falcon 40b has one norm", f"{_FAMILIES}falcon.py", '(config["num_ln_in_parallel_attn"] or 2)', "1"),
     Mutant(
-        "a slot is given away under its requests", _ADAPTERS, "(found := self._slots[slot]) is not None and found.users", "False"
+        "a slot is given away under its requests", _ADAPTER_SLOTS, "slot is not None and not self._users(slot)", "slot is not None"
     ),
     Mutant(
-        "requests join those of a slot that others wait for", _ADAPTERS, "if weights.slot in self._claims.values():", "if False:"
+        "requests join those of a slot that others wait for",
+        _ADAPTER_SLOTS,
+        "return adapter.weights.slot not in self._claims.values()",
+        "return True",
     ),
     Mutant("who waits is asked in every step", _ADAPTERS, "num_waiting if num_waiting == self._num_refused else None", "None"),
-    Mutant("all slots are emptied at once", _ADAPTERS, "(empties and weights.users)", "False"),
-    Mutant("the slot with most left is emptied", _ADAPTERS, "cost = (2, left)", "cost = (2, -left)"),
-    Mutant("adapters share cached prefixes", _ADAPTERS, "            request.extra_keys = keys\n", "            pass\n"),
-    Mutant(
-        "what was looked up for other weights is kept",
-        _ADAPTERS,
-        "            request.block_hashes.clear()\n",
-        "            pass\n",
-    ),
+    Mutant("all slots are emptied at once", _ADAPTER_SLOTS, "(empties and weights.users)", "False"),
+    Mutant("the slot with most left is emptied", _ADAPTER_SLOTS, "cost = (2, left)", "cost = (2, -left)"),
+    Mutant("adapters share cached prefixes", _ADAPTERS, "        request.extra_keys = keys\n", "        pass\n"),
+    Mutant("what was looked up for other weights is kept", _ADAPTERS, "        request.block_hashes.clear()\n", "        pass\n"),
     Mutant(
         "preempted requests lose their slot",
         _ADAPTERS,
@@ -1445,9 +1439,9 @@ MUTANTS = [
     Mutant("what was used last leaves the host first", _ADAPTERS, "self._drop(min(idle", "self._drop(max(idle"),
     Mutant(
         "slots that a failed step was to fill pass for filled",
-        _ADAPTERS,
-        "                self._empty(slot)\n        return users",
-        "                pass\n        return users",
+        _ADAPTER_SLOTS,
+        "            self.empty(slot)\n        return users",
+        "            pass\n        return users",
     ),
     Mutant(
         "an adapter in use is removed",

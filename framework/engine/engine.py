@@ -17,7 +17,8 @@ from ..pooling_params import PoolingParams
 from ..sampling_params import RequestOutputKind, SamplingParams
 from ..speculation.depth import ScheduledDepth
 from ..structured.matchers import Failures, Matchers
-from .adapters import AdapterMethods, Adapters
+from .adapter_methods import AdapterMethods
+from .adapters import Adapters
 from .detokenizer import TokenTexts
 from .errors import DeviceLostError, EngineDeadError
 from .executor import BalancesExperts, Executor, Handle, HoldsAdapters, MaskedHandle

@@ -56,7 +56,7 @@ class Request:
     leader          completion 0 of the same prompt, whose prompt blocks this one will share
     followers       requests that wait for this one's prompt
     pooling         what is to be made of its prompt, which it then ends with; None: it generates
-    adapter         an ``adapters.Adapter`` that it is served with; None: the model as it is
+    adapter         an ``adapter_slots.Adapter`` that it is served with; None: the model as it is
     images          in its prompt, in order
     encoder_input   what an encoder reads of it; None: there is none
     sample          where the engine collects the request's output

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments.speculation_speed import HELDOUT, METHODS, MODES, Mode, draw, measure, ratio
+from experiments.speculation_speed import HELDOUT, METHODS, MODES, Mode, draw, measure, ratio, tpot_s
 
 
 def test_settings_serve_the_same_prompts_and_are_compared() -> None:
@@ -17,13 +19,22 @@ def test_settings_serve_the_same_prompts_and_are_compared() -> None:
     rows = measure(Mode(settings, {2: 2}, replace(HELDOUT, prompt_tokens=96, output_tokens=12), num_warmups=1), 2)
     assert [row["setting"] for row in rows] == list(settings)
     for row in rows:
-        assert row["outputs"] == row["equal_outputs"] == 4 and row["tpot_mean_ms"] > 0
+        assert row["outputs"] == row["equal_outputs"] == 8 and row["tpot_mean_ms"] > 0
         assert row["verifying_share"] > 0 and row["sampling_share"] > 0
         if row["setting"] == "none":
             assert row["tokens_per_step"] == 1 and row["drafting_share"] == 0 and "times_faster" not in row
         else:
             assert row["times_faster_low"] <= row["times_faster"] <= row["times_faster_high"]
             assert row["drafting_share"] > 0 and 0 <= row["acceptance_rate_pos2"] <= row["acceptance_rate_pos0"] <= 1
+
+
+def test_time_counts_while_the_batch_is_full() -> None:
+    def outputs(*times: list[float]) -> Any:
+        return [SimpleNamespace(metrics=SimpleNamespace(token_times_s=each)) for each in times]
+
+    assert tpot_s(outputs([1.0, 2.0, 2.0, 4.0]), 1) == 1.0
+    # Two at a time: the third one comes at 4.0; until then, four tokens came after the first two.
+    assert tpot_s(outputs([1.0, 2.0, 3.0], [1.0, 3.0, 7.0], [4.0, 9.0]), 2) == 2 * 3.0 / 4
 
 
 def test_a_ratio_is_a_geometric_mean() -> None:
