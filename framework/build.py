@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, ParallelConfig, QuantConfig
+from .config_checks import require
 from .engine.diffusion import Denoising, DiffusionConfig
 from .engine.encoding import EncoderPrompts
 from .engine.executor import PredictsSteps
@@ -189,21 +190,29 @@ def settle_block_size(config: Config, arch: str | None = None) -> Config:
 
 
 def settle_sharing(config: EngineConfig, model: ModelInfo) -> EngineConfig:
-    """The config with ``cache.prefix_caching`` settled: a state is of all tokens before it, so that of a model that keeps states no
-    prefix can be shared, and no draft taken back. Raises ValueError where one is asked for all the same."""
-    asked = config.cache.prefix_caching
+    """The config with ``cache.prefix_caching`` settled: a state is of all tokens before it, so that of a model that keeps states
+    prefixes are shared only where their states are kept, and no draft is taken back. Raises ValueError where one is asked for all
+    the same."""
+    asked, num_snapshots = config.cache.prefix_caching, config.cache.state_snapshots
+    has_states, name = model.architecture is not None and model.architecture.has_states, config.model.name
+    require(has_states or not num_snapshots, "cache.state_snapshots", num_snapshots, f"0: no layers of {name!r} keep states")
     if model.encoding is not None or (model.architecture is not None and model.architecture.diffusion is not None):
         return config
-    if model.architecture is None or not model.architecture.has_states:
+    if not has_states:
         return replace(config, cache=replace(config.cache, prefix_caching=asked is not False))
-    why = f"layers of {config.model.name!r} keep states"
-    if asked:
-        raise ValueError(f"cache.prefix_caching=true cannot work: {why}, of which no prefix can be shared; leave it out")
+    why = f"layers of {name!r} keep states"
+    if asked and not num_snapshots:
+        raise ValueError(
+            f"cache.prefix_caching=true cannot work: {why}, and cache.state_snapshots=0 keeps none of them for other requests; "
+            "raise that, or leave it out"
+        )
+    if model.pooling is not None and num_snapshots:
+        raise ValueError(f"cache.state_snapshots={num_snapshots} cannot work: {name!r} pools; leave it out")
     if (method := config.speculative_config.method) is not None:
         raise ValueError(
             f"speculative_config.method={method} cannot work: {why}, from which no wrong draft can be taken back; leave it out"
         )
-    return replace(config, cache=replace(config.cache, prefix_caching=False))
+    return replace(config, cache=replace(config.cache, prefix_caching=num_snapshots > 0))
 
 
 def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:

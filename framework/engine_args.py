@@ -86,6 +86,7 @@ def engine_config(
     kv_cache_memory_bytes: int | None = None,
     kv_cache_dtype: str = "auto",
     enable_prefix_caching: bool | None = None,
+    state_snapshots: int = 0,
     enable_chunked_prefill: bool = True,
     chunked_prefill_size: int | None = None,
     max_num_seqs: int | None = None,
@@ -147,6 +148,7 @@ def engine_config(
     kv_cache_memory_bytes    size of the KV cache; not given: what gpu_memory_utilization leaves, 1 GiB on a CPU
     kv_cache_dtype  auto (the model's), fp8, fp8_e5m2, int8_per_token_head, ...; the quantized ones have a scale per token and head
     enable_prefix_caching    reuse the blocks of equal prefixes; not given: where the model allows it
+    state_snapshots  prefixes whose states are kept of a model whose layers keep some, without which it has no prefix caching (0)
     enable_chunked_prefill   a prompt may be computed in parts
     chunked_prefill_size     longest part of a prompt in one step; not given: whatever the step has room for
     max_num_seqs    most requests running at once
@@ -210,6 +212,7 @@ def engine_config(
             memory_bytes=kv_cache_memory_bytes,
             dtype=_CACHE_DTYPES.get(kv_cache_dtype, kv_cache_dtype),
             prefix_caching=enable_prefix_caching,
+            state_snapshots=state_snapshots,
         ),
         scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
         speculative_config=SpeculativeConfig.of(speculative_config or {}),

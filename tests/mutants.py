@@ -11,6 +11,7 @@ _REQUEST = "framework/engine/request.py"
 _ENGINE = "framework/engine/engine.py"
 _INPUTS = "framework/engine/inputs.py"
 _MANAGER = "framework/engine/kv_cache/manager.py"
+_SNAPSHOTS = "framework/engine/kv_cache/snapshots.py"
 _POOL = "framework/engine/kv_cache/pool.py"
 _PREFIX = "framework/engine/kv_cache/prefix.py"
 _RUNNER = "framework/worker/runner.py"
@@ -146,12 +147,12 @@ class Mutant:
     new: str
 
 
-_BLOCK_TESTS = ["tests/framework/engine/test_kv_cache.py", "tests/framework/engine/test_kv_cache_properties.py"]
+_BLOCK_TESTS = [f"tests/framework/engine/test_{name}.py" for name in ("kv_cache", "snapshots", "kv_cache_properties")]
 _SHARDED_TESTS = ["tests/distributed/test_sharded_models.py"]
 _LOCKSTEP_TESTS = ["tests/distributed/test_lockstep.py"]
 _EXPERT_TESTS = ["tests/models/test_expert_map.py", "tests/distributed/test_expert_maps.py", *_LOCKSTEP_TESTS]
 _DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("executor", "faults", "lockstep", "gloo_ranks", "llm")]
-_ENGINE_TESTS = ["tests/framework/engine/test_scheduler.py", "tests/framework/engine/test_engine.py"]
+_ENGINE_TESTS = [f"tests/framework/engine/test_{name}.py" for name in ("scheduler", "snapshots", "engine")]
 _TEXT_TESTS = [
     "tests/framework/engine/test_detokenizer.py",
     "tests/framework/engine/test_outputs.py",
@@ -234,9 +235,10 @@ TESTS: dict[str, list[str]] = {
     _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS, _ENCODING_TESTS],
     _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS, _ENCODING_TESTS],
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _SNAPSHOTS: _BLOCK_TESTS,
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
-    _RUNNER: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _RUNNER: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS],
@@ -359,12 +361,7 @@ MUTANTS = [
     Mutant("a seat is given twice", _SCHEDULER, "request.seat = self._free_seats.pop()", "request.seat = self._free_seats[-1]"),
     Mutant("a request resumes before its steps in flight are done", _SCHEDULER, "request.num_stale_steps = sum(", "_ = sum("),
     Mutant("a fork from a leader that was preempted", _SCHEDULER, " and not leader.num_preemptions:", ":"),
-    Mutant(
-        "chunks of any size",
-        _SCHEDULER,
-        "count = min(missing, budget, self._max_chunk)\n            if",
-        "count = min(missing, budget)\n            if",
-    ),
+    Mutant("chunks of any size", _SCHEDULER, "start, min(missing, budget, self._max_chunk))\n", "start, min(missing, budget))\n"),
     Mutant(
         "prompt logprobs of a chunk start at its end",
         _SCHEDULER,
@@ -1602,6 +1599,26 @@ MUTANTS = [
         "LLaDA2 chooses experts without their bias", _DIFFUSION, '"bias": config["moe_router_enable_expert_bias"]', '"bias": False'
     ),
     Mutant("queries and keys of LLaDA2 have no norms", _DIFFUSION, '    qk_norm="head",\n', ""),
+    Mutant("rows of prefixes are in no plan", _CACHE_MEMORY, "max_num_seqs + config.cache.state_snapshots", "max_num_seqs"),
+    Mutant("a prefix is found without its states", _MANAGER, "shorter = snapshots.longest(hashes, limit)", "shorter = limit"),
+    Mutant("a request starts from the first states", _MANAGER, "block_hashes[num_hit - 1]) if", "block_hashes[0]) if"),
+    Mutant("prompts pass where states are to be kept", _SCHEDULER, "_until(hit.snapshot_ends, start, ", "_until((), start, "),
+    Mutant("the latest used states go first", _SNAPSHOTS, "self._kept.popitem(last=False)", "self._kept.popitem()"),
+    Mutant(
+        "states of a request that is gone are lost",
+        _SNAPSHOTS,
+        "self._blank += [row for _, _, row in self._making.pop(request, ())]",
+        "self._making.pop(request, ())",
+    ),
+    Mutant("states that are read are not used", _SNAPSHOTS, "        self._kept.move_to_end(key)\n", ""),
+    Mutant("states are kept where no prompts part", _SNAPSHOTS, "sorted({seen, len(hashes)})", "[len(hashes)]"),
+    Mutant("states of a prefix do not come to the seat", _RUNNER, "if new.snapshot >= 0])", "if new.snapshot > 10**6])"),
+    Mutant(
+        "states before the step are kept",
+        _RUNNER,
+        "            hidden = self.model.forward(batch)\n            self._copy_states(kept)\n",
+        "            self._copy_states(kept)\n            hidden = self.model.forward(batch)\n",
+    ),
     Mutant("a fork shares states", _MANAGER, "if self._has_states or self._cross or", "if self._cross or"),
     Mutant("rates and decays change places", _MIXERS, "rate, decay = ", "decay, rate = "),
     Mutant("queries gate themselves", _ATTENTION, "heads[:, 1:-keys:2]", "heads[:, :-keys:2]"),

@@ -461,6 +461,7 @@ class Engine(AdapterMethods):
             cache.check_invariants,
             executor.drafts_read_ahead,
             executor.has_states,
+            cache.state_snapshots,
         )
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
         pools = self.pooling is not None  # so that a prompt may be as long as the model, if no token is to come after it

@@ -47,6 +47,7 @@ def test_nothing_given_is_the_default_configuration() -> None:
         ({"num_gpu_blocks_override": 96}, "cache.num_blocks", 96),
         ({"block_size": 32}, "cache.block_size", 32),
         ({"enable_prefix_caching": False}, "cache.prefix_caching", False),
+        ({"state_snapshots": 8}, "cache.state_snapshots", 8),
         ({"enable_chunked_prefill": False}, "scheduler.chunked_prefill", False),
         ({"max_num_seqs": 96}, "scheduler.max_num_seqs", 96),
         ({"max_num_batched_tokens": 96}, "scheduler.max_num_batched_tokens", 96),
