@@ -1591,6 +1591,8 @@ MUTANTS = [
         "-(-canvas_size // (config.max_passes or canvas_size))",
         "1",
     ),
+    Mutant("a token at the threshold is settled", _DENOISING, "logprob > self._threshold", "logprob >= self._threshold"),
+    Mutant("of equals the last is settled", _DENOISING, "-logprobs[index].logprob)", "(-logprobs[index].logprob, -index))"),
     Mutant("settled tokens are masks again", _DENOISING, "if place in settled else self._mask", "if False else self._mask"),
     Mutant("what is settled settles again", _DENOISING, "if start + index not in settled]", "]"),
     Mutant("tokens of no number are output", _DENOISING, "found[index] == FAILED_ROW", "found[index] == -7"),
@@ -1603,6 +1605,8 @@ MUTANTS = [
     Mutant("a prefix is found without its states", _MANAGER, "shorter = snapshots.longest(hashes, limit)", "shorter = limit"),
     Mutant("a request starts from the first states", _MANAGER, "block_hashes[num_hit - 1]) if", "block_hashes[0]) if"),
     Mutant("prompts pass where states are to be kept", _SCHEDULER, "_until(hit.snapshot_ends, start, ", "_until((), start, "),
+    Mutant("later chunks pass where states are to be kept", _SCHEDULER, "_until(request.snapshot_ends, ", "_until((), "),
+    Mutant("states of a step in flight are found", _SNAPSHOTS, "if made[0] <= num_computed]", "]"),
     Mutant("the latest used states go first", _SNAPSHOTS, "self._kept.popitem(last=False)", "self._kept.popitem()"),
     Mutant(
         "states of a request that is gone are lost",

@@ -367,6 +367,11 @@ class InputProcessor:
                     f"SamplingParams: {name}={reprlib.repr(asked)} cannot work: the model generates by block diffusion, where the "
                     "tokens before one may come after it; leave it out"
                 )
+        if set(params.allowed_token_ids or ()) == {self.mask_token_id}:
+            raise ValueError(
+                f"SamplingParams: allowed_token_ids={params.allowed_token_ids} cannot work: the mask of the model is never output; "
+                "allow others, too"
+            )
 
     def check_masks(self, token_ids: list[int]) -> None:
         """Raises ValueError for a prompt that holds the token that stands for what is not settled yet."""

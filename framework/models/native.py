@@ -388,13 +388,14 @@ def _buckets(config: Mapping[str, Any]) -> Buckets:
 
 
 def _diffusion(config: Mapping[str, Any]) -> Diffusion:
-    mask, vocab_size = config["mask_token_id"], config["vocab_size"]
+    size, mask, sees_behind = (_required(config, name) for name in ("block_size", "mask_token_id", "block_causal_prompt"))
+    vocab_size = config["vocab_size"]
     if mask >= vocab_size:
         raise ValueError(
             f"the model's config.json (or model.architecture) has mask_token_id={mask}, but a vocab_size of {vocab_size}: set the "
             "token that stands for what is not settled"
         )
-    return Diffusion(config["block_size"], mask, not config["block_causal_prompt"])
+    return Diffusion(size, mask, not sees_behind)
 
 
 def _latent(config: Mapping[str, Any]) -> Latent:

@@ -101,7 +101,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
                 f"{reason or 'model.backend=transformers'}"
             )
         architecture = of_larger_model(architecture)
-    if architecture is None and (unknown := _unknown_type(found)):
+    if architecture is None and (unknown := _unknown_type(found, reason)):
         raise ValueError(f"model {config.name!r} cannot run: {unknown}")
     eos = generation.get("eos_token_id")
     if eos is None or "eos_token_id" in config.architecture:
@@ -171,8 +171,9 @@ def _max_model_len(
     return config.max_model_len
 
 
-def _unknown_type(config: Mapping[str, Any]) -> str | None:
-    """Why a model without a native family cannot run: the library does not know it either, or cannot serve it here."""
+def _unknown_type(config: Mapping[str, Any], reason: str | None) -> str | None:
+    """Why a model that does not run natively, for that reason, cannot run at all: the library does not know it either, or cannot
+    serve it here."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -180,12 +181,14 @@ def _unknown_type(config: Mapping[str, Any]) -> str | None:
         return None
     if why := REFUSED_DENOISERS.get(config["model_type"]):
         return why
-    reason = f"model_type {config['model_type']!r} is none of the native families, and transformers {transformers.__version__} "
-    reason += "does not know it"
+    if find_family(config["model_type"]) is not None:
+        return f"its type, {config['model_type']!r}, is served by the native decoder alone, and {reason}"
+    unknown = f"model_type {config['model_type']!r} is none of the native families, and transformers {transformers.__version__} "
+    unknown += "does not know it"
     if code := config.get("auto_map"):
         files = sorted({name.rpartition(".")[0].rpartition("--")[2] for name in _names_in(code)})
-        reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
-    return reason + ". kernelswap models --all lists the known types"
+        unknown += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
+    return unknown + ". kernelswap models --all lists the known types"
 
 
 def _names_in(found: Any) -> list[str]:

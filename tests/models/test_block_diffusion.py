@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,8 +21,10 @@ from safetensors.torch import save_file
 from framework import LLM, EngineConfig, SamplingParams
 from framework.build import build_engine
 from framework.config import CacheConfig, LoraConfig, ModelConfig, ParallelConfig, QuantConfig, SchedulerConfig
-from framework.engine.diffusion import DiffusionConfig
+from framework.engine.diffusion import Denoising, DiffusionConfig
 from framework.engine.engine import Engine
+from framework.engine.request import Request
+from framework.engine.step import TokenLogprobs
 from framework.models.read import read_model
 from framework.outputs import RequestOutput
 from framework.sampling_params import BeamSearchParams, RequestOutputKind, StructuredOutputsParams
@@ -279,6 +283,28 @@ def test_an_end_before_min_tokens_is_no_token(folder: Path) -> None:
     assert end not in answer.token_ids[:20] and len(answer.token_ids) >= 20
 
 
+def test_the_defaults_of_a_checkpoint_ask_for_nothing_that_cannot_work(folder: Path, tmp_path: Path) -> None:
+    found, recommended = example("sdar", folder), {"repetition_penalty": 1.1, "temperature": 0.5, "do_sample": True}
+    own = shutil.copytree(found.folder, tmp_path / "own")
+    (own / "generation_config.json").write_text(json.dumps(recommended))
+    params = build(replace(found, folder=own)).inputs.default_params()
+    assert (params.temperature, params.repetition_penalty) == (0.5, 1.0)
+
+
+def test_a_token_is_settled_above_the_threshold_and_of_equals_the_first() -> None:
+    def settle(probs: list[float], threshold: float) -> tuple[list[int], list[int]]:
+        request = Request("0", [1, 2, 3], greedy(9), 20)
+        found = [TokenLogprobs(10 + i, math.log(prob), 1, [], []) for i, prob in enumerate(probs)]
+        denoising = Denoising(4, MASK, DiffusionConfig(threshold))
+        new = denoising.settle(request, [entry.token_id for entry in found], found)
+        return [entry.token_id for entry in new], sorted(request.settled)
+
+    assert settle([0.5, 0.5, 0.5, 0.5], 0.5) == ([10], [])
+    assert settle([0.4, 0.6, 0.5, 0.6], 0.5) == ([], [4, 6])
+    assert settle([1.0, 1.0, 1.0, 1.0], 1.0) == ([10], [])
+    assert settle([0.6, 0.6, 0.4, 0.6], 0.5) == ([10, 11], [6])
+
+
 def test_a_mask_is_no_token(folder: Path) -> None:
     """However probable the model, or the request, thinks it."""
     found, prompt = example("sdar", folder), some_tokens(10)
@@ -479,8 +505,12 @@ REFUSED = [
     ("cache.prefix_caching=true", {"cache": CacheConfig(6, prefix_caching=True)}),
     ("diffusion.threshold=1.5", {"diffusion": DiffusionConfig(1.5)}),
     ("diffusion.max_passes=-1", {"diffusion": DiffusionConfig(max_passes=-1)}),
-    ("mask_token_id=4000", {"architecture": {"mask_token_id": 4000}}),
+    ("mask_token_id=2048", {"architecture": {"mask_token_id": VOCAB}}),
+    ("no 'mask_token_id'", {"architecture": {"mask_token_id": None}}),
     ("block_size=0", {"architecture": {"block_size": 0}}),
+    ("no 'block_size'", {"architecture": {"block_size": None}}),
+    ("no 'block_causal_prompt'", {"architecture": {"block_causal_prompt": None}}),
+    ("'sdar', is served by the native decoder alone, and it denoises", {"architecture": {"use_sliding_window": True}}),
 ]
 
 
@@ -494,6 +524,18 @@ def test_what_cannot_work_is_refused_by_name(
     with pytest.raises(ValueError) as refused:
         build(example("sdar", folder), **settings)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "field"), [("score_function 'softmax'", {"score_function": "softmax"}), ("have no norms", {"use_qk_norm": False})]
+)
+def test_other_llada2_models_are_refused_by_name(said: str, field: dict[str, Any]) -> None:
+    model = ModelConfig("made up", load_format="dummy", architecture={**LLADA2, **field})
+    with pytest.raises(ValueError, match=f"'llada2_moe', is served by the native decoder alone, and .*{said}"):
+        read_model(model)
+    model = ModelConfig("made up", load_format="dummy", architecture=LLADA2, backend="transformers")
+    with pytest.raises(ValueError, match=r"is served by the native decoder alone, and model\.backend=transformers"):
+        read_model(model)
 
 
 @pytest.mark.parametrize("kind", ["simulated", "null", "distributed"])
@@ -535,6 +577,8 @@ def test_what_a_request_cannot_ask_for_is_refused_by_name(asked: dict[str, Any],
     engine = build(example("sdar", folder), tokenizer="tiny")
     with pytest.raises(ValueError, match=f"{next(iter(asked))}=.*block diffusion"):
         engine.add_request("wrong", [5], greedy(2, **asked))
+    with pytest.raises(ValueError, match=rf"allowed_token_ids=\[{MASK}\].*the mask of the model is never output"):
+        engine.add_request("masked", [5], greedy(2, allowed_token_ids=[MASK]))
     with pytest.raises(ValueError, match=f"token id {MASK}, the mask"):
         engine.add_request("masks", [5, MASK], greedy(2))
     (output,) = run(engine, [([5], greedy(2))])

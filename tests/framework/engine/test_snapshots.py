@@ -104,6 +104,32 @@ def test_what_is_not_committed_is_not_found_and_given_up_with_its_request() -> N
     assert serve(manager, other)[1] == [16]
 
 
+def test_of_several_those_are_found_whose_step_is_committed() -> None:
+    manager = make_manager("states alone")
+    first, second = ([*range(17), *range(100 * i, 100 * i + 10)] for i in (1, 2))
+    serve(manager, first)
+    request = make_request(second)
+    hit = manager.lookup(request)
+    assert manager.admit(request, hit, len(second), 0) and hit.snapshot_ends == (16, 24)
+    for end in hit.snapshot_ends:
+        request.num_computed = end
+        assert manager.snapshot(request) is not None
+    for end in hit.snapshot_ends:
+        manager.advance(request, end)
+        assert manager.lookup(make_request(second)).num_tokens == end
+
+
+@pytest.mark.parametrize("model", list(STATEFUL))
+def test_a_prompt_of_several_steps_is_cut_for_its_states_in_the_one_that_reaches_them(model: str) -> None:
+    engine = make_engine(model, 2, max_num_batched_tokens=10)
+    size = engine.config.cache.block_size
+    prompt = list(range(2 * 10 + size))
+    for name in ("first", "again"):
+        engine.add_request(name, prompt, token_params(max_tokens=2))
+        finish(engine)
+    assert engine.stats().prefix_hit_tokens == (len(prompt) - 1) // size * size > 10
+
+
 def test_the_least_recently_used_goes_first() -> None:
     manager = make_manager(num_snapshots=2)
     prompts = [[*range(100 * i, 100 * i + 9)] for i in range(3)]
