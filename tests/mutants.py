@@ -1727,4 +1727,8 @@ MUTANTS = [
     Mutant(
         "keys that nothing reads are passed over", _IMAGE_PIPELINE, "    _refuse_unread(config, EngineConfig())\n", "    pass\n"
     ),
+    Mutant(
+        "missing weights are random", f"{_IMAGE_GENERATION}load.py", "        if wrong := sorted(", "        if False and sorted("
+    ),
+    Mutant("parts may be of any class", f"{_IMAGE_GENERATION}index.py", "if found[part][1] != CLASSES[part]:", "if False:"),
 ]
