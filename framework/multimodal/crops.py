@@ -25,9 +25,10 @@ class CroppedImages:
 
     def __init__(self, folder: Path) -> None:
         """Raises ValueError for a preprocessor_config.json that cannot be."""
-        self._most = read_json(folder, "preprocessor_config.json").get("num_crops")
-        if type(self._most) is not int or self._most < 1:
-            raise ValueError(f"the preprocessor_config.json in {folder} has num_crops={self._most!r}, expected a positive number")
+        most = read_json(folder, "preprocessor_config.json").get("num_crops")
+        if type(most) is not int or most < 1:
+            raise ValueError(f"the preprocessor_config.json in {folder} has num_crops={most!r}, expected a positive number")
+        self._most = most
 
     def __call__(self, images: Sequence[np.ndarray], **_: Any) -> dict[str, Any]:
         """images: one, uint8 [height, width, 3]. Returns what the tower takes, and the text in the place of the image."""
