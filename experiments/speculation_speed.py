@@ -4,9 +4,10 @@ methods  what drafts, and how many, for one request at a time, greedy
 depth    how many drafts of a method that costs next to nothing, fixed or adaptive, by how many requests run at a time, greedy
 
 All settings serve the same held-out prompts in one process, round by round in turn, so that what the machine does in the meantime
-meets all alike; a prompt is served once, so that suffix decoding knows none of them. Time is that of the one thread that works:
-without what other processes took of the machine, which here is what a clock on the wall shows if there are none. Ratios are paired
-by round: times_faster is to no drafts, of_best to the best setting but the adaptive one.
+meets all alike; a prompt is served once, so that suffix decoding knows none of them. Time counts until the first request of a round
+has ended: so long the batch is as large as it is called. It is that of the one thread that works: without what other processes took
+of the machine, which here is what a clock on the wall shows if there are none. Ratios are paired by round: times_faster is to no
+drafts, of_best to the best setting but the adaptive one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from framework.build import freeze_garbage
 from framework.clock import WallClock
 from framework.llm import LLM
 from framework.outputs import RequestOutput
@@ -79,9 +81,10 @@ def serve(llm: LLM, requests: list[WorkloadRequest]) -> list[RequestOutput]:
 
 
 def tpot_s(outputs: list[RequestOutput]) -> float:
-    """Seconds per token after the first, mean of the requests."""
+    """Seconds per token of a request while all run: from when each has its first token on until one has its last."""
     times = [output.metrics.token_times_s for output in outputs if output.metrics is not None]
-    return float(np.mean([(each[-1] - each[0]) / (len(each) - 1) for each in times]))
+    start, end = max(each[0] for each in times), min(each[-1] for each in times)
+    return len(times) * (end - start) / sum(start < each <= end for each in chain(*times))
 
 
 def measure(mode: Mode, batch: int) -> list[dict[str, Any]]:
@@ -96,6 +99,7 @@ def measure(mode: Mode, batch: int) -> list[dict[str, Any]]:
     for requests in rounds_of(warmup, batch, llms["none"]):
         for llm in llms.values():
             serve(llm, requests)
+    freeze_garbage()  # one collection takes as long as a hundred steps, and would meet one setting
     rounds = rounds_of(replace(mode.workload, num_requests=batch * mode.rounds[batch]), batch, llms["none"])
     return [{"batch": batch, **row} for row in compare(llms, shares, rounds)]
 

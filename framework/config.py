@@ -8,6 +8,7 @@ from typing import Any
 
 from .config_checks import check_types, require
 from .distributed.kinds import LAUNCHERS
+from .engine.diffusion import DiffusionConfig
 from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
 from .engine.router import ROUTERS
@@ -117,7 +118,10 @@ class CacheConfig:
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
     dtype             auto (the model's), float32, float16, bfloat16; quantized, with a scale per token and head: float8_e4m3fn,
                       float8_e5m2, int8
-    prefix_caching    reuse the blocks of equal prefixes; None = yes, where the model allows it: layers that keep states do not
+    prefix_caching    reuse the blocks of equal prefixes; None = yes, where the model allows it: one whose layers keep states does
+                      with state_snapshots, one of block diffusion where blocks hold whole canvases
+    state_snapshots   of such a model: prefixes whose states are kept beside those of the requests that run. Prompts are cut where
+                      that may be of use, so that their last tokens take a step of their own; 0 = none
     check_invariants  verify the manager's books after every operation (slow)
     """
 
@@ -127,6 +131,7 @@ class CacheConfig:
     memory_fraction: float = 0.9
     dtype: str = "auto"
     prefix_caching: bool | None = None
+    state_snapshots: int = 0
     check_invariants: bool = False
 
 
@@ -301,6 +306,7 @@ class EngineConfig:
     speculative_config: SpeculativeConfig = field(default_factory=SpeculativeConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     structured_outputs: StructuredOutputsConfig = field(default_factory=StructuredOutputsConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
@@ -334,6 +340,12 @@ class EngineConfig:
         require(q.num_samples > 0, "quant.num_samples", q.num_samples, "a positive number")
         require(q.sample_tokens > 0, "quant.sample_tokens", q.sample_tokens, "a positive number")
         require(0 < c.memory_fraction <= 1, "cache.memory_fraction", c.memory_fraction, "in (0, 1]")
+        require(c.state_snapshots >= 0, "cache.state_snapshots", c.state_snapshots, "0 (none) or more")
+        for able, what in (
+            (c.prefix_caching is not False, "cache.prefix_caching"),
+            (s.chunked_prefill, "scheduler.chunked_prefill"),
+        ):
+            require(able or not c.state_snapshots, "cache.state_snapshots", c.state_snapshots, f"0 with {what}=false")
         require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")
         require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
         require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
@@ -374,6 +386,7 @@ class EngineConfig:
         self._check_parallel()
         self.speculative_config.validate(has_model=EXECUTORS[e.kind].has_device)
         self.structured_outputs.validate()
+        self.diffusion.validate()
         self.lora.validate()
         self._check_sections()
         self._check_probes()

@@ -9,7 +9,7 @@ from itertools import accumulate
 from operator import index
 from typing import Any
 
-from ..speculation.depth import Depth
+from ..speculation.depth import Checked, Depth
 from ..speculation.forced import Forced
 from ..speculation.proposer import HostProposer
 from .request import Request
@@ -116,5 +116,6 @@ class Speculation:
                 request.was_right = count == room
         right = list(accumulate(ended[:0:-1]))[::-1]
         checked = [before - full for before, full in zip([sum(ended), *right], all_right[:most])]
-        self.depth.observe(len(rooms), scheduled.num_drafts, checked, right, (again, again_right), step_s if is_known else None)
+        known_s = step_s if is_known else None
+        self.depth.observe(Checked(len(rooms), scheduled.num_drafts, checked, right, (again, again_right), known_s))
         return num_drafts, accepted

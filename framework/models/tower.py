@@ -61,8 +61,7 @@ def load_tower(config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: t
             model = _from_library(config, info, dtype)
     model.eval().to(device=device, dtype=dtype)
     swap_linears(model, plan)
-    names = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("transformers.")}
-    plan.library = sorted({*plan.library, *names})
+    plan.runs_in_library(model)
     return Tower(model, dtype, device)
 
 

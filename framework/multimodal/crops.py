@@ -25,7 +25,7 @@ class CroppedImages:
 
     def __init__(self, folder: Path) -> None:
         """Raises ValueError for a preprocessor_config.json that cannot be."""
-        most = read_json(folder, "preprocessor_config.json").get("num_crops")
+        most: Any = read_json(folder, "preprocessor_config.json").get("num_crops")
         if type(most) is not int or most < 1:
             raise ValueError(f"the preprocessor_config.json in {folder} has num_crops={most!r}, expected a positive number")
         self._most = most

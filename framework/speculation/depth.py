@@ -14,32 +14,35 @@ StepTime = Callable[[int, int], float]
 """(rows, drafts of each) -> seconds of a step."""
 
 
+class Checked(NamedTuple):
+    """What a step showed.
+
+    num_rows     that got tokens
+    k            drafts that were asked for each of them
+    checked      by position, as far as any row might have drafts: rows that might have one there, and had all before it right. A
+                 row near its end might have fewer than k, and all where the step before made fewer
+    accepted     by position: of these, rows that had it right; one without a draft there did not
+    after_right  of the first position, (checked, accepted): rows all of whose drafts were right when they last might have any
+    step_s       from the end of the step before to its own, or from its start if it began later; None: it computed prompts, too, or
+                 the clock does not say
+    """
+
+    num_rows: int
+    k: int
+    checked: Sequence[int]
+    accepted: Sequence[int]
+    after_right: tuple[int, int]
+    step_s: float | None
+
+
 class Depth(Protocol):
     """A policy, of one engine."""
 
     def of(self, num_running: int) -> int:
         """Drafts of each of so many requests in the next step, at most."""
 
-    def observe(
-        self,
-        num_rows: int,
-        k: int,
-        checked: Sequence[int],
-        accepted: Sequence[int],
-        after_right: tuple[int, int],
-        step_s: float | None,
-    ) -> None:
-        """Takes in a step.
-
-        num_rows     that got tokens
-        k            drafts that were asked for each of them
-        checked      by position, as far as any row might have drafts: rows that might have one there, and had all before it right.
-                     A row near its end might have fewer than k, and all where the step before made fewer
-        accepted     by position: of these, rows that had it right; one without a draft there did not
-        after_right  of the first position, (checked, accepted): rows all of whose drafts were right when they last might have any
-        step_s       from the end of the step before to its own, or from its start if it began later; None: it computed prompts,
-                     too, or the clock does not say
-        """
+    def observe(self, step: Checked) -> None:
+        """Takes in a step."""
 
 
 def depth_of(config: SpeculativeConfig, step_time: StepTime | None = None) -> Depth:
@@ -59,15 +62,7 @@ class ScheduledDepth:
     def of(self, num_running: int) -> int:
         return next((k for _, last, k in self._rows if num_running <= last), self._rows[-1][2])
 
-    def observe(
-        self,
-        num_rows: int,
-        k: int,
-        checked: Sequence[int],
-        accepted: Sequence[int],
-        after_right: tuple[int, int],
-        step_s: float | None,
-    ) -> None:
+    def observe(self, step: Checked) -> None:
         """Nothing follows from it."""
 
 
@@ -125,15 +120,8 @@ class AdaptiveDepth:
         choice = self._choices.get(_bucket(num_running))
         return self._choose(num_running) if choice is None else choice.k
 
-    def observe(
-        self,
-        num_rows: int,
-        k: int,
-        checked: Sequence[int],
-        accepted: Sequence[int],
-        after_right: tuple[int, int],
-        step_s: float | None,
-    ) -> None:
+    def observe(self, step: Checked) -> None:
+        num_rows, k, checked, accepted, after_right, step_s = step
         if not num_rows:  # parts of prompts only
             return
         if checked:

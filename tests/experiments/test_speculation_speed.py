@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments.speculation_speed import HELDOUT, METHODS, MODES, Mode, draw, measure, ratio
+from experiments.speculation_speed import HELDOUT, METHODS, MODES, Mode, draw, measure, ratio, tpot_s
 
 
 def test_settings_serve_the_same_prompts_and_are_compared() -> None:
@@ -24,6 +26,15 @@ def test_settings_serve_the_same_prompts_and_are_compared() -> None:
         else:
             assert row["times_faster_low"] <= row["times_faster"] <= row["times_faster_high"]
             assert row["drafting_share"] > 0 and 0 <= row["acceptance_rate_pos2"] <= row["acceptance_rate_pos0"] <= 1
+
+
+def test_time_counts_while_all_requests_run() -> None:
+    def outputs(*times: list[float]) -> Any:
+        return [SimpleNamespace(metrics=SimpleNamespace(token_times_s=each)) for each in times]
+
+    assert tpot_s(outputs([1.0, 2.0, 2.0, 4.0])) == 1.0
+    # Both from 1.5 to 4.0: five tokens.
+    assert tpot_s(outputs([1.0, 2.0, 3.0, 4.0], [1.5, 2.0, 4.0, 9.0])) == 2 * 2.5 / 5
 
 
 def test_a_ratio_is_a_geometric_mean() -> None:

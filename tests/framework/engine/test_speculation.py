@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from framework.engine.scheduled import Chunk, ScheduledStep
 from framework.engine.speculation import Speculation
 from framework.engine.step import StepInput, StepOutput
+from framework.speculation.depth import Checked
 
 
 class Noting:
@@ -22,16 +22,8 @@ class Noting:
     def of(self, num_running: int) -> int:
         return 3
 
-    def observe(
-        self,
-        num_rows: int,
-        k: int,
-        checked: Sequence[int],
-        accepted: Sequence[int],
-        after_right: tuple[int, int],
-        step_s: float | None,
-    ) -> None:
-        self.told.append((num_rows, k, list(checked), list(accepted), after_right, step_s))
+    def observe(self, step: Checked) -> None:
+        self.told.append(tuple(step))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from framework.speculation.config import SpeculativeConfig
-from framework.speculation.depth import AdaptiveDepth, Depth, ScheduledDepth, depth_of
+from framework.speculation.depth import AdaptiveDepth, Checked, Depth, ScheduledDepth, depth_of
 
 MOST = 7
 STEP_S: dict[str, Callable[[int, int], float]] = {
@@ -60,7 +60,7 @@ def served(
         most, made = min(k, made) if made_before else k, k
         checked, accepted, after_right = text.check(most, right(step))
         taken_s = step_s(rows, k) * rng.lognormal(sigma=noise)
-        policy.observe(rows, k, checked, accepted, after_right, taken_s)
+        policy.observe(Checked(rows, k, checked, accepted, after_right, taken_s))
         if step >= 300:
             total_s += taken_s
             tokens += 1 + sum(accepted) / rows
@@ -124,7 +124,7 @@ def test_adaptive_bears_noise_and_learns_from_batches_of_other_sizes(times: str,
         taken_s = step_s(rows, k) * rng.lognormal(sigma=0.25) * (3 if rng.random() < 0.05 else 1)
         taken_s += 0 if (rows, k) in recorded else 4 * step_s(rows, 0)
         recorded.add((rows, k))
-        policy.observe(rows, k, *drafts, taken_s)
+        policy.observe(Checked(rows, k, *drafts, taken_s))
         fixed = [step_s(rows, most) / tokens for most, tokens in enumerate(expected)]
         excess.append(fixed[k] / min(fixed))
     assert np.mean(excess[500:]) < 1.3
@@ -134,7 +134,7 @@ def test_adaptive_bears_a_step_that_compiles() -> None:
     policy = AdaptiveDepth(3)
     for step in range(200):
         k = policy.of(4)
-        policy.observe(4, k, [4] * k, [4] * k, (4 if k else 0, 4 if k else 0), 100.0 if step in (0, 1, 50) else 1.0)
+        policy.observe(Checked(4, k, [4] * k, [4] * k, (4 if k else 0, 4 if k else 0), 100.0 if step in (0, 1, 50) else 1.0))
     assert policy.of(4) == 3
 
 
@@ -142,10 +142,10 @@ def test_adaptive_knows_a_row_that_may_have_no_draft_from_one_whose_draft_is_wro
     """Near its end a request has none; and while all steps compute prompts, too, only acceptance is to be learned."""
     policy = AdaptiveDepth(3, lambda rows, k: 1.0 + 0.2 * k)
     for _ in range(100):
-        policy.observe(2, 3, [1, 1, 1], [1, 1, 1], (1, 1), None)
+        policy.observe(Checked(2, 3, [1, 1, 1], [1, 1, 1], (1, 1), None))
     assert policy.of(2) == 3
     for _ in range(1000):
-        policy.observe(2, 3, [2, 0, 0], [0, 0, 0], (0, 0), None)
+        policy.observe(Checked(2, 3, [2, 0, 0], [0, 0, 0], (0, 0), None))
     assert policy.of(2) == 0
 
 
