@@ -96,12 +96,13 @@ class Engines:
             "images": (images := llm.engine.scheduler.images) is not None and images.num_encoded > 0,
             "encoder": llm.engine.inputs.encoding is not None,
             "states": getattr(llm.engine.executor, "has_states", False),
+            "diffusion": llm.engine.inputs.mask_token_id is not None,
             "pooling": llm.engine.pooling is not None,
             "ep": llm.engine.config.parallel.ep > 1,
             "tp": llm.engine.config.parallel.tp > 1,
             "pp": llm.engine.config.parallel.pp > 1,
             "sim": llm.engine.config.executor.kind == "simulated",
-            "quant": any("int8" in op or "quant" in op for op in llm.plan()),
+            "quant": any(op.startswith("gemm_") for op in llm.plan()),
             "lora": adapter is not None and bool(llm.list_loras()),
             "spec": sum(stats.drafts.drafts) > sum(before.drafts.drafts),
             "rec": any(entry.get("recorded") for entry in llm.plan().values()) or ("sim" in of and "rec" in names),
@@ -142,7 +143,12 @@ class Engines:
     def _config(self, names: frozenset[str], of: frozenset[str]) -> EngineConfig:
         config = EngineConfig(
             self._model(of),
-            CacheConfig(block_size=4, num_blocks=200, prefix_caching="prefix" in names),
+            CacheConfig(
+                block_size=4,
+                num_blocks=200,
+                prefix_caching="prefix" in names,
+                state_snapshots=8 if "prefix" in names and "states" in of else 0,
+            ),
             SchedulerConfig(max_num_seqs=4),
             graphs=GraphConfig(enabled="rec" in names),
             kernels={} if of & {"rec", "sim"} else {"default": "reference"},
