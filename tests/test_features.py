@@ -155,6 +155,8 @@ class Engines:
             num_threads=1,
             device="cpu",
         )
+        if "prefix" in names and "states" in of:
+            config.cache.state_snapshots = 2
         if "pooling" in names:
             config.model.runner = "pooling"
         tp, pp = 1 + ("tp" in names or "ep" in names), 1 + ("pp" in names)
