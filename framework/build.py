@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, ParallelConfig, QuantConfig
+from .config_checks import require
 from .engine.diffusion import Denoising, DiffusionConfig
 from .engine.encoding import EncoderPrompts
 from .engine.executor import PredictsSteps
@@ -189,21 +190,29 @@ def settle_block_size(config: Config, arch: str | None = None) -> Config:
 
 
 def settle_sharing(config: EngineConfig, model: ModelInfo) -> EngineConfig:
-    """The config with ``cache.prefix_caching`` settled: a state is of all tokens before it, so that of a model that keeps states no
-    prefix can be shared, and no draft taken back. Raises ValueError where one is asked for all the same."""
-    asked = config.cache.prefix_caching
+    """The config with ``cache.prefix_caching`` settled: a state is of all tokens before it, so that of a model that keeps states
+    prefixes are shared only where their states are kept, and no draft is taken back. Raises ValueError where one is asked for all
+    the same."""
+    asked, num_snapshots = config.cache.prefix_caching, config.cache.state_snapshots
+    has_states, name = model.architecture is not None and model.architecture.has_states, config.model.name
+    require(has_states or not num_snapshots, "cache.state_snapshots", num_snapshots, f"0: no layers of {name!r} keep states")
     if model.encoding is not None or (model.architecture is not None and model.architecture.diffusion is not None):
         return config
-    if model.architecture is None or not model.architecture.has_states:
+    if not has_states:
         return replace(config, cache=replace(config.cache, prefix_caching=asked is not False))
-    why = f"layers of {config.model.name!r} keep states"
-    if asked:
-        raise ValueError(f"cache.prefix_caching=true cannot work: {why}, of which no prefix can be shared; leave it out")
+    why = f"layers of {name!r} keep states"
+    if asked and not num_snapshots:
+        raise ValueError(
+            f"cache.prefix_caching=true cannot work: {why}, and cache.state_snapshots=0 keeps none of them for other requests; "
+            "raise that, or leave it out"
+        )
+    if model.pooling is not None and num_snapshots:
+        raise ValueError(f"cache.state_snapshots={num_snapshots} cannot work: {name!r} pools; leave it out")
     if (method := config.speculative_config.method) is not None:
         raise ValueError(
             f"speculative_config.method={method} cannot work: {why}, from which no wrong draft can be taken back; leave it out"
         )
-    return replace(config, cache=replace(config.cache, prefix_caching=False))
+    return replace(config, cache=replace(config.cache, prefix_caching=num_snapshots > 0))
 
 
 def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:
@@ -282,13 +291,13 @@ def encoder_prompts(model: ModelInfo) -> EncoderPrompts | None:
     if (encoding := model.encoding) is None:
         return None
     sound = None
-    if encoding.listens:
+    if encoding.speech is not None:
         if model.folder is None:
             raise ValueError(
                 f"model {model.name!r} listens, and has no folder with a feature extractor: give one that has (model.name)"
             )
         sound = SoundFeatures(model.folder)
-    return EncoderPrompts(encoding.max_tokens, encoding.start, sound)
+    return EncoderPrompts(encoding.max_tokens, encoding.start, sound, encoding.speech)
 
 
 def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
@@ -355,21 +364,24 @@ def input_processor(config: ModelConfig, model: ModelInfo, engine: EngineConfig 
     towers = None if model.pooling is None else model.pooling.towers
     images = None if towers is None or model.folder is None else ImageProcessor(model.folder, towers.image_size)
     prompts, refusal = _image_prompts(model, tokenizer, engine)
+    has_logits = engine is None or EXECUTORS[engine.executor.kind].has_device
+    most = config.max_logprobs if has_logits else None
     mask = None if model.architecture is None or (found := model.architecture.diffusion) is None else found.mask_token_id
-    encoding = encoder_prompts(model)
-    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images, prompts, refusal, encoding, mask)
+    return InputProcessor(tokenizer, generation, eos, most, images, prompts, refusal, encoder_prompts(model), mask)
 
 
 def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePrompts | None, str]:
     """None, and why, where images are not taken."""
     if model.vision is None:
         return None, "the model reads text alone"
-    refusal = "nothing that runs takes them" if engine is None else images_refusal(engine)
-    if refusal is not None:
+    if engine is None:
+        return None, "nothing that runs takes them"
+    if (refusal := images_refusal(engine)) is not None:
         return None, refusal
     if model.folder is None or tokenizer is None:
         return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
     try:
-        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision)), ""
+        most = engine.model.limit_mm_per_prompt.get("image")
+        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision), most=most), ""
     except ValueError as error:
         return None, str(error)

@@ -75,6 +75,7 @@ def engine_config(
     max_model_len: int | None = None,
     generation_config: str = "auto",
     max_logprobs: int = MAX_LOGPROBS,
+    limit_mm_per_prompt: Mapping[str, Any] | None = None,
     enforce_eager: bool = False,
     disable_log_stats: bool = True,
     seed: int = 0,
@@ -85,6 +86,7 @@ def engine_config(
     kv_cache_memory_bytes: int | None = None,
     kv_cache_dtype: str = "auto",
     enable_prefix_caching: bool | None = None,
+    state_snapshots: int = 0,
     enable_chunked_prefill: bool = True,
     chunked_prefill_size: int | None = None,
     max_num_seqs: int | None = None,
@@ -135,6 +137,7 @@ def engine_config(
     max_model_len   longest prompt and output together; not given: what the model allows
     generation_config  auto: default sampling parameters are those of the model's generation_config.json; vllm: those of vLLM
     max_logprobs    most log-probabilities per token that a request may ask for; -1 = no limit
+    limit_mm_per_prompt  most images in a prompt, as {"image": 2}; 0: none, and the tower is not loaded; not given: no limit
     enforce_eager   every kernel is launched by the host: no CUDA graphs, no recordings on a CPU
     disable_log_stats    accepted as it is: statistics are not logged, they are metrics
     seed            of dummy weights, and of requests that bring none
@@ -145,6 +148,7 @@ def engine_config(
     kv_cache_memory_bytes    size of the KV cache; not given: what gpu_memory_utilization leaves, 1 GiB on a CPU
     kv_cache_dtype  auto (the model's), fp8, fp8_e5m2, int8_per_token_head, ...; the quantized ones have a scale per token and head
     enable_prefix_caching    reuse the blocks of equal prefixes; not given: where the model allows it
+    state_snapshots  prefixes whose states are kept of a model whose layers keep some, without which it has no prefix caching (0)
     enable_chunked_prefill   a prompt may be computed in parts
     chunked_prefill_size     longest part of a prompt in one step; not given: whatever the step has room for
     max_num_seqs    most requests running at once
@@ -198,6 +202,7 @@ def engine_config(
             "none" if generation_config == "vllm" else generation_config,
             skip_tokenizer=skip_tokenizer_init,
             max_logprobs=max_logprobs,
+            limit_mm_per_prompt=dict(limit_mm_per_prompt or {}),
             runner=runner,
             convert=convert,
             pooler=dict(pooler_config or {}),
@@ -207,6 +212,7 @@ def engine_config(
             memory_bytes=kv_cache_memory_bytes,
             dtype=_CACHE_DTYPES.get(kv_cache_dtype, kv_cache_dtype),
             prefix_caching=enable_prefix_caching,
+            state_snapshots=state_snapshots,
         ),
         scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
         speculative_config=SpeculativeConfig.of(speculative_config or {}),

@@ -1,67 +1,26 @@
-"""Which adapters the host holds, and which of them have a slot on the device."""
+"""Which adapters an engine knows, and which of them the host holds."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
-from ..lora_request import LoraConfig, LoRARequest, check_lora_request
-from .executor import AdapterLoad, HoldsAdapters, LoadedAdapter
+from ..lora_request import LoraConfig, LoRARequest
+from .adapter_slots import Adapter, AdapterSlots, Weights
+from .executor import AdapterLoad, HoldsAdapters
 from .kv_cache.prefix import extra_keys
 from .request import Request
 
 _logger = logging.getLogger(__name__)
-WAIT_S = 0.002
-"""Between two looks whether an adapter is read."""
-
-
-@dataclass(eq=False)
-class Weights:
-    """What the host holds of one adapter, or of several that are equal.
-
-    slot   on the device; -1: none
-    users  requests that were admitted with it and have not ended, those that were preempted among them: as long as there are any,
-           it keeps its slot
-    """
-
-    loaded: LoadedAdapter
-    slot: int = -1
-    users: set[Request] = field(default_factory=set)
-    adapters: set[Adapter] = field(default_factory=set)
-    last_used: int = 0
-
-    @property
-    def is_pinned(self) -> bool:
-        return any(adapter.pinned for adapter in self.adapters)
-
-
-@dataclass(eq=False)
-class Adapter:
-    """An adapter as it was read once; when its folder is read again in place, there is another one.
-
-    weights   None: they are not on the host
-    requests  that wait or run
-    failure   what reading it failed with
-    """
-
-    request: LoRARequest
-    weights: Weights | None = None
-    requests: set[Request] = field(default_factory=set)
-    pinned: bool = False
-    failure: Exception | None = None
 
 
 class Adapters:
     """The books of an engine's adapters: at most ``num_host_loras`` on the host, those being read included, and ``max_loras`` of
     them in slots, both least recently used first out. What requests use stays.
 
-    A request is asked for in the order of the scheduler's policy whether its adapter is there. If not, those behind it are let by,
-    but its adapter lays claim to a slot: an empty one, else the one that is idle for longest, else the one whose requests have the
-    fewest tokens left. Nobody behind it joins those any more, so that the slot gets empty, and the request gets on. One slot at a
-    time is emptied that way: the others serve on.
+    A request is asked for in the order of the scheduler's policy whether its adapter is there. If not, those behind it are let by;
+    who gets a slot, AdapterSlots says.
     """
 
     def __init__(self, config: LoraConfig, executor: HoldsAdapters) -> None:
@@ -71,13 +30,10 @@ class Adapters:
         self._superseded: set[Adapter] = set()
         self._reading: dict[Adapter, AdapterLoad] = {}
         self._weights: dict[str, Weights] = {}  # by key
-        self._slots: list[Weights | None] = [None] * config.max_loras
+        self._slots = AdapterSlots(config.max_loras)
         self._clock = itertools.count(1)
-        self._claims: dict[Adapter, int] = {}  # in this turn of the scheduler
-        self._asked: set[Adapter] = set()  # likewise
-        self._loads: list[tuple[int, str]] = []
-        self._all_claimed = False  # in this turn: nobody else can lay claim
-        self._num_refused = 0  # in this turn
+        self._asked: set[Adapter] = set()  # in this turn of the scheduler
+        self._num_refused = 0  # likewise
         self._settled: int | None = None  # so many were refused, and nothing has changed since
 
     def find(self, request: LoRARequest) -> Adapter:
@@ -100,7 +56,7 @@ class Adapters:
     def add(self, request: Request) -> None:
         """A request that waits from now on."""
         self._settled = None
-        adapter = self._of(request)
+        adapter = _of(request)
         self._register(adapter)
         adapter.requests.add(request)
 
@@ -111,9 +67,8 @@ class Adapters:
 
     def start_turn(self) -> None:
         """The scheduler asks from the beginning."""
-        for adapter, load in list(self._reading.items()):
-            if load.done():
-                self._take_in(adapter, load)
+        for adapter in list(self._reading):
+            self._receive(adapter)
         if self._settled is None:
             self._start_asking()
 
@@ -134,7 +89,7 @@ class Adapters:
         return ready
 
     def _is_ready(self, request: Request) -> bool:
-        adapter = self._of(request)
+        adapter = _of(request)
         if adapter.weights is not None and request in adapter.weights.users:
             return True  # it was preempted
         self._asked.add(adapter)
@@ -142,40 +97,32 @@ class Adapters:
         if adapter.failure is not None:
             raise adapter.failure
         if (weights := adapter.weights) is None:
-            self._claim(adapter)
+            self._slots.claim(adapter)
             return False
         weights.last_used = next(self._clock)
-        if weights.slot >= 0:
-            if weights.slot in self._claims.values():
-                return False
-        elif (slot := self._claim(adapter)) is None or ((found := self._slots[slot]) is not None and found.users):
+        if not self._slots.is_ready(adapter):
             return False
-        self._bind(request, weights.loaded.key)
+        _bind(request, weights.loaded.key)
         return True
 
     def take(self, request: Request) -> int:
         """The slot of a request that is ready and was admitted; ``loads`` says what is new in it."""
-        adapter = self._of(request)
+        adapter = _of(request)
         weights = adapter.weights
         assert weights is not None, "it was ready"
         if weights.slot < 0:
-            slot = self._claims.pop(adapter)
-            self._all_claimed = False
-            self._empty(slot)
-            self._slots[slot], weights.slot = weights, slot
-            self._loads.append((slot, weights.loaded.key))
+            self._slots.fill(adapter)
         weights.users.add(request)
         return weights.slot
 
     def loads(self) -> list[tuple[int, str]]:
         """(slot, key of the adapter) of what was not told yet, for the next step."""
-        found, self._loads = self._loads, []
-        return found
+        return self._slots.loads()
 
     def finish(self, request: Request) -> None:
         """A request that has ended, in whatever state."""
         self._settled = None
-        adapter = self._of(request)
+        adapter = _of(request)
         adapter.requests.discard(request)
         if adapter.weights is not None:
             adapter.weights.users.discard(request)
@@ -183,23 +130,18 @@ class Adapters:
 
     def lose(self, loads: Iterable[tuple[int, str]]) -> list[Request]:
         """After a step that was to fill slots, and failed: nobody knows what is in them. Returns the requests that use them."""
-        users: list[Request] = []
-        for slot, _ in loads:
-            if (weights := self._slots[slot]) is not None:
-                users += weights.users
-                self._empty(slot)
-        return users
+        self._settled = None
+        return self._slots.lose(loads)
 
     def reset(self) -> None:
         """No request is left, and nobody knows what is in the slots. What the host holds stays."""
-        for slot in range(len(self._slots)):
-            self._empty(slot)
+        self._settled = None
+        self._slots.reset()
         for weights in self._weights.values():
             weights.users.clear()
         for adapter in self._all():
             adapter.requests.clear()
             self._forget_unused(adapter)
-        self._loads.clear()
 
     def load(self, request: LoRARequest) -> Adapter:
         """Begins to read an adapter, if it is not there; ``is_loaded`` asks for the end. Raises ValueError as ``find``, and if
@@ -218,8 +160,8 @@ class Adapters:
         return adapter
 
     def is_loaded(self, adapter: Adapter) -> bool:
-        """Raises what reading it failed with."""
-        self._read(adapter)
+        """Whether it has been read. Raises what that failed with."""
+        self._receive(adapter)
         if adapter.failure is not None:
             raise adapter.failure
         return adapter not in self._reading
@@ -266,10 +208,6 @@ class Adapters:
                 waiting.add(adapter.request.lora_name)
         return sorted(waiting), sorted(running)
 
-    def _of(self, request: Request) -> Adapter:
-        assert request.adapter is not None
-        return request.adapter
-
     def _all(self) -> list[Adapter]:
         return [*self._known.values(), *self._superseded]
 
@@ -298,15 +236,18 @@ class Adapters:
         del self._known[adapter.request.lora_int_id], self._by_name[adapter.request.lora_name]
 
     def _read(self, adapter: Adapter) -> None:
-        """Begins to, if there is room; and takes in what has come."""
+        """Begins to, if it is needed and there is room; and takes in what has come."""
         if adapter.weights is not None or adapter.failure is not None:
             return
         if adapter not in self._reading and self._make_room():
             self._reading[adapter] = self._executor.load_adapter(adapter.request)
-        if (load := self._reading.get(adapter)) is not None and load.done():
-            self._take_in(adapter, load)
+        self._receive(adapter)
 
-    def _take_in(self, adapter: Adapter, load: AdapterLoad) -> None:
+    def _receive(self, adapter: Adapter) -> None:
+        """Takes in what has come of reading it."""
+        load = self._reading.get(adapter)
+        if load is None or not load.done():
+            return
         del self._reading[adapter]
         self._settled = None
         try:
@@ -341,7 +282,8 @@ class Adapters:
 
     def _drop(self, weights: Weights) -> None:
         if weights.slot >= 0:
-            self._empty(weights.slot)
+            self._settled = None
+            self._slots.empty(weights.slot)
         del self._weights[weights.loaded.key]
         for adapter in weights.adapters:
             adapter.weights = None
@@ -362,85 +304,22 @@ class Adapters:
             self._unlist(adapter)
 
     def _start_asking(self) -> None:
-        self._claims.clear()
+        self._slots.start_turn()
         self._asked.clear()
-        self._num_refused, self._all_claimed, self._settled = 0, False, None
-
-    def _claim(self, adapter: Adapter) -> int | None:
-        """A slot for an adapter that has none, as soon as that is empty; None: others come first."""
-        if adapter in self._claims or self._all_claimed:
-            return self._claims.get(adapter)
-        claimed = set(self._claims.values())
-        empties = any((weights := self._slots[slot]) is not None and weights.users for slot in claimed)
-        best: tuple[tuple[int, int], int] | None = None
-        for slot, weights in enumerate(self._slots):
-            if slot in claimed or (weights is not None and (weights.is_pinned or (empties and weights.users))):
-                continue
-            cost = (0, 0)
-            if weights is not None:
-                left = max((user.max_total - len(user.token_ids) for user in weights.users), default=0)
-                cost = (2, left) if weights.users else (1, weights.last_used)
-            if best is None or (cost, slot) < best:
-                best = cost, slot
-        if best is None:
-            self._all_claimed = True
-            return None
-        self._claims[adapter] = best[1]
-        return best[1]
-
-    def _empty(self, slot: int) -> None:
-        self._settled, self._all_claimed = None, False
-        if (weights := self._slots[slot]) is not None:
-            weights.slot, self._slots[slot] = -1, None
-
-    def _bind(self, request: Request, key: str) -> None:
-        """What its blocks hold depends on these weights; before it was admitted, others may have been looked at for it."""
-        keys = (*extra_keys(lora=key), *(found for found in request.extra_keys if not found[1].startswith(b"lora:")))
-        if keys != request.extra_keys:
-            request.extra_keys = keys
-            request.block_hashes.clear()
+        self._num_refused, self._settled = 0, None
 
 
-class AdapterMethods:
-    """What an engine's users do with adapters. All raise ValueError where the engine takes none."""
+def _of(request: Request) -> Adapter:
+    assert request.adapter is not None
+    return request.adapter
 
-    _adapters: Adapters | None
 
-    def start_lora(self, request: LoRARequest) -> Callable[[], bool]:
-        """Begins to read an adapter. Returns what tells whether that is done, which raises ValueError for an adapter that cannot be
-        served. Raises it itself for one that cannot be read now."""
-        check_lora_request(request, self._adapters is not None)
-        adapters = self._enabled()
-        adapter = adapters.load(request)
-        return lambda: adapters.is_loaded(adapter)
-
-    def add_lora(self, request: LoRARequest) -> bool:
-        """Reads an adapter before a request asks for it. Raises ValueError for one that cannot be served."""
-        is_done = self.start_lora(request)
-        while not is_done():
-            time.sleep(WAIT_S)
-        return True
-
-    def remove_lora(self, lora_id: int) -> bool:
-        """Forgets an adapter; False if it is not known. Raises ValueError while requests use it."""
-        return self._enabled().remove(lora_id)
-
-    def pin_lora(self, lora_id: int) -> bool:
-        """Keeps an adapter that is loaded where it is, whatever others need. Raises ValueError if it cannot be."""
-        return self._enabled().pin(lora_id)
-
-    def list_loras(self) -> set[int]:
-        """Ids of the adapters that the host holds."""
-        return self._enabled().ids()
-
-    def _find_adapter(self, request: LoRARequest | None) -> Adapter | None:
-        check_lora_request(request, self._adapters is not None)
-        return None if request is None else self._enabled().find(request)
-
-    def _enabled(self) -> Adapters:
-        if self._adapters is None:
-            raise ValueError("this engine takes no adapters: build it with enable_lora=True (lora.enabled)")
-        return self._adapters
+def _bind(request: Request, key: str) -> None:
+    """What its blocks hold depends on these weights; before it was admitted, others may have been looked at for it."""
+    keys = (*extra_keys(lora=key), *(found for found in request.extra_keys if not found[1].startswith(b"lora:")))
+    if keys != request.extra_keys:
+        request.extra_keys = keys
+        request.block_hashes.clear()
 
 
 def _is_same(known: LoRARequest, asked: LoRARequest) -> bool:

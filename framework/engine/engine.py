@@ -17,7 +17,8 @@ from ..pooling_params import PoolingParams
 from ..sampling_params import RequestOutputKind, SamplingParams
 from ..speculation.depth import ScheduledDepth
 from ..structured.matchers import Failures, Matchers
-from .adapters import AdapterMethods, Adapters
+from .adapter_methods import AdapterMethods
+from .adapters import Adapters
 from .detokenizer import TokenTexts
 from .diffusion import Denoising
 from .errors import DeviceLostError, EngineDeadError
@@ -117,6 +118,8 @@ class Engine(AdapterMethods):
         if self.pooling is not None and pooling is not None:
             given = self.pooling.admit(given, pooling, self.executor.max_model_len)
         encoder_input = given.encoder_input
+        if encoder_input is None and self.inputs.encoding is not None:
+            raise ValueError("the model is an encoder-decoder, and the prompt has nothing that its encoder reads (encoder_prompt)")
         if encoder_input is not None and encoder_input.token_ids is not None:
             check_prompt_tokens(encoder_input.token_ids, self.executor.vocab_size)
         num_encoded = 0 if encoder_input is None else encoder_input.num_tokens
@@ -246,9 +249,10 @@ class Engine(AdapterMethods):
         )
 
     def stats(self) -> EngineStats:
-        counters = vars(self.scheduler.counters)
+        counters, images = vars(self.scheduler.counters), self.scheduler.images
         return EngineStats(
             **counters,
+            **({} if images is None else images.totals()),
             num_running=self.num_running,
             num_waiting=self.num_waiting,
             num_not_ready=self.scheduler.waiting.num_not_ready,
@@ -457,6 +461,7 @@ class Engine(AdapterMethods):
             cache.check_invariants,
             executor.drafts_read_ahead,
             executor.has_states,
+            cache.state_snapshots,
         )
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
         pools = self.pooling is not None  # so that a prompt may be as long as the model, if no token is to come after it

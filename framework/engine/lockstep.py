@@ -12,7 +12,7 @@ from ..lora_request import LoRARequest
 from ..outputs import RequestOutput
 from ..pooling_params import PoolingParams
 from ..sampling_params import RequestOutputKind, SamplingParams
-from .adapters import AdapterMethods
+from .adapter_methods import AdapterMethods
 from .engine import Engine, Step
 from .errors import EngineDeadError
 from .inputs import EngineInput, InputProcessor, Prompt

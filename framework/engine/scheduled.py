@@ -28,6 +28,7 @@ def new_request(request: Request, lora_slot: int) -> NewRequest:
         lora_slot,
         request.images,
         request.encoder_input,
+        request.snapshot,
     )
 
 

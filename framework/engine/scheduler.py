@@ -214,7 +214,7 @@ class Scheduler:
                     if found is None:
                         continue  # until what is in flight is back
                     drafts, room = found
-                count = min(missing, most) + len(drafts)
+                count = _until(request.snapshot_ends, computed, min(missing, most)) + len(drafts)
                 if denoising is not None and not (count := denoising.whole(count)):
                     break
                 if self.images is not None and request.images and not (count := self.images.fit(request, computed, count)):
@@ -272,7 +272,7 @@ class Scheduler:
         else:
             hit = manager.lookup(request)
             start, missing = hit.num_tokens, num_known - hit.num_tokens
-            count = min(missing, budget, self._max_chunk)
+            count = _until(hit.snapshot_ends, start, min(missing, budget, self._max_chunk))
             if self._denoising is not None:
                 count = self._denoising.whole(count)
             if images is not None:
@@ -319,6 +319,8 @@ class Scheduler:
         ends = request.num_computed == request.num_tokens + len(drafts) and not self._pools
         num_logits = 1 + len(drafts) if ends else 0
         request.num_tokens += num_logits
+        if (row := self.manager.snapshot(request)) is not None:
+            scheduled.step_input.snapshots.append((request.seat, row))
         scheduled.chunks.append(Chunk(request, count, request.num_computed, num_logits, drafts, room))
 
     def _append_canvases(self, scheduled: ScheduledStep, request: Request, count: int, denoising: Denoising) -> None:
@@ -445,3 +447,8 @@ class Scheduler:
             self.finish(request, reason, token if token in (request.params.stop_token_ids or ()) else None)
         elif reason is not None:
             self.finish(request, reason)
+
+
+def _until(ends: Sequence[int], start: int, count: int) -> int:
+    """How many of ``count`` tokens from ``start`` on a chunk takes, so that it passes none of ``ends``."""
+    return next((end - start for end in ends if start < end < start + count), count)

@@ -222,8 +222,8 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
 def _mixer_part(a: Architecture, mixer: Mixer, name: str, sources: tuple[str, ...]) -> Part:
     """Of a layer with states what is no linear layer."""
     if name == "conv":
-        rows = (mixer.conv_channels,)
-        return Part(sources, rows, mixer.width, "conv" in a.biases, "filters", always_float=True)
+        pieces = mixer.conv_pieces
+        return Part(sources, (sum(pieces),), mixer.width, "conv" in a.biases, "filters", always_float=True, pieces=pieces)
     if name in MIXER_NORMS:
         return Part(sources, (mixer.norm_sizes()[name],), always_float=True, float32=name == "gated_norm")
     found = mixer.constants()[name]

@@ -16,7 +16,7 @@ from .plugins import find_family
 from .pooling.read import TOWERS, read_pooling, towers_config
 from .pooling.settings import Pooling
 from .quantization.settings import Settings, checkpoint_settings
-from .vision import Vision, of_larger_model, read_vision, reads_images
+from .vision import Vision, of_larger_model, read_vision, reads_images, refusal
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
     describes_itself = dummy and "model_type" in config.architecture
     folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
     raw, vision = {**read_json(folder, "config.json"), **config.architecture}, None
+    if why := refusal(raw):
+        raise ValueError(f"model {config.name!r} cannot run: {why}")
     if reads_images(raw):
         found, vision = read_vision(config, raw, folder)
     else:
@@ -183,8 +185,6 @@ def _unknown_type(config: Mapping[str, Any]) -> str | None:
     if code := config.get("auto_map"):
         files = sorted({name.rpartition(".")[0].rpartition("--")[2] for name in _names_in(code)})
         reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
-    if config["model_type"] == "internvl_chat":
-        reason += "; take the checkpoint of the same model in the library's layout, whose name ends with -hf (internvl)"
     return reason + ". kernelswap models --all lists the known types"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,12 @@ class ServedAdapters:
                 )
             lora_id = next(self._ids) if known is None else known.lora_int_id
             path = str(await asyncio.to_thread(self._confined, body.lora_path))
-            await self._engine.add_lora(LoRARequest(body.lora_name, lora_id, path, body.load_inplace))
+            try:
+                await self._engine.add_lora(LoRARequest(body.lora_name, lora_id, path, body.load_inplace))
+            except Exception:
+                with suppress(Exception):  # one of several engines may have it, by a path that no request will come with
+                    await self._engine.remove_lora(lora_id)
+                raise
             self._known[body.lora_name] = LoRARequest(body.lora_name, lora_id, path)
 
     async def unload(self, name: str) -> None:

@@ -48,7 +48,7 @@ class Batches:
         diffusion: Diffusion | None = None,
     ) -> None:
         self.rows, self.slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
-        self.has_lora, self.states, self.images, self._cross = has_lora, states or {}, images, frozenset(cross)
+        self.has_lora, self.states, self.images, self.cross = has_lora, states or {}, images, frozenset(cross)
         self._diffusion = diffusion
         self._workspaces: list[tuple[dict, dict, dict]] = [({}, {}, {}) for _ in rows.tables[groups]]
 
@@ -85,7 +85,7 @@ class Batches:
             more = (*more, of_tokens, of_tokens[logit_tokens])
         if self.states:
             more = (*more, rows.seats.astype(np.int32), rows.first == 0)
-        if self._cross:
+        if self.cross:
             more = (*more, encoded, encoded[n:])
         tensors = all_to_device((*arrays, *more), device)
         token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
@@ -100,11 +100,11 @@ class Batches:
                 self.slot_mapping(token_positions, cu_q_all, lengths_all, table),
                 *metas(rows.lengths, lengths_all, lengths_prefill, table, workspaces),
             )
-            if group not in self._cross
+            if group not in self.cross
             else GroupBatch(token_positions[:0], *metas(encoded, tensors[-2], tensors[-1], table, workspaces))
             for group, (table, workspaces) in enumerate(zip(tables, self._workspaces))
         ]
-        if self._cross:
+        if self.cross:
             tensors = tensors[:-2]
         token_ids = self.rows.tokens[token_seats, token_positions + self.ahead if self.ahead else token_positions]
         num_decode_tokens = int(rows.bounds[n])

@@ -20,6 +20,7 @@ from ..plan import KernelPlan, LayerKV, LoraMeta
 from ..sampling_params import SamplingParams
 from ..speculation.config import SpeculativeConfig
 from .batches import Batches
+from .cache_memory import state_pages
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .drafting.proposer import DeviceProposer, Verified
@@ -98,9 +99,9 @@ class Runner:
         max_encoded: int = 0,
         diffusion: Diffusion | None = None,
     ) -> None:
-        """in_flight_steps: how many run at a time, at most; states: of recurrent layers, a row per seat; images: None = the model
-        reads none; encoder: of an encoder-decoder; max_encoded: most that it gives for a request;
-        diffusion: of a model that denoises."""
+        """in_flight_steps: how many run at a time, at most; states: of recurrent layers, a row per seat and behind them one per
+        snapshot; images: None = the model reads none; encoder: of an encoder-decoder; max_encoded: most that it gives for a
+        request; diffusion: of a model that denoises."""
         self.images, self.model, self.caches, self.device = images, model, caches, device
         self._diffusion = diffusion
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative, tells_all=diffusion is not None)
@@ -110,7 +111,7 @@ class Runner:
         self._ahead = num_drafts * (in_flight_steps - 1)
         slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
-        self._groups = groups
+        self._groups, self._num_seats, self._states = groups, num_seats, state_pages(states or {})
         cross = [index for index, group in enumerate(groups) if isinstance(group.spec, CrossKV)]
         has_lora = model.lora is not None
         self._batches = Batches(self.rows, slot_mapping, slice(None), caches, 0, has_lora, states, images, cross, diffusion)
@@ -154,6 +155,8 @@ class Runner:
             self._encoder.apply(step)
         failed = self._add_to_sampler(step)
         self._copy(step.copies)
+        self._copy_states([(self._num_seats + new.snapshot, new.seat) for new in step.new if new.snapshot >= 0])
+        kept = [(seat, self._num_seats + snapshot) for seat, snapshot in step.snapshots]
         if not step.seats:
             if step.most_tokens:
                 self.model.join(step.most_tokens, self.device)
@@ -170,11 +173,13 @@ class Runner:
         recorded = None
         if self._graphs is not None and self._graphs.fits(rows, self._ahead) and not self._has_images(rows):
             logits, hidden, recorded = self._graphs.run(rows)
+            self._copy_states(kept)
             row_to_seat, position = all_to_device(targets, self.device)
         else:
             batch, (row_to_seat, position) = self._batches.build(rows, first, targets)
             self.model.begin_step(batch)
             hidden = self.model.forward(batch)
+            self._copy_states(kept)
             if not self.model.is_last:
                 self.rows.advance(rows)
                 return StepHandle(step, _nothing, {}, failed)
@@ -284,6 +289,13 @@ class Runner:
                     self._copy_blocks(self.caches[layer], src, dst)
                 if self._proposer is not None:
                     self._proposer.copy_blocks(index, src, dst)
+
+    def _copy_states(self, pairs: list[tuple[int, int]]) -> None:
+        """Of rows to rows, none of which is both."""
+        if pairs:
+            src, dst = to_device(np.array(pairs), self.device).unbind(1)
+            for layer in self._states:
+                self._copy_blocks(layer, src, dst)
 
     def _has_images(self, rows: StepRows) -> bool:
         """Whether any of the tokens is of an image: recordings know none. The last token of a prompt may be."""

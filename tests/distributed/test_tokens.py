@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +16,17 @@ from framework import LLM, EngineConfig, SamplingParams
 from framework.build import build_engine
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.engine.engine import Engine
+from framework.lora_request import LoraConfig
 from framework.outputs import RequestOutput
 from framework.speculation.config import SpeculativeConfig
 from triton_kernels.resolve import NoKernelError
 
+from ..framework.engines import finish
 from ..framework.models.checkpoints import make
 from ..models.examples import EXAMPLES
+from ..models.examples.states import EXAMPLES as STATES
 from ..test_exactness import Job, run, some_jobs
+from ..tiny_adapters import LINEARS, write_tiny_adapter
 
 SIZES = {"tp2": (2, 1), "tp4": (4, 1), "pp2": (1, 2), "pp3": (1, 3), "tp2 pp2": (2, 2)}
 TIGHT = CacheConfig(block_size=4, num_blocks=26, prefix_caching=True, check_invariants=True)
@@ -122,8 +127,25 @@ def test_so_they_do_with_chunks_preemptions_and_cached_prefixes(name: str) -> No
     engine.shutdown()
 
 
-@pytest.mark.parametrize("name", ["gemma2", "qwen3-moe", "gpt2", "gpt-oss", "deepseek-v3"])
-def test_stages_of_models_with_windows_experts_and_latents(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_so_they_do_with_adapters_in_half_precision(tmp_path: Path) -> None:
+    """What an adapter adds is rounded where one process rounds it: behind the sum of the layer."""
+    targets = [LINEARS, ("embed_tokens", "o_proj"), ("down_proj", "lm_head")]
+    adapters = [None, *(write_tiny_adapter(tmp_path / str(i), i, 4 * i, targets[i - 1]) for i in (1, 2, 3))]
+    found = []
+    for size in (None, (2, 1), (2, 2)):
+        config = config_of(size, ModelConfig("tiny", dtype="bfloat16", max_model_len=160), scheduler=CHUNKS)
+        config.lora = LoraConfig(True, 2, 16, 3)
+        engine = build_engine(config)
+        for index, (prompt, params) in enumerate(JOBS[:6]):
+            engine.add_request(str(index), list(prompt), params, lora_request=adapters[index % 4])
+        outputs = finish(engine)
+        found.append(told([outputs[name] for name in sorted(outputs)]))
+        engine.shutdown()
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "qwen3-moe", "gpt2", "gpt-oss", "deepseek-v3", "jamba", "mamba2", "qwen3-next"])
+def test_stages_of_models_with_windows_experts_latents_and_states(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("model")
     make(EXAMPLES[name], folder)
     model = ModelConfig(str(folder), tokenizer="tiny", dtype="float32", max_model_len=90)
@@ -132,7 +154,10 @@ def test_stages_of_models_with_windows_experts_and_latents(name: str, tmp_path_f
         params.detokenize = False
     given = {"model": model, "cache": CacheConfig(block_size=4, num_blocks=120), "scheduler": CHUNKS}
     whole = served(None, jobs, **given)  # type: ignore[arg-type]
-    for size, ep in (((1, 3), 1), ((2, 2), 2 if "moe" in name or name in ("gpt-oss", "deepseek-v3") else 1)):
+    if name in STATES:
+        given["cache"] = CacheConfig(block_size=4, num_blocks=120, state_snapshots=3)
+    has_experts = "moe" in name or name in ("gpt-oss", "deepseek-v3", "jamba", "qwen3-next")
+    for size, ep in (((1, 3), 1), ((2, 2), 2 if has_experts else 1)):
         assert served(size, jobs, ep=ep, **given) == whole  # type: ignore[arg-type]
 
 

@@ -225,7 +225,8 @@ def test_a_partial_result_is_not_rounded(op: str) -> None:
     spec = make_spec(OPS[op], args, torch.bfloat16, torch.device("cpu"))
     result = bind(OPS[op], IMPLS[op]["torch"], spec, args)(*(args[name] for name in OPS[op].call_args))
     assert result.dtype == torch.float32 and not torch.equal(result, result.bfloat16().float())
-    assert all("does not take partial" in str(found.unsupported(spec)) for name, found in IMPLS[op].items() if name == "native")
+    if op != "lora_shrink":  # whose output is float32 in any case
+        assert all("does not take partial" in str(found.unsupported(spec)) for name, found in IMPLS[op].items() if name == "native")
 
 
 # Processes.

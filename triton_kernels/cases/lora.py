@@ -11,7 +11,7 @@ import torch
 
 from ..lora_meta import LoraMeta
 from ..op import Case
-from . import BENCH, SMALL, TILED, randn
+from . import BENCH, SMALL, TILED, randn, unrounded
 
 
 def _meta(
@@ -62,13 +62,12 @@ def _expand(
     strided: bool = False,
     known: bool = False,
     slices: int = 1,
-    partial_sum: bool = False,
 ) -> dict[str, Any]:
-    """The first of several slices is half of y, as q of q, k and v. ``partial_sum``: y is float32, whatever the dtype."""
+    """The first of several slices is half of y, as q of q, k and v."""
     pad, rest = 16 * strided, slices - 1
     widths = [features // (2 * rest)] * rest if rest else []
     return {
-        "y": randn(generator, torch.float32 if partial_sum else dtype, device, tokens, features + pad)[:, pad:],
+        "y": randn(generator, dtype, device, tokens, features + pad)[:, pad:],
         "shrunk": randn(generator, torch.float32, device, tokens, rank * slices),
         "lora_b": randn(generator, dtype, device, num_adapters, rank, features, scale=rank**-0.5),
         "meta": _meta(generator, device, tokens, num_adapters, none, runs, known),
@@ -112,5 +111,5 @@ def _cases(make: Callable[..., dict[str, Any]]) -> tuple[Case, ...]:
     )
 
 
-SHRINK_CASES = _cases(_shrink)
-EXPAND_CASES = (*_cases(_expand), _case(_expand, "partial_sum", SMALL, 13, 56, 12, 3, partial_sum=True))
+SHRINK_CASES = (*_cases(_shrink), unrounded(_case(_shrink, "shard", SMALL, 13, 56, 12, 3)))
+EXPAND_CASES = _cases(_expand)

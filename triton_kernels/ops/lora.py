@@ -9,19 +9,22 @@ import torch
 
 from ..cases.lora import EXPAND_CASES, SHRINK_CASES
 from ..lora_meta import LoraMeta
-from ..op import Cost, Op, Yardstick
+from ..op import PARTIAL, Cost, Op, Yardstick, rounded_once
 
 
-def lora_shrink_reference(x: torch.Tensor, meta: LoraMeta, lora_a: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def lora_shrink_reference(
+    x: torch.Tensor, meta: LoraMeta, lora_a: torch.Tensor, scale: torch.Tensor, partial: bool = False
+) -> torch.Tensor:
     """x [T, K], the adapters' A [L, R, K] and scale f32 [L, R] -> f32 [T, R]: scale * (A x), element by element; 0 where
     ``meta.index`` has no adapter. R: the ranks of all slices (as q, k and v) of the layer, one behind the other; A may have a wider
-    dtype than x. Source: Hu et al., LoRA, arXiv 2106.09685; Chen et al., Punica, arXiv 2310.18547."""
+    dtype than x. ``partial``: as ``op.PARTIAL`` says. Source: Hu et al., LoRA, arXiv
+    2106.09685; Chen et al., Punica, arXiv 2310.18547."""
     out = torch.zeros(x.shape[0], lora_a.shape[1], dtype=torch.float64, device=x.device)
     for slot in meta.index.unique().tolist():
         if slot >= 0:
             rows = meta.index == slot
             out[rows] = x[rows].double() @ lora_a[slot].double().T * scale[slot].double()
-    return out.float()
+    return rounded_once(out, None, torch.float32, partial)
 
 
 def lora_expand_reference(
@@ -31,8 +34,7 @@ def lora_expand_reference(
 
     slices    columns of y, N in all, of each of the n slices: slice i of y gets columns i * r to (i + 1) * r of ``shrunk``
               times its columns of B
-    Rows without adapter (-1) keep their bits. y may be float32 whatever the dtype of the activations (a rank's part of a sum).
-    Impls may round ``shrunk`` to the dtype of B."""
+    Rows without adapter (-1) keep their bits. Impls may round ``shrunk`` to the dtype of B."""
     rank = lora_b.shape[1]
     for slot in meta.index.unique().tolist():
         if slot < 0:
@@ -45,7 +47,7 @@ def lora_expand_reference(
             start += width
 
 
-def lora_shrink_fake(x, meta, lora_a, scale):  # type: ignore[no-untyped-def]
+def lora_shrink_fake(x, meta, lora_a, scale, partial=False):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], lora_a.shape[1], dtype=torch.float32)
 
 
@@ -88,7 +90,8 @@ lora_shrink = Op(
     cost,
     cases=SHRINK_CASES,
     facts=lora_shrink_facts,
-    bind_args=("lora_a", "scale"),
+    bind_args=("lora_a", "scale", PARTIAL),
+    optional=(PARTIAL,),
     row_args=("x",),
     yardsticks={"one dense product": Yardstick(_dense_shrink, {"num_adapters": 1})},
 )

@@ -30,7 +30,7 @@ class LayerBinder:
     block_size, cache_dtype  of its cache ("auto" as it is given: the model's dtype)
     expands_prompts          keys and values of whole prompts are computed from their latents
     lora                     what adapters linear layers have slots for; a norm before them quantizes nothing, since adapters read
-                             its output, too. None: no adapters
+                             its output, too, and one behind them sums nothing. None: no adapters
     image_tokens             that a step may have; 0: it reads text alone
     spread                   experts that ranks share, by the number of their layer in the model
     lockstep                 of steps that several schedulers' ranks take together; None: there is one scheduler
@@ -70,13 +70,12 @@ class LayerBinder:
         ``layers.linear.bind_linear``."""
         if part.share is None or part.columns == part.share[0].columns:
             return self.adapted(part, bind_linear(self.plan, loaded, **given))
-        reduced = bind_reduced(self.plan, loaded, part.share[1].group, self.dtype, **given)
-        reduced.linear = self.adapted(part, reduced.linear)
-        return reduced
+        group = part.share[1].group
+        return self.adapted(part, bind_reduced(self.plan, loaded, group, self.dtype, **given), group)
 
-    def adapted(self, part: Part, linear: Linear) -> Linear:
-        """With slots for adapters, where there are any."""
-        return linear if self.lora is None else self.lora.adapted(part, linear)
+    def adapted(self, part: Part, linear: Linear, group: Any = None) -> Linear:
+        """With slots for adapters, where there are any. group: as of ``LoraSlots.adapted``."""
+        return linear if self.lora is None else self.lora.adapted(part, linear, group)
 
     def linear_after_norm(
         self, parts: dict[str, Part], norm: str, linear: str, eps: float | None = None, summed: Linear | None = None

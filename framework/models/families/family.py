@@ -68,6 +68,7 @@ class Family:
     expert_tensor   name of the weights of experts in their modules; "" where a module's name is the tensor's
     expert_layouts  of w13 and w2 how experts lie on disk, where not as [out, in]: see ``Part.layout``
     alternating_experts   rows of their gate and up take turns
+    packed_experts  w13 and w2 of checkpoints that hold all experts of a layer in a tensor of that name, instead of one by one
     refuse       reason why this config is beyond the native decoder, or None
     """
 
@@ -122,6 +123,7 @@ class Family:
     expert_tensor: str = "weight"
     expert_layouts: Mapping[str, Literal["linear", "transposed", "flat", "flat_transposed"]] = field(default_factory=dict)
     alternating_experts: bool = False
+    packed_experts: Names = field(default_factory=dict)
     refuse: Callable[[Config], str | None] = lambda config: None
 
     @property

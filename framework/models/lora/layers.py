@@ -20,12 +20,14 @@ class LoraStep:
 @dataclass(slots=True)
 class AdaptedLinear:
     """A linear layer, however its weights are stored, with the slots of its adapters, which ``shrink`` and ``expand`` are bound
-    to. Of a rank that shares the layer's inputs, both are this rank's part of a sum."""
+    to. reduce: sums what ranks that share the layer's inputs have shrunk, so that all expand the same, and round what one process
+    does; None: this rank has all inputs."""
 
     linear: Linear
     shrink: BoundKernel
     expand: BoundKernel
     step: LoraStep
+    reduce: BoundKernel | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, out]."""
@@ -33,6 +35,8 @@ class AdaptedLinear:
         if meta is None:
             return self.linear(x)
         shrunk = self.shrink(x, meta)  # before the layer: kernels of a CPU wait for one another at the end of that
+        if self.reduce is not None:
+            shrunk = self.reduce(shrunk)
         y = self.linear(x)
         self.expand(y, shrunk, meta)
         return y

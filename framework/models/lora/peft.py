@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ def read_adapter(
     """parts: those that may be adapted, see ``adaptable_parts``; base: the folder of the model's checkpoint, None if it has none.
     Raises ValueError for an adapter that cannot be served as peft would, saying what was found and what would work."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"the adapter {str(folder)!r} is no folder here: give the path that save_pretrained of peft wrote to")
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} has no adapter_config.json, so it is no adapter of peft: {_contents(folder)}")
@@ -71,6 +72,7 @@ class _Reading:
     def _pairs(self, places: Mapping[str, tuple[str, int]]) -> dict[tuple[str, int], tuple[str, str, str]]:
         """(part, source) -> its module on file, names of its A and B."""
         matrices: dict[str, dict[str, str]] = {}
+        seen: dict[tuple[str, str], str] = {}
         unknown, copies = [], []
         for name in self.tensors.where:
             if _DORA in name:
@@ -78,6 +80,8 @@ class _Reading:
                     f"{self.folder} is an adapter with DoRA (it has {name}), which is not served: train it with use_dora=False"
                 )
             if (match := _LORA.fullmatch(name)) is not None:
+                if (other := seen.setdefault((self._ours(match["module"]), match["matrix"]), name)) != name:
+                    raise ValueError(f"{self.folder} has {other} and {name}, which are the same matrix: keep one of them")
                 matrices.setdefault(match["module"], {})[match["matrix"]] = name
             elif (match := _COPIES.fullmatch(name)) is not None and self._ours(match["module"]) in places:
                 copies.append((name, self._ours(match["module"])))

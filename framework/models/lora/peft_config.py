@@ -47,6 +47,8 @@ _REFUSED = {
     "layer_replication": "layers more than its base, which are not served: train it without layer_replication",
     "alora_invocation_tokens": "an activation by tokens (aLoRA), which is not served: train it without alora_invocation_tokens",
 }
+_MOST = 3.4e38
+"""Of float32."""
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
@@ -108,7 +110,7 @@ class PeftConfig:
         alphas = [self.alpha, *(self.alpha_pattern.values() if isinstance(self.alpha_pattern, dict) else ["no object"])]
         for name, value, fits, expected in (
             ("r, rank_pattern", ranks, all(type(r) is int and r > 0 for r in ranks), "positive numbers"),
-            ("lora_alpha, alpha_pattern", alphas, all(type(a) in (int, float) for a in alphas), "numbers"),
+            ("lora_alpha, alpha_pattern", alphas, all(type(a) in (int, float) and abs(a) <= _MOST for a in alphas), "numbers"),
             ("target_modules", self.target_modules, _is_names(self.target_modules), "a pattern or a list of names"),
             ("exclude_modules", self.exclude_modules, _is_names(self.exclude_modules), "a pattern or a list of names"),
             ("layers_to_transform", self.layers, self.layers is None or listed(self.layers, int), "numbers of layers"),

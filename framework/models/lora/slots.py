@@ -7,12 +7,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ...config import LoraConfig
 from ...plan import BoundKernel, KernelPlan, LoraMeta
-from ..layers.linear import Linear
+from ..layers.linear import Linear, bind_reduce
 from ..native import Architecture
 from ..parallel import Parallel
 from ..parts import Part
@@ -116,14 +117,19 @@ class LoraSlots:
         self._holds: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._kernels: dict[tuple[str, str], BoundKernel] = {}
+        self._reduce: BoundKernel | None = None  # of all layers that sum over ranks
 
-    def adapted(self, part: Part, linear: Linear) -> Linear:
-        """The linear layer with slots for adapters, if they may have this part."""
+    def adapted(self, part: Part, linear: Linear, group: Any = None) -> Linear:
+        """The linear layer with slots for adapters, if they may have this part. group: of ranks that share its inputs, whose
+        outputs it sums; None: this rank has all."""
         slots = self._slots(part, is_table=False)
         if slots is None:
             return linear
-        shrink = self._bind("lora_shrink", {"lora_a": slots.a, "scale": slots.scale})
-        return AdaptedLinear(linear, shrink, self._expand(slots, part.rows), self.step)
+        shrink = self._bind("lora_shrink", {"lora_a": slots.a, "scale": slots.scale}, {"partial": group is not None})
+        if group is not None and self._reduce is None:
+            self._reduce = bind_reduce(self._plan, group, torch.float32)
+        expand = self._expand(slots, part.rows)
+        return AdaptedLinear(linear, shrink, expand, self.step, None if group is None else self._reduce)
 
     def adapted_embedding(self, part: Part, embedding: BoundKernel, vocab_start: int) -> BoundKernel | AdaptedEmbedding:
         """The same of a table, or a rank's share of it."""

@@ -270,6 +270,15 @@ def test_a_read_that_nobody_waits_for_any_more_leaves_room() -> None:
     assert host.most == 1
 
 
+def test_an_adapter_that_is_removed_while_it_is_read_is_not_read_again() -> None:
+    engine = engine_with(1)
+    host = watched(engine, slow=True)
+    is_loaded = engine.start_lora(lora(1))
+    assert not is_loaded() and engine.remove_lora(1)
+    host.reads.pop(1).may_end = True
+    assert is_loaded() and not host.reads and host.held.total() == 0 and engine.list_loras() == set()
+
+
 def test_new_weights_in_place() -> None:
     """Requests that run go on with the old ones, and their blocks are not found by the new."""
     engine = engine_with(2, 3)

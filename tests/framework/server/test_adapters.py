@@ -110,6 +110,30 @@ def test_new_weights_under_an_old_name(server: HTTPServer, folder: Path) -> None
     assert server.post("/v1/unload_lora_adapter", lora_name="a")[0] == 200
 
 
+def test_what_only_some_engines_have_read_is_forgotten(
+    server: HTTPServer, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under its name others can be loaded, and the one before it goes on."""
+    add_lora = engine.add_lora
+
+    async def halfway(request: LoRARequest) -> bool:
+        await add_lora(request)
+        raise ValueError("replica 1 has no room")
+
+    def fails(**body: Any) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "add_lora", halfway)
+            status, error = server.post("/v1/load_lora_adapter", **body)
+        return status == 400 and "replica 1 has no room" in error["error"]["message"]
+
+    assert fails(lora_name="b", lora_path="1")
+    assert server.post("/v1/load_lora_adapter", lora_name="b", lora_path="2")[0] == 200
+    before = answer(server, "b")
+    assert fails(lora_name="b", lora_path="1", load_inplace=True)
+    assert answer(server, "b") == before
+    assert server.post("/v1/unload_lora_adapter", lora_name="b")[0] == 200
+
+
 def test_of_loads_at_once_under_one_name_one_succeeds(server: HTTPServer) -> None:
     with ThreadPoolExecutor(4) as pool:
         loads = [

@@ -108,17 +108,17 @@ void lora_shrink(const struct lora_shrink *c) {
 }
 
 struct lora_expand {
-    void *y; /* float where `wide`, else element */
+    element *y;
     const float *shrunk;
     const element *b;
     const int32_t *index;
     const int64_t *ends; /* of the slices' columns */
-    int64_t num_rows, num_columns, rank, y_row, shrunk_row, wide;
+    int64_t num_rows, num_columns, rank, y_row, shrunk_row;
 };
 
 /* Adds x @ b to columns n to n + count * LANES of a row. */
 INLINE void add(const struct lora_expand *c, int64_t row, int64_t n, const float *x, int64_t rank, const element *b, int count) {
-    const int64_t at = row * c->y_row + n;
+    element *y = c->y + row * c->y_row + n;
     lanes sums[VECTORS] = {0};
     for (int64_t r = 0; r < rank; r++) {
         if (x[r] == 0) continue;
@@ -127,19 +127,15 @@ INLINE void add(const struct lora_expand *c, int64_t row, int64_t n, const float
         for (int i = 0; i < count; i++) sums[i] += x[r] * widen_lanes(values + i * LANES);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++) {
-        if (c->wide) *(lanes *)((float *)c->y + at + i * LANES) += sums[i];
-        else narrow_lanes(widen_lanes((element *)c->y + at + i * LANES) + sums[i], (element *)c->y + at + i * LANES);
-    }
+    for (int i = 0; i < count; i++) narrow_lanes(widen_lanes(y + i * LANES) + sums[i], y + i * LANES);
 }
 
 /* The same of one column. */
 static void add_one(const struct lora_expand *c, int64_t row, int64_t n, const float *x, int64_t rank, const element *b) {
-    const int64_t at = row * c->y_row + n;
+    element *y = c->y + row * c->y_row + n;
     float sum = 0;
     for (int64_t r = 0; r < rank; r++) sum += x[r] * widen(b[r * c->num_columns + n]);
-    if (c->wide) ((float *)c->y)[at] += sum;
-    else ((element *)c->y)[at] = narrow(widen(((element *)c->y)[at]) + sum);
+    *y = narrow(widen(*y) + sum);
 }
 
 void lora_expand(const struct lora_expand *c) {

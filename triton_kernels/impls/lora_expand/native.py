@@ -20,7 +20,7 @@ class NativeExpand:
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         self.b, self.ends = weights["lora_b"], torch.tensor(params["slices"]).cumsum(0)
         assert self.b.is_contiguous(), "slots must be contiguous"
-        self.run = NativeKernel("native_lora.c", spec.dtype, "lora_expand", "ppppp iiiiii")
+        self.run = NativeKernel("native_lora.c", spec.dtype, "lora_expand", "ppppp iiiii")
 
     @staticmethod
     def unsupported(spec: Spec) -> list[str]:
@@ -29,5 +29,5 @@ class NativeExpand:
     def __call__(self, y: torch.Tensor, shrunk: torch.Tensor, meta: LoraMeta) -> None:
         assert y.stride(1) == shrunk.stride(1) == 1, "columns must be contiguous"
         _, rank, num_columns = self.b.shape
-        sizes = y.shape[0], num_columns, rank, y.stride(0), shrunk.stride(0), y.dtype == torch.float32
+        sizes = y.shape[0], num_columns, rank, y.stride(0), shrunk.stride(0)
         self.run(y.shape[0] * num_columns * rank, y, shrunk, self.b, meta.index, self.ends, *sizes)

@@ -17,6 +17,8 @@ from .._shared.native_code import library_reasons
 
 @impl("lora_shrink", "native", priority=30, flags=Flags(batch_invariant=True, cpu_graph=True), devices=("cpu",))
 class NativeShrink:
+    takes = ("partial",)  # float32 all the same
+
     def __init__(self, spec: Spec, weights: Mapping[str, torch.Tensor], params: Mapping[str, Any]) -> None:
         self.a, self.scale = weights["lora_a"], weights["scale"]
         assert self.a.is_contiguous() and self.scale.is_contiguous(), "slots must be contiguous"

@@ -7,12 +7,16 @@ import torch
 
 from ...impl import Flags, impl
 from ...lora_meta import LoraMeta
+from ..linear.torch import unrounded
 
 
 @impl("lora_shrink", "torch", priority=10, flags=Flags(cpu_graph=True))
-def lora_shrink_torch(x: torch.Tensor, meta: LoraMeta, lora_a: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def lora_shrink_torch(
+    x: torch.Tensor, meta: LoraMeta, lora_a: torch.Tensor, scale: torch.Tensor, partial: bool = False
+) -> torch.Tensor:
+    multiply = unrounded if partial else torch.nn.functional.linear
     out = torch.zeros(x.shape[0], lora_a.shape[1], dtype=torch.float32, device=x.device)
     for slot in meta.slots_of(lora_a.shape[0]):
-        gemm = torch.nn.functional.linear(x.to(lora_a.dtype), lora_a[slot]).float() * scale[slot]
+        gemm = multiply(x.to(lora_a.dtype), lora_a[slot]).float() * scale[slot]
         out = torch.where((meta.index == slot)[:, None], gemm, out)
     return out

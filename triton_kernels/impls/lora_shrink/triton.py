@@ -99,6 +99,8 @@ _SUM_BLOCK = 512
 class TritonShrink:
     """``split``: features per program, a multiple of ``block_k``; a block_k of 0 means 128, for float32 32."""
 
+    takes = ("partial",)  # float32 all the same
+
     def __init__(self, spec: Spec, weights: Mapping[str, Any], params: Mapping[str, Any], **options: int) -> None:
         lora_a, self.block_m = weights["lora_a"], options["block_m"]
         block_k, split = options["block_k"] or (32 if spec.dtype == torch.float32 else 128), options["split"]

@@ -186,6 +186,8 @@ EXPERT = "base_model.model.model.layers.0.mlp.experts.3.down_proj.lora_"
         ({"init_lora_weights": "pissa_niter_4"}, r"pissa.*path_initial_model_for_weight_conversion"),
         ({"arrow_config": {"top_k": 3}}, r"arrow_config=.*does not know"),
         ({"r": 17, "rank_pattern": {}}, r"made for another model, or its adapter_config.json.*is \[8, 64\].*need \[17, 64\]"),
+        ({"lora_alpha": float("nan")}, r"lora_alpha, alpha_pattern=\[nan\], expected numbers"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, r"lora_alpha, alpha_pattern=\[.*, expected numbers"),
         ({"r": "8"}, r"r, rank_pattern=\['8'\], expected positive numbers"),
         ({"target_modules": ["k_proj"]}, r"target_modules=\['k_proj'\], but there are tensors for .*q_proj"),
         ({"target_modules": ["q_proj", "k_proj"]}, r"no tensors for .*k_proj and 2 more: the adapter is not whole"),
@@ -208,6 +210,8 @@ def test_configs_are_refused(fields: dict[str, Any], told: str, models: Callable
         (lambda t: t.update({"base_model.model.score.weight": torch.ones(2)}), r"belong to no adapter.*score.weight"),
         (lambda t: t.update({FIRST + "lora_magnitude_vector": torch.ones(64)}), r"DoRA"),
         (lambda t: t.clear(), r"adapts no module at all"),
+        (lambda t: t.update({FIRST + "lora_A.default.weight": torch.ones(8, 64)}), r"lora_A.*lora_A.*are the same matrix"),
+        (lambda t: t.update({FIRST[17:] + "lora_A.weight": torch.ones(8, 64)}), r"lora_A.*lora_A.*are the same matrix"),
         (lambda t: t[FIRST + "lora_A.weight"].fill_(torch.nan), r"not finite"),
         (lambda t: t.update({EXPERT + "A.weight": torch.ones(8, 4), EXPERT + "B.weight": torch.ones(4, 8)}), r"adapts experts"),
         (
@@ -243,6 +247,8 @@ def test_other_refusals(models: Callable[[str], Made], tmp_path: Path) -> None:
         read(tmp_path / "a", models("qwen3"))
     with pytest.raises(ValueError, match=r"is no folder here"):
         read(tmp_path / "b", made)
+    with pytest.raises(ValueError, match=r"is no folder here"):
+        read(tmp_path / ("b" * 300), made)
     (tmp_path / "c").mkdir()
     with pytest.raises(ValueError, match=r"has no adapter_config.json.*it is empty"):
         read(tmp_path / "c", made)
