@@ -83,7 +83,7 @@ OFF: dict[Pair, str] = {
     ("spec", "beam"): "spec",
     ("prefix", "plp"): "prefix",
 }
-"""Pairs of which one is left out on a CPU, and which: what comes out is the same. Decodes are not recorded with the first six,
+"""Pairs of which one is left out on a CPU, and which: what comes out is the same. Decodes are not recorded with the first seven,
 a step of a beam is one token, and a prompt whose log-probabilities are wanted is computed."""
 NONE: dict[Pair, str] = {
     pair: "no model has both" for pair in combinations(("images", "encoder", "states", "diffusion"), 2) if pair not in REFUSED

@@ -96,7 +96,7 @@ class Engines:
             "images": (images := llm.engine.scheduler.images) is not None and images.num_encoded > 0,
             "encoder": llm.engine.inputs.encoding is not None,
             "states": getattr(llm.engine.executor, "has_states", False),
-            "diffusion": llm.engine.inputs.mask_token_id is not None,
+            "diffusion": stats.num_denoising_passes > before.num_denoising_passes,
             "pooling": llm.engine.pooling is not None,
             "ep": llm.engine.config.parallel.ep > 1,
             "tp": llm.engine.config.parallel.tp > 1,
