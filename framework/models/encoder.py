@@ -58,7 +58,7 @@ def load_encoder(
         with torch.device("meta"):
             module = _encoder_of(found, dtype)
         _load(module, info, device, dtype)
-    plan.library = sorted({type(m).__name__ for m in module.modules() if type(m).__module__.startswith("transformers.")})
+    plan.runs_in_library(module)
     return Encoder(module.eval(), decoder, dtype, device)
 
 

@@ -76,6 +76,9 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
         metrics["num_steps"] = sum(steps.num_steps for steps in run.steps)
         metrics["num_preemptions"] = run.num_preemptions
         metrics["num_chunked_prefills"] = run.num_chunked_prefills
+    if run.num_denoising_passes:
+        metrics["num_denoising_passes"] = run.num_denoising_passes
+        metrics["tokens_per_pass"] = metrics["num_output_tokens"] / run.num_denoising_passes
     if run.prefix_query_tokens:
         metrics["prefix_hit_rate"] = run.prefix_hit_tokens / run.prefix_query_tokens
     if any(run.drafts.drafts):
