@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -24,6 +25,7 @@ _READ = frozenset(
     }
 )
 """Keys of EngineConfig that mean something here."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
 MAX_SIDE = 4096
 """Pixels. The largest models were trained on 1024; attention takes the fourth power of a side."""
 MAX_IMAGES = 64
@@ -203,10 +205,10 @@ class ImagePipeline:
 def _texts(given: Any, name: str) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, list | tuple) else []
     require(
-        texts and len(texts) <= MAX_IMAGES and all(isinstance(text, str) for text in texts),
+        texts and len(texts) <= MAX_IMAGES and all(isinstance(text, str) and not _SURROGATES.search(text) for text in texts),
         name,
         given,
-        f"a text, or a list of 1 to {MAX_IMAGES}",
+        f"a text, or a list of 1 to {MAX_IMAGES}, without half characters (surrogates)",
     )
     return texts
 

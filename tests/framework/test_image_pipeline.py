@@ -142,6 +142,7 @@ def test_bfloat16_runs(folder: Callable[[str], Path]) -> None:
         ({"prompt": 5}, "prompt=5"),
         ({"prompt": []}, "prompt="),
         ({"prompt": ["a", None]}, "prompt="),
+        ({"prompt": "a \ud800"}, "prompt=.*surrogates"),
         ({"prompt": ["a"] * 65}, "prompt=.*1 to 64"),
         ({"prompt": "a" * 200}, "prompt=.*202 tokens.*77"),
         ({"negative_prompt": "b" * 200}, "negative_prompt=.*77"),
@@ -216,6 +217,22 @@ def broken(source: Path, target: Path, change: Callable[[Path], None]) -> str:
     return str(target)
 
 
+def without(part: str, name: str) -> Callable[[Path], None]:
+    """A change that takes the weights away whose names end so."""
+    return lambda folder: rewritten(folder / part, lambda found: {key: x for key, x in found.items() if not key.endswith(name)})
+
+
+def with_more(part: str) -> Callable[[Path], None]:
+    return lambda folder: rewritten(folder / part, lambda found: {**found, "another": next(iter(found.values())).clone()})
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = next(folder.glob("*.safetensors"))
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -223,6 +240,9 @@ def broken(source: Path, target: Path, change: Callable[[Path], None]) -> str:
         (lambda folder: next((folder / "vae").glob("*.safetensors")).write_bytes(b"\0" * 64), "diffusers .* refuses it"),
         (lambda folder: (folder / "unet" / "config.json").write_text("{"), "diffusers .* refuses it"),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), "names tokenizer"),
+        (without("unet", "conv_in.bias"), "weights of unet do not fit.*missing_keys.*conv_in.bias"),
+        (without("text_encoder", "final_layer_norm.bias"), "weights of text_encoder do not fit.*final_layer_norm.bias"),
+        (with_more("vae"), "weights of vae do not fit.*unexpected_keys.*another"),
     ],
 )
 def test_broken_folders_are_refused(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from ...config import ModelConfig
 from ...plan import KernelPlan
@@ -13,7 +14,7 @@ from ..hub import PIPELINE_FILE, pipeline_folder
 from ..layers.paged_attention import AttentionKernels, AttentionShape
 from ..transformers_model import swap_linears
 from .attention import KernelAttention
-from .index import OPTIONAL, read_index
+from .index import CLASSES, OPTIONAL, read_index
 
 _UNKNOWN = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "added_kv_proj_dim")
 """What an attention layer of the library may have besides its projections, and ours do not."""
@@ -66,9 +67,20 @@ def _read(diffusers: Any, config: ModelConfig, dtype: torch.dtype) -> Any:
     if kind == "StableDiffusionPipeline" and "safety_checker" in given:
         given["requires_safety_checker"] = False
     try:
+        for part in CLASSES.keys() & parts:
+            given[part] = _model(transformers if part.startswith("text") else diffusers, CLASSES[part], folder / part, dtype)
         return getattr(diffusers, kind).from_pretrained(folder, dtype=dtype, local_files_only=True, **given)
     except Exception as error:  # parts check themselves, each in its way
         raise _refused(diffusers, config, error) from error
+
+
+def _model(library: Any, kind: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """A part with weights. Raises ValueError for a checkpoint that does not fit: the libraries would go on with random weights."""
+    model, report = getattr(library, kind).from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
+    for found, names in report.items():
+        if wrong := sorted(str(name) for name in names if not str(name).endswith("position_ids")):  # older files have these
+            raise ValueError(f"the weights of {folder.name} do not fit its config.json: {found} {wrong[:20]}")
+    return model
 
 
 def _download(diffusers: Any, config: ModelConfig) -> Path:
