@@ -41,6 +41,18 @@ def experts(rows: pd.DataFrame) -> pd.DataFrame:
     return table(rows, "moe_experts", dims, 1, rows.num_tokens, rows.num_tokens)[here]
 
 
+def recurrences(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of Qwen3-Next, and its share on 2 and 4 ranks: prompts of requests that are new, and decodes of requests that are not."""
+    decodes, conv = rows.phase == "generation", rows.kernel_source.str.startswith("causal_conv1d")
+    heads = {"num_k_heads": rows.num_k_heads, "num_v_heads": rows.num_v_heads, "k_dim": rows.head_k_dim, "v_dim": rows.head_v_dim}
+    channels = 2 * rows.num_k_heads * rows.head_k_dim + rows.num_v_heads * rows.head_v_dim
+    dims = {name: sizes.mask(conv) for name, sizes in heads.items()}
+    dims |= {"num_channels": channels.where(conv), "width": rows.d_conv.where(conv)}
+    op = conv.map({True: "causal_conv1d", False: "gated_delta_rule"})
+    here = (rows.num_v_heads == 2 * rows.num_k_heads) & rows.num_k_heads.isin([4, 8, 16]) & (decodes | (rows.seq_len >= 128))
+    return table(rows, op, dims, rows.batch_size, rows.seq_len, rows.seq_len + decodes)[here]
+
+
 def table(
     rows: pd.DataFrame, op: object, dims: dict[str, pd.Series], num_reqs: object, q_len: object, ctx_len: object
 ) -> pd.DataFrame:
@@ -54,14 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    context, generation, gemm, moe = (
-        pd.read_csv(folder / f"h200_{name}.csv.gz") for name in ("attention_context", "attention_generation", "gemm", "moe")
-    )
+    names = ("attention_context", "attention_generation", "gemm", "moe", "gated_delta")
+    context, generation, gemm, moe, states = (pd.read_csv(folder / f"h200_{name}.csv.gz") for name in names)
     parts = [
         attention(generation, "paged_attention_decode", 1 + 0 * generation.step, generation.step + 1),
         attention(context, "paged_attention_prefill", context.isl, context.isl),
         gemms(gemm),
         experts(moe),
+        recurrences(states),
     ]
     keys = ["op", "kernel", "dims", "num_reqs", "q_len", "ctx_len"]
     found = pd.concat(parts).groupby(keys, sort=False, as_index=False).us.median()  # a few were measured twice

@@ -4,11 +4,10 @@ methods  what drafts, and how many, for one request at a time, greedy
 depth    how many drafts of a method that costs next to nothing, fixed or adaptive, by how many requests run at a time, greedy
 
 All settings serve the same held-out prompts in one process, round by round in turn, so that what the machine does in the meantime
-meets all alike; a prompt is served once, so that suffix decoding knows none of them. Where several requests run at a time, a round
-has twice as many, with cached prompts: who ends makes room for the next one, and the time counts until the last one has come. So
-the batch stays as large as it is, and the mean time per token is its rows through its tokens per second. Time is that of the one
-thread that works: without what other processes took of the machine, which here is what a clock on the wall shows if there are none.
-Ratios are paired by round: times_faster is to no drafts, of_best to the best setting but the adaptive one.
+meets all alike; a prompt is served once, so that suffix decoding knows none of them. Time counts until the first request of a round
+has ended: so long the batch is as large as it is called. It is that of the one thread that works: without what other processes took
+of the machine, which here is what a clock on the wall shows if there are none. Ratios are paired by round: times_faster is to no
+drafts, of_best to the best setting but the adaptive one.
 """
 
 from __future__ import annotations
@@ -81,13 +80,11 @@ def serve(llm: LLM, requests: list[WorkloadRequest]) -> list[RequestOutput]:
     return llm.generate(prompts, [request.sampling for request in requests], use_tqdm=False)
 
 
-def tpot_s(outputs: list[RequestOutput], batch: int) -> float:
-    """Seconds per token of a request while so many run: from the first token on until the last request has its own, or until the
-    end where none came later."""
+def tpot_s(outputs: list[RequestOutput]) -> float:
+    """Seconds per token of a request while all run: from when each has its first token on until one has its last."""
     times = [output.metrics.token_times_s for output in outputs if output.metrics is not None]
-    first = [each[0] for each in times]
-    start, end = min(first), max(first) if len(times) > batch else max(each[-1] for each in times)
-    return batch * (end - start) / sum(start < each <= end for each in chain(*times))
+    start, end = max(each[0] for each in times), min(each[-1] for each in times)
+    return len(times) * (end - start) / sum(start < each <= end for each in chain(*times))
 
 
 def measure(mode: Mode, batch: int) -> list[dict[str, Any]]:
@@ -103,9 +100,8 @@ def measure(mode: Mode, batch: int) -> list[dict[str, Any]]:
         for llm in llms.values():
             serve(llm, requests)
     freeze_garbage()  # one collection takes as long as a hundred steps, and would meet one setting
-    num_requests = batch if batch == 1 else 2 * batch
-    rounds = rounds_of(replace(mode.workload, num_requests=num_requests * mode.rounds[batch]), num_requests, llms["none"])
-    return [{"batch": batch, **row} for row in compare(llms, shares, rounds, batch)]
+    rounds = rounds_of(replace(mode.workload, num_requests=batch * mode.rounds[batch]), batch, llms["none"])
+    return [{"batch": batch, **row} for row in compare(llms, shares, rounds)]
 
 
 def rounds_of(config: WorkloadConfig, batch: int, llm: LLM) -> list[list[WorkloadRequest]]:
@@ -114,22 +110,17 @@ def rounds_of(config: WorkloadConfig, batch: int, llm: LLM) -> list[list[Workloa
     return [requests[i : i + batch] for i in range(0, len(requests), batch)]
 
 
-def compare(
-    llms: dict[str, LLM], shares: dict[str, TimeShares], rounds: list[list[WorkloadRequest]], batch: int
-) -> list[dict[str, Any]]:
+def compare(llms: dict[str, LLM], shares: dict[str, TimeShares], rounds: list[list[WorkloadRequest]]) -> list[dict[str, Any]]:
     """A row per setting."""
     for each in shares.values():
         each.clear()
     before = {name: llm.engine.stats().drafts for name, llm in llms.items()}
     outputs: dict[str, list[list[RequestOutput]]] = {name: [] for name in llms}
     for nth, requests in enumerate(rounds):
-        if batch > 1:  # prompts beside others' tokens are nobody's time per token
-            for llm in llms.values():
-                serve(llm, [replace(each, sampling=replace(each.sampling, max_tokens=1)) for each in requests])
         for i in range(len(llms)):  # who comes first, changes
             name = list(llms)[(nth + i) % len(llms)]
             outputs[name].append(serve(llms[name], requests))
-    times = {name: np.array([tpot_s(found, batch) for found in of_rounds]) for name, of_rounds in outputs.items()}
+    times = {name: np.array([tpot_s(found) for found in of_rounds]) for name, of_rounds in outputs.items()}
     best = min((name for name in times if name != "adaptive"), key=lambda name: float(np.log(times[name]).mean()))
     rows = []
     for name, of_rounds in outputs.items():

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .config import EngineConfig
     from .engine.engine import Engine
     from .engine.inputs import TextPrompt, TokensPrompt
+    from .image_pipeline import GeneratedImages, ImagePipeline
     from .llm import LLM
     from .lora_request import LoRARequest
     from .outputs import CompletionOutput, Logprob, RequestOutput
@@ -22,6 +23,8 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "LLM": "llm",
+    "ImagePipeline": "image_pipeline",
+    "GeneratedImages": "image_pipeline",
     "AsyncEngine": "async_engine",
     "Engine": "engine.engine",
     "EngineConfig": "config",
@@ -50,6 +53,8 @@ __all__ = [
     "EmbeddingRequestOutput",
     "Engine",
     "EngineConfig",
+    "GeneratedImages",
+    "ImagePipeline",
     "LoRARequest",
     "Logprob",
     "PoolingParams",

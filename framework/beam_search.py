@@ -98,6 +98,7 @@ async def search_beams(
     engine: AsyncEngine, prompt: EngineInput, params: BeamSearchParams, priority: int = 0, lora_request: LoRARequest | None = None
 ) -> BeamSearchOutput:
     """The best sequences of one prompt. Being cancelled aborts what runs. Raises as ``AsyncEngine.generate`` does."""
+    engine.inputs.check_beams()
     search = BeamSearch(prompt, params, engine.inputs.eos_token_ids, engine.info.max_model_len)
 
     async def step(beam: EngineInput) -> LogprobsOnePosition:

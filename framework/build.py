@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, ParallelConfig, QuantConfig
+from .config_checks import require
+from .engine.diffusion import Denoising, DiffusionConfig
 from .engine.encoding import EncoderPrompts
 from .engine.executor import PredictsSteps
 from .engine.images import ImageProcessor
@@ -74,6 +76,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     model = read_model(config.model)
     config = settle_sharing(config, model)
     config = settle_encoding(config, model)
+    config = settle_diffusion(config, model)
     if model.pooling is not None:
         config = settle_pooling(config, model.pooling)
     inputs = input_processor(config.model, model, config)
@@ -82,7 +85,9 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     if config.parallel.num_schedulers > 1:
         return cast("Engine", _lockstep_engine(config, executor, inputs, clock))
     matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device and pooling is None else None
-    engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling)
+    engine = Engine(
+        config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling, _denoising(config, model)
+    )
     if (probes := getattr(engine.executor, "probes", None)) is not None:
         engine.watch(probes.around_step)
     return engine
@@ -185,21 +190,29 @@ def settle_block_size(config: Config, arch: str | None = None) -> Config:
 
 
 def settle_sharing(config: EngineConfig, model: ModelInfo) -> EngineConfig:
-    """The config with ``cache.prefix_caching`` settled: a state is of all tokens before it, so that of a model that keeps states no
-    prefix can be shared, and no draft taken back. Raises ValueError where one is asked for all the same."""
-    asked = config.cache.prefix_caching
-    if model.encoding is not None:
+    """The config with ``cache.prefix_caching`` settled: a state is of all tokens before it, so that of a model that keeps states
+    prefixes are shared only where their states are kept, and no draft is taken back. Raises ValueError where one is asked for all
+    the same."""
+    asked, num_snapshots = config.cache.prefix_caching, config.cache.state_snapshots
+    has_states, name = model.architecture is not None and model.architecture.has_states, config.model.name
+    require(has_states or not num_snapshots, "cache.state_snapshots", num_snapshots, f"0: no layers of {name!r} keep states")
+    if model.encoding is not None or (model.architecture is not None and model.architecture.diffusion is not None):
         return config
-    if model.architecture is None or not model.architecture.has_states:
+    if not has_states:
         return replace(config, cache=replace(config.cache, prefix_caching=asked is not False))
-    why = f"layers of {config.model.name!r} keep states"
-    if asked:
-        raise ValueError(f"cache.prefix_caching=true cannot work: {why}, of which no prefix can be shared; leave it out")
+    why = f"layers of {name!r} keep states"
+    if asked and not num_snapshots:
+        raise ValueError(
+            f"cache.prefix_caching=true cannot work: {why}, and cache.state_snapshots=0 keeps none of them for other requests; "
+            "raise that, or leave it out"
+        )
+    if model.pooling is not None and num_snapshots:
+        raise ValueError(f"cache.state_snapshots={num_snapshots} cannot work: {name!r} pools; leave it out")
     if (method := config.speculative_config.method) is not None:
         raise ValueError(
             f"speculative_config.method={method} cannot work: {why}, from which no wrong draft can be taken back; leave it out"
         )
-    return replace(config, cache=replace(config.cache, prefix_caching=False))
+    return replace(config, cache=replace(config.cache, prefix_caching=num_snapshots > 0))
 
 
 def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:
@@ -224,18 +237,67 @@ def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:
     return replace(config, cache=replace(config.cache, prefix_caching=False))
 
 
+def settle_diffusion(config: EngineConfig, model: ModelInfo) -> EngineConfig:
+    """The config with what a model of block diffusion settles: each step waits for the tokens of the one before, and a prefix is
+    shared where blocks hold whole canvases, whose tokens depend on no later ones. Raises ValueError for what such a model cannot
+    have, and for ``diffusion`` of another model."""
+    name, diffusion = config.model.name, None if model.architecture is None else model.architecture.diffusion
+    if diffusion is None:
+        for field, default in vars(DiffusionConfig()).items():
+            if (found := getattr(config.diffusion, field)) != default:
+                raise ValueError(f"diffusion.{field}={found} cannot work: {name!r} generates token by token; leave it out")
+        return config
+    cache, scheduler, parallel, method = config.cache, config.scheduler, config.parallel, config.speculative_config.method
+    refused = {
+        f"speculative_config.method={method}": method is not None,
+        "lora.enabled=true": config.lora.enabled,
+        f"parallel.tp={parallel.tp}, pp={parallel.pp}, ep={parallel.ep}": parallel.num_ranks > 1,
+        f"executor.kind={config.executor.kind}": config.executor.kind != "local",
+        f"scheduler.in_flight_steps={scheduler.in_flight_steps}": scheduler.in_flight_steps > 1,
+    }
+    if wrong := [field for field, is_asked in refused.items() if is_asked]:
+        raise ValueError(
+            f"{wrong[0]} cannot work: {name!r} generates by block diffusion, which is served on one device, step by step, by "
+            "executor.kind=local; leave it out"
+        )
+    size = diffusion.canvas_size
+    if scheduler.max_chunk < size:
+        raise ValueError(
+            f"scheduler.max_num_batched_tokens={scheduler.max_num_batched_tokens} (max_chunk_tokens={scheduler.max_chunk_tokens}) "
+            f"cannot work: {name!r} denoises {size} tokens of a request at a time; set {size} or more"
+        )
+    why = None
+    if diffusion.causal_prompt:
+        why = f"{name!r} sees of a token in a prompt something else than of the same token in an output (block_causal_prompt=false)"
+    elif cache.block_size % size:
+        why = (
+            f"a block of {cache.block_size} tokens holds no whole canvases of {size}; set cache.block_size to a multiple of {size}"
+        )
+    if why is not None and cache.prefix_caching:
+        raise ValueError(f"cache.prefix_caching=true cannot work: {why}, or leave it out")
+    shares = cache.prefix_caching is not False and why is None
+    return replace(config, cache=replace(cache, prefix_caching=shares), scheduler=replace(scheduler, in_flight_steps=1))
+
+
+def _denoising(config: EngineConfig, model: ModelInfo) -> Denoising | None:
+    """None for a model that generates token by token."""
+    if model.architecture is None or (diffusion := model.architecture.diffusion) is None:
+        return None
+    return Denoising(diffusion.canvas_size, diffusion.mask_token_id, config.diffusion)
+
+
 def encoder_prompts(model: ModelInfo) -> EncoderPrompts | None:
     """None for a model without an encoder."""
     if (encoding := model.encoding) is None:
         return None
     sound = None
-    if encoding.listens:
+    if encoding.speech is not None:
         if model.folder is None:
             raise ValueError(
                 f"model {model.name!r} listens, and has no folder with a feature extractor: give one that has (model.name)"
             )
         sound = SoundFeatures(model.folder)
-    return EncoderPrompts(encoding.max_tokens, encoding.start, sound)
+    return EncoderPrompts(encoding.max_tokens, encoding.start, sound, encoding.speech)
 
 
 def settle_pooling(config: EngineConfig, pooling: Pooling) -> EngineConfig:
@@ -302,19 +364,24 @@ def input_processor(config: ModelConfig, model: ModelInfo, engine: EngineConfig 
     towers = None if model.pooling is None else model.pooling.towers
     images = None if towers is None or model.folder is None else ImageProcessor(model.folder, towers.image_size)
     prompts, refusal = _image_prompts(model, tokenizer, engine)
-    return InputProcessor(tokenizer, generation, eos, config.max_logprobs, images, prompts, refusal, encoder_prompts(model))
+    has_logits = engine is None or EXECUTORS[engine.executor.kind].has_device
+    most = config.max_logprobs if has_logits else None
+    mask = None if model.architecture is None or (found := model.architecture.diffusion) is None else found.mask_token_id
+    return InputProcessor(tokenizer, generation, eos, most, images, prompts, refusal, encoder_prompts(model), mask)
 
 
 def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePrompts | None, str]:
     """None, and why, where images are not taken."""
     if model.vision is None:
         return None, "the model reads text alone"
-    refusal = "nothing that runs takes them" if engine is None else images_refusal(engine)
-    if refusal is not None:
+    if engine is None:
+        return None, "nothing that runs takes them"
+    if (refusal := images_refusal(engine)) is not None:
         return None, refusal
     if model.folder is None or tokenizer is None:
         return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
     try:
-        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision)), ""
+        most = engine.model.limit_mm_per_prompt.get("image")
+        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision), most=most), ""
     except ValueError as error:
         return None, str(error)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .config_checks import check_types, require
 from .distributed.kinds import LAUNCHERS
+from .engine.diffusion import DiffusionConfig
 from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
 from .engine.router import ROUTERS
@@ -51,6 +52,7 @@ class ModelConfig:
                     depend on how its prompt is cut; or expanded, with fewer operations
     skip_tokenizer  load no tokenizer: prompts come as token ids, and outputs have no text
     max_logprobs    most log-probabilities per token that a request may ask for; -1 = no limit
+    limit_mm_per_prompt  image: most images in a prompt, 0 = none, and the tower is not loaded; left out = no limit
     runner          auto: what the checkpoint was made for, generate, or pooling (embeddings, classes, scores)
     convert         of a model that pools: auto, none (only what it is), embed, classify
     pooler          of a model that pools: pooling_type (CLS, LAST, MEAN, ALL, STEP), use_activation, step_tag_id,
@@ -69,6 +71,7 @@ class ModelConfig:
     latent_prefill: str = "absorbed"
     skip_tokenizer: bool = False
     max_logprobs: int = MAX_LOGPROBS
+    limit_mm_per_prompt: dict[str, int] = field(default_factory=dict)
     runner: str = "auto"
     convert: str = "auto"
     pooler: dict[str, Any] = field(default_factory=dict)
@@ -115,7 +118,10 @@ class CacheConfig:
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
     dtype             auto (the model's), float32, float16, bfloat16; quantized, with a scale per token and head: float8_e4m3fn,
                       float8_e5m2, int8
-    prefix_caching    reuse the blocks of equal prefixes; None = yes, where the model allows it: layers that keep states do not
+    prefix_caching    reuse the blocks of equal prefixes; None = yes, where the model allows it: one whose layers keep states does
+                      with state_snapshots, one of block diffusion where blocks hold whole canvases
+    state_snapshots   of such a model: prefixes whose states are kept beside those of the requests that run. Prompts are cut where
+                      that may be of use, so that their last tokens take a step of their own; 0 = none
     check_invariants  verify the manager's books after every operation (slow)
     """
 
@@ -125,6 +131,7 @@ class CacheConfig:
     memory_fraction: float = 0.9
     dtype: str = "auto"
     prefix_caching: bool | None = None
+    state_snapshots: int = 0
     check_invariants: bool = False
 
 
@@ -299,6 +306,7 @@ class EngineConfig:
     speculative_config: SpeculativeConfig = field(default_factory=SpeculativeConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     structured_outputs: StructuredOutputsConfig = field(default_factory=StructuredOutputsConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     kernels: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
@@ -319,6 +327,10 @@ class EngineConfig:
             max_len is None or max_len >= 1, "model.max_model_len", max_len, "a positive number, or null (what the model allows)"
         )
         require(self.model.max_logprobs >= -1, "model.max_logprobs", self.model.max_logprobs, "-1 (no limit) or more")
+        for kind, most in self.model.limit_mm_per_prompt.items():
+            is_possible = most >= 0 if kind == "image" else most == 0
+            expected = "0 or more" if kind == "image" else "0, or left out: image is the only kind"
+            require(is_possible, f"model.limit_mm_per_prompt.{kind}", most, expected)
         require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
         require(
             c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"
@@ -328,6 +340,12 @@ class EngineConfig:
         require(q.num_samples > 0, "quant.num_samples", q.num_samples, "a positive number")
         require(q.sample_tokens > 0, "quant.sample_tokens", q.sample_tokens, "a positive number")
         require(0 < c.memory_fraction <= 1, "cache.memory_fraction", c.memory_fraction, "in (0, 1]")
+        require(c.state_snapshots >= 0, "cache.state_snapshots", c.state_snapshots, "0 (none) or more")
+        for able, what in (
+            (c.prefix_caching is not False, "cache.prefix_caching"),
+            (s.chunked_prefill, "scheduler.chunked_prefill"),
+        ):
+            require(able or not c.state_snapshots, "cache.state_snapshots", c.state_snapshots, f"0 with {what}=false")
         require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")
         require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
         require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
@@ -368,6 +386,7 @@ class EngineConfig:
         self._check_parallel()
         self.speculative_config.validate(has_model=EXECUTORS[e.kind].has_device)
         self.structured_outputs.validate()
+        self.diffusion.validate()
         self.lora.validate()
         self._check_sections()
         self._check_probes()

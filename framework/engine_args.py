@@ -22,6 +22,7 @@ from .config import (
 )
 from .config_checks import check_types, require
 from .distributed.kinds import LAUNCHERS
+from .engine.diffusion import DiffusionConfig
 from .lora_request import LoraConfig
 from .models.hub import read_json, resolve_model
 from .models.quantization.settings import checkpoint_settings
@@ -74,6 +75,7 @@ def engine_config(
     max_model_len: int | None = None,
     generation_config: str = "auto",
     max_logprobs: int = MAX_LOGPROBS,
+    limit_mm_per_prompt: Mapping[str, Any] | None = None,
     enforce_eager: bool = False,
     disable_log_stats: bool = True,
     seed: int = 0,
@@ -84,6 +86,7 @@ def engine_config(
     kv_cache_memory_bytes: int | None = None,
     kv_cache_dtype: str = "auto",
     enable_prefix_caching: bool | None = None,
+    state_snapshots: int = 0,
     enable_chunked_prefill: bool = True,
     chunked_prefill_size: int | None = None,
     max_num_seqs: int | None = None,
@@ -91,6 +94,7 @@ def engine_config(
     scheduling_policy: str = "fcfs",
     speculative_config: Mapping[str, Any] | None = None,
     structured_outputs_config: Mapping[str, Any] | None = None,
+    diffusion_config: Mapping[str, Any] | None = None,
     enable_lora: bool = False,
     max_loras: int = 1,
     max_lora_rank: int = 16,
@@ -133,6 +137,7 @@ def engine_config(
     max_model_len   longest prompt and output together; not given: what the model allows
     generation_config  auto: default sampling parameters are those of the model's generation_config.json; vllm: those of vLLM
     max_logprobs    most log-probabilities per token that a request may ask for; -1 = no limit
+    limit_mm_per_prompt  most images in a prompt, as {"image": 2}; 0: none, and the tower is not loaded; not given: no limit
     enforce_eager   every kernel is launched by the host: no CUDA graphs, no recordings on a CPU
     disable_log_stats    accepted as it is: statistics are not logged, they are metrics
     seed            of dummy weights, and of requests that bring none
@@ -143,6 +148,7 @@ def engine_config(
     kv_cache_memory_bytes    size of the KV cache; not given: what gpu_memory_utilization leaves, 1 GiB on a CPU
     kv_cache_dtype  auto (the model's), fp8, fp8_e5m2, int8_per_token_head, ...; the quantized ones have a scale per token and head
     enable_prefix_caching    reuse the blocks of equal prefixes; not given: where the model allows it
+    state_snapshots  prefixes whose states are kept of a model whose layers keep some, without which it has no prefix caching (0)
     enable_chunked_prefill   a prompt may be computed in parts
     chunked_prefill_size     longest part of a prompt in one step; not given: whatever the step has room for
     max_num_seqs    most requests running at once
@@ -152,6 +158,7 @@ def engine_config(
                     eagle3, mtp or module:Class), num_speculative_tokens, model, ...
     structured_outputs_config  fields of the section structured_outputs: backend (auto, llguidance or guidance, xgrammar),
                     disable_any_whitespace, disable_additional_properties, compile_timeout_s, ...
+    diffusion_config  fields of the section diffusion: threshold, max_passes, of models that generate by block diffusion
     enable_lora     requests may bring adapters (LoRARequest)
     max_loras       most adapters in one step
     max_lora_rank   largest rank of an adapter
@@ -195,6 +202,7 @@ def engine_config(
             "none" if generation_config == "vllm" else generation_config,
             skip_tokenizer=skip_tokenizer_init,
             max_logprobs=max_logprobs,
+            limit_mm_per_prompt=dict(limit_mm_per_prompt or {}),
             runner=runner,
             convert=convert,
             pooler=dict(pooler_config or {}),
@@ -204,10 +212,12 @@ def engine_config(
             memory_bytes=kv_cache_memory_bytes,
             dtype=_CACHE_DTYPES.get(kv_cache_dtype, kv_cache_dtype),
             prefix_caching=enable_prefix_caching,
+            state_snapshots=state_snapshots,
         ),
         scheduler=SchedulerConfig(policy=scheduling_policy, chunked_prefill=enable_chunked_prefill),
         speculative_config=SpeculativeConfig.of(speculative_config or {}),
         structured_outputs=StructuredOutputsConfig.of(structured_outputs_config or {}),
+        diffusion=DiffusionConfig.of(diffusion_config or {}),
         graphs=GraphConfig(enabled=not enforce_eager),
         lora=LoraConfig(
             enable_lora,

@@ -129,6 +129,7 @@ class LLM(PoolingMethods):
         """The best sequences of each prompt. The beams of all prompts take their steps together, and share the blocks of what they
         have in common. Raises as ``generate`` does."""
         inputs, length = self._front.inputs, self._front.info().max_model_len
+        inputs.check_beams()
         searches = [BeamSearch(inputs.prompt(prompt), params, inputs.eos_token_ids, length) for prompt in listed(prompts)]
         adapters = self._adapters(lora_request, len(searches))
         with tqdm(total=params.max_tokens, desc="Tokens per beam", disable=not use_tqdm) as bar:

@@ -21,6 +21,9 @@ TEXTS = MappingProxyType(
         "vllm:num_preemptions": "Completions that lost their place to others, and computed their tokens again.",
         "vllm:prefix_cache_queries": "Prompt tokens that were looked up in the prefix cache.",
         "vllm:prefix_cache_hits": "Prompt tokens that the prefix cache had.",
+        "vllm:mm_cache_queries": "Images that requests came to.",
+        "vllm:mm_cache_hits": "Images that requests came to and that were encoded already.",
+        "kernelswap:images_encoded": "Images that were encoded.",
         "vllm:prompt_tokens": "Prompt tokens of the requests that began.",
         "vllm:prompt_tokens_cached": "Prompt tokens that were not computed, because the cache held them.",
         "vllm:prompt_tokens_by_source": "Prompt tokens by where their keys and values came from.",
@@ -108,6 +111,8 @@ def _metrics(found: EngineMetrics, labels: dict[str, str]) -> Iterator[Metric]:
         "num_preemptions": stats.num_preemptions,
         "prefix_cache_queries": stats.prefix_query_tokens,
         "prefix_cache_hits": stats.prefix_hit_tokens,
+        "mm_cache_queries": stats.num_image_queries,
+        "mm_cache_hits": stats.num_image_hits,
         "prompt_tokens": stats.num_prompt_tokens,
         "prompt_tokens_cached": stats.num_cached_prompt_tokens,
         "generation_tokens": stats.num_output_tokens,
@@ -115,6 +120,7 @@ def _metrics(found: EngineMetrics, labels: dict[str, str]) -> Iterator[Metric]:
     }
     for name, total in counters.items():
         yield Counter(f"vllm:{name}", labels, total)
+    yield Counter("kernelswap:images_encoded", labels, stats.num_images_encoded)
     computed = stats.num_prompt_tokens - stats.num_cached_prompt_tokens
     for source, total in {"local_compute": computed, "local_cache_hit": stats.num_cached_prompt_tokens}.items():
         yield Counter("vllm:prompt_tokens_by_source", {**labels, "source": source}, total)

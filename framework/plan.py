@@ -58,6 +58,10 @@ __all__ = [
 ]
 
 
+_LIBRARIES = ("transformers", "diffusers")
+"""Whose modules run what is no op of ours."""
+
+
 class Probes(Protocol):
     """Who wraps kernels in hooks as they are bound."""
 
@@ -119,7 +123,7 @@ class KernelPlan:
         self.bound: list[BoundKernel] = []
         self._probes = probes
         self.recorded: frozenset[str] = frozenset()
-        self.library: list[str] = []  # classes of the modules that another library runs
+        self.library: dict[str, set[str]] = {}  # another library -> classes of the modules that it runs
         self._replaced: dict[str, str] = {}  # op -> the fused op that does its work
         for op, choice in self.choices.named.items():  # before anything is loaded
             if not set(choice.names) <= {"auto", *self.registry.impls(op)}:
@@ -263,6 +267,13 @@ class KernelPlan:
                 return self.bind("embedding", {"weight": panels}, params, note="reads the table as linear packed it")
         return self.bind("embedding", {"weight": table}, params)
 
+    def runs_in_library(self, model: torch.nn.Module) -> None:
+        """Notes which of the modules of ``model`` are classes of another library, that runs them."""
+        for module in model.modules():
+            library = type(module).__module__.partition(".")[0]
+            if library in _LIBRARIES:
+                self.library.setdefault(library, set()).add(type(module).__name__)
+
     def check_bound(self) -> None:
         """Once all is bound: raises NoKernelError for a kernel that was chosen by name and that nothing will call."""
         from triton_kernels.resolve import NoKernelError
@@ -308,8 +319,9 @@ class KernelPlan:
                 entry["note"].append(kernel.note)
             entry["calls"] += kernel.calls
         if self.library:
-            kind = {"impl": ["transformers"], "chosen": ["library"], "origin": ["transformers"], "version": [""]}
-            report["library"] = {**kind, "calls": 0, "recorded": False, "note": self.library}
+            names = sorted(self.library)
+            kind = {"impl": names, "chosen": ["library"], "origin": names, "version": [""]}
+            report["library"] = {**kind, "calls": 0, "recorded": False, "note": sorted(set().union(*self.library.values()))}
         return {op: {k: "+".join(v) if isinstance(v, list) else v for k, v in entry.items()} for op, entry in report.items()}
 
 

@@ -63,7 +63,8 @@ class SamplingParams:
                          tokens were asked for; where it may end or go on, ``min_tokens`` and ``ignore_eos`` make it go on
 
     The fields after ``structured_outputs`` exist in vLLM and not in this version: they are refused unless left as they are.
-    ``all_stop_token_ids`` and ``bad_words_token_ids`` are filled in by the engine, which knows the tokenizer.
+    ``all_stop_token_ids``, ``bad_words_token_ids`` and ``first_banned_token_ids`` (not sampled as the first token) are filled
+    in by the engine, which knows the tokenizer and the model.
     Raises ValueError, naming field, value and range; ``validate`` does so again after changes.
     """
 
@@ -106,6 +107,7 @@ class SamplingParams:
 
     all_stop_token_ids: list[int] = field(default_factory=list, init=False)
     bad_words_token_ids: list[list[int]] | None = field(default=None, init=False)
+    first_banned_token_ids: list[int] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.validate()

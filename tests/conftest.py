@@ -15,7 +15,7 @@ INTERPRET = Path(__file__).parent / "triton_kernels" / "interpret"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-installs", action="store_true", help="tests that install gigabytes, over the network, run too")
-    parser.addoption("--mixes", default="0:12", metavar="FIRST:END", help="seeds of test_exactness.py's mixes with speculation")
+    parser.addoption("--mixes", default="0:12", metavar="FIRST:END", help="seeds of mixes: of speculation, of encoder-decoders")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,6 +11,7 @@ _REQUEST = "framework/engine/request.py"
 _ENGINE = "framework/engine/engine.py"
 _INPUTS = "framework/engine/inputs.py"
 _MANAGER = "framework/engine/kv_cache/manager.py"
+_SNAPSHOTS = "framework/engine/kv_cache/snapshots.py"
 _POOL = "framework/engine/kv_cache/pool.py"
 _PREFIX = "framework/engine/kv_cache/prefix.py"
 _RUNNER = "framework/worker/runner.py"
@@ -28,11 +29,17 @@ _ENCODER_CACHE = "framework/multimodal/encoder_cache.py"
 _ITEMS = "framework/multimodal/items.py"
 _IMAGE_PROMPTS = "framework/multimodal/processor.py"
 _IMAGE_ROWS = "framework/worker/images.py"
+_TOWER = "framework/models/tower.py"
+_PHI3_TOWER = "framework/models/phi3_tower.py"
+_TILES = "framework/multimodal/tiles.py"
+_CROPS = "framework/multimodal/crops.py"
 _ANGLES = "framework/models/layers/angles.py"
 _CATALOG = "framework/models/catalog.py"
 _HUB = "framework/models/hub.py"
 _TORCH_FILE = "framework/models/torch_file.py"
 _SHAPE = "framework/executor/shape.py"
+_IMAGE_PIPELINE = "framework/image_pipeline.py"
+_IMAGE_GENERATION = "framework/models/image_generation/"
 _LIBRARY_MODEL = "framework/models/transformers_model.py"
 _ENCODERS = "framework/models/families/encoders.py"
 _ROWS = "framework/worker/request_rows.py"
@@ -103,6 +110,12 @@ _WATCHED = "framework/structured/watched.py"
 _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
 _BATCHES = "framework/worker/batches.py"
+_ENCODING = "framework/engine/encoding.py"
+_SPEECH = "framework/engine/speech.py"
+_SOUND = "framework/engine/sound.py"
+_LOCAL_EXECUTOR = "framework/worker/local_executor.py"
+_DENOISING = "framework/engine/diffusion.py"
+_DIFFUSION = "framework/models/families/diffusion.py"
 _HEAD = "framework/worker/drafting/head.py"
 _CHAIN = "framework/worker/drafting/chain.py"
 _CHAIN_GRAPHS = "framework/worker/drafting/chain_graphs.py"
@@ -134,12 +147,12 @@ class Mutant:
     new: str
 
 
-_BLOCK_TESTS = ["tests/framework/engine/test_kv_cache.py", "tests/framework/engine/test_kv_cache_properties.py"]
+_BLOCK_TESTS = [f"tests/framework/engine/test_{name}.py" for name in ("kv_cache", "snapshots", "kv_cache_properties")]
 _SHARDED_TESTS = ["tests/distributed/test_sharded_models.py"]
 _LOCKSTEP_TESTS = ["tests/distributed/test_lockstep.py"]
 _EXPERT_TESTS = ["tests/models/test_expert_map.py", "tests/distributed/test_expert_maps.py", *_LOCKSTEP_TESTS]
 _DISTRIBUTED_TESTS = [f"tests/distributed/test_{name}.py" for name in ("executor", "faults", "lockstep", "gloo_ranks", "llm")]
-_ENGINE_TESTS = ["tests/framework/engine/test_scheduler.py", "tests/framework/engine/test_engine.py"]
+_ENGINE_TESTS = [f"tests/framework/engine/test_{name}.py" for name in ("scheduler", "snapshots", "engine")]
 _TEXT_TESTS = [
     "tests/framework/engine/test_detokenizer.py",
     "tests/framework/engine/test_outputs.py",
@@ -177,6 +190,7 @@ _SERVER_TESTS = {
     "message": ["tool_calls", "chat"],
     "embeddings": ["pooling"],
     "image_urls": ["images"],
+    "transcriptions": ["transcriptions"],
 }
 _LOAD_TESTS = ["tests/framework/study/load", "tests/framework/cli/test_bench_serve.py"]
 _REPLICA_TESTS = ["tests/framework/test_replicas.py"]
@@ -184,8 +198,14 @@ _PROCESS_TESTS = ["tests/framework/test_engine_process.py", "tests/framework/tes
 _POOLING_TESTS = ["tests/framework/models/pooling"]
 _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
+_PIPELINE_TESTS = ["tests/framework/models/image_generation", "tests/framework/test_image_pipeline.py"]
+_INTERNVL_TESTS = ["tests/framework/multimodal/test_internvl_chat.py"]
+_PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
+_DIFFUSION_TESTS = ["tests/models/test_block_diffusion.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
+_ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
+_SOUND_TESTS = "tests/framework/server/test_transcriptions.py"
 
 TESTS: dict[str, list[str]] = {
     _POOLING_RULES: _POOLING_TESTS,
@@ -196,6 +216,11 @@ TESTS: dict[str, list[str]] = {
     _POOLING_READ: _POOLING_TESTS,
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR, _IMAGES), _POOLING_TESTS),
     **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _IMAGE_ROWS, _ANGLES), _IMAGE_TESTS),
+    **dict.fromkeys(
+        (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
+    ),
+    **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
+    **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
     _TORCH_FILE: ["tests/framework/models/test_torch_files.py"],
@@ -207,18 +232,22 @@ TESTS: dict[str, list[str]] = {
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
     _REQUEST: _ENGINE_TESTS,
-    _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS],
-    _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS],
+    _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS, _ENCODING_TESTS],
+    _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS, _ENCODING_TESTS],
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _SNAPSHOTS: _BLOCK_TESTS,
     _POOL: [*_BLOCK_TESTS, *_ENGINE_TESTS],
     _PREFIX: [*_BLOCK_TESTS, *_ENGINE_TESTS],
-    _RUNNER: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _RUNNER: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
-    _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS],
     _CACHE_MEMORY: _STATE_TESTS,
+    **{key: [_SOUND_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
+    _LOCAL_EXECUTOR: [_ENCODING_TESTS],
+    **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
     **{file: ["tests/models/test_families.py::test_logits[None-qwen3-next]"] for file in (_MIXERS, _ATTENTION)},
-    _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
@@ -266,7 +295,7 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS],
+    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS, _ENCODING_TESTS],
     **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
     _ADAPTER_HOST: _LORA_TESTS,
     _DEVICES: _RECORDING_TESTS,
@@ -332,12 +361,7 @@ MUTANTS = [
     Mutant("a seat is given twice", _SCHEDULER, "request.seat = self._free_seats.pop()", "request.seat = self._free_seats[-1]"),
     Mutant("a request resumes before its steps in flight are done", _SCHEDULER, "request.num_stale_steps = sum(", "_ = sum("),
     Mutant("a fork from a leader that was preempted", _SCHEDULER, " and not leader.num_preemptions:", ":"),
-    Mutant(
-        "chunks of any size",
-        _SCHEDULER,
-        "count = min(missing, budget, self._max_chunk)\n            if",
-        "count = min(missing, budget)\n            if",
-    ),
+    Mutant("chunks of any size", _SCHEDULER, "start, min(missing, budget, self._max_chunk))\n", "start, min(missing, budget))\n"),
     Mutant(
         "prompt logprobs of a chunk start at its end",
         _SCHEDULER,
@@ -973,7 +997,7 @@ MUTANTS = [
     Mutant("a chain begins again and again", _CHAIN, "        self._states = self._guesser.extend", "        self._guesser.extend"),
     Mutant("a recorded chain begins again and again", _CHAIN_GRAPHS, "            kept.copy_(states)\n", ""),
     Mutant("a recorded chain follows a wrong draft", _CHAIN_GRAPHS, "(ends - num_wrong)", "(ends + 0 * num_wrong)"),
-    Mutant("drafts of a recording lie in blocks of others", _GRAPHS, " + requests.num_drafts)", ")"),
+    Mutant("drafts of a recording lie in blocks of others", _GRAPHS, " + requests.num_drafts,", ","),
     Mutant(
         "drafts have noise of their own",
         _SAMPLER,
@@ -1113,7 +1137,14 @@ MUTANTS = [
     Mutant("a step encodes whatever it meets", _ENCODER_CACHE, "image.count > self._left < self._budget or ", ""),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
-    Mutant("users spell placeholders", _IMAGE_PROMPTS, "token[0] + BREAK + token[1:]", "token"),
+    Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
+    Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
+    Mutant("one image more than the limit", _IMAGE_PROMPTS, "count > self._most:", "count > self._most + 1:"),
+    Mutant("images go by any number", _IMAGE_PROMPTS, "if found != (expected", "if not found and found != (expected"),
+    Mutant("keys ask queries", _TOWER, 'zip("qkv", tensor', 'zip("kqv", tensor'),
+    Mutant("tiles with the colors of another tower", _TILES, "image_mean=_MEAN, image_std=_STD, ", ""),
+    Mutant("crops one after the other", _PHI3_TOWER, ".transpose(1, 2).flatten(2, 3)", ".flatten(2, 3)"),
+    Mutant("white is below the image", _CROPS, "(0, (rows * SIDE - height) // 2)", "(0, 0)"),
     Mutant("images of a size are one", _IMAGE_PROMPTS, " + np.ascontiguousarray(value).tobytes()", ""),
     Mutant("a prompt ends with text", _IMAGE_ROWS, "first < own.images[-1].end for", "first < own.images[-1].start for"),
     Mutant("pairs turn by time alone", _ANGLES, "positions[self.axes].T", "positions[self.axes * 0].T"),
@@ -1323,12 +1354,7 @@ MUTANTS = [
         "steps without adapters compute them", _GRAPHS, "self._replays[self._lora_slots(rows) is not None]", "self._replays[True]"
     ),
     Mutant("every rank adapts every word", _LORA_LAYERS, " * scale * held[:, None]", " * scale"),
-    Mutant(
-        "logits have the adapters of the first tokens",
-        _BATCHES,
-        "of_tokens[rows.logit_tokens]",
-        "of_tokens[: len(rows.logit_tokens)]",
-    ),
+    Mutant("logits have the adapters of the first tokens", _BATCHES, "of_tokens[logit_tokens]", "of_tokens[: len(logit_tokens)]"),
     Mutant(
         "a request without adapter has that of the one before",
         _ROWS,
@@ -1587,6 +1613,42 @@ MUTANTS = [
     Mutant("a request's first tokens find the states of who was there", _BATCHES, "rows.first == 0)", "rows.first < 0)"),
     Mutant("states of padding are somebody's", _GRAPHS, ".masked_fill_(row_seats == padding_seat, -1)", ".clamp_max_(size - 1)"),
     Mutant("states are beside what memory there is", _CACHE_MEMORY, "(available - states) // each", "available // each"),
+    Mutant("the least sure tokens are settled", _DENOISING, "-logprobs[index].logprob)", "logprobs[index].logprob)"),
+    Mutant("a threshold is no more than a wish", _DENOISING, " or logprobs[index].logprob > self._threshold", ""),
+    Mutant(
+        "a pass settles one token at least, whatever is asked",
+        _DENOISING,
+        "-(-canvas_size // (config.max_passes or canvas_size))",
+        "1",
+    ),
+    Mutant("settled tokens are masks again", _DENOISING, "if place in settled else self._mask", "if False else self._mask"),
+    Mutant("what is settled settles again", _DENOISING, "if start + index not in settled]", "]"),
+    Mutant("tokens of no number are output", _DENOISING, "found[index] == FAILED_ROW", "found[index] == -7"),
+    Mutant("canvases may be cut", _DENOISING, "return count // self.canvas_size * self.canvas_size", "return count"),
+    Mutant(
+        "LLaDA2 chooses experts without their bias", _DIFFUSION, '"bias": config["moe_router_enable_expert_bias"]', '"bias": False'
+    ),
+    Mutant("queries and keys of LLaDA2 have no norms", _DIFFUSION, '    qk_norm="head",\n', ""),
+    Mutant("rows of prefixes are in no plan", _CACHE_MEMORY, "max_num_seqs + config.cache.state_snapshots", "max_num_seqs"),
+    Mutant("a prefix is found without its states", _MANAGER, "shorter = snapshots.longest(hashes, limit)", "shorter = limit"),
+    Mutant("a request starts from the first states", _MANAGER, "block_hashes[num_hit - 1]) if", "block_hashes[0]) if"),
+    Mutant("prompts pass where states are to be kept", _SCHEDULER, "_until(hit.snapshot_ends, start, ", "_until((), start, "),
+    Mutant("the latest used states go first", _SNAPSHOTS, "self._kept.popitem(last=False)", "self._kept.popitem()"),
+    Mutant(
+        "states of a request that is gone are lost",
+        _SNAPSHOTS,
+        "self._blank += [row for _, _, row in self._making.pop(request, ())]",
+        "self._making.pop(request, ())",
+    ),
+    Mutant("states that are read are not used", _SNAPSHOTS, "        self._kept.move_to_end(key)\n", ""),
+    Mutant("states are kept where no prompts part", _SNAPSHOTS, "sorted({seen, len(hashes)})", "[len(hashes)]"),
+    Mutant("states of a prefix do not come to the seat", _RUNNER, "if new.snapshot >= 0])", "if new.snapshot > 10**6])"),
+    Mutant(
+        "states before the step are kept",
+        _RUNNER,
+        "            hidden = self.model.forward(batch)\n            self._copy_states(kept)\n",
+        "            self._copy_states(kept)\n            hidden = self.model.forward(batch)\n",
+    ),
     Mutant("a fork shares states", _MANAGER, "if self._has_states or self._cross or", "if self._cross or"),
     Mutant("rates and decays change places", _MIXERS, "rate, decay = ", "decay, rate = "),
     Mutant("queries gate themselves", _ATTENTION, "heads[:, 1:-keys:2]", "heads[:, :-keys:2]"),
@@ -1605,4 +1667,69 @@ MUTANTS = [
         "sum(one.num_bytes for one in loaded.values())",
         "first.num_bytes",
     ),
+    # What encoders read.
+    Mutant("recordings see nothing of what an encoder gave", _GRAPHS, "= torch.from_numpy(num_encoded)", "= 0"),
+    Mutant("recordings have too few of its blocks", _GRAPHS, ", int(num_encoded.max()))", ", 0)"),
+    Mutant("what must not come first may", _PENALTIES, "if position - rows.ahead <= start:", "if False:"),
+    Mutant("suppressed tokens are sampled", _INPUTS, "[*words, *([token] for token in self._never)]", "words"),
+    Mutant("decoders of encoders need none", _ENGINE, "encoder_input is None and self.inputs.encoding is not None", "False"),
+    Mutant("an encoder takes no memory", _LOCAL_EXECUTOR, "self._encoder is not None and self._encoding is not None", "False"),
+    Mutant(
+        "as much is seen of an encoder as of the prompt",
+        _BATCHES,
+        "metas(encoded, tensors[-2], tensors[-1],",
+        "metas(rows.lengths, lengths_all, lengths_prefill,",
+    ),
+    Mutant("what was said before follows the start", _ENCODING, "{first, self.speech.previous}", "{first}"),
+    Mutant("a language is never heard", _SPEECH, "begin[1:2] = [None]", "pass"),
+    Mutant("a language stands beside what is forced", _SPEECH, "if known is action is None else ()", ""),
+    Mutant("times are kept out twice", _SPEECH, "and begin[-1] != self.no_timestamps", ""),
+    Mutant("a file has one channel", _SOUND, "block.mean(axis=1)", "block[:, 0]"),
+    Mutant("every file has the model's rate", _SOUND, "soxr.resample(waveform, rate, self.rate)", "waveform"),
+    Mutant("long files are cut", _SOUND, "if len(waveform) > most:", "if False:"),
+    Mutant("what was said before is not told", f"{_SERVER}transcriptions.py", "[*before, *begin]", "begin"),
+    Mutant(
+        "translations are transcriptions",
+        f"{_SERVER}transcriptions.py",
+        "begin(body.language or None, task)",
+        "begin(body.language)",
+    ),
+    Mutant(
+        "pixels see themselves where they should see the text",
+        f"{_IMAGE_GENERATION}attention.py",
+        "attn.to_k(seen)",
+        "attn.to_k(hidden_states)",
+    ),
+    Mutant(
+        "a page that is not full begins the next row",
+        f"{_IMAGE_GENERATION}attention.py",
+        "if missing := -x.shape[1] %",
+        "if missing := -x.shape[1] % x.shape[1] %",
+    ),
+    Mutant(
+        "an image keeps what is known of the sizes of another", f"{_IMAGE_GENERATION}attention.py", "self._metas.clear()", "pass"
+    ),
+    Mutant("masks of keys are passed over", f"{_IMAGE_GENERATION}attention.py", "if attention_mask is not None:", "if False:"),
+    Mutant("parts run code of their own", f"{_IMAGE_GENERATION}index.py", "if value[0] not in _LIBRARIES:", "if False:"),
+    Mutant(
+        "parts that are named need not be there", f"{_IMAGE_GENERATION}index.py", "if not (folder / part).is_dir()]:", "if False]:"
+    ),
+    Mutant("norms within attention are passed over", f"{_IMAGE_GENERATION}load.py", "        if unknown:\n", "        if False:\n"),
+    Mutant("heads see each other's scale", f"{_IMAGE_GENERATION}load.py", "layer.scale, None", "1.0, None"),
+    Mutant("calls are counted of all images", _IMAGE_PIPELINE, "            kernel.calls = 0\n", "            pass\n"),
+    Mutant("all images have one noise", _IMAGE_PIPELINE, "manual_seed(seed + i)", "manual_seed(seed)"),
+    Mutant(
+        "height and width change places",
+        _IMAGE_PIPELINE,
+        '{"height": self._side("height", height), "width"',
+        '{"width": self._side("height", height), "height"',
+    ),
+    Mutant("prompts are cut", _IMAGE_PIPELINE, "if count > most:", "if False:"),
+    Mutant(
+        "keys that nothing reads are passed over", _IMAGE_PIPELINE, "    _refuse_unread(config, EngineConfig())\n", "    pass\n"
+    ),
+    Mutant(
+        "missing weights are random", f"{_IMAGE_GENERATION}load.py", "        if wrong := sorted(", "        if False and sorted("
+    ),
+    Mutant("parts may be of any class", f"{_IMAGE_GENERATION}index.py", "if found[part][1] != CLASSES[part]:", "if False:"),
 ]

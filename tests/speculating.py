@@ -186,7 +186,7 @@ def comes(jobs: list[Job], outputs: list[RequestOutput]) -> dict[str, list[int]]
 def check_mix(seed: int, plain: Engine, model: ModelConfig | None = None, shares: bool = True) -> dict[str, Any]:
     """Requests of one seed, served in one of all ways; ``plain`` serves each by itself, without drafts. Returns what happened.
     model: one that describes itself, and has neither tokenizer nor drafting heads; None: the tiny one. shares: whether prefixes can
-    be shared, and drafts taken back."""
+    be shared, and drafts taken back; where layers keep states, prefixes are whose states are kept, and drafts never."""
     rng = random.Random(seed)
     jobs = some_jobs(rng, has_text=model is None)
     expected = serve(plain, jobs, together=False)
@@ -199,6 +199,7 @@ def check_mix(seed: int, plain: Engine, model: ModelConfig | None = None, shares
     cache.prefix_caching = cache.prefix_caching if shares else None
     budget, in_flight = rng.choice([5, 17, 64]), rng.choice([1, 2])
     scheduler = SchedulerConfig(max_num_seqs=rng.randrange(1, 9), max_num_batched_tokens=budget, in_flight_steps=in_flight)
+    cache.state_snapshots = 0 if shares else rng.choice([0, 1, 5])
     drafting = {**METHODS[method], "num_speculative_tokens": k} if shares else None
     engine = make_engine(drafting, cache, scheduler, model=model)
     check_equal(serve(engine, jobs), expected)

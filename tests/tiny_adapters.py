@@ -1,4 +1,4 @@
-"""Random adapters of the embedded model, as files."""
+"""Random adapters of small models, as files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from framework.models.read import read_model
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def write_tiny_adapter(folder: Path, number: int, rank: int = 4, targets: Sequence[str] = LINEARS) -> LoRARequest:
-    """targets: ends of modules' names. Another number is another adapter."""
-    architecture, generator = read_model(ModelConfig("tiny")).architecture, torch.Generator().manual_seed(number)
+def write_tiny_adapter(
+    folder: Path, number: int, rank: int = 4, targets: Sequence[str] = LINEARS, model: ModelConfig | None = None
+) -> LoRARequest:
+    """targets: ends of modules' names. Another number is another adapter. model: None: the embedded one."""
+    architecture, generator = read_model(model or ModelConfig("tiny")).architecture, torch.Generator().manual_seed(number)
     assert architecture is not None
     tensors = {}
     for name, part in adaptable_parts(architecture).items():

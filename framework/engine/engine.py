@@ -20,6 +20,7 @@ from ..structured.matchers import Failures, Matchers
 from .adapter_methods import AdapterMethods
 from .adapters import Adapters
 from .detokenizer import TokenTexts
+from .diffusion import Denoising
 from .errors import DeviceLostError, EngineDeadError
 from .executor import BalancesExperts, Executor, Handle, HoldsAdapters, MaskedHandle
 from .inputs import EngineInput, InputProcessor, Prompt, check_prompt_tokens, check_tokens, follower_params, request_seed
@@ -59,15 +60,17 @@ class Engine(AdapterMethods):
         matchers: Matchers | None = None,
         speculation: Speculation | None = None,
         pooling: PoolingRules | None = None,
+        denoising: Denoising | None = None,
     ) -> None:
         """matchers: where the executor takes masks; without, structured output is refused. speculation: unless it is as many drafts
-        as the executor makes, in every step. pooling: of an engine whose requests end with their prompt; None: they generate."""
+        as the executor makes, in every step. pooling: of an engine whose requests end with their prompt; None: they generate.
+        denoising: of a model whose tokens come canvas by canvas."""
         config.validate()
         self.config, self.executor, self.inputs, self.clock = config, executor, inputs, clock
         self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
         if speculation is None and executor.num_drafts:
             speculation = Speculation(ScheduledDepth([[1, 1, executor.num_drafts]]), executor.vocab_size)
-        self._speculation, self.pooling = speculation, pooling
+        self._speculation, self.pooling, self._denoising = speculation, pooling, denoising
         self._adapters = Adapters(config.lora, cast(HoldsAdapters, executor)) if config.lora.enabled else None
         self.manager, self.scheduler = self._new_books()
         self._recorder = Recorder(executor.max_model_len)
@@ -105,6 +108,7 @@ class Engine(AdapterMethods):
         if complete.seed is None:
             complete.seed = request_seed(self.config.seed, self.num_added)
         check_tokens(given.token_ids, complete, self.executor.vocab_size)
+        self.inputs.check_masks(given.token_ids)
         structured = complete.structured_outputs is not None
         if structured and self._matchers is None:
             kind = self.config.executor.kind
@@ -114,6 +118,8 @@ class Engine(AdapterMethods):
         if self.pooling is not None and pooling is not None:
             given = self.pooling.admit(given, pooling, self.executor.max_model_len)
         encoder_input = given.encoder_input
+        if encoder_input is None and self.inputs.encoding is not None:
+            raise ValueError("the model is an encoder-decoder, and the prompt has nothing that its encoder reads (encoder_prompt)")
         if encoder_input is not None and encoder_input.token_ids is not None:
             check_prompt_tokens(encoder_input.token_ids, self.executor.vocab_size)
         num_encoded = 0 if encoder_input is None else encoder_input.num_tokens
@@ -133,7 +139,8 @@ class Engine(AdapterMethods):
             request.leader, request.adapter = leader, adapter
             request.images, request.encoder_input = given.images, encoder_input
             group.add(request, self.processor.texts)
-            leader = leader or (request if encoder_input is None else None)  # each has keys and values of its own
+            shares = encoder_input is None and self._denoising is None  # else each has keys and values of its own
+            leader = leader or (request if shares else None)
         self.num_added += 1
         self.processor.groups[request_id] = group
         try:
@@ -242,9 +249,10 @@ class Engine(AdapterMethods):
         )
 
     def stats(self) -> EngineStats:
-        counters = vars(self.scheduler.counters)
+        counters, images = vars(self.scheduler.counters), self.scheduler.images
         return EngineStats(
             **counters,
+            **({} if images is None else images.totals()),
             num_running=self.num_running,
             num_waiting=self.num_waiting,
             num_not_ready=self.scheduler.waiting.num_not_ready,
@@ -453,6 +461,7 @@ class Engine(AdapterMethods):
             cache.check_invariants,
             executor.drafts_read_ahead,
             executor.has_states,
+            cache.state_snapshots,
         )
         scheduling = replace(self.config.scheduler, in_flight_steps=self.in_flight_steps)
         pools = self.pooling is not None  # so that a prompt may be as long as the model, if no token is to come after it
@@ -460,7 +469,8 @@ class Engine(AdapterMethods):
         reads = self.inputs.image_prompts
         images = None if reads is None else EncoderCache(scheduling, reads.whole)
         stages = executor.num_stages
-        return manager, Scheduler(scheduling, manager, longest, self._speculation, stages, pools, self._adapters, images)
+        speculation, adapters, denoising = self._speculation, self._adapters, self._denoising
+        return manager, Scheduler(scheduling, manager, longest, speculation, stages, pools, adapters, images, denoising)
 
     def _complete(
         self, params: SamplingParams | PoolingParams | None, output_kind: RequestOutputKind | None

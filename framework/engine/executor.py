@@ -62,7 +62,7 @@ class Executor(Protocol):
     in_flight_steps  how many steps to have submitted unless the config says: more than 1 where ``submit`` returns at once
     num_drafts  most drafts of a row that a step can check, and make for the next (see StepInput); 0 = rows decode one token
     drafts_read_ahead    what it keeps of a token depends on the next token, too, so that a block is shared only with the next
-    has_states  layers keep states, so that nothing of a prefix can be shared
+    has_states  layers keep states, so that a prefix can be shared only where ``cache.state_snapshots`` kept one
     draft_max_model_len  longest sequence that what makes drafts can follow; None = as long as any
     weight_bytes  memory of the model's weights as they are held, and nominal_weight_bytes as their format says; 0 without a device
     call_times  what kernel calls take, where the config asks for it (profile, capture); None = it does not, or there are no calls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -53,6 +53,8 @@ Prompt = str | TextPrompt | TokensPrompt | EncoderDecoderPrompt | Mapping[str, A
 _PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt", "multi_modal_data")
 _IMAGE_TOKEN = 0
 """Stands for an image, which is no text, where tokens are counted."""
+_IN_ORDER = ("repetition_penalty", "frequency_penalty", "presence_penalty", "bad_words", "structured_outputs", "prompt_logprobs")
+"""Sampling parameters that make something of the tokens before."""
 _GENERATION_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 
 
@@ -76,10 +78,11 @@ class InputProcessor:
     tokenizer      None: prompts come as token ids, and outputs have no text
     generation     as in generation_config.json: what default parameters are made of
     eos_token_ids  tokens that end a sequence
-    max_logprobs   most log-probabilities per token that a request may ask for; -1 = no limit
+    max_logprobs   most log-probabilities per token that a request may ask for; -1 = no limit; None: the executor makes tokens up
     images         of a model that embeds images; None: it does not
     image_prompts  of a model that reads images among text; None: it does not, and no_images says why
     encoding       of an encoder-decoder; None: it is none
+    mask_token_id  of a model of block diffusion; None: it is none
     """
 
     def __init__(
@@ -87,19 +90,24 @@ class InputProcessor:
         tokenizer: Any,
         generation: Mapping[str, Any],
         eos_token_ids: Iterable[int],
-        max_logprobs: int = MAX_LOGPROBS,
+        max_logprobs: int | None = MAX_LOGPROBS,
         images: ImageProcessor | None = None,
         image_prompts: ImagePrompts | None = None,
         no_images: str = "the model reads text alone",
         encoding: EncoderPrompts | None = None,
+        mask_token_id: int | None = None,
     ) -> None:
         self.tokenizer, self._generation, self.max_logprobs, self.images = tokenizer, generation, max_logprobs, images
         self.image_prompts, self.no_images, self.encoding = image_prompts, no_images, encoding
+        self.mask_token_id = mask_token_id
         self.eos_token_ids = frozenset(eos_token_ids)
+        self._never, self._never_first = (_suppressed(generation, name) for name in ("suppress_tokens", "begin_suppress_tokens"))
 
     def default_params(self) -> SamplingParams:
         """What the generation config recommends, over the defaults of SamplingParams."""
         given = {k: v for k, v in self._generation.items() if k in _GENERATION_DEFAULTS and v is not None}
+        if self.mask_token_id is not None:
+            given = {name: value for name, value in given.items() if name not in _IN_ORDER}
         if self.max_new_tokens is not None:
             given["max_tokens"] = self.max_new_tokens
         return SamplingParams(**given)
@@ -120,20 +128,24 @@ class InputProcessor:
         return own
 
     def params(self, params: SamplingParams | None, output_kind: RequestOutputKind | None = None) -> SamplingParams:
-        """A private copy, checked, and completed with what needs the model: tokens that end it, bad words as tokens.
+        """A private copy, checked, and completed with what needs the model: tokens that end it, bad words as tokens, and
+        tokens that it never samples, or not as the first, as the generation config says.
 
         output_kind  instead of the parameters' own
         Raises ValueError for what cannot be served, and for what is no SamplingParams."""
         complete = self.checked(params)
         complete.output_kind = output_kind or complete.output_kind
         self._check_logprobs(complete)
+        self._check_denoises(complete)
         self._complete_stop_tokens(complete)
         if complete.structured_outputs is not None and not complete.all_stop_token_ids:
             raise ValueError("structured_outputs needs a token that ends the output, and this model has none: give stop_token_ids")
         if self.tokenizer is None:
             self._without_text(complete)
-        elif complete.bad_words and complete.bad_words_token_ids is None:  # done already where they come from another process
-            complete.bad_words_token_ids = token_ids_of_words(self.tokenizer, complete.bad_words)
+        if complete.bad_words_token_ids is None:  # done already where they come from another process
+            words = token_ids_of_words(self.tokenizer, complete.bad_words) if complete.bad_words else []
+            complete.bad_words_token_ids = [*words, *([token] for token in self._never)] or None
+        complete.first_banned_token_ids = self._never_first
         return complete
 
     def prompt(self, prompt: Prompt, encode: Callable[[str], list[int]] | None = None) -> EngineInput:
@@ -153,7 +165,7 @@ class InputProcessor:
             given = self._plain(to_encode, encode)
             encoder_input = self.encoding.of_tokens(given.token_ids)
         if begin is None:
-            token_ids = list(self.encoding.start)
+            token_ids = self.encoding.begin()
         else:
             token_ids = self.encoding.started(
                 self._plain(begin, lambda text: self.encode(text, add_special_tokens=False)).token_ids
@@ -259,7 +271,18 @@ class InputProcessor:
                 parts.append({**part, "text": self.image_prompts.as_text(part["text"])})
             else:
                 parts.append(part)
+        if self.image_prompts is not None and self.image_prompts.is_spelled:
+            numbers = iter(range(len(images) - sum(part == {"type": "image"} for part in parts) + 1, len(images) + 1))
+            return {**message, "content": "\n".join(self._spelled(part, numbers) for part in parts)}
         return {**message, "content": parts}
+
+    def _spelled(self, part: Any, numbers: Iterator[int]) -> str:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "image" and self.image_prompts is not None:
+            return self.image_prompts.nth_placeholder(next(numbers))
+        if kind != "text" or not isinstance(text := part.get("text"), str):
+            raise ValueError(f"a message's part must be text or an image; found {reprlib.repr(part)}")
+        return text
 
     @property
     def _takes_parts(self) -> bool:
@@ -320,13 +343,43 @@ class InputProcessor:
 
     def _check_logprobs(self, params: SamplingParams) -> None:
         for name in ("logprobs", "prompt_logprobs"):
-            asked = getattr(params, name)
-            if asked is not None and self.max_logprobs != -1 and not 0 <= asked <= self.max_logprobs:
+            if (asked := getattr(params, name)) is None:
+                continue
+            if self.max_logprobs is None:
+                raise ValueError(
+                    f"SamplingParams: {name} needs an executor with logits, and that of this engine makes tokens up: leave it out, "
+                    "or set executor.kind=local"
+                )
+            if self.max_logprobs != -1 and not 0 <= asked <= self.max_logprobs:
                 what = f"{name}={asked}" + (" (the whole vocabulary)" if asked == -1 else "")
                 raise ValueError(
                     f"SamplingParams: {what} is more than the {self.max_logprobs} per token that this engine gives: ask for fewer, "
                     "or build it with a larger max_logprobs (-1 = no limit)"
                 )
+
+    def _check_denoises(self, params: SamplingParams) -> None:
+        """Raises ValueError for what needs tokens to come one after the other, where they do not."""
+        if self.mask_token_id is None:
+            return
+        for name in _IN_ORDER:
+            if (asked := getattr(params, name)) not in (None, getattr(SamplingParams, name, None), [], ()):
+                raise ValueError(
+                    f"SamplingParams: {name}={reprlib.repr(asked)} cannot work: the model generates by block diffusion, where the "
+                    "tokens before one may come after it; leave it out"
+                )
+
+    def check_masks(self, token_ids: list[int]) -> None:
+        """Raises ValueError for a prompt that holds the token that stands for what is not settled yet."""
+        if self.mask_token_id in token_ids:
+            raise ValueError(f"the prompt holds token id {self.mask_token_id}, the mask of the model, which no prompt may hold")
+
+    def check_beams(self) -> None:
+        """Raises ValueError where beam search cannot work."""
+        if self.mask_token_id is not None:
+            raise ValueError(
+                "beam search cannot work: the model generates by block diffusion, which says what a token is, not what is next; "
+                "use generate"
+            )
 
     def _complete_stop_tokens(self, params: SamplingParams) -> None:
         """As in vLLM, ends of sequence besides the tokenizer's own are stop tokens, which are told as ``stop_reason``; and
@@ -370,6 +423,7 @@ def check_tokens(prompt: list[int], params: SamplingParams, vocab_size: int) -> 
             raise ValueError(f"SamplingParams: {name}={asked}, but the model has {vocab_size} tokens; -1 asks for all of them")
     if params.bad_words_token_ids:
         params.bad_words_token_ids = [word for word in params.bad_words_token_ids if max(word) < vocab_size]
+    params.first_banned_token_ids = [token for token in params.first_banned_token_ids if token < vocab_size]
 
 
 def check_prompt_tokens(prompt: list[int], vocab_size: int) -> None:
@@ -389,6 +443,14 @@ def follower_params(params: SamplingParams, index: int) -> SamplingParams:
     if params.prompt_logprobs is not None:
         own.prompt_logprobs, own.skip_reading_prefix_cache = None, False
     return own
+
+
+def _suppressed(generation: Mapping[str, Any], name: str) -> list[int]:
+    """Tokens that a generation config lists. Numbers below 0 stand for none."""
+    found = generation.get(name) or []
+    if not isinstance(found, list) or not all(type(token) is int for token in found):
+        raise ValueError(f"the model's generation_config.json has {name}={reprlib.repr(found)}, expected a list of token ids")
+    return [token for token in found if token >= 0]
 
 
 def _token_ids(ids: Any) -> list[int]:

@@ -91,12 +91,16 @@ class EngineInfo:
 @dataclass
 class EngineStats(SchedulerCounters):
     """The state now, and totals since the start. ``num_not_ready``: of those that wait, how many would not start even if there
-    were room; ``kv_usage``: fraction of the blocks that requests hold; ``drafts``: those that steps checked."""
+    were room; ``kv_usage``: fraction of the blocks that requests hold; ``drafts``: those that steps checked; of images as
+    ``EncoderCache`` has them."""
 
     num_running: int = 0
     num_waiting: int = 0
     num_not_ready: int = 0
     kv_usage: float = 0.0
+    num_image_queries: int = 0
+    num_image_hits: int = 0
+    num_images_encoded: int = 0
     drafts: DraftCounts = field(default_factory=DraftCounts)
 
 

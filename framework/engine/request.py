@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -12,6 +12,7 @@ from .encoding import EncoderInput
 
 if TYPE_CHECKING:
     from ..multimodal.items import ImageItem
+    from .step import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -47,6 +48,8 @@ class Request:
     capacity        tokens that the blocks can hold
     block_hashes    prefix hashes of the full blocks, as far as computed
     num_hashed      leading blocks that were offered to the prefix cache
+    snapshot        of the states that are kept of prefixes, which it starts from; -1: none
+    snapshot_ends   numbers of tokens, whole blocks, at which a chunk of its prompt ends so that their states can be kept, ascending
     next_event      number of computed tokens at which a step's commit has more to do than to append a token
     num_proposed    drafts that its last step in flight, or the last that came back, leaves in the executor
     was_right       all its drafts were right in the last step that had room for any
@@ -57,6 +60,7 @@ class Request:
     adapter         an ``adapter_slots.Adapter`` that it is served with; None: the model as it is
     images          in its prompt, in order
     encoder_input   what an encoder reads of it; None: there is none
+    settled         of a model of block diffusion: what stands behind token_ids, with masks between, by its place
     sample          where the engine collects the request's output
     """
 
@@ -91,6 +95,9 @@ class Request:
         "request_id",
         "sample",
         "seat",
+        "settled",
+        "snapshot",
+        "snapshot_ends",
         "status",
         "stop_ids",
         "stop_reason",
@@ -114,6 +121,7 @@ class Request:
         self.adapter: Any = None
         self.images: tuple[ImageItem, ...] = ()
         self.encoder_input: EncoderInput | None = None
+        self.settled: dict[int, TokenLogprobs] = {}
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total
@@ -129,6 +137,8 @@ class Request:
         self.num_computed = self.capacity = self.num_hashed = self.next_event = self.num_proposed = 0
         self.blocks: list[list[int]] = []
         self.block_hashes: list[bytes] = []
+        self.snapshot = -1
+        self.snapshot_ends: Sequence[int] = ()
         self.num_stale_steps = self.num_preemptions = 0
         self.was_right = False
         self.num_cached_tokens: int | None = None

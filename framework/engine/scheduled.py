@@ -28,13 +28,15 @@ def new_request(request: Request, lora_slot: int) -> NewRequest:
         lora_slot,
         request.images,
         request.encoder_input,
+        request.snapshot,
     )
 
 
 @dataclass(slots=True)
 class Chunk:
     """A row that is not a plain decode: ``num_tokens`` tokens up to position ``end``; ``num_logits`` as in StepInput. drafts: those
-    that it has, -1 for what only the executor knows; room: how many it might have had."""
+    that it has, -1 for what only the executor knows; where a model denoises, the tokens at its end that the executor cannot know.
+    room: how many drafts it might have had."""
 
     request: Request
     num_tokens: int
@@ -133,12 +135,14 @@ class Committed:
 
 @dataclass
 class SchedulerCounters:
-    """Totals since the start. Prompt and prefix tokens count when a request is first admitted."""
+    """Totals since the start. Prompt and prefix tokens count when a request is first admitted.
+    num_denoising_passes: over a canvas, of any request."""
 
     num_steps: int = 0
     num_preemptions: int = 0
     num_chunked_prefills: int = 0
     num_forks: int = 0
+    num_denoising_passes: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     num_prompt_tokens: int = 0

@@ -10,13 +10,14 @@ from itertools import repeat
 from ..config import SchedulerConfig
 from ..multimodal.encoder_cache import EncoderCache
 from .adapters import Adapters
+from .diffusion import Denoising
 from .kv_cache.manager import KVCacheManager
 from .limits import Limits
 from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
 from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters, new_request
 from .speculation import Speculation
-from .step import StepInput, StepOutput
+from .step import StepInput, StepOutput, TokenLogprobs
 from .waiting import WaitingQueue
 
 
@@ -31,6 +32,7 @@ class Scheduler:
     pools       requests end with their prompt, and sample nothing
     adapters    whose requests wait until they have a slot; None: requests have none
     images      books of their embeddings; None: requests have none
+    denoising   how tokens come canvas by canvas; None: they come one after the other
     num_stages  of a pipeline: with several, a request waits for its last token before it computes the next, and each step takes its
                 share of those that decode, so that every stage has a step to work on
     """
@@ -45,10 +47,11 @@ class Scheduler:
         pools: bool = False,
         adapters: Adapters | None = None,
         images: EncoderCache | None = None,
+        denoising: Denoising | None = None,
     ) -> None:
         self.config, self.manager, self.speculation, self.images = config, manager, speculation, images
-        self.limits = Limits(config, manager, max_model_len)
-        self._num_stages, self._pools, self._adapters = num_stages, pools, adapters
+        self.limits = Limits(config, manager, max_model_len, denoising)
+        self._num_stages, self._pools, self._adapters, self._denoising = num_stages, pools, adapters, denoising
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
         self.running: list[Request] = []
@@ -124,6 +127,8 @@ class Scheduler:
         if self.speculation is not None:
             scheduled.num_drafts = num_drafts
             scheduled.fill_drafts(num_drafts, self.speculation.proposer is not None)
+        if self._denoising is not None:
+            scheduled.fill_drafts(0, from_host=True)
         if self._num_stages > 1:
             step.decoded = [request.token_ids[request.num_computed - 1] for request in scheduled.decodes]
         step.released, self.released = self.released, []
@@ -153,7 +158,7 @@ class Scheduler:
                     committed.num_new[request] = 0
         if scheduled.chunks:
             self._commit_chunks(scheduled, output, committed)
-        if output.logprobs:
+        if output.logprobs and self._denoising is None:
             committed.logprobs = scheduled.logprobs(output)
         if output.drafts is not None:
             committed.proposed = dict(zip(scheduled.sampling, output.drafts))
@@ -176,15 +181,16 @@ class Scheduler:
     def _schedule_running(self, scheduled: ScheduledStep, num_drafts: int, ahead: int) -> int:
         """Returns what is left of the budget. ahead: drafts that the executor makes behind a request, if there is room."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
+        denoising = self._denoising
         # What a request that decodes is missing, if nothing is to be guessed behind it; -1 = none decodes.
-        alone = -1 if self._pools else 0 if num_drafts else 1
+        alone = -1 if self._pools or denoising is not None else 0 if num_drafts else 1
         staged = self._num_stages > 1
         share = -(-self.num_running // self._num_stages)
         for request in self.running:  # preemption takes from its end
             if not budget:
                 break
             computed = request.num_computed
-            missing = request.num_tokens - computed
+            missing = (request.num_tokens if denoising is None else denoising.end(request.num_tokens)) - computed
             if staged and missing == 1:
                 if request.num_tokens > len(request.token_ids) or not share:
                     continue
@@ -202,13 +208,15 @@ class Scheduler:
                 most = min(budget, self._max_chunk)
                 drafts: Sequence[int] = ()
                 room = 0
-                if missing == 1 and not self._pools:
+                if missing == 1 and not self._pools and denoising is None:
                     assert self.speculation is not None
                     found = self.speculation.drafts(request, min(num_drafts, most - 1))
                     if found is None:
                         continue  # until what is in flight is back
                     drafts, room = found
-                count = min(missing, most) + len(drafts)
+                count = _until(request.snapshot_ends, computed, min(missing, most)) + len(drafts)
+                if denoising is not None and not (count := denoising.whole(count)):
+                    break
                 if self.images is not None and request.images and not (count := self.images.fit(request, computed, count)):
                     continue
                 if not self._grow(request, computed + count, step):
@@ -247,6 +255,8 @@ class Scheduler:
     def _admit(self, request: Request, budget: int, ahead: int, step: StepInput) -> int:
         """Gives a waiting request blocks and a seat. Returns how many tokens it computes now; 0: it has to wait on."""
         manager, leader, num_known = self.manager, request.leader, request.num_tokens
+        if self._denoising is not None:
+            num_known = self._denoising.end(num_known)
         if self._num_encoded and self._num_encoded + request.num_encoded > self.config.encoder_budget:
             return 0
         images = self.images if request.images else None
@@ -262,7 +272,9 @@ class Scheduler:
         else:
             hit = manager.lookup(request)
             start, missing = hit.num_tokens, num_known - hit.num_tokens
-            count = min(missing, budget, self._max_chunk)
+            count = _until(hit.snapshot_ends, start, min(missing, budget, self._max_chunk))
+            if self._denoising is not None:
+                count = self._denoising.whole(count)
             if images is not None:
                 count = images.fit(request, start, count)
             if not count or (count < missing and not self.config.chunked_prefill):
@@ -300,11 +312,26 @@ class Scheduler:
     def _append_chunk(
         self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = (), room: int = 0
     ) -> None:
+        if self._denoising is not None:
+            self._append_canvases(scheduled, request, count, self._denoising)
+            return
         request.num_computed += count
         ends = request.num_computed == request.num_tokens + len(drafts) and not self._pools
         num_logits = 1 + len(drafts) if ends else 0
         request.num_tokens += num_logits
+        if (row := self.manager.snapshot(request)) is not None:
+            scheduled.step_input.snapshots.append((request.seat, row))
         scheduled.chunks.append(Chunk(request, count, request.num_computed, num_logits, drafts, room))
+
+    def _append_canvases(self, scheduled: ScheduledStep, request: Request, count: int, denoising: Denoising) -> None:
+        """A chunk of a request that denoises. It brings the tokens that the executor cannot know. If it ends with the canvas behind
+        the known tokens, which counts as not computed, it has a logit for each of the places there."""
+        first, end = request.num_computed, request.num_computed + count
+        denoises = end == denoising.end(request.num_tokens)
+        request.num_computed = end - denoising.canvas_size * denoises
+        tokens = denoising.tokens(request, max(first, request.num_prompt_tokens), end)
+        scheduled.chunks.append(Chunk(request, count, end, (end - request.num_tokens) * denoises, tokens))
+        self.counters.num_denoising_passes += denoises
 
     def _grow(self, request: Request, num_tokens: int, step: StepInput) -> bool:
         """Blocks for ``num_tokens`` tokens, at the cost of the last in order; False if that was the request itself."""
@@ -363,7 +390,9 @@ class Scheduler:
         tokens = output.token_ids[num_decodes:]
         accepted = iter(output.num_accepted[num_decodes:]) if output.num_accepted is not None else repeat(0)
         for row, chunk in enumerate(scheduled.chunks, num_decodes):
-            request, count = chunk.request, 1 + next(accepted) if chunk.num_logits else 0
+            request, count = chunk.request, chunk.num_logits
+            if count and self._denoising is None:
+                count = 1 + next(accepted)
             first, new = first + count, tokens[first : first + count]
             num_wrong = chunk.num_logits - count
             if request.status == Status.RUNNING:
@@ -373,7 +402,11 @@ class Scheduler:
             elif not self._deliver_stale(request):
                 continue
             end = chunk.end
-            if chunk.num_logits:
+            if self._denoising is not None:
+                logprobs = [output.logprobs[index] for index in range(first - count, first)]
+                self._settle(request, new, logprobs, committed, self._denoising)
+                end = request.num_computed
+            elif chunk.num_logits:
                 assert 0 <= num_wrong < chunk.num_logits, "a row brings its right drafts and one token more"
                 request.num_tokens -= num_wrong
                 committed.add(request, request.append(new))
@@ -385,6 +418,16 @@ class Scheduler:
             elif self._pools and chunk.end == request.num_prompt_tokens:
                 committed.pooled.append((request, output.pooled.get(row)))
                 self.finish(request, "stop")
+
+    def _settle(
+        self, request: Request, found: list[int], logprobs: list[TokenLogprobs], committed: Committed, denoising: Denoising
+    ) -> None:
+        """What a pass found, for each place behind the known tokens."""
+        if new := denoising.settle(request, found, logprobs):
+            committed.add(request, request.append([entry.token_id for entry in new]))
+            request.num_tokens = len(request.token_ids)
+            if request.params.logprobs is not None:
+                committed.logprobs[request] = new
 
     def _event(self, request: Request, num_computed: int) -> None:
         self.manager.advance(request, num_computed)
@@ -404,3 +447,8 @@ class Scheduler:
             self.finish(request, reason, token if token in (request.params.stop_token_ids or ()) else None)
         elif reason is not None:
             self.finish(request, reason)
+
+
+def _until(ends: Sequence[int], start: int, count: int) -> int:
+    """How many of ``count`` tokens from ``start`` on a chunk takes, so that it passes none of ``ends``."""
+    return next((end - start for end in ends if start < end < start + count), count)

@@ -36,6 +36,7 @@ class NewRequest:
     lora_slot    of its adapter; -1: it has none
     images       where they stand among its tokens
     encoder_input  what an encoder is to read before the first of its tokens is computed; None: there is no encoder
+    snapshot     of the states that are kept of prefixes, that of its computed tokens; -1: there is none
     """
 
     seat: int
@@ -49,17 +50,18 @@ class NewRequest:
     lora_slot: int = -1
     images: tuple[ImageItem, ...] = ()
     encoder_input: EncoderInput | None = None
+    snapshot: int = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
         counts = (self.seat, self.num_prompt_tokens, self.num_computed_tokens)
         tokens = pack(self.token_ids), pack_lists(self.block_ids)
-        media = self.images, self.encoder_input
-        return _new_request, (*counts, self.request_id, *tokens, self.sampling, self.pooling, self.lora_slot, *media)
+        rest = self.sampling, self.pooling, self.lora_slot, self.images, self.encoder_input, self.snapshot
+        return _new_request, (*counts, self.request_id, *tokens, *rest)
 
 
 @dataclass(slots=True)
 class StepInput:
-    """One step. Applied in this order: lora_loads, released, forgotten, images, new, new_blocks, copies, compute.
+    """One step. Applied in this order: lora_loads, released, forgotten, images, new, new_blocks, copies, compute, snapshots.
 
     After a submission that failed, whatever of it was applied, its rows and what it released are released by the next step.
 
@@ -67,13 +69,15 @@ class StepInput:
     seats       rows that compute in this step: those with one token first, then those with drafts, then prompts and chunks
     num_tokens  tokens that each of them computes, from its number of computed tokens on
     num_logits  per row, how many of its tokens, the last ones, yield a logit row: 0 = a chunk before the prompt's end, 1 = the row
-                samples a token, 1 + n = its last n tokens are drafts, guesses that the step checks
+                samples a token, 1 + n = its last n tokens are drafts, guesses that the step checks. Where a model denoises, n: its
+                last n tokens are drawn, each by its own row, and it is for the next step to say what became of them
     released    seats whose request finished, failed, was aborted or preempted since the last step; free ones are passed over
     new_blocks  (seat, group, blocks) appended to rows' block tables; block 0 (null) stands for one that left the window
     copies      (group, source block, destination block) to copy before computing
     num_computed   per row, tokens in its cache before this step, at most: how many drafts of steps in flight were right is known to
                    the executor alone. None: no step has drafts, and the executor counts
-    drafts         per row, its drafts; None: they are those that the executor made after the row's step before
+    drafts         per row, its drafts, or of a model that denoises the tokens at its end that may have changed; None: they are the
+                   drafts that the executor made after the row's step before
     num_proposals  how many drafts the executor is to make for each row that samples, for the next step
     decoded        of a pipeline, where not every stage samples: the tokens that the rows with one token compute, as far as those
                    were sampled. None: the executor has them
@@ -83,6 +87,7 @@ class StepInput:
     lora_loads  (slot, key) of adapters on the host that are to be in these slots from this step on
     images      those to encode, whose embeddings are kept from this step on
     forgotten   keys of images whose embeddings are kept no longer; unknown ones are passed over
+    snapshots   (seat, snapshot) whose states, as they are after this step, are kept there for requests that begin alike
     """
 
     step_id: int
@@ -102,12 +107,13 @@ class StepInput:
     lora_loads: list[tuple[int, str]] = field(default_factory=list)
     images: list[ImageItem] = field(default_factory=list)
     forgotten: list[bytes] = field(default_factory=list)
+    snapshots: list[tuple[int, int]] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
         rows = (pack(self.seats), pack(self.num_tokens), pack(self.num_logits))
         decoded = None if self.decoded is None else pack(self.decoded)
-        rare = self.new or self.new_blocks or self.copies or self.masked or self.lora_loads or self.images or self.forgotten
-        if not rare and self.num_computed is self.drafts is None:
+        moved = self.new or self.new_blocks or self.copies or self.snapshots or self.lora_loads or self.images or self.forgotten
+        if not moved and not self.masked and self.num_computed is self.drafts is None:
             return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, self.most_tokens)
         blocks = None
         if self.new_blocks:
@@ -115,8 +121,8 @@ class StepInput:
             blocks = (pack(seats), pack(groups), *pack_lists(added))
         computed = None if self.num_computed is None else pack(self.num_computed)
         drafts = None if self.drafts is None else pack_lists(self.drafts)
-        media = self.images, self.forgotten
-        rest = (self.new, blocks, pack_columns(self.copies), pack(self.masked), computed, drafts, self.lora_loads, *media)
+        copies, kept = pack_columns(self.copies), (self.images, self.forgotten, pack_columns(self.snapshots))
+        rest = (self.new, blocks, copies, pack(self.masked), computed, drafts, self.lora_loads, *kept)
         return _step_input, (self.step_id, *rows, pack(self.released), self.num_proposals, decoded, self.most_tokens, *rest)
 
 
@@ -187,6 +193,7 @@ def _step_input(
     lora_loads: Sequence[tuple[int, str]] = (),
     images: Sequence[ImageItem] = (),
     forgotten: Sequence[bytes] = (),
+    snapshots: tuple[Packed, ...] = (),
 ) -> StepInput:
     return StepInput(
         step_id,
@@ -206,6 +213,7 @@ def _step_input(
         list(lora_loads),
         list(images),
         list(forgotten),
+        [(seat, snapshot) for seat, snapshot in unpack_columns(snapshots)],
     )
 
 

@@ -200,6 +200,8 @@ class CallList:
         for name, (rows, columns) in mixer.linears(self._a.hidden_size).items():
             if name in KEPT_AS_FLOATS:
                 self._add("linear", {"in_features": columns, "out_features": sum(rows)}, count)
+                if name == "x_proj":
+                    self._all_reduce(sum(rows), count)
             else:
                 self._linear(count, columns, sum(rows), input_quantized=name == "in_proj" and not isinstance(mixer, GatedDelta))
         for op, dims in calls(mixer):

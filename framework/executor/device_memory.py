@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..config import EngineConfig
-from ..engine.kv_cache.memory import cache_blocks, cache_budget
+from ..engine.kv_cache.memory import cache_blocks, cache_budget, state_rows
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, shared_part_bytes
 from ..models.native import Architecture
 from ..models.ranks import Stage
@@ -63,9 +63,9 @@ def num_blocks(
             raise ValueError(_too_small(config, holdings, activations, memory_bytes))
         return left
 
-    size, seats = config.cache.block_size, config.scheduler.max_num_seqs
+    size, rows = config.cache.block_size, state_rows(config)
     return min(
-        cache_blocks(config, num_groups, max_model_len, holding.token * size, partial(budget, holding), seats * holding.states)
+        cache_blocks(config, num_groups, max_model_len, holding.token * size, partial(budget, holding), rows * holding.states)
         for holding in holdings
     )
 

@@ -32,9 +32,17 @@ class Mirror:
     """Slots, block tables and cache contents as the step inputs say. A violation is an AssertionError."""
 
     def __init__(
-        self, num_seats: int, num_blocks: int, block_size: int, vocab_size: int, groups: tuple[CacheGroup, ...], num_loras: int = 0
+        self,
+        num_seats: int,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int,
+        groups: tuple[CacheGroup, ...],
+        num_loras: int = 0,
+        num_snapshots: int | None = None,
     ) -> None:
-        """num_loras: slots of adapters."""
+        """num_loras: slots of adapters; num_snapshots: of states, None for a model that has none."""
+        self._snapshots: list[int | None] | None = None if num_snapshots is None else [None] * num_snapshots
         self._adapters: list[str | None] = [None] * num_loras
         self._block_size, self._vocab_size, self._groups = block_size, vocab_size, groups
         self._rows: list[_Row | None] = [None] * num_seats
@@ -69,6 +77,10 @@ class Mirror:
                 row.tokens.append(sampled[-1])
             tokens += sampled
             accepted.append(len(sampled) - 1)
+        for seat, snapshot in step.snapshots:
+            assert self._snapshots is not None, "there are no states"
+            row = self._row(seat)
+            self._snapshots[snapshot] = row.chain[row.num_computed - 1]
         return StepOutput(step.step_id, tokens, accepted if any(drafts) else None)
 
     def _apply_deltas(self, step: StepInput) -> None:
@@ -84,12 +96,21 @@ class Mirror:
             assert len(request.block_ids) == len(self._groups)
             adapter = None if request.lora_slot < 0 else self._adapters[request.lora_slot]
             assert request.lora_slot < 0 or adapter is not None, f"slot {request.lora_slot} is empty"
-            self._rows[request.seat] = _Row(request, adapter)
+            row = self._rows[request.seat] = _Row(request, adapter)
+            self._check_states(row, request.snapshot)
         for seat, group, blocks in step.new_blocks:
             self._row(seat).tables[group] += blocks
         for _, source, destination in step.copies:
             assert source != destination
             self._contents[destination] = list(self._contents[source])
+
+    def _check_states(self, row: _Row, snapshot: int) -> None:
+        """A row starts from its beginning, or where the states are those of its tokens."""
+        if self._snapshots is None or snapshot < 0:
+            assert snapshot < 0 and (self._snapshots is None or not row.num_computed), "states are missing, or nobody has them"
+            return
+        row.extend_chain()
+        assert self._snapshots[snapshot] == row.chain[row.num_computed - 1], f"snapshot {snapshot} is of other tokens"
 
     def _check_shape(self, step: StepInput) -> None:
         assert step.seats and len(step.seats) == len(step.num_tokens) == len(step.num_logits)

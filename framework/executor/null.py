@@ -66,7 +66,10 @@ class NullExecutor:
         self._step: Mirror | PseudoTokens
         if config.cache.check_invariants:
             slots = config.lora.max_loras if config.lora.enabled else 0
-            self._step = Mirror(num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups, slots)
+            snapshots = config.cache.state_snapshots if self.has_states else None
+            self._step = Mirror(
+                num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups, slots, snapshots
+            )
         else:
             self._step = PseudoTokens(num_seats, shape.vocab_size)
 

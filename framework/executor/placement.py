@@ -40,9 +40,12 @@ class Placement:
         self.stages, self.rank = stages, rank_architecture(architecture, config.parallel)
         self.groups: tuple[CacheGroup, ...] = kv_groups(self.rank, model, config)
         scheme, ep = read_weight_scheme(model, config.quant), config.parallel.ep
-        states = state_bytes(self.rank, model)  # of all layers: models that have states are not cut into stages
         self.holdings = [
-            Holding(stage_weight_bytes(self.rank, stage, ep, scheme, model.dtype), token_bytes(self.groups, stage), states)
+            Holding(
+                stage_weight_bytes(self.rank, stage, ep, scheme, model.dtype),
+                token_bytes(self.groups, stage),
+                state_bytes(self.rank, model, stage.layers),
+            )
             for stage in stages
         ]
         calls = CallList(model, architecture, config, may_fuse(config, "qk_norm_rotary_kv_write"))

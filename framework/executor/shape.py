@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import EngineConfig
-from ..engine.kv_cache.memory import cache_blocks, useful_blocks
+from ..engine.kv_cache.memory import cache_blocks, state_rows, useful_blocks
 from ..engine.kv_cache.spec import CacheGroup, block_bytes, group_layers
 from ..models.native import Architecture
 from ..models.read import ModelInfo
@@ -29,14 +29,15 @@ class ModelShape:
     def num_blocks(self, config: EngineConfig) -> int:
         """As configured, or as many as fit ``cache.memory_bytes``; without either, as many as all seats can fill."""
         num_groups, each = len(self.groups), block_bytes(self.groups, config.cache.block_size)
-        states = config.scheduler.max_num_seqs * self.state_bytes
+        states = state_rows(config) * self.state_bytes
         enough = each * useful_blocks(config, num_groups, self.max_model_len) + states
         return cache_blocks(config, num_groups, self.max_model_len, each, lambda: enough, states)
 
 
-def state_bytes(architecture: Architecture, model: ModelInfo) -> int:
-    """What recurrent layers keep of a request."""
-    return sum(spec.row_bytes() for spec in architecture.state_specs(model.dtype).values())
+def state_bytes(architecture: Architecture, model: ModelInfo, layers: range | None = None) -> int:
+    """What recurrent layers keep of a request. layers: whose; None: all layers'."""
+    specs = architecture.state_specs(model.dtype)
+    return sum(spec.row_bytes() for index, spec in specs.items() if layers is None or index in layers)
 
 
 def native(model: ModelInfo, config: EngineConfig) -> Architecture:

@@ -10,6 +10,8 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from .families.diffusion import REFUSED as REFUSED_DENOISERS
+from .image_generation.index import PIPELINES
 from .native import read_native
 from .plugins import ENTRY_POINT_GROUP, family_names, find_family
 from .pooling.read import REFUSED_TOWERS, TOWERS
@@ -17,7 +19,7 @@ from .read import text_part
 from .transformers_model import refusal
 from .vision import IMAGE_TYPES
 
-Path = Literal["native", "transformers", "refused"]
+Path = Literal["native", "transformers", "diffusers", "refused"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class ServedType:
 
 
 def served_types(every: bool = False) -> Iterator[ServedType]:
-    """The types of the families and of the library's causal language models, or of all its models, by name. What a checkpoint's own
+    """The types of the families and of the library's causal language models, or of all its models, by name, and the pipelines that
+    make images. What a checkpoint's own
     config asks for may still be refused, and a model on the library's path is probed when it is loaded."""
     theirs = CONFIG_MAPPING_NAMES if every else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     families = [*family_names(), *IMAGE_TYPES]
@@ -44,6 +47,8 @@ def served_types(every: bool = False) -> Iterator[ServedType]:
             yield ServedType(model_type, path, reason, _tasks(model_type, path))
     finally:
         transformers.logging.set_verbosity(verbosity)
+    for kind in PIPELINES:
+        yield ServedType(kind, "diffusers", "a pipeline (model_index.json), which framework.ImagePipeline runs", ("text-to-image",))
 
 
 def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
@@ -55,7 +60,7 @@ def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
     if model_type in IMAGE_TYPES:
         return ("generate", "images", *pooled)
     family = find_family(model_type)
-    if family is not None and family.encoder:
+    if family is not None and (family.encoder or family.denoises):
         return ("generate",)
     return ("generate", *pooled) if family is None or family.causal else pooled
 
@@ -87,6 +92,6 @@ def _path(model_type: str, has_family: bool) -> tuple[Path, str]:
             return "native", ""
     if model_type in TOWERS:
         return "transformers", reason
-    if why := REFUSED_TOWERS.get(model_type) or refusal(config):
+    if why := REFUSED_TOWERS.get(model_type) or REFUSED_DENOISERS.get(model_type) or refusal(config):
         return "refused", why
     return "transformers", reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -34,6 +35,14 @@ class Encoder:
         embeddings = self._decoder.embed_tokens(torch.tensor(given.token_ids, device=self._device))
         return self.module(inputs_embeds=embeddings[None]).last_hidden_state[0]
 
+    def longest(self, num_tokens: int) -> EncoderInput:
+        """An input that gives so many vectors, the most that there can be; of no meaning."""
+        bins = getattr(self.module.config, "num_mel_bins", None)
+        if bins is None:
+            return EncoderInput(num_tokens, [0] * num_tokens)
+        stride = self.module.conv1.stride[0] * self.module.conv2.stride[0]
+        return EncoderInput(num_tokens, features=np.zeros((bins, num_tokens * stride), dtype=np.float32))
+
 
 def load_encoder(
     config: ModelConfig, info: ModelInfo, decoder: Decoder, plan: KernelPlan, device: torch.device, seed: int
@@ -49,7 +58,7 @@ def load_encoder(
         with torch.device("meta"):
             module = _encoder_of(found, dtype)
         _load(module, info, device, dtype)
-    plan.library = sorted({type(m).__name__ for m in module.modules() if type(m).__module__.startswith("transformers.")})
+    plan.runs_in_library(module)
     return Encoder(module.eval(), decoder, dtype, device)
 
 

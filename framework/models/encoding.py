@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import ModelConfig
+from ..engine.speech import Speech
 from .native import Architecture
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """max_tokens: as many vectors the encoder gives at most; start: tokens that the decoder begins with; listens: it reads sound,
-    not text, and always gives ``max_tokens``."""
+    """max_tokens: as many vectors the encoder gives at most; start: tokens that the decoder begins with; speech: of a model that
+    reads sound, not text, whose encoder always gives ``max_tokens``; None: it reads text."""
 
     max_tokens: int
     start: tuple[int, ...]
-    listens: bool
+    speech: Speech | None
 
 
 def read_encoding(
@@ -34,6 +35,38 @@ def read_encoding(
             f"model {config.name!r} has decoder_start_token_id={start!r} in its config.json (or model.architecture), expected a "
             "token id"
         )
+    if listens:
+        return Encoding(given["max_source_positions"], (start,), _speech(config, given, start))
     forced = given.get("forced_bos_token_id")
-    begin = (start,) if type(forced) is not int else (start, forced)
-    return Encoding(given["max_source_positions"] if listens else max_model_len, begin, listens)
+    return Encoding(max_model_len, (start,) if type(forced) is not int else (start, forced), None)
+
+
+def _speech(config: ModelConfig, given: Mapping[str, Any], start: int) -> Speech:
+    def wrong(name: str, expected: str) -> ValueError:
+        return ValueError(
+            f"model {config.name!r} has {name}={given[name]!r} in its generation_config.json (or config.json), expected {expected}"
+        )
+
+    forced = given.get("forced_decoder_ids") or []
+    try:
+        positions, tokens = [pair[0] for pair in forced], [pair[1] for pair in forced]
+    except (TypeError, LookupError):
+        raise wrong("forced_decoder_ids", "a list of pairs") from None
+    if positions != list(range(1, len(forced) + 1)) or not all(token is None or type(token) is int for token in tokens):
+        raise wrong("forced_decoder_ids", "a token id, or null, for each position from 1 on")
+    for name in ("lang_to_id", "task_to_id"):
+        table = given.get(name) or {}
+        if not isinstance(table, Mapping) or not all(type(token) is int for token in table.values()):
+            raise wrong(name, "an object of token ids")
+    knows_many = given.get("is_multilingual", True)
+    languages = {name.removeprefix("<|").removesuffix("|>"): token for name, token in (given.get("lang_to_id") or {}).items()}
+    return Speech(
+        start,
+        tuple(tokens),
+        languages if knows_many else {},
+        dict(given.get("task_to_id") or {}) if knows_many else {},
+        given.get("language"),
+        given.get("task"),
+        given.get("no_timestamps_token_id"),
+        given.get("prev_sot_token_id"),
+    )

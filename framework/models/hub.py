@@ -14,6 +14,8 @@ _PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "*.t
 METADATA_PATTERNS = _PATTERNS[1:]
 _TORCH_PATTERNS = ["pytorch_model*.bin"]
 """Taken only where there are no safetensors."""
+PIPELINE_FILE = "model_index.json"
+"""What a folder of the diffusers library has in the place of a config.json."""
 HEAD_PATTERNS = ["*.safetensors", "*.bin", "*.pt", "*.json"]
 _IGNORED_PATTERNS = ["consolidated*", "original/*", "onnx/*"]
 
@@ -44,9 +46,28 @@ def _resolve(name: str, revision: str | None, patterns: list[str]) -> Path:
     local = Path(name).expanduser()
     if (local / "config.json").is_file():
         return local
+    if (local / PIPELINE_FILE).is_file():
+        raise ValueError(
+            f"model {name!r} is a pipeline that makes images ({PIPELINE_FILE}), which framework.ImagePipeline runs (pip install "
+            "'kernelswap[diffusers]'); here a model that reads or writes text is expected"
+        )
     if local.is_dir():
         raise ValueError(f"model {name!r}: the folder {local.resolve()} has no config.json, so it is no Hugging Face checkpoint")
     return _download(name, revision, patterns)
+
+
+def pipeline_folder(name: str) -> Path | None:
+    """The local folder of a pipeline of the diffusers library; None if there is no such folder. Raises ValueError for one that
+    holds no pipeline."""
+    local = Path(name).expanduser()
+    if (local / PIPELINE_FILE).is_file():
+        return local
+    if name in EMBEDDED or local.is_dir():
+        raise ValueError(
+            f"model {name!r} cannot make images: it has no {PIPELINE_FILE}, so it is no pipeline of the library diffusers; "
+            "framework.LLM serves models of text"
+        )
+    return None
 
 
 def read_json(folder: Path | None, file: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..config import LoraConfig, ModelConfig, QuantConfig
@@ -17,6 +19,7 @@ from .quantization.kv_scales import TENSORS as KV_SCALES
 from .quantization.scheme import Scheme
 from .quantization.table import read_scheme
 from .read import ModelInfo
+from .tensor_files import tensor_files
 from .weights import Checkpoint, DummyWeights, Weights
 
 
@@ -63,6 +66,9 @@ def load_model(
         raise ValueError(
             f"model.latent_prefill={config.latent_prefill} would change nothing: model {config.name!r} has no latent attention"
         )
+    if config.load_format != "dummy":
+        info = replace(info, architecture=_as_stored(info, info.architecture))
+    assert info.architecture is not None
     info.architecture.cache_specs(info.cache_dtype(cache_dtype), info.max_model_len)  # refuses a cache before weights are read
     info.architecture.check_chunks(block_size, info.max_model_len)
     weights = _open(config, info, info.architecture, device, seed, scheme)
@@ -79,6 +85,16 @@ def open_slots(info: ModelInfo, plan: KernelPlan, device: torch.device, lora: Lo
         return None
     assert info.architecture is not None
     return LoraSlots(info.architecture, lora, plan, getattr(torch, info.dtype), device)
+
+
+def _as_stored(info: ModelInfo, a: Architecture) -> Architecture:
+    """With the names that experts have in the files, where their family knows two ways to hold them."""
+    packed = a.family.packed_experts
+    names = tuple(f".{name}" for found in packed.values() for name in found)
+    assert info.folder is not None
+    if not packed or not any(name.endswith(names) for name in tensor_files(info.folder)):
+        return a
+    return replace(a, family=replace(a.family, names={**a.family.names, **packed}, expert_tensor=""))
 
 
 def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.device, seed: int, scheme: Scheme) -> Weights:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.kv_cache.spec import State
@@ -35,9 +35,18 @@ class Mamba1:
     norm_eps: float = 1e-6
 
     @property
-    def conv_channels(self) -> int:
-        """Those that the convolution sees."""
+    def conv_pieces(self) -> tuple[int, ...]:
+        """Channels that the convolution sees, by what they are of."""
+        return (self.num_channels,)
+
+    @property
+    def num_shares(self) -> int:
+        """What it can be cut into evenly, by the number of ranks."""
         return self.num_channels
+
+    def share(self, size: int) -> Mamba1:
+        """What each of ``size`` ranks has, a divisor of ``num_shares``."""
+        return replace(self, num_channels=self.num_channels // size)
 
     def linears(self, hidden_size: int) -> Linears:
         """Its linear layers."""
@@ -85,13 +94,23 @@ class Mamba2:
         return self.num_heads * self.head_dim
 
     @property
-    def conv_channels(self) -> int:
-        """Those that the convolution sees: the heads', b, c."""
-        return self.num_channels + 2 * self.num_groups * self.state_size
+    def conv_pieces(self) -> tuple[int, ...]:
+        """As of ``Mamba1``: the heads', b, c."""
+        shared = self.num_groups * self.state_size
+        return self.num_channels, shared, shared
+
+    @property
+    def num_shares(self) -> int:
+        """As of ``Mamba1``: a group's heads share b and c, and are normalized together."""
+        return self.num_groups
+
+    def share(self, size: int) -> Mamba2:
+        """As of ``Mamba1``."""
+        return replace(self, num_heads=self.num_heads // size, num_groups=self.num_groups // size)
 
     def linears(self, hidden_size: int) -> Linears:
         """As of ``Mamba1``."""
-        rows = (self.num_channels, self.conv_channels, self.num_heads)
+        rows = (self.num_channels, *self.conv_pieces, self.num_heads)
         return {"in_proj": (rows, hidden_size), "out_proj": ((hidden_size,), self.num_channels)}
 
     def constants(self) -> dict[str, Constant]:
@@ -105,7 +124,7 @@ class Mamba2:
 
     def state(self, dtype: str) -> State:
         """As of ``Mamba1``."""
-        shapes = (self.width - 1, self.conv_channels), (self.num_heads, self.head_dim, self.state_size)
+        shapes = (self.width - 1, sum(self.conv_pieces)), (self.num_heads, self.head_dim, self.state_size)
         return State(shapes, (dtype, "float32"))
 
 
@@ -125,10 +144,19 @@ class GatedDelta:
         return self.num_k_heads * self.k_dim, self.num_v_heads * self.v_dim
 
     @property
-    def conv_channels(self) -> int:
-        """Those that the convolution sees: queries, keys, values."""
+    def conv_pieces(self) -> tuple[int, ...]:
+        """As of ``Mamba1``: queries, keys, values."""
         keys, values = self.sizes
-        return 2 * keys + values
+        return keys, keys, values
+
+    @property
+    def num_shares(self) -> int:
+        """As of ``Mamba1``."""
+        return self.num_k_heads
+
+    def share(self, size: int) -> GatedDelta:
+        """As of ``Mamba1``."""
+        return replace(self, num_k_heads=self.num_k_heads // size, num_v_heads=self.num_v_heads // size)
 
     def linears(self, hidden_size: int) -> Linears:
         """As of ``Mamba1``: q, k, v, gates of the output; rates and decays."""
@@ -149,7 +177,7 @@ class GatedDelta:
 
     def state(self, dtype: str) -> State:
         """As of ``Mamba1``."""
-        shapes = (self.width - 1, self.conv_channels), (self.num_v_heads, self.k_dim, self.v_dim)
+        shapes = (self.width - 1, sum(self.conv_pieces)), (self.num_v_heads, self.k_dim, self.v_dim)
         return State(shapes, (dtype, "float32"))
 
 
@@ -162,7 +190,8 @@ MIXER_PARTS = ("in_proj", "gates_proj", "conv", "x_proj", "dt_proj", "a_log", "d
 
 def calls(mixer: Mixer) -> list[tuple[str, Mapping[str, Any]]]:
     """The ops that it calls beside its linear layers, with the dims of their cost functions, in order."""
-    found: list[tuple[str, Mapping[str, Any]]] = [("causal_conv1d", {"num_channels": mixer.conv_channels, "width": mixer.width})]
+    conv = {"num_channels": sum(mixer.conv_pieces), "width": mixer.width}
+    found: list[tuple[str, Mapping[str, Any]]] = [("causal_conv1d", conv)]
     if isinstance(mixer, Mamba1):
         found += [("rms_norm", {"hidden_size": size, "residual": 0}) for size in mixer.norm_sizes().values()]
         found += [("selective_scan", {"num_channels": mixer.num_channels, "state_size": mixer.state_size})]

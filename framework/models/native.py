@@ -89,6 +89,16 @@ class Buckets:
 
 
 @dataclass(frozen=True)
+class Diffusion:
+    """Block diffusion, see ``engine.diffusion``. canvas_size: tokens that are denoised together, and see each other; mask_token_id:
+    stands for those that are not settled; causal_prompt: the tokens of a prompt's whole canvases see only what is before them."""
+
+    canvas_size: int
+    mask_token_id: int
+    causal_prompt: bool
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """What may differ from layer to layer. window: tokens a query sees, itself included (None = all); scale: of q.k;
     moe: None for a dense MLP; chunk: positions of a chunk, within which a query sees (None: one chunk); temperature: of queries, as
@@ -121,6 +131,7 @@ class Architecture:
     qkv_clip       queries, keys and values are kept within -qkv_clip and qkv_clip
     has_logits     it ends with a projection to the vocabulary, and not with its hidden states
     buckets        of distances, where positions are relative
+    diffusion      of a model that denoises; None: it generates token by token
     embed_scale, residual_scale, logit_scale   factors of embeddings, of what layers add, and of logits; None: 1
     """
 
@@ -149,6 +160,7 @@ class Architecture:
     has_logits: bool = True
     latent: Latent | None = None
     buckets: Buckets | None = None
+    diffusion: Diffusion | None = None
 
     def cache_specs(self, dtype: str, max_model_len: int) -> list[PagedKV | None]:
         """What each layer keeps in a cache of ``dtype`` (None: nothing), then what each keeps of an encoder. A window that no
@@ -270,6 +282,7 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "full_attention_interval",
             "attn_layer_period",
             "expert_layer_period",
+            "block_size",
         ),
     ),
     (
@@ -282,6 +295,7 @@ _FIELDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "sliding_window",
             "max_window_layers",
             "num_nextn_predict_layers",
+            "mask_token_id",
             "step_tag_id",
         ),
     ),
@@ -365,11 +379,22 @@ def read_architecture(family: Family, config: Mapping[str, Any]) -> Architecture
         layers=tuple(_layer(family, config, head_dim, i) for i in range(config["num_hidden_layers"])),
         latent=latent,
         buckets=_buckets(config) if family.positions == "relative" else None,
+        diffusion=_diffusion(config) if family.denoises else None,
     )
 
 
 def _buckets(config: Mapping[str, Any]) -> Buckets:
     return Buckets(config["relative_attention_num_buckets"], config["relative_attention_max_distance"])
+
+
+def _diffusion(config: Mapping[str, Any]) -> Diffusion:
+    mask, vocab_size = config["mask_token_id"], config["vocab_size"]
+    if mask >= vocab_size:
+        raise ValueError(
+            f"the model's config.json (or model.architecture) has mask_token_id={mask}, but a vocab_size of {vocab_size}: set the "
+            "token that stands for what is not settled"
+        )
+    return Diffusion(config["block_size"], mask, not config["block_causal_prompt"])
 
 
 def _latent(config: Mapping[str, Any]) -> Latent:

@@ -222,8 +222,8 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
 def _mixer_part(a: Architecture, mixer: Mixer, name: str, sources: tuple[str, ...]) -> Part:
     """Of a layer with states what is no linear layer."""
     if name == "conv":
-        rows = (mixer.conv_channels,)
-        return Part(sources, rows, mixer.width, "conv" in a.biases, "filters", always_float=True)
+        pieces = mixer.conv_pieces
+        return Part(sources, (sum(pieces),), mixer.width, "conv" in a.biases, "filters", always_float=True, pieces=pieces)
     if name in MIXER_NORMS:
         return Part(sources, (mixer.norm_sizes()[name],), always_float=True, float32=name == "gated_norm")
     found = mixer.constants()[name]
@@ -236,7 +236,7 @@ def _expert_part(a: Architecture, moe: Moe, name: str, sources: tuple[str, ...])
     if name == "router":
         return Part(sources, (moe.num_experts,), hidden, "router" in a.biases, always_float=wide, float32=wide)
     if name == "route_bias":
-        return Part(sources, (moe.num_experts,), always_float=True, float32=True, tensor="e_score_correction_bias")
+        return Part(sources, (moe.num_experts,), always_float=True, float32=True, tensor=f.route_bias)
     pieces, columns = ((size, size), hidden) if name == "w13" else ((hidden,), size)
     rows = pieces if len(sources) == len(pieces) else (sum(pieces),)
     return Part(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..config import CALIBRATED_SCHEMES, MAX_RANKS, ParallelConfig, QuantConfig
 from ..engine.kv_cache.spec import PagedKV
 from .expert_map import first_map
+from .mixers import GatedDelta, Mamba1, Mamba2
 from .native import Architecture, LayerShape
 from .parallel import Parallel, Ranks
 from .parts import Part, layer_parts, model_parts, shares
@@ -17,6 +18,8 @@ from .read import ModelInfo
 if TYPE_CHECKING:
     from .quantization.scheme import Scheme
 
+SHARES = {Mamba1: "channels with states", Mamba2: "groups of heads with states", GatedDelta: "heads of keys with states"}
+"""What ranks cut in layers that keep states."""
 VOCAB_PADDING = 64
 """Rows of the embedding and of the head are padded to a multiple of it before they are cut."""
 
@@ -33,19 +36,10 @@ class Stage:
 def stages(architecture: Architecture, pp: int) -> list[Stage]:
     """Raises ValueError for more stages than layers."""
     total = len(architecture.layers)
-    if pp > 1:
-        _refuse_states(architecture, "pp", pp)
     if pp > total:
         raise ValueError(f"parallel.pp={pp} cannot work: the model has {total} layers, and every stage needs one")
     cuts = [Ranks(rank, pp).part(total) for rank in range(pp)]
     return [Stage(cut, cut.start == 0, cut.stop == total) for cut in cuts]
-
-
-def _refuse_states(a: Architecture, name: str, size: int) -> None:
-    if a.has_states:
-        raise ValueError(
-            f"parallel.{name}={size} cannot work: layers of the model keep states, which ranks do not share yet; leave it at 1"
-        )
 
 
 def check_ranks(model: ModelInfo, parallel: ParallelConfig, quant: QuantConfig) -> None:
@@ -73,25 +67,26 @@ def check_ranks(model: ModelInfo, parallel: ParallelConfig, quant: QuantConfig) 
 
 
 def rank_architecture(a: Architecture, parallel: ParallelConfig) -> Architecture:
-    """The model as each device of a stage has it: its share of heads, of the MLPs' inner columns and of the vocabulary; of KV heads
-    at least one. Experts are cut the same way unless they are spread (``ep``). Raises ValueError for what cannot be cut evenly."""
+    """The model as each device of a stage has it: its share of heads, of what keeps states, of the MLPs' inner columns and of the
+    vocabulary; of KV heads at least one. Experts are cut the same way unless they are spread (``ep``). Raises ValueError for what
+    cannot be cut evenly."""
     tp = parallel.tp
     if tp * parallel.ep == 1:
         return a
-    _refuse_states(a, "tp" if tp > 1 else "ep", max(tp, parallel.ep))
     if parallel.ep > 1 and not any(layer.moe for layer in a.layers):
         raise ValueError(f"parallel.ep={parallel.ep} cannot work: the model has no experts; leave it at 1")
-    if max(a.num_kv_heads, tp) % min(a.num_kv_heads, tp):
+    attends = any(layer.mixer is None for layer in a.layers)
+    if attends and max(a.num_kv_heads, tp) % min(a.num_kv_heads, tp):
         able = [n for n in range(1, a.num_heads + 1) if not a.num_heads % n and not max(a.num_kv_heads, n) % min(a.num_kv_heads, n)]
         works = ", ".join(map(str, able))
         raise ValueError(
             f"parallel.tp={tp} cannot work: it must divide the model's {a.num_kv_heads} KV heads, or be a multiple; {works} work"
         )
     padded = -(-a.vocab_size // VOCAB_PADDING) * VOCAB_PADDING if tp > 1 else a.vocab_size
-    dense = any(layer.moe is None for layer in a.layers)
+    dense = a.residual != "single" and any(layer.moe is None for layer in a.layers)
     return replace(
         a,
-        num_heads=_share(a.num_heads, tp, "attention heads"),
+        num_heads=_share(a.num_heads, tp, "attention heads") if attends else a.num_heads,
         num_kv_heads=max(a.num_kv_heads // tp, 1),
         intermediate_size=_share(a.intermediate_size, tp, "inner columns of the MLP") if dense else a.intermediate_size,
         vocab_size=-(-padded // tp),
@@ -100,6 +95,9 @@ def rank_architecture(a: Architecture, parallel: ParallelConfig) -> Architecture
 
 
 def _rank_layer(layer: LayerShape, parallel: ParallelConfig) -> LayerShape:
+    if layer.mixer is not None:
+        _share(layer.mixer.num_shares, parallel.tp, SHARES[type(layer.mixer)])
+        layer = replace(layer, mixer=layer.mixer.share(parallel.tp))
     if layer.moe is None:
         return layer
     shared = _share(layer.moe.shared_size, parallel.tp, "inner columns of the shared experts")

@@ -9,13 +9,14 @@ from typing import Any
 
 from ..config import ModelConfig
 from .encoding import Encoding, read_encoding
+from .families.diffusion import REFUSED as REFUSED_DENOISERS
 from .hub import read_json, resolve_model
 from .native import Architecture, read_native
 from .plugins import find_family
 from .pooling.read import TOWERS, read_pooling, towers_config
 from .pooling.settings import Pooling
 from .quantization.settings import Settings, checkpoint_settings
-from .vision import Vision, of_larger_model, read_vision, reads_images
+from .vision import Vision, of_larger_model, read_vision, reads_images, refusal
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,15 @@ class ModelInfo:
         return self.dtype if wish == "auto" else wish
 
     def check_generates(self, what: str) -> None:
-        """Raises ValueError for a model that pools. what: for which it would have to generate."""
+        """Raises ValueError for a model that pools, or denoises. what: for which it would have to say what token is next."""
         if self.pooling is not None:
             raise ValueError(
                 f"{what} is for models that generate, and {self.name!r} pools ({self.pooling.task}): choose another model"
+            )
+        if self.architecture is not None and self.architecture.diffusion is not None:
+            raise ValueError(
+                f"{what} is for models that say what token is next, and {self.name!r} generates by block diffusion: choose "
+                "another model"
             )
 
 
@@ -67,6 +73,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
     describes_itself = dummy and "model_type" in config.architecture
     folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
     raw, vision = {**read_json(folder, "config.json"), **config.architecture}, None
+    if why := refusal(raw):
+        raise ValueError(f"model {config.name!r} cannot run: {why}")
     if reads_images(raw):
         found, vision = read_vision(config, raw, folder)
     else:
@@ -102,6 +110,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
     pooling = read_pooling(config, found, folder, size, causal)
     if pooling is not None and architecture is not None and architecture.family.encoder:
         raise ValueError(f"model {config.name!r} cannot pool: it is an encoder-decoder, which generates; set model.runner=generate")
+    if pooling is not None and architecture is not None and architecture.diffusion is not None:
+        raise ValueError(f"model {config.name!r} cannot pool: it generates by block diffusion; set model.runner=generate")
     if pooling is not None and pooling.towers is None:
         if architecture is None:
             raise ValueError(f"model {config.name!r} cannot pool: only native models can, and {reason}")
@@ -143,6 +153,14 @@ def _max_model_len(
         limit = int(found.get("max_position_embeddings") or found.get("n_positions") or found.get("seq_length") or 2048)
     else:
         limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
+    if architecture is not None and (diffusion := architecture.diffusion) is not None:
+        size = diffusion.canvas_size
+        limit -= limit % size  # the last canvas is computed as a whole
+        if (config.max_model_len or 0) % size:
+            raise ValueError(
+                f"model.max_model_len={config.max_model_len} cannot work: {config.name!r} denoises {size} tokens at a time; "
+                "set a multiple"
+            )
     if config.max_model_len is None:
         return limit if pooling is None or pooling.max_len is None else min(limit, pooling.max_len)
     if config.max_model_len > limit:
@@ -154,19 +172,19 @@ def _max_model_len(
 
 
 def _unknown_type(config: Mapping[str, Any]) -> str | None:
-    """Why a model without a native family cannot run: the library does not know it either."""
+    """Why a model without a native family cannot run: the library does not know it either, or cannot serve it here."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     if config["model_type"] in CONFIG_MAPPING_NAMES:
         return None
+    if why := REFUSED_DENOISERS.get(config["model_type"]):
+        return why
     reason = f"model_type {config['model_type']!r} is none of the native families, and transformers {transformers.__version__} "
     reason += "does not know it"
     if code := config.get("auto_map"):
         files = sorted({name.rpartition(".")[0].rpartition("--")[2] for name in _names_in(code)})
         reason += f"; it brings code of its own ({', '.join(files)}), and code of checkpoints is not run"
-    if config["model_type"] == "internvl_chat":
-        reason += "; take the checkpoint of the same model in the library's layout, whose name ends with -hf (internvl)"
     return reason + ". kernelswap models --all lists the known types"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,17 @@ import transformers
 
 from ..config import ModelConfig
 from ..plan import KernelPlan
+from . import internvl_chat, phi3_v
+from .hub import read_json
 from .library import library_config
+from .phi3_tower import Phi3VisionTower
 from .read import ModelInfo
+from .tensor_files import TensorFiles, tensor_files
 from .transformers_model import swap_linears
 
+_KIND: Any = transformers.AutoModelForImageTextToText
+_LOADING = threading.Lock()
+"""Ranks may be threads, and what loads the library's models sets what all threads share: dtypes, seeds, devices."""
 _TEXT = re.compile(r"(^|\.)(language_model|lm_head)(\.|$)")
 """Modules of the text model."""
 
@@ -41,40 +49,80 @@ class Tower:
 def load_tower(config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: torch.device, seed: int) -> Tower:
     """seed: of dummy weights. Raises ValueError for a checkpoint that does not fit."""
     assert info.vision is not None
-    found, dtype = tower_config(config, info.folder, info.vision.model_type), getattr(torch, info.dtype)
-    kind: Any = transformers.AutoModelForImageTextToText
-    if config.load_format == "dummy":
-        with torch.random.fork_rng(), torch.device(device):
-            torch.manual_seed(seed)
-            whole: Any = kind.from_config(found, dtype=dtype)
-    else:
-        verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()  # the text model does not fit, as it must
-        try:
-            told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-            whole, report = kind.from_pretrained(info.folder, config=found, dtype=dtype, **told)
-        finally:
-            transformers.logging.set_verbosity(verbosity)
-        wrong = {key: [str(name) for name in names if not _TEXT.search(_name(name))] for key, names in report.items()}
-        if wrong := {key: sorted(names)[:20] for key, names in wrong.items() if names}:
-            raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {wrong}")
-    model = whole.model.eval()
-    model.language_model = None
-    model.to(device=device)
+    dtype = getattr(torch, info.dtype)
+    with _LOADING:
+        if config.load_format == "dummy":
+            with torch.random.fork_rng(), torch.device(device):
+                torch.manual_seed(seed)
+                model = _modules(config, info)
+        elif info.vision.model_type in (internvl_chat.TYPE, phi3_v.TYPE):
+            model = _renamed(config, info, dtype)
+        else:
+            model = _from_library(config, info, dtype)
+    model.eval().to(device=device, dtype=dtype)
     swap_linears(model, plan)
-    names = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("transformers.")}
-    plan.library = sorted({*plan.library, *names})
+    plan.runs_in_library(model)
     return Tower(model, dtype, device)
 
 
 def tower_bytes(config: ModelConfig, info: ModelInfo) -> int:
     """What the weights of a tower take."""
+    with _LOADING, torch.device("meta"):
+        model = _modules(config, info)
+    return sum(weight.numel() for weight in model.parameters()) * getattr(torch, info.dtype).itemsize
+
+
+def _modules(config: ModelConfig, info: ModelInfo) -> Any:
+    """With random weights, on the current device."""
     assert info.vision is not None
-    with torch.device("meta"):
-        model: Any = transformers.AutoModelForImageTextToText.from_config(tower_config(config, info.folder, info.vision.model_type))
-    text = {id(weight) for weight in model.model.language_model.parameters()} | {id(model.lm_head.weight)}
-    size = sum(weight.numel() for weight in model.parameters() if id(weight) not in text)
-    return size * getattr(torch, info.dtype).itemsize
+    if info.vision.model_type == phi3_v.TYPE:
+        return Phi3VisionTower(*phi3_v.tower_sizes(info.config))
+    model = _KIND.from_config(tower_config(config, info.folder, info.vision.model_type), dtype=getattr(torch, info.dtype)).model
+    model.language_model = None
+    return model
+
+
+def _from_library(config: ModelConfig, info: ModelInfo, dtype: torch.dtype) -> Any:
+    """With the weights of a checkpoint as the library reads it."""
+    assert info.vision is not None
+    found = tower_config(config, info.folder, info.vision.model_type)
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # the text model does not fit, as it must
+    try:
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        whole, report = _KIND.from_pretrained(info.folder, config=found, dtype=dtype, **told)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    wrong = {key: [str(name) for name in names if not _TEXT.search(_name(name))] for key, names in report.items()}
+    if wrong := {key: sorted(names)[:20] for key, names in wrong.items() if names}:
+        raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {wrong}")
+    whole.model.language_model = None
+    return whole.model
+
+
+def _renamed(config: ModelConfig, info: ModelInfo, dtype: torch.dtype) -> Any:
+    """With the weights of a checkpoint that the library does not read."""
+    assert info.folder is not None and info.vision is not None
+    is_phi3 = info.vision.model_type == phi3_v.TYPE
+    with torch.device("cpu" if is_phi3 else "meta"):  # CLIP has buffers, which no checkpoint holds
+        model = _modules(config, info)
+    files = TensorFiles(info.folder, {name: (file, name) for name, file in tensor_files(info.folder).items()})
+    weights: dict[str, torch.Tensor] = {}
+    for name in files.where:
+        if (ours := phi3_v.library_name(name) if is_phi3 else internvl_chat.library_name(name)) is None:
+            continue
+        tensor = files.read(name, None).to(dtype)
+        if ".qkv." in ours:
+            weights |= {ours.replace(".qkv.", f".{q}_proj."): rows for q, rows in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            weights[ours] = tensor
+    files.close()
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:1000]
+        raise ValueError(f"the checkpoint in {info.folder} does not fit its config.json: {said}") from error
+    return model
 
 
 def _name(reported: Any) -> str:
@@ -84,8 +132,10 @@ def _name(reported: Any) -> str:
 
 def tower_config(config: ModelConfig, folder: Path | None, model_type: str) -> Any:
     """The library's configuration of the model with next to nothing of its text model, which is ours."""
-    theirs = library_config(config, folder, model_type)
-    found = copy.deepcopy(theirs)
+    if model_type == internvl_chat.TYPE:
+        found = internvl_chat.library_config({**read_json(folder, "config.json"), **config.architecture})
+    else:
+        found = copy.deepcopy(library_config(config, folder, model_type))
     if hasattr(found, "quantization_config"):
         del found.quantization_config  # of the text model
     text = found.get_text_config()

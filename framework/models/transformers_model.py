@@ -17,7 +17,7 @@ import transformers.integrations.moe
 from ..config import ModelConfig
 from ..plan import BoundKernel, KernelPlan, LoraMeta
 from .batch import ForwardBatch
-from .layers.linear import Linear, bind_linear
+from .layers.linear import bind_linear
 from .layers.paged_attention import AttentionKernels, AttentionShape, PagedAttention
 from .library import library_config
 from .paged_model import PagedModel
@@ -46,7 +46,7 @@ class TransformersModel(PagedModel):
         self.dtype, self.vocab_size, self.max_model_len = model.dtype, model.config.vocab_size, info.max_model_len
         swap_linears(model, plan)
         _swap_experts(model, plan)
-        plan.library = sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith("transformers.")})
+        plan.runs_in_library(model)
         self._base, self._head = _split_head(model)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
@@ -114,6 +114,8 @@ def refusal(config: Any) -> str | None:
     """Why a model cannot be served, as far as the library's configuration object tells."""
     if config.is_encoder_decoder:
         return "it is an encoder-decoder; only decoders can be served"
+    if getattr(config.get_text_config(), "cross_attention_layers", None):
+        return "its decoder attends to tiles of images in layers of their own (cross_attention_layers), which is not built"
     if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         return f"transformers has no causal language model for model_type {config.model_type!r}"
     model_class: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]
@@ -226,9 +228,11 @@ def _no_mask(*args: Any, **keywords: Any) -> None:
 class _KernelLinear(torch.nn.Module):
     """A linear layer of ours in the place of one of the library's."""
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, theirs: torch.nn.Linear, plan: KernelPlan) -> None:
         super().__init__()
-        self.linear = linear
+        bias = theirs.bias.detach() if theirs.bias is not None else None
+        self.linear = bind_linear(plan, [float_linear(theirs.weight.detach(), bias)])
+        self.in_features, self.out_features = theirs.in_features, theirs.out_features  # some models ask
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
@@ -272,8 +276,7 @@ def swap_linears(model: torch.nn.Module, plan: KernelPlan) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:
-                bias = child.bias.detach() if child.bias is not None else None
-                setattr(parent, name, _KernelLinear(bind_linear(plan, [float_linear(child.weight.detach(), bias)])))
+                setattr(parent, name, _KernelLinear(child, plan))
 
 
 def _swap_experts(model: torch.nn.Module, plan: KernelPlan) -> None:

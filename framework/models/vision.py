@@ -8,13 +8,31 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..config import ModelConfig
+from . import internvl_chat, phi3_v
 from .native import Architecture
 
-IMAGE_TYPES: Final = ("gemma3", "internvl", "llava", "llava_next", "qwen2_5_vl", "qwen2_vl")
+IMAGE_TYPES: Final = ("gemma3", "internvl", internvl_chat.TYPE, "llava", "llava_next", phi3_v.TYPE, "qwen2_5_vl", "qwen2_vl")
 """Types of models whose images can be served."""
-RENAMES: Final = (("language_model.model.", "model."), ("model.language_model.", "model."), ("language_model.lm_head.", "lm_head."))
+REFUSED: Final = {
+    "cogvlm": (
+        "CogVLMForCausalLM",
+        "tokens of images have attention and MLP weights of their own in each of its layers (visual experts), and layers here have "
+        "one set for all tokens",
+    )
+}
+"""Types of models whose images cannot be served -> the architecture, which some name in place of a type, and why."""
+RENAMES: Final = (
+    ("language_model.model.", "model."),
+    ("model.language_model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.output.", "output."),
+    (f"{phi3_v.PREFIX}wte.", "model.embed_tokens."),
+)
 """Prefixes of the text model in checkpoints of such models, and ours."""
-TOWER: Final = r"^(model\.)?(vision_tower|visual|multi_modal_projector|image_newline)(\.|$)"
+TOWER: Final = (
+    r"^(model\.)?(vision_tower|visual|multi_modal_projector|image_newline)(\.|$)"
+    r"|^(vision_model|mlp1|model\.vision_embed_tokens)\."
+)
 """Tensors that are the library's business."""
 
 
@@ -23,15 +41,17 @@ class Vision:
     """Of a model that reads images.
 
     model_type   of its config.json
-    token_id     of the placeholders that embeddings replace
+    token_id     of the placeholders that embeddings replace; its name where config.json does not number it
     placeholder_id  of the token that stands for an image in a prompt: the same, but of Gemma 3
+    placeholder  the text that does, where that is not the token's; {} in it is the number of the image, from 1 on
     merge        side of the square of patches that make one embedding, where positions are three (Qwen2-VL); None: they are not
     whole        tokens of an image see each other (Gemma 3)
     """
 
     model_type: str
-    token_id: int
-    placeholder_id: int
+    token_id: int | str
+    placeholder_id: int | str
+    placeholder: str | None = None
     merge: int | None = None
     whole: bool = False
 
@@ -41,18 +61,35 @@ def reads_images(found: Mapping[str, Any]) -> bool:
     return found.get("model_type") in IMAGE_TYPES and (found["model_type"] != "gemma3" or "vision_config" in found)
 
 
+def refusal(found: Mapping[str, Any]) -> str | None:
+    """Why a config.json is refused that is of such a model; None: it is of another."""
+    names = found.get("architectures")
+    for model_type, (architecture, why) in REFUSED.items():
+        if found.get("model_type") == model_type or (isinstance(names, list) and architecture in names):
+            return f"of {model_type!r} ({architecture}) {why}"
+    return None
+
+
 def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], Vision]:
     """config.json of such a model with the fields of its text model on top, as the library completes both, and what there is to
     know of its images. Raises ValueError for what cannot be served."""
     from .library import library_config  # slow to import, and needed for few models
 
     model_type = found["model_type"]
+    kept = {name: found[name] for name in ("dtype", "torch_dtype", "eos_token_id", "architectures") if found.get(name) is not None}
+    if model_type == internvl_chat.TYPE:
+        internvl_chat.library_config(found)  # refuses what its modules do not compute
+        token, text = internvl_chat.EMBEDDING, internvl_chat.text_fields(found)
+        own = {"architectures": text.get("architectures")}  # InternVLChatModel, by whose end it would pool
+        merged = {**found, **text, **kept, **own, **_given(config, text)}
+        return merged, Vision(model_type, token, token, internvl_chat.PLACEHOLDER)
+    if model_type == phi3_v.TYPE:
+        phi3_v.tower_sizes(found)
+        return {**found, "model_type": "phi3"}, Vision(model_type, phi3_v.EMBEDDING, phi3_v.EMBEDDING, phi3_v.PLACEHOLDER)
     theirs = library_config(config, folder, model_type)
     text = theirs.get_text_config().to_dict()
-    kept = {name: found[name] for name in ("dtype", "torch_dtype", "eos_token_id", "architectures") if found.get(name) is not None}
     tied = getattr(theirs, "tie_word_embeddings", None)
-    given = {name: value for name, value in config.architecture.items() if name in text and name != "model_type"}
-    merged = {**found, **text, **({} if tied is None else {"tie_word_embeddings": tied}), **kept, **given}
+    merged = {**found, **text, **({} if tied is None else {"tie_word_embeddings": tied}), **kept, **_given(config, text)}
     window = merged.get("sliding_window")
     if model_type == "gemma3" and window is not None and theirs.mm_tokens_per_image > window:
         raise ValueError(
@@ -61,7 +98,12 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
         )
     merge = theirs.vision_config.spatial_merge_size if model_type in ("qwen2_vl", "qwen2_5_vl") else None
     is_whole, token_id = model_type == "gemma3", theirs.image_token_id
-    return merged, Vision(model_type, token_id, theirs.boi_token_index if is_whole else token_id, merge, is_whole)
+    return merged, Vision(model_type, token_id, theirs.boi_token_index if is_whole else token_id, None, merge, is_whole)
+
+
+def _given(config: ModelConfig, text: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides of fields of the text model."""
+    return {name: value for name, value in config.architecture.items() if name in text and name != "model_type"}
 
 
 def of_larger_model(architecture: Architecture) -> Architecture:

@@ -22,6 +22,8 @@ class EncoderCache:
     first.
 
     whole        a chunk never ends within an image, whose tokens see each other
+    num_queries  images so far that a request came to
+    num_hits     of those, how many were there already
     num_encoded  images so far
     """
 
@@ -35,7 +37,7 @@ class EncoderCache:
         self._forgotten: list[bytes] = []
         self._left = self._budget
         self._used: set[bytes] = set()
-        self.num_encoded = 0
+        self.num_queries = self.num_hits = self.num_encoded = 0
 
     def check(self, images: Iterable[ImageItem]) -> None:
         """Raises ValueError for an image that could never be computed."""
@@ -62,9 +64,13 @@ class EncoderCache:
         for image in request.images:
             if image.end <= start or image.start >= end:
                 continue
+            is_kept = image.key in self._kept
             if (self._whole and end < image.end) or not self._take(image):
                 end = max(image.start, start)
                 break
+            if start <= image.start:
+                self.num_queries += 1
+                self.num_hits += is_kept
         for image in request.images:
             if image.start < end < image.end:
                 self._holders.setdefault(image.key, set()).add(request)
@@ -93,7 +99,12 @@ class EncoderCache:
     def replace(self, old: EncoderCache) -> None:
         """The next step forgets whatever ``old`` kept."""
         self._forgotten += [*old._forgotten, *old._kept]
-        self.num_encoded = old.num_encoded
+        self.num_queries, self.num_hits, self.num_encoded = old.num_queries, old.num_hits, old.num_encoded
+
+    def totals(self) -> dict[str, int]:
+        """As ``EngineStats`` has them."""
+        counts = {"num_image_queries": self.num_queries, "num_image_hits": self.num_hits}
+        return {**counts, "num_images_encoded": self.num_encoded}
 
     def _take(self, image: ImageItem) -> bool:
         """Whether its embeddings are there in this step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,6 +14,9 @@ from typing import Any, Final
 import numpy as np
 
 from ..engine.images import checked_image, unreadable
+from ..models.hub import read_json
+from ..models.internvl_chat import TYPE as INTERNVL_CHAT
+from ..models.phi3_v import TYPE as PHI3_V
 from .items import ImageItem
 
 NOT_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets", "num_crops")
@@ -37,7 +41,9 @@ class ImagePrompts:
     """Prompts of the model in ``folder``, whose text has a placeholder for each image.
 
     model_type .. whole  as ``Vision`` has them
+    most                 images in a prompt; None: no limit
     placeholder          the text that stands for an image in a prompt
+    is_spelled           it is no token, but text, also in messages, which chat templates take as they are
     """
 
     def __init__(
@@ -45,19 +51,29 @@ class ImagePrompts:
         folder: Path,
         tokenizer: Any,
         model_type: str,
-        token_id: int,
-        placeholder_id: int,
+        token_id: int | str,
+        placeholder_id: int | str,
+        placeholder: str | None = None,
         merge: int | None = None,
         whole: bool = False,
+        most: int | None = None,
     ) -> None:
         """Raises ValueError for a tokenizer without the tokens that images need."""
-        self._folder, self._model_type, self._token_id, self._merge, self.whole = folder, model_type, token_id, merge, whole
-        self._tokenizer, self._placeholder_id = tokenizer, placeholder_id
-        names = {number: tokenizer.convert_ids_to_tokens(number) for number in (token_id, placeholder_id)}
-        if missing := [number for number, name in names.items() if not name]:
-            raise ValueError(f"the tokenizer has no token {missing[0]}, which stands for images by the model's config.json")
-        self.placeholder: str = names[placeholder_id]
-        self._spelled = set(names.values())
+        self._folder, self._model_type, self._merge, self.whole = folder, model_type, merge, whole
+        self._tokenizer, self._most = tokenizer, most
+        self._token_id, name = self._token(token_id)
+        self._placeholder_id, stands = self._token(placeholder_id)
+        self.placeholder, self.is_spelled = placeholder or stands, placeholder is not None
+        self._pattern = re.compile(re.escape(self.placeholder).replace(r"\{\}", r"\d+"))
+        self._spelled = re.compile("|".join((re.escape(name), re.escape(stands), self._pattern.pattern)))
+
+    def _token(self, given: int | str) -> tuple[int, str]:
+        """Its number and its name."""
+        number: int = self._tokenizer.convert_tokens_to_ids(given) if isinstance(given, str) else given
+        name: str | None = None if number is None else self._tokenizer.convert_ids_to_tokens(number)
+        if not name or (isinstance(given, str) and name != given):
+            raise ValueError(f"the tokenizer has no token {given}, which stands for images by the model's config.json")
+        return number, name
 
     @property
     def chat_template(self) -> str | None:
@@ -68,9 +84,15 @@ class ImagePrompts:
         self, text: str, images: Sequence[Any], encode: Callable[[str], list[int]]
     ) -> tuple[list[int], tuple[ImageItem, ...]]:
         """Token ids of a text, with as many placeholders for each image as it has embeddings. Raises ValueError."""
-        pieces = text.split(self.placeholder)
-        self._check_count(len(pieces) - 1, images)
+        pieces, found = self._pattern.split(text), self._pattern.findall(text)
+        self._check_count(len(found), images)
+        if found != (expected := [self.nth_placeholder(nth) for nth in range(1, len(found) + 1)]):
+            raise ValueError(f"the prompt has the placeholders {', '.join(found)}; expected {', '.join(expected)}")
         prepared = [self._prepared(image) for image in images]
+        if self._model_type == PHI3_V:  # its pieces are texts of their own
+            ids = [token for piece, image in zip(pieces, prepared) for token in (*encode(piece), *image.token_ids)]
+            ids += encode(pieces[-1]) if pieces[-1] else []
+            return ids, self._placed(ids, prepared)
         whole = "".join(part for piece, found in zip(pieces, prepared) for part in (piece, found.text)) + pieces[-1]
         ids = [token for nth, part in enumerate(whole.split(BREAK)) for token in (encode(part) if not nth else self._encode(part))]
         return ids, self._placed(ids, prepared)
@@ -87,15 +109,22 @@ class ImagePrompts:
 
     def as_text(self, text: str) -> str:
         """A user's text, in which a placeholder that is spelled stands for no image."""
-        for token in self._spelled:
-            text = text.replace(token, token[0] + BREAK + token[1:])
-        return text
+        return self._spelled.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
+
+    def nth_placeholder(self, nth: int) -> str:
+        """That of the image number ``nth``, from 1 on."""
+        return self.placeholder.replace("{}", str(nth))
 
     def _check_count(self, count: int, images: Sequence[Any]) -> None:
         if count != len(images):
             raise ValueError(
                 f"the prompt has {count} times {self.placeholder!r}, the placeholder of an image, and multi_modal_data has "
                 f"{len(images)} images: give one for each"
+            )
+        if self._most is not None and count > self._most:
+            raise ValueError(
+                f"the prompt has {count} images, but this engine takes {self._most} of one prompt: give fewer, or raise "
+                "limit_mm_per_prompt (model.limit_mm_per_prompt.image)"
             )
 
     def _placed(self, ids: list[int], prepared: Sequence[_Prepared]) -> tuple[ImageItem, ...]:
@@ -156,6 +185,14 @@ class ImagePrompts:
     @functools.cached_property
     def _processor(self) -> Any:
         """The library's, of its image processor and our tokenizer: without the part for videos, which would import torchvision."""
+        if self._model_type == INTERNVL_CHAT:
+            from .tiles import TiledImages
+
+            return TiledImages(read_json(self._folder, "config.json"))
+        if self._model_type == PHI3_V:
+            from .crops import CroppedImages
+
+            return CroppedImages(self._folder)
         import transformers
         from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 

@@ -30,6 +30,7 @@ from . import (
     sagemaker,
     scoring,
     tokenization,
+    transcriptions,
 )
 from .auth import Authentication
 from .config import ServerConfig
@@ -43,6 +44,7 @@ ENDPOINTS = (
     responses,
     embeddings,
     scoring,
+    transcriptions,
     models,
     adapters,
     tokenization,

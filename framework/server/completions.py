@@ -107,7 +107,10 @@ class Completion(Generation):
                     token_ids, text = given[kept], None
                     if body.echo:
                         text = inputs.decode(token_ids)
-                found.append(EngineInput(token_ids, text, body.cache_salt))
+                if inputs.encoding is None:
+                    found.append(EngineInput(token_ids, text, body.cache_salt))
+                else:
+                    found.append(inputs.prompt({"prompt_token_ids": token_ids, "prompt": text, "cache_salt": body.cache_salt}))
             return found
 
         return await self.tokenized(tokenize)

@@ -220,6 +220,37 @@ class QualityConfig(StudyConfig):
         return replace(self.engine(), model=model, quant=QuantConfig(), cache=cache, kernels=kernels)
 
 
+@dataclass
+class ImagesConfig(StudyConfig):
+    """A measurement of a pipeline that makes images: what each of its steps takes.
+
+    Of the engine, model.name, model.revision, model.dtype, kernels, plugins, tuned, device, interpret, seed and num_threads count;
+    other keys are refused.
+
+    shape       random weights of these shapes in the place of model.name: see ``experiments/made_up_pipeline.py``
+    num_images  made of the prompt side by side, each of another noise
+    num_warmup_steps  of an image made before the measured ones; the first compiles
+    The others are as ``ImagePipeline.generate`` takes them.
+    """
+
+    name: str = "images"
+    shape: dict[str, Any] = field(default_factory=dict)
+    prompt: str = ""
+    negative_prompt: str | None = None
+    num_images: int = 1
+    num_inference_steps: int = 10
+    num_warmup_steps: int = 1
+    guidance_scale: float = 7.5
+    height: int | None = None
+    width: int | None = None
+
+    def validate(self) -> None:
+        super().validate()
+        for key in ("num_images", "num_warmup_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} cannot work: it must be 1 or more")
+
+
 def register_schema() -> None:
     """Makes the dataclasses the schemas behind the YAML files: unknown keys and wrong types then fail at composition.
 
@@ -230,6 +261,7 @@ def register_schema() -> None:
         "serve_schema": OmegaConf.structured(ServeConfig),
         "load_schema": OmegaConf.structured(LoadConfig),
         "quality_schema": OmegaConf.structured(QualityConfig),
+        "images_schema": OmegaConf.structured(ImagesConfig),
         "kernels_schema": OmegaConf.create({"kernels": {}}),
     }
     for name, schema in schemas.items():

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..outputs import RequestOutput
 
+_COUNTERS = ("num_preemptions", "num_chunked_prefills", "num_denoising_passes", "prefix_query_tokens", "prefix_hit_tokens")
+"""Of an engine's totals, those that a record keeps."""
+
 
 class Arrivals:
     """Requests in the order in which they arrive; in a closed loop the next one is known only when the last one finished."""
@@ -163,7 +166,7 @@ class ServingEngine:
     def add_counters(self, record: RunRecord) -> None:
         """What this run adds to an engine's totals."""
         after = self.engine.stats()
-        for counter in ("num_preemptions", "num_chunked_prefills", "prefix_query_tokens", "prefix_hit_tokens"):
+        for counter in _COUNTERS:
             added = getattr(after, counter) - getattr(self._before, counter)
             setattr(record, counter, getattr(record, counter) + added)
         record.drafts += after.drafts.since(self._before.drafts)

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..config import EngineConfig
 from ..executor.kinds import EXECUTORS
 
-DISTRIBUTIONS = ("kernelswap", "torch", "triton", "transformers", "numpy")
+DISTRIBUTIONS = ("kernelswap", "torch", "triton", "transformers", "diffusers", "numpy")
 
 START_TIME = "env.start_time"
 """The column that says when a run started: a failed run has it too."""

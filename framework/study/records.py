@@ -80,6 +80,7 @@ class RunRecord:
     num_engines: int = 1
     num_preemptions: int = 0
     num_chunked_prefills: int = 0
+    num_denoising_passes: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     drafts: DraftCounts = field(default_factory=DraftCounts)

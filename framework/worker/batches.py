@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..models.batch import ForwardBatch, GroupBatch, StateBatch, WholeTokens
+from ..models.native import Diffusion
 from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta, StateMeta
 from .images import Images
 from .request_rows import RequestRows
@@ -30,6 +31,7 @@ class Batches:
     images        of the requests; None: the model reads none
     states        of its recurrent layers, as StateBatch has them: a request's row is that of its seat
     cross         of the groups, those of what layers keep of an encoder
+    diffusion     of a model that denoises; None: it does not
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class Batches:
         states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
         images: Images | None = None,
         cross: Collection[int] = (),
+        diffusion: Diffusion | None = None,
     ) -> None:
         self.rows, self.slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
-        self.has_lora, self.states, self.images, self._cross = has_lora, states or {}, images, frozenset(cross)
+        self.has_lora, self.states, self.images, self.cross = has_lora, states or {}, images, frozenset(cross)
+        self._diffusion = diffusion
         self._workspaces: list[tuple[dict, dict, dict]] = [({}, {}, {}) for _ in rows.tables[groups]]
 
     def build(
@@ -53,6 +57,10 @@ class Batches:
     ) -> tuple[ForwardBatch, list[torch.Tensor]]:
         """The tensors of a step, and ``more`` on the device, where all of them go in one copy. first: int64 [R] on the device, the
         truth of which ``rows.first`` is a bound; None where that is exact."""
+        logit_tokens = rows.logit_tokens
+        if self._diffusion is not None:
+            size, prompts = self._diffusion.canvas_size, self.rows.num_prompt_tokens[rows.seats]
+            rows = rows.by_canvas(size, prompts // size * size * self._diffusion.causal_prompt)
         device, row_of_token = self.rows.device, np.repeat(np.arange(len(rows.seats)), rows.counts)
         positions = np.arange(rows.bounds[-1]) + (rows.first - rows.bounds[:-1])[row_of_token]
         # Decodes come first; a short row anywhere else would be the tail of a prompt, which prefill handles too.
@@ -64,7 +72,7 @@ class Batches:
         arrays = (
             positions,
             rows.seats[row_of_token],
-            rows.logit_tokens,
+            logit_tokens,
             cu_q,
             lengths,
             cu_q[n:] - cu_q[n],
@@ -74,10 +82,10 @@ class Batches:
         wanted, slots = len(more), self.lora_slots(rows)
         if slots is not None:
             of_tokens = slots[row_of_token]
-            more = (*more, of_tokens, of_tokens[rows.logit_tokens])
+            more = (*more, of_tokens, of_tokens[logit_tokens])
         if self.states:
             more = (*more, rows.seats.astype(np.int32), rows.first == 0)
-        if self._cross:
+        if self.cross:
             more = (*more, encoded, encoded[n:])
         tensors = all_to_device((*arrays, *more), device)
         token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
@@ -92,11 +100,11 @@ class Batches:
                 self.slot_mapping(token_positions, cu_q_all, lengths_all, table),
                 *metas(rows.lengths, lengths_all, lengths_prefill, table, workspaces),
             )
-            if group not in self._cross
+            if group not in self.cross
             else GroupBatch(token_positions[:0], *metas(encoded, tensors[-2], tensors[-1], table, workspaces))
             for group, (table, workspaces) in enumerate(zip(tables, self._workspaces))
         ]
-        if self._cross:
+        if self.cross:
             tensors = tensors[:-2]
         token_ids = self.rows.tokens[token_seats, token_positions + self.ahead if self.ahead else token_positions]
         num_decode_tokens = int(rows.bounds[n])

@@ -10,6 +10,9 @@ import torch
 from ..engine.kv_cache.spec import CacheGroup, PagedKV, State, shared_part_bytes
 from ..plan import LayerKV
 
+STATE_PAGE_WIDTH = 128
+"""Most elements of a head in a page that is a row of states: what copies pages holds whole heads in registers."""
+
 
 def allocate_caches(groups: tuple[CacheGroup, ...], num_blocks: int, block_size: int, device: torch.device) -> dict[int, LayerKV]:
     """A LayerKV for each layer of the groups. Layer i of every group lies in the same memory: a block belongs to one group at a
@@ -27,16 +30,25 @@ def allocate_caches(groups: tuple[CacheGroup, ...], num_blocks: int, block_size:
     return caches
 
 
-def allocate_states(specs: Mapping[int, State], num_seats: int, device: torch.device) -> dict[int, tuple[torch.Tensor, ...]]:
-    """The states of each layer, [seats, ...] each. What is in them does not matter: nobody reads a row before its request's first
-    tokens have written it."""
+def allocate_states(specs: Mapping[int, State], num_rows: int, device: torch.device) -> dict[int, tuple[torch.Tensor, ...]]:
+    """The states of each layer, [seats and snapshots, ...] each. What is in them does not matter: nobody reads a row before its
+    request's first tokens have written it."""
     return {
         layer: tuple(
-            torch.zeros(num_seats, *shape, dtype=getattr(torch, dtype), device=device)
+            torch.zeros(num_rows, *shape, dtype=getattr(torch, dtype), device=device)
             for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
         )
         for layer, spec in specs.items()
     }
+
+
+def state_pages(states: Mapping[int, tuple[torch.Tensor, ...]]) -> list[LayerKV]:
+    """The same memory, by layer, as the pages of a cache, each as large as a row, for what copies pages."""
+
+    def pages(rows: torch.Tensor) -> torch.Tensor:
+        return rows.view(len(rows), -1, 1, math.gcd(math.prod(rows.shape[1:]), STATE_PAGE_WIDTH))
+
+    return [LayerKV(*map(pages, of_layer)) for of_layer in states.values()]
 
 
 def _layer(parts: list[torch.Tensor], spec: PagedKV, block_size: int) -> LayerKV:

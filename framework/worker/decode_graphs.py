@@ -24,16 +24,17 @@ Workspaces = list[dict[str, Any]]
 
 class DecodeRows:
     """The rows of a step, in buffers that recordings read: of up to ``size`` of them seats and first int64, lengths int32, as in
-    StepRows but exact, lora_slots int32, deltas int64 as ``Images.deltas``, and tables int32 [groups, size, blocks]. Rows beyond
-    the step's are padding: they belong to the padding seat, have length 0, no adapter, and write nowhere, so they touch
-    nothing."""
+    StepRows but exact, lora_slots int32, encoded int32 as ``RequestRows.num_encoded``, deltas int64 as ``Images.deltas``, and
+    tables int32 [groups, size, blocks]. Rows beyond the step's are padding: they belong to the padding seat, have length 0, no
+    adapter, and write nowhere, so they touch nothing."""
 
     def __init__(self, requests: RequestRows, size: int, deltas: np.ndarray | None = None) -> None:
         self.requests, self._deltas, device = requests, deltas, requests.device
-        dtypes = torch.int64, torch.int64, torch.int64, torch.int32, torch.int32
+        dtypes = [torch.int64] * 3 + [torch.int32] * 3
         self._like = [torch.empty(size, dtype=dtype, device="meta") for dtype in dtypes]
         self._inputs = torch.zeros(packed_bytes(self._like), dtype=torch.uint8, device=device)
-        self.seats, self.first, self.deltas, self.lengths, self.lora_slots = packed_views(self._inputs, self._like)
+        views = packed_views(self._inputs, self._like)
+        self.seats, self.first, self.deltas, self.lengths, self.lora_slots, self.encoded = views
         self.seats.fill_(requests.padding_seat)
         self.lora_slots.fill_(-1)
         num_groups, _, width = requests.tables.shape
@@ -43,19 +44,21 @@ class DecodeRows:
         """Takes in the rows of a step. The blocks of the drafts that are made behind them are there, too."""
         requests, count = self.requests, len(rows.seats)
         host = torch.zeros(self._inputs.shape, dtype=torch.uint8, pin_memory=not self._inputs.is_cpu)
-        seats, first, deltas, lengths, lora_slots = packed_views(host, self._like)
+        seats, first, deltas, lengths, lora_slots, encoded = packed_views(host, self._like)
         seats[:count], seats[count:] = torch.from_numpy(rows.seats), requests.padding_seat
         first[:count] = torch.from_numpy(rows.first)
         if self._deltas is not None:
             deltas[:count] = torch.from_numpy(self._deltas[rows.seats])
         lengths[:count] = torch.from_numpy(rows.lengths)
         lora_slots[:count], lora_slots[count:] = torch.from_numpy(requests.lora_slots[rows.seats]), -1
+        num_encoded = requests.num_encoded[rows.seats]
+        encoded[:count] = torch.from_numpy(num_encoded)
         self._inputs.copy_(host, non_blocking=True)
         if requests.computed is not None:
             exact = requests.computed[self.seats[:count]]
             self.lengths[:count] += (exact - self.first[:count]).int()
             self.first[:count] = exact
-        width = requests.table_width(int(rows.lengths.max()) + requests.num_drafts)
+        width = requests.table_width(max(int(rows.lengths.max()) + requests.num_drafts, int(num_encoded.max())))
         tables = to_device(requests.tables[:, rows.seats, :width], self.tables.device)
         self.tables[:, :count, :width].copy_(tables, non_blocking=True)
 
@@ -69,26 +72,27 @@ class DecodeRows:
         back = torch.arange(-query_len, 0, device=device)
         row_seats, tables = self.seats[:size], list(self.tables[batches.groups, :size])
         row_slots, padding_seat = self.lora_slots[:size], self.requests.padding_seat
+        encoded, most_encoded = self.encoded[:size], self.requests.max_encoded
         is_first = torch.zeros(size, dtype=torch.bool, device=device)
         deltas = None if self._deltas is None else self.deltas[:size, None].expand(size, query_len)
 
         def build(first: torch.Tensor, lengths: torch.Tensor) -> ForwardBatch:
-            metas = [
-                AttentionMeta(cu_q, lengths, table, query_len, max_seq_len, workspace)
-                for table, workspace in zip(tables, workspaces)
-            ]
             if query_len == 1:
                 positions, seats = first, row_seats
             else:
                 positions = (lengths[:, None] + back).clamp_min_(0).flatten()
                 seats = row_seats[:, None].expand(size, query_len).reshape(-1)
-            slots = [batches.slot_mapping(positions, cu_q, lengths, table) for table in tables]
-            if query_len > 1:
-                computed = (positions.view(size, query_len) < first[:, None]).flatten()
-                for slot in slots:
-                    slot.masked_fill_(computed, -1)
+            computed = (positions.view(size, query_len) < first[:, None]).flatten() if query_len > 1 else None
             token_ids = tokens[seats, positions + ahead if ahead else positions]
-            parts = [GroupBatch(slot, meta, None) for slot, meta in zip(slots, metas)]
+            parts = []
+            for group, (table, workspace) in enumerate(zip(tables, workspaces)):
+                if group in batches.cross:
+                    slots, seen, most = positions[:0], encoded, most_encoded
+                else:
+                    slots, seen, most = batches.slot_mapping(positions, cu_q, lengths, table), lengths, max_seq_len
+                    if computed is not None:
+                        slots.masked_fill_(computed, -1)
+                parts.append(GroupBatch(slots, AttentionMeta(cu_q, seen, table, query_len, most, workspace), None))
             lora = LoraMeta(row_slots[:, None].expand(size, query_len).contiguous().view(-1)) if has_lora else None
             states = None
             if batches.states:

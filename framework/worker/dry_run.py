@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..config import EngineConfig, LoraConfig, ModelConfig, QuantConfig
+from ..engine.kv_cache.memory import state_rows
 from ..engine.kv_cache.spec import group_layers
 from ..engine.step import NewRequest, StepInput
 from ..models.binding.binder import Binder
@@ -64,7 +65,7 @@ def dry_run(config: EngineConfig, target: str, probe: bool = False) -> int:
     model.set_groups(groups)
     caches = allocate_caches(groups, 2, block_size, CPU)
     spec, in_flight_steps = config.speculative_config, config.scheduler.in_flight_steps or device.in_flight_steps
-    states = allocate_states(model.state_specs(), num_seats, CPU)
+    states = allocate_states(model.state_specs(), state_rows(config), CPU)
     runner = Runner(model, plan, groups, caches, num_seats, block_size, CPU, in_flight_steps, spec, states)
     if spec.place == "device":
         check_drafter(config, info)
@@ -166,6 +167,7 @@ def _steps(config: EngineConfig, max_len: int, num_groups: int, probe: bool) -> 
             yield step((size, 1 + num_drafts), (size, 1 + num_drafts), params=params, num_logits=1 + num_drafts)
     copies = step((1, 1))
     copies.copies = [(group, 0, 1) for group in range(num_groups)]
+    copies.snapshots = [(0, 0)] * (config.cache.state_snapshots > 0)
     yield copies
 
 

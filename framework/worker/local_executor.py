@@ -17,7 +17,7 @@ import torch
 from ..clock import Clock
 from ..config import EngineConfig, LoraConfig
 from ..engine.executor import Executor, Handle, LoadedAdapter
-from ..engine.kv_cache.memory import cache_blocks
+from ..engine.kv_cache.memory import cache_blocks, state_rows
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers, own_groups
 from ..engine.step import StepInput
 from ..logs import memory_size
@@ -98,8 +98,9 @@ class LocalExecutor:
             check_drafter(config, model)
         self._pools, self._encoding = model.pooling is not None, model.encoding
         # What passes between stages is no call of a kernel; steps that schedulers take together are recorded by none.
-        # Nor does any follow how long what an encoder gave is.
-        self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size and model.encoding is None
+        # Nor does any follow where canvases end.
+        self._diffusion = None if model.architecture is None else model.architecture.diffusion
+        self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size and self._diffusion is None
         self._recording: tuple[EngineConfig, Device, Capture] | None = None
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
         self.call_times = None if probes is None else probes.times
@@ -137,16 +138,17 @@ class LocalExecutor:
         self._drafter = self._load_drafter(config, model, device.torch)
         self.draft_max_model_len = None if self._drafter is None else self._drafter.max_model_len
         self.drafts_read_ahead = self._drafter is not None and self._drafter.reads_ahead
-        self.has_states = bool(self._model.state_specs())
+        self.has_states = model.architecture is not None and model.architecture.has_states
         with _phase("KV cache") as said:
             self.num_blocks = self._fit_blocks(config, device)
             cache_bytes = self.num_blocks * _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
             _check_cache_fits(self.num_blocks, cache_bytes, self._state_bytes(config), device)
             caches = allocate_caches(self._own_groups, self.num_blocks, config.cache.block_size, device.torch)
             said.append(f"{self.num_blocks} blocks of {config.cache.block_size} tokens, {memory_size(cache_bytes)}")
-            states = allocate_states(self._model.state_specs(), config.scheduler.max_num_seqs, device.torch)
+            states = allocate_states(self._model.state_specs(), state_rows(config), device.torch)
             if self.has_states:
-                said.append(f"states of {config.scheduler.max_num_seqs} requests, {memory_size(self._state_bytes(config))}")
+                kept = f"{config.scheduler.max_num_seqs} requests and {config.cache.state_snapshots} prefixes"
+                said.append(f"states of {kept}, {memory_size(self._state_bytes(config))}")
         self.in_flight_steps = device.in_flight_steps
         self.num_drafts = config.speculative_config.num_speculative_tokens
         if self._pools:
@@ -169,6 +171,7 @@ class LocalExecutor:
             self._images(config, model, device.torch),
             self._encoder,
             0 if model.encoding is None else model.encoding.max_tokens,
+            self._diffusion,
         )
         if self._drafter is not None:
             rows, draw = self._runner.rows, self._runner.sampler.draw_drafts
@@ -291,7 +294,7 @@ class LocalExecutor:
         return cache_blocks(config, len(self.groups), longest, each, budget, self._state_bytes(config))
 
     def _state_bytes(self, config: EngineConfig) -> int:
-        return config.scheduler.max_num_seqs * sum(spec.row_bytes() for spec in self._model.state_specs().values())
+        return state_rows(config) * sum(spec.row_bytes() for spec in self._model.state_specs().values())
 
     def _draft_probs_bytes(self, config: EngineConfig) -> int:
         shape = draft_probs_shape(config.speculative_config, config.scheduler.max_num_seqs, self.vocab_size)
@@ -305,7 +308,10 @@ class LocalExecutor:
         return config.scheduler.encoder_cache * self._model.hidden_size * self._model.dtype.itemsize
 
     def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
-        """Prefills as many tokens as a step can have, in the longest prompts; reads and writes nothing but the null block."""
+        """Has an encoder read the longest input, then prefills as many tokens as a step can have, in the longest prompts; reads and
+        writes nothing but the null block."""
+        if self._encoder is not None and self._encoding is not None:
+            self._encoder.encode(self._encoder.longest(self._encoding.max_tokens))
         size, num_tokens = config.cache.block_size, config.scheduler.max_num_batched_tokens
         longest = min(num_tokens, self.max_model_len)
         starts = [*range(0, num_tokens, longest), num_tokens]
@@ -384,5 +390,5 @@ def _check_cache_fits(num_blocks: int, needed: int, states: int, device: Device)
         raise ValueError(
             f"a KV cache of {num_blocks} blocks takes {memory_size(needed)}{beside}, but {device.name} has "
             f"{memory_size(memory.available)} available beside the weights, of {memory_size(memory.total)}: lower cache.num_blocks "
-            f"(or cache.memory_bytes){', or scheduler.max_num_seqs' if states else ''}, or free some"
+            f"(or cache.memory_bytes){', or scheduler.max_num_seqs or cache.state_snapshots' if states else ''}, or free some"
         )

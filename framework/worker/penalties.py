@@ -43,7 +43,7 @@ class Penalties:
         self._min_tokens[seat] = min_tokens
         words = params.bad_words_token_ids or ()
         self._masked[seat] = bool(params.allowed_token_ids) or any(len(word) == 1 for word in words)
-        self._banned[seat] = bool(min_tokens) or any(len(word) > 1 for word in words)
+        self._banned[seat] = bool(min_tokens or params.first_banned_token_ids) or any(len(word) > 1 for word in words)
         self._counted[seat] = bool(params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty)
         self._penalized[seat] = bool(
             self._counted[seat] or self._masked[seat] or self._banned[seat] or structured or params.logit_bias
@@ -102,9 +102,10 @@ class Penalties:
         return to_device(mask, self._device)
 
     def _ban(self, logits: torch.Tensor, rows: SampleRows, banned: list[int], token_ids: torch.Tensor) -> None:
-        """Makes impossible, in the rows ``banned``, stop tokens before min_tokens, and the last token of bad words that the tokens
-        before it begin. Both depend on the row's true position, and on last tokens that may still be on their way: known on the
-        device only. An entry is a row, a token, the first position at which it is free again, and where a word may have begun."""
+        """Makes impossible, in the rows ``banned``, stop tokens before min_tokens, what must not come first, and the last token of
+        bad words that the tokens before it begin. All depend on the row's true position, and on last tokens that may still be on
+        their way: known on the device only. An entry is a row, a token, the first position at which it is free
+        again, and where a word may have begun."""
         entries: list[tuple[int, int, int, int, list[int]]] = []
         for row in banned:
             seat, position = int(rows.seats[row]), int(rows.positions[row])
@@ -112,6 +113,8 @@ class Penalties:
             assert params is not None
             if position - rows.ahead < (free := start + int(self._min_tokens[seat])):
                 entries += [(row, token, free, 0, []) for token in params.all_stop_token_ids]
+            if position - rows.ahead <= start:
+                entries += [(row, token, start + 1, 0, []) for token in params.first_banned_token_ids]
             for word in params.bad_words_token_ids or ():
                 if len(word) > 1:  # only what was generated counts; one that began in the prompt is the user's own
                     entries.append((row, word[-1], NEVER, start, word[:-1]))

@@ -44,7 +44,7 @@ class RequestRows:
         """max_encoded: most that an encoder gives for a request."""
         self.device, self.padding_seat, self.num_drafts = device, num_seats, num_drafts
         self.tokens = torch.zeros(num_seats + 1, max_model_len + 1 + num_drafts, dtype=torch.int64, device=device)
-        self.block_size = block_size
+        self.block_size, self.max_encoded = block_size, max_encoded
         width = self.table_width(max(max_model_len + 1 + num_drafts, max_encoded))
         self.tables = np.zeros((num_groups, num_seats + 1, width), dtype=np.int32)
         self._num_blocks = [np.zeros(num_seats + 1, dtype=np.int64) for _ in range(num_groups)]

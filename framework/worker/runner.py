@@ -14,11 +14,13 @@ from ..engine.kv_cache.spec import CacheGroup, CrossKV
 from ..engine.step import StepInput, StepOutput
 from ..models.decoder import Decoder
 from ..models.encoder import Encoder
+from ..models.native import Diffusion
 from ..models.protocol import Model
 from ..plan import KernelPlan, LayerKV, LoraMeta
 from ..sampling_params import SamplingParams
 from ..speculation.config import SpeculativeConfig
 from .batches import Batches
+from .cache_memory import state_pages
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .drafting.proposer import DeviceProposer, Verified
@@ -95,21 +97,24 @@ class Runner:
         images: Images | None = None,
         encoder: Encoder | None = None,
         max_encoded: int = 0,
+        diffusion: Diffusion | None = None,
     ) -> None:
-        """in_flight_steps: how many run at a time, at most; states: of recurrent layers, a row per seat; images: None = the model
-        reads none; encoder: of an encoder-decoder; max_encoded: most that it gives for a request."""
+        """in_flight_steps: how many run at a time, at most; states: of recurrent layers, a row per seat and behind them one per
+        snapshot; images: None = the model reads none; encoder: of an encoder-decoder; max_encoded: most that it gives for a
+        request; diffusion: of a model that denoises."""
         self.images, self.model, self.caches, self.device = images, model, caches, device
-        self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative)
+        self._diffusion = diffusion
+        self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative, tells_all=diffusion is not None)
         num_drafts = speculative.num_speculative_tokens
         on_device = num_drafts > 0 and (in_flight_steps > 1 or device.type != "cpu")
         self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device, num_drafts, on_device, max_encoded)
         self._ahead = num_drafts * (in_flight_steps - 1)
         slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
-        self._groups = groups
+        self._groups, self._num_seats, self._states = groups, num_seats, state_pages(states or {})
         cross = [index for index, group in enumerate(groups) if isinstance(group.spec, CrossKV)]
         has_lora = model.lora is not None
-        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, 0, has_lora, states, images, cross)
+        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, 0, has_lora, states, images, cross, diffusion)
         self._encoder: EncoderRunner | None = None
         if encoder is not None:
             assert isinstance(model, Decoder), "encoders are of native models"
@@ -150,6 +155,8 @@ class Runner:
             self._encoder.apply(step)
         failed = self._add_to_sampler(step)
         self._copy(step.copies)
+        self._copy_states([(self._num_seats + new.snapshot, new.seat) for new in step.new if new.snapshot >= 0])
+        kept = [(seat, self._num_seats + snapshot) for seat, snapshot in step.snapshots]
         if not step.seats:
             if step.most_tokens:
                 self.model.join(step.most_tokens, self.device)
@@ -160,17 +167,19 @@ class Runner:
         self.rows.write_decoded(step)
         if step.drafts is not None:
             self.rows.write_drafts(step)
-        targets = rows.seats[rows.logit_rows].astype(np.int32), rows.logit_positions
+        targets = rows.seats[rows.logit_rows].astype(np.int32), self._positions(rows)
         first = None if self.rows.computed is None else self.rows.computed[to_device(rows.seats, self.device)]
         prompt_logprobs: dict[int, PendingLogprobs] = {}
         recorded = None
         if self._graphs is not None and self._graphs.fits(rows, self._ahead) and not self._has_images(rows):
             logits, hidden, recorded = self._graphs.run(rows)
+            self._copy_states(kept)
             row_to_seat, position = all_to_device(targets, self.device)
         else:
             batch, (row_to_seat, position) = self._batches.build(rows, first, targets)
             self.model.begin_step(batch)
             hidden = self.model.forward(batch)
+            self._copy_states(kept)
             if not self.model.is_last:
                 self.rows.advance(rows)
                 return StepHandle(step, _nothing, {}, failed)
@@ -198,8 +207,10 @@ class Runner:
         """Samples, and makes drafts. masks: of the logit rows of ``step.masked``."""
         sampled = Sampled(torch.empty(0, dtype=torch.int32))
         if len(rows.sampled):
-            sample_rows = SampleRows(rows.seats[rows.logit_rows], rows.logit_positions, row_to_seat, position, ahead=self._ahead)
-            if rows.has_drafts:
+            sample_rows = SampleRows(rows.seats[rows.logit_rows], self._positions(rows), row_to_seat, position, ahead=self._ahead)
+            if self._diffusion is not None:
+                computed.logits[:, self._diffusion.mask_token_id] = -torch.inf
+            elif rows.has_drafts:
                 sample_rows.drafts, sample_rows.drafts_from_host = self._draft_rows(rows), step.drafts is not None
             if masks is not None:
                 sample_rows.masks = Masks(rows.logit_rows_of(step.masked), masks)
@@ -279,14 +290,25 @@ class Runner:
                 if self._proposer is not None:
                     self._proposer.copy_blocks(index, src, dst)
 
+    def _copy_states(self, pairs: list[tuple[int, int]]) -> None:
+        """Of rows to rows, none of which is both."""
+        if pairs:
+            src, dst = to_device(np.array(pairs), self.device).unbind(1)
+            for layer in self._states:
+                self._copy_blocks(layer, src, dst)
+
     def _has_images(self, rows: StepRows) -> bool:
         """Whether any of the tokens is of an image: recordings know none. The last token of a prompt may be."""
         return self.images is not None and self.images.are_in(rows)
 
     def _step_rows(self, step: StepInput) -> StepRows:
         seats, counts = np.asarray(step.seats), np.asarray(step.num_tokens)
-        first = self.rows.num_computed[seats] if self.rows.computed is None else np.asarray(step.num_computed)
+        first = self.rows.num_computed[seats] if step.num_computed is None else np.asarray(step.num_computed)
         return StepRows.of(seats, counts, first, np.asarray(step.num_logits))
+
+    def _positions(self, rows: StepRows) -> np.ndarray:
+        """int64 [R']: of the tokens that the logit rows decide: the next ones, or where a model denoises those that they are of."""
+        return rows.logit_positions - (self._diffusion is not None)
 
     def _prompt_logprobs(self, rows: StepRows, hidden: torch.Tensor) -> dict[int, PendingLogprobs]:
         """For rows that asked: of each prompt token whose predecessor was computed in this step."""

@@ -60,8 +60,16 @@ class Sampler:
     """Permanent rows of sampling parameters, and the step from logits to tokens and log-probabilities."""
 
     def __init__(
-        self, plan: KernelPlan, num_seats: int, vocab_size: int, device: torch.device, speculative: SpeculativeConfig | None = None
+        self,
+        plan: KernelPlan,
+        num_seats: int,
+        vocab_size: int,
+        device: torch.device,
+        speculative: SpeculativeConfig | None = None,
+        *,
+        tells_all: bool = False,
     ) -> None:
+        """tells_all: the log-probability of every token that is drawn, whether its request asked for it or not."""
         speculative = speculative or SpeculativeConfig()
         self._penalties = Penalties(plan, num_seats, vocab_size, device)
         self._gather_logprobs = plan.bind("gather_logprobs", facts={"vocab_size": vocab_size})
@@ -74,6 +82,7 @@ class Sampler:
         target = Target(plan, self._draw, self._seats, vocab_size, draft_probs)
         self._accept = RULES[speculative.acceptance_rule](target, speculative)
         self._draw_draft = draft_draw(speculative, plan, self._seats, vocab_size, draft_probs, self._draw)
+        self._fewest_logprobs = 0 if tells_all else _NONE
         self._num_logprobs = np.full(num_seats, _NONE, dtype=np.int64)
         self._num_prompt_logprobs = np.full(num_seats, _NONE, dtype=np.int64)
 
@@ -81,7 +90,7 @@ class Sampler:
         """Fills the request's row."""
         params, seat = request.sampling, request.seat
         self._seats.add(request)
-        self._num_logprobs[seat] = _NONE if params.logprobs is None else params.logprobs
+        self._num_logprobs[seat] = self._fewest_logprobs if params.logprobs is None else params.logprobs
         self._num_prompt_logprobs[seat] = _NONE if params.prompt_logprobs is None else params.prompt_logprobs
         self._penalties.add(request)
 

@@ -27,10 +27,11 @@ def test_lists_of_lists_come_back(lists: list[list[int]]) -> None:
 
 
 def test_steps_come_back() -> None:
-    new = NewRequest(1, "r", [5, 70_000, 3], 3, 0, [[1, 2], []], SamplingParams(seed=2**64 - 1))
+    new = NewRequest(1, "r", [5, 70_000, 3], 3, 0, [[1, 2], []], SamplingParams(seed=2**64 - 1), snapshot=7)
     drafts = [[], [2, -1]]
     full = StepInput(1, [0, 1], [1, 3], [1, 2], [new], [4], [(0, 0, [1]), (1, 1, [4, 5])], [(0, 1, 2)], [1], [3, 4], drafts, 2)
-    for step in (full, StepInput(0, [3], [1], [1]), StepInput(0, [3], [1], [1], released=[1, 2], num_proposals=3)):
+    kept = StepInput(0, [3], [1], [1], snapshots=[(3, 0), (1, 5)])
+    for step in (full, kept, StepInput(0, [3], [1], [1]), StepInput(0, [3], [1], [1], released=[1, 2], num_proposals=3)):
         assert pickle.loads(pickle.dumps(step)) == step
     logprobs = {0: TokenLogprobs(1, -0.5, 1, [1, 2], [-0.5, -1.5])}
     output = StepOutput(3, [1, 2, -1], [0, 1], logprobs, {1: [logprobs[0]]}, {0: "no"}, [[1], [2, 3]])

@@ -53,6 +53,7 @@ FAMILIES = (
     *("gpt-oss", "minimax_m2", "llama4", "exaone4", "stablelm-12b", "gpt_bigcode", "qwen2-moe", "dbrx"),
 )
 MIXTURES = ("mixtral", "qwen3-moe", "deepseek-v3", "gpt-oss", "llama4", "granitemoeshared")
+RECURRENT = ("jamba", "mamba2", "qwen3-next", "qwen3.5-moe")
 VECTORIZED = {"phi", "starcoder2"}
 """Families whose activation torch computes with other last bits where a row is shorter."""
 
@@ -83,6 +84,12 @@ def check(config: ModelConfig, size: int, *, spread_experts: bool = False) -> No
 def test_tensors_are_cut(name: str, size: int, tmp_path: Path) -> None:
     make(EXAMPLES[name], tmp_path)
     check(ModelConfig(str(tmp_path), dtype="float32" if size == 2 else "bfloat16"), size)
+
+
+@pytest.mark.parametrize("name", [n if n in RECURRENT else pytest.param(n, marks=pytest.mark.slow) for n in STATES])
+def test_states_are_cut_by_heads_or_channels(name: str, tmp_path: Path) -> None:
+    make(EXAMPLES[name], tmp_path)
+    check(ModelConfig(str(tmp_path), dtype="float32"), 2)
 
 
 @pytest.mark.slow
@@ -160,7 +167,7 @@ def sources_of() -> Iterator[list[Checkpoint]]:
         yield found
 
 
-@pytest.mark.parametrize("name", ("llama", "gpt2", "mixtral", "gemma2", "qwen2-moe"))
+@pytest.mark.parametrize("name", ("llama", "gpt2", "mixtral", "gemma2", "qwen2-moe", "mamba2"))
 def test_a_rank_reads_its_share_only(name: str, tmp_path: Path) -> None:
     make(EXAMPLES[name], tmp_path)
     config = ModelConfig(str(tmp_path), dtype="float32")

@@ -24,6 +24,7 @@ from triton_kernels.resolve import NoKernelError
 from ..framework.engines import finish
 from ..framework.models.checkpoints import make
 from ..models.examples import EXAMPLES
+from ..models.examples.states import EXAMPLES as STATES
 from ..test_exactness import Job, run, some_jobs
 from ..tiny_adapters import LINEARS, write_tiny_adapter
 
@@ -143,8 +144,8 @@ def test_so_they_do_with_adapters_in_half_precision(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("name", ["gemma2", "qwen3-moe", "gpt2", "gpt-oss", "deepseek-v3"])
-def test_stages_of_models_with_windows_experts_and_latents(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("name", ["gemma2", "qwen3-moe", "gpt2", "gpt-oss", "deepseek-v3", "jamba", "mamba2", "qwen3-next"])
+def test_stages_of_models_with_windows_experts_latents_and_states(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("model")
     make(EXAMPLES[name], folder)
     model = ModelConfig(str(folder), tokenizer="tiny", dtype="float32", max_model_len=90)
@@ -153,7 +154,10 @@ def test_stages_of_models_with_windows_experts_and_latents(name: str, tmp_path_f
         params.detokenize = False
     given = {"model": model, "cache": CacheConfig(block_size=4, num_blocks=120), "scheduler": CHUNKS}
     whole = served(None, jobs, **given)  # type: ignore[arg-type]
-    for size, ep in (((1, 3), 1), ((2, 2), 2 if "moe" in name or name in ("gpt-oss", "deepseek-v3") else 1)):
+    if name in STATES:
+        given["cache"] = CacheConfig(block_size=4, num_blocks=120, state_snapshots=3)
+    has_experts = "moe" in name or name in ("gpt-oss", "deepseek-v3", "jamba", "qwen3-next")
+    for size, ep in (((1, 3), 1), ((2, 2), 2 if has_experts else 1)):
         assert served(size, jobs, ep=ep, **given) == whole  # type: ignore[arg-type]
 
 

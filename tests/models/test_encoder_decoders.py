@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,12 +17,15 @@ import transformers
 
 from framework import EngineConfig, SamplingParams
 from framework.build import build_engine
-from framework.config import CacheConfig, LoraConfig, ModelConfig, ParallelConfig, QuantConfig, SchedulerConfig
+from framework.config import CacheConfig, GraphConfig, LoraConfig, ModelConfig, ParallelConfig, QuantConfig, SchedulerConfig
 from framework.engine.engine import Engine
+from framework.engine.inputs import EngineInput
 from framework.models.binding.attention import distance_buckets
 from framework.models.native import Buckets
 from framework.outputs import RequestOutput
 from framework.speculation.config import SpeculativeConfig
+from framework.worker.decode_graphs import DecodeGraphs
+from framework.worker.devices import Cpu
 
 VOCAB = 211
 SIZES = {"vocab_size": VOCAB, "d_model": 64, "eos_token_id": None, "pad_token_id": 1, "decoder_start_token_id": 2}
@@ -49,12 +54,12 @@ class Example:
     folder: Path
     library: Any
 
-    def generated(self, encoded: Any, begin: list[int], count: int) -> list[int]:
+    def generated(self, encoded: Any, begin: list[int], count: int, **more: Any) -> list[int]:
         """Greedily, by transformers."""
         given = {"input_features": encoded} if encoded.dtype.is_floating_point else {"input_ids": encoded}
         ids = torch.tensor([begin])
         kind = transformers.GenerationMixin.generate  # not Whisper's own, which cuts sound into windows
-        settings = {"max_new_tokens": count, "do_sample": False, "use_cache": True}
+        settings = {"max_new_tokens": count, "do_sample": False, "use_cache": True, **more}
         return kind(self.library, **given, decoder_input_ids=ids, **settings)[0, len(begin) :].tolist()
 
 
@@ -208,6 +213,91 @@ def test_buckets_are_those_of_the_library(number: int, most: int) -> None:
     assert torch.equal(ours[(-back).clamp_max(most)], theirs)
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_decodes_are_replayed(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of requests for which the encoder gave more and less, that come and go."""
+    replay, replayed = DecodeGraphs.run, list[int]()
+    monkeypatch.setattr(DecodeGraphs, "run", lambda self, rows: replayed.append(len(rows.seats)) or replay(self, rows))
+    lengths = [60, 3, 33, 150, 9]
+    jobs = [
+        (
+            sound(i) if kind == "whisper" else {"prompt_token_ids": some_tokens(n, n)},
+            SamplingParams(temperature=0, max_tokens=5 + 3 * i),
+        )
+        for i, n in enumerate(lengths)
+    ]
+    found, scheduler = example(kind, folder), SchedulerConfig(max_num_seqs=3)
+    expected = tokens(run(build(found, scheduler=scheduler, graphs=GraphConfig(enabled=False)), jobs))
+    assert not replayed
+    assert tokens(run(build(found, scheduler=scheduler), jobs)) == expected
+    assert set(replayed) == {1, 2, 3}, "every step of decodes"
+    padded = GraphConfig(batch_sizes=[3])
+    assert tokens(run(build(found, scheduler=scheduler, graphs=padded), jobs)) == expected
+
+
+def test_tokens_that_are_suppressed(folder: Path, tmp_path: Path) -> None:
+    """Never, and as the first; the decoder begins with what is forced."""
+    found = example("whisper", folder)
+    free = found.generated(of_library(found, sound(1)), [2, 9, 8], 30)
+    settings: dict[str, Any] = {"suppress_tokens": [free[3], free[7], VOCAB + 5], "begin_suppress_tokens": [free[0]]}
+    shutil.copytree(found.folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({**settings, "decoder_start_token_id": 2, "forced_decoder_ids": [[1, 9], [2, 8]]})
+    )
+    settings["suppress_tokens"].pop()
+    expected = found.generated(of_library(found, sound(1)), [2, 9, 8], 30, **settings)
+    assert free[0] in expected or free[0] in settings["suppress_tokens"], "it is only not the first"
+    params = SamplingParams(temperature=0, max_tokens=30)
+    (output,) = run(build(Example(tmp_path, found.library)), [(sound(1), params)])
+    assert output.prompt_token_ids == [2, 9, 8] and output.outputs[0].token_ids == expected
+    (tmp_path / "generation_config.json").write_text(json.dumps({"suppress_tokens": "all"}))
+    with pytest.raises(ValueError, match="suppress_tokens='all', expected a list"):
+        build(Example(tmp_path, found.library))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"forced_decoder_ids": [[2, 9]]}, "forced_decoder_ids"),
+        ({"forced_decoder_ids": [5]}, "a list of pairs"),
+        ({"lang_to_id": ["en"]}, "lang_to_id"),
+        ({"decoder_start_token_id": -1}, "decoder_start_token_id"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(example("whisper", folder).folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=said):
+        build(Example(tmp_path, None))
+
+
+def test_a_language_must_be_named_where_there_are_many(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(example("whisper", folder).folder, tmp_path, dirs_exist_ok=True)
+    languages = {"lang_to_id": {"<|en|>": 9, "<|de|>": 10}, "forced_decoder_ids": [[1, None], [2, 8]]}
+    (tmp_path / "generation_config.json").write_text(json.dumps({**languages, "decoder_start_token_id": 2}))
+    engine = build(Example(tmp_path, None))
+    with pytest.raises(ValueError, match="knows 2 languages"):
+        engine.add_request("wrong", sound(1), SamplingParams(max_tokens=2))
+
+
+def test_tokens_alone_are_no_prompt(folder: Path) -> None:
+    with pytest.raises(ValueError, match="nothing that its encoder reads"):
+        build(example("t5", folder)).add_request("wrong", EngineInput([2]), SamplingParams(max_tokens=2))
+
+
+def test_the_longest_input_of_an_encoder_is_part_of_the_largest_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which a GPU's memory is divided."""
+    from framework.models.encoder import Encoder
+
+    given: list[int] = []
+    encode = Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, found: given.append(len(encoded := encode(self, found))) or encoded)
+    monkeypatch.setattr(Cpu, "cache_bytes", lambda self, largest_step, fraction: largest_step() or 2**20)
+    for kind, most in (("t5", 512), ("bart", 300), ("whisper", SECONDS * 50)):
+        build(example(kind, folder), cache=CacheConfig())
+        assert given.pop() == most and not given
+
+
 def random_jobs(rng: random.Random, kind: str) -> list[tuple[Any, SamplingParams]]:
     jobs = []
     for index in range(rng.randint(4, 9)):
@@ -223,37 +313,41 @@ def random_jobs(rng: random.Random, kind: str) -> list[tuple[Any, SamplingParams
     return jobs
 
 
-def check_mixes(kind: str, folder: Path, seeds: range) -> None:
-    """A request's tokens are the same whoever is beside it, and whatever happens to it on the way."""
-    found, reference, happened = example(kind, folder), {"default": "reference"}, {"preempted": 0, "chunked": 0}
-    alone = build(found, reference)
-    for seed in seeds:
-        rng = random.Random(seed)
-        jobs = random_jobs(rng, kind)
-        expected = [tokens(run(alone, [job]))[0] for job in jobs]
-        size = rng.choice([2, 4, 16])
-        blocks = -(-(SECONDS * 50 if kind == "whisper" else 60) // size) + -(-64 // size) + 1
-        cache = CacheConfig(block_size=size, num_blocks=blocks + rng.choice([0, 5, 12, 300]))
-        limits = {"max_num_batched_tokens": rng.choice([8, 17, 256]), "encoder_budget": rng.choice([1, 70, 4096])}
-        scheduler = SchedulerConfig(max_num_seqs=rng.choice([2, 8]), in_flight_steps=rng.choice([1, 2]), **limits)
-        engine = build(found, reference, cache=cache, scheduler=scheduler)
-        assert tokens(run(engine, jobs)) == expected, seed
-        stats = engine.stats()
-        happened["preempted"] += stats.num_preemptions
-        happened["chunked"] += stats.num_chunked_prefills
-        assert engine.kv_usage == 0
-    assert all(happened.values()), happened
+@cache
+def alone(kind: str, folder: Path) -> Engine:
+    return build(example(kind, folder), {"default": "reference"})
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
-def test_mixes_change_nothing(kind: str, folder: Path) -> None:
-    check_mixes(kind, folder, range(5))
+def check_mix(kind: str, folder: Path, seed: int) -> dict[str, int]:
+    """A request's tokens are the same whoever is beside it, and whatever happens to it on the way: how often what did."""
+    rng = random.Random(seed)
+    jobs = random_jobs(rng, kind)
+    expected = [tokens(run(alone(kind, folder), [job]))[0] for job in jobs]
+    size = rng.choice([2, 4, 16])
+    encoded = -(-(SECONDS * 50 if kind == "whisper" else 60) // size)
+    one = encoded + -(-64 // size) + 1  # with the null block
+    blocks = rng.choice([one, one + 5, one + 12, max(one, 2 * encoded + 4), one + 300])
+    cache = CacheConfig(block_size=size, num_blocks=blocks)
+    limits = {"max_num_batched_tokens": rng.choice([8, 17, 256]), "encoder_budget": rng.choice([1, 70, 4096])}
+    scheduler = SchedulerConfig(max_num_seqs=rng.choice([2, 8]), in_flight_steps=rng.choice([1, 2]), **limits)
+    engine = build(example(kind, folder), {"default": "reference"}, cache=cache, scheduler=scheduler)
+    assert tokens(run(engine, jobs)) == expected
+    assert engine.kv_usage == 0
+    stats = engine.stats()
+    return {"preempted": stats.num_preemptions, "chunked": stats.num_chunked_prefills}
+
+
+@pytest.mark.parametrize(("kind", "seeds"), [("t5", range(5)), ("bart", range(5)), ("whisper", range(1, 3))])
+def test_mixes_change_nothing(kind: str, seeds: range, folder: Path) -> None:
+    happened = [check_mix(kind, folder, seed) for seed in seeds]
+    assert all(sum(each[name] for each in happened) for name in ("preempted", "chunked")), happened
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["t5", "bart", "whisper"])
-def test_many_mixes_change_nothing(kind: str, folder: Path) -> None:
-    check_mixes(kind, folder, range(100, 300))
+def test_many_mixes_change_nothing(kind: str, mix_seed: int, folder: Path) -> None:
+    """See ``--mixes``."""
+    check_mix(kind, folder, mix_seed)
 
 
 def test_an_encoder_runs_once_for_each_time_a_request_takes_a_seat(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """The calls that a served model makes: what is compiled ahead of time, and what rooflines are drawn for.
 
 Shapes are those of Llama 3 8B (32 query and 8 key/value heads of 128, hidden 4096, intermediate 14336, vocabulary
-128256), of Qwen3 30B-A3B for the experts (128 experts of 768, 8 per token, hidden 2048), and wider ones where a kernel
-has a second path. Large arrays are not initialized, so that making a case costs neither time nor memory.
+128256), of Qwen3 30B-A3B for the experts (128 experts of 768, 8 per token, hidden 2048), of T5 11B for position biases
+(64 heads of 64 with keys of their own), and wider ones where a kernel has a second path. Large arrays are not
+initialized, so that making a case costs neither time nor memory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .kv_cache import cache_dims
 
 HIDDEN, INTERMEDIATE, VOCAB = 4096, 14336, 128256
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+BIASED_HEADS, BIASED_HEAD_DIM, DISTANCES = 64, 64, 129
 LATENT, LATENT_ROPE, LATENT_NOPE, LATENT_HEADS = 512, 64, 128, 128
 EXPERTS, EXPERT_HIDDEN, EXPERT_INTERMEDIATE, TOP_K = 128, 2048, 768, 8
 
@@ -132,13 +134,13 @@ def _latent_cache(num_pages: int, page_size: int, dtype: torch.dtype) -> LayerKV
     return LayerKV(k, k[..., :LATENT])
 
 
-def _cache(num_pages: int, page_size: int, dtype: torch.dtype, head_dim: int = HEAD_DIM) -> LayerKV:
-    k, v = torch.empty(2, num_pages, page_size, KV_HEADS, head_dim, dtype=dtype)
-    return LayerKV(k, v, *(torch.empty(2, num_pages, page_size, KV_HEADS) if dtype.itemsize == 1 else ()))
+def _cache(num_pages: int, page_size: int, dtype: torch.dtype, head_dim: int = HEAD_DIM, kv_heads: int = KV_HEADS) -> LayerKV:
+    k, v = torch.empty(2, num_pages, page_size, kv_heads, head_dim, dtype=dtype)
+    return LayerKV(k, v, *(torch.empty(2, num_pages, page_size, kv_heads) if dtype.itemsize == 1 else ()))
 
 
-def _kv_dims(kv_dtype: torch.dtype | None, head_dim: int = HEAD_DIM) -> dict[str, float]:
-    return {"num_kv_heads": KV_HEADS, "head_dim": head_dim, **cache_dims(kv_dtype)}
+def _kv_dims(kv_dtype: torch.dtype | None, head_dim: int = HEAD_DIM, kv_heads: int = KV_HEADS) -> dict[str, float]:
+    return {"num_kv_heads": kv_heads, "head_dim": head_dim, **cache_dims(kv_dtype)}
 
 
 def _kv_cache_write(name: str, kv_dtype: torch.dtype | None = None, static: bool = False) -> ServingCase:
@@ -162,10 +164,17 @@ def _attention(
     head_dim: int = HEAD_DIM,
     kv_dtype: torch.dtype | None = None,
     latent_heads: int = 0,
+    biased: bool = False,
     **features: Any,
 ) -> ServingCase:
-    """``latent_heads``: query heads that share one latent key, whose first elements are the value; 0: the usual heads."""
-    heads, head_dim = (latent_heads, LATENT + LATENT_ROPE) if latent_heads else (HEADS, head_dim)
+    """``latent_heads``: query heads that share one latent key, whose first elements are the value; 0: the usual heads. ``biased``:
+    with a table of position biases."""
+    heads, kv_heads = (latent_heads or HEADS), KV_HEADS
+    if latent_heads:
+        head_dim = LATENT + LATENT_ROPE
+    if biased:
+        heads, kv_heads, head_dim = BIASED_HEADS, BIASED_HEADS, BIASED_HEAD_DIM
+        features["position_bias"] = torch.zeros(heads, DISTANCES)
 
     def make(dtype: torch.dtype) -> dict[str, Any]:
         blocks = [-(-length // page_size) for length in batch.ctx_lens]
@@ -178,12 +187,12 @@ def _attention(
             max_seq_len=max(batch.ctx_lens),
         )
         args = {"q": torch.empty(batch.num_tokens, heads, head_dim, dtype=dtype), "meta": meta, "scale": head_dim**-0.5}
-        num_pages, cached = 1 + table.numel(), kv_dtype or dtype
-        kv = _latent_cache(num_pages, page_size, cached) if latent_heads else _cache(num_pages, page_size, cached, head_dim)
+        pages = 1 + table.numel(), page_size, kv_dtype or dtype
+        kv = _latent_cache(*pages) if latent_heads else _cache(*pages, head_dim, kv_heads)
         args |= {"kv": kv, "causal": True, "return_lse": False}
         return args | dict.fromkeys(("window", "softcap", "sinks", "alibi", "alibi_scale", "position_bias")) | features
 
-    dims = {"num_heads": heads, **_kv_dims(kv_dtype, head_dim), "window": features.get("window", 0)}
+    dims = {"num_heads": heads, **_kv_dims(kv_dtype, head_dim, kv_heads), "window": features.get("window", 0)}
     if latent_heads:
         dims |= {"num_kv_heads": 1, "value_dim": LATENT, "aliased": 1}
     return ServingCase(name, batch, dims, make)
@@ -319,6 +328,7 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
         _attention("2048 tokens, int8", prefill(2048), 64, kv_dtype=torch.int8),
         _attention("latent, 128 heads", prefill(2048), 64, latent_heads=128),
         _attention("latent, 16 heads", prefill(2048), 64, latent_heads=16),
+        _attention("position bias", prefill(2048), 64, biased=True),
     ),
     "paged_attention_decode": (
         _attention("64 requests, page 16", decode(64), 16),
@@ -331,6 +341,7 @@ _CASES: Mapping[str, tuple[ServingCase, ...]] = {
         _attention("64 requests, head 256", decode(64), 64, 256),
         _attention("latent, 128 heads", decode(64), 64, latent_heads=128),
         _attention("latent, 16 heads", decode(64), 64, latent_heads=16),
+        _attention("position bias", decode(64), 64, biased=True),
     ),
     "moe_route": (
         ServingCase("64 tokens", decode(64), {"num_experts": EXPERTS, "top_k": TOP_K}, _moe_route),

@@ -13,6 +13,8 @@ DEFAULTS = {"kv_bytes": 2, "weight_bits": 16, "window": 0, "group_rows": 0}
 """What tells kernels apart, and what it is where dims leave it out. Activations are in 16 bits, but those of ``gemm_fp8``."""
 _BY_TOKENS = ("linear", "gemm_fp8", "moe_experts")
 """Ops for which requests make no difference."""
+_BY_STATE = ("causal_conv1d", "gated_delta_rule")
+"""Ops for which it makes none how many tokens are before those of a request, but whether there are any."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def _read(row: Mapping[str, str]) -> Measured:
 def same_shape(device: str, op: str, dims: Mapping[str, float], q_lens: Sequence[int], ctx_lens: Sequence[int]) -> dict[str, float]:
     """Microseconds by kernel, of the rows with the shape of a case."""
     shape, lengths = {**DEFAULTS, **dims}, {*zip(q_lens, ctx_lens or q_lens)}
+    if op in _BY_STATE:
+        lengths = {(q_len, min(ctx_len, q_len + 1)) for q_len, ctx_len in lengths}
     found = {}
     for row in measurements(device):
         if row.op != op or any(shape.get(key) != value for key, value in {**DEFAULTS, **row.dims}.items()):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ..request import Request
 from .pool import NULL_BLOCK, BlockPool
 from .prefix import extend_hashes
+from .snapshots import Snapshots
 from .spec import CacheGroup, CrossKV
 
 NEVER: Final = sys.maxsize
@@ -16,10 +18,12 @@ NEVER: Final = sys.maxsize
 
 @dataclass(frozen=True, slots=True)
 class PrefixHit:
-    """Blocks per group that hold the first ``num_tokens`` tokens; null blocks where a window does not reach."""
+    """Blocks per group that hold the first ``num_tokens`` tokens; null blocks where a window does not reach. snapshot_ends: as of
+    ``Request``."""
 
     num_tokens: int
     blocks: list[list[int]]
+    snapshot_ends: Sequence[int] = ()
 
 
 class KVCacheManager:
@@ -39,8 +43,10 @@ class KVCacheManager:
         check_invariants: bool = False,
         reads_ahead: bool = False,
         has_states: bool = False,
+        num_snapshots: int = 0,
     ) -> None:
-        """has_states: some layers keep states, which can neither be shared nor found by prefix.
+        """has_states: some layers keep states, of which nothing can be shared, and a prefix be found only where it is one of the
+        ``num_snapshots`` whose states are kept.
         reads_ahead: what is kept of a token depends on the token after it, too: the last block of a cached prefix does not
         count, behind which another token may have stood."""
         self.block_size = block_size
@@ -50,7 +56,8 @@ class KVCacheManager:
         self._windows = {i: g.spec.window for i, g in enumerate(groups) if g.spec.window is not None}
         self._unlimited = [i for i in self._growing if i not in self._windows]
         self._num_groups, self._has_states = len(groups), has_states
-        self.prefix_caching = prefix_caching and not has_states and not self._cross
+        self.prefix_caching = prefix_caching and not self._cross and (num_snapshots > 0 or not has_states)
+        self._snapshots = Snapshots(num_snapshots) if self.prefix_caching and has_states else None
         self._check_invariants, self._reads_ahead = check_invariants, reads_ahead
         self._holders: set[Request] = set()
 
@@ -69,12 +76,14 @@ class KVCacheManager:
         return self.prefix_caching and not params.skip_reading_prefix_cache and params.prompt_logprobs is None
 
     def lookup(self, request: Request) -> PrefixHit:
-        """The longest cached prefix that holds for every group. The last known token is always left to compute, because its
-        logits are wanted. Takes no references."""
-        if not self.reads_prefix(request):
+        """The longest cached prefix that holds for every group, and of which states are kept if there are any. The last known token
+        is always left to compute, because its logits are wanted. Takes no references."""
+        reads, snapshots = self.reads_prefix(request), self._snapshots
+        if not reads and snapshots is None:
             return PrefixHit(0, [[] for _ in range(self._num_groups)])
         limit = (request.num_tokens - 1) // self.block_size
         hashes = extend_hashes(request, limit, self.block_size)
+        limit *= reads
         find = self.pool.lookup
         for group in self._unlimited:
             limit = next((i for i in range(limit) if find(group, hashes[i]) is None), limit)
@@ -85,11 +94,15 @@ class KVCacheManager:
             for group, window in self._windows.items():
                 shorter = self._windowed_hit(group, window, hashes, limit)
                 settled, limit = settled and shorter == limit, shorter
+            if snapshots is not None:
+                shorter = snapshots.longest(hashes, limit)
+                settled, limit = settled and shorter == limit, shorter
         blocks: list[list[int]] = [[] for _ in range(self._num_groups)]
         for group in self._growing:
             first = self._first_live(group, limit * self.block_size)
             blocks[group] = [NULL_BLOCK if i < first else find(group, hashes[i]) or NULL_BLOCK for i in range(limit)]
-        return PrefixHit(limit * self.block_size, blocks)
+        ends = () if snapshots is None else snapshots.ends(self._prompt_hashes(request), limit)
+        return PrefixHit(limit * self.block_size, blocks, tuple(count * self.block_size for count in ends))
 
     def admit(self, request: Request, hit: PrefixHit, num_tokens: int, num_reserved: int) -> bool:
         """Gives a request the blocks of ``hit`` and new ones for ``num_tokens`` tokens in all; False, and nothing happens, if
@@ -107,8 +120,20 @@ class KVCacheManager:
             request.blocks[group] = hit.blocks[group] + self.pool.allocate(num_new)
         for group in self._cross:
             request.blocks[group] = self.pool.allocate(num_cross)
+        if self._snapshots is not None:
+            self._snapshots.see(self._prompt_hashes(request))
+            request.snapshot_ends = hit.snapshot_ends
+            request.snapshot = self._snapshots.use(request.block_hashes[num_hit - 1]) if num_hit else -1
         self._hold(request, hit.num_tokens)
         return True
+
+    def snapshot(self, request: Request) -> int | None:
+        """The row that is to keep the states of the tokens that a request has computed with the step that is being made up; None:
+        none is."""
+        if self._snapshots is None or request.num_computed not in request.snapshot_ends:
+            return None
+        key = request.block_hashes[request.num_computed // self.block_size - 1]
+        return self._snapshots.make(request, request.num_computed, key)
 
     def grow(self, request: Request, num_tokens: int) -> list[tuple[int, list[int]]] | None:
         """Appends blocks until ``num_tokens`` tokens fit: (group, new blocks) per group. None, and nothing happens, if there
@@ -162,6 +187,8 @@ class KVCacheManager:
                 for i in range(request.num_hashed, num_full):
                     self.pool.remember(group, hashes[i], table[i])
             request.num_hashed = num_full
+        if self._snapshots is not None:
+            self._snapshots.keep(request, num_computed)
         for group in self._windows:
             table = request.blocks[group]
             i = self._first_live(group, num_computed) - 1
@@ -174,6 +201,8 @@ class KVCacheManager:
 
     def free(self, request: Request) -> None:
         """Takes everything back. Later blocks are evicted before earlier ones, which more prefixes share."""
+        if self._snapshots is not None:
+            self._snapshots.drop(request)
         for table in request.blocks:
             self.pool.release(reversed(table))
         request.blocks = []
@@ -182,12 +211,18 @@ class KVCacheManager:
         self._check()
 
     def reset_prefix_cache(self) -> bool:
-        """Forgets every cached prefix; False, and nothing happens, while any request holds blocks."""
-        return self.pool.forget_all()
+        """Forgets every cached prefix; False, and nothing happens, while any request holds blocks or states."""
+        if self._holders or not self.pool.forget_all():
+            return False
+        if self._snapshots is not None:
+            self._snapshots.forget_all()
+        return True
 
     def check_invariants(self) -> None:
         """Asserts that pool and tables agree."""
         self.pool.check(table for request in self._holders for table in request.blocks)
+        if self._snapshots is not None:
+            self._snapshots.check(self._holders)
         for request in self._holders:
             for group in self._growing:
                 assert len(request.blocks[group]) * self.block_size == request.capacity
@@ -221,6 +256,10 @@ class KVCacheManager:
         """First block that the token after ``num_computed`` can see."""
         window = self._windows.get(group)
         return 0 if window is None else max(0, num_computed - window + 1) // self.block_size
+
+    def _prompt_hashes(self, request: Request) -> list[bytes]:
+        """Of the blocks before the last token of its prompt, which another request with this prompt computes again."""
+        return request.block_hashes[: (request.num_prompt_tokens - 1) // self.block_size]
 
     def _ceil(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

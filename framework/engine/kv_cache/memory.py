@@ -13,6 +13,11 @@ def cache_budget(free: int, total: int, activations: int, fraction: float) -> in
     return int(free - activations - (1 - fraction) * total)
 
 
+def state_rows(config: EngineConfig) -> int:
+    """Of recurrent layers' states: one per request that runs, and per prefix whose states are kept."""
+    return config.scheduler.max_num_seqs + config.cache.state_snapshots
+
+
 def useful_blocks(config: EngineConfig, num_groups: int, max_model_len: int) -> int:
     """What all seats can fill, and the null block."""
     return num_groups * config.scheduler.max_num_seqs * -(-max_model_len // config.cache.block_size) + 1
@@ -21,9 +26,9 @@ def useful_blocks(config: EngineConfig, num_groups: int, max_model_len: int) -> 
 def cache_blocks(
     config: EngineConfig, num_groups: int, max_model_len: int, each: int, budget: Callable[[], int], states: int = 0
 ) -> int:
-    """As configured, else as many blocks of ``each`` bytes as fit ``cache.memory_bytes`` or, without it, ``budget()``, beside
-    ``states`` bytes for what recurrent layers keep of all seats; never more than are useful, and of a model that has no cache the
-    null block alone. Raises ValueError if fewer than 2 fit, or not even the states."""
+    """As configured, else as many blocks of ``each`` bytes (0: of a stage whose layers have no cache) as fit ``cache.memory_bytes``
+    or, without it, ``budget()``, beside ``states`` bytes for what recurrent layers keep (``state_rows``); never more than are
+    useful, and of a model that has no cache the null block alone. Raises ValueError if fewer than 2 fit, or not even the states."""
     cache = config.cache
     if num_groups and cache.num_blocks is not None:
         return cache.num_blocks
@@ -31,13 +36,16 @@ def cache_blocks(
         return 1
     available = budget() if cache.memory_bytes is None else cache.memory_bytes
     if states > available:
+        kept = f" and cache.state_snapshots={cache.state_snapshots} prefixes" if cache.state_snapshots else ""
         raise ValueError(
             f"the cache's memory budget of {available} bytes does not hold the states of "
-            f"scheduler.max_num_seqs={config.scheduler.max_num_seqs} requests, which take {states} bytes: lower that, or raise "
-            "cache.memory_bytes (or cache.memory_fraction)"
+            f"scheduler.max_num_seqs={config.scheduler.max_num_seqs} requests{kept}, which take {states} bytes: lower that, or "
+            "raise cache.memory_bytes (or cache.memory_fraction)"
         )
     if not num_groups:
         return 1
+    if not each:
+        return useful_blocks(config, num_groups, max_model_len)
     fitting = (available - states) // each
     if fitting < 2:
         beside = f" beside {states} bytes of states" if states else ""

@@ -53,7 +53,7 @@ class AttentionBinder:
             a.attn_softcap,
             sinks,
             alibi,
-            causal=a.causal,
+            causal=a.causal and a.diffusion is None,  # its rows are cut at canvases
             chunk=chunk,
             alibi_scale=rounded,
             position_bias=self._position_bias,
@@ -109,7 +109,10 @@ class AttentionBinder:
         """Shared by all layers: the write of expanded keys and values, attention among them and over latents, what joins both."""
         if not self._expanded:
             heads = AttentionShape(shape.num_heads, shape.num_heads, latent.query_dim, latent.value_dim, shape.scale, None, None)
-            attention = self._kernels.of_prompts(heads, causal=True), self._kernels.of_prompts(shape, causal=False)
+            attention = (
+                self._kernels.of_prompts(heads, causal=True, return_lse=True),
+                self._kernels.of_prompts(shape, causal=False, return_lse=True),
+            )
             self._expanded = [self._kernels.workspace_write(heads), *attention, self._binder.plan.bind("merge_attention")]
         return self._expanded
 

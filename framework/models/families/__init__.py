@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from . import (
     cohere,
     deepseek,
+    diffusion,
     encoder_decoders,
     encoders,
     falcon,
@@ -45,6 +46,7 @@ FAMILIES: Mapping[str, Family] = {
         encoders,
         encoder_decoders,
         states,
+        diffusion,
     )
     for model_type, family in kin.FAMILIES.items()
 }

@@ -56,6 +56,7 @@ class Family:
     mixers       of a config, the layers that keep states in place of a cache, by their names in ``layer_types``
     interleaved_mixer  in a gated delta net's fused projections, the rows of a key head and of its value heads are neighbours
     gated_attention    the projection of queries holds, head by head, a query and a gate of what attention returns
+    denoises     tokens come by block diffusion (see ``engine.diffusion``): those of a canvas see each other
     causal       a token sees only what is before it; else a window bounds what it sees on both sides
     windowed     does layer i of num_layers see a window only? Consulted if the config has no ``layer_types``
     chunked      does it attend within chunks of ``attention_chunk_size`` positions? Likewise
@@ -63,9 +64,11 @@ class Family:
     latent       keys and values of all heads come from one latent vector per token, and queries may have one of their own
     moe          has layer i a mixture of experts in place of its MLP?
     routing      of a mixture of experts: fields of ``Moe`` beyond those that all configs name alike
+    route_bias   of the tensor that is added to the scores of experts when they are chosen, in its module
     expert_tensor   name of the weights of experts in their modules; "" where a module's name is the tensor's
     expert_layouts  of w13 and w2 how experts lie on disk, where not as [out, in]: see ``Part.layout``
     alternating_experts   rows of their gate and up take turns
+    packed_experts  w13 and w2 of checkpoints that hold all experts of a layer in a tensor of that name, instead of one by one
     refuse       reason why this config is beyond the native decoder, or None
     """
 
@@ -108,6 +111,7 @@ class Family:
     mixers: Mapping[str, Callable[[Config], Mixer]] = field(default_factory=dict)
     interleaved_mixer: bool = False
     gated_attention: bool = False
+    denoises: bool = False
     causal: bool = True
     windowed: Callable[[Config, int], bool] = lambda config, layer: True
     chunked: Callable[[Config, int], bool] = lambda config, layer: False
@@ -115,9 +119,11 @@ class Family:
     latent: bool = False
     moe: Callable[[Config, int], bool] = lambda config, layer: False
     routing: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    route_bias: str = "e_score_correction_bias"
     expert_tensor: str = "weight"
     expert_layouts: Mapping[str, Literal["linear", "transposed", "flat", "flat_transposed"]] = field(default_factory=dict)
     alternating_experts: bool = False
+    packed_experts: Names = field(default_factory=dict)
     refuse: Callable[[Config], str | None] = lambda config: None
 
     @property

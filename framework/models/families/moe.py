@@ -47,7 +47,7 @@ _MIXTRAL = replace(
     },
     moe=lambda config, layer: True,
 )
-_QWEN3_MOE = replace(
+QWEN3_MOE = replace(
     QWEN3,
     names={**QWEN3.names, **_EXPERTS},
     fields={"num_experts": "num_local_experts"},
@@ -71,7 +71,7 @@ _QWEN3_MOE = replace(
 )
 
 QWEN2_MOE = replace(
-    _QWEN3_MOE,
+    QWEN3_MOE,
     names={
         **LLAMA_NAMES,
         **_EXPERTS,
@@ -81,7 +81,7 @@ QWEN2_MOE = replace(
     },
     fields={},
     defaults={
-        **{name: value for name, value in _QWEN3_MOE.defaults.items() if name != "attention_bias"},
+        **{name: value for name, value in QWEN3_MOE.defaults.items() if name != "attention_bias"},
         "qkv_bias": True,
         "max_window_layers": 28,
         "sliding_window": 4096,
@@ -356,7 +356,7 @@ _DBRX = replace(
 FAMILIES = {
     "mixtral": _MIXTRAL,
     "qwen2_moe": QWEN2_MOE,
-    "qwen3_moe": _QWEN3_MOE,
+    "qwen3_moe": QWEN3_MOE,
     "olmoe": _OLMOE,
     "flex_olmo": _FLEX_OLMO,
     "glm4_moe": _GLM4_MOE,

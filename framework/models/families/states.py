@@ -276,6 +276,14 @@ _DELTA_DEFAULTS = {
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
 }
+_SPARSE_DEFAULTS = {
+    "num_key_value_heads": 2,
+    "norm_topk_prob": True,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}
 _QWEN3_NEXT = replace(
     QWEN2_MOE,
     names={
@@ -285,17 +293,7 @@ _QWEN3_NEXT = replace(
         "in_proj": ("linear_attn.in_proj_qkvz",),
         "gates_proj": ("linear_attn.in_proj_ba",),
     },
-    defaults={
-        **_DELTA_DEFAULTS,
-        "num_key_value_heads": 2,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": None,
-        "norm_topk_prob": True,
-        "num_experts": 512,
-        "num_experts_per_tok": 10,
-        "moe_intermediate_size": 512,
-        "shared_expert_intermediate_size": 512,
-    },
+    defaults={**_DELTA_DEFAULTS, **_SPARSE_DEFAULTS, "decoder_sparse_step": 1, "mlp_only_layers": None},
     derived=_delta_layers,
     biases=lambda config: where(config["attention_bias"], "qkv", "o"),
     norm_offset=1.0,
@@ -326,6 +324,14 @@ _QWEN3_5 = replace(
     gated_attention=True,
     refuse=_refuse_delta,
 )
+_QWEN3_5_MOE = replace(
+    _QWEN3_5,
+    names={**QWEN2_MOE.names, **_QWEN3_5.names},
+    packed_experts={"w13": ("mlp.experts.gate_up_proj",), "w2": ("mlp.experts.down_proj",)},
+    defaults={**_DELTA_DEFAULTS, **_SPARSE_DEFAULTS, "num_experts": 256, "num_experts_per_tok": 8},
+    moe=lambda config, layer: True,
+    routing=QWEN2_MOE.routing,
+)
 
 FAMILIES = {
     "mamba": _MAMBA,
@@ -335,5 +341,7 @@ FAMILIES = {
     "granitemoehybrid": _GRANITE_HYBRID,
     "qwen3_next": _QWEN3_NEXT,
     "qwen3_5": _QWEN3_5,
+    "qwen3_5_moe": _QWEN3_5_MOE,
+    "qwen3_5_moe_text": _QWEN3_5_MOE,
     "qwen3_5_text": _QWEN3_5,
 }

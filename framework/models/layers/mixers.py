@@ -68,9 +68,8 @@ class Mamba2Mixer:
     def __call__(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """x [T, H] -> [T, H]."""
         (window, state, meta), m = self.states.of(batch), self.shape
-        shared = m.num_groups * m.state_size
-        gate, xbc, dt = self.in_proj(x).split([m.num_channels, m.conv_channels, m.num_heads], -1)
-        x, b, c = self.conv(xbc, window, meta).split([m.num_channels, shared, shared], -1)
+        gate, xbc, dt = self.in_proj(x).split([m.num_channels, sum(m.conv_pieces), m.num_heads], -1)
+        x, b, c = self.conv(xbc, window, meta).split(m.conv_pieces, -1)
         x, b, c = x.unflatten(-1, (-1, m.head_dim)), *(rows.unflatten(-1, (-1, m.state_size)) for rows in (b, c))
         return self.out_proj(self.norm(self.scan(x, dt, b, c, state, meta).flatten(1), gate))
 
@@ -91,10 +90,9 @@ class GatedDeltaMixer:
     def __call__(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """x [T, H] -> [T, H]."""
         (window, state, meta), m = self.states.of(batch), self.shape
-        keys, values = m.sizes
-        qkv, gate = self.in_proj(x).split([m.conv_channels, values], -1)
+        qkv, gate = self.in_proj(x).split([sum(m.conv_pieces), m.conv_pieces[-1]], -1)
         rate, decay = self.gates_proj(x).split(m.num_v_heads, -1)
-        q, k, v = self.conv(qkv, window, meta).split([keys, keys, values], -1)
+        q, k, v = self.conv(qkv, window, meta).split(m.conv_pieces, -1)
         q, k = (rows.unflatten(-1, (-1, m.k_dim)) for rows in (q, k))
         out = self.rule(q, k, v.unflatten(-1, (-1, m.v_dim)), decay, rate, state, meta)
         return self.out_proj(self.norm(out, gate.unflatten(-1, (-1, m.v_dim))).flatten(1))

@@ -166,9 +166,9 @@ class AttentionKernels:
             found.whole = self._bind("paged_attention_prefill", both, weights, {**params, "causal": False}, shared=shared)
         return found
 
-    def of_prompts(self, shape: AttentionShape, *, causal: bool) -> BoundKernel:
-        """``paged_attention_prefill`` that returns the LSE, too."""
-        params = {"scale": shape.scale, "causal": causal, "window": None, "softcap": None, "return_lse": True}
+    def of_prompts(self, shape: AttentionShape, *, causal: bool, return_lse: bool) -> BoundKernel:
+        """``paged_attention_prefill`` alone, to pages that are no layer's cache as well."""
+        params = {"scale": shape.scale, "causal": causal, "window": None, "softcap": None, "return_lse": return_lse}
         return self._plan.bind("paged_attention_prefill", None, params, self.facts(shape))
 
     def workspace_write(self, shape: AttentionShape) -> BoundKernel:

@@ -19,7 +19,7 @@ class TowersModel:
     def __init__(self, model: Any, plan: KernelPlan) -> None:
         self.model, self._device = model, next(model.parameters()).device
         swap_linears(model, plan)
-        plan.library = sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith("transformers.")})
+        plan.runs_in_library(model)
 
     def text(self, token_ids: list[int]) -> torch.Tensor:
         """f32 [D]. Padding is among the tokens, and is not masked: models that have it were trained so."""

@@ -28,7 +28,7 @@ def served() -> dict[str, dict[str, Any]]:
 def test_every_type_has_a_path_or_a_reason(served: dict[str, dict[str, Any]]) -> None:
     assert set(served) >= {*CONFIG_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     for each in served.values():
-        assert each["path"] in ("native", "transformers", "refused")
+        assert each["path"] in ("native", "transformers", "diffusers", "refused")
         assert bool(each["tasks"]) == (each["path"] != "refused"), each
         assert each["reason"] or each["path"] == "native", each
     assert sum(each["path"] == "native" for each in served.values()) >= 38
@@ -47,8 +47,12 @@ def test_every_type_has_a_path_or_a_reason(served: dict[str, dict[str, Any]]) ->
         ("zamba2", "refused", "does not use the attention interface"),
         ("t5", "native", ""),
         ("mt5", "refused", "encoder-decoder"),
+        ("mllama", "refused", "cross_attention_layers"),
         ("vit", "refused", "no causal language model"),
         ("siglip2", "refused", "its images keep their shapes"),
+        ("llada2_moe", "native", ""),
+        ("diffusion_gemma", "refused", "reads the logits of the pass before"),
+        ("StableDiffusionXLPipeline", "diffusers", "model_index.json"),
     ],
 )
 def test_paths(model_type: str, path: str, reason: str, served: dict[str, dict[str, Any]]) -> None:
@@ -67,6 +71,8 @@ def test_tasks(served: dict[str, dict[str, Any]]) -> None:
         "clip": ["embed"],
         "siglip": ["embed"],
         "ministral3": ["generate"],
+        "sdar": ["generate"],
+        "StableDiffusionPipeline": ["text-to-image"],
     }
     assert {name: served[name]["tasks"] for name in expected} == expected
 

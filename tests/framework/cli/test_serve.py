@@ -28,8 +28,10 @@ VALUES = {
     "kernels": {"sample": "torch", "linear": "torch@x:1"},
     "hf_overrides": {"rope_theta": 5e5, "a": {"b": [1]}},
     "pooler_config": {"pooling_type": "MEAN", "use_activation": False},
+    "limit_mm_per_prompt": {"image": 2},
     "speculative_config": {"method": "ngram", "num_speculative_tokens": 3},
     "structured_outputs_config": {"backend": "xgrammar", "compile_timeout_s": 3.0},
+    "diffusion_config": {"threshold": 0.5, "max_passes": 3},
     "lora_modules": {"sql": "some/adapter"},
     "lora_dir": ".",
 }
@@ -64,7 +66,14 @@ def value_and_words(argument: Argument) -> tuple[Any, list[str]]:
     if argument.kind is bool:
         return not argument.default, [flag.replace("--", "--no-", 1) if argument.default else flag]
     value = VALUES.get(argument.name)
-    if argument.name in ("hf_overrides", "pooler_config", "speculative_config", "structured_outputs_config"):
+    if argument.name in (
+        "diffusion_config",
+        "hf_overrides",
+        "limit_mm_per_prompt",
+        "pooler_config",
+        "speculative_config",
+        "structured_outputs_config",
+    ):
         return value, [flag, json.dumps(value)]
     if isinstance(value, dict):
         return value, [word for key, choice in value.items() for word in (flag, f"{key}={choice}")]

@@ -25,6 +25,7 @@ from framework.models.read import read_model
 from framework.models.rope import read_rope
 from framework.models.weights import Checkpoint
 
+from ...models.examples.states import EXAMPLES as STATES
 from .checkpoints import EXAMPLES, SIZES, make
 from .harness import build, error, model_config, prompt_batch, reference, sequences, teacher_forced
 
@@ -68,6 +69,18 @@ def test_bfloat16_loses_no_more_than_the_library(tmp_path: Path) -> None:
     ours = torch.cat(teacher_forced(model, tokens, None, num_decodes=4))
     assert model.dtype == torch.bfloat16
     assert 0 < (ours - exact).norm() <= 1.2 * (rounded - exact).norm()
+
+
+def test_experts_of_a_layer_in_one_tensor(tmp_path: Path) -> None:
+    """As Qwen publishes those that the library saves one by one."""
+    theirs = make(STATES["qwen3.5-moe"], tmp_path)
+    single = load_file(tmp_path / "model.safetensors")
+    held = {name: tensor for name, tensor in single.items() if ".mlp.experts." not in name}
+    held |= {name: tensor.contiguous() for name, tensor in theirs.state_dict().items() if ".mlp.experts." in name}
+    assert any(name.endswith(".0.gate_proj.weight") for name in single) and len(held) < len(single)
+    save_file(held, tmp_path / "model.safetensors")
+    logits = first_logits(model_config(tmp_path, STATES["qwen3.5-moe"]))
+    assert error(logits, reference(theirs, sequences((12,))[0])) <= 1e-4
 
 
 def test_names_of_bare_and_nested_checkpoints(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 VOCAB = 320
-_TEXT = {
+TEXT = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -50,7 +50,7 @@ _QWEN_TOKENS = {
     "vision_start": "<|vision_start|>",
     "vision_end": "<|vision_end|>",
 }
-_QWEN_TEXT = {**_TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+_QWEN_TEXT = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
 _QWEN_PIXELS = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 64 * 24}}
 
 
@@ -67,13 +67,13 @@ class Kind:
 
 def _llava() -> Any:
     return transformers.LlavaConfig(
-        text_config={"model_type": "llama", **_TEXT}, vision_config=_CLIP, image_token_index=258, vision_feature_layer=-2
+        text_config={"model_type": "llama", **TEXT}, vision_config=_CLIP, image_token_index=258, vision_feature_layer=-2
     )
 
 
 def _llava_next() -> Any:
     return transformers.LlavaNextConfig(
-        text_config={"model_type": "mistral", **_TEXT, "sliding_window": None},
+        text_config={"model_type": "mistral", **TEXT, "sliding_window": None},
         vision_config=_CLIP,
         image_token_index=258,
         image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]],
@@ -105,7 +105,7 @@ def _qwen2_5_vl() -> Any:
 
 def _gemma3() -> Any:
     text = {
-        **_TEXT,
+        **TEXT,
         "head_dim": 16,
         "sliding_window": 16,
         "query_pre_attn_scalar": 16,
@@ -132,7 +132,7 @@ def _internvl() -> Any:
         "patch_size": 7,
     }
     return transformers.InternVLConfig(
-        text_config={"model_type": "qwen2", **_TEXT},
+        text_config={"model_type": "qwen2", **TEXT},
         vision_config=vision,
         image_token_id=258,
         image_seq_length=4,
@@ -223,8 +223,7 @@ def make(name: str, folder: Path, seed: int = 0) -> Any:
     config = kind.config()
     torch.manual_seed(seed)
     model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
-    for weight in model.parameters():  # larger than the library makes them, so that what is wrong is seen
-        weight.data = torch.randn_like(weight) * (weight.shape[-1] ** -0.5 if weight.dim() > 1 else 0.1) + (weight.dim() == 1)
+    randomize(model)
     model.save_pretrained(folder)
     tokenizer(kind.tokens).save_pretrained(folder)
     (folder / "processor_config.json").write_text(json.dumps(kind.processor))
@@ -236,3 +235,9 @@ def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
     """Of random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def randomize(model: Any) -> None:
+    """Weights larger than the library makes them, so that what is wrong is seen."""
+    for weight in model.parameters():
+        weight.data = torch.randn_like(weight) * (weight.shape[-1] ** -0.5 if weight.dim() > 1 else 0.1) + (weight.dim() == 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def test_weights_are_counted_before_they_are_loaded(name: str, tmp_path: Path) -
     make(name, tmp_path)
     executor = serve(tmp_path).engine.executor
     assert executor.nominal_weight_bytes <= executor.weight_bytes < 1.3 * executor.nominal_weight_bytes
+
+
+@pytest.mark.parametrize("config", [{"model_type": "cogvlm"}, {"architectures": ["CogVLMForCausalLM"]}])
+def test_models_with_visual_experts_are_refused_by_name(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"of 'cogvlm' .CogVLMForCausalLM. tokens of images have attention and MLP weights of their own"
+    ):
+        serve(tmp_path)
 
 
 def test_checkpoints_without_a_tower_are_refused(tmp_path: Path) -> None:

@@ -201,13 +201,7 @@ def small(folder: Path) -> LLM:
     return _SMALL[folder]
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative_config.method=ngram"),
-        ({"enable_lora": True}, "lora.enabled=true"),
-    ],
-)
+@pytest.mark.parametrize(("given", "message"), [({"limit_mm_per_prompt": {"image": 0}}, "model.limit_mm_per_prompt.image=0")])
 def test_engines_that_take_no_images_serve_text_and_say_why(given: dict[str, Any], message: str, folder: Path, llm: LLM) -> None:
     other = serve(folder, **given)
     assert tokens(other, "text alone") == tokens(llm, "text alone")
@@ -219,7 +213,9 @@ def test_engines_that_take_no_images_serve_text_and_say_why(given: dict[str, Any
     ("change", "message"),
     [
         ({"executor.kind": "simulated"}, "executor.kind=simulated"),
-        ({"parallel.tp": 2, "executor.kind": "distributed"}, "executor.kind=distributed"),
+        ({"parallel.pp": 2, "executor.kind": "distributed"}, "parallel.pp=2"),
+        ({"parallel.ep": 2, "parallel.dp": 2, "executor.kind": "distributed"}, "parallel.ep=2 over parallel.dp=2"),
+        ({"speculative_config.method": "eagle", "speculative_config.num_speculative_tokens": 2}, "speculative_config.method=eagle"),
         ({"model.skip_tokenizer": True}, "model.skip_tokenizer"),
     ],
 )
@@ -231,6 +227,30 @@ def test_other_engines_name_what_is_in_the_way(change: dict[str, Any], message: 
     inputs = input_processor(config.model, read_model(config.model), config)
     with pytest.raises(ValueError, match=message):
         inputs.prompt({"prompt_token_ids": [1], "multi_modal_data": {"image": picture(1)}})
+
+
+def test_no_more_images_than_the_limit(folder: Path) -> None:
+    llm = serve(folder, limit_mm_per_prompt={"image": 1})
+    assert tokens(llm, prompt("<image>", picture(1)))
+    with pytest.raises(ValueError, match="the prompt has 2 images, but this engine takes 1 of one prompt"):
+        tokens(llm, prompt("<image><image>", picture(1), picture(2)))
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"), [({"image": -1}, "limit_mm_per_prompt.image=-1"), ({"video": 1}, "limit_mm_per_prompt.video=1")]
+)
+def test_limits_that_cannot_be_are_refused(limit: dict[str, int], message: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        serve(folder, limit_mm_per_prompt=limit)
+
+
+def test_images_are_counted(folder: Path) -> None:
+    llm = serve(folder, enable_prefix_caching=False)
+    for number in (1, 2, 1, 1):
+        tokens(llm, prompt("<image>", picture(number)))
+    found: dict[str, Any] = {metric.name: metric for metric in llm.get_metrics()}
+    names = ("vllm:mm_cache_queries", "vllm:mm_cache_hits", "kernelswap:images_encoded")
+    assert [found[name].value for name in names] == [4, 2, 2]
 
 
 def test_a_folder_without_a_processor_is_refused_by_name(tmp_path: Path) -> None:

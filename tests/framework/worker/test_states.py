@@ -65,7 +65,7 @@ class Guard:
         runner = executor_of(engine)._runner
         self._tensors = [tensor for of_layer in runner._batches.states.values() for tensor in of_layer]
         self._step, runner_step = runner.step, runner.step
-        self.num_admitted = 0
+        self.num_admitted = self.num_snapshots = 0
         for tensor in self._tensors:
             tensor.fill_(torch.nan)
 
@@ -76,22 +76,25 @@ class Guard:
                 tensor[lost] = torch.nan
             before = [tensor.clone() for tensor in self._tensors]
             handle = runner_step(found)
-            idle = [seat for seat in range(len(before[0])) if seat not in found.seats]
+            written = [*found.seats, *(runner._num_seats + snapshot for _, snapshot in found.snapshots)]
+            idle = [row for row in range(len(before[0])) if row not in written]
             for tensor, old in zip(self._tensors, before):
                 assert torch.equal(tensor[idle].view(torch.int32), old[idle].view(torch.int32)), "a row of nobody's was written"
-                assert not tensor[found.seats].isnan().any(), "a row was read before it was written"
+                assert not tensor[written].isnan().any(), "a row was read before it was written"
+            self.num_snapshots += len(found.snapshots)
             return handle
 
         executor_of(engine)._step = step
 
 
-def check_rows(architecture: dict[str, Any], num_requests: int, seed: int) -> tuple[int, int, int]:
+def check_rows(architecture: dict[str, Any], num_requests: int, seed: int, num_snapshots: int = 0) -> tuple[int, int, int]:
     """Requests that come, are preempted and aborted at random; the others say what they say alone. Returns how many admissions,
-    preemptions and aborts there were."""
+    preemptions and aborts there were. num_snapshots: more than 0 = some start from states that were kept."""
     rng = random.Random(seed)
     kernels = {"default": "reference"}
     few = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=7, in_flight_steps=2)
-    running = build_engine(config(architecture, cache=CacheConfig(2, num_blocks=14), scheduler=few, kernels=kernels))
+    cache = CacheConfig(2, num_blocks=14, state_snapshots=num_snapshots)
+    running = build_engine(config(architecture, cache=cache, scheduler=few, kernels=kernels))
     guard, alone = Guard(running), build_engine(config(architecture, kernels=kernels))
     jobs = [rng.choices(range(512), k=rng.randrange(1, 9)) for _ in range(12)]
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -105,7 +108,7 @@ def check_rows(architecture: dict[str, Any], num_requests: int, seed: int) -> tu
     while waiting or running.has_unfinished():
         while waiting and len(alive) < 6:
             number = waiting.pop()
-            running.add_request(str(number), jobs[number % len(jobs)], params)
+            running.add_request(str(number), jobs[number // 4 % len(jobs)], params)
             alive.add(str(number))
         if alive and rng.random() < 0.1:
             doomed = rng.choice(sorted(alive))
@@ -115,19 +118,22 @@ def check_rows(architecture: dict[str, Any], num_requests: int, seed: int) -> tu
         for output in running.step():
             if output.finished and output.request_id in alive:
                 alive.discard(output.request_id)
-                assert output.outputs[0].token_ids == expected[int(output.request_id) % len(jobs)]
+                assert output.outputs[0].token_ids == expected[int(output.request_id) // 4 % len(jobs)]
+    assert (guard.num_snapshots > 5) == (running.stats().prefix_hit_tokens > 0) == (num_snapshots > 0)
     return guard.num_admitted, running.stats().num_preemptions, aborted
 
 
+@pytest.mark.parametrize("num_snapshots", [0, 3])
 @pytest.mark.parametrize("architecture", [JAMBA, MAMBA2], ids=["jamba", "mamba2"])
-def test_no_row_leaks_or_is_read_before_it_is_written(architecture: dict[str, Any]) -> None:
-    admitted, preempted, aborted = check_rows(architecture, 25, seed=0)
+def test_no_row_leaks_or_is_read_before_it_is_written(architecture: dict[str, Any], num_snapshots: int) -> None:
+    admitted, preempted, aborted = check_rows(architecture, 25, 0, num_snapshots)
     assert admitted > 25 - aborted and aborted and (preempted or architecture is MAMBA2)
 
 
 @pytest.mark.slow
-def test_no_row_leaks_in_a_thousand_admissions() -> None:
-    admitted, preempted, aborted = check_rows(JAMBA, 1000, seed=1)
+@pytest.mark.parametrize("num_snapshots", [0, 3])
+def test_no_row_leaks_in_a_thousand_admissions(num_snapshots: int) -> None:
+    admitted, preempted, aborted = check_rows(JAMBA, 1000, 1, num_snapshots)
     assert admitted + preempted + aborted >= 1000 and preempted > 50 and aborted > 50
 
 
@@ -167,39 +173,43 @@ def test_recorded_decodes_leave_rows_of_padding_alone(architecture: dict[str, An
 @pytest.mark.parametrize("kind", ["local", "null", "simulated"])
 @pytest.mark.parametrize("architecture", [JAMBA, MAMBA2], ids=["jamba", "mamba2"])
 def test_blocks_are_what_states_leave_of_the_memory(architecture: dict[str, Any], kind: str) -> None:
-    """A token of Jamba's one attention layer takes 128 bytes."""
-    states, blocks = 3 * BYTES[architecture["model_type"]], 10
+    """A token of Jamba's one attention layer takes 128 bytes. Rows are of requests and of prefixes."""
+    states, blocks = (3 + 2) * BYTES[architecture["model_type"]], 10
     scheduler = SchedulerConfig(max_num_seqs=3)
-    budget = states + blocks * 4 * 2 * 2 * 8 * 4
-    asked = config(architecture, cache=CacheConfig(4, memory_bytes=budget), scheduler=scheduler, executor=ExecutorConfig(kind))
+    cache = CacheConfig(4, memory_bytes=states + blocks * 4 * 2 * 2 * 8 * 4, state_snapshots=2)
+    asked = config(architecture, cache=cache, scheduler=scheduler, executor=ExecutorConfig(kind))
     found = build_engine(asked).executor
     assert found.num_blocks == (blocks if architecture is JAMBA else 1) and found.has_states
     asked.cache.memory_bytes = states - 1
-    with pytest.raises(ValueError, match=rf"states of scheduler.max_num_seqs=3 requests, which take {states} bytes"):
+    rows = "scheduler.max_num_seqs=3 requests and cache.state_snapshots=2 prefixes"
+    with pytest.raises(ValueError, match=rf"states of {rows}, which take {states} bytes"):
         build_engine(asked)
 
 
 def test_what_states_cannot_do_is_off_and_said_so_or_refused_by_name() -> None:
     assert build_engine(config(JAMBA)).config.cache.prefix_caching is False
+    assert build_engine(config(JAMBA, cache=CacheConfig(4, 200, state_snapshots=2))).config.cache.prefix_caching is True
     plain = {**JAMBA, "model_type": "llama"}
     assert build_engine(config(plain)).config.cache.prefix_caching is True
+    with pytest.raises(ValueError, match=r"cache.state_snapshots=2 cannot work: it must be 0: no layers of 'made up' keep states"):
+        build_engine(config(plain, cache=CacheConfig(4, 200, state_snapshots=2)))
     with pytest.raises(ValueError, match=r"cache.prefix_caching=true cannot work: layers of 'made up' keep states"):
         build_engine(config(JAMBA, cache=CacheConfig(prefix_caching=True)))
     with pytest.raises(ValueError, match=r"speculative_config.method=ngram cannot work: layers of 'made up' keep states"):
         build_engine(config(JAMBA, speculative_config=SpeculativeConfig.of({"method": "ngram", "num_speculative_tokens": 2})))
     draft = SpeculativeConfig.of({"method": "draft_model", "num_speculative_tokens": 2, "architecture": JAMBA})
-    for size in ("tp", "pp"):
-        for kind in ("simulated", "distributed"):
-            asked = config(JAMBA, executor=ExecutorConfig(kind), parallel=ParallelConfig(**{size: 2}))
-            asked.parallel.backend = "threads" if kind == "distributed" else asked.parallel.backend
-            with pytest.raises(ValueError, match=f"parallel.{size}=2 cannot work: layers of the model keep states"):
-                build_engine(asked)
+    for kind in ("simulated", "distributed"):
+        asked = config(MAMBA2, executor=ExecutorConfig(kind), parallel=ParallelConfig(tp=4))
+        asked.parallel.backend = "threads" if kind == "distributed" else asked.parallel.backend
+        with pytest.raises(ValueError, match=r"parallel.tp=4 .* it must divide the model's 2 groups of heads with states; 1, 2 do"):
+            build_engine(asked)
     with pytest.raises(ValueError, match="its layers keep states, from which no wrong draft can be taken back"):
         build_engine(config(plain, speculative_config=replace(draft, model=None)))
 
 
-def test_samples_of_one_prompt_are_single_requests_with_the_following_seeds() -> None:
-    """They share nothing, not even by a fork."""
+@pytest.mark.parametrize("num_snapshots", [0, 2])
+def test_samples_of_one_prompt_are_single_requests_with_the_following_seeds(num_snapshots: int) -> None:
+    """They share nothing by a fork, and by a prefix what was kept of it."""
 
     def serve(params: SamplingParams) -> list[list[int]]:
         engine.add_request("0", list(range(20)), params)
@@ -207,8 +217,10 @@ def test_samples_of_one_prompt_are_single_requests_with_the_following_seeds() ->
             found = engine.step()
         return [completion.token_ids for completion in found[-1].outputs]
 
-    engine = build_engine(config(JAMBA, kernels={"default": "reference"}))
+    cache = CacheConfig(4, num_blocks=200, state_snapshots=num_snapshots)
+    engine = build_engine(config(JAMBA, cache=cache, kernels={"default": "reference"}))
     params = SamplingParams(n=3, seed=7, max_tokens=8, temperature=1.0, ignore_eos=True)
     forked = serve(params)
     assert forked == [serve(replace(params, n=1, seed=7 + i))[0] for i in range(3)]
-    assert engine.stats().num_forks == 0
+    stats = engine.stats()
+    assert stats.num_forks == 0 and stats.prefix_hit_tokens == (16 * 5 if num_snapshots else 0)

@@ -53,6 +53,7 @@ def unnormalized(model_type: str) -> Without:
     return family(names=names, derived=lambda c: {**derived(c), "normalizes_steps": False}, ignored=(r"[tbc]_layernorm",))
 
 
+SPARSE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 40}
 UNGATED = family(qk_norm="head", norm_offset=0.0)
 EXAMPLES = {
     "mamba": Example(
@@ -77,8 +78,13 @@ EXAMPLES = {
     ),
     "qwen3-next": Example(
         "Qwen3NextConfig",
-        {**DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 40},
+        {**DELTA, **SPARSE},
         {"key heads": family(interleaved_mixer=False), "norm offset": family(norm_offset=0.0)},
     ),
     "qwen3.5": Example("Qwen3_5TextConfig", DELTA, {"norm offset": UNGATED}),
+    "qwen3.5-moe": Example(
+        "Qwen3_5MoeTextConfig",
+        {**{name: value for name, value in DELTA.items() if name != "intermediate_size"}, **SPARSE},
+        {"norm offset": UNGATED, "experts": Without({"num_experts_per_tok": 1})},
+    ),
 }

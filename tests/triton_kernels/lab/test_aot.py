@@ -19,7 +19,7 @@ from triton_kernels.lab.loops import LoopFigures
 from triton_kernels.registry import Registry
 
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
-MAX_COMPILATIONS = 208
+MAX_COMPILATIONS = 224
 GEMMS = (
     "linear:triton",
     "linear:triton_invariant",
@@ -54,9 +54,9 @@ WIDE = (
 WIDE_CASES = ("2048 tokens", "2048 tokens, e4m3", "head 256, window, softcap", "64 requests, e4m3, page 64")
 
 
-LATENT = ("paged_attention_prefill:pointer", "paged_attention_decode:balanced")
-LATENT_CASES = ("latent, 128 heads", "latent, 16 heads")
-"""Keys of 576 whose first 512 elements are the values."""
+ATTENTION = ("paged_attention_prefill:pointer", "paged_attention_decode:balanced")
+ATTENTION_CASES = ("latent, 128 heads", "latent, 16 heads", "position bias")
+"""Keys of 576 whose first 512 elements are the values, and biases that are read from a table."""
 
 
 @cache
@@ -66,13 +66,13 @@ def kernels() -> tuple[str, ...]:
 
 @cache
 def compiled(target: str) -> list[Compilation]:
-    latent = compile_for(target, LATENT, cases=LATENT_CASES)
+    attention = compile_for(target, ATTENTION, cases=ATTENTION_CASES)
     if target == "sm_90":
-        return latent + compile_for(target, kernels(), max_cases=1) + compile_for(target, WIDE, cases=WIDE_CASES)
+        return attention + compile_for(target, kernels(), max_cases=1) + compile_for(target, WIDE, cases=WIDE_CASES)
     gemms = compile_for(target, GEMMS, cases=GEMM_CASES)
     if target != "gfx942":
-        return latent + gemms
-    return latent + gemms + compile_for(target, [name for name in kernels() if name not in GEMMS], max_cases=1)
+        return attention + gemms
+    return attention + gemms + compile_for(target, [name for name in kernels() if name not in GEMMS], max_cases=1)
 
 
 def artifacts(target: str) -> list[Artifact]:

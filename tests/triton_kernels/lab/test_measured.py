@@ -32,6 +32,16 @@ def test_what_tells_kernels_apart_must_be_equal() -> None:
     assert not same_shape("h200", "moe_experts", experts | {"weight_bits": 4}, (64,), ())
 
 
+@pytest.mark.parametrize(("num_reqs", "length", "us"), [(64, 1, 71.6), (1, 2048, 107.6), (8, 2048, 217.6)])
+def test_gated_delta_rules_of_qwen3_next(num_reqs: int, length: int, us: float) -> None:
+    """A decode has a state, of however many tokens; a prompt has none before it."""
+    heads = {"num_k_heads": 16, "num_v_heads": 32, "k_dim": 128, "v_dim": 128}
+    before = 500 * (length == 1)
+    found = same_shape("h200", "gated_delta_rule", heads, (length,) * num_reqs, (length + before,) * num_reqs)
+    assert list(found.values()) == [pytest.approx(us, abs=0.1)]
+    assert not same_shape("h200", "gated_delta_rule", heads, (length,) * num_reqs, (length + 500 - before,) * num_reqs)
+
+
 def test_a_device_without_a_table_has_no_rows() -> None:
     assert measurements("mi300x") == () and not same_shape("mi300x", "linear", {}, (1,), (1,))
 

@@ -22,7 +22,8 @@ _KEYS_PER_BUCKET = 2048
 
 
 class Bucket:
-    """B requests, at most Q queries and L keys each; ``whole``: one request, all of whose tokens are queries.
+    """B requests, at most Q queries and L keys each; ``whole``: one request, all of whose tokens are queries; ``alone``: one,
+    so that nothing is padded.
 
     reqs      int64 [B]: which requests of the batch, None for all
     num_rows  rows of q
@@ -37,7 +38,7 @@ class Bucket:
         if reqs is not None:
             first, last, lengths, blocks = first[reqs], last[reqs], lengths[reqs], blocks[reqs]
         device = lengths.device
-        self.whole = whole
+        self.whole, self.alone = whole, reqs is not None and len(reqs) == 1
         self.shape = (lengths.shape[0], num_queries, num_keys)
         self.length = lengths.long()[:, None]
         self._end = last.long()[:, None]
@@ -193,9 +194,10 @@ class PaddedAttention:
         num_heads, num_kv_heads = q.shape[1], keys.shape[1]
         group = num_heads // num_kv_heads
         queries = q.index_select(0, bucket.q_rows).view(num_reqs, num_queries, num_heads, -1).transpose(1, 2)
-        if self.fused and bucket.whole and self.causal and self.window is None and self.alibi is self.position_bias is None:
+        plain = self.fused and self.window is None and self.alibi is self.position_bias is None
+        if plain and (bucket.whole if self.causal else bucket.alone):
             out = torch.nn.functional.scaled_dot_product_attention(
-                queries, keys, values, is_causal=True, scale=self.scale, enable_gqa=group > 1
+                queries, keys, values, is_causal=self.causal, scale=self.scale, enable_gqa=group > 1
             )
             return out.transpose(1, 2).flatten(0, 1), out.new_empty(0)
 

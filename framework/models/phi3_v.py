@@ -1,0 +1,45 @@
+"""Phi-3-Vision, of model_type phi3_v, of which the library has no classes: what its config.json leaves to the code beside it.
+
+Source: image_embedding_phi3_v.py and image_processing_phi3_v.py beside the weights of Microsoft's Phi-3-vision-128k-instruct (arXiv
+2404.14219)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+TYPE: Final = "phi3_v"
+PLACEHOLDER: Final = "<|image_{}|>"
+"""Stands for an image in a prompt, with its number from 1 on, and is no token."""
+EMBEDDING: Final = "<|image|>"
+"""Token in whose place an embedding comes."""
+PREFIX: Final = "model.vision_embed_tokens."
+"""Of the tower's tensors."""
+SIDE: Final = 336
+"""Pixels of a crop."""
+GRID: Final = 12
+"""Embeddings in a row of a crop."""
+_EMBEDDING_LAYER: Final = {"hd_transform_order": "sub_glb", "use_hd_transform": True, "with_learnable_separator": True}
+
+
+def tower_sizes(found: Mapping[str, Any]) -> tuple[int, int]:
+    """(width of the tower, width of embeddings). found: config.json. Raises ValueError for another kind of tower."""
+    sections = {name: found.get(name) for name in ("embd_layer", "img_processor")}
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise ValueError(f"the model's config.json (or model.architecture) has {name}={section!r}, expected an object")
+        wanted = _EMBEDDING_LAYER if name == "embd_layer" else {"name": "clip_vision_model", "num_img_tokens": GRID**2}
+        for key, value in wanted.items():
+            if section.get(key) != value:
+                raise ValueError(
+                    f"the model's config.json (or model.architecture) has {name}.{key}={section.get(key)!r}, but of model_type "
+                    f"{TYPE!r} images are served where it is {value!r}"
+                )
+    return sections["img_processor"]["image_dim_out"], found["hidden_size"]  # type: ignore[index]
+
+
+def library_name(name: str) -> str | None:
+    """Of a tensor of the tower, in ``Phi3VisionTower``; None: it is of the text model."""
+    if not name.startswith(PREFIX) or name.startswith(f"{PREFIX}wte."):
+        return None
+    return name.removeprefix(PREFIX).replace("img_processor.vision_model.", "img_processor.")
