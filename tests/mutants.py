@@ -1496,6 +1496,7 @@ MUTANTS = [
         "weights.is_pinned",
     ),
     Mutant("new weights in place are not pinned", _ADAPTERS, "adapter.pinned = before.pinned", "adapter.pinned = False"),
+    Mutant("pinned adapters lose their slots", _ADAPTER_SLOTS, "(weights.is_pinned or (empties", "((empties"),
     Mutant("slots stay in use after a failure", _ADAPTERS, "            weights.users.clear()\n", "            pass\n"),
     Mutant(
         "an adapter has another slot's number",

@@ -227,7 +227,7 @@ ASKED = [pair for pair in PAIRS if cell(pair) in ("works", "off")]
 
 
 @pytest.mark.parametrize(
-    "pair", [pytest.param(pair, marks=() if nth % 5 == 0 else pytest.mark.slow) for nth, pair in enumerate(ASKED)], ids="-".join
+    "pair", [pytest.param(pair, marks=() if nth % 8 == 1 else pytest.mark.slow) for nth, pair in enumerate(ASKED)], ids="-".join
 )
 def test_pairs_work_together(pair: Pair, engines: Engines) -> None:
     both, of = ask_both(engines, pair), frozenset(pair)

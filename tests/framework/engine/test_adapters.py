@@ -466,6 +466,24 @@ def test_slots_are_free_when_all_requests_were_ended() -> None:
     assert tokens_of(finish(engine)["b"]) == alone([1], lora(2))
 
 
+def test_a_pinned_adapter_keeps_its_slot() -> None:
+    engine = engine_with(2, 4)
+    host, filled = watched(engine), list[int]()
+    submit = host.submit
+
+    def watching(step: StepInput) -> Any:
+        filled.extend(slot for slot, _ in step.lora_loads)
+        return submit(step)
+
+    host.submit = watching  # type: ignore[method-assign]
+    for number in (1, 2, 3):
+        add(engine, "a", [1], lora(number))
+        finish(engine)
+        if number == 1:
+            engine.pin_lora(1)
+    assert filled == [0, 1, 1]
+
+
 def test_an_engine_without_adapters_refuses_them() -> None:
     engine = make_engine()
     with pytest.raises(ValueError, match=r"asks for the adapter 'adapter-1'.*enable_lora=True"):
