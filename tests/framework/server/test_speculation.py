@@ -29,7 +29,7 @@ STAY: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["suffix, two engines", "mtp"])
+@pytest.fixture(scope="module", params=[pytest.param("suffix, two engines", marks=pytest.mark.slow), "mtp"])
 def drafting(request: pytest.FixtureRequest) -> Iterator[tuple[AsyncEngine, HTTPServer]]:
     name = request.param
     speculative = SpeculativeConfig("mtp", 3, model="tiny-mtp") if name == "mtp" else SpeculativeConfig("suffix", 5)
