@@ -44,11 +44,17 @@ REFUSED: dict[Pair, str] = {
     ("encoder", "lora"): "lora.enabled=true",
     ("encoder", "spec"): "speculative_config.method=ngram",
     ("encoder", "prefix"): "cache.prefix_caching=true",
-    ("states", "ep"): "parallel.tp=2",
-    ("states", "tp"): "parallel.tp=2",
-    ("states", "pp"): "parallel.pp=2",
     ("states", "spec"): "speculative_config.method=ngram",
-    ("states", "prefix"): "cache.prefix_caching=true",
+    ("diffusion", "pooling"): "model.runner",
+    ("diffusion", "ep"): "parallel.tp=2",
+    ("diffusion", "tp"): "parallel.tp=2",
+    ("diffusion", "pp"): "pp=2",
+    ("diffusion", "sim"): "executor.kind=simulated",
+    ("diffusion", "lora"): "lora.enabled=true",
+    ("diffusion", "spec"): "speculative_config.method=ngram",
+    ("diffusion", "gram"): "structured_outputs",
+    ("diffusion", "beam"): "beam search cannot work",
+    ("diffusion", "plp"): "prompt_logprobs",
     ("pooling", "ep"): "parallel.tp=2",
     ("pooling", "tp"): "parallel.tp=2",
     ("pooling", "pp"): "parallel.pp=2",
@@ -65,22 +71,23 @@ REFUSED: dict[Pair, str] = {
     ("sim", "plp"): "prompt_logprobs needs an executor with logits",
     ("gram", "beam"): "structured_outputs",
     ("beam", "plp"): "prompt_logprobs",
-    **{pair: "model_type 'sdar'" for pair in PAIRS if "diffusion" in pair},
 }
 """Pairs that are refused: what the ValueError says, with the field in it."""
 OFF: dict[Pair, str] = {
-    ("encoder", "rec"): "rec",
     ("pooling", "rec"): "rec",
     ("states", "rec"): "rec",
+    ("diffusion", "rec"): "rec",
     ("ep", "rec"): "rec",
     ("tp", "rec"): "rec",
     ("pp", "rec"): "rec",
     ("spec", "beam"): "spec",
     ("prefix", "plp"): "prefix",
 }
-"""Pairs of which one is left out on a CPU, and which: what comes out is the same. Decodes are not recorded with the first six,
+"""Pairs of which one is left out on a CPU, and which: what comes out is the same. Decodes are not recorded with the first seven,
 a step of a beam is one token, and a prompt whose log-probabilities are wanted is computed."""
-NONE: dict[Pair, str] = {("encoder", "states"): "no model has both", ("images", "states"): "no model has both"}
+NONE: dict[Pair, str] = {
+    pair: "no model has both" for pair in combinations(("images", "encoder", "states", "diffusion"), 2) if pair not in REFUSED
+}
 """Pairs that there is nothing to ask for."""
 
 

@@ -1482,6 +1482,36 @@ MUTANTS = [
         "of equal adapters the host keeps two", _ADAPTERS, "self._executor.drop_adapter(loaded.key)  # it holds", "pass  # it holds"
     ),
     Mutant("new weights in place are the old ones", _ADAPTERS, "known is None or request.load_inplace or", "known is None or"),
+    Mutant("an adapter that could not be read never can be", _ADAPTERS, " or known.failure else known", " else known"),
+    Mutant(
+        "requests are no use of an adapter",
+        _ADAPTERS,
+        "        weights.last_used = next(self._clock)\n        if not self._slots",
+        "        if not self._slots",
+    ),
+    Mutant(
+        "adapters that are waited for leave the host",
+        _ADAPTERS,
+        "weights.is_pinned or weights.adapters & self._asked",
+        "weights.is_pinned",
+    ),
+    Mutant("new weights in place are not pinned", _ADAPTERS, "adapter.pinned = before.pinned", "adapter.pinned = False"),
+    Mutant("pinned adapters lose their slots", _ADAPTER_SLOTS, "(weights.is_pinned or (empties", "((empties"),
+    Mutant("slots stay in use after a failure", _ADAPTERS, "            weights.users.clear()\n", "            pass\n"),
+    Mutant(
+        "an adapter has another slot's number",
+        _ADAPTER_SLOTS,
+        "self._loads.append((slot, weights",
+        "self._loads.append((0, weights",
+    ),
+    Mutant(
+        "one of several engines keeps what others could not read",
+        _SERVED_ADAPTERS,
+        "                    await self._engine.remove_lora(lora_id)\n",
+        "                    pass\n",
+    ),
+    Mutant("a matrix may come twice", _PEFT, 'match["matrix"]), name)) != name:', 'match["matrix"]), name)) is None:'),
+    Mutant("ranks expand their part of what is shrunk", _LORA_LAYERS, "        if self.reduce is not None:", "        if False:"),
     Mutant("rsLoRA scales as LoRA", _PEFT_CONFIG, "rank**0.5 if self.rslora else rank", "rank"),
     Mutant("patterns of ranks are of whole names", _PEFT_CONFIG, 'rf"(.*\\.)?({pattern})$"', 'rf"({pattern})$"'),
     Mutant("rows of B keep the order of the disk", _PEFT, "            b = b[part.rows_on_disk]\n", "            pass\n"),
@@ -1687,7 +1717,6 @@ MUTANTS = [
     ),
     Mutant("norms within attention are passed over", f"{_IMAGE_GENERATION}load.py", "        if unknown:\n", "        if False:\n"),
     Mutant("heads see each other's scale", f"{_IMAGE_GENERATION}load.py", "layer.scale, None", "1.0, None"),
-    Mutant("weights that are missing are made up", f"{_IMAGE_GENERATION}load.py", "    if missing:", "    if False:"),
     Mutant("images that are no numbers are black", _IMAGE_PIPELINE, " and np.isfinite(found.images).all()", ""),
     Mutant("calls are counted of all images", _IMAGE_PIPELINE, "            kernel.calls = 0\n", "            pass\n"),
     Mutant("all images have one noise", _IMAGE_PIPELINE, "manual_seed(seed + i)", "manual_seed(seed)"),
@@ -1701,4 +1730,8 @@ MUTANTS = [
     Mutant(
         "keys that nothing reads are passed over", _IMAGE_PIPELINE, "    _refuse_unread(config, EngineConfig())\n", "    pass\n"
     ),
+    Mutant(
+        "missing weights are random", f"{_IMAGE_GENERATION}load.py", "        if wrong := sorted(", "        if False and sorted("
+    ),
+    Mutant("parts may be of any class", f"{_IMAGE_GENERATION}index.py", "if found[part][1] != CLASSES[part]:", "if False:"),
 ]

@@ -6,7 +6,9 @@ first arrival to the last token. Goodput = requests per second that meet every S
 Of several engines, requests and time are pooled; a maximum is that of one engine.
 prefix_hit_rate_bound = what a cache that forgets nothing would find, as a trace's own names of blocks tell. ttft_priority_N: of the
 requests of that priority, where there are several.
-chunk_gap = gaps between the outputs of a request, pooled, where drafts were checked, so that tokens come several at once.
+tokens_per_pass = output tokens / passes over a canvas of a request (block diffusion).
+chunk_gap = gaps between the outputs of a request, pooled, where drafts were checked or canvases denoised, so that tokens come
+several at once.
 mean_acceptance_length = tokens per row and step whose drafts were checked: 1 + accepted drafts / such rows. acceptance_rate_posI =
 accepted drafts at position I (from 0 on) / drafts there.
 """
@@ -94,7 +96,7 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
         "itl": gaps([request.token_times_s for request in served]),
         "e2e": np.array([e2e_s(request) for request in served]),
     }
-    if any(run.drafts.drafts):
+    if any(run.drafts.drafts) or run.num_denoising_passes:
         latencies["chunk_gap"] = latencies["itl"][latencies["itl"] > 0]
     for name, values in latencies.items():
         metrics.update(distribution(name, values, percentiles))

@@ -130,7 +130,7 @@ def test_every_step_has_the_priority_and_the_salt_of_its_request() -> None:
     asked: list[tuple[str | None, int]] = []
 
     class Stub:
-        inputs = SimpleNamespace(eos_token_ids=(), tokenizer=None)
+        inputs = SimpleNamespace(eos_token_ids=(), tokenizer=None, check_beams=lambda: None)
         info = SimpleNamespace(max_model_len=100)
 
         async def generate(

@@ -216,16 +216,14 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ImagePipeline(str(tmp_path), device="cpu")
 
 
-def change_weights(part: Path, name: str = "", drop: bool = False) -> None:
-    """Of a part's first weight that begins with the name: it is no number any more, or not there."""
+def change_weights(part: Path, name: str) -> None:
+    """Of a part's first weight that begins with the name: it is no number any more."""
     from safetensors.torch import load_file, save_file
 
     file = next(part.glob("*.safetensors"))
     weights = load_file(file)
     first = min(key for key in weights if key.startswith(name))
     weights[first] *= float("nan")
-    if drop:
-        del weights[first]
     save_file(weights, file, metadata={"format": "pt"})
 
 
@@ -235,6 +233,22 @@ def broken(source: Path, target: Path, change: Callable[[Path], None]) -> str:
     return str(target)
 
 
+def without(part: str, name: str) -> Callable[[Path], None]:
+    """A change that takes the weights away whose names end so."""
+    return lambda folder: rewritten(folder / part, lambda found: {key: x for key, x in found.items() if not key.endswith(name)})
+
+
+def with_more(part: str) -> Callable[[Path], None]:
+    return lambda folder: rewritten(folder / part, lambda found: {**found, "another": next(iter(found.values())).clone()})
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = next(folder.glob("*.safetensors"))
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -242,8 +256,9 @@ def broken(source: Path, target: Path, change: Callable[[Path], None]) -> str:
         (lambda folder: next((folder / "vae").glob("*.safetensors")).write_bytes(b"\0" * 64), "diffusers .* refuses it"),
         (lambda folder: (folder / "unet" / "config.json").write_text("{"), "diffusers .* refuses it"),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), "names tokenizer"),
-        (lambda folder: change_weights(folder / "unet", drop=True), "lack 1 weights, as unet: "),
-        (lambda folder: change_weights(folder / "text_encoder", drop=True), "lack 1 weights, as text_encoder: "),
+        (without("unet", "conv_in.bias"), "weights of unet do not fit.*missing_keys.*conv_in.bias"),
+        (without("text_encoder", "final_layer_norm.bias"), "weights of text_encoder do not fit.*final_layer_norm.bias"),
+        (with_more("vae"), "weights of vae do not fit.*unexpected_keys.*another"),
     ],
 )
 def test_broken_folders_are_refused(

@@ -25,6 +25,9 @@ from framework.models.read import read_model
 from framework.outputs import RequestOutput
 from framework.sampling_params import BeamSearchParams, RequestOutputKind, StructuredOutputsParams
 from framework.speculation.config import SpeculativeConfig
+from framework.study.driver import run_workload
+from framework.study.metrics import SLOConfig, compute_metrics
+from framework.study.workload import WorkloadRequest
 from framework.worker.teacher_forcing import TeacherForcing
 
 from .canvases import LLaDA2, Logits, Loop, of_library
@@ -346,6 +349,17 @@ def test_a_draw_is_of_the_models_distribution(folder: Path) -> None:
     likely = probs > 0.03
     error = (drawn[likely] / count - probs[likely]).abs() / (probs[likely] * (1 - probs[likely]) / count).sqrt()
     assert likely.sum() >= 3 and error.max() < 4
+
+
+def test_the_llm_generates_and_a_run_says_how_many_passes_it_took(folder: Path) -> None:
+    found, prompts = example("sdar", folder), [some_tokens(count, count) for count in (6, 9)]
+    settings: dict[str, Any] = {"dtype": "float32", "skip_tokenizer_init": True, "num_gpu_blocks_override": 50}
+    llm = LLM(str(found.folder), diffusion_config={"threshold": 0.0}, **settings)
+    expected = [[found.loop(threshold=0.0).generate(prompt, 10)[0]] for prompt in prompts]
+    assert tokens(llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], greedy(10))) == expected
+    workload = [WorkloadRequest(0.0, prompt, greedy(10), user) for user, prompt in enumerate(prompts)]
+    metrics = compute_metrics(run_workload([llm.engine], workload), SLOConfig())
+    assert metrics["num_denoising_passes"] == 3 + 3 and "chunk_gap_mean_s" in metrics and metrics["tokens_per_pass"] == 20 / 6
 
 
 SHARED = some_tokens(44, 99)

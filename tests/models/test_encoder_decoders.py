@@ -226,13 +226,13 @@ def test_decodes_are_replayed(kind: str, folder: Path, monkeypatch: pytest.Monke
         )
         for i, n in enumerate(lengths)
     ]
-    found, scheduler = example(kind, folder), SchedulerConfig(max_num_seqs=3)
-    expected = tokens(run(build(found, scheduler=scheduler, graphs=GraphConfig(enabled=False)), jobs))
+    found, small = example(kind, folder), CacheConfig(block_size=2, num_blocks=600)  # tables of many columns
+    settings: dict[str, Any] = {"scheduler": SchedulerConfig(max_num_seqs=3), "cache": small}
+    expected = tokens(run(build(found, graphs=GraphConfig(enabled=False), **settings), jobs))
     assert not replayed
-    assert tokens(run(build(found, scheduler=scheduler), jobs)) == expected
+    assert tokens(run(build(found, **settings), jobs)) == expected
     assert set(replayed) == {1, 2, 3}, "every step of decodes"
-    padded = GraphConfig(batch_sizes=[3])
-    assert tokens(run(build(found, scheduler=scheduler, graphs=padded), jobs)) == expected
+    assert tokens(run(build(found, graphs=GraphConfig(batch_sizes=[3]), **settings), jobs)) == expected
 
 
 def test_tokens_that_are_suppressed(folder: Path, tmp_path: Path) -> None:

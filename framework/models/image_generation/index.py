@@ -15,10 +15,15 @@ PIPELINES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Classes of the library that can be run -> the parts that each needs."""
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
-_CLASSES: Mapping[str, str] = MappingProxyType(
-    {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+CLASSES: Mapping[str, str] = MappingProxyType(
+    {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    }
 )
-"""That a part must have: for another, weights would be made up."""
+"""What each part with weights must be."""
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 """Where classes of parts may come from; the last is the library's own name for that of safety checkers."""
 
@@ -33,9 +38,11 @@ def read_index(name: str, folder: Path) -> tuple[str, frozenset[str]]:
         raise ValueError(f"model {name!r} cannot make images: {PIPELINE_FILE} has {', '.join(unknown)}, which {kind} does not take")
     if missing := [part for part in PIPELINES[kind] if part not in parts]:
         raise ValueError(f"model {name!r} cannot make images: {PIPELINE_FILE} has no {', '.join(missing)}, which {kind} needs")
-    for part in PIPELINES[kind]:
-        if (theirs := found[part][1]) != (ours := _CLASSES.get(part, theirs)):
-            raise ValueError(f"model {name!r} cannot make images: its {part} is a {theirs}; only {ours} can be run")
+    for part in CLASSES.keys() & parts:
+        if found[part][1] != CLASSES[part]:
+            raise ValueError(
+                f"model {name!r} cannot make images: its {part} is a {found[part][1]}; only {CLASSES[part]} can be run"
+            )
     if absent := [part for part in PIPELINES[kind] if not (folder / part).is_dir()]:
         raise ValueError(
             f"model {name!r} cannot make images: {PIPELINE_FILE} names {', '.join(absent)}, but has no such folder beside it"

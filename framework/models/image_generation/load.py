@@ -10,13 +10,12 @@ import transformers
 
 from ...config import ModelConfig
 from ...plan import KernelPlan
-from ..hub import PIPELINE_FILE, pipeline_folder, read_json
+from ..hub import PIPELINE_FILE, pipeline_folder
 from ..layers.paged_attention import AttentionKernels, AttentionShape
 from ..transformers_model import swap_linears
 from .attention import KernelAttention
-from .index import OPTIONAL, read_index
+from .index import CLASSES, OPTIONAL, read_index
 
-_WITH_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _UNKNOWN = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "added_kv_proj_dim")
 """What an attention layer of the library may have besides its projections, and ours do not."""
 
@@ -67,22 +66,21 @@ def _read(diffusers: Any, config: ModelConfig, dtype: torch.dtype) -> Any:
     given: dict[str, Any] = {part: None for part in OPTIONAL if part not in parts}
     if kind == "StableDiffusionPipeline" and "safety_checker" in given:
         given["requires_safety_checker"] = False
-    index, missing = read_json(folder, PIPELINE_FILE), list[str]()
     try:
-        for part in parts & set(_WITH_WEIGHTS):
-            theirs = getattr(transformers if index[part][0] == "transformers" else diffusers, index[part][1])
-            given[part], report = theirs.from_pretrained(
-                folder / part, dtype=dtype, local_files_only=True, output_loading_info=True
-            )
-            missing += (f"{part}: {weight}" for weight in report["missing_keys"])
-        pipeline = getattr(diffusers, kind).from_pretrained(folder, dtype=dtype, local_files_only=True, **given)
+        for part in CLASSES.keys() & parts:
+            given[part] = _model(transformers if part.startswith("text") else diffusers, CLASSES[part], folder / part, dtype)
+        return getattr(diffusers, kind).from_pretrained(folder, dtype=dtype, local_files_only=True, **given)
     except Exception as error:  # parts check themselves, each in its way
         raise _refused(diffusers, config, error) from error
-    if missing:  # which the libraries make up
-        raise ValueError(
-            f"model {config.name!r} cannot make images: its files lack {len(missing)} weights, as {', '.join(sorted(missing)[:3])}"
-        )
-    return pipeline
+
+
+def _model(library: Any, kind: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """A part with weights. Raises ValueError for a checkpoint that does not fit: the libraries would go on with random weights."""
+    model, report = getattr(library, kind).from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
+    for found, names in report.items():
+        if wrong := sorted(str(name) for name in names if not str(name).endswith("position_ids")):  # older files have these
+            raise ValueError(f"the weights of {folder.name} do not fit its config.json: {found} {wrong[:20]}")
+    return model
 
 
 def _download(diffusers: Any, config: ModelConfig) -> Path:

@@ -393,6 +393,97 @@ def test_the_last_slot_is_not_pinned_under_those_that_wait() -> None:
     assert engine.pin_lora(1)
 
 
+def test_what_was_used_last_stays_on_the_host() -> None:
+    for use in ("request", "load"):
+        engine = engine_with(2, 2)
+        engine.add_lora(lora(1))
+        engine.add_lora(lora(2))
+        if use == "load":
+            engine.add_lora(lora(1))
+        else:
+            add(engine, "a", [1], lora(1))
+            finish(engine)
+        engine.add_lora(lora(3))
+        assert engine.list_loras() == {1, 3}, use
+
+
+def test_who_waits_for_a_slot_is_read_once() -> None:
+    """Others who wait do not take its place on the host."""
+    engine = engine_with(1, 2)
+    host, reads = watched(engine), list[int]()
+    load = host.load_adapter
+
+    def counted(request: LoRARequest) -> Any:
+        reads.append(request.lora_int_id)
+        return load(request)
+
+    host.load_adapter = counted  # type: ignore[method-assign]
+    for number in (1, 2, 3):
+        add(engine, str(number), [1], lora(number), 12)
+    finish(engine)
+    assert sorted(reads) == [1, 2, 3]
+
+
+def test_a_read_that_failed_is_tried_again() -> None:
+    """Also while a request waits that has not heard of it."""
+    engine = engine_with(1, max_num_seqs=1)
+    host = watched(engine, slow=True)
+    add(engine, "base", [1], None, 12)
+    engine.step()
+    add(engine, "a", [1], lora(1))
+    is_loaded = engine.start_lora(lora(1))
+    host.reads[1].error, host.reads[1].may_end = ValueError("no such file"), True
+    host.held.clear()  # nothing came of it
+    with pytest.raises(ValueError, match="no such file"):
+        is_loaded()
+    host.slow = False
+    assert engine.add_lora(lora(1)) and engine.list_loras() == {1}
+    assert finish(engine)["base"].error is None
+
+
+def test_a_pin_outlives_new_weights_in_place() -> None:
+    engine = engine_with(2, 2)
+    engine.add_lora(lora(1))
+    assert engine.pin_lora(1) and engine.pin_lora(1)
+    engine.add_lora(lora(1, 1, inplace=True))
+    for number in (2, 3, 4):
+        engine.add_lora(lora(number))
+    assert engine.list_loras() == {1, 4}
+    assert engine.pin_lora(4) and engine.pin_lora(1), "it is pinned already"
+
+
+def test_slots_are_free_when_all_requests_were_ended() -> None:
+    engine = engine_with(1)
+
+    def broken(now_s: float) -> Any:
+        raise RuntimeError("it broke")
+
+    add(engine, "a", [1], lora(1), 20)
+    engine.step()
+    engine.scheduler.schedule = broken  # type: ignore[method-assign, assignment]
+    assert "it broke" in str(finish(engine)["a"].error)
+    add(engine, "b", [1], lora(2))
+    assert tokens_of(finish(engine)["b"]) == alone([1], lora(2))
+
+
+def test_a_pinned_adapter_keeps_its_slot() -> None:
+    engine = engine_with(2, 4)
+    host, filled = watched(engine), list[int]()
+    submit = host.submit
+
+    def watching(step: StepInput) -> Any:
+        filled.extend(slot for slot, _ in step.lora_loads)
+        return submit(step)
+
+    host.submit = watching  # type: ignore[method-assign]
+    for number in (1, 2, 3):
+        add(engine, "a", [1], lora(number))
+        finish(engine)
+        if number == 1:
+            engine.pin_lora(1)
+    assert filled == [0, 1, 1]
+
+
 def test_an_engine_without_adapters_refuses_them() -> None:
     engine = make_engine()
     with pytest.raises(ValueError, match=r"asks for the adapter 'adapter-1'.*enable_lora=True"):

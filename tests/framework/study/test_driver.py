@@ -63,6 +63,7 @@ class OneSecondEngine:
         return SimpleNamespace(
             num_preemptions=self.steps,
             num_chunked_prefills=0,
+            num_denoising_passes=2 * self.steps,
             prefix_query_tokens=10 * self.steps,
             prefix_hit_tokens=self.steps,
             drafts=DraftCounts((self.steps,), (self.steps,)),

@@ -78,8 +78,21 @@ def prepare_kernel(
     gate, rate = _gates(a_ptrs, b_ptrs, inside, a_log_ptr, dt_bias_ptr, head)
     total = tl.cumsum(gate, axis=0)
     between = decay_between(total)
-    scores = product(q, tl.trans(k), k_ptr.dtype.element_ty, C.INTERPRET) * between * q_scale[:, None] * k_scale[None, :]
-    alike = product(k, tl.trans(k), q_ptr.dtype.element_ty, C.INTERPRET) * (rate * k_scale)[:, None] * k_scale[None, :]
+    if C.SLICE < C.BLOCK_K:
+        scores, alike = tl.zeros((C.CHUNK, C.CHUNK), tl.float32), tl.zeros((C.CHUNK, C.CHUNK), tl.float32)
+        for begin in range(0, C.BLOCK_K, C.SLICE):
+            part = begin + tl.arange(0, C.SLICE)
+            mask = inside[:, None] & (part < C.K_DIM)[None, :]
+            of_q, of_k = n[:, None] * stride_q + part[None, :], n[:, None] * stride_k + part[None, :]
+            q_part = tl.load(q_ptr + first * stride_q + k_head + of_q, mask=mask, other=0.0)
+            k_part = tl.load(k_ptr + first * stride_k + k_head + of_k, mask=mask, other=0.0)
+            scores += product(q_part, tl.trans(k_part), k_ptr.dtype.element_ty, C.INTERPRET)
+            alike += product(k_part, tl.trans(k_part), q_ptr.dtype.element_ty, C.INTERPRET)
+    else:
+        scores = product(q, tl.trans(k), k_ptr.dtype.element_ty, C.INTERPRET)
+        alike = product(k, tl.trans(k), q_ptr.dtype.element_ty, C.INTERPRET)
+    scores *= between * q_scale[:, None] * k_scale[None, :]
+    alike *= (rate * k_scale)[:, None] * k_scale[None, :]
     lower = tl.where(n[:, None] > n[None, :], alike * between, 0.0)
     solved = _inverse(lower) * rate[None, :]
     v = tl.load(v_ptr + first * stride_v + head * C.V_DIM + n[:, None] * stride_v + e[None, :], mask=v_mask, other=0.0)

@@ -27,13 +27,15 @@ from ._kernels import prepare_kernel, recurrent_kernel, scan_kernel
 
 
 class Constants(NamedTuple):
-    """What a kernel is compiled for. GROUP: value heads of a key head; NUM_HEADS: of values."""
+    """What a kernel is compiled for. GROUP: value heads of a key head; NUM_HEADS: of values; SLICE: of a key's BLOCK_K numbers, how
+    many products take at a time."""
 
     NUM_HEADS: int
     GROUP: int
     K_DIM: int
     V_DIM: int
     BLOCK_K: int
+    SLICE: int
     BLOCK_V: int
     CHUNK: int
     MAX_RECURRENT: int
@@ -62,6 +64,8 @@ class GatedDeltaRuleTriton:
             usual = {"chunk": 16, "block_v": 16, "num_warps": 8, "num_stages": 2}
         elif spec.arch.startswith(("sm_8", "gfx")):  # whose matrix instructions have fewer rows
             usual |= {"chunk": 32, "block_v": 16, "num_stages": 3}
+        # Without matrix instructions a thread holds whole rows of both factors.
+        self.slice = 32 if spec.dtype == torch.float32 else 1024
         self.options = {name: options[name] or value for name, value in usual.items()}
         self.prepare_warps = 4 if self.options["chunk"] == 32 else 8
         self.max_recurrent = options["max_recurrent"]
@@ -75,7 +79,8 @@ class GatedDeltaRuleTriton:
                 GROUP=v[0] // k[0],
                 K_DIM=k[1],
                 V_DIM=v[1],
-                BLOCK_K=max(16, next_power_of_2(k[1])),
+                BLOCK_K=(block_k := max(16, next_power_of_2(k[1]))),
+                SLICE=min(block_k, self.slice),
                 BLOCK_V=min(self.options["block_v"], max(16, next_power_of_2(v[1]))),
                 CHUNK=self.options["chunk"],
                 MAX_RECURRENT=self.max_recurrent,

@@ -130,6 +130,8 @@ def tile_config(spec: Spec) -> dict[str, int]:
             num_warps = 2  # each warp converts all keys and values of a tile
     elif spec.arch.startswith("sm_8") and head_dim > 64:
         block_m, block_n, num_warps = 64, 32, 8 if wide or converts else 4
+    elif spec.arch.startswith("sm_8") and spec.fact("position_bias", False):
+        block_n = 32  # a tile of biases passes through shared memory and registers beside the keys
     return {"block_m": block_m, "block_n": block_n, "num_warps": num_warps, "num_stages": num_stages}
 
 

@@ -51,7 +51,7 @@ def test_a_pipeline_has_the_parts_that_lie_there(tmp_path: Path) -> None:
         ({"unet": None}, "has no unet"),
         ({"unet": [None, None]}, "has no unet"),
         ({"unet": ["diffusers", "UNet3DConditionModel"]}, "UNet3DConditionModel"),
-        ({"text_encoder": ["transformers", "BertModel"]}, "text_encoder is a BertModel; only CLIPTextModel"),
+        ({"text_encoder": ["transformers", "T5EncoderModel"]}, "T5EncoderModel; only CLIPTextModel"),
         ({"unet": ["my_unet", "UNet2DConditionModel"]}, "'my_unet'.*code of checkpoints is not run"),
         ({"unet": ["diffusers"]}, r"unet=\['diffusers'\]"),
         ({"unet": [1, "UNet2DConditionModel"]}, "unet="),
