@@ -13,7 +13,7 @@ QUALITY_KEY = "window_tokens"
 """A setting that every run of the quality study has, and no other."""
 _BEARING = ("model.", "quant.", "choice.", "cache.dtype", "plugins")
 _NOT_BEARING = (
-    *(f"model.{key}" for key in ("generation_config", "skip_tokenizer", "max_logprobs")),
+    *(f"model.{key}" for key in ("generation_config", "skip_tokenizer", "max_logprobs", "limit_mm_per_prompt")),
     *(f"choice.{op}" for op in ("apply_penalties", "sample", "gather_logprobs", "filter_logits", "verify_draft", "copy_blocks")),
 )
 
