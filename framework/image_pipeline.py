@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
+import reprlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,6 +15,7 @@ from .config import EngineConfig
 from .config_checks import require
 from .engine_args import engine_config
 from .interpreter import enable_interpreter
+from .sampling_params import is_unicode
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +27,6 @@ _READ = frozenset(
     }
 )
 """Keys of EngineConfig that mean something here."""
-_SURROGATES = re.compile("[\ud800-\udfff]")
 MAX_SIDE = 4096
 """Pixels. The largest models were trained on 1024; attention takes the fourth power of a side."""
 MAX_IMAGES = 64
@@ -96,6 +97,7 @@ class ImagePipeline:
         self._plan = KernelPlan.from_config(config, opened.torch, getattr(torch, dtype), opened.arch)
         self._pipeline = load_pipeline(config.model, self._plan, opened.torch, dtype, preferred_block_size(opened.arch))
         self._plan.check_bound()
+        self._lock = threading.Lock()
         self._unet_starts: list[float] = []
         self._pipeline.library.unet.register_forward_pre_hook(lambda *_: self._unet_starts.append(self._now()))
 
@@ -116,7 +118,7 @@ class ImagePipeline:
         seed: int | None = None,
         use_tqdm: bool = True,
     ) -> GeneratedImages:
-        """Makes an image of each prompt, all side by side.
+        """Makes an image of each prompt, all side by side. Calls of several threads wait for each other.
 
         negative_prompt  what to keep away from: one for all, or one each; only with a guidance_scale above 1
         num_inference_steps  at most those that the scheduler was trained with
@@ -124,7 +126,7 @@ class ImagePipeline:
         height, width    in pixels; None: as the model was trained
         seed             of the first image's noise, and one more for each further; None: the pipeline's
 
-        Raises ValueError for arguments that cannot work, naming them."""
+        Raises ValueError for arguments that cannot work, naming them; RuntimeError for images that are no numbers."""
         prompts = _texts(prompt, "prompt")
         most = self.library.scheduler.config.num_train_timesteps
         _check_number("num_inference_steps", num_inference_steps, int, 1, most)
@@ -132,9 +134,17 @@ class ImagePipeline:
         seed = self._seed if seed is None else seed
         _check_number("seed", seed, int, 0, 2**63 - 1 - MAX_IMAGES)
         negative = self._negative(negative_prompt, len(prompts), guidance_scale)
-        for name, texts in (("prompt", prompts), ("negative_prompt", negative or [])):
-            self._check_lengths(name, texts)
         sides = {"height": self._side("height", height), "width": self._side("width", width)}
+        given: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **sides}
+        with self._lock:
+            for name, texts in (("prompt", prompts), ("negative_prompt", negative or [])):
+                self._check_lengths(name, texts)
+            return self._generate(prompts, negative, seed, use_tqdm, given)
+
+    def _generate(
+        self, prompts: list[str], negative: list[str] | None, seed: int, use_tqdm: bool, given: dict[str, Any]
+    ) -> GeneratedImages:
+        """given: further arguments of the library's."""
         for kernel in self._plan.bound:
             kernel.calls = 0
         self._unet_starts.clear()
@@ -144,6 +154,7 @@ class ImagePipeline:
             last.update(tensors, ended=self._now())
             return tensors
 
+        import numpy as np
         import torch
 
         self.library.set_progress_bar_config(disable=not use_tqdm)
@@ -151,18 +162,20 @@ class ImagePipeline:
             found = self.library(
                 prompts,
                 negative_prompt=negative,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
                 generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
                 callback_on_step_end=keep,
                 callback_on_step_end_tensor_inputs=["latents"],
-                **sides,
+                output_type="np",
+                **given,
             )
         finally:
             self._pipeline.forget()
+        if not (last["latents"].isfinite().all() and np.isfinite(found.images).all()):
+            raise RuntimeError("the model computed no numbers: its weights have none, or dtype has too small a range; try float32")
         flagged = getattr(found, "nsfw_content_detected", None) or [False] * len(prompts)
         seconds = [end - start for start, end in pairwise([*self._unet_starts, last["ended"]])]
-        return GeneratedImages(found.images, last["latents"].float().cpu(), flagged, seconds, self._plan.report())
+        images = self.library.image_processor.numpy_to_pil(found.images)
+        return GeneratedImages(images, last["latents"].float().cpu(), flagged, seconds, self._plan.report())
 
     def _now(self) -> float:
         """Once the device has done what it was given."""
@@ -178,7 +191,7 @@ class ImagePipeline:
         require(
             guidance_scale > 1, "guidance_scale", guidance_scale, "above 1 beside a negative_prompt, which nothing reads otherwise"
         )
-        texts = [given] * count if isinstance(given, str) else _texts(given, "negative_prompt")
+        texts = _texts(given, "negative_prompt") * (count if isinstance(given, str) else 1)
         require(len(texts) == count, "negative_prompt", given, f"one text, or {count}, as there are prompts")
         return texts
 
@@ -196,7 +209,9 @@ class ImagePipeline:
         unit = math.lcm(8, factor)
         if asked is None:
             size = self.library.unet.config.sample_size
-            asked = (size if isinstance(size, int) else size[name == "width"]) * factor
+            sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+            require(all(isinstance(side, int) for side in sides), name, None, f"given: the sample_size of the UNet is {size!r}")
+            asked = sides[name == "width"] * factor
         _check_number(name, asked, int, unit, MAX_SIDE)
         require(asked % unit == 0, name, asked, f"a multiple of {unit}")
         return asked
@@ -204,12 +219,10 @@ class ImagePipeline:
 
 def _texts(given: Any, name: str) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, list | tuple) else []
-    require(
-        texts and len(texts) <= MAX_IMAGES and all(isinstance(text, str) and not _SURROGATES.search(text) for text in texts),
-        name,
-        given,
-        f"a text, or a list of 1 to {MAX_IMAGES}, without half characters (surrogates)",
-    )
+    if not 0 < len(texts) <= MAX_IMAGES or not all(isinstance(text, str) and is_unicode(text) for text in texts):
+        raise ValueError(
+            f"{name}={reprlib.repr(given)} cannot work: it must be a text that UTF-8 can hold, or a list of 1 to {MAX_IMAGES}"
+        )
     return texts
 
 

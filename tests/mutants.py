@@ -1688,6 +1688,7 @@ MUTANTS = [
     Mutant("a language is never heard", _SPEECH, "begin[1:2] = [None]", "pass"),
     Mutant("a language stands beside what is forced", _SPEECH, "if known is action is None else ()", ""),
     Mutant("times are kept out twice", _SPEECH, "and begin[-1] != self.no_timestamps", ""),
+    Mutant("sound of any loudness is heard", _SOUND, "if not np.isfinite(features).all():", "if False:"),
     Mutant("a file has one channel", _SOUND, "block.mean(axis=1)", "block[:, 0]"),
     Mutant("every file has the model's rate", _SOUND, "soxr.resample(waveform, rate, self.rate)", "waveform"),
     Mutant("long files are cut", _SOUND, "if len(waveform) > most:", "if False:"),
@@ -1720,6 +1721,7 @@ MUTANTS = [
     ),
     Mutant("norms within attention are passed over", f"{_IMAGE_GENERATION}load.py", "        if unknown:\n", "        if False:\n"),
     Mutant("heads see each other's scale", f"{_IMAGE_GENERATION}load.py", "layer.scale, None", "1.0, None"),
+    Mutant("images that are no numbers are black", _IMAGE_PIPELINE, " and np.isfinite(found.images).all()", ""),
     Mutant("calls are counted of all images", _IMAGE_PIPELINE, "            kernel.calls = 0\n", "            pass\n"),
     Mutant("all images have one noise", _IMAGE_PIPELINE, "manual_seed(seed + i)", "manual_seed(seed)"),
     Mutant(

@@ -25,7 +25,7 @@ class SoundFeatures:
 
     def __call__(self, sound: Any) -> np.ndarray:
         """sound: (waveform [samples], sampling rate in Hz) -> float32 [bins, frames]. Raises ValueError for what is none, for
-        another rate than the model's, and for more seconds than it reads."""
+        another rate than the model's, for more seconds than it reads, and for numbers whose squares are too large."""
         try:
             waveform, rate = sound
             samples = np.asarray(waveform, dtype=np.float32)
@@ -41,7 +41,10 @@ class SoundFeatures:
                 f"the audio has {seconds} s, but the model reads at most {self.most / rate:g} s (encoder_prompt): cut it"
             )
         found = self._extractor(samples, sampling_rate=rate, return_tensors="np")
-        return np.ascontiguousarray(found["input_features"][0], dtype=np.float32)
+        features = np.ascontiguousarray(found["input_features"][0], dtype=np.float32)
+        if not np.isfinite(features).all():
+            raise ValueError(f"an audio waveform has numbers from -1 to 1; found one of {np.abs(samples).max():g}: scale it")
+        return features
 
     @property
     def rate(self) -> int:

@@ -66,8 +66,13 @@ async def _body(request: Request) -> TranscriptionBody:
     """Raises APIError for a form that is none, and for what cannot be asked for."""
     if find_spec("python_multipart") is None:
         raise NotImplementedError("forms need python-multipart, which is not installed: pip install 'kernelswap[audio]'")
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+    from python_multipart.multipart import parse_options_header
+
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    if kind != _FORM.encode():
         raise APIError(400, f"the body must be a form ({_FORM}) with a sound as its `file`")
+    if b"--%b--" % options.get(b"boundary", b"") not in await request.body():  # the library would drop the last field
+        raise APIError(400, "the form is cut off: it does not end with its boundary")
     given: dict[str, Any] = {}
     async with request.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES) as form:
         for name, value in form.multi_items():

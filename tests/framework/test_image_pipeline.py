@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -142,8 +145,10 @@ def test_bfloat16_runs(folder: Callable[[str], Path]) -> None:
         ({"prompt": 5}, "prompt=5"),
         ({"prompt": []}, "prompt="),
         ({"prompt": ["a", None]}, "prompt="),
-        ({"prompt": "a \ud800"}, "prompt=.*surrogates"),
         ({"prompt": ["a"] * 65}, "prompt=.*1 to 64"),
+        ({"prompt": "a\ud800"}, "prompt=.*UTF-8"),
+        ({"prompt": ["a" * 10**6] * 65}, "^prompt=.{1,300}$"),
+        ({"negative_prompt": "\ud800"}, "negative_prompt=.*UTF-8"),
         ({"prompt": "a" * 200}, "prompt=.*202 tokens.*77"),
         ({"negative_prompt": "b" * 200}, "negative_prompt=.*77"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt=.*one text, or 1"),
@@ -211,6 +216,17 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ImagePipeline(str(tmp_path), device="cpu")
 
 
+def change_weights(part: Path, name: str) -> None:
+    """Of a part's first weight that begins with the name: it is no number any more."""
+    from safetensors.torch import load_file, save_file
+
+    file = next(part.glob("*.safetensors"))
+    weights = load_file(file)
+    first = min(key for key in weights if key.startswith(name))
+    weights[first] *= float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 def broken(source: Path, target: Path, change: Callable[[Path], None]) -> str:
     shutil.copytree(source, target)
     change(target)
@@ -250,6 +266,40 @@ def test_broken_folders_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"(?s)cannot make images.*{said}"):
         ImagePipeline(broken(folder("sd"), tmp_path / "broken", change), device="cpu")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_images_that_are_no_numbers_are_none(part: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Those of the vae come after latents that are."""
+    name = broken(folder("sd"), tmp_path / "broken", lambda folder: change_weights(folder / part, "decoder" * (part == "vae")))
+    with pytest.raises(RuntimeError, match="no numbers"):
+        ImagePipeline(name, device="cpu").generate("a", num_inference_steps=1, use_tqdm=False)
+
+
+@pytest.mark.parametrize("size", [None, 12.5, [], [12], "x"])
+def test_sizes_that_the_model_does_not_tell_must_be_given(size: Any, pipeline: ImagePipeline, monkeypatch: Any) -> None:
+    unet = SimpleNamespace(config=SimpleNamespace(sample_size=size))
+    library = SimpleNamespace(unet=unet, scheduler=pipeline.library.scheduler, vae_scale_factor=8)
+    monkeypatch.setattr(pipeline, "_pipeline", SimpleNamespace(library=library))
+    with pytest.raises(ValueError, match=r"height=None .*sample_size"):
+        pipeline.generate("a", num_inference_steps=1, use_tqdm=False)
+
+
+def test_calls_of_threads_wait_for_each_other(pipeline: ImagePipeline) -> None:
+    """The schedule of steps is the library's, and one."""
+    start = threading.Barrier(2)
+
+    def make(steps: int, *, wait: bool) -> Any:
+        if wait:
+            start.wait()
+        return pipeline.generate("a", num_inference_steps=steps, use_tqdm=False)
+
+    expected = [make(steps, wait=False) for steps in (3, 6)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda steps: make(steps, wait=True), (3, 6)))
+    for ours, alone in zip(found, expected):
+        assert ours.latents.equal(alone.latents) and len(ours.step_seconds) == len(alone.step_seconds)
+        assert ours.plan["linear"]["calls"] == alone.plan["linear"]["calls"]
 
 
 def test_attention_that_ours_has_not_is_refused(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ def test_channels_and_rates_are_brought_to_the_models(whisper: Whisper) -> None:
         (file(np.zeros((9, 9), np.float32)), {}, "9 channels"),
         (file(np.zeros(9, np.float32), 400_000), {}, "400000 samples a second"),
         (file(np.full(99, np.nan, np.float32), subtype="FLOAT"), {}, "finite numbers"),
+        (file(np.full(99, 1e30, np.float32), subtype="FLOAT"), {}, "numbers from -1 to 1; found one of 1e+30"),
         (file(waveform(1)), {"language": "xx"}, "language='xx' is none that the model knows: de, en"),
         (file(waveform(1)), {"temperature": "5"}, "temperature"),
         (file(waveform(1)), {"temperature": "warm"}, "temperature"),
@@ -216,6 +217,7 @@ def test_bodies_that_are_no_forms_are_refused(whisper: Whisper) -> None:
         (b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--", kind),
         (b"a", {"content-type": "multipart/form-data"}),
         (b"", kind),
+        (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + file(waveform(1)), kind),
     ):
         status, found = whisper.server.request("POST", path, body, headers)
         assert status == 400, found
