@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -51,13 +50,13 @@ class ServedAdapters:
             raise ValueError(f"{given} cannot work: this engine takes no adapters; build it with enable_lora=True (--enable-lora)")
         self._engine, self._reserved = engine, frozenset(model_names)
         self._folder = None if config.lora_dir is None else Path(config.lora_dir).resolve()
-        self._ids = itertools.count(1)
+        self._ids: dict[str, int] = {}  # a name that was unloaded keeps its own: requests on their way may come with it
         self._changing = asyncio.Lock()
         self._known: dict[str, LoRARequest] = {}
         self.allows_changes = config.enable_runtime_lora
         for name, path in config.lora_modules.items():
             self._check_name(name)
-            self._known[name] = LoRARequest(name, next(self._ids), path)
+            self._known[name] = LoRARequest(name, self._id_of(name), path)
 
     @property
     def known(self) -> Mapping[str, LoRARequest]:
@@ -73,10 +72,11 @@ class ServedAdapters:
                 raise ValueError(
                     f"the adapter {body.lora_name!r} is loaded already: unload it first, or give load_inplace=true for new weights"
                 )
-            lora_id = next(self._ids) if known is None else known.lora_int_id
+            in_place = body.load_inplace or body.lora_name in self._ids
+            lora_id = self._id_of(body.lora_name)
             path = str(await asyncio.to_thread(self._confined, body.lora_path))
             try:
-                await self._engine.add_lora(LoRARequest(body.lora_name, lora_id, path, body.load_inplace))
+                await self._engine.add_lora(LoRARequest(body.lora_name, lora_id, path, in_place))
             except Exception:
                 with suppress(Exception):  # one of several engines may have it, by a path that no request will come with
                     await self._engine.remove_lora(lora_id)
@@ -90,6 +90,9 @@ class ServedAdapters:
                 raise APIError(404, f"The adapter `{name}` does not exist.", "lora_name")
             await self._engine.remove_lora(self._known[name].lora_int_id)
             del self._known[name]
+
+    def _id_of(self, name: str) -> int:
+        return self._ids.setdefault(name, 1 + len(self._ids))
 
     def _check_name(self, name: str) -> None:
         if name in self._reserved:
@@ -107,7 +110,8 @@ class ServedAdapters:
                 raise ValueError(elsewhere)
             files = [file.resolve() for file in path.iterdir()]
         except (OSError, RuntimeError):  # the latter of links that lead in a circle
-            raise ValueError(f"lora_path={given!r} cannot work: --lora-dir has no such folder") from None
+            text = f"lora_path={given!r} cannot work: --lora-dir has no such folder, and a relative path begins there"
+            raise ValueError(text) from None
         if not all(file.is_relative_to(self._folder) for file in files):
             raise ValueError(elsewhere)
         return path

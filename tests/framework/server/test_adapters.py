@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -185,6 +186,27 @@ def test_an_adapter_in_use_stays(server: HTTPServer) -> None:
         assert status == 200 or "requests use it" in error["error"]["message"], error
         statuses.append(status)
     stream.close()
+
+
+def test_a_request_that_comes_behind_the_end_of_its_adapter_takes_its_name_from_nobody(
+    engine: AsyncEngine, server: HTTPServer, folder: Path
+) -> None:
+    """It was on its way when a client unloaded the adapter."""
+
+    async def come_late() -> None:
+        late = LoRARequest("late", 4, str((folder / "served" / "2").resolve()))
+        async for _ in engine.generate({"prompt_token_ids": PROMPT}, SamplingParams(max_tokens=1), "late", lora_request=late):
+            pass
+
+    assert server.post("/v1/load_lora_adapter", lora_name="other", lora_path="2")[0] == 200
+    assert server.post("/v1/unload_lora_adapter", lora_name="other")[0] == 200
+    assert server.post("/v1/load_lora_adapter", lora_name="late", lora_path="2")[0] == 200
+    assert server.post("/v1/unload_lora_adapter", lora_name="late")[0] == 200
+    asyncio.run(come_late())
+    for name in ("late", "other"):
+        status, error = server.post("/v1/load_lora_adapter", lora_name=name, lora_path="3")
+        assert status == 200, error
+    assert answer(server, "late") == answer(server, "other"), "of the new weights"
 
 
 def test_clients_change_nothing_unless_they_may(engine: AsyncEngine, folder: Path) -> None:
