@@ -24,6 +24,7 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.rglob("run.json"))]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_servers_is_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(answering(0.01, 0.01)) as quick, serving(answering(0.01, 0.2)) as slow:
         done = load(tmp_path, "-m", f"http.url={quick.url},{slow.url},http://127.0.0.1:9", "primary_metric=tpot_p50_s", "seed=5")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "experiments" / "peers_cpu.py"
 SHAPE = {
     "vocab_size": 128,
@@ -19,6 +21,7 @@ SHAPE = {
 }
 
 
+@pytest.mark.slow
 def test_both_engines_serve_the_same_requests(tmp_path: Path) -> None:
     overrides = [f"model.architecture.{key}={value}" for key, value in SHAPE.items()]
     command = [

@@ -126,6 +126,7 @@ def test_models_that_pool() -> None:
         llm.shutdown()
 
 
+@pytest.mark.slow
 def test_a_server_of_two_engines() -> None:
     """Started by its flags; counts by the label engine add up to what clients were told; when one is killed the other serves on;
     nothing is left at the end."""
