@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def section_of(kind: type[T], key: str, given: Mapping[str, Any], prefix: str) -> T:
+    """A section of the configuration from a mapping of its fields, which callers call ``key``. Raises ValueError for what is no
+    mapping, fields that the section does not have, and values of other types, which are then named with ``prefix``."""
+    require(isinstance(given, Mapping), key, given, "a dictionary")
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"{key} has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
+    section = kind(**given)
+    check_types(section, prefix)
+    return section
 
 
 def check_types(config: Any, prefix: str = "") -> None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from ..config_checks import require
+from ..config_checks import require, section_of
 from .request import FAILED_ROW, Request
 from .step import TokenLogprobs
 
@@ -35,10 +35,7 @@ class DiffusionConfig:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> DiffusionConfig:
         """Of a mapping of its fields."""
-        known = [field.name for field in fields(cls)]
-        if unknown := [key for key in given if key not in known]:
-            raise ValueError(f"diffusion_config has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
-        return cls(**given)
+        return section_of(cls, "diffusion_config", given, "diffusion.")
 
     def validate(self) -> None:
         """Raises ValueError as ``EngineConfig.validate`` does."""

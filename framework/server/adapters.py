@@ -72,9 +72,9 @@ class ServedAdapters:
                 raise ValueError(
                     f"the adapter {body.lora_name!r} is loaded already: unload it first, or give load_inplace=true for new weights"
                 )
+            path = str(await asyncio.to_thread(self._confined, body.lora_path))
             in_place = body.load_inplace or body.lora_name in self._ids
             lora_id = self._id_of(body.lora_name)
-            path = str(await asyncio.to_thread(self._confined, body.lora_path))
             try:
                 await self._engine.add_lora(LoRARequest(body.lora_name, lora_id, path, in_place))
             except Exception:

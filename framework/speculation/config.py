@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..config_checks import check_types, require
+from ..config_checks import require, section_of
 from .table import PROPOSERS, proposer_kind
 
 RULES = ("match", "standard", "synthetic")
@@ -75,12 +75,7 @@ class SpeculativeConfig:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> SpeculativeConfig:
         """Of a mapping of its fields."""
-        known = [field.name for field in fields(cls)]
-        if unknown := [key for key in given if key not in known]:
-            raise ValueError(f"speculative_config has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
-        config = cls(**given)
-        check_types(config, "speculative_config.")
-        return config
+        return section_of(cls, "speculative_config", given, "speculative_config.")
 
     @property
     def place(self) -> Literal["host", "device"] | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from ..config_checks import require
+from ..config_checks import require, section_of
 from .backends.table import AUTO, BACKENDS
 
 
@@ -32,13 +32,10 @@ class StructuredOutputsConfig:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> StructuredOutputsConfig:
         """Of a mapping of its fields, with backends also by vLLM's names."""
-        known = [field.name for field in fields(cls)]
-        if unknown := [key for key in given if key not in known]:
-            raise ValueError(f"structured_outputs_config has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
-        values = dict(given)
-        if values.get("backend") == "guidance":
-            values["backend"] = "llguidance"
-        return cls(**values)
+        section = section_of(cls, "structured_outputs_config", given, "structured_outputs.")
+        if section.backend == "guidance":
+            section.backend = "llguidance"
+        return section
 
     def validate(self) -> None:
         """Raises ValueError as ``EngineConfig.validate`` does."""

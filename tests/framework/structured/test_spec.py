@@ -10,6 +10,8 @@ import pytest
 
 from framework import SamplingParams
 from framework.config import EngineConfig
+from framework.engine.diffusion import DiffusionConfig
+from framework.speculation.config import SpeculativeConfig
 from framework.structured.config import StructuredOutputsConfig
 from framework.structured.spec import MAX_BYTES, MAX_REGEX_BYTES, StructuredOutputsParams
 
@@ -120,3 +122,10 @@ def test_the_configuration_is_checked() -> None:
     assert StructuredOutputsConfig.of({"backend": "guidance"}).backend == "llguidance"
     with pytest.raises(ValueError, match="has no 'bakend'; it has backend"):
         StructuredOutputsConfig.of({"bakend": "x"})
+    with pytest.raises(ValueError, match=r"structured_outputs\.num_threads='2' cannot work"):
+        StructuredOutputsConfig.of({"num_threads": "2"})
+    for of in (StructuredOutputsConfig.of, SpeculativeConfig.of, DiffusionConfig.of):
+        with pytest.raises(ValueError, match=r"_config=3 cannot work: it must be a dictionary"):
+            of(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"diffusion\.threshold='x' cannot work"):
+        DiffusionConfig.of({"threshold": "x"})
