@@ -204,7 +204,7 @@ class _StepTimes:
         self._seen.add((rows, k))
 
     def of(self, rows: int) -> dict[int, float]:
-        """By drafts. What was not seen with so many rows is as at the nearest number where it was, scaled by what was seen at both."""
+        """By drafts. What was not seen with so many rows is that of the nearest number, scaled by what was seen of both."""
         bucket = _bucket(rows)
         found: dict[int, float] = {}
         for near in sorted(self._kinds, key=lambda other: abs(other - bucket)):
