@@ -1027,12 +1027,13 @@ MUTANTS = [
     Mutant("nobody knows whose drafts were all right", _SPECULATION, "request.was_right = count == room", "pass"),
     Mutant("one right draft is as good as all", _SPECULATION, "request.was_right = count == room", "request.was_right = count > 0"),
     Mutant("a step without drafts says that they were wrong", _SPECULATION, "            if room:\n", "            if True:\n"),
-    Mutant("few drafts leave as much to guess as many", _DEPTH, "stays * (seen[1] - seen[0])", "0.0 * (seen[1] - seen[0])"),
-    Mutant("trials cost nothing", _DEPTH, "- 1 / rate <= left_s", "- 1 / rate <= float('inf')"),
-    Mutant("what makes steps longer makes no others longer", _DEPTH, "if is_usual:  # and", "if False:  # and"),
-    Mutant(
-        "a step lasts from its submission on", _SPECULATION, "max(scheduled.submitted_s, self._last_end_s)", "scheduled.submitted_s"
-    ),
+    Mutant("few drafts leave as much to guess as many", _DEPTH, "1.0 - stays * (after_right", "1.0 - 0.0 * (after_right"),
+    Mutant("trials cost nothing", _DEPTH, "> self._left:", "> math.inf:"),
+    Mutant("what is not the best is never tried", _DEPTH, "> self._left:", "> -math.inf:"),
+    Mutant("a step that compiles counts", _DEPTH, "min(each, most) for each", "each for each"),
+    Mutant("few rows take as long as many", _DEPTH, "scale * kind.mean", "kind.mean"),
+    Mutant("a step lasts from its submission on", _SPECULATION, "if was_busy else", "if False else"),
+    Mutant("a step lasts from the end of the one before, whenever that was", _SPECULATION, "if was_busy else", "if True else"),
     Mutant("steps with prompts tell how long drafts take", _SPECULATION, "step_s if is_known else None", "step_s"),
     Mutant("drafts exceed the budget", _SCHEDULER, "min(num_drafts, most - 1)", "min(num_drafts, most)"),
     Mutant(
