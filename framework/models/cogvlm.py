@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .own_layouts import check_computed, check_positive, check_sizes, section
+
 TYPE: Final = "cogvlm"
 ARCHITECTURE: Final = "CogVLMForCausalLM"
 """By which config.json is told, that names no model_type."""
@@ -46,33 +48,27 @@ class TowerSizes:
 
 def tower_sizes(found: Mapping[str, Any]) -> TowerSizes:
     """found: config.json. Raises ValueError for another kind of tower."""
-    section = found.get("vision_config")
-    if not isinstance(section, Mapping):
-        raise ValueError(f"the model's config.json (or model.architecture) has vision_config={section!r}, expected an object")
-    given = {f"vision_config.{name}": section.get(name) for name in _FIELDS}
-    given |= {name: found.get(name) for name in ("hidden_size", "intermediate_size")}
-    for name, value in given.items():
-        if type(value) is not int or value < 1:
+    vision = {"hidden_act": "gelu", "in_channels": 3, "layer_norm_eps": 1e-6, **section(found, "vision_config")}
+    check_sizes(vision, *_FIELDS, within="vision_config")
+    check_sizes(found, "hidden_size", "intermediate_size")
+    check_positive(vision, "layer_norm_eps", within="vision_config")
+    check_computed(vision, {"hidden_act": "gelu", "in_channels": 3}, TYPE, within="vision_config")
+    joins = is_second(found)
+    for name, whole, size in (
+        ("num_heads", vision["hidden_size"], vision["num_heads"]),
+        ("patch_size", vision["image_size"], vision["patch_size"] * (2 if joins else 1)),
+    ):
+        if whole % size:
             raise ValueError(
-                f"the model's config.json (or model.architecture) has {name}={value!r}, expected a positive whole number"
+                f"the model's config.json (or model.architecture) has vision_config.{name}={vision[name]}, of which {whole} is no "
+                "multiple"
             )
-    for name, computed in {"hidden_act": "gelu", "in_channels": 3}.items():
-        if section.get(name, computed) != computed:
-            raise ValueError(
-                f"the model's config.json (or model.architecture) has vision_config.{name}={section[name]!r}, but images of "
-                f"{ARCHITECTURE} are served where it is {computed!r}"
-            )
-    if section["hidden_size"] % section["num_heads"]:
-        raise ValueError(
-            f"the model's config.json (or model.architecture) has {section['num_heads']} heads (vision_config.num_heads) in a "
-            f"hidden_size of {section['hidden_size']}"
-        )
     return TowerSizes(
-        **{name: section[name] for name in _FIELDS},
-        layer_norm_eps=section.get("layer_norm_eps", 1e-6),
+        **{name: vision[name] for name in _FIELDS},
+        layer_norm_eps=vision["layer_norm_eps"],
         text_size=found["hidden_size"],
         text_inner=found["intermediate_size"],
-        joins=is_second(found),
+        joins=joins,
     )
 
 
@@ -82,9 +78,13 @@ def is_second(found: Mapping[str, Any]) -> bool:
 
 
 def placeholder_id(found: Mapping[str, Any]) -> int:
-    """The token in whose place embeddings come, which pads elsewhere."""
-    given: int | None = found.get("pad_token_id")
-    return given if given is not None else 128002 if is_second(found) else 0
+    """The token in whose place embeddings come, which pads elsewhere. Raises ValueError for what is none."""
+    given = found.get("pad_token_id")
+    if given is None:
+        return 128002 if is_second(found) else 0
+    if type(given) is not int or given < 0:
+        raise ValueError(f"the model's config.json (or model.architecture) has pad_token_id={given!r}, expected a token id")
+    return given
 
 
 def library_name(name: str) -> str | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .own_layouts import check_computed, check_positive, check_sizes, section
+
 TYPE: Final = "internvl_chat"
 PLACEHOLDER: Final = "<image>"
 """Stands for an image in a prompt, and is no token."""
@@ -44,6 +46,7 @@ _TOWER_DEFAULTS: Final = {
     "qk_normalization": True,
 }
 """Of the fields of vision_config."""
+_SIZES: Final = tuple(name for name, value in _TOWER_DEFAULTS.items() if type(value) is int)
 _DEFAULTS: Final = {
     "downsample_ratio": 0.5,
     "dynamic_image_size": False,
@@ -57,13 +60,13 @@ _DEFAULTS: Final = {
 
 def text_fields(found: Mapping[str, Any]) -> dict[str, Any]:
     """llm_config. found: config.json. Raises ValueError where it is none."""
-    return dict(_section(found, "llm_config"))
+    return dict(section(found, "llm_config"))
 
 
 def tile_fields(found: Mapping[str, Any]) -> dict[str, Any]:
     """How images are cut into tiles: ``size``, their sides in pixels, ``tokens``, embeddings of each, ``min_patches`` and
     ``max_patches``, as many tiles an image has (of which 1: it is not cut)."""
-    config, vision = {**_DEFAULTS, **found}, {**_TOWER_DEFAULTS, **_section(found, "vision_config")}
+    config, vision = {**_DEFAULTS, **found}, {**_TOWER_DEFAULTS, **section(found, "vision_config")}
     most = config["max_dynamic_patch"] if config["dynamic_image_size"] else 1
     least = min(config["min_dynamic_patch"], most)
     tokens = int((vision["image_size"] // vision["patch_size"]) ** 2 * config["downsample_ratio"] ** 2)
@@ -75,19 +78,19 @@ def library_config(found: Mapping[str, Any]) -> Any:
     its modules do not compute."""
     from transformers import InternVLConfig
 
-    config, vision = {**_DEFAULTS, **found}, {**_TOWER_DEFAULTS, **_section(found, "vision_config")}
+    vision, text = {**_TOWER_DEFAULTS, **section(found, "vision_config")}, text_fields(found)
+    config = {"force_image_size": vision["image_size"], **_DEFAULTS, **found}
+    check_sizes(vision, *_SIZES, within="vision_config")
+    check_sizes(text, "hidden_size", within="llm_config")
+    check_sizes(config, "min_dynamic_patch", "max_dynamic_patch")
+    check_positive(config, "downsample_ratio")
     computed = {
         "ps_version": "v2",
         "use_thumbnail": bool(config["dynamic_image_size"]),
         "select_layer": -1,
         "force_image_size": vision["image_size"],
     }
-    for name, value in computed.items():
-        if config.get(name, value) != value:
-            raise ValueError(
-                f"the model's config.json (or model.architecture) has {name}={config[name]!r}, but of model_type {TYPE!r} images "
-                f"are served where it is {value!r}"
-            )
+    check_computed(config, computed, TYPE)
     if vision["qk_normalization"] and vision["layer_norm_eps"] != 1e-6:
         raise ValueError(
             f"the model's config.json (or model.architecture) has vision_config.layer_norm_eps={vision['layer_norm_eps']!r} with "
@@ -95,9 +98,9 @@ def library_config(found: Mapping[str, Any]) -> Any:
         )
     same = {name: vision[name] for name in _TOWER_DEFAULTS if name not in ("qkv_bias", "qk_normalization")}
     own = {"attention_bias": vision["qkv_bias"], "use_qk_norm": vision["qk_normalization"]}
-    text = {"model_type": "llama", "hidden_size": text_fields(found)["hidden_size"], "num_attention_heads": 1}
-    ratio = config["downsample_ratio"]
-    return InternVLConfig(vision_config={**same, **own}, text_config=text, downsample_ratio=ratio)
+    small = {"model_type": "llama", "hidden_size": text["hidden_size"], "num_attention_heads": 1}
+    ratio = float(config["downsample_ratio"])
+    return InternVLConfig(vision_config={**same, **own}, text_config=small, downsample_ratio=ratio)
 
 
 def library_name(name: str) -> str | None:
@@ -108,10 +111,3 @@ def library_name(name: str) -> str | None:
     for theirs, ours in _NAMES:
         name = name.replace(theirs, ours)
     return name
-
-
-def _section(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = found.get(name)
-    if not isinstance(section, Mapping):
-        raise ValueError(f"the model's config.json (or model.architecture) has {name}={section!r}, expected an object")
-    return section

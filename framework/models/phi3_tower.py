@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from .phi3_v import GRID, SIDE
+from .phi3_v import GRID, HEAD_DIM, SIDE
 
 
 class Phi3VisionTower(torch.nn.Module):
@@ -21,7 +21,7 @@ class Phi3VisionTower(torch.nn.Module):
                 hidden_size=clip_size,
                 intermediate_size=4 * clip_size,
                 num_hidden_layers=24,
-                num_attention_heads=clip_size // 64,
+                num_attention_heads=clip_size // HEAD_DIM,
                 image_size=SIDE,
                 patch_size=SIDE // (2 * GRID),
                 hidden_act="quick_gelu",

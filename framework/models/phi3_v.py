@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .own_layouts import check_computed, check_sizes, section
+
 TYPE: Final = "phi3_v"
 PLACEHOLDER: Final = "<|image_{}|>"
 """Stands for an image in a prompt, with its number from 1 on, and is no token."""
@@ -19,23 +21,24 @@ SIDE: Final = 336
 """Pixels of a crop."""
 GRID: Final = 12
 """Embeddings in a row of a crop."""
+HEAD_DIM: Final = 64
+"""Of the tower's attention."""
 _EMBEDDING_LAYER: Final = {"hd_transform_order": "sub_glb", "use_hd_transform": True, "with_learnable_separator": True}
 
 
 def tower_sizes(found: Mapping[str, Any]) -> tuple[int, int]:
     """(width of the tower, width of embeddings). found: config.json. Raises ValueError for another kind of tower."""
-    sections = {name: found.get(name) for name in ("embd_layer", "img_processor")}
-    for name, section in sections.items():
-        if not isinstance(section, Mapping):
-            raise ValueError(f"the model's config.json (or model.architecture) has {name}={section!r}, expected an object")
-        wanted = _EMBEDDING_LAYER if name == "embd_layer" else {"name": "clip_vision_model", "num_img_tokens": GRID**2}
-        for key, value in wanted.items():
-            if section.get(key) != value:
-                raise ValueError(
-                    f"the model's config.json (or model.architecture) has {name}.{key}={section.get(key)!r}, but of model_type "
-                    f"{TYPE!r} images are served where it is {value!r}"
-                )
-    return sections["img_processor"]["image_dim_out"], found["hidden_size"]  # type: ignore[index]
+    images = section(found, "img_processor")
+    check_computed(section(found, "embd_layer"), _EMBEDDING_LAYER, TYPE, within="embd_layer")
+    check_computed(images, {"name": "clip_vision_model", "num_img_tokens": GRID**2}, TYPE, within="img_processor")
+    check_sizes(images, "image_dim_out", within="img_processor")
+    check_sizes(found, "hidden_size")
+    if (size := images["image_dim_out"]) % HEAD_DIM:
+        raise ValueError(
+            f"the model's config.json (or model.architecture) has img_processor.image_dim_out={size}, expected a multiple of "
+            f"{HEAD_DIM}"
+        )
+    return size, found["hidden_size"]
 
 
 def library_name(name: str) -> str | None:

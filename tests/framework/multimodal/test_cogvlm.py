@@ -122,8 +122,11 @@ def test_dummy_weights_need_no_checkpoint(folder: Path, tmp_path: Path) -> None:
         ({"vision_config": {**VISION, "image_size": 28, "hidden_act": "relu"}}, "vision_config.hidden_act='relu', but"),
         (
             {"vision_config": {**VISION, "image_size": 28, "num_heads": 5}},
-            "has 5 heads .vision_config.num_heads. in a hidden_size of 32",
+            r"vision_config\.num_heads=5, of which 32 is no multiple",
         ),
+        ({"vision_config": {**VISION, "image_size": 30}}, r"vision_config\.patch_size=7, of which 30 is no multiple"),
+        ({"vision_config": {**VISION, "image_size": 28, "layer_norm_eps": "x"}}, "layer_norm_eps='x', expected a positive number"),
+        ({"pad_token_id": [258]}, r"pad_token_id=\[258\], expected a token id"),
         ({"pad_token_id": 5000}, "this engine takes none: the tokenizer has no token 5000"),
     ],
 )

@@ -180,6 +180,7 @@ def test_placeholders_are_numbered(llm: LLM) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"img_processor": {**CONFIG["img_processor"], "image_dim_out": 65}}, "image_dim_out=65, expected a multiple of 64"),
         ({"img_processor": None}, "img_processor=None, expected an object"),
         ({"embd_layer": {**CONFIG["embd_layer"], "hd_transform_order": "glb_sub"}}, "embd_layer.hd_transform_order='glb_sub'"),
     ],
