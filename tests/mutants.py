@@ -1178,6 +1178,12 @@ MUTANTS = [
     Mutant("what is above 255 is white", _IMAGES, 'if image.mode.startswith("I;16"):', "if False:"),
     Mutant("numbers are colors", _IMAGES, 'if image.mode in ("I", "F"):', "if False:"),
     Mutant("a tower that fails ends all requests", _IMAGE_ROWS, "if not self._is_alone:", "if True:"),
+    Mutant(
+        "images without embeddings are seen",
+        _IMAGE_ROWS,
+        "_, start, end in self._encoded(rows)",
+        "_, start, end in self._overlaps(rows)",
+    ),
     Mutant("embeddings of another number", _IMAGE_ROWS, "if len(found) != image.count:", "if False:"),
     Mutant("a tower that failed is not asked again", _IMAGE_ROWS, "        self._errors.clear()\n", ""),
     Mutant("sites are public", f"{_SERVER}image_urls.py", "found.is_site_local)", "False)"),

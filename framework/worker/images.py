@@ -88,9 +88,7 @@ class Images:
     def tokens(self, rows: StepRows) -> ImageTokens | None:
         """Those of a step that are placeholders, but for those of its ``failures``; None: there are none."""
         tokens, parts, lasts = [], [], []
-        for row, image, start, end in self._overlaps(rows):
-            if image.key in self._errors:
-                continue
+        for row, image, start, end in self._encoded(rows):
             place = int(rows.bounds[row] - rows.first[row])
             tokens.append(np.arange(place + start, place + end))
             parts.append(self._embeddings[image.key][start - image.start : end - image.start])
@@ -105,8 +103,8 @@ class Images:
         return found
 
     def spans(self, rows: StepRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int64 of each image that a step computes a part of: its row, how many tokens, and the place behind them."""
-        row, count, end = zip(*((row, end - start, end) for row, _, start, end in self._overlaps(rows)))
+        """int64 of each image of which a step has ``tokens``: its row, how many tokens, and the place behind them."""
+        row, count, end = zip(*((row, end - start, end) for row, _, start, end in self._encoded(rows)))
         return np.array(row), np.array(count), np.array(end)
 
     def positions(self, rows: StepRows, places: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -143,6 +141,10 @@ class Images:
                 raise
             _logger.error("an image was not encoded", exc_info=error)
             self._errors[image.key] = f"an image was not encoded: {type(error).__name__}: {error}"
+
+    def _encoded(self, rows: StepRows) -> list[tuple[int, ImageItem, int, int]]:
+        """The same as ``_overlaps``, of images that have embeddings."""
+        return [found for found in self._overlaps(rows) if found[1].key not in self._errors]
 
     def _overlaps(self, rows: StepRows) -> list[tuple[int, ImageItem, int, int]]:
         """(row, image, start, end): the tokens of an image, by their place in the sequence, that a step computes."""

@@ -184,6 +184,14 @@ def test_messages_are_texts(llm: LLM) -> None:
         llm.chat([{"role": "user", "content": [{"type": "audio"}]}], GREEDY, use_tqdm=False, chat_template=template)
 
 
+def test_overrides_of_the_config_say_how_images_are_cut(folder: Path) -> None:
+    asked = {"prompt": "<image>", "multi_modal_data": {"image": picture(1, 60, 25)}}
+    for most, count in ((1, 1), (MOST, len(tiles(picture(1, 60, 25))))):
+        output = serve(folder, hf_overrides={"max_dynamic_patch": most}).generate(asked, GREEDY, use_tqdm=False)[0]
+        assert output.prompt_token_ids is not None and output.prompt_token_ids.count(258) == TOKENS * count
+    assert count > 1
+
+
 def test_images_without_a_placeholder_are_refused(llm: LLM) -> None:
     with pytest.raises(ValueError, match=r"0 times '<image>'.*1 images"):
         llm.generate({"prompt": "what?", "multi_modal_data": {"image": picture(1)}}, GREEDY, use_tqdm=False)

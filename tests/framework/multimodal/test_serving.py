@@ -20,7 +20,7 @@ from framework.outputs import RequestOutput
 from framework.sampling_params import BeamSearchParams, StructuredOutputsParams
 
 from ..engines import assert_idle, finish
-from .checkpoints import make, picture
+from .checkpoints import KINDS, make, picture
 from .harness import GREEDY
 
 
@@ -102,15 +102,16 @@ def test_completions_and_beams_of_one_prompt_share_its_image(folder: Path) -> No
     assert num_encoded(llm) == 1
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(("name", "depth"), [("llava", 1), ("llava", 2), ("gemma3", 1)])
 def test_a_tower_that_fails_ends_its_requests_and_no_others(
-    depth: int, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str, depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor is anything kept of what it made."""
-    scheduler = SchedulerConfig(in_flight_steps=depth)
-    engine = build_engine(EngineConfig(ModelConfig(str(folder), dtype="float32"), CacheConfig(4, num_blocks=300), scheduler))
-    tower = cast(Any, engine.executor)._tower
-    encode, jobs = tower.encode, ["some text", prompt("<image>x", picture(1)), prompt("<image>x", picture(2))]
+    """Those of the image alone; nor is anything kept of what it made."""
+    make(name, tmp_path)
+    model, scheduler = ModelConfig(str(tmp_path), dtype="float32"), SchedulerConfig(in_flight_steps=depth)
+    engine = build_engine(EngineConfig(model, CacheConfig(4, num_blocks=300), scheduler))
+    tower, text = cast(Any, engine.executor)._tower, f"{KINDS[name].template}x"
+    encode, jobs, calls = tower.encode, ["some text", prompt(text, picture(1)), prompt(text, picture(2))], list[Any]()
 
     def outputs() -> list[RequestOutput]:
         for index, job in enumerate(jobs):
@@ -122,21 +123,24 @@ def test_a_tower_that_fails_ends_its_requests_and_no_others(
     def broken(inputs: Any) -> Any:
         raise MemoryError("no room")
 
-    for found, said in (
+    for failing, said in (
         (broken, "an image was not encoded: MemoryError: no room"),
         (lambda inputs: encode(inputs)[:-1], "ValueError: the tower gives 15 embeddings of an image that has 16 placeholders"),
     ):
-        monkeypatch.setattr(tower, "encode", found)
-        text, *of_images = outputs()
-        assert not text.error and all(said in str(output.error) for output in of_images)
-        monkeypatch.setattr(tower, "encode", encode)
-        expected = outputs()
+        calls.clear()
+
+        def once(inputs: Any, failing: Any = failing) -> Any:
+            calls.append(inputs)
+            return failing(inputs) if len(calls) == 1 else encode(inputs)
+
+        monkeypatch.setattr(tower, "encode", once)
+        found, expected = outputs(), outputs()
+        assert [said in str(output.error) for output in found] == [False, True, False] and len(calls) == 3
         assert not any(output.error for output in expected)
-        assert text.outputs[0].token_ids == expected[0].outputs[0].token_ids
-        assert expected[1].outputs[0].token_ids != expected[2].outputs[0].token_ids
-        jobs[1:] = [prompt("<image>x", picture(number)) for number in (3, 4)]
+        assert [found[i].outputs[0].token_ids for i in (0, 2)] == [expected[i].outputs[0].token_ids for i in (0, 2)]
+        jobs[1:] = [prompt(text, picture(number)) for number in (3, 4)]
     monkeypatch.setattr(tower, "encode", lambda inputs: encode(inputs) * float("nan"))
-    jobs[1:] = [prompt("<image>x", picture(number)) for number in (5, 6)]
+    jobs[1:] = [prompt(text, picture(number)) for number in (5, 6)]
     assert [output.outputs[0].finish_reason for output in outputs()] == ["length", "error", "error"]
     engine.shutdown()
 
