@@ -73,7 +73,7 @@ class ImageProcessor:
         processor = self._processor
         try:
             # Of an image with a side of 1 or 3 the library would take that for its colors.
-            found = processor(np.asarray(image.convert("RGB")), input_data_format="channels_last", return_tensors="np")
+            found = processor(as_rgb(image), input_data_format="channels_last", return_tensors="np")
         except Exception as error:  # Pillow reads pixels only now, and its decoders raise anything
             raise unreadable(error) from error
         pixels: np.ndarray = np.ascontiguousarray(found["pixel_values"][0], dtype=np.float32)
@@ -112,7 +112,20 @@ def checked_image(image: Any, still: bool = False) -> Any:
         )
     if still and getattr(image, "is_animated", False):
         raise ValueError(f"an image with {image.n_frames} pictures cannot work: this model reads one; give it alone")
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"an image of mode {image.mode!r} cannot work: nothing says which of its numbers are black and white; convert it to RGB"
+        )
     return image
+
+
+def as_rgb(image: Any) -> np.ndarray:
+    """uint8 [height, width, 3] of a checked image. Of 16 bits a channel the upper 8 are kept, where Pillow would take all above 255
+    for white. Raises whatever Pillow's decoders do, which read pixels only now."""
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def unreadable(error: Exception) -> ValueError:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..engine.images import checked_image, unreadable
+from ..engine.images import as_rgb, checked_image, unreadable
 from ..models.cogvlm import TYPE as COGVLM
 from ..models.internvl_chat import TYPE as INTERNVL_CHAT
 from ..models.phi3_v import TYPE as PHI3_V
@@ -166,7 +166,7 @@ class ImagePrompts:
         image, processor = checked_image(image, still=True), self._processor
         try:
             # Of an image with a side of 1 or 3 the library would take that for its colors.
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = as_rgb(image)
         except Exception as error:  # Pillow reads pixels only now, and its decoders raise anything
             raise unreadable(error) from error
         try:

@@ -110,4 +110,5 @@ def is_public(address: str) -> bool:
             return is_public(str(inner))
         if found in ipaddress.ip_network("64:ff9b::/96"):
             return is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)))
-    return found.is_global and not found.is_multicast and not found.is_reserved
+    hidden = found.is_multicast or found.is_reserved or (isinstance(found, ipaddress.IPv6Address) and found.is_site_local)
+    return found.is_global and not hidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from .transfer import all_to_device, to_device
 if TYPE_CHECKING:
     from ..models.tower import Tower
     from ..models.vision import Vision
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,14 @@ class Images:
     deltas         int64 [seats + 1]: of each request; None: places are positions
     """
 
-    def __init__(self, tower: Tower, num_seats: int, max_model_len: int, device: torch.device, vision: Vision) -> None:
+    def __init__(
+        self, tower: Tower, num_seats: int, max_model_len: int, device: torch.device, vision: Vision, is_alone: bool
+    ) -> None:
+        """is_alone: this rank is the only one; of several, all fail together."""
         self.whole, self._has_experts = vision.whole, vision.experts
-        self._tower, self._max_model_len, self._device = tower, max_model_len, device
+        self._tower, self._max_model_len, self._device, self._is_alone = tower, max_model_len, device, is_alone
         self._embeddings: dict[bytes, torch.Tensor] = {}
+        self._errors: dict[bytes, str] = {}  # of this step
         self._seats: dict[int, _Seat] = {}
         self.deltas = np.zeros(num_seats + 1, dtype=np.int64) if vision.has_positions else None
 
@@ -48,8 +55,9 @@ class Images:
         """Takes in the deltas of a step: what is forgotten, what is encoded, new requests."""
         for key in step.forgotten:
             self._embeddings.pop(key, None)
+        self._errors.clear()
         for image in step.images:
-            self._embeddings[image.key] = self._tower.encode(image.inputs)
+            self._encode(image)
         for seat in step.released:
             self._leave(seat)
         for new in step.new:
@@ -61,17 +69,28 @@ class Images:
                     self.deltas[new.seat] = delta
                 self._seats[new.seat] = _Seat(new.images, positions, delta)
 
+    def failures(self, rows: StepRows) -> dict[int, str]:
+        """Rows of a step that compute tokens of images without embeddings, and why: the tower failed, now or, where an earlier step
+        was to encode them, again."""
+        found = {}
+        for row, image, *_ in self._overlaps(rows):
+            if image.key not in self._embeddings and image.key not in self._errors:
+                self._encode(image)
+            if image.key in self._errors:
+                found[row] = self._errors[image.key]
+        return found
+
     def are_in(self, rows: StepRows) -> bool:
         """Whether a step computes tokens of images."""
         firsts = ((self._seats.get(seat), first) for seat, first in zip(rows.seats.tolist(), rows.first.tolist()))
         return any(own is not None and first < own.images[-1].end for own, first in firsts) and bool(self._overlaps(rows))
 
     def tokens(self, rows: StepRows) -> ImageTokens | None:
-        """Those of a step that are placeholders; None: there are none."""
+        """Those of a step that are placeholders, but for those of its ``failures``; None: there are none."""
         tokens, parts, lasts = [], [], []
         for row, image, start, end in self._overlaps(rows):
-            if image.key not in self._embeddings:
-                raise ValueError("the embeddings of an image are gone, because the step that was to encode it failed: ask again")
+            if image.key in self._errors:
+                continue
             place = int(rows.bounds[row] - rows.first[row])
             tokens.append(np.arange(place + start, place + end))
             parts.append(self._embeddings[image.key][start - image.start : end - image.start])
@@ -109,6 +128,21 @@ class Images:
             mixed.append(three[:, apart])
             count += len(apart)
         return found, np.concatenate(mixed, axis=1)
+
+    def _encode(self, image: ImageItem) -> None:
+        try:
+            found = self._tower.encode(image.inputs)
+            if len(found) != image.count:
+                raise ValueError(
+                    f"the tower gives {len(found)} embeddings of an image that has {image.count} placeholders: the files of the "
+                    "processor are of another model"
+                )
+            self._embeddings[image.key] = found
+        except Exception as error:
+            if not self._is_alone:
+                raise
+            _logger.error("an image was not encoded", exc_info=error)
+            self._errors[image.key] = f"an image was not encoded: {type(error).__name__}: {error}"
 
     def _overlaps(self, rows: StepRows) -> list[tuple[int, ImageItem, int, int]]:
         """(row, image, start, end): the tokens of an image, by their place in the sequence, that a step computes."""

@@ -239,7 +239,8 @@ class LocalExecutor:
         if self._tower is None:
             return None
         assert model.vision is not None
-        return Images(self._tower, config.scheduler.max_num_seqs, self.max_model_len, device, model.vision)
+        num_seats, is_alone = config.scheduler.max_num_seqs, config.parallel.num_ranks == 1
+        return Images(self._tower, num_seats, self.max_model_len, device, model.vision, is_alone)
 
     def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
         """None where the host makes drafts, or nobody does."""

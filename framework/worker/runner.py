@@ -164,6 +164,8 @@ class Runner:
         if self.model.lockstep is not None:
             self.model.lockstep.num_tokens = step.most_tokens
         rows = self._step_rows(step)
+        if self.images is not None:
+            failed |= self.images.failures(rows)
         self.rows.write_decoded(step)
         if step.drafts is not None:
             self.rows.write_drafts(step)

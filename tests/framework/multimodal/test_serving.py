@@ -6,18 +6,20 @@ import base64
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from framework import LLM, SamplingParams
-from framework.build import input_processor
-from framework.config import EngineConfig, ModelConfig
+from framework.build import build_engine, input_processor
+from framework.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from framework.models.read import read_model
+from framework.outputs import RequestOutput
 from framework.sampling_params import BeamSearchParams, StructuredOutputsParams
 
+from ..engines import assert_idle, finish
 from .checkpoints import make, picture
 from .harness import GREEDY
 
@@ -100,21 +102,43 @@ def test_completions_and_beams_of_one_prompt_share_its_image(folder: Path) -> No
     assert num_encoded(llm) == 1
 
 
-def test_a_tower_that_fails_ends_its_requests_and_no_others(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    llm = serve(folder)
-    expected = tokens(llm, prompt("<image>x", picture(1)), "text")
-    executor: Any = llm.engine.executor
-    encode = executor._tower.encode
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_tower_that_fails_ends_its_requests_and_no_others(
+    depth: int, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is anything kept of what it made."""
+    scheduler = SchedulerConfig(in_flight_steps=depth)
+    engine = build_engine(EngineConfig(ModelConfig(str(folder), dtype="float32"), CacheConfig(4, num_blocks=300), scheduler))
+    tower = cast(Any, engine.executor)._tower
+    encode, jobs = tower.encode, ["some text", prompt("<image>x", picture(1)), prompt("<image>x", picture(2))]
+
+    def outputs() -> list[RequestOutput]:
+        for index, job in enumerate(jobs):
+            engine.add_request(str(index), job, GREEDY)
+        done = finish(engine)
+        assert_idle(engine)
+        return [done[str(index)] for index in range(len(jobs))]
 
     def broken(inputs: Any) -> Any:
         raise MemoryError("no room")
 
-    executor._tower.encode = broken
-    with pytest.raises(RuntimeError, match="MemoryError: no room"):
-        tokens(llm, prompt("<image>x", picture(2)))
-    executor._tower.encode = encode
-    assert tokens(llm, prompt("<image>x", picture(1)), "text") == expected
-    assert tokens(llm, prompt("<image>x", picture(2))) != expected[:1]
+    for found, said in (
+        (broken, "an image was not encoded: MemoryError: no room"),
+        (lambda inputs: encode(inputs)[:-1], "ValueError: the tower gives 15 embeddings of an image that has 16 placeholders"),
+    ):
+        monkeypatch.setattr(tower, "encode", found)
+        text, *of_images = outputs()
+        assert not text.error and all(said in str(output.error) for output in of_images)
+        monkeypatch.setattr(tower, "encode", encode)
+        expected = outputs()
+        assert not any(output.error for output in expected)
+        assert text.outputs[0].token_ids == expected[0].outputs[0].token_ids
+        assert expected[1].outputs[0].token_ids != expected[2].outputs[0].token_ids
+        jobs[1:] = [prompt("<image>x", picture(number)) for number in (3, 4)]
+    monkeypatch.setattr(tower, "encode", lambda inputs: encode(inputs) * float("nan"))
+    jobs[1:] = [prompt("<image>x", picture(number)) for number in (5, 6)]
+    assert [output.outputs[0].finish_reason for output in outputs()] == ["length", "error", "error"]
+    engine.shutdown()
 
 
 def test_conversations_have_images_and_what_users_spell_is_text(llm: LLM) -> None:
@@ -163,9 +187,25 @@ def animated() -> Image.Image:
     return Image.open(buffer)
 
 
+def test_colors_are_told_apart_however_they_are_stored(llm: LLM) -> None:
+    """Of 16 bits a channel those that a screen shows."""
+    grey = np.random.default_rng(1).integers(0, 256, (30, 40), dtype=np.uint8)
+    wide = Image.fromarray(grey.astype(np.uint16) << 8 | 37)
+    assert wide.mode == "I;16" and tokens(llm, prompt("<image>", wide)) == tokens(llm, prompt("<image>", Image.fromarray(grey)))
+    for mode in ("RGBA", "CMYK"):
+        assert tokens(llm, prompt("<image>", picture(1).convert(mode))) == tokens(llm, prompt("<image>", picture(1)))
+    for mode in ("1", "L", "LA", "P", "YCbCr"):
+        assert tokens(llm, prompt("<image>", picture(1).convert(mode)))
+    for size in ((1, 1), (3, 3), (200, 1), (3, 600)):
+        assert tokens(llm, prompt("<image>", picture(1, *size)))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (prompt("<image>", Image.new("F", (30, 40))), "an image of mode 'F' cannot work"),
+        (prompt("<image>", Image.new("I", (30, 40))), "an image of mode 'I' cannot work"),
+        (prompt("<image>", None), "must be a PIL image; found NoneType"),
         (prompt("<image><image>", picture(1)), "2 times '<image>'.*1 images"),
         (prompt("no placeholder", picture(1)), "0 times '<image>'.*1 images"),
         ("one <image>", "1 times '<image>'.*0 images"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import socket
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -67,6 +70,13 @@ def give(data: bytes, status: int = 200) -> Any:
     return answer
 
 
+def of_header(width: int, height: int) -> str:
+    """A PNG of that size, by its header alone."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\1IDAT").decode()
+
+
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HTTPServer, LLM]]:
     folder: Path = tmp_path_factory.mktemp("llava")
@@ -107,6 +117,16 @@ def test_a_conversation_with_an_image(llava: tuple[HTTPServer, LLM]) -> None:
     assert status == 200 and body["tokens"] == expected.prompt_token_ids
 
 
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_whoever_shows_an_image_it_is_seen(role: str, llava: tuple[HTTPServer, LLM]) -> None:
+    """Whatever its type is said to be; and what others spell is text."""
+    server, _ = llava
+    shown = [part(url(picture(1)).replace("image/png", "image/jpeg")), TEXT]
+    others = [{"role": "user", "content": "an <image>"}, {"role": "user", "content": [TEXT]}]
+    status, body = server.post("/tokenize", model="llava", messages=[{"role": role, "content": shown}, *others])
+    assert status == 200 and body["tokens"].count(258) == 16, body
+
+
 def test_an_image_is_fetched_from_a_host_that_is_trusted(llava: tuple[HTTPServer, LLM], monkeypatch: pytest.MonkeyPatch) -> None:
     server, _ = llava
     asked = {"model": "llava", "temperature": 0, "max_tokens": 6}
@@ -130,6 +150,17 @@ def test_an_image_is_fetched_from_a_host_that_is_trusted(llava: tuple[HTTPServer
         ([part("http://[::1/cat.png")], "cannot be read"),
         ([part("http://localhost:99999/cat.png")], "cannot be read"),
         ([part("http://localhost/a\r\nX: y")], "plain ASCII"),
+        ([part("HTTP://2130706433/cat.png")], "not fetched from '2130706433'"),
+        ([part("http://[::ffff:7f00:1]/cat.png")], "not fetched from '::ffff:7f00:1'"),
+        ([part("http://localhost\\\\@example.com/")], "not fetched from"),
+        ([part("data:image/png;base64,")], "no image that Pillow can open"),
+        ([part("data:image/png;base64,aGVsbG8")], "holds no base64"),
+        ([part("data:image/svg+xml;utf8,<svg/>")], "must be in base64"),
+        ([part("data:text/html;base64,aGVsbG8=")], "must be a URL of the form data:image/"),
+        ([part(url(picture(1, 300, 300))[:-9000])], "cannot be read"),
+        ([part(url(picture(1, 20000, 1)))], "one side may be 200 times"),
+        ([part(of_header(50_000, 50_000))], "exceeds limit of"),
+        ([part(of_header(10_000, 9_000))], "must have from 1 to 89478485 pixels"),
         ([part("file:///etc/passwd")], "must be a URL of the form data:image/"),
         ([part("data:image/png;base64,aGVsbG8=")], "no image that Pillow can open"),
         ([part(url(animated(), "GIF", save_all=True))], "2 pictures cannot work"),
@@ -138,6 +169,7 @@ def test_an_image_is_fetched_from_a_host_that_is_trusted(llava: tuple[HTTPServer
         ([{"type": "video_url", "video_url": {"url": "data:"}}], "content of type 'video_url' is not supported"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_is_no_image_is_refused(parts: list[Any], said: str, llava: tuple[HTTPServer, LLM]) -> None:
     server, _ = llava
     status, body = server.post("/v1/chat/completions", model="llava", messages=message(*parts, TEXT), max_tokens=1)
@@ -185,7 +217,7 @@ def test_a_host_that_gives_byte_after_byte_is_left(monkeypatch: pytest.MonkeyPat
         ("2606:2800:220:1:248:1893:25c8:1946", True),
         *((address, False) for address in ("127.0.0.1", "10.1.2.3", "169.254.169.254", "192.168.0.1", "0.0.0.0", "100.64.0.1")),
         *((address, False) for address in ("::1", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "224.0.0.1", "240.0.0.1")),
-        *((address, False) for address in ("64:ff9b::7f00:1", "2002:7f00:1::", "255.255.255.255")),
+        *((address, False) for address in ("64:ff9b::7f00:1", "2002:7f00:1::", "255.255.255.255", "fec0::1", "::127.0.0.1")),
     ],
 )
 def test_which_addresses_are_public(address: str, found: bool) -> None:
