@@ -81,7 +81,7 @@ class AdaptiveDepth:
     """Steps of a trial; it is taken to cost so much of its time at least, so that those that seem to cost nothing are few."""
     MARGIN = 0.02
     """By so much more tokens per second drafts must promise, to be better than none."""
-    HOPED, LIKE = 4.0, 20.0
+    HOPED, LIKE = 4.0, 40.0
     """So many first drafts are taken to have been right, before there were any; and of so many drafts of each other kind, as many
     as of the kind before it."""
     ROWS, STEPS = 2000, 1000
