@@ -152,7 +152,7 @@ def _mllama() -> Any:
         "image_size": 28,
         "patch_size": 7,
     }
-    text = {**TEXT, "vocab_size": 258, "num_hidden_layers": 4, "cross_attention_layers": [1, 3]}
+    text = {**TEXT, "vocab_size": 256, "num_hidden_layers": 4, "cross_attention_layers": [1, 3]}
     return transformers.MllamaConfig(text_config=text, vision_config=vision, image_token_index=258)
 
 

@@ -35,7 +35,7 @@ from framework.worker.encoding import _places
 from ..engines import finish
 from .checkpoints import MLLAMA, make, picture, tokenizer
 
-VOCAB, IMAGE = 258, 258
+VOCAB, IMAGE = 256, 258
 """The token of an image has no logit."""
 KERNELS: list[dict[str, str]] = [
     {},
