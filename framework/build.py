@@ -385,6 +385,6 @@ def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None
         tile, _ = given.pop("tile"), given.pop("max_tiles")
         if model.encoding is not None:
             most, views = model.encoding.max_images, ImageViews(tile, engine.cache.block_size)
-        return ImagePrompts(model.folder, tokenizer, **given, views=views, most=most), ""
+        return ImagePrompts(model.folder, model.config, tokenizer, **given, views=views, most=most), ""
     except ValueError as error:
         return None, str(error)

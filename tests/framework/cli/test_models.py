@@ -69,6 +69,7 @@ def test_tasks(served: dict[str, dict[str, Any]]) -> None:
         "gemma3": images,
         "mllama": ["generate", "images"],
         "mllama_text_model": ["generate"],
+        "cogvlm": images,
         "bert": pooled,
         "clip": ["embed"],
         "siglip": ["embed"],
