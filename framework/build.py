@@ -13,7 +13,7 @@ from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, ParallelConfig, QuantConfig
 from .config_checks import require
 from .engine.diffusion import Denoising, DiffusionConfig
-from .engine.encoding import EncoderPrompts
+from .engine.encoding import EncoderPrompts, ImageViews
 from .engine.executor import PredictsSteps
 from .engine.images import ImageProcessor
 from .engine.inputs import InputProcessor
@@ -216,8 +216,8 @@ def settle_sharing(config: EngineConfig, model: ModelInfo) -> EngineConfig:
 
 
 def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:
-    """The config with ``cache.prefix_caching`` settled for an encoder-decoder: what its decoder computes of tokens depends on what
-    its encoder read. Raises ValueError for what such a model cannot have."""
+    """The config with ``cache.prefix_caching`` settled for a model with layers that attend to what an encoder gave: what it
+    computes of tokens depends on that. Raises ValueError for what such a model cannot have."""
     if model.encoding is None:
         return config
     parallel, method = config.parallel, config.speculative_config.method
@@ -231,8 +231,8 @@ def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:
     }
     if wrong := [field for field, is_asked in refused.items() if is_asked]:
         raise ValueError(
-            f"{wrong[0]} cannot work: {config.model.name!r} is an encoder-decoder, which is served on one device, as it is, by "
-            "executor.kind=local; leave it out"
+            f"{wrong[0]} cannot work: layers of {config.model.name!r} attend to what an encoder gave, and such a model is "
+            "served on one device, as it is, by executor.kind=local; leave it out"
         )
     return replace(config, cache=replace(config.cache, prefix_caching=False))
 
@@ -287,8 +287,8 @@ def _denoising(config: EngineConfig, model: ModelInfo) -> Denoising | None:
 
 
 def encoder_prompts(model: ModelInfo) -> EncoderPrompts | None:
-    """None for a model without an encoder."""
-    if (encoding := model.encoding) is None:
+    """None for a model that is no encoder-decoder."""
+    if (encoding := model.encoding) is None or encoding.max_images is not None:
         return None
     sound = None
     if encoding.speech is not None:
@@ -381,7 +381,10 @@ def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None
     if model.folder is None or tokenizer is None:
         return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
     try:
-        most = engine.model.limit_mm_per_prompt.get("image")
-        return ImagePrompts(model.folder, model.config, tokenizer, **asdict(model.vision), most=most), ""
+        most, given, views = engine.model.limit_mm_per_prompt.get("image"), asdict(model.vision), None
+        tile, _ = given.pop("tile"), given.pop("max_tiles")
+        if model.encoding is not None:
+            most, views = model.encoding.max_images, ImageViews(tile, engine.cache.block_size)
+        return ImagePrompts(model.folder, model.config, tokenizer, **given, views=views, most=most), ""
     except ValueError as error:
         return None, str(error)

@@ -416,10 +416,10 @@ def check_priority(priority: object) -> int:
     return int(priority)
 
 
-def check_tokens(prompt: list[int], params: SamplingParams, vocab_size: int) -> None:
+def check_tokens(prompt: list[int], params: SamplingParams, vocab_size: int, placeholder: int | None = None) -> None:
     """Raises ValueError for token ids that the model has not. Bad words with such are left out: a tokenizer may know tokens that
-    the model has not, and never generates."""
-    check_prompt_tokens(prompt, vocab_size)
+    the model has not, and never generates. placeholder: of images, where it has no logit."""
+    check_prompt_tokens(prompt, vocab_size, placeholder)
     for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
         if wrong := [token for token in getattr(params, name) or () if token >= vocab_size]:
             raise ValueError(f"SamplingParams: {name} holds token id {wrong[0]}, but the model has ids 0 to {vocab_size - 1}")
@@ -431,12 +431,14 @@ def check_tokens(prompt: list[int], params: SamplingParams, vocab_size: int) -> 
     params.first_banned_token_ids = [token for token in params.first_banned_token_ids if token < vocab_size]
 
 
-def check_prompt_tokens(prompt: list[int], vocab_size: int) -> None:
+def check_prompt_tokens(prompt: list[int], vocab_size: int, placeholder: int | None = None) -> None:
     """Raises ValueError for a prompt that is empty, or holds token ids that the model has not."""
     if not prompt:
         raise ValueError("the prompt is empty: a request needs at least one token")
     if min(prompt) < 0 or max(prompt) >= vocab_size:
-        wrong = next(token for token in prompt if not 0 <= token < vocab_size)
+        wrong = next((token for token in prompt if not 0 <= token < vocab_size and token != placeholder), None)
+        if wrong is None:
+            return
         raise ValueError(f"the prompt holds token id {wrong}, but the model's ids are 0 to {vocab_size - 1}")
 
 

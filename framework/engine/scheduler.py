@@ -285,6 +285,8 @@ class Scheduler:
                 return 0
             self.counters.num_chunked_prefills += count < missing
         self._num_encoded += request.num_encoded
+        if self.images is not None and request.encoder_input is not None:
+            self.images.count(len(request.encoder_input.images))
         request.leader = None
         request.status = Status.RUNNING
         request.num_computed, request.num_proposed = start, 0

@@ -21,12 +21,15 @@ class GroupBatch:
     decode        the first rows (1 to 8 tokens each), ``num_decode_tokens`` tokens in all; None if there are none
     prefill       the other rows, with cu_q counted from the first of their tokens; None if there are none
     whole         tokens that see those after them, too; None if there are none
+    blind         bool [T, 1]: tokens that see nothing of what an encoder gave, as there is nothing, or it comes later; None: all
+                  see something
     """
 
     slot_mapping: torch.Tensor
     decode: AttentionMeta | None
     prefill: AttentionMeta | None
     whole: WholeTokens | None = None
+    blind: torch.Tensor | None = None
 
 
 @dataclass

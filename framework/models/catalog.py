@@ -19,6 +19,8 @@ from .read import text_part
 from .transformers_model import refusal
 from .vision import IMAGE_TYPES
 
+_ATTEND_TO_IMAGES = ("mllama", "mllama_text_model")
+"""Types that only generate, as layers of theirs attend to images."""
 Path = Literal["native", "transformers", "diffusers", "refused"]
 
 
@@ -56,7 +58,9 @@ def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
         return ("embed",)
     if path != "native":
         return () if path == "refused" else ("generate",)
-    pooled = ("embed", "classify", "score")
+    pooled: tuple[str, ...] = ("embed", "classify", "score")
+    if model_type in _ATTEND_TO_IMAGES:
+        pooled = ()
     if model_type in IMAGE_TYPES:
         return ("generate", "images", *pooled)
     family = find_family(model_type)

@@ -20,6 +20,9 @@ class Model(Protocol):
     dtype: torch.dtype
     vocab_size: int
     max_model_len: int
+    num_unscored: int
+    """Tokens behind the vocabulary that stand in prompts, and have no logit."""
+
     decides_on_host: bool
     """Whether Python looks at a step's numbers. A recording on a CPU, where reading them is no event, would not look again."""
 

@@ -33,7 +33,7 @@ class ModelInfo:
     quantization   what a quantized checkpoint says of itself; None: its weights are floats
     pooling        what is made of hidden states; None: it generates
     vision         how it reads images; None: it does not
-    encoding       of an encoder-decoder; None: it is none
+    encoding       of a model with layers that attend to what an encoder gave; None: it has none
     """
 
     name: str
@@ -108,6 +108,8 @@ def read_model(config: ModelConfig) -> ModelInfo:
     pooling = read_pooling(config, found, folder, size, causal)
     if pooling is not None and architecture is not None and architecture.family.encoder:
         raise ValueError(f"model {config.name!r} cannot pool: it is an encoder-decoder, which generates; set model.runner=generate")
+    if pooling is not None and architecture is not None and architecture.sees_images:
+        raise ValueError(f"model {config.name!r} cannot pool: its layers attend to images; set model.runner=generate")
     if pooling is not None and architecture is not None and architecture.diffusion is not None:
         raise ValueError(f"model {config.name!r} cannot pool: it generates by block diffusion; set model.runner=generate")
     if pooling is not None and pooling.towers is None:
@@ -116,7 +118,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
         architecture = replace(architecture, has_logits=False)
     max_model_len = _max_model_len(config, found, architecture, pooling)
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
-    encoding = None if architecture is None else read_encoding(config, found, generation, architecture, max_model_len)
+    encoding = None if architecture is None else read_encoding(config, found, generation, architecture, vision, max_model_len)
     return ModelInfo(
         config.name,
         folder,

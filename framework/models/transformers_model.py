@@ -115,7 +115,7 @@ def refusal(config: Any) -> str | None:
     if config.is_encoder_decoder:
         return "it is an encoder-decoder; only decoders can be served"
     if getattr(config.get_text_config(), "cross_attention_layers", None):
-        return "its decoder attends to tiles of images in layers of their own (cross_attention_layers), which is not built"
+        return "its decoder attends to images in layers of their own (cross_attention_layers), which the native decoder has"
     if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         return f"transformers has no causal language model for model_type {config.model_type!r}"
     model_class: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]

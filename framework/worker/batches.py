@@ -11,6 +11,7 @@ import torch
 from ..models.batch import ForwardBatch, GroupBatch, StateBatch, WholeTokens
 from ..models.native import Diffusion
 from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta, StateMeta
+from .encoded_rows import EncodedRows
 from .images import Images
 from .request_rows import RequestRows
 from .step_rows import StepRows
@@ -67,8 +68,7 @@ class Batches:
         is_decode = (rows.counts <= MAX_DECODE_TOKENS) & (rows.first > 0)
         n = len(is_decode) if is_decode.all() else int(np.argmin(is_decode))
         lengths, cu_q = rows.lengths.astype(np.int32), rows.bounds.astype(np.int32)
-        encoded = self.rows.num_encoded[rows.seats]
-        width = self.rows.table_width(int(max(lengths.max(), encoded.max())))
+        width = self.rows.table_width(int(lengths.max()))
         arrays = (
             positions,
             rows.seats[row_of_token],
@@ -86,7 +86,11 @@ class Batches:
         if self.states:
             more = (*more, rows.seats.astype(np.int32), rows.first == 0)
         if self.cross:
-            more = (*more, encoded, encoded[n:])
+            seen = EncodedRows.of(self.rows, rows, n)
+            bounds, m = seen.bounds, seen.num_decodes
+            blind = np.repeat(seen.lengths == 0, seen.counts)[:, None]
+            own_tables = seen.tables(self.rows, rows.seats, sorted(self.cross))
+            more = (*more, bounds, bounds[m:] - bounds[m], seen.lengths, seen.lengths[m:], blind, own_tables)
         tensors = all_to_device((*arrays, *more), device)
         token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
         if first is not None:
@@ -94,18 +98,20 @@ class Batches:
             token_positions = token_positions + behind[to_device(row_of_token, device)]
             lengths_all = (lengths_all + behind).int()
             lengths_prefill = lengths_all[n:].clone()
-        metas = partial(_attention_metas, rows.counts, n, cu_q_all, cu_q_prefill)
-        groups = [
-            GroupBatch(
-                self.slot_mapping(token_positions, cu_q_all, lengths_all, table),
-                *metas(rows.lengths, lengths_all, lengths_prefill, table, workspaces),
-            )
-            if group not in self.cross
-            else GroupBatch(token_positions[:0], *metas(encoded, tensors[-2], tensors[-1], table, workspaces))
+        metas = partial(_attention_metas, rows.counts, n, cu_q_all, cu_q_prefill, rows.lengths, lengths_all, lengths_prefill)
+        parts = {
+            group: GroupBatch(self.slot_mapping(token_positions, cu_q_all, lengths_all, table), *metas(table, workspaces))
             for group, (table, workspaces) in enumerate(zip(tables, self._workspaces))
-        ]
+            if group not in self.cross
+        }
         if self.cross:
-            tensors = tensors[:-2]
+            cu_seen, cu_seen_prefill, seen_lens, seen_lens_prefill, blind_tokens, tables_seen = tensors[-6:]
+            tensors = tensors[:-6]
+            for group, table in zip(sorted(self.cross), tables_seen):
+                lens = seen.lengths, seen_lens, seen_lens_prefill
+                found = _attention_metas(seen.counts, m, cu_seen, cu_seen_prefill, *lens, table, self._workspaces[group])
+                parts[group] = GroupBatch(token_positions[:0], *found, blind=blind_tokens if blind.any() else None)
+        groups = [part for _, part in sorted(parts.items())]
         token_ids = self.rows.tokens[token_seats, token_positions + self.ahead if self.ahead else token_positions]
         num_decode_tokens = int(rows.bounds[n])
         batch = ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices)

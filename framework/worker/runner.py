@@ -14,6 +14,7 @@ from ..engine.kv_cache.spec import CacheGroup, CrossKV
 from ..engine.step import StepInput, StepOutput
 from ..models.decoder import Decoder
 from ..models.encoder import Encoder
+from ..models.image_encoder import ImageEncoder
 from ..models.native import Diffusion
 from ..models.protocol import Model
 from ..plan import KernelPlan, LayerKV, LoraMeta
@@ -95,13 +96,13 @@ class Runner:
         speculative: SpeculativeConfig,
         states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
         images: Images | None = None,
-        encoder: Encoder | None = None,
+        encoder: Encoder | ImageEncoder | None = None,
         max_encoded: int = 0,
         diffusion: Diffusion | None = None,
     ) -> None:
         """in_flight_steps: how many run at a time, at most; states: of recurrent layers, a row per seat and behind them one per
-        snapshot; images: None = the model reads none; encoder: of an encoder-decoder; max_encoded: most that it gives for a
-        request; diffusion: of a model that denoises."""
+        snapshot; images: None = the model reads none; encoder: whose output layers attend to; max_encoded: places that it
+        takes of a request at most; diffusion: of a model that denoises."""
         self.images, self.model, self.caches, self.device = images, model, caches, device
         self._diffusion = diffusion
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative, tells_all=diffusion is not None)
@@ -325,10 +326,12 @@ class Runner:
         return found
 
     def _logits_of(self, seat: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Of hidden states of one request."""
+        """Of hidden states of one request, for every token that a prompt may have."""
         slot = int(self.rows.lora_slots[seat])
         index = torch.full((len(hidden),), slot, dtype=torch.int32, device=self.device) if slot >= 0 else None
-        return self.model.logits(hidden, None if index is None else LoraMeta(index, [slot]))
+        logits = self.model.logits(hidden, None if index is None else LoraMeta(index, [slot]))
+        unscored = self.model.num_unscored
+        return logits if not unscored else torch.nn.functional.pad(logits, (0, unscored), value=-torch.inf)
 
 
 def _nothing(masks: np.ndarray | None) -> Sampled:
